@@ -1,0 +1,320 @@
+"""The app: everything put together in one readable place.
+
+    timing ─► CORS ─► target ─► FastAPI ─► a handler ─► cache engine
+
+`create_app` starts no process and opens no connection; the app's lifespan does what must be done before the first
+request, and undoes it after the last.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.routing import APIRoute, iter_route_contexts
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from . import __version__
+from .access_log import AccessLog, JsonAccessLog, silent
+from .clock import Clock, SystemClock
+from .config import Config
+from .documentation import OPENAPI, add_pages, openapi_operation
+from .engine import Engine
+from .errors import ConfigError, ConfigProblem
+from .handlers import STATE, Inputs, Runtime, cached_settings, inputs_of, upstream_names
+from .memory import Memory
+from .metrics import Metrics
+from .middleware import Cors, TargetRule, Timing, Trusted
+from .problems import EXCEPTION_HANDLERS
+from .routes import Declared, Handlers, declare
+from .settings import load, nearest
+from .shared import NoShared, RedisStore, SharedStore
+from .templates import PathTemplate, compile_path
+from .upstreams import Upstream
+
+logger = logging.getLogger("gateway")
+Transport = httpx.AsyncBaseTransport | Callable[[str], httpx.AsyncBaseTransport]
+
+
+def create_app(
+    config: Config | Mapping[str, Any] | Path | str | None = None,
+    *,
+    store: SharedStore | None = None,
+    transport: Transport | None = None,
+    clock: Clock | None = None,
+    log: AccessLog | None = None,
+) -> Gateway:
+    """The gateway as a FastAPI app.
+
+    `config` is a Config, a mapping of its form, or the path of a YAML file (then `.env` and the environment count
+    too). `store` is the shared tier; without one it is made from `redis_url`, where `embedded` means what `gateway
+    serve` starts: an app made here alone has its memory only. `transport` carries requests to all upstreams, or makes
+    one for an upstream's name. `clock` tells the time that entries are judged by.
+
+    Raises ConfigError where the configuration is wrong.
+    """
+    settings = _configuration(config)
+    clock = clock or SystemClock()
+    shared = store if store is not None else _shared(settings, clock)
+    return Gateway(settings, shared=shared, transport=transport, clock=clock, log=log)
+
+
+class Gateway(FastAPI):
+    """FastAPI with the gateway's layers around its own, so that errors carry their headers too."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        shared: SharedStore,
+        transport: Transport | None,
+        clock: Clock,
+        log: AccessLog | None,
+    ) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        self.shared = shared
+        self.upstreams = {
+            name: Upstream(name, each, transport(name) if callable(transport) else transport)
+            for name, each in config.upstreams.items()
+        }
+        self.engine = Engine(
+            memory=Memory(config.memory),
+            shared=shared,
+            clock=clock,
+            retry_after=config.retry_after.total_seconds(),
+            uncacheable_for=config.uncacheable_for.total_seconds(),
+            shared_budget=config.redis_budget.total_seconds(),
+        )
+        self.metrics.watch(self.engine)
+        self.declared = declare(config, self.upstreams)
+        self._log = log if log is not None else (JsonAccessLog() if config.access_log else silent)
+        self.inner: ASGIApp | None = None
+        documented = config.docs != "off" or config.redoc != "off"
+        super().__init__(
+            title="Gateway",
+            version=__version__,
+            openapi_url=OPENAPI if documented else None,
+            docs_url=None,
+            redoc_url=None,
+            lifespan=_lifespan,
+            exception_handlers=dict(EXCEPTION_HANDLERS),
+        )
+        self._add_routes()
+        self._bind_handlers()
+
+    def build_middleware_stack(self) -> ASGIApp:
+        self.inner = super().build_middleware_stack()
+        app: ASGIApp = TargetRule(self.inner, metrics=self.metrics)
+        if self.config.cors.enabled:
+            app = Cors(app, self.config.cors)
+        return Timing(app, metrics=self.metrics, log=self._log, trusted=Trusted(self.config.trusted_proxies))
+
+    def _add_routes(self) -> None:
+        self.add_api_route("/healthz", _alive, methods=["GET", "HEAD"], include_in_schema=False)
+        self.add_api_route("/readyz", _ready, methods=["GET", "HEAD"], include_in_schema=False)
+        add_pages(self, docs=self._page("docs"), redoc=self._page("redoc"))
+        handlers = Handlers(self.engine, self.metrics, self.declared)
+        added = [(route.template.specificity, partial(self._add_declared, handlers, route)) for route in self.declared]
+        added += [
+            (specificity, partial(self.include_router, router))
+            for place in self.config.include
+            for specificity, router in _pieces(_router(place))
+        ]
+        for _, add in sorted(added, key=lambda each: each[0]):
+            add()
+
+    def _add_declared(self, handlers: Handlers, route: Declared) -> None:
+        handler = handlers.handler(route)
+        config = route.config
+        self.add_api_route(
+            config.path,
+            handler,
+            methods=["GET"],
+            name=route.name,
+            summary=config.summary or route.name.replace("_", " "),
+            description=config.description or "",
+            operation_id=route.name,
+            openapi_extra=openapi_operation(route),
+            response_model=None,
+            response_class=Response,
+        )
+        # Every other method, those that FastAPI has no name for among them.
+        self.router.routes.append(Route(config.path, _AnyMethod(handler), name=f"{route.name}_other"))
+
+    def _page(self, which: str) -> str:
+        path: str = getattr(self.config, which)
+        for route in self.declared:
+            if route.template.text == path:
+                logger.warning("the route %s has the path %s: the %s page gives way", route.name, path, which)
+                return "off"
+        return path
+
+    def _bind_handlers(self) -> None:
+        """Check and prepare the handlers that `@cached` wraps, and the upstreams that handlers name."""
+
+        async def inner(scope: Any, receive: Any, send: Any) -> None:
+            if self.middleware_stack is None:
+                self.middleware_stack = self.build_middleware_stack()
+            assert self.inner is not None
+            await self.inner(scope, receive, send)
+
+        runtime = Runtime(
+            engine=self.engine,
+            upstreams=self.upstreams,
+            metrics=self.metrics,
+            drop_query=tuple(self.config.drop_query),
+            max_body=self.config.max_body,
+            inner=inner,
+        )
+        setattr(self.state, STATE, runtime)
+        self.rebind()
+
+    def rebind(self) -> None:
+        """Prepare `@cached` handlers of routers that were included after the app was made."""
+        runtime: Runtime = getattr(self.state, STATE)
+        inputs: dict[int, Inputs] = {}
+        for context in iter_route_contexts(self.routes):
+            if not isinstance(context.original_route, APIRoute):
+                continue
+            runtime.contexts[id(context.original_route)] = context
+            self._check_upstreams(context)
+            marked = cached_settings(context.endpoint)
+            if marked is not None:
+                settings, injected = marked
+                found = inputs_of(context.dependant, injected)
+                runtime.bind(settings, inputs.setdefault(id(settings), found).union(found))
+
+    def include_router(self, *args: Any, **kwargs: Any) -> None:
+        super().include_router(*args, **kwargs)
+        if hasattr(self.state, STATE):
+            self.rebind()
+
+    def _check_upstreams(self, context: Any) -> None:
+        for name in upstream_names(context.dependant) - set(self.upstreams):
+            close = nearest(name, list(self.upstreams))
+            hint = f"; did you mean {close}?" if close else ""
+            message = f"the handler {context.name} wants the upstream {name!r}, which is not configured{hint}"
+            raise ConfigError([ConfigProblem("", "include", message)])
+
+    def readiness(self) -> dict[str, object]:
+        """What `/readyz` says. Redis being away makes it slower, not unready."""
+        redis = "none" if isinstance(self.shared, NoShared) else ("available" if self.shared.available else "away")
+        return {"status": "ready", "redis": redis, "routes": len(self.config.routes)}
+
+    async def start(self) -> None:
+        await self.shared.start()
+
+    async def stop(self) -> None:
+        await self.engine.aclose()
+        for upstream in self.upstreams.values():
+            await upstream.aclose()
+        await self.shared.aclose()
+
+
+def _configuration(config: Config | Mapping[str, Any] | Path | str | None) -> Config:
+    if isinstance(config, Config):
+        return config
+    if isinstance(config, Mapping):
+        return Config.model_validate(config)
+    loaded = load(Path(config) if config is not None else None)
+    for warning in loaded.warnings:
+        logger.warning(warning)
+    return loaded.config
+
+
+def _shared(config: Config, clock: Clock) -> SharedStore:
+    if config.redis_url in ("none", "embedded"):
+        return NoShared()
+    return RedisStore(
+        config.redis_url,
+        prefix=config.redis_prefix,
+        budget=config.redis_budget.total_seconds(),
+        clock=clock if isinstance(clock, SystemClock) else None,
+    )
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    assert isinstance(app, Gateway)
+    await app.start()
+    try:
+        yield
+    finally:
+        await app.stop()
+
+
+def _router(place: str) -> APIRouter:
+    """The router that `module:attribute` names. Raises ConfigError."""
+    module, _, attribute = place.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        message = f"{place} cannot be imported: {error}"
+        raise ConfigError([ConfigProblem("", "include", message)]) from error
+    if not isinstance(found, APIRouter):
+        message = f"{place} is a {type(found).__name__}, no fastapi.APIRouter"
+        raise ConfigError([ConfigProblem("", "include", message)])
+    return found
+
+
+def _pieces(router: APIRouter) -> list[tuple[Any, APIRouter]]:
+    """A router as routers of one route each, so that its routes can stand among the others by how specific they are.
+
+    The first keeps the router's lifespan and event handlers.
+    """
+    pieces = []
+    for position, route in enumerate(router.routes):
+        piece = copy.copy(router)
+        piece.routes = [route]
+        if position:
+            piece.on_startup, piece.on_shutdown = [], []
+            piece.lifespan_context = APIRouter().lifespan_context
+        contexts = list(iter_route_contexts([route]))
+        pieces.append((_specificity(contexts[0].path or "/" if contexts else "/"), piece))
+    return pieces
+
+
+def _specificity(path: str) -> tuple[tuple[int, int], ...]:
+    """How specific a FastAPI path is; convertors other than `path` take one segment."""
+    plain = path if ":path}" in path else _without_convertors(path)
+    try:
+        return compile_path(plain).specificity
+    except ValueError:
+        return PathTemplate(plain).specificity
+
+
+def _without_convertors(path: str) -> str:
+    pieces = path.split("{")
+    return pieces[0] + "".join(
+        "{" + piece.split(":")[0].rstrip("}") + "}" + piece.partition("}")[2] for piece in pieces[1:]
+    )
+
+
+async def _alive() -> JSONResponse:
+    return JSONResponse({"status": "alive"})
+
+
+async def _ready(request: Request) -> JSONResponse:
+    return JSONResponse(request.app.readiness())
+
+
+class _AnyMethod:
+    """A handler as an ASGI app, for all methods; Starlette gives a plain function GET alone."""
+
+    def __init__(self, handler: Callable[[Request], Awaitable[Response]]) -> None:
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._handler(Request(scope, receive, send))
+        await response(scope, receive, send)

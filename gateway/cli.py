@@ -1,0 +1,125 @@
+"""The command line: `gateway serve`, `gateway check`, `gateway routes`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .config import Config, show_duration
+from .errors import ConfigError, GatewayError
+from .settings import Loaded, effective, load
+from .templates import PathTemplate
+
+app = typer.Typer(
+    help="A cached, read-heavy API gateway.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+DEFAULT_FILE = Path("config/gateway.yaml")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="The YAML file; config/gateway.yaml where it is there.", show_default=False),
+]
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on, over the configuration.")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(help="The port to listen on, over the configuration; 0 takes a free one.", min=0, max=65535),
+    ] = None,
+) -> None:
+    """Run the gateway until Ctrl-C or SIGTERM."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    loaded = _load(config)
+    changes = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    from .server import serve as run
+
+    run(loaded.config.model_copy(update=changes))
+
+
+@app.command()
+def check(config: ConfigOption = None) -> None:
+    """Validate the configuration; print all of it, and where each value came from."""
+    loaded = _load(config)
+    table = Table("setting", "value", "from", box=None, pad_edge=False, header_style="bold")
+    for setting in effective(loaded):
+        table.add_row(setting.key, setting.value, setting.source, style=None if setting.source != "default" else "dim")
+    _console().print(table)
+    counts = f"{len(loaded.config.routes)} routes, {len(loaded.config.upstreams)} upstreams"
+    typer.echo(f"\nThe configuration is valid: {counts}.")
+
+
+@app.command()
+def routes(config: ConfigOption = None) -> None:
+    """The routes, in the order in which they are tried, and how long their answers live."""
+    _console().print(routes_table(_load(config).config))
+
+
+def routes_table(config: Config) -> Table:
+    table = Table(
+        "route",
+        "path",
+        "asks",
+        "ttl",
+        "stale",
+        "on error",
+        "tags",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
+    for name, route in sorted(config.routes.items(), key=lambda each: PathTemplate(each[1].path).specificity):
+        ttl = route.ttl if isinstance(route.ttl, str) else show_duration(route.ttl)
+        table.add_row(
+            name,
+            route.path,
+            f"{route.upstream}:{route.target_text}",
+            ttl,
+            "-" if route.stale_while_revalidate is None else show_duration(route.stale_while_revalidate),
+            "-" if route.stale_if_error is None else show_duration(route.stale_if_error),
+            " ".join(route.tags),
+        )
+    for place in config.include:
+        table.add_row("", place, "Python", "", "", "", "")
+    return table
+
+
+def _load(path: Path | None) -> Loaded:
+    if path is None and DEFAULT_FILE.exists():
+        path = DEFAULT_FILE
+    loaded = load(path)
+    for warning in loaded.warnings:
+        typer.secho(f"warning: {warning}", err=True, fg="yellow")
+    return loaded
+
+
+def _console() -> Console:
+    # Wide enough for scripts that read it by lines; a terminal has a width of its own.
+    return Console(soft_wrap=True) if sys.stdout.isatty() else Console(width=240, soft_wrap=True)
+
+
+def main() -> None:
+    """The console script. What the operator can mend is one message, without a traceback; its exit status is 2."""
+    try:
+        app()
+    except ConfigError as error:
+        count = len(error.problems)
+        typer.secho(f"The configuration is refused ({count} problem{'s' if count > 1 else ''}):", err=True, fg="red")
+        for problem in error.problems:
+            typer.echo(f"  {problem}", err=True)
+        sys.exit(2)
+    except GatewayError as error:
+        typer.secho(str(error), err=True, fg="red")
+        sys.exit(2)

@@ -1,0 +1,132 @@
+"""The client's side of one request: its body, whether it is still there, and sending it an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
+
+from starlette.background import BackgroundTask, BackgroundTasks
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from .engine import Answer
+from .errors import GatewayError, UpstreamError
+
+
+class ClientLeft(GatewayError):
+    """The client hung up; nobody waits for the answer any more."""
+
+
+class Client:
+    """Reads what the client sends; one reader at a time."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._read = asyncio.Event()
+        self._left = False
+
+    async def body(self) -> AsyncIterator[bytes]:
+        """The request's body, a piece at a time. Raises ClientLeft where it breaks off."""
+        try:
+            more = True
+            while more:
+                message: Message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    self._left = True
+                    raise ClientLeft("the client left in the middle of its request")
+                more = message.get("more_body", False)
+                if message.get("body"):
+                    yield message["body"]
+        finally:
+            self._read.set()
+
+    def expect_no_body(self) -> None:
+        """Nobody will read the body: what comes of it is thrown away while waiting for the client to leave."""
+        self._read.set()
+
+    async def left(self) -> None:
+        """Return once the client has hung up."""
+        await self._read.wait()
+        while not self._left:
+            message = await self._receive()
+            self._left = message["type"] == "http.disconnect"
+
+    async def while_there(self, work: Coroutine[None, None, Answer]) -> Answer:
+        """What `work` comes to; it is cancelled when the client leaves. Raises ClientLeft."""
+        task = asyncio.ensure_future(work)
+        left = asyncio.ensure_future(self.left())
+        try:
+            await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise ClientLeft("the client left before its answer was there")
+        finally:
+            await _cancelled(left)
+            if not task.done():
+                await _cancelled(task)
+
+
+async def _cancelled(task: asyncio.Future[object] | asyncio.Future[None] | asyncio.Future[Answer]) -> None:
+    if not task.done():
+        task.cancel()
+    with suppress(BaseException):
+        await asyncio.wait((task,))
+
+
+class AnswerResponse(Response):
+    """An engine's answer as a response of FastAPI's: plain ASGI, headers as they are, the body streamed if need be.
+
+    When the client leaves in the middle, the upstream's response is closed. When the upstream breaks off, the
+    connection to the client is broken too: an answer that ended early must not look whole.
+    """
+
+    def __init__(self, answer: Answer, client: Client | None = None) -> None:
+        self.status_code = answer.status
+        self.raw_headers = list(answer.headers)
+        self.body = answer.body if isinstance(answer.body, bytes) else b""
+        self.background: BackgroundTask | BackgroundTasks | None = None
+        self._answer = answer
+        self._client = client
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = self._answer.body
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        if isinstance(body, bytes):
+            await send({"type": "http.response.body", "body": body})
+        else:
+            await self._stream(scope, receive, send)
+        if self.background is not None:
+            await self.background()
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = self._answer.body
+        assert not isinstance(body, bytes)
+        client = self._client
+        if client is None:
+            client = Client(receive)
+            client.expect_no_body()
+        if scope["method"] == "HEAD":
+            await body.aclose()
+            await send({"type": "http.response.body", "body": b""})
+            return
+        pump = asyncio.ensure_future(self._pump(send))
+        left = asyncio.ensure_future(client.left())
+        try:
+            await asyncio.wait((pump, left), return_when=asyncio.FIRST_COMPLETED)
+            if pump.done():
+                pump.result()
+        except UpstreamError:
+            # Returning without a last piece makes the server break the connection.
+            return
+        finally:
+            await _cancelled(left)
+            await _cancelled(pump)
+            await body.aclose()
+
+    async def _pump(self, send: Send) -> None:
+        body = self._answer.body
+        assert not isinstance(body, bytes)
+        async for chunk in body.chunks():
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})

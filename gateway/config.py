@@ -1,0 +1,440 @@
+"""The configuration's models: what may be set, what it means, what its default is.
+
+Pure: nothing here reads a file or the environment (`settings` does). The documentation's reference is made from
+these models, and a test holds it.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from ipaddress import ip_network
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
+
+from .targets import TRACKING_PARAMETERS
+from .templates import PathTemplate, TemplateError, compile_path, compile_target, tag_parameters
+
+NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(B|KiB|MiB|GiB)")
+_UNIT_BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+_FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+
+def parse_duration(value: object) -> timedelta:
+    """A duration such as `250ms`, `30s`, `5m`, `1h`, `2d`; `0` needs no unit. Raises ValueError."""
+    if isinstance(value, timedelta):
+        return value
+    text = str(value).strip()
+    if text == "0":
+        return timedelta()
+    match = _DURATION.fullmatch(text)
+    if match is None or isinstance(value, bool):
+        hint = f"; write {text}s for seconds" if re.fullmatch(r"[0-9.]+", text) else ""
+        raise ValueError(f"is no duration: write a number and ms, s, m, h or d, such as 250ms, 30s, 5m{hint}")
+    try:
+        return timedelta(seconds=float(match[1]) * _UNIT_SECONDS[match[2]])
+    except OverflowError:
+        raise ValueError("is too long a duration") from None
+
+
+def show_duration(value: timedelta) -> str:
+    """`value` in the largest unit that holds it in whole numbers; parse_duration gives it back."""
+    milliseconds = round(value.total_seconds() * 1000)
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)):
+        if milliseconds and milliseconds % size == 0:
+            return f"{milliseconds // size}{unit}"
+    return f"{milliseconds}ms" if milliseconds else "0s"
+
+
+def parse_size(value: object) -> int:
+    """A size in bytes such as `64KiB`, `256MiB`, `1GiB`, `0`. Raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    text = str(value).strip()
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        if text == "0":
+            return 0
+        raise ValueError("is no size: write a number and B, KiB, MiB or GiB, such as 64KiB, 256MiB")
+    return int(float(match[1]) * _UNIT_BYTES[match[2]])
+
+
+def show_size(value: int) -> str:
+    for unit in ("GiB", "MiB", "KiB"):
+        if value and value % _UNIT_BYTES[unit] == 0:
+            return f"{value // _UNIT_BYTES[unit]}{unit}"
+    return f"{value}B"
+
+
+def _split_commas(value: object) -> object:
+    """A list from the environment: `a, b` means two values."""
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    return value
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(parse_duration),
+    Field(ge=timedelta()),
+    PlainSerializer(show_duration, return_type=str),
+]
+Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0), PlainSerializer(show_size, return_type=str)]
+TextList = Annotated[list[str], BeforeValidator(_split_commas)]
+
+
+def _origin_or_duration(value: object) -> object:
+    return value if value == "origin" else parse_duration(value)
+
+
+def _show_ttl(value: object) -> str:
+    return show_duration(value) if isinstance(value, timedelta) else str(value)
+
+
+Ttl = Annotated[
+    Literal["origin"] | timedelta,
+    BeforeValidator(_origin_or_duration),
+    PlainSerializer(_show_ttl, return_type=str),
+]
+
+
+def _check_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http:// or https:// URL with a host, such as http://catalog:8080")
+    if parts.username or parts.password:
+        raise ValueError("must not carry credentials; set them as `headers` of the upstream")
+    if parts.query or parts.fragment:
+        raise ValueError("must not have a query or fragment")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise ValueError("has a port that is none; ports are 1 to 65535")
+    return value.rstrip("/")
+
+
+Url = Annotated[str, AfterValidator(_check_url)]
+
+
+def _check_field_names(names: list[str]) -> list[str]:
+    for name in names:
+        if not _FIELD_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no header name")
+    return [name.lower() for name in names]
+
+
+FieldNames = Annotated[TextList, AfterValidator(_check_field_names)]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class UpstreamConfig(Model):
+    """An API that the gateway stands in front of."""
+
+    url: Url | None = None
+    """Its base: scheme, host, port and prefix. Nothing a client sends can leave it."""
+    urls: Annotated[list[Url], BeforeValidator(_split_commas)] = []
+    """Several bases of the same API, taken in turn; instead of `url`."""
+    timeout: Duration = timedelta(seconds=5)
+    """The deadline for a whole answer; for a streamed one, until its head and then between two pieces."""
+    connect_timeout: Duration = timedelta(seconds=1)
+    """The deadline for a connection."""
+    max_connections: Annotated[int, Field(ge=1, le=100_000)] = 100
+    """Connections at once, in each worker; who finds them all taken waits, within `timeout`."""
+    headers: dict[str, str] = {}
+    """Constant request headers, such as an API key; they replace the client's of the same name."""
+    max_response_headers: Size = 64 * 1024
+    """The most that the head of a response may take; more is a 502."""
+    transport: Literal["aiohttp", "httpx"] = "aiohttp"
+    """Which httpx transport carries the requests; `aiohttp` is several times faster, and survives cancellation."""
+    verify: bool = True
+    """Whether the certificate of an https upstream is checked."""
+
+    @property
+    def bases(self) -> list[str]:
+        return self.urls or ([self.url] if self.url else [])
+
+    @field_validator("headers")
+    @classmethod
+    def _headers(cls, headers: dict[str, str]) -> dict[str, str]:
+        _check_field_names(list(headers))
+        for name, value in headers.items():
+            if not value.isprintable():
+                raise ValueError(f"the value of {name} has a control character")
+        return {name.lower(): value for name, value in headers.items()}
+
+    @model_validator(mode="after")
+    def _one_of_url_and_urls(self) -> UpstreamConfig:
+        if bool(self.url) == bool(self.urls):
+            raise ValueError("needs `url` or `urls`, and not both")
+        return self
+
+
+class RouteConfig(Model):
+    """A path that the gateway serves from an upstream, and how long its answers live."""
+
+    path: str
+    """The path, with parameters: `{name}` takes one segment, `{name:path}` at the end all that follows. The more
+    specific path wins, whatever the order in the file."""
+    upstream: str
+    """The name of the upstream that is asked."""
+    upstream_path: str | None = None
+    """What the upstream is asked for, with the parameters of `path`; the same path where it is not set."""
+    ttl: Ttl = "origin"
+    """How long an answer is fresh. `origin` follows the upstream's headers (RFC 9111); a duration overrules them,
+    but for answers that are `private`, `no-store` or set a cookie."""
+    stale_while_revalidate: Duration | None = None
+    """How long after `ttl` the old answer is given at once, while a new one is fetched behind. Not set: as the
+    upstream says, or not at all."""
+    stale_if_error: Duration | None = None
+    """How long after `ttl` the old answer is given where the upstream fails. Not set: as the upstream says, or
+    10 minutes."""
+    negative_ttl: Duration = timedelta(seconds=5)
+    """How long a 404 or 410 is fresh where the upstream does not say; `0s` stores none."""
+    client_ttl: Duration | None = None
+    """How long clients may keep an answer (with a `ttl` of its own). Not set: until the entry's life ends."""
+    vary: FieldNames | None = None
+    """With a `ttl` of its own: the request headers that are forwarded, each of them part of the cache key. Not set:
+    accept, accept-language."""
+    query: TextList | None = None
+    """The query parameters that count and are forwarded. Not set: all of them."""
+    drop_query: TextList | None = None
+    """Patterns of query parameters that are dropped. Not set: the gateway's `drop_query`."""
+    authorization: Literal["pass", "ignore", "key"] = "pass"
+    """A request with Authorization: `pass` goes by the cache (with `ttl: origin`, as RFC 9111 §3.5 allows), `ignore`
+    does not forward it, `key` makes it part of the cache key."""
+    cookies: Literal["pass", "ignore"] | TextList = "pass"
+    """A request with cookies: `pass` goes by the cache, `ignore` forwards none, a list of names makes those (and no
+    others) part of the cache key."""
+    request_directives: Literal["honour", "ignore"] = "honour"
+    """Whether a client's own `Cache-Control` (no-cache, max-age, …) is obeyed."""
+    max_body: Size | None = None
+    """The largest body that is stored. Not set: the gateway's `max_body`."""
+    tags: TextList = []
+    """Names under which the answers can be purged together; `{parameter}` stands for its value."""
+    summary: str | None = None
+    """What the route is, in a line, for the API documentation."""
+    description: str | None = None
+    """What the route is, at length (Markdown), for the API documentation."""
+    examples: dict[str, str | int | float | bool] = {}
+    """Example values of parameters, for the API documentation."""
+
+    @field_validator("path")
+    @classmethod
+    def _path(cls, path: str) -> str:
+        return _template(path).text
+
+    @field_validator("tags")
+    @classmethod
+    def _tags(cls, tags: list[str]) -> list[str]:
+        for tag in tags:
+            if not tag or not tag.isprintable() or any(char in tag for char in " ,"):
+                raise ValueError(f"the tag {tag!r} is empty or has a space, comma or control character")
+        return tags
+
+    @field_validator("cookies", mode="before")
+    @classmethod
+    def _cookies(cls, value: object) -> object:
+        return value if value in ("pass", "ignore") else _split_commas(value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RouteConfig:
+        known = self.template.parameters
+        try:
+            compile_target(self.target_text, known)
+        except TemplateError as error:
+            raise ValueError(f"upstream_path {error}") from None
+        for tag in self.tags:
+            for name in tag_parameters(tag):
+                if name not in known:
+                    raise ValueError(f"tags: {{{name}}} is no parameter of the path {self.path}")
+        if self.vary is not None and self.ttl == "origin":
+            raise ValueError("vary goes with a ttl of its own; with `ttl: origin` the upstream's Vary decides")
+        if self.client_ttl is not None and self.ttl == "origin":
+            raise ValueError("client_ttl goes with a ttl of its own; with `ttl: origin` the upstream decides")
+        return self
+
+    @property
+    def template(self) -> PathTemplate:
+        return PathTemplate(self.path)
+
+    @property
+    def target_text(self) -> str:
+        return self.upstream_path if self.upstream_path is not None else self.path
+
+
+def _template(text: str) -> PathTemplate:
+    try:
+        return compile_path(text)
+    except TemplateError as error:
+        raise ValueError(str(error)) from None
+
+
+class CorsConfig(Model):
+    """Which web pages may read the answers (the Fetch standard's CORS)."""
+
+    allow_origins: TextList = []
+    """Origins such as https://app.example.com, or `*` for all."""
+    allow_origin_regex: str | None = None
+    """A regular expression that an allowed origin matches whole."""
+    allow_methods: TextList = ["GET", "HEAD", "OPTIONS"]
+    """Methods a page may use."""
+    allow_headers: TextList = []
+    """Request headers a page may set besides the safelisted ones; `*` for all."""
+    allow_credentials: bool = False
+    """Whether a page may send cookies and Authorization."""
+    expose_headers: TextList = ["Age", "Cache-Status", "Server-Timing", "X-Request-ID", "X-Process-Time"]
+    """Response headers a page may read besides the safelisted ones."""
+    max_age: Duration = timedelta(minutes=10)
+    """How long a browser may keep the answer to a preflight."""
+
+    @model_validator(mode="after")
+    def _no_wildcard_with_credentials(self) -> CorsConfig:
+        if self.allow_credentials and "*" in self.allow_origins:
+            raise ValueError(
+                "allow_origins `*` with allow_credentials lets every web page act as your user; list the origins"
+            )
+        if self.allow_origin_regex is not None:
+            try:
+                re.compile(self.allow_origin_regex)
+            except re.error as error:
+                raise ValueError(f"allow_origin_regex is no regular expression: {error}") from None
+        return self
+
+    @property
+    def enabled(self) -> bool:
+        return bool(self.allow_origins or self.allow_origin_regex)
+
+
+def _off_or_path(value: object) -> object:
+    if value is False or value in ("off", "none"):
+        return "off"
+    if not isinstance(value, str) or not value.startswith("/"):
+        raise ValueError("must be a path such as /docs, or off")
+    return value.rstrip("/") or "/"
+
+
+PageUrl = Annotated[str, BeforeValidator(_off_or_path)]
+_REDIS_SCHEMES = ("redis", "rediss", "unix")
+
+
+class Config(Model):
+    """All of the gateway's settings."""
+
+    public_url: Url | None = None
+    """The URL by which clients know the gateway; upstreams are told its host and scheme."""
+    host: str = "127.0.0.1"
+    """The address to listen on."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """The port to listen on; 0 takes a free one."""
+    redis_url: str = "embedded"
+    """The shared tier: `embedded` (a Valkey that the gateway starts), `redis://…`, `rediss://…`, `unix://…`, or `none`
+    (memory only)."""
+    redis_prefix: str = "gw:"
+    """What the names of all keys in Redis begin with."""
+    redis_budget: Duration = timedelta(milliseconds=50)
+    """What all Redis commands of one request may take together; then the gateway does without."""
+    redis_memory: Size = 256 * 1024**2
+    """The embedded Valkey's `maxmemory`."""
+    memory: Size = 256 * 1024**2
+    """The cache in the process, in all: keys, headers and bodies."""
+    max_body: Size = 2 * 1024**2
+    """The largest body that is stored; larger ones are streamed through."""
+    admin_listen: str = "127.0.0.1:9000"
+    """Where metrics and health are served: `host:port`, `unix:/path`, or `none`."""
+    drop_query: TextList = list(TRACKING_PARAMETERS)
+    """Patterns of query parameters that no answer depends on: not forwarded, not part of the key."""
+    trusted_proxies: TextList = []
+    """Networks whose `X-Forwarded-*` is believed, such as 10.0.0.0/8."""
+    retry_after: Duration = timedelta(seconds=1)
+    """How long a key whose fetch failed is not asked for again while a stale answer can be given."""
+    uncacheable_for: Duration = timedelta(seconds=5)
+    """How long requests for a key whose answer could not be stored do not wait for each other."""
+    upstreams: dict[str, UpstreamConfig] = {}
+    """The APIs behind the gateway, by name."""
+    routes: dict[str, RouteConfig] = {}
+    """What is served, by name."""
+    include: TextList = []
+    """Routers written in Python, as `module:attribute`, such as shop.routes:router."""
+    cors: CorsConfig = CorsConfig()
+    """Which web pages may read the answers."""
+    docs: PageUrl = "/docs"
+    """The path of the Swagger UI, or `off` for no documentation pages at all."""
+    redoc: PageUrl = "/redoc"
+    """The path of ReDoc, or `off`."""
+    access_log: bool = True
+    """Whether each request is logged as a line of JSON on standard output."""
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url(cls, value: str) -> str:
+        if value in ("embedded", "none"):
+            return value
+        if urlsplit(value).scheme not in _REDIS_SCHEMES:
+            raise ValueError("must be embedded, none, redis://host:port/db, rediss://host:port/db or unix:///path")
+        return value
+
+    @field_validator("redis_prefix")
+    @classmethod
+    def _redis_prefix(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9:_.\-]*", value):
+            raise ValueError("may have letters, digits and : _ . - only")
+        return value
+
+    @field_validator("admin_listen")
+    @classmethod
+    def _admin_listen(cls, value: str) -> str:
+        if value == "none" or value.startswith("unix:/"):
+            return value
+        host, colon, port = value.rpartition(":")
+        if not colon or not host or not port.isdigit() or int(port) > 65535:
+            raise ValueError("must be host:port such as 127.0.0.1:9000, unix:/path, or none")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _trusted_proxies(cls, value: list[str]) -> list[str]:
+        for network in value:
+            try:
+                ip_network(network)
+            except ValueError:
+                raise ValueError(f"{network!r} is no network; write 10.0.0.0/8 or 192.0.2.7") from None
+        return value
+
+    @field_validator("upstreams", "routes", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for name in value:
+                if not isinstance(name, str) or not NAME.fullmatch(name):
+                    raise ValueError(f"{name!r} is no name: write lower-case words joined by _, such as price_list")
+        return value if value is not None else {}
+
+    @field_validator("include")
+    @classmethod
+    def _include(cls, value: list[str]) -> list[str]:
+        for place in value:
+            if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", place):
+                raise ValueError(f"{place!r} must be module:attribute, such as shop.routes:router")
+        return value
+
+
+DEFAULT_VARY = ("accept", "accept-language")

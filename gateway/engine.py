@@ -1,0 +1,748 @@
+"""The engine: the only place where policy, stores, flight and upstream meet.
+
+`answer` is the way of a GET or HEAD: memory, then the shared tier, then one flight for all who want the same; `pass_by`
+is the way of everything else. What to do is decided by `policy` as a value, and done here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol, assert_never
+
+from xxhash import xxh3_128_hexdigest
+
+from . import policy
+from .clock import Clock
+from .errors import PROBLEM_MEDIA_TYPE, UpstreamError, UpstreamTimeout, problem_body
+from .exchange import Exchange
+from .flight import Alone, Failed, Flight, Landed, Landing, Marks
+from .headers import Headers, end_to_end, has, http_date, without
+from .keys import Keying, Plan, digest, variant_key
+from .memory import Memory
+from .outcome import Outcome, Result
+from .policy import Facts, Rules
+from .ranges import OutOfRange, Part, wanted
+from .record import Stored, VaryIndex, decode_index, decode_stored, encode, with_vary
+from .shared import SharedStore
+from .upstreams import Fetched, ResponseBody
+
+ATTEMPTS = 3
+"""How often a request waits for somebody else's fetch before it makes its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route as the engine sees it, made once when the configuration is read.
+
+    `max_body` is in bytes. With `validate` (a route whose ttl is a duration) answers without an ETag get one.
+    """
+
+    name: str
+    rules: Rules
+    keying: Keying
+    max_body: int = 2 * 1024 * 1024
+
+    @property
+    def follows_origin(self) -> bool:
+        return self.rules.ttl is None
+
+
+class Origin(Protocol):
+    """Where the answers of one request come from: an upstream's target, or a handler's call."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def deadline(self) -> float:
+        """Seconds for a whole answer."""
+
+    async def fetch(self, method: str, headers: Headers) -> Fetched:
+        """Raises UpstreamError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One GET or HEAD. `past` asks for it by the cache, for this client alone; `refresh` makes the origin of a fetch
+    behind it, where that is another."""
+
+    route: Route
+    plan: Plan
+    facts: Facts
+    headers: Headers
+    exchange: Exchange
+    origin: Origin
+    past: Callable[[], Awaitable[Fetched]]
+    refresh: Callable[[], Origin] | None = None
+    tags: tuple[str, ...] = ()
+
+    @property
+    def method(self) -> str:
+        return "HEAD" if self.facts.head else "GET"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the client gets: the body as bytes, or still to be streamed."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes | ResponseBody
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    stored: Stored | None
+    tier: str | None = None
+
+
+_NOTHING = _Found(None)
+
+
+class Engine:
+    """Collaborators are handed in. Durations are seconds; `jitter` gives fractions in [0, 1)."""
+
+    def __init__(
+        self,
+        *,
+        memory: Memory,
+        shared: SharedStore,
+        clock: Clock,
+        retry_after: float = 1.0,
+        uncacheable_for: float = 5.0,
+        shared_budget: float = 0.05,
+        jitter: Callable[[], float] = random.random,
+        max_refreshes: int = 1000,
+    ) -> None:
+        self.memory = memory
+        self.shared = shared
+        self.clock = clock
+        self.flights: dict[str, Flight] = {}
+        self.collapsed = 0
+        self.refreshes = 0
+        self.unreadable = 0
+        self._retry_after = retry_after
+        self._uncacheable_for = uncacheable_for
+        self._shared_budget = shared_budget
+        self._jitter = jitter
+        self._max_refreshes = max_refreshes
+        self._uncacheable = Marks()
+        self._resting = Marks()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.memory!r} {self.shared!r} flights={len(self.flights)} tasks={len(self._tasks)}>"
+
+    # --- the way of a request ----------------------------------------------------------------------------
+
+    def at_hand(self, ask: Ask) -> Answer | None:
+        """The answer, where it lies in memory and nobody need be asked; None otherwise."""
+        if ask.plan.bypass is not None:
+            return None
+        decision = policy.decide(self._in_memory(ask), ask.facts, ask.route.rules, self.clock.now())
+        if isinstance(decision, policy.Hit):
+            return self._hit(ask, decision.stored, "memory")
+        return self._stale(ask, decision) if isinstance(decision, policy.Stale) else None
+
+    async def answer(self, ask: Ask) -> Answer:
+        """The answer to a GET or HEAD. Failures of the upstream are answers too, in Problem Details."""
+        if ask.plan.bypass is not None:
+            return await self.pass_by(ask.exchange, "bypass", ask.past, detail=ask.plan.bypass)
+        found = _Found(self._in_memory(ask), "memory")
+        decision = policy.decide(found.stored, ask.facts, ask.route.rules, self.clock.now())
+        if isinstance(decision, policy.Revalidate | policy.Miss | policy.Unsatisfiable):
+            found = await self._newer_in_shared(ask, found)
+            decision = policy.decide(found.stored, ask.facts, ask.route.rules, self.clock.now())
+        match decision:
+            case policy.Hit():
+                return self._hit(ask, decision.stored, found.tier)
+            case policy.Stale():
+                return self._stale(ask, decision)
+            case policy.Bypass():
+                return await self.pass_by(ask.exchange, "bypass", ask.past, detail=decision.reason)
+            case policy.Unsatisfiable():
+                return self._unsatisfiable(ask)
+            case policy.Revalidate():
+                return await self._ask_upstream(ask, decision.stored, decision.reason)
+            case policy.Miss():
+                return await self._ask_upstream(ask, None, self._miss_reason(ask))
+            case _:
+                assert_never(decision)
+
+    async def pass_by(
+        self,
+        exchange: Exchange,
+        why: str,
+        send: Callable[[], Awaitable[Fetched]],
+        *,
+        detail: str | None = None,
+        invalidates: Callable[[Fetched], Iterable[str]] | None = None,
+    ) -> Answer:
+        """The way past the cache: `send` asks the upstream, the answer is streamed.
+
+        `invalidates` names the primary keys that a success makes void (RFC 9111 §4.4).
+        """
+        began = time.perf_counter()
+        try:
+            fetched = await send()
+        except UpstreamError as error:
+            return self._broken(exchange, error, forward=why)
+        exchange.spend("upstream", time.perf_counter() - began)
+        if invalidates is not None and 200 <= fetched.status < 400:
+            await self.invalidate(invalidates(fetched))
+        exchange.outcome = Outcome(Result.BYPASS, forward=why, forward_status=fetched.status, detail=detail)
+        return Answer(fetched.status, without(end_to_end(fetched.headers), policy.OWN_FIELD), fetched.body)
+
+    def _hit(self, ask: Ask, stored: Stored, tier: str | None) -> Answer:
+        return self._from_stored(ask, stored, Result.HIT, tier=tier)
+
+    def _stale(self, ask: Ask, decision: policy.Stale) -> Answer:
+        if decision.refresh:
+            self._refresh_behind(ask, decision.stored)
+        return self._from_stored(ask, decision.stored, Result.STALE, tier="memory")
+
+    def _unsatisfiable(self, ask: Ask) -> Answer:
+        ask.exchange.outcome = Outcome(Result.ERROR, forward="request", detail="only-if-cached")
+        return self._problem(ask.exchange, 504, "Nothing stored answers this request, and it asked for no more.")
+
+    # --- asking the upstream -------------------------------------------------------------------------------
+
+    async def _ask_upstream(self, ask: Ask, stale: Stored | None, reason: str) -> Answer:
+        if stale is not None and self._is_resting(ask) and self._usable_on_error(ask, stale):
+            return self._from_stored(ask, stale, Result.STALE_ERROR, detail="resting")
+        if has(ask.headers, b"range"):
+            return await self._alone(ask, stale, "partial" if stale else reason, None, ranged=True)
+        if ask.facts.head and ask.route.follows_origin:
+            return await self._alone(ask, None, reason, None)
+        for _ in range(ATTEMPTS):
+            key = self._flight_key(ask)
+            if self._uncacheable.active(key, self.clock.now()):
+                break
+            flight = self.flights.get(key)
+            leading = flight is None or flight.void
+            if flight is None or flight.void:
+                flight = self._launch(key, ask, stale)
+            answer = await self._wait(ask, flight, stale, reason, leading=leading)
+            if answer is not None:
+                return answer
+        return await self._alone(ask, stale, reason, None)
+
+    async def _wait(
+        self, ask: Ask, flight: Flight, stale: Stored | None, reason: str, *, leading: bool
+    ) -> Answer | None:
+        """The answer that a flight brings to this request; None where it is of no use to it."""
+        began = time.perf_counter()
+        landing = await flight.wait(leading=leading)
+        ask.exchange.spend("upstream", time.perf_counter() - began)
+        if leading:
+            return self._landed(ask, landing, stale, reason, collapsed=False)
+        if isinstance(landing, Alone):
+            return None
+        if isinstance(landing, Landed) and not self._serves(ask, landing.stored):
+            return None
+        self.collapsed += 1
+        return self._landed(ask, landing, stale, reason, collapsed=True)
+
+    async def _alone(
+        self, ask: Ask, stale: Stored | None, forward: str, detail: str | None, *, ranged: bool = False
+    ) -> Answer:
+        """Ask for this request alone; the fetch ends with it. A response that may be stored is stored all the same."""
+        began = time.perf_counter()
+        landing = await self._land(ask, ask.origin, stale if not ranged else None, method=ask.method, ranged=ranged)
+        ask.exchange.spend("upstream", time.perf_counter() - began)
+        if isinstance(landing, Landed) and landing.kept:
+            self._keep_behind(landing.stored)
+        return self._landed(ask, landing, stale, forward, collapsed=False, detail=detail)
+
+    def _landed(
+        self,
+        ask: Ask,
+        landing: Landing,
+        stale: Stored | None,
+        forward: str,
+        *,
+        collapsed: bool,
+        detail: str | None = None,
+    ) -> Answer:
+        match landing:
+            case Landed(stored, status, kept):
+                result = Result.REVALIDATED if status == 304 else Result.MISS
+                return self._from_stored(
+                    ask, stored, result, forward=forward, status=status, kept=kept, collapsed=collapsed
+                )
+            case Failed():
+                return self._failed(ask, landing, stale, forward, collapsed=collapsed)
+            case Alone(fetched, reason):
+                return self._streamed(ask, fetched, forward, detail or reason)
+            case _:
+                assert_never(landing)
+
+    def _failed(self, ask: Ask, failed: Failed, stale: Stored | None, forward: str, *, collapsed: bool) -> Answer:
+        if stale is not None and self._usable_on_error(ask, stale):
+            return self._from_stored(
+                ask, stale, Result.STALE_ERROR, forward="stale", status=failed.status, collapsed=collapsed
+            )
+        if failed.error is not None:
+            if not isinstance(failed.error, UpstreamError):
+                raise failed.error
+            return self._broken(ask.exchange, failed.error, forward=forward, collapsed=collapsed)
+        ask.exchange.outcome = Outcome(Result.MISS, forward=forward, forward_status=failed.status, collapsed=collapsed)
+        body = b"" if ask.facts.head else failed.body
+        return Answer(failed.status, _with_length(end_to_end(failed.headers), len(failed.body)), body)
+
+    def _streamed(self, ask: Ask, fetched: Fetched, forward: str, detail: str | None) -> Answer:
+        ask.exchange.outcome = Outcome(Result.MISS, forward=forward, forward_status=fetched.status, detail=detail)
+        headers = end_to_end(fetched.headers)
+        if fetched.status == 200 and policy.not_modified(ask.headers, headers, self.clock.now()):
+            self._spawn(fetched.body.aclose())
+            return Answer(304, policy.fields_of_304(headers), b"")
+        return Answer(fetched.status, without(headers, policy.OWN_FIELD), fetched.body)
+
+    # --- flights -------------------------------------------------------------------------------------------
+
+    def _launch(self, key: str, ask: Ask, stale: Stored | None) -> Flight:
+        flight = Flight(key, ask.plan.primary)
+        self.flights[key] = flight
+        self._spawn(self._fly(flight, ask, ask.origin, stale))
+        return flight
+
+    async def _fly(self, flight: Flight, ask: Ask, origin: Origin, stale: Stored | None) -> None:
+        landing: Landing
+        try:
+            landing = await self._land(ask, origin, stale, flight=flight)
+        except Exception as error:
+            # Whoever asked is told, and raises it: an error of a handler is nobody's but theirs.
+            landing = Failed(500, error=error)
+        except asyncio.CancelledError:
+            landing = Failed(503, error=UpstreamTimeout(origin.name, "the gateway is stopping"))
+            raise
+        finally:
+            if self.flights.get(flight.key) is flight:
+                del self.flights[flight.key]
+            await flight.land(landing)
+        if isinstance(landing, Landed) and landing.kept:
+            await self._share(landing.stored)
+
+    async def _land(
+        self,
+        ask: Ask,
+        origin: Origin,
+        stale: Stored | None,
+        *,
+        flight: Flight | None = None,
+        method: str = "GET",
+        ranged: bool = False,
+    ) -> Landing:
+        """Fetch, and decide what the response is: to be kept, a failure, or for its client alone."""
+        try:
+            return await self._fetch(ask, origin, stale, flight=flight, method=method, ranged=ranged)
+        except TimeoutError:
+            error: UpstreamError = UpstreamTimeout(origin.name, "no whole answer within its deadline")
+        except UpstreamError as failure:
+            error = failure
+        self._rest(ask)
+        return Failed(error.status, error=error)
+
+    async def _fetch(
+        self,
+        ask: Ask,
+        origin: Origin,
+        stale: Stored | None,
+        *,
+        flight: Flight | None,
+        method: str,
+        ranged: bool,
+    ) -> Landing:
+        if method == "HEAD" and not ask.route.follows_origin:
+            method = "GET"
+        conditions = policy.validators(stale) if stale is not None else []
+        ranges = [pair for pair in ask.headers if pair[0] in (b"range", b"if-range")] if ranged else []
+        sent = self.clock.now()
+        async with asyncio.timeout(origin.deadline) as deadline:
+            fetched = await origin.fetch(method, [*ask.plan.forward, *conditions, *ranges])
+            received = policy.Received(fetched.status, fetched.headers, sent, self.clock.now())
+            try:
+                if fetched.status == 304 and conditions and stale is not None:
+                    await fetched.body.aclose()
+                    if policy.confirms(stale, received):
+                        return self._confirmed(ask, stale, received, flight)
+                    return await self._fetch(ask, origin, None, flight=flight, method=method, ranged=ranged)
+                if method == "HEAD" or ranged:
+                    deadline.reschedule(None)
+                    return Alone(fetched, "range" if ranged else "head")
+                return await self._judge(ask, fetched, received, stale, flight, deadline)
+            except BaseException:
+                await fetched.body.aclose()
+                raise
+
+    async def _judge(
+        self,
+        ask: Ask,
+        fetched: Fetched,
+        received: policy.Received,
+        stale: Stored | None,
+        flight: Flight | None,
+        deadline: asyncio.Timeout,
+    ) -> Landing:
+        """A whole new response: to be kept, a failure to share, or for its client alone."""
+        verdict = policy.admit(received, ask.facts, ask.route.rules)
+        better = stale is not None and self._usable_on_error(ask, stale)
+        if fetched.status >= 500 and (isinstance(verdict, policy.Refuse) or better):
+            self._rest(ask)
+            if better or not (isinstance(verdict, policy.Refuse) and verdict.personal):
+                body = await fetched.body.whole(ask.route.max_body)
+                if body is not None:
+                    return Failed(fetched.status, fetched.headers, body)
+            return self._unstorable(ask, fetched, "failure", deadline)
+        if isinstance(verdict, policy.Refuse):
+            return self._unstorable(ask, fetched, verdict.reason, deadline)
+        if not fetched.ends_surely:
+            return self._unstorable(ask, fetched, "end-in-doubt", deadline)
+        body = await fetched.body.whole(ask.route.max_body)
+        if body is None:
+            return self._unstorable(ask, fetched, "too-large", deadline)
+        return self._admitted(ask, received, verdict, body, flight)
+
+    def _unstorable(self, ask: Ask, fetched: Fetched, reason: str, deadline: asyncio.Timeout) -> Alone:
+        """For its client alone, from now on at the body's own pace."""
+        deadline.reschedule(None)
+        self._uncacheable.put(self._flight_key(ask), self.clock.now() + self._uncacheable_for)
+        return Alone(fetched, reason)
+
+    def _admitted(
+        self, ask: Ask, received: policy.Received, verdict: policy.Admit, body: bytes, flight: Flight | None
+    ) -> Landed:
+        headers = without(verdict.headers, b"content-length")
+        if not ask.route.follows_origin and received.status == 200 and not has(headers, b"etag"):
+            headers.append((b"etag", policy.OWN_TAG + xxh3_128_hexdigest(body).encode("ascii") + b'"'))
+        stored = Stored(
+            key=variant_key(ask.plan.base, verdict.vary, ask.headers),
+            primary=ask.plan.primary,
+            born=received.arrived,
+            started=received.sent,
+            initial_age=verdict.initial_age,
+            status=received.status,
+            headers=tuple(headers),
+            body=body,
+            life=verdict.life,
+            jitter=self._jitter(),
+            tags=ask.tags,
+            vary=verdict.vary,
+            route=ask.route.name,
+        )
+        return Landed(stored, received.status, self._keep(stored, flight))
+
+    def _confirmed(self, ask: Ask, stale: Stored, received: policy.Received, flight: Flight | None) -> Landing:
+        """A 304: the stored response is as good as new, with the fields that came (RFC 9111 §4.3.4)."""
+        headers = policy.freshened(stale, received)
+        whole = policy.Received(stale.status, (*headers, *_age_of(received)), received.sent, received.arrived)
+        verdict = policy.admit(whole, ask.facts, ask.route.rules)
+        if isinstance(verdict, policy.Refuse):
+            self.memory.remove(stale.key)
+            return Landed(stale, 304, kept=False)
+        stored = Stored(
+            key=stale.key,
+            primary=stale.primary,
+            born=received.arrived,
+            started=received.sent,
+            initial_age=verdict.initial_age,
+            status=stale.status,
+            headers=tuple(verdict.headers),
+            body=stale.body,
+            life=verdict.life,
+            jitter=self._jitter(),
+            tags=ask.tags,
+            vary=stale.vary,
+            route=ask.route.name,
+        )
+        return Landed(stored, 304, self._keep(stored, flight))
+
+    # --- refreshing behind ---------------------------------------------------------------------------------
+
+    def _refresh_behind(self, ask: Ask, stale: Stored) -> None:
+        """Begin a refresh, unless one is under way, it failed just now, or too many are."""
+        key = self._flight_key(ask)
+        if key in self.flights or self._is_resting(ask) or len(self._tasks) >= self._max_refreshes:
+            return
+        self.refreshes += 1
+        flight = Flight(key, ask.plan.primary)
+        flight.abandoned = True
+        self.flights[key] = flight
+        self._spawn(self._refresh(flight, ask, stale))
+
+    async def _refresh(self, flight: Flight, ask: Ask, stale: Stored) -> None:
+        """Another worker may have refreshed it already: the shared tier is asked first."""
+        found = await self._newer_in_shared(ask, _Found(stale, "memory"))
+        decision = policy.decide(found.stored, policy.PLAIN, ask.route.rules, self.clock.now())
+        if isinstance(decision, policy.Hit):
+            self.flights.pop(flight.key, None)
+            await flight.land(Landed(decision.stored, decision.stored.status, kept=False))
+            return
+        origin = ask.refresh() if ask.refresh is not None else ask.origin
+        await self._fly(flight, ask, origin, stale)
+
+    # --- the stores ----------------------------------------------------------------------------------------
+
+    def _in_memory(self, ask: Ask) -> Stored | None:
+        plan = ask.plan
+        index = self.memory.index(plan.primary)
+        if index is None:
+            stored = self.memory.get(plan.base)
+            return stored if stored is not None and stored.started >= self.memory.floor else None
+        since = max(index.since, self.memory.floor)
+        keys = {variant_key(plan.base, names, ask.headers) for names in (*index.names, ())}
+        return _newest(self.memory.get(key) for key in keys) if not since else _newest(
+            stored
+            for key in keys
+            if (stored := self.memory.get(key)) is not None and stored.started >= since
+        )  # fmt: skip
+
+    async def _newer_in_shared(self, ask: Ask, known: _Found) -> _Found:
+        """The newest of what is known and what the shared tier has, within the budget; taken into memory."""
+        if not self.shared.available:
+            return known
+        began = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._shared_budget):
+                stored = await self._in_shared(ask)
+        except TimeoutError:
+            return known
+        finally:
+            ask.exchange.spend("cache", time.perf_counter() - began)
+        if stored is None or (known.stored is not None and stored.born <= known.stored.born):
+            return known
+        self.memory.put(stored)
+        return _Found(stored, "redis")
+
+    async def _in_shared(self, ask: Ask) -> Stored | None:
+        plan = ask.plan
+        local = self.memory.index(plan.primary)
+        sets = list(dict.fromkeys(((), *(local.names if local is not None else ()))))
+        keys = [variant_key(plan.base, names, ask.headers) for names in sets]
+        data = await self.shared.read([index_name(plan.primary), *(entry_name(key) for key in keys)])
+        index = self._read_index(data[0], plan.primary, local)
+        found = [self._read_stored(item, key) for item, key in zip(data[1:], keys, strict=True)]
+        more = [names for names in index.names if names not in sets] if index is not None else []
+        if more:
+            keys = [variant_key(plan.base, names, ask.headers) for names in more]
+            data = await self.shared.read([entry_name(key) for key in keys])
+            found += [self._read_stored(item, key) for item, key in zip(data, keys, strict=True)]
+        since = max(index.since if index is not None else 0.0, self.memory.floor)
+        return _newest(stored for stored in found if stored is not None and stored.started >= since)
+
+    def _read_index(self, data: bytes | None, primary: str, local: VaryIndex | None) -> VaryIndex | None:
+        if data is None:
+            return local
+        shared = decode_index(data, primary)
+        if shared is None:
+            self.unreadable += 1
+            return local
+        if local is not None and local.since > shared.since:
+            shared = VaryIndex(primary=primary, names=shared.names, since=local.since)
+        if shared != local:
+            self.memory.put_index(shared)
+        return shared
+
+    def _read_stored(self, data: bytes | None, key: str) -> Stored | None:
+        if data is None:
+            return None
+        stored = decode_stored(data, key)
+        if stored is None:
+            self.unreadable += 1
+        return stored
+
+    def _keep(self, stored: Stored, flight: Flight | None) -> bool:
+        """Store in memory, unless what it answers was invalidated while it was fetched."""
+        index = self.memory.index(stored.primary)
+        since = max(index.since if index is not None else 0.0, self.memory.floor)
+        if (flight is not None and flight.void) or stored.started < since:
+            return False
+        self.memory.put(stored)
+        if stored.vary or index is not None:
+            updated = with_vary(index, stored.primary, stored.vary)
+            if updated != index:
+                self.memory.put_index(updated)
+        return True
+
+    async def _share(self, stored: Stored) -> None:
+        life = policy.MAX_LIFE
+        values = [(entry_name(stored.key), encode(stored), life)]
+        index = self.memory.index(stored.primary)
+        if index is not None and stored.vary:
+            values.append((index_name(stored.primary), encode(index), life))
+        await self.shared.write(values)
+
+    def _keep_behind(self, stored: Stored) -> None:
+        self._spawn(self._share(stored))
+
+    async def invalidate(self, primaries: Iterable[str]) -> None:
+        """Make all that is stored for these primary keys, or being fetched for them, void (RFC 9111 §4.4)."""
+        now = self.clock.now()
+        values = []
+        for primary in dict.fromkeys(primaries):
+            known = self.memory.index(primary)
+            index = VaryIndex(primary=primary, names=known.names if known else (), since=now)
+            self.memory.put_index(index)
+            values.append((index_name(primary), encode(index), policy.MAX_LIFE))
+            for flight in self.flights.values():
+                flight.void = flight.void or flight.primary == primary
+        if values:
+            try:
+                async with asyncio.timeout(self._shared_budget):
+                    await self.shared.write(values)
+            except TimeoutError:
+                return
+
+    # --- answers -------------------------------------------------------------------------------------------
+
+    def _from_stored(
+        self,
+        ask: Ask,
+        stored: Stored,
+        result: Result,
+        *,
+        tier: str | None = None,
+        forward: str | None = None,
+        status: int | None = None,
+        kept: bool = False,
+        collapsed: bool = False,
+        detail: str | None = None,
+    ) -> Answer:
+        now = self.clock.now()
+        rules = ask.route.rules
+        fresh_for = int(policy.windows(stored, rules).fresh - now)
+        ask.exchange.outcome = Outcome(
+            result,
+            forward=forward,
+            forward_status=status,
+            ttl=fresh_for if forward is None else None,
+            stored=kept,
+            collapsed=collapsed,
+            tier=tier,
+            detail=detail,
+        )
+        headers = policy.told_headers(stored, rules, now)
+        if policy.not_modified(ask.headers, headers, stored.born) and stored.status == 200:
+            return Answer(304, policy.fields_of_304(headers), b"")
+        if stored.status == 200:
+            part = wanted(ask.headers, headers, len(stored.body))
+            if part is not None and not ask.facts.head:
+                return self._part(ask, stored, headers, part)
+        length = len(stored.body)
+        if stored.status not in (204, 205, 304):
+            headers.append((b"content-length", b"%d" % length))
+        return Answer(stored.status, headers, b"" if ask.facts.head else stored.body)
+
+    def _part(self, ask: Ask, stored: Stored, headers: list[tuple[bytes, bytes]], part: Part | OutOfRange) -> Answer:
+        if isinstance(part, OutOfRange):
+            answer = self._problem(ask.exchange, 416, "The range lies outside of the resource.")
+            answer.headers.append((b"content-range", b"bytes */%d" % part.size))
+            return answer
+        body = stored.body[part.first : part.last + 1]
+        headers = [*headers, (b"content-range", part.content_range), (b"content-length", b"%d" % len(body))]
+        return Answer(206, headers, body)
+
+    def _broken(self, exchange: Exchange, error: UpstreamError, *, forward: str, collapsed: bool = False) -> Answer:
+        exchange.outcome = Outcome(Result.ERROR, forward=forward, collapsed=collapsed, detail=error.kind)
+        answer = self._problem(exchange, error.status, f"{error.title} ({error.upstream}).", title=error.title)
+        if error.status == 503:
+            answer.headers.append((b"retry-after", b"%d" % max(1, round(self._retry_after))))
+        return answer
+
+    def _problem(self, exchange: Exchange, status: int, detail: str, *, title: str | None = None) -> Answer:
+        body = problem_body(status, detail, exchange.request_id, title)
+        headers = [
+            (b"content-type", PROBLEM_MEDIA_TYPE),
+            (b"content-length", b"%d" % len(body)),
+            (b"cache-control", b"no-store"),
+            (b"date", http_date(time.time())),
+        ]
+        return Answer(status, headers, b"" if exchange.method == "HEAD" else body)
+
+    # --- small things --------------------------------------------------------------------------------------
+
+    def _flight_key(self, ask: Ask) -> str:
+        index = self.memory.index(ask.plan.primary)
+        return variant_key(ask.plan.base, index.names[0], ask.headers) if index and index.names else ask.plan.base
+
+    def _serves(self, ask: Ask, stored: Stored) -> bool:
+        """Whether a response fetched for another request may answer this one: same variant, and reusable."""
+        if stored.key != variant_key(ask.plan.base, stored.vary, ask.headers):
+            return False
+        decision = policy.decide(stored, ask.facts, ask.route.rules, self.clock.now())
+        if isinstance(decision, policy.Hit | policy.Stale):
+            return True
+        # Asked for validation: this was fetched while it waited.
+        return isinstance(decision, policy.Revalidate) and ask.facts.no_cache and not stored.life.no_cache
+
+    def _usable_on_error(self, ask: Ask, stale: Stored) -> bool:
+        return policy.usable_on_error(stale, ask.facts, ask.route.rules, self.clock.now())
+
+    def _rest(self, ask: Ask) -> None:
+        self._resting.put(ask.plan.base, self.clock.now() + self._retry_after)
+
+    def _is_resting(self, ask: Ask) -> bool:
+        return self._resting.active(ask.plan.base, self.clock.now())
+
+    def _miss_reason(self, ask: Ask) -> str:
+        index = self.memory.index(ask.plan.primary)
+        return "vary-miss" if index is not None and index.names and index.names[0] else "miss"
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "a task of the cache engine failed", "exception": error, "task": task}
+            )
+
+    async def settle(self) -> None:
+        """Wait until nothing is under way behind: refreshes, writes to the shared tier."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def aclose(self, *, grace: float = 5.0) -> None:
+        """Let what is under way end within `grace` seconds, cancel the rest."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=grace)
+        for task in set(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+
+def index_name(primary: str) -> str:
+    return "i:" + digest(primary)
+
+
+def entry_name(key: str) -> str:
+    return "e:" + digest(key)
+
+
+def _newest(candidates: Iterable[Stored | None]) -> Stored | None:
+    return max((stored for stored in candidates if stored is not None), key=lambda s: s.born, default=None)
+
+
+def _with_length(headers: list[tuple[bytes, bytes]], length: int) -> list[tuple[bytes, bytes]]:
+    return [*without(headers, b"content-length"), (b"content-length", b"%d" % length)]
+
+
+def _age_of(received: policy.Received) -> list[tuple[bytes, bytes]]:
+    return [pair for pair in received.headers if pair[0] == b"age"]
+
+
+async def stream_of(body: bytes | ResponseBody) -> AsyncIterator[bytes]:
+    """The pieces of an answer's body."""
+    if isinstance(body, bytes):
+        yield body
+        return
+    async for chunk in body.chunks():
+        yield chunk

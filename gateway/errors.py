@@ -1,0 +1,124 @@
+"""What can go wrong, whose fault it is, and what the client is told.
+
+Pure: no I/O. The tree:
+
+    GatewayError
+    ├── ConfigError              the operator's: a setting is wrong (the start or a reload is refused)
+    ├── RequestRefused           the client's: an ambiguous or malformed request target or Host (400)
+    └── UpstreamError            the upstream's
+        ├── UpstreamUnreachable  no connection, or it broke before the response was whole (502)
+        ├── UpstreamMalformed    it answered something that is not HTTP, or not what was asked (502)
+        ├── UpstreamBusy         every connection to it is taken and the queue is full (503)
+        └── UpstreamTimeout      a deadline passed (504)
+
+Every answer made here is Problem Details (RFC 9457). The `type` is a stable relative URI; no answer
+carries an address, a path of this machine or a stack trace.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+
+class GatewayError(Exception):
+    """The root of every error this package raises on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigProblem:
+    """One wrong setting: where it stands, what is wrong, and what would be right."""
+
+    source: str
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.source}: " if self.source else ""
+        return f"{place}{self.key}: {self.message}" if self.key else f"{place}{self.message}"
+
+
+class ConfigError(GatewayError):
+    """The configuration is refused; `problems` lists all that is wrong with it, not just the first."""
+
+    def __init__(self, problems: list[ConfigProblem]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class RequestRefused(GatewayError):
+    """The request is answered with `status` (400 unless said otherwise) and goes no further."""
+
+    def __init__(self, detail: str, status: int = 400) -> None:
+        self.detail = detail
+        self.status = status
+        super().__init__(detail)
+
+
+class UpstreamError(GatewayError):
+    """An upstream failed. `status` is what the client is told, `kind` the label of the metric."""
+
+    status = 502
+    kind = "error"
+    title = "The upstream service failed"
+
+    def __init__(self, upstream: str, reason: str) -> None:
+        self.upstream = upstream
+        self.reason = reason
+        super().__init__(f"{upstream}: {reason}")
+
+
+class UpstreamUnreachable(UpstreamError):
+    kind = "unreachable"
+    title = "The upstream service cannot be reached"
+
+
+class UpstreamMalformed(UpstreamError):
+    kind = "malformed"
+    title = "The upstream service sent an invalid response"
+
+
+class UpstreamBusy(UpstreamError):
+    status = 503
+    kind = "busy"
+    title = "The upstream service is busy"
+
+
+class UpstreamTimeout(UpstreamError):
+    status = 504
+    kind = "timeout"
+    title = "The upstream service did not answer in time"
+
+
+PROBLEM_MEDIA_TYPE = b"application/problem+json"
+
+
+def problem_type(status: int) -> str:
+    """The stable `type` of a problem: `/problems/` and the status phrase, in kebab case."""
+    return "/problems/" + _phrase(status).lower().replace(" ", "-").replace("'", "")
+
+
+def problem_document(status: int, detail: Any, request_id: str, title: str | None = None) -> dict[str, Any]:
+    """The members of an `application/problem+json` answer (RFC 9457 §3)."""
+    document = {
+        "type": problem_type(status),
+        "title": title or _phrase(status),
+        "status": status,
+        "detail": detail,
+    }
+    return document | {"request_id": request_id} if request_id else document
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return f"Status {status}"
+
+
+def problem_body(status: int, detail: str, request_id: str, title: str | None = None) -> bytes:
+    """`problem_document` as JSON."""
+    document = problem_document(status, detail, request_id, title)
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()

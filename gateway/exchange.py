@@ -1,0 +1,45 @@
+"""One request on its way through the gateway: what the layers tell each other about it. Pure.
+
+The outermost layer makes it and puts it in the scope; the engine sets its outcome; headers, metrics and log are
+made of it at the end, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .headers import Headers
+from .outcome import LOCAL, Outcome
+from .targets import Target
+
+SCOPE_KEY = "gateway.exchange"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """`began` is on the performance counter. `spent` holds seconds by what they were spent on."""
+
+    request_id: str
+    began: float
+    method: str
+    client: str
+    scheme: str
+    host: str = ""
+    target: Target | None = None
+    headers: Headers = ()
+    outcome: Outcome = LOCAL
+    route: str = ""
+    spent: dict[str, float] = field(default_factory=dict)
+    forwarded_for: str = ""
+    scope: dict[str, Any] = field(default_factory=dict, repr=False)
+    """The request's scope as the routes first saw it, from which a refresh behind replays it."""
+
+    def spend(self, what: str, seconds: float) -> None:
+        self.spent[what] = self.spent.get(what, 0.0) + seconds
+
+
+def exchange_of(scope: MutableMapping[str, Any]) -> Exchange | None:
+    exchange = scope.get(SCOPE_KEY)
+    return exchange if isinstance(exchange, Exchange) else None

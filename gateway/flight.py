@@ -1,0 +1,118 @@
+"""Collapsing: one fetch a key at a time, whose result all who wait for it are told at once.
+
+A flight belongs to nobody: whoever hangs up leaves it, and it goes on for the others. What it came to is a value;
+what that means for each who waited, the engine decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from .headers import Headers
+from .record import Stored
+from .upstreams import Fetched
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """The response can be reused. `status` is what the upstream answered (304 where it confirmed)."""
+
+    stored: Stored
+    status: int
+    kept: bool
+    """Whether it was stored; not where it was invalidated while it was fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The upstream failed: with an answer that all may share, or with none."""
+
+    status: int
+    headers: Headers = ()
+    body: bytes = b""
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """The response is for the one whose request was sent; its body is still to be read."""
+
+    fetched: Fetched
+    reason: str
+
+
+Landing = Landed | Failed | Alone
+
+
+class Flight:
+    """One fetch under way. `void` is set where what it fetches was invalidated meanwhile."""
+
+    __slots__ = ("abandoned", "key", "landing", "primary", "void", "waiting")
+
+    def __init__(self, key: str, primary: str) -> None:
+        self.key = key
+        self.primary = primary
+        self.landing: asyncio.Future[Landing] = asyncio.get_running_loop().create_future()
+        self.waiting = 0
+        self.abandoned = False
+        self.void = False
+
+    def __repr__(self) -> str:
+        state = "landed" if self.landing.done() else "under way"
+        return f"<Flight {self.key!r} {state} waiting={self.waiting}>"
+
+    async def wait(self, *, leading: bool) -> Landing:
+        """What the flight came to. Cancelling this wait leaves the flight to the others."""
+        self.waiting += 1
+        try:
+            return await asyncio.shield(self.landing)
+        except asyncio.CancelledError:
+            if leading:
+                await self._leave()
+            raise
+        finally:
+            self.waiting -= 1
+
+    async def _leave(self) -> None:
+        self.abandoned = True
+        if self.landing.done() and not self.landing.cancelled():
+            landing = self.landing.result()
+            if isinstance(landing, Alone):
+                await landing.fetched.body.aclose()
+
+    async def land(self, landing: Landing) -> None:
+        """Tell all. A response for its client alone ends where that client has left."""
+        self.landing.set_result(landing)
+        if self.abandoned and isinstance(landing, Alone):
+            await landing.fetched.body.aclose()
+
+
+class Marks:
+    """Keys with something to remember for a while, such as *uncacheable*; at most `limit`, the oldest go first."""
+
+    def __init__(self, limit: int = 10_000) -> None:
+        self._until: OrderedDict[str, float] = OrderedDict()
+        self._limit = limit
+
+    def __len__(self) -> int:
+        return len(self._until)
+
+    def put(self, key: str, until: float) -> None:
+        self._until[key] = until
+        self._until.move_to_end(key)
+        if len(self._until) > self._limit:
+            self._until.popitem(last=False)
+
+    def active(self, key: str, now: float) -> bool:
+        until = self._until.get(key)
+        if until is None:
+            return False
+        if now < until:
+            return True
+        del self._until[key]
+        return False
+
+    def discard(self, key: str) -> None:
+        self._until.pop(key, None)

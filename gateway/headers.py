@@ -1,0 +1,284 @@
+"""Header fields: what they mean to a cache, and which of them travel.
+
+Pure. Fields are pairs of bytes in their order on the wire, names in lower case, as ASGI hands them over.
+Nothing here raises on malformed input: a field that cannot be understood has no effect, or the effect that
+is safe for a cache (a freshness lifetime that cannot be read is zero, RFC 9111 §4.2.1).
+"""
+
+from __future__ import annotations
+
+import re
+from calendar import timegm
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from email.utils import formatdate
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+# RFC 9111 §1.2.2: a value too large to represent is treated as 2^31.
+MAX_DELTA = 2**31
+
+HOP_BY_HOP = frozenset(
+    # RFC 9110 §7.6.1, and the fields it names from older practice.
+    (b"connection", b"proxy-connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade")
+) | frozenset((b"proxy-authenticate", b"proxy-authorization", b"proxy-authentication-info"))
+
+# Fields that change what an upstream does without being in any cache key: known ways to poison a cache
+# (Kettle, "Practical Web Cache Poisoning", 2018), and those by which a proxy speaks of the client.
+UNKEYED_DANGERS = frozenset(
+    (
+        b"forwarded",
+        b"x-original-url",
+        b"x-rewrite-url",
+        b"x-original-host",
+        b"x-http-method",
+        b"x-http-method-override",
+        b"x-method-override",
+        b"x-host",
+        b"x-real-ip",
+        b"x-client-ip",
+        b"x-cluster-client-ip",
+        b"true-client-ip",
+        b"cf-connecting-ip",
+        b"fastly-client-ip",
+        b"x-scheme",
+        b"x-url-scheme",
+        b"x-wap-profile",
+        b"x-envoy-original-path",
+        b"x-accel-redirect",
+        b"front-end-https",
+    )
+)
+
+
+def values(headers: Headers, name: bytes) -> list[bytes]:
+    """Every field line of `name`, in order."""
+    return [value for key, value in headers if key == name]
+
+
+def combined(headers: Headers, name: bytes) -> str | None:
+    """The field's lines joined by a comma (RFC 9110 §5.3); None where it is absent."""
+    lines = values(headers, name)
+    return b", ".join(lines).decode("latin-1") if lines else None
+
+
+def first(headers: Headers, name: bytes) -> str | None:
+    """The first field line of `name`; None where it is absent."""
+    for key, value in headers:
+        if key == name:
+            return value.decode("latin-1")
+    return None
+
+
+def has(headers: Headers, name: bytes) -> bool:
+    return any(key == name for key, _ in headers)
+
+
+def without(headers: Headers, *names: bytes) -> list[tuple[bytes, bytes]]:
+    return [pair for pair in headers if pair[0] not in names]
+
+
+def split_list(text: str) -> list[str]:
+    """The elements of a comma-separated list, commas within quoted strings respected (RFC 9110 §5.6.1)."""
+    if '"' not in text:
+        return [item for part in text.split(",") if (item := part.strip(" \t"))]
+    items, start, quoted, escaped = [], 0, False, False
+    for index, char in enumerate(text):
+        if escaped:
+            escaped = False
+        elif quoted and char == "\\":
+            escaped = True
+        elif char == '"':
+            quoted = not quoted
+        elif char == "," and not quoted:
+            items.append(text[start:index])
+            start = index + 1
+    items.append(text[start:])
+    return [item for part in items if (item := part.strip(" \t"))]
+
+
+def unquote(text: str) -> str:
+    """The content of a quoted string, or the text itself where it isn't one (RFC 9110 §5.6.4)."""
+    if len(text) >= 2 and text[0] == '"' and text[-1] == '"':
+        return re.sub(r"\\(.)", r"\1", text[1:-1])
+    return text
+
+
+def connection_named(headers: Headers) -> frozenset[bytes]:
+    """The field names that `Connection` lists: they end at this hop (RFC 9110 §7.6.1)."""
+    named = combined(headers, b"connection")
+    return frozenset(item.lower().encode("latin-1") for item in split_list(named)) if named else frozenset()
+
+
+def end_to_end(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The fields that travel on: neither hop-by-hop nor named by `Connection`."""
+    named = connection_named(headers)
+    return [pair for pair in headers if pair[0] not in HOP_BY_HOP and pair[0] not in named]
+
+
+def is_dangerous(name: bytes) -> bool:
+    """Whether a request field may change an upstream's answer behind a key's back.
+
+    Names with an underscore are among them: CGI and WSGI turn `-` into `_`, so `X_User` shadows `X-User`.
+    """
+    return name in UNKEYED_DANGERS or name.startswith(b"x-forwarded") or b"_" in name
+
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+
+@dataclass(frozen=True, slots=True)
+class CacheControl:
+    """A parsed `Cache-Control` (RFC 9111 §5.2), or another field of its syntax (RFC 9213 §2.1).
+
+    `directives` maps a name in lower case to its argument, unquoted, or to None. Of a directive that stands
+    more than once the first counts (§4.2.1), but where the arguments of a lifetime differ, the shortest does:
+    both are allowed, and the shorter can't make a stale answer fresh.
+    """
+
+    directives: dict[str, str | None] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, lines: Iterable[str]) -> CacheControl:
+        directives: dict[str, str | None] = {}
+        for item in split_list(", ".join(lines)):
+            name, equals, argument = item.partition("=")
+            name = name.strip(" \t").lower()
+            if not _TOKEN.fullmatch(name):
+                continue
+            value = unquote(argument.strip(" \t")) if equals else None
+            if name not in directives or (
+                name in ("max-age", "s-maxage") and delta_seconds(value) < delta_seconds(directives[name])
+            ):
+                directives[name] = value
+            elif name in ("no-cache", "private") and value is None:
+                directives[name] = None
+        return cls(directives)
+
+    @classmethod
+    def of(cls, headers: Headers, name: bytes = b"cache-control") -> CacheControl:
+        lines = values(headers, name)
+        return cls.parse(line.decode("latin-1") for line in lines) if lines else NO_DIRECTIVES
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.directives
+
+    def __bool__(self) -> bool:
+        return bool(self.directives)
+
+    def seconds(self, name: str) -> int | None:
+        """The directive's delta-seconds; None where it is absent, 0 where it cannot be read."""
+        return delta_seconds(self.directives[name]) if name in self.directives else None
+
+    def unqualified(self, name: str) -> bool:
+        """Whether `no-cache` or `private` stands without a list of field names."""
+        return name in self.directives and not self.directives[name]
+
+    def fields(self, name: str) -> frozenset[bytes]:
+        """The field names that `no-cache="…"` or `private="…"` lists, in lower case."""
+        argument = self.directives.get(name)
+        return frozenset(item.lower().encode("latin-1") for item in split_list(argument or ""))
+
+    def render(self) -> str:
+        """The field's value; parsing it gives an equal CacheControl."""
+        return ", ".join(
+            name if value is None else f"{name}={_quoted(value)}" for name, value in self.directives.items()
+        )
+
+
+NO_DIRECTIVES = CacheControl()
+
+
+def _quoted(value: str) -> str:
+    if _TOKEN.fullmatch(value):
+        return value
+    escaped = re.sub(r'(["\\])', r"\\\1", value)
+    return f'"{escaped}"'
+
+
+_DIGITS = re.compile(r"[0-9]+")
+
+
+def delta_seconds(text: str | None) -> int:
+    """Delta-seconds (RFC 9111 §1.2.2), at most 2^31; 0 for what isn't one, which makes a response stale."""
+    if text is None or not _DIGITS.fullmatch(text):
+        return 0
+    return min(int(text), MAX_DELTA) if len(text) <= 10 else MAX_DELTA
+
+
+def parse_age(headers: Headers) -> int:
+    """The `Age` an upstream sent: its first value, 0 where it can't be read (RFC 9111 §5.1)."""
+    text = combined(headers, b"age")
+    return delta_seconds(split_list(text)[0]) if text and split_list(text) else 0
+
+
+_MONTHS = {
+    name: index
+    for index, name in enumerate(
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"], start=1
+    )
+}
+_MONTH = "(?P<month>" + "|".join(_MONTHS) + ")"
+_CLOCK = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
+_DATE_FORMS = (
+    re.compile(rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_CLOCK} GMT"),
+    re.compile(rf"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day, (?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_CLOCK} GMT"),
+    re.compile(rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) {_MONTH} (?P<day>[0-9 ][0-9]) {_CLOCK} (?P<year>[0-9]{{4}})"),
+)  # fmt: skip
+
+
+def parse_date(text: str | None, now: float) -> float | None:
+    """An HTTP date as seconds since 1970, in any of the three forms of RFC 9110 §5.6.7; None for others.
+
+    `now` settles the century of the two-digit form: a date over fifty years ahead is in the past.
+    """
+    match = next((m for form in _DATE_FORMS if (m := form.fullmatch(text))), None) if text else None
+    if match is None:
+        return None
+    year, day = int(match["year"]), int(match["day"])
+    hour, minute, second = int(match["hour"]), int(match["minute"]), int(match["second"])
+    if not (1 <= day <= 31 and hour < 24 and minute < 60 and second <= 60):
+        return None
+    if len(match["year"]) == 2:
+        this_year = int(formatdate(now, usegmt=True)[12:16])
+        year += this_year - this_year % 100
+        if year > this_year + 50:
+            year -= 100
+    return float(timegm((year, _MONTHS[match["month"]], day, hour, minute, second, 0, 0, 0)))
+
+
+def http_date(seconds: float) -> bytes:
+    """The preferred form of an HTTP date, as in `Date` (RFC 9110 §5.6.7)."""
+    return formatdate(seconds, usegmt=True).encode("ascii")
+
+
+def opaque_tag(tag: str) -> str:
+    """An entity tag without its weakness mark, for the weak comparison of RFC 9110 §8.8.3.2."""
+    return tag[2:] if tag.startswith("W/") else tag
+
+
+def is_strong(tag: str) -> bool:
+    return not tag.startswith("W/")
+
+
+def vary_names(headers: Headers) -> tuple[str, ...] | None:
+    """The field names that `Vary` lists, sorted, in lower case; None where it holds `*` (RFC 9110 §12.5.5)."""
+    text = combined(headers, b"vary")
+    if text is None:
+        return ()
+    names = {item.lower() for item in split_list(text)}
+    return None if "*" in names else tuple(sorted(names))
+
+
+_CASELESS = frozenset(("accept-encoding", "accept-language", "accept-charset"))
+
+
+def vary_value(headers: Headers, name: str) -> str | None:
+    """A request field as `Vary` compares it: lines combined, space about commas gone (RFC 9111 §4.1)."""
+    text = combined(headers, name.encode("latin-1"))
+    if text is None:
+        return None
+    items = split_list(text)
+    if name in _CASELESS:
+        items = [re.sub(r"\s*([;=])\s*", r"\1", item.lower()) for item in items]
+    return ",".join(items)

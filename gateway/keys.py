@@ -1,0 +1,149 @@
+"""Cache keys, and what of a request may reach the upstream: one decision, made once.
+
+Pure. The rule that holds everything together: *who decides the life must know the inputs*. On a route with a
+duration the gateway decides, so whatever the upstream can see is in the key: the target, the listed headers
+(in the very form they are forwarded), the credentials where the route says so. On a route with `ttl: origin` the
+upstream decides by its `Cache-Control` and `Vary`; it sees every end-to-end header but the dangerous ones.
+
+A key is text, one component a line. No component can contain a line feed: targets are normalised, header
+values come from a parser that refuses it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from .headers import (
+    Headers,
+    combined,
+    end_to_end,
+    has,
+    is_dangerous,
+    vary_value,
+)
+
+# A request's own conditions are the cache's to answer; what goes upstream are our validators.
+_CONDITIONS = frozenset((b"if-none-match", b"if-modified-since", b"range", b"if-range"))
+_NEVER_FORWARDED = frozenset((b"host", b"content-length", b"expect", b"x-request-id", b"via"))
+
+
+@dataclass(frozen=True, slots=True)
+class Keying:
+    """Which inputs of a request count on a route.
+
+    `vary` is None on a route with `ttl: origin`. `authorization` is `pass` (with a duration: by the cache;
+    with `origin`: as RFC 9111 §3.5 says), `ignore` or `key`. `cookies` is None (by the cache), an empty tuple
+    (ignored) or the names that count.
+    """
+
+    vary: tuple[str, ...] | None
+    authorization: str = "pass"
+    cookies: tuple[str, ...] | None = None
+    constants: tuple[tuple[bytes, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one request asks of the cache.
+
+    `primary` names all the stored responses of a target; `base` those of them that the inputs which count on this
+    route select, before an upstream's `Vary`. `bypass` says why the cache is passed by; None where it isn't.
+    `forward` holds the request fields of a fetch that may be stored.
+    """
+
+    primary: str
+    base: str
+    forward: tuple[tuple[bytes, bytes], ...]
+    bypass: str | None = None
+
+
+def plan(keying: Keying, origin: str, target: str, headers: Headers, *, has_body: bool = False) -> Plan:
+    """The plan for a GET or HEAD of `target` at `origin` (an upstream's or a handler's name)."""
+    primary = primary_key(origin, target)
+    bypass = _bypass(keying, headers, has_body=has_body)
+    if bypass:
+        return Plan(primary, primary, (), bypass)
+    identity = [*_authorization(keying, headers), *_cookies(keying, headers)]
+    if keying.vary is None:
+        seen = [pair for pair in _visible(headers) if pair[0] not in (b"authorization", b"cookie")]
+        if keying.authorization == "pass" and has(headers, b"authorization"):
+            seen += [pair for pair in headers if pair[0] == b"authorization"]
+        return Plan(primary, _with_identity(primary, identity), (*seen, *identity, *keying.constants))
+    listed = [
+        (name.encode("latin-1"), value.encode("latin-1"))
+        for name in keying.vary
+        if (value := vary_value(headers, name)) is not None
+    ]
+    counted = [*listed, *identity]
+    return Plan(primary, _with_identity(primary, counted), (*counted, *keying.constants))
+
+
+def primary_key(origin: str, target: str) -> str:
+    return f"{origin}\n{target}"
+
+
+def _with_identity(primary: str, fields: list[tuple[bytes, bytes]]) -> str:
+    lines = [f"{name.decode('latin-1')}:{value.decode('latin-1')}" for name, value in fields]
+    return "\n".join((primary, *lines))
+
+
+def _bypass(keying: Keying, headers: Headers, *, has_body: bool) -> str | None:
+    if has_body:
+        return "body"
+    if keying.vary is not None and keying.authorization == "pass" and has(headers, b"authorization"):
+        return "authorization"
+    if keying.cookies is None and has(headers, b"cookie"):
+        return "cookie"
+    if has(headers, b"if-match") or has(headers, b"if-unmodified-since"):
+        return "precondition"
+    return None
+
+
+def _authorization(keying: Keying, headers: Headers) -> list[tuple[bytes, bytes]]:
+    if keying.authorization != "key":
+        return []
+    value = combined(headers, b"authorization")
+    return [(b"authorization", value.encode("latin-1"))] if value is not None else []
+
+
+def _cookies(keying: Keying, headers: Headers) -> list[tuple[bytes, bytes]]:
+    if not keying.cookies:
+        return []
+    jar: dict[str, str] = {}
+    for line in (value for name, value in headers if name == b"cookie"):
+        for crumb in line.decode("latin-1").split(";"):
+            name, equals, value = crumb.strip().partition("=")
+            if equals and name in keying.cookies:
+                jar.setdefault(name, value)
+    text = "; ".join(f"{name}={jar[name]}" for name in sorted(jar))
+    return [(b"cookie", text.encode("latin-1"))] if jar else []
+
+
+def _visible(headers: Headers) -> list[tuple[bytes, bytes]]:
+    return [
+        pair
+        for pair in end_to_end(headers)
+        if pair[0] not in _NEVER_FORWARDED and pair[0] not in _CONDITIONS and not is_dangerous(pair[0])
+    ]
+
+
+def passed_through(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The request fields that travel on with a request that passes by the cache, its conditions included."""
+    return [pair for pair in end_to_end(headers) if pair[0] not in _NEVER_FORWARDED and not is_dangerous(pair[0])]
+
+
+def variant_key(base: str, names: tuple[str, ...], headers: Headers) -> str:
+    """The key of the variant that a request with `headers` selects, by the fields `names` (RFC 9111 §4.1)."""
+    if not names:
+        return base
+    lines = []
+    for name in names:
+        value = vary_value(headers, name)
+        lines.append(f"vary {name}" if value is None else f"vary {name}:{value}")
+    return "\n".join((base, *lines))
+
+
+def digest(key: str) -> str:
+    """A key's short name in Redis: 128 bits of BLAKE2b, which no client can make collide."""
+    return blake2b(key.encode("latin-1", "backslashreplace"), digest_size=16).hexdigest()

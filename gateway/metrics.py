@@ -1,0 +1,114 @@
+"""What is counted, for Prometheus. The names are fixed here and documented in docs/operations.md.
+
+Labels take their values from the configuration and from closed sets, never from what a client sent, so their number
+is bounded. Children with labels are bound once and kept: looking one up costs as much as counting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from .engine import Engine
+from .outcome import Outcome
+from .shared import SharedStatistics
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """The counters of one gateway, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "gateway_requests", "Requests answered.", ("route", "outcome", "status"), registry=self.registry
+        )
+        self._seconds = Histogram(
+            "gateway_request_seconds",
+            "Time from the request's arrival to the end of its answer.",
+            ("outcome",),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._upstream = Counter(
+            "gateway_upstream_requests",
+            "Requests sent to upstreams, by what came of them: a status class or a kind of failure.",
+            ("upstream", "result"),
+            registry=self.registry,
+        )
+        self._upstream_seconds = Histogram(
+            "gateway_upstream_seconds",
+            "Time until an upstream's response head came.",
+            ("upstream",),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._refused = Counter(
+            "gateway_refused_requests", "Requests refused before any route saw them.", registry=self.registry
+        )
+        self._count_request = lru_cache(maxsize=4096)(self._requests.labels)
+        self._observe_seconds = lru_cache(maxsize=64)(self._seconds.labels)
+        self._count_upstream = lru_cache(maxsize=4096)(self._upstream.labels)
+        self._observe_upstream = lru_cache(maxsize=1024)(self._upstream_seconds.labels)
+
+    def watch(self, engine: Engine) -> None:
+        """Show an engine's own figures, read when they are asked for."""
+        self.registry.register(_EngineCollector(engine))
+
+    def request(self, route: str, outcome: Outcome, status: int, seconds: float) -> None:
+        self._count_request(route, outcome.result.value, f"{status // 100}xx").inc()
+        self._observe_seconds(outcome.result.value).observe(seconds)
+
+    def upstream(self, name: str, result: str, seconds: float) -> None:
+        self._count_upstream(name, result).inc()
+        self._observe_upstream(name).observe(seconds)
+
+    def refused(self) -> None:
+        self._refused.inc()
+
+    def render(self) -> bytes:
+        """All of it, in Prometheus's text format."""
+        return generate_latest(self.registry)
+
+
+class _EngineCollector(Collector):
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterable[Metric]:
+        engine = self._engine
+        memory = engine.memory.statistics
+        yield _gauge("gateway_memory_bytes", "Bytes of the cache in the process.", memory.bytes)
+        yield _gauge("gateway_memory_limit_bytes", "What it may take.", engine.memory.capacity)
+        yield _gauge("gateway_memory_entries", "Responses stored in the process.", memory.entries)
+        yield _counter("gateway_memory_evictions", "Responses evicted from it.", memory.evictions)
+        yield _counter("gateway_collapsed", "Requests answered by a fetch made for another.", engine.collapsed)
+        yield _counter("gateway_refreshes", "Refreshes behind a stale answer.", engine.refreshes)
+        yield _counter("gateway_unreadable_records", "Records in Redis that could not be read.", engine.unreadable)
+        yield _gauge("gateway_flights", "Fetches under way that others may wait for.", len(engine.flights))
+        shared = getattr(engine.shared, "statistics", SharedStatistics())
+        yield _gauge(
+            "gateway_redis_available",
+            "1 while Redis is used, 0 while it is left alone.",
+            engine.shared.available,
+        )
+        yield _counter("gateway_redis_reads", "Keys read from Redis.", shared.reads)
+        yield _counter("gateway_redis_writes", "Keys written to Redis.", shared.writes)
+        yield _counter("gateway_redis_batches", "Round trips to Redis.", shared.batches)
+        yield _counter("gateway_redis_failures", "Round trips that failed or took too long.", shared.failures)
+        yield _counter("gateway_redis_dropped_writes", "Writes given up, Redis being away or too slow.", shared.dropped)
+        yield _counter("gateway_redis_seconds", "Time spent in round trips to Redis.", shared.seconds)
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value=float(value))
+
+
+def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(name, text, value=float(value))

@@ -1,0 +1,241 @@
+"""The layers around the routes, in plain ASGI: timing, CORS, the rule for targets.
+
+Their order is fixed in `app`: timing ─► CORS ─► target ─► FastAPI's own error handling and routes. CORS stands outside
+of the error handling, so that errors carry its headers too. What can be computed is computed in `__init__`; what
+belongs to one request lives in its Exchange.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from uuid import uuid4
+
+from starlette.datastructures import Headers as StarletteHeaders
+from starlette.datastructures import MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .access_log import AccessLog, silent
+from .config import CorsConfig
+from .errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_body
+from .exchange import SCOPE_KEY, Exchange, exchange_of
+from .headers import Headers, combined, first, http_date, split_list, values
+from .metrics import Metrics
+from .outcome import LOCAL, cache_status
+from .targets import Target, check_host, normalise, split_raw_target
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
+RAW_TARGET_KEY = "gateway.raw_target"
+"""Where the protocol class leaves the request line's target as it came; ASGI alone drops an absolute form's host."""
+
+
+class Timing:
+    """The outermost layer: makes the Exchange, and tells at the end what became of it.
+
+    Adds `X-Request-ID` (kept where the client's is sane), `X-Process-Time` (seconds until the head of the answer),
+    `Server-Timing`, `Cache-Status` and, where it is missing, `Date`; counts and logs the request.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, log: AccessLog = silent, trusted: Trusted | None = None
+    ) -> None:
+        self.app = app
+        self._metrics = metrics
+        self._log = log
+        self._trusted = trusted or Trusted([])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = _exchange(scope, self._trusted)
+        scope[SCOPE_KEY] = exchange
+        status, size = 500, 0
+
+        async def send_told(message: Message) -> None:
+            nonlocal status, size
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = _told(exchange, message.get("headers", ()))
+            elif message["type"] == "http.response.body":
+                size += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_told)
+        finally:
+            seconds = time.perf_counter() - exchange.began
+            self._metrics.request(exchange.route, exchange.outcome, status, seconds)
+            self._log(exchange, status, size, seconds)
+
+
+def _exchange(scope: Scope, trusted: Trusted) -> Exchange:
+    headers = scope["headers"]
+    given = values(headers, b"x-request-id")
+    kept = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
+    peer = scope["client"][0] if scope.get("client") else ""
+    return Exchange(
+        request_id=given[0].decode("ascii") if kept else uuid4().hex,
+        began=time.perf_counter(),
+        method=scope["method"],
+        client=trusted.client(peer, headers),
+        scheme=trusted.scheme(peer, headers, scope.get("scheme", "http")),
+        forwarded_for=trusted.chain(peer, headers),
+        headers=headers,
+    )
+
+
+def _told(exchange: Exchange, headers: Headers) -> list[tuple[bytes, bytes]]:
+    elapsed = time.perf_counter() - exchange.began
+    told = [*headers]
+    if not any(name == b"date" for name, _ in told):
+        told.append((b"date", http_date(time.time())))
+    told.append((b"x-request-id", exchange.request_id.encode("ascii")))
+    told.append((b"x-process-time", b"%.6f" % elapsed))
+    told.append((b"server-timing", server_timing(exchange, elapsed)))
+    if exchange.outcome is not LOCAL:
+        told.append((b"cache-status", cache_status(exchange.outcome)))
+    return told
+
+
+def server_timing(exchange: Exchange, total: float) -> bytes:
+    """`Server-Timing`, in milliseconds: the cache and what came of it, the upstream, the total."""
+    spent = exchange.spent
+    cache = f"cache;desc={exchange.outcome.result.value}"
+    if "cache" in spent:
+        cache += f";dur={spent['cache'] * 1000:.3f}"
+    parts = [cache] if exchange.outcome is not LOCAL else []
+    parts += [f"{name};dur={seconds * 1000:.3f}" for name, seconds in spent.items() if name != "cache"]
+    parts.append(f"total;dur={total * 1000:.3f}")
+    return ", ".join(parts).encode("ascii")
+
+
+class Trusted:
+    """The proxies whose word about the client is believed."""
+
+    def __init__(self, networks: list[str]) -> None:
+        self._networks: list[IPv4Network | IPv6Network] = [ip_network(network) for network in networks]
+
+    def __contains__(self, peer: str) -> bool:
+        if not self._networks:
+            return False
+        try:
+            address = ip_address(peer)
+        except ValueError:
+            return False
+        return any(address in network for network in self._networks)
+
+    def chain(self, peer: str, headers: Headers) -> str:
+        """`X-Forwarded-For` for the upstream: what a trusted proxy said, and the peer itself."""
+        said = combined(headers, b"x-forwarded-for") if peer in self else None
+        return ", ".join([*(split_list(said) if said else []), peer]) if peer else ""
+
+    def client(self, peer: str, headers: Headers) -> str:
+        """The client's address: the peer's, or the last in `X-Forwarded-For` that is not a trusted proxy's."""
+        chain = split_list(self.chain(peer, headers))
+        return next((address for address in reversed(chain) if address not in self), chain[0] if chain else "")
+
+    def scheme(self, peer: str, headers: Headers, scheme: str) -> str:
+        said = first(headers, b"x-forwarded-proto") if peer in self else None
+        return said if said in ("http", "https") else scheme
+
+
+class TargetRule:
+    """Applies the one rule for targets: what passes has its normalised path and query in the scope; the rest is 400."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self.app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = exchange_of(scope)
+        try:
+            target = self._apply(scope, exchange)
+        except RequestRefused as refused:
+            self._metrics.refused()
+            request_id = exchange.request_id if exchange is not None else ""
+            await _send_problem(send, refused.status, refused.detail, request_id, scope["method"])
+            return
+        if exchange is not None:
+            exchange.target = target
+            exchange.scope = dict(scope)
+        await self.app(scope, receive, send)
+
+    def _apply(self, scope: Scope, exchange: Exchange | None) -> Target:
+        if scope["method"] in ("CONNECT", "TRACE"):
+            raise RequestRefused(f"{scope['method']} is not served here.", 405)
+        host = check_host(values(scope["headers"], b"host"), scope.get("http_version", "1.1"))
+        raw_path, query = scope.get("raw_path") or scope["path"].encode(), scope["query_string"]
+        raw = scope.get(RAW_TARGET_KEY)
+        if raw is not None:
+            raw_path, query = split_raw_target(raw, host, scheme=scope.get("scheme", "http"))
+        target = normalise(raw_path, query)
+        if exchange is not None:
+            exchange.host = host
+        scope["path"] = target.decoded
+        scope["raw_path"] = target.path.encode("ascii")
+        scope["query_string"] = target.query_string.encode("ascii")
+        return target
+
+
+async def _send_problem(send: Send, status: int, detail: str, request_id: str, method: str) -> None:
+    body = problem_body(status, detail, request_id)
+    headers = [
+        (b"content-type", PROBLEM_MEDIA_TYPE),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
+
+
+class Cors(CORSMiddleware):
+    """Starlette's CORS, computed for each request and never stored, with what it leaves out:
+
+    - `Vary: Origin` on every answer where origins are listed, whether this request had an Origin or not, so that a
+      cache between us and the client does not give one origin's answer to another;
+    - an upstream's own CORS headers give way to the gateway's.
+    """
+
+    def __init__(self, app: ASGIApp, config: CorsConfig) -> None:
+        super().__init__(
+            app,
+            allow_origins=config.allow_origins,
+            allow_origin_regex=config.allow_origin_regex,
+            allow_methods=config.allow_methods,
+            allow_headers=config.allow_headers,
+            allow_credentials=config.allow_credentials,
+            expose_headers=config.expose_headers,
+            max_age=int(config.max_age.total_seconds()),
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = StarletteHeaders(scope=scope)
+        if scope["method"] == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers:
+            response = self.preflight_response(request_headers=headers)
+            await response(scope, receive, send)
+            return
+
+        async def send_with_cors(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = _without_cors(message.get("headers", ()))
+                if not self.allow_all_origins and "origin" not in headers:
+                    MutableHeaders(scope=message).add_vary_header("Origin")
+            if "origin" in headers:
+                await self.send(message, send, request_headers=headers)
+            else:
+                await send(message)
+
+        await self.app(scope, receive, send_with_cors)
+
+
+def _without_cors(headers: Headers) -> list[tuple[bytes, bytes]]:
+    return [pair for pair in headers if not pair[0].startswith(b"access-control-")]

@@ -1,0 +1,133 @@
+"""Stored responses, and the one format in which they are kept.
+
+Pure. A record is two bytes of magic, one of version, then MessagePack (msgspec): compact, typed, nothing in it
+is ever executed. It carries the key it was stored under, so a reply that belongs to another command, or a
+digest that collides, is found out when it is read. What can't be read is None, which the caller counts.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+MAGIC = b"GW"
+VERSION = 1
+_PREFIX = MAGIC + bytes((VERSION,))
+
+
+class Life(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What the upstream itself said of a response's life, in seconds; read once, when it is stored.
+
+    `lifetime` is what it stated (RFC 9111 §4.2.1), None where it stated nothing; `heuristic` what may be assumed
+    then (§4.2.2). `strict` forbids stale answers (must-revalidate, proxy-revalidate, s-maxage), `no_cache` any
+    answer without validation, `shared` allows reuse for a request with Authorization (§3.5).
+    """
+
+    lifetime: float | None = None
+    heuristic: float = 0.0
+    stale_while_revalidate: float | None = None
+    stale_if_error: float | None = None
+    strict: bool = False
+    no_cache: bool = False
+    shared: bool = False
+
+
+class Stored(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
+    """A stored response.
+
+    `born` is the time, in seconds since 1970 on the gateway's clock, at which it was received (or last
+    validated); `initial_age` its corrected initial age then (RFC 9111 §4.2.3); `started` when its fetch began.
+    `jitter` is a fraction in [0, 1) that shortens a lifetime of ours. `vary` names the request fields that
+    selected it. `stamp` is the purge stream's position before the fetch (empty: none known).
+    """
+
+    key: str
+    primary: str
+    born: float
+    started: float
+    initial_age: float
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+    life: Life
+    jitter: float = 0.0
+    tags: tuple[str, ...] = ()
+    vary: tuple[str, ...] = ()
+    route: str = ""
+    stamp: str = ""
+
+
+class VaryIndex(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
+    """What is known of a primary key: the sets of fields its responses vary on, the newest first, and when it
+    was last invalidated (RFC 9111 §4.4): responses whose fetch began before `since` are void."""
+
+    primary: str
+    names: tuple[tuple[str, ...], ...] = ()
+    since: float = 0.0
+
+
+MAX_VARY_SETS = 8
+
+_stored_encoder = msgspec.msgpack.Encoder()
+_stored_decoder = msgspec.msgpack.Decoder(Stored)
+_index_decoder = msgspec.msgpack.Decoder(VaryIndex)
+
+
+def encode(record: Stored | VaryIndex) -> bytes:
+    return _PREFIX + _stored_encoder.encode(record)
+
+
+def decode_stored(data: bytes, key: str) -> Stored | None:
+    """The response stored under `key`; None where `data` is cut, corrupt, of another version or another key's."""
+    if data[:3] != _PREFIX:
+        return None
+    try:
+        stored = _stored_decoder.decode(memoryview(data)[3:])
+    except (msgspec.DecodeError, ValueError):
+        return None
+    return stored if stored.key == key and _plausible(stored) else None
+
+
+def _plausible(stored: Stored) -> bool:
+    return (
+        100 <= stored.status <= 599
+        and stored.born >= 0
+        and stored.initial_age >= 0
+        and 0 <= stored.jitter < 1
+        and all(b"\r" not in v and b"\n" not in v and b"\0" not in v for _, v in stored.headers)
+    )
+
+
+def decode_index(data: bytes, primary: str) -> VaryIndex | None:
+    """The index of `primary`; None where `data` can't be read or is another key's."""
+    if data[:3] != _PREFIX:
+        return None
+    try:
+        index = _index_decoder.decode(memoryview(data)[3:])
+    except (msgspec.DecodeError, ValueError):
+        return None
+    return index if index.primary == primary else None
+
+
+def with_vary(index: VaryIndex | None, primary: str, names: tuple[str, ...]) -> VaryIndex:
+    """`index` with `names` as its newest set, older ones kept up to eight."""
+    if index is None:
+        return VaryIndex(primary=primary, names=(names,))
+    kept = tuple(known for known in index.names if known != names)[: MAX_VARY_SETS - 1]
+    return VaryIndex(primary=primary, names=(names, *kept), since=index.since)
+
+
+def size_of(stored: Stored) -> int:
+    """The bytes a stored response takes in memory: its parts as CPython 3.11 to 3.14 (64 bit) sizes them.
+
+    Measured against tracemalloc for bodies from 0 B to 1 MiB; the test holds it to within 15 %.
+    """
+    headers = sum(_BYTES + len(name) + _BYTES + len(value) + _PAIR for name, value in stored.headers)
+    texts = _TEXT + len(stored.key) + sum(_TEXT + len(tag) for tag in stored.tags)
+    primary = 0 if stored.primary == stored.key else _TEXT + len(stored.primary)
+    return _ENTRY + headers + texts + primary + _BYTES + len(stored.body)
+
+
+_BYTES = 33 + 7  # an object's header, and half an allocator step
+_TEXT = 49 + 7
+_PAIR = 56 + 8  # a tuple of two and its slot
+_ENTRY = 620  # the two structs, floats, tuples, and the store's own entry

@@ -1,0 +1,364 @@
+"""Declared routes: from the configuration to handlers.
+
+A declared route is a handler that a factory makes. It matches the normalised path, decides once what of the request
+may reach the upstream, and leaves the rest to the engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from . import __version__
+from .client import AnswerResponse, Client
+from .config import DEFAULT_VARY, Config, RouteConfig
+from .engine import Answer, Ask, Engine, Route
+from .errors import RequestRefused, UpstreamError
+from .exchange import Exchange, exchange_of
+from .headers import Headers, first, has, values
+from .keys import Keying, passed_through, plan, primary_key
+from .metrics import Metrics
+from .policy import Rules, facts_of
+from .targets import Target, normalise, normalise_path, select_query
+from .templates import PathTemplate, TargetTemplate, compile_target, render_tag
+from .upstreams import Fetched, Upstream
+
+VIA = (b"via", b"1.1 gateway")
+USER_AGENT = (b"user-agent", f"cached-gateway/{__version__}".encode())
+IDENTITY = (b"accept-encoding", b"identity")
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A route of the configuration, ready to be asked."""
+
+    name: str
+    config: RouteConfig
+    upstream: Upstream
+    engine_route: Route
+    target: TargetTemplate
+    allowed: frozenset[str] | None
+    dropped: tuple[str, ...]
+
+    @property
+    def template(self) -> PathTemplate:
+        return self.config.template
+
+    @cached_property
+    def inside(self) -> PathTemplate:
+        """The template of what the upstream is asked for, to read the upstream's own paths back by."""
+        text = self.target.path
+        for name in self.template.parameters:
+            if f"{{{name}:path}}" in self.template.text:
+                text = text.replace(f"{{{name}}}", f"{{{name}:path}}")
+        return PathTemplate(text)
+
+    def upstream_target(self, path: str, query: Iterable[str]) -> tuple[str, dict[str, str]]:
+        """The normalised target to ask the upstream for, and the path's parameters. Raises RequestRefused."""
+        parameters = self.template.match(path)
+        if parameters is None:
+            raise RequestRefused("The path does not have the form of its route.", 404)
+        upstream_path, fixed = self.target.render(parameters)
+        pairs = (*fixed, *select_query(query, self.allowed, self.dropped))
+        target = Target(normalise_path(upstream_path), tuple(sorted(pairs, key=lambda p: p.partition("=")[0])), "")
+        return str(target), parameters
+
+
+def declare(config: Config, upstreams: Mapping[str, Upstream]) -> list[Declared]:
+    """The declared routes, the more specific first."""
+    constants = public_constants(config)
+    declared = [_declared(name, route, config, upstreams, constants) for name, route in config.routes.items()]
+    return sorted(declared, key=lambda each: each.template.specificity)
+
+
+def _declared(
+    name: str,
+    route: RouteConfig,
+    config: Config,
+    upstreams: Mapping[str, Upstream],
+    constants: tuple[tuple[bytes, bytes], ...],
+) -> Declared:
+    max_body = config.max_body if route.max_body is None else route.max_body
+    return Declared(
+        name=name,
+        config=route,
+        upstream=upstreams[route.upstream],
+        engine_route=Route(name, rules_of(route), keying_of(route, constants), max_body),
+        target=compile_target(route.target_text, route.template.parameters),
+        allowed=frozenset(route.query) if route.query is not None else None,
+        dropped=tuple(config.drop_query if route.drop_query is None else route.drop_query),
+    )
+
+
+def rules_of(route: RouteConfig) -> Rules:
+    """A route's cache rules, in seconds."""
+
+    def seconds(value: Any) -> float | None:
+        return None if value is None else value.total_seconds()
+
+    return Rules(
+        ttl=None if route.ttl == "origin" else route.ttl.total_seconds(),
+        stale_while_revalidate=seconds(route.stale_while_revalidate),
+        stale_if_error=seconds(route.stale_if_error),
+        negative_ttl=route.negative_ttl.total_seconds(),
+        client_ttl=seconds(route.client_ttl),
+        request_directives=route.request_directives == "honour",
+    )
+
+
+def keying_of(route: RouteConfig, constants: tuple[tuple[bytes, bytes], ...]) -> Keying:
+    own = route.ttl != "origin"
+    names = tuple(sorted(set(route.vary if route.vary is not None else DEFAULT_VARY)))
+    cookies: tuple[str, ...] | None = None if route.cookies == "pass" else ()
+    if isinstance(route.cookies, list):
+        cookies = tuple(sorted(set(route.cookies)))
+    return Keying(
+        vary=names if own else None,
+        authorization=route.authorization,
+        cookies=cookies,
+        constants=(*constants, *((USER_AGENT, IDENTITY) if own else ())),
+    )
+
+
+def public_constants(config: Config) -> tuple[tuple[bytes, bytes], ...]:
+    """What every fetch that may be stored tells the upstream of us: nothing of any client."""
+    if config.public_url is None:
+        return (VIA,)
+    public = urlsplit(config.public_url)
+    return (
+        VIA,
+        (b"x-forwarded-host", public.netloc.encode("latin-1")),
+        (b"x-forwarded-proto", public.scheme.encode("latin-1")),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamOrigin:
+    """Where the answers of one request come from: its target at an upstream."""
+
+    upstream: Upstream
+    target: str
+    request_id: str
+    metrics: Metrics
+
+    @property
+    def name(self) -> str:
+        return self.upstream.name
+
+    @property
+    def deadline(self) -> float:
+        return self.upstream.timeout
+
+    async def fetch(self, method: str, headers: Headers) -> Fetched:
+        return await self.send(method, headers, None)
+
+    async def send(self, method: str, headers: Headers, body: Any) -> Fetched:
+        """Ask the upstream, and count what came of it. Raises UpstreamError."""
+        began = time.perf_counter()
+        result = "cancelled"
+        try:
+            fetched = await self.upstream.fetch(
+                method, self.target, [*headers, (b"x-request-id", self.request_id.encode("ascii"))], body
+            )
+            result = f"{fetched.status // 100}xx"
+        except UpstreamError as error:
+            result = error.kind
+            raise
+        finally:
+            self.metrics.upstream(self.upstream.name, result, time.perf_counter() - began)
+        return fetched
+
+
+@dataclass(frozen=True)
+class Handlers:
+    """Makes the handlers of declared routes. `public` finds the primary key of a path on the public side."""
+
+    engine: Engine
+    metrics: Metrics
+    declared: list[Declared] = field(default_factory=list)
+
+    def handler(self, route: Declared) -> Callable[[Request], Awaitable[Response]]:
+        """The handler of a declared route, for every method."""
+
+        async def handle(request: Request) -> Response:
+            exchange = exchange_of(request.scope)
+            assert exchange is not None
+            assert exchange.target is not None
+            exchange.route = route.name
+            client = Client(request.receive)
+            target, parameters = route.upstream_target(local_path(request), exchange.target.query)
+            origin = UpstreamOrigin(route.upstream, target, exchange.request_id, self.metrics)
+            if request.method not in ("GET", "HEAD"):
+                return await self._pass(client, exchange, route, origin, request.method)
+            return await self._read(client, exchange, route, origin, parameters)
+
+        handle.__name__ = route.name
+        handle.__doc__ = route.config.description
+        return handle
+
+    async def _read(
+        self,
+        client: Client,
+        exchange: Exchange,
+        route: Declared,
+        origin: UpstreamOrigin,
+        parameters: dict[str, str],
+    ) -> Response:
+        headers = exchange.headers
+        keying = route.engine_route.keying
+        with_body = has_body(headers)
+        body = client.body() if with_body else None
+
+        async def past() -> Fetched:
+            return await origin.send(exchange.method, forwarded(exchange, headers), body)
+
+        ask = Ask(
+            route=route.engine_route,
+            plan=plan(keying, route.upstream.name, origin.target, headers, has_body=with_body),
+            facts=facts_of(exchange.method, headers, route.engine_route.rules),
+            headers=headers,
+            exchange=exchange,
+            origin=origin,
+            past=past,
+            tags=tuple(render_tag(tag, parameters) for tag in route.config.tags),
+        )
+        at_hand = self.engine.at_hand(ask)
+        if at_hand is not None:
+            return AnswerResponse(self._public(at_hand, route))
+        if not with_body:
+            client.expect_no_body()
+        answer = await client.while_there(self.engine.answer(ask))
+        return AnswerResponse(self._public(answer, route), client)
+
+    async def _pass(
+        self, client: Client, exchange: Exchange, route: Declared, origin: UpstreamOrigin, method: str
+    ) -> Response:
+        body = client.body() if has_body(exchange.headers) else None
+        if body is None:
+            client.expect_no_body()
+
+        async def send() -> Fetched:
+            return await origin.send(method, forwarded(exchange, exchange.headers, body=body is not None), body)
+
+        answer = await client.while_there(
+            self.engine.pass_by(
+                exchange,
+                "method",
+                send,
+                invalidates=None
+                if method in ("OPTIONS", "TRACE")
+                else lambda fetched: self._invalidated(route, exchange, origin.target, fetched),
+            )
+        )
+        return AnswerResponse(self._public(answer, route), client)
+
+    def _invalidated(self, route: Declared, exchange: Exchange, target: str, fetched: Fetched) -> list[str]:
+        """The primary keys that a successful unsafe request makes void: its target's, and those of `Location` and
+        `Content-Location` where they are of the same origin (RFC 9111 §4.4)."""
+        name = route.upstream.name
+        void = [primary_key(name, target)]
+        path = target.partition("?")[0]
+        if path != target:
+            void.append(primary_key(name, path))
+        for field_name in (b"location", b"content-location"):
+            for value in values(fetched.headers, field_name):
+                void += self._same_origin(route, exchange, value.decode("latin-1"))
+        return void
+
+    def _same_origin(self, route: Declared, exchange: Exchange, reference: str) -> list[str]:
+        """Keys of a URL reference, read as the upstream means it and as a client would."""
+        try:
+            parts = urlsplit(reference)
+            if not parts.path.startswith("/"):
+                return []
+            found = normalise(parts.path.encode("latin-1"), parts.query.encode("latin-1"))
+        except (RequestRefused, ValueError):
+            return []
+        keys = []
+        if not parts.netloc or any(reference.startswith(base + "/") for base in route.upstream.config.bases):
+            keys.append(primary_key(route.upstream.name, _below_base(str(found), route.upstream, parts.netloc)))
+        if not parts.netloc or parts.netloc.lower() == exchange.host:
+            keys += self._public_keys(found)
+        return keys
+
+    def _public_keys(self, target: Target) -> list[str]:
+        for route in self.declared:
+            if route.template.match(target.path) is not None:
+                return [primary_key(route.upstream.name, route.upstream_target(target.path, target.query)[0])]
+        return []
+
+    def _public(self, answer: Answer, route: Declared) -> Answer:
+        """The answer with its `Location` as clients know it: an upstream's own address stays inside."""
+        if not any(name in (b"location", b"content-location") for name, _ in answer.headers):
+            return answer
+        headers = [
+            (name, self._public_location(value, route)) if name in (b"location", b"content-location") else (name, value)
+            for name, value in answer.headers
+        ]
+        return Answer(answer.status, headers, answer.body)
+
+    def _public_location(self, value: bytes, route: Declared) -> bytes:
+        text = value.decode("latin-1")
+        base = next((base for base in route.upstream.config.bases if text.startswith(base + "/")), None)
+        if base is None:
+            return value
+        inside = text[len(base) :]
+        path, mark, rest = inside.partition("?")
+        for each in self.declared:
+            if each.upstream is route.upstream:
+                parameters = each.inside.match(path)
+                if parameters is not None and set(parameters) == set(each.template.parameters):
+                    return (render_path(each.template, parameters) + mark + rest).encode("latin-1")
+        return inside.encode("latin-1")
+
+
+def render_path(template: PathTemplate, parameters: dict[str, str]) -> str:
+    return TargetTemplate(template.text.replace(":path}", "}"), ()).render(parameters)[0]
+
+
+def _below_base(target: str, upstream: Upstream, netloc: str) -> str:
+    prefix = urlsplit(upstream.config.bases[0]).path
+    return target[len(prefix) :] if netloc and prefix and target.startswith(prefix + "/") else target
+
+
+def local_path(request: Request) -> str:
+    """The normalised path below the place where the app is mounted."""
+    path: str = request.scope["raw_path"].decode("ascii")
+    root = quote(request.scope.get("root_path", ""), safe="/%:@!$&'()*+,;=~-._")
+    return path[len(root) :] if root and path.startswith(root) else path
+
+
+def has_body(headers: Headers) -> bool:
+    length = first(headers, b"content-length")
+    return has(headers, b"transfer-encoding") or (length is not None and length.strip() != "0")
+
+
+def forwarded(exchange: Exchange, headers: Headers, *, body: bool = False) -> list[tuple[bytes, bytes]]:
+    """The fields of a request that passes by the cache: the client's, and what we know of the client."""
+    kept = passed_through(headers)
+    if body or has(headers, b"content-length"):
+        kept += [pair for pair in headers if pair[0] == b"content-length"]
+    known = [VIA]
+    if exchange.forwarded_for:
+        known.append((b"x-forwarded-for", exchange.forwarded_for.encode("latin-1")))
+        known.append((b"forwarded", forwarded_element(exchange)))
+    known.append((b"x-forwarded-proto", exchange.scheme.encode("latin-1")))
+    if exchange.host:
+        known.append((b"x-forwarded-host", exchange.host.encode("latin-1")))
+    return [*kept, *known]
+
+
+def forwarded_element(exchange: Exchange) -> bytes:
+    """`Forwarded` (RFC 7239) for the request: each address of the chain, and what was asked of us."""
+    nodes = [f'for="[{node}]"' if ":" in node else f"for={node}" for node in exchange.forwarded_for.split(", ")]
+    nodes[-1] += f";proto={exchange.scheme}"
+    if exchange.host:
+        nodes[-1] += f';host="{exchange.host}"'
+    return ", ".join(nodes).encode("latin-1")

@@ -1,0 +1,810 @@
+"""Reads the configuration: one YAML file, overridden by `.env`, overridden by the environment.
+
+Every value keeps where it came from, and every problem is told with that place, all of them at once. What the
+values mean is decided in `config`; nothing here knows a duration from a size.
+
+pydantic-settings' sources don't do: a variable they can't place is dropped without a word, `5` becomes a number
+under an unknown name, `GATEWAY_CORS={…}` hides `GATEWAY_CORS__MAX_AGE`, and none of them says which variable a
+value came from. Its reader of `.env`, python-dotenv, does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from io import StringIO
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Literal, TypeAlias, TypeGuard, Union, get_args, get_origin
+
+import yaml
+from dotenv.parser import Binding, parse_stream
+from dotenv.variables import parse_variables
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from yaml.constructor import SafeConstructor
+from yaml.reader import ReaderError
+
+from .config import Config
+from .errors import ConfigError, ConfigProblem
+
+PREFIX = "GATEWAY_"
+# Read by the command line and the admin API, and no fields of the configuration.
+OTHER_VARIABLES = ("GATEWAY_ADMIN_TOKEN", "GATEWAY_ADMIN_URL")
+# Answered before any route is looked for.
+OWN_PATHS = ("/healthz", "/readyz")
+MAX_FILE = 1024**2
+# What aliases may make of a file: a few hundred bytes of them can stand for billions of values.
+MAX_NODES = 100_000
+MAX_TEXT = 4 * MAX_FILE
+MAX_DEPTH = 32
+
+Kind = Literal["environment", "dotenv", "file"]
+Key: TypeAlias = tuple[str, ...]
+Value: TypeAlias = "str | int | float | bool | None | list[Value] | dict[str, Value]"
+Tree: TypeAlias = dict[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What set a value: `place` is for people (`config/gateway.yaml line 14`), `value` is masked where secret."""
+
+    kind: Kind
+    place: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A valid configuration; for each leaf that was set, who set it, the winner first; and what to warn of."""
+
+    config: Config
+    sources: Mapping[Key, tuple[Source, ...]]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A line of `gateway check`: `routes.product.ttl`, its value as in YAML, and where it came from."""
+
+    key: str
+    value: str
+    source: str
+
+
+def load(path: Path | None, *, environ: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Loaded:
+    """The configuration of the YAML file `path`, the file `dotenv` where there is one, and `environ` (this
+    process's where not given), each overriding those before it.
+
+    An unknown `GATEWAY_…` variable is a warning; all else that is wrong raises ConfigError, which lists it.
+    """
+    environ = os.environ if environ is None else environ
+    merge = _Merge(_read_document(path) if path else _Document("", {}, {}, []))
+    merge.apply([*_dotenv_variables(dotenv, environ), *_environment_variables(environ)])
+    config, wrong = _validated(merge)
+    problems = [*merge.problems, *wrong, *_cross_problems(merge)]
+    if problems or config is None:
+        raise ConfigError(problems)
+    return Loaded(config, {key: tuple(found) for key, found in merge.sources.items()}, tuple(merge.warnings))
+
+
+def effective(loaded: Loaded) -> list[Setting]:
+    """Every leaf of the configuration, defaults too, in the order of the models; secrets are masked."""
+    sources = {_folded(key): found for key, found in loaded.sources.items()}
+    leaves = _leaves(loaded.config.model_dump(mode="json"), Config, ())
+    return [
+        Setting(".".join(key), redact(key, _yaml(value)), _origin(sources.get(_folded(key), ())))
+        for key, value in leaves
+    ]
+
+
+def _folded(key: Key) -> Key:
+    # The models write the names of headers in lower case; the file need not.
+    return tuple(part.lower() for part in key)
+
+
+def _origin(sources: tuple[Source, ...]) -> str:
+    places = [source.place for source in sources] or ["default"]
+    return f"{places[0]}, over {', '.join(places[1:])}" if places[1:] else places[0]
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that `name` was probably meant to be, or None."""
+    found = difflib.get_close_matches(name.lower(), list(known), n=1)
+    return found[0] if found else None
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = nearest(name, known)
+    return f"; did you mean {near}?" if near else ""
+
+
+# What must not be shown -----------------------------------------------------------------------------------
+
+_SECRET_NAME = re.compile("token|secret|password|authorization", re.IGNORECASE)
+# Up to the last @: a password with a slash in it is no valid URL, and is a password all the same.
+_USER_INFO = re.compile(r"://\S*@")
+_SECRET_PARAMETER = re.compile(r"([?&][\w-]*(?:token|secret|password|api[_-]?key)[\w-]*=)[^&\s]*", re.IGNORECASE)
+
+
+def redact(key: Key, text: str) -> str:
+    """`text`, a value of `key`, with `***` for what is secret: headers of upstreams, tokens, passwords, the
+    credentials in a URL."""
+    if _is_secret(key) and text not in ("{}", "null", *_choices(_shape_at(key))):
+        return "***"
+    return _without_credentials(text)
+
+
+def _without_credentials(text: str) -> str:
+    return _SECRET_PARAMETER.sub(r"\1***", _USER_INFO.sub("://***@", text))
+
+
+def _is_secret(key: Key) -> bool:
+    return bool(key and _SECRET_NAME.search(key[-1])) or (key[:1] == ("upstreams",) and "headers" in key[2:3])
+
+
+# How a value is shown -------------------------------------------------------------------------------------
+
+
+def _yaml(value: Value) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _shown(key: Key, value: Value) -> str:
+    short = _clipped(value)
+    return redact(key, short if isinstance(short, str) and short.isprintable() else _yaml(short))
+
+
+def _clipped(value: Value) -> Value:
+    match value:
+        case str():
+            return value if len(value) <= 200 else value[:200] + "…"
+        case list():
+            return [_clipped_item(item) for item in value[:20]] + (["…"] if len(value) > 20 else [])
+        case dict():
+            return {name: _clipped_item(item) for name, item in list(value.items())[:20]}
+    return value
+
+
+def _clipped_item(item: Value) -> Value:
+    return "…" if isinstance(item, list | dict) else _clipped(item)
+
+
+# The models' shape ----------------------------------------------------------------------------------------
+#
+# A shape is an annotation: a model, a dict, or anything else, which is a leaf.
+
+
+def _is_model(shape: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(shape, type) and issubclass(shape, BaseModel)
+
+
+def _is_container(shape: object) -> bool:
+    return _is_model(shape) or get_origin(shape) is dict
+
+
+def _members(annotation: object) -> Iterator[object]:
+    """What a value of `annotation` may be, without Annotated and Union."""
+    if get_origin(annotation) is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for arg in get_args(annotation):
+            yield from _members(arg)
+    else:
+        yield annotation
+
+
+def _shape(annotation: object) -> object:
+    return next((member for member in _members(annotation) if _is_container(member)), annotation)
+
+
+def _child(shape: object, name: str) -> object | None:
+    if _is_model(shape):
+        field = shape.model_fields.get(name)
+        return _shape(field.annotation) if field else None
+    return _shape(get_args(shape)[1]) if get_origin(shape) is dict else None
+
+
+def _shape_at(key: Key) -> object | None:
+    shape: object | None = Config
+    for name in key:
+        shape = _child(shape, name)
+    return shape
+
+
+def _takes_list(shape: object) -> bool:
+    return any(get_origin(member) is list for member in _members(shape))
+
+
+def _choices(shape: object) -> tuple[str, ...]:
+    literals = [member for member in _members(shape) if get_origin(member) is Literal]
+    return tuple(str(choice) for literal in literals for choice in get_args(literal))
+
+
+def _filled(value: Value, shape: object) -> Value:
+    """A copy in which a mapping with nothing under it (`cors:`) is an empty one."""
+    if not _is_container(shape):
+        return value
+    if isinstance(value, dict):
+        return {name: _filled(item, _child(shape, name)) for name, item in value.items()}
+    return {} if value is None else value
+
+
+def _leaves(value: Value, shape: object, key: Key) -> Iterator[tuple[Key, Value]]:
+    if isinstance(value, dict) and value and _is_container(shape):
+        for name, item in value.items():
+            yield from _leaves(item, _child(shape, name), (*key, name))
+    else:
+        yield key, value
+
+
+# The file -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """A file's values, the line of each key, and what is wrong with it as YAML."""
+
+    name: str
+    tree: Tree
+    lines: dict[Key, int]
+    problems: list[ConfigProblem]
+
+
+def _refused(place: str, message: str) -> ConfigError:
+    return ConfigError([ConfigProblem(place, "", message)])
+
+
+def _read_document(path: Path) -> _Document:
+    name = str(path)
+    text = _read_text(path)
+    try:
+        return _built(name, _compose(name, text))
+    except RecursionError:
+        raise _refused(name, "is nested too deep") from None
+
+
+def _read_text(path: Path) -> str:
+    raw = _read_bytes(path)
+    if len(raw) > MAX_FILE:
+        raise _refused(str(path), f"is larger than {MAX_FILE // 1024} KiB, and so no configuration")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise _refused(f"{path} line {line}", "is not UTF-8; save the file as UTF-8") from None
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_FILE + 1)
+    except (OSError, ValueError) as error:
+        raise _refused(str(path), _why_unreadable(error)) from None
+
+
+def _why_unreadable(error: OSError | ValueError) -> str:
+    match error:
+        case FileNotFoundError():
+            return "does not exist; create it, or give the path of the one you have"
+        case IsADirectoryError():
+            return "is a directory; give the path of a file in it"
+        case PermissionError():
+            return "may not be read by the user that the gateway runs as; change its owner or its mode"
+        case OSError():
+            return f"cannot be read: {error.strerror}"
+        case _:
+            return f"is no path of a file: {error}"
+
+
+def _compose(name: str, text: str) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        raise _refused(_marked(name, error), _syntax(error)) from None
+    except ReaderError as error:
+        line, column = _line_and_column(text, error.position)
+        raise _refused(f"{name} line {line} column {column}", "has a character that YAML forbids") from None
+    except (ValueError, OverflowError) as error:  # "\U99999999": the scanner hands it to chr()
+        raise _refused(name, f"has an escape that is no character: {error}") from None
+
+
+def _line_and_column(text: str, position: int) -> tuple[int, int]:
+    before = text[:position]
+    return before.count("\n") + 1, position - before.rfind("\n")
+
+
+def _marked(name: str, error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    return f"{name} line {mark.line + 1} column {mark.column + 1}" if mark else name
+
+
+def _syntax(error: yaml.MarkedYAMLError) -> str:
+    if error.context == "expected a single document in the stream":
+        return "has a second document; a configuration is one, without ---"
+    problem = str(error.problem)
+    hint = "; YAML is indented with spaces, not tabs" if "'\\t'" in problem else ""
+    return f"{error.context}: {problem}{hint}" if error.context else f"{problem}{hint}"
+
+
+def _built(name: str, node: yaml.Node | None) -> _Document:
+    builder = _Builder(name)
+    tree = builder.build(node, ()) if node else None
+    if tree is None or isinstance(tree, dict):
+        return _Document(name, tree or {}, builder.lines, builder.problems)
+    raise _refused(name, "must be a mapping, such as `memory: 256MiB`, at the top")
+
+
+_TAG = "tag:yaml.org,2002:"
+# No setting is a date; `=` and `<<` are words like others where they are values.
+_AS_WRITTEN = frozenset(_TAG + kind for kind in ("str", "timestamp", "value", "merge"))
+_CONSTRUCTED = frozenset(_TAG + kind for kind in ("int", "float", "bool", "null"))
+
+
+class _Builder:
+    """Makes plain values of PyYAML's nodes. An alias counts each time it is used, so that a small file can't be
+    a large configuration, and the work is bounded by the count."""
+
+    def __init__(self, name: str) -> None:
+        self.lines: dict[Key, int] = {}
+        self.problems: list[ConfigProblem] = []
+        self._name = name
+        self._open: set[int] = set()
+        self._nodes = 0
+        self._text = 0
+        self._constructor = SafeConstructor()
+
+    def build(self, node: yaml.Node, key: Key) -> Value:
+        if id(node) in self._open:
+            raise _refused(self._place(node), "has an alias of what it stands in")
+        self._count(node, key)
+        self._open.add(id(node))
+        value = self._value(node, key)
+        self._open.remove(id(node))
+        return value
+
+    def _count(self, node: yaml.Node, key: Key) -> None:
+        self._nodes += 1
+        self._text += len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+        if self._nodes > MAX_NODES or self._text > MAX_TEXT:
+            raise _refused(self._place(node), f"its aliases stand for more than {MAX_NODES} values; write fewer")
+        if len(key) > MAX_DEPTH:
+            raise _refused(self._place(node), f"is nested more than {MAX_DEPTH} deep")
+
+    def _value(self, node: yaml.Node, key: Key) -> Value:
+        match node:
+            case yaml.MappingNode(tag="tag:yaml.org,2002:map"):
+                return self._mapping(node, key)
+            case yaml.SequenceNode(tag="tag:yaml.org,2002:seq"):
+                return [self.build(item, (*key, str(index))) for index, item in enumerate(node.value)]
+            case yaml.ScalarNode() if node.tag in _AS_WRITTEN:
+                return str(node.value)
+            case yaml.ScalarNode() if node.tag in _CONSTRUCTED:
+                return self._constructed(node)
+        self._problem(node, f"{node.tag.replace(_TAG, '!!')} is no tag of a configuration; leave it out")
+        return None
+
+    def _constructed(self, node: yaml.ScalarNode) -> Value:
+        try:
+            value: Value = self._constructor.construct_object(node)
+        except (ValueError, LookupError):
+            self._problem(node, f"is no {node.tag.removeprefix(_TAG)}; put it in quotes if it is text")
+            return None
+        return value
+
+    def _mapping(self, node: yaml.MappingNode, key: Key) -> Tree:
+        tree: Tree = {}
+        seen: dict[str, yaml.Node] = {}
+        # What is merged comes first, so that what is written here overwrites it, the lines included.
+        for name_node, value_node in sorted(node.value, key=lambda pair: not _is_merge(pair[0])):
+            name = self._key_name(name_node)
+            if name is None or self._is_second(name, name_node, seen):
+                continue
+            if _is_merge(name_node):
+                tree.update(self._merged(value_node, key))
+            else:
+                self.lines[(*key, name)] = _line(name_node)
+                tree[name] = self.build(value_node, (*key, name))
+        return tree
+
+    def _key_name(self, node: yaml.Node) -> str | None:
+        if isinstance(node, yaml.ScalarNode) and (node.tag == _TAG + "str" or _is_merge(node)):
+            return str(node.value)
+        shown = f"the key {_clipped(node.value)}" if isinstance(node, yaml.ScalarNode) else "a key"
+        self._problem(node, f"{shown} is not text; put it in quotes if it is meant so")
+        return None
+
+    def _is_second(self, name: str, node: yaml.Node, seen: dict[str, yaml.Node]) -> bool:
+        first = seen.setdefault(name, node)
+        if first is not node:
+            self._problem(node, f"the key {_clipped(name)} is here a second time; the first is on line {_line(first)}")
+        return first is not node
+
+    def _merged(self, node: yaml.Node, key: Key) -> Tree:
+        """What `<<` brings in; of a list, the first wins (as YAML's merge type says)."""
+        built = self.build(node, key)
+        trees = built if isinstance(built, list) else [built]
+        merged: Tree = {}
+        for tree in reversed(trees):
+            if isinstance(tree, dict):
+                merged.update(tree)
+            else:
+                self._problem(node, "<< takes a mapping or a list of mappings")
+        return merged
+
+    def _place(self, node: yaml.Node) -> str:
+        return f"{self._name} line {_line(node)}"
+
+    def _problem(self, node: yaml.Node, message: str) -> None:
+        self.problems.append(ConfigProblem(self._place(node), "", message))
+
+
+def _is_merge(node: yaml.Node) -> bool:
+    return bool(node.tag == _TAG + "merge")
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+# The variables --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Variable:
+    name: str
+    value: str
+    kind: Kind
+    place: str
+
+    @property
+    def key(self) -> Key:
+        return tuple(self.name[len(PREFIX) :].lower().split("__"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Assignment:
+    key: Key
+    value: Value
+    variable: _Variable
+
+
+def _name_of(key: Key) -> str:
+    return PREFIX + "__".join(key).upper()
+
+
+def _is_ours(name: str) -> bool:
+    return name.upper().startswith(PREFIX)
+
+
+def _by_weight(values: Mapping[str, str]) -> list[str]:
+    # The later overrides: the spelling in capitals any other, GATEWAY_CORS__MAX_AGE the GATEWAY_CORS it is part of.
+    return sorted(filter(_is_ours, values), key=lambda name: (name.isupper(), name))
+
+
+def _environment_variables(environ: Mapping[str, str]) -> list[_Variable]:
+    return [_Variable(name, environ[name], "environment", f"environment {name}") for name in _by_weight(environ)]
+
+
+def _dotenv_variables(path: Path | None, environ: Mapping[str, str]) -> list[_Variable]:
+    if path is None or not os.path.exists(path):
+        return []
+    bindings = list(parse_stream(StringIO(_read_text(path))))
+    problems = [_dotenv_problem(path, binding) for binding in bindings if _is_broken(binding)]
+    if problems:
+        raise ConfigError(problems)
+    values = _interpolated(bindings, environ)
+    return [_Variable(name, values[name], "dotenv", f"{path} {name}") for name in _by_weight(values)]
+
+
+def _is_broken(binding: Binding) -> bool:
+    # `.env` is often shared; what others wrote in it is theirs.
+    return binding.error and PREFIX in binding.original.string.upper()
+
+
+def _dotenv_problem(path: Path, binding: Binding) -> ConfigProblem:
+    text = binding.original.string
+    blank = text[: len(text) - len(text.lstrip())].count("\n")
+    message = "is not NAME=value; a value with quotes, spaces or # in it is put in quotes"
+    return ConfigProblem(f"{path} line {binding.original.line + blank}", "", message)
+
+
+def _interpolated(bindings: list[Binding], environ: Mapping[str, str]) -> dict[str, str]:
+    """The values, with `${NAME}` and `${NAME:-default}` replaced, as python-dotenv does from `os.environ`."""
+    values: dict[str, str] = {}
+    for binding in bindings:
+        if binding.key is not None and binding.value is not None:
+            known = {**values, **environ}
+            values[binding.key] = "".join(atom.resolve(known) for atom in parse_variables(binding.value))
+    return values
+
+
+def _parsed(variable: _Variable, shape: object) -> Value:
+    """A variable's value: JSON where the shape wants a mapping, or a list and the text begins as one. Raises
+    ConfigError."""
+    text = variable.value
+    if _is_container(shape):
+        example = _name_of((*variable.key, "…")) + "=…"
+        return _json(variable, "{", f'must be a JSON object such as {{"name": "value"}}; or set {example}')
+    # A pattern such as [a-z]* is no JSON.
+    if _takes_list(shape) and re.match(r'\s*\[\s*["\]]', text):
+        return _json(variable, "[", 'begins as a JSON list and is none; write ["a", "b"] or a,b')
+    return text
+
+
+def _json(variable: _Variable, opening: str, message: str) -> Value:
+    try:
+        if variable.value.lstrip().startswith(opening):
+            value: Value = json.loads(variable.value)
+            return value
+    except (ValueError, RecursionError):
+        pass
+    raise ConfigError([ConfigProblem(variable.place, ".".join(variable.key), message)])
+
+
+# File and variables together ------------------------------------------------------------------------------
+
+# What an entry that only variables know must have, one of each group, to be an entry and not a misspelt name.
+_ESSENTIAL = {"routes": (("path",), ("upstream",)), "upstreams": (("url", "urls"),)}
+
+
+class _Merge:
+    """The values of all sources, merged, and for each leaf who set it, the winner first."""
+
+    def __init__(self, document: _Document) -> None:
+        filled = _filled(document.tree, Config)
+        self.tree: Tree = filled if isinstance(filled, dict) else {}
+        self.sources: dict[Key, list[Source]] = {}
+        self.warnings: list[str] = []
+        self.problems = document.problems
+        self._document = document
+        for key, value in _leaves(self.tree, Config, ()):
+            self.sources[key] = [Source("file", self._file_place(key), _shown(key, value))]
+
+    def apply(self, variables: list[_Variable]) -> None:
+        assignments = [assignment for variable in variables for assignment in self._assignments(variable)]
+        given: dict[Key, set[str]] = {}
+        for assignment in assignments:
+            given.setdefault(assignment.key[:2], set()).update(assignment.key[2:3])
+        for assignment in assignments:
+            if self._has_entry(assignment, given[assignment.key[:2]]):
+                self._put(assignment)
+
+    def _assignments(self, variable: _Variable) -> list[_Assignment]:
+        if variable.name.upper() in OTHER_VARIABLES or self._is_kubernetes(variable):
+            return []
+        shape = _shape_at(variable.key)
+        if shape is None:
+            self._unknown(variable, variable.key, variable.name)
+            return []
+        try:
+            value = _filled(_parsed(variable, shape), shape)
+        except ConfigError as error:
+            self.problems.extend(error.problems)
+            return []
+        return list(self._known_leaves(variable, value, shape))
+
+    def _is_kubernetes(self, variable: _Variable) -> bool:
+        found = variable.key == ("port",) and re.match(r"(tcp|udp|sctp)://", variable.value)
+        if found:
+            self._warn(variable, "is what Kubernetes sets for a service named gateway; it is ignored")
+        return bool(found)
+
+    def _known_leaves(self, variable: _Variable, value: Value, shape: object) -> Iterator[_Assignment]:
+        for key, leaf in _leaves(value, shape, variable.key):
+            if _shape_at(key) is None:
+                self._unknown(variable, key, f"{'.'.join(key)} in {variable.name}")
+            else:
+                yield _Assignment(key, leaf, variable)
+
+    def _warn(self, variable: _Variable, message: str, what: str | None = None) -> None:
+        where = f" in {variable.place.removesuffix(' ' + variable.name)}" if variable.kind == "dotenv" else ""
+        self.warnings.append(f"{what or variable.name}{where} {message}")
+
+    def _unknown(self, variable: _Variable, key: Key, what: str) -> None:
+        meant = self._meant(key)
+        self._warn(variable, f"is unknown; did you mean {meant}?" if meant else "is unknown; it is ignored", what)
+
+    def _meant(self, key: Key) -> str | None:
+        """The variable that one with the unknown `key` was probably meant to be."""
+        squeezed = _squeezed(_name_of(key))
+        if squeezed in self._squeezed_names:
+            return self._squeezed_names[squeezed]
+        known = next(length for length in range(len(key)) if _shape_at(key[: length + 1]) is None)
+        shape = _shape_at(key[:known])
+        names = list(shape.model_fields) if _is_model(shape) else []
+        names += [name[len(PREFIX) :].lower() for name in OTHER_VARIABLES if known == 0]
+        near = nearest(key[known], names)
+        return _name_of((*key[:known], near, *key[known + 1 :])) if near else None
+
+    @cached_property
+    def _squeezed_names(self) -> dict[str, str]:
+        """The variables' names by what they are with one underscore for two, as GATEWAY_CORS_MAX_AGE is written."""
+        return {_squeezed(_name_of(key)): _name_of(key) for key in _known_keys(Config, self.tree, ())}
+
+    def _has_entry(self, assignment: _Assignment, given: set[str]) -> bool:
+        section, *rest = assignment.key
+        if section not in _ESSENTIAL or not rest or _spelt(self._entries(section), rest[0]) is not None:
+            return True
+        if all(given & set(group) for group in _ESSENTIAL[section]):
+            return True
+        self._no_entry(assignment.variable, section, rest[0])
+        return False
+
+    def _no_entry(self, variable: _Variable, section: str, name: str) -> None:
+        hint = _did_you_mean(name, self._entries(section))
+        needed = " and ".join(_name_of((section, name, group[0])) for group in _ESSENTIAL[section])
+        message = f"is ignored: there is no {name} in {section}{hint or f'; a new one needs {needed}'}"
+        self._warn(variable, message)
+
+    def _entries(self, section: str) -> Tree:
+        entries = self.tree.get(section)
+        return entries if isinstance(entries, dict) else {}
+
+    def _put(self, assignment: _Assignment) -> None:
+        tree, key = self.tree, list(assignment.key)
+        for index, name in enumerate(key):
+            key[index] = name = _spelt(tree, name) or name
+            if index == len(key) - 1:
+                break
+            inner = tree.setdefault(name, {})
+            if not isinstance(inner, dict):
+                return  # the file has something there that is refused
+            tree = inner
+        if assignment.value == {} and tree.get(name):
+            return  # a mapping is merged with, not replaced
+        tree[name] = assignment.value
+        self._add_source(tuple(key), assignment)
+
+    def _add_source(self, key: Key, assignment: _Assignment) -> None:
+        variable = assignment.variable
+        source = Source(variable.kind, variable.place, _shown(key, assignment.value))
+        self.sources.setdefault(key, []).insert(0, source)
+
+    def place(self, key: Key) -> str:
+        """Where `key` was set; of a mapping, where it and what variables changed in it stands; of what is missing,
+        where it is missed."""
+        if key in self.sources:
+            return self.sources[key][0].place
+        places = [self._file_place(key)] if key in self._document.lines else []
+        for leaf, (winner, *_) in self.sources.items():
+            if leaf[: len(key)] == key and winner.kind != "file":
+                places.append(winner.place)
+        return ", ".join(dict.fromkeys(places)) or self._file_place(key)
+
+    def _file_place(self, key: Key) -> str:
+        while key and key not in self._document.lines:
+            key = key[:-1]
+        return f"{self._document.name} line {self._document.lines[key]}" if key else self._document.name
+
+
+def _spelt(tree: Tree, name: str) -> str | None:
+    """The key of `tree` that a variable means by `name`: it can't write capitals or dashes (X-Api-Key)."""
+    if name in tree:
+        return name
+    return next((key for key in tree if key.lower().replace("-", "_") == name.lower()), None)
+
+
+def _squeezed(name: str) -> str:
+    return re.sub("_+", "_", name)
+
+
+def _known_keys(shape: object, value: Value, key: Key) -> Iterator[Key]:
+    names = list(shape.model_fields) if _is_model(shape) else list(value) if isinstance(value, dict) else []
+    if key:
+        yield key
+    for name in names if _is_container(shape) else []:
+        inner = value.get(name) if isinstance(value, dict) else None
+        yield from _known_keys(_child(shape, name), inner, (*key, name))
+
+
+# What is wrong with the values ----------------------------------------------------------------------------
+
+_WANTED = {
+    "string_type": "text", "list_type": "a list", "dict_type": "a mapping", "model_type": "a mapping",
+    "int_type": "a whole number", "int_parsing": "a whole number", "int_from_float": "a whole number",
+    "float_type": "a number", "float_parsing": "a number",
+    "bool_type": "true or false", "bool_parsing": "true or false",
+}  # fmt: skip
+# With these a message goes on from the value; the others have a subject of their own.
+_VERBS = ("is", "must", "may", "has", "needs", "names", "uses")
+
+
+def _validated(merge: _Merge) -> tuple[Config | None, list[ConfigProblem]]:
+    try:
+        return Config.model_validate(merge.tree), []
+    except ValidationError as error:
+        found: dict[Key, list[ErrorDetails]] = {}
+        for details in error.errors(include_url=False):
+            found.setdefault(_real_key(details["loc"]), []).append(details)
+        return None, [_problem(merge, key, details) for key, details in found.items()]
+
+
+def _real_key(loc: tuple[int | str, ...]) -> Key:
+    """The key that a validation error is about, without pydantic's names for validators and members of unions."""
+    key: Key = ()
+    while len(key) < len(loc) and _is_container(_shape_at(key)):
+        key = (*key, str(loc[len(key)]))
+    return key
+
+
+def _problem(merge: _Merge, key: Key, errors: list[ErrorDetails]) -> ConfigProblem:
+    message = _without_credentials(_message(key, errors))
+    about = message.partition(" ")[0].rstrip(":")
+    place = merge.place((*key, about) if (*key, about) in merge.sources else key)
+    return ConfigProblem(place, ".".join(key), message)
+
+
+def _message(key: Key, errors: list[ErrorDetails]) -> str:
+    if len(errors) == 1 or any(error["type"] == "value_error" for error in errors):
+        return "; ".join(_single(key, error) for error in errors)
+    # A union tells of each of its members; they are the choices that there are.
+    wanted = dict.fromkeys(_wanted(key, error) for error in errors)
+    return f"{_shown(key, errors[0]['input'])} must be {' or '.join(wanted)}"
+
+
+def _single(key: Key, error: ErrorDetails) -> str:
+    match error["type"]:
+        case "missing":
+            return "is missing"
+        case "extra_forbidden":
+            return _unknown_key(key)
+        case "value_error":
+            return _sentence(key, error)
+        case "literal_error":
+            return f"{_shown(key, error['input'])} must be {_wanted(key, error)}{_meant_choice(key, error)}"
+    return f"{_shown(key, error['input'])} must be {_wanted(key, error)}{_hint(error)}"
+
+
+def _unknown_key(key: Key) -> str:
+    shape = _shape_at(key[:-1])
+    names = list(shape.model_fields) if _is_model(shape) else []
+    return f"is unknown{_did_you_mean(key[-1], names) or '.'} Allowed here: {', '.join(names)}"
+
+
+def _sentence(key: Key, error: ErrorDetails) -> str:
+    message, value = error["msg"].removeprefix("Value error, "), error["input"]
+    if isinstance(value, dict):
+        return message
+    if _is_secret(key):
+        message = message.replace(str(value), "***")
+    shown = _shown(key, value)
+    if message.partition(" ")[0] in _VERBS:
+        return f"{shown} {message}"
+    return message if shown in message else f"{message} (it is {shown})"
+
+
+def _wanted(key: Key, error: ErrorDetails) -> str:
+    if error["type"] == "literal_error":
+        return str(error["ctx"]["expected"])
+    wanted = _WANTED.get(error["type"], error["msg"].removeprefix("Input should be "))
+    is_item = len(error["loc"]) > len(key) and isinstance(error["loc"][-1], int)
+    return f"a list of {wanted}" if is_item and _choices(_shape_at(key)) else wanted
+
+
+def _meant_choice(key: Key, error: ErrorDetails) -> str:
+    return _did_you_mean(str(error["input"]), _choices(_shape_at(key)))
+
+
+def _hint(error: ErrorDetails) -> str:
+    if error["type"] != "string_type" or isinstance(error["input"], list | dict | None):
+        return ""
+    is_bool = isinstance(error["input"], bool)
+    return "; put it in quotes" + (" (YAML reads yes, no, on and off as true and false)" if is_bool else "")
+
+
+def _cross_problems(merge: _Merge) -> list[ConfigProblem]:
+    """What is wrong between entries; found in the plain values, so that it is told along with what is wrong in
+    them."""
+    problems: list[ConfigProblem] = []
+    shapes: dict[str, str] = {}
+    for name, route in merge.tree_of("routes"):
+        problems += _upstream_problems(merge, name, route.get("upstream"))
+        problems += _path_problems(merge, name, route.get("path"), shapes)
+    return problems

@@ -1,0 +1,270 @@
+"""The tier that all workers and replicas share: Redis, or whatever speaks its protocol.
+
+Redis is never waited for long and never an error. The reads of one turn of the event loop go out as one `MGET`, the
+writes as one pipeline. Each batch has a deadline; after a few failures Redis is left alone until a probe succeeds,
+so that its being away costs each request nothing. (redis-py's own retries cost 8 s a request: they are off.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from .clock import SystemClock
+
+FAILURES_BEFORE_REST = 3
+PROBE_EVERY = 0.2
+SYNCHRONISE_EVERY = 30.0
+MAX_BATCH = 512
+MAX_READS_AT_ONCE = 4
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+
+
+class SharedStore(Protocol):
+    """What the engine needs of the shared tier. Nothing here raises because the tier is away."""
+
+    @property
+    def available(self) -> bool:
+        """False while it is left alone; reads then give nothing at once."""
+
+    async def read(self, names: Sequence[str]) -> list[bytes | None]:
+        """The values of `names`, None where there is none, or where the tier did not answer in time."""
+
+    async def write(self, values: Sequence[tuple[str, bytes, float]]) -> bool:
+        """Store (name, value, life in seconds); whether that was done."""
+
+    async def start(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass(slots=True)
+class SharedStatistics:
+    reads: int = 0
+    writes: int = 0
+    batches: int = 0
+    failures: int = 0
+    dropped: int = 0
+    seconds: float = 0.0
+
+
+class NoShared:
+    """The shared tier that isn't there: `redis_url: none`."""
+
+    available = False
+    statistics = SharedStatistics()
+
+    async def read(self, names: Sequence[str]) -> list[bytes | None]:
+        return [None] * len(names)
+
+    async def write(self, values: Sequence[tuple[str, bytes, float]]) -> bool:
+        return False
+
+    async def start(self) -> None:
+        return None
+
+    async def aclose(self) -> None:
+        return None
+
+
+class RedisStore:
+    """The shared tier on Redis or Valkey.
+
+    `budget` (seconds) is the deadline of one batch. `client` is for tests (fakeredis); otherwise it is made from
+    `url`. With a SystemClock, Redis's `TIME` is what all replicas agree on.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "gw:",
+        budget: float = 0.05,
+        clock: SystemClock | None = None,
+        client: Any = None,
+    ) -> None:
+        self.statistics = SharedStatistics()
+        self._prefix = prefix
+        self._budget = budget
+        self._clock = clock
+        self._client = client if client is not None else _client(url, budget)
+        self._failures = 0
+        self._probe: asyncio.Task[None] | None = None
+        self._reads: list[tuple[str, asyncio.Future[bytes | None]]] = []
+        self._writes: list[tuple[str, bytes, float, asyncio.Future[bool]]] = []
+        self._waiting_bytes = 0
+        self._reading = 0
+        self._writing = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._started = False
+        self._synchronised_at = float("-inf")
+
+    def __repr__(self) -> str:
+        return f"<RedisStore {'available' if self.available else 'left alone'} failures={self.statistics.failures}>"
+
+    @property
+    def available(self) -> bool:
+        return self._failures < FAILURES_BEFORE_REST
+
+    async def start(self) -> None:
+        """Ask Redis for its time once; where it does not answer, begin to probe for it."""
+        self._started = True
+        if not await self._ping():
+            self._rest()
+
+    async def read(self, names: Sequence[str]) -> list[bytes | None]:
+        if not self.available:
+            return [None] * len(names)
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[bytes | None]] = [loop.create_future() for _ in names]
+        if not self._reads:
+            loop.call_soon(self._flush_reads)
+        self._reads += zip(names, futures, strict=True)
+        self.statistics.reads += len(names)
+        return [await future for future in futures]
+
+    async def write(self, values: Sequence[tuple[str, bytes, float]]) -> bool:
+        size = sum(len(value) for _, value, _ in values)
+        if not self.available or self._waiting_bytes + size > MAX_WAITING_BYTES:
+            self.statistics.dropped += len(values)
+            return False
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[bool]] = [loop.create_future() for _ in values]
+        if not self._writes and not self._writing:
+            loop.call_soon(self._flush_writes)
+        self._writes += [(n, v, life, f) for (n, v, life), f in zip(values, futures, strict=True)]
+        self._waiting_bytes += size
+        self.statistics.writes += len(values)
+        return all([await future for future in futures])
+
+    async def aclose(self) -> None:
+        """Let what is under way end (it is bounded by the budget), then close the connections."""
+        if self._probe is not None:
+            self._probe.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=4 * self._budget)
+        await self._client.aclose()
+
+    # --- batches ---------------------------------------------------------------------------------------
+
+    def _flush_reads(self) -> None:
+        while self._reads and self._reading < MAX_READS_AT_ONCE:
+            batch, self._reads = self._reads[:MAX_BATCH], self._reads[MAX_BATCH:]
+            batch = [(name, future) for name, future in batch if not future.done()]
+            if batch:
+                self._reading += 1
+                self._spawn(self._read_batch(batch))
+
+    async def _read_batch(self, batch: list[tuple[str, asyncio.Future[bytes | None]]]) -> None:
+        names = list(dict.fromkeys(name for name, _ in batch))
+        found: dict[str, bytes | None] = {}
+        try:
+            replies = await self._guarded(self._client.mget([self._prefix + name for name in names]))
+            if isinstance(replies, list) and len(replies) == len(names):
+                found = dict(zip(names, replies, strict=True))
+        finally:
+            self._reading -= 1
+            for name, future in batch:
+                if not future.done():
+                    value = found.get(name)
+                    future.set_result(value if isinstance(value, bytes) else None)
+            self._flush_reads()
+
+    def _flush_writes(self) -> None:
+        if self._writes and not self._writing:
+            batch, self._writes = self._writes[:MAX_BATCH], self._writes[MAX_BATCH:]
+            self._writing = True
+            self._spawn(self._write_batch(batch))
+
+    async def _write_batch(self, batch: list[tuple[str, bytes, float, asyncio.Future[bool]]]) -> None:
+        pipeline = self._client.pipeline(transaction=False)
+        for name, value, life, _ in batch:
+            pipeline.set(self._prefix + name, value, px=max(1, int(life * 1000)))
+        done = False
+        try:
+            done = await self._guarded(pipeline.execute()) is not None
+        finally:
+            self._writing = False
+            self._waiting_bytes -= sum(len(value) for _, value, _, _ in batch)
+            for *_, future in batch:
+                if not future.done():
+                    future.set_result(done)
+            self._flush_writes()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- failing and coming back -----------------------------------------------------------------------
+
+    async def _guarded(self, command: Any) -> Any:
+        """The reply, or None where it failed or took longer than the budget; either is counted."""
+        began = time.perf_counter()
+        self.statistics.batches += 1
+        try:
+            async with asyncio.timeout(self._budget):
+                reply = await command
+        except (RedisError, OSError, TimeoutError):
+            self.statistics.failures += 1
+            self._failures += 1
+            if not self.available:
+                self._rest()
+            return None
+        finally:
+            self.statistics.seconds += time.perf_counter() - began
+        self._failures = 0
+        self._synchronise_if_due()
+        return reply
+
+    def _synchronise_if_due(self) -> None:
+        if self._clock is not None and time.monotonic() - self._synchronised_at > SYNCHRONISE_EVERY:
+            self._synchronised_at = time.monotonic()
+            self._spawn(self._synchronise())
+
+    async def _synchronise(self) -> None:
+        await self._ping()
+
+    def _rest(self) -> None:
+        self._failures = max(self._failures, FAILURES_BEFORE_REST)
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.get_running_loop().create_task(self._probe_until_back())
+
+    async def _probe_until_back(self) -> None:
+        while not await self._ping():
+            await asyncio.sleep(PROBE_EVERY)
+        self._failures = 0
+
+    async def _ping(self) -> bool:
+        """Read Redis's time, which is also what the clock wants to know. False where it does not answer."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(max(self._budget, 0.2)):
+                seconds, microseconds = await self._client.time()
+        except (RedisError, OSError, TimeoutError):
+            return False
+        elapsed = time.monotonic() - began
+        if self._clock is not None:
+            self._clock.synchronise(float(seconds) + float(microseconds) / 1e6 + elapsed / 2)
+            self._synchronised_at = time.monotonic()
+        return True
+
+
+def _client(url: str, budget: float) -> redis.Redis:
+    return redis.Redis.from_url(
+        url,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=max(budget, 0.2),
+        socket_connect_timeout=max(budget, 0.2),
+        health_check_interval=0,
+        max_connections=16,
+        protocol=3,
+    )
