@@ -70,7 +70,10 @@ def parse_size(value: object) -> int:
         if text == "0":
             return 0
         raise ValueError("is no size: write a number and B, KiB, MiB or GiB, such as 64KiB, 256MiB")
-    return int(float(match[1]) * _UNIT_BYTES[match[2]])
+    try:
+        return int(float(match[1]) * _UNIT_BYTES[match[2]])
+    except OverflowError:
+        raise ValueError("is too large a size") from None
 
 
 def show_size(value: int) -> str:
@@ -315,7 +318,7 @@ class CorsConfig(Model):
         if self.allow_origin_regex is not None:
             try:
                 re.compile(self.allow_origin_regex)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"allow_origin_regex is no regular expression: {error}") from None
         return self
 

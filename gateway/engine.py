@@ -7,12 +7,14 @@ is the way of everything else. What to do is decided by `policy` as a value, and
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol, assert_never
 
+from msgspec import structs
 from xxhash import xxh3_128_hexdigest
 
 from . import policy
@@ -25,10 +27,10 @@ from .keys import Keying, Plan, digest, variant_key
 from .memory import Memory
 from .outcome import Outcome, Result
 from .policy import Facts, Rules
-from .ranges import OutOfRange, Part, wanted
+from .ranges import OutOfRange, Part, cut, span_of, wanted
 from .record import Stored, VaryIndex, decode_index, decode_stored, encode, with_vary
 from .shared import SharedStore
-from .upstreams import Fetched, ResponseBody
+from .upstreams import Fetched, ResponseBody, WholeBody
 
 ATTEMPTS = 3
 """How often a request waits for somebody else's fetch before it makes its own."""
@@ -181,10 +183,12 @@ class Engine:
         *,
         detail: str | None = None,
         invalidates: Callable[[Fetched], Iterable[str]] | None = None,
+        keep: Callable[[Fetched], Ask | None] | None = None,
     ) -> Answer:
         """The way past the cache: `send` asks the upstream, the answer is streamed.
 
-        `invalidates` names the primary keys that a success makes void (RFC 9111 §4.4).
+        `invalidates` names the primary keys that a success makes void (RFC 9111 §4.4); `keep` gives the GET that the
+        answer would answer as well, if it would.
         """
         began = time.perf_counter()
         try:
@@ -194,8 +198,11 @@ class Engine:
         exchange.spend("upstream", time.perf_counter() - began)
         if invalidates is not None and 200 <= fetched.status < 400:
             await self.invalidate(invalidates(fetched))
+        ask = keep(fetched) if keep is not None else None
+        if ask is not None:
+            fetched = await self._keep_representation(ask, fetched)
         exchange.outcome = Outcome(Result.BYPASS, forward=why, forward_status=fetched.status, detail=detail)
-        return Answer(fetched.status, without(end_to_end(fetched.headers), policy.OWN_FIELD), fetched.body)
+        return Answer(fetched.status, without(end_to_end(fetched.headers), *policy.FOR_US), fetched.body)
 
     def _hit(self, ask: Ask, stored: Stored, tier: str | None) -> Answer:
         return self._from_stored(ask, stored, Result.HIT, tier=tier)
@@ -215,6 +222,9 @@ class Engine:
         if stale is not None and self._is_resting(ask) and self._usable_on_error(ask, stale):
             return self._from_stored(ask, stale, Result.STALE_ERROR, detail="resting")
         if has(ask.headers, b"range"):
+            part = self._stored_part(ask)
+            if part is not None:
+                return part
             return await self._alone(ask, stale, "partial" if stale else reason, None, ranged=True)
         if ask.facts.head and ask.route.follows_origin:
             return await self._alone(ask, None, reason, None)
@@ -300,7 +310,7 @@ class Engine:
         if fetched.status == 200 and policy.not_modified(ask.headers, headers, self.clock.now()):
             self._spawn(fetched.body.aclose())
             return Answer(304, policy.fields_of_304(headers), b"")
-        return Answer(fetched.status, without(headers, policy.OWN_FIELD), fetched.body)
+        return Answer(fetched.status, without(headers, *policy.FOR_US), fetched.body)
 
     # --- flights -------------------------------------------------------------------------------------------
 
@@ -371,9 +381,12 @@ class Engine:
                     if policy.confirms(stale, received):
                         return self._confirmed(ask, stale, received, flight)
                     return await self._fetch(ask, origin, None, flight=flight, method=method, ranged=ranged)
-                if method == "HEAD" or ranged:
+                if method == "HEAD":
                     deadline.reschedule(None)
-                    return Alone(fetched, "range" if ranged else "head")
+                    await self._freshen_by_head(ask, received)
+                    return Alone(fetched, "head")
+                if ranged and fetched.status != 200:
+                    return await self._partial(ask, fetched, received, deadline)
                 return await self._judge(ask, fetched, received, stale, flight, deadline)
             except BaseException:
                 await fetched.body.aclose()
@@ -407,6 +420,70 @@ class Engine:
             return self._unstorable(ask, fetched, "too-large", deadline)
         return self._admitted(ask, received, verdict, body, flight)
 
+    async def _partial(self, ask: Ask, fetched: Fetched, received: policy.Received, deadline: asyncio.Timeout) -> Alone:
+        """The answer to a range request: for its client, and kept as the part it is (RFC 9111 §3.3)."""
+        verdict = policy.admit(
+            policy.Received(200, received.headers, received.sent, received.arrived), ask.facts, ask.route.rules
+        )
+        if (
+            fetched.status != 206
+            or not ask.route.follows_origin
+            or not isinstance(verdict, policy.Admit)
+            or not fetched.ends_surely
+            or span_of(received.headers) is None
+        ):
+            deadline.reschedule(None)
+            return Alone(fetched, "range")
+        body = await fetched.body.whole(ask.route.max_body)
+        if body is None:
+            deadline.reschedule(None)
+            return Alone(fetched, "too-large")
+        stored = self._stored(ask, received, verdict, body)
+        self.memory.put(structs.replace(stored, key=part_key(stored.key)))
+        return Alone(Fetched(206, fetched.headers, WholeBody(body)), "range")
+
+    def _stored_part(self, ask: Ask) -> Answer | None:
+        """The answer to a range request from a stored part that is fresh and holds all of it."""
+        index = self.memory.index(ask.plan.primary)
+        since = max(index.since if index is not None else 0.0, self.memory.floor)
+        for names in (*(index.names if index is not None else ()), ()):
+            stored = self.memory.get(part_key(variant_key(ask.plan.base, names, ask.headers)))
+            if stored is None or stored.started <= since:
+                continue
+            span = span_of(stored.headers)
+            decision = policy.decide(stored, ask.facts, ask.route.rules, self.clock.now())
+            piece = cut(ask.headers, stored.headers, span, stored.body) if span is not None else None
+            if piece is not None and isinstance(decision, policy.Hit):
+                headers = policy.told_headers(stored, ask.route.rules, self.clock.now())
+                self._told_hit(ask, stored)
+                return _partial_answer(without(headers, b"content-range"), *piece)
+        return None
+
+    async def _freshen_by_head(self, ask: Ask, received: policy.Received) -> None:
+        """What a HEAD's answer says of the stored GET: it is still the same, or it is void (RFC 9111 §4.3.5)."""
+        stored = self._in_memory(ask)
+        if stored is None or received.status != 200:
+            return
+        if policy.same_representation(stored, received):
+            self._confirmed(ask, stored, received, None)
+        else:
+            await self.invalidate([ask.plan.primary])
+
+    async def _keep_representation(self, ask: Ask, fetched: Fetched) -> Fetched:
+        """Keep a POST's answer that is the representation of its target (RFC 9110 §9.3.3), if its life is stated."""
+        now = math.nextafter(self.clock.now(), math.inf)  # later than the invalidation just made
+        received = policy.Received(fetched.status, fetched.headers, now, now)
+        verdict = policy.admit(received, ask.facts, ask.route.rules)
+        if not isinstance(verdict, policy.Admit) or not verdict.life.lifetime or not fetched.ends_surely:
+            return fetched
+        body = await fetched.body.whole(ask.route.max_body)
+        if body is None:
+            return fetched
+        stored = self._stored(ask, received, verdict, body)
+        if self._keep(stored, None):
+            self._keep_behind(stored)
+        return Fetched(fetched.status, fetched.headers, WholeBody(body))
+
     def _unstorable(self, ask: Ask, fetched: Fetched, reason: str, deadline: asyncio.Timeout) -> Alone:
         """For its client alone, from now on at the body's own pace."""
         deadline.reschedule(None)
@@ -416,10 +493,16 @@ class Engine:
     def _admitted(
         self, ask: Ask, received: policy.Received, verdict: policy.Admit, body: bytes, flight: Flight | None
     ) -> Landed:
+        stored = self._stored(ask, received, verdict, body)
+        return Landed(stored, received.status, self._keep(stored, flight))
+
+    def _stored(self, ask: Ask, received: policy.Received, verdict: policy.Admit, body: bytes) -> Stored:
         headers = without(verdict.headers, b"content-length")
         if not ask.route.follows_origin and received.status == 200 and not has(headers, b"etag"):
             headers.append((b"etag", policy.OWN_TAG + xxh3_128_hexdigest(body).encode("ascii") + b'"'))
-        stored = Stored(
+        if not has(headers, b"date"):
+            headers.append((b"date", http_date(received.arrived)))
+        return Stored(
             key=variant_key(ask.plan.base, verdict.vary, ask.headers),
             primary=ask.plan.primary,
             born=received.arrived,
@@ -434,11 +517,12 @@ class Engine:
             vary=verdict.vary,
             route=ask.route.name,
         )
-        return Landed(stored, received.status, self._keep(stored, flight))
 
     def _confirmed(self, ask: Ask, stale: Stored, received: policy.Received, flight: Flight | None) -> Landing:
         """A 304: the stored response is as good as new, with the fields that came (RFC 9111 §4.3.4)."""
         headers = policy.freshened(stale, received)
+        if not has(received.headers, b"date"):
+            headers = (*without(headers, b"date"), (b"date", http_date(received.arrived)))
         whole = policy.Received(stale.status, (*headers, *_age_of(received)), received.sent, received.arrived)
         verdict = policy.admit(whole, ask.facts, ask.route.rules)
         if isinstance(verdict, policy.Refuse):
@@ -492,13 +576,13 @@ class Engine:
         index = self.memory.index(plan.primary)
         if index is None:
             stored = self.memory.get(plan.base)
-            return stored if stored is not None and stored.started >= self.memory.floor else None
+            return stored if stored is not None and stored.started > self.memory.floor else None
         since = max(index.since, self.memory.floor)
         keys = {variant_key(plan.base, names, ask.headers) for names in (*index.names, ())}
         return _newest(self.memory.get(key) for key in keys) if not since else _newest(
             stored
             for key in keys
-            if (stored := self.memory.get(key)) is not None and stored.started >= since
+            if (stored := self.memory.get(key)) is not None and stored.started > since
         )  # fmt: skip
 
     async def _newer_in_shared(self, ask: Ask, known: _Found) -> _Found:
@@ -532,7 +616,7 @@ class Engine:
             data = await self.shared.read([entry_name(key) for key in keys])
             found += [self._read_stored(item, key) for item, key in zip(data, keys, strict=True)]
         since = max(index.since if index is not None else 0.0, self.memory.floor)
-        return _newest(stored for stored in found if stored is not None and stored.started >= since)
+        return _newest(stored for stored in found if stored is not None and stored.started > since)
 
     def _read_index(self, data: bytes | None, primary: str, local: VaryIndex | None) -> VaryIndex | None:
         if data is None:
@@ -559,7 +643,7 @@ class Engine:
         """Store in memory, unless what it answers was invalidated while it was fetched."""
         index = self.memory.index(stored.primary)
         since = max(index.since if index is not None else 0.0, self.memory.floor)
-        if (flight is not None and flight.void) or stored.started < since:
+        if (flight is not None and flight.void) or stored.started <= since:
             return False
         self.memory.put(stored)
         if stored.vary or index is not None:
@@ -642,9 +726,11 @@ class Engine:
             answer = self._problem(ask.exchange, 416, "The range lies outside of the resource.")
             answer.headers.append((b"content-range", b"bytes */%d" % part.size))
             return answer
-        body = stored.body[part.first : part.last + 1]
-        headers = [*headers, (b"content-range", part.content_range), (b"content-length", b"%d" % len(body))]
-        return Answer(206, headers, body)
+        return _partial_answer(headers, part, stored.body[part.first : part.last + 1])
+
+    def _told_hit(self, ask: Ask, stored: Stored) -> None:
+        ttl = int(policy.windows(stored, ask.route.rules).fresh - self.clock.now())
+        ask.exchange.outcome = Outcome(Result.HIT, ttl=ttl, tier="memory")
 
     def _broken(self, exchange: Exchange, error: UpstreamError, *, forward: str, collapsed: bool = False) -> Answer:
         exchange.outcome = Outcome(Result.ERROR, forward=forward, collapsed=collapsed, detail=error.kind)
@@ -721,6 +807,16 @@ class Engine:
 
 def index_name(primary: str) -> str:
     return "i:" + digest(primary)
+
+
+def part_key(key: str) -> str:
+    """The key of the stored part of what `key` names the whole of."""
+    return key + "\npart"
+
+
+def _partial_answer(headers: list[tuple[bytes, bytes]], part: Part, body: bytes) -> Answer:
+    fields = [(b"content-range", part.content_range), (b"content-length", b"%d" % len(body))]
+    return Answer(206, [*headers, *fields], body)
 
 
 def entry_name(key: str) -> str:

@@ -15,6 +15,8 @@ from .outcome import LOCAL, Outcome
 from .targets import Target
 
 SCOPE_KEY = "gateway.exchange"
+INTERIM_KEY = "gateway.interim"
+"""The ASGI extension by which the protocol class passes interim responses (1xx) on."""
 
 
 @dataclass(slots=True)

@@ -273,8 +273,8 @@ def vary_names(headers: Headers) -> tuple[str, ...] | None:
 _CASELESS = frozenset(("accept-encoding", "accept-language", "accept-charset"))
 
 
-def vary_value(headers: Headers, name: str) -> str | None:
-    """A request field as `Vary` compares it: lines combined, space about commas gone (RFC 9111 §4.1)."""
+def canonical(headers: Headers, name: str) -> str | None:
+    """A request field in one form: lines combined, space about commas gone, case folded where it means nothing."""
     text = combined(headers, name.encode("latin-1"))
     if text is None:
         return None
@@ -282,3 +282,12 @@ def vary_value(headers: Headers, name: str) -> str | None:
     if name in _CASELESS:
         items = [re.sub(r"\s*([;=])\s*", r"\1", item.lower()) for item in items]
     return ",".join(items)
+
+
+def vary_value(headers: Headers, name: str) -> str | None:
+    """A request field as `Vary` compares it (RFC 9111 §4.1): in one form, and without regard to the order of what is
+    ranked by quality alone (RFC 9110 §12.5.3, §12.5.4)."""
+    text = canonical(headers, name)
+    if text is None or name not in _CASELESS:
+        return text
+    return ",".join(sorted(text.split(",")))

@@ -16,6 +16,7 @@ from hashlib import blake2b
 
 from .headers import (
     Headers,
+    canonical,
     combined,
     end_to_end,
     has,
@@ -73,7 +74,7 @@ def plan(keying: Keying, origin: str, target: str, headers: Headers, *, has_body
     listed = [
         (name.encode("latin-1"), value.encode("latin-1"))
         for name in keying.vary
-        if (value := vary_value(headers, name)) is not None
+        if (value := canonical(headers, name)) is not None
     ]
     counted = [*listed, *identity]
     return Plan(primary, _with_identity(primary, counted), (*counted, *keying.constants))

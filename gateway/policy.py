@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .headers import (
+    NO_DIRECTIVES,
     CacheControl,
     Headers,
     combined,
@@ -325,6 +326,9 @@ class Received:
 # Never stored: they speak of one exchange, not of the resource. CORS fields are ours to compute (see `strip_cors`).
 _NOT_STORED = frozenset((b"server-timing", b"x-request-id", b"age", b"x-process-time"))
 OWN_FIELD = b"gateway-cache-control"
+SURROGATE = b"surrogate-control"
+FOR_US = frozenset((OWN_FIELD, SURROGATE))
+"""Fields that speak to this cache alone: obeyed, and not passed on."""
 _TARGETED = (OWN_FIELD, b"cdn-cache-control")
 
 
@@ -353,7 +357,23 @@ def governing(headers: Headers) -> tuple[CacheControl, bool]:
     for name in _TARGETED:
         if has(headers, name) and (directives := _structured(headers, name)):
             return directives, True
-    return CacheControl.of(headers), False
+    surrogate = _surrogate(headers) if has(headers, SURROGATE) else NO_DIRECTIVES
+    return (surrogate, True) if surrogate else (CacheControl.of(headers), False)
+
+
+def _surrogate(headers: Headers) -> CacheControl:
+    """`Surrogate-Control` (Edge Architecture 1.0, W3C Note 2001): elements for another surrogate are not for us.
+
+    It has `no-store` and `max-age` for a cache, perhaps `max-age=fresh+stale`, whose second half is a stale window.
+    """
+    lines = []
+    for item in split_list(combined(headers, SURROGATE) or ""):
+        directive, _, target = item.partition(";")
+        if target.strip() in ("", "gateway"):
+            fresh, plus, stale = directive.partition("+")
+            lines += [fresh, f"stale-while-revalidate={stale.strip()}"] if plus else [directive]
+    directives = CacheControl.parse(lines)
+    return directives if "max-age" in directives or "no-store" in directives else NO_DIRECTIVES
 
 
 def _structured(headers: Headers, name: bytes) -> CacheControl:
@@ -391,8 +411,6 @@ def _unstorable(received: Received, facts: Facts, rules: Rules, directives: Cach
         return Refuse("no-store", personal=True)
     if status < 200 or status in (206, 304) or status > 599:
         return Refuse("status")
-    if has(received.headers, b"content-range"):
-        return Refuse("partial")
     if rules.ttl is None:
         if facts.authorized and not _shared_despite_authorization(directives):
             return Refuse("authorization", personal=True)
@@ -470,7 +488,7 @@ def _kept(headers: Headers, directives: CacheControl) -> tuple[tuple[bytes, byte
     return tuple(
         pair
         for pair in end_to_end(headers)
-        if pair[0] not in _NOT_STORED and pair[0] not in listed and pair[0] != OWN_FIELD
+        if pair[0] not in _NOT_STORED and pair[0] not in listed and pair[0] not in FOR_US
     )
 
 
@@ -503,8 +521,8 @@ def validators(stored: Stored) -> list[tuple[bytes, bytes]]:
     return fields
 
 
-# RFC 9111 §3.2: a 304 updates the stored fields but those that describe the stored body.
-_NOT_UPDATED = frozenset((b"content-encoding", b"content-type", b"content-range", b"content-length"))
+# RFC 9111 §3.2: a 304 updates the stored fields but those that speak of the stored body's very bytes.
+_NOT_UPDATED = frozenset((b"content-encoding", b"content-md5", b"content-range", b"content-length", b"etag"))
 
 
 def freshened(stored: Stored, received: Received) -> tuple[tuple[bytes, bytes], ...]:
@@ -516,7 +534,8 @@ def freshened(stored: Stored, received: Received) -> tuple[tuple[bytes, bytes], 
         if pair[0] not in _NOT_UPDATED
         and pair[0] not in _NOT_STORED
         and pair[0] not in named
-        and pair[0] not in (OWN_FIELD, b"set-cookie")
+        and pair[0] not in FOR_US
+        and pair[0] != b"set-cookie"
     ]
     replaced = {name for name, _ in new}
     return tuple(pair for pair in stored.headers if pair[0] not in replaced) + tuple(new)
@@ -529,6 +548,17 @@ def confirms(stored: Stored, received: Received) -> bool:
     if tag is None or known is None:
         return True
     return tag == known if is_strong(tag) else opaque_tag(tag) == opaque_tag(known)
+
+
+def same_representation(stored: Stored, received: Received) -> bool:
+    """Whether a HEAD's answer speaks of the stored response: every validator and the length it has agree
+    (RFC 9111 §4.3.5)."""
+    for name in (b"etag", b"last-modified"):
+        said, known = first(received.headers, name), first(stored.headers, name)
+        if said is not None and said != known:
+            return False
+    length = first(received.headers, b"content-length")
+    return length is None or length == str(len(stored.body))
 
 
 def not_modified(request: Headers, headers: Headers, born: float) -> bool:

@@ -59,3 +59,31 @@ def _if_range_holds(request: Headers, response: Headers) -> bool:
         return tag is not None and is_strong(text) and text == tag
     modified = first(response, b"last-modified")
     return modified is not None and parse_date(text, 0) is not None and text == modified
+
+
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.IGNORECASE)
+
+
+def span_of(response: Headers) -> Part | None:
+    """Which part of a representation a 206 holds; None where `Content-Range` is missing, malformed or open."""
+    match = _CONTENT_RANGE.fullmatch(first(response, b"content-range") or "")
+    if match is None:
+        return None
+    start, last, size = int(match[1]), int(match[2]), int(match[3])
+    return Part(start, last, size) if start <= last < size else None
+
+
+def cut(request: Headers, response: Headers, span: Part, body: bytes) -> tuple[Part, bytes] | None:
+    """What a request wants of a stored part (RFC 9111 §3.3); None where the part does not hold all of it.
+
+    What is open at the end is taken from the end of a part that ends where the representation does.
+    """
+    part = wanted(request, response, span.size)
+    if not isinstance(part, Part) or part.first < span.first or part.last > span.last:
+        return None
+    text = combined(request, b"range") or ""
+    if text.strip().lower().startswith("bytes=-"):
+        length = part.last - part.first + 1
+        return (part, body[-length:]) if length <= len(body) else None
+    piece = body[part.first - span.first : part.last - span.first + 1]
+    return (part, piece) if piece else None

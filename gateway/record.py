@@ -82,7 +82,7 @@ def decode_stored(data: bytes, key: str) -> Stored | None:
         return None
     try:
         stored = _stored_decoder.decode(memoryview(data)[3:])
-    except (msgspec.DecodeError, ValueError):
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return None
     return stored if stored.key == key and _plausible(stored) else None
 
@@ -103,7 +103,7 @@ def decode_index(data: bytes, primary: str) -> VaryIndex | None:
         return None
     try:
         index = _index_decoder.decode(memoryview(data)[3:])
-    except (msgspec.DecodeError, ValueError):
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return None
     return index if index.primary == primary else None
 

@@ -7,6 +7,7 @@ may reach the upstream, and leaves the rest to the engine.
 from __future__ import annotations
 
 import time
+import typing
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,18 +22,21 @@ from .client import AnswerResponse, Client
 from .config import DEFAULT_VARY, Config, RouteConfig
 from .engine import Answer, Ask, Engine, Route
 from .errors import RequestRefused, UpstreamError
-from .exchange import Exchange, exchange_of
+from .exchange import INTERIM_KEY, Exchange, exchange_of
 from .headers import Headers, first, has, values
 from .keys import Keying, passed_through, plan, primary_key
 from .metrics import Metrics
 from .policy import Rules, facts_of
 from .targets import Target, normalise, normalise_path, select_query
 from .templates import PathTemplate, TargetTemplate, compile_target, render_tag
+from .transport import Interim
 from .upstreams import Fetched, Upstream
 
 VIA = (b"via", b"1.1 gateway")
 USER_AGENT = (b"user-agent", f"cached-gateway/{__version__}".encode())
 IDENTITY = (b"accept-encoding", b"identity")
+# Tells an upstream that it may speak to us by Surrogate-Control (Edge Architecture 1.0).
+CAPABILITY = (b"surrogate-capability", b'gateway="Surrogate/1.0"')
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def keying_of(route: RouteConfig, constants: tuple[tuple[bytes, bytes], ...]) ->
         vary=names if own else None,
         authorization=route.authorization,
         cookies=cookies,
-        constants=(*constants, *((USER_AGENT, IDENTITY) if own else ())),
+        constants=(*constants, *((USER_AGENT, IDENTITY) if own else (CAPABILITY,))),
     )
 
 
@@ -147,6 +151,7 @@ class UpstreamOrigin:
     target: str
     request_id: str
     metrics: Metrics
+    interim: Interim | None = None
 
     @property
     def name(self) -> str:
@@ -165,7 +170,7 @@ class UpstreamOrigin:
         result = "cancelled"
         try:
             fetched = await self.upstream.fetch(
-                method, self.target, [*headers, (b"x-request-id", self.request_id.encode("ascii"))], body
+                method, self.target, [*headers, (b"x-request-id", self.request_id.encode("ascii"))], body, self.interim
             )
             result = f"{fetched.status // 100}xx"
         except UpstreamError as error:
@@ -194,7 +199,7 @@ class Handlers:
             exchange.route = route.name
             client = Client(request.receive)
             target, parameters = route.upstream_target(local_path(request), exchange.target.query)
-            origin = UpstreamOrigin(route.upstream, target, exchange.request_id, self.metrics)
+            origin = UpstreamOrigin(route.upstream, target, exchange.request_id, self.metrics, interim_of(request))
             if request.method not in ("GET", "HEAD"):
                 return await self._pass(client, exchange, route, origin, request.method)
             return await self._read(client, exchange, route, origin, parameters)
@@ -253,11 +258,33 @@ class Handlers:
                 "method",
                 send,
                 invalidates=None
-                if method in ("OPTIONS", "TRACE")
+                if method == "OPTIONS"
                 else lambda fetched: self._invalidated(route, exchange, origin.target, fetched),
+                keep=(lambda fetched: self._representation(route, exchange, origin, fetched))
+                if method == "POST"
+                else None,
             )
         )
         return AnswerResponse(self._public(answer, route), client)
+
+    def _representation(
+        self, route: Declared, exchange: Exchange, origin: UpstreamOrigin, fetched: Fetched
+    ) -> Ask | None:
+        """The GET that a POST's answer would answer too: its `Content-Location` is its own target."""
+        location = first(fetched.headers, b"content-location")
+        target = primary_key(route.upstream.name, origin.target)
+        if location is None or target not in self._same_origin(route, exchange, location):
+            return None
+        engine_route, headers = route.engine_route, exchange.headers
+        asked = plan(engine_route.keying, route.upstream.name, origin.target, headers)
+        if asked.bypass is not None or not engine_route.follows_origin:
+            return None
+
+        async def past() -> Fetched:
+            return fetched
+
+        facts = facts_of("GET", headers, engine_route.rules)
+        return Ask(engine_route, asked, facts, headers, exchange, origin, past)
 
     def _invalidated(self, route: Declared, exchange: Exchange, target: str, fetched: Fetched) -> list[str]:
         """The primary keys that a successful unsafe request makes void: its target's, and those of `Location` and
@@ -333,6 +360,11 @@ def local_path(request: Request) -> str:
     path: str = request.scope["raw_path"].decode("ascii")
     root = quote(request.scope.get("root_path", ""), safe="/%:@!$&'()*+,;=~-._")
     return path[len(root) :] if root and path.startswith(root) else path
+
+
+def interim_of(request: Request) -> Interim | None:
+    """How to pass an interim response on to the client, where the server under us can."""
+    return typing.cast(Interim | None, request.scope.get("extensions", {}).get(INTERIM_KEY))
 
 
 def has_body(headers: Headers) -> bool:

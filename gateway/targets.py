@@ -36,7 +36,7 @@ _QUERY_CHARS = _PATH_CHARS | frozenset("?")
 _FORBIDDEN_IN_PATH = frozenset((0x2F, 0x5C, 0x7F, *range(0x20)))
 _HEX = re.compile("[0-9A-Fa-f]{2}")
 _TWICE_ENCODED = re.compile(r"%25(?:2e|2f|5c|00)", re.IGNORECASE)
-_DOT_SEGMENT_WITH_PARAMETERS = re.compile(r"\.{1,2};")
+_DOT_SEGMENT_WITH_PARAMETERS = re.compile(r"\.{1,2}(?:;|%3B)")
 
 # RFC 3986 §3.2.2 and §3.2.3, without user information.
 _HOST = re.compile(r"(?:[A-Za-z0-9\-._~]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
@@ -78,9 +78,10 @@ def normalise_path(path: str) -> str:
         raise RequestRefused("The request target must begin with a slash.")
     if "\\" in path:
         raise RequestRefused("The path contains a backslash.")
+    path = recode_path(path)
     if _TWICE_ENCODED.search(path):
         raise RequestRefused("The path contains a doubly encoded character.")
-    return _remove_dot_segments(recode_path(path))
+    return _remove_dot_segments(path)
 
 
 def recode_path(piece: str) -> str:
@@ -178,7 +179,7 @@ def check_host(hosts: list[bytes], http_version: str) -> str:
     return host.lower()
 
 
-_ABSOLUTE = re.compile(r"(?i:https?)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#.*)?")
+_ABSOLUTE = re.compile(r"(?i:https?)://([^/?#]*)([^?#]*)(?:\?([^#]*))?")
 
 
 def split_raw_target(raw: bytes, host: str, *, scheme: str) -> tuple[bytes, bytes]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 from .errors import RequestRefused
 from .targets import normalise_path, recode_path
@@ -120,7 +120,8 @@ class TargetTemplate:
         """
         path = _PARAMETER.sub(lambda match: parameters[match[1]], self.path)
         query = tuple(
-            _PARAMETER.sub(lambda match: quote(unquote(parameters[match[1]]), safe="~"), pair) for pair in self.query
+            _PARAMETER.sub(lambda match: quote(unquote_to_bytes(parameters[match[1]]), safe="~"), pair)
+            for pair in self.query
         )
         return path, query
 

@@ -5,6 +5,7 @@
 - the request target goes out as it is: the base hands aiohttp a string, which yarl requotes (`%2C` becomes `,`),
   so that the upstream would see other bytes than the cache key has;
 - failures get their own kind: the base turns a lost connection into ConnectTimeout;
+- bytes after a response's end do not fail it, and interim responses (1xx) can be heard of;
 - no cookie jar (the base's session keeps one upstream's cookies for the next client's request), no proxy from the
   environment, no header that nobody set.
 """
@@ -12,16 +13,113 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import aiohttp
 import httpx
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport
 from yarl import URL
 
 _AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+
+
+class Receiver(ResponseHandler):
+    """aiohttp's side of a connection, with a rule for bytes after a response's end.
+
+    aiohttp fails the response they follow, if they came in one piece with it. RFC 9112 §6.3 says that a response ends
+    with its Content-Length: it is delivered, the surplus is thrown away, and the connection is never used again, as
+    with nginx and Varnish. (A surplus after a chunked body is still a failure.)
+    """
+
+    _left: int | None = None
+    """How much of the present response's body is still to come; None between responses, or where unknown."""
+
+    def data_received(self, data: bytes) -> None:
+        if self._parser is None or self._payload_parser is not None:
+            super().data_received(data)
+            return
+        end = self._end_of_response(data)
+        if end is not None and end < len(data):
+            data = data[:end]
+            self.force_close()
+        super().data_received(data)
+
+    def _end_of_response(self, data: bytes) -> int | None:
+        """Where in `data` the present response ends, if it does; None where that cannot be told here."""
+        if self._left is None:
+            head_end = _end_of_head(data)
+            if head_end is None:
+                return None
+            length = 0 if self._skip_payload else _content_length(data[:head_end])
+            if length is None:
+                return None
+            self._left = head_end + length
+        end = self._left
+        self._left = end - len(data) if end > len(data) else None
+        return end
+
+
+def _end_of_head(data: bytes) -> int | None:
+    """The end of a final response's head at the beginning of `data`, interim responses before it passed over."""
+    start = 0
+    while True:
+        end = data.find(b"\r\n\r\n", start)
+        if end < 0 or not data.startswith(b"HTTP/1.", start):
+            return None
+        if data[start + 9 : start + 10] != b"1":
+            return end + 4
+        start = end + 4
+
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*(?=\r\n)", re.IGNORECASE)
+_CODING = re.compile(rb"\r\ntransfer-encoding:", re.IGNORECASE)
+
+
+def _content_length(head: bytes) -> int | None:
+    last = head[head.rfind(b"HTTP/1.") :]
+    if last[9:12] in (b"204", b"304"):
+        return 0
+    lengths = _LENGTH.findall(last)
+    return int(lengths[0]) if len(lengths) == 1 and not _CODING.search(last) else None
+
+
+Interim = Callable[[int, Sequence[tuple[bytes, bytes]]], None]
+
+
+class Answered(aiohttp.ClientResponse):
+    """A response that tells of interim ones (1xx) before it, which aiohttp passes over in silence."""
+
+    interim: Interim | None = None
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        protocol = connection.protocol
+        tell = _INTERIM.get()
+        if protocol is None or tell is None:
+            return await super().start(connection)
+        read = protocol.read
+
+        async def told() -> Any:
+            message, payload = await read()
+            if 102 <= message.code <= 199:
+                tell(message.code, message.raw_headers)
+            return message, payload
+
+        protocol.read = told  # type: ignore[method-assign]
+        try:
+            return await super().start(connection)
+        finally:
+            del protocol.read
+
+
+_INTERIM: ContextVar[Interim | None] = ContextVar("interim", default=None)
 
 
 class _Stream(AiohttpResponseStream):
@@ -63,13 +161,16 @@ class Transport(AiohttpTransport):
         self._max_head = max_response_headers
 
     def _open_session(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(
+            limit=self._max_connections,
+            keepalive_timeout=self._keepalive,
+            ssl=self._tls,
+            ttl_dns_cache=10,
+        )
+        connector._factory = partial(Receiver, loop=asyncio.get_running_loop())  # type: ignore[assignment]
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=self._max_connections,
-                keepalive_timeout=self._keepalive,
-                ssl=self._tls,
-                ttl_dns_cache=10,
-            ),
+            connector=connector,
+            response_class=Answered,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_AUTO_HEADERS,
             trust_env=False,
@@ -88,6 +189,7 @@ class Transport(AiohttpTransport):
         if not isinstance(self.client, aiohttp.ClientSession):
             self.client = self.get_client()
         timeout = request.extensions.get("timeout", {})
+        _INTERIM.set(request.extensions.get("interim"))
         try:
             response = await self.client.request(
                 request.method,

@@ -19,7 +19,7 @@ from .config import UpstreamConfig
 from .errors import UpstreamBusy, UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from .headers import Headers, values
 from .targets import normalise
-from .transport import Transport
+from .transport import Interim, Transport
 
 _STATUSES_WITHOUT_BODY = frozenset((204, 205, 304))
 
@@ -55,8 +55,8 @@ class Body:
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body a piece at a time, what was read already first. Raises UpstreamError."""
         try:
-            for chunk in self._read:
-                yield chunk
+            for piece in self._read:
+                yield piece
             self._read = []
             while (chunk := await self._next_in_time()) is not None:
                 yield chunk
@@ -150,17 +150,18 @@ class Upstream:
         target: str,
         headers: Headers,
         body: AsyncIterable[bytes] | None = None,
+        interim: Interim | None = None,
     ) -> Fetched:
         """Ask for `target` (a normalised path and query); the response's head has come when this returns.
 
-        The caller closes the body. Raises UpstreamError: no connection, a deadline passed, nonsense received.
+        `interim` is told of 1xx responses before it. The caller closes the body. Raises UpstreamError: no connection, a deadline passed, nonsense received.
         """
         request = httpx.Request(
             method,
             next(self._bases).join(target),
             headers=[*self._forwarded(headers)],
             stream=_Sent(body) if body is not None else None,
-            extensions=self._extensions,
+            extensions=self._extensions if interim is None else {**self._extensions, "interim": interim},
         )
         if body is None and method in ("POST", "PUT", "PATCH"):
             request.headers["content-length"] = "0"
