@@ -32,6 +32,7 @@ from yaml.reader import ReaderError
 
 from .config import Config
 from .errors import ConfigError, ConfigProblem
+from .templates import TemplateError, compile_path
 
 PREFIX = "GATEWAY_"
 # Read by the command line and the admin API, and no fields of the configuration.
@@ -46,7 +47,7 @@ MAX_DEPTH = 32
 
 Kind = Literal["environment", "dotenv", "file"]
 Key: TypeAlias = tuple[str, ...]
-Value: TypeAlias = "str | int | float | bool | None | list[Value] | dict[str, Value]"
+Value: TypeAlias = "str | int | float | bool | list[Value] | dict[str, Value] | None"
 Tree: TypeAlias = dict[str, Value]
 
 
@@ -87,10 +88,16 @@ def load(path: Path | None, *, environ: Mapping[str, str] | None = None, dotenv:
     merge = _Merge(_read_document(path) if path else _Document("", {}, {}, []))
     merge.apply([*_dotenv_variables(dotenv, environ), *_environment_variables(environ)])
     config, wrong = _validated(merge)
-    problems = [*merge.problems, *wrong, *_cross_problems(merge)]
+    problems = _without_sequels([*merge.problems, *wrong, *_cross_problems(merge)])
     if problems or config is None:
         raise ConfigError(problems)
     return Loaded(config, {key: tuple(found) for key, found in merge.sources.items()}, tuple(merge.warnings))
+
+
+def _without_sequels(problems: list[ConfigProblem]) -> list[ConfigProblem]:
+    """The first problem of each key: of a value that couldn't be read, the models tell what it isn't."""
+    first: dict[str, ConfigProblem] = {}
+    return [problem for problem in problems if not problem.key or first.setdefault(problem.key, problem) is problem]
 
 
 def effective(loaded: Loaded) -> list[Setting]:
@@ -161,10 +168,14 @@ def _shown(key: Key, value: Value) -> str:
     return redact(key, short if isinstance(short, str) and short.isprintable() else _yaml(short))
 
 
+def _short(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
 def _clipped(value: Value) -> Value:
     match value:
         case str():
-            return value if len(value) <= 200 else value[:200] + "…"
+            return _short(value)
         case list():
             return [_clipped_item(item) for item in value[:20]] + (["…"] if len(value) > 20 else [])
         case dict():
@@ -328,7 +339,7 @@ def _marked(name: str, error: yaml.MarkedYAMLError) -> str:
 def _syntax(error: yaml.MarkedYAMLError) -> str:
     if error.context == "expected a single document in the stream":
         return "has a second document; a configuration is one, without ---"
-    problem = str(error.problem)
+    problem = _short(str(error.problem))
     hint = "; YAML is indented with spaces, not tabs" if "'\\t'" in problem else ""
     return f"{error.context}: {problem}{hint}" if error.context else f"{problem}{hint}"
 
@@ -358,11 +369,10 @@ class _Builder:
         self._open: set[int] = set()
         self._nodes = 0
         self._text = 0
-        self._constructor = SafeConstructor()
 
     def build(self, node: yaml.Node, key: Key) -> Value:
         if id(node) in self._open:
-            raise _refused(self._place(node), "has an alias of what it stands in")
+            raise _refused(self._place(node), "has an alias that contains itself")
         self._count(node, key)
         self._open.add(id(node))
         value = self._value(node, key)
@@ -373,7 +383,7 @@ class _Builder:
         self._nodes += 1
         self._text += len(node.value) if isinstance(node, yaml.ScalarNode) else 0
         if self._nodes > MAX_NODES or self._text > MAX_TEXT:
-            raise _refused(self._place(node), f"its aliases stand for more than {MAX_NODES} values; write fewer")
+            raise _refused(self._place(node), f"has more than {MAX_NODES} values, aliases counted in full")
         if len(key) > MAX_DEPTH:
             raise _refused(self._place(node), f"is nested more than {MAX_DEPTH} deep")
 
@@ -386,15 +396,17 @@ class _Builder:
             case yaml.ScalarNode() if node.tag in _AS_WRITTEN:
                 return str(node.value)
             case yaml.ScalarNode() if node.tag in _CONSTRUCTED:
-                return self._constructed(node)
-        self._problem(node, f"{node.tag.replace(_TAG, '!!')} is no tag of a configuration; leave it out")
+                return self._constructed(node, key)
+        tag = _short(node.tag.replace(_TAG, "!!"))
+        self._problem(node, f"{tag} is no tag of a configuration; leave it out", key)
         return None
 
-    def _constructed(self, node: yaml.ScalarNode) -> Value:
+    def _constructed(self, node: yaml.ScalarNode, key: Key) -> Value:
         try:
-            value: Value = self._constructor.construct_object(node)
+            # A new one each time: after an error it takes the node, met again by an alias, for a recursive one.
+            value: Value = SafeConstructor().construct_object(node)
         except (ValueError, LookupError):
-            self._problem(node, f"is no {node.tag.removeprefix(_TAG)}; put it in quotes if it is text")
+            self._problem(node, f"is no {node.tag.removeprefix(_TAG)}; put it in quotes if it is text", key)
             return None
         return value
 
@@ -416,14 +428,14 @@ class _Builder:
     def _key_name(self, node: yaml.Node) -> str | None:
         if isinstance(node, yaml.ScalarNode) and (node.tag == _TAG + "str" or _is_merge(node)):
             return str(node.value)
-        shown = f"the key {_clipped(node.value)}" if isinstance(node, yaml.ScalarNode) else "a key"
+        shown = f"the key {_short(node.value)}" if isinstance(node, yaml.ScalarNode) else "a key"
         self._problem(node, f"{shown} is not text; put it in quotes if it is meant so")
         return None
 
     def _is_second(self, name: str, node: yaml.Node, seen: dict[str, yaml.Node]) -> bool:
         first = seen.setdefault(name, node)
         if first is not node:
-            self._problem(node, f"the key {_clipped(name)} is here a second time; the first is on line {_line(first)}")
+            self._problem(node, f"the key {_short(name)} is here a second time; the first is on line {_line(first)}")
         return first is not node
 
     def _merged(self, node: yaml.Node, key: Key) -> Tree:
@@ -441,8 +453,8 @@ class _Builder:
     def _place(self, node: yaml.Node) -> str:
         return f"{self._name} line {_line(node)}"
 
-    def _problem(self, node: yaml.Node, message: str) -> None:
-        self.problems.append(ConfigProblem(self._place(node), "", message))
+    def _problem(self, node: yaml.Node, message: str, key: Key = ()) -> None:
+        self.problems.append(ConfigProblem(self._place(node), ".".join(key), message))
 
 
 def _is_merge(node: yaml.Node) -> bool:
@@ -564,7 +576,7 @@ class _Merge:
         self.warnings: list[str] = []
         self.problems = document.problems
         self._document = document
-        for key, value in _leaves(self.tree, Config, ()):
+        for key, value in _leaves(self.tree, Config, ()) if self.tree else ():
             self.sources[key] = [Source("file", self._file_place(key), _shown(key, value))]
 
     def apply(self, variables: list[_Variable]) -> None:
@@ -630,7 +642,7 @@ class _Merge:
 
     def _has_entry(self, assignment: _Assignment, given: set[str]) -> bool:
         section, *rest = assignment.key
-        if section not in _ESSENTIAL or not rest or _spelt(self._entries(section), rest[0]) is not None:
+        if section not in _ESSENTIAL or not rest or _spelt(self.entries(section), rest[0]) is not None:
             return True
         if all(given & set(group) for group in _ESSENTIAL[section]):
             return True
@@ -638,12 +650,12 @@ class _Merge:
         return False
 
     def _no_entry(self, variable: _Variable, section: str, name: str) -> None:
-        hint = _did_you_mean(name, self._entries(section))
+        hint = _did_you_mean(name, self.entries(section))
         needed = " and ".join(_name_of((section, name, group[0])) for group in _ESSENTIAL[section])
         message = f"is ignored: there is no {name} in {section}{hint or f'; a new one needs {needed}'}"
         self._warn(variable, message)
 
-    def _entries(self, section: str) -> Tree:
+    def entries(self, section: str) -> Tree:
         entries = self.tree.get(section)
         return entries if isinstance(entries, dict) else {}
 
@@ -667,6 +679,9 @@ class _Merge:
         source = Source(variable.kind, variable.place, _shown(key, assignment.value))
         self.sources.setdefault(key, []).insert(0, source)
 
+    def problem(self, key: Key, message: str) -> ConfigProblem:
+        return ConfigProblem(self.place(key), ".".join(key), message)
+
     def place(self, key: Key) -> str:
         """Where `key` was set; of a mapping, where it and what variables changed in it stands; of what is missing,
         where it is missed."""
@@ -688,7 +703,8 @@ def _spelt(tree: Tree, name: str) -> str | None:
     """The key of `tree` that a variable means by `name`: it can't write capitals or dashes (X-Api-Key)."""
     if name in tree:
         return name
-    return next((key for key in tree if key.lower().replace("-", "_") == name.lower()), None)
+    folded = name.lower()
+    return next((key for key in tree if folded in (key.lower(), key.lower().replace("-", "_"))), None)
 
 
 def _squeezed(name: str) -> str:
@@ -696,12 +712,13 @@ def _squeezed(name: str) -> str:
 
 
 def _known_keys(shape: object, value: Value, key: Key) -> Iterator[Key]:
-    names = list(shape.model_fields) if _is_model(shape) else list(value) if isinstance(value, dict) else []
-    if key:
-        yield key
-    for name in names if _is_container(shape) else []:
-        inner = value.get(name) if isinstance(value, dict) else None
-        yield from _known_keys(_child(shape, name), inner, (*key, name))
+    """All that may be set: the models' fields, and those of the entries that there are."""
+    entries = value if isinstance(value, dict) else {}
+    for name in shape.model_fields if _is_model(shape) else entries:
+        inner = (*key, name)
+        yield inner
+        if _is_container(_shape_at(inner)):
+            yield from _known_keys(_shape_at(inner), entries.get(name), inner)
 
 
 # What is wrong with the values ----------------------------------------------------------------------------
@@ -738,13 +755,14 @@ def _problem(merge: _Merge, key: Key, errors: list[ErrorDetails]) -> ConfigProbl
     message = _without_credentials(_message(key, errors))
     about = message.partition(" ")[0].rstrip(":")
     place = merge.place((*key, about) if (*key, about) in merge.sources else key)
-    return ConfigProblem(place, ".".join(key), message)
+    return ConfigProblem(place, _short(".".join(key)), message)
 
 
 def _message(key: Key, errors: list[ErrorDetails]) -> str:
-    if len(errors) == 1 or any(error["type"] == "value_error" for error in errors):
+    members = [error for error in errors if isinstance((*error["loc"], 0)[len(key)], str)]
+    if len(members) < 2 or any(error["type"] == "value_error" for error in errors):
         return "; ".join(_single(key, error) for error in errors)
-    # A union tells of each of its members; they are the choices that there are.
+    # A union tells of each of its members, by its name; they are the choices that there are.
     wanted = dict.fromkeys(_wanted(key, error) for error in errors)
     return f"{_shown(key, errors[0]['input'])} must be {' or '.join(wanted)}"
 
@@ -769,11 +787,11 @@ def _unknown_key(key: Key) -> str:
 
 
 def _sentence(key: Key, error: ErrorDetails) -> str:
-    message, value = error["msg"].removeprefix("Value error, "), error["input"]
-    if isinstance(value, dict):
-        return message
+    message, value = _short(error["msg"].removeprefix("Value error, "), 500), error["input"]
+    if isinstance(value, dict | list):
+        return message  # it names the item
     if _is_secret(key):
-        message = message.replace(str(value), "***")
+        message = message.replace(repr(value), "***")
     shown = _shown(key, value)
     if message.partition(" ")[0] in _VERBS:
         return f"{shown} {message}"
@@ -804,7 +822,34 @@ def _cross_problems(merge: _Merge) -> list[ConfigProblem]:
     them."""
     problems: list[ConfigProblem] = []
     shapes: dict[str, str] = {}
-    for name, route in merge.tree_of("routes"):
-        problems += _upstream_problems(merge, name, route.get("upstream"))
-        problems += _path_problems(merge, name, route.get("path"), shapes)
+    for name, route in merge.entries("routes").items():
+        if isinstance(route, dict):
+            problems += _upstream_problems(merge, name, route.get("upstream"))
+            problems += _path_problems(merge, name, route.get("path"), shapes)
     return problems
+
+
+def _upstream_problems(merge: _Merge, name: str, upstream: Value) -> list[ConfigProblem]:
+    known = merge.entries("upstreams")
+    if not isinstance(upstream, str) or upstream in known:
+        return []
+    hint = _did_you_mean(upstream, known) or f"; there are: {', '.join(known) or 'none'}"
+    return [merge.problem(("routes", name, "upstream"), f"{_clipped(upstream)} is no upstream{hint}")]
+
+
+def _path_problems(merge: _Merge, name: str, path: Value, taken: dict[str, str]) -> list[ConfigProblem]:
+    """`taken` has, by the path's shape, the first route that has it; this one is added."""
+    key = ("routes", name, "path")
+    try:
+        text = compile_path(path).text if isinstance(path, str) else None
+    except TemplateError:
+        text = None
+    if text is None:
+        return []  # told by the model
+    if text in OWN_PATHS:
+        return [merge.problem(key, f"{text} is the gateway's own; choose another path")]
+    other = taken.setdefault(re.sub(r"\{\w+", "{", text), name)
+    if other == name:
+        return []
+    place = merge.place(("routes", other, "path"))
+    return [merge.problem(key, f"{text} takes the same requests as the path of the route {other} ({place})")]

@@ -17,6 +17,7 @@ import re
 import ssl
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -41,8 +42,13 @@ class Receiver(ResponseHandler):
 
     _left: int | None = None
     """How much of the present response's body is still to come; None between responses, or where unknown."""
+    requests = 0
+    """How many were sent on this connection."""
+    received = False
+    """Whether anything came since the last of them was sent."""
 
     def data_received(self, data: bytes) -> None:
+        self.received = True
         if self._parser is None or self._payload_parser is not None:
             super().data_received(data)
             return
@@ -94,14 +100,29 @@ def _content_length(head: bytes) -> int | None:
 Interim = Callable[[int, Sequence[tuple[bytes, bytes]]], None]
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """One request on one connection: whom to tell of interim responses, and whether sending it again is safe."""
+
+    interim: Interim | None = None
+    connection: Receiver | None = None
+
+    @property
+    def may_repeat(self) -> bool:
+        """A kept connection that the upstream closed as it was used again (RFC 9112 §9.3.1): nothing was received."""
+        return self.connection is None or (self.connection.requests > 1 and not self.connection.received)
+
+
 class Answered(aiohttp.ClientResponse):
     """A response that tells of interim ones (1xx) before it, which aiohttp passes over in silence."""
 
-    interim: Interim | None = None
-
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
-        protocol = connection.protocol
-        tell = _INTERIM.get()
+        protocol, attempt = connection.protocol, _ATTEMPT.get()
+        if isinstance(protocol, Receiver):
+            protocol.requests += 1
+            protocol.received = False
+            attempt.connection = protocol
+        tell = attempt.interim
         if protocol is None or tell is None:
             return await super().start(connection)
         read = protocol.read
@@ -119,7 +140,8 @@ class Answered(aiohttp.ClientResponse):
             del protocol.read
 
 
-_INTERIM: ContextVar[Interim | None] = ContextVar("interim", default=None)
+_ATTEMPT: ContextVar[_Attempt] = ContextVar("attempt")
+IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 
 
 class _Stream(AiohttpResponseStream):
@@ -168,7 +190,7 @@ class Transport(AiohttpTransport):
             ttl_dns_cache=10,
         )
         connector._factory = partial(Receiver, loop=asyncio.get_running_loop())  # type: ignore[assignment]
-        return aiohttp.ClientSession(
+        session = aiohttp.ClientSession(
             connector=connector,
             response_class=Answered,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -178,6 +200,8 @@ class Transport(AiohttpTransport):
             max_line_size=self._max_head,
             max_field_size=self._max_head,
         )
+        session._retry_connection = False  # it repeats what failed on a new connection, too
+        return session
 
     @property
     def connections_in_use(self) -> int:
@@ -189,21 +213,16 @@ class Transport(AiohttpTransport):
         if not isinstance(self.client, aiohttp.ClientSession):
             self.client = self.get_client()
         timeout = request.extensions.get("timeout", {})
-        _INTERIM.set(request.extensions.get("interim"))
+        attempt = _Attempt(request.extensions.get("interim"))
+        _ATTEMPT.set(attempt)
+        data = _body_of(request)
         try:
-            response = await self.client.request(
-                request.method,
-                URL(str(request.url), encoded=True),
-                headers=request.headers.multi_items(),
-                data=_body_of(request),
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(
-                    total=None,
-                    connect=timeout.get("pool"),
-                    sock_connect=timeout.get("connect"),
-                    sock_read=timeout.get("read"),
-                ),
-            )
+            response = await self._send(request, data, timeout)
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            refused = isinstance(error, aiohttp.ClientConnectorError)
+            if refused or not attempt.may_repeat or data is not None or request.method not in IDEMPOTENT:
+                raise translated(error) from error
+            response = await self._send_again(request, timeout)
         except (aiohttp.ClientError, TimeoutError, HttpProcessingError, OSError, ValueError) as error:
             raise translated(error) from error
         return httpx.Response(
@@ -212,6 +231,28 @@ class Transport(AiohttpTransport):
             stream=_Stream(response),
             request=request,
             extensions={"http_version": b"HTTP/1.1"},
+        )
+
+    async def _send_again(self, request: httpx.Request, timeout: dict[str, float]) -> aiohttp.ClientResponse:
+        try:
+            return await self._send(request, None, timeout)
+        except (aiohttp.ClientError, TimeoutError, HttpProcessingError, OSError, ValueError) as error:
+            raise translated(error) from error
+
+    async def _send(self, request: httpx.Request, data: Any, timeout: dict[str, float]) -> aiohttp.ClientResponse:
+        assert isinstance(self.client, aiohttp.ClientSession)
+        return await self.client.request(
+            request.method,
+            URL(str(request.url), encoded=True),
+            headers=request.headers.multi_items(),
+            data=data,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(
+                total=None,
+                connect=timeout.get("pool"),
+                sock_connect=timeout.get("connect"),
+                sock_read=timeout.get("read"),
+            ),
         )
 
 

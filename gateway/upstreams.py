@@ -74,6 +74,7 @@ class Body:
         try:
             return await anext(self._chunks, None)
         except httpx.TransportError as error:
+            await self.aclose()
             raise translated(self._name, error) from error
 
     async def aclose(self) -> None:
