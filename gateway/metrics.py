@@ -90,7 +90,9 @@ class _EngineCollector(Collector):
         yield _counter("gateway_memory_evictions", "Responses evicted from it.", memory.evictions)
         yield _counter("gateway_collapsed", "Requests answered by a fetch made for another.", engine.collapsed)
         yield _counter("gateway_refreshes", "Refreshes behind a stale answer.", engine.refreshes)
-        yield _counter("gateway_unreadable_records", "Records in Redis that could not be read.", engine.unreadable)
+        yield _counter(
+            "gateway_unreadable_records", "Records in Redis that could not be read.", engine.tiers.unreadable
+        )
         yield _gauge("gateway_flights", "Fetches under way that others may wait for.", len(engine.flights))
         shared = getattr(engine.shared, "statistics", SharedStatistics())
         yield _gauge(

@@ -613,7 +613,9 @@ def told_headers(stored: Stored, rules: Rules, now: float) -> list[tuple[bytes, 
     return [*kept, (b"cache-control", promise), (b"date", http_date(stored.born)), (b"age", b"%d" % age)]
 
 
-_OUR_PROMISE = frozenset((b"cache-control", b"expires", b"pragma", b"date", b"age", b"cdn-cache-control", b"surrogate-control"))  # fmt: skip
+_OUR_PROMISE = frozenset(
+    (b"cache-control", b"expires", b"pragma", b"date", b"age", b"cdn-cache-control", b"surrogate-control")
+)
 
 
 # --- invalidation ------------------------------------------------------------------------------------------

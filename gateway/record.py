@@ -132,4 +132,4 @@ _BYTES = 33 + 7  # an object's header, and half an allocator step
 _TEXT = 49 + 7
 _NAMED = _TEXT + 8  # a text and its slot in a tuple
 _PAIR = 56 + 8  # a tuple of two and its slot
-_ENTRY = 490  # the two structs, floats, tuples, and the store's own entry
+_ENTRY = 460  # the two structs, floats, tuples, and the store's own entry

@@ -18,9 +18,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from . import __version__
+from .answers import Answer
 from .client import AnswerResponse, Client
 from .config import DEFAULT_VARY, Config, RouteConfig
-from .engine import Answer, Ask, Engine, Route
+from .engine import Ask, Engine, Route
 from .errors import RequestRefused, UpstreamError
 from .exchange import INTERIM_KEY, Exchange, exchange_of
 from .headers import Headers, first, has, values

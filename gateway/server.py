@@ -73,7 +73,7 @@ def _server(app: object, *, http: type | str = "auto", lifespan: str = "on") -> 
     return _Server(
         uvicorn.Config(
             app,  # type: ignore[arg-type]
-            http=http,  # type: ignore[arg-type]
+            http=http,
             lifespan=lifespan,  # type: ignore[arg-type]
             ws="none",
             log_config=None,

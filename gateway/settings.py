@@ -286,7 +286,7 @@ def _read_text(path: Path) -> str:
     if len(raw) > MAX_FILE:
         raise _refused(str(path), f"is larger than {MAX_FILE // 1024} KiB, and so no configuration")
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise _refused(f"{path} line {line}", "is not UTF-8; save the file as UTF-8") from None
@@ -660,19 +660,20 @@ class _Merge:
         return entries if isinstance(entries, dict) else {}
 
     def _put(self, assignment: _Assignment) -> None:
-        tree, key = self.tree, list(assignment.key)
-        for index, name in enumerate(key):
-            key[index] = name = _spelt(tree, name) or name
-            if index == len(key) - 1:
-                break
+        *outer, last = assignment.key
+        tree: Tree = self.tree
+        key: Key = ()
+        for written in outer:
+            name = _spelt(tree, written) or written
             inner = tree.setdefault(name, {})
             if not isinstance(inner, dict):
                 return  # the file has something there that is refused
-            tree = inner
+            tree, key = inner, (*key, name)
+        name = _spelt(tree, last) or last
         if assignment.value == {} and tree.get(name):
             return  # a mapping is merged with, not replaced
         tree[name] = assignment.value
-        self._add_source(tuple(key), assignment)
+        self._add_source((*key, name), assignment)
 
     def _add_source(self, key: Key, assignment: _Assignment) -> None:
         variable = assignment.variable
@@ -790,12 +791,11 @@ def _sentence(key: Key, error: ErrorDetails) -> str:
     message, value = _short(error["msg"].removeprefix("Value error, "), 500), error["input"]
     if isinstance(value, dict | list):
         return message  # it names the item
-    if _is_secret(key):
-        message = message.replace(repr(value), "***")
     shown = _shown(key, value)
+    message = message.replace(repr(value), shown)
     if message.partition(" ")[0] in _VERBS:
         return f"{shown} {message}"
-    return message if shown in message else f"{message} (it is {shown})"
+    return message if shown in message else f"{message.rstrip('.')} (it is {shown})"
 
 
 def _wanted(key: Key, error: ErrorDetails) -> str:

@@ -239,7 +239,7 @@ class RedisStore:
             self._probe = asyncio.get_running_loop().create_task(self._probe_until_back())
 
     async def _probe_until_back(self) -> None:
-        while not await self._ping():
+        while not await self._ping():  # noqa: ASYNC110 - it polls another machine
             await asyncio.sleep(PROBE_EVERY)
         self._failures = 0
 

@@ -155,7 +155,8 @@ class Upstream:
     ) -> Fetched:
         """Ask for `target` (a normalised path and query); the response's head has come when this returns.
 
-        `interim` is told of 1xx responses before it. The caller closes the body. Raises UpstreamError: no connection, a deadline passed, nonsense received.
+        `interim` is told of 1xx responses before it. The caller closes the body. Raises UpstreamError: no connection,
+        a deadline passed, nonsense received.
         """
         request = httpx.Request(
             method,

@@ -1,0 +1,74 @@
+"""Answers to clients: from a stored response, in part, not at all, or a problem.
+
+What stands here makes values; nothing is asked, stored or decided.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from . import policy
+from .errors import PROBLEM_MEDIA_TYPE, problem_body
+from .exchange import Exchange
+from .headers import Headers, http_date, without
+from .policy import Rules
+from .ranges import OutOfRange, Part, cut, span_of, wanted
+from .record import Stored
+from .upstreams import ResponseBody
+
+_WITHOUT_BODY = frozenset((204, 205, 304))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the client gets: the body as bytes, or still to be streamed."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes | ResponseBody
+
+
+def stored_answer(exchange: Exchange, request: Headers, stored: Stored, rules: Rules, now: float) -> Answer:
+    """A stored response as a request wants it: whole, 304 where the client has it, a range of it, or its head."""
+    headers = policy.told_headers(stored, rules, now)
+    head = exchange.method == "HEAD"
+    if stored.status == 200:
+        if policy.not_modified(request, headers, stored.born):
+            return Answer(304, policy.fields_of_304(headers), b"")
+        part = None if head else wanted(request, headers, len(stored.body))
+        if isinstance(part, Part):
+            return partial(headers, part, stored.body[part.first : part.last + 1])
+        if isinstance(part, OutOfRange):
+            answer = problem(exchange, 416, "The range lies outside of the resource.")
+            answer.headers.append((b"content-range", b"bytes */%d" % part.size))
+            return answer
+    if stored.status not in _WITHOUT_BODY:
+        headers.append((b"content-length", b"%d" % len(stored.body)))
+    return Answer(stored.status, headers, b"" if head else stored.body)
+
+
+def part_answer(request: Headers, stored: Stored, rules: Rules, now: float) -> Answer | None:
+    """A range from a stored part (206); None where the part does not hold all of it."""
+    span = span_of(stored.headers)
+    piece = cut(request, stored.headers, span, stored.body) if span is not None else None
+    if piece is None:
+        return None
+    return partial(without(policy.told_headers(stored, rules, now), b"content-range"), *piece)
+
+
+def partial(headers: list[tuple[bytes, bytes]], part: Part, body: bytes) -> Answer:
+    fields = [(b"content-range", part.content_range), (b"content-length", b"%d" % len(body))]
+    return Answer(206, [*headers, *fields], body)
+
+
+def problem(exchange: Exchange, status: int, detail: str, *, title: str | None = None) -> Answer:
+    """Problem Details (RFC 9457), never to be stored."""
+    body = problem_body(status, detail, exchange.request_id, title)
+    headers = [
+        (b"content-type", PROBLEM_MEDIA_TYPE),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        (b"date", http_date(time.time())),
+    ]
+    return Answer(status, headers, b"" if exchange.method == "HEAD" else body)
