@@ -11,11 +11,13 @@ from __future__ import annotations
 import copy
 import importlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from fastapi import APIRouter, FastAPI, Request
@@ -34,11 +36,14 @@ from .errors import ConfigError, ConfigProblem
 from .handlers import STATE, Inputs, Runtime, cached_settings, inputs_of, upstream_names
 from .memory import Memory
 from .metrics import Metrics
-from .middleware import Cors, TargetRule, Timing, Trusted
+from .middleware import Cors, TargetRule, Timing
 from .problems import EXCEPTION_HANDLERS
+from .proxies import Trusted
+from .purges import LocalPurges, PurgeLog, Report
 from .routes import Declared, Handlers, declare
 from .settings import load, nearest
 from .shared import NoShared, RedisStore, SharedStore
+from .targets import normalise
 from .templates import PathTemplate, compile_path
 from .upstreams import Upstream
 
@@ -88,10 +93,13 @@ class Gateway(FastAPI):
             name: Upstream(name, each, transport(name) if callable(transport) else transport)
             for name, each in config.upstreams.items()
         }
+        blind = None if config.purge_blind == "forever" else config.purge_blind.total_seconds()
+        self.purges: PurgeLog = shared.purge_log(clock, blind) if isinstance(shared, RedisStore) else LocalPurges(clock)
         self.engine = Engine(
             memory=Memory(config.memory),
             shared=shared,
             clock=clock,
+            purges=self.purges,
             retry_after=config.retry_after.total_seconds(),
             uncacheable_for=config.uncacheable_for.total_seconds(),
             shared_budget=config.redis_budget.total_seconds(),
@@ -207,6 +215,44 @@ class Gateway(FastAPI):
             message = f"the handler {context.name} wants the upstream {name!r}, which is not configured{hint}"
             raise ConfigError([ConfigProblem("", "include", message)])
 
+    async def purge(
+        self,
+        *,
+        keys: Iterable[str] = (),
+        tags: Iterable[str] = (),
+        routes: Iterable[str] = (),
+        everything: bool = False,
+        soft: bool = False,
+        by: str = "python",
+    ) -> Report:
+        """Purge what is stored: by URL (a path, or one of the gateway's own URLs), tag, route, or everything.
+
+        When the report is complete, no answer that starts now anywhere contains what was fetched before. `soft` ends
+        freshness only. Raises RequestRefused for a URL that means nothing, ValueError for a route that is not known.
+        """
+        primaries = [primary for url in keys for primary in self.primary_keys(url)]
+        known = self.route_names()
+        for route in routes:
+            if route not in known:
+                close = nearest(route, known)
+                raise ValueError(f"there is no route {route!r}" + (f"; did you mean {close}?" if close else ""))
+        return await self.engine.purge(
+            keys=primaries, tags=tags, routes=routes, everything=everything, soft=soft, by=by
+        )
+
+    def route_names(self) -> list[str]:
+        """The names by which routes can be purged: those of the configuration, and those of `@cached` handlers."""
+        runtime: Runtime = getattr(self.state, STATE)
+        return [*self.config.routes, *(route.name for route, _ in runtime.bound.values())]
+
+    def primary_keys(self, url: str) -> list[str]:
+        """The primary keys of what the gateway serves at `url`. Raises RequestRefused."""
+        parts = urlsplit(url)
+        target = normalise((parts.path or "/").encode(), parts.query.encode())
+        keys = Handlers(self.engine, self.metrics, self.declared).public_keys(target)
+        runtime: Runtime = getattr(self.state, STATE)
+        return [*keys[:1], *runtime.keys_of(target)]
+
     def readiness(self) -> dict[str, object]:
         """What `/readyz` says. Redis being away makes it slower, not unready."""
         redis = "none" if isinstance(self.shared, NoShared) else ("available" if self.shared.available else "away")
@@ -214,11 +260,21 @@ class Gateway(FastAPI):
 
     async def start(self) -> None:
         await self.shared.start()
+        await self.purges.start()
+        if "fastapi_cache" in sys.modules:
+            from . import fastapi_cache2
+
+            fastapi_cache2.register(self.engine, budget=self.config.redis_budget.total_seconds())
 
     async def stop(self) -> None:
+        if "fastapi_cache" in sys.modules:
+            from . import fastapi_cache2
+
+            fastapi_cache2.unregister(self.engine)
         await self.engine.aclose()
         for upstream in self.upstreams.values():
             await upstream.aclose()
+        await self.purges.aclose()
         await self.shared.aclose()
 
 

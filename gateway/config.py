@@ -145,6 +145,18 @@ def _check_field_names(names: list[str]) -> list[str]:
 FieldNames = Annotated[TextList, AfterValidator(_check_field_names)]
 
 
+def _check_networks(networks: list[str]) -> list[str]:
+    for network in networks:
+        try:
+            ip_network(network)
+        except ValueError:
+            raise ValueError(f"{network!r} is no network; write 10.0.0.0/8 or 192.0.2.7") from None
+    return networks
+
+
+Networks = Annotated[TextList, AfterValidator(_check_networks)]
+
+
 class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -227,6 +239,10 @@ class RouteConfig(Model):
     cookies: Literal["pass", "ignore"] | TextList = "pass"
     """A request with cookies: `pass` goes by the cache, `ignore` forwards none, a list of names makes those (and no
     others) part of the cache key."""
+    expose_tags: bool = False
+    """Whether clients see the upstream's `Surrogate-Key`, `Cache-Tag` and `xkey`."""
+    purge_from: Networks = []
+    """Networks from which the PURGE method on the public port purges a URL of this route; none by default."""
     request_directives: Literal["honour", "ignore"] = "honour"
     """Whether a client's own `Cache-Control` (no-cache, max-age, …) is obeyed."""
     max_body: Size | None = None
@@ -365,10 +381,13 @@ class Config(Model):
     """Where metrics and health are served: `host:port`, `unix:/path`, or `none`."""
     drop_query: TextList = list(TRACKING_PARAMETERS)
     """Patterns of query parameters that no answer depends on: not forwarded, not part of the key."""
-    trusted_proxies: TextList = []
+    trusted_proxies: Networks = []
     """Networks whose `X-Forwarded-*` is believed, such as 10.0.0.0/8."""
     retry_after: Duration = timedelta(seconds=1)
     """How long a key whose fetch failed is not asked for again while a stale answer can be given."""
+    purge_blind: Literal["forever"] | Duration = timedelta(seconds=30)
+    """How long a worker that is cut off from Redis, and so hears of no purge, trusts its memory: a duration, or
+    `forever`."""
     uncacheable_for: Duration = timedelta(seconds=5)
     """How long requests for a key whose answer could not be stored do not wait for each other."""
     upstreams: dict[str, UpstreamConfig] = {}
@@ -410,16 +429,6 @@ class Config(Model):
         host, colon, port = value.rpartition(":")
         if not colon or not host or not port.isdigit() or int(port) > 65535:
             raise ValueError("must be host:port such as 127.0.0.1:9000, unix:/path, or none")
-        return value
-
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _trusted_proxies(cls, value: list[str]) -> list[str]:
-        for network in value:
-            try:
-                ip_network(network)
-            except ValueError:
-                raise ValueError(f"{network!r} is no network; write 10.0.0.0/8 or 192.0.2.7") from None
         return value
 
     @field_validator("upstreams", "routes", mode="before")

@@ -11,7 +11,8 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol, assert_never
 
 from xxhash import xxh3_128_hexdigest
@@ -19,20 +20,25 @@ from xxhash import xxh3_128_hexdigest
 from . import answers, policy
 from .answers import Answer
 from .clock import Clock
+from .epochs import EVERYTHING, key_name, route_name, tag_name
 from .errors import UpstreamError, UpstreamTimeout
 from .exchange import Exchange
 from .flight import Alone, Failed, Flight, Landed, Landing, Marks
 from .headers import Headers, end_to_end, has, http_date, without
 from .keys import Keying, Plan, variant_key
+from .leases import FAILED, UNCACHEABLE, Lease, Leases, Pauses, Standing
 from .memory import Memory
 from .outcome import Outcome, Result
 from .policy import Facts, Rules
+from .purges import PurgeLog, Report
 from .ranges import span_of
 from .record import Stored
 from .shared import SharedStore
-from .tiers import Found, Tiers
+from .tiers import Found, Selection, Tiers, selection
 from .upstreams import Fetched, WholeBody
 
+PATIENCE = 0.5
+"""The share of its own deadline that a request waits for a fetch of another process."""
 ATTEMPTS = 3
 """How often a request waits for somebody else's fetch before it makes its own."""
 
@@ -68,7 +74,7 @@ class Origin(Protocol):
         """Raises UpstreamError."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ask:
     """One GET or HEAD. `past` asks for it by the cache, for this client alone; `refresh` makes the origin of a fetch
     behind it, where that is another."""
@@ -82,6 +88,10 @@ class Ask:
     past: Callable[[], Awaitable[Fetched]]
     refresh: Callable[[], Origin] | None = None
     tags: tuple[str, ...] = ()
+
+    @cached_property
+    def wanted(self) -> Selection:
+        return selection(self.plan, self.headers, self.route.name, self.tags)
 
     @property
     def method(self) -> str:
@@ -97,13 +107,15 @@ class Engine:
         memory: Memory,
         shared: SharedStore,
         clock: Clock,
+        purges: PurgeLog | None = None,
         retry_after: float = 1.0,
         uncacheable_for: float = 5.0,
         shared_budget: float = 0.05,
         jitter: Callable[[], float] = random.random,
         max_refreshes: int = 1000,
     ) -> None:
-        self.tiers = Tiers(memory, shared, clock, budget=shared_budget)
+        self.tiers = Tiers(memory, shared, clock, purges=purges, budget=shared_budget)
+        self.leases = Leases(shared)
         self.clock = clock
         self.flights: dict[str, Flight] = {}
         self.collapsed = 0
@@ -133,9 +145,7 @@ class Engine:
         """The answer, where it lies in memory and nobody need be asked; None otherwise."""
         if ask.plan.bypass is not None:
             return None
-        decision = policy.decide(
-            self.tiers.at_hand(ask.plan, ask.headers), ask.facts, ask.route.rules, self.clock.now()
-        )
+        decision = policy.decide(self.tiers.at_hand(ask.wanted), ask.facts, ask.route.rules, self.clock.now())
         if isinstance(decision, policy.Hit):
             return self._hit(ask, decision.stored, "memory")
         return self._stale(ask, decision) if isinstance(decision, policy.Stale) else None
@@ -144,7 +154,7 @@ class Engine:
         """The answer to a GET or HEAD. Failures of the upstream are answers too, in Problem Details."""
         if ask.plan.bypass is not None:
             return await self.pass_by(ask.exchange, "bypass", ask.past, detail=ask.plan.bypass)
-        found = Found(self.tiers.at_hand(ask.plan, ask.headers), "memory")
+        found = Found(self.tiers.at_hand(ask.wanted), "memory")
         decision = policy.decide(found.stored, ask.facts, ask.route.rules, self.clock.now())
         if isinstance(decision, policy.Revalidate | policy.Miss | policy.Unsatisfiable):
             found = await self._newer(ask, found)
@@ -224,8 +234,8 @@ class Engine:
             if self._uncacheable.active(key, self.clock.now()):
                 break
             flight = self.flights.get(key)
-            leading = flight is None or flight.void
-            if flight is None or flight.void:
+            leading = flight is None or self.tiers.outlived(flight.stamp, flight.began, ask.wanted)
+            if flight is None or leading:
                 flight = self._launch(key, ask, stale)
             answer = await self._wait(ask, flight, stale, reason, leading=leading)
             if answer is not None:
@@ -306,27 +316,80 @@ class Engine:
     # --- flights -------------------------------------------------------------------------------------------
 
     def _launch(self, key: str, ask: Ask, stale: Stored | None) -> Flight:
-        flight = Flight(key, ask.plan.primary)
+        flight = Flight(key, self.tiers.stamp(), self.clock.now())
         self.flights[key] = flight
         self._spawn(self._fly(flight, ask, ask.origin, stale))
         return flight
 
     async def _fly(self, flight: Flight, ask: Ask, origin: Origin, stale: Stored | None) -> None:
-        landing: Landing
+        """Fetch for all who wait, alone in the fleet as far as the lease goes: store, then give it back."""
+        lease = await self.leases.take(flight.key, origin.deadline)
+        landing: Landing = Failed(503, error=UpstreamTimeout(origin.name, "the gateway is stopping"))
         try:
-            landing = await self._land(ask, origin, stale, flight=flight)
+            landing = await self._land_alone(flight, ask, origin, stale, lease)
         except Exception as error:
             # Whoever asked is told, and raises it: an error of a handler is nobody's but theirs.
             landing = Failed(500, error=error)
-        except asyncio.CancelledError:
-            landing = Failed(503, error=UpstreamTimeout(origin.name, "the gateway is stopping"))
-            raise
         finally:
-            if self.flights.get(flight.key) is flight:
-                del self.flights[flight.key]
+            self._forget(flight)
             await flight.land(landing)
         if isinstance(landing, Landed) and landing.kept:
             await self.tiers.share(landing.stored)
+        await self._give_back(lease, landing)
+
+    def _forget(self, flight: Flight) -> None:
+        if self.flights.get(flight.key) is flight:
+            del self.flights[flight.key]
+
+    async def _give_back(self, lease: Lease, landing: Landing) -> None:
+        match landing:
+            case Landed():
+                await self.leases.give_back(lease)
+            case Failed():
+                await self.leases.give_back(lease, FAILED, self._retry_after)
+            case Alone():
+                await self.leases.give_back(lease, UNCACHEABLE, self._uncacheable_for)
+            case _:
+                assert_never(landing)
+
+    async def _land_alone(
+        self, flight: Flight, ask: Ask, origin: Origin, stale: Stored | None, lease: Lease
+    ) -> Landing:
+        """What the one fetch of the fleet comes to: ours where the lease is, another's where we can wait for it."""
+        if lease.standing is Standing.BUSY:
+            found = await self._await_other(flight, ask, origin.deadline, lease)
+        elif lease.standing is Standing.HELD:
+            found = await self._fresh_in_shared(flight, ask)
+        else:
+            found = None
+        if found is not None:
+            return Landed(found, found.status, kept=False)
+        if lease.standing is Standing.FAILED and stale is not None and self._usable_on_error(ask, stale):
+            self._rest(ask)
+            return Failed(503, error=UpstreamTimeout(origin.name, "it failed a moment ago"))
+        return await self._land(ask, origin, stale)
+
+    async def _fresh_in_shared(self, flight: Flight, ask: Ask) -> Stored | None:
+        """What another stored between our look and our lease, if it answers the flight."""
+        found = await self._newer(ask, Found(None))
+        decision = policy.decide(found.stored, policy.PLAIN, ask.route.rules, self.clock.now())
+        if not isinstance(decision, policy.Hit):
+            return None
+        asked_for_new = ask.facts.no_cache or ask.facts.max_age is not None or ask.facts.min_fresh
+        return None if asked_for_new and decision.stored.started < flight.began else decision.stored
+
+    async def _await_other(self, flight: Flight, ask: Ask, deadline: float, lease: Lease) -> Stored | None:
+        """Look, with growing gaps, until another's fetch is stored, or its lease ends, or our own time grows short."""
+        pauses = Pauses()
+        until = time.monotonic() + deadline * PATIENCE
+        while time.monotonic() < until:
+            await pauses.pause()
+            found = await self._fresh_in_shared(flight, ask)
+            if found is not None:
+                return found
+            if await self.leases.look(lease) is not Standing.BUSY:
+                return None
+        return None
 
     async def _land(
         self,
@@ -334,13 +397,12 @@ class Engine:
         origin: Origin,
         stale: Stored | None,
         *,
-        flight: Flight | None = None,
         method: str = "GET",
         ranged: bool = False,
     ) -> Landing:
         """Fetch, and decide what the response is: to be kept, a failure, or for its client alone."""
         try:
-            return await self._fetch(ask, origin, stale, flight=flight, method=method, ranged=ranged)
+            return await self._fetch(ask, origin, stale, method=method, ranged=ranged)
         except TimeoutError:
             error: UpstreamError = UpstreamTimeout(origin.name, "no whole answer within its deadline")
         except UpstreamError as failure:
@@ -354,7 +416,6 @@ class Engine:
         origin: Origin,
         stale: Stored | None,
         *,
-        flight: Flight | None,
         method: str,
         ranged: bool,
     ) -> Landing:
@@ -362,23 +423,23 @@ class Engine:
             method = "GET"
         conditions = policy.validators(stale) if stale is not None else []
         ranges = [pair for pair in ask.headers if pair[0] in (b"range", b"if-range")] if ranged else []
-        sent = self.clock.now()
+        sent, stamp = self.clock.now(), self.tiers.stamp()
         async with asyncio.timeout(origin.deadline) as deadline:
             fetched = await origin.fetch(method, [*ask.plan.forward, *conditions, *ranges])
-            received = policy.Received(fetched.status, fetched.headers, sent, self.clock.now())
+            received = policy.Received(fetched.status, fetched.headers, sent, self.clock.now(), stamp)
             try:
                 if fetched.status == 304 and conditions and stale is not None:
                     await fetched.body.aclose()
                     if policy.confirms(stale, received):
-                        return self._confirmed(ask, stale, received, flight)
-                    return await self._fetch(ask, origin, None, flight=flight, method=method, ranged=ranged)
+                        return self._confirmed(ask, stale, received)
+                    return await self._fetch(ask, origin, None, method=method, ranged=ranged)
                 if method == "HEAD":
                     deadline.reschedule(None)
                     await self._freshen_by_head(ask, received)
                     return Alone(fetched, "head")
                 if ranged and fetched.status != 200:
                     return await self._partial(ask, fetched, received, deadline)
-                return await self._judge(ask, fetched, received, stale, flight, deadline)
+                return await self._judge(ask, fetched, received, stale, deadline)
             except BaseException:
                 await fetched.body.aclose()
                 raise
@@ -389,7 +450,6 @@ class Engine:
         fetched: Fetched,
         received: policy.Received,
         stale: Stored | None,
-        flight: Flight | None,
         deadline: asyncio.Timeout,
     ) -> Landing:
         """A whole new response: to be kept, a failure to share, or for its client alone."""
@@ -409,13 +469,11 @@ class Engine:
         body = await fetched.body.whole(ask.route.max_body)
         if body is None:
             return self._unstorable(ask, fetched, "too-large", deadline)
-        return self._admitted(ask, received, verdict, body, flight)
+        return self._admitted(ask, received, verdict, body)
 
     async def _partial(self, ask: Ask, fetched: Fetched, received: policy.Received, deadline: asyncio.Timeout) -> Alone:
         """The answer to a range request: for its client, and kept as the part it is (RFC 9111 §3.3)."""
-        verdict = policy.admit(
-            policy.Received(200, received.headers, received.sent, received.arrived), ask.facts, ask.route.rules
-        )
+        verdict = policy.admit(replace(received, status=200), ask.facts, ask.route.rules)
         if (
             fetched.status != 206
             or not ask.route.follows_origin
@@ -436,7 +494,7 @@ class Engine:
     def _stored_part(self, ask: Ask) -> Answer | None:
         """The answer to a range request from a stored part that is fresh and holds all of it."""
         now = self.clock.now()
-        for stored in self.tiers.parts(ask.plan, ask.headers):
+        for stored in self.tiers.parts(ask.wanted):
             decision = policy.decide(stored, ask.facts, ask.route.rules, now)
             answer = answers.part_answer(ask.headers, stored, ask.route.rules, now)
             if answer is not None and isinstance(decision, policy.Hit):
@@ -446,18 +504,18 @@ class Engine:
 
     async def _freshen_by_head(self, ask: Ask, received: policy.Received) -> None:
         """What a HEAD's answer says of the stored GET: it is still the same, or it is void (RFC 9111 §4.3.5)."""
-        stored = self.tiers.at_hand(ask.plan, ask.headers)
+        stored = self.tiers.at_hand(ask.wanted)
         if stored is None or received.status != 200:
             return
         if policy.same_representation(stored, received):
-            self._confirmed(ask, stored, received, None)
+            self._confirmed(ask, stored, received)
         else:
             await self.invalidate([ask.plan.primary])
 
     async def _keep_representation(self, ask: Ask, fetched: Fetched) -> Fetched:
         """Keep a POST's answer that is the representation of its target (RFC 9110 §9.3.3), if its life is stated."""
         now = math.nextafter(self.clock.now(), math.inf)  # later than the invalidation just made
-        received = policy.Received(fetched.status, fetched.headers, now, now)
+        received = policy.Received(fetched.status, fetched.headers, now, now, self.tiers.stamp())
         verdict = policy.admit(received, ask.facts, ask.route.rules)
         if not isinstance(verdict, policy.Admit) or not verdict.life.lifetime or not fetched.ends_surely:
             return fetched
@@ -465,7 +523,7 @@ class Engine:
         if body is None:
             return fetched
         stored = self._stored(ask, received, verdict, body)
-        if self.tiers.keep(stored):
+        if self.tiers.keep(stored, ask.wanted):
             self._spawn(self.tiers.share(stored))
         return Fetched(fetched.status, fetched.headers, WholeBody(body))
 
@@ -475,11 +533,9 @@ class Engine:
         self._uncacheable.put(self._flight_key(ask), self.clock.now() + self._uncacheable_for)
         return Alone(fetched, reason)
 
-    def _admitted(
-        self, ask: Ask, received: policy.Received, verdict: policy.Admit, body: bytes, flight: Flight | None
-    ) -> Landed:
+    def _admitted(self, ask: Ask, received: policy.Received, verdict: policy.Admit, body: bytes) -> Landed:
         stored = self._stored(ask, received, verdict, body)
-        return Landed(stored, received.status, self._keep(stored, flight))
+        return Landed(stored, received.status, self.tiers.keep(stored, ask.wanted))
 
     def _stored(self, ask: Ask, received: policy.Received, verdict: policy.Admit, body: bytes) -> Stored:
         headers = without(verdict.headers, b"content-length")
@@ -498,17 +554,18 @@ class Engine:
             body=body,
             life=verdict.life,
             jitter=self._jitter(),
-            tags=ask.tags,
+            tags=tuple(dict.fromkeys((*ask.tags, *policy.tags_of(received.headers)))),
+            stamp=received.stamp,
             vary=verdict.vary,
             route=ask.route.name,
         )
 
-    def _confirmed(self, ask: Ask, stale: Stored, received: policy.Received, flight: Flight | None) -> Landing:
+    def _confirmed(self, ask: Ask, stale: Stored, received: policy.Received) -> Landing:
         """A 304: the stored response is as good as new, with the fields that came (RFC 9111 §4.3.4)."""
         headers = policy.freshened(stale, received)
         if not has(received.headers, b"date"):
             headers = (*without(headers, b"date"), (b"date", http_date(received.arrived)))
-        whole = policy.Received(stale.status, (*headers, *_age_of(received)), received.sent, received.arrived)
+        whole = replace(received, status=stale.status, headers=(*headers, *_age_of(received)))
         verdict = policy.admit(whole, ask.facts, ask.route.rules)
         if isinstance(verdict, policy.Refuse):
             self.tiers.drop(stale)
@@ -524,11 +581,12 @@ class Engine:
             body=stale.body,
             life=verdict.life,
             jitter=self._jitter(),
-            tags=ask.tags,
+            tags=tuple(dict.fromkeys((*ask.tags, *policy.tags_of(received.headers)))),
+            stamp=received.stamp,
             vary=stale.vary,
             route=ask.route.name,
         )
-        return Landed(stored, 304, self._keep(stored, flight))
+        return Landed(stored, 304, self.tiers.keep(stored, ask.wanted))
 
     # --- refreshing behind ---------------------------------------------------------------------------------
 
@@ -538,17 +596,17 @@ class Engine:
         if key in self.flights or self._is_resting(ask) or len(self._tasks) >= self._max_refreshes:
             return
         self.refreshes += 1
-        flight = Flight(key, ask.plan.primary)
+        flight = Flight(key, self.tiers.stamp(), self.clock.now())
         flight.abandoned = True
         self.flights[key] = flight
         self._spawn(self._refresh(flight, ask, stale))
 
     async def _refresh(self, flight: Flight, ask: Ask, stale: Stored) -> None:
-        """Another worker may have refreshed it already: the shared tier is asked first."""
+        """Another worker may have refreshed it already, or be about to: then there is nothing to do."""
         found = await self._newer(ask, Found(stale, "memory"))
         decision = policy.decide(found.stored, policy.PLAIN, ask.route.rules, self.clock.now())
         if isinstance(decision, policy.Hit):
-            self.flights.pop(flight.key, None)
+            self._forget(flight)
             await flight.land(Landed(decision.stored, decision.stored.status, kept=False))
             return
         origin = ask.refresh() if ask.refresh is not None else ask.origin
@@ -561,19 +619,30 @@ class Engine:
             return known
         began = time.perf_counter()
         try:
-            return await self.tiers.newer(ask.plan, ask.headers, known)
+            return await self.tiers.newer(ask.wanted, known)
         finally:
             ask.exchange.spend("cache", time.perf_counter() - began)
 
-    def _keep(self, stored: Stored, flight: Flight | None) -> bool:
-        return (flight is None or not flight.void) and self.tiers.keep(stored)
+    async def purge(
+        self,
+        *,
+        keys: Iterable[str] = (),
+        tags: Iterable[str] = (),
+        routes: Iterable[str] = (),
+        everything: bool = False,
+        soft: bool = False,
+        by: str = "",
+    ) -> Report:
+        """Purge by primary keys, tags, routes or everything; soft ends freshness, hard ends all. Costs the same
+        whatever it hits."""
+        names = [*map(key_name, keys), *map(tag_name, tags), *map(route_name, routes)]
+        if everything:
+            names.append(EVERYTHING)
+        return await self.tiers.purges.purge(names, soft=soft, by=by)
 
     async def invalidate(self, primaries: Iterable[str]) -> None:
         """Make all that is stored for these primary keys, or being fetched for them, void (RFC 9111 §4.4)."""
-        void = frozenset(primaries)
-        for flight in self.flights.values():
-            flight.void = flight.void or flight.primary in void
-        await self.tiers.invalidate(void)
+        await self.tiers.invalidate(dict.fromkeys(primaries))
 
     # --- answers -------------------------------------------------------------------------------------------
 
@@ -615,7 +684,7 @@ class Engine:
     # --- small things --------------------------------------------------------------------------------------
 
     def _flight_key(self, ask: Ask) -> str:
-        return self.tiers.flight_key(ask.plan, ask.headers)
+        return self.tiers.flight_key(ask.wanted)
 
     def _serves(self, ask: Ask, stored: Stored) -> bool:
         """Whether a response fetched for another request may answer this one: same variant, and reusable."""

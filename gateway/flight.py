@@ -47,17 +47,17 @@ Landing = Landed | Failed | Alone
 
 
 class Flight:
-    """One fetch under way. `void` is set where what it fetches was invalidated meanwhile."""
+    """One fetch under way. `stamp` and `began` (seconds) tell which purges have passed it since."""
 
-    __slots__ = ("abandoned", "key", "landing", "primary", "void", "waiting")
+    __slots__ = ("abandoned", "began", "key", "landing", "stamp", "waiting")
 
-    def __init__(self, key: str, primary: str) -> None:
+    def __init__(self, key: str, stamp: str = "", began: float = 0.0) -> None:
         self.key = key
-        self.primary = primary
+        self.stamp = stamp
+        self.began = began
         self.landing: asyncio.Future[Landing] = asyncio.get_running_loop().create_future()
         self.waiting = 0
         self.abandoned = False
-        self.void = False
 
     def __repr__(self) -> str:
         state = "landed" if self.landing.done() else "under way"

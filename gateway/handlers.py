@@ -31,18 +31,19 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message, Scope
 
+from .answers import Answer
 from .client import AnswerResponse
 from .config import DEFAULT_VARY, parse_duration
 from .engine import Ask, Engine, Route
 from .errors import GatewayError, UpstreamUnreachable
 from .exchange import SCOPE_KEY, Exchange, exchange_of
-from .headers import Headers
-from .keys import Keying, plan
+from .headers import Headers, without
+from .keys import Keying, plan, primary_key
 from .metrics import Metrics
 from .outcome import Outcome, Result
-from .policy import Rules, facts_of
+from .policy import TAG_FIELDS, Rules, facts_of
 from .routes import has_body, local_path
-from .targets import select_query
+from .targets import Target, select_query
 from .templates import render_tag
 from .upstreams import Fetched, Upstream, WholeBody
 
@@ -69,10 +70,25 @@ class Runtime:
     bound: dict[int, tuple[Route, frozenset[str] | None]] = field(default_factory=dict)
     """By the id of a handler's settings: its route for the engine, and the query parameters that count."""
 
+    def keys_of(self, target: Target) -> list[str]:
+        """The primary keys of what `@cached` handlers answer at a target."""
+        keys = []
+        for context in self.contexts.values():
+            marked = cached_settings(context.endpoint)
+            if marked is not None and context.path_regex.fullmatch(target.decoded):
+                settings = marked[0]
+                pairs = select_query(target.query, self.bound[id(settings)][1], self.drop_query)
+                keys.append(primary_key(settings.origin_name, target_text(target.path, pairs)))
+        return keys
+
     def bind(self, settings: Cached, inputs: Inputs) -> None:
         """Make ready a `@cached` handler whose routes declare `inputs`."""
         allowed = settings.query if settings.query is not None else inputs.query
         self.bound[id(settings)] = (settings.route(inputs, self.max_body), allowed)
+
+
+def target_text(path: str, pairs: typing.Sequence[str]) -> str:
+    return f"{path}?{'&'.join(pairs)}" if pairs else path
 
 
 def upstream(name: str) -> Any:
@@ -313,7 +329,7 @@ class _Call:
             return await self.value()
         answer = runtime.engine.at_hand(ask) or await runtime.engine.answer(ask)
         answer.headers.extend(self.own_headers)
-        return AnswerResponse(answer)
+        return AnswerResponse(Answer(answer.status, without(answer.headers, *TAG_FIELDS), answer.body))
 
     def _ask(self, runtime: Runtime, exchange: Exchange) -> Ask:
         settings = self.settings
@@ -321,7 +337,7 @@ class _Call:
         route, allowed = runtime.bound[id(settings)]
         pairs = select_query(exchange.target.query, allowed, runtime.drop_query)
         path = local_path(self.request)
-        target = f"{path}?{'&'.join(pairs)}" if pairs else path
+        target = target_text(path, pairs)
         origin = _HandlerOrigin(self)
         return Ask(
             route=route,

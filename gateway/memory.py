@@ -22,15 +22,10 @@ class MemoryStatistics:
 
 
 class Memory:
-    """`capacity` is in bytes; 0 stores nothing. A response larger than an eighth of it is not kept.
-
-    `floor`: responses whose fetch began before it are void. It rises where an index that had invalidated
-    something is evicted, so that eviction brings nothing back to life.
-    """
+    """`capacity` is in bytes; 0 stores nothing. A response larger than an eighth of it is not kept."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.floor = 0.0
         self.statistics = MemoryStatistics()
         self._entries: OrderedDict[str, tuple[Stored, int]] = OrderedDict()
         self._indices: OrderedDict[str, VaryIndex] = OrderedDict()
@@ -92,6 +87,5 @@ class Memory:
             self.remove(next(iter(self._entries)))
             self.statistics.evictions += 1
             return
-        primary, index = self._indices.popitem(last=False)
-        self.floor = max(self.floor, index.since)
+        primary, _ = self._indices.popitem(last=False)
         self.statistics.bytes -= _INDEX_SIZE + len(primary)

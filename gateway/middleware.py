@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import time
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from uuid import uuid4
 
 from starlette.datastructures import Headers as StarletteHeaders
@@ -21,9 +20,10 @@ from .access_log import AccessLog, silent
 from .config import CorsConfig
 from .errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_body
 from .exchange import SCOPE_KEY, Exchange, exchange_of
-from .headers import Headers, combined, first, http_date, split_list, values
+from .headers import Headers, http_date, values
 from .metrics import Metrics
 from .outcome import LOCAL, cache_status
+from .proxies import Trusted
 from .targets import Target, check_host, normalise, split_raw_target
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
@@ -110,36 +110,6 @@ def server_timing(exchange: Exchange, total: float) -> bytes:
     parts += [f"{name};dur={seconds * 1000:.3f}" for name, seconds in spent.items() if name != "cache"]
     parts.append(f"total;dur={total * 1000:.3f}")
     return ", ".join(parts).encode("ascii")
-
-
-class Trusted:
-    """The proxies whose word about the client is believed."""
-
-    def __init__(self, networks: list[str]) -> None:
-        self._networks: list[IPv4Network | IPv6Network] = [ip_network(network) for network in networks]
-
-    def __contains__(self, peer: str) -> bool:
-        if not self._networks:
-            return False
-        try:
-            address = ip_address(peer)
-        except ValueError:
-            return False
-        return any(address in network for network in self._networks)
-
-    def chain(self, peer: str, headers: Headers) -> str:
-        """`X-Forwarded-For` for the upstream: what a trusted proxy said, and the peer itself."""
-        said = combined(headers, b"x-forwarded-for") if peer in self else None
-        return ", ".join([*(split_list(said) if said else []), peer]) if peer else ""
-
-    def client(self, peer: str, headers: Headers) -> str:
-        """The client's address: the peer's, or the last in `X-Forwarded-For` that is not a trusted proxy's."""
-        chain = split_list(self.chain(peer, headers))
-        return next((address for address in reversed(chain) if address not in self), chain[0] if chain else "")
-
-    def scheme(self, peer: str, headers: Headers, scheme: str) -> str:
-        said = first(headers, b"x-forwarded-proto") if peer in self else None
-        return said if said in ("http", "https") else scheme
 
 
 class TargetRule:

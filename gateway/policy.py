@@ -10,6 +10,7 @@ from its birth, what the upstream said, its jitter and the reader's route as it 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from .headers import (
@@ -140,7 +141,10 @@ def windows(stored: Stored, rules: Rules) -> Windows:
             return Windows(min(fresh, end), min(fresh, end), min(fresh, end))
     else:
         fresh = stored.born + _own_lifetime(stored, rules)
-    fresh = min(fresh, end)
+    fresh = min(fresh, end) if stored.softened is None else min(fresh, end, stored.softened)
+    if stored.distrusted:
+        error = fresh + _window(rules.stale_if_error, life.stale_if_error, DEFAULT_STALE_IF_ERROR)
+        return Windows(stored.born, stored.born, min(error, end))
     revalidate = _window(rules.stale_while_revalidate, life.stale_while_revalidate, 0.0)
     error = _window(rules.stale_if_error, life.stale_if_error, DEFAULT_STALE_IF_ERROR)
     return Windows(fresh, min(fresh + revalidate, end), min(fresh + max(revalidate, error), end))
@@ -315,12 +319,26 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A response as it came: the status, the fields, when its request was sent and its head arrived (seconds)."""
+    """A response as it came: the status, the fields, when its request was sent and its head arrived (seconds), and the
+    stamp of its fetch."""
 
     status: int
     headers: Headers
     sent: float
     arrived: float
+    stamp: str = ""
+
+
+TAG_FIELDS = frozenset((b"surrogate-key", b"cache-tag", b"xkey"))
+"""Fields by which upstreams name what an answer is made of, so that it can be purged by that name."""
+MAX_TAGS = 256
+_TAG_END = re.compile(r"[\s,]+")
+
+
+def tags_of(headers: Headers) -> tuple[str, ...]:
+    """The tags that an upstream gave a response, separated by space or comma; at most 256."""
+    text = " ".join(combined(headers, name) or "" for name in TAG_FIELDS)
+    return tuple(dict.fromkeys(tag for tag in _TAG_END.split(text) if tag))[:MAX_TAGS]
 
 
 # Never stored: they speak of one exchange, not of the resource. CORS fields are ours to compute (see `strip_cors`).

@@ -54,15 +54,17 @@ class Stored(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=Tru
     vary: tuple[str, ...] = ()
     route: str = ""
     stamp: str = ""
+    softened: float | None = None
+    """When a soft purge ended its freshness; set by whoever reads it, never stored."""
+    distrusted: bool = False
+    """Whether a purge of it could have been missed; set by whoever reads it, never stored."""
 
 
 class VaryIndex(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
-    """What is known of a primary key: the sets of fields its responses vary on, the newest first, and when it
-    was last invalidated (RFC 9111 §4.4): responses whose fetch began before `since` are void."""
+    """What is known of a primary key: the sets of fields its responses vary on, the newest first."""
 
     primary: str
     names: tuple[tuple[str, ...], ...] = ()
-    since: float = 0.0
 
 
 MAX_VARY_SETS = 8
@@ -113,7 +115,7 @@ def with_vary(index: VaryIndex | None, primary: str, names: tuple[str, ...]) -> 
     if index is None:
         return VaryIndex(primary=primary, names=(names,))
     kept = tuple(known for known in index.names if known != names)[: MAX_VARY_SETS - 1]
-    return VaryIndex(primary=primary, names=(names, *kept), since=index.since)
+    return VaryIndex(primary=primary, names=(names, *kept))
 
 
 def size_of(stored: Stored) -> int:

@@ -15,10 +15,10 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from . import __version__
-from .answers import Answer
+from .answers import Answer, problem
 from .client import AnswerResponse, Client
 from .config import DEFAULT_VARY, Config, RouteConfig
 from .engine import Ask, Engine, Route
@@ -27,12 +27,15 @@ from .exchange import INTERIM_KEY, Exchange, exchange_of
 from .headers import Headers, first, has, values
 from .keys import Keying, passed_through, plan, primary_key
 from .metrics import Metrics
-from .policy import Rules, facts_of
+from .policy import TAG_FIELDS, Rules, facts_of
+from .proxies import Trusted
+from .purges import Report
 from .targets import Target, normalise, normalise_path, select_query
 from .templates import PathTemplate, TargetTemplate, compile_target, render_tag
 from .transport import Interim
 from .upstreams import Fetched, Upstream
 
+LOCATIONS = frozenset((b"location", b"content-location"))
 VIA = (b"via", b"1.1 gateway")
 USER_AGENT = (b"user-agent", f"cached-gateway/{__version__}".encode())
 IDENTITY = (b"accept-encoding", b"identity")
@@ -201,6 +204,8 @@ class Handlers:
             client = Client(request.receive)
             target, parameters = route.upstream_target(local_path(request), exchange.target.query)
             origin = UpstreamOrigin(route.upstream, target, exchange.request_id, self.metrics, interim_of(request))
+            if request.method == "PURGE":
+                return await self._purge(exchange, route, origin, parameters)
             if request.method not in ("GET", "HEAD"):
                 return await self._pass(client, exchange, route, origin, request.method)
             return await self._read(client, exchange, route, origin, parameters)
@@ -242,6 +247,17 @@ class Handlers:
             client.expect_no_body()
         answer = await client.while_there(self.engine.answer(ask))
         return AnswerResponse(self._public(answer, route), client)
+
+    async def _purge(
+        self, exchange: Exchange, route: Declared, origin: UpstreamOrigin, parameters: dict[str, str]
+    ) -> Response:
+        """The PURGE method, as Varnish and Squid know it: the URL it names, from the networks that the route lists."""
+        if exchange.client not in Trusted(route.config.purge_from):
+            return AnswerResponse(problem(exchange, 403, "PURGE is not allowed from here."))
+        soft = first(exchange.headers, b"soft-purge") == "1"
+        target = primary_key(route.upstream.name, origin.target)
+        report = await self.engine.purge(keys=[target], soft=soft, by=f"PURGE from {exchange.client}")
+        return purge_response(report)
 
     async def _pass(
         self, client: Client, exchange: Exchange, route: Declared, origin: UpstreamOrigin, method: str
@@ -313,22 +329,26 @@ class Handlers:
         if not parts.netloc or any(reference.startswith(base + "/") for base in route.upstream.config.bases):
             keys.append(primary_key(route.upstream.name, _below_base(str(found), route.upstream, parts.netloc)))
         if not parts.netloc or parts.netloc.lower() == exchange.host:
-            keys += self._public_keys(found)
+            keys += self.public_keys(found)
         return keys
 
-    def _public_keys(self, target: Target) -> list[str]:
+    def public_keys(self, target: Target) -> list[str]:
+        """The primary keys of what the declared routes serve at a target of the public side."""
         for route in self.declared:
             if route.template.match(target.path) is not None:
                 return [primary_key(route.upstream.name, route.upstream_target(target.path, target.query)[0])]
         return []
 
     def _public(self, answer: Answer, route: Declared) -> Answer:
-        """The answer with its `Location` as clients know it: an upstream's own address stays inside."""
-        if not any(name in (b"location", b"content-location") for name, _ in answer.headers):
+        """The answer as clients may see it: an upstream's own address stays inside, and so do its tags."""
+        touched = LOCATIONS | TAG_FIELDS
+        if not any(name in touched for name, _ in answer.headers):
             return answer
+        hidden = frozenset() if route.config.expose_tags else TAG_FIELDS
         headers = [
-            (name, self._public_location(value, route)) if name in (b"location", b"content-location") else (name, value)
+            (name, self._public_location(value, route) if name in LOCATIONS else value)
             for name, value in answer.headers
+            if name not in hidden
         ]
         return Answer(answer.status, headers, answer.body)
 
@@ -345,6 +365,17 @@ class Handlers:
                 if parameters is not None and set(parameters) == set(each.template.parameters):
                     return (render_path(each.template, parameters) + mark + rest).encode("latin-1")
         return inside.encode("latin-1")
+
+
+def purge_response(report: Report) -> Response:
+    """A purge's report: 200 where every living worker has confirmed it, 202 where not yet."""
+    body = {
+        "complete": report.complete,
+        "confirmed": report.confirmed,
+        "workers": report.workers,
+        "seconds": round(report.seconds, 4),
+    }
+    return JSONResponse(body, 200 if report.complete else 202, headers={"cache-control": "no-store"})
 
 
 def render_path(template: PathTemplate, parameters: dict[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -54,6 +55,7 @@ class _Server(uvicorn.Server):
 async def _run(config: Config, redis_url: str, public: socket.socket, admin: socket.socket | None) -> None:
     clock = SystemClock()
     app = create_app(config, store=_store(config, redis_url, clock), clock=clock)
+    _freeze()
     servers = [(_server(app, http=GatewayProtocol), public)]
     if admin is not None:
         servers.append((_server(create_admin(app), lifespan="off"), admin))
@@ -61,6 +63,13 @@ async def _run(config: Config, redis_url: str, public: socket.socket, admin: soc
         host, port = public.getsockname()[:2]
         logger.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
         await asyncio.gather(*(server.serve(sockets=[sock]) for server, sock in servers))
+
+
+def _freeze() -> None:
+    """Keep what was made at start out of the garbage collector's full rounds: walking its hundred thousand objects
+    takes 80 ms, in which nobody is answered."""
+    gc.collect()
+    gc.freeze()
 
 
 def _store(config: Config, url: str, clock: SystemClock) -> SharedStore | None:

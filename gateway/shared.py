@@ -17,8 +17,10 @@ import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 
-from .clock import SystemClock
+from .clock import Clock, SystemClock
+from .purges import RedisPurges
 
 FAILURES_BEFORE_REST = 3
 PROBE_EVERY = 0.2
@@ -41,9 +43,33 @@ class SharedStore(Protocol):
     async def write(self, values: Sequence[tuple[str, bytes, float]]) -> bool:
         """Store (name, value, life in seconds); whether that was done."""
 
+    async def take(self, name: str, token: bytes, life: float) -> bytes | None:
+        """Take the lease `name` for `life` seconds: `token` where it was free, else what stands there; None where the
+        tier did not answer."""
+
+    async def peek(self, name: str) -> tuple[bool, bytes | None]:
+        """Whether the tier answered, and what stands at a lease's name."""
+
+    async def give_back(self, name: str, token: bytes, mark: bytes | None = None, life: float = 0.0) -> None:
+        """End the lease `name` if `token` still holds it, leaving `mark` in its place for `life` seconds."""
+
     async def start(self) -> None: ...
 
     async def aclose(self) -> None: ...
+
+
+# KEYS: lease. ARGV: token, milliseconds.
+_TAKE = """
+if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return ARGV[1] end
+return redis.call('GET', KEYS[1])
+"""
+# KEYS: lease. ARGV: token, mark (empty for none), milliseconds.
+_GIVE_BACK = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if ARGV[2] == '' then return redis.call('DEL', KEYS[1]) end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
 
 
 @dataclass(slots=True)
@@ -67,6 +93,15 @@ class NoShared:
 
     async def write(self, values: Sequence[tuple[str, bytes, float]]) -> bool:
         return False
+
+    async def take(self, name: str, token: bytes, life: float) -> bytes | None:
+        return None
+
+    async def peek(self, name: str) -> tuple[bool, bytes | None]:
+        return False, None
+
+    async def give_back(self, name: str, token: bytes, mark: bytes | None = None, life: float = 0.0) -> None:
+        return None
 
     async def start(self) -> None:
         return None
@@ -92,10 +127,12 @@ class RedisStore:
         client: Any = None,
     ) -> None:
         self.statistics = SharedStatistics()
+        self._url = url
         self._prefix = prefix
         self._budget = budget
         self._clock = clock
-        self._client = client if client is not None else _client(url, budget)
+        self._given = client
+        self._client = client if client is not None else connect(url, max(budget, 0.2))
         self._failures = 0
         self._probe: asyncio.Task[None] | None = None
         self._reads: list[tuple[str, asyncio.Future[bytes | None]]] = []
@@ -113,6 +150,11 @@ class RedisStore:
     @property
     def available(self) -> bool:
         return self._failures < FAILURES_BEFORE_REST
+
+    def purge_log(self, clock: Clock, blind: float | None) -> RedisPurges:
+        """The stream of purges in the same Redis, on connections of its own."""
+        client = self._given if self._given is not None else connect(self._url, 2.0)
+        return RedisPurges(client, clock, prefix=self._prefix, blind=blind)
 
     async def start(self) -> None:
         """Ask Redis for its time once; where it does not answer, begin to probe for it."""
@@ -144,6 +186,25 @@ class RedisStore:
         self._waiting_bytes += size
         self.statistics.writes += len(values)
         return all([await future for future in futures])
+
+    # --- leases --------------------------------------------------------------------------------------------
+
+    async def take(self, name: str, token: bytes, life: float) -> bytes | None:
+        if not self.available:
+            return None
+        reply = await self._guarded(self._client.eval(_TAKE, 1, self._prefix + name, token, max(1, int(life * 1000))))
+        return reply if isinstance(reply, bytes) else None
+
+    async def peek(self, name: str) -> tuple[bool, bytes | None]:
+        if not self.available:
+            return False, None
+        (value,) = await self.read([name])
+        return self.available, value
+
+    async def give_back(self, name: str, token: bytes, mark: bytes | None = None, life: float = 0.0) -> None:
+        if self.available:
+            milliseconds = max(1, int(life * 1000))
+            await self._guarded(self._client.eval(_GIVE_BACK, 1, self._prefix + name, token, mark or b"", milliseconds))
 
     async def aclose(self) -> None:
         """Let what is under way end (it is bounded by the budget), then close the connections."""
@@ -258,13 +319,16 @@ class RedisStore:
         return True
 
 
-def _client(url: str, budget: float) -> redis.Redis:
+def connect(url: str, timeout: float) -> redis.Redis:
+    """A client whose every command takes at most `timeout` seconds; it never tries again by itself."""
     return redis.Redis.from_url(
         url,
         retry=Retry(NoBackoff(), 0),
-        socket_timeout=max(budget, 0.2),
-        socket_connect_timeout=max(budget, 0.2),
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
         health_check_interval=0,
         max_connections=16,
         protocol=3,
+        # With them, redis-py uses a pooled connection that Redis has closed as if it were open.
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )

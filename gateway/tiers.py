@@ -14,11 +14,29 @@ from msgspec import structs
 
 from . import policy
 from .clock import Clock
+from .epochs import EVERYTHING, State, key_name, route_name, tag_name
 from .headers import Headers
 from .keys import Plan, digest, variant_key
 from .memory import Memory
+from .purges import LocalPurges, PurgeLog
 from .record import Stored, VaryIndex, decode_index, decode_stored, encode, with_vary
 from .shared import SharedStore
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a request selects among the stored responses, and the names by which its reader hears of purges."""
+
+    plan: Plan
+    headers: Headers
+    names: tuple[str, ...] = (EVERYTHING,)
+
+
+def selection(plan: Plan, headers: Headers, route: str, tags: Iterable[str]) -> Selection:
+    """The selection of a request on `route`, whose reader goes by `tags`."""
+    return Selection(
+        plan, headers, (EVERYTHING, key_name(plan.primary), route_name(route), *(tag_name(tag) for tag in tags))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,74 +50,77 @@ class Found:
 class Tiers:
     """Stored responses by primary key, base key and variant.
 
-    `budget` (seconds) bounds the waiting for the shared tier.
+    `budget` (seconds) bounds the waiting for the shared tier. Whatever is read is judged by the purges first.
     """
 
-    def __init__(self, memory: Memory, shared: SharedStore, clock: Clock, *, budget: float = 0.05) -> None:
+    def __init__(
+        self, memory: Memory, shared: SharedStore, clock: Clock, *, purges: PurgeLog | None = None, budget: float = 0.05
+    ) -> None:
         self.memory = memory
         self.shared = shared
+        self.purges: PurgeLog = purges if purges is not None else LocalPurges(clock)
         self.unreadable = 0
         self._clock = clock
         self._budget = budget
 
     def __repr__(self) -> str:
-        return f"<Tiers {self.memory!r} {self.shared!r} unreadable={self.unreadable}>"
+        return f"<Tiers {self.memory!r} {self.shared!r} {self.purges!r} unreadable={self.unreadable}>"
 
     # --- reading -------------------------------------------------------------------------------------------
 
-    def at_hand(self, plan: Plan, headers: Headers) -> Stored | None:
+    def at_hand(self, wanted: Selection) -> Stored | None:
         """The newest response in memory that a request selects (RFC 9111 §4.1)."""
+        plan = wanted.plan
         index = self.memory.index(plan.primary)
         if index is None:
-            stored = self.memory.get(plan.base)
-            return stored if stored is not None and stored.started > self.memory.floor else None
-        since = max(index.since, self.memory.floor)
-        keys = {variant_key(plan.base, names, headers) for names in (*index.names, ())}
-        return newest(s for key in keys if (s := self.memory.get(key)) is not None and s.started > since)
+            return self._judged(self.memory.get(plan.base), wanted)
+        keys = {variant_key(plan.base, names, wanted.headers) for names in (*index.names, ())}
+        return newest(self._judged(self.memory.get(key), wanted) for key in keys)
 
-    def parts(self, plan: Plan, headers: Headers) -> list[Stored]:
+    def parts(self, wanted: Selection) -> list[Stored]:
         """The stored parts (206) in memory that a request selects."""
-        index = self.memory.index(plan.primary)
-        since = self._since(index)
-        keys = {variant_key(plan.base, names, headers) for names in (*(index.names if index is not None else ()), ())}
-        found = (self.memory.get(_part_key(key)) for key in keys)
-        return [stored for stored in found if stored is not None and stored.started > since]
+        index = self.memory.index(wanted.plan.primary)
+        sets = (*(index.names if index is not None else ()), ())
+        keys = {variant_key(wanted.plan.base, names, wanted.headers) for names in sets}
+        found = (self._judged(self.memory.get(_part_key(key)), wanted) for key in keys)
+        return [stored for stored in found if stored is not None]
 
-    def flight_key(self, plan: Plan, headers: Headers) -> str:
+    def flight_key(self, wanted: Selection) -> str:
         """The key of the variant that a request will most likely get, by what the newest response varied on."""
+        plan = wanted.plan
         index = self.memory.index(plan.primary)
-        return variant_key(plan.base, index.names[0], headers) if index and index.names else plan.base
+        return variant_key(plan.base, index.names[0], wanted.headers) if index and index.names else plan.base
 
     def varies(self, primary: str) -> bool:
         index = self.memory.index(primary)
         return index is not None and bool(index.names) and bool(index.names[0])
 
-    async def newer(self, plan: Plan, headers: Headers, known: Found) -> Found:
+    async def newer(self, wanted: Selection, known: Found) -> Found:
         """The newer of what is known and what the shared tier has, if it says so in time; taken into memory."""
         try:
             async with asyncio.timeout(self._budget):
-                stored = await self._in_shared(plan, headers)
+                stored = await self._in_shared(wanted)
         except TimeoutError:
             return known
         if stored is None or (known.stored is not None and stored.born <= known.stored.born):
             return known
         self.memory.put(stored)
-        return Found(stored, "redis")
+        return Found(self._judged(stored, wanted), "redis")
 
-    async def _in_shared(self, plan: Plan, headers: Headers) -> Stored | None:
+    async def _in_shared(self, wanted: Selection) -> Stored | None:
+        plan = wanted.plan
         local = self.memory.index(plan.primary)
         sets = list(dict.fromkeys(((), *(local.names if local is not None else ()))))
-        keys = [variant_key(plan.base, names, headers) for names in sets]
+        keys = [variant_key(plan.base, names, wanted.headers) for names in sets]
         data = await self.shared.read([index_name(plan.primary), *(entry_name(key) for key in keys)])
         index = self._read_index(data[0], plan.primary, local)
         found = [self._read_stored(item, key) for item, key in zip(data[1:], keys, strict=True)]
         more = [names for names in index.names if names not in sets] if index is not None else []
         if more:
-            keys = [variant_key(plan.base, names, headers) for names in more]
+            keys = [variant_key(plan.base, names, wanted.headers) for names in more]
             data = await self.shared.read([entry_name(key) for key in keys])
             found += [self._read_stored(item, key) for item, key in zip(data, keys, strict=True)]
-        since = self._since(index)
-        return newest(stored for stored in found if stored is not None and stored.started > since)
+        return newest(stored for stored in found if self._judged(stored, wanted) is not None)
 
     def _read_index(self, data: bytes | None, primary: str, local: VaryIndex | None) -> VaryIndex | None:
         if data is None:
@@ -108,8 +129,6 @@ class Tiers:
         if shared is None:
             self.unreadable += 1
             return local
-        if local is not None and local.since > shared.since:
-            shared = VaryIndex(primary=primary, names=shared.names, since=local.since)
         if shared != local:
             self.memory.put_index(shared)
         return shared
@@ -122,17 +141,42 @@ class Tiers:
             self.unreadable += 1
         return stored
 
-    def _since(self, index: VaryIndex | None) -> float:
-        return max(index.since if index is not None else 0.0, self.memory.floor)
+    # --- judging -------------------------------------------------------------------------------------------
+
+    def _judged(self, stored: Stored | None, wanted: Selection) -> Stored | None:
+        """A stored response as the purges leave it to this reader; None where one made it void."""
+        if stored is None:
+            return None
+        epochs = self.purges.epochs
+        if not epochs.quiet:
+            names = (*wanted.names, *map(tag_name, stored.tags))
+            state, softened = epochs.judge(stored.stamp, stored.started, names)
+            if state is State.VOID:
+                return None
+            if state is State.SOFT:
+                stored = structs.replace(stored, softened=softened)
+        since = self.purges.distrusted_since(self._clock.now())
+        if since is not None and stored.born < since:
+            stored = structs.replace(stored, distrusted=True)
+        return stored
+
+    def stamp(self) -> str:
+        """The stamp for a fetch that starts now."""
+        return self.purges.epochs.stamp()
+
+    def outlived(self, stamp: str, started: float, wanted: Selection) -> bool:
+        """Whether a purge has passed a fetch with this stamp: who asks now may not be answered by it."""
+        epochs = self.purges.epochs
+        return not epochs.quiet and epochs.judge(stamp, started, wanted.names)[0] is not State.VALID
 
     # --- writing -------------------------------------------------------------------------------------------
 
-    def keep(self, stored: Stored) -> bool:
-        """Store in memory; False where what it answers was invalidated while it was fetched."""
-        index = self.memory.index(stored.primary)
-        if stored.started <= self._since(index):
+    def keep(self, stored: Stored, wanted: Selection) -> bool:
+        """Store in memory; False where it was purged while it was fetched."""
+        if self._judged(stored, wanted) is None:
             return False
         self.memory.put(stored)
+        index = self.memory.index(stored.primary)
         if stored.vary or index is not None:
             updated = with_vary(index, stored.primary, stored.vary)
             if updated != index:
@@ -155,20 +199,11 @@ class Tiers:
         await self.shared.write(values)
 
     async def invalidate(self, primaries: Iterable[str]) -> None:
-        """Make all that is stored for these primary keys void, in every variant (RFC 9111 §4.4)."""
-        now = self._clock.now()
-        values = []
-        for primary in primaries:
-            known = self.memory.index(primary)
-            index = VaryIndex(primary=primary, names=known.names if known else (), since=now)
-            self.memory.put_index(index)
-            values.append((index_name(primary), encode(index), policy.MAX_LIFE))
-        if values:
-            try:
-                async with asyncio.timeout(self._budget):
-                    await self.shared.write(values)
-            except TimeoutError:
-                return
+        """Make all that is stored for these primary keys void, in every variant (RFC 9111 §4.4): here at once, and
+        everywhere as soon as the others hear of it."""
+        names = [key_name(primary) for primary in primaries]
+        if names:
+            await self.purges.purge(names, by="unsafe request", wait=False)
 
 
 def newest(candidates: Iterable[Stored | None]) -> Stored | None:

@@ -284,7 +284,7 @@ def test_a_host_is_known_in_lower_case(host: bytes, known: str) -> None:
         pytest.param([b"a:123456"], id="a port of six digits"),
         pytest.param([b"a:80:80"], id="two ports"),
         pytest.param([b"[::1"], id="an open bracket"),
-        pytest.param([b"[a]"], id="a name in brackets"),
+        pytest.param([b"[name]"], id="a name in brackets"),
         pytest.param([b"a\n"], id="a line feed at the end"),
         pytest.param([b"a\x00"], id="NUL"),
         pytest.param([b"a%2e"], id="percent"),
@@ -371,10 +371,8 @@ def test_an_absolute_target_needs_no_host_in_http_1_0() -> None:
 
 # --- properties --------------------------------------------------------------------------------------------
 
-PIECES = st.sampled_from(
-    ["/", "//", ".", "..", "/../", "/./", ";", "..;", "%", "%2", "%2e", "%2E", "%25", "%32", "%65", "%2f", "%5C", "\\"]
-    + ["%00", "%0a", "a", "b", "%61", "%c3%a9", "%C3", "\xe9", " ", "+", "~", "%7e", "@", ":", "'", "|", "\x00", "="]
-)
+SIGNS = [*"/.;%\\ab+~@:'|= \xe9\0", "//", "..", "/../", "/./", "..;", "%2", "%2e", "%2E", "%25", "%32", "%65"]
+PIECES = st.sampled_from([*SIGNS, "%2f", "%5C", "%00", "%0a", "%61", "%7e", "%c3%a9", "%C3"])
 ANY_BYTE = st.characters(min_codepoint=0, max_codepoint=0xFF)
 ENCODED = st.builds("%{:02x}".format, st.integers(0, 0xFF)) | st.builds("%{:02X}".format, st.integers(0, 0xFF))
 PATHS = st.lists(PIECES | ANY_BYTE | ENCODED, max_size=12).map(lambda pieces: "/" + "".join(pieces))

@@ -1,0 +1,236 @@
+"""`python -m demo`: a slow shop and the gateway in front of it, as two real processes, and what to try.
+
+The children run in sessions of their own, so that Ctrl-C reaches this process alone, which then ends them in
+order: the gateway before the shop that it asks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import httpx
+
+from gateway.config import Config
+from gateway.errors import ConfigError
+from gateway.settings import load
+
+CONFIG = "config/gateway.yaml"
+SHOP_HOST, SHOP_PORT = "127.0.0.1", 9100
+SHOP_DELAY = "400ms"
+START_SECONDS = 30.0
+STOP_SECONDS = 15.0
+"""The gateway lets requests in flight end within 10 s."""
+_PR_SET_PDEATHSIG = 1
+
+WELCOME = """
+  The shop, an API that takes 400 ms an answer:   {shop}
+  The gateway in front of it:                     {gateway}
+
+  1. Ask twice for a product:
+
+       curl -i {gateway}/products/7
+
+     Cache-Status goes from `fwd=miss; stored` to `hit; ttl=…`, X-Process-Time from 0.4 s to next to nothing.
+     X-Shop-Request, the shop's own count, stays as it was: the second request never reached it.
+
+  2. Let the shop fail, and ask again once the 30 s of the ttl are over:
+
+       curl -X POST '{shop}/_demo?fail=1'
+
+     The old answer is given at once, its ttl below zero in Cache-Status; `?fail=0` mends the shop.
+
+  3. See what has reached the shop:
+
+       curl {shop}/_demo
+
+  The API's documentation is at {gateway}/docs, the configuration in {config}.
+  Another TTL, with nothing edited:  GATEWAY_ROUTES__PRODUCT__TTL=3s make run
+  Ctrl-C ends it all. What follows are the gateway's log lines.
+"""
+
+
+class DemoError(Exception):
+    """The demo can't go on; the message says why. `status` is what to exit with."""
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Child:
+    """A process of the demo. It is ended with its parent, even where that is killed (on Linux)."""
+
+    def __init__(self, name: str, process: Process) -> None:
+        self._name = name
+        self._process = process
+
+    async def answers(self, url: str) -> None:
+        """Return once `url` answers with success. Raises DemoError."""
+        async with httpx.AsyncClient(trust_env=False, timeout=START_SECONDS) as client:
+            try:
+                async with asyncio.timeout(START_SECONDS):
+                    while not await _is_success(client, url):
+                        with contextlib.suppress(TimeoutError):
+                            await asyncio.wait_for(self.died(), timeout=0.05)
+            except TimeoutError:
+                message = f"The {self._name} did not answer {url} within {START_SECONDS:.0f} s."
+                raise DemoError(message) from None
+
+    async def died(self) -> None:
+        """Wait until it has ended by itself. Raises DemoError, always."""
+        code = await self._process.wait()
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
+        raise DemoError(
+            f"The {self._name} ended by itself, with {how}.", 128 - code if code < 0 else code or 1
+        )
+
+    async def end(self) -> None:
+        """Let it end in order; kill it where that takes too long, or who waits is told to stop again."""
+        if self._process.returncode is None:
+            self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+        except (TimeoutError, asyncio.CancelledError):
+            self._process.kill()
+            await self._process.wait()
+
+
+async def _is_success(client: httpx.AsyncClient, url: str) -> bool:
+    try:
+        return (await client.get(url)).is_success
+    except httpx.TransportError:
+        return False
+
+
+@contextlib.asynccontextmanager
+async def child(name: str, *arguments: str, environ: dict[str, str] | None = None) -> AsyncIterator[Child]:
+    """`python -m arguments…`, running."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        *arguments,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+    )
+    started = Child(name, process)
+    try:
+        yield started
+    finally:
+        await started.end()
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+async def run(config: Config, host: str, port: int) -> None:
+    """Both processes, until one dies (raises DemoError) or a signal comes (raises CancelledError)."""
+    _cancel_on_signals()
+    shop_port = free_port(SHOP_HOST) if why_not_free(SHOP_HOST, SHOP_PORT) else SHOP_PORT
+    shop_url = f"http://{SHOP_HOST}:{shop_port}"
+    gateway_url = f"http://{_reachable(host)}:{port}"
+    shop_command = ("demo.shop", "--host", SHOP_HOST, "--port", str(shop_port), "--delay", SHOP_DELAY)
+    gateway_command = ("gateway", "serve", "--config", CONFIG, "--host", host, "--port", str(port))
+    environ = {**os.environ, **upstream_variables(config, shop_url)}
+    async with child("shop", *shop_command) as shop:
+        await shop.answers(f"{shop_url}/_demo")
+        async with child("gateway", *gateway_command, environ=environ) as gateway:
+            await gateway.answers(f"{gateway_url}/readyz")
+            print(WELCOME.format(shop=shop_url, gateway=gateway_url, config=CONFIG), flush=True)
+            await asyncio.gather(shop.died(), gateway.died())
+
+
+def upstream_variables(config: Config, shop_url: str) -> dict[str, str]:
+    """What moves the upstreams that the configuration has at the shop's usual address to `shop_url`."""
+    usual = f"http://{SHOP_HOST}:{SHOP_PORT}"
+    if shop_url == usual:
+        return {}
+    at_shop = [name for name, upstream in config.upstreams.items() if upstream.url == usual]
+    return {f"GATEWAY_UPSTREAMS__{name.upper()}__URL": shop_url for name in at_shop}
+
+
+def _cancel_on_signals() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+
+
+def why_not_free(host: str, port: int) -> str | None:
+    """Why `host:port` cannot be listened on; None where it can."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.strerror
+        except OverflowError:
+            return "ports are 0 to 65535"
+        return None
+
+
+def free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _reachable(host: str) -> str:
+    """How this machine reaches what listens on `host`, as a URL has it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 0 after Ctrl-C, that of a child that died, or 2 where the user can mend something."""
+    parser = argparse.ArgumentParser(
+        prog="python -m demo", description="A slow shop, and the gateway before it."
+    )
+    parser.add_argument(
+        "--host", help="the address that the gateway listens on (default: the configuration's)"
+    )
+    parser.add_argument(
+        "--port", type=int, help="its port; 0 takes a free one (default: the configuration's)"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        config = load(Path(CONFIG)).config
+    except ConfigError:
+        # The gateway says best what is wrong with it.
+        return subprocess.run([sys.executable, "-m", "gateway", "check", "--config", CONFIG]).returncode
+    host = given.host or config.host
+    port = (config.port if given.port is None else given.port) or free_port(host)
+    if reason := why_not_free(host, port):
+        print(
+            f"The gateway can't listen on {host}:{port}: {reason}.\n"
+            "Stop what listens there, or take another port:\n\n"
+            "  GATEWAY_PORT=8001 make run      (or: python -m demo --port 8001)",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        asyncio.run(run(config, host, port))
+    except asyncio.CancelledError:
+        print("Ended.", file=sys.stderr)
+    except DemoError as error:
+        print(error, file=sys.stderr)
+        return error.status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,297 @@
+"""keys: what of a request reaches the upstream is in the key, and no two keys can be confused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from gateway.headers import Headers, connection_named, vary_value
+from gateway.keys import Keying, Plan, digest, passed_through, plan, primary_key, variant_key
+
+TIMED = Keying(vary=("accept", "accept-language"))
+ORIGIN = Keying(vary=None)
+VIA = (b"via", b"1.1 gateway")
+
+# FAULTS.md: what reaches an upstream behind a key's back, and what belongs to one connection or one client.
+DANGEROUS = [
+    *(b"forwarded", b"x-forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"),
+    *(b"x-original-url", b"x-rewrite-url", b"x-http-method", b"x-http-method-override", b"x-method-override"),
+    *(b"x_forwarded_host", b"x_user", b"content_length"),
+]
+HOPS = [b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"]
+CONDITIONS = [b"if-none-match", b"if-modified-since", b"range", b"if-range"]
+OURS = [b"host", b"content-length", b"expect", b"x-request-id", b"via", b"proxy-authorization"]
+
+
+def planned(keying: Keying, *headers: tuple[bytes, bytes], target: str = "/t") -> Plan:
+    return plan(keying, "api", target, headers)
+
+
+# --- which requests pass the cache by ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keying", "header", "bypass"),
+    [
+        pytest.param(TIMED, b"authorization", "authorization", id="authorization with a duration"),
+        pytest.param(ORIGIN, b"authorization", None, id="authorization with ttl: origin"),
+        pytest.param(Keying(("accept",), "ignore"), b"authorization", None, id="authorization ignored"),
+        pytest.param(Keying(("accept",), "key"), b"authorization", None, id="authorization in the key"),
+        pytest.param(TIMED, b"cookie", "cookie", id="a cookie with a duration"),
+        pytest.param(ORIGIN, b"cookie", "cookie", id="a cookie with ttl: origin"),
+        pytest.param(Keying(None, cookies=()), b"cookie", None, id="cookies ignored"),
+        pytest.param(Keying(("accept",), cookies=("a",)), b"cookie", None, id="cookies in the key"),
+        pytest.param(TIMED, b"if-match", "precondition", id="if-match"),
+        pytest.param(ORIGIN, b"if-unmodified-since", "precondition", id="if-unmodified-since"),
+        pytest.param(TIMED, b"if-none-match", None, id="if-none-match"),
+        pytest.param(TIMED, b"range", None, id="range"),
+    ],
+)
+def test_a_header_makes_a_request_pass_by_or_not(keying: Keying, header: bytes, bypass: str | None) -> None:
+    assert planned(keying, (header, b"a=1")).bypass == bypass
+
+
+def test_a_request_with_a_body_passes_by() -> None:
+    assert plan(TIMED, "api", "/t", (), has_body=True) == Plan("api\n/t", "api\n/t", (), "body")
+
+
+def test_a_plain_request_asks_for_its_target_alone() -> None:
+    assert planned(TIMED) == Plan("api\n/t", "api\n/t", (), None)
+
+
+# --- routes with a duration --------------------------------------------------------------------------------
+
+
+def test_listed_headers_are_in_the_key_in_the_form_they_are_forwarded() -> None:
+    asked = planned(TIMED, (b"accept-language", b"DE ,  en;Q=0.5"), (b"accept", b"a/b"), (b"accept", b"c/d"))
+    assert asked.forward == ((b"accept", b"a/b,c/d"), (b"accept-language", b"de,en;q=0.5"))
+    assert asked.base == "api\n/t\naccept:a/b,c/d\naccept-language:de,en;q=0.5"
+
+
+def test_an_empty_header_is_another_than_none() -> None:
+    assert planned(TIMED, (b"accept", b"")).base != planned(TIMED).base
+
+
+def test_unlisted_headers_do_not_reach_the_upstream() -> None:
+    assert planned(TIMED, (b"user-agent", b"x"), (b"x-a", b"1")) == planned(TIMED)
+
+
+def test_constants_are_forwarded_and_not_in_the_key() -> None:
+    asked = planned(Keying(("accept",), constants=(VIA,)), (b"accept", b"a/b"))
+    assert asked.forward == ((b"accept", b"a/b"), VIA)
+    assert VIA[0].decode() not in asked.base
+
+
+# --- routes with ttl: origin -------------------------------------------------------------------------------
+
+
+def test_the_upstream_sees_all_end_to_end_headers_where_it_decides() -> None:
+    asked = planned(
+        Keying(None, constants=(VIA,)), (b"user-agent", b"x"), (b"x-a", b"1"), (b"x-a", b"2"), (b"authorization", b"b")
+    )
+    assert asked.forward == ((b"user-agent", b"x"), (b"x-a", b"1"), (b"x-a", b"2"), (b"authorization", b"b"), VIA)
+    assert asked.base == asked.primary
+
+
+@pytest.mark.parametrize("name", [*DANGEROUS, *HOPS, *CONDITIONS, *OURS], ids=bytes.decode)
+def test_a_header_that_could_poison_is_never_forwarded(name: bytes) -> None:
+    assert planned(ORIGIN, (name, b"1"), (b"x-a", b"1")).forward == ((b"x-a", b"1"),)
+
+
+def test_headers_that_connection_names_are_not_forwarded() -> None:
+    assert planned(ORIGIN, (b"connection", b"X-A, close"), (b"x-a", b"1")).forward == ()
+
+
+@pytest.mark.parametrize(
+    ("authorization", "forwarded", "in_key"),
+    [("pass", True, False), ("ignore", False, False), ("key", True, True)],
+    ids=["pass", "ignore", "key"],
+)
+def test_authorization_is_forwarded_and_keyed_as_the_route_says(
+    authorization: str, forwarded: bool, in_key: bool
+) -> None:
+    asked = planned(Keying(None, authorization), (b"authorization", b"Bearer x"))
+    assert ((b"authorization", b"Bearer x") in asked.forward) == forwarded
+    assert ("Bearer x" in asked.base) == in_key
+
+
+def test_authorization_that_is_absent_is_in_no_key() -> None:
+    assert planned(Keying(("accept",), "key")).base == "api\n/t"
+
+
+# --- cookies -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        pytest.param([b"b=2; a=1; evil=3"], b"a=1; b=2", id="listed ones, sorted"),
+        pytest.param([b"a=1", b"b=2"], b"a=1; b=2", id="two lines"),
+        pytest.param([b"a=1; a=2"], b"a=1", id="the first of a name"),
+        pytest.param([b"  a=1 ;b=2"], b"a=1; b=2", id="space"),
+        pytest.param([b"a=b=c"], b"a=b=c", id="an equals sign in a value"),
+        pytest.param([b"a="], b"a=", id="an empty value"),
+        pytest.param([b"a"], None, id="a name alone"),
+        pytest.param([b"A=1"], None, id="case counts"),
+        pytest.param([b"evil=1"], None, id="none of the listed"),
+        pytest.param([], None, id="none"),
+    ],
+)
+@pytest.mark.parametrize("vary", [("accept",), None], ids=["duration", "origin"])
+def test_listed_cookies_alone_are_forwarded_and_keyed(
+    vary: tuple[str, ...] | None, sent: list[bytes], kept: bytes | None
+) -> None:
+    asked = planned(Keying(vary, cookies=("a", "b")), *((b"cookie", line) for line in sent))
+    assert asked.forward == (((b"cookie", kept),) if kept is not None else ())
+    assert asked.base == ("api\n/t" if kept is None else f"api\n/t\ncookie:{kept.decode()}")
+
+
+@pytest.mark.parametrize("vary", [("accept",), None], ids=["duration", "origin"])
+def test_ignored_cookies_are_neither_forwarded_nor_keyed(vary: tuple[str, ...] | None) -> None:
+    assert planned(Keying(vary, cookies=()), (b"cookie", b"a=1")) == planned(Keying(vary, cookies=()))
+
+
+# --- requests that pass by ---------------------------------------------------------------------------------
+
+
+def test_a_request_that_passes_by_keeps_its_credentials_and_conditions() -> None:
+    own = [(b"authorization", b"b"), (b"cookie", b"a=1"), (b"if-match", b'"x"'), (b"range", b"bytes=0-1")]
+    assert passed_through(own) == own
+
+
+@pytest.mark.parametrize("name", [*DANGEROUS, *HOPS, *OURS], ids=bytes.decode)
+def test_a_request_that_passes_by_forwards_no_header_that_deceives(name: bytes) -> None:
+    assert passed_through([(name, b"1"), (b"x-a", b"1")]) == [(b"x-a", b"1")]
+
+
+# --- variants ----------------------------------------------------------------------------------------------
+
+
+def test_without_vary_a_variant_has_the_base_as_its_key() -> None:
+    assert variant_key("base", (), [(b"accept", b"a/b")]) == "base"
+
+
+def test_a_variant_is_selected_by_the_fields_that_vary_names() -> None:
+    key = variant_key("base", ("accept", "x-a"), [(b"accept", b"a/b"), (b"accept", b"c/d")])
+    assert key == "base\nvary accept:a/b,c/d\nvary x-a"
+
+
+def test_an_absent_field_selects_another_variant_than_an_empty_one() -> None:
+    assert variant_key("base", ("x-a",), []) != variant_key("base", ("x-a",), [(b"x-a", b"")])
+
+
+# --- names in Redis ----------------------------------------------------------------------------------------
+
+
+def test_a_digest_is_the_same_in_every_process() -> None:
+    assert digest("api\n/t") == "2ea941a0fdd95db5c4ce0f82ab7ef722"
+
+
+@pytest.mark.parametrize("key", ["", "caf\xe9", "\u5546", "x" * 10_000])
+def test_a_digest_is_32_hex_digits_of_any_key(key: str) -> None:
+    assert len(digest(key)) == 32
+    assert int(digest(key), 16) >= 0
+
+
+# --- properties --------------------------------------------------------------------------------------------
+
+# Few names and values, so that two requests often have the same key; values that hold the key's own syntax.
+NAMES = st.sampled_from([b"accept", b"accept-language", b"x-a", b"x-b", b"authorization", b"cookie", b"user-agent"])
+OTHER_NAMES = st.sampled_from([*DANGEROUS, *HOPS, *CONDITIONS, *OURS])
+TOKENS = st.text("!#$%&'*+-.^_`|~abAB01", min_size=1, max_size=6).map(lambda text: text.lower().encode())
+PIECES = [*'aAb:, "\\\xe9', "a:b", ";q=1", "; q=1", "a=1", "a=2; b=1", "b=1", "vary x-a:"]
+VALUES = st.lists(st.sampled_from(PIECES), max_size=3).map(lambda pieces: "".join(pieces).encode("latin-1"))
+ANY_VALUE = st.text(st.characters(max_codepoint=0xFF, exclude_characters="\r\n\0"), max_size=12).map(
+    lambda text: text.encode("latin-1")
+)
+FIELDS = st.tuples(NAMES, VALUES) | st.tuples(NAMES | TOKENS | OTHER_NAMES, VALUES | ANY_VALUE)
+HEADERS = st.lists(FIELDS, max_size=6)
+FEW = st.lists(st.tuples(NAMES, st.sampled_from([b"", b"a", b"a:b", b"a=1"])), max_size=3)
+AUTHORIZATION = st.sampled_from(["pass", "ignore", "key"])
+COOKIES = st.sampled_from([None, (), ("a",), ("a", "b")])
+NAME_LISTS = st.lists(st.sampled_from(["accept", "accept-language", "x-a"]), max_size=3, unique=True).map(
+    lambda names: tuple(sorted(names))
+)
+TIMED_KEYINGS = st.builds(Keying, NAME_LISTS, AUTHORIZATION, COOKIES, st.just((VIA,)))
+ORIGIN_KEYINGS = st.builds(Keying, st.none(), AUTHORIZATION, COOKIES, st.just((VIA,)))
+TARGETS = st.sampled_from(["/", "/t", "/t:a", "/taccept:a", "/t?a=1&accept:a"])
+
+properties = settings(deadline=None)
+
+
+@settings(deadline=None, max_examples=500)
+@given(TIMED_KEYINGS, st.tuples(TARGETS, FEW | HEADERS), st.tuples(TARGETS, FEW | HEADERS))
+@example(TIMED, ("/t", [(b"accept", b"a:b")]), ("/t", [(b"accept", b"a"), (b"x-a", b"b")]))
+@example(TIMED, ("/t", [(b"accept-language", b"DE, en")]), ("/t", [(b"accept-language", b"de,en")]))
+def test_with_a_duration_two_requests_of_one_key_send_the_upstream_the_same(
+    keying: Keying, one: tuple[str, Headers], other: tuple[str, Headers]
+) -> None:
+    first, second = (plan(keying, "api", target, headers) for target, headers in (one, other))
+    assume(first.bypass is None and second.bypass is None)
+    assert (first.base == second.base) == ((first.primary, first.forward) == (second.primary, second.forward))
+
+
+@properties
+@given(TIMED_KEYINGS, HEADERS)
+def test_with_a_duration_nothing_but_what_is_declared_reaches_the_upstream(keying: Keying, headers: Headers) -> None:
+    asked = plan(keying, "api", "/t", headers)
+    assert keying.vary is not None
+    declared = {name.encode() for name in keying.vary} | {VIA[0]}
+    declared |= {b"authorization"} if keying.authorization == "key" else set()
+    declared |= {b"cookie"} if keying.cookies else set()
+    assert {name for name, _ in asked.forward} <= declared
+
+
+@properties
+@given(ORIGIN_KEYINGS, HEADERS)
+def test_with_ttl_origin_no_dangerous_header_reaches_the_upstream(keying: Keying, headers: Headers) -> None:
+    sent = {name for name, _ in plan(keying, "api", "/t", headers).forward} - {VIA[0]}
+    assert not sent & {*DANGEROUS, *HOPS, *CONDITIONS, *OURS}
+    assert not any(b"_" in name or name.startswith(b"x-forwarded") for name in sent)
+    assert not sent & (connection_named(headers) - {b"authorization", b"cookie"})
+
+
+@properties
+@given(ORIGIN_KEYINGS, HEADERS, HEADERS)
+def test_with_ttl_origin_credentials_that_are_keyed_are_never_shared(
+    keying: Keying, one: Headers, other: Headers
+) -> None:
+    def credentials(asked: Plan) -> set[tuple[bytes, bytes]]:
+        keyed = {b"cookie"} | ({b"authorization"} if keying.authorization == "key" else set())
+        return {pair for pair in asked.forward if pair[0] in keyed}
+
+    first, second = plan(keying, "api", "/t", one), plan(keying, "api", "/t", other)
+    assume(first.bypass is None and second.bypass is None)
+    assert (first.base == second.base) == (credentials(first) == credentials(second))
+
+
+@properties
+@given(st.tuples(NAME_LISTS, FEW), st.tuples(NAME_LISTS, FEW), st.sampled_from(["api\n/t", "api\n/t\naccept:a"]))
+def test_two_variants_of_one_key_have_the_same_values_of_the_same_fields(
+    one: tuple[tuple[str, ...], Headers], other: tuple[tuple[str, ...], Headers], base: str
+) -> None:
+    def selected(names: tuple[str, ...], headers: Headers) -> list[tuple[str, str | None]]:
+        return [(name, vary_value(headers, name)) for name in names]
+
+    same_key = variant_key(base, *one) == variant_key("api\n/t", *other)
+    assert same_key == (base == "api\n/t" and selected(*one) == selected(*other))
+
+
+@properties
+@given(st.text("ab@.<>_"), st.text("/ab?&:=%"), st.text("ab@.<>_"), st.text("/ab?&:=%"))
+def test_two_targets_of_one_primary_key_are_the_same_target_of_the_same_origin(
+    origin: str, target: str, other_origin: str, other_target: str
+) -> None:
+    same = primary_key(origin, target) == primary_key(other_origin, other_target)
+    assert same == ((origin, target) == (other_origin, other_target))
+
+
+@properties
+@given(TIMED_KEYINGS | ORIGIN_KEYINGS, HEADERS)
+def test_no_component_of_a_key_holds_its_separator(keying: Keying, headers: Headers) -> None:
+    asked = plan(keying, "api", "/t", headers)
+    lines = variant_key(asked.base, ("accept",), headers).split("\n")
+    assert lines[:2] == ["api", "/t"]
+    assert lines[-1].startswith("vary accept")
+    assert all(":" in line for line in lines[2:-1])

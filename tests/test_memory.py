@@ -1,0 +1,272 @@
+"""memory: the tier in the process keeps within its bytes, and lets go of what was not used for longest."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.memory import Memory
+from gateway.record import Life, Stored, VaryIndex, size_of
+
+
+def stored(key: str, body: int = 100, primary: str | None = None) -> Stored:
+    return Stored(
+        key=key,
+        primary=primary or key,
+        born=2.0,
+        started=1.0,
+        initial_age=0.0,
+        status=200,
+        headers=(),
+        body=b"x" * body,
+        life=Life(lifetime=60.0),
+    )
+
+
+def index(primary: str, *names: str) -> VaryIndex:
+    return VaryIndex(primary=primary, names=(names or ("accept",),))
+
+
+SIZE = size_of(stored("a"))
+
+
+def holding(*keys: str, room_for: int = 10) -> Memory:
+    memory = Memory(SIZE * room_for)
+    for key in keys:
+        memory.put(stored(key))
+    return memory
+
+
+def kept(memory: Memory, keys: str) -> str:
+    return "".join(key for key in keys if memory.get(key) is not None)
+
+
+# --- what is stored ----------------------------------------------------------------------------------------
+
+
+def test_what_is_put_is_found_under_its_key() -> None:
+    one = stored("a")
+    memory = holding()
+    memory.put(one)
+    assert memory.get("a") is one
+    assert memory.get("b") is None
+    assert len(memory) == 1
+
+
+def test_a_newer_response_replaces_the_older_of_its_key() -> None:
+    memory = holding("a")
+    memory.put(stored("a", body=200))
+    found = memory.get("a")
+    assert found is not None
+    assert len(found.body) == 200
+    assert (memory.statistics.entries, memory.statistics.bytes) == (1, SIZE + 100)
+
+
+def test_bytes_are_given_back_when_a_response_is_removed() -> None:
+    memory = holding("a", "b")
+    memory.remove("a")
+    assert memory.get("a") is None
+    assert (memory.statistics.entries, memory.statistics.bytes) == (1, SIZE)
+
+
+def test_removing_what_is_not_there_changes_nothing() -> None:
+    memory = holding("a")
+    memory.remove("b")
+    assert (memory.statistics.entries, memory.statistics.bytes) == (1, SIZE)
+
+
+def test_clearing_removes_everything() -> None:
+    memory = holding("a")
+    memory.put_index(index("a"))
+    memory.clear()
+    assert memory.get("a") is None
+    assert memory.index("a") is None
+    assert (memory.statistics.entries, memory.statistics.bytes) == (0, 0)
+
+
+def test_an_index_is_found_under_its_primary_key() -> None:
+    memory = holding()
+    memory.put_index(index("a"))
+    assert memory.index("a") == index("a")
+    assert memory.index("b") is None
+
+
+def test_a_newer_index_replaces_the_older_and_is_counted_once() -> None:
+    memory = holding()
+    memory.put_index(index("a"))
+    counted = memory.statistics.bytes
+    memory.put_index(index("a", "x-a"))
+    assert memory.index("a") == index("a", "x-a")
+    assert memory.statistics.bytes == counted > 0
+
+
+# --- bounds ------------------------------------------------------------------------------------------------
+
+
+def test_a_response_larger_than_an_eighth_is_not_kept() -> None:
+    memory = Memory(8 * SIZE)
+    memory.put(stored("a", body=101))
+    memory.put(stored("b", body=100))
+    assert kept(memory, "ab") == "b"
+
+
+def test_a_response_too_large_to_be_kept_removes_the_older_of_its_key() -> None:
+    memory = Memory(8 * SIZE)
+    memory.put(stored("a"))
+    memory.put(stored("a", body=101))
+    assert memory.get("a") is None
+    assert (memory.statistics.entries, memory.statistics.bytes) == (0, 0)
+
+
+def test_a_memory_of_nothing_keeps_nothing() -> None:
+    memory = Memory(0)
+    memory.put(stored("a", body=0))
+    memory.put_index(index("a"))
+    assert memory.get("a") is None
+    assert memory.index("a") is None
+    assert memory.statistics.bytes == 0
+
+
+# --- eviction ----------------------------------------------------------------------------------------------
+
+
+def test_what_was_put_first_is_evicted_first() -> None:
+    memory = holding(*"abcdefghijkl", room_for=10)
+    assert kept(memory, "abcdefghijkl") == "cdefghijkl"
+    assert memory.statistics.evictions == 2
+
+
+def test_what_was_used_lately_stays() -> None:
+    memory = holding(*"abcdefghij", room_for=10)
+    memory.get("a")
+    memory.put(stored("k"))
+    assert kept(memory, "abcdefghijk") == "acdefghijk"
+
+
+def test_what_was_replaced_lately_stays() -> None:
+    memory = holding(*"abcdefghij", room_for=10)
+    memory.put(stored("a"))
+    memory.put(stored("k"))
+    assert kept(memory, "abk") == "ak"
+
+
+def test_a_large_response_evicts_as_many_as_it_needs() -> None:
+    memory = holding(*"abcdefghijklmnopqrst", room_for=20)
+    memory.put(stored("z", body=100 + SIZE))
+    assert kept(memory, "abcz") == "cz"
+
+
+def test_a_replaced_response_evicts_nothing() -> None:
+    memory = holding(*"abcdefghij", room_for=10)
+    memory.put(stored("e"))
+    assert memory.statistics.evictions == 0
+
+
+def test_responses_go_before_the_indices_that_find_them() -> None:
+    memory = holding(*"abcdefghij", room_for=10)
+    memory.put_index(index("j"))
+    assert memory.get("a") is None
+    assert memory.index("j") is not None
+
+
+def test_a_response_goes_where_there_are_as_many_indices() -> None:
+    memory = holding("a", "b", room_for=8)
+    long = "x" * (5 * SIZE // 2)
+    memory.put_index(index(long))
+    memory.put_index(index(long + "y"))
+    assert kept(memory, "ab") == "b"
+    assert memory.index(long) is not None
+
+
+def test_the_oldest_index_goes_where_there_are_more_of_them_than_responses() -> None:
+    memory = Memory(2000)
+    for number in range(10):
+        memory.put_index(index(str(number)))
+    assert memory.index("0") is None
+    assert memory.index("9") is not None
+    assert memory.statistics.bytes <= 2000
+
+
+def test_evicting_an_index_is_no_eviction_of_a_response() -> None:
+    memory = Memory(500)
+    memory.put_index(index("a"))
+    memory.put_index(index("b"))
+    assert memory.index("a") is None
+    assert memory.statistics.evictions == 0
+
+
+@pytest.mark.xfail(strict=True, reason="an index keeps the place of its last put, whatever is read; reported")
+def test_an_index_that_was_used_lately_stays() -> None:
+    memory = Memory(1000)
+    memory.put_index(index("a"))
+    memory.put_index(index("b"))
+    assert memory.index("a") is not None
+    memory.put_index(index("c"))
+    assert memory.index("a") is not None
+
+
+@pytest.mark.xfail(strict=True, reason="every index is counted with the same 400 bytes; reported")
+def test_an_index_is_counted_with_the_names_it_holds() -> None:
+    memory = Memory(2**30)
+    memory.put_index(VaryIndex(primary="a", names=tuple((f"x-{each}-{'y' * 1000}",) for each in range(8))))
+    assert memory.statistics.bytes > 8000
+
+
+def test_a_memory_shows_its_state() -> None:
+    assert repr(holding("a", room_for=10)) == f"<Memory 1 entries, {SIZE} of {SIZE * 10} bytes, 0 evicted>"
+
+
+# --- properties --------------------------------------------------------------------------------------------
+
+ALL = "abcdefghijkl"
+KEYS = st.sampled_from(ALL)
+ACTIONS = st.lists(
+    st.tuples(st.just("put"), KEYS, st.integers(0, 2000))
+    | st.tuples(st.just("get"), KEYS, st.just(0))
+    | st.tuples(st.just("remove"), KEYS, st.just(0))
+    | st.tuples(st.just("index"), KEYS, st.integers(0, 100)),
+    max_size=60,
+)
+
+
+def act(memory: Memory, action: str, key: str, number: int) -> None:
+    if action == "put":
+        memory.put(stored(key, body=number))
+    elif action == "get":
+        memory.get(key)
+    elif action == "remove":
+        memory.remove(key)
+    else:
+        memory.put_index(index(key, f"x-{number}"))
+
+
+def counted(one: VaryIndex) -> int:
+    memory = Memory(2**30)
+    memory.put_index(one)
+    return memory.statistics.bytes
+
+
+@given(st.sampled_from([0, 300, 2000, 10_000, 100_000]), ACTIONS)
+def test_a_memory_never_holds_more_than_its_capacity_and_counts_what_it_holds(
+    capacity: int, actions: list[tuple[str, str, int]]
+) -> None:
+    memory = Memory(capacity)
+    for action in actions:
+        act(memory, *action)
+        assert memory.statistics.bytes <= capacity
+    held = [found for key in ALL if (found := memory.get(key)) is not None]
+    indices = [found for key in ALL if (found := memory.index(key)) is not None]
+    assert memory.statistics.entries == len(memory) == len(held)
+    assert memory.statistics.bytes == sum(map(size_of, held)) + sum(map(counted, indices))
+
+
+@given(ACTIONS)
+def test_of_equal_responses_those_used_last_stay(actions: list[tuple[str, str, int]]) -> None:
+    memory, used = Memory(SIZE * 8), list[str]()
+    for action, key, _ in actions:
+        if action != "index":
+            act(memory, action, key, 100)
+            known = action == "put" or (action == "get" and key in used)
+            used = [*(each for each in used if each != key), *([key] if known else [])][-8:]
+    assert kept(memory, ALL) == "".join(sorted(used))
