@@ -67,6 +67,32 @@ def routes(config: ConfigOption = None) -> None:
     _console().print(routes_table(_load(config).config))
 
 
+@app.command()
+def purge(
+    key: Annotated[
+        list[str] | None, typer.Option(help="A URL of the gateway's, or its path; may stand several times.")
+    ] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A tag; may stand several times.")] = None,
+    route: Annotated[list[str] | None, typer.Option(help="A route's name; may stand several times.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that is stored.")] = False,
+    soft: Annotated[bool, typer.Option("--soft", help="End freshness only; the old may still stand in.")] = False,
+) -> None:
+    """Purge what a running gateway has stored, in all its workers.
+
+    It asks the admin listener at GATEWAY_ADMIN_URL (http://127.0.0.1:9000 if not set) with GATEWAY_ADMIN_TOKEN. Exit
+    status: 0 where every living worker confirmed, 3 where not all have yet, 2 where it was refused.
+    """
+    order = {"keys": key or [], "tags": tag or [], "routes": route or [], "all": everything, "soft": soft}
+    from .remote import ask_admin
+
+    report = ask_admin("/purge", order)
+    took = f"{report['seconds'] * 1000:.0f} ms"
+    typer.echo(f"{report['confirmed']} of {report['workers']} workers have confirmed, in {took}.")
+    if not report["complete"]:
+        typer.secho("The rest will hear of it as soon as Redis can be reached.", err=True, fg="yellow")
+        raise typer.Exit(3)
+
+
 def routes_table(config: Config) -> Table:
     table = Table(
         "route",

@@ -263,12 +263,14 @@ async def test_an_unsafe_request_to_one_gateway_voids_what_the_others_have(
     async with client_of(apps[0]) as one, client_of(apps[1]) as two:
         for client in (one, two):
             await client.get("/items/1")
+            await apps[0].engine.settle()
         await one.put("/items/1", content=b"x")
         assert (await one.get("/items/1")).json() == {"n": 3}
         async with asyncio.timeout(5):
             while not any("k:" in name for _, purge in apps[1].purges.epochs.records.values() for name in purge.names):
                 await asyncio.sleep(0.01)
-        assert (await two.get("/items/1")).json() == {"n": 3}
+        # Not what was there before: what the first fetched meanwhile, or, its stamp being early, a newer one.
+        assert (await two.get("/items/1")).json()["n"] >= 3
 
 
 async def test_a_purge_without_redis_is_not_complete_and_holds_here_at_once() -> None:
