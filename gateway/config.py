@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from .redis_urls import check_redis_url
 from .targets import TRACKING_PARAMETERS
 from .templates import PathTemplate, TemplateError, compile_path, compile_target, tag_parameters
 
@@ -352,7 +353,6 @@ def _off_or_path(value: object) -> object:
 
 
 PageUrl = Annotated[str, BeforeValidator(_off_or_path)]
-_REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 
 class Config(Model):
@@ -365,8 +365,9 @@ class Config(Model):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """The port to listen on; 0 takes a free one."""
     redis_url: str = "embedded"
-    """The shared tier: `embedded` (a Valkey that the gateway starts), `redis://…`, `rediss://…`, `unix://…`, or `none`
-    (memory only)."""
+    """The shared tier: `embedded` (a Valkey that the gateway starts), `redis://user:password@host:port/db`, `rediss://…`
+    (TLS), `unix:///path`, `redis+cluster://host:port,host:port`, `redis+sentinel://host:port,host:port/service/db`, or
+    `none` (memory only)."""
     redis_prefix: str = "gw:"
     """What the names of all keys in Redis begin with."""
     redis_budget: Duration = timedelta(milliseconds=50)
@@ -410,8 +411,10 @@ class Config(Model):
     def _redis_url(cls, value: str) -> str:
         if value in ("embedded", "none"):
             return value
-        if urlsplit(value).scheme not in _REDIS_SCHEMES:
-            raise ValueError("must be embedded, none, redis://host:port/db, rediss://host:port/db or unix:///path")
+        try:
+            check_redis_url(value)
+        except ValueError as error:
+            raise ValueError(f"must be embedded, none, or a Redis: {error}") from None
         return value
 
     @field_validator("redis_prefix")

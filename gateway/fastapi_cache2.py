@@ -12,8 +12,11 @@ it read what is stored first, and what can't be read is a miss.
 from __future__ import annotations
 
 import asyncio
+import re
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import date, datetime, time, timedelta
@@ -22,7 +25,7 @@ from enum import Enum
 from functools import lru_cache
 from inspect import isawaitable
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 from fastapi.dependencies.utils import get_typed_return_annotation
@@ -51,6 +54,7 @@ _NAME = "@fc2\n"  # neither an upstream's name nor a handler's, with which the e
 _DIGEST = b"digest"
 _FITS = b"fits"
 _MAX_BEGUN = 64
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def register(
@@ -122,6 +126,7 @@ class _NotingKeyBuilder:
 
     def __init__(self, build: KeyBuilder) -> None:
         self._build = build
+        self._identities = _Identities()
 
     def __call__(
         self,
@@ -136,6 +141,8 @@ class _NotingKeyBuilder:
         key = self._build(function, namespace, request=request, response=response, args=args, kwargs=kwargs)
         if isawaitable(key):
             return self._later(key, function, request)
+        if self._build is default_key_builder:
+            key = "-".join((key, *self._identities.of((*args, *kwargs.values()))))
         return self._noted(key, function, request)
 
     async def _later(self, key: Awaitable[str], function: Callable[..., Any], request: Request | None) -> str:
@@ -147,6 +154,32 @@ class _NotingKeyBuilder:
             returns = _response_model(function, request)
         _returns.set((key, returns))
         return key
+
+
+class _Identities:
+    """Names for objects whose repr tells their address.
+
+    The library's own key is a digest of its arguments' reprs. The address of an object that is gone is soon another's,
+    whose request would then be answered by what was stored for the first.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[int, tuple[weakref.ref[Any], str]] = {}
+
+    def of(self, values: Sequence[object]) -> list[str]:
+        if not _ADDRESS.search(repr(values)):
+            return []
+        return [self._name(value) for value in values if _ADDRESS.search(repr(value))]
+
+    def _name(self, value: object) -> str:
+        place = id(value)
+        known = self._names.get(place)
+        if known is not None and known[0]() is value:
+            return known[1]
+        name = uuid4().hex
+        with suppress(TypeError):  # some can't be referred to weakly: they are new each time
+            self._names[place] = (weakref.ref(value, lambda _: self._names.pop(place, None)), name)
+        return name
 
 
 @lru_cache(maxsize=1024)
@@ -280,15 +313,14 @@ class GatewayBackend(Backend):
         """
         if not stored.body.startswith(_FAMILY):
             return stored.body
-        try:
-            value = Encoded(stored.body)
-            if isinstance(value.content, _Data) and returns is not None:
+        value = Encoded(stored.body)
+        readable = value.content is not None
+        if isinstance(value.content, _Data) and returns is not None:
+            try:
                 value.made = _restored(value.content, returns)
-        except _Unfit:
-            if dict(stored.headers).get(_FITS) is not None:
-                self.engine.tiers.unreadable += 1
-                return None
-        if value.content is None:
+            except _Unfit:
+                readable = dict(stored.headers).get(_FITS) is None
+        if not readable:
             self.engine.tiers.unreadable += 1
             return None
         return value

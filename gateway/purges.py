@@ -48,6 +48,8 @@ redis.call('HSET', KEYS[4], ARGV[2], (now[1] * 1000 + math.floor(now[2] / 1000))
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
 return {redis.call('GET', KEYS[2]), redis.call('GET', KEYS[3]) or '0-0', last[1] and last[1][1] or '0-0'}
 """
+# KEYS: beats.
+_COUNT = "return {redis.call('TIME'), redis.call('HGETALL', KEYS[1])}"
 # KEYS: log, floor, ids. ARGV: oldest id to keep, greatest number to keep. Removes at most 1,000 records a call.
 _TRIM = """
 local surplus = redis.call('XLEN', KEYS[1]) - tonumber(ARGV[2])
@@ -217,10 +219,8 @@ class RedisPurges:
     async def _count(self, position: Position) -> tuple[int, int]:
         """How many of the living have applied `position`. Who was silent for too long trusts nothing any more."""
         async with asyncio.timeout(ANSWER_SECONDS):
-            pipeline = self._client.pipeline(transaction=False)
-            pipeline.hgetall(self._beats)
-            pipeline.time()
-            beats, (seconds, microseconds) = await pipeline.execute()
+            (seconds, microseconds), flat = await self._client.eval(_COUNT, 1, self._beats)
+        beats = dict(zip(flat[::2], flat[1::2], strict=True))
         now = int(seconds) * 1000 + int(microseconds) // 1000
         silent = (self._blind if self._blind is not None else 30.0) * 1000
         living = {}

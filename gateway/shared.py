@@ -13,14 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import redis.asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.maint_notifications import MaintNotificationsConfig
 
 from .clock import Clock, SystemClock
 from .purges import RedisPurges
+from .redis_clients import connect, is_cluster
 
 FAILURES_BEFORE_REST = 3
 PROBE_EVERY = 0.2
@@ -58,6 +55,8 @@ class SharedStore(Protocol):
     async def aclose(self) -> None: ...
 
 
+# The time of the server that holds the stream of purges: in a cluster each node has its own.
+_TIME = "return redis.call('TIME')"
 # KEYS: lease. ARGV: token, milliseconds.
 _TAKE = """
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return ARGV[1] end
@@ -133,6 +132,7 @@ class RedisStore:
         self._clock = clock
         self._given = client
         self._client = client if client is not None else connect(url, max(budget, 0.2))
+        self._cluster = is_cluster(self._client)
         self._failures = 0
         self._probe: asyncio.Task[None] | None = None
         self._reads: list[tuple[str, asyncio.Future[bytes | None]]] = []
@@ -228,7 +228,7 @@ class RedisStore:
         names = list(dict.fromkeys(name for name, _ in batch))
         found: dict[str, bytes | None] = {}
         try:
-            replies = await self._guarded(self._client.mget([self._prefix + name for name in names]))
+            replies = await self._guarded(self._get([self._prefix + name for name in names]))
             if isinstance(replies, list) and len(replies) == len(names):
                 found = dict(zip(names, replies, strict=True))
         finally:
@@ -239,6 +239,15 @@ class RedisStore:
                     future.set_result(value if isinstance(value, bytes) else None)
             self._flush_reads()
 
+    def _get(self, names: list[str]) -> Any:
+        """One round trip: an `MGET`, or in a cluster one pipeline a node, as its keys lie in many slots."""
+        if not self._cluster:
+            return self._client.mget(names)
+        pipeline = self._client.pipeline()
+        for name in names:
+            pipeline.get(name)
+        return pipeline.execute()
+
     def _flush_writes(self) -> None:
         if self._writes and not self._writing:
             batch, self._writes = self._writes[:MAX_BATCH], self._writes[MAX_BATCH:]
@@ -246,7 +255,7 @@ class RedisStore:
             self._spawn(self._write_batch(batch))
 
     async def _write_batch(self, batch: list[tuple[str, bytes, float, asyncio.Future[bool]]]) -> None:
-        pipeline = self._client.pipeline(transaction=False)
+        pipeline = self._client.pipeline() if self._cluster else self._client.pipeline(transaction=False)
         for name, value, life, _ in batch:
             pipeline.set(self._prefix + name, value, px=max(1, int(life * 1000)))
         done = False
@@ -300,16 +309,25 @@ class RedisStore:
             self._probe = asyncio.get_running_loop().create_task(self._probe_until_back())
 
     async def _probe_until_back(self) -> None:
-        while not await self._ping():  # noqa: ASYNC110 - it polls another machine
+        while not (await self._ping() and await self._reads_again()):  # noqa: ASYNC110 - it polls another machine
             await asyncio.sleep(PROBE_EVERY)
         self._failures = 0
+
+    async def _reads_again(self) -> bool:
+        """Whether it answers a read: while it loads its data, or is a replica cut off, it tells the time only."""
+        try:
+            async with asyncio.timeout(self._budget):
+                await self._client.exists(self._prefix)
+        except (RedisError, OSError, TimeoutError):
+            return False
+        return True
 
     async def _ping(self) -> bool:
         """Read Redis's time, which is also what the clock wants to know. False where it does not answer."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(max(self._budget, 0.2)):
-                seconds, microseconds = await self._client.time()
+                seconds, microseconds = await self._client.eval(_TIME, 1, self._prefix + "{purge}:log")
         except (RedisError, OSError, TimeoutError):
             return False
         elapsed = time.monotonic() - began
@@ -317,18 +335,3 @@ class RedisStore:
             self._clock.synchronise(float(seconds) + float(microseconds) / 1e6 + elapsed / 2)
             self._synchronised_at = time.monotonic()
         return True
-
-
-def connect(url: str, timeout: float) -> redis.Redis:
-    """A client whose every command takes at most `timeout` seconds; it never tries again by itself."""
-    return redis.Redis.from_url(
-        url,
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=timeout,
-        socket_connect_timeout=timeout,
-        health_check_interval=0,
-        max_connections=16,
-        protocol=3,
-        # With them, redis-py uses a pooled connection that Redis has closed as if it were open.
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
-    )

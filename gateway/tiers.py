@@ -101,7 +101,10 @@ class Tiers:
             async with asyncio.timeout(self._budget):
                 stored = await self._in_shared(wanted)
         except TimeoutError:
-            return known
+            stored = None
+        landed = self.at_hand(wanted)  # somebody's fetch, meanwhile
+        if landed is not None and (known.stored is None or landed.born > known.stored.born):
+            known = Found(landed, "memory")
         if stored is None or (known.stored is not None and stored.born <= known.stored.born):
             return known
         self.memory.put(stored)

@@ -1,0 +1,56 @@
+"""Redis as it is run: one server, with TLS or on a unix socket, behind Sentinel, or a cluster.
+
+Only how to connect stands here. Whatever the topology, a client never tries again by itself, and no command takes
+longer than its timeout: redis-py's own ten retries would cost 8 s a request.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import redis.asyncio as redis
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+
+from .redis_urls import credentials_of, database_of, hosts_of
+
+
+def connect(url: str, timeout: float) -> Any:
+    """A client for `url` whose commands take at most `timeout` seconds each; `is_cluster` tells what it is."""
+    scheme = urlsplit(url).scheme
+    settings: dict[str, Any] = {
+        "retry": Retry(NoBackoff(), 0),
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "health_check_interval": 0,
+        "protocol": 3,
+    }
+    if scheme.endswith("+cluster"):
+        nodes = [ClusterNode(host, port) for host, port in hosts_of(url)]
+        given: dict[str, Any] = {**credentials_of(url), **settings}
+        return RedisCluster(startup_nodes=nodes, ssl=scheme.startswith("rediss"), **given)
+    if scheme.endswith("+sentinel"):
+        return _behind_sentinel(url, settings)
+    return redis.Redis.from_url(url, max_connections=16, **settings)
+
+
+def _behind_sentinel(url: str, settings: dict[str, Any]) -> Any:
+    """The master of a service, found again by its connections when it changes.
+
+    User and password are the servers'; Sentinel's own go into the query (`sentinel_username`, `sentinel_password`).
+    """
+    parts = urlsplit(url)
+    query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+    own: dict[str, Any] = {"username": query.get("sentinel_username"), "password": query.get("sentinel_password")}
+    tls: dict[str, Any] = {"ssl": True} if parts.scheme.startswith("rediss") else {}
+    sentinel = Sentinel(hosts_of(url), sentinel_kwargs={**settings, **own, **tls}, **settings)
+    service = parts.path.strip("/").split("/")[0]
+    master: dict[str, Any] = {"db": database_of(url), **credentials_of(url), **tls}
+    return sentinel.master_for(service, **master)
+
+
+def is_cluster(client: Any) -> bool:
+    return isinstance(client, RedisCluster)
