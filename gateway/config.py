@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -405,6 +405,17 @@ class Config(Model):
     """The path of ReDoc, or `off`."""
     access_log: bool = True
     """Whether each request is logged as a line of JSON on standard output."""
+
+    @property
+    def admin_is_private(self) -> bool:
+        """Whether nobody but this machine can reach the admin listener."""
+        if self.admin_listen == "none" or self.admin_listen.startswith("unix:"):
+            return True
+        host = self.admin_listen.rpartition(":")[0].strip("[]")
+        try:
+            return host == "localhost" or ip_address(host).is_loopback
+        except ValueError:
+            return False
 
     @field_validator("redis_url")
     @classmethod

@@ -46,7 +46,9 @@ def _behind_sentinel(url: str, settings: dict[str, Any]) -> Any:
     query = {name: values[0] for name, values in parse_qs(parts.query).items()}
     own: dict[str, Any] = {"username": query.get("sentinel_username"), "password": query.get("sentinel_password")}
     tls: dict[str, Any] = {"ssl": True} if parts.scheme.startswith("rediss") else {}
-    sentinel = Sentinel(hosts_of(url), sentinel_kwargs={**settings, **own, **tls}, **settings)
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]
+        hosts_of(url), sentinel_kwargs={**settings, **own, **tls}, **settings
+    )
     service = parts.path.strip("/").split("/")[0]
     master: dict[str, Any] = {"db": database_of(url), **credentials_of(url), **tls}
     return sentinel.master_for(service, **master)

@@ -13,15 +13,15 @@ HOUSE = Path(__file__).parent.parent / "gateway"
 
 PURE = frozenset(
     (
-        *("config", "epochs", "errors", "exchange", "headers", "keys", "outcome", "policy", "ranges", "record"),
-        *("targets", "templates"),
+        *("config", "epochs", "errors", "exchange", "headers", "keys", "outcome", "policy", "proxies", "ranges"),
+        *("record", "redis_urls", "targets", "templates"),
     )
 )
 IO = frozenset(
     (
         *("access_log", "answers", "client", "clock", "edge", "embedded", "engine", "fastapi_cache2", "flight"),
-        *("handlers", "leases", "memory", "metrics", "middleware", "problems", "purges", "routes", "shared", "tiers"),
-        *("transport", "upstreams"),
+        *("handlers", "leases", "memory", "metrics", "middleware", "problems", "purges", "redis_clients", "remote"),
+        *("routes", "shared", "tiers", "transport", "upstreams"),
     )
 )
 WIRING = frozenset(("__init__", "__main__", "admin", "app", "cli", "documentation", "server", "settings"))

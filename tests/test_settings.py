@@ -10,10 +10,9 @@ from typing import IO, Any
 import pytest
 
 from gateway.config import Config
+from gateway.document import MAX_FILE, MAX_NODES
 from gateway.errors import ConfigError, ConfigProblem
 from gateway.settings import (
-    MAX_FILE,
-    MAX_NODES,
     OTHER_VARIABLES,
     Loaded,
     Setting,
@@ -770,3 +769,26 @@ def test_nearest_finds_a_misspelt_name_in_any_case() -> None:
 
 def test_nearest_finds_none_where_none_is_like_it() -> None:
     assert nearest("zzz", ["host", "memory"]) is None
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:9000", "[::]:9000", "192.0.2.7:9000", "admin.example.com:9000"])
+def test_an_admin_listener_that_others_can_reach_needs_a_token(address: str) -> None:
+    environ = {"GATEWAY_ADMIN_LISTEN": address}
+    with pytest.raises(ConfigError, match="set GATEWAY_ADMIN_TOKEN, or listen on 127.0.0.1"):
+        load(None, environ=environ, dotenv=None)
+    assert load(None, environ={**environ, "GATEWAY_ADMIN_TOKEN": "secret"}, dotenv=None).admin_token == "secret"
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:9000", "[::1]:9000", "localhost:9000", "unix:/run/gateway.sock", "none"]
+)
+def test_an_admin_listener_of_this_machine_needs_none(address: str) -> None:
+    assert load(None, environ={"GATEWAY_ADMIN_LISTEN": address}, dotenv=None).admin_token is None
+
+
+def test_the_admin_token_may_stand_in_dotenv_and_is_never_shown(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("GATEWAY_ADMIN_TOKEN=secret\n")
+    loaded = load(None, environ={}, dotenv=tmp_path / ".env")
+    assert loaded.admin_token == "secret"
+    assert "secret" not in repr(loaded)
+    assert all("secret" not in setting.value for setting in effective(loaded))
