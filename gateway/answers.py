@@ -54,12 +54,13 @@ def part_answer(request: Headers, stored: Stored, rules: Rules, now: float) -> A
     piece = cut(request, stored.headers, span, stored.body) if span is not None else None
     if piece is None:
         return None
-    return partial(without(policy.told_headers(stored, rules, now), b"content-range"), *piece)
+    return partial(policy.told_headers(stored, rules, now), *piece)
 
 
 def partial(headers: list[tuple[bytes, bytes]], part: Part, body: bytes) -> Answer:
     fields = [(b"content-range", part.content_range), (b"content-length", b"%d" % len(body))]
-    return Answer(206, [*headers, *fields], body)
+    # Some upstreams send the field with a whole response, too.
+    return Answer(206, [*without(headers, b"content-range"), *fields], body)
 
 
 def problem(exchange: Exchange, status: int, detail: str, *, title: str | None = None) -> Answer:

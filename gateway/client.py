@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import suppress
 
 from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.responses import Response
@@ -70,8 +69,7 @@ class Client:
 async def _cancelled(task: asyncio.Future[object] | asyncio.Future[None] | asyncio.Future[Answer]) -> None:
     if not task.done():
         task.cancel()
-    with suppress(BaseException):
-        await asyncio.wait((task,))
+    await asyncio.wait((task,))
 
 
 class AnswerResponse(Response):

@@ -2,7 +2,8 @@
 
 Now is the monotonic clock plus an offset, so that a wall clock set an hour back or forth ages nothing. The offset
 begins as the machine's own; Redis's `TIME` then corrects it, so that all workers and replicas agree on an entry's
-age. The first correction is taken whole, later ones are slewed, and the last one is kept while Redis is away.
+age. The first correction is taken whole (backwards only if nobody was told the time yet), later ones are slewed, and
+the last one is kept while Redis is away.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ class SystemClock:
         self._drift = 0.0
         self._since = time.monotonic()
         self._synchronised = False
+        self._told = False
 
     def __repr__(self) -> str:
         return f"<SystemClock offset={self._offset:.3f} drift={self._drift:+.3f}>"
 
     def now(self) -> float:
+        self._told = True
         monotonic = time.monotonic()
         return monotonic + self._offset + (self._worked_off(monotonic) if self._drift else 0.0)
 
@@ -40,9 +43,9 @@ class SystemClock:
     def synchronise(self, reference: float) -> None:
         """Take `reference` (seconds since 1970, just read from Redis) as the time to agree on."""
         monotonic = time.monotonic()
-        if not self._synchronised:
+        first, self._synchronised = not self._synchronised, True
+        if first and (not self._told or reference >= self.now()):
             self._offset, self._drift = reference - monotonic, 0.0
-            self._synchronised = True
             return
         self._offset += self._worked_off(monotonic)
         self._since = monotonic

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from functools import cached_property
 from ipaddress import ip_address, ip_network
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from .headers import HOP_BY_HOP, is_dangerous
 from .redis_urls import check_redis_url
 from .targets import TRACKING_PARAMETERS
 from .templates import PathTemplate, TemplateError, compile_path, compile_target, tag_parameters
@@ -43,7 +45,7 @@ def parse_duration(value: object) -> timedelta:
     if text == "0":
         return timedelta()
     match = _DURATION.fullmatch(text)
-    if match is None or isinstance(value, bool):
+    if match is None:
         hint = f"; write {text}s for seconds" if re.fullmatch(r"[0-9.]+", text) else ""
         raise ValueError(f"is no duration: write a number and ms, s, m, h or d, such as 250ms, 30s, 5m{hint}")
     try:
@@ -58,7 +60,9 @@ def show_duration(value: timedelta) -> str:
     for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)):
         if milliseconds and milliseconds % size == 0:
             return f"{milliseconds // size}{unit}"
-    return f"{milliseconds}ms" if milliseconds else "0s"
+    if milliseconds or not value:
+        return f"{milliseconds}ms" if milliseconds else "0s"
+    return f"{value.total_seconds() * 1000:g}ms"
 
 
 def parse_size(value: object) -> int:
@@ -109,11 +113,21 @@ def _show_ttl(value: object) -> str:
     return show_duration(value) if isinstance(value, timedelta) else str(value)
 
 
+def _check_ttl(value: Any) -> Any:
+    if isinstance(value, timedelta) and value < timedelta():
+        raise ValueError("must not be negative")
+    return value
+
+
 Ttl = Annotated[
     Literal["origin"] | timedelta,
     BeforeValidator(_origin_or_duration),
+    AfterValidator(_check_ttl),
     PlainSerializer(_show_ttl, return_type=str),
 ]
+
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9\-._~]+|[0-9A-Fa-f:.]+")
 
 
 def _check_url(value: str) -> str:
@@ -122,8 +136,12 @@ def _check_url(value: str) -> str:
         raise ValueError("must be an http:// or https:// URL with a host, such as http://catalog:8080")
     if parts.username or parts.password:
         raise ValueError("must not carry credentials; set them as `headers` of the upstream")
-    if parts.query or parts.fragment:
+    if "?" in value or "#" in value:
         raise ValueError("must not have a query or fragment")
+    if not _HOST_NAME.fullmatch(parts.hostname) or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("has a host or path with characters that no URL has; encode them")
+    if any(segment in (".", "..") for segment in parts.path.split("/")):
+        raise ValueError("must not have dot segments")
     try:
         port = parts.port
     except ValueError:
@@ -146,6 +164,19 @@ def _check_field_names(names: list[str]) -> list[str]:
 FieldNames = Annotated[TextList, AfterValidator(_check_field_names)]
 
 
+# Fields that belong to this hop, to the cache itself, or have a rule of their own.
+_NEVER_IN_VARY = HOP_BY_HOP | frozenset(
+    (b"host", b"content-length", b"expect", b"range", b"if-range", b"if-match", b"if-unmodified-since", b"via")
+) | frozenset((b"if-none-match", b"if-modified-since", b"authorization", b"cookie", b"x-request-id"))  # fmt: skip
+
+
+def _check_vary(names: list[str]) -> list[str]:
+    for name in names:
+        if name.encode("latin-1") in _NEVER_IN_VARY or is_dangerous(name.encode("latin-1")):
+            raise ValueError(f"{name} can't be forwarded as a part of the key")
+    return names
+
+
 def _check_networks(networks: list[str]) -> list[str]:
     for network in networks:
         try:
@@ -156,6 +187,9 @@ def _check_networks(networks: list[str]) -> list[str]:
 
 
 Networks = Annotated[TextList, AfterValidator(_check_networks)]
+
+
+_NEVER_CONSTANT = HOP_BY_HOP | frozenset((b"content-length", b"host", b"expect", b"x-request-id"))
 
 
 class Model(BaseModel):
@@ -191,10 +225,14 @@ class UpstreamConfig(Model):
     @field_validator("headers")
     @classmethod
     def _headers(cls, headers: dict[str, str]) -> dict[str, str]:
-        _check_field_names(list(headers))
+        names = _check_field_names(list(headers))
+        if len(set(names)) < len(names):
+            raise ValueError("has a header twice, in other case")
         for name, value in headers.items():
-            if not value.isprintable():
-                raise ValueError(f"the value of {name} has a control character")
+            if name.lower().encode("latin-1") in _NEVER_CONSTANT:
+                raise ValueError(f"{name} is made for each request; it can't be constant")
+            if not value.isprintable() or any(ord(char) > 255 for char in value):
+                raise ValueError(f"the value of {name} has a character that no header may have")
         return {name.lower(): value for name, value in headers.items()}
 
     @model_validator(mode="after")
@@ -227,7 +265,7 @@ class RouteConfig(Model):
     """How long a 404 or 410 is fresh where the upstream does not say; `0s` stores none."""
     client_ttl: Duration | None = None
     """How long clients may keep an answer (with a `ttl` of its own). Not set: until the entry's life ends."""
-    vary: FieldNames | None = None
+    vary: Annotated[FieldNames, AfterValidator(_check_vary)] | None = None
     """With a `ttl` of its own: the request headers that are forwarded, each of them part of the cache key. Not set:
     accept, accept-language."""
     query: TextList | None = None
@@ -292,7 +330,7 @@ class RouteConfig(Model):
             raise ValueError("client_ttl goes with a ttl of its own; with `ttl: origin` the upstream decides")
         return self
 
-    @property
+    @cached_property
     def template(self) -> PathTemplate:
         return PathTemplate(self.path)
 
@@ -339,6 +377,15 @@ class CorsConfig(Model):
                 raise ValueError(f"allow_origin_regex is no regular expression: {error}") from None
         return self
 
+    @model_validator(mode="after")
+    def _no_pattern_for_all_with_credentials(self) -> CorsConfig:
+        pattern = self.allow_origin_regex
+        if self.allow_credentials and pattern and re.fullmatch(pattern, "https://any-page.invalid"):
+            raise ValueError(
+                "allow_origin_regex matches any origin; with allow_credentials every web page acts as your user"
+            )
+        return self
+
     @property
     def enabled(self) -> bool:
         return bool(self.allow_origins or self.allow_origin_regex)
@@ -352,6 +399,12 @@ def _off_or_path(value: object) -> object:
     return value.rstrip("/") or "/"
 
 
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number")
+    return value
+
+
 PageUrl = Annotated[str, BeforeValidator(_off_or_path)]
 
 
@@ -362,7 +415,7 @@ class Config(Model):
     """The URL by which clients know the gateway; upstreams are told its host and scheme."""
     host: str = "127.0.0.1"
     """The address to listen on."""
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    port: Annotated[int, BeforeValidator(_no_boolean), Field(ge=0, le=65535)] = 8000
     """The port to listen on; 0 takes a free one."""
     redis_url: str = "embedded"
     """The shared tier: `embedded` (a Valkey that the gateway starts), `redis://user:password@host:port/db`, `rediss://…`

@@ -111,7 +111,13 @@ def problem_document(status: int, detail: Any, request_id: str, title: str | Non
     return document | {"request_id": request_id} if request_id else document
 
 
+# RFC 9110 renamed these; Python's own table follows it from 3.13 on.
+_RENAMED = {413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
+
+
 def _phrase(status: int) -> str:
+    if status in _RENAMED:
+        return _RENAMED[status]
     try:
         return HTTPStatus(status).phrase
     except ValueError:

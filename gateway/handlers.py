@@ -502,8 +502,7 @@ class _AsgiBody:
     async def aclose(self) -> None:
         if not self._task.done():
             self._task.cancel()
-        with suppress(BaseException):
-            await asyncio.wait((self._task,))
+        await asyncio.wait((self._task,))
 
 
 @dataclass(frozen=True)

@@ -264,12 +264,15 @@ def is_strong(tag: str) -> bool:
 
 
 def vary_names(headers: Headers) -> tuple[str, ...] | None:
-    """The field names that `Vary` lists, sorted, in lower case; None where it holds `*` (RFC 9110 §12.5.5)."""
+    """The field names that `Vary` lists, sorted, in lower case; None where it holds `*`, or what is no name
+    (RFC 9110 §12.5.5)."""
     text = combined(headers, b"vary")
     if text is None:
         return ()
     names = {item.lower() for item in split_list(text)}
-    return None if "*" in names else tuple(sorted(names))
+    if "*" in names or not all(_TOKEN.fullmatch(name) for name in names):
+        return None
+    return tuple(sorted(names))
 
 
 _CASELESS = frozenset(("accept-encoding", "accept-language", "accept-charset"))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from .record import Stored, VaryIndex, size_of
 
-_INDEX_SIZE = 400  # a VaryIndex with two sets of one name, and its key; the same for all, as they are few
+_INDEX_SIZE = 300  # a VaryIndex, its key, and its tuples of names
+_NAME_SIZE = 64
 
 
 @dataclass(slots=True)
@@ -47,7 +48,10 @@ class Memory:
 
     def index(self, primary: str) -> VaryIndex | None:
         """What is known of a primary key's variants."""
-        return self._indices.get(primary)
+        index = self._indices.get(primary)
+        if index is not None:
+            self._indices.move_to_end(primary)
+        return index
 
     def put(self, stored: Stored) -> None:
         size = size_of(stored)
@@ -59,11 +63,9 @@ class Memory:
         self._grow(size)
 
     def put_index(self, index: VaryIndex) -> None:
-        known = index.primary in self._indices
+        known = self._indices.pop(index.primary, None)
         self._indices[index.primary] = index
-        self._indices.move_to_end(index.primary)
-        if not known:
-            self._grow(_INDEX_SIZE + len(index.primary))
+        self._grow(_index_size(index) - (_index_size(known) if known is not None else 0))
 
     def remove(self, key: str) -> None:
         entry = self._entries.pop(key, None)
@@ -87,5 +89,9 @@ class Memory:
             self.remove(next(iter(self._entries)))
             self.statistics.evictions += 1
             return
-        primary, _ = self._indices.popitem(last=False)
-        self.statistics.bytes -= _INDEX_SIZE + len(primary)
+        _, index = self._indices.popitem(last=False)
+        self.statistics.bytes -= _index_size(index)
+
+
+def _index_size(index: VaryIndex) -> int:
+    return _INDEX_SIZE + len(index.primary) + sum(_NAME_SIZE + len(name) for names in index.names for name in names)

@@ -135,7 +135,7 @@ class RedisPurges:
         self._client = client
         self._clock = clock
         self._blind = blind
-        self._contact = clock.now()
+        self._contact: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._synchronised = asyncio.Event()
         self._adding: set[asyncio.Task[Position | None]] = set()
@@ -148,6 +148,8 @@ class RedisPurges:
         return f"<RedisPurges {self.epochs!r}>"
 
     def distrusted_since(self, now: float) -> float | None:
+        if self._contact is None:
+            self._contact = now
         if self._blind is None or now <= self._contact + self._blind:
             return None
         return now - self._blind

@@ -43,6 +43,8 @@ def wanted(request: Headers, response: Headers, size: int) -> Part | OutOfRange 
     if not start:
         length = min(int(end), size)
         return Part(size - length, size - 1, size) if length else OutOfRange(size)
+    if end and int(end) < int(start):
+        return None
     if int(start) >= size:
         return OutOfRange(size)
     last = min(int(end), size - 1) if end else size - 1

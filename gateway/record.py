@@ -1,17 +1,24 @@
 """Stored responses, and the one format in which they are kept.
 
-Pure. A record is two bytes of magic, one of version, then MessagePack (msgspec): compact, typed, nothing in it
-is ever executed. It carries the key it was stored under, so a reply that belongs to another command, or a
-digest that collides, is found out when it is read. What can't be read is None, which the caller counts.
+Pure. A record is two bytes of magic, one of version, eight of checksum (xxh3), then MessagePack (msgspec): compact,
+typed, nothing in it is ever executed. It carries the key it was stored under, so a reply that belongs to another
+command, or a digest that collides, is found out when it is read. What can't be read is None, which the caller counts.
 """
 
 from __future__ import annotations
 
+import math
+import re
+
 import msgspec
+from xxhash import xxh3_64_digest
 
 MAGIC = b"GW"
 VERSION = 1
 _PREFIX = MAGIC + bytes((VERSION,))
+_HEAD = len(_PREFIX) + 8
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_BREAKS = re.compile(rb"[\r\n\0]")
 
 
 class Life(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -75,15 +82,23 @@ _index_decoder = msgspec.msgpack.Decoder(VaryIndex)
 
 
 def encode(record: Stored | VaryIndex) -> bytes:
-    return _PREFIX + _stored_encoder.encode(record)
+    payload = _stored_encoder.encode(record)
+    return _PREFIX + xxh3_64_digest(payload) + payload
+
+
+def _payload(data: bytes) -> memoryview | None:
+    """What `encode` encoded; None where it is cut, changed, or of another version."""
+    payload = memoryview(data)[_HEAD:]
+    return payload if data[:3] == _PREFIX and data[3:_HEAD] == xxh3_64_digest(payload) else None
 
 
 def decode_stored(data: bytes, key: str) -> Stored | None:
     """The response stored under `key`; None where `data` is cut, corrupt, of another version or another key's."""
-    if data[:3] != _PREFIX:
+    payload = _payload(data)
+    if payload is None:
         return None
     try:
-        stored = _stored_decoder.decode(memoryview(data)[3:])
+        stored = _stored_decoder.decode(payload)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None
     return stored if stored.key == key and _plausible(stored) else None
@@ -91,20 +106,28 @@ def decode_stored(data: bytes, key: str) -> Stored | None:
 
 def _plausible(stored: Stored) -> bool:
     return (
-        100 <= stored.status <= 599
-        and stored.born >= 0
-        and stored.initial_age >= 0
+        200 <= stored.status <= 599
+        and all(math.isfinite(number) and number >= 0 for number in (stored.born, stored.started, stored.initial_age))
         and 0 <= stored.jitter < 1
-        and all(b"\r" not in v and b"\n" not in v and b"\0" not in v for _, v in stored.headers)
+        and _finite(stored.life)
+        and stored.softened is None
+        and not stored.distrusted
+        and all(_NAME.fullmatch(name) and not _BREAKS.search(value) for name, value in stored.headers)
     )
+
+
+def _finite(life: Life) -> bool:
+    given = (life.lifetime, life.heuristic, life.stale_while_revalidate, life.stale_if_error)
+    return all(number is None or (math.isfinite(number) and number >= 0) for number in given)
 
 
 def decode_index(data: bytes, primary: str) -> VaryIndex | None:
     """The index of `primary`; None where `data` can't be read or is another key's."""
-    if data[:3] != _PREFIX:
+    payload = _payload(data)
+    if payload is None:
         return None
     try:
-        index = _index_decoder.decode(memoryview(data)[3:])
+        index = _index_decoder.decode(payload)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None
     return index if index.primary == primary else None

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -30,7 +30,7 @@ from .metrics import Metrics
 from .policy import TAG_FIELDS, Rules, facts_of
 from .proxies import Trusted
 from .purges import Report
-from .targets import Target, normalise, normalise_path, select_query
+from .targets import Target, normalise, select_query
 from .templates import PathTemplate, TargetTemplate, compile_target, render_tag
 from .transport import Interim
 from .upstreams import Fetched, Upstream
@@ -73,9 +73,9 @@ class Declared:
         parameters = self.template.match(path)
         if parameters is None:
             raise RequestRefused("The path does not have the form of its route.", 404)
-        upstream_path, fixed = self.target.render(parameters)
+        upstream_path, fixed = self.target.ask(parameters)
         pairs = (*fixed, *select_query(query, self.allowed, self.dropped))
-        target = Target(normalise_path(upstream_path), tuple(sorted(pairs, key=lambda p: p.partition("=")[0])), "")
+        target = Target(upstream_path, tuple(sorted(pairs, key=lambda p: p.partition("=")[0])), "")
         return str(target), parameters
 
 
@@ -223,6 +223,7 @@ class Handlers:
         parameters: dict[str, str],
     ) -> Response:
         headers = exchange.headers
+        decoded = {name: unquote(value) for name, value in parameters.items()}
         keying = route.engine_route.keying
         with_body = has_body(headers)
         body = client.body() if with_body else None
@@ -238,7 +239,7 @@ class Handlers:
             exchange=exchange,
             origin=origin,
             past=past,
-            tags=tuple(render_tag(tag, parameters) for tag in route.config.tags),
+            tags=tuple(render_tag(tag, decoded) for tag in route.config.tags),
         )
         at_hand = self.engine.at_hand(ask)
         if at_hand is not None:

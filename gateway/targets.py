@@ -62,14 +62,25 @@ class Target:
         return f"{self.path}?{self.query_string}" if self.query else self.path
 
 
-@lru_cache(maxsize=8192)
+REMEMBERED = 512
+"""The longest target, in bytes, whose normal form is remembered: 8,192 of them take some 10 MB at most."""
+
+
 def normalise(raw_path: bytes, query_string: bytes) -> Target:
     """The target that these bytes of a request line mean.
 
     Raises RequestRefused where they could mean two things, or nothing.
     """
+    short = len(raw_path) + len(query_string) <= REMEMBERED
+    return _remembered(raw_path, query_string) if short else _normalise(raw_path, query_string)
+
+
+def _normalise(raw_path: bytes, query_string: bytes) -> Target:
     path = normalise_path(raw_path.decode("latin-1"))
     return Target(path, normalise_query(query_string.decode("latin-1")), unquote(path))
+
+
+_remembered = lru_cache(maxsize=8192)(_normalise)
 
 
 def normalise_path(path: str) -> str:
@@ -174,7 +185,7 @@ def check_host(hosts: list[bytes], http_version: str) -> str:
     if len(hosts) != 1:
         raise RequestRefused("The request must have exactly one Host header.")
     host = hosts[0].decode("latin-1")
-    if not _HOST.fullmatch(host):
+    if not _HOST.fullmatch(host) or int(host.rpartition("]")[2].partition(":")[2] or 0) > 65535:
         raise RequestRefused("The Host header is malformed.")
     return host.lower()
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from urllib.parse import quote, unquote, unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from .errors import RequestRefused
-from .targets import normalise_path, recode_path
+from .targets import normalise_path, normalise_query, recode_path
 
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?::([a-z]+))?\}")
 
@@ -113,6 +113,13 @@ class TargetTemplate:
     path: str
     query: tuple[str, ...]
 
+    def ask(self, parameters: dict[str, str]) -> tuple[str, tuple[str, ...]]:
+        """What to ask an upstream for. Raises RequestRefused where a value would leave its place: dots put together."""
+        path, query = self.render(parameters)
+        if normalise_path(path) != path:
+            raise RequestRefused("A value of the path would leave its place in what the upstream is asked.")
+        return path, query
+
     def render(self, parameters: dict[str, str]) -> tuple[str, tuple[str, ...]]:
         """The path and the query pairs for `parameters` (encoded values of the route's template).
 
@@ -145,12 +152,22 @@ def compile_target(text: str, known: tuple[str, ...]) -> TargetTemplate:
         _check_segments(path)
     except RequestRefused as refused:
         raise TemplateError(refused.detail) from None
-    return TargetTemplate(path, tuple(pair for pair in query.split("&") if pair))
+    return TargetTemplate(path, tuple(_normalised_pair(pair) for pair in query.split("&") if pair))
+
+
+def _normalised_pair(pair: str) -> str:
+    pieces = _PARAMETER.split(pair)[::3]
+    names = [f"{{{match[1]}}}" for match in _PARAMETER.finditer(pair)]
+    try:
+        literals = ["&".join(normalise_query(piece.encode().decode("latin-1"))) for piece in pieces]
+    except RequestRefused as refused:
+        raise TemplateError(refused.detail) from None
+    return literals[0] + "".join(name + piece for name, piece in zip(names, literals[1:], strict=True))
 
 
 def render_tag(template: str, parameters: dict[str, str]) -> str:
-    """A tag such as `product:{id}` with decoded parameter values; an unknown name stays as it is written."""
-    return _PARAMETER.sub(lambda match: unquote(parameters[match[1]]) if match[1] in parameters else match[0], template)
+    """A tag such as `product:{id}` with these values; an unknown name stays as it is written."""
+    return _PARAMETER.sub(lambda match: parameters.get(match[1], match[0]), template)
 
 
 def tag_parameters(template: str) -> tuple[str, ...]:

@@ -392,8 +392,8 @@ def test_a_wrong_setting_is_told_what_would_be_right(settings: dict[str, object]
         pytest.param({"max_connections": 0}, ".max_connections: Input should be greater than or equal to 1", id="none"),
         pytest.param({"headers": {"a b": "c"}}, ".headers: 'a b' is no header name", id="a header name with space"),
         pytest.param({"headers": {"": "c"}}, ".headers: '' is no header name", id="an empty header name"),
-        pytest.param({"headers": {"a": "b\r\nc: d"}}, ".headers: the value of a has a control", id="a line break"),
-        pytest.param({"headers": {"a": "\0"}}, ".headers: the value of a has a control character", id="NUL"),
+        pytest.param({"headers": {"a": "b\r\nc: d"}}, ".headers: the value of a has a character", id="a line break"),
+        pytest.param({"headers": {"a": "\0"}}, ".headers: the value of a has a character", id="NUL"),
         pytest.param({"transport": "curl"}, ".transport: Input should be 'aiohttp' or 'httpx'", id="no transport"),
         pytest.param({"verify": "maybe"}, ".verify: Input should be a valid boolean", id="no boolean"),
         pytest.param({"retries": 3}, ".retries: Extra inputs are not permitted", id="an unknown name"),
@@ -469,7 +469,6 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     assert caught.value.error_count() == 4
 
 
-@pytest.mark.xfail(strict=True, reason="the configuration takes what fails or misleads later; reported")
 @pytest.mark.parametrize(
     "settings",
     [

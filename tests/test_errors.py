@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 
 import httpx
@@ -95,9 +94,6 @@ def test_a_problem_has_a_stable_type(status: int, path: str) -> None:
     assert problem_type(status) == path
 
 
-@pytest.mark.xfail(
-    sys.version_info < (3, 13), strict=True, reason="CPython 3.13 renamed them; taken from http.HTTPStatus; reported"
-)
 @pytest.mark.parametrize(
     ("status", "path"),
     [(413, "content-too-large"), (414, "uri-too-long"), (416, "range-not-satisfiable"), (422, "unprocessable-content")],

@@ -7,7 +7,7 @@ import contextlib
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -15,7 +15,7 @@ from enum import Enum
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
 
 import httpx
@@ -28,7 +28,7 @@ from fastapi_cache.backends.inmemory import InMemoryBackend
 from fastapi_cache.coder import JsonCoder
 from fastapi_cache.decorator import cache
 from fastapi_cache.key_builder import default_key_builder
-from msgspec import structs
+from msgspec import msgpack, structs
 from pydantic import BaseModel, ConfigDict, Field, RootModel, SecretStr, computed_field, field_serializer
 
 from gateway import cached
@@ -262,6 +262,19 @@ class Point:
     y: Decimal
 
 
+class Slug(str):
+    __slots__ = ()
+
+
+class Metres(float):
+    pass
+
+
+class Owner:
+    def __init__(self) -> None:
+        self.name = "a"
+
+
 def an_item() -> Item:
     return Item(id=1, label="y", parts=[Part(partName="a"), Part(partName="b", note="n")])
 
@@ -298,6 +311,10 @@ RETURNED = {
     "bytes": (bytes, lambda: b"abc"),
     "nothing": (None, lambda: None),
     "a list": (list[int], lambda: [1, 2]),
+    "text of a class of its own": (None, lambda: Slug("a-b")),
+    "a number of a class of its own": (None, lambda: Metres(1.5)),
+    "an object of no type that JSON knows": (None, lambda: {"path": Path("/a/b"), "owner": Owner()}),
+    "a type with a note that has no hash": (Annotated[int, ["a note"]], lambda: 7),
 }
 
 
@@ -451,10 +468,24 @@ async def test_a_secret_is_not_stored() -> None:
     assert await backend.get("k") is None
 
 
-@pytest.mark.parametrize("data", [b"", b"null", b"FC2\x01", b"FC2\x01\xff", b"FC2\x02\xc0"])
+NOT_ENCODED = [
+    b"",
+    b"null",
+    b"FC2\x01",
+    b"FC2\x01\xff",
+    b"FC2\x02\xc0",
+    b"FC2\x01" + msgpack.encode(["data", b"\xc1", False, None]),
+]
+
+
+@pytest.mark.parametrize("data", NOT_ENCODED)
 def test_the_coder_refuses_what_it_did_not_encode(data: bytes) -> None:
-    with pytest.raises(ValueError, match="no value that GatewayCoder encoded"):
+    with pytest.raises(ValueError, match=r"no value that GatewayCoder encoded|unreadable data"):
         GatewayCoder.decode(data)
+
+
+def test_bytes_of_any_kind_come_back_as_bytes() -> None:
+    assert GatewayCoder.decode(GatewayCoder.encode([bytearray(b"a"), memoryview(b"b")])) == [b"a", b"b"]
 
 
 def test_the_coder_gives_plain_data_where_the_type_asked_for_is_another() -> None:
@@ -706,6 +737,25 @@ async def test_a_redis_that_is_killed_is_not_missed(include: Include) -> None:
     assert [each.text for each in (kept, new, again, cleared)] == ["1", "2", "2", "3"]
 
 
+class Silent(NoShared):
+    """A shared tier that never answers."""
+
+    available = True
+
+    async def read(self, names: Sequence[str]) -> list[bytes | None]:
+        return await asyncio.get_running_loop().create_future()
+
+    async def write(self, values: Sequence[tuple[str, bytes, float]]) -> bool:
+        return await asyncio.get_running_loop().create_future()
+
+
+async def test_a_shared_tier_that_does_not_answer_is_waited_for_within_the_budget() -> None:
+    backend = GatewayBackend(engine_of(store=Silent()), budget=0.01)
+    assert await backend.get("k") is None
+    await backend.set("k", b"v", 30)
+    assert await backend.get("k") == b"v"
+
+
 NAME = "@fc2\ngateway:x:k"
 
 
@@ -775,6 +825,10 @@ def test_an_etag_is_the_same_in_every_process() -> None:
     assert seen == {f"{hash(GatewayCoder.encode({'a': [1, 'b']}))}\n".encode()}
 
 
+def test_a_backend_shows_its_engine() -> None:
+    assert repr(GatewayBackend(engine_of())).startswith("<GatewayBackend <Engine ")
+
+
 def test_unregistering_twice_does_no_harm() -> None:
     engine = engine_of()
     register(engine)
@@ -823,6 +877,14 @@ def test_an_object_that_cannot_be_followed_is_a_new_key_each_time() -> None:
     register(engine_of())
     sessions = [Session()]
     assert key_of(sessions) != key_of(sessions)
+
+
+async def test_a_key_builder_of_the_apps_own_is_given_when_registering() -> None:
+    backend = register(engine_of(), key_builder=lambda function, namespace="", **_: f"{namespace}:own")
+    cat = returning(lambda: Cat(name="a"), Cat, own_key=False)
+    await cat()
+    assert await cat() == Cat(name="a")
+    assert await left(backend, "gateway::own") == ["gateway::own"]
 
 
 async def test_an_asynchronous_key_builder_works(clock: TurnedClock) -> None:

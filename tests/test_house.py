@@ -24,7 +24,7 @@ IO = frozenset(
         *("routes", "shared", "tiers", "transport", "upstreams"),
     )
 )
-WIRING = frozenset(("__init__", "__main__", "admin", "app", "cli", "documentation", "server", "settings"))
+WIRING = frozenset(("__init__", "__main__", "admin", "app", "cli", "document", "documentation", "server", "settings"))
 MODULES = sorted(path.stem for path in HOUSE.rglob("*.py"))
 
 # What a pure module may import besides the standard library.
@@ -229,12 +229,6 @@ def test_no_error_is_swallowed_whatever_it_is(module: str) -> None:
     assert not [node.lineno for node in handlers if catches_everything(node) and does_nothing(node.body)]
 
 
-REPORTED = pytest.mark.xfail(strict=True, reason="suppress(BaseException) about asyncio.wait; reported")
-SUPPRESSING = ("client", "handlers")
-
-
-@pytest.mark.parametrize(
-    "module", [pytest.param(module, marks=REPORTED if module in SUPPRESSING else ()) for module in MODULES]
-)
+@pytest.mark.parametrize("module", MODULES)
 def test_no_error_is_suppressed_whatever_it_is(module: str) -> None:
     assert not [node.lineno for node in ast.walk(tree(module)) if suppresses_everything(node)]

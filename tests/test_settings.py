@@ -774,7 +774,7 @@ def test_nearest_finds_none_where_none_is_like_it() -> None:
 @pytest.mark.parametrize("address", ["0.0.0.0:9000", "[::]:9000", "192.0.2.7:9000", "admin.example.com:9000"])
 def test_an_admin_listener_that_others_can_reach_needs_a_token(address: str) -> None:
     environ = {"GATEWAY_ADMIN_LISTEN": address}
-    with pytest.raises(ConfigError, match="set GATEWAY_ADMIN_TOKEN, or listen on 127.0.0.1"):
+    with pytest.raises(ConfigError, match="set GATEWAY_ADMIN_TOKEN, or listen"):
         load(None, environ=environ, dotenv=None)
     assert load(None, environ={**environ, "GATEWAY_ADMIN_TOKEN": "secret"}, dotenv=None).admin_token == "secret"
 

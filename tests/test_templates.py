@@ -170,7 +170,6 @@ def test_an_unknown_parameter_of_a_path_without_any_says_so() -> None:
         compile_target("/{x}", ())
 
 
-@pytest.mark.xfail(strict=True, reason="a value that is or begins with dots leaves its segment; reported")
 @pytest.mark.parametrize(
     ("route", "path", "target"),
     [
@@ -185,13 +184,12 @@ def test_a_value_stays_within_its_segment(route: str, path: str, target: str) ->
     assert parameters is not None
     rendered = None
     try:
-        rendered, _ = compile_target(target, template.parameters).render(parameters)
+        rendered, _ = compile_target(target, template.parameters).ask(parameters)
     except RequestRefused:
         return
     assert normalise_path(rendered) == rendered
 
 
-@pytest.mark.xfail(strict=True, reason="the query of an upstream_path is taken as it is written; reported")
 @pytest.mark.parametrize("query", ["q=a b", "q=caf\xe9", "q=%zz", "q={", "q=\n"])
 def test_the_query_of_a_target_is_normalised_or_refused(query: str) -> None:
     try:
@@ -213,8 +211,8 @@ def test_the_query_of_a_target_is_normalised_or_refused(query: str) -> None:
         pytest.param("{other}:{n}", "{other}:7", id="an unknown name stays"),
     ],
 )
-def test_a_tag_holds_decoded_values(template: str, tag: str) -> None:
-    assert render_tag(template, {"id": "a%20b", "n": "7"}) == tag
+def test_a_tag_holds_the_values_it_is_given(template: str, tag: str) -> None:
+    assert render_tag(template, {"id": "a b", "n": "7"}) == tag
 
 
 def test_the_parameters_of_a_tag_are_known() -> None:
