@@ -133,7 +133,7 @@ def _load(path: Path | None) -> Loaded:
 
 def _console() -> Console:
     # Wide enough for scripts that read it by lines; a terminal has a width of its own.
-    return Console(soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 240)
+    return Console(soft_wrap=True, markup=False, emoji=False, width=None if sys.stdout.isatty() else 240)
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ from fastapi_cache.types import Backend, KeyBuilder
 from pydantic import BaseModel, RootModel, SecretBytes, SecretStr, TypeAdapter
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
+from xxhash import xxh3_64_intdigest
 
 from .engine import Engine
 from .epochs import EVERYTHING, State, key_name, route_name, tag_name
@@ -51,8 +51,7 @@ ROUTE = "fastapi-cache2"
 LEVELS = 8
 """How many of a key's namespaces, cut at colons, can be cleared each by itself; deeper ones with the eighth."""
 _NAME = "@fc2\n"  # neither an upstream's name nor a handler's, with which the engine's own keys begin
-_DIGEST = b"digest"
-_FITS = b"fits"
+_FITS = ((b"fits", b"1"),)  # what is stored fitted the type that its function returns
 _MAX_BEGUN = 64
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -286,10 +285,6 @@ class GatewayBackend(Backend):
 
     def _stored(self, begun: _Begun, value: bytes, life: float) -> Stored:
         fitted = _fitted(value, begun.returns)
-        body = bytes(value if fitted is None else fitted)
-        headers = [(_DIGEST, _digest(body))]
-        if fitted is not None:
-            headers.append((_FITS, b"1"))
         name = _NAME + begun.key
         return Stored(
             key=name,
@@ -298,8 +293,8 @@ class GatewayBackend(Backend):
             started=begun.started,
             initial_age=0.0,
             status=200,
-            headers=tuple(headers),
-            body=body,
+            headers=_FITS if fitted is not None else (),
+            body=bytes(value if fitted is None else fitted),
             life=Life(lifetime=life),
             route=ROUTE,
             stamp=begun.stamp,
@@ -319,7 +314,7 @@ class GatewayBackend(Backend):
             try:
                 value.made = _restored(value.content, returns)
             except _Unfit:
-                readable = dict(stored.headers).get(_FITS) is None
+                readable = stored.headers != _FITS
         if not readable:
             self.engine.tiers.unreadable += 1
             return None
@@ -336,9 +331,8 @@ class GatewayBackend(Backend):
         if data is None:
             return None
         stored = decode_stored(data, name)
-        if stored is None or dict(stored.headers).get(_DIGEST) != _digest(stored.body):
+        if stored is None:
             self.engine.tiers.unreadable += 1
-            return None
         return stored
 
     async def _share(self, stored: Stored, life: float) -> None:
@@ -356,10 +350,6 @@ def _namespaces(key: str) -> list[str]:
 
 def _end(stored: Stored) -> float:
     return stored.born + (stored.life.lifetime or 0.0)
-
-
-def _digest(body: bytes) -> bytes:
-    return xxh3_128_hexdigest(body).encode("ascii")
 
 
 # --- the coder -------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
 
 from .redis_urls import credentials_of, database_of, hosts_of
 
@@ -27,6 +28,8 @@ def connect(url: str, timeout: float) -> Any:
         "socket_connect_timeout": timeout,
         "health_check_interval": 0,
         "protocol": 3,
+        # With them, redis-py takes a pooled connection that Redis has closed for an open one, and the command fails.
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
     if scheme.endswith("+cluster"):
         nodes = [ClusterNode(host, port) for host, port in hosts_of(url)]

@@ -587,10 +587,16 @@ async def test_what_is_stored_after_a_clear_is_a_hit() -> None:
     assert await backend.get("gateway:a:1") == b"new"
 
 
-async def test_the_gateways_own_purges_clear_a_namespace() -> None:
-    backend = await numbers(*KEYS)
-    await backend.engine.tiers.purges.purge(["t:gateway:a"])
-    assert await left(backend, "gateway:a:1", "gateway:b:1") == ["gateway:b:1"]
+async def test_the_gateways_own_purge_of_a_tag_clears_the_namespace_of_that_name(include: Include) -> None:
+    app = gateway(routes={}, include=include(APIRouter()))
+    async with asking(app):
+        backend = GatewayBackend(app.engine)
+        for key in KEYS:
+            await backend.set(key, b"v", 30)
+        await app.purge(tags=["gateway:a"])
+        assert await left(backend, "gateway:a:1", "gateway:b:1") == ["gateway:b:1"]
+        await app.purge(everything=True)
+        assert await left(backend, *KEYS) == []
 
 
 @pytest.mark.parametrize("which", ["namespace", "key"])
@@ -659,15 +665,36 @@ async def test_a_clear_during_a_call_wins_where_another_cached_call_is_made_with
     assert (outer.calls, inner.calls) == (2, 1)
 
 
-async def test_calls_that_fail_leave_a_bounded_trace() -> None:
+async def test_what_was_cleared_during_its_call_does_not_take_the_place_of_what_was_called_for_since() -> None:
     backend = GatewayBackend(engine_of())
-    for number in range(200):
+
+    async def again() -> None:
+        await backend.get("k")
+        await backend.set("k", b"new", 30)
+
+    await backend.get("k")
+    await backend.clear(key="k")
+    await asyncio.create_task(again())
+    await backend.set("k", b"old", 30)
+    assert await backend.get("k") == b"new"
+
+
+async def test_a_get_from_another_gateway_is_not_what_a_set_belongs_to() -> None:
+    one, other = GatewayBackend(engine_of()), GatewayBackend(engine_of())
+    await other.clear(key="k")
+    await one.get("k")
+    await other.set("k", b"v", 30)
+    assert await other.get("k") == b"v"
+
+
+async def test_of_calls_that_fail_the_last_sixty_four_are_remembered() -> None:
+    backend = GatewayBackend(engine_of())
+    for number in range(65):
         await backend.get(f"k{number}")
-    await backend.clear(key="k199")
-    await backend.set("k199", b"v", 30)
-    assert await backend.get("k199") is None
-    await backend.set("k0", b"v", 30)
-    assert await backend.get("k0") == b"v"
+    for number in range(65):
+        await backend.clear(key=f"k{number}")
+        await backend.set(f"k{number}", b"v", 30)
+    assert await left(backend, *(f"k{number}" for number in range(65))) == ["k0"]
 
 
 # --- two tiers -----------------------------------------------------------------------------------------------
@@ -696,14 +723,19 @@ async def test_two_gateways_on_one_redis_share_their_entries(include: Include, v
 
 @contextlib.asynccontextmanager
 async def replica(store: RedisStore) -> AsyncIterator[GatewayBackend]:
-    clock = SystemClock()
-    purges = store.purge_log(clock, 30.0)
-    await purges.start()
-    try:
-        yield GatewayBackend(engine_of(clock, store, purges), budget=1.0)
-    finally:
-        await purges.aclose()
-        await store.aclose()
+    app = gateway(routes={}, store=store, redis_budget="1s")
+    async with asking(app):
+        yield GatewayBackend(app.engine, budget=1.0)
+
+
+async def test_what_was_found_in_redis_is_kept_in_memory(valkey: Embedded) -> None:
+    store = connected(valkey)
+    async with replica(store()) as one, replica(store()) as other:
+        await one.set("k", b"v", 30)
+        await other.get("k")
+        reads = other.engine.shared.statistics.reads  # type: ignore[attr-defined]
+        assert await other.get("k") == b"v"
+        assert other.engine.shared.statistics.reads == reads  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("arguments", [{"namespace": "gateway:x"}, {"key": "gateway:x:1"}], ids=["namespace", "key"])
@@ -771,7 +803,7 @@ CORRUPT: dict[str, Callable[[bytes], bytes]] = {
     "cut": lambda data: data[:-5],
     "flipped": lambda data: data.replace(b"hello", b"jello"),
     "of another key": lambda data: altered(data, key="@fc2\ngateway:x:other"),
-    "of another digest": lambda data: altered(data, headers=()),
+    "of another version of the coder": lambda data: altered(data, body=b"FC2\x02\xc0"),
 }
 
 

@@ -1,6 +1,6 @@
 """httpbin, an API that no one here wrote, on waitress: a real upstream in a process of its own.
 
-    python -m tests.integration.httpbin_upstream
+python -m tests.integration.httpbin_upstream
 """
 
 from __future__ import annotations

@@ -106,14 +106,15 @@ class Child:
         return status
 
     def end(self) -> None:
+        """End it, if it has not ended: at once where it has no children to end itself."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGCONT)
-            self._process.terminate()
-            try:
-                self._process.wait(20)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            if self.children:
+                self._process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(20)
+            self._process.kill()
+            self._process.wait()
         self._pump.join(5)
         assert self._process.stderr is not None
         self._process.stderr.close()
@@ -201,10 +202,10 @@ class Valkey:
         self.end()
         address = ["--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket)]
         quiet = ["--save", "", "--dir", str(self._directory), "--enable-debug-command", "local"]
-        # The shell's second stream is its first: Valkey tells of itself on standard output.
+        # Valkey tells of itself on standard output.
+        shell = ["/bin/sh", "-c", 'exec "$@" 1>&2', "sh"]
         self._child = Child(
-            ["/bin/sh", "-c", 'exec "$@" 1>&2', "sh", str(get_binary_path()), *address, *quiet]
-            + [*self._arguments, *arguments],
+            [*shell, str(get_binary_path()), *address, *quiet, *self._arguments, *arguments],
             output=self._directory / "valkey.out",
             cwd=self._directory,
         )
@@ -245,7 +246,9 @@ def write_config(path: Path, settings: Mapping[str, Any]) -> Path:
     return path
 
 
-def command(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def command(
+    *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """`python -m gateway …`, run to its end."""
     return subprocess.run(
         [sys.executable, "-m", "gateway", *arguments],

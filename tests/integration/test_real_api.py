@@ -197,8 +197,8 @@ def told(response: httpx.Response, without: set[str]) -> Any:
     """What an answer tells of the request: JSON, a document a line, without what rightly differs."""
     coding = response.extensions["coding"]
     decode = {"gzip": gzip.decompress, "deflate": zlib.decompress, "br": brotlicffi.decompress, None: bytes}[coding]
-    documents = [json.loads(decode(response.content))] if b"\n{" not in response.content else []
-    documents = documents or [json.loads(line) for line in decode(response.content).splitlines()]
+    text = decode(response.content).decode()
+    documents = [json.loads(line) for line in text.splitlines()] if "}\n{" in text else [json.loads(text)]
     for document in documents:
         for name in without & set(document.get("headers", {})):
             del document["headers"][name]

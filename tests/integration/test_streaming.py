@@ -22,8 +22,10 @@ from .processes import GatewayProcess
 MIB = 1024 * 1024
 PIECE = os.urandom(64 * 1024)
 GROWTH = 32 * MIB
-IN_FLIGHT = 16 * MIB
-"""What the sockets' and the processes' buffers on the way may hold of a body that nobody takes."""
+BUFFERED = 8 * MIB
+"""What the gateway may hold of a body that nobody takes."""
+IN_FLIGHT = 32 * MIB
+"""What it and the kernel may: four socket buffers on the way, of up to 6 MiB each as Linux tunes them."""
 ENDED_WITHIN = 1.0
 STALL = 0.5
 
@@ -159,8 +161,10 @@ async def read_some(response: aiohttp.ClientResponse, size: int) -> bytes:
     return await response.content.readexactly(size)
 
 
-@pytest.mark.parametrize("path", ["/large", "/kept/large"], ids=["ttl of the origin", "ttl of its own"])
-@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+@pytest.mark.parametrize(
+    ("path", "chunked"),
+    [pytest.param("/large", False, id="with a length"), pytest.param("/kept/large", True, id="chunked, of a ttl")],
+)
 async def test_a_download_of_200_mib_passes_whole_and_the_gateway_grows_by_less_than_32_mib(
     start_gateway: StartGateway, path: str, chunked: bool
 ) -> None:
@@ -215,7 +219,7 @@ async def test_a_download_that_its_client_did_not_read_ends_upstream_within_a_se
 async def test_a_slow_client_holds_the_upstream_back_and_gets_all_though_it_pauses_longer_than_the_timeout(
     start_gateway: StartGateway,
 ) -> None:
-    source = Source(64 * MIB)
+    source = Source(100 * MIB)
     async with raw_upstream(source) as upstream:
         gateway = start_gateway(settings(upstream.url, timeout="300ms"))
         async with client_of(gateway) as client:
@@ -224,7 +228,7 @@ async def test_a_slow_client_holds_the_upstream_back_and_gets_all_though_it_paus
                 first = await read_some(response, MIB)
                 await asyncio.wait_for(source.stalled.wait(), 10)  # for longer than the upstream's timeout
                 held = source.sent
-                assert gateway.memory_peak() - before < IN_FLIGHT
+                assert gateway.memory_peak() - before < BUFFERED
                 size, _ = await read_all(response)
     print(f"held {(held - len(first)) / MIB:.1f} MiB on the way")
     assert held < IN_FLIGHT
@@ -289,7 +293,7 @@ async def test_an_upload_that_the_upstream_does_not_take_is_not_buffered_and_end
             sending = asyncio.ensure_future(client.post("/upload", data=upload.pieces()))
             await asyncio.wait_for(upload.stalled.wait(), 10)
             assert upload.sent < IN_FLIGHT
-            assert gateway.memory_peak() - before < IN_FLIGHT
+            assert gateway.memory_peak() - before < BUFFERED
             sending.cancel()
             await asyncio.wait((sending,))
             left = time.monotonic()
@@ -328,31 +332,32 @@ class Silent:
             return
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "headers", "body"),
-    [
-        pytest.param("POST", "/any", {}, None, id="POST"),
-        pytest.param("POST", "/any", {}, b"body", id="POST with a body"),
-        pytest.param("GET", "/any", {"Cache-Control": "no-store"}, None, id="GET that must not be stored"),
-        pytest.param("GET", "/kept/1", {"Authorization": "Bearer x"}, None, id="GET with Authorization"),
-        pytest.param("GET", "/any", {"Cookie": "a=b"}, None, id="GET with a cookie"),
-    ],
-)
+ALONE: list[tuple[str, str, dict[str, str], bytes | None]] = [
+    ("POST", "/any", {}, None),
+    ("POST", "/any", {}, b"body"),
+    ("GET", "/any", {"Cache-Control": "no-store"}, None),
+    ("GET", "/any", {"Cookie": "a=b"}, None),
+    ("GET", "/kept/1", {"Authorization": "Bearer x"}, None),
+]
+
+
 async def test_a_request_for_its_client_alone_ends_upstream_when_the_client_leaves_before_the_answer(
-    start_gateway: StartGateway, method: str, path: str, headers: dict[str, str], body: bytes | None
+    start_gateway: StartGateway,
 ) -> None:
     silent = Silent()
     async with raw_upstream(silent) as upstream:
         gateway = start_gateway(settings(upstream.url, timeout="30s"))
         async with client_of(gateway) as client:
-            asking = asyncio.ensure_future(client.request(method, path, headers=headers, data=body))
-            await asyncio.wait_for(silent.came.acquire(), 5)
-            asking.cancel()
-            await asyncio.wait((asking,))
-            left = time.monotonic()
-            await asyncio.wait_for(silent.closed.wait(), 5)
-    print(f"ended upstream after {(time.monotonic() - left) * 1000:.0f} ms")
-    assert time.monotonic() - left < ENDED_WITHIN
+            for method, path, headers, body in ALONE:
+                silent.closed.clear()
+                asking = asyncio.ensure_future(client.request(method, path, headers=headers, data=body))
+                await asyncio.wait_for(silent.came.acquire(), 5)
+                asking.cancel()
+                await asyncio.wait((asking,))
+                left = time.monotonic()
+                await asyncio.wait_for(silent.closed.wait(), 5)
+                print(f"{method} {path} {headers} ended upstream after {(time.monotonic() - left) * 1000:.0f} ms")
+                assert time.monotonic() - left < ENDED_WITHIN
 
 
 async def test_a_get_goes_on_for_those_who_wait_when_the_client_that_began_it_leaves(
