@@ -164,9 +164,11 @@ class RedisPurges:
 
     async def aclose(self) -> None:
         """Stop reading, and leave the workers' number."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait((self._task,))
+        task = self._task
+        while task is not None and not task.done():
+            # More than once: a cancellation that meets a reply just arriving can be lost (seen: redis-py 8.1, Python 3.11).
+            task.cancel()
+            await asyncio.wait((task,), timeout=0.05)
         with suppress(RedisError, OSError, TimeoutError):
             async with asyncio.timeout(ANSWER_SECONDS):
                 await self._client.hdel(self._beats, self.worker)
