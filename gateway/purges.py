@@ -166,7 +166,7 @@ class RedisPurges:
         """Stop reading, and leave the workers' number."""
         task = self._task
         while task is not None and not task.done():
-            # More than once: a cancellation that meets a reply just arriving can be lost (seen: redis-py 8.1, Python 3.11).
+            # Again and again: a cancellation that meets a reply just arriving can be lost (redis-py 8.1, Python 3.11).
             task.cancel()
             await asyncio.wait((task,), timeout=0.05)
         with suppress(RedisError, OSError, TimeoutError):
