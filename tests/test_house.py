@@ -13,6 +13,7 @@ HOUSE = Path(__file__).parent.parent / "gateway"
 
 PURE = frozenset(
     (
+        *("advice", "changes", "ladder"),
         *("config", "epochs", "errors", "exchange", "headers", "keys", "outcome", "policy", "proxies", "ranges"),
         *("record", "redis_urls", "targets", "templates"),
     )

@@ -1,0 +1,122 @@
+"""Which TTL would meet a target: what the ladder and the change rate come to, for people who tune. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from .changes import ChangeRate
+from .ladder import Replay, Rung
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What was seen of one route, and what each TTL would do. `today` is its TTL in seconds, None where it follows the
+    upstream."""
+
+    route: str
+    today: float | None
+    seconds: float
+    requests: int
+    keys: int
+    sampled: float
+    changes: ChangeRate
+    rungs: tuple[Rung, ...]
+
+    def at(self, ttl: float) -> Rung:
+        """The rung of `ttl`, between two rungs in proportion to the logarithm's place."""
+        return between(self.rungs, ttl)
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """The TTL that meets the targets, None where none does; `why` says it in words."""
+
+    ttl: float | None
+    why: str
+
+
+def advise(route: str, today: float | None, replay: Replay, changes: ChangeRate) -> Advice:
+    return Advice(
+        route=route,
+        today=today,
+        seconds=replay.seconds(),
+        requests=replay.requests,
+        keys=len(replay),
+        sampled=replay.threshold,
+        changes=changes,
+        rungs=tuple(replay.rungs(changes.rate)),
+    )
+
+
+def recommend(
+    advice: Advice, *, max_outdated: float | None = None, max_upstream: float | None = None
+) -> Recommendation:
+    """The TTL for targets: at most a share of answers outdated (0 to 1), at most so many requests a second upstream.
+
+    Outdated answers want a short TTL, the upstream a long one. Where both are given, the longest that keeps answers
+    new enough is taken, if it relieves the upstream enough.
+    """
+    if not advice.requests:
+        return Recommendation(None, "no traffic was seen")
+    fitting = [
+        rung
+        for rung in advice.rungs
+        if (max_outdated is None or rung.outdated <= max_outdated)
+        and (max_upstream is None or rung.upstream <= max_upstream)
+    ]
+    if not fitting:
+        return Recommendation(None, _why_none(advice, max_outdated, max_upstream))
+    best = fitting[-1] if max_outdated is not None else fitting[0]
+    known = [rung for rung in fitting if rung.seen]
+    if not best.seen and known:
+        best = known[-1]
+        return Recommendation(best.ttl, "longer ones would do too, but the traffic was not watched for so long")
+    return Recommendation(best.ttl, _why(best, max_outdated, max_upstream))
+
+
+def _why(rung: Rung, max_outdated: float | None, max_upstream: float | None) -> str:
+    words = []
+    if max_outdated is not None:
+        words.append("the longest that keeps outdated answers within the target")
+    if max_upstream is not None:
+        words.append("relieves the upstream enough" if words else "the shortest that relieves the upstream enough")
+    return ", and it ".join(words) or "the shortest of the ladder"
+
+
+def _why_none(advice: Advice, max_outdated: float | None, max_upstream: float | None) -> str:
+    shortest, longest = advice.rungs[0], advice.rungs[-1]
+    if max_outdated is not None and shortest.outdated > max_outdated:
+        return f"content changes too often: even {shortest.ttl:g} s would leave {shortest.outdated:.1%} outdated"
+    if max_upstream is not None and longest.upstream > max_upstream:
+        return f"no TTL relieves the upstream so far: a day would still ask it {longest.upstream:.3g} times a second"
+    return "no TTL meets both targets: what relieves the upstream enough leaves too many answers outdated"
+
+
+def between(rungs: tuple[Rung, ...], ttl: float) -> Rung:
+    """What a TTL between two rungs would do, in proportion."""
+    if ttl <= rungs[0].ttl:
+        return rungs[0]
+    for lower, upper in pairwise(rungs):
+        if ttl <= upper.ttl:
+            return _mixed(lower, upper, ttl)
+    return rungs[-1]
+
+
+def _mixed(lower: Rung, upper: Rung, ttl: float) -> Rung:
+    # Misses go by one over the lifetime where keys are asked for often: nearer than a straight line.
+    part = (1 / lower.ttl - 1 / ttl) / (1 / lower.ttl - 1 / upper.ttl)
+
+    def mix(a: float, b: float) -> float:
+        return a + (b - a) * part
+
+    straight = (ttl - lower.ttl) / (upper.ttl - lower.ttl)
+    return Rung(
+        ttl=ttl,
+        hit_ratio=mix(lower.hit_ratio, upper.hit_ratio),
+        hit_ratio_error=max(lower.hit_ratio_error, upper.hit_ratio_error),
+        upstream=mix(lower.upstream, upper.upstream),
+        upstream_error=max(lower.upstream_error, upper.upstream_error),
+        outdated=lower.outdated + (upper.outdated - lower.outdated) * straight,
+        seen=lower.seen and ttl <= upper.ttl and upper.seen,
+    )

@@ -1,0 +1,335 @@
+"""What another TTL would do: live traffic replayed against a ladder of lifetimes. Pure.
+
+For a sample of keys, chosen by a hash so that a key is in or out for good, each rung of the ladder is a cache of its
+own that remembers only when it fetched last. What it costs is bounded by the rungs that end: while nothing ends, a
+request is counted and no more. Scaling a sample of keys to all of them is SHARDS (Waldspurger et al., FAST 2015), with
+its correction for how many requests the sample happened to catch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+LADDER: tuple[float, ...] = (
+    *(1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 300.0),
+    *(600.0, 900.0, 1800.0, 3600.0, 7200.0, 14_400.0, 28_800.0, 43_200.0, 86_400.0),
+)
+"""The lifetimes that are tried, in seconds: from a second to a day."""
+TICK = 0.05
+"""Requests for one key within so many seconds are told as one sighting; a twentieth of the shortest rung."""
+LEAST_KEYS = 200
+MOST_KEYS = 20_000
+SHARE = 0.01
+JITTER = 0.1
+FORGET_AFTER = 86_400.0
+_HASHES = 1 << 64
+_LEAST_AGE = 0.01
+
+
+class Sighting(NamedTuple):
+    """Requests for one key within one tick: the key's hash (64 bits), the first and last instant, and their number."""
+
+    key: int
+    first: float
+    last: float
+    number: int
+
+
+class KeyLadder:
+    """One key's rungs. `fetched` and `ends` hold when each fetched last, and when that fetch's life ends."""
+
+    __slots__ = ("_before", "_lot", "_next", "_seen", "_times", "born", "ends", "fetched", "last", "misses", "requests")
+
+    def __init__(self, key: int, at: float) -> None:
+        self.born = at
+        self.last = at
+        self.requests = 0
+        self._lot = key | 1
+        self.misses = [1] * len(LADDER)  # the first request is a miss on every rung
+        self.fetched = [at] * len(LADDER)
+        self.ends = [at + life * (1.0 - JITTER * self._draw()) for life in LADDER]
+        self._times = 0.0  # the sum of all requests' instants, counted from `born`
+        self._seen = [1] * len(LADDER)
+        self._before = [0.0] * len(LADDER)
+        self._next = min(self.ends)
+
+    def observe(self, sighting: Sighting, ages: Ages) -> None:
+        """Count the requests of a sighting; a rung whose life has ended fetches at the first request after it."""
+        _, first, last, number = sighting
+        self.last = last
+        if last >= self._next:
+            for rung, end in enumerate(self.ends):
+                if last >= end:
+                    # Where it ends within the tick, the tick's last request is the first known to come after it.
+                    before = 0 if first >= end else number - 1
+                    self._fetch(rung, first if first >= end else last, before, first, ages)
+            self._next = min(self.ends)
+        self.requests += number
+        self._times += number * ((first + last) / 2 - self.born)
+
+    def _fetch(self, rung: int, at: float, before: int, first: float, ages: Ages) -> None:
+        self._close(rung, before, first, ages)
+        self.misses[rung] += 1
+        self.fetched[rung] = at
+        self.ends[rung] = at + LADDER[rung] * (1.0 - JITTER * self._draw())
+        self._seen[rung] = self.requests + before + 1
+        self._before[rung] = self._times + before * (first - self.born) + (at - self.born)
+
+    def _close(self, rung: int, before: int, first: float, ages: Ages) -> None:
+        """Tell how old the answers were that a fetch, now at its end, has given."""
+        served = self.requests + before - self._seen[rung]
+        if self.misses[rung] and served > 0:
+            times = self._times + before * (first - self.born) - self._before[rung]
+            ages.add(rung, served, times / served - (self.fetched[rung] - self.born))
+
+    def open_ages(self, ages: Ages) -> None:
+        """Tell the ages of the answers given by fetches that still live."""
+        for rung in range(len(LADDER)):
+            self._close(rung, 0, self.last, ages)
+
+    def forget_counts(self) -> None:
+        """Begin to count anew; what each rung holds stays."""
+        self.requests, self._times = 0, 0.0
+        self.misses = [0] * len(LADDER)
+        self._seen = [0] * len(LADDER)
+        self._before = [0.0] * len(LADDER)
+
+    def _draw(self) -> float:
+        """A number in [0, 1) (Knuth's linear congruence): the jitter of a lifetime, the same in each replay."""
+        self._lot = (self._lot * 6364136223846793005 + 1442695040888963407) % _HASHES
+        return self._lot / _HASHES
+
+
+class Ages:
+    """How old the answers of each rung were: numbers of answers by mean age, in steps of a square root of two."""
+
+    def __init__(self) -> None:
+        self._bins: list[Counter[int]] = [Counter() for _ in LADDER]
+
+    def add(self, rung: int, answers: int, mean_age: float) -> None:
+        self._bins[rung][round(2 * math.log2(max(mean_age, _LEAST_AGE) / _LEAST_AGE))] += answers
+
+    def outdated(self, rung: int, change_rate: float) -> float:
+        """How many of a rung's answers were outdated, if the content changes `change_rate` times a second (Poisson)."""
+        return sum(
+            answers * _outdated_share(_LEAST_AGE * 2 ** (step / 2), change_rate)
+            for step, answers in self._bins[rung].items()
+        )
+
+    def copy(self) -> Ages:
+        other = Ages()
+        other._bins = [Counter(each) for each in self._bins]
+        return other
+
+    def merge(self, other: Ages) -> None:
+        for mine, theirs in zip(self._bins, other._bins, strict=True):
+            mine.update(theirs)
+
+
+def _outdated_share(mean_age: float, change_rate: float) -> float:
+    """The share of outdated answers among those with ages spread evenly from 0 to twice `mean_age`."""
+    changes = 2 * mean_age * change_rate
+    return 1.0 + math.expm1(-changes) / changes if changes > 1e-9 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """What a TTL would do: the share of answers from the cache, requests a second to the upstream, both with their
+    standard errors from sampling; `seen` is False where it is longer than the traffic was watched."""
+
+    ttl: float
+    hit_ratio: float
+    hit_ratio_error: float
+    upstream: float
+    upstream_error: float
+    outdated: float
+    seen: bool
+
+
+@dataclass
+class _Window:
+    began: float
+    requests: int = 0
+    ages: Ages = field(default_factory=Ages)
+    ended: dict[int, tuple[int, list[int]]] = field(default_factory=dict)
+    """Requests and misses of each key in a window that has ended."""
+
+
+class Replay:
+    """The ladder of one route, fed with what its sampled keys were asked for, in the order of time.
+
+    `window` (seconds) is how long a figure counts: reports are over the last one to two windows.
+    """
+
+    def __init__(
+        self, at: float, *, window: float = 3600.0, least_keys: int = LEAST_KEYS, share: float = SHARE
+    ) -> None:
+        self.threshold = 1.0
+        """The share of all keys that is sampled: those whose hash is below it."""
+        self._keys: dict[int, KeyLadder] = {}
+        self._least_keys = least_keys
+        self._share = share
+        self._length = window
+        self._now = _Window(at)
+        self._before: _Window | None = None
+        self._last = at
+
+    def __repr__(self) -> str:
+        return f"<Replay {len(self._keys)} keys, {self.threshold:.3g} of all>"
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def count(self, requests: int) -> None:
+        """Count all requests of the route, those of sampled keys among them."""
+        self._now.requests += requests
+
+    def lower(self, threshold: float) -> None:
+        """Sample no more than `threshold` of all keys from now on, and begin to count anew; it never rises again."""
+        if threshold < self.threshold:
+            self.threshold = threshold
+            self._keys = {key: ladder for key, ladder in self._keys.items() if sampled(key, threshold)}
+            for ladder in self._keys.values():
+                ladder.forget_counts()
+            self._before, self._now = None, _Window(self._last)
+
+    def observe(self, sightings: Iterable[Sighting]) -> None:
+        for sighting in sightings:
+            if not sampled(sighting.key, self.threshold):
+                continue
+            self._turn(sighting.last)
+            ladder = self._keys.get(sighting.key)
+            if ladder is None:
+                ladder = self._keys[sighting.key] = KeyLadder(sighting.key, sighting.first)
+            ladder.observe(sighting, self._now.ages)
+        while len(self._keys) > 2 * self._wanted_keys():
+            self.lower(self.threshold / 2)
+
+    def _wanted_keys(self) -> float:
+        return min(MOST_KEYS, max(self._least_keys, self._share * len(self._keys) / self.threshold))
+
+    def _turn(self, now: float) -> None:
+        self._last = max(self._last, now)
+        if now - self._now.began < self._length:
+            return
+        for ladder in self._keys.values():
+            ladder.open_ages(self._now.ages)
+        self._now.ended = {key: (ladder.requests, ladder.misses) for key, ladder in self._keys.items()}
+        for ladder in self._keys.values():
+            ladder.forget_counts()
+        self._keys = {key: ladder for key, ladder in self._keys.items() if now - ladder.last < FORGET_AFTER}
+        self._before, self._now = self._now, _Window(now)
+
+    # --- what came of it -----------------------------------------------------------------------------------
+
+    @property
+    def requests(self) -> int:
+        """All requests of the route in the windows that count."""
+        return self._now.requests + (self._before.requests if self._before else 0)
+
+    def seconds(self) -> float:
+        """How long the figures were gathered."""
+        return max(self._last - (self._before or self._now).began, 1e-9)
+
+    def rungs(self, change_rate: float) -> list[Rung]:
+        """What each TTL of the ladder would do, if content changes `change_rate` times a second."""
+        ages = self._now.ages.copy()
+        for ladder in self._keys.values():
+            ladder.open_ages(ages)
+        if self._before is not None:
+            ages.merge(self._before.ages)
+        return [self._rung(index, ages, change_rate) for index in range(len(LADDER))]
+
+    def _rung(self, index: int, ages: Ages, change_rate: float) -> Rung:
+        counts = list(self._counts())
+        caught = sum(requests for requests, _ in counts)
+        misses = [each[index] for _, each in counts]
+        requests = max(self.requests, caught, 1)
+        upstream = min(sum(misses) / self.threshold, float(requests))
+        spread = math.sqrt(sum(n * n for n in misses) * (1 - self.threshold)) / self.threshold
+        outdated = ages.outdated(index, change_rate) / max(caught, 1)
+        return Rung(
+            ttl=LADDER[index],
+            hit_ratio=1.0 - upstream / requests,
+            hit_ratio_error=min(1.0, spread / requests),
+            upstream=upstream / self.seconds(),
+            upstream_error=spread / self.seconds(),
+            outdated=min(1.0, outdated),
+            seen=LADDER[index] <= self.seconds(),
+        )
+
+    def _counts(self) -> Iterator[tuple[int, list[int]]]:
+        ended = self._before.ended if self._before is not None else {}
+        for key, ladder in self._keys.items():
+            requests, misses = ended.get(key, (0, [0] * len(LADDER)))
+            yield ladder.requests + requests, [a + b for a, b in zip(ladder.misses, misses, strict=True)]
+        yield from (counts for key, counts in ended.items() if key not in self._keys and sampled(key, self.threshold))
+
+
+def sampled(key: int, threshold: float) -> bool:
+    """Whether a key is in a sample of `threshold` of all keys."""
+    return key < threshold * _HASHES
+
+
+class _Spot:
+    __slots__ = ("count", "first", "last", "until")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = self.last = self.until = 0.0
+
+
+class Recorder:
+    """What one worker sees of one route's keys, gathered for the replay.
+
+    `seen` is called for each request that could be answered from the cache: a look-up and a count. Keys are unsigned
+    hashes of 64 bits, the same in all workers.
+    """
+
+    def __init__(self, *, most_keys: int = MOST_KEYS) -> None:
+        self.threshold = 1.0
+        self.requests = 0
+        self._most_keys = most_keys
+        self._spots: dict[int, _Spot] = {}
+        self._out: list[Sighting] = []
+
+    def seen(self, key: int, now: float) -> None:
+        self.requests += 1
+        spot = self._spots.get(key)
+        if spot is None:
+            if key >= self.threshold * _HASHES:
+                return
+            spot = self._new(key)
+        if now < spot.until:
+            spot.count += 1
+            spot.last = now
+            return
+        if spot.count:
+            self._out.append(Sighting(key, spot.first, spot.last, spot.count))
+        spot.count, spot.first, spot.last, spot.until = 1, now, now, now + TICK
+
+    def _new(self, key: int) -> _Spot:
+        spot = self._spots[key] = _Spot()
+        if len(self._spots) > self._most_keys:
+            self.lower(self.threshold / 2)
+        return spot
+
+    def lower(self, threshold: float) -> None:
+        if threshold < self.threshold:
+            self.threshold = threshold
+            self._spots = {key: spot for key, spot in self._spots.items() if sampled(key, threshold)}
+
+    def take(self) -> tuple[int, list[Sighting]]:
+        """All requests, and the sightings of sampled keys, since the last call. Keys not seen since are forgotten."""
+        for key, spot in self._spots.items():
+            if spot.count:
+                self._out.append(Sighting(key, spot.first, spot.last, spot.count))
+        self._spots.clear()
+        requests, self.requests = self.requests, 0
+        sightings, self._out = self._out, []
+        sightings.sort(key=lambda each: each.first)
+        return requests, sightings
