@@ -23,6 +23,14 @@ from .routes import purge_response
 MAX_BODY = 1024 * 1024
 
 
+class ExplainOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The body of `POST /explain`: a request as a client would send it."""
+
+    target: str
+    method: str = "GET"
+    headers: list[tuple[str, str]] = []
+
+
 class PurgeOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The body of `POST /purge`: what to purge, and whether softly."""
 
@@ -34,7 +42,7 @@ class PurgeOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 def create_admin(gateway: Gateway | Callable[[], Gateway], token: str | None = None) -> Starlette:
-    """The admin app of a gateway: `/metrics`, `/healthz`, `/readyz`, `POST /purge`."""
+    """The admin app of a gateway: `/metrics`, `/healthz`, `/readyz`, `POST /purge`, `POST /explain`."""
 
     def current() -> Gateway:
         return gateway if isinstance(gateway, Gateway) else gateway()
@@ -52,12 +60,17 @@ def create_admin(gateway: Gateway | Callable[[], Gateway], token: str | None = N
         refusal = _refusal(request, token)
         return refusal if refusal is not None else await _purge(current(), request)
 
+    async def explain(request: Request) -> Response:
+        refusal = _refusal(request, token)
+        return refusal if refusal is not None else await _explain(current(), request)
+
     return Starlette(
         routes=[
             Route("/metrics", metrics),
             Route("/healthz", alive),
             Route("/readyz", ready),
             Route("/purge", purge, methods=["POST"]),
+            Route("/explain", explain, methods=["POST"]),
         ],
     )
 
@@ -91,6 +104,16 @@ async def _purge(gateway: Gateway, request: Request) -> Response:
     except (msgspec.MsgspecError, ValueError) as error:
         return _problem(400, f"The order is refused: {error}.")
     return purge_response(report)
+
+
+async def _explain(gateway: Gateway, request: Request) -> Response:
+    try:
+        order = msgspec.json.decode(await _body(request), type=ExplainOrder)
+        headers = tuple((name.strip().lower().encode(), value.strip().encode()) for name, value in order.headers)
+    except (msgspec.MsgspecError, ValueError) as error:
+        return _problem(400, f"The order is refused: {error}.")
+    trace = await gateway.explain(order.method.upper(), order.target, headers)
+    return Response(msgspec.json.encode(trace), media_type="application/json")
 
 
 async def _body(request: Request) -> bytes:

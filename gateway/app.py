@@ -33,7 +33,9 @@ from .config import Config
 from .documentation import OPENAPI, add_pages, openapi_operation
 from .engine import Engine
 from .errors import ConfigError, ConfigProblem
+from .explain import Explainer, Origins, Trace, no_origins
 from .handlers import STATE, Inputs, Runtime, cached_settings, inputs_of, upstream_names
+from .headers import Headers
 from .memory import Memory
 from .metrics import Metrics
 from .middleware import Cors, TargetRule, Timing
@@ -41,7 +43,7 @@ from .problems import EXCEPTION_HANDLERS
 from .proxies import Trusted
 from .purges import LocalPurges, PurgeLog, Report
 from .routes import Declared, Handlers, declare
-from .settings import load, nearest
+from .settings import Loaded, load, nearest, sources_of
 from .shared import NoShared, RedisStore, SharedStore
 from .targets import normalise
 from .templates import PathTemplate, compile_path
@@ -52,7 +54,7 @@ Transport = httpx.AsyncBaseTransport | Callable[[str], httpx.AsyncBaseTransport]
 
 
 def create_app(
-    config: Config | Mapping[str, Any] | Path | str | None = None,
+    config: Config | Loaded | Mapping[str, Any] | Path | str | None = None,
     *,
     store: SharedStore | None = None,
     transport: Transport | None = None,
@@ -61,17 +63,20 @@ def create_app(
 ) -> Gateway:
     """The gateway as a FastAPI app.
 
-    `config` is a Config, a mapping of its form, or the path of a YAML file (then `.env` and the environment count
-    too). `store` is the shared tier; without one it is made from `redis_url`, where `embedded` means what `gateway
-    serve` starts: an app made here alone has its memory only. `transport` carries requests to all upstreams, or makes
-    one for an upstream's name. `clock` tells the time that entries are judged by.
+    `config` is a Config (or a Loaded, which also tells where each value came from), a mapping of its form, or the path
+    of a YAML file (then `.env` and the environment count too). `store` is the shared tier; without one it is made from
+    `redis_url`, where `embedded` means what `gateway serve` starts: an app made here alone has its memory only.
+    `transport` carries requests to all upstreams, or makes one for an upstream's name. `clock` tells the time that
+    entries are judged by.
 
     Raises ConfigError where the configuration is wrong.
     """
-    settings = _configuration(config)
+    loaded = _configuration(config)
     clock = clock or SystemClock()
-    shared = store if store is not None else _shared(settings, clock)
-    return Gateway(settings, shared=shared, transport=transport, clock=clock, log=log)
+    shared = store if store is not None else _shared(loaded.config, clock)
+    gateway = Gateway(loaded.config, shared=shared, transport=transport, clock=clock, log=log)
+    gateway.origins = partial(sources_of, loaded)
+    return gateway
 
 
 class Gateway(FastAPI):
@@ -87,6 +92,7 @@ class Gateway(FastAPI):
         log: AccessLog | None,
     ) -> None:
         self.config = config
+        self.origins: Origins = no_origins
         self.metrics = Metrics()
         self.shared = shared
         self.upstreams = {
@@ -253,6 +259,10 @@ class Gateway(FastAPI):
         runtime: Runtime = getattr(self.state, STATE)
         return [*keys[:1], *runtime.keys_of(target)]
 
+    async def explain(self, method: str, raw_target: str, headers: Headers = ()) -> Trace:
+        """Why a request would be answered as it would be, without asking, storing or counting anything."""
+        return await Explainer(self.declared, self.origins, self.engine).explain(method, raw_target, headers)
+
     def readiness(self) -> dict[str, object]:
         """What `/readyz` says. Redis being away makes it slower, not unready."""
         redis = "none" if isinstance(self.shared, NoShared) else ("available" if self.shared.available else "away")
@@ -278,15 +288,15 @@ class Gateway(FastAPI):
         await self.shared.aclose()
 
 
-def _configuration(config: Config | Mapping[str, Any] | Path | str | None) -> Config:
-    if isinstance(config, Config):
+def _configuration(config: Config | Loaded | Mapping[str, Any] | Path | str | None) -> Loaded:
+    if isinstance(config, Loaded):
         return config
-    if isinstance(config, Mapping):
-        return Config.model_validate(config)
+    if isinstance(config, Config | Mapping):
+        return Loaded(Config.model_validate(config), {}, ())
     loaded = load(Path(config) if config is not None else None)
     for warning in loaded.warnings:
         logger.warning(warning)
-    return loaded.config
+    return loaded
 
 
 def _shared(config: Config, clock: Clock) -> SharedStore:

@@ -1,11 +1,13 @@
-"""The command line: `gateway serve`, `gateway check`, `gateway routes`."""
+"""The command line: `gateway serve`, `check`, `routes`, `purge`, `explain`."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,8 +15,11 @@ from rich.table import Table
 
 from .config import Config, show_duration
 from .errors import ConfigError, GatewayError
-from .settings import Loaded, effective, load
+from .settings import Loaded, effective, load, sources_of
 from .templates import PathTemplate
+
+if TYPE_CHECKING:
+    from .explain import Trace
 
 app = typer.Typer(
     help="A cached, read-heavy API gateway.",
@@ -91,6 +96,63 @@ def purge(
     if not report["complete"]:
         typer.secho("The rest will hear of it as soon as Redis can be reached.", err=True, fg="yellow")
         raise typer.Exit(3)
+
+
+@app.command()
+def explain(
+    method: Annotated[str, typer.Argument(help="The request's method, such as GET.")],
+    target: Annotated[str, typer.Argument(help="Its path and query, or one of the gateway's own URLs.")],
+    header: Annotated[
+        list[str] | None, typer.Option("--header", "-H", help="A request header, as `Name: value`; several times.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="Explain by this configuration alone, without a running gateway."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+) -> None:
+    """Why a request is answered as it is: route, key, TTL and where that came from, what is stored, what would happen.
+
+    Without --config it asks the admin listener at GATEWAY_ADMIN_URL (http://127.0.0.1:9000 if not set) with
+    GATEWAY_ADMIN_TOKEN. Nothing is fetched, stored or counted. Without an Accept of its own, the request has curl's.
+    """
+    import msgspec
+
+    from .explain import Trace, render
+
+    fields = [_field(text) for text in header or []]
+    if not any(name == "accept" for name, _ in fields):
+        fields.append(("accept", "*/*"))  # as curl sends it
+    if config is not None:
+        trace = asyncio.run(_explain_dry(_load(config), method.upper(), target, fields))
+    else:
+        from .remote import ask_admin
+
+        order = {"method": method, "target": target, "headers": fields}
+        trace = msgspec.convert(ask_admin("/explain", order), Trace)
+    typer.echo(msgspec.json.encode(trace).decode() if as_json else render(trace))
+
+
+def _field(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise typer.BadParameter(f"{text!r} is no header; write -H 'Name: value'")
+    return name.strip().lower(), value.strip()
+
+
+async def _explain_dry(loaded: Loaded, method: str, target: str, fields: list[tuple[str, str]]) -> Trace:
+    from .explain import Explainer
+    from .routes import declare
+    from .upstreams import Upstream
+
+    upstreams = {name: Upstream(name, each) for name, each in loaded.config.upstreams.items()}
+    explainer = Explainer(declare(loaded.config, upstreams), partial(sources_of, loaded))
+    headers = tuple((name.encode(), value.encode()) for name, value in fields)
+    try:
+        return await explainer.explain(method, target, headers)
+    finally:
+        for upstream in upstreams.values():
+            await upstream.aclose()
 
 
 def routes_table(config: Config) -> Table:

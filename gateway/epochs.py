@@ -138,6 +138,13 @@ class Epochs:
                 state, softened = State.SOFT, max(softened, issued)
         return state, softened
 
+    def last_purge(self, name: str) -> str | None:
+        """The position of the last purge of `name`, `soft` where it was that; None where there was none."""
+        hard, soft = self._hard.get(name, _BEFORE_ALL), self._soft.get(name, _BEFORE_ALL)
+        if max(hard, soft) == _BEFORE_ALL:
+            return None
+        return show_position(hard) if hard >= soft else f"{show_position(soft)} (soft)"
+
     @property
     def quiet(self) -> bool:
         """Whether nothing was ever purged, as far as anyone knows."""

@@ -115,6 +115,11 @@ def effective(loaded: Loaded) -> list[Setting]:
     ]
 
 
+def sources_of(loaded: Loaded, key: Key) -> tuple[Source, ...]:
+    """Who set the value at `key`, the winner first; empty where it is the default."""
+    return {_folded(known): found for known, found in loaded.sources.items()}.get(_folded(key), ())
+
+
 def _folded(key: Key) -> Key:
     # The models write the names of headers in lower case; the file need not.
     return tuple(part.lower() for part in key)

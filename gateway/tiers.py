@@ -95,6 +95,15 @@ class Tiers:
         index = self.memory.index(primary)
         return index is not None and bool(index.names) and bool(index.names[0])
 
+    async def look(self, wanted: Selection) -> Found:
+        """What the shared tier has, if it says so in time; nothing is taken into memory."""
+        try:
+            async with asyncio.timeout(self._budget):
+                stored = self._judged(await self._in_shared(wanted), wanted)
+        except TimeoutError:
+            stored = None
+        return Found(stored, "redis")
+
     async def newer(self, wanted: Selection, known: Found) -> Found:
         """The newer of what is known and what the shared tier has, if it says so in time; taken into memory."""
         try:

@@ -25,7 +25,11 @@ IO = frozenset(
         *("routes", "shared", "tiers", "transport", "upstreams"),
     )
 )
-WIRING = frozenset(("__init__", "__main__", "admin", "app", "cli", "document", "documentation", "server", "settings"))
+WIRING = frozenset(
+    (
+        *("__init__", "__main__", "admin", "app", "cli", "document", "documentation", "explain", "server", "settings"),
+    )
+)
 MODULES = sorted(path.stem for path in HOUSE.rglob("*.py"))
 
 # What a pure module may import besides the standard library.

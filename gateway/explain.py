@@ -1,0 +1,366 @@
+"""Why a request is answered as it is: one decision, traced from the request line to the stored response.
+
+Nothing is fetched, stored or counted: what the engine would do is worked out by the functions it uses itself, and told.
+With a configuration alone (no running gateway) the trace ends where the stores would be asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+from urllib.parse import unquote
+
+import msgspec
+
+from . import policy
+from .config import show_duration
+from .document import Key
+from .engine import Engine
+from .epochs import key_name, route_name, tag_name
+from .errors import RequestRefused
+from .headers import Headers, combined, has
+from .keys import Keying, Plan, plan, variant_key
+from .policy import Facts, Rules, Windows, facts_of
+from .record import Stored
+from .routes import Declared
+from .settings import Source
+from .targets import Target, normalise, pair_name, split_raw_target
+from .templates import render_tag
+from .tiers import Found, Selection, selection
+
+Origins = Callable[[Key], Sequence[Source]]
+"""Who set a value, the winner first; nothing where it is the default."""
+UNKNOWN = "unknown"
+
+
+def no_origins(key: Key) -> Sequence[Source]:
+    """Where nothing is known of who set what."""
+    return ()
+
+
+class Lifetime(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The TTL and where it came from, the winner first: `30s: environment …, over file … line 14`."""
+
+    value: str
+    sources: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A stored response: where it lies, and how it stands. Durations are seconds from now, negative where past."""
+
+    tier: str
+    status: int
+    bytes: int
+    age: float
+    fresh_for: float
+    stale_while_revalidate_for: float
+    stale_if_error_for: float
+    varies_on: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    purged_softly: bool = False
+
+
+class Name(msgspec.Struct, frozen=True, kw_only=True):
+    """A name by which the answer can be purged, and its last purge as a position on the stream (`-`: none)."""
+
+    name: str
+    epoch: str
+
+
+class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One request's way: what `gateway explain` prints, and the admin API gives as JSON."""
+
+    request: str
+    decision: str
+    why: str
+    target: str = ""
+    normalised: tuple[str, ...] = ()
+    route: str = ""
+    path: str = ""
+    lost: tuple[str, ...] = ()
+    upstream: str = ""
+    asks: str = ""
+    dropped: tuple[str, ...] = ()
+    key: tuple[str, ...] = ()
+    variant: tuple[str, ...] = ()
+    ttl: Lifetime | None = None
+    entry: Entry | None = None
+    names: tuple[Name, ...] = ()
+    client: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """`engine` is None where only the configuration is known; `origins` tells who set a setting."""
+
+    declared: Sequence[Declared]
+    origins: Origins
+    engine: Engine | None = None
+
+    async def explain(self, method: str, raw_target: str, headers: Headers) -> Trace:
+        """The trace of a request for `raw_target`, a path or one of the gateway's own URLs."""
+        request = f"{method} {raw_target}"
+        try:
+            path, query = split_raw_target(raw_target.encode("latin-1", "replace"), "", scheme="http")
+            target = normalise(path, query)
+            matching = [route for route in self.declared if route.template.match(target.path) is not None]
+            if not matching:
+                return Trace(request=request, target=str(target), decision="404", why="no declared route has this path")
+            return await self._on_route(_Request(method, request, target, headers), matching)
+        except RequestRefused as refused:
+            return Trace(request=request, decision=str(refused.status), why=refused.detail)
+
+    async def _on_route(self, request: _Request, matching: list[Declared]) -> Trace:
+        route = matching[0]
+        asks, parameters = route.upstream_target(request.target.path, request.target.query)
+        rules = route.engine_route.rules
+        planned = plan(route.engine_route.keying, route.upstream.name, asks, request.headers)
+        facts = facts_of(request.method, request.headers, rules)
+        decoded = {name: unquote(value) for name, value in parameters.items()}
+        tags = tuple(render_tag(tag, decoded) for tag in route.config.tags)
+        wanted = selection(planned, request.headers, route.name, tags)
+        found = await self._found(request, planned, wanted)
+        decision, why = self._decision(request, planned, facts, rules, found)
+        stored = found.stored
+        return Trace(
+            request=request.text,
+            target=str(request.target),
+            normalised=tuple(_normalised(request)),
+            route=route.name,
+            path=route.config.path,
+            lost=tuple(f"{other.name} ({other.config.path})" for other in matching[1:]),
+            upstream=route.upstream.name,
+            asks=asks,
+            dropped=tuple(_dropped(request.target, asks)),
+            key=tuple(planned.base.split("\n")),
+            variant=_variant(planned, stored, request.headers),
+            ttl=self._lifetime(route, stored),
+            entry=self._entry(found, rules),
+            names=tuple(self._names(planned, route.name, tags, stored)),
+            client=tuple(_client(facts, route.engine_route.keying, request.headers)),
+            decision=decision,
+            why=why,
+        )
+
+    # --- the stores ----------------------------------------------------------------------------------------
+
+    async def _found(self, request: _Request, planned: Plan, wanted: Selection) -> Found:
+        if self.engine is None or planned.bypass is not None or request.method not in ("GET", "HEAD"):
+            return Found(None)
+        here = Found(self.engine.tiers.at_hand(wanted), "memory")
+        if here.stored is not None:
+            return here
+        return await self.engine.tiers.look(wanted) if self.engine.shared.available else Found(None)
+
+    def _entry(self, found: Found, rules: Rules) -> Entry | None:
+        stored = found.stored
+        if stored is None or self.engine is None:
+            return None
+        now = self.engine.clock.now()
+        ends = policy.windows(stored, rules)
+        return Entry(
+            tier=found.tier or "",
+            status=stored.status,
+            bytes=len(stored.body),
+            age=round(policy.current_age(stored, now), 3),
+            fresh_for=round(ends.fresh - now, 3),
+            stale_while_revalidate_for=round(ends.revalidate - now, 3),
+            stale_if_error_for=round(ends.error - now, 3),
+            varies_on=stored.vary,
+            tags=stored.tags,
+            purged_softly=stored.softened is not None,
+        )
+
+    def _names(self, planned: Plan, route: str, tags: tuple[str, ...], stored: Stored | None) -> Iterator[Name]:
+        epochs = self.engine.tiers.purges.epochs if self.engine is not None else None
+        all_tags = dict.fromkeys((*tags, *(stored.tags if stored is not None else ())))
+        named = [("key", key_name(planned.primary)), (f"route {route}", route_name(route))]
+        named += [(f"tag {tag}", tag_name(tag)) for tag in all_tags]
+        for shown, name in named:
+            yield Name(name=shown, epoch=(epochs.last_purge(name) if epochs is not None else None) or "-")
+
+    # --- the decision --------------------------------------------------------------------------------------
+
+    def _decision(self, request: _Request, planned: Plan, facts: Facts, rules: Rules, found: Found) -> tuple[str, str]:
+        if request.method not in ("GET", "HEAD"):
+            return "pass", "only GET and HEAD are cached; a success makes void what is stored for the target"
+        if planned.bypass is not None:
+            return "bypass", _BYPASSES[planned.bypass]
+        if self.engine is None:
+            return UNKNOWN, "no running gateway was asked, so what is stored is not known"
+        now = self.engine.clock.now()
+        match decision := policy.decide(found.stored, facts, rules, now):
+            case policy.Hit():
+                return "hit", f"fresh for {decision.windows.fresh - now:.1f} s more"
+            case policy.Stale():
+                return "stale", _why_stale(decision.windows, now, refresh=decision.refresh)
+            case policy.Revalidate():
+                return "revalidate", _why_asked(decision, now)
+            case policy.Miss():
+                return "miss", "nothing stored answers this request"
+            case policy.Bypass():
+                return "bypass", _BYPASSES.get(decision.reason, decision.reason)
+            case policy.Unsatisfiable():
+                return "504", "nothing stored answers it, and it asked for no more (only-if-cached)"
+            case _:
+                assert_never(decision)
+
+    # --- the lifetime --------------------------------------------------------------------------------------
+
+    def _lifetime(self, route: Declared, stored: Stored | None) -> Lifetime:
+        rules = route.engine_route.rules
+        sources = [f"{source.place} ({source.value})" for source in self.origins(("routes", route.name, "ttl"))]
+        sources = sources or ["default"]
+        if rules.ttl is None:
+            return Lifetime(value="origin", sources=tuple(sources), notes=tuple(_origin_notes(stored)))
+        if stored is not None and (said := combined(stored.headers, b"cache-control")):
+            sources.append(f"upstream ({said})")
+        notes = [f"jitter shortens it by up to {rules.jitter:.0%}"]
+        if stored is not None:
+            lived = policy.windows(stored, rules).fresh - stored.born
+            notes.append(f"this entry: {lived:.2f} s from its birth")
+        ttl = route.config.ttl
+        return Lifetime(
+            value=ttl if isinstance(ttl, str) else show_duration(ttl), sources=tuple(sources), notes=tuple(notes)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    text: str
+    target: Target
+    headers: Headers
+
+
+_BYPASSES = {
+    "body": "a GET with a body passes by the cache",
+    "authorization": "a request with Authorization passes by the cache here (setting `authorization`)",
+    "cookie": "a request with cookies passes by the cache here (setting `cookies`)",
+    "precondition": "a request with If-Match or If-Unmodified-Since is the upstream's to judge",
+    "no-store": "the request says Cache-Control: no-store",
+}
+
+
+def _why_stale(ends: Windows, now: float, *, refresh: bool) -> str:
+    since = now - ends.fresh
+    if refresh:
+        return f"fresh until {since:.1f} s ago; within stale_while_revalidate it is given, and refreshed behind"
+    return f"fresh until {since:.1f} s ago; the request's max-stale accepts it"
+
+
+def _why_asked(decision: policy.Revalidate, now: float) -> str:
+    means = "with its validators" if policy.has_validator(decision.stored.headers) else "without validators"
+    if decision.reason == "request":
+        return f"it is fresh, but the request's Cache-Control wants more: the upstream is asked {means}"
+    kept = "; if the upstream fails, it is given all the same" if now < decision.windows.error else ""
+    return f"fresh until {now - decision.windows.fresh:.1f} s ago: the upstream is asked {means}{kept}"
+
+
+def _normalised(request: _Request) -> Iterator[str]:
+    given = request.text.partition(" ")[2]
+    if given.partition("?")[0] != request.target.path and given.startswith("/"):
+        yield f"path {given.partition('?')[0]} is {request.target.path}"
+    pairs = [pair for pair in given.partition("?")[2].split("&") if pair]
+    names = [pair_name(pair) for pair in pairs]
+    if names != sorted(names):
+        yield "query parameters are sorted by name"
+
+
+def _dropped(target: Target, asks: str) -> Iterator[str]:
+    asked = asks.partition("?")[2].split("&")
+    for pair in target.query:
+        if pair not in asked:
+            yield f"query parameter {pair_name(pair)}: no answer depends on it here (settings `query`, `drop_query`)"
+
+
+def _variant(planned: Plan, stored: Stored | None, headers: Headers) -> tuple[str, ...]:
+    if stored is None or not stored.vary:
+        return ()
+    return tuple(variant_key(planned.base, stored.vary, headers).removeprefix(planned.base).strip("\n").split("\n"))
+
+
+def _origin_notes(stored: Stored | None) -> Iterator[str]:
+    if stored is None:
+        yield "the upstream's headers decide"
+        return
+    life = stored.life
+    if life.lifetime is not None:
+        yield f"the upstream stated {life.lifetime:g} s"
+    elif life.heuristic:
+        yield f"the upstream stated nothing; {life.heuristic:g} s are assumed from Last-Modified"
+    if life.no_cache:
+        yield "no-cache: validated each time"
+    if life.strict:
+        yield "must-revalidate, proxy-revalidate or s-maxage: never given stale"
+
+
+def _client(facts: Facts, keying: Keying, headers: Headers) -> Iterator[str]:
+    """What the request itself changed."""
+    if facts.no_cache:
+        yield "no-cache: what is stored is validated first"
+    if facts.max_age is not None:
+        yield f"max-age={facts.max_age:g}: nothing older is accepted"
+    if facts.min_fresh:
+        yield f"min-fresh={facts.min_fresh:g}: it must stay fresh so long"
+    if facts.max_stale is not None:
+        yield "max-stale: stale answers are accepted"
+    if facts.only_if_cached:
+        yield "only-if-cached: the upstream is not asked"
+    if keying.authorization == "ignore" and has(headers, b"authorization"):
+        yield "Authorization is not forwarded and does not count (setting `authorization`)"
+    if keying.cookies == () and has(headers, b"cookie"):
+        yield "cookies are not forwarded and do not count (setting `cookies`)"
+
+
+# --- for people --------------------------------------------------------------------------------------------
+
+
+def render(trace: Trace) -> str:
+    """The trace as text, a fact a line."""
+    return "\n".join(_lines(trace))
+
+
+def _lines(trace: Trace) -> Iterator[str]:
+    yield trace.request
+    yield from _line("decision", f"{trace.decision}: {trace.why}")
+    yield from _line("target", trace.target, *trace.normalised)
+    if trace.route:
+        yield from _line("route", f"{trace.route} ({trace.path})", *(f"over {lost}" for lost in trace.lost))
+        yield from _line("asks", f"{trace.upstream} for {trace.asks}")
+        yield from _line("dropped", *trace.dropped)
+        yield from _line("key", *trace.key)
+        yield from _line("variant", *trace.variant)
+    if trace.ttl is not None:
+        yield from _line("ttl", f"{trace.ttl.value}: {', over '.join(trace.ttl.sources)}", *trace.ttl.notes)
+    if trace.route:
+        if trace.decision != UNKNOWN:
+            yield from _line("stored", *_entry_lines(trace.entry))
+        yield from _line("names", *(f"{name.name}: last purged {name.epoch}" for name in trace.names))
+    yield from _line("client", *trace.client)
+
+
+def _line(label: str, *values: str) -> Iterator[str]:
+    shown = [value for value in values if value]
+    for position, value in enumerate(shown):
+        yield f"  {label if not position else '':<10}{value}"
+
+
+def _entry_lines(entry: Entry | None) -> Iterator[str]:
+    if entry is None:
+        yield "nothing"
+        return
+    yield f"in {entry.tier}: {entry.status}, {entry.bytes} bytes, {entry.age:.1f} s old"
+    yield _window("fresh", entry.fresh_for)
+    yield _window("stale while revalidating", entry.stale_while_revalidate_for)
+    yield _window("stale if the upstream fails", entry.stale_if_error_for)
+    if entry.varies_on:
+        yield f"varies on {', '.join(entry.varies_on)}"
+    if entry.purged_softly:
+        yield "purged softly: its freshness has ended"
+
+
+def _window(what: str, left: float) -> str:
+    return f"{what} for {left:.1f} s more" if left > 0 else f"{what} until {-left:.1f} s ago"

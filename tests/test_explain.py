@@ -1,0 +1,244 @@
+"""Why a request is answered as it is: the trace says what the engine then does, and changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from gateway.admin import create_admin
+from gateway.app import Gateway, create_app
+from gateway.cli import app as cli
+from gateway.embedded import Embedded
+from gateway.explain import Trace, render
+from gateway.settings import load
+from gateway.shared import RedisStore
+
+from .conftest import TurnedClock, Upstream, asking, gateway, json_answer
+
+ROUTES: dict[str, Any] = {
+    "item": {
+        "path": "/items/{id}",
+        "upstream": "api",
+        "upstream_path": "/v2/{id}",
+        "ttl": "30s",
+        "stale_while_revalidate": "1m",
+        "stale_if_error": "5m",
+        "query": ["a", "b"],
+        "tags": ["item:{id}"],
+    },
+    "rest": {"path": "/{path:path}", "upstream": "api"},
+}
+
+
+ANY = ((b"accept", b"*/*"),)
+"""What the tests' client sends with each request, as curl does."""
+
+
+def started(clock: TurnedClock, **headers: str) -> tuple[Gateway, Upstream]:
+    upstream = Upstream(json_answer(**headers))
+    return gateway(upstream, ROUTES, clock=clock), upstream
+
+
+async def test_the_trace_names_the_route_that_won_and_those_that_lost(clock: TurnedClock) -> None:
+    app, _ = started(clock)
+    trace = await app.explain("GET", "/items/7")
+    assert (trace.route, trace.path, trace.lost) == ("item", "/items/{id}", ("rest (/{path:path})",))
+    assert (trace.upstream, trace.asks) == ("api", "/v2/7")
+
+
+async def test_it_says_what_was_normalised_dropped_and_keyed(clock: TurnedClock) -> None:
+    app, _ = started(clock)
+    headers = ((b"accept-language", b"de"), (b"x-other", b"1"))
+    trace = await app.explain("GET", "/items/%37?b=2&a=1&utm_source=x&z=9", headers)
+    assert trace.target == "/items/7?a=1&b=2&utm_source=x&z=9"
+    assert trace.normalised == ("path /items/%37 is /items/7", "query parameters are sorted by name")
+    assert [line.split(":")[0] for line in trace.dropped] == ["query parameter utm_source", "query parameter z"]
+    assert trace.key == ("api", "/v2/7?a=1&b=2", "accept-language:de")
+
+
+async def test_what_it_foretells_is_what_happens_and_nothing_is_asked_for_it(clock: TurnedClock) -> None:
+    app, upstream = started(clock)
+    async with asking(app) as client:
+        for turn, decision, status in (
+            (0, "miss", "gateway; fwd=miss"),
+            (1, "hit", "gateway; hit; ttl="),
+            (31, "stale", "gateway; hit; ttl=-"),
+            (400, "revalidate", "gateway; fwd=stale"),
+        ):
+            clock.turn(turn)
+            asked = upstream.asked
+            trace = await app.explain("GET", "/items/7", ANY)
+            assert trace.decision == decision
+            assert upstream.asked == asked
+            response = await client.get("/items/7")
+            assert response.headers["cache-status"].startswith(status)
+            await app.engine.settle()
+
+
+async def test_a_stored_answer_is_shown_with_its_age_and_windows(clock: TurnedClock) -> None:
+    app, _ = started(clock)
+    async with asking(app) as client:
+        await client.get("/items/7")
+        clock.turn(10)
+        trace = await app.explain("GET", "/items/7", ANY)
+    assert trace.entry is not None
+    assert (trace.entry.tier, trace.entry.status, trace.entry.age) == ("memory", 200, 10.0)
+    assert 17 <= trace.entry.fresh_for <= 20
+    assert trace.entry.stale_while_revalidate_for == pytest.approx(trace.entry.fresh_for + 60, abs=0.01)
+    assert trace.entry.stale_if_error_for == pytest.approx(trace.entry.fresh_for + 300, abs=0.01)
+
+
+async def test_what_lies_in_redis_alone_is_shown_and_left_there(valkey: Embedded, clock: TurnedClock) -> None:
+    prefix = f"{uuid4().hex}:"
+    upstream = Upstream(json_answer())
+    one, two = (
+        gateway(upstream, ROUTES, clock=clock, store=RedisStore(valkey.url, prefix=prefix, budget=1.0))
+        for _ in range(2)
+    )
+    async with asking(one) as client, asking(two):
+        await client.get("/items/7")
+        await one.engine.settle()
+        trace = await two.explain("GET", "/items/7", ANY)
+        assert trace.entry is not None
+        assert (trace.decision, trace.entry.tier) == ("hit", "redis")
+        assert len(two.engine.memory) == 0
+
+
+async def test_purges_are_shown_by_the_names_they_went_by(clock: TurnedClock) -> None:
+    app, _ = started(clock)
+    async with asking(app) as client:
+        await client.get("/items/7")
+        clock.turn(1)
+        await app.purge(tags=["item:7"])
+        trace = await app.explain("GET", "/items/7", ANY)
+        assert trace.decision == "miss"
+        epochs = {name.name: name.epoch for name in trace.names}
+        assert epochs["key"] == epochs["route item"] == "-"
+        assert epochs["tag item:7"] != "-"
+        await app.purge(routes=["item"], soft=True)
+        trace = await app.explain("GET", "/items/7", ANY)
+        assert {name.name: name.epoch for name in trace.names}["route item"].endswith("(soft)")
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers", "decision", "why"),
+    [
+        ("POST", "/items/7", {}, "pass", "only GET and HEAD"),
+        ("GET", "/items/7", {"authorization": "Bearer x"}, "bypass", "setting `authorization`"),
+        ("GET", "/items/7", {"cookie": "a=1"}, "bypass", "setting `cookies`"),
+        ("GET", "/items/7", {"cache-control": "no-store"}, "bypass", "no-store"),
+        ("GET", "/items/7", {"cache-control": "only-if-cached"}, "504", "only-if-cached"),
+        ("GET", "/items/%2f", {}, "400", "encoded slash"),
+        ("GET", "items", {}, "400", "neither a path"),
+    ],
+)
+async def test_ways_past_the_cache_say_why(
+    clock: TurnedClock, method: str, target: str, headers: dict[str, str], decision: str, why: str
+) -> None:
+    app, _ = started(clock)
+    fields = tuple((name.encode(), value.encode()) for name, value in headers.items())
+    trace = await app.explain(method, target, fields)
+    assert trace.decision == decision
+    assert why in trace.why
+
+
+async def test_what_the_client_asked_for_is_said(clock: TurnedClock) -> None:
+    app, _ = started(clock)
+    async with asking(app) as client:
+        await client.get("/items/7")
+        clock.turn(5)
+        trace = await app.explain("GET", "/items/7", (*ANY, (b"cache-control", b"max-age=3")))
+    assert trace.decision == "revalidate"
+    assert trace.client == ("max-age=3: nothing older is accepted",)
+    assert "wants more" in trace.why
+
+
+async def test_a_route_that_follows_its_upstream_says_what_the_upstream_stated(clock: TurnedClock) -> None:
+    app, _ = started(clock, cache_control="max-age=60, must-revalidate", vary="accept-language")
+    async with asking(app) as client:
+        await client.get("/other", headers={"accept-language": "fr"})
+        trace = await app.explain("GET", "/other", ((b"accept-language", b"fr"),))
+    assert trace.ttl is not None
+    assert (trace.ttl.value, trace.ttl.sources) == ("origin", ("default",))
+    assert "the upstream stated 60 s" in trace.ttl.notes
+    assert any("never given stale" in note for note in trace.ttl.notes)
+    assert trace.variant == ("vary accept-language:fr",)
+
+
+FILE = """\
+redis_url: none
+upstreams:
+  api: {url: "http://api.test"}
+routes:
+  item: {path: "/items/{id}", upstream: api, ttl: 30s}
+"""
+
+
+async def test_the_ttl_is_told_with_who_set_it_and_what_that_overruled(clock: TurnedClock, tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(FILE)
+    loaded = load(file, environ={"GATEWAY_ROUTES__ITEM__TTL": "10s"}, dotenv=None)
+    app = create_app(loaded, transport=Upstream(json_answer(cache_control="max-age=60")), clock=clock)
+    async with asking(app) as client:
+        await client.get("/items/7")
+        trace = await app.explain("GET", "/items/7", ANY)
+    assert trace.ttl is not None
+    assert trace.ttl.value == "10s"
+    environment, from_file, upstream = trace.ttl.sources
+    assert environment == "environment GATEWAY_ROUTES__ITEM__TTL (10s)"
+    assert from_file.endswith("gateway.yaml line 5 (30s)")
+    assert upstream == "upstream (max-age=60)"
+
+
+async def test_the_admin_listener_gives_the_trace_as_json_to_who_has_the_token(clock: TurnedClock) -> None:
+    app, _ = started(clock)
+    order = {"target": "/items/7", "headers": [["Accept-Language", "de"]]}
+    transport = httpx.ASGITransport(create_admin(app, "secret"))
+    async with httpx.AsyncClient(transport=transport, base_url="http://admin.test") as client:
+        assert (await client.post("/explain", json=order)).status_code == 401
+        headers = {"authorization": "Bearer secret"}
+        answer = await client.post("/explain", json=order, headers=headers)
+        assert answer.json()["key"] == ["api", "/v2/7", "accept-language:de"]
+        assert (await client.post("/explain", json={"targt": "/"}, headers=headers)).status_code == 400
+
+
+def test_the_command_explains_by_a_configuration_alone(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(FILE)
+    result = CliRunner().invoke(cli, ["explain", "GET", "/items/7?b=1&a=2", "-H", "Accept: text/html", "-c", str(file)])
+    assert result.exit_code == 0
+    for line in ("decision  unknown", "route     item (/items/{id})", "ttl       30s", "accept:text/html"):
+        assert line in result.output
+    assert "stored" not in result.output.replace("what is stored is not known", "")
+
+
+def test_a_header_without_a_colon_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(FILE)
+    result = CliRunner().invoke(cli, ["explain", "GET", "/", "-H", "nonsense", "-c", str(file)])
+    assert result.exit_code == 2
+
+
+def test_the_text_says_of_a_path_without_route_that_there_is_none() -> None:
+    text = render(Trace(request="GET /x", target="/x", decision="404", why="no declared route has this path"))
+    assert text.splitlines() == [
+        "GET /x",
+        "  decision  404: no declared route has this path",
+        "  target    /x",
+    ]
+
+
+async def test_the_text_tells_the_windows_of_what_is_stored(clock: TurnedClock) -> None:
+    app, _ = started(clock)
+    async with asking(app) as client:
+        await client.get("/items/7")
+        clock.turn(31)
+        text = render(await app.explain("GET", "/items/7", ANY))
+    assert "fresh until" in text
+    assert "stale while revalidating for" in text
+    assert "in memory: 200" in text
