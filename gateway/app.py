@@ -31,6 +31,7 @@ from .access_log import AccessLog, JsonAccessLog, silent
 from .clock import Clock, SystemClock
 from .config import Config
 from .documentation import OPENAPI, add_pages, openapi_operation
+from .door import Door
 from .engine import Engine
 from .errors import ConfigError, ConfigProblem
 from .explain import Explainer, Origins, Trace, no_origins
@@ -113,6 +114,7 @@ class Gateway(FastAPI):
         self.metrics.watch(self.engine)
         self.declared = declare(config, self.upstreams)
         self._log = log if log is not None else (JsonAccessLog() if config.access_log else silent)
+        self.door = Door(config, metrics=self.metrics, log=self._log)
         self.inner: ASGIApp | None = None
         documented = config.docs != "off" or config.redoc != "off"
         super().__init__(

@@ -391,6 +391,33 @@ class CorsConfig(Model):
         return bool(self.allow_origins or self.allow_origin_regex)
 
 
+class LimitsConfig(Model):
+    """What clients may send and hold, in each worker; more is refused, and the connection closed."""
+
+    head_timeout: Duration = timedelta(seconds=10)
+    """How long the head of a request may take, from the connection or its first byte on (408)."""
+    body_timeout: Duration = timedelta(seconds=10)
+    """How long a request's body may make no progress, which is 500 bytes a second at least (408)."""
+    write_timeout: Duration = timedelta(seconds=30)
+    """How long a client may read nothing of what it is sent; then the connection is cut."""
+    keep_alive: Duration = timedelta(seconds=75)
+    """How long a connection may lie idle between two requests."""
+    request_line: Annotated[Size, Field(ge=64, le=65_536)] = 8 * 1024
+    """The longest request line (414)."""
+    request_head: Annotated[Size, Field(ge=1024, le=1_048_576)] = 32 * 1024
+    """The largest head: request line and headers (431)."""
+    request_headers: Annotated[int, Field(ge=1, le=10_000)] = 100
+    """The most header fields (431)."""
+    connections: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    """Connections at once (503)."""
+    connections_per_client: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
+    """Connections at once from one address that is no trusted proxy's (503)."""
+    requests: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
+    """Requests at once that memory does not answer (503)."""
+    requests_per_client: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
+    """The same, from one address that is no trusted proxy's (503)."""
+
+
 def _off_or_path(value: object) -> object:
     if value is False or value in ("off", "none"):
         return "off"
@@ -431,6 +458,8 @@ class Config(Model):
     """The cache in the process, in all: keys, headers and bodies."""
     max_body: Size = 2 * 1024**2
     """The largest body that is stored; larger ones are streamed through."""
+    max_request_body: Size = 16 * 1024**2
+    """The largest body that a client may send (413)."""
     admin_listen: str = "127.0.0.1:9000"
     """Where metrics and health are served: `host:port`, `unix:/path`, or `none`."""
     drop_query: TextList = list(TRACKING_PARAMETERS)
@@ -452,6 +481,8 @@ class Config(Model):
     """Routers written in Python, as `module:attribute`, such as shop.routes:router."""
     cors: CorsConfig = CorsConfig()
     """Which web pages may read the answers."""
+    limits: LimitsConfig = LimitsConfig()
+    """What clients may send and hold."""
     docs: PageUrl = "/docs"
     """The path of the Swagger UI, or `off` for no documentation pages at all."""
     redoc: PageUrl = "/redoc"

@@ -1,32 +1,296 @@
 """The door: a subclass of uvicorn's httptools protocol, given to uvicorn by its `http=` setting.
 
-It sees a request before any ASGI scope is made. What it adds to the scope, ASGI alone cannot say:
+It sees each byte first. A request's head is read strictly (`heads`) and its body's end is found (`framing`) before
+httptools is fed with either, one request at a time: the next one waits, unread, until the answer to the last is
+written. Whoever is too slow, too large or ambiguous gets a proper answer, and the connection ends (`door`).
+
+What it adds to the scope, ASGI alone cannot say:
 
 - the request line's target as it came: an absolute form's authority, which may contradict `Host`;
 - a way to pass interim responses (102, 103) on to the client (RFC 9110 §15.2).
+
+What it leans on in uvicorn is named in `INTERNALS`, and a test fails where a new uvicorn moves any of it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
+from enum import Enum, auto
 from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from .door import BODY_RATE, LINGER, NEVER, SWEEP, Door
+from .errors import RequestRefused
 from .exchange import INTERIM_KEY
+from .framing import ChunkedBody, LengthBody
+from .heads import Framing, Line, check_part, read_fields, read_framing, read_line
 from .middleware import RAW_TARGET_KEY
 
 PASSED_ON = (HTTPStatus.PROCESSING, HTTPStatus.EARLY_HINTS)
 
+INTERNALS = {
+    HttpToolsProtocol: (
+        *("app", "client", "config", "cycle", "flow", "headers", "loop", "parser", "scheme", "scope"),
+        *("server_state", "timeout_keep_alive_task", "transport", "url"),
+        *("on_headers_complete", "on_header", "on_response_complete", "resume_writing", "shutdown"),
+    ),
+    RequestResponseCycle: (
+        *("disconnected", "keep_alive", "message_event", "response_complete", "response_started", "scope"),
+    ),
+}
+"""What this module uses of uvicorn beyond `asyncio.Protocol`."""
+
+
+class Phase(Enum):
+    HEAD = auto()
+    """Waiting for a head, or for the rest of one; the answer to the last request may be under way."""
+    BODY = auto()
+    CLOSING = auto()
+    """Refused: the answer is written, what still comes is thrown away."""
+
 
 class GatewayProtocol(HttpToolsProtocol):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.door = door_of(self.app)
+        self._phase = Phase.HEAD
+        self._buffer = b""
+        self._at = 0
+        self._checked = 0
+        self._skipped = False
+        self._method = ""
+        self._body: LengthBody | ChunkedBody = LengthBody(0)
+        self._received = 0
+        self._began = time.perf_counter()
+        self._deadline = NEVER
+        self._admitted = False
+        self._head_read = False
+        self._unsent = 0
+        self._stalled = NEVER
+
+    # --- the connection ------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, transport))
+        self._peer = self.client[0] if self.client else ""
+        self._began = time.perf_counter()
+        self._deadline = self._began + self.door.timeouts.head
+        try:
+            self.door.enter(self, self._peer, self.loop)
+        except RequestRefused as refused:
+            self._refuse(refused)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.door.leave(self, self._peer)
+        self._release()
+        self._buffer = b""
+        super().connection_lost(exc)
+
+    def sweep(self, now: float) -> None:
+        """End what is too slow: called twice a second."""
+        self._watch_writing(now)
+        if now + SWEEP < self._deadline or self.transport.is_closing():
+            return
+        if self._phase is Phase.BODY:
+            self._judge_body(now)
+        elif self._phase is Phase.HEAD and self._at < len(self._buffer):
+            self._refuse(RequestRefused("The request's head took too long.", 408, "slow_head"))
+        else:
+            self.transport.close()
+
+    def _watch_writing(self, now: float) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if not unsent or unsent < self._unsent:
+            self._stalled = now + self.door.timeouts.write if unsent else NEVER
+        elif self._stalled == NEVER:
+            self._stalled = now + self.door.timeouts.write
+        elif now >= self._stalled:
+            self.transport.abort()
+        self._unsent = unsent
+
+    def _judge_body(self, now: float) -> None:
+        if self.flow.read_paused:  # the app is slower than the client
+            self._received = 0
+        elif self._received < BODY_RATE * self.door.timeouts.body:
+            self._refuse(RequestRefused("The request's body came too slowly.", 408, "slow_body"))
+            return
+        self._received = 0
+        self._deadline = now + self.door.timeouts.body
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._at < len(self._buffer):
+            self.loop.call_soon(self._advance)
+
+    # --- bytes ---------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if self._phase is Phase.CLOSING:
+            return
+        rest = len(self._buffer) - self._at
+        if not rest and self._phase is Phase.HEAD and not self._pending:
+            self._began = time.perf_counter()
+            self._deadline = self._began + self.door.timeouts.head
+        self._buffer = self._buffer[self._at :] + data if rest else data
+        self._at = 0
+        self._advance()
+
+    def _advance(self) -> None:
+        """Go on with what has come, as far as it may be gone on with now."""
+        try:
+            while self._at < len(self._buffer) and not self.transport.is_closing():
+                if self._phase is Phase.CLOSING:
+                    return
+                if self._phase is Phase.BODY:
+                    self._feed_body()
+                elif self._pending or self.flow.write_paused:
+                    self.flow.pause_reading()
+                    return
+                elif not self._take_head():
+                    break
+        except RequestRefused as refused:
+            self._refuse(refused)
+            return
+        if self._phase is Phase.HEAD and not self._pending:
+            self.flow.resume_reading()
+
+    @property
+    def _pending(self) -> bool:
+        """Whether the app owes an answer on this connection."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _take_head(self) -> bool:
+        """Go on with the next head; False where it is not whole yet. Raises RequestRefused."""
+        limits = self.door.limits
+        if self._checked == 0 and not self._skipped and self._buffer.startswith(b"\r\n", self._at):
+            # RFC 9112 §2.2: an empty line before a request, such as old clients send after a body.
+            self._at += 2
+            self._skipped = True
+        end = self._buffer.find(b"\r\n\r\n", self._at) + 4
+        if end < 4 or end - self._at > limits.head:
+            part = self._buffer[self._at :]
+            check_part(part, limits, seen=self._checked)
+            self._checked = len(part)
+            return False
+        head = self._buffer[self._at : end]
+        self._at, self._checked = end, 0
+        self._begin(head)
+        return True
+
+    def _begin(self, head: bytes) -> None:
+        """A request whose head is whole. Raises RequestRefused."""
+        limits = self.door.limits
+        end = head.index(b"\r\n")
+        self._skipped = False
+        self._method = "HEAD" if head.startswith(b"HEAD ") else ""
+        line = read_line(head[:end], limits)
+        self._method = line.method.decode("ascii")
+        fields = read_fields(head[end + 2 : -2], limits)
+        self._pass_on(head, line, fields, read_framing(line, fields, limits))
+
+    def _pass_on(self, head: bytes, line: Line, fields: list[tuple[bytes, bytes]], framing: Framing) -> None:
+        """Give a request to the app. Raises RequestRefused."""
+        self.door.admit(self._peer)
+        self._admitted = True
+        self._head_read = False
+        self._feed(head if not framing.upgrade else _without_upgrade(line, fields))
+        self._head_read = True
+        self._body = ChunkedBody(self.door.limits) if framing.length is None else LengthBody(framing.length)
+        self._deadline = NEVER
+        if not self._body.done:
+            self._phase = Phase.BODY
+            self._received = 0
+            self._deadline = time.perf_counter() + self.door.timeouts.body
+
+    def _feed_body(self) -> None:
+        end = self._body.take(self._buffer, self._at)
+        piece = self._buffer[self._at : end]
+        self._at = end
+        self._received += len(piece)
+        self._feed(piece)
+        if self._body.done:
+            self._phase = Phase.HEAD
+            self._deadline = NEVER if self._pending else time.perf_counter() + self.door.timeouts.keep_alive
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            # A callback's own error is ours, and not the client's.
+            if isinstance(error, httptools.HttpParserCallbackError):
+                raise
+            raise RequestRefused("The request is malformed.", 400, "parser") from error
+
+    def _refuse(self, refused: RequestRefused) -> None:
+        """Answer, and end the connection; where an answer has begun, only end it."""
+        begun = self._end_cycle()
+        self._phase = Phase.CLOSING
+        self._buffer, self._at = b"", 0
+        if begun or self.transport.is_closing():
+            self.transport.close()
+            return
+        answer = self.door.refusal(
+            refused, client=self._peer, method=self._method, scheme=self.scheme or "http", began=self._began
+        )
+        self.transport.write(answer)
+        self._linger()
+
+    def _end_cycle(self) -> bool:
+        """Take the answer away from the app; whether it had begun to give one."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        cycle.disconnected = True
+        cycle.message_event.set()
+        return cycle.response_started
+
+    def _linger(self) -> None:
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._deadline = time.perf_counter() + LINGER
+        else:
+            self.transport.close()
+
+    # --- what httptools calls ------------------------------------------------------------------------------
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # httptools hands trailers over like headers; after the head they would change what was judged already.
+        if not self._head_read:
+            super().on_header(name, value.strip(b" \t"))
+
     def on_headers_complete(self) -> None:
         scope = cast(dict[str, Any], self.scope)
         scope[RAW_TARGET_KEY] = self.url
         scope["extensions"] = {INTERIM_KEY: partial(self._interim, scope)}
         super().on_headers_complete()
+
+    # --- what uvicorn calls --------------------------------------------------------------------------------
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        self._release()
+        if self.transport.is_closing():
+            return
+        if self._phase is Phase.HEAD:
+            self._deadline = time.perf_counter() + self.door.timeouts.keep_alive
+        if self._at < len(self._buffer):
+            self._began = time.perf_counter()
+            self._deadline = self._began + self.door.timeouts.head
+            self.loop.call_soon(self._advance)
+        else:
+            self.flow.resume_reading()
+
+    def _release(self) -> None:
+        if self._admitted:
+            self._admitted = False
+            self.door.release(self._peer)
 
     def _interim(self, scope: dict[str, Any], status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Send an interim response, if `scope`'s request is the one being answered and nothing was sent yet.
@@ -45,3 +309,21 @@ class GatewayProtocol(HttpToolsProtocol):
         lines = [b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode("ascii"))]
         lines += [name + b": " + value + b"\r\n" for name, value in headers if name.lower() != b"connection"]
         self.transport.write(b"".join([*lines, b"\r\n"]))
+
+
+def door_of(app: object) -> Door:
+    """The guard that an app brings along, also behind wrappers that keep it as `app`; otherwise one with defaults."""
+    for _ in range(8):
+        door = getattr(app, "door", None)
+        if isinstance(door, Door):
+            return door
+        app = getattr(app, "app", None)
+    return Door()
+
+
+def _without_upgrade(line: Line, fields: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """The head without `Upgrade`, which nothing here speaks and a server may ignore (RFC 9110 §7.8); httptools would
+    take what follows for another protocol."""
+    lines = [line.method + b" " + line.target + b" HTTP/" + line.version.encode("ascii")]
+    lines += [name + b": " + value for name, value in fields if name != b"upgrade"]
+    return b"\r\n".join([*lines, b"", b""])

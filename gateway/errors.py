@@ -49,11 +49,13 @@ class ConfigError(GatewayError):
 
 
 class RequestRefused(GatewayError):
-    """The request is answered with `status` (400 unless said otherwise) and goes no further."""
+    """The request is answered with `status` (400 unless said otherwise) and goes no further; it is counted under
+    `reason`, a word of a closed set."""
 
-    def __init__(self, detail: str, status: int = 400) -> None:
+    def __init__(self, detail: str, status: int = 400, reason: str = "target") -> None:
         self.detail = detail
         self.status = status
+        self.reason = reason
         super().__init__(detail)
 
 
@@ -97,14 +99,14 @@ PROBLEM_MEDIA_TYPE = b"application/problem+json"
 
 def problem_type(status: int) -> str:
     """The stable `type` of a problem: `/problems/` and the status phrase, in kebab case."""
-    return "/problems/" + _phrase(status).lower().replace(" ", "-").replace("'", "")
+    return "/problems/" + problem_title(status).lower().replace(" ", "-").replace("'", "")
 
 
 def problem_document(status: int, detail: Any, request_id: str, title: str | None = None) -> dict[str, Any]:
     """The members of an `application/problem+json` answer (RFC 9457 §3)."""
     document = {
         "type": problem_type(status),
-        "title": title or _phrase(status),
+        "title": title or problem_title(status),
         "status": status,
         "detail": detail,
     }
@@ -115,7 +117,8 @@ def problem_document(status: int, detail: Any, request_id: str, title: str | Non
 _RENAMED = {413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
 
 
-def _phrase(status: int) -> str:
+def problem_title(status: int) -> str:
+    """The phrase of a status."""
     if status in _RENAMED:
         return _RENAMED[status]
     try:

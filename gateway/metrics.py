@@ -50,7 +50,10 @@ class Metrics:
             registry=self.registry,
         )
         self._refused = Counter(
-            "gateway_refused_requests", "Requests refused before any route saw them.", registry=self.registry
+            "gateway_refused_requests",
+            "Requests refused before any route saw them, by the reason.",
+            ("reason",),
+            registry=self.registry,
         )
         self._count_request = lru_cache(maxsize=4096)(self._requests.labels)
         self._observe_seconds = lru_cache(maxsize=64)(self._seconds.labels)
@@ -69,8 +72,8 @@ class Metrics:
         self._count_upstream(name, result).inc()
         self._observe_upstream(name).observe(seconds)
 
-    def refused(self) -> None:
-        self._refused.inc()
+    def refused(self, reason: str) -> None:
+        self._refused.labels(reason).inc()
 
     def render(self) -> bytes:
         """All of it, in Prometheus's text format."""

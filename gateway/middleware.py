@@ -127,7 +127,7 @@ class TargetRule:
         try:
             target = self._apply(scope, exchange)
         except RequestRefused as refused:
-            self._metrics.refused()
+            self._metrics.refused(refused.reason)
             request_id = exchange.request_id if exchange is not None else ""
             await _send_problem(send, refused.status, refused.detail, request_id, scope["method"])
             return
@@ -138,7 +138,7 @@ class TargetRule:
 
     def _apply(self, scope: Scope, exchange: Exchange | None) -> Target:
         if scope["method"] in ("CONNECT", "TRACE"):
-            raise RequestRefused(f"{scope['method']} is not served here.", 405)
+            raise RequestRefused(f"{scope['method']} is not served here.", 405, "method")
         host = check_host(values(scope["headers"], b"host"), scope.get("http_version", "1.1"))
         raw_path, query = scope.get("raw_path") or scope["path"].encode(), scope["query_string"]
         raw = scope.get(RAW_TARGET_KEY)
@@ -159,6 +159,8 @@ async def _send_problem(send: Send, status: int, detail: str, request_id: str, m
         (b"content-type", PROBLEM_MEDIA_TYPE),
         (b"content-length", b"%d" % len(body)),
         (b"cache-control", b"no-store"),
+        # Whoever sends what can be read in two ways may have sent more of it.
+        (b"connection", b"close"),
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})

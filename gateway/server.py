@@ -58,7 +58,7 @@ async def _run(config: Config, redis_url: str, public: socket.socket, admin: soc
     _freeze()
     servers = [(_server(app, http=GatewayProtocol), public)]
     if admin is not None:
-        servers.append((_server(create_admin(app), lifespan="off"), admin))
+        servers.append((_server(create_admin(app), http=GatewayProtocol, lifespan="off"), admin))
     with _signals([server for server, _ in servers]):
         host, port = public.getsockname()[:2]
         logger.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)

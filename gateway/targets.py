@@ -183,10 +183,10 @@ def check_host(hosts: list[bytes], http_version: str) -> str:
     if not hosts and http_version == "1.0":
         return ""
     if len(hosts) != 1:
-        raise RequestRefused("The request must have exactly one Host header.")
+        raise RequestRefused("The request must have exactly one Host header.", reason="host")
     host = hosts[0].decode("latin-1")
     if not _HOST.fullmatch(host) or int(host.rpartition("]")[2].partition(":")[2] or 0) > 65535:
-        raise RequestRefused("The Host header is malformed.")
+        raise RequestRefused("The Host header is malformed.", reason="host")
     return host.lower()
 
 

@@ -456,5 +456,5 @@ async def test_metrics_count_what_was_answered() -> None:
     assert 'gateway_requests_total{outcome="hit",route="item",status="2xx"} 2.0' in text
     assert 'gateway_requests_total{outcome="miss",route="item",status="2xx"} 1.0' in text
     assert 'gateway_upstream_requests_total{result="2xx",upstream="api"} 1.0' in text
-    assert "gateway_refused_requests_total 1.0" in text
+    assert 'gateway_refused_requests_total{reason="target"} 1.0' in text
     assert "gateway_memory_entries 1.0" in text

@@ -16,19 +16,18 @@ PURE = frozenset(
         *("advice", "changes", "ladder"),
         *("config", "epochs", "errors", "exchange", "headers", "keys", "outcome", "policy", "proxies", "ranges"),
         *("record", "redis_urls", "targets", "templates"),
+        *("framing", "heads"),
     )
 )
 IO = frozenset(
     (
-        *("access_log", "answers", "client", "clock", "edge", "embedded", "engine", "fastapi_cache2", "flight"),
+        *("access_log", "answers", "client", "clock", "door", "edge", "embedded", "engine", "fastapi_cache2", "flight"),
         *("handlers", "leases", "memory", "metrics", "middleware", "problems", "purges", "redis_clients", "remote"),
         *("routes", "shared", "tiers", "transport", "upstreams"),
     )
 )
 WIRING = frozenset(
-    (
-        *("__init__", "__main__", "admin", "app", "cli", "document", "documentation", "explain", "server", "settings"),
-    )
+    (*("__init__", "__main__", "admin", "app", "cli", "document", "documentation", "explain", "server", "settings"),)
 )
 MODULES = sorted(path.stem for path in HOUSE.rglob("*.py"))
 
