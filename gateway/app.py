@@ -112,6 +112,7 @@ class Gateway(FastAPI):
             shared_budget=config.redis_budget.total_seconds(),
         )
         self.metrics.watch(self.engine)
+        self.metrics.watch_upstreams(self.upstreams.values())
         self.declared = declare(config, self.upstreams)
         self._log = log if log is not None else (JsonAccessLog() if config.access_log else silent)
         self.door = Door(config, metrics=self.metrics, log=self._log)

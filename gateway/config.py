@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from functools import cached_property
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -154,6 +154,32 @@ def _check_url(value: str) -> str:
 Url = Annotated[str, AfterValidator(_check_url)]
 
 
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the open internet: not loopback, link-local, private, shared or reserved.
+
+    An IPv6 address that stands for an IPv4 one is judged by that.
+    """
+    found = ip_address(address.partition("%")[0])
+    if isinstance(found, IPv6Address):
+        inner = (
+            found.ipv4_mapped or found.sixtofour or (IPv4Address(int(found) & 0xFFFFFFFF) if found in _NAT64 else None)
+        )
+        if inner is not None:
+            return inner.is_global
+    return found.is_global and not found.is_multicast
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+_NAT64 = ip_network("64:ff9b::/96")
+
+
 def _check_field_names(names: list[str]) -> list[str]:
     for name in names:
         if not _FIELD_NAME.fullmatch(name):
@@ -208,7 +234,23 @@ class UpstreamConfig(Model):
     connect_timeout: Duration = timedelta(seconds=1)
     """The deadline for a connection."""
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 100
-    """Connections at once, in each worker; who finds them all taken waits, within `timeout`."""
+    """Connections, and so requests, at once in each worker; who finds them all taken waits."""
+    max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 200
+    """How many requests may wait for a connection; the next one, and any that would wait for half of `timeout`, is told
+    503 at once. Refreshes behind stale answers never wait."""
+    retry_budget: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """How many requests may be sent a second time, as a share of all: only idempotent ones, only where nothing was
+    received, once. `0` repeats none."""
+    breaker_failures: Annotated[int, Field(ge=0, le=1_000_000)] = 20
+    """How many requests must fail within 10 s (connections, deadlines, 5xx), being half of all, for a host to be left
+    alone; `0` never leaves it alone."""
+    breaker_rest: Duration = timedelta(seconds=2)
+    """How long a host that failed is left alone, before one request tries it again."""
+    stream_timeout: Duration = timedelta(hours=1)
+    """The longest that an answer may be streamed; then it is broken off."""
+    addresses: Literal["any", "public"] = "any"
+    """`public` refuses a host that is, or whose name leads to, an address that is not public (loopback, link-local,
+    private)."""
     headers: dict[str, str] = {}
     """Constant request headers, such as an API key; they replace the client's of the same name."""
     max_response_headers: Size = 64 * 1024
@@ -234,6 +276,15 @@ class UpstreamConfig(Model):
             if not value.isprintable() or any(ord(char) > 255 for char in value):
                 raise ValueError(f"the value of {name} has a character that no header may have")
         return {name.lower(): value for name, value in headers.items()}
+
+    @model_validator(mode="after")
+    def _no_inside_address(self) -> UpstreamConfig:
+        if self.addresses == "public":
+            for base in self.bases:
+                host = urlsplit(base).hostname or ""
+                if host == "localhost" or (_is_address(host) and not is_public(host)):
+                    raise ValueError(f"addresses: public, but {host} is no public address")
+        return self
 
     @model_validator(mode="after")
     def _one_of_url_and_urls(self) -> UpstreamConfig:

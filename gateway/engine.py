@@ -678,7 +678,8 @@ class Engine:
         exchange.outcome = Outcome(Result.ERROR, forward=forward, collapsed=collapsed, detail=error.kind)
         answer = answers.problem(exchange, error.status, f"{error.title} ({error.upstream}).", title=error.title)
         if error.status == 503:
-            answer.headers.append((b"retry-after", b"%d" % max(1, round(self._retry_after))))
+            seconds = error.retry_after if error.retry_after is not None else self._retry_after
+            answer.headers.append((b"retry-after", b"%d" % max(1, math.ceil(seconds))))
         return answer
 
     # --- small things --------------------------------------------------------------------------------------

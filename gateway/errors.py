@@ -9,6 +9,7 @@ Pure: no I/O. The tree:
         ├── UpstreamUnreachable  no connection, or it broke before the response was whole (502)
         ├── UpstreamMalformed    it answered something that is not HTTP, or not what was asked (502)
         ├── UpstreamBusy         every connection to it is taken and the queue is full (503)
+        ├── UpstreamResting      it failed so often that it is left alone for a while (503)
         └── UpstreamTimeout      a deadline passed (504)
 
 Every answer made here is Problem Details (RFC 9457). The `type` is a stable relative URI; no answer
@@ -60,15 +61,17 @@ class RequestRefused(GatewayError):
 
 
 class UpstreamError(GatewayError):
-    """An upstream failed. `status` is what the client is told, `kind` the label of the metric."""
+    """An upstream failed. `status` is what the client is told, `kind` the label of the metric; `retry_after`, in
+    seconds, is when it is worth asking again, where that is known."""
 
     status = 502
     kind = "error"
     title = "The upstream service failed"
 
-    def __init__(self, upstream: str, reason: str) -> None:
+    def __init__(self, upstream: str, reason: str, retry_after: float | None = None) -> None:
         self.upstream = upstream
         self.reason = reason
+        self.retry_after = retry_after
         super().__init__(f"{upstream}: {reason}")
 
 
@@ -86,6 +89,12 @@ class UpstreamBusy(UpstreamError):
     status = 503
     kind = "busy"
     title = "The upstream service is busy"
+
+
+class UpstreamResting(UpstreamError):
+    status = 503
+    kind = "resting"
+    title = "The upstream service fails, and is left alone for a moment"
 
 
 class UpstreamTimeout(UpstreamError):

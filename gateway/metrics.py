@@ -6,7 +6,7 @@ is bounded. Children with labels are bound once and kept: looking one up costs a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from .engine import Engine
 from .outcome import Outcome
 from .shared import SharedStatistics
+from .upstreams import Upstream
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -64,6 +65,10 @@ class Metrics:
         """Show an engine's own figures, read when they are asked for."""
         self.registry.register(_EngineCollector(engine))
 
+    def watch_upstreams(self, upstreams: Iterable[Upstream]) -> None:
+        """Show the places, breakers and budgets of upstreams, read when they are asked for."""
+        self.registry.register(_UpstreamCollector(list(upstreams)))
+
     def request(self, route: str, outcome: Outcome, status: int, seconds: float) -> None:
         self._count_request(route, outcome.result.value, f"{status // 100}xx").inc()
         self._observe_seconds(outcome.result.value).observe(seconds)
@@ -109,6 +114,44 @@ class _EngineCollector(Collector):
         yield _counter("gateway_redis_failures", "Round trips that failed or took too long.", shared.failures)
         yield _counter("gateway_redis_dropped_writes", "Writes given up, Redis being away or too slow.", shared.dropped)
         yield _counter("gateway_redis_seconds", "Time spent in round trips to Redis.", shared.seconds)
+
+
+class _UpstreamCollector(Collector):
+    def __init__(self, upstreams: list[Upstream]) -> None:
+        self._upstreams = upstreams
+
+    def collect(self) -> Iterable[Metric]:
+        yield self._gauges("gateway_upstream_in_flight", "Requests under way.", lambda u: u.places.taken)
+        yield self._gauges(
+            "gateway_upstream_waiting", "Requests that wait for a connection.", lambda u: u.places.waiting
+        )
+        yield self._counters("gateway_upstream_shed", "Requests told 503: no place.", lambda u: u.places.shed)
+        yield self._counters("gateway_upstream_repeated", "Requests sent a second time.", lambda u: u.budget.spent)
+        yield self._counters(
+            "gateway_upstream_not_repeated", "Requests not repeated: no budget.", lambda u: u.budget.denied
+        )
+        state = GaugeMetricFamily(
+            "gateway_breaker_state",
+            "0 while a host is asked, 1 while one request tries it, 2 while it is left alone.",
+            labels=("upstream", "host"),
+        )
+        opened = CounterMetricFamily("gateway_breaker_opened", "How often it was.", labels=("upstream", "host"))
+        for upstream in self._upstreams:
+            for host in upstream.hosts:
+                state.add_metric((upstream.name, host.name), float(host.breaker.state.value))
+                opened.add_metric((upstream.name, host.name), float(host.breaker.opened))
+        yield from (state, opened)
+
+    def _gauges(self, name: str, text: str, of: Callable[[Upstream], float]) -> Metric:
+        return self._filled(GaugeMetricFamily(name, text, labels=("upstream",)), of)
+
+    def _counters(self, name: str, text: str, of: Callable[[Upstream], float]) -> Metric:
+        return self._filled(CounterMetricFamily(name, text, labels=("upstream",)), of)
+
+    def _filled(self, family: GaugeMetricFamily | CounterMetricFamily, of: Callable[[Upstream], float]) -> Metric:
+        for upstream in self._upstreams:
+            family.add_metric((upstream.name,), float(of(upstream)))
+        return family
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

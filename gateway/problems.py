@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,10 @@ async def _upstream(request: Request, error: Exception) -> Response:
     exchange = exchange_of(request.scope)
     if exchange is not None:
         exchange.outcome = Outcome(Result.ERROR, forward="miss", detail=error.kind)
-    return problem(request, error.status, f"{error.title} ({error.upstream}).", title=error.title)
+    response = problem(request, error.status, f"{error.title} ({error.upstream}).", title=error.title)
+    if error.status == 503:
+        response.headers["retry-after"] = str(max(1, math.ceil(error.retry_after or 1)))
+    return response
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -23,11 +24,14 @@ from typing import Any
 
 import aiohttp
 import httpx
+from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport
 from yarl import URL
+
+from .config import is_public
 
 _AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
@@ -101,16 +105,25 @@ Interim = Callable[[int, Sequence[tuple[bytes, bytes]]], None]
 
 
 @dataclass(slots=True)
-class _Attempt:
-    """One request on one connection: whom to tell of interim responses, and whether sending it again is safe."""
+class Attempt:
+    """One request on one connection: whom to tell of interim responses, and whether sending it again is safe.
+
+    Whoever sends a request hands it over as the extension `attempt`, and reads it where the request failed.
+    """
 
     interim: Interim | None = None
-    connection: Receiver | None = None
+    lost_its_connection: bool = False
+    """Whether a kept connection was closed as it was used again (RFC 9112 §9.3.1): nothing was received."""
+    _connection: Receiver | None = None
 
-    @property
-    def may_repeat(self) -> bool:
-        """A kept connection that the upstream closed as it was used again (RFC 9112 §9.3.1): nothing was received."""
-        return self.connection is None or (self.connection.requests > 1 and not self.connection.received)
+    def on(self, connection: Receiver) -> None:
+        connection.requests += 1
+        connection.received = False
+        self._connection = connection
+
+    def lost(self) -> None:
+        connection = self._connection
+        self.lost_its_connection = connection is None or (connection.requests > 1 and not connection.received)
 
 
 class Answered(aiohttp.ClientResponse):
@@ -119,9 +132,7 @@ class Answered(aiohttp.ClientResponse):
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
         protocol, attempt = connection.protocol, _ATTEMPT.get()
         if isinstance(protocol, Receiver):
-            protocol.requests += 1
-            protocol.received = False
-            attempt.connection = protocol
+            attempt.on(protocol)
         tell = attempt.interim
         if protocol is None or tell is None:
             return await super().start(connection)
@@ -140,8 +151,31 @@ class Answered(aiohttp.ClientResponse):
             del protocol.read
 
 
-_ATTEMPT: ContextVar[_Attempt] = ContextVar("attempt")
+_ATTEMPT: ContextVar[Attempt] = ContextVar("attempt")
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
+
+
+class PublicResolver(AbstractResolver):
+    """Gives public addresses only: a name that leads inside (loopback, link-local, private) has none.
+
+    A name whose owner, or whose DNS, turns it to 127.0.0.1 or 169.254.169.254 would otherwise make the gateway fetch
+    from inside what it then serves outside.
+    """
+
+    def __init__(self, resolver: AbstractResolver) -> None:
+        self._resolver = resolver
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await self._resolver.resolve(host, port, family)
+        public = [each for each in found if is_public(each["host"])]
+        if not public:
+            raise OSError(None, "the name leads to no public address")
+        return public
+
+    async def close(self) -> None:
+        await self._resolver.close()
 
 
 class _Stream(AiohttpResponseStream):
@@ -165,7 +199,9 @@ class _Stream(AiohttpResponseStream):
 class Transport(AiohttpTransport):
     """An httpx transport over a pool of aiohttp connections, at most `max_connections` of them.
 
-    `max_response_headers` bounds the bytes of a response's head, one line of it as well as all of them.
+    `max_response_headers` bounds the bytes of a response's head, one line of it as well as all of them. A name is
+    looked up again after `dns_life` seconds, so that new connections follow it; with `public_only` one that leads to no
+    public address is refused. `resolver` is for tests.
     """
 
     def __init__(
@@ -175,19 +211,27 @@ class Transport(AiohttpTransport):
         keepalive: float = 15.0,
         verify: bool = True,
         max_response_headers: int = 65_536,
+        public_only: bool = False,
+        dns_life: float = 10.0,
+        resolver: AbstractResolver | None = None,
     ) -> None:
         super().__init__(client=self._open_session, trust_env=False, verify=verify)
         self._max_connections = max_connections
         self._keepalive = keepalive
         self._tls: ssl.SSLContext | bool = self.ssl_context if verify else False
         self._max_head = max_response_headers
+        self._public_only = public_only
+        self._dns_life = dns_life
+        self._resolver = resolver
 
     def _open_session(self) -> aiohttp.ClientSession:
+        resolver = self._resolver or aiohttp.ThreadedResolver()
         connector = aiohttp.TCPConnector(
             limit=self._max_connections,
             keepalive_timeout=self._keepalive,
             ssl=self._tls,
-            ttl_dns_cache=10,
+            resolver=PublicResolver(resolver) if self._public_only else resolver,
+            ttl_dns_cache=self._dns_life,  # type: ignore[arg-type]  # it compares it with a clock's reading
         )
         connector._factory = partial(Receiver, loop=asyncio.get_running_loop())  # type: ignore[assignment]
         session = aiohttp.ClientSession(
@@ -213,16 +257,14 @@ class Transport(AiohttpTransport):
         if not isinstance(self.client, aiohttp.ClientSession):
             self.client = self.get_client()
         timeout = request.extensions.get("timeout", {})
-        attempt = _Attempt(request.extensions.get("interim"))
+        attempt = request.extensions.get("attempt") or Attempt()
         _ATTEMPT.set(attempt)
-        data = _body_of(request)
         try:
-            response = await self._send(request, data, timeout)
+            response = await self._send(request, _body_of(request), timeout)
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-            refused = isinstance(error, aiohttp.ClientConnectorError)
-            if refused or not attempt.may_repeat or data is not None or request.method not in IDEMPOTENT:
-                raise translated(error) from error
-            response = await self._send_again(request, timeout)
+            if not isinstance(error, aiohttp.ClientConnectorError):
+                attempt.lost()
+            raise translated(error) from error
         except (aiohttp.ClientError, TimeoutError, HttpProcessingError, OSError, ValueError) as error:
             raise translated(error) from error
         return httpx.Response(
@@ -232,12 +274,6 @@ class Transport(AiohttpTransport):
             request=request,
             extensions={"http_version": b"HTTP/1.1"},
         )
-
-    async def _send_again(self, request: httpx.Request, timeout: dict[str, float]) -> aiohttp.ClientResponse:
-        try:
-            return await self._send(request, None, timeout)
-        except (aiohttp.ClientError, TimeoutError, HttpProcessingError, OSError, ValueError) as error:
-            raise translated(error) from error
 
     async def _send(self, request: httpx.Request, data: Any, timeout: dict[str, float]) -> aiohttp.ClientResponse:
         assert isinstance(self.client, aiohttp.ClientSession)

@@ -13,6 +13,7 @@ HOUSE = Path(__file__).parent.parent / "gateway"
 
 PURE = frozenset(
     (
+        *("breakers",),
         *("advice", "changes", "ladder"),
         *("config", "epochs", "errors", "exchange", "headers", "keys", "outcome", "policy", "proxies", "ranges"),
         *("record", "redis_urls", "targets", "templates"),
@@ -22,6 +23,7 @@ PURE = frozenset(
 IO = frozenset(
     (
         *("access_log", "answers", "client", "clock", "door", "edge", "embedded", "engine", "fastapi_cache2", "flight"),
+        *("bulkhead", "fetched", "hosts"),
         *("handlers", "leases", "memory", "metrics", "middleware", "problems", "purges", "redis_clients", "remote"),
         *("routes", "shared", "tiers", "transport", "upstreams"),
     )

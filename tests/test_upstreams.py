@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gateway.config import UpstreamConfig
-from gateway.errors import UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
+from gateway.errors import UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from gateway.targets import normalise
 from gateway.upstreams import Upstream
 
@@ -110,7 +110,7 @@ async def test_a_pool_survives_six_thousand_cancelled_requests() -> None:
             await connection.send(OK)
 
     async with raw_upstream(script) as raw:
-        upstream = speaking_to(raw, max_connections=10, timeout="10s")
+        upstream = speaking_to(raw, max_connections=10, max_waiting=100, timeout="10s")
         for _ in range(60):
             tasks = [asyncio.ensure_future(ask(upstream)) for _ in range(100)]
             await asyncio.sleep(0)
@@ -272,25 +272,6 @@ async def test_several_bases_are_taken_in_turn() -> None:
         for _ in range(4):
             await ask(upstream)
         assert (one.connections, two.connections) == (1, 1)
-        await upstream.aclose()
-
-
-@pytest.mark.parametrize("target", ["//evil.test/x", "/../secret", "/./x", "@evil.test/", "http://evil.test/", ""])
-async def test_no_target_leaves_the_base(target: str) -> None:
-    heads: list[bytes] = []
-
-    async def script(connection: Connection) -> None:
-        heads.append(await connection.request())
-        await connection.send(OK)
-
-    async with raw_upstream(script) as raw:
-        upstream = Upstream("base", UpstreamConfig.model_validate({"url": raw.url + "/prefix"}))
-        try:
-            await ask(upstream, target)
-        except UpstreamError:
-            assert heads == []
-        else:
-            assert heads[0].startswith(b"GET /prefix/")
         await upstream.aclose()
 
 

@@ -1,0 +1,204 @@
+"""A response as it came from an upstream, its body still to be read: whole up to a limit, or a piece at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import httpx
+
+from .errors import UpstreamBusy, UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
+from .headers import Headers, combined, split_list, values
+
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_STATUSES_WITHOUT_BODY = frozenset((204, 205, 304))
+
+
+class Body:
+    """A response's body: read whole up to a limit, or streamed, or first the one and then the other.
+
+    `idle` is the most seconds between two pieces of a streamed one, `longest` the most for all of it. `done` is called
+    once, when it is closed: with whether the upstream broke off.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        response: httpx.Response,
+        *,
+        idle: float,
+        longest: float = math.inf,
+        done: Callable[[bool], None] | None = None,
+    ) -> None:
+        self._name = name
+        self._response = response
+        self._idle = idle
+        self._ends = time.monotonic() + longest
+        self._done = done
+        self._broke = False
+        self._read: list[bytes] = []
+        self._chunks: AsyncIterator[bytes] = aiter(response.stream)  # type: ignore[arg-type]
+
+    async def whole(self, limit: int) -> bytes | None:
+        """All of it; None where it is larger than `limit` bytes, and `chunks` then gives all of it.
+
+        Raises UpstreamError where it breaks off.
+        """
+        size = 0
+        while True:
+            piece = await self._next()
+            if piece is None:
+                break
+            self._read.append(piece)
+            size += len(piece)
+            if size > limit:
+                return None
+        body = self._read[0] if len(self._read) == 1 else b"".join(self._read)
+        await self.aclose()
+        return body
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body a piece at a time, what was read already first. Raises UpstreamError."""
+        try:
+            for piece in self._read:
+                yield piece
+            self._read = []
+            while (chunk := await self._next_in_time()) is not None:
+                yield chunk
+        finally:
+            await self.aclose()
+
+    async def _next_in_time(self) -> bytes | None:
+        try:
+            async with asyncio.timeout(min(self._idle, self._ends - time.monotonic())):
+                return await self._next()
+        except TimeoutError:
+            self._broke = True
+            raise UpstreamTimeout(self._name, "its body takes too long") from None
+
+    async def _next(self) -> bytes | None:
+        try:
+            return await anext(self._chunks, None)
+        except httpx.TransportError as error:
+            self._broke = True
+            await self.aclose()
+            raise translated(self._name, error) from error
+
+    async def aclose(self, *, broke: bool = False) -> None:
+        done, self._done = self._done, None
+        try:
+            await self._response.aclose()
+        finally:
+            if done is not None:
+                done(broke or self._broke)
+
+
+class ResponseBody(Protocol):
+    """A body still to be read; `Body` is an upstream's, `WholeBody` one that is there already."""
+
+    async def whole(self, limit: int) -> bytes | None: ...
+
+    def chunks(self) -> AsyncIterator[bytes]: ...
+
+    async def aclose(self) -> None: ...
+
+
+class WholeBody:
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    async def whole(self, limit: int) -> bytes | None:
+        return self._content if len(self._content) <= limit else None
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        yield self._content
+
+    async def aclose(self) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A response as it came, its body still to be read. Field names are in lower case."""
+
+    status: int
+    headers: Headers
+    body: ResponseBody
+
+    @property
+    def ends_surely(self) -> bool:
+        """Whether a broken connection could be told from the end of the body (RFC 9112 §8)."""
+        if self.status in _STATUSES_WITHOUT_BODY:
+            return True
+        return bool(values(self.headers, b"content-length")) or b"chunked" in b",".join(
+            values(self.headers, b"transfer-encoding")
+        )
+
+
+def check_response(name: str, status: int, headers: Sequence[tuple[bytes, bytes]], max_head: int) -> None:
+    """Raises UpstreamMalformed where a response's head is no HTTP, or contradicts itself, or is too large."""
+    if not 200 <= status <= 599:
+        raise UpstreamMalformed(name, f"the status {status}")
+    if sum(len(key) + len(value) + 4 for key, value in headers) > max_head:
+        raise UpstreamMalformed(name, "a head that is too large")
+    for key, value in headers:
+        if not _TOKEN.fullmatch(key) or b"\0" in value or b"\r" in value or b"\n" in value:
+            raise UpstreamMalformed(name, "a malformed header")
+    lengths = values(headers, b"content-length")
+    if len(set(lengths)) > 1 or any(not length.isdigit() for length in lengths):
+        raise UpstreamMalformed(name, "contradictory lengths")
+    codings = values(headers, b"transfer-encoding")
+    if codings and (lengths or b",".join(codings).strip().lower() != b"chunked"):
+        raise UpstreamMalformed(name, "a framing in doubt")
+
+
+_WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+
+
+def decoded(name: str, headers: Headers, body: bytes, limit: int) -> bytes:
+    """`body` without its content codings (RFC 9110 §8.4).
+
+    Raises UpstreamMalformed where it is more than `limit` bytes at any step, where it is cut, or where a coding is
+    neither gzip nor deflate: nobody asked for another.
+    """
+    codings = split_list(combined(headers, b"content-encoding") or "")
+    for coding in reversed([each.lower() for each in codings if each.lower() != "identity"]):
+        bits = _WINDOW_BITS.get(coding)
+        if bits is None:
+            raise UpstreamMalformed(name, "a content coding that nobody asked for")
+        body = _inflated(name, body, bits, limit)
+    return body
+
+
+def _inflated(name: str, body: bytes, bits: int, limit: int) -> bytes:
+    inflate = zlib.decompressobj(bits)
+    try:
+        plain = inflate.decompress(body, limit + 1)
+    except zlib.error:
+        raise UpstreamMalformed(name, "a body that is not in its content coding") from None
+    if len(plain) > limit:
+        raise UpstreamMalformed(name, f"its body is larger than {limit} bytes, decompressed")
+    if body and not inflate.eof:
+        raise UpstreamMalformed(name, "a compressed body that is cut")
+    return plain
+
+
+def translated(name: str, error: httpx.TransportError) -> UpstreamError:
+    """The gateway's error for one of httpx's; a test goes through all of httpx's."""
+    kinds: tuple[tuple[type[httpx.TransportError], type[UpstreamError], str], ...] = (
+        (httpx.PoolTimeout, UpstreamBusy, "all connections are taken"),
+        (httpx.TimeoutException, UpstreamTimeout, "no answer within its deadline"),
+        (httpx.RemoteProtocolError, UpstreamMalformed, "a response that is not HTTP, or broke off"),
+        (httpx.LocalProtocolError, UpstreamMalformed, "a request that cannot be sent"),
+        (httpx.UnsupportedProtocol, UpstreamMalformed, "an unsupported protocol"),
+    )
+    for kind, counterpart, reason in kinds:
+        if isinstance(error, kind):
+            return counterpart(name, reason)
+    return UpstreamUnreachable(name, "no connection, or it broke")

@@ -1,0 +1,110 @@
+"""One host of an upstream: the base that no request leaves, and the breaker that leaves it alone while it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import httpx
+
+from .breakers import Breaker
+from .errors import UpstreamMalformed
+from .transport import Attempt
+
+_PLAIN = re.compile(r"[!$-\[\]-~]*")  # ASCII that is visible, but for `"`, `#` and the backslash
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Scheme, host, port and prefix of an upstream."""
+
+    scheme: str
+    netloc: bytes
+    prefix: str
+
+    @classmethod
+    def of(cls, url: str) -> Base:
+        parsed = httpx.URL(url)
+        return cls(parsed.scheme, parsed.netloc, parsed.raw_path.decode("ascii").rstrip("/"))
+
+    def join(self, target: str) -> httpx.URL:
+        """The URL of `target` below this base; asserted to be what was meant, byte for byte.
+
+        Raises UpstreamMalformed: whoever built such a target has a fault, and nothing is sent.
+        """
+        segments = target.partition("?")[0].split("/")
+        if not target.startswith("/") or not _PLAIN.fullmatch(target) or "." in segments or ".." in segments:
+            raise UpstreamMalformed("gateway", "a target that would leave its upstream's base")
+        raw_path = (self.prefix + target).encode("ascii")
+        url = httpx.URL(f"{self.scheme}://{self.netloc.decode('ascii')}").copy_with(raw_path=raw_path)
+        if url.scheme != self.scheme or url.netloc != self.netloc or url.raw_path != raw_path:
+            raise UpstreamMalformed("gateway", "a URL that is not what it was made of")
+        return url
+
+
+@dataclass(slots=True)
+class Host:
+    """A base and its breaker. What fails is a connection, a deadline, an answer that is no HTTP, a status of 5xx."""
+
+    base: Base
+    breaker: Breaker
+    monotonic: Callable[[], float] = field(default=time.monotonic, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.base.netloc.decode("ascii")
+
+    def admit(self) -> int | None:
+        return self.breaker.admit(self.monotonic())
+
+    @property
+    def retry_after(self) -> float:
+        return self.breaker.retry_after(self.monotonic())
+
+    async def send(
+        self,
+        series: int,
+        request: Callable[[], Awaitable[httpx.Response]],
+        attempt: Attempt,
+        until: float | None,
+        *,
+        timeout: float,
+    ) -> httpx.Response:
+        """What came of `request`, and the breaker told of it. `until` is on the loop's clock.
+
+        Raises TimeoutError, httpx.TransportError.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(until):
+                response = await request()
+        except asyncio.CancelledError:
+            # Where the time is up, it was the deadline of whoever asks that ended it: the host was too slow.
+            if until is not None and loop.time() >= until - timeout / 20:
+                self.breaker.failed(series, self.monotonic())
+            else:
+                self.breaker.abandoned(series)
+            raise
+        except (TimeoutError, httpx.TransportError) as error:
+            # A kept connection that was closed meanwhile says nothing of the host; a new one will.
+            ours = isinstance(error, httpx.PoolTimeout | httpx.LocalProtocolError | httpx.UnsupportedProtocol)
+            if ours or attempt.lost_its_connection:
+                self.breaker.abandoned(series)
+            else:
+                self.breaker.failed(series, self.monotonic())
+            raise
+        except BaseException:
+            self.breaker.abandoned(series)
+            raise
+        if response.status_code >= 500:
+            self.breaker.failed(series, self.monotonic())
+        else:
+            self.breaker.succeeded(series, self.monotonic())
+        return response
+
+    def broke(self, series: int) -> None:
+        """Its body broke off, or was not HTTP."""
+        self.breaker.failed(series, self.monotonic())

@@ -1,0 +1,96 @@
+"""So many at once, few that wait, the others told at once; refreshes behind take what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from gateway.bulkhead import BEHIND, Bulkhead, Full
+
+
+async def waiting(bulkhead: Bulkhead) -> asyncio.Task[float]:
+    task = asyncio.ensure_future(bulkhead.enter())
+    await asyncio.sleep(0)
+    return task
+
+
+async def test_places_are_taken_then_some_wait_then_the_next_is_told_at_once() -> None:
+    bulkhead = Bulkhead(2, 1, patience=60.0)
+    places = [await bulkhead.enter(), await bulkhead.enter()]
+    third = await waiting(bulkhead)
+    with pytest.raises(Full):
+        await bulkhead.enter()
+    assert (bulkhead.taken, bulkhead.waiting, bulkhead.shed) == (2, 1, 1)
+    bulkhead.leave(places.pop())
+    bulkhead.leave(places.pop())
+    bulkhead.leave(await third)
+    assert (bulkhead.taken, bulkhead.waiting) == (0, 0)
+
+
+async def test_a_place_goes_to_the_one_who_waited_longest() -> None:
+    bulkhead = Bulkhead(1, 5, patience=60.0)
+    place = await bulkhead.enter()
+    first, second = await waiting(bulkhead), await waiting(bulkhead)
+    bulkhead.leave(place)
+    await asyncio.wait((first, second), return_when=asyncio.FIRST_COMPLETED)
+    assert (first.done(), second.done()) == (True, False)
+    bulkhead.leave(first.result())
+    bulkhead.leave(await second)
+
+
+async def test_nobody_waits_who_would_wait_too_long() -> None:
+    now = 0.0
+    bulkhead = Bulkhead(1, 100, patience=2.0, monotonic=lambda: now)
+    place = await bulkhead.enter()
+    now = 1.0
+    second = await waiting(bulkhead)  # the place is held for a second so far
+    now = 1.5
+    with pytest.raises(Full) as full:
+        await bulkhead.enter()  # two before it, a second and a half each
+    assert full.value.retry_after == 3.0
+    bulkhead.leave(place)
+    bulkhead.leave(await second)
+
+
+async def test_refreshes_behind_neither_wait_nor_take_the_last_places() -> None:
+    bulkhead = Bulkhead(4, 10, patience=60.0)
+    token = BEHIND.set(True)
+    try:
+        places = [await bulkhead.enter() for _ in range(3)]
+        with pytest.raises(Full):
+            await bulkhead.enter()
+    finally:
+        BEHIND.reset(token)
+    places.append(await bulkhead.enter())
+    for place in places:
+        bulkhead.leave(place)
+    assert bulkhead.taken == 0
+
+
+async def test_after_random_cancellations_no_place_is_lost_and_none_taken_twice() -> None:
+    bulkhead = Bulkhead(5, 20, patience=60.0)
+    chance = random.Random(7)
+    most = 0
+
+    async def visit() -> None:
+        nonlocal most
+        place = await bulkhead.enter()
+        try:
+            most = max(most, bulkhead.taken)
+            for _ in range(chance.randrange(4)):
+                await asyncio.sleep(0)
+        finally:
+            bulkhead.leave(place)
+
+    for _ in range(300):
+        tasks = [asyncio.ensure_future(visit()) for _ in range(20)]
+        for _ in range(chance.randrange(6)):
+            await asyncio.sleep(0)
+        for task in chance.sample(tasks, 10):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert (bulkhead.taken, bulkhead.waiting) == (0, 0)
+    assert most == 5
+    assert bulkhead._entered == pytest.approx(0.0, abs=1e-3)
