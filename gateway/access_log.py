@@ -50,6 +50,8 @@ def fields_of(exchange: Exchange, status: int, size: int, seconds: float) -> dic
         "bytes": size,
         "seconds": round(seconds, 6),
         "route": exchange.route or None,
+        "key": f"{exchange.key:016x}" if exchange.key else None,
+        "changed": exchange.changed,
         "outcome": outcome.result.value,
         "tier": outcome.tier,
         "forward": outcome.forward,

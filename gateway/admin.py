@@ -42,7 +42,7 @@ class PurgeOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 def create_admin(gateway: Gateway | Callable[[], Gateway], token: str | None = None) -> Starlette:
-    """The admin app of a gateway: `/metrics`, `/healthz`, `/readyz`, `POST /purge`, `POST /explain`."""
+    """The admin app of a gateway: `/metrics`, `/healthz`, `/readyz`, `/advice`, `POST /purge`, `POST /explain`."""
 
     def current() -> Gateway:
         return gateway if isinstance(gateway, Gateway) else gateway()
@@ -64,6 +64,13 @@ def create_admin(gateway: Gateway | Callable[[], Gateway], token: str | None = N
         refusal = _refusal(request, token)
         return refusal if refusal is not None else await _explain(current(), request)
 
+    async def advice(request: Request) -> Response:
+        refusal = _refusal(request, token)
+        if refusal is not None:
+            return refusal
+        found = {"routes": await current().advice()}
+        return Response(msgspec.json.encode(found), media_type="application/json")
+
     return Starlette(
         routes=[
             Route("/metrics", metrics),
@@ -71,6 +78,7 @@ def create_admin(gateway: Gateway | Callable[[], Gateway], token: str | None = N
             Route("/readyz", ready),
             Route("/purge", purge, methods=["POST"]),
             Route("/explain", explain, methods=["POST"]),
+            Route("/advice", advice),
         ],
     )
 

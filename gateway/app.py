@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import __version__
 from .access_log import AccessLog, JsonAccessLog, silent
+from .advice import Advice
 from .clock import Clock, SystemClock
 from .config import Config
 from .documentation import OPENAPI, add_pages, openapi_operation
@@ -48,6 +49,7 @@ from .settings import Loaded, load, nearest, sources_of
 from .shared import NoShared, RedisStore, SharedStore
 from .targets import normalise
 from .templates import PathTemplate, compile_path
+from .traffic import Desk, LocalDesk, Traffic, Watch
 from .upstreams import Upstream
 
 logger = logging.getLogger("gateway")
@@ -102,7 +104,11 @@ class Gateway(FastAPI):
         }
         blind = None if config.purge_blind == "forever" else config.purge_blind.total_seconds()
         self.purges: PurgeLog = shared.purge_log(clock, blind) if isinstance(shared, RedisStore) else LocalPurges(clock)
+        traffic = Traffic(clock)
+        desk: Desk = shared.advice_desk(clock) if isinstance(shared, RedisStore) else LocalDesk(clock)
+        self.watch = Watch(traffic, desk, self.ttls)
         self.engine = Engine(
+            traffic=traffic,
             memory=Memory(config.memory),
             shared=shared,
             clock=clock,
@@ -266,6 +272,16 @@ class Gateway(FastAPI):
         """Why a request would be answered as it would be, without asking, storing or counting anything."""
         return await Explainer(self.declared, self.origins, self.engine).explain(method, raw_target, headers)
 
+    def ttls(self) -> dict[str, float | None]:
+        """Each route's TTL as it stands, in seconds; None where it follows the upstream."""
+        runtime: Runtime = getattr(self.state, STATE)
+        routes = [*(route.engine_route for route in self.declared), *(route for route, _ in runtime.bound.values())]
+        return {route.name: route.rules.ttl for route in routes}
+
+    async def advice(self) -> list[Advice]:
+        """What each TTL would do, by what was seen of each route so far."""
+        return await self.watch.advice()
+
     def readiness(self) -> dict[str, object]:
         """What `/readyz` says. Redis being away makes it slower, not unready."""
         redis = "none" if isinstance(self.shared, NoShared) else ("available" if self.shared.available else "away")
@@ -274,6 +290,7 @@ class Gateway(FastAPI):
     async def start(self) -> None:
         await self.shared.start()
         await self.purges.start()
+        await self.watch.start()
         if "fastapi_cache" in sys.modules:
             from . import fastapi_cache2
 
@@ -287,6 +304,7 @@ class Gateway(FastAPI):
         await self.engine.aclose()
         for upstream in self.upstreams.values():
             await upstream.aclose()
+        await self.watch.aclose()
         await self.purges.aclose()
         await self.shared.aclose()
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import msgspec
+
 _STEPS = 8  # to a doubling of the gap
 _LEAST_GAP = 0.001
 NORMAL_95 = 1.96
@@ -21,17 +23,19 @@ RULE_OF_THREE = 3.0
 
 @dataclass(frozen=True, slots=True)
 class ChangeRate:
-    """Changes a second, with the bounds of 95 % confidence, from so many fetches of which so many had changed."""
+    """Changes a second, with the bounds of 95 % confidence, from so many fetches of which so many had changed.
+
+    `high` is None where nothing was compared yet.
+    """
 
     rate: float
     low: float
-    high: float
+    high: float | None
     fetches: int
     changed: int
 
 
-@dataclass(slots=True)
-class _Gaps:
+class _Gaps(msgspec.Struct, array_like=True):
     fetches: int = 0
     seconds: float = 0.0
 
@@ -40,12 +44,14 @@ class _Gaps:
         return self.seconds / self.fetches
 
 
-class Changes:
+class Changes(msgspec.Struct, array_like=True):
     """What fetches of stored content have shown, by the gap since the fetch before (in steps of 9 %)."""
 
-    def __init__(self) -> None:
-        self._changed: dict[int, _Gaps] = {}
-        self._unchanged = _Gaps()
+    _changed: dict[int, _Gaps] = {}
+    _unchanged: _Gaps = msgspec.field(default_factory=_Gaps)
+
+    def __bool__(self) -> bool:
+        return bool(self._changed) or bool(self._unchanged.fetches)
 
     def __repr__(self) -> str:
         rate = self.rate()
@@ -72,7 +78,7 @@ class Changes:
         fetches = number + self._unchanged.fetches
         seconds = sum(gaps.seconds for gaps in changed) + self._unchanged.seconds
         if not number:
-            return ChangeRate(0.0, 0.0, RULE_OF_THREE / seconds if seconds else math.inf, fetches, 0)
+            return ChangeRate(0.0, 0.0, RULE_OF_THREE / seconds if seconds else None, fetches, 0)
         quiet = self._unchanged.seconds + 0.5 * seconds / fetches
         rate = _most_likely(changed, quiet)
         spread = math.exp(NORMAL_95 / (rate * math.sqrt(_information(changed, rate))))

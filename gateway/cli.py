@@ -133,6 +133,63 @@ def explain(
     typer.echo(msgspec.json.encode(trace).decode() if as_json else render(trace))
 
 
+ttl_commands = typer.Typer(help="What TTLs do, and what others would do.", no_args_is_help=True)
+app.add_typer(ttl_commands, name="ttl")
+
+
+@ttl_commands.command()
+def advise(
+    route: Annotated[str | None, typer.Argument(help="One route, with all TTLs of the ladder.")] = None,
+    max_outdated: Annotated[
+        str | None, typer.Option(help="At most this share of answers may be outdated, such as 1%.", show_default=False)
+    ] = None,
+    max_upstream: Annotated[
+        str | None, typer.Option(help="At most so many requests to the upstream, such as 50/s.", show_default=False)
+    ] = None,
+    log: Annotated[Path | None, typer.Option(help="Advise by this access log instead of a running gateway.")] = None,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All figures as JSON.")] = False,
+) -> None:
+    """What each TTL would do: hit ratio, load on the upstream, share of outdated answers; and which meets a target.
+
+    It asks the admin listener at GATEWAY_ADMIN_URL (http://127.0.0.1:9000 if not set) with GATEWAY_ADMIN_TOKEN, or
+    reads an access log. Without a target it takes --max-outdated 1%.
+    """
+    import msgspec
+
+    from .advice import Advice
+    from .tuning import advice_of_log, ladder_table, parse_share, parse_upstream, table
+
+    outdated = parse_share(max_outdated) if max_outdated is not None else None
+    upstream = parse_upstream(max_upstream) if max_upstream is not None else None
+    if outdated is None and upstream is None:
+        outdated = 0.01
+    if log is not None:
+        found = advice_of_log(log, _ttls(_load(config).config))
+    else:
+        from .remote import ask_admin
+
+        found = msgspec.convert(ask_admin("/advice")["routes"], list[Advice])
+    chosen = [each for each in found if route in (None, each.route)]
+    if not chosen:
+        known = ", ".join(each.route for each in found) or "none yet"
+        typer.secho(f"Nothing was seen of {route or 'any route'} so far (seen: {known}).", err=True, fg="yellow")
+        raise typer.Exit(3)
+    if as_json:
+        typer.echo(msgspec.json.encode(chosen).decode())
+        return
+    _console().print(table(chosen, max_outdated=outdated, max_upstream=upstream))
+    if route is not None:
+        typer.echo()
+        _console().print(ladder_table(chosen[0]))
+
+
+def _ttls(config: Config) -> dict[str, float | None]:
+    return {
+        name: None if isinstance(route.ttl, str) else route.ttl.total_seconds() for name, route in config.routes.items()
+    }
+
+
 def _field(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon or not name.strip():

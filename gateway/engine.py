@@ -35,6 +35,7 @@ from .ranges import span_of
 from .record import Stored
 from .shared import SharedStore
 from .tiers import Found, Selection, Tiers, selection
+from .traffic import Traffic, key_hash
 from .upstreams import Fetched, WholeBody
 
 PATIENCE = 0.5
@@ -108,6 +109,7 @@ class Engine:
         shared: SharedStore,
         clock: Clock,
         purges: PurgeLog | None = None,
+        traffic: Traffic | None = None,
         retry_after: float = 1.0,
         uncacheable_for: float = 5.0,
         shared_budget: float = 0.05,
@@ -116,6 +118,7 @@ class Engine:
     ) -> None:
         self.tiers = Tiers(memory, shared, clock, purges=purges, budget=shared_budget)
         self.leases = Leases(shared)
+        self.traffic = traffic if traffic is not None else Traffic(clock)
         self.clock = clock
         self.flights: dict[str, Flight] = {}
         self.collapsed = 0
@@ -535,7 +538,14 @@ class Engine:
 
     def _admitted(self, ask: Ask, received: policy.Received, verdict: policy.Admit, body: bytes) -> Landed:
         stored = self._stored(ask, received, verdict, body)
+        before = self.tiers.at_hand(ask.wanted)
+        if before is not None:
+            self._compared(ask, before, received, changed=before.body != stored.body)
         return Landed(stored, received.status, self.tiers.keep(stored, ask.wanted))
+
+    def _compared(self, ask: Ask, before: Stored, received: policy.Received, *, changed: bool) -> None:
+        ask.exchange.changed = changed
+        self.traffic.fetched(ask.route.name, received.sent - before.started, changed=changed)
 
     def _stored(self, ask: Ask, received: policy.Received, verdict: policy.Admit, body: bytes) -> Stored:
         headers = without(verdict.headers, b"content-length")
@@ -586,6 +596,7 @@ class Engine:
             vary=stale.vary,
             route=ask.route.name,
         )
+        self._compared(ask, stale, received, changed=False)
         return Landed(stored, 304, self.tiers.keep(stored, ask.wanted))
 
     # --- refreshing behind ---------------------------------------------------------------------------------
@@ -661,6 +672,8 @@ class Engine:
     ) -> Answer:
         now = self.clock.now()
         rules = ask.route.rules
+        ask.exchange.key = key_hash(ask.plan.base)
+        self.traffic.seen(ask.route.name, ask.exchange.key)
         fresh_for = int(policy.windows(stored, rules).fresh - now)
         ask.exchange.outcome = Outcome(
             result,

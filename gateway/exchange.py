@@ -35,6 +35,10 @@ class Exchange:
     route: str = ""
     spent: dict[str, float] = field(default_factory=dict)
     forwarded_for: str = ""
+    key: int = 0
+    """The hash of the cache key; 0 where the cache was not asked."""
+    changed: bool | None = None
+    """Whether a fetch brought other content than was stored; None where nothing could be compared."""
     scope: dict[str, Any] = field(default_factory=dict, repr=False)
     """The request's scope as the routes first saw it, from which a refresh behind replays it."""
 

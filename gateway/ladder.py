@@ -19,10 +19,10 @@ LADDER: tuple[float, ...] = (
     *(600.0, 900.0, 1800.0, 3600.0, 7200.0, 14_400.0, 28_800.0, 43_200.0, 86_400.0),
 )
 """The lifetimes that are tried, in seconds: from a second to a day."""
-TICK = 0.05
-"""Requests for one key within so many seconds are told as one sighting; a twentieth of the shortest rung."""
+TICK = 0.1
+"""Requests for one key within so many seconds are told as one sighting; a tenth of the shortest rung."""
 LEAST_KEYS = 200
-MOST_KEYS = 20_000
+MOST_KEYS = 2000
 SHARE = 0.01
 JITTER = 0.1
 FORGET_AFTER = 86_400.0
@@ -166,12 +166,19 @@ class Replay:
     """
 
     def __init__(
-        self, at: float, *, window: float = 3600.0, least_keys: int = LEAST_KEYS, share: float = SHARE
+        self,
+        at: float,
+        *,
+        window: float = 3600.0,
+        least_keys: int = LEAST_KEYS,
+        most_keys: int = MOST_KEYS,
+        share: float = SHARE,
     ) -> None:
         self.threshold = 1.0
         """The share of all keys that is sampled: those whose hash is below it."""
         self._keys: dict[int, KeyLadder] = {}
         self._least_keys = least_keys
+        self._most_keys = most_keys
         self._share = share
         self._length = window
         self._now = _Window(at)
@@ -210,7 +217,7 @@ class Replay:
             self.lower(self.threshold / 2)
 
     def _wanted_keys(self) -> float:
-        return min(MOST_KEYS, max(self._least_keys, self._share * len(self._keys) / self.threshold))
+        return min(self._most_keys, max(self._least_keys, self._share * len(self._keys) / self.threshold))
 
     def _turn(self, now: float) -> None:
         self._last = max(self._last, now)

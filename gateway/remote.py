@@ -16,14 +16,18 @@ class AdminError(GatewayError):
     """The admin listener cannot be reached, or refuses; the message says what to do."""
 
 
-def ask_admin(path: str, order: dict[str, Any]) -> dict[str, Any]:
-    """POST `order` to the admin listener of GATEWAY_ADMIN_URL, with GATEWAY_ADMIN_TOKEN. Raises AdminError."""
+def ask_admin(path: str, order: dict[str, Any] | None = None) -> dict[str, Any]:
+    """POST `order` to the admin listener of GATEWAY_ADMIN_URL, with GATEWAY_ADMIN_TOKEN; GET where there is none.
+
+    Raises AdminError.
+    """
     url = os.environ.get("GATEWAY_ADMIN_URL", DEFAULT_URL).rstrip("/")
     token = os.environ.get("GATEWAY_ADMIN_TOKEN", "")
     headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
         with httpx.Client(trust_env=False, timeout=10) as client:
-            response = client.post(url + path, json=order, headers=headers)
+            method = "GET" if order is None else "POST"
+            response = client.request(method, url + path, json=order, headers=headers)
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise AdminError(f"no gateway answers at {url} ({error}); set GATEWAY_ADMIN_URL to its admin_listen") from None
     body = _json(response)

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from .clock import Clock, SystemClock
 from .purges import RedisPurges
 from .redis_clients import connect, is_cluster
+from .traffic import RedisDesk
 
 FAILURES_BEFORE_REST = 3
 PROBE_EVERY = 0.2
@@ -155,6 +156,11 @@ class RedisStore:
         """The stream of purges in the same Redis, on connections of its own."""
         client = self._given if self._given is not None else connect(self._url, 2.0)
         return RedisPurges(client, clock, prefix=self._prefix, blind=blind)
+
+    def advice_desk(self, clock: Clock) -> RedisDesk:
+        """Where all workers on the same Redis gather what they see, on connections of its own."""
+        client = self._given if self._given is not None else connect(self._url, 1.0)
+        return RedisDesk(client, clock, prefix=self._prefix)
 
     async def start(self) -> None:
         """Ask Redis for its time once; where it does not answer, begin to probe for it."""

@@ -1,0 +1,179 @@
+"""`gateway ttl advise`: the advice of a running gateway, or of an access log, as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
+
+import msgspec
+from rich.table import Table
+
+from .advice import Advice, Recommendation, recommend
+from .changes import Changes
+from .errors import GatewayError
+from .ladder import Sighting
+from .traffic import Advisor, RouteBatch
+
+CACHEABLE = frozenset(("hit", "stale", "stale_error", "revalidated", "miss"))
+
+
+class LogError(GatewayError):
+    """An access log cannot be used; the message says which line, or what is missing."""
+
+
+class TargetError(GatewayError):
+    """A target of the advice cannot be read; the message says how to write it."""
+
+
+def parse_share(text: str) -> float:
+    """`1%` or `0.01` as a share between 0 and 1. Raises TargetError."""
+    percent = text.strip().endswith("%")
+    try:
+        share = float(text.strip().removesuffix("%")) / (100 if percent else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise TargetError(f"--max-outdated {text}: write a share such as 1% or 0.01")
+    return share
+
+
+def parse_upstream(text: str) -> float:
+    """`50/s`, `50` or `300/m` as requests a second. Raises TargetError."""
+    number, slash, unit = text.strip().partition("/")
+    seconds = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(unit) if slash else 1.0
+    try:
+        rate = float(number) / seconds if seconds else -1.0
+    except ValueError:
+        rate = -1.0
+    if not 0 <= rate < float("inf"):
+        raise TargetError(f"--max-upstream {text}: write requests a second such as 50/s, or 300/m, 1000/h")
+    return rate
+
+
+class LogLine(msgspec.Struct, gc=False):
+    """What the advice needs of a line of the access log."""
+
+    time: datetime
+    outcome: str
+    route: str = ""
+    key: str = ""
+    changed: bool | None = None
+    stored: bool = False
+    forward_status: int | None = None
+
+    @property
+    def counts(self) -> bool:
+        return bool(self.key) and self.outcome in CACHEABLE
+
+
+def advice_of_log(path: Path, today: dict[str, float | None]) -> list[Advice]:
+    """The advice that an access log (JSON lines) comes to. Raises LogError."""
+    advisor = Advisor()
+    fetched: dict[str, float] = {}
+    lines = (line for line in _read(path) if line.counts)
+    seen = False
+    for second, group in groupby(lines, key=lambda line: int(line.time.timestamp())):
+        seen = True
+        batch: dict[str, RouteBatch] = {}
+        for line in group:
+            route = batch.setdefault(line.route, RouteBatch(1.0, 0, [], Changes()))
+            at = line.time.timestamp()
+            route.requests += 1
+            route.sightings.append(Sighting(int(line.key, 16), at, at, 1))
+            if line.changed is not None and line.key in fetched:
+                route.changes.add(at - fetched[line.key], changed=line.changed)
+            if line.forward_status is not None:
+                fetched[line.key] = at
+        advisor.add([batch], float(second))
+    if not seen:
+        raise LogError(
+            f"{path} has no line with a cache key; advice needs the gateway's access log (`access_log: true`)"
+        )
+    return advisor.advice(today)
+
+
+def _read(path: Path) -> Iterator[LogLine]:
+    decoder = msgspec.json.Decoder(LogLine)
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        yield decoder.decode(line)
+                    except msgspec.DecodeError as error:
+                        raise LogError(f"{path} line {number} is no line of the access log: {error}") from None
+    except OSError as error:
+        raise LogError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def table(advice: Iterable[Advice], *, max_outdated: float | None = None, max_upstream: float | None = None) -> Table:
+    """A line a route: what is today, what is advised for the targets, and how sure it is."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("route", "ttl", "hit ratio", "upstream", "outdated", "advised", "then", "because", "seen"):
+        shown.add_column(heading)
+    for each in advice:
+        found = recommend(each, max_outdated=max_outdated, max_upstream=max_upstream)
+        shown.add_row(each.route, *_today(each), *_advised(each, found), found.why, _seen(each))
+    return shown
+
+
+def _today(advice: Advice) -> tuple[str, str, str, str]:
+    if advice.today is None:
+        return "origin", "-", "-", "-"
+    rung = advice.at(advice.today)
+    return (
+        duration(advice.today),
+        f"{rung.hit_ratio:.1%}{_give_or_take(rung.hit_ratio_error * 100)}",
+        f"{rung.upstream:.3g}/s",
+        f"{rung.outdated:.2%}",
+    )
+
+
+def _give_or_take(points: float) -> str:
+    return f" ±{1.96 * points:.1f}" if points >= 0.05 else ""
+
+
+def _advised(advice: Advice, found: Recommendation) -> tuple[str, str]:
+    if found.ttl is None:
+        return "-", "-"
+    rung = advice.at(found.ttl)
+    return duration(found.ttl), f"{rung.hit_ratio:.1%}, {rung.upstream:.3g}/s, {rung.outdated:.2%} outdated"
+
+
+def _seen(advice: Advice) -> str:
+    changes = advice.changes
+    sample = "all keys" if advice.sampled >= 1 else f"{advice.keys} keys ({advice.sampled:.2%})"
+    every = f"changes every {duration(1 / changes.rate)}" if changes.rate else "no change seen"
+    low = duration(1 / changes.high) if changes.high else "0s"
+    high = duration(1 / changes.low) if changes.low else "never"
+    return (
+        f"{advice.requests} requests in {duration(advice.seconds)}, {sample}; {every} "
+        f"({low} to {high}, {changes.fetches} fetches compared)"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the largest unit of which there are two or more, in three figures."""
+    if seconds >= 365 * 86_400:
+        return "a year or more"
+    for unit, size in (("d", 86_400.0), ("h", 3600.0), ("m", 60.0)):
+        if seconds >= 2 * size or seconds == size:
+            return f"{seconds / size:.3g}{unit}"
+    return f"{seconds:.3g}s"
+
+
+def ladder_table(advice: Advice) -> Table:
+    """Every TTL of the ladder for one route."""
+    shown = Table("ttl", "hit ratio", "upstream", "outdated", "", box=None, pad_edge=False, header_style="bold")
+    for rung in advice.rungs:
+        note = "" if rung.seen else "not watched for so long"
+        shown.add_row(
+            duration(rung.ttl),
+            f"{rung.hit_ratio:.1%}{_give_or_take(rung.hit_ratio_error * 100)}",
+            f"{rung.upstream:.3g}/s",
+            f"{rung.outdated:.2%}",
+            note,
+        )
+    return shown
