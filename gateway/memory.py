@@ -1,96 +1,87 @@
-"""The tier in the process: stored responses, bounded in bytes.
+"""The tier in the process: stored responses, and the indices that find their variants, bounded in bytes.
 
-Bytes are counted for keys, headers and bodies (`record.size_of`). What has not been used for longest goes first.
-All calls are synchronous and O(1); there is one store a worker, used from its event loop alone.
+Bytes are counted for keys, headers and bodies (`record.size_of`) and for the store's own nodes, dicts and queues
+(`s3fifo.ENTRY_BYTES`): a response of an 8-byte body with two headers takes about 1 KB. What is worth least goes first
+(`s3fifo`). All calls are synchronous and O(1), at a million entries as at a thousand; there is one store a worker, used
+from its event loop alone.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .record import Stored, VaryIndex, size_of
+from .s3fifo import S3Fifo
 
-_INDEX_SIZE = 300  # a VaryIndex, its key, and its tuples of names
+_INDEX_SIZE = 200  # a VaryIndex, its key, and its tuples of names
 _NAME_SIZE = 64
+_INDEX_SHARE = 16
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class MemoryStatistics:
-    entries: int = 0
-    bytes: int = 0
-    evictions: int = 0
+    entries: int
+    bytes: int
+    evictions: int
 
 
 class Memory:
-    """`capacity` is in bytes; 0 stores nothing. A response larger than an eighth of it is not kept."""
+    """`capacity` is in bytes; 0 stores nothing. A response larger than an eighth of it is not kept.
+
+    One part in 120 of it is for remembering what was let go.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.statistics = MemoryStatistics()
-        self._entries: OrderedDict[str, tuple[Stored, int]] = OrderedDict()
-        self._indices: OrderedDict[str, VaryIndex] = OrderedDict()
+        self._responses: S3Fifo[Stored] = S3Fifo(capacity)
+        self._indices: S3Fifo[VaryIndex] = S3Fifo(capacity // _INDEX_SHARE)
+        self._room = capacity - self._responses.overhead - self._indices.overhead
+        self._evictions = 0
+        self.get: Callable[[str], Stored | None] = self._responses.get  # bound once: a hit calls nothing between
+        """The response stored under a variant's key."""
+        self.index: Callable[[str], VaryIndex | None] = self._indices.get
+        """What is known of a primary key's variants."""
 
     def __repr__(self) -> str:
         s = self.statistics
         return f"<Memory {s.entries} entries, {s.bytes} of {self.capacity} bytes, {s.evictions} evicted>"
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._responses)
 
-    def get(self, key: str) -> Stored | None:
-        """The response stored under a variant's key."""
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        self._entries.move_to_end(key)
-        return entry[0]
-
-    def index(self, primary: str) -> VaryIndex | None:
-        """What is known of a primary key's variants."""
-        index = self._indices.get(primary)
-        if index is not None:
-            self._indices.move_to_end(primary)
-        return index
+    @property
+    def statistics(self) -> MemoryStatistics:
+        """What is stored now, and how many responses were evicted since the start."""
+        return MemoryStatistics(len(self._responses), self._responses.bytes + self._indices.bytes, self._evictions)
 
     def put(self, stored: Stored) -> None:
         size = size_of(stored)
-        self.remove(stored.key)
         if size > self.capacity // 8:
-            return
-        self._entries[stored.key] = (stored, size)
-        self.statistics.entries += 1
-        self._grow(size)
+            self._responses.remove(stored.key)
+        else:
+            self._responses.put(stored.key, stored, size)
+        self._shrink()
 
     def put_index(self, index: VaryIndex) -> None:
-        known = self._indices.pop(index.primary, None)
-        self._indices[index.primary] = index
-        self._grow(_index_size(index) - (_index_size(known) if known is not None else 0))
+        self._indices.put(index.primary, index, _index_size(index))
+        self._shrink()
 
     def remove(self, key: str) -> None:
-        entry = self._entries.pop(key, None)
-        if entry is not None:
-            self.statistics.bytes -= entry[1]
-            self.statistics.entries -= 1
+        self._responses.remove(key)
 
     def clear(self) -> None:
-        self._entries.clear()
+        self._responses.clear()
         self._indices.clear()
-        self.statistics.bytes = self.statistics.entries = 0
 
-    def _grow(self, size: int) -> None:
-        self.statistics.bytes += size
-        while self.statistics.bytes > self.capacity and (self._entries or self._indices):
-            self._evict()
-
-    def _evict(self) -> None:
-        # Indices are small and help every variant: they go only once there are as many of them as of entries.
-        if self._entries and len(self._indices) <= len(self._entries):
-            self.remove(next(iter(self._entries)))
-            self.statistics.evictions += 1
-            return
-        _, index = self._indices.popitem(last=False)
-        self.statistics.bytes -= _index_size(index)
+    def _shrink(self) -> None:
+        responses, indices = self._responses, self._indices
+        while responses.bytes + indices.bytes > self._room and (responses.bytes or indices.bytes):
+            # Indices are small and help every variant: they go only once there are as many of them as of entries.
+            if responses.bytes and (len(indices) <= len(responses) or not indices.bytes):
+                self._evictions += responses.evict()
+            else:
+                indices.evict()
 
 
 def _index_size(index: VaryIndex) -> int:

@@ -309,7 +309,7 @@ def test_a_stored_response_is_counted_with_the_bytes_it_takes(
         assert stored is not None
         return stored
 
-    memory, count = Memory(2**44), 24 if body > 10_000 else 300
+    memory, count = Memory(2**27), 24 if body > 10_000 else 300
     memory.put(taken(count))
     counted = memory.statistics.bytes
     gc.collect()  # empties CPython's free lists too, whose objects tracemalloc would not see
