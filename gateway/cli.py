@@ -16,6 +16,7 @@ from rich.table import Table
 from .config import Config, show_duration
 from .errors import ConfigError, GatewayError
 from .settings import Loaded, effective, load, sources_of
+from .targets import TRACKING_PARAMETERS
 from .templates import PathTemplate
 
 if TYPE_CHECKING:
@@ -133,6 +134,50 @@ def explain(
     typer.echo(msgspec.json.encode(trace).decode() if as_json else render(trace))
 
 
+@app.command()
+def warm(
+    source: Annotated[
+        Path, typer.Option("--from", help="URLs or paths, one a line; or an access log.", show_default=False)
+    ],
+    top: Annotated[int | None, typer.Option(help="Only so many, the most wanted first.", min=1)] = None,
+    rate: Annotated[str | None, typer.Option(help="At most so many a second, such as 50/s.")] = None,
+    concurrency: Annotated[int, typer.Option(help="At most so many at once.", min=1, max=1000)] = 8,
+    url: Annotated[str, typer.Option(envvar="GATEWAY_URL", help="Where it listens.")] = "http://127.0.0.1:8000",
+    header: Annotated[
+        list[str] | None, typer.Option("--header", "-H", help="A request header, as `Name: value`; several times.")
+    ] = None,
+) -> None:
+    """Ask a running gateway for what will be wanted, so that its cache has it before anyone waits.
+
+    Exit status: 0 where every request was answered, 3 where some failed.
+    """
+    from rich.progress import Progress
+
+    from .tuning import parse_rate
+    from .warm import wanted
+    from .warm import warm as run
+
+    found = wanted(source, top=top, drop_query=TRACKING_PARAMETERS)
+    if found.skipped:
+        typer.secho(f"{found.skipped} lines had a query, whose values no log holds: left out.", err=True, fg="yellow")
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("warming", total=len(found.targets))
+        warmed = asyncio.run(
+            run(
+                url,
+                found.targets,
+                rate=parse_rate(rate, "--rate") if rate is not None else None,
+                concurrency=concurrency,
+                told=lambda: progress.advance(task),
+                headers=dict(_field(text) for text in header or []),
+            )
+        )
+    typer.echo(f"{len(found.targets)} asked for: " + ", ".join(f"{n} {what}" for what, n in warmed.outcomes.items()))
+    if warmed.failed:
+        typer.secho(f"failed: {', '.join(warmed.failed)} …", err=True, fg="red")
+        raise typer.Exit(3)
+
+
 ttl_commands = typer.Typer(help="What TTLs do, and what others would do.", no_args_is_help=True)
 app.add_typer(ttl_commands, name="ttl")
 
@@ -158,10 +203,10 @@ def advise(
     import msgspec
 
     from .advice import Advice
-    from .tuning import advice_of_log, ladder_table, parse_share, parse_upstream, table
+    from .tuning import advice_of_log, ladder_table, parse_rate, parse_share, table
 
     outdated = parse_share(max_outdated) if max_outdated is not None else None
-    upstream = parse_upstream(max_upstream) if max_upstream is not None else None
+    upstream = parse_rate(max_upstream, "--max-upstream") if max_upstream is not None else None
     if outdated is None and upstream is None:
         outdated = 0.01
     if log is not None:

@@ -36,7 +36,7 @@ from .templates import TemplateError, compile_path
 PREFIX = "GATEWAY_"
 # Read by the command line and the admin API, and no fields of the configuration.
 ADMIN_TOKEN = "GATEWAY_ADMIN_TOKEN"  # noqa: S105 - a name
-OTHER_VARIABLES = (ADMIN_TOKEN, "GATEWAY_ADMIN_URL")
+OTHER_VARIABLES = (ADMIN_TOKEN, "GATEWAY_ADMIN_URL", "GATEWAY_URL")
 # Answered before any route is looked for.
 OWN_PATHS = ("/healthz", "/readyz")
 Kind = Literal["environment", "dotenv", "file"]

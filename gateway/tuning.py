@@ -39,16 +39,16 @@ def parse_share(text: str) -> float:
     return share
 
 
-def parse_upstream(text: str) -> float:
-    """`50/s`, `50` or `300/m` as requests a second. Raises TargetError."""
+def parse_rate(text: str, option: str) -> float:
+    """`50/s`, `50` or `300/m` as requests a second, more than none. Raises TargetError, which names the option."""
     number, slash, unit = text.strip().partition("/")
     seconds = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(unit) if slash else 1.0
     try:
         rate = float(number) / seconds if seconds else -1.0
     except ValueError:
         rate = -1.0
-    if not 0 <= rate < float("inf"):
-        raise TargetError(f"--max-upstream {text}: write requests a second such as 50/s, or 300/m, 1000/h")
+    if not 0 < rate < float("inf"):
+        raise TargetError(f"{option} {text}: write requests a second such as 50/s, or 300/m, 1000/h")
     return rate
 
 

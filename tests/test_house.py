@@ -82,6 +82,7 @@ WIRING = frozenset(
         "server",
         "settings",
         "tuning",
+        "warm",
     )
 )
 MODULES = sorted(path.stem for path in HOUSE.rglob("*.py"))

@@ -24,7 +24,7 @@ from gateway.embedded import Embedded
 from gateway.ladder import LADDER
 from gateway.redis_clients import connect
 from gateway.traffic import LocalDesk, RedisDesk, Traffic, key_hash
-from gateway.tuning import TargetError, duration, parse_share, parse_upstream
+from gateway.tuning import TargetError, duration, parse_rate, parse_share
 
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer
 
@@ -227,7 +227,7 @@ def test_a_share_is_read_in_percent_or_as_a_fraction(text: str, share: float) ->
 
 @pytest.mark.parametrize(("text", "rate"), [("50/s", 50.0), ("50", 50.0), ("300/m", 5.0), ("3600/h", 1.0)])
 def test_a_rate_is_read_with_its_unit(text: str, rate: float) -> None:
-    assert parse_upstream(text) == pytest.approx(rate)
+    assert parse_rate(text, "--rate") == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("text", ["", "x", "101%", "-1", "nan", "2"])
@@ -236,10 +236,10 @@ def test_what_is_no_share_is_refused(text: str) -> None:
         parse_share(text)
 
 
-@pytest.mark.parametrize("text", ["", "x/s", "5/d", "5/", "-1", "inf", "nan"])
+@pytest.mark.parametrize("text", ["", "x/s", "5/d", "5/", "-1", "0", "inf", "nan"])
 def test_what_is_no_rate_is_refused(text: str) -> None:
-    with pytest.raises(TargetError, match="write requests a second"):
-        parse_upstream(text)
+    with pytest.raises(TargetError, match=r"--rate .*write requests a second"):
+        parse_rate(text, "--rate")
 
 
 @pytest.mark.parametrize(
