@@ -116,6 +116,7 @@ class Gateway(FastAPI):
             retry_after=config.retry_after.total_seconds(),
             uncacheable_for=config.uncacheable_for.total_seconds(),
             shared_budget=config.redis_budget.total_seconds(),
+            shared_secret=config.record_secret,
         )
         self.metrics.watch(self.engine)
         self.metrics.watch_upstreams(self.upstreams.values())

@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    SecretStr,
     field_validator,
     model_validator,
 )
@@ -501,6 +502,10 @@ class Config(Model):
     `none` (memory only)."""
     redis_prefix: str = "gw:"
     """What the names of all keys in Redis begin with."""
+    redis_secret: SecretStr | None = None
+    """With a secret of 16 characters or more, every record in Redis is sealed with it (HMAC-SHA-256), and one that is
+    not is a miss: whoever can write to Redis then can plant no answer. The same in all replicas; set it by
+    GATEWAY_REDIS_SECRET. Changing it empties the shared tier."""
     redis_budget: Duration = timedelta(milliseconds=50)
     """What all Redis commands of one request may take together; then the gateway does without."""
     redis_memory: Size = 256 * 1024**2
@@ -542,6 +547,11 @@ class Config(Model):
     """Whether each request is logged as a line of JSON on standard output."""
 
     @property
+    def record_secret(self) -> bytes:
+        """What records in Redis are sealed with; empty for a checksum alone."""
+        return self.redis_secret.get_secret_value().encode() if self.redis_secret is not None else b""
+
+    @property
     def admin_is_private(self) -> bool:
         """Whether nobody but this machine can reach the admin listener."""
         if self.admin_listen == "none" or self.admin_listen.startswith("unix:"):
@@ -561,6 +571,13 @@ class Config(Model):
             check_redis_url(value)
         except ValueError as error:
             raise ValueError(f"must be embedded, none, or a Redis: {error}") from None
+        return value
+
+    @field_validator("redis_secret")
+    @classmethod
+    def _redis_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value) < 16:
+            raise ValueError("must have 16 characters or more, such as `openssl rand -hex 32` gives")
         return value
 
     @field_validator("redis_prefix")

@@ -113,10 +113,11 @@ class Engine:
         retry_after: float = 1.0,
         uncacheable_for: float = 5.0,
         shared_budget: float = 0.05,
+        shared_secret: bytes = b"",
         jitter: Callable[[], float] = random.random,
         max_refreshes: int = 1000,
     ) -> None:
-        self.tiers = Tiers(memory, shared, clock, purges=purges, budget=shared_budget)
+        self.tiers = Tiers(memory, shared, clock, purges=purges, budget=shared_budget, secret=shared_secret)
         self.leases = Leases(shared)
         self.traffic = traffic if traffic is not None else Traffic(clock)
         self.clock = clock

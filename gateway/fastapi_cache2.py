@@ -330,7 +330,7 @@ class GatewayBackend(Backend):
             return None
         if data is None:
             return None
-        stored = decode_stored(data, name)
+        stored = decode_stored(data, name, self.engine.tiers.secret)
         if stored is None:
             self.engine.tiers.unreadable += 1
         return stored
@@ -338,7 +338,9 @@ class GatewayBackend(Backend):
     async def _share(self, stored: Stored, life: float) -> None:
         try:
             async with asyncio.timeout(self._budget):
-                await self.engine.shared.write([(entry_name(stored.key), encode(stored), life)])
+                await self.engine.shared.write(
+                    [(entry_name(stored.key), encode(stored, self.engine.tiers.secret), life)]
+                )
         except TimeoutError:
             return
 

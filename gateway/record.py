@@ -1,12 +1,16 @@
 """Stored responses, and the one format in which they are kept.
 
-Pure. A record is two bytes of magic, one of version, eight of checksum (xxh3), then MessagePack (msgspec): compact,
-typed, nothing in it is ever executed. It carries the key it was stored under, so a reply that belongs to another
-command, or a digest that collides, is found out when it is read. What can't be read is None, which the caller counts.
+Pure. A record is two bytes of magic, one of version, a seal, then MessagePack (msgspec): compact, typed, nothing in it
+is ever executed, and no length in it is believed before the bytes are there. The seal is eight bytes of checksum
+(xxh3), which tells damage; or, where a secret is given, 32 of HMAC-SHA-256, which also tells a record that nobody made
+who knows the secret: without it, whoever can write to Redis can plant answers. A record carries the key it was stored
+under, so a reply that belongs to another command, or a digest that collides, is found out when it is read. What can't
+be read is None, which the caller counts.
 """
 
 from __future__ import annotations
 
+import hmac
 import math
 import re
 
@@ -15,8 +19,11 @@ from xxhash import xxh3_64_digest
 
 MAGIC = b"GW"
 VERSION = 1
+SEALED_VERSION = 2
 _PREFIX = MAGIC + bytes((VERSION,))
-_HEAD = len(_PREFIX) + 8
+_SEALED_PREFIX = MAGIC + bytes((SEALED_VERSION,))
+_CHECKSUM_LENGTH = 8
+_HMAC_LENGTH = 32
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _BREAKS = re.compile(rb"[\r\n\0]")
 
@@ -81,20 +88,34 @@ _stored_decoder = msgspec.msgpack.Decoder(Stored)
 _index_decoder = msgspec.msgpack.Decoder(VaryIndex)
 
 
-def encode(record: Stored | VaryIndex) -> bytes:
+def encode(record: Stored | VaryIndex, secret: bytes = b"") -> bytes:
+    """`record` as it is stored; sealed with an HMAC where there is a `secret`."""
     payload = _stored_encoder.encode(record)
-    return _PREFIX + xxh3_64_digest(payload) + payload
+    return _prefix(secret) + _seal(payload, secret) + payload
 
 
-def _payload(data: bytes) -> memoryview | None:
-    """What `encode` encoded; None where it is cut, changed, or of another version."""
-    payload = memoryview(data)[_HEAD:]
-    return payload if data[:3] == _PREFIX and data[3:_HEAD] == xxh3_64_digest(payload) else None
+def _prefix(secret: bytes) -> bytes:
+    return _SEALED_PREFIX if secret else _PREFIX
 
 
-def decode_stored(data: bytes, key: str) -> Stored | None:
-    """The response stored under `key`; None where `data` is cut, corrupt, of another version or another key's."""
-    payload = _payload(data)
+def _seal(payload: bytes | memoryview, secret: bytes) -> bytes:
+    return hmac.digest(secret, payload, "sha256") if secret else xxh3_64_digest(payload)
+
+
+def _payload(data: bytes, secret: bytes) -> memoryview | None:
+    """What `encode` encoded; None where it is cut, changed, of another version, or sealed otherwise."""
+    prefix = _prefix(secret)
+    head = len(prefix) + (_HMAC_LENGTH if secret else _CHECKSUM_LENGTH)
+    payload = memoryview(data)[head:]
+    if data[: len(prefix)] != prefix or len(data) < head:
+        return None
+    return payload if hmac.compare_digest(data[len(prefix) : head], _seal(payload, secret)) else None
+
+
+def decode_stored(data: bytes, key: str, secret: bytes = b"") -> Stored | None:
+    """The response stored under `key`; None where `data` is cut, corrupt, of another version, another key's, or not
+    sealed with `secret`."""
+    payload = _payload(data, secret)
     if payload is None:
         return None
     try:
@@ -121,9 +142,9 @@ def _finite(life: Life) -> bool:
     return all(number is None or (math.isfinite(number) and number >= 0) for number in given)
 
 
-def decode_index(data: bytes, primary: str) -> VaryIndex | None:
-    """The index of `primary`; None where `data` can't be read or is another key's."""
-    payload = _payload(data)
+def decode_index(data: bytes, primary: str, secret: bytes = b"") -> VaryIndex | None:
+    """The index of `primary`; None where `data` can't be read, is another key's, or not sealed with `secret`."""
+    payload = _payload(data, secret)
     if payload is None:
         return None
     try:

@@ -50,15 +50,24 @@ class Found:
 class Tiers:
     """Stored responses by primary key, base key and variant.
 
-    `budget` (seconds) bounds the waiting for the shared tier. Whatever is read is judged by the purges first.
+    `budget` (seconds) bounds the waiting for the shared tier; `secret` seals what is written there, and what is not
+    sealed with it is not believed. Whatever is read is judged by the purges first.
     """
 
     def __init__(
-        self, memory: Memory, shared: SharedStore, clock: Clock, *, purges: PurgeLog | None = None, budget: float = 0.05
+        self,
+        memory: Memory,
+        shared: SharedStore,
+        clock: Clock,
+        *,
+        purges: PurgeLog | None = None,
+        budget: float = 0.05,
+        secret: bytes = b"",
     ) -> None:
         self.memory = memory
         self.shared = shared
         self.purges: PurgeLog = purges if purges is not None else LocalPurges(clock)
+        self.secret = secret
         self.unreadable = 0
         self._clock = clock
         self._budget = budget
@@ -137,7 +146,7 @@ class Tiers:
     def _read_index(self, data: bytes | None, primary: str, local: VaryIndex | None) -> VaryIndex | None:
         if data is None:
             return local
-        shared = decode_index(data, primary)
+        shared = decode_index(data, primary, self.secret)
         if shared is None:
             self.unreadable += 1
             return local
@@ -148,7 +157,7 @@ class Tiers:
     def _read_stored(self, data: bytes | None, key: str) -> Stored | None:
         if data is None:
             return None
-        stored = decode_stored(data, key)
+        stored = decode_stored(data, key, self.secret)
         if stored is None:
             self.unreadable += 1
         return stored
@@ -204,10 +213,10 @@ class Tiers:
 
     async def share(self, stored: Stored) -> None:
         """Write to the shared tier, with the index where the response varies."""
-        values = [(entry_name(stored.key), encode(stored), policy.MAX_LIFE)]
+        values = [(entry_name(stored.key), encode(stored, self.secret), policy.MAX_LIFE)]
         index = self.memory.index(stored.primary)
         if index is not None and stored.vary:
-            values.append((index_name(stored.primary), encode(index), policy.MAX_LIFE))
+            values.append((index_name(stored.primary), encode(index, self.secret), policy.MAX_LIFE))
         await self.shared.write(values)
 
     async def invalidate(self, primaries: Iterable[str]) -> None:

@@ -326,3 +326,54 @@ def test_a_stored_response_is_counted_with_the_bytes_it_takes(
 
 def test_a_key_that_is_its_own_primary_key_is_counted_once() -> None:
     assert size_of(changed(key=SAMPLE.primary)) < size_of(SAMPLE) - len(SAMPLE.primary)
+
+
+# --- the seal ----------------------------------------------------------------------------------------------
+
+SECRET = b"0123456789abcdef"
+
+
+def test_a_sealed_record_comes_back_as_it_was() -> None:
+    assert decode_stored(encode(SAMPLE, SECRET), SAMPLE.key, SECRET) == SAMPLE
+    assert decode_index(encode(INDEX, SECRET), INDEX.primary, SECRET) == INDEX
+
+
+@pytest.mark.parametrize("sealed", [b"", b"another secret, another"])
+@pytest.mark.parametrize("read", [SECRET, b""])
+def test_a_record_with_another_seal_or_none_is_not_believed(sealed: bytes, read: bytes) -> None:
+    different = sealed != read
+    assert (decode_stored(encode(SAMPLE, sealed), SAMPLE.key, read) is None) is different
+    assert (decode_index(encode(INDEX, sealed), INDEX.primary, read) is None) is different
+
+
+def test_what_follows_the_seal_cannot_be_planted_without_the_secret() -> None:
+    planted = encode(changed(body=b"planted"), b"a guess that is wrong")
+    honest = encode(SAMPLE, SECRET)
+    assert decode_stored(honest[:35] + planted[35:], SAMPLE.key, SECRET) is None
+
+
+@given(st.binary(max_size=80), st.sampled_from([b"", SECRET]))
+def test_no_bytes_are_an_error_whatever_they_are(data: bytes, secret: bytes) -> None:
+    assert decode_stored(data, SAMPLE.key, secret) is None
+    assert decode_index(data, INDEX.primary, secret) is None
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        pytest.param(b"\xdd\xff\xff\xff\xff", id="an array of four thousand million"),
+        pytest.param(b"\xdf\xff\xff\xff\xff", id="a map of as many"),
+        pytest.param(b"\xc6\xff\xff\xff\xff", id="four gibibytes"),
+        pytest.param(b"\x91" * 100_000, id="arrays within arrays"),
+        pytest.param(b"\x9e\xa1k\xa1p\xdb\xff\xff\xff\xff", id="a text of four gibibytes"),
+    ],
+)
+def test_a_length_is_not_believed_before_its_bytes_are_there(payload: bytes) -> None:
+    data = PREFIX + xxh3_64_digest(payload) + payload
+    tracemalloc.start()
+    try:
+        assert decode_stored(data, "k") is None
+        assert decode_index(data, "k") is None
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()

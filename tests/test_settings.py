@@ -787,8 +787,8 @@ def test_an_admin_listener_of_this_machine_needs_none(address: str) -> None:
 
 
 def test_the_admin_token_may_stand_in_dotenv_and_is_never_shown(tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text("GATEWAY_ADMIN_TOKEN=secret\n")
+    (tmp_path / ".env").write_text("GATEWAY_ADMIN_TOKEN=hush-hush\n")
     loaded = load(None, environ={}, dotenv=tmp_path / ".env")
-    assert loaded.admin_token == "secret"
-    assert "secret" not in repr(loaded)
+    assert loaded.admin_token == "hush-hush"
+    assert "hush-hush" not in repr(loaded)
     assert all("secret" not in setting.value for setting in effective(loaded))
