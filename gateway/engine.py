@@ -124,6 +124,7 @@ class Engine:
         self.flights: dict[str, Flight] = {}
         self.collapsed = 0
         self.refreshes = 0
+        self._launched = 0
         self._retry_after = retry_after
         self._uncacheable_for = uncacheable_for
         self._jitter = jitter
@@ -233,6 +234,7 @@ class Engine:
             return await self._alone(ask, stale, "partial" if stale else reason, None, ranged=True)
         if ask.facts.head and ask.route.follows_origin:
             return await self._alone(ask, None, reason, None)
+        arrived = self._launched
         for _ in range(ATTEMPTS):
             key = self._flight_key(ask)
             if self._uncacheable.active(key, self.clock.now()):
@@ -241,15 +243,19 @@ class Engine:
             leading = flight is None or self.tiers.outlived(flight.stamp, flight.began, ask.wanted)
             if flight is None or leading:
                 flight = self._launch(key, ask, stale)
-            answer = await self._wait(ask, flight, stale, reason, leading=leading)
+            answer = await self._wait(ask, flight, stale, reason, arrived=arrived, leading=leading)
             if answer is not None:
                 return answer
         return await self._alone(ask, stale, reason, None)
 
     async def _wait(
-        self, ask: Ask, flight: Flight, stale: Stored | None, reason: str, *, leading: bool
+        self, ask: Ask, flight: Flight, stale: Stored | None, reason: str, *, arrived: int, leading: bool
     ) -> Answer | None:
-        """The answer that a flight brings to this request; None where it is of no use to it."""
+        """The answer that a flight brings to this request; None where it is of no use to it.
+
+        A flight that was under way when the request arrived may bring what was purged before that, under a tag which
+        nobody knew before the response came.
+        """
         began = time.perf_counter()
         landing = await flight.wait(leading=leading)
         ask.exchange.spend("upstream", time.perf_counter() - began)
@@ -258,6 +264,12 @@ class Engine:
         if isinstance(landing, Alone):
             return None
         if isinstance(landing, Landed) and not self._serves(ask, landing.stored):
+            return None
+        if (
+            isinstance(landing, Landed)
+            and flight.number <= arrived
+            and not self.tiers.valid(landing.stored, ask.wanted)
+        ):
             return None
         self.collapsed += 1
         return self._landed(ask, landing, stale, reason, collapsed=True)
@@ -320,17 +332,30 @@ class Engine:
     # --- flights -------------------------------------------------------------------------------------------
 
     def _launch(self, key: str, ask: Ask, stale: Stored | None) -> Flight:
-        flight = Flight(key, self.tiers.stamp(), self.clock.now())
-        self.flights[key] = flight
+        flight = self._new_flight(key)
         self._spawn(self._fly(flight, ask, ask.origin, stale))
         return flight
 
-    async def _fly(self, flight: Flight, ask: Ask, origin: Origin, stale: Stored | None) -> None:
-        """Fetch for all who wait, alone in the fleet as far as the lease goes: store, then give it back."""
-        lease = await self.leases.take(flight.key, origin.deadline)
+    def _new_flight(self, key: str) -> Flight:
+        self._launched += 1
+        flight = self.flights[key] = Flight(key, self.tiers.stamp(), self.clock.now(), self._launched)
+        return flight
+
+    async def _fly(
+        self, flight: Flight, ask: Ask, origin: Origin, stale: Stored | None, *, behind: bool = False
+    ) -> None:
+        """Fetch for all who wait, alone in the fleet as far as the lease goes: store, then give it back.
+
+        `behind` a stale answer it takes the lease, or does nothing.
+        """
         landing: Landing = Failed(503, error=UpstreamTimeout(origin.name, "the gateway is stopping"))
+        lease: Lease | None = None
         try:
-            landing = await self._land_alone(flight, ask, origin, stale, lease)
+            lease = await self.leases.take(flight.key, origin.deadline)
+            if behind and stale is not None and not lease.standing.lets_fetch:
+                landing = Landed(stale, stale.status, kept=False)
+            else:
+                landing, lease = await self._land_alone(flight, ask, origin, stale, lease)
         except Exception as error:
             # Whoever asked is told, and raises it: an error of a handler is nobody's but theirs.
             landing = Failed(500, error=error)
@@ -339,7 +364,8 @@ class Engine:
             await flight.land(landing)
         if isinstance(landing, Landed) and landing.kept:
             await self.tiers.share(landing.stored)
-        await self._give_back(lease, landing)
+        if lease is not None:
+            await self._give_back(lease, landing)
 
     def _forget(self, flight: Flight) -> None:
         if self.flights.get(flight.key) is flight:
@@ -358,20 +384,23 @@ class Engine:
 
     async def _land_alone(
         self, flight: Flight, ask: Ask, origin: Origin, stale: Stored | None, lease: Lease
-    ) -> Landing:
-        """What the one fetch of the fleet comes to: ours where the lease is, another's where we can wait for it."""
+    ) -> tuple[Landing, Lease]:
+        """What the one fetch of the fleet comes to: ours where the lease is, another's where we can wait for it.
+
+        All of it, the waiting too, has the fetch's deadline.
+        """
+        deadline = time.monotonic() + origin.deadline
+        found: Stored | None = None
         if lease.standing is Standing.BUSY:
-            found = await self._await_other(flight, ask, origin.deadline, lease)
-        elif lease.standing is Standing.HELD:
+            found, lease = await self._await_other(flight, ask, origin, lease)
+        if found is None and lease.standing is Standing.HELD:
             found = await self._fresh_in_shared(flight, ask)
-        else:
-            found = None
         if found is not None:
-            return Landed(found, found.status, kept=False)
+            return Landed(found, found.status, kept=False), lease
         if lease.standing is Standing.FAILED and stale is not None and self._usable_on_error(ask, stale):
             self._rest(ask)
-            return Failed(503, error=UpstreamTimeout(origin.name, "it failed a moment ago"))
-        return await self._land(ask, origin, stale)
+            return Failed(503, error=UpstreamTimeout(origin.name, "it failed a moment ago")), lease
+        return await self._land(ask, origin, stale, within=deadline - time.monotonic()), lease
 
     async def _fresh_in_shared(self, flight: Flight, ask: Ask) -> Stored | None:
         """What another stored between our look and our lease, if it answers the flight."""
@@ -382,18 +411,25 @@ class Engine:
         asked_for_new = ask.facts.no_cache or ask.facts.max_age is not None or ask.facts.min_fresh
         return None if asked_for_new and decision.stored.started < flight.began else decision.stored
 
-    async def _await_other(self, flight: Flight, ask: Ask, deadline: float, lease: Lease) -> Stored | None:
-        """Look, with growing gaps, until another's fetch is stored, or its lease ends, or our own time grows short."""
+    async def _await_other(self, flight: Flight, ask: Ask, origin: Origin, lease: Lease) -> tuple[Stored | None, Lease]:
+        """Look, with growing gaps, until another's fetch is stored, or its lease ends, or our own time grows short.
+
+        Where the lease ends with nothing stored, its holder has died or failed: one of those who wait gets the next.
+        """
         pauses = Pauses()
-        until = time.monotonic() + deadline * PATIENCE
+        until = time.monotonic() + origin.deadline * PATIENCE
         while time.monotonic() < until:
             await pauses.pause()
             found = await self._fresh_in_shared(flight, ask)
             if found is not None:
-                return found
-            if await self.leases.look(lease) is not Standing.BUSY:
-                return None
-        return None
+                return found, lease
+            standing = await self.leases.look(lease)
+            if standing is None:
+                lease = await self.leases.take(flight.key, origin.deadline)
+                standing = lease.standing
+            if standing is not Standing.BUSY:
+                return None, replace(lease, standing=standing)
+        return None, lease
 
     async def _land(
         self,
@@ -403,10 +439,15 @@ class Engine:
         *,
         method: str = "GET",
         ranged: bool = False,
+        within: float | None = None,
     ) -> Landing:
-        """Fetch, and decide what the response is: to be kept, a failure, or for its client alone."""
+        """Fetch, and decide what the response is: to be kept, a failure, or for its client alone.
+
+        `within` (seconds) is what is left of its deadline.
+        """
+        left = origin.deadline if within is None else min(within, origin.deadline)
         try:
-            return await self._fetch(ask, origin, stale, method=method, ranged=ranged)
+            return await self._fetch(ask, origin, stale, method=method, ranged=ranged, left=left)
         except TimeoutError:
             error: UpstreamError = UpstreamTimeout(origin.name, "no whole answer within its deadline")
         except UpstreamError as failure:
@@ -422,13 +463,15 @@ class Engine:
         *,
         method: str,
         ranged: bool,
+        left: float,
     ) -> Landing:
         if method == "HEAD" and not ask.route.follows_origin:
             method = "GET"
+        stale = self.tiers.conditional(stale, ask.wanted)
         conditions = policy.validators(stale) if stale is not None else []
         ranges = [pair for pair in ask.headers if pair[0] in (b"range", b"if-range")] if ranged else []
         sent, stamp = self.clock.now(), self.tiers.stamp()
-        async with asyncio.timeout(origin.deadline) as deadline:
+        async with asyncio.timeout(left) as deadline:
             fetched = await origin.fetch(method, [*ask.plan.forward, *conditions, *ranges])
             received = policy.Received(fetched.status, fetched.headers, sent, self.clock.now(), stamp)
             try:
@@ -436,7 +479,7 @@ class Engine:
                     await fetched.body.aclose()
                     if policy.confirms(stale, received):
                         return self._confirmed(ask, stale, received)
-                    return await self._fetch(ask, origin, None, method=method, ranged=ranged)
+                    return await self._fetch(ask, origin, None, method=method, ranged=ranged, left=left)
                 if method == "HEAD":
                     deadline.reschedule(None)
                     await self._freshen_by_head(ask, received)
@@ -608,9 +651,8 @@ class Engine:
         if key in self.flights or self._is_resting(ask) or len(self._tasks) >= self._max_refreshes:
             return
         self.refreshes += 1
-        flight = Flight(key, self.tiers.stamp(), self.clock.now())
+        flight = self._new_flight(key)
         flight.abandoned = True
-        self.flights[key] = flight
         self._spawn(self._refresh(flight, ask, stale))
 
     async def _refresh(self, flight: Flight, ask: Ask, stale: Stored) -> None:
@@ -622,7 +664,7 @@ class Engine:
             await flight.land(Landed(decision.stored, decision.stored.status, kept=False))
             return
         origin = ask.refresh() if ask.refresh is not None else ask.origin
-        await self._fly(flight, ask, origin, stale)
+        await self._fly(flight, ask, origin, stale, behind=True)
 
     # --- the stores ----------------------------------------------------------------------------------------
 

@@ -9,7 +9,9 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from bisect import bisect_right
+from collections.abc import Collection, Iterable
 from enum import Enum
 
 import msgspec
@@ -19,8 +21,12 @@ Position = tuple[int, int]
 
 ZERO: Position = (0, 0)
 _BEFORE_ALL: Position = (-1, 0)
+_FOREIGN: Position = (-2, 0)
+_MAX_MEMO = 10_000
 
 EVERYTHING = "*"
+MAX_PENDING = 10_000
+"""Purges that wait for Redis, at most; more become one purge of everything."""
 
 
 def key_name(primary: str) -> str:
@@ -66,18 +72,35 @@ class Epochs:
     """What is known of the stream here. Not thread-safe; it lives in one event loop.
 
     `floor`: whatever is stamped before it is void, as purges before it are no longer known. `pending` are purges that
-    the stream has not taken yet: they void what was fetched before they were issued, by this worker's clock.
+    were issued here and have not come back by the stream: they void what was fetched before they were issued, by this
+    worker's clock.
+
+    `lineage` holds the generations that were lived through here without a gap: their stamps count as earlier than every
+    purge of this one. Stamps of any other generation are void, since its purges may never have been heard of here;
+    None takes them for earlier, too.
+
+    `version` changes with whatever could change a judgement: who has judged a response valid at a version need not
+    judge it again until then.
     """
 
-    def __init__(self, generation: str = "") -> None:
+    def __init__(self, generation: str = "", lineage: Iterable[str] | None = None) -> None:
         self.generation = generation
         self.applied: Position = ZERO
         self.floor: Position = ZERO
+        self.version = 0
         self.records: dict[str, tuple[Position, Purge]] = {}
         self.pending: dict[str, tuple[float, Purge]] = {}
+        self.lineage = None if lineage is None else {generation, *lineage}
         self._hard: dict[str, Position] = {}
-        self._soft: dict[str, Position] = {}
+        self._soft: dict[str, list[tuple[Position, float]]] = {}
+        self._newest: Position = _BEFORE_ALL
         self._positions: dict[str, Position] = {}
+        self._stamp = ""
+        self._waiting_hard: dict[str, float] = {}
+        self._waiting_soft: dict[str, float] = {}
+        self._pending_by_names: dict[tuple[tuple[str, ...], bool], str] = {}
+        self._indexed = True
+        self._changed()
 
     def __repr__(self) -> str:
         return (
@@ -87,79 +110,166 @@ class Epochs:
 
     def stamp(self) -> str:
         """The stamp of a fetch that starts now."""
-        return f"{self.generation} {show_position(self.applied)}"
+        return self._stamp
 
-    def apply(self, position: Position, purge: Purge) -> None:
-        """Take a record of the stream; records come in the order of their positions."""
-        epochs = self._soft if purge.soft else self._hard
+    # --- hearing of purges ---------------------------------------------------------------------------------
+
+    def apply(self, position: Position, purge: Purge, now: float = math.inf) -> None:
+        """Take a record of the stream; records come in the order of their positions.
+
+        `now` (seconds): a soft purge ends freshness at its position's time, or now where a clock says that is to come.
+        """
         for name in purge.names:
-            epochs[name] = max(position, epochs.get(name, ZERO))
+            if purge.soft:
+                self._soft.setdefault(name, []).append((position, min(position[0] / 1000, now)))
+            else:
+                self._hard[name] = position
+        self.records.pop(purge.id, None)
         self.records[purge.id] = (position, purge)
-        self.pending.pop(purge.id, None)
+        self._unpend(purge.id)
         self.applied = max(self.applied, position)
+        self._newest = max(self._newest, position)
+        self._changed()
 
     def raise_floor(self, floor: Position) -> None:
-        """Forget the records at and before `floor`: all that is stamped before it is void from now on."""
+        """Forget the records at and before `floor`: all that is stamped before it is void from now on.
+
+        Nothing before it can be read any more, so that what is fetched from now on is stamped with it at the least.
+        """
         if floor <= self.floor:
             return
         self.floor = floor
-        self.records = {i: each for i, each in self.records.items() if each[0] > floor}
-        for epochs in (self._hard, self._soft):
-            for name in [name for name, position in epochs.items() if position <= floor]:
-                del epochs[name]
+        self.applied = max(self.applied, floor)
+        for purge_id, (position, purge) in list(self.records.items()):
+            if position > floor:
+                break
+            del self.records[purge_id]
+            self._forget(purge.names)
+        self._changed()
 
-    def judge(self, stamp: str, started: float, names: Iterable[str]) -> tuple[State, float]:
+    def _forget(self, names: Iterable[str]) -> None:
+        for name in names:
+            if self._hard.get(name, self.floor) <= self.floor:
+                self._hard.pop(name, None)
+            kept = [each for each in self._soft.pop(name, ()) if each[0] > self.floor]
+            if kept:
+                self._soft[name] = kept
+
+    def adopt(
+        self,
+        generation: str,
+        records: Iterable[tuple[Position, Purge]],
+        *,
+        now: float = math.inf,
+        continuous: bool = True,
+    ) -> None:
+        """Begin anew with another stream, whole. `continuous`: every purge of the one before that was confirmed is
+        known here, and so among `records`; what was stamped before may then live on where none of them names it."""
+        self.generation = generation
+        if self.lineage is not None:
+            self.lineage = {generation, *(self.lineage if continuous else ())}
+        self.applied = self.floor = ZERO
+        self._newest = _BEFORE_ALL
+        self.records, self._hard, self._soft, self._positions = {}, {}, {}, {}
+        for position, purge in records:
+            self.apply(position, purge, now)
+        self._changed()
+
+    # --- purges on their way -------------------------------------------------------------------------------
+
+    def pend(self, purge: Purge, now: float) -> None:
+        """Take a purge that was issued here at `now`, before the stream has it. It takes the place of one before it
+        of the same names."""
+        self._unpend(self._pending_by_names.get((purge.names, purge.soft), ""))
+        if len(self.pending) >= MAX_PENDING and purge.names != (EVERYTHING,):
+            self.pending.clear()
+            self._pending_by_names.clear()
+            purge = Purge(purge.id, (EVERYTHING,), False, "too many purges at once, with Redis away")
+        self.pending[purge.id] = (now, purge)
+        self._pending_by_names[purge.names, purge.soft] = purge.id
+        self._indexed = False
+        self._changed()
+
+    def _unpend(self, purge_id: str) -> None:
+        pending = self.pending.pop(purge_id, None)
+        if pending is not None:
+            self._pending_by_names.pop((pending[1].names, pending[1].soft), None)
+            self._indexed = False
+
+    def _waiting(self) -> tuple[dict[str, float], dict[str, float]]:
+        # Made when it is looked at: a thousand of them may come back in one turn.
+        if not self._indexed:
+            self._waiting_hard, self._waiting_soft = {}, {}
+            for issued, purge in self.pending.values():
+                index = self._waiting_soft if purge.soft else self._waiting_hard
+                for name in purge.names:
+                    index[name] = max(issued, index.get(name, issued))
+            self._indexed = True
+        return self._waiting_hard, self._waiting_soft
+
+    # --- judging -------------------------------------------------------------------------------------------
+
+    def untouched(self, stamp: str) -> bool:
+        """Whether nothing at all was purged since a fetch with this stamp: then there is nothing to judge."""
+        return not self.pending and self._position(stamp) >= max(self._newest, self.floor, _BEFORE_ALL)
+
+    def judge(self, stamp: str, started: float, names: Collection[str]) -> tuple[State, float]:
         """What became of a response with this stamp and these names, fetched since `started`.
 
-        With SOFT comes the instant (seconds) of the purge. Stamps of another generation are earlier than every purge
-        of this one.
+        With SOFT comes the instant (seconds) of the purge.
         """
-        if self.quiet:
-            return State.VALID, 0.0
         position = self._position(stamp)
-        if self.floor != ZERO and position < self.floor:
+        if position == _FOREIGN or (self.floor != ZERO and position < self.floor):
             return State.VOID, 0.0
-        state, softened = State.VALID, 0.0
-        for name in names:
-            if self._hard.get(name, _BEFORE_ALL) > position:
-                return State.VOID, 0.0
-            soft = self._soft.get(name, _BEFORE_ALL)
-            if soft > position:
-                state, softened = State.SOFT, max(softened, soft[0] / 1000)
-        return self._judge_pending(started, names, state, softened) if self.pending else (state, softened)
-
-    def _judge_pending(
-        self, started: float, names: Iterable[str], state: State, softened: float
-    ) -> tuple[State, float]:
-        for issued, purge in self.pending.values():
-            if started <= issued and not set(names).isdisjoint(purge.names):
-                if not purge.soft:
+        hard, soft = self._hard, self._soft
+        state, softened = State.VALID, math.inf
+        if position < self._newest:
+            for name in names:
+                if name in hard and hard[name] > position:
                     return State.VOID, 0.0
-                state, softened = State.SOFT, max(softened, issued)
-        return state, softened
+                if name in soft and soft[name][-1][0] > position:
+                    # The first of them ended its freshness; those after it must not lengthen its windows.
+                    first = bisect_right(soft[name], position, key=_place)
+                    state, softened = State.SOFT, min(softened, soft[name][first][1])
+        if self.pending:
+            hard_at, soft_at = self._waiting()
+            for name in names:
+                if started <= hard_at.get(name, -math.inf):
+                    return State.VOID, 0.0
+                if started <= soft_at.get(name, -math.inf):
+                    state, softened = State.SOFT, min(softened, soft_at[name])
+        return state, softened if state is State.SOFT else 0.0
 
     def last_purge(self, name: str) -> str | None:
         """The position of the last purge of `name`, `soft` where it was that; None where there was none."""
-        hard, soft = self._hard.get(name, _BEFORE_ALL), self._soft.get(name, _BEFORE_ALL)
+        hard = self._hard.get(name, _BEFORE_ALL)
+        soft = self._soft[name][-1][0] if name in self._soft else _BEFORE_ALL
         if max(hard, soft) == _BEFORE_ALL:
             return None
         return show_position(hard) if hard >= soft else f"{show_position(soft)} (soft)"
 
-    @property
-    def quiet(self) -> bool:
-        """Whether nothing was ever purged, as far as anyone knows."""
-        return not self._hard and not self._soft and not self.pending and self.floor == ZERO
+    def _changed(self) -> None:
+        self.version += 1
+        self._stamp = f"{self.generation} {show_position(self.applied)}"
 
     def _position(self, stamp: str) -> Position:
         known = self._positions.get(stamp)
         if known is not None:
             return known
-        generation, _, text = stamp.partition(" ")
-        try:
-            position = parse_position(text) if generation == self.generation and generation else _BEFORE_ALL
-        except ValueError:
-            position = _BEFORE_ALL
-        if len(self._positions) > 10_000:
+        if len(self._positions) >= _MAX_MEMO:
             self._positions.clear()
-        self._positions[stamp] = position
+        position = self._positions[stamp] = self._parse(stamp)
         return position
+
+    def _parse(self, stamp: str) -> Position:
+        generation, _, text = stamp.partition(" ")
+        if generation != self.generation or not generation:
+            return _BEFORE_ALL if self.lineage is None or generation in self.lineage else _FOREIGN
+        try:
+            return parse_position(text)
+        except ValueError:
+            return _BEFORE_ALL if self.lineage is None else _FOREIGN
+
+
+def _place(softened: tuple[Position, float]) -> Position:
+    return softened[0]

@@ -278,7 +278,7 @@ class GatewayBackend(Backend):
         """Whether it lives still, and no purge of it happened since its call began, or could have been missed."""
         purges, now = self.engine.tiers.purges, self.engine.clock.now()
         distrusted = purges.distrusted_since(now)
-        if now >= _end(stored) or (distrusted is not None and stored.born < distrusted):
+        if now >= _end(stored) or (distrusted is not None and stored.started < distrusted):
             return False
         names = (EVERYTHING, route_name(ROUTE), key_name(stored.key), *map(tag_name, _namespaces(key)))
         return purges.epochs.judge(stored.stamp, stored.started, names)[0] is State.VALID

@@ -47,12 +47,14 @@ Landing = Landed | Failed | Alone
 
 
 class Flight:
-    """One fetch under way. `stamp` and `began` (seconds) tell which purges have passed it since."""
+    """One fetch under way. `stamp` and `began` (seconds) tell which purges have passed it since; `number` in what order
+    flights were launched."""
 
-    __slots__ = ("abandoned", "began", "key", "landing", "stamp", "waiting")
+    __slots__ = ("abandoned", "began", "key", "landing", "number", "stamp", "waiting")
 
-    def __init__(self, key: str, stamp: str = "", began: float = 0.0) -> None:
+    def __init__(self, key: str, stamp: str = "", began: float = 0.0, number: int = 0) -> None:
         self.key = key
+        self.number = number
         self.stamp = stamp
         self.began = began
         self.landing: asyncio.Future[Landing] = asyncio.get_running_loop().create_future()

@@ -35,7 +35,12 @@ class Standing(Enum):
     FAILED = "failed"
     """The fetch failed a moment ago."""
     AWAY = "away"
-    """There is no shared tier: fetch."""
+    """There is no shared tier, or it did not answer: fetch."""
+
+    @property
+    def lets_fetch(self) -> bool:
+        """Whether a refresh behind may go on."""
+        return self in (Standing.HELD, Standing.AWAY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,9 @@ class Leases:
         return None if value is None else _standing(value)
 
     async def give_back(self, lease: Lease, mark: bytes | None = None, life: float = 0.0) -> None:
-        if lease.standing is Standing.HELD:
+        """End it, leaving a mark where one is given. One that Redis may have given without our hearing of it ends
+        too: nobody should wait for it."""
+        if lease.standing in (Standing.HELD, Standing.AWAY):
             await self._shared.give_back(lease.name, lease.token, mark, life)
 
 

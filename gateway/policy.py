@@ -10,6 +10,7 @@ from its birth, what the upstream said, its jitter and the reader's route as it 
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -138,16 +139,21 @@ def windows(stored: Stored, rules: Rules) -> Windows:
         if life.no_cache:
             fresh = stored.born - stored.initial_age - 1
         if life.strict or life.no_cache:
-            return Windows(min(fresh, end), min(fresh, end), min(fresh, end))
+            fresh = stored.born if stored.distrusted else min(fresh, end, _soft_end(stored))
+            return Windows(fresh, fresh, fresh)
     else:
         fresh = stored.born + _own_lifetime(stored, rules)
-    fresh = min(fresh, end) if stored.softened is None else min(fresh, end, stored.softened)
+    fresh = min(fresh, end, _soft_end(stored))
     if stored.distrusted:
         error = fresh + _window(rules.stale_if_error, life.stale_if_error, DEFAULT_STALE_IF_ERROR)
         return Windows(stored.born, stored.born, min(error, end))
     revalidate = _window(rules.stale_while_revalidate, life.stale_while_revalidate, 0.0)
     error = _window(rules.stale_if_error, life.stale_if_error, DEFAULT_STALE_IF_ERROR)
     return Windows(fresh, min(fresh + revalidate, end), min(fresh + max(revalidate, error), end))
+
+
+def _soft_end(stored: Stored) -> float:
+    return math.inf if stored.softened is None else stored.softened
 
 
 def _window(own: float | None, upstream: float | None, default: float) -> float:
@@ -271,7 +277,7 @@ def _satisfies(stored: Stored, ends: Windows, facts: Facts, now: float) -> bool:
 
 def _stale_accepted(stored: Stored, staleness: float, facts: Facts, rules: Rules, now: float) -> bool:
     """Whether the client's `max-stale` allows it, and nothing the upstream said forbids it (RFC 9111 §4.2.4)."""
-    if facts.max_stale is None or facts.no_cache or staleness > facts.max_stale:
+    if facts.max_stale is None or facts.no_cache or staleness > facts.max_stale or stored.distrusted:
         return False
     if rules.ttl is None and (stored.life.strict or stored.life.no_cache):
         return False

@@ -1,86 +1,56 @@
-"""The stream of purges, as one worker reads and writes it.
+"""Purges, as one worker issues them and hears of them.
 
-Everything a purge needs stands in one slot of Redis: the stream, its *generation* (a random id beside it: another one
-means that Redis lost it all), its *floor* (the newest record ever removed) and the workers' signs of life. Each worker
-reads on a connection of its own. A purge that Redis has not taken is kept and added again; so are, when the generation
-changes, the records that are known here.
+Each worker reads the stream on a connection of its own. A purge that Redis has not taken is kept and added again; so
+are the records known here when the generation changes, because Redis has lost them. How they lie in Redis is
+`purge_stream`'s affair, what they make void that of `epochs`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from uuid import uuid4
 
-import msgspec
 from redis.exceptions import RedisError
 
 from .clock import Clock
-from .epochs import EVERYTHING, ZERO, Epochs, Position, Purge, parse_position, show_position
+from .epochs import ZERO, Epochs, Purge
 from .policy import MAX_LIFE
+from .purge_stream import ADD_AT_ONCE, ANSWER_SECONDS, READ_AT_ONCE, Added, Beat, PurgeStream, Record, Turn
 
 BLOCK_MS = 400
 CONFIRM_SECONDS = 2.0
 RETRY_SECONDS = 0.1
 TRIM_EVERY = 60.0
 MAX_RECORDS = 100_000
-ANSWER_SECONDS = 1.0
-READ_AT_ONCE = 1000
-
-# KEYS: log, generation, floor, ids. ARGV: generation to begin with, purge id, record.
-_ADD = """
-if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('SET', KEYS[2], ARGV[1]) end
-local known = redis.call('HGET', KEYS[4], ARGV[2])
-if known then return {redis.call('GET', KEYS[2]), known} end
-local id = redis.call('XADD', KEYS[1], '*', 'r', ARGV[3])
-redis.call('HSET', KEYS[4], ARGV[2], id)
-return {redis.call('GET', KEYS[2]), id}
-"""
-# KEYS: log, generation, floor, beats. ARGV: generation to begin with, worker, applied position.
-_BEAT = """
-if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('SET', KEYS[2], ARGV[1]) end
-local now = redis.call('TIME')
-redis.call('HSET', KEYS[4], ARGV[2], (now[1] * 1000 + math.floor(now[2] / 1000)) .. ' ' .. ARGV[3])
-local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
-return {redis.call('GET', KEYS[2]), redis.call('GET', KEYS[3]) or '0-0', last[1] and last[1][1] or '0-0'}
-"""
-# KEYS: beats.
-_COUNT = "return {redis.call('TIME'), redis.call('HGETALL', KEYS[1])}"
-# KEYS: log, floor, ids. ARGV: oldest id to keep, greatest number to keep. Removes at most 1,000 records a call.
-_TRIM = """
-local surplus = redis.call('XLEN', KEYS[1]) - tonumber(ARGV[2])
-local old = redis.call('XRANGE', KEYS[1], '-', '(' .. ARGV[1], 'COUNT', 1000)
-if surplus > #old then old = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', math.min(surplus, 1000)) end
-if #old == 0 then return 0 end
-redis.call('SET', KEYS[2], old[#old][1])
-for _, each in ipairs(old) do
-  redis.call('XDEL', KEYS[1], each[1])
-  local ok, record = pcall(cjson.decode, each[2][2])
-  if ok and record['id'] then redis.call('HDEL', KEYS[3], record['id']) end
-end
-return #old
-"""
+BLIND_LIFE = 1.0
+"""Seconds that a response may be used by a worker that has been cut off from the stream for longer than `blind`. Where
+a worker fell silent lately, a purge is complete only that much later: if it lives, what it had is gone then."""
+DEFAULT_BLIND = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """What became of a purge: how many of the workers that give signs of life have applied it, and in how long.
 
-    `added` is False where Redis has not taken it yet; it will be added as soon as Redis is back.
+    `added` is False where Redis has not taken it yet; it will be added as soon as Redis is back. `settled` is False
+    while a worker might be there that nobody has heard of lately.
     """
 
     confirmed: int
     workers: int
     seconds: float
     added: bool = True
+    settled: bool = True
 
     @property
     def complete(self) -> bool:
-        return self.added and self.confirmed >= self.workers
+        return self.added and self.settled and self.confirmed >= self.workers
 
 
 class PurgeLog(Protocol):
@@ -88,8 +58,13 @@ class PurgeLog(Protocol):
 
     epochs: Epochs
 
+    @property
+    def trusted_until(self) -> float:
+        """Until when (seconds) memory is trusted, if nothing is heard of the stream any more."""
+
     def distrusted_since(self, now: float) -> float | None:
-        """The instant from which memory can't be trusted, the stream being out of reach too long; None if it can."""
+        """The instant before which whatever was fetched can't be trusted, the stream being out of reach too long; None
+        where all can."""
 
     async def purge(self, names: Sequence[str], *, soft: bool = False, by: str = "", wait: bool = True) -> Report: ...
 
@@ -101,6 +76,8 @@ class PurgeLog(Protocol):
 class LocalPurges:
     """Purging in one process alone: `redis_url: none`."""
 
+    trusted_until = math.inf
+
     def __init__(self, clock: Clock) -> None:
         self.epochs = Epochs(uuid4().hex)
         self._clock = clock
@@ -109,13 +86,12 @@ class LocalPurges:
         return None
 
     async def purge(self, names: Sequence[str], *, soft: bool = False, by: str = "", wait: bool = True) -> Report:
-        milliseconds = int(self._clock.now() * 1000)
+        now = self._clock.now()
         last = self.epochs.applied
-        position = (milliseconds, 0) if milliseconds > last[0] else (last[0], last[1] + 1)
-        self.epochs.apply(position, Purge(uuid4().hex, tuple(names), soft, by))
+        position = (int(now * 1000), 0) if int(now * 1000) > last[0] else (last[0], last[1] + 1)
+        self.epochs.apply(position, Purge(uuid4().hex, tuple(names), soft, by), now)
         if len(self.epochs.records) > MAX_RECORDS:
-            oldest = min(where for where, _ in self.epochs.records.values())
-            self.epochs.raise_floor(oldest)
+            self.epochs.raise_floor(next(iter(self.epochs.records.values()))[0])
         return Report(1, 1, 0.0)
 
     async def start(self) -> None:
@@ -129,30 +105,41 @@ class RedisPurges:
     """The stream in Redis. `client` is a connection pool of its own; `blind` (seconds, None for ever) is how long
     memory is trusted while the stream is out of reach, and how long a silent worker counts among the living."""
 
-    def __init__(self, client: Any, clock: Clock, *, prefix: str = "gw:", blind: float | None = 30.0) -> None:
-        self.epochs = Epochs()
-        self.worker = uuid4().hex
-        self._client = client
+    def __init__(self, client: Any, clock: Clock, *, prefix: str = "gw:", blind: float | None = DEFAULT_BLIND) -> None:
+        own = uuid4().hex
+        self.epochs = Epochs("~" + own, lineage=())
+        self.worker = own
+        self._stream = PurgeStream(client, prefix, max_records=MAX_RECORDS)
         self._clock = clock
         self._blind = blind
         self._contact: float | None = None
         self._task: asyncio.Task[None] | None = None
+        self._adder: asyncio.Task[None] | None = None
         self._synchronised = asyncio.Event()
-        self._adding: set[asyncio.Task[Position | None]] = set()
+        self._added: dict[str, str] = {}
+        self._fleet = _Fleet(own)
+        self._beats = 0
         self._trimmed = time.monotonic()
-        self._log, self._generation, self._floor, self._ids, self._beats = (
-            f"{prefix}{{purge}}:{name}" for name in ("log", "generation", "floor", "ids", "workers")
-        )
+        self._census_at = -math.inf
+        self._joins = -1
 
     def __repr__(self) -> str:
         return f"<RedisPurges {self.epochs!r}>"
 
-    def distrusted_since(self, now: float) -> float | None:
+    @property
+    def trusted_until(self) -> float:
         if self._contact is None:
-            self._contact = now
-        if self._blind is None or now <= self._contact + self._blind:
-            return None
-        return now - self._blind
+            self._contact = self._clock.now()
+        return math.inf if self._blind is None else self._contact + self._blind
+
+    def distrusted_since(self, now: float) -> float | None:
+        return None if now <= self.trusted_until else now - BLIND_LIFE
+
+    @property
+    def silent(self) -> float:
+        """Seconds after which this worker, if nothing is heard of it, trusts nothing any more: a tenth more than it
+        takes itself, as its clock is slewed by a twentieth at most."""
+        return (DEFAULT_BLIND if self._blind is None else self._blind) * 1.1 + 1.0
 
     async def start(self) -> None:
         """Begin to read; return once the whole stream was read, or Redis did not answer in time."""
@@ -164,15 +151,15 @@ class RedisPurges:
 
     async def aclose(self) -> None:
         """Stop reading, and leave the workers' number."""
-        task = self._task
-        while task is not None and not task.done():
-            # Again and again: a cancellation that meets a reply just arriving can be lost (redis-py 8.1, Python 3.11).
-            task.cancel()
-            await asyncio.wait((task,), timeout=0.05)
+        for task in (self._task, self._adder):
+            while task is not None and not task.done():
+                # Again and again: a cancellation that meets a reply just arriving can be lost (redis-py 8.1, Python
+                # 3.11).
+                task.cancel()
+                await asyncio.wait((task,), timeout=0.05)
         with suppress(RedisError, OSError, TimeoutError):
-            async with asyncio.timeout(ANSWER_SECONDS):
-                await self._client.hdel(self._beats, self.worker)
-        await self._client.aclose()
+            await self._stream.leave(self.worker)
+        await self._stream.aclose()
 
     # --- issuing -------------------------------------------------------------------------------------------
 
@@ -182,60 +169,64 @@ class RedisPurges:
         Without `wait` it is on its way when this returns.
         """
         began = time.perf_counter()
-        purge = Purge(uuid4().hex, tuple(names), soft, by)
-        self.epochs.pending[purge.id] = (self._clock.now(), purge)
+        purge = self.issue(names, soft=soft, by=by)
         if not wait:
-            self._adding.add(task := asyncio.ensure_future(self._add(purge)))
-            task.add_done_callback(self._adding.discard)
+            self._begin_adding()
             return Report(1, 1, 0.0, added=False)
-        position = await self._add(purge)
-        if position is None:
-            return Report(0, 1, time.perf_counter() - began, added=False)
-        return await self._confirmed(position, began)
-
-    async def _add(self, purge: Purge) -> Position | None:
-        """Its position in the stream; None where Redis did not take it."""
-        keys = (self._log, self._generation, self._floor, self._ids)
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                _, where = await self._client.eval(
-                    _ADD, len(keys), *keys, uuid4().hex, purge.id, msgspec.json.encode(purge)
-                )
-        except (RedisError, OSError, TimeoutError):
-            return None
-        return parse_position(where.decode())
-
-    async def _confirmed(self, position: Position, began: float) -> Report:
-        deadline = began + CONFIRM_SECONDS
+        report, place, since = Report(1, self._fleet.number, 0.0, added=False), "", self._clock.now()
         pause = 0.001
-        confirmed, workers = 0, 1
         while True:
             with suppress(RedisError, OSError, TimeoutError):
-                confirmed, workers = await self._count(position)
-                if confirmed >= workers:
-                    break
-            if time.perf_counter() + pause > deadline:
-                break
+                added = await self._stream.add([purge], count=True)
+                if added.generation != place:  # its first time in this generation
+                    place, since = added.generation, self._clock.now()
+                report = self.report(purge, added, self._clock.now() - since)
+            if report.complete or time.perf_counter() + pause > began + CONFIRM_SECONDS:
+                return replace(report, seconds=time.perf_counter() - began)
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 0.05)
-        return Report(confirmed, workers, time.perf_counter() - began)
 
-    async def _count(self, position: Position) -> tuple[int, int]:
-        """How many of the living have applied `position`. Who was silent for too long trusts nothing any more."""
-        async with asyncio.timeout(ANSWER_SECONDS):
-            (seconds, microseconds), flat = await self._client.eval(_COUNT, 1, self._beats)
-        beats = dict(zip(flat[::2], flat[1::2], strict=True))
-        now = int(seconds) * 1000 + int(microseconds) // 1000
-        silent = (self._blind if self._blind is not None else 30.0) * 1000
-        living = {}
-        for worker, beat in beats.items():
-            at, _, applied = beat.decode().partition(" ")
-            if now - int(at) <= silent:
-                living[worker.decode()] = parse_position(applied)
-        living.setdefault(self.worker, self.epochs.applied)
-        return sum(applied >= position for applied in living.values()), len(living)
+    def issue(self, names: Sequence[str], *, soft: bool = False, by: str = "") -> Purge:
+        """A purge that holds here from now on, and is still to be added to the stream."""
+        purge = Purge(uuid4().hex, tuple(names), soft, by)
+        self.epochs.pend(purge, self._clock.now())
+        return self.epochs.pending[purge.id][1]
 
-    # --- reading -------------------------------------------------------------------------------------------
+    def report(self, purge: Purge, added: Added, waited: float) -> Report:
+        """How a purge stands that the stream has had for `waited` seconds."""
+        self._added[purge.id] = added.generation
+        self._fleet.note(added.generation, added.beats, self._clock.now())
+        beats = [beat for text in added.beats.values() if (beat := _beat(text)) is not None]
+        confirmed = sum(beat.confirms(added.generation, added.places[0]) for beat in beats)
+        settled = not added.young and (not added.silenced or waited >= BLIND_LIFE * 1.2)
+        return Report(confirmed, self._fleet.number, 0.0, settled=settled)
+
+    def _begin_adding(self) -> None:
+        if self._adder is None or self._adder.done():
+            self._adder = asyncio.ensure_future(self._add_in_background())
+
+    async def _add_in_background(self) -> None:
+        # Where Redis is away, the next turn does it.
+        with suppress(RedisError, OSError, TimeoutError):
+            await self._add_pending()
+
+    async def _add_pending(self) -> None:
+        """Add what was issued here and is not in the stream, as far as is known."""
+        while True:
+            generation = self.epochs.generation
+            waiting = [purge for _, purge in self.epochs.pending.values() if self._added.get(purge.id) != generation]
+            if not waiting:
+                break
+            if not await self._add(waiting[:ADD_AT_ONCE]):
+                break  # of another generation: the next turn finds out
+        self._added = {key: each for key, each in self._added.items() if key in self.epochs.pending}
+
+    async def _add(self, purges: Sequence[Purge]) -> bool:
+        added = await self._stream.add(purges)
+        self._added.update((purge.id, added.generation) for purge in purges)
+        return added.generation == self.epochs.generation
+
+    # --- hearing -------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         while True:
@@ -246,80 +237,117 @@ class RedisPurges:
 
     async def _follow(self) -> None:
         while True:
-            await self._beat()
-            if not self._synchronised.is_set():
-                self._synchronised.set()
-            async with asyncio.timeout(BLOCK_MS / 1000 + ANSWER_SECONDS):
-                await self._read(BLOCK_MS)
-            if time.monotonic() - self._trimmed > TRIM_EVERY:
-                self._trimmed = time.monotonic()
-                await self._trim()
+            await self.synchronise()
+            self._synchronised.set()
+            await self._look_after()
+            # What is read by waiting is not applied: only a turn knows that it follows what was applied before.
+            await self._stream.wait(self.epochs.applied, BLOCK_MS)
 
-    async def _beat(self) -> None:
-        """Give a sign of life, and hear whether the stream is still the one that was read."""
-        keys = (self._log, self._generation, self._floor, self._beats)
-        began = self._clock.now()
-        async with asyncio.timeout(ANSWER_SECONDS):
-            generation, floor, last = (
-                item.decode()
-                for item in await self._client.eval(
-                    _BEAT, len(keys), *keys, uuid4().hex, self.worker, show_position(self.epochs.applied)
-                )
-            )
-        if generation != self.epochs.generation or parse_position(last) < self._last_known():
-            await self._adopt(generation)
-        self.epochs.raise_floor(parse_position(floor))
-        if parse_position(last) <= self.epochs.applied:
-            self._contact = began
-        for _, purge in list(self.epochs.pending.values()):
-            await self._add(purge)
+    async def synchronise(self) -> None:
+        """Hear all that is new in the stream, confirm it, and add what waits for it."""
+        while True:
+            began = self._clock.now()
+            turn = await self._stream.turn(self.worker, self._next_beat())
+            if turn.joins != self._joins:
+                self._joins, self._census_at = turn.joins, -math.inf
+            if turn.generation != self.epochs.generation:
+                await self._adopt(turn)
+                continue
+            self.epochs.raise_floor(turn.floor)
+            for position, purge in turn.records:
+                self.epochs.apply(position, purge, self._clock.now())
+            if len(turn.records) < READ_AT_ONCE:
+                self._contact = began
+            if not turn.records:
+                break
+        await self._add_pending()
 
-    def _last_known(self) -> Position:
-        return max((position for position, _ in self.epochs.records.values()), default=ZERO)
+    def _next_beat(self) -> Beat:
+        self._beats += 1
+        return Beat(self.epochs.generation, self.epochs.applied, self._beats, self.silent)
 
-    async def _adopt(self, generation: str) -> None:
+    async def _adopt(self, turn: Turn) -> None:
         """Another stream than the one that was read: Redis lost it, or went back. What is known here is added again,
-        then the whole of it is read; only then do its epochs take the place of those that hold now."""
-        for position, purge in sorted(self.epochs.records.values()) if self.epochs.records else ():
-            if await self._add(purge) is None:
-                raise TimeoutError(f"the purge at {show_position(position)} could not be added again")
-        old = self.epochs
-        fresh = Epochs(generation)
-        position = ZERO
-        while batch := await self._range(position):
-            for position, purge in batch:
-                fresh.apply(position, purge)
-        fresh.pending = {key: each for key, each in old.pending.items() if key not in fresh.records}
-        self.epochs = fresh
+        then the whole of it is read; only then does it take the place of what holds now."""
+        records = await self._read_all([])
+        there = {purge.id for _, purge in records}
+        missing = [purge for purge_id, (_, purge) in self.epochs.records.items() if purge_id not in there]
+        for at in range(0, len(missing), ADD_AT_ONCE):
+            await self._add(missing[at : at + ADD_AT_ONCE])
+        if missing:
+            records = await self._read_all(records)
+        now = self._clock.now()
+        self.epochs.adopt(turn.generation, records, now=now, continuous=now <= self.trusted_until)
+        self.epochs.raise_floor(turn.floor)
 
-    async def _range(self, after: Position) -> list[tuple[Position, Purge]]:
-        async with asyncio.timeout(5 * ANSWER_SECONDS):
-            entries = await self._client.xrange(self._log, min=f"({show_position(after)}", count=READ_AT_ONCE)
-        return [(parse_position(where.decode()), _record(where, fields)) for where, fields in entries]
+    async def _read_all(self, records: list[Record]) -> list[Record]:
+        while batch := await self._stream.read(records[-1][0] if records else ZERO):
+            records = [*records, *batch]
+        return records
 
-    async def _read(self, block: int) -> None:
-        reply = await self._client.xread(
-            {self._log: show_position(self.epochs.applied)}, count=READ_AT_ONCE, block=block
-        )
-        streams = reply.values() if isinstance(reply, dict) else [entries for _, entries in reply or ()]
-        for entries in streams:
-            flat = entries[0] if entries and isinstance(entries[0], list) else entries
-            for where, fields in flat:
-                self.epochs.apply(parse_position(where.decode()), _record(where, fields))
+    async def _look_after(self) -> None:
+        """What any worker does for all: remove old records, and workers that fell silent."""
+        now = self._clock.now()
+        if now - self._census_at > self.silent / 3:
+            self._census_at = now
+            await self.census()
+        if time.monotonic() - self._trimmed > TRIM_EVERY:
+            self._trimmed = time.monotonic()
+            await self._stream.trim(MAX_LIFE)
 
-    async def _trim(self) -> None:
-        oldest = int((self._clock.now() - MAX_LIFE) * 1000)
-        keys = (self._log, self._floor, self._ids)
-        async with asyncio.timeout(ANSWER_SECONDS):
-            await self._client.eval(_TRIM, len(keys), *keys, f"{oldest}-0", MAX_RECORDS)
-
-
-_decoder = msgspec.json.Decoder(Purge)
+    async def census(self) -> None:
+        """Learn who is there, and bury who has not been heard of for too long."""
+        now = self._clock.now()
+        self._fleet.note(self.epochs.generation, await self._stream.workers(), now)
+        for worker, beat in self._fleet.silent(now):
+            await self._stream.bury(worker, beat)
 
 
-def _record(where: bytes, fields: Any) -> Purge:
-    """The purge in a stream entry. One that can't be read, of a newer version perhaps, purges everything."""
+@dataclass(slots=True)
+class _Seen:
+    beat: str
+    generation: str
+    """Of the stream beside which it was last seen."""
+    at: float
+    """When `beat` was seen first."""
+    silent: float
+
+
+class _Fleet:
+    """The workers, as one of them sees them. It goes by its own clock, and by whether their signs of life change: so
+    no clock need agree with another."""
+
+    def __init__(self, own: str) -> None:
+        self._own = own
+        self._seen: dict[str, _Seen] = {}
+
+    @property
+    def number(self) -> int:
+        return len(self._seen.keys() | {self._own})
+
+    def note(self, generation: str, beats: dict[str, str], now: float) -> None:
+        """Take what stands beside the stream. Who is missing has left, unless Redis has lost them all since: then they
+        count until they can trust nothing any more."""
+        for worker, beat in beats.items():
+            known = self._seen.get(worker)
+            if known is None or known.beat != beat:
+                decoded = _beat(beat)
+                silent = decoded.silent if decoded is not None else DEFAULT_BLIND
+                self._seen[worker] = _Seen(beat, generation, now, silent)
+            else:
+                known.generation = generation
+        for worker, seen in list(self._seen.items()):
+            if worker not in beats and (seen.generation == generation or now - seen.at > seen.silent):
+                del self._seen[worker]
+
+    def silent(self, now: float) -> list[tuple[str, str]]:
+        """Who has given no sign of life for too long, and their last."""
+        others = ((worker, seen) for worker, seen in self._seen.items() if worker != self._own)
+        return [(worker, seen.beat) for worker, seen in others if now - seen.at > seen.silent]
+
+
+def _beat(text: str) -> Beat | None:
     try:
-        return _decoder.decode(fields[b"r"])
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return Purge(f"unreadable {where.decode()}", (EVERYTHING,))
+        return Beat.decode(text)
+    except ValueError:
+        return None  # of another version: it confirms nothing

@@ -169,17 +169,30 @@ class Tiers:
         if stored is None:
             return None
         epochs = self.purges.epochs
-        if not epochs.quiet:
-            names = (*wanted.names, *map(tag_name, stored.tags))
-            state, softened = epochs.judge(stored.stamp, stored.started, names)
+        if not epochs.untouched(stored.stamp):
+            state, softened = epochs.judge(stored.stamp, stored.started, self._names(stored, wanted))
             if state is State.VOID:
                 return None
             if state is State.SOFT:
                 stored = structs.replace(stored, softened=softened)
         since = self.purges.distrusted_since(self._clock.now())
-        if since is not None and stored.born < since:
+        if since is not None and stored.started < since:
             stored = structs.replace(stored, distrusted=True)
         return stored
+
+    @staticmethod
+    def _names(stored: Stored, wanted: Selection) -> tuple[str, ...]:
+        return (*wanted.names, *map(tag_name, stored.tags))
+
+    def valid(self, stored: Stored, wanted: Selection) -> bool:
+        """Whether no purge has passed a response, hard or soft."""
+        epochs = self.purges.epochs
+        names = self._names(stored, wanted)
+        return epochs.untouched(stored.stamp) or epochs.judge(stored.stamp, stored.started, names)[0] is State.VALID
+
+    def conditional(self, stored: Stored | None, wanted: Selection) -> Stored | None:
+        """`stored`, if a 304 may confirm it now; not where it was purged since it was looked up."""
+        return self._judged(stored, wanted)
 
     def stamp(self) -> str:
         """The stamp for a fetch that starts now."""
@@ -187,8 +200,10 @@ class Tiers:
 
     def outlived(self, stamp: str, started: float, wanted: Selection) -> bool:
         """Whether a purge has passed a fetch with this stamp: who asks now may not be answered by it."""
-        epochs = self.purges.epochs
-        return not epochs.quiet and epochs.judge(stamp, started, wanted.names)[0] is not State.VALID
+        epochs, since = self.purges.epochs, self.purges.distrusted_since(self._clock.now())
+        if since is not None and started < since:
+            return True
+        return not epochs.untouched(stamp) and epochs.judge(stamp, started, wanted.names)[0] is not State.VALID
 
     # --- writing -------------------------------------------------------------------------------------------
 

@@ -58,6 +58,7 @@ IO = frozenset(
         "metrics",
         "middleware",
         "problems",
+        "purge_stream",
         "purges",
         "redis_clients",
         "remote",

@@ -201,8 +201,7 @@ async def test_a_confirmed_purge_holds_in_every_gateway(fleet: tuple[list[Gatewa
                 await apps[0].engine.settle()
             report = await apps[round_number - 1].purge(tags=["items"])
             assert (report.complete, report.confirmed, report.workers) == (True, 3, 3)
-            assert report.seconds < 1
-    assert upstream.asked == 3
+        assert upstream.asked == 3
 
 
 async def test_a_cold_key_is_fetched_once_by_the_fleet(fleet: tuple[list[Gateway], Upstream]) -> None:
@@ -310,8 +309,8 @@ def test_a_stamp_before_the_floor_is_void() -> None:
     assert epochs.judge(epochs.stamp(), 0, ["t:x"])[0] is State.VALID
 
 
-def test_a_stamp_of_another_generation_is_earlier_than_every_purge_of_this_one() -> None:
-    epochs = Epochs("new")
+def test_a_stamp_of_a_generation_lived_through_is_earlier_than_every_purge_of_this_one() -> None:
+    epochs = Epochs("new", lineage=["old"])
     assert epochs.judge("old 9999-0", 0, ["t:x"])[0] is State.VALID
     epochs.apply((1, 0), Purge("p", (tag_name("x"),)))
     assert epochs.judge("old 9999-0", 0, ["t:x"])[0] is State.VOID
@@ -322,6 +321,10 @@ def test_the_cost_of_a_purge_does_not_depend_on_what_carries_its_name() -> None:
     epochs = Epochs("g")
     epochs.apply((1, 0), Purge("p", ("t:everywhere",)))
     assert len(epochs.records) == len(epochs._hard) == 1
+
+
+def test_a_stamp_of_a_generation_not_lived_through_is_void() -> None:
+    assert Epochs("new", lineage=["old"]).judge("other 9999-0", 0, ["t:x"])[0] is State.VOID
 
 
 @pytest.mark.parametrize("stamp", ["", "g", "g x-y", "nonsense", "g 1-2-3"])
