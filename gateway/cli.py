@@ -272,10 +272,11 @@ def routes_table(config: Config) -> Table:
     )
     for name, route in sorted(config.routes.items(), key=lambda each: PathTemplate(each[1].path).specificity):
         ttl = route.ttl if isinstance(route.ttl, str) else show_duration(route.ttl)
+        ttl = "of its parts" if route.parts else ttl
         table.add_row(
             name,
             route.path,
-            f"{route.upstream}:{route.target_text}",
+            f"{route.upstream}:{route.target_text}" if not route.parts else f"parts: {', '.join(route.parts)}",
             ttl,
             "-" if route.stale_while_revalidate is None else show_duration(route.stale_while_revalidate),
             "-" if route.stale_if_error is None else show_duration(route.stale_if_error),

@@ -7,220 +7,66 @@ these models, and a test holds it.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    PlainSerializer,
     SecretStr,
+    ValidationError,
     field_validator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from .headers import HOP_BY_HOP, is_dangerous
+from .config_types import (
+    NAME,
+    NEVER_CONSTANT,
+    Duration,
+    FieldNames,
+    Model,
+    Networks,
+    Size,
+    TextList,
+    Ttl,
+    Url,
+    check_field_names,
+    check_vary,
+    is_address,
+    is_public,
+    parse_duration,
+    parse_size,
+    show_duration,
+    show_size,
+    split_commas,
+)
+from .part_config import PartConfig
+from .part_plan import PartPlan, PartProblem, cross_problems, plan_parts
 from .redis_urls import check_redis_url
 from .targets import TRACKING_PARAMETERS
 from .templates import PathTemplate, TemplateError, compile_path, compile_target, tag_parameters
 
-NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
-_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(B|KiB|MiB|GiB)")
-_UNIT_BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
-_FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-
-
-def parse_duration(value: object) -> timedelta:
-    """A duration such as `250ms`, `30s`, `5m`, `1h`, `2d`; `0` needs no unit. Raises ValueError."""
-    if isinstance(value, timedelta):
-        return value
-    text = str(value).strip()
-    if text == "0":
-        return timedelta()
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        hint = f"; write {text}s for seconds" if re.fullmatch(r"[0-9.]+", text) else ""
-        raise ValueError(f"is no duration: write a number and ms, s, m, h or d, such as 250ms, 30s, 5m{hint}")
-    try:
-        return timedelta(seconds=float(match[1]) * _UNIT_SECONDS[match[2]])
-    except OverflowError:
-        raise ValueError("is too long a duration") from None
-
-
-def show_duration(value: timedelta) -> str:
-    """`value` in the largest unit that holds it in whole numbers; parse_duration gives it back."""
-    milliseconds = round(value.total_seconds() * 1000)
-    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)):
-        if milliseconds and milliseconds % size == 0:
-            return f"{milliseconds // size}{unit}"
-    if milliseconds or not value:
-        return f"{milliseconds}ms" if milliseconds else "0s"
-    return f"{value.total_seconds() * 1000:g}ms"
-
-
-def parse_size(value: object) -> int:
-    """A size in bytes such as `64KiB`, `256MiB`, `1GiB`, `0`. Raises ValueError."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    text = str(value).strip()
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        if text == "0":
-            return 0
-        raise ValueError("is no size: write a number and B, KiB, MiB or GiB, such as 64KiB, 256MiB")
-    try:
-        return int(float(match[1]) * _UNIT_BYTES[match[2]])
-    except OverflowError:
-        raise ValueError("is too large a size") from None
-
-
-def show_size(value: int) -> str:
-    for unit in ("GiB", "MiB", "KiB"):
-        if value and value % _UNIT_BYTES[unit] == 0:
-            return f"{value // _UNIT_BYTES[unit]}{unit}"
-    return f"{value}B"
-
-
-def _split_commas(value: object) -> object:
-    """A list from the environment: `a, b` means two values."""
-    if isinstance(value, str):
-        return [item.strip() for item in value.split(",") if item.strip()]
-    return value
-
-
-Duration = Annotated[
-    timedelta,
-    BeforeValidator(parse_duration),
-    Field(ge=timedelta()),
-    PlainSerializer(show_duration, return_type=str),
+__all__ = [
+    "DEFAULT_VARY",
+    "NAME",
+    "Config",
+    "CorsConfig",
+    "LimitsConfig",
+    "PartConfig",
+    "RouteConfig",
+    "UpstreamConfig",
+    "is_public",
+    "parse_duration",
+    "parse_size",
+    "show_duration",
+    "show_size",
 ]
-Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0), PlainSerializer(show_size, return_type=str)]
-TextList = Annotated[list[str], BeforeValidator(_split_commas)]
-
-
-def _origin_or_duration(value: object) -> object:
-    return value if value == "origin" else parse_duration(value)
-
-
-def _show_ttl(value: object) -> str:
-    return show_duration(value) if isinstance(value, timedelta) else str(value)
-
-
-def _check_ttl(value: Any) -> Any:
-    if isinstance(value, timedelta) and value < timedelta():
-        raise ValueError("must not be negative")
-    return value
-
-
-Ttl = Annotated[
-    Literal["origin"] | timedelta,
-    BeforeValidator(_origin_or_duration),
-    AfterValidator(_check_ttl),
-    PlainSerializer(_show_ttl, return_type=str),
-]
-
-
-_HOST_NAME = re.compile(r"[A-Za-z0-9\-._~]+|[0-9A-Fa-f:.]+")
-
-
-def _check_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be an http:// or https:// URL with a host, such as http://catalog:8080")
-    if parts.username or parts.password:
-        raise ValueError("must not carry credentials; set them as `headers` of the upstream")
-    if "?" in value or "#" in value:
-        raise ValueError("must not have a query or fragment")
-    if not _HOST_NAME.fullmatch(parts.hostname) or not value.isascii() or not value.isprintable() or " " in value:
-        raise ValueError("has a host or path with characters that no URL has; encode them")
-    if any(segment in (".", "..") for segment in parts.path.split("/")):
-        raise ValueError("must not have dot segments")
-    try:
-        port = parts.port
-    except ValueError:
-        port = 0
-    if port == 0:
-        raise ValueError("has a port that is none; ports are 1 to 65535")
-    return value.rstrip("/")
-
-
-Url = Annotated[str, AfterValidator(_check_url)]
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet: not loopback, link-local, private, shared or reserved.
-
-    An IPv6 address that stands for an IPv4 one is judged by that.
-    """
-    found = ip_address(address.partition("%")[0])
-    if isinstance(found, IPv6Address):
-        inner = (
-            found.ipv4_mapped or found.sixtofour or (IPv4Address(int(found) & 0xFFFFFFFF) if found in _NAT64 else None)
-        )
-        if inner is not None:
-            return inner.is_global
-    return found.is_global and not found.is_multicast
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-_NAT64 = ip_network("64:ff9b::/96")
-
-
-def _check_field_names(names: list[str]) -> list[str]:
-    for name in names:
-        if not _FIELD_NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no header name")
-    return [name.lower() for name in names]
-
-
-FieldNames = Annotated[TextList, AfterValidator(_check_field_names)]
-
-
-# Fields that belong to this hop, to the cache itself, or have a rule of their own.
-_NEVER_IN_VARY = HOP_BY_HOP | frozenset(
-    (b"host", b"content-length", b"expect", b"range", b"if-range", b"if-match", b"if-unmodified-since", b"via")
-) | frozenset((b"if-none-match", b"if-modified-since", b"authorization", b"cookie", b"x-request-id"))  # fmt: skip
-
-
-def _check_vary(names: list[str]) -> list[str]:
-    for name in names:
-        if name.encode("latin-1") in _NEVER_IN_VARY or is_dangerous(name.encode("latin-1")):
-            raise ValueError(f"{name} can't be forwarded as a part of the key")
-    return names
-
-
-def _check_networks(networks: list[str]) -> list[str]:
-    for network in networks:
-        try:
-            ip_network(network)
-        except ValueError:
-            raise ValueError(f"{network!r} is no network; write 10.0.0.0/8 or 192.0.2.7") from None
-    return networks
-
-
-Networks = Annotated[TextList, AfterValidator(_check_networks)]
-
-
-_NEVER_CONSTANT = HOP_BY_HOP | frozenset((b"content-length", b"host", b"expect", b"x-request-id"))
-
-
-class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class UpstreamConfig(Model):
@@ -228,7 +74,7 @@ class UpstreamConfig(Model):
 
     url: Url | None = None
     """Its base: scheme, host, port and prefix. Nothing a client sends can leave it."""
-    urls: Annotated[list[Url], BeforeValidator(_split_commas)] = []
+    urls: Annotated[list[Url], BeforeValidator(split_commas)] = []
     """Several bases of the same API, taken in turn; instead of `url`."""
     timeout: Duration = timedelta(seconds=5)
     """The deadline for a whole answer; for a streamed one, until its head and then between two pieces."""
@@ -268,11 +114,11 @@ class UpstreamConfig(Model):
     @field_validator("headers")
     @classmethod
     def _headers(cls, headers: dict[str, str]) -> dict[str, str]:
-        names = _check_field_names(list(headers))
+        names = check_field_names(list(headers))
         if len(set(names)) < len(names):
             raise ValueError("has a header twice, in other case")
         for name, value in headers.items():
-            if name.lower().encode("latin-1") in _NEVER_CONSTANT:
+            if name.lower().encode("latin-1") in NEVER_CONSTANT:
                 raise ValueError(f"{name} is made for each request; it can't be constant")
             if not value.isprintable() or any(ord(char) > 255 for char in value):
                 raise ValueError(f"the value of {name} has a character that no header may have")
@@ -283,7 +129,7 @@ class UpstreamConfig(Model):
         if self.addresses == "public":
             for base in self.bases:
                 host = urlsplit(base).hostname or ""
-                if host == "localhost" or (_is_address(host) and not is_public(host)):
+                if host == "localhost" or (is_address(host) and not is_public(host)):
                     raise ValueError(f"addresses: public, but {host} is no public address")
         return self
 
@@ -300,8 +146,8 @@ class RouteConfig(Model):
     path: str
     """The path, with parameters: `{name}` takes one segment, `{name:path}` at the end all that follows. The more
     specific path wins, whatever the order in the file."""
-    upstream: str
-    """The name of the upstream that is asked."""
+    upstream: str = ""
+    """The name of the upstream that is asked; an aggregate has `parts` in its place."""
     upstream_path: str | None = None
     """What the upstream is asked for, with the parameters of `path`; the same path where it is not set."""
     ttl: Ttl = "origin"
@@ -317,7 +163,7 @@ class RouteConfig(Model):
     """How long a 404 or 410 is fresh where the upstream does not say; `0s` stores none."""
     client_ttl: Duration | None = None
     """How long clients may keep an answer (with a `ttl` of its own). Not set: until the entry's life ends."""
-    vary: Annotated[FieldNames, AfterValidator(_check_vary)] | None = None
+    vary: Annotated[FieldNames, AfterValidator(check_vary)] | None = None
     """With a `ttl` of its own: the request headers that are forwarded, each of them part of the cache key. Not set:
     accept, accept-language."""
     query: TextList | None = None
@@ -346,6 +192,19 @@ class RouteConfig(Model):
     """What the route is, at length (Markdown), for the API documentation."""
     examples: dict[str, str | int | float | bool] = {}
     """Example values of parameters, for the API documentation."""
+    parts: dict[str, PartConfig] = {}
+    """Makes the route an aggregate: one answer, joined from these parts, each with its own upstream and cache life."""
+    deadline: Duration = timedelta(seconds=5)
+    """Of an aggregate: how long its parts may take together; who has not answered by then has failed."""
+    merge: Literal["shallow", "deep", "concat"] = "shallow"
+    """Of an aggregate: how parts with `group: null` are merged into the root, in their declared order, where the later
+    wins: key by key (`shallow`), objects within objects too (`deep`), arrays joined besides (`concat`)."""
+    selectable: bool = False
+    """Of an aggregate: whether clients may ask for some of its parts by `?parts=profile,offers`."""
+    envelope: bool = False
+    """Of an aggregate: whether the body says under `_meta` what became of each part."""
+    errors: bool = False
+    """Of an aggregate: whether the body shows the failures of parts as problem details, under `_errors`."""
 
     @field_validator("path")
     @classmethod
@@ -363,7 +222,29 @@ class RouteConfig(Model):
     @field_validator("cookies", mode="before")
     @classmethod
     def _cookies(cls, value: object) -> object:
-        return value if value in ("pass", "ignore") else _split_commas(value)
+        return value if value in ("pass", "ignore") else split_commas(value)
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _part_names(cls, value: Any) -> Any:
+        return _checked_names(value)
+
+    @model_validator(mode="after")
+    def _aggregate(self) -> RouteConfig:
+        if not self.parts:
+            if self.upstream:
+                return self
+            missing = PydanticCustomError("missing", "Field required")
+            raise ValidationError.from_exception_data("routes", [_located(("upstream",), missing, None)])
+        _refuse(self.part_plan.problems)
+        unused = [name for name in _NOT_OF_AGGREGATES if name in self.model_fields_set]
+        if unused:
+            raise ValueError(f"{unused[0]} goes with `upstream`: each of an aggregate's parts has its own")
+        return self
+
+    @cached_property
+    def part_plan(self) -> PartPlan:
+        return plan_parts(self.template, self.parts)
 
     @model_validator(mode="after")
     def _consistent(self) -> RouteConfig:
@@ -389,6 +270,34 @@ class RouteConfig(Model):
     @property
     def target_text(self) -> str:
         return self.upstream_path if self.upstream_path is not None else self.path
+
+
+_NOT_OF_AGGREGATES = (
+    "upstream", "upstream_path", "ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "client_ttl",
+    "vary", "query", "drop_query", "authorization", "cookies", "expose_tags",
+)  # fmt: skip
+
+
+def _located(loc: tuple[str, ...], error: PydanticCustomError, value: object) -> InitErrorDetails:
+    return InitErrorDetails(type=error, loc=loc, input=value)
+
+
+def _refuse(problems: list[PartProblem]) -> None:
+    """Raises ValidationError with each problem at its own place."""
+    if problems:
+        found = [
+            _located(each.key, PydanticCustomError("value_error", "{message}", {"message": each.message}), each.value)
+            for each in problems
+        ]
+        raise ValidationError.from_exception_data("parts", found)
+
+
+def _checked_names(value: Any) -> Any:
+    if isinstance(value, dict):
+        for name in value:
+            if not isinstance(name, str) or not NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name: write lower-case words joined by _, such as price_list")
+    return value if value is not None else {}
 
 
 def _template(text: str) -> PathTemplate:
@@ -551,6 +460,18 @@ class Config(Model):
         """What records in Redis are sealed with; empty for a checksum alone."""
         return self.redis_secret.get_secret_value().encode() if self.redis_secret is not None else b""
 
+    @model_validator(mode="after")
+    def _parts_are_known(self) -> Config:
+        several = frozenset(name for name, upstream in self.upstreams.items() if len(upstream.bases) > 1)
+        plain = {name: route.template for name, route in self.routes.items() if not route.parts}
+        problems = [
+            replace(problem, key=("routes", name, *problem.key))
+            for name, route in self.routes.items()
+            for problem in cross_problems(route.parts, route.template, frozenset(self.upstreams), several, plain)
+        ]
+        _refuse(problems)
+        return self
+
     @property
     def admin_is_private(self) -> bool:
         """Whether nobody but this machine can reach the admin listener."""
@@ -600,11 +521,7 @@ class Config(Model):
     @field_validator("upstreams", "routes", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            for name in value:
-                if not isinstance(name, str) or not NAME.fullmatch(name):
-                    raise ValueError(f"{name!r} is no name: write lower-case words joined by _, such as price_list")
-        return value if value is not None else {}
+        return _checked_names(value)
 
     @field_validator("include")
     @classmethod

@@ -74,6 +74,21 @@ class Stored(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=Tru
     """Whether a purge of it could have been missed; set by whoever reads it, never stored."""
 
 
+    names: tuple[str, ...] = ()
+    """Names besides its own by whose purges it is judged: those of the parts it was joined from."""
+
+
+class Made(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """What an answer that was made of stored responses takes over from them: their least stamp, the earliest start of
+    their fetches (seconds since 1970), the greatest age, its own lifetime counted from that age, and their names."""
+
+    stamp: str
+    started: float
+    age: float
+    lifetime: float
+    names: tuple[str, ...]
+
+
 class VaryIndex(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
     """What is known of a primary key: the sets of fields its responses vary on, the newest first."""
 
@@ -169,7 +184,7 @@ def size_of(stored: Stored) -> int:
     1 MiB; the test holds it to within 15 %.
     """
     headers = sum(_BYTES + len(name) + _BYTES + len(value) + _PAIR for name, value in stored.headers)
-    named = sum(_NAMED + len(text) for text in (stored.route, *stored.tags, *stored.vary))
+    named = sum(_NAMED + len(text) for text in (stored.route, *stored.tags, *stored.vary, *stored.names))
     texts = _TEXT + len(stored.key) + named
     primary = 0 if stored.primary == stored.key else _TEXT + len(stored.primary)
     return _ENTRY + headers + texts + primary + _BYTES + len(stored.body)

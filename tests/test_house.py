@@ -18,15 +18,20 @@ PURE = frozenset(
         "breakers",
         "changes",
         "config",
+        "config_types",
         "epochs",
         "errors",
         "exchange",
         "framing",
         "headers",
         "heads",
+        "joining",
         "keys",
         "ladder",
+        "merge",
         "outcome",
+        "part_config",
+        "part_plan",
         "policy",
         "proxies",
         "ranges",
@@ -89,7 +94,7 @@ WIRING = frozenset(
 MODULES = sorted(path.stem for path in HOUSE.rglob("*.py"))
 
 # What a pure module may import besides the standard library.
-PURE_PACKAGES = frozenset(("msgspec", "pydantic", "xxhash"))
+PURE_PACKAGES = frozenset(("jmespath", "msgspec", "orjson", "pydantic", "pydantic_core", "xmltodict", "xxhash"))
 # What of the standard library reads a clock, waits, draws lots, or touches the world outside.
 IMPURE = frozenset(
     (

@@ -1,0 +1,208 @@
+"""What settings are made of: durations, sizes, lists, URLs, names of headers, and the model that refuses unknown keys.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from .headers import HOP_BY_HOP, is_dangerous
+
+NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(B|KiB|MiB|GiB)")
+_UNIT_BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+_FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+
+def parse_duration(value: object) -> timedelta:
+    """A duration such as `250ms`, `30s`, `5m`, `1h`, `2d`; `0` needs no unit. Raises ValueError."""
+    if isinstance(value, timedelta):
+        return value
+    text = str(value).strip()
+    if text == "0":
+        return timedelta()
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        hint = f"; write {text}s for seconds" if re.fullmatch(r"[0-9.]+", text) else ""
+        raise ValueError(f"is no duration: write a number and ms, s, m, h or d, such as 250ms, 30s, 5m{hint}")
+    try:
+        return timedelta(seconds=float(match[1]) * _UNIT_SECONDS[match[2]])
+    except OverflowError:
+        raise ValueError("is too long a duration") from None
+
+
+def show_duration(value: timedelta) -> str:
+    """`value` in the largest unit that holds it in whole numbers; parse_duration gives it back."""
+    milliseconds = round(value.total_seconds() * 1000)
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)):
+        if milliseconds and milliseconds % size == 0:
+            return f"{milliseconds // size}{unit}"
+    if milliseconds or not value:
+        return f"{milliseconds}ms" if milliseconds else "0s"
+    return f"{value.total_seconds() * 1000:g}ms"
+
+
+def parse_size(value: object) -> int:
+    """A size in bytes such as `64KiB`, `256MiB`, `1GiB`, `0`. Raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    text = str(value).strip()
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        if text == "0":
+            return 0
+        raise ValueError("is no size: write a number and B, KiB, MiB or GiB, such as 64KiB, 256MiB")
+    try:
+        return int(float(match[1]) * _UNIT_BYTES[match[2]])
+    except OverflowError:
+        raise ValueError("is too large a size") from None
+
+
+def show_size(value: int) -> str:
+    for unit in ("GiB", "MiB", "KiB"):
+        if value and value % _UNIT_BYTES[unit] == 0:
+            return f"{value // _UNIT_BYTES[unit]}{unit}"
+    return f"{value}B"
+
+
+def split_commas(value: object) -> object:
+    """A list from the environment: `a, b` means two values."""
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    return value
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(parse_duration),
+    Field(ge=timedelta()),
+    PlainSerializer(show_duration, return_type=str),
+]
+Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0), PlainSerializer(show_size, return_type=str)]
+TextList = Annotated[list[str], BeforeValidator(split_commas)]
+
+
+def _origin_or_duration(value: object) -> object:
+    return value if value == "origin" else parse_duration(value)
+
+
+def _show_ttl(value: object) -> str:
+    return show_duration(value) if isinstance(value, timedelta) else str(value)
+
+
+def _check_ttl(value: Any) -> Any:
+    if isinstance(value, timedelta) and value < timedelta():
+        raise ValueError("must not be negative")
+    return value
+
+
+Ttl = Annotated[
+    Literal["origin"] | timedelta,
+    BeforeValidator(_origin_or_duration),
+    AfterValidator(_check_ttl),
+    PlainSerializer(_show_ttl, return_type=str),
+]
+
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9\-._~]+|[0-9A-Fa-f:.]+")
+
+
+def _check_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http:// or https:// URL with a host, such as http://catalog:8080")
+    if parts.username or parts.password:
+        raise ValueError("must not carry credentials; set them as `headers` of the upstream")
+    if "?" in value or "#" in value:
+        raise ValueError("must not have a query or fragment")
+    if not _HOST_NAME.fullmatch(parts.hostname) or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("has a host or path with characters that no URL has; encode them")
+    if any(segment in (".", "..") for segment in parts.path.split("/")):
+        raise ValueError("must not have dot segments")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise ValueError("has a port that is none; ports are 1 to 65535")
+    return value.rstrip("/")
+
+
+Url = Annotated[str, AfterValidator(_check_url)]
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the open internet: not loopback, link-local, private, shared or reserved.
+
+    An IPv6 address that stands for an IPv4 one is judged by that.
+    """
+    found = ip_address(address.partition("%")[0])
+    if isinstance(found, IPv6Address):
+        inner = (
+            found.ipv4_mapped or found.sixtofour or (IPv4Address(int(found) & 0xFFFFFFFF) if found in _NAT64 else None)
+        )
+        if inner is not None:
+            return inner.is_global
+    return found.is_global and not found.is_multicast
+
+
+def is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+_NAT64 = ip_network("64:ff9b::/96")
+
+
+def check_field_names(names: list[str]) -> list[str]:
+    for name in names:
+        if not _FIELD_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no header name")
+    return [name.lower() for name in names]
+
+
+FieldNames = Annotated[TextList, AfterValidator(check_field_names)]
+
+
+# Fields that belong to this hop, to the cache itself, or have a rule of their own.
+_NEVER_IN_VARY = HOP_BY_HOP | frozenset(
+    (b"host", b"content-length", b"expect", b"range", b"if-range", b"if-match", b"if-unmodified-since", b"via")
+) | frozenset((b"if-none-match", b"if-modified-since", b"authorization", b"cookie", b"x-request-id"))  # fmt: skip
+
+
+def check_vary(names: list[str]) -> list[str]:
+    for name in names:
+        if name.encode("latin-1") in _NEVER_IN_VARY or is_dangerous(name.encode("latin-1")):
+            raise ValueError(f"{name} can't be forwarded as a part of the key")
+    return names
+
+
+def _check_networks(networks: list[str]) -> list[str]:
+    for network in networks:
+        try:
+            ip_network(network)
+        except ValueError:
+            raise ValueError(f"{network!r} is no network; write 10.0.0.0/8 or 192.0.2.7") from None
+    return networks
+
+
+Networks = Annotated[TextList, AfterValidator(_check_networks)]
+
+
+NEVER_CONSTANT = HOP_BY_HOP | frozenset((b"content-length", b"host", b"expect", b"x-request-id"))
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

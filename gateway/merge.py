@@ -1,0 +1,244 @@
+"""Parts into one answer: decoding, shaping, merging, splicing, and how long the whole lives.
+
+Pure. A part that nothing reshapes is spliced: its bytes, checked once to be JSON, stand in the answer as they came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from xml.parsers.expat import ExpatError
+
+import orjson
+import xmltodict
+from pydantic import JsonValue
+
+from .headers import Headers, first
+
+Merge = Literal["shallow", "deep", "concat"]
+Decode = Literal["auto", "json", "text", "xml"]
+
+
+class WrongType(ValueError):
+    """A part's body is not what it should be; the message says what it is."""
+
+
+# --- decoding ----------------------------------------------------------------------------------------------
+
+
+def media_type(headers: Headers) -> tuple[str, str]:
+    """The media type of a Content-Type in lower case, and its charset (RFC 9110 §8.3); empty where not said."""
+    text = first(headers, b"content-type") or ""
+    kind, _, parameters = text.partition(";")
+    for parameter in parameters.split(";"):
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "charset":
+            return kind.strip().lower(), value.strip().strip('"').lower()
+    return kind.strip().lower(), ""
+
+
+def decoded(body: bytes, headers: Headers, decode: Decode) -> tuple[bytes, JsonValue]:
+    """A part's body as JSON text, and as a value. JSON stays the very bytes it was. Raises WrongType."""
+    if first(headers, b"content-encoding") not in (None, "identity"):
+        raise WrongType("it is compressed, though identity was asked for")
+    kind, charset = media_type(headers)
+    match decode:
+        case "json":
+            return body, parsed(body)
+        case "text":
+            return _text(body, charset)
+        case "xml":
+            return _xml(body)
+        case "auto":
+            if kind == "" or kind == "application/json" or kind.endswith("+json"):
+                return body, parsed(body)
+            if kind.startswith("text/") or kind == "application/xml" or kind.endswith("+xml"):
+                return _text(body, charset)
+            raise WrongType(f"it is {kind}, which is neither JSON nor text")
+
+
+def parsed(body: bytes) -> JsonValue:
+    """Raises WrongType where `body` is no JSON (RFC 8259)."""
+    try:
+        value: JsonValue = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise WrongType("it is not valid JSON") from None
+    return value
+
+
+def _text(body: bytes, charset: str) -> tuple[bytes, JsonValue]:
+    try:
+        text = body.decode(charset or "utf-8")
+        return orjson.dumps(text), text
+    except (UnicodeDecodeError, LookupError, orjson.JSONEncodeError):
+        raise WrongType(f"it is no text in {charset or 'utf-8'}") from None
+
+
+def _xml(body: bytes) -> tuple[bytes, JsonValue]:
+    try:
+        value: JsonValue = xmltodict.parse(body)
+        return orjson.dumps(value), value
+    except (ExpatError, ValueError, RecursionError):
+        # Entities are refused by xmltodict, with a ValueError.
+        raise WrongType("it is not well-formed XML without entities") from None
+
+
+# --- shaping -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a part is shown: `select` (a compiled JMESPath), then `allow` or `deny`, then `rename`."""
+
+    select: Any = None
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    rename: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def changes(self) -> bool:
+        """Whether it leaves anything but the part as it came."""
+        return bool(self.select is not None or self.allow or self.deny or self.rename)
+
+    def apply(self, value: JsonValue) -> JsonValue:
+        """The shaped value. Raises WrongType where a function of `select` can't be applied to it."""
+        if self.select is not None:
+            try:
+                value = self.select.search(value)
+            except ValueError as error:
+                raise WrongType(f"select can't be applied to it: {str(error).splitlines()[0]}") from None
+        if self.allow:
+            value = _allowed(value, _tree(self.allow))
+        if self.deny:
+            value = _without(value, _tree(self.deny))
+        for path, name in self.rename:
+            value = _renamed(value, path.split("."), name)
+        return value
+
+
+Tree = dict[str, "Tree"]
+
+
+def _tree(paths: Iterable[str]) -> Tree:
+    """Dotted paths as a tree; a path that goes on from another is part of that one already."""
+    whole = set(paths)
+    tree: Tree = {}
+    for path in paths:
+        names = path.split(".")
+        if any(".".join(names[:length]) in whole for length in range(1, len(names))):
+            continue
+        node = tree
+        for name in names:
+            node = node.setdefault(name, {})
+    return tree
+
+
+def _allowed(value: JsonValue, tree: Tree) -> JsonValue:
+    if isinstance(value, list):
+        return [_allowed(item, tree) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _allowed(item, tree[name]) if tree[name] else item
+        for name, item in value.items()
+        if name in tree and (not tree[name] or isinstance(item, dict | list))
+    }
+
+
+def _without(value: JsonValue, tree: Tree) -> JsonValue:
+    if isinstance(value, list):
+        return [_without(item, tree) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _without(item, tree[name]) if name in tree else item
+        for name, item in value.items()
+        if name not in tree or tree[name]
+    }
+
+
+def _renamed(value: JsonValue, path: Sequence[str], new: str) -> JsonValue:
+    """The key at the end of `path` renamed in its place; a key that had the new name already gives way."""
+    if isinstance(value, list):
+        return [_renamed(item, path, new) for item in value]
+    if not isinstance(value, dict) or path[0] not in value:
+        return value
+    if len(path) > 1:
+        return {name: _renamed(item, path[1:], new) if name == path[0] else item for name, item in value.items()}
+    if path[0] == new:
+        return value
+    return {new if name == path[0] else name: item for name, item in value.items() if name != new}
+
+
+# --- joining -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part as it stands in the answer: JSON text under `group`, or merged into the root where that is None (then
+    `value` is its parsed object)."""
+
+    group: str | None
+    text: bytes
+    value: JsonValue = None
+
+
+def joined(pieces: Sequence[Piece], merge: Merge = "shallow") -> bytes:
+    """One JSON object of all pieces, in their order: spliced where none is merged into the root."""
+    if all(piece.group is not None for piece in pieces):
+        return b"{" + b",".join([_key(piece.group or "") + piece.text for piece in pieces]) + b"}"
+    return orjson.dumps(_merged(pieces, merge), default=_as_it_came)
+
+
+class _Unparsed:
+    """JSON text within a value, parsed only where something must be merged into it."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+
+
+def _merged(pieces: Sequence[Piece], merge: Merge) -> dict[str, Any]:
+    root: dict[str, Any] = {}
+    for piece in pieces:
+        if piece.group is not None:
+            addition: Mapping[str, Any] = {piece.group: _Unparsed(piece.text)}
+        elif isinstance(piece.value, dict):
+            addition = piece.value
+        else:
+            raise WrongType("it is no object; only objects can be merged into the root")
+        for name, value in addition.items():
+            root[name] = _together(root[name], value, merge) if name in root and merge != "shallow" else value
+    return root
+
+
+def _together(old: Any, new: Any, merge: Merge) -> Any:
+    old, new = _unwrapped(old), _unwrapped(new)
+    if isinstance(old, dict) and isinstance(new, dict):
+        both = dict(old)
+        for name, value in new.items():
+            both[name] = _together(both[name], value, merge) if name in both else value
+        return both
+    if merge == "concat" and isinstance(old, list) and isinstance(new, list):
+        return [*old, *new]
+    return new
+
+
+def _unwrapped(value: Any) -> Any:
+    return orjson.loads(value.text) if isinstance(value, _Unparsed) else value
+
+
+def _as_it_came(value: Any) -> orjson.Fragment:
+    assert isinstance(value, _Unparsed)
+    return orjson.Fragment(value.text)
+
+
+def _key(name: str) -> bytes:
+    return orjson.dumps(name) + b":"
+
+
+def list_of(texts: Iterable[bytes]) -> bytes:
+    """A JSON array of JSON texts."""
+    return b"[" + b",".join(texts) + b"]"
