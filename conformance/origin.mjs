@@ -1,5 +1,5 @@
 // Start the suite's origin, on the loopback interface only.
-// usage: node origin.mjs PACKAGE_DIRECTORY   (port and the like: environment)
+// usage: node origin.mjs DIRECTORY_OF_SERVER   (port and the like: environment)
 import net from 'node:net'
 import path from 'node:path'
 import { pathToFileURL } from 'node:url'

@@ -3,6 +3,7 @@
     python conformance/run.py                 the whole suite, compared with expected.json
     python conformance/run.py --update        ... and expected.json rewritten
     python conformance/run.py --ids a,b       these tests only, with what went over the wire
+    python conformance/run.py --suite FOLDER  another copy of the suite, as a checkout of its source
     python conformance/run.py --base URL --origin-port PORT
                                               a cache that runs already, its upstream being
                                               http://127.0.0.1:PORT
@@ -56,8 +57,8 @@ OUTCOMES = {
 }
 
 GATEWAY_CONFIG = """\
-redis_url: none
-admin_listen: none
+redis_url: {redis}
+{workers}admin_listen: none
 upstreams:
   origin: {{url: "http://127.0.0.1:{port}", timeout: 10s}}
 routes:
@@ -136,6 +137,11 @@ def install_suite() -> tuple[Node, Path]:
     if installed_version(package) != VERSION:
         raise HarnessError(f"{PACKAGE} {VERSION} is not in {package}")
     return node, package
+
+
+def engine_of(package: Path) -> str:
+    """Where the suite's client and server stand: in the package itself, or, later, below `test-engine`."""
+    return "test-engine" if (package / "test-engine").is_dir() else "."
 
 
 # --- processes -----------------------------------------------------------------------
@@ -270,14 +276,15 @@ class Bench:
             "npm_config_protocol": "http",
             "npm_config_pidfile": str(self.folder / "origin.pid"),
         }
-        command = (self.node.node, str(HERE / "origin.mjs"), str(self.package))
+        command = (self.node.node, str(HERE / "origin.mjs"), str(self.package / engine_of(self.package)))
         with self.server("origin", port, command, self.package, env):
             yield
 
     @contextlib.contextmanager
-    def gateway(self, origin_port: int) -> Iterator[str]:
+    def gateway(self, origin_port: int, redis: str, workers: int) -> Iterator[str]:
         config = self.folder / "gateway.yaml"
-        config.write_text(GATEWAY_CONFIG.format(port=origin_port))
+        more = f"workers: {workers}\n" if workers > 1 else ""
+        config.write_text(GATEWAY_CONFIG.format(port=origin_port, redis=redis, workers=more))
         port = free_port()
         where = ("--config", str(config), "--host", "127.0.0.1", "--port", str(port))
         command = (sys.executable, "-m", "gateway", "serve", *where)
@@ -298,6 +305,7 @@ class Bench:
         output.unlink(missing_ok=True)
         content = {
             "package": str(self.package),
+            "engine": str(self.package / engine_of(self.package)),
             "output": str(output),
             "base": base,
             "ids": None if ids is None else sorted(ids),
@@ -385,9 +393,7 @@ class Run:
 
     def passed(self) -> list[str]:
         return sorted(
-            test.id
-            for test in self.tests.values()
-            if not test.browser_only and self.outcome(test.id) in PASSED
+            test.id for test in self.tests.values() if not test.browser_only and self.outcome(test.id) in PASSED
         )
 
     def closure(self, ids: Iterable[str]) -> set[str]:
@@ -422,8 +428,8 @@ class Run:
 # --- report --------------------------------------------------------------------------
 
 
-def print_table(run: Run) -> None:
-    print(f"\n{PACKAGE} {VERSION}, tests passed\n")
+def print_table(run: Run, suite: str = f"{PACKAGE} {VERSION}") -> None:
+    print(f"\n{suite}, tests passed\n")
     labels = {"required": "required", "optimal": "optimal", "check": "checks"}
     for row, tests in run.rows().items():
         passed = sum(run.outcome(test.id) in PASSED for test in tests)
@@ -588,6 +594,15 @@ def judge_all(bench: Bench, base: str, *, rewrite: bool) -> int:
     return (update if rewrite else compare)(run, expected)
 
 
+def judge_other(bench: Bench, base: str) -> int:
+    """Another copy of the suite has no expectation to be compared with."""
+    run = bench.client(base)
+    print_table(run, str(bench.package))
+    print_features(run)
+    print_failures(run, load_reasons())
+    return 0
+
+
 def judge_some(bench: Bench, base: str, ids: Sequence[str]) -> int:
     tests = bench.client(base, ()).tests
     unknown = [test_id for test_id in ids if test_id not in tests]
@@ -611,6 +626,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run the test suite of HTTP caches.")
     parser.add_argument("--base", help="test the cache at this URL, not the gateway")
     parser.add_argument("--origin-port", type=int, help="port of the suite's origin")
+    parser.add_argument("--suite", type=Path, help="folder of another copy of the suite")
+    parser.add_argument("--redis", default="none", help="the gateway's redis_url (none)")
+    parser.add_argument("--workers", type=int, default=1, help="the gateway's workers (1)")
     parser.add_argument("--update", action="store_true", help="rewrite expected.json")
     parser.add_argument("--ids", help="run only these tests (comma separated), in detail")
     options = parser.parse_args(arguments)
@@ -618,6 +636,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--base needs --origin-port")
     if options.ids and options.update:
         parser.error("--update needs all tests, not --ids")
+    if options.update and options.suite:
+        parser.error("--update is for the pinned version, not for --suite")
     return options
 
 
@@ -625,10 +645,13 @@ def judge(options: argparse.Namespace, bench: Bench) -> int:
     port = options.origin_port or free_port()
     with contextlib.ExitStack() as stack:
         stack.enter_context(bench.origin(port))
-        base = (options.base or stack.enter_context(bench.gateway(port))).rstrip("/")
+        gateway = bench.gateway(port, options.redis, options.workers)
+        base = (options.base or stack.enter_context(gateway)).rstrip("/")
         if options.ids:
             ids = [test_id for test_id in options.ids.split(",") if test_id]
             return judge_some(bench, base, ids)
+        if options.suite:
+            return judge_other(bench, base)
         return judge_all(bench, base, rewrite=options.update)
 
 
@@ -644,7 +667,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
     try:
-        node, package = install_suite()
+        node, package = (find_node(), options.suite.resolve()) if options.suite else install_suite()
         with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
             bench = Bench(node, package, Path(folder), Deadline(RUN_SECONDS))
             return judge(options, bench)

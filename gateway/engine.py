@@ -31,7 +31,7 @@ from .memory import Memory
 from .outcome import Outcome, Result
 from .policy import Facts, Rules
 from .purges import PurgeLog, Report
-from .ranges import span_of
+from .ranges import Piece, combine, is_whole, rest_of, span_of
 from .record import Stored
 from .shared import SharedStore
 from .tiers import Found, Selection, Tiers, selection
@@ -464,12 +464,16 @@ class Engine:
         method: str,
         ranged: bool,
         left: float,
+        complete: bool = True,
     ) -> Landing:
         if method == "HEAD" and not ask.route.follows_origin:
             method = "GET"
         stale = self.tiers.conditional(stale, ask.wanted)
         conditions = policy.validators(stale) if stale is not None else []
         ranges = [pair for pair in ask.headers if pair[0] in (b"range", b"if-range")] if ranged else []
+        begun = None
+        if method == "GET" and not ranged and stale is None and complete and ask.route.follows_origin:
+            begun, ranges = self._to_complete(ask)
         sent, stamp = self.clock.now(), self.tiers.stamp()
         async with asyncio.timeout(left) as deadline:
             fetched = await origin.fetch(method, [*ask.plan.forward, *conditions, *ranges])
@@ -480,6 +484,12 @@ class Engine:
                     if policy.confirms(stale, received):
                         return self._confirmed(ask, stale, received)
                     return await self._fetch(ask, origin, None, method=method, ranged=ranged, left=left)
+                if begun is not None and fetched.status in (206, 416):
+                    whole = await self._completed(ask, begun, fetched, received)
+                    if whole is not None:
+                        return whole
+                    await fetched.body.aclose()
+                    return await self._fetch(ask, origin, None, method=method, ranged=False, left=left, complete=False)
                 if method == "HEAD":
                     deadline.reschedule(None)
                     await self._freshen_by_head(ask, received)
@@ -534,9 +544,52 @@ class Engine:
         if body is None:
             deadline.reschedule(None)
             return Alone(fetched, "too-large")
-        stored = self._stored(ask, received, verdict, body)
-        self.tiers.keep_part(stored)
+        self._keep_part(ask, received, body)
         return Alone(Fetched(206, fetched.headers, WholeBody(body)), "range")
+
+    def _keep_part(self, ask: Ask, received: policy.Received, body: bytes) -> None:
+        """Store a part, joined with those stored already where they are of one representation (RFC 9111 §3.4)."""
+        piece = Piece(received.headers, body)
+        for known in self.tiers.parts(ask.wanted):
+            joined = combine(Piece(known.headers, known.body), piece)
+            if joined is not None and len(joined.body) <= ask.route.max_body:
+                piece = joined
+        if is_whole(piece.headers):
+            landing = self._keep_whole(ask, received, piece)
+            if isinstance(landing, Landed) and landing.kept:
+                self._spawn(self.tiers.share(landing.stored))
+            return
+        verdict = policy.admit(replace(received, status=200, headers=piece.headers), ask.facts, ask.route.rules)
+        if isinstance(verdict, policy.Admit):
+            self.tiers.keep_part(self._stored(ask, received, verdict, piece.body))
+
+    def _keep_whole(self, ask: Ask, received: policy.Received, piece: Piece) -> Landing:
+        """Store a representation whose parts are all there: it is a 200 now (RFC 9111 §3.4)."""
+        received = replace(received, status=200, headers=without(piece.headers, b"content-range"))
+        verdict = policy.admit(received, ask.facts, ask.route.rules)
+        if isinstance(verdict, policy.Refuse):
+            return Alone(Fetched(200, received.headers, WholeBody(piece.body)), verdict.reason)
+        return self._admitted(ask, received, verdict, piece.body)
+
+    def _to_complete(self, ask: Ask) -> tuple[Stored | None, list[tuple[bytes, bytes]]]:
+        """A stored part, and the fields that ask for the rest of its representation."""
+        for part in self.tiers.parts(ask.wanted):
+            fields = rest_of(part.headers)
+            if fields:
+                return part, fields
+        return None, []
+
+    async def _completed(self, ask: Ask, part: Stored, fetched: Fetched, received: policy.Received) -> Landing | None:
+        """The whole that a stored part and the rest of it come to; None where they are not of one representation."""
+        if fetched.status != 206 or not fetched.ends_surely:
+            return None
+        body = await fetched.body.whole(ask.route.max_body)
+        if body is None:
+            return None
+        piece = combine(Piece(part.headers, part.body), Piece(received.headers, body))
+        if piece is None or not is_whole(piece.headers):
+            return None
+        return self._keep_whole(ask, received, piece)
 
     def _stored_part(self, ask: Ask) -> Answer | None:
         """The answer to a range request from a stored part that is fresh and holds all of it."""

@@ -220,12 +220,19 @@ _MONTHS = {
 }
 _MONTH = "(?P<month>" + "|".join(_MONTHS) + ")"
 _CLOCK = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
+# Case-sensitive in RFC 9110 §5.6.7, but a cache matches dates without regard to case (RFC 9111 §4.2).
 _DATE_FORMS = (
-    re.compile(rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_CLOCK} GMT"),
     re.compile(
-        rf"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day, (?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_CLOCK} GMT"
+        rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_CLOCK} GMT",
+        re.IGNORECASE,
     ),
-    re.compile(rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) {_MONTH} (?P<day>[0-9 ][0-9]) {_CLOCK} (?P<year>[0-9]{{4}})"),
+    re.compile(
+        rf"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day, (?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_CLOCK} GMT",
+        re.IGNORECASE,
+    ),
+    re.compile(
+        rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) {_MONTH} (?P<day>[0-9 ][0-9]) {_CLOCK} (?P<year>[0-9]{{4}})", re.IGNORECASE
+    ),
 )  # fmt: skip
 
 
@@ -246,7 +253,9 @@ def parse_date(text: str | None, now: float) -> float | None:
         year += this_year - this_year % 100
         if year > this_year + 50:
             year -= 100
-    return float(timegm((year, _MONTHS[match["month"]], day, hour, minute, second, 0, 0, 0)))
+    if year == 0:
+        return None
+    return float(timegm((year, _MONTHS[match["month"].capitalize()], day, hour, minute, second, 0, 0, 0)))
 
 
 def http_date(seconds: float) -> bytes:

@@ -29,10 +29,12 @@ from .headers import (
     parse_age,
     parse_date,
     split_list,
+    unquote,
     values,
     vary_names,
 )
 from .record import Life, Stored
+from .structured import dictionary
 
 DAY = 86_400.0
 MAX_LIFE = 7 * DAY
@@ -401,19 +403,22 @@ def _surrogate(headers: Headers) -> CacheControl:
 
 
 def _structured(headers: Headers, name: bytes) -> CacheControl:
-    """A targeted field: only well-formed members count, and arguments have their types (RFC 9213 §2.1)."""
-    members: dict[str, str | None] = {}
-    for item in split_list(", ".join(line.decode("latin-1") for line in values(headers, name))):
-        member = item.split(";", 1)[0].strip()
-        key, equals, value = member.partition("=")
-        if not key or key != key.strip() or key != key.lower() or (equals and not value):
-            return CacheControl()
-        if equals and value == "?0":
-            continue
-        if equals and key in ("max-age", "s-maxage") and not value.isdigit():
-            continue
-        members[key] = value.strip('"') if equals and value != "?1" else None
-    return CacheControl(members)
+    """A targeted field: a dictionary of structured fields, none where its syntax is broken (RFC 9213 §2.1)."""
+    members = dictionary(combined(headers, name) or "")
+    directives = {key: _argument(value) for key, value in (members or {}).items() if _well_typed(key, value)}
+    return CacheControl(directives) if directives else NO_DIRECTIVES
+
+
+_NUMERIC = frozenset(("max-age", "s-maxage", "stale-while-revalidate", "stale-if-error"))
+
+
+def _well_typed(key: str, value: str) -> bool:
+    """A lifetime is an integer, any other directive is not false; what has another type is ignored (RFC 9213 §2.1)."""
+    return value.isdigit() if key in _NUMERIC else value != "?0"
+
+
+def _argument(value: str) -> str | None:
+    return None if value == "?1" else unquote(value)
 
 
 def _personal(headers: Headers, directives: CacheControl) -> Refuse | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .headers import Headers, combined, first, is_strong, parse_date
+from .headers import Headers, combined, first, has, is_strong, parse_date, without
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.IGNORECASE)
 
@@ -52,7 +52,7 @@ def wanted(request: Headers, response: Headers, size: int) -> Part | OutOfRange 
 
 
 def _if_range_holds(request: Headers, response: Headers) -> bool:
-    """RFC 9110 §13.1.5: a strong tag that is equal, or exactly the date of Last-Modified."""
+    """RFC 9110 §13.1.5: a strong tag that is equal, or exactly the date of Last-Modified where that is strong."""
     text = first(request, b"if-range")
     if text is None:
         return True
@@ -60,7 +60,13 @@ def _if_range_holds(request: Headers, response: Headers) -> bool:
     if text.startswith(('"', "W/")):
         return tag is not None and is_strong(text) and text == tag
     modified = first(response, b"last-modified")
-    return modified is not None and parse_date(text, 0) is not None and text == modified
+    return modified is not None and text == modified and _is_strong_date(modified, response)
+
+
+def _is_strong_date(modified: str, response: Headers) -> bool:
+    """Whether nothing can have changed again within the second that `Last-Modified` names (RFC 9110 §8.8.2.2)."""
+    then, date = parse_date(modified, 0), parse_date(first(response, b"date"), 0)
+    return then is not None and date is not None and date - then >= 1
 
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.IGNORECASE)
@@ -89,3 +95,58 @@ def cut(request: Headers, response: Headers, span: Part, body: bytes) -> tuple[P
         return (part, body[-length:]) if length <= len(body) else None
     piece = body[part.first - span.first : part.last - span.first + 1]
     return (part, piece) if piece else None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a representation: the fields of the 206 it came with, and its bytes."""
+
+    headers: Headers
+    body: bytes
+
+
+def strong_validator(response: Headers) -> bytes | None:
+    """What proves that two parts are of one representation: a strong entity tag, or a strong date (RFC 9110 §8.8.1)."""
+    tag = first(response, b"etag")
+    if tag is not None:
+        return tag.encode("latin-1") if is_strong(tag) and tag.startswith('"') else None
+    modified = first(response, b"last-modified")
+    return modified.encode("latin-1") if modified is not None and _is_strong_date(modified, response) else None
+
+
+def rest_of(response: Headers) -> list[tuple[bytes, bytes]]:
+    """The request fields that ask for what a stored part lacks, or for the whole where that has changed
+    (RFC 9111 §3.4); none where it lacks more than one range, or has no strong validator."""
+    span, validator = span_of(response), strong_validator(response)
+    if span is None or validator is None or (span.first > 0) == (span.last < span.size - 1):
+        return []
+    missing = b"bytes=%d-" % (span.last + 1) if span.first == 0 else b"bytes=0-%d" % (span.first - 1)
+    return [(b"range", missing), (b"if-range", validator)]
+
+
+def combine(old: Piece, new: Piece) -> Piece | None:
+    """Two parts of one representation as one (RFC 9111 §3.4); None where a strong validator does not prove that they
+    are, or bytes are missing between them. The fields are the new one's; what it does not have stays."""
+    one, two = span_of(old.headers), span_of(new.headers)
+    validator = strong_validator(new.headers)
+    if one is None or two is None or validator is None or validator != strong_validator(old.headers):
+        return None
+    apart = one.last + 1 < two.first or two.last + 1 < one.first
+    if apart or one.size != two.size or _misstated(one, old) or _misstated(two, new):
+        return None
+    span = Part(min(one.first, two.first), max(one.last, two.last), one.size)
+    kept = [pair for pair in old.headers if not has(new.headers, pair[0])]
+    headers = without([*kept, *new.headers], b"content-range", b"content-length")
+    before = old.body[: max(0, two.first - one.first)]
+    after = old.body[max(0, two.last + 1 - one.first) :]
+    return Piece((*headers, (b"content-range", span.content_range)), before + new.body + after)
+
+
+def _misstated(span: Part, piece: Piece) -> bool:
+    return len(piece.body) != span.last - span.first + 1
+
+
+def is_whole(response: Headers) -> bool:
+    """Whether a part is all there is of its representation."""
+    span = span_of(response)
+    return span is not None and span.first == 0 and span.last == span.size - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -426,6 +427,75 @@ async def test_a_stored_part_answers_ranges_within_it(clock: TurnedClock) -> Non
         assert upstream.asked == 1
         await client.get("/film", headers={"range": "bytes=5-7"})
     assert upstream.asked == 2
+
+
+def serving_ranges(body: bytes, tag: Callable[[], str]) -> Callable[[httpx.Request], httpx.Response]:
+    """An upstream's answers by RFC 9110 §14, of a representation with `tag`."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        headers = {"etag": tag(), "cache-control": "max-age=60"}
+        wanted = request.headers.get("range", "")
+        if not wanted or request.headers.get("if-range", tag()) != tag():
+            return httpx.Response(200, content=body, headers=headers)
+        start, _, end = wanted.removeprefix("bytes=").partition("-")
+        piece = body[int(start) : int(end) + 1] if end else body[int(start) :]
+        headers["content-range"] = f"bytes {start}-{int(start) + len(piece) - 1}/{len(body)}"
+        return httpx.Response(206, content=piece, headers=headers)
+
+    return answer
+
+
+async def test_a_stored_part_is_completed_by_asking_for_the_rest(clock: TurnedClock) -> None:
+    upstream = Upstream(serving_ranges(b"0123456789", lambda: '"v1"'))
+    async with asking(gateway(upstream, clock=clock)) as client:
+        await client.get("/film", headers={"range": "bytes=0-3"})
+        whole, again = await client.get("/film"), await client.get("/film")
+    assert (whole.status_code, whole.content) == (200, b"0123456789")
+    assert "content-range" not in whole.headers
+    assert status_of(whole).startswith("gateway; fwd=miss; stored")
+    assert (again.content, status_of(again)) == (b"0123456789", "gateway; hit; ttl=60")
+    assert [(r.headers.get("range"), r.headers.get("if-range")) for r in upstream.requests] == [
+        ("bytes=0-3", None),
+        ("bytes=4-", '"v1"'),
+    ]
+
+
+async def test_a_stored_part_of_what_has_changed_is_not_joined_to_the_rest(clock: TurnedClock) -> None:
+    now = ['"v1"']
+    upstream = Upstream(serving_ranges(b"0123456789", lambda: now[0]))
+    async with asking(gateway(upstream, clock=clock)) as client:
+        await client.get("/film", headers={"range": "bytes=0-3"})
+        now[0] = '"v2"'
+        whole = await client.get("/film")
+    assert (whole.status_code, whole.content, whole.headers["etag"]) == (200, b"0123456789", '"v2"')
+    assert upstream.asked == 2
+
+
+async def test_parts_asked_for_one_after_another_come_together(clock: TurnedClock) -> None:
+    upstream = Upstream(serving_ranges(b"0123456789", lambda: '"v1"'))
+    async with asking(gateway(upstream, clock=clock)) as client:
+        await client.get("/film", headers={"range": "bytes=0-3"})
+        await client.get("/film", headers={"range": "bytes=4-6"})
+        across = await client.get("/film", headers={"range": "bytes=2-5"})
+        await client.get("/film", headers={"range": "bytes=7-"})
+        whole = await client.get("/film")
+    assert (across.content, whole.content) == (b"2345", b"0123456789")
+    assert upstream.asked == 3
+
+
+async def test_an_upstream_that_joins_parts_wrongly_is_asked_for_the_whole(clock: TurnedClock) -> None:
+    def deceiving(request: httpx.Request) -> httpx.Response:
+        headers = {"etag": '"v1"', "cache-control": "max-age=60"}
+        if "if-range" in request.headers:
+            return httpx.Response(206, content=b"XX", headers={**headers, "content-range": "bytes 8-9/10"})
+        return serving_ranges(b"0123456789", lambda: '"v1"')(request)
+
+    upstream = Upstream(deceiving)
+    async with asking(gateway(upstream, clock=clock)) as client:
+        await client.get("/film", headers={"range": "bytes=0-3"})
+        whole = await client.get("/film")
+    assert (whole.status_code, whole.content) == (200, b"0123456789")
+    assert upstream.asked == 3
 
 
 async def test_only_if_cached_asks_no_upstream(clock: TurnedClock) -> None:

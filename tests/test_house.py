@@ -38,6 +38,7 @@ PURE = frozenset(
         "record",
         "redis_urls",
         "s3fifo",
+        "structured",
         "targets",
         "templates",
     )

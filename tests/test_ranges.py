@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.headers import Headers
-from gateway.ranges import OutOfRange, Part, cut, span_of, wanted
+from gateway.ranges import OutOfRange, Part, Piece, combine, cut, is_whole, rest_of, span_of, strong_validator, wanted
 
 MODIFIED = b"Wed, 01 Jan 2025 00:00:00 GMT"
-TAGGED = [(b"etag", b'"v1"'), (b"last-modified", MODIFIED)]
+TAGGED = [(b"etag", b'"v1"'), (b"last-modified", MODIFIED), (b"date", b"Wed, 01 Jan 2025 00:00:01 GMT")]
 HTTP_DATE_LATER = b"Thu, 02 Jan 2025 00:00:00 GMT"
 
 
@@ -105,7 +105,9 @@ def test_a_range_counts_where_if_range_names_this_response(condition: bytes, res
         pytest.param(b'"v1"', [], id="a tag where there is none"),
         pytest.param(HTTP_DATE_LATER, TAGGED, id="another date"),
         pytest.param(MODIFIED, [(b"etag", b'"v1"')], id="a date where there is none"),
-        pytest.param(b"yesterday", [(b"last-modified", b"yesterday")], id="no date"),
+        pytest.param(b"yesterday", [(b"last-modified", b"yesterday"), (b"date", MODIFIED)], id="no date"),
+        pytest.param(MODIFIED, [(b"last-modified", MODIFIED), (b"date", MODIFIED)], id="a date of this very second"),
+        pytest.param(MODIFIED, [(b"last-modified", MODIFIED)], id="a date that nothing shows to be past"),
         pytest.param(b"", TAGGED, id="empty"),
         pytest.param(b'"v1", "v2"', TAGGED, id="two tags"),
     ],
@@ -192,3 +194,80 @@ def test_a_stored_part_answers_for_what_lies_in_it(text: bytes, span: tuple[int,
 )
 def test_a_stored_part_does_not_answer_for_what_lies_outside(text: bytes, span: tuple[int, int]) -> None:
     assert cut(asking(text), (), Part(*span, 10), b"0123456789"[span[0] : span[1] + 1]) is None
+
+
+# --- combining parts (RFC 9111 §3.4) -----------------------------------------------------------------------
+
+WHOLE = b"0123456789"
+
+
+def piece(start: int, end: int, *fields: tuple[bytes, bytes], body: bytes = WHOLE) -> Piece:
+    """The bytes `start` to `end` (exclusive) of a body, as a 206 brings them."""
+    span = Part(start, end - 1, len(body))
+    return Piece(((b"content-range", span.content_range), *(fields or ((b"etag", b'"v1"'),))), body[start:end])
+
+
+@given(
+    st.binary(min_size=1, max_size=20).flatmap(
+        lambda body: st.tuples(st.just(body), *(st.integers(0, len(body) - 1) for _ in range(4)))
+    )
+)
+def test_two_parts_that_touch_are_together_what_a_slice_gives(case: tuple[bytes, int, int, int, int]) -> None:
+    body, a, b, c, d = case
+    one, two = piece(min(a, b), max(a, b) + 1, body=body), piece(min(c, d), max(c, d) + 1, body=body)
+    joined = combine(one, two)
+    if max(a, b) + 1 < min(c, d) or max(c, d) + 1 < min(a, b):
+        assert joined is None
+    else:
+        start, end = min(a, b, c, d), max(a, b, c, d) + 1
+        assert joined is not None
+        assert joined.body == body[start:end]
+        assert span_of(joined.headers) == Part(start, end - 1, len(body))
+        assert is_whole(joined.headers) == (start == 0 and end == len(body))
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        pytest.param(piece(0, 5), piece(5, 10, (b"etag", b'"v2"')), id="another tag"),
+        pytest.param(piece(0, 5, (b"etag", b'W/"1"')), piece(5, 10, (b"etag", b'W/"1"')), id="a weak tag"),
+        pytest.param(piece(0, 5, (b"a", b"1")), piece(5, 10, (b"a", b"1")), id="no validator"),
+        pytest.param(piece(0, 5), piece(6, 10), id="a byte between them"),
+        pytest.param(piece(0, 5), piece(5, 11, body=WHOLE + b"A"), id="another size"),
+        pytest.param(piece(0, 5), Piece(piece(5, 10).headers, b"56"), id="fewer bytes than it says"),
+        pytest.param(piece(0, 5), Piece(((b"etag", b'"v1"'),), b"56789"), id="no place of its own"),
+    ],
+)
+def test_parts_that_may_be_of_two_representations_are_not_joined(one: Piece, two: Piece) -> None:
+    assert combine(one, two) is None
+
+
+def test_joined_parts_have_the_new_ones_fields_and_keep_the_others() -> None:
+    old = piece(0, 5, (b"etag", b'"v1"'), (b"a", b"1"), (b"b", b"1"))
+    joined = combine(old, piece(5, 10, (b"etag", b'"v1"'), (b"b", b"2")))
+    assert joined is not None
+    assert {name: value for name, value in joined.headers if name in (b"a", b"b")} == {b"a": b"1", b"b": b"2"}
+
+
+@pytest.mark.parametrize(
+    ("part", "fields"),
+    [
+        pytest.param(piece(0, 4), [(b"range", b"bytes=4-"), (b"if-range", b'"v1"')], id="the end is missing"),
+        pytest.param(piece(4, 10), [(b"range", b"bytes=0-3"), (b"if-range", b'"v1"')], id="the beginning is missing"),
+        pytest.param(piece(2, 4), [], id="both are missing"),
+        pytest.param(piece(0, 10), [], id="nothing is missing"),
+        pytest.param(piece(0, 4, (b"etag", b'W/"v1"')), [], id="only a weak validator"),
+        pytest.param(piece(0, 4, *TAGGED[1:]), [(b"range", b"bytes=4-"), (b"if-range", MODIFIED)], id="a strong date"),
+    ],
+)
+def test_the_rest_of_a_part_is_asked_for_by_one_range_on_a_strong_condition(
+    part: Piece, fields: list[tuple[bytes, bytes]]
+) -> None:
+    assert rest_of(part.headers) == fields
+
+
+@given(st.lists(st.tuples(st.sampled_from([b"etag", b"last-modified", b"date", b"content-range"]), st.binary())))
+def test_no_validator_or_range_however_malformed_raises(headers: list[tuple[bytes, bytes]]) -> None:
+    strong_validator(headers)
+    rest_of(headers)
+    combine(Piece(headers, b"1"), Piece(headers, b"1"))
