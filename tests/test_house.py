@@ -86,6 +86,7 @@ WIRING = frozenset(
         "document",
         "documentation",
         "explain",
+        "reference",
         "server",
         "settings",
         "tuning",
