@@ -53,9 +53,10 @@ An unknown key in the file is refused with the nearest known name; an unknown `G
 since orchestrators set variables of their own. A changed TTL acts on what is stored already: the life of an entry is
 computed when it is read.
 
-Two variables are no part of the file: `GATEWAY_ADMIN_TOKEN`, the token that whoever changes anything on the admin
-listener must show, and `GATEWAY_ADMIN_URL`, where the commands that speak to a running gateway find that listener
-(`http://127.0.0.1:9000` if not set). `gateway serve` finds its token in `.env`, too.
+Three variables are no part of the file: `GATEWAY_ADMIN_TOKEN`, the token that whoever changes anything on the admin
+listener must show (`gateway serve` finds it in `.env`, too); `GATEWAY_ADMIN_URL`, where the commands that speak to a
+running gateway find that listener (`http://127.0.0.1:9000` if not set); and `GATEWAY_URL`, where `gateway warm` finds
+the public one (`http://127.0.0.1:8000` if not set).
 """
 
 _COMMANDS = """# Commands
@@ -153,7 +154,7 @@ def _plain_kind(annotation: Any, metadata: list[Any]) -> str:
     if annotation is int and any(isinstance(each, BeforeValidator) and each.func is parse_size for each in metadata):
         return "size" + _range(metadata, show_size)
     words = {timedelta: "duration", bool: "`true` or `false`", int: "whole number", float: "number", str: "text"}
-    return words[annotation] + (_range(metadata, "{:,}".format) if annotation in (int, float) else "")
+    return words.get(annotation, "text") + (_range(metadata, "{:,}".format) if annotation in (int, float) else "")
 
 
 def _range(metadata: list[Any], show: Any) -> str:
