@@ -39,7 +39,7 @@ ADMIN_TOKEN = "GATEWAY_ADMIN_TOKEN"  # noqa: S105 - a name
 OTHER_VARIABLES = (ADMIN_TOKEN, "GATEWAY_ADMIN_URL", "GATEWAY_URL")
 # Answered before any route is looked for.
 OWN_PATHS = ("/healthz", "/readyz")
-Kind = Literal["environment", "dotenv", "file"]
+Kind = Literal["live", "environment", "dotenv", "file"]
 
 
 @dataclass(frozen=True, slots=True)
