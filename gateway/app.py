@@ -38,6 +38,7 @@ from .errors import ConfigError, ConfigProblem
 from .explain import Explainer, Origins, Trace, no_origins
 from .handlers import STATE, Inputs, Runtime, cached_settings, inputs_of, upstream_names
 from .headers import Headers
+from .hits import Edge
 from .memory import Memory
 from .metrics import Metrics
 from .middleware import Cors, TargetRule, Timing
@@ -122,6 +123,14 @@ class Gateway(FastAPI):
         self.metrics.watch_upstreams(self.upstreams.values())
         self.declared = declare(config, self.upstreams)
         self._log = log if log is not None else (JsonAccessLog() if config.access_log else silent)
+        self.edge: Edge | None = Edge(
+            self.engine,
+            metrics=self.metrics,
+            cors=Cors(self, config.cors) if config.cors.enabled else None,
+            log=self._log,
+            trusted=Trusted(config.trusted_proxies),
+            room=config.memory // 8,
+        )
         self.door = Door(config, metrics=self.metrics, log=self._log)
         self.inner: ASGIApp | None = None
         documented = config.docs != "off" or config.redoc != "off"
@@ -289,6 +298,9 @@ class Gateway(FastAPI):
         return {"status": "ready", "redis": redis, "routes": len(self.config.routes)}
 
     async def start(self) -> None:
+        if self.user_middleware:
+            # What stands before the routes may refuse a request, or change its answer.
+            self.edge = None
         await self.shared.start()
         await self.purges.start()
         await self.watch.start()

@@ -215,7 +215,7 @@ class Engine:
 
     def _stale(self, ask: Ask, decision: policy.Stale) -> Answer:
         if decision.refresh:
-            self._refresh_behind(ask, decision.stored)
+            self.refresh_behind(ask, decision.stored)
         return self._from_stored(ask, decision.stored, Result.STALE, tier="memory")
 
     def _unsatisfiable(self, ask: Ask) -> Answer:
@@ -698,7 +698,7 @@ class Engine:
 
     # --- refreshing behind ---------------------------------------------------------------------------------
 
-    def _refresh_behind(self, ask: Ask, stale: Stored) -> None:
+    def refresh_behind(self, ask: Ask, stale: Stored) -> None:
         """Begin a refresh, unless one is under way, it failed just now, or too many are."""
         key = self._flight_key(ask)
         if key in self.flights or self._is_resting(ask) or len(self._tasks) >= self._max_refreshes:

@@ -39,6 +39,8 @@ class Exchange:
     """The hash of the cache key; 0 where the cache was not asked."""
     changed: bool | None = None
     """Whether a fetch brought other content than was stored; None where nothing could be compared."""
+    recall: object | None = None
+    """How a declared route answered, for the edge to remember; a `hits.Recall`."""
     scope: dict[str, Any] = field(default_factory=dict, repr=False)
     """The request's scope as the routes first saw it, from which a refresh behind replays it."""
 

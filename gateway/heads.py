@@ -38,8 +38,8 @@ _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")
 _TARGET = re.compile(rb"[\x21-\x7e]+")
 _ENCODED_NUL = b"%00"
-_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _DIGITS = re.compile(rb"[0-9]+")
 _MAX_DIGITS = 18
 # A line feed without its carriage return, a carriage return without its line feed, or a NUL.
@@ -122,10 +122,10 @@ def read_field(line: bytes) -> tuple[bytes, bytes]:
     if line[:1] in (b" ", b"\t"):
         raise RequestRefused("A header line is folded.", 400, "folded")
     name, colon, value = line.partition(b":")
-    if not colon or not _NAME.fullmatch(name):
+    if not colon or not NAME.fullmatch(name):
         raise RequestRefused("A header has no name, or one that no header may have.", 400, "header_name")
     value = value.strip(b" \t")
-    if _BAD_IN_VALUE.search(value):
+    if BAD_IN_VALUE.search(value):
         raise RequestRefused("A header's value contains a control character.", 400, "header_value")
     return name.lower(), value
 
@@ -182,7 +182,7 @@ def _check_coding(line: Line, value: bytes, *, with_length: bool) -> None:
     codings = [item.strip(b" \t").lower() for item in value.split(b",")]
     if codings == [b"chunked"]:
         return
-    known = all(_NAME.fullmatch(coding) for coding in codings)
+    known = all(NAME.fullmatch(coding) for coding in codings)
     if known and codings[-1] == b"chunked" and codings.count(b"chunked") == 1:
         raise RequestRefused("The only transfer coding here is chunked.", 501, "coding")
     raise RequestRefused("The transfer coding leaves the end of the body open.", 400, "coding")

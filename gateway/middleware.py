@@ -26,7 +26,7 @@ from .outcome import LOCAL, cache_status
 from .proxies import Trusted
 from .targets import Target, check_host, normalise, split_raw_target
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 RAW_TARGET_KEY = "gateway.raw_target"
 """Where the protocol class leaves the request line's target as it came; ASGI alone drops an absolute form's host."""
 
@@ -74,7 +74,7 @@ class Timing:
 def _exchange(scope: Scope, trusted: Trusted) -> Exchange:
     headers = scope["headers"]
     given = values(headers, b"x-request-id")
-    kept = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
+    kept = len(given) == 1 and REQUEST_ID.fullmatch(given[0])
     peer = scope["client"][0] if scope.get("client") else ""
     return Exchange(
         request_id=given[0].decode("ascii") if kept else uuid4().hex,
@@ -196,17 +196,25 @@ class Cors(CORSMiddleware):
             await response(scope, receive, send)
             return
 
+        origin = headers.get("origin")
+
         async def send_with_cors(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = _without_cors(message.get("headers", ()))
-                if not self.allow_all_origins and "origin" not in headers:
-                    MutableHeaders(scope=message).add_vary_header("Origin")
-            if "origin" in headers:
-                await self.send(message, send, request_headers=headers)
-            else:
-                await send(message)
+                message["headers"] = self.told(message.get("headers", ()), origin)
+            await send(message)
 
         await self.app(scope, receive, send_with_cors)
+
+    def told(self, headers: Headers, origin: str | None) -> list[tuple[bytes, bytes]]:
+        """An answer's headers with those of CORS, for a request with this `Origin`."""
+        told = MutableHeaders(raw=_without_cors(headers))
+        if origin is not None:
+            told.update(self.simple_headers)
+        if origin is not None and not self.allow_all_origins and self.is_allowed_origin(origin):
+            self.allow_explicit_origin(told, origin)
+        elif origin is not None or not self.allow_all_origins:
+            told.add_vary_header("Origin")
+        return told.raw
 
 
 def _without_cors(headers: Headers) -> list[tuple[bytes, bytes]]:

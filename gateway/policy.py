@@ -14,6 +14,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from .headers import (
     NO_DIRECTIVES,
     CacheControl,
@@ -284,6 +286,11 @@ def _stale_accepted(stored: Stored, staleness: float, facts: Facts, rules: Rules
     if rules.ttl is None and (stored.life.strict or stored.life.no_cache):
         return False
     return facts.max_age is None or current_age(stored, now) <= facts.max_age + facts.max_stale
+
+
+def softened(stored: Stored, at: float) -> Stored:
+    """`stored` with its freshness ended by a soft purge at `at`."""
+    return structs.replace(stored, softened=at)
 
 
 def usable_on_error(stored: Stored, facts: Facts, rules: Rules, now: float) -> bool:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 import typing
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -25,6 +25,7 @@ from .engine import Ask, Engine, Route
 from .errors import RequestRefused, UpstreamError
 from .exchange import INTERIM_KEY, Exchange, exchange_of
 from .headers import Headers, first, has, values
+from .hits import Recall
 from .keys import Keying, passed_through, plan, primary_key
 from .metrics import Metrics
 from .policy import TAG_FIELDS, Rules, facts_of
@@ -218,6 +219,49 @@ class Handlers:
         handle.__doc__ = route.config.description
         return handle
 
+    def _recall(self, route: Declared, origin: UpstreamOrigin, parameters: dict[str, str]) -> Recall:
+        """What the edge needs to answer the next request of this line."""
+        silent = replace(origin, interim=None)
+        return Recall(
+            route=route.engine_route,
+            origin=route.upstream.name,
+            target=origin.target,
+            tags=self._tags(route, parameters),
+            public=lambda answer: self._public(answer, route),
+            ask=lambda exchange: self._ask(
+                exchange, route, replace(silent, request_id=exchange.request_id), parameters, None
+            ),
+        )
+
+    def _tags(self, route: Declared, parameters: dict[str, str]) -> tuple[str, ...]:
+        decoded = {name: unquote(value) for name, value in parameters.items()}
+        return tuple(render_tag(tag, decoded) for tag in route.config.tags)
+
+    def _ask(
+        self,
+        exchange: Exchange,
+        route: Declared,
+        origin: UpstreamOrigin,
+        parameters: dict[str, str],
+        body: AsyncIterator[bytes] | None,
+    ) -> Ask:
+        headers = exchange.headers
+        keying = route.engine_route.keying
+
+        async def past() -> Fetched:
+            return await origin.send(exchange.method, forwarded(exchange, headers), body)
+
+        return Ask(
+            route=route.engine_route,
+            plan=plan(keying, route.upstream.name, origin.target, headers, has_body=body is not None),
+            facts=facts_of(exchange.method, headers, route.engine_route.rules),
+            headers=headers,
+            exchange=exchange,
+            origin=origin,
+            past=past,
+            tags=self._tags(route, parameters),
+        )
+
     async def _read(
         self,
         client: Client,
@@ -226,25 +270,9 @@ class Handlers:
         origin: UpstreamOrigin,
         parameters: dict[str, str],
     ) -> Response:
-        headers = exchange.headers
-        decoded = {name: unquote(value) for name, value in parameters.items()}
-        keying = route.engine_route.keying
-        with_body = has_body(headers)
-        body = client.body() if with_body else None
-
-        async def past() -> Fetched:
-            return await origin.send(exchange.method, forwarded(exchange, headers), body)
-
-        ask = Ask(
-            route=route.engine_route,
-            plan=plan(keying, route.upstream.name, origin.target, headers, has_body=with_body),
-            facts=facts_of(exchange.method, headers, route.engine_route.rules),
-            headers=headers,
-            exchange=exchange,
-            origin=origin,
-            past=past,
-            tags=tuple(render_tag(tag, decoded) for tag in route.config.tags),
-        )
+        with_body = has_body(exchange.headers)
+        ask = self._ask(exchange, route, origin, parameters, client.body() if with_body else None)
+        exchange.recall = self._recall(route, origin, parameters)
         at_hand = self.engine.at_hand(ask)
         if at_hand is not None:
             return AnswerResponse(self._public(at_hand, route))

@@ -58,6 +58,7 @@ IO = frozenset(
         "fetched",
         "flight",
         "handlers",
+        "hits",
         "hosts",
         "leases",
         "live",

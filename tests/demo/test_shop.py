@@ -64,10 +64,7 @@ async def test_json_has_no_needless_spaces() -> None:
 
 async def test_the_pages_of_the_list_hold_each_of_the_200_items_once() -> None:
     async with client(create_shop()) as shop:
-        pages = [
-            (await shop.get("/v2/items", params={"page": page, "page_size": 60})).json()
-            for page in range(1, 5)
-        ]
+        pages = [(await shop.get("/v2/items", params={"page": page, "page_size": 60})).json() for page in range(1, 5)]
 
     assert [item["id"] for page in pages for item in page["items"]] == list(range(1, 201))
     assert {page["total"] for page in pages} == {200}
@@ -536,9 +533,7 @@ async def test_a_change_of_everything_ends_those_of_single_paths() -> None:
     assert response.status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("text", "milliseconds"), [("800", 800.0), ("800ms", 800.0), ("1.5s", 1500.0), ("0", 0.0)]
-)
+@pytest.mark.parametrize(("text", "milliseconds"), [("800", 800.0), ("800ms", 800.0), ("1.5s", 1500.0), ("0", 0.0)])
 async def test_a_delay_without_a_unit_is_in_milliseconds(text: str, milliseconds: float) -> None:
     async with client(create_shop()) as shop:
         state = (await shop.post("/_demo", params={"delay": text})).json()
@@ -558,12 +553,8 @@ async def test_a_change_that_makes_no_sense_is_refused_and_changes_nothing(chang
     assert (state["delay_ms"], state["fail"], state["only"]) == (1.0, 0.0, {})
 
 
-@pytest.mark.parametrize(
-    "wrong", [["--delay", "4x"], ["--fail", "2"], ["--fail", "half"], ["--jitter", "-1"]]
-)
-def test_the_command_refuses_what_makes_no_sense(
-    wrong: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("wrong", [["--delay", "4x"], ["--fail", "2"], ["--fail", "half"], ["--jitter", "-1"]])
+def test_the_command_refuses_what_makes_no_sense(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(wrong)
 

@@ -1,0 +1,447 @@
+"""Hits before ASGI: what the edge remembers, and the answers it writes from it.
+
+The edge learns from the app. When the app has answered a request on a declared route, the route leaves a Recall: which
+route it was, what it asked the cache for, how its answers are made public. From then on the same request line is
+answered here, as long as a fresh response for it lies in memory. So no second place decides which route a path belongs
+to, and what is unknown here is not answered here. Answers are made by the functions that the app makes them by; what
+does not change from one hit to the next is made once (a Shape), `Age` and the remaining freshness once a second.
+
+A request is known by its request line and by its header block, each remembered for itself: many clients ask for many
+things, and remembering pairs would remember little. `X-Request-ID` is left out of a block, as it differs each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from . import policy
+from .access_log import AccessLog, silent
+from .answers import Answer, stored_answer
+from .engine import Ask, Engine, Route
+from .epochs import EVERYTHING, Epochs, State, key_name, route_name, tag_name
+from .exchange import Exchange
+from .headers import has, values
+from .heads import BAD_IN_VALUE, NAME
+from .keys import plan, primary_key, variant_key
+from .metrics import SECONDS, Metrics, Tally
+from .middleware import Cors, server_timing
+from .outcome import Outcome, Result, cache_status
+from .proxies import Trusted
+from .record import Stored
+from .targets import Target
+
+# What makes a request more than a plain one: the app knows what to do.
+_NOT_PLAIN = frozenset(
+    (
+        *(b"cache-control", b"content-length", b"expect", b"if-match", b"if-range", b"if-unmodified-since", b"pragma"),
+        *(b"range", b"transfer-encoding", b"upgrade", b"x-request-id"),
+    )
+)
+_FORMING = frozenset((b"if-none-match", b"if-modified-since", b"origin"))
+REMEMBERED = 1024
+"""The longest request line or header block that is remembered, in bytes."""
+JOINED = 16 * 1024
+"""Up to this size a body is copied behind its head, for one write; larger ones are handed over as they are."""
+KEPT_JOINED = 2048
+"""Up to this size the copy is kept until the age changes."""
+SHAPES = 32
+"""How many forms of one stored response are kept, of each kind: by 200 or 304, by Origin."""
+TICKS = 1000
+"""For how many microseconds the fields that tell the time taken are made beforehand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """How the app answered a request, for the edge to do the same. `ask` is the request as the engine takes it."""
+
+    route: Route
+    origin: str
+    target: str
+    tags: tuple[str, ...]
+    public: Callable[[Answer], Answer]
+    ask: Callable[[Exchange], Ask]
+
+
+class Block:
+    """A request's header block, judged: whether the edge may answer it, and what of it selects an answer.
+
+    `headers` are without X-Request-ID. `plain` is False for whatever the app must see. `form` is what may change the
+    form of an answer: the conditions, the Origin.
+    """
+
+    __slots__ = ("bases", "close", "form", "headers", "host", "origin", "plain", "vary")
+
+    def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
+        self.headers = headers
+        self.plain = not any(name in _NOT_PLAIN for name, _ in headers)
+        self.form = b"\n".join(name + b":" + value for name, value in headers if name in _FORMING)
+        origins = values(headers, b"origin")
+        self.origin = origins[0].decode("latin-1") if origins else None
+        hosts = values(headers, b"host")
+        self.host = hosts[0].decode("latin-1").lower() if hosts else ""
+        self.close = any(
+            item.strip(b" \t").lower() == b"close"
+            for value in values(headers, b"connection")
+            for item in value.split(b",")
+        )
+        self.bases: dict[Known, str | None] = {}
+        self.vary: dict[tuple[str, ...], str | None] = {}
+
+    def base(self, known: Known) -> str | None:
+        """What the counted inputs add to a primary key on a route; None where the request goes by the cache."""
+        asked = plan(known.route.keying, "", "", self.headers)
+        unshared = known.route.follows_origin and has(self.headers, b"authorization")
+        base = None if asked.bypass is not None or unshared else asked.base[len(primary_key("", "")) :]
+        self.bases[known] = base
+        return base
+
+    def variant(self, names: tuple[str, ...]) -> str | None:
+        """What the fields that a response varies on add to its base key; None where that can't be known here."""
+        suffix = None if "x-request-id" in names else variant_key("", names, self.headers)
+        self.vary[names] = suffix
+        return suffix
+
+
+class Known:
+    """A route as the edge knows it, and what is ready of its stored responses, by their keys."""
+
+    __slots__ = ("ready", "route")
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        self.ready: dict[str, Ready] = {}
+
+
+class Spot:
+    """A request line that the app has answered before."""
+
+    __slots__ = ("head", "known", "modern", "names", "primary", "recall", "target")
+
+    def __init__(self, line: bytes, recall: Recall, known: Known, target: Target | None) -> None:
+        self.recall = recall
+        self.known = known
+        self.target = target
+        self.head = line.startswith(b"HEAD ")
+        self.modern = line.endswith(b"HTTP/1.1")
+        self.primary = primary_key(recall.origin, recall.target)
+        tags = (tag_name(tag) for tag in recall.tags)
+        self.names = (EVERYTHING, key_name(self.primary), route_name(recall.route.name), *tags)
+
+
+class Ready:
+    """A stored response made ready: its windows as the purges known by then leave it, and its shapes.
+
+    It holds the stored headers, by whose identity it knows its response again, but not the body. Shapes are kept by
+    what they are for: hits of GET and HEAD, stale answers to GET and HEAD.
+    """
+
+    __slots__ = ("flight", "fresh", "headers", "revalidate", "shapes")
+
+    def __init__(self, stored: Stored, route: Route, epochs: Epochs, flight: str) -> None:
+        self.headers = stored.headers
+        self.version = epochs.version
+        self.flight = flight
+        windows = policy.windows(stored, route.rules)
+        self.fresh = windows.fresh
+        self.revalidate = windows.revalidate
+        self.shapes: tuple[dict[bytes, Shape], ...] = ({}, {}, {}, {})
+
+
+class Shape:
+    """One form of a stored response: all bytes of an answer but those that differ with each request.
+
+    `before` ends where the age stands, `after` follows it and ends where the request id stands. `until` is the
+    instant at which the age or the remaining freshness changes next; `head`, `end` and `closing` hold until then.
+    """
+
+    __slots__ = (
+        *("after", "before", "closing", "end", "head", "length", "result"),
+        *("status", "tally", "timing", "until", "volatile"),
+    )
+
+    def __init__(self, status: int, before: bytes, after: bytes, result: Result, tally: Tally, *, length: int) -> None:
+        self.status = status
+        self.before = before
+        self.after = after
+        self.result = result
+        self.tally = tally
+        self.length = length
+        self.volatile = False
+        self.timing: list[bytes] = []
+        self.until = -math.inf
+        self.head = self.end = self.closing = b""
+
+    def render(self, stored: Stored, ready: Ready, rules: policy.Rules, now: float) -> None:
+        """Write the age and the remaining freshness at `now`."""
+        age = policy.current_age(stored, now) if rules.ttl is None else max(0.0, now - stored.born)
+        left = ready.fresh - now
+        self.head = b"%b%d%b" % (self.before, int(age), self.after)
+        told = cache_status(Outcome(self.result, ttl=int(left)))
+        kept = stored.body if self.length <= KEPT_JOINED and self.length else b""
+        self.end = b"cache-status: %b\r\n\r\n%b" % (told, kept)
+        self.closing = b"cache-status: %b\r\nconnection: close\r\n\r\n%b" % (told, kept)
+        self.until = now + min(1.0 - age % 1.0, left % 1.0)
+        if self.result is Result.HIT:
+            self.until = min(self.until, ready.fresh)
+
+
+class Edge:
+    """What one generation of the app's routes lets the edge know. A reload, or an override, makes another one.
+
+    `room` bounds what is remembered, in bytes, roughly.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        metrics: Metrics,
+        cors: Cors | None = None,
+        log: AccessLog = silent,
+        trusted: Trusted | None = None,
+        room: int = 32 * 1024 * 1024,
+    ) -> None:
+        self._engine = engine
+        self._tiers = engine.tiers
+        self._memory = engine.memory
+        self._clock = engine.clock
+        self._metrics = metrics
+        self._cors = cors
+        self._log = None if log is silent else log
+        self._trusted = trusted or Trusted([])
+        self._timings = {result: _timings(result) for result in (Result.HIT, Result.STALE)}
+        self._most = max(64, room // 4096)
+        self.forget()
+
+    def __repr__(self) -> str:
+        return f"<Edge {len(self.spots)} lines, {len(self.blocks)} header blocks, {len(self._order)} responses>"
+
+    def forget(self) -> None:
+        """Know nothing: what was learned may no longer hold."""
+        self.spots: dict[bytes, Spot] = {}
+        self.blocks: dict[bytes, Block] = {}
+        self._known: dict[int, Known] = {}
+        self._order: deque[tuple[dict[str, Ready], str]] = deque()
+
+    def learn(self, line: bytes, recall: Recall, target: Target | None) -> None:
+        """Take note that the app answers this request line so."""
+        if len(line) > REMEMBERED or line in self.spots:
+            return
+        known = self._known.get(id(recall.route))
+        if known is None:
+            known = self._known[id(recall.route)] = Known(recall.route)
+        if len(self.spots) >= self._most:
+            del self.spots[next(iter(self.spots))]
+        self.spots[line] = Spot(line, recall, known, target)
+
+    def judged(self, text: bytes, headers: list[tuple[bytes, bytes]]) -> Block:
+        """The judged form of a header block whose headers, without X-Request-ID, are these."""
+        block = Block(headers)
+        if len(text) <= REMEMBERED:
+            if len(self.blocks) * 4 >= self._most:
+                del self.blocks[next(iter(self.blocks))]
+            self.blocks[text] = block
+        return block
+
+    # --- answering -----------------------------------------------------------------------------------------
+
+    def answer(
+        self, transport: asyncio.Transport, peer: str, spot: Spot, block: Block, request_id: bytes, began: float
+    ) -> bool:
+        """Write the answer, if it lies ready in memory; False where the app must give it. `began` is on the
+        performance counter."""
+        known = spot.known
+        stored = self._stored(spot, block)
+        if stored is None:
+            return False
+        now = self._clock.now()
+        purges = self._tiers.purges
+        ready = known.ready.get(stored.key)
+        epochs = purges.epochs
+        if (
+            ready is None
+            or ready.headers is not stored.headers
+            or ready.version != epochs.version
+        ):
+            ready = self._prepare(spot, block, stored)
+            if ready is None:
+                return False
+        if purges.distrusted_since(now) is not None:
+            return False
+        kind = int(spot.head)
+        if now >= ready.fresh:
+            if now >= ready.revalidate:
+                return False
+            kind += 2
+            if ready.flight not in self._engine.flights:
+                self._refresh(spot, block, stored, request_id, began, peer)
+        shape = ready.shapes[kind].get(block.form)
+        if shape is None or (shape.volatile and now >= shape.until):
+            shape = self._shape(spot, block, ready, stored, kind, now)
+            if shape is None:
+                return False
+        if now >= shape.until:
+            shape.render(stored, ready, known.route.rules, now)
+        elapsed = time.perf_counter() - began
+        ticks = int(elapsed * 1_000_000)
+        timing = shape.timing[ticks] if ticks < TICKS else _timing(shape.result, elapsed)
+        end = shape.end if spot.modern and not block.close else shape.closing
+        length = shape.length
+        if length <= KEPT_JOINED:
+            transport.write(b"".join((shape.head, request_id, timing, end)))
+        elif length <= JOINED:
+            transport.write(b"".join((shape.head, request_id, timing, end, stored.body)))
+        else:
+            transport.writelines((b"".join((shape.head, request_id, timing, end)), stored.body))
+        tally = shape.tally
+        tally.count += 1
+        tally.seconds += elapsed
+        if elapsed > SECONDS[0]:
+            tally.slow[bisect_left(SECONDS, elapsed)] += 1
+        if self._log is not None:
+            self._note(spot, block, ready, shape, request_id, began, peer, now, elapsed)
+        return True
+
+    def _stored(self, spot: Spot, block: Block) -> Stored | None:
+        """The newest response in memory that the request selects, as `Tiers.at_hand` finds it; None also where a
+        field that the edge does not see takes part in that."""
+        known = spot.known
+        added = block.bases[known] if known in block.bases else block.base(known)
+        if added is None:
+            return None
+        base = spot.primary + added
+        memory = self._memory
+        found = memory.get(base)
+        index = memory.index(spot.primary)
+        if index is None:
+            return found
+        for names in index.names:
+            suffix = block.vary.get(names)
+            if suffix is None and (suffix := block.variant(names)) is None:
+                return None
+            other = memory.get(base + suffix) if suffix else None
+            if other is not None and (found is None or other.born > found.born):
+                found = other
+        return found
+
+    def _prepare(self, spot: Spot, block: Block, stored: Stored) -> Ready | None:
+        """The stored response made ready; None where a purge has made it void."""
+        epochs = self._tiers.purges.epochs
+        names = (*spot.names, *map(tag_name, stored.tags))
+        state, softened = epochs.judge(stored.stamp, stored.started, names)
+        if state is State.VOID:
+            return None
+        if state is State.SOFT:
+            stored = policy.softened(stored, softened)
+        route = spot.known.route
+        ready = Ready(stored, route, epochs, self._flight_key(spot, block))
+        known = spot.known.ready
+        if stored.key not in known:
+            self._order.append((known, stored.key))
+            if len(self._order) > self._most:
+                old, key = self._order.popleft()
+                old.pop(key, None)
+        known[stored.key] = ready
+        return ready
+
+    def _flight_key(self, spot: Spot, block: Block) -> str:
+        base = spot.primary + (block.bases.get(spot.known) or "")
+        index = self._memory.index(spot.primary)
+        return variant_key(base, index.names[0], block.headers) if index is not None and index.names else base
+
+    def _shape(self, spot: Spot, block: Block, ready: Ready, stored: Stored, kind: int, now: float) -> Shape | None:
+        """The form of the answer that this request gets; None where the app must give it its own."""
+        rules = spot.known.route.rules
+        exchange = Exchange("", 0.0, "HEAD" if spot.head else "GET", "", "")
+        answer = spot.recall.public(stored_answer(exchange, block.headers, stored, rules, now))
+        headers = answer.headers if self._cors is None else self._cors.told(answer.headers, block.origin)
+        if not _is_writable(answer.status, headers):
+            return None
+        lines = [name + b": " + value + b"\r\n" for name, value in headers]
+        at = next(i for i, (name, _) in enumerate(headers) if name == b"age")
+        result = Result.STALE if kind > 1 else Result.HIT
+        body = answer.body
+        assert isinstance(body, bytes)
+        shape = Shape(
+            answer.status,
+            STATUS_LINE[answer.status] + b"".join(lines[:at]) + b"age: ",
+            b"\r\n" + b"".join(lines[at + 1 :]) + b"x-request-id: ",
+            result,
+            self._metrics.tally(spot.known.route.name, result, answer.status),
+            length=len(body),
+        )
+        shape.timing = self._timings[result]
+        shape.volatile = rules.client_ttl is not None
+        shapes = ready.shapes[kind]
+        if len(shapes) >= SHAPES:
+            shapes.clear()
+        shapes[block.form] = shape
+        return shape
+
+    # --- besides -------------------------------------------------------------------------------------------
+
+    def _exchange(self, spot: Spot, block: Block, request_id: bytes, began: float, peer: str) -> Exchange:
+        return Exchange(
+            request_id=request_id.decode("ascii"),
+            began=began,
+            method="HEAD" if spot.head else "GET",
+            client=self._trusted.client(peer, block.headers),
+            scheme="",
+            host=block.host,
+            target=spot.target,
+            headers=block.headers,
+            route=spot.known.route.name,
+        )
+
+    def _refresh(self, spot: Spot, block: Block, stored: Stored, request_id: bytes, began: float, peer: str) -> None:
+        ask = spot.recall.ask(self._exchange(spot, block, request_id, began, peer))
+        self._engine.refresh_behind(ask, stored)
+
+    def _note(
+        self,
+        spot: Spot,
+        block: Block,
+        ready: Ready,
+        shape: Shape,
+        request_id: bytes,
+        began: float,
+        peer: str,
+        now: float,
+        elapsed: float,
+    ) -> None:
+        """The request's line in the access log."""
+        assert self._log is not None
+        exchange = self._exchange(spot, block, request_id, began, peer)
+        exchange.outcome = Outcome(shape.result, ttl=int(ready.fresh - now), tier="memory")
+        self._log(exchange, shape.status, shape.length, elapsed)
+
+
+def _is_writable(status: int, headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether the answer can be written as it is: its end is plain, and no field breaks the head."""
+    names = [name for name, _ in headers]
+    return (
+        (b"content-length" in names or status in (204, 304))
+        and names.count(b"age") == 1
+        and b"date" in names
+        and b"connection" not in names
+        and b"transfer-encoding" not in names
+        and all(NAME.fullmatch(name) and not BAD_IN_VALUE.search(value) for name, value in headers)
+    )
+
+
+def _timing(result: Result, elapsed: float) -> bytes:
+    """The fields that tell the time taken, in seconds and milliseconds, as the app tells it."""
+    exchange = Exchange("", 0.0, "", "", "", outcome=Outcome(result))
+    return b"\r\nx-process-time: %.6f\r\nserver-timing: %b\r\n" % (elapsed, server_timing(exchange, elapsed))
+
+
+def _timings(result: Result) -> list[bytes]:
+    return [_timing(result, ticks / 1_000_000) for ticks in range(TICKS)]

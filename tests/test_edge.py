@@ -1,0 +1,472 @@
+"""Hits before ASGI: the edge answers what the app would, byte for byte, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, cast
+
+import httpx
+import pytest
+import uvicorn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.responses import JSONResponse
+from uvicorn.server import ServerState
+
+from gateway.access_log import fields_of
+from gateway.app import Gateway, create_app
+from gateway.edge import GatewayProtocol
+from gateway.exchange import Exchange
+from gateway.metrics import Metrics
+from gateway.outcome import Result
+
+from .conftest import TurnedClock, Upstream, gateway
+
+EXAMPLES = int(os.environ.get("EDGE_EXAMPLES", "500"))
+"""20,000 nightly."""
+
+
+class Pipe(asyncio.Transport):
+    """A transport that keeps what is written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        self.written += bytes(data)
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return {"peername": ("192.0.2.1", 4711), "sockname": ("127.0.0.1", 80)}.get(name, default)
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+class Counted:
+    """An app as uvicorn sees it, and how often it was asked."""
+
+    def __init__(self, app: Gateway) -> None:
+        self.app = app
+        self.asked = 0
+        self.door = app.door
+
+    @property
+    def edge(self) -> Any:
+        return self.app.edge
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.asked += 1
+        await self.app(scope, receive, send)
+
+
+class Line:
+    """A connection to an app, by its protocol class alone."""
+
+    def __init__(self, app: Counted) -> None:
+        plain: dict[str, Any] = {"date_header": False, "server_header": False, "proxy_headers": False}
+        config = uvicorn.Config(cast(Any, app), lifespan="off", log_config=None, **plain)
+        self.pipe = Pipe()
+        self.protocol = GatewayProtocol(config, ServerState(), {})
+        self.protocol.connection_made(self.pipe)
+
+    def send(self, data: bytes) -> None:
+        self.protocol.data_received(data)
+
+    async def answer(self) -> bytes:
+        """What is written until nothing is owed or under way any more."""
+        while self.protocol.tasks:
+            await asyncio.wait(set(self.protocol.tasks))
+        written, self.pipe.written = self.pipe.written, b""
+        return written
+
+    def hang_up(self) -> None:
+        self.protocol.connection_lost(None)
+
+
+ROUTES: dict[str, Any] = {
+    "own": {"path": "/own/{id}", "upstream": "api", "ttl": "10s", "vary": ["accept", "x-flavour"], "tags": ["t:{id}"]},
+    "stale": {"path": "/stale/{id}", "upstream": "api", "ttl": "4s", "stale_while_revalidate": "20s", "tags": ["s"]},
+    "cookies": {"path": "/cookies/{id}", "upstream": "api", "ttl": "10s", "cookies": ["a"], "authorization": "key"},
+    "quick": {"path": "/quick/{id}", "upstream": "api", "ttl": "10s", "client_ttl": "3s", "authorization": "ignore"},
+    "origin": {"path": "/{path:path}", "upstream": "api"},
+}
+CORS = {"allow_origins": ["https://app.test", "https://other.test"], "allow_credentials": True}
+
+
+class Changing:
+    """What the upstream says at the moment; the same to both gateways."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.version = 1
+        self.headers: dict[str, str] = {}
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        parts = [str(self.version), request.url.path, request.headers.get("accept-encoding", "")]
+        body = b"" if self.status == 204 else "|".join(parts).encode()
+        date = {"date": "Fri, 15 Jan 2027 08:00:00 GMT"}
+        return httpx.Response(self.status, content=body, headers=date | self.headers)
+
+
+class Side:
+    """One of the two gateways that are compared."""
+
+    def __init__(self, clock: TurnedClock, changing: Changing, *, edge: bool) -> None:
+        self.lines: list[dict[str, Any]] = []
+        config = {
+            "redis_url": "none",
+            "upstreams": {"api": {"url": "http://api.test", "timeout": "5s"}},
+            "routes": ROUTES,
+            "cors": CORS,
+            "memory": "4MiB",
+        }
+        self.app = create_app(config, transport=Upstream(changing), clock=clock, log=self._log)
+        if not edge:
+            self.app.edge = None
+        self.app.engine._jitter = lambda: 0.5
+        self.counted = Counted(self.app)
+        self.line: Line | None = None
+        self.sent = 0
+
+    def _log(self, exchange: Exchange, status: int, size: int, seconds: float) -> None:
+        fields = fields_of(exchange, status, size, seconds)
+        self.lines.append(
+            {name: fields[name] for name in fields if name not in ("time", "seconds", "request_id", "upstream_seconds")}
+        )
+
+    async def ask(self, request: bytes) -> tuple[bytes, bool]:
+        if self.line is None or self.line.pipe.closed:
+            self.line = Line(self.counted)
+        self.sent += 1
+        self.line.send(request)
+        answer = await self.line.answer()
+        closed = self.line.pipe.closed
+        if closed:
+            self.line.hang_up()
+            self.line = None
+        await self.app.engine.settle()
+        return masked(answer), closed
+
+    def counts(self) -> list[str]:
+        text = self.app.metrics.render().decode().splitlines()
+        return [line for line in text if line.startswith(("gateway_requests_total", "gateway_request_seconds_count"))]
+
+
+_MASKS = (
+    (re.compile(rb"x-request-id: [0-9a-f]{32}\r\n"), b"x-request-id: made\r\n"),
+    (re.compile(rb"x-process-time: [0-9.]+\r\n"), b"x-process-time: t\r\n"),
+    (re.compile(rb"dur=[0-9.]+"), b"dur=t"),
+    (re.compile(rb'"request_id":"[^"]*"'), b""),
+)
+
+
+def masked(answer: bytes) -> bytes:
+    """An answer without clocks and ids."""
+    for pattern, instead in _MASKS:
+        answer = pattern.sub(instead, answer)
+    return answer
+
+
+# --- the property ------------------------------------------------------------------------------------------
+
+MAYBE: dict[str, list[str | None]] = {
+    "Accept": [None, None, "application/json", "text/html, application/json"],
+    "X-Flavour": [None, None, "sweet"],
+    "Accept-Encoding": [None, "gzip", "gzip, br", "br,gzip"],
+    "Accept-Language": [None, "de", "en"],
+    "Origin": [None, None, "https://app.test", "https://other.test", "https://evil.test"],
+    "Cookie": [None, None, None, "a=1", "a=2; b=3", "b=3"],
+    "Authorization": [None, None, None, "Bearer x"],
+    "If-None-Match": [None, None, '"v1"', 'W/"v1"', '"x", W/"v1"', "*", '"v2"', "", "v1"],
+    "If-Modified-Since": [None, None, "Fri, 15 Jan 2027 08:00:00 GMT", "Thu, 14 Jan 2027 08:00:00 GMT", "nonsense"],
+    "Range": [None, None, None, None, None, "bytes=0-2"],
+    "Cache-Control": [None, None, None, None, None, "no-cache", "max-age=2", "max-stale=30", "only-if-cached"],
+    "Connection": [None, None, None, "close", "keep-alive", "X-Flavour", "Close, X-Flavour"],
+    "X-Request-ID": [None, "abc-1", "abc-2", "not an id", "a" * 129],
+    "Traceparent": [None, "00-1", "00-2"],
+}
+PATHS = (
+    "/own/1",
+    "/own/1?b=1&a=2",
+    "/own/%31",
+    "/stale/1",
+    "/cookies/1",
+    "/quick/1",
+    "/o/1",
+    "/o/2",
+    "/a//b",
+    "/%2e%2e",
+)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    method = draw(st.sampled_from(("GET", "GET", "GET", "GET", "HEAD", "POST")))
+    path = draw(st.sampled_from(PATHS))
+    version = draw(st.sampled_from(("1.1", "1.1", "1.1", "1.1", "1.0")))
+    lines = ["Host: gateway.test"]
+    for name in draw(st.lists(st.sampled_from(sorted(MAYBE)), max_size=4, unique=True)):
+        value = draw(st.sampled_from(MAYBE[name]))
+        if value is not None:
+            lines.append(f"{name}: {value}")
+    if method == "POST":
+        lines.append("Content-Length: 0")
+    lines = draw(st.permutations(lines))
+    return "\r\n".join([f"{method} {path} HTTP/{version}", *lines, "", ""]).encode()
+
+
+UPSTREAM_HEADERS: tuple[dict[str, str], ...] = (
+    {"cache-control": "max-age=10", "etag": '"v1"'},
+    {"cache-control": "max-age=10", "vary": "Accept-Encoding", "etag": 'W/"v1"'},
+    {"cache-control": "max-age=10, stale-while-revalidate=20", "vary": "Accept-Language, Origin"},
+    {"cache-control": "max-age=10", "vary": "X-Request-ID"},
+    {"cache-control": "max-age=5, must-revalidate", "last-modified": "Fri, 15 Jan 2027 08:00:00 GMT"},
+    {"cache-control": "public, max-age=10", "access-control-allow-origin": "*", "surrogate-key": "t:1 x"},
+    {"cache-control": "no-store"},
+    {"cache-control": "private, max-age=10"},
+    {"location": "http://api.test/o/2", "cache-control": "max-age=10", "age": "3"},
+    {},
+)
+Step = Callable[[Side], Awaitable[object]]
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> tuple[str, Any]:
+    kind = draw(st.sampled_from(("ask", "ask", "ask", "ask", "again", "again", "again", "turn", "purge", "say")))
+    if kind == "ask":
+        return kind, draw(requests())
+    if kind == "turn":
+        return kind, draw(st.sampled_from((0.25, 1.0, 3.0, 5.0, 9.5, 12.0)))
+    if kind == "purge":
+        what = draw(st.sampled_from(({"tags": ["t:1"]}, {"tags": ["s"]}, {"routes": ["origin"]}, {"everything": True})))
+        return kind, {**what, "soft": draw(st.booleans())}
+    if kind == "say":
+        status = draw(st.sampled_from((200, 200, 200, 204, 404, 301, 503)))
+        return kind, (status, draw(st.sampled_from(UPSTREAM_HEADERS)), draw(st.integers(1, 3)))
+    return kind, None
+
+
+class Both:
+    """Two gateways that live through the same, one with the edge and one without."""
+
+    def __init__(self) -> None:
+        self.clock = TurnedClock()
+        self.changing = Changing()
+        self.sides = [Side(self.clock, self.changing, edge=edge) for edge in (True, False)]
+
+    async def live(self, story: list[tuple[str, Any]]) -> None:
+        self.clock.turn(100_000)
+        self.changing.__init__()  # type: ignore[misc]
+        self.changing.headers = dict(UPSTREAM_HEADERS[0])
+        last = b""
+        for side in self.sides:
+            side.app.engine.memory.clear()
+            side.lines.clear()
+        for kind, what in story:
+            if kind == "turn":
+                self.clock.turn(what)
+            elif kind == "say":
+                self.changing.status, headers, self.changing.version = what
+                self.changing.headers = dict(headers)
+            elif kind == "purge":
+                for side in self.sides:
+                    await side.app.purge(**what)
+            elif kind == "ask" or last:
+                last = what if kind == "ask" else last
+                first, second = [await side.ask(last) for side in self.sides]
+                assert first == second, last
+        assert self.sides[0].lines == self.sides[1].lines
+
+
+@pytest.fixture(scope="module")
+def both() -> Iterator[tuple[asyncio.Runner, Both]]:
+    with asyncio.Runner() as runner:
+
+        async def make() -> Both:
+            return Both()
+
+        yield runner, runner.run(make())
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(story=st.lists(steps(), min_size=3, max_size=25))
+def test_the_edge_never_answers_otherwise_than_the_app(
+    both: tuple[asyncio.Runner, Both], story: list[tuple[str, Any]]
+) -> None:
+    runner, gateways = both
+    runner.run(gateways.live(story))
+
+
+def test_the_edge_counted_what_the_app_counted_and_answered_much_of_it(both: tuple[asyncio.Runner, Both]) -> None:
+    _, gateways = both
+    with_edge, without = gateways.sides
+    assert with_edge.sent == without.sent == without.counted.asked or without.sent == 0
+    assert sorted(with_edge.counts()) == sorted(without.counts())
+    assert with_edge.counted.asked < 0.9 * without.counted.asked or without.sent < 1000
+
+
+# --- single promises ---------------------------------------------------------------------------------------
+
+GET = b"GET /o/1 HTTP/1.1\r\nHost: gateway.test\r\n%b\r\n"
+
+
+def plain(**settings: Any) -> tuple[Counted, Upstream]:
+    upstream = Upstream(lambda _: httpx.Response(200, content=b"body", headers={"cache-control": "max-age=60"}))
+    return Counted(gateway(upstream, **settings)), upstream
+
+
+async def asked(line: Line, request: bytes) -> bytes:
+    line.send(request)
+    return await line.answer()
+
+
+async def test_the_second_request_is_answered_before_the_app() -> None:
+    app, _ = plain()
+    line = Line(app)
+    answers = [await asked(line, GET % b"") for _ in range(3)]
+    assert app.asked == 1
+    assert [b"fwd=miss" in answers[0], b"; hit" in answers[1], b"; hit" in answers[2]] == [True, True, True]
+
+
+async def test_a_request_id_is_the_clients_where_it_is_sane_and_differs_where_it_is_not_given() -> None:
+    app, _ = plain()
+    line = Line(app)
+    await asked(line, GET % b"")
+    ids = []
+    for number in (b"X-Request-ID: one\r\n", b"X-Request-ID: two\r\n", b"", b"", b"x-request-id:three\r\n"):
+        answer = await asked(line, GET % number)
+        ids.append(answer.partition(b"x-request-id: ")[2].partition(b"\r\n")[0])
+    assert (ids[:2], ids[4], len(set(ids)), app.asked) == ([b"one", b"two"], b"three", 5, 1)
+
+
+async def test_a_pipeline_of_hits_is_answered_in_order_and_a_miss_among_them_in_its_place() -> None:
+    app, _ = plain()
+    line = Line(app)
+    await asked(line, GET % b"")
+    other = (GET % b"").replace(b"/o/1", b"/o/2")
+    line.send(GET % b"X-Request-ID: a\r\n" + other + GET % b"X-Request-ID: b\r\n")
+    while line.pipe.written.count(b"\r\n\r\nbody") < 3:
+        await asyncio.sleep(0)
+    assert re.findall(rb"cache-status: gateway; (hit|fwd=miss)", await line.answer()) == [b"hit", b"fwd=miss", b"hit"]
+
+
+async def test_nothing_more_is_written_to_a_client_that_does_not_read() -> None:
+    app, _ = plain()
+    line = Line(app)
+    await asked(line, GET % b"")
+    line.protocol.pause_writing()
+    assert await asked(line, GET % b"") == b""
+    line.protocol.resume_writing()
+    while not line.pipe.written:
+        await asyncio.sleep(0)
+    assert b"; hit" in await line.answer()
+
+
+async def test_a_purge_and_forgetting_are_heeded_at_once() -> None:
+    app, upstream = plain(routes={"rest": {"path": "/{path:path}", "upstream": "api", "tags": ["t"]}})
+    line = Line(app)
+    for _ in range(2):
+        await asked(line, GET % b"")
+    await app.app.purge(tags=["t"])
+    assert b"fwd=miss" in await asked(line, GET % b"")
+    assert b"; hit" in await asked(line, GET % b"")
+    app.app.edge.forget()
+    before = app.asked
+    assert b"; hit" in await asked(line, GET % b"")
+    assert (app.asked, upstream.asked) == (before + 1, 2)
+
+
+async def test_another_generation_of_routes_knows_nothing_of_the_last() -> None:
+    app, _ = plain()
+    line = Line(app)
+    for _ in range(2):
+        await asked(line, GET % b"")
+    other, _ = plain()
+    app.app = other.app
+    assert b"fwd=miss" in await asked(line, GET % b"")
+
+
+async def test_what_is_remembered_is_bounded() -> None:
+    app, _ = plain(memory="1MiB")
+    line = Line(app)
+    for number in range(300):
+        request = (GET % b"A: %d\r\n" % number).replace(b"/o/1", b"/o/%d" % number)
+        await asked(line, request)
+        await asked(line, request)
+    edge = app.app.edge
+    assert len(edge.spots) == 64
+    assert len(edge.blocks) <= 17
+    assert len(edge._order) <= 64
+
+
+async def test_an_app_with_middleware_of_its_own_is_asked_each_time() -> None:
+    class Refusing:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http" and (b"key", b"right") not in scope["headers"]:
+                await JSONResponse({}, 401)(scope, receive, send)
+                return
+            await self.inner(scope, receive, send)
+
+    app, _ = plain()
+    app.app.add_middleware(Refusing)
+    await app.app.start()
+    line = Line(app)
+    for _ in range(2):
+        assert b" 200 OK" in await asked(line, GET % b"Key: right\r\n")
+    assert b" 401 " in await asked(line, GET % b"")
+    await app.app.stop()
+
+
+async def test_a_stale_answer_is_given_at_once_and_refreshed_once_behind(clock: TurnedClock) -> None:
+    upstream = Upstream(lambda _: httpx.Response(200, content=b"body"))
+    route = {"path": "/{path:path}", "upstream": "api", "ttl": "10s", "stale_while_revalidate": "60s"}
+    app = Counted(gateway(upstream, {"rest": route}, clock=clock))
+    line = Line(app)
+    for _ in range(2):
+        await asked(line, GET % b"")
+    clock.turn(15)
+    upstream.gate.clear()
+    answers = [await asked(line, GET % b"") for _ in range(5)]
+    assert all(b"; hit; ttl=-" in answer for answer in answers)
+    upstream.gate.set()
+    await app.app.engine.settle()
+    assert (app.asked, upstream.asked) == (1, 2)
+    assert b"; hit; ttl=9" in await asked(line, GET % b"")
+
+
+async def test_tallies_reach_the_metrics_with_their_buckets() -> None:
+    metrics = Metrics()
+    tally = metrics.tally("home", Result.HIT, 200)
+    tally.count, tally.seconds = 5, 1.5
+    tally.slow[3] = 2
+    metrics.flush()
+    text = metrics.render().decode()
+    assert 'gateway_requests_total{outcome="hit",route="home",status="2xx"} 5.0' in text
+    buckets = re.findall(r'seconds_bucket\{le="([0-9.+Inf]+)",outcome="hit"\} ([0-9.]+)', text)
+    assert [(bound, float(count)) for bound, count in buckets[:5]] == [
+        *(("0.0005", 3.0), ("0.001", 3.0), ("0.0025", 3.0), ("0.005", 5.0), ("0.01", 5.0))
+    ]
+    assert 'gateway_request_seconds_sum{outcome="hit"} 1.5' in text
