@@ -31,12 +31,14 @@ from .exchange import Exchange
 from .headers import has, values
 from .heads import BAD_IN_VALUE, NAME
 from .keys import plan, primary_key, variant_key
+from .ladder import Recorder
 from .metrics import SECONDS, Metrics, Tally
 from .middleware import Cors, server_timing
 from .outcome import Outcome, Result, cache_status
 from .proxies import Trusted
 from .record import Stored
 from .targets import Target
+from .traffic import key_hash
 
 # What makes a request more than a plain one: the app knows what to do.
 _NOT_PLAIN = frozenset(
@@ -113,10 +115,11 @@ class Block:
 class Known:
     """A route as the edge knows it, and what is ready of its stored responses, by their keys."""
 
-    __slots__ = ("ready", "route")
+    __slots__ = ("ready", "recorder", "route")
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: Route, recorder: Recorder) -> None:
         self.route = route
+        self.recorder = recorder
         self.ready: dict[str, Ready] = {}
 
 
@@ -143,9 +146,10 @@ class Ready:
     what they are for: hits of GET and HEAD, stale answers to GET and HEAD.
     """
 
-    __slots__ = ("flight", "fresh", "headers", "revalidate", "shapes")
+    __slots__ = ("flight", "fresh", "headers", "key", "revalidate", "shapes", "version")
 
-    def __init__(self, stored: Stored, route: Route, epochs: Epochs, flight: str) -> None:
+    def __init__(self, stored: Stored, route: Route, epochs: Epochs, *, base: str, flight: str) -> None:
+        self.key = key_hash(base)
         self.headers = stored.headers
         self.version = epochs.version
         self.flight = flight
@@ -237,7 +241,9 @@ class Edge:
             return
         known = self._known.get(id(recall.route))
         if known is None:
-            known = self._known[id(recall.route)] = Known(recall.route)
+            known = self._known[id(recall.route)] = Known(
+                recall.route, self._engine.traffic.recorder(recall.route.name)
+            )
         if len(self.spots) >= self._most:
             del self.spots[next(iter(self.spots))]
         self.spots[line] = Spot(line, recall, known, target)
@@ -301,6 +307,7 @@ class Edge:
             transport.write(b"".join((shape.head, request_id, timing, end, stored.body)))
         else:
             transport.writelines((b"".join((shape.head, request_id, timing, end)), stored.body))
+        known.recorder.seen(ready.key, now)
         tally = shape.tally
         tally.count += 1
         tally.seconds += elapsed
@@ -342,7 +349,10 @@ class Edge:
         if state is State.SOFT:
             stored = policy.softened(stored, softened)
         route = spot.known.route
-        ready = Ready(stored, route, epochs, self._flight_key(spot, block))
+        base = spot.primary + (block.bases[spot.known] or "")
+        index = self._memory.index(spot.primary)
+        flight = variant_key(base, index.names[0], block.headers) if index is not None and index.names else base
+        ready = Ready(stored, route, epochs, base=base, flight=flight)
         known = spot.known.ready
         if stored.key not in known:
             self._order.append((known, stored.key))
@@ -351,11 +361,6 @@ class Edge:
                 old.pop(key, None)
         known[stored.key] = ready
         return ready
-
-    def _flight_key(self, spot: Spot, block: Block) -> str:
-        base = spot.primary + (block.bases.get(spot.known) or "")
-        index = self._memory.index(spot.primary)
-        return variant_key(base, index.names[0], block.headers) if index is not None and index.names else base
 
     def _shape(self, spot: Spot, block: Block, ready: Ready, stored: Stored, kind: int, now: float) -> Shape | None:
         """The form of the answer that this request gets; None where the app must give it its own."""
@@ -420,6 +425,7 @@ class Edge:
         """The request's line in the access log."""
         assert self._log is not None
         exchange = self._exchange(spot, block, request_id, began, peer)
+        exchange.key = ready.key
         exchange.outcome = Outcome(shape.result, ttl=int(ready.fresh - now), tier="memory")
         self._log(exchange, shape.status, shape.length, elapsed)
 
