@@ -272,11 +272,7 @@ class Edge:
         purges = self._tiers.purges
         ready = known.ready.get(stored.key)
         epochs = purges.epochs
-        if (
-            ready is None
-            or ready.headers is not stored.headers
-            or ready.version != epochs.version
-        ):
+        if ready is None or ready.headers is not stored.headers or ready.version != epochs.version:
             ready = self._prepare(spot, block, stored)
             if ready is None:
                 return False

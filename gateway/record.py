@@ -73,7 +73,6 @@ class Stored(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=Tru
     distrusted: bool = False
     """Whether a purge of it could have been missed; set by whoever reads it, never stored."""
 
-
     names: tuple[str, ...] = ()
     """Names besides its own by whose purges it is judged: those of the parts it was joined from."""
 

@@ -84,9 +84,7 @@ def declare(config: Config, upstreams: Mapping[str, Upstream]) -> list[Declared]
     """The declared routes of one upstream each, the more specific first."""
     constants = public_constants(config)
     declared = [
-        _declared(name, route, config, upstreams, constants)
-        for name, route in config.routes.items()
-        if not route.parts
+        _declared(name, route, config, upstreams, constants) for name, route in config.routes.items() if not route.parts
     ]
     return sorted(declared, key=lambda each: each.template.specificity)
 
