@@ -137,16 +137,11 @@ def windows(stored: Stored, rules: Rules) -> Windows:
     """The three windows of `stored` for a reader with `rules`; none ends after `max_life` from birth."""
     life = stored.life
     end = stored.born + rules.max_life
-    if rules.ttl is None:
-        base = stored.born - stored.initial_age
-        fresh = base + (life.lifetime if life.lifetime is not None else _assumed(stored, rules))
-        if life.no_cache:
-            fresh = stored.born - stored.initial_age - 1
-        if life.strict or life.no_cache:
-            fresh = stored.born if stored.distrusted else min(fresh, end, _soft_end(stored))
-            return Windows(fresh, fresh, fresh)
-    else:
-        fresh = stored.born + _own_lifetime(stored, rules)
+    own = math.inf if rules.ttl is None else stored.born + _own_lifetime(stored, rules)
+    fresh = min(own, _origin_end(stored, rules)) if rules.ttl is None or life.promised else own
+    if _forbids_stale(stored, rules):
+        fresh = stored.born if stored.distrusted else min(fresh, end, _soft_end(stored))
+        return Windows(fresh, fresh, fresh)
     fresh = min(fresh, end, _soft_end(stored))
     if stored.distrusted:
         error = fresh + _window(rules.stale_if_error, life.stale_if_error, DEFAULT_STALE_IF_ERROR)
@@ -154,6 +149,20 @@ def windows(stored: Stored, rules: Rules) -> Windows:
     revalidate = _window(rules.stale_while_revalidate, life.stale_while_revalidate, 0.0)
     error = _window(rules.stale_if_error, life.stale_if_error, DEFAULT_STALE_IF_ERROR)
     return Windows(fresh, min(fresh + revalidate, end), min(fresh + max(revalidate, error), end))
+
+
+def _origin_end(stored: Stored, rules: Rules) -> float:
+    """Until when a response is fresh by the upstream's own word."""
+    life = stored.life
+    if life.no_cache:
+        return stored.born - stored.initial_age - 1
+    return stored.born - stored.initial_age + (life.lifetime if life.lifetime is not None else _assumed(stored, rules))
+
+
+def _forbids_stale(stored: Stored, rules: Rules) -> bool:
+    """Whether nothing stale may be given: the upstream said so, and its word counts on this route, or a client was
+    promised so when the response was stored."""
+    return (rules.ttl is None or stored.life.promised) and (stored.life.strict or stored.life.no_cache)
 
 
 def _soft_end(stored: Stored) -> float:
@@ -283,7 +292,7 @@ def _stale_accepted(stored: Stored, staleness: float, facts: Facts, rules: Rules
     """Whether the client's `max-stale` allows it, and nothing the upstream said forbids it (RFC 9111 §4.2.4)."""
     if facts.max_stale is None or facts.no_cache or staleness > facts.max_stale or stored.distrusted:
         return False
-    if rules.ttl is None and (stored.life.strict or stored.life.no_cache):
+    if _forbids_stale(stored, rules):
         return False
     return facts.max_age is None or current_age(stored, now) <= facts.max_age + facts.max_stale
 
@@ -301,7 +310,7 @@ def usable_on_error(stored: Stored, facts: Facts, rules: Rules, now: float) -> b
     if not _reusable(stored, facts, rules):
         return False
     ends = windows(stored, rules)
-    if facts.stale_if_error is not None and not (rules.ttl is None and (stored.life.strict or stored.life.no_cache)):
+    if facts.stale_if_error is not None and not _forbids_stale(stored, rules):
         return now < max(ends.error, ends.fresh + facts.stale_if_error)
     return now < ends.error and not facts.no_cache
 
@@ -375,7 +384,7 @@ def admit(received: Received, facts: Facts, rules: Rules) -> Admit | Refuse:
     names = vary_names(headers)
     if names is None:
         return Refuse("vary")
-    life = _life(received, directives, targeted=targeted)
+    life = _life(received, directives, rules, targeted=targeted)
     if rules.ttl is None and not _worth_storing(received.status, life, headers, rules):
         return Refuse("no-lifetime")
     kept = _kept(headers, directives)
@@ -460,7 +469,7 @@ def _shared_despite_authorization(directives: CacheControl) -> bool:
     return any(name in directives for name in ("public", "s-maxage", "must-revalidate"))
 
 
-def _life(received: Received, directives: CacheControl, *, targeted: bool) -> Life:
+def _life(received: Received, directives: CacheControl, rules: Rules, *, targeted: bool) -> Life:
     headers = received.headers
     no_cache = directives.unqualified("no-cache") or (
         not directives and "no-cache" in CacheControl.of(headers, b"pragma")
@@ -475,6 +484,7 @@ def _life(received: Received, directives: CacheControl, *, targeted: bool) -> Li
         strict=strict,
         no_cache=no_cache,
         shared=_shared_despite_authorization(directives),
+        promised=rules.ttl is None and (strict or no_cache),
     )
 
 

@@ -43,6 +43,9 @@ class Life(msgspec.Struct, frozen=True, array_like=True, gc=False):
     strict: bool = False
     no_cache: bool = False
     shared: bool = False
+    promised: bool = False
+    """Whether clients were told that it would be validated: it was stored while its route followed the upstream. A
+    longer TTL that comes later does not revive it."""
 
 
 class Stored(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):

@@ -10,13 +10,17 @@ from uuid import uuid4
 import msgspec
 import pytest
 
+from gateway import policy
 from gateway.config import Config
 from gateway.embedded import Embedded
 from gateway.errors import ConfigError
 from gateway.live import Event, Live, LiveAway, LocalLive, Override, RedisLive
 from gateway.overrides import applied, in_force, overridden
+from gateway.record import Stored
 from gateway.redis_clients import connect
 from gateway.settings import Loaded, Source
+
+from .conftest import TurnedClock
 
 SOURCE = Source("file", "config/gateway.yaml line 7", "30s")
 LOADED = Loaded(
@@ -81,6 +85,28 @@ def test_an_override_ends_by_its_time() -> None:
     assert set(in_force(overrides, 9.9)) == {"item.ttl", "item.stale_if_error"}
     assert set(in_force(overrides, 10.0)) == {"item.stale_if_error"}
     assert in_force(overrides, 20.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "revived"), [("max-age=5, must-revalidate", False), ("no-cache", False), ("max-age=5", True)]
+)
+async def test_a_longer_ttl_does_not_revive_what_clients_were_promised_would_be_validated(
+    clock: TurnedClock, said: str, revived: bool
+) -> None:
+    received = policy.Received(200, ((b"cache-control", said.encode()), (b"etag", b'"a"')), clock.at, clock.at)
+    origin, own = policy.Rules(ttl=None), policy.Rules(ttl=3600.0, stale_while_revalidate=60.0)
+    admitted = policy.admit(received, policy.PLAIN, origin)
+    assert isinstance(admitted, policy.Admit)
+    stored = Stored(
+        key="k", primary="p", born=clock.at, started=clock.at, initial_age=0.0, status=200, headers=admitted.headers,
+        body=b"", life=admitted.life,
+    )  # fmt: skip
+    decision = policy.decide(stored, policy.PLAIN, own, clock.at + 60)
+    assert isinstance(decision, policy.Hit if revived else policy.Revalidate)
+    later = policy.admit(received, policy.PLAIN, own)
+    assert isinstance(later, policy.Admit)
+    fresh = policy.decide(msgspec.structs.replace(stored, life=later.life), policy.PLAIN, own, clock.at + 60)
+    assert isinstance(fresh, policy.Hit)
 
 
 # --- how workers come to know them -------------------------------------------------------------------------

@@ -1,0 +1,330 @@
+"use strict";
+// The console: live figures by server-sent events, routes with what other TTLs would do, look-ups, purges, the audit
+// list. Everything that comes from the gateway is put into the page as text, never as markup.
+
+const KEY = "gateway-admin-token";
+const KEEP = 300;
+const state = { token: sessionStorage.getItem(KEY) || "", routes: [], chosen: null, figures: null, stream: null };
+const $ = (id) => document.getElementById(id);
+
+function h(tag, attributes, ...children) {
+  const svg = ["svg", "path", "circle", "title"].includes(tag);
+  const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined).map((child) => (child instanceof Node ? child : String(child))));
+  return element;
+}
+
+// --- words and numbers ---------------------------------------------------------------------------------------
+
+const number = (value, digits = 1) =>
+  value === null || value === undefined ? "–" : value >= 1000 ? Math.round(value).toLocaleString("en") : value >= 100 ? value.toFixed(0) : value.toFixed(value === 0 ? 0 : digits);
+const percent = (value, digits = 1) => (value === null || value === undefined ? "–" : (value * 100).toFixed(digits) + " %");
+const time = (seconds) => (seconds === null || seconds === undefined ? "–" : seconds < 1 ? `${+(seconds * 1000).toPrecision(3)} ms` : `${+seconds.toPrecision(3)} s`);
+const bytes = (value) => {
+  for (const [unit, size] of [["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]]) if (value >= size) return `${(value / size).toFixed(1)} ${unit}`;
+  return `${value} B`;
+};
+const duration = (seconds) => {
+  for (const [unit, size] of [["d", 86400], ["h", 3600], ["m", 60]]) if (seconds >= 2 * size || seconds === size) return `${+(seconds / size).toPrecision(3)}${unit}`;
+  return `${+seconds.toPrecision(3)}s`;
+};
+const when = (seconds) => new Date(seconds * 1000).toLocaleString();
+
+// --- speaking to the gateway ---------------------------------------------------------------------------------
+
+class Refused extends Error {}
+
+async function ask(path, order, method) {
+  const response = await fetch(path, {
+    method: method || (order === undefined ? "GET" : "POST"),
+    headers: { authorization: `Bearer ${state.token}`, ...(order === undefined ? {} : { "content-type": "application/json" }) },
+    body: order === undefined ? undefined : JSON.stringify(order),
+    cache: "no-store",
+  });
+  const body = await response.json().catch(() => ({}));
+  if (response.status === 401 || response.status === 403) throw new Refused(body.detail || "The token is refused.");
+  if (!response.ok) throw new Error(body.detail || `The gateway answered ${response.status}.`);
+  return body;
+}
+
+async function follow() {
+  const stop = new AbortController();
+  state.stream = stop;
+  while (!stop.signal.aborted) {
+    try {
+      const response = await fetch("live", { headers: { authorization: `Bearer ${state.token}` }, signal: stop.signal, cache: "no-store" });
+      if (!response.ok) throw new Refused("The token is refused.");
+      say("Live", "live");
+      await read(response.body.getReader());
+    } catch (error) {
+      if (stop.signal.aborted) return;
+      if (error instanceof Refused) return leave(error.message);
+    }
+    say("The gateway cannot be reached; trying again", "lost");
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+  }
+}
+
+async function read(reader) {
+  const decoder = new TextDecoder();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    text += decoder.decode(value, { stream: true });
+    const events = text.split("\n\n");
+    text = events.pop();
+    for (const event of events) if (event.startsWith("data: ")) showFigures(JSON.parse(event.slice(6)));
+  }
+}
+
+// --- now -----------------------------------------------------------------------------------------------------
+
+const history = { at: [], rate: [], hits: [] };
+const charts = {};
+
+function tile(name, value, unit) {
+  return h("div", {}, h("dt", {}, name), h("dd", {}, value, unit ? h("small", {}, ` ${unit}`) : null));
+}
+
+function showFigures(figures) {
+  state.figures = figures;
+  const redis = figures.redis_available ? (figures.redis_milliseconds === null ? "here" : `${number(figures.redis_milliseconds, 2)} ms`) : "away";
+  $("tiles").replaceChildren(
+    tile("requests", number(figures.rate), "/s"), tile("hit ratio", percent(figures.hit_ratio)),
+    tile("collapsed", number(figures.collapsed), "/s"), tile("refreshed behind", number(figures.refreshes), "/s"),
+    tile("refused", number(figures.refused), "/s"),
+    tile("memory", bytes(figures.memory_bytes), `of ${bytes(figures.memory_limit)}, ${number(figures.memory_entries, 0)} entries`),
+    tile("Redis", redis, figures.redis_failures ? `${number(figures.redis_failures)} failures/s` : ""),
+  );
+  const order = Object.entries(figures.outcomes).sort((a, b) => b[1].rate - a[1].rate);
+  $("outcomes").replaceChildren(...order.map(([name, each]) => h("tr", {}, h("th", { scope: "row" }, name.replace("_", " ")), n(number(each.rate)), n(time(each.p50)), n(time(each.p99)))));
+  $("upstream-rows").replaceChildren(...Object.entries(figures.upstreams).map(([name, each]) => {
+    const [word, look] = [["closed", "good"], ["trying", "warn"], ["open", "bad"]][each.breaker] || ["?", ""];
+    return h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: look }, word), n(number(each.rate)), n(number(each.failed), each.failed ? "n bad" : "n"), n(number(each.in_flight, 0)), n(time(each.p50)), n(time(each.p99)));
+  }));
+  remember(figures);
+  for (const row of $("route-rows").children) {
+    const mine = figures.routes[row.dataset.route];
+    row.querySelector(".rate").textContent = number(mine ? mine.rate : 0);
+    row.querySelector(".hits").textContent = percent(mine ? mine.hit_ratio : null);
+  }
+}
+
+const n = (text, look) => h("td", { class: look || "n" }, text);
+
+function remember(figures) {
+  history.at.push(figures.at);
+  history.rate.push(figures.rate);
+  history.hits.push(figures.hit_ratio === null ? null : figures.hit_ratio * 100);
+  for (const each of Object.values(history)) if (each.length > KEEP) each.shift();
+  draw("chart-rate", history.rate, undefined);
+  draw("chart-hits", history.hits, [0, 100]);
+}
+
+function draw(id, values, range) {
+  const style = getComputedStyle(document.documentElement);
+  const box = $(id);
+  if (!box.clientWidth) return;
+  if (!charts[id]) {
+    const axis = { stroke: style.getPropertyValue("--dim"), grid: { stroke: style.getPropertyValue("--line"), width: 1 }, ticks: { show: false } };
+    charts[id] = new uPlot({
+      width: box.clientWidth, height: 160, legend: { show: false }, cursor: { show: false },
+      scales: { y: range ? { range } : { range: (_, low, high) => [0, Math.max(1, high * 1.1)] } },
+      axes: [axis, { ...axis, size: 46 }],
+      series: [{}, { stroke: style.getPropertyValue("--accent"), width: 2, points: { show: false } }],
+    }, [history.at, values], box);
+  } else charts[id].setData([history.at, values]);
+}
+
+addEventListener("resize", () => { for (const [id, chart] of Object.entries(charts)) chart.setSize({ width: $(id).clientWidth, height: 160 }); });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { for (const id of Object.keys(charts)) { charts[id].destroy(); delete charts[id]; } });
+
+// --- routes --------------------------------------------------------------------------------------------------
+
+async function refreshRoutes() {
+  const { routes } = await ask("routes");
+  state.routes = routes;
+  $("route-rows").replaceChildren(...routes.map(routeRow));
+  if (state.figures) showFigures(state.figures);
+  if (state.chosen) tune(state.chosen, true);
+}
+
+function routeRow(route) {
+  const today = route.advice && route.ttl !== null ? at(route.advice, route.ttl) : null;
+  return h("tr", { "data-route": route.name, class: route.name === state.chosen ? "chosen" : "" },
+    h("th", { scope: "row" }, route.advice ? h("button", { type: "button", class: "link", onclick: () => tune(route.name) }, route.name) : route.name),
+    h("td", {}, route.path), h("td", {}, route.shown), h("td", { class: "wrap" }, route.sources[0] || "default"),
+    h("td", { class: "n rate" }, "–"), h("td", { class: "n hits" }, "–"),
+    n(today ? `${number(today.upstream, 2)}/s` : "–"), h("td", {}, route.advice ? curve(route) : "nothing seen yet"));
+}
+
+function curve(route) {
+  const rungs = route.advice.rungs;
+  const place = (rung, index) => [2 + (index * 116) / (rungs.length - 1), 24 - rung.hit_ratio * 22];
+  const path = rungs.map((rung, index) => `${index ? "L" : "M"}${place(rung, index).map((v) => v.toFixed(1)).join(" ")}`).join("");
+  const here = route.ttl === null ? -1 : nearest(rungs, route.ttl);
+  const [x, y] = here >= 0 ? place(rungs[here], here) : [-9, -9];
+  return h("svg", { class: "curve", viewBox: "0 0 120 26", role: "img", "aria-label": `Hit ratio from ${percent(rungs[0].hit_ratio)} at 1 s to ${percent(rungs[rungs.length - 1].hit_ratio)} at a day` },
+    h("path", { d: path }), h("circle", { cx: x, cy: y, r: 3 }));
+}
+
+const nearest = (rungs, ttl) => rungs.reduce((best, rung, index) => (Math.abs(Math.log(rung.ttl / ttl)) < Math.abs(Math.log(rungs[best].ttl / ttl)) ? index : best), 0);
+
+function at(advice, ttl) {
+  const rungs = advice.rungs;
+  if (ttl <= rungs[0].ttl) return rungs[0];
+  for (let i = 1; i < rungs.length; i++) {
+    if (ttl > rungs[i].ttl) continue;
+    const [a, b] = [rungs[i - 1], rungs[i]];
+    const part = (1 / a.ttl - 1 / ttl) / (1 / a.ttl - 1 / b.ttl);
+    const straight = (ttl - a.ttl) / (b.ttl - a.ttl);
+    return { ttl, hit_ratio: a.hit_ratio + (b.hit_ratio - a.hit_ratio) * part, upstream: a.upstream + (b.upstream - a.upstream) * part, outdated: a.outdated + (b.outdated - a.outdated) * straight, seen: b.seen };
+  }
+  return rungs[rungs.length - 1];
+}
+
+function tune(name, keep) {
+  const route = state.routes.find((each) => each.name === name);
+  if (!route || !route.advice) return;
+  state.chosen = name;
+  for (const row of $("route-rows").children) row.className = row.dataset.route === name ? "chosen" : "";
+  const advice = route.advice;
+  $("tune").hidden = false;
+  $("tune-h").textContent = `${name}: ${route.shown} today`;
+  const changes = advice.changes.rate ? `content changes about every ${duration(1 / advice.changes.rate)}` : "no change of content was seen";
+  $("tune-seen").textContent = `Learnt from ${number(advice.requests, 0)} requests in ${duration(advice.seconds)}; ${changes} (${advice.changes.fetches} fetches compared).`;
+  $("tune-ttl").max = advice.rungs.length - 1;
+  if (!keep) {
+    $("tune-ttl").value = route.ttl === null ? 0 : nearest(advice.rungs, route.ttl);
+    $("tune-said").textContent = "";
+    $("tune").scrollIntoView({ block: "nearest" });
+    $("tune-ttl").focus({ preventScroll: true });
+  }
+  $("tune-reset").hidden = !route.overridden;
+  foretell();
+}
+
+function foretell() {
+  const route = state.routes.find((each) => each.name === state.chosen);
+  if (!route) return;
+  const rung = route.advice.rungs[$("tune-ttl").value];
+  const today = route.ttl === null ? null : at(route.advice, route.ttl);
+  const from = (text) => (today ? `from ${text}` : "");
+  $("tune-value").textContent = duration(rung.ttl) + (rung.seen ? "" : " (longer than the traffic was watched)");
+  $("tune-ttl").setAttribute("aria-valuetext", duration(rung.ttl));
+  $("tune-tiles").replaceChildren(
+    tile("hit ratio", percent(rung.hit_ratio), from(today && percent(today.hit_ratio))),
+    tile("asks upstream", `${number(rung.upstream, 2)}/s`, from(today && `${number(today.upstream, 2)}/s`)),
+    tile("outdated answers", percent(rung.outdated, 2), from(today && percent(today.outdated, 2))),
+  );
+}
+
+// --- doing things --------------------------------------------------------------------------------------------
+
+function doing(id, work) {
+  return async (event) => {
+    event.preventDefault();
+    const said = $(id);
+    said.classList.remove("error");
+    try {
+      said.textContent = await work();
+    } catch (error) {
+      if (error instanceof Refused) return leave(error.message);
+      said.classList.add("error");
+      said.textContent = error.message;
+    }
+    refresh();
+  };
+}
+
+const report = (found) => `${found.confirmed} of ${found.workers} workers have confirmed, in ${time(found.seconds)}.${found.complete ? "" : " The rest will hear of it."}`;
+
+$("tune-form").addEventListener("submit", doing("tune-said", async () => {
+  const route = state.routes.find((each) => each.name === state.chosen);
+  const ttl = duration(route.advice.rungs[$("tune-ttl").value].ttl);
+  const answer = await ask("overrides", { route: route.name, setting: "ttl", value: ttl, for: $("tune-for").value });
+  return `${route.name} lives ${ttl} until ${when(answer.until)}, on all workers within a second.`;
+}));
+$("tune-reset").addEventListener("click", doing("tune-said", async () => {
+  await ask(`overrides/${encodeURIComponent(state.chosen)}/ttl`, undefined, "DELETE");
+  return "The override has ended.";
+}));
+$("tune-ttl").addEventListener("input", foretell);
+
+$("explain-form").addEventListener("submit", doing("explained", async () => {
+  const headers = $("explain-headers").value.split("\n").filter((line) => line.includes(":")).map((line) => {
+    const colon = line.indexOf(":");
+    return [line.slice(0, colon).trim(), line.slice(colon + 1).trim()];
+  });
+  return (await ask("explain?text=1", { target: $("explain-target").value.trim(), headers })).text;
+}));
+$("explain-purge").addEventListener("click", doing("explained", async () => report(await ask("purge", { keys: [$("explain-target").value.trim()] }))));
+$("purge-form").addEventListener("submit", doing("purged", async () => {
+  const [what, name] = [$("purge-what").value, $("purge-name").value.trim()];
+  if (what !== "all" && !name) throw new Error("Give it a name.");
+  return report(await ask("purge", { ...(what === "all" ? { all: true } : { [what]: [name] }), soft: $("purge-soft").checked }));
+}));
+$("purge-what").addEventListener("change", () => { $("purge-name").disabled = $("purge-what").value === "all"; });
+
+async function refreshAudit() {
+  const { events } = await ask("audit");
+  $("audit-rows").replaceChildren(...events.map((each) => h("tr", {}, h("td", {}, when(each.at)), h("td", {}, each.by), h("td", {}, each.what), h("td", { class: "wrap" }, each.detail))));
+}
+
+async function refresh() {
+  try {
+    await Promise.all([refreshRoutes(), refreshAudit()]);
+  } catch (error) {
+    if (error instanceof Refused) leave(error.message);
+  }
+}
+
+// --- coming and going ----------------------------------------------------------------------------------------
+
+function say(text, look) {
+  $("state").textContent = text;
+  $("state").className = look || "";
+}
+
+function leave(why) {
+  if (state.stream) state.stream.abort();
+  clearInterval(state.timer);
+  sessionStorage.removeItem(KEY);
+  state.token = "";
+  $("console").hidden = true;
+  $("leave").hidden = true;
+  $("login").hidden = false;
+  $("login-error").textContent = why || "";
+  say("Not connected");
+  $("token").focus();
+}
+
+async function enter() {
+  try {
+    await ask("audit");
+  } catch (error) {
+    return leave(error.message);
+  }
+  sessionStorage.setItem(KEY, state.token);
+  $("login").hidden = true;
+  $("console").hidden = false;
+  $("leave").hidden = false;
+  follow();
+  await refresh();
+  state.timer = setInterval(refresh, 5000);
+}
+
+$("login").addEventListener("submit", (event) => {
+  event.preventDefault();
+  state.token = $("token").value;
+  $("token").value = "";
+  enter();
+});
+$("leave").addEventListener("click", () => leave(""));
+if (state.token) enter();
+else $("token").focus();
