@@ -9,9 +9,10 @@ import time
 from dataclasses import dataclass
 
 from . import policy
+from .codings import CODINGS, Coded
 from .errors import PROBLEM_MEDIA_TYPE, problem_body
 from .exchange import Exchange
-from .headers import Headers, http_date, without
+from .headers import Headers, has, http_date, without
 from .policy import Rules
 from .ranges import OutOfRange, Part, cut, span_of, wanted
 from .record import Stored
@@ -29,13 +30,24 @@ class Answer:
     body: bytes | ResponseBody
 
 
-def stored_answer(exchange: Exchange, request: Headers, stored: Stored, rules: Rules, now: float) -> Answer:
-    """A stored response as a request wants it: whole, 304 where the client has it, a range of it, or its head."""
-    headers = policy.told_headers(stored, rules, now)
+def stored_answer(
+    exchange: Exchange, request: Headers, stored: Stored, rules: Rules, now: float, coded: Coded | None = None
+) -> Answer:
+    """A stored response as a request wants it: whole, 304 where the client has it, a range of it, or its head.
+
+    `coded` is the form it gets, where there are several; a range is always one of the plain form.
+    """
+    plain = policy.told_headers(stored, rules, now)
+    headers, body = plain, stored.body
+    if coded is not None:
+        coding = None if has(request, b"range") else coded.coding
+        headers = coded.told(plain, coding)
+        body = coded.body if coding is not None else body
     head = exchange.method == "HEAD"
     if stored.status == 200:
-        if policy.not_modified(request, headers, stored.born):
-            return Answer(304, policy.fields_of_304(headers), b"")
+        known = _known_form(request, stored, plain, headers, coded)
+        if known is not None:
+            return Answer(304, policy.fields_of_304(known), b"")
         part = None if head else wanted(request, headers, len(stored.body))
         if isinstance(part, Part):
             return partial(headers, part, stored.body[part.first : part.last + 1])
@@ -44,8 +56,27 @@ def stored_answer(exchange: Exchange, request: Headers, stored: Stored, rules: R
             answer.headers.append((b"content-range", b"bytes */%d" % part.size))
             return answer
     if stored.status not in _WITHOUT_BODY:
-        headers.append((b"content-length", b"%d" % len(stored.body)))
-    return Answer(stored.status, headers, b"" if head else stored.body)
+        headers.append((b"content-length", b"%d" % len(body)))
+    return Answer(stored.status, headers, b"" if head else body)
+
+
+def _known_form(
+    request: Headers,
+    stored: Stored,
+    plain: list[tuple[bytes, bytes]],
+    headers: list[tuple[bytes, bytes]],
+    coded: Coded | None,
+) -> list[tuple[bytes, bytes]] | None:
+    """The headers of the form that the client has already, by its own condition; None where it has none.
+
+    A client that once got the plain form, because the other was not made yet, need not fetch it all again.
+    """
+    if policy.not_modified(request, headers, stored.born):
+        return headers
+    if coded is None or not has(request, b"if-none-match"):
+        return None
+    forms = (coded.told(plain, coding) for coding in (None, *CODINGS))
+    return next((form for form in forms if policy.not_modified(request, form, stored.born)), None)
 
 
 def part_answer(request: Headers, stored: Stored, rules: Rules, now: float) -> Answer | None:

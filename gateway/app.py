@@ -115,6 +115,7 @@ class Gateway(FastAPI):
             clock=clock,
             purges=self.purges,
             retry_after=config.retry_after.total_seconds(),
+            compression=config.compression,
             uncacheable_for=config.uncacheable_for.total_seconds(),
             shared_budget=config.redis_budget.total_seconds(),
             shared_secret=config.record_secret,

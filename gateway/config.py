@@ -427,6 +427,9 @@ class Config(Model):
     """The largest body that a client may send (413)."""
     admin_listen: str = "127.0.0.1:9000"
     """Where metrics and health are served: `host:port`, `unix:/path`, or `none`."""
+    compression: Annotated[list[Literal["zstd", "br", "gzip"]], BeforeValidator(split_commas)] = ["zstd", "br", "gzip"]
+    """The content codings that stored text is given in, the preferred first: made once for each stored answer of 1 KiB
+    and more, on routes with a `ttl` of their own; an empty list for none."""
     drop_query: TextList = list(TRACKING_PARAMETERS)
     """Patterns of query parameters that no answer depends on: not forwarded, not part of the key."""
     trusted_proxies: Networks = []

@@ -10,7 +10,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, assert_never
@@ -30,6 +30,7 @@ from .leases import FAILED, UNCACHEABLE, Lease, Leases, Pauses, Standing
 from .memory import Memory
 from .outcome import Outcome, Result
 from .policy import Facts, Rules
+from .prepared import Prepared
 from .purges import PurgeLog, Report
 from .ranges import Piece, combine, is_whole, rest_of, span_of
 from .record import Stored
@@ -116,6 +117,7 @@ class Engine:
         shared_secret: bytes = b"",
         jitter: Callable[[], float] = random.random,
         max_refreshes: int = 1000,
+        compression: Sequence[str] = (),
     ) -> None:
         self.tiers = Tiers(memory, shared, clock, purges=purges, budget=shared_budget, secret=shared_secret)
         self.leases = Leases(shared)
@@ -132,6 +134,7 @@ class Engine:
         self._uncacheable = Marks()
         self._resting = Marks()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.prepared = Prepared(memory, compression, self._spawn)
 
     def __repr__(self) -> str:
         return f"<Engine {self.tiers!r} flights={len(self.flights)} tasks={len(self._tasks)}>"
@@ -781,7 +784,8 @@ class Engine:
             tier=tier,
             detail=detail,
         )
-        return answers.stored_answer(ask.exchange, ask.headers, stored, rules, now)
+        coded = self.prepared.choose(ask.headers, stored, rules)
+        return answers.stored_answer(ask.exchange, ask.headers, stored, rules, now, coded)
 
     def _broken(self, exchange: Exchange, error: UpstreamError, *, forward: str, collapsed: bool = False) -> Answer:
         exchange.outcome = Outcome(Result.ERROR, forward=forward, collapsed=collapsed, detail=error.kind)
@@ -836,6 +840,7 @@ class Engine:
         """Let what is under way end within `grace` seconds, cancel the rest."""
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=grace)
+        self.prepared.close()
         for task in set(self._tasks):
             task.cancel()
         if self._tasks:

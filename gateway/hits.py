@@ -47,7 +47,7 @@ _NOT_PLAIN = frozenset(
         *(b"range", b"transfer-encoding", b"upgrade", b"x-request-id"),
     )
 )
-_FORMING = frozenset((b"if-none-match", b"if-modified-since", b"origin"))
+_FORMING = frozenset((b"accept-encoding", b"if-none-match", b"if-modified-since", b"origin"))
 REMEMBERED = 1024
 """The longest request line or header block that is remembered, in bytes."""
 JOINED = 16 * 1024
@@ -55,7 +55,7 @@ JOINED = 16 * 1024
 KEPT_JOINED = 2048
 """Up to this size the copy is kept until the age changes."""
 SHAPES = 32
-"""How many forms of one stored response are kept, of each kind: by 200 or 304, by Origin."""
+"""How many forms of one stored response are kept, of each kind: by coding, by 200 or 304, by Origin."""
 TICKS = 1000
 """For how many microseconds the fields that tell the time taken are made beforehand."""
 
@@ -76,7 +76,7 @@ class Block:
     """A request's header block, judged: whether the edge may answer it, and what of it selects an answer.
 
     `headers` are without X-Request-ID. `plain` is False for whatever the app must see. `form` is what may change the
-    form of an answer: the conditions, the Origin.
+    form of an answer: the codings, the conditions, the Origin.
     """
 
     __slots__ = ("bases", "close", "form", "headers", "host", "origin", "plain", "vary")
@@ -164,10 +164,11 @@ class Shape:
 
     `before` ends where the age stands, `after` follows it and ends where the request id stands. `until` is the
     instant at which the age or the remaining freshness changes next; `head`, `end` and `closing` hold until then.
+    `coded` is the key under which the body lies in memory, where it is not the stored response's own.
     """
 
     __slots__ = (
-        *("after", "before", "closing", "end", "head", "length", "result"),
+        *("after", "before", "closing", "coded", "end", "head", "length", "result"),
         *("status", "tally", "timing", "until", "volatile"),
     )
 
@@ -178,18 +179,19 @@ class Shape:
         self.result = result
         self.tally = tally
         self.length = length
+        self.coded = ""
         self.volatile = False
         self.timing: list[bytes] = []
         self.until = -math.inf
         self.head = self.end = self.closing = b""
 
-    def render(self, stored: Stored, ready: Ready, rules: policy.Rules, now: float) -> None:
+    def render(self, stored: Stored, body: bytes, ready: Ready, rules: policy.Rules, now: float) -> None:
         """Write the age and the remaining freshness at `now`."""
-        age = policy.current_age(stored, now) if rules.ttl is None else max(0.0, now - stored.born)
+        age = policy.age_for(stored, rules, now)
         left = ready.fresh - now
         self.head = b"%b%d%b" % (self.before, int(age), self.after)
         told = cache_status(Outcome(self.result, ttl=int(left)))
-        kept = stored.body if self.length <= KEPT_JOINED and self.length else b""
+        kept = body if self.length <= KEPT_JOINED and self.length else b""
         self.end = b"cache-status: %b\r\n\r\n%b" % (told, kept)
         self.closing = b"cache-status: %b\r\nconnection: close\r\n\r\n%b" % (told, kept)
         self.until = now + min(1.0 - age % 1.0, left % 1.0)
@@ -290,8 +292,15 @@ class Edge:
             shape = self._shape(spot, block, ready, stored, kind, now)
             if shape is None:
                 return False
+        body = stored.body
+        if shape.coded:
+            made = self._memory.get(shape.coded)
+            if made is None or made.born != stored.born:
+                del ready.shapes[kind][block.form]
+                return False
+            body = made.body
         if now >= shape.until:
-            shape.render(stored, ready, known.route.rules, now)
+            shape.render(stored, body, ready, known.route.rules, now)
         elapsed = time.perf_counter() - began
         ticks = int(elapsed * 1_000_000)
         timing = shape.timing[ticks] if ticks < TICKS else _timing(shape.result, elapsed)
@@ -300,9 +309,9 @@ class Edge:
         if length <= KEPT_JOINED:
             transport.write(b"".join((shape.head, request_id, timing, end)))
         elif length <= JOINED:
-            transport.write(b"".join((shape.head, request_id, timing, end, stored.body)))
+            transport.write(b"".join((shape.head, request_id, timing, end, body)))
         else:
-            transport.writelines((b"".join((shape.head, request_id, timing, end)), stored.body))
+            transport.writelines((b"".join((shape.head, request_id, timing, end)), body))
         known.recorder.seen(ready.key, now)
         tally = shape.tally
         tally.count += 1
@@ -362,7 +371,10 @@ class Edge:
         """The form of the answer that this request gets; None where the app must give it its own."""
         rules = spot.known.route.rules
         exchange = Exchange("", 0.0, "HEAD" if spot.head else "GET", "", "")
-        answer = spot.recall.public(stored_answer(exchange, block.headers, stored, rules, now))
+        coded = self._engine.prepared.choose(block.headers, stored, rules)
+        if coded is not None and coded.pending:
+            return None
+        answer = spot.recall.public(stored_answer(exchange, block.headers, stored, rules, now, coded))
         headers = answer.headers if self._cors is None else self._cors.told(answer.headers, block.origin)
         if not _is_writable(answer.status, headers):
             return None
@@ -380,6 +392,7 @@ class Edge:
             length=len(body),
         )
         shape.timing = self._timings[result]
+        shape.coded = coded.key if coded is not None else ""
         shape.volatile = rules.client_ttl is not None
         shapes = ready.shapes[kind]
         if len(shapes) >= SHAPES:

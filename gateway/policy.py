@@ -193,11 +193,15 @@ def current_age(stored: Stored, now: float) -> float:
     return stored.initial_age + max(0.0, now - stored.born)
 
 
+def age_for(stored: Stored, rules: Rules, now: float) -> float:
+    """The age of a stored response on a route. On one with a duration the gateway is the origin of the promise: the
+    age counts from the birth of the entry."""
+    return current_age(stored, now) if rules.ttl is None else max(0.0, now - stored.born)
+
+
 def told_age(stored: Stored, rules: Rules, now: float) -> int:
-    """The `Age` a client is told. On a route with a duration the gateway is the origin of the promise: the age
-    counts from the birth of the entry."""
-    age = current_age(stored, now) if rules.ttl is None else max(0.0, now - stored.born)
-    return int(age)
+    """The `Age` a client is told."""
+    return int(age_for(stored, rules, now))
 
 
 # --- the decision ------------------------------------------------------------------------------------------

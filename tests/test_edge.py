@@ -123,8 +123,8 @@ class Changing:
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         parts = [str(self.version), request.url.path, request.headers.get("accept-encoding", "")]
-        body = b"" if self.status == 204 else "|".join(parts).encode()
-        date = {"date": "Fri, 15 Jan 2027 08:00:00 GMT"}
+        body = b"" if self.status == 204 else "|".join(parts).encode() * (self.version * 40)
+        date = {"date": "Fri, 15 Jan 2027 08:00:00 GMT", "content-type": "text/plain"}
         return httpx.Response(self.status, content=body, headers=date | self.headers)
 
 
@@ -192,12 +192,12 @@ def masked(answer: bytes) -> bytes:
 MAYBE: dict[str, list[str | None]] = {
     "Accept": [None, None, "application/json", "text/html, application/json"],
     "X-Flavour": [None, None, "sweet"],
-    "Accept-Encoding": [None, "gzip", "gzip, br", "br,gzip"],
+    "Accept-Encoding": [None, "gzip", "gzip, br", "br,gzip", "zstd;q=0.5, gzip;q=0", "*", "identity"],
     "Accept-Language": [None, "de", "en"],
     "Origin": [None, None, "https://app.test", "https://other.test", "https://evil.test"],
     "Cookie": [None, None, None, "a=1", "a=2; b=3", "b=3"],
     "Authorization": [None, None, None, "Bearer x"],
-    "If-None-Match": [None, None, '"v1"', 'W/"v1"', '"x", W/"v1"', "*", '"v2"', "", "v1"],
+    "If-None-Match": [None, None, '"v1"', 'W/"v1"', '"x", W/"v1"', "*", '"v2"', "", "v1", '"v1-br"', 'W/"v1-gzip"'],
     "If-Modified-Since": [None, None, "Fri, 15 Jan 2027 08:00:00 GMT", "Thu, 14 Jan 2027 08:00:00 GMT", "nonsense"],
     "Range": [None, None, None, None, None, "bytes=0-2"],
     "Cache-Control": [None, None, None, None, None, "no-cache", "max-age=2", "max-stale=30", "only-if-cached"],
@@ -243,6 +243,7 @@ UPSTREAM_HEADERS: tuple[dict[str, str], ...] = (
     {"cache-control": "max-age=5, must-revalidate", "last-modified": "Fri, 15 Jan 2027 08:00:00 GMT"},
     {"cache-control": "public, max-age=10", "access-control-allow-origin": "*", "surrogate-key": "t:1 x"},
     {"cache-control": "no-store"},
+    {"cache-control": "max-age=10, no-transform", "etag": '"v1"'},
     {"cache-control": "private, max-age=10"},
     {"location": "http://api.test/o/2", "cache-control": "max-age=10", "age": "3"},
     {},

@@ -1,0 +1,199 @@
+"""Content codings: chosen by the client's weights, made once, each a representation with a tag of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from typing import Any
+
+import brotli
+import httpx
+import pytest
+import zstandard
+
+from gateway.app import Gateway
+from gateway.codings import tag_of, wanted
+from gateway.prepared import compressed
+
+from .conftest import TurnedClock, Upstream, asking, gateway
+
+TEXT = b'{"name":"value"},' * 400
+DECODE = {"zstd": zstandard.ZstdDecompressor().decompress, "br": brotli.decompress, "gzip": gzip.decompress}
+
+
+@pytest.mark.parametrize(
+    ("accepted", "coding"),
+    [
+        (None, None),
+        ("", None),
+        ("identity", None),
+        ("gzip", "gzip"),
+        ("x-gzip", "gzip"),
+        ("GZIP", "gzip"),
+        ("gzip, deflate, br, zstd", "zstd"),
+        ("gzip, deflate, br", "br"),
+        ("br;q=0.5, gzip;q=0.8", "gzip"),
+        ("br;q=0, gzip", "gzip"),
+        ("gzip;q=0", None),
+        ("*", "zstd"),
+        ("*;q=0", None),
+        ("zstd;q=0, *;q=0.5", "br"),
+        ("identity;q=1, gzip;q=0.5", None),
+        ("identity;q=0.5, gzip;q=0.5", "gzip"),
+        ("identity;q=0, deflate", None),
+        ("deflate", None),
+        ("gzip;q=nonsense, br", "br"),
+        ("gzip;level=9", None),
+        ("gzip ; q=0.4 , br ; q=0.3", "gzip"),
+    ],
+)
+def test_the_coding_is_the_one_with_the_greatest_weight(accepted: str | None, coding: str | None) -> None:
+    headers = [(b"accept-encoding", accepted.encode())] if accepted is not None else []
+    assert wanted(headers, ("zstd", "br", "gzip")) == coding
+
+
+@pytest.mark.parametrize("coding", list(DECODE))
+def test_each_coding_gives_back_the_body_and_is_the_same_each_time(coding: str) -> None:
+    assert DECODE[coding](compressed(coding, TEXT)) == TEXT
+    assert compressed(coding, TEXT) == compressed(coding, TEXT)
+
+
+def test_the_tag_of_a_coding_is_another_and_weak_where_the_plain_one_is() -> None:
+    assert [tag_of(tag, "br") for tag in (b'"a"', b'W/"a"', b"bare")] == [b'"a-br"', b'W/"a-br"', b"bare"]
+
+
+def serving(
+    content: bytes = TEXT, *, ttl: str | None = "10s", clock: Any = None, **headers: str
+) -> tuple[Gateway, Upstream]:
+    fields = {"content-type": "application/json", "etag": '"v"', "cache-control": "max-age=10"}
+    fields |= {name.replace("_", "-"): value for name, value in headers.items()}
+    upstream = Upstream(lambda _: httpx.Response(200, content=content, headers=fields))
+    route = {"path": "/{path:path}", "upstream": "api", **({"ttl": ttl} if ttl else {})}
+    return gateway(upstream, {"rest": route}, clock=clock), upstream
+
+
+async def raw(client: httpx.AsyncClient, path: str = "/", **headers: str) -> tuple[httpx.Response, bytes]:
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with client.stream("GET", path, headers={"accept-encoding": "identity"} | fields) as response:
+        return response, b"".join([piece async for piece in response.aiter_raw()])
+
+
+@pytest.mark.parametrize("coding", list(DECODE))
+async def test_text_is_given_plain_first_and_then_in_the_coding_that_was_made_behind(coding: str) -> None:
+    app, upstream = serving()
+    async with asking(app) as client:
+        first, plain = await raw(client, accept_encoding=coding)
+        await app.engine.settle()
+        second, body = await raw(client, accept_encoding=coding)
+        other, whole = await raw(client)
+    assert (plain, whole, DECODE[coding](body)) == (TEXT, TEXT, TEXT)
+    assert [each.headers["vary"] for each in (first, second, other)] == ["accept-encoding"] * 3
+    assert [each.headers["etag"] for each in (first, second, other)] == ['"v"', f'"v-{coding}"', '"v"']
+    assert (second.headers["content-encoding"], second.headers["content-length"]) == (coding, str(len(body)))
+    assert "content-encoding" not in other.headers
+    assert upstream.asked == 1
+
+
+async def test_each_form_is_confirmed_by_its_own_tag() -> None:
+    app, _ = serving()
+    async with asking(app) as client:
+        for _ in range(2):
+            await raw(client, accept_encoding="br")
+            await app.engine.settle()
+        answers = {
+            tag: (await raw(client, accept_encoding="br", if_none_match=tag))[0]
+            for tag in ('"v-br"', '"v"', '"w"', "*")
+        }
+    assert {tag: answer.status_code for tag, answer in answers.items()} == {
+        '"v-br"': 304,
+        '"v"': 304,
+        '"w"': 200,
+        "*": 304,
+    }
+    assert [answers[tag].headers["etag"] for tag in ('"v-br"', '"v"', "*")] == ['"v-br"', '"v"', '"v-br"']
+
+
+@pytest.mark.parametrize(
+    ("content", "headers"),
+    [
+        (b"x" * 1023, {}),
+        (TEXT, {"cache_control": "max-age=10, no-transform"}),
+        (TEXT, {"content_type": "image/png"}),
+        (gzip.compress(TEXT) * 9, {"content_encoding": "gzip"}),
+    ],
+)
+async def test_what_is_small_or_no_text_or_must_not_be_changed_stays_as_it_is(
+    content: bytes, headers: dict[str, str]
+) -> None:
+    app, _ = serving(content, **headers)
+    async with asking(app) as client:
+        for _ in range(2):
+            response, body = await raw(client, accept_encoding="br")
+            await app.engine.settle()
+    assert (body, response.headers["etag"], "vary" in response.headers) == (content, '"v"', False)
+
+
+async def test_a_route_that_follows_its_upstream_keeps_bodies_as_received() -> None:
+    app, _ = serving(ttl=None)
+    async with asking(app) as client:
+        for _ in range(2):
+            response, body = await raw(client, accept_encoding="br")
+            await app.engine.settle()
+    assert (body, "content-encoding" in response.headers) == (TEXT, False)
+
+
+async def test_what_does_not_shrink_is_given_plain() -> None:
+    noise = bytes(range(33, 127)) * 1
+    content = b"".join(bytes(reversed(noise[i:] + noise[:i])) for i in range(0, 94, 7))[:1100]
+    app, _ = serving(content.translate(None, b"<>"))
+    async with asking(app) as client:
+        for _ in range(3):
+            response, body = await raw(client, accept_encoding="gzip")
+            await app.engine.settle()
+    made = app.engine.prepared.made
+    assert made == 1
+    assert ("content-encoding" in response.headers) == (len(body) < len(content) * 0.9)
+
+
+async def test_a_range_is_one_of_the_plain_form() -> None:
+    app, _ = serving()
+    async with asking(app) as client:
+        for _ in range(2):
+            await raw(client, accept_encoding="br")
+            await app.engine.settle()
+        part, body = await raw(client, accept_encoding="br", range="bytes=0-9")
+        whole, _ = await raw(client, accept_encoding="br", range="bytes=0-9", if_range='"v-br"')
+    assert (part.status_code, part.headers["etag"], body) == (206, '"v"', TEXT[:10])
+    assert (whole.status_code, whole.headers["etag"]) == (200, '"v"')
+
+
+async def test_what_a_304_confirms_need_not_be_made_again(clock: TurnedClock) -> None:
+    app, upstream = serving(clock=clock)
+    async with asking(app) as client:
+        for _ in range(2):
+            await raw(client, accept_encoding="br")
+            await app.engine.settle()
+        clock.turn(20)
+        upstream.answer = lambda _: httpx.Response(304, headers={"etag": '"v"'})
+        response, _ = await raw(client, accept_encoding="br")
+        await app.engine.settle()
+    assert (response.headers["content-encoding"], app.engine.prepared.made) == ("br", 1)
+
+
+async def test_many_at_once_have_it_made_once() -> None:
+    app, _ = serving()
+    async with asking(app) as client:
+        await raw(client)
+        await asyncio.gather(*(raw(client, accept_encoding="br") for _ in range(20)))
+        await app.engine.settle()
+    assert app.engine.prepared.made == 1
+
+
+async def test_a_coding_counts_in_memory() -> None:
+    app, _ = serving()
+    async with asking(app) as client:
+        await raw(client)
+        before = app.engine.memory.statistics.bytes
+        await raw(client, accept_encoding="gzip")
+        await app.engine.settle()
+    assert app.engine.memory.statistics.bytes > before + len(compressed("gzip", TEXT))
