@@ -52,7 +52,7 @@ def serve(
     changes = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     from .server import serve as run
 
-    run(loaded.config.model_copy(update=changes))
+    run(loaded.config.model_copy(update=changes), admin_token=loaded.admin_token)
 
 
 @app.command()

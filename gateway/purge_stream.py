@@ -24,7 +24,7 @@ ANSWER_SECONDS = 1.0
 READ_AT_ONCE = 1000
 ADD_AT_ONCE = 200
 TRIM_AT_ONCE = 1000
-YOUNG_MS = 500
+YOUNG_SECONDS = 0.5
 """How long a generation is young: workers that were thrown out by Redis's end come back within that time."""
 SILENT_SECONDS = 24 * 3600
 """How long it is remembered that a worker fell silent, which may still be there, cut off from Redis."""
@@ -33,7 +33,7 @@ _FLAGS = "#!lua flags=allow-oom\n"  # Redis 7 and Valkey know it
 _LIBRARY = """
 local function begin(key, young, new)
   redis.call('SET', key, new)
-  redis.call('SET', young, 1, 'PX', {young})
+  redis.call('SET', young, 1, 'PX', YOUNG)
   return new
 end
 local function later(one, other)
@@ -49,7 +49,7 @@ local function remove(old, log, floor, ids)
   end
   if #old > 0 then redis.call('SET', floor, old[#old][1]) end
 end
-""".replace("{young}", str(YOUNG_MS))
+"""
 # A worker's turn. Where the record that it applied last is gone, and was not trimmed, Redis went back to an earlier
 # state: that is a new generation.
 # KEYS: log, generation, floor, workers, young, joins. ARGV: generation to begin with, worker, its generation, its
@@ -156,10 +156,11 @@ class Added:
 class PurgeStream:
     """Raises RedisError, OSError or TimeoutError where Redis does not answer within a second."""
 
-    def __init__(self, client: Any, prefix: str, *, max_records: int = 100_000) -> None:
+    def __init__(self, client: Any, prefix: str, *, max_records: int = 100_000, young: float = YOUNG_SECONDS) -> None:
         self._client = client
         self._max_records = max_records
         self._flags = _FLAGS
+        self._library = _LIBRARY.replace("YOUNG", str(max(1, int(young * 1000))))
         names = ("log", "generation", "floor", "ids", "workers", "young", "joins", "silent")
         self._keys = {name: f"{prefix}{{purge}}:{name}" for name in names}
 
@@ -228,12 +229,12 @@ class PurgeStream:
         named = [self._keys[name] for name in keys]
         async with asyncio.timeout(ANSWER_SECONDS):
             try:
-                return await self._client.eval(self._flags + _LIBRARY + script, len(named), *named, *arguments)
+                return await self._client.eval(self._flags + self._library + script, len(named), *named, *arguments)
             except ResponseError as error:
                 if not self._flags or "compiling script" not in str(error):
                     raise
                 self._flags = ""  # a Redis before 7
-            return await self._client.eval(_LIBRARY + script, len(named), *named, *arguments)
+            return await self._client.eval(self._library + script, len(named), *named, *arguments)
 
 
 _decoder = msgspec.json.Decoder(Purge)

@@ -21,7 +21,18 @@ from redis.exceptions import RedisError
 from .clock import Clock
 from .epochs import ZERO, Epochs, Purge
 from .policy import MAX_LIFE
-from .purge_stream import ADD_AT_ONCE, ANSWER_SECONDS, READ_AT_ONCE, Added, Beat, PurgeStream, Record, Turn
+from .purge_stream import (
+    ADD_AT_ONCE,
+    ANSWER_SECONDS,
+    READ_AT_ONCE,
+    SILENT_SECONDS,
+    YOUNG_SECONDS,
+    Added,
+    Beat,
+    PurgeStream,
+    Record,
+    Turn,
+)
 
 BLOCK_MS = 400
 CONFIRM_SECONDS = 2.0
@@ -103,13 +114,24 @@ class LocalPurges:
 
 class RedisPurges:
     """The stream in Redis. `client` is a connection pool of its own; `blind` (seconds, None for ever) is how long
-    memory is trusted while the stream is out of reach, and how long a silent worker counts among the living."""
+    memory is trusted while the stream is out of reach, and how long a silent worker counts among the living.
+    `max_records` is the stream's greatest length; `young` (seconds) is how long after Redis's end no purge is complete,
+    so that the workers it threw out can come back first."""
 
-    def __init__(self, client: Any, clock: Clock, *, prefix: str = "gw:", blind: float | None = DEFAULT_BLIND) -> None:
+    def __init__(
+        self,
+        client: Any,
+        clock: Clock,
+        *,
+        prefix: str = "gw:",
+        blind: float | None = DEFAULT_BLIND,
+        max_records: int = MAX_RECORDS,
+        young: float = YOUNG_SECONDS,
+    ) -> None:
         own = uuid4().hex
         self.epochs = Epochs("~" + own, lineage=())
         self.worker = own
-        self._stream = PurgeStream(client, prefix, max_records=MAX_RECORDS)
+        self._stream = PurgeStream(client, prefix, max_records=max_records, young=young)
         self._clock = clock
         self._blind = blind
         self._contact: float | None = None
@@ -198,7 +220,10 @@ class RedisPurges:
         self._fleet.note(added.generation, added.beats, self._clock.now())
         beats = [beat for text in added.beats.values() if (beat := _beat(text)) is not None]
         confirmed = sum(beat.confirms(added.generation, added.places[0]) for beat in beats)
-        settled = not added.young and (not added.silenced or waited >= BLIND_LIFE * 1.2)
+        if added.silenced:
+            self._fleet.silenced_at = self._clock.now()
+        silenced = self._clock.now() - self._fleet.silenced_at < SILENT_SECONDS
+        settled = not added.young and (not silenced or waited >= BLIND_LIFE * 1.2)
         return Report(confirmed, self._fleet.number, 0.0, settled=settled)
 
     def _begin_adding(self) -> None:
@@ -319,6 +344,8 @@ class _Fleet:
 
     def __init__(self, own: str) -> None:
         self._own = own
+        self.silenced_at = -math.inf
+        """When a worker was last known to have fallen silent, which may still be there, cut off from Redis."""
         self._seen: dict[str, _Seen] = {}
 
     @property
@@ -337,8 +364,13 @@ class _Fleet:
             else:
                 known.generation = generation
         for worker, seen in list(self._seen.items()):
-            if worker not in beats and (seen.generation == generation or now - seen.at > seen.silent):
-                del self._seen[worker]
+            if worker in beats:
+                continue
+            if now - seen.at > seen.silent:
+                self.silenced_at = now
+            elif seen.generation != generation:
+                continue
+            del self._seen[worker]
 
     def silent(self, now: float) -> list[tuple[str, str]]:
         """Who has given no sign of life for too long, and their last."""

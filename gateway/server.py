@@ -32,8 +32,11 @@ class ListenError(GatewayError):
     """An address cannot be listened on; the message says which, and what to do."""
 
 
-def serve(config: Config) -> None:
-    """Run the gateway until SIGINT or SIGTERM. Raises ListenError, EmbeddedError."""
+def serve(config: Config, *, admin_token: str | None = None) -> None:
+    """Run the gateway until SIGINT or SIGTERM; who changes something by the admin listener must know `admin_token`.
+
+    Raises ListenError, EmbeddedError.
+    """
     public = listen(config.host, config.port, "port")
     admin = None if config.admin_listen == "none" else _listen_admin(config.admin_listen)
     with contextlib.ExitStack() as stack:
@@ -41,7 +44,7 @@ def serve(config: Config) -> None:
         if url == "embedded":
             url = stack.enter_context(Embedded(maxmemory=config.redis_memory)).url
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(config, url, public, admin))
+            runner.run(_run(config, url, public, admin, admin_token))
 
 
 class _Server(uvicorn.Server):
@@ -52,13 +55,15 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _run(config: Config, redis_url: str, public: socket.socket, admin: socket.socket | None) -> None:
+async def _run(
+    config: Config, redis_url: str, public: socket.socket, admin: socket.socket | None, admin_token: str | None
+) -> None:
     clock = SystemClock()
     app = create_app(config, store=_store(config, redis_url, clock), clock=clock)
     _freeze()
     servers = [(_server(app, http=GatewayProtocol), public)]
     if admin is not None:
-        servers.append((_server(create_admin(app), http=GatewayProtocol, lifespan="off"), admin))
+        servers.append((_server(create_admin(app, admin_token), http=GatewayProtocol, lifespan="off"), admin))
     with _signals([server for server, _ in servers]):
         host, port = public.getsockname()[:2]
         logger.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)

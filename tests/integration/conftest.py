@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from .processes import GatewayProcess, Valkey
+from .processes import LISTENING, Child, GatewayProcess, Valkey
 
 StartGateway = Callable[..., GatewayProcess]
 MakeValkey = Callable[..., Valkey]
@@ -40,3 +41,12 @@ def make_valkey(tmp_path: Path) -> Iterator[MakeValkey]:
             return valkey
 
         yield make
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Iterator[str]:
+    child = Child([sys.executable, "-m", "tests.integration.origin"], output=tmp_path / "origin.out", cwd=Path.cwd())
+    try:
+        yield child.said(LISTENING)[1]
+    finally:
+        child.end()

@@ -2,7 +2,7 @@
 
     python -m tests.integration.origin
 
-It counts what it is asked, and tells at `/asked`.
+It counts what it is asked, and tells at `/asked`. An answer says when it was made, by the clock of all processes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import json
 import socket
 import sys
+import time
 from collections import Counter
 from typing import Any
 
@@ -28,7 +29,7 @@ def make_app() -> Any:
             content: dict[str, Any] = dict(asked)
         else:
             asked[path] += 1
-            content = {"path": path, "n": asked[path], "padding": PADDING}
+            content = {"path": path, "n": asked[path], "at": time.monotonic(), "padding": PADDING}
         body = json.dumps(content).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})

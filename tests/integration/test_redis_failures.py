@@ -10,12 +10,10 @@ import asyncio
 import itertools
 import random
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,20 +21,11 @@ import pytest
 
 from .conftest import MakeValkey, StartGateway
 from .load import Load, Sample, load_of, p99
-from .processes import LISTENING, Child, GatewayProcess, Valkey, totals
+from .processes import GatewayProcess, Valkey, totals
 
 HOT = 20
 ADDED_P99 = 0.050
 RETURNS_WITHIN = 1.0
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Iterator[str]:
-    child = Child([sys.executable, "-m", "tests.integration.origin"], output=tmp_path / "origin.out", cwd=Path.cwd())
-    try:
-        yield child.said(LISTENING)[1]
-    finally:
-        child.end()
 
 
 def settings(origin: str, valkey: Valkey) -> dict[str, Any]:
