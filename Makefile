@@ -1,28 +1,53 @@
-PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# The first Python of these that is there and new enough.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+SLOW := tests/integration tests/faults
 
-.PHONY: run test integration check conformance docs
-.venv/ready: pyproject.toml
+.PHONY: run test integration faults check conformance coverage docs constraints
+
+.venv/ready: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "The gateway needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q -e . --group dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install -q --disable-pip-version-check --constraint constraints.txt -e . --group dev
 	touch .venv/ready
 
+# The demo: a slow shop and the gateway in front of it.
 run: .venv/ready
 	$(BIN)/python -m demo
 
+# The unit tests; ARGS goes to pytest, such as ARGS="-k purge -x".
 test: .venv/ready
-	$(BIN)/python -m pytest tests --ignore tests/integration $(ARGS)
+	$(BIN)/python -m pytest tests $(SLOW:%=--ignore %) $(ARGS)
+
+# The tests with real processes.
+integration: .venv/ready
+	$(BIN)/python -m pytest tests/integration $(ARGS)
+
+faults: .venv/ready
+	$(BIN)/python -m pytest tests/faults $(ARGS)
 
 check: .venv/ready
-	$(BIN)/ruff check gateway demo conformance
-	$(BIN)/mypy gateway
+	$(BIN)/ruff check .
+	$(BIN)/mypy
 
+# The public suite of HTTP caches, against the results that are expected.
 conformance: .venv/ready
 	$(BIN)/python conformance/run.py
 
+# The unit tests with line and branch coverage, held by tests/coverage_floor.py.
+coverage: .venv/ready
+	$(BIN)/python -m pytest tests $(SLOW:%=--ignore %) --cov --cov-report= $(ARGS)
+	$(BIN)/python -m tests.coverage_floor
+
+# The reference pages of docs/, made from the code.
 docs: .venv/ready
 	$(BIN)/python -m gateway.reference
 
-integration: .venv/ready
-	$(BIN)/python -m pytest tests/integration $(ARGS)
+# The exact versions of all packages, for every Python, without where they were downloaded from. ARGS=--upgrade for
+# the newest ones.
+constraints: .venv/ready
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	sed -i '/^#/d' constraints.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --group dev pyproject.toml --output-file constraints.txt $(ARGS)
+	sed -i '1i # The exact versions that are tested, by Python version; made by `make constraints`.' constraints.txt
