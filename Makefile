@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; 
 BIN := .venv/bin
 SLOW := tests/integration tests/faults
 
-.PHONY: run test integration faults check conformance coverage docs constraints
+.PHONY: run test integration faults check conformance coverage mutants docs constraints
 
 .venv/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "The gateway needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
@@ -39,6 +39,10 @@ conformance: .venv/ready
 coverage: .venv/ready
 	$(BIN)/python -m pytest tests $(SLOW:%=--ignore %) --cov --cov-report= $(ARGS)
 	$(BIN)/python -m tests.coverage_floor
+
+# Central lines of policy broken one by one, each seen to turn a test red.
+mutants: .venv/ready
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 # The reference pages of docs/, made from the code.
 docs: .venv/ready

@@ -1,0 +1,214 @@
+"""headers: what a field means to a cache, whatever was sent."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.headers import (
+    MAX_DELTA,
+    NO_DIRECTIVES,
+    CacheControl,
+    canonical,
+    combined,
+    connection_named,
+    delta_seconds,
+    end_to_end,
+    first,
+    has,
+    http_date,
+    is_dangerous,
+    is_strong,
+    opaque_tag,
+    parse_age,
+    parse_date,
+    split_list,
+    unquote,
+    values,
+    vary_names,
+    vary_value,
+    without,
+)
+
+NOW = 1_800_000_000.0
+FIELDS = ((b"accept", b"a"), (b"vary", b"x"), (b"accept", b"b"))
+
+
+def test_lines_of_one_field_are_kept_in_order_combined_or_found_by_the_first() -> None:
+    assert values(FIELDS, b"accept") == [b"a", b"b"]
+    assert combined(FIELDS, b"accept") == "a, b"
+    assert first(FIELDS, b"accept") == "a"
+    assert (combined(FIELDS, b"age"), first(FIELDS, b"age"), has(FIELDS, b"age")) == (None, None, False)
+    assert without(FIELDS, b"accept") == [(b"vary", b"x")]
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("a, b ,c", ["a", "b", "c"]),
+        (",, a,", ["a"]),
+        ('a="b,c", d', ['a="b,c"', "d"]),
+        (r'a="b\",c", d', [r'a="b\",c"', "d"]),
+        ('a="never ends, b', ['a="never ends, b']),
+        ("", []),
+    ],
+)
+def test_a_list_is_cut_at_its_commas_but_not_in_quotes(text: str, items: list[str]) -> None:
+    assert split_list(text) == items
+
+
+@pytest.mark.parametrize(("text", "content"), [('"a"', "a"), (r'"a\"b"', 'a"b'), ("a", "a"), ('"', '"'), ('""', "")])
+def test_a_quoted_string_is_its_content(text: str, content: str) -> None:
+    assert unquote(text) == content
+
+
+def test_what_connection_names_ends_here_with_the_hop_by_hop_fields() -> None:
+    fields = [(b"connection", b"close, X-Own"), (b"x-own", b"1"), (b"te", b"trailers"), (b"x-other", b"2")]
+    assert connection_named(fields) == {b"close", b"x-own"}
+    assert connection_named(()) == frozenset()
+    assert end_to_end(fields) == [(b"x-other", b"2")]
+
+
+@pytest.mark.parametrize("name", [b"x-forwarded-host", b"x-forwarded", b"x_user", b"x-original-url", b"forwarded"])
+def test_a_field_that_changes_an_answer_behind_the_key_is_dangerous(name: bytes) -> None:
+    assert is_dangerous(name)
+
+
+@pytest.mark.parametrize("name", [b"accept", b"x-user", b"authorization"])
+def test_other_fields_are_not(name: bytes) -> None:
+    assert not is_dangerous(name)
+
+
+# --- Cache-Control -----------------------------------------------------------------------------------------
+
+
+def parse(text: str) -> CacheControl:
+    return CacheControl.of([(b"cache-control", text.encode("latin-1"))])
+
+
+@pytest.mark.parametrize(
+    ("text", "directives"),
+    [
+        ("max-age=60", {"max-age": "60"}),
+        ("Max-Age = 60", {"max-age": "60"}),
+        ('max-age="60"', {"max-age": "60"}),
+        ("max-age=60, max-age=10", {"max-age": "10"}),
+        ("max-age=10, max-age=60", {"max-age": "10"}),
+        ("s-maxage=x, s-maxage=9", {"s-maxage": "x"}),
+        ('private="a", private', {"private": None}),
+        ('no-cache, no-cache="a"', {"no-cache": None}),
+        ("public, public=1", {"public": None}),
+        ("@, =1, no-store", {"no-store": None}),
+        ("", {}),
+    ],
+)
+def test_directives_are_read_and_of_two_the_safer_counts(text: str, directives: dict[str, str | None]) -> None:
+    assert parse(text).directives == directives
+
+
+def test_lines_are_one_list() -> None:
+    lines = [(b"cache-control", b"public"), (b"cache-control", b"max-age=1")]
+    assert CacheControl.of(lines).directives == {"public": None, "max-age": "1"}
+    assert CacheControl.of(()) is NO_DIRECTIVES
+    assert not NO_DIRECTIVES
+
+
+def test_a_directive_tells_its_seconds_its_fields_and_whether_it_stands_alone() -> None:
+    directives = parse('max-age=60, stale-if-error=x, private="Set-Cookie, X-Own", no-cache')
+    assert directives.seconds("max-age") == 60
+    assert directives.seconds("stale-if-error") == 0
+    assert directives.seconds("s-maxage") is None
+    assert directives.fields("private") == {b"set-cookie", b"x-own"}
+    assert directives.fields("public") == frozenset()
+    assert (directives.unqualified("no-cache"), directives.unqualified("private")) == (True, False)
+    assert not directives.unqualified("no-store")
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z][a-z\-]{0,10}", fullmatch=True),
+        st.none() | st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=12),
+    )
+)
+def test_what_is_written_is_read_as_it_was(directives: dict[str, str | None]) -> None:
+    assert parse(CacheControl(directives).render()).directives == directives
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("60", 60), ("0", 0), ("-1", 0), ("1.5", 0), ("", 0), (None, 0), ("²", 0), ("9" * 30, MAX_DELTA)],
+)
+def test_delta_seconds_that_cannot_be_read_are_none_at_all(text: str | None, seconds: int) -> None:
+    assert delta_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(("lines", "age"), [([b"7"], 7), ([b"7, 9"], 7), ([b"x"], 0), ([], 0), ([b""], 0), ([b","], 0)])
+def test_age_is_its_first_value(lines: list[bytes], age: int) -> None:
+    assert parse_age([(b"age", line) for line in lines]) == age
+
+
+# --- dates -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"]
+)
+def test_the_three_forms_of_a_date_are_one_instant(text: str) -> None:
+    assert parse_date(text, NOW) == 784_111_777.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(None, "", "0", "-1", "yesterday", "Sun, 06 Nov 1994 08:49:37", "Sun, 06 Nov 1994 08:49:37 CET"),
+        *("Sun, 00 Nov 1994 08:49:37 GMT", "Sun, 32 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 24:49:37 GMT"),
+        *("Sun, 06 Nov 1994 08:60:37 GMT", "Sun, 06 Nov 1994 08:49:61 GMT", "Sun, 06 Nov 0000 08:49:37 GMT"),
+    ],
+)
+def test_what_is_no_date_is_none(text: str | None) -> None:
+    assert parse_date(text, NOW) is None
+
+
+def test_a_year_of_two_digits_lies_at_most_fifty_years_ahead() -> None:
+    # NOW is in 2027.
+    assert parse_date("Friday, 01-Jan-77 00:00:00 GMT", NOW) == 3_376_684_800.0
+    assert parse_date("Sunday, 01-Jan-78 00:00:00 GMT", NOW) == 252_460_800.0
+
+
+@given(st.integers(0, 4_000_000_000))
+def test_a_date_that_is_written_is_read_as_it_was(seconds: int) -> None:
+    assert parse_date(http_date(seconds).decode(), NOW) == seconds
+
+
+# --- validators and Vary -----------------------------------------------------------------------------------
+
+
+def test_a_weak_tag_is_known_by_its_mark() -> None:
+    assert (opaque_tag('W/"a"'), opaque_tag('"a"')) == ('"a"', '"a"')
+    assert (is_strong('W/"a"'), is_strong('"a"')) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        ([], ()),
+        ([b"Accept-Language, accept"], ("accept", "accept-language")),
+        ([b"B", b"a"], ("a", "b")),
+        ([b"*"], None),
+        ([b"accept, *"], None),
+        ([b"not a name"], None),
+    ],
+)
+def test_vary_lists_names_or_means_that_nothing_may_be_reused(
+    lines: list[bytes], names: tuple[str, ...] | None
+) -> None:
+    assert vary_names([(b"vary", line) for line in lines]) == names
+
+
+def test_a_field_has_one_form_and_its_case_counts_where_it_means_something() -> None:
+    fields = [(b"accept-language", b"DE ; q=0.5,  en"), (b"x-own", b"B ,a")]
+    assert canonical(fields, "accept-language") == "de;q=0.5,en"
+    assert canonical(fields, "x-own") == "B,a"
+    assert canonical(fields, "accept") is None
+    assert vary_value(fields, "accept") is None
