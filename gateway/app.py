@@ -36,9 +36,11 @@ from .door import Door
 from .engine import Engine
 from .errors import ConfigError, ConfigProblem
 from .explain import Explainer, Origins, Trace, no_origins
+from .governor import Governor
 from .handlers import STATE, Inputs, Runtime, cached_settings, inputs_of, upstream_names
 from .headers import Headers
 from .hits import Edge
+from .lag import LoopLag
 from .memory import Memory
 from .metrics import Metrics
 from .middleware import Cors, TargetRule, Timing
@@ -100,7 +102,7 @@ class Gateway(FastAPI):
         self.metrics = Metrics()
         self.shared = shared
         self.upstreams = {
-            name: Upstream(name, each, transport(name) if callable(transport) else transport)
+            name: Upstream(name, each, transport(name) if callable(transport) else transport, alone=self._alone)
             for name, each in config.upstreams.items()
         }
         blind = None if config.purge_blind == "forever" else config.purge_blind.total_seconds()
@@ -119,7 +121,9 @@ class Gateway(FastAPI):
             uncacheable_for=config.uncacheable_for.total_seconds(),
             shared_budget=config.redis_budget.total_seconds(),
             shared_secret=config.record_secret,
+            governor=Governor(config.overload_lag.total_seconds()),
         )
+        self.lag = LoopLag(self._observe_lag)
         self.metrics.watch(self.engine)
         self.metrics.watch_upstreams(self.upstreams.values())
         self.declared = declare(config, self.upstreams)
@@ -146,6 +150,14 @@ class Gateway(FastAPI):
         )
         self._add_routes()
         self._bind_handlers()
+
+    def _alone(self) -> bool:
+        """Whether the tier that all share is away, so that each worker fetches for itself."""
+        return isinstance(self.shared, RedisStore) and not self.shared.available
+
+    def _observe_lag(self, lag: float) -> None:
+        self.metrics.loop_lag(lag)
+        self.engine.governor.observe(lag, self.engine.under_way)
 
     def build_middleware_stack(self) -> ASGIApp:
         self.inner = super().build_middleware_stack()
@@ -302,6 +314,7 @@ class Gateway(FastAPI):
         if self.user_middleware:
             # What stands before the routes may refuse a request, or change its answer.
             self.edge = None
+        self.lag.start()
         await self.shared.start()
         await self.purges.start()
         await self.watch.start()
@@ -311,6 +324,7 @@ class Gateway(FastAPI):
             fastapi_cache2.register(self.engine, budget=self.config.redis_budget.total_seconds())
 
     async def stop(self) -> None:
+        self.lag.stop()
         if "fastapi_cache" in sys.modules:
             from . import fastapi_cache2
 

@@ -34,13 +34,20 @@ class Bulkhead:
     """At most `places` at once and `queue` waiting; nobody waits who would wait for more than `patience` seconds.
 
     How long one would wait is known on arrival (Little's law): those before it, times how long a place is held, by the
-    number of places.
+    number of places. `narrow` gives a smaller number of places for the time being.
     """
 
     def __init__(
-        self, places: int, queue: int, patience: float, *, monotonic: Callable[[], float] = time.monotonic
+        self,
+        places: int,
+        queue: int,
+        patience: float,
+        *,
+        narrow: Callable[[], int | None] = lambda: None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.places = places
+        self._places = places
+        self._narrow = narrow
         self.queue = queue
         self.taken = 0
         self.shed = 0
@@ -52,6 +59,11 @@ class Bulkhead:
 
     def __repr__(self) -> str:
         return f"<Bulkhead {self.taken} of {self.places} taken, {self.waiting} waiting, {self.shed} shed>"
+
+    @property
+    def places(self) -> int:
+        narrowed = self._narrow()
+        return self._places if narrowed is None else min(narrowed, self._places)
 
     @property
     def waiting(self) -> int:
@@ -99,7 +111,7 @@ class Bulkhead:
     def _hand_over(self, entered: float) -> None:
         """A place is free: it goes to the one who waited longest."""
         self._entered -= entered
-        while self._waiting:
+        while self._waiting and self.taken <= self.places:
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(self._enters())

@@ -85,6 +85,9 @@ class UpstreamConfig(Model):
     max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 200
     """How many requests may wait for a connection; the next one, and any that would wait for half of `timeout`, is told
     503 at once. Refreshes behind stale answers never wait."""
+    max_connections_without_redis: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Connections at once, in each worker, while Redis is away and each worker fetches for itself. Not set: half of
+    `max_connections`."""
     retry_budget: Annotated[float, Field(ge=0, le=1)] = 0.1
     """How many requests may be sent a second time, as a share of all: only idempotent ones, only where nothing was
     received, once. `0` repeats none."""
@@ -110,6 +113,11 @@ class UpstreamConfig(Model):
     @property
     def bases(self) -> list[str]:
         return self.urls or ([self.url] if self.url else [])
+
+    @property
+    def connections_alone(self) -> int:
+        given = self.max_connections_without_redis
+        return max(1, self.max_connections // 2) if given is None else given
 
     @field_validator("headers")
     @classmethod
@@ -436,6 +444,9 @@ class Config(Model):
     """Networks whose `X-Forwarded-*` is believed, such as 10.0.0.0/8."""
     retry_after: Duration = timedelta(seconds=1)
     """How long a key whose fetch failed is not asked for again while a stale answer can be given."""
+    overload_lag: Duration = timedelta(milliseconds=25)
+    """How late the event loop may be, for a fifth of a second, before refreshes and then misses are given up (503);
+    `0s` gives up none. Hits are always served."""
     purge_blind: Literal["forever"] | Duration = timedelta(seconds=30)
     """How long a worker that is cut off from Redis, and so hears of no purge, trusts its memory: a duration, or
     `forever`."""

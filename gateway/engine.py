@@ -10,7 +10,8 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, assert_never
@@ -19,11 +20,13 @@ from xxhash import xxh3_128_hexdigest
 
 from . import answers, policy
 from .answers import Answer
+from .bulkhead import BEHIND
 from .clock import Clock
 from .epochs import EVERYTHING, key_name, route_name, tag_name
-from .errors import UpstreamError, UpstreamTimeout
+from .errors import Overloaded, UpstreamError, UpstreamTimeout
 from .exchange import Exchange
 from .flight import Alone, Failed, Flight, Landed, Landing, Marks
+from .governor import Governor
 from .headers import Headers, end_to_end, has, http_date, without
 from .keys import Keying, Plan, variant_key
 from .leases import FAILED, UNCACHEABLE, Lease, Leases, Pauses, Standing
@@ -118,6 +121,7 @@ class Engine:
         jitter: Callable[[], float] = random.random,
         max_refreshes: int = 1000,
         compression: Sequence[str] = (),
+        governor: Governor | None = None,
     ) -> None:
         self.tiers = Tiers(memory, shared, clock, purges=purges, budget=shared_budget, secret=shared_secret)
         self.leases = Leases(shared)
@@ -127,6 +131,8 @@ class Engine:
         self.collapsed = 0
         self.refreshes = 0
         self._launched = 0
+        self.governor = governor if governor is not None else Governor()
+        self._alone_under_way = 0
         self._retry_after = retry_after
         self._uncacheable_for = uncacheable_for
         self._jitter = jitter
@@ -201,7 +207,8 @@ class Engine:
         """
         began = time.perf_counter()
         try:
-            fetched = await send()
+            with self._one_more("the upstream"):
+                fetched = await send()
         except UpstreamError as error:
             return self._broken(exchange, error, forward=why)
         exchange.spend("upstream", time.perf_counter() - began)
@@ -245,6 +252,8 @@ class Engine:
             flight = self.flights.get(key)
             leading = flight is None or self.tiers.outlived(flight.stamp, flight.began, ask.wanted)
             if flight is None or leading:
+                if not self.governor.admits_miss(self.under_way):
+                    return self._failed(ask, self._shed(ask.origin.name), stale, reason, collapsed=False)
                 flight = self._launch(key, ask, stale)
             answer = await self._wait(ask, flight, stale, reason, arrived=arrived, leading=leading)
             if answer is not None:
@@ -282,7 +291,13 @@ class Engine:
     ) -> Answer:
         """Ask for this request alone; the fetch ends with it. A response that may be stored is stored all the same."""
         began = time.perf_counter()
-        landing = await self._land(ask, ask.origin, stale if not ranged else None, method=ask.method, ranged=ranged)
+        try:
+            with self._one_more(ask.origin.name):
+                landing = await self._land(
+                    ask, ask.origin, stale if not ranged else None, method=ask.method, ranged=ranged
+                )
+        except Overloaded as error:
+            landing = Failed(error.status, error=error)
         ask.exchange.spend("upstream", time.perf_counter() - began)
         if isinstance(landing, Landed) and landing.kept:
             self._spawn(self.tiers.share(landing.stored))
@@ -331,6 +346,27 @@ class Engine:
             self._spawn(fetched.body.aclose())
             return Answer(304, policy.fields_of_304(headers), b"")
         return Answer(fetched.status, without(headers, *policy.FOR_US), fetched.body)
+
+    # --- overload ------------------------------------------------------------------------------------------
+
+    @property
+    def under_way(self) -> int:
+        """How many fetches are: those that others may wait for, and those of one client."""
+        return len(self.flights) + self._alone_under_way
+
+    @contextmanager
+    def _one_more(self, name: str) -> Iterator[None]:
+        """A fetch for one client, while it waits for the head. Raises Overloaded."""
+        if not self.governor.admits_miss(self.under_way):
+            raise Overloaded(name, "too many fetches are under way", self._retry_after)
+        self._alone_under_way += 1
+        try:
+            yield
+        finally:
+            self._alone_under_way -= 1
+
+    def _shed(self, name: str) -> Failed:
+        return Failed(503, error=Overloaded(name, "too many fetches are under way", self._retry_after))
 
     # --- flights -------------------------------------------------------------------------------------------
 
@@ -706,6 +742,8 @@ class Engine:
         key = self._flight_key(ask)
         if key in self.flights or self._is_resting(ask) or len(self._tasks) >= self._max_refreshes:
             return
+        if not self.governor.admits_refresh(self.under_way):
+            return
         self.refreshes += 1
         flight = self._new_flight(key)
         flight.abandoned = True
@@ -713,6 +751,7 @@ class Engine:
 
     async def _refresh(self, flight: Flight, ask: Ask, stale: Stored) -> None:
         """Another worker may have refreshed it already, or be about to: then there is nothing to do."""
+        BEHIND.set(True)
         found = await self._newer(ask, Found(stale, "memory"))
         decision = policy.decide(found.stored, policy.PLAIN, ask.route.rules, self.clock.now())
         if isinstance(decision, policy.Hit):

@@ -10,6 +10,7 @@ Pure: no I/O. The tree:
         ├── UpstreamMalformed    it answered something that is not HTTP, or not what was asked (502)
         ├── UpstreamBusy         every connection to it is taken and the queue is full (503)
         ├── UpstreamResting      it failed so often that it is left alone for a while (503)
+        ├── Overloaded           it was not asked: the gateway has more to do than it can (503)
         └── UpstreamTimeout      a deadline passed (504)
 
 Every answer made here is Problem Details (RFC 9457). The `type` is a stable relative URI; no answer
@@ -95,6 +96,14 @@ class UpstreamResting(UpstreamError):
     status = 503
     kind = "resting"
     title = "The upstream service fails, and is left alone for a moment"
+
+
+class Overloaded(UpstreamError):
+    """The gateway itself has more to do than it can: the upstream was not asked."""
+
+    status = 503
+    kind = "overloaded"
+    title = "The gateway is busy"
 
 
 class UpstreamTimeout(UpstreamError):

@@ -20,6 +20,7 @@ from .shared import SharedStatistics
 from .upstreams import Upstream
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+LAGS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 class Tally:
@@ -72,6 +73,12 @@ class Metrics:
             registry=self.registry,
         )
         self._tallies: dict[tuple[str, Result, str], Tally] = {}
+        self._loop_lag = Histogram(
+            "gateway_loop_lag_seconds",
+            "How late the event loop is, measured twenty times a second.",
+            buckets=LAGS,
+            registry=self.registry,
+        )
         self._count_request = lru_cache(maxsize=4096)(self._requests.labels)
         self._observe_seconds = lru_cache(maxsize=64)(self._seconds.labels)
         self._count_upstream = lru_cache(maxsize=4096)(self._upstream.labels)
@@ -108,6 +115,9 @@ class Metrics:
     def refused(self, reason: str) -> None:
         self._refused.labels(reason).inc()
 
+    def loop_lag(self, seconds: float) -> None:
+        self._loop_lag.observe(seconds)
+
     def render(self) -> bytes:
         """All of it, in Prometheus's text format."""
         self.flush()
@@ -139,6 +149,9 @@ class _EngineCollector(Collector):
         yield _counter(
             "gateway_unreadable_records", "Records in Redis that could not be read.", engine.tiers.unreadable
         )
+        governor = engine.governor
+        yield _counter("gateway_shed_refreshes", "Refreshes given up under overload.", governor.refreshes_shed)
+        yield _counter("gateway_shed_misses", "Misses told 503 under overload.", governor.misses_shed)
         yield _gauge("gateway_flights", "Fetches under way that others may wait for.", len(engine.flights))
         shared = getattr(engine.shared, "statistics", SharedStatistics())
         yield _gauge(

@@ -54,7 +54,8 @@ ORDINARY = Patience()
 class Upstream:
     """An API behind the gateway: a pool of connections, its deadlines, and a base that no request leaves.
 
-    In a handler, `get` and `request` speak to it with httpx's Response; the engine uses `fetch`.
+    In a handler, `get` and `request` speak to it with httpx's Response; the engine uses `fetch`. `alone` tells whether
+    the tier that all workers share is away, so that each of them asks for itself.
     """
 
     def __init__(
@@ -63,13 +64,20 @@ class Upstream:
         config: UpstreamConfig,
         transport: httpx.AsyncBaseTransport | None = None,
         *,
+        alone: Callable[[], bool] = lambda: False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.config = config
         self.timeout = config.timeout.total_seconds()
         self.hosts = [_host(url, config, monotonic) for url in config.bases]
-        self.places = Bulkhead(config.max_connections, config.max_waiting, self.timeout / 2, monotonic=monotonic)
+        self.places = Bulkhead(
+            config.max_connections,
+            config.max_waiting,
+            self.timeout / 2,
+            narrow=lambda: config.connections_alone if alone() else None,
+            monotonic=monotonic,
+        )
         self.budget = RetryBudget(config.retry_budget)
         self._transport = transport or _transport(config)
         self._next_host = 0

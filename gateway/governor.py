@@ -1,0 +1,63 @@
+"""How much new work a process that is behind takes on: refreshes are given up first, then misses, hits never.
+
+Pure: somebody else measures how late the event loop is, and asks. The rule is that of CoDel (RFC 8289): what counts is
+not a peak but the *standing* delay, the least one of the last fifth of a second; a garbage collection or a neighbour's
+burst passes, a queue that does not drain stays. While it stands above the target, the number of fetches under way at
+once shrinks by a fifth every tick; when it is gone it grows by a tenth, so that a process is itself again within
+four seconds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+TICK = 0.05
+"""Seconds between two measurements."""
+_TICKS = 4
+_SHRINK = 0.8
+_GROW = 1.1
+
+
+class Governor:
+    """`target` is the standing lag, in seconds, above which fetches are given up; 0 gives up none.
+
+    At least `least` fetches at once are always allowed, `most` where nothing is behind.
+    """
+
+    __slots__ = ("_lags", "_least", "_most", "_target", "limit", "misses_shed", "refreshes_shed")
+
+    def __init__(self, target: float = 0.025, *, least: int = 32, most: int = 10_000) -> None:
+        self.limit = float(most)
+        self.refreshes_shed = 0
+        self.misses_shed = 0
+        self._target = target
+        self._least = float(least)
+        self._most = float(most)
+        self._lags: deque[float] = deque([0.0] * _TICKS, maxlen=_TICKS)
+
+    def __repr__(self) -> str:
+        return f"<Governor lag={self.lag * 1000:.0f} ms, at most {self.limit:.0f} fetches>"
+
+    @property
+    def lag(self) -> float:
+        """The standing lag, in seconds."""
+        return min(self._lags)
+
+    def observe(self, lag: float, under_way: int) -> None:
+        """A tick was `lag` seconds late, and so many fetches were under way."""
+        self._lags.append(lag)
+        if self._target and self.lag > self._target:
+            self.limit = max(self._least, min(self.limit, under_way) * _SHRINK)
+        else:
+            self.limit = min(self._most, self.limit * _GROW + 1)
+
+    def admits_miss(self, under_way: int) -> bool:
+        admitted = under_way < self.limit
+        self.misses_shed += not admitted
+        return admitted
+
+    def admits_refresh(self, under_way: int) -> bool:
+        behind = bool(self._target) and self.lag > self._target / 2
+        admitted = not behind and under_way < self.limit * 0.75
+        self.refreshes_shed += not admitted
+        return admitted
