@@ -3,7 +3,7 @@
 Pure: the clock is an argument, in seconds on any clock that does not go back. What counts as a failure, and what to do
 while a host is left alone, is the caller's affair.
 
-PyPI's `purgatory`, `pybreaker` and `aiobreaker` were looked at (docs/decisions/0006): none lets a single request
+PyPI's `purgatory`, `pybreaker` and `aiobreaker` were looked at (docs/decisions/0011): none lets a single request
 through when it tries again, all read a clock of their own, and all count failures in a row, which a host that fails
 every second request never reaches.
 """
