@@ -444,8 +444,8 @@ class Config(Model):
     """Networks whose `X-Forwarded-*` is believed, such as 10.0.0.0/8."""
     retry_after: Duration = timedelta(seconds=1)
     """How long a key whose fetch failed is not asked for again while a stale answer can be given."""
-    overload_lag: Duration = timedelta(milliseconds=25)
-    """How late the event loop may be, for a fifth of a second, before refreshes and then misses are given up (503);
+    overload_lag: Duration = timedelta(milliseconds=50)
+    """How late the event loop may be, for 0.3 s on end, before refreshes and then misses are given up (503);
     `0s` gives up none. Hits are always served."""
     purge_blind: Literal["forever"] | Duration = timedelta(seconds=30)
     """How long a worker that is cut off from Redis, and so hears of no purge, trusts its memory: a duration, or

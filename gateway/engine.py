@@ -237,7 +237,7 @@ class Engine:
     async def _ask_upstream(self, ask: Ask, stale: Stored | None, reason: str) -> Answer:
         if stale is not None and self._is_resting(ask) and self._usable_on_error(ask, stale):
             return self._from_stored(ask, stale, Result.STALE_ERROR, detail="resting")
-        if has(ask.headers, b"range"):
+        if has(ask.headers, b"range") and self._may_send_range(ask):
             part = self._stored_part(ask)
             if part is not None:
                 return part
@@ -533,7 +533,7 @@ class Engine:
                     deadline.reschedule(None)
                     await self._freshen_by_head(ask, received)
                     return Alone(fetched, "head")
-                if ranged and fetched.status != 200:
+                if ranged and (fetched.status != 200 or not ask.route.follows_origin):
                     return await self._partial(ask, fetched, received, deadline)
                 return await self._judge(ask, fetched, received, stale, deadline)
             except BaseException:
@@ -835,6 +835,10 @@ class Engine:
         return answer
 
     # --- small things --------------------------------------------------------------------------------------
+
+    def _may_send_range(self, ask: Ask) -> bool:
+        """On a route with a duration `Range` is not in the key: the whole is fetched and cut, if it can be kept."""
+        return ask.route.follows_origin or self._uncacheable.active(self._flight_key(ask), self.clock.now())
 
     def _flight_key(self, ask: Ask) -> str:
         return self.tiers.flight_key(ask.wanted)

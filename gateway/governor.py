@@ -1,8 +1,7 @@
 """How much new work a process that is behind takes on: refreshes are given up first, then misses, hits never.
 
 Pure: somebody else measures how late the event loop is, and asks. The rule is that of CoDel (RFC 8289): what counts is
-not a peak but the *standing* delay, the least one of the last fifth of a second; a garbage collection or a neighbour's
-burst passes, a queue that does not drain stays. While it stands above the target, the number of fetches under way at
+not a peak but the *standing* delay, the least one of the last 0.3 s; a garbage collection or a neighbour's burst passes, a queue that does not drain stays. While it stands above the target, the number of fetches under way at
 once shrinks by a fifth every tick; when it is gone it grows by a tenth, so that a process is itself again within
 four seconds.
 """
@@ -13,7 +12,7 @@ from collections import deque
 
 TICK = 0.05
 """Seconds between two measurements."""
-_TICKS = 4
+_TICKS = 6
 _SHRINK = 0.8
 _GROW = 1.1
 
@@ -26,7 +25,7 @@ class Governor:
 
     __slots__ = ("_lags", "_least", "_most", "_target", "limit", "misses_shed", "refreshes_shed")
 
-    def __init__(self, target: float = 0.025, *, least: int = 32, most: int = 10_000) -> None:
+    def __init__(self, target: float = 0.05, *, least: int = 64, most: int = 10_000) -> None:
         self.limit = float(most)
         self.refreshes_shed = 0
         self.misses_shed = 0

@@ -51,6 +51,21 @@ UNKEYED_DANGERS = frozenset(
 )
 
 
+# Families of them: what proxies and frameworks (Symfony, IIS, Next.js, Envoy) take for the true host, path or method.
+_DANGEROUS_BEGINNINGS = (
+    *(
+        b"x-forwarded",
+        b"x-original-",
+        b"x-rewrite-",
+        b"x-http-method",
+        b"x-middleware-",
+        b"x-invoke-",
+        b"x-matched-path",
+    ),
+    *(b"x-proxy-", b"x-backend-", b"x-remote-", b"x-azure-", b"x-override-", b"x-envoy-", b"x-sendfile", b"x-accel-"),
+)
+
+
 def values(headers: Headers, name: bytes) -> list[bytes]:
     """Every field line of `name`, in order."""
     return [value for key, value in headers if key == name]
@@ -121,7 +136,9 @@ def is_dangerous(name: bytes) -> bool:
 
     Names with an underscore are among them: CGI and WSGI turn `-` into `_`, so `X_User` shadows `X-User`.
     """
-    return name in UNKEYED_DANGERS or name.startswith(b"x-forwarded") or b"_" in name
+    return (
+        name in UNKEYED_DANGERS or b"_" in name or name.startswith(_DANGEROUS_BEGINNINGS) or name.endswith(b"-override")
+    )
 
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")

@@ -10,14 +10,14 @@ from gateway.lag import LoopLag
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer
 
 
-def behind(governor: Governor, lag: float, *, ticks: int = 4, under_way: int = 1000) -> None:
+def behind(governor: Governor, lag: float, *, ticks: int = 6, under_way: int = 1000) -> None:
     for _ in range(ticks):
         governor.observe(lag, under_way)
 
 
 def test_a_peak_changes_nothing() -> None:
     governor = Governor(0.025)
-    for lag in (0.0, 2.0, 2.0, 2.0, 0.0):
+    for lag in (0.0, 2.0, 2.0, 2.0, 2.0, 2.0, 0.0):
         governor.observe(lag, 1000)
     assert governor.admits_refresh(0)
     assert governor.admits_miss(5000)
