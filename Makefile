@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; 
 BIN := .venv/bin
 SLOW := tests/integration tests/faults
 
-.PHONY: run test integration faults check conformance coverage mutants docs constraints
+.PHONY: run test integration faults torture check conformance coverage mutants docs constraints
 
 .venv/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "The gateway needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
@@ -26,6 +26,10 @@ integration: .venv/ready
 
 faults: .venv/ready
 	$(BIN)/python -m pytest tests/faults $(ARGS)
+
+# The rows of docs/reliability.md at full length; SOAK=1h for the soak.
+torture: .venv/ready
+	$(BIN)/python -m tests.faults.torture $(ARGS)
 
 check: .venv/ready
 	$(BIN)/ruff check .

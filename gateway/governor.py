@@ -1,9 +1,9 @@
 """How much new work a process that is behind takes on: refreshes are given up first, then misses, hits never.
 
 Pure: somebody else measures how late the event loop is, and asks. The rule is that of CoDel (RFC 8289): what counts is
-not a peak but the *standing* delay, the least one of the last 0.3 s; a garbage collection or a neighbour's burst passes, a queue that does not drain stays. While it stands above the target, the number of fetches under way at
-once shrinks by a fifth every tick; when it is gone it grows by a tenth, so that a process is itself again within
-four seconds.
+not a peak but the *standing* delay, the least one of the last 0.3 s. A garbage collection or a neighbour's burst
+passes, a queue that does not drain stays. While it stands above the target, the number of fetches under way at once
+shrinks by a fifth every tick; when it is gone it grows by a tenth, so that a process is itself within four seconds.
 """
 
 from __future__ import annotations
