@@ -8,6 +8,7 @@ so that its being away costs each request nothing. (redis-py's own retries cost 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +21,24 @@ from .purges import RedisPurges
 from .redis_clients import connect, is_cluster
 from .traffic import RedisDesk
 
+logger = logging.getLogger("gateway")
 FAILURES_BEFORE_REST = 3
+POLICY_SECONDS = 1.0
 PROBE_EVERY = 0.2
 SYNCHRONISE_EVERY = 30.0
 MAX_BATCH = 512
 MAX_READS_AT_ONCE = 4
 MAX_WAITING_BYTES = 64 * 1024 * 1024
+
+
+def complaint_about(policy: str, maxmemory: int) -> tuple[int, str] | None:
+    """What is wrong with Redis's `maxmemory-policy`, and how grave that is; None where nothing is."""
+    if not policy or policy == "noeviction" or policy.startswith("volatile-"):
+        return None
+    advice = "set it to noeviction or one of volatile-…, as by CONFIG SET maxmemory-policy volatile-lru"
+    if not maxmemory:
+        return logging.WARNING, f"Redis's maxmemory-policy is {policy}, though without a maxmemory; {advice}"
+    return logging.ERROR, f"Redis's maxmemory-policy is {policy}: it may evict the purges, and must not; {advice}"
 
 
 class SharedStore(Protocol):
@@ -165,7 +178,9 @@ class RedisStore:
     async def start(self) -> None:
         """Ask Redis for its time once; where it does not answer, begin to probe for it."""
         self._started = True
-        if not await self._ping():
+        if await self._ping():
+            await self._check_policy()
+        else:
             self._rest()
 
     async def read(self, names: Sequence[str]) -> list[bytes | None]:
@@ -318,6 +333,20 @@ class RedisStore:
         while not (await self._ping() and await self._reads_again()):  # noqa: ASYNC110 - it polls another machine
             await asyncio.sleep(PROBE_EVERY)
         self._failures = 0
+        await self._check_policy()
+
+    async def _check_policy(self) -> None:
+        """Complain where Redis may evict what does not expire: the stream of purges is that, and the workers' names."""
+        try:
+            async with asyncio.timeout(POLICY_SECONDS):
+                found = await self._client.info("memory")
+        except (RedisError, OSError, TimeoutError):
+            return  # a user without the right to ask
+        nodes = found.values() if self._cluster and "maxmemory" not in found else [found]
+        for memory in nodes:
+            complaint = complaint_about(str(memory.get("maxmemory_policy", "")), int(memory.get("maxmemory", 0)))
+            if complaint is not None:
+                logger.log(*complaint)
 
     async def _reads_again(self) -> bool:
         """Whether it answers a read: while it loads its data, or is a replica cut off, it tells the time only."""

@@ -1,0 +1,142 @@
+"""One of the fleet goes wrong: its lease holder stands still, one worker is cut from Redis, Redis is slow. The others'
+answers are right, and in time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from typing import Any
+
+import aiohttp
+import httpx
+import pytest
+
+from tests.faults.proxy import faulty_url
+from tests.raw import Connection, raw_upstream
+
+from .conftest import MakeValkey, StartGateway
+from .processes import GatewayProcess
+
+TOKEN = "a token for the test"
+DEADLINE = 3.0
+
+
+def settings(origin: str, redis_url: str, **more: Any) -> dict[str, Any]:
+    return {
+        "redis_url": redis_url,
+        "access_log": False,
+        "upstreams": {"api": {"url": origin, "timeout": f"{DEADLINE}s"}},
+        "routes": {"items": {"upstream": "api", "path": "/items/{id}", "ttl": "1h", "tags": ["items"]}},
+        **more,
+    }
+
+
+async def purged(gateway: GatewayProcess) -> dict[str, Any]:
+    transport = httpx.AsyncHTTPTransport(uds=str(gateway.admin_socket))
+    async with httpx.AsyncClient(transport=transport, base_url="http://admin.test", timeout=10) as client:
+        response = await client.post("/purge", json={"tags": ["items"]}, headers={"authorization": f"Bearer {TOKEN}"})
+    report: dict[str, Any] = response.json()
+    return report
+
+
+async def test_a_lease_holder_that_stands_still_holds_nobody_up_beyond_the_deadline(
+    start_gateway: StartGateway, make_valkey: MakeValkey
+) -> None:
+    """The first to ask is stopped while it holds the lease; the other waits for a part of its deadline, then asks."""
+    came: asyncio.Queue[int] = asyncio.Queue()
+    go = asyncio.Event()
+
+    async def script(connection: Connection) -> None:
+        while await connection.request():
+            came.put_nowait(1)
+            await go.wait()
+            body = b'{"right": true}'
+            await connection.send(
+                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+            )
+
+    valkey = make_valkey()
+    async with raw_upstream(script) as upstream, aiohttp.ClientSession() as client:
+        gateways = [start_gateway(settings(upstream.url, valkey.url), name=name) for name in ("one", "two")]
+        first = asyncio.ensure_future(client.get(gateways[0].url + "/items/1"))
+        await came.get()
+        gateways[0].signal(signal.SIGSTOP)
+        go.set()
+        began = time.monotonic()
+        async with client.get(gateways[1].url + "/items/1") as response:
+            assert (response.status, await response.json()) == (200, {"right": True})
+        took = time.monotonic() - began
+        assert DEADLINE / 4 < took < DEADLINE
+        gateways[0].signal(signal.SIGCONT)
+        async with await first as response:
+            assert response.status == 200
+
+
+@pytest.mark.timeout(120)
+async def test_a_worker_cut_from_redis_alone_answers_nothing_that_was_purged_once_the_purge_is_confirmed(
+    start_gateway: StartGateway, make_valkey: MakeValkey, origin: str
+) -> None:
+    valkey = make_valkey(unix=False)
+    environment = {"GATEWAY_ADMIN_TOKEN": TOKEN}
+    async with faulty_url(valkey.url) as proxy, aiohttp.ClientSession() as client:
+        whole = start_gateway(settings(origin, valkey.url, purge_blind="2s"), name="whole", environment=environment)
+        lonely = start_gateway(
+            settings(origin, proxy.url(valkey.url), purge_blind="2s"), name="lonely", environment=environment
+        )
+
+        async def made(gateway: GatewayProcess) -> float:
+            async with client.get(gateway.url + "/items/1") as response:
+                assert response.status == 200
+                return float(json.loads(await response.read())["at"])
+
+        assert await made(whole) == await made(lonely)
+        assert (await purged(whole))["workers"] == 2
+        await made(whole)
+        proxy.stall()
+        # While it might still trust what it has, the purge is not complete.
+        report = await purged(whole)
+        assert (report["complete"], report["confirmed"], report["workers"]) == (False, 1, 2)
+        async with asyncio.timeout(30):
+            while True:
+                await made(lonely)  # so that it always has something to answer by
+                issued = time.monotonic()
+                if (await purged(whole))["complete"]:
+                    break
+        assert await made(lonely) > issued
+        proxy.resume()
+        proxy.cut()
+        async with asyncio.timeout(30):
+            while (report := await purged(lonely))["workers"] < 2 or not report["complete"]:
+                continue
+
+
+async def test_a_slow_redis_is_done_without_and_purges_wait_for_it(
+    start_gateway: StartGateway, make_valkey: MakeValkey, origin: str
+) -> None:
+    valkey = make_valkey(unix=False)
+    async with faulty_url(valkey.url) as proxy, aiohttp.ClientSession() as client:
+        gateways = [
+            start_gateway(
+                settings(origin, proxy.url(valkey.url)), name=name, environment={"GATEWAY_ADMIN_TOKEN": TOKEN}
+            )
+            for name in ("one", "two")
+        ]
+        proxy.up.delay = proxy.down.delay = 0.1
+        seconds: list[float] = []
+        for number in range(40):
+            for gateway in gateways:
+                began = time.monotonic()
+                async with client.get(f"{gateway.url}/items/{number}") as response:
+                    assert response.status == 200
+                    assert json.loads(await response.read())["path"] == f"/items/{number}"
+                seconds.append(time.monotonic() - began)
+        seconds.sort()
+        print(f"of 80 answers the median took {seconds[40] * 1000:.0f} ms, the slowest {seconds[-1] * 1000:.0f} ms")
+        assert seconds[-1] < DEADLINE
+        issued = time.monotonic()
+        report = await purged(gateways[0])
+        assert (report["complete"], report["workers"]) == (True, 2)
+        async with client.get(f"{gateways[1].url}/items/1") as response:
+            assert json.loads(await response.read())["at"] > issued
