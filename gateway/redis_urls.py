@@ -15,7 +15,7 @@ def check_redis_url(url: str) -> None:
     if parts.scheme not in SCHEMES:
         raise ValueError(f"the scheme must be one of {', '.join(SCHEMES)}")
     if parts.scheme == "unix":
-        if not parts.path.startswith("/"):
+        if not parts.path.startswith("/") or parts.netloc.rpartition("@")[2]:
             raise ValueError("unix:// wants the path of a socket, as unix:///run/redis.sock")
         return
     hosts_of(url)

@@ -124,3 +124,16 @@ def test_the_budget_never_gives_more_than_its_share_and_its_reserve(asked: list[
 
 def test_a_budget_of_nothing_gives_nothing() -> None:
     assert not RetryBudget(0.0).take()
+
+
+def test_it_shows_its_state() -> None:
+    assert repr(Breaker()) == "<Breaker closed failed=0>"
+    assert repr(RetryBudget(0.1)) == "<RetryBudget 10.0 left, 0 spent, 0 denied>"
+
+
+def test_what_was_sent_before_the_state_changed_says_nothing() -> None:
+    breaker = opened()
+    breaker.failed(0, 1.0)
+    breaker.abandoned(0)
+    breaker.succeeded(0, 1.0)
+    assert (breaker.state, breaker.opened) == (State.OPEN, 1)

@@ -490,3 +490,13 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
 def test_what_would_fail_or_mislead_later_is_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         config(**settings)
+
+
+def test_a_secret_that_can_be_guessed_is_refused_and_a_good_one_is_not_shown() -> None:
+    with pytest.raises(ValidationError, match="must have 16 characters or more"):
+        Config.model_validate({"redis_secret": "short"})
+    assert "0123456789abcdef" not in repr(Config.model_validate({"redis_secret": "0123456789abcdef"}))
+
+
+def test_a_part_of_a_millisecond_is_shown_as_one() -> None:
+    assert show_duration(timedelta(microseconds=250)) == "0.25ms"

@@ -38,6 +38,7 @@ from gateway.policy import (
     is_failure,
     not_modified,
     same_representation,
+    softened,
     tags_of,
     told_age,
     told_headers,
@@ -568,3 +569,7 @@ def test_client_ttl_is_what_is_left_to_a_client_from_now() -> None:
 )
 def test_an_unsafe_method_that_succeeds_makes_void_what_is_stored(method: str, status: int, made_void: bool) -> None:
     assert invalidates(method, status) is made_void
+
+
+def test_a_softened_response_is_the_same_but_for_the_end_of_its_freshness() -> None:
+    assert softened(stored(), NOW + 1) == stored(softened=NOW + 1)

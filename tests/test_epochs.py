@@ -1,0 +1,159 @@
+"""epochs: what a purge has made of a response, judged by positions alone. (The stream's own tests: test_purging.)"""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.epochs import EVERYTHING, MAX_PENDING, Epochs, Purge, State, parse_position, tag_name
+
+NAMES = (tag_name("a"),)
+
+
+def purge(number: int, *names: str, soft: bool = False) -> Purge:
+    return Purge(f"p{number}", names or NAMES, soft)
+
+
+def state(epochs: Epochs, stamp: str, started: float = 0.0) -> State:
+    return epochs.judge(stamp, started, NAMES)[0]
+
+
+def test_a_floor_forgets_what_lies_before_it_and_makes_void_what_was_stamped_before() -> None:
+    epochs = Epochs("g")
+    early = epochs.stamp()
+    epochs.apply((5, 0), purge(1))
+    epochs.apply((6, 0), purge(2, soft=True))
+    epochs.apply((9, 0), purge(3, "t:b", soft=True))
+    epochs.raise_floor((7, 0))
+    assert state(epochs, early) is State.VOID
+    assert list(epochs.records) == ["p3"]
+    assert epochs.last_purge("t:a") is None
+    assert epochs.last_purge("t:b") == "9-0 (soft)"
+    assert state(epochs, "g 7-0") is State.VALID
+
+
+def test_a_floor_never_sinks() -> None:
+    epochs = Epochs("g")
+    epochs.raise_floor((7, 0))
+    version = epochs.version
+    epochs.raise_floor((6, 0))
+    assert (epochs.floor, epochs.version) == ((7, 0), version)
+
+
+def test_what_is_fetched_after_a_floor_is_stamped_with_it_at_the_least() -> None:
+    epochs = Epochs("g")
+    epochs.raise_floor((7, 0))
+    assert epochs.stamp() == "g 7-0"
+
+
+def test_a_later_purge_of_a_name_outlives_the_floor_of_an_earlier_one() -> None:
+    epochs = Epochs("g")
+    epochs.apply((5, 0), purge(1))
+    epochs.apply((9, 0), purge(2))
+    epochs.apply((5, 1), purge(3, soft=True))
+    epochs.apply((9, 1), purge(4, soft=True))
+    epochs.raise_floor((7, 0))
+    assert epochs.last_purge("t:a") == "9-1 (soft)"
+    assert state(epochs, "g 8-0") is State.VOID
+    assert state(epochs, "g 9-0") is State.SOFT
+
+
+@pytest.mark.parametrize(
+    ("lineage", "stamp", "found"),
+    [
+        (None, "old 3-0", State.VALID),
+        (["old"], "old 3-0", State.VALID),
+        ([], "old 3-0", State.VOID),
+        ([], "g nonsense", State.VOID),
+        (None, "g nonsense", State.VALID),
+    ],
+)
+def test_a_stamp_of_another_generation_is_earlier_than_all_or_void(
+    lineage: list[str] | None, stamp: str, found: State
+) -> None:
+    assert state(Epochs("g", lineage), stamp) is found
+
+
+def test_another_generation_is_earlier_than_every_purge_of_this_one() -> None:
+    epochs = Epochs("g", ["old"])
+    epochs.apply((1, 0), purge(1))
+    assert state(epochs, "old 999-0") is State.VOID
+
+
+def test_a_stream_that_begins_anew_keeps_what_was_stamped_before_only_where_nothing_was_missed() -> None:
+    for continuous, found in ((True, State.VALID), (False, State.VOID)):
+        epochs = Epochs("old", ["older"])
+        stamp = epochs.stamp()
+        epochs.adopt("new", [((1, 0), purge(1, "t:b"))], continuous=continuous)
+        assert state(epochs, stamp) is found
+        assert epochs.applied == (1, 0)
+
+
+def test_without_a_lineage_another_generation_counts_as_earlier() -> None:
+    epochs = Epochs("old")
+    stamp = epochs.stamp()
+    epochs.adopt("new", [((1, 0), purge(1, "t:b"))])
+    assert state(epochs, stamp) is State.VALID
+    assert epochs.lineage is None
+
+
+def test_a_purge_on_its_way_makes_void_what_was_fetched_before_it_was_issued() -> None:
+    epochs = Epochs("g")
+    epochs.pend(purge(1), 10.0)
+    assert state(epochs, epochs.stamp(), 10.0) is State.VOID
+    assert state(epochs, epochs.stamp(), 10.1) is State.VALID
+    assert not epochs.untouched(epochs.stamp())
+    epochs.apply((5, 0), purge(1))
+    assert epochs.pending == {}
+    assert state(epochs, epochs.stamp(), 0.0) is State.VALID
+    assert epochs.untouched(epochs.stamp())
+
+
+def test_a_soft_purge_on_its_way_ends_freshness_when_it_was_issued() -> None:
+    epochs = Epochs("g")
+    epochs.pend(purge(1, soft=True), 10.0)
+    assert epochs.judge(epochs.stamp(), 5.0, ("t:other", *NAMES)) == (State.SOFT, 10.0)
+    assert epochs.judge(epochs.stamp(), 11.0, NAMES) == (State.VALID, 0.0)
+
+
+def test_a_purge_takes_the_place_of_one_of_the_same_names_that_still_waits() -> None:
+    epochs = Epochs("g")
+    epochs.pend(purge(1), 10.0)
+    epochs.pend(purge(2), 20.0)
+    assert list(epochs.pending) == ["p2"]
+
+
+def test_too_many_purges_on_their_way_become_one_of_everything() -> None:
+    epochs = Epochs("g")
+    for number in range(MAX_PENDING + 1):
+        epochs.pend(purge(number, f"t:{number}"), 10.0)
+    (waiting,) = epochs.pending.values()
+    assert waiting[1].names == (EVERYTHING,)
+    assert waiting[1].id == f"p{MAX_PENDING}"
+
+
+def test_the_first_soft_purge_counts_and_the_last_purge_is_told() -> None:
+    epochs = Epochs("g")
+    epochs.apply((4000, 0), purge(1, soft=True))
+    epochs.apply((9000, 0), purge(2, soft=True), 8.5)
+    assert epochs.judge("g 0-0", 0.0, NAMES) == (State.SOFT, 4.0)
+    assert epochs.judge("g 5000-0", 0.0, NAMES) == (State.SOFT, 8.5)
+    epochs.apply((9500, 2), purge(3))
+    assert epochs.last_purge("t:a") == "9500-2"
+
+
+def test_positions_are_remembered_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.epochs._MAX_MEMO", 4)
+    epochs = Epochs("g")
+    epochs.apply((5, 0), purge(1))
+    assert [state(epochs, f"g {number}-0") for number in range(10)] == [State.VOID] * 5 + [State.VALID] * 5
+    assert len(epochs._positions) <= 4
+
+
+def test_a_position_without_a_sequence_number_is_its_first() -> None:
+    assert parse_position("17") == (17, 0)
+    with pytest.raises(ValueError, match="invalid literal"):
+        parse_position("x")
+
+
+def test_it_shows_its_state() -> None:
+    assert repr(Epochs("generation")) == "<Epochs generati applied=0-0 floor=0-0 records=0 pending=0>"

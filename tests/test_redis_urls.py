@@ -1,0 +1,56 @@
+"""redis_urls: the URLs by which a Redis is named, and what is wrong with those that name none."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.redis_urls import check_redis_url, credentials_of, database_of, hosts_of
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("redis://cache", "redis://cache:6380/2", "rediss://user:pass%2Fword@cache:6379/0", "redis://[::1]:6379/1"),
+        *("unix:///run/redis.sock", "redis+cluster://a:1,b:2,c", "rediss+cluster://a"),
+        *("redis+sentinel://a:1,b/main", "rediss+sentinel://user:pw@a/main/3"),
+    ],
+)
+def test_a_url_that_names_a_redis_is_taken(url: str) -> None:
+    check_redis_url(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://cache", "the scheme must be one of redis, "),
+        ("unix://run/redis.sock", "wants the path of a socket"),
+        ("redis://", "is no host:port"),
+        ("redis://cache:0", "is no host:port"),
+        ("redis://cache:70000", "is no host:port"),
+        ("redis://cache:x", "is no host:port"),
+        ("redis+cluster://a,,b", "is no host:port"),
+        ("redis+sentinel://a:1", "wants the name of the service"),
+        ("redis+sentinel://a:1/main/x", "must end with the number of a database"),
+        ("redis://cache/one", "must end with the number of a database"),
+        ("redis://cache/1/2", "must end with the number of a database"),
+    ],
+)
+def test_one_that_names_none_is_refused_and_why(url: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        check_redis_url(url)
+
+
+def test_hosts_have_the_usual_port_of_what_they_are() -> None:
+    assert hosts_of("redis+cluster://a:1,b,[::1]:2,[::2]") == [("a", 1), ("b", 6379), ("::1", 2), ("::2", 6379)]
+    assert hosts_of("redis+sentinel://user:p@a,b:1/main") == [("a", 26379), ("b", 1)]
+
+
+def test_the_database_is_the_number_at_the_end() -> None:
+    urls = ("redis://a", "redis://a/3", "redis+sentinel://a/main", "redis+sentinel://a/main/4")
+    assert [database_of(url) for url in urls] == [0, 3, 0, 4]
+
+
+def test_credentials_are_decoded_and_left_out_where_empty() -> None:
+    assert credentials_of("redis://us%40er:pass%2Fword@a") == {"username": "us@er", "password": "pass/word"}
+    assert credentials_of("redis://:pw@a") == {"password": "pw"}
+    assert credentials_of("redis://a") == {}
