@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; 
 BIN := .venv/bin
 SLOW := tests/integration tests/faults
 
-.PHONY: run test integration faults torture check conformance coverage mutants docs constraints
+.PHONY: conformance-table run test integration faults torture check conformance coverage mutants docs constraints
 
 .venv/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "The gateway needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
@@ -38,6 +38,9 @@ check: .venv/ready
 # The public suite of HTTP caches, against the results that are expected.
 conformance: .venv/ready
 	$(BIN)/python conformance/run.py
+
+conformance-table: .venv/ready
+	$(BIN)/python conformance/run.py --table docs/conformance.md
 
 # The unit tests with line and branch coverage, held by tests/coverage_floor.py.
 coverage: .venv/ready

@@ -2,6 +2,7 @@
 
     python conformance/run.py                 the whole suite, compared with expected.json
     python conformance/run.py --update        ... and expected.json rewritten
+    python conformance/run.py --table FILE    ... and the result written as Markdown (docs/conformance.md)
     python conformance/run.py --ids a,b       these tests only, with what went over the wire
     python conformance/run.py --suite FOLDER  another copy of the suite, as a checkout of its source
     python conformance/run.py --base URL --origin-port PORT
@@ -471,6 +472,32 @@ def print_failures(run: Run, reasons: Mapping[str, str]) -> None:
                 print(f"      reason: {reasons[test.id]}")
 
 
+LABELS = {"required": "required", "optimal": "optimal", "check": "checks (for information)", "cdn": "for CDNs"}
+
+
+def markdown(run: Run, reasons: Mapping[str, str]) -> str:
+    """The table for the README, then a line for each test that is not passed."""
+    lines = [
+        "# Conformance",
+        "",
+        f"Written by `make conformance-table`: `{PACKAGE}` {VERSION}, one catch-all route with `ttl: origin`.",
+        "What stands behind the lines: [docs/http.md](http.md).",
+        "",
+        "| tests | passed | of |",
+        "|---|---|---|",
+    ]
+    rows = {row: tests for row, tests in run.rows().items() if tests}
+    for row, tests in rows.items():
+        passed = sum(run.outcome(test.id) in PASSED for test in tests)
+        lines.append(f"| {LABELS[row]} | {passed} | {len(tests)} |")
+    for row, tests in rows.items():
+        failed = [test for test in tests if run.outcome(test.id) not in PASSED]
+        if row != "check" and failed:
+            lines += ["", f"## Not passed: {row}", "", "| test | why |", "|---|---|"]
+            lines += [f"| `{test.id}` | {reasons.get(test.id, run.explain(test))} |" for test in failed]
+    return "\n".join(lines) + "\n"
+
+
 def print_headers(headers: Iterable[Sequence[Any]]) -> None:
     for header in headers:
         print(f"        {header[0]}: {header[1]}")
@@ -585,12 +612,14 @@ def update(run: Run, expected: Sequence[str]) -> int:
     return 0
 
 
-def judge_all(bench: Bench, base: str, *, rewrite: bool) -> int:
+def judge_all(bench: Bench, base: str, *, rewrite: bool, table: Path | None) -> int:
     expected = load_expected()
     run = run_all(bench, base, expected)
     print_table(run)
     print_features(run)
     print_failures(run, load_reasons())
+    if table is not None:
+        table.write_text(markdown(run, load_reasons()))
     return (update if rewrite else compare)(run, expected)
 
 
@@ -630,6 +659,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--redis", default="none", help="the gateway's redis_url (none)")
     parser.add_argument("--workers", type=int, default=1, help="the gateway's workers (1)")
     parser.add_argument("--update", action="store_true", help="rewrite expected.json")
+    parser.add_argument("--table", type=Path, help="write the result to this file, as Markdown")
     parser.add_argument("--ids", help="run only these tests (comma separated), in detail")
     options = parser.parse_args(arguments)
     if options.base and not options.origin_port:
@@ -652,7 +682,7 @@ def judge(options: argparse.Namespace, bench: Bench) -> int:
             return judge_some(bench, base, ids)
         if options.suite:
             return judge_other(bench, base)
-        return judge_all(bench, base, rewrite=options.update)
+        return judge_all(bench, base, rewrite=options.update, table=options.table)
 
 
 def end(number: int, _frame: object) -> NoReturn:

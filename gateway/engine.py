@@ -27,7 +27,7 @@ from .errors import Overloaded, UpstreamError, UpstreamTimeout
 from .exchange import Exchange
 from .flight import Alone, Failed, Flight, Landed, Landing, Marks
 from .governor import Governor
-from .headers import Headers, end_to_end, has, http_date, without
+from .headers import Headers, has, http_date, without
 from .keys import Keying, Plan, variant_key
 from .leases import FAILED, UNCACHEABLE, Lease, Leases, Pauses, Standing
 from .memory import Memory
@@ -218,7 +218,7 @@ class Engine:
         if ask is not None:
             fetched = await self._keep_representation(ask, fetched)
         exchange.outcome = Outcome(Result.BYPASS, forward=why, forward_status=fetched.status, detail=detail)
-        return Answer(fetched.status, without(end_to_end(fetched.headers), *policy.FOR_US), fetched.body)
+        return Answer(fetched.status, policy.passed_on(fetched.headers), fetched.body)
 
     def _hit(self, ask: Ask, stored: Stored, tier: str | None) -> Answer:
         return self._from_stored(ask, stored, Result.HIT, tier=tier)
@@ -337,15 +337,15 @@ class Engine:
             return self._broken(ask.exchange, failed.error, forward=forward, collapsed=collapsed)
         ask.exchange.outcome = Outcome(Result.MISS, forward=forward, forward_status=failed.status, collapsed=collapsed)
         body = b"" if ask.facts.head else failed.body
-        return Answer(failed.status, _with_length(end_to_end(failed.headers), len(failed.body)), body)
+        return Answer(failed.status, _with_length(policy.passed_on(failed.headers), len(failed.body)), body)
 
     def _streamed(self, ask: Ask, fetched: Fetched, forward: str, detail: str | None) -> Answer:
         ask.exchange.outcome = Outcome(Result.MISS, forward=forward, forward_status=fetched.status, detail=detail)
-        headers = end_to_end(fetched.headers)
+        headers = policy.passed_on(fetched.headers)
         if fetched.status == 200 and policy.not_modified(ask.headers, headers, self.clock.now()):
             self._spawn(fetched.body.aclose())
             return Answer(304, policy.fields_of_304(headers), b"")
-        return Answer(fetched.status, without(headers, *policy.FOR_US), fetched.body)
+        return Answer(fetched.status, headers, fetched.body)
 
     # --- overload ------------------------------------------------------------------------------------------
 

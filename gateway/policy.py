@@ -378,6 +378,11 @@ FOR_US = frozenset((OWN_FIELD, SURROGATE))
 _TARGETED = (OWN_FIELD, b"cdn-cache-control")
 
 
+def passed_on(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The fields of an upstream's response that a client gets where nothing is stored of it."""
+    return [pair for pair in end_to_end(headers) if pair[0] not in FOR_US]
+
+
 def admit(received: Received, facts: Facts, rules: Rules) -> Admit | Refuse:
     """Whether a response to a GET may be stored, and as what (RFC 9111 §3)."""
     headers = received.headers

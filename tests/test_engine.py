@@ -699,3 +699,42 @@ async def test_redis_gives_the_clock_its_time(valkey: Embedded) -> None:
     seconds, _ = await store._client.time()
     assert abs(clock.now() - float(seconds)) < 2
     await store.aclose()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param({"gateway-cache-control": "max-age=60"}, id="stored"),
+        pytest.param({"gateway-cache-control": "no-store"}, id="not stored"),
+        pytest.param({"gateway-cache-control": "max-age=60", "vary": "*"}, id="for its client alone"),
+        pytest.param({"gateway-cache-control": "max-age=60", "status": "500"}, id="a failure"),
+    ],
+)
+async def test_the_gateways_own_field_goes_no_further(answer: dict[str, str], clock: TurnedClock) -> None:
+    fields = {"cache-control": "max-age=5", **answer}
+    status = int(fields.pop("status", "200"))
+    upstream = Upstream(lambda request: httpx.Response(status, text="x", headers=fields))
+    async with asking(gateway(upstream, clock=clock)) as client:
+        responses = [await client.get("/x"), await client.get("/x"), await client.post("/x"), await client.head("/y")]
+    assert not [response for response in responses if "gateway-cache-control" in response.headers]
+    assert {response.headers["cache-control"] for response in responses} == {"max-age=5"}
+
+
+async def test_the_gateways_own_field_decides_before_the_others(clock: TurnedClock) -> None:
+    upstream = Upstream(json_answer(gateway_cache_control="max-age=60", cache_control="no-store"))
+    async with asking(gateway(upstream, clock=clock)) as client:
+        await client.get("/x")
+        clock.turn(59)
+        await client.get("/x")
+        assert upstream.asked == 1
+        clock.turn(2)
+        await client.get("/x")
+    assert upstream.asked == 2
+
+
+async def test_cache_status_is_appended_to_an_upstreams_own(clock: TurnedClock) -> None:
+    upstream = Upstream(json_answer(cache_status="origin-cache; hit", cache_control="max-age=60"))
+    async with asking(gateway(upstream, clock=clock)) as client:
+        first, second = await client.get("/x"), await client.get("/x")
+    assert first.headers.get_list("cache-status") == ["origin-cache; hit", status_of(first).rpartition(", ")[2]]
+    assert second.headers.get_list("cache-status") == ["origin-cache; hit", "gateway; hit; ttl=60"]
