@@ -661,7 +661,8 @@ class Engine:
         body = await fetched.body.whole(ask.route.max_body)
         if body is None:
             return fetched
-        stored = self._stored(ask, received, verdict, body)
+        await self.tiers.purged()  # the invalidation just made must lie before the stamp, or it voids this answer, too
+        stored = self._stored(ask, replace(received, stamp=self.tiers.stamp()), verdict, body)
         if self.tiers.keep(stored, ask.wanted):
             self._spawn(self.tiers.share(stored))
         return Fetched(fetched.status, fetched.headers, WholeBody(body))

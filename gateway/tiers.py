@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from msgspec import structs
@@ -240,6 +241,13 @@ class Tiers:
         names = [key_name(primary) for primary in primaries]
         if names:
             await self.purges.purge(names, by="unsafe request", wait=False)
+
+    async def purged(self) -> None:
+        """Wait until the stream has the purges issued here, no longer than for a read."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._budget):
+                while self.purges.epochs.pending:  # noqa: ASYNC110 (the pure ring has no event to wait for)
+                    await asyncio.sleep(self._budget / 25)
 
 
 def newest(candidates: Iterable[Stored | None]) -> Stored | None:
