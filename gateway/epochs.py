@@ -211,7 +211,8 @@ class Epochs:
 
     def untouched(self, stamp: str) -> bool:
         """Whether nothing at all was purged since a fetch with this stamp: then there is nothing to judge."""
-        return not self.pending and self._position(stamp) >= max(self._newest, self.floor, _BEFORE_ALL)
+        position = self._positions.get(stamp)
+        return not self.pending and (position or self._position(stamp)) >= self._latest
 
     def judge(self, stamp: str, started: float, names: Collection[str]) -> tuple[State, float]:
         """What became of a response with this stamp and these names, fetched since `started`.
@@ -250,6 +251,7 @@ class Epochs:
 
     def _changed(self) -> None:
         self.version += 1
+        self._latest = max(self._newest, self.floor)
         self._stamp = f"{self.generation} {show_position(self.applied)}"
 
     def _position(self, stamp: str) -> Position:

@@ -103,6 +103,92 @@ async def test_a_purge_that_lands_during_a_fetch_wins(clock: TurnedClock) -> Non
         assert (await client.get("/items/1")).json() == {"n": 2}
 
 
+async def test_who_comes_after_a_purge_is_not_answered_by_a_fetch_before_it_whose_tags_came_with_the_answer(
+    clock: TurnedClock,
+) -> None:
+    """When the second joins the first's fetch, nobody knows yet that it brings what was purged."""
+    upstream = Upstream(json_answer(cache_control="max-age=600", surrogate_key="late"))
+    app = gateway(upstream, ROUTES, clock=clock)
+    async with asking(app) as client:
+        upstream.gate.clear()
+        before = asyncio.ensure_future(client.get("/other"))
+        await upstream.came.acquire()
+        await app.purge(tags=["late"])
+        after = asyncio.ensure_future(client.get("/other"))
+        while not any(flight.waiting == 2 for flight in app.engine.flights.values()):
+            await asyncio.sleep(0)
+        upstream.gate.set()
+        assert ((await before).json(), (await after).json()) == ({"n": 1}, {"n": 2})
+
+
+async def test_a_304_does_not_confirm_what_was_purged_while_its_request_waited(
+    clock: TurnedClock, valkey: Embedded
+) -> None:
+    """The second waits for the first's fetch; meanwhile what it would have validated is purged."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(304 if "if-none-match" in request.headers else 200, json={}, headers={"etag": '"x"'})
+
+    prefix, upstream = f"{uuid4().hex}:", Upstream(answer)
+    routes = {"item": {**ROUTES["item"], "ttl": "10s"}}
+    stores = [RedisStore(valkey.url, prefix=prefix, budget=5.0) for _ in range(2)]
+    one, two = (gateway(upstream, routes, clock=clock, store=store) for store in stores)
+    async with asking(one) as first, asking(two) as second:
+        await first.get("/items/1")
+        await one.engine.settle()
+        await second.get("/items/1")
+        clock.turn(20)
+        upstream.gate.clear()
+        fetching = asyncio.ensure_future(first.get("/items/1"))
+        await upstream.came.acquire()
+        await upstream.came.acquire()
+        waiting = asyncio.ensure_future(second.get("/items/1"))
+        while not two.engine.flights:
+            await asyncio.sleep(0)
+        assert (await one.purge(tags=["items"])).complete
+        upstream.gate.set()
+        assert [(await each).status_code for each in (fetching, waiting)] == [200, 200]
+    assert ["if-none-match" in request.headers for request in upstream.requests] == [False, True, False]
+
+
+@pytest.mark.parametrize("directives", ["max-age=600", "max-age=600, must-revalidate", "s-maxage=600"])
+async def test_a_soft_purge_ends_freshness_whatever_the_upstream_said(clock: TurnedClock, directives: str) -> None:
+    app = gateway(Upstream(json_answer(cache_control=directives)), ROUTES, clock=clock)
+    async with asking(app) as client:
+        await client.get("/other")
+        clock.turn(1)
+        await app.purge(keys=["/other"], soft=True)
+        clock.turn(1)
+        assert (await client.get("/other")).json() == {"n": 2}
+
+
+async def test_further_soft_purges_do_not_lengthen_a_window(clock: TurnedClock) -> None:
+    routes = {"item": {**ROUTES["item"], "stale_while_revalidate": "1m"}}
+    upstream = Upstream(json_answer())
+    app = gateway(upstream, routes, clock=clock)
+    async with asking(app) as client:
+        await client.get("/items/1")
+        for _ in range(4):
+            clock.turn(20)
+            await app.purge(tags=["items"], soft=True)
+        assert (await client.get("/items/1")).json() == {"n": 2}
+
+
+async def test_a_worker_that_has_not_read_the_purges_believes_nothing_in_redis(
+    valkey: Embedded, clock: TurnedClock
+) -> None:
+    prefix, upstream = f"{uuid4().hex}:", Upstream(json_answer())
+    first = gateway(upstream, ROUTES, clock=clock, store=RedisStore(valkey.url, prefix=prefix, budget=5.0))
+    async with asking(first) as client:
+        await client.get("/items/1")
+        await first.engine.settle()
+        second = gateway(upstream, ROUTES, clock=clock, store=RedisStore(valkey.url, prefix=prefix, budget=5.0))
+        await second.shared.start()  # but not the reading of the stream
+        async with client_of(second) as other:
+            assert (await other.get("/items/1")).json() == {"n": 2}
+        await second.stop()
+
+
 async def test_the_purge_method_is_for_the_networks_that_the_route_lists(clock: TurnedClock) -> None:
     upstream = Upstream(json_answer(cache_control="max-age=600"))
     async with asking(gateway(upstream, ROUTES, clock=clock)) as client:
