@@ -50,7 +50,15 @@ WELCOME = """
 
      The old answer is given at once, its ttl below zero in Cache-Status; `?fail=0` mends the shop.
 
-  3. See what has reached the shop:
+  3. Fetch a whole screen, joined from five answers of three upstreams:
+
+       curl -i {gateway}/mobile/home/7
+       curl -X POST '{shop}/_demo?fail=1&only=/offers'
+
+     Gateway-Parts says what became of each part. With the offers failing, their old copy is used, and then their
+     default; Gateway-Complete says that something is missing.
+
+  4. See what has reached the shop:
 
        curl {shop}/_demo
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Upstream", "cached", "create_app", "upstream"]
+__all__ = ["Config", "Upstream", "aggregate", "cached", "create_app", "part", "upstream"]
 
 if TYPE_CHECKING:
     from .app import create_app
     from .config import Config
     from .handlers import cached, upstream
+    from .typed_parts import aggregate, part
     from .upstreams import Upstream
 
 _PLACES = {
     "Config": "config",
     "Upstream": "upstreams",
+    "aggregate": "typed_parts",
     "cached": "handlers",
     "create_app": "app",
+    "part": "typed_parts",
     "upstream": "handlers",
 }
 

@@ -29,9 +29,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from . import __version__
 from .access_log import AccessLog, JsonAccessLog, silent
 from .advice import Advice
+from .aggregate import Aggregate
+from .aggregate_routes import AggregateHandlers, Builder, aggregate_key
 from .clock import Clock, SystemClock
-from .config import Config
-from .documentation import OPENAPI, add_pages, openapi_operation
+from .config import Config, RouteConfig
+from .documentation import OPENAPI, add_pages, aggregate_operation, openapi_operation
 from .door import Door
 from .engine import Engine
 from .errors import ConfigError, ConfigProblem
@@ -53,6 +55,7 @@ from .shared import NoShared, RedisStore, SharedStore
 from .targets import normalise
 from .templates import PathTemplate, compile_path
 from .traffic import Desk, LocalDesk, Traffic, Watch
+from .typed_parts import TypedAggregate, typed_aggregate
 from .upstreams import Upstream
 
 logger = logging.getLogger("gateway")
@@ -127,6 +130,8 @@ class Gateway(FastAPI):
         self.metrics.watch(self.engine)
         self.metrics.watch_upstreams(self.upstreams.values())
         self.declared = declare(config, self.upstreams)
+        self.builder = Builder.of(config, self.engine, self.metrics, self.upstreams, self.declared)
+        self.aggregates = self.builder.all()
         self._log = log if log is not None else (JsonAccessLog() if config.access_log else silent)
         self.edge: Edge | None = Edge(
             self.engine,
@@ -172,6 +177,10 @@ class Gateway(FastAPI):
         add_pages(self, docs=self._page("docs"), redoc=self._page("redoc"))
         handlers = Handlers(self.engine, self.metrics, self.declared)
         added = [(route.template.specificity, partial(self._add_declared, handlers, route)) for route in self.declared]
+        joined = AggregateHandlers(self.engine)
+        added += [
+            (each.config.template.specificity, partial(self._add_aggregate, joined, each)) for each in self.aggregates
+        ]
         added += [
             (specificity, partial(self.include_router, router))
             for place in self.config.include
@@ -181,22 +190,32 @@ class Gateway(FastAPI):
             add()
 
     def _add_declared(self, handlers: Handlers, route: Declared) -> None:
-        handler = handlers.handler(route)
-        config = route.config
+        self._add_configured(route.name, route.config, handlers.handler(route), openapi_operation(route))
+
+    def _add_aggregate(self, handlers: AggregateHandlers, route: Aggregate) -> None:
+        self._add_configured(route.name, route.config, handlers.handler(route), aggregate_operation(route))
+
+    def _add_configured(
+        self,
+        name: str,
+        config: RouteConfig,
+        handler: Callable[[Request], Awaitable[Response]],
+        operation: dict[str, Any],
+    ) -> None:
         self.add_api_route(
             config.path,
             handler,
             methods=["GET"],
-            name=route.name,
-            summary=config.summary or route.name.replace("_", " "),
+            name=name,
+            summary=config.summary or name.replace("_", " "),
             description=config.description or "",
-            operation_id=route.name,
-            openapi_extra=openapi_operation(route),
+            operation_id=name,
+            openapi_extra=operation,
             response_model=None,
             response_class=Response,
         )
         # Every other method, those that FastAPI has no name for among them.
-        self.router.routes.append(Route(config.path, _AnyMethod(handler), name=f"{route.name}_other"))
+        self.router.routes.append(Route(config.path, _AnyMethod(handler), name=f"{name}_other"))
 
     def _page(self, which: str) -> str:
         path: str = getattr(self.config, which)
@@ -235,11 +254,19 @@ class Gateway(FastAPI):
                 continue
             runtime.contexts[id(context.original_route)] = context
             self._check_upstreams(context)
+            typed = typed_aggregate(context.endpoint)
+            if typed is not None and typed.name not in runtime.aggregates:
+                self._bind_aggregate(typed, runtime)
             marked = cached_settings(context.endpoint)
             if marked is not None:
                 settings, injected = marked
                 found = inputs_of(context.dependant, injected)
                 runtime.bind(settings, inputs.setdefault(id(settings), found).union(found))
+
+    def _bind_aggregate(self, typed: TypedAggregate, runtime: Runtime) -> None:
+        made = self.builder.typed(typed.name, typed.config, typed.checks)
+        self.aggregates.append(made)
+        runtime.aggregates[typed.name] = AggregateHandlers(self.engine).handler(made)
 
     def include_router(self, *args: Any, **kwargs: Any) -> None:
         super().include_router(*args, **kwargs)
@@ -279,9 +306,11 @@ class Gateway(FastAPI):
         )
 
     def route_names(self) -> list[str]:
-        """The names by which routes can be purged: those of the configuration, and those of `@cached` handlers."""
+        """The names by which routes can be purged: those of the configuration, those of parts
+        (`home.offers`), and those of `@cached` handlers."""
         runtime: Runtime = getattr(self.state, STATE)
-        return [*self.config.routes, *(route.name for route, _ in runtime.bound.values())]
+        parts = [name for each in self.aggregates for name in each.part_routes]
+        return [*self.config.routes, *parts, *(route.name for route, _ in runtime.bound.values())]
 
     def primary_keys(self, url: str) -> list[str]:
         """The primary keys of what the gateway serves at `url`. Raises RequestRefused."""
@@ -289,7 +318,8 @@ class Gateway(FastAPI):
         target = normalise((parts.path or "/").encode(), parts.query.encode())
         keys = Handlers(self.engine, self.metrics, self.declared).public_keys(target)
         runtime: Runtime = getattr(self.state, STATE)
-        return [*keys[:1], *runtime.keys_of(target)]
+        joined = [aggregate_key(each, target) for each in self.aggregates if each.config.template.match(target.path)]
+        return [*keys[:1], *joined[:1], *runtime.keys_of(target)]
 
     async def explain(self, method: str, raw_target: str, headers: Headers = ()) -> Trace:
         """Why a request would be answered as it would be, without asking, storing or counting anything."""

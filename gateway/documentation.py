@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,7 +12,10 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import HTMLResponse
 
+from .aggregate import Aggregate
 from .config import show_duration
+from .errors import ConfigError, ConfigProblem
+from .part_config import PartConfig
 from .routes import Declared
 
 ASSETS = "/_gateway/docs"
@@ -36,6 +41,67 @@ def openapi_operation(route: Declared) -> dict[str, Any]:
         },
         "x-gateway": {"upstream": route.upstream.name, "ttl": _ttl(config.ttl), "tags": config.tags},
     }
+
+
+def aggregate_operation(aggregate: Aggregate) -> dict[str, Any]:
+    """What OpenAPI says of an aggregate. Raises ConfigError where a part's schema can't be read."""
+    config = aggregate.config
+    query = [*sorted(aggregate.kit.plan.query), *(["parts"] if config.selectable else [])]
+    parameters = [_parameter(name, "path", config.examples, required=True) for name in config.template.parameters]
+    parameters += [_parameter(name, "query", config.examples, required=False) for name in query]
+    return {
+        "parameters": parameters,
+        "responses": {
+            "200": {
+                "description": "The parts' answers, joined. Gateway-Complete is ?0 where one of them failed.",
+                "headers": _HEADERS | _PART_HEADERS,
+                "content": {"application/json": {"schema": _joined_schema(aggregate)}},
+            },
+            "304": {"description": "What the client has is still good."},
+            "502": {"description": "A required part failed, and nothing could stand in for it.", "content": _PROBLEM},
+            "504": {"description": "A required part was not there in time.", "content": _PROBLEM},
+        },
+        "x-gateway": {"parts": list(config.parts)},
+    }
+
+
+def _joined_schema(aggregate: Aggregate) -> dict[str, Any]:
+    properties: dict[str, Any] = {}
+    required: list[str] = []
+    for name, part in aggregate.config.parts.items():
+        schema = _part_schema(aggregate.name, name, part)
+        group = part.group_of(name)
+        if part.shadow:
+            continue
+        if group is None:
+            properties |= schema.get("properties", {})
+            continue
+        nullable = part.optional and not part.has_default
+        properties[group] = {"anyOf": [schema, {"type": "null"}]} if nullable else schema
+        if part.when is None and not part.is_static and not aggregate.config.selectable:
+            required.append(group)
+    if aggregate.config.envelope:
+        properties["_meta"] = {"type": "object", "description": "What became of each part."}
+    if aggregate.config.errors:
+        properties["_errors"] = {"type": "object", "description": "Problem details of the parts that failed."}
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def _part_schema(route: str, name: str, part: PartConfig) -> dict[str, Any]:
+    if part.schema is None:
+        return {"type": "array"} if part.for_each is not None else {}
+    try:
+        schema: dict[str, Any] = json.loads(Path(part.schema).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"{part.schema} can't be read as JSON Schema: {error}"
+        raise ConfigError([ConfigProblem("", f"routes.{route}.parts.{name}.schema", message)]) from None
+    return schema
+
+
+_PART_HEADERS = {
+    "Gateway-Parts": {"description": "What became of each part.", "schema": {"type": "string"}},
+    "Gateway-Complete": {"description": "?1 where every part is there, else ?0.", "schema": {"type": "string"}},
+}
 
 
 def _ttl(ttl: Any) -> str:

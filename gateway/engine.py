@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, assert_never
 
+from msgspec import structs
 from xxhash import xxh3_128_hexdigest
 
 from . import answers, policy
@@ -36,7 +37,7 @@ from .policy import Facts, Rules
 from .prepared import Prepared
 from .purges import PurgeLog, Report
 from .ranges import Piece, combine, is_whole, rest_of, span_of
-from .record import Stored
+from .record import Life, Made, Stored
 from .shared import SharedStore
 from .tiers import Found, Selection, Tiers, selection
 from .traffic import Traffic, key_hash
@@ -59,10 +60,13 @@ class Route:
     rules: Rules
     keying: Keying
     max_body: int = 2 * 1024 * 1024
+    made: bool = False
+    """Whether answers are made here, of others that are stored (an aggregate): they are kept in memory alone, where
+    those lie too, and nobody is asked for them but the parts."""
 
     @property
     def follows_origin(self) -> bool:
-        return self.rules.ttl is None
+        return self.rules.ttl is None and not self.made
 
 
 class Origin(Protocol):
@@ -93,10 +97,13 @@ class Ask:
     past: Callable[[], Awaitable[Fetched]]
     refresh: Callable[[], Origin] | None = None
     tags: tuple[str, ...] = ()
+    through: str | None = None
+    """The route through which a part is asked for, whose purges it hears of as well."""
 
     @cached_property
     def wanted(self) -> Selection:
-        return selection(self.plan, self.headers, self.route.name, self.tags)
+        wanted = selection(self.plan, self.headers, self.route.name, self.tags)
+        return wanted if self.through is None else replace(wanted, names=(*wanted.names, route_name(self.through)))
 
     @property
     def method(self) -> str:
@@ -163,6 +170,30 @@ class Engine:
         if isinstance(decision, policy.Hit):
             return self._hit(ask, decision.stored, "memory")
         return self._stale(ask, decision) if isinstance(decision, policy.Stale) else None
+
+    def look(self, ask: Ask) -> policy.Hit | policy.Stale | None:
+        """What lies in memory for a request, as `at_hand` would answer with it; a stale one is refreshed behind."""
+        if ask.plan.bypass is not None:
+            return None
+        decision = policy.decide(self.tiers.at_hand(ask.wanted), ask.facts, ask.route.rules, self.clock.now())
+        if isinstance(decision, policy.Stale) and decision.refresh:
+            self.refresh_behind(ask, decision.stored)
+        return decision if isinstance(decision, policy.Hit | policy.Stale) else None
+
+    def stale_copy(self, ask: Ask) -> Stored | None:
+        """What lies in memory and may stand in because the upstream failed."""
+        stored = self.tiers.at_hand(ask.wanted)
+        return stored if stored is not None and self._usable_on_error(ask, stored) else None
+
+    def keep_made(self, ask: Ask, fetched: Fetched, made: Made, body: bytes) -> Answer:
+        """The answer to a request from one that was made just now, of what lay in memory; it is kept."""
+        now = self.clock.now()
+        received = policy.Received(fetched.status, fetched.headers, now, now, made.stamp)
+        verdict = policy.admit(received, ask.facts, ask.route.rules)
+        assert isinstance(verdict, policy.Admit)
+        stored = _taking_over(self._stored(ask, received, verdict, body), made)
+        self.tiers.keep(stored, ask.wanted)
+        return self._from_stored(ask, stored, Result.HIT, tier="memory", detail="joined")
 
     async def answer(self, ask: Ask) -> Answer:
         """The answer to a GET or HEAD. Failures of the upstream are answers too, in Problem Details."""
@@ -250,7 +281,7 @@ class Engine:
             if self._uncacheable.active(key, self.clock.now()):
                 break
             flight = self.flights.get(key)
-            leading = flight is None or self.tiers.outlived(flight.stamp, flight.began, ask.wanted)
+            leading = flight is None or self._outlived(ask, flight)
             if flight is None or leading:
                 if not self.governor.admits_miss(self.under_way):
                     return self._failed(ask, self._shed(ask.origin.name), stale, reason, collapsed=False)
@@ -259,6 +290,12 @@ class Engine:
             if answer is not None:
                 return answer
         return await self._alone(ask, stale, reason, None)
+
+    def _outlived(self, ask: Ask, flight: Flight) -> bool:
+        """Whether a purge may have passed a flight: any may, where only its landing tells what it was joined from."""
+        if ask.route.made and not self.tiers.untouched(flight.stamp):
+            return True
+        return self.tiers.outlived(flight.stamp, flight.began, ask.wanted)
 
     async def _wait(
         self, ask: Ask, flight: Flight, stale: Stored | None, reason: str, *, arrived: int, leading: bool
@@ -299,7 +336,7 @@ class Engine:
         except Overloaded as error:
             landing = Failed(error.status, error=error)
         ask.exchange.spend("upstream", time.perf_counter() - began)
-        if isinstance(landing, Landed) and landing.kept:
+        if isinstance(landing, Landed) and landing.kept and not ask.route.made:
             self._spawn(self.tiers.share(landing.stored))
         return self._landed(ask, landing, stale, forward, collapsed=False, detail=detail)
 
@@ -372,7 +409,7 @@ class Engine:
 
     def _launch(self, key: str, ask: Ask, stale: Stored | None) -> Flight:
         flight = self._new_flight(key)
-        self._spawn(self._fly(flight, ask, ask.origin, stale))
+        self._spawn(self._make(flight, ask, stale) if ask.route.made else self._fly(flight, ask, ask.origin, stale))
         return flight
 
     def _new_flight(self, key: str) -> Flight:
@@ -405,6 +442,17 @@ class Engine:
             await self.tiers.share(landing.stored)
         if lease is not None:
             await self._give_back(lease, landing)
+
+    async def _make(self, flight: Flight, ask: Ask, stale: Stored | None) -> None:
+        """Make for all who wait what is made here: nobody in the fleet needs to be asked for leave."""
+        landing: Landing = Failed(503, error=UpstreamTimeout(ask.origin.name, "the gateway is stopping"))
+        try:
+            landing = await self._land(ask, ask.origin, stale)
+        except Exception as error:
+            landing = Failed(500, error=error)
+        finally:
+            self._forget(flight)
+            await flight.land(landing)
 
     def _forget(self, flight: Flight) -> None:
         if self.flights.get(flight.key) is flight:
@@ -562,10 +610,12 @@ class Engine:
             return self._unstorable(ask, fetched, verdict.reason, deadline)
         if not fetched.ends_surely:
             return self._unstorable(ask, fetched, "end-in-doubt", deadline)
+        if ask.route.made and fetched.made is None:
+            return self._unstorable(ask, fetched, "parts", deadline)
         body = await fetched.body.whole(ask.route.max_body)
         if body is None:
             return self._unstorable(ask, fetched, "too-large", deadline)
-        return self._admitted(ask, received, verdict, body)
+        return self._admitted(ask, received, verdict, body, fetched.made)
 
     async def _partial(self, ask: Ask, fetched: Fetched, received: policy.Received, deadline: asyncio.Timeout) -> Alone:
         """The answer to a range request: for its client, and kept as the part it is (RFC 9111 §3.3)."""
@@ -673,8 +723,11 @@ class Engine:
         self._uncacheable.put(self._flight_key(ask), self.clock.now() + self._uncacheable_for)
         return Alone(fetched, reason)
 
-    def _admitted(self, ask: Ask, received: policy.Received, verdict: policy.Admit, body: bytes) -> Landed:
+    def _admitted(
+        self, ask: Ask, received: policy.Received, verdict: policy.Admit, body: bytes, made: Made | None = None
+    ) -> Landed:
         stored = self._stored(ask, received, verdict, body)
+        stored = stored if made is None else _taking_over(stored, made)
         before = self.tiers.at_hand(ask.wanted)
         if before is not None:
             self._compared(ask, before, received, changed=before.body != stored.body)
@@ -765,7 +818,7 @@ class Engine:
     # --- the stores ----------------------------------------------------------------------------------------
 
     async def _newer(self, ask: Ask, known: Found) -> Found:
-        if not self.shared.available:
+        if ask.route.made or not self.shared.available:
             return known
         began = time.perf_counter()
         try:
@@ -811,6 +864,7 @@ class Engine:
     ) -> Answer:
         now = self.clock.now()
         rules = ask.route.rules
+        ask.exchange.stored = stored
         ask.exchange.key = key_hash(ask.plan.base)
         self.traffic.seen(ask.route.name, ask.exchange.key)
         fresh_for = int(policy.windows(stored, rules).fresh - now)
@@ -893,6 +947,18 @@ class Engine:
 
 def _with_length(headers: list[tuple[bytes, bytes]], length: int) -> list[tuple[bytes, bytes]]:
     return [*without(headers, b"content-length"), (b"content-length", b"%d" % length)]
+
+
+def _taking_over(stored: Stored, made: Made) -> Stored:
+    """A response that was made of others, with what it takes over from them."""
+    return structs.replace(
+        stored,
+        started=made.started or stored.started,
+        stamp=made.stamp,
+        initial_age=made.age,
+        life=Life(lifetime=made.lifetime),
+        names=made.names,
+    )
 
 
 def _age_of(received: policy.Received) -> list[tuple[bytes, bytes]]:

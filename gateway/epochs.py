@@ -254,6 +254,10 @@ class Epochs:
         self._latest = max(self._newest, self.floor)
         self._stamp = f"{self.generation} {show_position(self.applied)}"
 
+    def position(self, stamp: str) -> Position:
+        """Where in the stream a stamp is; before all of it where it is of another generation."""
+        return self._position(stamp)
+
     def _position(self, stamp: str) -> Position:
         known = self._positions.get(stamp)
         if known is not None:

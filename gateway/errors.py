@@ -11,7 +11,8 @@ Pure: no I/O. The tree:
         ├── UpstreamBusy         every connection to it is taken and the queue is full (503)
         ├── UpstreamResting      it failed so often that it is left alone for a while (503)
         ├── Overloaded           it was not asked: the gateway has more to do than it can (503)
-        └── UpstreamTimeout      a deadline passed (504)
+        ├── UpstreamTimeout      a deadline passed (504)
+        └── PartFailed           an aggregate's required part failed (502), was late (504) or is not there (404)
 
 Every answer made here is Problem Details (RFC 9457). The `type` is a stable relative URI; no answer
 carries an address, a path of this machine or a stack trace.
@@ -110,6 +111,17 @@ class UpstreamTimeout(UpstreamError):
     status = 504
     kind = "timeout"
     title = "The upstream service did not answer in time"
+
+
+class PartFailed(UpstreamError):
+    """A part that an aggregate can't be answered without."""
+
+    title = "A part of the answer that is required has failed"
+    kind = "part"
+
+    def __init__(self, part: str, reason: str, status: int = 502) -> None:
+        super().__init__(f"{part}: {reason}", reason)
+        self.status = status
 
 
 PROBLEM_MEDIA_TYPE = b"application/problem+json"

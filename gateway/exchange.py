@@ -12,11 +12,21 @@ from typing import Any
 
 from .headers import Headers
 from .outcome import LOCAL, Outcome
+from .record import Stored
 from .targets import Target
 
 SCOPE_KEY = "gateway.exchange"
 INTERIM_KEY = "gateway.interim"
 """The ASGI extension by which the protocol class passes interim responses (1xx) on."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartSaid:
+    """What became of a part: `text` as `Gateway-Parts` has it (`stale;age=31`), `seconds` what it took."""
+
+    name: str
+    text: str
+    seconds: float
 
 
 @dataclass(slots=True)
@@ -41,6 +51,10 @@ class Exchange:
     """Whether a fetch brought other content than was stored; None where nothing could be compared."""
     recall: object | None = None
     """How a declared route answered, for the edge to remember; a `hits.Recall`."""
+    stored: Stored | None = field(default=None, repr=False)
+    """The stored response that answered."""
+    parts: tuple[PartSaid, ...] = ()
+    """What became of an aggregate's parts, where they were joined for this request."""
     scope: dict[str, Any] = field(default_factory=dict, repr=False)
     """The request's scope as the routes first saw it, from which a refresh behind replays it."""
 

@@ -15,6 +15,7 @@ import httpx
 
 from .errors import UpstreamBusy, UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from .headers import Headers, combined, split_list, values
+from .record import Made
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _STATUSES_WITHOUT_BODY = frozenset((204, 205, 304))
@@ -111,13 +112,13 @@ class ResponseBody(Protocol):
 
 class WholeBody:
     def __init__(self, content: bytes) -> None:
-        self._content = content
+        self.content = content
 
     async def whole(self, limit: int) -> bytes | None:
-        return self._content if len(self._content) <= limit else None
+        return self.content if len(self.content) <= limit else None
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        yield self._content
+        yield self.content
 
     async def aclose(self) -> None:
         return None
@@ -130,6 +131,8 @@ class Fetched:
     status: int
     headers: Headers
     body: ResponseBody
+    made: Made | None = None
+    """Of an answer that was made here of stored ones: what it takes over from them."""
 
     @property
     def ends_surely(self) -> bool:

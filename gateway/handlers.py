@@ -67,6 +67,8 @@ class Runtime:
     inner: Callable[[Scope, Any, Any], Awaitable[None]]
     contexts: dict[int, RouteContext] = field(default_factory=dict)
     """By the id of the route that a router holds: what including it made of it."""
+    aggregates: dict[str, Callable[[Request], Awaitable[Response]]] = field(default_factory=dict)
+    """The handlers of aggregates that are written in Python, by name."""
     bound: dict[int, tuple[Route, frozenset[str] | None]] = field(default_factory=dict)
     """By the id of a handler's settings: its route for the engine, and the query parameters that count."""
 

@@ -347,7 +347,7 @@ class Edge:
     def _prepare(self, spot: Spot, block: Block, stored: Stored) -> Ready | None:
         """The stored response made ready; None where a purge has made it void."""
         epochs = self._tiers.purges.epochs
-        names = (*spot.names, *map(tag_name, stored.tags))
+        names = (*spot.names, *map(tag_name, stored.tags), *stored.names)
         state, softened = epochs.judge(stored.stamp, stored.started, names)
         if state is State.VOID:
             return None

@@ -7,7 +7,7 @@ from the other subtracts twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from .headers import CacheControl, Headers, parse_age
@@ -27,13 +27,25 @@ class Part:
     private: bool = False
     failing: bool = False
     unstored: bool = False
-    stamp: str = ""
+    stamps: tuple[str, ...] = ()
     started: float = math.inf
     names: tuple[str, ...] = ()
     vary: tuple[str, ...] = ()
 
 
-CONSTANT = Part()
+def together(parts: Sequence[Part]) -> Part:
+    """Several as one: the oldest age, the least life, all the names."""
+    return Part(
+        age=max((part.age for part in parts), default=0.0),
+        remaining=min((part.remaining for part in parts), default=math.inf),
+        private=any(part.private for part in parts),
+        failing=any(part.failing for part in parts),
+        unstored=any(part.unstored for part in parts),
+        stamps=tuple({stamp for part in parts for stamp in part.stamps}),
+        started=min((part.started for part in parts), default=math.inf),
+        names=tuple(dict.fromkeys(name for part in parts for name in part.names)),
+        vary=tuple(sorted({name for part in parts for name in part.vary})),
+    )
 
 
 def unstored_part(headers: Headers, *, private: bool) -> Part:
@@ -57,37 +69,30 @@ class Joining:
 
     cache_control: bytes
     age: float
-    remaining: float
     vary: tuple[str, ...]
     made: Made | None
 
 
-def joining(parts: Sequence[Part], *, complete: bool, least_stamp: str, longest: float) -> Joining:
+def joining(
+    parts: Sequence[Part], *, complete: bool, least_stamp: Callable[[Iterable[str]], str], longest: float
+) -> Joining:
     """The life of an answer of these parts; `longest` (seconds) where only constants are in it."""
-    age = max((part.age for part in parts), default=0.0)
-    remaining = min((part.remaining for part in parts), default=math.inf)
-    remaining = longest if math.isinf(remaining) else remaining
-    vary = tuple(sorted({name for part in parts for name in part.vary}))
-    control = _cache_control(parts, age, remaining, complete=complete)
-    whole = complete and remaining > 0 and not any(part.private or part.failing or part.unstored for part in parts)
+    whole = together(parts)
+    remaining = longest if math.isinf(whole.remaining) else whole.remaining
     made = None
-    if whole:
-        started = min((part.started for part in parts), default=math.inf)
+    if complete and remaining > 0 and not (whole.private or whole.failing or whole.unstored):
         made = Made(
-            stamp=least_stamp,
-            started=0.0 if math.isinf(started) else started,
-            age=age,
-            lifetime=age + remaining,
-            names=tuple(dict.fromkeys(name for part in parts for name in part.names)),
+            stamp=least_stamp(whole.stamps),
+            started=0.0 if math.isinf(whole.started) else whole.started,
+            age=whole.age,
+            lifetime=whole.age + remaining,
+            names=whole.names,
         )
-    return Joining(control, age, remaining, vary, made)
+    return Joining(_cache_control(whole, whole.age + remaining, complete=complete), whole.age, whole.vary, made)
 
 
-def _cache_control(parts: Iterable[Part], age: float, remaining: float, *, complete: bool) -> bytes:
-    parts = tuple(parts)
-    if not complete or any(part.unstored for part in parts):
+def _cache_control(whole: Part, lifetime: float, *, complete: bool) -> bytes:
+    if not complete or whole.unstored:
         return b"no-store"
-    private = b"private, " if any(part.private for part in parts) else b""
-    if any(part.failing for part in parts):
-        return private + b"no-cache"
-    return private + b"max-age=%d" % max(0, int(age + remaining))
+    private = b"private, " if whole.private else b""
+    return private + (b"no-cache" if whole.failing else b"max-age=%d" % max(0, int(lifetime)))

@@ -79,6 +79,13 @@ class Metrics:
             buckets=LAGS,
             registry=self.registry,
         )
+        self._parts = Counter(
+            "gateway_parts",
+            "Parts of aggregates, by what became of them, each time they were joined.",
+            ("route", "part", "outcome"),
+            registry=self.registry,
+        )
+        self._count_part = lru_cache(maxsize=4096)(self._parts.labels)
         self._count_request = lru_cache(maxsize=4096)(self._requests.labels)
         self._observe_seconds = lru_cache(maxsize=64)(self._seconds.labels)
         self._count_upstream = lru_cache(maxsize=4096)(self._upstream.labels)
@@ -107,6 +114,9 @@ class Metrics:
                 self._count_request(route, result.value, status).inc(tally.count)
                 _observe(self._observe_seconds(result.value), tally)
                 tally.clear()
+
+    def part(self, route: str, part: str, outcome: str) -> None:
+        self._count_part(route, part, outcome).inc()
 
     def upstream(self, name: str, result: str, seconds: float) -> None:
         self._count_upstream(name, result).inc()

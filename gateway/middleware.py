@@ -108,6 +108,7 @@ def server_timing(exchange: Exchange, total: float) -> bytes:
         cache += f";dur={spent['cache'] * 1000:.3f}"
     parts = [cache] if exchange.outcome is not LOCAL else []
     parts += [f"{name};dur={seconds * 1000:.3f}" for name, seconds in spent.items() if name != "cache"]
+    parts += [f'{each.name};desc="{each.text}";dur={each.seconds * 1000:.3f}' for each in exchange.parts]
     parts.append(f"total;dur={total * 1000:.3f}")
     return ", ".join(parts).encode("ascii")
 

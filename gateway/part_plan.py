@@ -23,6 +23,7 @@ from .templates import PathTemplate, TargetTemplate, TemplateError, compile_targ
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OF_A_PART = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:\.|(?=\[))(.+)")
 _HEADER = re.compile(r"[A-Za-z0-9_\-]+")
 OF_THE_REQUEST = ("path", "query", "header")
 RESERVED = (*OF_THE_REQUEST, "item", "ids", "parts")
@@ -193,6 +194,26 @@ class PartPlan:
                 waiting += self.parts[name].needs
         return frozenset(wanted)
 
+    def sequence(self, shown: tuple[str, ...]) -> tuple[str, ...]:
+        """The parts to ask for, so that `shown` can be shown, each after those that it needs."""
+        known = self._sequences.get(shown)
+        if known is None:
+            wanted = self.closure(shown)
+            # Selections come from clients, but are names of parts in their order: at most 2^parts of them.
+            if len(self._sequences) > 1000:
+                self._sequences.clear()
+            known = self._sequences[shown] = tuple(name for name in self.order if name in wanted)
+        return known
+
+    @cached_property
+    def _sequences(self) -> dict[tuple[str, ...], tuple[str, ...]]:
+        return {}
+
+    @cached_property
+    def needed(self) -> frozenset[str]:
+        """The parts whose values others take."""
+        return frozenset(name for part in self.parts.values() for name in part.needs)
+
     @cached_property
     def query(self) -> frozenset[str]:
         return frozenset(name for part in self.parts.values() for name in part.query)
@@ -332,10 +353,11 @@ class _Planner:
         return tuple(pieces[::2]), references
 
     def _reference(self, setting: str, text: str, also: tuple[str, ...]) -> Reference:
-        source, dot, rest = text.partition(".")
+        match = _OF_A_PART.fullmatch(text)
+        source, rest = (match[1], match[2]) if match is not None else (text, "")
         if text in also or (text == "item" and self.config.for_each is not None and not also):
             return Reference(text, "item")
-        if not dot:
+        if match is None:
             self._check_parameter(setting, text)
             return Reference(text, "path", text)
         if source == "query":

@@ -34,7 +34,7 @@ from .purges import Report
 from .targets import Target, normalise, select_query
 from .templates import PathTemplate, TargetTemplate, compile_target, render_tag
 from .transport import Interim
-from .upstreams import Fetched, Upstream
+from .upstreams import ORDINARY, Fetched, Patience, Upstream
 
 LOCATIONS = frozenset((b"location", b"content-location"))
 VIA = (b"via", b"1.1 gateway")
@@ -159,6 +159,7 @@ class UpstreamOrigin:
     request_id: str
     metrics: Metrics
     interim: Interim | None = None
+    patience: Patience = ORDINARY
 
     @property
     def name(self) -> str:
@@ -166,7 +167,7 @@ class UpstreamOrigin:
 
     @property
     def deadline(self) -> float:
-        return self.upstream.timeout
+        return self.upstream.timeout if self.patience.timeout is None else self.patience.timeout
 
     async def fetch(self, method: str, headers: Headers) -> Fetched:
         return await self.send(method, headers, None)
@@ -176,9 +177,8 @@ class UpstreamOrigin:
         began = time.perf_counter()
         result = "cancelled"
         try:
-            fetched = await self.upstream.fetch(
-                method, self.target, [*headers, (b"x-request-id", self.request_id.encode("ascii"))], body, self.interim
-            )
+            sent = [*headers, (b"x-request-id", self.request_id.encode("ascii"))]
+            fetched = await self.upstream.fetch(method, self.target, sent, body, self.interim, self.patience)
             result = f"{fetched.status // 100}xx"
         except UpstreamError as error:
             result = error.kind

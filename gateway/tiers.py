@@ -183,7 +183,7 @@ class Tiers:
 
     @staticmethod
     def _names(stored: Stored, wanted: Selection) -> tuple[str, ...]:
-        return (*wanted.names, *map(tag_name, stored.tags))
+        return (*wanted.names, *map(tag_name, stored.tags), *stored.names)
 
     def valid(self, stored: Stored, wanted: Selection) -> bool:
         """Whether no purge has passed a response, hard or soft."""
@@ -205,6 +205,14 @@ class Tiers:
         if since is not None and started < since:
             return True
         return not epochs.untouched(stamp) and epochs.judge(stamp, started, wanted.names)[0] is not State.VALID
+
+    def least_stamp(self, stamps: Iterable[str]) -> str:
+        """The earliest of `stamps`; now's where there is none."""
+        return min(stamps, key=self.purges.epochs.position, default=self.stamp())
+
+    def untouched(self, stamp: str) -> bool:
+        """Whether nothing at all was purged since a fetch with this stamp."""
+        return self.purges.epochs.untouched(stamp)
 
     # --- writing -------------------------------------------------------------------------------------------
 

@@ -46,6 +46,8 @@ class Patience:
 
     timeout: float | None = None
     retries: int = 1
+    apart: set[str] | None = None
+    """The hosts that were asked for the same already: another one is taken, while there is one. It is added to."""
 
 
 ORDINARY = Patience()
@@ -132,7 +134,7 @@ class Upstream:
         """Send it to the next host that is not left alone; once more where that is safe and within the budget."""
         tried = 0
         while True:
-            host, series = self._admitted()
+            host, series = self._admitted(sending.patience.apart)
             attempt = Attempt(sending.interim)
             send = partial(self._sent, sending, host, attempt)
             try:
@@ -153,13 +155,17 @@ class Upstream:
         unconnected = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and len(self.hosts) > 1
         return (unconnected or attempt.lost_its_connection) and self.budget.take()
 
-    def _admitted(self) -> tuple[Host, int]:
+    def _admitted(self, apart: set[str] | None) -> tuple[Host, int]:
         """The next host, and its breaker's pass. Raises UpstreamResting where all are left alone."""
         for _ in self.hosts:
             host = self.hosts[self._next_host]
             self._next_host = (self._next_host + 1) % len(self.hosts)
+            if apart is not None and host.name in apart and len(apart) < len(self.hosts):
+                continue
             series = host.admit()
             if series is not None:
+                if apart is not None:
+                    apart.add(host.name)
                 return host, series
         raise UpstreamResting(self.name, "it failed too often", min(host.retry_after for host in self.hosts))
 

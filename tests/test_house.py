@@ -48,6 +48,8 @@ PURE = frozenset(
 IO = frozenset(
     (
         "access_log",
+        "aggregate",
+        "aggregate_routes",
         "answers",
         "bulkhead",
         "client",
@@ -69,6 +71,9 @@ IO = frozenset(
         "memory",
         "metrics",
         "middleware",
+        "part_origin",
+        "part_run",
+        "part_source",
         "prepared",
         "problems",
         "purge_stream",
@@ -80,7 +85,9 @@ IO = frozenset(
         "tiers",
         "traffic",
         "transport",
+        "typed_parts",
         "upstreams",
+        "workshop",
     )
 )
 WIRING = frozenset(

@@ -1,0 +1,226 @@
+"""Aggregates: one answer for one screen, joined from the answers of several upstreams.
+
+An aggregate's answer is asked of the engine as any other, with an origin that joins the parts; so it is stored,
+collapsed and answered as any other. Where all parts lie in memory, it is joined within one turn of the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import orjson
+from xxhash import xxh3_128_hexdigest
+
+from .answers import Answer
+from .config import RouteConfig
+from .engine import Ask, Engine, Route
+from .errors import PartFailed, problem_document
+from .exchange import Exchange, PartSaid
+from .fetched import Fetched, WholeBody
+from .headers import Headers
+from .joining import joining
+from .keys import Plan
+from .merge import Piece, joined
+from .outcome import Outcome, Result
+from .part_plan import Values
+from .part_run import Kit, Resolved, Run
+from .part_source import Wanting
+from .policy import MAX_LIFE, OWN_TAG, Facts, fields_of_304, not_modified
+from .templates import render_tag
+
+SLACK = 1.0
+"""Seconds beyond the parts' deadline until the engine itself gives the whole up."""
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """A route with parts, ready to be asked."""
+
+    name: str
+    config: RouteConfig
+    kit: Kit
+    route: Route
+    engine: Engine
+
+    @property
+    def deadline(self) -> float:
+        return self.config.deadline.total_seconds()
+
+    @property
+    def part_routes(self) -> list[str]:
+        """The names of the parts' own routes, by which they can be purged: `home.offers`."""
+        return [source.route.name for source in self.kit.sources.values() if source.declared is None]
+
+    def ask(self, exchange: Exchange, plan: Plan, facts: Facts, values: Values, shown: tuple[str, ...]) -> Ask:
+        """The request for the parts `shown`, as the engine takes it."""
+        origin = _JoinOrigin(self, exchange, facts, values, shown)
+        return Ask(self.route, plan, facts, exchange.headers, exchange, origin, origin.past, tags=self._tags(values))
+
+    def at_hand(self, ask: Ask) -> Answer | None:
+        """The answer, where it lies in memory, whole or in parts; None where somebody must be asked."""
+        assert isinstance(ask.origin, _JoinOrigin)
+        answer = self.engine.at_hand(ask) or self._now(ask, ask.origin)
+        return None if answer is None else _told(answer, ask.exchange)
+
+    async def answer(self, ask: Ask) -> Answer:
+        """The answer to a GET or HEAD."""
+        return _told(await self.engine.answer(ask), ask.exchange)
+
+    def _tags(self, values: Values) -> tuple[str, ...]:
+        return tuple(render_tag(tag, dict(values.path)) for tag in self.config.tags)
+
+    def _now(self, ask: Ask, origin: _JoinOrigin) -> Answer | None:
+        """The answer, where every part lies in memory; it is kept, where it may be."""
+        if ask.plan.bypass is not None or ask.facts.no_store:
+            return None
+        run = origin.begin()
+        if not run.now():
+            return None
+        try:
+            fetched, body = self.whole(run, ask.exchange)
+        except PartFailed:
+            return None
+        if fetched.made is not None:
+            return self.engine.keep_made(ask, fetched, fetched.made, body)
+        result = Result.STALE if run.complete else Result.STALE_ERROR
+        ask.exchange.outcome = Outcome(result, detail="joined" if run.complete else "incomplete")
+        if not_modified(ask.headers, fetched.headers, self.engine.clock.now()):
+            return Answer(304, fields_of_304(fetched.headers), b"")
+        return Answer(200, list(fetched.headers), b"" if ask.facts.head else body)
+
+    def whole(self, run: Run, exchange: Exchange) -> tuple[Fetched, bytes]:
+        """The joined answer of a run that is over. Raises PartFailed where a required part failed."""
+        exchange.parts = tuple(_said(run))
+        for each in exchange.parts:
+            self.kit.count(each.name, each.text.partition(";")[0])
+        failed = run.failed_requirement
+        if failed is not None and failed.failure is not None:
+            raise PartFailed(failed.name, failed.failure.kind, failed.failure.status)
+        body = joined([*self._pieces(run), *self._more(run, exchange)], self.config.merge)
+        lives = [each.life for each in run.results.values() if each.life is not None]
+        life = joining(lives, complete=run.complete, least_stamp=self.engine.tiers.least_stamp, longest=MAX_LIFE)
+        parts = ", ".join(f"{each.name}={each.text}" for each in exchange.parts)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"cache-control", life.cache_control),
+            (b"etag", OWN_TAG + xxh3_128_hexdigest(body).encode("ascii") + b'"'),
+            (b"age", b"%d" % life.age),
+            (b"gateway-parts", (parts if life.made is None else _settled(exchange.parts)).encode("ascii")),
+            (b"gateway-complete", b"?1" if run.complete else b"?0"),
+        ]
+        vary = sorted({*life.vary, *self._vary()})
+        if vary:
+            headers.append((b"vary", ", ".join(vary).encode("ascii")))
+        return Fetched(200, headers, WholeBody(body), life.made), body
+
+    def _vary(self) -> Iterator[str]:
+        keying = self.route.keying
+        yield from keying.vary or ()
+        if keying.authorization != "ignore":
+            yield "authorization"
+        if keying.cookies != ():
+            yield "cookie"
+
+    def _pieces(self, run: Run) -> Iterator[Piece]:
+        for name in run.shown:
+            config = self.config.parts[name]
+            each = run.results[name]
+            if each.text is None or (config.static_if == "incomplete" and config.is_static and run.complete):
+                continue
+            if not config.at_root or isinstance(each.shown, dict):
+                yield Piece(config.group_of(name), each.text, each.shown)
+
+    def _more(self, run: Run, exchange: Exchange) -> Iterator[Piece]:
+        """What is said of the parts within the body, where that is wanted."""
+        if self.config.errors:
+            errors = {
+                each.name: problem_document(each.failure.status, f"The part {each.name}: {each.failure.detail}.", "")
+                for each in run.results.values()
+                if each.failure is not None
+            }
+            if errors:
+                yield Piece("_errors", orjson.dumps(errors))
+        if self.config.envelope:
+            parts = {each.name: _as_members(each.text) for each in exchange.parts}
+            yield Piece("_meta", orjson.dumps({"complete": run.complete, "parts": parts}))
+
+
+def _said(run: Run) -> Iterator[PartSaid]:
+    for name in run.order:
+        each: Resolved = run.results[name]
+        if each.said != "static":
+            yield PartSaid(name, each.said, each.seconds)
+
+
+_ANSWERED = frozenset(("hit", "miss", "stale", "revalidated"))
+
+
+def _settled(parts: tuple[PartSaid, ...]) -> str:
+    """What is said of the parts of a stored whole: they are all in it."""
+    return ", ".join(
+        f"{each.name}={'hit' if each.text.partition(';')[0] in _ANSWERED else each.text}" for each in parts
+    )
+
+
+def _as_members(text: str) -> dict[str, str | int]:
+    """`stale;age=31` as an object for the envelope."""
+    status, *parameters = text.split(";")
+    members: dict[str, str | int] = {"status": status}
+    for parameter in parameters:
+        name, equals, value = parameter.partition("=")
+        members[name] = (int(value) if value.isdigit() else value.strip('"')) if equals else "true"
+    return members
+
+
+def _told(answer: Answer, exchange: Exchange) -> Answer:
+    """The answer with what became of the parts for this very request, and its body as bytes."""
+    if exchange.parts:
+        text = ", ".join(f"{each.name}={each.text}" for each in exchange.parts).encode("ascii")
+        for index, (name, _) in enumerate(answer.headers):
+            if name == b"gateway-parts":
+                answer.headers[index] = (name, text)
+    return answer
+
+
+class _JoinOrigin:
+    """Where an aggregate's answers come from: its parts, as one request wants them."""
+
+    def __init__(
+        self, aggregate: Aggregate, exchange: Exchange, facts: Facts, values: Values, shown: tuple[str, ...]
+    ) -> None:
+        self._aggregate = aggregate
+        self._exchange = exchange
+        self._facts = facts
+        self._values = values
+        self._shown = shown
+        self._begun: Run | None = None
+
+    @property
+    def name(self) -> str:
+        return self._aggregate.name
+
+    @property
+    def deadline(self) -> float:
+        return self._aggregate.deadline + SLACK
+
+    def begin(self) -> Run:
+        """A run of the parts, which the next fetch goes on with: what lay in memory is not looked for twice."""
+        until = asyncio.get_running_loop().time() + self._aggregate.deadline
+        wanting = Wanting.of(self._exchange, self._facts, self._values, until)
+        self._begun = Run(self._aggregate.kit, wanting, self._shown)
+        return self._begun
+
+    async def fetch(self, method: str, headers: Headers) -> Fetched:
+        run = self._begun or self.begin()
+        self._begun = None
+        await run.all()
+        return self._aggregate.whole(run, self._exchange)[0]
+
+    async def past(self) -> Fetched:
+        fetched = await self.fetch("GET", ())
+        if not_modified(self._exchange.headers, fetched.headers, self._aggregate.engine.clock.now()):
+            return Fetched(304, fields_of_304(fetched.headers), WholeBody(b""))
+        return fetched

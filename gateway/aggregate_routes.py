@@ -1,0 +1,267 @@
+"""Aggregates of the configuration: from routes with parts to handlers."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from urllib.parse import unquote, unquote_plus
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from .aggregate import Aggregate
+from .answers import Answer, problem
+from .client import AnswerResponse, Client
+from .config import Config, RouteConfig
+from .engine import Engine, Route
+from .errors import ConfigError, ConfigProblem, RequestRefused
+from .exchange import Exchange, exchange_of
+from .fetched import WholeBody
+from .headers import first
+from .hits import Recall
+from .keys import Keying, plan, primary_key
+from .merge import Shape
+from .metrics import Metrics
+from .part_config import PartConfig, compiled
+from .part_origin import Persistence
+from .part_plan import PartPlan, PlannedPart, Values, cross_problems, near
+from .part_run import Kit
+from .part_source import Resting, Source
+from .policy import Rules, facts_of
+from .proxies import Trusted
+from .routes import Declared, has_body, keying_of, local_path, public_constants, purge_response, rules_of
+from .targets import Target, pair_name
+from .upstreams import Upstream
+from .workshop import Recipe, Workshop
+
+PARTS = "parts"
+"""The query parameter by which clients select parts."""
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Makes aggregates; what they share is here."""
+
+    config: Config
+    engine: Engine
+    metrics: Metrics
+    upstreams: Mapping[str, Upstream]
+    declared: Mapping[str, Declared]
+    workshop: Workshop
+    resting: Resting
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        engine: Engine,
+        metrics: Metrics,
+        upstreams: Mapping[str, Upstream],
+        declared: Sequence[Declared],
+    ) -> Builder:
+        resting = Resting(engine.clock, config.retry_after.total_seconds())
+        named = {route.name: route for route in declared}
+        return cls(config, engine, metrics, upstreams, named, Workshop(), resting)
+
+    def all(self) -> list[Aggregate]:
+        return [self.aggregate(name, route) for name, route in self.config.routes.items() if route.parts]
+
+    def aggregate(
+        self, name: str, route: RouteConfig, checks: Mapping[str, Callable[[bytes], None]] | None = None
+    ) -> Aggregate:
+        """The aggregate of a route with parts; `checks` are of typed parts."""
+        plan = route.part_plan
+        sources = {
+            each: self._source(name, part, plan, route, (checks or {}).get(each))
+            for each, part in plan.parts.items()
+            if not part.config.is_static
+        }
+        kit = Kit(
+            plan=plan,
+            sources=sources,
+            statics={each: orjson.dumps(part.static) for each, part in route.parts.items() if part.is_static},
+            workshop=self.workshop,
+            count=lambda part, said: self.metrics.part(name, part, said),
+        )
+        rules = Rules(
+            stale_while_revalidate=0.0,
+            stale_if_error=0.0,
+            request_directives=route.request_directives == "honour",
+        )
+        keying = _keying([source.route.keying for source in sources.values()], plan)
+        made = Route(name, rules, keying, self._max_body(route), made=True)
+        return Aggregate(name, route, kit, made, self.engine)
+
+    def typed(self, name: str, route: RouteConfig, checks: Mapping[str, Callable[[bytes], None]]) -> Aggregate:
+        """The aggregate that was written in Python. Raises ConfigError where it names what is not configured."""
+        config = self.config
+        if name in config.routes:
+            message = f"the aggregate {name} has the name of a route; give it another by `name`"
+            raise ConfigError([ConfigProblem("", "include", message)])
+        several = frozenset(each for each, upstream in self.upstreams.items() if len(upstream.config.bases) > 1)
+        plain = {each: declared.template for each, declared in self.declared.items()}
+        found = cross_problems(route.parts, route.template, frozenset(self.upstreams), several, plain)
+        problems = [ConfigProblem("", f"{name}.{'.'.join(each.key)}", each.message) for each in found]
+        if problems:
+            raise ConfigError(problems)
+        return self.aggregate(name, route, checks)
+
+    def _max_body(self, route: RouteConfig) -> int:
+        return self.config.max_body if route.max_body is None else route.max_body
+
+    def _source(
+        self,
+        name: str,
+        part: PlannedPart,
+        plan: PartPlan,
+        route: RouteConfig,
+        check: Callable[[bytes], None] | None,
+    ) -> Source:
+        config = part.config
+        declared = self.declared[config.route] if config.route is not None else None
+        upstream = declared.upstream if declared is not None else self.upstreams[config.upstream or ""]
+        made = declared.engine_route if declared is not None else self._route(f"{name}.{part.name}", config, route)
+        select = compiled(config.select) if config.select is not None else None
+        shape = Shape(select, tuple(config.allow), tuple(config.deny), tuple(config.rename.items()))
+        needed = part.name in plan.needed
+        at_root = config.at_root and config.for_each is None
+        return Source(
+            part=part,
+            through=name,
+            upstream=upstream,
+            route=made,
+            recipe=Recipe(f"{name}.{part.name}", config.decode, shape, at_root, needed, check),
+            engine=self.engine,
+            resting=self.resting,
+            persistence=Persistence(config.retries, None if config.hedge is None else config.hedge.total_seconds()),
+            metrics=self.metrics,
+            declared=declared,
+        )
+
+    def _route(self, name: str, config: PartConfig, route: RouteConfig) -> Route:
+        """A part's own route, as the engine sees it: with the rules that a route of these settings would have."""
+        settings = {
+            "path": "/",
+            "upstream": config.upstream,
+            "request_directives": route.request_directives,
+            **{field: getattr(config, field) for field in _OF_A_ROUTE if field in config.model_fields_set},
+            "authorization": config.authorization,
+            "cookies": config.cookies,
+        }
+        like = RouteConfig.model_validate(settings)
+        return Route(name, rules_of(like), keying_of(like, public_constants(self.config)), self._max_body(route))
+
+
+_OF_A_ROUTE = ("ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "vary")
+
+
+def _keying(parts: Sequence[Keying], plan: PartPlan) -> Keying:
+    """What of a request counts for the whole: all that counts for a part before its upstream's `Vary`."""
+    vary = {name for keying in parts for name in keying.vary or ()} | plan.reads
+    authorizations = {keying.authorization for keying in parts}
+    authorization = next((each for each in ("pass", "key") if each in authorizations), "ignore")
+    cookies: tuple[str, ...] | None = tuple(sorted({name for keying in parts for name in keying.cookies or ()}))
+    if any(keying.cookies is None for keying in parts):
+        cookies = None
+    return Keying(vary=tuple(sorted(vary)), authorization=authorization, cookies=cookies)
+
+
+def aggregate_key(aggregate: Aggregate, target: Target) -> str:
+    """The primary key of an aggregate's answer at a target of the public side."""
+    _, shown = _selected(aggregate, target)
+    return primary_key(f"+{aggregate.name}", _key_target(aggregate, target.path, target, shown))
+
+
+def _key_target(aggregate: Aggregate, path: str, target: Target, shown: tuple[str, ...] | None) -> str:
+    pairs = [pair for pair in target.query if unquote(pair_name(pair)) in aggregate.kit.plan.query]
+    if shown is not None:
+        pairs.append(f"{PARTS}={','.join(shown)}")
+    return f"{path}?{'&'.join(pairs)}" if pairs else path
+
+
+def _selected(aggregate: Aggregate, target: Target) -> tuple[dict[str, str], tuple[str, ...] | None]:
+    """The client's query parameters that count, and the parts it asks for (None: all). Raises RequestRefused."""
+    query: dict[str, str] = {}
+    for pair in target.query:
+        name, _, value = pair.partition("=")
+        query.setdefault(unquote_plus(name), unquote_plus(value))
+    known = aggregate.config.parts
+    asked = query.get(PARTS) if aggregate.config.selectable else None
+    counted = {name: value for name, value in query.items() if name in aggregate.kit.plan.query}
+    if asked is None:
+        return counted, None
+    names = set(filter(None, asked.split(",")))
+    for name in names:
+        if name not in known:
+            raise RequestRefused(f"There is no part of that name{near(name, known)}", reason="parts")
+    return counted, tuple(name for name in known if name in names)
+
+
+@dataclass(frozen=True)
+class AggregateHandlers:
+    """Makes the handlers of aggregates."""
+
+    engine: Engine
+
+    def handler(self, aggregate: Aggregate) -> Callable[[Request], Awaitable[Response]]:
+        async def handle(request: Request) -> Response:
+            exchange = exchange_of(request.scope)
+            assert exchange is not None
+            exchange.route = aggregate.name
+            if request.method == "PURGE":
+                return await self._purge(exchange, aggregate)
+            if request.method not in ("GET", "HEAD"):
+                answer = problem(exchange, 405, "This answer is joined from others; it can only be read.")
+                answer.headers.append((b"allow", b"GET, HEAD"))
+                return AnswerResponse(answer)
+            return await self._read(request, exchange, aggregate)
+
+        handle.__name__ = aggregate.name
+        handle.__doc__ = aggregate.config.description
+        return handle
+
+    async def _read(self, request: Request, exchange: Exchange, aggregate: Aggregate) -> Response:
+        path = local_path(request)
+        parameters = aggregate.config.template.match(path)
+        if parameters is None:
+            raise RequestRefused("The path does not have the form of its route.", 404)
+        assert exchange.target is not None
+        query, selected = _selected(aggregate, exchange.target)
+        target = _key_target(aggregate, path, exchange.target, selected)
+        headers = exchange.headers
+        planned = plan(aggregate.route.keying, f"+{aggregate.name}", target, headers, has_body=has_body(headers))
+        facts = facts_of(exchange.method, headers, aggregate.route.rules)
+        if facts.authorized:
+            # Where a part passes it on, the cache of wholes is passed by; else it is part of the key, or ignored.
+            facts = replace(facts, authorized=False)
+        reads = aggregate.kit.plan.reads
+        header = {name: value for name in reads if (value := first(headers, name.encode())) is not None}
+        values = Values(parameters, query, header)
+        shown = tuple(aggregate.config.parts) if selected is None else selected
+        client = Client(request.receive)
+        client.expect_no_body()
+        ask = aggregate.ask(exchange, planned, facts, values, shown)
+        exchange.recall = Recall(
+            route=aggregate.route,
+            origin=f"+{aggregate.name}",
+            target=target,
+            tags=ask.tags,
+            public=lambda answer: answer,
+            ask=lambda other: aggregate.ask(other, planned, facts, values, shown),
+        )
+        answer = aggregate.at_hand(ask) or await client.while_there(aggregate.answer(ask))
+        return AnswerResponse(_with_bytes(answer), client)
+
+    async def _purge(self, exchange: Exchange, aggregate: Aggregate) -> Response:
+        """The PURGE method: the whole that the URL names, from the networks that the route lists."""
+        if exchange.client not in Trusted(aggregate.config.purge_from):
+            return AnswerResponse(problem(exchange, 403, "PURGE is not allowed from here."))
+        assert exchange.target is not None
+        key = aggregate_key(aggregate, exchange.target)
+        soft = first(exchange.headers, b"soft-purge") == "1"
+        return purge_response(await self.engine.purge(keys=[key], soft=soft, by=f"PURGE from {exchange.client}"))
+
+
+def _with_bytes(answer: Answer) -> Answer:
+    return Answer(answer.status, answer.headers, answer.body.content) if isinstance(answer.body, WholeBody) else answer

@@ -1,0 +1,350 @@
+"""One answer's parts on their way: what can be had at once, what must be waited for, what stands in for what failed.
+
+Parts that do not need each other go at once, each as soon as those are there whose values it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import orjson
+from pydantic import JsonValue
+
+from .engine import Ask
+from .errors import RequestRefused, UpstreamError
+from .joining import Part, together
+from .merge import WrongType, list_of
+from .part_origin import ElementOrigin
+from .part_plan import Missing, PartPlan, PlannedPart, Values, as_text, condition_holds, searched
+from .part_source import Absent, Failure, Got, Source, Wanting
+from .workshop import Workshop
+
+_NULL = b"null"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What became of a part. `text` is None where it is left out of the answer; `failure` where it failed."""
+
+    name: str
+    said: str
+    text: bytes | None
+    value: JsonValue = None
+    shown: JsonValue = None
+    life: Part | None = None
+    failure: Failure | None = None
+    seconds: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        return self.failure is not None and not isinstance(self.failure, Absent)
+
+
+@dataclass(frozen=True, slots=True)
+class _Elements:
+    """The elements of a list: `asked` are the distinct ones, `items` all of those in the list's order."""
+
+    items: list[str]
+    asked: list[str]
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What every run of an aggregate works with. `sources` has the parts that ask somebody; `count` counts a part by
+    what became of it."""
+
+    plan: PartPlan
+    sources: Mapping[str, Source]
+    statics: Mapping[str, bytes]
+    workshop: Workshop
+    count: Callable[[str, str], None]
+    shadows: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+class Run:
+    """The parts of one answer, on their way. `shown` are those that the client wants to see."""
+
+    def __init__(self, kit: Kit, wanting: Wanting, shown: tuple[str, ...]) -> None:
+        self.kit = kit
+        self.wanting = wanting
+        self.shown = shown
+        self.order = kit.plan.sequence(shown)
+        self.results: dict[str, Resolved] = {}
+        self.values: dict[str, JsonValue] = {}
+        self._asks: dict[str, Ask] = {}
+        self._under_way: set[str] = set()
+
+    @property
+    def complete(self) -> bool:
+        """Whether no part failed."""
+        return not any(each.failed for each in self.results.values())
+
+    @property
+    def failed_requirement(self) -> Resolved | None:
+        """The first part that failed and can't be done without."""
+        for name in self.order:
+            config, each = self.kit.plan.parts[name].config, self.results[name]
+            if each.failure is not None and not config.optional and not config.has_default:
+                return each
+        return None
+
+    # --- the order of things ---------------------------------------------------------------------------------
+
+    def now(self) -> bool:
+        """Resolve what can be without waiting; whether that was all."""
+        whole = True
+        for name in self.order:
+            if name in self.results:
+                continue
+            if name in self._under_way or not self._ready(name):
+                whole = False
+                continue
+            resolved = self._at_hand(self.kit.plan.parts[name])
+            if resolved is None:
+                whole = False
+            else:
+                self._take(resolved)
+        return whole
+
+    async def all(self) -> None:
+        """Resolve every part, each as soon as what it needs is there."""
+        began = time.perf_counter()
+        running: dict[asyncio.Task[Resolved], str] = {}
+        try:
+            while not self.now():
+                self._start(running, began)
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    self._under_way.discard(running.pop(task))
+                    self._take(task.result())
+        finally:
+            for task in running:
+                task.cancel()
+            if running:
+                await asyncio.wait(running)
+
+    def _start(self, running: dict[asyncio.Task[Resolved], str], began: float) -> None:
+        for name in self.order:
+            if name not in self.results and name not in self._under_way and self._ready(name):
+                part = self.kit.plan.parts[name]
+                self._under_way.add(name)
+                running[asyncio.ensure_future(self._timed(part))] = name
+
+    def _ready(self, name: str) -> bool:
+        return all(needed in self.results for needed in self.kit.plan.parts[name].needs)
+
+    def _take(self, resolved: Resolved) -> None:
+        self.results[resolved.name] = resolved
+        self.values[resolved.name] = resolved.value
+
+    # --- one part ----------------------------------------------------------------------------------------------
+
+    def _at_hand(self, part: PlannedPart) -> Resolved | None:
+        """What becomes of a part, where that is known without waiting. Its dependencies are there."""
+        began = time.perf_counter()
+        skipped = self._skipped(part)
+        if skipped is not None:
+            return skipped
+        source = self.kit.sources[part.name]
+        if part.config.method == "POST":
+            return None
+        try:
+            if part.config.shadow:
+                return self._shadowed(part, source)
+            if part.each is not None:
+                return self._elements_at_hand(part, source)
+            ask = self._asks.get(part.name)
+            if ask is None:
+                ask = self._asks[part.name] = source.ask(self._wanting(), *source.target(self._values()))
+            got = source.at_hand(ask)
+            return None if got is None else self._prepared(part, source, got, time.perf_counter() - began)
+        except Missing as missing:
+            return self._without(part, f'skipped;missing="{missing.what}"')
+        except (Failure, RequestRefused, WrongType) as error:
+            return self._failed(part, _failure(error), time.perf_counter() - began)
+
+    def _skipped(self, part: PlannedPart) -> Resolved | None:
+        if part.config.is_static:
+            return Resolved(part.name, "static", self.kit.statics[part.name], shown=part.config.static)
+        for needed in part.needs:
+            if self.results[needed].failed:
+                return self._without(part, f'skipped;missing="{needed}"')
+        if part.when is not None and not condition_holds(part.when, self._values(), self.values):
+            return Resolved(part.name, "skipped", None)
+        return None
+
+    def _wanting(self, item: str | None = None) -> Wanting:
+        return replace(self.wanting, values=self._values(item)) if self.values or item else self.wanting
+
+    def _values(self, item: str | None = None) -> Values:
+        values = self.wanting.values
+        return replace(values, parts=self.values, item=item) if self.values or item is not None else values
+
+    async def _timed(self, part: PlannedPart) -> Resolved:
+        began = time.perf_counter()
+        source = self.kit.sources[part.name]
+        try:
+            resolved = await self._fetched(part, source)
+        except Missing as missing:
+            resolved = self._without(part, f'skipped;missing="{missing.what}"')
+        except (Failure, RequestRefused, WrongType) as error:
+            resolved = self._failed(part, _failure(error))
+        return replace(resolved, seconds=time.perf_counter() - began)
+
+    async def _fetched(self, part: PlannedPart, source: Source) -> Resolved:
+        if part.each is not None:
+            return await self._elements(part, source)
+        if part.config.method == "POST":
+            got = await source.post(self._wanting(), source.target(self._values())[0])
+        else:
+            got = await source.get(self._asks[part.name], self.wanting)
+        return self._prepared(part, source, got)
+
+    def _prepared(self, part: PlannedPart, source: Source, got: Got, seconds: float = 0.0) -> Resolved:
+        prepared = self.kit.workshop.prepared(source.recipe, got.key, got.headers, got.body)
+        return Resolved(part.name, got.said, prepared.text, prepared.value, prepared.shown, got.life, None, seconds)
+
+    def _without(self, part: PlannedPart, said: str) -> Resolved:
+        """The part is not asked for: its default, or null, stands in its place."""
+        return Resolved(part.name, said, self._default(part), shown=part.config.default)
+
+    def _failed(self, part: PlannedPart, failure: Failure, seconds: float = 0.0) -> Resolved:
+        said = failure.kind + (";default" if part.config.has_default else "")
+        life = failure.life if isinstance(failure, Absent) else None
+        text, shown = self._default(part), part.config.default
+        return Resolved(part.name, said, text, None, shown, life, failure, seconds)
+
+    def _default(self, part: PlannedPart) -> bytes:
+        return orjson.dumps(part.config.default) if part.config.has_default else _NULL
+
+    # --- a part for each element of a list -----------------------------------------------------------------------
+
+    def _elements_of(self, part: PlannedPart) -> _Elements:
+        """The list's elements. Raises Missing where there is no list."""
+        assert part.each is not None
+        name, expression = part.each
+        found = searched(expression, {name: self.values.get(name)})
+        if not isinstance(found, list):
+            raise Missing(str(part.config.for_each))
+        items = [text for text in map(as_text, found) if text is not None]
+        distinct = list(dict.fromkeys(items))
+        asked = distinct[: part.config.limit]
+        kept = set(asked)
+        return _Elements([item for item in items if item in kept], asked, len(distinct) - len(asked))
+
+    def _asks_of(self, part: PlannedPart, source: Source, items: Iterable[str]) -> dict[str, Ask]:
+        asks = {}
+        for item in items:
+            wanting = self._wanting(item)
+            asks[item] = source.ask(wanting, *source.target(wanting.values))
+        return asks
+
+    def _elements_at_hand(self, part: PlannedPart, source: Source) -> Resolved | None:
+        elements = self._elements_of(part)
+        got: dict[str, Got | Failure] = {}
+        for item, ask in self._asks_of(part, source, elements.asked).items():
+            found = _or_failure(source, ask)
+            if found is None:
+                return None
+            got[item] = found
+        return self._listed(part, source, elements, got)
+
+    async def _elements(self, part: PlannedPart, source: Source) -> Resolved:
+        elements = self._elements_of(part)
+        asks = self._asks_of(part, source, elements.asked)
+        if part.batch is not None:
+            asks = self._batched(part, source, asks)
+        results = await asyncio.gather(*(self._element(source, ask) for ask in asks.values()))
+        return self._listed(part, source, elements, dict(zip(asks, results, strict=True)))
+
+    async def _element(self, source: Source, ask: Ask) -> Got | Failure:
+        try:
+            return source.at_hand(ask) or await source.get(ask, self.wanting)
+        except Failure as failure:
+            return failure
+
+    def _batched(self, part: PlannedPart, source: Source, asks: dict[str, Ask]) -> dict[str, Ask]:
+        """The same, those that must be fetched being fetched together. An id with a comma is asked for alone."""
+        missing = [item for item, ask in asks.items() if "," not in item and _or_failure(source, ask) is None]
+        if len(missing) < 2:
+            return asks
+        batch = source.batch(self._wanting(), len(missing))
+        return asks | {
+            item: replace(asks[item], origin=ElementOrigin(batch, item, source.upstream.name, source.timeout))
+            for item in missing
+        }
+
+    def _listed(
+        self, part: PlannedPart, source: Source, elements: _Elements, got: Mapping[str, Got | Failure]
+    ) -> Resolved:
+        """The list of the elements' answers; where one failed, the default stands in its place."""
+        made = {item: self._element_made(part, source, found) for item, found in got.items()}
+        counts = Counter(each.said.partition(";")[0] for each in made.values())
+        told = ["list", *(f"{word}={count}" for word, count in counts.items())]
+        if elements.left_out:
+            told.append(f"left-out={elements.left_out}")
+        failures = [each.failure for each in made.values() if each.failed]
+        return Resolved(
+            part.name,
+            ";".join(told),
+            list_of((made[item].text or _NULL) for item in elements.items),
+            [made[item].value for item in elements.items],
+            life=together([each.life for each in made.values() if each.life is not None]),
+            failure=failures[0] if failures else None,
+        )
+
+    def _element_made(self, part: PlannedPart, source: Source, found: Got | Failure) -> Resolved:
+        if isinstance(found, Failure):
+            return self._failed(part, found)
+        try:
+            return self._prepared(part, source, found)
+        except WrongType as error:
+            return self._failed(part, _failure(error))
+
+    # --- shadows -------------------------------------------------------------------------------------------------
+
+    def _shadowed(self, part: PlannedPart, source: Source) -> Resolved:
+        kit = self.kit
+        if len(kit.shadows) < MAX_SHADOWS:
+            ask = source.ask(self._wanting(), *source.target(self._values()))
+            task = asyncio.ensure_future(_ask_and_ignore(ask, source.timeout, kit.count, part.name))
+            kit.shadows.add(task)
+            task.add_done_callback(kit.shadows.discard)
+        return Resolved(part.name, "shadow", None)
+
+
+MAX_SHADOWS = 100
+
+
+async def _ask_and_ignore(ask: Ask, timeout: float, count: Callable[[str, str], None], name: str) -> None:
+    """Ask past the cache, read all of it, and count what became of it."""
+    said = "timeout"
+    try:
+        async with asyncio.timeout(timeout):
+            fetched = await ask.past()
+            async for _ in fetched.body.chunks():
+                pass
+            said = "miss" if fetched.status < 400 else "failed"
+    except (TimeoutError, UpstreamError):
+        said = said if said == "timeout" else "failed"
+    finally:
+        count(name, f"shadow-{said}")
+
+
+def _or_failure(source: Source, ask: Ask) -> Got | Failure | None:
+    try:
+        return source.at_hand(ask)
+    except Failure as failure:
+        return failure
+
+
+def _failure(error: Failure | RequestRefused | WrongType) -> Failure:
+    if isinstance(error, Failure):
+        return error
+    kind = "refused" if isinstance(error, RequestRefused) else "wrong-type"
+    return Failure(kind, str(error))

@@ -1,0 +1,363 @@
+"""Where a part's answers come from: one target at one upstream, asked through the engine as any route is.
+
+So a part is cached, collapsed, served stale and purged as a route's answers are, and shared with all who ask for the
+same. What failed is left alone for a moment, so that a hanging upstream does not cost every request its timeout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from urllib.parse import quote
+
+import orjson
+
+from . import policy
+from .clock import Clock
+from .engine import Ask, Engine, Origin, Route
+from .epochs import tag_name
+from .errors import RequestRefused, UpstreamError
+from .exchange import Exchange
+from .fetched import Fetched
+from .headers import Headers, has, without
+from .joining import Part, unstored_part
+from .keys import Plan, passed_through, plan
+from .metrics import Metrics
+from .outcome import Result
+from .part_origin import Batch, Persistence, PersistentOrigin
+from .part_plan import PartTarget, PlannedPart, Values
+from .policy import PLAIN, Facts
+from .record import Stored
+from .routes import Declared, UpstreamOrigin
+from .targets import Target, pair_name
+from .templates import render_tag
+from .upstreams import Patience, Upstream
+from .workshop import Recipe
+
+NOT_FOR_PARTS = (
+    b"if-none-match", b"if-modified-since", b"if-match", b"if-unmodified-since", b"range", b"if-range",
+    b"accept-encoding", b"content-length", b"content-type", b"transfer-encoding", b"expect",
+)  # fmt: skip
+"""Of the client's request fields, those that speak of the whole answer, or of a body."""
+IDENTITY = (b"accept-encoding", b"identity")
+
+
+class Failure(Exception):
+    """A part was not answered. `kind` is a token for headers, `status` what a whole without it is told."""
+
+    def __init__(self, kind: str, detail: str, status: int = 502) -> None:
+        self.kind = kind
+        self.detail = detail
+        self.status = status
+        super().__init__(detail)
+
+    def again(self) -> Failure:
+        """The same for another request, without the traceback of the first."""
+        return Failure(self.kind, self.detail, self.status)
+
+
+class Absent(Failure):
+    """The upstream says that there is no such thing (404, 410): an answer, which may be cached."""
+
+    def __init__(self, status: int, life: Part) -> None:
+        self.life = life
+        super().__init__("absent", f"its upstream says {status}", 404)
+
+
+@dataclass(frozen=True, slots=True)
+class Got:
+    """A part's answer as it came. `key` is that of the stored response; empty where it is not stored."""
+
+    said: str
+    headers: Headers
+    body: bytes
+    life: Part
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanting:
+    """Who wants the parts: one request. `headers` are those that parts may see, `until` is on the loop's clock."""
+
+    exchange: Exchange
+    headers: Headers
+    facts: Facts
+    values: Values
+    until: float
+
+    @classmethod
+    def of(cls, exchange: Exchange, facts: Facts, values: Values, until: float) -> Wanting:
+        headers = [*without(exchange.headers, *NOT_FOR_PARTS), IDENTITY]
+        plain = facts.no_store or facts.no_cache or facts.max_age is not None or facts.min_fresh or facts.max_stale
+        kept = replace(facts, head=False, only_if_cached=False, authorized=False) if plain else PLAIN
+        return cls(exchange, headers, kept, values, until)
+
+
+class Resting:
+    """What failed a moment ago, and how; at most `limit` keys, the oldest go first."""
+
+    def __init__(self, clock: Clock, seconds: float, limit: int = 10_000) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._limit = limit
+        self._failures: OrderedDict[str, tuple[float, Failure]] = OrderedDict()
+
+    def put(self, key: str, failure: Failure) -> None:
+        self._failures[key] = (self._clock.now() + self._seconds, failure)
+        self._failures.move_to_end(key)
+        if len(self._failures) > self._limit:
+            self._failures.popitem(last=False)
+
+    def get(self, key: str) -> Failure | None:
+        if not self._failures:
+            return None
+        until, failure = self._failures.get(key, (0.0, None))
+        if failure is None or self._clock.now() < until:
+            return failure
+        del self._failures[key]
+        return None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A part's source, made once. `through` is the name of its aggregate."""
+
+    part: PlannedPart
+    through: str
+    upstream: Upstream
+    route: Route
+    recipe: Recipe
+    engine: Engine
+    resting: Resting
+    persistence: Persistence
+    metrics: Metrics
+    declared: Declared | None = None
+
+    @property
+    def timeout(self) -> float:
+        own = self.part.config.timeout
+        return self.upstream.timeout if own is None else min(own.total_seconds(), self.upstream.timeout)
+
+    def target(self, values: Values, template: PartTarget | None = None) -> tuple[str, tuple[str, ...]]:
+        """What to ask the upstream for, and the tags. Raises Missing, RequestRefused."""
+        template = template or self.part.target
+        if self.declared is not None:
+            return self._target_of_route(self.declared, values)
+        assert template is not None
+        path, pairs = template.render(values)
+        passed = self.part.config.query
+        if passed:
+            pairs = (*pairs, *(pair for pair in _pairs(values.query) if pair_name(pair) in passed))
+        target = str(Target(path, tuple(sorted(pairs, key=pair_name)), ""))
+        return target, tuple(tag.render(values) for tag in self.part.tags)
+
+    def _target_of_route(self, declared: Declared, values: Values) -> tuple[str, tuple[str, ...]]:
+        template = self.part.target
+        if template is None:
+            path, pairs = declared.template.text, tuple[str, ...]()
+            for name in declared.template.parameters:
+                path = path.replace(f"{{{name}}}", values.path[name])
+        else:
+            path, pairs = template.render(values)
+        target, parameters = declared.upstream_target(path, pairs)
+        return target, tuple(render_tag(tag, parameters) for tag in declared.config.tags)
+
+    def ask(self, wanting: Wanting, target: str, tags: tuple[str, ...], origin: Origin | None = None) -> Ask:
+        """The request for a target, as the engine takes it."""
+        exchange = _exchange(wanting.exchange)
+        headers, facts = wanting.headers, wanting.facts
+        keying = self.route.keying
+        if keying.authorization == "pass" and has(headers, b"authorization"):
+            facts = replace(facts, authorized=True)
+        planned = plan(keying, self.upstream.name, target, headers)
+        if self.part.headers:
+            planned, headers = self._with_own_headers(planned, headers, wanting.values)
+        asking = self.origin(target, exchange.request_id)
+
+        async def past() -> Fetched:
+            return await asking.fetch("GET", [*passed_through(headers), *keying.constants])
+
+        through = None if self.declared is not None else self.through
+        return Ask(self.route, planned, facts, headers, exchange, origin or asking, past, tags=tags, through=through)
+
+    def origin(self, target: str, request_id: str) -> Origin:
+        """Where the answers of a target come from."""
+        patience = self._patience
+        plain = UpstreamOrigin(self.upstream, target, request_id, self.metrics, patience=patience)
+        persistence = self.persistence
+        eager = persistence.retries or persistence.hedge is not None
+        return PersistentOrigin(plain, persistence) if eager else plain
+
+    @cached_property
+    def _patience(self) -> Patience:
+        return Patience(timeout=self.timeout)
+
+    def batch(self, wanting: Wanting, elements: int) -> Batch:
+        """Fetches the elements of a list together. Raises Missing."""
+        template = self.part.batch
+        assert template is not None
+        example = plan(self.route.keying, self.upstream.name, "/", wanting.headers)
+        if self.part.headers:
+            example, _ = self._with_own_headers(example, wanting.headers, wanting.values)
+
+        async def send(ids: str) -> Fetched:
+            values = replace(wanting.values, item=ids)
+            path, pairs = template.render(values)
+            target = str(Target(path, tuple(sorted(pairs, key=pair_name)), ""))
+            return await self.origin(target, wanting.exchange.request_id).fetch("GET", example.forward)
+
+        config = self.part.config
+        return Batch(self.upstream.name, send, config.batch_key, self.route.max_body * config.limit, elements)
+
+    def _with_own_headers(
+        self, planned: Plan, headers: Headers, values: Values
+    ) -> tuple[Plan, list[tuple[bytes, bytes]]]:
+        """The part's own request headers: sent, and part of the key whoever decides its life. Raises Missing."""
+        own = [(name, text.render(values).encode("latin-1", "replace")) for name, text in self.part.headers]
+        names = [name for name, _ in own]
+        if any(b"\r" in value or b"\n" in value or b"\0" in value for _, value in own):
+            raise RequestRefused("A value has a line break, which no header may have.")
+        lines = [f"header {name.decode()}:{value.decode('latin-1')}" for name, value in own]
+        base = "\n".join((planned.base, *lines))
+        forward = (*without(planned.forward, *names), *own)
+        return replace(planned, base=base, forward=forward), [*without(headers, *names), *own]
+
+    # --- asking ----------------------------------------------------------------------------------------------
+
+    def at_hand(self, ask: Ask) -> Got | None:
+        """The answer, where it lies in memory and may be used at once. Raises Absent."""
+        decision = self.engine.look(ask)
+        if decision is None:
+            return None
+        said = "hit" if isinstance(decision, policy.Hit) else "stale"
+        return self._stored(ask, decision.stored, said)
+
+    async def get(self, ask: Ask, wanting: Wanting) -> Got:
+        """The answer: from the cache, else from the upstream, else a stale copy. Raises Failure, Absent."""
+        failed = self.resting.get(ask.plan.base)
+        if failed is not None:
+            return self._instead(ask, failed)
+        now = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout_at(min(wanting.until, now + self.timeout)):
+                return await self._asked(ask)
+        except TimeoutError:
+            failure = Failure("timeout", "it was not there in time", 504)
+        except UpstreamError as error:
+            failure = Failure(error.kind, error.title.lower(), _status(error.status))
+        except Absent:
+            raise
+        except Failure as error:
+            failure = error
+        self.resting.put(ask.plan.base, failure)
+        return self._instead(ask, failure)
+
+    def _instead(self, ask: Ask, failure: Failure) -> Got:
+        stored = self.engine.stale_copy(ask)
+        if stored is None or not 200 <= stored.status < 300:
+            raise failure.again()
+        return self._stored(ask, stored, "stale", failing=failure.kind)
+
+    async def _asked(self, ask: Ask) -> Got:
+        answer = await self.engine.answer(ask)
+        outcome, stored = ask.exchange.outcome, ask.exchange.stored
+        body = answer.body
+        if not isinstance(body, bytes):
+            whole = await body.whole(self.route.max_body)
+            await body.aclose()
+            if whole is None:
+                raise Failure("too-large", f"it is larger than {self.route.max_body} bytes")
+            body = whole
+        if outcome.result is Result.ERROR:
+            raise Failure(outcome.detail or "error", "its upstream could not answer", _status(answer.status))
+        if stored is not None:
+            failing = "error" if outcome.result is Result.STALE_ERROR else ""
+            return self._stored(ask, stored, _SAID[outcome.result], failing=failing)
+        private = ask.plan.bypass is not None or ask.facts.authorized
+        life = unstored_part(answer.headers, private=private)
+        if answer.status in (404, 410):
+            raise Absent(answer.status, life)
+        if not 200 <= answer.status < 300:
+            raise Failure(f"status-{answer.status}", f"its upstream says {answer.status}")
+        return Got("bypass" if ask.plan.bypass is not None else "miss", answer.headers, body, life)
+
+    def _stored(self, ask: Ask, stored: Stored, said: str, *, failing: str = "") -> Got:
+        now = self.engine.clock.now()
+        rules = ask.route.rules
+        age = policy.current_age(stored, now) if rules.ttl is None else max(0.0, now - stored.born)
+        life = Part(
+            age=age,
+            remaining=policy.windows(stored, rules).fresh - now,
+            failing=bool(failing),
+            stamps=(stored.stamp,),
+            started=stored.started,
+            names=(*ask.wanted.names, *map(tag_name, stored.tags)),
+            vary=stored.vary,
+        )
+        if stored.status in (404, 410):
+            raise Absent(stored.status, life)
+        if not 200 <= stored.status < 300:
+            raise Failure(f"status-{stored.status}", f"its upstream says {stored.status}")
+        if said == "stale":
+            said = f"stale;age={int(age)}" + (f";error={failing}" if failing else "")
+        return Got(said, stored.headers, stored.body, life, stored.key)
+
+    async def post(self, wanting: Wanting, target: str) -> Got:
+        """The answer to a POST, which nobody keeps. Raises Failure, Missing."""
+        origin = UpstreamOrigin(self.upstream, target, wanting.exchange.request_id, self.metrics)
+        planned = plan(self.route.keying, self.upstream.name, target, wanting.headers)
+        if self.part.headers:
+            planned, _ = self._with_own_headers(planned, wanting.headers, wanting.values)
+        content = orjson.dumps(self.part.config.body)
+        sent = [
+            *planned.forward, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))
+        ]  # fmt: skip
+        now = asyncio.get_running_loop().time()
+        key = planned.base + "\nPOST"
+        failed = self.resting.get(key)
+        if failed is not None:
+            raise failed.again()
+        try:
+            async with asyncio.timeout_at(min(wanting.until, now + self.timeout)):
+                fetched = await origin.send("POST", sent, _once(content))
+                body = await fetched.body.whole(self.route.max_body)
+                await fetched.body.aclose()
+        except TimeoutError:
+            failure = Failure("timeout", "it was not there in time", 504)
+        except UpstreamError as error:
+            failure = Failure(error.kind, error.title.lower(), _status(error.status))
+        else:
+            if body is not None and 200 <= fetched.status < 300:
+                return Got("bypass", fetched.headers, body, Part(remaining=0.0, unstored=True))
+            failure = Failure(f"status-{fetched.status}", f"its upstream says {fetched.status}")
+        self.resting.put(key, failure)
+        raise failure
+
+
+_SAID: Mapping[Result, str] = {
+    Result.HIT: "hit",
+    Result.STALE: "stale",
+    Result.STALE_ERROR: "stale",
+    Result.REVALIDATED: "revalidated",
+    Result.MISS: "miss",
+}
+
+
+def _status(status: int) -> int:
+    return 504 if status == 504 else 502
+
+
+def _pairs(query: Mapping[str, str]) -> list[str]:
+    return [f"{quote(name, safe='~')}={quote(value, safe='~')}" for name, value in query.items()]
+
+
+async def _once(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+def _exchange(whole: Exchange) -> Exchange:
+    return Exchange(whole.request_id, time.perf_counter(), "GET", whole.client, whole.scheme, headers=whole.headers)

@@ -1,0 +1,92 @@
+"""Parts' bodies, decoded and shaped: each content once, however often it is joined."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import orjson
+from pydantic import JsonValue
+
+from .headers import Headers
+from .merge import Decode, Shape, WrongType, decoded
+
+PREPARED_BYTES = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a part's bodies are prepared. `name` tells it from all others; `check` raises WrongType for a body of another
+    type than the part's; `needed` says whether other parts take values of it."""
+
+    name: str
+    decode: Decode
+    shape: Shape
+    at_root: bool = False
+    needed: bool = False
+    check: Callable[[bytes], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A part's body, decoded and shaped once: `text` as it stands in the answer, `value` as other parts see it."""
+
+    text: bytes
+    value: JsonValue
+    shown: JsonValue
+
+
+class Workshop:
+    """Prepares bodies, and remembers what they came to, so that a content is parsed once however often it is joined.
+
+    Bounded in bytes of bodies and texts, the least recently used go first. What is not stored is not remembered.
+    """
+
+    def __init__(self, capacity: int = PREPARED_BYTES) -> None:
+        self.parsed = 0
+        self._capacity = capacity
+        self._bytes = 0
+        self._kept: OrderedDict[tuple[str, str], tuple[bytes, Prepared]] = OrderedDict()
+
+    def prepared(self, recipe: Recipe, key: str, headers: Headers, body: bytes) -> Prepared:
+        """`body` as `recipe` makes it. `key` is the stored response's; empty where it is not stored.
+
+        Raises WrongType.
+        """
+        if not key:
+            return self._prepare(recipe, headers, body)
+        place = (recipe.name, key)
+        known = self._kept.get(place)
+        if known is not None and known[0] == body:
+            self._kept.move_to_end(place)
+            return known[1]
+        made = self._prepare(recipe, headers, body)
+        self._keep(place, body, made)
+        return made
+
+    def _keep(self, key: tuple[str, str], body: bytes, made: Prepared) -> None:
+        old = self._kept.pop(key, None)
+        self._bytes += _weight(body, made) - (_weight(*old) if old is not None else 0)
+        self._kept[key] = (body, made)
+        while self._bytes > self._capacity and self._kept:
+            _, gone = self._kept.popitem(last=False)
+            self._bytes -= _weight(*gone)
+
+    def _prepare(self, recipe: Recipe, headers: Headers, body: bytes) -> Prepared:
+        self.parsed += 1
+        text, value = decoded(body, headers, recipe.decode)
+        if recipe.check is not None:
+            recipe.check(text)
+        shown = value
+        if recipe.shape.changes:
+            shown = recipe.shape.apply(value)
+            text = orjson.dumps(shown)
+        if recipe.at_root and not isinstance(shown, dict):
+            raise WrongType("it is no object; only objects can be merged into the root")
+        return Prepared(text, value if recipe.needed else None, shown if recipe.at_root else None)
+
+
+def _weight(body: bytes, made: Prepared) -> int:
+    parsed = 5 * len(body) if made.value or made.shown else 0  # a parsed value takes some five times its text
+    return len(body) + (len(made.text) if made.text is not body else 0) + parsed
