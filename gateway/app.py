@@ -39,7 +39,7 @@ from .engine import Engine
 from .errors import ConfigError, ConfigProblem
 from .explain import Explainer, Origins, Trace, no_origins
 from .governor import Governor
-from .handlers import STATE, Inputs, Runtime, cached_settings, inputs_of, upstream_names
+from .handlers import STATE, Cached, Inputs, Runtime, cached_settings, inputs_of, refusing, upstream_names
 from .headers import Headers
 from .hits import Edge
 from .lag import LoopLag
@@ -260,6 +260,7 @@ class Gateway(FastAPI):
             marked = cached_settings(context.endpoint)
             if marked is not None:
                 settings, injected = marked
+                self._check_edge(context, settings)
                 found = inputs_of(context.dependant, injected)
                 runtime.bind(settings, inputs.setdefault(id(settings), found).union(found))
 
@@ -272,6 +273,15 @@ class Gateway(FastAPI):
         super().include_router(*args, **kwargs)
         if hasattr(self.state, STATE):
             self.rebind()
+
+    def _check_edge(self, context: Any, settings: Cached) -> None:
+        found = refusing(context.dependant, settings) if settings.edge else []
+        if found:
+            message = (
+                f"the handler {context.name} is @cached(edge=True) and depends on {', '.join(found)}, which could "
+                "refuse a request; a cache must not stand before that: leave edge=True out"
+            )
+            raise ConfigError([ConfigProblem("", "include", message)])
 
     def _check_upstreams(self, context: Any) -> None:
         for name in upstream_names(context.dependant) - set(self.upstreams):

@@ -38,6 +38,7 @@ from .engine import Ask, Engine, Route
 from .errors import GatewayError, UpstreamUnreachable
 from .exchange import SCOPE_KEY, Exchange, exchange_of
 from .headers import Headers, without
+from .hits import Recall
 from .keys import Keying, plan, primary_key
 from .metrics import Metrics
 from .outcome import Outcome, Result
@@ -127,6 +128,7 @@ class Cached:
     tags: tuple[str, ...]
     deadline: float
     max_body: int | None
+    edge: bool = False
 
     @property
     def origin_name(self) -> str:
@@ -178,6 +180,16 @@ def inputs_of(dependant: Dependant, injected: str | None) -> Inputs:
     return Inputs(None if open_ended else frozenset(query), frozenset(headers), frozenset(cookies))
 
 
+def refusing(dependant: Dependant, settings: Cached) -> list[str]:
+    """What of a `@cached(edge=True)` handler could refuse a request, or answer it otherwise, though its answer is
+    stored: any dependency but an upstream; with `ttl="origin"` also headers it declares, which may be in no key."""
+    children = (each.call for each in dependant.dependencies)
+    found = [getattr(call, "__name__", repr(call)) for call in children if getattr(call, _UPSTREAM, None) is None]
+    if settings.rules.ttl is None:
+        found += [f"the header {parameter.alias}" for parameter in dependant.header_params]
+    return found
+
+
 def _tree(dependant: Dependant) -> Iterator[Dependant]:
     yield dependant
     for child in dependant.dependencies:
@@ -207,6 +219,7 @@ def cached(
     cookies: Literal["pass", "ignore"] | typing.Sequence[str] = "pass",
     deadline: str = "30s",
     max_body: int | None = None,
+    edge: bool = False,
 ) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
     """Cache what a FastAPI handler answers to GET and HEAD, for all who ask the same.
 
@@ -214,6 +227,9 @@ def cached(
     handler itself sets. The key is the path, the query parameters that the handler declares (or `query`), the headers
     in `vary` and those it declares. A request with Authorization or cookies goes by the cache unless `authorization` or
     `cookies` say otherwise. `tags` may hold path parameters. `deadline` bounds one call. `max_body` is in bytes.
+
+    With `edge` a fresh answer is given before FastAPI sees the request, as on a declared route: no dependency is solved
+    then, so the app is refused at its start where the handler has one that could refuse a request.
 
     Raises ValueError for a duration that is none.
     """
@@ -235,6 +251,7 @@ def cached(
             tags=tuple(tags),
             deadline=_seconds(deadline),
             max_body=max_body,
+            edge=edge,
         )
         return _wrapped(function, settings)
 
@@ -329,9 +346,12 @@ class _Call:
         if ask.plan.bypass is not None:
             exchange.outcome = Outcome(Result.BYPASS, forward="bypass", detail=ask.plan.bypass)
             return await self.value()
+        if self.settings.edge:
+            target = ask.plan.primary.partition("\n")[2]
+            exchange.recall = Recall(ask.route, self.settings.origin_name, target, ask.tags, _without_tags, None)
         answer = runtime.engine.at_hand(ask) or await runtime.engine.answer(ask)
         answer.headers.extend(self.own_headers)
-        return AnswerResponse(Answer(answer.status, without(answer.headers, *TAG_FIELDS), answer.body))
+        return AnswerResponse(_without_tags(answer))
 
     def _ask(self, runtime: Runtime, exchange: Exchange) -> Ask:
         settings = self.settings
@@ -416,6 +436,10 @@ class _Call:
             else:
                 after.append(pair)
         return after
+
+
+def _without_tags(answer: Answer) -> Answer:
+    return Answer(answer.status, without(answer.headers, *TAG_FIELDS), answer.body)
 
 
 def _lowered(headers: Headers) -> list[tuple[bytes, bytes]]:

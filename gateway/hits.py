@@ -62,14 +62,15 @@ TICKS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """How the app answered a request, for the edge to do the same. `ask` is the request as the engine takes it."""
+    """How the app answered a request, for the edge to do the same. `ask` is the request as the engine takes it, to
+    refresh a stale answer; None leaves stale answers to the app."""
 
     route: Route
     origin: str
     target: str
     tags: tuple[str, ...]
     public: Callable[[Answer], Answer]
-    ask: Callable[[Exchange], Ask]
+    ask: Callable[[Exchange], Ask] | None
 
 
 class Block:
@@ -282,7 +283,7 @@ class Edge:
             return False
         kind = int(spot.head)
         if now >= ready.fresh:
-            if now >= ready.revalidate:
+            if now >= ready.revalidate or spot.recall.ask is None:
                 return False
             kind += 2
             if ready.flight not in self._engine.flights:
@@ -416,6 +417,7 @@ class Edge:
         )
 
     def _refresh(self, spot: Spot, block: Block, stored: Stored, request_id: bytes, began: float, peer: str) -> None:
+        assert spot.recall.ask is not None
         ask = spot.recall.ask(self._exchange(spot, block, request_id, began, peer))
         self._engine.refresh_behind(ask, stored)
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import httpx
 import pytest
 import uvicorn
+from fastapi import APIRouter, Depends
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.responses import JSONResponse
@@ -19,7 +20,9 @@ from uvicorn.server import ServerState
 from gateway.access_log import fields_of
 from gateway.app import Gateway, create_app
 from gateway.edge import GatewayProtocol
+from gateway.errors import ConfigError
 from gateway.exchange import Exchange
+from gateway.handlers import cached
 from gateway.metrics import Metrics
 from gateway.outcome import Result
 
@@ -474,3 +477,41 @@ async def test_tallies_reach_the_metrics_with_their_buckets() -> None:
         *(("0.0005", 3.0), ("0.001", 3.0), ("0.0025", 3.0), ("0.005", 5.0), ("0.01", 5.0))
     ]
     assert 'gateway_request_seconds_sum{outcome="hit"} 1.5' in text
+
+
+# --- handlers ----------------------------------------------------------------------------------------------
+
+
+def with_handler(edge: bool, **more: Any) -> Counted:
+    app = gateway(Upstream(lambda _: httpx.Response(500)), {})
+    router = APIRouter()
+
+    @router.get("/sum/{a}", **more)
+    @cached(ttl="30s", edge=edge)
+    async def summed(a: int, b: int = 0) -> dict[str, int]:
+        return {"sum": a + b}
+
+    app.include_router(router)
+    return Counted(app)
+
+
+@pytest.mark.parametrize("edge", [True, False])
+async def test_a_handler_is_answered_before_the_app_where_it_says_so(edge: bool) -> None:
+    app = with_handler(edge)
+    line = Line(app)
+    request = GET.replace(b"/o/1", b"/sum/1?b=2") % b""
+    answers = [masked(await asked(line, request)) for _ in range(3)]
+    assert app.asked == (1 if edge else 3)
+    assert answers[1] == answers[2]
+    assert answers[1].endswith(b'; hit; ttl=29\r\n\r\n{"sum":3}') or answers[1].endswith(
+        b'; hit; ttl=28\r\n\r\n{"sum":3}'
+    )
+    assert b" 422 " in await asked(line, GET.replace(b"/o/1", b"/sum/x") % b"")
+
+
+def test_a_handler_with_a_dependency_may_not_be_answered_before_the_app() -> None:
+    def allowed() -> None: ...
+
+    with pytest.raises(ConfigError, match=r"summed is @cached\(edge=True\) and depends on allowed"):
+        with_handler(True, dependencies=[Depends(allowed)])
+    with_handler(False, dependencies=[Depends(allowed)])
