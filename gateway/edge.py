@@ -92,6 +92,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._peer = self.client[0] if self.client else ""
         self._began = time.perf_counter()
         self._deadline = self._began + self.door.timeouts.head
+        self._keep_alive = self.door.timeouts.keep_alive
         try:
             self.door.enter(self, self._peer, self.loop)
         except RequestRefused as refused:
@@ -222,9 +223,14 @@ class GatewayProtocol(HttpToolsProtocol):
         """Answer `data`, if it is one request with the header block that this connection sent before, and the answer
         lies ready. What the door would check of it was checked then: it is the same, byte for byte, but for a request
         line that was judged before and a request id."""
-        edge = cast(Edge, self._edge)
-        block = cast(Block, self._block)
-        front = self._front
+        edge, block, front, cycle = self._edge, self._block, self._front, self.cycle
+        current: Edge | None = getattr(self.app, "edge", None)
+        if edge is None or block is None or edge is not current:
+            return False
+        if self._phase is not Phase.HEAD or (cycle is not None and not cycle.response_complete):
+            return False
+        if self.flow.write_paused:
+            return False
         end = data.find(b"\r\n")
         spot = edge.spots.get(data[:end])
         if spot is None or not data.startswith(front, end) or not spot.modern:
@@ -238,14 +244,13 @@ class GatewayProtocol(HttpToolsProtocol):
             return False
         else:
             request_id = b"%032x" % getrandbits(128)
-        if self._phase is not Phase.HEAD or self._pending or self.flow.write_paused:
-            return False
-        if getattr(self.app, "edge", None) is not edge:
-            return False
         began = time.perf_counter()
         if not edge.answer(self.transport, self._peer, spot, block, request_id, began):
             return False
-        self._answered(block, began)
+        self.server_state.total_requests += 1
+        if block.close:
+            self.transport.close()
+        self._deadline = began + self._keep_alive
         return True
 
     def _is_known(self, edge: Edge, head: bytes, end: int, fields: list[tuple[bytes, bytes]]) -> bool:
@@ -266,14 +271,11 @@ class GatewayProtocol(HttpToolsProtocol):
         spot = edge.spots.get(head[:end])
         if spot is None or not edge.answer(self.transport, self._peer, spot, block, request_id, self._began):
             return False
-        self._answered(block, self._began, last=not spot.modern)
-        return True
-
-    def _answered(self, block: Block, began: float, *, last: bool = False) -> None:
         self.server_state.total_requests += 1
-        if block.close or last:
+        if block.close or not spot.modern:
             self.transport.close()
-        self._deadline = began + self.door.timeouts.keep_alive
+        self._deadline = self._began + self._keep_alive
+        return True
 
     def _learn(self) -> None:
         """Remember how the app answered a request that the edge may answer the next time."""

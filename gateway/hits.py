@@ -36,7 +36,7 @@ from .metrics import SECONDS, Metrics, Tally
 from .middleware import Cors, server_timing
 from .outcome import Outcome, Result, cache_status
 from .proxies import Trusted
-from .record import Stored
+from .record import Stored, VaryIndex
 from .targets import Target
 from .traffic import key_hash
 
@@ -268,7 +268,13 @@ class Edge:
         """Write the answer, if it lies ready in memory; False where the app must give it. `began` is on the
         performance counter."""
         known = spot.known
-        stored = self._stored(spot, block)
+        bases = block.bases
+        added = bases[known] if known in bases else block.base(known)
+        if added is None:
+            return False
+        base = spot.primary + added
+        index = self._memory.index(spot.primary)
+        stored = self._memory.get(base) if index is None else self._newest(index, base, block)
         if stored is None:
             return False
         now = self._clock.now()
@@ -323,24 +329,16 @@ class Edge:
             self._note(spot, block, ready, shape, request_id, began, peer, now, elapsed)
         return True
 
-    def _stored(self, spot: Spot, block: Block) -> Stored | None:
+    def _newest(self, index: VaryIndex, base: str, block: Block) -> Stored | None:
         """The newest response in memory that the request selects, as `Tiers.at_hand` finds it; None also where a
         field that the edge does not see takes part in that."""
-        known = spot.known
-        added = block.bases[known] if known in block.bases else block.base(known)
-        if added is None:
-            return None
-        base = spot.primary + added
-        memory = self._memory
-        found = memory.get(base)
-        index = memory.index(spot.primary)
-        if index is None:
-            return found
+        get = self._memory.get
+        found = get(base)
         for names in index.names:
             suffix = block.vary.get(names)
             if suffix is None and (suffix := block.variant(names)) is None:
                 return None
-            other = memory.get(base + suffix) if suffix else None
+            other = get(base + suffix) if suffix else None
             if other is not None and (found is None or other.born > found.born):
                 found = other
         return found
