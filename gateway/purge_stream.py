@@ -97,11 +97,11 @@ local old = redis.call('XRANGE', KEYS[1], '-', '(' .. string.format('%.0f', olde
 remove(old, KEYS[1], KEYS[2], KEYS[3])
 return #old
 """
-# KEYS: workers, silent. ARGV: worker, its last sign of life, seconds to remember it.
+# KEYS: workers, silent. ARGV: worker, its last sign of life, seconds to remember that it fell silent.
 _BURY = """
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 redis.call('HDEL', KEYS[1], ARGV[1])
-redis.call('SET', KEYS[2], 1, 'EX', ARGV[3])
+if ARGV[3] ~= '0' then redis.call('SET', KEYS[2], 1, 'EX', ARGV[3]) end
 return 1
 """
 
@@ -208,9 +208,9 @@ class PurgeStream:
             found: Mapping[bytes, bytes] = await self._client.hgetall(self._keys["workers"])
         return {worker.decode(): beat.decode() for worker, beat in found.items()}
 
-    async def bury(self, worker: str, beat: str) -> None:
-        """Count a worker no longer, if `beat` is still its last sign of life."""
-        await self._run(_BURY, ("workers", "silent"), (worker, beat, SILENT_SECONDS))
+    async def bury(self, worker: str, beat: str, *, certain: bool = False) -> None:
+        """Count a worker no longer, if `beat` is still its last sign of life; `certain`: its process is gone."""
+        await self._run(_BURY, ("workers", "silent"), (worker, beat, 0 if certain else SILENT_SECONDS))
 
     async def leave(self, worker: str) -> None:
         async with asyncio.timeout(ANSWER_SECONDS):

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from redis.exceptions import RedisError
 
+from . import processes
 from .clock import Clock
 from .epochs import ZERO, Epochs, Purge
 from .policy import MAX_LIFE
@@ -166,6 +167,7 @@ class RedisPurges:
     async def start(self) -> None:
         """Begin to read; return once the whole stream was read, or Redis did not answer in time."""
         if self._task is None:
+            self.worker = self._fleet.own = processes.own_name()  # only here is it certain which process this is
             self._task = asyncio.ensure_future(self._run())
         with suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -203,6 +205,7 @@ class RedisPurges:
                 if added.generation != place:  # its first time in this generation
                     place, since = added.generation, self._clock.now()
                 report = self.report(purge, added, self._clock.now() - since)
+                await self._bury_the_dead(added)
             if report.complete or time.perf_counter() + pause > began + CONFIRM_SECONDS:
                 return replace(report, seconds=time.perf_counter() - began)
             await asyncio.sleep(pause)
@@ -225,6 +228,12 @@ class RedisPurges:
         silenced = self._clock.now() - self._fleet.silenced_at < SILENT_SECONDS
         settled = not added.young and (not silenced or waited >= BLIND_LIFE * 1.2)
         return Report(confirmed, self._fleet.number, 0.0, settled=settled)
+
+    async def _bury_the_dead(self, added: Added) -> None:
+        """A worker of this machine whose process is gone confirms nothing any more, and answers nothing."""
+        for worker, beat in added.beats.items():
+            if processes.gone(worker):
+                await self._stream.bury(worker, beat, certain=True)
 
     def _begin_adding(self) -> None:
         if self._adder is None or self._adder.done():
@@ -343,14 +352,14 @@ class _Fleet:
     no clock need agree with another."""
 
     def __init__(self, own: str) -> None:
-        self._own = own
+        self.own = own
         self.silenced_at = -math.inf
         """When a worker was last known to have fallen silent, which may still be there, cut off from Redis."""
         self._seen: dict[str, _Seen] = {}
 
     @property
     def number(self) -> int:
-        return len(self._seen.keys() | {self._own})
+        return len(self._seen.keys() | {self.own})
 
     def note(self, generation: str, beats: dict[str, str], now: float) -> None:
         """Take what stands beside the stream. Who is missing has left, unless Redis has lost them all since: then they
@@ -374,7 +383,7 @@ class _Fleet:
 
     def silent(self, now: float) -> list[tuple[str, str]]:
         """Who has given no sign of life for too long, and their last."""
-        others = ((worker, seen) for worker, seen in self._seen.items() if worker != self._own)
+        others = ((worker, seen) for worker, seen in self._seen.items() if worker != self.own)
         return [(worker, seen.beat) for worker, seen in others if now - seen.at > seen.silent]
 
 

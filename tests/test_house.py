@@ -76,6 +76,7 @@ IO = frozenset(
         "part_source",
         "prepared",
         "problems",
+        "processes",
         "purge_stream",
         "purges",
         "redis_clients",

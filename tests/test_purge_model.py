@@ -486,3 +486,54 @@ def test_no_answer_that_starts_after_a_confirmed_purge_contains_what_was_fetched
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+# --- what the model meets too seldom ---------------------------------------------------------------------------
+
+
+async def test_a_confirmation_counts_in_the_generation_of_its_purge_alone(valkey: Embedded, clock: TurnedClock) -> None:
+    """A worker that has told of itself, and not yet heard that Redis lost all, has applied later positions than any of
+    the new stream, whose clock is behind."""
+    prefix = f"{uuid4().hex}:"
+    log = f"{prefix}{{purge}}:log"
+    one, two = Worker(valkey.url, prefix, clock), Worker(valkey.url, prefix, clock)
+    await one.client.xadd(log, {"none": "none"}, id="9999999999999-0")
+    await one.client.xdel(log, "9999999999999-0")
+    assert await one.turn()
+    assert await two.turn()
+    await one.add("before")
+    assert await one.turn()
+    await one.client.delete(*await one.client.keys(f"{prefix}*"))
+    one.connection.loses_reply = True
+    assert not await one.turn()
+    assert await two.turn()
+    purge = two.purges.issue(NAMES["a"], soft=False)
+    await two.purges._stream.add([purge])
+    assert await two.turn()
+    report = two.purges.report(purge, await two.purges._stream.add([purge], count=True), 0.0)
+    assert (report.confirmed, report.workers) == (1, 2)
+    assert await one.turn()
+    report = two.purges.report(purge, await two.purges._stream.add([purge], count=True), 0.0)
+    assert (report.confirmed, report.workers, report.settled) == (2, 2, False)
+    await one.client.delete(f"{prefix}{{purge}}:young")
+    assert two.purges.report(purge, await two.purges._stream.add([purge], count=True), 0.0).complete
+    for worker in (one, two):
+        await worker.end()
+
+
+async def test_a_purge_issued_while_redis_is_away_is_added_by_the_first_turn_after(
+    valkey: Embedded, clock: TurnedClock
+) -> None:
+    prefix = f"{uuid4().hex}:"
+    one, two = Worker(valkey.url, prefix, clock), Worker(valkey.url, prefix, clock)
+    assert await one.turn()
+    assert await two.turn()
+    one.connection.cut = True
+    assert not (await one.purges.purge(NAMES["a"], wait=False)).complete
+    assert not await one.turn()
+    one.connection.cut = False
+    assert await one.turn()
+    assert await two.turn()
+    assert [purge.names for _, purge in two.purges.epochs.records.values()] == [tuple(NAMES["a"])]
+    for worker in (one, two):
+        await worker.end()

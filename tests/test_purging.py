@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
@@ -13,7 +14,9 @@ from gateway.admin import create_admin
 from gateway.app import Gateway
 from gateway.clock import SystemClock
 from gateway.embedded import Embedded
-from gateway.epochs import Epochs, Purge, State, tag_name
+from gateway.epochs import ZERO, Epochs, Purge, State, tag_name
+from gateway.purge_stream import Beat
+from gateway.purges import RedisPurges
 from gateway.shared import RedisStore
 
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer
@@ -307,6 +310,23 @@ async def test_an_uncacheable_answer_lets_the_whole_fleet_go_on(fleet: tuple[lis
     upstream.answer = json_answer(cache_control="no-store")
     responses = await asyncio.gather(*(client_of(app).get("/live") for app in apps for _ in range(5)))
     assert sorted(response.json()["n"] for response in responses) == list(range(1, 16))
+
+
+async def test_a_worker_whose_process_is_gone_holds_no_purge_up(fleet: tuple[list[Gateway], Upstream]) -> None:
+    apps, _ = fleet
+    log = apps[0].purges
+    assert isinstance(log, RedisPurges)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
+    await process.wait()
+    place = log.worker.partition(".")[0]
+    for dead in (f"{place}.{process.pid}.x", "elsewhere.1.x"):
+        await log._stream.turn(dead, Beat("g", ZERO))
+    report = await log.purge(["t:items"])
+    # Of the one elsewhere nobody knows: it may be cut off.
+    assert (report.complete, report.confirmed, report.workers) == (False, 3, 4)
+    await log._stream.leave("elsewhere.1.x")
+    report = await log.purge(["t:items"])
+    assert (report.complete, report.confirmed, report.workers) == (True, 3, 3)
 
 
 async def test_a_gateway_that_starts_later_knows_the_purges_before(
