@@ -20,10 +20,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from . import policy
-from .access_log import AccessLog, silent
+from .access_log import AccessLog, JsonAccessLog, pieces_of, silent
 from .answers import Answer, stored_answer
 from .engine import Ask, Engine, Route
 from .epochs import EVERYTHING, Epochs, State, key_name, route_name, tag_name
@@ -59,6 +60,8 @@ SHAPES = 32
 TICKS = 1000
 """For how many microseconds the fields that tell the time taken are made beforehand."""
 
+_SECONDS_TEXT = [orjson.dumps(ticks / 1_000_000) for ticks in range(TICKS)]
+
 
 @dataclass(frozen=True, slots=True)
 class Recall:
@@ -80,7 +83,7 @@ class Block:
     form of an answer: the codings, the conditions, the Origin.
     """
 
-    __slots__ = ("bases", "close", "form", "headers", "host", "origin", "plain", "vary")
+    __slots__ = ("bases", "clients", "close", "form", "headers", "host", "origin", "plain", "vary")
 
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.headers = headers
@@ -97,6 +100,7 @@ class Block:
         )
         self.bases: dict[Known, str | None] = {}
         self.vary: dict[tuple[str, ...], str | None] = {}
+        self.clients: dict[str, bytes] = {}
 
     def base(self, known: Known) -> str | None:
         """What the counted inputs add to a primary key on a route; None where the request goes by the cache."""
@@ -169,7 +173,7 @@ class Shape:
     """
 
     __slots__ = (
-        *("after", "before", "closing", "coded", "end", "head", "length", "result"),
+        *("after", "before", "closing", "coded", "end", "head", "length", "lines", "result"),
         *("status", "tally", "timing", "until", "volatile"),
     )
 
@@ -181,6 +185,7 @@ class Shape:
         self.tally = tally
         self.length = length
         self.coded = ""
+        self.lines: dict[tuple[Spot, str], tuple[bytes, ...]] = {}
         self.volatile = False
         self.timing: list[bytes] = []
         self.until = -math.inf
@@ -309,7 +314,7 @@ class Edge:
         if now >= shape.until:
             shape.render(stored, body, ready, known.route.rules, now)
         elapsed = time.perf_counter() - began
-        ticks = int(elapsed * 1_000_000)
+        ticks = int(elapsed * 1_000_000 + 0.5)
         timing = shape.timing[ticks] if ticks < TICKS else _timing(shape.result, elapsed)
         end = shape.end if spot.modern and not block.close else shape.closing
         length = shape.length
@@ -433,10 +438,37 @@ class Edge:
     ) -> None:
         """The request's line in the access log."""
         assert self._log is not None
-        exchange = self._exchange(spot, block, request_id, began, peer)
+        if not isinstance(self._log, JsonAccessLog):
+            exchange = self._exchange(spot, block, request_id, began, peer)
+            exchange.key = ready.key
+            exchange.outcome = Outcome(shape.result, ttl=int(ready.fresh - now), tier="memory")
+            self._log(exchange, shape.status, shape.length, elapsed)
+            return
+        before, between, behind, rest, end = shape.lines.get((spot, block.host)) or self._pieces(
+            spot, block, ready, shape
+        )
+        client = block.clients.get(peer) or self._client(block, peer)
+        ticks = int(elapsed * 1_000_000 + 0.5)
+        seconds = _SECONDS_TEXT[ticks] if ticks < TICKS else orjson.dumps(round(elapsed, 6))
+        moment = self._log.now()
+        self._log.write(b"".join((before, moment, between, request_id, behind, client, rest, seconds, end)))
+
+    def _pieces(self, spot: Spot, block: Block, ready: Ready, shape: Shape) -> tuple[bytes, ...]:
+        """What of a line in the access log is the same for all hits of a shape by one request line and host."""
+        exchange = self._exchange(spot, block, b"", 0.0, "")
         exchange.key = ready.key
-        exchange.outcome = Outcome(shape.result, ttl=int(ready.fresh - now), tier="memory")
-        self._log(exchange, shape.status, shape.length, elapsed)
+        exchange.outcome = Outcome(shape.result, tier="memory")
+        before, between, behind, rest, end = pieces_of(exchange, shape.status, shape.length)
+        if len(shape.lines) >= SHAPES:
+            shape.lines.clear()
+        pieces = shape.lines[spot, block.host] = (before + b'"', b'"' + between + b'"', b'"' + behind, rest, end)
+        return pieces
+
+    def _client(self, block: Block, peer: str) -> bytes:
+        if len(block.clients) >= SHAPES:
+            block.clients.clear()
+        client = block.clients[peer] = orjson.dumps(self._trusted.client(peer, block.headers))
+        return client
 
 
 def _is_writable(status: int, headers: list[tuple[bytes, bytes]]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from starlette.responses import JSONResponse
 from uvicorn.server import ServerState
 
-from gateway.access_log import fields_of
+from gateway.access_log import JsonAccessLog, fields_of
 from gateway.app import Gateway, create_app
 from gateway.edge import GatewayProtocol
 from gateway.errors import ConfigError
@@ -513,3 +514,35 @@ def test_a_handler_with_a_dependency_may_not_be_answered_before_the_app() -> Non
     with pytest.raises(ConfigError, match=r"summed is @cached\(edge=True\) and depends on allowed"):
         with_handler(True, dependencies=[Depends(allowed)])
     with_handler(False, dependencies=[Depends(allowed)])
+
+
+async def test_the_access_log_has_the_same_lines() -> None:
+    texts = []
+    for edge in (True, False):
+        file = io.BytesIO()
+        clock = TurnedClock()
+        upstream = Upstream(lambda _: httpx.Response(200, content=b"body", headers={"cache-control": "max-age=60"}))
+        config = {
+            "redis_url": "none",
+            "upstreams": {"api": {"url": "http://api.test"}},
+            "routes": {"rest": {"path": "/{path:path}", "upstream": "api", "ttl": "10s"}},
+            "trusted_proxies": ["192.0.2.0/24"],
+        }
+        app = Counted(create_app(config, transport=upstream, clock=clock, log=JsonAccessLog(file)))
+        if not edge:
+            app.app.edge = None
+        line = Line(app)
+        for headers in (b"", b"", b"X-Forwarded-For: 203.0.113.9\r\n", b"X-Request-ID: abc\r\n", b"Host-Is: not\r\n"):
+            for target in (b"/o/1", b"/o/1?b=2&a=1", b"/o/%c3%a4%22"):
+                await asked(line, (GET % headers).replace(b"/o/1", target))
+        await asyncio.sleep(0)
+        texts.append(
+            re.sub(
+                r'("time":"|"request_id":"[0-9a-f]{32}|"seconds":|"upstream_seconds":)[0-9T:.+e-]*',
+                "",
+                file.getvalue().decode(),
+            )
+        )
+        assert app.asked == (3 if edge else 15)
+    assert texts[0] == texts[1]
+    assert texts[0].count("\n") == 15
