@@ -26,7 +26,9 @@ from .outcome import Outcome, Result
 from .proxies import Trusted
 
 SWEEP = 0.5
-"""Seconds between two looks; what would end before the next look ends at this one, so that no limit is exceeded."""
+"""Seconds between two looks."""
+EARLY = 1.2 * SWEEP
+"""What would end before the next look ends at this one, so that no limit is exceeded, were the next look a bit late."""
 BODY_RATE = 500
 """Bytes a second that a request's body must come in at (Apache's mod_reqtimeout demands as much)."""
 LINGER = 2.0

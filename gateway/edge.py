@@ -28,7 +28,7 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .door import BODY_RATE, LINGER, NEVER, SWEEP, Door
+from .door import BODY_RATE, EARLY, LINGER, NEVER, Door
 from .errors import RequestRefused
 from .exchange import INTERIM_KEY, exchange_of
 from .framing import ChunkedBody, LengthBody
@@ -107,7 +107,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def sweep(self, now: float) -> None:
         """End what is too slow: called twice a second."""
         self._watch_writing(now)
-        if now + SWEEP < self._deadline or self.transport.is_closing():
+        if now + EARLY < self._deadline or self.transport.is_closing():
             return
         if self._phase is Phase.BODY:
             self._judge_body(now)

@@ -110,10 +110,11 @@ def gateway(
 
 
 @contextlib.asynccontextmanager
-async def served(app: Any, **settings: Any) -> AsyncIterator[str]:
-    """An ASGI app on a real server in this event loop; gives its URL."""
-    sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
+async def served(app: Any, *, sock: socket.socket | None = None, **settings: Any) -> AsyncIterator[str]:
+    """An ASGI app on a real server in this event loop, on `sock` or a free port; gives its URL."""
+    if sock is None:
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_level="critical", lifespan="on" if isinstance(app, Gateway) else "off", **settings)
     server = _Server(config)
     task = asyncio.ensure_future(server.serve(sockets=[sock]))

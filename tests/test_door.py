@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httptools
@@ -495,3 +497,15 @@ def test_no_chunked_body_is_taken_whole_that_llhttp_does_not_take_whole(data: by
 def test_the_protocol_is_uvicorns() -> None:
     assert issubclass(GatewayProtocol, HttpToolsProtocol)
     assert set(INTERNALS) == {HttpToolsProtocol, RequestResponseCycle}
+
+
+async def test_the_protocol_serves_over_a_unix_socket_too(tmp_path: Path) -> None:
+    place = str(tmp_path / "door")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(place)
+        async with served(guarded(), sock=sock, http=GatewayProtocol, proxy_headers=False):
+            wire = Wire(*await asyncio.open_unix_connection(place))
+            for expected in ("gateway; fwd=miss; stored; fwd-status=200", "gateway; hit; ttl=59"):
+                wire.send(GET + HOST + b"\r\n")
+                assert (await wire.answer())[1]["cache-status"] == expected
+            wire.writer.close()
