@@ -6,7 +6,7 @@ no web page can make a browser send: that is what keeps other people's pages fro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from hmac import compare_digest
 
 import msgspec
@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from .app import Gateway
+from .app import Gateway, ready_response
 from .errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_document
 from .routes import purge_response
 
@@ -41,20 +41,28 @@ class PurgeOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     soft: bool = False
 
 
-def create_admin(gateway: Gateway | Callable[[], Gateway], token: str | None = None) -> Starlette:
-    """The admin app of a gateway: `/metrics`, `/healthz`, `/readyz`, `/advice`, `POST /purge`, `POST /explain`."""
+def create_admin(
+    gateway: Gateway | Callable[[], Gateway],
+    token: str | None = None,
+    render: Callable[[], Awaitable[bytes]] | None = None,
+) -> Starlette:
+    """The admin app of a gateway: `/metrics`, `/healthz`, `/readyz`, `/advice`, `POST /purge`, `POST /explain`.
+
+    `render` gives the metrics of all workers; without it, they are this process's.
+    """
 
     def current() -> Gateway:
         return gateway if isinstance(gateway, Gateway) else gateway()
 
     async def metrics(request: Request) -> Response:
-        return Response(current().metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
+        text = await render() if render is not None else current().metrics.render()
+        return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
 
     async def alive(request: Request) -> Response:
         return JSONResponse({"status": "alive"})
 
     async def ready(request: Request) -> Response:
-        return JSONResponse(current().readiness())
+        return ready_response(current())
 
     async def purge(request: Request) -> Response:
         refusal = _refusal(request, token)

@@ -14,6 +14,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from .advice import Advice
 from .aggregate import Aggregate
 from .aggregate_routes import AggregateHandlers, Builder, aggregate_key
 from .clock import Clock, SystemClock
-from .config import Config, RouteConfig
+from .config import Config, RouteConfig, UpstreamConfig
 from .documentation import OPENAPI, add_pages, aggregate_operation, openapi_operation
 from .door import Door
 from .engine import Engine
@@ -88,6 +89,14 @@ def create_app(
     return gateway
 
 
+@dataclass(frozen=True)
+class _Given:
+    """Collaborators that each generation is made with."""
+
+    transport: Transport | None
+    log: AccessLog | None
+
+
 class Gateway(FastAPI):
     """FastAPI with the gateway's layers around its own, so that errors carry their headers too."""
 
@@ -99,49 +108,33 @@ class Gateway(FastAPI):
         transport: Transport | None,
         clock: Clock,
         log: AccessLog | None,
+        before: Gateway | None = None,
     ) -> None:
         self.config = config
         self.origins: Origins = no_origins
-        self.metrics = Metrics()
-        self.shared = shared
-        self.upstreams = {
-            name: Upstream(name, each, transport(name) if callable(transport) else transport, alone=self._alone)
-            for name, each in config.upstreams.items()
-        }
-        blind = None if config.purge_blind == "forever" else config.purge_blind.total_seconds()
-        self.purges: PurgeLog = shared.purge_log(clock, blind) if isinstance(shared, RedisStore) else LocalPurges(clock)
-        traffic = Traffic(clock)
-        desk: Desk = shared.advice_desk(clock) if isinstance(shared, RedisStore) else LocalDesk(clock)
-        self.watch = Watch(traffic, desk, self.ttls)
-        self.engine = Engine(
-            traffic=traffic,
-            memory=Memory(config.memory),
-            shared=shared,
-            clock=clock,
-            purges=self.purges,
-            retry_after=config.retry_after.total_seconds(),
-            compression=config.compression,
-            uncacheable_for=config.uncacheable_for.total_seconds(),
-            shared_budget=config.redis_budget.total_seconds(),
-            shared_secret=config.record_secret,
-            governor=Governor(config.overload_lag.total_seconds()),
-        )
-        self.lag = LoopLag(self._observe_lag)
-        self.metrics.watch(self.engine)
-        self.metrics.watch_upstreams(self.upstreams.values())
+        self.stopping = False
+        self.successor: Gateway | None = None
+        self._given = _Given(transport, log)
+        self._log = log if log is not None else (JsonAccessLog() if config.access_log else silent)
+        self._included: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        if before is None:
+            self._begin(shared, clock)
+        else:
+            self._continue(before)
+        self.upstreams = {name: self._upstream(name, each, before) for name, each in config.upstreams.items()}
         self.declared = declare(config, self.upstreams)
         self.builder = Builder.of(config, self.engine, self.metrics, self.upstreams, self.declared)
         self.aggregates = self.builder.all()
-        self._log = log if log is not None else (JsonAccessLog() if config.access_log else silent)
+        if before is None:
+            self.metrics.watch_upstreams(self.upstreams.values())
         self.edge: Edge | None = Edge(
             self.engine,
             metrics=self.metrics,
             cors=Cors(self, config.cors) if config.cors.enabled else None,
             log=self._log,
             trusted=Trusted(config.trusted_proxies),
-            room=config.memory // 8,
+            room=config.memory // config.workers // 8,
         )
-        self.door = Door(config, metrics=self.metrics, log=self._log)
         self.inner: ASGIApp | None = None
         documented = config.docs != "off" or config.redoc != "off"
         super().__init__(
@@ -163,6 +156,90 @@ class Gateway(FastAPI):
     def _observe_lag(self, lag: float) -> None:
         self.metrics.loop_lag(lag)
         self.engine.governor.observe(lag, self.engine.under_way)
+
+    def _begin(self, shared: SharedStore, clock: Clock) -> None:
+        """What one worker has once, whatever the configuration becomes: its tiers, flights, counters and guard."""
+        config = self.config
+        self.metrics = Metrics()
+        self.shared = shared
+        blind = None if config.purge_blind == "forever" else config.purge_blind.total_seconds()
+        self.purges: PurgeLog = shared.purge_log(clock, blind) if isinstance(shared, RedisStore) else LocalPurges(clock)
+        traffic = Traffic(clock)
+        desk: Desk = shared.advice_desk(clock) if isinstance(shared, RedisStore) else LocalDesk(clock)
+        self.watch = Watch(traffic, desk, lambda: self.latest.ttls())
+        self.engine = Engine(
+            traffic=traffic,
+            memory=Memory(config.memory // config.workers),
+            shared=shared,
+            clock=clock,
+            purges=self.purges,
+            retry_after=config.retry_after.total_seconds(),
+            compression=config.compression,
+            uncacheable_for=config.uncacheable_for.total_seconds(),
+            shared_budget=config.redis_budget.total_seconds(),
+            shared_secret=config.record_secret,
+            governor=Governor(config.overload_lag.total_seconds()),
+        )
+        self.lag = LoopLag(self._observe_lag)
+        self.metrics.watch(self.engine)
+        self.door = Door(config, metrics=self.metrics, log=self._log)
+
+    def _continue(self, before: Gateway) -> None:
+        self.metrics, self.shared, self.purges = before.metrics, before.shared, before.purges
+        self.watch, self.engine, self.door, self.lag = before.watch, before.engine, before.door, before.lag
+
+    def _upstream(self, name: str, config: UpstreamConfig, before: Gateway | None) -> Upstream:
+        """The upstream of that name, with the connections it has where its configuration did not change."""
+        known = before.upstreams.get(name) if before is not None else None
+        if known is not None and known.config == config:
+            return known
+        transport = self._given.transport
+        return Upstream(name, config, transport(name) if callable(transport) else transport, alone=self._alone)
+
+    def renewed(self, loaded: Loaded) -> Gateway:
+        """The next generation: routes and settings of `loaded`, and all else of this one. Nothing of this one changes
+        until the next takes over. Raises ConfigError."""
+        fresh = Gateway(
+            loaded.config,
+            shared=self.shared,
+            clock=self.engine.clock,
+            transport=self._given.transport,
+            log=self._given.log,
+            before=self,
+        )
+        fresh.origins = partial(sources_of, loaded)
+        fresh.dependency_overrides = self.dependency_overrides
+        fresh.user_middleware = [*self.user_middleware]
+        if fresh.user_middleware:
+            fresh.edge = None
+        for args, kwargs in self._included:
+            fresh.include_router(*args, **kwargs)
+        return fresh
+
+    def take_over(self, before: Gateway) -> None:
+        """Be the generation that answers from now on, in the place of `before`."""
+        runtime = getattr(self.state, STATE)
+        for name, value in before.state._state.items():
+            setattr(self.state, name, value)
+        setattr(self.state, STATE, runtime)
+        self.engine.configure(
+            retry_after=self.config.retry_after.total_seconds(),
+            uncacheable_for=self.config.uncacheable_for.total_seconds(),
+        )
+        self.door.configure(self.config, self._log)
+        for name, upstream in self.upstreams.items():
+            if (known := before.upstreams.get(name)) is not None:
+                upstream.go_on_counting(known)
+        self.metrics.watch_upstreams(self.upstreams.values())
+        before.successor = self
+
+    @property
+    def latest(self) -> Gateway:
+        """The generation that answers now."""
+        gateway = self
+        while gateway.successor is not None:
+            gateway = gateway.successor
+        return gateway
 
     def build_middleware_stack(self) -> ASGIApp:
         self.inner = super().build_middleware_stack()
@@ -272,6 +349,7 @@ class Gateway(FastAPI):
     def include_router(self, *args: Any, **kwargs: Any) -> None:
         super().include_router(*args, **kwargs)
         if hasattr(self.state, STATE):
+            self._included.append((args, kwargs))
             self.rebind()
 
     def _check_edge(self, context: Any, settings: Cached) -> None:
@@ -346,9 +424,10 @@ class Gateway(FastAPI):
         return await self.watch.advice()
 
     def readiness(self) -> dict[str, object]:
-        """What `/readyz` says. Redis being away makes it slower, not unready."""
+        """What `/readyz` says. Redis being away makes it slower, not unready; who is stopping is not ready."""
         redis = "none" if isinstance(self.shared, NoShared) else ("available" if self.shared.available else "away")
-        return {"status": "ready", "redis": redis, "routes": len(self.config.routes)}
+        status = "stopping" if self.stopping else "ready"
+        return {"status": status, "redis": redis, "routes": len(self.config.routes)}
 
     async def start(self) -> None:
         if self.user_middleware:
@@ -370,7 +449,7 @@ class Gateway(FastAPI):
 
             fastapi_cache2.unregister(self.engine)
         await self.engine.aclose()
-        for upstream in self.upstreams.values():
+        for upstream in self.latest.upstreams.values():
             await upstream.aclose()
         await self.watch.aclose()
         await self.purges.aclose()
@@ -461,7 +540,12 @@ async def _alive() -> JSONResponse:
 
 
 async def _ready(request: Request) -> JSONResponse:
-    return JSONResponse(request.app.readiness())
+    return ready_response(request.app)
+
+
+def ready_response(gateway: Gateway) -> JSONResponse:
+    """The answer to `/readyz`."""
+    return JSONResponse(gateway.readiness(), 503 if gateway.stopping else 200, headers={"cache-control": "no-store"})
 
 
 class _AnyMethod:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from functools import partial
 from pathlib import Path
@@ -44,15 +43,28 @@ def serve(
         int | None,
         typer.Option(help="The port to listen on, over the configuration; 0 takes a free one.", min=0, max=65535),
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="How many processes answer, over the configuration.", min=1, max=128)
+    ] = None,
 ) -> None:
-    """Run the gateway until Ctrl-C or SIGTERM."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    loaded = _load(config)
-    changes = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    from .server import serve as run
+    """Run the gateway until Ctrl-C or SIGTERM.
 
-    run(loaded.config.model_copy(update=changes), admin_token=loaded.admin_token)
+    SIGHUP reloads the configuration without a failed request, SIGUSR2 replaces the workers one by one. On SIGTERM
+    /readyz says 503 for `stop_delay`, then what is in flight ends within `stop_timeout`; a second one ends at once.
+    """
+    from .spawning import log_to_stderr, spawn
+
+    log_to_stderr()
+    given = (("host", host), ("port", port), ("workers", workers))
+    options = {name: str(value) for name, value in given if value is not None}
+    spare = spawn()  # it imports what a worker needs while the configuration is read
+    try:
+        loaded = _load(config, options)
+        from .supervisor import supervise
+
+        supervise(loaded, lambda: load(_found(config), options=options), spare)
+    finally:
+        spare.abandon()
 
 
 @app.command()
@@ -287,10 +299,12 @@ def routes_table(config: Config) -> Table:
     return table
 
 
-def _load(path: Path | None) -> Loaded:
-    if path is None and DEFAULT_FILE.exists():
-        path = DEFAULT_FILE
-    loaded = load(path)
+def _found(path: Path | None) -> Path | None:
+    return DEFAULT_FILE if path is None and DEFAULT_FILE.exists() else path
+
+
+def _load(path: Path | None, options: dict[str, str] | None = None) -> Loaded:
+    loaded = load(_found(path), options=options)
     for warning in loaded.warnings:
         typer.secho(f"warning: {warning}", err=True, fg="yellow")
     return loaded

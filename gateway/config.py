@@ -413,6 +413,14 @@ class Config(Model):
     """The address to listen on."""
     port: Annotated[int, BeforeValidator(_no_boolean), Field(ge=0, le=65535)] = 8000
     """The port to listen on; 0 takes a free one."""
+    workers: Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=128)] = 1
+    """Processes that answer; as many as the machine has cores is a good choice. They share one cache, so more than one
+    needs a `redis_url` other than `none`."""
+    stop_delay: Duration = timedelta(seconds=1)
+    """How long after SIGTERM connections are still taken while `/readyz` says 503, so that load balancers turn away
+    first."""
+    stop_timeout: Duration = timedelta(seconds=10)
+    """How long requests in flight may take to end after that; then they are cut off."""
     redis_url: str = "embedded"
     """The shared tier: `embedded` (a Valkey that the gateway starts), `redis://user:password@host:port/db`, `rediss://…`
     (TLS), `unix:///path`, `redis+cluster://host:port,host:port`, `redis+sentinel://host:port,host:port/service/db`, or
@@ -496,6 +504,15 @@ class Config(Model):
             return host == "localhost" or ip_address(host).is_loopback
         except ValueError:
             return False
+
+    @model_validator(mode="after")
+    def _workers_share(self) -> Config:
+        if self.workers > 1 and self.redis_url == "none":
+            raise ValueError(
+                f"workers: {self.workers} processes with `redis_url: none` would neither share a cache nor hear of "
+                "each other's purges; set redis_url to embedded or to a Redis, or workers to 1"
+            )
+        return self
 
     @field_validator("redis_url")
     @classmethod

@@ -62,16 +62,10 @@ class Door:
         metrics: Metrics | None = None,
         log: AccessLog = silent,
     ) -> None:
-        limits = config.limits if config is not None else LimitsConfig()
-        self.limits = _limits(config, limits)
-        self.timeouts = Timeouts(
-            *(each.total_seconds() for each in (limits.head_timeout, limits.body_timeout)),
-            *(each.total_seconds() for each in (limits.write_timeout, limits.keep_alive)),
-        )
-        self._bounds = limits
-        self._trusted = Trusted(config.trusted_proxies if config is not None else [])
+        self.configure(config, log)
+        self.draining = False
+        """Whether each answer shall be the last on its connection: another process answers from then on."""
         self._metrics = metrics
-        self._log = log
         self._connections: set[Guarded] = set()
         self._by_client: Counter[str] = Counter()
         self._requests = 0
@@ -80,6 +74,18 @@ class Door:
 
     def __repr__(self) -> str:
         return f"<Door connections={len(self._connections)} requests={self._requests}>"
+
+    def configure(self, config: Config | None, log: AccessLog) -> None:
+        """Go by other limits from now on, on the connections that there are too."""
+        limits = config.limits if config is not None else LimitsConfig()
+        self.limits = _limits(config, limits)
+        self.timeouts = Timeouts(
+            *(each.total_seconds() for each in (limits.head_timeout, limits.body_timeout)),
+            *(each.total_seconds() for each in (limits.write_timeout, limits.keep_alive)),
+        )
+        self._bounds = limits
+        self._trusted = Trusted(config.trusted_proxies if config is not None else [])
+        self._log = log
 
     def __len__(self) -> int:
         """Connections now."""

@@ -135,6 +135,11 @@ class GatewayProtocol(HttpToolsProtocol):
         self._received = 0
         self._deadline = now + self.door.timeouts.body
 
+    def make_this_the_last(self) -> None:
+        """Let the answer that is under way, if its head is not yet sent, be the last on its connection."""
+        if self._pending and not self.cycle.response_started:
+            self.cycle.keep_alive = False
+
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._at < len(self._buffer):
@@ -361,6 +366,8 @@ class GatewayProtocol(HttpToolsProtocol):
         scope[RAW_TARGET_KEY] = self.url
         scope["extensions"] = {INTERIM_KEY: partial(self._interim, scope)}
         super().on_headers_complete()
+        if self.door.draining:
+            self.cycle.keep_alive = False  # uvicorn then says `Connection: close`
 
     # --- what uvicorn calls --------------------------------------------------------------------------------
 

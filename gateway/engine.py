@@ -152,6 +152,11 @@ class Engine:
     def __repr__(self) -> str:
         return f"<Engine {self.tiers!r} flights={len(self.flights)} tasks={len(self._tasks)}>"
 
+    def configure(self, *, retry_after: float, uncacheable_for: float) -> None:
+        """Go by other durations (seconds) from now on."""
+        self._retry_after = retry_after
+        self._uncacheable_for = uncacheable_for
+
     @property
     def memory(self) -> Memory:
         return self.tiers.memory

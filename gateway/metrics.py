@@ -90,14 +90,19 @@ class Metrics:
         self._observe_seconds = lru_cache(maxsize=64)(self._seconds.labels)
         self._count_upstream = lru_cache(maxsize=4096)(self._upstream.labels)
         self._observe_upstream = lru_cache(maxsize=1024)(self._upstream_seconds.labels)
+        self._upstreams: _UpstreamCollector | None = None
 
     def watch(self, engine: Engine) -> None:
         """Show an engine's own figures, read when they are asked for."""
         self.registry.register(_EngineCollector(engine))
 
     def watch_upstreams(self, upstreams: Iterable[Upstream]) -> None:
-        """Show the places, breakers and budgets of upstreams, read when they are asked for."""
-        self.registry.register(_UpstreamCollector(list(upstreams)))
+        """Show the places, breakers and budgets of upstreams, read when they are asked for; no longer those of
+        the call before."""
+        if self._upstreams is not None:
+            self.registry.unregister(self._upstreams)
+        self._upstreams = _UpstreamCollector(list(upstreams))
+        self.registry.register(self._upstreams)
 
     def request(self, route: str, outcome: Outcome, status: int, seconds: float) -> None:
         self._count_request(route, outcome.result.value, f"{status // 100}xx").inc()
@@ -127,6 +132,11 @@ class Metrics:
 
     def loop_lag(self, seconds: float) -> None:
         self._loop_lag.observe(seconds)
+
+    def collect(self) -> Iterable[Metric]:
+        """All of it as it is now."""
+        self.flush()
+        return self.registry.collect()
 
     def render(self) -> bytes:
         """All of it, in Prometheus's text format."""

@@ -39,7 +39,7 @@ ADMIN_TOKEN = "GATEWAY_ADMIN_TOKEN"  # noqa: S105 - a name
 OTHER_VARIABLES = (ADMIN_TOKEN, "GATEWAY_ADMIN_URL", "GATEWAY_URL")
 # Answered before any route is looked for.
 OWN_PATHS = ("/healthz", "/readyz")
-Kind = Literal["live", "environment", "dotenv", "file"]
+Kind = Literal["live", "option", "environment", "dotenv", "file"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,8 @@ class Loaded:
     warnings: tuple[str, ...]
     admin_token: str | None = field(default=None, repr=False)
     """GATEWAY_ADMIN_TOKEN, which is no field of the configuration: no file that is shown or shared holds it."""
+    tree: Tree = field(default_factory=dict, repr=False)
+    """The values as they were read and merged; `rebuilt` makes the same configuration of them in another process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +73,21 @@ class Setting:
     source: str
 
 
-def load(path: Path | None, *, environ: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Loaded:
-    """The configuration of the YAML file `path`, the file `dotenv` where there is one, and `environ` (this
-    process's where not given), each overriding those before it.
+def load(
+    path: Path | None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    dotenv: Path | None = Path(".env"),
+    options: Mapping[str, str] | None = None,
+) -> Loaded:
+    """The configuration of the YAML file `path`, the file `dotenv` where there is one, `environ` (this process's
+    where not given) and `options` (of the command line, by setting), each overriding those before it.
 
     An unknown `GATEWAY_…` variable is a warning; all else that is wrong raises ConfigError, which lists it.
     """
     environ = os.environ if environ is None else environ
     merge = _Merge(read_document(path) if path else Document("", {}, {}, []))
-    variables = [*_dotenv_variables(dotenv, environ), *_environment_variables(environ)]
+    variables = [*_dotenv_variables(dotenv, environ), *_environment_variables(environ), *_options(options or {})]
     merge.apply(variables)
     token = next((each.value for each in reversed(variables) if each.name == ADMIN_TOKEN and each.value), None)
     config, wrong = _validated(merge)
@@ -88,7 +96,13 @@ def load(path: Path | None, *, environ: Mapping[str, str] | None = None, dotenv:
     )
     if problems or config is None:
         raise ConfigError(problems)
-    return Loaded(config, {key: tuple(found) for key, found in merge.sources.items()}, tuple(merge.warnings), token)
+    sources = {key: tuple(found) for key, found in merge.sources.items()}
+    return Loaded(config, sources, tuple(merge.warnings), token, merge.tree)
+
+
+def rebuilt(tree: Tree, sources: Mapping[Key, tuple[Source, ...]], admin_token: str | None) -> Loaded:
+    """The configuration of values that were found valid before."""
+    return Loaded(Config.model_validate(tree), sources, (), admin_token, tree)
 
 
 def _admin_problems(merge: _Merge, config: Config | None, token: str | None) -> list[ConfigProblem]:
@@ -105,12 +119,16 @@ def _without_sequels(problems: list[ConfigProblem]) -> list[ConfigProblem]:
     return [problem for problem in problems if not problem.key or first.setdefault(problem.key, problem) is problem]
 
 
-def effective(loaded: Loaded) -> list[Setting]:
+def effective(loaded: Loaded, *, masked: bool = True) -> list[Setting]:
     """Every leaf of the configuration, defaults too, in the order of the models; secrets are masked."""
     sources = {_folded(key): found for key, found in loaded.sources.items()}
     leaves = _leaves(loaded.config.model_dump(mode="json"), Config, ())
     return [
-        Setting(".".join(key), redact(key, _yaml(value)), _origin(sources.get(_folded(key), ())))
+        Setting(
+            ".".join(key),
+            redact(key, _yaml(value)) if masked else _yaml(value),
+            _origin(sources.get(_folded(key), ())),
+        )
         for key, value in leaves
     ]
 
@@ -298,6 +316,10 @@ def _by_weight(values: Mapping[str, str]) -> list[str]:
 
 def _environment_variables(environ: Mapping[str, str]) -> list[_Variable]:
     return [_Variable(name, environ[name], "environment", f"environment {name}") for name in _by_weight(environ)]
+
+
+def _options(options: Mapping[str, str]) -> list[_Variable]:
+    return [_Variable(_name_of((name,)), value, "option", f"--{name}") for name, value in options.items()]
 
 
 def _dotenv_variables(path: Path | None, environ: Mapping[str, str]) -> list[_Variable]:

@@ -89,6 +89,14 @@ class Upstream:
     def __repr__(self) -> str:
         return f"<Upstream {self.name} {', '.join(self.config.bases)} {self.places!r}>"
 
+    def go_on_counting(self, before: Upstream) -> None:
+        """Take the counters of the upstream in whose place this one comes: a counter never falls."""
+        self.places.shed = before.places.shed
+        self.budget.spent, self.budget.denied = before.budget.spent, before.budget.denied
+        opened = {host.name: host.breaker.opened for host in before.hosts}
+        for host in self.hosts:
+            host.breaker.opened = opened.get(host.name, 0)
+
     async def fetch(
         self,
         method: str,

@@ -43,6 +43,7 @@ PURE = frozenset(
         "structured",
         "targets",
         "templates",
+        "totals",
     )
 )
 IO = frozenset(
@@ -67,6 +68,7 @@ IO = frozenset(
         "hosts",
         "lag",
         "leases",
+        "listeners",
         "live",
         "memory",
         "metrics",
@@ -83,6 +85,7 @@ IO = frozenset(
         "remote",
         "routes",
         "shared",
+        "spawning",
         "tiers",
         "traffic",
         "transport",
@@ -103,6 +106,12 @@ WIRING = frozenset(
         "explain",
         "overrides",
         "reference",
+        "control",
+        "generations",
+        "members",
+        "reloading",
+        "supervisor",
+        "worker",
         "server",
         "settings",
         "tuning",

@@ -126,7 +126,7 @@ class Child:
 
 
 class GatewayProcess(Child):
-    """`python -m gateway serve`, on a free port, its admin listener on a unix socket."""
+    """`python -m gateway serve`, on a free port, its admin listener on a unix socket: the supervisor of its workers."""
 
     def __init__(
         self,
@@ -163,8 +163,19 @@ class GatewayProcess(Child):
         """The values of all metrics, the samples of one name added up."""
         return totals(self.admin("/metrics").text)
 
+    @property
+    def workers(self) -> list[int]:
+        """The pids of the workers that answer now, the oldest first."""
+        return [pid for pid in self.children if command_of(pid) == "gateway-worker"]
+
+    @property
+    def valkey(self) -> int:
+        """The pid of the embedded Valkey."""
+        (pid,) = (pid for pid in self.children if "valkey" in command_of(pid))
+        return pid
+
     def memory_now(self) -> int:
-        """Resident bytes."""
+        """Resident bytes of the one worker."""
         return self._status("VmRSS")
 
     def memory_peak(self) -> int:
@@ -172,10 +183,12 @@ class GatewayProcess(Child):
         return self._status("VmHWM")
 
     def forget_peak(self) -> None:
-        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        (worker,) = self.workers
+        Path(f"/proc/{worker}/clear_refs").write_text("5")
 
     def _status(self, field: str) -> int:
-        text = Path(f"/proc/{self.pid}/status").read_text()
+        (worker,) = self.workers
+        text = Path(f"/proc/{worker}/status").read_text()
         match = re.search(rf"^{field}:\s+(\d+) kB$", text, re.MULTILINE)
         assert match is not None
         return int(match[1]) * 1024
@@ -233,6 +246,14 @@ class Valkey:
             yield client
         finally:
             client.close()
+
+
+def command_of(pid: int) -> str:
+    """The name of what a process runs; empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def clean_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -22,7 +22,7 @@ from .conftest import MakeValkey, StartGateway
 from .processes import GatewayProcess, Valkey, Watched, command, write_config
 
 GRACE = 10.0
-"""Seconds that requests in flight get to end (gateway.server.GRACE)."""
+"""Seconds that requests in flight get to end (`stop_timeout`)."""
 NOTHING = "http://127.0.0.1:9"
 
 
@@ -56,9 +56,7 @@ class Held:
 
 def embedded_of(gateway: GatewayProcess) -> tuple[Watched, Path]:
     """The Valkey that a gateway started, and its directory."""
-    (pid,) = gateway.children
-    assert "valkey" in Path(f"/proc/{pid}/comm").read_text()
-    return Watched(pid), Path(f"/proc/{pid}/cwd").readlink()
+    return Watched(gateway.valkey), Path(f"/proc/{gateway.valkey}/cwd").readlink()
 
 
 async def refuses_connections(url: str, within: float = 5.0) -> None:
@@ -327,7 +325,7 @@ METRICS: dict[str, set[str]] = {
     "gateway_request_seconds": {"outcome"},
     "gateway_upstream_requests_total": {"upstream", "result"},
     "gateway_upstream_seconds": {"upstream"},
-    "gateway_refused_requests_total": set(),
+    "gateway_refused_requests_total": {"reason"},
     "gateway_memory_bytes": set(),
     "gateway_memory_limit_bytes": set(),
     "gateway_memory_entries": set(),
@@ -343,6 +341,10 @@ METRICS: dict[str, set[str]] = {
     "gateway_redis_failures_total": set(),
     "gateway_redis_dropped_writes_total": set(),
     "gateway_redis_seconds_total": set(),
+    "gateway_workers": set(),
+    "gateway_worker_deaths_total": set(),
+    "gateway_embedded_restarts_total": set(),
+    "gateway_reloads_total": {"result"},
 }
 
 

@@ -1,0 +1,95 @@
+"""A stable app in front of the generation of routes that answers now.
+
+A reload makes the next generation beside the one that answers, whole, and only then puts it in its place: a request
+runs to its end on the generation that it began on, what is stored stays valid, and upstreams whose configuration did
+not change keep their connections. Those that changed are closed once the last request to them has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from starlette.types import Receive, Scope, Send
+
+from .app import Gateway
+from .door import Door
+from .hits import Edge
+from .settings import Loaded
+from .upstreams import Upstream
+
+
+class Generations:
+    """An ASGI app. Made of a gateway that has not started; it takes the gateway's lifespan in its charge."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.current = gateway
+        self.number = 1
+        self._requests: Counter[int] = Counter()
+        self._ended = asyncio.Condition()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Generations {self.number} requests={self._requests[self.number]} retiring={len(self._retiring)}>"
+
+    @property
+    def door(self) -> Door:
+        return self.current.door
+
+    @property
+    def edge(self) -> Edge | None:
+        """What the protocol class may answer from by itself: nothing while it drains, for then each answer is the last
+        on its connection, and the app's to give."""
+        return None if self.door.draining else self.current.edge
+
+    def prepare(self, loaded: Loaded) -> Gateway:
+        """The next generation, which changes nothing yet. Raises ConfigError."""
+        return self.current.renewed(loaded)
+
+    def switch(self, gateway: Gateway) -> None:
+        """Let a prepared generation answer all requests from now on."""
+        old, number = self.current, self.number
+        gateway.take_over(old)
+        self.current, self.number = gateway, number + 1
+        kept = set(map(id, gateway.upstreams.values()))
+        left = [upstream for upstream in old.upstreams.values() if id(upstream) not in kept]
+        if left:
+            self._retiring.add(task := asyncio.ensure_future(self._retire(number, left)))
+            task.add_done_callback(self._retiring.discard)
+
+    def reload(self, loaded: Loaded) -> None:
+        """Answer by another configuration from now on. Raises ConfigError, and nothing has changed then."""
+        self.switch(self.prepare(loaded))
+
+    async def _retire(self, number: int, upstreams: list[Upstream]) -> None:
+        """Close the connections of upstreams that are left, once nobody who may use them is under way."""
+        try:
+            async with self._ended:
+                await self._ended.wait_for(lambda: not any(self._requests[n] for n in range(1, number + 1)))
+            await self.current.engine.settle()
+        finally:
+            for upstream in upstreams:
+                await upstream.aclose()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+            return
+        number = self.number
+        self._requests[number] += 1
+        try:
+            await self.current(scope, receive, send)
+        finally:
+            self._requests[number] -= 1
+            if self._retiring and not self._requests[number]:
+                async with self._ended:
+                    self._ended.notify_all()
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.current(scope, receive, send)
+        finally:
+            for task in self._retiring:
+                task.cancel()
+            if self._retiring:
+                await asyncio.wait(set(self._retiring))

@@ -1,0 +1,68 @@
+"""The metrics of several workers as those of one gateway.
+
+A counter or a histogram is the sum over all workers, those that have ended among them, so that it never falls. A gauge
+is the sum over those that live, but for the few of which a sum would mean nothing.
+
+Chosen over prometheus-client's multiprocess mode, whose values lie in mapped files: counting there costs 1.7 times as
+much on every request (3.5 against 2.0 µs for a counter and a histogram; Python 3.11, prometheus-client 0.26), each
+worker that ever lived leaves files that every scrape reads, and what is not one of its own values (the tiers' and
+upstreams' figures) can't be seen in it. Here a telling of 270 samples costs 0.7 ms a second, and what is lost where a
+worker is killed is what it counted since it last told: a second at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+LEAST: Callable[[float, float], float] = min
+MOST: Callable[[float, float], float] = max
+GAUGES: dict[str, Callable[[float, float], float]] = {"gateway_redis_available": LEAST, "gateway_breaker_state": MOST}
+"""Gauges of which the least or greatest of all workers is told: what one of them sees is worth an alarm."""
+
+Labels = tuple[tuple[str, str], ...]
+Sample = tuple[str, Labels, float]
+
+
+class Family(msgspec.Struct, array_like=True):
+    """A metric with its samples, by (sample name, labels)."""
+
+    name: str
+    kind: str
+    text: str
+    samples: list[Sample]
+
+    @property
+    def adds_up(self) -> bool:
+        return self.kind in ("counter", "histogram", "summary")
+
+
+def total(snapshots: Iterable[Iterable[Family]]) -> list[Family]:
+    """One family for each name, its samples put together."""
+    found: dict[str, tuple[Family, dict[tuple[str, Labels], float]]] = {}
+    for families in snapshots:
+        for family in families:
+            known, samples = found.setdefault(family.name, (family, {}))
+            for name, labels, value in family.samples:
+                key = (name, labels)
+                samples[key] = _both(known, name)(samples[key], value) if key in samples else value
+    return [
+        Family(family.name, family.kind, family.text, [(name, labels, value) for (name, labels), value in each.items()])
+        for family, each in found.values()
+    ]
+
+
+def _both(family: Family, sample: str) -> Callable[[float, float], float]:
+    if sample.endswith("_created"):
+        return LEAST
+    return GAUGES.get(family.name, _sum) if family.kind == "gauge" else _sum
+
+
+def _sum(one: float, other: float) -> float:
+    return one + other
+
+
+def lasting(families: Iterable[Family]) -> list[Family]:
+    """What of an ended worker's figures still counts."""
+    return [family for family in families if family.adds_up]
