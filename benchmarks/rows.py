@@ -1,0 +1,110 @@
+"""What is measured, and the bar for each: the table of docs/performance.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import peers
+from .load import Pattern
+from .traffic import path, uncached_path
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """The ratio of the first column to `peer`'s: at least `bound`, or at most where `lower` is better."""
+
+    peer: str
+    bound: float
+    ambition: float
+    lower: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`columns` are peers, ours first. `latency` rows are open-loop, at half of each peer's saturation, or at
+    half of the second column's for both (`same_rate`)."""
+
+    key: str
+    title: str
+    pattern: Pattern
+    columns: tuple[str, ...]
+    bars: tuple[Bar, ...]
+    latency: bool = False
+    same_rate: bool = False
+    hits: bool = True
+
+
+_SERVERS = (peers.GATEWAY, peers.NGINX, peers.VARNISH, peers.ENVOY)
+_PYTHON = (peers.CACHE2, peers.CACHEX, peers.HISHEL)
+_HOT = path("1KiB", 0)
+
+
+def rows(*, keys: int = 100_000) -> tuple[Row, ...]:
+    """All rows; the Zipf row over so many `keys`."""
+    return (
+        Row(
+            "hit",
+            "memory hit, 1 KiB",
+            Pattern("hot", _HOT),
+            (*_SERVERS, *_PYTHON),
+            (Bar(peers.NGINX, 1.1, 1.5), Bar(peers.VARNISH, 1.3, 2), Bar(peers.CACHE2, 35, 50)),
+        ),
+        _body_row("16KiB", "16 KiB"),
+        _body_row("256KiB", "256 KiB"),
+        Row(
+            "zipf",
+            f"memory hit, 1 KiB, Zipf over {keys:,} keys",
+            Pattern("zipf", path("1KiB", ""), keys),
+            (peers.GATEWAY, peers.NGINX, peers.VARNISH),
+            (Bar(peers.NGINX, 1.1, 1.5), Bar(peers.VARNISH, 1.3, 2)),
+        ),
+        Row(
+            "304",
+            "304 answer",
+            Pattern("hot", _HOT, headers=('If-None-Match: "1KiB-0"',), status=304),
+            (peers.GATEWAY, peers.NGINX, peers.VARNISH, peers.ENVOY),
+            (Bar(peers.NGINX, 1.1, 1.5),),
+        ),
+        Row(
+            "redis",
+            "Redis hit (nothing in memory), 1 KiB, 1,000 keys",
+            Pattern("spread", path("1KiB", ""), 1000),
+            (peers.ON_REDIS, peers.REDIS_GET),
+            (Bar(peers.REDIS_GET, 1.5, 2),),
+        ),
+        Row(
+            "uncached",
+            "uncached pass-through, 1 KiB",
+            Pattern("unique", uncached_path("")),
+            (peers.GATEWAY, peers.HTTPX),
+            (Bar(peers.HTTPX, 8, 12),),
+            hits=False,
+        ),
+        Row(
+            "latency",
+            "p99 of a hit at half of saturation, open loop",
+            Pattern("hot", _HOT),
+            (peers.GATEWAY, peers.NGINX),
+            (Bar(peers.NGINX, 1.5, 1, lower=True),),
+            latency=True,
+        ),
+        Row(
+            "entries",
+            "p99 of a hit with 1,000,000 entries, open loop",
+            Pattern("spread", path("64B", ""), 1000, step=peers.MOST // 1000),
+            (peers.MANY, peers.FEW),
+            (Bar(peers.FEW, 1.3, 1.1, lower=True),),
+            latency=True,
+            same_rate=True,
+        ),
+    )
+
+
+def _body_row(size: str, title: str) -> Row:
+    return Row(
+        size,
+        f"memory hit, {title}",
+        Pattern("hot", path(size, 0)),
+        _SERVERS,
+        (Bar(peers.VARNISH, 0.9, 1.1),),
+    )

@@ -1,0 +1,134 @@
+"""Measures rows: peers in turn, round by round, so that the machine's drift meets all of them alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from .load import Pattern, ask, check, warm, wrk
+from .machine import BenchmarkError
+from .open_loop import Latencies
+from .peers import Lab, Peer
+from .rows import Bar, Row
+
+_SATURATING_SECONDS = 1.0
+_WARM_UPS = 6
+_SAMPLE = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`seconds` a peer a round."""
+
+    rounds: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class Measured:
+    """A row's figures by peer, one a round: requests a second, or the p99 in microseconds."""
+
+    row: Row
+    figures: dict[str, list[float]] = field(default_factory=dict)
+    latencies: dict[str, list[Latencies]] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
+    """Of a latency row: the arrival rate, requests a second."""
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def median(self, peer: str) -> float:
+        return statistics.median(self.figures[peer])
+
+    def ratio(self, bar: Bar) -> float | None:
+        """Ours to that peer's, round by round; the median. None where either has no figures."""
+        ours, theirs = (self.figures.get(name, []) for name in (self.row.columns[0], bar.peer))
+        ratios = [mine / other for mine, other in zip(ours, theirs, strict=False)]
+        return statistics.median(ratios) if ratios else None
+
+
+def measure(lab: Lab, row: Row, plan: Plan, tell: Callable[[str], None]) -> Measured:
+    """Raises BenchmarkError where our own figures can't be had; another peer is left out, with the reason."""
+    measured = Measured(row)
+    present = list(row.columns)
+
+    def each(step: Callable[[Peer], None]) -> None:
+        for name in tuple(present):
+            try:
+                step(lab.peer(name))
+            except BenchmarkError as error:
+                if name == row.columns[0]:
+                    raise BenchmarkError(f"{row.title}: {name}: {error}") from error
+                present.remove(name)
+                measured.left_out[name] = str(error)
+                measured.figures.pop(name, None)
+                tell(f"  {name} is left out: {error}")
+
+    each(partial(_prepare, lab, row))
+    if row.latency:
+        each(partial(_find_rate, lab, measured))
+    for number in range(plan.rounds):
+        each(partial(_round, lab, plan, measured))
+        tell(f"  {row.title}: round {number + 1} of {plan.rounds}")
+    return measured
+
+
+def _prepare(lab: Lab, row: Row, peer: Peer) -> None:
+    """Have everything stored that will be asked for: a shared tier that is slow for a moment may miss some at first."""
+    pattern = replace(row.pattern, headers=(), status=200)
+    for _ in range(_WARM_UPS if row.hits else 0):
+        warm(peer.port, pattern.paths(pattern.count))
+        before = lab.asked()
+        warm(peer.port, pattern.paths(_SAMPLE))
+        if lab.asked() == before:
+            return
+    if row.hits:
+        raise BenchmarkError(f"{peer.name} still asks the upstream after {_WARM_UPS} requests for everything")
+
+
+def _round(lab: Lab, plan: Plan, measured: Measured, peer: Peer) -> None:
+    row, before = measured.row, lab.asked()
+    if row.latency:
+        found = _open_loop(lab, peer, row.pattern, measured.rates[peer.name], plan.seconds)
+        measured.latencies.setdefault(peer.name, []).append(found)
+        figure = found.p99
+    else:
+        figure = wrk(peer.port, row.pattern, core=lab.load_core, seconds=plan.seconds).rate
+    if row.hits and lab.asked() != before:
+        raise BenchmarkError(f"{peer.name} asked the upstream {lab.asked() - before} times in a run of hits")
+    measured.figures.setdefault(peer.name, []).append(figure)
+
+
+def _find_rate(lab: Lab, measured: Measured, peer: Peer) -> None:
+    """Half of what `peer` can do; where all get the same rate, half of what the slowest can."""
+    row = measured.row
+    rate = wrk(peer.port, row.pattern, core=lab.load_core, seconds=_SATURATING_SECONDS).rate / 2
+    measured.rates[peer.name] = rate
+    if row.same_rate:
+        measured.rates = dict.fromkeys(measured.rates, min(measured.rates.values()))
+
+
+def _open_loop(lab: Lab, peer: Peer, pattern: Pattern, rate: float, seconds: float) -> Latencies:
+    for path in pattern.paths(20):
+        check(ask(peer.port, path), path)
+    size = pattern.path.split("/")[2]
+    command = [sys.executable, "-m", "benchmarks.open_loop", str(peer.port), str(rate), str(seconds), size]
+    ran = subprocess.run(
+        [*command, pattern.path, str(pattern.count), str(pattern.step)],
+        capture_output=True,
+        text=True,
+        timeout=seconds + 60,
+        preexec_fn=lambda: os.sched_setaffinity(0, {lab.load_core}),
+    )
+    if ran.returncode:
+        raise BenchmarkError(f"open-loop load on {peer.name} failed: {ran.stderr[-500:]}")
+    found = Latencies(**json.loads(ran.stdout))
+    if found.wrong or found.unanswered:
+        raise BenchmarkError(
+            f"{peer.name}: {found.wrong} answers of {found.requests} wrong, {found.unanswered} missing"
+        )
+    return found

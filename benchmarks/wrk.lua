@@ -1,0 +1,64 @@
+-- Requests with the header lines given, and another X-Request-ID each time.
+-- wrk ... URL -- PATTERN PATH COUNT STEP LINE ...
+--   hot     PATH itself
+--   spread  PATH followed by COUNT multiples of STEP, in turn
+--   zipf    PATH followed by COUNT multiples of STEP, their popularity Zipf's (exponent 1)
+--   unique  PATH followed by a number that was never asked for before
+local format = string.format
+local counter, turn, first = 0, 0, nil
+local paths, pattern, prefix, before, after
+
+local function sampled(count, step, samples)
+  local sums, sum = {}, 0
+  for rank = 1, count do
+    sum = sum + 1 / rank
+    sums[rank] = sum
+  end
+  local numbers = {}
+  for index = 1, samples do
+    local wanted, low, high = math.random() * sum, 1, count
+    while low < high do
+      local middle = math.floor((low + high) / 2)
+      if sums[middle] < wanted then low = middle + 1 else high = middle end
+    end
+    numbers[index] = (low - 1) * step
+  end
+  return numbers
+end
+
+function init(args)
+  pattern, prefix = args[1], args[2]
+  local count, step = tonumber(args[3]), tonumber(args[4])
+  math.randomseed(os.time())
+  first = format("%d-%d-", os.time(), math.random(1, 1e9))
+  if pattern == "zipf" then
+    paths = sampled(count, step, 200000)
+  elseif pattern == "spread" then
+    paths = {}
+    for number = 0, count - 1 do paths[number + 1] = number * step end
+  end
+  local lines = { " HTTP/1.1" }
+  for index = 5, #args do lines[#lines + 1] = args[index] end
+  before = table.concat(lines, "\r\n") .. "\r\nX-Request-ID: 5f0c2f6e-8b1d-4c3e-9a55-"
+  after = "\r\n\r\n"
+end
+
+function request()
+  counter = counter + 1
+  local path = prefix
+  if paths then
+    turn = turn % #paths + 1
+    path = prefix .. paths[turn]
+  elseif pattern == "unique" then
+    path = prefix .. first .. counter
+  end
+  return "GET " .. path .. before .. (100000000000 + counter) .. after
+end
+
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write(format(
+    'RESULT {"requests": %d, "seconds": %.6f, "bytes": %d, "failed": %d, "p50": %.1f, "p99": %.1f}\n',
+    summary.requests, summary.duration / 1e6, summary.bytes, e.connect + e.read + e.write + e.status + e.timeout,
+    latency:percentile(50), latency:percentile(99)))
+end

@@ -1,0 +1,1 @@
+"""Load tests for users: `make load URL=…`. See docs/load-testing.md."""

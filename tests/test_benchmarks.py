@@ -1,0 +1,116 @@
+"""benchmarks: a figure is told only when every response was right, and a stall can't hide."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks import report
+from benchmarks.load import Answer, Pattern, check
+from benchmarks.machine import BenchmarkError
+from benchmarks.open_loop import run
+from benchmarks.rows import Bar, Row, rows
+from benchmarks.run import Measured
+from benchmarks.traffic import PHONE, body, path, request
+
+ROW = Row("hit", "a hit", Pattern("hot", path("1KiB", 0)), ("ours", "theirs"), (Bar("theirs", 1.1, 1.5),))
+
+
+def answer(content: bytes, status: int = 200) -> Answer:
+    return Answer(status, {}, content, len(content))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [answer(body(1024, "8")), answer(body(1024, "7")[:-1]), answer(b""), answer(body(1024, "7"), 500)],
+    ids=["another's body", "cut", "empty", "an error"],
+)
+def test_an_answer_that_is_not_the_upstreams_is_refused(wrong: Answer) -> None:
+    check(answer(body(1024, "7")), path("1KiB", 7))
+    with pytest.raises(BenchmarkError):
+        check(wrong, path("1KiB", 7))
+
+
+def test_a_304_has_no_body_to_check_but_must_be_one() -> None:
+    check(answer(b"", 304), path("1KiB", 7), 304)
+    with pytest.raises(BenchmarkError):
+        check(answer(body(1024, "7")), path("1KiB", 7), 304)
+
+
+def test_bodies_have_the_size_they_are_named_for() -> None:
+    assert [len(body(size, "12345")) for size in (64, 1024, 256 * 1024)] == [64, 1024, 256 * 1024]
+
+
+def test_a_phone_sends_eight_fields_and_another_request_id_each_time() -> None:
+    first, second = request("/", 1), request("/", 2)
+    assert first.count(b"\r\n") - 2 == len(PHONE) + 1 == 8
+    assert first != second
+
+
+def test_a_ratio_is_taken_round_by_round() -> None:
+    """Of one round in which the machine was slow, both columns are."""
+    measured = Measured(ROW, {"ours": [100.0, 10.0, 110.0], "theirs": [50.0, 5.0, 50.0]})
+    assert measured.ratio(ROW.bars[0]) == 2.0
+
+
+def test_a_peer_that_is_left_out_leaves_no_figure_but_its_reason() -> None:
+    measured = Measured(ROW, {"ours": [100.0]}, left_out={"theirs": "not installed"})
+    text = report.table([report.result(measured)])
+    assert "theirs is left out: not installed" in text
+    assert "| a hit | ours | 100 | 100 to 100 | requests/s |" in text
+
+
+@pytest.mark.parametrize(("ratio", "mark"), [(1.2, "✓"), (1.0, "✗")])
+def test_the_table_says_which_bars_are_met(ratio: float, mark: str) -> None:
+    measured = Measured(ROW, {"ours": [ratio], "theirs": [1.0]})
+    assert f"| a hit | theirs | {ratio:.2f} | 1.1 | 1.5 | {mark} |" in report.table([report.result(measured)])
+
+
+def test_the_picture_shows_each_server_with_its_figure() -> None:
+    measured = Measured(ROW, {"ours": [91_000.0], "theirs": [83_000.0]})
+    drawn = report.picture([report.result(measured)], "2 cores")
+    assert all(text in drawn for text in ("<svg", "a hit", "ours", "theirs", "91,000", "83,000", "2 cores"))
+
+
+def test_every_bar_stands_against_a_column_of_its_row() -> None:
+    assert [(row.key, bar.peer) for row in rows() for bar in row.bars if bar.peer not in row.columns[1:]] == []
+
+
+@pytest.fixture
+def stalling() -> Iterator[int]:
+    """A server that answers at once but for the 20th request, before which it does nothing for 0.3 s."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    asked, lock = 0, threading.Lock()
+
+    def serve(connection: socket.socket) -> None:
+        nonlocal asked
+        with connection:
+            while connection.recv(65536):
+                with lock:
+                    asked += 1
+                    if asked == 20:
+                        time.sleep(0.3)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 64\r\n\r\n" + body(64, "0"))
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield listener.getsockname()[1]
+    listener.close()
+
+
+def test_a_stall_counts_for_all_requests_that_should_have_left_during_it(stalling: int) -> None:
+    found = run(stalling, 200.0, 1.0, length=64, paths=[path("64B", 0)])
+    assert (found.requests, found.wrong, found.unanswered) == (200, 0, 0)
+    # A fifth of a second of requests were due meanwhile: a closed loop would have shown one slow answer.
+    assert found.p99 > 150_000
