@@ -144,6 +144,10 @@ class Fetched:
         )
 
 
+SOFTWARE = frozenset((b"server", b"x-powered-by", b"x-aspnet-version", b"x-aspnetmvc-version", b"x-generator"))
+"""What an upstream says of the software it is made of: it goes no further, as it helps nobody but an attacker."""
+
+
 def check_response(name: str, status: int, headers: Sequence[tuple[bytes, bytes]], max_head: int) -> None:
     """Raises UpstreamMalformed where a response's head is no HTTP, or contradicts itself, or is too large."""
     if not 200 <= status <= 599:

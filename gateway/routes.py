@@ -384,18 +384,51 @@ class Handlers:
         return Answer(answer.status, headers, answer.body)
 
     def _public_location(self, value: bytes, route: Declared) -> bytes:
+        """A URL that names one of our upstreams as clients would ask for it; any other as it is."""
         text = value.decode("latin-1")
-        base = next((base for base in route.upstream.config.bases if text.startswith(base + "/")), None)
-        if base is None:
-            return value
-        inside = text[len(base) :]
+        upstreams = dict.fromkeys((route.upstream, *(each.upstream for each in self.declared)))
+        for upstream in upstreams:
+            inside = below_base(text, upstream.config.bases)
+            if inside is not None:
+                return self._as_served(inside, upstream).encode("latin-1")
+        return value
+
+    def _as_served(self, inside: str, upstream: Upstream) -> str:
         path, mark, rest = inside.partition("?")
         for each in self.declared:
-            if each.upstream is route.upstream:
+            if each.upstream is upstream:
                 parameters = each.inside.match(path)
                 if parameters is not None and set(parameters) == set(each.template.parameters):
-                    return (render_path(each.template, parameters) + mark + rest).encode("latin-1")
-        return inside.encode("latin-1")
+                    return render_path(each.template, parameters) + mark + rest
+        return inside
+
+
+def below_base(reference: str, bases: Iterable[str]) -> str | None:
+    """What of a URL reference lies below one of `bases`, whatever form its host is written in; None where it names
+    another host."""
+    try:
+        parts = urlsplit(reference)
+        authority = (parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme))
+    except ValueError:
+        return None
+    for base in map(urlsplit, bases):
+        port = base.port or _DEFAULT_PORTS[base.scheme]
+        if parts.hostname and authority in ((base.hostname, port), (base.hostname, None)):
+            path = parts.path or "/"
+            within = base.path and (path + "/").startswith(base.path + "/")
+            return (path[len(base.path) :] or "/" if within else path) + reference[
+                _end_of_path(reference, parts.path) :
+            ]
+    return None
+
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def _end_of_path(reference: str, path: str) -> int:
+    start = reference.find("//") + 2
+    after = min((at for mark in "/?#" if (at := reference.find(mark, start)) >= 0), default=len(reference))
+    return after + len(path)
 
 
 def purge_response(report: Report) -> Response:

@@ -23,11 +23,11 @@ from .breakers import Breaker, RetryBudget
 from .bulkhead import Bulkhead, Full
 from .config import UpstreamConfig
 from .errors import UpstreamBusy, UpstreamError, UpstreamMalformed, UpstreamResting, UpstreamTimeout
+from .fetched import SOFTWARE, check_response, decoded
 from .fetched import Body as Body
 from .fetched import Fetched as Fetched
 from .fetched import ResponseBody as ResponseBody
 from .fetched import WholeBody as WholeBody
-from .fetched import check_response, decoded
 from .fetched import translated as translated
 from .headers import Headers, without
 from .hosts import Base, Host
@@ -181,7 +181,7 @@ class Upstream:
         return [*without(headers, *self._constant_names), *self._constants]
 
     async def _checked(self, response: httpx.Response, body: Body) -> Fetched:
-        headers = [(name.lower(), value) for name, value in response.headers.raw]
+        headers = without([(name.lower(), value) for name, value in response.headers.raw], *SOFTWARE)
         try:
             check_response(self.name, response.status_code, headers, self.config.max_response_headers)
         except UpstreamError:

