@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import orjson
 from xxhash import xxh3_128_hexdigest
@@ -100,7 +101,9 @@ class Aggregate:
             raise PartFailed(failed.name, failed.failure.kind, failed.failure.status)
         body = joined([*self._pieces(run), *self._more(run, exchange)], self.config.merge)
         lives = [each.life for each in run.results.values() if each.life is not None]
-        life = joining(lives, complete=run.complete, least_stamp=self.engine.tiers.least_stamp, longest=MAX_LIFE)
+        complete = run.complete
+        least = self.engine.tiers.least_stamp
+        life = joining(lives, complete=complete, least_stamp=least, longest=MAX_LIFE, vary=self._vary)
         parts = ", ".join(f"{each.name}={each.text}" for each in exchange.parts)
         headers = [
             (b"content-type", b"application/json"),
@@ -109,20 +112,18 @@ class Aggregate:
             (b"etag", OWN_TAG + xxh3_128_hexdigest(body).encode("ascii") + b'"'),
             (b"age", b"%d" % life.age),
             (b"gateway-parts", (parts if life.made is None else _settled(exchange.parts)).encode("ascii")),
-            (b"gateway-complete", b"?1" if run.complete else b"?0"),
+            (b"gateway-complete", b"?1" if complete else b"?0"),
         ]
-        vary = sorted({*life.vary, *self._vary()})
-        if vary:
-            headers.append((b"vary", ", ".join(vary).encode("ascii")))
+        if life.vary:
+            headers.append((b"vary", ", ".join(life.vary).encode("ascii")))
         return Fetched(200, headers, WholeBody(body), life.made), body
 
-    def _vary(self) -> Iterator[str]:
+    @cached_property
+    def _vary(self) -> frozenset[str]:
+        """The request fields that the parts see, whatever their upstreams say."""
         keying = self.route.keying
-        yield from keying.vary or ()
-        if keying.authorization != "ignore":
-            yield "authorization"
-        if keying.cookies != ():
-            yield "cookie"
+        credentials = {"authorization": keying.authorization != "ignore", "cookie": keying.cookies != ()}
+        return frozenset((*(keying.vary or ()), *(name for name, counts in credentials.items() if counts)))
 
     def _pieces(self, run: Run) -> Iterator[Piece]:
         for name in run.shown:

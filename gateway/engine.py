@@ -102,8 +102,7 @@ class Ask:
 
     @cached_property
     def wanted(self) -> Selection:
-        wanted = selection(self.plan, self.headers, self.route.name, self.tags)
-        return wanted if self.through is None else replace(wanted, names=(*wanted.names, route_name(self.through)))
+        return selection(self.plan, self.headers, self.route.name, self.tags, self.through)
 
     @property
     def method(self) -> str:
@@ -193,10 +192,23 @@ class Engine:
     def keep_made(self, ask: Ask, fetched: Fetched, made: Made, body: bytes) -> Answer:
         """The answer to a request from one that was made just now, of what lay in memory; it is kept."""
         now = self.clock.now()
-        received = policy.Received(fetched.status, fetched.headers, now, now, made.stamp)
-        verdict = policy.admit(received, ask.facts, ask.route.rules)
-        assert isinstance(verdict, policy.Admit)
-        stored = _taking_over(self._stored(ask, received, verdict, body), made)
+        headers = (*without(fetched.headers, b"content-length", b"age"), (b"date", http_date(now)))
+        stored = Stored(
+            key=variant_key(ask.plan.base, made.vary, ask.headers),
+            primary=ask.plan.primary,
+            born=now,
+            started=made.started or now,
+            initial_age=made.age,
+            status=fetched.status,
+            headers=headers,
+            body=body,
+            life=Life(lifetime=made.lifetime),
+            tags=ask.tags,
+            stamp=made.stamp,
+            vary=made.vary,
+            route=ask.route.name,
+            names=made.names,
+        )
         self.tiers.keep(stored, ask.wanted)
         return self._from_stored(ask, stored, Result.HIT, tier="memory", detail="joined")
 

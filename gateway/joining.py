@@ -35,17 +35,26 @@ class Part:
 
 def together(parts: Sequence[Part]) -> Part:
     """Several as one: the oldest age, the least life, all the names."""
-    return Part(
-        age=max((part.age for part in parts), default=0.0),
-        remaining=min((part.remaining for part in parts), default=math.inf),
-        private=any(part.private for part in parts),
-        failing=any(part.failing for part in parts),
-        unstored=any(part.unstored for part in parts),
-        stamps=tuple({stamp for part in parts for stamp in part.stamps}),
-        started=min((part.started for part in parts), default=math.inf),
-        names=tuple(dict.fromkeys(name for part in parts for name in part.names)),
-        vary=tuple(sorted({name for part in parts for name in part.vary})),
-    )
+    age, remaining, started = 0.0, math.inf, math.inf
+    private = failing = unstored = False
+    stamps: dict[str, None] = {}
+    names: dict[str, None] = {}
+    vary: set[str] = set()
+    # One loop and no generators: an aggregate whose parts all lie in memory spends a tenth of its time here.
+    for part in parts:
+        age = part.age if part.age > age else age
+        remaining = part.remaining if part.remaining < remaining else remaining
+        started = part.started if part.started < started else started
+        private = private or part.private
+        failing = failing or part.failing
+        unstored = unstored or part.unstored
+        for stamp in part.stamps:
+            stamps[stamp] = None
+        for name in part.names:
+            names[name] = None
+        if part.vary:
+            vary.update(part.vary)
+    return Part(age, remaining, private, failing, unstored, tuple(stamps), started, tuple(names), tuple(sorted(vary)))
 
 
 def unstored_part(headers: Headers, *, private: bool) -> Part:
@@ -74,10 +83,17 @@ class Joining:
 
 
 def joining(
-    parts: Sequence[Part], *, complete: bool, least_stamp: Callable[[Iterable[str]], str], longest: float
+    parts: Sequence[Part],
+    *,
+    complete: bool,
+    least_stamp: Callable[[Iterable[str]], str],
+    longest: float,
+    vary: frozenset[str] = frozenset(),
 ) -> Joining:
-    """The life of an answer of these parts; `longest` (seconds) where only constants are in it."""
+    """The life of an answer of these parts; `longest` (seconds) where only constants are in it. `vary` are request
+    fields that it depends on besides."""
     whole = together(parts)
+    fields = tuple(sorted({*whole.vary, *vary})) if vary or whole.vary else ()
     remaining = longest if math.isinf(whole.remaining) else whole.remaining
     made = None
     if complete and remaining > 0 and not (whole.private or whole.failing or whole.unstored):
@@ -87,8 +103,9 @@ def joining(
             age=whole.age,
             lifetime=whole.age + remaining,
             names=whole.names,
+            vary=fields,
         )
-    return Joining(_cache_control(whole, whole.age + remaining, complete=complete), whole.age, whole.vary, made)
+    return Joining(_cache_control(whole, whole.age + remaining, complete=complete), whole.age, fields, made)
 
 
 def _cache_control(whole: Part, lifetime: float, *, complete: bool) -> bytes:

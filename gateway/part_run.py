@@ -140,7 +140,8 @@ class Run:
 
     def _take(self, resolved: Resolved) -> None:
         self.results[resolved.name] = resolved
-        self.values[resolved.name] = resolved.value
+        if resolved.name in self.kit.plan.needed:
+            self.values[resolved.name] = resolved.value
 
     # --- one part ----------------------------------------------------------------------------------------------
 

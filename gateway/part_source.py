@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from urllib.parse import quote
 
@@ -25,7 +25,7 @@ from .exchange import Exchange
 from .fetched import Fetched
 from .headers import Headers, has, without
 from .joining import Part, unstored_part
-from .keys import Plan, passed_through, plan
+from .keys import Keying, Plan, passed_through, plan, primary_key
 from .metrics import Metrics
 from .outcome import Result
 from .part_origin import Batch, Persistence, PersistentOrigin
@@ -88,6 +88,18 @@ class Wanting:
     facts: Facts
     values: Values
     until: float
+    plans: dict[int, tuple[Plan, str]] = field(default_factory=dict)
+    """What this request's headers come to under a keying, by its id: the plan of no target, and what that adds to a
+    primary key."""
+
+    def plan(self, keying: Keying, origin: str, target: str) -> Plan:
+        """The plan of a target; `keys.plan` for it, worked out once for all parts of one keying."""
+        known = self.plans.get(id(keying))
+        if known is None:
+            empty = plan(keying, "", "", self.headers)
+            known = self.plans[id(keying)] = (empty, empty.base[len(empty.primary) :])
+        primary = primary_key(origin, target)
+        return Plan(primary, primary + known[1], known[0].forward, known[0].bypass)
 
     @classmethod
     def of(cls, exchange: Exchange, facts: Facts, values: Values, until: float) -> Wanting:
@@ -173,7 +185,7 @@ class Source:
         keying = self.route.keying
         if keying.authorization == "pass" and has(headers, b"authorization"):
             facts = replace(facts, authorized=True)
-        planned = plan(keying, self.upstream.name, target, headers)
+        planned = wanting.plan(keying, self.upstream.name, target)
         if self.part.headers:
             planned, headers = self._with_own_headers(planned, headers, wanting.values)
         asking = self.origin(target, exchange.request_id)
@@ -234,7 +246,7 @@ class Source:
         if decision is None:
             return None
         said = "hit" if isinstance(decision, policy.Hit) else "stale"
-        return self._stored(ask, decision.stored, said)
+        return self._stored(ask, decision.stored, said, fresh=decision.windows.fresh)
 
     async def get(self, ask: Ask, wanting: Wanting) -> Got:
         """The answer: from the cache, else from the upstream, else a stale copy. Raises Failure, Absent."""
@@ -285,13 +297,13 @@ class Source:
             raise Failure(f"status-{answer.status}", f"its upstream says {answer.status}")
         return Got("bypass" if ask.plan.bypass is not None else "miss", answer.headers, body, life)
 
-    def _stored(self, ask: Ask, stored: Stored, said: str, *, failing: str = "") -> Got:
+    def _stored(self, ask: Ask, stored: Stored, said: str, *, failing: str = "", fresh: float | None = None) -> Got:
         now = self.engine.clock.now()
         rules = ask.route.rules
         age = policy.current_age(stored, now) if rules.ttl is None else max(0.0, now - stored.born)
         life = Part(
             age=age,
-            remaining=policy.windows(stored, rules).fresh - now,
+            remaining=(policy.windows(stored, rules).fresh if fresh is None else fresh) - now,
             failing=bool(failing),
             stamps=(stored.stamp,),
             started=stored.started,

@@ -82,13 +82,15 @@ class Stored(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=Tru
 
 class Made(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What an answer that was made of stored responses takes over from them: their least stamp, the earliest start of
-    their fetches (seconds since 1970), the greatest age, its own lifetime counted from that age, and their names."""
+    their fetches (seconds since 1970), the greatest age, its own lifetime counted from that age, their
+    names, and the fields that select it."""
 
     stamp: str
     started: float
     age: float
     lifetime: float
     names: tuple[str, ...]
+    vary: tuple[str, ...] = ()
 
 
 class VaryIndex(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):

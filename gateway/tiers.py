@@ -33,11 +33,13 @@ class Selection:
     names: tuple[str, ...] = (EVERYTHING,)
 
 
-def selection(plan: Plan, headers: Headers, route: str, tags: Iterable[str]) -> Selection:
-    """The selection of a request on `route`, whose reader goes by `tags`."""
-    return Selection(
-        plan, headers, (EVERYTHING, key_name(plan.primary), route_name(route), *(tag_name(tag) for tag in tags))
-    )
+def selection(
+    plan: Plan, headers: Headers, route: str, tags: Iterable[str], through: str | None = None
+) -> Selection:
+    """The selection of a request on `route`, whose reader goes by `tags`; and `through` another route, as a part of its
+    answer."""
+    names = (EVERYTHING, key_name(plan.primary), route_name(route), *[tag_name(tag) for tag in tags])
+    return Selection(plan, headers, names if through is None else (*names, route_name(through)))
 
 
 @dataclass(frozen=True, slots=True)
