@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from urllib.parse import unquote, unquote_plus
 
 import orjson
@@ -50,6 +50,7 @@ class Builder:
     declared: Mapping[str, Declared]
     workshop: Workshop
     resting: Resting
+    keyings: dict[Keying, Keying] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -150,7 +151,9 @@ class Builder:
             "cookies": config.cookies,
         }
         like = RouteConfig.model_validate(settings)
-        return Route(name, rules_of(like), keying_of(like, public_constants(self.config)), self._max_body(route))
+        keying = keying_of(like, public_constants(self.config))
+        # One object for all that are equal: what a request's headers come to under it is worked out once.
+        return Route(name, rules_of(like), self.keyings.setdefault(keying, keying), self._max_body(route))
 
 
 _OF_A_ROUTE = ("ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "vary")
