@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ async def slow_upstream(scope: Any, receive: Any, send: Any) -> None:
 def serve(what: str, port: int, upstream: str, slow: str) -> None:
     from gateway.edge import GatewayProtocol
 
-    apps = {
+    apps: dict[str, Callable[[], Any]] = {
         "gateway": lambda: gateway_app(upstream, slow),
         "smallest": lambda: smallest,
         "gathering": lambda: gathering_app(upstream),

@@ -108,9 +108,13 @@ def server_timing(exchange: Exchange, total: float) -> bytes:
         cache += f";dur={spent['cache'] * 1000:.3f}"
     parts = [cache] if exchange.outcome is not LOCAL else []
     parts += [f"{name};dur={seconds * 1000:.3f}" for name, seconds in spent.items() if name != "cache"]
-    parts += [f'{each.name};desc="{each.text}";dur={each.seconds * 1000:.3f}' for each in exchange.parts]
+    parts += [f'{each.name};desc="{_plain(each.text)}";dur={each.seconds * 1000:.3f}' for each in exchange.parts]
     parts.append(f"total;dur={total * 1000:.3f}")
     return ", ".join(parts).encode("ascii")
+
+
+def _plain(text: str) -> str:
+    return text.replace("\\", "").replace('"', "'")
 
 
 class TargetRule:

@@ -165,7 +165,7 @@ class Run:
             got = source.at_hand(ask)
             return None if got is None else self._prepared(part, source, got, time.perf_counter() - began)
         except Missing as missing:
-            return self._without(part, f'skipped;missing="{missing.what}"')
+            return self._without(part, _missing(missing.what))
         except (Failure, RequestRefused, WrongType) as error:
             return self._failed(part, _failure(error), time.perf_counter() - began)
 
@@ -174,7 +174,7 @@ class Run:
             return Resolved(part.name, "static", self.kit.statics[part.name], shown=part.config.static)
         for needed in part.needs:
             if self.results[needed].failed:
-                return self._without(part, f'skipped;missing="{needed}"')
+                return self._without(part, _missing(needed))
         if part.when is not None and not condition_holds(part.when, self._values(), self.values):
             return Resolved(part.name, "skipped", None)
         return None
@@ -192,7 +192,7 @@ class Run:
         try:
             resolved = await self._fetched(part, source)
         except Missing as missing:
-            resolved = self._without(part, f'skipped;missing="{missing.what}"')
+            resolved = self._without(part, _missing(missing.what))
         except (Failure, RequestRefused, WrongType) as error:
             resolved = self._failed(part, _failure(error))
         return replace(resolved, seconds=time.perf_counter() - began)
@@ -335,6 +335,12 @@ async def _ask_and_ignore(ask: Ask, timeout: float, count: Callable[[str, str], 
         said = said if said == "timeout" else "failed"
     finally:
         count(name, f"shadow-{said}")
+
+
+def _missing(what: str) -> str:
+    """What is said of a part that lacks a value: a string of RFC 8941, which is ASCII, with quotes escaped."""
+    text = what.encode("ascii", "replace").decode("ascii").replace("\\", "\\\\").replace('"', '\\"')
+    return f'skipped;missing="{text}"'
 
 
 def _or_failure(source: Source, ask: Ask) -> Got | Failure | None:

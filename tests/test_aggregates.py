@@ -543,6 +543,16 @@ async def test_a_missing_value_skips_the_part_and_says_so(clock: TurnedClock) ->
     assert again.headers["cache-status"].startswith("gateway; hit")
 
 
+async def test_what_is_missing_is_said_in_a_string_that_every_header_can_hold(clock: TurnedClock) -> None:
+    shop = Shop()
+    shop.set("/p/7", {"id": 7})
+    parts = {"product": part("/p/{user}"), "seller": part('/s/{product."größe"}')}
+    async with asking(home(shop, parts, clock)) as client:
+        response = await client.get("/home/7")
+    assert said(response)["seller"] == 'skipped;missing="product.\\"gr??e\\""'
+    assert "desc=\"skipped;missing='product.'gr??e''\"" in response.headers["server-timing"]
+
+
 async def test_a_part_whose_earlier_part_failed_is_skipped(clock: TurnedClock) -> None:
     shop = Shop()
     shop.set("/p/7", 500)
