@@ -1,7 +1,9 @@
-"""The admin listener: metrics, health and purging, on an address of its own and never on the public port.
+"""The admin listener: metrics, health, purging, tuning and the console, on an address of its own and never on the
+public port.
 
-Reading needs no token. Whatever changes something needs GATEWAY_ADMIN_TOKEN, as a bearer token in Authorization, which
-no web page can make a browser send: that is what keeps other people's pages from purging.
+Metrics and health need no token. All else needs GATEWAY_ADMIN_TOKEN, as a bearer token in Authorization, which no web
+page can make a browser send: that is what keeps other people's pages from purging. Wrong tokens are counted by
+address; after ten in a minute an address is answered no more for the rest of it.
 """
 
 from __future__ import annotations
@@ -10,17 +12,26 @@ from collections.abc import Awaitable, Callable
 from hmac import compare_digest
 
 import msgspec
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from . import console
 from .app import Gateway, ready_response
-from .errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_document
+from .console import encoded, problem, who
+from .errors import RequestRefused
+from .explain import render as explained
+from .operations import Operations
 from .routes import purge_response
 
 MAX_BODY = 1024 * 1024
+WRONG_TOKENS = RateLimitItemPerMinute(10)
+CHANGES = RateLimitItemPerMinute(600)
 
 
 class ExplainOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -39,97 +50,183 @@ class PurgeOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     routes: list[str] = []
     all: bool = False
     soft: bool = False
+    by: str = ""
+
+    @property
+    def shown(self) -> str:
+        names = [*(f"key {key}" for key in self.keys), *(f"tag {tag}" for tag in self.tags)]
+        names += [*(f"route {route}" for route in self.routes), *(["everything"] if self.all else [])]
+        return ", ".join(names)[:500] + (", softly" if self.soft else "")
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Admin:
+    """The handlers of one worker's admin app. `gateway` gives the generation that answers now, `render` the metrics of
+    all workers; `operations` is None where the app was made without a server, and has no overrides then."""
+
+    def __init__(
+        self,
+        gateway: Callable[[], Gateway],
+        token: str | None,
+        render: Callable[[], Awaitable[bytes]] | None,
+        operations: Operations | None,
+    ) -> None:
+        self._gateway = gateway
+        self._token = token
+        self._render = render if render is not None else self._own_metrics
+        self._operations = operations
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+
+    def app(self) -> Starlette:
+        routes = [
+            Route("/metrics", self.metrics),
+            Route("/healthz", self.alive),
+            Route("/readyz", self.ready),
+            Route("/purge", self.guarded(self.purge), methods=["POST"]),
+            Route("/explain", self.guarded(self.explain), methods=["POST"]),
+            Route("/advice", self.guarded(self.advice)),
+        ]
+        if self._operations is not None:
+            routes += self._operating(self._operations)
+        return Starlette(routes=routes)
+
+    def _operating(self, operations: Operations) -> list[Route]:
+        async def overrides(request: Request) -> Response:
+            return await console.overrides(operations)
+
+        async def set_override(request: Request) -> Response:
+            return await console.set_override(operations, await _body(request), address_of(request))
+
+        async def end_override(request: Request) -> Response:
+            route, setting = request.path_params["route"], request.path_params["setting"]
+            by = who(request.query_params.get("by", ""), address_of(request))
+            return await console.end_override(operations, route, setting, by)
+
+        async def routes(request: Request) -> Response:
+            return await console.routes(self._gateway(), operations)
+
+        async def audit(request: Request) -> Response:
+            return await console.audit(operations)
+
+        async def live(request: Request) -> Response:
+            return console.live(operations, self._render)
+
+        async def home(request: Request) -> Response:
+            return RedirectResponse("console")
+
+        return [
+            Route("/", home),
+            Route("/console", console.page),
+            Route("/console/{file}", console.page),
+            Route("/overrides", self.guarded(overrides)),
+            Route("/overrides", self.guarded(set_override), methods=["POST"]),
+            Route("/overrides/{route}/{setting}", self.guarded(end_override), methods=["DELETE"]),
+            Route("/routes", self.guarded(routes)),
+            Route("/audit", self.guarded(audit)),
+            Route("/live", self.guarded(live)),
+        ]
+
+    # --- for everyone --------------------------------------------------------------------------------------
+
+    async def _own_metrics(self) -> bytes:
+        return self._gateway().metrics.render()
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(await self._render(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    async def alive(self, request: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def ready(self, request: Request) -> Response:
+        return ready_response(self._gateway())
+
+    # --- for who has the token -----------------------------------------------------------------------------
+
+    def guarded(self, handler: Handler) -> Handler:
+        """`handler`, for those who have the token; what it can't read is a 400 with the reason."""
+
+        async def guard(request: Request) -> Response:
+            refusal = self._refusal(request)
+            if refusal is not None:
+                return refusal
+            try:
+                return await handler(request)
+            except RequestRefused as refused:
+                return problem(400, refused.detail)
+            except (msgspec.MsgspecError, ValueError) as error:
+                return problem(400, f"The order is refused: {error}.")
+
+        return guard
+
+    def _refusal(self, request: Request) -> Response | None:
+        if not self._token:
+            return problem(403, "Nothing can be changed here: no GATEWAY_ADMIN_TOKEN is set for the gateway.")
+        address = address_of(request)
+        if not self._limiter.test(WRONG_TOKENS, "wrong", address):
+            return _too_many("Too many wrong tokens came from this address; wait a minute.")
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not compare_digest(given.strip().encode(), self._token.encode()):
+            if given:
+                self._limiter.hit(WRONG_TOKENS, "wrong", address)
+            response = problem(401, "This wants the token of GATEWAY_ADMIN_TOKEN, as `Authorization: Bearer …`.")
+            response.headers["www-authenticate"] = "Bearer"
+            return response
+        if request.method != "GET" and not self._limiter.hit(CHANGES, "changes", address):
+            return _too_many("Too many orders came from this address; wait a minute.")
+        return None
+
+    async def advice(self, request: Request) -> Response:
+        return encoded({"routes": await self._gateway().advice()})
+
+    async def purge(self, request: Request) -> Response:
+        order = msgspec.json.decode(await _body(request), type=PurgeOrder)
+        if not (order.keys or order.tags or order.routes or order.all):
+            return problem(400, "Nothing to purge: give keys, tags, routes, or all.")
+        by = who(order.by, address_of(request))
+        report = await self._gateway().purge(
+            keys=order.keys,
+            tags=order.tags,
+            routes=order.routes,
+            everything=order.all,
+            soft=order.soft,
+            by=f"admin {by}",
+        )
+        if self._operations is not None:
+            await self._operations.note("purge", order.shown, by=by)
+        return purge_response(report)
+
+    async def explain(self, request: Request) -> Response:
+        order = msgspec.json.decode(await _body(request), type=ExplainOrder)
+        headers = tuple((name.strip().lower().encode(), value.strip().encode()) for name, value in order.headers)
+        trace = await self._gateway().explain(order.method.upper(), order.target, headers)
+        return encoded({"text": explained(trace)} if request.query_params.get("text") else trace)
 
 
 def create_admin(
     gateway: Gateway | Callable[[], Gateway],
     token: str | None = None,
     render: Callable[[], Awaitable[bytes]] | None = None,
+    operations: Operations | None = None,
 ) -> Starlette:
-    """The admin app of a gateway: `/metrics`, `/healthz`, `/readyz`, `/advice`, `POST /purge`, `POST /explain`.
+    """The admin app of a gateway; docs/operations.md lists what it answers.
 
-    `render` gives the metrics of all workers; without it, they are this process's.
+    `render` gives the metrics of all workers; without it, they are this process's. Without `operations` there are no
+    live overrides, no audit list and no console.
     """
-
-    def current() -> Gateway:
-        return gateway if isinstance(gateway, Gateway) else gateway()
-
-    async def metrics(request: Request) -> Response:
-        text = await render() if render is not None else current().metrics.render()
-        return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
-
-    async def alive(request: Request) -> Response:
-        return JSONResponse({"status": "alive"})
-
-    async def ready(request: Request) -> Response:
-        return ready_response(current())
-
-    async def purge(request: Request) -> Response:
-        refusal = _refusal(request, token)
-        return refusal if refusal is not None else await _purge(current(), request)
-
-    async def explain(request: Request) -> Response:
-        refusal = _refusal(request, token)
-        return refusal if refusal is not None else await _explain(current(), request)
-
-    async def advice(request: Request) -> Response:
-        refusal = _refusal(request, token)
-        if refusal is not None:
-            return refusal
-        found = {"routes": await current().advice()}
-        return Response(msgspec.json.encode(found), media_type="application/json")
-
-    return Starlette(
-        routes=[
-            Route("/metrics", metrics),
-            Route("/healthz", alive),
-            Route("/readyz", ready),
-            Route("/purge", purge, methods=["POST"]),
-            Route("/explain", explain, methods=["POST"]),
-            Route("/advice", advice),
-        ],
-    )
+    given = gateway
+    return Admin((lambda: given) if isinstance(given, Gateway) else given, token, render, operations).app()
 
 
-def _refusal(request: Request, token: str | None) -> Response | None:
-    if not token:
-        return _problem(403, "Nothing can be changed here: no GATEWAY_ADMIN_TOKEN is set for the gateway.")
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not compare_digest(given.strip().encode(), token.encode()):
-        response = _problem(401, "This wants the token of GATEWAY_ADMIN_TOKEN, as `Authorization: Bearer …`.")
-        response.headers["www-authenticate"] = "Bearer"
-        return response
-    return None
+def address_of(request: Request) -> str:
+    return request.client.host if request.client else "socket"
 
 
-async def _purge(gateway: Gateway, request: Request) -> Response:
-    try:
-        order = msgspec.json.decode(await _body(request), type=PurgeOrder)
-        if not (order.keys or order.tags or order.routes or order.all):
-            return _problem(400, "Nothing to purge: give keys, tags, routes, or all.")
-        report = await gateway.purge(
-            keys=order.keys,
-            tags=order.tags,
-            routes=order.routes,
-            everything=order.all,
-            soft=order.soft,
-            by=f"admin {request.client.host if request.client else 'socket'}",
-        )
-    except RequestRefused as refused:
-        return _problem(400, refused.detail)
-    except (msgspec.MsgspecError, ValueError) as error:
-        return _problem(400, f"The order is refused: {error}.")
-    return purge_response(report)
-
-
-async def _explain(gateway: Gateway, request: Request) -> Response:
-    try:
-        order = msgspec.json.decode(await _body(request), type=ExplainOrder)
-        headers = tuple((name.strip().lower().encode(), value.strip().encode()) for name, value in order.headers)
-    except (msgspec.MsgspecError, ValueError) as error:
-        return _problem(400, f"The order is refused: {error}.")
-    trace = await gateway.explain(order.method.upper(), order.target, headers)
-    return Response(msgspec.json.encode(trace), media_type="application/json")
+def _too_many(detail: str) -> Response:
+    response = problem(429, detail)
+    response.headers["retry-after"] = "60"
+    return response
 
 
 async def _body(request: Request) -> bytes:
@@ -139,7 +236,3 @@ async def _body(request: Request) -> bytes:
         if len(body) > MAX_BODY:
             raise ValueError(f"it is larger than {MAX_BODY} bytes")
     return body
-
-
-def _problem(status: int, detail: str) -> Response:
-    return JSONResponse(problem_document(status, detail, ""), status, media_type=PROBLEM_MEDIA_TYPE.decode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import sys
 from functools import partial
 from pathlib import Path
@@ -53,16 +54,18 @@ def serve(
     /readyz says 503 for `stop_delay`, then what is in flight ends within `stop_timeout`; a second one ends at once.
     """
     from .spawning import log_to_stderr, spawn
+    from .watching import Files
 
     log_to_stderr()
     given = (("host", host), ("port", port), ("workers", workers))
     options = {name: str(value) for name, value in given if value is not None}
     spare = spawn()  # it imports what a worker needs while the configuration is read
     try:
+        files = Files(path for path in (_found(config), Path(".env")) if path is not None)
         loaded = _load(config, options)
         from .supervisor import supervise
 
-        supervise(loaded, lambda: load(_found(config), options=options), spare)
+        supervise(loaded, lambda: load(_found(config), options=options), spare, files)
     finally:
         spare.abandon()
 
@@ -100,7 +103,14 @@ def purge(
     It asks the admin listener at GATEWAY_ADMIN_URL (http://127.0.0.1:9000 if not set) with GATEWAY_ADMIN_TOKEN. Exit
     status: 0 where every living worker confirmed, 3 where not all have yet, 2 where it was refused.
     """
-    order = {"keys": key or [], "tags": tag or [], "routes": route or [], "all": everything, "soft": soft}
+    order = {
+        "keys": key or [],
+        "tags": tag or [],
+        "routes": route or [],
+        "all": everything,
+        "soft": soft,
+        "by": _operator(),
+    }
     from .remote import ask_admin
 
     report = ask_admin("/purge", order)
@@ -239,6 +249,76 @@ def advise(
     if route is not None:
         typer.echo()
         _console().print(ladder_table(chosen[0]))
+
+
+RouteArgument = Annotated[str, typer.Argument(help="The route's name.")]
+SettingOption = Annotated[
+    str, typer.Option(help="ttl, stale_while_revalidate, stale_if_error, negative_ttl or client_ttl.")
+]
+
+
+@ttl_commands.command("set")
+def set_ttl(
+    route: RouteArgument,
+    value: Annotated[str, typer.Argument(help="A duration such as 10s, or origin.")],
+    lasts: Annotated[str, typer.Option("--for", help="How long it is in force; at most 7d.")] = "1h",
+    setting: SettingOption = "ttl",
+) -> None:
+    """Set a live override: in force on every worker and replica within a second, gone when its time has come.
+
+    It stands over file and environment, and acts on what is stored already. Asks the admin listener at
+    GATEWAY_ADMIN_URL with GATEWAY_ADMIN_TOKEN.
+    """
+    from .overrides import instant
+    from .remote import ask_admin
+
+    order = {"route": route, "setting": setting, "value": value, "for": lasts, "by": _operator()}
+    made = ask_admin("/overrides", order)
+    typer.echo(f"{route}.{setting} is {value} until {instant(made['until'])}.")
+
+
+@ttl_commands.command("reset")
+def reset_ttl(route: RouteArgument, setting: SettingOption = "ttl") -> None:
+    """End a live override before its time."""
+    from urllib.parse import quote
+
+    from .remote import ask_admin
+
+    ask_admin(f"/overrides/{quote(route, safe='')}/{quote(setting, safe='')}?by={quote(_operator())}", method="DELETE")
+    typer.echo(f"The override of {route}.{setting} has ended.")
+
+
+@ttl_commands.command("list")
+def list_ttls() -> None:
+    """The live overrides that are in force, who set them, and until when."""
+    from .overrides import instant
+    from .remote import ask_admin
+
+    table = Table("setting", "value", "until", "set by", "at", box=None, pad_edge=False, header_style="bold")
+    for each in ask_admin("/overrides")["overrides"]:
+        key = f"{each['route']}.{each['setting']}"
+        table.add_row(key, each["value"], instant(each["until"]), each["by"], instant(each["at"]))
+    _console().print(table)
+
+
+@app.command()
+def audit() -> None:
+    """Who changed what while the gateway ran: overrides and purges, the newest first."""
+    from .overrides import instant
+    from .remote import ask_admin
+
+    table = Table("when", "by", "what", "detail", box=None, pad_edge=False, header_style="bold")
+    for each in ask_admin("/audit")["events"]:
+        table.add_row(instant(each["at"]), each["by"], each["what"], each["detail"])
+    _console().print(table)
+
+
+def _operator() -> str:
+    """The name of who types, for the audit list."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
 
 
 def _ttls(config: Config) -> dict[str, float | None]:

@@ -413,6 +413,8 @@ class Config(Model):
     """The address to listen on."""
     port: Annotated[int, BeforeValidator(_no_boolean), Field(ge=0, le=65535)] = 8000
     """The port to listen on; 0 takes a free one."""
+    watch: bool = True
+    """Whether a change of the configuration's file or of `.env` reloads it, as SIGHUP does."""
     workers: Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=128)] = 1
     """Processes that answer; as many as the machine has cores is a good choice. They share one cache, so more than one
     needs a `redis_url` other than `none`."""

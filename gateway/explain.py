@@ -164,7 +164,7 @@ class Explainer:
             tier=found.tier or "",
             status=stored.status,
             bytes=len(stored.body),
-            age=round(policy.current_age(stored, now), 3),
+            age=round(policy.current_age(stored, now) if rules.ttl is None else max(0.0, now - stored.born), 3),
             fresh_for=round(ends.fresh - now, 3),
             stale_while_revalidate_for=round(ends.revalidate - now, 3),
             stale_if_error_for=round(ends.error - now, 3),
@@ -354,8 +354,10 @@ def _entry_lines(entry: Entry | None) -> Iterator[str]:
         return
     yield f"in {entry.tier}: {entry.status}, {entry.bytes} bytes, {entry.age:.1f} s old"
     yield _window("fresh", entry.fresh_for)
-    yield _window("stale while revalidating", entry.stale_while_revalidate_for)
-    yield _window("stale if the upstream fails", entry.stale_if_error_for)
+    if entry.stale_while_revalidate_for > entry.fresh_for:
+        yield _window("stale while revalidating", entry.stale_while_revalidate_for)
+    if entry.stale_if_error_for > entry.fresh_for:
+        yield _window("stale if the upstream fails", entry.stale_if_error_for)
     if entry.varies_on:
         yield f"varies on {', '.join(entry.varies_on)}"
     if entry.purged_softly:

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import msgspec
-from redis.exceptions import RedisError
 
 from .errors import GatewayError
+from .redis_clients import UNANSWERED
 
 POLL_EVERY = 0.3
 """Seconds between two looks: with the answer's way, an override is in force everywhere within a second."""
@@ -140,7 +140,7 @@ class RedisLive:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 return await self._changed()
-        except (RedisError, OSError, TimeoutError):
+        except UNANSWERED:
             return None
 
     async def _changed(self) -> Sequence[Override] | None:
@@ -170,7 +170,7 @@ class RedisLive:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 await self._client.eval(_CHANGE, 3, *keys, key, record, msgspec.json.encode(event), MOST_AUDIT)
-        except (RedisError, OSError, TimeoutError):
+        except UNANSWERED:
             raise LiveAway("Redis cannot be reached: nothing was changed; try again") from None
 
     async def note(self, event: Event) -> None:
@@ -178,14 +178,14 @@ class RedisLive:
             async with asyncio.timeout(ANSWER_SECONDS):
                 await self._client.lpush(self._audit, msgspec.json.encode(event))
                 await self._client.ltrim(self._audit, 0, MOST_AUDIT - 1)
-        except (RedisError, OSError, TimeoutError):
+        except UNANSWERED:
             return
 
     async def audit(self, limit: int = 100) -> list[Event]:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 records = await self._client.lrange(self._audit, 0, limit - 1)
-        except (RedisError, OSError, TimeoutError):
+        except UNANSWERED:
             return []
         return [event for event in map(_event_of, records) if event is not None]
 

@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from uuid import uuid4
 
-from redis.exceptions import RedisError
-
 from . import processes
 from .clock import Clock
 from .epochs import ZERO, Epochs, Purge
@@ -34,7 +32,9 @@ from .purge_stream import (
     Record,
     Turn,
 )
+from .redis_clients import UNANSWERED
 
+UNREADABLE: tuple[type[Exception], ...] = (*UNANSWERED, ValueError)
 BLOCK_MS = 400
 CONFIRM_SECONDS = 2.0
 RETRY_SECONDS = 0.1
@@ -181,7 +181,7 @@ class RedisPurges:
                 # 3.11).
                 task.cancel()
                 await asyncio.wait((task,), timeout=0.05)
-        with suppress(RedisError, OSError, TimeoutError):
+        with suppress(*UNANSWERED):
             await self._stream.leave(self.worker)
         await self._stream.aclose()
 
@@ -200,7 +200,7 @@ class RedisPurges:
         report, place, since = Report(1, self._fleet.number, 0.0, added=False), "", self._clock.now()
         pause = 0.001
         while True:
-            with suppress(RedisError, OSError, TimeoutError):
+            with suppress(*UNANSWERED):
                 added = await self._stream.add([purge], count=True)
                 if added.generation != place:  # its first time in this generation
                     place, since = added.generation, self._clock.now()
@@ -241,7 +241,7 @@ class RedisPurges:
 
     async def _add_in_background(self) -> None:
         # Where Redis is away, the next turn does it.
-        with suppress(RedisError, OSError, TimeoutError):
+        with suppress(*UNANSWERED):
             await self._add_pending()
 
     async def _add_pending(self) -> None:
@@ -266,7 +266,7 @@ class RedisPurges:
         while True:
             try:
                 await self._follow()
-            except (RedisError, OSError, TimeoutError, ValueError):
+            except UNREADABLE:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _follow(self) -> None:

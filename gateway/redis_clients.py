@@ -14,9 +14,14 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from .redis_urls import credentials_of, database_of, hosts_of
+
+UNANSWERED: tuple[type[Exception], ...] = (RedisError, OSError, TimeoutError, RuntimeError)
+"""What a command raises that Redis did not answer. A RuntimeError is uvloop's, where redis-py writes to a connection
+that was reset a moment ago (seen with uvloop 0.23 and redis-py 8.1)."""
 
 
 def connect(url: str, timeout: float) -> Any:

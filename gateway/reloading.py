@@ -9,7 +9,7 @@ from .settings import Loaded, effective
 
 WANTS_RESTART = frozenset(
     (
-        *("host", "port", "admin_listen", "workers", "include", "memory", "compression", "overload_lag"),
+        *("host", "port", "admin_listen", "workers", "include", "memory", "compression", "overload_lag", "watch"),
         *("redis_url", "redis_prefix", "redis_budget", "redis_memory", "redis_secret", "purge_blind"),
     )
 )

@@ -16,8 +16,10 @@ class AdminError(GatewayError):
     """The admin listener cannot be reached, or refuses; the message says what to do."""
 
 
-def ask_admin(path: str, order: dict[str, Any] | None = None) -> dict[str, Any]:
+def ask_admin(path: str, order: dict[str, Any] | None = None, *, method: str | None = None) -> dict[str, Any]:
     """POST `order` to the admin listener of GATEWAY_ADMIN_URL, with GATEWAY_ADMIN_TOKEN; GET where there is none.
+
+    `method` is another than these two.
 
     Raises AdminError.
     """
@@ -26,8 +28,8 @@ def ask_admin(path: str, order: dict[str, Any] | None = None) -> dict[str, Any]:
     headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
         with httpx.Client(trust_env=False, timeout=10) as client:
-            method = "GET" if order is None else "POST"
-            response = client.request(method, url + path, json=order, headers=headers)
+            verb = method or ("GET" if order is None else "POST")
+            response = client.request(verb, url + path, json=order, headers=headers)
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise AdminError(f"no gateway answers at {url} ({error}); set GATEWAY_ADMIN_URL to its admin_listen") from None
     body = _json(response)

@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from redis.exceptions import RedisError
-
 from .clock import Clock, SystemClock
+from .live import RedisLive
 from .purges import RedisPurges
-from .redis_clients import connect, is_cluster
+from .redis_clients import UNANSWERED, connect, is_cluster
 from .traffic import RedisDesk
 
 logger = logging.getLogger("gateway")
@@ -170,6 +169,11 @@ class RedisStore:
         client = self._given if self._given is not None else connect(self._url, 2.0)
         return RedisPurges(client, clock, prefix=self._prefix, blind=blind)
 
+    def live(self) -> RedisLive:
+        """Where live overrides are kept, on connections of its own."""
+        client = self._given if self._given is not None else connect(self._url, 1.0)
+        return RedisLive(client, prefix=self._prefix)
+
     def advice_desk(self, clock: Clock) -> RedisDesk:
         """Where all workers on the same Redis gather what they see, on connections of its own."""
         client = self._given if self._given is not None else connect(self._url, 1.0)
@@ -304,7 +308,7 @@ class RedisStore:
         try:
             async with asyncio.timeout(self._budget):
                 reply = await command
-        except (RedisError, OSError, TimeoutError):
+        except UNANSWERED:
             self.statistics.failures += 1
             self._failures += 1
             if not self.available:
@@ -340,7 +344,7 @@ class RedisStore:
         try:
             async with asyncio.timeout(POLICY_SECONDS):
                 found = await self._client.info("memory")
-        except (RedisError, OSError, TimeoutError):
+        except UNANSWERED:
             return  # a user without the right to ask
         nodes = found.values() if self._cluster and "maxmemory" not in found else [found]
         for memory in nodes:
@@ -353,7 +357,7 @@ class RedisStore:
         try:
             async with asyncio.timeout(self._budget):
                 await self._client.exists(self._prefix)
-        except (RedisError, OSError, TimeoutError):
+        except UNANSWERED:
             return False
         return True
 
@@ -363,7 +367,7 @@ class RedisStore:
         try:
             async with asyncio.timeout(max(self._budget, 0.2)):
                 seconds, microseconds = await self._client.eval(_TIME, 1, self._prefix + "{purge}:log")
-        except (RedisError, OSError, TimeoutError):
+        except UNANSWERED:
             return False
         elapsed = time.monotonic() - began
         if self._clock is not None:

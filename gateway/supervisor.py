@@ -24,6 +24,7 @@ from .reloading import difference, merged
 from .settings import Loaded
 from .spawning import Spawned, spawn
 from .totals import Family, Sample, lasting, total
+from .watching import Files
 
 logger = logging.getLogger("gateway")
 FIRST_PAUSE = 0.1
@@ -60,15 +61,23 @@ class Slot:
 
 
 class Supervisor:
-    """`reread` reads the configuration anew; `spare` is a worker process that was started while it was first read.
+    """`reread` reads the configuration anew; `spare` is a worker process that was started while it was first read;
+    a change of `watched` files reloads.
 
     Raises ListenError.
     """
 
-    def __init__(self, loaded: Loaded, reread: Callable[[], Loaded], spare: Spawned | None = None) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        reread: Callable[[], Loaded],
+        spare: Spawned | None = None,
+        watched: Files | None = None,
+    ) -> None:
         config = loaded.config
         self.loaded = loaded
         self._reread = reread
+        self._watched = watched
         self._spare = spare
         self._spare_ends: asyncio.TimerHandle | None = None
         self._number = 1
@@ -96,6 +105,8 @@ class Supervisor:
         try:
             await self._start()
             logger.info("listening on %s", url_of(self._slots[0].socket))
+            if self._watched is not None and self.loaded.config.watch:
+                self._spawn(self._watch(self._watched))
             await self._ended.wait()
         finally:
             self._stopping = True
@@ -319,6 +330,11 @@ class Supervisor:
 
     # --- reloading -----------------------------------------------------------------------------------------
 
+    async def _watch(self, files: Files) -> None:
+        async for _ in files.changes():
+            logger.info("the configuration's files have changed")
+            await self._reload()
+
     async def _reload(self) -> None:
         """Read the configuration anew and let all workers go by it, or none."""
         async with self._lock:
@@ -402,11 +418,13 @@ async def _failure(member: Member) -> GatewayError:
     return StartError(failure.message)
 
 
-def supervise(loaded: Loaded, reread: Callable[[], Loaded], spare: Spawned | None = None) -> None:
+def supervise(
+    loaded: Loaded, reread: Callable[[], Loaded], spare: Spawned | None = None, watched: Files | None = None
+) -> None:
     """Run the gateway until SIGINT or SIGTERM. Raises ListenError, EmbeddedError, ConfigError, StartError."""
 
     async def run() -> None:
-        await Supervisor(loaded, reread, spare).run()
+        await Supervisor(loaded, reread, spare, watched).run()
 
     asyncio.run(run())
 

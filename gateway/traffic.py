@@ -16,13 +16,13 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 import msgspec
-from redis.exceptions import RedisError
 from xxhash import xxh3_64_intdigest
 
 from .advice import Advice, advise
 from .changes import Changes
 from .clock import Clock
 from .ladder import Recorder, Replay, Sighting
+from .redis_clients import UNANSWERED
 
 EVERY = 1.0
 """Seconds between two deliveries."""
@@ -188,7 +188,7 @@ class RedisDesk:
         self._leader, self._list, self._report = (f"{prefix}{{advice}}:{name}" for name in ("leader", "traffic", "now"))
 
     async def deliver(self, batch: Batch, today: Mapping[str, float | None]) -> None:
-        with suppress(RedisError, OSError, TimeoutError):
+        with suppress(*UNANSWERED):
             async with asyncio.timeout(ANSWER_SECONDS):
                 if batch:
                     await self._hand_over(batch)
@@ -217,7 +217,9 @@ class RedisDesk:
             async with asyncio.timeout(ANSWER_SECONDS):
                 report = await self._client.get(self._report)
             return _reports.decode(report) if report is not None else []
-        except (RedisError, OSError, TimeoutError, msgspec.DecodeError):
+        except UNANSWERED:
+            return []
+        except msgspec.DecodeError:
             return []
 
     async def aclose(self) -> None:

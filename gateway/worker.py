@@ -22,7 +22,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from .admin import create_admin
-from .app import create_app
+from .app import Gateway, create_app
 from .clock import SystemClock
 from .config import Config
 from .control import (
@@ -47,7 +47,9 @@ from .control import (
 )
 from .errors import ConfigError, GatewayError
 from .generations import Generations
+from .operations import operations_of
 from .server import LINGER, SETTLE, Server
+from .settings import Loaded
 from .shared import RedisStore, SharedStore
 from .spawning import be_called, die_with, log_to_stderr
 from .totals import Family
@@ -106,12 +108,13 @@ class Worker:
         self.generations = Generations(
             create_app(loaded, store=_store(loaded.config, begin.redis_url, clock), clock=clock)
         )
-        self._prepared: dict[int, object] = {}
+        self.operations = operations_of(self.generations, loaded)
+        self._prepared: dict[int, tuple[Gateway, Loaded]] = {}
         self._questions: dict[int, asyncio.Future[list[Family]]] = {}
         self._numbers = count()
         self._servers = [Server(self.generations, lifespan=True)]
         if len(self._sockets) > 1:
-            admin = create_admin(lambda: self.generations.current, loaded.admin_token, self.render)
+            admin = create_admin(lambda: self.generations.current, loaded.admin_token, self.render, self.operations)
             self._servers.append(Server(admin, lifespan=False))
         self._ending: asyncio.Task[None] | None = None
 
@@ -125,6 +128,7 @@ class Worker:
         )
         for task in behind:
             task.cancel()
+        await self.operations.aclose()
         self._channel.send(Told(self.families()))
         await self._channel.close()
         return 0
@@ -132,6 +136,7 @@ class Worker:
     async def _tell_ready(self) -> None:
         for server in self._servers:
             await server.up.wait()
+        await self.operations.start()
         be_called("gateway-worker")
         self._channel.send(Ready())
 
@@ -141,9 +146,7 @@ class Worker:
                 case Prepare(setup):
                     self._prepare(setup.number, order)
                 case Commit(number):
-                    gateway = self._prepared.pop(number, None)
-                    if gateway is not None:
-                        self.generations.switch(gateway)  # type: ignore[arg-type]
+                    self._commit(number)
                 case Abort(number):
                     self._prepared.pop(number, None)
                 case Adopt(slot):
@@ -161,12 +164,20 @@ class Worker:
         os._exit(1)  # the supervisor is gone, and its sockets with it
 
     def _prepare(self, number: int, order: Prepare) -> None:
+        loaded = order.setup.loaded
         try:
-            self._prepared[number] = self.generations.prepare(order.setup.loaded)
+            self._prepared[number] = self.generations.prepare(self.operations.on(loaded)), loaded
         except ConfigError as error:
             self._channel.send(Prepared(number, [Problem.of(problem) for problem in error.problems]))
         else:
             self._channel.send(Prepared(number))
+
+    def _commit(self, number: int) -> None:
+        prepared = self._prepared.pop(number, None)
+        if prepared is not None:
+            gateway, loaded = prepared
+            self.operations.rebase(loaded)
+            self.generations.switch(gateway)
 
     def _end(self, order: Stop | Retire) -> None:
         if self._ending is None:
@@ -175,6 +186,7 @@ class Worker:
     async def _drain(self, order: Stop | Retire) -> None:
         for sock in self._slots.values():
             sock.close()  # of those that were adopted the server has a copy
+        self.operations.closing.set()
         door = self.generations.door
         if isinstance(order, Stop):
             self.generations.current.stopping = True

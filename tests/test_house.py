@@ -101,9 +101,11 @@ WIRING = frozenset(
         "admin",
         "app",
         "cli",
+        "console",
         "document",
         "documentation",
         "explain",
+        "operations",
         "overrides",
         "reference",
         "control",
@@ -116,6 +118,7 @@ WIRING = frozenset(
         "settings",
         "tuning",
         "warm",
+        "watching",
     )
 )
 MODULES = sorted(path.stem for path in HOUSE.rglob("*.py"))

@@ -139,7 +139,7 @@ class GatewayProcess(Child):
         self.admin_socket = directory / f"{name}.sock"
         self.file = write_config(
             directory / f"{name}.yaml",
-            {"redis_url": "none", "admin_listen": f"unix:{self.admin_socket}", **settings},
+            {"redis_url": "none", "watch": False, "admin_listen": f"unix:{self.admin_socket}", **settings},
         )
         super().__init__(
             [sys.executable, "-m", "gateway", "serve", "--config", str(self.file), "--port", "0"],

@@ -1,0 +1,134 @@
+"""What operators do to a running gateway: live overrides, and the list of who changed what.
+
+Every worker looks for overrides several times a second and makes its next generation of routes of the configuration
+with those on it that have not ended; so does a reload. Who sets one is answered once it is known to be valid and
+Redis has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from .clock import Clock
+from .config import parse_duration
+from .errors import ConfigError, ConfigProblem, GatewayError
+from .generations import Generations
+from .live import POLL_EVERY, Event, Live, LocalLive, Override
+from .overrides import LONGEST, applied, in_force, instant, overridden
+from .settings import Loaded
+from .shared import RedisStore
+
+logger = logging.getLogger("gateway")
+
+
+class NoSuchOverride(GatewayError):
+    """There is no live override by that name."""
+
+
+class Operations:
+    """`loaded` is the configuration as file and environment have it. `clock` is what overrides end by."""
+
+    def __init__(self, generations: Generations, loaded: Loaded, live: Live, clock: Clock) -> None:
+        self.generations = generations
+        self.live = live
+        self._base = loaded
+        self._clock = clock
+        self._known: dict[str, Override] = {}
+        self._held: dict[str, Override] = {}
+        self._task: asyncio.Task[None] | None = None
+        self.closing = asyncio.Event()
+        """Set when this worker is about to end: whoever streams to a console stops."""
+
+    @property
+    def overrides(self) -> dict[str, Override]:
+        """Those in force here, by `route.setting`."""
+        return self._held
+
+    async def start(self) -> None:
+        await self.turn()
+        self._task = asyncio.ensure_future(self._run())
+
+    async def aclose(self) -> None:
+        while self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait((self._task,), timeout=0.05)
+        await self.live.aclose()
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_EVERY)
+            await self.turn()
+
+    async def turn(self) -> None:
+        """Look for overrides once, and answer by those in force."""
+        news = await self.live.changed()
+        if news is not None:
+            self._known = {each.key: each for each in news}
+        wanted = in_force(self._known.values(), self._clock.now())
+        if wanted != self._held:
+            self._tell(wanted)
+            self._held = wanted
+            self.generations.reload(applied(self._base, wanted))
+
+    def _tell(self, wanted: dict[str, Override]) -> None:
+        for key, override in wanted.items():
+            if self._held.get(key) != override:
+                logger.info("live override by %s: %s is %s until %s", override.by, key, override.value,
+                            instant(override.until))  # fmt: skip
+        for key in self._held.keys() - wanted.keys():
+            logger.info("live override of %s has ended", key)
+
+    # --- reloading -----------------------------------------------------------------------------------------
+
+    def on(self, loaded: Loaded) -> Loaded:
+        """A configuration that is about to be in force, with the overrides on it."""
+        return applied(loaded, self._held)
+
+    def rebase(self, loaded: Loaded) -> None:
+        """File and environment are these from now on."""
+        self._base = loaded
+
+    # --- what operators ask for ----------------------------------------------------------------------------
+
+    async def override(self, route: str, setting: str, value: str, lasts: str, *, by: str) -> Override:
+        """Set a live override. Raises ConfigError where file and models would refuse it, LiveAway without Redis."""
+        now = self._clock.now()
+        made = Override(route=route, setting=setting, value=value, by=by, at=now, until=now + _seconds(lasts))
+        overridden(self._base, made)
+        detail = f"{made.key} is {value} until {instant(made.until)}"
+        await self.live.put(made, Event(at=now, by=by, what="ttl set", detail=detail))
+        await self.turn()
+        return made
+
+    async def end(self, route: str, setting: str, *, by: str) -> None:
+        """End a live override before its time. Raises NoSuchOverride, LiveAway."""
+        await self.turn()
+        key = f"{route}.{setting}"
+        if key not in self._held:
+            held = ", ".join(self._held) or "none"
+            raise NoSuchOverride(f"there is no live override of {key} (there are: {held})")
+        event = Event(at=self._clock.now(), by=by, what="ttl reset", detail=f"{key} was {self._held[key].value}")
+        await self.live.drop(key, event)
+        await self.turn()
+
+    async def note(self, what: str, detail: str, *, by: str) -> None:
+        """Add to the audit list."""
+        await self.live.note(Event(at=self._clock.now(), by=by, what=what, detail=detail))
+
+
+def _seconds(lasts: str) -> float:
+    try:
+        seconds = parse_duration(lasts).total_seconds()
+    except ValueError as error:
+        raise ConfigError([ConfigProblem("", "for", str(error))]) from None
+    if not 0 < seconds <= LONGEST:
+        raise ConfigError([ConfigProblem("", "for", f"{lasts} is out of range: more than 0, at most 7d")])
+    return seconds
+
+
+def operations_of(generations: Generations, loaded: Loaded) -> Operations:
+    """The operations of an app. Overrides are kept beside the cache: the fleet that shares one shares the others."""
+    gateway = generations.current
+    live = gateway.shared.live() if isinstance(gateway.shared, RedisStore) else LocalLive()
+    return Operations(generations, loaded, live, gateway.engine.clock)

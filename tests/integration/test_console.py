@@ -1,0 +1,234 @@
+"""A newcomer's first minutes with the console, in a real browser: see a slow route, ask why, read the advice, change
+its TTL, see the upstream asked less, purge a tag, see it fetched again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from .conftest import StartGateway
+from .processes import ROOT, Child, GatewayProcess, free_port
+
+pytestmark = pytest.mark.timeout(180)
+CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver (Debian: chromium, chromium-driver)"
+)
+SCREENSHOTS = os.environ.get("SCREENSHOTS")
+"""A folder for pictures of what the browser showed."""
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[str]:
+    port = free_port()
+    command = [sys.executable, "-m", "demo.shop", "--port", str(port), "--delay", "100ms"]
+    child = Child(command, output=tmp_path / "shop.log", cwd=ROOT)
+    try:
+        for _ in range(100):
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/_demo")
+                break
+            except httpx.TransportError:
+                threading.Event().wait(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        child.end()
+
+
+@pytest.fixture
+def gateway(start_gateway: StartGateway, shop: str) -> tuple[GatewayProcess, str]:
+    """A gateway with a short TTL on its product pages, and the URL of its admin listener."""
+    port = free_port()
+    settings = {
+        "redis_url": "embedded",
+        "workers": 2,
+        "access_log": False,
+        "admin_listen": f"127.0.0.1:{port}",
+        "upstreams": {"catalog": {"url": shop}},
+        "routes": {
+            "product": {
+                "path": "/products/{id}",
+                "upstream": "catalog",
+                "upstream_path": "/v2/items/{id}",
+                "ttl": "1s",
+                "tags": ["product:{id}"],
+            }
+        },
+    }
+    return start_gateway(settings, environment={"GATEWAY_ADMIN_TOKEN": "secret"}), f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    with tempfile.TemporaryDirectory() as profile:
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM or ""
+        for argument in (
+            *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"),
+            *("disable-component-update", "disable-sync", "force-prefers-reduced-motion"),
+            *(f"user-data-dir={profile}", "window-size=1280,1400"),
+        ):
+            options.add_argument(f"--{argument}")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
+        try:
+            yield driver
+        finally:
+            driver.quit()
+
+
+class Page:
+    """The console as a person uses it: by labels, buttons and what stands on the page."""
+
+    def __init__(self, driver: Any, url: str) -> None:
+        self.driver = driver
+        driver.get(f"{url}/console")
+
+    def text(self, css: str) -> str:
+        return " ".join(each.text for each in self.driver.find_elements("css selector", css))
+
+    def until(self, true: Callable[[], object], what: str) -> None:
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        WebDriverWait(self.driver, 40, ignored_exceptions=None).until(lambda _: true(), message=what)
+
+    def type(self, id: str, text: str) -> None:
+        field = self.driver.find_element("id", id)
+        field.clear()
+        field.send_keys(text)
+
+    def press(self, css: str) -> None:
+        self.driver.execute_script("document.querySelector(arguments[0]).click()", css)
+
+    def slide_to(self, index: int) -> None:
+        self.driver.execute_script(
+            "const slider = document.getElementById('tune-ttl'); slider.value = arguments[0];"
+            "slider.dispatchEvent(new Event('input'))",
+            index,
+        )
+
+    def shoot(self, name: str) -> None:
+        if SCREENSHOTS:
+            self.driver.save_screenshot(str(Path(SCREENSHOTS) / f"{name}.png"))
+
+
+class Traffic:
+    """Requests for four products, all the while."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        self.failed = 0
+
+    def __enter__(self) -> Traffic:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    async def _run(self) -> None:
+        async with httpx.AsyncClient(base_url=self._url) as client:
+            number = 0
+            while not self._stop.is_set():
+                response = await client.get(f"/products/{1 + number % 4}")
+                self.failed += response.status_code != 200
+                number += 1
+                await asyncio.sleep(0.02)
+
+
+def asked(shop: str) -> int:
+    return int(httpx.get(f"{shop}/_demo").json()["total"])
+
+
+@needs_browser
+def test_a_newcomers_ten_minutes(gateway: tuple[GatewayProcess, str], shop: str, browser: Any) -> None:
+    process, admin = gateway
+    with Traffic(process.url) as traffic:
+        page = Page(browser, admin)
+        page.type("token", "wrong")
+        page.press("#login button")
+        page.until(lambda: "GATEWAY_ADMIN_TOKEN" in page.text("#login-error"), "a wrong token is refused")
+        page.type("token", "secret")
+        page.press("#login button")
+
+        page.until(lambda: "hit" in page.text("#outcomes"), "figures come by themselves")
+        page.until(lambda: page.text("#route-rows .rate") not in ("", "–", "0"), "the route's rate is shown")
+        page.until(
+            lambda: "1s" in page.text("#route-rows") and "line" in page.text("#route-rows"), "its TTL, and who set it"
+        )
+
+        page.type("explain-target", "/products/1")
+        page.press("#explain-form button[type=submit]")
+        page.until(lambda: "ttl       1s:" in page.text("#explained"), "why it is fetched so often")
+        assert "gateway.yaml line" in page.text("#explained")
+
+        page.until(lambda: browser.find_elements("css selector", "#route-rows button"), "there is advice for it")
+        page.press("#route-rows button")
+        page.slide_to(8)
+        page.until(lambda: "30s" in page.text("#tune-value"), "another TTL is looked at")
+        foretold = page.text("#tune-tiles")
+        assert "asks upstream" in foretold
+        page.shoot("tune")
+
+        before = asked(shop)
+        page.until(lambda: asked(shop) - before >= 8, "the upstream is asked all the while")
+        page.press("#tune-apply")
+        page.until(lambda: "on all workers" in page.text("#tune-said"), "the TTL is another")
+        page.until(lambda: "live override" in page.text("#route-rows"), "and it says who set it")
+        calm = asked(shop)
+        seen = threading.Event()
+        seen.wait(5)
+        assert asked(shop) - calm <= 8  # four products, once each, and a margin: before it was two a second and more
+
+        page.driver.find_element("id", "purge-what").send_keys("tag")
+        page.type("purge-name", "product:1")
+        before = asked(shop)
+        page.press("#purge-form button")
+        page.until(lambda: "2 of 2 workers" in page.text("#purged"), "the purge is confirmed")
+        page.until(lambda: asked(shop) > before, "and what was purged is fetched again")
+        page.until(
+            lambda: "purge" in page.text("#audit-rows") and "ttl set" in page.text("#audit-rows"), "it is all listed"
+        )
+        page.press("#tune-reset")
+        page.until(lambda: "live override" not in page.text("#route-rows"), "the override ends")
+        page.shoot("end")
+    errors = [
+        entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE" and "401" not in entry["message"]
+    ]
+    assert errors == []
+    assert traffic.failed == 0
+
+
+@needs_browser
+def test_the_page_is_for_keyboards_and_screen_readers_too(gateway: tuple[GatewayProcess, str], browser: Any) -> None:
+    _, admin = gateway
+    page = Page(browser, admin)
+    page.type("token", "secret\n")
+    page.until(lambda: page.text("#state") == "Live", "the form is sent by Enter")
+    unnamed = browser.execute_script(
+        """return [...document.querySelectorAll('input, select, textarea, button')].filter((each) => !each.hidden
+        && !(each.labels && each.labels.length) && !each.textContent.trim() && !each.getAttribute('aria-label'))
+        .map((each) => each.outerHTML)"""
+    )
+    assert unnamed == []
+    assert browser.execute_script("return document.documentElement.lang") == "en"
+    assert browser.execute_script("return document.querySelectorAll('th:not([scope])').length") == 0
+    browser.set_window_size(390, 800)
+    width = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
+    assert width[0] <= width[1], "on a phone nothing but tables scrolls sideways"

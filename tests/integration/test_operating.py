@@ -1,0 +1,143 @@
+"""Operating real gateways: overrides on every worker of every replica, reloads without a signal, reloads under load."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.faults.proxy import faulty_url
+
+from .conftest import MakeValkey, StartGateway
+from .load import load_of
+from .processes import ROOT, Child, GatewayProcess
+
+TOKEN = {"GATEWAY_ADMIN_TOKEN": "secret"}
+FULL_LENGTH = bool(os.environ.get("FULL_LENGTH"))
+CONNECTIONS = 12
+"""Fresh connections asked of each gateway: each worker gets some of them."""
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Iterator[str]:
+    child = Child([sys.executable, "-m", "tests.integration.origin"], output=tmp_path / "origin.log", cwd=ROOT)
+    try:
+        yield child.said(r"listening on (http://\S+)")[1]
+    finally:
+        child.end()
+
+
+def settings(origin: str, **more: Any) -> dict[str, Any]:
+    return {
+        "workers": 2,
+        "access_log": False,
+        "upstreams": {"api": {"url": origin}},
+        "routes": {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "100s"}},
+        **more,
+    }
+
+
+@contextlib.asynccontextmanager
+async def operator_of(gateway: GatewayProcess) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.AsyncHTTPTransport(uds=str(gateway.admin_socket))
+    headers = {"authorization": "Bearer secret"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://admin.test", headers=headers) as client:
+        yield client
+
+
+async def promised(gateway: GatewayProcess) -> set[int]:
+    """The `max-age`s that a gateway's workers promise, each asked on connections of its own."""
+
+    async def ask() -> int:
+        async with httpx.AsyncClient() as client:
+            control = (await client.get(f"{gateway.url}/items/1")).headers["cache-control"]
+            return int(control.removeprefix("max-age="))
+
+    return set(await asyncio.gather(*(ask() for _ in range(CONNECTIONS))))
+
+
+async def in_force(gateways: list[GatewayProcess], longest: int) -> float:
+    """Seconds until no worker promises more than `longest`."""
+    began = time.perf_counter()
+    async with asyncio.timeout(20):
+        for gateway in gateways:
+            while max(await promised(gateway)) > longest:
+                await asyncio.sleep(0.02)
+    return time.perf_counter() - began
+
+
+async def test_an_override_is_soon_in_force_on_every_worker_of_every_gateway(
+    start_gateway: StartGateway, make_valkey: MakeValkey, origin: str
+) -> None:
+    valkey = make_valkey(unix=False)
+    async with faulty_url(valkey.url) as proxy:
+        near = start_gateway(settings(origin, redis_url=valkey.url), environment=TOKEN, name="near")
+        far = start_gateway(settings(origin, redis_url=proxy.url(valkey.url)), environment=TOKEN, name="far")
+        assert min(await promised(near) | await promised(far)) > 50
+        async with operator_of(near) as operator, operator_of(far) as other:
+            order = {"route": "item", "value": "20s", "for": "1h"}
+            assert (await operator.post("/overrides", json=order)).status_code == 200
+            print(f"in force on 4 workers of 2 gateways after {await in_force([near, far], 20):.2f} s")
+
+            await proxy.refuse()
+            assert (await operator.post("/overrides", json={**order, "value": "10s"})).status_code == 200
+            await in_force([near], 10)
+            assert max(await promised(far)) > 10  # it can't know, and goes on as it was
+            assert (await other.post("/overrides", json=order)).status_code == 503
+            await proxy.accept()
+            print(f"in force on the gateway that was cut off {await in_force([far], 10):.2f} s after its return")
+
+            assert (await other.delete("/overrides/item/ttl")).status_code == 200
+            async with asyncio.timeout(20):
+                while min(await promised(near) | await promised(far)) < 50:
+                    await asyncio.sleep(0.02)
+
+
+async def test_a_change_of_the_file_or_of_dotenv_is_taken_up_without_a_signal(
+    start_gateway: StartGateway, origin: str
+) -> None:
+    gateway = start_gateway(settings(origin, workers=1, watch=True))
+    given = yaml.safe_load(gateway.file.read_text())
+    new = gateway.file.with_suffix(".new")
+    new.write_text(yaml.safe_dump({**given, "routes": {"item": {**given["routes"]["item"], "ttl": "20s"}}}))
+    new.rename(gateway.file)
+    await asyncio.to_thread(gateway.said, r"routes\.item\.ttl: 100s -> 20s")
+    assert max(await promised(gateway)) <= 20
+    (gateway.file.parent / ".env").write_text("GATEWAY_ROUTES__ITEM__TTL=10s\n")
+    await asyncio.to_thread(gateway.said, r"routes\.item\.ttl: 20s -> 10s")
+    assert max(await promised(gateway)) <= 10
+    gateway.file.write_text("routes: [nonsense")
+    await asyncio.to_thread(gateway.said, "the configuration is refused")
+    assert max(await promised(gateway)) <= 10
+
+
+async def test_reload_after_reload_under_load_fails_no_request_and_mixes_no_two_configurations(
+    start_gateway: StartGateway, origin: str
+) -> None:
+    """Each configuration gives two routes the same TTL: an answer never has another than the ones configured."""
+    gateway = start_gateway(settings(origin, redis_url="embedded"))
+    seen: set[int] = set()
+    reloads, pause = (200, 0.3) if FULL_LENGTH else (20, 0.1)
+    async with load_of(gateway.url, lambda: f"/items/{time.monotonic_ns() % 50}", 20) as load:
+        for number in range(reloads):
+            given = yaml.safe_load(gateway.file.read_text())
+            given["routes"]["item"]["ttl"] = f"{100 if number % 2 else 1000}s"
+            gateway.file.write_text(yaml.safe_dump(given))
+            lines = len(gateway.errors.splitlines())
+            gateway.signal(signal.SIGHUP)
+            await asyncio.to_thread(gateway.said, "the configuration was reloaded", after=lines)
+            seen |= await promised(gateway)
+            await asyncio.sleep(pause)
+    print(f"{reloads} reloads: {len(load.samples)} answered, {len(load.failed)} failed")
+    assert load.failed == []
+    assert all(90 <= each <= 100 or 900 <= each <= 1000 for each in seen)
