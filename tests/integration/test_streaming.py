@@ -252,7 +252,7 @@ async def test_an_upload_of_50_mib_reaches_the_upstream_as_it_comes_and_the_gate
                 await asyncio.wait_for(sink.first.wait(), 5)  # the upstream has some before the client has sent all
 
     async with raw_upstream(sink) as upstream:
-        gateway = start_gateway(settings(upstream.url))
+        gateway = start_gateway({**settings(upstream.url), "max_request_body": "64MiB"})
         async with client_of(gateway) as client:
             before = await warm(gateway, client)
             headers = {} if chunked else {"Content-Length": str(pieces * len(PIECE))}
