@@ -60,6 +60,7 @@ SHAPES = 32
 TICKS = 1000
 """For how many microseconds the fields that tell the time taken are made beforehand."""
 
+_CLOSING = b"\r\nconnection: close\r\n"
 _SECONDS_TEXT = [orjson.dumps(ticks / 1_000_000) for ticks in range(TICKS)]
 
 
@@ -151,12 +152,13 @@ class Ready:
     what they are for: hits of GET and HEAD, stale answers to GET and HEAD.
     """
 
-    __slots__ = ("flight", "fresh", "headers", "key", "revalidate", "shapes", "version")
+    __slots__ = ("flight", "fresh", "headers", "key", "revalidate", "shapes", "softened", "version")
 
     def __init__(self, stored: Stored, route: Route, epochs: Epochs, *, base: str, flight: str) -> None:
         self.key = key_hash(base)
         self.headers = stored.headers
         self.version = epochs.version
+        self.softened = stored.softened
         self.flight = flight
         windows = policy.windows(stored, route.rules)
         self.fresh = windows.fresh
@@ -168,13 +170,13 @@ class Shape:
     """One form of a stored response: all bytes of an answer but those that differ with each request.
 
     `before` ends where the age stands, `after` follows it and ends where the request id stands. `until` is the
-    instant at which the age or the remaining freshness changes next; `head`, `end` and `closing` hold until then.
+    instant at which the age or the remaining freshness changes next; `head` and `end` hold until then.
     `coded` is the key under which the body lies in memory, where it is not the stored response's own.
     """
 
     __slots__ = (
-        *("after", "before", "closing", "coded", "end", "head", "length", "lines", "result"),
-        *("status", "tally", "timing", "until", "volatile"),
+        *("after", "before", "coded", "end", "head", "length", "lines", "result"),
+        *("status", "tally", "timing", "told", "until", "volatile"),
     )
 
     def __init__(self, status: int, before: bytes, after: bytes, result: Result, tally: Tally, *, length: int) -> None:
@@ -189,17 +191,16 @@ class Shape:
         self.volatile = False
         self.timing: list[bytes] = []
         self.until = -math.inf
-        self.head = self.end = self.closing = b""
+        self.told = b"cache-status: " + cache_status(Outcome(result, ttl=0)).removesuffix(b"0")
+        self.head = self.end = b""
 
     def render(self, stored: Stored, body: bytes, ready: Ready, rules: policy.Rules, now: float) -> None:
         """Write the age and the remaining freshness at `now`."""
         age = policy.age_for(stored, rules, now)
         left = ready.fresh - now
         self.head = b"%b%d%b" % (self.before, int(age), self.after)
-        told = cache_status(Outcome(self.result, ttl=int(left)))
         kept = body if self.length <= KEPT_JOINED and self.length else b""
-        self.end = b"cache-status: %b\r\n\r\n%b" % (told, kept)
-        self.closing = b"cache-status: %b\r\nconnection: close\r\n\r\n%b" % (told, kept)
+        self.end = b"%b%d\r\n\r\n%b" % (self.told, left, kept)
         self.until = now + min(1.0 - age % 1.0, left % 1.0)
         if self.result is Result.HIT:
             self.until = min(self.until, ready.fresh)
@@ -298,7 +299,9 @@ class Edge:
                 return False
             kind += 2
             if ready.flight not in self._engine.flights:
-                self._refresh(spot, block, stored, request_id, began, peer)
+                # As the purges leave it: unsoftened it would be taken for one that somebody has refreshed already.
+                judged = stored if ready.softened is None else policy.softened(stored, ready.softened)
+                self._refresh(spot, block, judged, request_id, began, peer)
         shape = ready.shapes[kind].get(block.form)
         if shape is None or (shape.volatile and now >= shape.until):
             shape = self._shape(spot, block, ready, stored, kind, now)
@@ -316,7 +319,7 @@ class Edge:
         elapsed = time.perf_counter() - began
         ticks = int(elapsed * 1_000_000 + 0.5)
         timing = shape.timing[ticks] if ticks < TICKS else _timing(shape.result, elapsed)
-        end = shape.end if spot.modern and not block.close else shape.closing
+        end = shape.end if spot.modern and not block.close else shape.end.replace(b"\r\n", _CLOSING, 1)
         length = shape.length
         if length <= KEPT_JOINED:
             transport.write(b"".join((shape.head, request_id, timing, end)))

@@ -86,6 +86,4 @@ def merged(before: Loaded, after: Loaded) -> Loaded:
     kept = {name: getattr(before.config, name) for name in WANTS_RESTART}
     tree = {name: value for name, value in after.tree.items() if name not in WANTS_RESTART}
     tree |= {name: value for name, value in before.tree.items() if name in WANTS_RESTART}
-    return replace(
-        after, config=after.config.model_copy(update=kept), admin_token=before.admin_token, tree=tree
-    )
+    return replace(after, config=after.config.model_copy(update=kept), admin_token=before.admin_token, tree=tree)

@@ -90,8 +90,7 @@ class Supervisor:
         self._departed: list[Family] = []
         self._counts = {"deaths": 0, "reloads": 0, "refused": 0, "valkey": 0}
         self._slots = [
-            Slot(number, sock)
-            for number, sock in enumerate(listen_for_each(config.workers, config.host, config.port))
+            Slot(number, sock) for number, sock in enumerate(listen_for_each(config.workers, config.host, config.port))
         ]
         self._admin = listen_admin(config.admin_listen)
         self._valkey = Embedded(maxmemory=config.redis_memory) if config.redis_url == "embedded" else None
@@ -427,5 +426,3 @@ def supervise(
         await Supervisor(loaded, reread, spare, watched).run()
 
     asyncio.run(run())
-
-
