@@ -5,7 +5,7 @@
     python -m benchmarks --rows hit,304       these rows; the others keep what an earlier run found
     python -m benchmarks --output DIRECTORY   where results.json, table.md and chart.svg go (benchmarks/results)
 
-Exit status: 0 every bar was met, 1 one was not, 2 a figure could not be had or a response was wrong.
+Exit status: 0 the figures are there, bars met or not; 2 a figure could not be had, or a response was wrong.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> int:
     print(report.table(ordered))
     if not options.quick:
         _keep(options.output, ordered)
-    return 0 if all(verdict.met for each in ordered for verdict in each.verdicts) else 1
+    return 0
 
 
 def _options() -> argparse.Namespace:
