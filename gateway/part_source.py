@@ -116,7 +116,7 @@ class Resting:
         self._clock = clock
         self._seconds = seconds
         self._limit = limit
-        self._failures: OrderedDict[str, tuple[float, Failure]] = OrderedDict()
+        self._failures: OrderedDict[str, tuple[float, Failure | None]] = OrderedDict()
 
     def put(self, key: str, failure: Failure) -> None:
         self._failures[key] = (self._clock.now() + self._seconds, failure)
@@ -125,13 +125,25 @@ class Resting:
             self._failures.popitem(last=False)
 
     def get(self, key: str) -> Failure | None:
-        if not self._failures:
-            return None
-        until, failure = self._failures.get(key, (0.0, None))
-        if failure is None or self._clock.now() < until:
+        """How `key` failed, while it is left alone."""
+        until, failure = self._failures.get(key, _NEVER)
+        return failure if self._clock.now() < until else None
+
+    def claim(self, key: str, seconds: float) -> Failure | None:
+        """The same; but once it was left alone for long enough, whoever claims it first may try again, and it is left
+        alone by the others while that takes, at most `seconds`."""
+        until, failure = self._failures.get(key, _NEVER)
+        now = self._clock.now()
+        if failure is None or now < until:
             return failure
-        del self._failures[key]
+        self._failures[key] = (now + seconds, failure)
         return None
+
+    def discard(self, key: str) -> None:
+        self._failures.pop(key, None)
+
+
+_NEVER: tuple[float, Failure | None] = (0.0, None)
 
 
 @dataclass(frozen=True)
@@ -241,27 +253,35 @@ class Source:
     # --- asking ----------------------------------------------------------------------------------------------
 
     def at_hand(self, ask: Ask) -> Got | None:
-        """The answer, where it lies in memory and may be used at once. Raises Absent."""
+        """The answer, where it lies in memory and may be used at once. Raises Failure where it failed a moment ago and
+        nothing can stand in, Absent."""
         decision = self.engine.look(ask)
         if decision is None:
-            return None
+            failed = self.resting.get(ask.plan.base)
+            return self._instead(ask, failed) if failed is not None and not ask.facts.no_cache else None
         said = "hit" if isinstance(decision, policy.Hit) else "stale"
         return self._stored(ask, decision.stored, said, fresh=decision.windows.fresh)
 
     async def get(self, ask: Ask, wanting: Wanting) -> Got:
         """The answer: from the cache, else from the upstream, else a stale copy. Raises Failure, Absent."""
-        failed = self.resting.get(ask.plan.base)
+        failed = self.resting.claim(ask.plan.base, self.timeout)
         if failed is not None:
             return self._instead(ask, failed)
         now = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout_at(min(wanting.until, now + self.timeout)):
-                return await self._asked(ask)
+                got = await self._asked(ask)
+                if got.life.failing:
+                    self.resting.put(ask.plan.base, Failure("error", "its upstream failed"))
+                else:
+                    self.resting.discard(ask.plan.base)
+                return got
         except TimeoutError:
             failure = Failure("timeout", "it was not there in time", 504)
         except UpstreamError as error:
             failure = Failure(error.kind, error.title.lower(), _status(error.status))
         except Absent:
+            self.resting.discard(ask.plan.base)
             raise
         except Failure as error:
             failure = error

@@ -317,6 +317,28 @@ async def test_a_part_that_is_late_fails_by_its_own_timeout_and_its_answer_is_ke
         assert said(response) == {"user": "miss", "offers": "timeout"}
 
 
+async def test_while_one_request_tries_a_part_again_the_others_do_without_it(clock: TurnedClock) -> None:
+    shop = two()
+    app = home(shop, {**TWO, "offers": part("/offers", ttl="10s", stale_if_error="60s")}, clock)
+    async with asking(app) as client:
+        await client.get("/home/7")
+        clock.turn(11)
+        shop.set("/offers", 500)
+        await client.get("/home/7")
+        clock.turn(1.1)
+        gate = shop.gates["/offers"] = asyncio.Event()
+        trying = asyncio.ensure_future(client.get("/home/7"))
+        while shop.count("/offers") < 3:
+            await asyncio.sleep(0)
+        for _ in range(5):
+            assert said(await client.get("/home/7"))["offers"] == "stale;age=12;error=error"
+        shop.set("/offers", [9])
+        gate.set()
+        assert (await trying).json()["offers"] == [9]
+        assert said(await client.get("/home/7"))["offers"] == "hit"
+    assert shop.count("/offers") == 3
+
+
 async def test_the_deadline_of_the_whole_bounds_all_parts(clock: TurnedClock) -> None:
     shop = two()
     shop.gates["/offers"] = asyncio.Event()

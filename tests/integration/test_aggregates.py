@@ -19,6 +19,7 @@ import pytest
 
 from gateway.access_log import silent
 from gateway.app import Gateway, create_app
+from gateway.edge import GatewayProtocol
 
 from ..conftest import served
 
@@ -110,7 +111,9 @@ def config(url: str, **offers: Any) -> dict[str, Any]:
 async def screen(shop: Shop, **offers: Any) -> AsyncIterator[tuple[Gateway, httpx.AsyncClient]]:
     async with served(shop) as upstream:
         app = create_app(config(upstream, **offers), log=silent)
-        async with served(app) as url, httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
+        # With the edge, which answers hits on the whole before any ASGI.
+        door = {"http": GatewayProtocol, "proxy_headers": False}
+        async with served(app, **door) as url, httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
             yield app, client
 
 
@@ -217,6 +220,8 @@ async def test_no_answer_that_started_after_a_purge_returned_contains_the_old_pa
         until.set()
         await asyncio.gather(*tasks)
     assert len(purged) > 5
+    assert app.edge is not None
+    assert app.edge.spots
     assert any(response.headers["cache-status"].startswith("gateway; hit") for _, response in seen)
     for began, response in seen:
         least = max((version for at, version in purged if at < began), default=1)
