@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; 
 BIN := .venv/bin
 SLOW := tests/integration tests/faults
 
-.PHONY: conformance-table run test integration faults torture check conformance coverage mutants docs constraints
+.PHONY: conformance-table run test unit integration faults torture check conformance coverage mutants docs constraints
 
 .venv/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "The gateway needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
@@ -16,11 +16,16 @@ SLOW := tests/integration tests/faults
 run: .venv/ready
 	$(BIN)/python -m demo
 
-# The unit tests; ARGS goes to pytest, such as ARGS="-k purge -x".
+# All tests; ARGS goes to pytest, such as ARGS="-k purge -x". A loaded machine is slow, not broken: a test may take
+# five minutes.
 test: .venv/ready
+	$(BIN)/python -m pytest tests --timeout 300 $(ARGS)
+
+# The quick ones, in one process: what to run while working.
+unit: .venv/ready
 	$(BIN)/python -m pytest tests $(SLOW:%=--ignore %) $(ARGS)
 
-# The tests with real processes.
+# Those with real processes alone.
 integration: .venv/ready
 	$(BIN)/python -m pytest tests/integration $(ARGS)
 
