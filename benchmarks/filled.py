@@ -54,6 +54,7 @@ def serve(config: Path, entries: int, step: int) -> None:
         ws="none",
         access_log=False,
         log_level="warning",
+        proxy_headers=False,
         server_header=False,
         date_header=False,
     )
