@@ -321,9 +321,20 @@ SOFTENED: list[tuple[str, Any]] = [STALE, STALE, ("purge", {"tags": ["s"], "soft
 """Found: a refresh behind what a soft purge ended, which took it for fresh and fetched nothing."""
 
 
+def _asking(*headers: bytes) -> list[tuple[str, Any]]:
+    return [("ask", b"GET /o/1 HTTP/1.1\r\nHost: gateway.test\r\n%b\r\n" % each) for each in headers]
+
+
+_APP, _EVIL = b"Origin: https://app.test\r\n", b"Origin: https://evil.test\r\n"
+ORIGINS = _asking(b"", b"", _APP, _APP, b"", _EVIL, _EVIL, _APP)
+AUTHORIZED = _asking(b"", b"", b"Authorization: a\r\n", b"Authorization: a\r\n", b"")
+
+
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(story=st.lists(steps(), min_size=3, max_size=25))
 @example(story=SOFTENED)
+@example(story=ORIGINS)
+@example(story=AUTHORIZED)
 def test_the_edge_never_answers_otherwise_than_the_app(
     both: tuple[asyncio.Runner, Both], story: list[tuple[str, Any]]
 ) -> None:
