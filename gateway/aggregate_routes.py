@@ -18,7 +18,7 @@ from .engine import Engine, Route
 from .errors import ConfigError, ConfigProblem, RequestRefused
 from .exchange import Exchange, exchange_of
 from .fetched import WholeBody
-from .headers import first
+from .headers import Headers, first
 from .hits import Recall
 from .keys import Keying, plan, primary_key
 from .merge import Shape
@@ -201,6 +201,28 @@ def _selected(aggregate: Aggregate, target: Target) -> tuple[dict[str, str], tup
     return counted, tuple(name for name in known if name in names)
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one request asks of an aggregate: the target that its key is made of, the values that its parts take, and
+    the parts to show."""
+
+    target: str
+    values: Values
+    shown: tuple[str, ...]
+
+
+def asked_of(aggregate: Aggregate, path: str, target: Target, headers: Headers) -> Asked:
+    """What a request for `path` asks. Raises RequestRefused."""
+    parameters = aggregate.config.template.match(path)
+    if parameters is None:
+        raise RequestRefused("The path does not have the form of its route.", 404)
+    query, selected = _selected(aggregate, target)
+    reads = aggregate.kit.plan.reads
+    header = {name: value for name in reads if (value := first(headers, name.encode())) is not None}
+    shown = tuple(aggregate.config.parts) if selected is None else selected
+    return Asked(_key_target(aggregate, path, target, selected), Values(parameters, query, header), shown)
+
+
 @dataclass(frozen=True)
 class AggregateHandlers:
     """Makes the handlers of aggregates."""
@@ -225,23 +247,15 @@ class AggregateHandlers:
         return handle
 
     async def _read(self, request: Request, exchange: Exchange, aggregate: Aggregate) -> Response:
-        path = local_path(request)
-        parameters = aggregate.config.template.match(path)
-        if parameters is None:
-            raise RequestRefused("The path does not have the form of its route.", 404)
         assert exchange.target is not None
-        query, selected = _selected(aggregate, exchange.target)
-        target = _key_target(aggregate, path, exchange.target, selected)
+        asked = asked_of(aggregate, local_path(request), exchange.target, exchange.headers)
+        target, values, shown = asked.target, asked.values, asked.shown
         headers = exchange.headers
         planned = plan(aggregate.route.keying, f"+{aggregate.name}", target, headers, has_body=has_body(headers))
         facts = facts_of(exchange.method, headers, aggregate.route.rules)
         if facts.authorized:
             # Where a part passes it on, the cache of wholes is passed by; else it is part of the key, or ignored.
             facts = replace(facts, authorized=False)
-        reads = aggregate.kit.plan.reads
-        header = {name: value for name in reads if (value := first(headers, name.encode())) is not None}
-        values = Values(parameters, query, header)
-        shown = tuple(aggregate.config.parts) if selected is None else selected
         client = Client(request.receive)
         client.expect_no_body()
         ask = aggregate.ask(exchange, planned, facts, values, shown)

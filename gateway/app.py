@@ -412,7 +412,8 @@ class Gateway(FastAPI):
 
     async def explain(self, method: str, raw_target: str, headers: Headers = ()) -> Trace:
         """Why a request would be answered as it would be, without asking, storing or counting anything."""
-        return await Explainer(self.declared, self.origins, self.engine).explain(method, raw_target, headers)
+        explainer = Explainer(self.declared, self.origins, self.engine, self.aggregates)
+        return await explainer.explain(method, raw_target, headers)
 
     def ttls(self) -> dict[str, float | None]:
         """Each route's TTL as it stands, in seconds; None where it follows the upstream."""

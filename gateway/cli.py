@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import sys
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from .config import Config, show_duration
 from .errors import ConfigError, GatewayError
-from .settings import Loaded, effective, load, sources_of
+from .settings import Loaded, effective, load
 from .targets import TRACKING_PARAMETERS
 from .templates import PathTemplate
 
@@ -335,17 +335,16 @@ def _field(text: str) -> tuple[str, str]:
 
 
 async def _explain_dry(loaded: Loaded, method: str, target: str, fields: list[tuple[str, str]]) -> Trace:
+    from .app import create_app
     from .explain import Explainer
-    from .routes import declare
-    from .upstreams import Upstream
 
-    upstreams = {name: Upstream(name, each) for name, each in loaded.config.upstreams.items()}
-    explainer = Explainer(declare(loaded.config, upstreams), partial(sources_of, loaded))
-    headers = tuple((name.encode(), value.encode()) for name, value in fields)
+    alone = replace(loaded, config=loaded.config.model_copy(update={"redis_url": "none"}))
+    gateway = create_app(alone)  # which is not started: it opens no connection
+    explainer = Explainer(gateway.declared, gateway.origins, None, gateway.aggregates)
     try:
-        return await explainer.explain(method, target, headers)
+        return await explainer.explain(method, target, tuple((name.encode(), value.encode()) for name, value in fields))
     finally:
-        for upstream in upstreams.values():
+        for upstream in gateway.upstreams.values():
             await upstream.aclose()
 
 

@@ -7,20 +7,27 @@ With a configuration alone (no running gateway) the trace ends where the stores 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import assert_never
 from urllib.parse import unquote
 
 import msgspec
 
 from . import policy
+from .aggregate import Aggregate
+from .aggregate_routes import Asked, asked_of
 from .config import show_duration
 from .document import Key
 from .engine import Engine
 from .epochs import key_name, route_name, tag_name
 from .errors import RequestRefused
+from .exchange import Exchange
 from .headers import Headers, combined, has
 from .keys import Keying, Plan, plan, variant_key
+from .part_plan import Missing
+from .part_source import Source as PartSource
+from .part_source import Wanting
 from .policy import Facts, Rules, Windows, facts_of
 from .record import Stored
 from .routes import Declared
@@ -69,6 +76,17 @@ class Name(msgspec.Struct, frozen=True, kw_only=True):
     epoch: str
 
 
+class PartTrace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One part of an aggregate: what it asks, or why that is not known yet; its TTL, and what is stored."""
+
+    name: str
+    upstream: str = ""
+    asks: str = ""
+    note: str = ""
+    ttl: Lifetime | None = None
+    entry: Entry | None = None
+
+
 class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request's way: what `gateway explain` prints, and the admin API gives as JSON."""
 
@@ -89,6 +107,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     entry: Entry | None = None
     names: tuple[Name, ...] = ()
     client: tuple[str, ...] = ()
+    parts: tuple[PartTrace, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +117,7 @@ class Explainer:
     declared: Sequence[Declared]
     origins: Origins
     engine: Engine | None = None
+    aggregates: Sequence[Aggregate] = ()
 
     async def explain(self, method: str, raw_target: str, headers: Headers) -> Trace:
         """The trace of a request for `raw_target`, a path or one of the gateway's own URLs."""
@@ -105,15 +125,24 @@ class Explainer:
         try:
             path, query = split_raw_target(raw_target.encode("latin-1", "replace"), "", scheme="http")
             target = normalise(path, query)
-            matching = [route for route in self.declared if route.template.match(target.path) is not None]
+            asked = _Request(method, request, target, headers)
+            matching = sorted(self._matching(target.path), key=lambda route: route.config.template.specificity)
             if not matching:
                 return Trace(request=request, target=str(target), decision="404", why="no declared route has this path")
-            return await self._on_route(_Request(method, request, target, headers), matching)
+            lost = tuple(f"{other.name} ({other.config.path})" for other in matching[1:])
+            if isinstance(matching[0], Aggregate):
+                return await self._on_aggregate(asked, matching[0], lost)
+            return await self._on_route(asked, matching[0], lost)
         except RequestRefused as refused:
             return Trace(request=request, decision=str(refused.status), why=refused.detail)
 
-    async def _on_route(self, request: _Request, matching: list[Declared]) -> Trace:
-        route = matching[0]
+    def _matching(self, path: str) -> Iterator[Declared | Aggregate]:
+        routes: list[Declared | Aggregate] = [*self.declared, *self.aggregates]
+        for route in routes:
+            if route.config.template.match(path) is not None:
+                yield route
+
+    async def _on_route(self, request: _Request, route: Declared, lost: tuple[str, ...]) -> Trace:
         asks, parameters = route.upstream_target(request.target.path, request.target.query)
         rules = route.engine_route.rules
         planned = plan(route.engine_route.keying, route.upstream.name, asks, request.headers)
@@ -130,7 +159,7 @@ class Explainer:
             normalised=tuple(_normalised(request)),
             route=route.name,
             path=route.config.path,
-            lost=tuple(f"{other.name} ({other.config.path})" for other in matching[1:]),
+            lost=lost,
             upstream=route.upstream.name,
             asks=asks,
             dropped=tuple(_dropped(request.target, asks)),
@@ -143,6 +172,64 @@ class Explainer:
             decision=decision,
             why=why,
         )
+
+    # --- aggregates ----------------------------------------------------------------------------------------
+
+    async def _on_aggregate(self, request: _Request, aggregate: Aggregate, lost: tuple[str, ...]) -> Trace:
+        asked = asked_of(aggregate, request.target.path, request.target, request.headers)
+        rules = aggregate.route.rules
+        planned = plan(aggregate.route.keying, f"+{aggregate.name}", asked.target, request.headers)
+        facts = replace(facts_of(request.method, request.headers, rules), authorized=False)
+        tags = tuple(render_tag(tag, dict(asked.values.path)) for tag in aggregate.config.tags)
+        found = await self._found(request, planned, selection(planned, request.headers, aggregate.name, tags))
+        decision, why = self._decision(request, planned, facts, rules, found)
+        if decision in ("miss", "revalidate"):
+            decision, why = "join", "the whole is joined anew of its parts; only those that are stale are fetched"
+        return Trace(
+            request=request.text,
+            target=str(request.target),
+            normalised=tuple(_normalised(request)),
+            route=aggregate.name,
+            path=aggregate.config.path,
+            lost=lost,
+            asks=f"its parts {', '.join(asked.shown)}",
+            key=tuple(planned.base.split("\n")),
+            entry=self._entry(found, rules),
+            names=tuple(self._names(planned, aggregate.name, tags, found.stored)),
+            client=tuple(_client(facts, aggregate.route.keying, request.headers)),
+            decision=decision,
+            why=why,
+            parts=tuple([await self._part(request, aggregate, name, asked) for name in asked.shown]),
+        )
+
+    async def _part(self, request: _Request, aggregate: Aggregate, name: str, asked: Asked) -> PartTrace:
+        source = aggregate.kit.sources.get(name)
+        if source is None:
+            return PartTrace(name=name, note="static")
+        told = PartTrace(name=name, upstream=source.upstream.name)
+        needs = ", ".join(source.part.needs)
+        if needs:
+            return msgspec.structs.replace(
+                told, note=f"asks with values of {needs}", ttl=self._part_ttl(aggregate, source)
+            )
+        try:
+            target, tags = source.target(asked.values)
+        except (Missing, RequestRefused) as missing:
+            return msgspec.structs.replace(told, note=f"left out: {missing}", ttl=self._part_ttl(aggregate, source))
+        exchange = Exchange("", 0.0, "GET", "", "http", headers=request.headers)
+        ask = source.ask(Wanting.of(exchange, policy.PLAIN, asked.values, 0.0), target, tags)
+        found = await self._found(request, ask.plan, ask.wanted)
+        entry = self._entry(found, source.route.rules)
+        return msgspec.structs.replace(
+            told, asks=target, ttl=self._part_ttl(aggregate, source, found.stored), entry=entry
+        )
+
+    def _part_ttl(self, aggregate: Aggregate, source: PartSource, stored: Stored | None = None) -> Lifetime:
+        key: Key = ("routes", aggregate.name, "parts", source.part.name, "ttl")
+        if source.declared is not None:
+            key = ("routes", source.declared.name, "ttl")
+        config = source.declared.config if source.declared is not None else source.part.config
+        return self._lived(key, config.ttl, source.route.rules, stored)
 
     # --- the stores ----------------------------------------------------------------------------------------
 
@@ -210,10 +297,11 @@ class Explainer:
     # --- the lifetime --------------------------------------------------------------------------------------
 
     def _lifetime(self, route: Declared, stored: Stored | None) -> Lifetime:
-        rules = route.engine_route.rules
-        sources = [f"{source.place} ({source.value})" for source in self.origins(("routes", route.name, "ttl"))]
-        sources = sources or ["default"]
-        if rules.ttl is None:
+        return self._lived(("routes", route.name, "ttl"), route.config.ttl, route.engine_route.rules, stored)
+
+    def _lived(self, key: Key, ttl: timedelta | str, rules: Rules, stored: Stored | None) -> Lifetime:
+        sources = [f"{source.place} ({source.value})" for source in self.origins(key)] or ["default"]
+        if rules.ttl is None or isinstance(ttl, str):
             return Lifetime(value="origin", sources=tuple(sources), notes=tuple(_origin_notes(stored)))
         if stored is not None and (said := combined(stored.headers, b"cache-control")):
             sources.append(f"upstream ({said})")
@@ -221,10 +309,7 @@ class Explainer:
         if stored is not None:
             lived = policy.windows(stored, rules).fresh - stored.born
             notes.append(f"this entry: {lived:.2f} s from its birth")
-        ttl = route.config.ttl
-        return Lifetime(
-            value=ttl if isinstance(ttl, str) else show_duration(ttl), sources=tuple(sources), notes=tuple(notes)
-        )
+        return Lifetime(value=show_duration(ttl), sources=tuple(sources), notes=tuple(notes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +414,7 @@ def _lines(trace: Trace) -> Iterator[str]:
     yield from _line("target", trace.target, *trace.normalised)
     if trace.route:
         yield from _line("route", f"{trace.route} ({trace.path})", *(f"over {lost}" for lost in trace.lost))
-        yield from _line("asks", f"{trace.upstream} for {trace.asks}")
+        yield from _line("asks", f"{trace.upstream} for {trace.asks}" if trace.upstream else trace.asks)
         yield from _line("dropped", *trace.dropped)
         yield from _line("key", *trace.key)
         yield from _line("variant", *trace.variant)
@@ -339,13 +424,23 @@ def _lines(trace: Trace) -> Iterator[str]:
         if trace.decision != UNKNOWN:
             yield from _line("stored", *_entry_lines(trace.entry))
         yield from _line("names", *(f"{name.name}: last purged {name.epoch}" for name in trace.names))
+    for part in trace.parts:
+        yield from _line(f"part {part.name}", *_part_lines(part))
     yield from _line("client", *trace.client)
+
+
+def _part_lines(part: PartTrace) -> Iterator[str]:
+    yield f"{part.upstream} for {part.asks}" if part.asks else part.note
+    if part.ttl is not None:
+        yield f"ttl {part.ttl.value}: {', over '.join(part.ttl.sources)}"
+    if part.entry is not None:
+        yield from _entry_lines(part.entry)
 
 
 def _line(label: str, *values: str) -> Iterator[str]:
     shown = [value for value in values if value]
     for position, value in enumerate(shown):
-        yield f"  {label if not position else '':<10}{value}"
+        yield f"  {label if not position else '':<{max(10, len(label) + 2) if not position else 10}}{value}"
 
 
 def _entry_lines(entry: Entry | None) -> Iterator[str]:

@@ -242,3 +242,59 @@ async def test_the_text_tells_the_windows_of_what_is_stored(clock: TurnedClock) 
     assert "fresh until" in text
     assert "stale while revalidating for" in text
     assert "in memory: 200" in text
+
+
+# --- aggregates --------------------------------------------------------------------------------------------
+
+HOME: dict[str, Any] = {
+    "home": {
+        "path": "/home/{user}",
+        "tags": ["home:{user}"],
+        "parts": {
+            "profile": {"upstream": "api", "path": "/users/{user}", "ttl": "50s", "tags": ["user:{user}"]},
+            "more": {"upstream": "api", "path": "/more/{profile.n}", "ttl": "20s"},
+            "fixed": {"static": {"a": 1}},
+        },
+    }
+}
+
+
+async def test_an_aggregate_is_explained_with_its_parts(clock: TurnedClock) -> None:
+    upstream = Upstream(json_answer())
+    app = gateway(upstream, HOME, clock=clock)
+    async with asking(app) as client:
+        before = await app.explain("GET", "/home/7", ANY)
+        assert (before.route, before.decision) == ("home", "join")
+        assert upstream.asked == 0
+        await client.get("/home/7")
+        clock.turn(5)
+        trace = await app.explain("GET", "/home/7", ANY)
+    assert trace.decision == "hit"
+    assert trace.entry is not None
+    assert 10 < trace.entry.fresh_for <= 15
+    assert {name.name for name in trace.names} >= {"key", "route home", "tag home:7"}
+    profile, more, fixed = trace.parts
+    assert (profile.upstream, profile.asks) == ("api", "/users/7")
+    assert profile.ttl is not None
+    assert profile.ttl.value == "50s"
+    assert profile.entry is not None
+    assert (profile.entry.tier, profile.entry.age) == ("memory", 5.0)
+    assert more.note == "asks with values of profile"
+    assert fixed.note == "static"
+    text = render(trace)
+    assert "part profile" in text
+    assert "api for /users/7" in text
+
+
+def test_an_aggregate_is_explained_by_its_configuration_alone(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(
+        "upstreams: {api: {url: 'http://api.test'}}\n"
+        "routes:\n  home:\n    path: /home/{user}\n    parts:\n"
+        "      profile: {upstream: api, path: '/users/{user}', ttl: 50s}\n"
+    )
+    result = CliRunner().invoke(cli, ["explain", "GET", "/home/7", "-c", str(file)])
+    assert result.exit_code == 0
+    assert "api for /users/7" in result.output
+    assert "ttl 50s: " in result.output
+    assert "gateway.yaml line 6" in result.output
