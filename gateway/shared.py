@@ -334,10 +334,12 @@ class RedisStore:
             self._probe = asyncio.get_running_loop().create_task(self._probe_until_back())
 
     async def _probe_until_back(self) -> None:
-        while not (await self._ping() and await self._reads_again()):  # noqa: ASYNC110 - it polls another machine
-            await asyncio.sleep(PROBE_EVERY)
-        self._failures = 0
-        await self._check_policy()
+        while not self.available:
+            while not (await self._ping() and await self._reads_again()):  # noqa: ASYNC110 - it polls another machine
+                await asyncio.sleep(PROBE_EVERY)
+            self._failures = 0
+            # Meanwhile it may have failed again, with this probe under way and so no other begun.
+            await self._check_policy()
 
     async def _check_policy(self) -> None:
         """Complain where Redis may evict what does not expire: the stream of purges is that, and the workers' names."""
