@@ -18,6 +18,7 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from secrets import token_hex
 
 import httpx
 
@@ -28,6 +29,8 @@ from gateway.settings import load
 CONFIG = "config/gateway.yaml"
 SHOP_HOST, SHOP_PORT = "127.0.0.1", 9100
 SHOP_DELAY = "400ms"
+ADMIN_URL = "http://127.0.0.1:9000/"
+"""Where the command line looks for the admin listener by itself."""
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
 """The gateway lets requests in flight end within 10 s."""
@@ -61,6 +64,12 @@ WELCOME = """
   4. See what has reached the shop:
 
        curl {shop}/_demo
+
+  5. Watch it, ask why, and try another TTL while it runs:
+
+       {console}       (its token: {token})
+       {admin}GATEWAY_ADMIN_TOKEN={token} .venv/bin/gateway explain GET /products/7
+       {admin}GATEWAY_ADMIN_TOKEN={token} .venv/bin/gateway ttl set product 3s --for 10m
 
   The API's documentation is at {gateway}/docs, the configuration in {config}.
   Another TTL, with nothing edited:  GATEWAY_ROUTES__PRODUCT__TTL=3s make run
@@ -99,9 +108,7 @@ class Child:
         """Wait until it has ended by itself. Raises DemoError, always."""
         code = await self._process.wait()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
-        raise DemoError(
-            f"The {self._name} ended by itself, with {how}.", 128 - code if code < 0 else code or 1
-        )
+        raise DemoError(f"The {self._name} ended by itself, with {how}.", 128 - code if code < 0 else code or 1)
 
     async def end(self) -> None:
         """Let it end in order; kill it where that takes too long, or who waits is told to stop again."""
@@ -144,7 +151,7 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-async def run(config: Config, host: str, port: int) -> None:
+async def run(config: Config, host: str, port: int, token: str) -> None:
     """Both processes, until one dies (raises DemoError) or a signal comes (raises CancelledError)."""
     _cancel_on_signals()
     shop_port = free_port(SHOP_HOST) if why_not_free(SHOP_HOST, SHOP_PORT) else SHOP_PORT
@@ -152,13 +159,31 @@ async def run(config: Config, host: str, port: int) -> None:
     gateway_url = f"http://{_reachable(host)}:{port}"
     shop_command = ("demo.shop", "--host", SHOP_HOST, "--port", str(shop_port), "--delay", SHOP_DELAY)
     gateway_command = ("gateway", "serve", "--config", CONFIG, "--host", host, "--port", str(port))
-    environ = {**os.environ, **upstream_variables(config, shop_url)}
+    environ = {**os.environ, "GATEWAY_ADMIN_TOKEN": token, **upstream_variables(config, shop_url)}
+    console = console_of(config)
+    admin = "" if console.startswith(ADMIN_URL) else f"GATEWAY_ADMIN_URL={console.removesuffix('/console')} "
+    places = {
+        "shop": shop_url,
+        "gateway": gateway_url,
+        "config": CONFIG,
+        "console": console,
+        "token": token,
+        "admin": admin,
+    }
     async with child("shop", *shop_command) as shop:
         await shop.answers(f"{shop_url}/_demo")
         async with child("gateway", *gateway_command, environ=environ) as gateway:
             await gateway.answers(f"{gateway_url}/readyz")
-            print(WELCOME.format(shop=shop_url, gateway=gateway_url, config=CONFIG), flush=True)
+            print(WELCOME.format(**places), flush=True)
             await asyncio.gather(shop.died(), gateway.died())
+
+
+def console_of(config: Config) -> str:
+    """Where a browser finds the console."""
+    if config.admin_listen == "none" or config.admin_listen.startswith("unix:"):
+        return f"the console is at admin_listen, which is {config.admin_listen}"
+    host, _, port = config.admin_listen.rpartition(":")
+    return f"http://{_reachable(host)}:{port}/console"
 
 
 def upstream_variables(config: Config, shop_url: str) -> dict[str, str]:
@@ -205,21 +230,16 @@ def _reachable(host: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0 after Ctrl-C, that of a child that died, or 2 where the user can mend something."""
-    parser = argparse.ArgumentParser(
-        prog="python -m demo", description="A slow shop, and the gateway before it."
-    )
-    parser.add_argument(
-        "--host", help="the address that the gateway listens on (default: the configuration's)"
-    )
-    parser.add_argument(
-        "--port", type=int, help="its port; 0 takes a free one (default: the configuration's)"
-    )
+    parser = argparse.ArgumentParser(prog="python -m demo", description="A slow shop, and the gateway before it.")
+    parser.add_argument("--host", help="the address that the gateway listens on (default: the configuration's)")
+    parser.add_argument("--port", type=int, help="its port; 0 takes a free one (default: the configuration's)")
     given = parser.parse_args(arguments)
     try:
-        config = load(Path(CONFIG)).config
+        loaded = load(Path(CONFIG))
     except ConfigError:
         # The gateway says best what is wrong with it.
         return subprocess.run([sys.executable, "-m", "gateway", "check", "--config", CONFIG]).returncode
+    config = loaded.config
     host = given.host or config.host
     port = (config.port if given.port is None else given.port) or free_port(host)
     if reason := why_not_free(host, port):
@@ -231,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     try:
-        asyncio.run(run(config, host, port))
+        asyncio.run(run(config, host, port, loaded.admin_token or token_hex(8)))
     except asyncio.CancelledError:
         print("Ended.", file=sys.stderr)
     except DemoError as error:
