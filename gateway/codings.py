@@ -92,7 +92,7 @@ class Coded:
         """A response's headers as they are in a coding."""
         names = vary_names(headers)
         told = headers
-        if names is not None and "accept-encoding" not in names and "*" not in names:
+        if names is not None and "accept-encoding" not in names:
             told = [*without(headers, b"vary"), (b"vary", ", ".join([*names, "accept-encoding"]).encode("latin-1"))]
         if coding is None:
             return told

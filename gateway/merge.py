@@ -50,12 +50,11 @@ def decoded(body: bytes, headers: Headers, decode: Decode) -> tuple[bytes, JsonV
             return _text(body, charset)
         case "xml":
             return _xml(body)
-        case "auto":
-            if kind == "" or kind == "application/json" or kind.endswith("+json"):
-                return body, parsed(body)
-            if kind.startswith("text/") or kind == "application/xml" or kind.endswith("+xml"):
-                return _text(body, charset)
-            raise WrongType(f"it is {kind}, which is neither JSON nor text")
+    if kind == "" or kind == "application/json" or kind.endswith("+json"):
+        return body, parsed(body)
+    if kind.startswith("text/") or kind == "application/xml" or kind.endswith("+xml"):
+        return _text(body, charset)
+    raise WrongType(f"it is {kind}, which is neither JSON nor text")
 
 
 def parsed(body: bytes) -> JsonValue:

@@ -38,9 +38,8 @@ def compiled(expression: str) -> Any:
         raise ValueError(f"is no JMESPath expression ({reason.strip().rstrip(':')})") from None
 
 
-def _check_expression(value: str | None) -> str | None:
-    if value is not None:
-        compiled(value)
+def _check_expression(value: str) -> str:
+    compiled(value)
     return value
 
 

@@ -119,6 +119,20 @@ def test_requests_that_the_caller_counted_are_told_as_they_were_counted() -> Non
     assert recorder.threshold < 0.2
 
 
+def test_counts_of_one_key_add_up_and_stay_sightings_of_their_own() -> None:
+    recorder = Recorder()
+    recorder.add(3, 1.0, 1.09, 40)
+    recorder.add(3, 2.0, 2.05, 2)
+    assert recorder.take() == (42, [Sighting(3, 1.0, 1.09, 40), Sighting(3, 2.0, 2.05, 2)])
+
+
+def test_a_sample_only_ever_shrinks() -> None:
+    recorder = Recorder()
+    recorder.lower(0.25)
+    recorder.lower(0.5)
+    assert recorder.threshold == 0.25
+
+
 def test_a_recorder_is_bounded_whatever_is_asked_for() -> None:
     recorder = Recorder(most_keys=100)
     for number in range(10_000):

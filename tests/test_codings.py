@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from gateway.app import Gateway
-from gateway.codings import tag_of, wanted
+from gateway.codings import Coded, tag_of, wanted
 from gateway.prepared import compressed
 
 from .conftest import TurnedClock, Upstream, asking, gateway
@@ -60,6 +60,14 @@ def test_each_coding_gives_back_the_body_and_is_the_same_each_time(coding: str) 
 
 def test_the_tag_of_a_coding_is_another_and_weak_where_the_plain_one_is() -> None:
     assert [tag_of(tag, "br") for tag in (b'"a"', b'W/"a"', b"bare")] == [b'"a-br"', b'W/"a-br"', b"bare"]
+
+
+@pytest.mark.parametrize("vary", [b"Accept-Encoding, Accept", b"*"])
+def test_a_vary_that_covers_the_coding_already_stays_as_it_was(vary: bytes) -> None:
+    headers = [(b"vary", vary), (b"etag", b'"v"')]
+    coded = Coded("br", b"")
+    assert coded.told(headers, None) == headers
+    assert coded.told(headers, "br") == [(b"vary", vary), (b"etag", b'"v-br"'), (b"content-encoding", b"br")]
 
 
 def serving(

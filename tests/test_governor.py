@@ -55,6 +55,12 @@ def test_a_target_of_nothing_gives_up_nothing() -> None:
     assert governor.admits_refresh(0)
 
 
+def test_it_shows_its_lag_and_how_many_fetches_it_allows() -> None:
+    governor = Governor(0.025, least=32)
+    behind(governor, 0.04, ticks=200)
+    assert repr(governor) == "<Governor lag=40 ms, at most 32 fetches>"
+
+
 async def test_the_lag_of_a_loop_that_is_blocked_is_seen() -> None:
     lags: list[float] = []
     seen = asyncio.Event()

@@ -23,6 +23,7 @@ def config(parts: dict[str, Any], **settings: Any) -> Config:
     routes = {
         "home": {"path": "/home/{user}", "parts": parts, **settings},
         "product": {"path": "/products/{id}", "upstream": "shop"},
+        "profile": {"path": "/profiles/{user}", "upstream": "shop"},
     }
     return Config.model_validate({"upstreams": UPSTREAMS, "routes": routes})
 
@@ -69,6 +70,38 @@ def test_a_part_needs_what_its_path_headers_tags_list_and_condition_name() -> No
 def test_what_is_shown_brings_what_it_needs() -> None:
     plan = home({"a": part(), "b": part("/{a.x}"), "c": part("/{b.x}"), "d": part()}).part_plan
     assert plan.closure(["c"]) == {"a", "b", "c"}
+
+
+def test_a_selection_is_asked_for_in_the_order_of_its_needs_and_no_more_than_a_thousand_are_remembered() -> None:
+    names = [f"p{number}" for number in range(11)]
+    plan = home({"p0": part("/{p10.x}"), **{name: part() for name in names[1:]}}).part_plan
+    for number in range(1, 1 << len(names)):
+        shown = tuple(name for place, name in enumerate(names) if number >> place & 1)
+        asked = plan.sequence(shown)
+        assert set(asked) == {*shown, *(["p10"] if "p0" in shown else [])}
+        assert "p0" not in shown or asked.index("p10") < asked.index("p0")
+        assert plan.sequence(shown) is asked
+        assert len(plan._sequences) <= 1001
+
+
+def test_a_part_that_names_a_route_needs_no_path_where_the_aggregates_has_its_parameters() -> None:
+    assert home({"a": {"route": "profile"}}).part_plan.order == ("a",)
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        "cart.items[?price > `5`] | [0]",
+        "cart[0].price == `1`",
+        "cart.*.price",
+        "cart.items[].price | length(@) > `1`",
+        "length(cart) > `1` && query.list[0] && query.list[*].price",
+    ],
+)
+def test_a_condition_takes_the_first_name_and_what_stands_below_it_is_no_parts(when: str) -> None:
+    plan = home({"cart": part(), "price": part(), "it": part(when=when)}).part_plan
+    assert plan.parts["it"].needs == ("cart",)
+    assert plan.query <= {"list"}
 
 
 def test_the_query_parameters_and_headers_that_any_part_reads_are_known() -> None:
@@ -199,6 +232,14 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"a": part(colour="red")}, "parts.a.colour", "Extra inputs"),
     ({"s": part(shadow=True), "a": part("/{s.x}")}, "parts.a.path", "a shadow part"),
     ({"a": part(method="POST", retries=1)}, "parts.a", "may change something"),
+    ({"a": part("/{header.a b}")}, "parts.a.path", "which is no header name"),
+    ({"a": part(deny=["x..y"])}, "parts.a.deny", "names joined by dots, such as seller.name"),
+    ({"a": part(rename={".x": "y"})}, "parts.a.rename", "names joined by dots, such as seller.name"),
+    ({"a": part(headers={"x-app": "a\nb"})}, "parts.a.headers", "the value of x-app has a character"),
+    ({"a": part(tags=["a b"])}, "parts.a.tags", "the tag 'a b' is empty or has a space"),
+    ({"a": part(body={"q": 1})}, "parts.a", "body goes with `method: POST`"),
+    ({"a": part(shadow=True, optional=True)}, "parts.a", "shadow parts are ignored"),
+    ({"a": part(vary="accept")}, "parts.a", "vary goes with a ttl of its own"),
 ]
 
 
@@ -209,6 +250,11 @@ def test_what_is_wrong_with_a_part_is_said_at_its_place(parts: dict[str, Any], w
     (error,) = caught.value.errors()
     assert ".".join(map(str, error["loc"])).removeprefix("routes.home.") == where
     assert said in error["msg"]
+
+
+def test_a_parameter_of_several_segments_is_refused_in_a_parts_path() -> None:
+    with pytest.raises(ValidationError, match="takes several segments; a value stays in one"):
+        config({"a": part("/{rest}")}, path="/home/{rest:path}")
 
 
 def test_what_an_upstreams_route_is_told_is_refused_of_an_aggregate() -> None:
