@@ -7,14 +7,17 @@ hold tokens.
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Protocol
 
 import orjson
 
 from .exchange import Exchange
+from .outcome import Result
 from .targets import pair_name
 
 
@@ -29,17 +32,33 @@ def silent(exchange: Exchange, status: int, size: int, seconds: float) -> None:
 class JsonAccessLog:
     """Writes what happened to each request to `file`: standard output if none is given.
 
-    In an event loop the lines of one turn are written together, at its end.
+    Of hits only the share `hits` (0 to 1) is written, drawn by chance: `draw` gives a number from 0 to below 1. In an
+    event loop the lines of one turn are written together, at its end.
     """
 
-    def __init__(self, file: BinaryIO | None = None) -> None:
+    def __init__(
+        self, file: BinaryIO | None = None, *, hits: float = 1.0, draw: Callable[[], float] = random.random
+    ) -> None:
         self._file = file if file is not None else sys.stdout.buffer
+        self.share = hits
+        self._draw = draw
         self._lines: list[bytes] = []
         self._second = 0
         self._date = b""
 
     def __call__(self, exchange: Exchange, status: int, size: int, seconds: float) -> None:
-        self.write(orjson.dumps(fields_of(exchange, status, size, seconds), option=orjson.OPT_APPEND_NEWLINE))
+        result = exchange.outcome.result
+        if self.wants(result):
+            fields = fields_of(exchange, status, size, seconds, self.share_of(result))
+            self.write(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE))
+
+    def wants(self, result: Result) -> bool:
+        """Whether to write this request's line; drawn anew with each call."""
+        return self.share >= 1 or result is not Result.HIT or self._draw() < self.share
+
+    def share_of(self, result: Result) -> float:
+        """The share of the requests with this outcome that are written."""
+        return self.share if result is Result.HIT else 1.0
 
     def write(self, line: bytes) -> None:
         self._lines.append(line)
@@ -68,18 +87,18 @@ class JsonAccessLog:
 MARK = "\x00"
 
 
-def pieces_of(exchange: Exchange, status: int, size: int) -> list[bytes]:
+def pieces_of(exchange: Exchange, status: int, size: int, share: float) -> list[bytes]:
     """A request's line in the pieces that lie about its time, its id, its client and its seconds, for those who write
     the same line many times."""
     exchange.request_id = exchange.client = MARK
-    fields = fields_of(exchange, status, size, 0.0) | {"time": MARK, "seconds": MARK}
+    fields = fields_of(exchange, status, size, 0.0, share) | {"time": MARK, "seconds": MARK}
     mark = orjson.dumps(MARK)
     line = orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
     return line.split(mark)
 
 
-def fields_of(exchange: Exchange, status: int, size: int, seconds: float) -> dict[str, Any]:
-    """The fields of a request's line; those that are empty are left out."""
+def fields_of(exchange: Exchange, status: int, size: int, seconds: float, share: float = 1.0) -> dict[str, Any]:
+    """The fields of a request's line; those that are empty are left out. `share` of such requests are logged."""
     outcome, target = exchange.outcome, exchange.target
     fields = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -102,6 +121,7 @@ def fields_of(exchange: Exchange, status: int, size: int, seconds: float) -> dic
         "collapsed": outcome.collapsed or None,
         "stored": outcome.stored or None,
         "detail": outcome.detail,
+        "share": share if share < 1 else None,
         "upstream_seconds": round(exchange.spent["upstream"], 6) if "upstream" in exchange.spent else None,
     }
     return {name: value for name, value in fields.items() if value is not None}

@@ -115,7 +115,7 @@ class Gateway(FastAPI):
         self.stopping = False
         self.successor: Gateway | None = None
         self._given = _Given(transport, log)
-        self._log = log if log is not None else (JsonAccessLog() if config.access_log else silent)
+        self._log = log if log is not None else (JsonAccessLog(hits=config.log_hits) if config.access_log else silent)
         self._included: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         if before is None:
             self._begin(shared, clock)

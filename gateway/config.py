@@ -478,6 +478,9 @@ class Config(Model):
     """The path of ReDoc, or `off`."""
     access_log: bool = True
     """Whether each request is logged as a line of JSON on standard output."""
+    log_hits: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The share of hits that are logged, drawn by chance; all else is logged always. Below 1, `gateway ttl advise
+    --log` can't count by the log."""
 
     @property
     def record_secret(self) -> bytes:

@@ -447,6 +447,8 @@ class Edge:
             exchange.outcome = Outcome(shape.result, ttl=int(ready.fresh - now), tier="memory")
             self._log(exchange, shape.status, shape.length, elapsed)
             return
+        if not self._log.wants(shape.result):
+            return
         before, between, behind, rest, end = shape.lines.get((spot, block.host)) or self._pieces(
             spot, block, ready, shape
         )
@@ -461,7 +463,8 @@ class Edge:
         exchange = self._exchange(spot, block, b"", 0.0, "")
         exchange.key = ready.key
         exchange.outcome = Outcome(shape.result, tier="memory")
-        before, between, behind, rest, end = pieces_of(exchange, shape.status, shape.length)
+        share = self._log.share_of(shape.result) if isinstance(self._log, JsonAccessLog) else 1.0
+        before, between, behind, rest, end = pieces_of(exchange, shape.status, shape.length, share)
         if len(shape.lines) >= SHAPES:
             shape.lines.clear()
         pieces = shape.lines[spot, block.host] = (before + b'"', b'"' + between + b'"', b'"' + behind, rest, end)

@@ -62,6 +62,7 @@ class LogLine(msgspec.Struct, gc=False):
     changed: bool | None = None
     stored: bool = False
     forward_status: int | None = None
+    share: float = 1.0
 
     @property
     def counts(self) -> bool:
@@ -78,6 +79,7 @@ def advice_of_log(path: Path, today: dict[str, float | None]) -> list[Advice]:
         seen = True
         batch: dict[str, RouteBatch] = {}
         for line in group:
+            _refuse_a_sample(line, path)
             route = batch.setdefault(line.route, RouteBatch(1.0, 0, [], Changes()))
             at = line.time.timestamp()
             route.requests += 1
@@ -92,6 +94,14 @@ def advice_of_log(path: Path, today: dict[str, float | None]) -> list[Advice]:
             f"{path} has no line with a cache key; advice needs the gateway's access log (`access_log: true`)"
         )
     return advisor.advice(today)
+
+
+def _refuse_a_sample(line: LogLine, path: Path) -> None:
+    if line.share < 1:
+        raise LogError(
+            f"{path} has only {line.share:.3g} of the hits (setting `log_hits`): what a TTL would do can't be counted "
+            "by it; ask the running gateway, `gateway ttl advise`, or log with `log_hits: 1`"
+        )
 
 
 def _read(path: Path) -> Iterator[LogLine]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterator
@@ -534,6 +535,26 @@ def test_a_handler_with_a_dependency_may_not_be_answered_before_the_app() -> Non
     with pytest.raises(ConfigError, match=r"summed is @cached\(edge=True\) and depends on allowed"):
         with_handler(True, dependencies=[Depends(allowed)])
     with_handler(False, dependencies=[Depends(allowed)])
+
+
+async def test_the_edge_logs_only_the_share_of_hits_that_is_wanted() -> None:
+    file = io.BytesIO()
+    drawn = iter([0.9, 0.05, 0.2, 0.01])
+    upstream = Upstream(lambda _: httpx.Response(200, content=b"body", headers={"cache-control": "max-age=60"}))
+    config = {
+        "redis_url": "none",
+        "upstreams": {"api": {"url": "http://api.test"}},
+        "routes": {"rest": {"path": "/{path:path}", "upstream": "api", "ttl": "10s"}},
+    }
+    log = JsonAccessLog(file, hits=0.1, draw=lambda: next(drawn))
+    app = Counted(create_app(config, transport=upstream, clock=TurnedClock(), log=log))
+    line = Line(app)
+    for _ in range(5):
+        await asked(line, GET % b"")
+    await asyncio.sleep(0)
+    assert app.asked == 1
+    lines = [json.loads(each) for each in file.getvalue().splitlines()]
+    assert [(each["outcome"], each.get("share")) for each in lines] == [("miss", None), ("hit", 0.1), ("hit", 0.1)]
 
 
 async def test_the_access_log_has_the_same_lines() -> None:

@@ -446,6 +446,21 @@ async def test_every_request_is_a_line_of_json_that_nothing_can_forge() -> None:
     assert b"secret" not in file.getvalue()
 
 
+async def test_only_the_share_of_hits_that_is_wanted_is_logged_and_all_else() -> None:
+    file = io.BytesIO()
+    drawn = iter([0.9, 0.05, 0.3])
+    log = JsonAccessLog(file, hits=0.1, draw=lambda: next(drawn))
+    config = {"redis_url": "none", "upstreams": {"api": {"url": "http://api.test"}}, "routes": THIRTY}
+    app = create_app(Config.model_validate(config), transport=Upstream(json_answer()), log=log)
+    async with asking(app) as client:
+        for target in ("/items/7", "/items/7", "/items/7", "/items/8", "/items/7", "/nowhere"):
+            await client.get(target)
+    lines = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert [line["path"] for line in lines] == ["/items/7", "/items/7", "/items/8", "/nowhere"]
+    assert [line["outcome"] for line in lines] == ["miss", "hit", "miss", "local"]
+    assert [line.get("share") for line in lines] == [None, 0.1, None, None]
+
+
 async def test_metrics_count_what_was_answered() -> None:
     app = gateway(Upstream(json_answer()), THIRTY)
     async with asking(app) as client:

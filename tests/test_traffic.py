@@ -24,7 +24,7 @@ from gateway.embedded import Embedded
 from gateway.ladder import LADDER
 from gateway.redis_clients import connect
 from gateway.traffic import LocalDesk, RedisDesk, Traffic, key_hash
-from gateway.tuning import TargetError, duration, parse_rate, parse_share
+from gateway.tuning import LogError, TargetError, advice_of_log, duration, parse_rate, parse_share
 
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer
 
@@ -200,6 +200,14 @@ async def test_an_access_log_gives_the_advice_that_the_live_traffic_gave(clock: 
     assert "item" in shown
     assert "relieves the upstream" in shown
     assert "12h" in shown
+
+
+def test_a_log_that_has_only_a_share_of_the_hits_gives_no_advice(tmp_path: Path) -> None:
+    line = {"time": "2026-01-01T00:00:00+00:00", "outcome": "hit", "route": "item", "key": "1f", "share": 0.01}
+    path = tmp_path / "access.jsonl"
+    path.write_text(json.dumps(line))
+    with pytest.raises(LogError, match=r"only 0\.01 of the hits \(setting `log_hits`\)"):
+        advice_of_log(path, {"item": 10.0})
 
 
 @pytest.mark.parametrize(
