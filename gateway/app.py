@@ -43,6 +43,7 @@ from .governor import Governor
 from .handlers import STATE, Cached, Inputs, Runtime, cached_settings, inputs_of, refusing, upstream_names
 from .headers import Headers
 from .hits import Edge
+from .hottest import Hottest
 from .lag import LoopLag
 from .memory import Memory
 from .metrics import Metrics
@@ -55,7 +56,7 @@ from .settings import Loaded, load, nearest, sources_of
 from .shared import NoShared, RedisStore, SharedStore
 from .targets import normalise
 from .templates import PathTemplate, compile_path
-from .traffic import Desk, LocalDesk, Traffic, Watch
+from .traffic import Desk, LocalDesk, RedisDesk, Traffic, Watch
 from .typed_parts import TypedAggregate, typed_aggregate
 from .upstreams import Upstream
 
@@ -180,6 +181,11 @@ class Gateway(FastAPI):
             shared_secret=config.record_secret,
             governor=Governor(config.overload_lag.total_seconds()),
         )
+        self.hottest = Hottest(
+            self.engine.tiers,
+            config.warm_start if isinstance(shared, RedisStore) else 0,
+            leads=lambda: isinstance(desk, RedisDesk) and desk.leads,
+        )
         self.lag = LoopLag(self._observe_lag)
         self.metrics.watch(self.engine)
         self.door = Door(config, metrics=self.metrics, log=self._log)
@@ -187,6 +193,7 @@ class Gateway(FastAPI):
     def _continue(self, before: Gateway) -> None:
         self.metrics, self.shared, self.purges = before.metrics, before.shared, before.purges
         self.watch, self.engine, self.door, self.lag = before.watch, before.engine, before.door, before.lag
+        self.hottest = before.hottest
 
     def _upstream(self, name: str, config: UpstreamConfig, before: Gateway | None) -> Upstream:
         """The upstream of that name, with the connections it has where its configuration did not change."""
@@ -439,6 +446,7 @@ class Gateway(FastAPI):
         await self.shared.start()
         await self.purges.start()
         await self.watch.start()
+        await self.hottest.start()
         if "fastapi_cache" in sys.modules:
             from . import fastapi_cache2
 
@@ -450,6 +458,7 @@ class Gateway(FastAPI):
             from . import fastapi_cache2
 
             fastapi_cache2.unregister(self.engine)
+        await self.hottest.aclose()
         await self.engine.aclose()
         for upstream in self.latest.upstreams.values():
             await upstream.aclose()

@@ -457,6 +457,9 @@ class Config(Model):
     overload_lag: Duration = timedelta(milliseconds=50)
     """How late the event loop may be, for 0.3 s on end, before refreshes and then misses are given up (503);
     `0s` gives up none. Hits are always served."""
+    warm_start: Annotated[int, Field(ge=0, le=100_000)] = 1000
+    """How many of the fleet's hottest responses a worker takes from Redis into its memory as it starts, in small
+    batches and up to half of it; 0 for none."""
     purge_blind: Literal["forever"] | Duration = timedelta(seconds=30)
     """How long a worker that is cut off from Redis, and so hears of no purge, trusts its memory: a duration, or
     `forever`."""

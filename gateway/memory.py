@@ -17,6 +17,7 @@ from .s3fifo import S3Fifo
 _INDEX_SIZE = 200  # a VaryIndex, its key, and its tuples of names
 _NAME_SIZE = 64
 _INDEX_SHARE = 16
+_LOOKED = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,12 @@ class Memory:
     def statistics(self) -> MemoryStatistics:
         """What is stored now, and how many responses were evicted since the start."""
         return MemoryStatistics(len(self._responses), self._responses.bytes + self._indices.bytes, self._evictions)
+
+    def hottest(self, number: int) -> list[str]:
+        """The keys of up to `number` responses, the most used first, as far as 20,000 entries tell. Parts and forms of
+        responses, which lie in memory alone, are not among them."""
+        found = self._responses.hottest(_LOOKED, _LOOKED)
+        return [each.key for each in found if each.status != 206 and each.key.startswith(each.primary)][:number]
 
     def put(self, stored: Stored) -> None:
         size = size_of(stored)

@@ -169,6 +169,7 @@ class _EngineCollector(Collector):
         yield _counter(
             "gateway_unreadable_records", "Records in Redis that could not be read.", engine.tiers.unreadable
         )
+        yield _counter("gateway_taken", "Responses taken from Redis into memory at the start.", engine.tiers.taken)
         governor = engine.governor
         yield _counter("gateway_shed_refreshes", "Refreshes given up under overload.", governor.refreshes_shed)
         yield _counter("gateway_shed_misses", "Misses told 503 under overload.", governor.misses_shed)

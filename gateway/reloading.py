@@ -10,7 +10,7 @@ from .settings import Loaded, effective
 WANTS_RESTART = frozenset(
     (
         *("host", "port", "admin_listen", "workers", "include", "memory", "compression", "overload_lag", "watch"),
-        *("redis_url", "redis_prefix", "redis_budget", "redis_memory", "redis_secret", "purge_blind"),
+        *("redis_url", "redis_prefix", "redis_budget", "redis_memory", "redis_secret", "purge_blind", "warm_start"),
     )
 )
 """Settings that belong to processes, sockets, stores and imported modules; a reload leaves them as they are."""

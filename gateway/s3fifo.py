@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
+from itertools import chain, islice
 from typing import Generic, TypeVar
 
 import msgspec
@@ -108,6 +109,14 @@ class S3Fifo(Generic[V]):
         self._main: deque[_Node[V]] = deque()
         self._ghosts.clear()
         self.bytes = self._small_bytes = self.entries = 0
+
+    def hottest(self, number: int, looked: int) -> list[V]:
+        """Up to `number` values, the most used first, of at most `looked` nodes: the main queue's, newest first, then
+        those of the small queue."""
+        nodes = islice(chain(reversed(self._main), reversed(self._small)), looked)
+        used = [node for node in nodes if node.value is not None]
+        used.sort(key=lambda node: -node.uses)
+        return [node.value for node in used[:number] if node.value is not None]
 
     def evict(self) -> bool:
         """Let the least useful node go, and say whether a value went with it. There must be one (`bytes` > 0)."""

@@ -7,7 +7,7 @@ the engine's affair.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -72,6 +72,7 @@ class Tiers:
         self.purges: PurgeLog = purges if purges is not None else LocalPurges(clock)
         self.secret = secret
         self.unreadable = 0
+        self.taken = 0
         self._clock = clock
         self._budget = budget
 
@@ -145,6 +146,31 @@ class Tiers:
             data = await self.shared.read([entry_name(key) for key in keys])
             found += [self._read_stored(item, key) for item, key in zip(data, keys, strict=True)]
         return newest(stored for stored in found if self._judged(stored, wanted) is not None)
+
+    async def take_from_shared(self, keys: Sequence[str]) -> int:
+        """Take into memory what the shared tier has under these keys, with the indices that select among variants; how
+        many responses that were. What memory has already, and what was purged, is left alone."""
+        keys = [key for key in keys if self.memory.get(key) is None]
+        data = await self.shared.read([entry_name(key) for key in keys])
+        found = [self._read_stored(item, key) for item, key in zip(data, keys, strict=True)]
+        fit = [stored for stored in found if stored is not None and not self._void(stored)]
+        primaries = list(dict.fromkeys(stored.primary for stored in fit))
+        indices = await self.shared.read([index_name(primary) for primary in primaries])
+        for item, primary in zip(indices, primaries, strict=True):
+            self._read_index(item, primary, self.memory.index(primary))
+        taken = 0
+        for stored in fit:
+            if self.memory.get(stored.key) is None:  # not fetched meanwhile
+                self.memory.put(stored)
+                taken += 1
+        self.taken += taken
+        return taken
+
+    def _void(self, stored: Stored) -> bool:
+        """Whether a purge made it void by the names it has itself; its readers judge it by theirs."""
+        names = (EVERYTHING, key_name(stored.primary), route_name(stored.route), *map(tag_name, stored.tags))
+        state, _ = self.purges.epochs.judge(stored.stamp, stored.started, (*names, *stored.names))
+        return state is State.VOID
 
     def _read_index(self, data: bytes | None, primary: str, local: VaryIndex | None) -> VaryIndex | None:
         if data is None:

@@ -67,6 +67,7 @@ IO = frozenset(
         "hits",
         "hosts",
         "lag",
+        "hottest",
         "leases",
         "listeners",
         "live",
