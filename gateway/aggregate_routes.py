@@ -267,7 +267,9 @@ class AggregateHandlers:
             public=lambda answer: answer,
             ask=lambda other: aggregate.ask(other, planned, facts, values, shown),
         )
-        answer = aggregate.at_hand(ask) or await client.while_there(aggregate.answer(ask))
+        answer = aggregate.at_hand(ask)
+        if answer is None:
+            answer = await client.while_there(aggregate.answer(ask))
         return AnswerResponse(_with_bytes(answer), client)
 
     async def _purge(self, exchange: Exchange, aggregate: Aggregate) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
+from typing import TypeVar
 
 from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.responses import Response
@@ -11,6 +12,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from .answers import Answer
 from .errors import GatewayError, UpstreamError
+
+R = TypeVar("R")
 
 
 class ClientLeft(GatewayError):
@@ -51,25 +54,37 @@ class Client:
             message = await self._receive()
             self._left = message["type"] == "http.disconnect"
 
-    async def while_there(self, work: Coroutine[None, None, Answer]) -> Answer:
-        """What `work` comes to; it is cancelled when the client leaves. Raises ClientLeft."""
-        task = asyncio.ensure_future(work)
+    async def while_there(self, work: Coroutine[None, None, R]) -> R:
+        """What `work` comes to; it is cancelled when the client leaves. Raises ClientLeft.
+
+        It is done in the caller's own task, which the leaving of the client interrupts, as `asyncio.timeout` does with
+        the time: of two tasks and a wait for them, only the one that listens is left.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        cancelling, interrupted, over = task.cancelling(), False, False
+
+        def interrupt(left: asyncio.Task[None]) -> None:
+            nonlocal interrupted
+            if over or left.cancelled():
+                return
+            interrupted = True
+            task.cancel()
+
         left = asyncio.ensure_future(self.left())
+        left.add_done_callback(interrupt)
         try:
-            await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise ClientLeft("the client left before its answer was there")
+            return await work
+        except asyncio.CancelledError:
+            if interrupted and task.uncancel() <= cancelling:
+                interrupted = False
+                raise ClientLeft("the client left before its answer was there") from None
+            raise
         finally:
-            await _cancelled(left)
-            if not task.done():
-                await _cancelled(task)
-
-
-async def _cancelled(task: asyncio.Future[object] | asyncio.Future[None] | asyncio.Future[Answer]) -> None:
-    if not task.done():
-        task.cancel()
-    await asyncio.wait((task,))
+            over = True
+            left.cancel()
+            if interrupted:
+                task.uncancel()
 
 
 class AnswerResponse(Response):
@@ -108,18 +123,12 @@ class AnswerResponse(Response):
             await body.aclose()
             await send({"type": "http.response.body", "body": b""})
             return
-        pump = asyncio.ensure_future(self._pump(send))
-        left = asyncio.ensure_future(client.left())
         try:
-            await asyncio.wait((pump, left), return_when=asyncio.FIRST_COMPLETED)
-            if pump.done():
-                pump.result()
-        except UpstreamError:
+            await client.while_there(self._pump(send))
+        except (UpstreamError, ClientLeft):
             # Returning without a last piece makes the server break the connection.
             return
         finally:
-            await _cancelled(left)
-            await _cancelled(pump)
             await body.aclose()
 
     async def _pump(self, send: Send) -> None:

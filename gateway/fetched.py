@@ -16,6 +16,7 @@ import httpx
 from .errors import UpstreamBusy, UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from .headers import Headers, combined, split_list, values
 from .record import Made
+from .transport import Received
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _STATUSES_WITHOUT_BODY = frozenset((204, 205, 304))
@@ -31,7 +32,7 @@ class Body:
     def __init__(
         self,
         name: str,
-        response: httpx.Response,
+        response: Received,
         *,
         idle: float,
         longest: float = math.inf,
@@ -44,7 +45,7 @@ class Body:
         self._done = done
         self._broke = False
         self._read: list[bytes] = []
-        self._chunks: AsyncIterator[bytes] = aiter(response.stream)  # type: ignore[arg-type]
+        self._chunks: AsyncIterator[bytes] = aiter(response.stream)
 
     async def whole(self, limit: int) -> bytes | None:
         """All of it; None where it is larger than `limit` bytes, and `chunks` then gives all of it.
@@ -94,7 +95,7 @@ class Body:
     async def aclose(self, *, broke: bool = False) -> None:
         done, self._done = self._done, None
         try:
-            await self._response.aclose()
+            await self._response.stream.aclose()
         finally:
             if done is not None:
                 done(broke or self._broke)

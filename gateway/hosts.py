@@ -12,7 +12,7 @@ import httpx
 
 from .breakers import Breaker
 from .errors import UpstreamMalformed
-from .transport import Attempt
+from .transport import Attempt, Received
 
 _PLAIN = re.compile(r"[!$-\[\]-~]*")  # ASCII that is visible, but for `"`, `#` and the backslash
 
@@ -30,19 +30,16 @@ class Base:
         parsed = httpx.URL(url)
         return cls(parsed.scheme, parsed.netloc, parsed.raw_path.decode("ascii").rstrip("/"))
 
-    def join(self, target: str) -> httpx.URL:
-        """The URL of `target` below this base; asserted to be what was meant, byte for byte.
+    def join(self, target: str) -> str:
+        """The URL of `target` below this base. As it starts with a slash and holds nothing that ends a path but the one
+        `?`, whoever parses the URL finds this host and this target in it, byte for byte.
 
         Raises UpstreamMalformed: whoever built such a target has a fault, and nothing is sent.
         """
         segments = target.partition("?")[0].split("/")
         if not target.startswith("/") or not _PLAIN.fullmatch(target) or "." in segments or ".." in segments:
             raise UpstreamMalformed("gateway", "a target that would leave its upstream's base")
-        raw_path = (self.prefix + target).encode("ascii")
-        url = httpx.URL(f"{self.scheme}://{self.netloc.decode('ascii')}").copy_with(raw_path=raw_path)
-        if url.scheme != self.scheme or url.netloc != self.netloc or url.raw_path != raw_path:
-            raise UpstreamMalformed("gateway", "a URL that is not what it was made of")
-        return url
+        return f"{self.scheme}://{self.netloc.decode('ascii')}{self.prefix}{target}"
 
 
 @dataclass(slots=True)
@@ -67,12 +64,12 @@ class Host:
     async def send(
         self,
         series: int,
-        request: Callable[[], Awaitable[httpx.Response]],
+        request: Callable[[], Awaitable[Received]],
         attempt: Attempt,
         until: float | None,
         *,
         timeout: float,
-    ) -> httpx.Response:
+    ) -> Received:
         """What came of `request`, and the breaker told of it. `until` is on the loop's clock.
 
         Raises TimeoutError, httpx.TransportError.
@@ -99,7 +96,7 @@ class Host:
         except BaseException:
             self.breaker.abandoned(series)
             raise
-        if response.status_code >= 500:
+        if response.status >= 500:
             self.breaker.failed(series, self.monotonic())
         else:
             self.breaker.succeeded(series, self.monotonic())

@@ -16,7 +16,7 @@ import asyncio
 import re
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterable, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -102,6 +102,24 @@ def _content_length(head: bytes) -> int | None:
 
 
 Interim = Callable[[int, Sequence[tuple[bytes, bytes]]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A response whose head has come. Header names are as they came."""
+
+    status: int
+    headers: Sequence[tuple[bytes, bytes]]
+    stream: httpx.AsyncByteStream
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds: until there is a connection from the pool, until a new one stands, between two pieces received."""
+
+    pool: float | None = None
+    connect: float | None = None
+    read: float | None = None
 
 
 @dataclass(slots=True)
@@ -254,50 +272,75 @@ class Transport(AiohttpTransport):
         return len(self.client.connector._acquired)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        timeout = request.extensions.get("timeout", {})
+        received = await self.send(
+            request.method,
+            str(request.url),
+            request.headers.raw,
+            _body_of(request),
+            Timeouts(timeout.get("pool"), timeout.get("connect"), timeout.get("read")),
+            request.extensions.get("attempt") or Attempt(),
+        )
+        return httpx.Response(
+            received.status,
+            headers=received.headers,
+            stream=received.stream,
+            request=request,
+            extensions={"http_version": b"HTTP/1.1"},
+        )
+
+    async def send(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes | AsyncIterable[bytes] | None,
+        timeouts: Timeouts,
+        attempt: Attempt,
+    ) -> Received:
+        """What `handle_async_request` does, without httpx's objects, which take a tenth of a request's time.
+
+        Raises httpx.TransportError.
+        """
         if not isinstance(self.client, aiohttp.ClientSession):
             self.client = self.get_client()
-        timeout = request.extensions.get("timeout", {})
-        attempt = request.extensions.get("attempt") or Attempt()
         _ATTEMPT.set(attempt)
         try:
-            response = await self._send(request, _body_of(request), timeout)
+            response = await self.client.request(
+                method,
+                URL(url, encoded=True),
+                headers=_texts(headers, streamed=body is not None and not isinstance(body, bytes)),
+                data=body,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(
+                    total=None, connect=timeouts.pool, sock_connect=timeouts.connect, sock_read=timeouts.read
+                ),
+            )
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
             if not isinstance(error, aiohttp.ClientConnectorError):
                 attempt.lost()
             raise translated(error) from error
         except (aiohttp.ClientError, TimeoutError, HttpProcessingError, OSError, ValueError) as error:
             raise translated(error) from error
-        return httpx.Response(
-            response.status,
-            headers=response.raw_headers,
-            stream=_Stream(response),
-            request=request,
-            extensions={"http_version": b"HTTP/1.1"},
-        )
+        return Received(response.status, response.raw_headers, _Stream(response))
 
-    async def _send(self, request: httpx.Request, data: Any, timeout: dict[str, float]) -> aiohttp.ClientResponse:
-        assert isinstance(self.client, aiohttp.ClientSession)
-        return await self.client.request(
-            request.method,
-            URL(str(request.url), encoded=True),
-            headers=request.headers.multi_items(),
-            data=data,
-            allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(
-                total=None,
-                connect=timeout.get("pool"),
-                sock_connect=timeout.get("connect"),
-                sock_read=timeout.get("read"),
-            ),
-        )
+
+def _texts(headers: Sequence[tuple[bytes, bytes]], *, streamed: bool) -> list[tuple[str, str]]:
+    """Fields as aiohttp takes them, which it sends in UTF-8; what is not that is taken for Latin-1, as httpx does.
+
+    aiohttp frames a streamed body itself.
+    """
+    sent = [pair for pair in headers if pair[0].lower() != b"transfer-encoding"] if streamed else headers
+    try:
+        return [(name.decode(), value.decode()) for name, value in sent]
+    except UnicodeDecodeError:
+        return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in sent]
 
 
 def _body_of(request: httpx.Request) -> Any:
     try:
         return request.content or None
     except httpx.RequestNotRead:
-        # aiohttp frames a streamed body itself.
-        request.headers.pop("transfer-encoding", None)
         return request.stream
 
 

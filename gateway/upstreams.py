@@ -29,10 +29,10 @@ from .fetched import Fetched as Fetched
 from .fetched import ResponseBody as ResponseBody
 from .fetched import WholeBody as WholeBody
 from .fetched import translated as translated
-from .headers import Headers, without
+from .headers import Headers, has, without
 from .hosts import Base, Host
 from .targets import normalise
-from .transport import IDEMPOTENT, Attempt, Interim, Transport
+from .transport import IDEMPOTENT, Attempt, Interim, Received, Timeouts, Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,7 @@ class Upstream:
         self.name = name
         self.config = config
         self.timeout = config.timeout.total_seconds()
+        self._connect_timeout = config.connect_timeout.total_seconds()
         self.hosts = [_host(url, config, monotonic) for url in config.bases]
         self.places = Bulkhead(
             config.max_connections,
@@ -138,7 +139,7 @@ class Upstream:
         except TimeoutError:
             raise UpstreamBusy(self.name, "every place is taken", self.places.expected_wait()) from None
 
-    async def _send(self, sending: _Sending) -> tuple[Host, int, httpx.Response]:
+    async def _send(self, sending: _Sending) -> tuple[Host, int, Received]:
         """Send it to the next host that is not left alone; once more where that is safe and within the budget."""
         tried = 0
         while True:
@@ -154,8 +155,20 @@ class Upstream:
                 if tried > sending.patience.retries or not self._repeatable(sending, attempt, error):
                     raise translated(self.name, error) from error
 
-    async def _sent(self, sending: _Sending, host: Host, attempt: Attempt) -> httpx.Response:
-        return await self._transport.handle_async_request(sending.request(host.base, attempt, self.config))
+    async def _sent(self, sending: _Sending, host: Host, attempt: Attempt) -> Received:
+        if isinstance(self._transport, Transport):
+            return await self._transport.send(
+                sending.method,
+                host.base.join(sending.target),
+                sending.fields(host.base),
+                sending.stream,
+                sending.timeouts(self._connect_timeout),
+                attempt,
+            )
+        request = sending.request(host.base, attempt, self._connect_timeout)
+        response = await self._transport.handle_async_request(request)
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        return Received(response.status_code, response.headers.raw, response.stream)
 
     def _repeatable(self, sending: _Sending, attempt: Attempt, error: httpx.TransportError) -> bool:
         if sending.body is not None or sending.method not in IDEMPOTENT:
@@ -180,14 +193,14 @@ class Upstream:
     def _forwarded(self, headers: Headers) -> list[tuple[bytes, bytes]]:
         return [*without(headers, *self._constant_names), *self._constants]
 
-    async def _checked(self, response: httpx.Response, body: Body) -> Fetched:
-        headers = without([(name.lower(), value) for name, value in response.headers.raw], *SOFTWARE)
+    async def _checked(self, response: Received, body: Body) -> Fetched:
+        headers = without([(name.lower(), value) for name, value in response.headers], *SOFTWARE)
         try:
-            check_response(self.name, response.status_code, headers, self.config.max_response_headers)
+            check_response(self.name, response.status, headers, self.config.max_response_headers)
         except UpstreamError:
             await body.aclose(broke=True)
             raise
-        return Fetched(response.status_code, headers, body)
+        return Fetched(response.status, headers, body)
 
     async def request(
         self,
@@ -262,22 +275,33 @@ class _Sending:
         self.timeout = timeout if patience.timeout is None else patience.timeout
         # A body is sent at its client's pace: then each step has the deadline, not all of them together.
         self.until = asyncio.get_running_loop().time() + self.timeout if body is None else None
-        self._target = target
+        self.target = target
         self._headers = headers
 
-    def request(self, base: Base, attempt: Attempt, config: UpstreamConfig) -> httpx.Request:
-        connect = min(config.connect_timeout.total_seconds(), self.timeout)
-        timeout = {"connect": connect, "read": self.timeout, "write": self.timeout, "pool": self.timeout}
-        request = httpx.Request(
+    @property
+    def stream(self) -> _Sent | None:
+        return _Sent(self.body) if self.body is not None else None
+
+    def fields(self, base: Base) -> list[tuple[bytes, bytes]]:
+        """The header fields as they go to a host."""
+        fields = self._headers
+        if self.body is None and self.method in ("POST", "PUT", "PATCH"):
+            fields = [*without(fields, b"content-length"), (b"content-length", b"0")]
+        return fields if has(fields, b"host") else [(b"host", base.netloc), *fields]
+
+    def timeouts(self, connect: float) -> Timeouts:
+        return Timeouts(pool=self.timeout, connect=min(connect, self.timeout), read=self.timeout)
+
+    def request(self, base: Base, attempt: Attempt, connect: float) -> httpx.Request:
+        times = self.timeouts(connect)
+        timeout = {"connect": times.connect, "read": times.read, "write": times.read, "pool": times.pool}
+        return httpx.Request(
             self.method,
-            base.join(self._target),
-            headers=self._headers,
-            stream=_Sent(self.body) if self.body is not None else None,
+            base.join(self.target),
+            headers=self.fields(base),
+            stream=self.stream,
             extensions={"timeout": timeout, "attempt": attempt},
         )
-        if self.body is None and self.method in ("POST", "PUT", "PATCH"):
-            request.headers["content-length"] = "0"
-        return request
 
 
 class _Sent(httpx.AsyncByteStream):
