@@ -61,6 +61,8 @@ from .typed_parts import TypedAggregate, typed_aggregate
 from .upstreams import Upstream
 
 logger = logging.getLogger("gateway")
+LEAST_EDGE = 8 * 1024 * 1024
+"""Bytes, in each worker. Where `memory` is small, what the edge knows lets it answer from Redis."""
 Transport = httpx.AsyncBaseTransport | Callable[[str], httpx.AsyncBaseTransport]
 
 
@@ -134,7 +136,7 @@ class Gateway(FastAPI):
             cors=Cors(self, config.cors) if config.cors.enabled else None,
             log=self._log,
             trusted=Trusted(config.trusted_proxies),
-            room=config.memory // config.workers // 8,
+            room=max(config.memory // config.workers // 8, LEAST_EDGE),
         )
         self.inner: ASGIApp | None = None
         documented = config.docs != "off" or config.redoc != "off"

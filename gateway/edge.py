@@ -18,7 +18,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
 from http import HTTPStatus
@@ -30,10 +31,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from .door import BODY_RATE, EARLY, LINGER, NEVER, Door
 from .errors import RequestRefused
-from .exchange import INTERIM_KEY, exchange_of
+from .exchange import INTERIM_KEY, LOOKED_KEY, exchange_of
 from .framing import ChunkedBody, LengthBody
 from .heads import Framing, Line, check_part, read_fields, read_framing, read_line
-from .hits import Block, Edge, Recall
+from .hits import Block, Edge, Recall, Spot
 from .middleware import RAW_TARGET_KEY, REQUEST_ID
 
 _REQUEST_ID_LINE = re.compile(rb"\r\nx-request-id:[ \t]*([A-Za-z0-9._\-]{1,128})\r\n", re.IGNORECASE)
@@ -42,7 +43,7 @@ PASSED_ON = (HTTPStatus.PROCESSING, HTTPStatus.EARLY_HINTS)
 INTERNALS = {
     HttpToolsProtocol: (
         *("app", "client", "config", "cycle", "flow", "headers", "loop", "parser", "root_path", "scheme", "scope"),
-        *("server_state", "timeout_keep_alive_task", "transport", "url"),
+        *("server_state", "tasks", "timeout_keep_alive_task", "transport", "url"),
         *("on_headers_complete", "on_header", "on_response_complete", "resume_writing", "shutdown"),
     ),
     RequestResponseCycle: (
@@ -58,6 +59,16 @@ class Phase(Enum):
     BODY = auto()
     CLOSING = auto()
     """Refused: the answer is written, what still comes is thrown away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request whose head was read and judged."""
+
+    head: bytes
+    line: Line
+    fields: list[tuple[bytes, bytes]]
+    framing: Framing
 
 
 class GatewayProtocol(HttpToolsProtocol):
@@ -84,6 +95,10 @@ class GatewayProtocol(HttpToolsProtocol):
         self._front = self._rear = b""
         self._numbered = False
         self._line = b""
+        # The shared tier is asked for the answer to the present request; the app does not know of it yet.
+        self._asking: asyncio.Task[None] | None = None
+        self._looked = False
+        self._last = False
 
     # --- the connection ------------------------------------------------------------------------------------
 
@@ -100,6 +115,8 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.door.leave(self, self._peer)
+        if self._asking is not None:
+            self._asking.cancel()
         self._release()
         self._buffer = b""
         super().connection_lost(exc)
@@ -137,8 +154,16 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def make_this_the_last(self) -> None:
         """Let the answer that is under way, if its head is not yet sent, be the last on its connection."""
-        if self._pending and not self.cycle.response_started:
+        if self._asking is not None:
+            self._last = True
+        elif self._pending and not self.cycle.response_started:
             self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        if self._asking is not None:
+            self._last = True
+        else:
+            super().shutdown()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -183,8 +208,8 @@ class GatewayProtocol(HttpToolsProtocol):
 
     @property
     def _pending(self) -> bool:
-        """Whether the app owes an answer on this connection."""
-        return self.cycle is not None and not self.cycle.response_complete
+        """Whether an answer is owed on this connection: by the app, or once the shared tier has said what it has."""
+        return self._asking is not None or (self.cycle is not None and not self.cycle.response_complete)
 
     def _take_head(self) -> bool:
         """Go on with the next head; False where it is not whole yet. Raises RequestRefused."""
@@ -217,10 +242,10 @@ class GatewayProtocol(HttpToolsProtocol):
         framing = read_framing(line, fields, limits)
         if framing.length == 0 and self._method in ("GET", "HEAD") and not self.root_path:
             edge: Edge | None = getattr(self.app, "edge", None)
-            if edge is not None and self._is_known(edge, head, end, fields):
+            if edge is not None and self._is_known(edge, head, end, Request(head, line, fields, framing)):
                 return
             self._edge, self._line = edge, head[:end]
-        self._pass_on(head, line, fields, framing)
+        self._pass_on(Request(head, line, fields, framing))
 
     # --- hits ----------------------------------------------------------------------------------------------
 
@@ -233,6 +258,8 @@ class GatewayProtocol(HttpToolsProtocol):
         if edge is None or block is None or edge is not current:
             return False
         if self._phase is not Phase.HEAD or (cycle is not None and not cycle.response_complete):
+            return False
+        if self._asking is not None:
             return False
         if self.flow.write_paused:
             return False
@@ -258,8 +285,10 @@ class GatewayProtocol(HttpToolsProtocol):
         self._deadline = began + self._keep_alive
         return True
 
-    def _is_known(self, edge: Edge, head: bytes, end: int, fields: list[tuple[bytes, bytes]]) -> bool:
-        """Answer a request whose head was read, if the answer lies ready; and remember its header block."""
+    def _is_known(self, edge: Edge, head: bytes, end: int, request: Request) -> bool:
+        """Answer a request whose head was read, if the answer lies ready, or may lie in the shared tier; and remember
+        its header block."""
+        fields = request.fields
         match = _REQUEST_ID_LINE.search(head, end)
         if match is not None:
             front, rear, request_id = head[end : match.start(1)], head[match.end(1) :], match[1]
@@ -274,13 +303,60 @@ class GatewayProtocol(HttpToolsProtocol):
         self._edge, self._block = edge, block
         self._front, self._rear, self._numbered = front, rear, match is not None
         spot = edge.spots.get(head[:end])
-        if spot is None or not edge.answer(self.transport, self._peer, spot, block, request_id, self._began):
+        if spot is None:
             return False
-        self.server_state.total_requests += 1
-        if block.close or not spot.modern:
-            self.transport.close()
-        self._deadline = self._began + self._keep_alive
+        if not edge.answer(self.transport, self._peer, spot, block, request_id, self._began):
+            if not edge.may_lie_elsewhere(spot, block):
+                return False
+            self._edge, self._line = edge, head[:end]
+            self._hold(self._look_elsewhere(edge, spot, block, request_id, request))
+            return True
+        self._answered(spot, block)
         return True
+
+    def _answered(self, spot: Spot, block: Block) -> None:
+        self.server_state.total_requests += 1
+        if block.close or not spot.modern or self._last:
+            self.transport.close()
+        self._deadline = time.perf_counter() + self._keep_alive
+
+    # --- answers of the shared tier ------------------------------------------------------------------------
+
+    def _hold(self, looking: Coroutine[None, None, None]) -> None:
+        """Let the request wait for what the shared tier has. Raises RequestRefused."""
+        try:
+            self.door.admit(self._peer)
+        except RequestRefused:
+            looking.close()
+            raise
+        self._admitted = True
+        self._deadline = NEVER  # the tier has a deadline of its own
+        self._asking = self.loop.create_task(looking)
+        self.tasks.add(self._asking)
+        self._asking.add_done_callback(self.tasks.discard)
+
+    async def _look_elsewhere(self, edge: Edge, spot: Spot, block: Block, request_id: bytes, request: Request) -> None:
+        """Answer with what the shared tier has; the app answers where it has nothing, and need not look again."""
+        try:
+            brought = await edge.from_elsewhere(spot, block, request.fields)
+        except BaseException:
+            self.transport.close()
+            raise
+        finally:
+            self._asking = None
+            self._release()
+        if self.transport.is_closing():
+            return
+        ready = brought is not None and getattr(self.app, "edge", None) is edge
+        if ready and edge.answer(self.transport, self._peer, spot, block, request_id, self._began, brought):
+            self._answered(spot, block)
+            self._go_on()
+            return
+        self._looked = brought is None
+        try:
+            self._pass_on(request)
+        except RequestRefused as refused:
+            self._refuse(refused)
 
     def _learn(self) -> None:
         """Remember how the app answered a request that the edge may answer the next time."""
@@ -290,8 +366,9 @@ class GatewayProtocol(HttpToolsProtocol):
 
     # --- the app -------------------------------------------------------------------------------------------
 
-    def _pass_on(self, head: bytes, line: Line, fields: list[tuple[bytes, bytes]], framing: Framing) -> None:
+    def _pass_on(self, request: Request) -> None:
         """Give a request to the app. Raises RequestRefused."""
+        head, line, fields, framing = request.head, request.line, request.fields, request.framing
         self.door.admit(self._peer)
         self._admitted = True
         self._head_read = False
@@ -365,6 +442,9 @@ class GatewayProtocol(HttpToolsProtocol):
         scope = cast(dict[str, Any], self.scope)
         scope[RAW_TARGET_KEY] = self.url
         scope["extensions"] = {INTERIM_KEY: partial(self._interim, scope)}
+        if self._looked:
+            self._looked = False
+            scope[LOOKED_KEY] = True
         super().on_headers_complete()
         if self.door.draining:
             self.cycle.keep_alive = False  # uvicorn then says `Connection: close`
@@ -380,6 +460,10 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         if self._phase is Phase.HEAD:
             self._deadline = time.perf_counter() + self.door.timeouts.keep_alive
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """See to what has come behind a request that is answered now."""
         if self._at < len(self._buffer):
             self._began = time.perf_counter()
             self._deadline = self._began + self.door.timeouts.head

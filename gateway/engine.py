@@ -219,7 +219,8 @@ class Engine:
         found = Found(self.tiers.at_hand(ask.wanted), "memory")
         decision = policy.decide(found.stored, ask.facts, ask.route.rules, self.clock.now())
         if isinstance(decision, policy.Revalidate | policy.Miss | policy.Unsatisfiable):
-            found = await self._newer(ask, found)
+            if found.stored is not None or not ask.exchange.looked:
+                found = await self._newer(ask, found)
             decision = policy.decide(found.stored, ask.facts, ask.route.rules, self.clock.now())
         match decision:
             case policy.Hit():

@@ -18,6 +18,8 @@ from .targets import Target
 SCOPE_KEY = "gateway.exchange"
 INTERIM_KEY = "gateway.interim"
 """The ASGI extension by which the protocol class passes interim responses (1xx) on."""
+LOOKED_KEY = "gateway.looked"
+"""Where the protocol class says that it asked the shared tier for this request just now, and that had nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class Exchange:
     route: str = ""
     spent: dict[str, float] = field(default_factory=dict)
     forwarded_for: str = ""
+    looked: bool = False
+    """Whether the shared tier was asked already, and had nothing."""
     key: int = 0
     """The hash of the cache key; 0 where the cache was not asked."""
     changed: bool | None = None

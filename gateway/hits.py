@@ -29,9 +29,9 @@ from .answers import Answer, stored_answer
 from .engine import Ask, Engine, Route
 from .epochs import EVERYTHING, Epochs, State, key_name, route_name, tag_name
 from .exchange import Exchange
-from .headers import has, values
+from .headers import Headers, has, values
 from .heads import BAD_IN_VALUE, NAME
-from .keys import plan, primary_key, variant_key
+from .keys import Plan, plan, primary_key, variant_key
 from .ladder import Recorder
 from .metrics import SECONDS, Metrics, Tally
 from .middleware import Cors, server_timing
@@ -39,6 +39,7 @@ from .outcome import Outcome, Result, cache_status
 from .proxies import Trusted
 from .record import Stored, VaryIndex
 from .targets import Target
+from .tiers import Found, Selection
 from .traffic import key_hash
 
 # What makes a request more than a plain one: the app knows what to do.
@@ -206,6 +207,15 @@ class Shape:
             self.until = min(self.until, ready.fresh)
 
 
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """A stored response that lay not in memory when it was wanted; `seconds` is what looking for it took."""
+
+    stored: Stored
+    tier: str
+    seconds: float
+
+
 class Edge:
     """What one generation of the app's routes lets the edge know. A reload, or an override, makes another one.
 
@@ -269,18 +279,19 @@ class Edge:
     # --- answering -----------------------------------------------------------------------------------------
 
     def answer(
-        self, transport: asyncio.Transport, peer: str, spot: Spot, block: Block, request_id: bytes, began: float
+        self,
+        transport: asyncio.Transport,
+        peer: str,
+        spot: Spot,
+        block: Block,
+        request_id: bytes,
+        began: float,
+        brought: Brought | None = None,
     ) -> bool:
-        """Write the answer, if it lies ready in memory; False where the app must give it. `began` is on the
-        performance counter."""
+        """Write the answer, if it lies ready in memory, or was `brought`; False where the app must give it. `began` is
+        on the performance counter."""
         known = spot.known
-        bases = block.bases
-        added = bases[known] if known in bases else block.base(known)
-        if added is None:
-            return False
-        base = spot.primary + added
-        index = self._memory.index(spot.primary)
-        stored = self._memory.get(base) if index is None else self._newest(index, base, block)
+        stored = self._in_memory(spot, block) if brought is None else brought.stored
         if stored is None:
             return False
         now = self._clock.now()
@@ -318,7 +329,10 @@ class Edge:
             shape.render(stored, body, ready, known.route.rules, now)
         elapsed = time.perf_counter() - began
         ticks = int(elapsed * 1_000_000 + 0.5)
-        timing = shape.timing[ticks] if ticks < TICKS else _timing(shape.result, elapsed)
+        if brought is not None:
+            timing = _timing(shape.result, elapsed, brought.seconds)
+        else:
+            timing = shape.timing[ticks] if ticks < TICKS else _timing(shape.result, elapsed)
         end = shape.end if spot.modern and not block.close else shape.end.replace(b"\r\n", _CLOSING, 1)
         length = shape.length
         if length <= KEPT_JOINED:
@@ -334,8 +348,34 @@ class Edge:
         if elapsed > SECONDS[0]:
             tally.slow[bisect_left(SECONDS, elapsed)] += 1
         if self._log is not None:
-            self._note(spot, block, ready, shape, request_id, began, peer, now, elapsed)
+            tier = "memory" if brought is None else brought.tier
+            self._note(spot, block, ready, shape, request_id, began, peer, now, elapsed, tier)
         return True
+
+    def _in_memory(self, spot: Spot, block: Block) -> Stored | None:
+        bases, known = block.bases, spot.known
+        added = bases[known] if known in bases else block.base(known)
+        if added is None:
+            return None
+        base = spot.primary + added
+        index = self._memory.index(spot.primary)
+        return self._memory.get(base) if index is None else self._newest(index, base, block)
+
+    def may_lie_elsewhere(self, spot: Spot, block: Block) -> bool:
+        """Whether the shared tier may hold what memory does not: then it is asked here, before the app is."""
+        if spot.known.route.made or block.bases.get(spot.known) is None or not self._engine.shared.available:
+            return False
+        return self._in_memory(spot, block) is None
+
+    async def from_elsewhere(self, spot: Spot, block: Block, headers: Headers) -> Brought | None:
+        """What the shared tier has for a request with these headers, if it says so in time; taken into memory, as the
+        app's own look takes it."""
+        began = time.perf_counter()
+        wanted = Selection(Plan(spot.primary, spot.primary + (block.bases[spot.known] or ""), ()), headers, spot.names)
+        found = await self._tiers.newer(wanted, Found(None))
+        if found.stored is None:
+            return None
+        return Brought(found.stored, found.tier or "redis", time.perf_counter() - began)
 
     def _newest(self, index: VaryIndex, base: str, block: Block) -> Stored | None:
         """The newest response in memory that the request selects, as `Tiers.at_hand` finds it; None also where a
@@ -438,13 +478,14 @@ class Edge:
         peer: str,
         now: float,
         elapsed: float,
+        tier: str,
     ) -> None:
         """The request's line in the access log."""
         assert self._log is not None
-        if not isinstance(self._log, JsonAccessLog):
+        if not isinstance(self._log, JsonAccessLog) or tier != "memory":
             exchange = self._exchange(spot, block, request_id, began, peer)
             exchange.key = ready.key
-            exchange.outcome = Outcome(shape.result, ttl=int(ready.fresh - now), tier="memory")
+            exchange.outcome = Outcome(shape.result, ttl=int(ready.fresh - now), tier=tier)
             self._log(exchange, shape.status, shape.length, elapsed)
             return
         if not self._log.wants(shape.result):
@@ -490,9 +531,12 @@ def _is_writable(status: int, headers: list[tuple[bytes, bytes]]) -> bool:
     )
 
 
-def _timing(result: Result, elapsed: float) -> bytes:
-    """The fields that tell the time taken, in seconds and milliseconds, as the app tells it."""
+def _timing(result: Result, elapsed: float, looked: float | None = None) -> bytes:
+    """The fields that tell the time taken, in seconds and milliseconds, as the app tells it. `looked` (seconds) is what
+    the shared tier took of it, where it was asked."""
     exchange = Exchange("", 0.0, "", "", "", outcome=Outcome(result))
+    if looked is not None:
+        exchange.spend("cache", looked)
     return b"\r\nx-process-time: %.6f\r\nserver-timing: %b\r\n" % (elapsed, server_timing(exchange, elapsed))
 
 

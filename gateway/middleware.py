@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .access_log import AccessLog, silent
 from .config import CorsConfig
 from .errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_body
-from .exchange import SCOPE_KEY, Exchange, exchange_of
+from .exchange import LOOKED_KEY, SCOPE_KEY, Exchange, exchange_of
 from .headers import Headers, http_date, values
 from .metrics import Metrics
 from .outcome import LOCAL, cache_status
@@ -84,6 +84,7 @@ def _exchange(scope: Scope, trusted: Trusted) -> Exchange:
         scheme=trusted.scheme(peer, headers, scope.get("scheme", "http")),
         forwarded_for=trusted.chain(peer, headers),
         headers=headers,
+        looked=LOOKED_KEY in scope,
     )
 
 

@@ -1,0 +1,188 @@
+"""What lies in the shared tier alone, the edge asks for itself: same answers, in order, and nobody left waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.app import Gateway
+from gateway.shared import RedisStore
+
+from .conftest import TurnedClock, Upstream, gateway
+from .test_edge import Counted, Line, masked
+
+
+def answer(request: httpx.Request) -> httpx.Response:
+    text = (request.url.path + " ") * 400
+    return httpx.Response(200, text=text, headers={"etag": '"v1"', "vary": "Accept-Language", "surrogate-key": "t x"})
+
+
+class Held:
+    """A shared tier whose reads wait for `gate` while that is shut."""
+
+    def __init__(self, store: RedisStore) -> None:
+        self._store = store
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.asked = asyncio.Event()
+        self.reads: list[Sequence[str]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def read(self, names: Sequence[str]) -> list[bytes | None]:
+        self.reads.append(names)
+        self.asked.set()
+        await self.gate.wait()
+        return await self._store.read(names)
+
+
+class Site:
+    def __init__(self, store: RedisStore, *, memory: str = "0") -> None:
+        self.store = Held(store)
+        self.upstream = Upstream(answer)
+        route = {"path": "/own/{id}", "upstream": "api", "ttl": "10s", "stale_while_revalidate": "20s"}
+        self.clock = TurnedClock()
+        self.app: Gateway = gateway(
+            self.upstream,
+            {"own": route},
+            clock=self.clock,
+            store=self.store,
+            memory=memory,
+            redis_budget="20s",
+            cors={"allow_origins": ["https://app.test"]},
+        )
+        self.app.engine._jitter = lambda: 0.5
+        self.counted = Counted(self.app)
+        self.line = Line(self.counted)
+
+    async def ask(self, request: bytes) -> bytes:
+        self.line.send(request)
+        answered = await self.line.answer()
+        await self.app.engine.settle()
+        return answered
+
+    def shut(self) -> None:
+        self.store.gate.clear()
+        self.store.asked.clear()
+
+
+@pytest.fixture
+async def site(redis_store: RedisStore) -> AsyncIterator[Site]:
+    site = Site(redis_store)
+    await site.app.start()
+    yield site
+    site.store.gate.set()
+    await site.app.stop()
+
+
+def get(path: str = "/own/1", *lines: str, method: str = "GET", version: str = "1.1") -> bytes:
+    return "\r\n".join((f"{method} {path} HTTP/{version}", "Host: gateway.test", *lines, "", "")).encode()
+
+
+FORMS = [
+    get(),
+    get("/own/1", "Accept-Language: de"),
+    get("/own/1", 'If-None-Match: "v1"'),
+    get("/own/1", "Origin: https://app.test"),
+    get("/own/1", "Accept-Encoding: gzip, br"),
+    get("/own/1", "X-Request-ID: abc"),
+    get(method="HEAD"),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_the_answer_is_what_the_app_would_have_answered(site: Site, form: bytes) -> None:
+    await site.ask(form)
+    edge, site.app.edge = site.app.edge, None
+    by_app = await site.ask(form)
+    site.app.edge = edge
+    asked = site.counted.asked
+
+    by_edge = await site.ask(form)
+
+    assert site.counted.asked == asked
+    assert masked(by_edge) == masked(by_app)
+    assert b"cache-status: gateway; hit" in by_edge
+    assert site.upstream.asked == 1
+
+
+async def test_what_the_shared_tier_lacks_is_asked_of_the_app_and_looked_for_once_before(site: Site) -> None:
+    await site.ask(get())
+    await site.app.purge(everything=True)
+    site.store.reads.clear()
+
+    again = await site.ask(get())
+
+    assert b"fwd=miss" in again
+    assert site.upstream.asked == 2
+    assert len(site.store.reads) == 2  # by the edge, and by whoever holds the lease
+
+
+async def test_what_comes_behind_a_request_that_waits_is_answered_behind_it(site: Site) -> None:
+    await site.ask(get("/own/1"))
+    await site.ask(get("/own/2"))
+    site.shut()
+    site.line.send(get("/own/1") + get("/own/2"))
+    await site.store.asked.wait()
+    site.line.send(get("/own/1"))
+    site.store.gate.set()
+
+    answers = b""
+    while answers.count(b"HTTP/1.1 200") < 3:
+        answers += await site.line.answer()
+        await asyncio.sleep(0)
+
+    bodies = [part.partition(b"\r\n\r\n")[2][:6] for part in answers.split(b"HTTP/1.1 200")[1:]]
+    assert bodies == [b"/own/1", b"/own/2", b"/own/1"]
+    assert site.upstream.asked == 2
+
+
+async def test_a_hit_in_memory_is_answered_behind_the_request_that_waits_before_it(redis_store: RedisStore) -> None:
+    site = Site(redis_store, memory="8MiB")
+    await site.ask(get("/own/1"))
+    await site.ask(get("/own/2"))
+    site.app.engine.memory.clear()
+    await site.ask(get("/own/2"))
+    site.shut()
+    site.line.send(get("/own/1"))
+    await site.store.asked.wait()
+    site.line.send(get("/own/2"))
+    site.store.gate.set()
+
+    answers = await site.line.answer()
+
+    bodies = [part.partition(b"\r\n\r\n")[2][:6] for part in answers.split(b"HTTP/1.1 200")[1:]]
+    assert bodies == [b"/own/1", b"/own/2"]
+    await site.app.stop()
+
+
+async def test_a_client_that_leaves_while_its_request_waits_leaves_nothing_behind(site: Site) -> None:
+    await site.ask(get())
+    site.shut()
+    site.line.send(get())
+    await site.store.asked.wait()
+
+    site.line.pipe.close()
+    site.line.hang_up()
+
+    assert await site.line.answer() == b""
+    assert site.app.door._requests == 0
+
+
+async def test_a_request_that_waits_as_the_server_stops_is_answered_and_its_connection_ends(site: Site) -> None:
+    await site.ask(get())
+    site.shut()
+    site.line.send(get())
+    await site.store.asked.wait()
+
+    site.line.protocol.shutdown()
+    assert not site.line.pipe.closed
+    site.store.gate.set()
+
+    assert (await site.line.answer()).startswith(b"HTTP/1.1 200")
+    assert site.line.pipe.closed
