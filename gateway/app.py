@@ -39,6 +39,7 @@ from .door import Door
 from .engine import Engine
 from .errors import ConfigError, ConfigProblem
 from .explain import Explainer, Origins, Trace, no_origins
+from .explaining import Explaining
 from .governor import Governor
 from .handlers import STATE, Cached, Inputs, Runtime, cached_settings, inputs_of, refusing, upstream_names
 from .headers import Headers
@@ -89,6 +90,7 @@ def create_app(
     shared = store if store is not None else _shared(loaded.config, clock)
     gateway = Gateway(loaded.config, shared=shared, transport=transport, clock=clock, log=log)
     gateway.origins = partial(sources_of, loaded)
+    gateway.admin_token = loaded.admin_token
     return gateway
 
 
@@ -115,6 +117,7 @@ class Gateway(FastAPI):
     ) -> None:
         self.config = config
         self.origins: Origins = no_origins
+        self.admin_token: str | None = None
         self.stopping = False
         self.successor: Gateway | None = None
         self._given = _Given(transport, log)
@@ -217,6 +220,7 @@ class Gateway(FastAPI):
             before=self,
         )
         fresh.origins = partial(sources_of, loaded)
+        fresh.admin_token = loaded.admin_token
         fresh.dependency_overrides = self.dependency_overrides
         fresh.user_middleware = [*self.user_middleware]
         if fresh.user_middleware:
@@ -255,7 +259,9 @@ class Gateway(FastAPI):
         app: ASGIApp = TargetRule(self.inner, metrics=self.metrics)
         if self.config.cors.enabled:
             app = Cors(app, self.config.cors)
-        return Timing(app, metrics=self.metrics, log=self._log, trusted=Trusted(self.config.trusted_proxies))
+        trusted = Trusted(self.config.trusted_proxies)
+        app = Timing(app, metrics=self.metrics, log=self._log, trusted=trusted)
+        return Explaining(app, self.explain, token=self.admin_token, trusted=trusted)
 
     def _add_routes(self) -> None:
         self.add_api_route("/healthz", _alive, methods=["GET", "HEAD"], include_in_schema=False)

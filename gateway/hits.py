@@ -46,7 +46,7 @@ from .traffic import key_hash
 _NOT_PLAIN = frozenset(
     (
         *(b"cache-control", b"content-length", b"expect", b"if-match", b"if-range", b"if-unmodified-since", b"pragma"),
-        *(b"range", b"transfer-encoding", b"upgrade", b"x-request-id"),
+        *(b"range", b"transfer-encoding", b"upgrade", b"x-request-id", b"gateway-explain"),
     )
 )
 _FORMING = frozenset((b"accept-encoding", b"if-none-match", b"if-modified-since", b"origin"))

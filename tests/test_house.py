@@ -106,6 +106,7 @@ WIRING = frozenset(
         "document",
         "documentation",
         "explain",
+        "explaining",
         "operations",
         "overrides",
         "reference",
