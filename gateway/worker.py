@@ -75,10 +75,11 @@ def main(control: int, parent: int) -> None:
         sys.exit(0)  # the supervisor is gone, or has no use for it
     sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        sys.exit(runner.run(_run(channel, sockets)))
+        sys.exit(runner.run(work(channel, sockets)))
 
 
-async def _run(control: socket.socket, sockets: list[socket.socket]) -> int:
+async def work(control: socket.socket, sockets: list[socket.socket]) -> int:
+    """Begin as the control socket says, answer on `sockets` until told to end; the exit status."""
     reader, writer = await asyncio.open_unix_connection(sock=control)
     channel = Channel(reader, writer, Order)
     begin = await channel.receive()
