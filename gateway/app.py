@@ -193,6 +193,7 @@ class Gateway(FastAPI):
         )
         self.lag = LoopLag(self._observe_lag)
         self.metrics.watch(self.engine)
+        self.metrics.watch_advice(self.watch.told)
         self.door = Door(config, metrics=self.metrics, log=self._log)
 
     def _continue(self, before: Gateway) -> None:

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from .advice import Advice
 from .engine import Engine
 from .outcome import Outcome, Result
 from .shared import SharedStatistics
@@ -95,6 +96,10 @@ class Metrics:
     def watch(self, engine: Engine) -> None:
         """Show an engine's own figures, read when they are asked for."""
         self.registry.register(_EngineCollector(engine))
+
+    def watch_advice(self, told: Callable[[], Iterable[Advice]]) -> None:
+        """Show what the advisor says of the TTLs in force, read when it is asked for."""
+        self.registry.register(_AdviceCollector(told))
 
     def watch_upstreams(self, upstreams: Iterable[Upstream]) -> None:
         """Show the places, breakers and budgets of upstreams, read when they are asked for; no longer those of
@@ -186,6 +191,28 @@ class _EngineCollector(Collector):
         yield _counter("gateway_redis_failures", "Round trips that failed or took too long.", shared.failures)
         yield _counter("gateway_redis_dropped_writes", "Writes given up, Redis being away or too slow.", shared.dropped)
         yield _counter("gateway_redis_seconds", "Time spent in round trips to Redis.", shared.seconds)
+
+
+class _AdviceCollector(Collector):
+    def __init__(self, told: Callable[[], Iterable[Advice]]) -> None:
+        self._told = told
+
+    def collect(self) -> Iterable[Metric]:
+        said = "What the advisor expects of the route at its TTL: "
+        ratio = GaugeMetricFamily("gateway_predicted_hit_ratio", said + "the hit ratio.", labels=("route",))
+        load = GaugeMetricFamily(
+            "gateway_predicted_upstream_requests", said + "upstream requests a second.", labels=("route",)
+        )
+        outdated = GaugeMetricFamily(
+            "gateway_predicted_outdated_ratio", said + "the share of outdated answers.", labels=("route",)
+        )
+        for advice in self._told():
+            if advice.today is not None and advice.requests:
+                rung = advice.at(advice.today)
+                ratio.add_metric((advice.route,), rung.hit_ratio)
+                load.add_metric((advice.route,), rung.upstream)
+                outdated.add_metric((advice.route,), rung.outdated)
+        yield from (ratio, load, outdated)
 
 
 class _UpstreamCollector(Collector):

@@ -18,7 +18,12 @@ import msgspec
 
 LEAST: Callable[[float, float], float] = min
 MOST: Callable[[float, float], float] = max
-GAUGES: dict[str, Callable[[float, float], float]] = {"gateway_redis_available": LEAST, "gateway_breaker_state": MOST}
+GAUGES: dict[str, Callable[[float, float], float]] = {
+    "gateway_redis_available": LEAST,
+    "gateway_breaker_state": MOST,
+    "gateway_predicted_hit_ratio": LEAST,
+    "gateway_predicted_outdated_ratio": MOST,
+}
 """Gauges of which the least or greatest of all workers is told: what one of them sees is worth an alarm."""
 
 Labels = tuple[tuple[str, str], ...]

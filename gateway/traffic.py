@@ -8,6 +8,7 @@ publishes the advice; when a leader dies the next begins anew. Without Redis eac
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from .redis_clients import UNANSWERED
 
 EVERY = 1.0
 """Seconds between two deliveries."""
+TOLD_EVERY = 5.0
+"""Seconds between two workings-out of the advice for the metrics, where no other need has it worked out."""
 LEADS_FOR_MS = 5000
 KEPT_BATCHES = 2000
 REPORT_LIVES_MS = 60_000
@@ -69,6 +72,9 @@ class Traffic:
         self._clock = clock
         self._recorders: dict[str, Recorder] = {}
         self._changes: dict[str, Changes] = {}
+
+    def now(self) -> float:
+        return self._clock.now()
 
     def recorder(self, route: str) -> Recorder:
         recorder = self._recorders.get(route)
@@ -149,8 +155,18 @@ class Advisor:
         ]
 
 
+@dataclass(frozen=True)
+class Told:
+    """The advice that this worker worked out last, and when, on the gateway's clock."""
+
+    at: float = -math.inf
+    advice: tuple[Advice, ...] = ()
+
+
 class Desk(Protocol):
-    """Where deliveries go and advice comes from."""
+    """Where deliveries go and advice comes from. `told` is empty for who does not advise."""
+
+    told: Told
 
     async def deliver(self, batch: Batch, today: Mapping[str, float | None]) -> None: ...
 
@@ -163,11 +179,15 @@ class LocalDesk:
     """One process for itself."""
 
     def __init__(self, clock: Clock) -> None:
+        self.told = Told()
         self._clock = clock
         self._advisor = Advisor()
 
     async def deliver(self, batch: Batch, today: Mapping[str, float | None]) -> None:
-        self._advisor.add([batch], self._clock.now())
+        now = self._clock.now()
+        self._advisor.add([batch], now)
+        if now - self.told.at >= TOLD_EVERY:
+            self.told = Told(now, tuple(self._advisor.advice(today)))
 
     async def advice(self, today: Mapping[str, float | None]) -> list[Advice]:
         return self._advisor.advice(today)
@@ -181,6 +201,7 @@ class RedisDesk:
 
     def __init__(self, client: Any, clock: Clock, *, prefix: str = "gw:") -> None:
         self.leads = False
+        self.told = Told()
         self._client = client
         self._clock = clock
         self._worker = uuid4().hex
@@ -202,12 +223,15 @@ class RedisDesk:
         led = self.leads
         self.leads = bool(await self._client.eval(_LEAD, 1, self._leader, self._worker, LEADS_FOR_MS))
         if not self.leads:
+            self.told = Told()
             return
         if not led:
             self._advisor = Advisor()
         waiting = await self._client.lpop(self._list, KEPT_BATCHES) or []
         self._advisor.add(_readable(waiting), self._clock.now())
-        report = _encoder.encode(self._advisor.advice(today))
+        advice = self._advisor.advice(today)
+        self.told = Told(self._clock.now(), tuple(advice))
+        report = _encoder.encode(advice)
         await self._client.set(self._report, report, px=REPORT_LIVES_MS)
 
     async def advice(self, today: Mapping[str, float | None]) -> list[Advice]:
@@ -256,6 +280,11 @@ class Watch:
 
     async def advice(self) -> list[Advice]:
         return await self.desk.advice(self._today())
+
+    def told(self) -> tuple[Advice, ...]:
+        """The advice for the metrics: nothing but in the worker that advises, and nothing that is old."""
+        told = self.desk.told
+        return told.advice if self.traffic.now() - told.at <= 3 * TOLD_EVERY else ()
 
     async def aclose(self) -> None:
         while self._task is not None and not self._task.done():

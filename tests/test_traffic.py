@@ -21,6 +21,7 @@ from gateway.app import create_app
 from gateway.changes import Changes
 from gateway.cli import app as cli
 from gateway.embedded import Embedded
+from gateway.figures import Reading
 from gateway.ladder import LADDER
 from gateway.redis_clients import connect
 from gateway.traffic import LocalDesk, RedisDesk, Traffic, key_hash
@@ -49,6 +50,24 @@ async def test_what_a_gateway_serves_is_advised_on(clock: TurnedClock) -> None:
     # Every answer of that upstream is another: each of its fetches found a change.
     assert advice.changes.fetches == advice.changes.changed > 15
     assert rung(advice, 60.0).outdated > rung(advice, 3.0).outdated > 0
+
+
+async def test_the_metrics_tell_what_is_expected_at_todays_ttl(clock: TurnedClock) -> None:
+    app = gateway(Upstream(json_answer()), ITEM | {"rest": {"path": "/{p:path}", "upstream": "api"}}, clock=clock)
+    async with asking(app) as client:
+        for _ in range(200):
+            await client.get("/items/1")
+            await client.get("/other")
+            clock.turn(1)
+        await app.watch.turn()
+        (advice,) = (each for each in await app.advice() if each.route == "item")
+        reading = Reading(app.metrics.render().decode(), 0.0)
+        assert reading.values("gateway_predicted_hit_ratio", "route") == ["item"]
+        assert reading.sum("gateway_predicted_hit_ratio", route="item") == pytest.approx(rung(advice, 10.0).hit_ratio)
+        assert reading.sum("gateway_predicted_upstream_requests") == pytest.approx(rung(advice, 10.0).upstream)
+        assert reading.sum("gateway_predicted_outdated_ratio") == pytest.approx(rung(advice, 10.0).outdated)
+        clock.turn(60)  # nothing was worked out since
+        assert "gateway_predicted_hit_ratio{" not in app.metrics.render().decode()
 
 
 async def test_content_that_stays_the_same_is_seen_to_stay(clock: TurnedClock) -> None:
