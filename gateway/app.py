@@ -63,7 +63,7 @@ from .upstreams import Upstream
 
 logger = logging.getLogger("gateway")
 LEAST_EDGE = 8 * 1024 * 1024
-"""Bytes, in each worker. Where `memory` is small, what the edge knows lets it answer from Redis."""
+"""Bytes, in each worker, with Redis: where `memory` is small, what the edge knows lets it answer from there."""
 Transport = httpx.AsyncBaseTransport | Callable[[str], httpx.AsyncBaseTransport]
 
 
@@ -139,7 +139,7 @@ class Gateway(FastAPI):
             cors=Cors(self, config.cors) if config.cors.enabled else None,
             log=self._log,
             trusted=Trusted(config.trusted_proxies),
-            room=max(config.memory // config.workers // 8, LEAST_EDGE),
+            room=max(config.memory // config.workers // 8, 0 if isinstance(self.shared, NoShared) else LEAST_EDGE),
         )
         self.inner: ASGIApp | None = None
         documented = config.docs != "off" or config.redoc != "off"

@@ -21,7 +21,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import orjson
+from msgspec import structs
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from xxhash import xxh3_64_intdigest
 
 from . import policy
 from .access_log import AccessLog, JsonAccessLog, pieces_of, silent
@@ -149,11 +151,12 @@ class Spot:
 class Ready:
     """A stored response made ready: its windows as the purges known by then leave it, and its shapes.
 
-    It holds the stored headers, by whose identity it knows its response again, but not the body. Shapes are kept by
-    what they are for: hits of GET and HEAD, stale answers to GET and HEAD.
+    It holds the stored headers, by whose identity it knows its response again, but not the body; one that is brought
+    anew each time it knows by all else and the body's hash. Shapes are kept by what they are for: hits of GET and HEAD,
+    stale answers to GET and HEAD.
     """
 
-    __slots__ = ("flight", "fresh", "headers", "key", "revalidate", "shapes", "softened", "version")
+    __slots__ = ("brought", "flight", "fresh", "headers", "key", "revalidate", "shapes", "softened", "version")
 
     def __init__(self, stored: Stored, route: Route, epochs: Epochs, *, base: str, flight: str) -> None:
         self.key = key_hash(base)
@@ -165,6 +168,14 @@ class Ready:
         self.fresh = windows.fresh
         self.revalidate = windows.revalidate
         self.shapes: tuple[dict[bytes, Shape], ...] = ({}, {}, {}, {})
+        self.brought: tuple[Stored, int] | None = None
+
+    def is_of(self, brought: Stored) -> bool:
+        """Whether this was made of the same response that is brought now once more."""
+        if self.brought is None or self.brought != _known_by(brought):
+            return False
+        self.headers = brought.headers
+        return True
 
 
 class Shape:
@@ -298,10 +309,16 @@ class Edge:
         purges = self._tiers.purges
         ready = known.ready.get(stored.key)
         epochs = purges.epochs
-        if ready is None or ready.headers is not stored.headers or ready.version != epochs.version:
+        if (
+            ready is None
+            or ready.version != epochs.version
+            or (ready.headers is not stored.headers and (brought is None or not ready.is_of(stored)))
+        ):
             ready = self._prepare(spot, block, stored)
             if ready is None:
                 return False
+            if brought is not None:
+                ready.brought = _known_by(stored)
         if purges.distrusted_since(now) is not None:
             return False
         kind = int(spot.head)
@@ -516,6 +533,10 @@ class Edge:
             block.clients.clear()
         client = block.clients[peer] = orjson.dumps(self._trusted.client(peer, block.headers))
         return client
+
+
+def _known_by(stored: Stored) -> tuple[Stored, int]:
+    return structs.replace(stored, body=b""), xxh3_64_intdigest(stored.body)
 
 
 def _is_writable(status: int, headers: list[tuple[bytes, bytes]]) -> bool:

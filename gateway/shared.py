@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -148,7 +149,7 @@ class RedisStore:
         self._cluster = is_cluster(self._client)
         self._failures = 0
         self._probe: asyncio.Task[None] | None = None
-        self._reads: list[tuple[str, asyncio.Future[bytes | None]]] = []
+        self._reads: deque[tuple[Sequence[str], asyncio.Future[list[bytes | None]]]] = deque()
         self._writes: list[tuple[str, bytes, float, asyncio.Future[bool]]] = []
         self._waiting_bytes = 0
         self._reading = 0
@@ -191,12 +192,12 @@ class RedisStore:
         if not self.available:
             return [None] * len(names)
         loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[bytes | None]] = [loop.create_future() for _ in names]
+        future: asyncio.Future[list[bytes | None]] = loop.create_future()
         if not self._reads:
             loop.call_soon(self._flush_reads)
-        self._reads += zip(names, futures, strict=True)
+        self._reads.append((names, future))
         self.statistics.reads += len(names)
-        return [await future for future in futures]
+        return await future
 
     async def write(self, values: Sequence[tuple[str, bytes, float]]) -> bool:
         size = sum(len(value) for _, value, _ in values)
@@ -243,25 +244,37 @@ class RedisStore:
 
     def _flush_reads(self) -> None:
         while self._reads and self._reading < MAX_READS_AT_ONCE:
-            batch, self._reads = self._reads[:MAX_BATCH], self._reads[MAX_BATCH:]
-            batch = [(name, future) for name, future in batch if not future.done()]
+            batch = self._next_batch()
             if batch:
                 self._reading += 1
                 self._spawn(self._read_batch(batch))
 
-    async def _read_batch(self, batch: list[tuple[str, asyncio.Future[bytes | None]]]) -> None:
-        names = list(dict.fromkeys(name for name, _ in batch))
+    def _next_batch(self) -> list[tuple[Sequence[str], asyncio.Future[list[bytes | None]]]]:
+        """Reads that somebody still waits for, of `MAX_BATCH` names at most; one read's names go together."""
+        batch: list[tuple[Sequence[str], asyncio.Future[list[bytes | None]]]] = []
+        size = 0
+        while self._reads and (not batch or size + len(self._reads[0][0]) <= MAX_BATCH):
+            names, future = self._reads.popleft()
+            if not future.done():
+                batch.append((names, future))
+                size += len(names)
+        return batch
+
+    async def _read_batch(self, batch: list[tuple[Sequence[str], asyncio.Future[list[bytes | None]]]]) -> None:
+        names = list(dict.fromkeys(name for each, _ in batch for name in each))
         found: dict[str, bytes | None] = {}
         try:
             replies = await self._guarded(self._get([self._prefix + name for name in names]))
             if isinstance(replies, list) and len(replies) == len(names):
-                found = dict(zip(names, replies, strict=True))
+                found = {
+                    name: reply if isinstance(reply, bytes) else None
+                    for name, reply in zip(names, replies, strict=True)
+                }
         finally:
             self._reading -= 1
-            for name, future in batch:
+            for each, future in batch:
                 if not future.done():
-                    value = found.get(name)
-                    future.set_result(value if isinstance(value, bytes) else None)
+                    future.set_result([found.get(name) for name in each])
             self._flush_reads()
 
     def _get(self, names: list[str]) -> Any:

@@ -8,9 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec import structs
 
 from gateway.app import Gateway
+from gateway.record import decode_stored, encode
 from gateway.shared import RedisStore
+from gateway.tiers import entry_name
 
 from .conftest import TurnedClock, Upstream, gateway
 from .test_edge import Counted, Line, masked
@@ -109,6 +112,24 @@ async def test_the_answer_is_what_the_app_would_have_answered(site: Site, form: 
     assert masked(by_edge) == masked(by_app)
     assert b"cache-status: gateway; hit" in by_edge
     assert site.upstream.asked == 1
+
+
+async def test_each_answer_is_what_the_shared_tier_has_by_then(site: Site, redis_store: RedisStore) -> None:
+    await site.ask(get())
+    first = await site.ask(get())
+    (key,) = {key for ready in site.app.edge._known.values() for key in ready.ready} if site.app.edge else set()
+    data = (await redis_store.read([entry_name(key)]))[0]
+    assert data is not None
+    stored = decode_stored(data, key)
+    assert stored is not None
+    other = structs.replace(stored, body=stored.body.replace(b"/own/1", b"/own/x"))
+    assert await redis_store.write([(entry_name(key), encode(other), 60.0)])
+
+    second = await site.ask(get())
+
+    assert first.count(b"/own/1") == 400
+    assert second.count(b"/own/x") == 400
+    assert first.partition(b"\r\n\r\n")[0].count(b"etag") == second.partition(b"\r\n\r\n")[0].count(b"etag") == 1
 
 
 async def test_what_the_shared_tier_lacks_is_asked_of_the_app_and_looked_for_once_before(site: Site) -> None:
