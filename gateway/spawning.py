@@ -71,6 +71,8 @@ def be_called(name: str) -> None:
 def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # It tells of every change in a folder it watches; where standard error goes to a file there, without end.
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
 
 def how_it_ended(status: int) -> str:

@@ -124,6 +124,7 @@ async def test_workers_together_are_advised_on_as_one_and_each_can_tell(
         await desk.deliver({}, {"item": 10.0})
     await desks[0].deliver({}, {"item": 10.0})
     assert sum(desk.leads for desk in desks) == 1
+    assert [bool(desk.told.advice) for desk in desks] == [desk.leads for desk in desks]
     (expected,) = await local.advice({"item": 10.0})
     for desk in desks:
         (advice,) = await desk.advice({"item": 10.0})
