@@ -395,8 +395,9 @@ class GatewayProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError as error:
-            # A callback's own error is ours, and not the client's.
-            if isinstance(error, httptools.HttpParserCallbackError):
+            # A callback's own error is ours, and not the client's; but uvicorn's reads the target there.
+            its_target = isinstance(error.__context__, httptools.HttpParserInvalidURLError)
+            if isinstance(error, httptools.HttpParserCallbackError) and not its_target:
                 raise
             raise RequestRefused("The request is malformed.", 400, "parser") from error
 

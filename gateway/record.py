@@ -17,6 +17,8 @@ import re
 import msgspec
 from xxhash import xxh3_64_digest
 
+from .headers import HOP_BY_HOP
+
 MAGIC = b"GW"
 VERSION = 1
 SEALED_VERSION = 2
@@ -26,6 +28,10 @@ _CHECKSUM_LENGTH = 8
 _HMAC_LENGTH = 32
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _BREAKS = re.compile(rb"[\r\n\0]")
+_NEVER_STORED = HOP_BY_HOP | {b"content-length", b"set-cookie", b"set-cookie2", b"age"}
+"""Fields that no record of ours has: those that frame an answer would let who can write to Redis split it in two."""
+_NEVER_STORED_STATUS = frozenset((206, 304))
+_YEAR_10000 = 253_402_300_800.0  # HTTP dates have four digits for the year (RFC 9110 §5.6.7)
 
 
 class Life(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -147,13 +153,19 @@ def decode_stored(data: bytes, key: str, secret: bytes = b"") -> Stored | None:
 def _plausible(stored: Stored) -> bool:
     return (
         200 <= stored.status <= 599
+        and stored.status not in _NEVER_STORED_STATUS
+        and max(stored.born, stored.started) < _YEAR_10000
         and all(math.isfinite(number) and number >= 0 for number in (stored.born, stored.started, stored.initial_age))
         and 0 <= stored.jitter < 1
         and _finite(stored.life)
         and stored.softened is None
         and not stored.distrusted
-        and all(_NAME.fullmatch(name) and not _BREAKS.search(value) for name, value in stored.headers)
+        and all(_may_be_stored(name, value) for name, value in stored.headers)
     )
+
+
+def _may_be_stored(name: bytes, value: bytes) -> bool:
+    return bool(_NAME.fullmatch(name)) and name not in _NEVER_STORED and not _BREAKS.search(value)
 
 
 def _finite(life: Life) -> bool:

@@ -33,9 +33,7 @@ class Selection:
     names: tuple[str, ...] = (EVERYTHING,)
 
 
-def selection(
-    plan: Plan, headers: Headers, route: str, tags: Iterable[str], through: str | None = None
-) -> Selection:
+def selection(plan: Plan, headers: Headers, route: str, tags: Iterable[str], through: str | None = None) -> Selection:
     """The selection of a request on `route`, whose reader goes by `tags`; and `through` another route, as a part of its
     answer."""
     names = (EVERYTHING, key_name(plan.primary), route_name(route), *[tag_name(tag) for tag in tags])

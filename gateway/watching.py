@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
@@ -27,6 +28,8 @@ class Files:
 
     async def changes(self, *, stop: asyncio.Event | None = None) -> AsyncIterator[None]:
         """Once for each time that the content of one of them is another, also where one comes or goes."""
+        # At INFO it tells of each event in the folder: a log that is written there would feed itself for ever.
+        logging.getLogger("watchfiles").setLevel(logging.WARNING)
         folders = {path.parent for path in self._paths if path.parent.is_dir()}
         async for _ in awatch(
             *folders,

@@ -191,6 +191,7 @@ REFUSED = {
     "the asterisk form": (b"GET * HTTP/1.1\r\n" + HOST + b"\r\n", 400, "target"),
     "the absolute form of another host": (b"GET http://b.test/ HTTP/1.1\r\n" + HOST + b"\r\n", 400, "target"),
     "the absolute form of another scheme": (b"GET ftp://a.test/ HTTP/1.1\r\n" + HOST + b"\r\n", 400, "target"),
+    "the absolute form without a host": (b"GET http:///a HTTP/1.1\r\n" + HOST + b"\r\n", 400, "parser"),
     "a fragment": (b"GET /#a HTTP/1.1\r\n" + HOST + b"\r\n", 400, "target"),
     "an encoded slash": (b"GET /a%2fb HTTP/1.1\r\n" + HOST + b"\r\n", 400, "target"),
     "out of the root": (b"GET /../a HTTP/1.1\r\n" + HOST + b"\r\n", 400, "target"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -74,3 +75,10 @@ async def test_what_leaves_the_content_as_it_was_is_not_noticed(tmp_path: Path) 
     await asyncio.wait((task,))
     assert task.result() is None
     path.write_text("changed afterwards")
+
+
+async def test_a_log_written_beside_the_file_does_not_feed_itself(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.yaml"
+    path.write_text("a")
+    assert await seen(path, lambda: replaced(path))
+    assert not logging.getLogger("watchfiles.main").isEnabledFor(logging.INFO)
