@@ -121,5 +121,5 @@ async def test_at_twice_capacity_hits_are_served_the_rest_is_told_at_once_and_go
     assert seen.hits_served == seen.hits > 40
     assert seen.shed > 100
     assert seen.other == {}
-    assert seen.goodput > 0.3 * seen.peak  # promised are 80 %: a loaded machine gets less
+    assert seen.goodput > 0.5 * seen.peak  # promised are 80 %: a loaded machine gets less
     assert seen.recovered < 5
