@@ -77,7 +77,10 @@ async def test_what_leaves_the_content_as_it_was_is_not_noticed(tmp_path: Path) 
     path.write_text("changed afterwards")
 
 
-async def test_a_log_written_beside_the_file_does_not_feed_itself(tmp_path: Path) -> None:
+async def test_a_log_written_beside_the_file_does_not_feed_itself(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)  # as a gateway's log is
     path = tmp_path / "gateway.yaml"
     path.write_text("a")
     assert await seen(path, lambda: replaced(path))
