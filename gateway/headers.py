@@ -145,6 +145,9 @@ def is_dangerous(name: bytes) -> bool:
 
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_DIRECTIVE = re.compile(_TOKEN.pattern + r"""(?:[ \t]*=[ \t]*(?:[^"\s;]*|"(?:[^"\\]|\\.)*"))?""")
+# What forbids something counts also where what stands around it can't be read: `max-age=60;private`.
+_RESTRICTIVE = re.compile(r"(?<![\w-])(?:no-store|no-cache|private)(?![\w-])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,8 @@ class CacheControl:
 
     `directives` maps a name in lower case to its argument, unquoted, or to None. Of a directive that stands
     more than once the first counts (§4.2.1), but where the arguments of a lifetime differ, the shortest does:
-    both are allowed, and the shorter can't make a stale answer fresh.
+    both are allowed, and the shorter can't make a stale answer fresh. Of what can't be read, the words that forbid
+    storing or sharing count all the same: a slip of the pen must not publish what was meant for one.
     """
 
     directives: dict[str, str | None] = field(default_factory=dict)
@@ -161,9 +165,11 @@ class CacheControl:
     @classmethod
     def parse(cls, lines: Iterable[str]) -> CacheControl:
         directives: dict[str, str | None] = {}
-        for item in split_list(", ".join(lines)):
+        for item in (item for line in lines for item in split_list(line)):
             name, equals, argument = item.partition("=")
             name = name.strip(" \t").lower()
+            if not _DIRECTIVE.fullmatch(item):
+                directives.update(dict.fromkeys(_RESTRICTIVE.findall(item.lower())))
             if not _TOKEN.fullmatch(name):
                 continue
             value = unquote(argument.strip(" \t")) if equals else None

@@ -212,3 +212,29 @@ def test_a_field_has_one_form_and_its_case_counts_where_it_means_something() -> 
     assert canonical(fields, "x-own") == "B,a"
     assert canonical(fields, "accept") is None
     assert vary_value(fields, "accept") is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "forbids"),
+    [
+        (["max-age=60;private"], "private"),
+        (["max-age=60 private"], "private"),
+        (["private;x", "max-age=60"], "private"),
+        (['ext="a\\", private, max-age=60'], "private"),
+        (['ext="open', "max-age=60, no-store"], "no-store"),
+        (['ext="open, no-store'], "no-store"),
+        (["max-age=60;no-cache"], "no-cache"),
+    ],
+)
+def test_what_forbids_storing_counts_also_where_what_stands_around_it_cannot_be_read(
+    lines: list[str], forbids: str
+) -> None:
+    assert CacheControl.parse(lines).unqualified(forbids)
+
+
+@pytest.mark.parametrize(
+    "line", ['ext="private"', "nonprivate=1", "x-no-store", 'a="no-store, private"', "ext=private"]
+)
+def test_a_word_that_only_looks_like_one_that_forbids_forbids_nothing(line: str) -> None:
+    directives = CacheControl.parse([line])
+    assert not any(directives.unqualified(name) for name in ("private", "no-store", "no-cache"))
