@@ -135,9 +135,9 @@ def _tree(paths: Iterable[str]) -> Tree:
 
 def _allowed(value: JsonValue, tree: Tree) -> JsonValue:
     if isinstance(value, list):
-        return [_allowed(item, tree) for item in value]
+        return [_allowed(item, tree) for item in value if isinstance(item, dict | list)]
     if not isinstance(value, dict):
-        return value
+        return None
     return {
         name: _allowed(item, tree[name]) if tree[name] else item
         for name, item in value.items()

@@ -252,6 +252,11 @@ def test_what_is_wrong_with_a_part_is_said_at_its_place(parts: dict[str, Any], w
     assert said in error["msg"]
 
 
+@pytest.mark.parametrize(("given", "taken"), [("pass", "pass"), ("ignore", "ignore"), ("a, b", ["a", "b"])])
+def test_a_parts_cookies_are_passed_or_ignored_or_those_of_a_list(given: str, taken: Any) -> None:
+    assert home({"a": part(cookies=given)}).parts["a"].cookies == taken
+
+
 def test_a_parameter_of_several_segments_is_refused_in_a_parts_path() -> None:
     with pytest.raises(ValidationError, match="takes several segments; a value stays in one"):
         config({"a": part("/{rest}")}, path="/home/{rest:path}")
