@@ -326,10 +326,6 @@ class Edge:
             if now >= ready.revalidate or spot.recall.ask is None:
                 return False
             kind += 2
-            if ready.flight not in self._engine.flights:
-                # As the purges leave it: unsoftened it would be taken for one that somebody has refreshed already.
-                judged = stored if ready.softened is None else policy.softened(stored, ready.softened)
-                self._refresh(spot, block, judged, request_id, began, peer)
         shape = ready.shapes[kind].get(block.form)
         if shape is None or (shape.volatile and now >= shape.until):
             shape = self._shape(spot, block, ready, stored, kind, now)
@@ -342,6 +338,11 @@ class Edge:
                 del ready.shapes[kind][block.form]
                 return False
             body = made.body
+        if kind > 1 and ready.flight not in self._engine.flights:
+            # Not before the answer is certain: the app would find what this refresh brings. As the purges leave it:
+            # unsoftened it would be taken for one that somebody has refreshed already.
+            judged = stored if ready.softened is None else policy.softened(stored, ready.softened)
+            self._refresh(spot, block, judged, request_id, began, peer)
         if now >= shape.until:
             shape.render(stored, body, ready, known.route.rules, now)
         elapsed = time.perf_counter() - began

@@ -322,6 +322,13 @@ SOFTENED: list[tuple[str, Any]] = [STALE, STALE, ("purge", {"tags": ["s"], "soft
 """Found: a refresh behind what a soft purge ended, which took it for fresh and fetched nothing."""
 
 
+_CODED = b"GET /stale/1 HTTP/1.1\r\nHost: gateway.test\r\nAccept-Encoding: gzip\r\n\r\n"
+LARGE = ("say", (200, {"cache-control": "max-age=10", "etag": '"v1"'}, 2))
+CODED_WHEN_STALE: list[tuple[str, Any]] = [LARGE, STALE, STALE, ("turn", 5.0), ("ask", _CODED)]
+"""Found: a stale answer that is not compressed yet was left to the app after its refresh had begun, which the app then
+found."""
+
+
 def _asking(*headers: bytes) -> list[tuple[str, Any]]:
     return [("ask", b"GET /o/1 HTTP/1.1\r\nHost: gateway.test\r\n%b\r\n" % each) for each in headers]
 
@@ -334,6 +341,7 @@ AUTHORIZED = _asking(b"", b"", b"Authorization: a\r\n", b"Authorization: a\r\n",
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(story=st.lists(steps(), min_size=3, max_size=25))
 @example(story=SOFTENED)
+@example(story=CODED_WHEN_STALE)
 @example(story=ORIGINS)
 @example(story=AUTHORIZED)
 def test_the_edge_never_answers_otherwise_than_the_app(
