@@ -36,6 +36,7 @@ class Operations:
         self._clock = clock
         self._known: dict[str, Override] = {}
         self._held: dict[str, Override] = {}
+        self._prepared: dict[str, Override] = {}
         self._task: asyncio.Task[None] | None = None
         self.closing = asyncio.Event()
         """Set when this worker is about to end: whoever streams to a console stops."""
@@ -58,7 +59,11 @@ class Operations:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(POLL_EVERY)
-            await self.turn()
+            try:
+                await self.turn()
+            except ConfigError as error:
+                # The routes stay as they are, and the next look goes on.
+                logger.error("live overrides cannot be put in force: %s", error)
 
     async def turn(self) -> None:
         """Look for overrides once, and answer by those in force."""
@@ -83,11 +88,14 @@ class Operations:
 
     def on(self, loaded: Loaded) -> Loaded:
         """A configuration that is about to be in force, with the overrides on it."""
+        self._prepared = self._held
         return applied(loaded, self._held)
 
     def rebase(self, loaded: Loaded) -> None:
-        """File and environment are these from now on."""
+        """File and environment are these from now on, with the overrides that were put on them when they were prepared:
+        what came or ended since, the next look puts right."""
         self._base = loaded
+        self._held = self._prepared
 
     # --- what operators ask for ----------------------------------------------------------------------------
 

@@ -109,6 +109,17 @@ async def test_a_reload_keeps_the_overrides_on_the_new_configuration(clock: Turn
         assert worker.generations.current.ttls() == {"item": 200.0}
 
 
+async def test_an_override_that_comes_while_a_reload_is_prepared_is_not_lost(clock: TurnedClock) -> None:
+    worker = Worker(Upstream(json_answer()), clock)
+    async with working(worker):
+        prepared = worker.generations.prepare(worker.operations.on(LOADED))
+        await worker.operations.override("item", "ttl", "10s", "1h", by="ops")
+        worker.operations.rebase(LOADED)
+        worker.generations.switch(prepared)
+        await worker.operations.turn()
+        assert worker.generations.current.ttls() == {"item": 10.0}
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
