@@ -120,7 +120,7 @@ async def test_age_is_the_oldest_parts_and_max_age_that_plus_the_least_remaining
     shop = two()
     parts = {"user": part("/users/{user}", ttl="60s"), "offers": part("/offers", ttl="10s")}
     app = home(shop, parts, clock)
-    app.engine._jitter = lambda: 0.0
+    app.engine._storing.jitter = lambda: 0.0
     async with asking(app) as client:
         await client.get("/home/7")
         clock.turn(11)

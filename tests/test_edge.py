@@ -149,7 +149,7 @@ class Side:
         self.app = create_app(config, transport=Upstream(changing), clock=clock, log=self._log)
         if not edge:
             self.app.edge = None
-        self.app.engine._jitter = lambda: 0.5
+        self.app.engine._storing.jitter = lambda: 0.5
         self.counted = Counted(self.app)
         self.line: Line | None = None
         self.sent = 0

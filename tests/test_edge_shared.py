@@ -59,7 +59,7 @@ class Site:
             redis_budget="20s",
             cors={"allow_origins": ["https://app.test"]},
         )
-        self.app.engine._jitter = lambda: 0.5
+        self.app.engine._storing.jitter = lambda: 0.5
         self.counted = Counted(self.app)
         self.line = Line(self.counted)
 

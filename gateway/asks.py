@@ -1,0 +1,75 @@
+"""One GET or HEAD as the engine sees it: its route, what it asks the cache for, and where a new answer comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from .exchange import Exchange
+from .headers import Headers
+from .keys import Keying, Plan
+from .policy import Facts, Rules
+from .tiers import Selection, selection
+from .upstreams import Fetched
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route as the engine sees it, made once when the configuration is read.
+
+    `max_body` is in bytes. With `validate` (a route whose ttl is a duration) answers without an ETag get one.
+    """
+
+    name: str
+    rules: Rules
+    keying: Keying
+    max_body: int = 2 * 1024 * 1024
+    made: bool = False
+    """Whether answers are made here, of others that are stored (an aggregate): they are kept in memory alone, where
+    those lie too, and nobody is asked for them but the parts."""
+
+    @property
+    def follows_origin(self) -> bool:
+        return self.rules.ttl is None and not self.made
+
+
+class Origin(Protocol):
+    """Where the answers of one request come from: an upstream's target, or a handler's call."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def deadline(self) -> float:
+        """Seconds for a whole answer."""
+
+    async def fetch(self, method: str, headers: Headers) -> Fetched:
+        """Raises UpstreamError."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One GET or HEAD. `past` asks for it by the cache, for this client alone; `refresh` makes the origin of a fetch
+    behind it, where that is another."""
+
+    route: Route
+    plan: Plan
+    facts: Facts
+    headers: Headers
+    exchange: Exchange
+    origin: Origin
+    past: Callable[[], Awaitable[Fetched]]
+    refresh: Callable[[], Origin] | None = None
+    tags: tuple[str, ...] = ()
+    through: str | None = None
+    """The route through which a part is asked for, whose purges it hears of as well."""
+
+    @cached_property
+    def wanted(self) -> Selection:
+        return selection(self.plan, self.headers, self.route.name, self.tags, self.through)
+
+    @property
+    def method(self) -> str:
+        return "HEAD" if self.facts.head else "GET"

@@ -1,0 +1,216 @@
+"""From a response received to one that is stored: whole, confirmed by a 304, in parts that make a whole, or made here.
+
+What may be stored `policy` decides; here it is made, kept in memory, and where nobody else does so, shared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from msgspec import structs
+from xxhash import xxh3_128_hexdigest
+
+from . import policy
+from .asks import Ask
+from .background import Background
+from .clock import Clock
+from .flight import Alone, Landed, Landing
+from .headers import has, http_date, without
+from .keys import variant_key
+from .ranges import Piece, combine, is_whole, rest_of
+from .record import Life, Made, Stored
+from .tiers import Tiers
+from .traffic import Traffic
+from .upstreams import Fetched, WholeBody
+
+
+class Storing:
+    """`jitter` gives fractions in [0, 1)."""
+
+    def __init__(
+        self, tiers: Tiers, clock: Clock, traffic: Traffic, background: Background, jitter: Callable[[], float]
+    ) -> None:
+        self._tiers = tiers
+        self._clock = clock
+        self._traffic = traffic
+        self._background = background
+        self.jitter = jitter
+
+    def admitted(
+        self, ask: Ask, received: policy.Received, verdict: policy.Admit, body: bytes, made: Made | None = None
+    ) -> Landed:
+        stored = self._stored(ask, received, verdict, body)
+        stored = stored if made is None else _taking_over(stored, made)
+        before = self._tiers.at_hand(ask.wanted)
+        if before is not None:
+            self._compared(ask, before, received, changed=before.body != stored.body)
+        return Landed(stored, received.status, self._tiers.keep(stored, ask.wanted))
+
+    def confirmed(self, ask: Ask, stale: Stored, received: policy.Received) -> Landing:
+        """A 304: the stored response is as good as new, with the fields that came (RFC 9111 §4.3.4)."""
+        headers = policy.freshened(stale, received)
+        if not has(received.headers, b"date"):
+            headers = (*without(headers, b"date"), (b"date", http_date(received.arrived)))
+        whole = replace(received, status=stale.status, headers=(*headers, *_age_of(received)))
+        verdict = policy.admit(whole, ask.facts, ask.route.rules)
+        if isinstance(verdict, policy.Refuse):
+            self._tiers.drop(stale)
+            return Landed(stale, 304, kept=False)
+        stored = Stored(
+            key=stale.key,
+            primary=stale.primary,
+            born=received.arrived,
+            started=received.sent,
+            initial_age=verdict.initial_age,
+            status=stale.status,
+            headers=tuple(verdict.headers),
+            body=stale.body,
+            life=verdict.life,
+            jitter=self.jitter(),
+            tags=tuple(dict.fromkeys((*ask.tags, *policy.tags_of(received.headers)))),
+            stamp=received.stamp,
+            vary=stale.vary,
+            route=ask.route.name,
+        )
+        self._compared(ask, stale, received, changed=False)
+        return Landed(stored, 304, self._tiers.keep(stored, ask.wanted))
+
+    def _stored(self, ask: Ask, received: policy.Received, verdict: policy.Admit, body: bytes) -> Stored:
+        headers = without(verdict.headers, b"content-length")
+        if not ask.route.follows_origin and received.status == 200 and not has(headers, b"etag"):
+            headers.append((b"etag", policy.OWN_TAG + xxh3_128_hexdigest(body).encode("ascii") + b'"'))
+        if not has(headers, b"date"):
+            headers.append((b"date", http_date(received.arrived)))
+        return Stored(
+            key=variant_key(ask.plan.base, verdict.vary, ask.headers),
+            primary=ask.plan.primary,
+            born=received.arrived,
+            started=received.sent,
+            initial_age=verdict.initial_age,
+            status=received.status,
+            headers=tuple(headers),
+            body=body,
+            life=verdict.life,
+            jitter=self.jitter(),
+            tags=tuple(dict.fromkeys((*ask.tags, *policy.tags_of(received.headers)))),
+            stamp=received.stamp,
+            vary=verdict.vary,
+            route=ask.route.name,
+        )
+
+    def _compared(self, ask: Ask, before: Stored, received: policy.Received, *, changed: bool) -> None:
+        ask.exchange.changed = changed
+        self._traffic.fetched(ask.route.name, received.sent - before.started, changed=changed)
+
+    def made(self, ask: Ask, fetched: Fetched, made: Made, body: bytes) -> Stored:
+        """What was made just now of what lay in memory; it is kept."""
+        now = self._clock.now()
+        headers = (*without(fetched.headers, b"content-length", b"age"), (b"date", http_date(now)))
+        stored = Stored(
+            key=variant_key(ask.plan.base, made.vary, ask.headers),
+            primary=ask.plan.primary,
+            born=now,
+            started=made.started or now,
+            initial_age=made.age,
+            status=fetched.status,
+            headers=headers,
+            body=body,
+            life=Life(lifetime=made.lifetime),
+            tags=ask.tags,
+            stamp=made.stamp,
+            vary=made.vary,
+            route=ask.route.name,
+            names=made.names,
+        )
+        self._tiers.keep(stored, ask.wanted)
+        return stored
+
+    async def freshen_by_head(self, ask: Ask, received: policy.Received) -> None:
+        """What a HEAD's answer says of the stored GET: it is still the same, or it is void (RFC 9111 §4.3.5)."""
+        stored = self._tiers.at_hand(ask.wanted)
+        if stored is None or received.status != 200:
+            return
+        if policy.same_representation(stored, received):
+            self.confirmed(ask, stored, received)
+        else:
+            await self._tiers.invalidate([ask.plan.primary])
+
+    async def keep_representation(self, ask: Ask, fetched: Fetched) -> Fetched:
+        """Keep a POST's answer that is the representation of its target (RFC 9110 §9.3.3), if its life is stated."""
+        now = math.nextafter(self._clock.now(), math.inf)  # later than the invalidation just made
+        received = policy.Received(fetched.status, fetched.headers, now, now, self._tiers.stamp())
+        verdict = policy.admit(received, ask.facts, ask.route.rules)
+        if not isinstance(verdict, policy.Admit) or not verdict.life.lifetime or not fetched.ends_surely:
+            return fetched
+        body = await fetched.body.whole(ask.route.max_body)
+        if body is None:
+            return fetched
+        await self._tiers.purged()  # the invalidation just made must lie before the stamp, or it voids this answer, too
+        stored = self._stored(ask, replace(received, stamp=self._tiers.stamp()), verdict, body)
+        if self._tiers.keep(stored, ask.wanted):
+            self._background.spawn(self._tiers.share(stored))
+        return Fetched(fetched.status, fetched.headers, WholeBody(body))
+
+    # --- parts ---------------------------------------------------------------------------------------------
+
+    def to_complete(self, ask: Ask) -> tuple[Stored | None, list[tuple[bytes, bytes]]]:
+        """A stored part, and the fields that ask for the rest of its representation."""
+        for part in self._tiers.parts(ask.wanted):
+            fields = rest_of(part.headers)
+            if fields:
+                return part, fields
+        return None, []
+
+    async def completed(self, ask: Ask, part: Stored, fetched: Fetched, received: policy.Received) -> Landing | None:
+        """The whole that a stored part and the rest of it come to; None where they are not of one representation."""
+        if fetched.status != 206 or not fetched.ends_surely:
+            return None
+        body = await fetched.body.whole(ask.route.max_body)
+        if body is None:
+            return None
+        piece = combine(Piece(part.headers, part.body), Piece(received.headers, body))
+        if piece is None or not is_whole(piece.headers):
+            return None
+        return self.keep_whole(ask, received, piece)
+
+    def keep_part(self, ask: Ask, received: policy.Received, body: bytes) -> None:
+        """Store a part, joined with those stored already where they are of one representation (RFC 9111 §3.4)."""
+        piece = Piece(received.headers, body)
+        for known in self._tiers.parts(ask.wanted):
+            joined = combine(Piece(known.headers, known.body), piece)
+            if joined is not None and len(joined.body) <= ask.route.max_body:
+                piece = joined
+        if is_whole(piece.headers):
+            landing = self.keep_whole(ask, received, piece)
+            if isinstance(landing, Landed) and landing.kept:
+                self._background.spawn(self._tiers.share(landing.stored))
+            return
+        verdict = policy.admit(replace(received, status=200, headers=piece.headers), ask.facts, ask.route.rules)
+        if isinstance(verdict, policy.Admit):
+            self._tiers.keep_part(self._stored(ask, received, verdict, piece.body))
+
+    def keep_whole(self, ask: Ask, received: policy.Received, piece: Piece) -> Landing:
+        """Store a representation whose parts are all there: it is a 200 now (RFC 9111 §3.4)."""
+        received = replace(received, status=200, headers=without(piece.headers, b"content-range"))
+        verdict = policy.admit(received, ask.facts, ask.route.rules)
+        if isinstance(verdict, policy.Refuse):
+            return Alone(Fetched(200, received.headers, WholeBody(piece.body)), verdict.reason)
+        return self.admitted(ask, received, verdict, piece.body)
+
+
+def _taking_over(stored: Stored, made: Made) -> Stored:
+    """A response that was made of others, with what it takes over from them."""
+    return structs.replace(
+        stored,
+        started=made.started or stored.started,
+        stamp=made.stamp,
+        initial_age=made.age,
+        life=Life(lifetime=made.lifetime),
+        names=made.names,
+    )
+
+
+def _age_of(received: policy.Received) -> list[tuple[bytes, bytes]]:
+    return [pair for pair in received.headers if pair[0] == b"age"]
