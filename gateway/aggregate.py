@@ -80,7 +80,7 @@ class Aggregate:
         if not run.now():
             return None
         try:
-            fetched, body = self.whole(run, ask.exchange)
+            fetched, body = self.whole(run, ask.exchange, at_once=True)
         except PartFailed:
             return None
         if fetched.made is not None:
@@ -91,8 +91,12 @@ class Aggregate:
             return Answer(304, fields_of_304(fetched.headers), b"")
         return Answer(200, list(fetched.headers), b"" if ask.facts.head else body)
 
-    def whole(self, run: Run, exchange: Exchange) -> tuple[Fetched, bytes]:
-        """The joined answer of a run that is over. Raises PartFailed where a required part failed."""
+    def whole(self, run: Run, exchange: Exchange, *, at_once: bool = False) -> tuple[Fetched, bytes]:
+        """The joined answer of a run that is over. `at_once`: all of it in this turn of the event loop, so that what
+        was purged by now is judged already, and a purge of the whole alone does not outlive it.
+
+        Raises PartFailed where a required part failed.
+        """
         exchange.parts = tuple(_said(run))
         for each in exchange.parts:
             self.kit.count(each.name, each.text.partition(";")[0])
@@ -102,8 +106,9 @@ class Aggregate:
         body = joined([*self._pieces(run), *self._more(run, exchange)], self.config.merge)
         lives = [each.life for each in run.results.values() if each.life is not None]
         complete = run.complete
-        least = self.engine.tiers.least_stamp
-        life = joining(lives, complete=complete, least_stamp=least, longest=MAX_LIFE, vary=self._vary)
+        tiers = self.engine.tiers
+        stamp = tiers.stamp() if at_once else tiers.least_stamp(each for life in lives for each in life.stamps)
+        life = joining(lives, complete=complete, stamp=stamp, longest=MAX_LIFE, vary=self.vary)
         parts = ", ".join(f"{each.name}={each.text}" for each in exchange.parts)
         headers = [
             (b"content-type", b"application/json"),
@@ -119,7 +124,7 @@ class Aggregate:
         return Fetched(200, headers, WholeBody(body), life.made), body
 
     @cached_property
-    def _vary(self) -> frozenset[str]:
+    def vary(self) -> frozenset[str]:
         """The request fields that the parts see, whatever their upstreams say."""
         keying = self.route.keying
         credentials = {"authorization": keying.authorization != "ignore", "cookie": keying.cookies != ()}

@@ -20,6 +20,7 @@ from .exchange import Exchange, exchange_of
 from .fetched import WholeBody
 from .headers import Headers, first
 from .hits import Recall
+from .joinable import joinable
 from .keys import Keying, plan, primary_key
 from .merge import Shape
 from .metrics import Metrics
@@ -266,6 +267,7 @@ class AggregateHandlers:
             tags=ask.tags,
             public=lambda answer: answer,
             ask=lambda other: aggregate.ask(other, planned, facts, values, shown),
+            joinable=lambda other: joinable(aggregate, other, values, shown),
         )
         answer = aggregate.at_hand(ask)
         if answer is None:

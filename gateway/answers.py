@@ -13,6 +13,7 @@ from .codings import CODINGS, Coded
 from .errors import PROBLEM_MEDIA_TYPE, problem_body
 from .exchange import Exchange
 from .headers import Headers, has, http_date, without
+from .heads import BAD_IN_VALUE, NAME
 from .policy import Rules
 from .ranges import OutOfRange, Part, cut, span_of, wanted
 from .record import Stored
@@ -104,3 +105,16 @@ def problem(exchange: Exchange, status: int, detail: str, *, title: str | None =
         (b"date", http_date(time.time())),
     ]
     return Answer(status, headers, b"" if exchange.method == "HEAD" else body)
+
+
+def is_writable(status: int, headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether the answer can be written as it is: its end is plain, and no field breaks the head."""
+    names = [name for name, _ in headers]
+    return (
+        (b"content-length" in names or status in (204, 304))
+        and names.count(b"age") == 1
+        and b"date" in names
+        and b"connection" not in names
+        and b"transfer-encoding" not in names
+        and all(NAME.fullmatch(name) and not BAD_IN_VALUE.search(value) for name, value in headers)
+    )

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,15 +26,16 @@ from xxhash import xxh3_64_intdigest
 
 from . import policy
 from .access_log import AccessLog, JsonAccessLog, pieces_of, silent
-from .answers import Answer, stored_answer
+from .answers import Answer, is_writable, stored_answer
+from .edge_joins import Joins
 from .engine import Ask, Engine, Route
 from .epochs import EVERYTHING, Epochs, State, key_name, route_name, tag_name
 from .exchange import Exchange
 from .headers import Headers, has, values
-from .heads import BAD_IN_VALUE, NAME
+from .joints import Joinable, Joint
 from .keys import Plan, plan, primary_key, variant_key
 from .ladder import Recorder
-from .metrics import SECONDS, Metrics, Tally
+from .metrics import Metrics, Tally
 from .middleware import Cors, server_timing
 from .outcome import Outcome, Result, cache_status
 from .proxies import Trusted
@@ -78,6 +78,8 @@ class Recall:
     tags: tuple[str, ...]
     public: Callable[[Answer], Answer]
     ask: Callable[[Exchange], Ask] | None
+    joinable: Callable[[Exchange], Joinable | None] | None = None
+    """How the answer can be joined of what lies in memory; of aggregates."""
 
 
 class Block:
@@ -135,7 +137,7 @@ class Known:
 class Spot:
     """A request line that the app has answered before."""
 
-    __slots__ = ("head", "known", "modern", "names", "primary", "recall", "target")
+    __slots__ = ("head", "joints", "known", "modern", "names", "primary", "recall", "target")
 
     def __init__(self, line: bytes, recall: Recall, known: Known, target: Target | None) -> None:
         self.recall = recall
@@ -146,6 +148,7 @@ class Spot:
         self.primary = primary_key(recall.origin, recall.target)
         tags = (tag_name(tag) for tag in recall.tags)
         self.names = (EVERYTHING, key_name(self.primary), route_name(recall.route.name), *tags)
+        self.joints: dict[str, Joint | None] = {}
 
 
 class Ready:
@@ -253,6 +256,7 @@ class Edge:
         self._trusted = trusted or Trusted([])
         self._timings = {result: _timings(result) for result in (Result.HIT, Result.STALE)}
         self._most = max(64, room // 4096)
+        self._joins = Joins(engine, metrics=metrics, cors=cors, log=self._log, exchange=self._exchange, most=self._most)
         self.forget()
 
     def __repr__(self) -> str:
@@ -264,6 +268,7 @@ class Edge:
         self.blocks: dict[bytes, Block] = {}
         self._known: dict[int, Known] = {}
         self._order: deque[tuple[dict[str, Ready], str]] = deque()
+        self._joins.forget()
 
     def learn(self, line: bytes, recall: Recall, target: Target | None) -> None:
         """Take note that the app answers this request line so."""
@@ -304,7 +309,7 @@ class Edge:
         known = spot.known
         stored = self._in_memory(spot, block) if brought is None else brought.stored
         if stored is None:
-            return False
+            return self._joins.answer(transport, peer, spot, block, request_id, began)
         now = self._clock.now()
         purges = self._tiers.purges
         ready = known.ready.get(stored.key)
@@ -316,7 +321,7 @@ class Edge:
         ):
             ready = self._prepare(spot, block, stored)
             if ready is None:
-                return False
+                return self._joins.answer(transport, peer, spot, block, request_id, began)
             if brought is not None:
                 ready.brought = _known_by(stored)
         if purges.distrusted_since(now) is not None:
@@ -324,7 +329,7 @@ class Edge:
         kind = int(spot.head)
         if now >= ready.fresh:
             if now >= ready.revalidate or spot.recall.ask is None:
-                return False
+                return self._joins.answer(transport, peer, spot, block, request_id, began)
             kind += 2
         shape = ready.shapes[kind].get(block.form)
         if shape is None or (shape.volatile and now >= shape.until):
@@ -360,11 +365,7 @@ class Edge:
         else:
             transport.writelines((b"".join((shape.head, request_id, timing, end)), body))
         known.recorder.seen(ready.key, now)
-        tally = shape.tally
-        tally.count += 1
-        tally.seconds += elapsed
-        if elapsed > SECONDS[0]:
-            tally.slow[bisect_left(SECONDS, elapsed)] += 1
+        shape.tally.add(elapsed)
         if self._log is not None:
             tier = "memory" if brought is None else brought.tier
             self._note(spot, block, ready, shape, request_id, began, peer, now, elapsed, tier)
@@ -441,7 +442,7 @@ class Edge:
             return None
         answer = spot.recall.public(stored_answer(exchange, block.headers, stored, rules, now, coded))
         headers = answer.headers if self._cors is None else self._cors.told(answer.headers, block.origin)
-        if not _is_writable(answer.status, headers):
+        if not is_writable(answer.status, headers):
             return None
         lines = [name + b": " + value + b"\r\n" for name, value in headers]
         at = next(i for i, (name, _) in enumerate(headers) if name == b"age")
@@ -538,19 +539,6 @@ class Edge:
 
 def _known_by(stored: Stored) -> tuple[Stored, int]:
     return structs.replace(stored, body=b""), xxh3_64_intdigest(stored.body)
-
-
-def _is_writable(status: int, headers: list[tuple[bytes, bytes]]) -> bool:
-    """Whether the answer can be written as it is: its end is plain, and no field breaks the head."""
-    names = [name for name, _ in headers]
-    return (
-        (b"content-length" in names or status in (204, 304))
-        and names.count(b"age") == 1
-        and b"date" in names
-        and b"connection" not in names
-        and b"transfer-encoding" not in names
-        and all(NAME.fullmatch(name) and not BAD_IN_VALUE.search(value) for name, value in headers)
-    )
 
 
 def _timing(result: Result, elapsed: float, looked: float | None = None) -> bytes:

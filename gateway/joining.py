@@ -7,7 +7,7 @@ from the other subtracts twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .headers import CacheControl, Headers, parse_age
@@ -86,19 +86,19 @@ def joining(
     parts: Sequence[Part],
     *,
     complete: bool,
-    least_stamp: Callable[[Iterable[str]], str],
+    stamp: str,
     longest: float,
     vary: frozenset[str] = frozenset(),
 ) -> Joining:
-    """The life of an answer of these parts; `longest` (seconds) where only constants are in it. `vary` are request
-    fields that it depends on besides."""
+    """The life of an answer of these parts, to be purged by what came after `stamp`; `longest` (seconds) where only
+    constants are in it. `vary` are request fields that it depends on besides."""
     whole = together(parts)
     fields = tuple(sorted({*whole.vary, *vary})) if vary or whole.vary else ()
     remaining = longest if math.isinf(whole.remaining) else whole.remaining
     made = None
     if complete and remaining > 0 and not (whole.private or whole.failing or whole.unstored):
         made = Made(
-            stamp=least_stamp(whole.stamps),
+            stamp=stamp,
             started=0.0 if math.isinf(whole.started) else whole.started,
             age=whole.age,
             lifetime=whole.age + remaining,

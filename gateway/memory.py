@@ -62,8 +62,9 @@ class Memory:
         found = self._responses.hottest(_LOOKED, _LOOKED)
         return [each.key for each in found if each.status != 206 and each.key.startswith(each.primary)][:number]
 
-    def put(self, stored: Stored) -> None:
-        size = size_of(stored)
+    def put(self, stored: Stored, size: int | None = None) -> None:
+        """Keep a response; `size` is what `record.size_of` says of it, where that is known already."""
+        size = size_of(stored) if size is None else size
         if size > self.capacity // 8:
             self._responses.remove(stored.key)
         else:

@@ -186,7 +186,7 @@ class Piece:
 def joined(pieces: Sequence[Piece], merge: Merge = "shallow") -> bytes:
     """One JSON object of all pieces, in their order: spliced where none is merged into the root."""
     if all(piece.group is not None for piece in pieces):
-        return b"{" + b",".join([_key(piece.group or "") + piece.text for piece in pieces]) + b"}"
+        return b"{" + b",".join([key_text(piece.group or "") + piece.text for piece in pieces]) + b"}"
     return orjson.dumps(_merged(pieces, merge), default=_as_it_came)
 
 
@@ -234,7 +234,8 @@ def _as_it_came(value: Any) -> orjson.Fragment:
     return orjson.Fragment(value.text)
 
 
-def _key(name: str) -> bytes:
+def key_text(name: str) -> bytes:
+    """What stands before a value in an object: its name, and the colon."""
     return orjson.dumps(name) + b":"
 
 

@@ -6,6 +6,7 @@ is bounded. Children with labels are bound once and kept: looking one up costs a
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
@@ -37,6 +38,22 @@ class Tally:
         self.count = 0
         self.seconds = 0.0
         self.slow = [0] * (len(SECONDS) + 1)
+
+    def add(self, seconds: float) -> None:
+        """Count a request that took so long."""
+        self.count += 1
+        self.seconds += seconds
+        if seconds > SECONDS[0]:
+            self.slow[bisect_left(SECONDS, seconds)] += 1
+
+
+class PartTally:
+    """How often a part became of the same, as a plain number."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
 
 
 class Metrics:
@@ -74,6 +91,7 @@ class Metrics:
             registry=self.registry,
         )
         self._tallies: dict[tuple[str, Result, str], Tally] = {}
+        self._part_tallies: dict[tuple[str, str, str], PartTally] = {}
         self._loop_lag = Histogram(
             "gateway_loop_lag_seconds",
             "How late the event loop is, measured twenty times a second.",
@@ -124,6 +142,14 @@ class Metrics:
                 self._count_request(route, result.value, status).inc(tally.count)
                 _observe(self._observe_seconds(result.value), tally)
                 tally.clear()
+        for (route, part, outcome), joined in self._part_tallies.items():
+            if joined.count:
+                self._count_part(route, part, outcome).inc(joined.count)
+                joined.count = 0
+
+    def part_tally(self, route: str, part: str, outcome: str) -> PartTally:
+        """The tally of how often the part became of this; the same as calling `part` for each time."""
+        return self._part_tallies.setdefault((route, part, outcome), PartTally())
 
     def part(self, route: str, part: str, outcome: str) -> None:
         self._count_part(route, part, outcome).inc()

@@ -242,11 +242,11 @@ class Tiers:
 
     # --- writing -------------------------------------------------------------------------------------------
 
-    def keep(self, stored: Stored, wanted: Selection) -> bool:
-        """Store in memory; False where it was purged while it was fetched."""
+    def keep(self, stored: Stored, wanted: Selection, size: int | None = None) -> bool:
+        """Store in memory; False where it was purged while it was fetched. `size` as `Memory.put` has it."""
         if self._judged(stored, wanted) is None:
             return False
-        self.memory.put(stored)
+        self.memory.put(stored, size)
         index = self.memory.index(stored.primary)
         if stored.vary or index is not None:
             updated = with_vary(index, stored.primary, stored.vary)

@@ -1,0 +1,282 @@
+"""Joined answers before ASGI: the splice. Where a whole has expired, or was purged, and all its parts lie fresh in
+memory, the edge joins them as the app would, and keeps the whole as the app does.
+
+The app tells how (`Joinable`, with the Recall that it leaves): which stored responses the parts are, and what stands
+between them in the body. Whatever is more than that the app does: parts that need each other, a condition, a list, a
+merge into the root, an envelope, a part that is stale or has failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from xxhash import xxh3_128_hexdigest
+
+from .access_log import AccessLog
+from .answers import stored_answer
+from .exchange import Exchange
+from .headers import has, http_date
+from .joints import AtHand, Ingredient, Joint, template_of
+from .keys import Plan
+from .metrics import Metrics, Tally
+from .middleware import Cors
+from .outcome import Outcome, Result
+from .policy import MAX_LIFE, OWN_TAG
+from .record import Life, Stored, VaryIndex, size_of
+from .tiers import Selection
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .hits import Block, Spot
+
+FORMS = 32
+"""How many forms of a whole's head are kept, by Origin and the like; and how many wholes of one request line."""
+COPIED = 16 * 1024
+"""Up to this size a body is copied behind its head, for one write."""
+_TYPE = (b"content-type", b"application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """A whole's body, and what its parts bring into its life: seconds, and instants."""
+
+    body: bytes
+    age: float
+    fresh: float
+    started: float
+
+
+class Joins:
+    """What an edge knows of wholes and their parts; of each at most `most`. `exchange` makes a request's Exchange, for
+    the log and for the app's own functions."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        metrics: Metrics,
+        cors: Cors | None,
+        log: AccessLog | None,
+        exchange: Callable[[Spot, Block, bytes, float, str], Exchange],
+        most: int,
+    ) -> None:
+        self._tiers = engine.tiers
+        self._memory = engine.memory
+        self._clock = engine.clock
+        self._metrics = metrics
+        self._cors = cors
+        self._log = log
+        self._exchange = exchange
+        self._most = most
+        self._second, self._date = -1, b""
+        self._at_hand: dict[tuple[str, str], AtHand] = {}
+        self._heads: dict[tuple[object, ...], tuple[bytes, Tally]] = {}
+
+    def forget(self) -> None:
+        self._at_hand.clear()
+        self._heads.clear()
+
+    def answer(
+        self, transport: asyncio.Transport, peer: str, spot: Spot, block: Block, request_id: bytes, began: float
+    ) -> bool:
+        """Join the whole and write the answer, where every part lies fresh in memory; False where the app must.
+        `began` is on the performance counter."""
+        base = block.bases.get(spot.known)
+        if base is None or spot.recall.joinable is None:
+            return False
+        joint = spot.joints[base] if base in spot.joints else self._learn(spot, block, base)
+        now = self._clock.now()
+        if joint is None or self._tiers.purges.distrusted_since(now) is not None:
+            return False
+        looking = time.perf_counter()
+        found = self._gathered(joint, block, now)
+        if found is None:
+            return False
+        share = (time.perf_counter() - looking) * 1000 / len(joint.sides)
+        stored = self._kept(joint, spot, block, found, now)
+        status, start, tally = self._start(joint, spot, block, stored, now)
+        body = b"" if spot.head or status == 304 else stored.body
+        elapsed = time.perf_counter() - began
+        assert stored.life.lifetime is not None
+        # As policy.windows has it, for a whole: no rules of its own, and no stale windows.
+        ttl = int(min(now - found.age + stored.life.lifetime, now + MAX_LIFE) - now)
+        end = joint.end % (elapsed, *[share] * len(joint.sides), elapsed * 1000, ttl)
+        if not spot.modern or block.close:
+            end = end.removesuffix(b"\r\n") + b"connection: close\r\n\r\n"
+        if len(body) <= COPIED:
+            transport.write(b"".join((start, request_id, end, body)))
+        else:
+            transport.writelines((b"".join((start, request_id, end)), body))
+        spot.known.recorder.seen(joint.hash, now)
+        tally.add(elapsed)
+        for each in joint.tallies:
+            each.count += 1
+        if self._log is not None:
+            self._note(joint, spot, block, request_id, began, peer, status, len(body), ttl, elapsed)
+        return True
+
+    # --- the parts -----------------------------------------------------------------------------------------
+
+    def _learn(self, spot: Spot, block: Block, base: str) -> Joint | None:
+        """How the whole is joined for requests whose counted inputs come to `base`; None where the app must do it."""
+        assert spot.recall.joinable is not None
+        joinable = spot.recall.joinable(self._exchange(spot, block, b"", 0.0, ""))
+        joint = None
+        if joinable is not None:
+            sides = [self._side(each) for each in joinable.ingredients if each.recipe is not None]
+            route = spot.known.route.name
+            tallies = [self._metrics.part_tally(route, name, "hit") for name in joinable.said]
+            wanted = Selection(Plan(spot.primary, spot.primary + base, ()), (), spot.names)
+            joint = Joint(joinable, wanted, sides, tallies)
+        if len(spot.joints) >= FORMS:
+            spot.joints.clear()
+        spot.joints[base] = joint
+        return joint
+
+    def _side(self, ingredient: Ingredient) -> AtHand:
+        assert ingredient.recipe is not None
+        place = (ingredient.recipe.name, ingredient.base)
+        side = self._at_hand.get(place)
+        if side is None or side.ingredient != ingredient:
+            if len(self._at_hand) >= self._most:
+                del self._at_hand[next(iter(self._at_hand))]
+            side = self._at_hand[place] = AtHand(ingredient)
+        return side
+
+    def _gathered(self, joint: Joint, block: Block, now: float) -> Gathered | None:
+        """The whole of parts that all lie fresh in memory; None where one of them does not."""
+        get, index_of, workshop = self._memory.get, self._memory.index, joint.workshop
+        epochs = self._tiers.purges.epochs
+        version = epochs.version
+        pieces = joint.frame.copy()
+        age, fresh, started = 0.0, now + MAX_LIFE, now
+        for side, place in zip(joint.sides, joint.places, strict=True):
+            index = index_of(side.primary)
+            stored = get(side.base) if index is None else self._newest(index, side, block)
+            if stored is None:
+                return None
+            known = stored.headers is side.headers and side.version == version
+            if not known and not side.take(stored, epochs, workshop):
+                return None
+            if now >= side.fresh:
+                return None
+            pieces[place] = (
+                stored.body
+                if side.as_is
+                else workshop.prepared(side.recipe, stored.key, stored.headers, stored.body).text
+            )
+            own = side.initial_age + (now - side.born) if now > side.born else side.initial_age
+            age = own if own > age else age
+            fresh = side.fresh if side.fresh < fresh else fresh
+            started = side.started if side.started < started else started
+        return Gathered(b"".join(pieces), age, fresh, started)
+
+    def _newest(self, index: VaryIndex, side: AtHand, block: Block) -> Stored | None:
+        """The newest response of a part in memory that the request selects, as `Tiers.at_hand` finds it."""
+        get, unseen = self._memory.get, side.ingredient.unseen
+        found = get(side.base)
+        for names in index.names:
+            if names and (unseen is None or not unseen.isdisjoint(names)):
+                return None
+            suffix = block.vary.get(names)
+            if suffix is None and (suffix := block.variant(names)) is None:
+                return None
+            other = get(side.base + suffix) if suffix else None
+            if other is not None and (found is None or other.born > found.born):
+                found = other
+        return found
+
+    # --- the whole -----------------------------------------------------------------------------------------
+
+    def _kept(self, joint: Joint, spot: Spot, block: Block, found: Gathered, now: float) -> Stored:
+        """The whole as a stored response. Its parts were judged in this very turn: it is stamped by now."""
+        if [side.told for side in joint.sides] != joint.told:
+            joint.settle()
+        suffix = (block.vary.get(joint.vary) or block.variant(joint.vary) or "") if joint.vary else ""
+        lifetime = found.age + (found.fresh - now)
+        promise = b"max-age=%d" % lifetime
+        stored = Stored(
+            key=joint.base + suffix,
+            primary=spot.primary,
+            born=now,
+            started=found.started,
+            initial_age=found.age,
+            status=200,
+            headers=(
+                _TYPE,
+                (b"cache-control", promise),
+                (b"etag", OWN_TAG + xxh3_128_hexdigest(found.body).encode("ascii") + b'"'),
+                *joint.rest,
+                (b"date", self._date_at(now)),
+            ),
+            body=found.body,
+            life=Life(lifetime=lifetime),
+            tags=spot.recall.tags,
+            stamp=self._tiers.stamp(),
+            vary=joint.vary,
+            route=spot.known.route.name,
+            names=joint.names,
+        )
+        if not joint.fixed:
+            joint.fixed = size_of(stored) - len(found.body) - len(promise)
+        self._tiers.keep(stored, joint.wanted, size=joint.fixed + len(found.body) + len(promise))
+        return stored
+
+    def _date_at(self, now: float) -> bytes:
+        if int(now) != self._second:
+            self._second, self._date = int(now), http_date(now)
+        return self._date
+
+    def _start(self, joint: Joint, spot: Spot, block: Block, stored: Stored, now: float) -> tuple[int, bytes, Tally]:
+        """The status, the head up to where the request id stands, and where the answer is counted."""
+        known = joint.heads.get(block.form) or self._head_known(joint, spot, block)
+        if known is not None:
+            fields, (template, tally) = stored.headers, known
+            values = (fields[1][1], fields[2][1], fields[-1][1], int(stored.initial_age), len(stored.body))
+            return 200, template % values, tally
+        exchange = Exchange("", 0.0, "HEAD" if spot.head else "GET", "", "")
+        answer = stored_answer(exchange, block.headers, stored, spot.known.route.rules, now)
+        headers = answer.headers if self._cors is None else self._cors.told(answer.headers, block.origin)
+        tally = self._metrics.tally(spot.known.route.name, Result.HIT, answer.status)
+        if not (has(block.headers, b"if-none-match") or has(block.headers, b"if-modified-since")):
+            made = template_of(headers)
+            if made is not None:
+                if len(self._heads) >= self._most:
+                    self._heads.clear()
+                self._heads[spot.known.route.name, joint.rest, block.form] = (made, tally)
+        lines = [name + b": " + value + b"\r\n" for name, value in headers]
+        return answer.status, b"".join((STATUS_LINE[answer.status], *lines, b"x-request-id: ")), tally
+
+    def _head_known(self, joint: Joint, spot: Spot, block: Block) -> tuple[bytes, Tally] | None:
+        """The head of this form, where it was made for another request line."""
+        head = self._heads.get((spot.known.route.name, joint.rest, block.form))
+        if head is not None:
+            if len(joint.heads) >= FORMS:
+                joint.heads.clear()
+            joint.heads[block.form] = head
+        return head
+
+    def _note(
+        self,
+        joint: Joint,
+        spot: Spot,
+        block: Block,
+        request_id: bytes,
+        began: float,
+        peer: str,
+        status: int,
+        size: int,
+        ttl: int,
+        elapsed: float,
+    ) -> None:
+        """The request's line in the access log."""
+        assert self._log is not None
+        exchange = self._exchange(spot, block, request_id, began, peer)
+        exchange.key = joint.hash
+        exchange.outcome = Outcome(Result.HIT, ttl=ttl, tier="memory", detail="joined")
+        self._log(exchange, status, size, elapsed)

@@ -1,0 +1,178 @@
+"""What the edge knows of wholes that it may join, and of their parts.
+
+What does not change from one join to the next is made once: of a part, its windows as the purges known by then leave
+it (`AtHand`, shared by all wholes that it is in); of a whole, its names and keys, and the head of its answer (`Joint`),
+by the functions that the app makes them by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from . import policy
+from .answers import is_writable
+from .epochs import Epochs, State, tag_name
+from .exchange import Exchange, PartSaid
+from .headers import Headers
+from .merge import WrongType, key_text
+from .metrics import PartTally, Tally
+from .middleware import server_timing
+from .outcome import Outcome, Result, cache_status
+from .policy import Rules
+from .record import Stored
+from .tiers import Selection
+from .traffic import key_hash
+from .workshop import Recipe, Workshop
+
+_CHANGING = (b"cache-control", b"etag", b"date", b"age", b"content-length")
+"""The fields of a whole's head that differ from one join to the next, in their order."""
+_ANY = Rules()
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredient:
+    """A part of a whole: its constant text; or which stored response it is, under whose rules, and the names by whose
+    purges it is judged.
+
+    `unseen` are the request's fields that it does not see as they came: where its response varies on one of them, the
+    app joins; None where it does not see them at all.
+    """
+
+    group: str
+    constant: bytes = b""
+    recipe: Recipe | None = None
+    rules: Rules = _ANY
+    primary: str = ""
+    base: str = ""
+    names: tuple[str, ...] = ()
+    unseen: frozenset[str] | None = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Joinable:
+    """How a whole is joined of parts that lie in memory. `said` are those that are asked for, in the order in which
+    they are told of; `vary` the request fields that all wholes of the route depend on."""
+
+    ingredients: Sequence[Ingredient]
+    said: tuple[str, ...]
+    vary: frozenset[str]
+    workshop: Workshop
+
+
+class AtHand:
+    """A part's stored response as the purges known at `version` leave it, and what it brings into a whole's life. It
+    holds the headers, by whose identity it knows its response again, but not the body."""
+
+    __slots__ = (
+        *("as_is", "base", "born", "fresh", "headers", "ingredient", "initial_age", "primary", "recipe", "started"),
+        *("told", "version"),
+    )
+
+    def __init__(self, ingredient: Ingredient) -> None:
+        assert ingredient.recipe is not None
+        self.ingredient = ingredient
+        self.recipe = ingredient.recipe
+        self.primary, self.base = ingredient.primary, ingredient.base
+        self.headers: Headers | None = None
+        self.version = -1
+        self.fresh = self.born = self.initial_age = self.started = 0.0
+        self.as_is = False
+        self.told: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+
+    def take(self, stored: Stored, epochs: Epochs, workshop: Workshop) -> bool:
+        """Be of `stored` from now on; False where it can't be used as it lies."""
+        self.headers = None
+        names = (*self.ingredient.names, *map(tag_name, stored.tags))
+        state, _ = epochs.judge(stored.stamp, stored.started, (*names, *stored.names))
+        if state is not State.VALID or not 200 <= stored.status < 300:
+            return False
+        try:
+            text = workshop.prepared(self.recipe, stored.key, stored.headers, stored.body).text
+        except WrongType:
+            return False
+        rules = self.ingredient.rules
+        self.as_is = text == stored.body
+        self.fresh = policy.windows(stored, rules).fresh
+        self.born, self.started = stored.born, stored.started
+        self.initial_age = stored.initial_age if rules.ttl is None else 0.0
+        if self.told != (names, stored.vary):
+            self.told = (names, stored.vary)
+        self.version = epochs.version
+        self.headers = stored.headers
+        return True
+
+
+class Joint:
+    """A whole as it is joined again and again: by one request line, for requests whose counted inputs are the same."""
+
+    __slots__ = (
+        *("base", "end", "fixed", "frame", "hash", "heads", "key", "names", "places", "rest", "sides", "tallies"),
+        *("told", "vary", "vary_always", "wanted", "workshop"),
+    )
+
+    def __init__(self, joinable: Joinable, wanted: Selection, sides: list[AtHand], tallies: list[PartTally]) -> None:
+        self.workshop = joinable.workshop
+        self.base = wanted.plan.base
+        self.hash = key_hash(self.base)
+        self.sides = sides
+        self.frame, self.places = frame_of(joinable.ingredients)
+        self.wanted = wanted
+        self.tallies = tallies
+        self.told: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+        self.names: tuple[str, ...] = ()
+        self.vary: tuple[str, ...] = ()
+        self.vary_always = joinable.vary
+        self.fixed = 0
+        self.heads: dict[bytes, tuple[bytes, Tally]] = {}
+        parts = ", ".join(f"{name}=hit" for name in joinable.said).encode("ascii")
+        self.rest: tuple[tuple[bytes, bytes], ...] = ((b"gateway-parts", parts), (b"gateway-complete", b"?1"))
+        self.end = end_of(joinable.said)
+
+    def settle(self) -> None:
+        """Take over the names and fields that the parts are told of by now."""
+        self.told = [side.told for side in self.sides]
+        self.names = tuple(dict.fromkeys(name for names, _ in self.told for name in names))
+        self.vary = tuple(sorted({*(name for _, fields in self.told for name in fields), *self.vary_always}))
+        self.rest = (*self.rest[:2], *([(b"vary", ", ".join(self.vary).encode("ascii"))] if self.vary else []))
+        self.fixed = 0
+        self.heads.clear()
+
+
+def frame_of(ingredients: Sequence[Ingredient]) -> tuple[list[bytes], list[int]]:
+    """The body's pieces, and at which of them the parts that are asked for stand; as `merge.joined` has them."""
+    pieces: list[bytes] = [b"{"]
+    places = []
+    for number, each in enumerate(ingredients):
+        pieces[-1] += (b"," if number else b"") + key_text(each.group)
+        if each.recipe is None:
+            pieces[-1] += each.constant
+        else:
+            places.append(len(pieces))
+            pieces += [b"", b""]
+    pieces[-1] += b"}"
+    return pieces, places
+
+
+def end_of(said: Sequence[str]) -> bytes:
+    """What follows the request id, as a template: the seconds, the milliseconds of each part and in all, the ttl."""
+    outcome = Outcome(Result.HIT, ttl=0, detail="joined")
+    parts = tuple(PartSaid(name, "hit", 0.0) for name in said)
+    timing = server_timing(Exchange("", 0.0, "", "", "", outcome=outcome, parts=parts), 0.0)
+    timing = timing.replace(b"dur=0.000", b"dur=%.3f")
+    status = cache_status(outcome).replace(b"ttl=0", b"ttl=%d")
+    return b"\r\nx-process-time: %.6f\r\nserver-timing: " + timing + b"\r\ncache-status: " + status + b"\r\n\r\n"
+
+
+def template_of(headers: list[tuple[bytes, bytes]]) -> bytes | None:
+    """The head of a 200 as a template, which takes the values of `_CHANGING`; None where it has another form."""
+    if tuple(name for name, _ in headers if name in _CHANGING) != _CHANGING or not is_writable(200, headers):
+        return None
+    marks = {b"age": b"%d", b"content-length": b"%d"}
+    lines = [
+        name + b": " + (marks.get(name, b"%b") if name in _CHANGING else value.replace(b"%", b"%%")) + b"\r\n"
+        for name, value in headers
+    ]
+    return STATUS_LINE[200] + b"".join(lines) + b"x-request-id: "

@@ -1,0 +1,280 @@
+"""The splice before ASGI: the edge joins what the app would join, byte for byte, or leaves it to the app."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from gateway.app import create_app
+
+from .conftest import TurnedClock, Upstream
+from .test_edge import Changing, Counted, Line, Side
+
+EXAMPLES = int(os.environ.get("EDGE_EXAMPLES", "300"))
+"""20,000 nightly."""
+
+
+def _part(path: str, **more: Any) -> dict[str, Any]:
+    return {"upstream": "api", "path": path, "ttl": "30s", "vary": [], **more}
+
+
+ROUTES: dict[str, Any] = {
+    "plain": {
+        "path": "/plain/{id}",
+        "tags": ["whole"],
+        "parts": {
+            "user": _part("/users/{id}", tags=["user:{id}"]),
+            "offers": _part("/offers", ttl="6s", stale_while_revalidate="5s", tags=["offers"]),
+            "news": {"upstream": "api", "path": "/news?page={query.page}"},
+        },
+    },
+    "shaped": {
+        "path": "/shaped/{id}",
+        "selectable": True,
+        "parts": {
+            "user": _part("/users/{id}", deny=["v"]),
+            "offers": _part("/offers", ttl="6s", group="promo", select="v"),
+            "version": {"static": {"minimum": "2 %"}},
+            "sorry": {"static": "gone", "static_if": "incomplete"},
+            "flavour": _part("/flavour", ttl="10s", vary=["x-flavour", "accept"], optional=True),
+        },
+    },
+    "product": {"path": "/offers", "upstream": "api", "ttl": "3s"},
+    "through": {
+        "path": "/through",
+        "parts": {"offers": {"route": "product"}, "user": _part("/users/1", headers={"x-a": "1"})},
+    },
+    "chained": {
+        "path": "/chained/{id}",
+        "parts": {"user": _part("/users/{id}"), "more": _part("/more/{user.v}", optional=True)},
+    },
+    "rooted": {"path": "/rooted", "parts": {"user": _part("/users/1", group=None), "offers": _part("/offers")}},
+    "enveloped": {"path": "/enveloped", "envelope": True, "parts": {"offers": _part("/offers", ttl="6s")}},
+    "personal": {
+        "path": "/personal",
+        "parts": {
+            "me": _part("/me", authorization="key", cookies=["a"], ttl="8s"),
+            "device": _part("/device?d={header.x-flavour}", ttl="9s"),
+        },
+    },
+    "passing": {"path": "/passing", "parts": {"me": _part("/me", authorization="pass"), "offers": _part("/offers")}},
+}
+
+
+class Parts(Changing):
+    """What the upstream says at the moment: JSON, of each path its own."""
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.raw_path.decode()
+        seen = [request.headers.get(name) for name in ("x-flavour", "accept", "authorization", "cookie")]
+        body: Any = {"v": self.version, "path": path, "seen": seen}
+        if path in ("/offers", "/flavour") and self.status != 200:
+            return httpx.Response(self.status, json={"status": self.status}, headers=self.headers)
+        return httpx.Response(200, json=body, headers=self.headers if path != "/users/1" else {})
+
+
+class JoiningSide(Side):
+    def __init__(self, clock: TurnedClock, changing: Changing, *, edge: bool, **settings: Any) -> None:
+        self.lines: list[dict[str, Any]] = []
+        config = {
+            "redis_url": "none",
+            "upstreams": {"api": {"url": "http://api.test", "timeout": "5s", "breaker_failures": 0}},
+            "routes": ROUTES,
+            "cors": {"allow_origins": ["https://app.test"]},
+            "memory": "4MiB",
+            **settings,
+        }
+        self.app = create_app(config, transport=Upstream(changing), clock=clock, log=self._log)
+        if not edge:
+            self.app.edge = None
+        self.app.engine._storing.jitter = lambda: 0.5
+        self.counted = Counted(self.app)
+        self.line: Line | None = None
+        self.sent = 0
+
+    def counts(self) -> list[str]:
+        text = self.app.metrics.render().decode().splitlines()
+        return [*super().counts(), *(line for line in text if line.startswith("gateway_parts_total"))]
+
+
+MAYBE: dict[str, list[str]] = {
+    "X-Flavour": ["sweet", "sour"],
+    "Accept": ["application/json"],
+    "Accept-Encoding": ["gzip"],
+    "Origin": ["https://app.test", "https://evil.test"],
+    "Cookie": ["a=1", "b=2"],
+    "Authorization": ["Bearer x"],
+    "If-None-Match": ["*", '"x"', "ETAG"],
+    "If-Modified-Since": ["Fri, 15 Jan 2027 08:00:00 GMT"],
+    "Cache-Control": ["no-cache", "max-age=2", "min-fresh=3", "only-if-cached"],
+    "Connection": ["close"],
+    "X-Request-ID": ["abc"],
+}
+PATHS = (
+    *(
+        "/plain/1",
+        "/plain/1",
+        "/plain/1",
+        "/plain/2?page=3",
+        "/shaped/1",
+        "/shaped/1",
+        "/shaped/1?parts=offers,version",
+        "/through",
+    ),
+    *("/chained/1", "/rooted", "/enveloped", "/personal", "/passing", "/offers"),
+)
+PURGES: tuple[dict[str, Any], ...] = (
+    *({"tags": ["offers"]}, {"tags": ["user:1"]}, {"tags": ["whole"]}, {"tags": ["upstreams"]}),
+    *({"routes": ["plain"]}, {"routes": ["plain.offers"]}, {"routes": ["product"]}, {"everything": True}),
+)
+UPSTREAM_HEADERS: tuple[dict[str, str], ...] = (
+    {"cache-control": "max-age=7"},
+    {"cache-control": "max-age=20", "age": "3", "surrogate-key": "upstreams"},
+    {"cache-control": "max-age=20", "vary": "X-Flavour"},
+    {"cache-control": "max-age=20", "vary": "Accept-Encoding, X-Request-ID"},
+    {"cache-control": "max-age=5, stale-while-revalidate=9"},
+    {"cache-control": "private, max-age=10"},
+    {"cache-control": "no-store"},
+    {},
+)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    method = draw(st.sampled_from(("GET", "GET", "GET", "GET", "HEAD")))
+    path = draw(st.sampled_from(PATHS))
+    version = draw(st.sampled_from(("1.1", "1.1", "1.1", "1.0")))
+    names = draw(st.lists(st.sampled_from(sorted(MAYBE)), max_size=draw(st.integers(0, 2)), unique=True))
+    lines = ["Host: gateway.test", *(f"{name}: {draw(st.sampled_from(MAYBE[name]))}" for name in names)]
+    return "\r\n".join([f"{method} {path} HTTP/{version}", *lines, "", ""]).encode()
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> tuple[str, Any]:
+    kind = draw(
+        st.sampled_from(("ask", "ask", "ask", "again", "again", "lose", "lose", "turn", "turn", "purge", "say"))
+    )
+    if kind == "ask":
+        return kind, draw(requests())
+    if kind == "turn":
+        return kind, draw(st.sampled_from((0.25, 1.0, 3.0, 5.0, 9.5)))
+    if kind == "purge":
+        return kind, {**draw(st.sampled_from(PURGES)), "soft": draw(st.booleans())}
+    if kind == "say":
+        return kind, (
+            draw(st.sampled_from((200, 200, 404, 503))),
+            draw(st.sampled_from(UPSTREAM_HEADERS)),
+            draw(st.integers(1, 2)),
+        )
+    return kind, None
+
+
+_ETAG = re.compile(rb'etag: ("[^"]+")')
+
+
+class Both:
+    """Two gateways that live through the same, one with the edge and one without. `lose` takes the wholes out of
+    memory, as an eviction would, leaves the parts, and asks again."""
+
+    def __init__(self) -> None:
+        self.clock = TurnedClock()
+        self.changing = Parts()
+        self.sides = [JoiningSide(self.clock, self.changing, edge=edge) for edge in (True, False)]
+        self.joined = 0
+
+    async def live(self, story: list[tuple[str, Any]]) -> None:
+        self.clock.turn(100_000)
+        self.changing.status, self.changing.version, self.changing.headers = 200, 1, dict(UPSTREAM_HEADERS[0])
+        for side in self.sides:
+            side.app.engine.memory.clear()
+            side.lines.clear()
+        last, etag = b"", b'"none"'
+        for kind, what in story:
+            if kind == "turn":
+                self.clock.turn(what)
+            elif kind == "say":
+                self.changing.status, headers, self.changing.version = what
+                self.changing.headers = dict(headers)
+            elif kind == "purge":
+                for side in self.sides:
+                    await side.app.purge(**what)
+            elif kind == "ask" or last:
+                for side in self.sides if kind == "lose" else ():
+                    lose_wholes(side)
+                last = what.replace(b"ETAG", etag) if kind == "ask" else last
+                before = self.sides[0].counted.asked
+                first, second = [await side.ask(last) for side in self.sides]
+                assert first == second, last
+                self.joined += b"detail=joined" in first[0] and self.sides[0].counted.asked == before
+                etag = match[1] if (match := _ETAG.search(first[0])) else etag
+        assert self.sides[0].lines == self.sides[1].lines
+
+
+def lose_wholes(side: Side) -> None:
+    memory = side.app.engine.memory
+    for shard in memory._responses._shards:
+        for key in [key for key in shard if key.startswith("+")]:
+            memory.remove(key)
+
+
+@pytest.fixture(scope="module")
+def both() -> Iterator[tuple[asyncio.Runner, Both]]:
+    with asyncio.Runner() as runner:
+
+        async def make() -> Both:
+            return Both()
+
+        yield runner, runner.run(make())
+
+
+def get(path: str, *lines: str) -> bytes:
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: gateway.test", *lines, "", ""]).encode()
+
+
+def asking_for(path: str, *lines: str) -> list[tuple[str, Any]]:
+    return [("ask", get(path, *lines))]
+
+
+LOST = [*asking_for("/plain/1"), ("lose", None), ("again", None), ("lose", None)]
+PURGED = [*asking_for("/plain/1"), ("purge", {"tags": ["whole"]}), ("again", None), ("again", None)]
+PART_PURGED = [*LOST, ("purge", {"tags": ["offers"]}), ("again", None), ("lose", None)]
+_ETAG_ASKED = asking_for("/shaped/1", "If-None-Match: ETAG")
+CONDITIONAL = [*asking_for("/shaped/1"), *_ETAG_ASKED, *_ETAG_ASKED, ("lose", None), ("lose", None)]
+VARIED = [*LOST, ("say", (200, UPSTREAM_HEADERS[2], 1)), ("turn", 9.5), ("again", None), ("lose", None), ("lose", None)]
+_CODED = asking_for("/plain/1", "Accept-Encoding: gzip")
+UNSEEN = [("say", (200, {"cache-control": "max-age=20", "vary": "Accept-Encoding"}, 1)), *_CODED, ("lose", None)]
+OLDER = [*LOST, ("turn", 3.0), ("lose", None), ("turn", 3.5), ("again", None), ("again", None)]
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(story=st.lists(steps(), min_size=4, max_size=25))
+@example(story=LOST)
+@example(story=PURGED)
+@example(story=PART_PURGED)
+@example(story=CONDITIONAL)
+@example(story=VARIED)
+@example(story=[*UNSEEN, ("lose", None)])
+@example(story=OLDER)
+def test_the_edge_never_joins_otherwise_than_the_app(
+    both: tuple[asyncio.Runner, Both], story: list[tuple[str, Any]]
+) -> None:
+    runner, gateways = both
+    runner.run(gateways.live(story))
+
+
+def test_the_edge_counted_what_the_app_counted_and_joined_much_of_it(both: tuple[asyncio.Runner, Both]) -> None:
+    _, gateways = both
+    with_edge, without = gateways.sides
+    assert sorted(with_edge.counts()) == sorted(without.counts())
+    for route in ROUTES:
+        seen = [side.app.engine.traffic.recorder(route).requests for side in gateways.sides]
+        assert seen[0] == seen[1]
+    assert gateways.joined > 10
