@@ -13,7 +13,6 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -460,63 +459,3 @@ async def bounded_upstream(*, at_once: int = 10, seconds: float = 0.04) -> Async
 
 OVERLOADED = {"max_connections": 10, "max_waiting": 20, "timeout": "5s"}
 """How the gateway of `overload` speaks to `bounded_upstream`."""
-
-
-# --- soak ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Soak:
-    asked: int = 0
-    failed: int = 0
-    asked_in_peace: int = 0
-    failed_in_peace: int = 0
-    tasks: tuple[int, int] = (0, 0)
-    descriptors: tuple[int, int] = (0, 0)
-    memory: tuple[int, int] = (0, 0)
-
-
-async def soak(
-    redis_url: str, troubles: list[Callable[[FaultProxy], Any]], *, seconds: float, every: float, lasting: float
-) -> Soak:
-    """Requests for so long, with a trouble of Redis `every` so many seconds, `lasting` so many."""
-    seen, loop = Soak(), asyncio.get_running_loop()
-    routes = {"item": {"path": "/item/{id}", "upstream": "api", "ttl": "2s", "stale_while_revalidate": "5s"}}
-    async with (
-        raw_upstream(answering(lambda head: response(path_of(head).encode()))) as raw,
-        faulty_url(redis_url) as proxy,
-    ):
-        store = behind(proxy.url("redis://x"), f"{uuid4().hex}:")
-        app = app_for(raw, routes, store=store, memory="1MiB")
-        async with started(app) as (client,):
-            await asyncio.gather(*(client.get(f"/item/{n}") for n in range(100)))
-            before, began = _weight(), loop.time()
-            index, in_trouble = 0, False
-            while (now := loop.time() - began) < seconds:
-                wanted = now % every < lasting and now >= lasting
-                if wanted != in_trouble:
-                    in_trouble = wanted
-                    proxy.clear()
-                    await proxy.accept()
-                    if wanted and asyncio.iscoroutine(result := troubles[index % len(troubles)](proxy)):
-                        await result
-                    index += wanted
-                answers = await asyncio.gather(*(client.get(f"/item/{random.randrange(2000)}") for _ in range(10)))
-                failed = sum(each.status_code != 200 for each in answers)
-                seen.asked, seen.failed = seen.asked + 10, seen.failed + failed
-                if not in_trouble:
-                    seen.asked_in_peace, seen.failed_in_peace = seen.asked_in_peace + 10, seen.failed_in_peace + failed
-                await asyncio.sleep(0.02)
-            proxy.clear()
-            await proxy.accept()
-            await app.engine.settle()
-            await asyncio.sleep(1)
-            after = _weight()
-    seen.tasks, seen.descriptors, seen.memory = zip(before, after, strict=True)
-    return seen
-
-
-def _weight() -> tuple[int, int, int]:
-    """Tasks, descriptors, resident KiB of this process."""
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * 4
-    return len(asyncio.all_tasks()), len(list(Path("/proc/self/fd").iterdir())), resident

@@ -64,6 +64,10 @@ class Child:
         return self._process.pid
 
     @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    @property
     def errors(self) -> str:
         """What it wrote on standard error until now."""
         with self._news:
