@@ -1,6 +1,8 @@
-"""Coverage-guided fuzzing of what parses foreign bytes: records, headers, targets, heads, bodies. It runs until stopped.
+"""Coverage-guided fuzzing of what parses foreign bytes: records, headers, targets, heads, bodies..
 
     python -m tests.faults.fuzz record|headers|target|head|request|chunked [-max_total_time=3600]
+
+Each runs until it is stopped.
 
 It wants PyPI's atheris, which has wheels for CPython 3.11 to 3.13 on Linux; it is no dependency. What it finds becomes
 a case of a test.
