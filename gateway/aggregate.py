@@ -161,7 +161,7 @@ def _said(run: Run) -> Iterator[PartSaid]:
             yield PartSaid(name, each.said, each.seconds)
 
 
-_ANSWERED = frozenset(("hit", "miss", "stale", "revalidated"))
+_ANSWERED = frozenset(("hit", "list", "miss", "stale", "revalidated"))
 
 
 def _settled(parts: tuple[PartSaid, ...]) -> str:

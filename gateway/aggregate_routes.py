@@ -196,6 +196,8 @@ def _selected(aggregate: Aggregate, target: Target) -> tuple[dict[str, str], tup
     if asked is None:
         return counted, None
     names = set(filter(None, asked.split(",")))
+    if not names:
+        raise RequestRefused(f"parts names no part; there are: {', '.join(known)}", reason="parts")
     for name in names:
         if name not in known:
             raise RequestRefused(f"There is no part of that name{near(name, known)}", reason="parts")

@@ -58,7 +58,7 @@ Paths = Annotated[TextList, AfterValidator(_check_dotted)]
 # What a part that names a route takes from it.
 _OF_THE_ROUTE = (
     "method", "body", "headers", "query", "ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "vary",
-    "authorization", "cookies", "tags", "retries", "hedge", "for_each", "batch",
+    "authorization", "cookies", "tags", "retries", "hedge", "for_each", "elements", "batch",
 )  # fmt: skip
 _OF_A_STATIC_PART = ("static", "static_if", "group", "when", "rename", "allow", "deny", "select")
 
@@ -131,6 +131,9 @@ class _PartConfig(Model):
     (`{item}`), equal ones once, and is the list of the answers in that order."""
     limit: Annotated[int, Field(ge=1, le=1000)] = 20
     """With `for_each`: how many elements are asked for at most, and at a time."""
+    elements: Literal["optional", "required"] = "optional"
+    """With `for_each`: what becomes of the part where some of its elements fail. `optional`: null stands in their
+    places, and the answer is incomplete; `required`: the part has failed. Where all fail, it has failed in any case."""
     batch: str | None = None
     """With `for_each`: where the upstream gives several elements at once, `/prices?ids={ids}`; each is still cached for
     itself."""
@@ -219,6 +222,8 @@ class _PartConfig(Model):
             raise ValueError("body goes with `method: POST`")
         if self.batch is not None and (self.for_each is None or "{ids}" not in self.batch):
             raise ValueError("batch goes with `for_each` and has {ids} in it, such as /prices?ids={ids}")
+        if "elements" in self.model_fields_set and self.for_each is None:
+            raise ValueError("elements goes with `for_each`: it says what becomes of a part where some of them fail")
         if self.for_each is not None and self.path is not None and "{item}" not in self.path:
             raise ValueError("path must have {item} in it: the element of `for_each`")
         if self.method == "POST" and (self.for_each is not None or self.hedge is not None or self.retries):

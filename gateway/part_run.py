@@ -20,6 +20,7 @@ from .joining import Part, together
 from .merge import WrongType, list_of
 from .part_origin import ElementOrigin
 from .part_plan import Missing, PartPlan, PlannedPart, Values, as_text, condition_holds, searched
+from .part_said import list_text, missing_text
 from .part_source import Absent, Failure, Got, Source, Wanting
 from .workshop import Workshop
 
@@ -28,7 +29,8 @@ _NULL = b"null"
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What became of a part. `text` is None where it is left out of the answer; `failure` where it failed."""
+    """What became of a part. `text` is None where it is left out of the answer; `failure` where it failed, or where
+    elements of it did and it is `partial`: there all the same."""
 
     name: str
     said: str
@@ -38,10 +40,16 @@ class Resolved:
     life: Part | None = None
     failure: Failure | None = None
     seconds: float = 0.0
+    partial: bool = False
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether it, or an element of it, failed."""
+        return self.failure is not None and not isinstance(self.failure, Absent)
 
     @property
     def failed(self) -> bool:
-        return self.failure is not None and not isinstance(self.failure, Absent)
+        return self.incomplete and not self.partial
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +89,17 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Whether no part failed."""
-        return not any(each.failed for each in self.results.values())
+        """Whether no part failed, and no element of one."""
+        return not any(each.incomplete for each in self.results.values())
 
     @property
     def failed_requirement(self) -> Resolved | None:
         """The first part that failed and can't be done without."""
         for name in self.order:
             config, each = self.kit.plan.parts[name].config, self.results[name]
-            if each.failure is not None and not config.optional and not config.has_default:
+            if each.failure is None or each.partial:
+                continue
+            if not config.optional and not config.has_default:
                 return each
         return None
 
@@ -165,7 +175,7 @@ class Run:
             got = source.at_hand(ask)
             return None if got is None else self._prepared(part, source, got, time.perf_counter() - began)
         except Missing as missing:
-            return self._without(part, _missing(missing.what))
+            return self._without(part, missing_text(missing.what))
         except (Failure, RequestRefused, WrongType) as error:
             return self._failed(part, _failure(error), time.perf_counter() - began)
 
@@ -174,7 +184,7 @@ class Run:
             return Resolved(part.name, "static", self.kit.statics[part.name], shown=part.config.static)
         for needed in part.needs:
             if self.results[needed].failed:
-                return self._without(part, _missing(needed))
+                return self._without(part, missing_text(needed))
         if part.when is not None and not condition_holds(part.when, self._values(), self.values):
             return Resolved(part.name, "skipped", None)
         return None
@@ -192,7 +202,7 @@ class Run:
         try:
             resolved = await self._fetched(part, source)
         except Missing as missing:
-            resolved = self._without(part, _missing(missing.what))
+            resolved = self._without(part, missing_text(missing.what))
         except (Failure, RequestRefused, WrongType) as error:
             resolved = self._failed(part, _failure(error))
         return replace(resolved, seconds=time.perf_counter() - began)
@@ -283,29 +293,34 @@ class Run:
     def _listed(
         self, part: PlannedPart, source: Source, elements: _Elements, got: Mapping[str, Got | Failure]
     ) -> Resolved:
-        """The list of the elements' answers; where one failed, the default stands in its place."""
+        """The list of the elements' answers, null where one failed. Where all did, or where each is required, the part
+        has failed."""
         made = {item: self._element_made(part, source, found) for item, found in got.items()}
+        failures = [each.failure for each in made.values() if each.failed and each.failure is not None]
+        lost = bool(failures) and (len(failures) == len(made) or part.config.elements == "required")
         counts = Counter(each.said.partition(";")[0] for each in made.values())
-        told = ["list", *(f"{word}={count}" for word, count in counts.items())]
-        if elements.left_out:
-            told.append(f"left-out={elements.left_out}")
-        failures = [each.failure for each in made.values() if each.failed]
+        told = list_text(counts, len(failures), elements.left_out, lost=lost, default=part.config.has_default)
+        if lost:
+            return replace(self._failed(part, failures[0]), said=told)
         return Resolved(
             part.name,
-            ";".join(told),
+            told,
             list_of((made[item].text or _NULL) for item in elements.items),
             [made[item].value for item in elements.items],
             life=together([each.life for each in made.values() if each.life is not None]),
-            failure=failures[0] if failures else None,
+            failure=failures[0].of_elements(len(failures), len(made)) if failures else None,
+            partial=bool(failures),
         )
 
     def _element_made(self, part: PlannedPart, source: Source, found: Got | Failure) -> Resolved:
-        if isinstance(found, Failure):
-            return self._failed(part, found)
         try:
-            return self._prepared(part, source, found)
+            if isinstance(found, Got):
+                return self._prepared(part, source, found)
+            failure = found
         except WrongType as error:
-            return self._failed(part, _failure(error))
+            failure = _failure(error)
+        life = failure.life if isinstance(failure, Absent) else None
+        return Resolved(part.name, failure.kind, None, life=life, failure=failure)
 
     # --- shadows -------------------------------------------------------------------------------------------------
 
@@ -335,12 +350,6 @@ async def _ask_and_ignore(ask: Ask, timeout: float, count: Callable[[str, str], 
         said = said if said == "timeout" else "failed"
     finally:
         count(name, f"shadow-{said}")
-
-
-def _missing(what: str) -> str:
-    """What is said of a part that lacks a value: a string of RFC 8941, which is ASCII, with quotes escaped."""
-    text = what.encode("ascii", "replace").decode("ascii").replace("\\", "\\\\").replace('"', '\\"')
-    return f'skipped;missing="{text}"'
 
 
 def _or_failure(source: Source, ask: Ask) -> Got | Failure | None:

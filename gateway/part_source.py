@@ -55,6 +55,10 @@ class Failure(Exception):
         self.status = status
         super().__init__(detail)
 
+    def of_elements(self, failed: int, asked: int) -> Failure:
+        """The same, of so many of a list's elements."""
+        return Failure(self.kind, f"{failed} of {asked} elements failed, the first because {self.detail}", self.status)
+
     def again(self) -> Failure:
         """The same for another request, without the traceback of the first."""
         return Failure(self.kind, self.detail, self.status)

@@ -342,7 +342,7 @@ async def test_while_one_request_tries_a_part_again_the_others_do_without_it(clo
 async def test_the_deadline_of_the_whole_bounds_all_parts(clock: TurnedClock) -> None:
     shop = two()
     shop.gates["/offers"] = asyncio.Event()
-    app = home(shop, {**TWO, "offers": part("/offers", optional=True)}, clock, deadline="50ms")
+    app = home(shop, {**TWO, "offers": part("/offers", optional=True)}, clock, deadline="300ms")
     async with asking(app) as client:
         response = await client.get("/home/7")
         assert said(response) == {"user": "miss", "offers": "timeout"}
@@ -618,17 +618,56 @@ async def test_no_more_elements_than_the_limit_are_asked_for(clock: TurnedClock)
     assert said(response)["prices"] == "list;miss=3;left-out=6"
 
 
-async def test_an_element_that_fails_leaves_its_default_in_its_place(clock: TurnedClock) -> None:
+def failing_element() -> Shop:
     shop = Shop()
     shop.set("/cart/7", {"items": [{"id": 1}, {"id": 2}, {"id": 3}]})
     shop.set("/prices/1", b"1")
     shop.set("/prices/2", 500)
-    parts = {**CART, "prices": {**CART["prices"], "optional": True}}
-    async with asking(home(shop, parts, clock)) as client:
+    return shop
+
+
+async def test_an_element_that_fails_is_null_and_leaves_the_answer_incomplete(clock: TurnedClock) -> None:
+    shop = failing_element()
+    async with asking(home(shop, CART, clock, errors=True)) as client:
         response = await client.get("/home/7")
-    assert response.json()["prices"] == [1, None, None]
-    assert said(response)["prices"] == "list;miss=1;status-500=1;absent=1"
-    assert response.headers["gateway-complete"] == "?0"
+        assert (response.status_code, response.json()["prices"]) == (200, [1, None, None])
+        assert said(response)["prices"] == "partial;miss=1;status-500=1;absent=1;failed=1"
+        assert response.headers["gateway-complete"] == "?0"
+        assert response.headers["cache-control"] == "no-store"
+        detail = response.json()["_errors"]["prices"]["detail"]
+        assert detail == "The part prices: 1 of 3 elements failed, the first because its upstream says 500."
+        shop.set("/prices/2", b"2")
+        clock.turn(1.1)
+        response = await client.get("/home/7")
+    assert said(response)["prices"] == "list;hit=1;miss=1;absent=1"
+    assert (response.headers["gateway-complete"], shop.count("/prices/1")) == ("?1", 1)
+
+
+async def test_where_each_element_is_required_one_that_fails_fails_the_part(clock: TurnedClock) -> None:
+    shop = failing_element()
+    strict = CART["prices"] | {"elements": "required"}
+    async with asking(home(shop, {**CART, "prices": strict}, clock)) as client:
+        refused = await client.get("/home/7")
+    assert (refused.status_code, "prices" in refused.json()["detail"]) == (502, True)
+    async with asking(home(shop, {**CART, "prices": strict | {"default": []}}, clock)) as client:
+        response = await client.get("/home/7")
+    assert response.json()["prices"] == []
+    assert said(response)["prices"] == "failed;miss=1;status-500=1;absent=1;default"
+
+
+async def test_where_all_elements_fail_the_part_has_failed(clock: TurnedClock) -> None:
+    shop = failing_element()
+    shop.set("/cart/7", {"items": [{"id": 2}]})
+    async with asking(home(shop, CART, clock)) as client:
+        assert (await client.get("/home/7")).status_code == 502
+
+
+async def test_parts_that_need_a_list_some_of_whose_elements_failed_take_the_others(clock: TurnedClock) -> None:
+    shop = failing_element()
+    shop.set("/rates/1", {"rate": 1})
+    parts = {**CART, "rate": part("/rates/{prices[0]}")}
+    async with asking(home(shop, parts, clock)) as client:
+        assert (await client.get("/home/7")).json()["rate"] == {"rate": 1}
 
 
 async def test_an_empty_list_is_an_empty_part(clock: TurnedClock) -> None:
@@ -666,6 +705,9 @@ async def test_a_client_may_ask_for_fewer_parts(clock: TurnedClock) -> None:
         both = await client.get("/home/7?parts=user,offers")
         assert both.headers["cache-status"].startswith("gateway; hit; ttl")
         wrong = await client.get("/home/7?parts=offer")
+        none = [await client.get(f"/home/7?parts={text}") for text in ("", ",")]
+    assert {response.status_code for response in none} == {400}
+    assert none[0].json()["detail"] == "parts names no part; there are: user, offers"
     assert wrong.status_code == 400
     assert "did you mean offers?" in wrong.json()["detail"]
 
@@ -789,7 +831,7 @@ async def test_a_batch_may_be_an_object_by_key_and_fails_as_one(clock: TurnedClo
     shop.set("/prices?ids=1%2C2", 500)
     parts = {**BATCHED, "prices": BATCHED["prices"] | {"optional": True}}
     async with asking(home(shop, parts, clock)) as client:
-        assert said(await client.get("/home/7"))["prices"] == "list;status-500=2"
+        assert said(await client.get("/home/7"))["prices"] == "failed;status-500=2"
         clock.turn(1.1)
         shop.set("/prices?ids=1%2C2", b'{"1": 10, "2": 20}')
         assert (await client.get("/home/7")).json()["prices"] == [10, 20]

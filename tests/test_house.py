@@ -34,6 +34,7 @@ PURE = frozenset(
         "outcome",
         "part_config",
         "part_plan",
+        "part_said",
         "policy",
         "proxies",
         "ranges",
