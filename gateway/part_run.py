@@ -139,11 +139,14 @@ class Run:
                 await asyncio.wait(running)
 
     def _start(self, running: dict[asyncio.Task[Resolved], str], began: float) -> None:
-        for name in self.order:
-            if name not in self.results and name not in self._under_way and self._ready(name):
-                part = self.kit.plan.parts[name]
-                self._under_way.add(name)
-                running[asyncio.ensure_future(self._timed(part))] = name
+        ready = [
+            name for name in self.order
+            if name not in self.results and name not in self._under_way and self._ready(name)
+        ]  # fmt: skip
+        # Requests go out one after another, some 0.2 ms apart: the one that takes longest goes first.
+        for name in sorted(ready, key=lambda each: self.kit.sources[each].pace.seconds, reverse=True):
+            self._under_way.add(name)
+            running[asyncio.ensure_future(self._timed(self.kit.plan.parts[name]))] = name
 
     def _ready(self, name: str) -> bool:
         return all(needed in self.results for needed in self.kit.plan.parts[name].needs)

@@ -29,7 +29,7 @@ from .keys import Keying, Plan, passed_through, plan, primary_key
 from .metrics import Metrics
 from .outcome import Result
 from .part_origin import Batch, Persistence, PersistentOrigin
-from .part_plan import PartTarget, PlannedPart, Values
+from .part_plan import PlannedPart, Values
 from .policy import PLAIN, Facts
 from .record import Stored
 from .routes import Declared, UpstreamOrigin
@@ -148,6 +148,18 @@ class Resting:
 
 
 _NEVER: tuple[float, Failure | None] = (0.0, None)
+_LATEST = 0.2
+"""How much the last fetch counts in what a part is expected to take."""
+
+
+class Pace:
+    """How long a part's fetches take: seconds, the latest of them counting most."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def took(self, seconds: float) -> None:
+        self.seconds += _LATEST * (seconds - self.seconds)
 
 
 @dataclass(frozen=True)
@@ -164,19 +176,31 @@ class Source:
     persistence: Persistence
     metrics: Metrics
     declared: Declared | None = None
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def timeout(self) -> float:
         own = self.part.config.timeout
         return self.upstream.timeout if own is None else min(own.total_seconds(), self.upstream.timeout)
 
-    def target(self, values: Values, template: PartTarget | None = None) -> tuple[str, tuple[str, ...]]:
+    def target(self, values: Values) -> tuple[str, tuple[str, ...]]:
         """What to ask the upstream for, and the tags. Raises Missing, RequestRefused."""
-        template = template or self.part.target
+        return self._constant or self._rendered(values)
+
+    @cached_property
+    def _constant(self) -> tuple[str, tuple[str, ...]] | None:
+        """What is asked for, whoever asks; None where that differs."""
+        part = self.part
+        texts = (part.target, *part.tags)
+        if self.declared is not None or part.config.query or any(each is None or each.references for each in texts):
+            return None
+        return self._rendered(Values({}, {}, {}))
+
+    def _rendered(self, values: Values) -> tuple[str, tuple[str, ...]]:
         if self.declared is not None:
             return self._target_of_route(self.declared, values)
-        assert template is not None
-        path, pairs = template.render(values)
+        assert self.part.target is not None
+        path, pairs = self.part.target.render(values)
         passed = self.part.config.query
         if passed:
             pairs = (*pairs, *(pair for pair in _pairs(values.query) if pair_name(pair) in passed))
@@ -271,10 +295,12 @@ class Source:
         failed = self.resting.claim(ask.plan.base, self.timeout)
         if failed is not None:
             return self._instead(ask, failed)
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         try:
             async with asyncio.timeout_at(min(wanting.until, now + self.timeout)):
                 got = await self._asked(ask)
+                self.pace.took(loop.time() - now)
                 if got.life.failing:
                     self.resting.put(ask.plan.base, Failure("error", "its upstream failed"))
                 else:

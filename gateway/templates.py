@@ -113,8 +113,15 @@ class TargetTemplate:
     path: str
     query: tuple[str, ...]
 
+    @cached_property
+    def _constant(self) -> bool:
+        """Whether no value stands in it."""
+        return not any(map(_PARAMETER.search, (self.path, *self.query)))
+
     def ask(self, parameters: dict[str, str]) -> tuple[str, tuple[str, ...]]:
         """What to ask an upstream for. Raises RequestRefused where a value would leave its place: dots put together."""
+        if self._constant:
+            return self.path, self.query
         path, query = self.render(parameters)
         if normalise_path(path) != path:
             raise RequestRefused("A value of the path would leave its place in what the upstream is asked.")

@@ -670,6 +670,19 @@ async def test_parts_that_need_a_list_some_of_whose_elements_failed_take_the_oth
         assert (await client.get("/home/7")).json()["rate"] == {"rate": 1}
 
 
+async def test_the_part_that_takes_longest_is_asked_first(clock: TurnedClock) -> None:
+    shop = two()
+    app = home(shop, TWO, clock)
+    paces = {name: source.pace for name, source in app.aggregates[0].kit.sources.items()}
+    async with asking(app) as client:
+        for slow, quick in (("user", "offers"), ("offers", "user")):
+            paces[slow].seconds, paces[quick].seconds = 1.0, 0.1
+            await client.get("/home/7")
+            clock.turn(31)
+    assert shop.asked == ["/users/7", "/offers", "/offers", "/users/7"]
+    assert 0.1 < paces["offers"].seconds < 1.0
+
+
 async def test_an_empty_list_is_an_empty_part(clock: TurnedClock) -> None:
     shop = Shop()
     shop.set("/cart/7", {"items": []})
