@@ -78,6 +78,9 @@ class Content:
     def __init__(self, version: bytes) -> None:
         self.version = version
 
+    def refusal(self) -> None:
+        """None: it is never full."""
+
     async def fetch(self, method: str, headers: Headers) -> Fetched:
         return Fetched(200, ((b"content-length", b"%d" % len(self.version)),), WholeBody(self.version))
 

@@ -219,6 +219,9 @@ class _JoinOrigin:
         self._begun = Run(self._aggregate.kit, wanting, self._shown)
         return self._begun
 
+    def refusal(self) -> None:
+        """None: its parts are asked."""
+
     async def fetch(self, method: str, headers: Headers) -> Fetched:
         run = self._begun or self.begin()
         self._begun = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+from .errors import UpstreamError
 from .exchange import Exchange
 from .headers import Headers
 from .keys import Keying, Plan
@@ -44,6 +45,9 @@ class Origin(Protocol):
     @property
     def deadline(self) -> float:
         """Seconds for a whole answer."""
+
+    def refusal(self) -> UpstreamError | None:
+        """Why it would refuse at once, known without asking: then no lease is taken. None where it may be asked."""
 
     async def fetch(self, method: str, headers: Headers) -> Fetched:
         """Raises UpstreamError."""

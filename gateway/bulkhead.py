@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
+from typing import NoReturn
 
 from .errors import GatewayError
 
@@ -79,12 +80,22 @@ class Bulkhead:
         behind = BEHIND.get()
         free = self.places * SHARE_BEHIND if behind else self.places
         if self._waiting or self.taken >= free:
-            if behind or self.waiting >= self.queue or self.expected_wait() > self._patience:
-                self.shed += 1
-                raise Full(max(1.0, self.expected_wait()))
+            if behind:
+                self._refuse()
+            self.check()
             return await self._turn()
         self.taken += 1
         return self._enters()
+
+    def check(self) -> None:
+        """Raises Full where one who came now could neither have a place nor wait for one; it is counted."""
+        taken = self._waiting or self.taken >= self.places
+        if taken and (self.waiting >= self.queue or self.expected_wait() > self._patience):
+            self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        self.shed += 1
+        raise Full(max(1.0, self.expected_wait()))
 
     def _enters(self) -> float:
         now = self._monotonic()

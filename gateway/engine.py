@@ -243,8 +243,9 @@ class Engine:
             flight = self.flights.get(key)
             leading = flight is None or self._flying.outlived(ask, flight)
             if flight is None or leading:
-                if not self.governor.admits_miss(self.under_way):
-                    return self._answering.failed(ask, self._shed(ask.origin.name), stale, reason, collapsed=False)
+                refused = self._refused(ask)
+                if refused is not None:
+                    return self._answering.failed(ask, refused, stale, reason, collapsed=False)
                 flight = self._flying.launch(key, ask, stale)
             answer = await self._wait(ask, flight, stale, reason, arrived=arrived, leading=leading)
             if answer is not None:
@@ -317,6 +318,13 @@ class Engine:
             yield
         finally:
             self._flying.alone -= 1
+
+    def _refused(self, ask: Ask) -> Failed | None:
+        """Why no fetch may begin for a request now, told before a lease is taken; None where one may."""
+        if not self.governor.admits_miss(self.under_way):
+            return self._shed(ask.origin.name)
+        refusal = ask.origin.refusal()
+        return None if refusal is None else Failed(refusal.status, error=refusal)
 
     def _shed(self, name: str) -> Failed:
         return Failed(503, error=Overloaded(name, "too many fetches are under way", self._durations.retry_after))

@@ -545,6 +545,9 @@ class _HandlerOrigin:
     def deadline(self) -> float:
         return self.call.settings.deadline
 
+    def refusal(self) -> None:
+        """None: a handler is never full."""
+
     async def fetch(self, method: str, headers: Headers) -> Fetched:
         return await self.call.fetched()
 
@@ -572,6 +575,9 @@ class _ReplayOrigin:
     @property
     def deadline(self) -> float:
         return self.settings.deadline
+
+    def refusal(self) -> None:
+        """None: a handler is never full."""
 
     async def fetch(self, method: str, headers: Headers) -> Fetched:
         """Raises UpstreamUnreachable where the request no longer reaches the handler: a dependency refused it."""

@@ -52,6 +52,9 @@ class PersistentOrigin:
     def deadline(self) -> float:
         return self.origin.deadline
 
+    def refusal(self) -> None:
+        """None: one that refuses may be asked again a moment later."""
+
     async def fetch(self, method: str, headers: Headers) -> Fetched:
         """Raises UpstreamError."""
         persistence = self.persistence
@@ -203,6 +206,9 @@ class ElementOrigin:
     item: str
     name: str
     deadline: float
+
+    def refusal(self) -> None:
+        """None: the batch is asked."""
 
     async def fetch(self, method: str, headers: Headers) -> Fetched:
         return await self.batch.fetch(self.item)

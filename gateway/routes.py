@@ -169,6 +169,9 @@ class UpstreamOrigin:
     def deadline(self) -> float:
         return self.upstream.timeout if self.patience.timeout is None else self.patience.timeout
 
+    def refusal(self) -> UpstreamError | None:
+        return self.upstream.refusal()
+
     async def fetch(self, method: str, headers: Headers) -> Fetched:
         return await self.send(method, headers, None)
 

@@ -130,6 +130,14 @@ class Upstream:
         body_of = Body(self.name, response, idle=sending.timeout, longest=longest, done=done)
         return await self._checked(response, body_of)
 
+    def refusal(self) -> UpstreamBusy | None:
+        """Why one who came now would be refused at once, without a wait; None where it may try. It is counted."""
+        try:
+            self.places.check()
+        except Full as full:
+            return UpstreamBusy(self.name, "every place is taken", full.retry_after)
+        return None
+
     async def _place(self, until: float | None) -> float:
         try:
             async with asyncio.timeout_at(until):

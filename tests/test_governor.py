@@ -6,6 +6,7 @@ import asyncio
 
 from gateway.governor import Governor
 from gateway.lag import LoopLag
+from gateway.shared import NoShared
 
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer
 
@@ -130,3 +131,33 @@ async def test_an_entry_that_may_be_stale_on_error_is_served_where_its_fetch_is_
         clock.turn(11)
         assert (await client.get("/item/1")).json() == {"n": 1}
     assert upstream.asked == 1
+
+
+class CountingStore(NoShared):
+    """A shared tier that is empty, gives every lease and counts them."""
+
+    available = True
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    async def take(self, name: str, token: bytes, life: float) -> bytes | None:
+        self.taken += 1
+        return token
+
+
+async def test_a_miss_that_its_upstream_would_refuse_is_told_so_before_a_lease_is_taken(clock: TurnedClock) -> None:
+    store, upstream = CountingStore(), Upstream(json_answer())
+    app = gateway(upstream, ROUTES, clock=clock, store=store)
+    async with asking(app) as client:
+        places = app.upstreams["api"].places
+        places.queue = 0
+        entered = [await places.enter() for _ in range(places.places)]
+        shed = await client.get("/item/1")
+        assert (shed.status_code, shed.json()["title"]) == (503, "The upstream service is busy")
+        assert int(shed.headers["retry-after"]) >= 1
+        assert (store.taken, upstream.asked, places.shed) == (0, 0, 1)
+        for each in entered:
+            places.leave(each)
+        assert (await client.get("/item/1")).status_code == 200
+        assert (store.taken, upstream.asked) == (1, 1)
