@@ -28,9 +28,11 @@ from .outcome import Outcome, Result
 from .part_plan import Values
 from .part_run import Kit, Resolved, Run
 from .part_source import Wanting
-from .policy import MAX_LIFE, OWN_TAG, Facts, fields_of_304, not_modified
+from .policy import OWN_TAG, Facts, fields_of_304, not_modified
 from .templates import render_tag
 
+CONSTANT_LIFE = 60.0
+"""Seconds that an answer lives where nobody was asked: of constants, and of parts that were left out."""
 SLACK = 1.0
 """Seconds beyond the parts' deadline until the engine itself gives the whole up."""
 
@@ -108,7 +110,7 @@ class Aggregate:
         complete = run.complete
         tiers = self.engine.tiers
         stamp = tiers.stamp() if at_once else tiers.least_stamp(each for life in lives for each in life.stamps)
-        life = joining(lives, complete=complete, stamp=stamp, longest=MAX_LIFE, vary=self.vary)
+        life = joining(lives, complete=complete, stamp=stamp, longest=CONSTANT_LIFE, vary=self.vary)
         parts = ", ".join(f"{each.name}={each.text}" for each in exchange.parts)
         headers = [
             (b"content-type", b"application/json"),

@@ -80,7 +80,8 @@ class _PartConfig(Model):
     body: JsonValue = None
     """What a POST sends, as JSON."""
     headers: dict[str, str] = {}
-    """Request headers of the part, with values in braces as in `path`; each is part of its cache key."""
+    """Request headers of the part, with values in braces as in `path`; each is part of its cache key. One whose value
+    the client did not send is left out."""
     query: TextList = []
     """The client's query parameters that are passed on to the part, where the client sends them."""
     ttl: Ttl = "origin"

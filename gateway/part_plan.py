@@ -41,10 +41,11 @@ class PartProblem:
 
 
 class Missing(Exception):
-    """A value that a template needs is not there; `what` names it."""
+    """A value that a template needs is not there; `what` names it. `unsent`: it is one that the client did not send."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, unsent: bool = False) -> None:
         self.what = what
+        self.unsent = unsent
         super().__init__(what)
 
 
@@ -86,7 +87,7 @@ class Values:
                 value = searched(reference.expression, self.parts.get(part))
         text = as_text(value)
         if text is None:
-            raise Missing(reference.text)
+            raise Missing(reference.text, unsent=reference.source in ("query", "header"))
         return text
 
 
@@ -127,6 +128,15 @@ class Text:
         found = [values.of(reference) for reference in self.references]
         return self.literals[0] + "".join(a + b for a, b in zip(found, self.literals[1:], strict=True))
 
+    def given(self, values: Values) -> str | None:
+        """The same; None where it takes a value that the client did not send. Raises Missing."""
+        try:
+            return self.render(values)
+        except Missing as missing:
+            if missing.unsent:
+                return None
+            raise
+
 
 @dataclass(frozen=True)
 class PartTarget:
@@ -147,8 +157,8 @@ class PartTarget:
         for number, reference in enumerate(self.references):
             try:
                 value = values.of(reference)
-            except Missing:
-                if reference.source not in ("query", "header") or f"{{p{number}}}" in self.template.path:
+            except Missing as missing:
+                if not missing.unsent or f"{{p{number}}}" in self.template.path:
                     raise
                 absent.add(number)
                 value = ""

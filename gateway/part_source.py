@@ -268,9 +268,11 @@ class Source:
     def _with_own_headers(
         self, planned: Plan, headers: Headers, values: Values
     ) -> tuple[Plan, list[tuple[bytes, bytes]]]:
-        """The part's own request headers: sent, and part of the key whoever decides its life. Raises Missing."""
-        own = [(name, text.render(values).encode("latin-1", "replace")) for name, text in self.part.headers]
-        names = [name for name, _ in own]
+        """The part's own request headers: sent, and part of the key whoever decides its life; but for those whose value
+        the client did not send. Raises Missing."""
+        given = [(name, text.given(values)) for name, text in self.part.headers]
+        own = [(name, value.encode("latin-1", "replace")) for name, value in given if value is not None]
+        names = [name for name, _ in given]
         if any(b"\r" in value or b"\n" in value or b"\0" in value for _, value in own):
             raise RequestRefused("A value has a line break, which no header may have.")
         lines = [f"header {name.decode()}:{value.decode('latin-1')}" for name, value in own]

@@ -683,6 +683,23 @@ async def test_the_part_that_takes_longest_is_asked_first(clock: TurnedClock) ->
     assert 0.1 < paces["offers"].seconds < 1.0
 
 
+async def test_a_header_whose_value_the_client_did_not_send_is_left_out(clock: TurnedClock) -> None:
+    shop = two()
+    parts = {**TWO, "offers": part("/offers", headers={"x-app": "{header.x-app}", "x-key": "k"})}
+    async with asking(home(shop, parts, clock)) as client:
+        assert said(await client.get("/home/7"))["offers"] == "miss"
+        assert "x-app" not in shop.requests[-1].headers
+        assert said(await client.get("/home/7", headers={"x-app": "1"}))["offers"] == "miss"
+    assert [request.headers.get("x-app") for request in shop.requests if request.url.path == "/offers"] == [None, "1"]
+
+
+async def test_an_answer_for_which_nobody_was_asked_lives_for_a_minute(clock: TurnedClock) -> None:
+    parts = {"version": {"static": 1}, "debug": part("/debug", when="query.debug")}
+    async with asking(home(Shop(), parts, clock)) as client:
+        response = await client.get("/home/7")
+    assert (response.json(), response.headers["cache-control"]) == ({"version": 1}, "max-age=60")
+
+
 async def test_an_empty_list_is_an_empty_part(clock: TurnedClock) -> None:
     shop = Shop()
     shop.set("/cart/7", {"items": []})
