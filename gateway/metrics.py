@@ -98,6 +98,12 @@ class Metrics:
             buckets=LAGS,
             registry=self.registry,
         )
+        self._collections = Histogram(
+            "gateway_garbage_collection_seconds",
+            "Full rounds of the garbage collector, in which nobody is answered.",
+            buckets=LAGS,
+            registry=self.registry,
+        )
         self._parts = Counter(
             "gateway_parts",
             "Parts of aggregates, by what became of them, each time they were joined.",
@@ -163,6 +169,10 @@ class Metrics:
 
     def loop_lag(self, seconds: float) -> None:
         self._loop_lag.observe(seconds)
+
+    def collected(self, seconds: float) -> None:
+        """A full round of the garbage collector took so long."""
+        self._collections.observe(seconds)
 
     def collect(self) -> Iterable[Metric]:
         """All of it as it is now."""

@@ -7,7 +7,6 @@ metrics, to end. It is not told by signals, but for SIGTERM: then it ends in ord
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -46,6 +45,7 @@ from .control import (
     Totals,
 )
 from .errors import ConfigError, GatewayError
+from .garbage import Garbage
 from .generations import Generations
 from .operations import operations_of
 from .server import LINGER, SETTLE, Server
@@ -109,6 +109,10 @@ class Worker:
         self.generations = Generations(
             create_app(loaded, store=_store(loaded.config, begin.redis_url, clock), clock=clock)
         )
+        self._garbage = Garbage(
+            lambda seconds: self.generations.current.metrics.collected(seconds),
+            idle=lambda: not self.generations.current.engine.under_way,
+        )
         self.operations = operations_of(self.generations, loaded)
         self._prepared: dict[int, tuple[Gateway, Loaded]] = {}
         self._questions: dict[int, asyncio.Future[list[Family]]] = {}
@@ -121,9 +125,9 @@ class Worker:
 
     async def run(self) -> int:
         """Answer until told to end; the exit status."""
-        _freeze()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._end, Retire(10.0))
-        behind = [asyncio.ensure_future(each) for each in (self._obey(), self._tell_ready(), self._tell())]
+        works = (self._garbage.run(), self._obey(), self._tell_ready(), self._tell())
+        behind = [asyncio.ensure_future(each) for each in works]
         await asyncio.gather(
             *(server.serve(sockets=[sock]) for server, sock in zip(self._servers, self._sockets, strict=True))
         )
@@ -179,6 +183,7 @@ class Worker:
             gateway, loaded = prepared
             self.operations.rebase(loaded)
             self.generations.switch(gateway)
+            self._garbage.thaw_soon()
 
     def _end(self, order: Stop | Retire) -> None:
         if self._ending is None:
@@ -257,10 +262,3 @@ def _store(config: Config, url: str, clock: SystemClock) -> SharedStore | None:
     if url == "none":
         return None
     return RedisStore(url, prefix=config.redis_prefix, budget=config.redis_budget.total_seconds(), clock=clock)
-
-
-def _freeze() -> None:
-    """Keep what was made at start out of the garbage collector's full rounds: walking its hundred thousand objects
-    takes 80 ms, in which nobody is answered."""
-    gc.collect()
-    gc.freeze()

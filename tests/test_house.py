@@ -70,6 +70,7 @@ IO = frozenset(
         "figures",
         "flight",
         "flying",
+        "garbage",
         "handlers",
         "hits",
         "hosts",
