@@ -8,16 +8,18 @@ request, and undoes it after the last.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import importlib
 import logging
+import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -61,6 +63,9 @@ from .traffic import Desk, LocalDesk, RedisDesk, Traffic, Watch
 from .typed_parts import TypedAggregate, typed_aggregate
 from .upstreams import Upstream
 
+if TYPE_CHECKING:
+    from .tracing import Tracing
+
 logger = logging.getLogger("gateway")
 LEAST_EDGE = 8 * 1024 * 1024
 """Bytes, in each worker, with Redis: where `memory` is small, what the edge knows lets it answer from there."""
@@ -74,6 +79,7 @@ def create_app(
     transport: Transport | None = None,
     clock: Clock | None = None,
     log: AccessLog | None = None,
+    tracing: Tracing | None = None,
 ) -> Gateway:
     """The gateway as a FastAPI app.
 
@@ -81,14 +87,16 @@ def create_app(
     of a YAML file (then `.env` and the environment count too). `store` is the shared tier; without one it is made from
     `redis_url`, where `embedded` means what `gateway serve` starts: an app made here alone has its memory only.
     `transport` carries requests to all upstreams, or makes one for an upstream's name. `clock` tells the time that
-    entries are judged by.
+    entries are judged by. `tracing` makes spans; without it OpenTelemetry's variables of the environment decide.
 
     Raises ConfigError where the configuration is wrong.
     """
     loaded = _configuration(config)
     clock = clock or SystemClock()
     shared = store if store is not None else _shared(loaded.config, clock)
-    gateway = Gateway(loaded.config, shared=shared, transport=transport, clock=clock, log=log)
+    if tracing is None and any(name.startswith("OTEL_") for name in os.environ):
+        tracing = _tracing_of_environment()
+    gateway = Gateway(loaded.config, shared=shared, transport=transport, clock=clock, log=log, tracing=tracing)
     gateway.origins = partial(sources_of, loaded)
     gateway.admin_token = loaded.admin_token
     return gateway
@@ -100,6 +108,7 @@ class _Given:
 
     transport: Transport | None
     log: AccessLog | None
+    tracing: Tracing | None
 
 
 class Gateway(FastAPI):
@@ -113,6 +122,7 @@ class Gateway(FastAPI):
         transport: Transport | None,
         clock: Clock,
         log: AccessLog | None,
+        tracing: Tracing | None = None,
         before: Gateway | None = None,
     ) -> None:
         self.config = config
@@ -120,7 +130,7 @@ class Gateway(FastAPI):
         self.admin_token: str | None = None
         self.stopping = False
         self.successor: Gateway | None = None
-        self._given = _Given(transport, log)
+        self._given = _Given(transport, log, tracing)
         self._log = log if log is not None else (JsonAccessLog(hits=config.log_hits) if config.access_log else silent)
         self._included: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         if before is None:
@@ -139,6 +149,7 @@ class Gateway(FastAPI):
             cors=Cors(self, config.cors) if config.cors.enabled else None,
             log=self._log,
             trusted=Trusted(config.trusted_proxies),
+            traced=tracing is not None,
             room=max(config.memory // config.workers // 8, 0 if isinstance(self.shared, NoShared) else LEAST_EDGE),
         )
         self.inner: ASGIApp | None = None
@@ -207,7 +218,13 @@ class Gateway(FastAPI):
         if known is not None and known.config == config:
             return known
         transport = self._given.transport
-        return Upstream(name, config, transport(name) if callable(transport) else transport, alone=self._alone)
+        return Upstream(
+            name,
+            config,
+            transport(name) if callable(transport) else transport,
+            alone=self._alone,
+            tracing=self._given.tracing,
+        )
 
     def renewed(self, loaded: Loaded) -> Gateway:
         """The next generation: routes and settings of `loaded`, and all else of this one. Nothing of this one changes
@@ -218,6 +235,7 @@ class Gateway(FastAPI):
             clock=self.engine.clock,
             transport=self._given.transport,
             log=self._given.log,
+            tracing=self._given.tracing,
             before=self,
         )
         fresh.origins = partial(sources_of, loaded)
@@ -262,6 +280,10 @@ class Gateway(FastAPI):
             app = Cors(app, self.config.cors)
         trusted = Trusted(self.config.trusted_proxies)
         app = Timing(app, metrics=self.metrics, log=self._log, trusted=trusted)
+        if self._given.tracing is not None:
+            from .tracing import TracedRequests
+
+            app = TracedRequests(app, self._given.tracing)
         return Explaining(app, self.explain, token=self.admin_token, trusted=trusted)
 
     def _add_routes(self) -> None:
@@ -474,6 +496,8 @@ class Gateway(FastAPI):
         await self.watch.aclose()
         await self.purges.aclose()
         await self.shared.aclose()
+        if self._given.tracing is not None:
+            await asyncio.to_thread(self._given.tracing.close)
 
 
 def _configuration(config: Config | Loaded | Mapping[str, Any] | Path | str | None) -> Loaded:
@@ -485,6 +509,12 @@ def _configuration(config: Config | Loaded | Mapping[str, Any] | Path | str | No
     for warning in loaded.warnings:
         logger.warning(warning)
     return loaded
+
+
+def _tracing_of_environment() -> Tracing | None:
+    from .tracing import tracing_of_environment  # OpenTelemetry is imported by those who use it only
+
+    return tracing_of_environment(os.environ)
 
 
 def _shared(config: Config, clock: Clock) -> SharedStore:

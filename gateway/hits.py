@@ -42,6 +42,7 @@ from .proxies import Trusted
 from .record import Stored, VaryIndex
 from .targets import Target
 from .tiers import Found, Selection
+from .trace_context import TRACEPARENT
 from .traffic import key_hash
 
 # What makes a request more than a plain one: the app knows what to do.
@@ -244,6 +245,7 @@ class Edge:
         cors: Cors | None = None,
         log: AccessLog = silent,
         trusted: Trusted | None = None,
+        traced: bool = False,
         room: int = 32 * 1024 * 1024,
     ) -> None:
         self._engine = engine
@@ -254,6 +256,7 @@ class Edge:
         self._cors = cors
         self._log = None if log is silent else log
         self._trusted = trusted or Trusted([])
+        self._traced = traced
         self._timings = {result: _timings(result) for result in (Result.HIT, Result.STALE)}
         self._most = max(64, room // 4096)
         self._joins = Joins(engine, metrics=metrics, cors=cors, log=self._log, exchange=self._exchange, most=self._most)
@@ -286,6 +289,8 @@ class Edge:
     def judged(self, text: bytes, headers: list[tuple[bytes, bytes]]) -> Block:
         """The judged form of a header block whose headers, without X-Request-ID, are these."""
         block = Block(headers)
+        if self._traced and has(headers, TRACEPARENT):
+            block.plain = False  # its client wants to see it in a trace
         if len(text) <= REMEMBERED:
             if len(self.blocks) * 4 >= self._most:
                 del self.blocks[next(iter(self.blocks))]

@@ -25,6 +25,7 @@ from .metrics import Metrics
 from .outcome import LOCAL, cache_status
 from .proxies import Trusted
 from .targets import Target, check_host, normalise, split_raw_target
+from .trace_context import PASSED_ON, traceparent_of
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 RAW_TARGET_KEY = "gateway.raw_target"
@@ -52,6 +53,7 @@ class Timing:
             return
         exchange = _exchange(scope, self._trusted)
         scope[SCOPE_KEY] = exchange
+        PASSED_ON.set(traceparent_of(exchange.headers))
         status, size = 500, 0
 
         async def send_told(message: Message) -> None:

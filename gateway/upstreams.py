@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 import httpx
@@ -32,7 +32,11 @@ from .fetched import translated as translated
 from .headers import Headers, has, without
 from .hosts import Base, Host
 from .targets import normalise
+from .trace_context import PASSED_ON, traced
 from .transport import IDEMPOTENT, Attempt, Interim, Received, Timeouts, Transport
+
+if TYPE_CHECKING:
+    from .tracing import Call, Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +72,10 @@ class Upstream:
         *,
         alone: Callable[[], bool] = lambda: False,
         monotonic: Callable[[], float] = time.monotonic,
+        tracing: Tracing | None = None,
     ) -> None:
         self.name = name
+        self._tracing = tracing
         self.config = config
         self.timeout = config.timeout.total_seconds()
         self._connect_timeout = config.connect_timeout.total_seconds()
@@ -112,7 +118,14 @@ class Upstream:
         `interim` is told of 1xx responses before it. The caller closes the body. Raises UpstreamError: no place, a
         host left alone, no connection, a deadline passed, nonsense received.
         """
-        sending = _Sending(method, target, self._forwarded(headers), body, interim, patience, self.timeout)
+        if self._tracing is None:
+            sent = self._forwarded(traced(headers, PASSED_ON.get()))
+            return await self._fetch(_Sending(method, target, sent, body, interim, patience, self.timeout))
+        with self._tracing.call(self.name, method, target) as call:
+            sent = self._forwarded(traced(headers, call.traceparent))
+            return await self._fetch(_Sending(method, target, sent, body, interim, patience, self.timeout), call)
+
+    async def _fetch(self, sending: _Sending, call: Call | None = None) -> Fetched:
         self.budget.asked()
         entered = await self._place(sending.until)
         try:
@@ -120,6 +133,8 @@ class Upstream:
         except BaseException:
             self.places.leave(entered)
             raise
+        if call is not None:
+            call.answered(host, response.status)
 
         def done(broke: bool) -> None:
             self.places.leave(entered)

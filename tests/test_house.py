@@ -99,6 +99,8 @@ IO = frozenset(
         "spawning",
         "storing",
         "tiers",
+        "trace_context",
+        "tracing",
         "traffic",
         "transport",
         "typed_parts",
