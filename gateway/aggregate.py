@@ -25,7 +25,7 @@ from .joining import joining
 from .keys import Plan
 from .merge import Piece, joined
 from .outcome import Outcome, Result
-from .part_plan import Values
+from .part_plan import Values, sole_part
 from .part_run import Kit, Resolved, Run
 from .part_source import Wanting
 from .policy import OWN_TAG, Facts, fields_of_304, not_modified
@@ -105,7 +105,7 @@ class Aggregate:
         failed = run.failed_requirement
         if failed is not None and failed.failure is not None:
             raise PartFailed(failed.name, failed.failure.kind, failed.failure.status)
-        body = joined([*self._pieces(run), *self._more(run, exchange)], self.config.merge)
+        body = self._joined(run, exchange)
         lives = [each.life for each in run.results.values() if each.life is not None]
         complete = run.complete
         tiers = self.engine.tiers
@@ -131,6 +131,17 @@ class Aggregate:
         keying = self.route.keying
         credentials = {"authorization": keying.authorization != "ignore", "cookie": keying.cookies != ()}
         return frozenset((*(keying.vary or ()), *(name for name, counts in credentials.items() if counts)))
+
+    def _joined(self, run: Run, exchange: Exchange) -> bytes:
+        alone = run.results.get(self.sole) if self.sole is not None else None
+        if alone is not None:
+            return alone.text or b"null"
+        return joined([*self._pieces(run), *self._more(run, exchange)], self.config.merge)
+
+    @cached_property
+    def sole(self) -> str | None:
+        """The part that is the whole answer, where there is no other and nothing is said beside it."""
+        return None if self.config.envelope or self.config.errors else sole_part(self.config.parts)
 
     def _pieces(self, run: Run) -> Iterator[Piece]:
         for name in run.shown:

@@ -26,7 +26,7 @@ from .merge import Shape
 from .metrics import Metrics
 from .part_config import PartConfig, compiled
 from .part_origin import Persistence
-from .part_plan import PartPlan, PlannedPart, Values, cross_problems, near
+from .part_plan import PartPlan, PlannedPart, Values, cross_problems, near, sole_part
 from .part_run import Kit
 from .part_source import Resting, Source
 from .policy import Rules, facts_of
@@ -127,7 +127,8 @@ class Builder:
         select = compiled(config.select) if config.select is not None else None
         shape = Shape(select, tuple(config.allow), tuple(config.deny), tuple(config.rename.items()))
         needed = part.name in plan.needed
-        at_root = config.at_root and config.for_each is None
+        merged = config.at_root and config.for_each is None and sole_part(route.parts) is None
+        at_root = merged or (config.at_root and (route.envelope or route.errors))
         return Source(
             part=part,
             through=name,

@@ -78,6 +78,8 @@ def aggregate_operation(aggregate: Aggregate) -> dict[str, Any]:
 def _joined_schema(aggregate: Aggregate) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     required: list[str] = []
+    if aggregate.sole is not None:
+        return _part_schema(aggregate.name, aggregate.sole, aggregate.config.parts[aggregate.sole])
     for name, part in aggregate.config.parts.items():
         schema = _part_schema(aggregate.name, name, part)
         group = part.group_of(name)

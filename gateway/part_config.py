@@ -126,7 +126,8 @@ class _PartConfig(Model):
     rename: dict[str, str] = {}
     """New names by dotted path, through lists: `{seller.town: city}`."""
     group: str | None = None
-    """The name under which the part stands. Not set: its own; null: merged into the root."""
+    """The name under which the part stands. Not set: its own; null: merged into the root. Of an aggregate that has no
+    other part, null makes the part the whole answer, whatever it is: an object, a list, a number."""
     for_each: Expression | None = None
     """A list of an earlier part, as JMESPath: `cart.items[*].id`. The part is asked for each of its elements
     (`{item}`), equal ones once, and is the list of the answers in that order."""

@@ -276,12 +276,22 @@ def _ordered(needs: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], tup
     return tuple(order), ()
 
 
+def sole_part(parts: Mapping[str, PartConfig]) -> str | None:
+    """The part that is the whole answer: the only one, and under no name."""
+    shown = [name for name, part in parts.items() if not part.shadow]
+    return shown[0] if len(shown) == 1 and parts[shown[0]].at_root else None
+
+
 def _group_problems(parts: Mapping[str, PartConfig]) -> Iterator[PartProblem]:
     taken: dict[str, str] = {}
+    sole = sole_part(parts)
     for name, part in parts.items():
         if name in RESERVED:
             yield PartProblem(("parts", name), f"{name} is a name that templates use; choose another")
         group = part.group_of(name)
+        if part.at_root and part.for_each is not None and name != sole:
+            message = "null merges objects into the root, and a part with `for_each` is a list; give it a name"
+            yield PartProblem(("parts", name, "group"), message)
         if group is None or part.shadow:
             continue
         if group in ("_meta", "_errors") or not group:

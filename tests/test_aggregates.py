@@ -700,6 +700,20 @@ async def test_an_answer_for_which_nobody_was_asked_lives_for_a_minute(clock: Tu
     assert (response.json(), response.headers["cache-control"]) == ({"version": 1}, "max-age=60")
 
 
+@pytest.mark.parametrize("came", [b'[{"id":1,"secret":2}]', b'{"id":1,"secret":2}', b"7", b'"text"', b"null"])
+async def test_a_part_alone_at_the_root_is_the_whole_answer(came: bytes, clock: TurnedClock) -> None:
+    shop = Shop()
+    shop.set("/all", came)
+    parts = {"all": part("/all", group=None, deny=["secret"])}
+    async with asking(home(shop, parts, clock)) as client:
+        first, second = await client.get("/home/7"), await client.get("/home/7")
+        schema = (await client.get("/openapi.json")).json()
+    assert first.content == second.content == came.replace(b',"secret":2', b"")
+    assert second.headers["cache-status"].startswith("gateway; hit")
+    content = schema["paths"]["/home/{user}"]["get"]["responses"]["200"]["content"]
+    assert content["application/json"]["schema"] == {}
+
+
 async def test_an_empty_list_is_an_empty_part(clock: TurnedClock) -> None:
     shop = Shop()
     shop.set("/cart/7", {"items": []})

@@ -209,6 +209,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"a": part("/a/../x")}, "parts.a.path", "dot segments"),
     ({"a": part(), "b": part(group="a")}, "parts.b.group", "a is the group of the part a already"),
     ({"a": part(group="_meta")}, "parts.a.group", "can't be a group's name"),
+    (
+        {"a": part(), "b": part(path="/b/{item}", for_each="a.ids", group=None)},
+        "parts.b.group",
+        "a part with `for_each` is a list; give it a name",
+    ),
     ({"query": part()}, "parts.query", "a name that templates use"),
     ({"a": part(select="x[")}, "parts.a.select", "no JMESPath"),
     ({"a": part(when="query")}, "parts.a.when", "such as query.name"),
