@@ -19,7 +19,6 @@ from .errors import ConfigError, ConfigProblem, RequestRefused
 from .exchange import Exchange, exchange_of
 from .fetched import WholeBody
 from .headers import Headers, first
-from .hits import Recall
 from .joinable import joinable
 from .keys import Keying, plan, primary_key
 from .merge import Shape
@@ -31,6 +30,7 @@ from .part_run import Kit
 from .part_source import Resting, Source
 from .policy import Rules, facts_of
 from .proxies import Trusted
+from .remembered import Recall
 from .routes import Declared, has_body, keying_of, local_path, public_constants, purge_response, rules_of
 from .targets import Target, pair_name
 from .upstreams import Upstream

@@ -16,14 +16,12 @@ What it leans on in uvicorn is named in `INTERNALS`, and a test fails where a ne
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
 from http import HTTPStatus
-from random import getrandbits
 from typing import Any, cast
 
 import httptools
@@ -34,10 +32,11 @@ from .errors import RequestRefused
 from .exchange import INTERIM_KEY, LOOKED_KEY, exchange_of
 from .framing import ChunkedBody, LengthBody
 from .heads import Framing, Line, check_part, read_fields, read_framing, read_line
-from .hits import Block, Edge, Recall, Spot
-from .middleware import RAW_TARGET_KEY, REQUEST_ID
+from .hits import Edge
+from .middleware import RAW_TARGET_KEY
+from .remembered import Block, Recall, Spot
+from .repeats import Repeat, bearer_of
 
-_REQUEST_ID_LINE = re.compile(rb"\r\nx-request-id:[ \t]*([A-Za-z0-9._\-]{1,128})\r\n", re.IGNORECASE)
 PASSED_ON = (HTTPStatus.PROCESSING, HTTPStatus.EARLY_HINTS)
 
 INTERNALS = {
@@ -91,9 +90,10 @@ class GatewayProtocol(HttpToolsProtocol):
         self._stalled = NEVER
         # What the edge knows of this connection: its client sends the same header block with each request.
         self._edge: Edge | None = None
-        self._block: Block | None = None
-        self._front = self._rear = b""
-        self._numbered = False
+        self._bearer, self._wrapped = bearer_of(self.app)
+        self._repeat: Repeat | None = None
+        self._ready: Repeat | None = None
+        """The same, while nothing is under way: the next request may be answered by it."""
         self._line = b""
         # The shared tier is asked for the answer to the present request; the app does not know of it yet.
         self._asking: asyncio.Task[None] | None = None
@@ -154,6 +154,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def make_this_the_last(self) -> None:
         """Let the answer that is under way, if its head is not yet sent, be the last on its connection."""
+        self._ready = None
         if self._asking is not None:
             self._last = True
         elif self._pending and not self.cycle.response_started:
@@ -165,6 +166,10 @@ class GatewayProtocol(HttpToolsProtocol):
         else:
             super().shutdown()
 
+    def pause_writing(self) -> None:
+        self._ready = None
+        super().pause_writing()
+
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._at < len(self._buffer):
@@ -173,8 +178,11 @@ class GatewayProtocol(HttpToolsProtocol):
     # --- bytes ---------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if self._block is not None and not self._buffer and self._is_hit(data):
-            return
+        repeat = self._ready
+        if repeat is not None:
+            if self._is_hit(repeat, data):
+                return
+            self._ready = None
         if self._phase is Phase.CLOSING:
             return
         rest = len(self._buffer) - self._at
@@ -205,6 +213,12 @@ class GatewayProtocol(HttpToolsProtocol):
             self._buffer, self._at = b"", 0
         if self._phase is Phase.HEAD and not self._pending:
             self.flow.resume_reading()
+            self._be_ready()
+
+    def _be_ready(self) -> None:
+        """Nothing is under way, and no answer is owed: let the next request be a hit, if what came is all read."""
+        if not self._buffer and not self.flow.write_paused:
+            self._ready = self._repeat
 
     @property
     def _pending(self) -> bool:
@@ -241,7 +255,7 @@ class GatewayProtocol(HttpToolsProtocol):
         fields = read_fields(head[end + 2 : -2], limits)
         framing = read_framing(line, fields, limits)
         if framing.length == 0 and self._method in ("GET", "HEAD") and not self.root_path:
-            edge: Edge | None = getattr(self.app, "edge", None)
+            edge = self._bearer.edge if self._bearer is not None else None
             if edge is not None and self._is_known(edge, head, end, Request(head, line, fields, framing)):
                 return
             self._edge, self._line = edge, head[:end]
@@ -249,59 +263,40 @@ class GatewayProtocol(HttpToolsProtocol):
 
     # --- hits ----------------------------------------------------------------------------------------------
 
-    def _is_hit(self, data: bytes) -> bool:
+    def _is_hit(self, repeat: Repeat, data: bytes) -> bool:
         """Answer `data`, if it is one request with the header block that this connection sent before, and the answer
         lies ready. What the door would check of it was checked then: it is the same, byte for byte, but for a request
         line that was judged before and a request id."""
-        edge, block, front, cycle = self._edge, self._block, self._front, self.cycle
-        current: Edge | None = getattr(self.app, "edge", None)
-        if edge is None or block is None or edge is not current:
+        edge, bearer = repeat.edge, self._bearer
+        if bearer is None or bearer.edge is not edge:
             return False
-        if self._phase is not Phase.HEAD or (cycle is not None and not cycle.response_complete):
-            return False
-        if self._asking is not None:
-            return False
-        if self.flow.write_paused:
-            return False
-        end = data.find(b"\r\n")
-        spot = edge.spots.get(data[:end])
-        if spot is None or not data.startswith(front, end) or not spot.modern:
-            return False
-        if self._numbered:
-            start, stop = end + len(front), len(data) - len(self._rear)
-            request_id = data[start:stop]
-            if stop <= start or not data.endswith(self._rear) or not REQUEST_ID.fullmatch(request_id):
-                return False
-        elif len(data) != end + len(front):
-            return False
-        else:
-            request_id = b"%032x" % getrandbits(128)
         began = time.perf_counter()
-        if not edge.answer(self.transport, self._peer, spot, block, request_id, began):
+        end = data.find(b"\r\n")
+        if not data.startswith(repeat.front, end):
             return False
+        request_id = repeat.request_id(data, end)
+        if not request_id:
+            return False
+        line, block = data[:end], repeat.block
+        memo = block.memos.get(line)
+        if memo is None or not edge.memos.answer(memo, self.transport, self._peer, block, request_id, began):
+            spot = edge.spots.get(line)
+            if spot is None or not edge.answer(self.transport, self._peer, spot, block, request_id, began):
+                return False
+            if block.close or not spot.modern:
+                self.transport.close()
         self.server_state.total_requests += 1
-        if block.close:
-            self.transport.close()
         self._deadline = began + self._keep_alive
         return True
 
     def _is_known(self, edge: Edge, head: bytes, end: int, request: Request) -> bool:
         """Answer a request whose head was read, if the answer lies ready, or may lie in the shared tier; and remember
         its header block."""
-        fields = request.fields
-        match = _REQUEST_ID_LINE.search(head, end)
-        if match is not None:
-            front, rear, request_id = head[end : match.start(1)], head[match.end(1) :], match[1]
-        else:
-            front, rear, request_id = head[end:], b"", b"%032x" % getrandbits(128)
-        text = front + rear
-        block = edge.blocks.get(text)
-        if block is None:
-            block = edge.judged(text, _without_request_id(fields) if match is not None else fields)
-        if not block.plain:
+        repeat, request_id = Repeat.of(edge, head, end, request.fields)
+        block = repeat.block
+        if not block.plain or (block.proxied and self._wrapped):
             return False
-        self._edge, self._block = edge, block
-        self._front, self._rear, self._numbered = front, rear, match is not None
+        self._edge, self._repeat = edge, repeat
         spot = edge.spots.get(head[:end])
         if spot is None:
             return False
@@ -347,7 +342,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self._release()
         if self.transport.is_closing():
             return
-        ready = brought is not None and getattr(self.app, "edge", None) is edge
+        ready = brought is not None and self._bearer is not None and self._bearer.edge is edge
         if ready and edge.answer(self.transport, self._peer, spot, block, request_id, self._began, brought):
             self._answered(spot, block)
             self._go_on()
@@ -403,6 +398,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _refuse(self, refused: RequestRefused) -> None:
         """Answer, and end the connection; where an answer has begun, only end it."""
+        self._ready = None
         begun = self._end_cycle()
         self._phase = Phase.CLOSING
         self._buffer, self._at = b"", 0
@@ -471,6 +467,8 @@ class GatewayProtocol(HttpToolsProtocol):
             self.loop.call_soon(self._advance)
         else:
             self.flow.resume_reading()
+            if self._phase is Phase.HEAD:
+                self._be_ready()
 
     def _release(self) -> None:
         if self._admitted:
@@ -504,12 +502,6 @@ def door_of(app: object) -> Door:
             return door
         app = getattr(app, "app", None)
     return Door()
-
-
-def _without_request_id(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The fields without the first request id."""
-    at = next(i for i, (name, _) in enumerate(fields) if name == b"x-request-id")
-    return fields[:at] + fields[at + 1 :]
 
 
 def _without_upgrade(line: Line, fields: Sequence[tuple[bytes, bytes]]) -> bytes:

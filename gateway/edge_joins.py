@@ -32,7 +32,7 @@ from .tiers import Selection
 
 if TYPE_CHECKING:
     from .engine import Engine
-    from .hits import Block, Spot
+    from .remembered import Block, Spot
 
 FORMS = 32
 """How many forms of a whole's head are kept, by Origin and the like; and how many wholes of one request line."""

@@ -38,11 +38,11 @@ from .engine import Ask, Engine, Route
 from .errors import GatewayError, UpstreamUnreachable
 from .exchange import SCOPE_KEY, Exchange, exchange_of
 from .headers import Headers, without
-from .hits import Recall
 from .keys import Keying, plan, primary_key
 from .metrics import Metrics
 from .outcome import Outcome, Result
 from .policy import TAG_FIELDS, Rules, facts_of
+from .remembered import Recall
 from .routes import has_body, local_path
 from .targets import Target, select_query
 from .templates import render_tag

@@ -282,7 +282,10 @@ def sampled(key: int, threshold: float) -> bool:
     return key < threshold * _HASHES
 
 
-class _Spot:
+class Sight:
+    """What was seen of one key in one tick: who counts there while `until` (seconds) is to come need not ask the
+    Recorder, but for `requests`."""
+
     __slots__ = ("count", "first", "last", "until")
 
     def __init__(self) -> None:
@@ -301,49 +304,54 @@ class Recorder:
         self.threshold = 1.0
         self.requests = 0
         self._most_keys = most_keys
-        self._spots: dict[int, _Spot] = {}
+        self._sights: dict[int, Sight] = {}
+        self._unsampled = Sight()
+        self._unsampled.until = math.inf
         self._out: list[Sighting] = []
 
-    def seen(self, key: int, now: float) -> None:
+    def seen(self, key: int, now: float) -> Sight:
+        """Count a request, and say where the next ones for `key` can be counted."""
         self.requests += 1
-        spot = self._spots.get(key)
-        if spot is None:
+        sight = self._sights.get(key)
+        if sight is None:
             if key >= self.threshold * _HASHES:
-                return
-            spot = self._new(key)
-        if now < spot.until:
-            spot.count += 1
-            spot.last = now
-            return
-        if spot.count:
-            self._out.append(Sighting(key, spot.first, spot.last, spot.count))
-        spot.count, spot.first, spot.last, spot.until = 1, now, now, now + TICK
+                return self._unsampled
+            sight = self._new(key)
+        if now < sight.until:
+            sight.count += 1
+            sight.last = now
+            return sight
+        if sight.count:
+            self._out.append(Sighting(key, sight.first, sight.last, sight.count))
+        sight.count, sight.first, sight.last, sight.until = 1, now, now, now + TICK
+        return sight
 
     def add(self, key: int, first: float, last: float, number: int) -> None:
         """As `seen`, for requests within one tick that the caller has counted itself."""
         self.requests += number
         if key < self.threshold * _HASHES:
-            if key not in self._spots:
+            if key not in self._sights:
                 self._new(key)
             self._out.append(Sighting(key, first, last, number))
 
-    def _new(self, key: int) -> _Spot:
-        spot = self._spots[key] = _Spot()
-        if len(self._spots) > self._most_keys:
+    def _new(self, key: int) -> Sight:
+        sight = self._sights[key] = Sight()
+        if len(self._sights) > self._most_keys:
             self.lower(self.threshold / 2)
-        return spot
+        return sight
 
     def lower(self, threshold: float) -> None:
         if threshold < self.threshold:
             self.threshold = threshold
-            self._spots = {key: spot for key, spot in self._spots.items() if sampled(key, threshold)}
+            self._sights = {key: sight for key, sight in self._sights.items() if sampled(key, threshold)}
 
     def take(self) -> tuple[int, list[Sighting]]:
         """All requests, and the sightings of sampled keys, since the last call. Keys not seen since are forgotten."""
-        for key, spot in self._spots.items():
-            if spot.count:
-                self._out.append(Sighting(key, spot.first, spot.last, spot.count))
-        self._spots.clear()
+        for key, sight in self._sights.items():
+            if sight.count:
+                self._out.append(Sighting(key, sight.first, sight.last, sight.count))
+            sight.until = -math.inf  # who still holds it asks again
+        self._sights.clear()
         requests, self.requests = self.requests, 0
         sightings, self._out = self._out, []
         sightings.sort(key=lambda each: each.first)

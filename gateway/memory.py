@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .record import Stored, VaryIndex, size_of
-from .s3fifo import S3Fifo
+from .s3fifo import Node, S3Fifo
 
 _INDEX_SIZE = 200  # a VaryIndex, its key, and its tuples of names
 _NAME_SIZE = 64
@@ -43,6 +43,15 @@ class Memory:
         """The response stored under a variant's key."""
         self.index: Callable[[str], VaryIndex | None] = self._indices.get
         """What is known of a primary key's variants."""
+        self.node: Callable[[str], Node[Stored] | None] = self._responses.node
+        """The node of a response's key: while its turn is the same, the same response lies there."""
+        self._unindexed: Node[VaryIndex] = Node("", None, 0, main=False)
+
+    def selector(self, primary: str) -> Node[VaryIndex]:
+        """A node whose turn changes with whatever could change which response of a primary key a request selects, but
+        for the responses' own nodes. All keys without an index share one, as most have none and an index comes once."""
+        node = self._indices.node(primary)
+        return self._unindexed if node is None else node
 
     def __repr__(self) -> str:
         s = self.statistics
@@ -69,9 +78,13 @@ class Memory:
             self._responses.remove(stored.key)
         else:
             self._responses.put(stored.key, stored, size)
+        if (index := self._indices.node(stored.primary)) is not None:
+            index.turn += 1  # it may now be the one of them that a request selects
         self._shrink()
 
     def put_index(self, index: VaryIndex) -> None:
+        if self._indices.node(index.primary) is None:
+            self._unindexed.turn += 1
         self._indices.put(index.primary, index, _index_size(index))
         self._shrink()
 

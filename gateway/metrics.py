@@ -44,7 +44,10 @@ class Tally:
         self.count += 1
         self.seconds += seconds
         if seconds > SECONDS[0]:
-            self.slow[bisect_left(SECONDS, seconds)] += 1
+            self.add_slow(seconds)
+
+    def add_slow(self, seconds: float) -> None:
+        self.slow[bisect_left(SECONDS, seconds)] += 1
 
 
 class PartTally:

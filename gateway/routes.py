@@ -25,12 +25,12 @@ from .engine import Ask, Engine, Route
 from .errors import RequestRefused, UpstreamError
 from .exchange import INTERIM_KEY, Exchange, exchange_of
 from .headers import Headers, first, has, values
-from .hits import Recall
 from .keys import Keying, passed_through, plan, primary_key
 from .metrics import Metrics
 from .policy import TAG_FIELDS, Rules, facts_of
 from .proxies import Trusted
 from .purges import Report
+from .remembered import Recall
 from .targets import Target, normalise, select_query
 from .templates import PathTemplate, TargetTemplate, compile_target, render_tag
 from .transport import Interim

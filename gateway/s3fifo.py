@@ -26,11 +26,12 @@ import msgspec
 
 V = TypeVar("V")
 
-ENTRY_BYTES = 136
+ENTRY_BYTES = 144
 """What an entry costs beside its key and value: its node and size, and its places in a shard and a queue."""
 
 _TEXT_BYTES = 56
-_MOST_USES = 3  # two bits, as in the paper: more remembers for longer, to no use
+GONE = -1
+MOST_USES = 3  # two bits, as in the paper: more remembers for longer, to no use
 _SMALL_SHARE = 10  # the small queue has one part in ten, as in the paper
 _PATIENCE = 64
 _SHARD_BYTES = 4 * 2**20  # of small entries: some 6,000
@@ -39,14 +40,19 @@ _GHOST_SHARE = 1024  # a ghost for each so many bytes of capacity: 0.8 % of it
 _MOST_GHOSTS = 2**22  # 32 MiB, for a capacity of 4 GiB and more
 
 
-class _Node(msgspec.Struct, Generic[V], gc=False):
-    """An entry in its queue. Once removed its `value` is None, and it leaves when it reaches the queue's head."""
+class Node(msgspec.Struct, Generic[V], gc=False):
+    """An entry in its queue. Once removed its `value` is None, and it leaves when it reaches the queue's head.
+
+    Who keeps a node need not look its key up again as long as its `turn` is the same: that changes with the value, and
+    is `GONE` for ever once the node has left. Such a use is counted as `get` counts it, up to `MOST_USES`.
+    """
 
     key: str
     value: V | None
     size: int
     main: bool
     uses: int = 0
+    turn: int = 0
 
 
 class S3Fifo(Generic[V]):
@@ -58,7 +64,7 @@ class S3Fifo(Generic[V]):
     __slots__ = ("_ghosts", "_main", "_mask", "_shards", "_small", "_small_bytes", "bytes", "entries", "overhead")
 
     def __init__(self, capacity: int) -> None:
-        self._shards: list[dict[str, _Node[V]]] = [{} for _ in range(_shards(capacity))]
+        self._shards: list[dict[str, Node[V]]] = [{} for _ in range(_shards(capacity))]
         self._mask = len(self._shards) - 1
         self._ghosts = Ghosts(min(capacity // _GHOST_SHARE, _MOST_GHOSTS))
         self.overhead = self._ghosts.bytes
@@ -72,9 +78,13 @@ class S3Fifo(Generic[V]):
         node = self._shards[hash(key) & self._mask].get(key)
         if node is None:
             return None
-        if node.uses < _MOST_USES:
+        if node.uses < MOST_USES:
             node.uses += 1
         return node.value
+
+    def node(self, key: str) -> Node[V] | None:
+        """The node of a key, which may have no value; not counted as a use."""
+        return self._shards[hash(key) & self._mask].get(key)
 
     def put(self, key: str, value: V, size: int) -> None:
         """Keep `value`, of `size` bytes beside `ENTRY_BYTES`, in place of what was kept under its key."""
@@ -89,7 +99,7 @@ class S3Fifo(Generic[V]):
             self._set(node, value, size)
             return
         main = self._ghosts.discard(hashed, len(self._small) + len(self._main))
-        shard[key] = node = _Node(key, value, size, main)
+        shard[key] = node = Node(key, value, size, main)
         (self._main if main else self._small).append(node)
         self._count(node, size)
         self.entries += 1
@@ -104,9 +114,11 @@ class S3Fifo(Generic[V]):
 
     def clear(self) -> None:
         for shard in self._shards:
+            for node in shard.values():
+                node.value, node.turn = None, GONE
             shard.clear()
-        self._small: deque[_Node[V]] = deque()
-        self._main: deque[_Node[V]] = deque()
+        self._small: deque[Node[V]] = deque()
+        self._main: deque[Node[V]] = deque()
         self._ghosts.clear()
         self.bytes = self._small_bytes = self.entries = 0
 
@@ -126,10 +138,12 @@ class S3Fifo(Generic[V]):
             self._ghosts.add(hash(node.key))
         del self._shards[hash(node.key) & self._mask][node.key]
         self._count(node, -node.size)
-        self.entries -= node.value is not None
-        return node.value is not None
+        valued = node.value is not None
+        self.entries -= valued
+        node.value, node.turn = None, GONE
+        return valued
 
-    def _next_of_small(self) -> _Node[V] | None:
+    def _next_of_small(self) -> Node[V] | None:
         """The head of the small queue, once those that earned it have moved on; None where all did, or many."""
         small = self._small
         for _ in range(min(_PATIENCE, len(small))):
@@ -141,7 +155,7 @@ class S3Fifo(Generic[V]):
             self._main.append(node)
         return None
 
-    def _next_of_main(self) -> _Node[V] | None:
+    def _next_of_main(self) -> Node[V] | None:
         """The head of the main queue, once those used since have queued again; None where it is empty."""
         main = self._main
         for _ in range(min(_PATIENCE, len(main))):
@@ -152,11 +166,12 @@ class S3Fifo(Generic[V]):
             main.append(node)
         return main.popleft() if main else None
 
-    def _set(self, node: _Node[V], value: V | None, size: int) -> None:
+    def _set(self, node: Node[V], value: V | None, size: int) -> None:
         self._count(node, size - node.size)
         node.value, node.size = value, size
+        node.turn += 1
 
-    def _count(self, node: _Node[V], size: int) -> None:
+    def _count(self, node: Node[V], size: int) -> None:
         self.bytes += size
         if not node.main:
             self._small_bytes += size

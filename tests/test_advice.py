@@ -107,6 +107,18 @@ def test_a_recorder_counts_all_requests_and_tells_those_of_one_tick_together() -
     assert recorder.take() == (0, [])
 
 
+def test_a_sight_that_is_still_held_when_it_was_told_counts_for_nothing_any_more() -> None:
+    recorder = Recorder()
+    sight = recorder.seen(7, 1.0)
+    assert recorder.seen(7, 1.01) is sight
+    recorder.take()
+    assert sight.until < 1.0
+    assert recorder.seen(7, 1.02) is not sight
+    recorder.lower(0.0)
+    assert recorder.seen(8, 1.0).until > 1e9
+    assert recorder.take() == (2, [])
+
+
 def test_requests_that_the_caller_counted_are_told_as_they_were_counted() -> None:
     recorder = Recorder(most_keys=50)
     recorder.add(3, 1.0, 1.09, 40)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.s3fifo import ENTRY_BYTES, Ghosts, S3Fifo
+from gateway.s3fifo import ENTRY_BYTES, GONE, Ghosts, S3Fifo
 
 UNIT = 1024
 ROOMY = 2**20
@@ -276,3 +276,23 @@ def test_the_garbage_collector_does_not_follow_entries() -> None:
     gc.collect()
     assert len(gc.get_objects()) - before < 100
     assert len(store) == 20_000
+
+
+# --- nodes that are kept -----------------------------------------------------------------------------------
+
+
+def test_a_nodes_turn_tells_that_its_value_is_another_or_gone() -> None:
+    store = holding(10, *"ab")
+    node, other = store.node("a"), store.node("b")
+    assert node is not None
+    assert other is not None
+    turns = [node.turn]
+    for change in (lambda: keep(store, "a", 10), lambda: store.remove("a"), lambda: keep(store, "a", 10)):
+        change()
+        turns.append(node.turn)
+    assert len(set(turns)) == 4
+    assert store.node("a") is node
+    store.evict()
+    store.clear()
+    assert [(each.value, each.turn) for each in (node, other)] == [(None, GONE), (None, GONE)]
+    assert store.node("a") is None

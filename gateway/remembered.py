@@ -1,0 +1,126 @@
+"""What the edge remembers of requests: how the app answered a request line, and what a header block asks for.
+
+Each is remembered for itself, as pairs of them would be many; what was answered to a pair last is its own affair
+(`memos`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .answers import Answer
+from .engine import Ask, Route
+from .epochs import EVERYTHING, key_name, route_name, tag_name
+from .exchange import Exchange
+from .headers import has, values
+from .joints import Joinable, Joint
+from .keys import plan, primary_key, variant_key
+from .ladder import Recorder
+from .targets import Target
+
+if TYPE_CHECKING:
+    from .memos import Memo
+    from .shapes import Ready
+
+# What makes a request more than a plain one: the app knows what to do.
+_NOT_PLAIN = frozenset(
+    (
+        *(b"cache-control", b"content-length", b"expect", b"if-match", b"if-range", b"if-unmodified-since", b"pragma"),
+        *(b"range", b"transfer-encoding", b"upgrade", b"x-request-id", b"gateway-explain"),
+    )
+)
+# What uvicorn's ProxyHeadersMiddleware, where it wraps the app, goes by.
+_PROXIED = frozenset((b"x-forwarded-for", b"x-forwarded-proto"))
+_FORMING = frozenset((b"accept-encoding", b"if-none-match", b"if-modified-since", b"origin"))
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """How the app answered a request, for the edge to do the same. `ask` is the request as the engine takes it, to
+    refresh a stale answer; None leaves stale answers to the app."""
+
+    route: Route
+    origin: str
+    target: str
+    tags: tuple[str, ...]
+    public: Callable[[Answer], Answer]
+    ask: Callable[[Exchange], Ask] | None
+    joinable: Callable[[Exchange], Joinable | None] | None = None
+    """How the answer can be joined of what lies in memory; of aggregates."""
+
+
+class Block:
+    """A request's header block, judged: whether the edge may answer it, and what of it selects an answer.
+
+    `headers` are without X-Request-ID. `plain` is False for whatever the app must see. `form` is what may change the
+    form of an answer: the codings, the conditions, the Origin. `proxied` is True where a proxy tells of the client.
+    """
+
+    __slots__ = (
+        *("bases", "clients", "close", "form", "headers", "host", "memos", "origin", "plain", "proxied"),
+        "vary",
+    )
+
+    def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
+        self.headers = headers
+        self.plain = not any(name in _NOT_PLAIN for name, _ in headers)
+        self.proxied = any(name in _PROXIED for name, _ in headers)
+        self.form = b"\n".join(name + b":" + value for name, value in headers if name in _FORMING)
+        origins = values(headers, b"origin")
+        self.origin = origins[0].decode("latin-1") if origins else None
+        hosts = values(headers, b"host")
+        self.host = hosts[0].decode("latin-1").lower() if hosts else ""
+        self.close = any(
+            item.strip(b" \t").lower() == b"close"
+            for value in values(headers, b"connection")
+            for item in value.split(b",")
+        )
+        self.bases: dict[Known, str | None] = {}
+        self.vary: dict[tuple[str, ...], str | None] = {}
+        self.clients: dict[str, bytes] = {}
+        self.memos: dict[bytes, Memo] = {}
+
+    def base(self, known: Known) -> str | None:
+        """What the counted inputs add to a primary key on a route; None where the request goes by the cache."""
+        asked = plan(known.route.keying, "", "", self.headers)
+        unshared = known.route.follows_origin and has(self.headers, b"authorization")
+        base = None if asked.bypass is not None or unshared else asked.base[len(primary_key("", "")) :]
+        self.bases[known] = base
+        return base
+
+    def variant(self, names: tuple[str, ...]) -> str | None:
+        """What the fields that a response varies on add to its base key; None where that can't be known here."""
+        suffix = None if "x-request-id" in names else variant_key("", names, self.headers)
+        self.vary[names] = suffix
+        return suffix
+
+
+class Known:
+    """A route as the edge knows it, and what is ready of its stored responses, by their keys."""
+
+    __slots__ = ("ready", "recorder", "route")
+
+    def __init__(self, route: Route, recorder: Recorder) -> None:
+        self.route = route
+        self.recorder = recorder
+        self.ready: dict[str, Ready] = {}
+
+
+class Spot:
+    """A request line that the app has answered before."""
+
+    __slots__ = ("head", "joints", "known", "line", "modern", "names", "primary", "recall", "target")
+
+    def __init__(self, line: bytes, recall: Recall, known: Known, target: Target | None) -> None:
+        self.line = line
+        self.recall = recall
+        self.known = known
+        self.target = target
+        self.head = line.startswith(b"HEAD ")
+        self.modern = line.endswith(b"HTTP/1.1")
+        self.primary = primary_key(recall.origin, recall.target)
+        tags = (tag_name(tag) for tag in recall.tags)
+        self.names = (EVERYTHING, key_name(self.primary), route_name(recall.route.name), *tags)
+        self.joints: dict[str, Joint | None] = {}
