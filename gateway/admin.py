@@ -25,7 +25,7 @@ from . import console
 from .app import Gateway, ready_response
 from .console import encoded, problem, who
 from .errors import RequestRefused
-from .explain import render as explained
+from .explain_text import render as explained
 from .operations import Operations
 from .routes import purge_response
 

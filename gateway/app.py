@@ -41,6 +41,7 @@ from .door import Door
 from .engine import Engine
 from .errors import ConfigError, ConfigProblem
 from .explain import Explainer, Origins, Trace, no_origins
+from .explain_handlers import HandlerRoute, handler_route
 from .explaining import Explaining
 from .governor import Governor
 from .handlers import STATE, Cached, Inputs, Runtime, cached_settings, inputs_of, refusing, upstream_names
@@ -368,6 +369,8 @@ class Gateway(FastAPI):
         for context in iter_route_contexts(self.routes):
             if not isinstance(context.original_route, APIRoute):
                 continue
+            if self._included and id(context.original_route) not in runtime.contexts:
+                runtime.late.add(id(context.original_route))
             runtime.contexts[id(context.original_route)] = context
             self._check_upstreams(context)
             typed = typed_aggregate(context.endpoint)
@@ -450,8 +453,20 @@ class Gateway(FastAPI):
 
     async def explain(self, method: str, raw_target: str, headers: Headers = ()) -> Trace:
         """Why a request would be answered as it would be, without asking, storing or counting anything."""
-        explainer = Explainer(self.declared, self.origins, self.engine, self.aggregates)
+        explainer = Explainer(self.declared, self.origins, self.engine, self.aggregates, self.handler_routes())
         return await explainer.explain(method, raw_target, headers)
+
+    def handler_routes(self) -> list[HandlerRoute]:
+        """The paths that Python handlers answer, declared ones and typed aggregates left out."""
+        runtime: Runtime = getattr(self.state, STATE)
+        others = {*self.config.routes, "_alive", "_ready"}
+        return [
+            handler_route(
+                context, (id(context.original_route) in runtime.late, _specificity(context.path or "/")), runtime
+            )
+            for context in runtime.contexts.values()
+            if context.name not in others and typed_aggregate(context.endpoint) is None
+        ]
 
     def ttls(self) -> dict[str, float | None]:
         """Each route's TTL as it stands, in seconds; None where it follows the upstream."""

@@ -141,7 +141,8 @@ def explain(
     """
     import msgspec
 
-    from .explain import Trace, render
+    from .explain import Trace
+    from .explain_text import render
 
     fields = [_field(text) for text in header or []]
     if not any(name == "accept" for name, _ in fields):
@@ -340,7 +341,7 @@ async def _explain_dry(loaded: Loaded, method: str, target: str, fields: list[tu
 
     alone = replace(loaded, config=loaded.config.model_copy(update={"redis_url": "none"}))
     gateway = create_app(alone)  # which is not started: it opens no connection
-    explainer = Explainer(gateway.declared, gateway.origins, None, gateway.aggregates)
+    explainer = Explainer(gateway.declared, gateway.origins, None, gateway.aggregates, gateway.handler_routes())
     try:
         return await explainer.explain(method, target, tuple((name.encode(), value.encode()) for name, value in fields))
     finally:

@@ -23,6 +23,7 @@ from .engine import Engine
 from .epochs import key_name, route_name, tag_name
 from .errors import RequestRefused
 from .exchange import Exchange
+from .explain_handlers import HandlerRoute, Order
 from .headers import Headers, combined, has
 from .keys import Keying, Plan, plan, variant_key
 from .part_plan import Missing
@@ -118,6 +119,7 @@ class Explainer:
     origins: Origins
     engine: Engine | None = None
     aggregates: Sequence[Aggregate] = ()
+    handlers: Sequence[HandlerRoute] = ()
 
     async def explain(self, method: str, raw_target: str, headers: Headers) -> Trace:
         """The trace of a request for `raw_target`, a path or one of the gateway's own URLs."""
@@ -126,21 +128,26 @@ class Explainer:
             path, query = split_raw_target(raw_target.encode("latin-1", "replace"), "", scheme="http")
             target = normalise(path, query)
             asked = _Request(method, request, target, headers)
-            matching = sorted(self._matching(target.path), key=lambda route: route.config.template.specificity)
+            matching = sorted(self._matching(target), key=_order)
             if not matching:
-                return Trace(request=request, target=str(target), decision="404", why="no declared route has this path")
-            lost = tuple(f"{other.name} ({other.config.path})" for other in matching[1:])
-            if isinstance(matching[0], Aggregate):
-                return await self._on_aggregate(asked, matching[0], lost)
-            return await self._on_route(asked, matching[0], lost)
+                return Trace(request=request, target=str(target), decision="404", why="no route has this path")
+            lost = tuple(f"{other.name} ({_path(other)})" for other in matching[1:])
+            match matching[0]:
+                case Aggregate() as aggregate:
+                    return await self._on_aggregate(asked, aggregate, lost)
+                case HandlerRoute() as handler:
+                    return await self._on_handler(asked, handler, lost)
+                case route:
+                    return await self._on_route(asked, route, lost)
         except RequestRefused as refused:
             return Trace(request=request, decision=str(refused.status), why=refused.detail)
 
-    def _matching(self, path: str) -> Iterator[Declared | Aggregate]:
+    def _matching(self, target: Target) -> Iterator[Explained]:
         routes: list[Declared | Aggregate] = [*self.declared, *self.aggregates]
         for route in routes:
-            if route.config.template.match(path) is not None:
+            if route.config.template.match(target.path) is not None:
                 yield route
+        yield from (handler for handler in self.handlers if handler.matches(target))
 
     async def _on_route(self, request: _Request, route: Declared, lost: tuple[str, ...]) -> Trace:
         asks, parameters = route.upstream_target(request.target.path, request.target.query)
@@ -169,6 +176,43 @@ class Explainer:
             entry=self._entry(found, rules),
             names=tuple(self._names(planned, route.name, tags, stored)),
             client=tuple(_client(facts, route.engine_route.keying, request.headers)),
+            decision=decision,
+            why=why,
+        )
+
+    # --- handlers in Python --------------------------------------------------------------------------------
+
+    async def _on_handler(self, request: _Request, handler: HandlerRoute, lost: tuple[str, ...]) -> Trace:
+        told = Trace(
+            request=request.text,
+            target=str(request.target),
+            normalised=tuple(_normalised(request)),
+            route=handler.name,
+            path=handler.path,
+            lost=lost,
+            asks="the Python handler of that name",
+            decision="uncached",
+            why="a handler without @cached answers each request itself",
+        )
+        cached = handler.cached
+        if cached is None:
+            return told
+        if request.method not in ("GET", "HEAD"):
+            return msgspec.structs.replace(told, why="only GET and HEAD are cached")
+        asks, rules = cached.target(request.target), cached.route.rules
+        planned = plan(cached.route.keying, cached.origin, asks, request.headers)
+        facts, tags = facts_of(request.method, request.headers, rules), handler.tags(request.target)
+        found = await self._found(request, planned, selection(planned, request.headers, handler.name, tags))
+        decision, why = self._decision(request, planned, facts, rules, found)
+        return msgspec.structs.replace(
+            told,
+            dropped=tuple(_dropped(request.target, asks)),
+            key=tuple(planned.base.split("\n")),
+            variant=_variant(planned, found.stored, request.headers),
+            ttl=_lived(cached.ttl, [f"@cached of {handler.name} ({cached.shown_ttl})"], rules, found.stored),
+            entry=self._entry(found, rules),
+            names=tuple(self._names(planned, handler.name, tags, found.stored)),
+            client=tuple(_client(facts, cached.route.keying, request.headers)),
             decision=decision,
             why=why,
         )
@@ -301,15 +345,7 @@ class Explainer:
 
     def _lived(self, key: Key, ttl: timedelta | str, rules: Rules, stored: Stored | None) -> Lifetime:
         sources = [f"{source.place} ({source.value})" for source in self.origins(key)] or ["default"]
-        if rules.ttl is None or isinstance(ttl, str):
-            return Lifetime(value="origin", sources=tuple(sources), notes=tuple(_origin_notes(stored)))
-        if stored is not None and (said := combined(stored.headers, b"cache-control")):
-            sources.append(f"upstream ({said})")
-        notes = [f"jitter shortens it by up to {rules.jitter:.0%}"]
-        if stored is not None:
-            lived = policy.windows(stored, rules).fresh - stored.born
-            notes.append(f"this entry: {lived:.2f} s from its birth")
-        return Lifetime(value=show_duration(ttl), sources=tuple(sources), notes=tuple(notes))
+        return _lived(ttl, sources, rules, stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +354,30 @@ class _Request:
     text: str
     target: Target
     headers: Headers
+
+
+Explained = Declared | Aggregate | HandlerRoute
+
+
+def _order(route: Explained) -> Order:
+    return route.order if isinstance(route, HandlerRoute) else (False, route.config.template.specificity)
+
+
+def _path(route: Explained) -> str:
+    return route.path if isinstance(route, HandlerRoute) else route.config.path
+
+
+def _lived(ttl: timedelta | str, sources: list[str], rules: Rules, stored: Stored | None) -> Lifetime:
+    """A TTL, who set it, and what the upstream and the jitter make of it."""
+    if rules.ttl is None or isinstance(ttl, str):
+        return Lifetime(value="origin", sources=tuple(sources), notes=tuple(_origin_notes(stored)))
+    if stored is not None and (said := combined(stored.headers, b"cache-control")):
+        sources = [*sources, f"upstream ({said})"]
+    notes = [f"jitter shortens it by up to {rules.jitter:.0%}"]
+    if stored is not None:
+        lived = policy.windows(stored, rules).fresh - stored.born
+        notes.append(f"this entry: {lived:.2f} s from its birth")
+    return Lifetime(value=show_duration(ttl), sources=tuple(sources), notes=tuple(notes))
 
 
 _BYPASSES = {
@@ -398,66 +458,3 @@ def _client(facts: Facts, keying: Keying, headers: Headers) -> Iterator[str]:
         yield "Authorization is not forwarded and does not count (setting `authorization`)"
     if keying.cookies == () and has(headers, b"cookie"):
         yield "cookies are not forwarded and do not count (setting `cookies`)"
-
-
-# --- for people --------------------------------------------------------------------------------------------
-
-
-def render(trace: Trace) -> str:
-    """The trace as text, a fact a line."""
-    return "\n".join(_lines(trace))
-
-
-def _lines(trace: Trace) -> Iterator[str]:
-    yield trace.request
-    yield from _line("decision", f"{trace.decision}: {trace.why}")
-    yield from _line("target", trace.target, *trace.normalised)
-    if trace.route:
-        yield from _line("route", f"{trace.route} ({trace.path})", *(f"over {lost}" for lost in trace.lost))
-        yield from _line("asks", f"{trace.upstream} for {trace.asks}" if trace.upstream else trace.asks)
-        yield from _line("dropped", *trace.dropped)
-        yield from _line("key", *trace.key)
-        yield from _line("variant", *trace.variant)
-    if trace.ttl is not None:
-        yield from _line("ttl", f"{trace.ttl.value}: {', over '.join(trace.ttl.sources)}", *trace.ttl.notes)
-    if trace.route:
-        if trace.decision != UNKNOWN:
-            yield from _line("stored", *_entry_lines(trace.entry))
-        yield from _line("names", *(f"{name.name}: last purged {name.epoch}" for name in trace.names))
-    for part in trace.parts:
-        yield from _line(f"part {part.name}", *_part_lines(part))
-    yield from _line("client", *trace.client)
-
-
-def _part_lines(part: PartTrace) -> Iterator[str]:
-    yield f"{part.upstream} for {part.asks}" if part.asks else part.note
-    if part.ttl is not None:
-        yield f"ttl {part.ttl.value}: {', over '.join(part.ttl.sources)}"
-    if part.entry is not None:
-        yield from _entry_lines(part.entry)
-
-
-def _line(label: str, *values: str) -> Iterator[str]:
-    shown = [value for value in values if value]
-    for position, value in enumerate(shown):
-        yield f"  {label if not position else '':<{max(10, len(label) + 2) if not position else 10}}{value}"
-
-
-def _entry_lines(entry: Entry | None) -> Iterator[str]:
-    if entry is None:
-        yield "nothing"
-        return
-    yield f"in {entry.tier}: {entry.status}, {entry.bytes} bytes, {entry.age:.1f} s old"
-    yield _window("fresh", entry.fresh_for)
-    if entry.stale_while_revalidate_for > entry.fresh_for:
-        yield _window("stale while revalidating", entry.stale_while_revalidate_for)
-    if entry.stale_if_error_for > entry.fresh_for:
-        yield _window("stale if the upstream fails", entry.stale_if_error_for)
-    if entry.varies_on:
-        yield f"varies on {', '.join(entry.varies_on)}"
-    if entry.purged_softly:
-        yield "purged softly: its freshness has ended"
-
-
-def _window(what: str, left: float) -> str:
-    return f"{what} for {left:.1f} s more" if left > 0 else f"{what} until {-left:.1f} s ago"

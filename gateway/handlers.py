@@ -68,6 +68,8 @@ class Runtime:
     inner: Callable[[Scope, Any, Any], Awaitable[None]]
     contexts: dict[int, RouteContext] = field(default_factory=dict)
     """By the id of the route that a router holds: what including it made of it."""
+    late: set[int] = field(default_factory=set)
+    """The ids of those whose router was included after the app was made: declared routes stand before them."""
     aggregates: dict[str, Callable[[Request], Awaitable[Response]]] = field(default_factory=dict)
     """The handlers of aggregates that are written in Python, by name."""
     bound: dict[int, tuple[Route, frozenset[str] | None]] = field(default_factory=dict)

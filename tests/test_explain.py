@@ -8,13 +8,16 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from fastapi import APIRouter
 from typer.testing import CliRunner
 
 from gateway.admin import create_admin
 from gateway.app import Gateway, create_app
 from gateway.cli import app as cli
 from gateway.embedded import Embedded
-from gateway.explain import Trace, render
+from gateway.explain import Trace
+from gateway.explain_text import render
+from gateway.handlers import cached
 from gateway.settings import load
 from gateway.shared import RedisStore
 
@@ -298,3 +301,70 @@ def test_an_aggregate_is_explained_by_its_configuration_alone(tmp_path: Path) ->
     assert "api for /users/7" in result.output
     assert "ttl 50s: " in result.output
     assert "gateway.yaml line 6" in result.output
+
+
+# --- handlers in Python ------------------------------------------------------------------------------------
+
+
+def with_handlers(clock: TurnedClock) -> Gateway:
+    app = gateway(Upstream(json_answer()), {"item": ROUTES["item"]}, clock=clock)
+    router = APIRouter()
+
+    @router.get("/sums/{a}")
+    @cached(ttl="20s", tags=["sum:{a}"], stale_if_error="1m")
+    async def sums(a: int, b: int = 0) -> dict[str, int]:
+        return {"sum": a + b}
+
+    @router.get("/time")
+    async def time() -> str:
+        return "now"
+
+    app.include_router(router)
+    return app
+
+
+async def test_a_cached_handler_is_explained_like_a_route(clock: TurnedClock) -> None:
+    app = with_handlers(clock)
+    async with asking(app) as client:
+        before = await app.explain("GET", "/sums/4?z=1&b=3", ANY)
+        await client.get("/sums/4?b=3")
+        clock.turn(5)
+        after = await app.explain("GET", "/sums/4?b=3", ANY)
+        assert (await client.get("/sums/4?b=3")).headers["cache-status"].startswith("gateway; hit")
+    assert before.route.endswith("sums")
+    assert (before.path, before.decision) == ("/sums/{a}", "miss")
+    assert [line.split(":")[0] for line in before.dropped] == ["query parameter z"]
+    assert after.decision == "hit"
+    assert after.ttl is not None
+    assert after.ttl.value == "20s"
+    assert after.ttl.sources[0] == f"@cached of {after.route} (20s)"
+    assert after.entry is not None
+    assert (after.entry.tier, after.entry.age) == ("memory", 5.0)
+    assert [name.name for name in after.names][1:] == [f"route {after.route}", "tag sum:4"]
+
+
+async def test_a_handler_that_is_not_cached_says_so(clock: TurnedClock) -> None:
+    trace = await with_handlers(clock).explain("GET", "/time")
+    assert (trace.route, trace.decision) == ("time", "uncached")
+    posted = await with_handlers(clock).explain("POST", "/sums/4")
+    assert (posted.decision, posted.why) == ("uncached", "only GET and HEAD are cached")
+
+
+async def test_a_declared_route_stands_before_a_router_that_was_included_later(clock: TurnedClock) -> None:
+    app = gateway(Upstream(json_answer()), ROUTES, clock=clock)
+    router = APIRouter()
+
+    @router.get("/time")
+    async def time() -> str:
+        return "now"
+
+    app.include_router(router)
+    trace = await app.explain("GET", "/time")
+    assert (trace.route, trace.lost) == ("rest", ("time (/time)",))
+    async with asking(app) as client:
+        assert (await client.get("/time")).json() == {"n": 1}
+
+
+async def test_a_path_that_is_the_gateway_s_own_is_no_route(clock: TurnedClock) -> None:
+    trace = await gateway(Upstream(json_answer()), {}, clock=clock).explain("GET", "/healthz")
+    assert trace.decision == "404"

@@ -124,6 +124,8 @@ WIRING = frozenset(
         "document",
         "documentation",
         "explain",
+        "explain_handlers",
+        "explain_text",
         "explaining",
         "operations",
         "overrides",

@@ -1,0 +1,72 @@
+"""Python handlers as `explain` sees them: their path, and what `@cached` makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from fastapi.routing import RouteContext
+
+from .config import show_duration
+from .engine import Route
+from .handlers import Runtime, cached_settings, target_text
+from .targets import Target, select_query
+from .templates import render_tag
+
+Order = tuple[bool, tuple[tuple[int, int], ...]]
+"""Of two routes that have a path, the one with the lesser order answers: whether it was added after the others, then
+how specific it is."""
+
+
+@dataclass(frozen=True)
+class HandlerCache:
+    """`origin` is the name that stands for the handler in its keys; `query` the parameters that count (None: all)."""
+
+    route: Route
+    origin: str
+    query: frozenset[str] | None
+    drop_query: tuple[str, ...]
+    tags: tuple[str, ...]
+
+    def target(self, target: Target) -> str:
+        """What the handler is asked for, as its key has it."""
+        return target_text(target.path, select_query(target.query, self.query, self.drop_query))
+
+    @property
+    def ttl(self) -> timedelta | str:
+        return "origin" if self.route.rules.ttl is None else timedelta(seconds=self.route.rules.ttl)
+
+    @property
+    def shown_ttl(self) -> str:
+        return self.ttl if isinstance(self.ttl, str) else show_duration(self.ttl)
+
+
+@dataclass(frozen=True)
+class HandlerRoute:
+    """A path that a Python handler answers. `cached` is None where nothing of it is stored."""
+
+    name: str
+    path: str
+    order: Order
+    context: RouteContext
+    cached: HandlerCache | None
+
+    def matches(self, target: Target) -> bool:
+        return self.context.path_regex.fullmatch(target.decoded) is not None
+
+    def tags(self, target: Target) -> tuple[str, ...]:
+        found = self.context.path_regex.fullmatch(target.decoded)
+        if self.cached is None or found is None:
+            return ()
+        return tuple(render_tag(tag, found.groupdict()) for tag in self.cached.tags)
+
+
+def handler_route(context: RouteContext, order: Order, runtime: Runtime) -> HandlerRoute:
+    marked = cached_settings(context.endpoint)
+    path = context.path or "/"
+    if marked is None:
+        return HandlerRoute(context.name or path, path, order, context, None)
+    settings = marked[0]
+    route, query = runtime.bound[id(settings)]
+    cached = HandlerCache(route, settings.origin_name, query, runtime.drop_query, settings.tags)
+    return HandlerRoute(settings.name, path, order, context, cached)
