@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from enum import Enum, auto
 from functools import partial
 from http import HTTPStatus
@@ -28,10 +27,11 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .door import BODY_RATE, EARLY, LINGER, NEVER, Door
+from .edge_shared import Look
 from .errors import RequestRefused
 from .exchange import INTERIM_KEY, LOOKED_KEY, exchange_of
 from .framing import ChunkedBody, LengthBody
-from .heads import Framing, Line, check_part, read_fields, read_framing, read_line
+from .heads import Line, Request, check_part, read_fields, read_framing, read_line
 from .hits import Edge
 from .middleware import RAW_TARGET_KEY
 from .remembered import Block, Recall, Spot
@@ -60,16 +60,6 @@ class Phase(Enum):
     """Refused: the answer is written, what still comes is thrown away."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request whose head was read and judged."""
-
-    head: bytes
-    line: Line
-    fields: list[tuple[bytes, bytes]]
-    framing: Framing
-
-
 class GatewayProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -96,7 +86,7 @@ class GatewayProtocol(HttpToolsProtocol):
         """The same, while nothing is under way: the next request may be answered by it."""
         self._line = b""
         # The shared tier is asked for the answer to the present request; the app does not know of it yet.
-        self._asking: asyncio.Task[None] | None = None
+        self._asking: Look | None = None
         self._looked = False
         self._last = False
 
@@ -301,10 +291,10 @@ class GatewayProtocol(HttpToolsProtocol):
         if spot is None:
             return False
         if not edge.answer(self.transport, self._peer, spot, block, request_id, self._began):
-            if not edge.may_lie_elsewhere(spot, block):
+            if not edge.elsewhere.may_have(spot, block):
                 return False
             self._edge, self._line = edge, head[:end]
-            self._hold(self._look_elsewhere(edge, spot, block, request_id, request))
+            self._wait_for(Look(edge, spot, block, request_id, request))
             return True
         self._answered(spot, block)
         return True
@@ -317,39 +307,31 @@ class GatewayProtocol(HttpToolsProtocol):
 
     # --- answers of the shared tier ------------------------------------------------------------------------
 
-    def _hold(self, looking: Coroutine[None, None, None]) -> None:
+    def _wait_for(self, look: Look) -> None:
         """Let the request wait for what the shared tier has. Raises RequestRefused."""
-        try:
-            self.door.admit(self._peer)
-        except RequestRefused:
-            looking.close()
-            raise
+        self.door.admit(self._peer)
         self._admitted = True
         self._deadline = NEVER  # the tier has a deadline of its own
-        self._asking = self.loop.create_task(looking)
-        self.tasks.add(self._asking)
-        self._asking.add_done_callback(self.tasks.discard)
+        self._asking = look
+        look.begin(self, self.loop)
 
-    async def _look_elsewhere(self, edge: Edge, spot: Spot, block: Block, request_id: bytes, request: Request) -> None:
+    def looked(self, look: Look) -> None:
         """Answer with what the shared tier has; the app answers where it has nothing, and need not look again."""
-        try:
-            brought = await edge.from_elsewhere(spot, block, request.fields)
-        except BaseException:
-            self.transport.close()
-            raise
-        finally:
-            self._asking = None
-            self._release()
+        self._asking = None
+        self._release()
         if self.transport.is_closing():
             return
-        ready = brought is not None and self._bearer is not None and self._bearer.edge is edge
-        if ready and edge.answer(self.transport, self._peer, spot, block, request_id, self._began, brought):
-            self._answered(spot, block)
+        edge, brought = look.edge, look.brought
+        known = brought is not None and self._bearer is not None and self._bearer.edge is edge
+        if known and edge.answer(
+            self.transport, self._peer, look.spot, look.block, look.request_id, self._began, brought
+        ):
+            self._answered(look.spot, look.block)
             self._go_on()
             return
         self._looked = brought is None
         try:
-            self._pass_on(request)
+            self._pass_on(look.request)
         except RequestRefused as refused:
             self._refuse(refused)
 

@@ -73,6 +73,16 @@ class Framing:
     upgrade: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request whose head was read and judged."""
+
+    head: bytes
+    line: Line
+    fields: list[tuple[bytes, bytes]]
+    framing: Framing
+
+
 def read_line(line: bytes, limits: Limits) -> Line:
     """The request line, without its end. Raises RequestRefused."""
     if len(line) > limits.line:

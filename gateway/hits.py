@@ -13,9 +13,7 @@ things, and remembering pairs would remember little. `X-Request-ID` is left out 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
-from dataclasses import dataclass
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -23,12 +21,13 @@ from . import policy
 from .access_log import AccessLog, silent
 from .answers import is_writable, stored_answer
 from .edge_joins import Joins
+from .edge_shared import Brought, Elsewhere
 from .engine import Engine
 from .epochs import State, tag_name
 from .exchange import Exchange
-from .headers import Headers, has
+from .headers import has
 from .hit_log import HitLog
-from .keys import Plan, variant_key
+from .keys import variant_key
 from .memos import Memos
 from .metrics import Metrics
 from .middleware import Cors
@@ -38,20 +37,10 @@ from .record import Stored, VaryIndex
 from .remembered import Block, Known, Recall, Spot
 from .shapes import SHAPES, Ready, Shape, known_by, timings_of
 from .targets import Target
-from .tiers import Found, Selection
 from .trace_context import TRACEPARENT
 
 REMEMBERED = 1024
 """The longest request line or header block that is remembered, in bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Brought:
-    """A stored response that lay not in memory when it was wanted; `seconds` is what looking for it took."""
-
-    stored: Stored
-    tier: str
-    seconds: float
 
 
 class Edge:
@@ -86,6 +75,7 @@ class Edge:
         self._most = max(64, room // 4096)
         self._joins = Joins(engine, metrics=metrics, cors=cors, log=written, exchange=self._exchange, most=self._most)
         self.memos = Memos(engine, most=self._most, note=self._note)
+        self.elsewhere = Elsewhere(engine, self._in_memory)
         self.forget()
 
     def __repr__(self) -> str:
@@ -175,22 +165,6 @@ class Edge:
         base = spot.primary + added
         index = self._memory.index(spot.primary)
         return self._memory.get(base) if index is None else self._newest(index, base, block)
-
-    def may_lie_elsewhere(self, spot: Spot, block: Block) -> bool:
-        """Whether the shared tier may hold what memory does not: then it is asked here, before the app is."""
-        if spot.known.route.made or block.bases.get(spot.known) is None or not self._engine.shared.available:
-            return False
-        return self._in_memory(spot, block) is None
-
-    async def from_elsewhere(self, spot: Spot, block: Block, headers: Headers) -> Brought | None:
-        """What the shared tier has for a request with these headers, if it says so in time; taken into memory, as the
-        app's own look takes it."""
-        began = time.perf_counter()
-        wanted = Selection(Plan(spot.primary, spot.primary + (block.bases[spot.known] or ""), ()), headers, spot.names)
-        found = await self._tiers.newer(wanted, Found(None))
-        if found.stored is None:
-            return None
-        return Brought(found.stored, found.tier or "redis", time.perf_counter() - began)
 
     def _newest(self, index: VaryIndex, base: str, block: Block) -> Stored | None:
         """The newest response in memory that the request selects, as `Tiers.at_hand` finds it; None also where a

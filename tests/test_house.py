@@ -62,6 +62,7 @@ IO = frozenset(
         "door",
         "edge",
         "edge_joins",
+        "edge_shared",
         "embedded",
         "engine",
         "fastapi_cache2",
