@@ -68,6 +68,9 @@ class Turned:
     def now(self) -> float:
         return self.at
 
+    def when(self, counted: float) -> float:
+        return self.at
+
 
 class Content:
     """An origin whose content has a version that changes at random (Poisson, for each key)."""

@@ -1,9 +1,9 @@
 """The one clock that entries are judged by.
 
-Now is the monotonic clock plus an offset, so that a wall clock set an hour back or forth ages nothing. The offset
-begins as the machine's own; Redis's `TIME` then corrects it, so that all workers and replicas agree on an entry's
-age. The first correction is taken whole (backwards only if nobody was told the time yet), later ones are slewed, and
-the last one is kept while Redis is away.
+Now is the performance counter, which is monotonic, plus an offset, so that a wall clock set an hour back or forth ages
+nothing. The offset begins as the machine's own; Redis's `TIME` then corrects it, so that all workers and replicas agree
+on an entry's age. The first correction is taken whole (backwards only if nobody was told the time yet), later ones are
+slewed, and the last one is kept while Redis is away.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ class Clock(Protocol):
     def now(self) -> float:
         """Seconds since 1970, never going back."""
 
+    def when(self, counted: float) -> float:
+        """What `now` was when the performance counter (seconds) was there: for who has just read that anyway."""
+
 
 class SystemClock:
     def __init__(self) -> None:
-        self._offset = time.time() - time.monotonic()
+        self._offset = time.time() - time.perf_counter()
         self._drift = 0.0
-        self._since = time.monotonic()
+        self._since = time.perf_counter()
         self._synchronised = False
         self._told = False
 
@@ -32,21 +35,23 @@ class SystemClock:
         return f"<SystemClock offset={self._offset:.3f} drift={self._drift:+.3f}>"
 
     def now(self) -> float:
-        self._told = True
-        monotonic = time.monotonic()
-        return monotonic + self._offset + (self._worked_off(monotonic) if self._drift else 0.0)
+        return self.when(time.perf_counter())
 
-    def _worked_off(self, monotonic: float) -> float:
-        step = (monotonic - self._since) * SLEW
+    def when(self, counted: float) -> float:
+        self._told = True
+        return counted + self._offset + (self._worked_off(counted) if self._drift else 0.0)
+
+    def _worked_off(self, counted: float) -> float:
+        step = (counted - self._since) * SLEW
         return max(-step, min(step, self._drift))
 
     def synchronise(self, reference: float) -> None:
         """Take `reference` (seconds since 1970, just read from Redis) as the time to agree on."""
-        monotonic = time.monotonic()
+        counted = time.perf_counter()
         first, self._synchronised = not self._synchronised, True
         if first and (not self._told or reference >= self.now()):
-            self._offset, self._drift = reference - monotonic, 0.0
+            self._offset, self._drift = reference - counted, 0.0
             return
-        self._offset += self._worked_off(monotonic)
-        self._since = monotonic
-        self._drift = reference - monotonic - self._offset
+        self._offset += self._worked_off(counted)
+        self._since = counted
+        self._drift = reference - counted - self._offset

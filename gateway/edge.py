@@ -35,7 +35,7 @@ from .heads import Line, Request, check_part, read_fields, read_framing, read_li
 from .hits import Edge
 from .middleware import RAW_TARGET_KEY
 from .remembered import Block, Recall, Spot
-from .repeats import Repeat, bearer_of
+from .repeats import LIKE, Repeat, bearer_of
 
 PASSED_ON = (HTTPStatus.PROCESSING, HTTPStatus.EARLY_HINTS)
 
@@ -168,11 +168,44 @@ class GatewayProtocol(HttpToolsProtocol):
     # --- bytes ---------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        repeat = self._ready
-        if repeat is not None:
-            if self._is_hit(repeat, data):
-                return
-            self._ready = None
+        """Answer `data` at once, if it is one request with the header block that this connection sent before, and the
+        answer lies ready. What the door would check of it was checked then: it is the same, byte for byte, but for a
+        request line that was judged before and a request id."""
+        began = time.perf_counter()
+        repeat, bearer = self._ready, self._bearer
+        if repeat is None or bearer is None or bearer.edge is not repeat.edge:
+            return self._take(data)
+        end = data.find(b"\r\n")
+        tail = data[end + repeat.front_length :]
+        if not data.startswith(repeat.front, end):
+            return self._take(data)
+        if tail and tail.translate(LIKE) == repeat.tail:
+            request_id = tail[:-4]
+        elif not (request_id := repeat.request_id(data, end)):
+            return self._take(data)
+        line, block = data[:end], repeat.block
+        memo = block.memos.get(line)
+        repeated = memo is not None and repeat.edge.memos.answer(
+            memo, self.transport, self._peer, block, request_id, began
+        )
+        if not repeated and not self._is_hit(repeat, line, request_id, began):
+            return self._take(data)
+        self.server_state.total_requests += 1
+        self._deadline = began + self._keep_alive
+        return None
+
+    def _is_hit(self, repeat: Repeat, line: bytes, request_id: bytes, began: float) -> bool:
+        """Answer what has no memo."""
+        spot = repeat.edge.spots.get(line)
+        if spot is None or not repeat.edge.answer(self.transport, self._peer, spot, repeat.block, request_id, began):
+            return False
+        if repeat.block.close or not spot.modern:
+            self.transport.close()
+        return True
+
+    def _take(self, data: bytes) -> None:
+        """Take bytes that are no hit, or are not known to be one."""
+        self._ready = None
         if self._phase is Phase.CLOSING:
             return
         rest = len(self._buffer) - self._at
@@ -252,32 +285,6 @@ class GatewayProtocol(HttpToolsProtocol):
         self._pass_on(Request(head, line, fields, framing))
 
     # --- hits ----------------------------------------------------------------------------------------------
-
-    def _is_hit(self, repeat: Repeat, data: bytes) -> bool:
-        """Answer `data`, if it is one request with the header block that this connection sent before, and the answer
-        lies ready. What the door would check of it was checked then: it is the same, byte for byte, but for a request
-        line that was judged before and a request id."""
-        edge, bearer = repeat.edge, self._bearer
-        if bearer is None or bearer.edge is not edge:
-            return False
-        began = time.perf_counter()
-        end = data.find(b"\r\n")
-        if not data.startswith(repeat.front, end):
-            return False
-        request_id = repeat.request_id(data, end)
-        if not request_id:
-            return False
-        line, block = data[:end], repeat.block
-        memo = block.memos.get(line)
-        if memo is None or not edge.memos.answer(memo, self.transport, self._peer, block, request_id, began):
-            spot = edge.spots.get(line)
-            if spot is None or not edge.answer(self.transport, self._peer, spot, block, request_id, began):
-                return False
-            if block.close or not spot.modern:
-                self.transport.close()
-        self.server_state.total_requests += 1
-        self._deadline = began + self._keep_alive
-        return True
 
     def _is_known(self, edge: Edge, head: bytes, end: int, request: Request) -> bool:
         """Answer a request whose head was read, if the answer lies ready, or may lie in the shared tier; and remember

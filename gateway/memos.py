@@ -56,7 +56,7 @@ class Memos:
         self._memory = engine.memory
         self._purges = engine.tiers.purges
         self._epochs = engine.tiers.purges.epochs
-        self._now = engine.clock.now
+        self._when = engine.clock.when
         self._most = most
         self._note = note
         self._order: deque[tuple[dict[bytes, Memo], bytes]] = deque()
@@ -101,7 +101,7 @@ class Memos:
             or self._epochs.version != memo.version
         ):
             return False
-        now = self._now()
+        now = self._when(began)
         if now >= shape.until and not self._renewed(memo, now):
             return False
         if source.uses < MOST_USES or node.uses < MOST_USES:
