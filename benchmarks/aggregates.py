@@ -50,7 +50,7 @@ def gateway_app(upstream: str, slow: str) -> Any:
     part = {"upstream": "fast", "ttl": "1h", "vary": []}
     hot = {f"p{n}": {**part, "path": f"/p{n}"} for n in range(PARTS)}
     cold = {f"p{n}": {**part, "path": f"/p{n}?n={{n}}"} for n in range(PARTS)}
-    brief = {**hot, "p0": {**hot["p0"], "ttl": "500ms", "stale_while_revalidate": "1h"}}
+    brief = {**hot, "p0": {**hot["p0"], "ttl": "1s", "stale_while_revalidate": "1h"}}
     late = {f"p{n}": {**part, "upstream": "slow", "path": f"/p{n}?n={{n}}"} for n in range(PARTS)}
     return create_app(
         {
@@ -207,7 +207,7 @@ DISTINCT = """
 local n = 0
 request = function() n = n % {lines} + 1; return wrk.format("GET", "{path}{run}" .. n) end
 """
-LINES = 15_000
+LINES = 30_000
 """Request lines, so many that each joined answer has expired before its line comes again."""
 WARMING = 15.0
 """Seconds in which each of them is asked for at least twice, so that the edge knows it."""
