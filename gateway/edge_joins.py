@@ -21,14 +21,17 @@ from .access_log import AccessLog
 from .answers import stored_answer
 from .exchange import Exchange
 from .headers import has, http_date
-from .joints import AtHand, Ingredient, Joint, template_of
+from .joints import NOTHING, AtHand, Ingredient, Joint, template_of
 from .keys import Plan
 from .metrics import Metrics, Tally
 from .middleware import Cors
 from .outcome import Outcome, Result
 from .policy import MAX_LIFE, OWN_TAG
 from .record import Life, Stored, VaryIndex, size_of
+from .s3fifo import MOST_USES
+from .shapes import Shape
 from .tiers import Selection
+from .workshop import Workshop
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -39,6 +42,7 @@ FORMS = 32
 COPIED = 16 * 1024
 """Up to this size a body is copied behind its head, for one write."""
 _TYPE = (b"content-type", b"application/json")
+_MARK = b"\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ class Joins:
     ) -> None:
         self._tiers = engine.tiers
         self._memory = engine.memory
+        self._unindexed = engine.memory.selector("")
         self._clock = engine.clock
         self._metrics = metrics
         self._cors = cors
@@ -97,7 +102,7 @@ class Joins:
         found = self._gathered(joint, block, now)
         if found is None:
             return False
-        share = (time.perf_counter() - looking) * 1000 / len(joint.sides)
+        share = b"%.3f" % ((time.perf_counter() - looking) * 1000 / len(joint.sides))
         stored = self._kept(joint, spot, block, found, now)
         status, start, tally = self._start(joint, spot, block, stored, now)
         body = b"" if spot.head or status == 304 else stored.body
@@ -150,20 +155,19 @@ class Joins:
 
     def _gathered(self, joint: Joint, block: Block, now: float) -> Gathered | None:
         """The whole of parts that all lie fresh in memory; None where one of them does not."""
-        get, index_of, workshop = self._memory.get, self._memory.index, joint.workshop
-        epochs = self._tiers.purges.epochs
-        version = epochs.version
+        workshop = joint.workshop
+        version = self._tiers.purges.epochs.version
+        unindexed = self._unindexed
         pieces = joint.frame.copy()
         age, fresh, started = 0.0, now + MAX_LIFE, now
         for side, place in zip(joint.sides, joint.places, strict=True):
-            index = index_of(side.primary)
-            stored = get(side.base) if index is None else self._newest(index, side, block)
-            if stored is None:
-                return None
-            known = stored.headers is side.headers and side.version == version
-            if not known and not side.take(stored, epochs, workshop):
-                return None
-            if now >= side.fresh:
+            node = side.node
+            stored = node.value
+            if stored is None or node.turn != side.turn or side.version != version or side.index_turn != unindexed.turn:
+                stored = self._looked_up(side, block, workshop)
+            elif node.uses < MOST_USES:
+                node.uses += 1
+            if stored is None or now >= side.fresh:
                 return None
             pieces[place] = (
                 stored.body
@@ -175,6 +179,19 @@ class Joins:
             fresh = side.fresh if side.fresh < fresh else fresh
             started = side.started if side.started < started else started
         return Gathered(b"".join(pieces), age, fresh, started)
+
+    def _looked_up(self, side: AtHand, block: Block, workshop: Workshop) -> Stored | None:
+        """A part's response in memory, which `side` is of from now on; None where there is none that can be used."""
+        index = self._memory.index(side.primary)
+        stored = self._memory.get(side.base) if index is None else self._newest(index, side, block)
+        epochs = self._tiers.purges.epochs
+        known = stored is not None and stored.headers is side.headers and side.version == epochs.version
+        if stored is None or not (known or side.take(stored, epochs, workshop)):
+            return None
+        node = self._memory.node(side.base) if index is None else None
+        side.node = NOTHING if node is None else node
+        side.turn, side.index_turn = side.node.turn, self._unindexed.turn
+        return stored
 
     def _newest(self, index: VaryIndex, side: AtHand, block: Block) -> Stored | None:
         """The newest response of a part in memory that the request selects, as `Tiers.at_hand` finds it."""
@@ -192,6 +209,19 @@ class Joins:
         return found
 
     # --- the whole -----------------------------------------------------------------------------------------
+
+    def shape(self, spot: Spot, block: Block, stored: Stored) -> Shape | None:
+        """The form that a hit on a whole has, by the head that was made for its join; None where there is none."""
+        joint = spot.joints.get(block.bases.get(spot.known) or "")
+        if joint is None or stored.headers[3:-1] != joint.rest:
+            return None
+        head = joint.heads.get(block.form) or self._head_known(joint, spot, block)
+        if head is None:
+            return None
+        fields, (template, tally) = stored.headers, head
+        text = template % (fields[1][1], fields[2][1], fields[-1][1], _MARK, len(stored.body))
+        before, after = text.split(_MARK)
+        return Shape(200, before, after, Result.HIT, tally, length=0 if spot.head else len(stored.body))
 
     def _kept(self, joint: Joint, spot: Spot, block: Block, found: Gathered, now: float) -> Stored:
         """The whole as a stored response. Its parts were judged in this very turn: it is stamped by now."""
@@ -237,7 +267,8 @@ class Joins:
         known = joint.heads.get(block.form) or self._head_known(joint, spot, block)
         if known is not None:
             fields, (template, tally) = stored.headers, known
-            values = (fields[1][1], fields[2][1], fields[-1][1], int(stored.initial_age), len(stored.body))
+            age = b"%d" % stored.initial_age
+            values = (fields[1][1], fields[2][1], fields[-1][1], age, len(stored.body))
             return 200, template % values, tally
         exchange = Exchange("", 0.0, "HEAD" if spot.head else "GET", "", "")
         answer = stored_answer(exchange, block.headers, stored, spot.known.route.rules, now)
@@ -280,3 +311,9 @@ class Joins:
         exchange.key = joint.hash
         exchange.outcome = Outcome(Result.HIT, ttl=ttl, tier="memory", detail="joined")
         self._log(exchange, status, size, elapsed)
+
+
+def has_expired(stored: Stored, now: float) -> bool:
+    """Whether a whole's life has ended, whatever was purged; as policy.windows has it where a route has no rules."""
+    lifetime = stored.life.lifetime
+    return lifetime is not None and now >= stored.born - stored.initial_age + lifetime

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from . import policy
 from .access_log import AccessLog, silent
 from .answers import is_writable, stored_answer
-from .edge_joins import Joins
+from .edge_joins import Joins, has_expired
 from .edge_shared import Brought, Elsewhere
 from .engine import Engine
 from .epochs import State, tag_name
@@ -129,8 +129,10 @@ class Edge:
         """Write the answer, if it lies ready in memory, or was `brought`; False where the app must give it. `began` is
         on the performance counter."""
         stored = self._in_memory(spot, block) if brought is None else brought.stored
-        ready = None if stored is None else self._ready(spot, block, stored, brought)
         now = self._clock.now()
+        if stored is not None and spot.recall.joinable is not None and has_expired(stored, now):
+            stored = None
+        ready = None if stored is None else self._ready(spot, block, stored, brought)
         if stored is None or ready is None or (now >= ready.fresh and not _serves_stale(spot, ready, now)):
             return self._joins.answer(transport, peer, spot, block, request_id, began)
         if self._purges.distrusted_since(now) is not None:
@@ -222,8 +224,17 @@ class Edge:
     def _shape(self, spot: Spot, block: Block, ready: Ready, stored: Stored, kind: int, now: float) -> Shape | None:
         shape = ready.shapes[kind].get(block.form)
         if shape is None or (shape.volatile and now >= shape.until):
-            shape = self._made(spot, block, ready, stored, kind, now)
+            shape = self._joins.shape(spot, block, stored) if spot.joints and kind < 2 else None
+            shape = shape or self._made(spot, block, stored, kind, now)
+            if shape is not None:
+                self._keep_shape(ready.shapes[kind], block.form, shape)
         return shape
+
+    def _keep_shape(self, shapes: dict[bytes, Shape], form: bytes, shape: Shape) -> None:
+        shape.timing = self._timings[shape.result]
+        if len(shapes) >= SHAPES:
+            shapes.clear()
+        shapes[form] = shape
 
     def _body(self, shape: Shape, stored: Stored) -> bytes | None:
         """The body that is sent; None where its coded form is gone, or another response's."""
@@ -232,7 +243,7 @@ class Edge:
         made = self._memory.get(shape.coded)
         return made.body if made is not None and made.born == stored.born else None
 
-    def _made(self, spot: Spot, block: Block, ready: Ready, stored: Stored, kind: int, now: float) -> Shape | None:
+    def _made(self, spot: Spot, block: Block, stored: Stored, kind: int, now: float) -> Shape | None:
         """The form of the answer that this request gets; None where the app must give it its own."""
         rules = spot.known.route.rules
         exchange = Exchange("", 0.0, "HEAD" if spot.head else "GET", "", "")
@@ -256,13 +267,8 @@ class Edge:
             self._metrics.tally(spot.known.route.name, result, answer.status),
             length=len(body),
         )
-        shape.timing = self._timings[result]
         shape.coded = coded.key if coded is not None else ""
         shape.volatile = rules.client_ttl is not None
-        shapes = ready.shapes[kind]
-        if len(shapes) >= SHAPES:
-            shapes.clear()
-        shapes[block.form] = shape
         return shape
 
     # --- besides -------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from .middleware import server_timing
 from .outcome import Outcome, Result, cache_status
 from .policy import Rules
 from .record import Stored
+from .s3fifo import Node
 from .tiers import Selection
 from .traffic import key_hash
 from .workshop import Recipe, Workshop
@@ -30,6 +31,8 @@ from .workshop import Recipe, Workshop
 _CHANGING = (b"cache-control", b"etag", b"date", b"age", b"content-length")
 """The fields of a whole's head that differ from one join to the next, in their order."""
 _ANY = Rules()
+NOTHING: Node[Stored] = Node("", None, 0, main=False)
+"""Where no node in memory tells that a response is still the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +67,12 @@ class Joinable:
 
 class AtHand:
     """A part's stored response as the purges known at `version` leave it, and what it brings into a whole's life. It
-    holds the headers, by whose identity it knows its response again, but not the body."""
+    holds the headers, by whose identity it knows its response again, but not the body; where no header selects among
+    its variants, also the node in memory, whose turn tells that it is still the same."""
 
     __slots__ = (
-        *("as_is", "base", "born", "fresh", "headers", "ingredient", "initial_age", "primary", "recipe", "started"),
-        *("told", "version"),
+        *("as_is", "base", "born", "fresh", "headers", "index_turn", "ingredient", "initial_age", "node", "primary"),
+        *("recipe", "started", "told", "turn", "version"),
     )
 
     def __init__(self, ingredient: Ingredient) -> None:
@@ -78,6 +82,8 @@ class AtHand:
         self.primary, self.base = ingredient.primary, ingredient.base
         self.headers: Headers | None = None
         self.version = -1
+        self.node = NOTHING
+        self.turn = self.index_turn = 0
         self.fresh = self.born = self.initial_age = self.started = 0.0
         self.as_is = False
         self.told: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
@@ -161,7 +167,7 @@ def end_of(said: Sequence[str]) -> bytes:
     outcome = Outcome(Result.HIT, ttl=0, detail="joined")
     parts = tuple(PartSaid(name, "hit", 0.0) for name in said)
     timing = server_timing(Exchange("", 0.0, "", "", "", outcome=outcome, parts=parts), 0.0)
-    timing = timing.replace(b"dur=0.000", b"dur=%.3f")
+    timing = timing.replace(b"dur=0.000", b"dur=%b", len(said)).replace(b"dur=0.000", b"dur=%.3f")
     status = cache_status(outcome).replace(b"ttl=0", b"ttl=%d")
     return b"\r\nx-process-time: %.6f\r\nserver-timing: " + timing + b"\r\ncache-status: " + status + b"\r\n\r\n"
 
@@ -170,7 +176,7 @@ def template_of(headers: list[tuple[bytes, bytes]]) -> bytes | None:
     """The head of a 200 as a template, which takes the values of `_CHANGING`; None where it has another form."""
     if tuple(name for name, _ in headers if name in _CHANGING) != _CHANGING or not is_writable(200, headers):
         return None
-    marks = {b"age": b"%d", b"content-length": b"%d"}
+    marks = {b"content-length": b"%d"}
     lines = [
         name + b": " + (marks.get(name, b"%b") if name in _CHANGING else value.replace(b"%", b"%%")) + b"\r\n"
         for name, value in headers
