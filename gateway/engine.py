@@ -380,3 +380,4 @@ class Engine:
         await self.background.drain(grace)
         self.prepared.close()
         await self.background.cancel()
+        self._flying.close()

@@ -64,6 +64,9 @@ class Flying:
         """How many fetches are: those that others may wait for, and those of one client."""
         return len(self.flights) + self.alone
 
+    def close(self) -> None:
+        self._leases.close()
+
     def outlived(self, ask: Ask, flight: Flight) -> bool:
         """Whether a purge may have passed a flight: any may, where only its landing tells what it was joined from."""
         if ask.route.made and not self._tiers.untouched(flight.stamp):

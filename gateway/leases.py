@@ -1,13 +1,16 @@
 """One fetch a key in the fleet: a lease in the shared tier, held by whoever fetches.
 
-The lease ends by its own time at the latest, so that one whose holder died holds nobody up for longer. It is given
-back by its token. Where the response could not be shared it is replaced by a mark, so that those who wait go on at
-once. Without the shared tier there is no lease, and each process collapses for itself.
+A lease lives for LIFE only, and whoever holds it renews it for as long as the fetch really goes on. So one whose holder
+died, or never heard that it was given, ends soon, however long the upstream may take. It is given back by its token.
+Where the response could not be shared it is replaced by a mark, so that those who wait go on at once. Without the
+shared tier there is no lease, and each process collapses for itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from uuid import uuid4
@@ -15,8 +18,13 @@ from uuid import uuid4
 from .keys import digest
 from .shared import SharedStore
 
+LIFE = 0.6
+"""Seconds that a lease lives unless it is renewed: for so long those who wait believe in one whose holder has died. It
+bears an event loop that stands still for 0.4 s."""
+RENEW_EVERY = 0.15
+"""Seconds between two renewals; most fetches are over before the first one."""
 MARGIN = 1.0
-"""Seconds that a lease outlives the deadline of its fetch, for the storing."""
+"""Seconds past the deadline of its fetch, for the storing, after which a lease is no longer renewed in any case."""
 FIRST_PAUSE = 0.002
 LONGEST_PAUSE = 0.1
 UNCACHEABLE = b"!uncacheable"
@@ -53,29 +61,75 @@ class Lease:
 
 
 class Leases:
-    def __init__(self, shared: SharedStore) -> None:
+    def __init__(self, shared: SharedStore, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._shared = shared
+        self._monotonic = monotonic
+        self._held: dict[str, tuple[bytes, float, float]] = {}
+        """The leases held here: token, when it was last renewed, until when it may be."""
+        self._renewing: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Leases held={len(self._held)}>"
 
     async def take(self, key: str, deadline: float) -> Lease:
         """Take the lease of `key` for a fetch with a deadline of so many seconds, or learn how it stands."""
         name, token = "l:" + digest(key), uuid4().hex.encode()
         if not self._shared.available:
             return Lease(name, token, Standing.AWAY)
-        reply = await self._shared.take(name, token, deadline + MARGIN)
-        return Lease(name, token, Standing.HELD if reply == token else _standing(reply))
+        asked = self._monotonic()
+        reply = await self._shared.take(name, token, LIFE)
+        if reply == token:
+            self._hold(name, token, asked, deadline)
+            return Lease(name, token, Standing.HELD)
+        return Lease(name, token, _standing(reply))
 
     async def look(self, lease: Lease) -> Standing | None:
-        """How another's lease stands now; None where it has ended."""
+        """How another's lease stands now; None where it has ended. HELD where it turns out to be ours, the reply that
+        said so having been spoiled."""
         answered, value = await self._shared.peek(lease.name)
         if not answered:
             return Standing.AWAY
+        if value == lease.token:
+            return Standing.HELD
         return None if value is None else _standing(value)
 
     async def give_back(self, lease: Lease, mark: bytes | None = None, life: float = 0.0) -> None:
-        """End it, leaving a mark where one is given. One that Redis may have given without our hearing of it ends
-        too: nobody should wait for it."""
-        if lease.standing in (Standing.HELD, Standing.AWAY):
+        """End it, leaving a mark (for `life` seconds) where one is given."""
+        if lease.standing is Standing.HELD:
+            self._held.pop(lease.name, None)
             await self._shared.give_back(lease.name, lease.token, mark, life)
+
+    def close(self) -> None:
+        """Renew none any more: those still held end by themselves."""
+        self._held.clear()
+        if self._renewing is not None:
+            self._renewing.cancel()
+
+    def _hold(self, name: str, token: bytes, since: float, deadline: float) -> None:
+        self._held[name] = token, since, since + deadline + MARGIN
+        if self._renewing is None:
+            self._renewing = asyncio.get_running_loop().create_task(self._renew_held())
+
+    async def _renew_held(self) -> None:
+        """Until none is held."""
+        try:
+            while self._held:
+                due = self._due(self._monotonic())
+                if due:
+                    await self._shared.renew(due, LIFE)
+                await asyncio.sleep(RENEW_EVERY)
+        finally:
+            self._renewing = None
+
+    def _due(self, now: float) -> list[tuple[str, bytes]]:
+        due = []
+        for name, (token, renewed, until) in list(self._held.items()):
+            if now > until:
+                del self._held[name]
+            elif now - renewed >= RENEW_EVERY / 2:
+                self._held[name] = token, now, until
+                due.append((name, token))
+        return due
 
 
 def _standing(value: bytes | None) -> Standing:

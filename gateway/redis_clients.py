@@ -19,9 +19,13 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from .redis_urls import credentials_of, database_of, hosts_of
 
-UNANSWERED: tuple[type[Exception], ...] = (RedisError, OSError, TimeoutError, RuntimeError)
+UNANSWERED: tuple[type[Exception], ...] = (
+    *(RedisError, OSError, TimeoutError, RuntimeError),
+    *(LookupError, ValueError, TypeError, AttributeError),
+)
 """What a command raises that Redis did not answer. A RuntimeError is uvloop's, where redis-py writes to a connection
-that was reset a moment ago (seen with uvloop 0.23 and redis-py 8.1)."""
+that was reset a moment ago (seen with uvloop 0.23 and redis-py 8.1); those of the second line are redis-py's, and ours,
+at a reply of another shape than the command's, as where a bit of it was flipped: redis-py closes the connection."""
 
 
 def connect(url: str, timeout: float) -> Any:

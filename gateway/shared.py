@@ -19,6 +19,7 @@ from .clock import Clock, SystemClock
 from .live import RedisLive
 from .purges import RedisPurges
 from .redis_clients import UNANSWERED, connect, is_cluster
+from .redis_leases import RedisLeases
 from .traffic import RedisDesk
 
 logger = logging.getLogger("gateway")
@@ -56,10 +57,13 @@ class SharedStore(Protocol):
 
     async def take(self, name: str, token: bytes, life: float) -> bytes | None:
         """Take the lease `name` for `life` seconds: `token` where it was free, else what stands there; None where the
-        tier did not answer."""
+        tier did not answer: a lease that it gave nevertheless is given up."""
 
     async def peek(self, name: str) -> tuple[bool, bytes | None]:
         """Whether the tier answered, and what stands at a lease's name."""
+
+    async def renew(self, held: Sequence[tuple[str, bytes]], life: float) -> None:
+        """Let the leases (name, token) that still hold end `life` seconds from now."""
 
     async def give_back(self, name: str, token: bytes, mark: bytes | None = None, life: float = 0.0) -> None:
         """End the lease `name` if `token` still holds it, leaving `mark` in its place for `life` seconds."""
@@ -71,18 +75,6 @@ class SharedStore(Protocol):
 
 # The time of the server that holds the stream of purges: in a cluster each node has its own.
 _TIME = "return redis.call('TIME')"
-# KEYS: lease. ARGV: token, milliseconds.
-_TAKE = """
-if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return ARGV[1] end
-return redis.call('GET', KEYS[1])
-"""
-# KEYS: lease. ARGV: token, mark (empty for none), milliseconds.
-_GIVE_BACK = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-if ARGV[2] == '' then return redis.call('DEL', KEYS[1]) end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-return 1
-"""
 
 
 @dataclass(slots=True)
@@ -112,6 +104,9 @@ class NoShared:
 
     async def peek(self, name: str) -> tuple[bool, bytes | None]:
         return False, None
+
+    async def renew(self, held: Sequence[tuple[str, bytes]], life: float) -> None:
+        return None
 
     async def give_back(self, name: str, token: bytes, mark: bytes | None = None, life: float = 0.0) -> None:
         return None
@@ -147,6 +142,7 @@ class RedisStore:
         self._given = client
         self._client = client if client is not None else connect(url, max(budget, 0.2))
         self._cluster = is_cluster(self._client)
+        self._leases = RedisLeases(self._client, prefix, self._guarded, self._spawn)
         self._failures = 0
         self._probe: asyncio.Task[None] | None = None
         self._reads: deque[tuple[Sequence[str], asyncio.Future[list[bytes | None]]]] = deque()
@@ -218,8 +214,7 @@ class RedisStore:
     async def take(self, name: str, token: bytes, life: float) -> bytes | None:
         if not self.available:
             return None
-        reply = await self._guarded(self._client.eval(_TAKE, 1, self._prefix + name, token, max(1, int(life * 1000))))
-        return reply if isinstance(reply, bytes) else None
+        return await self._leases.take(name, token, life)
 
     async def peek(self, name: str) -> tuple[bool, bytes | None]:
         if not self.available:
@@ -227,10 +222,13 @@ class RedisStore:
         (value,) = await self.read([name])
         return self.available, value
 
+    async def renew(self, held: Sequence[tuple[str, bytes]], life: float) -> None:
+        if self.available:
+            await self._leases.renew(held, life)
+
     async def give_back(self, name: str, token: bytes, mark: bytes | None = None, life: float = 0.0) -> None:
         if self.available:
-            milliseconds = max(1, int(life * 1000))
-            await self._guarded(self._client.eval(_GIVE_BACK, 1, self._prefix + name, token, mark or b"", milliseconds))
+            await self._leases.give_back(name, token, mark, life)
 
     async def aclose(self) -> None:
         """Let what is under way end (it is bounded by the budget), then close the connections."""
@@ -359,11 +357,11 @@ class RedisStore:
         try:
             async with asyncio.timeout(POLICY_SECONDS):
                 found = await self._client.info("memory")
+            nodes = found.values() if self._cluster and "maxmemory" not in found else [found]
+            policies = [(str(each.get("maxmemory_policy", "")), int(each.get("maxmemory", 0))) for each in nodes]
         except UNANSWERED:
             return  # a user without the right to ask
-        nodes = found.values() if self._cluster and "maxmemory" not in found else [found]
-        for memory in nodes:
-            complaint = complaint_about(str(memory.get("maxmemory_policy", "")), int(memory.get("maxmemory", 0)))
+        for complaint in (complaint_about(*each) for each in policies):
             if complaint is not None:
                 logger.log(*complaint)
 
@@ -382,10 +380,11 @@ class RedisStore:
         try:
             async with asyncio.timeout(max(self._budget, 0.2)):
                 seconds, microseconds = await self._client.eval(_TIME, 1, self._prefix + "{purge}:log")
+            told = float(seconds) + float(microseconds) / 1e6
         except UNANSWERED:
             return False
         elapsed = time.monotonic() - began
         if self._clock is not None:
-            self._clock.synchronise(float(seconds) + float(microseconds) / 1e6 + elapsed / 2)
+            self._clock.synchronise(told + elapsed / 2)
             self._synchronised_at = time.monotonic()
         return True

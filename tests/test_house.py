@@ -96,6 +96,7 @@ IO = frozenset(
         "purge_stream",
         "purges",
         "redis_clients",
+        "redis_leases",
         "remembered",
         "repeats",
         "remote",

@@ -1,0 +1,98 @@
+"""Leases as Redis keeps them: a name, the token of whoever holds it, and an end of its own.
+
+One whose grant was not heard, as the reply came too late, is given up behind, and so is one that could not be given
+back in time: either would hold up everybody else until it ends, and nobody would use it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
+
+from .redis_clients import UNANSWERED, is_cluster
+
+_PAUSE = 0.02
+"""Seconds between two attempts to give up a lease."""
+_GIVING_UP = 0.6  # seconds: a lease that nobody renews has then ended by itself
+MOST_RENEWED = 200
+"""Leases in one script, for which everybody else at Redis waits."""
+_AT_ONCE = 4  # connections taken
+
+# KEYS: lease. ARGV: token, milliseconds.
+_TAKE = """
+if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return ARGV[1] end
+return redis.call('GET', KEYS[1])
+"""
+# KEYS: leases. ARGV: milliseconds, the leases' tokens.
+_RENEW = """
+for position, name in ipairs(KEYS) do
+  if redis.call('GET', name) == ARGV[position + 1] then redis.call('PEXPIRE', name, ARGV[1]) end
+end
+return #KEYS
+"""
+# KEYS: lease. ARGV: token, mark (empty for none), milliseconds.
+_GIVE_BACK = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if ARGV[2] == '' then return redis.call('DEL', KEYS[1]) end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
+
+
+class RedisLeases:
+    """`guarded` gives a command's reply within the budget, or None; `spawn` runs what nobody waits for."""
+
+    def __init__(
+        self,
+        client: Any,
+        prefix: str,
+        guarded: Callable[[Any], Awaitable[Any]],
+        spawn: Callable[[Any], None],
+    ) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._guarded = guarded
+        self._spawn = spawn
+
+    async def take(self, name: str, token: bytes, life: float) -> bytes | None:
+        reply = await self._guarded(self._client.eval(_TAKE, 1, self._prefix + name, token, _milliseconds(life)))
+        if isinstance(reply, bytes):
+            return reply
+        self._spawn(self._give_up(name, token))
+        return None
+
+    async def renew(self, held: Sequence[tuple[str, bytes]], life: float, *, together: int = MOST_RENEWED) -> None:
+        """So many `together` in one command; in a cluster, where they lie in many slots, each in its own."""
+        size = 1 if is_cluster(self._client) else together
+        commands = [self._renewal(held[at : at + size], life) for at in range(0, len(held), size)]
+        for at in range(0, len(commands), _AT_ONCE):
+            await asyncio.gather(*(self._guarded(each()) for each in commands[at : at + _AT_ONCE]))
+
+    def _renewal(self, held: Sequence[tuple[str, bytes]], life: float) -> Callable[[], Any]:
+        names, tokens = [self._prefix + name for name, _ in held], [token for _, token in held]
+        return partial(self._client.eval, _RENEW, len(names), *names, _milliseconds(life), *tokens)
+
+    async def give_back(self, name: str, token: bytes, mark: bytes | None, life: float) -> None:
+        if await self._guarded(self._end(name, token, mark, life)) is None:
+            self._spawn(self._give_up(name, token, mark, life))
+
+    def _end(self, name: str, token: bytes, mark: bytes | None, life: float) -> Any:
+        return self._client.eval(_GIVE_BACK, 1, self._prefix + name, token, mark or b"", _milliseconds(life))
+
+    async def _give_up(self, name: str, token: bytes, mark: bytes | None = None, life: float = 0.0) -> None:
+        until = time.monotonic() + _GIVING_UP
+        while time.monotonic() < until:
+            try:
+                async with asyncio.timeout(_GIVING_UP):
+                    await self._end(name, token, mark, life)
+            except UNANSWERED:
+                await asyncio.sleep(_PAUSE)
+            else:
+                return
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))
