@@ -52,6 +52,7 @@ from .lag import LoopLag
 from .memory import Memory
 from .metrics import Metrics
 from .middleware import Cors, TargetRule, Timing
+from .policy import Rules
 from .problems import EXCEPTION_HANDLERS
 from .proxies import Trusted
 from .purges import LocalPurges, PurgeLog, Report
@@ -125,6 +126,7 @@ class Gateway(FastAPI):
         log: AccessLog | None,
         tracing: Tracing | None = None,
         before: Gateway | None = None,
+        handler_rules: Mapping[str, Rules] | None = None,
     ) -> None:
         self.config = config
         self.origins: Origins = no_origins
@@ -165,7 +167,7 @@ class Gateway(FastAPI):
             exception_handlers=dict(EXCEPTION_HANDLERS),
         )
         self._add_routes()
-        self._bind_handlers()
+        self._bind_handlers(handler_rules or {})
 
     def _alone(self) -> bool:
         """Whether the tier that all share is away, so that each worker fetches for itself."""
@@ -238,6 +240,7 @@ class Gateway(FastAPI):
             log=self._given.log,
             tracing=self._given.tracing,
             before=self,
+            handler_rules=loaded.handlers,
         )
         fresh.origins = partial(sources_of, loaded)
         fresh.admin_token = loaded.admin_token
@@ -342,7 +345,7 @@ class Gateway(FastAPI):
                 return "off"
         return path
 
-    def _bind_handlers(self) -> None:
+    def _bind_handlers(self, overridden: Mapping[str, Rules]) -> None:
         """Check and prepare the handlers that `@cached` wraps, and the upstreams that handlers name."""
 
         async def inner(scope: Any, receive: Any, send: Any) -> None:
@@ -358,6 +361,7 @@ class Gateway(FastAPI):
             drop_query=tuple(self.config.drop_query),
             max_body=self.config.max_body,
             inner=inner,
+            overridden=overridden,
         )
         setattr(self.state, STATE, runtime)
         self.rebind()
@@ -467,6 +471,15 @@ class Gateway(FastAPI):
             for context in runtime.contexts.values()
             if context.name not in others and typed_aggregate(context.endpoint) is None
         ]
+
+    def coded_rules(self) -> Mapping[str, Rules]:
+        """The rules of `@cached` handlers, by name, as their code has them."""
+        runtime: Runtime = getattr(self.state, STATE)
+        return runtime.coded
+
+    def handler_path(self, name: str) -> str:
+        """The path of the `@cached` handler of that name; the first where it has several."""
+        return next((route.path for route in self.handler_routes() if route.name == name), "(Python)")
 
     def ttls(self) -> dict[str, float | None]:
         """Each route's TTL as it stands, in seconds; None where it follows the upstream."""

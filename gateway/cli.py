@@ -252,7 +252,7 @@ def advise(
         _console().print(ladder_table(chosen[0]))
 
 
-RouteArgument = Annotated[str, typer.Argument(help="The route's name.")]
+RouteArgument = Annotated[str, typer.Argument(help="The route's name; of a @cached handler, module.function.")]
 SettingOption = Annotated[
     str, typer.Option(help="ttl, stale_while_revalidate, stale_if_error, negative_ttl or client_ttl.")
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from importlib.resources import files
 
 import msgspec
@@ -79,11 +80,12 @@ async def routes(gateway: Gateway, operations: Operations) -> Response:
 
 def _row(gateway: Gateway, operations: Operations, name: str, ttl: float | None, advice: Advice | None) -> RouteRow:
     config = gateway.config.routes.get(name)
-    if config is None:
-        return RouteRow(name, "(Python)", ttl, "origin" if ttl is None else f"{ttl:g}s", ["@cached"], False, advice)
     sources = [source.place for source in gateway.origins(("routes", name, "ttl"))]
-    shown = config.ttl if isinstance(config.ttl, str) else show_duration(config.ttl)
-    return RouteRow(name, config.path, ttl, shown, sources, f"{name}.ttl" in operations.overrides, advice)
+    shown = "origin" if ttl is None else show_duration(timedelta(seconds=ttl))
+    if config is None:
+        sources.append("@cached")
+    path = gateway.handler_path(name) if config is None else config.path
+    return RouteRow(name, path, ttl, shown, sources, f"{name}.ttl" in operations.overrides, advice)
 
 
 async def overrides(operations: Operations) -> Response:

@@ -23,7 +23,7 @@ from .engine import Engine
 from .epochs import key_name, route_name, tag_name
 from .errors import RequestRefused
 from .exchange import Exchange
-from .explain_handlers import HandlerRoute, Order
+from .explain_handlers import HandlerCache, HandlerRoute, Order
 from .headers import Headers, combined, has
 from .keys import Keying, Plan, plan, variant_key
 from .part_plan import Missing
@@ -209,13 +209,16 @@ class Explainer:
             dropped=tuple(_dropped(request.target, asks)),
             key=tuple(planned.base.split("\n")),
             variant=_variant(planned, found.stored, request.headers),
-            ttl=_lived(cached.ttl, [f"@cached of {handler.name} ({cached.shown_ttl})"], rules, found.stored),
+            ttl=_lived(cached.ttl, self._handler_sources(handler.name, cached), rules, found.stored),
             entry=self._entry(found, rules),
             names=tuple(self._names(planned, handler.name, tags, found.stored)),
             client=tuple(_client(facts, cached.route.keying, request.headers)),
             decision=decision,
             why=why,
         )
+
+    def _handler_sources(self, name: str, cached: HandlerCache) -> list[str]:
+        return [*self._sources(("routes", name, "ttl")), f"@cached of {name} ({cached.written_ttl})"]
 
     # --- aggregates ----------------------------------------------------------------------------------------
 
@@ -344,8 +347,10 @@ class Explainer:
         return self._lived(("routes", route.name, "ttl"), route.config.ttl, route.engine_route.rules, stored)
 
     def _lived(self, key: Key, ttl: timedelta | str, rules: Rules, stored: Stored | None) -> Lifetime:
-        sources = [f"{source.place} ({source.value})" for source in self.origins(key)] or ["default"]
-        return _lived(ttl, sources, rules, stored)
+        return _lived(ttl, self._sources(key) or ["default"], rules, stored)
+
+    def _sources(self, key: Key) -> list[str]:
+        return [f"{source.place} ({source.value})" for source in self.origins(key)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ class HandlerCache:
     query: frozenset[str] | None
     drop_query: tuple[str, ...]
     tags: tuple[str, ...]
+    written: float | None
+    """The TTL as the code has it, in seconds; `route` has it as it is in force."""
 
     def target(self, target: Target) -> str:
         """What the handler is asked for, as its key has it."""
@@ -34,11 +36,16 @@ class HandlerCache:
 
     @property
     def ttl(self) -> timedelta | str:
-        return "origin" if self.route.rules.ttl is None else timedelta(seconds=self.route.rules.ttl)
+        return _ttl(self.route.rules.ttl)
 
     @property
-    def shown_ttl(self) -> str:
-        return self.ttl if isinstance(self.ttl, str) else show_duration(self.ttl)
+    def written_ttl(self) -> str:
+        ttl = _ttl(self.written)
+        return ttl if isinstance(ttl, str) else show_duration(ttl)
+
+
+def _ttl(seconds: float | None) -> timedelta | str:
+    return "origin" if seconds is None else timedelta(seconds=seconds)
 
 
 @dataclass(frozen=True)
@@ -68,5 +75,7 @@ def handler_route(context: RouteContext, order: Order, runtime: Runtime) -> Hand
         return HandlerRoute(context.name or path, path, order, context, None)
     settings = marked[0]
     route, query = runtime.bound[id(settings)]
-    cached = HandlerCache(route, settings.origin_name, query, runtime.drop_query, settings.tags)
+    cached = HandlerCache(
+        route, settings.origin_name, query, runtime.drop_query, settings.tags, written=settings.rules.ttl
+    )
     return HandlerRoute(settings.name, path, order, context, cached)

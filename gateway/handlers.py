@@ -17,7 +17,7 @@ import inspect
 import typing
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
@@ -74,6 +74,10 @@ class Runtime:
     """The handlers of aggregates that are written in Python, by name."""
     bound: dict[int, tuple[Route, frozenset[str] | None]] = field(default_factory=dict)
     """By the id of a handler's settings: its route for the engine, and the query parameters that count."""
+    overridden: typing.Mapping[str, Rules] = field(default_factory=dict)
+    """By a handler's name: its rules where live overrides made them other than its code has them."""
+    coded: dict[str, Rules] = field(default_factory=dict)
+    """By a handler's name: its rules as its code has them."""
 
     def keys_of(self, target: Target) -> list[str]:
         """The primary keys of what `@cached` handlers answer at a target."""
@@ -89,7 +93,9 @@ class Runtime:
     def bind(self, settings: Cached, inputs: Inputs) -> None:
         """Make ready a `@cached` handler whose routes declare `inputs`."""
         allowed = settings.query if settings.query is not None else inputs.query
-        self.bound[id(settings)] = (settings.route(inputs, self.max_body), allowed)
+        self.coded[settings.name] = settings.rules
+        rules = self.overridden.get(settings.name, settings.rules)
+        self.bound[id(settings)] = (replace(settings, rules=rules).route(inputs, self.max_body), allowed)
 
 
 def target_text(path: str, pairs: typing.Sequence[str]) -> str:
@@ -372,7 +378,7 @@ class _Call:
                 exchange.headers,
                 has_body=has_body(exchange.headers),
             ),
-            facts=facts_of(exchange.method, exchange.headers, settings.rules),
+            facts=facts_of(exchange.method, exchange.headers, route.rules),
             headers=exchange.headers,
             exchange=exchange,
             origin=origin,

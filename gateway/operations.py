@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 
 from .clock import Clock
 from .config import parse_duration
@@ -16,6 +17,7 @@ from .errors import ConfigError, ConfigProblem, GatewayError
 from .generations import Generations
 from .live import POLL_EVERY, Event, Live, LocalLive, Override
 from .overrides import LONGEST, applied, in_force, instant, overridden
+from .policy import Rules
 from .settings import Loaded
 from .shared import RedisStore
 
@@ -74,7 +76,10 @@ class Operations:
         if wanted != self._held:
             self._tell(wanted)
             self._held = wanted
-            self.generations.reload(applied(self._base, wanted))
+            self.generations.reload(applied(self._base, wanted, self._coded()))
+
+    def _coded(self) -> Mapping[str, Rules]:
+        return self.generations.current.coded_rules()
 
     def _tell(self, wanted: dict[str, Override]) -> None:
         for key, override in wanted.items():
@@ -89,7 +94,7 @@ class Operations:
     def on(self, loaded: Loaded) -> Loaded:
         """A configuration that is about to be in force, with the overrides on it."""
         self._prepared = self._held
-        return applied(loaded, self._held)
+        return applied(loaded, self._held, self._coded())
 
     def rebase(self, loaded: Loaded) -> None:
         """File and environment are these from now on, with the overrides that were put on them when they were prepared:
@@ -103,7 +108,7 @@ class Operations:
         """Set a live override. Raises ConfigError where file and models would refuse it, LiveAway without Redis."""
         now = self._clock.now()
         made = Override(route=route, setting=setting, value=value, by=by, at=now, until=now + _seconds(lasts))
-        overridden(self._base, made)
+        overridden(self._base, made, self._coded())
         detail = f"{made.key} is {value} until {instant(made.until)}"
         await self.live.put(made, Event(at=now, by=by, what="ttl set", detail=detail))
         await self.turn()

@@ -1,25 +1,28 @@
 """Live overrides: a TTL that is another for a while, in force on every worker, over file and environment.
 
-What it makes of a configuration is worked out by
-the same models that read the file, so a value that a file could not hold is refused with the same words.
+What it makes of a configuration is worked out by the same models that read the file, so a value that a file could not
+hold is refused with the same words. The rules of `@cached` handlers, which no file has, are changed by them too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from pydantic import ValidationError
 
 from .config import RouteConfig
 from .errors import ConfigError, ConfigProblem
 from .live import Override
+from .policy import Rules
+from .routes import rules_of
 from .settings import Loaded, Source, nearest
 
 SETTINGS = ("ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "client_ttl")
 """What can be overridden: all that is worked out when an entry is read, and so acts on what is stored already."""
 LONGEST = 7 * 86_400.0
+_NONE: Mapping[str, Rules] = {}
 
 
 def source_of(override: Override) -> Source:
@@ -36,39 +39,59 @@ def in_force(overrides: Iterable[Override], now: float) -> dict[str, Override]:
     return {each.key: each for each in overrides if now < each.until}
 
 
-def applied(loaded: Loaded, overrides: Mapping[str, Override]) -> Loaded:
-    """The configuration with overrides on it, told as the sources that won.
+def applied(loaded: Loaded, overrides: Mapping[str, Override], coded: Mapping[str, Rules] = _NONE) -> Loaded:
+    """The configuration with overrides on it, told as the sources that won. `coded` has the rules that `@cached`
+    handlers have by their code, by name.
 
     Those of routes that are no longer there, or that no longer fit their route, are passed over: a reload may have
     taken them away.
     """
     for override in overrides.values():
         try:
-            loaded = overridden(loaded, override)
+            loaded = overridden(loaded, override, coded)
         except ConfigError:
             continue
     return loaded
 
 
-def overridden(loaded: Loaded, override: Override) -> Loaded:
+def overridden(loaded: Loaded, override: Override, coded: Mapping[str, Rules] = _NONE) -> Loaded:
     """The configuration with one override on it. Raises ConfigError, which says what is allowed."""
-    _check_names(loaded, override)
-    route = loaded.config.routes[override.route]
-    given = {**route.model_dump(exclude_unset=True), override.setting: override.value}
-    try:
-        changed = RouteConfig.model_validate(given)
-    except ValidationError as error:
-        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise _refused(override, f"{override.value!r} is refused: {problem}") from None
-    config = loaded.config.model_copy(update={"routes": {**loaded.config.routes, override.route: changed}})
+    _check_names([*loaded.config.routes, *coded], override)
     key = ("routes", override.route, override.setting)
     sources = {**loaded.sources, key: (source_of(override), *loaded.sources.get(key, ()))}
+    route = loaded.config.routes.get(override.route)
+    if route is None:
+        rules = _handler_rules(loaded.handlers.get(override.route, coded[override.route]), override)
+        return replace(loaded, handlers={**loaded.handlers, override.route: rules}, sources=sources)
+    changed = _changed(route.model_dump(exclude_unset=True), override)
+    config = loaded.config.model_copy(update={"routes": {**loaded.config.routes, override.route: changed}})
     return replace(loaded, config=config, sources=sources)
 
 
-def _check_names(loaded: Loaded, override: Override) -> None:
-    if override.route not in loaded.config.routes:
-        raise _refused(override, f"there is no route {override.route!r}{_hint(override.route, loaded.config.routes)}")
+def _handler_rules(rules: Rules, override: Override) -> Rules:
+    """A handler's rules with an override on them.
+
+    One that states a duration need not say in its answers how long they live, so it is never left to them.
+    """
+    if rules.ttl is not None and override.setting == "ttl" and override.value == "origin":
+        raise _refused(override, "'origin' is refused: the handler has a ttl of its own; give a duration")
+    durations = {name: getattr(rules, name) for name in SETTINGS}
+    given = {name: timedelta(seconds=value) for name, value in durations.items() if value is not None}
+    changed = rules_of(_changed({"path": "/", "upstream": "handler", **given}, override))
+    return replace(rules, **{override.setting: getattr(changed, override.setting)})
+
+
+def _changed(given: dict[str, object], override: Override) -> RouteConfig:
+    try:
+        return RouteConfig.model_validate({**given, override.setting: override.value})
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise _refused(override, f"{override.value!r} is refused: {problem}") from None
+
+
+def _check_names(known: Iterable[str], override: Override) -> None:
+    if override.route not in known:
+        raise _refused(override, f"there is no route {override.route!r}{_hint(override.route, known)}")
     if override.setting not in SETTINGS:
         allowed = ", ".join(SETTINGS)
         raise _refused(override, f"{override.setting} can't be overridden live; these can: {allowed}")

@@ -31,6 +31,7 @@ from pydantic_core import ErrorDetails
 from .config import Config
 from .document import Document, Key, Tree, Value, read_document, read_text, shortened
 from .errors import ConfigError, ConfigProblem
+from .policy import Rules
 from .templates import TemplateError, compile_path
 
 PREFIX = "GATEWAY_"
@@ -62,6 +63,8 @@ class Loaded:
     """GATEWAY_ADMIN_TOKEN, which is no field of the configuration: no file that is shown or shared holds it."""
     tree: Tree = field(default_factory=dict, repr=False)
     """The values as they were read and merged; `rebuilt` makes the same configuration of them in another process."""
+    handlers: Mapping[str, Rules] = field(default_factory=dict)
+    """The rules of `@cached` handlers, by name, that live overrides made other than the code has them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from uuid import uuid4
 import httpx
 import msgspec
 import pytest
+from fastapi import APIRouter
 
 from gateway.admin import create_admin
 from gateway.app import create_app
@@ -19,6 +20,7 @@ from gateway.embedded import Embedded
 from gateway.errors import ConfigError
 from gateway.figures import Between, Figures, Reading
 from gateway.generations import Generations
+from gateway.handlers import cached
 from gateway.operations import NoSuchOverride, operations_of
 from gateway.settings import Loaded, Source
 from gateway.shared import RedisStore
@@ -94,6 +96,55 @@ async def test_explain_names_the_override_that_won_and_what_it_stands_over(clock
     assert trace.ttl.value == "10s"
     assert trace.ttl.sources[0].startswith("live override by ops until 2027-")
     assert trace.ttl.sources[1] == "gateway.yaml line 6 (100s)"
+
+
+def sums() -> tuple[APIRouter, list[int]]:
+    """A router with a handler of a TTL of its own, once at the app and once at the edge, and what it was called for."""
+    router, calls = APIRouter(), []
+
+    @router.get("/sums/{a}")
+    @cached(ttl="100s")
+    async def at_app(a: int) -> int:
+        calls.append(a)
+        return a + 1
+
+    @router.get("/edge-sums/{a}")
+    @cached(ttl="100s", edge=True)
+    async def at_edge(a: int) -> int:
+        calls.append(a)
+        return a + 1
+
+    return router, calls
+
+
+@pytest.mark.parametrize(("path", "which"), [("/sums/1", "at_app"), ("/edge-sums/1", "at_edge")])
+async def test_an_override_acts_on_a_python_handler_and_the_console_and_explain_name_both_sources(
+    clock: TurnedClock, path: str, which: str
+) -> None:
+    worker, (router, calls) = Worker(Upstream(json_answer()), clock), sums()
+    worker.generations.current.include_router(router)
+    name = f"{__name__}.sums.<locals>.{which}"
+    async with working(worker), worker.client() as client, worker.operator() as operator:
+        await client.get(path)
+        clock.turn(20)
+        assert "hit" in (await client.get(path)).headers["cache-status"]
+        order = {"route": name, "value": "10s", "for": "1h", "by": "ann"}
+        assert (await operator.post("/overrides", json=order)).status_code == 200
+        assert "fwd=stale" in (await client.get(path)).headers["cache-status"]
+        rows = {row["name"]: row for row in (await operator.get("/routes")).json()["routes"]}
+        assert (rows[name]["path"], rows[name]["shown"], rows[name]["overridden"]) == (path[:-1] + "{a}", "10s", True)
+        assert [source.split(" until")[0] for source in rows[name]["sources"]] == [
+            "live override by ann (127.0.0.1)",
+            "@cached",
+        ]
+        trace = await worker.generations.current.explain("GET", path)
+        assert trace.ttl is not None
+        assert trace.ttl.value == "10s"
+        assert trace.ttl.sources[1] == f"@cached of {name} (100s)"
+        assert calls == [1, 1]
+        assert (await operator.delete(f"/overrides/{name}/ttl")).status_code == 200
+        clock.turn(50)
+        assert "hit" in (await client.get(path)).headers["cache-status"]
 
 
 async def test_a_reload_keeps_the_overrides_on_the_new_configuration(clock: TurnedClock) -> None:

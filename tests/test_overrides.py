@@ -72,6 +72,36 @@ def test_what_a_file_could_not_hold_is_refused_with_a_reason(wrong: Override, wh
     assert why in str(refused.value.problems[0])
 
 
+CODED = {
+    "shop.sums": policy.Rules(ttl=20.0, stale_if_error=60.0, max_life=90.0),
+    "shop.news": policy.Rules(),
+}
+
+
+def test_an_override_changes_one_setting_of_a_handler_and_leaves_what_its_code_says_of_the_others() -> None:
+    first = overridden(LOADED, override(route="shop.sums"), CODED)
+    both = overridden(first, override("5m", route="shop.sums", setting="stale_if_error"), CODED)
+    assert both.handlers == {"shop.sums": policy.Rules(ttl=10.0, stale_if_error=300.0, max_life=90.0)}
+    assert both.sources["routes", "shop.sums", "ttl"][0].value == "10s"
+    assert both.config == LOADED.config
+    assert overridden(LOADED, override(route="shop.news"), CODED).handlers["shop.news"].ttl == 10.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (override(route="shop.sum"), "no route 'shop.sum'; did you mean shop.sums?"),
+        (override("10x", route="shop.sums"), "'10x' is refused"),
+        (override("origin", route="shop.sums"), "the handler has a ttl of its own"),
+        (override("5s", route="shop.news", setting="client_ttl"), "client_ttl goes with a ttl of its own"),
+    ],
+)
+def test_what_a_handler_could_not_have_is_refused_with_a_reason(wrong: Override, why: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        overridden(LOADED, wrong, CODED)
+    assert why in str(refused.value.problems[0])
+
+
 def test_an_override_that_no_longer_fits_is_passed_over_and_the_others_hold() -> None:
     found = applied(
         LOADED, {"a": override(route="gone"), "b": override("5m", setting="stale_if_error"), "c": override()}
