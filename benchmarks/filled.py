@@ -47,6 +47,10 @@ def serve(config: Path, entries: int, step: int) -> None:
     fill(app, range(0, entries * step, step))
     gc.collect()
     gc.freeze()
+    run(app)
+
+
+def run(app: Gateway) -> None:
     uvicorn.run(
         app,
         port=app.config.port,

@@ -155,6 +155,14 @@ def _filled(entries: int) -> Callable[[Site], list[str]]:
     return command
 
 
+def _advised(*options: str) -> Callable[[Site], list[str]]:
+    def command(site: Site) -> list[str]:
+        config = site.file("gateway.yaml", memory="1GiB", redis="none")
+        return [sys.executable, "-m", "benchmarks.uncounted", config, *options]
+
+    return command
+
+
 def _python(app: str) -> Callable[[Site], list[str]]:
     """One of `benchmarks.apps`, as uvicorn runs it at its fastest."""
 
@@ -188,6 +196,8 @@ REDIS_GET = "smallest ASGI app, one GET"
 HTTPX = "FastAPI + httpx.AsyncClient"
 FEW = "gateway, 1,000 entries"
 MANY = "gateway, 1,000,000 entries"
+ADVISED = "gateway, advised"
+UNADVISED = "gateway, nothing counted"
 
 STARTERS: dict[str, Callable[[Site], Sequence[str]]] = {
     GATEWAY: _gateway,
@@ -202,4 +212,6 @@ STARTERS: dict[str, Callable[[Site], Sequence[str]]] = {
     HTTPX: _python("passing"),
     FEW: _filled(1_000),
     MANY: _filled(MOST),
+    ADVISED: _advised("advised"),
+    UNADVISED: _advised(),
 }

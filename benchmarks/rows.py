@@ -89,6 +89,13 @@ def rows(*, keys: int = 100_000) -> tuple[Row, ...]:
             latency=True,
         ),
         Row(
+            "advisor",
+            "memory hit with the advisor, 1 KiB, Zipf over 1,000 keys",
+            Pattern("zipf", path("1KiB", ""), 1000),
+            (peers.ADVISED, peers.UNADVISED),
+            (Bar(peers.UNADVISED, 0.99, 1),),
+        ),
+        Row(
             "entries",
             "p99 of a hit with 1,000,000 entries, open loop",
             Pattern("spread", path("64B", ""), 1000, step=peers.MOST // 1000),

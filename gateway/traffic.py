@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import itemgetter
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -135,7 +136,7 @@ class Advisor:
             self._add(route, each_worker, now)
 
     def _add(self, route: str, batches: list[RouteBatch], now: float) -> None:
-        sightings = sorted(chain.from_iterable(each.sightings for each in batches), key=lambda each: each.first)
+        sightings = sorted(chain.from_iterable(each.sightings for each in batches), key=itemgetter(1))
         watched = self._routes.get(route)
         if watched is None:
             began = sightings[0].first if sightings else now

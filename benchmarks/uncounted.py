@@ -1,0 +1,40 @@
+"""The gateway without its advisor: nothing is sampled, nothing replayed. What is left of it are three additions a hit.
+
+python -m benchmarks.uncounted CONFIG
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from gateway.app import create_app
+from gateway.ladder import Recorder, Sight
+from gateway.traffic import Traffic
+
+from .filled import run
+
+
+class _Uncounted(Recorder):
+    def seen(self, key: int, now: float) -> Sight:
+        return self._unsampled
+
+    def add(self, key: int, first: float, last: float, number: int) -> None:
+        pass
+
+
+class _Unwatched(Traffic):
+    def recorder(self, route: str) -> Recorder:
+        return self._recorders.setdefault(route, _Uncounted())
+
+
+def serve(config: Path, *, advised: bool) -> None:
+    """With `advised` all is as it is: what the other is compared with."""
+    app = create_app(config)
+    if not advised:
+        app.engine.traffic.__class__ = _Unwatched
+    run(app)
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), advised="advised" in sys.argv)
