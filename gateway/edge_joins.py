@@ -79,7 +79,7 @@ class Joins:
         self._exchange = exchange
         self._most = most
         self._second, self._date = -1, b""
-        self._at_hand: dict[tuple[str, str], AtHand] = {}
+        self._at_hand: dict[Ingredient, AtHand] = {}
         self._heads: dict[tuple[object, ...], tuple[bytes, Tally]] = {}
 
     def forget(self) -> None:
@@ -144,13 +144,11 @@ class Joins:
         return joint
 
     def _side(self, ingredient: Ingredient) -> AtHand:
-        assert ingredient.recipe is not None
-        place = (ingredient.recipe.name, ingredient.base)
-        side = self._at_hand.get(place)
-        if side is None or side.ingredient != ingredient:
+        side = self._at_hand.get(ingredient)
+        if side is None:
             if len(self._at_hand) >= self._most:
                 del self._at_hand[next(iter(self._at_hand))]
-            side = self._at_hand[place] = AtHand(ingredient)
+            side = self._at_hand[ingredient] = AtHand(ingredient)
         return side
 
     def _gathered(self, joint: Joint, block: Block, now: float) -> Gathered | None:

@@ -78,7 +78,7 @@ def _xml(body: bytes) -> tuple[bytes, JsonValue]:
     try:
         value: JsonValue = xmltodict.parse(body)
         return orjson.dumps(value), value
-    except (ExpatError, ValueError, RecursionError):
+    except (ExpatError, ValueError, RecursionError, orjson.JSONEncodeError):
         # Entities are refused by xmltodict, with a ValueError.
         raise WrongType("it is not well-formed XML without entities") from None
 
@@ -187,7 +187,11 @@ def joined(pieces: Sequence[Piece], merge: Merge = "shallow") -> bytes:
     """One JSON object of all pieces, in their order: spliced where none is merged into the root."""
     if all(piece.group is not None for piece in pieces):
         return b"{" + b",".join([key_text(piece.group or "") + piece.text for piece in pieces]) + b"}"
-    return orjson.dumps(_merged(pieces, merge), default=_as_it_came)
+    try:
+        return orjson.dumps(_merged(pieces, merge), default=_as_it_came)
+    except (RecursionError, orjson.JSONEncodeError):
+        # Values merged within each other that are nested too deeply to be written: the later stands as it came.
+        return orjson.dumps(_merged(pieces, "shallow"), default=_as_it_came)
 
 
 class _Unparsed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import orjson
 from pydantic import JsonValue
@@ -17,8 +18,8 @@ PREPARED_BYTES = 32 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a part's bodies are prepared. `name` tells it from all others; `check` raises WrongType for a body of another
-    type than the part's; `needed` says whether other parts take values of it."""
+    """How a part's bodies are prepared. `name` is the part's; `check` raises WrongType for a body of another type than
+    the part's; `needed` says whether other parts take values of it."""
 
     name: str
     decode: Decode
@@ -26,6 +27,12 @@ class Recipe:
     at_root: bool = False
     needed: bool = False
     check: Callable[[bytes], None] | None = None
+
+    @cached_property
+    def identity(self) -> str:
+        """Tells it from all that make something else of a body: one that leaves it as it is, is every part's."""
+        plain = self.check is None and not (self.shape.changes or self.at_root or self.needed)
+        return f"={self.decode}" if plain else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +63,7 @@ class Workshop:
         """
         if not key:
             return self._prepare(recipe, headers, body)
-        place = (recipe.name, key)
+        place = (recipe.identity, key)
         known = self._kept.get(place)
         if known is not None and known[0] == body:
             self._kept.move_to_end(place)
@@ -79,12 +86,22 @@ class Workshop:
         if recipe.check is not None:
             recipe.check(text)
         shown = value
-        if recipe.shape.changes:
-            shown = recipe.shape.apply(value)
-            text = orjson.dumps(shown)
+        if recipe.shape.changes or recipe.at_root:
+            # What is merged into the root is written with it later: whether it can be is found out here.
+            shown, text = _shaped(recipe.shape, value)
         if recipe.at_root and not isinstance(shown, dict):
             raise WrongType("it is no object; only objects can be merged into the root")
         return Prepared(text, value if recipe.needed else None, shown if recipe.at_root else None)
+
+
+def _shaped(shape: Shape, value: JsonValue) -> tuple[JsonValue, bytes]:
+    """Raises WrongType."""
+    try:
+        shown = shape.apply(value)
+        return shown, orjson.dumps(shown)
+    except (RecursionError, orjson.JSONEncodeError):
+        # orjson reads 1024 levels and writes 254.
+        raise WrongType("it is nested too deeply to be reshaped") from None
 
 
 def _weight(body: bytes, made: Prepared) -> int:

@@ -714,6 +714,31 @@ async def test_a_part_alone_at_the_root_is_the_whole_answer(came: bytes, clock: 
     assert content["application/json"]["schema"] == {}
 
 
+@pytest.mark.parametrize("settings", [{"deny": ["x"]}, {"select": "@"}, {"group": None}, {"rename": {"a": "b"}}])
+async def test_a_part_too_deep_to_be_reshaped_has_failed_and_a_spliced_one_is_as_it_came(
+    settings: dict[str, Any], clock: TurnedClock
+) -> None:
+    shop = two()
+    deep = b'{"a":' * 300 + b"1" + b"}" * 300
+    shop.set("/deep", deep)
+    parts = {"user": TWO["user"], "deep": part("/deep", optional=True, **settings), "same": part("/deep")}
+    async with asking(home(shop, parts, clock)) as client:
+        response = await client.get("/home/7")
+    assert (said(response)["deep"], response.headers["gateway-complete"]) == ("wrong-type", "?0")
+    assert b'"same":' + deep in response.content
+
+
+async def test_the_content_of_a_part_is_parsed_once_however_many_aggregates_it_is_in(clock: TurnedClock) -> None:
+    shop = two()
+    app = home(shop, {**TWO, "again": part("/offers", ttl="10s"), "shaped": part("/offers", select="[0]")}, clock)
+    async with asking(app) as client:
+        for user in ("7", "8", "9"):
+            shop.set(f"/users/{user}", {})
+            await client.get(f"/home/{user}")
+    assert app.builder.workshop.parsed == 3 + 1 + 1  # users; offers as they are, in two places; and shaped
+    assert shop.count("/offers") == 1
+
+
 async def test_an_empty_list_is_an_empty_part(clock: TurnedClock) -> None:
     shop = Shop()
     shop.set("/cart/7", {"items": []})
