@@ -153,7 +153,7 @@ class Gateway(FastAPI):
             log=self._log,
             trusted=Trusted(config.trusted_proxies),
             traced=tracing is not None,
-            room=max(config.memory // config.workers // 8, 0 if isinstance(self.shared, NoShared) else LEAST_EDGE),
+            room=max(config.memory // config.workers // 4, 0 if isinstance(self.shared, NoShared) else LEAST_EDGE),
         )
         self.inner: ASGIApp | None = None
         documented = config.docs != "off" or config.redoc != "off"

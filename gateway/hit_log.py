@@ -48,9 +48,8 @@ class HitLog:
             return
         if not self._log.wants(shape.result):
             return
-        before, between, behind, rest, end = shape.lines.get((spot, block.host)) or self._pieces(
-            spot, block, ready, shape
-        )
+        pieces = shape.lines.get((spot, block.host)) if shape.lines is not None else None
+        before, between, behind, rest, end = pieces or self._pieces(spot, block, ready, shape)
         client = block.clients.get(peer) or self._client(block, peer)
         ticks = int(elapsed * 1_000_000 + 0.5)
         seconds = _SECONDS_TEXT[ticks] if ticks < TICKS else orjson.dumps(round(elapsed, 6))
@@ -64,8 +63,8 @@ class HitLog:
         exchange.outcome = Outcome(shape.result, tier="memory")
         share = self._log.share_of(shape.result) if isinstance(self._log, JsonAccessLog) else 1.0
         before, between, behind, rest, end = pieces_of(exchange, shape.status, shape.length, share)
-        if len(shape.lines) >= SHAPES:
-            shape.lines.clear()
+        if shape.lines is None or len(shape.lines) >= SHAPES:
+            shape.lines = {}
         pieces = shape.lines[spot, block.host] = (before + b'"', b'"' + between + b'"', b'"' + behind, rest, end)
         return pieces
 

@@ -27,9 +27,13 @@ from .traffic import key_hash
 JOINED = 16 * 1024
 """Up to this size a body is copied behind its head, for one write; larger ones are handed over as they are."""
 SHAPES = 32
-"""How many forms of one stored response are kept, of each kind: by coding, by 200 or 304, by Origin."""
+"""How many forms of one stored response are kept: by GET or HEAD, by coding, by 200 or 304, by Origin."""
 TICKS = 1000
 """For how many microseconds the fields that tell the time taken are made beforehand."""
+_TOLD = {
+    result: b"cache-status: " + cache_status(Outcome(result, ttl=0)).removesuffix(b"0")
+    for result in (Result.HIT, Result.STALE)
+}
 _CLOSING = b"\r\nconnection: close\r\n"
 
 
@@ -37,8 +41,8 @@ class Ready:
     """A stored response made ready: its windows as the purges known by then leave it, and its shapes.
 
     It holds the stored headers, by whose identity it knows its response again, but not the body; one that is brought
-    anew each time it knows by all else and the body's hash. Shapes are kept by what they are for: hits of GET and HEAD,
-    stale answers to GET and HEAD.
+    anew each time it knows by all else and the body's hash. Shapes are kept by what they are for (hits of GET and HEAD,
+    stale answers to GET and HEAD: 0 to 3) and by what the request says of the form.
     """
 
     __slots__ = ("brought", "flight", "fresh", "headers", "key", "revalidate", "shapes", "softened", "version")
@@ -52,7 +56,7 @@ class Ready:
         windows = policy.windows(stored, route.rules)  # as the purges leave it
         self.fresh = windows.fresh
         self.revalidate = windows.revalidate
-        self.shapes: tuple[dict[bytes, Shape], ...] = ({}, {}, {}, {})
+        self.shapes: dict[tuple[int, bytes], Shape] = {}
         self.brought: tuple[Stored, int] | None = None
 
     def is_of(self, brought: Stored) -> bool:
@@ -66,37 +70,40 @@ class Ready:
 class Shape:
     """One form of a stored response: all bytes of an answer but those that differ with each request.
 
-    `before` ends where the age stands, `after` follows it and ends where the request id stands. `until` is the
-    instant at which the age or the remaining freshness changes next, or trust ends; `head` and `end` hold until then.
+    `head` ends where the request id stands, and has the age `at` an index; `end` follows what tells the time taken.
+    Both hold until the instant `until`, at which the age or the remaining freshness changes next, or trust ends.
     `coded` is the key under which the body lies in memory, where it is not the stored response's own.
     """
 
     __slots__ = (
-        *("after", "before", "coded", "end", "head", "length", "lines", "result"),
-        *("status", "tally", "timing", "told", "until", "volatile"),
+        *("_at", "_digits", "coded", "end", "head", "length", "lines", "result"),
+        *("status", "tally", "timing", "until", "volatile"),
     )
 
     def __init__(self, status: int, before: bytes, after: bytes, result: Result, tally: Tally, *, length: int) -> None:
+        """`before` ends where the age stands, `after` begins there."""
         self.status = status
-        self.before = before
-        self.after = after
+        self.head = before + after
+        self._at = len(before)
+        self._digits = 0
         self.result = result
         self.tally = tally
+        self.timing: list[bytes] = []
         self.length = length
         self.coded = ""
-        self.lines: dict[tuple[Spot, str], tuple[bytes, ...]] = {}
+        self.lines: dict[tuple[Spot, str], tuple[bytes, ...]] | None = None
         self.volatile = False
-        self.timing: list[bytes] = []
         self.until = -math.inf
-        self.told = b"cache-status: " + cache_status(Outcome(result, ttl=0)).removesuffix(b"0")
-        self.head = self.end = b""
+        self.end = b""
 
     def render(self, stored: Stored, ready: Ready, rules: policy.Rules, now: float, trusted: float) -> None:
         """Write the age and the remaining freshness at `now`; `trusted` is until when memory is trusted (seconds)."""
         age = policy.age_for(stored, rules, now)
         left = ready.fresh - now
-        self.head = b"%b%d%b" % (self.before, int(age), self.after)
-        self.end = b"%b%d\r\n\r\n" % (self.told, left)
+        text = b"%d" % age
+        self.head = self.head[: self._at] + text + self.head[self._at + self._digits :]
+        self._digits = len(text)
+        self.end = b"%b%d\r\n\r\n" % (_TOLD[self.result], left)
         self.until = min(now + min(1.0 - age % 1.0, left % 1.0), trusted)
         if self.result is Result.HIT:
             self.until = min(self.until, ready.fresh)

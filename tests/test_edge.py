@@ -26,6 +26,7 @@ from gateway.edge import GatewayProtocol
 from gateway.errors import ConfigError
 from gateway.exchange import Exchange
 from gateway.handlers import cached
+from gateway.hits import LINE_BYTES
 from gateway.metrics import Metrics
 from gateway.outcome import Result
 
@@ -451,9 +452,11 @@ async def test_what_is_remembered_is_bounded() -> None:
         await asked(line, request)
         await asked(line, request)
     edge = app.app.edge
-    assert len(edge.spots) == 64
-    assert len(edge.blocks) <= 17
-    assert len(edge._order) <= 64
+    most = 2**20 // 4 // LINE_BYTES
+    assert len(edge.spots) == most
+    assert len(edge.blocks) <= most // 4 + 1
+    assert len(edge._order) <= most
+    assert len(edge.memos) <= most
 
 
 async def test_an_app_with_middleware_of_its_own_is_asked_each_time() -> None:
