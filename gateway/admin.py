@@ -3,7 +3,8 @@ public port.
 
 Metrics and health need no token. All else needs GATEWAY_ADMIN_TOKEN, as a bearer token in Authorization, which no web
 page can make a browser send: that is what keeps other people's pages from purging. Wrong tokens are counted by
-address; after ten in a minute an address is answered no more for the rest of it.
+address; after ten in a minute an address is answered no more for the rest of it, but for the right token where it came
+from there before: nobody else behind that address can lock its owner out.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from . import console
+from .admin_host import KnownHost
 from .app import Gateway, ready_response
 from .console import encoded, problem, who
 from .errors import RequestRefused
@@ -78,6 +81,8 @@ class Admin:
         self._render = render if render is not None else self._own_metrics
         self._operations = operations
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._known: set[str] = set()
+        """The addresses from which the right token came."""
 
     def app(self) -> Starlette:
         routes = [
@@ -90,7 +95,11 @@ class Admin:
         ]
         if self._operations is not None:
             routes += self._operating(self._operations)
-        return Starlette(routes=routes)
+        known = Middleware(KnownHost, configured=self._configured_host)
+        return Starlette(routes=routes, middleware=[known])
+
+    def _configured_host(self) -> str:
+        return self._gateway().config.admin_listen.rpartition(":")[0].strip("[]")
 
     def _operating(self, operations: Operations) -> list[Route]:
         async def overrides(request: Request) -> Response:
@@ -164,15 +173,19 @@ class Admin:
         if not self._token:
             return problem(403, "Nothing can be changed here: no GATEWAY_ADMIN_TOKEN is set for the gateway.")
         address = address_of(request)
-        if not self._limiter.test(WRONG_TOKENS, "wrong", address):
+        limited = not self._limiter.test(WRONG_TOKENS, "wrong", address)
+        if limited and address not in self._known:
             return _too_many("Too many wrong tokens came from this address; wait a minute.")
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not compare_digest(given.strip().encode(), self._token.encode()):
+            if limited:
+                return _too_many("Too many wrong tokens came from this address; wait a minute.")
             if given:
                 self._limiter.hit(WRONG_TOKENS, "wrong", address)
             response = problem(401, "This wants the token of GATEWAY_ADMIN_TOKEN, as `Authorization: Bearer …`.")
             response.headers["www-authenticate"] = "Bearer"
             return response
+        self._known.add(address)
         if request.method != "GET" and not self._limiter.hit(CHANGES, "changes", address):
             return _too_many("Too many orders came from this address; wait a minute.")
         return None

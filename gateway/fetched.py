@@ -166,6 +166,19 @@ def check_response(name: str, status: int, headers: Sequence[tuple[bytes, bytes]
         raise UpstreamMalformed(name, "a framing in doubt")
 
 
+_CONDITIONAL = frozenset((b"if-none-match", b"if-modified-since"))
+
+
+def check_asked_for(name: str, status: int, sent: Headers) -> None:
+    """Raises UpstreamMalformed at an answer that only another request could have had: a 304 without a condition to be
+    true of, a 206 without a range (RFC 9110 §15.4.5, §15.3.7). Whoever gets it has nothing to put it to."""
+    names = {key for key, _ in sent}
+    if status == 304 and not names & _CONDITIONAL:
+        raise UpstreamMalformed(name, "a 304 that nobody asked for")
+    if status == 206 and b"range" not in names:
+        raise UpstreamMalformed(name, "a part that nobody asked for")
+
+
 _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 

@@ -84,10 +84,10 @@ class Operations:
     def _tell(self, wanted: dict[str, Override]) -> None:
         for key, override in wanted.items():
             if self._held.get(key) != override:
-                logger.info("live override by %s: %s is %s until %s", override.by, key, override.value,
-                            instant(override.until))  # fmt: skip
+                said = map(_shown, (override.by, key, override.value, instant(override.until)))
+                logger.info("live override by %s: %s is %s until %s", *said)
         for key in self._held.keys() - wanted.keys():
-            logger.info("live override of %s has ended", key)
+            logger.info("live override of %s has ended", _shown(key))
 
     # --- reloading -----------------------------------------------------------------------------------------
 
@@ -145,3 +145,8 @@ def operations_of(generations: Generations, loaded: Loaded) -> Operations:
     gateway = generations.current
     live = gateway.shared.live() if isinstance(gateway.shared, RedisStore) else LocalLive()
     return Operations(generations, loaded, live, gateway.engine.clock)
+
+
+def _shown(text: str) -> str:
+    """What stands in Redis, as it may stand in a log: without control characters."""
+    return text if text.isprintable() else ascii(text)

@@ -10,7 +10,7 @@ import time
 import typing
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -25,6 +25,7 @@ from .engine import Ask, Engine, Route
 from .errors import RequestRefused, UpstreamError
 from .exchange import INTERIM_KEY, Exchange, exchange_of
 from .headers import Headers, first, has, values
+from .inside import REFERRING, replaced
 from .keys import Keying, passed_through, plan, primary_key
 from .metrics import Metrics
 from .policy import TAG_FIELDS, Rules, facts_of
@@ -36,7 +37,6 @@ from .templates import PathTemplate, TargetTemplate, compile_target, render_tag
 from .transport import Interim
 from .upstreams import ORDINARY, Fetched, Patience, Upstream
 
-LOCATIONS = frozenset((b"location", b"content-location"))
 VIA = (b"via", b"1.1 gateway")
 USER_AGENT = (b"user-agent", f"cached-gateway/{__version__}".encode())
 IDENTITY = (b"accept-encoding", b"identity")
@@ -375,26 +375,25 @@ class Handlers:
 
     def _public(self, answer: Answer, route: Declared) -> Answer:
         """The answer as clients may see it: an upstream's own address stays inside, and so do its tags."""
-        touched = LOCATIONS | TAG_FIELDS
+        touched = REFERRING | TAG_FIELDS
         if not any(name in touched for name, _ in answer.headers):
             return answer
         hidden = frozenset() if route.config.expose_tags else TAG_FIELDS
         headers = [
-            (name, self._public_location(value, route) if name in LOCATIONS else value)
+            (name, replaced(name, value, partial(self._public_reference, route)) if name in REFERRING else value)
             for name, value in answer.headers
             if name not in hidden
         ]
         return Answer(answer.status, headers, answer.body)
 
-    def _public_location(self, value: bytes, route: Declared) -> bytes:
+    def _public_reference(self, route: Declared, text: str) -> str:
         """A URL that names one of our upstreams as clients would ask for it; any other as it is."""
-        text = value.decode("latin-1")
         upstreams = dict.fromkeys((route.upstream, *(each.upstream for each in self.declared)))
         for upstream in upstreams:
             inside = below_base(text, upstream.config.bases)
             if inside is not None:
-                return self._as_served(inside, upstream).encode("latin-1")
-        return value
+                return self._as_served(inside, upstream)
+        return text
 
     def _as_served(self, inside: str, upstream: Upstream) -> str:
         path, mark, rest = inside.partition("?")

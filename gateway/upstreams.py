@@ -23,7 +23,7 @@ from .breakers import Breaker, RetryBudget
 from .bulkhead import Bulkhead, Full
 from .config import UpstreamConfig
 from .errors import UpstreamBusy, UpstreamError, UpstreamMalformed, UpstreamResting, UpstreamTimeout
-from .fetched import SOFTWARE, check_response, decoded
+from .fetched import SOFTWARE, check_asked_for, check_response, decoded
 from .fetched import Body as Body
 from .fetched import Fetched as Fetched
 from .fetched import ResponseBody as ResponseBody
@@ -143,7 +143,7 @@ class Upstream:
 
         longest = self.config.stream_timeout.total_seconds()
         body_of = Body(self.name, response, idle=sending.timeout, longest=longest, done=done)
-        return await self._checked(response, body_of)
+        return await self._checked(response, body_of, sending.headers)
 
     def refusal(self) -> UpstreamBusy | None:
         """Why one who came now would be refused at once, without a wait; None where it may try. It is counted."""
@@ -216,10 +216,11 @@ class Upstream:
     def _forwarded(self, headers: Headers) -> list[tuple[bytes, bytes]]:
         return [*without(headers, *self._constant_names), *self._constants]
 
-    async def _checked(self, response: Received, body: Body) -> Fetched:
+    async def _checked(self, response: Received, body: Body, sent: Headers) -> Fetched:
         headers = without([(name.lower(), value) for name, value in response.headers], *SOFTWARE)
         try:
             check_response(self.name, response.status, headers, self.config.max_response_headers)
+            check_asked_for(self.name, response.status, sent)
         except UpstreamError:
             await body.aclose(broke=True)
             raise
@@ -299,7 +300,7 @@ class _Sending:
         # A body is sent at its client's pace: then each step has the deadline, not all of them together.
         self.until = asyncio.get_running_loop().time() + self.timeout if body is None else None
         self.target = target
-        self._headers = headers
+        self.headers = headers
 
     @property
     def stream(self) -> _Sent | None:
@@ -307,7 +308,7 @@ class _Sending:
 
     def fields(self, base: Base) -> list[tuple[bytes, bytes]]:
         """The header fields as they go to a host."""
-        fields = self._headers
+        fields = self.headers
         if self.body is None and self.method in ("POST", "PUT", "PATCH"):
             fields = [*without(fields, b"content-length"), (b"content-length", b"0")]
         return fields if has(fields, b"host") else [(b"host", base.netloc), *fields]

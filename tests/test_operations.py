@@ -21,11 +21,12 @@ from gateway.errors import ConfigError
 from gateway.figures import Between, Figures, Reading
 from gateway.generations import Generations
 from gateway.handlers import cached
+from gateway.live import Override
 from gateway.operations import NoSuchOverride, operations_of
 from gateway.settings import Loaded, Source
 from gateway.shared import RedisStore
 
-from .conftest import TurnedClock, Upstream, json_answer, served
+from .conftest import TurnedClock, Upstream, gateway, json_answer, served
 
 TOKEN = {"authorization": "Bearer secret"}
 CONFIG: dict[str, Any] = {
@@ -295,6 +296,40 @@ async def test_who_tries_tokens_is_answered_no_more_for_a_while(clock: TurnedClo
         assert [each.status_code for each in wrong] == [401] * 10 + [429] * 2
         assert (await operator.get("/audit")).status_code == 429
         assert "retry-after" in wrong[-1].headers
+
+
+async def test_who_tries_tokens_does_not_lock_out_their_owner_behind_the_same_address(clock: TurnedClock) -> None:
+    worker = Worker(Upstream(json_answer()), clock)
+    async with working(worker), worker.operator() as operator:
+        assert (await operator.get("/audit")).status_code == 200
+        wrong = [await operator.get("/audit", headers={"authorization": f"Bearer {n}"}) for n in range(12)]
+        assert [each.status_code for each in wrong] == [401] * 10 + [429] * 2
+        assert (await operator.get("/audit")).status_code == 200
+
+
+async def test_a_name_that_was_made_to_lead_to_loopback_is_not_answered() -> None:
+    admin = create_admin(gateway(Upstream(json_answer()), {}, admin_listen="ops.internal:9000"))
+    async with served(admin) as url:
+        port = url.rpartition(":")[2]
+        async with httpx.AsyncClient(base_url=url) as client:
+            for host in (f"127.0.0.1:{port}", "localhost", "LOCALHOST.:1", "[::1]:9000", "ops.internal:9000"):
+                assert (await client.get("/metrics", headers={"host": host})).status_code == 200
+            for host in (f"rebound.evil.test:{port}", "127.0.0.1.evil.test", "localhost.evil.test", "evil.test:127"):
+                for path in ("/metrics", "/healthz", "/console"):
+                    refused = await client.get(path, headers={"host": host})
+                    assert (refused.status_code, "gateway_" in refused.text) == (421, False)
+
+
+async def test_control_characters_that_stand_in_redis_reach_no_log(
+    clock: TurnedClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(Upstream(json_answer()), clock)
+    planted = Override(
+        route="item", setting="ttl", value="5s", by="me\n2026 ERROR all is lost\x1b[2J", at=0.0, until=9e9
+    )
+    with caplog.at_level("INFO", logger="gateway"):
+        worker.operations._tell({planted.key: planted})
+    assert r"by 'me\n2026 ERROR all is lost\x1b[2J'" in caplog.text
 
 
 # --- the page ----------------------------------------------------------------------------------------------
