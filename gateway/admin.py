@@ -13,9 +13,6 @@ from collections.abc import Awaitable, Callable
 from hmac import compare_digest
 
 import msgspec
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -26,6 +23,7 @@ from starlette.routing import Route
 from . import console
 from .admin_host import KnownHost
 from .app import Gateway, ready_response
+from .attempts import Attempts
 from .console import encoded, problem, who
 from .errors import RequestRefused
 from .explain_text import render as explained
@@ -33,8 +31,9 @@ from .operations import Operations
 from .routes import purge_response
 
 MAX_BODY = 1024 * 1024
-WRONG_TOKENS = RateLimitItemPerMinute(10)
-CHANGES = RateLimitItemPerMinute(600)
+WRONG_TOKENS = 10
+CHANGES = 600
+"""Both a minute, from one address."""
 
 
 class ExplainOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -80,7 +79,8 @@ class Admin:
         self._token = token
         self._render = render if render is not None else self._own_metrics
         self._operations = operations
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._wrong_tokens = Attempts(WRONG_TOKENS)
+        self._changes = Attempts(CHANGES)
         self._known: set[str] = set()
         """The addresses from which the right token came."""
 
@@ -173,7 +173,7 @@ class Admin:
         if not self._token:
             return problem(403, "Nothing can be changed here: no GATEWAY_ADMIN_TOKEN is set for the gateway.")
         address = address_of(request)
-        limited = not self._limiter.test(WRONG_TOKENS, "wrong", address)
+        limited = not self._wrong_tokens.are_left(address)
         if limited and address not in self._known:
             return _too_many("Too many wrong tokens came from this address; wait a minute.")
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -181,12 +181,12 @@ class Admin:
             if limited:
                 return _too_many("Too many wrong tokens came from this address; wait a minute.")
             if given:
-                self._limiter.hit(WRONG_TOKENS, "wrong", address)
+                self._wrong_tokens.count(address)
             response = problem(401, "This wants the token of GATEWAY_ADMIN_TOKEN, as `Authorization: Bearer …`.")
             response.headers["www-authenticate"] = "Bearer"
             return response
         self._known.add(address)
-        if request.method != "GET" and not self._limiter.hit(CHANGES, "changes", address):
+        if request.method != "GET" and not self._changes.count(address):
             return _too_many("Too many orders came from this address; wait a minute.")
         return None
 

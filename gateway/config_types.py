@@ -205,4 +205,4 @@ NEVER_CONSTANT = HOP_BY_HOP | frozenset((b"content-length", b"host", b"expect", 
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)

@@ -13,11 +13,9 @@ from collections.abc import Awaitable, Callable
 from hmac import compare_digest
 
 import msgspec
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .attempts import Attempts
 from .explain import Trace
 from .headers import Headers, values
 from .middleware import RAW_TARGET_KEY
@@ -27,7 +25,8 @@ ASKS = b"gateway-explain"
 TELLS = b"gateway-explained"
 MOST_BYTES = 4096
 """Of a trace as JSON; what clients and proxies take of a head is 8 KiB often, and base64 adds a third."""
-WRONG_TOKENS = RateLimitItemPerMinute(10)
+WRONG_TOKENS = 10
+"""A minute, from one address."""
 
 Explain = Callable[[str, str, Headers], Awaitable[Trace]]
 
@@ -40,7 +39,7 @@ class Explaining:
         self._explain = explain
         self._token = token.encode() if token else b""
         self._trusted = trusted
-        self._limiter: FixedWindowRateLimiter | None = None
+        self._wrong_tokens = Attempts(WRONG_TOKENS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not any(name == ASKS for name, _ in scope["headers"]):
@@ -65,13 +64,11 @@ class Explaining:
         if not self._token:
             return False
         address = self._trusted.client(scope["client"][0] if scope.get("client") else "", scope["headers"])
-        if self._limiter is not None and not self._limiter.test(WRONG_TOKENS, address):
+        if not self._wrong_tokens.are_left(address):
             return False
         if len(given) == 1 and compare_digest(given[0], self._token):
             return True
-        if self._limiter is None:  # it has a thread of its own, which few gateways ever need
-            self._limiter = FixedWindowRateLimiter(MemoryStorage())
-        self._limiter.hit(WRONG_TOKENS, address)
+        self._wrong_tokens.count(address)
         return False
 
 

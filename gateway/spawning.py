@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 _PR_SET_PDEATHSIG = 1
-_WORKER = "import sys; sys.path[:] = {path!r}; from gateway.worker import main; main({fd}, {parent})"
+_WORKER = "import sys; sys.path[:] = {path!r}; from gateway.beginning import main; main({fd}, {parent})"
 
 
 class Spawned:

@@ -227,7 +227,7 @@ class Transport(AiohttpTransport):
         *,
         max_connections: int = 100,
         keepalive: float = 15.0,
-        verify: bool = True,
+        verify: bool | ssl.SSLContext = True,
         max_response_headers: int = 65_536,
         public_only: bool = False,
         dns_life: float = 10.0,

@@ -22,6 +22,7 @@ from gateway.config import (
     show_duration,
     show_size,
 )
+from gateway.reference import meanings
 from gateway.targets import TRACKING_PARAMETERS
 
 URL = "http://catalog:8080"
@@ -226,14 +227,13 @@ def test_names_of_headers_are_in_lower_case() -> None:
 
 
 def test_the_default_vary_is_what_the_documentation_says() -> None:
-    described = RouteConfig.model_fields["vary"].description
-    assert described is not None
+    described = meanings(RouteConfig)["vary"]
     assert ", ".join(DEFAULT_VARY) in described.replace("\n", " ")
 
 
 def test_every_setting_is_documented() -> None:
     models = (Config, UpstreamConfig, RouteConfig, CorsConfig)
-    assert not [name for model in models for name, each in model.model_fields.items() if not each.description]
+    assert not [name for model in models for name in model.model_fields if not meanings(model)[name]]
 
 
 @pytest.mark.parametrize("url", ["http://h", "https://h:8443/prefix", "http://[::1]:80", "http://h/a%20b"])

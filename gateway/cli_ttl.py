@@ -1,0 +1,115 @@
+"""The commands below `gateway ttl`: what each TTL would do, and live overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .cli_input import ConfigOption, loaded, operator
+
+if TYPE_CHECKING:
+    from .config import Config
+
+app = typer.Typer(help="What TTLs do, and what others would do.", no_args_is_help=True)
+
+
+@app.command()
+def advise(
+    route: Annotated[str | None, typer.Argument(help="One route, with all TTLs of the ladder.")] = None,
+    max_outdated: Annotated[
+        str | None, typer.Option(help="At most this share of answers may be outdated, such as 1%.", show_default=False)
+    ] = None,
+    max_upstream: Annotated[
+        str | None, typer.Option(help="At most so many requests to the upstream, such as 50/s.", show_default=False)
+    ] = None,
+    log: Annotated[Path | None, typer.Option(help="Advise by this access log instead of a running gateway.")] = None,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All figures as JSON.")] = False,
+) -> None:
+    """What each TTL would do: hit ratio, load on the upstream, share of outdated answers; and which meets a target.
+
+    It asks the admin listener at GATEWAY_ADMIN_URL (http://127.0.0.1:9000 if not set) with GATEWAY_ADMIN_TOKEN, or
+    reads an access log. Without a target it takes --max-outdated 1%.
+    """
+    import msgspec
+
+    from .advice import Advice
+    from .tables import show
+    from .tuning import advice_of_log, ladder_table, parse_rate, parse_share, table
+
+    outdated = parse_share(max_outdated) if max_outdated is not None else None
+    upstream = parse_rate(max_upstream, "--max-upstream") if max_upstream is not None else None
+    if outdated is None and upstream is None:
+        outdated = 0.01
+    if log is not None:
+        found = advice_of_log(log, _ttls(loaded(config).config))
+    else:
+        from .remote import ask_admin
+
+        found = msgspec.convert(ask_admin("/advice")["routes"], list[Advice])
+    chosen = [each for each in found if route in (None, each.route)]
+    if not chosen:
+        known = ", ".join(each.route for each in found) or "none yet"
+        typer.secho(f"Nothing was seen of {route or 'any route'} so far (seen: {known}).", err=True, fg="yellow")
+        raise typer.Exit(3)
+    if as_json:
+        typer.echo(msgspec.json.encode(chosen).decode())
+        return
+    show(table(chosen, max_outdated=outdated, max_upstream=upstream))
+    if route is not None:
+        typer.echo()
+        show(ladder_table(chosen[0]))
+
+
+RouteArgument = Annotated[str, typer.Argument(help="The route's name; of a @cached handler, module.function.")]
+SettingOption = Annotated[
+    str, typer.Option(help="ttl, stale_while_revalidate, stale_if_error, negative_ttl or client_ttl.")
+]
+
+
+@app.command("set")
+def set_ttl(
+    route: RouteArgument,
+    value: Annotated[str, typer.Argument(help="A duration such as 10s, or origin.")],
+    lasts: Annotated[str, typer.Option("--for", help="How long it is in force; at most 7d.")] = "1h",
+    setting: SettingOption = "ttl",
+) -> None:
+    """Set a live override: in force on every worker and replica within a second, gone when its time has come.
+
+    It stands over file and environment, and acts on what is stored already. Asks the admin listener at
+    GATEWAY_ADMIN_URL with GATEWAY_ADMIN_TOKEN.
+    """
+    from .overrides import instant
+    from .remote import ask_admin
+
+    order = {"route": route, "setting": setting, "value": value, "for": lasts, "by": operator()}
+    made = ask_admin("/overrides", order)
+    typer.echo(f"{route}.{setting} is {value} until {instant(made['until'])}.")
+
+
+@app.command("reset")
+def reset_ttl(route: RouteArgument, setting: SettingOption = "ttl") -> None:
+    """End a live override before its time."""
+    from urllib.parse import quote
+
+    from .remote import ask_admin
+
+    ask_admin(f"/overrides/{quote(route, safe='')}/{quote(setting, safe='')}?by={quote(operator())}", method="DELETE")
+    typer.echo(f"The override of {route}.{setting} has ended.")
+
+
+@app.command("list")
+def list_ttls() -> None:
+    """The live overrides that are in force, who set them, and until when."""
+    from .remote import ask_admin
+    from .tables import overrides_table, show
+
+    show(overrides_table(ask_admin("/overrides")["overrides"]))
+
+
+def _ttls(config: Config) -> dict[str, float | None]:
+    return {
+        name: None if isinstance(route.ttl, str) else route.ttl.total_seconds() for name, route in config.routes.items()
+    }

@@ -1,0 +1,95 @@
+"""A worker's imports are most of the time until it answers: which packages it may import, and how it begins."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+# A name a line, and why it is needed to answer. Another one makes every start, and every replacement of a worker,
+# longer: import it where it is used, or add it here with its reason.
+MAY_IMPORT = frozenset(
+    (
+        # The server, and what its protocols need.
+        "uvicorn",
+        "uvloop",
+        "httptools",
+        "click",  # by uvicorn
+        "watchfiles",  # by uvicorn
+        # Routes and typed handlers.
+        "fastapi",
+        "starlette",
+        "anyio",
+        "annotated_doc",
+        "opentelemetry",  # by fastapi, and redis
+        # The configuration's models.
+        "pydantic",
+        "pydantic_core",
+        "annotated_types",
+        "typing_extensions",
+        "typing_inspection",
+        # Upstreams.
+        "httpx",
+        "httpx_aiohttp",
+        "aiohttp",
+        "aiohappyeyeballs",
+        "aiosignal",
+        "attr",
+        "frozenlist",
+        "idna",
+        "multidict",
+        "propcache",
+        "sniffio",
+        "yarl",
+        "brotli",
+        "brotlicffi",
+        "zstandard",
+        # The shared tier.
+        "redis",
+        "hiredis",
+        "xxhash",
+        # Records, messages, answers joined of parts, metrics.
+        "msgspec",
+        "orjson",
+        "jmespath",
+        "xmltodict",
+        # Reading the configuration; not needed, but met on the way.
+        "yaml",
+        "dotenv",
+        "prometheus_client",
+    )
+)
+LOOK = """
+import json, sys
+before = set(sys.modules)
+from gateway import beginning
+for name in beginning.LEFT_OUT: sys.modules[name] = None
+import gateway.worker
+import gateway.app
+new = [name for name, found in sys.modules.items() if found and name not in before]
+print(json.dumps(sorted({name.partition(".")[0] for name in new})))
+"""
+
+
+def imported() -> set[str]:
+    ran = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, check=True)
+    names: list[str] = json.loads(ran.stdout)
+    return {name for name in names if not name.startswith("_") and name not in sys.stdlib_module_names}
+
+
+def test_a_worker_imports_nothing_that_is_not_needed_to_answer() -> None:
+    machinery = {"gateway", "cython_runtime"}
+    assert imported() - machinery - MAY_IMPORT == set()
+
+
+def test_the_command_line_imports_no_more_than_it_needs_to_start_the_first_worker() -> None:
+    look = LOOK.replace("import gateway.worker\nimport gateway.app", "import gateway.cli, gateway.spawning")
+    ran = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    heavy = {"pydantic", "fastapi", "httpx", "aiohttp", "redis", "rich", "yaml", "msgspec"}
+    assert heavy & set(json.loads(ran.stdout)) == set()
+
+
+def test_httpx_still_works_without_its_command_line() -> None:
+    code = "import sys; sys.modules['httpx._main'] = None; import httpx; print(httpx.URL('http://a/b').path)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "/b\n"
