@@ -35,7 +35,7 @@ from .leases import Leases
 from .memory import Memory
 from .outcome import Outcome, Result
 from .prepared import Prepared
-from .purges import PurgeLog, Report
+from .purges import PurgeLog, PurgesTold, Report
 from .record import Made, Stored
 from .shared import SharedStore
 from .storing import Storing
@@ -71,6 +71,7 @@ class Engine:
         self.traffic = traffic if traffic is not None else Traffic(clock)
         self.clock = clock
         self.collapsed = 0
+        self.purged = PurgesTold()
         self.background = Background()
         self.prepared = Prepared(memory, compression, self.background.spawn)
         self._durations = Durations(retry_after, uncacheable_for)
@@ -365,7 +366,9 @@ class Engine:
         names = [*map(key_name, keys), *map(tag_name, tags), *map(route_name, routes)]
         if everything:
             names.append(EVERYTHING)
-        return await self.tiers.purges.purge(names, soft=soft, by=by)
+        report = await self.tiers.purges.purge(names, soft=soft, by=by)
+        self.purged.count(report)
+        return report
 
     async def invalidate(self, primaries: Iterable[str]) -> None:
         """Make all that is stored for these primary keys, or being fetched for them, void (RFC 9111 §4.4)."""

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from .advice import Advice
+from .collectors import AdviceCollector, EngineCollector, UpstreamCollector
 from .engine import Engine
 from .outcome import Outcome, Result
-from .shared import SharedStatistics
 from .upstreams import Upstream
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -64,76 +62,50 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "gateway_requests", "Requests answered.", ("route", "outcome", "status"), registry=self.registry
-        )
-        self._seconds = Histogram(
-            "gateway_request_seconds",
-            "Time from the request's arrival to the end of its answer.",
-            ("outcome",),
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self._upstream = Counter(
-            "gateway_upstream_requests",
-            "Requests sent to upstreams, by what came of them: a status class or a kind of failure.",
-            ("upstream", "result"),
-            registry=self.registry,
-        )
-        self._upstream_seconds = Histogram(
-            "gateway_upstream_seconds",
-            "Time until an upstream's response head came.",
-            ("upstream",),
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self._refused = Counter(
-            "gateway_refused_requests",
-            "Requests refused before any route saw them, by the reason.",
-            ("reason",),
-            registry=self.registry,
-        )
         self._tallies: dict[tuple[str, Result, str], Tally] = {}
         self._part_tallies: dict[tuple[str, str, str], PartTally] = {}
-        self._loop_lag = Histogram(
-            "gateway_loop_lag_seconds",
-            "How late the event loop is, measured twenty times a second.",
-            buckets=LAGS,
-            registry=self.registry,
-        )
-        self._collections = Histogram(
-            "gateway_garbage_collection_seconds",
-            "Full rounds of the garbage collector, in which nobody is answered.",
-            buckets=LAGS,
-            registry=self.registry,
-        )
-        self._parts = Counter(
-            "gateway_parts",
-            "Parts of aggregates, by what became of them, each time they were joined.",
-            ("route", "part", "outcome"),
-            registry=self.registry,
-        )
-        self._count_part = lru_cache(maxsize=4096)(self._parts.labels)
-        self._count_request = lru_cache(maxsize=4096)(self._requests.labels)
-        self._observe_seconds = lru_cache(maxsize=64)(self._seconds.labels)
-        self._count_upstream = lru_cache(maxsize=4096)(self._upstream.labels)
-        self._observe_upstream = lru_cache(maxsize=1024)(self._upstream_seconds.labels)
-        self._upstreams: _UpstreamCollector | None = None
+        self._upstreams: UpstreamCollector | None = None
+        self._make_counters(partial(Counter, registry=self.registry))
+        self._make_histograms(partial(Histogram, registry=self.registry))
+
+    def _make_counters(self, counter: Callable[[str, str, tuple[str, ...]], Counter]) -> None:
+        requests = counter("gateway_requests", "Requests answered.", ("route", "outcome", "status"))
+        said = "Requests sent to upstreams, by what came of them: a status class or a kind of failure."
+        upstream = counter("gateway_upstream_requests", said, ("upstream", "result"))
+        said = "Parts of aggregates, by what became of them, each time they were joined."
+        parts = counter("gateway_parts", said, ("route", "part", "outcome"))
+        said = "Requests refused before any route saw them, by the reason."
+        self._refused = counter("gateway_refused_requests", said, ("reason",))
+        self._count_request = lru_cache(maxsize=4096)(requests.labels)
+        self._count_upstream = lru_cache(maxsize=4096)(upstream.labels)
+        self._count_part = lru_cache(maxsize=4096)(parts.labels)
+
+    def _make_histograms(self, histogram: Callable[..., Histogram]) -> None:
+        said = "Time from the request's arrival to the end of its answer."
+        seconds = histogram("gateway_request_seconds", said, ("outcome",), buckets=SECONDS)
+        said = "Time until an upstream's response head came."
+        upstream_seconds = histogram("gateway_upstream_seconds", said, ("upstream",), buckets=SECONDS)
+        said = "How late the event loop is, measured twenty times a second."
+        self._loop_lag = histogram("gateway_loop_lag_seconds", said, buckets=LAGS)
+        said = "Full rounds of the garbage collector, in which nobody is answered."
+        self._collections = histogram("gateway_garbage_collection_seconds", said, buckets=LAGS)
+        self._observe_seconds = lru_cache(maxsize=64)(seconds.labels)
+        self._observe_upstream = lru_cache(maxsize=1024)(upstream_seconds.labels)
 
     def watch(self, engine: Engine) -> None:
         """Show an engine's own figures, read when they are asked for."""
-        self.registry.register(_EngineCollector(engine))
+        self.registry.register(EngineCollector(engine))
 
     def watch_advice(self, told: Callable[[], Iterable[Advice]]) -> None:
         """Show what the advisor says of the TTLs in force, read when it is asked for."""
-        self.registry.register(_AdviceCollector(told))
+        self.registry.register(AdviceCollector(told))
 
     def watch_upstreams(self, upstreams: Iterable[Upstream]) -> None:
         """Show the places, breakers and budgets of upstreams, read when they are asked for; no longer those of
         the call before."""
         if self._upstreams is not None:
             self.registry.unregister(self._upstreams)
-        self._upstreams = _UpstreamCollector(list(upstreams))
+        self._upstreams = UpstreamCollector(list(upstreams))
         self.registry.register(self._upstreams)
 
     def request(self, route: str, outcome: Outcome, status: int, seconds: float) -> None:
@@ -195,106 +167,3 @@ def _observe(histogram: Histogram, tally: Tally) -> None:
     for bucket, count in zip(histogram._buckets, [quick, *tally.slow[1:]], strict=True):
         if count:
             bucket.inc(count)
-
-
-class _EngineCollector(Collector):
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def collect(self) -> Iterable[Metric]:
-        engine = self._engine
-        memory = engine.memory.statistics
-        yield _gauge("gateway_memory_bytes", "Bytes of the cache in the process.", memory.bytes)
-        yield _gauge("gateway_memory_limit_bytes", "What it may take.", engine.memory.capacity)
-        yield _gauge("gateway_memory_entries", "Responses stored in the process.", memory.entries)
-        yield _counter("gateway_memory_evictions", "Responses evicted from it.", memory.evictions)
-        yield _counter("gateway_collapsed", "Requests answered by a fetch made for another.", engine.collapsed)
-        yield _counter("gateway_refreshes", "Refreshes behind a stale answer.", engine.refreshes)
-        yield _counter(
-            "gateway_unreadable_records", "Records in Redis that could not be read.", engine.tiers.unreadable
-        )
-        yield _counter("gateway_taken", "Responses taken from Redis into memory at the start.", engine.tiers.taken)
-        governor = engine.governor
-        yield _counter("gateway_shed_refreshes", "Refreshes given up under overload.", governor.refreshes_shed)
-        yield _counter("gateway_shed_misses", "Misses told 503 under overload.", governor.misses_shed)
-        yield _gauge("gateway_flights", "Fetches under way that others may wait for.", len(engine.flights))
-        shared = getattr(engine.shared, "statistics", SharedStatistics())
-        yield _gauge(
-            "gateway_redis_available",
-            "1 while Redis is used, 0 while it is left alone.",
-            engine.shared.available,
-        )
-        yield _counter("gateway_redis_reads", "Keys read from Redis.", shared.reads)
-        yield _counter("gateway_redis_writes", "Keys written to Redis.", shared.writes)
-        yield _counter("gateway_redis_batches", "Round trips to Redis.", shared.batches)
-        yield _counter("gateway_redis_failures", "Round trips that failed or took too long.", shared.failures)
-        yield _counter("gateway_redis_dropped_writes", "Writes given up, Redis being away or too slow.", shared.dropped)
-        yield _counter("gateway_redis_seconds", "Time spent in round trips to Redis.", shared.seconds)
-
-
-class _AdviceCollector(Collector):
-    def __init__(self, told: Callable[[], Iterable[Advice]]) -> None:
-        self._told = told
-
-    def collect(self) -> Iterable[Metric]:
-        said = "What the advisor expects of the route at its TTL: "
-        ratio = GaugeMetricFamily("gateway_predicted_hit_ratio", said + "the hit ratio.", labels=("route",))
-        load = GaugeMetricFamily(
-            "gateway_predicted_upstream_requests", said + "upstream requests a second.", labels=("route",)
-        )
-        outdated = GaugeMetricFamily(
-            "gateway_predicted_outdated_ratio", said + "the share of outdated answers.", labels=("route",)
-        )
-        for advice in self._told():
-            if advice.today is not None and advice.requests:
-                rung = advice.at(advice.today)
-                ratio.add_metric((advice.route,), rung.hit_ratio)
-                load.add_metric((advice.route,), rung.upstream)
-                outdated.add_metric((advice.route,), rung.outdated)
-        yield from (ratio, load, outdated)
-
-
-class _UpstreamCollector(Collector):
-    def __init__(self, upstreams: list[Upstream]) -> None:
-        self._upstreams = upstreams
-
-    def collect(self) -> Iterable[Metric]:
-        yield self._gauges("gateway_upstream_in_flight", "Requests under way.", lambda u: u.places.taken)
-        yield self._gauges(
-            "gateway_upstream_waiting", "Requests that wait for a connection.", lambda u: u.places.waiting
-        )
-        yield self._counters("gateway_upstream_shed", "Requests told 503: no place.", lambda u: u.places.shed)
-        yield self._counters("gateway_upstream_repeated", "Requests sent a second time.", lambda u: u.budget.spent)
-        yield self._counters(
-            "gateway_upstream_not_repeated", "Requests not repeated: no budget.", lambda u: u.budget.denied
-        )
-        state = GaugeMetricFamily(
-            "gateway_breaker_state",
-            "0 while a host is asked, 1 while one request tries it, 2 while it is left alone.",
-            labels=("upstream", "host"),
-        )
-        opened = CounterMetricFamily("gateway_breaker_opened", "How often it was.", labels=("upstream", "host"))
-        for upstream in self._upstreams:
-            for host in upstream.hosts:
-                state.add_metric((upstream.name, host.name), float(host.breaker.state.value))
-                opened.add_metric((upstream.name, host.name), float(host.breaker.opened))
-        yield from (state, opened)
-
-    def _gauges(self, name: str, text: str, of: Callable[[Upstream], float]) -> Metric:
-        return self._filled(GaugeMetricFamily(name, text, labels=("upstream",)), of)
-
-    def _counters(self, name: str, text: str, of: Callable[[Upstream], float]) -> Metric:
-        return self._filled(CounterMetricFamily(name, text, labels=("upstream",)), of)
-
-    def _filled(self, family: GaugeMetricFamily | CounterMetricFamily, of: Callable[[Upstream], float]) -> Metric:
-        for upstream in self._upstreams:
-            family.add_metric((upstream.name,), float(of(upstream)))
-        return family
-
-
-def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, text, value=float(value))
-
-
-def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
-    return CounterMetricFamily(name, text, value=float(value))

@@ -65,6 +65,20 @@ class Report:
         return self.added and self.settled and self.confirmed >= self.workers
 
 
+@dataclass(slots=True)
+class PurgesTold:
+    """How many purges were told to be complete, and how many not to be confirmed yet (202)."""
+
+    complete: int = 0
+    unconfirmed: int = 0
+
+    def count(self, report: Report) -> None:
+        if report.complete:
+            self.complete += 1
+        else:
+            self.unconfirmed += 1
+
+
 class PurgeLog(Protocol):
     """What the tiers and the engine need of purging."""
 

@@ -61,6 +61,7 @@ IO = frozenset(
         "bulkhead",
         "client",
         "clock",
+        "collectors",
         "door",
         "edge",
         "edge_joins",

@@ -254,6 +254,7 @@ async def test_a_report_says_how_many_workers_confirmed(clock: TurnedClock) -> N
     app = gateway(Upstream(json_answer()), ROUTES, clock=clock)
     async with admin_client(app, "secret") as client:
         response = await client.post("/purge", json={"all": True}, headers={"authorization": "Bearer secret"})
+        assert 'gateway_purges_total{result="complete"} 1.0' in (await client.get("/metrics")).text
     assert response.json() == {"complete": True, "confirmed": 1, "workers": 1, "seconds": 0.0}
 
 
@@ -387,6 +388,7 @@ async def test_a_purge_without_redis_is_not_complete_and_holds_here_at_once() ->
         await client.get("/items/1")
         report = await app.purge(tags=["items"])
         assert not report.complete
+        assert b'gateway_purges_total{result="unconfirmed"} 1.0' in app.metrics.render()
         assert (await client.get("/items/1")).json() == {"n": 2}
 
 
