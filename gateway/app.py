@@ -36,8 +36,10 @@ from .aggregate import Aggregate
 from .aggregate_routes import AggregateHandlers, Builder, aggregate_key
 from .clock import Clock, SystemClock
 from .config import Config, RouteConfig, UpstreamConfig
+from .direct import DirectRoute, Patterns
 from .documentation import OPENAPI, add_pages, aggregate_operation, openapi_operation
 from .door import Door
+from .edge_pass import Direct, Passages
 from .engine import Engine
 from .errors import ConfigError, ConfigProblem
 from .explain import Explainer, Origins, Trace, no_origins
@@ -155,6 +157,16 @@ class Gateway(FastAPI):
             traced=tracing is not None,
             room=max(config.memory // config.workers // 4, 0 if isinstance(self.shared, NoShared) else LEAST_EDGE),
         )
+        self._direct: dict[str, Direct] = {}
+        if tracing is None:
+            self.edge.passages = Passages(
+                engine=self.engine,
+                metrics=self.metrics,
+                log=self._log,
+                trusted=Trusted(config.trusted_proxies),
+                cors=Cors(self, config.cors) if config.cors.enabled else None,
+                patterns=Patterns(lambda: self.router.routes, self._direct),
+            )
         self.inner: ASGIApp | None = None
         documented = config.docs != "off" or config.redoc != "off"
         super().__init__(
@@ -309,6 +321,7 @@ class Gateway(FastAPI):
             add()
 
     def _add_declared(self, handlers: Handlers, route: Declared) -> None:
+        self._direct[f"{route.name}_direct"] = DirectRoute(handlers, route)
         self._add_configured(route.name, route.config, handlers.handler(route), openapi_operation(route))
 
     def _add_aggregate(self, handlers: AggregateHandlers, route: Aggregate) -> None:

@@ -20,13 +20,13 @@ import time
 from collections.abc import Sequence
 from enum import Enum, auto
 from functools import partial
-from http import HTTPStatus
 from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .door import BODY_RATE, EARLY, LINGER, NEVER, Door
+from .edge_pass import INTERIM, Passage, ends, interim_head
 from .edge_shared import Look
 from .errors import RequestRefused
 from .exchange import INTERIM_KEY, LOOKED_KEY, exchange_of
@@ -36,8 +36,6 @@ from .hits import Edge
 from .middleware import RAW_TARGET_KEY
 from .remembered import Block, Recall, Spot
 from .repeats import LIKE, Repeat, bearer_of
-
-PASSED_ON = (HTTPStatus.PROCESSING, HTTPStatus.EARLY_HINTS)
 
 INTERNALS = {
     HttpToolsProtocol: (
@@ -85,8 +83,9 @@ class GatewayProtocol(HttpToolsProtocol):
         self._ready: Repeat | None = None
         """The same, while nothing is under way: the next request may be answered by it."""
         self._line = b""
-        # The shared tier is asked for the answer to the present request; the app does not know of it yet.
-        self._asking: Look | None = None
+        # The answer to the present request is looked for in the shared tier, or at the upstream, and the app does not
+        # know of it.
+        self._asking: Look | Passage | None = None
         self._looked = False
         self._last = False
 
@@ -146,12 +145,13 @@ class GatewayProtocol(HttpToolsProtocol):
         """Let the answer that is under way, if its head is not yet sent, be the last on its connection."""
         self._ready = None
         if self._asking is not None:
-            self._last = True
+            self._last = self._asking.make_last()
         elif self._pending and not self.cycle.response_started:
             self.cycle.keep_alive = False
 
     def shutdown(self) -> None:
         if self._asking is not None:
+            self._asking.make_last()
             self._last = True
         else:
             super().shutdown()
@@ -282,7 +282,7 @@ class GatewayProtocol(HttpToolsProtocol):
             if edge is not None and self._is_known(edge, head, end, Request(head, line, fields, framing)):
                 return
             self._edge, self._line = edge, head[:end]
-        self._pass_on(Request(head, line, fields, framing))
+        self._go_further(Request(head, line, fields, framing))
 
     # --- hits ----------------------------------------------------------------------------------------------
 
@@ -338,9 +338,40 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         self._looked = brought is None
         try:
-            self._pass_on(look.request)
+            self._go_further(look.request)
         except RequestRefused as refused:
             self._refuse(refused)
+
+    # --- answers of upstreams ------------------------------------------------------------------------------
+
+    def _go_further(self, request: Request) -> None:
+        """Have the engine answer, or the app where it may have a say. Raises RequestRefused."""
+        passages = self._edge.passages if self._edge is not None and self._line else None
+        if passages is None or self._wrapped:
+            return self._pass_on(request)
+        passage = passages.passage(request, self._peer, self.scheme or "http", looked=self._looked)
+        if passage is None:
+            return self._pass_on(request)
+        self._looked = False
+        self.door.admit(self._peer)
+        self._admitted = True
+        self._deadline = NEVER  # the engine has its own
+        self._asking = passage
+        passage.begin(self, self.loop, close=self._last or ends(request.fields))
+        return None
+
+    def passed(self, passage: Passage, *, close: bool) -> None:
+        """A passage has come to its end; its answer is written."""
+        self._asking = None
+        self._release()
+        self.server_state.total_requests += 1
+        if passage.exchange.stored is not None and self._edge is not None:
+            self._edge.learn(self._line, passage.direct.recall(passage.ask), passage.exchange.target)
+        if close or self._last:
+            self.transport.close()
+        if not self.transport.is_closing():
+            self._deadline = time.perf_counter() + self._keep_alive
+            self._go_on()
 
     def _learn(self) -> None:
         """Remember how the app answered a request that the edge may answer the next time."""
@@ -471,16 +502,14 @@ class GatewayProtocol(HttpToolsProtocol):
         """
         cycle = self.cycle
         if (
-            status not in PASSED_ON
+            status not in INTERIM
             or scope.get("http_version", "1.1") != "1.1"
             or cast(object, cycle.scope) is not scope
             or cycle.response_started
             or self.transport.is_closing()
         ):
             return
-        lines = [b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode("ascii"))]
-        lines += [name + b": " + value + b"\r\n" for name, value in headers if name.lower() != b"connection"]
-        self.transport.write(b"".join([*lines, b"\r\n"]))
+        self.transport.write(interim_head(status, headers))
 
 
 def door_of(app: object) -> Door:

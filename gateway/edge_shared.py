@@ -67,6 +67,10 @@ class Look:
         if self.task is not None:
             self.task.cancel()
 
+    def make_last(self) -> bool:
+        """Whether the connection can still be told to end with the answer: nothing of it was sent yet."""
+        return True
+
     async def _run(self, waiting: Waiting) -> None:
         try:
             self.brought = await self.edge.elsewhere.look(self.spot, self.block, self.request.fields)

@@ -21,6 +21,7 @@ from . import policy
 from .access_log import AccessLog, silent
 from .answers import is_writable, stored_answer
 from .edge_joins import Joins, has_expired
+from .edge_pass import Passages
 from .edge_shared import Brought, Elsewhere
 from .engine import Engine
 from .epochs import State, tag_name
@@ -79,6 +80,7 @@ class Edge:
         self._joins = Joins(engine, metrics=metrics, cors=cors, log=written, exchange=self._exchange, most=self._most)
         self.memos = Memos(engine, most=self._most, note=self._note)
         self.elsewhere = Elsewhere(engine, self._in_memory)
+        self.passages: Passages | None = None
         self.forget()
 
     def __repr__(self) -> str:

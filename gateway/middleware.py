@@ -20,7 +20,7 @@ from .access_log import AccessLog, silent
 from .config import CorsConfig
 from .errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_body
 from .exchange import LOOKED_KEY, SCOPE_KEY, Exchange, exchange_of
-from .headers import Headers, http_date, values
+from .headers import Headers, has, http_date, values
 from .metrics import Metrics
 from .outcome import LOCAL, cache_status
 from .proxies import Trusted
@@ -60,7 +60,7 @@ class Timing:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = _told(exchange, message.get("headers", ()))
+                message["headers"] = told(exchange, message.get("headers", ()))
             elif message["type"] == "http.response.body":
                 size += len(message.get("body", b""))
             await send(message)
@@ -74,33 +74,41 @@ class Timing:
 
 
 def _exchange(scope: Scope, trusted: Trusted) -> Exchange:
-    headers = scope["headers"]
+    peer = scope["client"][0] if scope.get("client") else ""
+    scheme = scope.get("scheme", "http")
+    return exchange_for(scope["headers"], peer, scope["method"], scheme, trusted, looked=LOOKED_KEY in scope)
+
+
+def exchange_for(
+    headers: Headers, peer: str, method: str, scheme: str, trusted: Trusted, *, looked: bool = False
+) -> Exchange:
+    """The Exchange of a request that came from `peer` just now. Its `X-Request-ID` is kept where it is sane."""
     given = values(headers, b"x-request-id")
     kept = len(given) == 1 and REQUEST_ID.fullmatch(given[0])
-    peer = scope["client"][0] if scope.get("client") else ""
     return Exchange(
         request_id=given[0].decode("ascii") if kept else uuid4().hex,
         began=time.perf_counter(),
-        method=scope["method"],
+        method=method,
         client=trusted.client(peer, headers),
-        scheme=trusted.scheme(peer, headers, scope.get("scheme", "http")),
+        scheme=trusted.scheme(peer, headers, scheme),
         forwarded_for=trusted.chain(peer, headers),
         headers=headers,
-        looked=LOOKED_KEY in scope,
+        looked=looked,
     )
 
 
-def _told(exchange: Exchange, headers: Headers) -> list[tuple[bytes, bytes]]:
+def told(exchange: Exchange, headers: Headers) -> list[tuple[bytes, bytes]]:
+    """An answer's headers with those that tell what became of the request."""
     elapsed = time.perf_counter() - exchange.began
-    told = [*headers]
-    if not any(name == b"date" for name, _ in told):
-        told.append((b"date", http_date(time.time())))
-    told.append((b"x-request-id", exchange.request_id.encode("ascii")))
-    told.append((b"x-process-time", b"%.6f" % elapsed))
-    told.append((b"server-timing", server_timing(exchange, elapsed)))
+    said = [*headers]
+    if not has(said, b"date"):
+        said.append((b"date", http_date(time.time())))
+    said.append((b"x-request-id", exchange.request_id.encode("ascii")))
+    said.append((b"x-process-time", b"%.6f" % elapsed))
+    said.append((b"server-timing", server_timing(exchange, elapsed)))
     if exchange.outcome is not LOCAL:
-        told.append((b"cache-status", cache_status(exchange.outcome)))
-    return told
+        said.append((b"cache-status", cache_status(exchange.outcome)))
+    return said
 
 
 def server_timing(exchange: Exchange, total: float) -> bytes:

@@ -220,7 +220,7 @@ class Handlers:
         handle.__doc__ = route.config.description
         return handle
 
-    def _recall(self, route: Declared, origin: UpstreamOrigin, parameters: dict[str, str]) -> Recall:
+    def recall(self, route: Declared, origin: UpstreamOrigin, parameters: dict[str, str]) -> Recall:
         """What the edge needs to answer the next request of this line."""
         silent = replace(origin, interim=None)
         return Recall(
@@ -228,8 +228,8 @@ class Handlers:
             origin=route.upstream.name,
             target=origin.target,
             tags=self._tags(route, parameters),
-            public=lambda answer: self._public(answer, route),
-            ask=lambda exchange: self._ask(
+            public=lambda answer: self.public(answer, route),
+            ask=lambda exchange: self.ask(
                 exchange, route, replace(silent, request_id=exchange.request_id), parameters, None
             ),
         )
@@ -238,7 +238,7 @@ class Handlers:
         decoded = {name: unquote(value) for name, value in parameters.items()}
         return tuple(render_tag(tag, decoded) for tag in route.config.tags)
 
-    def _ask(
+    def ask(
         self,
         exchange: Exchange,
         route: Declared,
@@ -272,15 +272,15 @@ class Handlers:
         parameters: dict[str, str],
     ) -> Response:
         with_body = has_body(exchange.headers)
-        ask = self._ask(exchange, route, origin, parameters, client.body() if with_body else None)
-        exchange.recall = self._recall(route, origin, parameters)
+        ask = self.ask(exchange, route, origin, parameters, client.body() if with_body else None)
+        exchange.recall = self.recall(route, origin, parameters)
         at_hand = self.engine.at_hand(ask)
         if at_hand is not None:
-            return AnswerResponse(self._public(at_hand, route))
+            return AnswerResponse(self.public(at_hand, route))
         if not with_body:
             client.expect_no_body()
         answer = await client.while_there(self.engine.answer(ask))
-        return AnswerResponse(self._public(answer, route), client)
+        return AnswerResponse(self.public(answer, route), client)
 
     async def _purge(
         self, exchange: Exchange, route: Declared, origin: UpstreamOrigin, parameters: dict[str, str]
@@ -316,7 +316,7 @@ class Handlers:
                 else None,
             )
         )
-        return AnswerResponse(self._public(answer, route), client)
+        return AnswerResponse(self.public(answer, route), client)
 
     def _representation(
         self, route: Declared, exchange: Exchange, origin: UpstreamOrigin, fetched: Fetched
@@ -373,7 +373,7 @@ class Handlers:
                 return [primary_key(route.upstream.name, route.upstream_target(target.path, target.query)[0])]
         return []
 
-    def _public(self, answer: Answer, route: Declared) -> Answer:
+    def public(self, answer: Answer, route: Declared) -> Answer:
         """The answer as clients may see it: an upstream's own address stays inside, and so do its tags."""
         touched = REFERRING | TAG_FIELDS
         if not any(name in touched for name, _ in answer.headers):

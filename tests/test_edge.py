@@ -23,6 +23,7 @@ from uvicorn.server import ServerState
 from gateway.access_log import JsonAccessLog, fields_of
 from gateway.app import Gateway, create_app
 from gateway.edge import GatewayProtocol
+from gateway.edge_pass import Passage, Passages
 from gateway.errors import ConfigError
 from gateway.exchange import Exchange
 from gateway.handlers import cached
@@ -70,12 +71,15 @@ class Pipe(asyncio.Transport):
 
 
 class Counted:
-    """An app as uvicorn sees it, and how often it was asked."""
+    """An app as uvicorn sees it, and how often it was asked for what was no hit: by ASGI, or past it."""
 
     def __init__(self, app: Gateway) -> None:
         self.app = app
         self.asked = 0
+        self.passed = 0
         self.door = app.door
+        if app.edge is not None and app.edge.passages is not None:
+            app.edge.passages = cast(Any, Passing(self, app.edge.passages))
 
     @property
     def edge(self) -> Any:
@@ -84,6 +88,21 @@ class Counted:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.asked += 1
         await self.app(scope, receive, send)
+
+
+class Passing:
+    """Counts what passes."""
+
+    def __init__(self, counted: Counted, passages: Passages) -> None:
+        self._counted = counted
+        self._passages = passages
+
+    def passage(self, *args: Any, **kwargs: Any) -> Passage | None:
+        passage = self._passages.passage(*args, **kwargs)
+        if passage is not None:
+            self._counted.asked += 1
+            self._counted.passed += 1
+        return passage
 
 
 class Line:

@@ -1,0 +1,71 @@
+"""Declared routes as the edge asks them, and the patterns by which it finds them: those of the app, in their order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fastapi.routing import iter_route_contexts
+from starlette.routing import BaseRoute, Route, compile_path
+
+from .answers import Answer
+from .asks import Ask
+from .edge_pass import Direct, Pattern
+from .exchange import Exchange
+from .remembered import Recall
+from .routes import Declared, Handlers, UpstreamOrigin
+from .transport import Interim
+
+_ANYTHING = re.compile("")
+
+
+@dataclass(frozen=True)
+class DirectRoute:
+    """A route of the configuration with one upstream, of `edge_pass.Direct`'s form."""
+
+    handlers: Handlers
+    route: Declared
+
+    def ask(self, exchange: Exchange, interim: Interim | None) -> Ask:
+        """Raises RequestRefused."""
+        assert exchange.target is not None
+        target, parameters = self.route.upstream_target(exchange.target.path, exchange.target.query)
+        origin = UpstreamOrigin(
+            self.route.upstream, target, exchange.request_id, self.handlers.metrics, interim=interim
+        )
+        return self.handlers.ask(exchange, self.route, origin, parameters, None)
+
+    def public(self, answer: Answer) -> Answer:
+        return self.handlers.public(answer, self.route)
+
+    def recall(self, ask: Ask) -> Recall:
+        assert isinstance(ask.origin, UpstreamOrigin)
+        assert ask.exchange.target is not None
+        _, parameters = self.route.upstream_target(ask.exchange.target.path, ask.exchange.target.query)
+        return self.handlers.recall(self.route, ask.origin, parameters)
+
+
+class Patterns:
+    """The patterns of `routes`, made again where some were added. Of `direct` the names are those of their routes."""
+
+    def __init__(self, routes: Callable[[], Sequence[BaseRoute]], direct: Mapping[str, Direct]) -> None:
+        self._routes = routes
+        self._direct = direct
+        self._made: tuple[Pattern, ...] = ()
+        self._of = 0
+
+    def __call__(self) -> tuple[Pattern, ...]:
+        routes = self._routes()
+        if len(routes) != self._of:
+            self._of = len(routes)
+            self._made = tuple(pattern for route in routes for pattern in self._patterns(route))
+        return self._made
+
+    def _patterns(self, route: BaseRoute) -> list[Pattern]:
+        if type(route) is Route:
+            return [(route.path_regex, self._direct.get(route.name))]
+        contexts = list(iter_route_contexts([route]))
+        if not contexts or any(context.path is None for context in contexts):
+            return [(_ANYTHING, None)]  # a mount, or what nobody knows: it may answer all that follows
+        return [(compile_path(context.path or "")[0], None) for context in contexts]

@@ -1,0 +1,251 @@
+"""The edge's way to the upstream: requests of declared routes that no hit answers, without ASGI between.
+
+A GET or HEAD without a body, on a route of the configuration, needs nothing of what FastAPI, Starlette and uvicorn's
+request cycle do for it: its head was read at the door, its route is found by the patterns that Starlette would try, in
+their order, and what answers it is the engine, as in the app. Measured, ASGI took half of the time of a pass-through.
+Where anything else might have a say (another kind of route, a middleware, a trace, an explanation, a target that is
+refused) the app answers, as ever. `tests/test_edge_pass.py` holds both ways to the same answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Protocol
+
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from .access_log import AccessLog
+from .answers import Answer, problem
+from .errors import RequestRefused, UpstreamError
+from .headers import Headers, first, has, values
+from .middleware import Cors, exchange_for, told
+from .proxies import Trusted
+from .targets import check_host, normalise, split_raw_target
+from .trace_context import PASSED_ON as TRACE
+from .trace_context import traceparent_of
+
+if TYPE_CHECKING:
+    from .asks import Ask
+    from .engine import Engine
+    from .exchange import Exchange
+    from .heads import Request
+    from .metrics import Metrics
+    from .remembered import Recall
+    from .transport import Interim
+
+CLIENT_LEFT = 499
+"""nginx's status for a client that hung up; nobody sees it but the log."""
+INTERIM = (HTTPStatus.PROCESSING, HTTPStatus.EARLY_HINTS)
+_FOR_THE_APP = frozenset((b"gateway-explain", b"upgrade", b"expect"))
+_BAD_IN_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_WITHOUT_BODY = (204, 304)
+
+
+class Direct(Protocol):
+    """A declared route, as it is asked without ASGI."""
+
+    def ask(self, exchange: Exchange, interim: Interim | None) -> Ask:
+        """Raises RequestRefused."""
+
+    def public(self, answer: Answer) -> Answer:
+        """The answer as clients may see it."""
+
+    def recall(self, ask: Ask) -> Recall:
+        """What the edge needs to answer the next request of this line."""
+
+
+Pattern = tuple[re.Pattern[str], Direct | None]
+"""A route's path, and the declared route that answers there; None where it is another kind of route."""
+
+
+class Connection(Protocol):
+    """What of the protocol class a passage uses."""
+
+    flow: FlowControl
+    transport: asyncio.Transport
+    tasks: set[asyncio.Task[None]]
+
+    def passed(self, passage: Passage, *, close: bool) -> None:
+        """The answer is written, whole."""
+
+
+@dataclass(frozen=True)
+class Passages:
+    """What one generation of the app answers without ASGI. `patterns` gives its routes in the order they are tried."""
+
+    engine: Engine
+    metrics: Metrics
+    log: AccessLog
+    trusted: Trusted
+    cors: Cors | None
+    patterns: Callable[[], Iterable[Pattern]]
+
+    def passage(self, request: Request, peer: str, scheme: str, *, looked: bool = False) -> Passage | None:
+        """The way of a request without a body to its answer; None where the app must give it."""
+        fields, line = request.fields, request.line
+        if line.version != "1.1" or line.method not in (b"GET", b"HEAD") or request.framing.length != 0:
+            return None
+        if any(name in _FOR_THE_APP for name, _ in fields):
+            return None
+        exchange = exchange_for(fields, peer, line.method.decode("ascii"), scheme, self.trusted, looked=looked)
+        try:
+            exchange.host = check_host(values(fields, b"host"), line.version)
+            exchange.target = normalise(*split_raw_target(line.target, exchange.host, scheme=scheme))
+            direct = self._route(exchange.target.decoded)
+            if direct is None:
+                return None
+            passage = Passage(self, exchange, direct)
+            passage.ask = direct.ask(exchange, passage.interim)
+        except RequestRefused:
+            return None
+        return passage
+
+    def _route(self, path: str) -> Direct | None:
+        for pattern, direct in self.patterns():
+            if pattern.match(path):
+                return direct
+        return None
+
+
+class Passage:
+    """One request on its way to the upstream and back. It ends with its connection."""
+
+    ask: Ask
+
+    def __init__(self, passages: Passages, exchange: Exchange, direct: Direct) -> None:
+        self.exchange = exchange
+        self.direct = direct
+        self._passages = passages
+        self._connection: Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._begun = False
+        self._close = False
+        self._size = 0
+
+    def begin(self, connection: Connection, loop: asyncio.AbstractEventLoop, *, close: bool) -> None:
+        self._connection, self._close = connection, close
+        self._task = loop.create_task(self._run(connection))
+        connection.tasks.add(self._task)
+        self._task.add_done_callback(connection.tasks.discard)
+
+    def cancel(self) -> None:
+        """The client has left."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def make_last(self) -> bool:
+        """Say that the connection ends with this answer, if its head is not yet sent; whether it is not."""
+        self._close = self._close or not self._begun
+        return not self._begun
+
+    def interim(self, status: int, headers: Headers) -> None:
+        """Pass an interim response on, if nothing was sent yet. 101 is a hop's own affair, and so are 100 and unknown
+        ones (RFC 9110 §15.2)."""
+        connection = self._connection
+        if status in INTERIM and connection is not None and not self._begun and not connection.transport.is_closing():
+            connection.transport.write(interim_head(status, headers))
+
+    async def _run(self, connection: Connection) -> None:
+        exchange, passages = self.exchange, self._passages
+        TRACE.set(traceparent_of(exchange.headers))
+        exchange.route = self.ask.route.name
+        status = CLIENT_LEFT
+        try:
+            answer = await self._answer()
+            if connection.flow.write_paused:
+                await connection.flow.drain()
+            status = answer.status
+            await self._send(connection, answer)
+        except UpstreamError:
+            connection.transport.close()  # in the middle: an answer that ended early must not look whole
+        finally:
+            seconds = time.perf_counter() - exchange.began
+            passages.metrics.request(exchange.route, exchange.outcome, status, seconds)
+            passages.log(exchange, status, self._size, seconds)
+        connection.passed(self, close=self._close)
+
+    async def _answer(self) -> Answer:
+        try:
+            return self.direct.public(await self._passages.engine.answer(self.ask))
+        except Exception as error:
+            # An edge: whoever asked is told 500, and the error goes to the loop's handler, which logs it.
+            context = {"message": "a request that passed by the app failed", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
+            return problem(self.exchange, 500, "The gateway made a mistake; it is logged under the request id.")
+
+    async def _send(self, connection: Connection, answer: Answer) -> None:
+        """Raises UpstreamError where the upstream breaks off."""
+        body = answer.body
+        try:
+            length = first(answer.headers, b"content-length")
+            without = answer.status in _WITHOUT_BODY or self.exchange.method == "HEAD"
+            chunked = length is None and not without
+            head = self._head(answer, chunked=chunked)
+            if _BAD_IN_HEAD.search(head):
+                raise UpstreamError("the upstream", "a head that cannot be passed on")
+            self._begun = True
+            if isinstance(body, bytes):
+                self._size = 0 if without else len(body)
+                framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked and body else body
+                connection.transport.write(head + (b"0\r\n\r\n" if chunked and not body else framed))
+                return
+            connection.transport.write(head)
+            if not without:
+                await self._pump(connection, answer, None if length is None else int(length))
+        finally:
+            if not isinstance(body, bytes):
+                await body.aclose()
+
+    async def _pump(self, connection: Connection, answer: Answer, length: int | None) -> None:
+        """Pass the body on a piece at a time, no faster than the client reads. Raises UpstreamError."""
+        assert not isinstance(answer.body, bytes)
+        transport, flow = connection.transport, connection.flow
+        async for piece in answer.body.chunks():
+            self._size += len(piece)
+            if length is None:
+                transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b"")
+            elif self._size > length:
+                raise UpstreamError("the upstream", "a body longer than its length")
+            else:
+                transport.write(piece)
+            if flow.write_paused:
+                await flow.drain()
+        if length is None:
+            transport.write(b"0\r\n\r\n")
+        elif self._size < length:
+            raise UpstreamError("the upstream", "a body shorter than its length")
+
+    def _head(self, answer: Answer, *, chunked: bool) -> bytes:
+        """The answer's head as all the layers of the app would make it."""
+        cors = self._passages.cors
+        headers: Sequence[tuple[bytes, bytes]] = answer.headers
+        if cors is not None:
+            headers = cors.told(headers, first(self.exchange.headers, b"origin"))
+        lines = [name + b": " + value for name, value in told(self.exchange, headers) if name != b"transfer-encoding"]
+        if chunked:
+            lines.append(b"transfer-encoding: chunked")
+        if has(headers, b"connection"):
+            self._close = self._close or (first(headers, b"connection") or "").lower() == "close"
+        elif self._close:
+            lines.append(b"connection: close")
+        return STATUS_LINE[answer.status] + b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def interim_head(status: int, headers: Headers) -> bytes:
+    """An interim response as it goes out."""
+    lines = [b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode("ascii"))]
+    lines += [name + b": " + value + b"\r\n" for name, value in headers if name.lower() != b"connection"]
+    return b"".join([*lines, b"\r\n"])
+
+
+def ends(headers: Headers) -> bool:
+    """Whether the client ends its connection after the answer (RFC 9112 §9.6)."""
+    return any(
+        item.strip(b" \t").lower() == b"close" for value in values(headers, b"connection") for item in value.split(b",")
+    )
