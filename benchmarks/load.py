@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .machine import BenchmarkError
+from .machine import BenchmarkError, cpu_seconds
 from .traffic import PHONE, SIZES, body, request
 
 _SCRIPT = Path(__file__).with_name("wrk.lua")
@@ -49,12 +50,23 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """`rate` is in requests a second, the latencies in microseconds from when wrk sent (its loop is closed)."""
+    """`rate` is in requests a second, the latencies in microseconds from when wrk sent (its loop is closed).
+
+    `server` and `load` are the processor seconds that the server and wrk used for each second of it, so shares of their
+    cores: the server's falls below 1 where wrk's reaches it, or where other work has the machine too.
+    """
 
     rate: float
     p50: float
     p99: float
     requests: int
+    server: float = 1.0
+    load: float = 0.0
+
+    @property
+    def per_cpu_second(self) -> float:
+        """Requests for each second of processor time that the server used."""
+        return self.rate / self.server if self.server else 0.0
 
 
 def ask(port: int, path: str, headers: Sequence[str] = ()) -> Answer:
@@ -115,11 +127,13 @@ def _in_order(paths: list[str]) -> list[str]:
     return [path for start in range(_WARMERS) for path in paths[start::_WARMERS]]
 
 
-def wrk(port: int, pattern: Pattern, *, core: int, seconds: float, connections: int = 32) -> Figure:
-    """`seconds` of closed-loop load. Raises BenchmarkError where an answer failed, or was of another length."""
+def wrk(port: int, pattern: Pattern, *, pid: int, core: int, seconds: float, connections: int = 32) -> Figure:
+    """`seconds` of closed-loop load on the server that is `pid` and its children. Raises BenchmarkError where an answer
+    failed, or was of another length."""
     before = [_checked(port, pattern, path) for path in pattern.paths(20)]
     asked = (pattern.kind, pattern.path, str(pattern.count), str(pattern.step), *PHONE, *pattern.headers)
     options = ("-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(_SCRIPT))
+    server, load = cpu_seconds(pid), _waited_for()
     ran = subprocess.run(
         ["wrk", *options, f"http://127.0.0.1:{port}/", "--", *asked],
         capture_output=True,
@@ -127,6 +141,7 @@ def wrk(port: int, pattern: Pattern, *, core: int, seconds: float, connections: 
         timeout=seconds + 30,
         preexec_fn=lambda: os.sched_setaffinity(0, {core}),
     )
+    server, load = cpu_seconds(pid) - server, _waited_for() - load
     line = next((line for line in ran.stdout.splitlines() if line.startswith("RESULT ")), None)
     if line is None:
         raise BenchmarkError(f"wrk failed: {ran.stdout[-500:]} {ran.stderr[-500:]}")
@@ -136,7 +151,16 @@ def wrk(port: int, pattern: Pattern, *, core: int, seconds: float, connections: 
     _check_length(found["bytes"] / found["requests"], [answer.length for answer in before])
     for path in pattern.paths(20):
         _checked(port, pattern, path)
-    return Figure(found["requests"] / found["seconds"], found["p50"], found["p99"], found["requests"])
+    lasted = found["seconds"]
+    return Figure(
+        found["requests"] / lasted, found["p50"], found["p99"], found["requests"], server / lasted, load / lasted
+    )
+
+
+def _waited_for() -> float:
+    """The processor seconds of all children that have ended: before and after one of them, its own."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _checked(port: int, pattern: Pattern, path: str) -> Answer:

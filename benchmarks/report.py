@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -16,27 +16,35 @@ from .run import Measured
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One peer's figures in a row: the median of its rounds, the least and the greatest."""
+    """One peer's figures in a row: the median of its rounds, the least and the greatest. Of rates also the requests for
+    a second of its processor time, and the shares of their cores that it and wrk used; medians, too."""
 
     peer: str
     median: float
     least: float
     greatest: float
+    per_cpu_second: float | None = None
+    server: float | None = None
+    load: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The ratio of ours to `peer`'s, the median over rounds, beside its bar."""
+    """The ratio of ours to `peer`'s, the median over rounds, beside its bar; and that by processor time, which counts
+    instead where wrk was the limit."""
 
     peer: str
     ratio: float
     bound: float
     ambition: float
     lower: bool
+    by_cpu: float | None = None
+    limited: bool = False
 
     @property
     def met(self) -> bool:
-        return self.ratio <= self.bound if self.lower else self.ratio >= self.bound
+        ratio = self.by_cpu if self.limited and self.by_cpu is not None else self.ratio
+        return ratio <= self.bound if self.lower else ratio >= self.bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +68,27 @@ class Results:
 
 def result(measured: Measured) -> Result:
     row = measured.row
-    columns = tuple(_column(name, measured.figures[name]) for name in row.columns if measured.figures.get(name))
+    columns = tuple(_column(measured, name) for name in row.columns if measured.figures.get(name))
     verdicts = tuple(verdict for bar in row.bars if (verdict := _verdict(measured, bar)) is not None)
     unit = "µs" if row.latency else "requests/s"
     left_out = tuple(f"{name} is left out: {reason}" for name, reason in measured.left_out.items())
     return Result(row.key, row.title, unit, columns, verdicts, (*left_out, *_latency_notes(measured)))
 
 
-def _column(name: str, figures: Sequence[float]) -> Column:
-    return Column(name, statistics.median(figures), min(figures), max(figures))
+def _column(measured: Measured, name: str) -> Column:
+    figures, loads = measured.figures[name], measured.loads.get(name)
+    told = (statistics.median(figures), min(figures), max(figures))
+    if not loads:
+        return Column(name, *told)
+    used = (statistics.median(getattr(each, of) for each in loads) for of in ("per_cpu_second", "server", "load"))
+    return Column(name, *told, *used)
 
 
 def _verdict(measured: Measured, bar: Bar) -> Verdict | None:
-    ratio = measured.ratio(bar)
-    return None if ratio is None else Verdict(bar.peer, ratio, bar.bound, bar.ambition, bar.lower)
+    ratio, by_cpu = measured.ratio(bar), measured.cpu_ratio(bar)
+    if ratio is None:
+        return None
+    return Verdict(bar.peer, ratio, bar.bound, bar.ambition, bar.lower, by_cpu, measured.limited(bar))
 
 
 def _latency_notes(measured: Measured) -> Iterable[str]:
@@ -88,9 +103,16 @@ def _latency_notes(measured: Measured) -> Iterable[str]:
 def table(results: Iterable[Result]) -> str:
     """Markdown: a line for each bar, then each row's figures with their spread."""
     results = list(results)
-    lines = ["| what | against | ratio | at least | ambition | |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| what | against | ratio | by CPU time | at least | ambition | |",
+        "|---|---|---|---|---|---|---|",
+    ]
     lines += [_verdict_line(each, verdict) for each in results for verdict in each.verdicts]
-    lines += ["", "| what | server | median | least to greatest | unit |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| what | server | median | least to greatest | unit | for a CPU second | of its core | of wrk's core |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     lines += [_column_line(each, column) for each in results for column in each.columns]
     notes = [f"- {each.title}: {note}" for each in results for note in each.notes]
     return "\n".join((*lines, *(["", *notes] if notes else []), ""))
@@ -99,12 +121,18 @@ def table(results: Iterable[Result]) -> str:
 def _verdict_line(result: Result, verdict: Verdict) -> str:
     least = "at most " if verdict.lower else ""
     wanted = f"{least}{verdict.bound:g} | {least}{verdict.ambition:g}"
-    return f"| {result.title} | {verdict.peer} | {verdict.ratio:.2f} | {wanted} | {'✓' if verdict.met else '✗'} |"
+    ratio, by_cpu = f"{verdict.ratio:.2f}", "" if verdict.by_cpu is None else f"{verdict.by_cpu:.2f}"
+    if verdict.limited:
+        ratio, by_cpu = f"({ratio}: wrk was the limit)", f"**{by_cpu}**"
+    return f"| {result.title} | {verdict.peer} | {ratio} | {by_cpu} | {wanted} | {'✓' if verdict.met else '✗'} |"
 
 
 def _column_line(result: Result, column: Column) -> str:
     spread = f"{column.least:,.0f} to {column.greatest:,.0f}"
-    return f"| {result.title} | {column.peer} | {column.median:,.0f} | {spread} | {result.unit} |"
+    used = " |  |  |"
+    if column.per_cpu_second is not None:
+        used = f" {column.per_cpu_second:,.0f} | {column.server:.0%} | {column.load:.0%} |"
+    return f"| {result.title} | {column.peer} | {column.median:,.0f} | {spread} | {result.unit} |{used}"
 
 
 # --- results.json ------------------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from .load import Pattern, ask, check, warm, wrk
+from .load import Figure, Pattern, ask, check, warm, wrk
 from .machine import BenchmarkError
 from .open_loop import Latencies
 from .peers import Lab, Peer
@@ -20,6 +20,8 @@ from .rows import Bar, Row
 _SATURATING_SECONDS = 1.0
 _WARM_UPS = 6
 _SAMPLE = 2000
+SATURATED = 0.95
+"""The share of its core from which on wrk counts as the limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class Measured:
 
     row: Row
     figures: dict[str, list[float]] = field(default_factory=dict)
+    loads: dict[str, list[Figure]] = field(default_factory=dict)
+    """The same with the shares of the cores; of rates."""
     latencies: dict[str, list[Latencies]] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
     """Of a latency row: the arrival rate, requests a second."""
@@ -47,8 +51,22 @@ class Measured:
     def ratio(self, bar: Bar) -> float | None:
         """Ours to that peer's, round by round; the median. None where either has no figures."""
         ours, theirs = (self.figures.get(name, []) for name in (self.row.columns[0], bar.peer))
-        ratios = [mine / other for mine, other in zip(ours, theirs, strict=False)]
-        return statistics.median(ratios) if ratios else None
+        return _median_ratio(ours, theirs)
+
+    def cpu_ratio(self, bar: Bar) -> float | None:
+        """The same of the requests for each second of the servers' processor time."""
+        ours, theirs = (self.loads.get(name, []) for name in (self.row.columns[0], bar.peer))
+        return _median_ratio([each.per_cpu_second for each in ours], [each.per_cpu_second for each in theirs])
+
+    def limited(self, bar: Bar) -> bool:
+        """Whether wrk had no more of its core to give: the rates then tell of wrk, not of the servers."""
+        both = [each.load for name in (self.row.columns[0], bar.peer) for each in self.loads.get(name, [])]
+        return bool(both) and max(both) > SATURATED
+
+
+def _median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
+    ratios = [mine / other for mine, other in zip(ours, theirs, strict=False) if other]
+    return statistics.median(ratios) if ratios else None
 
 
 def measure(lab: Lab, row: Row, plan: Plan, tell: Callable[[str], None]) -> Measured:
@@ -97,7 +115,9 @@ def _round(lab: Lab, plan: Plan, measured: Measured, peer: Peer) -> None:
         measured.latencies.setdefault(peer.name, []).append(found)
         figure = found.p99
     else:
-        figure = wrk(peer.port, row.pattern, core=lab.load_core, seconds=plan.seconds).rate
+        load = wrk(peer.port, row.pattern, pid=peer.pid, core=lab.load_core, seconds=plan.seconds)
+        measured.loads.setdefault(peer.name, []).append(load)
+        figure = load.rate
     if row.hits and lab.asked() != before:
         raise BenchmarkError(f"{peer.name} asked the upstream {lab.asked() - before} times in a run of hits")
     measured.figures.setdefault(peer.name, []).append(figure)
@@ -106,7 +126,7 @@ def _round(lab: Lab, plan: Plan, measured: Measured, peer: Peer) -> None:
 def _find_rate(lab: Lab, measured: Measured, peer: Peer) -> None:
     """Half of what `peer` can do; where all get the same rate, half of what the slowest can."""
     row = measured.row
-    rate = wrk(peer.port, row.pattern, core=lab.load_core, seconds=_SATURATING_SECONDS).rate / 2
+    rate = wrk(peer.port, row.pattern, pid=peer.pid, core=lab.load_core, seconds=_SATURATING_SECONDS).rate / 2
     measured.rates[peer.name] = rate
     if row.same_rate:
         measured.rates = dict.fromkeys(measured.rates, min(measured.rates.values()))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks import report
-from benchmarks.load import Answer, Pattern, check
+from benchmarks.load import Answer, Figure, Pattern, check
 from benchmarks.machine import BenchmarkError
 from benchmarks.open_loop import run
 from benchmarks.rows import Bar, Row, rows
@@ -61,13 +61,25 @@ def test_a_peer_that_is_left_out_leaves_no_figure_but_its_reason() -> None:
     measured = Measured(ROW, {"ours": [100.0]}, left_out={"theirs": "not installed"})
     text = report.table([report.result(measured)])
     assert "theirs is left out: not installed" in text
-    assert "| a hit | ours | 100 | 100 to 100 | requests/s |" in text
+    assert "| a hit | ours | 100 | 100 to 100 | requests/s | |  |  |" in text
 
 
 @pytest.mark.parametrize(("ratio", "mark"), [(1.2, "✓"), (1.0, "✗")])
 def test_the_table_says_which_bars_are_met(ratio: float, mark: str) -> None:
     measured = Measured(ROW, {"ours": [ratio], "theirs": [1.0]})
-    assert f"| a hit | theirs | {ratio:.2f} | 1.1 | 1.5 | {mark} |" in report.table([report.result(measured)])
+    assert f"| a hit | theirs | {ratio:.2f} |  | 1.1 | 1.5 | {mark} |" in report.table([report.result(measured)])
+
+
+@pytest.mark.parametrize(
+    ("load", "told"),
+    [(0.8, "| 1.00 | 1.25 | 1.1 | 1.5 | ✗ |"), (0.99, "| (1.00: wrk was the limit) | **1.25** | 1.1 | 1.5 | ✓ |")],
+)
+def test_where_wrk_was_the_limit_processor_time_counts_and_else_the_rate(load: float, told: str) -> None:
+    ours, theirs = Figure(100.0, 1, 1, 100, server=0.8, load=load), Figure(100.0, 1, 1, 100, server=1.0, load=0.5)
+    measured = Measured(ROW, {"ours": [100.0], "theirs": [100.0]}, {"ours": [ours], "theirs": [theirs]})
+    text = report.table([report.result(measured)])
+    assert told in text
+    assert f"| a hit | ours | 100 | 100 to 100 | requests/s | 125 | 80% | {load:.0%} |" in text
 
 
 def test_the_picture_shows_each_server_with_its_figure() -> None:
