@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from .remembered import Block, Spot
 
 FORMS = 32
-"""How many forms of a whole's head are kept, by Origin and the like; and how many wholes of one request line."""
+"""How many forms of a whole's head are kept, by Origin and the like."""
 COPIED = 16 * 1024
 """Up to this size a body is copied behind its head, for one write."""
 _TYPE = (b"content-type", b"application/json")
@@ -80,10 +81,12 @@ class Joins:
         self._most = most
         self._second, self._date = -1, b""
         self._at_hand: dict[Ingredient, AtHand] = {}
+        self._order: deque[tuple[dict[str, Joint | None], str]] = deque()
         self._heads: dict[tuple[object, ...], tuple[bytes, Tally]] = {}
 
     def forget(self) -> None:
         self._at_hand.clear()
+        self._order.clear()
         self._heads.clear()
 
     def answer(
@@ -138,8 +141,11 @@ class Joins:
             tallies = [self._metrics.part_tally(route, name, "hit") for name in joinable.said]
             wanted = Selection(Plan(spot.primary, spot.primary + base, ()), (), spot.names)
             joint = Joint(joinable, wanted, sides, tallies)
-        if len(spot.joints) >= FORMS:
-            spot.joints.clear()
+        if base not in spot.joints:
+            self._order.append((spot.joints, base))
+            if len(self._order) > self._most:
+                joints, oldest = self._order.popleft()
+                joints.pop(oldest, None)
         spot.joints[base] = joint
         return joint
 

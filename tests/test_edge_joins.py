@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gateway.app import create_app
 
 from .conftest import TurnedClock, Upstream
-from .test_edge import Changing, Counted, Line, Side
+from .test_edge import Changing, Counted, Line, Side, asked
 
 EXAMPLES = int(os.environ.get("EDGE_EXAMPLES", "300"))
 """20,000 nightly."""
@@ -278,3 +278,20 @@ def test_the_edge_counted_what_the_app_counted_and_joined_much_of_it(both: tuple
         seen = [side.app.engine.traffic.recorder(route).requests for side in gateways.sides]
         assert seen[0] == seen[1]
     assert gateways.joined > 10
+
+
+async def test_what_is_remembered_of_wholes_is_bounded() -> None:
+    changing = Parts()
+    changing.headers = dict(UPSTREAM_HEADERS[0])
+    side = JoiningSide(TurnedClock(), changing, edge=True, memory="1MiB")
+    line = Line(side.counted)
+    for number in range(200):
+        for _ in range(2):
+            await asked(line, get(f"/plain/{number}"))
+            lose_wholes(side)
+    edge = side.app.edge
+    assert edge is not None
+    joins = edge._joins
+    assert edge._most < 200
+    assert len(joins._order) == len(joins._at_hand) == len(edge.spots) == edge._most
+    assert sum(len(spot.joints) for spot in edge.spots.values()) <= edge._most
