@@ -15,6 +15,7 @@ import httpx
 
 from .errors import UpstreamBusy, UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from .headers import Headers, combined, split_list, values
+from .plain_requests import PlainBody
 from .record import Made
 from .transport import Received
 
@@ -46,6 +47,7 @@ class Body:
         self._broke = False
         self._read: list[bytes] = []
         self._chunks: AsyncIterator[bytes] = aiter(response.stream)
+        self._ready = response.stream.ready if isinstance(response.stream, PlainBody) else _unknown
 
     async def whole(self, limit: int) -> bytes | None:
         """All of it; None where it is larger than `limit` bytes, and `chunks` then gives all of it.
@@ -77,6 +79,9 @@ class Body:
             await self.aclose()
 
     async def _next_in_time(self) -> bytes | None:
+        piece = self._ready()
+        if piece is not None:
+            return piece or None
         try:
             async with asyncio.timeout(min(self._idle, self._ends - time.monotonic())):
                 return await self._next()
@@ -85,6 +90,9 @@ class Body:
             raise UpstreamTimeout(self._name, "its body takes too long") from None
 
     async def _next(self) -> bytes | None:
+        piece = self._ready()
+        if piece is not None:
+            return piece or None
         try:
             return await anext(self._chunks, None)
         except httpx.TransportError as error:
@@ -99,6 +107,11 @@ class Body:
         finally:
             if done is not None:
                 done(broke or self._broke)
+
+
+def _unknown() -> bytes | None:
+    """Whether anything has come of a body cannot be told without waiting for it."""
+    return None
 
 
 class ResponseBody(Protocol):

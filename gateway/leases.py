@@ -73,9 +73,9 @@ class Leases:
 
     async def take(self, key: str, deadline: float) -> Lease:
         """Take the lease of `key` for a fetch with a deadline of so many seconds, or learn how it stands."""
-        name, token = "l:" + digest(key), uuid4().hex.encode()
         if not self._shared.available:
-            return Lease(name, token, Standing.AWAY)
+            return Lease("", b"", Standing.AWAY)
+        name, token = "l:" + digest(key), uuid4().hex.encode()
         asked = self._monotonic()
         reply = await self._shared.take(name, token, LIFE)
         if reply == token:

@@ -29,6 +29,8 @@ class Trusted:
 
     def client(self, peer: str, headers: Headers) -> str:
         """The client's address: the peer's, or the last in `X-Forwarded-For` that is not a trusted proxy's."""
+        if not self._networks:
+            return peer
         chain = split_list(self.chain(peer, headers))
         return next((address for address in reversed(chain) if address not in self), chain[0] if chain else "")
 

@@ -32,6 +32,7 @@ from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport
 from yarl import URL
 
 from .config import is_public
+from .plain_requests import ERRORS, METHODS, PlainBody, PlainRequests, client_timeout
 
 _AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
@@ -214,6 +215,15 @@ class _Stream(AiohttpResponseStream):
             self._aiohttp_response.release()
 
 
+class _PlainStream(PlainBody):
+    async def __aiter__(self) -> Any:
+        try:
+            async for chunk in super().__aiter__():
+                yield chunk
+        except ERRORS as error:
+            raise translated(error) from error
+
+
 class Transport(AiohttpTransport):
     """An httpx transport over a pool of aiohttp connections, at most `max_connections` of them.
 
@@ -241,6 +251,7 @@ class Transport(AiohttpTransport):
         self._public_only = public_only
         self._dns_life = dns_life
         self._resolver = resolver
+        self._plain: PlainRequests | None = None
 
     def _open_session(self) -> aiohttp.ClientSession:
         resolver = self._resolver or aiohttp.ThreadedResolver()
@@ -304,24 +315,65 @@ class Transport(AiohttpTransport):
         """
         if not isinstance(self.client, aiohttp.ClientSession):
             self.client = self.get_client()
-        _ATTEMPT.set(attempt)
         try:
-            response = await self.client.request(
-                method,
-                URL(url, encoded=True),
-                headers=_texts(headers, streamed=body is not None and not isinstance(body, bytes)),
-                data=body,
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(
-                    total=None, connect=timeouts.pool, sock_connect=timeouts.connect, sock_read=timeouts.read
-                ),
-            )
+            if body is None and method in METHODS:
+                return await self._send_plain(method, url, headers, timeouts, attempt)
+            return await self._send_by_session(method, url, headers, body, timeouts, attempt)
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
             if not isinstance(error, aiohttp.ClientConnectorError):
                 attempt.lost()
             raise translated(error) from error
-        except (aiohttp.ClientError, TimeoutError, HttpProcessingError, OSError, ValueError) as error:
+        except (*ERRORS, ValueError) as error:
             raise translated(error) from error
+
+    async def _send_plain(
+        self, method: str, url: str, headers: Sequence[tuple[bytes, bytes]], timeouts: Timeouts, attempt: Attempt
+    ) -> Received:
+        if self._plain is None:
+            assert isinstance(self.client, aiohttp.ClientSession)
+            assert self.client.connector is not None
+            self._plain = PlainRequests(self.client, self.client.connector, self._max_head)
+        try:
+            connection, target = await self._plain.connect(
+                url, client_timeout(timeouts.pool, timeouts.connect, timeouts.read)
+            )
+        except TimeoutError:
+            raise httpx.ConnectTimeout("no connection in time") from None
+        try:
+            if isinstance(connection.protocol, Receiver):
+                attempt.on(connection.protocol)
+            protocol = self._plain.ask(connection, method, target, headers, timeouts.read)
+            message, content = await protocol.read()
+            while 100 <= message.code <= 199 and message.code != 101:
+                if attempt.interim is not None and message.code >= 102:
+                    attempt.interim(message.code, message.raw_headers)
+                message, content = await protocol.read()
+            if message.code == 101:
+                raise httpx.RemoteProtocolError("another protocol, which nobody asked for")
+        except BaseException:
+            connection.close()
+            raise
+        return Received(message.code, message.raw_headers, _PlainStream(content, connection))
+
+    async def _send_by_session(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes | AsyncIterable[bytes] | None,
+        timeouts: Timeouts,
+        attempt: Attempt,
+    ) -> Received:
+        assert isinstance(self.client, aiohttp.ClientSession)
+        _ATTEMPT.set(attempt)
+        response = await self.client.request(
+            method,
+            URL(url, encoded=True),
+            headers=_texts(headers, streamed=body is not None and not isinstance(body, bytes)),
+            data=body,
+            allow_redirects=False,
+            timeout=client_timeout(timeouts.pool, timeouts.connect, timeouts.read),
+        )
         return Received(response.status, response.raw_headers, _Stream(response))
 
 

@@ -155,6 +155,9 @@ class Upstream:
         return None
 
     async def _place(self, until: float | None) -> float:
+        entered = self.places.enter_now()
+        if entered is not None:
+            return entered
         try:
             async with asyncio.timeout_at(until):
                 return await self.places.enter()

@@ -95,6 +95,7 @@ IO = frozenset(
         "part_origin",
         "part_run",
         "part_source",
+        "plain_requests",
         "prepared",
         "problems",
         "processes",

@@ -17,8 +17,8 @@ from .raw import Connection, RawUpstream, always, once, raw_upstream
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-async def ask(upstream: Upstream, target: str = "/") -> tuple[int, bytes | None]:
-    fetched = await upstream.fetch("GET", target, [])
+async def ask(upstream: Upstream, target: str = "/", method: str = "GET") -> tuple[int, bytes | None]:
+    fetched = await upstream.fetch(method, target, [])
     return fetched.status, await fetched.body.whole(1_000_000)
 
 
@@ -49,8 +49,12 @@ MALFORMED = {
 }
 
 
+WAYS = pytest.mark.parametrize("method", ["GET", "OPTIONS"], ids=["plain", "by aiohttp's session"])
+
+
+@WAYS
 @pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED.keys())
-async def test_a_malformed_answer_is_an_error_and_the_next_request_is_right(data: bytes) -> None:
+async def test_a_malformed_answer_is_an_error_and_the_next_request_is_right(data: bytes, method: str) -> None:
     answers = [data, OK]
 
     async def script(connection: Connection) -> None:
@@ -60,13 +64,14 @@ async def test_a_malformed_answer_is_an_error_and_the_next_request_is_right(data
     async with raw_upstream(script) as raw:
         upstream = speaking_to(raw)
         with pytest.raises((UpstreamMalformed, UpstreamUnreachable)):
-            await ask(upstream)
-        assert await ask(upstream) == (200, b"ok")
+            await ask(upstream, method=method)
+        assert await ask(upstream, method=method) == (200, b"ok")
         await upstream.aclose()
 
 
+@WAYS
 @pytest.mark.parametrize("surplus", [b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison", b"garbage"])
-async def test_bytes_after_a_response_reach_no_other_request(surplus: bytes) -> None:
+async def test_bytes_after_a_response_reach_no_other_request(surplus: bytes, method: str) -> None:
     count = 0
 
     async def script(connection: Connection) -> None:
@@ -77,7 +82,9 @@ async def test_bytes_after_a_response_reach_no_other_request(surplus: bytes) -> 
 
     async with raw_upstream(script) as raw:
         upstream = speaking_to(raw)
-        assert [await ask(upstream) for _ in range(5)] == [(200, b"%d" % number) for number in range(1, 6)]
+        assert [await ask(upstream, method=method) for _ in range(5)] == [
+            (200, b"%d" % number) for number in range(1, 6)
+        ]
         assert raw.connections == 5
         await upstream.aclose()
 
