@@ -43,6 +43,7 @@ def openapi_operation(route: Declared) -> dict[str, Any]:
         "responses": {
             "200": {"description": "The upstream's answer, from the cache or fresh.", "headers": _HEADERS},
             "304": {"description": "What the client has is still good."},
+            **_REFUSALS,
             "502": {
                 "description": "The upstream failed, and nothing stored could stand in.",
                 "content": _PROBLEM,
@@ -68,6 +69,7 @@ def aggregate_operation(aggregate: Aggregate) -> dict[str, Any]:
                 "content": {"application/json": {"schema": _joined_schema(aggregate)}},
             },
             "304": {"description": "What the client has is still good."},
+            **_REFUSALS,
             "502": {"description": "A required part failed, and nothing could stand in for it.", "content": _PROBLEM},
             "504": {"description": "A required part was not there in time.", "content": _PROBLEM},
         },
@@ -137,6 +139,13 @@ _PROBLEM = {
             },
         }
     }
+}
+
+_REFUSALS = {
+    "400": {"description": "A target or a field that can be read in two ways.", "content": _PROBLEM},
+    "414": {"description": "A target that is too long.", "content": _PROBLEM},
+    "431": {"description": "Header fields that are too many, or too large.", "content": _PROBLEM},
+    "503": {"description": "Too much is under way; `Retry-After` says when to ask again.", "content": _PROBLEM},
 }
 
 

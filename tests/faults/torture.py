@@ -1,8 +1,9 @@
 """`make torture`: the rows of docs/reliability.md at full length, each as promise, figure demanded, figure seen.
 
-    python -m tests.faults.torture [part …]        parts: identity cancellation upstream redis overload soak
+    python -m tests.faults.torture [part …]      parts: identity cancellation upstream redis overload peers soak
 
-`SOAK=1h` sets the length of the soak, which is left out otherwise. Ends with 1 where a row is not met.
+`peers` measures nginx and Varnish beside the gateway, where they are installed; their rows are never unmet. `SOAK=1h`
+sets the length of the soak, which is left out otherwise. Ends with 1 where a row is not met.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from gateway.upstreams import Upstream
 
 from ..integration.processes import GatewayProcess, Valkey
 from ..raw import Connection, raw_upstream
+from ..test_door import REFUSED
 from ..test_upstream_guards import FORMS
 from ..test_upstreams import MALFORMED
-from . import scenarios, soaking
+from . import outside, scenarios, soaking
+from .peers import Server, installed
 from .troubles import TROUBLES
 
 
@@ -37,7 +40,8 @@ class Row(NamedTuple):
     promise: str
     demanded: str
     seen: str
-    met: bool
+    met: bool | None
+    """None of a peer."""
 
 
 Rows = AsyncIterator[Row]
@@ -148,6 +152,39 @@ async def overload(redis_url: str, directory: Path) -> Rows:
     )
 
 
+async def peers(redis_url: str, directory: Path) -> Rows:
+    origin = outside.Origin()
+    async with raw_upstream(origin.script) as raw:
+        for start in installed():
+            place = directory / start.__name__
+            (place / "cache").mkdir(parents=True)
+            async with start(place, raw.url, redis_url) as server:
+                async for row in _measured(server, origin):
+                    yield row if server.name == "gateway" else row._replace(met=None)
+
+
+async def _measured(server: Server, origin: outside.Origin) -> Rows:
+    name, count = server.name, len(REFUSED)
+    once = await outside.asked_by_a_crowd(server, origin, count=200)
+    yield Row(f"{name}: one upstream request a key (200 at once; cold, expired)", "1 and 1", str(once), once == (1, 1))
+    well, asked = await outside.answered_while_failing(server, origin, count=20)
+    yield Row(f"{name}: stale while the upstream says 503 (7 s)", "20 of 20", f"{well}, {asked} probes", well == 20)
+    refused = await outside.refused(server, [data for data, _, _ in REFUSED.values()])
+    yield Row(f"{name}: ambiguous or oversized requests refused", f"{count}", f"{refused}", refused == count)
+    kinds = len(MALFORMED)
+    failed, right = await outside.malformed(server, origin, MALFORMED.values())
+    seen = f"{failed} × 5xx or cut, {right} right next"
+    yield Row(f"{name}: malformed upstream answers", f"{kinds} × 502, {kinds} right", seen, failed == right == kinds)
+    closed, last = await outside.slow_clients(server, count=500, patience=15)
+    seen = f"{closed} closed, the last after {last:.1f} s"
+    yield Row(
+        f"{name}: 500 silent and 500 dripping clients", "1,000 closed in 10 s", seen, closed == 1000 and last < 10
+    )
+    if server.reload is not None:
+        made, wrong = await outside.failed_while(server, 20, 5, server.reload)
+        yield Row(f"{name}: reloaded thrice under 200 requests a second", "0 failed", f"{wrong} of {made}", wrong == 0)
+
+
 async def soak(redis_url: str, directory: Path) -> Rows:
     if "SOAK" not in os.environ:
         return
@@ -169,7 +206,7 @@ async def soak(redis_url: str, directory: Path) -> Rows:
 
 
 PARTS: dict[str, Callable[[str, Path], Rows]] = {
-    each.__name__: each for each in (identity, cancellation, upstream, redis, overload, soak)
+    each.__name__: each for each in (identity, cancellation, upstream, redis, overload, peers, soak)
 }
 
 
@@ -184,8 +221,8 @@ async def torture(names: list[str]) -> bool:
         for name in names:
             began = time.monotonic()
             async for row in PARTS[name](valkey.url, directory):
-                table.add_row(row.promise, row.demanded, row.seen, "yes" if row.met else "NO")
-                met = met and row.met
+                table.add_row(row.promise, row.demanded, row.seen, {True: "yes", False: "NO", None: ""}[row.met])
+                met = met and row.met is not False
             console.print(f"{name}: {time.monotonic() - began:.1f} s")
     console.print(table)
     return met

@@ -42,10 +42,10 @@ async def purged(gateway: GatewayProcess) -> dict[str, Any]:
     return report
 
 
-async def test_a_lease_holder_that_stands_still_holds_nobody_up_beyond_the_deadline(
+async def test_a_lease_holder_that_stands_still_holds_nobody_up_for_longer_than_a_lease_lives(
     start_gateway: StartGateway, make_valkey: MakeValkey
 ) -> None:
-    """The first to ask is stopped while it holds the lease; the other waits for a part of its deadline, then asks."""
+    """The first to ask is stopped while it holds the lease; the other waits until that ends, then asks."""
     came: asyncio.Queue[int] = asyncio.Queue()
     go = asyncio.Event()
 
@@ -70,7 +70,7 @@ async def test_a_lease_holder_that_stands_still_holds_nobody_up_beyond_the_deadl
         async with client.get(gateways[1].url + "/items/1") as response:
             assert (response.status, await response.json()) == (200, {"right": True})
         took = time.monotonic() - began
-        assert DEADLINE / 4 < took < DEADLINE
+        assert took < DEADLINE / 2  # a lease that nobody renews ends after 0.6 s
         os.kill(worker, signal.SIGCONT)
         async with await first as response:
             assert response.status == 200
