@@ -31,7 +31,7 @@ from .edge_shared import Look
 from .errors import RequestRefused
 from .exchange import INTERIM_KEY, LOOKED_KEY, exchange_of
 from .framing import ChunkedBody, LengthBody
-from .heads import Line, Request, check_part, read_fields, read_framing, read_line
+from .heads import Line, Request, check_part, read_fields, read_framing, read_line, read_request
 from .hits import Edge
 from .middleware import RAW_TARGET_KEY
 from .remembered import Block, Recall, Spot
@@ -189,7 +189,7 @@ class GatewayProtocol(HttpToolsProtocol):
             memo, self.transport, self._peer, block, request_id, began
         )
         if not repeated and not self._is_hit(repeat, line, request_id, began):
-            return self._take(data)
+            return None if self._is_elsewhere(repeat, line, request_id, data, began) else self._take(data)
         self.server_state.total_requests += 1
         self._deadline = began + self._keep_alive
         return None
@@ -202,6 +202,14 @@ class GatewayProtocol(HttpToolsProtocol):
         if repeat.block.close or not spot.modern:
             self.transport.close()
         return True
+
+    def _is_elsewhere(self, repeat: Repeat, line: bytes, request_id: bytes, data: bytes, began: float) -> bool:
+        """Let a request that repeats wait for what the shared tier has, if it may have anything."""
+        spot = repeat.edge.spots.get(line)
+        if spot is None or not spot.modern:
+            return False
+        self._began = began
+        return self._may_wait(repeat.edge, Look(repeat.edge, spot, repeat.block, request_id, data))
 
     def _take(self, data: bytes) -> None:
         """Take bytes that are no hit, or are not known to be one."""
@@ -298,11 +306,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if spot is None:
             return False
         if not edge.answer(self.transport, self._peer, spot, block, request_id, self._began):
-            if not edge.elsewhere.may_have(spot, block):
-                return False
-            self._edge, self._line = edge, head[:end]
-            self._wait_for(Look(edge, spot, block, request_id, request))
-            return True
+            return self._may_wait(edge, Look(edge, spot, block, request_id, head, request))
         self._answered(spot, block)
         return True
 
@@ -314,13 +318,21 @@ class GatewayProtocol(HttpToolsProtocol):
 
     # --- answers of the shared tier ------------------------------------------------------------------------
 
-    def _wait_for(self, look: Look) -> None:
-        """Let the request wait for what the shared tier has. Raises RequestRefused."""
-        self.door.admit(self._peer)
+    def _may_wait(self, edge: Edge, look: Look) -> bool:
+        """Let the request wait for what the shared tier has, if it may have anything, and one more may wait."""
+        if not edge.elsewhere.may_have(look.spot, look.block):
+            return False
+        try:
+            self.door.admit(self._peer)
+        except RequestRefused:
+            return False  # and so it is, where it is handed to the app
         self._admitted = True
         self._deadline = NEVER  # the tier has a deadline of its own
+        self._ready = None
+        self._edge, self._line = edge, look.spot.line
         self._asking = look
-        look.begin(self, self.loop)
+        look.begin(self)
+        return True
 
     def looked(self, look: Look) -> None:
         """Answer with what the shared tier has; the app answers where it has nothing, and need not look again."""
@@ -336,9 +348,11 @@ class GatewayProtocol(HttpToolsProtocol):
             self._answered(look.spot, look.block)
             self._go_on()
             return
-        self._looked = brought is None
+        self._looked = brought is None and look.sure
         try:
-            self._go_further(look.request)
+            request = look.request or read_request(look.head, self.door.limits)
+            self._method = request.line.method.decode("ascii")
+            self._go_further(request)
         except RequestRefused as refused:
             self._refuse(refused)
 

@@ -2,25 +2,29 @@
 
 What lies not in memory, for a request line that is known, is looked for before the app sees the request, which waits
 meanwhile (a Look). What is found is answered as a hit in memory is; else the app answers, and need not look again.
+
+A Look is told by a callback from the round trip that it shares with all others of its turn of the loop: a task for each
+cost more than all the rest of such a hit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from .headers import Headers
-from .keys import Plan
-from .record import Stored
-from .tiers import Found, Selection
+from .epochs import State, tag_name
+from .record import Stored, VaryIndex
+from .records import Records
+from .tiers import entry_name, index_name
 
 if TYPE_CHECKING:
     from .engine import Engine
     from .heads import Request
     from .hits import Edge
+    from .redis_reads import Read
     from .remembered import Block, Spot
 
 
@@ -36,7 +40,6 @@ class Brought:
 class Waiting(Protocol):
     """A connection whose request waits for the shared tier."""
 
-    tasks: set[asyncio.Task[None]]
     transport: asyncio.Transport
 
     def looked(self, look: Look) -> None:
@@ -44,62 +47,185 @@ class Waiting(Protocol):
 
 
 class Look:
-    """A request that waits for what the shared tier has. `brought` is None until it is there, and where nothing is."""
+    """A request that waits for what the shared tier has. `brought` is None until it is there, and where nothing is.
+    `sure` is False where that could not be found out here: then the app looks for itself.
 
-    __slots__ = ("block", "brought", "edge", "request", "request_id", "spot", "task")
+    `head` is the request's; `request` the same as it was read, where it was: one that repeats is not.
+    """
 
-    def __init__(self, edge: Edge, spot: Spot, block: Block, request_id: bytes, request: Request) -> None:
+    __slots__ = (
+        *("_began", "_found", "_keys", "_read", "_waiting", "block", "brought", "edge", "head"),
+        *("request", "request_id", "spot", "sure"),
+    )
+
+    def __init__(
+        self, edge: Edge, spot: Spot, block: Block, request_id: bytes, head: bytes, request: Request | None = None
+    ) -> None:
         self.edge = edge
         self.spot = spot
         self.block = block
         self.request_id = request_id
+        self.head = head
         self.request = request
         self.brought: Brought | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.sure = True
+        self._keys: list[str] = []
+        self._found: Stored | None = None
+        self._read: Read | None = None
 
-    def begin(self, waiting: Waiting, loop: asyncio.AbstractEventLoop) -> None:
-        self.task = loop.create_task(self._run(waiting))
-        waiting.tasks.add(self.task)
-        self.task.add_done_callback(waiting.tasks.discard)
+    def begin(self, waiting: Waiting) -> None:
+        self._waiting = waiting
+        self._began = time.perf_counter()
+        elsewhere = self.edge.elsewhere
+        self._keys, names = elsewhere.places(self.spot, self.block)
+        self._read = elsewhere.shared.ask(names, self._came)
 
     def cancel(self) -> None:
         """Nobody waits any more."""
-        if self.task is not None:
-            self.task.cancel()
+        if self._read is not None:
+            self._read.cancel()
 
     def make_last(self) -> bool:
         """Whether the connection can still be told to end with the answer: nothing of it was sent yet."""
         return True
 
-    async def _run(self, waiting: Waiting) -> None:
+    def _came(self, data: list[bytes | None]) -> None:
         try:
-            self.brought = await self.edge.elsewhere.look(self.spot, self.block, self.request.fields)
+            self._take(data)
         except BaseException:
-            waiting.transport.close()
+            self._waiting.transport.close()
             raise
-        waiting.looked(self)
+
+    def _take(self, data: list[bytes | None]) -> None:
+        elsewhere, index = self.edge.elsewhere, data[0]
+        self._found = elsewhere.newest(data[1:], self._keys, self.spot)
+        more = [] if index is None else elsewhere.more(index, self.spot, self.block, self._keys)
+        if more is None:
+            self._found, self.sure = None, False
+        if more:
+            self._keys = more
+            self._read = elsewhere.shared.ask([entry_name(key) for key in more], self._take_more)
+        else:
+            self._end()
+
+    def _take_more(self, data: list[bytes | None]) -> None:
+        try:
+            found = self.edge.elsewhere.newest(data, self._keys, self.spot)
+            if self._found is None or (found is not None and found.born > self._found.born):
+                self._found = found
+            self._end()
+        except BaseException:
+            self._waiting.transport.close()
+            raise
+
+    def _end(self) -> None:
+        if self._found is not None:
+            stored, tier = self.edge.elsewhere.kept(self._found, self.spot, self.block)
+            self.brought = Brought(stored, tier, time.perf_counter() - self._began)
+        self._waiting.looked(self)
 
 
 class Elsewhere:
-    """What an edge asks of the shared tier. `in_memory` finds what a request selects in memory."""
+    """What an edge asks of the shared tier. `in_memory` finds what a request selects in memory; of what is remembered
+    there are `most` at most."""
 
-    def __init__(self, engine: Engine, in_memory: Callable[[Spot, Block], Stored | None]) -> None:
+    def __init__(self, engine: Engine, in_memory: Callable[[Spot, Block], Stored | None], *, most: int) -> None:
+        self.shared = engine.shared
         self._tiers = engine.tiers
-        self._shared = engine.shared
+        self._memory = engine.memory
+        self._epochs = engine.tiers.purges.epochs
         self._in_memory = in_memory
+        self._records = Records(engine.tiers.secret, most=most)
+        self._names: dict[str, list[str]] = {}
+        self._indices: dict[str, tuple[bytes, VaryIndex]] = {}
+        self._most = most
 
     def may_have(self, spot: Spot, block: Block) -> bool:
         """Whether the shared tier may hold what memory does not: then it is asked here, before the app is."""
-        if spot.known.route.made or block.bases.get(spot.known) is None or not self._shared.available:
+        if spot.known.route.made or block.bases.get(spot.known) is None or not self.shared.available:
             return False
-        return self._in_memory(spot, block) is None
+        index = self._index(spot.primary)
+        return self._in_memory(spot, block) is None and (index is None or _variants(index, "", block) is not None)
 
-    async def look(self, spot: Spot, block: Block, headers: Headers) -> Brought | None:
-        """What the shared tier has for a request with these headers, if it says so in time; taken into memory, as the
-        app's own look takes it."""
-        began = time.perf_counter()
-        wanted = Selection(Plan(spot.primary, spot.primary + (block.bases[spot.known] or ""), ()), headers, spot.names)
-        found = await self._tiers.newer(wanted, Found(None))
-        if found.stored is None:
+    # --- where it may lie ----------------------------------------------------------------------------------
+
+    def places(self, spot: Spot, block: Block) -> tuple[list[str], list[str]]:
+        """The keys under which a request's response may be stored, as far as is known here; and the names to read:
+        the index, and those."""
+        base = spot.primary + (block.bases[spot.known] or "")
+        index = self._index(spot.primary)
+        if index is not None:
+            keys = [base, *(_variants(index, base, block) or ())]
+            return keys, [index_name(spot.primary), *map(entry_name, keys)]
+        names = self._names.get(base)
+        if names is None:
+            if len(self._names) >= self._most:
+                del self._names[next(iter(self._names))]
+            names = self._names[base] = [index_name(spot.primary), entry_name(base)]
+        return [base], names
+
+    def more(self, data: bytes, spot: Spot, block: Block, asked: list[str]) -> list[str] | None:
+        """The keys that the index in the shared tier adds to those that were `asked`, and it is remembered; None where
+        they can't be told here."""
+        primary = spot.primary
+        known = self._indices.get(primary)
+        if known is not None and known[0] == data:
+            return []
+        index = self._tiers.read_index(data, primary, self._memory.index(primary))
+        if index is None:
+            return []
+        if known is None and len(self._indices) >= self._most:
+            del self._indices[next(iter(self._indices))]
+        self._indices[primary] = (data, index)
+        keys = _variants(index, primary + (block.bases[spot.known] or ""), block)
+        return None if keys is None else [key for key in keys if key not in asked]
+
+    def _index(self, primary: str) -> VaryIndex | None:
+        index = self._memory.index(primary)
+        if index is None and (known := self._indices.get(primary)) is not None:
+            return known[1]
+        return index
+
+    # --- what came of it -----------------------------------------------------------------------------------
+
+    def newest(self, data: Iterable[bytes | None], keys: list[str], spot: Spot) -> Stored | None:
+        """The newest response among what was read, that no purge has made void."""
+        found: Stored | None = None
+        for item, key in zip(data, keys, strict=True):
+            stored = None if item is None else self._records.stored(item, key)
+            if stored is None:
+                self._tiers.unreadable += item is not None
+            elif (found is None or stored.born > found.born) and not self._void(stored, spot):
+                found = stored
+        return found
+
+    def _void(self, stored: Stored, spot: Spot) -> bool:
+        epochs = self._epochs
+        if epochs.untouched(stored.stamp):
+            return False
+        names = (*spot.names, *map(tag_name, stored.tags), *stored.names)
+        return epochs.judge(stored.stamp, stored.started, names)[0] is State.VOID
+
+    def kept(self, stored: Stored, spot: Spot, block: Block) -> tuple[Stored, str]:
+        """`stored` taken into memory, as the app's own look takes it; or what was fetched meanwhile, if that is newer.
+        And the tier it is from."""
+        if not self._memory.capacity:
+            return stored, "redis"
+        landed = self._in_memory(spot, block)
+        if landed is not None and landed.born >= stored.born:
+            return landed, "memory"
+        self._memory.put(stored)
+        return stored, "redis"
+
+
+def _variants(index: VaryIndex, base: str, block: Block) -> list[str] | None:
+    """The keys below `base` that a request with this block selects by what responses vary on; None where a field takes
+    part in that which the edge does not see."""
+    suffixes: dict[str, None] = {}
+    for names in index.names:
+        suffix = block.vary.get(names)
+        if suffix is None and (suffix := block.variant(names)) is None:
             return None
-        return Brought(found.stored, found.tier or "redis", time.perf_counter() - began)
+        if suffix:
+            suffixes[suffix] = None
+    return [base + suffix for suffix in suffixes]

@@ -221,3 +221,11 @@ def check_part(part: bytes, limits: Limits, *, seen: int = 0) -> None:
         read_line(part[:end], limits)
     if len(part) > limits.head:
         raise RequestRefused("The request's head is too large.", 431, "large_head")
+
+
+def read_request(head: bytes, limits: Limits) -> Request:
+    """A head with its end. Raises RequestRefused."""
+    end = head.index(b"\r\n")
+    line = read_line(head[:end], limits)
+    fields = read_fields(head[end + 2 : -2], limits)
+    return Request(head, line, fields, read_framing(line, fields, limits))

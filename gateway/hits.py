@@ -36,7 +36,7 @@ from .outcome import Result
 from .proxies import Trusted
 from .record import Stored, VaryIndex
 from .remembered import Block, Known, Recall, Spot
-from .shapes import SHAPES, Ready, Shape, known_by, timings_of
+from .shapes import SHAPES, Ready, Shape, timings_of
 from .targets import Target
 from .trace_context import TRACEPARENT
 
@@ -79,7 +79,7 @@ class Edge:
         self._most = max(64, room // LINE_BYTES)
         self._joins = Joins(engine, metrics=metrics, cors=cors, log=written, exchange=self._exchange, most=self._most)
         self.memos = Memos(engine, most=self._most, note=self._note)
-        self.elsewhere = Elsewhere(engine, self._in_memory)
+        self.elsewhere = Elsewhere(engine, self._in_memory, most=self._most)
         self.passages: Passages | None = None
         self.forget()
 
@@ -137,7 +137,7 @@ class Edge:
         now = self._clock.now()
         if stored is not None and spot.recall.joinable is not None and has_expired(stored, now):
             stored = None
-        ready = None if stored is None else self._ready(spot, block, stored, brought)
+        ready = None if stored is None else self._ready(spot, block, stored)
         if stored is None or ready is None or (now >= ready.fresh and not _serves_stale(spot, ready, now)):
             return self._joins.answer(transport, peer, spot, block, request_id, began)
         if self._purges.distrusted_since(now) is not None:
@@ -187,17 +187,14 @@ class Edge:
                 found = other
         return found
 
-    def _ready(self, spot: Spot, block: Block, stored: Stored, brought: Brought | None) -> Ready | None:
+    def _ready(self, spot: Spot, block: Block, stored: Stored) -> Ready | None:
         """The stored response made ready; None where a purge has made it void."""
         ready = spot.known.ready.get(stored.key)
-        if ready is not None and ready.headers is not stored.headers and (brought is None or not ready.is_of(stored)):
+        if ready is not None and ready.headers is not stored.headers:
             ready = None
         if ready is not None and ready.version == self._purges.epochs.version:
             return ready
-        ready = self._judged(spot, block, stored, ready)
-        if ready is not None and brought is not None:
-            ready.brought = known_by(stored)
-        return ready
+        return self._judged(spot, block, stored, ready)
 
     def _judged(self, spot: Spot, block: Block, stored: Stored, known: Ready | None) -> Ready | None:
         """As the purges leave it: what is known of the response where they left it alone, made anew where not."""

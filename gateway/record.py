@@ -15,6 +15,7 @@ import math
 import re
 
 import msgspec
+from msgspec import structs
 from xxhash import xxh3_64_digest
 
 from .headers import HOP_BY_HOP
@@ -108,6 +109,7 @@ class VaryIndex(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=
 
 MAX_VARY_SETS = 8
 
+_BEHIND_BODY = Stored.__struct_fields__.index("body") + 1
 _stored_encoder = msgspec.msgpack.Encoder()
 _stored_decoder = msgspec.msgpack.Decoder(Stored)
 _index_decoder = msgspec.msgpack.Decoder(VaryIndex)
@@ -135,6 +137,16 @@ def _payload(data: bytes, secret: bytes) -> memoryview | None:
     if data[: len(prefix)] != prefix or len(data) < head:
         return None
     return payload if hmac.compare_digest(data[len(prefix) : head], _seal(payload, secret)) else None
+
+
+def is_sealed(data: bytes, secret: bytes = b"") -> bool:
+    """Whether `data` is whole, of this version, and sealed as `encode` seals it."""
+    return _payload(data, secret) is not None
+
+
+def tail_of(stored: Stored) -> bytes:
+    """What stands behind the body in the record of a response."""
+    return _stored_encoder.encode(structs.astuple(stored)[_BEHIND_BODY:])[1:]  # without the array's own first byte
 
 
 def decode_stored(data: bytes, key: str, secret: bytes = b"") -> Stored | None:

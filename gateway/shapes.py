@@ -10,9 +10,6 @@ import asyncio
 import math
 import time
 
-from msgspec import structs
-from xxhash import xxh3_64_intdigest
-
 from . import policy
 from .engine import Route
 from .epochs import Epochs
@@ -40,12 +37,12 @@ _CLOSING = b"\r\nconnection: close\r\n"
 class Ready:
     """A stored response made ready: its windows as the purges known by then leave it, and its shapes.
 
-    It holds the stored headers, by whose identity it knows its response again, but not the body; one that is brought
-    anew each time it knows by all else and the body's hash. Shapes are kept by what they are for (hits of GET and HEAD,
-    stale answers to GET and HEAD: 0 to 3) and by what the request says of the form.
+    It holds the stored headers, by whose identity it knows its response again, but not the body (one that is brought
+    anew each time `records` knows again). Shapes are kept by what they are for (hits of GET and HEAD, stale answers to
+    GET and HEAD: 0 to 3) and by what the request says of the form.
     """
 
-    __slots__ = ("brought", "flight", "fresh", "headers", "key", "revalidate", "shapes", "softened", "version")
+    __slots__ = ("flight", "fresh", "headers", "key", "revalidate", "shapes", "softened", "version")
 
     def __init__(self, stored: Stored, route: Route, epochs: Epochs, *, base: str, flight: str) -> None:
         self.key = key_hash(base)
@@ -57,14 +54,6 @@ class Ready:
         self.fresh = windows.fresh
         self.revalidate = windows.revalidate
         self.shapes: dict[tuple[int, bytes], Shape] = {}
-        self.brought: tuple[Stored, int] | None = None
-
-    def is_of(self, brought: Stored) -> bool:
-        """Whether this was made of the same response that is brought now once more."""
-        if self.brought is None or self.brought != known_by(brought):
-            return False
-        self.headers = brought.headers
-        return True
 
 
 class Shape:
@@ -131,10 +120,6 @@ class Shape:
         else:
             transport.writelines((b"".join((self.head, request_id, timing, end)), body))
         return elapsed
-
-
-def known_by(stored: Stored) -> tuple[Stored, int]:
-    return structs.replace(stored, body=b""), xxh3_64_intdigest(stored.body)
 
 
 def timing_of(result: Result, elapsed: float, looked: float | None = None) -> bytes:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from .clock import Clock, SystemClock
@@ -20,6 +20,8 @@ from .live import RedisLive
 from .purges import RedisPurges
 from .redis_clients import UNANSWERED, connect, is_cluster
 from .redis_leases import RedisLeases
+from .redis_pipe import Keeper, Pipe, Reply, values_of
+from .redis_reads import Read, Reads, no_values
 from .traffic import RedisDesk
 
 logger = logging.getLogger("gateway")
@@ -28,7 +30,6 @@ POLICY_SECONDS = 1.0
 PROBE_EVERY = 0.2
 SYNCHRONISE_EVERY = 30.0
 MAX_BATCH = 512
-MAX_READS_AT_ONCE = 4
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 
 
@@ -51,6 +52,9 @@ class SharedStore(Protocol):
 
     async def read(self, names: Sequence[str]) -> list[bytes | None]:
         """The values of `names`, None where there is none, or where the tier did not answer in time."""
+
+    def ask(self, names: Sequence[str], then: Callable[[list[bytes | None]], None]) -> Read:
+        """The same without a coroutine: `then` is told the values, later, unless the read is cancelled before."""
 
     async def write(self, values: Sequence[tuple[str, bytes, float]]) -> bool:
         """Store (name, value, life in seconds); whether that was done."""
@@ -95,6 +99,9 @@ class NoShared:
 
     async def read(self, names: Sequence[str]) -> list[bytes | None]:
         return [None] * len(names)
+
+    def ask(self, names: Sequence[str], then: Callable[[list[bytes | None]], None]) -> Read:
+        return no_values(names, then)
 
     async def write(self, values: Sequence[tuple[str, bytes, float]]) -> bool:
         return False
@@ -145,10 +152,10 @@ class RedisStore:
         self._leases = RedisLeases(self._client, prefix, self._guarded, self._spawn)
         self._failures = 0
         self._probe: asyncio.Task[None] | None = None
-        self._reads: deque[tuple[Sequence[str], asyncio.Future[list[bytes | None]]]] = deque()
+        self._reads = Reads(self._ask)
+        self._keeper = Keeper(self._client, budget, self._failed)
         self._writes: list[tuple[str, bytes, float, asyncio.Future[bool]]] = []
         self._waiting_bytes = 0
-        self._reading = 0
         self._writing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = False
@@ -185,15 +192,18 @@ class RedisStore:
             self._rest()
 
     async def read(self, names: Sequence[str]) -> list[bytes | None]:
+        future: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
+        read = self.ask(names, partial(_resolve, future))
+        try:
+            return await future
+        finally:
+            read.cancel()
+
+    def ask(self, names: Sequence[str], then: Callable[[list[bytes | None]], None]) -> Read:
         if not self.available:
-            return [None] * len(names)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[list[bytes | None]] = loop.create_future()
-        if not self._reads:
-            loop.call_soon(self._flush_reads)
-        self._reads.append((names, future))
+            return no_values(names, then)
         self.statistics.reads += len(names)
-        return await future
+        return self._reads.add(names, then)
 
     async def write(self, values: Sequence[tuple[str, bytes, float]]) -> bool:
         size = sum(len(value) for _, value, _ in values)
@@ -236,44 +246,37 @@ class RedisStore:
             self._probe.cancel()
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=4 * self._budget)
+        await self._keeper.aclose()
         await self._client.aclose()
 
     # --- batches ---------------------------------------------------------------------------------------
 
-    def _flush_reads(self) -> None:
-        while self._reads and self._reading < MAX_READS_AT_ONCE:
-            batch = self._next_batch()
-            if batch:
-                self._reading += 1
-                self._spawn(self._read_batch(batch))
+    def _ask(self, names: list[str], then: Callable[[Reply], None]) -> None:
+        """One round trip, by the pipe where there is one."""
+        keys = [self._prefix + name for name in names]
+        pipe = self._keeper.pipe
+        if pipe is None:
+            self._spawn(self._ask_client(keys, then))
+        else:
+            self.statistics.batches += 1
+            pipe.read(keys, partial(self._piped, pipe, then, time.perf_counter()))
 
-    def _next_batch(self) -> list[tuple[Sequence[str], asyncio.Future[list[bytes | None]]]]:
-        """Reads that somebody still waits for, of `MAX_BATCH` names at most; one read's names go together."""
-        batch: list[tuple[Sequence[str], asyncio.Future[list[bytes | None]]]] = []
-        size = 0
-        while self._reads and (not batch or size + len(self._reads[0][0]) <= MAX_BATCH):
-            names, future = self._reads.popleft()
-            if not future.done():
-                batch.append((names, future))
-                size += len(names)
-        return batch
+    def _piped(self, pipe: Pipe, then: Callable[[Reply], None], began: float, reply: Reply) -> None:
+        self.statistics.seconds += time.perf_counter() - began
+        if reply is not None:
+            self._succeeded()
+        else:
+            self.statistics.failures += 1
+            if pipe.open:  # its end is one failure, however many waited on it
+                self._failed()
+        then(reply)
 
-    async def _read_batch(self, batch: list[tuple[Sequence[str], asyncio.Future[list[bytes | None]]]]) -> None:
-        names = list(dict.fromkeys(name for each, _ in batch for name in each))
-        found: dict[str, bytes | None] = {}
+    async def _ask_client(self, keys: list[str], then: Callable[[Reply], None]) -> None:
+        values: Reply = None
         try:
-            replies = await self._guarded(self._get([self._prefix + name for name in names]))
-            if isinstance(replies, list) and len(replies) == len(names):
-                found = {
-                    name: reply if isinstance(reply, bytes) else None
-                    for name, reply in zip(names, replies, strict=True)
-                }
+            values = values_of(await self._guarded(self._get(keys)), len(keys))
         finally:
-            self._reading -= 1
-            for each, future in batch:
-                if not future.done():
-                    future.set_result([found.get(name) for name in each])
-            self._flush_reads()
+            then(values)
 
     def _get(self, names: list[str]) -> Any:
         """One round trip: an `MGET`, or in a cluster one pipeline a node, as its keys lie in many slots."""
@@ -321,15 +324,21 @@ class RedisStore:
                 reply = await command
         except UNANSWERED:
             self.statistics.failures += 1
-            self._failures += 1
-            if not self.available:
-                self._rest()
+            self._failed()
             return None
         finally:
             self.statistics.seconds += time.perf_counter() - began
+        self._succeeded()
+        return reply
+
+    def _failed(self) -> None:
+        self._failures += 1
+        if not self.available:
+            self._rest()
+
+    def _succeeded(self) -> None:
         self._failures = 0
         self._synchronise_if_due()
-        return reply
 
     def _synchronise_if_due(self) -> None:
         if self._clock is not None and time.monotonic() - self._synchronised_at > SYNCHRONISE_EVERY:
@@ -388,3 +397,8 @@ class RedisStore:
             self._clock.synchronise(told + elapsed / 2)
             self._synchronised_at = time.monotonic()
         return True
+
+
+def _resolve(future: asyncio.Future[list[bytes | None]], values: list[bytes | None]) -> None:
+    if not future.done():
+        future.set_result(values)

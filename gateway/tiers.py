@@ -136,7 +136,7 @@ class Tiers:
         sets = list(dict.fromkeys(((), *(local.names if local is not None else ()))))
         keys = [variant_key(plan.base, names, wanted.headers) for names in sets]
         data = await self.shared.read([index_name(plan.primary), *(entry_name(key) for key in keys)])
-        index = self._read_index(data[0], plan.primary, local)
+        index = self.read_index(data[0], plan.primary, local)
         found = [self._read_stored(item, key) for item, key in zip(data[1:], keys, strict=True)]
         more = [names for names in index.names if names not in sets] if index is not None else []
         if more:
@@ -155,7 +155,7 @@ class Tiers:
         primaries = list(dict.fromkeys(stored.primary for stored in fit))
         indices = await self.shared.read([index_name(primary) for primary in primaries])
         for item, primary in zip(indices, primaries, strict=True):
-            self._read_index(item, primary, self.memory.index(primary))
+            self.read_index(item, primary, self.memory.index(primary))
         taken = 0
         for stored in fit:
             if self.memory.get(stored.key) is None:  # not fetched meanwhile
@@ -170,7 +170,9 @@ class Tiers:
         state, _ = self.purges.epochs.judge(stored.stamp, stored.started, (*names, *stored.names))
         return state is State.VOID
 
-    def _read_index(self, data: bytes | None, primary: str, local: VaryIndex | None) -> VaryIndex | None:
+    def read_index(self, data: bytes | None, primary: str, local: VaryIndex | None) -> VaryIndex | None:
+        """The index that was read from the shared tier, taken into memory; `local`, which is there, where that is none
+        or can't be read."""
         if data is None:
             return local
         shared = decode_index(data, primary, self.secret)

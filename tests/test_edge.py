@@ -120,8 +120,8 @@ class Line:
 
     async def answer(self) -> bytes:
         """What is written until nothing is owed or under way any more."""
-        while self.protocol.tasks:
-            await asyncio.wait(set(self.protocol.tasks))
+        while self.protocol.tasks or self.protocol._asking is not None:
+            await asyncio.wait(set(self.protocol.tasks)) if self.protocol.tasks else await asyncio.sleep(0)
         written, self.pipe.written = self.pipe.written, b""
         return written
 
