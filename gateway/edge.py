@@ -106,6 +106,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.door.leave(self, self._peer)
         if self._asking is not None:
             self._asking.cancel()
+            self._asking = None
         self._release()
         self._buffer = b""
         super().connection_lost(exc)

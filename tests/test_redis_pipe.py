@@ -1,0 +1,206 @@
+"""Reads by a pipe: a reply belongs to its command, what is doubtful ends the connection, nobody is left waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
+from uuid import uuid4
+
+import fakeredis
+import pytest
+
+from gateway.embedded import Embedded
+from gateway.redis_pipe import Pipe, Reply
+from gateway.redis_reads import MAX_BATCH, Reads, Values
+from gateway.shared import RedisStore
+
+Answering = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Peer:
+    """A server that says what a test tells it to, and a pipe to it."""
+
+    def __init__(self) -> None:
+        self.accepted: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
+        self.got = asyncio.Event()
+        self.ended: list[int] = []
+        self._serving: list[asyncio.Task[object]] = []
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if task := asyncio.current_task():
+            self._serving.append(task)
+        if not self.accepted.done():
+            self.accepted.set_result(writer)
+        while await reader.read(65536):
+            self.got.set()
+        writer.close()
+
+    async def start(self, budget: float) -> Pipe:
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*self.server.sockets[0].getsockname())
+        pipe = Pipe(budget, self.ended.append)
+        assert pipe.take_over(SimpleNamespace(_reader=reader, _writer=writer))
+        self.writer = await self.accepted
+        self.pipe = pipe
+        return pipe
+
+    async def stop(self) -> None:
+        self.pipe.close()
+        self.writer.close()
+        self.server.close()
+        await asyncio.wait(self._serving)
+        await asyncio.sleep(0)
+
+    def say(self, data: bytes) -> None:
+        self.writer.write(data)
+
+
+@pytest.fixture
+async def peer() -> AsyncIterator[Peer]:
+    peer = Peer()
+    yield peer
+    await peer.stop()
+
+
+def asked(pipe: Pipe, *names: str) -> asyncio.Future[Reply]:
+    future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    pipe.read(names, future.set_result)
+    return future
+
+
+async def test_replies_are_told_in_the_order_of_their_commands_however_they_come_in_pieces(peer: Peer) -> None:
+    pipe = await peer.start(20.0)
+    first, second = asked(pipe, "a", "b"), asked(pipe, "c")
+    peer.say(b"*2\r\n$1\r\nA\r\n$-1\r\n*1\r\n$")
+    assert await first == [b"A", None]
+    assert not second.done()
+    peer.say(b"1\r\nC\r\n")
+    assert await second == [b"C"]
+    pipe.close()
+
+
+async def test_a_late_reply_ends_the_connection_and_all_that_wait_on_it_as_one_failure(peer: Peer) -> None:
+    pipe = await peer.start(0.02)
+    assert await asyncio.gather(asked(pipe, "a"), asked(pipe, "b")) == [None, None]
+    assert not pipe.open
+    assert peer.ended == [2]
+    assert await asked(pipe, "c") is None
+
+
+@pytest.mark.parametrize("reply", [b"*2\r\n$1\r\nA\r\n$1\r\nB\r\n", b"-LOADING it loads\r\n", b"+OK\r\n"])
+async def test_a_reply_that_does_not_fit_its_command_is_none(peer: Peer, reply: bytes) -> None:
+    pipe = await peer.start(20.0)
+    reading = asked(pipe, "a")
+    peer.say(reply)
+    assert await reading is None
+    pipe.close()
+
+
+@pytest.mark.parametrize("said", [b"*1\r\n$1\r\nA\r\n*1\r\n$1\r\nB\r\n", b"*1\r\n$1\r\nA\r\n?nonsense\r\n"])
+async def test_a_reply_too_many_or_nonsense_ends_the_connection(peer: Peer, said: bytes) -> None:
+    pipe = await peer.start(20.0)
+    reading = asked(pipe, "a")
+    peer.say(said)
+    assert await reading == [b"A"]
+    while pipe.open:
+        await asyncio.sleep(0)
+    assert peer.ended == [0]
+
+
+async def test_a_connection_that_is_lost_leaves_nobody_waiting(peer: Peer) -> None:
+    pipe = await peer.start(20.0)
+    reading = asked(pipe, "a")
+    peer.writer.close()
+    assert await reading is None
+    assert peer.ended == [1]
+
+
+async def test_something_that_came_before_is_no_connection_to_take_over(peer: Peer) -> None:
+    await peer.start(20.0)
+    reader, writer = await asyncio.open_connection(*peer.server.sockets[0].getsockname())
+    reader.feed_data(b"+OK\r\n")
+    pipe = Pipe(1.0, peer.ended.append)
+    assert not pipe.take_over(SimpleNamespace(_reader=reader, _writer=writer))
+    assert not pipe.take_over(SimpleNamespace())
+    writer.close()
+    await writer.wait_closed()
+
+
+class Asked:
+    """Round trips that a test answers."""
+
+    def __init__(self) -> None:
+        self.trips: list[tuple[list[str], Callable[[Values | None], None]]] = []
+        self.reads = Reads(lambda names, then: self.trips.append((names, then)))
+        self.told: list[Values] = []
+
+    def answer(self) -> None:
+        names, then = self.trips.pop(0)
+        then([name.encode() for name in names])
+
+
+async def test_the_reads_of_a_turn_are_one_round_trip_and_each_key_is_read_once() -> None:
+    asked = Asked()
+    for names in (["i", "a"], ["i", "b"], ["a"]):
+        asked.reads.add(names, asked.told.append)
+    asked.reads.add(["never"], asked.told.append).cancel()
+    await asyncio.sleep(0)
+    assert [names for names, _ in asked.trips] == [["i", "a", "b"]]
+    asked.answer()
+    assert asked.told == [[b"i", b"a"], [b"i", b"b"], [b"a"]]
+
+
+async def test_one_round_trip_has_so_many_names_at_most() -> None:
+    asked = Asked()
+    for number in range(MAX_BATCH):
+        asked.reads.add([f"a{number}", f"b{number}"], asked.told.append)
+    await asyncio.sleep(0)
+    assert [len(names) for names, _ in asked.trips] == [MAX_BATCH, MAX_BATCH]
+
+
+async def test_a_callback_that_fails_is_its_own_affair() -> None:
+    asked = Asked()
+    asked.reads.add(["a"], asked.told.append)
+    asked.reads.add(["b"], lambda _: 1 / 0)  # type: ignore[arg-type, return-value]
+    asked.reads.add(["c"], asked.told.append)
+    await asyncio.sleep(0)
+    with pytest.raises(ZeroDivisionError):
+        asked.answer()
+    await asyncio.sleep(0)
+    assert asked.told == [[b"a"], [b"c"]]
+
+
+async def connected(store: RedisStore) -> Pipe:
+    while True:
+        pipe = store._keeper.pipe
+        if pipe is not None:
+            return pipe
+        await asyncio.sleep(0.001)
+
+
+async def test_a_store_reads_by_a_pipe_and_by_another_once_it_is_lost(valkey: Embedded) -> None:
+    store = RedisStore(valkey.url, prefix=f"{uuid4().hex}:", budget=5.0)
+    assert await store.write([("a", b"\x00A", 60.0)])
+    first = await connected(store)
+    assert await store.read(["a", "b"]) == [b"\x00A", None]
+
+    first.close()
+
+    assert await store.read(["a", "b"]) == [b"\x00A", None]  # by redis-py's client
+    assert store.statistics.failures == 0
+    store._keeper._tried_at = float("-inf")
+    assert await connected(store) is not first
+    assert await store.read(["b", "a"]) == [None, b"\x00A"]
+    await store.aclose()
+
+
+async def test_a_client_that_connects_otherwise_is_read_without_a_pipe() -> None:
+    store = RedisStore("redis://none", budget=5.0, client=fakeredis.FakeAsyncRedis())
+    assert await store.write([("a", b"A", 60.0)])
+    for _ in range(3):
+        assert await store.read(["a", "b"]) == [b"A", None]
+        await asyncio.sleep(0)
+    assert store._keeper.pipe is None
+    assert store.statistics.failures == 0
+    await store.aclose()
