@@ -71,7 +71,12 @@ class Pipe(asyncio.Protocol):
         if transport is None or transport.get_write_buffer_size() > _MOST_UNSENT:
             self._loop.call_soon(then, None)
             return
-        transport.write(hiredis.pack_command(("MGET", *names)))  # type: ignore[arg-type]
+        try:
+            transport.write(hiredis.pack_command(("MGET", *names)))  # type: ignore[arg-type]
+        except UNANSWERED:
+            self._loop.call_soon(then, None)
+            self.close()
+            return
         self._waiting.append((len(names), time.monotonic(), then))
         if self._timer is None:
             self._timer = self._loop.call_later(self._budget, self._look_at_the_time)
