@@ -693,6 +693,14 @@ async def test_a_header_whose_value_the_client_did_not_send_is_left_out(clock: T
     assert [request.headers.get("x-app") for request in shop.requests if request.url.path == "/offers"] == [None, "1"]
 
 
+async def test_a_header_whose_value_an_earlier_part_lacks_skips_the_part(clock: TurnedClock) -> None:
+    shop = two()
+    parts = {**TWO, "offers": part("/offers", headers={"x-segment": "{user.segment}"})}
+    async with asking(home(shop, parts, clock)) as client:
+        assert said(await client.get("/home/7"))["offers"] == 'skipped;missing="user.segment"'
+    assert shop.count("/offers") == 0
+
+
 async def test_an_answer_for_which_nobody_was_asked_lives_for_a_minute(clock: TurnedClock) -> None:
     parts = {"version": {"static": 1}, "debug": part("/debug", when="query.debug")}
     async with asking(home(Shop(), parts, clock)) as client:

@@ -188,6 +188,14 @@ def test_a_select_that_can_not_be_applied_is_of_the_wrong_type() -> None:
         Shape(select=compiled("length(name)")).apply({"name": 7})
 
 
+@pytest.mark.parametrize("merge", ["deep", "concat"])
+def test_of_values_too_deep_to_be_merged_the_later_stands_as_it_came(merge: Merge) -> None:
+    deep = b'{"a":' * 600 + b"1" + b"}" * 600
+    at_root = Piece(None, b"", {"k": {"a": {"b": 1}}})
+    assert joined([at_root, Piece("k", deep)], merge) == b'{"k":' + deep + b"}"
+    assert joined([Piece("k", deep), at_root], merge) == b'{"k":{"a":{"b":1}}}'
+
+
 def test_a_list_of_texts() -> None:
     assert list_of([b"1", b'{"a":2}']) == b'[1,{"a":2}]'
     assert list_of([]) == b"[]"

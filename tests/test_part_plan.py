@@ -223,6 +223,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"c": part(), "a": part("/x", for_each="c.l")}, "parts.a", "{item}"),
     ({"a": part("/{item}")}, "parts.a.path", "uses {item}"),
     ({"a": part(batch="/p?ids={ids}")}, "parts.a", "batch goes with `for_each`"),
+    ({"a": part(elements="required")}, "parts.a", "elements goes with `for_each`"),
     ({"a": part(allow=["x"], deny=["y"])}, "parts.a", "deny goes not with `allow`"),
     ({"a": part(decode="binary")}, "parts.a.decode", "'auto', 'json', 'text' or 'xml'"),
     ({"a": part(headers={"host": "x"})}, "parts.a.headers", "made for each request"),
