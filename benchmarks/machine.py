@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 START_SECONDS = 30.0
@@ -48,9 +48,14 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(
-    command: Sequence[str], *, core: int, port: int, log: Path, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    cores: Collection[int],
+    port: int,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A child pinned to `core` that accepts connections on `port`. It ends with this process, whatever happens.
+    """A child pinned to `cores` that accepts connections on `port`. It ends with this process, whatever happens.
 
     Raises BenchmarkError where it doesn't start; the message ends with what it said.
     """
@@ -61,7 +66,7 @@ def running(
             stdout=output,
             stderr=output,
             env={**os.environ, **(environment or {})},
-            preexec_fn=lambda: _as_child(core),
+            preexec_fn=lambda: _as_child(cores),
         )
     try:
         _wait_for(port, child, log)
@@ -75,8 +80,8 @@ def running(
             child.wait()
 
 
-def _as_child(core: int) -> None:
-    os.sched_setaffinity(0, {core})
+def _as_child(cores: Collection[int]) -> None:
+    os.sched_setaffinity(0, cores)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

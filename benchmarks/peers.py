@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,13 +57,14 @@ class Lab:
         self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         self._peers: dict[str, Peer] = {}
         self._origin = self._redis = 0
-        self._origin = self._start("origin", _origin, core=self.load_core).port
-        self._redis = self._start("redis", _valkey, core=self.load_core).port
+        self._origin = self._start("origin", _origin, cores={self.load_core}).port
+        self._redis = self._start("redis", _valkey, cores={self.load_core}).port
 
     def peer(self, name: str) -> Peer:
         """Raises Missing where its program is not installed, BenchmarkError where it doesn't start."""
         if name not in self._peers:
-            self._peers[name] = self._start(name, STARTERS[name], environment=self._environment())
+            cores = {self.server_core, self.load_core} if name in ON_BOTH_CORES else {self.server_core}
+            self._peers[name] = self._start(name, STARTERS[name], cores=cores, environment=self._environment())
         return self._peers[name]
 
     def asked(self) -> int:
@@ -81,7 +82,7 @@ class Lab:
         name: str,
         command: Callable[[Site], Sequence[str]],
         *,
-        core: int | None = None,
+        cores: Collection[int],
         environment: Mapping[str, str] | None = None,
     ) -> Peer:
         site = Site(free_port(), self._origin, self._redis, self._directory / name.replace(" ", "-"))
@@ -89,7 +90,7 @@ class Lab:
         child = self._stack.enter_context(
             running(
                 command(site),
-                core=self.server_core if core is None else core,
+                cores=cores,
                 port=site.port,
                 log=site.directory / "log",
                 environment=environment,
@@ -155,6 +156,14 @@ def _filled(entries: int) -> Callable[[Site], list[str]]:
     return command
 
 
+def _typed(workers: int) -> Callable[[Site], list[str]]:
+    def command(site: Site) -> list[str]:
+        redis = f"redis://127.0.0.1:{site.redis}/{1 + workers}"
+        return _serving(site.file("workers.yaml", workers=str(workers), redis=redis))
+
+    return command
+
+
 def _advised(*options: str) -> Callable[[Site], list[str]]:
     def command(site: Site) -> list[str]:
         config = site.file("gateway.yaml", memory="1GiB", redis="none")
@@ -196,8 +205,12 @@ REDIS_GET = "smallest ASGI app, one GET"
 HTTPX = "FastAPI + httpx.AsyncClient"
 FEW = "gateway, 1,000 entries"
 MANY = "gateway, 1,000,000 entries"
+TWO_WORKERS = "gateway, 2 workers"
+ONE_WORKER = "gateway, 1 worker"
 ADVISED = "gateway, advised"
 UNADVISED = "gateway, nothing counted"
+
+ON_BOTH_CORES = frozenset((TWO_WORKERS, ONE_WORKER))
 
 STARTERS: dict[str, Callable[[Site], Sequence[str]]] = {
     GATEWAY: _gateway,
@@ -212,6 +225,8 @@ STARTERS: dict[str, Callable[[Site], Sequence[str]]] = {
     HTTPX: _python("passing"),
     FEW: _filled(1_000),
     MANY: _filled(MOST),
+    TWO_WORKERS: _typed(2),
+    ONE_WORKER: _typed(1),
     ADVISED: _advised("advised"),
     UNADVISED: _advised(),
 }

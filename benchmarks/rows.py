@@ -81,6 +81,13 @@ def rows(*, keys: int = 100_000) -> tuple[Row, ...]:
             hits=False,
         ),
         Row(
+            "workers",
+            "hit of a @cached handler, through FastAPI, on both cores",
+            Pattern("hot", _HOT),
+            (peers.TWO_WORKERS, peers.ONE_WORKER),
+            (Bar(peers.ONE_WORKER, 1.8, 1.9),),
+        ),
+        Row(
             "latency",
             "p99 of a hit at half of saturation, open loop",
             Pattern("hot", _HOT),
