@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from .clock import Clock, SystemClock
+from .deadlines import Deadline
 from .live import RedisLive
 from .purges import RedisPurges
 from .redis_clients import UNANSWERED, connect, is_cluster
@@ -320,7 +321,7 @@ class RedisStore:
         began = time.perf_counter()
         self.statistics.batches += 1
         try:
-            async with asyncio.timeout(self._budget):
+            async with Deadline(self._budget):
                 reply = await command
         except UNANSWERED:
             self.statistics.failures += 1

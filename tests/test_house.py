@@ -60,6 +60,7 @@ IO = frozenset(
         "attempts",
         "background",
         "bulkhead",
+        "deadlines",
         "client",
         "clock",
         "collectors",

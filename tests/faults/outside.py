@@ -118,13 +118,14 @@ async def malformed(server: Server, origin: Origin, answers: Iterable[bytes]) ->
 
 
 async def slow_clients(server: Server, *, count: int, patience: float) -> tuple[int, float]:
-    """Of so many silent and as many dripping clients: how many are closed within `patience` seconds, and when the last
-    of them was."""
+    """Of so many silent and as many dripping clients: how many are closed within `patience` seconds, and after how
+    long the last of them was."""
     loop = asyncio.get_running_loop()
-    began, ended = loop.time(), []
+    ended: list[float] = []
 
     async def one(drips: bool) -> None:
         reader, writer = await server.open()
+        began = loop.time()
         if drips:
             writer.write(b"GET / HTTP/1.1\r\nHost: a.test\r\nX-A: ")
         dripping = asyncio.ensure_future(_drip(writer)) if drips else None

@@ -64,6 +64,10 @@ class Server:
     name: str
     url: str
     reload: Callable[[], None] | None = None
+    replace: Callable[[], None] | None = None
+    """Has the workers replaced one by one."""
+    kill: Callable[[], None] | None = None
+    """Kills one worker by -9."""
 
     @property
     def port(self) -> int:
@@ -85,7 +89,13 @@ async def gateway(directory: Path, origin: str, redis_url: str) -> AsyncIterator
     settings["routes"]["rest"]["stale_if_error"] = "1h"  # type: ignore[index]
     process = await asyncio.to_thread(GatewayProcess, directory, settings)
     try:
-        yield Server("gateway", process.url, lambda: process.signal(signal.SIGHUP))
+        yield Server(
+            "gateway",
+            process.url,
+            reload=lambda: process.signal(signal.SIGHUP),
+            replace=lambda: process.signal(signal.SIGUSR2),
+            kill=lambda: os.kill(process.workers[0], signal.SIGKILL),
+        )
     finally:
         await asyncio.to_thread(process.end)
 
@@ -101,7 +111,12 @@ async def nginx(directory: Path, origin: str, redis_url: str) -> AsyncIterator[S
         cwd=directory,
     )
     async with _running(child, port):
-        yield Server("nginx", f"http://127.0.0.1:{port}", lambda: child.signal(signal.SIGHUP))
+        yield Server(
+            "nginx",
+            f"http://127.0.0.1:{port}",
+            reload=lambda: child.signal(signal.SIGHUP),
+            kill=lambda: os.kill(child.children[0], signal.SIGKILL),
+        )
 
 
 @contextlib.asynccontextmanager

@@ -131,9 +131,15 @@ async def redis(redis_url: str, directory: Path) -> Rows:
 
 
 async def overload(redis_url: str, directory: Path) -> Rows:
+    yield await _overload("none", directory)
+    yield await _overload(redis_url, directory)
+
+
+async def _overload(redis_url: str, directory: Path) -> Row:
     async with scenarios.bounded_upstream() as raw:
         settings = {
             "access_log": False,
+            "redis_url": redis_url,
             "upstreams": {"api": {"url": raw.url, **scenarios.OVERLOADED}},
             "routes": {"item": {"path": "/item/{id}", "upstream": "api", "ttl": "5m"}},
         }
@@ -143,8 +149,8 @@ async def overload(redis_url: str, directory: Path) -> Rows:
         finally:
             await asyncio.to_thread(gateway.end)
     share = seen.goodput / seen.peak
-    yield Row(
-        "overload (twice capacity, open loop)",
+    return Row(
+        f"overload (twice capacity, open loop{'' if redis_url == 'none' else ', with Redis'})",
         "503 in < 50 ms, goodput ≥ 80 % of peak, recovered in 5 s, hits served",
         f"503 p99 {seen.shed_p99 * 1000:.1f} ms ({seen.shed} of them), goodput {share:.0%}, recovered in "
         f"{seen.recovered:.1f} s, {seen.hits_served} of {seen.hits} hits, else {dict(seen.other)}",
@@ -180,9 +186,16 @@ async def _measured(server: Server, origin: outside.Origin) -> Rows:
     yield Row(
         f"{name}: 500 silent and 500 dripping clients", "1,000 closed in 10 s", seen, closed == 1000 and last < 10
     )
-    if server.reload is not None:
-        made, wrong = await outside.failed_while(server, 20, 5, server.reload)
-        yield Row(f"{name}: reloaded thrice under 200 requests a second", "0 failed", f"{wrong} of {made}", wrong == 0)
+    for what, act in (("reloaded", server.reload), ("workers replaced", server.replace)):
+        if act is not None:
+            made, wrong = await outside.failed_while(server, 20, 5, act)
+            yield Row(
+                f"{name}: {what} thrice under 200 requests a second", "0 failed", f"{wrong} of {made}", wrong == 0
+            )
+    if server.kill is not None:
+        made, wrong = await outside.failed_while(server, 60, 5, server.kill)
+        promise = f"{name}: a worker killed by -9 every 5 s for 60 s, 200 requests a second"
+        yield Row(promise, "99.9 % answered", f"{1 - wrong / made:.3%} of {made}", wrong <= made / 1000)
 
 
 async def soak(redis_url: str, directory: Path) -> Rows:

@@ -1,0 +1,73 @@
+"""A deadline that does not take the loop's own standing still for the other side's silence."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from gateway.deadlines import Deadline
+from gateway.shared import RedisStore
+
+
+async def test_what_takes_longer_is_ended() -> None:
+    with pytest.raises(TimeoutError):
+        async with Deadline(0.01):
+            await asyncio.Event().wait()
+
+
+async def test_what_is_over_in_time_is_not_touched_and_leaves_no_timer() -> None:
+    async with Deadline(0.01):
+        pass
+    await asyncio.sleep(0.03)
+
+
+async def test_who_is_cancelled_hears_of_that_and_of_no_deadline() -> None:
+    async def waiting() -> None:
+        async with Deadline(60.0):
+            await asyncio.Event().wait()
+
+    task = asyncio.ensure_future(waiting())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_an_answer_that_came_while_the_loop_stood_still_is_taken() -> None:
+    answer = asyncio.get_running_loop().create_future()
+    ours, theirs = await _pair(answer)
+    async with Deadline(0.05):
+        theirs.write(b"x")
+        time.sleep(0.15)  # noqa: ASYNC251 - as a neighbour on the processor does
+        assert await ours.read(1) == b"x"
+    theirs.close()
+    answer.set_result(None)
+
+
+async def _pair(end: asyncio.Future[None]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    came: asyncio.Queue[asyncio.StreamReader] = asyncio.Queue()
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.put_nowait(reader)
+        await end
+        writer.close()
+
+    server = await asyncio.start_server(hold, "127.0.0.1", 0)
+    _, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+    server.close()
+    return await came.get(), writer
+
+
+async def test_redis_is_not_left_alone_because_the_loop_stood_still(redis_store: RedisStore) -> None:
+    redis_store._budget = 0.05
+    assert await redis_store.write([("name", b"value", 60.0)])
+    for _ in range(4):
+        reading = asyncio.ensure_future(redis_store.read(["name"]))
+        while not redis_store._reading:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # it is sent
+        time.sleep(0.12)  # noqa: ASYNC251 - as a neighbour on the processor does
+        assert await reading == [b"value"]
+    assert (redis_store.available, redis_store.statistics.failures) == (True, 0)
