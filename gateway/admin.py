@@ -165,7 +165,7 @@ class Admin:
             except RequestRefused as refused:
                 return problem(400, refused.detail)
             except (msgspec.MsgspecError, ValueError) as error:
-                return problem(400, f"The order is refused: {error}.")
+                return problem(400, f"The order is refused: {error}")
 
         return guard
 

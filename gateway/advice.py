@@ -23,6 +23,11 @@ class Advice:
     changes: ChangeRate
     rungs: tuple[Rung, ...]
 
+    @property
+    def tells(self) -> bool:
+        """Whether there was traffic, for at least as long as the shortest TTL: rates of less mean nothing."""
+        return self.requests > 0 and self.rungs[0].seen
+
     def at(self, ttl: float) -> Rung:
         """The rung of `ttl`, between two rungs in proportion to the logarithm's place."""
         return between(self.rungs, ttl)
@@ -59,6 +64,8 @@ def recommend(
     """
     if not advice.requests:
         return Recommendation(None, "no traffic was seen")
+    if not advice.tells:
+        return Recommendation(None, "it was watched for less than the shortest TTL")
     fitting = [
         rung
         for rung in advice.rungs

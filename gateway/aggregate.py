@@ -54,7 +54,12 @@ class Aggregate:
     @property
     def part_routes(self) -> list[str]:
         """The names of the parts' own routes, by which they can be purged: `home.offers`."""
-        return [source.route.name for source in self.kit.sources.values() if source.declared is None]
+        return [route.name for route in self.own_routes]
+
+    @property
+    def own_routes(self) -> list[Route]:
+        """The routes of those parts that are no declared route."""
+        return [source.route for source in self.kit.sources.values() if source.declared is None]
 
     def ask(self, exchange: Exchange, plan: Plan, facts: Facts, values: Values, shown: tuple[str, ...]) -> Ask:
         """The request for the parts `shown`, as the engine takes it."""

@@ -9,6 +9,7 @@ from urllib.parse import unquote, unquote_plus
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
+from xxhash import xxh3_64_hexdigest
 
 from .aggregate import Aggregate
 from .answers import Answer, problem
@@ -91,7 +92,7 @@ class Builder:
             stale_if_error=0.0,
             request_directives=route.request_directives == "honour",
         )
-        keying = _keying([source.route.keying for source in sources.values()], plan)
+        keying = _keying([source.route for source in sources.values()], plan)
         made = Route(name, rules, keying, self._max_body(route), made=True)
         return Aggregate(name, route, kit, made, self.engine)
 
@@ -161,15 +162,22 @@ class Builder:
 _OF_A_ROUTE = ("ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "vary")
 
 
-def _keying(parts: Sequence[Keying], plan: PartPlan) -> Keying:
-    """What of a request counts for the whole: all that counts for a part before its upstream's `Vary`."""
+def _keying(routes: Sequence[Route], plan: PartPlan) -> Keying:
+    """What of a request counts for the whole: all that counts for a part before its upstream's `Vary`.
+
+    How long a whole lives is settled when it is joined, by its parts' rules: so where those are changed, by a reload or
+    a live override, it is joined anew of the parts, which are judged by the rules as they are.
+    """
+    parts = [route.keying for route in routes]
+    rules = xxh3_64_hexdigest(repr([(route.name, route.rules) for route in routes]).encode())
     vary = {name for keying in parts for name in keying.vary or ()} | plan.reads
     authorizations = {keying.authorization for keying in parts}
     authorization = next((each for each in ("pass", "key") if each in authorizations), "ignore")
     cookies: tuple[str, ...] | None = tuple(sorted({name for keying in parts for name in keying.cookies or ()}))
     if any(keying.cookies is None for keying in parts):
         cookies = None
-    return Keying(vary=tuple(sorted(vary)), authorization=authorization, cookies=cookies)
+    marks = ((b"parts' rules", rules.encode()),)
+    return Keying(vary=tuple(sorted(vary)), authorization=authorization, cookies=cookies, marks=marks)
 
 
 def aggregate_key(aggregate: Aggregate, target: Target) -> str:

@@ -497,7 +497,9 @@ class Gateway(FastAPI):
     def ttls(self) -> dict[str, float | None]:
         """Each route's TTL as it stands, in seconds; None where it follows the upstream."""
         runtime: Runtime = getattr(self.state, STATE)
-        routes = [*(route.engine_route for route in self.declared), *(route for route, _ in runtime.bound.values())]
+        routes = [route.engine_route for route in self.declared]
+        routes += [route for each in self.aggregates for route in each.own_routes]
+        routes += [route for route, _ in runtime.bound.values()]
         return {route.name: route.rules.ttl for route in routes}
 
     async def advice(self) -> list[Advice]:

@@ -63,7 +63,9 @@ def advise(
         show(ladder_table(chosen[0]))
 
 
-RouteArgument = Annotated[str, typer.Argument(help="The route's name; of a @cached handler, module.function.")]
+RouteArgument = Annotated[
+    str, typer.Argument(help="The route's name; home.offers for a part, module.function for a @cached handler.")
+]
 SettingOption = Annotated[
     str, typer.Option(help="ttl, stale_while_revalidate, stale_if_error, negative_ttl or client_ttl.")
 ]

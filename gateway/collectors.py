@@ -65,7 +65,7 @@ class AdviceCollector(Collector):
             "gateway_predicted_outdated_ratio", said + "the share of outdated answers.", labels=("route",)
         )
         for advice in self._told():
-            if advice.today is not None and advice.requests:
+            if advice.today is not None and advice.tells:
                 rung = advice.at(advice.today)
                 ratio.add_metric((advice.route,), rung.hit_ratio)
                 load.add_metric((advice.route,), rung.upstream)

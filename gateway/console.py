@@ -18,10 +18,12 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from .advice import Advice
 from .app import Gateway
 from .config import show_duration
+from .document import Key
 from .errors import PROBLEM_MEDIA_TYPE, ConfigError, problem_document
 from .figures import Between, Reading
 from .live import LiveAway
 from .operations import NoSuchOverride, Operations
+from .overrides import setting_key
 
 EVERY = 1.0
 """Seconds between two figures."""
@@ -73,19 +75,30 @@ def page(request: Request) -> Response:
 
 
 async def routes(gateway: Gateway, operations: Operations) -> Response:
-    advice = {each.route: each for each in await gateway.advice()}
+    advice = {each.route: each for each in await gateway.advice() if each.tells}
     rows = [_row(gateway, operations, name, ttl, advice.get(name)) for name, ttl in sorted(gateway.ttls().items())]
     return encoded({"routes": rows})
 
 
 def _row(gateway: Gateway, operations: Operations, name: str, ttl: float | None, advice: Advice | None) -> RouteRow:
-    config = gateway.config.routes.get(name)
-    sources = [source.place for source in gateway.origins(("routes", name, "ttl"))]
-    shown = "origin" if ttl is None else show_duration(timedelta(seconds=ttl))
-    if config is None:
+    path, key = _place(gateway, name)
+    sources = [source.place for source in gateway.origins((*key, "ttl"))]
+    if path is None:
+        path = gateway.handler_path(name)
         sources.append("@cached")
-    path = gateway.handler_path(name) if config is None else config.path
+    shown = "origin" if ttl is None else show_duration(timedelta(seconds=ttl))
     return RouteRow(name, path, ttl, shown, sources, f"{name}.ttl" in operations.overrides, advice)
+
+
+def _place(gateway: Gateway, name: str) -> tuple[str | None, Key]:
+    """The path of a route, and where its settings stand; the path is None where a Python handler has it."""
+    if (config := gateway.config.routes.get(name)) is not None:
+        return config.path, setting_key(name, None)
+    whole, _, part = name.rpartition(".")
+    joined = next((each for each in gateway.aggregates if each.name == whole), None)
+    if joined is None:
+        return None, setting_key(name, None)
+    return f"part of {joined.config.path}", setting_key(whole, part)
 
 
 async def overrides(operations: Operations) -> Response:

@@ -35,13 +35,15 @@ class Keying:
 
     `vary` is None on a route with `ttl: origin`. `authorization` is `pass` (with a duration: by the cache;
     with `origin`: as RFC 9111 §3.5 says), `ignore` or `key`. `cookies` is None (by the cache), an empty tuple
-    (ignored) or the names that count.
+    (ignored) or the names that count. `marks` are lines of the key beside what requests have, for settings that are in
+    the stored response itself; they are not in the primary key, so that a purge of a URL hits it whatever they were.
     """
 
     vary: tuple[str, ...] | None
     authorization: str = "pass"
     cookies: tuple[str, ...] | None = None
     constants: tuple[tuple[bytes, bytes], ...] = ()
+    marks: tuple[tuple[bytes, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def plan(keying: Keying, origin: str, target: str, headers: Headers, *, has_body
         if (value := canonical(headers, name)) is not None
     ]
     counted = [*listed, *identity]
-    return Plan(primary, _with_identity(primary, counted), (*counted, *keying.constants))
+    return Plan(primary, _with_identity(primary, [*counted, *keying.marks]), (*counted, *keying.constants))
 
 
 def primary_key(origin: str, target: str) -> str:

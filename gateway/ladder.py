@@ -226,6 +226,11 @@ class Replay:
         while len(self._keys) > 2 * self._wanted_keys():
             self.lower(self.threshold / 2)
 
+    def reach(self, now: float) -> None:
+        """Nothing more is to come from before `now`: rates count the time in which nobody asked, too."""
+        if now > self._last:
+            self._turn(now)
+
     def _wanted_keys(self) -> float:
         return min(self._most_keys, max(self._least_keys, self._share * len(self._keys) / self.threshold))
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from pydantic import ValidationError
 
 from .config import RouteConfig
 from .errors import ConfigError, ConfigProblem
 from .live import Override
+from .part_config import PartConfig
 from .policy import Rules
 from .routes import rules_of
 from .settings import Loaded, Source, nearest
@@ -56,16 +58,28 @@ def applied(loaded: Loaded, overrides: Mapping[str, Override], coded: Mapping[st
 
 def overridden(loaded: Loaded, override: Override, coded: Mapping[str, Rules] = _NONE) -> Loaded:
     """The configuration with one override on it. Raises ConfigError, which says what is allowed."""
-    _check_names([*loaded.config.routes, *coded], override)
-    key = ("routes", override.route, override.setting)
+    parts = _parts(loaded.config.routes)
+    _check_names([*loaded.config.routes, *parts, *coded], override)
+    name, part = parts.get(override.route, (override.route, None))
+    key = (*setting_key(name, part), override.setting)
     sources = {**loaded.sources, key: (source_of(override), *loaded.sources.get(key, ()))}
-    route = loaded.config.routes.get(override.route)
+    route = loaded.config.routes.get(name)
     if route is None:
         rules = _handler_rules(loaded.handlers.get(override.route, coded[override.route]), override)
         return replace(loaded, handlers={**loaded.handlers, override.route: rules}, sources=sources)
-    changed = _changed(route.model_dump(exclude_unset=True), override)
-    config = loaded.config.model_copy(update={"routes": {**loaded.config.routes, override.route: changed}})
+    changed = _changed(route.model_dump(exclude_unset=True), override, part)
+    config = loaded.config.model_copy(update={"routes": {**loaded.config.routes, name: changed}})
     return replace(loaded, config=config, sources=sources)
+
+
+def setting_key(route: str, part: str | None) -> tuple[str, ...]:
+    """Where the settings of a route, or of a part of an aggregate, stand in the configuration."""
+    return ("routes", route) if part is None else ("routes", route, "parts", part)
+
+
+def _parts(routes: Mapping[str, RouteConfig]) -> dict[str, tuple[str, str]]:
+    """The parts of aggregates, by the names of their own routes (`home.offers`)."""
+    return {f"{name}.{part}": (name, part) for name, route in routes.items() for part in route.parts}
 
 
 def _handler_rules(rules: Rules, override: Override) -> Rules:
@@ -81,9 +95,14 @@ def _handler_rules(rules: Rules, override: Override) -> Rules:
     return replace(rules, **{override.setting: getattr(changed, override.setting)})
 
 
-def _changed(given: dict[str, object], override: Override) -> RouteConfig:
+def _changed(given: dict[str, Any], override: Override, part: str | None = None) -> RouteConfig:
+    changed: dict[str, Any] = {override.setting: override.value}
+    if part is not None:
+        if override.setting not in PartConfig.model_fields:
+            raise _refused(override, f"a part has no {override.setting}")
+        changed = {"parts": {**given["parts"], part: {**given["parts"][part], **changed}}}
     try:
-        return RouteConfig.model_validate({**given, override.setting: override.value})
+        return RouteConfig.model_validate({**given, **changed})
     except ValidationError as error:
         problem = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise _refused(override, f"{override.value!r} is refused: {problem}") from None

@@ -134,6 +134,8 @@ class Advisor:
                 gathered.setdefault(route, []).append(each)
         for route, each_worker in gathered.items():
             self._add(route, each_worker, now)
+        for watched in self._routes.values():
+            watched.replay.reach(now)
 
     def _add(self, route: str, batches: list[RouteBatch], now: float) -> None:
         sightings = sorted(chain.from_iterable(each.sightings for each in batches), key=itemgetter(1))

@@ -132,6 +132,8 @@ def table(advice: Iterable[Advice], *, max_outdated: float | None = None, max_up
 def _today(advice: Advice) -> tuple[str, str, str, str]:
     if advice.today is None:
         return "origin", "-", "-", "-"
+    if not advice.tells:
+        return duration(advice.today), "-", "-", "-"
     rung = advice.at(advice.today)
     return (
         duration(advice.today),
@@ -158,8 +160,9 @@ def _seen(advice: Advice) -> str:
     every = f"changes every {duration(1 / changes.rate)}" if changes.rate else "no change seen"
     low = duration(1 / changes.high) if changes.high else "0s"
     high = duration(1 / changes.low) if changes.low else "never"
+    requests = f"{advice.requests} request{'s' if advice.requests != 1 else ''}"
     return (
-        f"{advice.requests} requests in {duration(advice.seconds)}, {sample}; {every} "
+        f"{requests} in {duration(advice.seconds)}, {sample}; {every} "
         f"({low} to {high}, {changes.fetches} fetches compared)"
     )
 

@@ -285,3 +285,16 @@ def test_between_two_rungs_figures_lie_between() -> None:
     assert low.outdated < middle.outdated < high.outdated
     assert advice.at(0.1) == advice.rungs[0]
     assert advice.at(1e9) == advice.rungs[-1]
+
+
+def test_a_moment_of_traffic_is_no_reason_to_advise_anything_and_rates_count_the_silence_after_it() -> None:
+    replay = Replay(0.0)
+    replay.count(1)
+    replay.observe([Sighting(1, 0.0, 0.0, 1)])
+    first = advise("items", 5.0, replay, Changes().rate())
+    assert not first.tells
+    assert recommend(first, max_outdated=0.1).ttl is None
+    replay.reach(10.0)
+    later = advise("items", 5.0, replay, Changes().rate())
+    assert later.tells
+    assert later.at(5.0).upstream == pytest.approx(0.1)

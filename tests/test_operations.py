@@ -43,9 +43,16 @@ LOADED = Loaded(
 class Worker:
     """One worker as it runs: generations, operations, and its admin app."""
 
-    def __init__(self, upstream: Upstream, clock: TurnedClock, store: RedisStore | None = None) -> None:
-        self.generations = Generations(create_app(LOADED, transport=upstream, clock=clock, store=store))
-        self.operations = operations_of(self.generations, LOADED)
+    def __init__(
+        self,
+        upstream: Upstream,
+        clock: TurnedClock,
+        store: RedisStore | None = None,
+        routes: dict[str, Any] | None = None,
+    ) -> None:
+        loaded = LOADED if routes is None else Loaded(Config.model_validate({**CONFIG, "routes": routes}), {}, ())
+        self.generations = Generations(create_app(loaded, transport=upstream, clock=clock, store=store))
+        self.operations = operations_of(self.generations, loaded)
         self.admin = create_admin(lambda: self.generations.current, "secret", operations=self.operations)
 
     def client(self) -> httpx.AsyncClient:
@@ -146,6 +153,29 @@ async def test_an_override_acts_on_a_python_handler_and_the_console_and_explain_
         assert (await operator.delete(f"/overrides/{name}/ttl")).status_code == 200
         clock.turn(50)
         assert "hit" in (await client.get(path)).headers["cache-status"]
+
+
+async def test_the_console_lists_the_parts_of_an_aggregate_and_an_override_acts_on_one(clock: TurnedClock) -> None:
+    upstream = Upstream(json_answer())
+    worker = Worker(upstream, clock, routes={"home": {"path": "/home", "parts": {
+        "offers": {"upstream": "api", "path": "/offers", "ttl": "100s"}}}})  # fmt: skip
+    async with working(worker), worker.client() as client, worker.operator() as operator:
+        await client.get("/home")
+        clock.turn(20)
+        await client.get("/home")
+        assert len(upstream.requests) == 1
+        order = {"route": "home.offers", "value": "10s"}
+        assert (await operator.post("/overrides", json=order)).status_code == 200
+        (row,) = (await operator.get("/routes")).json()["routes"]
+        assert (row["name"], row["path"], row["ttl"], row["overridden"]) == (
+            "home.offers",
+            "part of /home",
+            10.0,
+            True,
+        )
+        assert row["sources"][0].startswith("live override by")
+        await client.get("/home")
+        assert len(upstream.requests) == 2
 
 
 async def test_a_reload_keeps_the_overrides_on_the_new_configuration(clock: TurnedClock) -> None:

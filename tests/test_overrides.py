@@ -72,6 +72,43 @@ def test_what_a_file_could_not_hold_is_refused_with_a_reason(wrong: Override, wh
     assert why in str(refused.value.problems[0])
 
 
+WITH_PARTS = Loaded(
+    Config.model_validate(
+        {
+            "upstreams": {"api": {"url": "http://api.test"}},
+            "routes": {
+                "home": {
+                    "path": "/home/{user}",
+                    "parts": {
+                        "user": {"upstream": "api", "path": "/users/{user}", "ttl": "5m"},
+                        "offers": {"upstream": "api", "path": "/offers", "optional": True, "default": []},
+                    },
+                }
+            },
+        }
+    ),
+    {("routes", "home", "parts", "user", "ttl"): (SOURCE,)},
+    (),
+)
+
+
+def test_an_override_changes_one_setting_of_a_part_of_an_aggregate() -> None:
+    changed = overridden(WITH_PARTS, override(route="home.user"))
+    parts, before = changed.config.routes["home"].parts, WITH_PARTS.config.routes["home"].parts
+    assert (parts["user"].ttl, parts["user"].path) == (timedelta(seconds=10), "/users/{user}")
+    assert parts["offers"] == before["offers"]
+    winner, file = changed.sources["routes", "home", "parts", "user", "ttl"]
+    assert (winner.kind, winner.value, file) == ("live", "10s", SOURCE)
+    for wrong, why in [
+        (override(route="home.usr"), "no route 'home.usr'; did you mean home.user?"),
+        (override("5s", route="home.user", setting="client_ttl"), "a part has no client_ttl"),
+        (override("10x", route="home.user"), "'10x' is refused"),
+    ]:
+        with pytest.raises(ConfigError) as refused:
+            overridden(WITH_PARTS, wrong)
+        assert why in str(refused.value.problems[0])
+
+
 CODED = {
     "shop.sums": policy.Rules(ttl=20.0, stale_if_error=60.0, max_life=90.0),
     "shop.news": policy.Rules(),
