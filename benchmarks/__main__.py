@@ -21,16 +21,16 @@ from .peers import Lab
 from .rows import Row, rows
 from .run import Plan, measure
 
-_FULL, _QUICK = Plan(rounds=5, seconds=2), Plan(rounds=2, seconds=1)
-_FULL_KEYS, _QUICK_KEYS = 100_000, 5_000
+_FULL, _QUICK = Plan(rounds=5, seconds=2), Plan(rounds=2, seconds=1, keys=5_000, entries=100_000)
 
 
 def main() -> int:
     options = _options()
-    wanted = [row for row in rows(keys=_QUICK_KEYS if options.quick else _FULL_KEYS) if _is_wanted(row, options.rows)]
+    plan = _QUICK if options.quick else _FULL
+    wanted = [row for row in rows(keys=plan.keys, entries=plan.entries) if _is_wanted(row, options.rows)]
     results = {} if options.quick else report.read(options.output / "results.json")
     try:
-        _measure_all(wanted, _QUICK if options.quick else _FULL, results)
+        _measure_all(wanted, plan, results)
     except BenchmarkError as error:
         print(f"no figures: {error}", file=sys.stderr)
         return 2
@@ -63,9 +63,12 @@ def _is_wanted(row: Row, listed: str) -> bool:
 
 def _measure_all(wanted: list[Row], plan: Plan, results: dict[str, report.Result]) -> None:
     with contextlib.ExitStack() as stack:
-        lab = Lab(stack)
-        for row in wanted:
-            results[row.key] = report.result(measure(lab, row, plan, lambda text: print(text, file=sys.stderr)))
+        lab = Lab(stack, entries=plan.entries)
+        try:
+            for row in wanted:
+                results[row.key] = report.result(measure(lab, row, plan, lambda text: print(text, file=sys.stderr)))
+        finally:
+            lab.end()
 
 
 def _keep(output: Path, results: list[report.Result]) -> None:

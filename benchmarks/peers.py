@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -33,12 +34,13 @@ class Missing(BenchmarkError):
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where one server runs: a port, and a directory of its own."""
+    """Where one server runs: a port, and a directory of its own. `entries` is how many a filled one gets."""
 
     port: int
     origin: int
     redis: int
     directory: Path
+    entries: int
 
     def file(self, template: str, **values: str) -> str:
         """The path of a configuration made from `template`, which is told this place and `values`."""
@@ -51,7 +53,8 @@ class Site:
 class Lab:
     """Everything that a run has started; each peer is started when it is first asked for, and ends with the lab."""
 
-    def __init__(self, stack: contextlib.ExitStack) -> None:
+    def __init__(self, stack: contextlib.ExitStack, *, entries: int) -> None:
+        self._entries = entries
         self.server_core, self.load_core = cores()
         self._stack = stack
         self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
@@ -66,6 +69,12 @@ class Lab:
             cores = {self.server_core, self.load_core} if name in ON_BOTH_CORES else {self.server_core}
             self._peers[name] = self._start(name, STARTERS[name], cores=cores, environment=self._environment())
         return self._peers[name]
+
+    def end(self) -> None:
+        """Tell all peers to end, so that they do so at the same time, and not one after the other."""
+        for peer in self._peers.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(peer.pid, signal.SIGTERM)
 
     def asked(self) -> int:
         """How many cacheable answers the upstream has given."""
@@ -85,7 +94,7 @@ class Lab:
         cores: Collection[int],
         environment: Mapping[str, str] | None = None,
     ) -> Peer:
-        site = Site(free_port(), self._origin, self._redis, self._directory / name.replace(" ", "-"))
+        site = Site(free_port(), self._origin, self._redis, self._directory / name.replace(" ", "-"), self._entries)
         (site.directory / "cache").mkdir(parents=True)
         child = self._stack.enter_context(
             running(
@@ -148,10 +157,11 @@ def _serving(config: str) -> list[str]:
     return [sys.executable, "-m", "gateway", "serve", "--config", config]
 
 
-def _filled(entries: int) -> Callable[[Site], list[str]]:
+def _filled(few: int | None = None) -> Callable[[Site], list[str]]:
     def command(site: Site) -> list[str]:
+        entries = few or site.entries
         config = site.file("gateway.yaml", memory="4GiB", redis="none")
-        return [sys.executable, "-m", "benchmarks.filled", config, str(entries), str(MOST // entries)]
+        return [sys.executable, "-m", "benchmarks.filled", config, str(entries), str(site.entries // entries)]
 
     return command
 
@@ -190,9 +200,6 @@ def _program(name: str) -> str:
     return found
 
 
-MOST = 1_000_000
-"""Entries."""
-
 GATEWAY = "gateway"
 NGINX = "nginx"
 VARNISH = "Varnish"
@@ -204,7 +211,7 @@ ON_REDIS = "gateway, memory: 0"
 REDIS_GET = "smallest ASGI app, one GET"
 HTTPX = "FastAPI + httpx.AsyncClient"
 FEW = "gateway, 1,000 entries"
-MANY = "gateway, 1,000,000 entries"
+MANY = "gateway, that many entries"
 TWO_WORKERS = "gateway, 2 workers"
 ONE_WORKER = "gateway, 1 worker"
 ADVISED = "gateway, advised"
@@ -224,7 +231,7 @@ STARTERS: dict[str, Callable[[Site], Sequence[str]]] = {
     REDIS_GET: _python("redis_get"),
     HTTPX: _python("passing"),
     FEW: _filled(1_000),
-    MANY: _filled(MOST),
+    MANY: _filled(),
     TWO_WORKERS: _typed(2),
     ONE_WORKER: _typed(1),
     ADVISED: _advised("advised"),

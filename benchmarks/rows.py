@@ -39,8 +39,8 @@ _PYTHON = (peers.CACHE2, peers.CACHEX, peers.HISHEL)
 _HOT = path("1KiB", 0)
 
 
-def rows(*, keys: int = 100_000) -> tuple[Row, ...]:
-    """All rows; the Zipf row over so many `keys`."""
+def rows(*, keys: int = 100_000, entries: int = 1_000_000) -> tuple[Row, ...]:
+    """All rows; the Zipf row over so many `keys`, the last one with so many `entries`, a multiple of 1,000."""
     return (
         Row(
             "hit",
@@ -104,8 +104,8 @@ def rows(*, keys: int = 100_000) -> tuple[Row, ...]:
         ),
         Row(
             "entries",
-            "p99 of a hit with 1,000,000 entries, open loop",
-            Pattern("spread", path("64B", ""), 1000, step=peers.MOST // 1000),
+            f"p99 of a hit with {entries:,} entries, open loop",
+            Pattern("spread", path("64B", ""), 1000, step=entries // 1000),
             (peers.MANY, peers.FEW),
             (Bar(peers.FEW, 1.3, 1.1, lower=True),),
             latency=True,

@@ -26,10 +26,12 @@ SATURATED = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`seconds` a peer a round."""
+    """`seconds` a peer a round; the Zipf row over so many `keys`, and a filled gateway with so many `entries`."""
 
     rounds: int
     seconds: float
+    keys: int = 100_000
+    entries: int = 1_000_000
 
 
 @dataclass(slots=True)
