@@ -16,7 +16,7 @@ import msgspec
 from .errors import GatewayError
 from .redis_clients import UNANSWERED
 
-POLL_EVERY = 0.3
+POLL_EVERY = 0.1
 """Seconds between two looks: with the answer's way, an override is in force everywhere within a second."""
 ANSWER_SECONDS = 1.0
 MOST_AUDIT = 1000

@@ -163,6 +163,15 @@ class GatewayProcess(Child):
         ) as client:
             return client.get(path)
 
+    def operator(self, token: str = "", *, timeout: float = 10) -> httpx.AsyncClient:
+        """A client of the admin listener, with its token where one is given."""
+        return httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(uds=str(self.admin_socket)),
+            base_url="http://admin.test",
+            headers={"authorization": f"Bearer {token}"} if token else {},
+            timeout=timeout,
+        )
+
     def metrics(self) -> dict[str, float]:
         """The values of all metrics, the samples of one name added up."""
         return totals(self.admin("/metrics").text)

@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 import aiohttp
-import httpx
 import pytest
 
 from tests.faults.proxy import faulty_url
@@ -35,9 +34,8 @@ def settings(origin: str, redis_url: str, **more: Any) -> dict[str, Any]:
 
 
 async def purged(gateway: GatewayProcess) -> dict[str, Any]:
-    transport = httpx.AsyncHTTPTransport(uds=str(gateway.admin_socket))
-    async with httpx.AsyncClient(transport=transport, base_url="http://admin.test", timeout=10) as client:
-        response = await client.post("/purge", json={"tags": ["items"]}, headers={"authorization": f"Bearer {TOKEN}"})
+    async with gateway.operator(TOKEN) as client:
+        response = await client.post("/purge", json={"tags": ["items"]})
     report: dict[str, Any] = response.json()
     return report
 

@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 import yaml
 
 from tests.faults.proxy import faulty_url
 
 from .conftest import MakeValkey, StartGateway
 from .load import load_of
-from .processes import ROOT, Child, GatewayProcess
+from .processes import GatewayProcess
 
 TOKEN = {"GATEWAY_ADMIN_TOKEN": "secret"}
 FULL_LENGTH = bool(os.environ.get("FULL_LENGTH"))
 CONNECTIONS = 12
 """Fresh connections asked of each gateway: each worker gets some of them."""
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Iterator[str]:
-    child = Child([sys.executable, "-m", "tests.integration.origin"], output=tmp_path / "origin.log", cwd=ROOT)
-    try:
-        yield child.said(r"listening on (http://\S+)")[1]
-    finally:
-        child.end()
 
 
 def settings(origin: str, **more: Any) -> dict[str, Any]:
@@ -47,23 +33,15 @@ def settings(origin: str, **more: Any) -> dict[str, Any]:
     }
 
 
-@contextlib.asynccontextmanager
-async def operator_of(gateway: GatewayProcess) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.AsyncHTTPTransport(uds=str(gateway.admin_socket))
-    headers = {"authorization": "Bearer secret"}
-    async with httpx.AsyncClient(transport=transport, base_url="http://admin.test", headers=headers) as client:
-        yield client
-
-
 async def promised(gateway: GatewayProcess) -> set[int]:
     """The `max-age`s that a gateway's workers promise, each asked on connections of its own."""
 
-    async def ask() -> int:
-        async with httpx.AsyncClient() as client:
-            control = (await client.get(f"{gateway.url}/items/1")).headers["cache-control"]
-            return int(control.removeprefix("max-age="))
+    async def ask(client: httpx.AsyncClient) -> int:
+        control = (await client.get(f"{gateway.url}/items/1")).headers["cache-control"]
+        return int(control.removeprefix("max-age="))
 
-    return set(await asyncio.gather(*(ask() for _ in range(CONNECTIONS))))
+    async with httpx.AsyncClient(limits=httpx.Limits(max_keepalive_connections=0)) as client:
+        return set(await asyncio.gather(*(ask(client) for _ in range(CONNECTIONS))))
 
 
 async def in_force(gateways: list[GatewayProcess], longest: int) -> float:
@@ -84,7 +62,7 @@ async def test_an_override_is_soon_in_force_on_every_worker_of_every_gateway(
         near = start_gateway(settings(origin, redis_url=valkey.url), environment=TOKEN, name="near")
         far = start_gateway(settings(origin, redis_url=proxy.url(valkey.url)), environment=TOKEN, name="far")
         assert min(await promised(near) | await promised(far)) > 50
-        async with operator_of(near) as operator, operator_of(far) as other:
+        async with near.operator("secret") as operator, far.operator("secret") as other:
             order = {"route": "item", "value": "20s", "for": "1h"}
             assert (await operator.post("/overrides", json=order)).status_code == 200
             print(f"in force on 4 workers of 2 gateways after {await in_force([near, far], 20):.2f} s")

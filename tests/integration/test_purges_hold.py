@@ -138,15 +138,7 @@ async def test_every_acknowledged_purge_holds_while_redis_is_killed_and_loses_al
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
         asyncio.TaskGroup() as group,
     ):
-        admins = [
-            httpx.AsyncClient(
-                transport=httpx.AsyncHTTPTransport(uds=str(gateway.admin_socket)),
-                base_url="http://admin.test",
-                headers={"authorization": f"Bearer {TOKEN}"},
-                timeout=10,
-            )
-            for gateway in gateways
-        ]
+        admins = [gateway.operator(TOKEN) for gateway in gateways]
         for _ in range(CLIENTS):
             group.create_task(trial.ask(session))
         restarts = group.create_task(trial.restart_redis())

@@ -101,8 +101,7 @@ class Baseline:
 
 @asynccontextmanager
 async def under_load(gateway: GatewayProcess, valkey: Valkey) -> Any:
-    transport = httpx.AsyncHTTPTransport(uds=str(gateway.admin_socket))
-    async with httpx.AsyncClient(transport=transport, base_url="http://admin.test", timeout=5) as admin:
+    async with gateway.operator(timeout=5) as admin:
         async with load_of(gateway.url, mixed()) as load:
             await load.window(0.8)  # all connections open, all hot keys stored
             yield Trial(gateway, valkey, load, admin)

@@ -9,7 +9,7 @@ import re
 import signal
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,12 @@ from gateway.figures import Reading
 
 from .conftest import StartGateway
 from .load import Load, load_of
-from .processes import ROOT, Child, GatewayProcess, Watched
+from .processes import GatewayProcess, Watched
 
 SECONDS = float(os.environ.get("GATEWAY_KILL_SECONDS", "10"))
 """How long workers are killed in a row; the promise is made for 60."""
 CLIENTS = 45
 """About 200 requests a second."""
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Iterator[str]:
-    import sys
-
-    child = Child([sys.executable, "-m", "tests.integration.origin"], output=tmp_path / "origin.log", cwd=ROOT)
-    try:
-        yield child.said(r"listening on (http://\S+)")[1]
-    finally:
-        child.end()
 
 
 def settings(origin: str, **more: Any) -> dict[str, Any]:
