@@ -28,6 +28,10 @@ that was reset a moment ago (seen with uvloop 0.23 and redis-py 8.1); those of t
 at a reply of another shape than the command's, as where a bit of it was flipped: redis-py closes the connection."""
 
 
+MOST_CONNECTIONS = 64
+"""Of one client. What goes on at once is bounded elsewhere (`shared`), to less."""
+
+
 def connect(url: str, timeout: float) -> Any:
     """A client for `url` whose commands take at most `timeout` seconds each; `is_cluster` tells what it is."""
     scheme = urlsplit(url).scheme
@@ -46,7 +50,7 @@ def connect(url: str, timeout: float) -> Any:
         return RedisCluster(startup_nodes=nodes, ssl=scheme.startswith("rediss"), **given)
     if scheme.endswith("+sentinel"):
         return _behind_sentinel(url, settings)
-    return redis.Redis.from_url(url, max_connections=16, **settings)
+    return redis.Redis.from_url(url, max_connections=MOST_CONNECTIONS, **settings)
 
 
 def _behind_sentinel(url: str, settings: dict[str, Any]) -> Any:

@@ -56,6 +56,7 @@ class RedisLeases:
         self._prefix = prefix
         self._guarded = guarded
         self._spawn = spawn
+        self._giving_up = asyncio.Semaphore(_AT_ONCE)
 
     async def take(self, name: str, token: bytes, life: float) -> bytes | None:
         reply = await self._guarded(self._client.eval(_TAKE, 1, self._prefix + name, token, _milliseconds(life)))
@@ -86,7 +87,7 @@ class RedisLeases:
         until = time.monotonic() + _GIVING_UP
         while time.monotonic() < until:
             try:
-                async with asyncio.timeout(_GIVING_UP):
+                async with self._giving_up, asyncio.timeout(_GIVING_UP):
                     await self._end(name, token, mark, life)
             except UNANSWERED:
                 await asyncio.sleep(_PAUSE)

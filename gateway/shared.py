@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from redis.exceptions import MaxConnectionsError
+
 from .clock import Clock, SystemClock
 from .deadlines import Deadline
 from .live import RedisLive
@@ -30,7 +32,10 @@ FAILURES_BEFORE_REST = 3
 POLICY_SECONDS = 1.0
 PROBE_EVERY = 0.2
 SYNCHRONISE_EVERY = 30.0
-MAX_BATCH = 512
+MAX_BATCH = 128  # writes in a pipeline
+MAX_BATCH_BYTES = 1024 * 1024
+LEASES_AT_ONCE = 8  # connections
+TURN_SECONDS = 1.0
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 
 
@@ -148,10 +153,12 @@ class RedisStore:
         self._budget = budget
         self._clock = clock
         self._given = client
-        self._client = client if client is not None else connect(url, max(budget, 0.2))
+        self._client = client if client is not None else connect(url, max(budget, 1.0))
         self._cluster = is_cluster(self._client)
-        self._leases = RedisLeases(self._client, prefix, self._guarded, self._spawn)
+        self._leases = RedisLeases(self._client, prefix, self._in_turn, self._spawn)
+        self._turns = asyncio.Semaphore(LEASES_AT_ONCE)
         self._failures = 0
+        self._failed_at = float("-inf")
         self._probe: asyncio.Task[None] | None = None
         self._reads = Reads(self._ask)
         self._keeper = Keeper(self._client, budget, self._failed)
@@ -290,9 +297,20 @@ class RedisStore:
 
     def _flush_writes(self) -> None:
         if self._writes and not self._writing:
-            batch, self._writes = self._writes[:MAX_BATCH], self._writes[MAX_BATCH:]
+            batch = self._next_writes()
             self._writing = True
             self._spawn(self._write_batch(batch))
+
+    def _next_writes(self) -> list[tuple[str, bytes, float, asyncio.Future[bool]]]:
+        """What goes out in one pipeline: bounded, so that it can be done within the budget."""
+        size = number = 0
+        for _, value, *_ in self._writes[:MAX_BATCH]:
+            size += len(value)
+            if number and size > MAX_BATCH_BYTES:
+                break
+            number += 1
+        batch, self._writes = self._writes[:number], self._writes[number:]
+        return batch
 
     async def _write_batch(self, batch: list[tuple[str, bytes, float, asyncio.Future[bool]]]) -> None:
         pipeline = self._client.pipeline() if self._cluster else self._client.pipeline(transaction=False)
@@ -303,6 +321,7 @@ class RedisStore:
             done = await self._guarded(pipeline.execute()) is not None
         finally:
             self._writing = False
+            self.statistics.dropped += 0 if done else len(batch)
             self._waiting_bytes -= sum(len(value) for _, value, _, _ in batch)
             for *_, future in batch:
                 if not future.done():
@@ -323,17 +342,42 @@ class RedisStore:
         try:
             async with Deadline(self._budget):
                 reply = await command
+        except MaxConnectionsError:  # our own doing, and no failure of Redis's
+            self.statistics.failures += 1
+            return None
         except UNANSWERED:
             self.statistics.failures += 1
-            self._failed()
+            if began >= self._failed_at:  # what was under way together, and fails together, is one failure
+                self._failed()
             return None
         finally:
             self.statistics.seconds += time.perf_counter() - began
         self._succeeded()
         return reply
 
+    async def _in_turn(self, command: Any) -> Any:
+        """The same for a lease's command, of which only so many are under way: a thousand misses at once would want a
+        connection each, get none, and be taken for a Redis that is away, which then is sent nothing more. None also
+        where it was not its turn in time, which is no failure of Redis's."""
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._turns.acquire()
+        except BaseException as error:
+            command.close()
+            if isinstance(error, TimeoutError):
+                return None
+            raise
+        try:
+            if self.available:
+                return await self._guarded(command)
+            command.close()
+            return None
+        finally:
+            self._turns.release()
+
     def _failed(self) -> None:
         self._failures += 1
+        self._failed_at = time.perf_counter()
         if not self.available:
             self._rest()
 

@@ -204,3 +204,30 @@ async def test_a_client_that_connects_otherwise_is_read_without_a_pipe() -> None
     assert store._keeper.pipe is None
     assert store.statistics.failures == 0
     await store.aclose()
+
+
+async def test_a_thousand_leases_at_once_are_no_failure_of_redis(valkey: Embedded) -> None:
+    store = RedisStore(valkey.url, prefix=f"{uuid4().hex}:", budget=20.0)
+    got = await asyncio.gather(*(store.take(f"l:{number}", b"t", 60.0) for number in range(1000)))
+    assert set(got) == {b"t"}
+    assert store.available
+    assert store.statistics.failures == 0
+    await store.aclose()
+
+
+async def test_a_write_that_is_not_answered_in_time_is_counted_as_dropped(peer: Peer) -> None:
+    await peer.start(20.0)
+    host, port = peer.server.sockets[0].getsockname()
+    store = RedisStore(f"redis://{host}:{port}/0", budget=0.02)
+    assert not await store.write([("a", b"A", 60.0), ("b", b"B", 60.0)])
+    assert store.statistics.dropped == 2
+    await store.aclose()
+
+
+async def test_the_writes_of_one_pipeline_are_bounded_in_bytes(valkey: Embedded) -> None:
+    store = RedisStore(valkey.url, prefix=f"{uuid4().hex}:", budget=20.0)
+    values = [(f"k{number}", bytes(400_000), 60.0) for number in range(6)]
+    assert await store.write(values)
+    assert store.statistics.batches == 3
+    assert store.statistics.dropped == 0
+    await store.aclose()
