@@ -32,6 +32,7 @@ class Row:
     latency: bool = False
     same_rate: bool = False
     hits: bool = True
+    connections: int = 32
 
 
 _SERVERS = (peers.GATEWAY, peers.NGINX, peers.VARNISH, peers.ENVOY)
@@ -86,6 +87,7 @@ def rows(*, keys: int = 100_000, entries: int = 1_000_000) -> tuple[Row, ...]:
             Pattern("hot", _HOT),
             (peers.TWO_WORKERS, peers.ONE_WORKER),
             (Bar(peers.ONE_WORKER, 1.8, 1.9),),
+            connections=64,
         ),
         Row(
             "latency",

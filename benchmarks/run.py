@@ -117,7 +117,14 @@ def _round(lab: Lab, plan: Plan, measured: Measured, peer: Peer) -> None:
         measured.latencies.setdefault(peer.name, []).append(found)
         figure = found.p99
     else:
-        load = wrk(peer.port, row.pattern, pid=peer.pid, core=lab.load_core, seconds=plan.seconds)
+        load = wrk(
+            peer.port,
+            row.pattern,
+            pid=peer.pid,
+            core=lab.load_core,
+            seconds=plan.seconds,
+            connections=row.connections,
+        )
         measured.loads.setdefault(peer.name, []).append(load)
         figure = load.rate
     if row.hits and lab.asked() != before:
