@@ -29,6 +29,12 @@ _CONDITIONS = frozenset((b"if-none-match", b"if-modified-since", b"range", b"if-
 _NEVER_FORWARDED = frozenset((b"host", b"content-length", b"expect", b"x-request-id", b"via"))
 
 
+FOLLOWING = "\norigin"
+"""A line of the keys of responses that follow their upstream. They were asked for with all the fields of a client's,
+and the upstream's `Vary` selects among them; those with a duration of ours were asked for with the counted fields
+alone, whatever the upstream would vary on. Neither may stand in for the other."""
+
+
 @dataclass(frozen=True, slots=True)
 class Keying:
     """Which inputs of a request count on a route.
@@ -72,7 +78,8 @@ def plan(keying: Keying, origin: str, target: str, headers: Headers, *, has_body
         seen = [pair for pair in _visible(headers) if pair[0] not in (b"authorization", b"cookie")]
         if keying.authorization == "pass" and has(headers, b"authorization"):
             seen += [pair for pair in headers if pair[0] == b"authorization"]
-        return Plan(primary, _with_identity(primary, identity), (*seen, *identity, *keying.constants))
+        base = _with_identity(primary + FOLLOWING, identity)
+        return Plan(primary, base, (*seen, *identity, *keying.constants))
     listed = [
         (name.encode("latin-1"), value.encode("latin-1"))
         for name in keying.vary

@@ -6,7 +6,8 @@ hiredis. A reply belongs to the oldest command; whatever casts a doubt on that (
 that is late) ends the connection, and all that wait on it get nothing. What Redis sends can't be taken for something
 else either way: a record carries its key.
 
-By redis-py's own client an `MGET` costs 110 µs of the worker's time, by a Pipe 25 (measured, two names, uvloop).
+A read of two names takes 15 µs of processor time by a Pipe, where a `GET` of one takes 41 µs by redis-py's own client
+(median of 15 rounds of 400 in turn, unix socket, uvloop).
 """
 
 from __future__ import annotations

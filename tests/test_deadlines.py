@@ -65,7 +65,7 @@ async def test_redis_is_not_left_alone_because_the_loop_stood_still(redis_store:
     assert await redis_store.write([("name", b"value", 60.0)])
     for _ in range(4):
         reading = asyncio.ensure_future(redis_store.read(["name"]))
-        while not redis_store._reading:
+        while not redis_store._reads._under_way:
             await asyncio.sleep(0)
         await asyncio.sleep(0)  # it is sent
         time.sleep(0.12)  # noqa: ASYNC251 - as a neighbour on the processor does

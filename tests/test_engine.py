@@ -749,3 +749,25 @@ async def test_cache_status_is_appended_to_an_upstreams_own(clock: TurnedClock) 
         first, second = await client.get("/x"), await client.get("/x")
     assert first.headers.get_list("cache-status") == ["origin-cache; hit", status_of(first).rpartition(", ")[2]]
     assert second.headers.get_list("cache-status") == ["origin-cache; hit", "gateway; hit; ttl=60"]
+
+
+async def test_a_route_that_follows_its_upstream_does_not_take_what_one_with_a_duration_stored(
+    clock: TurnedClock,
+) -> None:
+    """The upstream varies on a field that the other route neither forwards nor counts."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        device = request.headers.get("x-device", "none")
+        return httpx.Response(200, text=device, headers={"vary": "x-device", "cache-control": "max-age=60"})
+
+    routes = {
+        "short": {"path": "/short", "upstream": "api", "upstream_path": "/thing", "ttl": "30s", "vary": []},
+        "thing": {"path": "/thing", "upstream": "api"},
+    }
+    upstream = Upstream(answer)
+    async with asking(gateway(upstream, routes, clock=clock)) as client:
+        assert (await client.get("/short", headers={"x-device": "1"})).text == "none"
+        for device in ("1", "2", "1", "2"):
+            assert (await client.get("/thing", headers={"x-device": device})).text == device
+        assert (await client.get("/short", headers={"x-device": "2"})).text == "none"
+    assert upstream.asked == 3

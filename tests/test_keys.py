@@ -7,7 +7,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from gateway.headers import Headers, connection_named, vary_value
-from gateway.keys import Keying, Plan, digest, passed_through, plan, primary_key, variant_key
+from gateway.keys import FOLLOWING, Keying, Plan, digest, passed_through, plan, primary_key, variant_key
 
 TIMED = Keying(vary=("accept", "accept-language"))
 ORIGIN = Keying(vary=None)
@@ -91,7 +91,7 @@ def test_the_upstream_sees_all_end_to_end_headers_where_it_decides() -> None:
         Keying(None, constants=(VIA,)), (b"user-agent", b"x"), (b"x-a", b"1"), (b"x-a", b"2"), (b"authorization", b"b")
     )
     assert asked.forward == ((b"user-agent", b"x"), (b"x-a", b"1"), (b"x-a", b"2"), (b"authorization", b"b"), VIA)
-    assert asked.base == asked.primary
+    assert asked.base == asked.primary + FOLLOWING
 
 
 @pytest.mark.parametrize("name", [*DANGEROUS, *HOPS, *CONDITIONS, *OURS], ids=bytes.decode)
@@ -144,7 +144,8 @@ def test_listed_cookies_alone_are_forwarded_and_keyed(
 ) -> None:
     asked = planned(Keying(vary, cookies=("a", "b")), *((b"cookie", line) for line in sent))
     assert asked.forward == (((b"cookie", kept),) if kept is not None else ())
-    assert asked.base == ("api\n/t" if kept is None else f"api\n/t\ncookie:{kept.decode()}")
+    follows = FOLLOWING if vary is None else ""
+    assert asked.base == f"api\n/t{follows}" + ("" if kept is None else f"\ncookie:{kept.decode()}")
 
 
 @pytest.mark.parametrize("vary", [("accept",), None], ids=["duration", "origin"])
@@ -292,6 +293,18 @@ def test_two_targets_of_one_primary_key_are_the_same_target_of_the_same_origin(
 def test_no_component_of_a_key_holds_its_separator(keying: Keying, headers: Headers) -> None:
     asked = plan(keying, "api", "/t", headers)
     lines = variant_key(asked.base, ("accept",), headers).split("\n")
-    assert lines[:2] == ["api", "/t"]
+    follows = ["origin"] if keying.vary is None and asked.bypass is None else []
+    assert lines[: 2 + len(follows)] == ["api", "/t", *follows]
     assert lines[-1].startswith("vary accept")
-    assert all(":" in line for line in lines[2:-1])
+    assert all(":" in line for line in lines[2 + len(follows) : -1])
+
+
+@properties
+@given(TIMED_KEYINGS, ORIGIN_KEYINGS, HEADERS, HEADERS)
+def test_what_follows_its_upstream_never_shares_an_entry_with_what_has_a_duration(
+    timed: Keying, following: Keying, headers: Headers, others: Headers
+) -> None:
+    one, other = plan(timed, "api", "/t", headers), plan(following, "api", "/t", others)
+    assert one.primary == other.primary
+    if one.bypass is None and other.bypass is None:
+        assert one.base != other.base

@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of what parses foreign bytes: records, headers, targets, heads, bodies..
+"""Coverage-guided fuzzing of what parses foreign bytes: records, headers, targets, heads, bodies.
 
     python -m tests.faults.fuzz record|headers|target|head|request|chunked [-max_total_time=3600]
 
