@@ -164,6 +164,9 @@ class Passage:
             await self._send(connection, answer)
         except UpstreamError:
             connection.transport.close()  # in the middle: an answer that ended early must not look whole
+        except BaseException:
+            connection.transport.close()  # whatever it was, nobody goes on with this connection
+            raise
         finally:
             seconds = time.perf_counter() - exchange.began
             passages.metrics.request(exchange.route, exchange.outcome, status, seconds)
