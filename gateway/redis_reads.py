@@ -73,7 +73,11 @@ class Reads:
 
     def _answered(self, batch: list[Read], names: list[str], values: Values | None) -> None:
         self._under_way -= 1
-        if self._queue:
+        if values is None:
+            # Those that wait for their turn have waited as long: they would wait for the budget once more.
+            batch = [*batch, *self._queue]
+            self._queue.clear()
+        elif self._queue:
             self._flush()
         self._tell(batch, dict(zip(names, values, strict=True)) if values is not None else {})
 

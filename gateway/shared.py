@@ -230,8 +230,8 @@ class RedisStore:
     # --- leases --------------------------------------------------------------------------------------------
 
     async def take(self, name: str, token: bytes, life: float) -> bytes | None:
-        if not self.available:
-            return None
+        if not self.available or self._failures:
+            return None  # whoever waited in vain for a read just now does not wait once more
         return await self._leases.take(name, token, life)
 
     async def peek(self, name: str) -> tuple[bool, bytes | None]:
