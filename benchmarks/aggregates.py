@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import math
 import re
 import socket
 import statistics
@@ -216,7 +217,7 @@ MOST_WARMING = 60.0
 def rate(address: str, path: str, seconds: float, *, distinct: bool = False, lines: int = 0) -> float:
     """Requests a second; each for a path of its own where `distinct`, or for one of `lines` in turn. An error fails
     the run."""
-    command = ["taskset", "-c", "1", "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s"]
+    command = ["taskset", "-c", "1", "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{math.ceil(seconds)}s"]
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         if distinct or lines:
             run = "" if lines else time.monotonic_ns()
