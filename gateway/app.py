@@ -65,6 +65,7 @@ from .targets import normalise
 from .templates import PathTemplate, compile_path
 from .traffic import Desk, LocalDesk, RedisDesk, Traffic, Watch
 from .typed_parts import TypedAggregate, typed_aggregate
+from .underway import Underway
 from .upstreams import Upstream
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class Gateway(FastAPI):
         self._given = _Given(transport, log, tracing)
         self._log = log if log is not None else (JsonAccessLog(hits=config.log_hits) if config.access_log else silent)
         self._included: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.underway = Underway()
         if before is None:
             self._begin(shared, clock)
         else:
@@ -166,6 +168,7 @@ class Gateway(FastAPI):
                 trusted=Trusted(config.trusted_proxies),
                 cors=Cors(self, config.cors) if config.cors.enabled else None,
                 patterns=Patterns(lambda: self.router.routes, self._direct),
+                underway=self.underway,
             )
         self.inner: ASGIApp | None = None
         documented = config.docs != "off" or config.redoc != "off"

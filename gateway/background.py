@@ -30,6 +30,11 @@ class Background:
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
+    async def outlast(self) -> None:
+        """Wait until what is under way now has ended, whatever begins meanwhile."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
     async def drain(self, grace: float) -> None:
         """Let what is under way end within `grace` seconds."""
         if self._tasks:

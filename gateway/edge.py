@@ -342,7 +342,10 @@ class GatewayProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         edge, brought = look.edge, look.brought
-        known = brought is not None and self._bearer is not None and self._bearer.edge is edge
+        current = self._bearer is not None and self._bearer.edge is edge
+        known = current and brought is not None
+        if not current:
+            self._edge = None  # a reload came meanwhile: who answers now is the app's to say
         if known and edge.answer(
             self.transport, self._peer, look.spot, look.block, look.request_id, self._began, brought
         ):

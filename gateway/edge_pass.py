@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .metrics import Metrics
     from .remembered import Recall
     from .transport import Interim
+    from .underway import Underway
 
 CLIENT_LEFT = 499
 """nginx's status for a client that hung up; nobody sees it but the log."""
@@ -85,6 +86,7 @@ class Passages:
     trusted: Trusted
     cors: Cors | None
     patterns: Callable[[], Iterable[Pattern]]
+    underway: Underway
 
     def passage(self, request: Request, peer: str, scheme: str, *, looked: bool = False) -> Passage | None:
         """The way of a request without a body to its answer; None where the app must give it."""
@@ -130,9 +132,15 @@ class Passage:
 
     def begin(self, connection: Connection, loop: asyncio.AbstractEventLoop, *, close: bool) -> None:
         self._connection, self._close = connection, close
+        self._passages.underway.began()
         self._task = loop.create_task(self._run(connection))
         connection.tasks.add(self._task)
-        self._task.add_done_callback(connection.tasks.discard)
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        assert self._connection is not None
+        self._connection.tasks.discard(task)
+        self._passages.underway.ended()
 
     def cancel(self) -> None:
         """The client has left."""

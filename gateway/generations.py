@@ -8,7 +8,6 @@ not change keep their connections. Those that changed are closed once the last r
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 
 from starlette.types import Receive, Scope, Send
 
@@ -16,6 +15,7 @@ from .app import Gateway
 from .door import Door
 from .hits import Edge
 from .settings import Loaded
+from .underway import Underway
 from .upstreams import Upstream
 
 
@@ -25,12 +25,11 @@ class Generations:
     def __init__(self, gateway: Gateway) -> None:
         self.current = gateway
         self.number = 1
-        self._requests: Counter[int] = Counter()
-        self._ended = asyncio.Condition()
+        self._earlier: set[Underway] = set()
         self._retiring: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        return f"<Generations {self.number} requests={self._requests[self.number]} retiring={len(self._retiring)}>"
+        return f"<Generations {self.number} requests={self.current.underway.count} retiring={len(self._retiring)}>"
 
     @property
     def door(self) -> Door:
@@ -49,25 +48,27 @@ class Generations:
 
     def switch(self, gateway: Gateway) -> None:
         """Let a prepared generation answer all requests from now on."""
-        old, number = self.current, self.number
+        old = self.current
         gateway.take_over(old)
-        self.current, self.number = gateway, number + 1
+        self.current, self.number = gateway, self.number + 1
+        self._earlier = {each for each in (*self._earlier, old.underway) if each.count}
         kept = set(map(id, gateway.upstreams.values()))
         left = [upstream for upstream in old.upstreams.values() if id(upstream) not in kept]
         if left:
-            self._retiring.add(task := asyncio.ensure_future(self._retire(number, left)))
+            self._retiring.add(task := asyncio.ensure_future(self._retire(tuple(self._earlier), left)))
             task.add_done_callback(self._retiring.discard)
 
     def reload(self, loaded: Loaded) -> None:
         """Answer by another configuration from now on. Raises ConfigError, and nothing has changed then."""
         self.switch(self.prepare(loaded))
 
-    async def _retire(self, number: int, upstreams: list[Upstream]) -> None:
-        """Close the connections of upstreams that are left, once nobody who may use them is under way."""
+    async def _retire(self, earlier: tuple[Underway, ...], upstreams: list[Upstream]) -> None:
+        """Close the connections of upstreams that are left, once nobody who may use them is under way: no request of
+        an earlier generation, whether it came through ASGI or past it, and no fetch that one of them began."""
         try:
-            async with self._ended:
-                await self._ended.wait_for(lambda: not any(self._requests[n] for n in range(1, number + 1)))
-            await self.current.engine.settle()
+            for underway in earlier:
+                await underway.none()
+            await self.current.engine.background.outlast()
         finally:
             for upstream in upstreams:
                 await upstream.aclose()
@@ -76,15 +77,12 @@ class Generations:
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
             return
-        number = self.number
-        self._requests[number] += 1
+        current = self.current
+        current.underway.began()
         try:
-            await self.current(scope, receive, send)
+            await current(scope, receive, send)
         finally:
-            self._requests[number] -= 1
-            if self._retiring and not self._requests[number]:
-                async with self._ended:
-                    self._ended.notify_all()
+            current.underway.ended()
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

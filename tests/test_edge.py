@@ -26,6 +26,7 @@ from gateway.edge import GatewayProtocol
 from gateway.edge_pass import Passage, Passages
 from gateway.errors import ConfigError
 from gateway.exchange import Exchange
+from gateway.generations import Generations
 from gateway.handlers import cached
 from gateway.hits import LINE_BYTES
 from gateway.metrics import Metrics
@@ -108,7 +109,7 @@ class Passing:
 class Line:
     """A connection to an app, by its protocol class alone."""
 
-    def __init__(self, app: Counted) -> None:
+    def __init__(self, app: Counted | Generations) -> None:
         plain: dict[str, Any] = {"date_header": False, "server_header": False, "proxy_headers": False}
         config = uvicorn.Config(cast(Any, app), lifespan="off", log_config=None, **plain)
         self.pipe = Pipe()

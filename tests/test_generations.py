@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 
 from gateway.access_log import silent
 from gateway.app import create_app
+from gateway.background import Background
 from gateway.config import Config
 from gateway.errors import ConfigError
 from gateway.generations import Generations
@@ -21,6 +22,7 @@ from gateway.reloading import Change, difference, merged
 from gateway.settings import Loaded
 
 from .conftest import TurnedClock, Upstream, json_answer
+from .test_edge import GET, Line, asked
 
 
 def loaded(**settings: Any) -> Loaded:
@@ -46,8 +48,8 @@ async def running(first: Loaded, upstream: Any, clock: TurnedClock) -> AsyncIter
 
 
 class Closing(Upstream):
-    def __init__(self) -> None:
-        super().__init__(json_answer())
+    def __init__(self, answer: Any = None) -> None:
+        super().__init__(answer or json_answer())
         self.closed = asyncio.Event()
 
     async def aclose(self) -> None:
@@ -94,6 +96,43 @@ async def test_a_request_in_flight_ends_on_the_generation_it_began_on(clock: Tur
         assert (await asked).status_code == 200
         await asyncio.wait_for(upstreams[0].closed.wait(), 5)
         assert not upstreams[1].closed.is_set()
+
+
+async def test_so_does_one_that_came_past_asgi(clock: TurnedClock) -> None:
+    first = Closing(json_answer(**{"cache-control": "no-store"}))
+    given = iter([first, Closing()])
+    routes = {"rest": {"path": "/{path:path}", "upstream": "api"}}
+    async with running(loaded(routes=routes), lambda name: next(given), clock) as (generations, _):
+        line = Line(generations)
+        assert b" 200 OK" in await asked(line, GET % b"")  # so that the next waits for its own fetch, and no flight
+        first.gate.clear()
+        line.send(GET % b"")
+        for _ in range(2):
+            await first.came.acquire()
+        assert generations.current.underway.count == 1
+        generations.reload(loaded(routes=routes, upstreams={"api": {"url": "http://other.test"}}))
+        assert (await asked(Line(generations), GET % b"")).startswith(b"HTTP/1.1 200 OK\r\n")
+        assert not first.closed.is_set()
+        first.gate.set()
+        assert b" 200 OK" in await line.answer()
+        await asyncio.wait_for(first.closed.wait(), 5)
+
+
+async def test_closing_does_not_wait_for_what_begins_later() -> None:
+    background, ends = Background(), [asyncio.Event(), asyncio.Event()]
+
+    async def work(end: asyncio.Event) -> None:
+        await end.wait()
+
+    background.spawn(work(ends[0]))
+    outlasting = asyncio.ensure_future(background.outlast())
+    await asyncio.sleep(0)
+    background.spawn(work(ends[1]))
+    ends[0].set()
+    await asyncio.wait_for(outlasting, 5)
+    assert len(background) == 1
+    ends[1].set()
+    await background.settle()
 
 
 async def test_an_upstream_that_did_not_change_keeps_its_connections(clock: TurnedClock) -> None:

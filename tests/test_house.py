@@ -121,6 +121,7 @@ IO = frozenset(
         "traffic",
         "transport",
         "typed_parts",
+        "underway",
         "upstreams",
         "workshop",
     )
