@@ -42,8 +42,10 @@ from .door import Door
 from .edge_pass import Direct, Passages
 from .engine import Engine
 from .errors import ConfigError, ConfigProblem
-from .explain import Explainer, Origins, Trace, no_origins
+from .explain import Explainer, Origins, no_origins
 from .explain_handlers import HandlerRoute, handler_route
+from .explain_local import local_of
+from .explain_trace import Trace
 from .explaining import Explaining
 from .governor import Governor
 from .handlers import STATE, Cached, Inputs, Runtime, cached_settings, inputs_of, refusing, upstream_names
@@ -309,6 +311,7 @@ class Gateway(FastAPI):
         self.add_api_route("/healthz", _alive, methods=["GET", "HEAD"], include_in_schema=False)
         self.add_api_route("/readyz", _ready, methods=["GET", "HEAD"], include_in_schema=False)
         add_pages(self, docs=self._page("docs"), redoc=self._page("redoc"))
+        self._own = list(self.router.routes)
         handlers = Handlers(self.engine, self.metrics, self.declared)
         added = [(route.template.specificity, partial(self._add_declared, handlers, route)) for route in self.declared]
         joined = AggregateHandlers(self.engine)
@@ -473,8 +476,19 @@ class Gateway(FastAPI):
 
     async def explain(self, method: str, raw_target: str, headers: Headers = ()) -> Trace:
         """Why a request would be answered as it would be, without asking, storing or counting anything."""
-        explainer = Explainer(self.declared, self.origins, self.engine, self.aggregates, self.handler_routes())
-        return await explainer.explain(method, raw_target, headers)
+        return await self.explainer().explain(method, raw_target, headers)
+
+    def explainer(self, *, running: bool = True) -> Explainer:
+        """What explains requests; where nothing is `running`, by the configuration alone."""
+        return Explainer(
+            self.declared,
+            self.origins,
+            self.engine if running else None,
+            self.aggregates,
+            self.handler_routes(),
+            local_of(self._own, self.router),
+            self.config.cors.enabled,
+        )
 
     def handler_routes(self) -> list[HandlerRoute]:
         """The paths that Python handlers answer, declared ones and typed aggregates left out."""

@@ -19,7 +19,7 @@ from .cli_input import ConfigOption, found, loaded, operator, read_header
 from .errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
-    from .explain import Trace
+    from .explain_trace import Trace
     from .settings import Loaded
 
 app = typer.Typer(
@@ -136,8 +136,8 @@ def explain(
     """
     import msgspec
 
-    from .explain import Trace
     from .explain_text import render
+    from .explain_trace import Trace
 
     fields = [read_header(text) for text in header or []]
     if not any(name == "accept" for name, _ in fields):
@@ -212,13 +212,13 @@ def audit() -> None:
 
 async def _explain_dry(read: Loaded, method: str, target: str, fields: list[tuple[str, str]]) -> Trace:
     from .app import create_app
-    from .explain import Explainer
 
     alone = replace(read, config=read.config.model_copy(update={"redis_url": "none"}))
     gateway = create_app(alone)  # which is not started: it opens no connection
-    explainer = Explainer(gateway.declared, gateway.origins, None, gateway.aggregates, gateway.handler_routes())
     try:
-        return await explainer.explain(method, target, tuple((name.encode(), value.encode()) for name, value in fields))
+        return await gateway.explainer(running=False).explain(
+            method, target, tuple((name.encode(), value.encode()) for name, value in fields)
+        )
     finally:
         for upstream in gateway.upstreams.values():
             await upstream.aclose()

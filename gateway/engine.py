@@ -149,6 +149,10 @@ class Engine:
             self.refresh_behind(ask, decision.stored)
         return decision if isinstance(decision, policy.Hit | policy.Stale) else None
 
+    def is_resting(self, base: str) -> bool:
+        """Whether a fetch for this base key failed a moment ago, so that what is stale is given meanwhile."""
+        return self._fetching.is_resting_key(base)
+
     def stale_copy(self, ask: Ask) -> Stored | None:
         """What lies in memory and may stand in because the upstream failed."""
         stored = self.tiers.at_hand(ask.wanted)

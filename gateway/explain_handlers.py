@@ -61,6 +61,10 @@ class HandlerRoute:
     def matches(self, target: Target) -> bool:
         return self.context.path_regex.fullmatch(target.decoded) is not None
 
+    @property
+    def methods(self) -> frozenset[str]:
+        return frozenset(self.context.methods or ())
+
     def tags(self, target: Target) -> tuple[str, ...]:
         found = self.context.path_regex.fullmatch(target.decoded)
         if self.cached is None or found is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .explain import UNKNOWN, Entry, PartTrace, Trace
+from .explain_trace import UNKNOWN, Entry, Lifetime, PartTrace, Trace
 
 
 def render(trace: Trace) -> str:
@@ -23,8 +23,9 @@ def _lines(trace: Trace) -> Iterator[str]:
         yield from _line("key", *trace.key)
         yield from _line("variant", *trace.variant)
     if trace.ttl is not None:
-        yield from _line("ttl", f"{trace.ttl.value}: {', over '.join(trace.ttl.sources)}", *trace.ttl.notes)
-    if trace.route:
+        yield from _line(trace.ttl.setting, _lifetime(trace.ttl), *trace.ttl.notes)
+    yield from _line("windows", *(f"{window.setting} {_lifetime(window)}" for window in trace.windows))
+    if trace.names:
         if trace.decision != UNKNOWN:
             yield from _line("stored", *_entry_lines(trace.entry))
         yield from _line("names", *(f"{name.name}: last purged {name.epoch}" for name in trace.names))
@@ -36,9 +37,13 @@ def _lines(trace: Trace) -> Iterator[str]:
 def _part_lines(part: PartTrace) -> Iterator[str]:
     yield f"{part.upstream} for {part.asks}" if part.asks else part.note
     if part.ttl is not None:
-        yield f"ttl {part.ttl.value}: {', over '.join(part.ttl.sources)}"
+        yield f"{part.ttl.setting} {_lifetime(part.ttl)}"
     if part.entry is not None:
         yield from _entry_lines(part.entry)
+
+
+def _lifetime(lifetime: Lifetime) -> str:
+    return f"{lifetime.value}: {', over '.join(lifetime.sources)}"
 
 
 def _line(label: str, *values: str) -> Iterator[str]:

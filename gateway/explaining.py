@@ -16,7 +16,7 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .attempts import Attempts
-from .explain import Trace
+from .explain_trace import Trace
 from .headers import Headers, values
 from .middleware import RAW_TARGET_KEY
 from .proxies import Trusted

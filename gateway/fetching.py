@@ -168,7 +168,10 @@ class Fetching:
         self._resting.put(ask.plan.base, self._clock.now() + self._durations.retry_after)
 
     def is_resting(self, ask: Ask) -> bool:
-        return self._resting.active(ask.plan.base, self._clock.now())
+        return self.is_resting_key(ask.plan.base)
+
+    def is_resting_key(self, base: str) -> bool:
+        return self._resting.active(base, self._clock.now())
 
     def usable_on_error(self, ask: Ask, stale: Stored) -> bool:
         return policy.usable_on_error(stale, ask.facts, ask.route.rules, self._clock.now())

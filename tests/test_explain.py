@@ -15,8 +15,8 @@ from gateway.admin import create_admin
 from gateway.app import Gateway, create_app
 from gateway.cli import app as cli
 from gateway.embedded import Embedded
-from gateway.explain import Trace
 from gateway.explain_text import render
+from gateway.explain_trace import Trace
 from gateway.handlers import cached
 from gateway.settings import load
 from gateway.shared import RedisStore
@@ -306,20 +306,23 @@ def test_an_aggregate_is_explained_by_its_configuration_alone(tmp_path: Path) ->
 # --- handlers in Python ------------------------------------------------------------------------------------
 
 
+SUMS = APIRouter()
+
+
+@SUMS.get("/sums/{a}")
+@cached(ttl="20s", tags=["sum:{a}"], stale_if_error="1m")
+async def sums(a: int, b: int = 0) -> dict[str, int]:
+    return {"sum": a + b}
+
+
+@SUMS.get("/time")
+async def what_time_it_is() -> str:
+    return "now"
+
+
 def with_handlers(clock: TurnedClock) -> Gateway:
     app = gateway(Upstream(json_answer()), {"item": ROUTES["item"]}, clock=clock)
-    router = APIRouter()
-
-    @router.get("/sums/{a}")
-    @cached(ttl="20s", tags=["sum:{a}"], stale_if_error="1m")
-    async def sums(a: int, b: int = 0) -> dict[str, int]:
-        return {"sum": a + b}
-
-    @router.get("/time")
-    async def time() -> str:
-        return "now"
-
-    app.include_router(router)
+    app.include_router(SUMS)
     return app
 
 
@@ -345,9 +348,9 @@ async def test_a_cached_handler_is_explained_like_a_route(clock: TurnedClock) ->
 
 async def test_a_handler_that_is_not_cached_says_so(clock: TurnedClock) -> None:
     trace = await with_handlers(clock).explain("GET", "/time")
-    assert (trace.route, trace.decision) == ("time", "uncached")
+    assert (trace.route, trace.decision) == ("what_time_it_is", "uncached")
     posted = await with_handlers(clock).explain("POST", "/sums/4")
-    assert (posted.decision, posted.why) == ("uncached", "only GET and HEAD are cached")
+    assert (posted.decision, posted.why) == ("405", "the path is there, but takes GET only")
 
 
 async def test_a_declared_route_stands_before_a_router_that_was_included_later(clock: TurnedClock) -> None:
@@ -365,6 +368,160 @@ async def test_a_declared_route_stands_before_a_router_that_was_included_later(c
         assert (await client.get("/time")).json() == {"n": 1}
 
 
-async def test_a_path_that_is_the_gateway_s_own_is_no_route(clock: TurnedClock) -> None:
-    trace = await gateway(Upstream(json_answer()), {}, clock=clock).explain("GET", "/healthz")
-    assert trace.decision == "404"
+# --- as it is foretold, so it happens ----------------------------------------------------------------------
+
+STATUSES = {"hit": "gateway; hit; ttl=", "stale": "gateway; hit; ttl=-", "bypass": "gateway; fwd=bypass"}
+STATUSES |= {"pass": "gateway; fwd=method", "revalidate": "gateway; fwd=stale", "stale_error": "gateway; hit; ttl=-"}
+ORIGIN = "http://shop.test"
+AT_REST = '"of the upstream"'
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers", "decision", "status"),
+    [
+        ("GET", "/items/7", {}, "hit", 200),
+        ("HEAD", "/items/7", {}, "hit", 200),
+        ("GET", "/items/7", {"if-none-match": AT_REST}, "hit", 304),
+        ("GET", "/items/7", {"if-none-match": '"another"'}, "hit", 200),
+        ("GET", "/items/7", {"if-none-match": f'"another", W/{AT_REST}'}, "hit", 304),
+        ("GET", "/items/7", {"range": "bytes=0-1"}, "hit", 206),
+        ("GET", "/items/7", {"range": "bytes=9999-"}, "hit", 416),
+        ("HEAD", "/items/7", {"range": "bytes=0-1"}, "hit", 200),
+        ("GET", "/items/7", {"if-match": AT_REST}, "bypass", None),
+        ("GET", "/items/7", {"content-length": "2"}, "bypass", None),
+        ("GET", "/items/7", {"content-length": "0"}, "hit", 200),
+        ("GET", "/items/7", {"host": "a b"}, "400", None),
+        ("GET", "http://other.test/items/7", {"host": "api.test"}, "400", None),
+        ("GET", "/items/8", {"range": "bytes=0-1"}, "miss", None),
+        ("GET", "/items/8", {"if-none-match": AT_REST}, "miss", None),
+        ("POST", "/items/7", {}, "pass", None),
+        ("OPTIONS", "/items/7", {}, "pass", None),
+        ("OPTIONS", "/items/7", {"origin": ORIGIN, "access-control-request-method": "GET"}, "preflight", None),
+        ("TRACE", "/items/7", {}, "405", None),
+        ("PURGE", "/items/7", {}, "403", None),
+        ("GET", "/items/7/", {}, "307", None),
+        ("GET", "/nowhere", {}, "404", None),
+        ("DELETE", "/home/7", {}, "405", None),
+        ("GET", "/home/7", {"content-length": "2"}, "bypass", None),
+        ("GET", "/healthz", {}, "local", None),
+        ("HEAD", "/readyz", {}, "local", None),
+        ("GET", "/openapi.json", {}, "local", None),
+        ("POST", "/healthz", {}, "405", None),
+        ("GET", "/sums/4", {"content-length": "2"}, "bypass", None),
+        ("DELETE", "/sums/4", {}, "405", None),
+    ],
+)
+async def test_whatever_a_client_asks_is_foretold_as_it_happens(
+    clock: TurnedClock, method: str, target: str, headers: dict[str, str], decision: str, status: int | None
+) -> None:
+    app = gateway(
+        Upstream(json_answer(etag=AT_REST)),
+        {"item": ROUTES["item"], **HOME},
+        clock=clock,
+        cors={"allow_origins": [ORIGIN]},
+    )
+    app.include_router(SUMS)
+    async with asking(app) as client:
+        await client.get("/items/7")
+        fields = tuple((name.encode(), value.encode()) for name, value in headers.items())
+        trace = await app.explain(method, target, (*ANY, *fields))
+        assert (trace.decision, trace.status) == (decision, status), trace.why
+        if target.startswith("http"):
+            return  # the client of this test cannot send a target in that form
+        body = b"hi" if headers.get("content-length") == "2" else None
+        response = await client.request(method, target, headers=headers, content=body)
+    cached = response.headers.get("cache-status", "")
+    if decision.isdigit():
+        assert response.status_code == int(decision)
+    elif decision in ("local", "preflight"):
+        assert (response.status_code, cached) == (200, "")
+    else:
+        assert cached.startswith(STATUSES.get(decision, "gateway; fwd=miss"))
+    assert status in (None, response.status_code)
+
+
+async def test_the_client_reads_what_its_condition_or_range_comes_to(clock: TurnedClock) -> None:
+    app = gateway(Upstream(json_answer(etag=AT_REST)), ROUTES, clock=clock)
+    async with asking(app) as client:
+        await client.get("/items/7")
+        for header, target, said in (
+            ((b"if-none-match", AT_REST.encode()), "/items/7", "If-None-Match: the client has it, so 304"),
+            ((b"if-none-match", b'"x"'), "/items/7", "If-None-Match: the client has another"),
+            ((b"if-none-match", b'"x"'), "/items/8", "If-None-Match: 304 without a body, where"),
+            ((b"range", b"bytes=0-1"), "/items/7", "Range: 206"),
+            ((b"range", b"bytes=999-"), "/items/7", "Range: it lies outside"),
+            ((b"range", b"lines=1-"), "/items/7", "Range: not heeded"),
+            ((b"range", b"bytes=0-1"), "/items/8", "Range: that part"),
+        ):
+            trace = await app.explain("GET", target, (*ANY, header))
+            assert len(trace.client) == 1
+            assert trace.client[0].startswith(said)
+
+
+async def test_of_a_negative_answer_its_own_ttl_is_told(clock: TurnedClock, tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(FILE)
+    loaded = load(file, environ={"GATEWAY_ROUTES__ITEM__NEGATIVE_TTL": "7s"}, dotenv=None)
+    app = create_app(loaded, transport=Upstream(lambda request: httpx.Response(404, json={})), clock=clock)
+    async with asking(app) as client:
+        await client.get("/items/7")
+        trace = await app.explain("GET", "/items/7", ANY)
+    assert (trace.decision, trace.status) == ("hit", 404)
+    assert trace.ttl is not None
+    assert (trace.ttl.setting, trace.ttl.value) == ("negative_ttl", "7s")
+    assert trace.ttl.sources == ("environment GATEWAY_ROUTES__ITEM__NEGATIVE_TTL (7s)",)
+    assert trace.ttl.notes[0] == "of a 404; that of other answers is 30s"
+    assert "negative_ttl" in render(trace)
+
+
+async def test_other_variants_are_told_of_a_miss(clock: TurnedClock) -> None:
+    app = gateway(Upstream(json_answer(vary="Accept-Language", cache_control="max-age=60")), ROUTES, clock=clock)
+    async with asking(app) as client:
+        await client.get("/news", headers={"accept-language": "de"})
+    trace = await app.explain("GET", "/news", (*ANY, (b"accept-language", b"fr")))
+    assert trace.decision == "miss"
+    assert trace.why.endswith("varies on accept-language")
+
+
+async def test_while_a_failed_upstream_rests_the_stale_answer_is_foretold(clock: TurnedClock) -> None:
+    app, upstream = started(clock)
+    async with asking(app) as client:
+        await client.get("/items/7")
+        clock.turn(200)
+        upstream.answer = lambda request: httpx.Response(500)
+        await client.get("/items/7")
+        await app.engine.settle()
+        trace = await app.explain("GET", "/items/7", ANY)
+        assert (trace.decision, trace.status) == ("stale_error", 200)
+        assert "detail=resting" in (await client.get("/items/7")).headers["cache-status"]
+
+
+async def test_what_memory_has_too_old_is_looked_for_in_redis(valkey: Embedded, clock: TurnedClock) -> None:
+    prefix = f"{uuid4().hex}:"
+    upstream = Upstream(json_answer())
+    one, two = (
+        gateway(upstream, ROUTES, clock=clock, store=RedisStore(valkey.url, prefix=prefix, budget=1.0))
+        for _ in range(2)
+    )
+    async with asking(one) as client, asking(two) as other:
+        await client.get("/items/7")
+        await one.engine.settle()
+        await other.get("/items/7")
+        clock.turn(200)
+        await client.get("/items/7")
+        await one.engine.settle()
+        trace = await two.explain("GET", "/items/7", ANY)
+        assert trace.entry is not None
+        assert (trace.decision, trace.entry.tier) == ("hit", "redis")
+        assert (await other.get("/items/7")).headers["cache-status"].startswith("gateway; hit")
+
+
+def test_every_window_that_somebody_set_is_told_with_who_did(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(
+        "upstreams: {api: {url: 'http://api.test'}}\n"
+        "routes:\n  item:\n    path: /items/{id}\n    upstream: api\n    ttl: 30s\n    stale_if_error: 5m\n"
+    )
+    result = CliRunner().invoke(cli, ["explain", "GET", "/items/7", "-c", str(file)])
+    assert f"windows   stale_if_error 5m: {file} line 7 (5m)" in result.output
+    assert "stale_while_revalidate" not in result.output

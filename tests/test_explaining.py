@@ -12,7 +12,7 @@ import httpx
 
 from gateway.access_log import JsonAccessLog
 from gateway.app import Gateway, create_app
-from gateway.explain import Trace
+from gateway.explain_trace import Trace
 from gateway.explaining import MOST_BYTES, encoded
 from gateway.settings import load
 
