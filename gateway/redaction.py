@@ -1,0 +1,56 @@
+"""How a value of the configuration is shown: as in YAML, not too long, and without what is secret."""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+
+from .config_shape import choices, shape_at
+from .document import Key, Value, shortened
+
+_SECRET_NAME = re.compile("token|secret|password|authorization", re.IGNORECASE)
+# Up to the last @: a password with a slash in it is no valid URL, and is a password all the same.
+_USER_INFO = re.compile(r"://\S*@")
+_SECRET_PARAMETER = re.compile(r"([?&][\w-]*(?:token|secret|password|api[_-]?key)[\w-]*=)[^&\s]*", re.IGNORECASE)
+
+
+def redact(key: Key, text: str) -> str:
+    """`text`, a value of `key`, with `***` for what is secret: headers of upstreams, tokens, passwords, the
+    credentials in a URL."""
+    if _is_secret(key) and text not in ("{}", "null", *choices(shape_at(key))):
+        return "***"
+    return without_credentials(text)
+
+
+def without_credentials(text: str) -> str:
+    return _SECRET_PARAMETER.sub(r"\1***", _USER_INFO.sub("://***@", text))
+
+
+def _is_secret(key: Key) -> bool:
+    return bool(key and _SECRET_NAME.search(key[-1])) or (key[:1] == ("upstreams",) and "headers" in key[2:3])
+
+
+def as_yaml(value: Value) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def shown(key: Key, value: Value) -> str:
+    short = clipped(value)
+    return redact(key, short if isinstance(short, str) and short.isprintable() else as_yaml(short))
+
+
+def clipped(value: Value) -> Value:
+    match value:
+        case str():
+            return shortened(value)
+        case list():
+            return [_clipped_item(item) for item in value[:20]] + (["…"] if len(value) > 20 else [])
+        case dict():
+            return {name: _clipped_item(item) for name, item in list(value.items())[:20]}
+    return value
+
+
+def _clipped_item(item: Value) -> Value:
+    return "…" if isinstance(item, list | dict) else clipped(item)
