@@ -7,7 +7,7 @@ longer than its timeout: redis-py's own ten retries would cost 8 s a request.
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import redis.asyncio as redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from .redis_urls import credentials_of, database_of, hosts_of
+from .redis_urls import credentials_of, database_of, hosts_of, split_redis_url
 
 UNANSWERED: tuple[type[Exception], ...] = (
     *(RedisError, OSError, TimeoutError, RuntimeError),
@@ -34,7 +34,7 @@ MOST_CONNECTIONS = 64
 
 def connect(url: str, timeout: float) -> Any:
     """A client for `url` whose commands take at most `timeout` seconds each; `is_cluster` tells what it is."""
-    scheme = urlsplit(url).scheme
+    scheme = split_redis_url(url).scheme
     settings: dict[str, Any] = {
         "retry": Retry(NoBackoff(), 0),
         "socket_timeout": timeout,
@@ -58,7 +58,7 @@ def _behind_sentinel(url: str, settings: dict[str, Any]) -> Any:
 
     User and password are the servers'; Sentinel's own go into the query (`sentinel_username`, `sentinel_password`).
     """
-    parts = urlsplit(url)
+    parts = split_redis_url(url)
     query = {name: values[0] for name, values in parse_qs(parts.query).items()}
     own: dict[str, Any] = {"username": query.get("sentinel_username"), "password": query.get("sentinel_password")}
     tls: dict[str, Any] = {"ssl": True} if parts.scheme.startswith("rediss") else {}

@@ -70,7 +70,10 @@ class RedisLeases:
         size = 1 if is_cluster(self._client) else together
         commands = [self._renewal(held[at : at + size], life) for at in range(0, len(held), size)]
         for at in range(0, len(commands), _AT_ONCE):
-            await asyncio.gather(*(self._guarded(each()) for each in commands[at : at + _AT_ONCE]))
+            await asyncio.gather(*map(self._renewed, commands[at : at + _AT_ONCE]))
+
+    async def _renewed(self, command: Callable[[], Any]) -> None:
+        await self._guarded(command())  # made here: one made by whoever is cut off before would never be awaited
 
     def _renewal(self, held: Sequence[tuple[str, bytes]], life: float) -> Callable[[], Any]:
         names, tokens = [self._prefix + name for name, _ in held], [token for _, token in held]

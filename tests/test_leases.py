@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Sequence
 from uuid import uuid4
 
@@ -126,6 +127,18 @@ async def test_a_lease_is_renewed_while_it_is_held_and_ends_soon_after_its_holde
         await asyncio.sleep(0.02)
     assert (await other.take("key", 60.0)).standing is Standing.HELD
     other.close()
+
+
+async def test_a_renewal_cut_off_before_it_began_leaves_no_command_that_nobody_awaits(
+    redis_store: RedisStore, recwarn: pytest.WarningsRecorder
+) -> None:
+    renewal = asyncio.ensure_future(redis_store.renew([("one", b"token")], LIFE))
+    await asyncio.sleep(0)
+    renewal.cancel()
+    await asyncio.wait([renewal])
+    del renewal
+    gc.collect()
+    assert [str(each.message) for each in recwarn] == []
 
 
 class Renewals(NoShared):

@@ -42,6 +42,7 @@ def test_one_that_names_none_is_refused_and_why(url: str, why: str) -> None:
 
 def test_hosts_have_the_usual_port_of_what_they_are() -> None:
     assert hosts_of("redis+cluster://a:1,b,[::1]:2,[::2]") == [("a", 1), ("b", 6379), ("::1", 2), ("::2", 6379)]
+    check_redis_url("rediss+sentinel://user:p@[::1],b,[::2]:2/main/3?sentinel_username=x")
     assert hosts_of("redis+sentinel://user:p@a,b:1/main") == [("a", 26379), ("b", 1)]
 
 
