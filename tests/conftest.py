@@ -114,11 +114,13 @@ def gateway(
 
 @contextlib.asynccontextmanager
 async def served(app: Any, *, sock: socket.socket | None = None, **settings: Any) -> AsyncIterator[str]:
-    """An ASGI app on a real server in this event loop, on `sock` or a free port; gives its URL."""
+    """An ASGI app on a real server in this event loop, on `sock` or a free port; gives its URL. As in production,
+    uvicorn does not wrap the app, or nothing would go past ASGI."""
     if sock is None:
         sock = socket.socket()
         sock.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="critical", lifespan="on" if isinstance(app, Gateway) else "off", **settings)
+    lifespan: Any = "on" if isinstance(app, Gateway) else "off"
+    config = uvicorn.Config(app, **{"log_level": "critical", "lifespan": lifespan, "proxy_headers": False, **settings})
     server = _Server(config)
     task = asyncio.ensure_future(server.serve(sockets=[sock]))
     try:

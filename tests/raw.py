@@ -16,10 +16,10 @@ class Connection:
         self.writer = writer
 
     async def request(self) -> bytes:
-        """The head of the next request; empty where the client closed."""
+        """The head of the next request; empty where the client closed, or broke off."""
         try:
             return await self.reader.readuntil(b"\r\n\r\n")
-        except asyncio.IncompleteReadError:
+        except (asyncio.IncompleteReadError, ConnectionError):
             return b""
 
     async def send(self, data: bytes) -> None:

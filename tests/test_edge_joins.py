@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gateway.app import create_app
+from gateway.app import Gateway, create_app
 
 from .conftest import TurnedClock, Upstream
 from .test_edge import Changing, Counted, Line, Side, asked
@@ -208,7 +208,7 @@ class Both:
                     await side.app.purge(**what)
             elif kind == "ask" or last:
                 for side in self.sides if kind == "lose" else ():
-                    lose_wholes(side)
+                    lose_wholes(side.app)
                 last = what.replace(b"ETAG", etag) if kind == "ask" else last
                 before = self.sides[0].counted.asked
                 first, second = [await side.ask(last) for side in self.sides]
@@ -218,8 +218,8 @@ class Both:
         assert self.sides[0].lines == self.sides[1].lines
 
 
-def lose_wholes(side: Side) -> None:
-    memory = side.app.engine.memory
+def lose_wholes(app: Gateway) -> None:
+    memory = app.engine.memory
     for shard in memory._responses._shards:
         for key in [key for key in shard if key.startswith("+")]:
             memory.remove(key)
@@ -288,7 +288,7 @@ async def test_what_is_remembered_of_wholes_is_bounded() -> None:
     for number in range(200):
         for _ in range(2):
             await asked(line, get(f"/plain/{number}"))
-            lose_wholes(side)
+            lose_wholes(side.app)
     edge = side.app.edge
     assert edge is not None
     joins = edge._joins

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -80,24 +81,29 @@ async def answered_while_failing(server: Server, origin: Origin, *, count: int) 
     return well, origin.asked[path] - before
 
 
-async def refused(server: Server, requests: Iterable[bytes]) -> int:
-    """How many of these ambiguous requests get no answer below 400."""
+async def refused(server: Server, requests: Iterable[bytes]) -> tuple[int, int]:
+    """How many of these ambiguous requests get no answer below 400, and on how many connections nothing more is
+    answered after it."""
     gate = asyncio.Semaphore(10)
 
-    async def one(data: bytes) -> bool:
+    async def one(data: bytes) -> tuple[bool, bool]:
         async with gate:
             reader, writer = await server.open()
             with contextlib.suppress(OSError):
                 writer.write(data)
                 await writer.drain()
-            said = b""
+            said, ended = b"", False
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(3):
                     said = await reader.readline()
+                    await reader.read()
+                    ended = True
             writer.close()
-            return not said.startswith((b"HTTP/1.1 2", b"HTTP/1.0 2", b"HTTP/1.1 3")) and not _bare(said)
+            well = said.startswith((b"HTTP/1.1 2", b"HTTP/1.0 2", b"HTTP/1.1 3")) or _bare(said)
+            return not well, not well and ended
 
-    return sum(await asyncio.gather(*map(one, requests)))
+    seen = await asyncio.gather(*map(one, requests))
+    return sum(refused for refused, _ in seen), sum(ended for _, ended in seen)
 
 
 def _bare(said: bytes) -> bool:
@@ -117,15 +123,22 @@ async def malformed(server: Server, origin: Origin, answers: Iterable[bytes]) ->
     return failed, right
 
 
-async def slow_clients(server: Server, *, count: int, patience: float) -> tuple[int, float]:
+async def slow_clients(
+    server: Server, *, count: int, patience: float, opened: Callable[[], None] = lambda: None
+) -> tuple[int, float]:
     """Of so many silent and as many dripping clients: how many are closed within `patience` seconds, and after how
-    long the last of them was."""
+    long the last of them was. `opened` is called when all are connected."""
     loop = asyncio.get_running_loop()
     ended: list[float] = []
+    left = 2 * count
 
     async def one(drips: bool) -> None:
+        nonlocal left
         reader, writer = await server.open()
         began = loop.time()
+        left -= 1
+        if not left:
+            opened()
         if drips:
             writer.write(b"GET / HTTP/1.1\r\nHost: a.test\r\nX-A: ")
         dripping = asyncio.ensure_future(_drip(writer)) if drips else None
@@ -142,6 +155,8 @@ async def slow_clients(server: Server, *, count: int, patience: float) -> tuple[
 
 
 async def _drip(writer: asyncio.StreamWriter) -> None:
+    """A byte a second, not all clients in step."""
+    await asyncio.sleep(random.random())
     while not writer.is_closing():
         writer.write(b"a")
         await asyncio.sleep(1)

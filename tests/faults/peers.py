@@ -94,10 +94,23 @@ async def gateway(directory: Path, origin: str, redis_url: str) -> AsyncIterator
             process.url,
             reload=lambda: process.signal(signal.SIGHUP),
             replace=lambda: process.signal(signal.SIGUSR2),
-            kill=lambda: os.kill(process.workers[0], signal.SIGKILL),
+            kill=lambda: _kill_one(process.workers),
         )
     finally:
         await asyncio.to_thread(process.end)
+
+
+def _kill_one(workers: list[int]) -> None:
+    """The oldest, which has most connections; none where they are all still starting."""
+    if workers:
+        os.kill(workers[0], signal.SIGKILL)
+
+
+def _title(pid: int) -> str:
+    """What a process calls itself: of nginx `nginx: worker process`, beside those that manage its cache."""
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
 
 
 @contextlib.asynccontextmanager
@@ -115,7 +128,7 @@ async def nginx(directory: Path, origin: str, redis_url: str) -> AsyncIterator[S
             "nginx",
             f"http://127.0.0.1:{port}",
             reload=lambda: child.signal(signal.SIGHUP),
-            kill=lambda: os.kill(child.children[0], signal.SIGKILL),
+            kill=lambda: _kill_one([pid for pid in child.children if "worker" in _title(pid)]),
         )
 
 

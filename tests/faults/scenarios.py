@@ -1,14 +1,14 @@
 """What goes wrong, each kind as a function that lets it happen to a real gateway and tells what was seen.
 
-The tests hold what they see to the promise at a small size; `make torture` prints it at full length. A gateway here is
-the app in this process, so that its pools and counters can be looked at; upstreams and Redis are real sockets.
+The tests hold what they see to the promise at a small size; `make torture` prints it at full length. A gateway here
+is in this process, so that its pools and counters can be looked at; clients, upstreams and Redis are real sockets.
+Reads go past ASGI as they do in production, or with `door=False` by the app.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -16,13 +16,16 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+import aiohttp
 import httpx
+from httpx_aiohttp import AiohttpTransport
 
 from gateway.app import Gateway
+from gateway.edge import GatewayProtocol
 from gateway.shared import RedisStore
 from gateway.upstreams import Upstream
 
-from ..conftest import TurnedClock, gateway
+from ..conftest import TurnedClock, gateway, served
 from ..raw import Connection, RawUpstream, raw_upstream
 from .proxy import FaultProxy, faulty_url
 
@@ -31,17 +34,28 @@ Script = Callable[[Connection], Any]
 
 
 @contextlib.asynccontextmanager
-async def started(*apps: Gateway) -> AsyncIterator[list[httpx.AsyncClient]]:
-    """A client for each of the gateways, which have started."""
+async def started(*apps: Gateway, door: bool = True) -> AsyncIterator[list[httpx.AsyncClient]]:
+    """A client for each of the gateways, which have started: by the door, as they are run, where reads of declared
+    routes go past ASGI; or as ASGI apps, which all the other requests are answered by."""
     async with contextlib.AsyncExitStack() as stack:
         clients = []
         for app in apps:
-            await app.start()
-            stack.push_async_callback(app.stop)
-            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-            client = httpx.AsyncClient(transport=transport, base_url="http://gateway.test")
-            clients.append(await stack.enter_async_context(client))
+            if door:
+                url = await stack.enter_async_context(served(app, http=GatewayProtocol))
+                # A client's pool that survives cancellation (docs/decisions/0002).
+                transport: httpx.AsyncBaseTransport = AiohttpTransport(client=_session)
+            else:
+                url, transport = "http://gateway.test", httpx.ASGITransport(app, raise_app_exceptions=False)
+                await app.start()
+                stack.push_async_callback(app.stop)
+            clients.append(await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url=url)))
         yield clients
+
+
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+    )
 
 
 def app_for(raw: RawUpstream | str, routes: dict[str, Any] | None = None, **settings: Any) -> Gateway:
@@ -105,7 +119,7 @@ class Users:
     held: int = 0
 
 
-async def many_users(redis_url: str, *, requests: int, users: int, at_once: int = 50) -> Users:
+async def many_users(redis_url: str, *, requests: int, users: int, at_once: int = 50, door: bool = True) -> Users:
     """Requests of many users for the one path, with credentials in the key, cancelled at random; Redis answers late,
     sliced, now and then not at all. Two gateways share it, with memories too small to keep much."""
     seen, chance = Users(), random.Random(7)
@@ -127,7 +141,7 @@ async def many_users(redis_url: str, *, requests: int, users: int, at_once: int 
             )
             for _ in range(2)
         ]
-        async with started(*apps) as clients:
+        async with started(*apps, door=door) as clients:
             gate = asyncio.Semaphore(at_once)
 
             async def one() -> None:
@@ -165,7 +179,7 @@ class Cancelled:
     """What else was answered, and how often."""
 
 
-async def cancellations(redis_url: str, *, requests: int) -> Cancelled:
+async def cancellations(redis_url: str, *, requests: int, door: bool = True) -> Cancelled:
     """Requests for one key each, cancelled at random moments, at a slow upstream and a late Redis; then a hundred."""
     seen, chance = Cancelled(), random.Random(9)
     async with (
@@ -176,7 +190,7 @@ async def cancellations(redis_url: str, *, requests: int) -> Cancelled:
         routes = {"item": {"path": "/item/{id}", "upstream": "api", "ttl": "60s"}}
         store = behind(proxy.url("redis://x"), f"{uuid4().hex}:")
         app = app_for(raw, routes, store=store, upstream={"max_connections": 20, "max_waiting": 1000, "timeout": "9s"})
-        async with started(app) as (client,):
+        async with started(app, door=door) as (client,):
             for first in range(0, requests, 100):
                 tasks = [asyncio.ensure_future(client.get(f"/item/{first + n}")) for n in range(100)]
                 await asyncio.sleep(chance.uniform(0, 0.03))
@@ -354,108 +368,3 @@ async def malformed(kinds: Iterable[bytes]) -> tuple[int, int, int]:
                 stored += app.engine.memory.statistics.entries
                 right += (await client.get("/item/1")).text == "/item/1"
     return refused, stored, right
-
-
-# --- overload ------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Overload:
-    capacity: float = 0.0
-    peak: float = 0.0
-    goodput: float = 0.0
-    shed_p99: float = 0.0
-    shed: int = 0
-    hits: int = 0
-    hits_served: int = 0
-    other: Counter[str] = field(default_factory=Counter)
-    recovered: float = 0.0
-
-
-@dataclass
-class _Sent:
-    at: float
-    status: int
-    seconds: float
-
-
-async def overload(url: str, *, seconds: float, capacity: float = 250.0) -> Overload:
-    """A gateway (at `url`) whose upstream bears `capacity` requests a second: what it does at that, then at twice that,
-    in an open loop, then at half; all of them misses, beside twenty hits a second."""
-    seen = Overload(capacity=capacity)
-    with contextlib.closing(_Connections(url)) as session:
-        await _get(session, "/item/hot")
-        seen.peak = _good(await _open_loop(session, seconds=seconds / 2, rate=capacity)) / (seconds / 2)
-        hits = asyncio.ensure_future(_open_loop(session, seconds=seconds, rate=20, path="/item/hot"))
-        sent = await _open_loop(session, seconds=seconds, rate=2 * capacity)
-        seen.goodput = _good(sent) / seconds
-        refused = sorted(each.seconds for each in sent if each.status == 503)
-        seen.shed, seen.shed_p99 = len(refused), refused[int(len(refused) * 0.99)] if refused else 0.0
-        seen.other = Counter(str(each.status) for each in sent if each.status not in (200, 503))
-        hot = await hits
-        seen.hits, seen.hits_served = len(hot), _good(hot)
-        after = await _open_loop(session, seconds=5, rate=capacity / 2)
-        began = after[0].at
-        seen.recovered = max((each.at - began for each in after if each.status != 200), default=0.0)
-    return seen
-
-
-_numbers = itertools.count()
-
-
-async def _open_loop(session: _Connections, *, seconds: float, rate: float, path: str | None = None) -> list[_Sent]:
-    """Requests at the times when they are due, whether those before them were answered or not."""
-    loop = asyncio.get_running_loop()
-    began, tasks = loop.time(), []
-    for number in range(int(seconds * rate)):
-        await asyncio.sleep(max(0.0, began + number / rate - loop.time()))
-        tasks.append(asyncio.ensure_future(_get(session, path or f"/item/{next(_numbers)}")))
-    return list(await asyncio.gather(*tasks))
-
-
-async def _get(session: _Connections, path: str) -> _Sent:
-    loop = asyncio.get_running_loop()
-    at = loop.time()
-    try:
-        async with asyncio.timeout(20):
-            status = await session.get(path)
-    except (OSError, asyncio.IncompleteReadError, TimeoutError):
-        status = 0
-    return _Sent(at, status, loop.time() - at)
-
-
-class _Connections:
-    """A client that costs little, so that what is measured is the gateway: kept connections, as many as it takes."""
-
-    def __init__(self, url: str) -> None:
-        self._host, _, port = url.removeprefix("http://").partition(":")
-        self._port = int(port)
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-
-    async def get(self, path: str) -> int:
-        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: {self._host}\r\nAccept: */*\r\n\r\n".encode())
-        head = await reader.readuntil(b"\r\n\r\n")
-        await reader.readexactly(int(field_of(head, b"content-length")))
-        self._idle.append((reader, writer))
-        return int(head[9:12])
-
-    def close(self) -> None:
-        for _, writer in self._idle:
-            writer.close()
-
-
-def _good(sent: Iterable[_Sent]) -> int:
-    return sum(each.status == 200 for each in sent)
-
-
-@contextlib.asynccontextmanager
-async def bounded_upstream(*, at_once: int = 10, seconds: float = 0.04) -> AsyncIterator[RawUpstream]:
-    """An upstream that answers each request after `seconds`; with `at_once` of them it bears 250 a second."""
-    body = b"x" * 500
-    async with raw_upstream(answering(lambda head: response(body), delay=lambda: seconds)) as raw:
-        yield raw
-
-
-OVERLOADED = {"max_connections": 10, "max_waiting": 20, "timeout": "5s"}
-"""How the gateway of `overload` speaks to `bounded_upstream`."""

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from gateway.app import Gateway
+from gateway.edge import GatewayProtocol
 
 from ..conftest import served
 from ..integration.processes import Valkey
 from ..raw import Connection, raw_upstream
 from ..test_upstreams import MALFORMED
-from . import scenarios
+from . import overload, scenarios
 from .proxy import FaultProxy
 from .scenarios import app_for, path_of, response, started
 from .troubles import TROUBLES
@@ -30,19 +31,24 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     valkey.end()
 
 
+WAYS = pytest.mark.parametrize("door", [True, False], ids=["past ASGI", "by the app"])
+
+
+@WAYS
 async def test_no_user_is_given_what_is_anothers_whatever_is_cancelled_and_however_late_redis_is(
-    redis_url: str,
+    redis_url: str, door: bool
 ) -> None:
-    seen = await scenarios.many_users(redis_url, requests=1500, users=150)
+    seen = await scenarios.many_users(redis_url, requests=1500, users=150, door=door)
     assert (seen.wrong, seen.failed, seen.held) == ([], [], 0)
     assert seen.cancelled > 100
     assert seen.answered > 900
 
 
+@WAYS
 async def test_after_a_thousand_cancellations_nothing_is_held_and_a_hundred_of_a_hundred_are_right(
-    redis_url: str,
+    redis_url: str, door: bool
 ) -> None:
-    seen = await scenarios.cancellations(redis_url, requests=1000)
+    seen = await scenarios.cancellations(redis_url, requests=1000, door=door)
     assert seen.cancelled > 300
     assert (seen.right_after, seen.held, seen.flights, seen.others) == (100, 0, 0, {})
 
@@ -111,12 +117,12 @@ async def test_a_million_queries_take_no_more_memory_than_is_configured() -> Non
 
 
 async def test_at_twice_capacity_hits_are_served_the_rest_is_told_at_once_and_goodput_stays() -> None:
-    async with scenarios.bounded_upstream() as raw:
+    async with overload.bounded_upstream() as raw:
         app = app_for(
-            raw, {"item": {"path": "/item/{id}", "upstream": "api", "ttl": "60s"}}, upstream=scenarios.OVERLOADED
+            raw, {"item": {"path": "/item/{id}", "upstream": "api", "ttl": "60s"}}, upstream=overload.OVERLOADED
         )
-        async with served(app) as url:
-            seen = await scenarios.overload(url, seconds=3, capacity=250)
+        async with served(app, http=GatewayProtocol) as url:
+            seen = await overload.overload(url, seconds=3, capacity=250)
     print(seen)
     assert seen.hits_served == seen.hits > 40
     assert seen.shed > 100

@@ -211,7 +211,7 @@ class Valkey:
     """A Valkey of the test's own, which can die and be started again at the same address."""
 
     def __init__(self, directory: Path, *arguments: str, unix: bool = True) -> None:
-        self._directory = directory
+        self.directory = directory
         self._arguments = arguments
         self.socket = directory / "valkey.sock"
         self.port = 0 if unix else free_port()
@@ -227,13 +227,13 @@ class Valkey:
         """Start it, and return at once."""
         self.end()
         address = ["--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket)]
-        quiet = ["--save", "", "--dir", str(self._directory), "--enable-debug-command", "local"]
+        quiet = ["--save", "", "--dir", str(self.directory), "--enable-debug-command", "local"]
         # Valkey tells of itself on standard output.
         shell = ["/bin/sh", "-c", 'exec "$@" 1>&2', "sh"]
         self._child = Child(
             [*shell, str(get_binary_path()), *address, *quiet, *self._arguments, *arguments],
-            output=self._directory / "valkey.out",
-            cwd=self._directory,
+            output=self.directory / "valkey.out",
+            cwd=self.directory,
         )
 
     def ready(self) -> None:
