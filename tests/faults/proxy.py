@@ -102,6 +102,7 @@ class FaultProxy:
     host: str = "127.0.0.1"
     port: int = 0
     accepted: int = 0
+    swallowed: int = 0
     passed_up: int = 0
     passed_down: int = 0
 
@@ -217,6 +218,8 @@ class FaultProxy:
             await self._moving.wait()
             await asyncio.sleep(faults.delay + faults.jitter * random.random())
             if faults.blackhole:
+                self.swallowed += len(piece)
+                await self._told()
                 continue
             passed += await self._pass(piece[: faults.room(passed)], writer, faults)
             if faults.cut_after is not None and passed >= faults.cut_after:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -30,6 +31,8 @@ from ..raw import Connection, RawUpstream, raw_upstream
 from .proxy import FaultProxy, faulty_url
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+PATIENCE = 10.0
+"""Seconds for which hits from Redis are waited for."""
 Script = Callable[[Connection], Any]
 
 
@@ -337,13 +340,14 @@ async def redis_trouble(redis_url: str, trouble: Callable[[FaultProxy], Any], *,
 async def _hits_again(apps: list[Gateway], clients: list[httpx.AsyncClient], began: float) -> float:
     """Seconds until what one gateway fetched is a hit of the other."""
     loop = asyncio.get_running_loop()
-    for number in range(200):
+    for number in itertools.count():
+        if loop.time() - began > PATIENCE:
+            break
         await clients[0].get(f"/item/back-{number}")
         await apps[0].engine.settle()
         answer = await clients[1].get(f"/item/back-{number}")
         if "fwd=" not in answer.headers["cache-status"]:
             return loop.time() - began
-        await asyncio.sleep(0.02)
     return float("inf")
 
 

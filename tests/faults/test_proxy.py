@@ -115,7 +115,7 @@ async def test_truncated_bytes_and_those_in_a_black_hole_vanish_and_the_connecti
         proxy.clear()
         proxy.up.blackhole = True
         writer.write(b"lost")
-        await asyncio.sleep(0.05)
+        await proxy.until(lambda: proxy.swallowed == 4)
         proxy.up.blackhole = False
         assert await sent((reader, writer), b"kept") == b"kept"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class Load:
     def __init__(self) -> None:
         self.samples: list[Sample] = []
         self.broken: list[str] = []
+        self._under_way: Counter[float] = Counter()
+        self._news = asyncio.Condition()
 
     @property
     def failed(self) -> list[str]:
@@ -43,8 +46,32 @@ class Load:
         began = time.monotonic()
         await asyncio.sleep(seconds)
         until = time.monotonic()
-        await asyncio.sleep(0.15)  # those under way get the time to end
+        await self._until(lambda: all(each >= until for each in self._under_way), 20)
         return self.between(began, until)
+
+    async def answered(self, count: int) -> None:
+        """Return once `count` more requests were answered."""
+        target = len(self.samples) + count
+        await self._until(lambda: len(self.samples) >= target, 20)
+
+    async def _until(self, true: Callable[[], bool], timeout: float) -> None:
+        """Wait until `true` holds, asked whenever a request has ended."""
+        async with asyncio.timeout(timeout), self._news:
+            await self._news.wait_for(true)
+
+    @asynccontextmanager
+    async def asking(self) -> AsyncIterator[float]:
+        """One request, under way from the given time on."""
+        began = time.monotonic()
+        self._under_way[began] += 1
+        try:
+            yield began
+        finally:
+            self._under_way[began] -= 1
+            if not self._under_way[began]:
+                del self._under_way[began]
+            async with self._news:
+                self._news.notify_all()
 
     def between(self, began: float, until: float) -> list[Sample]:
         return [sample for sample in self.samples if began <= sample.began < until]
@@ -80,16 +107,16 @@ async def _client(
 ) -> None:
     while not stop.is_set():
         path = choose()
-        began = time.monotonic()
-        try:
-            async with session.get(url + path) as response:
-                body = await response.read()
-                seconds = time.monotonic() - began
-                right = f'"path": "{path}"'.encode() in body
-                said = response.headers.get("Cache-Status", "")
-                load.samples.append(Sample(path, began, seconds, response.status, said, right))
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            load.broken.append(f"{path}: {error!r}")
+        async with load.asking() as began:
+            try:
+                async with session.get(url + path) as response:
+                    body = await response.read()
+                    seconds = time.monotonic() - began
+                    right = f'"path": "{path}"'.encode() in body
+                    said = response.headers.get("Cache-Status", "")
+                    load.samples.append(Sample(path, began, seconds, response.status, said, right))
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                load.broken.append(f"{path}: {error!r}")
         pause = random.uniform(0, 2 * PAUSE)
         try:
             async with asyncio.timeout(pause):

@@ -21,7 +21,7 @@ from gateway.access_log import silent
 from gateway.app import Gateway, create_app
 from gateway.edge import GatewayProtocol
 
-from ..conftest import served
+from ..conftest import TurnedClock, served
 
 SECONDS = float(os.environ.get("AGGREGATE_SECONDS", "3"))
 CLIENTS = 8
@@ -58,7 +58,7 @@ class Shop:
         self.together.add(frozenset(self.under_way))
         try:
             if path in self.hanging:
-                await asyncio.sleep(30)
+                await asyncio.Event().wait()
             await asyncio.sleep(self.delay.get(path, 0.01))
             body, headers = ({}, {}) if path in self.failing else self.answer(path, query)
         finally:
@@ -108,12 +108,16 @@ def config(url: str, **offers: Any) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def screen(shop: Shop, **offers: Any) -> AsyncIterator[tuple[Gateway, httpx.AsyncClient]]:
+async def screen(
+    shop: Shop, clock: TurnedClock | None = None, **offers: Any
+) -> AsyncIterator[tuple[Gateway, httpx.AsyncClient]]:
     async with served(shop) as upstream:
-        app = create_app(config(upstream, **offers), log=silent)
+        app = create_app(config(upstream, **offers), log=silent, clock=clock)
         # With the edge, which answers hits on the whole before any ASGI.
-        door = {"http": GatewayProtocol, "proxy_headers": False}
-        async with served(app, **door) as url, httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
+        async with (
+            served(app, http=GatewayProtocol) as url,
+            httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client,
+        ):
             yield app, client
 
 
@@ -122,9 +126,9 @@ def said(response: httpx.Response) -> dict[str, str]:
 
 
 async def test_a_home_screen_of_five_parts() -> None:
-    shop = Shop()
+    shop, clock = Shop(), TurnedClock()
     shop.delay = {"/users/7": 0.3, "/users/7/cart": 0.3, "/offers": 0.3}
-    async with screen(shop) as (_, client):
+    async with screen(shop, clock) as (_, client):
         response = await client.get("/home/7")
         assert response.json() == {
             "profile": {"id": 7, "name": "Ada"},
@@ -147,7 +151,7 @@ async def test_a_home_screen_of_five_parts() -> None:
         assert shop.asked["/prices"] == 1
 
         shop.failing.add("/offers")
-        await asyncio.sleep(0.3)
+        clock.turn(0.3)
         response = await client.get("/home/7")
         assert (response.status_code, response.json()["offers"], response.json()["seller"]) == (200, {}, None)
         assert said(response)["offers"] == "status-503;default"

@@ -55,6 +55,7 @@ class Trial:
         self.asked: list[Asked] = []
         self.failed: list[str] = []
         self.returns: list[float] = []
+        self._news = asyncio.Condition()
         self.stop = asyncio.Event()
 
     async def ask(self, session: aiohttp.ClientSession) -> None:
@@ -77,6 +78,8 @@ class Trial:
         response = await client.post("/purge", json={"tags": [f"item:{item}"]})
         assert response.status_code in (200, 202), response.text
         self.purged.append(Purged(item, issued, time.monotonic(), response.status_code == 200))
+        async with self._news:
+            self._news.notify_all()
 
     async def purge_all(self, admins: Sequence[httpx.AsyncClient]) -> None:
         room = asyncio.Semaphore(AT_ONCE)
@@ -91,8 +94,8 @@ class Trial:
     async def restart_redis(self) -> None:
         for turn, away in enumerate(AWAY):
             share = PURGES * (turn + 1) // (len(AWAY) + 1)
-            while len(self.purged) < share:
-                await asyncio.sleep(0.01)
+            async with self._news:
+                await self._news.wait_for(lambda: len(self.purged) >= share)  # noqa: B023 - it is awaited here
             await asyncio.to_thread(self.valkey.kill)
             await asyncio.sleep(away)
             await asyncio.to_thread(self.valkey.start)

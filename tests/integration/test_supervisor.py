@@ -21,7 +21,7 @@ import yaml
 from gateway.figures import Reading
 
 from .conftest import StartGateway
-from .load import Load, load_of
+from .load import load_of
 from .processes import GatewayProcess, Watched
 
 SECONDS = float(os.environ.get("GATEWAY_KILL_SECONDS", "10"))
@@ -64,14 +64,6 @@ def lines(gateway: GatewayProcess) -> int:
     return len(gateway.errors.splitlines())
 
 
-async def answered(load: Load, count: int) -> None:
-    """Return once `count` more requests were answered."""
-    target = len(load.samples) + count
-    async with asyncio.timeout(20):
-        while len(load.samples) < target:
-            await asyncio.sleep(0.01)
-
-
 # --- dying ---------------------------------------------------------------------------------------------------
 
 
@@ -83,7 +75,7 @@ async def test_a_worker_killed_every_two_seconds_costs_at_most_a_thousandth_of_t
     gateway = start_gateway(settings(origin, upstreams={"api": {"url": origin, "timeout": "2s"}}))
     kills = 0
     async with load_of(gateway.url, a_path, CLIENTS) as load:
-        await answered(load, 100)
+        await load.answered(100)
         loop = asyncio.get_running_loop()
         until = loop.time() + SECONDS
         while loop.time() < until:
@@ -91,7 +83,7 @@ async def test_a_worker_killed_every_two_seconds_costs_at_most_a_thousandth_of_t
                 os.kill(random.choice(workers), signal.SIGKILL)
                 kills += 1
             await asyncio.sleep(2)
-        await answered(load, 300)
+        await load.answered(300)
         async with asyncio.timeout(20):
             while len(gateway.workers) < 2:
                 await asyncio.sleep(0.05)
@@ -159,17 +151,17 @@ async def test_a_reload_under_load_fails_no_request_and_every_worker_goes_by_it(
     gateway = start_gateway(settings(origin))
     routes = settings(origin)["routes"]
     async with load_of(gateway.url, a_path, CLIENTS) as load:
-        await answered(load, 200)
+        await load.answered(200)
         for number in range(6):
             seen = lines(gateway)
             rewrite(gateway, routes={**routes, "items": {**routes["items"], "ttl": f"{number + 2}s"}})
             gateway.signal(signal.SIGHUP)
             await said(gateway, rf"routes\.items\.ttl: {number + 1}s -> {number + 2}s", after=seen)
-            await answered(load, 60)
+            await load.answered(60)
         rewrite(gateway, upstreams={"api": {"url": origin, "timeout": "9s"}})  # its connections are others now
         gateway.signal(signal.SIGHUP)
         await said(gateway, r"upstreams\.api\.timeout: 10s -> 9s")
-        await answered(load, 200)
+        await load.answered(200)
     print(f"{len(load.samples)} answered, {len(load.failed)} failed")
     assert load.failed == []
     ages = set()
@@ -185,17 +177,17 @@ async def test_a_refused_configuration_leaves_the_old_one_in_force_and_says_wher
 ) -> None:
     gateway = start_gateway(settings(origin))
     async with load_of(gateway.url, a_path, CLIENTS) as load:
-        await answered(load, 50)
+        await load.answered(50)
         routes = settings(origin)["routes"]
         rewrite(gateway, routes={**routes, "items": {**routes["items"], "ttl": "soon"}})
         gateway.signal(signal.SIGHUP)
         await said(gateway, r"gateway\.yaml line \d+: routes\.items\.ttl: soon is no duration")
-        await answered(load, 50)
+        await load.answered(50)
         rewrite(gateway, routes=routes, memory="1GiB", retry_after="3s")
         gateway.signal(signal.SIGHUP)
         await said(gateway, r"memory: 256MiB -> 1GiB wants a restart; it stays 256MiB")
         await said(gateway, r"retry_after: 1s -> 3s")
-        await answered(load, 50)
+        await load.answered(50)
     assert load.failed == []
     metrics = gateway.admin("/metrics").text
     assert 'gateway_reloads_total{result="refused"} 1.0' in metrics
@@ -207,10 +199,10 @@ async def test_a_rolling_replacement_under_load_fails_no_request(start_gateway: 
     gateway = start_gateway(settings(origin))
     before = gateway.workers
     async with load_of(gateway.url, a_path, CLIENTS) as load:
-        await answered(load, 200)
+        await load.answered(200)
         gateway.signal(signal.SIGUSR2)
         await asyncio.to_thread(gateway.said, "all 2 workers were replaced", timeout=50)
-        await answered(load, 200)
+        await load.answered(200)
         counted = len(load.samples)
     print(f"{len(load.samples)} answered, {len(load.failed)} failed: {load.failed[:5]}")
     assert load.failed == []
@@ -226,7 +218,7 @@ async def test_the_end_under_load_fails_no_request_of_a_client_that_heeds_readyz
     gateway = start_gateway(settings(origin))
     port = int(gateway.url.rpartition(":")[2])
     async with load_of(gateway.url, a_path, CLIENTS) as load:
-        await answered(load, 200)
+        await load.answered(200)
         gateway.signal(signal.SIGTERM)
         async with aiohttp.ClientSession() as probe, asyncio.timeout(5):
             while True:
@@ -234,7 +226,7 @@ async def test_the_end_under_load_fails_no_request_of_a_client_that_heeds_readyz
                     if answer.status == 503:
                         assert (await answer.json())["status"] == "stopping"
                         break
-        await answered(load, 40)  # for `stop_delay` it answers whoever comes
+        await load.answered(40)  # for `stop_delay` it answers whoever comes
     assert load.failed == []
     assert await asyncio.to_thread(gateway.wait, 15) == 0
     assert not gateway.admin_socket.exists()
