@@ -21,7 +21,8 @@ async def identity(redis_url: str, directory: Path) -> Rows:
     yield Row(
         "never one user's data to another (10,000 requests of 1,000 users, 30 % cancelled, Redis late and sliced)",
         "0 wrong, 0 failed",
-        f"{len(users.wrong)} wrong, {len(users.failed)} failed of {users.answered}; {users.cancelled} cancelled",
+        f"{len(users.wrong)} wrong, {len(users.failed)} failed of {users.answered}; {users.cancelled} cancelled, "
+        f"the slowest answer after {users.slowest:.2f} s",
         not users.wrong and not users.failed,
     )
 

@@ -51,7 +51,9 @@ async def started(*apps: Gateway, door: bool = True) -> AsyncIterator[list[httpx
                 url, transport = "http://gateway.test", httpx.ASGITransport(app, raise_app_exceptions=False)
                 await app.start()
                 stack.push_async_callback(app.stop)
-            clients.append(await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url=url)))
+            clients.append(
+                await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url=url, timeout=30))
+            )
         yield clients
 
 
@@ -120,6 +122,7 @@ class Users:
     wrong: list[str] = field(default_factory=list)
     failed: list[int] = field(default_factory=list)
     held: int = 0
+    slowest: float = 0.0
 
 
 async def many_users(redis_url: str, *, requests: int, users: int, at_once: int = 50, door: bool = True) -> Users:
@@ -159,7 +162,9 @@ async def many_users(redis_url: str, *, requests: int, users: int, at_once: int 
                             seen.cancelled += 1
                             await asyncio.wait((task,))
                             return
+                    began = asyncio.get_running_loop().time()
                     answer = await task
+                    seen.slowest = max(seen.slowest, asyncio.get_running_loop().time() - began)
                     seen.answered += 1
                     if answer.status_code != 200:
                         seen.failed.append(answer.status_code)
