@@ -71,7 +71,7 @@ class Shop:
         await send({"type": "http.response.body", "body": raw})
 
 
-def config(url: str, **offers: Any) -> dict[str, Any]:
+def config(url: str, retry_after: str = "200ms", **offers: Any) -> dict[str, Any]:
     part = {"upstream": "shop", "vary": []}
     parts = {
         "profile": {**part, "path": "/users/{user}", "ttl": "10m", "deny": ["email"]},
@@ -98,7 +98,7 @@ def config(url: str, **offers: Any) -> dict[str, Any]:
     public = {name: each for name, each in parts.items() if name not in ("cart", "prices")}
     return {
         "redis_url": "none",
-        "retry_after": "200ms",
+        "retry_after": retry_after,
         "upstreams": {"shop": {"url": url, "timeout": "5s", "breaker_failures": 0}},
         "routes": {
             "home": {"path": "/home/{user}", "parts": parts},
@@ -165,7 +165,7 @@ async def test_a_home_screen_of_five_parts() -> None:
 async def test_a_hanging_part_costs_its_timeout_once_and_then_nothing() -> None:
     shop = Shop()
     shop.hanging.add("/offers")
-    async with screen(shop, timeout="500ms") as (_, client):
+    async with screen(shop, timeout="500ms", retry_after="1m") as (_, client):
         assert said(await client.get("/public/7"))["offers"] == "timeout;default"
         responses = await asyncio.gather(*(client.get("/public/7") for _ in range(20)))
     assert {said(response)["offers"] for response in responses} == {"timeout;default"}
