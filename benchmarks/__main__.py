@@ -21,7 +21,7 @@ from .peers import Lab
 from .rows import Row, rows
 from .run import Plan, measure
 
-_FULL, _QUICK = Plan(rounds=5, seconds=2), Plan(rounds=2, seconds=1, keys=5_000, entries=100_000)
+_FULL, _QUICK = Plan(rounds=5, seconds=2), Plan(rounds=1, seconds=1, keys=5_000, entries=100_000)
 
 
 def main() -> int:
