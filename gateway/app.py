@@ -63,6 +63,7 @@ from .purges import LocalPurges, PurgeLog, Report
 from .routes import Declared, Handlers, declare
 from .settings import Loaded, load, nearest, sources_of
 from .shared import NoShared, RedisStore, SharedStore
+from .slashes import OtherSlash
 from .targets import normalise
 from .templates import PathTemplate, compile_path
 from .traffic import Desk, LocalDesk, RedisDesk, Traffic, Watch
@@ -183,6 +184,7 @@ class Gateway(FastAPI):
             lifespan=_lifespan,
             exception_handlers=dict(EXCEPTION_HANDLERS),
         )
+        OtherSlash(self.router)
         self._add_routes()
         self._bind_handlers(handler_rules or {})
 

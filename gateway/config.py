@@ -315,6 +315,10 @@ def _template(text: str) -> PathTemplate:
         raise ValueError(str(error)) from None
 
 
+_ORIGIN = re.compile(r"null|[a-z][a-z0-9+.\-]*://[^\s/*?#@,\\A-Z]+")
+"""An origin as browsers serialise it (RFC 6454 §6.2)."""
+
+
 class CorsConfig(Model):
     """Which web pages may read the answers (the Fetch standard's CORS)."""
 
@@ -345,6 +349,17 @@ class CorsConfig(Model):
             except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"allow_origin_regex is no regular expression: {error}") from None
         return self
+
+    @field_validator("allow_origins")
+    @classmethod
+    def _as_browsers_write_them(cls, origins: list[str]) -> list[str]:
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"no browser sends the origin {origin!r}: write a scheme and a host in lower case, without a path, "
+                    "such as https://app.example.com; for patterns there is allow_origin_regex"
+                )
+        return origins
 
     @model_validator(mode="after")
     def _no_pattern_for_all_with_credentials(self) -> CorsConfig:

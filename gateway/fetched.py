@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -15,11 +14,11 @@ import httpx
 
 from .errors import UpstreamBusy, UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from .headers import Headers, combined, split_list, values
+from .heads import BAD_IN_VALUE, NAME
 from .plain_requests import PlainBody
 from .record import Made
 from .transport import Received
 
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _STATUSES_WITHOUT_BODY = frozenset((204, 205, 304))
 
 
@@ -169,7 +168,7 @@ def check_response(name: str, status: int, headers: Sequence[tuple[bytes, bytes]
     if sum(len(key) + len(value) + 4 for key, value in headers) > max_head:
         raise UpstreamMalformed(name, "a head that is too large")
     for key, value in headers:
-        if not _TOKEN.fullmatch(key) or b"\0" in value or b"\r" in value or b"\n" in value:
+        if not NAME.fullmatch(key) or BAD_IN_VALUE.search(value):
             raise UpstreamMalformed(name, "a malformed header")
     lengths = values(headers, b"content-length")
     if len(set(lengths)) > 1 or any(not length.isdigit() for length in lengths):

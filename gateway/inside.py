@@ -15,6 +15,16 @@ _LINKED = re.compile(r"<([^<>]*)>")  # RFC 8288 §3: each target in angle bracke
 _REFRESHED = re.compile(r"""(\s*[\d.]+\s*[;,\s]\s*(?:url\s*=\s*)?["']?)([^"']*)(.*)""", re.IGNORECASE | re.DOTALL)
 
 
+# A browser drops tabs and line breaks from a URL, and takes a backslash for a slash (the URL Standard).
+_LIKE_A_HOST = re.compile(r"[\s]*/[\s]*[/\\]")
+
+
+def rooted(reference: str) -> str:
+    """`reference`, a path with what follows it, so that nobody takes its beginning for another host: `//a/b` becomes
+    `/.//a/b`, which is the same path (RFC 3986 §4.2, §5.2.4)."""
+    return "/." + reference if _LIKE_A_HOST.match(reference) else reference
+
+
 def replaced(name: bytes, value: bytes, public: Callable[[str], str]) -> bytes:
     """A field's value with `public` of each URL reference in it."""
     text = value.decode("latin-1")

@@ -20,7 +20,7 @@ from .access_log import AccessLog, silent
 from .config import CorsConfig
 from .errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_body
 from .exchange import LOOKED_KEY, SCOPE_KEY, Exchange, exchange_of
-from .headers import Headers, has, http_date, values
+from .headers import Headers, has, http_date, values, vary_names
 from .metrics import Metrics
 from .outcome import LOCAL, cache_status
 from .proxies import Trusted
@@ -227,10 +227,16 @@ class Cors(CORSMiddleware):
         if origin is not None:
             told.update(self.simple_headers)
         if origin is not None and not self.allow_all_origins and self.is_allowed_origin(origin):
-            self.allow_explicit_origin(told, origin)
+            told["Access-Control-Allow-Origin"] = origin
+            _vary_on_origin(told)
         elif origin is not None or not self.allow_all_origins:
-            told.add_vary_header("Origin")
+            _vary_on_origin(told)
         return told.raw
+
+
+def _vary_on_origin(headers: MutableHeaders) -> None:
+    if "origin" not in (vary_names(headers.raw) or ()):
+        headers.add_vary_header("Origin")
 
 
 def _without_cors(headers: Headers) -> list[tuple[bytes, bytes]]:

@@ -19,6 +19,7 @@ from msgspec import structs
 from xxhash import xxh3_64_digest
 
 from .headers import HOP_BY_HOP
+from .heads import BAD_IN_VALUE
 
 MAGIC = b"GW"
 VERSION = 1
@@ -28,7 +29,6 @@ _SEALED_PREFIX = MAGIC + bytes((SEALED_VERSION,))
 _CHECKSUM_LENGTH = 8
 _HMAC_LENGTH = 32
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
-_BREAKS = re.compile(rb"[\r\n\0]")
 _NEVER_STORED = HOP_BY_HOP | {b"content-length", b"set-cookie", b"set-cookie2", b"age"}
 """Fields that no record of ours has: those that frame an answer would let who can write to Redis split it in two."""
 _NEVER_STORED_STATUS = frozenset((206, 304))
@@ -177,7 +177,7 @@ def _plausible(stored: Stored) -> bool:
 
 
 def _may_be_stored(name: bytes, value: bytes) -> bool:
-    return bool(_NAME.fullmatch(name)) and name not in _NEVER_STORED and not _BREAKS.search(value)
+    return bool(_NAME.fullmatch(name)) and name not in _NEVER_STORED and not BAD_IN_VALUE.search(value)
 
 
 def _finite(life: Life) -> bool:

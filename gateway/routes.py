@@ -25,7 +25,7 @@ from .engine import Ask, Engine, Route
 from .errors import RequestRefused, UpstreamError
 from .exchange import INTERIM_KEY, Exchange, exchange_of
 from .headers import Headers, first, has, values
-from .inside import REFERRING, replaced
+from .inside import REFERRING, replaced, rooted
 from .keys import Keying, passed_through, plan, primary_key
 from .metrics import Metrics
 from .policy import TAG_FIELDS, Rules, facts_of
@@ -250,7 +250,7 @@ class Handlers:
         keying = route.engine_route.keying
 
         async def past() -> Fetched:
-            return await origin.send(exchange.method, forwarded(exchange, headers), body)
+            return await origin.send(exchange.method, forwarded(exchange, headers, keying.constants), body)
 
         return Ask(
             route=route.engine_route,
@@ -301,7 +301,9 @@ class Handlers:
             client.expect_no_body()
 
         async def send() -> Fetched:
-            return await origin.send(method, forwarded(exchange, exchange.headers, body=body is not None), body)
+            told = route.engine_route.keying.constants
+            sent = forwarded(exchange, exchange.headers, told, body=body is not None)
+            return await origin.send(method, sent, body)
 
         answer = await client.while_there(
             self.engine.pass_by(
@@ -392,7 +394,7 @@ class Handlers:
         for upstream in upstreams:
             inside = below_base(text, upstream.config.bases)
             if inside is not None:
-                return self._as_served(inside, upstream)
+                return rooted(self._as_served(inside, upstream))
         return text
 
     def _as_served(self, inside: str, upstream: Upstream) -> str:
@@ -408,6 +410,7 @@ class Handlers:
 def below_base(reference: str, bases: Iterable[str]) -> str | None:
     """What of a URL reference lies below one of `bases`, whatever form its host is written in; None where it names
     another host."""
+    reference = reference.translate(_NOT_IN_URLS)
     try:
         parts = urlsplit(reference)
         authority = (parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme))
@@ -424,6 +427,8 @@ def below_base(reference: str, bases: Iterable[str]) -> str | None:
     return None
 
 
+_NOT_IN_URLS = dict.fromkeys(map(ord, "\t\r\n"))
+"""Characters that browsers drop from a URL, and so does `urlsplit`: what it says of a place would be another's."""
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -470,25 +475,31 @@ def has_body(headers: Headers) -> bool:
     return has(headers, b"transfer-encoding") or (length is not None and length.strip() != "0")
 
 
-def forwarded(exchange: Exchange, headers: Headers, *, body: bool = False) -> list[tuple[bytes, bytes]]:
-    """The fields of a request that passes by the cache: the client's, and what we know of the client."""
+def forwarded(exchange: Exchange, headers: Headers, told: Headers, *, body: bool = False) -> list[tuple[bytes, bytes]]:
+    """The fields of a request that passes by the cache: the client's, and what we know of the client.
+
+    `told` is what every fetch tells the upstream of us: with a `public_url` the host and the scheme are its, whatever
+    the client's `Host` says; a link made of that (to set a password anew, say) may go to somebody else.
+    """
     kept = passed_through(headers)
     if body or has(headers, b"content-length"):
         kept += [pair for pair in headers if pair[0] == b"content-length"]
+    host = first(told, b"x-forwarded-host") or exchange.host
+    scheme = first(told, b"x-forwarded-proto") or exchange.scheme
     known = [VIA]
     if exchange.forwarded_for:
         known.append((b"x-forwarded-for", exchange.forwarded_for.encode("latin-1")))
-        known.append((b"forwarded", forwarded_element(exchange)))
-    known.append((b"x-forwarded-proto", exchange.scheme.encode("latin-1")))
-    if exchange.host:
-        known.append((b"x-forwarded-host", exchange.host.encode("latin-1")))
+        known.append((b"forwarded", forwarded_element(exchange.forwarded_for, scheme, host)))
+    known.append((b"x-forwarded-proto", scheme.encode("latin-1")))
+    if host:
+        known.append((b"x-forwarded-host", host.encode("latin-1")))
     return [*kept, *known]
 
 
-def forwarded_element(exchange: Exchange) -> bytes:
+def forwarded_element(chain: str, scheme: str, host: str) -> bytes:
     """`Forwarded` (RFC 7239) for the request: each address of the chain, and what was asked of us."""
-    nodes = [f'for="[{node}]"' if ":" in node else f"for={node}" for node in exchange.forwarded_for.split(", ")]
-    nodes[-1] += f";proto={exchange.scheme}"
-    if exchange.host:
-        nodes[-1] += f';host="{exchange.host}"'
+    nodes = [f'for="[{node}]"' if ":" in node else f"for={node}" for node in chain.split(", ")]
+    nodes[-1] += f";proto={scheme}"
+    if host:
+        nodes[-1] += f';host="{host}"'
     return ", ".join(nodes).encode("latin-1")

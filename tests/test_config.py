@@ -452,6 +452,10 @@ def test_a_wrong_setting_of_a_route_is_told_what_would_be_right(settings: dict[s
             ": allow_origins `*` with allow_credentials",
             id="all origins among others with credentials",
         ),
+        *(
+            pytest.param({"allow_origins": [origin]}, ".allow_origins: no browser sends the origin", id=origin)
+            for origin in ("https://*.a.test", "https://a.test/", "a.test", "https://A.test", "https://a.test#b")
+        ),
         pytest.param({"allow_origin_regex": "("}, ": allow_origin_regex is no regular", id="an open parenthesis"),
         pytest.param({"allow_origin_regex": "a{9999999999}"}, ": allow_origin_regex is no", id="too many repeats"),
         pytest.param({"allow_origin_regex": "(" * 9999}, ": allow_origin_regex is no", id="too deep"),

@@ -96,6 +96,49 @@ async def test_a_request_that_passes_by_tells_the_upstream_of_the_client_believi
         assert seen(upstream)["forwarded"].endswith('for=127.0.0.1;proto=http;host="gateway.test"')
 
 
+async def test_with_a_public_url_no_host_of_a_clients_reaches_the_upstream() -> None:
+    upstream = Upstream(json_answer())
+    async with asking(gateway(upstream, THIRTY, public_url="https://api.example.com")) as client:
+        for method, header in (("POST", {}), ("GET", {"cookie": "session=1"})):
+            await client.request(method, "/items/7", headers={"host": "evil.test", **header})
+            told = seen(upstream)
+            assert (told["x-forwarded-host"], told["x-forwarded-proto"]) == ("api.example.com", "https")
+            assert told["forwarded"] == 'for=127.0.0.1;proto=https;host="api.example.com"'
+
+
+@pytest.mark.parametrize(
+    ("target", "location"),
+    [
+        pytest.param("/items/7/", "/items/7", id="a slash too many"),
+        pytest.param("/under", "/under/", id="one missing"),
+        pytest.param("/items/a%3Fb%23c/?x=%2F", "/items/a%3Fb%23c?x=%2F", id="encoded characters stay so"),
+    ],
+)
+async def test_the_slash_at_the_end_is_mended_by_a_location_without_a_host(target: str, location: str) -> None:
+    routes = {"item": "/items/{id}", "under": "/under/"}
+    declared = {name: {"path": path, "upstream": "api"} for name, path in routes.items()}
+    async with asking(gateway(Upstream(json_answer()), routes=declared)) as client:
+        answer = await client.get("http://evil.test" + target)
+    assert (answer.status_code, answer.headers["location"]) == (307, location)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        pytest.param("http://api.test//evil.test/x", "/.//evil.test/x", id="two slashes"),
+        pytest.param("http://api.test/\\evil.test/x", "/./\\evil.test/x", id="a backslash"),
+        pytest.param("http://api.test/\t/evil.test/x", "/.//evil.test/x", id="a tab, which browsers drop"),
+        pytest.param("http://api.test/a//b", "/a//b", id="two slashes further on"),
+    ],
+)
+async def test_a_location_of_the_upstreams_own_becomes_no_other_host(said: str, told: str) -> None:
+    upstream = Upstream(lambda request: httpx.Response(302, headers={"location": said}))
+    for path in ("/{all:path}", "/items/{id}"):
+        routes = {"route": {"path": path, "upstream": "api"}}
+        async with asking(gateway(upstream, routes=routes)) as client:
+            assert (await client.get("/items/7")).headers["location"] == told
+
+
 async def test_an_upstreams_constant_headers_replace_the_clients() -> None:
     upstream = Upstream(json_answer())
     settings = {"upstreams": {"api": {"url": "http://api.test", "headers": {"X-Api-Key": "ours"}}}}
@@ -409,6 +452,14 @@ async def test_cors_is_computed_per_request_and_never_stored(clock: TurnedClock)
         None: None,
     }
     assert upstream.asked == 1
+
+
+@pytest.mark.parametrize("origin", ["https://a.test", "https://evil.test", None])
+async def test_an_answer_that_varies_on_origin_already_says_so_once(origin: str | None) -> None:
+    app = gateway(Upstream(json_answer(vary="Accept, origin")), cors={"allow_origins": ["https://a.test"]})
+    async with asking(app) as client:
+        answer = await client.get("/items/7", headers={"origin": origin} if origin else {})
+    assert answer.headers["vary"] == "Accept, origin"
 
 
 async def test_a_preflight_is_answered_here() -> None:

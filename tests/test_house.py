@@ -116,6 +116,7 @@ IO = frozenset(
         "routes",
         "shapes",
         "shared",
+        "slashes",
         "spawning",
         "storing",
         "tiers",
