@@ -82,7 +82,7 @@ class UpstreamCollector(Collector):
         yield self._gauges(
             "gateway_upstream_waiting", "Requests that wait for a connection.", lambda u: u.places.waiting
         )
-        yield self._counters("gateway_upstream_shed", "Requests told 503: no place.", lambda u: u.places.shed)
+        yield self._counters("gateway_upstream_shed", "Requests told 503: no place.", lambda u: u.shed)
         yield self._counters("gateway_upstream_repeated", "Requests sent a second time.", lambda u: u.budget.spent)
         yield self._counters(
             "gateway_upstream_not_repeated", "Requests not repeated: no budget.", lambda u: u.budget.denied

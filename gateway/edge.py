@@ -50,6 +50,11 @@ INTERNALS = {
 """What this module uses of uvicorn beyond `asyncio.Protocol`."""
 
 
+AT_A_TIME = 4
+"""Requests of one connection that are answered in one turn of the event loop. A read brings 256 KiB, 6,000 short
+requests: 50 clients that sent so many kept everybody else waiting for over 3 s."""
+
+
 class Phase(Enum):
     HEAD = auto()
     """Waiting for a head, or for the rest of one; the answer to the last request may be under way."""
@@ -227,6 +232,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _advance(self) -> None:
         """Go on with what has come, as far as it may be gone on with now."""
+        taken = 0
         try:
             while self._at < len(self._buffer) and not self.transport.is_closing():
                 if self._phase is Phase.CLOSING:
@@ -236,14 +242,19 @@ class GatewayProtocol(HttpToolsProtocol):
                 elif self._pending or self.flow.write_paused:
                     self.flow.pause_reading()
                     return
+                elif taken == AT_A_TIME:
+                    self.flow.pause_reading()
+                    self.loop.call_soon(self._advance)
+                    return
                 elif not self._take_head():
                     break
+                taken += 1
         except RequestRefused as refused:
             self._refuse(refused)
             return
         if self._at >= len(self._buffer):
             self._buffer, self._at = b"", 0
-        if self._phase is Phase.HEAD and not self._pending:
+        if self._phase is Phase.HEAD and not self._pending and not self.transport.is_closing():
             self.flow.resume_reading()
             self._be_ready()
 

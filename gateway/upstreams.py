@@ -35,6 +35,7 @@ from .hosts import Base, Host
 from .targets import normalise
 from .trace_context import PASSED_ON, traced
 from .transport import IDEMPOTENT, Attempt, Interim, Received, Timeouts, Transport
+from .uploads import Upload
 
 if TYPE_CHECKING:
     from .tracing import Call, Tracing
@@ -56,6 +57,8 @@ class Patience:
 
 
 ORDINARY = Patience()
+SHARE_OF_UPLOADS = 0.5
+"""The share of an upstream's places for requests whose bodies are still coming."""
 
 
 class Upstream:
@@ -88,6 +91,13 @@ class Upstream:
             narrow=lambda: config.connections_alone if alone() else None,
             monotonic=monotonic,
         )
+        # Whoever sends a long body slowly holds a place for as long: with all of them held nobody could read.
+        self.uploads = Bulkhead(
+            max(1, int(config.max_connections * SHARE_OF_UPLOADS)),
+            config.max_waiting,
+            self.timeout / 2,
+            monotonic=monotonic,
+        )
         self.budget = RetryBudget(config.retry_budget)
         self._transport = transport or _transport(config)
         self._next_host = 0
@@ -97,9 +107,14 @@ class Upstream:
     def __repr__(self) -> str:
         return f"<Upstream {self.name} {', '.join(self.config.bases)} {self.places!r}>"
 
+    @property
+    def shed(self) -> int:
+        """Requests that were told 503, no place being free."""
+        return self.places.shed + self.uploads.shed
+
     def go_on_counting(self, before: Upstream) -> None:
         """Take the counters of the upstream in whose place this one comes: a counter never falls."""
-        self.places.shed = before.places.shed
+        self.places.shed, self.uploads.shed = before.places.shed, before.uploads.shed
         self.budget.spent, self.budget.denied = before.budget.spent, before.budget.denied
         opened = {host.name: host.breaker.opened for host in before.hosts}
         for host in self.hosts:
@@ -128,17 +143,30 @@ class Upstream:
 
     async def _fetch(self, sending: _Sending, call: Call | None = None) -> Fetched:
         self.budget.asked()
-        entered = await self._place(sending.until)
+        upload = None
+        if sending.body is not None:
+            upload = sending.body = Upload(sending.body)
+            await self._ahead(upload)
+        try:
+            entered = await self._place(self.places, sending.until)
+        except BaseException:
+            if upload is not None:
+                await upload.aclose()
+            raise
         try:
             host, series, response = await self._send(sending)
         except BaseException:
             self.places.leave(entered)
+            if upload is not None:
+                await upload.aclose()
             raise
         if call is not None:
             call.answered(host, response.status)
 
         def done(broke: bool) -> None:
             self.places.leave(entered)
+            if upload is not None:
+                upload.end()
             if broke:
                 host.broke(series)
 
@@ -154,17 +182,27 @@ class Upstream:
             return UpstreamBusy(self.name, "every place is taken", full.retry_after)
         return None
 
-    async def _place(self, until: float | None) -> float:
-        entered = self.places.enter_now()
+    async def _ahead(self, upload: Upload) -> None:
+        """Have the beginning of a body here; take one of the places for bodies where that is not all of it."""
+        try:
+            if not await upload.begin():
+                entered = await self._place(self.uploads, None)
+                upload.on_end(partial(self.uploads.leave, entered))
+        except BaseException:
+            await upload.aclose()
+            raise
+
+    async def _place(self, places: Bulkhead, until: float | None) -> float:
+        entered = places.enter_now()
         if entered is not None:
             return entered
         try:
             async with asyncio.timeout_at(until):
-                return await self.places.enter()
+                return await places.enter()
         except Full as full:
             raise UpstreamBusy(self.name, "every place is taken", full.retry_after) from None
         except TimeoutError:
-            raise UpstreamBusy(self.name, "every place is taken", self.places.expected_wait()) from None
+            raise UpstreamBusy(self.name, "every place is taken", places.expected_wait()) from None
 
     async def _send(self, sending: _Sending) -> tuple[Host, int, Received]:
         """Send it to the next host that is not left alone; once more where that is safe and within the budget."""
@@ -307,8 +345,10 @@ class _Sending:
         self.headers = headers
 
     @property
-    def stream(self) -> _Sent | None:
-        return _Sent(self.body) if self.body is not None else None
+    def stream(self) -> httpx.AsyncByteStream | None:
+        if self.body is None:
+            return None
+        return self.body if isinstance(self.body, Upload) else Upload(self.body)
 
     def fields(self, base: Base) -> list[tuple[bytes, bytes]]:
         """The header fields as they go to a host."""
@@ -330,15 +370,6 @@ class _Sending:
             stream=self.stream,
             extensions={"timeout": timeout, "attempt": attempt},
         )
-
-
-class _Sent(httpx.AsyncByteStream):
-    def __init__(self, chunks: AsyncIterable[bytes]) -> None:
-        self._chunks = chunks
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for chunk in self._chunks:
-            yield chunk
 
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:

@@ -22,7 +22,7 @@ from uvicorn.server import ServerState
 
 from gateway.access_log import JsonAccessLog, fields_of
 from gateway.app import Gateway, create_app
-from gateway.edge import GatewayProtocol
+from gateway.edge import AT_A_TIME, GatewayProtocol
 from gateway.edge_pass import Passage, Passages
 from gateway.errors import ConfigError
 from gateway.exchange import Exchange
@@ -426,6 +426,35 @@ async def test_a_pipeline_of_hits_is_answered_in_order_and_a_miss_among_them_in_
     while line.pipe.written.count(b"\r\n\r\nbody") < 3:
         await asyncio.sleep(0)
     assert re.findall(rb"cache-status: gateway; (hit|fwd=miss)", await line.answer()) == [b"hit", b"fwd=miss", b"hit"]
+
+
+async def test_a_pipeline_of_hits_leaves_the_others_their_turn() -> None:
+    app, _ = plain()
+    line, other = Line(app), Line(app)
+    await asked(line, GET % b"")
+    await asked(other, GET % b"")
+    line.send(b"".join(GET % (b"X-Request-ID: %d\r\n" % number) for number in range(100)))
+    assert len(ids_in(line.pipe.written)) == AT_A_TIME
+    assert b"; hit" in await asked(other, GET % b"")
+    while len(ids_in(line.pipe.written)) < 100:
+        await asyncio.sleep(0)
+    assert ids_in(await line.answer()) == [b"%d" % number for number in range(100)]
+    assert b"; hit" in await asked(line, GET % b"")
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_pipeline_is_answered_no_more() -> None:
+    app, _ = plain()
+    line = Line(app)
+    await asked(line, GET % b"")
+    line.send(GET % b"" * 100)
+    line.hang_up()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(ids_in(line.pipe.written)) == AT_A_TIME
+
+
+def ids_in(written: bytes) -> list[bytes]:
+    return re.findall(rb"x-request-id: (\S+)\r\n", written)
 
 
 async def test_nothing_more_is_written_to_a_client_that_does_not_read() -> None:

@@ -126,6 +126,7 @@ IO = frozenset(
         "transport",
         "typed_parts",
         "underway",
+        "uploads",
         "upstreams",
         "workshop",
     )

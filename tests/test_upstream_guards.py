@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import socket
 import zlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -26,12 +27,23 @@ from gateway.errors import (
 )
 from gateway.headers import values
 from gateway.transport import Transport
+from gateway.uploads import AHEAD
 from gateway.upstreams import Patience, Upstream
 
 from .raw import Connection, RawUpstream, always, once, raw_upstream
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BAD = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\nno"
+
+
+async def answering_posts(connection: Connection) -> None:
+    """Answers each request when all of it is there, whose body is chunked where there is one."""
+    while head := await connection.request():
+        if b"transfer-encoding: chunked" in head.lower():
+            while (await connection.reader.readuntil(b"\r\n")) != b"0\r\n":  # no content here looks like it
+                pass
+            await connection.reader.readuntil(b"\r\n")
+        await connection.send(OK)
 
 
 class Turned:
@@ -315,6 +327,58 @@ async def test_a_slow_upstream_takes_its_own_places_and_the_next_is_told_at_once
         assert (upstream.places.taken, upstream.places.waiting, upstream.places.shed) == (0, 0, 1)
         await upstream.aclose()
         await brisk.aclose()
+
+
+LONG = b"a line\r\n" * (AHEAD // 8)
+
+
+async def slowly(first: bytes, release: asyncio.Event) -> AsyncIterator[bytes]:
+    """A body whose beginning comes at once, and whose end when it may."""
+    yield first
+    await release.wait()
+    yield b"end"
+
+
+async def test_a_client_that_sends_its_body_slowly_holds_no_place_before_the_body_is_there() -> None:
+    async with raw_upstream(answering_posts) as raw:
+        upstream, release = speaking_to(raw, max_connections=1, max_waiting=0), asyncio.Event()
+        slow = [asyncio.ensure_future(ask(upstream, method="POST", body=slowly(b"a", release))) for _ in range(20)]
+        await asyncio.sleep(0)
+        assert await ask(upstream) == (200, b"ok")
+        release.set()
+        ended = await asyncio.gather(*slow, return_exceptions=True)
+        assert (200, b"ok") in ended
+        assert upstream.places.taken == upstream.uploads.taken == 0
+        await upstream.aclose()
+
+
+async def test_bodies_that_are_long_and_slow_leave_half_of_the_places_to_those_who_read() -> None:
+    async with raw_upstream(answering_posts) as raw:
+        upstream, release = speaking_to(raw, max_connections=4, max_waiting=0), asyncio.Event()
+        slow = [asyncio.ensure_future(ask(upstream, method="POST", body=slowly(LONG, release))) for _ in range(6)]
+        told, _ = await asyncio.wait(slow, return_when=asyncio.FIRST_COMPLETED)
+        assert {type(each.exception()) for each in told} == {UpstreamBusy}
+        assert upstream.uploads.taken == 2
+        assert [await ask(upstream) for _ in range(2)] == [(200, b"ok")] * 2
+        release.set()
+        ended = await asyncio.gather(*slow, return_exceptions=True)
+        assert [each for each in ended if not isinstance(each, UpstreamBusy)] == [(200, b"ok")] * 2
+        assert (upstream.places.taken, upstream.uploads.taken, upstream.shed) == (0, 0, 4)
+        await upstream.aclose()
+
+
+@pytest.mark.parametrize("first", [b"a", LONG], ids=["short", "long"])
+async def test_who_breaks_off_a_body_holds_nothing(first: bytes) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield first
+        raise ConnectionError("the client left")
+
+    async with raw_upstream(answering_posts) as raw:
+        upstream = speaking_to(raw, max_connections=2)
+        with pytest.raises((ConnectionError, UpstreamError)):
+            await ask(upstream, method="POST", body=broken())
+        assert upstream.places.taken == upstream.uploads.taken == 0
+        await upstream.aclose()
 
 
 async def test_a_place_is_held_until_the_body_is_closed() -> None:
