@@ -205,7 +205,9 @@ class Source:
         if passed:
             pairs = (*pairs, *(pair for pair in _pairs(values.query) if pair_name(pair) in passed))
         target = str(Target(path, tuple(sorted(pairs, key=pair_name)), ""))
-        return target, tuple(tag.render(values) for tag in self.part.tags)
+        tags = tuple(tag.render(values) for tag in self.part.tags)
+        _check_length(target, *tags)
+        return target, tags
 
     def _target_of_route(self, declared: Declared, values: Values) -> tuple[str, tuple[str, ...]]:
         template = self.part.target
@@ -275,6 +277,7 @@ class Source:
         names = [name for name, _ in given]
         if any(b"\r" in value or b"\n" in value or b"\0" in value for _, value in own):
             raise RequestRefused("A value has a line break, which no header may have.")
+        _check_length(*(value for _, value in own))
         lines = [f"header {name.decode()}:{value.decode('latin-1')}" for name, value in own]
         base = "\n".join((planned.base, *lines))
         forward = (*without(planned.forward, *names), *own)
@@ -425,3 +428,13 @@ async def _once(content: bytes) -> AsyncIterator[bytes]:
 
 def _exchange(whole: Exchange) -> Exchange:
     return Exchange(whole.request_id, time.perf_counter(), "GET", whole.client, whole.scheme, headers=whole.headers)
+
+
+LONGEST = 8 * 1024
+"""Of a part's target, and of a header or tag that it has: as long as a client's request line may be. A value of another
+part's answer may be as large as that answer: a megabyte of it became a request line."""
+
+
+def _check_length(*texts: str | bytes) -> None:
+    if any(len(text) > LONGEST for text in texts):
+        raise RequestRefused("A value is too long for what the upstream is asked.")

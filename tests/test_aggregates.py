@@ -102,6 +102,24 @@ def two() -> Shop:
 # --- joining, and the life of the whole ----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("where", ["path", "query", "header", "tag"])
+async def test_a_value_as_large_as_an_answer_makes_no_request_as_large(where: str) -> None:
+    shop = Shop()
+    taking = {
+        "path": part("/b/{a.one}"),
+        "query": part("/b?c={a.one}"),
+        "header": part("/b", headers={"x-one": "{a.one}"}),
+        "tag": part("/b", tags=["one:{a.one}"]),
+    }
+    async with asking(home(shop, {"a": part("/a/{user}"), "b": {**taking[where], "default": 0}})) as client:
+        shop.set("/a/1", {"one": "x" * 9000})
+        long = await client.get("/home/1")
+        assert (said(long)["b"], shop.asked) == ("refused;default", ["/a/1"])
+        shop.set("/a/2", {"one": "x" * 1000})
+        await client.get("/home/2")
+    assert len(shop.asked) == 3
+
+
 async def test_parts_are_joined_and_the_whole_says_what_became_of_each(clock: TurnedClock) -> None:
     shop = two()
     async with asking(home(shop, TWO, clock)) as client:
