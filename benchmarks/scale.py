@@ -8,8 +8,8 @@ memory of so many entries (least recently used go first) and joins its own reque
 the second tier it looks there before it fetches, and writes what it fetched; with the lease one fetch a key goes on in
 the whole fleet, and the others look for its end at the growing gaps of `gateway/leases.py`.
 
-Commands to Redis are counted as the gateway sends them: a look-up is one MGET, a store one SET, a lease one EVAL to
-take and one to give back, and between them a second look; who waits sends one MGET and one GET at each look.
+Commands to Redis are counted as the gateway sends them: a look-up is one round trip, a store one SET, a lease one
+EVAL to take and one to give back, and between them a second look; who waits makes two round trips at each look.
 """
 
 from __future__ import annotations

@@ -201,6 +201,7 @@ class Gateway(FastAPI):
         config = self.config
         self.metrics = Metrics()
         self.shared = shared
+        self._allow_records()
         blind = None if config.purge_blind == "forever" else config.purge_blind.total_seconds()
         self.purges: PurgeLog = shared.purge_log(clock, blind) if isinstance(shared, RedisStore) else LocalPurges(clock)
         traffic = Traffic(clock)
@@ -282,11 +283,16 @@ class Gateway(FastAPI):
             uncacheable_for=self.config.uncacheable_for.total_seconds(),
         )
         self.door.configure(self.config, self._log)
+        self._allow_records()
         for name, upstream in self.upstreams.items():
             if (known := before.upstreams.get(name)) is not None:
                 upstream.go_on_counting(known)
         self.metrics.watch_upstreams(self.upstreams.values())
         before.successor = self
+
+    def _allow_records(self) -> None:
+        if isinstance(self.shared, RedisStore):
+            self.shared.allow(self.config.largest_record)
 
     @property
     def latest(self) -> Gateway:

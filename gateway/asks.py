@@ -72,7 +72,8 @@ class Ask:
 
     @cached_property
     def wanted(self) -> Selection:
-        return selection(self.plan, self.headers, self.route.name, self.tags, self.through)
+        route = self.route
+        return selection(self.plan, self.headers, route.name, self.tags, self.through, largest=route.max_body)
 
     @property
     def method(self) -> str:

@@ -48,6 +48,9 @@ class EngineCollector(Collector):
         yield _counter("gateway_redis_batches", "Round trips to Redis.", shared.batches)
         yield _counter("gateway_redis_failures", "Round trips that failed or took too long.", shared.failures)
         yield _counter("gateway_redis_dropped_writes", "Writes given up, Redis being away or too slow.", shared.dropped)
+        yield _counter(
+            "gateway_redis_oversized", "Records too large to be read from Redis, or written.", shared.oversized
+        )
         yield _counter("gateway_redis_seconds", "Time spent in round trips to Redis.", shared.seconds)
 
 

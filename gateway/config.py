@@ -419,6 +419,10 @@ def _no_boolean(value: object) -> object:
 PageUrl = Annotated[str, BeforeValidator(_off_or_path)]
 
 
+RECORD_REST = 256 * 1024
+"""Bytes that a record may have beside body and upstream's head: its keys, tags, lifetimes, and headers of ours."""
+
+
 class Config(Model):
     """All of the gateway's settings."""
 
@@ -504,6 +508,14 @@ class Config(Model):
     def record_secret(self) -> bytes:
         """What records in Redis are sealed with; empty for a checksum alone."""
         return self.redis_secret.get_secret_value().encode() if self.redis_secret is not None else b""
+
+    @property
+    def largest_record(self) -> int:
+        """The bytes of the largest record in Redis that this configuration makes: its largest body, and what else a
+        record holds."""
+        bodies = [self.max_body, *(route.max_body for route in self.routes.values() if route.max_body is not None)]
+        heads = [upstream.max_response_headers for upstream in self.upstreams.values()]
+        return max(bodies) + max(heads, default=0) + RECORD_REST
 
     @model_validator(mode="after")
     def _parts_are_known(self) -> Config:

@@ -189,12 +189,15 @@ class Elsewhere:
     # --- what came of it -----------------------------------------------------------------------------------
 
     def newest(self, data: Iterable[bytes | None], keys: list[str], spot: Spot) -> Stored | None:
-        """The newest response among what was read, that no purge has made void."""
+        """The newest response among what was read, that no purge has made void and its route would have stored."""
         found: Stored | None = None
+        largest = spot.known.route.max_body
         for item, key in zip(data, keys, strict=True):
             stored = None if item is None else self._records.stored(item, key)
             if stored is None:
                 self._tiers.unreadable += item is not None
+            elif len(stored.body) > largest:
+                continue
             elif (found is None or stored.born > found.born) and not self._void(stored, spot):
                 found = stored
         return found

@@ -20,6 +20,10 @@ POLL_EVERY = 0.1
 """Seconds between two looks: with the answer's way, an override is in force everywhere within a second."""
 ANSWER_SECONDS = 1.0
 MOST_AUDIT = 1000
+LONGEST_VERSION = 64
+LARGEST = 16 * 1024
+"""Bytes of an override that is believed."""
+MOST_OVERRIDES = 2000
 
 # The version is Redis's time, so that after a loss none comes again.
 _NEXT = """
@@ -38,6 +42,17 @@ redis.call('LTRIM', KEYS[3], 0, tonumber(ARGV[4]) - 1)
 _RESTORE = f"""
 for position = 1, #ARGV, 2 do redis.call('HSETNX', KEYS[1], ARGV[position], ARGV[position + 1]) end
 {_NEXT}"""
+# KEYS: overrides. ARGV: greatest length, greatest number. What is larger, which no worker writes, is passed over.
+_ALL = """
+local found = {}
+for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if #found >= tonumber(ARGV[2]) then break end
+  if redis.call('HSTRLEN', KEYS[1], field) <= tonumber(ARGV[1]) then
+    found[#found + 1] = redis.call('HGET', KEYS[1], field)
+  end
+end
+return found
+"""
 
 
 class LiveAway(GatewayError):
@@ -144,13 +159,13 @@ class RedisLive:
             return None
 
     async def _changed(self) -> Sequence[Override] | None:
-        text = await self._client.get(self._versions)
+        text = await self._client.getrange(self._versions, 0, LONGEST_VERSION) or None
         if text is None and self._known:
             text = await self._restored()
         version = text if text is not None else b""
         if version == self._version:
             return None
-        records = await self._client.hvals(self._overrides)
+        records = await self._client.eval(_ALL, 1, self._overrides, LARGEST, MOST_OVERRIDES)
         self._known, self._version = list(_readable(records)), version
         return self._known
 

@@ -26,6 +26,11 @@ ADD_AT_ONCE = 200
 TRIM_AT_ONCE = 1000
 YOUNG_SECONDS = 0.5
 """How long a generation is young: workers that were thrown out by Redis's end come back within that time."""
+LARGEST = 4 * 1024 * 1024
+"""Bytes of a record that is read. What is larger, which no worker writes (an order has 1 MiB at most), comes empty, and
+purges everything."""
+MOST_AT_ONCE = 32 * 1024 * 1024
+"""Bytes of all records of one reply; those behind come empty."""
 SILENT_SECONDS = 24 * 3600
 """How long it is remembered that a worker fell silent, which may still be there, cut off from Redis."""
 
@@ -41,6 +46,16 @@ local function later(one, other)
   local c, d = string.match(other, '^(%d+)-(%d+)$')
   a, b, c, d = tonumber(a), tonumber(b), tonumber(c), tonumber(d)
   return a > c or (a == c and b > d)
+end
+local function clipped(records)
+  local room = MOST
+  for _, each in ipairs(records) do
+    local size = 0
+    for _, item in ipairs(each[2]) do size = size + #item end
+    room = room - size
+    if room < 0 or size > LARGEST or #each[2] > 4 then each[2] = {} end
+  end
+  return records
 end
 local function remove(old, log, floor, ids)
   for _, each in ipairs(old) do
@@ -64,8 +79,10 @@ end
 if redis.call('HSET', KEYS[4], ARGV[2], ARGV[5]) == 1 then redis.call('INCR', KEYS[6]) end
 local records = {}
 if generation == ARGV[3] then records = redis.call('XRANGE', KEYS[1], '(' .. ARGV[4], '+', 'COUNT', ARGV[6]) end
-return {generation, floor, redis.call('GET', KEYS[6]) or '0', records}
+return {generation, floor, redis.call('GET', KEYS[6]) or '0', clipped(records)}
 """
+# KEYS: log. ARGV: position after which to read, number of records.
+_READ = "return clipped(redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2]))"
 # Adding, by purge id, so that adding again changes nothing; the oldest make room.
 # KEYS: log, generation, floor, ids, workers, young, silent. ARGV: generation to begin with, greatest number, whether to
 # tell of the workers, then id and record of each purge.
@@ -161,6 +178,7 @@ class PurgeStream:
         self._max_records = max_records
         self._flags = _FLAGS
         self._library = _LIBRARY.replace("YOUNG", str(max(1, int(young * 1000))))
+        self._library = self._library.replace("LARGEST", str(LARGEST)).replace("MOST", str(MOST_AT_ONCE))
         names = ("log", "generation", "floor", "ids", "workers", "young", "joins", "silent")
         self._keys = {name: f"{prefix}{{purge}}:{name}" for name in names}
 
@@ -193,8 +211,7 @@ class PurgeStream:
 
     async def read(self, after: Position) -> list[Record]:
         """The records that follow `after`, READ_AT_ONCE at most."""
-        async with asyncio.timeout(ANSWER_SECONDS):
-            entries = await self._client.xrange(self._keys["log"], min=f"({show_position(after)}", count=READ_AT_ONCE)
+        entries = await self._run(_READ, ("log",), (show_position(after), READ_AT_ONCE))
         return [_record(where, fields) for where, fields in entries]
 
     async def wait(self, after: Position, block: int) -> None:

@@ -108,6 +108,8 @@ class VaryIndex(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=
 
 
 MAX_VARY_SETS = 8
+MOST_HEAD = 1024 * 1024
+"""Bytes of a stored response's header fields; upstreams' are bounded to less (`max_response_headers`)."""
 
 _BEHIND_BODY = Stored.__struct_fields__.index("body") + 1
 _stored_encoder = msgspec.msgpack.Encoder()
@@ -173,6 +175,7 @@ def _plausible(stored: Stored) -> bool:
         and stored.softened is None
         and not stored.distrusted
         and all(_may_be_stored(name, value) for name, value in stored.headers)
+        and sum(len(name) + len(value) for name, value in stored.headers) <= MOST_HEAD
     )
 
 

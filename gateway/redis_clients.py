@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from .redis_urls import credentials_of, database_of, hosts_of, split_redis_url
+from .redis_values import BoundedParser
 
 UNANSWERED: tuple[type[Exception], ...] = (
     *(RedisError, OSError, TimeoutError, RuntimeError),
@@ -47,7 +48,8 @@ def connect(url: str, timeout: float) -> Any:
     if scheme.endswith("+cluster"):
         nodes = [ClusterNode(host, port) for host, port in hosts_of(url)]
         given: dict[str, Any] = {**credentials_of(url), **settings}
-        return RedisCluster(startup_nodes=nodes, ssl=scheme.startswith("rediss"), **given)
+        return _bounded(RedisCluster(startup_nodes=nodes, ssl=scheme.startswith("rediss"), **given))
+    settings["parser_class"] = BoundedParser
     if scheme.endswith("+sentinel"):
         return _behind_sentinel(url, settings)
     return redis.Redis.from_url(url, max_connections=MOST_CONNECTIONS, **settings)
@@ -68,6 +70,13 @@ def _behind_sentinel(url: str, settings: dict[str, Any]) -> Any:
     service = parts.path.strip("/").split("/")[0]
     master: dict[str, Any] = {"db": database_of(url), **credentials_of(url), **tls}
     return sentinel.master_for(service, **master)
+
+
+def _bounded(cluster: RedisCluster) -> RedisCluster:
+    """Its nodes' connections read by our parser, which a cluster takes as no argument."""
+    for settings in (cluster.connection_kwargs, *(node.connection_kwargs for node in cluster.startup_nodes)):
+        settings["parser_class"] = BoundedParser
+    return cluster
 
 
 def is_cluster(client: Any) -> bool:

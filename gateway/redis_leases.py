@@ -24,7 +24,7 @@ _AT_ONCE = 4  # connections taken
 # KEYS: lease. ARGV: token, milliseconds.
 _TAKE = """
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return ARGV[1] end
-return redis.call('GET', KEYS[1])
+return redis.call('GETRANGE', KEYS[1], 0, 63)
 """
 # KEYS: leases. ARGV: milliseconds, the leases' tokens.
 _RENEW = """
@@ -60,7 +60,7 @@ class RedisLeases:
 
     async def take(self, name: str, token: bytes, life: float) -> bytes | None:
         reply = await self._guarded(self._client.eval(_TAKE, 1, self._prefix + name, token, _milliseconds(life)))
-        if isinstance(reply, bytes):
+        if isinstance(reply, bytes) and reply:
             return reply
         self._spawn(self._give_up(name, token))
         return None

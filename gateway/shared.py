@@ -1,6 +1,6 @@
 """The tier that all workers and replicas share: Redis, or whatever speaks its protocol.
 
-Redis is never waited for long and never an error. The reads of one turn of the event loop go out as one `MGET`, the
+Redis is never waited for long and never an error. The reads of one turn of the event loop go out together, the
 writes as one pipeline. Each batch has a deadline; after a few failures Redis is left alone until a probe succeeds,
 so that its being away costs each request nothing. (redis-py's own retries cost 8 s a request: they are off.)
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from redis.exceptions import MaxConnectionsError
+from redis.exceptions import MaxConnectionsError, RedisError
 
 from .clock import Clock, SystemClock
 from .deadlines import Deadline
@@ -23,8 +23,9 @@ from .live import RedisLive
 from .purges import RedisPurges
 from .redis_clients import UNANSWERED, connect, is_cluster
 from .redis_leases import RedisLeases
-from .redis_pipe import Keeper, Pipe, Reply, values_of
+from .redis_pipe import Keeper, Pipe
 from .redis_reads import Read, Reads, no_values
+from .redis_values import LARGEST, Reply, values_of
 from .traffic import RedisDesk
 
 logger = logging.getLogger("gateway")
@@ -32,6 +33,7 @@ FAILURES_BEFORE_REST = 3
 POLICY_SECONDS = 1.0
 PROBE_EVERY = 0.2
 SYNCHRONISE_EVERY = 30.0
+COMPLAIN_EVERY = 60.0
 MAX_BATCH = 128  # writes in a pipeline
 MAX_BATCH_BYTES = 1024 * 1024
 LEASES_AT_ONCE = 8  # connections
@@ -94,6 +96,7 @@ class SharedStatistics:
     batches: int = 0
     failures: int = 0
     dropped: int = 0
+    oversized: int = 0
     seconds: float = 0.0
 
 
@@ -134,8 +137,9 @@ class NoShared:
 class RedisStore:
     """The shared tier on Redis or Valkey.
 
-    `budget` (seconds) is the deadline of one batch. `client` is for tests (fakeredis); otherwise it is made from
-    `url`. With a SystemClock, Redis's `TIME` is what all replicas agree on.
+    `budget` (seconds) is the deadline of one batch. What is larger than `largest` bytes is not written, and no
+    more than that is read of it. `client` is for tests (fakeredis); otherwise it is made from `url`. With a
+    SystemClock, Redis's `TIME` is what all replicas agree on.
     """
 
     def __init__(
@@ -144,9 +148,11 @@ class RedisStore:
         *,
         prefix: str = "gw:",
         budget: float = 0.05,
+        largest: int = LARGEST,
         clock: SystemClock | None = None,
         client: Any = None,
     ) -> None:
+        self.largest = largest
         self.statistics = SharedStatistics()
         self._url = url
         self._prefix = prefix
@@ -168,6 +174,7 @@ class RedisStore:
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = False
         self._synchronised_at = float("-inf")
+        self._complained_at = float("-inf")
 
     def __repr__(self) -> str:
         return f"<RedisStore {'available' if self.available else 'left alone'} failures={self.statistics.failures}>"
@@ -175,6 +182,10 @@ class RedisStore:
     @property
     def available(self) -> bool:
         return self._failures < FAILURES_BEFORE_REST
+
+    def allow(self, largest: int) -> None:
+        """Let records have so many bytes, if they may not have more already."""
+        self.largest = max(self.largest, largest)
 
     def purge_log(self, clock: Clock, blind: float | None) -> RedisPurges:
         """The stream of purges in the same Redis, on connections of its own."""
@@ -215,6 +226,9 @@ class RedisStore:
 
     async def write(self, values: Sequence[tuple[str, bytes, float]]) -> bool:
         size = sum(len(value) for _, value, _ in values)
+        if any(len(value) > self.largest for _, value, _ in values):
+            self.statistics.oversized += 1
+            return False
         if not self.available or self._waiting_bytes + size > MAX_WAITING_BYTES:
             self.statistics.dropped += len(values)
             return False
@@ -267,11 +281,12 @@ class RedisStore:
             self._spawn(self._ask_client(keys, then))
         else:
             self.statistics.batches += 1
-            pipe.read(keys, partial(self._piped, pipe, then, time.perf_counter()))
+            pipe.read(keys, self.largest, partial(self._piped, pipe, keys, then, time.perf_counter()))
 
-    def _piped(self, pipe: Pipe, then: Callable[[Reply], None], began: float, reply: Reply) -> None:
+    def _piped(self, pipe: Pipe, keys: list[str], then: Callable[[Reply], None], began: float, reply: Reply) -> None:
         self.statistics.seconds += time.perf_counter() - began
         if reply is not None:
+            self._leave_out_what_is_too_large(keys, reply)
             self._succeeded()
         else:
             self.statistics.failures += 1
@@ -282,18 +297,36 @@ class RedisStore:
     async def _ask_client(self, keys: list[str], then: Callable[[Reply], None]) -> None:
         values: Reply = None
         try:
-            values = values_of(await self._guarded(self._get(keys)), len(keys))
+            values = await self._guarded(self._get(keys))
+            if values is not None:
+                self._leave_out_what_is_too_large(keys, values)
         finally:
             then(values)
 
-    def _get(self, names: list[str]) -> Any:
-        """One round trip: an `MGET`, or in a cluster one pipeline a node, as its keys lie in many slots."""
-        if not self._cluster:
-            return self._client.mget(names)
-        pipeline = self._client.pipeline()
-        for name in names:
-            pipeline.get(name)
-        return pipeline.execute()
+    async def _get(self, keys: list[str]) -> list[bytes | None]:
+        """One round trip; in a cluster one a node, as its keys lie in many slots."""
+        pipeline = self._client.pipeline() if self._cluster else self._client.pipeline(transaction=False)
+        for key in keys:
+            pipeline.getrange(key, 0, self.largest)
+        values = values_of(await pipeline.execute(raise_on_error=False), len(keys))
+        if values is None:
+            raise RedisError("Redis did not answer with values")
+        return values
+
+    def _leave_out_what_is_too_large(self, keys: list[str], values: list[bytes | None]) -> None:
+        for at, value in enumerate(values):
+            if value is not None and len(value) > self.largest:
+                values[at] = None
+                self.statistics.oversized += 1
+                self._complain_of(keys[at])
+
+    def _complain_of(self, key: str) -> None:
+        now = time.monotonic()
+        if now - self._complained_at >= COMPLAIN_EVERY:
+            self._complained_at = now
+            logger.warning(
+                "%s in Redis is larger than %d bytes, which we never write; it is not read", key, self.largest
+            )
 
     def _flush_writes(self) -> None:
         if self._writes and not self._writing:

@@ -7,6 +7,7 @@ the engine's affair.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,18 +27,28 @@ from .shared import SharedStore
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a request selects among the stored responses, and the names by which its reader hears of purges."""
+    """What a request selects among the stored responses, and the names by which its reader hears of purges. A body of
+    more than `largest` bytes is not selected: its route would not have stored it."""
 
     plan: Plan
     headers: Headers
     names: tuple[str, ...] = (EVERYTHING,)
+    largest: float = math.inf
 
 
-def selection(plan: Plan, headers: Headers, route: str, tags: Iterable[str], through: str | None = None) -> Selection:
+def selection(
+    plan: Plan,
+    headers: Headers,
+    route: str,
+    tags: Iterable[str],
+    through: str | None = None,
+    *,
+    largest: float = math.inf,
+) -> Selection:
     """The selection of a request on `route`, whose reader goes by `tags`; and `through` another route, as a part of its
     answer."""
     names = (EVERYTHING, key_name(plan.primary), route_name(route), *[tag_name(tag) for tag in tags])
-    return Selection(plan, headers, names if through is None else (*names, route_name(through)))
+    return Selection(plan, headers, names if through is None else (*names, route_name(through)), largest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +206,7 @@ class Tiers:
 
     def _judged(self, stored: Stored | None, wanted: Selection) -> Stored | None:
         """A stored response as the purges leave it to this reader; None where one made it void."""
-        if stored is None:
+        if stored is None or len(stored.body) > wanted.largest:
             return None
         epochs = self.purges.epochs
         if not epochs.untouched(stored.stamp):

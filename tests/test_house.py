@@ -110,6 +110,7 @@ IO = frozenset(
         "redis_leases",
         "redis_pipe",
         "redis_reads",
+        "redis_values",
         "remembered",
         "repeats",
         "remote",

@@ -65,17 +65,21 @@ async def peer() -> AsyncIterator[Peer]:
 
 def asked(pipe: Pipe, *names: str) -> asyncio.Future[Reply]:
     future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-    pipe.read(names, future.set_result)
+    pipe.read(names, 100, future.set_result)
     return future
+
+
+def value(text: str) -> bytes:
+    return f"${len(text)}\r\n{text}\r\n".encode()
 
 
 async def test_replies_are_told_in_the_order_of_their_commands_however_they_come_in_pieces(peer: Peer) -> None:
     pipe = await peer.start(20.0)
     first, second = asked(pipe, "a", "b"), asked(pipe, "c")
-    peer.say(b"*2\r\n$1\r\nA\r\n$-1\r\n*1\r\n$")
+    peer.say(value("A") + value("") + value("1") + b"$")
     assert await first == [b"A", None]
     assert not second.done()
-    peer.say(b"1\r\nC\r\n")
+    peer.say(value("C")[1:] + value("2"))
     assert await second == [b"C"]
     pipe.close()
 
@@ -88,16 +92,30 @@ async def test_a_late_reply_ends_the_connection_and_all_that_wait_on_it_as_one_f
     assert await asked(pipe, "c") is None
 
 
-@pytest.mark.parametrize("reply", [b"*2\r\n$1\r\nA\r\n$1\r\nB\r\n", b"-LOADING it loads\r\n", b"+OK\r\n"])
-async def test_a_reply_that_does_not_fit_its_command_is_none(peer: Peer, reply: bytes) -> None:
+LOADING = b"-LOADING it loads\r\n"
+
+
+@pytest.mark.parametrize("reply", [LOADING * 2, b":7\r\n" + value("1"), b"*1\r\n$1\r\nA\r\n" + value("1")])
+async def test_a_reply_that_is_no_value_is_none(peer: Peer, reply: bytes) -> None:
     pipe = await peer.start(20.0)
     reading = asked(pipe, "a")
     peer.say(reply)
     assert await reading is None
+    assert pipe.open
     pipe.close()
 
 
-@pytest.mark.parametrize("said", [b"*1\r\n$1\r\nA\r\n*1\r\n$1\r\nB\r\n", b"*1\r\n$1\r\nA\r\n?nonsense\r\n"])
+@pytest.mark.parametrize("said", [value("extra") + value("A") + value("1"), value("1") + value("A") + value("B")])
+async def test_replies_that_were_shifted_end_the_connection(peer: Peer, said: bytes) -> None:
+    pipe = await peer.start(20.0)
+    first, second = asked(pipe, "a"), asked(pipe, "b")
+    peer.say(said)
+    assert await asyncio.gather(first, second) == [None, None]
+    assert not pipe.open
+    assert peer.ended == [2]
+
+
+@pytest.mark.parametrize("said", [value("A") + value("1") + value("B"), value("A") + value("1") + b"?nonsense\r\n"])
 async def test_a_reply_too_many_or_nonsense_ends_the_connection(peer: Peer, said: bytes) -> None:
     pipe = await peer.start(20.0)
     reading = asked(pipe, "a")

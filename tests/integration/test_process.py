@@ -340,6 +340,7 @@ METRICS: dict[str, set[str]] = {
     "gateway_redis_batches_total": set(),
     "gateway_redis_failures_total": set(),
     "gateway_redis_dropped_writes_total": set(),
+    "gateway_redis_oversized_total": set(),
     "gateway_redis_seconds_total": set(),
     "gateway_workers": set(),
     "gateway_worker_deaths_total": set(),
