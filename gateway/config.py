@@ -378,12 +378,13 @@ class CorsConfig(Model):
 class LimitsConfig(Model):
     """What clients may send and hold, in each worker; more is refused, and the connection closed."""
 
-    head_timeout: Duration = timedelta(seconds=10)
-    """How long the head of a request may take, from the connection or its first byte on (408)."""
-    body_timeout: Duration = timedelta(seconds=10)
+    head_timeout: Duration = timedelta(seconds=8)
+    """How long the head of a request may take (408): the first one's from the connection on, another's from its first
+    byte."""
+    body_timeout: Duration = timedelta(seconds=8)
     """How long a request's body may make no progress, which is 500 bytes a second at least (408)."""
-    write_timeout: Duration = timedelta(seconds=30)
-    """How long a client may read nothing of what it is sent; then the connection is cut."""
+    write_timeout: Duration = timedelta(seconds=8)
+    """How long a client may take less than 500 bytes a second of what it is sent; then the connection is cut."""
     keep_alive: Duration = timedelta(seconds=75)
     """How long a connection may lie idle between two requests."""
     request_line: Annotated[Size, Field(ge=64, le=65_536)] = 8 * 1024

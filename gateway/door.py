@@ -31,6 +31,8 @@ EARLY = 1.2 * SWEEP
 """What would end before the next look ends at this one, so that no limit is exceeded, were the next look a bit late."""
 BODY_RATE = 500
 """Bytes a second that a request's body must come in at (Apache's mod_reqtimeout demands as much)."""
+READ_RATE = 500
+"""Bytes a second that a client must take of what it is sent, where it does not take all at once."""
 LINGER = 2.0
 """Seconds for which a refused client is listened to after its answer: closing at once would reset the connection and
 take the answer away with it (RFC 9112 §9.6)."""
@@ -46,9 +48,9 @@ class Guarded(Protocol):
 class Timeouts:
     """All in seconds."""
 
-    head: float = 10.0
-    body: float = 10.0
-    write: float = 30.0
+    head: float = 8.0
+    body: float = 8.0
+    write: float = 8.0
     keep_alive: float = 75.0
 
 

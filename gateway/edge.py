@@ -25,7 +25,7 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .door import BODY_RATE, EARLY, LINGER, NEVER, Door
+from .door import BODY_RATE, EARLY, LINGER, NEVER, READ_RATE, Door
 from .edge_pass import INTERIM, Passage, ends, interim_head
 from .edge_shared import Look
 from .errors import RequestRefused
@@ -79,7 +79,10 @@ class GatewayProtocol(HttpToolsProtocol):
         self._deadline = NEVER
         self._admitted = False
         self._head_read = False
+        self._known = False
+        """Whether a whole head has come on this connection; the first has to come within the time from its opening."""
         self._unsent = 0
+        self._sent = 0
         self._stalled = NEVER
         # What the edge knows of this connection: its client sends the same header block with each request.
         self._edge: Edge | None = None
@@ -129,13 +132,19 @@ class GatewayProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _watch_writing(self, now: float) -> None:
+        """End who reads too slowly: what it has not taken falls by too few bytes within the time. A stream is filled up
+        meanwhile; what is seen of it between two looks is enough."""
         unsent = self.transport.get_write_buffer_size()
-        if not unsent or unsent < self._unsent:
-            self._stalled = now + self.door.timeouts.write if unsent else NEVER
+        if not unsent:
+            self._stalled = NEVER
         elif self._stalled == NEVER:
-            self._stalled = now + self.door.timeouts.write
-        elif now >= self._stalled:
-            self.transport.abort()
+            self._stalled, self._sent = now + self.door.timeouts.write, 0
+        else:
+            self._sent += max(0, self._unsent - unsent)
+            if now + EARLY >= self._stalled:
+                if self._sent < READ_RATE * self.door.timeouts.write:
+                    self.transport.abort()
+                self._stalled, self._sent = now + self.door.timeouts.write, 0
         self._unsent = unsent
 
     def _judge_body(self, now: float) -> None:
@@ -225,7 +234,8 @@ class GatewayProtocol(HttpToolsProtocol):
         rest = len(self._buffer) - self._at
         if not rest and self._phase is Phase.HEAD and not self._pending:
             self._began = time.perf_counter()
-            self._deadline = self._began + self.door.timeouts.head
+            if self._known:
+                self._deadline = self._began + self.door.timeouts.head
         self._buffer = self._buffer[self._at :] + data if rest else data
         self._at = 0
         self._advance()
@@ -291,6 +301,7 @@ class GatewayProtocol(HttpToolsProtocol):
         limits = self.door.limits
         end = head.index(b"\r\n")
         self._skipped = False
+        self._known = True
         self._line = b""
         self._method = "HEAD" if head.startswith(b"HEAD ") else ""
         line = read_line(head[:end], limits)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import socket
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import httptools
 import httpx
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -378,6 +380,48 @@ async def test_a_client_that_reads_nothing_is_cut_off() -> None:
             await asyncio.sleep(0.01)
         while len(app.door):
             await asyncio.sleep(0.05)
+
+
+async def test_the_first_heads_time_begins_with_the_connection_and_anothers_with_its_first_byte() -> None:
+    app = guarded()
+    async with door(app) as connect:
+        wire = await connect()
+        while not app.door._connections:
+            await asyncio.sleep(0)
+        (connection,) = app.door._connections
+        assert isinstance(connection, GatewayProtocol)
+        due = connection._deadline
+        for each in GET[:3]:
+            wire.send(bytes((each,)))
+            taken = len(connection._buffer)
+            while len(connection._buffer) == taken:
+                await asyncio.sleep(0)
+            assert connection._deadline == due
+        wire.send(GET[3:] + HOST + b"\r\n")
+        assert (await wire.answer())[0] == 200
+        idle = connection._deadline
+        assert idle - due > 60
+        wire.send(b"G")
+        while not connection._buffer:
+            await asyncio.sleep(0)
+        assert due < connection._deadline < idle - 60
+
+
+@pytest.mark.parametrize(("unsent", "ended"), [((5000, 4999, 4998), True), ((5000, 1, 5000, 2, 6000), False)])
+async def test_a_client_must_take_so_much_of_what_it_is_sent(unsent: tuple[int, ...], ended: bool) -> None:
+    app = guarded(limits={"write_timeout": "8s"})
+    async with door(app) as connect:
+        await connect()
+        while not app.door._connections:
+            await asyncio.sleep(0)
+        (connection,) = app.door._connections
+        assert isinstance(connection, GatewayProtocol)
+        now = time.perf_counter()
+        for number, size in enumerate(unsent):
+            connection.transport.get_write_buffer_size = lambda size=size: size  # type: ignore[method-assign]
+            assert not connection.transport.is_closing()
+            connection._watch_writing(now + 8 * number / (len(unsent) - 1))
+        assert connection.transport.is_closing() is ended
 
 
 def _large() -> httpx.Response:
