@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from operator import attrgetter
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -11,8 +12,10 @@ import fakeredis
 import pytest
 
 from gateway.embedded import Embedded
-from gateway.redis_pipe import Pipe, Reply
+from gateway.redis_clients import connect
+from gateway.redis_pipe import INTERNALS, Pipe
 from gateway.redis_reads import MAX_BATCH, Reads, Values
+from gateway.redis_values import Reply
 from gateway.shared import RedisStore
 
 Answering = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -195,6 +198,21 @@ async def connected(store: RedisStore) -> Pipe:
         if pipe is not None:
             return pipe
         await asyncio.sleep(0.001)
+
+
+async def test_what_is_used_of_redis_py_is_there(valkey: Embedded) -> None:
+    client = connect(valkey.url, 5.0)
+    connection = client.connection_pool.make_connection()
+    await connection.connect()
+    moved = [
+        f"{place}.{name}"
+        for place, names in INTERNALS.items()
+        for name, kind in names.items()
+        if not isinstance(getattr(attrgetter(place)(SimpleNamespace(connection=connection)), name, None), kind)
+    ]
+    await connection.disconnect()
+    await client.aclose()
+    assert not moved, f"redis-py has moved {moved}: adapt gateway/redis_pipe.py or redis_values.py, then INTERNALS"
 
 
 async def test_a_store_reads_by_a_pipe_and_by_another_once_it_is_lost(valkey: Embedded) -> None:
