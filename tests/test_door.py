@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.app import Gateway
+from gateway.door import SLICE, Door
 from gateway.edge import INTERNALS, GatewayProtocol
 from gateway.errors import RequestRefused
 from gateway.framing import ChunkedBody
@@ -422,6 +423,32 @@ async def test_a_client_must_take_so_much_of_what_it_is_sent(unsent: tuple[int, 
             assert not connection.transport.is_closing()
             connection._watch_writing(now + 8 * number / (len(unsent) - 1))
         assert connection.transport.is_closing() is ended
+
+
+async def test_a_crowd_of_slow_clients_is_ended_in_turn_with_what_else_is_due() -> None:
+    ended: list[int] = []
+
+    class Slow:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def sweep(self, now: float) -> None:
+            ended.append(self.number)
+            while time.perf_counter() < now + SLICE / 4:
+                pass
+
+    loop, guard = asyncio.get_running_loop(), Door()
+    for number in range(60):
+        guard.enter(Slow(number), "", loop)
+    guard._sweep(loop)
+    turns = []
+    while len(ended) < 60:
+        turns.append(len(ended))
+        await asyncio.sleep(0)
+    assert len(turns) >= 10
+    assert sorted(ended) == list(range(60))
+    assert guard._timer is not None
+    guard._timer.cancel()
 
 
 def _large() -> httpx.Response:
