@@ -16,8 +16,11 @@ What it leans on in uvicorn is named in `INTERNALS`, and a test fails where a ne
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import Enum, auto
 from functools import partial
 from typing import Any, cast
@@ -143,7 +146,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self._sent += max(0, self._unsent - unsent)
             if now + EARLY >= self._stalled:
                 if self._sent < READ_RATE * self.door.timeouts.write:
-                    self.transport.abort()
+                    reset(self.transport)
                 self._stalled, self._sent = now + self.door.timeouts.write, 0
         self._unsent = unsent
 
@@ -560,6 +563,15 @@ def door_of(app: object) -> Door:
             return door
         app = getattr(app, "app", None)
     return Door()
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """End a connection so that the kernel drops what it holds for it, which its client does not take."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        with suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 def _without_upgrade(line: Line, fields: Sequence[tuple[bytes, bytes]]) -> bytes:

@@ -10,6 +10,9 @@ import sys
 from .errors import GatewayError
 
 BACKLOG = 2048
+UNSENT = 128 * 1024
+"""Bytes of an answer that the kernel holds of what its client's window does not take yet (TCP_NOTSENT_LOWAT). Without
+it the kernel takes megabytes for each client that reads nothing, and the gateway believes that they were sent."""
 
 
 class ListenError(GatewayError):
@@ -45,6 +48,8 @@ def _bound(host: str, port: int, setting: str, *, shared: bool) -> socket.socket
     try:
         if shared and sys.platform == "linux":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)  # accepted sockets inherit it
         sock.bind((host, port))
         sock.listen(BACKLOG)
     except OSError as error:

@@ -381,6 +381,9 @@ async def test_a_client_that_reads_nothing_is_cut_off() -> None:
             await asyncio.sleep(0.01)
         while len(app.door):
             await asyncio.sleep(0.05)
+        wire.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        with pytest.raises(ConnectionResetError):
+            await wire.reader.read()
 
 
 async def test_the_first_heads_time_begins_with_the_connection_and_anothers_with_its_first_byte() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.listeners import ListenError, forget, listen, listen_admin, listen_for_each, url_of
+from gateway.listeners import UNSENT, ListenError, forget, listen, listen_admin, listen_for_each, url_of
 
 
 def test_each_worker_has_a_socket_of_its_own_at_one_address() -> None:
@@ -19,6 +19,23 @@ def test_each_worker_has_a_socket_of_its_own_at_one_address() -> None:
     finally:
         for sock in sockets:
             sock.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system has no TCP_NOTSENT_LOWAT")
+def test_the_kernel_takes_little_for_a_client_that_reads_nothing() -> None:
+    taken = []
+    for bounded in (True, False):
+        (sock,) = listen_for_each(1, "127.0.0.1", 0)
+        with sock, socket.socket() as client:
+            if not bounded:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2**31 - 1)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(sock.getsockname())
+            accepted, _ = sock.accept()
+            with accepted:
+                accepted.setblocking(False)
+                taken.append(accepted.send(bytes(3_000_000)))
+    assert taken[0] <= 2 * UNSENT < taken[1]
 
 
 @pytest.mark.parametrize("count", [1, 2])
