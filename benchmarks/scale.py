@@ -9,7 +9,8 @@ the second tier it looks there before it fetches, and writes what it fetched; wi
 the whole fleet, and the others look for its end at the growing gaps of `gateway/leases.py`.
 
 Commands to Redis are counted as the gateway sends them: a look-up is one round trip, a store one SET, a lease one
-EVAL to take and one to give back, and between them a second look; who waits makes two round trips at each look.
+EVAL to take and one to give back, and between them a second look; who waits makes two round trips at each look. That is
+more than the gateway needs now: the second look is left out but where another stored just now, and who waits makes one.
 """
 
 from __future__ import annotations

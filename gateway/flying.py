@@ -6,6 +6,7 @@ them; whoever does not get it waits for what its holder stores.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -20,8 +21,9 @@ from .errors import UpstreamTimeout
 from .fetching import Durations, Fetching
 from .flight import Alone, Failed, Flight, Landed, Landing
 from .governor import Governor
-from .leases import FAILED, UNCACHEABLE, Lease, Leases, Pauses, Standing
+from .leases import DOUBTED, FAILED, STORED_LIFE, UNCACHEABLE, Lease, Leases, Pauses, Standing
 from .record import Stored
+from .redis_leases import STORED
 from .tiers import Found, Tiers
 
 PATIENCE = 0.5
@@ -128,6 +130,8 @@ class Flying:
 
     async def _give_back(self, lease: Lease, landing: Landing) -> None:
         match landing:
+            case Landed(kept=True):
+                await self._leases.give_back(lease, STORED, STORED_LIFE)
             case Landed():
                 await self._leases.give_back(lease)
             case Failed():
@@ -150,7 +154,7 @@ class Flying:
         found: Stored | None = None
         if lease.standing is Standing.BUSY:
             found, lease = await self._await_other(flight, ask, origin, lease)
-        if found is None and lease.standing is Standing.HELD:
+        if found is None and lease.standing is Standing.HELD and (lease.stored or _looked_long_ago(ask)):
             found = await self._fresh_in_shared(flight, ask)
         if found is not None:
             return Landed(found, found.status, kept=False), lease
@@ -174,19 +178,23 @@ class Flying:
         Where the lease ends with nothing stored, its holder has died or failed: one of those who wait gets the next.
         """
         pauses = Pauses()
-        until = time.monotonic() + origin.deadline * PATIENCE
-        while time.monotonic() < until:
+        began = time.monotonic()
+        while time.monotonic() < began + self._patience(origin):
             await pauses.pause()
-            found = await self._fresh_in_shared(flight, ask)
+            found, standing = await asyncio.gather(self._fresh_in_shared(flight, ask), self._leases.look(lease))
             if found is not None:
                 return found, lease
-            standing = await self._leases.look(lease)
             if standing is None:
                 lease = await self._leases.take(flight.key, origin.deadline)
                 standing = lease.standing
             if standing is not Standing.BUSY:
                 return None, replace(lease, standing=standing)
         return None, lease
+
+    def _patience(self, origin: Origin) -> float:
+        """Seconds for which another's fetch is waited for."""
+        patience = origin.deadline * PATIENCE
+        return min(patience, DOUBTED) if self._leases.doubtful else patience
 
     # --- refreshing behind ---------------------------------------------------------------------------------
 
@@ -213,3 +221,8 @@ class Flying:
             return
         origin = ask.refresh() if ask.refresh is not None else ask.origin
         await self._fly(flight, ask, origin, stale, behind=True)
+
+
+def _looked_long_ago(ask: Ask) -> bool:
+    """Whether the mark of what another stored since this request looked may have ended already."""
+    return time.perf_counter() - ask.exchange.began > STORED_LIFE / 2

@@ -2,8 +2,9 @@
 
 A lease lives for LIFE only, and whoever holds it renews it for as long as the fetch really goes on. So one whose holder
 died, or never heard that it was given, ends soon, however long the upstream may take. It is given back by its token.
-Where the response could not be shared it is replaced by a mark, so that those who wait go on at once. Without the
-shared tier there is no lease, and each process collapses for itself.
+Where the response could not be shared it is replaced by a mark, so that those who wait go on at once; where it was
+stored by another, which tells whoever takes it next to look once more. Without the shared tier there is no lease, and
+each process collapses for itself.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from enum import Enum
 from uuid import uuid4
 
 from .keys import digest
+from .redis_leases import STORED
 from .shared import SharedStore
 
 LIFE = 0.6
@@ -25,6 +27,12 @@ RENEW_EVERY = 0.15
 """Seconds between two renewals; most fetches are over before the first one."""
 MARGIN = 1.0
 """Seconds past the deadline of its fetch, for the storing, after which a lease is no longer renewed in any case."""
+STORED_LIFE = 2.0
+"""Seconds that the mark of what was stored lives. Whoever takes a lease without one, and looked within half of it,
+knows that nobody stored it since."""
+DOUBTED = 0.05
+"""Seconds that are waited for another's fetch while the shared tier fails now and then: the lease may be one whose
+grant was lost."""
 FIRST_PAUSE = 0.002
 LONGEST_PAUSE = 0.1
 UNCACHEABLE = b"!uncacheable"
@@ -58,6 +66,8 @@ class Lease:
     name: str
     token: bytes
     standing: Standing
+    stored: bool = False
+    """Whether another stored what it fetched a moment ago, so that it lies there perhaps."""
 
 
 class Leases:
@@ -78,9 +88,9 @@ class Leases:
         name, token = "l:" + digest(key), uuid4().hex.encode()
         asked = self._monotonic()
         reply = await self._shared.take(name, token, LIFE)
-        if reply == token:
+        if reply in (token, STORED):
             self._hold(name, token, asked, deadline)
-            return Lease(name, token, Standing.HELD)
+            return Lease(name, token, Standing.HELD, stored=reply == STORED)
         return Lease(name, token, _standing(reply))
 
     async def look(self, lease: Lease) -> Standing | None:
@@ -91,7 +101,12 @@ class Leases:
             return Standing.AWAY
         if value == lease.token:
             return Standing.HELD
-        return None if value is None else _standing(value)
+        return None if value in (None, STORED) else _standing(value)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether a lease may stand that nobody knows to hold."""
+        return self._shared.doubtful
 
     async def give_back(self, lease: Lease, mark: bytes | None = None, life: float = 0.0) -> None:
         """End it, leaving a mark (for `life` seconds) where one is given."""

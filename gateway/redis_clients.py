@@ -42,6 +42,7 @@ def connect(url: str, timeout: float) -> Any:
         "socket_connect_timeout": timeout,
         "health_check_interval": 0,
         "protocol": 3,
+        "driver_info": None,  # its name and version for CLIENT LIST would cost each new connection a round trip
         # With them, redis-py takes a pooled connection that Redis has closed for an open one, and the command fails.
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }

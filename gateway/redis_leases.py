@@ -14,6 +14,8 @@ from typing import Any
 
 from .redis_clients import UNANSWERED, is_cluster
 
+STORED = b"!stored"
+"""What stands for a while where the last holder gave its lease back because what it fetched is stored."""
 _PAUSE = 0.02
 """Seconds between two attempts to give up a lease."""
 _GIVING_UP = 0.6  # seconds: a lease that nobody renews has then ended by itself
@@ -22,9 +24,11 @@ MOST_RENEWED = 200
 _AT_ONCE = 4  # connections taken
 
 # KEYS: lease. ARGV: token, milliseconds.
-_TAKE = """
-if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return ARGV[1] end
-return redis.call('GETRANGE', KEYS[1], 0, 63)
+_TAKE = f"""
+local found = redis.call('GETRANGE', KEYS[1], 0, 63)
+if found ~= '' and found ~= '{STORED.decode()}' then return found end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return found == '' and ARGV[1] or found
 """
 # KEYS: leases. ARGV: milliseconds, the leases' tokens.
 _RENEW = """

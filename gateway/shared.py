@@ -34,6 +34,7 @@ POLICY_SECONDS = 1.0
 PROBE_EVERY = 0.2
 SYNCHRONISE_EVERY = 30.0
 COMPLAIN_EVERY = 60.0
+DOUBT_SECONDS = 1.0
 MAX_BATCH = 128  # writes in a pipeline
 MAX_BATCH_BYTES = 1024 * 1024
 LEASES_AT_ONCE = 8  # connections
@@ -58,6 +59,10 @@ class SharedStore(Protocol):
     def available(self) -> bool:
         """False while it is left alone; reads then give nothing at once."""
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether it failed a moment ago: a lease may stand there then that nobody knows to hold."""
+
     async def read(self, names: Sequence[str]) -> list[bytes | None]:
         """The values of `names`, None where there is none, or where the tier did not answer in time."""
 
@@ -68,8 +73,9 @@ class SharedStore(Protocol):
         """Store (name, value, life in seconds); whether that was done."""
 
     async def take(self, name: str, token: bytes, life: float) -> bytes | None:
-        """Take the lease `name` for `life` seconds: `token` where it was free, else what stands there; None where the
-        tier did not answer: a lease that it gave nevertheless is given up."""
+        """Take the lease `name` for `life` seconds: `token` where it was free, STORED where its last holder stored what
+        it fetched just now, else what stands there, which holds; None where the tier did not answer: a lease that it
+        gave nevertheless is given up."""
 
     async def peek(self, name: str) -> tuple[bool, bytes | None]:
         """Whether the tier answered, and what stands at a lease's name."""
@@ -104,6 +110,7 @@ class NoShared:
     """The shared tier that isn't there: `redis_url: none`."""
 
     available = False
+    doubtful = False
     statistics = SharedStatistics()
 
     async def read(self, names: Sequence[str]) -> list[bytes | None]:
@@ -182,6 +189,10 @@ class RedisStore:
     @property
     def available(self) -> bool:
         return self._failures < FAILURES_BEFORE_REST
+
+    @property
+    def doubtful(self) -> bool:
+        return time.perf_counter() - self._failed_at < DOUBT_SECONDS
 
     def allow(self, largest: int) -> None:
         """Let records have so many bytes, if they may not have more already."""

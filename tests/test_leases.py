@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import AsyncIterator, Sequence
 from uuid import uuid4
 
@@ -12,8 +13,8 @@ import pytest
 
 from gateway.app import Gateway
 from gateway.embedded import Embedded
-from gateway.leases import LIFE, Leases, Standing
-from gateway.redis_leases import RedisLeases
+from gateway.leases import LIFE, STORED_LIFE, Lease, Leases, Standing
+from gateway.redis_leases import STORED, RedisLeases
 from gateway.shared import NoShared, RedisStore
 
 from .conftest import TurnedClock, Upstream, gateway, json_answer
@@ -179,6 +180,71 @@ async def test_in_a_cluster_each_lease_is_renewed_in_a_command_of_its_own(redis_
         lives = [await redis_store._client.pttl(redis_store._prefix + name) for name in names]
         assert min(lives) > 900_000
         await clustered.renew(held, 60.0)
+
+
+async def test_who_takes_a_lease_is_told_that_the_last_holder_stored_what_it_fetched(redis_store: RedisStore) -> None:
+    first, second = Leases(redis_store), Leases(redis_store)
+    held = await first.take("key", 60.0)
+    assert (held.standing, held.stored) == (Standing.HELD, False)
+    await first.give_back(held, STORED, STORED_LIFE)
+    assert await second.look(held) is None
+    taken = await second.take("key", 60.0)
+    assert (taken.standing, taken.stored) == (Standing.HELD, True)
+    assert (await first.take("key", 60.0)).standing is Standing.BUSY
+    await second.give_back(taken)
+    assert not (await first.take("key", 60.0)).stored
+    first.close()
+    second.close()
+
+
+async def test_what_another_stored_between_the_look_and_the_lease_is_not_fetched_again(
+    fleet: tuple[list[Gateway], Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apps, upstream = fleet
+    looked, go_on = asyncio.Event(), asyncio.Event()
+    take = apps[1].engine._flying._leases.take
+
+    async def late(key: str, deadline: float) -> Lease:
+        looked.set()
+        await go_on.wait()
+        return await take(key, deadline)
+
+    monkeypatch.setattr(apps[1].engine._flying._leases, "take", late)
+    second = asyncio.ensure_future(ask(apps[1]))
+    await looked.wait()
+    await ask(apps[0])
+    await apps[0].engine.settle()
+    go_on.set()
+    assert (await second).json() == {"n": 1}
+    assert upstream.asked == 1
+
+
+async def test_a_miss_is_one_look_and_one_lease(fleet: tuple[list[Gateway], Upstream]) -> None:
+    apps, _ = fleet
+    store = apps[0].shared
+    assert isinstance(store, RedisStore)
+    await store._client.ping()
+    before = store.statistics.reads
+    await ask(apps[0])
+    assert store.statistics.reads - before == 2  # the index, and the response
+
+
+async def test_while_redis_fails_now_and_then_a_lease_that_nobody_knows_to_hold_holds_nobody_up(
+    fleet: tuple[list[Gateway], Upstream],
+) -> None:
+    apps, _ = fleet
+    store = apps[0].shared
+    assert isinstance(store, RedisStore)
+    await ask(apps[0])
+    (name,) = await leases_of(apps[0])
+    await store.write([("e:", b"x", 1.0)])
+    await apps[0].purge(everything=True)
+    loop = asyncio.get_running_loop()
+    await store._client.set(name, b"nobody's", px=60_000)
+    store._failed_at = time.perf_counter()
+    began = loop.time()
+    assert (await ask(apps[0])).json() == {"n": 2}
+    assert loop.time() - began < 5.0  # half of its upstream's 20 s otherwise
 
 
 async def test_a_lease_that_has_passed_to_another_is_not_given_back_by_the_first(redis_store: RedisStore) -> None:
