@@ -24,6 +24,10 @@ LONGEST_VERSION = 64
 LARGEST = 16 * 1024
 """Bytes of an override that is believed."""
 MOST_OVERRIDES = 2000
+LATEST = 253_402_300_799.0
+"""The last second of the year 9999, which is the latest that can be told."""
+UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
+"""What msgspec raises at bytes that are no record; a ValueError where they are no UTF-8."""
 
 # The version is Redis's time, so that after a loss none comes again.
 _NEXT = """
@@ -212,13 +216,16 @@ def _readable(records: Iterable[bytes]) -> Iterable[Override]:
     """Overrides; those of another version are passed over."""
     for record in records:
         try:
-            yield _override.decode(record)
-        except msgspec.DecodeError:
+            override = _override.decode(record)
+        except UNREADABLE:
             continue
+        if 0 <= override.at <= LATEST and 0 <= override.until <= LATEST:
+            yield override
 
 
 def _event_of(record: bytes) -> Event | None:
     try:
-        return _event.decode(record)
-    except msgspec.DecodeError:
+        event = _event.decode(record)
+    except UNREADABLE:
         return None
+    return event if 0 <= event.at <= LATEST else None

@@ -10,8 +10,9 @@ Every script may run where Redis is out of memory: a purge must not be refused f
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 from uuid import uuid4
 
@@ -31,6 +32,7 @@ LARGEST = 4 * 1024 * 1024
 purges everything."""
 MOST_AT_ONCE = 32 * 1024 * 1024
 """Bytes of all records of one reply; those behind come empty."""
+LONGEST_SILENCE = 30 * 24 * 3600.0
 SILENT_SECONDS = 24 * 3600
 """How long it is remembered that a worker fell silent, which may still be there, cut off from Redis."""
 
@@ -142,7 +144,10 @@ class Beat:
     def decode(cls, text: str) -> Beat:
         """Raises ValueError."""
         generation, applied, number, silent = text.split(" ")
-        return cls(generation, parse_position(applied), int(number), float(silent))
+        beat = cls(generation, parse_position(applied), int(number), float(silent))
+        if not 0 <= beat.silent <= LONGEST_SILENCE:
+            raise ValueError(f"a worker is not silent for {silent} seconds")
+        return beat
 
     def confirms(self, generation: str, position: Position) -> bool:
         return self.generation == generation and self.applied >= position
@@ -204,7 +209,7 @@ class PurgeStream:
             ("log", "generation", "floor", "ids", "workers", "young", "silent"),
             (uuid4().hex, self._max_records, int(count), *flat),
         )
-        texts = [item.decode() for item in workers]
+        texts = _texts(workers)
         beats = dict(zip(texts[::2], texts[1::2], strict=True))
         where = [parse_position(place.decode()) for place in places]
         return Added(generation.decode(), where, beats, bool(young), bool(silenced))
@@ -223,11 +228,13 @@ class PurgeStream:
         """The last signs of life by worker."""
         async with asyncio.timeout(ANSWER_SECONDS):
             found: Mapping[bytes, bytes] = await self._client.hgetall(self._keys["workers"])
-        return {worker.decode(): beat.decode() for worker, beat in found.items()}
+        texts = _texts(chain.from_iterable(found.items()))
+        return dict(zip(texts[::2], texts[1::2], strict=True))
 
     async def bury(self, worker: str, beat: str, *, certain: bool = False) -> None:
         """Count a worker no longer, if `beat` is still its last sign of life; `certain`: its process is gone."""
-        await self._run(_BURY, ("workers", "silent"), (worker, beat, 0 if certain else SILENT_SECONDS))
+        names = [text.encode(errors="surrogateescape") for text in (worker, beat)]
+        await self._run(_BURY, ("workers", "silent"), (*names, 0 if certain else SILENT_SECONDS))
 
     async def leave(self, worker: str) -> None:
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -254,6 +261,11 @@ class PurgeStream:
             return await self._client.eval(self._library + script, len(named), *named, *arguments)
 
 
+def _texts(items: Iterable[bytes]) -> list[str]:
+    """Names and signs of life, whatever bytes they are: one that no worker wrote is nobody's, and ends like others."""
+    return [item.decode(errors="surrogateescape") for item in items]
+
+
 _decoder = msgspec.json.Decoder(Purge)
 
 
@@ -265,5 +277,5 @@ def _record(where: bytes, fields: Any) -> Record:
     position = parse_position(where.decode())
     try:
         return position, _decoder.decode(fields[b"r"])
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (msgspec.DecodeError, ValueError, RecursionError, KeyError, TypeError):
         return position, Purge(f"unreadable {where.decode()}", (EVERYTHING,))

@@ -246,7 +246,7 @@ class RedisDesk:
             return _reports.decode(report) if report is not None else []
         except UNANSWERED:
             return []
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, ValueError, RecursionError):
             return []
 
     async def aclose(self) -> None:
@@ -256,7 +256,7 @@ class RedisDesk:
 def _readable(payloads: Iterable[bytes]) -> Iterable[Batch]:
     """Deliveries; those of another version are passed over."""
     for payload in payloads:
-        with suppress(msgspec.DecodeError):
+        with suppress(msgspec.DecodeError, ValueError, RecursionError):
             yield _decoder.decode(payload)
 
 

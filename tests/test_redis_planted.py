@@ -14,7 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from gateway.clock import SystemClock
 from gateway.config import RECORD_REST, Config
 from gateway.embedded import Embedded
-from gateway.epochs import EVERYTHING, State, tag_name
+from gateway.epochs import EVERYTHING, State, show_position, tag_name
 from gateway.live import Override
 from gateway.record import MOST_HEAD, decode_stored, encode
 from gateway.redis_values import BoundedParser
@@ -126,6 +126,51 @@ async def test_planted_overrides_are_not_read_whole_and_the_others_hold(behind: 
     await behind.client.set(names[1], HUGE)
     assert await live.changed() == [mine]
     assert behind.proxy.passed_down < FEW
+    await live.aclose()
+
+
+NO_UTF8 = b'{"id":"a,\x83soft":true, 30"}'
+"""Found by fuzzing: msgspec raises another error than its own at text that is no UTF-8."""
+
+
+async def test_a_purge_of_no_text_purges_everything_and_those_behind_it_hold(behind: Behind) -> None:
+    purges = behind.store.purge_log(SystemClock(), None)
+    await purges.synchronise()
+    stamp = purges.epochs.stamp()
+    last = await behind.client.xadd(behind.prefix + "{purge}:log", {b"i": b"1", b"r": NO_UTF8})
+    await purges.synchronise()
+    assert purges.epochs.judge(stamp, 0.0, [EVERYTHING])[0] is State.VOID
+    assert show_position(purges.epochs.applied).encode() == last
+    await purges.aclose()
+
+
+@pytest.mark.parametrize("beat", [b"\xff\xfe", b"x 1-1 1 nan", b"x 1-1 1 inf", b"x 1-1 1 -1", b""])
+async def test_a_planted_sign_of_life_holds_up_no_worker_and_ends(behind: Behind, beat: bytes) -> None:
+    purges = behind.store.purge_log(SystemClock(), None)
+    await behind.client.hset(behind.prefix + "{purge}:workers", b"\xffnobody", beat)
+    await purges.synchronise()
+    await purges.census()
+    purge = purges.issue([tag_name("a")])
+    added = await purges._stream.add([purge], count=True)
+    assert purges.report(purge, added, 0.0).workers == 2
+    silent = purges._fleet.silent(SystemClock().now() + 3600)
+    assert len(silent) == 1
+    await purges._stream.bury(*silent[0])
+    assert list(await purges._stream.workers()) == [purges.worker]
+    await purges.aclose()
+
+
+UNTIL_NEVER = b'{"route":"item","setting":"ttl","value":"1s","by":"x","at":0,"until":1e300}'
+
+
+@pytest.mark.parametrize("record", [NO_UTF8, UNTIL_NEVER])
+async def test_a_planted_override_that_means_nothing_is_passed_over(behind: Behind, record: bytes) -> None:
+    live = behind.store.live()
+    await behind.client.hset(behind.prefix + "{live}:overrides", "planted", record)
+    await behind.client.set(behind.prefix + "{live}:version", "1")
+    await behind.client.lpush(behind.prefix + "{live}:audit", record)
+    assert await live.changed() == []
+    assert await live.audit() == []
     await live.aclose()
 
 

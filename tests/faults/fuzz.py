@@ -1,8 +1,8 @@
-"""Coverage-guided fuzzing of what parses foreign bytes: records, headers, targets, heads, bodies.
+"""Coverage-guided fuzzing of what parses foreign bytes: heads, headers, targets, bodies, and all that Redis says.
 
-    python -m tests.faults.fuzz record|headers|target|head|request|chunked [-max_total_time=3600]
+    python -m tests.faults.fuzz KIND [-max_total_time=3600]
 
-Each runs until it is stopped.
+KIND is one of KINDS. Each runs until it is stopped.
 
 It wants PyPI's atheris, which has wheels for CPython 3.11 to 3.13 on Linux; it is no dependency. What it finds becomes
 a case of a test.
@@ -10,20 +10,36 @@ a case of a test.
 
 from __future__ import annotations
 
+import asyncio
+import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import atheris
+import hiredis
 import httptools
 
 with atheris.instrument_imports(include=["gateway"]):
     from gateway import policy
+    from gateway.config import Config
+    from gateway.epochs import EVERYTHING, Epochs
     from gateway.errors import RequestRefused
     from gateway.framing import ChunkedBody
     from gateway.headers import CacheControl, combined, end_to_end, split_list
     from gateway.heads import Limits, read_fields, read_framing, read_line
+    from gateway.leases import Leases
+    from gateway.live import _event_of, _readable
+    from gateway.overrides import applied, in_force
     from gateway.policy import Received, Rules, facts_of
+    from gateway.purge_stream import _record, _texts
+    from gateway.purges import _beat, _Fleet
     from gateway.record import decode_index, decode_stored, encode
+    from gateway.redis_leases import RedisLeases
+    from gateway.redis_pipe import Pipe
+    from gateway.redis_values import Reply
+    from gateway.settings import Loaded
+    from gateway.shared import NoShared
     from gateway.targets import check_host, normalise, split_raw_target
 
 
@@ -150,8 +166,144 @@ def ended_at(data: bytes, piece: int) -> int | None:
     return at if body.done else None
 
 
+class Unheard(asyncio.Transport):
+    """A connection to nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = False
+
+    def write(self, data: object) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def abort(self) -> None:
+        self.ended = True
+
+
+def pipe(data: bytes) -> None:
+    """Whatever Redis says, each read is told once: so many values, or None; and what casts a doubt ends the pipe."""
+    LOOP.run_until_complete(_pipe(data))
+
+
+async def _pipe(data: bytes) -> None:
+    told: list[tuple[int, Reply]] = []
+    reads, transport = Pipe(60.0, lambda waiting: None), Unheard()
+    reads._connection, reads._transport = type("Connection", (), {})(), transport
+    for number in (1, 2, 3):
+        reads.read(["key"] * number, 10, lambda reply, number=number: told.append((number, reply)))
+    step = data[0] % 7 + 1 if data else 1
+    for at in range(1, len(data), step):
+        if reads.open:
+            reads.data_received(data[at : at + step])
+    reads.close()
+    assert transport.ended
+    assert sorted(number for number, _ in told) == [1, 2, 3], told
+    for number, reply in told:
+        assert reply is None or (len(reply) == number and all(each is None or each for each in reply)), told
+
+
+class Saying(NoShared):
+    """A shared tier whose Redis says one thing, whatever it is asked."""
+
+    available = True
+
+    def __init__(self, reply: object) -> None:
+        self._leases = RedisLeases(self, "", self._guarded, self._spawn)
+        self._reply = reply
+        self.given_up = 0
+
+    def eval(self, *asked: object) -> object:
+        return self._reply
+
+    async def _guarded(self, command: object) -> object:
+        return command
+
+    def _spawn(self, work: Any) -> None:
+        work.close()
+        self.given_up += 1
+
+    async def take(self, name: str, token: bytes, life: float) -> bytes | None:
+        return await self._leases.take(name, token, life)
+
+    async def renew(self, held: object, life: float) -> None:
+        pass
+
+    async def peek(self, name: str) -> tuple[bool, bytes | None]:
+        return True, self._reply if isinstance(self._reply, bytes) else None
+
+
+def lease(data: bytes) -> None:
+    """Whatever a lease's command is told, it is a standing; one whose reply is no text is given up."""
+    reader = hiredis.Reader()
+    try:
+        reader.feed(data)
+        reply = reader.gets()
+    except hiredis.HiredisError:
+        return
+    if reply is not False:
+        LOOP.run_until_complete(_lease(reply))
+
+
+async def _lease(reply: object) -> None:
+    said = Saying(reply)
+    leases = Leases(said)
+    taken = await leases.take("key", 1.0)
+    assert bool(said.given_up) == (not (isinstance(reply, bytes) and reply))
+    await leases.look(taken)
+    await leases.give_back(taken)
+    leases.close()
+
+
+def purge(data: bytes) -> None:
+    """Whatever stands in the stream of purges is one, of everything where it can't be read; and a worker's sign of life
+    is none, or one that ends."""
+    position, found = _record(b"7-1", [b"i", b"id", b"r", data])
+    epochs = Epochs("generation")
+    stamp = epochs.stamp()
+    epochs.apply(position, found, 1e9)
+    epochs.judge(stamp, 1.0, (EVERYTHING, *found.names))
+    pieces = data.split(b"\n")
+    _record(b"7-2", pieces if len(pieces) % 2 == 0 else pieces[1:])
+    texts = _texts([data, data])
+    beat = _beat(texts[1])
+    assert beat is None or 0 <= beat.silent < math.inf, beat
+    fleet = _Fleet("own")
+    fleet.note("generation", {texts[0]: texts[1]}, 1.0)
+    assert fleet.silent(1e9), texts
+
+
+LOADED = Loaded(
+    Config.model_validate(
+        {
+            "upstreams": {"api": {"url": "http://api.test"}},
+            "routes": {
+                "item": {"path": "/items/{id}", "upstream": "api", "ttl": "30s"},
+                "home": {"path": "/home", "parts": {"one": {"upstream": "api", "path": "/one"}}},
+            },
+        }
+    ),
+    {},
+    (),
+)
+
+
+def override(data: bytes) -> None:
+    """Whatever stands among the overrides and in the audit list is passed over, or holds as a file's value would."""
+    found = list(_readable([data]))
+    for each in found:
+        assert math.isfinite(each.at), each
+        assert math.isfinite(each.until), each
+    applied(LOADED, in_force(found, 0.0), {})
+    _event_of(data)
+
+
+LOOP = asyncio.new_event_loop()
 KINDS: dict[str, Callable[[bytes], None]] = {
-    each.__name__: each for each in (record, headers, target, head, request, chunked)
+    each.__name__: each
+    for each in (record, headers, target, head, request, chunked, pipe, lease, purge, override)
 }
 
 
