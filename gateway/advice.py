@@ -28,6 +28,11 @@ class Advice:
         """Whether there was traffic, for at least as long as the shortest TTL: rates of less mean nothing."""
         return self.requests > 0 and self.rungs[0].seen
 
+    @property
+    def knows_changes(self) -> bool:
+        """Whether any fetch was compared with the one before it; without, nothing is known of outdated answers."""
+        return self.changes.fetches > 0
+
     def at(self, ttl: float) -> Rung:
         """The rung of `ttl`, between two rungs in proportion to the logarithm's place."""
         return between(self.rungs, ttl)
@@ -66,6 +71,8 @@ def recommend(
         return Recommendation(None, "no traffic was seen")
     if not advice.tells:
         return Recommendation(None, "it was watched for less than the shortest TTL")
+    if max_outdated is not None and not advice.knows_changes:
+        return Recommendation(None, "how often its content changes is not known: nothing was fetched twice yet")
     fitting = [
         rung
         for rung in advice.rungs

@@ -528,8 +528,9 @@ class Gateway(FastAPI):
         return {route.name: route.rules.ttl for route in routes}
 
     async def advice(self) -> list[Advice]:
-        """What each TTL would do, by what was seen of each route so far."""
-        return await self.watch.advice()
+        """What each TTL would do, by what was seen so far of each route that has one; aggregates leave it to parts."""
+        ttls = self.ttls()
+        return [each for each in await self.watch.advice() if each.route in ttls]
 
     def readiness(self) -> dict[str, object]:
         """What `/readyz` says. Redis being away makes it slower, not unready; who is stopping is not ready."""

@@ -37,30 +37,39 @@ def advise(
 
     from .advice import Advice
     from .tables import show
-    from .tuning import advice_of_log, ladder_table, parse_rate, parse_share, table
+    from .tuning import advice_of_log, ladder_table, parse_rate, parse_share, report
 
     outdated = parse_share(max_outdated) if max_outdated is not None else None
     upstream = parse_rate(max_upstream, "--max-upstream") if max_upstream is not None else None
     if outdated is None and upstream is None:
         outdated = 0.01
     if log is not None:
-        found = advice_of_log(log, _ttls(loaded(config).config))
+        read = loaded(config).config
+        wholes = [name for name, each in read.routes.items() if each.parts]
+        found = [each for each in advice_of_log(log, _ttls(read)) if each.route not in wholes]
     else:
         from .remote import ask_admin
 
         found = msgspec.convert(ask_admin("/advice")["routes"], list[Advice])
     chosen = [each for each in found if route in (None, each.route)]
     if not chosen:
-        known = ", ".join(each.route for each in found) or "none yet"
-        typer.secho(f"Nothing was seen of {route or 'any route'} so far (seen: {known}).", err=True, fg="yellow")
+        typer.secho(_why_nothing(route, [each.route for each in found]), err=True, fg="yellow")
         raise typer.Exit(3)
     if as_json:
         typer.echo(msgspec.json.encode(chosen).decode())
         return
-    show(table(chosen, max_outdated=outdated, max_upstream=upstream))
+    for line in report(chosen, max_outdated=outdated, max_upstream=upstream):
+        typer.echo(line)
     if route is not None:
         typer.echo()
         show(ladder_table(chosen[0]))
+
+
+def _why_nothing(route: str | None, seen: list[str]) -> str:
+    parts = [name for name in seen if name.rpartition(".")[0] == route]
+    if parts:
+        return f"{route} is joined of parts, each of which has a TTL of its own: {', '.join(parts)}."
+    return f"Nothing was seen of {route or 'any route'} so far (seen: {', '.join(seen) or 'none yet'})."
 
 
 RouteArgument = Annotated[

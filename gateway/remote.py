@@ -33,6 +33,12 @@ def ask_admin(path: str, order: dict[str, Any] | None = None, *, method: str | N
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise AdminError(f"no gateway answers at {url} ({error}); set GATEWAY_ADMIN_URL to its admin_listen") from None
     body = _json(response)
+    if response.status_code == 401:
+        wants, refuses = (
+            "wants a token: set GATEWAY_ADMIN_TOKEN to",
+            "refuses the GATEWAY_ADMIN_TOKEN set here; give it",
+        )
+        raise AdminError(f"the gateway at {url} {refuses if token else wants} the one that it was started with")
     if response.status_code >= 400:
         raise AdminError(str(body.get("detail", f"it answered {response.status_code}")))
     return body

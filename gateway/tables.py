@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from io import StringIO
 from typing import Any
 
 from rich.console import Console
@@ -14,11 +15,19 @@ from .overrides import instant
 from .settings import Loaded, effective
 from .templates import PathTemplate
 
+WIDE = 1000
+
 
 def show(table: Table) -> None:
-    """Print it, wide enough for scripts that read it by lines; a terminal has a width of its own."""
-    width = None if sys.stdout.isatty() else 240
-    Console(soft_wrap=True, markup=False, emoji=False, width=width).print(table)
+    """Print it: where no terminal reads it, a row a line without blanks at its end, however long; a terminal has a
+    width of its own."""
+    if sys.stdout.isatty():
+        Console(markup=False, emoji=False).print(table)
+        return
+    written = StringIO()
+    Console(soft_wrap=True, markup=False, emoji=False, width=WIDE, file=written).print(table)
+    for line in written.getvalue().splitlines():
+        print(line.rstrip())
 
 
 def table_of(*columns: str) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 from rich.table import Table
 
-from .advice import Advice, Recommendation, recommend
+from .advice import Advice, recommend
 from .changes import Changes
 from .errors import GatewayError
-from .ladder import Sighting
+from .ladder import Rung, Sighting
 from .traffic import Advisor, RouteBatch
 
 CACHEABLE = frozenset(("hit", "stale", "stale_error", "revalidated", "miss"))
@@ -118,15 +118,23 @@ def _read(path: Path) -> Iterator[LogLine]:
         raise LogError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def table(advice: Iterable[Advice], *, max_outdated: float | None = None, max_upstream: float | None = None) -> Table:
-    """A line a route: what is today, what is advised for the targets, and how sure it is."""
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("route", "ttl", "hit ratio", "upstream", "outdated", "advised", "then", "because", "seen"):
-        shown.add_column(heading)
+def report(
+    advice: Sequence[Advice], *, max_outdated: float | None = None, max_upstream: float | None = None
+) -> Iterator[str]:
+    """Of each route what is today, what is advised for the targets, why, and by what: lines of some 80 columns."""
+    width = max([len("route"), *(len(each.route) for each in advice)])
+    yield _columns("route", "", "ttl", "hit ratio", "upstream", "outdated", width=width)
     for each in advice:
         found = recommend(each, max_outdated=max_outdated, max_upstream=max_upstream)
-        shown.add_row(each.route, *_today(each), *_advised(each, found), found.why, _seen(each))
-    return shown
+        yield _columns(each.route, "today", *_today(each), width=width)
+        if found.ttl is not None:
+            yield _columns("", "advised", *_figures(each, found.ttl), width=width)
+        yield f"  {found.why}"
+        yield from (f"  {line}" for line in _seen(each))
+
+
+def _columns(route: str, which: str, ttl: str, hits: str, upstream: str, outdated: str, *, width: int) -> str:
+    return f"{route:<{width}}  {which:<7}  {ttl:<6}  {hits:<10}  {upstream:<9}  {outdated}".rstrip()
 
 
 def _today(advice: Advice) -> tuple[str, str, str, str]:
@@ -134,37 +142,34 @@ def _today(advice: Advice) -> tuple[str, str, str, str]:
         return "origin", "-", "-", "-"
     if not advice.tells:
         return duration(advice.today), "-", "-", "-"
-    rung = advice.at(advice.today)
-    return (
-        duration(advice.today),
-        f"{rung.hit_ratio:.1%}{_give_or_take(rung.hit_ratio_error * 100)}",
-        f"{rung.upstream:.3g}/s",
-        f"{rung.outdated:.2%}",
-    )
+    return _figures(advice, advice.today)
+
+
+def _figures(advice: Advice, ttl: float) -> tuple[str, str, str, str]:
+    rung = advice.at(ttl)
+    hits = f"{rung.hit_ratio:.1%}{_give_or_take(rung.hit_ratio_error * 100)}"
+    return duration(ttl), hits, f"{rung.upstream:.3g}/s", _outdated(advice, rung)
+
+
+def _outdated(advice: Advice, rung: Rung) -> str:
+    return f"{rung.outdated:.2%}" if advice.knows_changes else "?"
 
 
 def _give_or_take(points: float) -> str:
     return f" ±{1.96 * points:.1f}" if points >= 0.05 else ""
 
 
-def _advised(advice: Advice, found: Recommendation) -> tuple[str, str]:
-    if found.ttl is None:
-        return "-", "-"
-    rung = advice.at(found.ttl)
-    return duration(found.ttl), f"{rung.hit_ratio:.1%}, {rung.upstream:.3g}/s, {rung.outdated:.2%} outdated"
-
-
-def _seen(advice: Advice) -> str:
+def _seen(advice: Advice) -> Iterator[str]:
+    """By what it is advised, and how sure it is."""
     changes = advice.changes
     sample = "all keys" if advice.sampled >= 1 else f"{advice.keys} keys ({advice.sampled:.2%})"
-    every = f"changes every {duration(1 / changes.rate)}" if changes.rate else "no change seen"
-    low = duration(1 / changes.high) if changes.high else "0s"
-    high = duration(1 / changes.low) if changes.low else "never"
-    requests = f"{advice.requests} request{'s' if advice.requests != 1 else ''}"
-    return (
-        f"{requests} in {duration(advice.seconds)}, {sample}; {every} "
-        f"({low} to {high}, {changes.fetches} fetches compared)"
-    )
+    yield f"{advice.requests} request{'s' if advice.requests != 1 else ''} in {duration(advice.seconds)}, {sample}"
+    if advice.knows_changes:
+        every = f"changes every {duration(1 / changes.rate)}" if changes.rate else "no change"
+        low = duration(1 / changes.high) if changes.high else "0s"
+        high = duration(1 / changes.low) if changes.low else "never"
+        fetches = f"{changes.fetches} fetch{'es' if changes.fetches != 1 else ''}"
+        yield f"{every} ({low} to {high}) by {fetches} compared with those before"
 
 
 def duration(seconds: float) -> str:
@@ -186,7 +191,7 @@ def ladder_table(advice: Advice) -> Table:
             duration(rung.ttl),
             f"{rung.hit_ratio:.1%}{_give_or_take(rung.hit_ratio_error * 100)}",
             f"{rung.upstream:.3g}/s",
-            f"{rung.outdated:.2%}",
+            _outdated(advice, rung),
             note,
         )
     return shown

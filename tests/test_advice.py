@@ -15,6 +15,7 @@ from benchmarks.advice_model import Arrival, bursty, key_hash, poisson, really_r
 from gateway.advice import Advice, advise, recommend
 from gateway.changes import Changes
 from gateway.ladder import LADDER, Recorder, Replay, Sighting, sampled
+from gateway.tuning import report
 
 TRAFFIC = {
     "poisson": poisson(11, keys=300, rate=12.0, seconds=900.0),
@@ -298,3 +299,12 @@ def test_a_moment_of_traffic_is_no_reason_to_advise_anything_and_rates_count_the
     later = advise("items", 5.0, replay, Changes().rate())
     assert later.tells
     assert later.at(5.0).upstream == pytest.approx(0.1)
+
+
+def test_where_nothing_was_fetched_twice_no_share_of_outdated_answers_is_promised() -> None:
+    unknown = advise("items", 30.0, replayed(TRAFFIC["poisson"]), Changes().rate())
+    found = recommend(unknown, max_outdated=0.01)
+    assert found.ttl is None
+    assert "not known" in found.why
+    assert recommend(unknown, max_upstream=1000.0).ttl is not None
+    assert "  ?" in list(report([unknown]))[1]

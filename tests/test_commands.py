@@ -78,8 +78,11 @@ async def test_an_operator_purges_overrides_and_sees_who_did_what(
             refused = await asyncio.to_thread(run, "ttl", "set", "item", "5s", "--for", "1y")
             assert isinstance(refused.exception, AdminError)
             monkeypatch.setenv("GATEWAY_ADMIN_TOKEN", "wrong")
-            with pytest.raises(AdminError):
+            with pytest.raises(AdminError, match="refuses the GATEWAY_ADMIN_TOKEN set here"):
                 await asyncio.to_thread(ask_admin, "/audit")
+            monkeypatch.delenv("GATEWAY_ADMIN_TOKEN")
+            unnamed = await asyncio.to_thread(run, "ttl", "set", "item", "5s")
+            assert f"{url} wants a token: set GATEWAY_ADMIN_TOKEN" in str(unnamed.exception)
     finally:
         await operations.aclose()
         await generations.current.stop()

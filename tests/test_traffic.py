@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 
 from gateway.access_log import JsonAccessLog
 from gateway.admin import create_admin
-from gateway.advice import Advice
+from gateway.advice import Advice, advise
 from gateway.app import create_app
 from gateway.changes import Changes
 from gateway.cli import app as cli
 from gateway.embedded import Embedded
 from gateway.figures import Reading
-from gateway.ladder import LADDER
+from gateway.ladder import LADDER, Replay
 from gateway.redis_clients import connect
 from gateway.traffic import LocalDesk, RedisDesk, Traffic, key_hash
 from gateway.tuning import LogError, TargetError, advice_of_log, duration, parse_rate, parse_share
@@ -220,6 +220,35 @@ async def test_an_access_log_gives_the_advice_that_the_live_traffic_gave(clock: 
     assert "item" in shown
     assert "relieves the upstream" in shown
     assert "12h" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+async def test_an_aggregate_whose_parts_have_the_ttls_is_advised_on_by_its_parts(
+    clock: TurnedClock, tmp_path: Path
+) -> None:
+    routes = {"home": {"path": "/home", "parts": {"user": {"upstream": "api", "path": "/user", "ttl": "10s"}}}}
+    app = gateway(Upstream(json_answer()), routes, clock=clock)
+    async with asking(app) as client:
+        for _ in range(5):
+            await client.get("/home")
+            clock.turn(1)
+        await app.watch.turn()
+        assert [each.route for each in await app.advice()] == ["home.user"]
+
+    log, file = tmp_path / "access.jsonl", tmp_path / "gateway.yaml"
+    line = {"outcome": "hit", "route": "home", "key": "1f"}
+    log.write_text("".join(json.dumps({**line, "time": f"2026-01-01T00:00:0{n}+00:00"}) + "\n" for n in range(5)))
+    file.write_text(json.dumps({"upstreams": {"api": {"url": "http://api.test"}}, "routes": routes}))
+    result = CliRunner().invoke(cli, ["ttl", "advise", "--log", str(log), "-c", str(file)])
+    assert (result.exit_code, "Nothing was seen of any route" in result.output) == (3, True)
+
+
+def test_a_route_that_is_joined_of_parts_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = advise("home.user", 10.0, Replay(0.0), Changes().rate())
+    monkeypatch.setattr("gateway.remote.ask_admin", lambda path: {"routes": msgspec.to_builtins([seen])})
+    result = CliRunner().invoke(cli, ["ttl", "advise", "home"])
+    assert result.exit_code == 3
+    assert result.output == "home is joined of parts, each of which has a TTL of its own: home.user.\n"
 
 
 def test_a_log_that_has_only_a_share_of_the_hits_gives_no_advice(tmp_path: Path) -> None:
