@@ -8,7 +8,7 @@ const state = { token: sessionStorage.getItem(KEY) || "", routes: [], chosen: nu
 const $ = (id) => document.getElementById(id);
 
 function h(tag, attributes, ...children) {
-  const svg = ["svg", "path", "circle", "title"].includes(tag);
+  const svg = ["svg", "path", "circle", "line", "text"].includes(tag);
   const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes || {})) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
@@ -108,6 +108,8 @@ function showFigures(figures) {
     return h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: look }, word), n(number(each.rate)), n(number(each.failed), each.failed ? "n bad" : "n"), n(number(each.in_flight, 0)), n(time(each.p50)), n(time(each.p99)));
   }));
   remember(figures);
+  $("chart-rate").setAttribute("aria-label", `Requests a second over the last five minutes, now ${number(figures.rate)}`);
+  $("chart-hits").setAttribute("aria-label", `Hit ratio over the last five minutes, now ${percent(figures.hit_ratio)}`);
   for (const row of $("route-rows").children) {
     const mine = figures.routes[row.dataset.route];
     row.querySelector(".rate").textContent = number(mine ? mine.rate : 0);
@@ -148,17 +150,28 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { fo
 
 async function refreshRoutes() {
   const { routes } = await ask("routes");
+  const focused = $("route-rows").contains(document.activeElement) ? document.activeElement : null;
   state.routes = routes;
-  $("route-rows").replaceChildren(...routes.map(routeRow));
+  const rows = new Map([...$("route-rows").children].map((row) => [row.dataset.route, row]));
+  $("route-rows").replaceChildren(...routes.map((route) => kept(rows.get(route.name), routeRow(route))));
+  if (focused && focused.isConnected && document.activeElement !== focused) focused.focus({ preventScroll: true });
   if (state.figures) showFigures(state.figures);
   if (state.chosen) tune(state.chosen, true);
+}
+
+// A row that stays keeps its name, and with it the keyboard's focus; its other cells are new.
+function kept(old, row) {
+  if (!old || old.firstChild.textContent !== row.firstChild.textContent || old.querySelectorAll("button").length !== row.querySelectorAll("button").length) return row;
+  old.className = row.className;
+  old.replaceChildren(old.firstChild, ...[...row.children].slice(1));
+  return old;
 }
 
 function routeRow(route) {
   const today = route.advice && route.ttl !== null ? at(route.advice, route.ttl) : null;
   return h("tr", { "data-route": route.name, class: route.name === state.chosen ? "chosen" : "" },
-    h("th", { scope: "row" }, route.advice ? h("button", { type: "button", class: "link", onclick: () => tune(route.name) }, route.name) : route.name),
-    h("td", {}, route.path), h("td", {}, route.shown), h("td", { class: "wrap" }, route.sources[0] || "default"),
+    h("th", { scope: "row" }, route.advice ? h("button", { type: "button", class: "link", "aria-controls": "tune", "aria-expanded": String(route.name === state.chosen), onclick: () => tune(route.name) }, route.name) : route.name, h("small", { class: "phone" }, route.path)),
+    h("td", { class: "wide" }, route.path), h("td", {}, route.shown), h("td", { class: "wrap" }, route.sources[0] || "default"),
     h("td", { class: "n rate" }, "–"), h("td", { class: "n hits" }, "–"),
     n(today ? `${number(today.upstream, 2)}/s` : "–"), h("td", {}, route.advice ? curve(route) : "nothing seen yet"));
 }
@@ -192,12 +205,16 @@ function tune(name, keep) {
   const route = state.routes.find((each) => each.name === name);
   if (!route || !route.advice) return;
   state.chosen = name;
-  for (const row of $("route-rows").children) row.className = row.dataset.route === name ? "chosen" : "";
+  for (const row of $("route-rows").children) {
+    row.className = row.dataset.route === name ? "chosen" : "";
+    row.querySelector("button")?.setAttribute("aria-expanded", String(row.dataset.route === name));
+  }
   const advice = route.advice;
   $("tune").hidden = false;
   $("tune-h").textContent = `${name}: ${route.shown} today`;
   const changes = advice.changes.rate ? `content changes about every ${duration(1 / advice.changes.rate)}` : "no change of content was seen";
-  $("tune-seen").textContent = `Learnt from ${number(advice.requests, 0)} requests in ${duration(advice.seconds)}; ${changes} (${advice.changes.fetches} fetches compared).`;
+  const compared = advice.changes.fetches ? `${changes} (${number(advice.changes.fetches, 0)} fetches compared)` : "how often content changes is not known, as nothing was fetched twice yet";
+  $("tune-seen").textContent = `Learnt from ${number(advice.requests, 0)} requests in ${duration(advice.seconds)}; ${compared}.`;
   $("tune-ttl").max = advice.rungs.length - 1;
   if (!keep) {
     $("tune-ttl").value = route.ttl === null ? 0 : nearest(advice.rungs, route.ttl);
@@ -215,13 +232,40 @@ function foretell() {
   const rung = route.advice.rungs[$("tune-ttl").value];
   const today = route.ttl === null ? null : at(route.advice, route.ttl);
   const from = (text) => (today ? `from ${text}` : "");
-  $("tune-value").textContent = duration(rung.ttl) + (rung.seen ? "" : " (longer than the traffic was watched)");
-  $("tune-ttl").setAttribute("aria-valuetext", duration(rung.ttl));
-  $("tune-tiles").replaceChildren(
+  const known = route.advice.changes.fetches > 0;
+  const watched = rung.seen ? "" : " (longer than the traffic was watched)";
+  put("tune-value", duration(rung.ttl) + watched);
+  $("tune-ttl").setAttribute("aria-valuetext", duration(rung.ttl) + watched);
+  const tiles = h("dl", {},
     tile("hit ratio", percent(rung.hit_ratio), from(today && percent(today.hit_ratio))),
     tile("asks upstream", `${number(rung.upstream, 2)}/s`, from(today && `${number(today.upstream, 2)}/s`)),
-    tile("outdated answers", percent(rung.outdated, 2), from(today && percent(today.outdated, 2))),
+    tile("outdated answers", known ? percent(rung.outdated, 2) : "not known", known ? from(today && percent(today.outdated, 2)) : ""),
   );
+  // It is read aloud when it changes: not each time that the figures come anew.
+  if ($("tune-tiles").innerHTML !== tiles.innerHTML) $("tune-tiles").replaceChildren(...tiles.childNodes);
+  $("tune-curve").replaceChildren(bigCurve(route, rung, known));
+}
+
+function put(id, text) {
+  if ($(id).textContent !== text) $(id).textContent = text;
+}
+
+// The hit ratio and the outdated share by TTL: where it is today, and where the slider stands.
+function bigCurve(route, chosen, known) {
+  const rungs = route.advice.rungs;
+  const [width, height, left, top, bottom] = [$("tune-curve").clientWidth || 720, 150, 48, 8, 22];
+  const x = (position) => left + (position * (width - left - 16)) / (rungs.length - 1);
+  const y = (share) => height - bottom - share * (height - top - bottom);
+  const path = (name) => rungs.map((rung, position) => `${position ? "L" : "M"}${x(position).toFixed(1)} ${y(rung[name]).toFixed(1)}`).join("");
+  const label = (text, attributes) => h("text", attributes, text);
+  const lines = [0, 0.5, 1].map((share) => h("line", { class: "grid", x1: left, x2: width - 16, y1: y(share), y2: y(share) }));
+  const ticks = rungs.flatMap((rung, position) => (position % 4 && position !== rungs.length - 1 ? [] : [label(duration(rung.ttl), { x: x(position), y: height - 6, "text-anchor": "middle" })]));
+  const upright = (position, look) => h("line", { class: look, x1: x(position), x2: x(position), y1: top, y2: height - bottom });
+  const places = [upright(rungs.indexOf(chosen), "chosen")];
+  if (route.ttl !== null) places.unshift(upright(nearest(rungs, route.ttl), "today"));
+  return h("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `By TTL, from 1 s to a day: hit ratio from ${percent(rungs[0].hit_ratio)} to ${percent(rungs[rungs.length - 1].hit_ratio)}` + (known ? `, outdated answers from ${percent(rungs[0].outdated)} to ${percent(rungs[rungs.length - 1].outdated)}` : "") },
+    ...lines, label("0 %", { x: left - 6, y: y(0) + 4, "text-anchor": "end" }), label("100 %", { x: left - 6, y: y(1) + 6, "text-anchor": "end" }),
+    ...ticks, ...places, h("path", { class: "hits", d: path("hit_ratio") }), known ? h("path", { class: "outdated", d: path("outdated") }) : null);
 }
 
 // --- doing things --------------------------------------------------------------------------------------------
@@ -267,18 +311,38 @@ $("explain-purge").addEventListener("click", doing("explained", async () => repo
 $("purge-form").addEventListener("submit", doing("purged", async () => {
   const [what, name] = [$("purge-what").value, $("purge-name").value.trim()];
   if (what !== "all" && !name) throw new Error("Give it a name.");
+  if (what === "all" && !confirm("Purge everything? Every answer is then fetched anew, from all upstreams at once.")) return "Nothing was purged.";
   return report(await ask("purge", { ...(what === "all" ? { all: true } : { [what]: [name] }), soft: $("purge-soft").checked }));
 }));
 $("purge-what").addEventListener("change", () => { $("purge-name").disabled = $("purge-what").value === "all"; });
 
 async function refreshAudit() {
   const { events } = await ask("audit");
-  $("audit-rows").replaceChildren(...events.map((each) => h("tr", {}, h("td", {}, when(each.at)), h("td", {}, each.by), h("td", {}, each.what), h("td", { class: "wrap" }, each.detail))));
+  rows("audit-rows", events.map((each) => h("tr", {}, h("td", {}, when(each.at)), h("td", {}, each.by), h("td", {}, each.what), h("td", { class: "wrap" }, each.detail))), "Nothing was changed or purged yet.");
 }
+
+// The rows of a table, left alone where they are the same: whoever is in them by keyboard stays there.
+function rows(id, made, nothing) {
+  const columns = $(id).closest("table").querySelectorAll("thead th").length;
+  const now = h("tbody", {}, ...(made.length ? made : [h("tr", {}, h("td", { colspan: columns, class: "hint" }, nothing))]));
+  if ($(id).innerHTML !== now.innerHTML) $(id).replaceChildren(...now.childNodes);
+}
+
+async function refreshOverrides() {
+  const { overrides } = await ask("overrides");
+  rows("override-rows", overrides.map((each) => h("tr", {}, h("th", { scope: "row" }, `${each.route}.${each.setting}`), h("td", {}, each.value), h("td", {}, when(each.until)), h("td", {}, each.by),
+    h("td", {}, h("button", { type: "button", "aria-label": `End ${each.route}.${each.setting}`, onclick: (event) => end(each, event) }, "End")))), "None is in force.");
+}
+
+const end = (override, event) => doing("override-said", async () => {
+  await ask(`overrides/${encodeURIComponent(override.route)}/${encodeURIComponent(override.setting)}`, undefined, "DELETE");
+  $("overrides-h").focus();
+  return `${override.route}.${override.setting} is as configured again.`;
+})(event);
 
 async function refresh() {
   try {
-    await Promise.all([refreshRoutes(), refreshAudit()]);
+    await Promise.all([refreshRoutes(), refreshOverrides(), refreshAudit()]);
   } catch (error) {
     if (error instanceof Refused) leave(error.message);
   }

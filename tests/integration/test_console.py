@@ -191,6 +191,7 @@ def test_a_newcomers_ten_minutes(gateway: tuple[GatewayProcess, str], shop: str,
         page.press("#tune-apply")
         page.until(lambda: "on all workers" in page.text("#tune-said"), "the TTL is another")
         page.until(lambda: "live override" in page.text("#route-rows"), "and it says who set it")
+        page.until(lambda: "product.ttl 30s" in page.text("#override-rows"), "it is listed with what else is in force")
         calm = asked(shop)
         seen = threading.Event()
         seen.wait(5)
@@ -205,8 +206,9 @@ def test_a_newcomers_ten_minutes(gateway: tuple[GatewayProcess, str], shop: str,
         page.until(
             lambda: "purge" in page.text("#audit-rows") and "ttl set" in page.text("#audit-rows"), "it is all listed"
         )
-        page.press("#tune-reset")
-        page.until(lambda: "live override" not in page.text("#route-rows"), "the override ends")
+        page.press("#override-rows button")
+        page.until(lambda: "None is in force" in page.text("#override-rows"), "the override ends")
+        page.until(lambda: "live override" not in page.text("#route-rows"), "and the route is as configured again")
         page.shoot("end")
     errors = [
         entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE" and "401" not in entry["message"]
@@ -232,3 +234,72 @@ def test_the_page_is_for_keyboards_and_screen_readers_too(gateway: tuple[Gateway
     browser.set_window_size(390, 800)
     width = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
     assert width[0] <= width[1], "on a phone nothing but tables scrolls sideways"
+
+
+def focused(driver: Any) -> str:
+    """What has the keyboard's focus, by its id or its words."""
+    here = driver.switch_to.active_element
+    return str(here.get_attribute("id") or here.get_attribute("aria-label") or here.text)
+
+
+@needs_browser
+def test_who_has_only_a_keyboard_reaches_all_and_is_not_thrown_out_by_what_comes_anew(
+    gateway: tuple[GatewayProcess, str], browser: Any
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    process, admin = gateway
+    with Traffic(process.url):
+        page = Page(browser, admin)
+        page.until(lambda: focused(browser) == "token", "the field for the token has the focus")
+        browser.switch_to.active_element.send_keys("secret", Keys.ENTER)
+        page.until(lambda: browser.find_elements("css selector", "#route-rows button"), "there is advice")
+        route = browser.find_element("css selector", "#route-rows button")
+        browser.execute_script("document.getElementById('leave').focus()")
+        walked = []
+        for _ in range(40):
+            browser.switch_to.active_element.send_keys(Keys.TAB)
+            walked.append(focused(browser))
+            if walked[-1] == "product":
+                break
+        assert walked[-1] == "product", walked
+
+        browser.execute_script(
+            "window.seen = []; window.plain = refreshRoutes;"
+            "refreshRoutes = async () => { await plain(); seen.push(document.activeElement.textContent); }"
+        )
+        page.until(lambda: len(browser.execute_script("return seen")) >= 2, "the routes have come anew, twice")
+        assert set(browser.execute_script("return seen")) == {"product"}
+
+        assert route.get_attribute("aria-expanded") == "false"
+        browser.switch_to.active_element.send_keys(Keys.ENTER)
+        page.until(lambda: focused(browser) == "tune-ttl", "the slider has the focus")
+        assert browser.find_element("css selector", "#route-rows button").get_attribute("aria-expanded") == "true"
+        before = page.text("#tune-value")
+        browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+        assert page.text("#tune-value") != before
+        for expected in ("tune-for", "tune-apply", "Live overrides"):
+            browser.switch_to.active_element.send_keys(Keys.TAB)
+            assert focused(browser) == expected
+
+        browser.execute_script(
+            "window.said = 0; new MutationObserver(() => said++)"
+            ".observe(document.getElementById('tune-value'), { childList: true })"
+        )
+        page.until(lambda: len(browser.execute_script("return seen")) >= 4, "the routes have come anew, twice more")
+        assert browser.execute_script("return said") == 0, "nothing is read aloud again that is the same"
+
+
+@needs_browser
+def test_everything_is_purged_only_after_a_second_word(gateway: tuple[GatewayProcess, str], browser: Any) -> None:
+    _, admin = gateway
+    page = Page(browser, admin)
+    page.type("token", "secret\n")
+    page.until(lambda: page.text("#state") == "Live", "the console is there")
+    browser.find_element("id", "purge-what").send_keys("everything")
+    page.press("#purge-form button")
+    browser.switch_to.alert.dismiss()
+    page.until(lambda: "Nothing was purged" in page.text("#purged"), "it was not meant")
+    page.press("#purge-form button")
+    browser.switch_to.alert.accept()
+    page.until(lambda: "2 of 2 workers" in page.text("#purged"), "it was meant")
