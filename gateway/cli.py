@@ -179,7 +179,8 @@ def warm(
 
     listed = wanted(source, top=top, drop_query=TRACKING_PARAMETERS)
     if listed.skipped:
-        typer.secho(f"{listed.skipped} lines had a query, whose values no log holds: left out.", err=True, fg="yellow")
+        lines = f"{listed.skipped} line{'s' if listed.skipped > 1 else ''}"
+        typer.secho(f"{lines} had a query, whose values no log holds: left out.", err=True, fg="yellow")
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("warming", total=len(listed.targets))
         warmed = asyncio.run(

@@ -359,7 +359,10 @@ class Supervisor:
                 member.send(Commit(self._number))
                 member.number = self._number
         self._counts["reloads"] += 1
-        logger.info("the configuration was reloaded, %s", f"{len(changes)} changes:" if changes else "nothing changed")
+        logger.info(
+            "the configuration was reloaded, %s",
+            "1 change:" if len(changes) == 1 else f"{len(changes)} changes:" if changes else "nothing changed",
+        )
         for change in changes:
             logger.log(logging.WARNING if change.wants_restart else logging.INFO, "  %s", change)
 

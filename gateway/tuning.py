@@ -113,6 +113,8 @@ def _read(path: Path) -> Iterator[LogLine]:
                     try:
                         yield decoder.decode(line)
                     except msgspec.DecodeError as error:
+                        if line.startswith(b"{") and not line.endswith(b"\n"):
+                            return  # the log is being written, and this line has no end yet
                         raise LogError(f"{path} line {number} is no line of the access log: {error}") from None
     except OSError as error:
         raise LogError(f"{path} cannot be read: {error.strerror}") from None

@@ -55,20 +55,27 @@ class Warmed:
 def wanted(path: Path, *, top: int | None, drop_query: tuple[str, ...] = ()) -> Wanted:
     """The targets that a file names: a URL or path a line, or an access log in JSON lines. Raises WarmError."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise WarmError(f"{path} cannot be read: {error.strerror}") from None
     counts: Counter[str] = Counter()
     skipped = 0
-    for number, line in enumerate(lines, 1):
-        text = line.strip()
-        if not text or text.startswith("#"):
+    for number, line in enumerate(_whole_lines(text), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
             continue
-        target = _of_log(text, path, number) if text.startswith("{") else _of_url(text, path, number, drop_query)
+        target = _of_log(line, path, number) if line.startswith("{") else _of_url(line, path, number, drop_query)
         skipped += target is None
         if target:
             counts[target] += 1
     return Wanted([target for target, _ in counts.most_common(top)], skipped)
+
+
+def _whole_lines(text: str) -> list[str]:
+    """The lines but for the last one of a log that is being written, where it has no end yet."""
+    lines = text.splitlines()
+    unfinished = lines and lines[-1].startswith("{") and not lines[-1].rstrip().endswith("}")
+    return lines[:-1] if unfinished else lines
 
 
 def _of_url(text: str, path: Path, number: int, drop_query: tuple[str, ...]) -> str:

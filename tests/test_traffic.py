@@ -214,6 +214,9 @@ async def test_an_access_log_gives_the_advice_that_the_live_traffic_gave(clock: 
     (read,) = msgspec.json.decode(result.output, type=list[Advice])
     assert (read.route, read.today, read.requests) == ("item", 10.0, 120)
     assert read.changes.changed == live.changes.changed
+    with path.open("a") as log:
+        log.write('\n{"time": "2026-01-01T00:00:00+00:00", "outco')  # as the gateway writes it
+    assert CliRunner().invoke(cli, [*arguments, "--json"]).output == result.output
     for mine, theirs in zip(read.rungs, live.rungs, strict=True):
         assert mine.hit_ratio == pytest.approx(theirs.hit_ratio, abs=0.01)
     shown = CliRunner().invoke(cli, [*arguments, "item", "--max-upstream", "1/m"]).output

@@ -49,6 +49,12 @@ def test_a_line_that_means_nothing_is_refused(tmp_path: Path, line: str, why: st
         wanted(listed(tmp_path, line), top=None)
 
 
+def test_of_a_log_that_is_being_written_the_line_without_an_end_is_left_out(tmp_path: Path) -> None:
+    log = tmp_path / "access.jsonl"
+    log.write_text('{"method": "GET", "path": "/a", "status": 200}\n{"method": "GET", "pa')
+    assert wanted(log, top=None).targets == ["/a"]
+
+
 async def test_what_was_asked_for_is_a_hit_afterwards(clock: TurnedClock) -> None:
     upstream = Upstream(json_answer(cache_control="max-age=60"))
     app = gateway(upstream, clock=clock)
