@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import unquote, unquote_plus
 
@@ -92,7 +92,7 @@ class Builder:
             stale_if_error=0.0,
             request_directives=route.request_directives == "honour",
         )
-        keying = _keying([source.route for source in sources.values()], plan)
+        keying = _keying(sources.values(), route, plan)
         made = Route(name, rules, keying, self._max_body(route), made=True)
         return Aggregate(name, route, kit, made, self.engine)
 
@@ -162,22 +162,40 @@ class Builder:
 _OF_A_ROUTE = ("ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "vary")
 
 
-def _keying(routes: Sequence[Route], plan: PartPlan) -> Keying:
+def _keying(sources: Collection[Source], config: RouteConfig, plan: PartPlan) -> Keying:
     """What of a request counts for the whole: all that counts for a part before its upstream's `Vary`.
 
-    How long a whole lives is settled when it is joined, by its parts' rules: so where those are changed, by a reload or
-    a live override, it is joined anew of the parts, which are judged by the rules as they are.
+    What a whole is, and how long it lives, is settled when it is joined, by the settings of its parts: so where any of
+    those is changed, by a reload or a live override, it is joined anew of the parts as they lie there, which are judged
+    by the settings as they are.
     """
-    parts = [route.keying for route in routes]
-    rules = xxh3_64_hexdigest(repr([(route.name, route.rules) for route in routes]).encode())
+    parts = [source.route.keying for source in sources]
+    settings = xxh3_64_hexdigest(repr([_settings(config), *map(_behind, sources)]).encode())
     vary = {name for keying in parts for name in keying.vary or ()} | plan.reads
     authorizations = {keying.authorization for keying in parts}
     authorization = next((each for each in ("pass", "key") if each in authorizations), "ignore")
     cookies: tuple[str, ...] | None = tuple(sorted({name for keying in parts for name in keying.cookies or ()}))
     if any(keying.cookies is None for keying in parts):
         cookies = None
-    marks = ((b"parts' rules", rules.encode()),)
+    marks = ((b"parts", settings.encode()),)
     return Keying(vary=tuple(sorted(vary)), authorization=authorization, cookies=cookies, marks=marks)
+
+
+_OF_THE_WHOLE = {"parts", "merge", "envelope", "errors"}
+_SAID_OF_A_ROUTE = {"description", "summary"}
+
+
+def _settings(config: RouteConfig) -> str:
+    """What an aggregate's body depends on, of its own settings: as given, as `group: null` is not the same as none."""
+    return config.model_dump_json(include=_OF_THE_WHOLE, exclude_unset=True)
+
+
+def _behind(source: Source) -> tuple[object, ...]:
+    """What a part depends on of the settings of others: its upstream's name, and those of the route that it names."""
+    of_route = None
+    if source.declared is not None:
+        of_route = source.declared.config.model_dump_json(exclude=_SAID_OF_A_ROUTE, exclude_unset=True)
+    return source.route.name, source.route.rules, source.upstream.name, of_route
 
 
 def aggregate_key(aggregate: Aggregate, target: Target) -> str:

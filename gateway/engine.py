@@ -185,7 +185,7 @@ class Engine:
             case policy.Revalidate():
                 return await self._ask_upstream(ask, decision.stored, decision.reason)
             case policy.Miss():
-                reason = "vary-miss" if self.tiers.varies(ask.plan.primary) else "miss"
+                reason = "vary-miss" if self.tiers.has_others(ask.wanted) else "miss"
                 return await self._ask_upstream(ask, None, reason)
             case _:
                 assert_never(decision)

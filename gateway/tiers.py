@@ -113,9 +113,14 @@ class Tiers:
         index = self.memory.index(plan.primary)
         return variant_key(plan.base, index.names[0], wanted.headers) if index and index.names else plan.base
 
-    def varies(self, primary: str) -> bool:
-        index = self.memory.index(primary)
-        return index is not None and bool(index.names) and bool(index.names[0])
+    def has_others(self, wanted: Selection) -> bool:
+        """Whether responses are stored of which the request selects none; not where what it selects is there and may
+        no longer be used, as it was purged or has expired."""
+        index = self.memory.index(wanted.plan.primary)
+        if index is None or not index.names or not index.names[0]:
+            return False
+        keys = (variant_key(wanted.plan.base, names, wanted.headers) for names in (*index.names, ()))
+        return all(self.memory.get(key) is None for key in keys)
 
     async def look(self, wanted: Selection) -> Found:
         """What the shared tier has, if it says so in time; nothing is taken into memory."""

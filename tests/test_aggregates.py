@@ -503,6 +503,24 @@ async def test_a_purge_by_any_name_of_a_part_reaches_the_whole(
     assert "fwd=" in response.headers["cache-status"] or "joined" in response.headers["cache-status"]
 
 
+async def test_what_is_stored_and_void_is_missed_and_what_other_headers_selected_is_a_vary_miss(
+    clock: TurnedClock,
+) -> None:
+    app = home(two(), {**TWO, "user": part("/users/{user}", vary=["accept-language"])}, clock)
+    async with asking(app) as client:
+        said = []
+        for language, purged in (("de", False), ("de", True), ("fr", False), ("de", False)):
+            if purged:
+                await app.purge(routes=["home"])
+            response = await client.get("/home/7", headers={"accept-language": language})
+            said.append(response.headers["cache-status"].partition("; stored")[0])
+        clock.turn(100)
+        response = await client.get("/home/7", headers={"accept-language": "de"})
+    assert said[:3] == ["gateway; fwd=miss", "gateway; fwd=miss", "gateway; fwd=vary-miss"]
+    assert said[3].startswith("gateway; hit")
+    assert response.headers["cache-status"].startswith("gateway; fwd=stale; stored")
+
+
 async def test_a_purge_by_a_routes_url_reaches_the_aggregates_that_share_its_answer(clock: TurnedClock) -> None:
     shop = Shop()
     shop.set("/products/7", {"id": 7})

@@ -70,6 +70,45 @@ async def test_what_is_stored_is_judged_by_the_new_ttl(clock: TurnedClock) -> No
         assert upstream.asked == 2
 
 
+SHAPED = {"upstream": "api", "path": "/a", "ttl": "60s", "vary": []}
+
+
+@pytest.mark.parametrize(
+    ("parts", "settings", "told"),
+    [
+        ({"a": {**SHAPED, "rename": {"path": "name"}}}, {}, {"a": {"name": "/a", "n": 1}}),
+        ({"a": {**SHAPED, "deny": ["path"]}}, {}, {"a": {"n": 1}}),
+        ({"a": {**SHAPED, "allow": ["path"]}}, {}, {"a": {"path": "/a"}}),
+        ({"a": {**SHAPED, "select": "n"}}, {}, {"a": 1}),
+        ({"a": {**SHAPED, "group": "b"}}, {}, {"b": {"path": "/a", "n": 1}}),
+        ({"a": {**SHAPED, "group": None}}, {}, {"path": "/a", "n": 1}),
+        ({"a": {**SHAPED, "decode": "text"}}, {}, {"a": '{"path":"/a","n":1}'}),
+        ({"a": SHAPED, "c": {"static": 2}}, {}, {"a": {"path": "/a", "n": 1}, "c": 2}),
+        ({"a": SHAPED}, {"envelope": True}, {"a": {"path": "/a", "n": 1}, "_meta": ...}),
+        ({"a": {"route": "rest", "path": "/b"}}, {}, {"a": {"path": "/b", "n": 1}}),
+    ],
+)
+async def test_a_whole_is_joined_anew_where_a_reload_changed_the_shape_of_a_part(
+    parts: dict[str, Any], settings: dict[str, Any], told: dict[str, Any], clock: TurnedClock
+) -> None:
+    def home(parts: dict[str, Any], **settings: Any) -> Loaded:
+        rest = {"path": "/{path:path}", "upstream": "api", "ttl": "60s"}
+        return loaded(routes={"rest": rest, "home": {"path": "/home", "parts": parts, **settings}})
+
+    upstream = Upstream(lambda request: httpx.Response(200, json={"path": request.url.path, "n": 1}))
+    async with running(home({"a": SHAPED}), upstream, clock) as (generations, client):
+        first = await client.get("/home")
+        assert first.json() == {"a": {"path": "/a", "n": 1}}
+        generations.reload(home(parts, **settings))
+        changed = await client.get("/home")
+        assert {**changed.json(), **{name: ... for name in told if told[name] is ...}} == told
+        assert changed.headers["etag"] != first.headers["etag"]
+        generations.reload(home({"a": SHAPED}))
+        again = await client.get("/home")
+        assert again.content == first.content
+        assert again.headers["cache-status"].startswith("gateway; hit; ttl=")
+
+
 async def test_routes_come_and_go_with_a_reload(clock: TurnedClock) -> None:
     upstream = Upstream(json_answer())
     one = loaded(routes={"a": {"path": "/a", "upstream": "api"}})
