@@ -25,8 +25,7 @@ def local_of(own: Iterable[BaseRoute], router: Router) -> Local:
             case Match.PARTIAL:
                 return 405
         other = path.rstrip("/") if path.endswith("/") else f"{path}/"
-        redirects = router.redirect_slashes and path != "/"
-        return 307 if redirects and _matched(router.routes, method, other) is not Match.NONE else None
+        return 307 if other and _matched(router.routes, method, other) is not Match.NONE else None
 
     return local
 

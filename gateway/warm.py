@@ -74,7 +74,7 @@ def wanted(path: Path, *, top: int | None, drop_query: tuple[str, ...] = ()) -> 
 def _whole_lines(text: str) -> list[str]:
     """The lines but for the last one of a log that is being written, where it has no end yet."""
     lines = text.splitlines()
-    unfinished = lines and lines[-1].startswith("{") and not lines[-1].rstrip().endswith("}")
+    unfinished = lines and text[-1] not in "\r\n" and lines[-1].startswith("{") and not lines[-1].endswith("}")
     return lines[:-1] if unfinished else lines
 
 

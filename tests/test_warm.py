@@ -18,7 +18,7 @@ from .conftest import TurnedClock, Upstream, asking, gateway, json_answer, serve
 
 def listed(tmp_path: Path, *lines: str) -> Path:
     path = tmp_path / "list"
-    path.write_text("\n".join(lines))
+    path.write_text("".join(line + "\n" for line in lines))
     return path
 
 
