@@ -2,11 +2,12 @@
 
     python -m benchmarks.aggregates [--seconds 5]
 
-Each server runs alone on core 0; wrk (32 connections) and the upstream, an nginx that answers 900 bytes of JSON, share
-core 1. Beside the gateway: the smallest ASGI app on the same server, a FastAPI handler that gathers over
-httpx.AsyncClient, and an nginx with libnginx-mod-http-lua that does capture_multi. Needs wrk and nginx (Debian). The
-latency of the fan-out is measured against an upstream whose four answers take 10, 20, 30 and 40 ms, beyond what the
-same client waits for the slowest of them when it asks that upstream itself.
+What is compared with the smallest app, and with a plain hit, is measured in turn, three rounds of each; all answers are
+of one size but for seven bytes. Each server works alone on core 0; wrk (32 connections) and the upstream, an nginx that
+answers 900 bytes of JSON, share core 1. Beside the gateway: the smallest ASGI app on the same server, a FastAPI handler
+that gathers over httpx.AsyncClient, and an nginx with libnginx-mod-http-lua that does capture_multi. Needs wrk and
+nginx (Debian). The latency of the fan-out is measured against an upstream whose four answers take 10, 20, 30 and 40 ms,
+beyond what the same client waits for the slowest of them when it asks that upstream itself.
 
 The splice is measured twice: over 30,000 request lines in turn, of whose parts one lives for a second and is refreshed
 behind, so that each joined answer has expired when its line comes again, while all its parts lie fresh in memory; and
@@ -210,6 +211,7 @@ request = function() n = n % {lines} + 1; return wrk.format("GET", "{path}{run}"
 """
 LINES = 30_000
 """Request lines, so many that each joined answer has expired before its line comes again."""
+ROUNDS = 3
 MOST_WARMING = 60.0
 """Seconds in which the gateway is made to know them, at most."""
 
@@ -262,18 +264,22 @@ def measure(seconds: float) -> dict[str, float]:
     figures: dict[str, float] = {}
     with nginx(UPSTREAM, 1) as fast, python("slow", 1) as slow:
         upstream = f"http://{fast}"
-        with python("smallest", 0) as address:
-            figures["smallest ASGI app"] = rate(address, "/", seconds)
         with python("gateway", 0, upstream, f"http://{slow}") as address:
             for path in ("/plain", "/hot/1", "/hot/11"):
                 urllib.request.urlopen(f"http://{address}{path}").read()
-            figures["plain hit"] = rate(address, "/plain?", seconds)
-            figures["joined hit"] = rate(address, "/hot/", seconds)
-            figures["splice, lines never seen"] = rate(address, "/hot/", seconds, distinct=True)
+            unseen = rate(address, "/hot/", seconds, distinct=True)
             # So that the app and then the edge have seen each line; the latter takes a fraction of the former.
-            warming = min(MOST_WARMING, 1.5 * LINES / figures["splice, lines never seen"])
-            rate(address, "/brief/", warming, lines=LINES)
-            figures["splice"] = rate(address, "/brief/", seconds, lines=LINES)
+            rate(address, "/brief/", min(MOST_WARMING, 1.5 * LINES / unseen), lines=LINES)
+            with python("smallest", 0) as smallest:
+                figures = in_turn(
+                    {
+                        "smallest ASGI app": lambda: rate(smallest, "/", seconds),
+                        "plain hit": lambda: rate(address, "/plain?", seconds),
+                        "joined hit": lambda: rate(address, "/hot/", seconds),
+                        "splice": lambda: rate(address, "/brief/", seconds, lines=LINES),
+                    }
+                )
+            figures["splice, lines never seen"] = unseen
             figures["cold fan-out"] = rate(address, "/cold/", seconds, distinct=True)
             figures["cold latency beyond the slowest part, ms"] = latency(address, slow) * 1000
         with python("gathering", 0, upstream) as address:
@@ -281,6 +287,12 @@ def measure(seconds: float) -> dict[str, float]:
         with nginx(LUA, 0, upstream=fast) as address:
             figures["nginx, lua capture_multi"] = rate(address, "/cold/", seconds, distinct=True)
     return figures
+
+
+def in_turn(rows: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """The median of each, measured in turn: what a shared machine does meanwhile then befalls all of them."""
+    rounds = [{name: row() for name, row in rows.items()} for _ in range(ROUNDS)]
+    return {name: statistics.median(each[name] for each in rounds) for name in rows}
 
 
 def main() -> None:

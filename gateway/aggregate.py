@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import orjson
-from xxhash import xxh3_128_hexdigest
 
 from .answers import Answer
 from .config import RouteConfig
@@ -21,14 +20,14 @@ from .errors import PartFailed, problem_document
 from .exchange import Exchange, PartSaid
 from .fetched import Fetched, WholeBody
 from .headers import Headers
-from .joining import joining
+from .joining import joining, whole_headers
 from .keys import Plan
 from .merge import Piece, joined
 from .outcome import Outcome, Result
 from .part_plan import Values, sole_part
 from .part_run import Kit, Resolved, Run
 from .part_source import Wanting
-from .policy import OWN_TAG, Facts, fields_of_304, not_modified
+from .policy import Facts, fields_of_304, not_modified
 from .templates import render_tag
 
 CONSTANT_LIFE = 60.0
@@ -117,17 +116,8 @@ class Aggregate:
         stamp = tiers.stamp() if at_once else tiers.least_stamp(each for life in lives for each in life.stamps)
         life = joining(lives, complete=complete, stamp=stamp, longest=CONSTANT_LIFE, vary=self.vary)
         parts = ", ".join(f"{each.name}={each.text}" for each in exchange.parts)
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"cache-control", life.cache_control),
-            (b"etag", OWN_TAG + xxh3_128_hexdigest(body).encode("ascii") + b'"'),
-            (b"age", b"%d" % life.age),
-            (b"gateway-parts", (parts if life.made is None else _settled(exchange.parts)).encode("ascii")),
-            (b"gateway-complete", b"?1" if complete else b"?0"),
-        ]
-        if life.vary:
-            headers.append((b"vary", ", ".join(life.vary).encode("ascii")))
+        told = parts if life.made is None else _settled(exchange.parts)
+        headers = whole_headers(body, life, told, complete=complete)
         return Fetched(200, headers, WholeBody(body), life.made), body
 
     @cached_property

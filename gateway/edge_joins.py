@@ -1,9 +1,10 @@
 """Joined answers before ASGI: the splice. Where a whole has expired, or was purged, and all its parts lie fresh in
-memory, the edge joins them as the app would, and keeps the whole as the app does.
+memory, the edge joins them as the app would, and keeps the whole as the app does. And where some are stale while each
+of these is refreshed behind already: else a refresh would wait for all that the app answers meanwhile.
 
 The app tells how (`Joinable`, with the Recall that it leaves): which stored responses the parts are, and what stands
 between them in the body. Whatever is more than that the app does: parts that need each other, a condition, a list, a
-merge into the root, an envelope, a part that is stale or has failed.
+merge into the root, an envelope, a part that has failed, or that is stale and nobody refreshes.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from xxhash import xxh3_128_hexdigest
 
 from .access_log import AccessLog
 from .answers import stored_answer
-from .exchange import Exchange
+from .exchange import Exchange, PartSaid
 from .headers import has, http_date
+from .joining import Part, joining, whole_headers
 from .joints import NOTHING, AtHand, Ingredient, Joint, template_of
 from .keys import Plan
 from .metrics import Metrics, Tally
-from .middleware import Cors
+from .middleware import Cors, told
 from .outcome import Outcome, Result
 from .policy import MAX_LIFE, OWN_TAG
 from .record import Life, Stored, VaryIndex, size_of
@@ -44,6 +46,7 @@ COPIED = 16 * 1024
 """Up to this size a body is copied behind its head, for one write."""
 _TYPE = (b"content-type", b"application/json")
 _MARK = b"\0"
+_CONDITIONS = (b"if-none-match", b"if-modified-since")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,9 @@ class Joins:
     ) -> None:
         self._tiers = engine.tiers
         self._memory = engine.memory
+        self._largest = engine.memory.capacity // 8
         self._unindexed = engine.memory.selector("")
+        self._flights = engine.flights
         self._clock = engine.clock
         self._metrics = metrics
         self._cors = cors
@@ -81,6 +86,7 @@ class Joins:
         self._most = most
         self._second, self._date = -1, b""
         self._at_hand: dict[Ingredient, AtHand] = {}
+        self._retold = 0
         self._order: deque[tuple[dict[str, Joint | None], str]] = deque()
         self._heads: dict[tuple[object, ...], tuple[bytes, Tally]] = {}
 
@@ -89,11 +95,20 @@ class Joins:
         self._order.clear()
         self._heads.clear()
 
+    def ended(self, spot: Spot, block: Block, now: float) -> bool:
+        """Whether the whole that was joined last for such a request lies there, and its life is over."""
+        joint = spot.joints.get(block.bases.get(spot.known) or "")
+        if joint is None or now < joint.until or joint.node.turn != joint.turn:
+            return False
+        if joint.node.uses < MOST_USES:
+            joint.node.uses += 1
+        return True
+
     def answer(
         self, transport: asyncio.Transport, peer: str, spot: Spot, block: Block, request_id: bytes, began: float
     ) -> bool:
-        """Join the whole and write the answer, where every part lies fresh in memory; False where the app must.
-        `began` is on the performance counter."""
+        """Join the whole and write the answer, where every part lies in memory and may be used; False where the app
+        must. `began` is on the performance counter."""
         base = block.bases.get(spot.known)
         if base is None or spot.recall.joinable is None:
             return False
@@ -104,8 +119,8 @@ class Joins:
         looking = time.perf_counter()
         found = self._gathered(joint, block, now)
         if found is None:
-            return False
-        share = b"%.3f" % ((time.perf_counter() - looking) * 1000 / len(joint.sides))
+            return self._while_refreshed(transport, peer, spot, block, request_id, began, joint, now)
+        share = (time.perf_counter() - looking) / len(joint.sides)
         stored = self._kept(joint, spot, block, found, now)
         status, start, tally = self._start(joint, spot, block, stored, now)
         body = b"" if spot.head or status == 304 else stored.body
@@ -113,7 +128,7 @@ class Joins:
         assert stored.life.lifetime is not None
         # As policy.windows has it, for a whole: no rules of its own, and no stale windows.
         ttl = int(min(now - found.age + stored.life.lifetime, now + MAX_LIFE) - now)
-        end = joint.end % (elapsed, *[share] * len(joint.sides), elapsed * 1000, ttl)
+        end = joint.end.told(elapsed, share, ttl)
         if not spot.modern or block.close:
             end = end.removesuffix(b"\r\n") + b"connection: close\r\n\r\n"
         if len(body) <= COPIED:
@@ -189,9 +204,13 @@ class Joins:
         index = self._memory.index(side.primary)
         stored = self._memory.get(side.base) if index is None else self._newest(index, side, block)
         epochs = self._tiers.purges.epochs
-        known = stored is not None and stored.headers is side.headers and side.version == epochs.version
-        if stored is None or not (known or side.take(stored, epochs, workshop)):
+        if stored is None:
             return None
+        if stored.headers is not side.headers or side.version != epochs.version:
+            told = side.told
+            if not side.take(stored, epochs, workshop):
+                return None
+            self._retold += side.told is not told
         node = self._memory.node(side.base) if index is None else None
         side.node = NOTHING if node is None else node
         side.turn, side.index_turn = side.node.turn, self._unindexed.turn
@@ -212,6 +231,66 @@ class Joins:
                 found = other
         return found
 
+    # --- parts that are refreshed behind -------------------------------------------------------------------
+
+    def _while_refreshed(
+        self,
+        transport: asyncio.Transport,
+        peer: str,
+        spot: Spot,
+        block: Block,
+        request_id: bytes,
+        began: float,
+        joint: Joint,
+        now: float,
+    ) -> bool:
+        """Join the whole of parts of which some are stale, and write the answer, which nobody keeps; False where one of
+        them is not being refreshed."""
+        if any(has(block.headers, name) for name in _CONDITIONS):
+            return False
+        looking = time.perf_counter()
+        found = self._stale_too(joint, block, now)
+        if found is None:
+            return False
+        body, said, lives = found
+        share = (time.perf_counter() - looking) / len(joint.sides)
+        exchange = self._exchange(spot, block, request_id, began, peer)
+        exchange.outcome = Outcome(Result.STALE, detail="joined")
+        exchange.parts = tuple(PartSaid(name, said[name], share) for name in joint.said)
+        life = joining(lives, complete=True, stamp="", longest=0.0, vary=joint.vary_always)
+        parts = ", ".join(f"{each.name}={each.text}" for each in exchange.parts)
+        headers = whole_headers(body, life, parts, complete=True)
+        headers = told(exchange, headers if self._cors is None else self._cors.told(headers, block.origin))
+        if not spot.modern or block.close:
+            headers.append((b"connection", b"close"))
+        body = b"" if spot.head else body
+        lines = [name + b": " + value + b"\r\n" for name, value in headers]
+        transport.write(b"".join((STATUS_LINE[200], *lines, b"\r\n", body)))
+        self._count(spot, exchange, time.perf_counter() - began, len(body))
+        return True
+
+    def _stale_too(self, joint: Joint, block: Block, now: float) -> tuple[bytes, dict[str, str], list[Part]] | None:
+        """The body, what became of each part, and what each brings into the life of the whole."""
+        pieces, said, lives = joint.frame.copy(), dict[str, str](), list[Part]()
+        for name, side, place in zip(joint.asked, joint.sides, joint.places, strict=True):
+            stored = self._looked_up(side, block, joint.workshop)
+            behind = side.base in self._flights and self._memory.index(side.primary) is None
+            if stored is None or now >= (side.revalidate if behind else side.fresh):
+                return None
+            age = side.age(now)
+            said[name] = "hit" if now < side.fresh else f"stale;age={int(age)}"
+            lives.append(Part(age, side.fresh - now, vary=stored.vary))
+            pieces[place] = joint.workshop.prepared(side.recipe, stored.key, stored.headers, stored.body).text
+        return b"".join(pieces), said, lives
+
+    def _count(self, spot: Spot, exchange: Exchange, elapsed: float, size: int) -> None:
+        route = spot.known.route.name
+        self._metrics.tally(route, Result.STALE, 200).add(elapsed)
+        for each in exchange.parts:
+            self._metrics.part_tally(route, each.name, each.text.partition(";")[0]).count += 1
+        if self._log is not None:
+            self._log(exchange, 200, size, elapsed)
+
     # --- the whole -----------------------------------------------------------------------------------------
 
     def shape(self, spot: Spot, block: Block, stored: Stored) -> Shape | None:
@@ -229,13 +308,17 @@ class Joins:
 
     def _kept(self, joint: Joint, spot: Spot, block: Block, found: Gathered, now: float) -> Stored:
         """The whole as a stored response. Its parts were judged in this very turn: it is stamped by now."""
-        if [side.told for side in joint.sides] != joint.told:
-            joint.settle()
+        if joint.retold != self._retold:
+            joint.retold = self._retold
+            if [side.told for side in joint.sides] != joint.told:
+                joint.settle()
         suffix = (block.vary.get(joint.vary) or block.variant(joint.vary) or "") if joint.vary else ""
         lifetime = found.age + (found.fresh - now)
         promise = b"max-age=%d" % lifetime
+        size = joint.fixed + len(found.body) + len(promise)
+        known = bool(joint.fixed) and size <= self._largest and not suffix and self._lies_there(joint)
         stored = Stored(
-            key=joint.base + suffix,
+            key=joint.node.key if known else joint.base + suffix,
             primary=spot.primary,
             born=now,
             started=found.started,
@@ -256,10 +339,26 @@ class Joins:
             route=spot.known.route.name,
             names=joint.names,
         )
-        if not joint.fixed:
-            joint.fixed = size_of(stored) - len(found.body) - len(promise)
-        self._tiers.keep(stored, joint.wanted, size=joint.fixed + len(found.body) + len(promise))
+        if known:
+            self._memory.renew(joint.node, stored, size)
+            joint.turn = joint.node.turn
+        else:
+            self._keep(joint, stored)
+        joint.until = now - found.age + lifetime
         return stored
+
+    def _lies_there(self, joint: Joint) -> bool:
+        """Whether what this joint made last lies in memory, and no index selects among variants of it."""
+        return joint.node.turn == joint.turn and joint.index_turn == self._unindexed.turn
+
+    def _keep(self, joint: Joint, stored: Stored) -> None:
+        if not joint.fixed:
+            joint.fixed = size_of(stored) - len(stored.body) - len(stored.headers[1][1])
+        self._tiers.keep(stored, joint.wanted, size=joint.fixed + len(stored.body) + len(stored.headers[1][1]))
+        joint.node, joint.turn = NOTHING, -1
+        node = self._memory.node(stored.key)
+        if node is not None and node.value is stored and self._memory.index(stored.primary) is None:
+            joint.node, joint.turn, joint.index_turn = node, node.turn, self._unindexed.turn
 
     def _date_at(self, now: float) -> bytes:
         if int(now) != self._second:

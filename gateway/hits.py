@@ -133,8 +133,10 @@ class Edge:
     ) -> bool:
         """Write the answer, if it lies ready in memory, or was `brought`; False where the app must give it. `began` is
         on the performance counter."""
-        stored = self._in_memory(spot, block) if brought is None else brought.stored
         now = self._clock.now()
+        if spot.joints and self._joins.ended(spot, block, now):
+            return self._joins.answer(transport, peer, spot, block, request_id, began)
+        stored = self._in_memory(spot, block) if brought is None else brought.stored
         if stored is not None and spot.recall.joinable is not None and has_expired(stored, now):
             stored = None
         ready = None if stored is None else self._ready(spot, block, stored)

@@ -28,7 +28,8 @@ def joinable(aggregate: Aggregate, exchange: Exchange, values: Values, shown: tu
         ingredients = tuple(_ingredients(aggregate, wanting, shown))
     except (_NotPlain, Missing, RequestRefused):
         return None
-    return Joinable(ingredients, said, aggregate.vary, aggregate.kit.workshop) if said else None
+    asked = tuple(name for name in shown if name in said)
+    return Joinable(ingredients, asked, said, aggregate.vary, aggregate.kit.workshop) if said else None
 
 
 class _NotPlain(Exception):

@@ -10,7 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from xxhash import xxh3_128_hexdigest
+
 from .headers import CacheControl, Headers, parse_age
+from .policy import OWN_TAG
 from .record import Made
 
 
@@ -106,6 +109,22 @@ def joining(
             vary=fields,
         )
     return Joining(_cache_control(whole, whole.age + remaining, complete=complete), whole.age, fields, made)
+
+
+def whole_headers(body: bytes, life: Joining, parts: str, *, complete: bool) -> list[tuple[bytes, bytes]]:
+    """The headers of a joined answer; `parts` is what became of them."""
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", life.cache_control),
+        (b"etag", OWN_TAG + xxh3_128_hexdigest(body).encode("ascii") + b'"'),
+        (b"age", b"%d" % life.age),
+        (b"gateway-parts", parts.encode("ascii")),
+        (b"gateway-complete", b"?1" if complete else b"?0"),
+    ]
+    if life.vary:
+        headers.append((b"vary", ", ".join(life.vary).encode("ascii")))
+    return headers
 
 
 def _cache_control(whole: Part, lifetime: float, *, complete: bool) -> bytes:

@@ -7,6 +7,7 @@ by the functions that the app makes them by.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,10 +57,12 @@ class Ingredient:
 
 @dataclass(frozen=True, slots=True)
 class Joinable:
-    """How a whole is joined of parts that lie in memory. `said` are those that are asked for, in the order in which
-    they are told of; `vary` the request fields that all wholes of the route depend on."""
+    """How a whole is joined of parts that lie in memory. `asked` are those that somebody is asked for, in the order of
+    their ingredients, `said` in the order in which they are told of; `vary` the request fields that all wholes of the
+    route depend on."""
 
     ingredients: Sequence[Ingredient]
+    asked: tuple[str, ...]
     said: tuple[str, ...]
     vary: frozenset[str]
     workshop: Workshop
@@ -72,7 +75,7 @@ class AtHand:
 
     __slots__ = (
         *("as_is", "base", "born", "fresh", "headers", "index_turn", "ingredient", "initial_age", "node", "primary"),
-        *("recipe", "started", "told", "turn", "version"),
+        *("recipe", "revalidate", "started", "told", "turn", "version"),
     )
 
     def __init__(self, ingredient: Ingredient) -> None:
@@ -84,9 +87,12 @@ class AtHand:
         self.version = -1
         self.node = NOTHING
         self.turn = self.index_turn = 0
-        self.fresh = self.born = self.initial_age = self.started = 0.0
+        self.fresh = self.revalidate = self.born = self.initial_age = self.started = 0.0
         self.as_is = False
         self.told: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+
+    def age(self, now: float) -> float:
+        return self.initial_age + max(0.0, now - self.born)
 
     def take(self, stored: Stored, epochs: Epochs, workshop: Workshop) -> bool:
         """Be of `stored` from now on; False where it can't be used as it lies."""
@@ -101,7 +107,8 @@ class AtHand:
             return False
         rules = self.ingredient.rules
         self.as_is = text == stored.body
-        self.fresh = policy.windows(stored, rules).fresh
+        windows = policy.windows(stored, rules)
+        self.fresh, self.revalidate = windows.fresh, windows.revalidate
         self.born, self.started = stored.born, stored.started
         self.initial_age = stored.initial_age if rules.ttl is None else 0.0
         if self.told != (names, stored.vary):
@@ -115,13 +122,19 @@ class Joint:
     """A whole as it is joined again and again: by one request line, for requests whose counted inputs are the same."""
 
     __slots__ = (
-        *("base", "end", "fixed", "frame", "hash", "heads", "key", "names", "places", "rest", "sides", "tallies"),
-        *("told", "vary", "vary_always", "wanted", "workshop"),
+        *("asked", "base", "end", "fixed", "frame", "hash", "heads", "index_turn", "names", "node", "places"),
+        *("rest", "retold", "said", "sides", "tallies", "told", "turn", "until", "vary", "vary_always", "wanted"),
+        "workshop",
     )
 
     def __init__(self, joinable: Joinable, wanted: Selection, sides: list[AtHand], tallies: list[PartTally]) -> None:
         self.workshop = joinable.workshop
+        self.asked, self.said = joinable.asked, joinable.said
         self.base = wanted.plan.base
+        # Where the whole that was joined last lies, and until when it is fresh: for the next to take its place.
+        self.node = NOTHING
+        self.turn = self.index_turn = self.retold = -1
+        self.until = math.inf
         self.hash = key_hash(self.base)
         self.sides = sides
         self.frame, self.places = frame_of(joinable.ingredients)
@@ -162,14 +175,40 @@ def frame_of(ingredients: Sequence[Ingredient]) -> tuple[list[bytes], list[int]]
     return pieces, places
 
 
-def end_of(said: Sequence[str]) -> bytes:
-    """What follows the request id, as a template: the seconds, the milliseconds of each part and in all, the ttl."""
+@dataclass(frozen=True, slots=True)
+class End:
+    """What follows the request id: the pieces between which the time that each part took stands, and what follows the
+    time in all up to the ttl."""
+
+    timing: tuple[bytes, ...]
+    status: bytes
+
+    def told(self, elapsed: float, share: float, ttl: int) -> bytes:
+        """`elapsed`, in all, and `share`, each part's, are seconds."""
+        ticks = int(elapsed * 1_000_000 + 0.5)
+        seconds = _SECONDS[ticks] if ticks < _TICKS else b"%.6f" % elapsed
+        whole = _MILLISECONDS[ticks] if ticks < _TICKS else b"%.3f" % (elapsed * 1000)
+        part = int(share * 1_000_000 + 0.5)
+        each = _MILLISECONDS[part] if part < _TICKS else b"%.3f" % (share * 1000)
+        return b"".join((_PROCESS, seconds, each.join(self.timing), whole, self.status, b"%d" % ttl, _JOINED))
+
+
+def end_of(said: Sequence[str]) -> End:
+    """The end of a whole of these parts."""
     outcome = Outcome(Result.HIT, ttl=0, detail="joined")
     parts = tuple(PartSaid(name, "hit", 0.0) for name in said)
     timing = server_timing(Exchange("", 0.0, "", "", "", outcome=outcome, parts=parts), 0.0)
-    timing = timing.replace(b"dur=0.000", b"dur=%b", len(said)).replace(b"dur=0.000", b"dur=%.3f")
-    status = cache_status(outcome).replace(b"ttl=0", b"ttl=%d")
-    return b"\r\nx-process-time: %.6f\r\nserver-timing: " + timing + b"\r\ncache-status: " + status + b"\r\n\r\n"
+    pieces = (b"\r\nserver-timing: " + timing).split(b"0.000")
+    status = b"\r\ncache-status: " + cache_status(outcome)
+    return End(tuple(pieces[:-1]), pieces[-1] + status.partition(b"0; ")[0])
+
+
+_TICKS = 1000
+"""For how many microseconds the texts of a time are made beforehand."""
+_SECONDS = [b"%.6f" % (ticks / 1_000_000) for ticks in range(_TICKS)]
+_MILLISECONDS = [b"%.3f" % (ticks / 1000) for ticks in range(_TICKS)]
+_PROCESS = b"\r\nx-process-time: "
+_JOINED = b"; detail=joined\r\n\r\n"
 
 
 def template_of(headers: list[tuple[bytes, bytes]]) -> bytes | None:

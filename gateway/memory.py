@@ -82,6 +82,12 @@ class Memory:
             index.turn += 1  # it may now be the one of them that a request selects
         self._shrink()
 
+    def renew(self, node: Node[Stored], stored: Stored, size: int) -> None:
+        """`put` in the node that the key has, where its primary key has no index; `size` is at most an eighth."""
+        self._responses.renew(node, stored, size)
+        if self._responses.bytes + self._indices.bytes > self._room:
+            self._shrink()
+
     def put_index(self, index: VaryIndex) -> None:
         if self._indices.node(index.primary) is None:
             self._unindexed.turn += 1

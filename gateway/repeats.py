@@ -6,7 +6,8 @@ What was judged of the block once need not be judged again while it is the same,
 from __future__ import annotations
 
 import re
-from random import getrandbits
+from collections.abc import Iterator
+from os import urandom
 from typing import Protocol
 
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -80,8 +81,16 @@ class Repeat:
         return match[0] if match is not None and data[match.end() :] == self.rear else b""
 
 
-def new_request_id() -> bytes:
-    return b"%032x" % getrandbits(128)
+def _request_ids() -> Iterator[bytes]:
+    """128 bits each, of the system's randomness; taken by the hundred, as one at a time costs five times as much."""
+    while True:
+        many = urandom(16 * 128).hex().encode("ascii")
+        for start in range(0, len(many), 32):
+            yield many[start : start + 32]
+
+
+new_request_id = _request_ids().__next__
+"""A request id for who sent none."""
 
 
 def _without_request_id(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -104,6 +104,11 @@ class S3Fifo(Generic[V]):
         self._count(node, size)
         self.entries += 1
 
+    def renew(self, node: Node[V], value: V, size: int) -> None:
+        """`put` in a node that has not left, without a look-up; `value` must hold the node's own text of the key."""
+        self.entries += node.value is None
+        self._set(node, value, size + ENTRY_BYTES)
+
     def remove(self, key: str) -> None:
         """Let a value go. Its node stays in its queue, counted, until its turn comes or its key is put again."""
         node = self._shards[hash(key) & self._mask].get(key)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gateway.app import Gateway, create_app
 
 from .conftest import TurnedClock, Upstream
-from .test_edge import Changing, Counted, Line, Side, asked
+from .test_edge import Changing, Counted, Line, Side, asked, masked
 
 EXAMPLES = int(os.environ.get("EDGE_EXAMPLES", "300"))
 """20,000 nightly."""
@@ -92,7 +92,8 @@ class JoiningSide(Side):
             "memory": "4MiB",
             **settings,
         }
-        self.app = create_app(config, transport=Upstream(changing), clock=clock, log=self._log)
+        self.upstream = Upstream(changing)
+        self.app = create_app(config, transport=self.upstream, clock=clock, log=self._log)
         if not edge:
             self.app.edge = None
         self.app.engine._storing.jitter = lambda: 0.5
@@ -278,6 +279,70 @@ def test_the_edge_counted_what_the_app_counted_and_joined_much_of_it(both: tuple
         seen = [side.app.engine.traffic.recorder(route).requests for side in gateways.sides]
         assert seen[0] == seen[1]
     assert gateways.joined > 10
+
+
+async def test_while_parts_are_refreshed_behind_the_edge_joins_them_as_the_app_does() -> None:
+    """The first request is the app's, which begins the refresh; those that come before its end need no app."""
+    clock, changing, told = TurnedClock(), Parts(), []
+    changing.headers = {"cache-control": "max-age=20"}
+    requests = [
+        get("/plain/1"),
+        get("/plain/1", "Origin: https://app.test", "X-Request-ID: abc"),
+        get("/plain/1").replace(b"GET", b"HEAD"),
+        get("/plain/1", "Connection: close"),
+    ]
+    sides = [JoiningSide(clock, changing, edge=edge) for edge in (True, False)]
+    for side in sides:
+        for request in requests:
+            for _ in range(3):
+                await side.ask(request)
+                lose_wholes(side.app)
+    clock.turn(7)
+    for side in sides:
+        side.upstream.gate.clear()
+        await asked(Line(side.counted), requests[0])
+        before, answers = side.counted.asked, []
+        for request in requests:
+            line = Line(side.counted)
+            answers.append((masked(await asked(line, request)), line.pipe.closed))
+        told.append(answers)
+        assert (side.counted.asked == before) == (side is sides[0])
+        side.upstream.gate.set()
+        await side.app.engine.settle()
+        assert b"offers=hit" in (await side.ask(requests[0]))[0]
+    assert told[0] == told[1]
+    assert b"gateway-parts: user=hit, offers=stale;age=7, news=hit" in told[0][0][0]
+    assert sides[0].lines == sides[1].lines
+    assert sorted(sides[0].counts()) == sorted(sides[1].counts())
+
+
+async def test_a_part_that_is_stale_and_not_being_refreshed_is_the_apps(clock: TurnedClock) -> None:
+    changing = Parts()
+    changing.headers = {"cache-control": "max-age=20"}
+    side = JoiningSide(clock, changing, edge=True)
+    for _ in range(3):
+        await side.ask(get("/plain/1"))
+    clock.turn(7)
+    before = side.counted.asked
+    assert b"offers=stale;age=7" in (await side.ask(get("/plain/1")))[0]
+    assert side.counted.asked == before + 1
+
+
+async def test_a_whole_takes_the_place_of_the_one_before_and_is_counted_once(clock: TurnedClock) -> None:
+    changing = Parts()
+    changing.headers = {"cache-control": "max-age=20"}
+    side = JoiningSide(clock, changing, edge=True)
+    memory = side.app.engine.memory
+    sizes, entries = set(), set()
+    for _ in range(8):
+        clock.turn(7)
+        for _ in range(3):
+            answer, _ = await side.ask(get("/plain/1"))
+        assert b"cache-status: gateway; hit; ttl=" in answer
+        sizes.add(memory.statistics.bytes)
+        entries.add(len(memory))
+    assert entries == {4}
+    assert max(sizes) - min(sizes) < 20  # the digits of ages
 
 
 async def test_what_is_remembered_of_wholes_is_bounded() -> None:
