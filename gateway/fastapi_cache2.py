@@ -1,4 +1,4 @@
-"""fastapi-cache2's own `@cache` on the gateway's store: that library's Backend and Coder, and their registration.
+"""fastapi-cache2's own `@cache` on the gateway's store: that library's Backend, and its registration.
 
 A handler written for fastapi-cache2 keeps its decorator; what it caches lies in the gateway's memory and its shared
 tier, in the gateway's record format, and is cleared by the gateway's purges: nothing is scanned.
@@ -14,34 +14,26 @@ from __future__ import annotations
 import asyncio
 import re
 import weakref
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, fields, is_dataclass
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
-from enum import Enum
+from dataclasses import dataclass
 from functools import lru_cache
 from inspect import isawaitable
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
-import msgspec
 from fastapi.dependencies.utils import get_typed_return_annotation
-from fastapi.encoders import jsonable_encoder
 from fastapi_cache import FastAPICache
-from fastapi_cache.coder import Coder
 from fastapi_cache.key_builder import default_key_builder
 from fastapi_cache.types import Backend, KeyBuilder
-from pydantic import BaseModel, RootModel, SecretBytes, SecretStr, TypeAdapter
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
-from xxhash import xxh3_64_intdigest
+from starlette.responses import Response
 
 from .engine import Engine
 from .epochs import EVERYTHING, State, key_name, route_name, tag_name
-from .headers import CacheControl, has
+from .fastapi_cache2_coder import NOT_STORED, fitted, readable
+from .fastapi_cache2_coder import GatewayCoder as GatewayCoder
 from .policy import MAX_LIFE
 from .record import Life, Stored, decode_stored, encode
 from .tiers import entry_name
@@ -228,7 +220,7 @@ class GatewayBackend(Backend):
     async def set(self, key: str, value: bytes, expire: int | None = None) -> None:
         """Store `value` for `expire` seconds (None: 7 days), as of the `get` of `key` that went before in this context:
         a clear in between makes it void."""
-        if value == _NOT_STORED:
+        if value == NOT_STORED:
             return
         begun = _ended(self, key) or self._begun(key, None)
         life = MAX_LIFE if expire is None else min(float(expire), MAX_LIFE)
@@ -284,7 +276,7 @@ class GatewayBackend(Backend):
         return purges.epochs.judge(stored.stamp, stored.started, names)[0] is State.VALID
 
     def _stored(self, begun: _Begun, value: bytes, life: float) -> Stored:
-        fitted = _fitted(value, begun.returns)
+        fits = fitted(value, begun.returns)
         name = _NAME + begun.key
         return Stored(
             key=name,
@@ -293,31 +285,17 @@ class GatewayBackend(Backend):
             started=begun.started,
             initial_age=0.0,
             status=200,
-            headers=_FITS if fitted is not None else (),
-            body=bytes(value if fitted is None else fitted),
+            headers=_FITS if fits is not None else (),
+            body=bytes(value if fits is None else fits),
             life=Life(lifetime=life),
             route=ROUTE,
             stamp=begun.stamp,
         )
 
     def _value(self, stored: Stored, returns: Any) -> bytes | None:
-        """The value for the library's decorator, which answers 500 where the coder then fails: so it is read here.
-
-        What fitted its function's type when it was stored and doesn't now (the code is another) is a miss. What another
-        coder made is that coder's affair.
-        """
-        if not stored.body.startswith(_FAMILY):
-            return stored.body
-        value = Encoded(stored.body)
-        readable = value.content is not None
-        if isinstance(value.content, _Data) and returns is not None:
-            try:
-                value.made = _restored(value.content, returns)
-            except _Unfit:
-                readable = stored.headers != _FITS
-        if not readable:
+        value = readable(stored.body, returns, fits=stored.headers == _FITS)
+        if value is None:
             self.engine.tiers.unreadable += 1
-            return None
         return value
 
     # --- the shared tier -------------------------------------------------------------------------------------
@@ -352,310 +330,3 @@ def _namespaces(key: str) -> list[str]:
 
 def _end(stored: Stored) -> float:
     return stored.born + (stored.life.lifetime or 0.0)
-
-
-# --- the coder -------------------------------------------------------------------------------------------------
-
-
-class _Data(msgspec.Struct, frozen=True, array_like=True, tag="data"):
-    """A returned value. `tree` holds it in full, models by their fields; where there are models, `plain` is what
-    FastAPI makes of it, for when no type is known that gives them back."""
-
-    tree: bytes
-    models: bool
-    plain: bytes | None
-
-
-class _Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
-    """A returned Response."""
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-
-
-class _Unfit(ValueError):
-    """Stored data that can't be read, or isn't of the type asked for."""
-
-
-class _NotStored(Exception):
-    """A value that must not be stored, or can't be."""
-
-
-_FAMILY = b"FC2"
-_MAGIC = _FAMILY + b"\x01"
-_NOT_STORED = _MAGIC + b"\xc0"
-_NOTHING: Any = object()
-_encoder = msgspec.msgpack.Encoder()
-_contents: msgspec.msgpack.Decoder[_Data | _Answer] = msgspec.msgpack.Decoder(_Data | _Answer)
-
-
-class Encoded(bytes):
-    """A value as GatewayCoder stores it.
-
-    fastapi-cache2 makes its ETag of `hash()`, which Python salts by the process; this hash is of the content alone,
-    so that an ETag holds in every process.
-    """
-
-    content: _Data | _Answer | None
-    made: Any
-
-    def __new__(cls, data: bytes) -> Encoded:
-        value = super().__new__(cls, data)
-        value.content = _content(data)
-        value.made = _NOTHING
-        return value
-
-    def __hash__(self) -> int:
-        return xxh3_64_intdigest(self.content.tree if isinstance(self.content, _Data) else bytes(self))
-
-
-class GatewayCoder(Coder):
-    """Encodes what FastAPI handlers return, so that a hit gives what the call gave: models, dataclasses, plain data,
-    bytes, and responses with their status and headers. Nothing in what is stored is ever executed.
-
-    Not stored: responses that stream, set a cookie, say `private` or `no-store`, are partial (206), 304, or a failure
-    (5xx); iterators; and values with pydantic secrets in them.
-    """
-
-    @classmethod
-    def encode(cls, value: Any) -> bytes:
-        try:
-            content = _answer(value) if isinstance(value, Response) else _data(value)
-            return Encoded(_MAGIC + _encoder.encode(content))
-        except (_NotStored, TypeError, ValueError, OverflowError, RecursionError):
-            return _NOT_STORED
-
-    @classmethod
-    def decode(cls, value: bytes) -> Any:
-        """Plain data, or the Response. Raises ValueError for what `encode` didn't make."""
-        content = _content_of(value)
-        return _response(content) if isinstance(content, _Answer) else _plain(content)
-
-    @classmethod
-    def decode_as_type(cls, value: bytes, *, type_: Any) -> Any:
-        """The value validated into `type_` (models come back as models), or plain data where it can't be, as
-        the library's own JsonCoder always gives. Raises ValueError for what `encode` didn't make."""
-        content = _content_of(value)
-        if isinstance(value, Encoded) and value.made is not _NOTHING:
-            return value.made
-        if isinstance(content, _Answer) or type_ is None:
-            return cls.decode(value)
-        try:
-            return _restored(content, type_)
-        except _Unfit:
-            return _plain(content)
-
-
-def _content(data: bytes) -> _Data | _Answer | None:
-    if data[: len(_MAGIC)] != _MAGIC:
-        return None
-    try:
-        return _contents.decode(memoryview(data)[len(_MAGIC) :])
-    except (msgspec.DecodeError, RecursionError):
-        return None
-
-
-def _content_of(value: bytes) -> _Data | _Answer:
-    content = value.content if isinstance(value, Encoded) else _content(value)
-    if content is None:
-        raise _Unfit("this is no value that GatewayCoder encoded")
-    return content
-
-
-def _fitted(value: bytes, returns: Any) -> Encoded | None:
-    """`value` without its plain form, which nobody needs where it fits the type that its function returns."""
-    if returns is None or not isinstance(value, Encoded) or not isinstance(value.content, _Data):
-        return None
-    try:
-        _restored(value.content, returns)
-    except _Unfit:
-        return None
-    return Encoded(_MAGIC + _encoder.encode(msgspec.structs.replace(value.content, plain=None)))
-
-
-# --- responses -----------------------------------------------------------------------------------------------
-
-
-def _answer(response: Response) -> _Answer:
-    body = getattr(response, "body", None)
-    whole = type(response).__call__ is Response.__call__ or isinstance(response, HTMLResponse)
-    if not whole or not isinstance(body, bytes | memoryview):
-        raise _NotStored("the response streams")
-    headers = [(name.lower(), value) for name, value in response.raw_headers]
-    directives = CacheControl.of(headers)
-    if has(headers, b"set-cookie") or "private" in directives or "no-store" in directives:
-        raise _NotStored("the response is for one client")
-    if response.status_code in (206, 304) or response.status_code >= 500:
-        raise _NotStored("the response does not say what the resource is")
-    return _Answer(response.status_code, headers, bytes(body))
-
-
-def _response(answer: _Answer) -> Response:
-    response = Response(answer.body, status_code=answer.status)
-    response.raw_headers = list(answer.headers)
-    return response
-
-
-# --- data ------------------------------------------------------------------------------------------------------
-
-
-class _Fields(dict[str, Any]):
-    """The fields of a model or dataclass, as read: of which class, and which of them had not been set."""
-
-    of: str = ""
-    unset: Sequence[str] = ()
-
-
-_MODEL, _PAIRS = 1, 2
-_SCALARS: tuple[tuple[int, type, Callable[[Any], str], Callable[[str], Any]], ...] = (
-    (3, datetime, datetime.isoformat, datetime.fromisoformat),
-    (4, date, date.isoformat, date.fromisoformat),
-    (5, time, time.isoformat, time.fromisoformat),
-    (6, timedelta, lambda d: f"{d.days} {d.seconds} {d.microseconds}", lambda s: timedelta(*map(int, s.split()))),
-    (7, Decimal, str, Decimal),
-    (8, UUID, str, UUID),
-    (9, int, str, int),
-)
-_READ_SCALAR = {code: read for code, _, _, read in _SCALARS}
-_NATIVE = frozenset((type(None), bool, float, str, bytes))
-
-
-def _data(value: Any) -> _Data:
-    writer = _TreeWriter()
-    tree = _encoder.encode(writer.node(value))
-    plain = _encoder.encode(_TreeWriter().node(jsonable_encoder(value))) if writer.models else None
-    return _Data(tree, writer.models, plain)
-
-
-class _TreeWriter:
-    """Makes MessagePack's own types of a value, and extensions of what it has no type for.
-
-    Not msgspec's own conversion of datetimes (it turns them to UTC) and Decimals (to text): what a handler without a
-    return type gives must come back as it was.
-    """
-
-    def __init__(self) -> None:
-        self.models = False
-
-    def node(self, value: Any) -> Any:
-        if type(value) in _NATIVE:
-            return value
-        if isinstance(value, Enum):
-            return self.node(value.value)
-        if isinstance(value, RootModel):
-            self.models = True
-            return self.node(value.root)
-        if isinstance(value, BaseModel):
-            return self._model(value)
-        if is_dataclass(value) and not isinstance(value, type):
-            named = {field.name: getattr(value, field.name) for field in fields(value)}
-            return self._fields(value, named, [])
-        if isinstance(value, Mapping):
-            return self._mapping(value)
-        if isinstance(value, list | tuple | set | frozenset | deque):
-            return [self.node(each) for each in value]
-        return self._scalar(value)
-
-    def _model(self, value: BaseModel) -> Any:
-        declared = type(value).model_fields
-        named = {name: each for name, each in value.__dict__.items() if name in declared}
-        unset = [name for name in named if name not in value.model_fields_set]
-        return self._fields(value, named | (value.model_extra or {}), unset)
-
-    def _fields(self, value: object, named: dict[str, Any], unset: Sequence[str]) -> Any:
-        self.models = True
-        nodes = {name: self.node(each) for name, each in named.items()}
-        return msgspec.msgpack.Ext(_MODEL, _encoder.encode((type(value).__qualname__, unset, nodes)))
-
-    def _mapping(self, value: Mapping[Any, Any]) -> Any:
-        pairs = [(self.node(key), self.node(each)) for key, each in value.items()]
-        if any(isinstance(key, msgspec.msgpack.Ext) for key, _ in pairs):
-            return msgspec.msgpack.Ext(_PAIRS, _encoder.encode(pairs))
-        return dict(pairs)
-
-    def _scalar(self, value: Any) -> Any:
-        if isinstance(value, int) and -(2**63) <= value < 2**64:
-            return int(value)
-        for code, kind, write, _ in _SCALARS:
-            if isinstance(value, kind):
-                return msgspec.msgpack.Ext(code, write(value).encode("ascii"))
-        if isinstance(value, str):
-            return str.__str__(value)
-        if isinstance(value, float):
-            return float(value)
-        if isinstance(value, bytes | bytearray | memoryview):
-            return bytes(value)
-        if isinstance(value, SecretStr | SecretBytes | Iterator | AsyncIterator | Awaitable):
-            raise _NotStored(f"a {type(value).__name__}")
-        return self.node(jsonable_encoder(value))
-
-
-def _read_extension(code: int, data: memoryview) -> Any:
-    if code == _PAIRS:
-        return dict(_trees.decode(data))
-    if code != _MODEL:
-        return _READ_SCALAR[code](str(data, "ascii"))
-    of, unset, named = _trees.decode(data)
-    node = _Fields(named)
-    node.of, node.unset = of, unset
-    return node
-
-
-_trees: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ext_hook=_read_extension)
-
-
-def _tree(data: bytes) -> Any:
-    try:
-        return _trees.decode(data)
-    except (msgspec.DecodeError, ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
-        raise _Unfit(f"unreadable data: {error}") from error
-
-
-def _plain(content: _Data) -> Any:
-    return _tree(content.tree if content.plain is None else content.plain)
-
-
-def _restored(content: _Data, kind: Any) -> Any:
-    """The value, of the type `kind`. Raises _Unfit where it isn't one, or its models would be others."""
-    tree = _tree(content.tree)
-    try:
-        made = _adapter(kind).validate_python(tree, strict=False, by_alias=True, by_name=True)
-    except Exception as error:
-        # An application's validators run here, and may raise what they like: the entry is a miss, and counted.
-        raise _Unfit(f"no {kind}: {error}") from error
-    if content.models:
-        _settle(tree, made)
-    return made
-
-
-def _settle(node: Any, made: Any) -> None:
-    """Check that every model came back as one of its class, and make unset again what had not been set."""
-    if isinstance(made, RootModel):
-        _settle(node, made.root)
-    elif isinstance(node, _Fields):
-        if type(made).__qualname__ != node.of:
-            raise _Unfit(f"a {type(made).__qualname__}, where there was a {node.of}")
-        if isinstance(made, BaseModel):
-            made.model_fields_set.difference_update(node.unset)
-        for name, each in node.items():
-            _settle(each, getattr(made, name, None))
-    elif isinstance(node, dict):
-        for name, each in node.items():
-            _settle(each, made.get(name) if isinstance(made, dict) else None)
-    elif isinstance(node, list):
-        parts = made if isinstance(made, list | tuple | deque) else ()
-        for position, each in enumerate(node):
-            _settle(each, parts[position] if position < len(parts) else None)
-
-
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    try:
-        return _known_adapter(kind)
-    except TypeError:  # metadata that has no hash
-        return TypeAdapter(kind)
-
-
-@lru_cache(maxsize=1024)
-def _known_adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)

@@ -76,6 +76,7 @@ IO = frozenset(
         "embedded",
         "engine",
         "fastapi_cache2",
+        "fastapi_cache2_coder",
         "fetched",
         "fetching",
         "figures",
@@ -129,6 +130,7 @@ IO = frozenset(
         "underway",
         "uploads",
         "upstreams",
+        "value_trees",
         "workshop",
     )
 )

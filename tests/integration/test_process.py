@@ -183,7 +183,9 @@ def test_a_busy_admin_port_is_one_message_and_status_2(tmp_path: Path, taken: in
             ["line 3: routes.x.upstream: ap is no upstream", "line 3: routes.x.ttl: 5 is no duration"],
             id="two problems",
         ),
-        pytest.param("include: ['no_such_module:router']", ["no_such_module:router cannot be imported"], id="include"),
+        pytest.param(
+            "port: 0\ninclude: ['no_such_module:router']", ["no_such_module:router cannot be imported"], id="include"
+        ),
     ],
 )
 @pytest.mark.parametrize("order", ["serve", "check"])
