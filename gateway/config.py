@@ -1,7 +1,8 @@
 """The configuration's models: what may be set, what it means, what its default is.
 
-Pure: nothing here reads a file or the environment (`settings` does). The documentation's reference is made from
-these models, and a test holds it.
+Those of upstreams, routes, parts and clients stand in `upstream_config`, `route_config`, `part_config` and
+`clients_config`, and are imported from here. The documentation's reference is made from them, and a test holds it.
+Pure: nothing here reads a file or the environment (`settings` does).
 """
 
 from __future__ import annotations
@@ -9,36 +10,27 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from datetime import timedelta
-from functools import cached_property
 from ipaddress import ip_address
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     SecretStr,
-    ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from .clients_config import CorsConfig, LimitsConfig
 from .config_types import (
     NAME,
-    NEVER_CONSTANT,
     Duration,
-    FieldNames,
     Model,
     Networks,
     Size,
     TextList,
-    Ttl,
     Url,
-    check_field_names,
-    check_vary,
-    is_address,
+    checked_names,
     is_public,
     parse_duration,
     parse_size,
@@ -47,10 +39,11 @@ from .config_types import (
     split_commas,
 )
 from .part_config import PartConfig
-from .part_plan import PartPlan, PartProblem, cross_problems, plan_parts
+from .part_plan import cross_problems
 from .redis_urls import check_redis_url
+from .route_config import RouteConfig, refuse
 from .targets import TRACKING_PARAMETERS
-from .templates import PathTemplate, TemplateError, compile_path, compile_target, tag_parameters
+from .upstream_config import UpstreamConfig
 
 __all__ = [
     "DEFAULT_VARY",
@@ -67,340 +60,6 @@ __all__ = [
     "show_duration",
     "show_size",
 ]
-
-
-class UpstreamConfig(Model):
-    """An API that the gateway stands in front of."""
-
-    url: Url | None = None
-    """Its base: scheme, host, port and prefix. Nothing a client sends can leave it."""
-    urls: Annotated[list[Url], BeforeValidator(split_commas)] = []
-    """Several bases of the same API, taken in turn; instead of `url`."""
-    timeout: Duration = timedelta(seconds=5)
-    """The deadline for a whole answer; for a streamed one, until its head and then between two pieces."""
-    connect_timeout: Duration = timedelta(seconds=1)
-    """The deadline for a connection."""
-    max_connections: Annotated[int, Field(ge=1, le=100_000)] = 100
-    """Connections, and so requests, at once in each worker; who finds them all taken waits."""
-    max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 200
-    """How many requests may wait for a connection; the next one, and any that would wait for half of `timeout`, is told
-    503 at once. Refreshes behind stale answers never wait."""
-    max_connections_without_redis: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    """Connections at once, in each worker, while Redis is away and each worker fetches for itself. Not set: half of
-    `max_connections`."""
-    retry_budget: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """How many requests may be sent a second time, as a share of all: only idempotent ones, only where nothing was
-    received, once. `0` repeats none."""
-    breaker_failures: Annotated[int, Field(ge=0, le=1_000_000)] = 20
-    """How many requests must fail within 10 s (connections, deadlines, 5xx), being half of all, for a host to be left
-    alone; `0` never leaves it alone."""
-    breaker_rest: Duration = timedelta(seconds=2)
-    """How long a host that failed is left alone, before one request tries it again."""
-    stream_timeout: Duration = timedelta(hours=1)
-    """The longest that an answer may be streamed; then it is broken off."""
-    addresses: Literal["any", "public"] = "any"
-    """`public` refuses a host that is, or whose name leads to, an address that is not public (loopback, link-local,
-    private)."""
-    headers: dict[str, str] = {}
-    """Constant request headers, such as an API key; they replace the client's of the same name."""
-    max_response_headers: Size = 64 * 1024
-    """The most that the head of a response may take; more is a 502."""
-    transport: Literal["aiohttp", "httpx"] = "aiohttp"
-    """Which httpx transport carries the requests; `aiohttp` is several times faster, and survives cancellation."""
-    verify: bool = True
-    """Whether the certificate of an https upstream is checked."""
-
-    @property
-    def bases(self) -> list[str]:
-        return self.urls or ([self.url] if self.url else [])
-
-    @property
-    def connections_alone(self) -> int:
-        given = self.max_connections_without_redis
-        return max(1, self.max_connections // 2) if given is None else given
-
-    @field_validator("headers")
-    @classmethod
-    def _headers(cls, headers: dict[str, str]) -> dict[str, str]:
-        names = check_field_names(list(headers))
-        if len(set(names)) < len(names):
-            raise ValueError("has a header twice, in other case")
-        for name, value in headers.items():
-            if name.lower().encode("latin-1") in NEVER_CONSTANT:
-                raise ValueError(f"{name} is made for each request; it can't be constant")
-            if not value.isprintable() or any(ord(char) > 255 for char in value):
-                raise ValueError(f"the value of {name} has a character that no header may have")
-        return {name.lower(): value for name, value in headers.items()}
-
-    @model_validator(mode="after")
-    def _no_inside_address(self) -> UpstreamConfig:
-        if self.addresses == "public":
-            for base in self.bases:
-                host = urlsplit(base).hostname or ""
-                if host == "localhost" or (is_address(host) and not is_public(host)):
-                    raise ValueError(f"addresses: public, but {host} is no public address")
-        return self
-
-    @model_validator(mode="after")
-    def _one_of_url_and_urls(self) -> UpstreamConfig:
-        if bool(self.url) == bool(self.urls):
-            raise ValueError("needs `url` or `urls`, and not both")
-        return self
-
-
-class RouteConfig(Model):
-    """A path that the gateway serves from an upstream, and how long its answers live."""
-
-    path: str
-    """The path, with parameters: `{name}` takes one segment, `{name:path}` at the end all that follows. The more
-    specific path wins, whatever the order in the file."""
-    upstream: str = ""
-    """The name of the upstream that is asked; an aggregate has `parts` in its place."""
-    upstream_path: str | None = None
-    """What the upstream is asked for, with the parameters of `path`; the same path where it is not set."""
-    ttl: Ttl = "origin"
-    """How long an answer is fresh. `origin` follows the upstream's headers (RFC 9111); a duration overrules them,
-    but for answers that are `private`, `no-store` or set a cookie."""
-    stale_while_revalidate: Duration | None = None
-    """How long after `ttl` the old answer is given at once, while a new one is fetched behind. Not set: as the
-    upstream says, or not at all."""
-    stale_if_error: Duration | None = None
-    """How long after `ttl` the old answer is given where the upstream fails. Not set: as the upstream says, or
-    10 minutes."""
-    negative_ttl: Duration = timedelta(seconds=5)
-    """How long a 404 or 410 is fresh where the upstream does not say; `0s` stores none."""
-    client_ttl: Duration | None = None
-    """How long clients may keep an answer (with a `ttl` of its own). Not set: until the entry's life ends."""
-    vary: Annotated[FieldNames, AfterValidator(check_vary)] | None = None
-    """With a `ttl` of its own: the request headers that are forwarded, each of them part of the cache key. Not set:
-    accept, accept-language."""
-    query: TextList | None = None
-    """The query parameters that count and are forwarded. Not set: all of them."""
-    drop_query: TextList | None = None
-    """Patterns of query parameters that are dropped. Not set: the gateway's `drop_query`."""
-    authorization: Literal["pass", "ignore", "key"] = "pass"
-    """A request with Authorization: `pass` goes by the cache (with `ttl: origin`, as RFC 9111 §3.5 allows), `ignore`
-    does not forward it, `key` makes it part of the cache key."""
-    cookies: Literal["pass", "ignore"] | TextList = "pass"
-    """A request with cookies: `pass` goes by the cache, `ignore` forwards none, a list of names makes those (and no
-    others) part of the cache key."""
-    expose_tags: bool = False
-    """Whether clients see the upstream's `Surrogate-Key`, `Cache-Tag` and `xkey`."""
-    purge_from: Networks = []
-    """Networks from which the PURGE method on the public port purges a URL of this route; none by default."""
-    request_directives: Literal["honour", "ignore"] = "honour"
-    """Whether a client's own `Cache-Control` (no-cache, max-age, …) is obeyed."""
-    max_body: Size | None = None
-    """The largest body that is stored. Not set: the gateway's `max_body`."""
-    tags: TextList = []
-    """Names under which the answers can be purged together; `{parameter}` stands for its value."""
-    summary: str | None = None
-    """What the route is, in a line, for the API documentation."""
-    description: str | None = None
-    """What the route is, at length (Markdown), for the API documentation."""
-    examples: dict[str, str | int | float | bool] = {}
-    """Example values of parameters, for the API documentation."""
-    parts: dict[str, PartConfig] = {}
-    """Makes the route an aggregate: one answer, joined from these parts, each with its own upstream and cache life."""
-    deadline: Duration = timedelta(seconds=5)
-    """Of an aggregate: how long its parts may take together; who has not answered by then has failed."""
-    merge: Literal["shallow", "deep", "concat"] = "shallow"
-    """Of an aggregate: how parts with `group: null` are merged into the root, in their declared order, where the later
-    wins: key by key (`shallow`), objects within objects too (`deep`), arrays joined besides (`concat`)."""
-    selectable: bool = False
-    """Of an aggregate: whether clients may ask for some of its parts by `?parts=profile,offers`."""
-    envelope: bool = False
-    """Of an aggregate: whether the body says under `_meta` what became of each part."""
-    errors: bool = False
-    """Of an aggregate: whether the body shows the failures of parts as problem details, under `_errors`."""
-
-    @field_validator("path")
-    @classmethod
-    def _path(cls, path: str) -> str:
-        return _template(path).text
-
-    @field_validator("tags")
-    @classmethod
-    def _tags(cls, tags: list[str]) -> list[str]:
-        for tag in tags:
-            if not tag or not tag.isprintable() or any(char in tag for char in " ,"):
-                raise ValueError(f"the tag {tag!r} is empty or has a space, comma or control character")
-        return tags
-
-    @field_validator("cookies", mode="before")
-    @classmethod
-    def _cookies(cls, value: object) -> object:
-        return value if value in ("pass", "ignore") else split_commas(value)
-
-    @field_validator("parts", mode="before")
-    @classmethod
-    def _part_names(cls, value: Any) -> Any:
-        return _checked_names(value)
-
-    @model_validator(mode="after")
-    def _aggregate(self) -> RouteConfig:
-        if not self.parts:
-            if self.upstream:
-                return self
-            missing = PydanticCustomError("missing", "Field required")
-            raise ValidationError.from_exception_data("routes", [_located(("upstream",), missing, None)])
-        _refuse(self.part_plan.problems)
-        unused = [name for name in _NOT_OF_AGGREGATES if name in self.model_fields_set]
-        if unused:
-            raise ValueError(f"{unused[0]} goes with `upstream`: each of an aggregate's parts has its own")
-        return self
-
-    @cached_property
-    def part_plan(self) -> PartPlan:
-        return plan_parts(self.template, self.parts)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> RouteConfig:
-        known = self.template.parameters
-        try:
-            compile_target(self.target_text, known)
-        except TemplateError as error:
-            raise ValueError(f"upstream_path {error}") from None
-        for tag in self.tags:
-            for name in tag_parameters(tag):
-                if name not in known:
-                    raise ValueError(f"tags: {{{name}}} is no parameter of the path {self.path}")
-        if self.vary is not None and self.ttl == "origin":
-            raise ValueError("vary goes with a ttl of its own; with `ttl: origin` the upstream's Vary decides")
-        if self.client_ttl is not None and self.ttl == "origin":
-            raise ValueError("client_ttl goes with a ttl of its own; with `ttl: origin` the upstream decides")
-        return self
-
-    @cached_property
-    def template(self) -> PathTemplate:
-        return PathTemplate(self.path)
-
-    @property
-    def target_text(self) -> str:
-        return self.upstream_path if self.upstream_path is not None else self.path
-
-
-_NOT_OF_AGGREGATES = (
-    "upstream", "upstream_path", "ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "client_ttl",
-    "vary", "query", "drop_query", "authorization", "cookies", "expose_tags",
-)  # fmt: skip
-
-
-def _located(loc: tuple[str, ...], error: PydanticCustomError, value: object) -> InitErrorDetails:
-    return InitErrorDetails(type=error, loc=loc, input=value)
-
-
-def _refuse(problems: list[PartProblem]) -> None:
-    """Raises ValidationError with each problem at its own place."""
-    if problems:
-        found = [
-            _located(each.key, PydanticCustomError("value_error", "{message}", {"message": each.message}), each.value)
-            for each in problems
-        ]
-        raise ValidationError.from_exception_data("parts", found)
-
-
-def _checked_names(value: Any) -> Any:
-    if isinstance(value, dict):
-        for name in value:
-            if not isinstance(name, str) or not NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no name: write lower-case words joined by _, such as price_list")
-    return value if value is not None else {}
-
-
-def _template(text: str) -> PathTemplate:
-    try:
-        return compile_path(text)
-    except TemplateError as error:
-        raise ValueError(str(error)) from None
-
-
-_ORIGIN = re.compile(r"null|[a-z][a-z0-9+.\-]*://[^\s/*?#@,\\A-Z]+")
-"""An origin as browsers serialise it (RFC 6454 §6.2)."""
-
-
-class CorsConfig(Model):
-    """Which web pages may read the answers (the Fetch standard's CORS)."""
-
-    allow_origins: TextList = []
-    """Origins such as https://app.example.com, or `*` for all."""
-    allow_origin_regex: str | None = None
-    """A regular expression that an allowed origin matches whole."""
-    allow_methods: TextList = ["GET", "HEAD", "OPTIONS"]
-    """Methods a page may use."""
-    allow_headers: TextList = []
-    """Request headers a page may set besides the safelisted ones; `*` for all."""
-    allow_credentials: bool = False
-    """Whether a page may send cookies and Authorization."""
-    expose_headers: TextList = ["Age", "Cache-Status", "Server-Timing", "X-Request-ID", "X-Process-Time"]
-    """Response headers a page may read besides the safelisted ones."""
-    max_age: Duration = timedelta(minutes=10)
-    """How long a browser may keep the answer to a preflight."""
-
-    @model_validator(mode="after")
-    def _no_wildcard_with_credentials(self) -> CorsConfig:
-        if self.allow_credentials and "*" in self.allow_origins:
-            raise ValueError(
-                "allow_origins `*` with allow_credentials lets every web page act as your user; list the origins"
-            )
-        if self.allow_origin_regex is not None:
-            try:
-                re.compile(self.allow_origin_regex)
-            except (re.error, OverflowError, RecursionError) as error:
-                raise ValueError(f"allow_origin_regex is no regular expression: {error}") from None
-        return self
-
-    @field_validator("allow_origins")
-    @classmethod
-    def _as_browsers_write_them(cls, origins: list[str]) -> list[str]:
-        for origin in origins:
-            if origin != "*" and not _ORIGIN.fullmatch(origin):
-                raise ValueError(
-                    f"no browser sends the origin {origin!r}: write a scheme and a host in lower case, without a path, "
-                    "such as https://app.example.com; for patterns there is allow_origin_regex"
-                )
-        return origins
-
-    @model_validator(mode="after")
-    def _no_pattern_for_all_with_credentials(self) -> CorsConfig:
-        pattern = self.allow_origin_regex
-        if self.allow_credentials and pattern and re.fullmatch(pattern, "https://any-page.invalid"):
-            raise ValueError(
-                "allow_origin_regex matches any origin; with allow_credentials every web page acts as your user"
-            )
-        return self
-
-    @property
-    def enabled(self) -> bool:
-        return bool(self.allow_origins or self.allow_origin_regex)
-
-
-class LimitsConfig(Model):
-    """What clients may send and hold, in each worker; more is refused, and the connection closed."""
-
-    head_timeout: Duration = timedelta(seconds=8)
-    """How long the head of a request may take (408): the first one's from the connection on, another's from its first
-    byte."""
-    body_timeout: Duration = timedelta(seconds=8)
-    """How long a request's body may make no progress, which is 500 bytes a second at least (408)."""
-    write_timeout: Duration = timedelta(seconds=8)
-    """How long a client may take less than 500 bytes a second of what it is sent; then the connection is cut."""
-    keep_alive: Duration = timedelta(seconds=75)
-    """How long a connection may lie idle between two requests."""
-    request_line: Annotated[Size, Field(ge=64, le=65_536)] = 8 * 1024
-    """The longest request line (414)."""
-    request_head: Annotated[Size, Field(ge=1024, le=1_048_576)] = 32 * 1024
-    """The largest head: request line and headers (431)."""
-    request_headers: Annotated[int, Field(ge=1, le=10_000)] = 100
-    """The most header fields (431)."""
-    connections: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
-    """Connections at once (503)."""
-    connections_per_client: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
-    """Connections at once from one address that is no trusted proxy's (503)."""
-    requests: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
-    """Requests at once that memory does not answer (503)."""
-    requests_per_client: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
-    """The same, from one address that is no trusted proxy's (503)."""
 
 
 def _off_or_path(value: object) -> object:
@@ -527,7 +186,7 @@ class Config(Model):
             for name, route in self.routes.items()
             for problem in cross_problems(route.parts, route.template, frozenset(self.upstreams), several, plain)
         ]
-        _refuse(problems)
+        refuse(problems)
         return self
 
     @property
@@ -588,7 +247,7 @@ class Config(Model):
     @field_validator("upstreams", "routes", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        return _checked_names(value)
+        return checked_names(value)
 
     @field_validator("include")
     @classmethod

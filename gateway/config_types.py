@@ -206,3 +206,19 @@ NEVER_CONSTANT = HOP_BY_HOP | frozenset((b"content-length", b"host", b"expect", 
 
 class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def checked_names(value: Any) -> Any:
+    if isinstance(value, dict):
+        for name in value:
+            if not isinstance(name, str) or not NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name: write lower-case words joined by _, such as price_list")
+    return value if value is not None else {}
+
+
+def check_tags(tags: list[str]) -> list[str]:
+    """Names for purging. Raises ValueError."""
+    for tag in tags:
+        if not tag or not tag.isprintable() or any(char in tag for char in " ,"):
+            raise ValueError(f"the tag {tag!r} is empty or has a space, comma or control character")
+    return tags

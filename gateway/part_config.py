@@ -22,6 +22,7 @@ from .config_types import (
     TextList,
     Ttl,
     check_field_names,
+    check_tags,
     check_vary,
     split_commas,
 )
@@ -191,10 +192,7 @@ class _PartConfig(Model):
     @field_validator("tags")
     @classmethod
     def _tags(cls, tags: list[str]) -> list[str]:
-        for tag in tags:
-            if not tag or not tag.isprintable() or any(char in tag for char in " ,"):
-                raise ValueError(f"the tag {tag!r} is empty or has a space, comma or control character")
-        return tags
+        return check_tags(tags)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

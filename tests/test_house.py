@@ -18,6 +18,7 @@ PURE = frozenset(
         "breakers",
         "changes",
         "codings",
+        "clients_config",
         "config",
         "config_types",
         "epochs",
@@ -44,12 +45,14 @@ PURE = frozenset(
         "record",
         "records",
         "redis_urls",
+        "route_config",
         "s3fifo",
         "spelling",
         "structured",
         "targets",
         "templates",
         "totals",
+        "upstream_config",
     )
 )
 IO = frozenset(
