@@ -48,7 +48,8 @@ from .explain_local import local_of
 from .explain_trace import Trace
 from .explaining import Explaining
 from .governor import Governor
-from .handlers import STATE, Cached, Inputs, Runtime, cached_settings, inputs_of, refusing, upstream_names
+from .handler_inputs import Inputs, inputs_of, refusing, upstream_names
+from .handler_settings import Cached, cached_settings
 from .headers import Headers
 from .hits import Edge
 from .hottest import Hottest
@@ -61,6 +62,7 @@ from .problems import EXCEPTION_HANDLERS
 from .proxies import Trusted
 from .purges import LocalPurges, PurgeLog, Report
 from .routes import Declared, Handlers, declare
+from .runtime import STATE, Runtime
 from .settings import Loaded, load, nearest, sources_of
 from .shared import NoShared, RedisStore, SharedStore
 from .slashes import OtherSlash
@@ -426,7 +428,8 @@ class Gateway(FastAPI):
             self.rebind()
 
     def _check_edge(self, context: Any, settings: Cached) -> None:
-        found = refusing(context.dependant, settings) if settings.edge else []
+        follows = settings.rules.ttl is None
+        found = refusing(context.dependant, follows_origin=follows) if settings.edge else []
         if found:
             message = (
                 f"the handler {context.name} is @cached(edge=True) and depends on {', '.join(found)}, which could "

@@ -9,7 +9,8 @@ from fastapi.routing import RouteContext
 
 from .config import show_duration
 from .engine import Route
-from .handlers import Runtime, cached_settings, target_text
+from .handler_settings import cached_settings
+from .runtime import Runtime, target_text
 from .targets import Target, select_query
 from .templates import render_tag
 

@@ -25,8 +25,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .config import RouteConfig
-from .handlers import runtime_of
 from .merge import WrongType
+from .runtime import runtime_of
 
 MARK = "__gateway_aggregate__"
 

@@ -1,0 +1,159 @@
+"""What a FastAPI handler answers, as the engine takes it: a returned value, a response, one that streams, an error."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+from fastapi import Request
+from fastapi.datastructures import DefaultPlaceholder
+from fastapi.routing import serialize_response
+from fastapi.utils import is_body_allowed_for_status_code
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Message, Scope
+
+from .errors import UpstreamUnreachable
+from .exchange import SCOPE_KEY
+from .headers import Headers
+from .runtime import runtime_of
+from .upstreams import Fetched, WholeBody
+
+RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
+
+
+async def serialised(value: Any, request: Request, response: Response, before: RawHeaders) -> Fetched:
+    """A returned value as FastAPI would answer it: validated, filtered and serialised by the response model.
+
+    `response` is the one that FastAPI handed to the handler, `before` the headers that it had then.
+    """
+    context = runtime_of(request).contexts.get(id(request.scope["route"]))
+    route = context if context is not None else request.scope["route"]
+    plain = isinstance(route.response_class, DefaultPlaceholder)
+    fast = plain and route.response_field is not None
+    content = await serialize_response(
+        field=route.response_field,
+        response_content=value,
+        include=route.response_model_include,
+        exclude=route.response_model_exclude,
+        by_alias=route.response_model_by_alias,
+        exclude_unset=route.response_model_exclude_unset,
+        exclude_defaults=route.response_model_exclude_defaults,
+        exclude_none=route.response_model_exclude_none,
+        dump_json=fast,
+    )
+    status = response.status_code or route.status_code or 200
+    if fast:
+        made = Response(content, status_code=status, media_type="application/json")
+    else:
+        made = (route.response_class.value if plain else route.response_class)(content, status_code=status)
+    if not is_body_allowed_for_status_code(status):
+        made.body = b""
+    made.raw_headers.extend(_added(before, response))
+    return Fetched(status, _lowered(made.raw_headers), WholeBody(bytes(made.body)))
+
+
+def _added(before: RawHeaders, response: Response) -> RawHeaders:
+    """The headers that the handler set: those its dependencies had set belong to this request."""
+    old = list(before)
+    added = []
+    for pair in response.headers.raw:
+        if pair in old:
+            old.remove(pair)
+        else:
+            added.append(pair)
+    return added
+
+
+def _lowered(headers: Headers) -> list[tuple[bytes, bytes]]:
+    return [(name.lower(), value) for name, value in headers]
+
+
+async def handled(request: Request, error: HTTPException) -> Response:
+    """What the app's exception handlers make of `error`; raises it where none does."""
+    handlers = request.app.exception_handlers
+    handler = handlers.get(error.status_code)
+    if handler is None:
+        handler = next((handlers[kind] for kind in type(error).__mro__ if kind in handlers), None)
+    if handler is None:
+        raise error
+    # Without the Exchange: what is stored must not name this one request.
+    anonymous = Request({key: value for key, value in request.scope.items() if key != SCOPE_KEY}, request.receive)
+    response = handler(anonymous, error)
+    if inspect.isawaitable(response):
+        response = await response
+    assert isinstance(response, Response)
+    return response
+
+
+async def fetched_of(response: Response, scope: Scope) -> Fetched:
+    """A response that the handler made itself."""
+    body = getattr(response, "body", None)
+    if isinstance(body, bytes | memoryview):
+        if response.background is not None:
+            await response.background()
+        return Fetched(response.status_code, _lowered(response.raw_headers), WholeBody(bytes(body)))
+    return await _AsgiBody(response, scope).head()
+
+
+class _AsgiBody:
+    """The body of a response that streams (StreamingResponse, FileResponse): run as ASGI, a piece at a time."""
+
+    def __init__(self, response: Response, scope: Scope) -> None:
+        self._response = response
+        self._scope = {**scope, "method": "GET"}
+        self._messages: asyncio.Queue[Message | None] = asyncio.Queue(maxsize=8)
+        self._read: list[bytes] = []
+        self._task = asyncio.ensure_future(self._run())
+
+    async def _run(self) -> None:
+        try:
+            await self._response(self._scope, self._never, self._messages.put)
+        finally:
+            with suppress(asyncio.QueueFull):
+                self._messages.put_nowait(None)
+
+    async def _never(self) -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def head(self) -> Fetched:
+        start = await self._messages.get()
+        if start is None:
+            await self._task
+            raise UpstreamUnreachable("handler", "a response that never began")
+        return Fetched(start["status"], [*_lowered(start["headers"]), (b"transfer-encoding", b"chunked")]
+                       if not any(k.lower() == b"content-length" for k, _ in start["headers"])
+                       else _lowered(start["headers"]), self)  # fmt: skip
+
+    async def whole(self, limit: int) -> bytes | None:
+        size = 0
+        async for chunk in self._pieces():
+            self._read.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                return None
+        return b"".join(self._read)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        for chunk in self._read:
+            yield chunk
+        async for chunk in self._pieces():
+            yield chunk
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        while (message := await self._messages.get()) is not None:
+            if message.get("body"):
+                yield message["body"]
+            if not message.get("more_body", False):
+                break
+        if self._task.done():
+            self._task.result()
+
+    async def aclose(self) -> None:
+        if not self._task.done():
+            self._task.cancel()
+        await asyncio.wait((self._task,))

@@ -1,0 +1,92 @@
+"""What FastAPI handlers find of the gateway that serves them: its engine, its upstreams, and their own routes in it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fastapi import Depends, Request
+from fastapi.routing import RouteContext
+from starlette.responses import Response
+from starlette.types import Scope
+
+from .asks import Route
+from .engine import Engine
+from .errors import GatewayError
+from .handler_inputs import UPSTREAM, Inputs
+from .handler_settings import Cached, cached_settings
+from .keys import primary_key
+from .metrics import Metrics
+from .policy import Rules
+from .targets import Target, select_query
+from .upstreams import Upstream
+
+STATE = "gateway"
+
+
+@dataclass
+class Runtime:
+    """What handlers find at `request.app.state.gateway`."""
+
+    engine: Engine
+    upstreams: dict[str, Upstream]
+    metrics: Metrics
+    drop_query: tuple[str, ...]
+    max_body: int
+    inner: Callable[[Scope, Any, Any], Awaitable[None]]
+    contexts: dict[int, RouteContext] = field(default_factory=dict)
+    """By the id of the route that a router holds: what including it made of it."""
+    late: set[int] = field(default_factory=set)
+    """The ids of those whose router was included after the app was made: declared routes stand before them."""
+    aggregates: dict[str, Callable[[Request], Awaitable[Response]]] = field(default_factory=dict)
+    """The handlers of aggregates that are written in Python, by name."""
+    bound: dict[int, tuple[Route, frozenset[str] | None]] = field(default_factory=dict)
+    """By the id of a handler's settings: its route for the engine, and the query parameters that count."""
+    overridden: Mapping[str, Rules] = field(default_factory=dict)
+    """By a handler's name: its rules where live overrides made them other than its code has them."""
+    coded: dict[str, Rules] = field(default_factory=dict)
+    """By a handler's name: its rules as its code has them."""
+
+    def keys_of(self, target: Target) -> list[str]:
+        """The primary keys of what `@cached` handlers answer at a target."""
+        keys = []
+        for context in self.contexts.values():
+            marked = cached_settings(context.endpoint)
+            if marked is not None and context.path_regex.fullmatch(target.decoded):
+                settings = marked[0]
+                pairs = select_query(target.query, self.bound[id(settings)][1], self.drop_query)
+                keys.append(primary_key(settings.origin_name, target_text(target.path, pairs)))
+        return keys
+
+    def bind(self, settings: Cached, inputs: Inputs) -> None:
+        """Make ready a `@cached` handler whose routes declare `inputs`."""
+        allowed = settings.query if settings.query is not None else inputs.query
+        self.coded[settings.name] = settings.rules
+        rules = self.overridden.get(settings.name, settings.rules)
+        self.bound[id(settings)] = (replace(settings, rules=rules).route(inputs, self.max_body), allowed)
+
+
+def target_text(path: str, pairs: Sequence[str]) -> str:
+    return f"{path}?{'&'.join(pairs)}" if pairs else path
+
+
+def upstream(name: str) -> Any:
+    """A dependency: the configured upstream of that name. Its existence is checked when the app is made."""
+
+    def get_upstream(request: Request) -> Upstream:
+        return runtime_of(request).upstreams[name]
+
+    setattr(get_upstream, UPSTREAM, name)
+    return Depends(get_upstream)
+
+
+def runtime_of(request: Request) -> Runtime:
+    """The gateway that serves `request`. Raises GatewayError where none does."""
+    runtime = getattr(request.app.state, STATE, None)
+    if not isinstance(runtime, Runtime):
+        raise GatewayError(
+            "this handler needs the gateway: name its router in the configuration's `include`, or make the app with "
+            "gateway.create_app and include the router there"
+        )
+    return runtime
