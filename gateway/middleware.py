@@ -149,7 +149,9 @@ class TargetRule:
             return
         if exchange is not None:
             exchange.target = target
-            exchange.scope = dict(scope)
+            # Without the Exchange, which would hold itself: each request would wait for the garbage collector.
+            exchange.scope = {**scope}
+            del exchange.scope[SCOPE_KEY]
         await self.app(scope, receive, send)
 
     def _apply(self, scope: Scope, exchange: Exchange | None) -> Target:

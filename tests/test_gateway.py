@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 
@@ -14,6 +15,8 @@ from starlette.routing import Mount
 from gateway.access_log import JsonAccessLog
 from gateway.app import create_app
 from gateway.config import Config
+from gateway.exchange import Exchange
+from gateway.handlers import cached
 
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer, served
 from .raw import Connection, once, raw_upstream
@@ -560,3 +563,30 @@ async def test_metrics_count_what_was_answered() -> None:
     assert 'gateway_upstream_requests_total{result="2xx",upstream="api"} 1.0' in text
     assert 'gateway_refused_requests_total{reason="target"} 1.0' in text
     assert "gateway_memory_entries 1.0" in text
+
+
+@pytest.mark.parametrize("target", ["/items/7", "/healthz", "/plain", "/kept"])
+async def test_a_request_leaves_nothing_to_the_garbage_collector(target: str) -> None:
+    app = gateway(Upstream(json_answer()), THIRTY)
+
+    @app.get("/plain")
+    async def plain() -> dict[str, int]:
+        return {"a": 1}
+
+    @app.get("/kept")
+    @cached(ttl="30s")
+    async def kept() -> dict[str, int]:
+        return {"a": 1}
+
+    app.rebind()
+    async with asking(app) as client:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                assert (await client.get(target)).status_code == 200
+            await app.engine.settle()
+            left = [each for each in gc.get_objects() if isinstance(each, Exchange)]
+        finally:
+            gc.enable()
+    assert left == []
