@@ -9,8 +9,6 @@ request, and undoes it after the last.
 from __future__ import annotations
 
 import asyncio
-import copy
-import importlib
 import logging
 import os
 import sys
@@ -23,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
-from fastapi import APIRouter, FastAPI, Request
-from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -34,42 +31,34 @@ from .access_log import AccessLog, JsonAccessLog, silent
 from .advice import Advice
 from .aggregate import Aggregate
 from .aggregate_routes import AggregateHandlers, Builder, aggregate_key
+from .binding import Binding
 from .clock import Clock, SystemClock
 from .config import Config, RouteConfig, UpstreamConfig
 from .direct import DirectRoute, Patterns
 from .documentation import OPENAPI, add_pages, aggregate_operation, openapi_operation
-from .door import Door
 from .edge_pass import Direct, Passages
-from .engine import Engine
-from .errors import ConfigError, ConfigProblem
 from .explain import Explainer, Origins, no_origins
 from .explain_handlers import HandlerRoute, handler_route
 from .explain_local import local_of
 from .explain_trace import Trace
 from .explaining import Explaining
-from .governor import Governor
-from .handler_inputs import Inputs, inputs_of, refusing, upstream_names
-from .handler_settings import Cached, cached_settings
 from .headers import Headers
 from .hits import Edge
-from .hottest import Hottest
-from .lag import LoopLag
-from .memory import Memory
-from .metrics import Metrics
+from .included import pieces_of, router_of, specificity_of
+from .lasting import Lasting
 from .middleware import Cors, TargetRule, Timing
 from .policy import Rules
 from .problems import EXCEPTION_HANDLERS
 from .proxies import Trusted
-from .purges import LocalPurges, PurgeLog, Report
+from .purges import Report
 from .routes import Declared, Handlers, declare
 from .runtime import STATE, Runtime
-from .settings import Loaded, load, nearest, sources_of
+from .settings import Loaded, load, sources_of
 from .shared import NoShared, RedisStore, SharedStore
 from .slashes import OtherSlash
+from .spelling import did_you_mean
 from .targets import normalise
-from .templates import PathTemplate, compile_path
-from .traffic import Desk, LocalDesk, RedisDesk, Traffic, Watch
-from .typed_parts import TypedAggregate, typed_aggregate
+from .typed_parts import typed_aggregate
 from .underway import Underway
 from .upstreams import Upstream
 
@@ -145,36 +134,21 @@ class Gateway(FastAPI):
         self._log = log if log is not None else (JsonAccessLog(hits=config.log_hits) if config.access_log else silent)
         self._included: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.underway = Underway()
-        if before is None:
-            self._begin(shared, clock)
-        else:
-            self._continue(before)
+        self.lasting: Lasting = (
+            before.lasting
+            if before is not None
+            else Lasting(config, shared=shared, clock=clock, log=self._log, ttls=lambda: self.latest.ttls())
+        )
+        self.metrics, self.engine, self.shared = self.lasting.metrics, self.lasting.engine, self.lasting.shared
+        self.purges, self.watch, self.door = self.lasting.purges, self.lasting.watch, self.lasting.door
         self.upstreams = {name: self._upstream(name, each, before) for name, each in config.upstreams.items()}
         self.declared = declare(config, self.upstreams)
         self.builder = Builder.of(config, self.engine, self.metrics, self.upstreams, self.declared)
         self.aggregates = self.builder.all()
         if before is None:
             self.metrics.watch_upstreams(self.upstreams.values())
-        self.edge: Edge | None = Edge(
-            self.engine,
-            metrics=self.metrics,
-            cors=Cors(self, config.cors) if config.cors.enabled else None,
-            log=self._log,
-            trusted=Trusted(config.trusted_proxies),
-            traced=tracing is not None,
-            room=max(config.memory // config.workers // 4, 0 if isinstance(self.shared, NoShared) else LEAST_EDGE),
-        )
         self._direct: dict[str, Direct] = {}
-        if tracing is None:
-            self.edge.passages = Passages(
-                engine=self.engine,
-                metrics=self.metrics,
-                log=self._log,
-                trusted=Trusted(config.trusted_proxies),
-                cors=Cors(self, config.cors) if config.cors.enabled else None,
-                patterns=Patterns(lambda: self.router.routes, self._direct),
-                underway=self.underway,
-            )
+        self.edge: Edge | None = self._edge()
         self.inner: ASGIApp | None = None
         documented = config.docs != "off" or config.redoc != "off"
         super().__init__(
@@ -190,52 +164,30 @@ class Gateway(FastAPI):
         self._add_routes()
         self._bind_handlers(handler_rules or {})
 
-    def _alone(self) -> bool:
-        """Whether the tier that all share is away, so that each worker fetches for itself."""
-        return isinstance(self.shared, RedisStore) and not self.shared.available
-
-    def _observe_lag(self, lag: float) -> None:
-        self.metrics.loop_lag(lag)
-        self.engine.governor.observe(lag, self.engine.under_way)
-
-    def _begin(self, shared: SharedStore, clock: Clock) -> None:
-        """What one worker has once, whatever the configuration becomes: its tiers, flights, counters and guard."""
+    def _edge(self) -> Edge:
+        """What the protocol class may answer from by itself. Where requests are traced, each passes by the app."""
         config = self.config
-        self.metrics = Metrics()
-        self.shared = shared
-        self._allow_records()
-        blind = None if config.purge_blind == "forever" else config.purge_blind.total_seconds()
-        self.purges: PurgeLog = shared.purge_log(clock, blind) if isinstance(shared, RedisStore) else LocalPurges(clock)
-        traffic = Traffic(clock)
-        desk: Desk = shared.advice_desk(clock) if isinstance(shared, RedisStore) else LocalDesk(clock)
-        self.watch = Watch(traffic, desk, lambda: self.latest.ttls())
-        self.engine = Engine(
-            traffic=traffic,
-            memory=Memory(config.memory // config.workers),
-            shared=shared,
-            clock=clock,
-            purges=self.purges,
-            retry_after=config.retry_after.total_seconds(),
-            compression=config.compression,
-            uncacheable_for=config.uncacheable_for.total_seconds(),
-            shared_budget=config.redis_budget.total_seconds(),
-            shared_secret=config.record_secret,
-            governor=Governor(config.overload_lag.total_seconds()),
+        cors, trusted = Cors(self, config.cors) if config.cors.enabled else None, Trusted(config.trusted_proxies)
+        edge = Edge(
+            self.engine,
+            metrics=self.metrics,
+            cors=cors,
+            log=self._log,
+            trusted=trusted,
+            traced=self._given.tracing is not None,
+            room=max(config.memory // config.workers // 4, 0 if isinstance(self.shared, NoShared) else LEAST_EDGE),
         )
-        self.hottest = Hottest(
-            self.engine.tiers,
-            config.warm_start if isinstance(shared, RedisStore) else 0,
-            leads=lambda: isinstance(desk, RedisDesk) and desk.leads,
-        )
-        self.lag = LoopLag(self._observe_lag)
-        self.metrics.watch(self.engine)
-        self.metrics.watch_advice(self.watch.told)
-        self.door = Door(config, metrics=self.metrics, log=self._log)
-
-    def _continue(self, before: Gateway) -> None:
-        self.metrics, self.shared, self.purges = before.metrics, before.shared, before.purges
-        self.watch, self.engine, self.door, self.lag = before.watch, before.engine, before.door, before.lag
-        self.hottest = before.hottest
+        if self._given.tracing is None:
+            edge.passages = Passages(
+                engine=self.engine,
+                metrics=self.metrics,
+                log=self._log,
+                trusted=trusted,
+                cors=cors,
+                patterns=Patterns(lambda: self.router.routes, self._direct),
+                underway=self.underway,
+            )
+        return edge
 
     def _upstream(self, name: str, config: UpstreamConfig, before: Gateway | None) -> Upstream:
         """The upstream of that name, with the connections it has where its configuration did not change."""
@@ -247,7 +199,7 @@ class Gateway(FastAPI):
             name,
             config,
             transport(name) if callable(transport) else transport,
-            alone=self._alone,
+            alone=self.lasting.alone,
             tracing=self._given.tracing,
         )
 
@@ -280,21 +232,12 @@ class Gateway(FastAPI):
         for name, value in before.state._state.items():
             setattr(self.state, name, value)
         setattr(self.state, STATE, runtime)
-        self.engine.configure(
-            retry_after=self.config.retry_after.total_seconds(),
-            uncacheable_for=self.config.uncacheable_for.total_seconds(),
-        )
-        self.door.configure(self.config, self._log)
-        self._allow_records()
+        self.lasting.configure(self.config, self._log)
         for name, upstream in self.upstreams.items():
             if (known := before.upstreams.get(name)) is not None:
                 upstream.go_on_counting(known)
         self.metrics.watch_upstreams(self.upstreams.values())
         before.successor = self
-
-    def _allow_records(self) -> None:
-        if isinstance(self.shared, RedisStore):
-            self.shared.allow(self.config.largest_record)
 
     @property
     def latest(self) -> Gateway:
@@ -331,7 +274,7 @@ class Gateway(FastAPI):
         added += [
             (specificity, partial(self.include_router, router))
             for place in self.config.include
-            for specificity, router in _pieces(_router(place))
+            for specificity, router in pieces_of(router_of(place))
         ]
         for _, add in sorted(added, key=lambda each: each[0]):
             add()
@@ -393,56 +336,18 @@ class Gateway(FastAPI):
             overridden=overridden,
         )
         setattr(self.state, STATE, runtime)
+        self._binding = Binding(runtime, self.builder, self.aggregates)
         self.rebind()
 
     def rebind(self) -> None:
         """Prepare `@cached` handlers of routers that were included after the app was made."""
-        runtime: Runtime = getattr(self.state, STATE)
-        inputs: dict[int, Inputs] = {}
-        for context in iter_route_contexts(self.routes):
-            if not isinstance(context.original_route, APIRoute):
-                continue
-            if self._included and id(context.original_route) not in runtime.contexts:
-                runtime.late.add(id(context.original_route))
-            runtime.contexts[id(context.original_route)] = context
-            self._check_upstreams(context)
-            typed = typed_aggregate(context.endpoint)
-            if typed is not None and typed.name not in runtime.aggregates:
-                self._bind_aggregate(typed, runtime)
-            marked = cached_settings(context.endpoint)
-            if marked is not None:
-                settings, injected = marked
-                self._check_edge(context, settings)
-                found = inputs_of(context.dependant, injected)
-                runtime.bind(settings, inputs.setdefault(id(settings), found).union(found))
-
-    def _bind_aggregate(self, typed: TypedAggregate, runtime: Runtime) -> None:
-        made = self.builder.typed(typed.name, typed.config, typed.checks)
-        self.aggregates.append(made)
-        runtime.aggregates[typed.name] = AggregateHandlers(self.engine).handler(made)
+        self._binding.bind(self.routes, late=bool(self._included))
 
     def include_router(self, *args: Any, **kwargs: Any) -> None:
         super().include_router(*args, **kwargs)
         if hasattr(self.state, STATE):
             self._included.append((args, kwargs))
             self.rebind()
-
-    def _check_edge(self, context: Any, settings: Cached) -> None:
-        follows = settings.rules.ttl is None
-        found = refusing(context.dependant, follows_origin=follows) if settings.edge else []
-        if found:
-            message = (
-                f"the handler {context.name} is @cached(edge=True) and depends on {', '.join(found)}, which could "
-                "refuse a request; a cache must not stand before that: leave edge=True out"
-            )
-            raise ConfigError([ConfigProblem("", "include", message)])
-
-    def _check_upstreams(self, context: Any) -> None:
-        for name in upstream_names(context.dependant) - set(self.upstreams):
-            close = nearest(name, list(self.upstreams))
-            hint = f"; did you mean {close}?" if close else ""
-            message = f"the handler {context.name} wants the upstream {name!r}, which is not configured{hint}"
-            raise ConfigError([ConfigProblem("", "include", message)])
 
     async def purge(
         self,
@@ -463,8 +368,7 @@ class Gateway(FastAPI):
         known = self.route_names()
         for route in routes:
             if route not in known:
-                close = nearest(route, known)
-                raise ValueError(f"there is no route {route!r}" + (f"; did you mean {close}?" if close else ""))
+                raise ValueError(f"there is no route {route!r}{did_you_mean(route, known)}")
         return await self.engine.purge(
             keys=primaries, tags=tags, routes=routes, everything=everything, soft=soft, by=by
         )
@@ -507,7 +411,7 @@ class Gateway(FastAPI):
         others = {*self.config.routes, "_alive", "_ready"}
         return [
             handler_route(
-                context, (id(context.original_route) in runtime.late, _specificity(context.path or "/")), runtime
+                context, (id(context.original_route) in runtime.late, specificity_of(context.path or "/")), runtime
             )
             for context in runtime.contexts.values()
             if context.name not in others and typed_aggregate(context.endpoint) is None
@@ -545,23 +449,19 @@ class Gateway(FastAPI):
         if self.user_middleware:
             # What stands before the routes may refuse a request, or change its answer.
             self.edge = None
-        self.lag.start()
-        await self.shared.start()
-        await self.purges.start()
-        await self.watch.start()
-        await self.hottest.start()
+        await self.lasting.start()
         if "fastapi_cache" in sys.modules:
             from . import fastapi_cache2
 
             fastapi_cache2.register(self.engine, budget=self.config.redis_budget.total_seconds())
 
     async def stop(self) -> None:
-        self.lag.stop()
+        self.lasting.lag.stop()
         if "fastapi_cache" in sys.modules:
             from . import fastapi_cache2
 
             fastapi_cache2.unregister(self.engine)
-        await self.hottest.aclose()
+        await self.lasting.hottest.aclose()
         await self.engine.aclose()
         for upstream in self.latest.upstreams.values():
             await upstream.aclose()
@@ -608,53 +508,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await app.stop()
-
-
-def _router(place: str) -> APIRouter:
-    """The router that `module:attribute` names. Raises ConfigError."""
-    module, _, attribute = place.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        message = f"{place} cannot be imported: {error}"
-        raise ConfigError([ConfigProblem("", "include", message)]) from error
-    if not isinstance(found, APIRouter):
-        message = f"{place} is a {type(found).__name__}, no fastapi.APIRouter"
-        raise ConfigError([ConfigProblem("", "include", message)])
-    return found
-
-
-def _pieces(router: APIRouter) -> list[tuple[Any, APIRouter]]:
-    """A router as routers of one route each, so that its routes can stand among the others by how specific they are.
-
-    The first keeps the router's lifespan and event handlers.
-    """
-    pieces = []
-    for position, route in enumerate(router.routes):
-        piece = copy.copy(router)
-        piece.routes = [route]
-        if position:
-            piece.on_startup, piece.on_shutdown = [], []
-            piece.lifespan_context = APIRouter().lifespan_context
-        contexts = list(iter_route_contexts([route]))
-        pieces.append((_specificity(contexts[0].path or "/" if contexts else "/"), piece))
-    return pieces
-
-
-def _specificity(path: str) -> tuple[tuple[int, int], ...]:
-    """How specific a FastAPI path is; convertors other than `path` take one segment."""
-    plain = path if ":path}" in path else _without_convertors(path)
-    try:
-        return compile_path(plain).specificity
-    except ValueError:
-        return PathTemplate(plain).specificity
-
-
-def _without_convertors(path: str) -> str:
-    pieces = path.split("{")
-    return pieces[0] + "".join(
-        "{" + piece.split(":")[0].rstrip("}") + "}" + piece.partition("}")[2] for piece in pieces[1:]
-    )
 
 
 async def _alive() -> JSONResponse:

@@ -1,0 +1,77 @@
+"""Checks the handlers written in Python that an app serves, and makes them ready: those that `@cached` wraps, typed
+aggregates, and the upstreams that any of them names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from starlette.routing import BaseRoute
+
+from .aggregate import Aggregate
+from .aggregate_routes import AggregateHandlers, Builder
+from .errors import ConfigError, ConfigProblem
+from .handler_inputs import Inputs, inputs_of, refusing, upstream_names
+from .handler_settings import Cached, cached_settings
+from .runtime import Runtime
+from .spelling import did_you_mean
+from .typed_parts import TypedAggregate, typed_aggregate
+
+
+class Binding:
+    """Of one app; what it finds it puts into `runtime` and, of aggregates, into `aggregates` too."""
+
+    def __init__(self, runtime: Runtime, builder: Builder, aggregates: list[Aggregate]) -> None:
+        self._runtime = runtime
+        self._builder = builder
+        self._aggregates = aggregates
+
+    def bind(self, routes: Sequence[BaseRoute], *, late: bool) -> None:
+        """Make the handlers of `routes` ready; those that are new, `late`, were included after the app was made.
+
+        Raises ConfigError.
+        """
+        runtime = self._runtime
+        inputs: dict[int, Inputs] = {}
+        for context in iter_route_contexts(routes):
+            if not isinstance(context.original_route, APIRoute):
+                continue
+            if late and id(context.original_route) not in runtime.contexts:
+                runtime.late.add(id(context.original_route))
+            runtime.contexts[id(context.original_route)] = context
+            self._check_upstreams(context)
+            typed = typed_aggregate(context.endpoint)
+            if typed is not None and typed.name not in runtime.aggregates:
+                self._bind_aggregate(typed)
+            marked = cached_settings(context.endpoint)
+            if marked is not None:
+                settings, injected = marked
+                _check_edge(context, settings)
+                found = inputs_of(context.dependant, injected)
+                runtime.bind(settings, inputs.setdefault(id(settings), found).union(found))
+
+    def _bind_aggregate(self, typed: TypedAggregate) -> None:
+        made = self._builder.typed(typed.name, typed.config, typed.checks)
+        self._aggregates.append(made)
+        self._runtime.aggregates[typed.name] = AggregateHandlers(self._runtime.engine).handler(made)
+
+    def _check_upstreams(self, context: RouteContext) -> None:
+        upstreams = self._runtime.upstreams
+        for name in upstream_names(context.dependant) - set(upstreams):
+            hint = did_you_mean(name, upstreams)
+            raise _problem(f"the handler {context.name} wants the upstream {name!r}, which is not configured{hint}")
+
+
+def _check_edge(context: RouteContext, settings: Cached) -> None:
+    if not settings.edge:
+        return
+    found = refusing(context.dependant, follows_origin=settings.rules.ttl is None)
+    if found:
+        raise _problem(
+            f"the handler {context.name} is @cached(edge=True) and depends on {', '.join(found)}, which could "
+            "refuse a request; a cache must not stand before that: leave edge=True out"
+        )
+
+
+def _problem(message: str) -> ConfigError:
+    return ConfigError([ConfigProblem("", "include", message)])

@@ -1,0 +1,91 @@
+"""What one worker has once, whatever its configuration becomes: its tiers, flights, counters and guard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .access_log import AccessLog
+from .clock import Clock
+from .config import Config
+from .door import Door
+from .engine import Engine
+from .governor import Governor
+from .hottest import Hottest
+from .lag import LoopLag
+from .memory import Memory
+from .metrics import Metrics
+from .purges import LocalPurges, PurgeLog
+from .shared import RedisStore, SharedStore
+from .traffic import Desk, LocalDesk, RedisDesk, Traffic, Watch
+
+
+class Lasting:
+    """Made of the configuration that the worker begins with; `ttls` gives each route's TTL as it stands, in seconds."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        shared: SharedStore,
+        clock: Clock,
+        log: AccessLog,
+        ttls: Callable[[], dict[str, float | None]],
+    ) -> None:
+        self.metrics = Metrics()
+        self.shared = shared
+        self._allow_records(config)
+        blind = None if config.purge_blind == "forever" else config.purge_blind.total_seconds()
+        self.purges: PurgeLog = shared.purge_log(clock, blind) if isinstance(shared, RedisStore) else LocalPurges(clock)
+        traffic = Traffic(clock)
+        desk: Desk = shared.advice_desk(clock) if isinstance(shared, RedisStore) else LocalDesk(clock)
+        self.watch = Watch(traffic, desk, ttls)
+        self.engine = Engine(
+            traffic=traffic,
+            memory=Memory(config.memory // config.workers),
+            shared=shared,
+            clock=clock,
+            purges=self.purges,
+            retry_after=config.retry_after.total_seconds(),
+            compression=config.compression,
+            uncacheable_for=config.uncacheable_for.total_seconds(),
+            shared_budget=config.redis_budget.total_seconds(),
+            shared_secret=config.record_secret,
+            governor=Governor(config.overload_lag.total_seconds()),
+        )
+        self.hottest = Hottest(
+            self.engine.tiers,
+            config.warm_start if isinstance(shared, RedisStore) else 0,
+            leads=lambda: isinstance(desk, RedisDesk) and desk.leads,
+        )
+        self.lag = LoopLag(self._observe_lag)
+        self.metrics.watch(self.engine)
+        self.metrics.watch_advice(self.watch.told)
+        self.door = Door(config, metrics=self.metrics, log=log)
+
+    def configure(self, config: Config, log: AccessLog) -> None:
+        """Go by another configuration from now on, in what can change while the worker runs."""
+        self.engine.configure(
+            retry_after=config.retry_after.total_seconds(),
+            uncacheable_for=config.uncacheable_for.total_seconds(),
+        )
+        self.door.configure(config, log)
+        self._allow_records(config)
+
+    def _allow_records(self, config: Config) -> None:
+        if isinstance(self.shared, RedisStore):
+            self.shared.allow(config.largest_record)
+
+    def alone(self) -> bool:
+        """Whether the tier that all share is away, so that each worker fetches for itself."""
+        return isinstance(self.shared, RedisStore) and not self.shared.available
+
+    def _observe_lag(self, lag: float) -> None:
+        self.metrics.loop_lag(lag)
+        self.engine.governor.observe(lag, self.engine.under_way)
+
+    async def start(self) -> None:
+        self.lag.start()
+        await self.shared.start()
+        await self.purges.start()
+        await self.watch.start()
+        await self.hottest.start()
