@@ -44,14 +44,14 @@ MUTANTS = (
         "return True",
         "test_policy",
     ),
-    Mutant("policy", "if life.strict or life.no_cache:", "if life.no_cache:", "test_policy"),
+    Mutant("policy", "(stored.life.strict or stored.life.no_cache)", "stored.life.no_cache", "test_policy"),
     Mutant(
         "policy", "return math.inf if stored.softened is None else stored.softened", "return math.inf", "test_policy"
     ),
-    Mutant("policy", 'if directives.unqualified("private"):', "if False:", "test_policy"),
-    Mutant("policy", 'if b"set-cookie" not in named:', "if False:", "test_policy"),
+    Mutant("admission", 'if directives.unqualified("private"):', "if False:", "test_policy"),
+    Mutant("admission", 'if b"set-cookie" not in named:', "if False:", "test_policy"),
     Mutant(
-        "policy",
+        "admission",
         "if facts.authorized and not _shared_despite_authorization(directives):",
         "if False:",
         "test_policy",
@@ -59,7 +59,10 @@ MUTANTS = (
     Mutant("policy", 'for name in ("s-maxage", "max-age"):', 'for name in ("max-age", "s-maxage"):', "test_policy"),
     Mutant("policy", "return ttl * (1.0 - rules.jitter * stored.jitter)", "return ttl", "test_policy"),
     Mutant(
-        "policy", "return tag is not None and opaque_tag(tag) in", "return tag is not None and tag in", "test_policy"
+        "validation",
+        "return tag is not None and opaque_tag(tag) in",
+        "return tag is not None and tag in",
+        "test_policy",
     ),
     Mutant("policy", "return now < ends.error and not facts.no_cache", "return not facts.no_cache", "test_policy"),
     Mutant("headers", 'if "*" in names or not all', "if not all", "test_headers"),

@@ -14,6 +14,7 @@ HOUSE = Path(__file__).parent.parent / "gateway"
 # A name a line, so that two changes seldom meet.
 PURE = frozenset(
     (
+        "admission",
         "advice",
         "breakers",
         "changes",
@@ -46,6 +47,7 @@ PURE = frozenset(
         "records",
         "redis_urls",
         "route_config",
+        "rules",
         "s3fifo",
         "spelling",
         "structured",
@@ -53,6 +55,7 @@ PURE = frozenset(
         "templates",
         "totals",
         "upstream_config",
+        "validation",
     )
 )
 IO = frozenset(
