@@ -56,7 +56,7 @@ MUTANTS = (
         "if False:",
         "test_policy",
     ),
-    Mutant("policy", 'for name in ("s-maxage", "max-age"):', 'for name in ("max-age", "s-maxage"):', "test_policy"),
+    Mutant("admission", 'for name in ("s-maxage", "max-age"):', 'for name in ("max-age", "s-maxage"):', "test_policy"),
     Mutant("policy", "return ttl * (1.0 - rules.jitter * stored.jitter)", "return ttl", "test_policy"),
     Mutant(
         "validation",
