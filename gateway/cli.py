@@ -7,6 +7,7 @@ then import at the same time.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -226,7 +227,12 @@ async def _explain_dry(read: Loaded, method: str, target: str, fields: list[tupl
 
 
 def main() -> None:
-    """The console script. What the operator can mend is one message, without a traceback; its exit status is 2."""
+    """The console script. What the operator can mend is one message, without a traceback; its exit status is 2.
+
+    What `include` names is looked for where one is, too, as `python -m gateway` and `uvicorn` do.
+    """
+    if (here := os.getcwd()) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
     try:
         app()
     except ConfigError as error:

@@ -7,6 +7,8 @@ import json
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ import pytest
 from tests.raw import Connection, always, raw_upstream
 
 from .conftest import MakeValkey, StartGateway
-from .processes import GatewayProcess, Valkey, Watched, command, write_config
+from .processes import GatewayProcess, Valkey, Watched, clean_environment, command, write_config
 
 GRACE = 10.0
 """Seconds that requests in flight get to end (`stop_timeout`)."""
@@ -199,6 +201,27 @@ def test_a_wrong_configuration_is_a_message_a_problem_and_status_2(
     result = command(order, "--config", str(file), cwd=tmp_path, environment={"GATEWAY_ADMIN_LISTEN": "none"})
     assert_one_message(result.returncode, result.stderr, *expected)
     assert result.stdout == ""
+
+
+def test_the_console_script_finds_a_router_in_the_folder_where_it_is_run(tmp_path: Path) -> None:
+    (tmp_path / "here.py").write_text(
+        "import fastapi\nrouter = fastapi.APIRouter()\n\n@router.get('/here')\nasync def here() -> int:\n    return 1\n"
+    )
+    (tmp_path / "gateway.yaml").write_text("redis_url: none\ninclude: ['here:router']\n")
+    result = subprocess.run(
+        # As a console script, and unlike `python -m`, it has its own folder on the path, and not the one it is run in.
+        [
+            *(sys.executable, "-P", "-c", "from gateway.cli import main; main()"),
+            *["explain", "GET", "/here", "-c", "gateway.yaml"],
+        ],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (result.returncode, result.stderr, "/here" in result.stdout) == (0, "", True)
 
 
 def test_a_configuration_that_is_missing_is_one_message_and_status_2(tmp_path: Path) -> None:
