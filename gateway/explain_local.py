@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 
 from starlette.routing import BaseRoute, Match, Router
 
+from .slashes import other_slash
+
 Local = Callable[[str, str], int | None]
 """Of a method and a decoded path: 200 where the gateway answers it, 405 where it does for another method, 307 where the
 path differs from a route's by its last slash alone; None of what is left to routes."""
@@ -24,7 +26,7 @@ def local_of(own: Iterable[BaseRoute], router: Router) -> Local:
                 return 200
             case Match.PARTIAL:
                 return 405
-        other = path.rstrip("/") if path.endswith("/") else f"{path}/"
+        other = other_slash(path)
         return 307 if other and _matched(router.routes, method, other) is not Match.NONE else None
 
     return local

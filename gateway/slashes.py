@@ -24,9 +24,9 @@ class OtherSlash:
         router.default = self
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._is_served(_other(scope["path"]), scope):
+        if scope["type"] == "http" and self._is_served(other_slash(scope["path"]), scope):
             query: bytes = scope["query_string"]
-            location = _other(scope["raw_path"].decode("ascii")) + ("?" + query.decode("ascii") if query else "")
+            location = other_slash(scope["raw_path"].decode("ascii")) + ("?" + query.decode("ascii") if query else "")
             await Response(status_code=307, headers={"location": rooted(location)})(scope, receive, send)
         else:
             await self._otherwise(scope, receive, send)
@@ -36,5 +36,6 @@ class OtherSlash:
         return bool(path) and any(route.matches(other)[0] is not Match.NONE for route in self._router.routes)
 
 
-def _other(path: str) -> str:
+def other_slash(path: str) -> str:
+    """The path without the slashes at its end, or with one; empty where that is none."""
     return path.rstrip("/") if path.endswith("/") else path + "/"
