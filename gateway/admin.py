@@ -116,6 +116,9 @@ class Admin:
         async def routes(request: Request) -> Response:
             return await console.routes(self._gateway(), operations)
 
+        async def settings(request: Request) -> Response:
+            return console.settings(operations)
+
         async def audit(request: Request) -> Response:
             return await console.audit(operations)
 
@@ -133,6 +136,7 @@ class Admin:
             Route("/overrides", self.guarded(set_override), methods=["POST"]),
             Route("/overrides/{route}/{setting}", self.guarded(end_override), methods=["DELETE"]),
             Route("/routes", self.guarded(routes)),
+            Route("/settings", self.guarded(settings)),
             Route("/audit", self.guarded(audit)),
             Route("/live", self.guarded(live)),
         ]

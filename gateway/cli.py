@@ -66,12 +66,27 @@ def serve(
 
 
 @app.command()
-def check(config: ConfigOption = None) -> None:
-    """Validate the configuration; print all of it, and where each value came from."""
+def check(
+    config: ConfigOption = None,
+    running: Annotated[
+        bool, typer.Option("--running", help="What is in force in a running gateway, live overrides among it.")
+    ] = False,
+) -> None:
+    """Validate the configuration; print all of it, and where each value came from.
+
+    With --running it asks the admin listener at GATEWAY_ADMIN_URL (http://127.0.0.1:9000 if not set) with
+    GATEWAY_ADMIN_TOKEN instead.
+    """
+    from .settings import Setting, effective
     from .tables import settings_table, show
 
+    if running:
+        from .remote import ask_admin
+
+        show(settings_table(Setting(**each) for each in ask_admin("/settings")["settings"]))
+        return
     read = loaded(config)
-    show(settings_table(read))
+    show(settings_table(effective(read)))
     counts = f"{len(read.config.routes)} routes, {len(read.config.upstreams)} upstreams"
     typer.echo(f"\nThe configuration is valid: {counts}.")
 

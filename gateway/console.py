@@ -128,6 +128,10 @@ async def end_override(operations: Operations, route: str, setting: str, by: str
     return encoded({"ended": f"{route}.{setting}"})
 
 
+def settings(operations: Operations) -> Response:
+    return encoded({"settings": operations.settings()})
+
+
 async def audit(operations: Operations) -> Response:
     return encoded({"events": await operations.live.audit(MOST_EVENTS)})
 

@@ -16,9 +16,9 @@ from .config import parse_duration
 from .errors import ConfigError, ConfigProblem, GatewayError
 from .generations import Generations
 from .live import POLL_EVERY, Event, Live, LocalLive, Override
-from .overrides import LONGEST, applied, in_force, instant, overridden
+from .overrides import LONGEST, applied, in_force, instant, overridden, source_of
 from .policy import Rules
-from .settings import Loaded
+from .settings import Loaded, Setting, effective
 from .shared import RedisStore
 
 logger = logging.getLogger("gateway")
@@ -88,6 +88,13 @@ class Operations:
                 logger.info("live override by %s: %s is %s until %s", *said)
         for key in self._held.keys() - wanted.keys():
             logger.info("live override of %s has ended", _shown(key))
+
+    def settings(self) -> list[Setting]:
+        """Every setting as it is in force, secrets masked: file, `.env`, environment, and over them what is live."""
+        loaded = applied(self._base, self._held, self._coded())
+        known = effective(loaded)
+        coded = [each for each in self._held.values() if each.route in loaded.handlers]
+        return known + [Setting(f"routes.{each.key}", each.value, source_of(each).place) for each in coded]
 
     # --- reloading -----------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from .config import Config, show_duration
 from .overrides import instant
-from .settings import Loaded, effective
+from .settings import Setting
 from .templates import PathTemplate
 
 WIDE = 1000
@@ -34,10 +34,10 @@ def table_of(*columns: str) -> Table:
     return Table(*columns, box=None, pad_edge=False, header_style="bold")
 
 
-def settings_table(loaded: Loaded) -> Table:
+def settings_table(settings: Iterable[Setting]) -> Table:
     """Every setting as it is in force, those that nobody set in dim letters."""
     table = table_of("setting", "value", "from")
-    for setting in effective(loaded):
+    for setting in settings:
         table.add_row(setting.key, setting.value, setting.source, style=None if setting.source != "default" else "dim")
     return table
 

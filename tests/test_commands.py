@@ -65,6 +65,11 @@ async def test_an_operator_purges_overrides_and_sees_who_did_what(
             listed = await asyncio.to_thread(run, "ttl", "list")
             assert [word in listed.output for word in ("item.ttl", "5s", "ada")] == [True] * 3
 
+            in_force = (await asyncio.to_thread(run, "check", "--running")).output.splitlines()
+            (ttl,) = [line.split(maxsplit=2) for line in in_force if line.startswith("routes.item.ttl ")]
+            assert (ttl[1], ttl[2].startswith("live override by ada")) == ("5s", True)
+            assert any(line.startswith("log_hits ") and line.endswith("default") for line in in_force)
+
             ended = await asyncio.to_thread(run, "ttl", "reset", "item")
             assert ended.output == "The override of item.ttl has ended.\n"
             assert "item.ttl" not in (await asyncio.to_thread(run, "ttl", "list")).output
