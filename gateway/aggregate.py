@@ -45,6 +45,8 @@ class Aggregate:
     kit: Kit
     route: Route
     engine: Engine
+    written: RouteConfig | None = None
+    """Of one that is written in Python: its settings as its code has them, whatever live overrides say."""
 
     @property
     def deadline(self) -> float:

@@ -43,7 +43,8 @@ PARTS = "parts"
 
 @dataclass(frozen=True)
 class Builder:
-    """Makes aggregates; what they share is here."""
+    """Makes aggregates; what they share is here. `overridden` has those written in Python that live overrides changed,
+    by name."""
 
     config: Config
     engine: Engine
@@ -52,6 +53,7 @@ class Builder:
     declared: Mapping[str, Declared]
     workshop: Workshop
     resting: Resting
+    overridden: Mapping[str, RouteConfig]
     keyings: dict[Keying, Keying] = field(default_factory=dict)
 
     @classmethod
@@ -62,10 +64,11 @@ class Builder:
         metrics: Metrics,
         upstreams: Mapping[str, Upstream],
         declared: Sequence[Declared],
+        overridden: Mapping[str, RouteConfig],
     ) -> Builder:
         resting = Resting(engine.clock, config.retry_after.total_seconds())
         named = {route.name: route for route in declared}
-        return cls(config, engine, metrics, upstreams, named, Workshop(), resting)
+        return cls(config, engine, metrics, upstreams, named, Workshop(), resting, overridden)
 
     def all(self) -> list[Aggregate]:
         return [self.aggregate(name, route) for name, route in self.config.routes.items() if route.parts]
@@ -96,8 +99,9 @@ class Builder:
         made = Route(name, rules, keying, self._max_body(route), made=True)
         return Aggregate(name, route, kit, made, self.engine)
 
-    def typed(self, name: str, route: RouteConfig, checks: Mapping[str, Callable[[bytes], None]]) -> Aggregate:
-        """The aggregate that was written in Python. Raises ConfigError where it names what is not configured."""
+    def typed(self, name: str, written: RouteConfig, checks: Mapping[str, Callable[[bytes], None]]) -> Aggregate:
+        """The aggregate that was `written` in Python. Raises ConfigError where it names what is not configured."""
+        route = self.overridden.get(name, written)
         config = self.config
         if name in config.routes:
             message = f"the aggregate {name} has the name of a route; give it another by `name`"
@@ -108,7 +112,7 @@ class Builder:
         problems = [ConfigProblem("", f"{name}.{'.'.join(each.key)}", each.message) for each in found]
         if problems:
             raise ConfigError(problems)
-        return self.aggregate(name, route, checks)
+        return replace(self.aggregate(name, route, checks), written=written)
 
     def _max_body(self, route: RouteConfig) -> int:
         return self.config.max_body if route.max_body is None else route.max_body

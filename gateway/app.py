@@ -124,6 +124,7 @@ class Gateway(FastAPI):
         tracing: Tracing | None = None,
         before: Gateway | None = None,
         handler_rules: Mapping[str, Rules] | None = None,
+        overridden: Mapping[str, RouteConfig] | None = None,
     ) -> None:
         self.config = config
         self.origins: Origins = no_origins
@@ -143,7 +144,7 @@ class Gateway(FastAPI):
         self.purges, self.watch, self.door = self.lasting.purges, self.lasting.watch, self.lasting.door
         self.upstreams = {name: self._upstream(name, each, before) for name, each in config.upstreams.items()}
         self.declared = declare(config, self.upstreams)
-        self.builder = Builder.of(config, self.engine, self.metrics, self.upstreams, self.declared)
+        self.builder = Builder.of(config, self.engine, self.metrics, self.upstreams, self.declared, overridden or {})
         self.aggregates = self.builder.all()
         if before is None:
             self.metrics.watch_upstreams(self.upstreams.values())
@@ -215,6 +216,7 @@ class Gateway(FastAPI):
             tracing=self._given.tracing,
             before=self,
             handler_rules=loaded.handlers,
+            overridden=loaded.aggregates,
         )
         fresh.origins = partial(sources_of, loaded)
         fresh.admin_token = loaded.admin_token
@@ -416,6 +418,11 @@ class Gateway(FastAPI):
             for context in runtime.contexts.values()
             if context.name not in others and typed_aggregate(context.endpoint) is None
         ]
+
+    @property
+    def written(self) -> Mapping[str, RouteConfig]:
+        """The aggregates that are written in Python, by name, as their code has them."""
+        return {each.name: each.written for each in self.aggregates if each.written is not None}
 
     def coded_rules(self) -> Mapping[str, Rules]:
         """The rules of `@cached` handlers, by name, as their code has them."""

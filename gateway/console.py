@@ -86,6 +86,8 @@ def _row(gateway: Gateway, operations: Operations, name: str, ttl: float | None,
     if path is None:
         path = gateway.handler_path(name)
         sources.append("@cached")
+    elif _is_written(gateway, name):
+        sources.append("aggregate()")
     shown = "origin" if ttl is None else show_duration(timedelta(seconds=ttl))
     return RouteRow(name, path, ttl, shown, sources, f"{name}.ttl" in operations.overrides, advice)
 
@@ -99,6 +101,11 @@ def _place(gateway: Gateway, name: str) -> tuple[str | None, Key]:
     if joined is None:
         return None, setting_key(name, None)
     return f"part of {joined.config.path}", setting_key(whole, part)
+
+
+def _is_written(gateway: Gateway, name: str) -> bool:
+    """Whether it is a part of an aggregate that is written in Python."""
+    return name not in gateway.config.routes and name.rpartition(".")[0] in gateway.written
 
 
 async def overrides(operations: Operations) -> Response:

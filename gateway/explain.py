@@ -264,7 +264,11 @@ class Explainer:
         if source.declared is not None:
             key = ("routes", source.declared.name)
         config = source.declared.config if source.declared is not None else source.part.config
-        return self._lifetime(key, config.ttl, source.route.rules, stored)
+        coded = None
+        if aggregate.written is not None and source.declared is None:
+            ttl = aggregate.written.parts[source.part.name].ttl
+            coded = f"aggregate() of {aggregate.name} ({ttl if isinstance(ttl, str) else show_duration(ttl)})"
+        return self._lifetime(key, config.ttl, source.route.rules, stored, coded=coded)
 
     # --- the lifetime --------------------------------------------------------------------------------------
 

@@ -12,11 +12,11 @@ import logging
 from collections.abc import Mapping
 
 from .clock import Clock
-from .config import parse_duration
+from .config import RouteConfig, parse_duration
 from .errors import ConfigError, ConfigProblem, GatewayError
 from .generations import Generations
 from .live import POLL_EVERY, Event, Live, LocalLive, Override
-from .overrides import LONGEST, applied, in_force, instant, overridden, source_of
+from .overrides import LONGEST, applied, in_force, instant, overridden, setting_key, source_of
 from .policy import Rules
 from .settings import Loaded, Setting, effective
 from .shared import RedisStore
@@ -76,10 +76,12 @@ class Operations:
         if wanted != self._held:
             self._tell(wanted)
             self._held = wanted
-            self.generations.reload(applied(self._base, wanted, self._coded()))
+            self.generations.reload(applied(self._base, wanted, *self._coded()))
 
-    def _coded(self) -> Mapping[str, Rules]:
-        return self.generations.current.coded_rules()
+    def _coded(self) -> tuple[Mapping[str, Rules], Mapping[str, RouteConfig]]:
+        """The rules of `@cached` handlers, and the aggregates in Python, as their code has them."""
+        current = self.generations.current
+        return current.coded_rules(), current.written
 
     def _tell(self, wanted: dict[str, Override]) -> None:
         for key, override in wanted.items():
@@ -91,17 +93,24 @@ class Operations:
 
     def settings(self) -> list[Setting]:
         """Every setting as it is in force, secrets masked: file, `.env`, environment, and over them what is live."""
-        loaded = applied(self._base, self._held, self._coded())
+        loaded = applied(self._base, self._held, *self._coded())
         known = effective(loaded)
-        coded = [each for each in self._held.values() if each.route in loaded.handlers]
-        return known + [Setting(f"routes.{each.key}", each.value, source_of(each).place) for each in coded]
+        in_code = [
+            (setting_key(each.route, None), each) for each in self._held.values() if each.route in loaded.handlers
+        ]
+        for name, route in loaded.aggregates.items():
+            parts = {f"{name}.{part}": setting_key(name, part) for part in route.parts}
+            in_code += [(parts[each.route], each) for each in self._held.values() if each.route in parts]
+        return known + [
+            Setting(".".join((*key, each.setting)), each.value, source_of(each).place) for key, each in in_code
+        ]
 
     # --- reloading -----------------------------------------------------------------------------------------
 
     def on(self, loaded: Loaded) -> Loaded:
         """A configuration that is about to be in force, with the overrides on it."""
         self._prepared = self._held
-        return applied(loaded, self._held, self._coded())
+        return applied(loaded, self._held, *self._coded())
 
     def rebase(self, loaded: Loaded) -> None:
         """File and environment are these from now on, with the overrides that were put on them when they were prepared:
@@ -115,7 +124,7 @@ class Operations:
         """Set a live override. Raises ConfigError where file and models would refuse it, LiveAway without Redis."""
         now = self._clock.now()
         made = Override(route=route, setting=setting, value=value, by=by, at=now, until=now + _seconds(lasts))
-        overridden(self._base, made, self._coded())
+        overridden(self._base, made, *self._coded())
         detail = f"{made.key} is {value} until {instant(made.until)}"
         await self.live.put(made, Event(at=now, by=by, what="ttl set", detail=detail))
         await self.turn()

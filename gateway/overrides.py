@@ -25,6 +25,7 @@ SETTINGS = ("ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "
 """What can be overridden: all that is worked out when an entry is read, and so acts on what is stored already."""
 LONGEST = 7 * 86_400.0
 _NONE: Mapping[str, Rules] = {}
+_NOTHING: Mapping[str, RouteConfig] = {}
 
 
 def source_of(override: Override) -> Source:
@@ -41,29 +42,43 @@ def in_force(overrides: Iterable[Override], now: float) -> dict[str, Override]:
     return {each.key: each for each in overrides if now < each.until}
 
 
-def applied(loaded: Loaded, overrides: Mapping[str, Override], coded: Mapping[str, Rules] = _NONE) -> Loaded:
+def applied(
+    loaded: Loaded,
+    overrides: Mapping[str, Override],
+    coded: Mapping[str, Rules] = _NONE,
+    written: Mapping[str, RouteConfig] = _NOTHING,
+) -> Loaded:
     """The configuration with overrides on it, told as the sources that won. `coded` has the rules that `@cached`
-    handlers have by their code, by name.
+    handlers have by their code, `written` the aggregates that are written in Python, both by name.
 
     Those of routes that are no longer there, or that no longer fit their route, are passed over: a reload may have
     taken them away.
     """
     for override in overrides.values():
         try:
-            loaded = overridden(loaded, override, coded)
+            loaded = overridden(loaded, override, coded, written)
         except ConfigError:
             continue
     return loaded
 
 
-def overridden(loaded: Loaded, override: Override, coded: Mapping[str, Rules] = _NONE) -> Loaded:
+def overridden(
+    loaded: Loaded,
+    override: Override,
+    coded: Mapping[str, Rules] = _NONE,
+    written: Mapping[str, RouteConfig] = _NOTHING,
+) -> Loaded:
     """The configuration with one override on it. Raises ConfigError, which says what is allowed."""
-    parts = _parts(loaded.config.routes)
+    written = {**written, **loaded.aggregates}
+    parts = _parts({**written, **loaded.config.routes})
     _check_names([*loaded.config.routes, *parts, *coded], override)
     name, part = parts.get(override.route, (override.route, None))
     key = (*setting_key(name, part), override.setting)
     sources = {**loaded.sources, key: (source_of(override), *loaded.sources.get(key, ()))}
     route = loaded.config.routes.get(name)
+    if route is None and part is not None:
+        changed = _changed(written[name].model_dump(exclude_unset=True), override, part)
+        return replace(loaded, aggregates={**loaded.aggregates, name: changed}, sources=sources)
     if route is None:
         rules = _handler_rules(loaded.handlers.get(override.route, coded[override.route]), override)
         return replace(loaded, handlers={**loaded.handlers, override.route: rules}, sources=sources)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .config import Config
+from .config import Config, RouteConfig
 from .config_shape import leaves
 from .document import Document, Key, Tree, read_document
 from .errors import ConfigError, ConfigProblem
@@ -40,6 +40,8 @@ class Loaded:
     """The values as they were read and merged; `rebuilt` makes the same configuration of them in another process."""
     handlers: Mapping[str, Rules] = field(default_factory=dict)
     """The rules of `@cached` handlers, by name, that live overrides made other than the code has them."""
+    aggregates: Mapping[str, RouteConfig] = field(default_factory=dict)
+    """The same of aggregates that are written in Python."""
 
 
 @dataclass(frozen=True, slots=True)

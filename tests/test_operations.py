@@ -25,6 +25,7 @@ from gateway.live import Override
 from gateway.operations import NoSuchOverride, operations_of
 from gateway.settings import Loaded, Source
 from gateway.shared import RedisStore
+from gateway.typed_parts import aggregate, part
 
 from .conftest import TurnedClock, Upstream, gateway, json_answer, served
 
@@ -175,6 +176,45 @@ async def test_the_console_lists_the_parts_of_an_aggregate_and_an_override_acts_
         )
         assert row["sources"][0].startswith("live override by")
         await client.get("/home")
+        assert len(upstream.requests) == 2
+
+
+async def test_an_override_acts_on_a_part_of_an_aggregate_in_python_and_explain_names_both_sources(
+    clock: TurnedClock,
+) -> None:
+    upstream, router = Upstream(json_answer()), APIRouter()
+    parts = {"offers": part(Any, upstream="api", path="/offers", ttl="100s", vary=[])}
+    aggregate(router, "/home", name="home", parts=parts)
+    worker = Worker(upstream, clock)
+    worker.generations.current.include_router(router)
+    async with working(worker), worker.client() as client, worker.operator() as operator:
+        await client.get("/home")
+        clock.turn(20)
+        await client.get("/home")
+        assert len(upstream.requests) == 1
+        order = {"route": "home.offers", "value": "10s", "for": "1h", "by": "ann"}
+        assert (await operator.post("/overrides", json=order)).status_code == 200
+        rows = {row["name"]: row for row in (await operator.get("/routes")).json()["routes"]}
+        row = rows["home.offers"]
+        assert (row["path"], row["shown"], row["overridden"]) == ("part of /home", "10s", True)
+        assert [source.split(" until")[0] for source in row["sources"]] == [
+            "live override by ann (127.0.0.1)",
+            "aggregate()",
+        ]
+        trace = await worker.generations.current.explain("GET", "/home")
+        assert trace.parts[0].ttl is not None
+        assert trace.parts[0].ttl.value == "10s"
+        assert trace.parts[0].ttl.sources[1] == "aggregate() of home (100s)"
+        assert ("routes.home.parts.offers.ttl", "10s") in [
+            (each.key, each.value) for each in worker.operations.settings()
+        ]
+        await client.get("/home")
+        assert len(upstream.requests) == 2
+        refused = await operator.post("/overrides", json={**order, "route": "home.ofers"})
+        assert "did you mean home.offers?" in refused.text
+        assert (await operator.delete("/overrides/home.offers/ttl")).status_code == 200
+        clock.turn(50)
+        assert "hit" in (await client.get("/home")).headers["cache-status"]
         assert len(upstream.requests) == 2
 
 
