@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("gateway", "tests", "config", "demo", "pyproject.toml")
-SECONDS = 120.0
+SECONDS = 600.0  # a loaded machine is slow, not broken
 
 
 @dataclass(frozen=True)

@@ -8,126 +8,30 @@ import json
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterator
-from datetime import UTC, datetime
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import APIRouter, Depends
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from starlette.responses import JSONResponse
-from uvicorn.server import ServerState
 
-from gateway.access_log import JsonAccessLog, fields_of
-from gateway.app import Gateway, create_app
-from gateway.edge import AT_A_TIME, GatewayProtocol
-from gateway.edge_pass import Passage, Passages
+from gateway.access_log import JsonAccessLog
+from gateway.app import create_app
+from gateway.edge import AT_A_TIME
 from gateway.errors import ConfigError
-from gateway.exchange import Exchange
-from gateway.generations import Generations
 from gateway.handlers import cached
 from gateway.hits import LINE_BYTES
 from gateway.metrics import Metrics
 from gateway.outcome import Result
 
 from .conftest import TurnedClock, Upstream, gateway
+from .edge_lines import GET, Both, Changing, Counted, Line, Side, asked, living, masked
 
 EXAMPLES = int(os.environ.get("EDGE_EXAMPLES", "500"))
 """20,000 nightly."""
-
-
-class Pipe(asyncio.Transport):
-    """A transport that keeps what is written to it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = b""
-        self.closed = False
-
-    def write(self, data: Any) -> None:
-        self.written += bytes(data)
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def close(self) -> None:
-        self.closed = True
-
-    abort = close
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return {"peername": ("192.0.2.1", 4711), "sockname": ("127.0.0.1", 80)}.get(name, default)
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
-
-    def can_write_eof(self) -> bool:
-        return False
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-
-class Counted:
-    """An app as uvicorn sees it, and how often it was asked for what was no hit: by ASGI, or past it."""
-
-    def __init__(self, app: Gateway) -> None:
-        self.app = app
-        self.asked = 0
-        self.passed = 0
-        self.door = app.door
-        if app.edge is not None and app.edge.passages is not None:
-            app.edge.passages = cast(Any, Passing(self, app.edge.passages))
-
-    @property
-    def edge(self) -> Any:
-        return self.app.edge
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self.asked += 1
-        await self.app(scope, receive, send)
-
-
-class Passing:
-    """Counts what passes."""
-
-    def __init__(self, counted: Counted, passages: Passages) -> None:
-        self._counted = counted
-        self._passages = passages
-
-    def passage(self, *args: Any, **kwargs: Any) -> Passage | None:
-        passage = self._passages.passage(*args, **kwargs)
-        if passage is not None:
-            self._counted.asked += 1
-            self._counted.passed += 1
-        return passage
-
-
-class Line:
-    """A connection to an app, by its protocol class alone."""
-
-    def __init__(self, app: Counted | Generations) -> None:
-        plain: dict[str, Any] = {"date_header": False, "server_header": False, "proxy_headers": False}
-        config = uvicorn.Config(cast(Any, app), lifespan="off", log_config=None, **plain)
-        self.pipe = Pipe()
-        self.protocol = GatewayProtocol(config, ServerState(), {})
-        self.protocol.connection_made(self.pipe)
-
-    def send(self, data: bytes) -> None:
-        self.protocol.data_received(data)
-
-    async def answer(self) -> bytes:
-        """What is written until nothing is owed or under way any more."""
-        while self.protocol.tasks or self.protocol._asking is not None:
-            await asyncio.wait(set(self.protocol.tasks)) if self.protocol.tasks else await asyncio.sleep(0)
-        written, self.pipe.written = self.pipe.written, b""
-        return written
-
-    def hang_up(self) -> None:
-        self.protocol.connection_lost(None)
 
 
 ROUTES: dict[str, Any] = {
@@ -138,82 +42,6 @@ ROUTES: dict[str, Any] = {
     "origin": {"path": "/{path:path}", "upstream": "api"},
 }
 CORS = {"allow_origins": ["https://app.test", "https://other.test"], "allow_credentials": True}
-
-
-class Changing:
-    """What the upstream says at the moment; the same to both gateways."""
-
-    def __init__(self) -> None:
-        self.status = 200
-        self.version = 1
-        self.headers: dict[str, str] = {}
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        parts = [str(self.version), request.url.path, request.headers.get("accept-encoding", "")]
-        body = b"" if self.status == 204 else "|".join(parts).encode() * (self.version * 40)
-        plain = {"content-type": "text/plain"}  # and no Date: the gateway's own is of the turned clock
-        return httpx.Response(self.status, content=body, headers=plain | self.headers)
-
-
-class Side:
-    """One of the two gateways that are compared."""
-
-    def __init__(self, clock: TurnedClock, changing: Changing, *, edge: bool) -> None:
-        self.lines: list[dict[str, Any]] = []
-        config = {
-            "redis_url": "none",
-            "upstreams": {"api": {"url": "http://api.test", "timeout": "5s"}},
-            "routes": ROUTES,
-            "cors": CORS,
-            "memory": "4MiB",
-        }
-        self.app = create_app(config, transport=Upstream(changing), clock=clock, log=self._log)
-        if not edge:
-            self.app.edge = None
-        self.app.engine._storing.jitter = lambda: 0.5
-        self.counted = Counted(self.app)
-        self.line: Line | None = None
-        self.sent = 0
-
-    def _log(self, exchange: Exchange, status: int, size: int, seconds: float) -> None:
-        fields = fields_of(exchange, status, size, seconds)
-        self.lines.append(
-            {name: fields[name] for name in fields if name not in ("time", "seconds", "request_id", "upstream_seconds")}
-        )
-
-    async def ask(self, request: bytes) -> tuple[bytes, bool]:
-        if self.line is None or self.line.pipe.closed:
-            self.line = Line(self.counted)
-        self.sent += 1
-        self.line.send(request)
-        answer = await self.line.answer()
-        closed = self.line.pipe.closed
-        if closed:
-            self.line.hang_up()
-            self.line = None
-        await self.app.engine.settle()
-        return masked(answer), closed
-
-    def counts(self) -> list[str]:
-        text = self.app.metrics.render().decode().splitlines()
-        return [line for line in text if line.startswith(("gateway_requests_total", "gateway_request_seconds_count"))]
-
-
-_MASKS = (
-    (re.compile(rb"x-request-id: [0-9a-f]{32}\r\n"), b"x-request-id: made\r\n"),
-    (re.compile(rb"x-process-time: [0-9.]+\r\n"), b"x-process-time: t\r\n"),
-    (re.compile(rb"dur=[0-9.]+"), b"dur=t"),
-    # What is answered without the cache has the real clock's date, which may turn between the two.
-    (re.compile(rb"date: \w+, \d\d \w+ %d " % datetime.now(UTC).year + rb"[0-9:]+ GMT\r\n"), b"date: now\r\n"),
-    (re.compile(rb'"request_id":"[^"]*"'), b""),
-)
-
-
-def masked(answer: bytes) -> bytes:
-    """An answer without clocks and ids."""
-    for pattern, instead in _MASKS:
-        answer = pattern.sub(instead, answer)
-    return answer
 
 
 # --- the property ------------------------------------------------------------------------------------------
@@ -296,46 +124,13 @@ def steps(draw: st.DrawFn) -> tuple[str, Any]:
     return kind, None
 
 
-class Both:
-    """Two gateways that live through the same, one with the edge and one without."""
-
-    def __init__(self) -> None:
-        self.clock = TurnedClock()
-        self.changing = Changing()
-        self.sides = [Side(self.clock, self.changing, edge=edge) for edge in (True, False)]
-
-    async def live(self, story: list[tuple[str, Any]]) -> None:
-        self.clock.turn(100_000)
-        self.changing.__init__()  # type: ignore[misc]
-        self.changing.headers = dict(UPSTREAM_HEADERS[0])
-        last = b""
-        for side in self.sides:
-            side.app.engine.memory.clear()
-            side.lines.clear()
-        for kind, what in story:
-            if kind == "turn":
-                self.clock.turn(what)
-            elif kind == "say":
-                self.changing.status, headers, self.changing.version = what
-                self.changing.headers = dict(headers)
-            elif kind == "purge":
-                for side in self.sides:
-                    await side.app.purge(**what)
-            elif kind == "ask" or last:
-                last = what if kind == "ask" else last
-                first, second = [await side.ask(last) for side in self.sides]
-                assert first == second, last
-        assert self.sides[0].lines == self.sides[1].lines
+def make_both() -> Both:
+    return Both(Changing(), partial(Side, routes=ROUTES, cors=CORS), UPSTREAM_HEADERS[0])
 
 
 @pytest.fixture(scope="module")
 def both() -> Iterator[tuple[asyncio.Runner, Both]]:
-    with asyncio.Runner() as runner:
-
-        async def make() -> Both:
-            return Both()
-
-        yield runner, runner.run(make())
+    yield from living(make_both)
 
 
 STALE = ("ask", b"GET /stale/1 HTTP/1.1\r\nHost: gateway.test\r\n\r\n")
@@ -385,17 +180,10 @@ def test_the_edge_counted_what_the_app_counted_and_answered_much_of_it(both: tup
 
 # --- single promises ---------------------------------------------------------------------------------------
 
-GET = b"GET /o/1 HTTP/1.1\r\nHost: gateway.test\r\n%b\r\n"
-
 
 def plain(**settings: Any) -> tuple[Counted, Upstream]:
     upstream = Upstream(lambda _: httpx.Response(200, content=b"body", headers={"cache-control": "max-age=60"}))
     return Counted(gateway(upstream, **settings)), upstream
-
-
-async def asked(line: Line, request: bytes) -> bytes:
-    line.send(request)
-    return await line.answer()
 
 
 async def test_the_second_request_is_answered_before_the_app() -> None:

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gateway.app import Gateway, create_app
+from gateway.app import Gateway
 
-from .conftest import TurnedClock, Upstream
-from .test_edge import Changing, Counted, Line, Side, asked, masked
+from .conftest import TurnedClock
+from .edge_lines import Both, Changing, Line, Side, asked, living, masked
 
 EXAMPLES = int(os.environ.get("EDGE_EXAMPLES", "300"))
 """20,000 nightly."""
@@ -83,23 +83,14 @@ class Parts(Changing):
 
 class JoiningSide(Side):
     def __init__(self, clock: TurnedClock, changing: Changing, *, edge: bool, **settings: Any) -> None:
-        self.lines: list[dict[str, Any]] = []
-        config = {
-            "redis_url": "none",
-            "upstreams": {"api": {"url": "http://api.test", "timeout": "5s", "breaker_failures": 0}},
+        api = {"url": "http://api.test", "timeout": "5s", "breaker_failures": 0}
+        given = {
+            "upstreams": {"api": api},
             "routes": ROUTES,
             "cors": {"allow_origins": ["https://app.test"]},
-            "memory": "4MiB",
             **settings,
         }
-        self.upstream = Upstream(changing)
-        self.app = create_app(config, transport=self.upstream, clock=clock, log=self._log)
-        if not edge:
-            self.app.edge = None
-        self.app.engine._storing.jitter = lambda: 0.5
-        self.counted = Counted(self.app)
-        self.line: Line | None = None
-        self.sent = 0
+        super().__init__(clock, changing, edge=edge, **given)
 
     def counts(self) -> list[str]:
         text = self.app.metrics.render().decode().splitlines()
@@ -181,42 +172,23 @@ def steps(draw: st.DrawFn) -> tuple[str, Any]:
 _ETAG = re.compile(rb'etag: ("[^"]+")')
 
 
-class Both:
-    """Two gateways that live through the same, one with the edge and one without. `lose` takes the wholes out of
-    memory, as an eviction would, leaves the parts, and asks again."""
+class Joining(Both):
+    """`lose` takes the wholes out of memory, as an eviction would, leaves the parts, and asks again; `ETAG` in a
+    request is the entity tag of the last answer."""
 
     def __init__(self) -> None:
-        self.clock = TurnedClock()
-        self.changing = Parts()
-        self.sides = [JoiningSide(self.clock, self.changing, edge=edge) for edge in (True, False)]
+        super().__init__(Parts(), JoiningSide, UPSTREAM_HEADERS[0])
         self.joined = 0
+        self._etag = b'"none"'
 
-    async def live(self, story: list[tuple[str, Any]]) -> None:
-        self.clock.turn(100_000)
-        self.changing.status, self.changing.version, self.changing.headers = 200, 1, dict(UPSTREAM_HEADERS[0])
-        for side in self.sides:
-            side.app.engine.memory.clear()
-            side.lines.clear()
-        last, etag = b"", b'"none"'
-        for kind, what in story:
-            if kind == "turn":
-                self.clock.turn(what)
-            elif kind == "say":
-                self.changing.status, headers, self.changing.version = what
-                self.changing.headers = dict(headers)
-            elif kind == "purge":
-                for side in self.sides:
-                    await side.app.purge(**what)
-            elif kind == "ask" or last:
-                for side in self.sides if kind == "lose" else ():
-                    lose_wholes(side.app)
-                last = what.replace(b"ETAG", etag) if kind == "ask" else last
-                before = self.sides[0].counted.asked
-                first, second = [await side.ask(last) for side in self.sides]
-                assert first == second, last
-                self.joined += b"detail=joined" in first[0] and self.sides[0].counted.asked == before
-                etag = match[1] if (match := _ETAG.search(first[0])) else etag
-        assert self.sides[0].lines == self.sides[1].lines
+    async def ask(self, kind: str, what: bytes | None) -> bytes:
+        for side in self.sides if kind == "lose" else ():
+            lose_wholes(side.app)
+        before = self.sides[0].counted.asked
+        answer = await super().ask(kind, what.replace(b"ETAG", self._etag) if what is not None else None)
+        self.joined += b"detail=joined" in answer and self.sides[0].counted.asked == before
+        self._etag = match[1] if (match := _ETAG.search(answer)) else self._etag
+        return answer
 
 
 def lose_wholes(app: Gateway) -> None:
@@ -227,13 +199,8 @@ def lose_wholes(app: Gateway) -> None:
 
 
 @pytest.fixture(scope="module")
-def both() -> Iterator[tuple[asyncio.Runner, Both]]:
-    with asyncio.Runner() as runner:
-
-        async def make() -> Both:
-            return Both()
-
-        yield runner, runner.run(make())
+def both() -> Iterator[tuple[asyncio.Runner, Joining]]:
+    yield from living(Joining)
 
 
 def get(path: str, *lines: str) -> bytes:
@@ -265,13 +232,13 @@ OLDER = [*LOST, ("turn", 3.0), ("lose", None), ("turn", 3.5), ("again", None), (
 @example(story=[*UNSEEN, ("lose", None)])
 @example(story=OLDER)
 def test_the_edge_never_joins_otherwise_than_the_app(
-    both: tuple[asyncio.Runner, Both], story: list[tuple[str, Any]]
+    both: tuple[asyncio.Runner, Joining], story: list[tuple[str, Any]]
 ) -> None:
     runner, gateways = both
     runner.run(gateways.live(story))
 
 
-def test_the_edge_counted_what_the_app_counted_and_joined_much_of_it(both: tuple[asyncio.Runner, Both]) -> None:
+def test_the_edge_counted_what_the_app_counted_and_joined_much_of_it(both: tuple[asyncio.Runner, Joining]) -> None:
     _, gateways = both
     with_edge, without = gateways.sides
     assert sorted(with_edge.counts()) == sorted(without.counts())

@@ -19,8 +19,8 @@ from gateway.edge import GatewayProtocol
 from gateway.exchange import Exchange
 
 from .conftest import Upstream, gateway, served
+from .edge_lines import GET, Counted, Line, asked
 from .raw import Connection, raw_upstream
-from .test_edge import GET, Counted, Line, asked
 
 NO_STORE = {"cache-control": "no-store"}
 

@@ -17,7 +17,7 @@ from gateway.shared import RedisStore
 from gateway.tiers import entry_name
 
 from .conftest import TurnedClock, Upstream, gateway
-from .test_edge import Counted, Line, masked
+from .edge_lines import Counted, Line, masked
 
 
 def answer(request: httpx.Request) -> httpx.Response:

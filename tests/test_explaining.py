@@ -17,7 +17,7 @@ from gateway.explaining import MOST_BYTES, encoded
 from gateway.settings import load
 
 from .conftest import TurnedClock, Upstream, asking
-from .test_edge import GET, Counted, Line, asked
+from .edge_lines import GET, Counted, Line, asked
 from .test_engine import status_of
 
 CONFIG: dict[str, Any] = {

@@ -22,7 +22,7 @@ from gateway.reloading import Change, difference, merged
 from gateway.settings import Loaded
 
 from .conftest import TurnedClock, Upstream, json_answer
-from .test_edge import GET, Line, asked
+from .edge_lines import GET, Line, asked
 
 
 def loaded(**settings: Any) -> Loaded:

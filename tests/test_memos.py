@@ -18,7 +18,7 @@ from gateway.memory import Memory
 from gateway.record import Stored, VaryIndex
 
 from .conftest import TurnedClock, Upstream, gateway
-from .test_edge import Counted, Line, Pipe, asked
+from .edge_lines import Counted, Line, Pipe, asked
 
 GET = b"GET /o/1 HTTP/1.1\r\nHost: gateway.test\r\nAccept-Encoding: %b\r\nX-Request-ID: a\r\n\r\n"
 PLAIN = GET % b"identity"

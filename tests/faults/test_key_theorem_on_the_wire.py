@@ -28,8 +28,8 @@ from gateway.headers import is_dangerous
 from gateway.plain_requests import PlainRequests
 
 from ..conftest import TurnedClock, served
+from ..edge_lines import Counted
 from ..raw import Connection, raw_upstream
-from ..test_edge import Counted
 from ..test_edge_joins import lose_wholes
 from .scenarios import path_of, response
 from .test_key_theorem import EXAMPLES, FIELDS, PAIRS, number
