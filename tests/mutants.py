@@ -1,4 +1,4 @@
-"""`python -m tests.mutants`: breaks central lines of policy one by one, in a copy, and sees a test turn red for each.
+"""`python -m tests.mutants`: breaks central lines and guards one by one, in a copy, and sees a test turn red for each.
 
 What it prints is the line and the first test that noticed. Its status is 1 where a broken line went unnoticed. Words
 as arguments run those mutants alone whose line or file holds one of them.
@@ -86,6 +86,48 @@ MUTANTS = (
 )
 
 
+GUARDS = (
+    # What Redis says: by the pipe, in records, in leases, in the streams.
+    Mutant("redis_pipe", "if reply != asked.mark and not refused:", "if False:", "test_redis_pipe"),
+    Mutant("redis_pipe", "if left <= 0 and self._overdue:", "if False:", "test_redis_pipe"),
+    Mutant("redis_pipe", "if left <= 0 and self._overdue:", "if left <= 0:", "test_redis_pipe"),
+    Mutant("redis_pipe", "if pipe.take_over(connection):", "if pipe.take_over(connection) or True:", "test_redis_pipe"),
+    Mutant("redis_values", "if self._pending > self.most:", "if False:", "test_redis_planted"),
+    Mutant("shared", "if value is not None and len(value) > self.largest:", "if False:", "test_redis_planted"),
+    Mutant("tiers", " or len(stored.body) > wanted.largest:", ":", "test_redis_planted"),
+    Mutant("edge_shared", "elif len(stored.body) > largest:", "elif False:", "test_edge_shared"),
+    Mutant("records", "known.is_like(data) and is_sealed(data, self._secret)", "known.is_like(data)", "test_records"),
+    Mutant("records", "len(data) == self.length and data.startswith", "data.startswith", "test_records"),
+    Mutant("purge_stream", "if room < 0 or size > LARGEST or", "if", "test_redis_planted"),
+    Mutant("purge_stream", "(msgspec.DecodeError, ValueError,", "(msgspec.DecodeError,", "test_redis_planted"),
+    Mutant("redis_leases", "        self._spawn(self._give_up(name, token))\n", "", "test_leases"),
+    Mutant("redis_leases", "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end", "", "test_leases"),
+    Mutant("flying", "(lease.stored or _looked_long_ago(ask))", "False", "test_leases"),
+    Mutant("flying", "min(patience, DOUBTED) if self._leases.doubtful else patience", "patience", "test_leases"),
+    Mutant("deadlines", "if now - self._due > LATE:", "if False:", "test_deadlines"),
+    # Slow clients.
+    Mutant("edge", "            if self._known:\n", "            if True:\n", "test_door"),
+    Mutant("edge", "if self._sent < READ_RATE * self.door.timeouts.write:", "if not self._sent:", "test_door"),
+    Mutant("door", "            if now > until:", "            if False:", "test_door"),
+    Mutant("listeners", "socket.TCP_NOTSENT_LOWAT, UNSENT)", "socket.TCP_NOTSENT_LOWAT, 2**30)", "test_listeners"),
+    # Answers without the app: memos, joins, the direct pass.
+    Mutant("memos", "            or self._epochs.version != memo.version\n", "", "test_memos"),
+    Mutant("memos", "            or source.turn != memo.source_turn\n", "", "test_memos"),
+    Mutant(
+        "edge_joins",
+        "if joint is None or self._tiers.purges.distrusted_since(now) is not None:",
+        "if joint is None:",
+        "test_edge_joins",
+    ),
+    Mutant("edge_pass", "if any(name in _FOR_THE_APP for name, _ in fields):", "if False:", "test_edge_pass"),
+    Mutant("direct", "if not contexts or any", "if False and any", "test_edge_pass"),
+    # What is told outside.
+    Mutant("admin_host", "if not is_known(host, self._configured()):", "if False:", "test_operations"),
+    Mutant("inside", 'if name == b"link":', "if False:", "test_gateway"),
+)
+"""Guards that faults and hostile input are met by; each taken out turns a test red."""
+
+
 def tried(mutant: Mutant) -> str | None:
     """The first test that notices; None where none does."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as name:
@@ -101,7 +143,8 @@ def tried(mutant: Mutant) -> str | None:
         if text.count(mutant.line) != 1:
             raise SystemExit(f"{mutant}: the line stands {text.count(mutant.line)} times there; mend this list")
         file.write_text(text.replace(mutant.line, mutant.broken))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{mutant.tests}.py"]
+        options = ["-x", "-q", "-p", "no:cacheprovider", "--timeout", "120"]
+        command = [sys.executable, "-m", "pytest", *options, f"tests/{mutant.tests}.py"]
         ran = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=SECONDS, check=False)
     if ran.returncode == 0:
         return None
@@ -112,7 +155,7 @@ def tried(mutant: Mutant) -> str | None:
 
 
 def main(words: Sequence[str]) -> int:
-    chosen = [mutant for mutant in MUTANTS if not words or any(word in str(mutant) for word in words)]
+    chosen = [mutant for mutant in (*MUTANTS, *GUARDS) if not words or any(word in str(mutant) for word in words)]
     unnoticed = 0
     for mutant in chosen:
         noticed = tried(mutant)
