@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fastapi.routing import iter_route_contexts
-from starlette.routing import BaseRoute, Route, compile_path
+from fastapi.routing import RouteContext, iter_route_contexts
+from starlette.routing import BaseRoute, Mount, Route, compile_path
 
 from .answers import Answer
 from .asks import Ask
@@ -66,6 +66,12 @@ class Patterns:
         if type(route) is Route:
             return [(route.path_regex, self._direct.get(route.name))]
         contexts = list(iter_route_contexts([route]))
-        if not contexts or any(context.path is None for context in contexts):
-            return [(_ANYTHING, None)]  # a mount, or what nobody knows: it may answer all that follows
-        return [(compile_path(context.path or "")[0], None) for context in contexts]
+        return [_pattern(context) for context in contexts] if contexts else [(_ANYTHING, None)]
+
+
+def _pattern(context: RouteContext) -> Pattern:
+    """A route's path; of a mount all that lies below it; of what nobody knows everything."""
+    path, route = context.path, context.original_route
+    if path is None or not isinstance(route, Route | Mount):
+        return _ANYTHING, None
+    return compile_path(path + "/{path:path}" if isinstance(route, Mount) else path)[0], None

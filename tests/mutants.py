@@ -91,7 +91,6 @@ GUARDS = (
     Mutant("redis_pipe", "if reply != asked.mark and not refused:", "if False:", "test_redis_pipe"),
     Mutant("redis_pipe", "if left <= 0 and self._overdue:", "if False:", "test_redis_pipe"),
     Mutant("redis_pipe", "if left <= 0 and self._overdue:", "if left <= 0:", "test_redis_pipe"),
-    Mutant("redis_pipe", "if pipe.take_over(connection):", "if pipe.take_over(connection) or True:", "test_redis_pipe"),
     Mutant("redis_values", "if self._pending > self.most:", "if False:", "test_redis_planted"),
     Mutant("shared", "if value is not None and len(value) > self.largest:", "if False:", "test_redis_planted"),
     Mutant("tiers", " or len(stored.body) > wanted.largest:", ":", "test_redis_planted"),
@@ -120,7 +119,8 @@ GUARDS = (
         "test_edge_joins",
     ),
     Mutant("edge_pass", "if any(name in _FOR_THE_APP for name, _ in fields):", "if False:", "test_edge_pass"),
-    Mutant("direct", "if not contexts or any", "if False and any", "test_edge_pass"),
+    Mutant("direct", "not isinstance(route, Route | Mount)", "False", "test_edge_pass"),
+    Mutant("direct", 'path + "/{path:path}" if isinstance(route, Mount) else path', "path", "test_edge_pass"),
     # What is told outside.
     Mutant("admin_host", "if not is_known(host, self._configured()):", "if False:", "test_operations"),
     Mutant("inside", 'if name == b"link":', "if False:", "test_gateway"),

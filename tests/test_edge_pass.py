@@ -11,7 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
+from starlette.responses import PlainTextResponse
+from starlette.routing import BaseRoute, Match, Mount
 
 from gateway import create_app
 from gateway.access_log import fields_of
@@ -69,6 +71,41 @@ async def test_a_handler_with_a_more_specific_path_keeps_its_requests() -> None:
     app.router.routes.insert(0, router.routes[0])
     line = Line(Counted(app))
     assert b'{"own":1}' in await asked(line, GET % b"")
+
+
+async def answering_itself(scope: Any, receive: Any, send: Any) -> None:
+    await PlainTextResponse(f"own {scope['path']}")(scope, receive, send)
+
+
+class Unknown(BaseRoute):
+    def matches(self, scope: Any) -> tuple[Match, dict[str, Any]]:
+        return (Match.FULL, {}) if scope["path"].startswith("/o/") else (Match.NONE, {})
+
+    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+        await answering_itself(scope, receive, send)
+
+
+def mounted() -> list[BaseRoute]:
+    router = APIRouter()
+    router.mount("/o", answering_itself)
+    app = FastAPI()
+    app.include_router(router)
+    return [app.router.routes[-1]]
+
+
+@pytest.mark.parametrize("before", [mounted(), [Mount("/o", answering_itself)], [Unknown()]])
+async def test_a_mount_or_what_nobody_knows_keeps_its_requests(before: list[BaseRoute]) -> None:
+    app = gateway(Upstream(lambda _: httpx.Response(200, content=b"body", headers=NO_STORE)))
+    app.router.routes[:0] = before
+    assert b"own /o/1" in await asked(Line(Counted(app)), GET % b"")
+
+
+async def test_below_no_mount_the_way_past_the_app_is_open() -> None:
+    app = gateway(Upstream(lambda _: httpx.Response(200, content=b"body", headers=NO_STORE)))
+    app.router.routes.insert(0, Mount("/other", answering_itself))
+    counts = Counted(app)
+    await asked(Line(counts), GET % b"")
+    assert counts.passed == 1
 
 
 async def test_a_chunked_answer_is_chunked_again_and_the_next_on_the_connection_is_right() -> None:
