@@ -181,13 +181,13 @@ def _settled(parts: tuple[PartSaid, ...]) -> str:
     )
 
 
-def _as_members(text: str) -> dict[str, str | int]:
-    """`stale;age=31` as an object for the envelope."""
+def _as_members(text: str) -> dict[str, str | int | bool]:
+    """`stale;age=31` as an object for the envelope; what is only named, as `default`, is true."""
     status, *parameters = text.split(";")
-    members: dict[str, str | int] = {"status": status}
+    members: dict[str, str | int | bool] = {"status": status}
     for parameter in parameters:
         name, equals, value = parameter.partition("=")
-        members[name] = (int(value) if value.isdigit() else value.strip('"')) if equals else "true"
+        members[name] = (int(value) if value.isdigit() else value.strip('"')) if equals else True
     return members
 
 

@@ -396,6 +396,10 @@ async def test_the_envelope_and_the_errors_stand_in_the_body(clock: TurnedClock)
         "parts": {"user": {"status": "miss"}, "offers": {"status": "wrong-type"}},
     }
     assert body["_errors"]["offers"]["status"] == 502
+    parts["offers"]["default"] = []
+    async with asking(home(shop, parts, clock, envelope=True)) as client:
+        body_with_default = (await client.get("/home/7")).json()
+    assert body_with_default["_meta"]["parts"]["offers"] == {"status": "wrong-type", "default": True}
     assert "not valid JSON" in body["_errors"]["offers"]["detail"]
 
 
