@@ -75,6 +75,7 @@ class Joins:
     ) -> None:
         self._tiers = engine.tiers
         self._memory = engine.memory
+        self._traffic = engine.traffic
         self._largest = engine.memory.capacity // 8
         self._unindexed = engine.memory.selector("")
         self._flights = engine.flights
@@ -139,6 +140,8 @@ class Joins:
         tally.add(elapsed)
         for each in joint.tallies:
             each.count += 1
+        for side in joint.sides:
+            side.recorder.seen(side.hash, now)
         if self._log is not None:
             self._note(joint, spot, block, request_id, began, peer, status, len(body), ttl, elapsed)
         return True
@@ -169,7 +172,7 @@ class Joins:
         if side is None:
             if len(self._at_hand) >= self._most:
                 del self._at_hand[next(iter(self._at_hand))]
-            side = self._at_hand[ingredient] = AtHand(ingredient)
+            side = self._at_hand[ingredient] = AtHand(ingredient, self._traffic.recorder(ingredient.route))
         return side
 
     def _gathered(self, joint: Joint, block: Block, now: float) -> Gathered | None:
@@ -267,6 +270,8 @@ class Joins:
         lines = [name + b": " + value + b"\r\n" for name, value in headers]
         transport.write(b"".join((STATUS_LINE[200], *lines, b"\r\n", body)))
         self._count(spot, exchange, time.perf_counter() - began, len(body))
+        for side in joint.sides:
+            side.recorder.seen(side.hash, now)
         return True
 
     def _stale_too(self, joint: Joint, block: Block, now: float) -> tuple[bytes, dict[str, str], list[Part]] | None:

@@ -66,6 +66,7 @@ def _ingredients(aggregate: Aggregate, wanting: Wanting, shown: tuple[str, ...])
             rules=ask.route.rules,
             primary=ask.plan.primary,
             base=ask.plan.base,
+            route=ask.route.name,
             names=ask.wanted.names,
             # With headers of its own it may see another value than the client's.
             unseen=None if config.headers else _UNSEEN,

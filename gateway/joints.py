@@ -18,6 +18,7 @@ from .answers import is_writable
 from .epochs import Epochs, State, tag_name
 from .exchange import Exchange, PartSaid
 from .headers import Headers
+from .ladder import Recorder
 from .merge import WrongType, key_text
 from .metrics import PartTally, Tally
 from .middleware import server_timing
@@ -51,6 +52,7 @@ class Ingredient:
     rules: Rules = _ANY
     primary: str = ""
     base: str = ""
+    route: str = ""
     names: tuple[str, ...] = ()
     unseen: frozenset[str] | None = frozenset()
 
@@ -74,12 +76,15 @@ class AtHand:
     its variants, also the node in memory, whose turn tells that it is still the same."""
 
     __slots__ = (
-        *("as_is", "base", "born", "fresh", "headers", "index_turn", "ingredient", "initial_age", "node", "primary"),
-        *("recipe", "revalidate", "started", "told", "turn", "version"),
+        *("as_is", "base", "born", "fresh", "hash", "headers", "index_turn", "ingredient", "initial_age", "node"),
+        *("primary", "recipe", "recorder", "revalidate", "started", "told", "turn", "version"),
     )
 
-    def __init__(self, ingredient: Ingredient) -> None:
+    def __init__(self, ingredient: Ingredient, recorder: Recorder) -> None:
+        """`recorder` gathers for the advice what is seen of the part's route."""
         assert ingredient.recipe is not None
+        self.recorder = recorder
+        self.hash = key_hash(ingredient.base)
         self.ingredient = ingredient
         self.recipe = ingredient.recipe
         self.primary, self.base = ingredient.primary, ingredient.base

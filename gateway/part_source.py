@@ -35,6 +35,7 @@ from .record import Stored
 from .routes import Declared, UpstreamOrigin
 from .targets import Target, pair_name
 from .templates import render_tag
+from .traffic import key_hash
 from .upstreams import Patience, Upstream
 from .workshop import Recipe
 
@@ -293,6 +294,7 @@ class Source:
             failed = self.resting.get(ask.plan.base)
             return self._instead(ask, failed) if failed is not None and not ask.facts.no_cache else None
         said = "hit" if isinstance(decision, policy.Hit) else "stale"
+        self.engine.traffic.seen(ask.route.name, key_hash(ask.plan.base))
         return self._stored(ask, decision.stored, said, fresh=decision.windows.fresh)
 
     async def get(self, ask: Ask, wanting: Wanting) -> Got:

@@ -283,6 +283,24 @@ async def test_while_parts_are_refreshed_behind_the_edge_joins_them_as_the_app_d
     assert sorted(sides[0].counts()) == sorted(sides[1].counts())
 
 
+@pytest.mark.parametrize("edge", [True, False])
+async def test_each_join_tells_the_advice_of_each_part(clock: TurnedClock, edge: bool) -> None:
+    """Otherwise the advisor knew of a part only that it was fetched, and foretold that no TTL brings a hit."""
+    changing = Parts()
+    changing.headers = {"cache-control": "max-age=20"}
+    side = JoiningSide(clock, changing, edge=edge)
+    for _ in range(10):
+        await side.ask(get("/plain/1"))
+        lose_wholes(side.app)
+    seen = side.app.engine.traffic.take()
+    assert {name: seen[name].requests for name in ("plain.user", "plain.offers", "plain.news")} == {
+        "plain.user": 10,
+        "plain.offers": 10,
+        "plain.news": 10,
+    }
+    assert {each.number for each in seen["plain.user"].sightings} == {10}
+
+
 async def test_a_part_that_is_stale_and_not_being_refreshed_is_the_apps(clock: TurnedClock) -> None:
     changing = Parts()
     changing.headers = {"cache-control": "max-age=20"}

@@ -302,8 +302,7 @@ def override(data: bytes) -> None:
 
 LOOP = asyncio.new_event_loop()
 KINDS: dict[str, Callable[[bytes], None]] = {
-    each.__name__: each
-    for each in (record, headers, target, head, request, chunked, pipe, lease, purge, override)
+    each.__name__: each for each in (record, headers, target, head, request, chunked, pipe, lease, purge, override)
 }
 
 
