@@ -18,7 +18,6 @@ import orjson
 
 from .exchange import Exchange
 from .outcome import Result
-from .targets import pair_name
 
 
 class AccessLog(Protocol):
@@ -84,6 +83,16 @@ class JsonAccessLog:
         return b"%b.%03d+00:00" % (self._date, int((seconds - second) * 1000))
 
 
+BARE = 16
+"""The longest parameter without a value that is logged: a longer one may be a token by itself, as in `/file?KEY`."""
+
+
+def _shown(pair: str) -> str:
+    """A query parameter as a line has it: its name, without its value."""
+    name, equals, _ = pair.partition("=")
+    return name if equals or len(name) <= BARE else "…"
+
+
 MARK = "\x00"
 
 
@@ -106,7 +115,7 @@ def fields_of(exchange: Exchange, status: int, size: int, seconds: float, share:
         "client": exchange.client,
         "method": exchange.method,
         "path": target.path if target is not None else None,
-        "query": [pair_name(pair) for pair in target.query] if target is not None and target.query else None,
+        "query": [_shown(pair) for pair in target.query] if target is not None and target.query else None,
         "host": exchange.host or None,
         "status": status,
         "bytes": size,

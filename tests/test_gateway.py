@@ -536,6 +536,16 @@ async def test_every_request_is_a_line_of_json_that_nothing_can_forge() -> None:
     assert b"secret" not in file.getvalue()
 
 
+async def test_a_parameter_that_may_be_a_token_by_itself_is_not_logged() -> None:
+    file = io.BytesIO()
+    config = {"redis_url": "none", "upstreams": {"api": {"url": "http://api.test"}}}
+    config["routes"] = {"rest": {"path": "/{path:path}", "upstream": "api"}}
+    app = create_app(Config.model_validate(config), transport=Upstream(json_answer()), log=JsonAccessLog(file))
+    async with asking(app) as client:
+        await client.get("/a?eyJhbGciOiJIUzI1NiJ9&short&a-name-that-is-long-enough=1")
+    assert json.loads(file.getvalue())["query"] == ["a-name-that-is-long-enough", "…", "short"]
+
+
 async def test_only_the_share_of_hits_that_is_wanted_is_logged_and_all_else() -> None:
     file = io.BytesIO()
     drawn = iter([0.9, 0.05, 0.3])
