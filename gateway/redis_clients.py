@@ -50,10 +50,9 @@ def connect(url: str, timeout: float) -> Any:
         nodes = [ClusterNode(host, port) for host, port in hosts_of(url)]
         given: dict[str, Any] = {**credentials_of(url), **settings}
         return _bounded(RedisCluster(startup_nodes=nodes, ssl=scheme.startswith("rediss"), **given))
-    settings["parser_class"] = BoundedParser
     if scheme.endswith("+sentinel"):
         return _behind_sentinel(url, settings)
-    return redis.Redis.from_url(url, max_connections=MOST_CONNECTIONS, **settings)
+    return redis.Redis.from_url(url, max_connections=MOST_CONNECTIONS, parser_class=BoundedParser, **settings)
 
 
 def _behind_sentinel(url: str, settings: dict[str, Any]) -> Any:
@@ -66,7 +65,7 @@ def _behind_sentinel(url: str, settings: dict[str, Any]) -> Any:
     own: dict[str, Any] = {"username": query.get("sentinel_username"), "password": query.get("sentinel_password")}
     tls: dict[str, Any] = {"ssl": True} if parts.scheme.startswith("rediss") else {}
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        hosts_of(url), sentinel_kwargs={**settings, **own, **tls}, **settings
+        hosts_of(url), sentinel_kwargs={**settings, **own, **tls}, parser_class=BoundedParser, **settings
     )
     service = parts.path.strip("/").split("/")[0]
     master: dict[str, Any] = {"db": database_of(url), **credentials_of(url), **tls}

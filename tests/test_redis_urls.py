@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.redis_clients import connect, is_cluster
 from gateway.redis_urls import check_redis_url, credentials_of, database_of, hosts_of
+from gateway.redis_values import BoundedParser
 
 
 @pytest.mark.parametrize(
@@ -55,3 +57,10 @@ def test_credentials_are_decoded_and_left_out_where_empty() -> None:
     assert credentials_of("redis://us%40er:pass%2Fword@a") == {"username": "us@er", "password": "pass/word"}
     assert credentials_of("redis://:pw@a") == {"password": "pw"}
     assert credentials_of("redis://a") == {}
+
+
+@pytest.mark.parametrize("url", ["redis://a", "rediss://a", "redis+sentinel://a/main", "redis+cluster://a:1,b:2"])
+async def test_every_client_reads_with_the_parser_that_bounds_what_it_takes(url: str) -> None:
+    client = connect(url, 1.0)
+    made = client.connection_kwargs if is_cluster(client) else client.connection_pool.connection_kwargs
+    assert made["parser_class"] is BoundedParser
