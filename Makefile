@@ -1,68 +1,70 @@
 # The first Python of these that is there and new enough.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-BIN := .venv/bin
+# Another Python has an environment of its own: make VENV=.venv-3.14 PYTHON=python3.14 test
+VENV ?= .venv
+BIN := $(VENV)/bin
 SLOW := tests/integration tests/faults
 
 .PHONY: conformance-table run test unit integration faults torture check conformance coverage mutants docs constraints
 
-.venv/ready: pyproject.toml constraints.txt
+$(VENV)/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "The gateway needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install -q --disable-pip-version-check --constraint constraints.txt -e . --group dev
-	touch .venv/ready
+	touch $(VENV)/ready
 
 # The demo: a slow shop and the gateway in front of it.
-run: .venv/ready
+run: $(VENV)/ready
 	$(BIN)/python -m demo
 
 # All tests; ARGS goes to pytest, such as ARGS="-k purge -x". A loaded machine is slow, not broken: a test may take
 # five minutes.
-test: .venv/ready
+test: $(VENV)/ready
 	$(BIN)/python -m pytest tests --timeout 300 $(ARGS)
 
 # The quick ones, in one process: what to run while working.
-unit: .venv/ready
+unit: $(VENV)/ready
 	$(BIN)/python -m pytest tests $(SLOW:%=--ignore %) $(ARGS)
 
 # Those with real processes alone.
-integration: .venv/ready
+integration: $(VENV)/ready
 	$(BIN)/python -m pytest tests/integration $(ARGS)
 
-faults: .venv/ready
+faults: $(VENV)/ready
 	$(BIN)/python -m pytest tests/faults $(ARGS)
 
 # The rows of docs/reliability.md at full length; SOAK=1h for the soak.
-torture: .venv/ready
+torture: $(VENV)/ready
 	$(BIN)/python -m tests.faults.torture $(ARGS)
 
-check: .venv/ready
+check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 # The public suite of HTTP caches, against the results that are expected.
-conformance: .venv/ready
+conformance: $(VENV)/ready
 	$(BIN)/python conformance/run.py
 
-conformance-table: .venv/ready
+conformance-table: $(VENV)/ready
 	$(BIN)/python conformance/run.py --table docs/conformance.md
 
 # The unit tests with line and branch coverage, held by tests/coverage_floor.py.
-coverage: .venv/ready
+coverage: $(VENV)/ready
 	$(BIN)/python -m pytest tests $(SLOW:%=--ignore %) --cov --cov-report= $(ARGS)
 	$(BIN)/python -m tests.coverage_floor
 
 # Central lines of policy broken one by one, each seen to turn a test red.
-mutants: .venv/ready
+mutants: $(VENV)/ready
 	$(BIN)/python -m tests.mutants $(ARGS)
 
 # The reference pages of docs/, made from the code.
-docs: .venv/ready
+docs: $(VENV)/ready
 	$(BIN)/python -m gateway.reference
 
 # The exact versions of all packages, for every Python, without where they were downloaded from. ARGS=--upgrade for
 # the newest ones.
-constraints: .venv/ready
+constraints: $(VENV)/ready
 	$(BIN)/python -m pip install -q --disable-pip-version-check uv
 	sed -i '/^#/d' constraints.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --group dev pyproject.toml --output-file constraints.txt $(ARGS)

@@ -82,7 +82,7 @@ def configuration_page() -> str:
         ("Limits", "limits", LimitsConfig),
         *_further_models(),
     ]
-    parts = [_NOTE.format(source="gateway/config.py"), _CONFIGURATION]
+    parts = [_NOTE.format(source="gateway/*config.py"), _CONFIGURATION]
     parts += [_section(title, prefix, model) for title, prefix, model in sections]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
