@@ -8,6 +8,7 @@ are the records known here when the generation changes, because Redis has lost t
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from uuid import uuid4
+
+from redis.exceptions import ResponseError
 
 from . import processes
 from .clock import Clock
@@ -38,6 +41,8 @@ UNREADABLE: tuple[type[Exception], ...] = (*UNANSWERED, ValueError)
 BLOCK_MS = 400
 CONFIRM_SECONDS = 2.0
 RETRY_SECONDS = 0.1
+COMPLAIN_EVERY = 60.0
+logger = logging.getLogger("gateway")
 TRIM_EVERY = 60.0
 MAX_RECORDS = 100_000
 BLIND_LIFE = 1.0
@@ -159,6 +164,7 @@ class RedisPurges:
         self._trimmed = time.monotonic()
         self._census_at = -math.inf
         self._joins = -1
+        self._complained_at = -math.inf
 
     def __repr__(self) -> str:
         return f"<RedisPurges {self.epochs!r}>"
@@ -280,8 +286,16 @@ class RedisPurges:
         while True:
             try:
                 await self._follow()
-            except UNREADABLE:
+            except UNREADABLE as error:
+                self._complain(error)
                 await asyncio.sleep(RETRY_SECONDS)
+
+    def _complain(self, error: Exception) -> None:
+        """Say once a minute why no purge is heard of, where Redis does answer: its being away is told elsewhere."""
+        if not isinstance(error, ResponseError | ValueError) or time.monotonic() - self._complained_at < COMPLAIN_EVERY:
+            return
+        self._complained_at = time.monotonic()
+        logger.warning("the purges in Redis cannot be read, and memory is not trusted for long so: %s", error)
 
     async def _follow(self) -> None:
         while True:

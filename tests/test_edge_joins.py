@@ -313,26 +313,6 @@ async def test_a_part_that_is_stale_and_not_being_refreshed_is_the_apps(clock: T
     assert side.counted.asked == before + 1
 
 
-async def test_whoever_is_cut_off_from_the_purges_joins_nothing_here(
-    clock: TurnedClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changing = Parts()
-    changing.headers = {"cache-control": "max-age=20"}
-    side = JoiningSide(clock, changing, edge=True)
-    for _ in range(3):
-        await side.ask(get("/plain/1"))
-    clock.turn(7)
-    await side.ask(get("/plain/1"))
-    clock.turn(7)
-    await side.ask(get("/plain/1"))
-    before = side.counted.asked
-    await side.ask(get("/plain/1"))
-    assert side.counted.asked == before
-    monkeypatch.setattr(side.app.engine.tiers.purges, "distrusted_since", lambda now: now)
-    await side.ask(get("/plain/1"))
-    assert side.counted.asked == before + 1
-
-
 async def test_a_whole_takes_the_place_of_the_one_before_and_is_counted_once(clock: TurnedClock) -> None:
     changing = Parts()
     changing.headers = {"cache-control": "max-age=20"}

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from fastapi import APIRouter, FastAPI
 from starlette.responses import PlainTextResponse
-from starlette.routing import BaseRoute, Match, Mount
+from starlette.routing import BaseRoute, Host, Match, Mount
 
 from gateway import create_app
 from gateway.access_log import fields_of
@@ -93,7 +93,11 @@ def mounted() -> list[BaseRoute]:
     return [app.router.routes[-1]]
 
 
-@pytest.mark.parametrize("before", [mounted(), [Mount("/o", answering_itself)], [Unknown()]])
+@pytest.mark.parametrize(
+    "before",
+    [mounted(), [Mount("/o", answering_itself)], [Host("{name}", answering_itself)], [Unknown()]],
+    ids=["included", "mount", "host", "unknown"],
+)
 async def test_a_mount_or_what_nobody_knows_keeps_its_requests(before: list[BaseRoute]) -> None:
     app = gateway(Upstream(lambda _: httpx.Response(200, content=b"body", headers=NO_STORE)))
     app.router.routes[:0] = before

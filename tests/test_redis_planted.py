@@ -144,6 +144,23 @@ async def test_a_purge_of_no_text_purges_everything_and_those_behind_it_hold(beh
     await purges.aclose()
 
 
+async def test_a_stream_of_purges_that_is_none_is_told_once_and_followed_again_when_it_is_gone(
+    behind: Behind, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = behind.prefix + "{purge}:log"
+    await behind.client.set(name, b"no stream")
+    purges = behind.store.purge_log(SystemClock(), None)
+    await purges.start()
+    while not caplog.records:
+        await asyncio.sleep(0.01)
+    await behind.client.delete(name)
+    await purges._synchronised.wait()
+    (complaint,) = [record.getMessage() for record in caplog.records]
+    assert "the purges in Redis cannot be read" in complaint
+    assert "WRONGTYPE" in complaint
+    await purges.aclose()
+
+
 @pytest.mark.parametrize("beat", [b"\xff\xfe", b"x 1-1 1 nan", b"x 1-1 1 inf", b"x 1-1 1 -1", b""])
 async def test_a_planted_sign_of_life_holds_up_no_worker_and_ends(behind: Behind, beat: bytes) -> None:
     purges = behind.store.purge_log(SystemClock(), None)
