@@ -210,18 +210,12 @@ async def slow_readers(gateway: GatewayProcess, path: str = "/large", count: int
 
 
 async def _stands_still(gateway: GatewayProcess) -> None:
-    """Return once the worker takes no more processor time; it is another process, which says no word of that."""
-    (worker,) = gateway.workers
-    ticks, now = -1, 0
-    while now > ticks + 2:
-        ticks = now
+    """Return once the worker computes next to nothing; it is another process, which says no word of that."""
+    before, now = -1.0, 0.0
+    while now > before + 0.02:
+        before = now
         await asyncio.sleep(0.5)
-        now = _ticks(worker)
-
-
-def _ticks(pid: int) -> int:
-    """The processor time of a process, in hundredths of a second."""
-    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+        now = gateway.processor_time()
 
 
 async def many_keys(gateway: GatewayProcess, count: int = KEYS) -> list[str]:

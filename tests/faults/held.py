@@ -38,6 +38,8 @@ class Others:
     noise: float = 0.0
     """By how much the undisturbed percentile differs from itself: between its two halves."""
     failed: Counter[int] = field(default_factory=Counter)
+    busy: tuple[float, float] = (0.0, 0.0)
+    """The share of a processor that the worker took, before and meanwhile; no neighbour on the machine changes it."""
 
     def take(self, before: list[Sent], meanwhile: list[Sent]) -> None:
         half = len(before) // 2
@@ -51,7 +53,10 @@ class Others:
 
     def told(self) -> str:
         before, noise, meanwhile = (f"{each * 1000:.1f}" for each in (self.before, self.noise, self.meanwhile))
-        return f"others' p99 {before} ms (noise {noise}), meanwhile {meanwhile} ms, failed {dict(self.failed)}"
+        return (
+            f"others' p99 {before} ms (noise {noise}), meanwhile {meanwhile} ms, failed {dict(self.failed)}; the "
+            f"worker computes {self.busy[0]:.0%} of the time, meanwhile {self.busy[1]:.0%}"
+        )
 
 
 def p99(sent: list[Sent]) -> float:
@@ -121,7 +126,9 @@ async def _beside(gateway: GatewayProcess, *arguments: str, seconds: float) -> t
     others = Others()
     with contextlib.closing(Connections(gateway.url)) as session:
         await in_open_loop(session, seconds=2, rate=RATE, path=mixed("first"))
+        times = [gateway.processor_time()]
         before = await in_open_loop(session, seconds=seconds, rate=RATE, path=mixed("before"))
+        times.append(gateway.processor_time())
         child = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.faults.held", *arguments),
             cwd=ROOT,
@@ -130,7 +137,10 @@ async def _beside(gateway: GatewayProcess, *arguments: str, seconds: float) -> t
         )
         assert child.stdout is not None
         assert await child.stdout.readline() == b"begun\n"
+        times.append(gateway.processor_time())
         others.take(before, await in_open_loop(session, seconds=seconds, rate=RATE, path=mixed("meanwhile")))
+        times.append(gateway.processor_time())
+        others.busy = (times[1] - times[0]) / seconds, (times[3] - times[2]) / seconds
         told = json.loads(await child.stdout.read())
         await child.wait()
     return told, others

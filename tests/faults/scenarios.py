@@ -43,17 +43,16 @@ async def started(*apps: Gateway, door: bool = True) -> AsyncIterator[list[httpx
     async with contextlib.AsyncExitStack() as stack:
         clients = []
         for app in apps:
+            await app.start()
+            stack.push_async_callback(app.stop)
             if door:
-                url = await stack.enter_async_context(served(app, http=GatewayProtocol))
+                url = await stack.enter_async_context(served(app, http=GatewayProtocol, lifespan="off"))
                 # A client's pool that survives cancellation (docs/decisions/0002).
                 transport: httpx.AsyncBaseTransport = AiohttpTransport(client=_session)
             else:
                 url, transport = "http://gateway.test", httpx.ASGITransport(app, raise_app_exceptions=False)
-                await app.start()
-                stack.push_async_callback(app.stop)
-            clients.append(
-                await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url=url, timeout=30))
-            )
+            client = httpx.AsyncClient(transport=transport, base_url=url, timeout=30)
+            clients.append(await stack.enter_async_context(client))
         yield clients
 
 

@@ -199,6 +199,12 @@ class GatewayProcess(Child):
         (worker,) = self.workers
         Path(f"/proc/{worker}/clear_refs").write_text("5")
 
+    def processor_time(self) -> float:
+        """Seconds that the one worker has computed."""
+        (worker,) = self.workers
+        ticks = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
     def _status(self, field: str) -> int:
         (worker,) = self.workers
         text = Path(f"/proc/{worker}/status").read_text()
