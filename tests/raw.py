@@ -54,7 +54,7 @@ async def raw_upstream(script: Script) -> AsyncIterator[RawUpstream]:
             upstream.open -= 1
             writer.close()
 
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, backlog=1024)
     upstream.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield upstream

@@ -126,16 +126,17 @@ async def deploys(redis_url: str, directory: Path) -> Rows:
 
 
 async def theorem(redis_url: str, directory: Path) -> Rows:
-    examples = os.environ.get("FUZZ_EXAMPLES", "200")
+    examples = os.environ.get("FUZZ_EXAMPLES", "100")
     yield await _tests(
         f"the theorem of the key ({examples} pairs of requests for each configuration)",
         "tests/faults/test_key_theorem.py",
+        "tests/faults/test_key_theorem_on_the_wire.py",
         FUZZ_EXAMPLES=examples,
     )
 
 
 async def openapi(redis_url: str, directory: Path) -> Rows:
-    examples = os.environ.get("OPENAPI_EXAMPLES", "200")
+    examples = os.environ.get("OPENAPI_EXAMPLES", "100")
     yield await _tests(
         f"Schemathesis at our own OpenAPI ({examples} requests of each operation, of each kind)",
         "tests/integration/test_openapi.py",
@@ -143,10 +144,10 @@ async def openapi(redis_url: str, directory: Path) -> Rows:
     )
 
 
-async def _tests(promise: str, file: str, **environment: str) -> Row:
-    """A file of tests, with more examples than in CI."""
+async def _tests(promise: str, *files: str, **environment: str) -> Row:
+    """Files of tests, with more examples than in CI."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pytest", "-q", "--timeout", "900", "-p", "no:cacheprovider", file),
+        *(sys.executable, "-m", "pytest", "-q", "--timeout", "900", "-p", "no:cacheprovider", *files),
         cwd=ROOT,
         env=clean_environment(environment),
         stdout=asyncio.subprocess.PIPE,
@@ -154,7 +155,7 @@ async def _tests(promise: str, file: str, **environment: str) -> Row:
     )
     output, _ = await process.communicate()
     lines = output.decode(errors="replace").strip().splitlines()
-    failed = [line for line in lines if re.match("FAILED|ERROR", line)]
+    failed = [line.strip() for line in lines if re.match("FAILED|ERROR|E  ", line)][:6]
     return Row(promise, "no test fails", "; ".join([*failed, lines[-1].strip("= ")]), process.returncode == 0)
 
 
