@@ -18,6 +18,7 @@ from .headers import (
     Headers,
     canonical,
     combined,
+    connection_named,
     end_to_end,
     has,
     is_dangerous,
@@ -144,12 +145,14 @@ def passed_through(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 
 def variant_key(base: str, names: tuple[str, ...], headers: Headers) -> str:
-    """The key of the variant that a request with `headers` selects, by the fields `names` (RFC 9111 §4.1)."""
+    """The key of the variant that a request with `headers` selects, by the fields `names` (RFC 9111 §4.1). A field that
+    `Connection` names does not reach the upstream, so the request selects what is for those who send none."""
     if not names:
         return base
+    unsent = connection_named(headers)
     lines = []
     for name in names:
-        value = vary_value(headers, name)
+        value = None if name.encode("latin-1") in unsent else vary_value(headers, name)
         lines.append(f"vary {name}" if value is None else f"vary {name}:{value}")
     return "\n".join((base, *lines))
 

@@ -308,3 +308,9 @@ def test_what_follows_its_upstream_never_shares_an_entry_with_what_has_a_duratio
     assert one.primary == other.primary
     if one.bypass is None and other.bypass is None:
         assert one.base != other.base
+
+
+def test_a_field_that_connection_names_selects_the_variant_of_those_who_send_none() -> None:
+    tenant, named = (b"x-tenant", b"1"), (b"connection", b"close, X-Tenant")
+    unsent = variant_key("base", ("x-tenant",), [tenant, named])
+    assert unsent == variant_key("base", ("x-tenant",), []) != variant_key("base", ("x-tenant",), [tenant])

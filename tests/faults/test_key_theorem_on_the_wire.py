@@ -210,7 +210,7 @@ class Pair:
             for request, wanted in zip((two, one), reversed(right), strict=True):
                 if way.startswith("of stored parts"):
                     lose_wholes(self.apps[0])
-                assert await self._read(0, kind, request, name) == wanted, way
+                assert await self._read(0, kind, request, name) == wanted, (way, one, two)
             self.seen[kind] += 1
 
     async def _read(self, at: int, kind: str, request: Request, name: str) -> tuple[int, Any]:
@@ -229,6 +229,8 @@ def pair() -> Iterator[tuple[asyncio.Runner, Pair]]:
 
 TENANTS: list[Request] = [("x", "a=1", [("X-Tenant", each)]) for each in "12"]
 LANGUAGES: list[Request] = [("x", "a=1", [("Accept-Language", each)]) for each in ("de", "en")]
+UNSENT: Request = ("x", "a=1", [("X-Tenant", "1"), ("Connection", "x-tenant")])
+"""Its tenant ends at this hop (RFC 9110 §7.6.1): the upstream sees none, and varies on it all the same."""
 BEARERS: list[Request] = [("x", "", [("Authorization", f"Bearer {each}")]) for each in "12"]
 
 
@@ -236,6 +238,7 @@ BEARERS: list[Request] = [("x", "", [("Authorization", f"Bearer {each}")]) for e
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(both=twins)
 @example(both=(TENANTS[0], TENANTS[1]))
+@example(both=(UNSENT, TENANTS[0]))
 @example(both=(LANGUAGES[0], LANGUAGES[1]))
 @example(both=(BEARERS[0], BEARERS[1]))
 @example(both=(BEARERS[0], ("x", "", [])))
