@@ -135,7 +135,7 @@ def tried(mutant: Mutant) -> str | None:
         if text.count(mutant.line) != 1:
             raise SystemExit(f"{mutant}: the line stands {text.count(mutant.line)} times there; mend this list")
         file.write_text(text.replace(mutant.line, mutant.broken))
-        options = ["-x", "-q", "-p", "no:cacheprovider", "--timeout", "120"]
+        options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "--timeout", "120"]
         command = [sys.executable, "-m", "pytest", *options, f"tests/{mutant.tests}.py"]
         ran = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=SECONDS, check=False)
     if ran.returncode == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import pytest
@@ -44,6 +45,22 @@ async def test_an_answer_that_came_while_the_loop_stood_still_is_taken() -> None
         assert await ours.read(1) == b"x"
     theirs.close()
     answer.set_result(None)
+
+
+async def test_a_timer_that_comes_late_lets_the_loop_read_once_more_and_no_longer() -> None:
+    # As on uvloop, which runs its timers before it reads.
+    for ready in (True, False):
+        deadline, answer = Deadline(60.0), asyncio.get_running_loop().create_future()
+        if ready:
+            asyncio.get_running_loop().call_later(0.0, answer.set_result, b"x")
+        async with contextlib.AsyncExitStack() as stack:
+            if not ready:
+                stack.enter_context(pytest.raises(TimeoutError))
+            await stack.enter_async_context(deadline)
+            deadline._handle.cancel()
+            deadline._due -= 120.0
+            deadline._comes()
+            await answer
 
 
 async def _pair(end: asyncio.Future[None]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
