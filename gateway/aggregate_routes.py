@@ -15,7 +15,7 @@ from .aggregate import Aggregate
 from .answers import Answer, problem
 from .client import AnswerResponse, Client
 from .config import Config, RouteConfig
-from .engine import Engine, Route
+from .engine import Ask, Engine, Route
 from .errors import ConfigError, ConfigProblem, RequestRefused
 from .exchange import Exchange, exchange_of
 from .fetched import WholeBody
@@ -281,8 +281,19 @@ class AggregateHandlers:
         return handle
 
     async def _read(self, request: Request, exchange: Exchange, aggregate: Aggregate) -> Response:
+        ask = self.ask(exchange, aggregate, local_path(request))
+        client = Client(request.receive)
+        client.expect_no_body()
+        answer = aggregate.at_hand(ask)
+        if answer is None:
+            answer = await client.while_there(aggregate.answer(ask))
+        return AnswerResponse(whole_bytes(answer, head=ask.facts.head), client)
+
+    def ask(self, exchange: Exchange, aggregate: Aggregate, path: str) -> Ask:
+        """The request for the whole at `path`, below the place where the app is mounted; with what the edge needs to
+        answer the next one. Raises RequestRefused."""
         assert exchange.target is not None
-        asked = asked_of(aggregate, local_path(request), exchange.target, exchange.headers)
+        asked = asked_of(aggregate, path, exchange.target, exchange.headers)
         target, values, shown = asked.target, asked.values, asked.shown
         headers = exchange.headers
         planned = plan(aggregate.route.keying, f"+{aggregate.name}", target, headers, has_body=has_body(headers))
@@ -290,8 +301,6 @@ class AggregateHandlers:
         if facts.authorized:
             # Where a part passes it on, the cache of wholes is passed by; else it is part of the key, or ignored.
             facts = replace(facts, authorized=False)
-        client = Client(request.receive)
-        client.expect_no_body()
         ask = aggregate.ask(exchange, planned, facts, values, shown)
         exchange.recall = Recall(
             route=aggregate.route,
@@ -302,10 +311,7 @@ class AggregateHandlers:
             ask=lambda other: aggregate.ask(other, planned, facts, values, shown),
             joinable=lambda other: joinable(aggregate, other, values, shown),
         )
-        answer = aggregate.at_hand(ask)
-        if answer is None:
-            answer = await client.while_there(aggregate.answer(ask))
-        return AnswerResponse(_with_bytes(answer), client)
+        return ask
 
     async def _purge(self, exchange: Exchange, aggregate: Aggregate) -> Response:
         """The PURGE method: the whole that the URL names, from the networks that the route lists."""
@@ -317,5 +323,8 @@ class AggregateHandlers:
         return purge_response(await self.engine.purge(keys=[key], soft=soft, by=f"PURGE from {exchange.client}"))
 
 
-def _with_bytes(answer: Answer) -> Answer:
-    return Answer(answer.status, answer.headers, answer.body.content) if isinstance(answer.body, WholeBody) else answer
+def whole_bytes(answer: Answer, *, head: bool) -> Answer:
+    """The answer with its body as bytes, where it is all there; without it, where only the `head` was asked for."""
+    if not isinstance(answer.body, WholeBody):
+        return answer
+    return Answer(answer.status, answer.headers, b"" if head else answer.body.content)

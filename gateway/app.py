@@ -34,7 +34,7 @@ from .aggregate_routes import AggregateHandlers, Builder, aggregate_key
 from .binding import Binding
 from .clock import Clock, SystemClock
 from .config import Config, RouteConfig, UpstreamConfig
-from .direct import DirectRoute, Patterns
+from .direct import DirectAggregate, DirectRoute, Patterns
 from .documentation import OPENAPI, add_pages, aggregate_operation, openapi_operation
 from .edge_pass import Direct, Passages
 from .explain import Explainer, Origins, no_origins
@@ -286,6 +286,7 @@ class Gateway(FastAPI):
         self._add_configured(route.name, route.config, handlers.handler(route), openapi_operation(route))
 
     def _add_aggregate(self, handlers: AggregateHandlers, route: Aggregate) -> None:
+        self._direct[f"{route.name}_direct"] = DirectAggregate(handlers, route)
         self._add_configured(route.name, route.config, handlers.handler(route), aggregate_operation(route))
 
     def _add_configured(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from fastapi.routing import RouteContext, iter_route_contexts
 from starlette.routing import BaseRoute, Mount, Route, compile_path
 
+from .aggregate import Aggregate
+from .aggregate_routes import AggregateHandlers, whole_bytes
 from .answers import Answer
 from .asks import Ask
 from .edge_pass import Direct, Pattern
@@ -36,14 +38,35 @@ class DirectRoute:
         )
         return self.handlers.ask(exchange, self.route, origin, parameters, None)
 
-    def public(self, answer: Answer) -> Answer:
-        return self.handlers.public(answer, self.route)
+    async def answer(self, ask: Ask) -> Answer:
+        return self.handlers.public(await self.handlers.engine.answer(ask), self.route)
 
     def recall(self, ask: Ask) -> Recall:
         assert isinstance(ask.origin, UpstreamOrigin)
         assert ask.exchange.target is not None
         _, parameters = self.route.upstream_target(ask.exchange.target.path, ask.exchange.target.query)
         return self.handlers.recall(self.route, ask.origin, parameters)
+
+
+@dataclass(frozen=True)
+class DirectAggregate:
+    """A route of the configuration with parts, of `edge_pass.Direct`'s form."""
+
+    handlers: AggregateHandlers
+    aggregate: Aggregate
+
+    def ask(self, exchange: Exchange, interim: Interim | None) -> Ask:
+        """Raises RequestRefused."""
+        assert exchange.target is not None
+        return self.handlers.ask(exchange, self.aggregate, exchange.target.path)
+
+    async def answer(self, ask: Ask) -> Answer:
+        answer = self.aggregate.at_hand(ask) or await self.aggregate.answer(ask)
+        return whole_bytes(answer, head=ask.facts.head)
+
+    def recall(self, ask: Ask) -> Recall:
+        assert isinstance(ask.exchange.recall, Recall)
+        return ask.exchange.recall
 
 
 class Patterns:

@@ -219,6 +219,10 @@ CONDITIONAL = [*asking_for("/shaped/1"), *_ETAG_ASKED, *_ETAG_ASKED, ("lose", No
 VARIED = [*LOST, ("say", (200, UPSTREAM_HEADERS[2], 1)), ("turn", 9.5), ("again", None), ("lose", None), ("lose", None)]
 _CODED = asking_for("/plain/1", "Accept-Encoding: gzip")
 UNSEEN = [("say", (200, {"cache-control": "max-age=20", "vary": "Accept-Encoding"}, 1)), *_CODED, ("lose", None)]
+HEAD_OF_A_PRIVATE_ONE = [
+    ("say", (200, UPSTREAM_HEADERS[5], 1)),
+    ("ask", get("/plain/1").replace(b"GET", b"HEAD")),
+]
 OLDER = [*LOST, ("turn", 3.0), ("lose", None), ("turn", 3.5), ("again", None), ("again", None)]
 
 
@@ -231,6 +235,7 @@ OLDER = [*LOST, ("turn", 3.0), ("lose", None), ("turn", 3.5), ("again", None), (
 @example(story=VARIED)
 @example(story=[*UNSEEN, ("lose", None)])
 @example(story=OLDER)
+@example(story=HEAD_OF_A_PRIVATE_ONE)
 def test_the_edge_never_joins_otherwise_than_the_app(
     both: tuple[asyncio.Runner, Joining], story: list[tuple[str, Any]]
 ) -> None:
@@ -328,6 +333,38 @@ async def test_a_whole_takes_the_place_of_the_one_before_and_is_counted_once(clo
         entries.add(len(memory))
     assert entries == {4}
     assert max(sizes) - min(sizes) < 20  # the digits of ages
+
+
+async def test_a_whole_that_nobody_asked_for_before_needs_no_asgi_whatever_becomes_of_its_parts(
+    clock: TurnedClock,
+) -> None:
+    changing = Parts()
+    changing.headers = {"cache-control": "max-age=20"}
+    side = JoiningSide(clock, changing, edge=True)
+    answers = [(await side.ask(get(path)))[0] for path in ("/plain/1", "/plain/2", "/chained/1", "/rooted")]
+    changing.status = 503
+    await side.app.purge(everything=True)
+    answers.append((await side.ask(get("/plain/1")))[0])
+    assert [answer[:12] for answer in answers] == [b"HTTP/1.1 200"] * 4 + [b"HTTP/1.1 502"]
+    assert b"gateway-parts: user=miss, offers=hit, news=hit" in answers[1]
+    assert b"(offers: status-503)" in answers[4]
+    assert (side.counted.asked, side.counted.passed) == (5, 5)
+
+
+async def test_a_client_that_leaves_while_its_whole_is_joined_takes_nothing_from_others(clock: TurnedClock) -> None:
+    changing = Parts()
+    changing.headers = {"cache-control": "max-age=20"}
+    side = JoiningSide(clock, changing, edge=True)
+    side.upstream.gate.clear()
+    leaving, staying = Line(side.counted), Line(side.counted)
+    leaving.send(get("/plain/1"))
+    await side.upstream.came.acquire()
+    staying.send(get("/plain/1"))
+    leaving.hang_up()
+    side.upstream.gate.set()
+    assert b"gateway-complete: ?1" in await staying.answer()
+    await side.app.engine.settle()
+    assert side.counted.passed == 2
 
 
 async def test_what_is_remembered_of_wholes_is_bounded() -> None:
