@@ -6,7 +6,8 @@ Pure, as all of the policy. What the field's names stand for is read in `headers
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from .headers import (
     NO_DIRECTIVES,
@@ -39,8 +40,7 @@ HEURISTIC_FRACTION = 0.1  # RFC 9111 §4.2.2 suggests 10 % of the time since Las
 HEURISTIC_LIMIT = DAY
 
 
-@dataclass(frozen=True, slots=True)
-class Admit:
+class Admit(msgspec.Struct, frozen=True):
     """The response may be stored. `headers` are those to store, `vary` the fields that select it."""
 
     life: Life
@@ -49,16 +49,14 @@ class Admit:
     initial_age: float
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(msgspec.Struct, frozen=True):
     """The response may not be stored. Where it is a failure, those who wait may share it, unless it is `personal`."""
 
     reason: str
     personal: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(msgspec.Struct, frozen=True):
     """A response as it came: the status, the fields, when its request was sent and its head arrived (seconds), and the
     stamp of its fetch."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import unquote, unquote_plus
 
 import orjson
+from msgspec import structs
 from starlette.requests import Request
 from starlette.responses import Response
 from xxhash import xxh3_64_hexdigest
@@ -300,7 +301,7 @@ class AggregateHandlers:
         facts = facts_of(exchange.method, headers, aggregate.route.rules)
         if facts.authorized:
             # Where a part passes it on, the cache of wholes is passed by; else it is part of the key, or ignored.
-            facts = replace(facts, authorized=False)
+            facts = structs.replace(facts, authorized=False)
         ask = aggregate.ask(exchange, planned, facts, values, shown)
         exchange.recall = Recall(
             route=aggregate.route,

@@ -6,7 +6,8 @@ What stands here makes values; nothing is asked, stored or decided.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+
+import msgspec
 
 from . import policy
 from .codings import CODINGS, Coded
@@ -22,8 +23,7 @@ from .upstreams import ResponseBody
 _WITHOUT_BODY = frozenset((204, 205, 304))
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What the client gets: the body as bytes, or still to be streamed."""
 
     status: int

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import msgspec
+
 from .errors import UpstreamError
 from .exchange import Exchange
 from .headers import Headers
@@ -53,8 +55,7 @@ class Origin(Protocol):
         """Raises UpstreamError."""
 
 
-@dataclass(frozen=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, dict=True):
     """One GET or HEAD. `past` asks for it by the cache, for this client alone; `refresh` makes the origin of a fetch
     behind it, where that is another."""
 
@@ -67,6 +68,8 @@ class Ask:
     past: Callable[[], Awaitable[Fetched]]
     refresh: Callable[[], Origin] | None = None
     tags: tuple[str, ...] = ()
+    stays: bool = False
+    """Whether whoever asks goes on to the landing of a flight that it leads, though its client may leave."""
     through: str | None = None
     """The route through which a part is asked for, whose purges it hears of as well."""
 

@@ -15,7 +15,7 @@ from .answers import Answer
 from .asks import Ask
 from .edge_pass import Direct, Pattern
 from .exchange import Exchange
-from .remembered import Recall
+from .remembered import Block, Recall
 from .routes import Declared, Handlers, UpstreamOrigin
 from .transport import Interim
 
@@ -29,14 +29,14 @@ class DirectRoute:
     handlers: Handlers
     route: Declared
 
-    def ask(self, exchange: Exchange, interim: Interim | None) -> Ask:
+    def ask(self, exchange: Exchange, interim: Interim | None, block: Block | None = None) -> Ask:
         """Raises RequestRefused."""
         assert exchange.target is not None
         target, parameters = self.route.upstream_target(exchange.target.path, exchange.target.query)
         origin = UpstreamOrigin(
             self.route.upstream, target, exchange.request_id, self.handlers.metrics, interim=interim
         )
-        return self.handlers.ask(exchange, self.route, origin, parameters, None)
+        return self.handlers.ask(exchange, self.route, origin, parameters, None, block=block, stays=True)
 
     async def answer(self, ask: Ask) -> Answer:
         return self.handlers.public(await self.handlers.engine.answer(ask), self.route)

@@ -207,7 +207,11 @@ class GatewayProtocol(HttpToolsProtocol):
             memo, self.transport, self._peer, block, request_id, began
         )
         if not repeated and not self._is_hit(repeat, line, request_id, began):
-            return None if self._is_elsewhere(repeat, line, request_id, data, began) else self._take(data)
+            if self._is_elsewhere(repeat, line, request_id, data, began) or self._passes(
+                repeat, line, request_id, began
+            ):
+                return None
+            return self._take(data)
         self.server_state.total_requests += 1
         self._deadline = began + self._keep_alive
         return None
@@ -396,12 +400,38 @@ class GatewayProtocol(HttpToolsProtocol):
         if passage is None:
             return self._pass_on(request)
         self._looked = False
+        self._set_out(passage, close=self._last or ends(request.fields))
+        return None
+
+    def _passes(self, repeat: Repeat, line: bytes, request_id: bytes, began: float) -> bool:
+        """Have the engine answer a request that repeats all but its line, which is read here; False where the long way
+        has to say."""
+        passages = repeat.edge.passages
+        if passages is None or self._wrapped or self.root_path:
+            return False
+        try:
+            read = read_line(line, self.door.limits)
+        except RequestRefused:
+            return False
+        passage = passages.repeated(repeat, read, request_id, self._peer, self.scheme or "http", began)
+        if passage is None:
+            return False
+        self._ready = None
+        self._began, self._method = began, passage.exchange.method
+        self._edge, self._line = repeat.edge, line
+        try:
+            self._set_out(passage, close=self._last or repeat.block.close)
+        except RequestRefused as refused:
+            self._refuse(refused)
+        return True
+
+    def _set_out(self, passage: Passage, *, close: bool) -> None:
+        """Raises RequestRefused."""
         self.door.admit(self._peer)
         self._admitted = True
         self._deadline = NEVER  # the engine has its own
         self._asking = passage
-        passage.begin(self, self.loop, close=self._last or ends(request.fields))
-        return None
+        passage.begin(self, self.loop, close=close)
 
     def passed(self, passage: Passage, *, close: bool) -> None:
         """A passage has come to its end; its answer is written."""

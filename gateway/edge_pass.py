@@ -24,6 +24,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from .access_log import AccessLog
 from .answers import Answer, problem
 from .errors import RequestRefused, UpstreamError
+from .exchange import Exchange
+from .fetched import Body, ResponseBody
 from .headers import Headers, first, has, values
 from .middleware import Cors, exchange_for, told
 from .proxies import Trusted
@@ -34,10 +36,10 @@ from .trace_context import traceparent_of
 if TYPE_CHECKING:
     from .asks import Ask
     from .engine import Engine
-    from .exchange import Exchange
-    from .heads import Request
+    from .heads import Line, Request
     from .metrics import Metrics
-    from .remembered import Recall
+    from .remembered import Block, Recall
+    from .repeats import Repeat
     from .transport import Interim
     from .underway import Underway
 
@@ -52,8 +54,8 @@ _WITHOUT_BODY = (204, 304)
 class Direct(Protocol):
     """A route of the configuration, as it is asked without ASGI."""
 
-    def ask(self, exchange: Exchange, interim: Interim | None) -> Ask:
-        """Raises RequestRefused."""
+    def ask(self, exchange: Exchange, interim: Interim | None, block: Block | None = None) -> Ask:
+        """`block` is the header block of `exchange`, where that is known. Raises RequestRefused."""
 
     async def answer(self, ask: Ask) -> Answer:
         """The answer as clients may see it."""
@@ -99,14 +101,42 @@ class Passages:
         exchange = exchange_for(fields, peer, line.method.decode("ascii"), scheme, self.trusted, looked=looked)
         try:
             exchange.host = check_host(values(fields, b"host"), line.version)
-            exchange.target = normalise(*split_raw_target(line.target, exchange.host, scheme=scheme))
-            direct = self._route(exchange.target.decoded)
-            if direct is None:
-                return None
-            passage = Passage(self, exchange, direct)
-            passage.ask = direct.ask(exchange, passage.interim)
+            return self._passage(exchange, line, scheme, None)
         except RequestRefused:
             return None
+
+    def repeated(
+        self, repeat: Repeat, line: Line, request_id: bytes, peer: str, scheme: str, began: float
+    ) -> Passage | None:
+        """The same, of a request of which only the line and the id are new on its connection: what its header block
+        asks for was judged before. `began` is on the performance counter."""
+        if line.version != "1.1" or line.method not in (b"GET", b"HEAD"):
+            return None
+        block, trusted = repeat.block, self.trusted
+        fields = [*block.headers, (b"x-request-id", request_id)] if repeat.numbered else block.headers
+        exchange = Exchange(
+            request_id=request_id.decode("ascii"),
+            began=began,
+            method=line.method.decode("ascii"),
+            client=trusted.client(peer, fields),
+            scheme=trusted.scheme(peer, fields, scheme),
+            forwarded_for=trusted.chain(peer, fields),
+            headers=fields,
+            host=block.host,
+        )
+        try:
+            return self._passage(exchange, line, scheme, block)
+        except RequestRefused:
+            return None
+
+    def _passage(self, exchange: Exchange, line: Line, scheme: str, block: Block | None) -> Passage | None:
+        """Raises RequestRefused."""
+        exchange.target = normalise(*split_raw_target(line.target, exchange.host, scheme=scheme))
+        direct = self._route(exchange.target.decoded)
+        if direct is None:
+            return None
+        passage = Passage(self, exchange, direct)
+        passage.ask = direct.ask(exchange, passage.interim, block)
         return passage
 
     def _route(self, path: str) -> Direct | None:
@@ -128,6 +158,7 @@ class Passage:
         self._connection: Connection | None = None
         self._task: asyncio.Task[None] | None = None
         self._begun = False
+        self._left = False
         self._close = False
         self._size = 0
 
@@ -144,9 +175,14 @@ class Passage:
         self._passages.underway.ended()
 
     def cancel(self) -> None:
-        """The client has left."""
-        if self._task is not None:
+        """The client has left. What is fetched for others too goes on to its landing."""
+        if self._task is None or self._left:
+            return
+        if not self.exchange.leading:
             self._task.cancel()
+            return
+        self._left = True
+        self._tell(CLIENT_LEFT)
 
     def make_last(self) -> bool:
         """Say that the connection ends with this answer, if its head is not yet sent; whether it is not."""
@@ -161,12 +197,15 @@ class Passage:
             connection.transport.write(interim_head(status, headers))
 
     async def _run(self, connection: Connection) -> None:
-        exchange, passages = self.exchange, self._passages
+        exchange = self.exchange
         TRACE.set(traceparent_of(exchange.headers))
         exchange.route = self.ask.route.name
         status = CLIENT_LEFT
         try:
             answer = await self._answer()
+            if self._left:
+                await _end(answer.body)
+                return
             if connection.flow.write_paused:
                 await connection.flow.drain()
             status = answer.status
@@ -177,10 +216,15 @@ class Passage:
             connection.transport.close()  # whatever it was, nobody goes on with this connection
             raise
         finally:
-            seconds = time.perf_counter() - exchange.began
-            passages.metrics.request(exchange.route, exchange.outcome, status, seconds)
-            passages.log(exchange, status, self._size, seconds)
+            if not self._left:
+                self._tell(status)
         connection.passed(self, close=self._close)
+
+    def _tell(self, status: int) -> None:
+        exchange, passages = self.exchange, self._passages
+        seconds = time.perf_counter() - exchange.began
+        passages.metrics.request(exchange.route, exchange.outcome, status, seconds)
+        passages.log(exchange, status, self._size, seconds)
 
     async def _answer(self) -> Answer:
         try:
@@ -195,6 +239,8 @@ class Passage:
         """Raises UpstreamError where the upstream breaks off."""
         body = answer.body
         try:
+            if isinstance(body, Body) and (whole := body.at_once()) is not None:
+                body = whole
             length = first(answer.headers, b"content-length")
             without = answer.status in _WITHOUT_BODY or self.exchange.method == "HEAD"
             chunked = length is None and not without
@@ -212,8 +258,7 @@ class Passage:
             if not without:
                 await self._pump(connection, answer, None if length is None else int(length))
         finally:
-            if not isinstance(body, bytes):
-                await body.aclose()
+            await _end(body)
 
     async def _pump(self, connection: Connection, answer: Answer, length: int | None) -> None:
         """Pass the body on a piece at a time, no faster than the client reads. Raises UpstreamError."""
@@ -248,6 +293,11 @@ class Passage:
         elif self._close:
             lines.append(b"connection: close")
         return STATUS_LINE[answer.status] + b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+async def _end(body: bytes | ResponseBody) -> None:
+    if not isinstance(body, bytes):
+        await body.aclose()
 
 
 def interim_head(status: int, headers: Headers) -> bytes:

@@ -251,11 +251,20 @@ class Engine:
                 refused = self._refused(ask)
                 if refused is not None:
                     return self._answering.failed(ask, refused, stale, reason, collapsed=False)
+                if ask.stays:
+                    return await self._lead(key, ask, stale, reason)
                 flight = self._flying.launch(key, ask, stale)
             answer = await self._wait(ask, flight, stale, reason, arrived=arrived, leading=leading)
             if answer is not None:
                 return answer
         return await self._alone(ask, stale, reason, None)
+
+    async def _lead(self, key: str, ask: Ask, stale: Stored | None, reason: str) -> Answer:
+        """The answer that this request's own flight brings, in its own task."""
+        began = time.perf_counter()
+        landing = await self._flying.lead(key, ask, stale)
+        ask.exchange.spend("upstream", time.perf_counter() - began)
+        return self._answering.landed(ask, landing, stale, reason, collapsed=False)
 
     async def _wait(
         self, ask: Ask, flight: Flight, stale: Stored | None, reason: str, *, arrived: int, leading: bool

@@ -49,6 +49,8 @@ class Exchange:
     forwarded_for: str = ""
     looked: bool = False
     """Whether the shared tier was asked already, and had nothing."""
+    leading: bool = False
+    """Whether a fetch that others may wait for is made in this request's task, which must then not be cancelled."""
     key: int = 0
     """The hash of the cache key; 0 where the cache was not asked."""
     changed: bool | None = None

@@ -7,11 +7,12 @@ With a configuration alone (no running gateway) the trace ends where the stores 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from urllib.parse import unquote
 
 import msgspec
+from msgspec import structs
 
 from . import explain_words as words
 from . import policy
@@ -220,7 +221,7 @@ class Explainer:
             aggregate.name,
             aggregate.route,
             plan(aggregate.route.keying, f"+{aggregate.name}", asked.target, headers, has_body=has_body(headers)),
-            replace(facts_of(request.method, headers, aggregate.route.rules), authorized=False),
+            structs.replace(facts_of(request.method, headers, aggregate.route.rules), authorized=False),
             tuple(render_tag(tag, dict(asked.values.path)) for tag in aggregate.config.tags),
         )
         told, _ = await self._judged(request, wish)

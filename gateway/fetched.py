@@ -7,15 +7,15 @@ import math
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import httpx
+import msgspec
 
 from .errors import UpstreamBusy, UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from .headers import Headers, combined, split_list, values
 from .heads import BAD_IN_VALUE, NAME
-from .plain_requests import PlainBody
+from .plain_connections import PlainBody
 from .record import Made
 from .transport import Received
 
@@ -45,7 +45,7 @@ class Body:
         self._done = done
         self._broke = False
         self._read: list[bytes] = []
-        self._chunks: AsyncIterator[bytes] = aiter(response.stream)
+        self._chunks: AsyncIterator[bytes] | None = None
         self._ready = response.stream.ready if isinstance(response.stream, PlainBody) else _unknown
 
     async def whole(self, limit: int) -> bytes | None:
@@ -54,6 +54,9 @@ class Body:
         Raises UpstreamError where it breaks off.
         """
         size = 0
+        at_once = self.at_once(limit)
+        if at_once is not None:
+            return at_once
         while True:
             piece = await self._next()
             if piece is None:
@@ -64,6 +67,16 @@ class Body:
                 return None
         body = self._read[0] if len(self._read) == 1 else b"".join(self._read)
         await self.aclose()
+        return body
+
+    def at_once(self, limit: float = math.inf) -> bytes | None:
+        """All of it, if all has come, none was read yet, and it is not larger than `limit`; then it is closed, too."""
+        stream = self._response.stream
+        if self._read or not isinstance(stream, PlainBody) or stream.size > limit:
+            return None
+        body = stream.all_of_it()
+        if body is not None:
+            self._end(broke=False)
         return body
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -93,6 +106,8 @@ class Body:
         if piece is not None:
             return piece or None
         try:
+            if self._chunks is None:
+                self._chunks = aiter(self._response.stream)
             return await anext(self._chunks, None)
         except httpx.TransportError as error:
             self._broke = True
@@ -100,12 +115,15 @@ class Body:
             raise translated(self._name, error) from error
 
     async def aclose(self, *, broke: bool = False) -> None:
-        done, self._done = self._done, None
         try:
             await self._response.stream.aclose()
         finally:
-            if done is not None:
-                done(broke or self._broke)
+            self._end(broke=broke or self._broke)
+
+    def _end(self, *, broke: bool) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            done(broke)
 
 
 def _unknown() -> bytes | None:
@@ -137,8 +155,7 @@ class WholeBody:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(msgspec.Struct, frozen=True):
     """A response as it came, its body still to be read. Field names are in lower case."""
 
     status: int

@@ -7,7 +7,9 @@ queue for it (*uncacheable*), and do not ask again at once (*resting*).
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec import structs
 
 from . import policy
 from .asks import Ask, Origin
@@ -139,7 +141,7 @@ class Fetching:
 
     async def _partial(self, ask: Ask, fetched: Fetched, received: policy.Received, deadline: asyncio.Timeout) -> Alone:
         """The answer to a range request: for its client, and kept as the part it is (RFC 9111 §3.3)."""
-        verdict = policy.admit(replace(received, status=200), ask.facts, ask.route.rules)
+        verdict = policy.admit(structs.replace(received, status=200), ask.facts, ask.route.rules)
         if (
             fetched.status != 206
             or not ask.route.follows_origin

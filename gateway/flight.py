@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from dataclasses import dataclass
+
+import msgspec
 
 from .headers import Headers
 from .record import Stored
 from .upstreams import Fetched
 
 
-@dataclass(frozen=True, slots=True)
-class Landed:
+class Landed(msgspec.Struct, frozen=True):
     """The response can be reused. `status` is what the upstream answered (304 where it confirmed)."""
 
     stored: Stored
@@ -25,8 +25,7 @@ class Landed:
     """Whether it was stored; not where it was invalidated while it was fetched."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True):
     """The upstream failed: with an answer that all may share, or with none."""
 
     status: int
@@ -35,8 +34,7 @@ class Failed:
     error: Exception | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Alone:
+class Alone(msgspec.Struct, frozen=True):
     """The response is for the one whose request was sent; its body is still to be read."""
 
     fetched: Fetched

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import assert_never
+
+from msgspec import structs
 
 from . import policy
 from .asks import Ask, Origin
@@ -87,6 +88,19 @@ class Flying:
         flight = self.flights[key] = Flight(key, self._tiers.stamp(), self._clock.now(), self.launched)
         return flight
 
+    async def lead(self, key: str, ask: Ask, stale: Stored | None) -> Landing:
+        """Fetch for all who wait, in the task of the one who asked first, which then goes on to its landing whether its
+        client waits or not (`Exchange.leading`)."""
+        flight = self._new_flight(key)
+        ask.exchange.leading = True
+        try:
+            landing, lease = await self._landed(flight, ask, ask.origin, stale)
+        finally:
+            ask.exchange.leading = False
+        if lease is not None and (lease.standing is Standing.HELD or (isinstance(landing, Landed) and landing.kept)):
+            self._background.spawn(self._after(landing, lease))
+        return landing
+
     async def _fly(
         self, flight: Flight, ask: Ask, origin: Origin, stale: Stored | None, *, behind: bool = False
     ) -> None:
@@ -94,6 +108,12 @@ class Flying:
 
         `behind` a stale answer it takes the lease, or does nothing.
         """
+        await self._after(*await self._landed(flight, ask, origin, stale, behind=behind))
+
+    async def _landed(
+        self, flight: Flight, ask: Ask, origin: Origin, stale: Stored | None, *, behind: bool = False
+    ) -> tuple[Landing, Lease | None]:
+        """What the flight comes to, of which all who wait have been told; and its lease."""
         landing: Landing = Failed(503, error=UpstreamTimeout(origin.name, "the gateway is stopping"))
         lease: Lease | None = None
         try:
@@ -108,6 +128,10 @@ class Flying:
         finally:
             self._forget(flight)
             await flight.land(landing)
+        return landing, lease
+
+    async def _after(self, landing: Landing, lease: Lease | None) -> None:
+        """Store what landed in the shared tier, then give the lease back."""
         if isinstance(landing, Landed) and landing.kept:
             await self._tiers.share(landing.stored)
         if lease is not None:
@@ -188,7 +212,7 @@ class Flying:
                 lease = await self._leases.take(flight.key, origin.deadline)
                 standing = lease.standing
             if standing is not Standing.BUSY:
-                return None, replace(lease, standing=standing)
+                return None, structs.replace(lease, standing=standing)
         return None, lease
 
     def _patience(self, origin: Origin) -> float:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from calendar import timegm
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from email.utils import formatdate
+
+import msgspec
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -150,8 +151,7 @@ _DIRECTIVE = re.compile(_TOKEN.pattern + r"""(?:[ \t]*=[ \t]*(?:[^"\s;]*|"(?:[^"
 _RESTRICTIVE = re.compile(r"(?<![\w-])(?:no-store|no-cache|private)(?![\w-])")
 
 
-@dataclass(frozen=True, slots=True)
-class CacheControl:
+class CacheControl(msgspec.Struct, frozen=True):
     """A parsed `Cache-Control` (RFC 9111 §5.2), or another field of its syntax (RFC 9213 §2.1).
 
     `directives` maps a name in lower case to its argument, unquoted, or to None. Of a directive that stands
@@ -160,7 +160,7 @@ class CacheControl:
     storing or sharing count all the same: a slip of the pen must not publish what was meant for one.
     """
 
-    directives: dict[str, str | None] = field(default_factory=dict)
+    directives: dict[str, str | None] = msgspec.field(default_factory=dict)
 
     @classmethod
     def parse(cls, lines: Iterable[str]) -> CacheControl:

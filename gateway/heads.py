@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import msgspec
+
 from .errors import RequestRefused
 from .headers import Headers, values
 from .targets import check_host
@@ -56,8 +58,7 @@ class Limits:
     body: int = 16 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(msgspec.Struct, frozen=True):
     """A request line. `version` is "1.0" or "1.1"."""
 
     method: bytes
@@ -65,16 +66,14 @@ class Line:
     version: str
 
 
-@dataclass(frozen=True, slots=True)
-class Framing:
+class Framing(msgspec.Struct, frozen=True):
     """How the message goes on. `length` is the body's in bytes, None where it is chunked."""
 
     length: int | None
     upgrade: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """A request whose head was read and judged."""
 
     head: bytes

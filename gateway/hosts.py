@@ -69,15 +69,20 @@ class Host:
         until: float | None,
         *,
         timeout: float,
+        bounded: bool = False,
     ) -> Received:
-        """What came of `request`, and the breaker told of it. `until` is on the loop's clock.
+        """What came of `request`, and the breaker told of it. `until` is on the loop's clock; where it is `bounded`,
+        whoever asks sees to that and cancels it then.
 
         Raises TimeoutError, httpx.TransportError.
         """
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout_at(until):
+            if bounded:
                 response = await request()
+            else:
+                async with asyncio.timeout_at(until):
+                    response = await request()
         except asyncio.CancelledError:
             # Where the time is up, it was the deadline of whoever asks that ended it: the host was too slow.
             if until is not None and loop.time() >= until - timeout / 20:

@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import blake2b
 
+import msgspec
+
 from .headers import (
     Headers,
     canonical,
@@ -53,8 +55,7 @@ class Keying:
     marks: tuple[tuple[bytes, bytes], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What one request asks of the cache.
 
     `primary` names all the stored responses of a target; `base` those of them that the inputs which count on this

@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from uuid import uuid4
+
+import msgspec
 
 from .keys import digest
 from .redis_leases import STORED
@@ -59,8 +60,7 @@ class Standing(Enum):
         return self in (Standing.HELD, Standing.AWAY)
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(msgspec.Struct, frozen=True):
     """The right to fetch a key, if `standing` is HELD."""
 
     name: str

@@ -5,8 +5,9 @@ Pure. `render` writes it as `Cache-Status` (RFC 9211).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 
 class Result(StrEnum):
@@ -28,8 +29,7 @@ class Result(StrEnum):
     """Answered here without any cache: health, documentation, refusals, uncached handlers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """`ttl` is the remaining freshness in seconds, negative where it ended. `forward` is the reason for which the
     upstream was asked, in RFC 9211's words; `tier` is where a hit lay."""
 

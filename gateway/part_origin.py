@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import orjson
+from msgspec import structs
 
 from .breakers import RetryBudget
 from .errors import UpstreamError, UpstreamMalformed
@@ -77,7 +78,7 @@ class PersistentOrigin:
             return await self.origin.fetch(method, headers)
         persistence.hedges.asked()
         patience = replace(self.origin.patience, apart=set())
-        origin = replace(self.origin, patience=patience)
+        origin = structs.replace(self.origin, patience=patience)
         tasks = [asyncio.ensure_future(origin.fetch(method, headers))]
         winner: asyncio.Task[Fetched] | None = None
         try:

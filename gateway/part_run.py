@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import orjson
+from msgspec import structs
 from pydantic import JsonValue
 
 from .engine import Ask
@@ -289,7 +290,7 @@ class Run:
             return asks
         batch = source.batch(self._wanting(), len(missing))
         return asks | {
-            item: replace(asks[item], origin=ElementOrigin(batch, item, source.upstream.name, source.timeout))
+            item: structs.replace(asks[item], origin=ElementOrigin(batch, item, source.upstream.name, source.timeout))
             for item in missing
         }
 

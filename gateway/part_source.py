@@ -15,6 +15,7 @@ from functools import cached_property
 from urllib.parse import quote
 
 import orjson
+from msgspec import structs
 
 from . import policy
 from .clock import Clock
@@ -110,7 +111,7 @@ class Wanting:
     def of(cls, exchange: Exchange, facts: Facts, values: Values, until: float) -> Wanting:
         headers = [*without(exchange.headers, *NOT_FOR_PARTS), IDENTITY]
         plain = facts.no_store or facts.no_cache or facts.max_age is not None or facts.min_fresh or facts.max_stale
-        kept = replace(facts, head=False, only_if_cached=False, authorized=False) if plain else PLAIN
+        kept = structs.replace(facts, head=False, only_if_cached=False, authorized=False) if plain else PLAIN
         return cls(exchange, headers, kept, values, until)
 
 
@@ -227,7 +228,7 @@ class Source:
         headers, facts = wanting.headers, wanting.facts
         keying = self.route.keying
         if keying.authorization == "pass" and has(headers, b"authorization"):
-            facts = replace(facts, authorized=True)
+            facts = structs.replace(facts, authorized=True)
         planned = wanting.plan(keying, self.upstream.name, target)
         if self.part.headers:
             planned, headers = self._with_own_headers(planned, headers, wanting.values)
@@ -282,7 +283,7 @@ class Source:
         lines = [f"header {name.decode()}:{value.decode('latin-1')}" for name, value in own]
         base = "\n".join((planned.base, *lines))
         forward = (*without(planned.forward, *names), *own)
-        return replace(planned, base=base, forward=forward), [*without(headers, *names), *own]
+        return structs.replace(planned, base=base, forward=forward), [*without(headers, *names), *own]
 
     # --- asking ----------------------------------------------------------------------------------------------
 

@@ -14,8 +14,8 @@ be stored), `validation` (what a 304 changes, and who gets one).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+import msgspec
 from msgspec import structs
 
 from .admission import (
@@ -104,8 +104,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Windows:
+class Windows(msgspec.Struct, frozen=True):
     """Until when an entry is fresh, may be served while it is refreshed, and when the upstream fails: instants."""
 
     fresh: float
@@ -187,16 +186,14 @@ def told_age(stored: Stored, rules: Rules, now: float) -> int:
 # --- the decision ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(msgspec.Struct, frozen=True):
     """Answer with the stored response, which is fresh."""
 
     stored: Stored
     windows: Windows
 
 
-@dataclass(frozen=True, slots=True)
-class Stale:
+class Stale(msgspec.Struct, frozen=True):
     """Answer with the stored response though it is stale; refresh it behind where `refresh` says so."""
 
     stored: Stored
@@ -204,8 +201,7 @@ class Stale:
     refresh: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Revalidate:
+class Revalidate(msgspec.Struct, frozen=True):
     """Ask the upstream, with the stored response's validators where it has any."""
 
     stored: Stored
@@ -213,22 +209,19 @@ class Revalidate:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Miss:
+class Miss(msgspec.Struct, frozen=True):
     """Ask the upstream; nothing stored can be used."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Bypass:
+class Bypass(msgspec.Struct, frozen=True):
     """Ask the upstream, and store nothing (RFC 9111 §5.2.1.5 and the route's own rules)."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Unsatisfiable:
+class Unsatisfiable(msgspec.Struct, frozen=True):
     """Answer 504: the client wants a stored response only (RFC 9111 §5.2.1.7)."""
 
 

@@ -10,14 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from .answers import Answer
 from .engine import Ask, Route
 from .epochs import EVERYTHING, key_name, route_name, tag_name
 from .exchange import Exchange
 from .headers import has, values
 from .joints import Joinable, Joint
-from .keys import plan, primary_key, variant_key
+from .keys import Plan, plan, primary_key, variant_key
 from .ladder import Recorder
+from .policy import Facts, facts_of
 from .targets import Target
 
 if TYPE_CHECKING:
@@ -51,6 +54,16 @@ class Recall:
     """How the answer can be joined of what lies in memory; of aggregates."""
 
 
+class Asked(msgspec.Struct, frozen=True):
+    """What a header block asks of a route, whatever the target: what it adds to the primary key, the fields that
+    travel on, why it goes by the cache."""
+
+    suffix: str
+    forward: tuple[tuple[bytes, bytes], ...]
+    bypass: str | None
+    facts: Facts
+
+
 class Block:
     """A request's header block, judged: whether the edge may answer it, and what of it selects an answer.
 
@@ -60,7 +73,7 @@ class Block:
 
     __slots__ = (
         *("bases", "clients", "close", "form", "headers", "host", "memos", "origin", "plain", "proxied"),
-        "vary",
+        *("asked", "vary"),
     )
 
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
@@ -80,6 +93,7 @@ class Block:
         self.bases: dict[Known, str | None] = {}
         self.vary: dict[tuple[str, ...], str | None] = {}
         self.clients: dict[str, bytes] = {}
+        self.asked: dict[tuple[str, str], Asked] = {}
         self.memos: dict[bytes, Memo] = {}
 
     def base(self, known: Known) -> str | None:
@@ -89,6 +103,17 @@ class Block:
         base = None if asked.bypass is not None or unshared else asked.base[len(primary_key("", "")) :]
         self.bases[known] = base
         return base
+
+    def plan(self, route: Route, method: str, origin: str, target: str) -> tuple[Plan, Facts]:
+        """The plan and the facts of a request for `target` with this block, as `keys.plan` and `facts_of` have them."""
+        primary = primary_key(origin, target)
+        asked = self.asked.get((route.name, method))
+        if asked is None:
+            made = plan(route.keying, origin, target, self.headers)
+            facts = facts_of(method, self.headers, route.rules)
+            asked = Asked(made.base[len(primary) :], made.forward, made.bypass, facts)
+            self.asked[route.name, method] = asked
+        return Plan(primary, primary + asked.suffix, asked.forward, asked.bypass), asked.facts
 
     def variant(self, names: tuple[str, ...]) -> str | None:
         """What the fields that a response varies on add to its base key; None where that can't be known here."""

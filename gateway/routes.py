@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 import typing
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+import msgspec
+from msgspec import structs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -31,7 +33,7 @@ from .metrics import Metrics
 from .policy import TAG_FIELDS, Rules, facts_of
 from .proxies import Trusted
 from .purges import Report
-from .remembered import Recall
+from .remembered import Block, Recall
 from .targets import Target, normalise, select_query
 from .templates import PathTemplate, TargetTemplate, compile_target, render_tag
 from .transport import Interim
@@ -150,8 +152,7 @@ def public_constants(config: Config) -> tuple[tuple[bytes, bytes], ...]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamOrigin:
+class UpstreamOrigin(msgspec.Struct, frozen=True):
     """Where the answers of one request come from: its target at an upstream."""
 
     upstream: Upstream
@@ -173,15 +174,18 @@ class UpstreamOrigin:
         return self.upstream.refusal()
 
     async def fetch(self, method: str, headers: Headers) -> Fetched:
-        return await self.send(method, headers, None)
+        # Whoever fetches has the deadline of this origin, which is the upstream's own: one timer does.
+        return await self.send(method, headers, None, bounded=self.patience is ORDINARY)
 
-    async def send(self, method: str, headers: Headers, body: Any) -> Fetched:
-        """Ask the upstream, and count what came of it. Raises UpstreamError."""
+    async def send(self, method: str, headers: Headers, body: Any, *, bounded: bool = False) -> Fetched:
+        """Ask the upstream, and count what came of it. `bounded` as in `Upstream.fetch`. Raises UpstreamError."""
         began = time.perf_counter()
         result = "cancelled"
         try:
             sent = [*headers, (b"x-request-id", self.request_id.encode("ascii"))]
-            fetched = await self.upstream.fetch(method, self.target, sent, body, self.interim, self.patience)
+            fetched = await self.upstream.fetch(
+                method, self.target, sent, body, self.interim, self.patience, bounded=bounded
+            )
             result = f"{fetched.status // 100}xx"
         except UpstreamError as error:
             result = error.kind
@@ -222,7 +226,7 @@ class Handlers:
 
     def recall(self, route: Declared, origin: UpstreamOrigin, parameters: dict[str, str]) -> Recall:
         """What the edge needs to answer the next request of this line."""
-        silent = replace(origin, interim=None)
+        silent = structs.replace(origin, interim=None)
         return Recall(
             route=route.engine_route,
             origin=route.upstream.name,
@@ -230,7 +234,7 @@ class Handlers:
             tags=self._tags(route, parameters),
             public=lambda answer: self.public(answer, route),
             ask=lambda exchange: self.ask(
-                exchange, route, replace(silent, request_id=exchange.request_id), parameters, None
+                exchange, route, structs.replace(silent, request_id=exchange.request_id), parameters, None
             ),
         )
 
@@ -245,22 +249,32 @@ class Handlers:
         origin: UpstreamOrigin,
         parameters: dict[str, str],
         body: AsyncIterator[bytes] | None,
+        *,
+        block: Block | None = None,
+        stays: bool = False,
     ) -> Ask:
+        """`block` is the header block of `exchange`, where it was judged before; `stays` as `Ask` has it."""
         headers = exchange.headers
         keying = route.engine_route.keying
+        if block is not None and "x-request-id" not in (keying.vary or ()):
+            planned, facts = block.plan(route.engine_route, exchange.method, route.upstream.name, origin.target)
+        else:
+            planned = plan(keying, route.upstream.name, origin.target, headers, has_body=body is not None)
+            facts = facts_of(exchange.method, headers, route.engine_route.rules)
 
         async def past() -> Fetched:
             return await origin.send(exchange.method, forwarded(exchange, headers, keying.constants), body)
 
         return Ask(
             route=route.engine_route,
-            plan=plan(keying, route.upstream.name, origin.target, headers, has_body=body is not None),
-            facts=facts_of(exchange.method, headers, route.engine_route.rules),
+            plan=planned,
+            facts=facts,
             headers=headers,
             exchange=exchange,
             origin=origin,
             past=past,
             tags=self._tags(route, parameters),
+            stays=stays,
         )
 
     async def _read(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from .headers import CacheControl, Headers, has
 
 DAY = 86_400.0
@@ -32,8 +34,7 @@ class Rules:
 DEFAULT_STALE_IF_ERROR = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """What a request says that matters to a cache (RFC 9111 §5.2.1)."""
 
     head: bool = False

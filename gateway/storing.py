@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 from msgspec import structs
 from xxhash import xxh3_128_hexdigest
@@ -53,7 +52,7 @@ class Storing:
         headers = policy.freshened(stale, received)
         if not has(received.headers, b"date"):
             headers = (*without(headers, b"date"), (b"date", http_date(received.arrived)))
-        whole = replace(received, status=stale.status, headers=(*headers, *_age_of(received)))
+        whole = structs.replace(received, status=stale.status, headers=(*headers, *_age_of(received)))
         verdict = policy.admit(whole, ask.facts, ask.route.rules)
         if isinstance(verdict, policy.Refuse):
             self._tiers.drop(stale)
@@ -148,7 +147,7 @@ class Storing:
         if body is None:
             return fetched
         await self._tiers.purged()  # the invalidation just made must lie before the stamp, or it voids this answer, too
-        stored = self._stored(ask, replace(received, stamp=self._tiers.stamp()), verdict, body)
+        stored = self._stored(ask, structs.replace(received, stamp=self._tiers.stamp()), verdict, body)
         if self._tiers.keep(stored, ask.wanted):
             self._background.spawn(self._tiers.share(stored))
         return Fetched(fetched.status, fetched.headers, WholeBody(body))
@@ -187,13 +186,13 @@ class Storing:
             if isinstance(landing, Landed) and landing.kept:
                 self._background.spawn(self._tiers.share(landing.stored))
             return
-        verdict = policy.admit(replace(received, status=200, headers=piece.headers), ask.facts, ask.route.rules)
+        verdict = policy.admit(structs.replace(received, status=200, headers=piece.headers), ask.facts, ask.route.rules)
         if isinstance(verdict, policy.Admit):
             self._tiers.keep_part(self._stored(ask, received, verdict, piece.body))
 
     def keep_whole(self, ask: Ask, received: policy.Received, piece: Piece) -> Landing:
         """Store a representation whose parts are all there: it is a 200 now (RFC 9111 §3.4)."""
-        received = replace(received, status=200, headers=without(piece.headers, b"content-range"))
+        received = structs.replace(received, status=200, headers=without(piece.headers, b"content-range"))
         verdict = policy.admit(received, ask.facts, ask.route.rules)
         if isinstance(verdict, policy.Refuse):
             return Alone(Fetched(200, received.headers, WholeBody(piece.body)), verdict.reason)

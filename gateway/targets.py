@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from urllib.parse import unquote
+
+import msgspec
 
 from .errors import RequestRefused
 
@@ -42,8 +43,7 @@ _DOT_SEGMENT_WITH_PARAMETERS = re.compile(r"\.{1,2}(?:;|%3B)")
 _HOST = re.compile(r"(?:[A-Za-z0-9\-._~]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """A normalised request target. `path` is encoded, `query` its pairs, sorted by name.
 
     `decoded` is the path as a framework matches it: as no encoded slash gets this far, it has the segments

@@ -10,8 +10,8 @@ import asyncio
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
+import msgspec
 from msgspec import structs
 
 from . import policy
@@ -25,8 +25,7 @@ from .record import Stored, VaryIndex, decode_index, decode_stored, encode, with
 from .shared import SharedStore
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(msgspec.Struct, frozen=True):
     """What a request selects among the stored responses, and the names by which its reader hears of purges. A body of
     more than `largest` bytes is not selected: its route would not have stored it."""
 
@@ -51,8 +50,7 @@ def selection(
     return Selection(plan, headers, names if through is None else (*names, route_name(through)), largest)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """What is stored for a request, and in which tier it lay."""
 
     stored: Stored | None

@@ -24,6 +24,7 @@ from typing import Any
 
 import aiohttp
 import httpx
+import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
@@ -32,7 +33,9 @@ from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport
 from yarl import URL
 
 from .config import is_public
-from .plain_requests import ERRORS, METHODS, PlainBody, PlainRequests, client_timeout
+from .plain_connections import Interim as Interim
+from .plain_connections import PlainConnection, Pool
+from .plain_requests import ERRORS, METHODS, client_timeout, request_head, split_url
 
 _AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
@@ -102,25 +105,26 @@ def _content_length(head: bytes) -> int | None:
     return int(lengths[0]) if len(lengths) == 1 and not _CODING.search(last) else None
 
 
-Interim = Callable[[int, Sequence[tuple[bytes, bytes]]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(msgspec.Struct, frozen=True):
     """A response whose head has come. Header names are as they came."""
 
     status: int
     headers: Sequence[tuple[bytes, bytes]]
     stream: httpx.AsyncByteStream
+    judged: bool = False
+    """Whether its head was read strictly, names turned into lower case."""
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds: until there is a connection from the pool, until a new one stands, between two pieces received."""
+class Timeouts(msgspec.Struct, frozen=True):
+    """Seconds: until there is a connection from the pool, until a new one stands, between two pieces received.
+
+    `bounded` says that whoever asks has a deadline for the response's head, so that it needs none here.
+    """
 
     pool: float | None = None
     connect: float | None = None
     read: float | None = None
+    bounded: bool = False
 
 
 @dataclass(slots=True)
@@ -133,9 +137,9 @@ class Attempt:
     interim: Interim | None = None
     lost_its_connection: bool = False
     """Whether a kept connection was closed as it was used again (RFC 9112 §9.3.1): nothing was received."""
-    _connection: Receiver | None = None
+    _connection: Receiver | PlainConnection | None = None
 
-    def on(self, connection: Receiver) -> None:
+    def on(self, connection: Receiver | PlainConnection) -> None:
         connection.requests += 1
         connection.received = False
         self._connection = connection
@@ -215,15 +219,6 @@ class _Stream(AiohttpResponseStream):
             self._aiohttp_response.release()
 
 
-class _PlainStream(PlainBody):
-    async def __aiter__(self) -> Any:
-        try:
-            async for chunk in super().__aiter__():
-                yield chunk
-        except ERRORS as error:
-            raise translated(error) from error
-
-
 class Transport(AiohttpTransport):
     """An httpx transport over a pool of aiohttp connections, at most `max_connections` of them.
 
@@ -251,20 +246,26 @@ class Transport(AiohttpTransport):
         self._public_only = public_only
         self._dns_life = dns_life
         self._resolver = resolver
-        self._plain: PlainRequests | None = None
+        self._plain = Pool(self._connect, limit=max_connections, keepalive=keepalive)
+        self._connector: aiohttp.TCPConnector | None = None
+        self._origins: dict[str, aiohttp.ClientRequest] = {}
 
-    def _open_session(self) -> aiohttp.ClientSession:
+    def _open_connector(self, factory: Callable[[], asyncio.Protocol], limit: int) -> aiohttp.TCPConnector:
         resolver = self._resolver or aiohttp.ThreadedResolver()
         connector = aiohttp.TCPConnector(
-            limit=self._max_connections,
+            limit=limit,
             keepalive_timeout=self._keepalive,
             ssl=self._tls,
             resolver=PublicResolver(resolver) if self._public_only else resolver,
             ttl_dns_cache=self._dns_life,  # type: ignore[arg-type]  # it compares it with a clock's reading
         )
-        connector._factory = partial(Receiver, loop=asyncio.get_running_loop())  # type: ignore[assignment]
+        connector._factory = factory  # type: ignore[assignment]
+        return connector
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        factory = partial(Receiver, loop=asyncio.get_running_loop())
         session = aiohttp.ClientSession(
-            connector=connector,
+            connector=self._open_connector(factory, self._max_connections),
             response_class=Answered,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_AUTO_HEADERS,
@@ -278,9 +279,16 @@ class Transport(AiohttpTransport):
 
     @property
     def connections_in_use(self) -> int:
+        plain = self._plain.in_use
         if not isinstance(self.client, aiohttp.ClientSession) or self.client.connector is None:
-            return 0
-        return len(self.client.connector._acquired)
+            return plain
+        return plain + len(self.client.connector._acquired)
+
+    async def aclose(self) -> None:
+        self._plain.close()
+        if self._connector is not None:
+            await self._connector.close()
+        await super().aclose()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         timeout = request.extensions.get("timeout", {})
@@ -319,6 +327,8 @@ class Transport(AiohttpTransport):
             if body is None and method in METHODS:
                 return await self._send_plain(method, url, headers, timeouts, attempt)
             return await self._send_by_session(method, url, headers, body, timeouts, attempt)
+        except httpx.TransportError:
+            raise
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
             if not isinstance(error, aiohttp.ClientConnectorError):
                 attempt.lost()
@@ -329,31 +339,33 @@ class Transport(AiohttpTransport):
     async def _send_plain(
         self, method: str, url: str, headers: Sequence[tuple[bytes, bytes]], timeouts: Timeouts, attempt: Attempt
     ) -> Received:
-        if self._plain is None:
-            assert isinstance(self.client, aiohttp.ClientSession)
-            assert self.client.connector is not None
-            self._plain = PlainRequests(self.client, self.client.connector, self._max_head)
+        origin, target = split_url(url)
+        head = request_head(method, target, headers)
+        connection = await self._plain.connection(origin, pool=timeouts.pool, connect=timeouts.connect)
+        attempt.on(connection)
+        asked = connection.ask(head, attempt.interim, bodiless=method == "HEAD")
         try:
-            connection, target = await self._plain.connect(
-                url, client_timeout(timeouts.pool, timeouts.connect, timeouts.read)
-            )
-        except TimeoutError:
-            raise httpx.ConnectTimeout("no connection in time") from None
-        try:
-            if isinstance(connection.protocol, Receiver):
-                attempt.on(connection.protocol)
-            protocol = self._plain.ask(connection, method, target, headers, timeouts.read)
-            message, content = await protocol.read()
-            while 100 <= message.code <= 199 and message.code != 101:
-                if attempt.interim is not None and message.code >= 102:
-                    attempt.interim(message.code, message.raw_headers)
-                message, content = await protocol.read()
-            if message.code == 101:
-                raise httpx.RemoteProtocolError("another protocol, which nobody asked for")
-        except BaseException:
-            connection.close()
+            answer, body = await (asked if timeouts.bounded else asyncio.wait_for(asked, timeouts.read))
+        except httpx.ReadError:
+            attempt.lost()
             raise
-        return Received(message.code, message.raw_headers, _PlainStream(content, connection))
+        except TimeoutError:
+            raise httpx.ReadTimeout("no answer in time") from None
+        body.patience = timeouts.read
+        return Received(answer.status, answer.fields, body, judged=True)
+
+    async def _connect(self, origin: str, timeout: float | None) -> PlainConnection:
+        """A new connection. Raises what aiohttp does."""
+        if self._connector is None:
+            self._connector = self._open_connector(partial(PlainConnection, self._plain, self._max_head), 0)
+        to = self._origins.get(origin)
+        if to is None:
+            assert isinstance(self.client, aiohttp.ClientSession)
+            loop = asyncio.get_running_loop()
+            to = self._origins[origin] = aiohttp.ClientRequest("GET", URL(origin), loop=loop, session=self.client)
+        made: object = await self._connector._create_connection(to, [], client_timeout(None, timeout, None))
+        assert isinstance(made, PlainConnection)
+        return made
 
     async def _send_by_session(
         self,

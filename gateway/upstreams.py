@@ -128,18 +128,23 @@ class Upstream:
         body: AsyncIterable[bytes] | None = None,
         interim: Interim | None = None,
         patience: Patience = ORDINARY,
+        *,
+        bounded: bool = False,
     ) -> Fetched:
         """Ask for `target` (a normalised path and query); the response's head has come when this returns.
 
-        `interim` is told of 1xx responses before it. The caller closes the body. Raises UpstreamError: no place, a
-        host left alone, no connection, a deadline passed, nonsense received.
+        `interim` is told of 1xx responses before it. With `bounded` the caller cancels it at the upstream's deadline,
+        and it needs no timer of its own. The caller closes the body. Raises UpstreamError: no place, a host left alone,
+        no connection, a deadline passed, nonsense received.
         """
         if self._tracing is None:
             sent = self._forwarded(traced(headers, PASSED_ON.get()))
-            return await self._fetch(_Sending(method, target, sent, body, interim, patience, self.timeout))
+            return await self._fetch(_Sending(method, target, sent, body, interim, patience, self.timeout, bounded))
         with self._tracing.call(self.name, method, target) as call:
             sent = self._forwarded(traced(headers, call.traceparent))
-            return await self._fetch(_Sending(method, target, sent, body, interim, patience, self.timeout), call)
+            return await self._fetch(
+                _Sending(method, target, sent, body, interim, patience, self.timeout, bounded), call
+            )
 
     async def _fetch(self, sending: _Sending, call: Call | None = None) -> Fetched:
         self.budget.asked()
@@ -212,7 +217,10 @@ class Upstream:
             attempt = Attempt(sending.interim)
             send = partial(self._sent, sending, host, attempt)
             try:
-                return host, series, await host.send(series, send, attempt, sending.until, timeout=sending.timeout)
+                response = await host.send(
+                    series, send, attempt, sending.until, timeout=sending.timeout, bounded=sending.bounded
+                )
+                return host, series, response
             except TimeoutError:
                 raise UpstreamTimeout(self.name, "no answer within its deadline") from None
             except httpx.TransportError as error:
@@ -259,9 +267,11 @@ class Upstream:
         return [*without(headers, *self._constant_names), *self._constants]
 
     async def _checked(self, response: Received, body: Body, sent: Headers) -> Fetched:
-        headers = without([(name.lower(), value) for name, value in response.headers], *SOFTWARE)
+        fields = response.headers if response.judged else [(name.lower(), value) for name, value in response.headers]
+        headers = [pair for pair in fields if pair[0] not in SOFTWARE]
         try:
-            check_response(self.name, response.status, headers, self.config.max_response_headers)
+            if not response.judged or response.status > 599:
+                check_response(self.name, response.status, headers, self.config.max_response_headers)
             check_asked_for(self.name, response.status, sent)
         except UpstreamError:
             await body.aclose(broke=True)
@@ -333,8 +343,10 @@ class _Sending:
         interim: Interim | None,
         patience: Patience,
         timeout: float,
+        bounded: bool,
     ) -> None:
         self.method = method
+        self.bounded = bounded
         self.body = body
         self.interim = interim
         self.patience = patience
@@ -358,7 +370,8 @@ class _Sending:
         return fields if has(fields, b"host") else [(b"host", base.netloc), *fields]
 
     def timeouts(self, connect: float) -> Timeouts:
-        return Timeouts(pool=self.timeout, connect=min(connect, self.timeout), read=self.timeout)
+        bounded = self.until is not None
+        return Timeouts(self.timeout, min(connect, self.timeout), self.timeout, bounded)
 
     def request(self, base: Base, attempt: Attempt, connect: float) -> httpx.Request:
         times = self.timeouts(connect)

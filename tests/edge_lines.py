@@ -89,7 +89,12 @@ class Passing:
         self._passages = passages
 
     def passage(self, *args: Any, **kwargs: Any) -> Passage | None:
-        passage = self._passages.passage(*args, **kwargs)
+        return self._count(self._passages.passage(*args, **kwargs))
+
+    def repeated(self, *args: Any, **kwargs: Any) -> Passage | None:
+        return self._count(self._passages.repeated(*args, **kwargs))
+
+    def _count(self, passage: Passage | None) -> Passage | None:
         if passage is not None:
             self._counted.asked += 1
             self._counted.passed += 1

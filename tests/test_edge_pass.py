@@ -198,7 +198,7 @@ async def test_an_interim_response_is_passed_on() -> None:
         writer.write(GET % b"Connection: close\r\n")
         answer = await reader.read()
         writer.close()
-    assert answer.startswith(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 200 OK\r\n")
+    assert answer.startswith(b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\nHTTP/1.1 200 OK\r\n")
 
 
 def real(url: str, **more: Any) -> Any:
