@@ -22,7 +22,7 @@ from gateway.exchange import Exchange
 
 from .conftest import Upstream, gateway, served
 from .edge_lines import GET, Counted, Line, asked
-from .raw import Connection, raw_upstream
+from .raw import Connection, always, raw_upstream
 
 NO_STORE = {"cache-control": "no-store"}
 
@@ -125,6 +125,23 @@ async def test_a_chunked_answer_is_chunked_again_and_the_next_on_the_connection_
         assert answer.endswith(b"\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")
 
 
+@pytest.mark.parametrize("ttl", ["origin", "10s"])
+async def test_a_head_that_is_asked_for_by_get_has_no_body_though_the_body_has_come(ttl: str) -> None:
+    async with (
+        raw_upstream(always(b"HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nContent-Length: 4\r\n\r\nbody")) as raw,
+        served(real(raw.url, ttl=ttl), http=GatewayProtocol) as url,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        for _ in range(2):
+            writer.write(b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+        writer.write(GET % b"Connection: close\r\n")
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b"\r\n\r\nbody")
+
+
 async def test_pipelined_requests_are_answered_in_their_order() -> None:
     app = Counted(gateway(Upstream(lambda request: httpx.Response(200, content=request.url.path, headers=NO_STORE))))
     line = Line(app)
@@ -201,11 +218,11 @@ async def test_an_interim_response_is_passed_on() -> None:
     assert answer.startswith(b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\nHTTP/1.1 200 OK\r\n")
 
 
-def real(url: str, **more: Any) -> Any:
+def real(url: str, *, ttl: str = "origin", **more: Any) -> Any:
     config = {
         "redis_url": "none",
         "access_log": False,
         "upstreams": {"api": {"url": url, "timeout": "5s"}},
-        "routes": {"rest": {"path": "/{path:path}", "upstream": "api"}},
+        "routes": {"rest": {"path": "/{path:path}", "upstream": "api", "ttl": ttl}},
     }
     return create_app(config, **more)
