@@ -13,14 +13,13 @@ from functools import lru_cache
 import msgspec
 
 from .errors import GatewayError
+from .heads import BAD_IN_VALUE, NAME
 
 MOST_FIELDS = 128
 """Field lines in one head; llhttp's users, aiohttp among them, allow as many."""
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\0]*)?")
 _FOLD = re.compile(rb"\r?\n[ \t]+")
-_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_BAD_IN_VALUE = re.compile(rb"[\r\0]")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _REMEMBERED = 256  # bytes of a field line
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection"))
@@ -69,9 +68,10 @@ def read_head(data: bytes, *, bodiless: bool) -> Head:
 
 def _read_field(line: bytes) -> tuple[bytes, bytes]:
     name, colon, value = line.removesuffix(b"\r").partition(b":")
-    if not colon or not _NAME.fullmatch(name) or _BAD_IN_VALUE.search(value):
+    value = value.strip(b" \t")
+    if not colon or not NAME.fullmatch(name) or BAD_IN_VALUE.search(value):
         raise Malformed("a malformed header")
-    return name.lower(), value.strip(b" \t")
+    return name.lower(), value
 
 
 _field = lru_cache(maxsize=4096)(_read_field)  # most lines of a server are those that it sent before

@@ -396,7 +396,7 @@ async def test_interim_responses_reach_the_client() -> None:
             writer.write(b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
             received = await reader.read()
             writer.close()
-    assert received.startswith(b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\nHTTP/1.1 200 OK\r\n")
+    assert received.startswith(b"HTTP/1.1 103 Early Hints\r\nlink: </style.css>\r\n\r\nHTTP/1.1 200 OK\r\n")
 
 
 async def test_a_body_that_breaks_off_while_it_streams_breaks_the_clients_connection() -> None:
