@@ -55,7 +55,7 @@ class DirectAggregate:
     handlers: AggregateHandlers
     aggregate: Aggregate
 
-    def ask(self, exchange: Exchange, interim: Interim | None) -> Ask:
+    def ask(self, exchange: Exchange, interim: Interim | None, block: Block | None = None) -> Ask:
         """Raises RequestRefused."""
         assert exchange.target is not None
         return self.handlers.ask(exchange, self.aggregate, exchange.target.path)
