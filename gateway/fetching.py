@@ -39,6 +39,7 @@ class Fetching:
         self._durations = durations
         self._uncacheable = Marks()
         self._resting = Marks()
+        self._too_large = Marks()
 
     async def land(
         self,
@@ -134,8 +135,13 @@ class Fetching:
             return self._unstorable(ask, fetched, "end-in-doubt", deadline)
         if ask.route.made and fetched.made is None:
             return self._unstorable(ask, fetched, "parts", deadline)
+        key = self.flight_key(ask)
+        if self._too_large.active(key, self._clock.now()):
+            # It was so a moment ago: each of those who come for it now would collect as much as may be kept, in vain.
+            return self._unstorable(ask, fetched, "too-large", deadline)
         body = await fetched.body.whole(ask.route.max_body)
         if body is None:
+            self._too_large.put(key, self._clock.now() + self._durations.uncacheable_for)
             return self._unstorable(ask, fetched, "too-large", deadline)
         return self._storing.admitted(ask, received, verdict, body, fetched.made)
 

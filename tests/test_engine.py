@@ -534,6 +534,17 @@ async def test_a_body_over_the_limit_streams_through_uncached(clock: TurnedClock
     assert upstream.asked == 2
 
 
+async def test_what_was_too_large_is_not_collected_in_vain_for_a_while(clock: TurnedClock) -> None:
+    sizes = iter((5000, 10, 10))
+    upstream = Upstream(lambda request: httpx.Response(200, content=b"x" * next(sizes)))
+    async with asking(gateway(upstream, THIRTY, clock=clock, max_body="4KiB")) as client:
+        for size in (5000, 10):
+            response = await client.get("/items/7")
+            assert (len(response.content), "detail=too-large" in status_of(response)) == (size, True)
+        clock.turn(5.1)  # `uncacheable_for`, since it was seen to be too large
+        assert "stored" in status_of(await client.get("/items/7"))
+
+
 async def test_an_answer_whose_end_is_in_doubt_is_not_stored(clock: TurnedClock) -> None:
     class Unending(httpx.AsyncByteStream):
         async def __aiter__(self) -> Any:
