@@ -45,6 +45,14 @@ def test_an_address_that_is_taken_is_refused_with_the_setting_that_chooses_anoth
         listen_for_each(count, "127.0.0.1", taken.getsockname()[1])
 
 
+def test_no_answer_in_two_pieces_waits_for_its_client_to_acknowledge_the_first() -> None:
+    (sock,) = listen_for_each(1, "127.0.0.1", 0)
+    with sock, socket.create_connection(sock.getsockname()):
+        accepted, _ = sock.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_two_gateways_never_share_an_address_unknown_to_each_other() -> None:
     first = listen_for_each(2, "127.0.0.1", 0)
     try:
