@@ -142,6 +142,24 @@ async def test_a_head_that_is_asked_for_by_get_has_no_body_though_the_body_has_c
     assert answer.endswith(b"\r\n\r\nbody")
 
 
+async def test_a_client_that_leaves_ends_nothing_for_those_who_wait_for_the_same_fetch() -> None:
+    upstream = Upstream(lambda _: httpx.Response(200, content=b"body", headers={"cache-control": "max-age=60"}))
+    app = Counted(gateway(upstream))
+    upstream.gate.clear()
+    first, second = Line(app), Line(app)
+    first.send(GET % b"")
+    await upstream.came.acquire()
+    second.send(GET % b"")
+    await asyncio.sleep(0)
+    first.hang_up()
+    await asyncio.sleep(0)
+    upstream.gate.set()
+    assert (await second.answer()).endswith(b"\r\n\r\nbody")
+    await first.answer()
+    assert (app.passed, upstream.asked) == (2, 1)
+    assert app.app.underway.count == 0
+
+
 async def test_pipelined_requests_are_answered_in_their_order() -> None:
     app = Counted(gateway(Upstream(lambda request: httpx.Response(200, content=request.url.path, headers=NO_STORE))))
     line = Line(app)
