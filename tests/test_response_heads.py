@@ -321,6 +321,23 @@ async def test_who_is_cancelled_as_the_answer_comes_takes_nothing_from_the_next_
         await transport.aclose()
 
 
+async def test_what_comes_on_a_connection_that_nobody_asked_ends_it_and_answers_no_other_request() -> None:
+    async with raw_upstream(_counting) as raw:
+        transport = Transport()
+
+        async def get() -> bytes:
+            received = await transport.send("GET", raw.url + "/", [], None, Timeouts(bounded=True), Attempt())
+            return b"".join([piece async for piece in received.stream])
+
+        assert await get() == b"1"
+        kept = next(iter(transport._plain._idle.values()))[0]
+        kept.data_received(b"HTTP/1.1 200 OK\r\nContent-Le")
+        assert not kept.usable
+        assert await get() == b"1"
+        assert raw.connections == 2
+        await transport.aclose()
+
+
 async def _counting(connection: Connection) -> None:
     number = 0
     while await connection.request():
