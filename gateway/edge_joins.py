@@ -30,10 +30,11 @@ from .metrics import Metrics, Tally
 from .middleware import Cors, told
 from .outcome import Outcome, Result
 from .policy import MAX_LIFE, OWN_TAG
-from .record import Life, Stored, VaryIndex, size_of
+from .record import Life, Stored, size_of
 from .s3fifo import MOST_USES
 from .shapes import Shape
 from .tiers import Selection
+from .vary import VaryIndex, newest
 from .workshop import Workshop
 
 if TYPE_CHECKING:
@@ -220,19 +221,12 @@ class Joins:
         return stored
 
     def _newest(self, index: VaryIndex, side: AtHand, block: Block) -> Stored | None:
-        """The newest response of a part in memory that the request selects, as `Tiers.at_hand` finds it."""
-        get, unseen = self._memory.get, side.ingredient.unseen
-        found = get(side.base)
-        for names in index.names:
-            if names and (unseen is None or not unseen.isdisjoint(names)):
-                return None
-            suffix = block.vary.get(names)
-            if suffix is None and (suffix := block.variant(names)) is None:
-                return None
-            other = get(side.base + suffix) if suffix else None
-            if other is not None and (found is None or other.born > found.born):
-                found = other
-        return found
+        """The newest response of a part in memory that the request selects; None also where it varies on what the part
+        doesn't see as it came."""
+        unseen = side.ingredient.unseen
+        if any(names and (unseen is None or not unseen.isdisjoint(names)) for names in index.names):
+            return None
+        return newest(index, side.base, block.vary, self._memory.get)
 
     # --- parts that are refreshed behind -------------------------------------------------------------------
 
@@ -317,7 +311,7 @@ class Joins:
             joint.retold = self._retold
             if [side.told for side in joint.sides] != joint.told:
                 joint.settle()
-        suffix = (block.vary.get(joint.vary) or block.variant(joint.vary) or "") if joint.vary else ""
+        suffix = block.vary[joint.vary] or ""
         lifetime = found.age + (found.fresh - now)
         promise = b"max-age=%d" % lifetime
         size = joint.fixed + len(found.body) + len(promise)

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from .epochs import State, tag_name
-from .record import Stored, VaryIndex
+from .record import Stored
 from .records import Records
 from .tiers import entry_name, index_name
+from .vary import VaryIndex, selected_keys
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -144,8 +145,8 @@ class Elsewhere:
         """Whether the shared tier may hold what memory does not: then it is asked here, before the app is."""
         if spot.known.route.made or block.bases.get(spot.known) is None or not self.shared.available:
             return False
-        index = self._index(spot.primary)
-        return self._in_memory(spot, block) is None and (index is None or _variants(index, "", block) is not None)
+        seen = selected_keys(self._index(spot.primary), "", block.vary) is not None
+        return seen and self._in_memory(spot, block) is None
 
     # --- where it may lie ----------------------------------------------------------------------------------
 
@@ -155,7 +156,7 @@ class Elsewhere:
         base = spot.primary + (block.bases[spot.known] or "")
         index = self._index(spot.primary)
         if index is not None:
-            keys = [base, *(_variants(index, base, block) or ())]
+            keys = selected_keys(index, base, block.vary) or [base]
             return keys, [index_name(spot.primary), *map(entry_name, keys)]
         names = self._names.get(base)
         if names is None:
@@ -177,7 +178,7 @@ class Elsewhere:
         if known is None and len(self._indices) >= self._most:
             del self._indices[next(iter(self._indices))]
         self._indices[primary] = (data, index)
-        keys = _variants(index, primary + (block.bases[spot.known] or ""), block)
+        keys = selected_keys(index, primary + (block.bases[spot.known] or ""), block.vary)
         return None if keys is None else [key for key in keys if key not in asked]
 
     def _index(self, primary: str) -> VaryIndex | None:
@@ -219,16 +220,3 @@ class Elsewhere:
             return landed, "memory"
         self._memory.put(stored)
         return stored, "redis"
-
-
-def _variants(index: VaryIndex, base: str, block: Block) -> list[str] | None:
-    """The keys below `base` that a request with this block selects by what responses vary on; None where a field takes
-    part in that which the edge does not see."""
-    suffixes: dict[str, None] = {}
-    for names in index.names:
-        suffix = block.vary.get(names)
-        if suffix is None and (suffix := block.variant(names)) is None:
-            return None
-        if suffix:
-            suffixes[suffix] = None
-    return [base + suffix for suffix in suffixes]

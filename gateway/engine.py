@@ -30,7 +30,6 @@ from .flight import Alone, Failed, Flight, Landed
 from .flying import Flying
 from .governor import Governor
 from .headers import has
-from .keys import variant_key
 from .leases import Leases
 from .memory import Memory
 from .outcome import Outcome, Result
@@ -42,6 +41,7 @@ from .storing import Storing
 from .tiers import Found, Tiers
 from .traffic import Traffic
 from .upstreams import Fetched
+from .vary import variant_key
 
 ATTEMPTS = 3
 """How often a request waits for somebody else's fetch before it makes its own."""

@@ -19,6 +19,7 @@ from .keys import Plan
 from .policy import Facts, Rules
 from .record import Stored
 from .tiers import Found, selection
+from .vary import latest
 
 READS = ("GET", "HEAD")
 NOTHING = Found(None)
@@ -105,8 +106,7 @@ class Stores:
 
     def _other_variants(self, wish: Wish) -> tuple[str, ...]:
         """The request headers by which what is stored for the target is chosen; none where nothing is."""
-        index = self.engine.memory.index(wish.plan.primary) if self.engine is not None else None
-        return index.names[0] if index is not None and index.names else ()
+        return latest(self.engine.memory.index(wish.plan.primary)) if self.engine is not None else ()
 
     def _status(self, wish: Wish, stored: Stored, now: float) -> int:
         """The status of the answer from `stored`: its own, 304, 206 or 416. No coded form is made for it."""

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from . import policy
 from .headers import Headers, has
-from .keys import Keying, Plan, variant_key
+from .keys import Keying, Plan
 from .policy import Facts, Windows
 from .record import Stored
 from .targets import Target, pair_name
+from .vary import variant_suffix
 
 BYPASSES = {
     "body": "a GET with a body passes by the cache",
@@ -74,7 +75,7 @@ def dropped(target: Target, asks: str) -> Iterator[str]:
 def variant(planned: Plan, stored: Stored | None, headers: Headers) -> tuple[str, ...]:
     if stored is None or not stored.vary:
         return ()
-    return tuple(variant_key(planned.base, stored.vary, headers).removeprefix(planned.base).strip("\n").split("\n"))
+    return tuple(variant_suffix(stored.vary, headers).strip("\n").split("\n"))
 
 
 def origin_notes(stored: Stored | None) -> Iterator[str]:

@@ -331,3 +331,18 @@ def vary_value(headers: Headers, name: str) -> str | None:
     if text is None or name not in _CASELESS:
         return text
     return ",".join(sorted(text.split(",")))
+
+
+def cookie_pairs(headers: Headers, name: str) -> str | None:
+    """Every pair that sets the cookie `name`, as sent and in order, as readers differ in which of them counts; None
+    where there is none. Field lines are told apart, as some read the first alone."""
+    found = [
+        ";".join(pair for item in line.decode("latin-1").split(";") if _cookie_name(pair := item.strip()) == name)
+        for line in values(headers, b"cookie")
+    ]
+    return ";;".join(filter(None, found)) or None
+
+
+def _cookie_name(pair: str) -> str | None:
+    name, equals, _ = pair.partition("=")
+    return name.strip() if equals else None

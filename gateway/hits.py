@@ -28,17 +28,17 @@ from .epochs import State, tag_name
 from .exchange import Exchange
 from .headers import has
 from .hit_log import HitLog
-from .keys import variant_key
 from .memos import Memos
 from .metrics import Metrics
 from .middleware import Cors
 from .outcome import Result
 from .proxies import Trusted
-from .record import Stored, VaryIndex
+from .record import Stored
 from .remembered import Block, Known, Recall, Spot
 from .shapes import SHAPES, Ready, Shape, timings_of
 from .targets import Target
 from .trace_context import TRACEPARENT
+from .vary import likely_key, newest
 
 LINE_BYTES = 2560
 """What a request line costs with all that is ready for it, roughly (1.3 KB when it is learned, 1.5 KB once it is a hit
@@ -173,21 +173,7 @@ class Edge:
             return None
         base = spot.primary + added
         index = self._memory.index(spot.primary)
-        return self._memory.get(base) if index is None else self._newest(index, base, block)
-
-    def _newest(self, index: VaryIndex, base: str, block: Block) -> Stored | None:
-        """The newest response in memory that the request selects, as `Tiers.at_hand` finds it; None also where a
-        field that the edge does not see takes part in that."""
-        get = self._memory.get
-        found = get(base)
-        for names in index.names:
-            suffix = block.vary.get(names)
-            if suffix is None and (suffix := block.variant(names)) is None:
-                return None
-            other = get(base + suffix) if suffix else None
-            if other is not None and (found is None or other.born > found.born):
-                found = other
-        return found
+        return self._memory.get(base) if index is None else newest(index, base, block.vary, self._memory.get)
 
     def _ready(self, spot: Spot, block: Block, stored: Stored) -> Ready | None:
         """The stored response made ready; None where a purge has made it void."""
@@ -208,8 +194,7 @@ class Edge:
         if state is State.SOFT:
             stored = policy.softened(stored, softened)
         base = spot.primary + (block.bases[spot.known] or "")
-        index = self._memory.index(spot.primary)
-        flight = variant_key(base, index.names[0], block.headers) if index is not None and index.names else base
+        flight = likely_key(self._memory.index(spot.primary), base, block.vary)
         if known is not None and known.softened == stored.softened:
             known.version, known.flight = epochs.version, flight
             return known

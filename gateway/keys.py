@@ -20,11 +20,9 @@ from .headers import (
     Headers,
     canonical,
     combined,
-    connection_named,
     end_to_end,
     has,
     is_dangerous,
-    vary_value,
 )
 
 # A request's own conditions are the cache's to answer; what goes upstream are our validators.
@@ -143,19 +141,6 @@ def _visible(headers: Headers) -> list[tuple[bytes, bytes]]:
 def passed_through(headers: Headers) -> list[tuple[bytes, bytes]]:
     """The request fields that travel on with a request that passes by the cache, its conditions included."""
     return [pair for pair in end_to_end(headers) if pair[0] not in _NEVER_FORWARDED and not is_dangerous(pair[0])]
-
-
-def variant_key(base: str, names: tuple[str, ...], headers: Headers) -> str:
-    """The key of the variant that a request with `headers` selects, by the fields `names` (RFC 9111 §4.1). A field that
-    `Connection` names does not reach the upstream, so the request selects what is for those who send none."""
-    if not names:
-        return base
-    unsent = connection_named(headers)
-    lines = []
-    for name in names:
-        value = None if name.encode("latin-1") in unsent else vary_value(headers, name)
-        lines.append(f"vary {name}" if value is None else f"vary {name}:{value}")
-    return "\n".join((base, *lines))
 
 
 def digest(key: str) -> str:

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .record import Stored, VaryIndex, size_of
+from .record import Stored, size_of
 from .s3fifo import Node, S3Fifo
+from .vary import VaryIndex
 
 _INDEX_SIZE = 200  # a VaryIndex, its key, and its tuples of names
 _NAME_SIZE = 64

@@ -22,10 +22,11 @@ import msgspec
 from .engine import Engine
 from .ladder import Recorder, Sight
 from .metrics import SECONDS
-from .record import Stored, VaryIndex
+from .record import Stored
 from .remembered import Block, Spot
 from .s3fifo import MOST_USES, Node
 from .shapes import JOINED, TICKS, Ready, Shape, timing_of
+from .vary import VaryIndex
 
 Note = Callable[[Spot, Block, Ready, Shape, bytes, float, str, float, float], None]
 """Writes a hit's line in the access log."""

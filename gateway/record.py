@@ -20,6 +20,7 @@ from xxhash import xxh3_64_digest
 
 from .headers import HOP_BY_HOP
 from .heads import BAD_IN_VALUE
+from .vary import VaryIndex
 
 MAGIC = b"GW"
 VERSION = 1
@@ -100,14 +101,6 @@ class Made(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     vary: tuple[str, ...] = ()
 
 
-class VaryIndex(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
-    """What is known of a primary key: the sets of fields its responses vary on, the newest first."""
-
-    primary: str
-    names: tuple[tuple[str, ...], ...] = ()
-
-
-MAX_VARY_SETS = 8
 MOST_HEAD = 1024 * 1024
 """Bytes of a stored response's header fields; upstreams' are bounded to less (`max_response_headers`)."""
 
@@ -198,14 +191,6 @@ def decode_index(data: bytes, primary: str, secret: bytes = b"") -> VaryIndex | 
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None
     return index if index.primary == primary else None
-
-
-def with_vary(index: VaryIndex | None, primary: str, names: tuple[str, ...]) -> VaryIndex:
-    """`index` with `names` as its newest set, older ones kept up to eight."""
-    if index is None:
-        return VaryIndex(primary=primary, names=(names,))
-    kept = tuple(known for known in index.names if known != names)[: MAX_VARY_SETS - 1]
-    return VaryIndex(primary=primary, names=(names, *kept))
 
 
 def size_of(stored: Stored) -> int:

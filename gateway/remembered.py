@@ -18,10 +18,11 @@ from .epochs import EVERYTHING, key_name, route_name, tag_name
 from .exchange import Exchange
 from .headers import has, values
 from .joints import Joinable, Joint
-from .keys import Plan, plan, primary_key, variant_key
+from .keys import Plan, plan, primary_key
 from .ladder import Recorder
 from .policy import Facts, facts_of
 from .targets import Target
+from .vary import Suffixes
 
 if TYPE_CHECKING:
     from .memos import Memo
@@ -91,16 +92,18 @@ class Block:
             for item in value.split(b",")
         )
         self.bases: dict[Known, str | None] = {}
-        self.vary: dict[tuple[str, ...], str | None] = {}
+        self.vary = Suffixes(headers, _is_unseen)
         self.clients: dict[str, bytes] = {}
         self.asked: dict[tuple[str, str], Asked] = {}
         self.memos: dict[bytes, Memo] = {}
 
     def base(self, known: Known) -> str | None:
-        """What the counted inputs add to a primary key on a route; None where the request goes by the cache."""
+        """What the counted inputs add to a primary key on a route; None where the request goes by the cache, and
+        where a field counts that the block lacks."""
         asked = plan(known.route.keying, "", "", self.headers)
         unshared = known.route.follows_origin and has(self.headers, b"authorization")
-        base = None if asked.bypass is not None or unshared else asked.base[len(primary_key("", "")) :]
+        unseen = any(map(_is_unseen, known.route.keying.vary or ()))
+        base = None if asked.bypass is not None or unshared or unseen else asked.base[len(primary_key("", "")) :]
         self.bases[known] = base
         return base
 
@@ -115,11 +118,10 @@ class Block:
             self.asked[route.name, method] = asked
         return Plan(primary, primary + asked.suffix, asked.forward, asked.bypass), asked.facts
 
-    def variant(self, names: tuple[str, ...]) -> str | None:
-        """What the fields that a response varies on add to its base key; None where that can't be known here."""
-        suffix = None if "x-request-id" in names else variant_key("", names, self.headers)
-        self.vary[names] = suffix
-        return suffix
+
+def _is_unseen(name: str) -> bool:
+    """Whether a block lacks this field that a response may vary on."""
+    return name == "x-request-id" or name.startswith(":")
 
 
 class Known:

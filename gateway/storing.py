@@ -17,12 +17,12 @@ from .background import Background
 from .clock import Clock
 from .flight import Alone, Landed, Landing
 from .headers import has, http_date, without
-from .keys import variant_key
 from .ranges import Piece, combine, is_whole, rest_of
 from .record import Life, Made, Stored
 from .tiers import Tiers
 from .traffic import Traffic
 from .upstreams import Fetched, WholeBody
+from .vary import variant_key
 
 
 class Storing:

@@ -18,11 +18,12 @@ from . import policy
 from .clock import Clock
 from .epochs import EVERYTHING, State, key_name, route_name, tag_name
 from .headers import Headers
-from .keys import Plan, digest, variant_key
+from .keys import Plan, digest
 from .memory import Memory
 from .purges import LocalPurges, PurgeLog
-from .record import Stored, VaryIndex, decode_index, decode_stored, encode, with_vary
+from .record import Stored, decode_index, decode_stored, encode
 from .shared import SharedStore
+from .vary import Suffixes, VaryIndex, latest, likely_key, newest, selected_keys, with_vary
 
 
 class Selection(msgspec.Struct, frozen=True):
@@ -94,31 +95,25 @@ class Tiers:
         index = self.memory.index(plan.primary)
         if index is None:
             return self._judged(self.memory.get(plan.base), wanted)
-        keys = {variant_key(plan.base, names, wanted.headers) for names in (*index.names, ())}
-        return newest(self._judged(self.memory.get(key), wanted) for key in keys)
+        suffixes = Suffixes(wanted.headers)
+        return newest(index, plan.base, suffixes, lambda key: self._judged(self.memory.get(key), wanted))
 
     def parts(self, wanted: Selection) -> list[Stored]:
         """The stored parts (206) in memory that a request selects."""
-        index = self.memory.index(wanted.plan.primary)
-        sets = (*(index.names if index is not None else ()), ())
-        keys = {variant_key(wanted.plan.base, names, wanted.headers) for names in sets}
+        keys = _selected(self.memory.index(wanted.plan.primary), wanted)
         found = (self._judged(self.memory.get(_part_key(key)), wanted) for key in keys)
         return [stored for stored in found if stored is not None]
 
     def flight_key(self, wanted: Selection) -> str:
         """The key of the variant that a request will most likely get, by what the newest response varied on."""
-        plan = wanted.plan
-        index = self.memory.index(plan.primary)
-        return variant_key(plan.base, index.names[0], wanted.headers) if index and index.names else plan.base
+        index = self.memory.index(wanted.plan.primary)
+        return likely_key(index, wanted.plan.base, Suffixes(wanted.headers))
 
     def has_others(self, wanted: Selection) -> bool:
         """Whether responses are stored of which the request selects none; not where what it selects is there and may
         no longer be used, as it was purged or has expired."""
         index = self.memory.index(wanted.plan.primary)
-        if index is None or not index.names or not index.names[0]:
-            return False
-        keys = (variant_key(wanted.plan.base, names, wanted.headers) for names in (*index.names, ()))
-        return all(self.memory.get(key) is None for key in keys)
+        return bool(latest(index)) and all(self.memory.get(key) is None for key in _selected(index, wanted))
 
     async def look(self, wanted: Selection) -> Found:
         """What the shared tier has, if it says so in time; nothing is taken into memory."""
@@ -147,17 +142,16 @@ class Tiers:
     async def _in_shared(self, wanted: Selection) -> Stored | None:
         plan = wanted.plan
         local = self.memory.index(plan.primary)
-        sets = list(dict.fromkeys(((), *(local.names if local is not None else ()))))
-        keys = [variant_key(plan.base, names, wanted.headers) for names in sets]
+        keys = _selected(local, wanted)
         data = await self.shared.read([index_name(plan.primary), *(entry_name(key) for key in keys)])
         index = self.read_index(data[0], plan.primary, local)
         found = [self._read_stored(item, key) for item, key in zip(data[1:], keys, strict=True)]
-        more = [names for names in index.names if names not in sets] if index is not None else []
+        more = [key for key in _selected(index, wanted) if key not in keys]
         if more:
-            keys = [variant_key(plan.base, names, wanted.headers) for names in more]
-            data = await self.shared.read([entry_name(key) for key in keys])
-            found += [self._read_stored(item, key) for item, key in zip(data, keys, strict=True)]
-        return newest(stored for stored in found if self._judged(stored, wanted) is not None)
+            data = await self.shared.read([entry_name(key) for key in more])
+            found += [self._read_stored(item, key) for item, key in zip(data, more, strict=True)]
+        usable = (stored for stored in found if stored is not None and self._judged(stored, wanted) is not None)
+        return max(usable, key=lambda stored: stored.born, default=None)
 
     async def take_from_shared(self, keys: Sequence[str]) -> int:
         """Take into memory what the shared tier has under these keys, with the indices that select among variants; how
@@ -300,8 +294,10 @@ class Tiers:
                     await asyncio.sleep(self._budget / 25)
 
 
-def newest(candidates: Iterable[Stored | None]) -> Stored | None:
-    return max((stored for stored in candidates if stored is not None), key=lambda s: s.born, default=None)
+def _selected(index: VaryIndex | None, wanted: Selection) -> list[str]:
+    keys = selected_keys(index, wanted.plan.base, Suffixes(wanted.headers))
+    assert keys is not None  # a selection has all of its request's fields
+    return keys
 
 
 def index_name(primary: str) -> str:

@@ -57,6 +57,7 @@ PURE = frozenset(
         "totals",
         "upstream_config",
         "validation",
+        "vary",
     )
 )
 IO = frozenset(

@@ -7,7 +7,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from gateway.headers import Headers, connection_named, vary_value
-from gateway.keys import FOLLOWING, Keying, Plan, digest, passed_through, plan, primary_key, variant_key
+from gateway.keys import FOLLOWING, Keying, Plan, digest, passed_through, plan, primary_key
+from gateway.vary import variant_key
 
 TIMED = Keying(vary=("accept", "accept-language"))
 ORIGIN = Keying(vary=None)
@@ -166,22 +167,6 @@ def test_a_request_that_passes_by_forwards_no_header_that_deceives(name: bytes) 
     assert passed_through([(name, b"1"), (b"x-a", b"1")]) == [(b"x-a", b"1")]
 
 
-# --- variants ----------------------------------------------------------------------------------------------
-
-
-def test_without_vary_a_variant_has_the_base_as_its_key() -> None:
-    assert variant_key("base", (), [(b"accept", b"a/b")]) == "base"
-
-
-def test_a_variant_is_selected_by_the_fields_that_vary_names() -> None:
-    key = variant_key("base", ("accept", "x-a"), [(b"accept", b"a/b"), (b"accept", b"c/d")])
-    assert key == "base\nvary accept:a/b,c/d\nvary x-a"
-
-
-def test_an_absent_field_selects_another_variant_than_an_empty_one() -> None:
-    assert variant_key("base", ("x-a",), []) != variant_key("base", ("x-a",), [(b"x-a", b"")])
-
-
 # --- names in Redis ----------------------------------------------------------------------------------------
 
 
@@ -308,9 +293,3 @@ def test_what_follows_its_upstream_never_shares_an_entry_with_what_has_a_duratio
     assert one.primary == other.primary
     if one.bypass is None and other.bypass is None:
         assert one.base != other.base
-
-
-def test_a_field_that_connection_names_selects_the_variant_of_those_who_send_none() -> None:
-    tenant, named = (b"x-tenant", b"1"), (b"connection", b"close, X-Tenant")
-    unsent = variant_key("base", ("x-tenant",), [tenant, named])
-    assert unsent == variant_key("base", ("x-tenant",), []) != variant_key("base", ("x-tenant",), [tenant])

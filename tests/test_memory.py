@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.memory import Memory
-from gateway.record import Life, Stored, VaryIndex, size_of
+from gateway.record import Life, Stored, size_of
 from gateway.s3fifo import ENTRY_BYTES
+from gateway.vary import VaryIndex
 
 
 def stored(key: str, body: int = 100, primary: str | None = None) -> Stored:

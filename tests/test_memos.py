@@ -15,7 +15,8 @@ from uvicorn.server import ServerState
 from gateway.app import Gateway
 from gateway.edge import GatewayProtocol
 from gateway.memory import Memory
-from gateway.record import Stored, VaryIndex
+from gateway.record import Stored
+from gateway.vary import VaryIndex
 
 from .conftest import TurnedClock, Upstream, gateway
 from .edge_lines import Counted, Line, Pipe, asked

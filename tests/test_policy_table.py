@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from gateway import policy
 from gateway.headers import Headers, http_date
-from gateway.keys import Keying, plan, variant_key
+from gateway.keys import Keying, plan
 from gateway.policy import Admit, Decision, Facts, Received, Refuse, Rules
 from gateway.record import Life, Stored
+from gateway.vary import variant_key
 
 from .policy_cases import CASES, GROUPS, NOW, Case, at
 

@@ -17,17 +17,15 @@ from gateway.heads import BAD_IN_VALUE
 from gateway.memory import Memory
 from gateway.record import (
     MAGIC,
-    MAX_VARY_SETS,
     VERSION,
     Life,
     Stored,
-    VaryIndex,
     decode_index,
     decode_stored,
     encode,
     size_of,
-    with_vary,
 )
+from gateway.vary import VaryIndex
 
 PREFIX = MAGIC + bytes((VERSION,))
 SAMPLE = Stored(
@@ -185,26 +183,6 @@ def test_a_record_with_one_wrong_byte_is_none() -> None:
     data = encode(SAMPLE)
     wrong = [bytes((*data[:at], data[at] ^ 1, *data[at + 1 :])) for at in range(len(data))]
     assert {decode_stored(each, SAMPLE.key) for each in wrong} == {None}
-
-
-# --- what varies -------------------------------------------------------------------------------------------
-
-
-def test_the_first_set_of_fields_begins_an_index() -> None:
-    assert with_vary(None, "p", ("accept",)) == VaryIndex(primary="p", names=(("accept",),))
-
-
-def test_the_newest_set_of_fields_comes_first_and_once() -> None:
-    index = VaryIndex(primary="p", names=(("a",), ("b",), ("c",)))
-    assert with_vary(index, "p", ("b",)) == VaryIndex(primary="p", names=(("b",), ("a",), ("c",)))
-
-
-def test_an_index_keeps_eight_sets_of_fields() -> None:
-    index = None
-    for number in range(20):
-        index = with_vary(index, "p", (f"x-{number}",))
-    assert index is not None
-    assert index.names == tuple((f"x-{number}",) for number in range(19, 19 - MAX_VARY_SETS, -1))
 
 
 # --- properties --------------------------------------------------------------------------------------------
