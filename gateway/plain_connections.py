@@ -4,11 +4,17 @@ Most of what a gateway sends is a GET: one piece of bytes, answered in one piece
 addresses, TLS); what is sent and received on it goes through no other layer than this. A response is read strictly
 (`response_heads`). A connection is used again only after a response whose end was sure, and behind which nothing came;
 where anything else happens, it ends.
+
+HTTP/1.1 matches an answer to its request by their order alone. So whatever is received while nothing is asked ends the
+connection, and one that is taken from the pool is looked at once more, by the system: bytes, or an end, that the event
+loop has not read yet. What remains are the microseconds between that look and the write of the request: what arrives
+in them, or later, cannot be told from the answer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
@@ -19,6 +25,9 @@ from .response_heads import Chunks, Head, Malformed, end_of_head, read_head
 
 Interim = Callable[[int, Sequence[tuple[bytes, bytes]]], None]
 """Is told of a response before the final one: its status, and its fields."""
+QUIET = 1.0
+"""Seconds for which a connection must be silent before it is used again, after a response to HEAD that announced
+content: servers that wrongly send it do so within that time."""
 MOST_WAITING = 2**17
 """Bytes of a body that wait to be read, from which on no more are received."""
 
@@ -130,6 +139,8 @@ class PlainConnection(asyncio.Protocol):
         self._left: int | None = None
         self._chunks: Chunks | None = None
         self._keeps = False
+        self._quiet = False
+        self._poll = select.poll()
 
     def __repr__(self) -> str:
         state = "closed" if not self.usable else "asked" if self._answer or self._body else "idle"
@@ -138,6 +149,11 @@ class PlainConnection(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may be sent on it: nothing waits to be read, and it has not ended."""
+        return self.usable and not self._poll.poll(0)
 
     async def ask(self, head: bytes, interim: Interim | None, *, bodiless: bool) -> Answer:
         """Send a request and wait for the response's head. Raises httpx.TransportError; ends the connection where that
@@ -173,6 +189,7 @@ class PlainConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def connection_lost(self, exc: Exception | None) -> None:
         body = self._body
@@ -232,7 +249,7 @@ class PlainConnection(asyncio.Protocol):
         answer, self._answer = self._answer, None
         assert answer is not None
         body = self._body = PlainBody(self, answer)
-        self._keeps, self._left = head.keeps, head.length
+        self._keeps, self._quiet, self._left = head.keeps, head.quiet, head.length
         self._chunks = Chunks(self._max_head) if head.chunked else None
         if not answer.done():
             answer.set_result((head, body))
@@ -279,7 +296,7 @@ class PlainConnection(asyncio.Protocol):
     def _done(self, *, keeps: bool) -> None:
         """Nothing is under way any more."""
         self._answer = self._interim = self._body = self._chunks = None
-        self._pool.give_back(self, keeps=keeps)
+        self._pool.give_back(self, keeps=keeps, after=QUIET if self._quiet else 0.0)
 
 
 class Pool:
@@ -296,10 +313,13 @@ class Pool:
         keepalive: float,
     ) -> None:
         self._connect = connect
+        self._limit = limit
         self._free = asyncio.Semaphore(limit)
         self._keepalive = keepalive
         self._idle: dict[str, list[PlainConnection]] = {}
         self._used: set[PlainConnection] = set()
+        self._watched: set[PlainConnection] = set()
+        """Those that must be silent for a while before they are used again."""
         self._sweeping: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -332,8 +352,9 @@ class Pool:
         idle = self._idle.get(origin)
         while idle:
             connection = idle.pop()
-            if connection.usable:
+            if connection.reusable:
                 return connection
+            connection.close()
         return None
 
     async def _new(self, origin: str, timeout: float | None) -> PlainConnection:
@@ -341,21 +362,33 @@ class Pool:
         connection.origin = origin
         return connection
 
-    def give_back(self, connection: PlainConnection, *, keeps: bool) -> None:
-        """Nothing is under way on a connection any more."""
+    def give_back(self, connection: PlainConnection, *, keeps: bool, after: float = 0.0) -> None:
+        """Nothing is under way on a connection any more. It may be used again after so many seconds of silence."""
         if connection not in self._used:
             return
         self._used.remove(connection)
         self._free.release()
-        if keeps:
-            loop = asyncio.get_running_loop()
-            connection.idle_since = loop.time()
-            self._idle.setdefault(connection.origin, []).append(connection)
-            if self._sweeping is None:
-                self._sweeping = loop.call_later(self._keepalive, self._sweep)
+        if keeps and not after:
+            self._keep(connection)
+        elif keeps and len(self._watched) < self._limit:
+            self._watched.add(connection)
+            asyncio.get_running_loop().call_later(after, self._keep, connection)
+        elif keeps:
+            connection.close()
+
+    def _keep(self, connection: PlainConnection) -> None:
+        self._watched.discard(connection)
+        if not connection.usable:
+            return
+        loop = asyncio.get_running_loop()
+        connection.idle_since = loop.time()
+        self._idle.setdefault(connection.origin, []).append(connection)
+        if self._sweeping is None:
+            self._sweeping = loop.call_later(self._keepalive, self._sweep)
 
     def lost(self, connection: PlainConnection) -> None:
         """A connection has ended."""
+        self._watched.discard(connection)
         idle = self._idle.get(connection.origin, [])
         if connection in idle:
             idle.remove(connection)
@@ -377,6 +410,7 @@ class Pool:
         """End all."""
         if self._sweeping is not None:
             self._sweeping.cancel()
-        for connection in [*self._used, *(each for idle in self._idle.values() for each in idle)]:
+        idle = [each for kept in self._idle.values() for each in kept]
+        for connection in [*self._used, *self._watched, *idle]:
             connection.close()
         self._idle.clear()

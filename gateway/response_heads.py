@@ -11,6 +11,7 @@ import re
 from functools import lru_cache
 
 import msgspec
+from msgspec import structs
 
 from .errors import GatewayError
 from .heads import BAD_IN_VALUE, NAME
@@ -23,7 +24,8 @@ _FOLD = re.compile(rb"\r?\n[ \t]+")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _REMEMBERED = 256  # bytes of a field line
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection"))
-_WITHOUT_BODY = (204, 304)
+WITHOUT_BODY = (204, 304)
+"""Statuses of final responses that no content follows (RFC 9112 §6.3)."""
 # RFC 9112 §7.1; some servers fill the size up with spaces.
 _SIZE = re.compile(rb"0{0,64}([0-9A-Fa-f]{1,16})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
 _LONGEST_SIZE = 1024  # bytes of a chunk's size line, its extensions included
@@ -36,7 +38,8 @@ class Malformed(GatewayError):
 class Head(msgspec.Struct, frozen=True):
     """A head. `length` is the body's in bytes; None where it is chunked, or ends with the connection.
 
-    Field names are in lower case. `keeps` tells whether the connection may be used again after it.
+    Field names are in lower case. `keeps` tells whether the connection may be used again after it; with `quiet` only
+    once it was silent for a while, as the head announced content that must not follow it.
     """
 
     status: int
@@ -44,6 +47,7 @@ class Head(msgspec.Struct, frozen=True):
     length: int | None
     chunked: bool
     keeps: bool
+    quiet: bool = False
 
 
 def end_of_head(data: bytes, start: int) -> int:
@@ -99,10 +103,26 @@ def _framed(status: int, fields: list[tuple[bytes, bytes]], *, old: bool, bodile
     keeps = keeps and not closes
     if chunked and length is not None:
         raise Malformed("a framing in doubt")
-    if bodiless or status in _WITHOUT_BODY or status < 200:
-        return Head(status, fields, 0, False, keeps)
+    if bodiless or status in WITHOUT_BODY or status < 200:
+        return _without_body(Head(status, fields, 0, False, keeps), announced=chunked or bool(length))
     # RFC 9112 §6.1: what HTTP/1.0 says of a coding is not to be relied on for the next response.
     return Head(status, fields, length, chunked, keeps and (length is not None or (chunked and not old)))
+
+
+def _without_body(head: Head, *, announced: bool) -> Head:
+    """A head that no content follows, whatever it says (RFC 9112 §6.3).
+
+    What it announces may still come, and would be read as the answer to the next request. A 1xx or a 204 must not
+    announce content (RFC 9110 §8.6, RFC 9112 §6.1); a 304 may, but hardly any server does: both end the connection.
+    Every answer to a HEAD does: its connection is kept, and watched. What follows a 1xx would be read as the
+    final response to the same request, so a 1xx is refused.
+    """
+    if not announced:
+        return head
+    if head.status < 200:
+        raise Malformed("an interim response that announces content")
+    expected = head.status not in WITHOUT_BODY
+    return structs.replace(head, keeps=head.keeps and expected, quiet=True)
 
 
 class Chunks:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import select
 import socket
 import ssl
 from collections.abc import AsyncIterable, Callable, Sequence
@@ -28,7 +29,9 @@ import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.streams import StreamReader
 from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport
 from yarl import URL
 
@@ -36,27 +39,66 @@ from .config import is_public
 from .plain_connections import Interim as Interim
 from .plain_connections import PlainConnection, Pool
 from .plain_requests import ERRORS, METHODS, client_timeout, request_head, split_url
+from .response_heads import WITHOUT_BODY
 
 _AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
 class Receiver(ResponseHandler):
-    """aiohttp's side of a connection, with a rule for bytes after a response's end.
+    """aiohttp's side of a connection, with rules for bytes that answer no request.
 
     aiohttp fails the response they follow, if they came in one piece with it. RFC 9112 §6.3 says that a response ends
     with its Content-Length: it is delivered, the surplus is thrown away, and the connection is never used again, as
-    with nginx and Varnish. (A surplus after a chunked body is still a failure.)
+    with nginx and Varnish. (A surplus after a chunked body is still a failure.) What comes between a response and the
+    next request aiohttp would parse, and hand to the next: here it ends the connection, as `plain_connections` has it,
+    and so does a head that announces content which must not follow it.
     """
 
     _left: int | None = None
     """How much of the present response's body is still to come; None between responses, or where unknown."""
+    _asked = False
+    """Whether a request was sent whose response has not ended."""
+    _poll: select.poll | None = None
     requests = 0
     """How many were sent on this connection."""
     received = False
     """Whether anything came since the last of them was sent."""
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._poll = select.poll()
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+
+    def is_connected(self) -> bool:
+        """Whether a request may be sent on it: aiohttp's pool asks as it takes it out."""
+        return super().is_connected() and self._poll is not None and not self._poll.poll(0)
+
+    def set_response_params(self, **params: Any) -> None:
+        """aiohttp calls this right before it sends a request."""
+        self._asked = True
+        super().set_response_params(**params)
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        """Take a message that was parsed."""
+        message, payload = data
+        if announces_wrongly(message.code, message.raw_headers, bodiless=self._skip_payload):
+            self.force_close()
+            if message.code < 200:
+                self.set_exception(HttpProcessingError(message="an interim response that announces content"))
+                return
+        if message.code >= 200:
+            payload.on_eof(self._answered)
+        super().feed_data(data, size)
+
+    def _answered(self) -> None:
+        self._asked = False
+
     def data_received(self, data: bytes) -> None:
         self.received = True
+        if not self._asked:
+            self.force_close()
+            self.abort()
+            return
         if self._parser is None or self._payload_parser is not None:
             super().data_received(data)
             return
@@ -103,6 +145,16 @@ def _content_length(head: bytes) -> int | None:
         return 0
     lengths = _LENGTH.findall(last)
     return int(lengths[0]) if len(lengths) == 1 and not _CODING.search(last) else None
+
+
+def announces_wrongly(status: int, fields: Sequence[tuple[bytes, bytes]], *, bodiless: bool) -> bool:
+    """Whether a head announces content that does not follow it: that of a 1xx, 204 or 304, or the answer to a HEAD."""
+    if not bodiless and status >= 200 and status not in WITHOUT_BODY:
+        return False
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 \t") != b"")
+        for name, value in ((name.lower(), value) for name, value in fields)
+    )
 
 
 class Received(msgspec.Struct, frozen=True):

@@ -58,7 +58,8 @@ class UpstreamConfig(Model):
     max_response_headers: Size = 64 * 1024
     """The most that the head of a response may take; more is a 502."""
     transport: Literal["aiohttp", "httpx"] = "aiohttp"
-    """Which httpx transport carries the requests; `aiohttp` is several times faster, and survives cancellation."""
+    """Which httpx transport carries the requests; `aiohttp` is several times faster, and survives cancellation;
+    `httpx` makes a new connection for each request."""
     verify: bool = True
     """Whether the certificate of an https upstream is checked."""
 

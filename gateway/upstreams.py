@@ -410,5 +410,6 @@ def _transport(config: UpstreamConfig) -> httpx.AsyncBaseTransport:
             max_response_headers=config.max_response_headers,
             public_only=config.addresses == "public",
         )
-    limits = httpx.Limits(max_connections=config.max_connections, max_keepalive_connections=config.max_connections)
+    # Its pool hands what comes behind a response to the next request, so no connection is used twice.
+    limits = httpx.Limits(max_connections=config.max_connections, max_keepalive_connections=0)
     return httpx.AsyncHTTPTransport(limits=limits, verify=_verification(config), trust_env=False)

@@ -42,15 +42,34 @@ def test_the_framing_of_a_response(lines: tuple[bytes, ...], length: int | None,
     assert (read.length, read.chunked, read.keeps) == (length, chunked, keeps)
 
 
-@pytest.mark.parametrize("lines", [(b"Content-Length: 5",), (b"Transfer-Encoding: chunked",), ()])
-@pytest.mark.parametrize("status", [b"HTTP/1.1 204 No Content", b"HTTP/1.1 304 Not Modified", b"HTTP/1.1 103 Early"])
-def test_some_statuses_have_no_body_whatever_their_fields_say(status: bytes, lines: tuple[bytes, ...]) -> None:
+@pytest.mark.parametrize(
+    ("lines", "keeps"),
+    [
+        ((b"Content-Length: 5",), False),
+        ((b"Transfer-Encoding: chunked",), False),
+        ((b"Content-Length: 0",), True),
+        ((), True),
+    ],
+)
+@pytest.mark.parametrize("status", [b"HTTP/1.1 204 No Content", b"HTTP/1.1 304 Not Modified"])
+def test_a_status_without_content_that_announces_some_ends_its_connection(
+    status: bytes, lines: tuple[bytes, ...], keeps: bool
+) -> None:
     read = read_head(head(*lines, status=status), bodiless=False)
-    assert (read.length, read.chunked, read.keeps) == (0, False, True)
+    assert (read.length, read.chunked, read.keeps) == (0, False, keeps)
 
 
-def test_the_answer_to_a_head_has_no_body() -> None:
-    assert read_head(head(b"Content-Length: 5"), bodiless=True).length == 0
+def test_an_interim_response_that_announces_content_is_refused() -> None:
+    for line in (b"Content-Length: 5", b"Transfer-Encoding: chunked"):
+        with pytest.raises(Malformed):
+            read_head(head(line, status=b"HTTP/1.1 103 Early Hints"), bodiless=False)
+    assert read_head(head(b"Content-Length: 0", status=b"HTTP/1.1 103 Early Hints"), bodiless=False).keeps
+
+
+def test_the_answer_to_a_head_has_no_body_and_its_connection_is_watched_where_it_announces_one() -> None:
+    announcing, silent = (read_head(head(*lines), bodiless=True) for lines in ((b"Content-Length: 5",), ()))
+    assert (announcing.length, announcing.keeps, announcing.quiet) == (0, True, True)
+    assert (silent.length, silent.keeps, silent.quiet) == (0, True, False)
 
 
 @pytest.mark.parametrize(
