@@ -107,7 +107,7 @@ def problem(exchange: Exchange, status: int, detail: str, *, title: str | None =
     return Answer(status, headers, b"" if exchange.method == "HEAD" else body)
 
 
-def is_writable(status: int, headers: list[tuple[bytes, bytes]]) -> bool:
+def is_writable(status: int, headers: Headers) -> bool:
     """Whether the answer can be written as it is: its end is plain, and no field breaks the head."""
     names = [name for name, _ in headers]
     return (

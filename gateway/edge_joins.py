@@ -16,23 +16,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
-from xxhash import xxh3_128_hexdigest
-
 from .access_log import AccessLog
 from .answers import stored_answer
 from .exchange import Exchange, PartSaid
+from .head_template import MARK, closing, head_of, start_of, template_of
 from .headers import has, http_date
-from .joining import Part, joining, whole_headers
-from .joints import NOTHING, AtHand, Ingredient, Joint, template_of
+from .joining import Part, joining, whole_headers, whole_tag
+from .joints import CHANGING, NOTHING, AtHand, Ingredient, Joint
 from .keys import Plan
 from .metrics import Metrics, Tally
-from .middleware import Cors, told
+from .middleware import Cors
 from .outcome import Outcome, Result
-from .policy import MAX_LIFE, OWN_TAG
+from .policy import MAX_LIFE
 from .record import Life, Stored, size_of
+from .response_headers import with_diagnostics
 from .s3fifo import MOST_USES
-from .shapes import Shape
+from .shapes import Endings, Shape
 from .tiers import Selection
 from .vary import VaryIndex, newest
 from .workshop import Workshop
@@ -45,8 +44,6 @@ FORMS = 32
 """How many forms of a whole's head are kept, by Origin and the like."""
 COPIED = 16 * 1024
 """Up to this size a body is copied behind its head, for one write."""
-_TYPE = (b"content-type", b"application/json")
-_MARK = b"\0"
 _CONDITIONS = (b"if-none-match", b"if-modified-since")
 
 
@@ -130,13 +127,13 @@ class Joins:
         assert stored.life.lifetime is not None
         # As policy.windows has it, for a whole: no rules of its own, and no stale windows.
         ttl = int(min(now - found.age + stored.life.lifetime, now + MAX_LIFE) - now)
-        end = joint.end.told(elapsed, share, ttl)
+        timing, end = joint.ending.timing(elapsed, share), joint.ending.status(ttl)
         if not spot.modern or block.close:
-            end = end.removesuffix(b"\r\n") + b"connection: close\r\n\r\n"
+            end = closing(end)
         if len(body) <= COPIED:
-            transport.write(b"".join((start, request_id, end, body)))
+            transport.write(b"".join((start, request_id, timing, end, body)))
         else:
-            transport.writelines((b"".join((start, request_id, end)), body))
+            transport.writelines((b"".join((start, request_id, timing, end)), body))
         spot.known.recorder.seen(joint.hash, now)
         tally.add(elapsed)
         for each in joint.tallies:
@@ -159,7 +156,7 @@ class Joins:
             route = spot.known.route.name
             tallies = [self._metrics.part_tally(route, name, "hit") for name in joinable.said]
             wanted = Selection(Plan(spot.primary, spot.primary + base, ()), (), spot.names)
-            joint = Joint(joinable, wanted, sides, tallies)
+            joint = Joint(route, joinable, wanted, sides, tallies)
         if base not in spot.joints:
             self._order.append((spot.joints, base))
             if len(self._order) > self._most:
@@ -257,12 +254,12 @@ class Joins:
         life = joining(lives, complete=True, stamp="", longest=0.0, vary=joint.vary_always)
         parts = ", ".join(f"{each.name}={each.text}" for each in exchange.parts)
         headers = whole_headers(body, life, parts, complete=True)
-        headers = told(exchange, headers if self._cors is None else self._cors.told(headers, block.origin))
+        headers = headers if self._cors is None else self._cors.told(headers, block.origin)
+        head = head_of(200, with_diagnostics(exchange, headers))
         if not spot.modern or block.close:
-            headers.append((b"connection", b"close"))
+            head = closing(head)
         body = b"" if spot.head else body
-        lines = [name + b": " + value + b"\r\n" for name, value in headers]
-        transport.write(b"".join((STATUS_LINE[200], *lines, b"\r\n", body)))
+        transport.write(head + body)
         self._count(spot, exchange, time.perf_counter() - began, len(body))
         for side in joint.sides:
             side.recorder.seen(side.hash, now)
@@ -292,7 +289,7 @@ class Joins:
 
     # --- the whole -----------------------------------------------------------------------------------------
 
-    def shape(self, spot: Spot, block: Block, stored: Stored) -> Shape | None:
+    def shape(self, spot: Spot, block: Block, stored: Stored, endings: Endings) -> Shape | None:
         """The form that a hit on a whole has, by the head that was made for its join; None where there is none."""
         joint = spot.joints.get(block.bases.get(spot.known) or "")
         if joint is None or stored.headers[3:-1] != joint.rest:
@@ -301,9 +298,9 @@ class Joins:
         if head is None:
             return None
         fields, (template, tally) = stored.headers, head
-        text = template % (fields[1][1], fields[2][1], fields[-1][1], _MARK, len(stored.body))
-        before, after = text.split(_MARK)
-        return Shape(200, before, after, Result.HIT, tally, length=0 if spot.head else len(stored.body))
+        text = template % (fields[1][1], fields[2][1], fields[-1][1], MARK, b"%d" % len(stored.body))
+        before, after = text.split(MARK)
+        return Shape(200, before, after, endings, Result.HIT, tally, length=0 if spot.head else len(stored.body))
 
     def _kept(self, joint: Joint, spot: Spot, block: Block, found: Gathered, now: float) -> Stored:
         """The whole as a stored response. Its parts were judged in this very turn: it is stamped by now."""
@@ -324,9 +321,9 @@ class Joins:
             initial_age=found.age,
             status=200,
             headers=(
-                _TYPE,
+                joint.first,
                 (b"cache-control", promise),
-                (b"etag", OWN_TAG + xxh3_128_hexdigest(found.body).encode("ascii") + b'"'),
+                (b"etag", whole_tag(found.body)),
                 *joint.rest,
                 (b"date", self._date_at(now)),
             ),
@@ -366,24 +363,24 @@ class Joins:
 
     def _start(self, joint: Joint, spot: Spot, block: Block, stored: Stored, now: float) -> tuple[int, bytes, Tally]:
         """The status, the head up to where the request id stands, and where the answer is counted."""
+        start = joint.ending.start
         known = joint.heads.get(block.form) or self._head_known(joint, spot, block)
         if known is not None:
             fields, (template, tally) = stored.headers, known
             age = b"%d" % stored.initial_age
-            values = (fields[1][1], fields[2][1], fields[-1][1], age, len(stored.body))
-            return 200, template % values, tally
+            values = (fields[1][1], fields[2][1], fields[-1][1], age, b"%d" % len(stored.body))
+            return 200, template % values + start, tally
         exchange = Exchange("", 0.0, "HEAD" if spot.head else "GET", "", "")
         answer = stored_answer(exchange, block.headers, stored, spot.known.route.rules, now)
         headers = answer.headers if self._cors is None else self._cors.told(answer.headers, block.origin)
         tally = self._metrics.tally(spot.known.route.name, Result.HIT, answer.status)
         if not (has(block.headers, b"if-none-match") or has(block.headers, b"if-modified-since")):
-            made = template_of(headers)
+            made = template_of(200, headers, CHANGING)
             if made is not None:
                 if len(self._heads) >= self._most:
                     self._heads.clear()
                 self._heads[spot.known.route.name, joint.rest, block.form] = (made, tally)
-        lines = [name + b": " + value + b"\r\n" for name, value in headers]
-        return answer.status, b"".join((STATUS_LINE[answer.status], *lines, b"x-request-id: ")), tally
+        return answer.status, start_of(answer.status, headers) + start, tally
 
     def _head_known(self, joint: Joint, spot: Spot, block: Block) -> tuple[bytes, Tally] | None:
         """The head of this form, where it was made for another request line."""

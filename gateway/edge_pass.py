@@ -19,16 +19,17 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from .access_log import AccessLog
 from .answers import Answer, problem
 from .errors import RequestRefused, UpstreamError
 from .exchange import Exchange
 from .fetched import Body, ResponseBody
-from .headers import Headers, first, has, values
-from .middleware import Cors, exchange_for, told
+from .head_template import head_of
+from .headers import Headers, first, has, values, without
+from .middleware import Cors, exchange_for
 from .proxies import Trusted
+from .response_headers import with_diagnostics
 from .targets import check_host, normalise, split_raw_target
 from .trace_context import PASSED_ON as TRACE
 from .trace_context import traceparent_of
@@ -285,14 +286,14 @@ class Passage:
         headers: Sequence[tuple[bytes, bytes]] = answer.headers
         if cors is not None:
             headers = cors.told(headers, first(self.exchange.headers, b"origin"))
-        lines = [name + b": " + value for name, value in told(self.exchange, headers) if name != b"transfer-encoding"]
+        fields = without(with_diagnostics(self.exchange, headers), b"transfer-encoding")
         if chunked:
-            lines.append(b"transfer-encoding: chunked")
+            fields.append((b"transfer-encoding", b"chunked"))
         if has(headers, b"connection"):
             self._close = self._close or (first(headers, b"connection") or "").lower() == "close"
         elif self._close:
-            lines.append(b"connection: close")
-        return STATUS_LINE[answer.status] + b"\r\n".join(lines) + b"\r\n\r\n"
+            fields.append((b"connection", b"close"))
+        return head_of(answer.status, fields)
 
 
 async def _end(body: bytes | ResponseBody) -> None:

@@ -8,10 +8,11 @@ import orjson
 
 from .access_log import AccessLog, JsonAccessLog, pieces_of
 from .exchange import Exchange
+from .head_template import TICKS
 from .outcome import Outcome
 from .proxies import Trusted
 from .remembered import Block, Spot
-from .shapes import SHAPES, TICKS, Ready, Shape
+from .shapes import SHAPES, Ready, Shape
 
 _SECONDS_TEXT = [orjson.dumps(ticks / 1_000_000) for ticks in range(TICKS)]
 

@@ -15,17 +15,16 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
-
 from . import policy
 from .access_log import AccessLog, silent
-from .answers import is_writable, stored_answer
+from .answers import stored_answer
 from .edge_joins import Joins, has_expired
 from .edge_pass import Passages
 from .edge_shared import Brought, Elsewhere
 from .engine import Engine
 from .epochs import State, tag_name
 from .exchange import Exchange
+from .head_template import MARK, template_of
 from .headers import has
 from .hit_log import HitLog
 from .memos import Memos
@@ -35,7 +34,7 @@ from .outcome import Result
 from .proxies import Trusted
 from .record import Stored
 from .remembered import Block, Known, Recall, Spot
-from .shapes import SHAPES, Ready, Shape, timings_of
+from .shapes import SHAPES, Endings, Ready, Shape
 from .targets import Target
 from .trace_context import TRACEPARENT
 from .vary import likely_key, newest
@@ -75,7 +74,6 @@ class Edge:
         self._traced = traced
         written = None if log is silent else log
         self._note = None if written is None else HitLog(written, self._trusted, self._exchange).note
-        self._timings = {result: timings_of(result) for result in (Result.HIT, Result.STALE)}
         self._most = max(64, room // LINE_BYTES)
         self._joins = Joins(engine, metrics=metrics, cors=cors, log=written, exchange=self._exchange, most=self._most)
         self.memos = Memos(engine, most=self._most, note=self._note)
@@ -213,14 +211,23 @@ class Edge:
     def _shape(self, spot: Spot, block: Block, ready: Ready, stored: Stored, kind: int, now: float) -> Shape | None:
         shape = ready.shapes.get((kind, block.form))
         if shape is None or (shape.volatile and now >= shape.until):
-            shape = self._joins.shape(spot, block, stored) if spot.joints and kind < 2 else None
+            known = spot.known
+            shape = None
+            if spot.joints and kind < 2:
+                shape = self._joins.shape(spot, block, stored, self._endings(known, Result.HIT))
             shape = shape or self._made(spot, block, stored, kind, now)
             if shape is not None:
                 self._keep_shape(ready, (kind, block.form), shape)
         return shape
 
+    @staticmethod
+    def _endings(known: Known, result: Result) -> Endings:
+        endings = known.endings.get(result)
+        if endings is None:
+            endings = known.endings[result] = Endings(known.route.name, result)
+        return endings
+
     def _keep_shape(self, ready: Ready, form: tuple[int, bytes], shape: Shape) -> None:
-        shape.timing = self._timings[shape.result]
         if len(ready.shapes) >= SHAPES:
             ready.shapes.clear()
         ready.shapes[form] = shape
@@ -241,21 +248,16 @@ class Edge:
             return None
         answer = spot.recall.public(stored_answer(exchange, block.headers, stored, rules, now, coded))
         headers = answer.headers if self._cors is None else self._cors.told(answer.headers, block.origin)
-        if not is_writable(answer.status, headers):
+        template = template_of(answer.status, headers, (b"age",))
+        if template is None:
             return None
-        lines = [name + b": " + value + b"\r\n" for name, value in headers]
-        at = next(i for i, (name, _) in enumerate(headers) if name == b"age")
+        before, after = (template % MARK).split(MARK)
         result = Result.STALE if kind > 1 else Result.HIT
+        tally = self._metrics.tally(spot.known.route.name, result, answer.status)
         body = answer.body
         assert isinstance(body, bytes)
-        shape = Shape(
-            answer.status,
-            STATUS_LINE[answer.status] + b"".join(lines[:at]) + b"age: ",
-            b"\r\n" + b"".join(lines[at + 1 :]) + b"x-request-id: ",
-            result,
-            self._metrics.tally(spot.known.route.name, result, answer.status),
-            length=len(body),
-        )
+        endings = self._endings(spot.known, result)
+        shape = Shape(answer.status, before, after, endings, result, tally, length=len(body))
         shape.coded = coded.key if coded is not None else ""
         shape.volatile = rules.client_ttl is not None
         return shape

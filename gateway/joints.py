@@ -11,18 +11,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
-
 from . import policy
-from .answers import is_writable
 from .epochs import Epochs, State, tag_name
 from .exchange import Exchange, PartSaid
-from .headers import Headers
+from .head_template import Ending
+from .headers import Headers, without
+from .joining import Joining, whole_headers
 from .ladder import Recorder
 from .merge import WrongType, key_text
 from .metrics import PartTally, Tally
-from .middleware import server_timing
-from .outcome import Outcome, Result, cache_status
+from .outcome import Outcome, Result
 from .policy import Rules
 from .record import Stored
 from .s3fifo import Node
@@ -30,7 +28,7 @@ from .tiers import Selection
 from .traffic import key_hash
 from .workshop import Recipe, Workshop
 
-_CHANGING = (b"cache-control", b"etag", b"date", b"age", b"content-length")
+CHANGING = (b"cache-control", b"etag", b"date", b"age", b"content-length")
 """The fields of a whole's head that differ from one join to the next, in their order."""
 _ANY = Rules()
 NOTHING: Node[Stored] = Node("", None, 0, main=False)
@@ -127,12 +125,14 @@ class Joint:
     """A whole as it is joined again and again: by one request line, for requests whose counted inputs are the same."""
 
     __slots__ = (
-        *("asked", "base", "end", "fixed", "frame", "hash", "heads", "index_turn", "names", "node", "places"),
-        *("rest", "retold", "said", "sides", "tallies", "told", "turn", "until", "vary", "vary_always", "wanted"),
-        "workshop",
+        *("asked", "base", "ending", "first", "fixed", "frame", "hash", "heads", "index_turn", "names", "node"),
+        *("places", "rest", "retold", "said", "sides", "tallies", "told", "turn", "until", "vary", "vary_always"),
+        *("wanted", "workshop"),
     )
 
-    def __init__(self, joinable: Joinable, wanted: Selection, sides: list[AtHand], tallies: list[PartTally]) -> None:
+    def __init__(
+        self, route: str, joinable: Joinable, wanted: Selection, sides: list[AtHand], tallies: list[PartTally]
+    ) -> None:
         self.workshop = joinable.workshop
         self.asked, self.said = joinable.asked, joinable.said
         self.base = wanted.plan.base
@@ -151,16 +151,20 @@ class Joint:
         self.vary_always = joinable.vary
         self.fixed = 0
         self.heads: dict[bytes, tuple[bytes, Tally]] = {}
-        parts = ", ".join(f"{name}=hit" for name in joinable.said).encode("ascii")
-        self.rest: tuple[tuple[bytes, bytes], ...] = ((b"gateway-parts", parts), (b"gateway-complete", b"?1"))
-        self.end = end_of(joinable.said)
+        # The fields of the stored whole: before `Cache-Control` and `ETag`, and between these and `Date`.
+        self.first: tuple[bytes, bytes] = (b"", b"")
+        self.rest: tuple[tuple[bytes, bytes], ...] = ()
+        self.ending = ending_of(route, joinable.said)
 
     def settle(self) -> None:
         """Take over the names and fields that the parts are told of by now."""
         self.told = [side.told for side in self.sides]
         self.names = tuple(dict.fromkeys(name for names, _ in self.told for name in names))
         self.vary = tuple(sorted({*(name for _, fields in self.told for name in fields), *self.vary_always}))
-        self.rest = (*self.rest[:2], *([(b"vary", ", ".join(self.vary).encode("ascii"))] if self.vary else []))
+        parts = ", ".join(f"{name}=hit" for name in self.said)
+        fields = whole_headers(b"", Joining(b"", 0.0, self.vary, None), parts, complete=True)
+        self.first, _, _, *rest = without(fields, b"content-length", b"age")
+        self.rest = tuple(rest)
         self.fixed = 0
         self.heads.clear()
 
@@ -180,49 +184,8 @@ def frame_of(ingredients: Sequence[Ingredient]) -> tuple[list[bytes], list[int]]
     return pieces, places
 
 
-@dataclass(frozen=True, slots=True)
-class End:
-    """What follows the request id: the pieces between which the time that each part took stands, and what follows the
-    time in all up to the ttl."""
-
-    timing: tuple[bytes, ...]
-    status: bytes
-
-    def told(self, elapsed: float, share: float, ttl: int) -> bytes:
-        """`elapsed`, in all, and `share`, each part's, are seconds."""
-        ticks = int(elapsed * 1_000_000 + 0.5)
-        seconds = _SECONDS[ticks] if ticks < _TICKS else b"%.6f" % elapsed
-        whole = _MILLISECONDS[ticks] if ticks < _TICKS else b"%.3f" % (elapsed * 1000)
-        part = int(share * 1_000_000 + 0.5)
-        each = _MILLISECONDS[part] if part < _TICKS else b"%.3f" % (share * 1000)
-        return b"".join((_PROCESS, seconds, each.join(self.timing), whole, self.status, b"%d" % ttl, _JOINED))
-
-
-def end_of(said: Sequence[str]) -> End:
-    """The end of a whole of these parts."""
-    outcome = Outcome(Result.HIT, ttl=0, detail="joined")
+def ending_of(route: str, said: Sequence[str]) -> Ending:
+    """The end of the head of a whole of these parts that was joined just now."""
     parts = tuple(PartSaid(name, "hit", 0.0) for name in said)
-    timing = server_timing(Exchange("", 0.0, "", "", "", outcome=outcome, parts=parts), 0.0)
-    pieces = (b"\r\nserver-timing: " + timing).split(b"0.000")
-    status = b"\r\ncache-status: " + cache_status(outcome)
-    return End(tuple(pieces[:-1]), pieces[-1] + status.partition(b"0; ")[0])
-
-
-_TICKS = 1000
-"""For how many microseconds the texts of a time are made beforehand."""
-_SECONDS = [b"%.6f" % (ticks / 1_000_000) for ticks in range(_TICKS)]
-_MILLISECONDS = [b"%.3f" % (ticks / 1000) for ticks in range(_TICKS)]
-_PROCESS = b"\r\nx-process-time: "
-_JOINED = b"; detail=joined\r\n\r\n"
-
-
-def template_of(headers: list[tuple[bytes, bytes]]) -> bytes | None:
-    """The head of a 200 as a template, which takes the values of `_CHANGING`; None where it has another form."""
-    if tuple(name for name, _ in headers if name in _CHANGING) != _CHANGING or not is_writable(200, headers):
-        return None
-    marks = {b"content-length": b"%d"}
-    lines = [
-        name + b": " + (marks.get(name, b"%b") if name in _CHANGING else value.replace(b"%", b"%%")) + b"\r\n"
-        for name, value in headers
-    ]
-    return STATUS_LINE[200] + b"".join(lines) + b"x-request-id: "
+    outcome = Outcome(Result.HIT, ttl=0, detail="joined")
+    return Ending(Exchange("", 0.0, "", "", "", route=route, outcome=outcome, parts=parts))

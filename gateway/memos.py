@@ -20,12 +20,13 @@ from collections.abc import Callable
 import msgspec
 
 from .engine import Engine
+from .head_template import TICKS
 from .ladder import Recorder, Sight
 from .metrics import SECONDS
 from .record import Stored
 from .remembered import Block, Spot
 from .s3fifo import MOST_USES, Node
-from .shapes import JOINED, TICKS, Ready, Shape, timing_of
+from .shapes import JOINED, Ready, Shape
 from .vary import VaryIndex
 
 Note = Callable[[Spot, Block, Ready, Shape, bytes, float, str, float, float], None]
@@ -109,7 +110,7 @@ class Memos:
             _use(node, source)
         elapsed = time.perf_counter() - began
         ticks = int(elapsed * 1_000_000 + 0.5)
-        timing = shape.timing[ticks] if ticks < TICKS else timing_of(shape.result, elapsed)
+        timing = shape.timing[ticks] if ticks < TICKS else shape.ending.plain.timing(elapsed)
         body = stored.body if shape.length else b""
         if shape.length <= JOINED:
             transport.write(b"".join((shape.head, request_id, timing, shape.end, body)))

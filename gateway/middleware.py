@@ -20,10 +20,10 @@ from .access_log import AccessLog, silent
 from .config import CorsConfig
 from .errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_body
 from .exchange import LOOKED_KEY, SCOPE_KEY, Exchange, exchange_of
-from .headers import Headers, has, http_date, values, vary_names
+from .headers import Headers, values, vary_names
 from .metrics import Metrics
-from .outcome import LOCAL, cache_status
 from .proxies import Trusted
+from .response_headers import with_diagnostics
 from .targets import Target, check_host, normalise, split_raw_target
 from .trace_context import PASSED_ON, traceparent_of
 
@@ -60,7 +60,7 @@ class Timing:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = told(exchange, message.get("headers", ()))
+                message["headers"] = with_diagnostics(exchange, message.get("headers", ()))
             elif message["type"] == "http.response.body":
                 size += len(message.get("body", b""))
             await send(message)
@@ -95,37 +95,6 @@ def exchange_for(
         headers=headers,
         looked=looked,
     )
-
-
-def told(exchange: Exchange, headers: Headers) -> list[tuple[bytes, bytes]]:
-    """An answer's headers with those that tell what became of the request."""
-    elapsed = time.perf_counter() - exchange.began
-    said = [*headers]
-    if not has(said, b"date"):
-        said.append((b"date", http_date(time.time())))
-    said.append((b"x-request-id", exchange.request_id.encode("ascii")))
-    said.append((b"x-process-time", b"%.6f" % elapsed))
-    said.append((b"server-timing", server_timing(exchange, elapsed)))
-    if exchange.outcome is not LOCAL:
-        said.append((b"cache-status", cache_status(exchange.outcome)))
-    return said
-
-
-def server_timing(exchange: Exchange, total: float) -> bytes:
-    """`Server-Timing`, in milliseconds: the cache and what came of it, the upstream, the total."""
-    spent = exchange.spent
-    cache = f"cache;desc={exchange.outcome.result.value}"
-    if "cache" in spent:
-        cache += f";dur={spent['cache'] * 1000:.3f}"
-    parts = [cache] if exchange.outcome is not LOCAL else []
-    parts += [f"{name};dur={seconds * 1000:.3f}" for name, seconds in spent.items() if name != "cache"]
-    parts += [f'{each.name};desc="{_plain(each.text)}";dur={each.seconds * 1000:.3f}' for each in exchange.parts]
-    parts.append(f"total;dur={total * 1000:.3f}")
-    return ", ".join(parts).encode("ascii")
-
-
-def _plain(text: str) -> str:
-    return text.replace("\\", "").replace('"', "'")
 
 
 class TargetRule:

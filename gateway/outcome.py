@@ -49,9 +49,9 @@ LOCAL = Outcome(Result.LOCAL)
 FORWARD_REASONS = frozenset(("bypass", "method", "uri-miss", "vary-miss", "miss", "request", "stale", "partial"))
 
 
-def cache_status(outcome: Outcome, name: str = "gateway") -> bytes:
-    """The value of `Cache-Status` for an outcome (RFC 9211 §2)."""
-    parts = [name]
+def cache_status(outcome: Outcome, *, ttl: str | None = None) -> str:
+    """The value of `Cache-Status` for an outcome (RFC 9211 §2); `ttl` stands in place of its own, where it has one."""
+    parts = ["gateway"]
     if outcome.forward is None:
         parts.append("hit")
     else:
@@ -63,7 +63,7 @@ def cache_status(outcome: Outcome, name: str = "gateway") -> bytes:
         if outcome.forward_status is not None:
             parts.append(f"fwd-status={outcome.forward_status}")
     if outcome.ttl is not None:
-        parts.append(f"ttl={outcome.ttl}")
+        parts.append(f"ttl={outcome.ttl if ttl is None else ttl}")
     if outcome.detail is not None:
         parts.append(f"detail={outcome.detail}")
-    return "; ".join(parts).encode("ascii")
+    return "; ".join(parts)

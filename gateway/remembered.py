@@ -20,13 +20,14 @@ from .headers import has, values
 from .joints import Joinable, Joint
 from .keys import Plan, plan, primary_key
 from .ladder import Recorder
+from .outcome import Result
 from .policy import Facts, facts_of
 from .targets import Target
 from .vary import Suffixes
 
 if TYPE_CHECKING:
     from .memos import Memo
-    from .shapes import Ready
+    from .shapes import Endings, Ready
 
 # What makes a request more than a plain one: the app knows what to do.
 _NOT_PLAIN = frozenset(
@@ -127,12 +128,13 @@ def _is_unseen(name: str) -> bool:
 class Known:
     """A route as the edge knows it, and what is ready of its stored responses, by their keys."""
 
-    __slots__ = ("ready", "recorder", "route")
+    __slots__ = ("endings", "ready", "recorder", "route")
 
     def __init__(self, route: Route, recorder: Recorder) -> None:
         self.route = route
         self.recorder = recorder
         self.ready: dict[str, Ready] = {}
+        self.endings: dict[Result, Endings] = {}
 
 
 class Spot:

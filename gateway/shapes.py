@@ -14,9 +14,9 @@ from . import policy
 from .engine import Route
 from .epochs import Epochs
 from .exchange import Exchange
+from .head_template import TICKS, Ending, closing
 from .metrics import Tally
-from .middleware import server_timing
-from .outcome import Outcome, Result, cache_status
+from .outcome import Outcome, Result
 from .record import Stored
 from .remembered import Spot
 from .traffic import key_hash
@@ -25,13 +25,19 @@ JOINED = 16 * 1024
 """Up to this size a body is copied behind its head, for one write; larger ones are handed over as they are."""
 SHAPES = 32
 """How many forms of one stored response are kept: by GET or HEAD, by coding, by 200 or 304, by Origin."""
-TICKS = 1000
-"""For how many microseconds the fields that tell the time taken are made beforehand."""
-_TOLD = {
-    result: b"cache-status: " + cache_status(Outcome(result, ttl=0)).removesuffix(b"0")
-    for result in (Result.HIT, Result.STALE)
-}
-_CLOSING = b"\r\nconnection: close\r\n"
+
+
+class Endings:
+    """The ends of heads of one route's hits of one kind: from memory (`plain`), and where the shared tier was asked
+    (`looked`)."""
+
+    __slots__ = ("looked", "plain")
+
+    def __init__(self, route: str, result: Result) -> None:
+        exchange = Exchange("", 0.0, "", "", "", route=route, outcome=Outcome(result, ttl=0))
+        self.plain = Ending(exchange)
+        exchange.spend("cache", 0.0)
+        self.looked = Ending(exchange)
 
 
 class Ready:
@@ -65,19 +71,22 @@ class Shape:
     """
 
     __slots__ = (
-        *("_at", "_digits", "coded", "end", "head", "length", "lines", "result"),
+        *("_at", "_digits", "coded", "end", "ending", "head", "length", "lines", "result"),
         *("status", "tally", "timing", "until", "volatile"),
     )
 
-    def __init__(self, status: int, before: bytes, after: bytes, result: Result, tally: Tally, *, length: int) -> None:
-        """`before` ends where the age stands, `after` begins there."""
+    def __init__(
+        self, status: int, before: bytes, after: bytes, ending: Endings, result: Result, tally: Tally, *, length: int
+    ) -> None:
+        """`before` ends where the age stands; `after` begins there, and ends with the answer's own fields."""
         self.status = status
-        self.head = before + after
+        self.head = before + after + ending.plain.start
         self._at = len(before)
         self._digits = 0
         self.result = result
         self.tally = tally
-        self.timing: list[bytes] = []
+        self.ending = ending
+        self.timing = ending.plain.ticks
         self.length = length
         self.coded = ""
         self.lines: dict[tuple[Spot, str], tuple[bytes, ...]] | None = None
@@ -92,7 +101,7 @@ class Shape:
         text = b"%d" % age
         self.head = self.head[: self._at] + text + self.head[self._at + self._digits :]
         self._digits = len(text)
-        self.end = b"%b%d\r\n\r\n" % (_TOLD[self.result], left)
+        self.end = self.ending.plain.status(left)
         self.until = min(now + min(1.0 - age % 1.0, left % 1.0), trusted)
         if self.result is Result.HIT:
             self.until = min(self.until, ready.fresh)
@@ -111,8 +120,11 @@ class Shape:
         is what the shared tier took, where it was asked."""
         elapsed = time.perf_counter() - began
         ticks = int(elapsed * 1_000_000 + 0.5)
-        timing = self.timing[ticks] if looked is None and ticks < TICKS else timing_of(self.result, elapsed, looked)
-        end = self.end.replace(b"\r\n", _CLOSING, 1) if close else self.end
+        if looked is not None:
+            timing = self.ending.looked.timing(elapsed, looked)
+        else:
+            timing = self.timing[ticks] if ticks < TICKS else self.ending.plain.timing(elapsed)
+        end = closing(self.end) if close else self.end
         if not self.length:
             transport.write(b"".join((self.head, request_id, timing, end)))
         elif self.length <= JOINED:
@@ -120,16 +132,3 @@ class Shape:
         else:
             transport.writelines((b"".join((self.head, request_id, timing, end)), body))
         return elapsed
-
-
-def timing_of(result: Result, elapsed: float, looked: float | None = None) -> bytes:
-    """The fields that tell the time taken, in seconds and milliseconds, as the app tells it. `looked` (seconds) is what
-    the shared tier took of it, where it was asked."""
-    exchange = Exchange("", 0.0, "", "", "", outcome=Outcome(result))
-    if looked is not None:
-        exchange.spend("cache", looked)
-    return b"\r\nx-process-time: %.6f\r\nserver-timing: %b\r\n" % (elapsed, server_timing(exchange, elapsed))
-
-
-def timings_of(result: Result) -> list[bytes]:
-    return [timing_of(result, ticks / 1_000_000) for ticks in range(TICKS)]

@@ -1,0 +1,69 @@
+"""The fields that say what became of a request, in one list for every answer.
+
+The app adds them to each answer that it gives (`with_diagnostics`); the edge makes a template of them
+(`head_template`). So a field that is added to `diagnostics` stands in the answers of both. It may depend on the route,
+the outcome, the parts and the times; what else differs from one request to the next is a member of `Texts`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .exchange import Exchange
+from .headers import Headers, has, http_date
+from .outcome import LOCAL, cache_status
+
+Field = tuple[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What differs from one answer to the next, as it is written. `seconds` and `milliseconds` are the time in all;
+    `duration` writes a part of it, which it is given in seconds, in milliseconds. `ttl` is the remaining freshness in
+    seconds; None: the outcome's."""
+
+    request_id: str
+    seconds: str
+    milliseconds: str
+    duration: Callable[[float], str]
+    ttl: str | None = None
+
+
+def diagnostics(exchange: Exchange, texts: Texts) -> list[Field]:
+    """The fields that say what became of a request."""
+    fields = {
+        b"x-request-id": texts.request_id,
+        b"x-process-time": texts.seconds,
+        b"server-timing": _server_timing(exchange, texts),
+    }
+    if exchange.outcome is not LOCAL:
+        fields[b"cache-status"] = cache_status(exchange.outcome, ttl=texts.ttl)
+    return [(name, value.encode("ascii")) for name, value in fields.items()]
+
+
+def with_diagnostics(exchange: Exchange, headers: Headers) -> list[Field]:
+    """An answer's headers, `Date` among them, with those that say what became of the request until now."""
+    elapsed = time.perf_counter() - exchange.began
+    date = [] if has(headers, b"date") else [(b"date", http_date(time.time()))]
+    texts = Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)
+    return [*headers, *date, *diagnostics(exchange, texts)]
+
+
+def in_milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.3f}"
+
+
+def _server_timing(exchange: Exchange, texts: Texts) -> str:
+    """`Server-Timing`: the cache and what came of it, the upstream, the parts, the total."""
+    spent = {name: f";dur={texts.duration(seconds)}" for name, seconds in exchange.spent.items()}
+    cache = f"cache;desc={exchange.outcome.result.value}" + spent.pop("cache", "")
+    metrics = [] if exchange.outcome is LOCAL else [cache]
+    metrics += [name + duration for name, duration in spent.items()]
+    metrics += [f'{each.name};desc="{_plain(each.text)}";dur={texts.duration(each.seconds)}' for each in exchange.parts]
+    return ", ".join([*metrics, f"total;dur={texts.milliseconds}"])
+
+
+def _plain(text: str) -> str:
+    return text.replace("\\", "").replace('"', "'")
