@@ -159,7 +159,7 @@ OUTCOMES = st.builds(
 
 @given(OUTCOMES)
 def test_every_outcome_is_told_as_a_member_of_a_structured_list(outcome: Outcome) -> None:
-    name, _, parameters = cache_status(outcome).decode("ascii").partition("; ")
+    name, _, parameters = cache_status(outcome).partition("; ")
     told = dictionary(", ".join(parameters.split("; ")))
     assert name == "gateway"
     assert told is not None
