@@ -11,7 +11,9 @@ values come from a parser that refuses it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 
 import msgspec
@@ -44,6 +46,8 @@ class Keying:
     with `origin`: as RFC 9111 §3.5 says), `ignore` or `key`. `cookies` is None (by the cache), an empty tuple
     (ignored) or the names that count. `marks` are lines of the key beside what requests have, for settings that are in
     the stored response itself; they are not in the primary key, so that a purge of a URL hits it whatever they were.
+    `identities` names request fields in lower case that say who asks though their names don't: those of security
+    schemes that a handler declares.
     """
 
     vary: tuple[str, ...] | None
@@ -51,6 +55,48 @@ class Keying:
     cookies: tuple[str, ...] | None = None
     constants: tuple[tuple[bytes, bytes], ...] = ()
     marks: tuple[tuple[bytes, bytes], ...] = ()
+    identities: frozenset[str] = frozenset()
+
+    def identifies(self, name: str) -> bool:
+        """Whether the request field `name` says who asks, by its name or as the route declares."""
+        return name in self.identities or is_identity(name)
+
+
+# --- identity ----------------------------------------------------------------------------------------------
+
+_IDENTITY_WORDS = frozenset(
+    (
+        *("auth", "authentication", "authorization", "oauth", "sso", "saml", "jwt", "dpop", "bearer", "principal"),
+        *("token", "apikey", "secret", "credential", "credentials", "password", "passwd", "signature", "cert"),
+        *("cookie", "cookie2", "session", "sessionid", "sid", "user", "userid", "username", "login", "email"),
+    )
+)
+_PERSONS = frozenset(("account", "customer", "client", "member", "person", "subject", "identity", "device"))
+_KEYS_OF_NOBODY = frozenset(("idempotency", "surrogate", "websocket", "cache", "partition"))
+
+
+@lru_cache(maxsize=4096)
+def is_identity(name: str) -> bool:
+    """Whether a request field says who asks, judged by its name in lower case; `cookie:NAME` always does.
+
+    Names are read as words: `x-auth-token`, `x-session-id`, `x-rapidapi-key`, `x-customer-id`, `remote-user`. A field
+    that is taken for an identity by mistake makes responses `private` downstream; one that is missed lets a shared
+    cache give one client's answer to another, so that in doubt it is one.
+    """
+    if name.startswith(("cookie:", ":")):
+        return name.startswith("cookie:")
+    words = [word for word in re.split(r"[-_.]", name.replace("user-agent", "")) if word]
+    return bool(_IDENTITY_WORDS.intersection(words)) or _ends_as_identity(words) or name == "from"
+
+
+def _ends_as_identity(words: list[str]) -> bool:
+    *before, last = words or [""]
+    if last == "key":
+        return bool(before) and before[-1] not in _KEYS_OF_NOBODY
+    return last == "id" and bool(_PERSONS.intersection(before))
+
+
+# --- plans -------------------------------------------------------------------------------------------------
 
 
 class Plan(msgspec.Struct, frozen=True):

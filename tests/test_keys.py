@@ -7,7 +7,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from gateway.headers import Headers, connection_named, vary_value
-from gateway.keys import FOLLOWING, Keying, Plan, digest, passed_through, plan, primary_key
+from gateway.keys import FOLLOWING, Keying, Plan, digest, is_identity, passed_through, plan, primary_key
 from gateway.vary import variant_key
 
 TIMED = Keying(vary=("accept", "accept-language"))
@@ -165,6 +165,40 @@ def test_a_request_that_passes_by_keeps_its_credentials_and_conditions() -> None
 @pytest.mark.parametrize("name", [*DANGEROUS, *HOPS, *OURS], ids=bytes.decode)
 def test_a_request_that_passes_by_forwards_no_header_that_deceives(name: bytes) -> None:
     assert passed_through([(name, b"1"), (b"x-a", b"1")]) == [(b"x-a", b"1")]
+
+
+# --- identity ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("authorization", "proxy-authorization", "x-amz-authorization", "cookie", "cookie:sid", "cookie:theme"),
+        *("x-api-key", "api-key", "apikey", "x-apikey", "x-rapidapi-key", "ocp-apim-subscription-key"),
+        *("x-auth-token", "x-access-token", "x-csrf-token", "x-token", "token", "x_token", "dpop", "x-goog-iap-jwt"),
+        *("x-session-id", "x-session", "x-user", "x-user-id", "remote-user", "x-customer-id", "x-device-id", "from"),
+        *("x-amz-security-token", "x-signature", "x-client-cert", "x-auth-request-email"),
+    ],
+)
+def test_a_field_that_says_who_asks_is_an_identity(name: str) -> None:
+    assert is_identity(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("accept", "accept-language", "accept-encoding", "user-agent", "x-tenant", "x-country", "origin", "host"),
+        *("x-forwarded-proto", "idempotency-key", "surrogate-key", "sec-websocket-key", "x-request-id", "traceparent"),
+        *(":host", ":scheme", "sec-ch-ua", "x-client-version", "x-device", "key", "id", ""),
+    ],
+)
+def test_a_field_that_says_what_is_asked_for_is_no_identity(name: str) -> None:
+    assert not is_identity(name)
+
+
+def test_a_declared_identity_is_one_whatever_its_name() -> None:
+    keying = Keying(("x-tenant", "accept"), identities=frozenset(("x-tenant",)))
+    assert [keying.identifies(name) for name in ("x-tenant", "accept", "authorization")] == [True, False, True]
 
 
 # --- names in Redis ----------------------------------------------------------------------------------------
