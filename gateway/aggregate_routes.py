@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import unquote, unquote_plus
 
-import orjson
 from msgspec import structs
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,13 +18,15 @@ from .config import Config, RouteConfig
 from .engine import Ask, Engine, Route
 from .errors import ConfigError, ConfigProblem, RequestRefused
 from .exchange import Exchange, exchange_of
+from .expressions import Expression
 from .fetched import WholeBody
 from .headers import Headers, first
 from .joinable import joinable
+from .json_text import text_of
 from .keys import Keying, plan, primary_key
 from .merge import Shape
 from .metrics import Metrics
-from .part_config import PartConfig, compiled
+from .part_config import PartConfig
 from .part_origin import Persistence
 from .part_plan import PartPlan, PlannedPart, Values, cross_problems, near, sole_part
 from .part_run import Kit
@@ -87,7 +88,7 @@ class Builder:
         kit = Kit(
             plan=plan,
             sources=sources,
-            statics={each: orjson.dumps(part.static) for each, part in route.parts.items() if part.is_static},
+            statics={each: text_of(part.static) for each, part in route.parts.items() if part.is_static},
             workshop=self.workshop,
             count=lambda part, said: self.metrics.part(name, part, said),
         )
@@ -130,7 +131,7 @@ class Builder:
         declared = self.declared[config.route] if config.route is not None else None
         upstream = declared.upstream if declared is not None else self.upstreams[config.upstream or ""]
         made = declared.engine_route if declared is not None else self._route(f"{name}.{part.name}", config, route)
-        select = compiled(config.select) if config.select is not None else None
+        select = Expression(config.select) if config.select is not None else None
         shape = Shape(select, tuple(config.allow), tuple(config.deny), tuple(config.rename.items()))
         needed = part.name in plan.needed
         merged = config.at_root and config.for_each is None and sole_part(route.parts) is None
@@ -140,7 +141,9 @@ class Builder:
             through=name,
             upstream=upstream,
             route=made,
-            recipe=Recipe(f"{name}.{part.name}", config.decode, shape, at_root, needed, check),
+            recipe=Recipe(
+                f"{name}.{part.name}", config.decode, shape, at_root, needed, check, made.max_body, config.optional
+            ),
             engine=self.engine,
             resting=self.resting,
             persistence=Persistence(config.retries, None if config.hedge is None else config.hedge.total_seconds()),

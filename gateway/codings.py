@@ -7,8 +7,12 @@ own, and every form of it says `Vary: Accept-Encoding`, the plain one too.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+import brotli
+import zstandard
 
 from .headers import CacheControl, Headers, combined, first, has, split_list, vary_names, without
 from .policy import Rules
@@ -98,3 +102,107 @@ class Coded:
             return told
         told = [(name, tag_of(value, coding) if name == b"etag" else value) for name, value in told]
         return [*told, (b"content-encoding", coding.encode("ascii"))]
+
+
+# --- decoding ----------------------------------------------------------------------------------------------
+
+MOST_CODINGS = 4
+"""How many content codings one body may be in: each is work, and may take the limit in memory."""
+MOST_MEMBERS = 100
+"""Of gzip members or zstd frames in one body: what follows each is copied."""
+ZSTD_WINDOW = 8 * 1024 * 1024
+"""The largest window of a zstd frame, in bytes (RFC 9659 §3)."""
+
+
+class Undecodable(ValueError):
+    """A body that can't be decoded; the message says why."""
+
+
+def decoded(headers: Headers, body: bytes, limit: int) -> bytes:
+    """`body` without its content codings (RFC 9110 §8.4): gzip, deflate, br and zstd.
+
+    Raises Undecodable where it is more than `limit` bytes at any step, where it is cut or not in its coding, and for
+    another coding.
+    """
+    text = combined(headers, b"content-encoding")
+    if text is None or not body:
+        return body
+    codings = [each for each in map(str.lower, split_list(text)) if each != "identity"]
+    if len(codings) > MOST_CODINGS:
+        raise Undecodable(f"it is in more than {MOST_CODINGS} content codings")
+    for coding in reversed(codings):
+        decode = _DECODERS.get(coding)
+        if decode is None:
+            raise Undecodable("it is in a content coding that is not supported")
+        try:
+            body = decode(body, limit)
+        except (zlib.error, brotli.error, zstandard.ZstdError):
+            raise Undecodable(f"it is not valid {coding}") from None
+    return body
+
+
+def _within(body: bytes, limit: int) -> bytes:
+    if len(body) > limit:
+        raise Undecodable(f"it is larger than {limit} bytes, decompressed")
+    return body
+
+
+_CUT = "its compressed body is cut"
+_TOO_MANY = f"its compressed body has more than {MOST_MEMBERS} members"
+
+
+def _gunzipped(body: bytes, limit: int) -> bytes:
+    """One member or several (RFC 1952 §2.2), perhaps with zeros behind them."""
+    plain = b""
+    for _ in range(MOST_MEMBERS):
+        inflate = zlib.decompressobj(31)
+        plain = _within(plain + inflate.decompress(body, limit + 1 - len(plain)), limit)
+        if not inflate.eof:
+            raise Undecodable(_CUT)
+        body = inflate.unused_data.lstrip(b"\0")
+        if not body:
+            return plain
+    raise Undecodable(_TOO_MANY)
+
+
+def _inflated(body: bytes, limit: int) -> bytes:
+    """With the zlib header that RFC 9110 §8.4.1.2 wants, or without it, as some servers send it."""
+    has_header = body[0] & 15 == zlib.DEFLATED and int.from_bytes(body[:2], "big") % 31 == 0
+    inflate = zlib.decompressobj(15 if has_header else -15)
+    plain = _within(inflate.decompress(body, limit + 1), limit)
+    if not inflate.eof:
+        raise Undecodable(_CUT)
+    return plain
+
+
+def _from_brotli(body: bytes, limit: int) -> bytes:
+    decoder = brotli.Decompressor()
+    plain = _within(decoder.process(body, output_buffer_limit=limit + 1), limit)
+    if not decoder.is_finished():
+        raise Undecodable(_CUT)
+    return plain
+
+
+def _from_zstd(body: bytes, limit: int) -> bytes:
+    """One frame or several. A reader is bounded but doesn't tell a cut body; what tells it isn't bounded."""
+    decoder = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
+    with decoder.stream_reader(body, read_across_frames=True) as reader:
+        plain = _within(reader.read(limit + 1), limit)
+    for _ in range(MOST_MEMBERS):
+        frame = decoder.decompressobj()
+        frame.decompress(body)
+        if not frame.eof:
+            raise Undecodable(_CUT)
+        body = frame.unused_data
+        if not body:
+            return plain
+    raise Undecodable(_TOO_MANY)
+
+
+_DECODERS: Mapping[str, Callable[[bytes, int], bytes]] = {
+    "gzip": _gunzipped,
+    "x-gzip": _gunzipped,
+    "deflate": _inflated,
+    "br": _from_brotli,
+    "zstd": _from_zstd,
+}

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 import httpx
 import msgspec
 
+from . import codings
 from .errors import UpstreamBusy, UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
-from .headers import Headers, combined, split_list, values
+from .headers import Headers, values
 from .heads import BAD_IN_VALUE, NAME
 from .plain_connections import PlainBody
 from .record import Made
@@ -208,35 +208,12 @@ def check_asked_for(name: str, status: int, sent: Headers) -> None:
         raise UpstreamMalformed(name, "a part that nobody asked for")
 
 
-_WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-
-
 def decoded(name: str, headers: Headers, body: bytes, limit: int) -> bytes:
-    """`body` without its content codings (RFC 9110 §8.4).
-
-    Raises UpstreamMalformed where it is more than `limit` bytes at any step, where it is cut, or where a coding is
-    neither gzip nor deflate: nobody asked for another.
-    """
-    codings = split_list(combined(headers, b"content-encoding") or "")
-    for coding in reversed([each.lower() for each in codings if each.lower() != "identity"]):
-        bits = _WINDOW_BITS.get(coding)
-        if bits is None:
-            raise UpstreamMalformed(name, "a content coding that nobody asked for")
-        body = _inflated(name, body, bits, limit)
-    return body
-
-
-def _inflated(name: str, body: bytes, bits: int, limit: int) -> bytes:
-    inflate = zlib.decompressobj(bits)
+    """`body` without its content codings, at most `limit` bytes. Raises UpstreamMalformed."""
     try:
-        plain = inflate.decompress(body, limit + 1)
-    except zlib.error:
-        raise UpstreamMalformed(name, "a body that is not in its content coding") from None
-    if len(plain) > limit:
-        raise UpstreamMalformed(name, f"its body is larger than {limit} bytes, decompressed")
-    if body and not inflate.eof:
-        raise UpstreamMalformed(name, "a compressed body that is cut")
-    return plain
+        return codings.decoded(headers, body, limit)
+    except codings.Undecodable as error:
+        raise UpstreamMalformed(name, str(error)) from None
 
 
 def translated(name: str, error: httpx.TransportError) -> UpstreamError:

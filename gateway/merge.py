@@ -1,6 +1,7 @@
 """Parts into one answer: decoding, shaping, merging, splicing, and how long the whole lives.
 
 Pure. A part that nothing reshapes is spliced: its bytes, checked once to be JSON, stand in the answer as they came.
+What is reshaped or merged keeps its values, numbers digit by digit (`json_text`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import orjson
 import xmltodict
 from pydantic import JsonValue
 
+from . import codings
+from .expressions import Expression
 from .headers import Headers, first
+from .json_text import NotJson, TooDeep, Verbatim, json_text, text_in, text_of, value_of
 
 Merge = Literal["shallow", "deep", "concat"]
 Decode = Literal["auto", "json", "text", "xml"]
@@ -38,47 +42,40 @@ def media_type(headers: Headers) -> tuple[str, str]:
     return kind.strip().lower(), ""
 
 
-def decoded(body: bytes, headers: Headers, decode: Decode) -> tuple[bytes, JsonValue]:
-    """A part's body as JSON text, and as a value. JSON stays the very bytes it was. Raises WrongType."""
-    if first(headers, b"content-encoding") not in (None, "identity"):
-        raise WrongType("it is compressed, though identity was asked for")
+NOTHING: tuple[bytes, JsonValue] = (b"null", None)
+"""What a part without a body is (a 204, a 205, a length of 0): an answer, and no wrong type."""
+
+
+def decoded(body: bytes, headers: Headers, decode: Decode, limit: int = 2**31) -> tuple[bytes, JsonValue]:
+    """A part's body as JSON text, and as a value whose numbers may have been rounded (`json_text.exactly`). JSON in
+    UTF-8 stays the very bytes that it was, without content codings, of at most `limit` bytes; an empty body is null.
+
+    Raises WrongType.
+    """
+    try:
+        body = codings.decoded(headers, body, limit)
+        return _read(body, headers, decode) if body else NOTHING
+    except (codings.Undecodable, NotJson) as error:
+        raise WrongType(str(error)) from None
+
+
+def _read(body: bytes, headers: Headers, decode: Decode) -> tuple[bytes, JsonValue]:
     kind, charset = media_type(headers)
-    match decode:
-        case "json":
-            return body, parsed(body)
-        case "text":
-            return _text(body, charset)
-        case "xml":
-            return _xml(body)
-    if kind == "" or kind == "application/json" or kind.endswith("+json"):
-        return body, parsed(body)
-    if kind.startswith("text/") or kind == "application/xml" or kind.endswith("+xml"):
-        return _text(body, charset)
-    raise WrongType(f"it is {kind}, which is neither JSON nor text")
-
-
-def parsed(body: bytes) -> JsonValue:
-    """Raises WrongType where `body` is no JSON (RFC 8259)."""
-    try:
-        value: JsonValue = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise WrongType("it is not valid JSON") from None
-    return value
-
-
-def _text(body: bytes, charset: str) -> tuple[bytes, JsonValue]:
-    try:
-        text = body.decode(charset or "utf-8")
+    if decode == "xml":
+        return _xml(body)
+    if decode == "json" or (decode == "auto" and (kind in ("", "application/json") or kind.endswith("+json"))):
+        return json_text(body, charset)
+    if decode == "text" or kind.startswith("text/") or kind == "application/xml" or kind.endswith("+xml"):
+        text = text_in(body, charset)
         return orjson.dumps(text), text
-    except (UnicodeDecodeError, LookupError, orjson.JSONEncodeError):
-        raise WrongType(f"it is no text in {charset or 'utf-8'}") from None
+    raise WrongType(f"it is {kind}, which is neither JSON nor text")
 
 
 def _xml(body: bytes) -> tuple[bytes, JsonValue]:
     try:
         value: JsonValue = xmltodict.parse(body)
-        return orjson.dumps(value), value
-    except (ExpatError, ValueError, RecursionError, orjson.JSONEncodeError):
+        return text_of(value), value
+    except (ExpatError, ValueError, LookupError, RecursionError):
         # Entities are refused by xmltodict, with a ValueError.
         raise WrongType("it is not well-formed XML without entities") from None
 
@@ -88,9 +85,9 @@ def _xml(body: bytes) -> tuple[bytes, JsonValue]:
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a part is shown: `select` (a compiled JMESPath), then `allow` or `deny`, then `rename`."""
+    """What of a part is shown: `select`, then `allow` or `deny`, then `rename`."""
 
-    select: Any = None
+    select: Expression | None = None
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()
@@ -188,26 +185,17 @@ def joined(pieces: Sequence[Piece], merge: Merge = "shallow") -> bytes:
     if all(piece.group is not None for piece in pieces):
         return b"{" + b",".join([key_text(piece.group or "") + piece.text for piece in pieces]) + b"}"
     try:
-        return orjson.dumps(_merged(pieces, merge), default=_as_it_came)
-    except (RecursionError, orjson.JSONEncodeError):
+        return text_of(_merged(pieces, merge))
+    except (RecursionError, TooDeep):
         # Values merged within each other that are nested too deeply to be written: the later stands as it came.
-        return orjson.dumps(_merged(pieces, "shallow"), default=_as_it_came)
-
-
-class _Unparsed:
-    """JSON text within a value, parsed only where something must be merged into it."""
-
-    __slots__ = ("text",)
-
-    def __init__(self, text: bytes) -> None:
-        self.text = text
+        return text_of(_merged(pieces, "shallow"))
 
 
 def _merged(pieces: Sequence[Piece], merge: Merge) -> dict[str, Any]:
     root: dict[str, Any] = {}
     for piece in pieces:
         if piece.group is not None:
-            addition: Mapping[str, Any] = {piece.group: _Unparsed(piece.text)}
+            addition: Mapping[str, Any] = {piece.group: Verbatim(piece.text)}
         elif isinstance(piece.value, dict):
             addition = piece.value
         else:
@@ -230,12 +218,7 @@ def _together(old: Any, new: Any, merge: Merge) -> Any:
 
 
 def _unwrapped(value: Any) -> Any:
-    return orjson.loads(value.text) if isinstance(value, _Unparsed) else value
-
-
-def _as_it_came(value: Any) -> orjson.Fragment:
-    assert isinstance(value, _Unparsed)
-    return orjson.Fragment(value.text)
+    return value_of(value.text) if isinstance(value, Verbatim) else value
 
 
 def key_text(name: str) -> bytes:

@@ -8,10 +8,8 @@ from __future__ import annotations
 import re
 import warnings
 from datetime import timedelta
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-import jmespath
-from jmespath.exceptions import JMESPathError
 from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
 
 from .config_types import (
@@ -26,25 +24,17 @@ from .config_types import (
     check_vary,
     split_commas,
 )
+from .expressions import Expression
 
 _DOTTED = re.compile(r"[^.\s]+(\.[^.\s]+)*")
 
 
-def compiled(expression: str) -> Any:
-    """A JMESPath expression, ready to `search`. Raises ValueError with the reason in one line."""
-    try:
-        return jmespath.compile(expression)
-    except JMESPathError as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), "it cannot be read")
-        raise ValueError(f"is no JMESPath expression ({reason.strip().rstrip(':')})") from None
-
-
 def _check_expression(value: str) -> str:
-    compiled(value)
+    Expression(value)
     return value
 
 
-Expression = Annotated[str, AfterValidator(_check_expression)]
+ExpressionText = Annotated[str, AfterValidator(_check_expression)]
 
 
 def _check_dotted(paths: list[str]) -> list[str]:
@@ -118,7 +108,7 @@ class _PartConfig(Model):
     decode: Literal["auto", "json", "text", "xml"] = "auto"
     """How the body is read. `auto`: JSON by its Content-Type, text as a string; all else has failed. `json` whatever
     the type says; `text`; `xml`, as objects by xmltodict."""
-    select: Expression | None = None
+    select: ExpressionText | None = None
     """A JMESPath expression: what of the part is shown. Applied first; then `allow` or `deny`, `rename`, `group`."""
     allow: Paths = []
     """Dotted paths, through lists: all else is left out."""
@@ -129,7 +119,7 @@ class _PartConfig(Model):
     group: str | None = None
     """The name under which the part stands. Not set: its own; null: merged into the root. Of an aggregate that has no
     other part, null makes the part the whole answer, whatever it is: an object, a list, a number."""
-    for_each: Expression | None = None
+    for_each: ExpressionText | None = None
     """A list of an earlier part, as JMESPath: `cart.items[*].id`. The part is asked for each of its elements
     (`{item}`), equal ones once, and is the list of the answers in that order."""
     limit: Annotated[int, Field(ge=1, le=1000)] = 20
@@ -142,7 +132,7 @@ class _PartConfig(Model):
     itself."""
     batch_key: str = "id"
     """With `batch`: the field by which an element of the batch's list is known. An object is known by its keys."""
-    when: Expression | None = None
+    when: ExpressionText | None = None
     """A JMESPath condition over `path`, `query`, `header` and earlier parts; where it is false, or null, or empty, the
     part is left out."""
     static: JsonValue = None

@@ -10,13 +10,16 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-import orjson
 from msgspec import structs
+from pydantic import JsonValue
 
 from .breakers import RetryBudget
 from .errors import UpstreamError, UpstreamMalformed
 from .fetched import Fetched, WholeBody
 from .headers import Headers, without
+from .json_text import TooDeep, exactly, text_of
+from .merge import WrongType, decoded
+from .part_plan import as_text
 from .routes import UpstreamOrigin
 
 HEDGES = 0.05
@@ -173,9 +176,12 @@ class Batch:
             raise UpstreamMalformed(self._name, "a batch that is too large")
         if not 200 <= fetched.status < 300:
             return {item: _share(fetched.status, fetched.headers, body) for item in items}
-        found = _by_key(self._name, body, self._key)
+        try:
+            found = _by_key(self._name, exactly(*decoded(body, fetched.headers, "json", self._limit)), self._key)
+        except (WrongType, TooDeep) as error:
+            raise UpstreamMalformed(self._name, f"a batch of which {error}") from None
         return {
-            item: _share(200, fetched.headers, orjson.dumps(found[item]))
+            item: _share(200, fetched.headers, text_of(found[item]))
             if item in found
             else _share(404, fetched.headers, b"null")
             for item in items
@@ -187,15 +193,15 @@ def _share(status: int, headers: Headers, body: bytes) -> Fetched:
     return Fetched(status, [*without(headers, *_OF_THE_BODY), *own], WholeBody(body))
 
 
-def _by_key(name: str, body: bytes, key: str) -> dict[str, object]:
-    try:
-        found = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise UpstreamMalformed(name, "a batch that is no JSON") from None
+def _by_key(name: str, found: JsonValue, key: str) -> dict[str, JsonValue]:
+    """A batch's elements by the text of their ids, as `for_each` has them."""
+    if found is None:
+        return {}
     if isinstance(found, dict):
         return found
     if isinstance(found, list):
-        return {str(each[key]): each for each in found if isinstance(each, dict) and key in each}
+        ids = ((as_text(each.get(key)), each) for each in found if isinstance(each, dict))
+        return {text: each for text, each in ids if text is not None}
     raise UpstreamMalformed(name, "a batch that is neither a list nor an object")
 
 

@@ -18,7 +18,9 @@ from urllib.parse import quote
 from pydantic import JsonValue
 
 from .errors import RequestRefused
-from .part_config import PartConfig, compiled
+from .expressions import Expression, truthy
+from .json_text import Number
+from .part_config import PartConfig
 from .templates import PathTemplate, TargetTemplate, TemplateError, compile_target
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -58,8 +60,8 @@ class Reference:
     rest: str = ""
 
     @cached_property
-    def expression(self) -> Any:
-        return compiled(self.rest)
+    def expression(self) -> Expression:
+        return Expression(self.rest)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Values:
         return text
 
 
-def searched(expression: Any, value: JsonValue | Mapping[str, object]) -> JsonValue:
+def searched(expression: Expression, value: JsonValue | Mapping[str, object]) -> JsonValue:
     """What a JMESPath expression finds; None where a function of it can't be applied to what is there."""
     try:
         found: JsonValue = expression.search(value)
@@ -106,14 +108,11 @@ def as_text(value: object) -> str | None:
         return "true" if value else "false"
     if isinstance(value, str):
         return value or None
+    if isinstance(value, Number):
+        return value.text
     if isinstance(value, int):
         return str(value)
     return repr(value) if isinstance(value, float) else None
-
-
-def truthy(value: JsonValue) -> bool:
-    """Truth as JMESPath has it: null, false and the empty are false; 0 is true."""
-    return not (value is None or value is False or value == "" or value == [] or value == {})
 
 
 @dataclass(frozen=True)
@@ -177,8 +176,8 @@ class PlannedPart:
     batch: PartTarget | None
     headers: tuple[tuple[bytes, Text], ...]
     tags: tuple[Text, ...]
-    when: Any
-    each: tuple[str, Any] | None
+    when: Expression | None
+    each: tuple[str, Expression] | None
     needs: tuple[str, ...]
     query: frozenset[str]
     reads: frozenset[str]
@@ -388,7 +387,7 @@ class _Planner:
             return Reference(text, "header", _field_name(rest))
         self._check_part(setting, source, f"{{{text}}}")
         try:
-            compiled(rest)
+            Expression(rest)
         except ValueError as error:
             self._wrong(setting, f"uses {{{text}}}: {rest} {error}")
         return Reference(text, source, rest)
@@ -406,7 +405,7 @@ class _Planner:
         elif self.parts[name].shadow:
             self._wrong(setting, f"uses {text}, but {name} is a shadow part, whose answer is ignored")
 
-    def _each(self) -> tuple[str, Any] | None:
+    def _each(self) -> tuple[str, Expression] | None:
         expression = self.config.for_each
         if expression is None:
             return None
@@ -418,13 +417,13 @@ class _Planner:
             return None
         self._check_part("for_each", name, name)
         self.found.append(Reference(expression, name, rest))
-        return name, compiled(expression)
+        return name, Expression(expression)
 
-    def _condition(self) -> Any:
+    def _condition(self) -> Expression | None:
         expression = self.config.when
         if expression is None:
             return None
-        parsed = compiled(expression)
+        parsed = Expression(expression)
         for root, member in _roots(parsed.parsed):
             self._condition_root(root, member)
         return parsed
@@ -503,7 +502,7 @@ def _route_problems(
             yield PartProblem(("parts", name, "path"), message)
 
 
-def condition_holds(when: Any, values: Values, parts: Mapping[str, JsonValue]) -> bool:
+def condition_holds(when: Expression, values: Values, parts: Mapping[str, JsonValue]) -> bool:
     """Whether a part's `when` is true."""
     header = values.header | {name.replace("-", "_"): value for name, value in values.header.items()}
     scope: dict[str, object] = {**parts, "path": dict(values.path), "query": dict(values.query), "header": header}
@@ -512,5 +511,5 @@ def condition_holds(when: Any, values: Values, parts: Mapping[str, JsonValue]) -
 
 __all__ = [
     "Missing", "PartPlan", "PartProblem", "PartTarget", "PlannedPart", "Reference", "RequestRefused", "Text", "Values",
-    "as_text", "condition_holds", "cross_problems", "near", "plan_parts", "searched", "truthy",
+    "as_text", "condition_holds", "cross_problems", "near", "plan_parts", "searched",
 ]  # fmt: skip

@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-import orjson
 from msgspec import structs
 from pydantic import JsonValue
 
 from .engine import Ask
 from .errors import RequestRefused, UpstreamError
 from .joining import Part, together
+from .json_text import text_of
 from .merge import WrongType, list_of
 from .part_origin import ElementOrigin
 from .part_plan import Missing, PartPlan, PlannedPart, Values, as_text, condition_holds, searched
@@ -235,7 +235,7 @@ class Run:
         return Resolved(part.name, said, text, None, shown, life, failure, seconds)
 
     def _default(self, part: PlannedPart) -> bytes:
-        return orjson.dumps(part.config.default) if part.config.has_default else _NULL
+        return text_of(part.config.default) if part.config.has_default else _NULL
 
     # --- a part for each element of a list -----------------------------------------------------------------------
 

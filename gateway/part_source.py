@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from urllib.parse import quote
 
-import orjson
 from msgspec import structs
 
 from . import policy
@@ -26,6 +25,7 @@ from .exchange import Exchange
 from .fetched import Fetched
 from .headers import Headers, has, without
 from .joining import Part, unstored_part
+from .json_text import text_of
 from .keys import Keying, Plan, passed_through, plan, primary_key
 from .metrics import Metrics
 from .outcome import Result
@@ -382,7 +382,7 @@ class Source:
         planned = plan(self.route.keying, self.upstream.name, target, wanting.headers)
         if self.part.headers:
             planned, _ = self._with_own_headers(planned, wanting.headers, wanting.values)
-        content = orjson.dumps(self.part.config.body)
+        content = text_of(self.part.config.body)
         sent = [
             *planned.forward, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))
         ]  # fmt: skip

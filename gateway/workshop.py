@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-import orjson
 from pydantic import JsonValue
 
 from .headers import Headers
-from .merge import Decode, Shape, WrongType, decoded
+from .json_text import TooDeep, exactly, text_of, well_formed
+from .merge import NOTHING, Decode, Shape, WrongType, decoded
 
 PREPARED_BYTES = 32 * 1024 * 1024
 
@@ -19,7 +19,9 @@ PREPARED_BYTES = 32 * 1024 * 1024
 @dataclass(frozen=True)
 class Recipe:
     """How a part's bodies are prepared. `name` is the part's; `check` raises WrongType for a body of another type than
-    the part's; `needed` says whether other parts take values of it."""
+    the part's, and null is of every `optional` part's; `needed` says whether other parts take values of it; `limit`
+    (bytes) bounds a body that is decompressed.
+    """
 
     name: str
     decode: Decode
@@ -27,12 +29,14 @@ class Recipe:
     at_root: bool = False
     needed: bool = False
     check: Callable[[bytes], None] | None = None
+    limit: int = 2**31
+    optional: bool = False
 
     @cached_property
     def identity(self) -> str:
         """Tells it from all that make something else of a body: one that leaves it as it is, is every part's."""
         plain = self.check is None and not (self.shape.changes or self.at_root or self.needed)
-        return f"={self.decode}" if plain else self.name
+        return f"={self.decode} {self.limit}" if plain else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,26 +86,27 @@ class Workshop:
 
     def _prepare(self, recipe: Recipe, headers: Headers, body: bytes) -> Prepared:
         self.parsed += 1
-        text, value = decoded(body, headers, recipe.decode)
-        if recipe.check is not None:
-            recipe.check(text)
-        shown = value
-        if recipe.shape.changes or recipe.at_root:
-            # What is merged into the root is written with it later: whether it can be is found out here.
-            shown, text = _shaped(recipe.shape, value)
+        found = decoded(body, headers, recipe.decode, recipe.limit)
+        if recipe.check is not None and not (found is NOTHING and recipe.optional):
+            recipe.check(well_formed(found[0]))
+        if found is NOTHING:
+            return Prepared(*NOTHING, None)
+        text, value = found
+        reshaped = recipe.shape.changes or recipe.at_root
+        try:
+            if recipe.needed or reshaped:
+                value = exactly(text, value)
+            shown = value
+            if reshaped:
+                # What is merged into the root is written with it later: whether it can be is found out here.
+                shown = recipe.shape.apply(value)
+                text = text_of(shown)
+        except (RecursionError, TooDeep):
+            # 1024 levels are read, and 254 written.
+            raise WrongType("it is nested too deeply to be reshaped") from None
         if recipe.at_root and not isinstance(shown, dict):
             raise WrongType("it is no object; only objects can be merged into the root")
         return Prepared(text, value if recipe.needed else None, shown if recipe.at_root else None)
-
-
-def _shaped(shape: Shape, value: JsonValue) -> tuple[JsonValue, bytes]:
-    """Raises WrongType."""
-    try:
-        shown = shape.apply(value)
-        return shown, orjson.dumps(shown)
-    except (RecursionError, orjson.JSONEncodeError):
-        # orjson reads 1024 levels and writes 254.
-        raise WrongType("it is nested too deeply to be reshaped") from None
 
 
 def _weight(body: bytes, made: Prepared) -> int:

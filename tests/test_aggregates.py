@@ -59,6 +59,8 @@ class _Transport(httpx.AsyncBaseTransport):
         headers = self._shop.headers.get(path, {})
         if isinstance(answer, Exception):
             raise answer
+        if isinstance(answer, httpx.Response):
+            return answer
         if isinstance(answer, int):
             return httpx.Response(answer, json={"status": answer}, headers=headers)
         if isinstance(answer, bytes):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import tracemalloc
+import zlib
 from typing import Any
 
 import brotli
@@ -12,7 +14,7 @@ import pytest
 import zstandard
 
 from gateway.app import Gateway
-from gateway.codings import Coded, tag_of, wanted
+from gateway.codings import Coded, Undecodable, decoded, tag_of, wanted
 from gateway.prepared import compressed
 
 from .conftest import TurnedClock, Upstream, asking, gateway
@@ -205,3 +207,68 @@ async def test_a_coding_counts_in_memory() -> None:
         await raw(client, accept_encoding="gzip")
         await app.engine.settle()
     assert app.engine.memory.statistics.bytes > before + len(compressed("gzip", TEXT))
+
+
+# --- decoding ------------------------------------------------------------------------------------------------
+
+PLAIN = b'{"a":1}' * 1000
+
+
+def _raw_deflate(body: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=-15)
+    return compressor.compress(body) + compressor.flush()
+
+
+def _zstd(body: bytes) -> bytes:
+    return zstandard.ZstdCompressor().compress(body)
+
+
+ENCODED = {
+    "gzip": gzip.compress(PLAIN),
+    "X-Gzip": gzip.compress(PLAIN[:50]) + gzip.compress(PLAIN[50:]) + b"\0\0",
+    "deflate": zlib.compress(PLAIN),
+    "DEFLATE": _raw_deflate(PLAIN),
+    "br": brotli.compress(PLAIN),
+    "zstd": _zstd(PLAIN[:50]) + _zstd(PLAIN[50:]),
+    "gzip, identity, br": brotli.compress(gzip.compress(PLAIN)),
+    "identity": PLAIN,
+}
+
+
+@pytest.mark.parametrize("coding", ENCODED)
+def test_a_body_is_decoded_within_its_limit(coding: str) -> None:
+    headers = ((b"content-encoding", coding.encode()),)
+    assert decoded(headers, ENCODED[coding], len(PLAIN)) == PLAIN
+    if coding != "identity":
+        with pytest.raises(Undecodable, match="larger than 6999 bytes"):
+            decoded(headers, ENCODED[coding], len(PLAIN) - 1)
+
+
+@pytest.mark.parametrize("coding", [each for each in ENCODED if each != "identity"])
+def test_a_body_that_is_cut_or_not_in_its_coding_is_refused(coding: str) -> None:
+    headers, body = ((b"content-encoding", coding.encode()),), ENCODED[coding].rstrip(b"\0")
+    for cut in (1, 5, len(body) // 2):
+        with pytest.raises(Undecodable):
+            decoded(headers, body[:-cut], len(PLAIN))
+    with pytest.raises(Undecodable):
+        decoded(headers, b"nonsense", len(PLAIN))
+
+
+def test_a_bomb_is_refused_before_it_is_large() -> None:
+    zeros = b"\0" * 50_000_000
+    for coding, body in (("gzip", gzip.compress(zeros)), ("br", brotli.compress(zeros)), ("zstd", _zstd(zeros))):
+        tracemalloc.start()
+        with pytest.raises(Undecodable, match="larger than 1000 bytes"):
+            decoded(((b"content-encoding", coding.encode()),), body, 1000)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        tracemalloc.stop()
+
+
+def test_what_would_be_too_much_work_or_is_not_supported_is_refused() -> None:
+    with pytest.raises(Undecodable, match="more than 4"):
+        decoded(((b"content-encoding", b"gzip, gzip, gzip"), (b"content-encoding", b"gzip, br")), b"x", 100)
+    with pytest.raises(Undecodable, match="not supported"):
+        decoded(((b"content-encoding", b"compress"),), b"x", 100)
+    for coding, member in ((b"gzip", gzip.compress(b"")), (b"zstd", _zstd(b""))):
+        with pytest.raises(Undecodable, match="more than 100 members"):
+            decoded(((b"content-encoding", coding),), member * 101, 100)

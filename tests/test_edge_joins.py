@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -78,7 +80,14 @@ class Parts(Changing):
         body: Any = {"v": self.version, "path": path, "seen": seen}
         if path in ("/offers", "/flavour") and self.status != 200:
             return httpx.Response(self.status, json={"status": self.status}, headers=self.headers)
-        return httpx.Response(200, json=body, headers=self.headers if path != "/users/1" else {})
+        headers = dict(self.headers) if path != "/users/1" else {}
+        if path == "/flavour":
+            return httpx.Response(
+                200, content=gzip.compress(json.dumps(body).encode()), headers={**headers, "content-encoding": "gzip"}
+            )
+        if path == "/me":
+            return httpx.Response(200, content=b"\xef\xbb\xbf" + json.dumps(body).encode(), headers=headers)
+        return httpx.Response(200, json=body, headers=headers)
 
 
 class JoiningSide(Side):

@@ -27,12 +27,14 @@ PURE = frozenset(
         "exchange",
         "explain_trace",
         "explain_words",
+        "expressions",
         "framing",
         "governor",
         "inside",
         "headers",
         "heads",
         "joining",
+        "json_text",
         "keys",
         "ladder",
         "merge",
@@ -197,7 +199,9 @@ WIRING = frozenset(
 MODULES = sorted(path.stem for path in HOUSE.rglob("*.py"))
 
 # What a pure module may import besides the standard library.
-PURE_PACKAGES = frozenset(("jmespath", "msgspec", "orjson", "pydantic", "pydantic_core", "xmltodict", "xxhash"))
+PURE_PACKAGES = frozenset(
+    (*("brotli", "jmespath", "msgspec", "orjson", "pydantic", "pydantic_core", "xmltodict", "xxhash", "zstandard"),)
+)
 # What of the standard library reads a clock, waits, draws lots, or touches the world outside.
 IMPURE = frozenset(
     (

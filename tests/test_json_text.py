@@ -1,0 +1,195 @@
+"""JSON texts: what is read and written again is the same text; what is no JSON is refused with a reason."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.expressions import Expression
+from gateway.json_text import NotJson, Number, TooDeep, json_text, number_of, text_of, value_of, well_formed
+from gateway.merge import Shape
+
+number_texts = st.from_regex(r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,5})?", fullmatch=True)
+# Those that no float or int of orjson's would be read from and written to as they are.
+HARD = [
+    "1.0",
+    "1.50",
+    "1e400",
+    "-1e400",
+    "1E5",
+    "1e+5",
+    "-0",
+    "-0.0",
+    "0.10",
+    "18446744073709551616",
+    "1e-7",
+    "0.00001",
+]
+number_texts = number_texts | st.sampled_from([*HARD, "9223372036854775807", "3.14159265358979323846", "1e16", "1e-07"])
+strings = st.text(max_size=8).map(lambda text: orjson.dumps(text).decode())
+texts = st.recursive(
+    number_texts | strings | st.sampled_from(["null", "true", "false"]),
+    lambda inner: (
+        st.lists(inner, max_size=4).map(lambda items: f"[{','.join(items)}]")
+        | st.dictionaries(strings, inner, max_size=4).map(
+            lambda members: "{" + ",".join(f"{name}:{item}" for name, item in members.items()) + "}"
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(texts)
+def test_a_text_that_is_read_and_written_is_the_same_text(text: str) -> None:
+    assert text_of(value_of(text.encode())) == text.encode()
+
+
+@given(texts)
+def test_the_text_of_a_body_in_utf_8_is_the_very_bytes_that_came(text: str) -> None:
+    body = f" {text}\n".encode()
+    assert json_text(body)[0] is body
+
+
+@given(texts, st.sampled_from(["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]))
+def test_a_body_in_another_form_of_unicode_is_the_same_text(text: str, encoding: str) -> None:
+    marked = f"[{text},1]"
+    assert json_text(marked.encode(encoding))[0] == marked.encode()
+
+
+@given(number_texts, number_texts)
+def test_numbers_are_compared_by_what_their_texts_say(one: str, other: str) -> None:
+    a, b = number_of(one), number_of(other)
+    exact_a, exact_b = Decimal(one), Decimal(other)
+    if isinstance(a, Number) or isinstance(b, Number):
+        assert (a == b, a != b) == (exact_a == exact_b, exact_a != exact_b)
+        assert (a < b, a <= b) == (exact_a < exact_b, exact_a <= exact_b)
+        assert (a > b, a >= b) == (exact_a > exact_b, exact_a >= exact_b)
+
+
+@given(st.dictionaries(st.sampled_from("abcd"), texts, min_size=1))
+def test_what_a_shape_leaves_is_as_it_came(members: dict[str, str]) -> None:
+    body = "{" + ",".join(f'"{name}":{text}' for name, text in members.items()) + "}"
+    first, text = next(iter(members.items()))
+    value = value_of(body.encode())
+    left = [f'"{name}":{each}' for name, each in members.items() if name != first]
+    assert text_of(Shape(select=Expression(first)).apply(value)) == text.encode()
+    assert text_of(Shape(deny=(first,)).apply(value)) == ("{" + ",".join(left) + "}").encode()
+    assert text_of(Shape(rename=((first, "e"),)).apply(value)) == body.replace(f'"{first}":', '"e":', 1).encode()
+
+
+@pytest.mark.parametrize("escape", ["\\ud800", "\\udc00", "a\\uDBFFb", "\\ud800\\ud800"])
+def test_a_surrogate_without_its_other_half_is_kept(escape: str) -> None:
+    body = f'{{"{escape}":["{escape}",1.0]}}'.encode()
+    assert json_text(body)[0] is not None
+    written = text_of(value_of(body))
+    assert json.loads(written) == json.loads(body)
+    assert written.endswith(b",1.0]}")
+    orjson.loads(well_formed(body))
+
+
+@pytest.mark.parametrize(
+    ("body", "charset", "said"),
+    [
+        (b"[NaN]", "", "not valid JSON"),
+        (b"[-Infinity]", "", "not valid JSON"),
+        (b"[01]", "", "not valid JSON"),
+        (b"[1.]", "", "not valid JSON"),
+        (b'["\n"]', "", "not valid JSON"),
+        (b"[1] [2]", "", "not valid JSON"),
+        (b'"\xff"', "", "no text in utf-8"),
+        (b'"\xff"', "utf-8", "no text in utf-8"),
+        (b'"\xff"', "klingon", "no text in klingon"),
+        (b'"\xff"', "idna", "charset idna"),
+        (b'"\xed\xa0\x80"', "", "no text in utf-8"),
+        (b"[" * 1025 + b"]" * 1025, "", "1024 levels"),
+        (b'{"a":' * 5000 + b'"\\ud800"' + b"}" * 5000, "", "1024 levels"),
+    ],
+)
+def test_what_is_no_json_is_refused_with_its_reason(body: bytes, charset: str, said: str) -> None:
+    with pytest.raises(NotJson, match=said):
+        json_text(body, charset)
+
+
+def test_a_charset_counts_where_the_bytes_are_no_utf_8() -> None:
+    assert json_text('"ü"'.encode("latin-1"), "ISO-8859-1")[0] == '"ü"'.encode()
+    assert json_text('"ü"'.encode(), "ISO-8859-1")[0] == '"ü"'.encode()
+
+
+def test_a_number_of_any_length_is_read_and_written() -> None:
+    text = b"[" + b"9" * 100_000 + b",0." + b"1" * 100_000 + b"]"
+    assert text_of(value_of(text)) == text
+
+
+@pytest.mark.parametrize("leaf", [b"1", b"1.0", b'"\\ud800"'])
+def test_no_more_levels_are_written_than_254(leaf: bytes) -> None:
+    text = b"[" * 254 + leaf + b"]" * 254
+    assert text_of(value_of(text)) == text
+    with pytest.raises(TooDeep):
+        text_of(value_of(b"[" + text + b"]"))
+
+
+# --- expressions ---------------------------------------------------------------------------------------------
+
+BODY = b"""{"n":[18446744073709551617,1.0,-2.50,1e400],"r":3.14159265358979323846,"s":"18446744073709551617",
+"i":[{"id":1,"p":0.10},{"p":0.3},{"id":null,"p":0.2}],"o":[{"i":[{"id":1},{}]},{},{"i":[]}]}"""
+
+FOUND: list[tuple[str, str]] = [
+    ("n", "[18446744073709551617,1.0,-2.50,1e400]"),
+    ("sort(n)", "[-2.50,1.0,18446744073709551617,1e400]"),
+    ("[max(n), min(n)]", "[1e400,-2.50]"),
+    ("sort_by(i, &p)[*].p", "[0.10,0.2,0.3]"),
+    ("max_by(i, &p).p", "0.3"),
+    ("sum(n[:1])", "18446744073709551617"),
+    ("sum(i[].p)", "0.60"),
+    ("avg(`[1, 2]`)", "1.5"),
+    ("floor(n[0])", "18446744073709551617"),
+    ("[floor(n[2]), ceil(n[2]), abs(n[2])]", "[-3,-2,2.50]"),
+    ("floor(n[3])", "1E+400"),
+    ("to_number(s)", "18446744073709551617"),
+    ("to_number(' 7 ')", "7"),
+    ("to_number('x')", "null"),
+    ("to_string(n)", '"[18446744073709551617,1.0,-2.50,1e400]"'),
+    ("type(n[1])", '"number"'),
+    ("n[?@ > `1e399`]", "[1e400]"),
+    ("n[0] > `18446744073709551616`", "true"),
+    ("r == `3.14159265358979323846`", "true"),
+    ("r == `3.14159265358979323847`", "false"),
+    ("i[?p == `0.1`].id", "[1]"),
+    ("contains(n, `1`)", "true"),
+    ("{a: `1.50`, b: `[18446744073709551617]`}", '{"a":1.50,"b":[18446744073709551617]}'),
+]
+
+
+@pytest.mark.parametrize(("expression", "found"), FOUND)
+def test_an_expression_finds_numbers_as_they_came_and_compares_them_exactly(expression: str, found: str) -> None:
+    assert text_of(Expression(expression).search(value_of(BODY))).decode() == found
+
+
+@pytest.mark.parametrize("expression", ["s > `1`", "abs(s)", "sort_by(i, &id)", "nothing(s)"])
+def test_what_can_not_be_applied_is_a_value_error(expression: str) -> None:
+    with pytest.raises(ValueError):
+        Expression(expression).search(value_of(BODY))
+
+
+@pytest.mark.parametrize(
+    ("expression", "places"),
+    [
+        ("i[*].id", [1, None, None]),
+        ("i[?p > `0.15`].id", [None, None]),
+        ("o[*].i[*].id", [[1, None], None, []]),
+        ("o[].i[].id", [1, None, None]),
+        ("i[0].*", [1, 0.1]),
+        ("i[2].*", [None, 0.2]),
+        ("s[*].id", None),
+        ("s.*", None),
+        ("s[?id].id", None),
+    ],
+)
+def test_places_keep_null_where_a_projection_finds_nothing(expression: str, places: Any) -> None:
+    assert Expression(expression).places(value_of(BODY)) == places
