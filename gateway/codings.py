@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import brotli
 import zstandard
+from xxhash import xxh3_64_hexdigest
 
 from .headers import CacheControl, Headers, combined, first, has, split_list, vary_names, without
 from .policy import Rules
@@ -75,9 +76,31 @@ def _weights(text: str) -> dict[str, float]:
     return weights
 
 
+_CODED_TAG = re.compile(rb"(.*)-(" + "|".join(CODINGS).encode("ascii") + rb')\.([0-9a-f]{8})"', re.DOTALL)
+
+
 def tag_of(tag: bytes, coding: str) -> bytes:
-    """The entity tag of a response in a coding, made of its plain tag."""
-    return tag[:-1] + b"-" + coding.encode("ascii") + b'"' if tag.endswith(b'"') else tag
+    """The entity tag of a response in a coding, made of its plain tag: `"v1"` becomes `"v1-gzip.1b9a7a51"`.
+
+    The digits are a checksum of the rest. By them the suffix is known for one of ours, by every worker and after every
+    restart, with nothing stored: an upstream's own `"v1-gzip"` stays what it is.
+    """
+    return tag[:-1] + _suffix(tag, coding.encode("ascii")) if tag.endswith(b'"') else tag
+
+
+def plain_tag(tag: bytes) -> bytes:
+    """The entity tag that `tag_of` made this one of; the tag itself where it did not."""
+    found = _CODED_TAG.fullmatch(tag)
+    if found is None:
+        return tag
+    plain = found[1] + b'"'
+    return plain if tag_of(plain, found[2].decode("ascii")) == tag else tag
+
+
+def _suffix(tag: bytes, coding: bytes) -> bytes:
+    # Without the mark of weakness, which caches in between may add.
+    checksum = xxh3_64_hexdigest(tag.removeprefix(b"W/") + coding)[:8]
+    return b'-%b.%b"' % (coding, checksum.encode("ascii"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +123,8 @@ class Coded:
             told = [*without(headers, b"vary"), (b"vary", ", ".join([*names, "accept-encoding"]).encode("latin-1"))]
         if coding is None:
             return told
+        # What is no entity tag cannot be made another one: two forms would have the same (RFC 9110 §8.8.3.3).
+        told = [pair for pair in told if pair[0] != b"etag" or pair[1].endswith(b'"')]
         told = [(name, tag_of(value, coding) if name == b"etag" else value) for name, value in told]
         return [*told, (b"content-encoding", coding.encode("ascii"))]
 

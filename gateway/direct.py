@@ -15,8 +15,9 @@ from .answers import Answer
 from .asks import Ask
 from .edge_pass import Direct, Pattern
 from .exchange import Exchange
+from .passing import UpstreamOrigin
 from .remembered import Block, Recall
-from .routes import Declared, Handlers, UpstreamOrigin
+from .routes import Declared, Handlers
 from .transport import Interim
 
 _ANYTHING = re.compile("")

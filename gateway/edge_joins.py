@@ -21,13 +21,13 @@ from .answers import stored_answer
 from .exchange import Exchange, PartSaid
 from .head_template import MARK, closing, head_of, start_of, template_of
 from .headers import has, http_date
-from .joining import Part, joining, whole_headers, whole_tag
+from .joining import Part, joining, whole_headers
 from .joints import CHANGING, NOTHING, AtHand, Ingredient, Joint
 from .keys import Plan
 from .metrics import Metrics, Tally
 from .middleware import Cors
 from .outcome import Outcome, Result
-from .policy import MAX_LIFE
+from .policy import MAX_LIFE, own_tag
 from .record import Life, Stored, size_of
 from .response_headers import with_diagnostics
 from .s3fifo import MOST_USES
@@ -323,7 +323,7 @@ class Joins:
             headers=(
                 joint.first,
                 (b"cache-control", promise),
-                (b"etag", whole_tag(found.body)),
+                (b"etag", own_tag(found.body)),
                 *joint.rest,
                 (b"date", self._date_at(now)),
             ),

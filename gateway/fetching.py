@@ -16,6 +16,8 @@ from .asks import Ask, Origin
 from .clock import Clock
 from .errors import UpstreamError, UpstreamTimeout
 from .flight import Alone, Failed, Landing, Marks
+from .headers import Headers
+from .preconditions import as_given
 from .ranges import span_of
 from .record import Stored
 from .storing import Storing
@@ -80,7 +82,7 @@ class Fetching:
             method = "GET"
         stale = self._tiers.conditional(stale, ask.wanted)
         conditions = policy.validators(stale) if stale is not None else []
-        ranges = [pair for pair in ask.headers if pair[0] in (b"range", b"if-range")] if ranged else []
+        ranges = _range_of(ask.headers) if ranged else []
         begun = None
         if method == "GET" and not ranged and stale is None and complete and ask.route.follows_origin:
             begun, ranges = self._storing.to_complete(ask)
@@ -194,3 +196,7 @@ class Fetching:
 
     def flight_key(self, ask: Ask) -> str:
         return self._tiers.flight_key(ask.wanted)
+
+
+def _range_of(headers: Headers) -> list[tuple[bytes, bytes]]:
+    return [pair for pair in as_given(headers) if pair[0] in (b"range", b"if-range")]

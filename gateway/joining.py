@@ -10,10 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xxhash import xxh3_128_hexdigest
-
 from .headers import CacheControl, Headers, parse_age
-from .policy import OWN_TAG
+from .policy import own_tag
 from .record import Made
 
 
@@ -117,7 +115,7 @@ def whole_headers(body: bytes, life: Joining, parts: str, *, complete: bool) -> 
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
         (b"cache-control", life.cache_control),
-        (b"etag", whole_tag(body)),
+        (b"etag", own_tag(body)),
         (b"age", b"%d" % life.age),
         (b"gateway-parts", parts.encode("ascii")),
         (b"gateway-complete", b"?1" if complete else b"?0"),
@@ -125,11 +123,6 @@ def whole_headers(body: bytes, life: Joining, parts: str, *, complete: bool) -> 
     if life.vary:
         headers.append((b"vary", ", ".join(life.vary).encode("ascii")))
     return headers
-
-
-def whole_tag(body: bytes) -> bytes:
-    """The entity tag of a joined answer."""
-    return OWN_TAG + xxh3_128_hexdigest(body).encode("ascii") + b'"'
 
 
 def _cache_control(whole: Part, lifetime: float, *, complete: bool) -> bytes:

@@ -22,6 +22,7 @@ from .errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_body
 from .exchange import LOOKED_KEY, SCOPE_KEY, Exchange, exchange_of
 from .headers import Headers, values, vary_names
 from .metrics import Metrics
+from .preconditions import as_given
 from .proxies import Trusted
 from .response_headers import with_diagnostics
 from .targets import Target, check_host, normalise, split_raw_target
@@ -51,6 +52,9 @@ class Timing:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["method"] not in ("GET", "HEAD"):
+            # Reads are answered by the compressed form's own tag; a write is compared with the tag as it was given.
+            scope["headers"] = as_given(scope["headers"])
         exchange = _exchange(scope, self._trusted)
         scope[SCOPE_KEY] = exchange
         PASSED_ON.set(traceparent_of(exchange.headers))

@@ -20,7 +20,7 @@ from .headers import Headers, without
 from .json_text import TooDeep, exactly, text_of
 from .merge import WrongType, decoded
 from .part_plan import as_text
-from .routes import UpstreamOrigin
+from .passing import UpstreamOrigin
 
 HEDGES = 0.05
 """How many of a part's requests may be hedged."""

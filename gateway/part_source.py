@@ -31,9 +31,10 @@ from .metrics import Metrics
 from .outcome import Result
 from .part_origin import Batch, Persistence, PersistentOrigin
 from .part_plan import PlannedPart, Values
+from .passing import UpstreamOrigin
 from .policy import PLAIN, Facts
 from .record import Stored
-from .routes import Declared, UpstreamOrigin
+from .routes import Declared
 from .targets import Target, pair_name
 from .templates import render_tag
 from .traffic import key_hash

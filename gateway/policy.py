@@ -45,11 +45,11 @@ from .rules import (
     facts_of,
 )
 from .validation import (
-    OWN_TAG,
     confirms,
     fields_of_304,
     freshened,
     not_modified,
+    own_tag,
     same_representation,
     validators,
 )
@@ -61,7 +61,6 @@ __all__ = [
     "JITTER",
     "MAX_LIFE",
     "NEGATIVE_STATUSES",
-    "OWN_TAG",
     "PLAIN",
     "SAFE_METHODS",
     "TAG_FIELDS",
@@ -92,6 +91,7 @@ __all__ = [
     "invalidates",
     "is_failure",
     "not_modified",
+    "own_tag",
     "passed_on",
     "same_representation",
     "softened",

@@ -6,7 +6,6 @@ may reach the upstream, and leaves the rest to the engine.
 
 from __future__ import annotations
 
-import time
 import typing
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ from functools import cached_property, partial
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-import msgspec
 from msgspec import structs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -24,12 +22,13 @@ from .answers import Answer, problem
 from .client import AnswerResponse, Client
 from .config import DEFAULT_VARY, Config, RouteConfig
 from .engine import Ask, Engine, Route
-from .errors import RequestRefused, UpstreamError
+from .errors import RequestRefused
 from .exchange import INTERIM_KEY, Exchange, exchange_of
 from .headers import Headers, first, has, values
 from .inside import REFERRING, replaced, rooted
-from .keys import Keying, passed_through, plan, primary_key
+from .keys import Keying, plan, primary_key
 from .metrics import Metrics
+from .passing import VIA, UpstreamOrigin, send_past
 from .policy import TAG_FIELDS, Rules, facts_of
 from .proxies import Trusted
 from .purges import Report
@@ -37,9 +36,8 @@ from .remembered import Block, Recall
 from .targets import Target, normalise, select_query
 from .templates import PathTemplate, TargetTemplate, compile_target, render_tag
 from .transport import Interim
-from .upstreams import ORDINARY, Fetched, Patience, Upstream
+from .upstreams import Fetched, Upstream
 
-VIA = (b"via", b"1.1 gateway")
 USER_AGENT = (b"user-agent", f"cached-gateway/{__version__}".encode())
 IDENTITY = (b"accept-encoding", b"identity")
 # Tells an upstream that it may speak to us by Surrogate-Control (Edge Architecture 1.0).
@@ -152,49 +150,6 @@ def public_constants(config: Config) -> tuple[tuple[bytes, bytes], ...]:
     )
 
 
-class UpstreamOrigin(msgspec.Struct, frozen=True):
-    """Where the answers of one request come from: its target at an upstream."""
-
-    upstream: Upstream
-    target: str
-    request_id: str
-    metrics: Metrics
-    interim: Interim | None = None
-    patience: Patience = ORDINARY
-
-    @property
-    def name(self) -> str:
-        return self.upstream.name
-
-    @property
-    def deadline(self) -> float:
-        return self.upstream.timeout if self.patience.timeout is None else self.patience.timeout
-
-    def refusal(self) -> UpstreamError | None:
-        return self.upstream.refusal()
-
-    async def fetch(self, method: str, headers: Headers) -> Fetched:
-        # Whoever fetches has the deadline of this origin, which is the upstream's own: one timer does.
-        return await self.send(method, headers, None, bounded=self.patience is ORDINARY)
-
-    async def send(self, method: str, headers: Headers, body: Any, *, bounded: bool = False) -> Fetched:
-        """Ask the upstream, and count what came of it. `bounded` as in `Upstream.fetch`. Raises UpstreamError."""
-        began = time.perf_counter()
-        result = "cancelled"
-        try:
-            sent = [*headers, (b"x-request-id", self.request_id.encode("ascii"))]
-            fetched = await self.upstream.fetch(
-                method, self.target, sent, body, self.interim, self.patience, bounded=bounded
-            )
-            result = f"{fetched.status // 100}xx"
-        except UpstreamError as error:
-            result = error.kind
-            raise
-        finally:
-            self.metrics.upstream(self.upstream.name, result, time.perf_counter() - began)
-        return fetched
-
-
 @dataclass(frozen=True)
 class Handlers:
     """Makes the handlers of declared routes. `public` finds the primary key of a path on the public side."""
@@ -263,7 +218,7 @@ class Handlers:
             facts = facts_of(exchange.method, headers, route.engine_route.rules)
 
         async def past() -> Fetched:
-            return await origin.send(exchange.method, forwarded(exchange, headers, keying.constants), body)
+            return await send_past(exchange, route.engine_route, origin, body)
 
         return Ask(
             route=route.engine_route,
@@ -315,9 +270,7 @@ class Handlers:
             client.expect_no_body()
 
         async def send() -> Fetched:
-            told = route.engine_route.keying.constants
-            sent = forwarded(exchange, exchange.headers, told, body=body is not None)
-            return await origin.send(method, sent, body)
+            return await send_past(exchange, route.engine_route, origin, body)
 
         answer = await client.while_there(
             self.engine.pass_by(
@@ -487,33 +440,3 @@ def interim_of(request: Request) -> Interim | None:
 def has_body(headers: Headers) -> bool:
     length = first(headers, b"content-length")
     return has(headers, b"transfer-encoding") or (length is not None and length.strip() != "0")
-
-
-def forwarded(exchange: Exchange, headers: Headers, told: Headers, *, body: bool = False) -> list[tuple[bytes, bytes]]:
-    """The fields of a request that passes by the cache: the client's, and what we know of the client.
-
-    `told` is what every fetch tells the upstream of us: with a `public_url` the host and the scheme are its, whatever
-    the client's `Host` says; a link made of that (to set a password anew, say) may go to somebody else.
-    """
-    kept = passed_through(headers)
-    if body or has(headers, b"content-length"):
-        kept += [pair for pair in headers if pair[0] == b"content-length"]
-    host = first(told, b"x-forwarded-host") or exchange.host
-    scheme = first(told, b"x-forwarded-proto") or exchange.scheme
-    known = [VIA]
-    if exchange.forwarded_for:
-        known.append((b"x-forwarded-for", exchange.forwarded_for.encode("latin-1")))
-        known.append((b"forwarded", forwarded_element(exchange.forwarded_for, scheme, host)))
-    known.append((b"x-forwarded-proto", scheme.encode("latin-1")))
-    if host:
-        known.append((b"x-forwarded-host", host.encode("latin-1")))
-    return [*kept, *known]
-
-
-def forwarded_element(chain: str, scheme: str, host: str) -> bytes:
-    """`Forwarded` (RFC 7239) for the request: each address of the chain, and what was asked of us."""
-    nodes = [f'for="[{node}]"' if ":" in node else f"for={node}" for node in chain.split(", ")]
-    nodes[-1] += f";proto={scheme}"
-    if host:
-        nodes[-1] += f';host="{host}"'
-    return ", ".join(nodes).encode("latin-1")

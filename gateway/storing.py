@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 
 from msgspec import structs
-from xxhash import xxh3_128_hexdigest
 
 from . import policy
 from .asks import Ask
@@ -79,7 +78,7 @@ class Storing:
     def _stored(self, ask: Ask, received: policy.Received, verdict: policy.Admit, body: bytes) -> Stored:
         headers = without(verdict.headers, b"content-length")
         if not ask.route.follows_origin and received.status == 200 and not has(headers, b"etag"):
-            headers.append((b"etag", policy.OWN_TAG + xxh3_128_hexdigest(body).encode("ascii") + b'"'))
+            headers.append((b"etag", policy.own_tag(body)))
         if not has(headers, b"date"):
             headers.append((b"date", http_date(received.arrived)))
         return Stored(

@@ -3,6 +3,10 @@ and whether a client has a response already. Pure."""
 
 from __future__ import annotations
 
+import re
+
+from xxhash import xxh3_128_hexdigest
+
 from .admission import FOR_US, NOT_STORED, Received
 from .headers import (
     Headers,
@@ -18,13 +22,22 @@ from .headers import (
 )
 from .record import Stored
 
-# The tags that the gateway gives to answers without one begin so; no upstream knows them.
-OWN_TAG = b'"gw-'
+_OWN_TAG = re.compile(rb'"gw-[0-9a-f]{32}"')
+
+
+def own_tag(body: bytes) -> bytes:
+    """The strong tag of an answer whose upstream gave it none; no upstream knows it."""
+    return b'"gw-%b"' % xxh3_128_hexdigest(body).encode("ascii")
+
+
+def is_own(tag: bytes) -> bool:
+    """Whether a tag, weak or not, has the form of one that the gateway made."""
+    return _OWN_TAG.fullmatch(tag.removeprefix(b"W/")) is not None
 
 
 def validators(stored: Stored) -> list[tuple[bytes, bytes]]:
     """The request fields that ask whether `stored` still holds (RFC 9111 §4.3.1)."""
-    tags = [value for value in values(stored.headers, b"etag")[:1] if not value.startswith(OWN_TAG)]
+    tags = [value for value in values(stored.headers, b"etag")[:1] if not is_own(value)]
     fields = [(b"if-none-match", value) for value in tags]
     fields += [(b"if-modified-since", value) for value in values(stored.headers, b"last-modified")[:1]]
     return fields

@@ -1,0 +1,158 @@
+"""Requests that pass by the cache: what an upstream is sent of them, and which of their conditions are its to judge.
+
+A condition on a tag that the gateway made is the gateway's to judge (RFC 9110 §13.1.1): before a write it asks for the
+representation as it is now. The upstream cannot be kept from changing between that answer and the write; who needs more
+lets the upstream give the tags.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import msgspec
+from msgspec import structs
+
+from .answers import problem
+from .asks import Route
+from .errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from .exchange import Exchange
+from .fetched import Fetched, WholeBody
+from .headers import Headers, first, has, values, without
+from .keys import passed_through, plan
+from .metrics import Metrics
+from .policy import own_tag
+from .preconditions import as_given, as_known, own_tags, settled, without_own
+from .transport import Interim
+from .upstreams import ORDINARY, Patience, Upstream
+
+VIA = (b"via", b"1.1 gateway")
+
+
+class UpstreamOrigin(msgspec.Struct, frozen=True):
+    """Where the answers of one request come from: its target at an upstream."""
+
+    upstream: Upstream
+    target: str
+    request_id: str
+    metrics: Metrics
+    interim: Interim | None = None
+    patience: Patience = ORDINARY
+
+    @property
+    def name(self) -> str:
+        return self.upstream.name
+
+    @property
+    def deadline(self) -> float:
+        return self.upstream.timeout if self.patience.timeout is None else self.patience.timeout
+
+    def refusal(self) -> UpstreamError | None:
+        return self.upstream.refusal()
+
+    async def fetch(self, method: str, headers: Headers) -> Fetched:
+        # Whoever fetches has the deadline of this origin, which is the upstream's own: one timer does.
+        return await self.send(method, headers, None, bounded=self.patience is ORDINARY)
+
+    async def send(self, method: str, headers: Headers, body: Any, *, bounded: bool = False) -> Fetched:
+        """Ask the upstream, and count what came of it. `bounded` as in `Upstream.fetch`. Raises UpstreamError."""
+        began = time.perf_counter()
+        result = "cancelled"
+        try:
+            sent = [*headers, (b"x-request-id", self.request_id.encode("ascii"))]
+            fetched = await self.upstream.fetch(
+                method, self.target, sent, body, self.interim, self.patience, bounded=bounded
+            )
+            result = f"{fetched.status // 100}xx"
+        except UpstreamError as error:
+            result = error.kind
+            raise
+        finally:
+            self.metrics.upstream(self.upstream.name, result, time.perf_counter() - began)
+        return fetched
+
+
+async def send_past(exchange: Exchange, route: Route, origin: UpstreamOrigin, body: Any) -> Fetched:
+    """The upstream's answer to a request that passes by the cache; 412 where a condition on a tag that the gateway made
+    is false. Raises UpstreamError."""
+    headers = await _for_upstream(exchange, route, origin)
+    if headers is None:
+        failed = problem(exchange, 412, "The representation is another than the one that the condition names.")
+        assert isinstance(failed.body, bytes)
+        return Fetched(failed.status, failed.headers, WholeBody(failed.body))
+    told = route.keying.constants
+    fetched = await origin.send(exchange.method, forwarded(exchange, headers, told, body=body is not None), body)
+    if fetched.status == 304:
+        return structs.replace(fetched, headers=as_known(exchange.headers, fetched.headers))
+    return fetched
+
+
+async def _for_upstream(exchange: Exchange, route: Route, origin: UpstreamOrigin) -> Headers | None:
+    """A request's fields with the conditions that are the upstream's to judge; None where one that is the gateway's is
+    false. Raises UpstreamError."""
+    headers: Headers | None = as_given(exchange.headers)
+    assert headers is not None
+    if exchange.method in ("GET", "HEAD"):
+        headers = without_own(headers, b"if-none-match") if own_tags(headers, b"if-none-match") else headers
+    for name in (b"if-match", b"if-none-match"):
+        if headers is not None and own_tags(headers, name):
+            headers = settled(headers, name, *await _tags_now(exchange, route, origin))
+    return headers
+
+
+async def _tags_now(exchange: Exchange, route: Route, origin: UpstreamOrigin) -> tuple[bytes | None, bytes | None]:
+    """The tag that the upstream gives to the representation as it is now, and where it gives none, the gateway's. It is
+    asked as for an answer to be stored: to such an answer the gateway gave its tag. Raises UpstreamError."""
+    keying = route.keying
+    uncounted = [
+        *((b"authorization",) if keying.authorization == "pass" else ()),
+        *((b"cookie",) if not keying.cookies else ()),
+    ]
+    conditions = (b"if-match", b"if-unmodified-since", b"range")
+    asked = plan(keying, origin.name, origin.target, without(exchange.headers, *uncounted, *conditions))
+    try:
+        async with asyncio.timeout(origin.deadline):
+            fetched = await structs.replace(origin, interim=None).send("GET", asked.forward, None)
+            try:
+                body = await fetched.body.whole(route.max_body)
+            finally:
+                await fetched.body.aclose()
+    except TimeoutError:
+        raise UpstreamTimeout(origin.name, "no whole answer within its deadline") from None
+    if fetched.status >= 500:
+        raise UpstreamUnreachable(origin.name, f"{fetched.status} to the question whether a condition holds")
+    if fetched.status != 200 or body is None:
+        return None, None
+    given = values(fetched.headers, b"etag")
+    return (given[0], None) if given else (None, own_tag(body))
+
+
+def forwarded(exchange: Exchange, headers: Headers, told: Headers, *, body: bool = False) -> list[tuple[bytes, bytes]]:
+    """The fields of a request that passes by the cache: the client's, and what we know of the client.
+
+    `told` is what every fetch tells the upstream of us: with a `public_url` the host and the scheme are its, whatever
+    the client's `Host` says; a link made of that (to set a password anew, say) may go to somebody else.
+    """
+    kept = passed_through(headers)
+    if body or has(headers, b"content-length"):
+        kept += [pair for pair in headers if pair[0] == b"content-length"]
+    host = first(told, b"x-forwarded-host") or exchange.host
+    scheme = first(told, b"x-forwarded-proto") or exchange.scheme
+    known = [VIA]
+    if exchange.forwarded_for:
+        known.append((b"x-forwarded-for", exchange.forwarded_for.encode("latin-1")))
+        known.append((b"forwarded", forwarded_element(exchange.forwarded_for, scheme, host)))
+    known.append((b"x-forwarded-proto", scheme.encode("latin-1")))
+    if host:
+        known.append((b"x-forwarded-host", host.encode("latin-1")))
+    return [*kept, *known]
+
+
+def forwarded_element(chain: str, scheme: str, host: str) -> bytes:
+    """`Forwarded` (RFC 7239) for the request: each address of the chain, and what was asked of us."""
+    nodes = [f'for="[{node}]"' if ":" in node else f"for={node}" for node in chain.split(", ")]
+    nodes[-1] += f";proto={scheme}"
+    if host:
+        nodes[-1] += f';host="{host}"'
+    return ", ".join(nodes).encode("latin-1")
