@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from urllib.parse import unquote, unquote_plus
+from urllib.parse import unquote_plus
 
 from msgspec import structs
 from starlette.requests import Request
@@ -35,7 +35,7 @@ from .policy import Rules, facts_of
 from .proxies import Trusted
 from .remembered import Recall
 from .routes import Declared, has_body, keying_of, local_path, public_constants, purge_response, rules_of
-from .targets import Target, pair_name
+from .targets import Target, query_name
 from .upstreams import Upstream
 from .workshop import Recipe, Workshop
 
@@ -208,35 +208,35 @@ def _behind(source: Source) -> tuple[object, ...]:
 
 def aggregate_key(aggregate: Aggregate, target: Target) -> str:
     """The primary key of an aggregate's answer at a target of the public side."""
-    _, shown = _selected(aggregate, target)
+    shown = _selected(aggregate, target)
     return primary_key(f"+{aggregate.name}", _key_target(aggregate, target.path, target, shown))
 
 
 def _key_target(aggregate: Aggregate, path: str, target: Target, shown: tuple[str, ...] | None) -> str:
-    pairs = [pair for pair in target.query if unquote(pair_name(pair)) in aggregate.kit.plan.query]
+    pairs = list(_counted(aggregate, target))
     if shown is not None:
         pairs.append(f"{PARTS}={','.join(shown)}")
     return f"{path}?{'&'.join(pairs)}" if pairs else path
 
 
-def _selected(aggregate: Aggregate, target: Target) -> tuple[dict[str, str], tuple[str, ...] | None]:
-    """The client's query parameters that count, and the parts it asks for (None: all). Raises RequestRefused."""
-    query: dict[str, str] = {}
-    for pair in target.query:
-        name, _, value = pair.partition("=")
-        query.setdefault(unquote_plus(name), unquote_plus(value))
+def _counted(aggregate: Aggregate, target: Target) -> tuple[str, ...]:
+    """The pairs of the client's query that a part sees: they are in the key as they are passed on."""
+    return tuple(pair for pair in target.query if query_name(pair) in aggregate.kit.plan.query)
+
+
+def _selected(aggregate: Aggregate, target: Target) -> tuple[str, ...] | None:
+    """The parts that the client asks for; None: all. Raises RequestRefused."""
     known = aggregate.config.parts
-    asked = query.get(PARTS) if aggregate.config.selectable else None
-    counted = {name: value for name, value in query.items() if name in aggregate.kit.plan.query}
-    if asked is None:
-        return counted, None
-    names = set(filter(None, asked.split(",")))
+    asked = [unquote_plus(pair.partition("=")[2]) for pair in target.query if query_name(pair) == PARTS]
+    if not asked or not aggregate.config.selectable:
+        return None
+    names = set(filter(None, ",".join(asked).split(",")))
     if not names:
         raise RequestRefused(f"parts names no part; there are: {', '.join(known)}", reason="parts")
     for name in names:
         if name not in known:
             raise RequestRefused(f"There is no part of that name{near(name, known)}", reason="parts")
-    return counted, tuple(name for name in known if name in names)
+    return tuple(name for name in known if name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,11 +254,12 @@ def asked_of(aggregate: Aggregate, path: str, target: Target, headers: Headers) 
     parameters = aggregate.config.template.match(path)
     if parameters is None:
         raise RequestRefused("The path does not have the form of its route.", 404)
-    query, selected = _selected(aggregate, target)
+    selected = _selected(aggregate, target)
     reads = aggregate.kit.plan.reads
     header = {name: value for name in reads if (value := first(headers, name.encode())) is not None}
     shown = tuple(aggregate.config.parts) if selected is None else selected
-    return Asked(_key_target(aggregate, path, target, selected), Values(parameters, query, header), shown)
+    values = Values(parameters, _counted(aggregate, target), header)
+    return Asked(_key_target(aggregate, path, target, selected), values, shown)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote_plus
 
 from pydantic import JsonValue
 
@@ -21,6 +21,7 @@ from .errors import RequestRefused
 from .expressions import Expression, truthy
 from .json_text import Number
 from .part_config import PartConfig
+from .targets import query_name
 from .templates import PathTemplate, TargetTemplate, TemplateError, compile_target
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -66,13 +67,22 @@ class Reference:
 
 @dataclass(frozen=True)
 class Values:
-    """What the templates of one request take their values from. `path` holds encoded values; `parts` parsed ones."""
+    """What the templates of one request take their values from. `path` holds encoded values; `pairs` are those of the
+    client's query that count, in their normal form; `parts` holds parsed values."""
 
     path: Mapping[str, str]
-    query: Mapping[str, str]
+    pairs: tuple[str, ...]
     header: dict[str, str]
     parts: Mapping[str, JsonValue] = field(default_factory=dict)
     item: str | None = None
+
+    @cached_property
+    def query(self) -> dict[str, list[str]]:
+        """The values of the client's query by their names, in the client's order."""
+        found: dict[str, list[str]] = {}
+        for pair in self.pairs:
+            found.setdefault(query_name(pair), []).append(unquote_plus(pair.partition("=")[2]))
+        return found
 
     def of(self, reference: Reference) -> str:
         """The value as text, not encoded but for the path's. Raises Missing."""
@@ -80,7 +90,7 @@ class Values:
             case "path":
                 value: object = self.path.get(reference.rest)
             case "query":
-                value = self.query.get(reference.rest)
+                value = next(iter(self.query.get(reference.rest, ())), None)
             case "header":
                 value = self.header.get(reference.rest)
             case "item":
@@ -147,7 +157,8 @@ class PartTarget:
     """The pairs of the query, and which references each of them holds."""
 
     def render(self, values: Values) -> tuple[str, tuple[str, ...]]:
-        """The normalised path and the query's pairs. A pair whose value the client did not send is left out.
+        """The normalised path and the query's pairs. A pair whose value the client did not send is left out; one that
+        takes a single value of the client's query is repeated for each value of that name.
 
         Raises Missing, and RequestRefused where a value would leave its segment.
         """
@@ -162,8 +173,21 @@ class PartTarget:
                 absent.add(number)
                 value = ""
             found[f"p{number}"] = value if reference.source == "path" else quote(value, safe=_SAFE)
-        kept = tuple(pair for pair, numbers in self.pairs if absent.isdisjoint(numbers))
-        return TargetTemplate(self.template.path, kept).ask(found)
+        kept: list[str] = []
+        for pair, numbers in self.pairs:
+            taken = [number for number in numbers if self.references[number].source == "query"]
+            if len(taken) == 1 and absent.isdisjoint(set(numbers) - set(taken)):
+                kept += self._repeated(pair, taken[0], values, found)
+            elif absent.isdisjoint(numbers):
+                kept.append(pair)
+        return TargetTemplate(self.template.path, tuple(kept)).ask(found)
+
+    def _repeated(self, pair: str, number: int, values: Values, found: dict[str, str]) -> Iterator[str]:
+        """`pair` for each value that the client sent of the one that it takes, whose place in it is told apart."""
+        name = self.references[number].rest
+        for count, value in enumerate(filter(None, values.query.get(name, ()))):
+            found[f"p{number}_{count}"] = quote(value, safe=_SAFE)
+            yield pair.replace(f"{{p{number}}}", f"{{p{number}_{count}}}")
 
 
 @dataclass(frozen=True)
@@ -505,7 +529,8 @@ def _route_problems(
 def condition_holds(when: Expression, values: Values, parts: Mapping[str, JsonValue]) -> bool:
     """Whether a part's `when` is true."""
     header = values.header | {name.replace("-", "_"): value for name, value in values.header.items()}
-    scope: dict[str, object] = {**parts, "path": dict(values.path), "query": dict(values.query), "header": header}
+    query = {name: each[0] for name, each in values.query.items()}
+    scope: dict[str, object] = {**parts, "path": dict(values.path), "query": query, "header": header}
     return truthy(searched(when, scope))
 
 

@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from urllib.parse import quote
 
 from msgspec import structs
 
@@ -30,12 +29,12 @@ from .keys import Keying, Plan, passed_through, plan, primary_key
 from .metrics import Metrics
 from .outcome import Result
 from .part_origin import Batch, Persistence, PersistentOrigin
-from .part_plan import PlannedPart, Values
+from .part_plan import PartTarget, PlannedPart, Values
 from .passing import UpstreamOrigin
 from .policy import PLAIN, Facts
 from .record import Stored
 from .routes import Declared
-from .targets import Target, pair_name
+from .targets import Target, pair_name, query_name
 from .templates import render_tag
 from .traffic import key_hash
 from .upstreams import Patience, Upstream
@@ -197,20 +196,24 @@ class Source:
         texts = (part.target, *part.tags)
         if self.declared is not None or part.config.query or any(each is None or each.references for each in texts):
             return None
-        return self._rendered(Values({}, {}, {}))
+        return self._rendered(Values({}, (), {}))
 
     def _rendered(self, values: Values) -> tuple[str, tuple[str, ...]]:
         if self.declared is not None:
             return self._target_of_route(self.declared, values)
         assert self.part.target is not None
-        path, pairs = self.part.target.render(values)
-        passed = self.part.config.query
-        if passed:
-            pairs = (*pairs, *(pair for pair in _pairs(values.query) if pair_name(pair) in passed))
-        target = str(Target(path, tuple(sorted(pairs, key=pair_name)), ""))
+        target = self._filled(self.part.target, values)
         tags = tuple(tag.render(values) for tag in self.part.tags)
         _check_length(target, *tags)
         return target, tags
+
+    def _filled(self, template: PartTarget, values: Values) -> str:
+        """A target with its values in it, and the client's pairs that the part passes on, as a route does it."""
+        path, pairs = template.render(values)
+        passed = self.part.config.query
+        if passed:
+            pairs = (*pairs, *(pair for pair in values.pairs if query_name(pair) in passed))
+        return str(Target(path, tuple(sorted(pairs, key=pair_name)), ""))
 
     def _target_of_route(self, declared: Declared, values: Values) -> tuple[str, tuple[str, ...]]:
         template = self.part.target
@@ -262,9 +265,7 @@ class Source:
             example, _ = self._with_own_headers(example, wanting.headers, wanting.values)
 
         async def send(ids: str) -> Fetched:
-            values = replace(wanting.values, item=ids)
-            path, pairs = template.render(values)
-            target = str(Target(path, tuple(sorted(pairs, key=pair_name)), ""))
+            target = self._filled(template, replace(wanting.values, item=ids))
             return await self.origin(target, wanting.exchange.request_id).fetch("GET", example.forward)
 
         config = self.part.config
@@ -420,10 +421,6 @@ _SAID: Mapping[Result, str] = {
 
 def _status(status: int) -> int:
     return 504 if status == 504 else 502
-
-
-def _pairs(query: Mapping[str, str]) -> list[str]:
-    return [f"{quote(name, safe='~')}={quote(value, safe='~')}" for name, value in query.items()]
 
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:

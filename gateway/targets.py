@@ -111,13 +111,18 @@ def pair_name(pair: str) -> str:
     return pair.partition("=")[0]
 
 
+def query_name(pair: str) -> str:
+    """The name of a pair as settings have it: without percent-encoding."""
+    return unquote(pair_name(pair))
+
+
 def select_query(pairs: Iterable[str], allowed: frozenset[str] | None, dropped: tuple[str, ...]) -> tuple[str, ...]:
     """The pairs that count: those whose names are allowed (None: all) and match no pattern of `dropped`."""
     return tuple(
         pair
         for pair in pairs
-        if (allowed is None or unquote(pair_name(pair)) in allowed)
-        and not any(fnmatchcase(unquote(pair_name(pair)), pattern) for pattern in dropped)
+        if (allowed is None or query_name(pair) in allowed)
+        and not any(fnmatchcase(query_name(pair), pattern) for pattern in dropped)
     )
 
 

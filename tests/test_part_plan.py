@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -44,8 +45,9 @@ def target(text: str) -> PartTarget:
     return found
 
 
-def values(**given: Any) -> Values:
-    return Values(**{"path": {"user": "7"}, "query": {}, "header": {}, **given})
+def values(query: dict[str, str] | None = None, **given: Any) -> Values:
+    pairs = tuple(f"{name}={quote(value)}" for name, value in (query or {}).items())
+    return Values(**{"path": {"user": "7"}, "pairs": pairs, "header": {}, **given})
 
 
 # --- the graph ---------------------------------------------------------------------------------------------
