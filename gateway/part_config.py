@@ -74,8 +74,8 @@ class _PartConfig(Model):
     """Request headers of the part, with values in braces as in `path`; each is part of its cache key. One whose value
     the client did not send is left out."""
     query: TextList = []
-    """The client's query parameters that are passed on to the part, where the client sends them: all pairs of a name, in
-    the client's order."""
+    """The client's query parameters that are passed on to the part, where the client sends them: all pairs of a name,
+    in the client's order."""
     ttl: Ttl = "origin"
     """How long the part is fresh; as a route's."""
     stale_while_revalidate: Duration | None = None
