@@ -93,8 +93,26 @@ def passed_on(headers: Headers) -> list[tuple[bytes, bytes]]:
     return [pair for pair in end_to_end(headers) if pair[0] not in FOR_US]
 
 
+LONGEST_REST = 600.0
+"""Seconds for which an upstream is left alone at most, whatever its `Retry-After` says; so long what is stale stands in
+by default."""
+
+
+def retry_after(received: Received) -> float | None:
+    """For how many seconds a 429 or 503 asks to be left alone (RFC 9110 §10.2.3: seconds, or a date), at most ten
+    minutes; None where it does not say."""
+    text = first(received.headers, b"retry-after") if received.status in (429, 503) else None
+    if text is None:
+        return None
+    at = parse_date(text, received.arrived)
+    seconds = float(text) if text.isdecimal() and text.isascii() else None if at is None else at - received.arrived
+    return None if seconds is None else min(max(0.0, seconds), LONGEST_REST)
+
+
 def admit(received: Received, facts: Facts, rules: Rules) -> Admit | Refuse:
     """Whether a response to a GET may be stored, and as what (RFC 9111 §3)."""
+    if rules.off:
+        return Refuse("off")
     headers = received.headers
     directives, targeted = governing(headers)
     refusal = _personal(headers, directives) or _unstorable(received, facts, rules, directives)
@@ -173,8 +191,10 @@ def _unstorable(received: Received, facts: Facts, rules: Rules, directives: Cach
         return Refuse("not-understood")
     if "no-store" in directives and not understood:
         return Refuse("no-store", personal=True)
-    if status < 200 or status in (206, 304) or status > 599:
-        return Refuse("status")
+    if status < 200 or status in (206, 304, 429) or status > 599:
+        return Refuse("status")  # 429: RFC 6585 §4
+    if _is_endless(received.headers):
+        return Refuse("endless")
     if rules.ttl is None:
         if facts.authorized and not _shared_despite_authorization(directives):
             return Refuse("authorization", personal=True)
@@ -182,6 +202,15 @@ def _unstorable(received: Received, facts: Facts, rules: Rules, directives: Cach
     if status not in TTL_STATUSES and not (status in NEGATIVE_STATUSES and rules.negative_ttl > 0):
         return Refuse("status")
     return None
+
+
+_ENDLESS = frozenset(("text/event-stream", "multipart/x-mixed-replace"))
+"""Content types of responses that go on for as long as the connection does."""
+
+
+def _is_endless(headers: Headers) -> bool:
+    content_type = first(headers, b"content-type") or ""
+    return content_type.partition(";")[0].strip().lower() in _ENDLESS
 
 
 def _shared_despite_authorization(directives: CacheControl) -> bool:

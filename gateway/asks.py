@@ -33,6 +33,9 @@ class Route:
     """Whether answers are made here, of others that are stored (an aggregate): they are kept in memory alone, where
     those lie too, and nobody is asked for them but the parts."""
 
+    local: bool = False
+    """Whether answers are a handler's in this process: its 4xx are answers, a 429 too."""
+
     @property
     def follows_origin(self) -> bool:
         return self.rules.ttl is None and not self.made

@@ -132,7 +132,8 @@ class Config(Model):
     trusted_proxies: Networks = []
     """Networks whose `X-Forwarded-*` is believed, such as 10.0.0.0/8."""
     retry_after: Duration = timedelta(seconds=1)
-    """How long a key whose fetch failed is not asked for again while a stale answer can be given."""
+    """How long a key whose fetch failed is not asked for again while a stale answer can be given; longer where a 429 or
+    503 says so by `Retry-After`, up to 10 minutes."""
     overload_lag: Duration = timedelta(milliseconds=50)
     """How late the event loop may be, for 0.3 s on end, before refreshes and then misses are given up (503);
     `0s` gives up none. Hits are always served."""
@@ -143,7 +144,7 @@ class Config(Model):
     """How long a worker that is cut off from Redis, and so hears of no purge, trusts its memory: a duration, or
     `forever`."""
     uncacheable_for: Duration = timedelta(seconds=5)
-    """How long requests for a key whose answer could not be stored do not wait for each other."""
+    """How long requests for a key whose answer could not be shared do not wait for each other (hit-for-miss)."""
     upstreams: dict[str, UpstreamConfig] = {}
     """The APIs behind the gateway, by name."""
     routes: dict[str, RouteConfig] = {}

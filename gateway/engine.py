@@ -12,6 +12,8 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import Enum
+from functools import partial
 from typing import assert_never
 
 from . import answers, policy
@@ -25,8 +27,8 @@ from .clock import Clock
 from .epochs import EVERYTHING, key_name, route_name, tag_name
 from .errors import Overloaded, UpstreamError
 from .exchange import Exchange
-from .fetching import Durations, Fetching
-from .flight import Alone, Failed, Flight, Landed
+from .fetching import Durations, Fetching, identity_of
+from .flight import Alone, Failed, Flight, Landed, Landing
 from .flying import Flying
 from .governor import Governor
 from .headers import has
@@ -45,6 +47,14 @@ from .vary import variant_key
 
 ATTEMPTS = 3
 """How often a request waits for somebody else's fetch before it makes its own."""
+
+
+class Useless(Enum):
+    """Why somebody else's fetch does not answer a request."""
+
+    TO_ME = "to me"
+    """It may be reused for no other request, or not for this one."""
+    PURGED = "purged"
 
 
 class Engine:
@@ -241,8 +251,8 @@ class Engine:
         if ask.facts.head and ask.route.follows_origin:
             return await self._alone(ask, None, reason, None)
         arrived = self._flying.launched
+        key = self._fetching.flight_key(ask)
         for _ in range(ATTEMPTS):
-            key = self._fetching.flight_key(ask)
             if self._fetching.is_uncacheable(key):
                 break
             flight = self.flights.get(key)
@@ -255,8 +265,11 @@ class Engine:
                     return await self._lead(key, ask, stale, reason)
                 flight = self._flying.launch(key, ask, stale)
             answer = await self._wait(ask, flight, stale, reason, arrived=arrived, leading=leading)
-            if answer is not None:
+            if isinstance(answer, Answer):
                 return answer
+            before, key = key, self._fetching.flight_key(ask, flight.vary)
+            if answer is Useless.TO_ME and key == before:
+                break  # what comes next for this key would be as useless: nobody waits twice for it
         return await self._alone(ask, stale, reason, None)
 
     async def _lead(self, key: str, ask: Ask, stale: Stored | None, reason: str) -> Answer:
@@ -268,27 +281,25 @@ class Engine:
 
     async def _wait(
         self, ask: Ask, flight: Flight, stale: Stored | None, reason: str, *, arrived: int, leading: bool
-    ) -> Answer | None:
-        """The answer that a flight brings to this request; None where it is of no use to it.
+    ) -> Answer | Useless:
+        """The answer that a flight brings to this request, or why it is of no use to it.
 
         A flight that was under way when the request arrived may bring what was purged before that, under a tag which
         nobody knew before the response came.
         """
         began = time.perf_counter()
-        landing = await flight.wait(leading=leading)
+        landing = await (flight.lead() if leading else flight.wait(partial(self._serves, ask)))
         ask.exchange.spend("upstream", time.perf_counter() - began)
+        if landing is None or (not leading and not self._is_for(ask, landing, stale)):
+            return Useless.TO_ME
         if leading:
             return self._answering.landed(ask, landing, stale, reason, collapsed=False)
-        if isinstance(landing, Alone):
-            return None
-        if isinstance(landing, Landed) and not self._serves(ask, landing.stored):
-            return None
         if (
             isinstance(landing, Landed)
             and flight.number <= arrived
             and not self.tiers.valid(landing.stored, ask.wanted)
         ):
-            return None
+            return Useless.PURGED
         self.collapsed += 1
         return self._answering.landed(ask, landing, stale, reason, collapsed=True)
 
@@ -344,6 +355,19 @@ class Engine:
         return Failed(503, error=Overloaded(name, "too many fetches are under way", self._durations.retry_after))
 
     # --- the stores, and the end ---------------------------------------------------------------------------
+
+    def _is_for(self, ask: Ask, landing: Landing, stale: Stored | None) -> bool:
+        """Whether what another request's fetch came to may answer this one: a personal failure, by what is stale."""
+        match landing:
+            case Landed(stored):
+                return self._serves(ask, stored)
+            case Failed(personal=personal, identity=identity):
+                to_share = not personal and (identity is None or list(identity) == identity_of(ask))
+                return to_share or (stale is not None and self._fetching.usable_on_error(ask, stale))
+            case Alone():
+                return False
+            case _:
+                assert_never(landing)
 
     def _serves(self, ask: Ask, stored: Stored) -> bool:
         """Whether a response fetched for another request may answer this one: same variant, and reusable."""

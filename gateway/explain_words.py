@@ -17,6 +17,7 @@ BYPASSES = {
     "authorization": "a request with Authorization passes by the cache here (setting `authorization`)",
     "cookie": "a request with cookies passes by the cache here (setting `cookies`)",
     "precondition": "a request with If-Match or If-Unmodified-Since is the upstream's to judge",
+    "off": "the route has cache: off, or ttl: 0s",
     "no-store": "the request says Cache-Control: no-store",
 }
 

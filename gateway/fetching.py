@@ -1,13 +1,16 @@
 """One fetch from its beginning to what it comes to: a response to be kept, a failure to share, or one client's alone.
 
 What an upstream cannot give twice, or failed to give, is remembered for a while: so that those who come next do not
-queue for it (*uncacheable*), and do not ask again at once (*resting*).
+queue for it (*uncacheable*), and do not ask again at once (*resting*). What rests after a status is known by the
+identity of the request that got it, too: what came of one client's credentials says nothing of others. A lost
+connection, or a deadline that passed, does.
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 from msgspec import structs
 
@@ -15,14 +18,16 @@ from . import policy
 from .asks import Ask, Origin
 from .clock import Clock
 from .errors import UpstreamError, UpstreamTimeout
-from .flight import Alone, Failed, Landing, Marks
+from .flight import Alone, Failed, Flight, Landed, Landing, Marks
 from .headers import Headers
+from .keys import digest, is_identity
 from .preconditions import as_given
 from .ranges import span_of
 from .record import Stored
 from .storing import Storing
 from .tiers import Tiers
 from .upstreams import Fetched, WholeBody
+from .vary import Names, variant_key
 
 
 @dataclass(slots=True)
@@ -52,14 +57,22 @@ class Fetching:
         method: str = "GET",
         ranged: bool = False,
         within: float | None = None,
+        flight: Flight | None = None,
     ) -> Landing:
         """Fetch, and decide what the response is: to be kept, a failure, or for its client alone.
 
-        `within` (seconds) is what is left of its deadline.
+        `within` (seconds) is what is left of its deadline. Those who wait for `flight` are told of the response's head.
         """
         left = origin.deadline if within is None else min(within, origin.deadline)
         try:
-            return await self._fetch(ask, origin, stale, method=method, ranged=ranged, left=left)
+            landing = await self._fetch(ask, origin, stale, method=method, ranged=ranged, left=left, flight=flight)
+            if (
+                isinstance(landing, Landed)
+                and ask.route.follows_origin
+                and not self._serves_others(ask, landing.stored)
+            ):
+                self.mark_uncacheable(self.flight_key(ask))
+            return landing
         except TimeoutError:
             error: UpstreamError = UpstreamTimeout(origin.name, "no whole answer within its deadline")
         except UpstreamError as failure:
@@ -76,6 +89,7 @@ class Fetching:
         method: str,
         ranged: bool,
         left: float,
+        flight: Flight | None,
         complete: bool = True,
     ) -> Landing:
         if method == "HEAD" and not ask.route.follows_origin:
@@ -95,20 +109,22 @@ class Fetching:
                     await fetched.body.aclose()
                     if policy.confirms(stale, received):
                         return self._storing.confirmed(ask, stale, received)
-                    return await self._fetch(ask, origin, None, method=method, ranged=ranged, left=left)
+                    return await self._fetch(ask, origin, None, method=method, ranged=ranged, left=left, flight=flight)
                 if begun is not None and fetched.status in (206, 416):
                     whole = await self._storing.completed(ask, begun, fetched, received)
                     if whole is not None:
                         return whole
                     await fetched.body.aclose()
-                    return await self._fetch(ask, origin, None, method=method, ranged=False, left=left, complete=False)
+                    return await self._fetch(
+                        ask, origin, None, method=method, ranged=False, left=left, flight=flight, complete=False
+                    )
                 if method == "HEAD":
                     deadline.reschedule(None)
                     await self._storing.freshen_by_head(ask, received)
                     return Alone(fetched, "head")
                 if ranged and (fetched.status != 200 or not ask.route.follows_origin):
                     return await self._partial(ask, fetched, received, deadline)
-                return await self._judge(ask, fetched, received, stale, deadline)
+                return await self._judge(ask, fetched, received, stale, deadline, flight)
             except BaseException:
                 await fetched.body.aclose()
                 raise
@@ -120,17 +136,14 @@ class Fetching:
         received: policy.Received,
         stale: Stored | None,
         deadline: asyncio.Timeout,
+        flight: Flight | None,
     ) -> Landing:
         """A whole new response: to be kept, a failure to share, or for its client alone."""
         verdict = policy.admit(received, ask.facts, ask.route.rules)
         better = stale is not None and self.usable_on_error(ask, stale)
-        if fetched.status >= 500 and (isinstance(verdict, policy.Refuse) or better):
-            self.rest(ask)
-            if better or not (isinstance(verdict, policy.Refuse) and verdict.personal):
-                body = await fetched.body.whole(ask.route.max_body)
-                if body is not None:
-                    return Failed(fetched.status, fetched.headers, body)
-            return self._unstorable(ask, fetched, "failure", deadline)
+        if self._is_failure(ask, fetched.status) and (isinstance(verdict, policy.Refuse) or better):
+            failed = await self._failed(ask, fetched, received, verdict, better=better)
+            return failed if failed is not None else self._unstorable(ask, fetched, "failure", deadline)
         if isinstance(verdict, policy.Refuse):
             return self._unstorable(ask, fetched, verdict.reason, deadline)
         if not fetched.ends_surely:
@@ -141,11 +154,39 @@ class Fetching:
         if self._too_large.active(key, self._clock.now()):
             # It was so a moment ago: each of those who come for it now would collect as much as may be kept, in vain.
             return self._unstorable(ask, fetched, "too-large", deadline)
+        if flight is not None and not ask.route.made:
+            flight.promise(partial(self._storing.preview, ask, received, verdict))
         body = await fetched.body.whole(ask.route.max_body)
         if body is None:
             self._too_large.put(key, self._clock.now() + self._durations.uncacheable_for)
             return self._unstorable(ask, fetched, "too-large", deadline)
         return self._storing.admitted(ask, received, verdict, body, fetched.made)
+
+    def _is_failure(self, ask: Ask, status: int) -> bool:
+        """Whether a status says that the upstream cannot answer now. A 429 of a handler is its answer."""
+        return status >= 500 or (status == 429 and not ask.route.local)
+
+    async def _failed(
+        self,
+        ask: Ask,
+        fetched: Fetched,
+        received: policy.Received,
+        verdict: policy.Admit | policy.Refuse,
+        *,
+        better: bool,
+    ) -> Failed | None:
+        """A failure that a stale response stands in for, or that those who wait may share; None where it is neither."""
+        rest = policy.retry_after(received)
+        self.rest(ask, rest, own=True)
+        identity = identity_of(ask)
+        credentials = any(name in (b"authorization", b"cookie") for name, _ in identity)
+        personal = credentials or (isinstance(verdict, policy.Refuse) and verdict.personal)
+        if personal and not better:
+            return None
+        body = await fetched.body.whole(ask.route.max_body)
+        if body is None:
+            return None
+        return Failed(fetched.status, fetched.headers, body, personal=personal, identity=tuple(identity), rest=rest)
 
     async def _partial(self, ask: Ask, fetched: Fetched, received: policy.Received, deadline: asyncio.Timeout) -> Alone:
         """The answer to a range request: for its client, and kept as the part it is (RFC 9111 §3.3)."""
@@ -169,16 +210,25 @@ class Fetching:
     def _unstorable(self, ask: Ask, fetched: Fetched, reason: str, deadline: asyncio.Timeout) -> Alone:
         """For its client alone, from now on at the body's own pace."""
         deadline.reschedule(None)
-        self._uncacheable.put(self.flight_key(ask), self._clock.now() + self._durations.uncacheable_for)
+        self.mark_uncacheable(self.flight_key(ask))
         return Alone(fetched, reason)
+
+    def _serves_others(self, ask: Ask, stored: Stored) -> bool:
+        """Whether a response that was stored may be given to anyone without asking again: not one that is stale as it
+        comes (`no-cache`, `max-age=0`)."""
+        decision = policy.decide(stored, policy.PLAIN, ask.route.rules, self._clock.now())
+        return isinstance(decision, policy.Hit | policy.Stale)
 
     # --- what is remembered of fetches ---------------------------------------------------------------------
 
-    def rest(self, ask: Ask) -> None:
-        self._resting.put(ask.plan.base, self._clock.now() + self._durations.retry_after)
+    def rest(self, ask: Ask, seconds: float | None = None, *, own: bool = False) -> None:
+        """Leave the upstream alone for this key, for at least so many seconds; for this identity alone where it is its
+        `own` failure."""
+        key = self._own_key(ask) if own else ask.plan.base
+        self._resting.put(key, self._clock.now() + max(self._durations.retry_after, seconds or 0.0))
 
     def is_resting(self, ask: Ask) -> bool:
-        return self.is_resting_key(ask.plan.base)
+        return len(self._resting) > 0 and any(map(self.is_resting_key, (ask.plan.base, self._own_key(ask))))
 
     def is_resting_key(self, base: str) -> bool:
         return self._resting.active(base, self._clock.now())
@@ -194,8 +244,46 @@ class Fetching:
         """Whether what a flight of this key brought a moment ago was for its client alone."""
         return self._uncacheable.active(key, self._clock.now())
 
-    def flight_key(self, ask: Ask) -> str:
-        return self._tiers.flight_key(ask.wanted)
+    def mark_uncacheable(self, key: str) -> None:
+        self._uncacheable.put(key, self._clock.now() + self._durations.uncacheable_for)
+
+    def flight_key(self, ask: Ask, vary: Names = ()) -> str:
+        """What those who wait for one fetch have in common: the variant, by `vary` or what the newest response varies
+        on; and the identity that it is for, unless what is stored is known to be for all."""
+        key = variant_key(ask.plan.base, vary, ask.headers) if vary else self._tiers.flight_key(ask.wanted)
+        identity = self._identity(ask)
+        return key + identity if identity and not self._is_shared(ask) else key
+
+    def _is_shared(self, ask: Ask) -> bool:
+        stored = self._tiers.at_hand(ask.wanted)
+        return stored is not None and stored.life.shared
+
+    @staticmethod
+    def _identity(ask: Ask) -> str:
+        """The credentials that the upstream sees though they are not in the key, as a line of a key; else empty."""
+        if not ask.facts.authorized or not ask.route.follows_origin:
+            return ""
+        return _line_of([pair for pair in ask.plan.forward if pair[0] == b"authorization"])
+
+    @staticmethod
+    def _own_key(ask: Ask) -> str:
+        """The base key, and all that told the upstream who asks."""
+        return ask.plan.base + _line_of(identity_of(ask)) if ask.route.follows_origin else ask.plan.base
+
+
+def identity_of(ask: Ask) -> list[tuple[bytes, bytes]]:
+    """The fields by which the upstream saw who asks."""
+    return [pair for pair in ask.plan.forward if _says_who(pair[0])]
+
+
+@lru_cache(maxsize=1024)
+def _says_who(name: bytes) -> bool:
+    return is_identity(name.decode("latin-1"))
+
+
+def _line_of(fields: list[tuple[bytes, bytes]]) -> str:
+    sent = b"\n".join(name + b":" + value for name, value in fields).decode("latin-1")
+    return "\nfor " + digest(sent) if fields else ""
 
 
 def _range_of(headers: Headers) -> list[tuple[bytes, bytes]]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 
 import msgspec
 
 from .headers import Headers
 from .record import Stored
 from .upstreams import Fetched
+from .vary import Names
 
 
 class Landed(msgspec.Struct, frozen=True):
@@ -26,12 +28,21 @@ class Landed(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """The upstream failed: with an answer that all may share, or with none."""
+    """The upstream failed: with an answer, or with none.
+
+    One that is `personal` is for the one whose request was sent; the others learn no more than that it failed. Any
+    other is for those whom the same fields of a request identify. `rest` (seconds) is for how long the upstream asks to
+    be left alone.
+    """
 
     status: int
     headers: Headers = ()
     body: bytes = b""
     error: Exception | None = None
+    personal: bool = False
+    identity: Headers | None = None
+    """The fields that told the upstream who asks; None where it did not answer."""
+    rest: float | None = None
 
 
 class Alone(msgspec.Struct, frozen=True):
@@ -42,38 +53,74 @@ class Alone(msgspec.Struct, frozen=True):
 
 
 Landing = Landed | Failed | Alone
+Preview = Callable[[], Stored]
 
 
 class Flight:
     """One fetch under way. `stamp` and `began` (seconds) tell which purges have passed it since; `number` in what order
-    flights were launched."""
+    flights were launched.
 
-    __slots__ = ("abandoned", "began", "key", "landing", "number", "stamp", "waiting")
+    Those who wait are told twice: when the response's head has come, so that whoever it cannot serve leaves at once,
+    and when all of it has.
+    """
+
+    __slots__ = ("_head", "_preview", "abandoned", "began", "key", "landing", "number", "stamp", "waiting")
 
     def __init__(self, key: str, stamp: str = "", began: float = 0.0, number: int = 0) -> None:
         self.key = key
         self.number = number
         self.stamp = stamp
         self.began = began
-        self.landing: asyncio.Future[Landing] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.landing: asyncio.Future[Landing] = loop.create_future()
         self.waiting = 0
         self.abandoned = False
+        self._head: asyncio.Future[Preview | None] = loop.create_future()
+        self._preview: Stored | None = None
 
     def __repr__(self) -> str:
         state = "landed" if self.landing.done() else "under way"
         return f"<Flight {self.key!r} {state} waiting={self.waiting}>"
 
-    async def wait(self, *, leading: bool) -> Landing:
-        """What the flight came to. Cancelling this wait leaves the flight to the others."""
+    async def lead(self) -> Landing:
+        """What the flight came to, for its leader. Cancelling this wait leaves the flight to the others."""
         self.waiting += 1
         try:
             return await asyncio.shield(self.landing)
         except asyncio.CancelledError:
-            if leading:
-                await self._leave()
+            await self._leave()
             raise
         finally:
             self.waiting -= 1
+
+    async def wait(self, serves: Callable[[Stored], bool]) -> Landing | None:
+        """What the flight came to, for one who waits; None as soon as it is known to be of no use to it: where `serves`
+        says so of the response's head, or nobody is to wait any more."""
+        self.waiting += 1
+        try:
+            preview = await asyncio.shield(self._head)
+            if preview is None:
+                return self.landing.result() if self.landing.done() else None
+            if self._preview is None:
+                self._preview = preview()
+            return await asyncio.shield(self.landing) if serves(self._preview) else None
+        finally:
+            self.waiting -= 1
+
+    @property
+    def vary(self) -> Names:
+        """The fields that its response varies on, where they are known before it is there."""
+        return self._preview.vary if self._preview is not None else ()
+
+    def promise(self, preview: Preview) -> None:
+        """The response's head has come, and it may be stored. `preview` makes what is stored, without its body."""
+        if not self._head.done():
+            self._head.set_result(preview)
+
+    def release(self) -> None:
+        """Let nobody wait any more: what is fetched is for its client alone."""
+        if not self._head.done():
+            self._head.set_result(None)
 
     async def _leave(self) -> None:
         self.abandoned = True
@@ -85,6 +132,7 @@ class Flight:
     async def land(self, landing: Landing) -> None:
         """Tell all. A response for its client alone ends where that client has left."""
         self.landing.set_result(landing)
+        self.release()
         if self.abandoned and isinstance(landing, Alone):
             await landing.fetched.body.aclose()
 

@@ -98,7 +98,7 @@ class Flying:
         finally:
             ask.exchange.leading = False
         if lease is not None and (lease.standing is Standing.HELD or (isinstance(landing, Landed) and landing.kept)):
-            self._background.spawn(self._after(landing, lease))
+            self._background.spawn(self._after(flight, landing, lease))
         return landing
 
     async def _fly(
@@ -108,7 +108,8 @@ class Flying:
 
         `behind` a stale answer it takes the lease, or does nothing.
         """
-        await self._after(*await self._landed(flight, ask, origin, stale, behind=behind))
+        landing, lease = await self._landed(flight, ask, origin, stale, behind=behind)
+        await self._after(flight, landing, lease)
 
     async def _landed(
         self, flight: Flight, ask: Ask, origin: Origin, stale: Stored | None, *, behind: bool = False
@@ -130,12 +131,12 @@ class Flying:
             await flight.land(landing)
         return landing, lease
 
-    async def _after(self, landing: Landing, lease: Lease | None) -> None:
+    async def _after(self, flight: Flight, landing: Landing, lease: Lease | None) -> None:
         """Store what landed in the shared tier, then give the lease back."""
         if isinstance(landing, Landed) and landing.kept:
             await self._tiers.share(landing.stored)
         if lease is not None:
-            await self._give_back(lease, landing)
+            await self._give_back(flight, lease, landing)
 
     async def _make(self, flight: Flight, ask: Ask, stale: Stored | None) -> None:
         """Make for all who wait what is made here: nobody in the fleet needs to be asked for leave."""
@@ -152,14 +153,16 @@ class Flying:
         if self.flights.get(flight.key) is flight:
             del self.flights[flight.key]
 
-    async def _give_back(self, lease: Lease, landing: Landing) -> None:
+    async def _give_back(self, flight: Flight, lease: Lease, landing: Landing) -> None:
         match landing:
+            case Landed(kept=True) if self._fetching.is_uncacheable(flight.key):
+                await self._leases.give_back(lease, UNCACHEABLE, self._durations.uncacheable_for)
             case Landed(kept=True):
                 await self._leases.give_back(lease, STORED, STORED_LIFE)
             case Landed():
                 await self._leases.give_back(lease)
-            case Failed():
-                await self._leases.give_back(lease, FAILED, self._durations.retry_after)
+            case Failed(rest=rest):
+                await self._leases.give_back(lease, FAILED, max(self._durations.retry_after, rest or 0.0))
             case Alone():
                 await self._leases.give_back(lease, UNCACHEABLE, self._durations.uncacheable_for)
             case _:
@@ -182,10 +185,14 @@ class Flying:
             found = await self._fresh_in_shared(flight, ask)
         if found is not None:
             return Landed(found, found.status, kept=False), lease
+        if lease.standing is Standing.UNCACHEABLE:
+            self._fetching.mark_uncacheable(flight.key)
+            flight.release()
         if lease.standing is Standing.FAILED and stale is not None and self._fetching.usable_on_error(ask, stale):
-            self._fetching.rest(ask)
+            self._fetching.rest(ask, own=True)
             return Failed(503, error=UpstreamTimeout(origin.name, "it failed a moment ago")), lease
-        return await self._fetching.land(ask, origin, stale, within=deadline - time.monotonic()), lease
+        within = deadline - time.monotonic()
+        return await self._fetching.land(ask, origin, stale, within=within, flight=flight), lease
 
     async def _fresh_in_shared(self, flight: Flight, ask: Ask) -> Stored | None:
         """What another stored between our look and our lease, if it answers the flight."""

@@ -37,7 +37,7 @@ class Cached:
         cookies = None if self.cookies is None else tuple(sorted({*self.cookies, *inputs.cookies}))
         vary = None if self.rules.ttl is None else tuple(sorted({*self.vary, *inputs.headers}))
         keying = Keying(vary=vary, authorization=self.authorization, cookies=cookies)
-        return Route(self.name, self.rules, keying, max_body if self.max_body is None else self.max_body)
+        return Route(self.name, self.rules, keying, max_body if self.max_body is None else self.max_body, local=True)
 
 
 def cached_settings(endpoint: Any) -> tuple[Cached, str | None] | None:

@@ -63,6 +63,7 @@ def cached(
     deadline: str = "30s",
     max_body: int | None = None,
     edge: bool = False,
+    cache: bool = True,
 ) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
     """Cache what a FastAPI handler answers to GET and HEAD, for all who ask the same.
 
@@ -73,6 +74,8 @@ def cached(
 
     With `edge` a fresh answer is given before FastAPI sees the request, as on a declared route: no dependency is solved
     then, so the app is refused at its start where the handler has one that could refuse a request.
+
+    With `cache=False`, or a `ttl` of `0s` without a stale window, every request calls the handler, at once.
 
     Raises ValueError for a duration that is none.
     """
@@ -86,6 +89,7 @@ def cached(
                 stale_if_error=_optional_seconds(stale_if_error),
                 negative_ttl=_seconds(negative_ttl),
                 client_ttl=_optional_seconds(client_ttl),
+                cache=cache,
             ),
             vary=tuple(name.lower() for name in vary),
             query=frozenset(query) if query is not None else None,
@@ -175,8 +179,9 @@ class _Call:
             return await self.value()
         exchange.route = self.settings.name
         ask = self._ask(runtime, exchange)
-        if ask.plan.bypass is not None:
-            exchange.outcome = Outcome(Result.BYPASS, forward="bypass", detail=ask.plan.bypass)
+        bypass = "off" if ask.route.rules.off else ask.plan.bypass
+        if bypass is not None:
+            exchange.outcome = Outcome(Result.BYPASS, forward="bypass", detail=bypass)
             return await self.value()
         if self.settings.edge:
             target = ask.plan.primary.partition("\n")[2]

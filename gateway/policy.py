@@ -29,6 +29,7 @@ from .admission import (
     has_validator,
     initial_age,
     passed_on,
+    retry_after,
     tags_of,
 )
 from .headers import http_date
@@ -93,6 +94,7 @@ __all__ = [
     "not_modified",
     "own_tag",
     "passed_on",
+    "retry_after",
     "same_representation",
     "softened",
     "tags_of",
@@ -114,6 +116,8 @@ class Windows(msgspec.Struct, frozen=True):
 
 def windows(stored: Stored, rules: Rules) -> Windows:
     """The three windows of `stored` for a reader with `rules`; none ends after `max_life` from birth."""
+    if rules.off:
+        return Windows(stored.born, stored.born, stored.born)
     life = stored.life
     end = stored.born + rules.max_life
     own = math.inf if rules.ttl is None else stored.born + _own_lifetime(stored, rules)
@@ -230,6 +234,8 @@ Decision = Hit | Stale | Revalidate | Miss | Bypass | Unsatisfiable
 
 def decide(stored: Stored | None, facts: Facts, rules: Rules, now: float) -> Decision:
     """What to do for a request, given what is stored for it (RFC 9111 §4)."""
+    if rules.off:
+        return Bypass("off")
     if facts.no_store:
         return Bypass("no-store")
     if stored is None or not _reusable(stored, facts, rules):

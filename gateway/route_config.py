@@ -30,8 +30,8 @@ from .part_plan import PartPlan, PartProblem, plan_parts
 from .templates import PathTemplate, TemplateError, compile_path, compile_target, tag_parameters
 
 _NOT_OF_AGGREGATES = (
-    "upstream", "upstream_path", "ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "client_ttl",
-    "vary", "query", "drop_query", "authorization", "cookies", "expose_tags",
+    "upstream", "upstream_path", "cache", "ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl",
+    "client_ttl", "vary", "query", "drop_query", "authorization", "cookies", "expose_tags",
 )  # fmt: skip
 
 
@@ -45,9 +45,13 @@ class RouteConfig(Model):
     """The name of the upstream that is asked; an aggregate has `parts` in its place."""
     upstream_path: str | None = None
     """What the upstream is asked for, with the parameters of `path`; the same path where it is not set."""
+    cache: bool = True
+    """`off` passes every request on to the upstream: nothing is stored, nothing that was is given, and no request waits
+    for another's answer."""
     ttl: Ttl = "origin"
     """How long an answer is fresh. `origin` follows the upstream's headers (RFC 9111); a duration overrules them,
-    but for answers that are `private`, `no-store` or set a cookie."""
+    but for answers that are `private`, `no-store` or set a cookie. `0s` is as `cache: off`, unless a stale window is
+    set for which answers are kept."""
     stale_while_revalidate: Duration | None = None
     """How long after `ttl` the old answer is given at once, while a new one is fetched behind. Not set: as the
     upstream says, or not at all."""

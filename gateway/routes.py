@@ -121,6 +121,7 @@ def rules_of(route: RouteConfig) -> Rules:
         negative_ttl=route.negative_ttl.total_seconds(),
         client_ttl=seconds(route.client_ttl),
         request_directives=route.request_directives == "honour",
+        cache=route.cache,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -29,6 +29,14 @@ class Rules:
     max_life: float = MAX_LIFE
     jitter: float = JITTER
     request_directives: bool = True
+    cache: bool = True
+    off: bool = field(init=False, repr=False, compare=False)
+    """Whether nothing is stored, and no request waits for another's answer: `cache: off`, or a `ttl` of zero without a
+    stale window for which something would be kept."""
+
+    def __post_init__(self) -> None:
+        keeps_nothing = self.ttl == 0 and not self.stale_while_revalidate and not self.stale_if_error
+        object.__setattr__(self, "off", not self.cache or keeps_nothing)
 
 
 DEFAULT_STALE_IF_ERROR = 600.0

@@ -46,6 +46,10 @@ class Storing:
             self._compared(ask, before, received, changed=before.body != stored.body)
         return Landed(stored, received.status, self._tiers.keep(stored, ask.wanted))
 
+    def preview(self, ask: Ask, received: policy.Received, verdict: policy.Admit) -> Stored:
+        """What `admitted` would store, but for the body, which has not come yet."""
+        return self._stored(ask, received, verdict, b"")
+
     def confirmed(self, ask: Ask, stale: Stored, received: policy.Received) -> Landing:
         """A 304: the stored response is as good as new, with the fields that came (RFC 9111 §4.3.4)."""
         headers = policy.freshened(stale, received)

@@ -34,7 +34,11 @@ def alone(body: OpenBody) -> Alone:
     return Alone(Fetched(200, (), body), "no-store")
 
 
-async def started(*waits: Coroutine[Any, Any, Landing]) -> list[asyncio.Task[Landing]]:
+def _any(stored: Stored) -> bool:
+    return True
+
+
+async def started(*waits: Coroutine[Any, Any, Landing | None]) -> list[asyncio.Task[Landing | None]]:
     """The waits as tasks, each of them waiting by now."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     begun = asyncio.get_running_loop().create_future()
@@ -51,7 +55,7 @@ async def left(task: asyncio.Task[Landing]) -> None:
 
 async def test_all_who_wait_are_told_the_same_landing() -> None:
     flight = Flight("k")
-    tasks = await started(flight.wait(leading=True), *(flight.wait(leading=False) for _ in range(99)))
+    tasks = await started(flight.lead(), *(flight.wait(_any) for _ in range(99)))
     assert flight.waiting == 100
     await flight.land(LANDED)
     assert all(landing is LANDED for landing in await asyncio.gather(*tasks))
@@ -61,13 +65,13 @@ async def test_all_who_wait_are_told_the_same_landing() -> None:
 async def test_who_comes_after_the_landing_is_told_it_at_once() -> None:
     flight = Flight("k")
     await flight.land(LANDED)
-    assert await flight.wait(leading=False) is LANDED
+    assert await flight.wait(_any) is LANDED
 
 
 async def test_a_failure_is_told_as_any_landing() -> None:
     flight = Flight("k")
     failed = Failed(503)
-    (task,) = await started(flight.wait(leading=False))
+    (task,) = await started(flight.wait(_any))
     await flight.land(failed)
     assert await task is failed
 
@@ -75,7 +79,8 @@ async def test_a_failure_is_told_as_any_landing() -> None:
 @pytest.mark.parametrize("leading", [True, False], ids=["who began it", "who joined it"])
 async def test_who_leaves_does_not_end_the_flight_for_the_others(leading: bool) -> None:
     flight = Flight("k")
-    leaver, stayer = await started(flight.wait(leading=leading), flight.wait(leading=not leading))
+    waits = [flight.lead(), flight.wait(_any)]
+    leaver, stayer = await started(*(waits if leading else reversed(waits)))
     await left(leaver)
     assert flight.waiting == 1
     await flight.land(LANDED)
@@ -84,7 +89,7 @@ async def test_who_leaves_does_not_end_the_flight_for_the_others(leading: bool) 
 
 async def test_a_flight_that_everyone_has_left_still_lands() -> None:
     flight = Flight("k")
-    for task in await started(flight.wait(leading=True), flight.wait(leading=False)):
+    for task in await started(flight.lead(), flight.wait(_any)):
         await left(task)
     await flight.land(LANDED)
     assert flight.waiting == 0
@@ -93,7 +98,7 @@ async def test_a_flight_that_everyone_has_left_still_lands() -> None:
 
 async def test_a_response_for_one_client_stays_open_for_it() -> None:
     flight, body = Flight("k"), OpenBody()
-    (task,) = await started(flight.wait(leading=True))
+    (task,) = await started(flight.lead())
     await flight.land(alone(body))
     assert isinstance(await task, Alone)
     assert not body.closed
@@ -101,7 +106,7 @@ async def test_a_response_for_one_client_stays_open_for_it() -> None:
 
 async def test_a_response_for_one_client_is_closed_where_that_client_left_before() -> None:
     flight, body = Flight("k"), OpenBody()
-    leader, waiter = await started(flight.wait(leading=True), flight.wait(leading=False))
+    leader, waiter = await started(flight.lead(), flight.wait(_any))
     await left(leader)
     await flight.land(alone(body))
     assert body.closed
@@ -110,7 +115,7 @@ async def test_a_response_for_one_client_is_closed_where_that_client_left_before
 
 async def test_a_response_for_one_client_is_closed_where_that_client_leaves_as_it_lands() -> None:
     flight, body = Flight("k"), OpenBody()
-    (leader,) = await started(flight.wait(leading=True))
+    (leader,) = await started(flight.lead())
     await flight.land(alone(body))
     leader.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -120,7 +125,7 @@ async def test_a_response_for_one_client_is_closed_where_that_client_leaves_as_i
 
 async def test_a_response_for_one_client_is_not_closed_because_a_waiter_leaves() -> None:
     flight, body = Flight("k"), OpenBody()
-    leader, waiter = await started(flight.wait(leading=True), flight.wait(leading=False))
+    leader, waiter = await started(flight.lead(), flight.wait(_any))
     await flight.land(alone(body))
     await left(waiter)
     assert isinstance(await leader, Alone)
@@ -129,7 +134,7 @@ async def test_a_response_for_one_client_is_not_closed_because_a_waiter_leaves()
 
 async def test_leaving_as_a_stored_response_lands_closes_nothing() -> None:
     flight = Flight("k")
-    (leader,) = await started(flight.wait(leading=True))
+    (leader,) = await started(flight.lead())
     await flight.land(LANDED)
     leader.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -192,3 +197,23 @@ def test_marks_are_bounded_and_the_oldest_go_first() -> None:
         marks.put(key, until=10.0)
     assert len(marks) == 2
     assert [key for key in "abc" if marks.active(key, now=0.0)] == ["a", "c"]
+
+
+async def test_whom_a_head_cannot_serve_leaves_before_the_rest_has_come() -> None:
+    flight = Flight("k")
+    stays, leaves = await started(flight.wait(_any), flight.wait(lambda stored: stored.key != "k"))
+    flight.promise(lambda: LANDED.stored)
+    assert await leaves is None
+    assert flight.waiting == 1
+    await flight.land(LANDED)
+    assert await stays is LANDED
+
+
+async def test_those_who_are_released_wait_no_more_and_nor_does_who_comes_later() -> None:
+    flight = Flight("k")
+    (waiter,) = await started(flight.wait(_any))
+    flight.release()
+    assert await waiter is None
+    assert await flight.wait(_any) is None
+    await flight.land(LANDED)
+    assert await flight.lead() is LANDED

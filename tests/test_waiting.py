@@ -1,0 +1,233 @@
+"""Who waits for another's fetch: nobody for what cannot be shared, and nobody longer than until that is known."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from gateway.embedded import Embedded
+from gateway.shared import RedisStore
+
+from .conftest import TurnedClock, asking, gateway
+
+FOLLOWING = {"all": {"path": "/{path:path}", "upstream": "api"}}
+N = 20
+
+
+class Held(httpx.AsyncBaseTransport):
+    """An upstream each of whose answers is held until the test gives it."""
+
+    def __init__(self) -> None:
+        self.requests: list[httpx.Request] = []
+        self._answers: list[asyncio.Future[httpx.Response]] = []
+        self._came = asyncio.Condition()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        answer = asyncio.get_running_loop().create_future()
+        async with self._came:
+            self.requests.append(request)
+            self._answers.append(answer)
+            self._came.notify_all()
+        return await answer
+
+    async def have(self, number: int) -> None:
+        """Return once so many requests have come."""
+        async with asyncio.timeout(5), self._came:
+            await self._came.wait_for(lambda: len(self.requests) >= number)
+
+    def answer(self, index: int, status: int = 200, body: Any = b"{}", **fields: str) -> None:
+        headers = {"content-length": str(len(body))} if isinstance(body, bytes) else {"transfer-encoding": "chunked"}
+        headers.update({name.replace("_", "-"): value for name, value in fields.items()})
+        stream = {"content": body if isinstance(body, bytes) else body.pieces()}
+        self._answers[index].set_result(httpx.Response(status, headers=headers, **stream))
+
+    def answer_all(self, *args: Any, **fields: str) -> None:
+        for index, answer in enumerate(self._answers):
+            if not answer.done():
+                self.answer(index, *args, **fields)
+
+
+class Gated:
+    """A body that ends when the test says so."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        yield b"{"
+        await self.gate.wait()
+        yield b"}"
+
+
+Asking = Callable[[int], Awaitable[httpx.Response]]
+
+
+async def waiting(app: Any, number: int) -> None:
+    """Return once so many requests wait for a flight of `app`."""
+    async with asyncio.timeout(5):
+        while sum(flight.waiting for flight in app.engine.flights.values()) < number:
+            await asyncio.sleep(0)
+
+
+def crowd(client: httpx.AsyncClient, number: int = N, **headers: Any) -> list[asyncio.Task[httpx.Response]]:
+    """So many requests at once; a header that is a function gets each one's number."""
+
+    def fields(one: int) -> dict[str, str]:
+        return {name: value(one) if callable(value) else value for name, value in headers.items()}
+
+    return [asyncio.ensure_future(client.get("/a", headers=fields(one))) for one in range(number)]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"cache_control": "no-store"},
+        {"cache_control": "private, max-age=60"},
+        {"set_cookie": "a=b"},
+        {"vary": "*"},
+        {},
+        {"cache_control": "no-cache", "etag": '"a"'},
+        {"cache_control": "max-age=0", "etag": '"a"'},
+        {"content_type": "text/event-stream", "cache_control": "max-age=60"},
+    ],
+    ids=str,
+)
+async def test_all_go_at_once_when_the_first_head_says_that_it_cannot_be_shared(
+    fields: dict[str, str], clock: TurnedClock
+) -> None:
+    upstream, body = Held(), Gated()
+    app = gateway(upstream, FOLLOWING, clock=clock)
+    async with asking(app) as client:
+        asked = crowd(client)
+        await upstream.have(1)
+        await waiting(app, N)
+        upstream.answer(0, body=body, **fields)
+        await upstream.have(N)
+        later = asyncio.ensure_future(client.get("/a"))
+        await upstream.have(N + 1)
+        body.gate.set()
+        upstream.answer_all(**fields)
+        assert {(await each).status_code for each in [*asked, later]} == {200}
+    assert len(upstream.requests) == N + 1
+
+
+async def test_after_what_is_stale_as_it_comes_nobody_waits(clock: TurnedClock) -> None:
+    upstream = Held()
+    async with asking(gateway(upstream, FOLLOWING, clock=clock)) as client:
+        first = crowd(client, 1)
+        await upstream.have(1)
+        upstream.answer(0, cache_control="no-cache", etag='"a"')
+        await asyncio.gather(*first)
+        asked = crowd(client)
+        await upstream.have(N + 1)
+        assert all(request.headers.get("if-none-match") == '"a"' for request in upstream.requests[1:])
+        upstream.answer_all(304, b"", etag='"a"', cache_control="no-cache")
+        assert {response.text for response in await asyncio.gather(*asked)} == {"{}"}
+
+
+async def test_whoever_the_vary_of_a_head_excludes_leaves_at_once_and_each_variant_is_fetched_once(
+    clock: TurnedClock,
+) -> None:
+    upstream, body = Held(), Gated()
+    app = gateway(upstream, FOLLOWING, clock=clock)
+    fields = {"vary": "x-shade", "cache_control": "max-age=60"}
+    async with asking(app) as client:
+        asked = crowd(client, 12, **{"x-shade": lambda one: f"{one % 3}"})
+        await upstream.have(1)
+        await waiting(app, 12)
+        upstream.answer(0, body=body, **fields)
+        await upstream.have(3)
+        await waiting(app, 12)
+        body.gate.set()
+        for index in (1, 2):
+            upstream.answer(index, body=upstream.requests[index].headers["x-shade"].encode(), **fields)
+        texts = [response.text for response in await asyncio.gather(*asked)]
+    assert texts == ["{}", "1", "2"] * 4
+    assert len(upstream.requests) == 3
+
+
+@pytest.mark.parametrize("settings", [{"ttl": "0s"}, {"ttl": "30s", "cache": "off"}, {"cache": False}], ids=str)
+async def test_what_is_never_cached_never_waits_and_is_never_stored(
+    settings: dict[str, Any], clock: TurnedClock
+) -> None:
+    upstream = Held()
+    app = gateway(upstream, {"all": {**FOLLOWING["all"], **settings}}, clock=clock)
+    async with asking(app) as client:
+        asked = crowd(client)
+        await upstream.have(N)
+        upstream.answer_all(cache_control="max-age=60")
+        assert {r.headers["cache-status"] for r in await asyncio.gather(*asked)} == {
+            "gateway; fwd=bypass; fwd-status=200; detail=off"
+        }
+        again = crowd(client, 1)
+        await upstream.have(N + 1)
+        upstream.answer_all(503)
+        assert [response.status_code for response in await asyncio.gather(*again)] == [503]
+
+
+async def test_a_ttl_of_zero_with_a_stale_window_keeps_answers_for_it(clock: TurnedClock) -> None:
+    upstream = Held()
+    route = {**FOLLOWING["all"], "ttl": "0s", "stale_if_error": "10m"}
+    async with asking(gateway(upstream, {"all": route}, clock=clock)) as client:
+        for index, status in enumerate((200, 503)):
+            asked = crowd(client, 1)
+            await upstream.have(index + 1)
+            upstream.answer(index, status)
+            assert (await asked[0]).text == "{}"
+
+
+async def test_users_with_credentials_of_their_own_do_not_wait_for_each_other(clock: TurnedClock) -> None:
+    upstream = Held()
+    async with asking(gateway(upstream, FOLLOWING, clock=clock)) as client:
+        asked = crowd(client, 6, authorization=lambda one: f"Bearer {one}")
+        await upstream.have(6)
+        for index, request in enumerate(upstream.requests):
+            upstream.answer(index, body=request.headers["authorization"].encode())
+        assert [response.text for response in await asyncio.gather(*asked)] == [f"Bearer {one}" for one in range(6)]
+
+
+async def test_what_is_stored_for_all_is_fetched_once_for_users_with_credentials(clock: TurnedClock) -> None:
+    upstream = Held()
+    app = gateway(upstream, FOLLOWING, clock=clock)
+    async with asking(app) as client:
+        first = crowd(client, 1, authorization="Bearer 0")
+        await upstream.have(1)
+        upstream.answer(0, cache_control="public, max-age=60")
+        await asyncio.gather(*first)
+        clock.turn(61)
+        asked = crowd(client, 6, authorization=lambda one: f"Bearer {one}")
+        await upstream.have(2)
+        await waiting(app, 6)
+        upstream.answer(1, cache_control="public, max-age=60")
+        assert {response.status_code for response in await asyncio.gather(*asked)} == {200}
+    assert len(upstream.requests) == 2
+
+
+async def test_who_waits_on_another_workers_lease_is_released_with_all_who_wait_behind_it(
+    valkey: Embedded, clock: TurnedClock
+) -> None:
+    prefix, upstream = f"{uuid4().hex}:", Held()
+    apps = [
+        gateway(
+            upstream,
+            FOLLOWING,
+            clock=clock,
+            store=RedisStore(valkey.url, prefix=prefix, budget=5.0),
+            upstreams={"api": {"url": "http://api.test", "timeout": "20s"}},
+        )
+        for _ in range(2)
+    ]
+    async with asking(apps[0]) as one, asking(apps[1]) as two:
+        holder = crowd(one, 1)
+        await upstream.have(1)
+        asked = crowd(two)
+        await waiting(apps[1], N)
+        upstream.answer(0, cache_control="no-store")
+        await upstream.have(1 + N)
+        upstream.answer_all(cache_control="no-store")
+        assert {response.status_code for response in await asyncio.gather(*holder, *asked)} == {200}
