@@ -20,7 +20,7 @@ from .errors import ConfigError, ConfigProblem, RequestRefused
 from .exchange import Exchange, exchange_of
 from .expressions import Expression
 from .fetched import WholeBody
-from .headers import Headers, first
+from .headers import Headers, first, sent_value
 from .joinable import joinable
 from .json_text import text_of
 from .keys import Keying, plan, primary_key
@@ -256,7 +256,7 @@ def asked_of(aggregate: Aggregate, path: str, target: Target, headers: Headers) 
         raise RequestRefused("The path does not have the form of its route.", 404)
     selected = _selected(aggregate, target)
     reads = aggregate.kit.plan.reads
-    header = {name: value for name in reads if (value := first(headers, name.encode())) is not None}
+    header = {name: value for name in reads if (value := sent_value(headers, name)) is not None}
     shown = tuple(aggregate.config.parts) if selected is None else selected
     values = Values(parameters, _counted(aggregate, target), header)
     return Asked(_key_target(aggregate, path, target, selected), values, shown)

@@ -310,27 +310,52 @@ def vary_names(headers: Headers) -> tuple[str, ...] | None:
     return tuple(sorted(names))
 
 
-_CASELESS = frozenset(("accept-encoding", "accept-language", "accept-charset"))
+# --- the one value of a request field -------------------------------------------------------------------
+
+_CASELESS = frozenset((b"accept-encoding", b"accept-language", b"accept-charset"))
+_NO_LISTS = frozenset((b"authorization", b"cookie", b"from", b"host", b"origin", b"referer", b"user-agent"))
+"""Fields whose commas separate nothing: a URL, a comment, credentials. Of those the lines are joined and no more."""
+_QUOTED = re.compile(r'(?:[^"]|"(?:[^"\\]|\\.)*")*')
+_QUALITY = re.compile(r";q=([01](?:\.[0-9]{1,3})?)")
 
 
-def canonical(headers: Headers, name: str) -> str | None:
-    """A request field in one form: lines combined, space about commas gone, case folded where it means nothing."""
-    text = combined(headers, name.encode("latin-1"))
-    if text is None:
-        return None
+def sent_value(headers: Headers, name: str) -> str | None:
+    """The one value of a request field; None where it is absent.
+
+    Keys and variants hold this value, templates are filled with it, and a fetch that may be stored sends it, in one
+    field line: what is compared in another form than it is sent in gives one client's answer to another.
+    """
+    field = name.encode("latin-1")
+    lines = values(headers, field)
+    return _one_value(field, lines).decode("latin-1") if lines else None
+
+
+def in_one_line(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """Every field once, with its `sent_value`, in the order of their first lines."""
+    lines: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        lines.setdefault(name, []).append(value)
+    return [(name, _one_value(name, given)) for name, given in lines.items()]
+
+
+def _one_value(name: bytes, lines: list[bytes]) -> bytes:
+    """The lines joined (RFC 9110 §5.3), without empty elements and with one space behind each comma, unless a quotation
+    mark is left open. Where case means nothing it is folded, and what is ranked by quality stands in that order
+    (RFC 9110 §12.5.3, §12.5.4)."""
+    if len(lines) == 1 and b"," not in lines[0] and name not in _CASELESS:
+        return lines[0]
+    text = (b"; " if name == b"cookie" else b", ").join(lines).decode("latin-1")
+    if name in _NO_LISTS or not _QUOTED.fullmatch(text):
+        return text.encode("latin-1")
     items = split_list(text)
     if name in _CASELESS:
-        items = [re.sub(r"\s*([;=])\s*", r"\1", item.lower()) for item in items]
-    return ",".join(items)
+        items = sorted((re.sub(r"\s*([;=])\s*", r"\1", item.lower()) for item in items), key=_rank)
+    return ", ".join(items).encode("latin-1")
 
 
-def vary_value(headers: Headers, name: str) -> str | None:
-    """A request field as `Vary` compares it (RFC 9111 §4.1): in one form, and without regard to the order of what is
-    ranked by quality alone (RFC 9110 §12.5.3, §12.5.4)."""
-    text = canonical(headers, name)
-    if text is None or name not in _CASELESS:
-        return text
-    return ",".join(sorted(text.split(",")))
+def _rank(item: str) -> tuple[float, str]:
+    quality = _QUALITY.search(item)
+    return (-float(quality[1]) if quality else -1.0, item)
 
 
 def cookie_pairs(headers: Headers, name: str) -> str | None:

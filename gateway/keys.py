@@ -1,9 +1,10 @@
 """Cache keys, and what of a request may reach the upstream: one decision, made once.
 
 Pure. The rule that holds everything together: *who decides the life must know the inputs*. On a route with a
-duration the gateway decides, so whatever the upstream can see is in the key: the target, the listed headers
-(in the very form they are forwarded), the credentials where the route says so. On a route with `ttl: origin` the
-upstream decides by its `Cache-Control` and `Vary`; it sees every end-to-end header but the dangerous ones.
+duration the gateway decides, so whatever the upstream can see is in the key: the target, the listed headers (by
+`headers.sent_value`, in the very form in which they are sent), the credentials where the route says so. On a route with
+`ttl: origin` the upstream decides by its `Cache-Control` and `Vary`; it sees every end-to-end header but the dangerous
+ones, each in the one line by which variants are compared.
 
 A key is text, one component a line. No component can contain a line feed: targets are normalised, header
 values come from a parser that refuses it.
@@ -18,14 +19,7 @@ from hashlib import blake2b
 
 import msgspec
 
-from .headers import (
-    Headers,
-    canonical,
-    combined,
-    end_to_end,
-    has,
-    is_dangerous,
-)
+from .headers import Headers, connection_named, end_to_end, has, in_one_line, is_dangerous, sent_value
 
 # A request's own conditions are the cache's to answer; what goes upstream are our validators.
 _CONDITIONS = frozenset((b"if-none-match", b"if-modified-since", b"range", b"if-range"))
@@ -121,16 +115,12 @@ def plan(keying: Keying, origin: str, target: str, headers: Headers, *, has_body
         return Plan(primary, primary, (), bypass)
     identity = [*_authorization(keying, headers), *_cookies(keying, headers)]
     if keying.vary is None:
-        seen = [pair for pair in _visible(headers) if pair[0] not in (b"authorization", b"cookie")]
-        if keying.authorization == "pass" and has(headers, b"authorization"):
-            seen += [pair for pair in headers if pair[0] == b"authorization"]
+        seen = in_one_line([pair for pair in _visible(headers) if pair[0] not in (b"authorization", b"cookie")])
+        if keying.authorization == "pass" and b"authorization" not in connection_named(headers):
+            seen += _field(headers, "authorization")
         base = _with_identity(primary + FOLLOWING, identity)
         return Plan(primary, base, (*seen, *identity, *keying.constants))
-    listed = [
-        (name.encode("latin-1"), value.encode("latin-1"))
-        for name in keying.vary
-        if (value := canonical(headers, name)) is not None
-    ]
+    listed = [pair for name in keying.vary for pair in _field(headers, name)]
     counted = [*listed, *identity]
     return Plan(primary, _with_identity(primary, [*counted, *keying.marks]), (*counted, *keying.constants))
 
@@ -157,10 +147,13 @@ def _bypass(keying: Keying, headers: Headers, *, has_body: bool) -> str | None:
 
 
 def _authorization(keying: Keying, headers: Headers) -> list[tuple[bytes, bytes]]:
-    if keying.authorization != "key":
-        return []
-    value = combined(headers, b"authorization")
-    return [(b"authorization", value.encode("latin-1"))] if value is not None else []
+    return _field(headers, "authorization") if keying.authorization == "key" else []
+
+
+def _field(headers: Headers, name: str) -> list[tuple[bytes, bytes]]:
+    """The one line of a request field, as keys hold it and upstreams are sent it; none where it is absent."""
+    value = sent_value(headers, name)
+    return [] if value is None else [(name.encode("latin-1"), value.encode("latin-1"))]
 
 
 def _cookies(keying: Keying, headers: Headers) -> list[tuple[bytes, bytes]]:

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from .headers import Headers, connection_named, cookie_pairs, vary_value
+from .headers import Headers, connection_named, cookie_pairs, sent_value
 
 Names = tuple[str, ...]
 """The fields that a response varies on."""
@@ -51,7 +51,7 @@ def selecting_value(headers: Headers, name: str) -> str | None:
     """A request's value of a field that responses vary on; None where it has none."""
     if name.startswith(COOKIE):
         return cookie_pairs(headers, name.removeprefix(COOKIE))
-    return vary_value(headers, name)
+    return sent_value(headers, name)
 
 
 def variant_suffix(names: Names, headers: Headers) -> str:

@@ -41,7 +41,7 @@ def test_no_text_however_malformed_raises(text: str, other: str, now: float) -> 
     assert headers.vary_names(fields) is None or all(headers.vary_names(fields) or ())
     assert 0 <= parse_age(fields) <= MAX_DELTA
     headers.end_to_end(fields)
-    headers.vary_value(fields, "accept")
+    headers.sent_value(fields, "accept")
 
 
 @given(st.integers(0, 253_402_300_799))

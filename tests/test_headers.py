@@ -10,7 +10,6 @@ from gateway.headers import (
     MAX_DELTA,
     NO_DIRECTIVES,
     CacheControl,
-    canonical,
     combined,
     connection_named,
     delta_seconds,
@@ -18,16 +17,17 @@ from gateway.headers import (
     first,
     has,
     http_date,
+    in_one_line,
     is_dangerous,
     is_strong,
     opaque_tag,
     parse_age,
     parse_date,
+    sent_value,
     split_list,
     unquote,
     values,
     vary_names,
-    vary_value,
     without,
 )
 
@@ -206,12 +206,42 @@ def test_vary_lists_names_or_means_that_nothing_may_be_reused(
     assert vary_names([(b"vary", line) for line in lines]) == names
 
 
-def test_a_field_has_one_form_and_its_case_counts_where_it_means_something() -> None:
-    fields = [(b"accept-language", b"DE ; q=0.5,  en"), (b"x-own", b"B ,a")]
-    assert canonical(fields, "accept-language") == "de;q=0.5,en"
-    assert canonical(fields, "x-own") == "B,a"
-    assert canonical(fields, "accept") is None
-    assert vary_value(fields, "accept") is None
+@pytest.mark.parametrize(
+    ("name", "lines", "value"),
+    [
+        pytest.param("x-own", [b"B ,a"], "B, a", id="one space behind a comma"),
+        pytest.param("x-own", [b"a", b"b"], "a, b", id="lines are joined"),
+        pytest.param("x-own", [b"a,"], "a", id="an empty element goes"),
+        pytest.param("x-own", [b"", b"a", b" "], "a", id="an empty line goes"),
+        pytest.param("x-own", [b","], "", id="of empty elements alone nothing is left"),
+        pytest.param("x-own", [b""], "", id="an empty field is not absent"),
+        pytest.param("x-own", [b'"a,b" ,c'], '"a,b", c', id="a comma in quotes"),
+        pytest.param("x-own", [b"caf\xe9,\xff"], "caf\xe9, \xff", id="obs-text"),
+        pytest.param("x-own", [b"Sat, 28 Nov 2026"], "Sat, 28 Nov 2026", id="a date"),
+        pytest.param("accept-language", [b"DE ; q=0.5,  en"], "en, de;q=0.5", id="case and order of what is ranked"),
+        pytest.param("accept-language", [b"fr,de;q=0.9,EN"], "en, fr, de;q=0.9", id="equal ranks by name"),
+        pytest.param("accept-language", [b"de;q=x"], "de;q=x", id="a rank that can't be read"),
+        pytest.param("accept-encoding", [b"GZIP"], "gzip", id="one element"),
+        pytest.param("accept", [b"A/b"], "A/b", id="case counts"),
+        pytest.param("user-agent", [b"a (b,c)", b"d"], "a (b,c), d", id="a comment is no list"),
+        pytest.param("referer", [b"http://a/?b=1,2"], "http://a/?b=1,2", id="a URL is no list"),
+        pytest.param("cookie", [b"a=1", b"b=2,"], "a=1; b=2,", id="cookies"),
+        pytest.param("authorization", [b'Digest a="b",c=d'], 'Digest a="b",c=d', id="credentials"),
+        pytest.param("x-own", [], None, id="absent"),
+    ],
+)
+def test_a_request_field_has_one_value(name: str, lines: list[bytes], value: str | None) -> None:
+    fields = [(name.encode(), line) for line in lines]
+    assert sent_value([(b"x-other", b"1"), *fields], name) == value
+    assert in_one_line(fields) == ([] if value is None else [(name.encode(), value.encode("latin-1"))])
+
+
+@given(st.lists(st.text(st.sampled_from('a,; "\\q=1\xe9'), max_size=8), min_size=1, max_size=3))
+@pytest.mark.parametrize("name", ["x-own", "accept-language", "user-agent"])
+def test_the_one_value_of_a_field_is_its_own_value(name: str, lines: list[str]) -> None:
+    value = sent_value([(name.encode(), line.encode("latin-1")) for line in lines], name)
+    assert value is not None
+    assert sent_value([(name.encode(), value.encode("latin-1"))], name) == value
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_without_vary_a_variant_has_the_base_as_its_key() -> None:
 
 def test_a_variant_is_selected_by_the_fields_that_vary_names() -> None:
     key = variant_key("base", ("accept", "x-a"), [(b"accept", b"a/b"), (b"accept", b"c/d")])
-    assert key == "base\nvary accept:a/b,c/d\nvary x-a"
+    assert key == "base\nvary accept:a/b, c/d\nvary x-a"
 
 
 def test_an_absent_field_selects_another_variant_than_an_empty_one() -> None:

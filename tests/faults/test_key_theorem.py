@@ -59,6 +59,7 @@ PAIRS = [
 FIELDS = [
     *(("Accept", "a/b"), ("Accept", "A/B"), ("Accept", "a/b, c/d"), ("Accept", "a/b,c/d"), ("accept", "")),
     *(("Accept-Language", "de"), ("Accept-Language", "en"), ("Accept-Encoding", "gzip"), ("User-Agent", "a phone")),
+    *(("Accept", ",a/b,"), ("X-Tenant", "1,"), ("X-Tenant", ", 1"), ("X-Tenant", ","), ("X-Tenant", "")),
     *(
         ("X-Tenant", "1"),
         ("X-Tenant", "2"),
@@ -199,16 +200,5 @@ def test_with_ttl_origin_only_harmless_fields_that_the_upstream_does_not_vary_on
     assert (method, path) == (other_method, other_path)
     differ = {name for name, _ in {*fields} ^ {*other_fields}}
     assert not differ & {b"authorization", b"cookie", b"host"}
-    assert not differ & {name.strip().encode() for name in vary.split(",")} - {b""} or _same_meaning(
-        fields, other_fields
-    )
+    assert not differ & {name.strip().encode() for name in vary.split(",")}
     assert not any(is_dangerous(name) for name, _ in [*fields, *other_fields])
-
-
-def _same_meaning(one: list[tuple[bytes, bytes]], two: list[tuple[bytes, bytes]]) -> bool:
-    """Whether the fields of `Vary` differ in white space alone (RFC 9111 §4.1)."""
-
-    def plain(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        return [(name, value.replace(b" ", b"")) for name, value in fields if name in (b"accept", b"x-tenant")]
-
-    return plain(one) == plain(two)

@@ -127,10 +127,11 @@ def saw(head: bytes) -> dict[str, Any]:
     """What an upstream makes of a request: all that it sees, or, where it says `Vary`, what it goes by."""
     method, target, _ = head.split(b"\r\n", 1)[0].split(b" ")
     lines = [line.partition(b":") for line in head.split(b"\r\n")[1:] if line]
-    fields = sorted((name.lower(), value.strip()) for name, _, value in lines if name.lower() not in UNSEEN)
+    fields = [(name.lower(), value) for name, _, value in lines if name.lower() not in UNSEEN]
+    fields.sort(key=lambda field: field[0])  # the lines of one field in their order, with their white space
     if target.startswith((b"/follows", b"/public")):
         kept = (b"host", b"authorization", b"cookie", *VARIES)
-        fields = [(name, value.replace(b" ", b"")) for name, value in fields if name in kept or is_dangerous(name)]
+        fields = [(name, value) for name, value in fields if name in kept or is_dangerous(name)]
     if target.startswith(b"/batch"):  # which elements are asked for together is nobody's business
         target = target.partition(b"ids=")[0] + target.partition(b"&")[2]
     text = repr((method, target, fields))
