@@ -267,7 +267,8 @@ class Gateway(FastAPI):
         self.add_api_route("/readyz", _ready, methods=["GET", "HEAD"], include_in_schema=False)
         add_pages(self, docs=self._page("docs"), redoc=self._page("redoc"))
         self._own = list(self.router.routes)
-        handlers = Handlers(self.engine, self.metrics, self.declared)
+        patterns = Patterns(lambda: self.router.routes, self._direct)
+        handlers = Handlers(self.engine, self.metrics, self.declared, patterns.declared)
         added = [(route.template.specificity, partial(self._add_declared, handlers, route)) for route in self.declared]
         joined = AggregateHandlers(self.engine)
         added += [

@@ -16,6 +16,7 @@ from .asks import Ask
 from .edge_pass import Direct, Pattern
 from .exchange import Exchange
 from .passing import UpstreamOrigin
+from .references import Asked
 from .remembered import Block, Recall
 from .routes import Declared, Handlers
 from .transport import Interim
@@ -34,19 +35,22 @@ class DirectRoute:
         """Raises RequestRefused."""
         assert exchange.target is not None
         target, parameters = self.route.upstream_target(exchange.target.path, exchange.target.query)
-        origin = UpstreamOrigin(
-            self.route.upstream, target, exchange.request_id, self.handlers.metrics, interim=interim
-        )
+        told = self.handlers.interim(interim, Asked(self.route, target, str(exchange.target)))
+        origin = UpstreamOrigin(self.route.upstream, target, exchange.request_id, self.handlers.metrics, interim=told)
         return self.handlers.ask(exchange, self.route, origin, parameters, None, block=block, stays=True)
 
     async def answer(self, ask: Ask) -> Answer:
-        return self.handlers.public(await self.handlers.engine.answer(ask), self.route)
+        return self.handlers.public(await self.handlers.engine.answer(ask), self._asked(ask))
 
     def recall(self, ask: Ask) -> Recall:
         assert isinstance(ask.origin, UpstreamOrigin)
         assert ask.exchange.target is not None
         _, parameters = self.route.upstream_target(ask.exchange.target.path, ask.exchange.target.query)
-        return self.handlers.recall(self.route, ask.origin, parameters)
+        return self.handlers.recall(self._asked(ask), ask.origin, parameters)
+
+    def _asked(self, ask: Ask) -> Asked:
+        assert isinstance(ask.origin, UpstreamOrigin)
+        return Asked(self.route, ask.origin.target, str(ask.exchange.target))
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,11 @@ class Patterns:
             self._of = len(routes)
             self._made = tuple(pattern for route in routes for pattern in self._patterns(route))
         return self._made
+
+    def declared(self, path: str) -> Declared | None:
+        """The declared route by which the app answers a decoded path, if one does."""
+        direct = next((direct for pattern, direct in self() if pattern.match(path)), None)
+        return direct.route if isinstance(direct, DirectRoute) else None
 
     def _patterns(self, route: BaseRoute) -> list[Pattern]:
         if type(route) is Route:

@@ -1,6 +1,6 @@
 """URLs inside the fields of an answer by which a client goes on: `Location`, `Content-Location`, `Link`, `Refresh`.
 
-This finds the URLs; what becomes of one that names an upstream, the caller says.
+This finds the URLs; what becomes of each, the caller says.
 """
 
 from __future__ import annotations
@@ -10,7 +10,12 @@ from collections.abc import Callable
 
 REFERRING = frozenset((b"location", b"content-location", b"link", b"refresh"))
 
-_LINKED = re.compile(r"<([^<>]*)>")  # RFC 8288 §3: each target in angle brackets
+DROPPED_IN_URLS = dict.fromkeys(map(ord, "\t\r\n"))
+"""Characters that browsers drop from a URL, and so does `urlsplit`: what it says of a place would be another's."""
+
+# RFC 8288 §3: a target in angle brackets, its parameters, some of them quoted; then a comma or the end.
+_LINK = re.compile(r"""[\s,]*<([^<>]*)>((?:[^",<>]|"(?:[^"\\]|\\.)*")*)(?:,|$)""")
+_ANCHOR = re.compile(r"""(;\s*anchor\s*=\s*)("(?:[^"\\]|\\.)*"|[^\s;,"]+)""", re.IGNORECASE)
 # HTML's "shared declarative refresh steps": a time, a separator, perhaps `url=`, perhaps a quote.
 _REFRESHED = re.compile(r"""(\s*[\d.]+\s*[;,\s]\s*(?:url\s*=\s*)?["']?)([^"']*)(.*)""", re.IGNORECASE | re.DOTALL)
 
@@ -25,14 +30,37 @@ def rooted(reference: str) -> str:
     return "/." + reference if _LIKE_A_HOST.match(reference) else reference
 
 
-def replaced(name: bytes, value: bytes, public: Callable[[str], str]) -> bytes:
-    """A field's value with `public` of each URL reference in it."""
+def replaced(name: bytes, value: bytes, public: Callable[[str], str | None]) -> bytes | None:
+    """A field's value with `public` of each URL reference in it. A link that has none is left out; None where nothing
+    is left."""
     text = value.decode("latin-1")
     if name == b"link":
-        text = _LINKED.sub(lambda found: f"<{public(found[1])}>", text)
+        told = _links(text, public)
     elif name == b"refresh":
         found = _REFRESHED.fullmatch(text)
-        text = found[1] + public(found[2].strip()) + found[3] if found is not None else text
+        told = found[1] + (public(found[2].strip()) or "") + found[3] if found is not None else text
     else:
-        text = public(text)
-    return text.encode("latin-1")
+        told = public(text)
+    return None if told is None else told.encode("latin-1")
+
+
+def _links(text: str, public: Callable[[str], str | None]) -> str | None:
+    """What can't be read as a link is left out with what follows it (RFC 8288, B.2)."""
+    links, end = [], 0
+    while end < len(text) and (found := _LINK.match(text, end)) is not None:
+        links.append(_link(found[1], found[2], public))
+        end = found.end()
+    return ", ".join(filter(None, links)) or (None if text.strip() else text)
+
+
+def _link(target: str, parameters: str, public: Callable[[str], str | None]) -> str | None:
+    told = public(target)
+    if told is None:
+        return None
+    anchor = _ANCHOR.search(parameters)
+    if anchor is not None:
+        context = public(anchor[2].strip('"'))
+        if context is None:  # of another place than clients can see
+            return None
+        parameters = f'{parameters[: anchor.start()]}{anchor[1]}"{context}"{parameters[anchor.end() :]}'
+    return f"<{told}>{parameters.rstrip()}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import typing
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -24,14 +24,15 @@ from .config import DEFAULT_VARY, Config, RouteConfig
 from .engine import Ask, Engine, Route
 from .errors import RequestRefused
 from .exchange import INTERIM_KEY, Exchange, exchange_of
-from .headers import Headers, first, has, values
-from .inside import REFERRING, replaced, rooted
+from .headers import Headers, first, has, values, without
+from .inside import REFERRING
 from .keys import Keying, plan, primary_key
 from .metrics import Metrics
 from .passing import VIA, UpstreamOrigin, send_past
 from .policy import TAG_FIELDS, Rules, facts_of
 from .proxies import Trusted
 from .purges import Report
+from .references import Asked, References
 from .remembered import Block, Recall
 from .targets import Target, normalise, select_query
 from .templates import PathTemplate, TargetTemplate, compile_target, render_tag
@@ -151,13 +152,18 @@ def public_constants(config: Config) -> tuple[tuple[bytes, bytes], ...]:
     )
 
 
+def _nothing(path: str) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Handlers:
-    """Makes the handlers of declared routes. `public` finds the primary key of a path on the public side."""
+    """Makes the handlers of declared routes. `serving` as `References` has it."""
 
     engine: Engine
     metrics: Metrics
     declared: list[Declared] = field(default_factory=list)
+    serving: Callable[[str], Declared | None] = _nothing
 
     def handler(self, route: Declared) -> Callable[[Request], Awaitable[Response]]:
         """The handler of a declared route, for every method."""
@@ -168,27 +174,31 @@ class Handlers:
             assert exchange.target is not None
             exchange.route = route.name
             client = Client(request.receive)
-            target, parameters = route.upstream_target(local_path(request), exchange.target.query)
-            origin = UpstreamOrigin(route.upstream, target, exchange.request_id, self.metrics, interim_of(request))
+            path, root = local_path(request), root_of(request)
+            target, parameters = route.upstream_target(path, exchange.target.query)
+            asked = Asked(route, target, str(structs.replace(exchange.target, path=path)), root)
+            interim = self.interim(interim_of(request), asked)
+            origin = UpstreamOrigin(route.upstream, target, exchange.request_id, self.metrics, interim)
             if request.method == "PURGE":
                 return await self._purge(exchange, route, origin, parameters)
             if request.method not in ("GET", "HEAD"):
-                return await self._pass(client, exchange, route, origin, request.method)
-            return await self._read(client, exchange, route, origin, parameters)
+                return await self._pass(client, exchange, asked, origin, request.method)
+            return await self._read(client, exchange, asked, origin, parameters)
 
         handle.__name__ = route.name
         handle.__doc__ = route.config.description
         return handle
 
-    def recall(self, route: Declared, origin: UpstreamOrigin, parameters: dict[str, str]) -> Recall:
+    def recall(self, asked: Asked, origin: UpstreamOrigin, parameters: dict[str, str]) -> Recall:
         """What the edge needs to answer the next request of this line."""
+        route = asked.route
         silent = structs.replace(origin, interim=None)
         return Recall(
             route=route.engine_route,
             origin=route.upstream.name,
             target=origin.target,
             tags=self._tags(route, parameters),
-            public=lambda answer: self.public(answer, route),
+            public=lambda answer: self.public(answer, asked),
             ask=lambda exchange: self.ask(
                 exchange, route, structs.replace(silent, request_id=exchange.request_id), parameters, None
             ),
@@ -237,20 +247,20 @@ class Handlers:
         self,
         client: Client,
         exchange: Exchange,
-        route: Declared,
+        asked: Asked,
         origin: UpstreamOrigin,
         parameters: dict[str, str],
     ) -> Response:
         with_body = has_body(exchange.headers)
-        ask = self.ask(exchange, route, origin, parameters, client.body() if with_body else None)
-        exchange.recall = self.recall(route, origin, parameters)
+        ask = self.ask(exchange, asked.route, origin, parameters, client.body() if with_body else None)
+        exchange.recall = self.recall(asked, origin, parameters)
         at_hand = self.engine.at_hand(ask)
         if at_hand is not None:
-            return AnswerResponse(self.public(at_hand, route))
+            return AnswerResponse(self.public(at_hand, asked))
         if not with_body:
             client.expect_no_body()
         answer = await client.while_there(self.engine.answer(ask))
-        return AnswerResponse(self.public(answer, route), client)
+        return AnswerResponse(self.public(answer, asked), client)
 
     async def _purge(
         self, exchange: Exchange, route: Declared, origin: UpstreamOrigin, parameters: dict[str, str]
@@ -264,8 +274,9 @@ class Handlers:
         return purge_response(report)
 
     async def _pass(
-        self, client: Client, exchange: Exchange, route: Declared, origin: UpstreamOrigin, method: str
+        self, client: Client, exchange: Exchange, asked: Asked, origin: UpstreamOrigin, method: str
     ) -> Response:
+        route = asked.route
         body = client.body() if has_body(exchange.headers) else None
         if body is None:
             client.expect_no_body()
@@ -286,7 +297,7 @@ class Handlers:
                 else None,
             )
         )
-        return AnswerResponse(self.public(answer, route), client)
+        return AnswerResponse(self.public(answer, asked), client)
 
     def _representation(
         self, route: Declared, exchange: Exchange, origin: UpstreamOrigin, fetched: Fetched
@@ -343,67 +354,23 @@ class Handlers:
                 return [primary_key(route.upstream.name, route.upstream_target(target.path, target.query)[0])]
         return []
 
-    def public(self, answer: Answer, route: Declared) -> Answer:
+    def public(self, answer: Answer, asked: Asked) -> Answer:
         """The answer as clients may see it: an upstream's own address stays inside, and so do its tags."""
-        touched = REFERRING | TAG_FIELDS
-        if not any(name in touched for name, _ in answer.headers):
+        hidden = frozenset() if asked.route.config.expose_tags else TAG_FIELDS
+        if not any(name in REFERRING or name in hidden for name, _ in answer.headers):
             return answer
-        hidden = frozenset() if route.config.expose_tags else TAG_FIELDS
-        headers = [
-            (name, replaced(name, value, partial(self._public_reference, route)) if name in REFERRING else value)
-            for name, value in answer.headers
-            if name not in hidden
-        ]
+        headers = self._references.mapped(without(answer.headers, *hidden), asked)
         return Answer(answer.status, headers, answer.body)
 
-    def _public_reference(self, route: Declared, text: str) -> str:
-        """A URL that names one of our upstreams as clients would ask for it; any other as it is."""
-        upstreams = dict.fromkeys((route.upstream, *(each.upstream for each in self.declared)))
-        for upstream in upstreams:
-            inside = below_base(text, upstream.config.bases)
-            if inside is not None:
-                return rooted(self._as_served(inside, upstream))
-        return text
+    def interim(self, interim: Interim | None, asked: Asked) -> Interim | None:
+        """Passes on interim responses as clients may see them."""
+        if interim is None:
+            return None
+        return lambda status, headers: interim(status, self._references.mapped(headers, asked))
 
-    def _as_served(self, inside: str, upstream: Upstream) -> str:
-        path, mark, rest = inside.partition("?")
-        for each in self.declared:
-            if each.upstream is upstream:
-                parameters = each.inside.match(path)
-                if parameters is not None and set(parameters) == set(each.template.parameters):
-                    return render_path(each.template, parameters) + mark + rest
-        return inside
-
-
-def below_base(reference: str, bases: Iterable[str]) -> str | None:
-    """What of a URL reference lies below one of `bases`, whatever form its host is written in; None where it names
-    another host."""
-    reference = reference.translate(_NOT_IN_URLS)
-    try:
-        parts = urlsplit(reference)
-        authority = (parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme))
-    except ValueError:
-        return None
-    for base in map(urlsplit, bases):
-        port = base.port or _DEFAULT_PORTS[base.scheme]
-        if parts.hostname and authority in ((base.hostname, port), (base.hostname, None)):
-            path = parts.path or "/"
-            within = base.path and (path + "/").startswith(base.path + "/")
-            return (path[len(base.path) :] or "/" if within else path) + reference[
-                _end_of_path(reference, parts.path) :
-            ]
-    return None
-
-
-_NOT_IN_URLS = dict.fromkeys(map(ord, "\t\r\n"))
-"""Characters that browsers drop from a URL, and so does `urlsplit`: what it says of a place would be another's."""
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-
-
-def _end_of_path(reference: str, path: str) -> int:
-    start = reference.find("//") + 2
-    after = min((at for mark in "/?#" if (at := reference.find(mark, start)) >= 0), default=len(reference))
-    return after + len(path)
+    @cached_property
+    def _references(self) -> References:
+        return References(self.declared, self.serving)
 
 
 def purge_response(report: Report) -> Response:
@@ -417,10 +384,6 @@ def purge_response(report: Report) -> Response:
     return JSONResponse(body, 200 if report.complete else 202, headers={"cache-control": "no-store"})
 
 
-def render_path(template: PathTemplate, parameters: dict[str, str]) -> str:
-    return TargetTemplate(template.text.replace(":path}", "}"), ()).render(parameters)[0]
-
-
 def _below_base(target: str, upstream: Upstream, netloc: str) -> str:
     prefix = urlsplit(upstream.config.bases[0]).path
     return target[len(prefix) :] if netloc and prefix and target.startswith(prefix + "/") else target
@@ -429,8 +392,13 @@ def _below_base(target: str, upstream: Upstream, netloc: str) -> str:
 def local_path(request: Request) -> str:
     """The normalised path below the place where the app is mounted."""
     path: str = request.scope["raw_path"].decode("ascii")
-    root = quote(request.scope.get("root_path", ""), safe="/%:@!$&'()*+,;=~-._")
+    root = root_of(request)
     return path[len(root) :] if root and path.startswith(root) else path
+
+
+def root_of(request: Request) -> str:
+    """The place where the app is mounted, encoded as in a path."""
+    return quote(request.scope.get("root_path", ""), safe="/%:@!$&'()*+,;=~-._")
 
 
 def interim_of(request: Request) -> Interim | None:

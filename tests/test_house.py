@@ -125,6 +125,7 @@ IO = frozenset(
         "purge_stream",
         "purges",
         "redis_clients",
+        "references",
         "redis_leases",
         "redis_pipe",
         "redis_reads",
