@@ -16,7 +16,7 @@ import orjson
 from .answers import Answer
 from .config import RouteConfig
 from .engine import Ask, Engine, Route
-from .errors import PartFailed, problem_document
+from .errors import PartFailed, RequestRefused, problem_document
 from .exchange import Exchange, PartSaid
 from .fetched import Fetched, WholeBody
 from .headers import Headers
@@ -85,7 +85,9 @@ class Aggregate:
         if ask.plan.bypass is not None or ask.facts.no_store:
             return None
         run = origin.begin()
-        if not run.now():
+        whole = run.now()
+        _check_refusal(run)
+        if not whole:
             return None
         try:
             fetched, body = self.whole(run, ask.exchange, at_once=True)
@@ -103,11 +105,12 @@ class Aggregate:
         """The joined answer of a run that is over. `at_once`: all of it in this turn of the event loop, so that what
         was purged by now is judged already, and a purge of the whole alone does not outlive it.
 
-        Raises PartFailed where a required part failed.
+        Raises PartFailed where a required part failed, RequestRefused where the client's values are why.
         """
         exchange.parts = tuple(_said(run))
         for each in exchange.parts:
             self.kit.count(each.name, each.text.partition(";")[0])
+        _check_refusal(run)
         failed = run.failed_requirement
         if failed is not None and failed.failure is not None:
             raise PartFailed(failed.name, failed.failure.kind, failed.failure.status)
@@ -162,6 +165,13 @@ class Aggregate:
         if self.config.envelope:
             parts = {each.name: _as_members(each.text) for each in exchange.parts}
             yield Piece("_meta", orjson.dumps({"complete": run.complete, "parts": parts}))
+
+
+def _check_refusal(run: Run) -> None:
+    """Raises RequestRefused where a required part can't be asked for with what the client sent."""
+    failed = run.failed_requirement
+    if failed is not None and failed.failure is not None and failed.failure.status == 400:
+        raise RequestRefused(f"The part {failed.name}: {failed.failure.detail}")
 
 
 def _said(run: Run) -> Iterator[PartSaid]:

@@ -91,6 +91,15 @@ def number_of(text: str) -> int | float:
     return Number(text)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether it can be sent: a surrogate without its other half is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 # --- reading -----------------------------------------------------------------------------------------------
 
 

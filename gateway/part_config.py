@@ -122,7 +122,8 @@ class _PartConfig(Model):
     other part, null makes the part the whole answer, whatever it is: an object, a list, a number."""
     for_each: ExpressionText | None = None
     """A list of an earlier part, as JMESPath: `cart.items[*].id`. The part is asked for each of its elements
-    (`{item}`), equal ones once, and is the list of the answers in that order."""
+    (`{item}`), equal ones once, and is the list of the answers in their places: null where an element is null, empty or
+    an object."""
     limit: Annotated[int, Field(ge=1, le=1000)] = 20
     """With `for_each`: how many elements are asked for at most, and at a time."""
     elements: Literal["optional", "required"] = "optional"

@@ -19,7 +19,7 @@ from pydantic import JsonValue
 
 from .errors import RequestRefused
 from .expressions import Expression, truthy
-from .json_text import Number
+from .json_text import Number, is_unicode
 from .part_config import PartConfig
 from .targets import query_name
 from .templates import PathTemplate, TargetTemplate, TemplateError, compile_target
@@ -85,7 +85,7 @@ class Values:
         return found
 
     def of(self, reference: Reference) -> str:
-        """The value as text, not encoded but for the path's. Raises Missing."""
+        """The value as text, not encoded but for the path's. Raises Missing, RequestRefused."""
         match reference.source:
             case "path":
                 value: object = self.path.get(reference.rest)
@@ -100,7 +100,18 @@ class Values:
         text = as_text(value)
         if text is None:
             raise Missing(reference.text, unsent=reference.source in ("query", "header"))
+        if not is_unicode(text):
+            raise RequestRefused("A value has a surrogate without its other half, which is no character.")
         return text
+
+
+@dataclass(frozen=True)
+class OwnValues(Values):
+    """A request's own values, with one that can stand anywhere for each of an earlier part: what is refused with these
+    is refused whatever the parts answer."""
+
+    def of(self, reference: Reference) -> str:
+        return super().of(reference) if reference.source in OF_THE_REQUEST else "x"
 
 
 def searched(expression: Expression, value: JsonValue | Mapping[str, object]) -> JsonValue:

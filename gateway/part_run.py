@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from urllib.parse import quote
 
 from msgspec import structs
 from pydantic import JsonValue
@@ -20,9 +21,9 @@ from .joining import Part, together
 from .json_text import text_of
 from .merge import WrongType, list_of
 from .part_origin import ElementOrigin
-from .part_plan import Missing, PartPlan, PlannedPart, Values, as_text, condition_holds, searched
+from .part_plan import Missing, PartPlan, PlannedPart, Values, as_text, condition_holds
 from .part_said import list_text, missing_text
-from .part_source import Absent, Failure, Got, Source, Wanting
+from .part_source import LONGEST, Absent, Failure, Got, Source, Wanting
 from .workshop import Workshop
 
 _NULL = b"null"
@@ -55,11 +56,13 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class _Elements:
-    """The elements of a list: `asked` are the distinct ones, `items` all of those in the list's order."""
+    """A list's elements: `places` is the list, `asked` are the distinct texts of its elements that are asked for;
+    `left_out` counts those beyond the limit, `skipped` the places that have no text: null, empty, an object."""
 
-    items: list[str]
+    places: list[JsonValue]
     asked: list[str]
     left_out: int
+    skipped: int
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,10 @@ class Run:
 
     @property
     def failed_requirement(self) -> Resolved | None:
-        """The first part that failed and can't be done without."""
+        """The first part that has failed by now and can't be done without."""
         for name in self.order:
-            config, each = self.kit.plan.parts[name].config, self.results[name]
-            if each.failure is None or each.partial:
+            config, each = self.kit.plan.parts[name].config, self.results.get(name)
+            if each is None or each.failure is None or each.partial:
                 continue
             if not config.optional and not config.has_default:
                 return each
@@ -181,7 +184,7 @@ class Run:
         except Missing as missing:
             return self._without(part, missing_text(missing.what))
         except (Failure, RequestRefused, WrongType) as error:
-            return self._failed(part, _failure(error), time.perf_counter() - began)
+            return self._failed(part, self._failure(source, error), time.perf_counter() - began)
 
     def _skipped(self, part: PlannedPart) -> Resolved | None:
         if part.config.is_static:
@@ -208,7 +211,7 @@ class Run:
         except Missing as missing:
             resolved = self._without(part, missing_text(missing.what))
         except (Failure, RequestRefused, WrongType) as error:
-            resolved = self._failed(part, _failure(error))
+            resolved = self._failed(part, self._failure(source, error))
         return replace(resolved, seconds=time.perf_counter() - began)
 
     async def _fetched(self, part: PlannedPart, source: Source) -> Resolved:
@@ -234,6 +237,13 @@ class Run:
         text, shown = self._default(part), part.config.default
         return Resolved(part.name, said, text, None, shown, life, failure, seconds)
 
+    def _failure(self, source: Source, error: Failure | RequestRefused | WrongType) -> Failure:
+        if isinstance(error, Failure):
+            return error
+        if isinstance(error, WrongType):
+            return Failure("wrong-type", str(error))
+        return Failure("refused", str(error), 400 if source.refuses(self.wanting.values) else 502)
+
     def _default(self, part: PlannedPart) -> bytes:
         return text_of(part.config.default) if part.config.has_default else _NULL
 
@@ -243,26 +253,32 @@ class Run:
         """The list's elements. Raises Missing where there is no list."""
         assert part.each is not None
         name, expression = part.each
-        found = searched(expression, {name: self.values.get(name)})
+        try:
+            found = expression.places({name: self.values.get(name)})
+        except ValueError:
+            found = None
         if not isinstance(found, list):
             raise Missing(str(part.config.for_each))
-        items = [text for text in map(as_text, found) if text is not None]
-        distinct = list(dict.fromkeys(items))
+        texts = list(_texts(found, NESTED))
+        distinct = list(dict.fromkeys(text for text in texts if text is not None))
         asked = distinct[: part.config.limit]
-        kept = set(asked)
-        return _Elements([item for item in items if item in kept], asked, len(distinct) - len(asked))
+        return _Elements(found, asked, len(distinct) - len(asked), texts.count(None))
 
-    def _asks_of(self, part: PlannedPart, source: Source, items: Iterable[str]) -> dict[str, Ask]:
-        asks = {}
+    def _asks_of(self, source: Source, items: Iterable[str]) -> dict[str, Ask | Failure]:
+        """How each element is asked for, or why it is not: no other is refused with it. Raises Missing."""
+        asks: dict[str, Ask | Failure] = {}
         for item in items:
             wanting = self._wanting(item)
-            asks[item] = source.ask(wanting, *source.target(wanting.values))
+            try:
+                asks[item] = source.ask(wanting, *source.target(wanting.values))
+            except RequestRefused as error:
+                asks[item] = self._failure(source, error)
         return asks
 
     def _elements_at_hand(self, part: PlannedPart, source: Source) -> Resolved | None:
         elements = self._elements_of(part)
         got: dict[str, Got | Failure] = {}
-        for item, ask in self._asks_of(part, source, elements.asked).items():
+        for item, ask in self._asks_of(source, elements.asked).items():
             found = _or_failure(source, ask)
             if found is None:
                 return None
@@ -271,46 +287,53 @@ class Run:
 
     async def _elements(self, part: PlannedPart, source: Source) -> Resolved:
         elements = self._elements_of(part)
-        asks = self._asks_of(part, source, elements.asked)
+        asks = self._asks_of(source, elements.asked)
         if part.batch is not None:
-            asks = self._batched(part, source, asks)
+            asks = self._batched(source, asks)
         results = await asyncio.gather(*(self._element(source, ask) for ask in asks.values()))
         return self._listed(part, source, elements, dict(zip(asks, results, strict=True)))
 
-    async def _element(self, source: Source, ask: Ask) -> Got | Failure:
+    async def _element(self, source: Source, ask: Ask | Failure) -> Got | Failure:
+        if isinstance(ask, Failure):
+            return ask
         try:
             return source.at_hand(ask) or await source.get(ask, self.wanting)
         except Failure as failure:
             return failure
 
-    def _batched(self, part: PlannedPart, source: Source, asks: dict[str, Ask]) -> dict[str, Ask]:
-        """The same, those that must be fetched being fetched together. An id with a comma is asked for alone."""
-        missing = [item for item, ask in asks.items() if "," not in item and _or_failure(source, ask) is None]
-        if len(missing) < 2:
-            return asks
-        batch = source.batch(self._wanting(), len(missing))
-        return asks | {
-            item: structs.replace(asks[item], origin=ElementOrigin(batch, item, source.upstream.name, source.timeout))
-            for item in missing
-        }
+    def _batched(self, source: Source, asks: dict[str, Ask | Failure]) -> dict[str, Ask | Failure]:
+        """The same, those that must be fetched being fetched together, as many as a target has room for. An id with a
+        comma is asked for alone."""
+        together = dict(asks)
+        missing = (item for item, ask in asks.items() if "," not in item and _or_failure(source, ask) is None)
+        for items in _groups(missing, LONGEST // 2):
+            batch = source.batch(self._wanting(), len(items)) if len(items) > 1 else None
+            for item in items:
+                ask = asks[item]
+                if batch is not None and not isinstance(ask, Failure):
+                    origin = ElementOrigin(batch, item, source.upstream.name, source.timeout)
+                    together[item] = structs.replace(ask, origin=origin)
+        return together
 
     def _listed(
         self, part: PlannedPart, source: Source, elements: _Elements, got: Mapping[str, Got | Failure]
     ) -> Resolved:
-        """The list of the elements' answers, null where one failed. Where all did, or where each is required, the part
-        has failed."""
+        """The list of the elements' answers, each in its place, null where one failed or was not asked for. Where all
+        that were failed, or where each is required, the part has failed."""
         made = {item: self._element_made(part, source, found) for item, found in got.items()}
         failures = [each.failure for each in made.values() if each.failed and each.failure is not None]
         lost = bool(failures) and (len(failures) == len(made) or part.config.elements == "required")
         counts = Counter(each.said.partition(";")[0] for each in made.values())
+        counts += Counter(skipped=elements.skipped)
         told = list_text(counts, len(failures), elements.left_out, lost=lost, default=part.config.has_default)
         if lost:
             return replace(self._failed(part, failures[0]), said=told)
+        text, value = _placed(elements.places, made, NESTED)
         return Resolved(
             part.name,
             told,
-            list_of((made[item].text or _NULL) for item in elements.items),
-            [made[item].value for item in elements.items],
+            text,
+            value,
             life=together([each.life for each in made.values() if each.life is not None]),
             failure=failures[0].of_elements(len(failures), len(made)) if failures else None,
             partial=bool(failures),
@@ -322,7 +345,7 @@ class Run:
                 return self._prepared(part, source, found)
             failure = found
         except WrongType as error:
-            failure = _failure(error)
+            failure = self._failure(source, error)
         life = failure.life if isinstance(failure, Absent) else None
         return Resolved(part.name, failure.kind, None, life=life, failure=failure)
 
@@ -356,15 +379,56 @@ async def _ask_and_ignore(ask: Ask, timeout: float, count: Callable[[str, str], 
         count(name, f"shadow-{said}")
 
 
-def _or_failure(source: Source, ask: Ask) -> Got | Failure | None:
+def _or_failure(source: Source, ask: Ask | Failure) -> Got | Failure | None:
+    if isinstance(ask, Failure):
+        return ask
     try:
         return source.at_hand(ask)
     except Failure as failure:
         return failure
 
 
-def _failure(error: Failure | RequestRefused | WrongType) -> Failure:
-    if isinstance(error, Failure):
-        return error
-    kind = "refused" if isinstance(error, RequestRefused) else "wrong-type"
-    return Failure(kind, str(error))
+# --- the places of a list ------------------------------------------------------------------------------------
+
+NESTED = 16
+"""How deep lists within the list of `for_each` may be; what is deeper is null."""
+
+
+def _texts(found: Iterable[JsonValue], levels: int) -> Iterator[str | None]:
+    """The text of each place of a list, and of the lists in it; None where there is nothing to ask for."""
+    for each in found:
+        if isinstance(each, list) and levels:
+            yield from _texts(each, levels - 1)
+        else:
+            yield as_text(each)
+
+
+def _placed(found: Iterable[JsonValue], made: Mapping[str, Resolved], levels: int) -> tuple[bytes, list[JsonValue]]:
+    """The list of the answers, as JSON text, and of their values for other parts."""
+    texts: list[bytes] = []
+    values: list[JsonValue] = []
+    for each in found:
+        text: bytes = _NULL
+        value: JsonValue = None
+        if isinstance(each, list) and levels:
+            text, value = _placed(each, made, levels - 1)
+        elif (resolved := made.get(as_text(each) or "")) is not None:
+            text, value = resolved.text or _NULL, resolved.value
+        texts.append(text)
+        values.append(value)
+    return list_of(texts), values
+
+
+def _groups(items: Iterable[str], longest: int) -> Iterator[list[str]]:
+    """Items in groups of at most `longest` bytes, as they stand in a target."""
+    group: list[str] = []
+    size = 0
+    for item in items:
+        own = len(quote(item, safe="~")) + len("%2C")
+        if group and size + own > longest:
+            yield group
+            group, size = [], 0
+        group.append(item)
+        size += own
+    if group:
+        yield group

@@ -25,11 +25,11 @@ from .fetched import Fetched
 from .headers import Headers, has, without
 from .joining import Part, unstored_part
 from .json_text import text_of
-from .keys import Keying, Plan, passed_through, plan, primary_key
+from .keys import Keying, Plan, digest, passed_through, plan, primary_key
 from .metrics import Metrics
 from .outcome import Result
 from .part_origin import Batch, Persistence, PersistentOrigin
-from .part_plan import PartTarget, PlannedPart, Values
+from .part_plan import Missing, OwnValues, PartTarget, PlannedPart, Values
 from .passing import UpstreamOrigin
 from .policy import PLAIN, Facts
 from .record import Stored
@@ -56,6 +56,12 @@ class Failure(Exception):
         self.detail = detail
         self.status = status
         super().__init__(detail)
+
+    @property
+    def backs_off(self) -> bool:
+        """Whether it says that another request now would fail as well. A 4xx does not, but for a 429: it is an answer
+        to what this client sent, its credentials among that."""
+        return not self.kind.startswith("status-4") or self.kind == "status-429"
 
     def of_elements(self, failed: int, asked: int) -> Failure:
         """The same, of so many of a list's elements."""
@@ -198,6 +204,18 @@ class Source:
             return None
         return self._rendered(Values({}, (), {}))
 
+    def refuses(self, values: Values) -> bool:
+        """Whether the client's own values are refused, whatever earlier parts answer."""
+        own = OwnValues(values.path, values.pairs, values.header)
+        try:
+            self._rendered(own)
+            self._own_headers(own)
+        except Missing:
+            return False
+        except RequestRefused:
+            return True
+        return False
+
     def _rendered(self, values: Values) -> tuple[str, tuple[str, ...]]:
         if self.declared is not None:
             return self._target_of_route(self.declared, values)
@@ -276,16 +294,21 @@ class Source:
     ) -> tuple[Plan, list[tuple[bytes, bytes]]]:
         """The part's own request headers: sent, and part of the key whoever decides its life; but for those whose value
         the client did not send. Raises Missing."""
-        given = [(name, text.given(values)) for name, text in self.part.headers]
-        own = [(name, value.encode("latin-1", "replace")) for name, value in given if value is not None]
-        names = [name for name, _ in given]
-        if any(b"\r" in value or b"\n" in value or b"\0" in value for _, value in own):
-            raise RequestRefused("A value has a line break, which no header may have.")
-        _check_length(*(value for _, value in own))
+        own = self._own_headers(values)
+        names = [name for name, _ in self.part.headers]
         lines = [f"header {name.decode()}:{value.decode('latin-1')}" for name, value in own]
         base = "\n".join((planned.base, *lines))
         forward = (*without(planned.forward, *names), *own)
         return structs.replace(planned, base=base, forward=forward), [*without(headers, *names), *own]
+
+    def _own_headers(self, values: Values) -> list[tuple[bytes, bytes]]:
+        """Raises Missing, RequestRefused."""
+        given = [(name, text.given(values)) for name, text in self.part.headers]
+        own = [(name, value.encode("latin-1", "replace")) for name, value in given if value is not None]
+        if any(b"\r" in value or b"\n" in value or b"\0" in value for _, value in own):
+            raise RequestRefused("A value has a line break, which no header may have.")
+        _check_length(*(value for _, value in own))
+        return own
 
     # --- asking ----------------------------------------------------------------------------------------------
 
@@ -294,7 +317,7 @@ class Source:
         nothing can stand in, Absent."""
         decision = self.engine.look(ask)
         if decision is None:
-            failed = self.resting.get(ask.plan.base)
+            failed = self.resting.get(self._asked_as(ask.plan, ask.headers))
             return self._instead(ask, failed) if failed is not None and not ask.facts.no_cache else None
         said = "hit" if isinstance(decision, policy.Hit) else "stale"
         self.engine.traffic.seen(ask.route.name, key_hash(ask.plan.base))
@@ -302,7 +325,8 @@ class Source:
 
     async def get(self, ask: Ask, wanting: Wanting) -> Got:
         """The answer: from the cache, else from the upstream, else a stale copy. Raises Failure, Absent."""
-        failed = self.resting.claim(ask.plan.base, self.timeout)
+        key = self._asked_as(ask.plan, ask.headers)
+        failed = self.resting.claim(key, self.timeout)
         if failed is not None:
             return self._instead(ask, failed)
         loop = asyncio.get_running_loop()
@@ -312,21 +336,35 @@ class Source:
                 got = await self._asked(ask)
                 self.pace.took(loop.time() - now)
                 if got.life.failing:
-                    self.resting.put(ask.plan.base, Failure("error", "its upstream failed"))
+                    self.resting.put(key, Failure("error", "its upstream failed"))
                 else:
-                    self.resting.discard(ask.plan.base)
+                    self.resting.discard(key)
                 return got
         except TimeoutError:
             failure = Failure("timeout", "it was not there in time", 504)
         except UpstreamError as error:
             failure = Failure(error.kind, error.title.lower(), _status(error.status))
         except Absent:
-            self.resting.discard(ask.plan.base)
+            self.resting.discard(key)
             raise
         except Failure as error:
             failure = error
-        self.resting.put(ask.plan.base, failure)
+        self._remember(key, failure)
         return self._instead(ask, failure)
+
+    def _asked_as(self, planned: Plan, headers: Headers) -> str:
+        """By what a failure is remembered: what was asked for, and the credentials that it was asked with, also where
+        those are no part of the cache key."""
+        sent = planned.forward if planned.bypass is None else passed_through(headers)
+        keying = self.route.keying
+        own = [b"%b:%b" % pair for pair in sent if keying.identifies(pair[0].decode("latin-1"))]
+        return planned.base + "\n" + digest(b"\n".join(own).decode("latin-1")) if own else planned.base
+
+    def _remember(self, key: str, failure: Failure) -> None:
+        if failure.backs_off:
+            self.resting.put(key, failure)
+        else:
+            self.resting.discard(key)
 
     def _instead(self, ask: Ask, failure: Failure) -> Got:
         stored = self.engine.stale_copy(ask)
@@ -381,15 +419,18 @@ class Source:
     async def post(self, wanting: Wanting, target: str) -> Got:
         """The answer to a POST, which nobody keeps. Raises Failure, Missing."""
         origin = UpstreamOrigin(self.upstream, target, wanting.exchange.request_id, self.metrics)
-        planned = plan(self.route.keying, self.upstream.name, target, wanting.headers)
+        planned, headers = plan(self.route.keying, self.upstream.name, target, wanting.headers), wanting.headers
         if self.part.headers:
-            planned, _ = self._with_own_headers(planned, wanting.headers, wanting.values)
+            planned, headers = self._with_own_headers(planned, headers, wanting.values)
+        forward = planned.forward
+        if planned.bypass is not None:
+            forward = (*passed_through(headers), *self.route.keying.constants)
         content = text_of(self.part.config.body)
         sent = [
-            *planned.forward, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))
+            *forward, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))
         ]  # fmt: skip
         now = asyncio.get_running_loop().time()
-        key = planned.base + "\nPOST"
+        key = self._asked_as(planned, headers) + "\nPOST"
         failed = self.resting.get(key)
         if failed is not None:
             raise failed.again()
@@ -406,7 +447,7 @@ class Source:
             if body is not None and 200 <= fetched.status < 300:
                 return Got("bypass", fetched.headers, body, Part(remaining=0.0, unstored=True))
             failure = Failure(f"status-{fetched.status}", f"its upstream says {fetched.status}")
-        self.resting.put(key, failure)
+        self._remember(key, failure)
         raise failure
 
 
