@@ -10,7 +10,7 @@ every second request never reaches.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -28,10 +28,20 @@ class _Count:
     began: float = float("-inf")
     all: int = 0
     failed: int = 0
+    by_client: dict[bytes, int] = field(default_factory=dict)
+
+
+MOST_OF_ONE = 0.5
+"""The share of the failures that open a breaker which may be one client's: its credentials, or what it asks for, can be
+what fails."""
+MOST_CLIENTS = 1000
+"""Clients that are told apart within half a window; the failures of more count as anyone's."""
 
 
 class Breaker:
     """The breaker of one host: opens where at least `failures` requests, and half of all, failed within `window`.
+
+    Of one client's failures no more than half of that number count, where it is known whose they are.
 
     After `rest` it lets one request through: where that succeeds it closes, where that fails it opens again. `window`
     and `rest` are seconds; what is counted is what ended within the present half of the window and the one before.
@@ -84,18 +94,29 @@ class Breaker:
         else:
             self._counted(now).all += 1
 
-    def failed(self, series: int, now: float) -> None:
+    def failed(self, series: int, now: float, client: bytes | None = None) -> None:
+        """A request failed; `client` names whose credentials it had, if that may be why."""
         if series != self._series:
             return
         if self.state is State.HALF_OPEN:
             self._open(now)
             return
         count = self._counted(now)
+        if client is not None and not self._counts_of(count, client):
+            return  # nor among all: its crowd of failures must not hide those of others
         count.all += 1
         count.failed += 1
         failed = count.failed + self._before.failed
         if self._failures and failed >= self._failures and 2 * failed >= count.all + self._before.all:
             self._open(now)
+
+    def _counts_of(self, count: _Count, client: bytes) -> bool:
+        """Whether one more failure of a client counts."""
+        known = count.by_client.get(client, 0)
+        if not known and len(count.by_client) >= MOST_CLIENTS:
+            return True
+        count.by_client[client] = known + 1
+        return known + self._before.by_client.get(client, 0) < max(1.0, self._failures * MOST_OF_ONE)
 
     def abandoned(self, series: int) -> None:
         """Nothing can be said of it: whoever asked has left."""

@@ -69,10 +69,11 @@ class Host:
         until: float | None,
         *,
         timeout: float,
+        client: Callable[[], bytes | None],
         bounded: bool = False,
     ) -> Received:
         """What came of `request`, and the breaker told of it. `until` is on the loop's clock; where it is `bounded`,
-        whoever asks sees to that and cancels it then.
+        whoever asks sees to that and cancels it then. `client` tells for whom it was asked, if that is known.
 
         Raises TimeoutError, httpx.TransportError.
         """
@@ -102,7 +103,7 @@ class Host:
             self.breaker.abandoned(series)
             raise
         if response.status >= 500:
-            self.breaker.failed(series, self.monotonic())
+            self.breaker.failed(series, self.monotonic(), client())
         else:
             self.breaker.succeeded(series, self.monotonic())
         return response

@@ -105,6 +105,9 @@ def _framed(status: int, fields: list[tuple[bytes, bytes]], *, old: bool, bodile
         raise Malformed("a framing in doubt")
     if bodiless or status in WITHOUT_BODY or status < 200:
         return _without_body(Head(status, fields, 0, False, keeps), announced=chunked or bool(length))
+    # RFC 9110 §15.3.6: a 205 must not have content. Where it announces some, it is framed as any other (RFC 9112 §6.3),
+    # and the connection ends behind it.
+    keeps = keeps and not (status == 205 and (chunked or length))
     # RFC 9112 §6.1: what HTTP/1.0 says of a coding is not to be relied on for the next response.
     return Head(status, fields, length, chunked, keeps and (length is not None or (chunked and not old)))
 

@@ -148,8 +148,8 @@ def _content_length(head: bytes) -> int | None:
 
 
 def announces_wrongly(status: int, fields: Sequence[tuple[bytes, bytes]], *, bodiless: bool) -> bool:
-    """Whether a head announces content that does not follow it: that of a 1xx, 204 or 304, or the answer to a HEAD."""
-    if not bodiless and status >= 200 and status not in WITHOUT_BODY:
+    """Whether a head announces content that must not follow it: of a 1xx, 204, 205 or 304, or in answer to a HEAD."""
+    if not bodiless and status >= 200 and status not in (*WITHOUT_BODY, 205):
         return False
     return any(
         name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 \t") != b"")

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
@@ -32,6 +33,7 @@ from .fetched import WholeBody as WholeBody
 from .fetched import translated as translated
 from .headers import Headers, has, without
 from .hosts import Base, Host
+from .keys import is_identity
 from .targets import normalise
 from .trace_context import PASSED_ON, traced
 from .transport import IDEMPOTENT, Attempt, Interim, Received, Timeouts, Transport
@@ -218,7 +220,13 @@ class Upstream:
             send = partial(self._sent, sending, host, attempt)
             try:
                 response = await host.send(
-                    series, send, attempt, sending.until, timeout=sending.timeout, bounded=sending.bounded
+                    series,
+                    send,
+                    attempt,
+                    sending.until,
+                    timeout=sending.timeout,
+                    client=partial(self._client_of, sending),
+                    bounded=sending.bounded,
                 )
                 return host, series, response
             except TimeoutError:
@@ -227,6 +235,15 @@ class Upstream:
                 tried += 1
                 if tried > sending.patience.retries or not self._repeatable(sending, attempt, error):
                     raise translated(self.name, error) from error
+
+    def _client_of(self, sending: _Sending) -> bytes | None:
+        """The credentials that a request brought, digested; None where it brought none."""
+        own = [
+            name + b":" + value
+            for name, value in sending.headers
+            if name not in self._constant_names and is_identity(name.decode("latin-1"))
+        ]
+        return blake2b(b"\n".join(own), digest_size=16).digest() if own else None
 
     async def _sent(self, sending: _Sending, host: Host, attempt: Attempt) -> Received:
         if isinstance(self._transport, Transport):

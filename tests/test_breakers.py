@@ -26,6 +26,17 @@ def test_it_opens_at_the_number_of_failures_and_not_before() -> None:
     assert (breaker.state, breaker.opened) == (State.OPEN, 1)
 
 
+def test_the_failures_of_one_client_do_not_open_it_and_count_with_those_of_others() -> None:
+    breaker = Breaker(failures=4)
+    for at in range(100):
+        breaker.failed(breaker.admit(at / 10) or 0, at / 10, client=b"1")
+    assert breaker.state is State.CLOSED
+    breaker.failed(breaker.admit(9.9) or 0, 9.9, client=b"2")
+    assert breaker.state is State.CLOSED
+    breaker.failed(breaker.admit(9.9) or 0, 9.9, client=b"3")
+    assert breaker.state is State.OPEN
+
+
 def test_it_stays_closed_while_more_than_half_succeed() -> None:
     breaker = Breaker(failures=3)
     for at in range(300):

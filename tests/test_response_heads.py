@@ -59,6 +59,17 @@ def test_a_status_without_content_that_announces_some_ends_its_connection(
     assert (read.length, read.chunked, read.keeps) == (0, False, keeps)
 
 
+@pytest.mark.parametrize(
+    ("line", "length", "keeps"),
+    [(b"Content-Length: 0", 0, True), (b"Content-Length: 5", 5, False), (b"Transfer-Encoding: chunked", None, False)],
+)
+def test_a_205_with_content_is_read_as_it_is_framed_and_ends_its_connection(
+    line: bytes, length: int | None, keeps: bool
+) -> None:
+    read = read_head(head(line, status=b"HTTP/1.1 205 Reset Content"), bodiless=False)
+    assert (read.length, read.keeps) == (length, keeps)
+
+
 def test_an_interim_response_that_announces_content_is_refused() -> None:
     for line in (b"Content-Length: 5", b"Transfer-Encoding: chunked"):
         with pytest.raises(Malformed):

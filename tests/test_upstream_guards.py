@@ -474,6 +474,27 @@ async def test_what_opens_the_breaker(script: Any, opens: bool) -> None:
         await upstream.aclose()
 
 
+@pytest.mark.parametrize(
+    ("name", "opens"),
+    [
+        (b"x-api-key", False),
+        (b"cookie", False),
+        pytest.param(b"authorization", True, id="our own credentials are nobody's"),
+        (b"accept", True),
+    ],
+)
+async def test_the_5xx_of_one_clients_credentials_do_not_open_the_breaker(name: bytes, opens: bool) -> None:
+    async with raw_upstream(always(BAD)) as raw:
+        upstream = speaking_to(raw, breaker_failures=4, headers={"authorization": "Bearer ours"})
+        breaker = upstream.hosts[0].breaker
+        for _ in range(10):
+            if breaker.state is State.CLOSED:
+                fetched = await upstream.fetch("GET", "/", [(name, b"one")])
+                await fetched.body.whole(100)
+        assert (breaker.state is State.OPEN) is opens
+        await upstream.aclose()
+
+
 async def test_the_deadline_of_whoever_asks_counts_as_the_hosts_failure_and_a_client_that_leaves_does_not() -> None:
     async with raw_upstream(silent) as raw:
         upstream = speaking_to(raw, timeout="100ms", breaker_failures=3)
