@@ -53,10 +53,12 @@ class Body:
 
         Raises UpstreamError where it breaks off.
         """
-        size = 0
         at_once = self.at_once(limit)
         if at_once is not None:
             return at_once
+        size = sum(map(len, self._read))  # by who asked for it before, and was told that it is too large
+        if size > limit:
+            return None
         while True:
             piece = await self._next()
             if piece is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
-from urllib.parse import quote, unquote_plus
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 from pydantic import JsonValue
 
@@ -77,12 +77,17 @@ class Values:
     item: str | None = None
 
     @cached_property
-    def query(self) -> dict[str, list[str]]:
-        """The values of the client's query by their names, in the client's order."""
-        found: dict[str, list[str]] = {}
+    def query(self) -> dict[str, list[bytes]]:
+        """The values of the client's query by their names, in the client's order: their very bytes, for a target."""
+        found: dict[str, list[bytes]] = {}
         for pair in self.pairs:
-            found.setdefault(query_name(pair), []).append(unquote_plus(pair.partition("=")[2]))
+            value = unquote_to_bytes(pair.partition("=")[2].replace("+", " "))
+            found.setdefault(query_name(pair), []).append(value)
         return found
+
+    def of_query(self, name: str) -> str | None:
+        """The first value of a name in the client's query, as text."""
+        return self.query[name][0].decode("utf-8", "replace") if name in self.query else None
 
     def of(self, reference: Reference) -> str:
         """The value as text, not encoded but for the path's. Raises Missing, RequestRefused."""
@@ -90,7 +95,7 @@ class Values:
             case "path":
                 value: object = self.path.get(reference.rest)
             case "query":
-                value = next(iter(self.query.get(reference.rest, ())), None)
+                value = self.of_query(reference.rest)
             case "header":
                 value = self.header.get(reference.rest)
             case "item":
@@ -183,7 +188,7 @@ class PartTarget:
                     raise
                 absent.add(number)
                 value = ""
-            found[f"p{number}"] = value if reference.source == "path" else quote(value, safe=_SAFE)
+            found[f"p{number}"] = self._encoded(reference, value, values)
         kept: list[str] = []
         for pair, numbers in self.pairs:
             taken = [number for number in numbers if self.references[number].source == "query"]
@@ -192,6 +197,14 @@ class PartTarget:
             elif absent.isdisjoint(numbers):
                 kept.append(pair)
         return TargetTemplate(self.template.path, tuple(kept)).ask(found)
+
+    def _encoded(self, reference: Reference, value: str, values: Values) -> str:
+        match reference.source:
+            case "path":
+                return value
+            case "query" if value:
+                return quote(values.query[reference.rest][0], safe=_SAFE)
+        return quote(value, safe=_SAFE)
 
     def _repeated(self, pair: str, number: int, values: Values, found: dict[str, str]) -> Iterator[str]:
         """`pair` for each value that the client sent of the one that it takes, whose place in it is told apart."""
@@ -540,8 +553,9 @@ def _route_problems(
 def condition_holds(when: Expression, values: Values, parts: Mapping[str, JsonValue]) -> bool:
     """Whether a part's `when` is true."""
     header = values.header | {name.replace("-", "_"): value for name, value in values.header.items()}
-    query = {name: each[0] for name, each in values.query.items()}
-    scope: dict[str, object] = {**parts, "path": dict(values.path), "query": query, "header": header}
+    path = {name: unquote(value) for name, value in values.path.items()}
+    query = {name: values.of_query(name) for name in values.query}
+    scope: dict[str, object] = {**parts, "path": path, "query": query, "header": header}
     return truthy(searched(when, scope))
 
 

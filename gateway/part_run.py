@@ -188,7 +188,8 @@ class Run:
 
     def _skipped(self, part: PlannedPart) -> Resolved | None:
         if part.config.is_static:
-            return Resolved(part.name, "static", self.kit.statics[part.name], shown=part.config.static)
+            static = part.config.static
+            return Resolved(part.name, "static", self.kit.statics[part.name], static, static)
         for needed in part.needs:
             if self.results[needed].failed:
                 return self._without(part, missing_text(needed))

@@ -59,9 +59,9 @@ class Failure(Exception):
 
     @property
     def backs_off(self) -> bool:
-        """Whether it says that another request now would fail as well. A 4xx does not, but for a 429: it is an answer
-        to what this client sent, its credentials among that."""
-        return not self.kind.startswith("status-4") or self.kind == "status-429"
+        """Whether it says that another request now would fail as well. A 3xx or 4xx does not, but for a 429: it is an
+        answer to what this client sent, its credentials among that."""
+        return not self.kind.startswith("status-") or self.kind == "status-429" or self.kind >= "status-5"
 
     def of_elements(self, failed: int, asked: int) -> Failure:
         """The same, of so many of a list's elements."""
@@ -352,6 +352,9 @@ class Source:
         self._remember(key, failure)
         return self._instead(ask, failure)
 
+    def _too_large(self) -> Failure:
+        return Failure("too-large", f"it is larger than {self.route.max_body} bytes")
+
     def _asked_as(self, planned: Plan, headers: Headers) -> str:
         """By what a failure is remembered: what was asked for, and the credentials that it was asked with, also where
         those are no part of the cache key."""
@@ -380,7 +383,7 @@ class Source:
             whole = await body.whole(self.route.max_body)
             await body.aclose()
             if whole is None:
-                raise Failure("too-large", f"it is larger than {self.route.max_body} bytes")
+                raise self._too_large()
             body = whole
         if outcome.result is Result.ERROR:
             raise Failure(outcome.detail or "error", "its upstream could not answer", _status(answer.status))
@@ -444,9 +447,15 @@ class Source:
         except UpstreamError as error:
             failure = Failure(error.kind, error.title.lower(), _status(error.status))
         else:
+            life = Part(remaining=0.0, unstored=True)
+            if fetched.status in (404, 410):
+                self.resting.discard(key)
+                raise Absent(fetched.status, life)
             if body is not None and 200 <= fetched.status < 300:
-                return Got("bypass", fetched.headers, body, Part(remaining=0.0, unstored=True))
+                return Got("bypass", fetched.headers, body, life)
             failure = Failure(f"status-{fetched.status}", f"its upstream says {fetched.status}")
+            if body is None:
+                failure = self._too_large()
         self._remember(key, failure)
         raise failure
 

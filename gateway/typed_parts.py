@@ -114,7 +114,7 @@ def _model(made: TypedAggregate) -> type[BaseModel]:
         config = made.config.parts[name]
         group = config.group_of(name)
         if group is not None and not config.shadow:
-            kind = list[typed.model] if config.for_each is not None else typed.model  # type: ignore[name-defined]
+            kind = list[typed.model | None] if config.for_each is not None else typed.model  # type: ignore[name-defined]
             fields[group] = (kind | None if config.optional else kind, ...)
     return create_model("".join(word.title() for word in made.name.split("_")), **fields)
 

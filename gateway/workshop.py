@@ -58,7 +58,7 @@ class Workshop:
         self.parsed = 0
         self._capacity = capacity
         self._bytes = 0
-        self._kept: OrderedDict[tuple[str, str], tuple[bytes, Prepared]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], tuple[bytes, Prepared | WrongType]] = OrderedDict()
 
     def prepared(self, recipe: Recipe, key: str, headers: Headers, body: bytes) -> Prepared:
         """`body` as `recipe` makes it. `key` is the stored response's; empty where it is not stored.
@@ -71,12 +71,17 @@ class Workshop:
         known = self._kept.get(place)
         if known is not None and known[0] == body:
             self._kept.move_to_end(place)
-            return known[1]
-        made = self._prepare(recipe, headers, body)
+            return _or_raised(known[1])
+        made: Prepared | WrongType
+        try:
+            made = self._prepare(recipe, headers, body)
+        except WrongType as error:
+            # It costs as much to find out, and would be found out by every request.
+            made = WrongType(str(error))
         self._keep(place, body, made)
-        return made
+        return _or_raised(made)
 
-    def _keep(self, key: tuple[str, str], body: bytes, made: Prepared) -> None:
+    def _keep(self, key: tuple[str, str], body: bytes, made: Prepared | WrongType) -> None:
         old = self._kept.pop(key, None)
         self._bytes += _weight(body, made) - (_weight(*old) if old is not None else 0)
         self._kept[key] = (body, made)
@@ -109,6 +114,14 @@ class Workshop:
         return Prepared(text, value if recipe.needed else None, shown if recipe.at_root else None)
 
 
-def _weight(body: bytes, made: Prepared) -> int:
+def _or_raised(made: Prepared | WrongType) -> Prepared:
+    if isinstance(made, WrongType):
+        raise WrongType(str(made))
+    return made
+
+
+def _weight(body: bytes, made: Prepared | WrongType) -> int:
+    if isinstance(made, WrongType):
+        return len(body)
     parsed = 5 * len(body) if made.value or made.shown else 0  # a parsed value takes some five times its text
     return len(body) + (len(made.text) if made.text is not body else 0) + parsed

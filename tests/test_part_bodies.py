@@ -245,3 +245,22 @@ async def test_a_typed_part_is_shown_as_it_came(clock: TurnedClock) -> None:
     app.include_router(router)
     async with asking(app) as client:
         assert (await client.get("/typed")).content == b'{"a":' + EXACT + b"}"
+
+
+async def test_what_can_not_be_read_is_found_out_once_for_each_content(clock: TurnedClock) -> None:
+    shop = shop_of(body=b'{"a":', cache_control="max-age=60")
+    app = home(shop, {"a": part("/a", optional=True), "b": {"static": 1}}, clock, errors=True)
+    async with asking(app) as client:
+        for _ in range(3):
+            response = await client.get("/home/1")
+            assert said(response) == {"a": "wrong-type"}
+            assert "not valid JSON" in response.json()["_errors"]["a"]["detail"]
+    assert (len(shop.asked), app.aggregates[0].kit.workshop.parsed) == (1, 1)
+
+
+async def test_values_of_a_constant_part_reach_others(clock: TurnedClock) -> None:
+    shop = Shop()
+    shop.set("/p/1", b"1.0")
+    shop.set("/p/2", b"2.0")
+    parts = {"all": {"static": [1, 2]}, "p": part("/p/{item}", for_each="all[*]"), "one": part("/p/{all[1]}")}
+    assert (await whole(shop, parts, clock)).content == b'{"all":[1,2],"p":[1.0,2.0],"one":2.0}'

@@ -173,3 +173,25 @@ async def test_an_optional_part_that_can_not_take_a_clients_value_is_null(clock:
         response = await client.get("/home/1?x=..")
     assert (response.status_code, response.json()["a"], said(response)["a"]) == (200, None, "refused")
     assert response.json()["_errors"]["a"]["status"] == 400
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (404, "absent"),
+        (410, "absent"),
+        (302, "status-302"),
+        (500, "status-500"),
+        (b'"' + b"x" * 3000 + b'"', "too-large"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_what_a_part_comes_to_is_the_same_by_get_and_post(
+    answer: Any, text: str, method: str, clock: TurnedClock
+) -> None:
+    shop = Shop()
+    shop.set("/a", answer)
+    parts = {"a": part("/a", method=method, optional=True)}
+    async with asking(home(shop, parts, clock, max_body="2KiB")) as client:
+        response = await client.get("/home/1")
+    assert (said(response)["a"], response.headers["gateway-complete"]) == (text, "?1" if text == "absent" else "?0")

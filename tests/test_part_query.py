@@ -99,3 +99,19 @@ def test_where_two_requests_have_one_key_their_parts_are_asked_for_the_same(one:
         passed = [pair for pair in asked[-1].partition("?")[2].split("&") if pair[:2] not in ("p=", "z=")]
         assert passed == [pair for pair in target.query if query_name(pair) in SEEN]
     assert keys[0] != keys[1] or asked[0] == asked[1]
+
+
+async def test_the_bytes_of_a_value_stand_in_a_target_whatever_they_mean(clock: TurnedClock) -> None:
+    shop = Shop()
+    async with asking(home(shop, {"list": part("/l/{query.q}?q={query.q}", optional=True)}, clock)) as client:
+        await client.get("/home/1?q=%FF+%C3%BC&q=%FE")
+    assert shop.asked == ["/l/%FF%20%C3%BC?q=%FF%20%C3%BC&q=%FE"]
+
+
+async def test_a_condition_sees_the_path_and_the_query_as_text(clock: TurnedClock) -> None:
+    shop = Shop()
+    shop.set("/a", b"1")
+    when = "path.user == 'ü b' && query.q == 'ü b'"
+    async with asking(home(shop, {"a": part("/a", when=when)}, clock)) as client:
+        assert (await client.get("/home/%C3%BC%20b?q=%C3%BC+b&q=c")).json() == {"a": 1}
+        assert (await client.get("/home/x?q=%C3%BC+b")).json() == {}
