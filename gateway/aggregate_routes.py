@@ -96,6 +96,8 @@ class Builder:
             stale_while_revalidate=0.0,
             stale_if_error=0.0,
             request_directives=route.request_directives == "honour",
+            # With a part that is never cached nobody waits for another's whole; the other parts are shared as always.
+            cache=not any(source.route.rules.off for source in sources.values()),
         )
         keying = _keying(sources.values(), route, plan)
         made = Route(name, rules, keying, self._max_body(route), made=True)

@@ -22,6 +22,13 @@ from .transport import Received
 _STATUSES_WITHOUT_BODY = frozenset((204, 205, 304))
 
 
+class Live(msgspec.Struct, frozen=True):
+    """What tells a body that comes as it is made: a pause of so many seconds, or no end after `longest` seconds."""
+
+    pause: float
+    longest: float
+
+
 class Body:
     """A response's body: read whole up to a limit, or streamed, or first the one and then the other.
 
@@ -44,12 +51,15 @@ class Body:
         self._ends = time.monotonic() + longest
         self._done = done
         self._broke = False
+        self.live = False
+        """Whether it was given up to have all of it, as it comes as it is made."""
         self._read: list[bytes] = []
+        self._ahead: asyncio.Task[bytes | None] | None = None
         self._chunks: AsyncIterator[bytes] | None = None
         self._ready = response.stream.ready if isinstance(response.stream, PlainBody) else _unknown
 
-    async def whole(self, limit: int) -> bytes | None:
-        """All of it; None where it is larger than `limit` bytes, and `chunks` then gives all of it.
+    async def whole(self, limit: int, live: Live | None = None) -> bytes | None:
+        """All of it; None where it is larger than `limit` bytes, or `live`, and `chunks` then gives all of it.
 
         Raises UpstreamError where it breaks off.
         """
@@ -59,7 +69,11 @@ class Body:
         size = sum(map(len, self._read))  # by who asked for it before, and was told that it is too large
         if size > limit:
             return None
+        until = asyncio.get_running_loop().time() + (live.longest if live is not None else math.inf)
         while True:
+            if live is not None and not await self._comes(live.pause if self._read else math.inf, until):
+                self.live = True
+                return None
             piece = await self._next()
             if piece is None:
                 break
@@ -93,7 +107,7 @@ class Body:
             await self.aclose()
 
     async def _next_in_time(self) -> bytes | None:
-        piece = self._ready()
+        piece = self._ready() if self._ahead is None else None
         if piece is not None:
             return piece or None
         try:
@@ -103,7 +117,19 @@ class Body:
             self._broke = True
             raise UpstreamTimeout(self._name, "its body takes too long") from None
 
+    async def _comes(self, seconds: float, until: float) -> bool:
+        """Whether a piece or the end comes within so many seconds, and before `until`. If not, it is waited for on."""
+        if self._ahead is None:
+            self._ahead = asyncio.ensure_future(self._next())
+        left = min(seconds, until - asyncio.get_running_loop().time())
+        done, _ = await asyncio.wait((self._ahead,), timeout=max(0.0, left))
+        return bool(done)
+
     async def _next(self) -> bytes | None:
+        ahead = self._ahead
+        if ahead is not None and ahead is not asyncio.current_task():
+            self._ahead = None
+            return await ahead
         piece = self._ready()
         if piece is not None:
             return piece or None
@@ -117,6 +143,12 @@ class Body:
             raise translated(self._name, error) from error
 
     async def aclose(self, *, broke: bool = False) -> None:
+        ahead = self._ahead
+        if ahead is not None and ahead is not asyncio.current_task():
+            self._ahead = None
+            ahead.cancel()
+            await asyncio.wait((ahead,))
+            _ = ahead.cancelled() or ahead.exception()  # nobody else wants to know
         try:
             await self._response.stream.aclose()
         finally:
@@ -136,7 +168,7 @@ def _unknown() -> bytes | None:
 class ResponseBody(Protocol):
     """A body still to be read; `Body` is an upstream's, `WholeBody` one that is there already."""
 
-    async def whole(self, limit: int) -> bytes | None: ...
+    async def whole(self, limit: int, live: Live | None = None) -> bytes | None: ...
 
     def chunks(self) -> AsyncIterator[bytes]: ...
 
@@ -147,7 +179,7 @@ class WholeBody:
     def __init__(self, content: bytes) -> None:
         self.content = content
 
-    async def whole(self, limit: int) -> bytes | None:
+    async def whole(self, limit: int, live: Live | None = None) -> bytes | None:
         return self.content if len(self.content) <= limit else None
 
     async def chunks(self) -> AsyncIterator[bytes]:

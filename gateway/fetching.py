@@ -18,16 +18,20 @@ from . import policy
 from .asks import Ask, Origin
 from .clock import Clock
 from .errors import UpstreamError, UpstreamTimeout
+from .fetched import Live
 from .flight import Alone, Failed, Flight, Landed, Landing, Marks
-from .headers import Headers
+from .headers import Headers, has
 from .keys import digest, is_identity
 from .preconditions import as_given
 from .ranges import span_of
 from .record import Stored
 from .storing import Storing
 from .tiers import Tiers
-from .upstreams import Fetched, WholeBody
+from .upstreams import Body, Fetched, WholeBody
 from .vary import Names, variant_key
+
+PAUSE = 1.0
+"""Seconds without a piece of a body of unknown length, after which it is taken for one that comes as it is made."""
 
 
 @dataclass(slots=True)
@@ -46,7 +50,7 @@ class Fetching:
         self._durations = durations
         self._uncacheable = Marks()
         self._resting = Marks()
-        self._too_large = Marks()
+        self._not_whole = {"too-large": Marks(), "endless": Marks()}
 
     async def land(
         self,
@@ -151,15 +155,17 @@ class Fetching:
         if ask.route.made and fetched.made is None:
             return self._unstorable(ask, fetched, "parts", deadline)
         key = self.flight_key(ask)
-        if self._too_large.active(key, self._clock.now()):
-            # It was so a moment ago: each of those who come for it now would collect as much as may be kept, in vain.
-            return self._unstorable(ask, fetched, "too-large", deadline)
+        for reason, marks in self._not_whole.items():
+            if marks.active(key, self._clock.now()):
+                # It was so a moment ago: each of those who come now would collect as much as may be kept, in vain.
+                return self._unstorable(ask, fetched, reason, deadline)
         if flight is not None and not ask.route.made:
             flight.promise(partial(self._storing.preview, ask, received, verdict))
-        body = await fetched.body.whole(ask.route.max_body)
+        body = await fetched.body.whole(ask.route.max_body, None if better else _live(fetched, deadline))
         if body is None:
-            self._too_large.put(key, self._clock.now() + self._durations.uncacheable_for)
-            return self._unstorable(ask, fetched, "too-large", deadline)
+            reason = "endless" if isinstance(fetched.body, Body) and fetched.body.live else "too-large"
+            self._not_whole[reason].put(key, self._clock.now() + self._durations.uncacheable_for)
+            return self._unstorable(ask, fetched, reason, deadline)
         return self._storing.admitted(ask, received, verdict, body, fetched.made)
 
     def _is_failure(self, ask: Ask, status: int) -> bool:
@@ -269,6 +275,14 @@ class Fetching:
     def _own_key(ask: Ask) -> str:
         """The base key, and all that told the upstream who asks."""
         return ask.plan.base + _line_of(identity_of(ask)) if ask.route.follows_origin else ask.plan.base
+
+
+def _live(fetched: Fetched, deadline: asyncio.Timeout) -> Live | None:
+    """What tells a body that is passed on as it comes, as it may have no end; None where its end is known."""
+    when = deadline.when()
+    if when is None or has(fetched.headers, b"content-length"):
+        return None
+    return Live(PAUSE, (when - asyncio.get_running_loop().time()) / 2)
 
 
 def identity_of(ask: Ask) -> list[tuple[bytes, bytes]]:

@@ -18,6 +18,7 @@ from starlette.types import Message, Scope
 
 from .errors import UpstreamUnreachable
 from .exchange import SCOPE_KEY
+from .fetched import Live
 from .headers import Headers
 from .runtime import runtime_of
 from .upstreams import Fetched, WholeBody
@@ -129,7 +130,7 @@ class _AsgiBody:
                        if not any(k.lower() == b"content-length" for k, _ in start["headers"])
                        else _lowered(start["headers"]), self)  # fmt: skip
 
-    async def whole(self, limit: int) -> bytes | None:
+    async def whole(self, limit: int, live: Live | None = None) -> bytes | None:
         size = 0
         async for chunk in self._pieces():
             self._read.append(chunk)

@@ -10,10 +10,12 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from gateway import fetching
 from gateway.embedded import Embedded
 from gateway.shared import RedisStore
 
-from .conftest import TurnedClock, asking, gateway
+from .conftest import TurnedClock, asking, gateway, served
+from .raw import Connection, raw_upstream
 
 FOLLOWING = {"all": {"path": "/{path:path}", "upstream": "api"}}
 N = 20
@@ -231,3 +233,88 @@ async def test_who_waits_on_another_workers_lease_is_released_with_all_who_wait_
         await upstream.have(1 + N)
         upstream.answer_all(cache_control="no-store")
         assert {response.status_code for response in await asyncio.gather(*holder, *asked)} == {200}
+
+
+async def test_a_body_that_comes_as_it_is_made_is_passed_on_and_the_next_time_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fetching, "PAUSE", 0.05)
+    more = asyncio.Semaphore(0)
+
+    async def script(connection: Connection) -> None:
+        while await connection.request():
+            await connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for number in range(3):
+                await connection.send(b"1\r\n%d\r\n" % number)
+                await more.acquire()
+            await connection.send(b"0\r\n\r\n")
+
+    routes = {"all": {"path": "/{path:path}", "upstream": "raw", "ttl": "60s"}}
+    async with (
+        raw_upstream(script) as raw,
+        served(gateway(None, routes, upstreams={"raw": {"url": raw.url}})) as url,
+        httpx.AsyncClient(base_url=url, timeout=5) as client,
+    ):
+        for _ in range(2):
+            async with client.stream("GET", "/live") as response:
+                assert "detail=endless" in response.headers["cache-status"]
+                pieces = response.aiter_raw()
+                for number in range(3):
+                    assert await anext(pieces) == b"%d" % number
+                    more.release()
+                assert [piece async for piece in pieces] == []
+            monkeypatch.setattr(fetching, "PAUSE", 60.0)
+
+
+async def test_a_body_in_pieces_without_a_pause_is_stored(clock: TurnedClock) -> None:
+    async def script(connection: Connection) -> None:
+        while await connection.request():
+            await connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for _ in range(20):
+                await connection.send(b"1\r\na\r\n")
+                await asyncio.sleep(0)
+            await connection.send(b"0\r\n\r\n")
+
+    routes = {"all": {"path": "/{path:path}", "upstream": "raw", "ttl": "60s"}}
+    async with (
+        raw_upstream(script) as raw,
+        asking(gateway(None, routes, clock=clock, upstreams={"raw": {"url": raw.url}})) as client,
+    ):
+        for said in ("fwd=miss; stored", "hit"):
+            response = await client.get("/a")
+            assert (response.text, said in response.headers["cache-status"]) == ("a" * 20, True)
+
+
+async def test_a_body_that_stalls_is_a_failure_where_a_stale_copy_can_stand_in(
+    clock: TurnedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "PAUSE", 0.01)
+    bodies = [b"4\r\ngood\r\n0\r\n\r\n", b"3\r\nbad\r\n"]
+
+    async def script(connection: Connection) -> None:
+        while bodies and await connection.request():
+            await connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + bodies.pop(0))
+        await connection.closed()
+
+    routes = {"all": {"path": "/{path:path}", "upstream": "raw", "ttl": "60s"}}
+    upstreams = {"raw": {"timeout": "200ms"}}
+    async with raw_upstream(script) as raw:
+        upstreams["raw"]["url"] = raw.url
+        async with asking(gateway(None, routes, clock=clock, upstreams=upstreams)) as client:
+            await client.get("/a")
+            clock.turn(61)
+            assert (await client.get("/a")).text == "good"
+
+
+async def test_nobody_waits_for_an_aggregate_with_a_part_that_is_never_cached(clock: TurnedClock) -> None:
+    upstream = Held()
+    parts = {
+        "never": {"upstream": "api", "path": "/never", "ttl": "0s"},
+        "kept": {"upstream": "api", "path": "/kept", "ttl": "60s"},
+    }
+    async with asking(gateway(upstream, {"screen": {"path": "/a", "parts": parts}}, clock=clock)) as client:
+        asked = crowd(client, 6)
+        await upstream.have(7)
+        assert sorted(request.url.path for request in upstream.requests) == ["/kept", *["/never"] * 6]
+        upstream.answer_all(content_type="application/json")
+        assert {response.text for response in await asyncio.gather(*asked)} == {'{"never":{},"kept":{}}'}
