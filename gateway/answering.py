@@ -108,13 +108,17 @@ class Answering:
                 raise failed.error
             return self.broken(ask.exchange, failed.error, forward=forward, collapsed=collapsed)
         ask.exchange.outcome = Outcome(Result.MISS, forward=forward, forward_status=failed.status, collapsed=collapsed)
-        body = b"" if ask.facts.head else failed.body
-        return Answer(failed.status, _with_length(policy.passed_on(failed.headers), len(failed.body)), body)
+        headers = _with_length(policy.passed_on(failed.headers), len(failed.body))
+        if ask.facts.head:
+            return Answer(failed.status, answers.of_head(headers), b"")
+        return Answer(failed.status, headers, failed.body)
 
     def streamed(self, ask: Ask, fetched: Fetched, forward: str, detail: str | None) -> Answer:
         ask.exchange.outcome = Outcome(Result.MISS, forward=forward, forward_status=fetched.status, detail=detail)
         headers = policy.passed_on(fetched.headers)
-        if fetched.status == 200 and policy.not_modified(ask.headers, headers, self._clock.now()):
+        if ask.facts.head and not ask.route.follows_origin:  # the upstream was asked by GET
+            headers = answers.of_head(headers)
+        if fetched.status in (200, 206) and policy.not_modified(ask.headers, headers, self._clock.now()):
             self._background.spawn(fetched.body.aclose())
             return Answer(304, policy.fields_of_304(headers), b"")
         return Answer(fetched.status, headers, fetched.body)

@@ -13,7 +13,7 @@ from . import policy
 from .codings import CODINGS, Coded
 from .errors import PROBLEM_MEDIA_TYPE, problem_body
 from .exchange import Exchange
-from .headers import Headers, has, http_date, without
+from .headers import CONTENT_DIGESTS, Headers, has, http_date, without
 from .heads import BAD_IN_VALUE, NAME
 from .policy import Rules
 from .ranges import OutOfRange, Part, cut, span_of, wanted
@@ -58,7 +58,13 @@ def stored_answer(
             return answer
     if stored.status not in _WITHOUT_BODY:
         headers.append((b"content-length", b"%d" % len(body)))
-    return Answer(stored.status, headers, b"" if head else body)
+    return Answer(stored.status, of_head(headers), b"") if head else Answer(stored.status, headers, body)
+
+
+def of_head(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The fields of a GET's answer as they answer a HEAD: what is a digest of this message's content would have to be
+    one of none (RFC 9530, B.2)."""
+    return without(headers, *CONTENT_DIGESTS)
 
 
 def _known_form(
@@ -91,8 +97,8 @@ def part_answer(request: Headers, stored: Stored, rules: Rules, now: float) -> A
 
 def partial(headers: list[tuple[bytes, bytes]], part: Part, body: bytes) -> Answer:
     fields = [(b"content-range", part.content_range), (b"content-length", b"%d" % len(body))]
-    # Some upstreams send the field with a whole response, too.
-    return Answer(206, [*without(headers, b"content-range"), *fields], body)
+    # Some upstreams send Content-Range with a whole response, too.
+    return Answer(206, [*without(headers, b"content-range", *CONTENT_DIGESTS), *fields], body)
 
 
 def problem(exchange: Exchange, status: int, detail: str, *, title: str | None = None) -> Answer:

@@ -15,7 +15,7 @@ import brotli
 import zstandard
 from xxhash import xxh3_64_hexdigest
 
-from .headers import CacheControl, Headers, combined, first, has, split_list, vary_names, without
+from .headers import DIGESTS, CacheControl, Headers, combined, first, has, split_list, vary_names, without
 from .policy import Rules
 from .record import Stored
 
@@ -124,7 +124,7 @@ class Coded:
         if coding is None:
             return told
         # What is no entity tag cannot be made another one: two forms would have the same (RFC 9110 §8.8.3.3).
-        told = [pair for pair in told if pair[0] != b"etag" or pair[1].endswith(b'"')]
+        told = [pair for pair in without(told, *DIGESTS) if pair[0] != b"etag" or pair[1].endswith(b'"')]
         told = [(name, tag_of(value, coding) if name == b"etag" else value) for name, value in told]
         return [*told, (b"content-encoding", coding.encode("ascii"))]
 

@@ -31,7 +31,6 @@ from .fetching import Durations, Fetching, identity_of
 from .flight import Alone, Failed, Flight, Landed, Landing
 from .flying import Flying
 from .governor import Governor
-from .headers import has
 from .leases import Leases
 from .memory import Memory
 from .outcome import Outcome, Result
@@ -243,7 +242,7 @@ class Engine:
     async def _ask_upstream(self, ask: Ask, stale: Stored | None, reason: str) -> Answer:
         if stale is not None and self._fetching.is_resting(ask) and self._fetching.usable_on_error(ask, stale):
             return self._answering.from_stored(ask, stale, Result.STALE_ERROR, detail="resting")
-        if has(ask.headers, b"range") and self._fetching.may_send_range(ask):
+        if self._fetching.may_send_range(ask):
             part = self._stored_part(ask)
             if part is not None:
                 return part
@@ -270,13 +269,15 @@ class Engine:
             before, key = key, self._fetching.flight_key(ask, flight.vary)
             if answer is Useless.TO_ME and key == before:
                 break  # what comes next for this key would be as useless: nobody waits twice for it
-        return await self._alone(ask, stale, reason, None)
+        return await self._alone(ask, stale, reason, None, ranged=self._fetching.may_send_range(ask))
 
     async def _lead(self, key: str, ask: Ask, stale: Stored | None, reason: str) -> Answer:
         """The answer that this request's own flight brings, in its own task."""
         began = time.perf_counter()
         landing = await self._flying.lead(key, ask, stale)
         ask.exchange.spend("upstream", time.perf_counter() - began)
+        if self._fetching.is_asked_again(ask, landing):
+            return await self._part_alone(ask, landing, stale, reason)
         return self._answering.landed(ask, landing, stale, reason, collapsed=False)
 
     async def _wait(
@@ -292,6 +293,8 @@ class Engine:
         ask.exchange.spend("upstream", time.perf_counter() - began)
         if landing is None or (not leading and not self._is_for(ask, landing, stale)):
             return Useless.TO_ME
+        if leading and self._fetching.is_asked_again(ask, landing):
+            return await self._part_alone(ask, landing, stale, reason)
         if leading:
             return self._answering.landed(ask, landing, stale, reason, collapsed=False)
         if (
@@ -316,9 +319,17 @@ class Engine:
         except Overloaded as error:
             landing = Failed(error.status, error=error)
         ask.exchange.spend("upstream", time.perf_counter() - began)
+        if not ranged and self._fetching.is_asked_again(ask, landing):
+            return await self._part_alone(ask, landing, stale, forward)
         if isinstance(landing, Landed) and landing.kept and not ask.route.made:
             self.background.spawn(self.tiers.share(landing.stored))
         return self._answering.landed(ask, landing, stale, forward, collapsed=False, detail=detail)
+
+    async def _part_alone(self, ask: Ask, whole: Landing, stale: Stored | None, forward: str) -> Answer:
+        """The part that was wanted of a `whole` which cannot be kept."""
+        assert isinstance(whole, Alone)
+        await whole.fetched.body.aclose()
+        return await self._alone(ask, stale, forward, None, ranged=True)
 
     def _stored_part(self, ask: Ask) -> Answer | None:
         """The answer to a range request from a stored part that is fresh and holds all of it."""

@@ -243,8 +243,18 @@ class Fetching:
         return policy.usable_on_error(stale, ask.facts, ask.route.rules, self._clock.now())
 
     def may_send_range(self, ask: Ask) -> bool:
-        """On a route with a duration `Range` is not in the key: the whole is fetched and cut, if it can be kept."""
+        """On a route with a duration `Range` is not in the key: the whole is fetched and cut, if it can be kept. A
+        range is one of a GET (RFC 9110 §14.2)."""
+        if ask.facts.head or not _range_of(ask.headers):
+            return False
         return ask.route.follows_origin or self._uncacheable.active(self.flight_key(ask), self._clock.now())
+
+    def is_asked_again(self, ask: Ask, landing: Landing | None) -> bool:
+        """Whether the whole came, cannot be kept, and a part of it was wanted: the next request for it will be sent to
+        the upstream, and this one is, too."""
+        if not isinstance(landing, Alone) or ask.route.local or ask.route.made:
+            return False
+        return landing.fetched.status == 200 and self.may_send_range(ask)
 
     def is_uncacheable(self, key: str) -> bool:
         """Whether what a flight of this key brought a moment ago was for its client alone."""

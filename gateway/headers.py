@@ -24,6 +24,11 @@ HOP_BY_HOP = frozenset(
     (b"connection", b"proxy-connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 ) | frozenset((b"proxy-authenticate", b"proxy-authorization", b"proxy-authentication-info"))
 
+CONTENT_DIGESTS = (b"content-digest", b"content-md5")
+"""What describes the bytes of one message (RFC 9530 §2, RFC 1864): of another range, or of no body, they are others."""
+DIGESTS = (*CONTENT_DIGESTS, b"repr-digest", b"digest")
+"""What describes the bytes of a message or of the representation in its content coding (RFC 9530 §3, RFC 3230)."""
+
 # Fields that change what an upstream does without being in any cache key: known ways to poison a cache
 # (Kettle, "Practical Web Cache Poisoning", 2018), and those by which a proxy speaks of the client.
 UNKEYED_DANGERS = frozenset(

@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from .breakers import RetryBudget
 from .errors import UpstreamError, UpstreamMalformed
 from .fetched import Fetched, WholeBody
-from .headers import Headers, without
+from .headers import DIGESTS, Headers, without
 from .json_text import TooDeep, exactly, text_of
 from .merge import WrongType, decoded
 from .part_plan import as_text
@@ -28,7 +28,7 @@ REPEATS = 0.1
 """How many of a part's requests may be tried again."""
 GATHERING = 0.002
 """Seconds for which a batch waits for those elements that others may be fetching already."""
-_OF_THE_BODY = (b"content-length", b"content-encoding", b"content-type", b"etag", b"transfer-encoding", b"content-md5")
+_OF_THE_BODY = (b"content-length", b"content-encoding", b"content-type", b"etag", b"transfer-encoding", *DIGESTS)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .headers import Headers, combined, first, has, is_strong, parse_date, without
+from .headers import CONTENT_DIGESTS, Headers, combined, first, has, is_strong, parse_date, without
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.IGNORECASE)
 
@@ -136,7 +136,7 @@ def combine(old: Piece, new: Piece) -> Piece | None:
         return None
     span = Part(min(one.first, two.first), max(one.last, two.last), one.size)
     kept = [pair for pair in old.headers if not has(new.headers, pair[0])]
-    headers = without([*kept, *new.headers], b"content-range", b"content-length")
+    headers = without([*kept, *new.headers], b"content-range", b"content-length", *CONTENT_DIGESTS)
     before = old.body[: max(0, two.first - one.first)]
     after = old.body[max(0, two.last + 1 - one.first) :]
     return Piece((*headers, (b"content-range", span.content_range)), before + new.body + after)

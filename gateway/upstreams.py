@@ -31,7 +31,7 @@ from .fetched import Fetched as Fetched
 from .fetched import ResponseBody as ResponseBody
 from .fetched import WholeBody as WholeBody
 from .fetched import translated as translated
-from .headers import Headers, has, without
+from .headers import DIGESTS, Headers, has, without
 from .hosts import Base, Host
 from .keys import is_identity
 from .targets import normalise
@@ -331,7 +331,8 @@ class Upstream:
         if body is None:
             raise UpstreamMalformed(self.name, f"its body is larger than {max_body} bytes")
         plain = decoded(self.name, fetched.headers, body, max_body)
-        left = without(fetched.headers, b"content-encoding", b"content-length", b"transfer-encoding")
+        of_the_coded = (b"content-encoding", *DIGESTS) if has(fetched.headers, b"content-encoding") else ()
+        left = without(fetched.headers, *of_the_coded, b"content-length", b"transfer-encoding")
         return httpx.Response(fetched.status, headers=left, content=plain)
 
     async def get(

@@ -9,6 +9,7 @@ from xxhash import xxh3_128_hexdigest
 
 from .admission import FOR_US, NOT_STORED, Received
 from .headers import (
+    DIGESTS,
     Headers,
     combined,
     connection_named,
@@ -44,7 +45,7 @@ def validators(stored: Stored) -> list[tuple[bytes, bytes]]:
 
 
 # RFC 9111 §3.2: a 304 updates the stored fields but those that speak of the stored body's very bytes.
-_NOT_UPDATED = frozenset((b"content-encoding", b"content-md5", b"content-range", b"content-length", b"etag"))
+_NOT_UPDATED = frozenset((b"content-encoding", b"content-range", b"content-length", b"etag", *DIGESTS))
 
 
 def freshened(stored: Stored, received: Received) -> tuple[tuple[bytes, bytes], ...]:
