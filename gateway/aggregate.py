@@ -113,7 +113,8 @@ class Aggregate:
         _check_refusal(run)
         failed = run.failed_requirement
         if failed is not None and failed.failure is not None:
-            raise PartFailed(failed.name, failed.failure.kind, failed.failure.status)
+            reason = f"{failed.failure.kind}: {failed.failure.detail}"
+            raise PartFailed(failed.name, reason, failed.failure.status)
         body = self._joined(run, exchange)
         lives = [each.life for each in run.results.values() if each.life is not None]
         complete = run.complete

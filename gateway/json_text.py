@@ -19,8 +19,8 @@ from pydantic import JsonValue
 DEEPEST = 254
 """How many levels of arrays and objects are written: orjson's own bound. It reads 1024."""
 _BOUND = "it is nested deeper than 1024 levels"
-_AT_RISK = re.compile(rb"[0-9][.eE]|[0-9]{19}|-0")
-"""What a number has in it that may be written in another way than it was read; text in strings may look so, too."""
+_MARKS = bytes(ord("0" if chr(code) in "0123456789" else "." if chr(code) in ".eE" else " ") for code in range(256))
+_LONG = b"0" * 19
 # Codecs of Python that are no charset of the web: some take a time that is quadratic in what they read.
 _NO_CHARSETS = frozenset(("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined"))
 
@@ -131,7 +131,14 @@ def exactly(text: bytes, value: JsonValue) -> JsonValue:
 
     Raises TooDeep.
     """
-    return _loaded(text) if _AT_RISK.search(text) else value
+    return _loaded(text) if _at_risk(text) else value
+
+
+def _at_risk(text: bytes) -> bool:
+    """Whether a number may be written in another way than it was read: it has a fraction or an exponent, or 19 digits,
+    or is -0. Text in strings may look so, too. (A regular expression took 24 us for a kilobyte; this takes 2.)"""
+    marks = text.translate(_MARKS)
+    return b"0." in marks or _LONG in marks or b"-0" in text
 
 
 def value_of(text: bytes) -> JsonValue:

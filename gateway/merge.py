@@ -62,7 +62,7 @@ def decoded(body: bytes, headers: Headers, decode: Decode, limit: int = 2**31) -
 def _read(body: bytes, headers: Headers, decode: Decode) -> tuple[bytes, JsonValue]:
     kind, charset = media_type(headers)
     if decode == "xml":
-        return _xml(body)
+        return _xml(body, charset)
     if decode == "json" or (decode == "auto" and (kind in ("", "application/json") or kind.endswith("+json"))):
         return json_text(body, charset)
     if decode == "text" or kind.startswith("text/") or kind == "application/xml" or kind.endswith("+xml"):
@@ -71,13 +71,16 @@ def _read(body: bytes, headers: Headers, decode: Decode) -> tuple[bytes, JsonVal
     raise WrongType(f"it is {kind}, which is neither JSON nor text")
 
 
-def _xml(body: bytes) -> tuple[bytes, JsonValue]:
-    try:
-        value: JsonValue = xmltodict.parse(body)
-        return text_of(value), value
-    except (ExpatError, ValueError, LookupError, RecursionError):
-        # Entities are refused by xmltodict, with a ValueError.
-        raise WrongType("it is not well-formed XML without entities") from None
+def _xml(body: bytes, charset: str) -> tuple[bytes, JsonValue]:
+    # As the document says of itself; else as its Content-Type does (RFC 7303 §3.2).
+    for encoding in (None, charset) if charset else (None,):
+        try:
+            value: JsonValue = xmltodict.parse(body, encoding=encoding)
+            return text_of(value), value
+        except (ExpatError, ValueError, LookupError, RecursionError):
+            # Entities are refused by xmltodict, with a ValueError.
+            continue
+    raise WrongType("it is not well-formed XML without entities")
 
 
 # --- shaping -----------------------------------------------------------------------------------------------

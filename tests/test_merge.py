@@ -187,9 +187,11 @@ def test_a_body_is_decompressed_up_to_its_limit() -> None:
         decoded(body, headers, "auto", len(body))
 
 
-def test_text_loses_its_byte_order_mark() -> None:
+def test_text_and_xml_are_read_in_their_charset_without_a_byte_order_mark() -> None:
     assert decoded(b"\xef\xbb\xbfhi", ((b"content-type", b"text/plain"),), "auto")[1] == "hi"
     assert decoded("hi".encode("utf-16"), ((b"content-type", b"text/plain; charset=utf-16"),), "auto")[1] == "hi"
+    latin = ((b"content-type", b"text/xml; charset=iso-8859-1"),)
+    assert decoded("<a>ü</a>".encode("latin-1"), latin, "xml")[1] == {"a": "ü"}
     assert decoded(b"\xef\xbb\xbf<a>1</a>", ((b"content-type", b"text/xml"),), "xml")[1] == {"a": "1"}
 
 

@@ -160,6 +160,9 @@ async def test_a_part_that_can_not_be_decompressed_has_failed_with_the_reason(
     response = await whole(shop, parts, clock, errors=True, max_body="100000B")
     assert said(response)["a"] == "wrong-type"
     assert detail in response.json()["_errors"]["a"]["detail"]
+    shop.set("/a", httpx.Response(200, stream=httpx.ByteStream(body), headers=JSON | {"content-encoding": coding}))
+    required = await whole(shop, {"a": part("/a"), "b": {"static": 1}}, clock, max_body="100000B")
+    assert (required.status_code, detail in required.json()["detail"]) == (502, True)
 
 
 # --- marks, and nothing --------------------------------------------------------------------------------------
