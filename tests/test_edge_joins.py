@@ -356,7 +356,7 @@ async def test_a_whole_that_nobody_asked_for_before_needs_no_asgi_whatever_becom
     answers.append((await side.ask(get("/plain/1")))[0])
     assert [answer[:12] for answer in answers] == [b"HTTP/1.1 200"] * 4 + [b"HTTP/1.1 502"]
     assert b"gateway-parts: user=miss, offers=hit, news=hit" in answers[1]
-    assert b"(offers: status-503)" in answers[4]
+    assert b"(offers: status-503: its upstream says 503)" in answers[4]
     assert (side.counted.asked, side.counted.passed) == (5, 5)
 
 
