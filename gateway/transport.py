@@ -94,6 +94,9 @@ class Receiver(ResponseHandler):
         self._asked = False
 
     def data_received(self, data: bytes) -> None:
+        if not data:
+            super().data_received(data)  # aiohttp goes on with what it has
+            return
         self.received = True
         if not self._asked:
             self.force_close()

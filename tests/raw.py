@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 Script = Callable[["Connection"], Awaitable[None]]
@@ -41,7 +42,7 @@ class RawUpstream:
 
 
 @contextlib.asynccontextmanager
-async def raw_upstream(script: Script) -> AsyncIterator[RawUpstream]:
+async def raw_upstream(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIterator[RawUpstream]:
     """A server on a free port; `script` speaks on each of its connections, which ends with it."""
     upstream = RawUpstream("")
 
@@ -54,8 +55,9 @@ async def raw_upstream(script: Script) -> AsyncIterator[RawUpstream]:
             upstream.open -= 1
             writer.close()
 
-    server = await asyncio.start_server(handle, "127.0.0.1", 0, backlog=1024)
-    upstream.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, backlog=1024, ssl=tls)
+    port = server.sockets[0].getsockname()[1]
+    upstream.url = f"https://localhost:{port}" if tls is not None else f"http://127.0.0.1:{port}"
     try:
         yield upstream
     finally:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import ssl
+import subprocess
 from collections.abc import AsyncIterator
 
 import pytest
@@ -72,10 +74,12 @@ class Exchange:
             request = await connection.request()
 
 
-async def _second_after(method: str, exchange: Exchange, *, turns: int) -> bytes | None:
+async def _second_after(
+    method: str, exchange: Exchange, *, turns: int, tls: ssl.SSLContext | None = None
+) -> bytes | None:
     """What the request for another URL gets, `turns` of the event loop after the late bytes were sent."""
-    async with raw_upstream(exchange) as raw:
-        upstream = speaking_to(raw, timeout="2s")
+    async with raw_upstream(exchange, tls) as raw:
+        upstream = speaking_to(raw, timeout="2s", verify=False)
         try:
             fetched = await upstream.fetch(method, "/first", ASKED_FOR, _upload() if method == "PUT" else None)
             await fetched.body.whole(1_000_000)
@@ -113,6 +117,48 @@ async def test_no_answer_is_made_of_another_urls_bytes(status: int, method: str)
         for how, (first, late) in cases.items():
             got = await _second_after(method, Exchange(first, late, ends=ends), turns=turns)
             assert got == b"second", (status, framing, how, turns)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    made = tmp_path_factory.mktemp("tls")
+    files = ["-keyout", str(made / "key"), "-out", str(made / "certificate")]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", *files],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made / "certificate", made / "key")
+    return context
+
+
+@WAYS
+@pytest.mark.parametrize("status", [200, 204, 205, 304])
+async def test_no_answer_is_made_of_another_urls_bytes_by_a_name_and_tls(
+    status: int, method: str, tls: ssl.SSLContext
+) -> None:
+    for framing, turns in itertools.product(("length", "no length", "chunked"), (0, 3)):
+        head = b"HTTP/1.1 %d X\r\n%s\r\n" % (status, FRAMINGS[framing])
+        bodiless = status in (204, 304) or method == "HEAD"
+        whole = head if bodiless else head + CONTENT[framing]
+        for first, late in (([whole], [POISON]), ([whole + POISON], []), ([whole, POISON], [])):
+            exchange = Exchange(first, late, ends=False)
+            assert await _second_after(method, exchange, turns=turns, tls=tls) == b"second", (status, framing, turns)
+
+
+@pytest.mark.parametrize("secured", [False, True], ids=["plain", "TLS"])
+async def test_a_connection_whose_response_ended_surely_is_used_again(secured: bool, tls: ssl.SSLContext) -> None:
+    async def script(connection: Connection) -> None:
+        while await connection.request():
+            await connection.send(SECOND)
+
+    async with raw_upstream(script, tls if secured else None) as raw:
+        upstream = speaking_to(raw, verify=False)
+        for method in ("GET", "OPTIONS", "GET", "OPTIONS"):
+            assert await (await upstream.fetch(method, "/", [])).body.whole(100) == b"second"
+        assert raw.connections == 2, "one for each way"
+        await upstream.aclose()
 
 
 @pytest.mark.parametrize("ttl", ["30s", "origin"])
