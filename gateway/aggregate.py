@@ -128,9 +128,9 @@ class Aggregate:
 
     @cached_property
     def vary(self) -> frozenset[str]:
-        """The request fields that the parts see, whatever their upstreams say."""
+        """The request fields that count for the parts, whatever their upstreams say."""
         keying = self.route.keying
-        credentials = {"authorization": keying.authorization != "ignore", "cookie": keying.cookies != ()}
+        credentials = {"authorization": keying.authorization == "key", "cookie": bool(keying.cookies)}
         return frozenset((*(keying.vary or ()), *(name for name, counts in credentials.items() if counts)))
 
     def _joined(self, run: Run, exchange: Exchange) -> bytes:

@@ -188,7 +188,10 @@ def _keying(sources: Collection[Source], config: RouteConfig, plan: PartPlan) ->
     if any(keying.cookies is None for keying in parts):
         cookies = None
     marks = ((b"parts", settings.encode()),)
-    return Keying(vary=tuple(sorted(vary)), authorization=authorization, cookies=cookies, marks=marks)
+    identities = frozenset[str]().union(*(keying.identities for keying in parts))
+    return Keying(
+        vary=tuple(sorted(vary)), authorization=authorization, cookies=cookies, marks=marks, identities=identities
+    )
 
 
 _OF_THE_WHOLE = {"parts", "merge", "envelope", "errors"}
@@ -274,7 +277,7 @@ class AggregateHandlers:
         async def handle(request: Request) -> Response:
             exchange = exchange_of(request.scope)
             assert exchange is not None
-            exchange.route = aggregate.name
+            aggregate.route.takes(exchange)
             if request.method == "PURGE":
                 return await self._purge(exchange, aggregate)
             if request.method not in ("GET", "HEAD"):

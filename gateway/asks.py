@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
 import msgspec
 
+from .downstream import Downstream
 from .errors import UpstreamError
 from .exchange import Exchange
 from .headers import Headers
@@ -32,6 +33,11 @@ class Route:
     made: bool = False
     """Whether answers are made here, of others that are stored (an aggregate): they are kept in memory alone, where
     those lie too, and nobody is asked for them but the parts."""
+    downstream: Downstream = field(init=False, repr=False, compare=False)
+    """What its answers say to the caches behind the gateway."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "downstream", Downstream.of(self.keying, made=self.made))
 
     local: bool = False
     """Whether answers are a handler's in this process: its 4xx are answers, a 429 too."""
@@ -39,6 +45,10 @@ class Route:
     @property
     def follows_origin(self) -> bool:
         return self.rules.ttl is None and not self.made
+
+    def takes(self, exchange: Exchange) -> None:
+        """Note that a request is answered by this route."""
+        exchange.route, exchange.downstream = self.name, self.downstream
 
 
 class Origin(Protocol):

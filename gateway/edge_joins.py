@@ -29,7 +29,7 @@ from .middleware import Cors
 from .outcome import Outcome, Result
 from .policy import MAX_LIFE, own_tag
 from .record import Life, Stored, size_of
-from .response_headers import with_diagnostics
+from .response_headers import complete
 from .s3fifo import MOST_USES
 from .shapes import Endings, Shape
 from .tiers import Selection
@@ -156,7 +156,7 @@ class Joins:
             route = spot.known.route.name
             tallies = [self._metrics.part_tally(route, name, "hit") for name in joinable.said]
             wanted = Selection(Plan(spot.primary, spot.primary + base, ()), (), spot.names)
-            joint = Joint(route, joinable, wanted, sides, tallies)
+            joint = Joint(spot.known.route, joinable, wanted, sides, tallies)
         if base not in spot.joints:
             self._order.append((spot.joints, base))
             if len(self._order) > self._most:
@@ -255,7 +255,7 @@ class Joins:
         parts = ", ".join(f"{each.name}={each.text}" for each in exchange.parts)
         headers = whole_headers(body, life, parts, complete=True)
         headers = headers if self._cors is None else self._cors.told(headers, block.origin)
-        head = head_of(200, with_diagnostics(exchange, headers))
+        head = head_of(200, complete(exchange, headers))
         if not spot.modern or block.close:
             head = closing(head)
         body = b"" if spot.head else body
@@ -297,9 +297,8 @@ class Joins:
         head = joint.heads.get(block.form) or self._head_known(joint, spot, block)
         if head is None:
             return None
-        fields, (template, tally) = stored.headers, head
-        text = template % (fields[1][1], fields[2][1], fields[-1][1], MARK, b"%d" % len(stored.body))
-        before, after = text.split(MARK)
+        template, tally = head
+        before, after = (template % joint.values(stored, MARK)).split(MARK)
         return Shape(200, before, after, endings, Result.HIT, tally, length=0 if spot.head else len(stored.body))
 
     def _kept(self, joint: Joint, spot: Spot, block: Block, found: Gathered, now: float) -> Stored:
@@ -366,13 +365,12 @@ class Joins:
         start = joint.ending.start
         known = joint.heads.get(block.form) or self._head_known(joint, spot, block)
         if known is not None:
-            fields, (template, tally) = stored.headers, known
-            age = b"%d" % stored.initial_age
-            values = (fields[1][1], fields[2][1], fields[-1][1], age, b"%d" % len(stored.body))
-            return 200, template % values + start, tally
+            template, tally = known
+            return 200, template % joint.values(stored, b"%d" % stored.initial_age) + start, tally
         exchange = Exchange("", 0.0, "HEAD" if spot.head else "GET", "", "")
         answer = stored_answer(exchange, block.headers, stored, spot.known.route.rules, now)
         headers = answer.headers if self._cors is None else self._cors.told(answer.headers, block.origin)
+        headers = joint.downstream.told(headers, stored.vary)
         tally = self._metrics.tally(spot.known.route.name, Result.HIT, answer.status)
         if not (has(block.headers, b"if-none-match") or has(block.headers, b"if-modified-since")):
             made = template_of(200, headers, CHANGING)

@@ -29,7 +29,7 @@ from .head_template import head_of
 from .headers import Headers, first, has, values, without
 from .middleware import Cors, exchange_for
 from .proxies import Trusted
-from .response_headers import with_diagnostics
+from .response_headers import complete
 from .targets import check_host, normalise, split_raw_target
 from .trace_context import PASSED_ON as TRACE
 from .trace_context import traceparent_of
@@ -200,7 +200,7 @@ class Passage:
     async def _run(self, connection: Connection) -> None:
         exchange = self.exchange
         TRACE.set(traceparent_of(exchange.headers))
-        exchange.route = self.ask.route.name
+        self.ask.route.takes(exchange)
         status = CLIENT_LEFT
         try:
             answer = await self._answer()
@@ -286,7 +286,7 @@ class Passage:
         headers: Sequence[tuple[bytes, bytes]] = answer.headers
         if cors is not None:
             headers = cors.told(headers, first(self.exchange.headers, b"origin"))
-        fields = without(with_diagnostics(self.exchange, headers), b"transfer-encoding")
+        fields = without(complete(self.exchange, headers), b"transfer-encoding")
         if chunked:
             fields.append((b"transfer-encoding", b"chunked"))
         if has(headers, b"connection"):

@@ -338,6 +338,7 @@ class Engine:
             decision = policy.decide(stored, ask.facts, ask.route.rules, now)
             answer = answers.part_answer(ask.headers, stored, ask.route.rules, now)
             if answer is not None and isinstance(decision, policy.Hit):
+                ask.exchange.stored = stored
                 ask.exchange.outcome = Outcome(Result.HIT, ttl=int(decision.windows.fresh - now), tier="memory")
                 return answer
         return None

@@ -10,6 +10,7 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .downstream import NOTHING, Downstream
 from .headers import Headers
 from .outcome import LOCAL, Outcome
 from .record import Stored
@@ -45,6 +46,8 @@ class Exchange:
     headers: Headers = ()
     outcome: Outcome = LOCAL
     route: str = ""
+    downstream: Downstream = field(default=NOTHING, repr=False)
+    """What the answer says to the caches behind the gateway."""
     spent: dict[str, float] = field(default_factory=dict)
     forwarded_for: str = ""
     looked: bool = False

@@ -177,8 +177,8 @@ class _Call:
         runtime = runtime_of(self.request)
         if exchange is None or self.request.method not in ("GET", "HEAD"):
             return await self.value()
-        exchange.route = self.settings.name
         ask = self._ask(runtime, exchange)
+        ask.route.takes(exchange)
         bypass = "off" if ask.route.rules.off else ask.plan.bypass
         if bypass is not None:
             exchange.outcome = Outcome(Result.BYPASS, forward="bypass", detail=bypass)

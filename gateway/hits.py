@@ -248,6 +248,7 @@ class Edge:
             return None
         answer = spot.recall.public(stored_answer(exchange, block.headers, stored, rules, now, coded))
         headers = answer.headers if self._cors is None else self._cors.told(answer.headers, block.origin)
+        headers = spot.known.route.downstream.told(headers, stored.vary)
         template = template_of(answer.status, headers, (b"age",))
         if template is None:
             return None
@@ -275,6 +276,7 @@ class Edge:
             target=spot.target,
             headers=block.headers,
             route=spot.known.route.name,
+            downstream=spot.known.route.downstream,
         )
 
     def _refresh(

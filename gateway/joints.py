@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import policy
+from .asks import Route
 from .epochs import Epochs, State, tag_name
 from .exchange import Exchange, PartSaid
 from .head_template import Ending
@@ -125,14 +126,15 @@ class Joint:
     """A whole as it is joined again and again: by one request line, for requests whose counted inputs are the same."""
 
     __slots__ = (
-        *("asked", "base", "ending", "first", "fixed", "frame", "hash", "heads", "index_turn", "names", "node"),
-        *("places", "rest", "retold", "said", "sides", "tallies", "told", "turn", "until", "vary", "vary_always"),
-        *("wanted", "workshop"),
+        *("asked", "base", "downstream", "ending", "first", "fixed", "frame", "hash", "heads", "index_turn"),
+        *("names", "node", "places", "private", "rest", "retold", "said", "sides", "tallies", "told", "turn"),
+        *("until", "vary", "vary_always", "wanted", "workshop"),
     )
 
     def __init__(
-        self, route: str, joinable: Joinable, wanted: Selection, sides: list[AtHand], tallies: list[PartTally]
+        self, route: Route, joinable: Joinable, wanted: Selection, sides: list[AtHand], tallies: list[PartTally]
     ) -> None:
+        self.downstream = route.downstream
         self.workshop = joinable.workshop
         self.asked, self.said = joinable.asked, joinable.said
         self.base = wanted.plan.base
@@ -154,7 +156,8 @@ class Joint:
         # The fields of the stored whole: before `Cache-Control` and `ETag`, and between these and `Date`.
         self.first: tuple[bytes, bytes] = (b"", b"")
         self.rest: tuple[tuple[bytes, bytes], ...] = ()
-        self.ending = ending_of(route, joinable.said)
+        self.private = False
+        self.ending = ending_of(route.name, joinable.said)
 
     def settle(self) -> None:
         """Take over the names and fields that the parts are told of by now."""
@@ -165,8 +168,15 @@ class Joint:
         fields = whole_headers(b"", Joining(b"", 0.0, self.vary, None), parts, complete=True)
         self.first, _, _, *rest = without(fields, b"content-length", b"age")
         self.rest = tuple(rest)
+        self.private = self.downstream.holds_identity(self.vary)
         self.fixed = 0
         self.heads.clear()
+
+    def values(self, stored: Stored, age: bytes) -> tuple[bytes, bytes, bytes, bytes, bytes]:
+        """What a head of this whole takes in place of `CHANGING`."""
+        fields = stored.headers
+        promise, tag, date = fields[1][1], fields[2][1], fields[-1][1]
+        return (b"private, " + promise if self.private else promise), tag, date, age, b"%d" % len(stored.body)
 
 
 def frame_of(ingredients: Sequence[Ingredient]) -> tuple[list[bytes], list[int]]:

@@ -24,7 +24,7 @@ from .headers import Headers, values, vary_names
 from .metrics import Metrics
 from .preconditions import as_given
 from .proxies import Trusted
-from .response_headers import with_diagnostics
+from .response_headers import complete
 from .targets import Target, check_host, normalise, split_raw_target
 from .trace_context import PASSED_ON, traceparent_of
 
@@ -64,7 +64,7 @@ class Timing:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = with_diagnostics(exchange, message.get("headers", ()))
+                message["headers"] = complete(exchange, message.get("headers", ()))
             elif message["type"] == "http.response.body":
                 size += len(message.get("body", b""))
             await send(message)

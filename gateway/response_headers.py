@@ -1,6 +1,6 @@
 """The fields that say what became of a request, in one list for every answer.
 
-The app adds them to each answer that it gives (`with_diagnostics`); the edge makes a template of them
+The app adds them to each answer that it gives (`complete`); the edge makes a template of them
 (`head_template`). So a field that is added to `diagnostics` stands in the answers of both. It may depend on the route,
 the outcome, the parts and the times; what else differs from one request to the next is a member of `Texts`.
 """
@@ -43,8 +43,11 @@ def diagnostics(exchange: Exchange, texts: Texts) -> list[Field]:
     return [(name, value.encode("ascii")) for name, value in fields.items()]
 
 
-def with_diagnostics(exchange: Exchange, headers: Headers) -> list[Field]:
-    """An answer's headers, `Date` among them, with those that say what became of the request until now."""
+def complete(exchange: Exchange, headers: Headers) -> list[Field]:
+    """All the fields with which an answer leaves that has `headers` of its own: with what caches behind the gateway
+    must know, `Date`, and what became of the request until now."""
+    selecting = exchange.stored.vary if exchange.stored is not None else ()
+    headers = exchange.downstream.told(headers, selecting)
     elapsed = time.perf_counter() - exchange.began
     date = [] if has(headers, b"date") else [(b"date", http_date(time.time()))]
     texts = Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)

@@ -63,18 +63,18 @@ class RouteConfig(Model):
     client_ttl: Duration | None = None
     """How long clients may keep an answer (with a `ttl` of its own). Not set: until the entry's life ends."""
     vary: Annotated[FieldNames, AfterValidator(check_vary)] | None = None
-    """With a `ttl` of its own: the request headers that are forwarded, each of them part of the cache key. Not set:
-    accept, accept-language."""
+    """With a `ttl` of its own: the request headers that are forwarded, each of them part of the cache key, and of the
+    answers' `Vary`. Not set: accept, accept-language."""
     query: TextList | None = None
     """The query parameters that count and are forwarded. Not set: all of them."""
     drop_query: TextList | None = None
     """Patterns of query parameters that are dropped. Not set: the gateway's `drop_query`."""
     authorization: Literal["pass", "ignore", "key"] = "pass"
     """A request with Authorization: `pass` goes by the cache (with `ttl: origin`, as RFC 9111 §3.5 allows), `ignore`
-    does not forward it, `key` makes it part of the cache key."""
+    does not forward it, `key` makes it part of the cache key, and the answers `private`."""
     cookies: Literal["pass", "ignore"] | TextList = "pass"
     """A request with cookies: `pass` goes by the cache, `ignore` forwards none, a list of names makes those (and no
-    others) part of the cache key."""
+    others) part of the cache key, and the answers `private`."""
     expose_tags: bool = False
     """Whether clients see the upstream's `Surrogate-Key`, `Cache-Tag` and `xkey`."""
     purge_from: Networks = []

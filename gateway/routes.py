@@ -172,7 +172,7 @@ class Handlers:
             exchange = exchange_of(request.scope)
             assert exchange is not None
             assert exchange.target is not None
-            exchange.route = route.name
+            route.engine_route.takes(exchange)
             client = Client(request.receive)
             path, root = local_path(request), root_of(request)
             target, parameters = route.upstream_target(path, exchange.target.query)

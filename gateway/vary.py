@@ -54,13 +54,18 @@ def selecting_value(headers: Headers, name: str) -> str | None:
     return sent_value(headers, name)
 
 
+def field_of(name: str) -> str:
+    """The request field that `name` is of; empty for a pseudo-field, which is a part of the URI."""
+    return "cookie" if name.startswith(COOKIE) else "" if name.startswith(":") else name
+
+
 def variant_suffix(names: Names, headers: Headers) -> str:
     """What a request adds to its base key by the fields `names`. A field that `Connection` names does not reach the
     upstream, so the request selects what is for those who send none."""
     unsent = connection_named(headers) if names else ()
     lines = []
     for name in names:
-        value = None if name.partition(":")[0].encode("latin-1") in unsent else selecting_value(headers, name)
+        value = None if field_of(name).encode("latin-1") in unsent else selecting_value(headers, name)
         lines.append(f"\nvary {name}" if value is None else f"\nvary {name}:{value}")
     return "".join(lines)
 

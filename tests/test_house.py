@@ -22,6 +22,7 @@ PURE = frozenset(
         "clients_config",
         "config",
         "config_types",
+        "downstream",
         "epochs",
         "errors",
         "exchange",

@@ -1,0 +1,442 @@
+"""downstream: what answers say to the caches behind the gateway, and that such caches give nobody another's answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import pytest
+from fastapi import APIRouter, Cookie, Header, Security
+from fastapi.security import APIKeyHeader
+
+from gateway import cached
+from gateway.app import Gateway, create_app
+from gateway.downstream import NOTHING, Downstream, with_private
+from gateway.edge import GatewayProtocol
+from gateway.headers import CacheControl, vary_names
+from gateway.keys import Keying
+
+from .conftest import TurnedClock, Upstream, asking, gateway, served
+from .edge_lines import Changing, Side
+from .test_edge_joins import lose_wholes
+
+Fields = list[tuple[bytes, bytes]]
+
+
+# --- what a route adds -------------------------------------------------------------------------------------
+
+
+def told(keying: Keying, *own: tuple[bytes, bytes], selecting: tuple[str, ...] = (), made: bool = False) -> Fields:
+    return Downstream.of(keying, made=made).told(list(own), selecting)
+
+
+AGE = (b"cache-control", b"max-age=5")
+TYPE = (b"content-type", b"text/plain")
+TENANT = Keying(vary=("x-tenant",), authorization="ignore", cookies=())
+FOLLOWING = Keying(vary=None, authorization="ignore", cookies=())
+
+
+@pytest.mark.parametrize(
+    ("keying", "vary", "private"),
+    [
+        (TENANT, "x-tenant", False),
+        (Keying(vary=(), authorization="ignore", cookies=()), "", False),
+        (Keying(vary=("x-tenant",)), "authorization, cookie, x-tenant", False),
+        (Keying(vary=(), authorization="key", cookies=()), "authorization", True),
+        (Keying(vary=(), authorization="ignore", cookies=("sid",)), "cookie", True),
+        (Keying(vary=("x-api-key",), authorization="ignore", cookies=()), "x-api-key", True),
+        (Keying(("x-who",), "ignore", (), identities=frozenset({"x-who"})), "x-who", True),
+        (FOLLOWING, "", False),
+        (Keying(vary=None), "", False),
+        (Keying(vary=None, authorization="key", cookies=("sid",)), "authorization, cookie", True),
+    ],
+)
+def test_a_key_is_told_field_by_field_and_is_private_where_it_says_who_asks(
+    keying: Keying, vary: str, private: bool
+) -> None:
+    expected = [(b"cache-control", b"private, max-age=5" if private else b"max-age=5")]
+    expected += [(b"vary", vary.encode())] if vary else []
+    assert told(keying, AGE) == expected
+
+
+def test_what_an_upstream_varies_on_stays_before_what_the_key_adds() -> None:
+    assert told(TENANT, AGE, (b"vary", b"Accept"), (b"vary", b"X-B")) == [AGE, (b"vary", b"Accept, X-B, x-tenant")]
+    assert told(TENANT, AGE, (b"vary", b"X-Tenant")) == [AGE, (b"vary", b"X-Tenant")]
+    assert told(TENANT, AGE, (b"vary", b"*")) == [AGE, (b"vary", b"*")]
+
+
+def test_what_nobody_may_store_needs_no_more() -> None:
+    assert told(TENANT, (b"cache-control", b"no-store")) == [(b"cache-control", b"no-store")]
+    assert NOTHING.told([AGE]) == [AGE]
+
+
+def test_fields_that_a_stored_response_varies_on_are_told_by_the_fields_they_are_of() -> None:
+    selecting = ("cookie:sid", ":host", ":scheme", "x-b")
+    assert told(FOLLOWING, AGE, selecting=selecting) == [
+        (b"cache-control", b"private, max-age=5"),
+        (b"vary", b"cookie, x-b"),
+    ]
+
+
+def test_an_upstream_that_varies_on_an_identity_says_itself_whether_that_is_private() -> None:
+    public = (b"cache-control", b"public, max-age=5")
+    own = (b"vary", b"Authorization")
+    assert told(FOLLOWING, public, own, selecting=("authorization",)) == [public, own]
+    assert told(TENANT, AGE, own, selecting=("authorization",))[0] == (b"cache-control", b"private, max-age=5")
+    assert told(TENANT, AGE, own)[0] == AGE
+
+
+def test_of_a_joined_answer_its_own_vary_counts_as_it_is_that_of_its_parts() -> None:
+    whole = [AGE, (b"vary", b"authorization")]
+    assert told(TENANT, *whole, made=True)[0] == (b"cache-control", b"private, max-age=5")
+    assert told(TENANT, AGE, (b"vary", b"accept"), made=True)[0] == AGE
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([], [(b"cache-control", b"private")]),
+        ([AGE], [(b"cache-control", b"private, max-age=5")]),
+        ([(b"cache-control", b"public, max-age=5")], [(b"cache-control", b"private, max-age=5")]),
+        ([(b"cache-control", b'private="set-cookie", max-age=5')], [(b"cache-control", b"private, max-age=5")]),
+        ([(b"cache-control", b"public"), AGE], [(b"cache-control", b"private, max-age=5")]),
+        ([AGE, (b"cdn-cache-control", b"max-age=9"), TYPE], [(b"cache-control", b"private, max-age=5"), TYPE]),
+        ([(b"x-accel-expires", b"9"), AGE, (b"surrogate-control", b"a")], [(b"cache-control", b"private, max-age=5")]),
+    ],
+)  # fmt: skip
+def test_private_answers_say_so_to_every_kind_of_cache(before: Fields, after: Fields) -> None:
+    assert with_private(before) == after
+
+
+# --- the kinds of routes -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kind of route: what two users send who must not get each other's answer, and what is said downstream."""
+
+    path: str
+    users: tuple[dict[str, str], dict[str, str]]
+    vary: set[str]
+    private: bool
+
+
+TENANTS = ({"x-tenant": "ann"}, {"x-tenant": "bob"})
+API_KEYS = ({"x-api-key": "ann"}, {"x-api-key": "bob"})
+BEARERS = ({"authorization": "Bearer ann"}, {"authorization": "Bearer bob"})
+SESSIONS = ({"cookie": "sid=ann"}, {"cookie": "sid=bob"})
+LANGUAGES = ({"accept-language": "de"}, {"accept-language": "fr"})
+
+ROWS = {
+    "vary": Row("/vary", TENANTS, {"x-tenant"}, False),
+    "vary by default": Row("/default", LANGUAGES, {"accept", "accept-language"}, False),
+    "vary on an API key": Row("/api-key", API_KEYS, {"x-api-key"}, True),
+    "authorization: key": Row("/bearer", BEARERS, {"authorization"}, True),
+    "authorization: pass": Row("/default", (BEARERS[0], {}), {"authorization"}, False),
+    "cookies: names": Row("/session", SESSIONS, {"cookie"}, True),
+    "cookies: pass": Row("/default", (SESSIONS[0], {}), {"cookie"}, False),
+    "origin, its Vary": Row("/origin/vary", TENANTS, {"x-tenant"}, False),
+    "origin, authorization: key": Row("/origin/bearer", BEARERS, {"authorization"}, True),
+    "origin, cookies: names": Row("/origin/session", SESSIONS, {"cookie"}, True),
+    "too large to keep": Row("/session/large", SESSIONS, {"cookie"}, True),
+    "a failure": Row("/session/failure", SESSIONS, {"cookie"}, True),
+    "a whole, its parts' vary": Row("/whole/vary", TENANTS, {"x-tenant"}, False),
+    "a whole, its parts' Vary": Row("/whole/origin", TENANTS, {"x-tenant"}, False),
+    "a whole, a part's identity": Row("/whole/bearer", BEARERS, {"authorization"}, True),
+    "a whole, a part's cookies": Row("/whole/session", SESSIONS, {"cookie"}, True),
+    "a whole, authorization: pass": Row("/whole/passed", (BEARERS[0], {}), {"authorization"}, False),
+    "a whole, a part's value": Row("/whole/value", TENANTS, {"x-tenant"}, False),
+    "a whole, a part's header": Row("/whole/header", API_KEYS, {"x-api-key"}, True),
+    "a handler's header": Row("/handler/header", TENANTS, {"x-tenant"}, False),
+    "a handler's API key": Row("/handler/api-key", API_KEYS, {"x-api-key"}, True),
+    "a handler's cookie": Row("/handler/session", SESSIONS, {"cookie"}, True),
+    "a handler by the edge": Row("/handler/edge", TENANTS, {"x-tenant"}, False),
+    "a handler, passed": Row("/handler/passed", (SESSIONS[0], {}), {"cookie"}, False),
+}
+
+IGNORED = {"authorization": "ignore", "cookies": "ignore"}
+BEARER = {"authorization": "key", "cookies": "ignore"}
+SESSION = {"authorization": "ignore", "cookies": ["sid"]}
+
+
+def route(path: str, **settings: Any) -> dict[str, Any]:
+    return {"path": path, "upstream": "api", "ttl": "30s", "vary": [], **settings}
+
+
+def part(**settings: Any) -> dict[str, Any]:
+    return {"parts": {"one": route("/part", **IGNORED) | settings, "two": route("/other", **IGNORED)}}
+
+
+ROUTES: dict[str, Any] = {
+    "vary": route("/vary", **IGNORED, vary=["x-tenant"]),
+    "default": {"path": "/default", "upstream": "api", "ttl": "30s"},
+    "api_key": route("/api-key", **IGNORED, vary=["x-api-key"]),
+    "bearer": route("/bearer", **BEARER),
+    "session": route("/session", **SESSION),
+    "large": route("/session/large", **SESSION, max_body=10),
+    "failure": route("/session/failure", **SESSION),
+    "origin_vary": {"path": "/origin/vary", "upstream": "api", **IGNORED},
+    "origin_bearer": {"path": "/origin/bearer", "upstream": "api", **BEARER},
+    "origin_session": {"path": "/origin/session", "upstream": "api", **SESSION},
+    "whole_vary": {"path": "/whole/vary", **part(vary=["x-tenant"])},
+    "whole_origin": {"path": "/whole/origin", "parts": {"one": {"path": "/origin/vary", "upstream": "api", **IGNORED}}},
+    "whole_bearer": {"path": "/whole/bearer", **part(**BEARER)},
+    "whole_session": {"path": "/whole/session", **part(**SESSION)},
+    "whole_passed": {"path": "/whole/passed", **part(authorization="pass")},
+    "whole_value": {"path": "/whole/value", **part(path="/part?of={header.x-tenant}")},
+    "whole_header": {"path": "/whole/header", **part(headers={"x-api-key": "{header.x-api-key}"})},
+}
+ECHOED = ("x-tenant", "x-api-key", "authorization", "cookie", "accept-language")
+
+
+def echo(request: httpx.Request) -> httpx.Response:
+    """What the upstream saw of who asks; and what it says of it where it is asked for that."""
+    seen = {name: request.headers[name] for name in ECHOED if name in request.headers}
+    said = {"cache-control": "max-age=30"}
+    match request.url.path:
+        case "/origin/vary":
+            said["vary"] = "X-Tenant"
+        case "/origin/bearer" | "/origin/session":
+            said["cache-control"] = "public, s-maxage=30, max-age=30"
+    status = 500 if request.url.path == "/session/failure" else 200
+    return httpx.Response(status, json={"seen": seen, "query": request.url.query.decode()}, headers=said)
+
+
+API_KEY = APIKeyHeader(name="X-API-Key")
+
+
+def handlers() -> APIRouter:
+    router = APIRouter(prefix="/handler")
+
+    @router.get("/header")
+    @cached(ttl="30s", vary=[])
+    async def by_header(x_tenant: Annotated[str, Header()]) -> str:
+        return x_tenant
+
+    @router.get("/api-key")
+    @cached(ttl="30s", vary=[])
+    async def by_key(given: Annotated[str, Security(API_KEY)]) -> str:
+        return given
+
+    @router.get("/session")
+    @cached(ttl="30s", vary=[], cookies=["sid"])
+    async def by_cookie(sid: Annotated[str, Cookie()]) -> str:
+        return sid
+
+    @router.get("/edge")
+    @cached(ttl="30s", vary=[], edge=True)
+    async def by_edge(x_tenant: Annotated[str, Header()]) -> str:
+        return x_tenant
+
+    @router.get("/passed")
+    @cached(ttl="30s", vary=[])
+    async def passed(sid: Annotated[str, Cookie()] = "nobody") -> str:
+        return sid
+
+    return router
+
+
+def behind() -> Gateway:
+    """The gateway that is asked through other caches."""
+    api = {"url": "http://api.test", "timeout": "5s", "breaker_failures": 0}
+    config = {"redis_url": "none", "access_log": False, "upstreams": {"api": api}, "routes": ROUTES}
+    app = create_app(config, transport=Upstream(echo))
+    app.include_router(handlers())
+    return app
+
+
+def said_of(response: httpx.Response) -> tuple[set[str], bool]:
+    """The fields of its Vary, and whether it is private."""
+    headers = [(name.lower(), value) for name, value in response.headers.raw]
+    return set(vary_names(headers) or ()), CacheControl.of(headers).unqualified("private")
+
+
+@pytest.mark.parametrize("name", ROWS)
+async def test_every_answer_of_a_route_says_what_selects_it(name: str) -> None:
+    row = ROWS[name]
+    async with served(behind(), http=GatewayProtocol) as url, httpx.AsyncClient(base_url=url) as client:
+        for user in (*row.users, *row.users):
+            for method, more in (("GET", {}), ("GET", {}), ("HEAD", {}), ("GET", {"range": "bytes=0-3"})):
+                response = await client.request(method, row.path, headers=user | more)
+                if response.status_code == 405:  # FastAPI gives handlers no HEAD
+                    continue
+                vary, private = said_of(response)
+                assert row.vary <= vary
+                assert private == row.private or row.users[1] == {}
+            again = await client.get(row.path, headers=user | {"if-none-match": response.headers.get("etag", "*")})
+            assert row.vary <= said_of(again)[0]
+            assert said_of(again)[1] == row.private or row.users[1] == {}
+
+
+# --- caches in front ---------------------------------------------------------------------------------------
+
+Front = Callable[[str, Path], AbstractAsyncContextManager[str]]
+TIMES = int(os.environ.get("CROSSINGS", "10"))
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@contextlib.asynccontextmanager
+async def gateway_in_front(url: str, folder: Path) -> AsyncIterator[str]:
+    """It follows what it is told (`ttl: origin`)."""
+    routes = {"rest": {"path": "/{path:path}", "upstream": "api"}}
+    app = create_app({"redis_url": "none", "access_log": False, "upstreams": {"api": {"url": url}}, "routes": routes})
+    async with served(app, http=GatewayProtocol) as front:
+        yield front
+
+
+@contextlib.asynccontextmanager
+async def running(port: int, *command: str) -> AsyncIterator[str]:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    try:
+        async with asyncio.timeout(20), httpx.AsyncClient() as client:
+            while process.returncode is None:
+                with contextlib.suppress(httpx.TransportError):
+                    await client.get(f"http://127.0.0.1:{port}/nothing-there")
+                    break
+                await asyncio.sleep(0.05)  # until it listens
+        assert process.returncode is None, (await process.communicate())[1].decode()
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.communicate()
+
+
+@contextlib.asynccontextmanager
+async def nginx(url: str, folder: Path) -> AsyncIterator[str]:
+    port = free_port()
+    config = folder / "nginx.conf"
+    config.write_text(f"""
+        daemon off; {"user root;" if os.getuid() == 0 else ""} worker_processes 1; pid {folder}/pid; error_log stderr;
+        events {{ worker_connections 256; }}
+        http {{
+            access_log off;
+            proxy_temp_path {folder}/t; client_body_temp_path {folder}/b; fastcgi_temp_path {folder}/f;
+            uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+            proxy_cache_path {folder}/cache keys_zone=all:1m;
+            server {{
+                listen 127.0.0.1:{port};
+                location / {{
+                    proxy_pass {url}; proxy_http_version 1.1; proxy_set_header Connection "";
+                    proxy_cache all; proxy_cache_key $uri; add_header X-Cached $upstream_cache_status;
+                }}
+            }}
+        }}""")
+    async with running(port, "nginx", "-e", "stderr", "-p", str(folder), "-c", str(config)) as front:
+        yield front
+
+
+@contextlib.asynccontextmanager
+async def varnish(url: str, folder: Path) -> AsyncIterator[str]:
+    """It looks up requests with cookies and Authorization, too, as a CDN does."""
+    port, back = free_port(), httpx.URL(url)
+    vcl = folder / "front.vcl"
+    vcl.write_text(f"""
+        vcl 4.1;
+        backend default {{ .host = "{back.host}"; .port = "{back.port}"; }}
+        sub vcl_recv {{ if (req.method == "GET" || req.method == "HEAD") {{ return (hash); }} }}""")
+    command = (
+        "varnishd",
+        "-j",
+        "none",
+        "-F",
+        "-a",
+        f"127.0.0.1:{port}",
+        "-f",
+        str(vcl),
+        "-n",
+        str(folder / "v"),
+        "-s",
+        "malloc,8m",
+    )
+    async with running(port, *command) as front:
+        yield front
+
+
+FRONTS: dict[str, Front] = {"gateway": gateway_in_front, "nginx": nginx, "varnish": varnish}
+
+
+@pytest.mark.parametrize("front", FRONTS)
+async def test_a_cache_in_front_gives_nobody_the_answer_of_another(front: str, tmp_path: Path) -> None:
+    from_front = 0
+    async with served(behind(), http=GatewayProtocol) as url:
+        async with httpx.AsyncClient(base_url=url) as client:
+            own = {
+                (name, number): (await client.get(row.path, headers=user)).content
+                for name, row in ROWS.items()
+                for number, user in enumerate(row.users)
+            }
+        async with FRONTS[front](url, tmp_path) as before, httpx.AsyncClient(base_url=before) as client:
+            for _ in range(TIMES):
+                for name, row in ROWS.items():
+                    for number, user in enumerate(row.users):
+                        response = await client.get(row.path, headers=user)
+                        assert response.content == own[name, number], name
+                        from_front += response.headers.get("x-cached") == "HIT" or "age" in response.headers
+    assert from_front > TIMES  # it does keep what it may
+
+
+# --- whatever became of a request --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("edge", [True, False])
+@pytest.mark.parametrize("path", ["/session", "/whole/session"])
+async def test_fresh_stale_revalidated_and_joined_answers_say_the_same(
+    clock: TurnedClock, path: str, edge: bool
+) -> None:
+    changing = Changing()
+
+    class Json(Changing):
+        def __call__(self, request: httpx.Request) -> httpx.Response:
+            if request.headers.get("if-none-match"):
+                return httpx.Response(304)
+            return httpx.Response(200, json=changing.version, headers={"etag": '"e"'})
+
+    routes = {
+        "session": route("/session", **SESSION, ttl="5s") | {"stale_while_revalidate": "5s", "stale_if_error": "60s"},
+        "whole": {"path": "/whole/session", **part(**SESSION, ttl="5s", stale_while_revalidate="5s")},
+    }
+    side = Side(clock, Json(), edge=edge, routes=routes)
+    request = f"GET {path} HTTP/1.1\r\nHost: gateway.test\r\nCookie: sid=ann\r\n\r\n".encode()
+    seen: dict[bytes, tuple[bytes, bytes]] = {}
+    for turned in (0.0, 0.0, 0.0, 6.0, 0.0, 60.0, 0.0):
+        clock.turn(turned)
+        if turned == 0.0:
+            lose_wholes(side.app)
+        answer, _ = await side.ask(request)
+        fields = dict(line.split(b": ", 1) for line in answer.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:])
+        said = b"cache;desc=" + fields[b"server-timing"].partition(b"desc=")[2].partition(b",")[0].partition(b";")[0]
+        seen[said] = (fields[b"vary"], fields[b"cache-control"].partition(b",")[0])
+    assert set(seen.values()) == {(b"cookie", b"private")}
+    assert len(seen) >= 3
+
+
+async def test_a_collapsed_answer_says_what_the_others_do() -> None:
+    upstream = Upstream(lambda _: httpx.Response(200, json={}))
+    upstream.gate.clear()
+    app = gateway(upstream, {"session": route("/session", **SESSION)})
+    async with asking(app) as client:
+        both = [asyncio.ensure_future(client.get("/session", headers=SESSIONS[0])) for _ in range(2)]
+        await upstream.came.acquire()
+        upstream.gate.set()
+        answers = [await each for each in both]
+    assert upstream.asked == 1
+    assert any("collapsed" in answer.headers["cache-status"] for answer in answers)
+    assert [said_of(answer) for answer in answers] == [({"cookie"}, True)] * 2
