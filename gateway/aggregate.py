@@ -62,6 +62,11 @@ class Aggregate:
         """The routes of those parts that are no declared route."""
         return [source.route for source in self.kit.sources.values() if source.declared is None]
 
+    @cached_property
+    def follows_origin(self) -> bool:
+        """Whether an upstream of a part decides what of a request counts."""
+        return any(source.route.follows_origin for source in self.kit.sources.values())
+
     def ask(self, exchange: Exchange, plan: Plan, facts: Facts, values: Values, shown: tuple[str, ...]) -> Ask:
         """The request for the parts `shown`, as the engine takes it."""
         origin = _JoinOrigin(self, exchange, facts, values, shown)

@@ -23,7 +23,7 @@ from .fetched import WholeBody
 from .headers import Headers, first, sent_value
 from .joinable import joinable
 from .json_text import text_of
-from .keys import Keying, plan, primary_key
+from .keys import Keying, is_identity, plan, primary_key
 from .merge import Shape
 from .metrics import Metrics
 from .part_config import PartConfig
@@ -307,6 +307,10 @@ class AggregateHandlers:
         target, values, shown = asked.target, asked.values, asked.shown
         headers = exchange.headers
         planned = plan(aggregate.route.keying, f"+{aggregate.name}", target, headers, has_body=has_body(headers))
+        if aggregate.follows_origin:
+            # Its upstream sees who asks, though that is in no key: a failure is for those who are seen as the same.
+            own = [pair for pair in headers if is_identity(pair[0].decode("latin-1"))]
+            planned = structs.replace(planned, forward=(*planned.forward, *own))
         facts = facts_of(exchange.method, headers, aggregate.route.rules)
         if facts.authorized:
             # Where a part passes it on, the cache of wholes is passed by; else it is part of the key, or ignored.

@@ -17,7 +17,7 @@ from msgspec import structs
 from . import policy
 from .asks import Ask, Origin
 from .clock import Clock
-from .errors import UpstreamError, UpstreamTimeout
+from .errors import PartFailed, UpstreamError, UpstreamTimeout
 from .fetched import Live
 from .flight import Alone, Failed, Flight, Landed, Landing, Marks
 from .headers import Headers, has
@@ -82,7 +82,9 @@ class Fetching:
         except UpstreamError as failure:
             error = failure
         self.rest(ask)
-        return Failed(error.status, error=error)
+        # What a part came to is an answer to one client's request, as a status is.
+        identity = tuple(identity_of(ask)) if isinstance(error, PartFailed) else None
+        return Failed(error.status, error=error, identity=identity)
 
     async def _fetch(
         self,

@@ -63,6 +63,12 @@ class Failure(Exception):
         answer to what this client sent, its credentials among that."""
         return not self.kind.startswith("status-") or self.kind == "status-429" or self.kind >= "status-5"
 
+    @property
+    def of_all(self) -> bool:
+        """Whether it says so of every client's requests, as a deadline or a connection does. A status is an answer to
+        one of them."""
+        return self.kind in _OF_ALL
+
     def of_elements(self, failed: int, asked: int) -> Failure:
         """The same, of so many of a list's elements."""
         return Failure(self.kind, f"{failed} of {asked} elements failed, the first because {self.detail}", self.status)
@@ -70,6 +76,9 @@ class Failure(Exception):
     def again(self) -> Failure:
         """The same for another request, without the traceback of the first."""
         return Failure(self.kind, self.detail, self.status)
+
+
+_OF_ALL = frozenset(("timeout", "unreachable", "malformed", "busy", "resting", "overloaded"))
 
 
 class Absent(Failure):
@@ -317,7 +326,7 @@ class Source:
         nothing can stand in, Absent."""
         decision = self.engine.look(ask)
         if decision is None:
-            failed = self.resting.get(self._asked_as(ask.plan, ask.headers))
+            failed = self.resting.get(ask.plan.base) or self.resting.get(self._asked_as(ask.plan, ask.headers))
             return self._instead(ask, failed) if failed is not None and not ask.facts.no_cache else None
         said = "hit" if isinstance(decision, policy.Hit) else "stale"
         self.engine.traffic.seen(ask.route.name, key_hash(ask.plan.base))
@@ -325,8 +334,9 @@ class Source:
 
     async def get(self, ask: Ask, wanting: Wanting) -> Got:
         """The answer: from the cache, else from the upstream, else a stale copy. Raises Failure, Absent."""
-        key = self._asked_as(ask.plan, ask.headers)
-        failed = self.resting.claim(key, self.timeout)
+        key = ask.plan.base
+        own = self._asked_as(ask.plan, ask.headers)
+        failed = self._claimed(key, own)
         if failed is not None:
             return self._instead(ask, failed)
         loop = asyncio.get_running_loop()
@@ -336,20 +346,20 @@ class Source:
                 got = await self._asked(ask)
                 self.pace.took(loop.time() - now)
                 if got.life.failing:
-                    self.resting.put(key, Failure("error", "its upstream failed"))
+                    self.resting.put(own, Failure("error", "its upstream failed"))
                 else:
-                    self.resting.discard(key)
+                    self._forget(key, own)
                 return got
         except TimeoutError:
             failure = Failure("timeout", "it was not there in time", 504)
         except UpstreamError as error:
             failure = Failure(error.kind, error.title.lower(), _status(error.status))
         except Absent:
-            self.resting.discard(key)
+            self._forget(key, own)
             raise
         except Failure as error:
             failure = error
-        self._remember(key, failure)
+        self._remember(key, own, failure)
         return self._instead(ask, failure)
 
     def _too_large(self) -> Failure:
@@ -363,11 +373,19 @@ class Source:
         own = [b"%b:%b" % pair for pair in sent if keying.identifies(pair[0].decode("latin-1"))]
         return planned.base + "\n" + digest(b"\n".join(own).decode("latin-1")) if own else planned.base
 
-    def _remember(self, key: str, failure: Failure) -> None:
+    def _claimed(self, key: str, own: str) -> Failure | None:
+        """How it failed, where it is left alone: for all (`key`), or for those credentials (`own`)."""
+        failed = self.resting.get(own) or self.resting.claim(key, self.timeout)
+        return failed or (self.resting.claim(own, self.timeout) if own != key else None)
+
+    def _remember(self, key: str, own: str, failure: Failure) -> None:
+        self._forget(key, own)
         if failure.backs_off:
-            self.resting.put(key, failure)
-        else:
-            self.resting.discard(key)
+            self.resting.put(key if failure.of_all else own, failure)
+
+    def _forget(self, key: str, own: str) -> None:
+        self.resting.discard(key)
+        self.resting.discard(own)
 
     def _instead(self, ask: Ask, failure: Failure) -> Got:
         stored = self.engine.stale_copy(ask)
@@ -433,8 +451,8 @@ class Source:
             *forward, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))
         ]  # fmt: skip
         now = asyncio.get_running_loop().time()
-        key = self._asked_as(planned, headers) + "\nPOST"
-        failed = self.resting.get(key)
+        key, own = planned.base + "\nPOST", self._asked_as(planned, headers) + "\nPOST"
+        failed = self.resting.get(key) or self.resting.get(own)
         if failed is not None:
             raise failed.again()
         try:
@@ -449,14 +467,14 @@ class Source:
         else:
             life = Part(remaining=0.0, unstored=True)
             if fetched.status in (404, 410):
-                self.resting.discard(key)
+                self._forget(key, own)
                 raise Absent(fetched.status, life)
             if body is not None and 200 <= fetched.status < 300:
                 return Got("bypass", fetched.headers, body, life)
             failure = Failure(f"status-{fetched.status}", f"its upstream says {fetched.status}")
             if body is None:
                 failure = self._too_large()
-        self._remember(key, failure)
+        self._remember(key, own, failure)
         raise failure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -104,6 +105,43 @@ async def test_an_upstream_that_fails_is_left_alone_by_whom_it_failed(
     assert len(shop.asked) == 2
     (source,) = app.aggregates[0].kit.sources.values()
     assert not any("Bearer" in key for key in source.resting._failures) or settings.get("authorization") == "key"
+
+
+@pytest.mark.parametrize(("settings", "fields"), [kind[1:] for kind in KINDS], ids=_IDS)
+async def test_a_connection_that_fails_is_left_alone_by_all_for_whom_the_key_is_the_same(
+    settings: dict[str, Any], fields: dict[str, str], clock: TurnedClock
+) -> None:
+    shop = Shop()
+    shop.set("/cart", httpx.ConnectError("refused"))
+    app = home(shop, cart({**settings, "optional": True}), clock)
+    async with asking(app) as client:
+        for who in ("one", "two", "one"):
+            assert said(await client.get("/home/1", headers=sent_by(who, fields))) == {"cart": "unreachable"}
+        keyed = settings.get("authorization") == "key" or settings.get("cookies") == ["sid"] or "x-tenant" in fields
+        assert len(shop.asked) == (2 if keyed else 1)
+        shop.set("/cart", b"1")
+        clock.turn(1.1)
+        assert said(await client.get("/home/1", headers=sent_by("two", fields)))["cart"] in ("miss", "bypass")
+
+
+@pytest.mark.parametrize("status", [401, 403, 500])
+async def test_who_waits_for_a_whole_does_not_get_the_failure_of_another_clients_credentials(
+    status: int, clock: TurnedClock
+) -> None:
+    shop = of_bad(status)
+    shop.gates["/cart"] = asyncio.Event()
+    parts = cart({"ttl": "origin", "vary": None})
+    async with asking(home(shop, parts, clock)) as client:
+        asked = [
+            asyncio.ensure_future(client.get("/home/1", headers={"x-api-key": key})) for key in ("bad", "good", "good")
+        ]
+        while not shop.asked:
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        shop.gates["/cart"].set()
+        answers = await asyncio.gather(*asked)
+    assert [answer.status_code for answer in answers] == [502, 200, 200]
 
 
 async def test_a_client_whose_upstream_answers_again_is_no_longer_kept_from_it(clock: TurnedClock) -> None:
