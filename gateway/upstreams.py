@@ -34,6 +34,7 @@ from .fetched import translated as translated
 from .headers import DIGESTS, Headers, has, without
 from .hosts import Base, Host
 from .keys import is_identity
+from .response_heads import WITHOUT_BODY
 from .targets import normalise
 from .trace_context import PASSED_ON, traced
 from .transport import IDEMPOTENT, Attempt, Interim, Received, Timeouts, Transport
@@ -293,6 +294,9 @@ class Upstream:
         except UpstreamError:
             await body.aclose(broke=True)
             raise
+        if response.status in WITHOUT_BODY:
+            # A 204 must not have them (RFC 9110 §8.6), a 304 need not: a client is told of no content that won't come.
+            headers = without(headers, b"content-length", b"transfer-encoding")
         return Fetched(response.status, headers, body)
 
     async def request(

@@ -13,7 +13,7 @@ import pytest
 from gateway import plain_connections
 from gateway.errors import UpstreamError
 
-from .conftest import TurnedClock, asking, gateway
+from .conftest import TurnedClock, asking, gateway, served
 from .raw import Connection, raw_upstream
 from .test_upstreams import speaking_to
 
@@ -201,3 +201,33 @@ async def test_the_httpx_transport_uses_no_connection_twice() -> None:
             assert await (await upstream.fetch("GET", target, [])).body.whole(100) == b"second"
         assert raw.connections == 2
         await upstream.aclose()
+
+
+@pytest.mark.parametrize(("method", "ttl"), [("GET", "30s"), ("GET", "origin"), ("GET", "0s"), ("PUT", "30s")])
+@pytest.mark.parametrize("status", [204, 304])
+async def test_a_client_is_told_of_no_content_that_does_not_come(status: int, method: str, ttl: str) -> None:
+    """On its connection, too, what announces content would take the next answer for it."""
+    answers = [b"HTTP/1.1 %d X\r\nContent-Length: 43\r\n\r\n" % status, SECOND]
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(answers.pop(0))
+        await connection.closed()
+
+    head = f"{method} /first HTTP/1.1\r\nHost: a\r\nIf-None-Match: a\r\nCookie: a=b\r\n"
+    routes = {"all": {"path": "/{path:path}", "upstream": "raw", "ttl": ttl}}
+    async with (
+        raw_upstream(script) as raw,
+        served(gateway(None, routes, upstreams={"raw": {"url": raw.url}})) as url,
+    ):
+        host, _, port = url.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"{head}\r\n".encode())
+        first = await reader.readuntil(b"\r\n\r\n")
+        assert first.startswith(b"HTTP/1.1 %d " % status)
+        assert b"content-length: 43" not in first.lower()
+        assert b"transfer-encoding" not in first.lower()
+        writer.write(b"GET /second HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        second = await reader.read()
+        assert (second.startswith(b"HTTP/1.1 200 "), second[-6:]) == (True, b"second")
+        writer.close()
