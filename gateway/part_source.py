@@ -388,7 +388,9 @@ class Source:
         self.resting.discard(own)
 
     def _instead(self, ask: Ask, failure: Failure) -> Got:
-        stored = self.engine.stale_copy(ask)
+        # What lies there is not this client's where its credentials pass the cache by; and a 401, say, is an answer.
+        stands_in = ask.plan.bypass is None and failure.backs_off
+        stored = self.engine.stale_copy(ask) if stands_in else None
         if stored is None or not 200 <= stored.status < 300:
             raise failure.again()
         return self._stored(ask, stored, "stale", failing=failure.kind)

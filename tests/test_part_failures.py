@@ -19,6 +19,8 @@ class Judging(Shop):
     def __init__(self, judge: Callable[[str], int]) -> None:
         super().__init__()
         self.judge = judge
+        self.fresh = "max-age=0"
+        self.vary = ""
         self.answers = _Judged(self)
 
     def judged(self) -> Any:
@@ -26,7 +28,8 @@ class Judging(Shop):
         names = ("authorization", "cookie", "x-api-key", "x-tenant")
         sent = " ".join(request.headers[name] for name in names if name in request.headers)
         status = self.judge(sent)
-        return httpx.Response(status, json=sent, headers={"cache-control": "no-store"} if status != 200 else {})
+        fresh = {"cache-control": self.fresh if status == 200 else "no-store", "vary": self.vary}
+        return httpx.Response(status, json=sent, headers={name: value for name, value in fresh.items() if value})
 
 
 class _Judged(dict[str, Any]):
@@ -161,6 +164,29 @@ async def test_a_post_is_sent_the_credentials_that_it_passes(clock: TurnedClock)
         response = await client.get("/home/1", headers={"authorization": "Bearer x", "cookie": "a=1"})
     assert response.json()["cart"] == "Bearer x a=1"
     assert (shop.requests[0].content, shop.requests[0].headers["content-length"]) == (b'{"a":1}', "7")
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 410, 500, 503, 429])
+@pytest.mark.parametrize(("settings", "fields"), [kind[1:] for kind in KINDS[:-1]], ids=_IDS[:-1])
+async def test_a_stale_copy_stands_in_for_a_failure_alone_and_for_whom_it_was_alone(
+    settings: dict[str, Any], fields: dict[str, str], status: int, clock: TurnedClock
+) -> None:
+    statuses = [200, 200, status]
+    shop = Judging(lambda sent: statuses[0])
+    shop.fresh = "max-age=1, stale-if-error=600"
+    shop.vary = "x-api-key" if settings.get("ttl") == "origin" else ""
+    parts = cart(
+        {"stale_if_error": "10m", "optional": True, **settings, **({"ttl": "1s"} if "ttl" not in settings else {})}
+    )
+    async with asking(home(shop, parts, clock)) as client:
+        anonymous = await client.get("/home/1")
+        mine = await client.get("/home/1", headers=sent_by("me", fields))
+        assert (anonymous.json()["cart"], "me" in mine.json()["cart"]) == ("", True)
+        clock.turn(5)
+        statuses[0] = status
+        response = await client.get("/home/1", headers=sent_by("me", fields))
+    assert response.json()["cart"] in (None, mine.json()["cart"])
+    assert (response.json()["cart"] is None) or status in (429, 500, 503)
 
 
 # --- what the client sent ------------------------------------------------------------------------------------
