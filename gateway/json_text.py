@@ -7,6 +7,7 @@ compared by its exact value.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ _BOUND = "it is nested deeper than 1024 levels"
 _MARKS = bytes(ord("0" if chr(code) in "0123456789" else "." if chr(code) in ".eE" else " ") for code in range(256))
 _LONG = b"0" * 19
 # Codecs of Python that are no charset of the web: some take a time that is quadratic in what they read.
-_NO_CHARSETS = frozenset(("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined"))
+_NO_CHARSETS = frozenset(("idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined"))
 
 
 class NotJson(ValueError):
@@ -157,13 +158,14 @@ def _in_utf8(body: bytes, charset: str) -> bytes:
 
 def text_in(body: bytes, charset: str) -> str:
     """`body` as text, without a byte order mark. `charset` is UTF-8 where it is empty. Raises NotJson."""
-    name = charset.lower().replace("-", "_") or "utf_8"
+    try:
+        name = codecs.lookup(charset or "utf-8").name
+        text = "" if name in _NO_CHARSETS else body.decode(name)
+    except (ValueError, LookupError):
+        raise NotJson(f"it is no text in {charset or 'utf-8'}") from None
     if name in _NO_CHARSETS:
         raise NotJson(f"its charset {charset} is none that can be read")
-    try:
-        return body.decode(name).removeprefix("\ufeff")
-    except (UnicodeError, LookupError):
-        raise NotJson(f"it is no text in {charset or 'utf-8'}") from None
+    return text.removeprefix("\ufeff")
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -92,26 +92,28 @@ class Workshop:
     def _prepare(self, recipe: Recipe, headers: Headers, body: bytes) -> Prepared:
         self.parsed += 1
         found = decoded(body, headers, recipe.decode, recipe.limit)
-        if recipe.check is not None and not (found is NOTHING and recipe.optional):
-            recipe.check(well_formed(found[0]))
-        if found is NOTHING:
-            return Prepared(*NOTHING, None)
-        text, value = found
-        reshaped = recipe.shape.changes or recipe.at_root
         try:
-            if recipe.needed or reshaped:
-                value = exactly(text, value)
-            shown = value
-            if reshaped:
-                # What is merged into the root is written with it later: whether it can be is found out here.
-                shown = recipe.shape.apply(value)
-                text = text_of(shown)
+            if recipe.check is not None and not (found is NOTHING and recipe.optional):
+                recipe.check(well_formed(found[0]))
+            return Prepared(*NOTHING, None) if found is NOTHING else _shaped(recipe, *found)
         except (RecursionError, TooDeep):
             # 1024 levels are read, and 254 written.
             raise WrongType("it is nested too deeply to be reshaped") from None
-        if recipe.at_root and not isinstance(shown, dict):
-            raise WrongType("it is no object; only objects can be merged into the root")
-        return Prepared(text, value if recipe.needed else None, shown if recipe.at_root else None)
+
+
+def _shaped(recipe: Recipe, text: bytes, value: JsonValue) -> Prepared:
+    """Raises WrongType, TooDeep."""
+    reshaped = recipe.shape.changes or recipe.at_root
+    if recipe.needed or reshaped:
+        value = exactly(text, value)
+    shown = value
+    if reshaped:
+        # What is merged into the root is written with it later: whether it can be is found out here.
+        shown = recipe.shape.apply(value)
+        text = text_of(shown)
+    if recipe.at_root and not isinstance(shown, dict):
+        raise WrongType("it is no object; only objects can be merged into the root")
+    return Prepared(text, value if recipe.needed else None, shown if recipe.at_root else None)
 
 
 def _or_raised(made: Prepared | WrongType) -> Prepared:

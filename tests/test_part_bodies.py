@@ -267,3 +267,24 @@ async def test_values_of_a_constant_part_reach_others(clock: TurnedClock) -> Non
     shop.set("/p/2", b"2.0")
     parts = {"all": {"static": [1, 2]}, "p": part("/p/{item}", for_each="all[*]"), "one": part("/p/{all[1]}")}
     assert (await whole(shop, parts, clock)).content == b'{"all":[1,2],"p":[1.0,2.0],"one":2.0}'
+
+
+@pytest.mark.parametrize("levels", [200, 300, 700, 900, 1000, 1023, 1100, 5000])
+@pytest.mark.parametrize("leaf", [b"1", b"1.0", b'"\\ud800"'])
+async def test_a_deep_part_is_shown_or_refused_whatever_is_in_it(levels: int, leaf: bytes, clock: TurnedClock) -> None:
+    body = b'{"a":' * levels + leaf + b"}" * levels
+    kinds: dict[str, dict[str, Any]] = {"spliced": {}, "shaped": {"deny": ["x"]}, "rooted": {"group": None}}
+    app = home(shop_of(body=body), {name: part("/a", optional=True, **each) for name, each in kinds.items()}, clock)
+    router = APIRouter()
+    aggregate(router, "/typed", parts={"a": typed_part(dict[str, Any], **part("/a", optional=True))}, name="typed")
+    app.include_router(router)
+    async with asking(app) as client:
+        response, typed = await client.get("/home/1"), await client.get("/typed")
+    seen = said(response)
+    assert (response.status_code, typed.status_code) == (200, 200)
+    assert (seen["spliced"], seen["shaped"] == "wrong-type", seen["rooted"] == "wrong-type") in (
+        ("miss", False, False),
+        ("miss", True, True),
+        ("wrong-type", True, True),
+    )
+    assert (seen["spliced"] == "miss") == (body in response.content)
