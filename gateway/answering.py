@@ -93,8 +93,8 @@ class Answering:
                 )
             case Failed():
                 return self.failed(ask, landing, stale, forward, collapsed=collapsed)
-            case Alone(fetched, reason):
-                return self.streamed(ask, fetched, forward, detail or reason)
+            case Alone(fetched, reason, answered):
+                return self.streamed(ask, fetched, forward, detail or reason, answered)
             case _:
                 assert_never(landing)
 
@@ -113,8 +113,11 @@ class Answering:
             return Answer(failed.status, answers.of_head(headers), b"")
         return Answer(failed.status, headers, failed.body)
 
-    def streamed(self, ask: Ask, fetched: Fetched, forward: str, detail: str | None) -> Answer:
-        ask.exchange.outcome = Outcome(Result.MISS, forward=forward, forward_status=fetched.status, detail=detail)
+    def streamed(
+        self, ask: Ask, fetched: Fetched, forward: str, detail: str | None, answered: int | None = None
+    ) -> Answer:
+        status = fetched.status if answered is None else answered
+        ask.exchange.outcome = Outcome(Result.MISS, forward=forward, forward_status=status, detail=detail)
         headers = policy.passed_on(fetched.headers)
         if ask.facts.head and not ask.route.follows_origin:  # the upstream was asked by GET
             headers = answers.of_head(headers)

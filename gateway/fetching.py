@@ -113,8 +113,9 @@ class Fetching:
             try:
                 if fetched.status == 304 and conditions and stale is not None:
                     await fetched.body.aclose()
-                    if policy.confirms(stale, received):
-                        return self._storing.confirmed(ask, stale, received)
+                    landing = await self._confirmed(ask, stale, received, deadline)
+                    if landing is not None:
+                        return landing
                     return await self._fetch(ask, origin, None, method=method, ranged=ranged, left=left, flight=flight)
                 if begun is not None and fetched.status in (206, 416):
                     whole = await self._storing.completed(ask, begun, fetched, received)
@@ -135,6 +136,17 @@ class Fetching:
                 await fetched.body.aclose()
                 raise
 
+    async def _confirmed(
+        self, ask: Ask, stale: Stored, received: policy.Received, deadline: asyncio.Timeout
+    ) -> Landing | None:
+        """What a 304 makes of the stored response; None where it does not hold for this request."""
+        if not policy.confirms(stale, received):
+            return None
+        landing = await self._storing.confirmed(ask, stale, received)
+        if isinstance(landing, Alone):
+            return self._unstorable(ask, landing, deadline)
+        return landing
+
     async def _judge(
         self,
         ask: Ask,
@@ -149,25 +161,25 @@ class Fetching:
         better = stale is not None and self.usable_on_error(ask, stale)
         if self._is_failure(ask, fetched.status) and (isinstance(verdict, policy.Refuse) or better):
             failed = await self._failed(ask, fetched, received, verdict, better=better)
-            return failed if failed is not None else self._unstorable(ask, fetched, "failure", deadline)
+            return failed if failed is not None else self._unstorable(ask, Alone(fetched, "failure"), deadline)
         if isinstance(verdict, policy.Refuse):
-            return self._unstorable(ask, fetched, verdict.reason, deadline)
+            return self._unstorable(ask, Alone(fetched, verdict.reason), deadline)
         if not fetched.ends_surely:
-            return self._unstorable(ask, fetched, "end-in-doubt", deadline)
+            return self._unstorable(ask, Alone(fetched, "end-in-doubt"), deadline)
         if ask.route.made and fetched.made is None:
-            return self._unstorable(ask, fetched, "parts", deadline)
+            return self._unstorable(ask, Alone(fetched, "parts"), deadline)
         key = self.flight_key(ask)
         for reason, marks in self._not_whole.items():
             if marks.active(key, self._clock.now()):
                 # It was so a moment ago: each of those who come now would collect as much as may be kept, in vain.
-                return self._unstorable(ask, fetched, reason, deadline)
+                return self._unstorable(ask, Alone(fetched, reason), deadline)
         if flight is not None and not ask.route.made:
             flight.promise(partial(self._storing.preview, ask, received, verdict))
         body = await fetched.body.whole(ask.route.max_body, None if better else _live(fetched, deadline))
         if body is None:
             reason = "endless" if isinstance(fetched.body, Body) and fetched.body.live else "too-large"
             self._not_whole[reason].put(key, self._clock.now() + self._durations.uncacheable_for)
-            return self._unstorable(ask, fetched, reason, deadline)
+            return self._unstorable(ask, Alone(fetched, reason), deadline)
         return self._storing.admitted(ask, received, verdict, body, fetched.made)
 
     def _is_failure(self, ask: Ask, status: int) -> bool:
@@ -215,11 +227,11 @@ class Fetching:
         self._storing.keep_part(ask, received, body)
         return Alone(Fetched(206, fetched.headers, WholeBody(body)), "range")
 
-    def _unstorable(self, ask: Ask, fetched: Fetched, reason: str, deadline: asyncio.Timeout) -> Alone:
+    def _unstorable(self, ask: Ask, landing: Alone, deadline: asyncio.Timeout) -> Alone:
         """For its client alone, from now on at the body's own pace."""
         deadline.reschedule(None)
         self.mark_uncacheable(self.flight_key(ask))
-        return Alone(fetched, reason)
+        return landing
 
     def _serves_others(self, ask: Ask, stored: Stored) -> bool:
         """Whether a response that was stored may be given to anyone without asking again: not one that is stale as it

@@ -46,10 +46,12 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 class Alone(msgspec.Struct, frozen=True):
-    """The response is for the one whose request was sent; its body is still to be read."""
+    """The response is for the one whose request was sent; its body is still to be read. `status` is what the upstream
+    answered, where that is another."""
 
     fetched: Fetched
     reason: str
+    status: int | None = None
 
 
 Landing = Landed | Failed | Alone

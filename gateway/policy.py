@@ -51,7 +51,9 @@ from .validation import (
     freshened,
     not_modified,
     own_tag,
+    proves,
     same_representation,
+    selection_changes,
     validators,
 )
 
@@ -94,8 +96,10 @@ __all__ = [
     "not_modified",
     "own_tag",
     "passed_on",
+    "proves",
     "retry_after",
     "same_representation",
+    "selection_changes",
     "softened",
     "tags_of",
     "told_age",

@@ -50,34 +50,34 @@ class Storing:
         """What `admitted` would store, but for the body, which has not come yet."""
         return self._stored(ask, received, verdict, b"")
 
-    def confirmed(self, ask: Ask, stale: Stored, received: policy.Received) -> Landing:
-        """A 304: the stored response is as good as new, with the fields that came (RFC 9111 §4.3.4)."""
+    async def confirmed(self, ask: Ask, stale: Stored, received: policy.Received) -> Landing | None:
+        """A 304, or a HEAD's answer: the stored response is as good as new, with the fields that came (RFC 9111 §4.3.4,
+        §4.3.5); for its client alone, where they forbid to store it. None where it may be another client's: `Vary` has
+        changed, and no strong tag proves that these are the bytes for this request."""
         headers = policy.freshened(stale, received)
         if not has(received.headers, b"date"):
             headers = (*without(headers, b"date"), (b"date", http_date(received.arrived)))
         whole = structs.replace(received, status=stale.status, headers=(*headers, *_age_of(received)))
         verdict = policy.admit(whole, ask.facts, ask.route.rules)
+        moves = policy.selection_changes(stale, headers, follows_origin=ask.route.follows_origin)
+        if moves or isinstance(verdict, policy.Refuse):
+            received = structs.replace(received, stamp=await self._void(ask))
+        if moves and not policy.proves(stale, received):
+            return None
         if isinstance(verdict, policy.Refuse):
-            self._tiers.drop(stale)
-            return Landed(stale, 304, kept=False)
-        stored = Stored(
-            key=stale.key,
-            primary=stale.primary,
-            born=received.arrived,
-            started=received.sent,
-            initial_age=verdict.initial_age,
-            status=stale.status,
-            headers=tuple(verdict.headers),
-            body=stale.body,
-            life=verdict.life,
-            jitter=self.jitter(),
-            tags=tuple(dict.fromkeys((*ask.tags, *policy.tags_of(received.headers)))),
-            stamp=received.stamp,
-            vary=stale.vary,
-            route=ask.route.name,
-        )
+            length = (b"content-length", b"%d" % len(stale.body))
+            fetched = Fetched(stale.status, (*headers, length), WholeBody(stale.body))
+            return Alone(fetched, verdict.reason, status=received.status)
+        stored = self._stored(ask, structs.replace(whole, stamp=received.stamp), verdict, stale.body)
         self._compared(ask, stale, received, changed=False)
-        return Landed(stored, 304, self._tiers.keep(stored, ask.wanted))
+        return Landed(stored, received.status, self._tiers.keep(stored, ask.wanted))
+
+    async def _void(self, ask: Ask) -> str:
+        """Make void all that is stored for the target, here and everywhere, as it was selected by what no longer holds;
+        the stamp of what is stored anew."""
+        await self._tiers.invalidate([ask.plan.primary], by="a 304 or HEAD that changed what may be stored")
+        await self._tiers.purged()
+        return self._tiers.stamp()
 
     def _stored(self, ask: Ask, received: policy.Received, verdict: policy.Admit, body: bytes) -> Stored:
         headers = without(verdict.headers, b"content-length")
@@ -134,10 +134,12 @@ class Storing:
         stored = self._tiers.at_hand(ask.wanted)
         if stored is None or received.status != 200:
             return
-        if policy.same_representation(stored, received):
-            self.confirmed(ask, stored, received)
-        else:
+        if not policy.same_representation(stored, received):
             await self._tiers.invalidate([ask.plan.primary])
+            return
+        landing = await self.confirmed(ask, stored, received)
+        if isinstance(landing, Landed) and landing.kept:
+            self._background.spawn(self._tiers.share(landing.stored))
 
     async def keep_representation(self, ask: Ask, fetched: Fetched) -> Fetched:
         """Keep a POST's answer that is the representation of its target (RFC 9110 §9.3.3), if its life is stated."""

@@ -268,9 +268,6 @@ class Tiers:
         """Store a part (206) in memory, under a key of its own: it must never answer for the whole."""
         self.memory.put(structs.replace(stored, key=_part_key(stored.key)))
 
-    def drop(self, stored: Stored) -> None:
-        self.memory.remove(stored.key)
-
     async def share(self, stored: Stored) -> None:
         """Write to the shared tier, with the index where the response varies."""
         values = [(entry_name(stored.key), encode(stored, self.secret), policy.MAX_LIFE)]
@@ -279,12 +276,12 @@ class Tiers:
             values.append((index_name(stored.primary), encode(index, self.secret), policy.MAX_LIFE))
         await self.shared.write(values)
 
-    async def invalidate(self, primaries: Iterable[str]) -> None:
+    async def invalidate(self, primaries: Iterable[str], by: str = "unsafe request") -> None:
         """Make all that is stored for these primary keys void, in every variant (RFC 9111 §4.4): here at once, and
-        everywhere as soon as the others hear of it."""
+        everywhere as soon as the others hear of it. `by` says why, for those who read of purges."""
         names = [key_name(primary) for primary in primaries]
         if names:
-            await self.purges.purge(names, by="unsafe request", wait=False)
+            await self.purges.purge(names, by=by, wait=False)
 
     async def purged(self) -> None:
         """Wait until the stream has the purges issued here, no longer than for a read."""

@@ -20,6 +20,7 @@ from .headers import (
     parse_date,
     split_list,
     values,
+    vary_names,
 )
 from .record import Stored
 
@@ -71,6 +72,22 @@ def confirms(stored: Stored, received: Received) -> bool:
     if tag is None or known is None:
         return True
     return tag == known if is_strong(tag) else opaque_tag(tag) == opaque_tag(known)
+
+
+def proves(stale: Stored, received: Received) -> bool:
+    """Whether a 304, or a HEAD's answer, says that the stored bytes are those which this request would get, whoever
+    they were sent to: one strong tag names one representation of a resource (RFC 9110 §8.8.3). A 304 need not repeat
+    it."""
+    known, tag = first(stale.headers, b"etag"), first(received.headers, b"etag")
+    if known is None or not is_strong(known) or is_own(known.encode("latin-1")):
+        return False
+    return tag == known or (tag is None and received.status == 304)
+
+
+def selection_changes(stale: Stored, headers: Headers, *, follows_origin: bool) -> bool:
+    """Whether updated `headers` select by other request fields than the stored response was selected by."""
+    names = vary_names(headers)
+    return names is None or (follows_origin and names != stale.vary)
 
 
 def same_representation(stored: Stored, received: Received) -> bool:
