@@ -177,6 +177,15 @@ def _visible(headers: Headers) -> list[tuple[bytes, bytes]]:
     ]
 
 
+def without_ignored(keying: Keying, headers: Headers) -> Headers:
+    """A request's fields without the credentials and cookies that the route keeps from its upstream."""
+    if keying.authorization == "ignore":
+        headers = [pair for pair in headers if pair[0] != b"authorization"]
+    if keying.cookies is not None:
+        headers = [*(pair for pair in headers if pair[0] != b"cookie"), *_cookies(keying, headers)]
+    return headers
+
+
 def passed_through(headers: Headers) -> list[tuple[bytes, bytes]]:
     """The request fields that travel on with a request that passes by the cache, its conditions included."""
     return [pair for pair in end_to_end(headers) if pair[0] not in _NEVER_FORWARDED and not is_dangerous(pair[0])]

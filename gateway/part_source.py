@@ -25,7 +25,7 @@ from .fetched import Fetched
 from .headers import Headers, has, without
 from .joining import Part, unstored_part
 from .json_text import text_of
-from .keys import Keying, Plan, digest, passed_through, plan, primary_key
+from .keys import Keying, Plan, digest, passed_through, plan, primary_key, without_ignored
 from .metrics import Metrics
 from .outcome import Result
 from .part_origin import Batch, Persistence, PersistentOrigin
@@ -266,7 +266,8 @@ class Source:
         asking = self.origin(target, exchange.request_id)
 
         async def past() -> Fetched:
-            return await asking.fetch("GET", [*passed_through(headers), *keying.constants])
+            sent = without_ignored(keying, headers) if self.route.rules.off else headers
+            return await asking.fetch("GET", [*passed_through(sent), *keying.constants])
 
         through = None if self.declared is not None else self.through
         return Ask(self.route, planned, facts, headers, exchange, origin or asking, past, tags=tags, through=through)

@@ -20,7 +20,7 @@ from .errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from .exchange import Exchange
 from .fetched import Fetched, WholeBody
 from .headers import Headers, first, has, values, without
-from .keys import passed_through, plan
+from .keys import passed_through, plan, without_ignored
 from .metrics import Metrics
 from .policy import own_tag
 from .preconditions import as_given, as_known, own_tags, settled, without_own
@@ -81,6 +81,8 @@ async def send_past(exchange: Exchange, route: Route, origin: UpstreamOrigin, bo
         failed = problem(exchange, 412, "The representation is another than the one that the condition names.")
         assert isinstance(failed.body, bytes)
         return Fetched(failed.status, failed.headers, WholeBody(failed.body))
+    if route.rules.off:
+        headers = without_ignored(route.keying, headers)
     told = route.keying.constants
     fetched = await origin.send(exchange.method, forwarded(exchange, headers, told, body=body is not None), body)
     if fetched.status == 304:

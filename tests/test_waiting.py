@@ -318,3 +318,32 @@ async def test_nobody_waits_for_an_aggregate_with_a_part_that_is_never_cached(cl
         assert sorted(request.url.path for request in upstream.requests) == ["/kept", *["/never"] * 6]
         upstream.answer_all(content_type="application/json")
         assert {response.text for response in await asyncio.gather(*asked)} == {'{"never":{},"kept":{}}'}
+
+
+@pytest.mark.parametrize(
+    ("settings", "sent"),
+    [
+        ({"authorization": "pass", "cookies": "pass"}, ("Bearer 1", "a=1; b=2")),
+        ({"authorization": "ignore", "cookies": "ignore"}, (None, None)),
+        ({"authorization": "key", "cookies": ["b"]}, ("Bearer 1", "b=2")),
+    ],
+    ids=str,
+)
+async def test_what_a_route_keeps_from_its_upstream_it_keeps_with_its_cache_off_too(
+    settings: dict[str, Any], sent: tuple[str | None, str | None], clock: TurnedClock
+) -> None:
+    upstream = Held()
+    part = {"upstream": "api", "path": "/a", "ttl": "0s", **settings}
+    routes = {
+        "never": {**FOLLOWING["all"], "ttl": "30s", "cache": "off", **settings},
+        "screen": {"path": "/screen", "parts": {"part": part}},
+    }
+    async with asking(gateway(upstream, routes, clock=clock)) as client:
+        for index, path in enumerate(("/a", "/screen")):
+            headers = {"authorization": "Bearer 1", "cookie": "a=1; b=2"}
+            asked = asyncio.ensure_future(client.get(path, headers=headers))
+            await upstream.have(index + 1)
+            got = upstream.requests[index].headers
+            assert (got.get("authorization"), got.get("cookie")) == sent, path
+            upstream.answer(index, content_type="application/json")
+            assert (await asked).status_code == 200
