@@ -13,7 +13,7 @@ from functools import cached_property
 
 import orjson
 
-from .answers import Answer
+from .answers import Answer, problem
 from .config import RouteConfig
 from .engine import Ask, Engine, Route
 from .errors import PartFailed, RequestRefused, problem_document
@@ -75,12 +75,18 @@ class Aggregate:
     def at_hand(self, ask: Ask) -> Answer | None:
         """The answer, where it lies in memory, whole or in parts; None where somebody must be asked."""
         assert isinstance(ask.origin, _JoinOrigin)
-        answer = self.engine.at_hand(ask) or self._now(ask, ask.origin)
+        try:
+            answer = self.engine.at_hand(ask) or self._now(ask, ask.origin)
+        except RequestRefused as refused:
+            return problem(ask.exchange, refused.status, refused.detail)
         return None if answer is None else _told(answer, ask.exchange)
 
     async def answer(self, ask: Ask) -> Answer:
         """The answer to a GET or HEAD."""
-        return _told(await self.engine.answer(ask), ask.exchange)
+        try:
+            return _told(await self.engine.answer(ask), ask.exchange)
+        except RequestRefused as refused:
+            return problem(ask.exchange, refused.status, refused.detail)
 
     def _tags(self, values: Values) -> tuple[str, ...]:
         return tuple(render_tag(tag, dict(values.path)) for tag in self.config.tags)

@@ -67,6 +67,7 @@ ROUTES: dict[str, Any] = {
             "device": _part("/device?d={header.x-flavour}", ttl="9s"),
         },
     },
+    "refusing": {"path": "/refusing", "parts": {"user": _part("/users/{query.x}"), "offers": _part("/offers")}},
     "passing": {"path": "/passing", "parts": {"me": _part("/me", authorization="pass"), "offers": _part("/offers")}},
 }
 
@@ -133,6 +134,7 @@ PATHS = (
         "/shaped/1?parts=offers&parts=flavour",
         "/through",
     ),
+    *("/refusing?x=1", "/refusing?x=..", "/refusing"),
     *("/chained/1", "/rooted", "/enveloped", "/personal", "/passing", "/offers"),
 )
 PURGES: tuple[dict[str, Any], ...] = (
