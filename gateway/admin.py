@@ -29,6 +29,7 @@ from .errors import RequestRefused
 from .explain_text import render as explained
 from .operations import Operations
 from .routes import purge_response
+from .targets import without_credentials
 
 MAX_BODY = 1024 * 1024
 WRONG_TOKENS = 10
@@ -56,7 +57,7 @@ class PurgeOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     @property
     def shown(self) -> str:
-        names = [*(f"key {key}" for key in self.keys), *(f"tag {tag}" for tag in self.tags)]
+        names = [*(f"key {without_credentials(key)}" for key in self.keys), *(f"tag {tag}" for tag in self.tags)]
         names += [*(f"route {route}" for route in self.routes), *(["everything"] if self.all else [])]
         return ", ".join(names)[:500] + (", softly" if self.soft else "")
 

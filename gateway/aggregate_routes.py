@@ -99,7 +99,7 @@ class Builder:
             # With a part that is never cached nobody waits for another's whole; the other parts are shared as always.
             cache=not any(source.route.rules.off for source in sources.values()),
         )
-        keying = _keying(sources.values(), route, plan)
+        keying = replace(_keying(sources.values(), route, plan), identity_key=self.engine.identity_key)
         made = Route(name, rules, keying, self._max_body(route), made=True)
         return Aggregate(name, route, kit, made, self.engine)
 
@@ -164,7 +164,7 @@ class Builder:
             "cookies": config.cookies,
         }
         like = RouteConfig.model_validate(settings)
-        keying = keying_of(like, public_constants(self.config))
+        keying = keying_of(like, public_constants(self.config), self.engine.identity_key)
         # One object for all that are equal: what a request's headers come to under it is worked out once.
         return Route(name, rules_of(like), self.keyings.setdefault(keying, keying), self._max_body(route))
 

@@ -138,12 +138,19 @@ class Gateway(FastAPI):
         self.lasting: Lasting = (
             before.lasting
             if before is not None
-            else Lasting(config, shared=shared, clock=clock, log=self._log, ttls=lambda: self.latest.ttls())
+            else Lasting(
+                config,
+                shared=shared,
+                clock=clock,
+                log=self._log,
+                ttls=lambda: self.latest.ttls(),
+                identity_changed=lambda: self.latest.forget(),
+            )
         )
         self.metrics, self.engine, self.shared = self.lasting.metrics, self.lasting.engine, self.lasting.shared
         self.purges, self.watch, self.door = self.lasting.purges, self.lasting.watch, self.lasting.door
         self.upstreams = {name: self._upstream(name, each, before) for name, each in config.upstreams.items()}
-        self.declared = declare(config, self.upstreams)
+        self.declared = declare(config, self.upstreams, self.engine.identity_key)
         self.builder = Builder.of(config, self.engine, self.metrics, self.upstreams, self.declared, overridden or {})
         self.aggregates = self.builder.all()
         if before is None:
@@ -189,6 +196,12 @@ class Gateway(FastAPI):
                 underway=self.underway,
             )
         return edge
+
+    def forget(self) -> None:
+        """Know nothing of what was stored under keys that the identity key before made."""
+        self.engine.memory.clear()
+        if self.edge is not None:
+            self.edge = self._edge()
 
     def _upstream(self, name: str, config: UpstreamConfig, before: Gateway | None) -> Upstream:
         """The upstream of that name, with the connections it has where its configuration did not change."""
@@ -470,7 +483,7 @@ class Gateway(FastAPI):
             from . import fastapi_cache2
 
             fastapi_cache2.unregister(self.engine)
-        await self.lasting.hottest.aclose()
+        await self.lasting.aclose()
         await self.engine.aclose()
         for upstream in self.latest.upstreams.values():
             await upstream.aclose()

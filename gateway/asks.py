@@ -89,7 +89,15 @@ class Ask(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def wanted(self) -> Selection:
         route = self.route
-        return selection(self.plan, self.headers, route.name, self.tags, self.through, largest=route.max_body)
+        return selection(
+            self.plan,
+            self.headers,
+            route.name,
+            self.tags,
+            self.through,
+            largest=route.max_body,
+            identity_key=route.keying.identity_key,
+        )
 
     @property
     def method(self) -> str:

@@ -111,7 +111,8 @@ class Config(Model):
     redis_secret: SecretStr | None = None
     """With a secret of 16 characters or more, every record in Redis is sealed with it (HMAC-SHA-256), and one that is
     not is a miss: whoever can write to Redis then can plant no answer. The same in all replicas; set it by
-    GATEWAY_REDIS_SECRET. Changing it empties the shared tier."""
+    GATEWAY_REDIS_SECRET. Changing it empties the shared tier. Digests of credentials in keys are made with it, too;
+    without it, with a random key that lies in Redis."""
     redis_budget: Duration = timedelta(milliseconds=50)
     """What all Redis commands of one request may take together; then the gateway does without."""
     redis_memory: Size = 256 * 1024**2

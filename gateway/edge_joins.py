@@ -155,7 +155,7 @@ class Joins:
             sides = [self._side(each) for each in joinable.ingredients if each.recipe is not None]
             route = spot.known.route.name
             tallies = [self._metrics.part_tally(route, name, "hit") for name in joinable.said]
-            wanted = Selection(Plan(spot.primary, spot.primary + base, ()), (), spot.names)
+            wanted = Selection(Plan(spot.primary, spot.stem + base, ()), (), spot.names)
             joint = Joint(spot.known.route, joinable, wanted, sides, tallies)
         if base not in spot.joints:
             self._order.append((spot.joints, base))

@@ -153,7 +153,7 @@ class Elsewhere:
     def places(self, spot: Spot, block: Block) -> tuple[list[str], list[str]]:
         """The keys under which a request's response may be stored, as far as is known here; and the names to read:
         the index, and those."""
-        base = spot.primary + (block.bases[spot.known] or "")
+        base = spot.stem + (block.bases[spot.known] or "")
         index = self._index(spot.primary)
         if index is not None:
             keys = selected_keys(index, base, block.vary) or [base]
@@ -178,7 +178,7 @@ class Elsewhere:
         if known is None and len(self._indices) >= self._most:
             del self._indices[next(iter(self._indices))]
         self._indices[primary] = (data, index)
-        keys = selected_keys(index, primary + (block.bases[spot.known] or ""), block.vary)
+        keys = selected_keys(index, spot.stem + (block.bases[spot.known] or ""), block.vary)
         return None if keys is None else [key for key in keys if key not in asked]
 
     def _index(self, primary: str) -> VaryIndex | None:

@@ -31,6 +31,7 @@ from .fetching import Durations, Fetching, identity_of
 from .flight import Alone, Failed, Flight, Landed, Landing
 from .flying import Flying
 from .governor import Governor
+from .identity_key import UNKEYED, IdentityKey
 from .leases import Leases
 from .memory import Memory
 from .outcome import Outcome, Result
@@ -75,7 +76,9 @@ class Engine:
         max_refreshes: int = 1000,
         compression: Sequence[str] = (),
         governor: Governor | None = None,
+        identity_key: IdentityKey = UNKEYED,
     ) -> None:
+        self.identity_key = identity_key
         self.tiers = Tiers(memory, shared, clock, purges=purges, budget=shared_budget, secret=shared_secret)
         self.traffic = traffic if traffic is not None else Traffic(clock)
         self.clock = clock
@@ -383,7 +386,7 @@ class Engine:
 
     def _serves(self, ask: Ask, stored: Stored) -> bool:
         """Whether a response fetched for another request may answer this one: same variant, and reusable."""
-        if stored.key != variant_key(ask.plan.base, stored.vary, ask.headers):
+        if stored.key != variant_key(ask.plan.base, stored.vary, ask.headers, ask.route.keying.identity_key):
             return False
         decision = policy.decide(stored, ask.facts, ask.route.rules, self.clock.now())
         if isinstance(decision, policy.Hit | policy.Stale):

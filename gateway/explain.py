@@ -36,7 +36,7 @@ from .policy import NEGATIVE_STATUSES, Rules, facts_of
 from .record import Stored
 from .routes import Declared, has_body
 from .settings import Source
-from .targets import Target, check_host, normalise, split_raw_target
+from .targets import Target, check_host, normalise, split_raw_target, without_credentials
 from .templates import render_tag
 
 Origins = Callable[[Key], Sequence[Source]]
@@ -58,8 +58,8 @@ class _Request:
 
     def told(self, decision: str, why: str) -> Trace:
         return Trace(
-            request=self.text,
-            target=str(self.target),
+            request=without_credentials(self.text),
+            target=without_credentials(str(self.target)),
             normalised=tuple(words.normalised(self.text.partition(" ")[2], self.target)),
             decision=decision,
             why=why,
@@ -88,7 +88,7 @@ class Explainer:
         try:
             return await self._explained(_Request(method, text, _target(method, raw_target, headers), headers))
         except RequestRefused as refused:
-            return Trace(request=text, decision=str(refused.status), why=refused.detail)
+            return Trace(request=without_credentials(text), decision=str(refused.status), why=refused.detail)
 
     async def _explained(self, request: _Request) -> Trace:
         if self._is_preflight(request):
@@ -155,7 +155,7 @@ class Explainer:
             path=route.config.path,
             lost=lost,
             upstream=route.upstream.name,
-            asks=asks,
+            asks=without_credentials(asks),
             dropped=tuple(words.dropped(request.target, asks)),
             ttl=self._lifetime(("routes", route.name), route.config.ttl, rules, stored),
             windows=tuple(self._windows(("routes", route.name))),
@@ -170,8 +170,8 @@ class Explainer:
             request.told(judged.decision, judged.why),
             status=judged.status,
             route=wish.name,
-            key=tuple(wish.plan.base.split("\n")),
-            variant=words.variant(wish.plan, stored, wish.headers),
+            key=tuple(words.key(wish.plan, wish.route.keying, wish.headers)),
+            variant=words.variant(stored, wish.route.keying, wish.headers),
             entry=stores.entry(judged.found, wish.route.rules),
             names=tuple(stores.names(wish, stored)),
             client=tuple(words.client(wish.facts, wish.route.keying, wish.headers, judged.status)),
@@ -257,7 +257,7 @@ class Explainer:
         found = await stores.found(wish)
         entry = stores.entry(found, source.route.rules)
         return msgspec.structs.replace(
-            told, asks=target, ttl=self._part_ttl(aggregate, source, found.stored), entry=entry
+            told, asks=without_credentials(target), ttl=self._part_ttl(aggregate, source, found.stored), entry=entry
         )
 
     def _part_ttl(self, aggregate: Aggregate, source: PartSource, stored: Stored | None = None) -> Lifetime:

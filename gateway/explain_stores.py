@@ -67,7 +67,8 @@ class Stores:
         """What is stored for it: in the memory of this worker, and where that would not do, in Redis."""
         if self.engine is None or wish.plan.bypass is not None or wish.method not in READS:
             return Found(None)
-        wanted = selection(wish.plan, wish.headers, wish.name, wish.tags)
+        identity_key = wish.route.keying.identity_key
+        wanted = selection(wish.plan, wish.headers, wish.name, wish.tags, identity_key=identity_key)
         here = Found(self.engine.tiers.at_hand(wanted), "memory")
         decision = policy.decide(here.stored, wish.facts, wish.route.rules, self.engine.clock.now())
         satisfied = not isinstance(decision, policy.Revalidate | policy.Miss | policy.Unsatisfiable)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from . import policy
 from .headers import Headers, has
-from .keys import Keying, Plan
+from .identity_key import ShownKey
+from .keys import Keying, Plan, plan
 from .policy import Facts, Windows
 from .record import Stored
 from .targets import Target, pair_name
@@ -73,10 +75,19 @@ def dropped(target: Target, asks: str) -> Iterator[str]:
             yield f"query parameter {pair_name(pair)}: no answer depends on it here (settings `query`, `drop_query`)"
 
 
-def variant(planned: Plan, stored: Stored | None, headers: Headers) -> tuple[str, ...]:
+def key(planned: Plan, keying: Keying, headers: Headers) -> list[str]:
+    """The lines of the base key with the values that it holds digests of, but for those that say who asks."""
+    if planned.bypass is not None:
+        return planned.base.split("\n")
+    origin, _, target = planned.primary.partition("\n")
+    shown = replace(keying, identity_key=ShownKey(keying.identifies))
+    return plan(shown, origin, target, headers).base.split("\n")
+
+
+def variant(stored: Stored | None, keying: Keying, headers: Headers) -> tuple[str, ...]:
     if stored is None or not stored.vary:
         return ()
-    return tuple(variant_suffix(stored.vary, headers).strip("\n").split("\n"))
+    return tuple(variant_suffix(stored.vary, headers, ShownKey(keying.identifies)).strip("\n").split("\n"))
 
 
 def origin_notes(stored: Stored | None) -> Iterator[str]:

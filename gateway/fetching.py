@@ -21,7 +21,7 @@ from .errors import PartFailed, UpstreamError, UpstreamTimeout
 from .fetched import Live
 from .flight import Alone, Failed, Flight, Landed, Landing, Marks
 from .headers import Headers, has
-from .keys import digest, is_identity
+from .keys import is_identity
 from .preconditions import as_given
 from .ranges import span_of
 from .record import Stored
@@ -280,7 +280,8 @@ class Fetching:
     def flight_key(self, ask: Ask, vary: Names = ()) -> str:
         """What those who wait for one fetch have in common: the variant, by `vary` or what the newest response varies
         on; and the identity that it is for, unless what is stored is known to be for all."""
-        key = variant_key(ask.plan.base, vary, ask.headers) if vary else self._tiers.flight_key(ask.wanted)
+        secret = ask.route.keying.identity_key
+        key = variant_key(ask.plan.base, vary, ask.headers, secret) if vary else self._tiers.flight_key(ask.wanted)
         identity = self._identity(ask)
         return key + identity if identity and not self._is_shared(ask) else key
 
@@ -293,12 +294,12 @@ class Fetching:
         """The credentials that the upstream sees though they are not in the key, as a line of a key; else empty."""
         if not ask.facts.authorized or not ask.route.follows_origin:
             return ""
-        return _line_of([pair for pair in ask.plan.forward if pair[0] == b"authorization"])
+        return _line_of([pair for pair in ask.plan.forward if pair[0] == b"authorization"], ask)
 
     @staticmethod
     def _own_key(ask: Ask) -> str:
         """The base key, and all that told the upstream who asks."""
-        return ask.plan.base + _line_of(identity_of(ask)) if ask.route.follows_origin else ask.plan.base
+        return ask.plan.base + _line_of(identity_of(ask), ask) if ask.route.follows_origin else ask.plan.base
 
 
 def _live(fetched: Fetched, deadline: asyncio.Timeout) -> Live | None:
@@ -319,9 +320,9 @@ def _says_who(name: bytes) -> bool:
     return is_identity(name.decode("latin-1"))
 
 
-def _line_of(fields: list[tuple[bytes, bytes]]) -> str:
+def _line_of(fields: list[tuple[bytes, bytes]], ask: Ask) -> str:
     sent = b"\n".join(name + b":" + value for name, value in fields).decode("latin-1")
-    return "\nfor " + digest(sent) if fields else ""
+    return "\nfor " + ask.route.keying.identity_key.digest("for", sent) if fields else ""
 
 
 def _range_of(headers: Headers) -> list[tuple[bytes, bytes]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from .asks import Route
 from .handler_inputs import Inputs
+from .identity_key import UNKEYED, IdentityKey
 from .keys import Keying
 from .policy import Rules
 
@@ -32,11 +33,11 @@ class Cached:
     def origin_name(self) -> str:
         return f"@{self.name}"
 
-    def route(self, inputs: Inputs, max_body: int) -> Route:
+    def route(self, inputs: Inputs, max_body: int, identity_key: IdentityKey = UNKEYED) -> Route:
         """The route as the engine sees it, with what the handler declares to read in its key."""
         cookies = None if self.cookies is None else tuple(sorted({*self.cookies, *inputs.cookies}))
         vary = None if self.rules.ttl is None else tuple(sorted({*self.vary, *inputs.headers}))
-        keying = Keying(vary=vary, authorization=self.authorization, cookies=cookies)
+        keying = Keying(vary=vary, authorization=self.authorization, cookies=cookies, identity_key=identity_key)
         return Route(self.name, self.rules, keying, max_body if self.max_body is None else self.max_body, local=True)
 
 

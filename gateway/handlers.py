@@ -184,7 +184,7 @@ class _Call:
             exchange.outcome = Outcome(Result.BYPASS, forward="bypass", detail=bypass)
             return await self.value()
         if self.settings.edge:
-            target = ask.plan.primary.partition("\n")[2]
+            target = self._target(runtime, exchange)
             exchange.recall = Recall(ask.route, self.settings.origin_name, target, ask.tags, _without_tags, None)
         answer = runtime.engine.at_hand(ask) or await runtime.engine.answer(ask)
         answer.headers.extend(self.own_headers)
@@ -192,11 +192,8 @@ class _Call:
 
     def _ask(self, runtime: Runtime, exchange: Exchange) -> Ask:
         settings = self.settings
-        assert exchange.target is not None
-        route, allowed = runtime.bound[id(settings)]
-        pairs = select_query(exchange.target.query, allowed, runtime.drop_query)
-        path = local_path(self.request)
-        target = target_text(path, pairs)
+        route, _ = runtime.bound[id(settings)]
+        target = self._target(runtime, exchange)
         origin = _HandlerOrigin(self)
         return Ask(
             route=route,
@@ -215,6 +212,11 @@ class _Call:
             refresh=lambda: _ReplayOrigin(runtime, exchange, settings),
             tags=tuple(render_tag(tag, self._parameters()) for tag in settings.tags),
         )
+
+    def _target(self, runtime: Runtime, exchange: Exchange) -> str:
+        assert exchange.target is not None
+        _, allowed = runtime.bound[id(self.settings)]
+        return target_text(local_path(self.request), select_query(exchange.target.query, allowed, runtime.drop_query))
 
     def _parameters(self) -> dict[str, str]:
         return {name: str(value) for name, value in self.request.path_params.items()}

@@ -108,7 +108,7 @@ class Edge:
 
     def judged(self, text: bytes, headers: list[tuple[bytes, bytes]]) -> Block:
         """The judged form of a header block whose headers, without X-Request-ID, are these."""
-        block = Block(headers)
+        block = Block(headers, self._engine.identity_key)
         if self._traced and has(headers, TRACEPARENT):
             block.plain = False  # its client wants to see it in a trace
         if len(text) <= REMEMBERED:
@@ -169,7 +169,7 @@ class Edge:
         added = bases[known] if known in bases else block.base(known)
         if added is None:
             return None
-        base = spot.primary + added
+        base = spot.stem + added
         index = self._memory.index(spot.primary)
         return self._memory.get(base) if index is None else newest(index, base, block.vary, self._memory.get)
 
@@ -191,7 +191,7 @@ class Edge:
             return None
         if state is State.SOFT:
             stored = policy.softened(stored, softened)
-        base = spot.primary + (block.bases[spot.known] or "")
+        base = spot.stem + (block.bases[spot.known] or "")
         flight = likely_key(self._memory.index(spot.primary), base, block.vary)
         if known is not None and known.softened == stored.softened:
             known.version, known.flight = epochs.version, flight

@@ -16,7 +16,7 @@ import msgspec
 
 from .tiers import Tiers
 
-NAME = "hottest"
+NAME = "hottest:2"  # of a version before this, the list held keys with credentials in them
 PUBLISH_EVERY = 10.0
 LIST_LIVES = 7 * 86_400.0
 MOST_LIST_BYTES = 1024 * 1024

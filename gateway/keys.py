@@ -7,19 +7,22 @@ duration the gateway decides, so whatever the upstream can see is in the key: th
 ones, each in the one line by which variants are compared.
 
 A key is text, one component a line. No component can contain a line feed: targets are normalised, header
-values come from a parser that refuses it.
+values come from a parser that refuses it. Keys leave the process: what says who asks stands in them as a digest
+(`identity_key`).
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 
 import msgspec
 
 from .headers import Headers, connection_named, end_to_end, has, in_one_line, is_dangerous, sent_value
+from .identity_key import UNKEYED, IdentityKey
+from .targets import credentials_in, without_credentials
 
 # A request's own conditions are the cache's to answer; what goes upstream are our validators.
 _CONDITIONS = frozenset((b"if-none-match", b"if-modified-since", b"range", b"if-range"))
@@ -41,7 +44,7 @@ class Keying:
     (ignored) or the names that count. `marks` are lines of the key beside what requests have, for settings that are in
     the stored response itself; they are not in the primary key, so that a purge of a URL hits it whatever they were.
     `identities` names request fields in lower case that say who asks though their names don't: those of security
-    schemes that a handler declares.
+    schemes that a handler declares. `identity_key` makes the digests in its keys.
     """
 
     vary: tuple[str, ...] | None
@@ -50,6 +53,7 @@ class Keying:
     constants: tuple[tuple[bytes, bytes], ...] = ()
     marks: tuple[tuple[bytes, bytes], ...] = ()
     identities: frozenset[str] = frozenset()
+    identity_key: IdentityKey = field(default=UNKEYED, compare=False, repr=False)
 
     def identifies(self, name: str) -> bool:
         """Whether the request field `name` says who asks, by its name or as the route declares."""
@@ -109,7 +113,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 def plan(keying: Keying, origin: str, target: str, headers: Headers, *, has_body: bool = False) -> Plan:
     """The plan for a GET or HEAD of `target` at `origin` (an upstream's or a handler's name)."""
-    primary = primary_key(origin, target)
+    primary, stem = primary_key(origin, target), stem_of(origin, target, keying.identity_key)
     bypass = _bypass(keying, headers, has_body=has_body)
     if bypass:
         return Plan(primary, primary, (), bypass)
@@ -118,20 +122,38 @@ def plan(keying: Keying, origin: str, target: str, headers: Headers, *, has_body
         seen = in_one_line([pair for pair in _visible(headers) if pair[0] not in (b"authorization", b"cookie")])
         if keying.authorization == "pass" and b"authorization" not in connection_named(headers):
             seen += _field(headers, "authorization")
-        base = _with_identity(primary + FOLLOWING, identity)
+        base = _with_fields(stem + FOLLOWING, identity, keying.identity_key)
         return Plan(primary, base, (*seen, *identity, *keying.constants))
     listed = [pair for name in keying.vary for pair in _field(headers, name)]
     counted = [*listed, *identity]
-    return Plan(primary, _with_identity(primary, [*counted, *keying.marks]), (*counted, *keying.constants))
+    base = _with_fields(stem, counted, keying.identity_key) + "".join(f"\n{_text(mark)}" for mark in keying.marks)
+    return Plan(primary, base, (*counted, *keying.constants))
 
 
 def primary_key(origin: str, target: str) -> str:
-    return f"{origin}\n{target}"
+    """What all stored responses of a target have in common, and purges name: credentials in its query are hidden, so
+    that a purge hits the responses to all of them."""
+    return f"{origin}\n{without_credentials(target)}"
 
 
-def _with_identity(primary: str, fields: list[tuple[bytes, bytes]]) -> str:
-    lines = [f"{name.decode('latin-1')}:{value.decode('latin-1')}" for name, value in fields]
-    return "\n".join((primary, *lines))
+def stem_of(origin: str, target: str, identity_key: IdentityKey) -> str:
+    """The primary key, and a digest of the credentials in the query, where it has some: what base keys begin with."""
+    primary, credentials = primary_key(origin, target), credentials_in(target)
+    return f"{primary}\n?{identity_key.digest('?', credentials)}" if credentials else primary
+
+
+def field_line(name: str, value: str, identity_key: IdentityKey) -> str:
+    """A line of a key: a request field and what stands for its value."""
+    return f"{name}:{identity_key.of_field(name, value)}"
+
+
+def _with_fields(stem: str, fields: list[tuple[bytes, bytes]], identity_key: IdentityKey) -> str:
+    lines = (field_line(name.decode("latin-1"), value.decode("latin-1"), identity_key) for name, value in fields)
+    return "\n".join((stem, *lines))
+
+
+def _text(mark: tuple[bytes, bytes]) -> str:
+    return b":".join(mark).decode("latin-1")
 
 
 def _bypass(keying: Keying, headers: Headers, *, has_body: bool) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 
 from .access_log import AccessLog
@@ -9,8 +10,10 @@ from .clock import Clock
 from .config import Config
 from .door import Door
 from .engine import Engine
+from .fleet_key import FleetKey
 from .governor import Governor
 from .hottest import Hottest
+from .identity_key import KEY_BYTES, IdentityKey, derived
 from .lag import LoopLag
 from .memory import Memory
 from .metrics import Metrics
@@ -20,7 +23,8 @@ from .traffic import Desk, LocalDesk, RedisDesk, Traffic, Watch
 
 
 class Lasting:
-    """Made of the configuration that the worker begins with; `ttls` gives each route's TTL as it stands, in seconds."""
+    """Made of the configuration that the worker begins with; `ttls` gives each route's TTL as it stands, in seconds;
+    `identity_changed` is called when digests are made with another key from now on."""
 
     def __init__(
         self,
@@ -30,6 +34,7 @@ class Lasting:
         clock: Clock,
         log: AccessLog,
         ttls: Callable[[], dict[str, float | None]],
+        identity_changed: Callable[[], None],
     ) -> None:
         self.metrics = Metrics()
         self.shared = shared
@@ -39,7 +44,13 @@ class Lasting:
         traffic = Traffic(clock)
         desk: Desk = shared.advice_desk(clock) if isinstance(shared, RedisStore) else LocalDesk(clock)
         self.watch = Watch(traffic, desk, ttls)
+        secret = config.record_secret
+        key = IdentityKey(derived(secret) if secret else secrets.token_bytes(KEY_BYTES))
+        self._fleet_key = (
+            FleetKey(shared, key, identity_changed) if isinstance(shared, RedisStore) and not secret else None
+        )
         self.engine = Engine(
+            identity_key=key,
             traffic=traffic,
             memory=Memory(config.memory // config.workers),
             shared=shared,
@@ -49,7 +60,7 @@ class Lasting:
             compression=config.compression,
             uncacheable_for=config.uncacheable_for.total_seconds(),
             shared_budget=config.redis_budget.total_seconds(),
-            shared_secret=config.record_secret,
+            shared_secret=secret,
             governor=Governor(config.overload_lag.total_seconds()),
         )
         self.hottest = Hottest(
@@ -86,6 +97,13 @@ class Lasting:
     async def start(self) -> None:
         self.lag.start()
         await self.shared.start()
+        if self._fleet_key is not None:
+            await self._fleet_key.start()
         await self.purges.start()
         await self.watch.start()
         await self.hottest.start()
+
+    async def aclose(self) -> None:
+        if self._fleet_key is not None:
+            await self._fleet_key.aclose()
+        await self.hottest.aclose()

@@ -25,7 +25,17 @@ from .fetched import Fetched
 from .headers import Headers, has, without
 from .joining import Part, unstored_part
 from .json_text import text_of
-from .keys import Keying, Plan, digest, passed_through, plan, primary_key, without_ignored
+from .keys import (
+    Keying,
+    Plan,
+    digest,
+    field_line,
+    passed_through,
+    plan,
+    primary_key,
+    stem_of,
+    without_ignored,
+)
 from .metrics import Metrics
 from .outcome import Result
 from .part_origin import Batch, Persistence, PersistentOrigin
@@ -119,8 +129,8 @@ class Wanting:
         if known is None:
             empty = plan(keying, "", "", self.headers)
             known = self.plans[id(keying)] = (empty, empty.base[len(empty.primary) :])
-        primary = primary_key(origin, target)
-        return Plan(primary, primary + known[1], known[0].forward, known[0].bypass)
+        primary, stem = primary_key(origin, target), stem_of(origin, target, keying.identity_key)
+        return Plan(primary, stem + known[1], known[0].forward, known[0].bypass)
 
     @classmethod
     def of(cls, exchange: Exchange, facts: Facts, values: Values, until: float) -> Wanting:
@@ -306,7 +316,8 @@ class Source:
         the client did not send. Raises Missing."""
         own = self._own_headers(values)
         names = [name for name, _ in self.part.headers]
-        lines = [f"header {name.decode()}:{value.decode('latin-1')}" for name, value in own]
+        secret = self.route.keying.identity_key
+        lines = [f"header {field_line(name.decode(), value.decode('latin-1'), secret)}" for name, value in own]
         base = "\n".join((planned.base, *lines))
         forward = (*without(planned.forward, *names), *own)
         return structs.replace(planned, base=base, forward=forward), [*without(headers, *names), *own]

@@ -23,8 +23,8 @@ from .heads import BAD_IN_VALUE
 from .vary import VaryIndex
 
 MAGIC = b"GW"
-VERSION = 1
-SEALED_VERSION = 2
+VERSION = 3
+SEALED_VERSION = 4
 _PREFIX = MAGIC + bytes((VERSION,))
 _SEALED_PREFIX = MAGIC + bytes((SEALED_VERSION,))
 _CHECKSUM_LENGTH = 8

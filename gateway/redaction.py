@@ -8,11 +8,12 @@ import yaml
 
 from .config_shape import choices, shape_at
 from .document import Key, Value, shortened
+from .targets import HIDDEN, is_credential
 
 _SECRET_NAME = re.compile("token|secret|password|authorization", re.IGNORECASE)
 # Up to the last @: a password with a slash in it is no valid URL, and is a password all the same.
 _USER_INFO = re.compile(r"://\S*@")
-_SECRET_PARAMETER = re.compile(r"([?&][\w-]*(?:token|secret|password|api[_-]?key)[\w-]*=)[^&\s]*", re.IGNORECASE)
+_PARAMETER = re.compile(r"([?&]([^=&\s?]+)=)[^&\s]*")
 
 
 def redact(key: Key, text: str) -> str:
@@ -24,7 +25,12 @@ def redact(key: Key, text: str) -> str:
 
 
 def without_credentials(text: str) -> str:
-    return _SECRET_PARAMETER.sub(r"\1***", _USER_INFO.sub("://***@", text))
+    """`text` with `***` for the passwords and for the credentials in the queries of the URLs in it."""
+    return _PARAMETER.sub(_hidden, _USER_INFO.sub("://***@", text))
+
+
+def _hidden(parameter: re.Match[str]) -> str:
+    return parameter[1] + HIDDEN if is_credential(parameter[2]) else parameter[0]
 
 
 def _is_secret(key: Key) -> bool:

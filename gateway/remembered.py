@@ -17,8 +17,9 @@ from .engine import Ask, Route
 from .epochs import EVERYTHING, key_name, route_name, tag_name
 from .exchange import Exchange
 from .headers import has, values
+from .identity_key import UNKEYED, IdentityKey
 from .joints import Joinable, Joint
-from .keys import Plan, plan, primary_key
+from .keys import Plan, plan, primary_key, stem_of
 from .ladder import Recorder
 from .outcome import Result
 from .policy import Facts, facts_of
@@ -78,7 +79,7 @@ class Block:
         *("asked", "vary"),
     )
 
-    def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
+    def __init__(self, headers: list[tuple[bytes, bytes]], identity_key: IdentityKey = UNKEYED) -> None:
         self.headers = headers
         self.plain = not any(name in _NOT_PLAIN for name, _ in headers)
         self.proxied = any(name in _PROXIED for name, _ in headers)
@@ -93,7 +94,7 @@ class Block:
             for item in value.split(b",")
         )
         self.bases: dict[Known, str | None] = {}
-        self.vary = Suffixes(headers, _is_unseen)
+        self.vary = Suffixes(headers, _is_unseen, identity_key)
         self.clients: dict[str, bytes] = {}
         self.asked: dict[tuple[str, str], Asked] = {}
         self.memos: dict[bytes, Memo] = {}
@@ -110,14 +111,14 @@ class Block:
 
     def plan(self, route: Route, method: str, origin: str, target: str) -> tuple[Plan, Facts]:
         """The plan and the facts of a request for `target` with this block, as `keys.plan` and `facts_of` have them."""
-        primary = primary_key(origin, target)
+        primary, stem = primary_key(origin, target), stem_of(origin, target, route.keying.identity_key)
         asked = self.asked.get((route.name, method))
         if asked is None:
             made = plan(route.keying, origin, target, self.headers)
             facts = facts_of(method, self.headers, route.rules)
-            asked = Asked(made.base[len(primary) :], made.forward, made.bypass, facts)
+            asked = Asked(made.base[len(stem) :], made.forward, made.bypass, facts)
             self.asked[route.name, method] = asked
-        return Plan(primary, primary + asked.suffix, asked.forward, asked.bypass), asked.facts
+        return Plan(primary, stem + asked.suffix, asked.forward, asked.bypass), asked.facts
 
 
 def _is_unseen(name: str) -> bool:
@@ -140,7 +141,7 @@ class Known:
 class Spot:
     """A request line that the app has answered before."""
 
-    __slots__ = ("head", "joints", "known", "line", "modern", "names", "primary", "recall", "target")
+    __slots__ = ("head", "joints", "known", "line", "modern", "names", "primary", "recall", "stem", "target")
 
     def __init__(self, line: bytes, recall: Recall, known: Known, target: Target | None) -> None:
         self.line = line
@@ -150,6 +151,7 @@ class Spot:
         self.head = line.startswith(b"HEAD ")
         self.modern = line.endswith(b"HTTP/1.1")
         self.primary = primary_key(recall.origin, recall.target)
+        self.stem = stem_of(recall.origin, recall.target, recall.route.keying.identity_key)
         tags = (tag_name(tag) for tag in recall.tags)
         self.names = (EVERYTHING, key_name(self.primary), route_name(recall.route.name), *tags)
         self.joints: dict[str, Joint | None] = {}

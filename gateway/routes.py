@@ -25,6 +25,7 @@ from .engine import Ask, Engine, Route
 from .errors import RequestRefused
 from .exchange import INTERIM_KEY, Exchange, exchange_of
 from .headers import Headers, first, has, values, without
+from .identity_key import IdentityKey
 from .inside import REFERRING
 from .keys import Keying, plan, primary_key
 from .metrics import Metrics
@@ -81,11 +82,13 @@ class Declared:
         return str(target), parameters
 
 
-def declare(config: Config, upstreams: Mapping[str, Upstream]) -> list[Declared]:
+def declare(config: Config, upstreams: Mapping[str, Upstream], identity_key: IdentityKey) -> list[Declared]:
     """The declared routes of one upstream each, the more specific first."""
     constants = public_constants(config)
     declared = [
-        _declared(name, route, config, upstreams, constants) for name, route in config.routes.items() if not route.parts
+        _declared(name, route, config, upstreams, keying_of(route, constants, identity_key))
+        for name, route in config.routes.items()
+        if not route.parts
     ]
     return sorted(declared, key=lambda each: each.template.specificity)
 
@@ -95,14 +98,14 @@ def _declared(
     route: RouteConfig,
     config: Config,
     upstreams: Mapping[str, Upstream],
-    constants: tuple[tuple[bytes, bytes], ...],
+    keying: Keying,
 ) -> Declared:
     max_body = config.max_body if route.max_body is None else route.max_body
     return Declared(
         name=name,
         config=route,
         upstream=upstreams[route.upstream],
-        engine_route=Route(name, rules_of(route), keying_of(route, constants), max_body),
+        engine_route=Route(name, rules_of(route), keying, max_body),
         target=compile_target(route.target_text, route.template.parameters),
         allowed=frozenset(route.query) if route.query is not None else None,
         dropped=tuple(config.drop_query if route.drop_query is None else route.drop_query),
@@ -126,7 +129,9 @@ def rules_of(route: RouteConfig) -> Rules:
     )
 
 
-def keying_of(route: RouteConfig, constants: tuple[tuple[bytes, bytes], ...]) -> Keying:
+def keying_of(
+    route: RouteConfig, constants: tuple[tuple[bytes, bytes], ...], identity_key: IdentityKey
+) -> Keying:
     own = route.ttl != "origin"
     names = tuple(sorted(set(route.vary if route.vary is not None else DEFAULT_VARY)))
     cookies: tuple[str, ...] | None = None if route.cookies == "pass" else ()
@@ -137,6 +142,7 @@ def keying_of(route: RouteConfig, constants: tuple[tuple[bytes, bytes], ...]) ->
         authorization=route.authorization,
         cookies=cookies,
         constants=(*constants, *((USER_AGENT, IDENTITY) if own else (CAPABILITY,))),
+        identity_key=identity_key,
     )
 
 

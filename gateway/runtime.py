@@ -64,7 +64,8 @@ class Runtime:
         allowed = settings.query if settings.query is not None else inputs.query
         self.coded[settings.name] = settings.rules
         rules = self.overridden.get(settings.name, settings.rules)
-        self.bound[id(settings)] = (replace(settings, rules=rules).route(inputs, self.max_body), allowed)
+        route = replace(settings, rules=rules).route(inputs, self.max_body, self.engine.identity_key)
+        self.bound[id(settings)] = (route, allowed)
 
 
 def target_text(path: str, pairs: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ the rest, `merging` makes one of them, `setting_problems` says what is wrong, `r
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +16,11 @@ from .config import Config, RouteConfig
 from .config_shape import leaves
 from .document import Document, Key, Tree, read_document
 from .errors import ConfigError, ConfigProblem
+from .keys import is_identity
 from .merging import ADMIN_TOKEN, Merge
 from .merging import OTHER_VARIABLES as OTHER_VARIABLES
 from .merging import Source as Source
+from .part_config import PartConfig
 from .policy import Rules
 from .redaction import as_yaml
 from .redaction import redact as redact
@@ -77,7 +79,27 @@ def load(
     if problems or config is None:
         raise ConfigError(problems)
     sources = {key: tuple(found) for key, found in merge.sources.items()}
-    return Loaded(config, sources, tuple(merge.warnings), token, merge.tree)
+    return Loaded(config, sources, (*merge.warnings, *_weak_digests(config)), token, merge.tree)
+
+
+def _weak_digests(config: Config) -> Iterator[str]:
+    """Where digests of credentials are made with a key that lies beside them."""
+    if config.redis_secret is not None or config.redis_url in ("none", "embedded"):
+        return
+    names = [name for name, route in config.routes.items() if _keeps_identities(route)]
+    names += [name for name, route in config.routes.items() if any(map(_keeps_identities, route.parts.values()))]
+    if names:
+        told = ", ".join(dict.fromkeys(names))
+        yield (
+            f"redis_secret is not set: the key that digests of credentials are made with ({told}) lies in "
+            "Redis itself, so that who reads Redis can test guesses of short ones; set GATEWAY_REDIS_SECRET"
+        )
+
+
+def _keeps_identities(config: RouteConfig | PartConfig) -> bool:
+    """Whether keys of a route or a part hold digests of what says who asks, by its settings."""
+    cookies = isinstance(config.cookies, list) and bool(config.cookies)
+    return config.authorization == "key" or cookies or any(map(is_identity, config.vary or ()))
 
 
 def rebuilt(tree: Tree, sources: Mapping[Key, tuple[Source, ...]], admin_token: str | None) -> Loaded:

@@ -19,6 +19,7 @@ from redis.exceptions import MaxConnectionsError, RedisError
 
 from .clock import Clock, SystemClock
 from .deadlines import Deadline
+from .identity_key import KEY_BYTES
 from .live import RedisLive
 from .purges import RedisPurges
 from .redis_clients import UNANSWERED, connect, is_cluster
@@ -31,6 +32,8 @@ from .traffic import RedisDesk
 logger = logging.getLogger("gateway")
 FAILURES_BEFORE_REST = 3
 POLICY_SECONDS = 1.0
+KEY_SECONDS = 1.0
+IDENTITY_KEY = "identity-key"
 PROBE_EVERY = 0.2
 SYNCHRONISE_EVERY = 30.0
 COMPLAIN_EVERY = 60.0
@@ -251,6 +254,23 @@ class RedisStore:
         self._waiting_bytes += size
         self.statistics.writes += len(values)
         return all([await future for future in futures])
+
+    async def agree_on_key(self, own: bytes) -> bytes | None:
+        """The identity key of all who share this Redis, `own` if there was none; None where it does not answer."""
+        if not self.available:
+            return None
+        name = self._prefix + IDENTITY_KEY
+        try:
+            async with asyncio.timeout(KEY_SECONDS):
+                found: bytes = await self._client.getrange(name, 0, KEY_BYTES)
+                if not found:
+                    await self._client.set(name, own, nx=True)
+                    found = await self._client.getrange(name, 0, KEY_BYTES)
+                if len(found) != KEY_BYTES:  # whatever it is, nobody of us wrote it
+                    await self._client.delete(name)
+        except UNANSWERED:
+            return None
+        return found
 
     # --- leases --------------------------------------------------------------------------------------------
 

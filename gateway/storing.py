@@ -86,7 +86,7 @@ class Storing:
         if not has(headers, b"date"):
             headers.append((b"date", http_date(received.arrived)))
         return Stored(
-            key=variant_key(ask.plan.base, verdict.vary, ask.headers),
+            key=variant_key(ask.plan.base, verdict.vary, ask.headers, ask.route.keying.identity_key),
             primary=ask.plan.primary,
             born=received.arrived,
             started=received.sent,
@@ -111,7 +111,7 @@ class Storing:
         now = self._clock.now()
         headers = (*without(fetched.headers, b"content-length", b"age"), (b"date", http_date(now)))
         stored = Stored(
-            key=variant_key(ask.plan.base, made.vary, ask.headers),
+            key=variant_key(ask.plan.base, made.vary, ask.headers, ask.route.keying.identity_key),
             primary=ask.plan.primary,
             born=now,
             started=made.started or now,

@@ -116,6 +116,41 @@ def query_name(pair: str) -> str:
     return unquote(pair_name(pair))
 
 
+_CREDENTIAL = re.compile(
+    "token|secret|passw|passphrase|credential|signature|jwt|assertion|authorization|api[-_]?key|access[-_]?key"
+)
+_CREDENTIAL_WORDS = frozenset(("auth", "hmac", "key", "otp", "pwd", "session", "sessionid", "sid", "sig"))
+HIDDEN = "***"
+
+
+@lru_cache(maxsize=4096)
+def is_credential(name: str) -> bool:
+    """Whether a query parameter of that encoded name holds a credential, judged by its words: `access_token`,
+    `api_key`, `X-Amz-Signature`, `sig`. Its value stands in no key, log or trace."""
+    name = unquote(name)
+    words = re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
+    return bool(_CREDENTIAL.search(name.lower())) or not _CREDENTIAL_WORDS.isdisjoint(words)
+
+
+def without_credentials(target: str) -> str:
+    """A target with `***` for the value of each query parameter that holds a credential."""
+    path, mark, query = target.partition("?")
+    if not mark:
+        return target
+    return path + mark + "&".join(map(_hidden, query.split("&")))
+
+
+def credentials_in(target: str) -> str:
+    """The query's pairs whose values `without_credentials` hides."""
+    _, mark, query = target.partition("?")
+    return "&".join(pair for pair in query.split("&") if pair != _hidden(pair)) if mark else ""
+
+
+def _hidden(pair: str) -> str:
+    name, equals, _ = pair.partition("=")
+    return f"{name}={HIDDEN}" if equals and is_credential(name) else pair
+
+
 def select_query(pairs: Iterable[str], allowed: frozenset[str] | None, dropped: tuple[str, ...]) -> tuple[str, ...]:
     """The pairs that count: those whose names are allowed (None: all) and match no pattern of `dropped`."""
     return tuple(

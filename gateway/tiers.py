@@ -18,6 +18,7 @@ from . import policy
 from .clock import Clock
 from .epochs import EVERYTHING, State, key_name, route_name, tag_name
 from .headers import Headers
+from .identity_key import UNKEYED, IdentityKey
 from .keys import Plan, digest
 from .memory import Memory
 from .purges import LocalPurges, PurgeLog
@@ -34,6 +35,11 @@ class Selection(msgspec.Struct, frozen=True):
     headers: Headers
     names: tuple[str, ...] = (EVERYTHING,)
     largest: float = math.inf
+    identity_key: IdentityKey = UNKEYED
+
+    @property
+    def suffixes(self) -> Suffixes:
+        return Suffixes(self.headers, identity_key=self.identity_key)
 
 
 def selection(
@@ -44,11 +50,13 @@ def selection(
     through: str | None = None,
     *,
     largest: float = math.inf,
+    identity_key: IdentityKey = UNKEYED,
 ) -> Selection:
     """The selection of a request on `route`, whose reader goes by `tags`; and `through` another route, as a part of its
     answer."""
     names = (EVERYTHING, key_name(plan.primary), route_name(route), *[tag_name(tag) for tag in tags])
-    return Selection(plan, headers, names if through is None else (*names, route_name(through)), largest)
+    names = names if through is None else (*names, route_name(through))
+    return Selection(plan, headers, names, largest, identity_key)
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -95,7 +103,7 @@ class Tiers:
         index = self.memory.index(plan.primary)
         if index is None:
             return self._judged(self.memory.get(plan.base), wanted)
-        suffixes = Suffixes(wanted.headers)
+        suffixes = wanted.suffixes
         return newest(index, plan.base, suffixes, lambda key: self._judged(self.memory.get(key), wanted))
 
     def parts(self, wanted: Selection) -> list[Stored]:
@@ -107,7 +115,7 @@ class Tiers:
     def flight_key(self, wanted: Selection) -> str:
         """The key of the variant that a request will most likely get, by what the newest response varied on."""
         index = self.memory.index(wanted.plan.primary)
-        return likely_key(index, wanted.plan.base, Suffixes(wanted.headers))
+        return likely_key(index, wanted.plan.base, wanted.suffixes)
 
     def has_others(self, wanted: Selection) -> bool:
         """Whether responses are stored of which the request selects none; not where what it selects is there and may
@@ -292,7 +300,7 @@ class Tiers:
 
 
 def _selected(index: VaryIndex | None, wanted: Selection) -> list[str]:
-    keys = selected_keys(index, wanted.plan.base, Suffixes(wanted.headers))
+    keys = selected_keys(index, wanted.plan.base, wanted.suffixes)
     assert keys is not None  # a selection has all of its request's fields
     return keys
 

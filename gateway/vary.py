@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from .headers import Headers, connection_named, cookie_pairs, sent_value
+from .identity_key import UNKEYED, IdentityKey
 
 Names = tuple[str, ...]
 """The fields that a response varies on."""
@@ -59,20 +60,20 @@ def field_of(name: str) -> str:
     return "cookie" if name.startswith(COOKIE) else "" if name.startswith(":") else name
 
 
-def variant_suffix(names: Names, headers: Headers) -> str:
+def variant_suffix(names: Names, headers: Headers, identity_key: IdentityKey = UNKEYED) -> str:
     """What a request adds to its base key by the fields `names`. A field that `Connection` names does not reach the
     upstream, so the request selects what is for those who send none."""
     unsent = connection_named(headers) if names else ()
     lines = []
     for name in names:
         value = None if field_of(name).encode("latin-1") in unsent else selecting_value(headers, name)
-        lines.append(f"\nvary {name}" if value is None else f"\nvary {name}:{value}")
+        lines.append(f"\nvary {name}" if value is None else f"\nvary {name}:{identity_key.of_field(name, value)}")
     return "".join(lines)
 
 
-def variant_key(base: str, names: Names, headers: Headers) -> str:
+def variant_key(base: str, names: Names, headers: Headers, identity_key: IdentityKey = UNKEYED) -> str:
     """The key of the variant that a request with `headers` selects, by the fields `names` (RFC 9111 §4.1)."""
-    return base + variant_suffix(names, headers)
+    return base + variant_suffix(names, headers, identity_key)
 
 
 def _all_seen(name: str) -> bool:
@@ -83,16 +84,22 @@ class Suffixes(dict[Names, str | None]):
     """What a request adds to its base key by each set of fields that responses vary on, worked out when it is first
     asked for; None where one of the fields is `unseen` by who asks."""
 
-    __slots__ = ("_headers", "_unseen")
+    __slots__ = ("_headers", "_identity_key", "_unseen")
 
-    def __init__(self, headers: Headers, unseen: Callable[[str], bool] = _all_seen) -> None:
+    def __init__(
+        self, headers: Headers, unseen: Callable[[str], bool] = _all_seen, identity_key: IdentityKey = UNKEYED
+    ) -> None:
         self._headers = headers
+        self._identity_key = identity_key
         self._unseen = unseen
 
     def __missing__(self, names: Names) -> str | None:
-        suffix = None if any(map(self._unseen, names)) else variant_suffix(names, self._headers)
+        suffix = None if any(map(self._unseen, names)) else self._suffix(names)
         self[names] = suffix
         return suffix
+
+    def _suffix(self, names: Names) -> str:
+        return variant_suffix(names, self._headers, self._identity_key)
 
 
 # --- selection ---------------------------------------------------------------------------------------------

@@ -155,6 +155,7 @@ class Side:
         self.lines: list[dict[str, Any]] = []
         config = {
             "redis_url": "none",
+            "redis_secret": "the same in both: keys are in logs",
             "upstreams": {"api": {"url": "http://api.test", "timeout": "5s"}},
             "memory": "4MiB",
             **settings,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from gateway.headers import Headers, connection_named, sent_value
+from gateway.identity_key import UNKEYED, IdentityKey
 from gateway.keys import FOLLOWING, Keying, Plan, digest, is_identity, passed_through, plan, primary_key
 from gateway.vary import variant_key
 
@@ -114,7 +117,8 @@ def test_authorization_is_forwarded_and_keyed_as_the_route_says(
 ) -> None:
     asked = planned(Keying(None, authorization), (b"authorization", b"Bearer x"))
     assert ((b"authorization", b"Bearer x") in asked.forward) == forwarded
-    assert ("Bearer x" in asked.base) == in_key
+    digest = UNKEYED.digest("authorization", "Bearer x")
+    assert asked.base == asked.primary + FOLLOWING + (f"\nauthorization:{digest}" if in_key else "")
 
 
 def test_authorization_that_is_absent_is_in_no_key() -> None:
@@ -146,7 +150,8 @@ def test_listed_cookies_alone_are_forwarded_and_keyed(
     asked = planned(Keying(vary, cookies=("a", "b")), *((b"cookie", line) for line in sent))
     assert asked.forward == (((b"cookie", kept),) if kept is not None else ())
     follows = FOLLOWING if vary is None else ""
-    assert asked.base == f"api\n/t{follows}" + ("" if kept is None else f"\ncookie:{kept.decode()}")
+    counted = "" if kept is None else f"\ncookie:{UNKEYED.digest('cookie', kept.decode())}"
+    assert asked.base == f"api\n/t{follows}{counted}"
 
 
 @pytest.mark.parametrize("vary", [("accept",), None], ids=["duration", "origin"])
@@ -199,6 +204,39 @@ def test_a_field_that_says_what_is_asked_for_is_no_identity(name: str) -> None:
 def test_a_declared_identity_is_one_whatever_its_name() -> None:
     keying = Keying(("x-tenant", "accept"), identities=frozenset(("x-tenant",)))
     assert [keying.identifies(name) for name in ("x-tenant", "accept", "authorization")] == [True, False, True]
+
+
+# --- credentials -------------------------------------------------------------------------------------------
+
+SECRET, OTHER = IdentityKey(b"a" * 32), IdentityKey(b"b" * 32)
+IN_KEY = Keying(("x-tenant", "x-api-key"), "key", ("sid",), identity_key=SECRET)
+CREDENTIALS = [(b"authorization", b"Bearer canary"), (b"cookie", b"sid=canary"), (b"x-api-key", b"canary")]
+
+
+def test_no_key_holds_what_says_who_asks() -> None:
+    asked = planned(IN_KEY, *CREDENTIALS, (b"x-tenant", b"canary"), target="/t?api_key=canary&page=2")
+    assert asked.primary == "api\n/t?api_key=***&page=2"
+    variant = variant_key(asked.base, ("x-tenant", "cookie:sid", "authorization"), CREDENTIALS, SECRET)
+    assert "canary" not in variant
+    assert asked.forward == ((b"x-tenant", b"canary"), CREDENTIALS[2], CREDENTIALS[0], CREDENTIALS[1])
+
+
+def test_the_digests_in_a_key_are_made_with_the_secret() -> None:
+    asked = [
+        planned(replace(IN_KEY, identity_key=key), *CREDENTIALS, target="/t?sig=1").base for key in (SECRET, OTHER)
+    ]
+    lines = [base.split("\n")[2:] for base in asked]
+    assert len(lines[0]) == 4
+    assert not set(lines[0]) & set(lines[1])
+
+
+@pytest.mark.parametrize("target", ["/t?api_key=1", "/t?api_key=2", "/t?api_key=1&token=2", "/t?api_key=1&token=3"])
+def test_a_base_key_tells_credentials_in_the_query_apart_and_the_primary_key_does_not(target: str) -> None:
+    others = ["/t?api_key=1", "/t?api_key=2", "/t?api_key=1&token=2", "/t?api_key=1&token=3", "/t?api_key=***"]
+    same = [planned(IN_KEY, target=other).base == planned(IN_KEY, target=target).base for other in others]
+    assert sum(same) == 1
+    purged = [primary_key("api", other) == primary_key("api", target) for other in others]
+    assert sum(purged) == (2 if "token" in target else 3)
 
 
 # --- names in Redis ----------------------------------------------------------------------------------------

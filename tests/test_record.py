@@ -63,7 +63,7 @@ def test_an_index_comes_back_as_it_was() -> None:
 
 
 def test_a_record_begins_with_its_magic_and_version() -> None:
-    assert encode(SAMPLE)[:3] == b"GW\x01"
+    assert encode(SAMPLE)[:3] == b"GW\x03"
 
 
 def test_the_format_of_version_1_has_not_changed() -> None:

@@ -454,6 +454,37 @@ def test_an_unknown_variable_is_a_warning_with_the_nearest(read: Load, name: str
     assert read(SHOP, **{name: "1s"}).warnings == (f"{name} is unknown; did you mean {meant}?",)
 
 
+KEEPS_IDENTITIES = """
+upstreams: {api: {url: "http://api.test"}}
+routes:
+  mine: {path: /mine, upstream: api, ttl: 1s, %s}
+  whole: {path: /whole, parts: {one: {upstream: api, path: /one, ttl: 1s, %s}}}
+"""
+
+
+@pytest.mark.parametrize("setting", ["authorization: key", "cookies: [sid]", "vary: [x-api-key]"])
+def test_digests_of_credentials_with_a_key_that_lies_beside_them_are_warned_of(read: Load, setting: str) -> None:
+    (warning,) = read(KEEPS_IDENTITIES % (setting, setting), GATEWAY_REDIS_URL="redis://h").warnings
+    assert warning.startswith("redis_secret is not set: ")
+    assert "(mine, whole)" in warning
+
+
+@pytest.mark.parametrize(
+    ("setting", "variables"),
+    [
+        ("authorization: key", {"GATEWAY_REDIS_SECRET": "0123456789abcdef", "GATEWAY_REDIS_URL": "redis://h"}),
+        ("authorization: key", {"GATEWAY_REDIS_URL": "none"}),
+        ("authorization: key", {}),
+        ("cookies: ignore, authorization: ignore, vary: [accept]", {"GATEWAY_REDIS_URL": "redis://h"}),
+    ],
+    ids=["a secret", "memory alone", "embedded", "no identity"],
+)
+def test_where_no_digest_can_be_tested_nothing_is_warned_of(
+    read: Load, setting: str, variables: dict[str, str]
+) -> None:
+    assert read(KEEPS_IDENTITIES % (setting, setting), **variables).warnings == ()
+
+
 @pytest.mark.parametrize(
     "name",
     ["GATEWAY_SERVICE_HOST", "GATEWAY_PORT_80_TCP", "GATEWAY_PORT_80_TCP_ADDR", "GATEWAY_", "GATEWAY_MEMORY__X"],
@@ -694,6 +725,7 @@ def test_entries_that_are_no_mappings_are_told_once(refused: Refused) -> None:
         ("redis_url", "redis://:pa/ss@h", "redis://***@h"),
         ("redis_url", "redis://h?password=p&db=1", "redis://h?password=***&db=1"),
         ("routes.a.upstream_path", "/x?api_key=k", "/x?api_key=***"),
+        ("routes.a.upstream_path", "/x?page=1&X-Amz-Signature=k&sig=l", "/x?page=1&X-Amz-Signature=***&sig=***"),
         ("memory", "1MiB", "1MiB"),
     ],
 )
