@@ -83,6 +83,17 @@ MUTANTS = (
     ),
     Mutant("epochs", "if name in hard and hard[name] > position:", "if False:", "test_purging"),
     Mutant("record", "stored.key == key and _plausible(stored)", "_plausible(stored)", "test_record"),
+    Mutant("part_source", "if own else planned.base", "if False else planned.base", "test_part_failures"),
+    Mutant(
+        "part_source",
+        "stands_in = ask.plan.bypass is None and failure.backs_off",
+        "stands_in = failure.backs_off",
+        "test_part_failures",
+    ),
+    Mutant("part_source", "return self.kind in _OF_ALL", "return True", "test_part_failures"),
+    Mutant("json_text", "return _loaded(text) if _at_risk(text) else value", "return value", "test_json_text"),
+    Mutant("part_plan", "if len(taken) == 1 and absent", "if False and absent", "test_part_query"),
+    Mutant("codings", "if len(body) > limit:", "if False:", "test_codings"),
 )
 
 
