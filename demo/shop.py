@@ -275,9 +275,7 @@ def _seller(number: int) -> Seller:
 
 def _review(item: Item, number: int) -> Review:
     author = _user(1 + (item.id * 11 + number * 7) % USERS)
-    return Review(
-        number, author.id, author.name, 1 + (item.id + number * 3) % 5, OPINIONS[(item.id + number) % 4]
-    )
+    return Review(number, author.id, author.name, 1 + (item.id + number * 3) % 5, OPINIONS[(item.id + number) % 4])
 
 
 # Its API --------------------------------------------------------------------------------------------------
@@ -382,9 +380,7 @@ async def seller(id: int, shop: TheShop) -> Seller:
 
 
 @router.get("/prices")
-async def prices(
-    ids: Annotated[str, Query(pattern=r"^[0-9]{1,9}(,[0-9]{1,9}){0,99}$")], shop: TheShop
-) -> list[Price]:
+async def prices(ids: Annotated[str, Query(pattern=r"^[0-9]{1,9}(,[0-9]{1,9}){0,99}$")], shop: TheShop) -> list[Price]:
     """The prices of up to 100 items, in the order asked; those of unknown items are left out."""
     asked = [int(id) for id in ids.split(",")]
     return [shop.price(shop.items[id]) for id in asked if id in shop.items]
@@ -425,9 +421,7 @@ def validated(request: Request, content: object) -> Response:
     return response
 
 
-_LANGUAGE_RANGE = re.compile(
-    r"\s*([a-z]{2})(?:-[a-z0-9-]+)?\s*(?:;\s*q=([01](?:\.[0-9]{0,3})?))?\s*", re.IGNORECASE
-)
+_LANGUAGE_RANGE = re.compile(r"\s*([a-z]{2})(?:-[a-z0-9-]+)?\s*(?:;\s*q=([01](?:\.[0-9]{0,3})?))?\s*", re.IGNORECASE)
 
 
 def negotiated_language(accepted: str) -> str:
@@ -467,9 +461,7 @@ class Controls:
         rules = [prefix for prefix in self._rules if f"{path}/".startswith(f"{prefix.rstrip('/')}/")]
         return self._rules[max(rules, key=len, default="/")]
 
-    def change(
-        self, only: str, delay: timedelta | None, jitter: timedelta | None, fail: float | None
-    ) -> None:
+    def change(self, only: str, delay: timedelta | None, jitter: timedelta | None, fail: float | None) -> None:
         """What is None stays as it is. A change of everything (`/`) ends the rules of single paths."""
         old = self.behaviour(only)
         new = Behaviour(
@@ -543,9 +535,7 @@ class Behaving:
     as GET; the server leaves out the body.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, controls: Controls, clock: Clock, chance: random.Random, sleep: Sleep
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, controls: Controls, clock: Clock, chance: random.Random, sleep: Sleep) -> None:
         self._app = app
         self._controls = controls
         self._clock = clock
@@ -596,16 +586,12 @@ def create_shop(
     clock = clock or SystemClock()
     known_paths = (route.path for route in router.routes if isinstance(route, APIRoute))
     settings = Controls(Behaviour(delay, jitter, fail), known_paths)
-    app = FastAPI(
-        title="Demo shop", docs_url=None, redoc_url=None, exception_handlers=dict(_EXCEPTION_HANDLERS)
-    )
+    app = FastAPI(title="Demo shop", docs_url=None, redoc_url=None, exception_handlers=dict(_EXCEPTION_HANDLERS))
     app.state.shop = Shop(clock)
     app.state.controls = settings
     app.include_router(router)
     app.include_router(controls)
-    app.add_middleware(
-        Behaving, controls=settings, clock=clock, chance=chance or random.Random(0), sleep=sleep
-    )
+    app.add_middleware(Behaving, controls=settings, clock=clock, chance=chance or random.Random(0), sleep=sleep)
     return app
 
 
@@ -640,18 +626,12 @@ _EXCEPTION_HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Corout
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m demo.shop", description="A shop's API to try the gateway on."
-    )
+    parser = argparse.ArgumentParser(prog="python -m demo.shop", description="A shop's API to try the gateway on.")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
     parser.add_argument("--port", default=9100, type=int, help="the port to listen on (default: %(default)s)")
-    parser.add_argument(
-        "--delay", default="0", type=_duration, help="how long each answer takes, such as 400ms"
-    )
+    parser.add_argument("--delay", default="0", type=_duration, help="how long each answer takes, such as 400ms")
     parser.add_argument("--jitter", default="0", type=_duration, help="how much longer it takes at most")
-    parser.add_argument(
-        "--fail", default=0.0, type=_share, help="the share of answers that are a 503, from 0 to 1"
-    )
+    parser.add_argument("--fail", default=0.0, type=_share, help="the share of answers that are a 503, from 0 to 1")
     given = parser.parse_args(arguments)
     shop = create_shop(delay=given.delay, jitter=given.jitter, fail=given.fail)
     uvicorn.run(shop, host=given.host, port=given.port, access_log=False, log_level="warning")

@@ -465,7 +465,10 @@ class Gateway(FastAPI):
         """What `/readyz` says. Redis being away makes it slower, not unready; who is stopping is not ready."""
         redis = "none" if isinstance(self.shared, NoShared) else ("available" if self.shared.available else "away")
         status = "stopping" if self.stopping else "ready"
-        return {"status": status, "redis": redis, "routes": len(self.config.routes)}
+        answer: dict[str, object] = {"status": status, "redis": redis, "routes": len(self.config.routes)}
+        if redis == "away" and (reason := getattr(self.shared, "reason", None)):
+            answer["redis_reason"] = reason
+        return answer
 
     async def start(self) -> None:
         if self.user_middleware:

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from .advice import Advice
 from .engine import Engine
 from .purges import PurgesTold
-from .shared import SharedStatistics
+from .shared import NoShared, SharedStatistics
 from .upstreams import Upstream
 
 
@@ -38,11 +38,12 @@ class EngineCollector(Collector):
         yield _counter("gateway_shed_misses", "Misses told 503 under overload.", governor.misses_shed)
         yield _gauge("gateway_flights", "Fetches under way that others may wait for.", len(engine.flights))
         shared = getattr(engine.shared, "statistics", SharedStatistics())
-        yield _gauge(
-            "gateway_redis_available",
-            "1 while Redis is used, 0 while it is left alone.",
-            engine.shared.available,
-        )
+        if not isinstance(engine.shared, NoShared):  # an alert on 0 would fire where no Redis is configured
+            yield _gauge(
+                "gateway_redis_available",
+                "1 while Redis is used, 0 while it is left alone; absent without a Redis.",
+                engine.shared.available,
+            )
         yield _counter("gateway_redis_reads", "Keys read from Redis.", shared.reads)
         yield _counter("gateway_redis_writes", "Keys written to Redis.", shared.writes)
         yield _counter("gateway_redis_batches", "Round trips to Redis.", shared.batches)

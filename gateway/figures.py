@@ -60,7 +60,8 @@ class Figures(msgspec.Struct, frozen=True):
     memory_limit: float
     memory_entries: float
     evictions: float
-    redis_available: bool
+    redis_available: bool | None
+    """None where no Redis is configured."""
     redis_milliseconds: float | None
     redis_failures: float
 
@@ -149,10 +150,14 @@ class Between:
             memory_limit=after.sum("gateway_memory_limit_bytes"),
             memory_entries=after.sum("gateway_memory_entries"),
             evictions=self.rate("gateway_memory_evictions_total"),
-            redis_available=after.largest("gateway_redis_available") > 0,
+            redis_available=self._redis_available(),
             redis_milliseconds=round(self.rate("gateway_redis_seconds_total") / batches * 1000, 3) if batches else None,
             redis_failures=self.rate("gateway_redis_failures_total"),
         )
+
+    def _redis_available(self) -> bool | None:
+        values = [value for _, value in self.after.each("gateway_redis_available")]
+        return max(values) > 0 if values else None
 
     def _upstream_names(self) -> Iterable[str]:
         counted = self.after.values("gateway_upstream_requests_total", "upstream")

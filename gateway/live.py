@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from .errors import GatewayError
-from .redis_clients import UNANSWERED
+from .redis_reasons import UNANSWERED, is_unanswered
 
 POLL_EVERY = 0.1
 """Seconds between two looks: with the answer's way, an override is in force everywhere within a second."""
@@ -159,7 +159,8 @@ class RedisLive:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 return await self._changed()
-        except UNANSWERED:
+        except UNANSWERED as error:
+            is_unanswered(error)
             return None
 
     async def _changed(self) -> Sequence[Override] | None:
@@ -189,7 +190,8 @@ class RedisLive:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 await self._client.eval(_CHANGE, 3, *keys, key, record, msgspec.json.encode(event), MOST_AUDIT)
-        except UNANSWERED:
+        except UNANSWERED as error:
+            is_unanswered(error)
             raise LiveAway("Redis cannot be reached: nothing was changed; try again") from None
 
     async def note(self, event: Event) -> None:
@@ -197,14 +199,16 @@ class RedisLive:
             async with asyncio.timeout(ANSWER_SECONDS):
                 await self._client.lpush(self._audit, msgspec.json.encode(event))
                 await self._client.ltrim(self._audit, 0, MOST_AUDIT - 1)
-        except UNANSWERED:
+        except UNANSWERED as error:
+            is_unanswered(error)
             return
 
     async def audit(self, limit: int = 100) -> list[Event]:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 records = await self._client.lrange(self._audit, 0, limit - 1)
-        except UNANSWERED:
+        except UNANSWERED as error:
+            is_unanswered(error)
             return []
         return [event for event in map(_event_of, records) if event is not None]
 

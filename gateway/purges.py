@@ -35,7 +35,7 @@ from .purge_stream import (
     Record,
     Turn,
 )
-from .redis_clients import UNANSWERED
+from .redis_reasons import UNANSWERED, unanswered
 
 UNREADABLE: tuple[type[Exception], ...] = (*UNANSWERED, ValueError)
 BLOCK_MS = 400
@@ -201,7 +201,7 @@ class RedisPurges:
                 # 3.11).
                 task.cancel()
                 await asyncio.wait((task,), timeout=0.05)
-        with suppress(*UNANSWERED):
+        with unanswered():
             await self._stream.leave(self.worker)
         await self._stream.aclose()
 
@@ -220,7 +220,7 @@ class RedisPurges:
         report, place, since = Report(1, self._fleet.number, 0.0, added=False), "", self._clock.now()
         pause = 0.001
         while True:
-            with suppress(*UNANSWERED):
+            with unanswered():
                 added = await self._stream.add([purge], count=True)
                 if added.generation != place:  # its first time in this generation
                     place, since = added.generation, self._clock.now()
@@ -261,7 +261,7 @@ class RedisPurges:
 
     async def _add_in_background(self) -> None:
         # Where Redis is away, the next turn does it.
-        with suppress(*UNANSWERED):
+        with unanswered():
             await self._add_pending()
 
     async def _add_pending(self) -> None:

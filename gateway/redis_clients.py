@@ -7,27 +7,24 @@ longer than its timeout: redis-py's own ten retries would cost 8 s a request.
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import parse_qs
 
 import redis.asyncio as redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from .redis_urls import credentials_of, database_of, hosts_of, split_redis_url
-from .redis_values import BoundedParser
-
-UNANSWERED: tuple[type[Exception], ...] = (
-    *(RedisError, OSError, TimeoutError, RuntimeError),
-    *(LookupError, ValueError, TypeError, AttributeError),
+from .redis_urls import (
+    TRUE,
+    credentials_of,
+    database_of,
+    hosts_of,
+    options_of,
+    split_redis_url,
+    without_ignored_options,
 )
-"""What a command raises that Redis did not answer. A RuntimeError is uvloop's, where redis-py writes to a connection
-that was reset a moment ago (seen with uvloop 0.23 and redis-py 8.1); those of the second line are redis-py's, and ours,
-at a reply of another shape than the command's, as where a bit of it was flipped: redis-py closes the connection."""
-
+from .redis_values import BoundedParser
 
 MOST_CONNECTIONS = 64
 """Of one client. What goes on at once is bounded elsewhere (`shared`), to less."""
@@ -48,11 +45,13 @@ def connect(url: str, timeout: float) -> Any:
     }
     if scheme.endswith("+cluster"):
         nodes = [ClusterNode(host, port) for host, port in hosts_of(url)]
-        given: dict[str, Any] = {**credentials_of(url), **settings}
+        given: dict[str, Any] = {**credentials_of(url), **settings, **_typed(options_of(url))}
         return _bounded(RedisCluster(startup_nodes=nodes, ssl=scheme.startswith("rediss"), **given))
     if scheme.endswith("+sentinel"):
         return _behind_sentinel(url, settings)
-    return redis.Redis.from_url(url, max_connections=MOST_CONNECTIONS, parser_class=BoundedParser, **settings)
+    return redis.Redis.from_url(
+        without_ignored_options(url), max_connections=MOST_CONNECTIONS, parser_class=BoundedParser, **settings
+    )
 
 
 def _behind_sentinel(url: str, settings: dict[str, Any]) -> Any:
@@ -61,15 +60,26 @@ def _behind_sentinel(url: str, settings: dict[str, Any]) -> Any:
     User and password are the servers'; Sentinel's own go into the query (`sentinel_username`, `sentinel_password`).
     """
     parts = split_redis_url(url)
-    query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-    own: dict[str, Any] = {"username": query.get("sentinel_username"), "password": query.get("sentinel_password")}
+    options = options_of(url)
+    own: dict[str, Any] = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
     tls: dict[str, Any] = {"ssl": True} if parts.scheme.startswith("rediss") else {}
+    tls |= _typed(options)
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
         hosts_of(url), sentinel_kwargs={**settings, **own, **tls}, parser_class=BoundedParser, **settings
     )
     service = parts.path.strip("/").split("/")[0]
     master: dict[str, Any] = {"db": database_of(url), **credentials_of(url), **tls}
     return sentinel.master_for(service, **master)
+
+
+def _typed(options: dict[str, str]) -> dict[str, Any]:
+    """Options as redis-py takes them as arguments; from a URL of one server it reads them itself."""
+    numbers = ("socket_timeout", "socket_connect_timeout")
+    truths = ("socket_keepalive", "ssl_check_hostname")
+    return {
+        name: float(text) if name in numbers else text.lower() in TRUE if name in truths else text
+        for name, text in options.items()
+    }
 
 
 def _bounded(cluster: RedisCluster) -> RedisCluster:

@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
-from .redis_clients import UNANSWERED, is_cluster
+from .redis_clients import is_cluster
+from .redis_reasons import UNANSWERED, is_unanswered
 
 STORED = b"!stored"
 """What stands for a while where the last holder gave its lease back because what it fetched is stored."""
@@ -96,7 +97,8 @@ class RedisLeases:
             try:
                 async with self._giving_up, asyncio.timeout(_GIVING_UP):
                     await self._end(name, token, mark, life)
-            except UNANSWERED:
+            except UNANSWERED as error:
+                is_unanswered(error)
                 await asyncio.sleep(_PAUSE)
             else:
                 return

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import hiredis
 
-from .redis_clients import UNANSWERED
+from .redis_reasons import UNANSWERED, is_unanswered
 from .redis_values import BoundedParser, Reply, reading, values_of
 
 INTERNALS = {
@@ -97,7 +97,8 @@ class Pipe(asyncio.Protocol):
         mark = b"%d" % self._asked
         try:
             transport.write(reading(names, largest, mark))
-        except UNANSWERED:
+        except UNANSWERED as error:
+            is_unanswered(error)
             self._loop.call_soon(then, None)
             self.close()
             return
@@ -203,7 +204,8 @@ class Keeper:
                 return
             self._make = None  # of another kind: it would be so the next time
             await connection.disconnect(nowait=True)
-        except UNANSWERED:
+        except UNANSWERED as error:
+            is_unanswered(error)
             return  # redis-py's client, which is asked meanwhile, counts that
 
     def _lost(self, waiting: int) -> None:

@@ -24,6 +24,7 @@ from .part_config import PartConfig
 from .policy import Rules
 from .redaction import as_yaml
 from .redaction import redact as redact
+from .redis_urls import FILE_OPTIONS, ignored_options, options_of
 from .setting_problems import cross_problems, validated
 from .spelling import nearest as nearest
 from .variables import dotenv_variables, environment_variables, option_variables
@@ -79,7 +80,8 @@ def load(
     if problems or config is None:
         raise ConfigError(problems)
     sources = {key: tuple(found) for key, found in merge.sources.items()}
-    return Loaded(config, sources, (*merge.warnings, *_weak_digests(config)), token, merge.tree)
+    warnings = (*merge.warnings, *redis_warnings(merge, config), *_weak_digests(config))
+    return Loaded(config, sources, warnings, token, merge.tree)
 
 
 def _weak_digests(config: Config) -> Iterator[str]:
@@ -113,6 +115,17 @@ def _admin_problems(merge: Merge, config: Config | None, token: str | None) -> l
         return []
     message = f"{config.admin_listen} can be reached by others: set {ADMIN_TOKEN}, or listen on 127.0.0.1"
     return [merge.problem(("admin_listen",), message)]
+
+
+def redis_warnings(merge: Merge, config: Config) -> list[str]:
+    """What can be said of `redis_url` without asking Redis: options without an effect, files that can't be read."""
+    url = config.redis_url
+    if url in ("embedded", "none"):
+        return []
+    files = [(name, path) for name, path in options_of(url).items() if name in FILE_OPTIONS]
+    unreadable = [f"{name}={path} can't be read here" for name, path in files if not os.access(path, os.R_OK)]
+    place = merge.place(("redis_url",))
+    return [f"{place}: redis_url: {message}" for message in (*ignored_options(url), *unreadable)]
 
 
 def _without_sequels(problems: list[ConfigProblem]) -> list[ConfigProblem]:

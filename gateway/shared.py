@@ -22,10 +22,12 @@ from .deadlines import Deadline
 from .identity_key import KEY_BYTES
 from .live import RedisLive
 from .purges import RedisPurges
-from .redis_clients import UNANSWERED, connect, is_cluster
+from .redis_clients import connect, is_cluster
 from .redis_leases import RedisLeases
 from .redis_pipe import Keeper, Pipe
 from .redis_reads import Read, Reads, no_values
+from .redis_reasons import UNANSWERED, RedisState, is_unanswered
+from .redis_urls import shown_url
 from .redis_values import LARGEST, Reply, values_of
 from .traffic import RedisDesk
 
@@ -185,6 +187,8 @@ class RedisStore:
         self._started = False
         self._synchronised_at = float("-inf")
         self._complained_at = float("-inf")
+        self._state = RedisState(shown_url(url))
+        self._reason: Exception = RedisError("no answer")
 
     def __repr__(self) -> str:
         return f"<RedisStore {'available' if self.available else 'left alone'} failures={self.statistics.failures}>"
@@ -196,6 +200,12 @@ class RedisStore:
     @property
     def doubtful(self) -> bool:
         return time.perf_counter() - self._failed_at < DOUBT_SECONDS
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is left alone, as one word; None while it is used."""
+        reason = self._state.reason
+        return reason.kind if reason is not None and not self.available else None
 
     def allow(self, largest: int) -> None:
         """Let records have so many bytes, if they may not have more already."""
@@ -220,8 +230,10 @@ class RedisStore:
         """Ask Redis for its time once; where it does not answer, begin to probe for it."""
         self._started = True
         if await self._ping():
+            self._state.here()
             await self._check_policy()
         else:
+            self._state.away(self._reason)
             self._rest()
 
     async def read(self, names: Sequence[str]) -> list[bytes | None]:
@@ -409,9 +421,10 @@ class RedisStore:
         except MaxConnectionsError:  # our own doing, and no failure of Redis's
             self.statistics.failures += 1
             return None
-        except UNANSWERED:
+        except UNANSWERED as error:
             self.statistics.failures += 1
-            if began >= self._failed_at:  # what was under way together, and fails together, is one failure
+            # What was under way together, and fails together, is one failure.
+            if is_unanswered(error) and began >= self._failed_at:
                 self._failed()
             return None
         finally:
@@ -464,9 +477,15 @@ class RedisStore:
 
     async def _probe_until_back(self) -> None:
         while not self.available:
-            while not (await self._ping() and await self._reads_again()):  # noqa: ASYNC110 - it polls another machine
+            answered = True
+            while not (await self._ping() and await self._reads_again()):
+                answered = False
+                self._state.away(self._reason)
                 await asyncio.sleep(PROBE_EVERY)
+            if answered:
+                self._state.slow(self._budget)
             self._failures = 0
+            self._state.here()
             # Meanwhile it may have failed again, with this probe under way and so no other begun.
             await self._check_policy()
 
@@ -477,7 +496,8 @@ class RedisStore:
                 found = await self._client.info("memory")
             nodes = found.values() if self._cluster and "maxmemory" not in found else [found]
             policies = [(str(each.get("maxmemory_policy", "")), int(each.get("maxmemory", 0))) for each in nodes]
-        except UNANSWERED:
+        except UNANSWERED as error:
+            is_unanswered(error)
             return  # a user without the right to ask
         for complaint in (complaint_about(*each) for each in policies):
             if complaint is not None:
@@ -488,7 +508,9 @@ class RedisStore:
         try:
             async with asyncio.timeout(self._budget):
                 await self._client.exists(self._prefix)
-        except UNANSWERED:
+        except UNANSWERED as error:
+            is_unanswered(error)
+            self._reason = error
             return False
         return True
 
@@ -499,7 +521,9 @@ class RedisStore:
             async with asyncio.timeout(max(self._budget, 0.2)):
                 seconds, microseconds = await self._client.eval(_TIME, 1, self._prefix + "{purge}:log")
             told = float(seconds) + float(microseconds) / 1e6
-        except UNANSWERED:
+        except UNANSWERED as error:
+            is_unanswered(error)
+            self._reason = error
             return False
         elapsed = time.monotonic() - began
         if self._clock is not None:

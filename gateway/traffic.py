@@ -24,7 +24,7 @@ from .advice import Advice, advise
 from .changes import Changes
 from .clock import Clock
 from .ladder import Recorder, Replay, Sighting
-from .redis_clients import UNANSWERED
+from .redis_reasons import UNANSWERED, is_unanswered, unanswered
 
 EVERY = 1.0
 """Seconds between two deliveries."""
@@ -212,7 +212,7 @@ class RedisDesk:
         self._leader, self._list, self._report = (f"{prefix}{{advice}}:{name}" for name in ("leader", "traffic", "now"))
 
     async def deliver(self, batch: Batch, today: Mapping[str, float | None]) -> None:
-        with suppress(*UNANSWERED):
+        with unanswered():
             async with asyncio.timeout(ANSWER_SECONDS):
                 if batch:
                     await self._hand_over(batch)
@@ -244,7 +244,8 @@ class RedisDesk:
             async with asyncio.timeout(ANSWER_SECONDS):
                 report = await self._client.get(self._report)
             return _reports.decode(report) if report is not None else []
-        except UNANSWERED:
+        except UNANSWERED as error:
+            is_unanswered(error)
             return []
         except (msgspec.DecodeError, ValueError, RecursionError):
             return []

@@ -130,6 +130,7 @@ IO = frozenset(
         "redis_clients",
         "references",
         "redis_leases",
+        "redis_reasons",
         "redis_pipe",
         "redis_reads",
         "redis_values",

@@ -48,7 +48,7 @@ def documented() -> dict[str, set[str]]:
 
 def samples() -> set[str]:
     """The names of all samples that a gateway can tell: those of a worker, and those of its supervisor."""
-    gateway = create_app({"redis_url": "none", "upstreams": {"shop": {"url": "http://shop"}}})
+    gateway = create_app({"redis_url": "redis://cache", "upstreams": {"shop": {"url": "http://shop"}}})
     names = set()
     for family in gateway.metrics.registry.collect():
         ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))

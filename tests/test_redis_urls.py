@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from gateway.redis_clients import connect, is_cluster
-from gateway.redis_urls import check_redis_url, credentials_of, database_of, hosts_of
+from gateway.redis_urls import (
+    check_redis_url,
+    credentials_of,
+    database_of,
+    hosts_of,
+    ignored_options,
+)
 from gateway.redis_values import BoundedParser
 
 
@@ -35,6 +41,10 @@ def test_a_url_that_names_a_redis_is_taken(url: str) -> None:
         ("redis+sentinel://a:1/main/x", "must end with the number of a database"),
         ("redis://cache/one", "must end with the number of a database"),
         ("redis://cache/1/2", "must end with the number of a database"),
+        ("redis://cache?decode_responses=true", "decode_responses can't be set: the gateway decodes replies itself"),
+        ("redis+cluster://cache?protocol=2", "protocol can't be set"),
+        ("redis://cache?socket_timeout=5s", "socket_timeout must be seconds"),
+        ("rediss://cache?ssl_cert_reqs=no", "ssl_cert_reqs must be none, optional or required"),
     ],
 )
 def test_one_that_names_none_is_refused_and_why(url: str, why: str) -> None:
@@ -64,3 +74,28 @@ async def test_every_client_reads_with_the_parser_that_bounds_what_it_takes(url:
     client = connect(url, 1.0)
     made = client.connection_kwargs if is_cluster(client) else client.connection_pool.connection_kwargs
     assert made["parser_class"] is BoundedParser
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [
+        ("redis://cache?timeout=5", "the option timeout is unknown and ignored; did you mean socket_timeout?"),
+        ("redis://cache?ssl_cert_reqs=none", "the option ssl_cert_reqs is ignored: it needs TLS, which rediss:// has"),
+        ("redis+cluster://cache?db=1", "the option db is unknown and ignored"),
+        ("redis://cache?sentinel_username=x", "the option sentinel_username is unknown and ignored"),
+    ],
+)
+def test_an_option_without_an_effect_is_a_warning_and_does_not_reach_the_client(url: str, warned: str) -> None:
+    check_redis_url(url)
+    (warning,) = ignored_options(url)
+    assert warned in warning
+    client = connect(url, 1.0)
+    if not is_cluster(client):
+        client.connection_pool.make_connection()  # TypeError where redis-py is given an argument that it has not
+
+
+def test_options_of_tls_reach_a_clusters_nodes_and_sentinels_master() -> None:
+    nodes = connect("rediss+cluster://cache?ssl_ca_certs=/ca.pem&ssl_check_hostname=no", 1.0).connection_kwargs
+    assert (nodes["ssl_ca_certs"], nodes["ssl_check_hostname"]) == ("/ca.pem", False)
+    master = connect("rediss+sentinel://cache/main?ssl_cert_reqs=none", 1.0).connection_pool.connection_kwargs
+    assert master["ssl_cert_reqs"] == "none"

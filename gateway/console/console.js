@@ -93,7 +93,7 @@ function tile(name, value, unit) {
 
 function showFigures(figures) {
   state.figures = figures;
-  const redis = figures.redis_available ? (figures.redis_milliseconds === null ? "here" : `${number(figures.redis_milliseconds, 2)} ms`) : "away";
+  const redis = figures.redis_available === null ? "none" : figures.redis_available ? (figures.redis_milliseconds === null ? "here" : `${number(figures.redis_milliseconds, 2)} ms`) : "away";
   $("tiles").replaceChildren(
     tile("requests", number(figures.rate), "/s"), tile("hit ratio", percent(figures.hit_ratio)),
     tile("collapsed", number(figures.collapsed), "/s"), tile("refreshed behind", number(figures.refreshes), "/s"),

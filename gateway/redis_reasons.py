@@ -1,0 +1,198 @@
+"""Why Redis is not used: the class of an error, what to do about it, and one log line for each change of state."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+
+from redis.asyncio.sentinel import MasterNotFoundError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoPermissionError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
+
+logger = logging.getLogger("gateway")
+
+NETWORK: tuple[type[Exception], ...] = (RedisError, RedisClusterException, OSError, TimeoutError)
+MALFORMED: tuple[type[Exception], ...] = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)
+UNANSWERED: tuple[type[Exception], ...] = (*NETWORK, *MALFORMED)
+"""All that a command may raise. Those of `MALFORMED` are redis-py's, and ours, at a reply of another shape than the
+command's, as where a bit of it was flipped; or they are a defect. They are no failure of Redis to answer, and each is
+logged (`is_unanswered`, `unanswered`). A cluster's errors (RedisClusterException) are no RedisError in redis-py 8.1."""
+
+REPORT_EVERY = 60.0
+"""Seconds between two log lines about errors of one type."""
+
+_ADVICE = {
+    "address": "check the host in `redis_url`",
+    "refused": "check host and port in `redis_url`, and that Redis runs",
+    "timeout": "check the network; rediss:// is for a port with TLS, redis:// for one without",
+    "password": "check user and password in `redis_url`",
+    "permission": "give the user the rights that docs/redis.md lists",
+    "certificate": "name the CA by ssl_ca_certs=/path/to/ca.pem in `redis_url`",
+    "tls": "rediss:// is for a port with TLS, redis:// for one without",
+    "file": "check the paths in `redis_url`",
+    "loading": "it is used as soon as its data is loaded",
+    "sentinel": "check the Sentinels' addresses and the service's name in `redis_url`",
+    "cluster": "check the nodes in `redis_url`; redis:// is for a single server",
+    "closed": "check that Redis runs, its limit of clients, and whether its port speaks TLS (rediss://)",
+}
+
+
+_PLAIN = {
+    "password": "wrong or missing user or password (authentication failed)",
+    "timeout": "no answer in time",
+    "refused": "connection refused",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """`kind` is one word of a closed set, for `/readyz`; `text` is for the log."""
+
+    kind: str
+    text: str
+
+    @property
+    def advice(self) -> str:
+        return _ADVICE.get(self.kind, "check `redis_url`")
+
+
+def reason_of(error: BaseException) -> Reason:
+    """The reason that an error gives; that of the error within it where redis-py wraps one."""
+    chain = list(_chain(error))
+    kind = next((kind for kind in map(_kind, chain) if kind is not None), "error")
+    if isinstance(error, MasterNotFoundError):
+        return Reason(kind, str(error).partition(" : ")[0])  # what follows is the connection pools
+    if kind in _PLAIN:
+        return Reason(kind, _PLAIN[kind])
+    return Reason(kind, " ".join(str(error).split())[:300] or type(error).__name__)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _kind(error: BaseException) -> str | None:
+    for types, kind in _KINDS:
+        if isinstance(error, types):
+            return kind
+    if isinstance(error, ResponseError):
+        text = str(error).upper()
+        return next((kind for word, kind in _WORDS if word in text), "error")
+    return "malformed" if isinstance(error, MALFORMED) and not _is_of_the_network(error) else None
+
+
+_WORDS = (
+    ("NOAUTH", "password"), ("WRONGPASS", "password"), ("NOPERM", "permission"), ("CLUSTER", "cluster"),
+    ("LOADING", "loading"), ("MASTERDOWN", "loading"),
+)  # fmt: skip
+_KINDS: tuple[tuple[type[BaseException], str], ...] = (
+    (AuthenticationError, "password"),
+    (NoPermissionError, "permission"),
+    (BusyLoadingError, "loading"),
+    (MasterNotFoundError, "sentinel"),
+    (ssl.SSLCertVerificationError, "certificate"),
+    (ssl.SSLError, "tls"),
+    (socket.gaierror, "address"),
+    (ConnectionRefusedError, "refused"),
+    (FileNotFoundError, "file"),
+    (PermissionError, "file"),
+    (TimeoutError, "timeout"),
+    (ConnectionResetError, "closed"),
+    (BrokenPipeError, "closed"),
+)
+
+
+def _is_of_the_network(error: BaseException) -> bool:
+    # uvloop's, where redis-py writes to a connection that was reset a moment ago (uvloop 0.23, redis-py 8.1).
+    return isinstance(error, NETWORK) or (isinstance(error, RuntimeError) and "clos" in str(error))
+
+
+_reported: dict[tuple[type[BaseException], str], float] = {}
+
+
+def is_unanswered(error: BaseException) -> bool:
+    """Whether the error says that Redis did not answer. Any other is logged with its traceback, once a minute."""
+    if _is_of_the_network(error):
+        return True
+    key, now = (type(error), str(error)[:100]), time.monotonic()
+    if now - _reported.get(key, float("-inf")) >= REPORT_EVERY:
+        if len(_reported) > 100:
+            _reported.clear()
+        _reported[key] = now
+        logger.error("a reply of Redis could not be used: %r", error, exc_info=error)
+    return False
+
+
+class unanswered:  # noqa: N801 - used as contextlib.suppress is
+    """Suppresses what a command raises where Redis did not answer, and logs what is another error."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, UNANSWERED):
+            return False
+        is_unanswered(error)
+        return True
+
+
+class RedisState:
+    """Logs each change between used and not used once. `place` is the URL, without credentials."""
+
+    def __init__(self, place: str) -> None:
+        self.reason: Reason | None = None
+        self._place = place
+        self._logged: set[str] = set()
+        self._known = False
+        self._slow_at = float("-inf")
+
+    def away(self, error: BaseException) -> None:
+        """It is not used, for this reason; each kind of reason is logged once until it is used again."""
+        self.reason = reason_of(error)
+        self._known = True
+        if self.reason.kind not in self._logged:
+            self._logged.add(self.reason.kind)
+            logger.warning(
+                "Redis at %s is not used: %s; %s. Responses are cached in memory only until it can be.",
+                self._place,
+                self.reason.text.rstrip("."),
+                self.reason.advice,
+            )
+
+    def here(self) -> None:
+        """It is used."""
+        if self._logged:
+            logger.info("Redis at %s is used again", self._place)
+        elif not self._known:
+            logger.info("Redis at %s is used", self._place)
+        self._known = True
+        self.reason = None
+        self._logged.clear()
+
+    def slow(self, budget: float) -> None:
+        """It answers, but not within `budget` seconds."""
+        now = time.monotonic()
+        if now - self._slow_at >= REPORT_EVERY:
+            self._slow_at = now
+            logger.warning(
+                "Redis at %s does not answer within %d ms several times in a row; see `redis_budget`",
+                self._place,
+                round(budget * 1000),
+            )
