@@ -15,11 +15,13 @@ from .background import Background
 from .clock import Clock
 from .errors import UpstreamError
 from .exchange import Exchange
+from .fetched import PartOfBody
 from .fetching import Durations, Fetching
 from .flight import Alone, Failed, Landed, Landing
-from .headers import without
+from .headers import Headers, first, without
 from .outcome import Outcome, Result
 from .prepared import Prepared
+from .ranges import OutOfRange, Part, wanted
 from .record import Stored
 from .traffic import Traffic, key_hash
 from .upstreams import Fetched
@@ -124,6 +126,12 @@ class Answering:
         if fetched.status in (200, 206) and policy.not_modified(ask.headers, headers, self._clock.now()):
             self._background.spawn(fetched.body.aclose())
             return Answer(304, policy.fields_of_304(headers), b"")
+        part = _part_of(ask, fetched, headers)
+        if isinstance(part, OutOfRange):
+            self._background.spawn(fetched.body.aclose())
+            return answers.out_of_range(ask.exchange, part)
+        if part is not None:
+            return answers.partial(headers, part, PartOfBody(fetched.body, part.first, part.last))
         return Answer(fetched.status, headers, fetched.body)
 
     def broken(self, exchange: Exchange, error: UpstreamError, *, forward: str, collapsed: bool = False) -> Answer:
@@ -137,6 +145,15 @@ class Answering:
     def unsatisfiable(self, ask: Ask) -> Answer:
         ask.exchange.outcome = Outcome(Result.ERROR, forward="request", detail="only-if-cached")
         return answers.problem(ask.exchange, 504, "Nothing stored answers this request, and it asked for no more.")
+
+
+def _part_of(ask: Ask, fetched: Fetched, headers: Headers) -> Part | OutOfRange | None:
+    """The part that a request wants of a whole that is for it alone, on a route where a whole that is stored is cut as
+    well; None for all of it, also where its length is not known before its end."""
+    length = first(headers, b"content-length")
+    if fetched.status != 200 or length is None or ask.route.follows_origin or ask.route.local or ask.facts.head:
+        return None
+    return wanted(ask.headers, headers, int(length))
 
 
 def _with_length(headers: list[tuple[bytes, bytes]], length: int) -> list[tuple[bytes, bytes]]:

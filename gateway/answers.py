@@ -53,9 +53,7 @@ def stored_answer(
         if isinstance(part, Part):
             return partial(headers, part, stored.body[part.first : part.last + 1])
         if isinstance(part, OutOfRange):
-            answer = problem(exchange, 416, "The range lies outside of the resource.")
-            answer.headers.append((b"content-range", b"bytes */%d" % part.size))
-            return answer
+            return out_of_range(exchange, part)
     if stored.status not in _WITHOUT_BODY:
         headers.append((b"content-length", b"%d" % len(body)))
     return Answer(stored.status, of_head(headers), b"") if head else Answer(stored.status, headers, body)
@@ -95,10 +93,18 @@ def part_answer(request: Headers, stored: Stored, rules: Rules, now: float) -> A
     return partial(policy.told_headers(stored, rules, now), *piece)
 
 
-def partial(headers: list[tuple[bytes, bytes]], part: Part, body: bytes) -> Answer:
-    fields = [(b"content-range", part.content_range), (b"content-length", b"%d" % len(body))]
+def out_of_range(exchange: Exchange, part: OutOfRange) -> Answer:
+    answer = problem(exchange, 416, "The range lies outside of the resource.")
+    answer.headers.append((b"content-range", b"bytes */%d" % part.size))
+    return answer
+
+
+def partial(headers: Headers, part: Part, body: bytes | ResponseBody) -> Answer:
+    length = part.last - part.first + 1
+    fields = [(b"content-range", part.content_range), (b"content-length", b"%d" % length)]
     # Some upstreams send Content-Range with a whole response, too.
-    return Answer(206, [*without(headers, b"content-range", *CONTENT_DIGESTS), *fields], body)
+    kept = without(headers, b"content-range", b"content-length", *CONTENT_DIGESTS)
+    return Answer(206, [*kept, *fields], body)
 
 
 def problem(exchange: Exchange, status: int, detail: str, *, title: str | None = None) -> Answer:

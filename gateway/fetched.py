@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from typing import Protocol
 
 import httpx
@@ -187,6 +188,34 @@ class WholeBody:
 
     async def aclose(self) -> None:
         return None
+
+
+class PartOfBody:
+    """The bytes `first` to `last` (inclusive) of a body, which is closed as soon as they were read."""
+
+    def __init__(self, body: ResponseBody, first: int, last: int) -> None:
+        self._body, self._first, self._last = body, first, last
+
+    async def whole(self, limit: int, live: Live | None = None) -> bytes | None:
+        raise NotImplementedError("a part of a body is streamed")
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Raises UpstreamError."""
+        at = 0
+        try:
+            async with aclosing(self._body.chunks()) as pieces:  # type: ignore[type-var]
+                async for piece in pieces:
+                    wanted = piece[max(self._first - at, 0) : self._last + 1 - at]
+                    at += len(piece)
+                    if wanted:
+                        yield wanted
+                    if at > self._last:
+                        return
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
 
 
 class Fetched(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ from .flight import Alone, Failed, Flight, Landed, Landing, Marks
 from .headers import Headers, has
 from .keys import is_identity
 from .preconditions import as_given
-from .ranges import span_of
+from .ranges import is_single, span_of
 from .record import Stored
 from .storing import Storing
 from .tiers import Tiers
@@ -259,14 +259,15 @@ class Fetching:
     def may_send_range(self, ask: Ask) -> bool:
         """On a route with a duration `Range` is not in the key: the whole is fetched and cut, if it can be kept. A
         range is one of a GET (RFC 9110 §14.2)."""
-        if ask.facts.head or not _range_of(ask.headers):
+        ranges = _range_of(ask.headers)
+        if ask.facts.head or not ranges or not (ask.route.follows_origin or is_single(ranges)):
             return False
         return ask.route.follows_origin or self._uncacheable.active(self.flight_key(ask), self._clock.now())
 
     def is_asked_again(self, ask: Ask, landing: Landing | None) -> bool:
-        """Whether the whole came, cannot be kept, and a part of it was wanted: the next request for it will be sent to
-        the upstream, and this one is, too."""
-        if not isinstance(landing, Alone) or ask.route.local or ask.route.made:
+        """Whether the whole came, is too large to be kept, and a part of it was wanted: the next request for that will
+        be sent to the upstream, and so is this one, rather than that all before the part is read and thrown away."""
+        if not isinstance(landing, Alone) or landing.reason != "too-large" or ask.route.local or ask.route.made:
             return False
         return landing.fetched.status == 200 and self.may_send_range(ask)
 

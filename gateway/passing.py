@@ -97,9 +97,10 @@ async def _for_upstream(exchange: Exchange, route: Route, origin: UpstreamOrigin
     assert headers is not None
     if exchange.method in ("GET", "HEAD"):
         headers = without_own(headers, b"if-none-match") if own_tags(headers, b"if-none-match") else headers
-    for name in (b"if-match", b"if-none-match"):
-        if headers is not None and own_tags(headers, name):
-            headers = settled(headers, name, *await _tags_now(exchange, route, origin))
+    names = [name for name in (b"if-match", b"if-none-match") if own_tags(headers, name)]
+    tags = await _tags_now(exchange, route, origin) if names else (None, None)
+    for name in names:
+        headers = settled(headers, name, *tags) if headers is not None else None
     return headers
 
 

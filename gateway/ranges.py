@@ -30,6 +30,11 @@ class OutOfRange:
     size: int
 
 
+def is_single(request: Headers) -> bool:
+    """Whether a request's `Range` is one range, well-formed."""
+    return _RANGE.fullmatch((combined(request, b"range") or "").strip()) is not None
+
+
 def wanted(request: Headers, response: Headers, size: int) -> Part | OutOfRange | None:
     """The part of a body that a request wants; None for the whole: no range, several, malformed, or `If-Range`
     that names another response."""

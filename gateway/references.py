@@ -187,12 +187,14 @@ def below_base(reference: str, bases: Iterable[str]) -> str | None:
     reference = reference.translate(DROPPED_IN_URLS)
     try:
         parts = urlsplit(reference)
-        authority = (parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme))
+        port = parts.port or _DEFAULT_PORTS.get(parts.scheme)
     except ValueError:
         return None
+    host = (parts.hostname or "").removesuffix(".")
     for base in map(urlsplit, bases):
-        port = base.port or _DEFAULT_PORTS[base.scheme]
-        if parts.hostname and authority in ((base.hostname, port), (base.hostname, None)):
+        # An upstream that is told of https, and not of a port, names itself so behind a base with http.
+        own = (base.port or _DEFAULT_PORTS[base.scheme], None, *(() if base.port else _DEFAULT_PORTS.values()))
+        if host and host == base.hostname and port in own:
             path = parts.path or "/"
             within = base.path and (path + "/").startswith(base.path + "/")
             return (path[len(base.path) :] or "/" if within else path) + reference[

@@ -111,6 +111,11 @@ async def test_what_is_not_served_here_is_not_linked_and_no_upstream_is_named(
     assert await told(field, said) == shown
 
 
+async def test_no_more_links_are_mapped_than_take_a_few_milliseconds() -> None:
+    told_of = await told("link", ", ".join(f"<{BASE}/items/{n}>" for n in range(500)))
+    assert told_of == ", ".join(f"</items/{n}>" for n in range(100))
+
+
 async def test_where_no_route_passes_the_query_on_there_is_no_link() -> None:
     routes = {name: ROUTES[name] for name in ("list", "search")}
     for said in (f"<{BASE}/items?z=1>; rel=next", f"<{BASE}/items?page=2&utm_source=x>; rel=next"):
