@@ -48,7 +48,8 @@ def replaced(name: bytes, value: bytes, public: Callable[[str], str | None]) -> 
 
 def _links(text: str, public: Callable[[str], str | None]) -> str | None:
     """What can't be read as a link is left out with what follows it (RFC 8288, B.2); so is what is too many."""
-    links, end = [], 0
+    links: list[str | None] = []
+    end = 0
     while end < len(text) and len(links) < MOST_LINKS and (found := _LINK.match(text, end)) is not None:
         links.append(_link(found[1], found[2], public))
         end = found.end()
