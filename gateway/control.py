@@ -7,6 +7,7 @@ supervisor is gone the worker reads the end of the stream, on every platform; on
 from __future__ import annotations
 
 import asyncio
+import json
 import struct
 from typing import Any, TypeVar
 
@@ -35,20 +36,21 @@ class Problem(msgspec.Struct, array_like=True):
 
 
 class Setup(msgspec.Struct):
-    """A valid configuration as it travels: its values as they were read, and where each came from."""
+    """A valid configuration as it travels: its values as they were read, as JSON, which has integers of any size; and
+    where each came from."""
 
     number: int
-    tree: dict[str, Any]
+    tree: str
     sources: list[tuple[tuple[str, ...], tuple[Source, ...]]]
     admin_token: str | None
 
     @classmethod
     def of(cls, number: int, loaded: Loaded) -> Setup:
-        return cls(number, dict(loaded.tree), list(loaded.sources.items()), loaded.admin_token)
+        return cls(number, json.dumps(loaded.tree), list(loaded.sources.items()), loaded.admin_token)
 
     @property
     def loaded(self) -> Loaded:
-        return rebuilt(self.tree, dict(self.sources), self.admin_token)
+        return rebuilt(json.loads(self.tree), dict(self.sources), self.admin_token)
 
 
 class Begin(msgspec.Struct, tag=True):

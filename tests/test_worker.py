@@ -113,6 +113,17 @@ async def test_it_answers_once_it_says_so_and_ends_in_order_when_told_to(tmp_pat
         assert (await one.operator.get("/readyz")).status_code == 200
 
 
+async def test_a_number_of_any_size_in_the_configuration_reaches_it(tmp_path: Path) -> None:
+    async with held(tmp_path) as one:
+        parts = {"big": {"static": [2**70, -(2**70)]}}
+        one.channel.send(Prepare(Setup.of(2, one.loaded(routes={"big": {"path": "/big", "parts": parts}}))))
+        await one.said(Prepared)
+        one.channel.send(Commit(2))
+        one.channel.send(Tell())
+        await one.said(Told)
+        assert (await one.client.get("/big")).content == b'{"big":[%d,%d]}' % (2**70, -(2**70))
+
+
 async def test_one_that_is_replaced_ends_what_it_has_begun(tmp_path: Path) -> None:
     async with served(upstream) as api:
         one = Held(tmp_path, api)
