@@ -194,6 +194,26 @@ async def test_a_connection_is_used_again_after_a_head_once_it_was_silent(monkey
         await upstream.aclose()
 
 
+async def test_what_comes_late_after_a_head_answers_no_other_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content that the head announced is sent when the next request is on its way already."""
+    monkeypatch.setattr(plain_connections, "QUIET", 60.0)
+
+    async def script(connection: Connection) -> None:
+        while request := await connection.request():
+            if request.startswith(b"HEAD"):
+                await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(POISON))
+                await connection.request()
+                await connection.send(POISON)
+            else:
+                await connection.send(SECOND)
+
+    async with raw_upstream(script) as raw:
+        upstream = speaking_to(raw)
+        await (await upstream.fetch("HEAD", "/", [])).body.aclose()
+        assert await (await upstream.fetch("GET", "/", [])).body.whole(100) == b"second"
+        await upstream.aclose()
+
+
 async def test_the_httpx_transport_uses_no_connection_twice() -> None:
     async with raw_upstream(Exchange([b"HTTP/1.1 204 X\r\n\r\n"], [POISON], ends=False)) as raw:
         upstream = speaking_to(raw, transport="httpx")

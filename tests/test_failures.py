@@ -10,6 +10,7 @@ import pytest
 
 from gateway.headers import http_date
 
+from . import waiting_routes
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer
 from .test_waiting import Held, crowd, waiting
 
@@ -58,7 +59,12 @@ async def test_a_personal_failure_answers_its_own_request_alone(
         for index in range(1, N):
             upstream.answer(index, status, b"%d" % index, **fields)
         texts = [response.text for response in await asyncio.gather(*asked)]
-    assert sorted(texts) == [f"{one}" for one in range(N)]
+        assert sorted(texts) == [f"{one}" for one in range(N)]
+        if not callable(asked_with.get("x-api-key")):
+            again = crowd(client, N, **asked_with)
+            await upstream.have(2 * N)  # and the next ones do not queue
+            upstream.answer_all(status, b"")
+            await asyncio.gather(*again)
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -192,3 +198,15 @@ async def test_a_429_is_given_where_nothing_stale_may_be(clock: TurnedClock) -> 
             response = await client.get("/a")
             assert (response.status_code, response.headers["retry-after"]) == (429, "30")
     assert upstream.asked == 3
+
+
+async def test_a_429_of_a_handler_is_its_answer(clock: TurnedClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = gateway(None, {}, clock=clock, include=["tests.waiting_routes:router"])
+    async with asking(app) as client:
+        assert (await client.get("/limited")).json() == {"is": "good"}
+        clock.turn(31)
+        monkeypatch.setattr(waiting_routes, "limited", True)
+        response = await client.get("/limited")
+        assert (response.status_code, response.headers["retry-after"]) == (429, "30")
+        monkeypatch.setattr(waiting_routes, "limited", False)
+        assert (await client.get("/limited")).json() == {"is": "good"}

@@ -14,6 +14,7 @@ from gateway import fetching
 from gateway.embedded import Embedded
 from gateway.shared import RedisStore
 
+from . import waiting_routes
 from .conftest import TurnedClock, asking, gateway, served
 from .raw import Connection, raw_upstream
 
@@ -347,3 +348,18 @@ async def test_what_a_route_keeps_from_its_upstream_it_keeps_with_its_cache_off_
             assert (got.get("authorization"), got.get("cookie")) == sent, path
             upstream.answer(index, content_type="application/json")
             assert (await asked).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/never", "/zero"])
+async def test_a_handler_that_is_never_cached_is_called_for_each_request_at_once(
+    path: str, clock: TurnedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting_routes, "inside", 0)
+    monkeypatch.setattr(waiting_routes, "gate", asyncio.Event())
+    async with asking(gateway(None, {}, clock=clock, include=["tests.waiting_routes:router"])) as client:
+        asked = [asyncio.ensure_future(client.get(path)) for _ in range(6)]
+        async with asyncio.timeout(5):
+            while waiting_routes.inside < 6:
+                await asyncio.sleep(0)
+        waiting_routes.gate.set()
+        assert sorted(response.json()["n"] for response in await asyncio.gather(*asked)) == [1, 2, 3, 4, 5, 6]
