@@ -160,7 +160,7 @@ def decoded(headers: Headers, body: bytes, limit: int) -> bytes:
         if decode is None:
             raise Undecodable("it is in a content coding that is not supported")
         try:
-            body = decode(body, limit)
+            body = decode(body, limit) if body else body
         except (zlib.error, brotli.error, zstandard.ZstdError):
             raise Undecodable(f"it is not valid {coding}") from None
     return body

@@ -281,6 +281,13 @@ def test_a_body_that_is_cut_or_not_in_its_coding_is_refused(coding: str) -> None
         decoded(headers, b"nonsense", len(PLAIN))
 
 
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
+def test_nothing_is_nothing_in_any_coding(coding: str) -> None:
+    for text in (coding, f"{coding}, gzip"):
+        assert decoded(((b"content-encoding", text.encode()),), b"", 10) == b""
+    assert decoded(((b"content-encoding", f"{coding}, gzip".encode()),), gzip.compress(b""), 10) == b""
+
+
 def test_a_bomb_is_refused_before_it_is_large() -> None:
     zeros = b"\0" * 50_000_000
     for coding, body in (("gzip", gzip.compress(zeros)), ("br", brotli.compress(zeros)), ("zstd", _zstd(zeros))):
