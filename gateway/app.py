@@ -42,6 +42,7 @@ from .explain_handlers import HandlerRoute, handler_route
 from .explain_local import local_of
 from .explain_trace import Trace
 from .explaining import Explaining
+from .handler_request import Public
 from .headers import Headers
 from .hits import Edge
 from .included import pieces_of, router_of, specificity_of
@@ -246,6 +247,7 @@ class Gateway(FastAPI):
         runtime = getattr(self.state, STATE)
         for name, value in before.state._state.items():
             setattr(self.state, name, value)
+        runtime.lifespan = getattr(before.state, STATE).lifespan
         setattr(self.state, STATE, runtime)
         self.lasting.configure(self.config, self._log)
         for name, upstream in self.upstreams.items():
@@ -264,7 +266,7 @@ class Gateway(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         self.inner = super().build_middleware_stack()
-        app: ASGIApp = TargetRule(self.inner, metrics=self.metrics)
+        app: ASGIApp = TargetRule(self.inner, metrics=self.metrics, began=self._began)
         if self.config.cors.enabled:
             app = Cors(app, self.config.cors)
         trusted = Trusted(self.config.trusted_proxies)
@@ -274,6 +276,10 @@ class Gateway(FastAPI):
 
             app = TracedRequests(app, self._given.tracing)
         return Explaining(app, self.explain, token=self.admin_token, trusted=trusted)
+
+    def _began(self, state: Mapping[str, Any]) -> None:
+        runtime: Runtime = getattr(self.state, STATE)
+        runtime.lifespan = state
 
     def _add_routes(self) -> None:
         self.add_api_route("/healthz", _alive, methods=["GET", "HEAD"], include_in_schema=False)
@@ -351,6 +357,7 @@ class Gateway(FastAPI):
             max_body=self.config.max_body,
             inner=inner,
             overridden=overridden,
+            public=Public.of(self.config.public_url),
         )
         setattr(self.state, STATE, runtime)
         self._binding = Binding(runtime, self.builder, self.aggregates)

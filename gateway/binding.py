@@ -13,8 +13,10 @@ from .aggregate_routes import AggregateHandlers, Builder
 from .errors import ConfigError, ConfigProblem
 from .handler_inputs import Inputs, inputs_of, refusing, upstream_names
 from .handler_settings import Cached, cached_settings
+from .handler_tree import instrument
 from .runtime import Runtime
 from .spelling import did_you_mean
+from .templates import tag_parameters
 from .typed_parts import TypedAggregate, typed_aggregate
 
 
@@ -48,7 +50,10 @@ class Binding:
                 settings, injected = marked
                 _check_edge(context, settings)
                 found = inputs_of(context.dependant, injected)
-                runtime.bind(settings, inputs.setdefault(id(settings), found).union(found))
+                _check_inputs(context, settings, found)
+                inputs[id(settings)] = inputs.get(id(settings), found).union(found)
+                runtime.bind(settings, inputs[id(settings)])
+                instrument(context.dependant, settings)
 
     def _bind_aggregate(self, typed: TypedAggregate) -> None:
         made = self._builder.typed(typed.name, typed.config, typed.checks)
@@ -71,6 +76,21 @@ def _check_edge(context: RouteContext, settings: Cached) -> None:
             f"the handler {context.name} is @cached(edge=True) and depends on {', '.join(found)}, which could "
             "refuse a request; a cache must not stand before that: leave edge=True out"
         )
+
+
+def _check_inputs(context: RouteContext, settings: Cached, inputs: Inputs) -> None:
+    if settings.authorization == "ignore" and inputs.authorization is not None:
+        raise _problem(
+            f"the handler {settings.name} is @cached(authorization='ignore'), so that it sees no Authorization, which "
+            f"{inputs.authorization} wants: write authorization='key', or 'pass'"
+        )
+    known = sorted(context.param_convertors)
+    for tag in settings.tags:
+        for name in set(tag_parameters(tag)) - set(known):
+            raise _problem(
+                f"the handler {settings.name} has the tag {tag!r}, and {{{name}}} is no parameter of the path "
+                f"{context.path}, which has {', '.join(known) or 'none'}{did_you_mean(name, known)}"
+            )
 
 
 def _problem(message: str) -> ConfigError:

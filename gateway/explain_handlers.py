@@ -27,13 +27,14 @@ class HandlerCache:
     origin: str
     query: frozenset[str] | None
     drop_query: tuple[str, ...]
+    kept: frozenset[str]
     tags: tuple[str, ...]
     written: float | None
     """The TTL as the code has it, in seconds; `route` has it as it is in force."""
 
     def target(self, target: Target) -> str:
         """What the handler is asked for, as its key has it."""
-        return target_text(target.path, select_query(target.query, self.query, self.drop_query))
+        return target_text(target.path, select_query(target.query, self.query, self.drop_query, self.kept))
 
     @property
     def ttl(self) -> timedelta | str:
@@ -81,6 +82,12 @@ def handler_route(context: RouteContext, order: Order, runtime: Runtime) -> Hand
     settings = marked[0]
     route, query = runtime.bound[id(settings)]
     cached = HandlerCache(
-        route, settings.origin_name, query, runtime.drop_query, settings.tags, written=settings.rules.ttl
+        route,
+        settings.origin_name,
+        query,
+        runtime.drop_query,
+        runtime.inputs[id(settings)].parameters,
+        settings.tags,
+        written=settings.rules.ttl,
     )
     return HandlerRoute(settings.name, path, order, context, cached)

@@ -218,6 +218,19 @@ class PartOfBody:
         await self._body.aclose()
 
 
+class Reads(Protocol):
+    """What a handler read of the request that it answered; more of it may be read until the body has ended."""
+
+    def names(self) -> tuple[str, ...]:
+        """The request fields that its answers vary on."""
+
+    def reason(self) -> str | None:
+        """Why its answer is for its client alone; None where it is not."""
+
+    def agrees(self, headers: Headers) -> bool:
+        """Whether what was read has the same values in `headers`."""
+
+
 class Fetched(msgspec.Struct, frozen=True):
     """A response as it came, its body still to be read. Field names are in lower case."""
 
@@ -226,6 +239,8 @@ class Fetched(msgspec.Struct, frozen=True):
     body: ResponseBody
     made: Made | None = None
     """Of an answer that was made here of stored ones: what it takes over from them."""
+    reads: Reads | None = None
+    """Of a handler's answer: what of its request it rests on."""
 
     @property
     def ends_surely(self) -> bool:

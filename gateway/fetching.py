@@ -20,7 +20,7 @@ from .clock import Clock
 from .errors import PartFailed, UpstreamError, UpstreamTimeout
 from .fetched import Live
 from .flight import Alone, Failed, Flight, Landed, Landing, Marks
-from .headers import Headers, has
+from .headers import Headers, has, vary_names
 from .keys import is_identity
 from .preconditions import as_given
 from .ranges import is_single, span_of
@@ -157,7 +157,12 @@ class Fetching:
         flight: Flight | None,
     ) -> Landing:
         """A whole new response: to be kept, a failure to share, or for its client alone."""
+        unshared = _unshared(ask, fetched)
+        if unshared is not None:
+            return self._unstorable(ask, Alone(fetched, unshared), deadline)
         verdict = policy.admit(received, ask.facts, ask.route.rules)
+        if isinstance(verdict, policy.Admit):
+            verdict = _varying(verdict, fetched)
         better = stale is not None and self.usable_on_error(ask, stale)
         if self._is_failure(ask, fetched.status) and (isinstance(verdict, policy.Refuse) or better):
             failed = await self._failed(ask, fetched, received, verdict, better=better)
@@ -180,7 +185,11 @@ class Fetching:
             reason = "endless" if isinstance(fetched.body, Body) and fetched.body.live else "too-large"
             self._not_whole[reason].put(key, self._clock.now() + self._durations.uncacheable_for)
             return self._unstorable(ask, Alone(fetched, reason), deadline)
-        return self._storing.admitted(ask, received, verdict, body, fetched.made)
+        unshared = _unshared(ask, fetched)  # what streams may have read more
+        if unshared is not None:
+            whole = Fetched(fetched.status, fetched.headers, WholeBody(body))
+            return self._unstorable(ask, Alone(whole, unshared), deadline)
+        return self._storing.admitted(ask, received, _varying(verdict, fetched), body, fetched.made)
 
     def _is_failure(self, ask: Ask, status: int) -> bool:
         """Whether a status says that the upstream cannot answer now. A 429 of a handler is its answer."""
@@ -200,7 +209,8 @@ class Fetching:
         self.rest(ask, rest, own=True)
         identity = identity_of(ask)
         credentials = any(name in (b"authorization", b"cookie") for name, _ in identity)
-        personal = credentials or (isinstance(verdict, policy.Refuse) and verdict.personal)
+        selected = fetched.reads is not None and bool(fetched.reads.names())
+        personal = credentials or selected or (isinstance(verdict, policy.Refuse) and verdict.personal)
         if personal and not better:
             return None
         body = await fetched.body.whole(ask.route.max_body)
@@ -324,6 +334,21 @@ def _says_who(name: bytes) -> bool:
 def _line_of(fields: list[tuple[bytes, bytes]], ask: Ask) -> str:
     sent = b"\n".join(name + b":" + value for name, value in fields).decode("latin-1")
     return "\nfor " + ask.route.keying.identity_key.digest("for", sent) if fields else ""
+
+
+def _unshared(ask: Ask, fetched: Fetched) -> str | None:
+    """Why a handler's answer is for its client alone; None where its inputs are known, and are those of `ask`."""
+    if fetched.reads is None:
+        return None
+    return fetched.reads.reason() or (None if fetched.reads.agrees(ask.headers) else "reads-changed")
+
+
+def _varying(verdict: policy.Admit, fetched: Fetched) -> policy.Admit:
+    """A verdict on a handler's answer, which varies on what was read and on what it says itself."""
+    if fetched.reads is None:
+        return verdict
+    said = vary_names(fetched.headers) or ()
+    return structs.replace(verdict, vary=tuple(sorted({*said, *fetched.reads.names()})))
 
 
 def _range_of(headers: Headers) -> list[tuple[bytes, bytes]]:

@@ -17,7 +17,6 @@ from starlette.responses import Response
 from starlette.types import Message, Scope
 
 from .errors import UpstreamUnreachable
-from .exchange import SCOPE_KEY
 from .fetched import Live
 from .headers import Headers
 from .runtime import runtime_of
@@ -74,16 +73,15 @@ def _lowered(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 
 async def handled(request: Request, error: HTTPException) -> Response:
-    """What the app's exception handlers make of `error`; raises it where none does."""
+    """What the app's exception handlers make of `error`; raises it where none does. `request` is a `SeenRequest`, which
+    has no Exchange: what is stored must not name this one request."""
     handlers = request.app.exception_handlers
     handler = handlers.get(error.status_code)
     if handler is None:
         handler = next((handlers[kind] for kind in type(error).__mro__ if kind in handlers), None)
     if handler is None:
         raise error
-    # Without the Exchange: what is stored must not name this one request.
-    anonymous = Request({key: value for key, value in request.scope.items() if key != SCOPE_KEY}, request.receive)
-    response = handler(anonymous, error)
+    response = handler(request, error)
     if inspect.isawaitable(response):
         response = await response
     assert isinstance(response, Response)

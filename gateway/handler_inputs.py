@@ -1,60 +1,212 @@
-"""What FastAPI handlers and their dependencies declare to read, as their routes' dependency trees tell it."""
+"""What FastAPI handlers and their dependencies declare to read, as their routes' dependency trees tell it.
+
+The names are not guessed from annotations: FastAPI is let take the parameters of a request that has nothing, and what
+it looks for is noted.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, get_args, get_origin
 
+from fastapi._compat import ModelField
 from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import request_params_to_args
 from fastapi.security.base import SecurityBase
+from pydantic import BaseModel
+from starlette.datastructures import Headers, QueryParams
 
+logger = logging.getLogger("gateway")
 UPSTREAM = "__gateway_upstream__"
 """The attribute of a dependency that is an upstream: its name."""
+OWN = "__gateway_own__"
+"""The attribute of a dependency that the gateway put into a handler's tree."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a handler and its dependencies declare to read. `query` is None where that cannot be known."""
+    """What a handler and its dependencies declare to read. `query` is None where that cannot be known.
+
+    `parameters` are the query parameters that are declared in any case. `identities` are the fields of API keys;
+    `authorization` is whether Authorization is declared, by a security scheme or as a header. `open` are the
+    parameters whose models can see every field of a request.
+    """
 
     query: frozenset[str] | None = None
     headers: frozenset[str] = frozenset()
     cookies: frozenset[str] = frozenset()
+    parameters: frozenset[str] = frozenset()
+    identities: frozenset[str] = frozenset()
+    authorization: str | None = None
+    open: frozenset[str] = frozenset()
 
     def union(self, other: Inputs) -> Inputs:
         known = self.query is not None and other.query is not None
         query = (self.query or frozenset()) | (other.query or frozenset()) if known else None
-        return Inputs(query, self.headers | other.headers, self.cookies | other.cookies)
+        return Inputs(
+            query,
+            self.headers | other.headers,
+            self.cookies | other.cookies,
+            self.parameters | other.parameters,
+            self.identities | other.identities,
+            self.authorization or other.authorization,
+            self.open | other.open,
+        )
 
 
 def inputs_of(dependant: Dependant, injected: str | None) -> Inputs:
-    """The inputs that a route's dependency tree declares; who takes the Request may read any query parameter."""
-    query: set[str] = set()
-    headers: set[str] = set()
-    cookies: set[str] = set()
-    open_ended = False
+    """The inputs that a route's dependency tree declares; who takes the Request may read any query parameter.
+
+    `injected` is the name of the Request parameter that `@cached` added for itself.
+    """
+    found = Inputs(frozenset())
     for each in _tree(dependant):
-        if getattr(each.call, UPSTREAM, None) is not None:
-            continue
-        for name, where in _security(each):
-            {"header": headers, "query": query, "cookie": cookies}[where].add(name)
-        if isinstance(each.call, SecurityBase):
-            continue
-        own = each is dependant and each.request_param_name == injected
-        open_ended = open_ended or (each.request_param_name is not None and not own)
-        open_ended = open_ended or each.http_connection_param_name is not None
-        for parameter in each.query_params:
-            query.add(parameter.alias)
-            open_ended = open_ended or hasattr(parameter.field_info.annotation, "model_fields")
-        headers |= {parameter.alias.lower().replace("_", "-") for parameter in each.header_params}
-        cookies |= {parameter.alias for parameter in each.cookie_params}
-    return Inputs(None if open_ended else frozenset(query), frozenset(headers), frozenset(cookies))
+        if getattr(each.call, UPSTREAM, None) is None and not getattr(each.call, OWN, False):
+            found = found.union(_declared(each, injected if each is dependant else None))
+    return found
+
+
+def _declared(node: Dependant, injected: str | None) -> Inputs:
+    if isinstance(node.call, SecurityBase):
+        return _secured(node.call)
+    headers = frozenset(name.lower() for name in _looked_for(node.header_params, _Noted()))
+    query = frozenset(_looked_for(node.query_params, _NotedQuery()))
+    open_ended = _takes_request(node, injected) or any(map(_model_of, node.query_params))
+    return Inputs(
+        query=None if open_ended else query,
+        headers=headers,
+        cookies=frozenset(_looked_for(node.cookie_params, _NotedCookies())),
+        parameters=query,
+        authorization=f"the header {label(node.call)} declares" if "authorization" in headers else None,
+        open=frozenset(f"{label(node.call)}({each.name})" for each in node.header_params if _sees_all(each)),
+    )
+
+
+def _takes_request(node: Dependant, injected: str | None) -> bool:
+    names = [node.request_param_name, node.http_connection_param_name]
+    names += [child.name for child in node.dependencies if getattr(child.call, OWN, False)]
+    return any(name is not None and name != injected for name in names)
+
+
+def _secured(scheme: SecurityBase) -> Inputs:
+    """What a security scheme reads: an API key in its place; all others read Authorization."""
+    model = getattr(scheme, "model", None)
+    place, name = getattr(getattr(model, "in_", None), "value", None), str(getattr(model, "name", ""))
+    if place == "query":
+        return Inputs(frozenset((name,)), parameters=frozenset((name,)))
+    if place == "header":
+        field = frozenset((name.lower(),))
+        given = type(scheme).__name__ if name.lower() == "authorization" else None
+        return Inputs(frozenset(), headers=field, identities=field, authorization=given)
+    if place == "cookie":
+        return Inputs(frozenset(), cookies=frozenset((name,)))
+    return Inputs(frozenset(), authorization=type(scheme).__name__)
+
+
+# --- names -------------------------------------------------------------------------------------------------
+
+
+class _Noted(Headers):
+    """No fields; `names` are those that were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(raw=[])
+        self.names: dict[str, None] = {}
+
+    def __contains__(self, key: Any) -> bool:
+        self.names[key] = None
+        return False
+
+    def __getitem__(self, key: str) -> str:
+        self.names[key] = None
+        raise KeyError(key)
+
+    def getlist(self, key: str) -> list[str]:
+        self.names[key] = None
+        return []
+
+
+class _NotedQuery(QueryParams):
+    def __init__(self) -> None:
+        super().__init__("")
+        self.names: dict[str, None] = {}
+
+    def __contains__(self, key: Any) -> bool:
+        self.names[key] = None
+        return False
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        self.names[key] = None
+        return default
+
+    def getlist(self, key: Any) -> list[Any]:
+        self.names[key] = None
+        return []
+
+
+class _NotedCookies(dict[str, str]):
+    def __init__(self) -> None:
+        self.names: dict[str, None] = {}
+
+    def __contains__(self, key: Any) -> bool:
+        self.names[key] = None
+        return False
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        self.names[key] = None
+        return default
+
+
+def _looked_for(parameters: list[ModelField], nothing: Any) -> list[str]:
+    for each in parameters:
+        try:
+            request_params_to_args([each], nothing)
+        except Exception:  # of a validator of the app's own, which runs after the names were noted
+            logger.debug("a validator of the parameter %s wants a value", each.name, exc_info=True)
+    return list(nothing.names)
+
+
+def _model_of(parameter: ModelField) -> type[BaseModel] | None:
+    annotation = parameter.field_info.annotation
+    candidates = get_args(annotation) if get_origin(annotation) is not None else (annotation,)
+    models = [each for each in candidates if isinstance(each, type) and issubclass(each, BaseModel)]
+    return models[0] if models else None
+
+
+def _sees_all(parameter: ModelField) -> bool:
+    """Whether the model of a header parameter can see fields that it has not: it keeps extra ones, or code of its own
+    runs before they are dropped."""
+    model = _model_of(parameter)
+    if model is None:
+        return False
+    validators = model.__pydantic_decorators__.model_validators.values()
+    early = any(each.info.mode in ("before", "wrap") for each in validators)
+    custom = bool(getattr(model, "__pydantic_custom_init__", False)) or bool(parameter.field_info.metadata)
+    return early or custom or model.model_config.get("extra") == "allow"
+
+
+def label(call: Any) -> str:
+    """A dependency's name, for logs."""
+    while hasattr(call, "func"):
+        call = call.func
+    named = call if hasattr(call, "__qualname__") else type(call)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+# --- trees -------------------------------------------------------------------------------------------------
 
 
 def refusing(dependant: Dependant, *, follows_origin: bool) -> list[str]:
     """What of a `@cached(edge=True)` handler could refuse a request, or answer it otherwise, though its answer is
     stored: any dependency but an upstream; with `ttl="origin"` also headers it declares, which may be in no key."""
     children = (each.call for each in dependant.dependencies)
-    found = [getattr(call, "__name__", repr(call)) for call in children if getattr(call, UPSTREAM, None) is None]
+    found = [
+        getattr(call, "__name__", repr(call))
+        for call in children
+        if getattr(call, UPSTREAM, None) is None and not getattr(call, OWN, False)
+    ]
     if follows_origin:
         found += [f"the header {parameter.alias}" for parameter in dependant.header_params]
     return found
@@ -71,10 +223,17 @@ def _tree(dependant: Dependant) -> Iterator[Dependant]:
         yield from _tree(child)
 
 
-def _security(dependant: Dependant) -> Iterator[tuple[str, str]]:
-    """The API keys that a security scheme reads; other schemes read Authorization, which has a rule of its own."""
-    model = getattr(dependant.call, "model", None)
-    place = getattr(getattr(model, "in_", None), "value", None)
-    if place in ("header", "query", "cookie"):
-        name = str(getattr(model, "name", ""))
-        yield (name.lower() if place == "header" else name), place
+def covered_readers(dependant: Dependant, named: frozenset[str]) -> frozenset[str]:
+    """The dependencies whose values reach a handler by the parameters `named` alone."""
+    by_key: set[str] = set()
+    others: set[str] = set()
+    for child in dependant.dependencies:
+        if child.name is not None:
+            (by_key if child.name in named else others).update(_readers(child))
+    return frozenset(by_key - others)
+
+
+def _readers(dependant: Dependant) -> Iterator[str]:
+    for each in _tree(dependant):
+        if not getattr(each.call, OWN, False):
+            yield label(each.call)

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Literal, ParamSpec
 
 from fastapi import Request
+from msgspec import structs
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -26,91 +29,89 @@ from starlette.types import Message
 
 from .answers import Answer
 from .client import AnswerResponse
-from .config import DEFAULT_VARY, parse_duration
+from .downstream import with_private
 from .engine import Ask
 from .errors import UpstreamUnreachable
 from .exchange import SCOPE_KEY, Exchange, exchange_of
 from .handler_answers import fetched_of, handled, serialised
-from .handler_settings import MARK, Cached
-from .headers import Headers, without
-from .keys import plan
+from .handler_key import Unwritable
+from .handler_request import READING, Reading, SeenRequest, response_scope
+from .handler_settings import MARK, Cached, settings_of
+from .headers import Headers, has, without
+from .keys import Plan
 from .outcome import Outcome, Result
-from .policy import TAG_FIELDS, Rules, facts_of
+from .policy import TAG_FIELDS, facts_of
 from .remembered import Recall
-from .routes import has_body, local_path
-from .runtime import Runtime, runtime_of, target_text
+from .runtime import Runtime, runtime_of
 from .runtime import upstream as upstream
-from .targets import select_query
 from .templates import render_tag
 from .upstreams import Fetched
 
 P = ParamSpec("P")
+logger = logging.getLogger("gateway")
 _REPLAY = "gateway.replay"
 
 
 def cached(
     *,
-    ttl: str,
-    stale_while_revalidate: str | None = None,
-    stale_if_error: str | None = None,
-    negative_ttl: str = "5s",
-    client_ttl: str | None = None,
+    ttl: str | timedelta,
+    stale_while_revalidate: str | timedelta | None = None,
+    stale_if_error: str | timedelta | None = None,
+    negative_ttl: str | timedelta = "5s",
+    client_ttl: str | timedelta | None = None,
     tags: typing.Sequence[str] = (),
-    vary: typing.Sequence[str] = DEFAULT_VARY,
+    vary: typing.Sequence[str] | None = None,
+    key: Callable[..., object] | typing.Sequence[str] | None = None,
     query: typing.Sequence[str] | None = None,
     authorization: Literal["pass", "ignore", "key"] = "pass",
     cookies: Literal["pass", "ignore"] | typing.Sequence[str] = "pass",
-    deadline: str = "30s",
-    max_body: int | None = None,
+    deadline: str | timedelta = "30s",
+    max_body: int | str | None = None,
     edge: bool = False,
     cache: bool = True,
 ) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
     """Cache what a FastAPI handler answers to GET and HEAD, for all who ask the same.
 
     Durations are as in the configuration (`250ms`, `30s`, `5m`); `ttl="origin"` follows the `Cache-Control` that the
-    handler itself sets. The key is the path, the query parameters that the handler declares (or `query`), the headers
-    in `vary` and those it declares. A request with Authorization or cookies goes by the cache unless `authorization` or
-    `cookies` say otherwise. `tags` may hold path parameters. `deadline` bounds one call. `max_body` is in bytes.
+    handler itself sets. The key is the path, what the handler and its dependencies declare of the request, the headers
+    in `vary` (with a duration; accept and accept-language where it is not set) and, where it takes the Request, the
+    query (or `query` of it). What else they read of the Request selects among the answers, as an upstream's `Vary`
+    does. What can't be known (the client's address, `request.state` of a middleware, the session, all fields at once)
+    makes an answer this client's alone, unless `key` names it: parameters of the handler, or a function of them (and
+    of `request`), whose value is part of the key and says who asks.
+
+    A request with Authorization or cookies goes by the cache unless `authorization` or `cookies` say otherwise; what
+    they ignore the handler does not see. `tags` may hold path parameters. `deadline` bounds one call. `max_body` is in
+    bytes, or a size as in the configuration (`2MiB`).
 
     With `edge` a fresh answer is given before FastAPI sees the request, as on a declared route: no dependency is solved
     then, so the app is refused at its start where the handler has one that could refuse a request.
 
     With `cache=False`, or a `ttl` of `0s` without a stale window, every request calls the handler, at once.
 
-    Raises ValueError for a duration that is none.
+    Raises ValueError where an argument means nothing: which, what it was given, and what is allowed.
     """
 
+    given = {
+        "ttl": ttl,
+        "stale_while_revalidate": stale_while_revalidate,
+        "stale_if_error": stale_if_error,
+        "negative_ttl": negative_ttl,
+        "client_ttl": client_ttl,
+        "tags": tags,
+        "vary": vary,
+        "query": query,
+        "authorization": authorization,
+        "cookies": cookies,
+        "deadline": deadline,
+        "max_body": max_body,
+        "edge": edge,
+    }
+
     def decorate(function: Callable[P, Any]) -> Callable[P, Any]:
-        settings = Cached(
-            name=f"{function.__module__}.{function.__qualname__}",
-            rules=Rules(
-                ttl=None if ttl == "origin" else _seconds(ttl),
-                stale_while_revalidate=_optional_seconds(stale_while_revalidate),
-                stale_if_error=_optional_seconds(stale_if_error),
-                negative_ttl=_seconds(negative_ttl),
-                client_ttl=_optional_seconds(client_ttl),
-                cache=cache,
-            ),
-            vary=tuple(name.lower() for name in vary),
-            query=frozenset(query) if query is not None else None,
-            authorization=authorization,
-            cookies={"pass": None, "ignore": ()}[cookies] if isinstance(cookies, str) else tuple(cookies),
-            tags=tuple(tags),
-            deadline=_seconds(deadline),
-            max_body=max_body,
-            edge=edge,
-        )
-        return _wrapped(function, settings)
+        return _wrapped(function, settings_of(function, key, given))
 
     return decorate
-
-
-def _seconds(text: str) -> float:
-    return parse_duration(text).total_seconds()
-
-
-def _optional_seconds(text: str | None) -> float | None:
-    return None if text is None else _seconds(text)
 
 
 def _wrapped(function: Callable[P, Any], settings: Cached) -> Callable[P, Any]:
@@ -162,61 +163,102 @@ class _Call:
     request: Request
     response: Response
     settings: Cached
+    reading: Any = field(init=False)
 
     def __post_init__(self) -> None:
         # What the dependencies set belongs to this request; what the handler sets, to the answer that is stored.
         self.own_headers = list(self.response.headers.raw)
+        self.reading = getattr(self.request, READING, None)
+        if isinstance(self.request, SeenRequest):
+            self.reading = self.request.reading
+            self.request = Request(self.reading.scope)
 
     async def serve(self) -> Any:
         scope = self.request.scope
-        replay = scope.get(_REPLAY)
-        if isinstance(replay, _Replay):
-            replay.fulfil(await self.fetched())
-            return Response(status_code=204)
         exchange = exchange_of(scope)
-        runtime = runtime_of(self.request)
         if exchange is None or self.request.method not in ("GET", "HEAD"):
             return await self.value()
-        ask = self._ask(runtime, exchange)
-        ask.route.takes(exchange)
-        bypass = "off" if ask.route.rules.off else ask.plan.bypass
-        if bypass is not None:
-            exchange.outcome = Outcome(Result.BYPASS, forward="bypass", detail=bypass)
-            return await self.value()
-        if self.settings.edge:
-            target = self._target(runtime, exchange)
-            exchange.recall = Recall(ask.route, self.settings.origin_name, target, ask.tags, _without_tags, None)
-        answer = runtime.engine.at_hand(ask) or await runtime.engine.answer(ask)
+        reading = self.reading
+        if not isinstance(reading, Reading):
+            return await self._past(exchange, reading)
+        plan = self._keyed(reading)
+        replay = scope.get(_REPLAY)
+        if isinstance(replay, _Replay):
+            replay.fulfil(plan, await self.fetched())
+            self._tell(reading)
+            return Response(status_code=204)
+        answer = await self._answer(self._ask(runtime_of(self.request), exchange, reading, plan))
+        if reading.unshared() is not None or self.settings.key is not None:
+            answer = Answer(answer.status, _ones_own(answer.headers), answer.body)
+        self._tell(reading)
         answer.headers.extend(self.own_headers)
         return AnswerResponse(_without_tags(answer))
 
-    def _ask(self, runtime: Runtime, exchange: Exchange) -> Ask:
+    async def _past(self, exchange: Exchange, why: object) -> Any:
+        """What the handler itself answers, to this client alone: `why` the key says so; None where it has none."""
+        if _REPLAY in self.request.scope:
+            return Response(status_code=503)
+        bound = runtime_of(self.request).bound.get(id(self.settings))
+        if bound is not None:
+            bound[0].takes(exchange)
+        if why is None:
+            # A router that was changed after it was included has its routes made anew by FastAPI.
+            self.request.app.rebind()
+        exchange.outcome = Outcome(Result.BYPASS, forward="bypass", detail=str(why or "unprepared"))
+        return await self.value()
+
+    def _keyed(self, reading: Reading) -> Plan:
+        """The plan of the request, with what `key=` gives in its key."""
+        key = self.settings.key
+        if key is None:
+            return reading.plan
+        arguments = getattr(self.function, "keywords", {})
+        with reading.covering(key.takes) as request:
+            seen = {name: request if isinstance(each, SeenRequest) else each for name, each in arguments.items()}
+            try:
+                line = key.line(seen, request, reading.identity_key)
+            except Unwritable as error:
+                reading.note("key", str(error), self.settings.name)
+                line = ""
+        return structs.replace(reading.plan, base=reading.plan.base + line)
+
+    async def _answer(self, ask: Ask) -> Answer:
+        engine, exchange = runtime_of(self.request).engine, ask.exchange
+        ask.route.takes(exchange)
+        reason = self.reading.reason()
+        if reason is not None:  # what dependencies read is known before the cache is asked
+            return await engine.pass_by(exchange, "bypass", ask.past, detail=reason)
+        if self.settings.edge:
+            target = self.reading.target
+            exchange.recall = Recall(ask.route, self.settings.origin_name, target, ask.tags, _without_tags, None)
+        return engine.at_hand(ask) or await engine.answer(ask)
+
+    def _tell(self, reading: Reading) -> None:
+        """Log once what the handler's answers are not shared for."""
+        untold = reading.untold()
+        if untold is not None:
+            logger.warning(
+                "the answers of %s are not shared: %s reads %s, which is in no key%s",
+                self.settings.name,
+                untold.reader,
+                untold.what,
+                "" if untold.kind == "key" else "; declare what it is made of, or name it by key=",
+            )
+
+    def _ask(self, runtime: Runtime, exchange: Exchange, reading: Reading, plan: Plan) -> Ask:
         settings = self.settings
         route, _ = runtime.bound[id(settings)]
-        target = self._target(runtime, exchange)
-        origin = _HandlerOrigin(self)
         return Ask(
             route=route,
-            plan=plan(
-                route.keying,
-                settings.origin_name,
-                target,
-                exchange.headers,
-                has_body=has_body(exchange.headers),
-            ),
+            plan=plan,
             facts=facts_of(exchange.method, exchange.headers, route.rules),
-            headers=exchange.headers,
+            headers=reading.headers,
             exchange=exchange,
-            origin=origin,
+            origin=_HandlerOrigin(self),
             past=self.fetched,
-            refresh=lambda: _ReplayOrigin(runtime, exchange, settings),
+            refresh=lambda: _ReplayOrigin(runtime, exchange, settings, plan),
             tags=tuple(render_tag(tag, self._parameters()) for tag in settings.tags),
         )
-
-    def _target(self, runtime: Runtime, exchange: Exchange) -> str:
-        assert exchange.target is not None
-        _, allowed = runtime.bound[id(self.settings)]
-        return target_text(local_path(self.request), select_query(exchange.target.query, allowed, runtime.drop_query))
 
     def _parameters(self) -> dict[str, str]:
         return {name: str(value) for name, value in self.request.path_params.items()}
@@ -234,10 +276,20 @@ class _Call:
         try:
             value = await self.value()
         except HTTPException as error:
-            value = await handled(self.request, error)
+            value = await handled(SeenRequest(self.reading, "an exception handler"), error)
         if isinstance(value, Response):
-            return await fetched_of(value, self.request.scope)
-        return await serialised(value, self.request, self.response, self.own_headers)
+            fetched = await fetched_of(value, response_scope(self.reading))
+        else:
+            fetched = await serialised(value, self.request, self.response, self.own_headers)
+        return structs.replace(fetched, reads=self.reading)
+
+
+def _ones_own(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """An answer's headers, so that no cache that others share stores it."""
+    told = with_private(headers)
+    return (
+        told if has(headers, b"cache-control") else [*without(told, b"cache-control"), (b"cache-control", b"no-store")]
+    )
 
 
 def _without_tags(answer: Answer) -> Answer:
@@ -268,8 +320,10 @@ class _HandlerOrigin:
 class _Replay:
     def __init__(self) -> None:
         self.fetched: Fetched | None = None
+        self.plan: Plan | None = None
 
-    def fulfil(self, fetched: Fetched) -> None:
+    def fulfil(self, plan: Plan, fetched: Fetched) -> None:
+        self.plan = plan
         self.fetched = fetched
 
 
@@ -280,6 +334,7 @@ class _ReplayOrigin:
     runtime: Runtime
     exchange: Exchange
     settings: Cached
+    plan: Plan
 
     @property
     def name(self) -> str:
@@ -316,6 +371,9 @@ class _ReplayOrigin:
         await self.runtime.inner(scope, _no_body, _ignore)
         if replay.fetched is None:
             raise UpstreamUnreachable(self.name, "the replayed request did not reach its handler")
+        if replay.plan is None or replay.plan.base != self.plan.base:
+            await replay.fetched.body.aclose()
+            raise UpstreamUnreachable(self.name, "the replayed request has another key now")
         return replay.fetched
 
 

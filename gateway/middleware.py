@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 from uuid import uuid4
 
 from starlette.datastructures import Headers as StarletteHeaders
@@ -102,14 +104,22 @@ def exchange_for(
 
 
 class TargetRule:
-    """Applies the one rule for targets: what passes has its normalised path and query in the scope; the rest is 400."""
+    """Applies the one rule for targets: what passes has its normalised path and query in the scope; the rest is 400.
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    `began` is handed the state that the lifespan fills, which every request has.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, began: Callable[[Mapping[str, Any]], None] = lambda state: None
+    ) -> None:
         self.app = app
         self._metrics = metrics
+        self._began = began
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                self._began(scope.get("state", {}))
             await self.app(scope, receive, send)
             return
         exchange = exchange_of(scope)

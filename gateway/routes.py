@@ -129,9 +129,7 @@ def rules_of(route: RouteConfig) -> Rules:
     )
 
 
-def keying_of(
-    route: RouteConfig, constants: tuple[tuple[bytes, bytes], ...], identity_key: IdentityKey
-) -> Keying:
+def keying_of(route: RouteConfig, constants: tuple[tuple[bytes, bytes], ...], identity_key: IdentityKey) -> Keying:
     own = route.ttl != "origin"
     names = tuple(sorted(set(route.vary if route.vary is not None else DEFAULT_VARY)))
     cookies: tuple[str, ...] | None = None if route.cookies == "pass" else ()

@@ -15,6 +15,7 @@ from .asks import Route
 from .engine import Engine
 from .errors import GatewayError
 from .handler_inputs import UPSTREAM, Inputs
+from .handler_request import Public, SoFar
 from .handler_settings import Cached, cached_settings
 from .keys import primary_key
 from .metrics import Metrics
@@ -43,10 +44,17 @@ class Runtime:
     """The handlers of aggregates that are written in Python, by name."""
     bound: dict[int, tuple[Route, frozenset[str] | None]] = field(default_factory=dict)
     """By the id of a handler's settings: its route for the engine, and the query parameters that count."""
+    inputs: dict[int, Inputs] = field(default_factory=dict)
+    """By the id of a handler's settings: what its routes declare to read."""
+    public: Public | None = None
+    """The host and scheme that `@cached` handlers see, where `public_url` is set."""
+    lifespan: Mapping[str, Any] = field(default_factory=dict)
+    """The state that the app's lifespan gave, which is in every request's."""
     overridden: Mapping[str, Rules] = field(default_factory=dict)
     """By a handler's name: its rules where live overrides made them other than its code has them."""
     coded: dict[str, Rules] = field(default_factory=dict)
     """By a handler's name: its rules as its code has them."""
+    _so_far: dict[str, SoFar] = field(default_factory=dict)
 
     def keys_of(self, target: Target) -> list[str]:
         """The primary keys of what `@cached` handlers answer at a target."""
@@ -55,17 +63,27 @@ class Runtime:
             marked = cached_settings(context.endpoint)
             if marked is not None and context.path_regex.fullmatch(target.decoded):
                 settings = marked[0]
-                pairs = select_query(target.query, self.bound[id(settings)][1], self.drop_query)
+                pairs = self.counted(settings, target.query)
                 keys.append(primary_key(settings.origin_name, target_text(target.path, pairs)))
         return keys
 
     def bind(self, settings: Cached, inputs: Inputs) -> None:
         """Make ready a `@cached` handler whose routes declare `inputs`."""
-        allowed = settings.query if settings.query is not None else inputs.query
+        allowed = inputs.query if settings.query is None else settings.query | inputs.parameters
+        self.inputs[id(settings)] = inputs
         self.coded[settings.name] = settings.rules
         rules = self.overridden.get(settings.name, settings.rules)
         route = replace(settings, rules=rules).route(inputs, self.max_body, self.engine.identity_key)
         self.bound[id(settings)] = (route, allowed)
+
+    def counted(self, settings: Cached, pairs: Sequence[str]) -> tuple[str, ...]:
+        """The query parameters that a handler is shown, all of them in its key: none that it declares is dropped."""
+        declared = self.inputs[id(settings)].parameters
+        return select_query(pairs, self.bound[id(settings)][1], self.drop_query, declared)
+
+    def so_far(self, settings: Cached) -> SoFar:
+        """What the answers of a handler have read so far."""
+        return self._so_far.setdefault(settings.name, SoFar())
 
 
 def target_text(path: str, pairs: Sequence[str]) -> str:

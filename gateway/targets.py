@@ -151,13 +151,19 @@ def _hidden(pair: str) -> str:
     return f"{name}={HIDDEN}" if equals and is_credential(name) else pair
 
 
-def select_query(pairs: Iterable[str], allowed: frozenset[str] | None, dropped: tuple[str, ...]) -> tuple[str, ...]:
-    """The pairs that count: those whose names are allowed (None: all) and match no pattern of `dropped`."""
+def select_query(
+    pairs: Iterable[str],
+    allowed: frozenset[str] | None,
+    dropped: tuple[str, ...],
+    kept: frozenset[str] = frozenset(),
+) -> tuple[str, ...]:
+    """The pairs that count: those whose names are `kept`, and those whose names are allowed (None: all) and match no
+    pattern of `dropped`."""
     return tuple(
         pair
         for pair in pairs
-        if (allowed is None or query_name(pair) in allowed)
-        and not any(fnmatchcase(query_name(pair), pattern) for pattern in dropped)
+        if (name := query_name(pair)) in kept
+        or ((allowed is None or name in allowed) and not any(fnmatchcase(name, pattern) for pattern in dropped))
     )
 
 

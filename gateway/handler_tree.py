@@ -1,0 +1,142 @@
+"""How a `@cached` handler and its dependencies come to be handed requests that note what is read of them.
+
+FastAPI solves a tree of dependencies for each request. Into the tree of a `@cached` handler go dependencies of ours:
+one that is solved first and works out the key and what is shown (`Prepare`), and beside each parameter that takes the
+Request one that fills it (`SeenBy`). So nothing of FastAPI is replaced, and what FastAPI reads for itself is not noted
+as the handler's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import Request
+from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import get_dependant
+
+from .exchange import Exchange, exchange_of
+from .handler_inputs import OWN, UPSTREAM, label
+from .handler_request import READING, Reading, SeenRequest, declared_view, view_of
+from .handler_settings import Cached
+from .keys import plan
+from .routes import has_body, local_path
+from .runtime import Runtime, runtime_of, target_text
+from .targets import normalise_query
+
+
+class SeenBy:
+    """The request as `reader` is handed it; FastAPI's own where nothing of its answer will be stored."""
+
+    def __init__(self, reader: str) -> None:
+        self.reader = reader
+        setattr(self, OWN, True)
+
+    async def __call__(self, request: Request) -> Request:
+        reading = getattr(request, READING, None)
+        return SeenRequest(reading, self.reader) if isinstance(reading, Reading) else request
+
+
+@dataclass(eq=False)
+class Prepare:
+    """Leaves the Reading of a request at it; where the request goes by the cache, the reason."""
+
+    settings: Cached
+    dependant: Dependant
+    calls: frozenset[Callable[..., Any]]
+    _overrides: dict[Callable[..., Any], bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        setattr(self, OWN, True)
+
+    async def __call__(self, request: Request) -> None:
+        exchange = exchange_of(request.scope)
+        if exchange is None or request.method not in ("GET", "HEAD"):
+            return
+        runtime = runtime_of(request)
+        if id(self.settings) not in runtime.bound:
+            return
+        setattr(request, READING, self._reading(request, exchange, runtime))
+
+    def _reading(self, request: Request, exchange: Exchange, runtime: Runtime) -> Reading | str:
+        route, _ = runtime.bound[id(self.settings)]
+        if route.rules.off:
+            return "off"
+        path, pairs = _target(request, exchange)
+        pairs = runtime.counted(self.settings, pairs)
+        headers = request.scope["headers"]
+        planned = plan(
+            route.keying, self.settings.origin_name, target_text(path, pairs), headers, has_body=has_body(headers)
+        )
+        if planned.bypass is not None:
+            return planned.bypass
+        reading = Reading(
+            request.scope,
+            planned,
+            view_of(request.scope, planned, route.keying, "&".join(pairs), runtime.public),
+            route.keying,
+            runtime.so_far(self.settings),
+            runtime.lifespan,
+            runtime.public,
+            path,
+            self.dependant,
+        )
+        for each in runtime.inputs[id(self.settings)].open:
+            reading.note("headers", f"all request fields, by the model of {each}", "a parameter")
+        self._note_overrides(request, reading)
+        declared_view(request, reading)
+        return reading
+
+    def _note_overrides(self, request: Request, reading: Reading) -> None:
+        """An override (`app.dependency_overrides`) is not in the tree, and is handed FastAPI's own request."""
+        overrides: dict[Callable[..., Any], Callable[..., Any]] = getattr(request.app, "dependency_overrides", {})
+        for call in self.calls.intersection(overrides):
+            if self._takes_request(overrides[call]):
+                reading.note("scope", "the request, as an override", label(overrides[call]))
+
+    def _takes_request(self, call: Callable[..., Any]) -> bool:
+        if call not in self._overrides:
+            nodes = tree(get_dependant(path="/", call=call))
+            self._overrides[call] = any(each.request_param_name or each.http_connection_param_name for each in nodes)
+        return self._overrides[call]
+
+
+def _target(request: Request, exchange: Exchange) -> tuple[str, tuple[str, ...]]:
+    """The path and the query as the handler sees them: a middleware may have written others."""
+    scope, target = request.scope, exchange.target
+    assert target is not None
+    path = local_path(request) if scope["path"] == target.decoded else quote(scope["path"], safe="/:@!$&'()*+,;=~")
+    if scope["query_string"] == target.query_string.encode("ascii"):
+        return path, target.query
+    return path, normalise_query(scope["query_string"].decode("latin-1"))
+
+
+def instrument(dependant: Dependant, settings: Cached) -> None:
+    """Put our dependencies into the tree of a `@cached` handler, unless they are there."""
+    if any(isinstance(child.call, Prepare) for child in dependant.dependencies):
+        return
+    nodes = list(tree(dependant))
+    calls = frozenset(each.call for each in nodes[1:] if each.call is not None)
+    for each in nodes:
+        if getattr(each.call, UPSTREAM, None) is None:
+            _fill(each, settings.name if each is dependant else label(each.call))
+    first = Dependant(call=Prepare(settings, dependant, calls), request_param_name="request", path=dependant.path)
+    dependant.dependencies.insert(0, first)
+
+
+def _fill(node: Dependant, reader: str) -> None:
+    """Let a dependency of ours fill the parameters that take the Request."""
+    for place in ("request_param_name", "http_connection_param_name"):
+        name = getattr(node, place)
+        if name is not None:
+            setattr(node, place, None)
+            filling = Dependant(call=SeenBy(reader), name=name, request_param_name="request", path=node.path)
+            node.dependencies.append(filling)
+
+
+def tree(dependant: Dependant) -> Iterator[Dependant]:
+    yield dependant
+    for child in dependant.dependencies:
+        yield from tree(child)
