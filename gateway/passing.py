@@ -16,11 +16,12 @@ from msgspec import structs
 
 from .answers import problem
 from .asks import Route
+from .engine import Engine
 from .errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from .exchange import Exchange
 from .fetched import Fetched, WholeBody
 from .headers import Headers, first, has, values, without
-from .keys import passed_through, plan, without_ignored
+from .keys import Plan, passed_through, plan, without_ignored
 from .metrics import Metrics
 from .policy import own_tag
 from .preconditions import as_given, as_known, own_tags, settled, without_own
@@ -73,11 +74,12 @@ class UpstreamOrigin(msgspec.Struct, frozen=True):
         return fetched
 
 
-async def send_past(exchange: Exchange, route: Route, origin: UpstreamOrigin, body: Any) -> Fetched:
+async def send_past(engine: Engine, exchange: Exchange, route: Route, origin: UpstreamOrigin, body: Any) -> Fetched:
     """The upstream's answer to a request that passes by the cache; 412 where a condition on a tag that the gateway made
     is false. Raises UpstreamError."""
     headers = await _for_upstream(exchange, route, origin)
     if headers is None:
+        await _outdate(engine, exchange, route, origin)
         failed = problem(exchange, 412, "The representation is another than the one that the condition names.")
         assert isinstance(failed.body, bytes)
         return Fetched(failed.status, failed.headers, WholeBody(failed.body))
@@ -104,16 +106,30 @@ async def _for_upstream(exchange: Exchange, route: Route, origin: UpstreamOrigin
     return headers
 
 
-async def _tags_now(exchange: Exchange, route: Route, origin: UpstreamOrigin) -> tuple[bytes | None, bytes | None]:
-    """The tag that the upstream gives to the representation as it is now, and where it gives none, the gateway's. It is
-    asked as for an answer to be stored: to such an answer the gateway gave its tag. Raises UpstreamError."""
+async def _outdate(engine: Engine, exchange: Exchange, route: Route, origin: UpstreamOrigin) -> None:
+    """Make void what is stored with a tag that `If-Match` named and that no longer holds: whoever is told 412 reads
+    again, and must not be given the same tag. A tag that nobody was given makes nothing void."""
+    asked = _read_by_all(exchange, route, origin)
+    stored = engine.memory.get(asked.base)
+    if stored is not None and own_tags(as_given(exchange.headers), b"if-match") & {*values(stored.headers, b"etag")}:
+        await engine.invalidate([asked.primary])
+
+
+def _read_by_all(exchange: Exchange, route: Route, origin: UpstreamOrigin) -> Plan:
+    """The plan of a read of a request's target whose answer is stored: without what would go past the cache."""
     keying = route.keying
     uncounted = [
         *((b"authorization",) if keying.authorization == "pass" else ()),
         *((b"cookie",) if not keying.cookies else ()),
     ]
     conditions = (b"if-match", b"if-unmodified-since", b"range")
-    asked = plan(keying, origin.name, origin.target, without(exchange.headers, *uncounted, *conditions))
+    return plan(keying, origin.name, origin.target, without(exchange.headers, *uncounted, *conditions))
+
+
+async def _tags_now(exchange: Exchange, route: Route, origin: UpstreamOrigin) -> tuple[bytes | None, bytes | None]:
+    """The tag that the upstream gives to the representation as it is now, and where it gives none, the gateway's. It is
+    asked as for an answer to be stored: to such an answer the gateway gave its tag. Raises UpstreamError."""
+    asked = _read_by_all(exchange, route, origin)
     try:
         async with asyncio.timeout(origin.deadline):
             fetched = await structs.replace(origin, interim=None).send("GET", asked.forward, None)

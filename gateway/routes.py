@@ -233,7 +233,7 @@ class Handlers:
             facts = facts_of(exchange.method, headers, route.engine_route.rules)
 
         async def past() -> Fetched:
-            return await send_past(exchange, route.engine_route, origin, body)
+            return await send_past(self.engine, exchange, route.engine_route, origin, body)
 
         return Ask(
             route=route.engine_route,
@@ -286,7 +286,7 @@ class Handlers:
             client.expect_no_body()
 
         async def send() -> Fetched:
-            return await send_past(exchange, route.engine_route, origin, body)
+            return await send_past(self.engine, exchange, route.engine_route, origin, body)
 
         answer = await client.while_there(
             self.engine.pass_by(

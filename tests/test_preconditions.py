@@ -235,6 +235,20 @@ async def test_a_read_is_not_compared_by_the_upstream_with_a_tag_of_ours(on_the_
     assert (answer.status_code, sent(upstream, "if-none-match"), sent(upstream, "if-modified-since")) == (200, [], [])
 
 
+@pytest.mark.parametrize(("listed", "voids"), [(OWN, True), (OWN_GZIP, True), (GONE, False), (f'"x", {GONE}', False)])
+async def test_who_is_told_412_reads_what_is_there_now_and_nobody_else_makes_anything_void(
+    listed: str, voids: bool
+) -> None:
+    upstream = resource()
+    async with client_of(upstream) as client:
+        await client.get("/doc")
+        changed = TEXT.replace(b"value", b"other")
+        upstream.answer = lambda request: httpx.Response(200 if request.method == "GET" else 412, content=changed)
+        assert (await client.put("/doc", headers={"if-match": listed})).status_code == 412
+        read = await client.get("/doc")
+    assert read.headers["etag"] == (own_tag(changed).decode() if voids else OWN)
+
+
 def test_a_list_is_read_as_entity_tags_whatever_stands_in_them() -> None:
     listed: Any = fields(if_match=f'W/"a,{OWN[1:-1]}", W/{OWN} "\\", {GONE}')
     assert own_tags(listed, b"if-match") == {OWN.encode(), GONE.encode()}
