@@ -81,10 +81,10 @@ class Receiver(ResponseHandler):
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
         """Take a message that was parsed."""
         message, payload = data
-        if announces_wrongly(message.code, message.raw_headers, bodiless=self._skip_payload):
+        if message.code == 101 or announces_wrongly(message.code, message.raw_headers, bodiless=self._skip_payload):
             self.force_close()
             if message.code < 200:
-                self.set_exception(HttpProcessingError(message="an interim response that announces content"))
+                self.set_exception(HttpProcessingError(message="another protocol, or content of an interim response"))
                 return
         if message.code >= 200:
             payload.on_eof(self._answered)

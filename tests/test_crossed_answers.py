@@ -19,7 +19,7 @@ from .test_upstreams import speaking_to
 
 POISON = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
 SECOND = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecond"
-STATUSES = (100, 103, 200, 204, 205, 206, 301, 304, 404, 500, 503)
+STATUSES = (100, 101, 103, 200, 204, 205, 206, 301, 304, 404, 500, 503)
 FRAMINGS = {
     "none": b"",
     "length": b"Content-Length: %d\r\n" % len(POISON),
