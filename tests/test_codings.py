@@ -106,7 +106,9 @@ def serving(
     fields = {"content-type": "application/json", "etag": '"v"', "cache-control": "max-age=10"}
     fields |= {name.replace("_", "-"): value for name, value in headers.items()}
     upstream = Upstream(lambda _: httpx.Response(200, content=content, headers=fields))
-    route = {"path": "/{path:path}", "upstream": "api", **({"ttl": ttl} if ttl else {})}
+    # Nothing but the coding is in its `Vary`.
+    own = {"ttl": ttl, "vary": [], "authorization": "ignore", "cookies": "ignore"} if ttl else {}
+    route = {"path": "/{path:path}", "upstream": "api", **own}
     return gateway(upstream, {"rest": route}, clock=clock), upstream
 
 
