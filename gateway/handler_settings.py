@@ -126,6 +126,7 @@ class Arguments(Model):
     deadline: Duration = timedelta(seconds=30)
     max_body: Size | None = None
     edge: Flag = False
+    cache: Flag = True
 
     def settings(self, name: str, key: Key | None) -> Cached:
         """Raises ValueError where they contradict each other."""
@@ -144,6 +145,7 @@ class Arguments(Model):
                 stale_if_error=_seconds(self.stale_if_error),
                 negative_ttl=self.negative_ttl.total_seconds(),
                 client_ttl=_seconds(self.client_ttl),
+                cache=self.cache,
             ),
             vary=tuple(self.vary if self.vary is not None else DEFAULT_VARY),
             query=frozenset(self.query) if self.query is not None else None,

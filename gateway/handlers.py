@@ -106,6 +106,7 @@ def cached(
         "deadline": deadline,
         "max_body": max_body,
         "edge": edge,
+        "cache": cache,
     }
 
     def decorate(function: Callable[P, Any]) -> Callable[P, Any]:
