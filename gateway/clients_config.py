@@ -6,10 +6,13 @@ import re
 from datetime import timedelta
 from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from .config_types import Duration, Model, Size, TextList
+from .mode_words import no_modes
 
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"))
+_METHOD = re.compile(r"[!#$%&'+\-.^_`|~0-9A-Za-z]+")
 _ORIGIN = re.compile(r"null|[a-z][a-z0-9+.\-]*://[^\s/*?#@,\\A-Z]+")
 """An origin as browsers serialise it (RFC 6454 §6.2)."""
 
@@ -21,13 +24,15 @@ class CorsConfig(Model):
     """Origins such as https://app.example.com, or `*` for all."""
     allow_origin_regex: str | None = None
     """A regular expression that an allowed origin matches whole."""
-    allow_methods: TextList = ["GET", "HEAD", "OPTIONS"]
-    """Methods a page may use."""
-    allow_headers: TextList = []
+    allow_methods: Annotated[TextList, BeforeValidator(no_modes("allow_methods"))] = ["GET", "HEAD", "OPTIONS"]
+    """Methods a page may use; those of RFC 9110 in any case."""
+    allow_headers: Annotated[TextList, BeforeValidator(no_modes("allow_headers"))] = []
     """Request headers a page may set besides the safelisted ones; `*` for all."""
     allow_credentials: bool = False
     """Whether a page may send cookies and Authorization."""
-    expose_headers: TextList = ["Age", "Cache-Status", "Server-Timing", "X-Request-ID", "X-Process-Time"]
+    expose_headers: Annotated[TextList, BeforeValidator(no_modes("expose_headers"))] = [
+        *("Age", "Cache-Status", "Server-Timing", "X-Request-ID", "X-Process-Time")
+    ]
     """Response headers a page may read besides the safelisted ones."""
     max_age: Duration = timedelta(minutes=10)
     """How long a browser may keep the answer to a preflight."""
@@ -64,6 +69,15 @@ class CorsConfig(Model):
                 "allow_origin_regex matches any origin; with allow_credentials every web page acts as your user"
             )
         return self
+
+    @field_validator("allow_methods")
+    @classmethod
+    def _as_browsers_send_them(cls, methods: list[str]) -> list[str]:
+        """Methods are case-sensitive (RFC 9110 §9.1); `get` would match none."""
+        for method in methods:
+            if not _METHOD.fullmatch(method):
+                raise ValueError(f"{method!r} is no method; list them, such as [GET, HEAD, POST]")
+        return [method.upper() if method.upper() in _METHODS else method for method in methods]
 
     @property
     def enabled(self) -> bool:

@@ -38,6 +38,7 @@ from .config_types import (
     show_size,
     split_commas,
 )
+from .mode_words import no_modes
 from .part_config import PartConfig
 from .part_plan import cross_problems
 from .redis_urls import check_redis_url
@@ -128,8 +129,9 @@ class Config(Model):
     compression: Annotated[list[Literal["zstd", "br", "gzip"]], BeforeValidator(split_commas)] = ["zstd", "br", "gzip"]
     """The content codings that stored text is given in, the preferred first: made once for each stored answer of 1 KiB
     and more, on routes with a `ttl` of their own; an empty list for none."""
-    drop_query: TextList = list(TRACKING_PARAMETERS)
-    """Patterns of query parameters that no answer depends on: not forwarded, not part of the key."""
+    drop_query: Annotated[TextList, BeforeValidator(no_modes("drop_query"))] = list(TRACKING_PARAMETERS)
+    """Patterns of query parameters that no answer depends on: not forwarded, not part of the key. Not of those that a
+    route's `query` lists, and not of requests that pass by the cache."""
     trusted_proxies: Networks = []
     """Networks whose `X-Forwarded-*` is believed, such as 10.0.0.0/8."""
     retry_after: Duration = timedelta(seconds=1)

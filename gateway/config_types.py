@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from .headers import HOP_BY_HOP, is_dangerous
+from .mode_words import refuse_modes
 
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
@@ -89,6 +90,7 @@ Duration = Annotated[
 ]
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0), PlainSerializer(show_size, return_type=str)]
 TextList = Annotated[list[str], BeforeValidator(split_commas)]
+
 
 
 def _origin_or_duration(value: object) -> object:
@@ -183,6 +185,7 @@ _NEVER_IN_VARY = HOP_BY_HOP | frozenset(
 
 
 def check_vary(names: list[str]) -> list[str]:
+    refuse_modes("vary", names)
     for name in names:
         if name.encode("latin-1") in _NEVER_IN_VARY or is_dangerous(name.encode("latin-1")):
             raise ValueError(f"{name} can't be forwarded as a part of the key")

@@ -17,6 +17,7 @@ from .handler_inputs import Inputs
 from .handler_key import Key, key_of
 from .identity_key import UNKEYED, IdentityKey
 from .keys import Keying
+from .mode_words import no_modes
 from .policy import Rules
 from .spelling import did_you_mean
 
@@ -97,13 +98,11 @@ def _cookies(value: object) -> object:
 
 def _names(names: list[str]) -> list[str]:
     for name in names:
-        if not name or name in _MODES or any(char in name for char in ' ,;="\t\n\r'):
-            meaning = "means a mode elsewhere" if name in _MODES else "is no name"
-            raise ValueError(f"{name!r} {meaning}; write the names that count, or leave it out")
+        if not name or any(char in name for char in ' ,;="\t\n\r'):
+            raise ValueError(f"{name!r} is no name; write the names that count, or leave it out")
     return names
 
 
-_MODES = frozenset(("all", "any", "none", "pass", "ignore", "key", "origin", "off", "on", "*", "true", "false"))
 Names = Annotated[list[str], BeforeValidator(_listed)]
 Flag = Annotated[bool, Field(strict=True)]
 
@@ -116,12 +115,13 @@ class Arguments(Model):
     stale_if_error: Duration | None = None
     negative_ttl: Duration = timedelta(seconds=5)
     client_ttl: Duration | None = None
-    tags: Annotated[Names, AfterValidator(check_tags)] = Field(default_factory=list)
+    tags: Annotated[Names, AfterValidator(check_tags), AfterValidator(no_modes("tags"))] = Field(default_factory=list)
     vary: Annotated[Names, AfterValidator(check_field_names), AfterValidator(check_vary)] | None = None
-    query: Annotated[Names, AfterValidator(_names)] | None = None
+    query: Annotated[Names, AfterValidator(_names), AfterValidator(no_modes("query"))] | None = None
     authorization: Annotated[Literal["pass", "ignore", "key"], BeforeValidator(_authorization)] = "pass"
     cookies: Annotated[
-        Literal["pass", "ignore"] | Annotated[list[str], AfterValidator(_names)], BeforeValidator(_cookies)
+        Literal["pass", "ignore"] | Annotated[list[str], AfterValidator(_names), AfterValidator(no_modes("cookies"))],
+        BeforeValidator(_cookies),
     ] = "pass"
     deadline: Duration = timedelta(seconds=30)
     max_body: Size | None = None

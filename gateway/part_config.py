@@ -10,7 +10,7 @@ import warnings
 from datetime import timedelta
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from .config_types import (
     NEVER_CONSTANT,
@@ -25,6 +25,7 @@ from .config_types import (
     split_commas,
 )
 from .expressions import Expression
+from .mode_words import no_modes, refuse_modes
 
 _DOTTED = re.compile(r"[^.\s]+(\.[^.\s]+)*")
 
@@ -73,7 +74,7 @@ class _PartConfig(Model):
     headers: dict[str, str] = {}
     """Request headers of the part, with values in braces as in `path`; each is part of its cache key. One whose value
     the client did not send is left out."""
-    query: TextList = []
+    query: Annotated[TextList, BeforeValidator(no_modes("query"))] = []
     """The client's query parameters that are passed on to the part, where the client sends them: all pairs of a name,
     in the client's order."""
     ttl: Ttl = "origin"
@@ -84,7 +85,7 @@ class _PartConfig(Model):
     """How long after `ttl` the old part is used where the upstream fails; as a route's."""
     negative_ttl: Duration = timedelta(seconds=5)
     """How long it is remembered that there is no such thing (404, 410)."""
-    vary: Annotated[FieldNames, AfterValidator(check_vary)] | None = None
+    vary: Annotated[FieldNames, AfterValidator(check_vary), BeforeValidator(no_modes("vary"))] | None = None
     """With a `ttl` of its own: the request headers that are forwarded, each part of the cache key. Not set: accept,
     accept-language."""
     authorization: Literal["pass", "ignore", "key"] = "ignore"
@@ -92,7 +93,7 @@ class _PartConfig(Model):
     alone, and so is the whole; `key` forwards it and makes it part of the cache key."""
     cookies: Literal["pass", "ignore"] | TextList = "ignore"
     """The client's cookies: as `authorization`; a list of names forwards those, as part of the cache key."""
-    tags: TextList = []
+    tags: Annotated[TextList, BeforeValidator(no_modes("tags"))] = []
     """Names by which the part, and every aggregate that it is in, can be purged; with values in braces as in
     `path`."""
     timeout: Duration | None = None
@@ -111,9 +112,9 @@ class _PartConfig(Model):
     the type says; `text`; `xml`, as objects by xmltodict."""
     select: ExpressionText | None = None
     """A JMESPath expression: what of the part is shown. Applied first; then `allow` or `deny`, `rename`, `group`."""
-    allow: Paths = []
+    allow: Annotated[Paths, BeforeValidator(no_modes("allow"))] = []
     """Dotted paths, through lists: all else is left out."""
-    deny: Paths = []
+    deny: Annotated[Paths, BeforeValidator(no_modes("deny"))] = []
     """Dotted paths, through lists: they are left out. Not with `allow`."""
     rename: dict[str, str] = {}
     """New names by dotted path, through lists: `{seller.town: city}`."""
@@ -163,7 +164,10 @@ class _PartConfig(Model):
     @field_validator("cookies", mode="before")
     @classmethod
     def _cookies(cls, value: object) -> object:
-        return value if value in ("pass", "ignore") else split_commas(value)
+        if value in ("pass", "ignore"):
+            return value
+        refuse_modes("cookies", value)
+        return split_commas(value)
 
     @field_validator("headers")
     @classmethod

@@ -276,8 +276,8 @@ class Source:
         asking = self.origin(target, exchange.request_id)
 
         async def past() -> Fetched:
-            sent = without_ignored(keying, headers) if self.route.rules.off else headers
-            return await asking.fetch("GET", [*passed_through(sent), *keying.constants])
+            sent = passed_through(without_ignored(keying, headers))
+            return await asking.fetch("GET", [*sent, *keying.constants])
 
         through = None if self.declared is not None else self.through
         return Ask(self.route, planned, facts, headers, exchange, origin or asking, past, tags=tags, through=through)

@@ -74,19 +74,22 @@ class UpstreamOrigin(msgspec.Struct, frozen=True):
         return fetched
 
 
-async def send_past(engine: Engine, exchange: Exchange, route: Route, origin: UpstreamOrigin, body: Any) -> Fetched:
-    """The upstream's answer to a request that passes by the cache; 412 where a condition on a tag that the gateway made
-    is false. Raises UpstreamError."""
+async def send_past(
+    engine: Engine, exchange: Exchange, route: Route, origin: UpstreamOrigin, body: Any, target: str
+) -> Fetched:
+    """The upstream's answer to a request for `target` that passes by the cache; 412 where a condition on a tag that the
+    gateway made is false. `origin` is of what would be stored. Raises UpstreamError."""
     headers = await _for_upstream(exchange, route, origin)
     if headers is None:
         await _outdate(engine, exchange, route, origin)
         failed = problem(exchange, 412, "The representation is another than the one that the condition names.")
         assert isinstance(failed.body, bytes)
         return Fetched(failed.status, failed.headers, WholeBody(failed.body))
-    if route.rules.off:
+    if exchange.method in ("GET", "HEAD"):
         headers = without_ignored(route.keying, headers)
     told = route.keying.constants
-    fetched = await origin.send(exchange.method, forwarded(exchange, headers, told, body=body is not None), body)
+    sending = structs.replace(origin, target=target)
+    fetched = await sending.send(exchange.method, forwarded(exchange, headers, told, body=body is not None), body)
     if fetched.status == 304:
         return structs.replace(fetched, headers=as_known(exchange.headers, fetched.headers))
     return fetched

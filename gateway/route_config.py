@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from .config_types import (
@@ -25,6 +25,7 @@ from .config_types import (
     checked_names,
     split_commas,
 )
+from .mode_words import no_modes, refuse_modes
 from .part_config import PartConfig
 from .part_plan import PartPlan, PartProblem, plan_parts
 from .templates import PathTemplate, TemplateError, compile_path, compile_target, tag_parameters
@@ -62,13 +63,15 @@ class RouteConfig(Model):
     """How long a 404 or 410 is fresh where the upstream does not say; `0s` stores none."""
     client_ttl: Duration | None = None
     """How long clients may keep an answer (with a `ttl` of its own). Not set: until the entry's life ends."""
-    vary: Annotated[FieldNames, AfterValidator(check_vary)] | None = None
+    vary: Annotated[FieldNames, AfterValidator(check_vary), BeforeValidator(no_modes("vary"))] | None = None
     """With a `ttl` of its own: the request headers that are forwarded, each of them part of the cache key, and of the
     answers' `Vary`. Not set: accept, accept-language."""
-    query: TextList | None = None
-    """The query parameters that count and are forwarded. Not set: all of them."""
-    drop_query: TextList | None = None
-    """Patterns of query parameters that are dropped. Not set: the gateway's `drop_query`."""
+    query: Annotated[TextList, BeforeValidator(no_modes("query"))] | None = None
+    """The query parameters that count and are forwarded, whatever is dropped elsewhere. Not set: all of them. Requests
+    that pass by the cache keep their query whole."""
+    drop_query: Annotated[TextList, BeforeValidator(no_modes("drop_query"))] | None = None
+    """Patterns of query parameters that are dropped where an answer may be shared, unless `query` lists them. Not set:
+    the gateway's `drop_query`."""
     authorization: Literal["pass", "ignore", "key"] = "pass"
     """A request with Authorization: `pass` goes by the cache (with `ttl: origin`, as RFC 9111 §3.5 allows), `ignore`
     does not forward it, `key` makes it part of the cache key, and the answers `private`."""
@@ -83,7 +86,7 @@ class RouteConfig(Model):
     """Whether a client's own `Cache-Control` (no-cache, max-age, …) is obeyed."""
     max_body: Size | None = None
     """The largest body that is stored. Not set: the gateway's `max_body`."""
-    tags: TextList = []
+    tags: Annotated[TextList, BeforeValidator(no_modes("tags"))] = []
     """Names under which the answers can be purged together; `{parameter}` stands for its value."""
     summary: str | None = None
     """What the route is, in a line, for the API documentation."""
@@ -118,7 +121,10 @@ class RouteConfig(Model):
     @field_validator("cookies", mode="before")
     @classmethod
     def _cookies(cls, value: object) -> object:
-        return value if value in ("pass", "ignore") else split_commas(value)
+        if value in ("pass", "ignore"):
+            return value
+        refuse_modes("cookies", value)
+        return split_commas(value)
 
     @field_validator("parts", mode="before")
     @classmethod

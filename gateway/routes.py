@@ -35,7 +35,7 @@ from .proxies import Trusted
 from .purges import Report
 from .references import Asked, References
 from .remembered import Block, Recall
-from .targets import Target, normalise, select_query
+from .targets import Target, normalise, pair_name, select_query
 from .templates import PathTemplate, TargetTemplate, compile_target, render_tag
 from .transport import Interim
 from .upstreams import Fetched, Upstream
@@ -76,10 +76,15 @@ class Declared:
         parameters = self.template.match(path)
         if parameters is None:
             raise RequestRefused("The path does not have the form of its route.", 404)
+        return self._target(parameters, select_query(query, self.allowed, self.dropped)), parameters
+
+    def whole_target(self, parameters: dict[str, str], query: Iterable[str]) -> str:
+        """The same for a request that passes by the cache: no answer is shared, so its query stays whole."""
+        return self._target(parameters, query)
+
+    def _target(self, parameters: dict[str, str], query: Iterable[str]) -> str:
         upstream_path, fixed = self.target.ask(parameters)
-        pairs = (*fixed, *select_query(query, self.allowed, self.dropped))
-        target = Target(upstream_path, tuple(sorted(pairs, key=lambda p: p.partition("=")[0])), "")
-        return str(target), parameters
+        return str(Target(upstream_path, tuple(sorted((*fixed, *query), key=pair_name)), ""))
 
 
 def declare(config: Config, upstreams: Mapping[str, Upstream], identity_key: IdentityKey) -> list[Declared]:
@@ -186,7 +191,7 @@ class Handlers:
             if request.method == "PURGE":
                 return await self._purge(exchange, route, origin, parameters)
             if request.method not in ("GET", "HEAD"):
-                return await self._pass(client, exchange, asked, origin, request.method)
+                return await self._pass(client, exchange, asked, origin, parameters)
             return await self._read(client, exchange, asked, origin, parameters)
 
         handle.__name__ = route.name
@@ -233,7 +238,9 @@ class Handlers:
             facts = facts_of(exchange.method, headers, route.engine_route.rules)
 
         async def past() -> Fetched:
-            return await send_past(self.engine, exchange, route.engine_route, origin, body)
+            assert exchange.target is not None
+            whole = route.whole_target(parameters, exchange.target.query)
+            return await send_past(self.engine, exchange, route.engine_route, origin, body, whole)
 
         return Ask(
             route=route.engine_route,
@@ -278,7 +285,7 @@ class Handlers:
         return purge_response(report)
 
     async def _pass(
-        self, client: Client, exchange: Exchange, asked: Asked, origin: UpstreamOrigin, method: str
+        self, client: Client, exchange: Exchange, asked: Asked, origin: UpstreamOrigin, parameters: dict[str, str]
     ) -> Response:
         route = asked.route
         body = client.body() if has_body(exchange.headers) else None
@@ -286,7 +293,9 @@ class Handlers:
             client.expect_no_body()
 
         async def send() -> Fetched:
-            return await send_past(self.engine, exchange, route.engine_route, origin, body)
+            assert exchange.target is not None
+            whole = route.whole_target(parameters, exchange.target.query)
+            return await send_past(self.engine, exchange, route.engine_route, origin, body, whole)
 
         answer = await client.while_there(
             self.engine.pass_by(
@@ -294,10 +303,10 @@ class Handlers:
                 "method",
                 send,
                 invalidates=None
-                if method == "OPTIONS"
+                if exchange.method == "OPTIONS"
                 else lambda fetched: self._invalidated(route, exchange, origin.target, fetched),
                 keep=(lambda fetched: self._representation(route, exchange, origin, fetched))
-                if method == "POST"
+                if exchange.method == "POST"
                 else None,
             )
         )

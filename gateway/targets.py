@@ -157,14 +157,13 @@ def select_query(
     dropped: tuple[str, ...],
     kept: frozenset[str] = frozenset(),
 ) -> tuple[str, ...]:
-    """The pairs that count: those whose names are `kept`, and those whose names are allowed (None: all) and match no
-    pattern of `dropped`."""
-    return tuple(
-        pair
-        for pair in pairs
-        if (name := query_name(pair)) in kept
-        or ((allowed is None or name in allowed) and not any(fnmatchcase(name, pattern) for pattern in dropped))
-    )
+    """The pairs that count: those whose names are `allowed`, which are never dropped; where all are (None), those that
+    match no pattern of `dropped`. And those whose names are `kept`."""
+    return tuple(pair for pair in pairs if (name := query_name(pair)) in kept or _counts(name, allowed, dropped))
+
+
+def _counts(name: str, allowed: frozenset[str] | None, dropped: tuple[str, ...]) -> bool:
+    return not any(fnmatchcase(name, pattern) for pattern in dropped) if allowed is None else name in allowed
 
 
 def _recode(text: str, allowed: frozenset[str], *, in_path: bool) -> str:

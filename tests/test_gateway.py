@@ -203,7 +203,110 @@ async def test_named_cookies_are_the_only_ones_that_count() -> None:
     assert [request.headers["cookie"] for request in upstream.requests] == ["country=de", "country=fr"]
 
 
+# What a route keeps from its upstream, it keeps also where a request passes by the cache for another reason.
+PASSES_BY = {
+    "stored": {},
+    "cookie": {"cookie": "sid=1; other=2"},
+    "body": {"content-length": "1"},
+    "precondition": {"if-match": '"v1"'},
+    "no-store": {"cache-control": "no-store"},
+}
+
+
+@pytest.mark.parametrize("why", PASSES_BY)
+@pytest.mark.parametrize("ttl", ["30s", "origin"])
+async def test_what_a_route_ignores_the_upstream_never_sees(why: str, ttl: str) -> None:
+    upstream = Upstream(json_answer())
+    settings = {"upstream": "api", "ttl": ttl}
+    routes = {
+        "ignored": {"path": "/ignored", **settings, "authorization": "ignore", "cookies": "ignore"},
+        "bypassed": {"path": "/bypassed", **settings, "authorization": "ignore"},
+        "listed": {"path": "/listed", **settings, "authorization": "ignore", "cookies": ["sid"]},
+        "off": {"path": "/off", "upstream": "api", "cache": "off", "authorization": "ignore", "cookies": "ignore"},
+    }
+    sent = {"authorization": "Bearer 1", **PASSES_BY[why]}
+    async with asking(gateway(upstream, routes)) as client:
+        for path in routes:
+            await client.request("GET", f"/{path}", headers=sent, content=b"x" if why == "body" else None)
+    assert [request.url.path for request in upstream.requests] == [f"/{path}" for path in routes]
+    assert not any("authorization" in request.headers for request in upstream.requests)
+    cookies = [request.headers.get("cookie") for request in upstream.requests]
+    assert cookies == ([None, "sid=1; other=2", "sid=1", None] if why == "cookie" else [None] * 4)
+
+
+@pytest.mark.parametrize("ttl", ["30s", "origin"])
+async def test_what_a_part_ignores_its_upstream_never_sees(ttl: str) -> None:
+    upstream = Upstream(lambda request: httpx.Response(200, json=request.url.path))
+    parts = {
+        "plain": {},
+        "cookies": {"cookies": "pass"},
+        "listed": {"cookies": ["sid"]},
+        "authorized": {"authorization": "pass"},
+        "posted": {"method": "POST", "body": {}, "cookies": ["sid"]},
+    }
+    parts = {name: {"upstream": "api", "path": f"/{name}", "ttl": ttl, **part} for name, part in parts.items()}
+    async with asking(gateway(upstream, {"whole": {"path": "/whole", "parts": parts}})) as client:
+        await client.get("/whole", headers={"authorization": "Bearer 1", "cookie": "sid=1; other=2"})
+    seen = {
+        request.url.path: (request.headers.get("authorization"), request.headers.get("cookie"))
+        for request in upstream.requests
+    }
+    assert seen == {
+        "/plain": (None, None),
+        "/cookies": (None, "sid=1; other=2"),
+        "/listed": (None, "sid=1"),
+        "/authorized": ("Bearer 1", None),
+        "/posted": (None, "sid=1"),
+    }
+
+
 # --- targets -------------------------------------------------------------------------------------------------
+
+
+QUERY = "a=1&gclid=2&utm_source=3"
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+async def test_a_method_that_passes_by_the_cache_keeps_its_query_whole(method: str) -> None:
+    upstream = Upstream(json_answer())
+    routes = {"item": {**THIRTY["item"], "query": ["a"], "upstream_path": "/v2/{id}?b=0"}}
+    async with asking(gateway(upstream, routes)) as client:
+        await client.get(f"/items/7?{QUERY}")
+        await client.request(method, f"/items/7?{QUERY}")
+        again = await client.get("/items/7?a=1")
+    assert [request.url.raw_path for request in upstream.requests[:2]] == [
+        b"/v2/7?a=1&b=0",
+        b"/v2/7?a=1&b=0&gclid=2&utm_source=3",
+    ]
+    # What is stored is known by the parameters that count: an unsafe method makes it void all the same.
+    assert again.headers["cache-status"].startswith("gateway; hit" if method == "OPTIONS" else "gateway; fwd=")
+
+
+@pytest.mark.parametrize(
+    ("settings", "headers"),
+    [
+        ({}, {"cookie": "a=1"}),
+        ({}, {"authorization": "Bearer 1"}),
+        ({}, {"if-match": '"v1"'}),
+        ({}, {"cache-control": "no-store"}),
+        ({"cache": "off", "ttl": "origin"}, {}),
+    ],
+    ids=["cookie", "authorization", "precondition", "no-store", "cache off"],
+)
+async def test_a_request_that_passes_by_the_cache_keeps_its_query_whole(
+    settings: dict[str, str], headers: dict[str, str]
+) -> None:
+    upstream = Upstream(json_answer())
+    async with asking(gateway(upstream, {"item": {**THIRTY["item"], **settings}})) as client:
+        await client.get(f"/items/7?{QUERY}", headers=headers)
+    assert upstream.requests[0].url.raw_path == f"/items/7?{QUERY}".encode()
+
+
+async def test_a_parameter_that_a_route_lists_is_never_dropped() -> None:
+    upstream = Upstream(json_answer())
+    async with asking(gateway(upstream, {"item": {**THIRTY["item"], "query": ["a", "gclid"]}})) as client:
+        await client.get(f"/items/7?{QUERY}")
+    assert upstream.requests[0].url.raw_path == b"/items/7?a=1&gclid=2"
 
 
 async def test_one_target_has_one_entry_however_it_is_written() -> None:

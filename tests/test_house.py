@@ -40,6 +40,7 @@ PURE = frozenset(
         "keys",
         "ladder",
         "merge",
+        "mode_words",
         "outcome",
         "part_config",
         "part_plan",

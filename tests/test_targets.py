@@ -244,8 +244,8 @@ def test_parameters_like_tracking_parameters_stay(name: str) -> None:
     assert select(f"{name}=1", dropped=TRACKING_PARAMETERS) == f"{name}=1"
 
 
-def test_a_parameter_that_is_allowed_and_dropped_is_dropped() -> None:
-    assert select("utm_id=1", allowed=frozenset(("utm_id",)), dropped=("utm_*",)) == ""
+def test_a_parameter_that_is_listed_is_never_dropped() -> None:
+    assert select("utm_id=1&utm_x=2", allowed=frozenset(("utm_id",)), dropped=("utm_*",)) == "utm_id=1"
 
 
 # --- Host and the forms of a target ------------------------------------------------------------------------
