@@ -72,10 +72,12 @@ class Body:
             return None
         until = asyncio.get_running_loop().time() + (live.longest if live is not None else math.inf)
         while True:
-            if live is not None and not await self._comes(live.pause if self._read else math.inf, until):
+            ready = self._ready() if self._ahead is None else None
+            pause = live.pause if live is not None and self._read else math.inf
+            if ready is None and live is not None and not await self._comes(pause, until):
                 self.live = True
                 return None
-            piece = await self._next()
+            piece = (ready or None) if ready is not None else await self._next()
             if piece is None:
                 break
             self._read.append(piece)
