@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import cli_ttl
-from .cli_input import ConfigOption, found, loaded, operator, read_header
+from .cli_input import ConfigOption, counted, folded, found, loaded, operator, read_header
 from .errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def check(
         return
     read = loaded(config)
     show(settings_table(effective(read)))
-    counts = f"{len(read.config.routes)} routes, {len(read.config.upstreams)} upstreams"
+    counts = f"{counted(len(read.config.routes), 'route')}, {counted(len(read.config.upstreams), 'upstream')}"
     typer.echo(f"\nThe configuration is valid: {counts}.")
 
 
@@ -195,7 +195,7 @@ def warm(
 
     listed = wanted(source, top=top, drop_query=TRACKING_PARAMETERS)
     if listed.skipped:
-        lines = f"{listed.skipped} line{'s' if listed.skipped > 1 else ''}"
+        lines = counted(listed.skipped, "line")
         typer.secho(f"{lines} had a query, whose values no log holds: left out.", err=True, fg="yellow")
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("warming", total=len(listed.targets))
@@ -251,10 +251,12 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
-        count = len(error.problems)
-        typer.secho(f"The configuration is refused ({count} problem{'s' if count > 1 else ''}):", err=True, fg="red")
+        for warning in error.warnings:
+            typer.secho(f"warning: {warning}", err=True, fg="yellow")
+        told = counted(len(error.problems), "problem")
+        typer.secho(f"The configuration is refused ({told}):", err=True, fg="red")
         for problem in error.problems:
-            typer.echo(f"  {problem}", err=True)
+            typer.echo(folded(f"  {problem}"), err=True)
         sys.exit(2)
     except GatewayError as error:
         typer.secho(str(error), err=True, fg="red")

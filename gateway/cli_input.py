@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import shutil
+import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +35,19 @@ def loaded(path: Path | None, options: dict[str, str] | None = None) -> Loaded:
     for warning in read.warnings:
         typer.secho(f"warning: {warning}", err=True, fg="yellow")
     return read
+
+
+def counted(number: int, what: str) -> str:
+    """`1 route`, `2 routes`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def folded(text: str) -> str:
+    """A message in lines that a terminal has room for; as it is where standard error is no terminal."""
+    if not sys.stderr.isatty():
+        return text
+    width = min(100, shutil.get_terminal_size().columns)
+    return textwrap.fill(text, width, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)
 
 
 def operator() -> str:

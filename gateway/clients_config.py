@@ -50,6 +50,14 @@ class CorsConfig(Model):
                 raise ValueError(f"allow_origin_regex is no regular expression: {error}") from None
         return self
 
+    @field_validator("allow_methods")
+    @classmethod
+    def _methods_in_capitals(cls, methods: list[str]) -> list[str]:
+        for method in methods:
+            if method != method.upper():
+                raise ValueError(f"{method!r} is no method that browsers ask for: write {method.upper()}")
+        return methods
+
     @field_validator("allow_origins")
     @classmethod
     def _as_browsers_write_them(cls, origins: list[str]) -> list[str]:

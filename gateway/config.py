@@ -17,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     SecretStr,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -31,6 +32,7 @@ from .config_types import (
     TextList,
     Url,
     checked_names,
+    is_address,
     is_public,
     parse_duration,
     parse_size,
@@ -213,6 +215,16 @@ class Config(Model):
             )
         return self
 
+    @field_validator("host")
+    @classmethod
+    def _host(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if host.strip("[]") and port.isdigit() and not is_address(value.strip("[]")):
+            raise ValueError(f"must be a host alone: write host: {host.strip('[]')} and port: {port}")
+        if "://" in value or "/" in value or any(char.isspace() for char in value):
+            raise ValueError("must be a host name or an IP address, such as 127.0.0.1 or 0.0.0.0")
+        return value.strip("[]") if is_address(value.strip("[]")) else value
+
     @field_validator("redis_url")
     @classmethod
     def _redis_url(cls, value: str) -> str:
@@ -250,8 +262,8 @@ class Config(Model):
 
     @field_validator("upstreams", "routes", mode="before")
     @classmethod
-    def _names(cls, value: Any) -> Any:
-        return checked_names(value)
+    def _names(cls, value: Any, info: ValidationInfo) -> Any:
+        return checked_names(value, info)
 
     @field_validator("include")
     @classmethod

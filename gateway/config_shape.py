@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Annotated, Literal, TypeGuard, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from .config import Config
 from .document import Key, Value
@@ -50,6 +51,12 @@ def shape_at(key: Key) -> object | None:
     for name in key:
         shape = _child(shape, name)
     return shape
+
+
+def field_at(key: Key) -> FieldInfo | None:
+    """The field of a model that a key names."""
+    shape = shape_at(key[:-1])
+    return shape.model_fields.get(key[-1]) if is_model(shape) else None
 
 
 def takes_list(shape: object) -> bool:

@@ -11,7 +11,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
+from pydantic.fields import FieldInfo
 
 from .headers import HOP_BY_HOP, is_dangerous
 from .mode_words import refuse_modes
@@ -33,12 +34,43 @@ def parse_duration(value: object) -> timedelta:
         return timedelta()
     match = _DURATION.fullmatch(text)
     if match is None:
-        hint = f"; write {text}s for seconds" if re.fullmatch(r"[0-9.]+", text) else ""
-        raise ValueError(f"is no duration: write a number and ms, s, m, h or d, such as 250ms, 30s, 5m{hint}")
+        raise ValueError(
+            f"is no duration: write a number and ms, s, m, h or d, such as 250ms, 30s, 5m{_meant_duration(value)}"
+        )
     try:
         return timedelta(seconds=float(match[1]) * _UNIT_SECONDS[match[2]])
     except OverflowError:
         raise ValueError("is too long a duration") from None
+
+
+_WORDS_FOR_UNITS = {
+    "milliseconds": "ms", "millisecond": "ms", "millis": "ms", "msec": "ms", "seconds": "s", "second": "s", "secs": "s",
+    "sec": "s", "minutes": "m", "minute": "m", "mins": "m", "min": "m", "hours": "h", "hour": "h", "hrs": "h",
+    "hr": "h", "days": "d", "day": "d",
+}  # fmt: skip
+_SPOKEN_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)[\s,]*")
+
+
+def _meant_duration(value: object) -> str:
+    """What to write instead of what others take for a duration: `1h30m`, `30 S`, `5min`, `60`."""
+    text = str(value).strip().lower()
+    if isinstance(value, bool):
+        return " (YAML reads yes and on as true)" if value else "; for none write 0s"
+    if re.fullmatch(r"[0-9]*\.?[0-9]+", text):
+        return f"; write {text}s for seconds"
+    if text in ("never", "none", "off", "no"):
+        return "; for none write 0s"
+    pieces = _SPOKEN_DURATION.findall(text)
+    units = [_WORDS_FOR_UNITS.get(unit, unit) for _, unit in pieces]
+    if not pieces or _SPOKEN_DURATION.sub("", text) or not all(unit in _UNIT_SECONDS for unit in units):
+        return ""
+    if len(pieces) == 1:
+        return f"; write {pieces[0][0]}{units[0]}"
+    try:
+        total = sum(float(number) * _UNIT_SECONDS[unit] for (number, _), unit in zip(pieces, units, strict=True))
+        return f"; write {show_duration(timedelta(seconds=total))}"
+    except OverflowError:
+        return ""
 
 
 def show_duration(value: timedelta) -> str:
@@ -61,11 +93,17 @@ def parse_size(value: object) -> int:
     if match is None:
         if text == "0":
             return 0
-        raise ValueError("is no size: write a number and B, KiB, MiB or GiB, such as 64KiB, 256MiB")
+        raise ValueError(f"is no size: write a number and B, KiB, MiB or GiB, such as 64KiB, 256MiB{_meant_size(text)}")
     try:
         return int(float(match[1]) * _UNIT_BYTES[match[2]])
     except OverflowError:
         raise ValueError("is too large a size") from None
+
+
+def _meant_size(text: str) -> str:
+    """What to write instead of what others take for a size: `64k`, `64KB`, `64 kib`."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg])(?:i?b)?", text.lower())
+    return f"; write {match[1]}{match[2].upper()}iB" if match else ""
 
 
 def show_size(value: int) -> str:
@@ -89,6 +127,13 @@ Duration = Annotated[
     PlainSerializer(show_duration, return_type=str),
 ]
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0), PlainSerializer(show_size, return_type=str)]
+
+
+def is_size(field: FieldInfo | None) -> bool:
+    """Whether a model's field is a `Size`."""
+    return field is not None and any(getattr(each, "func", None) is parse_size for each in field.metadata)
+
+
 TextList = Annotated[list[str], BeforeValidator(split_commas)]
 
 
@@ -211,8 +256,12 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def checked_names(value: Any) -> Any:
-    if isinstance(value, dict):
+NAMES_ARE_CHECKED = {"names": "checked"}
+"""The validation context in which names of routes, upstreams and parts are not checked: who validates does it."""
+
+
+def checked_names(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, dict) and info.context is not NAMES_ARE_CHECKED:
         for name in value:
             if not isinstance(name, str) or not NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is no name: write lower-case words joined by _, such as price_list")

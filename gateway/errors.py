@@ -44,10 +44,12 @@ class ConfigProblem:
 
 
 class ConfigError(GatewayError):
-    """The configuration is refused; `problems` lists all that is wrong with it, not just the first."""
+    """The configuration is refused; `problems` lists all that is wrong with it, not just the first; `warnings` what
+    would be a warning besides."""
 
-    def __init__(self, problems: list[ConfigProblem]) -> None:
+    def __init__(self, problems: list[ConfigProblem], warnings: tuple[str, ...] = ()) -> None:
         self.problems = problems
+        self.warnings = warnings
         super().__init__("\n".join(str(problem) for problem in problems))
 
 

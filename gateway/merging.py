@@ -53,6 +53,16 @@ class Merge:
         self._document = document
         for key, value in leaves(self.tree, Config, ()) if self.tree else ():
             self.sources[key] = [Source("file", self._file_place(key), shown(key, value))]
+            self._warn_of_interpolation(key, value)
+
+    def _warn_of_interpolation(self, key: Key, value: Value) -> None:
+        match = re.search(r"\$\{?[A-Z][A-Z0-9_]*\}?", value) if isinstance(value, str) else None
+        if match and (match[0].startswith("${") or match[0] == value):
+            variable = name_of(key).replace("-", "_")
+            place, name = self._file_place(key), ".".join(key)
+            self.warnings.append(
+                f"{place}: {name}: {match[0]} is taken as it is: a file has no variables; set {variable} instead"
+            )
 
     def apply(self, variables: list[Variable]) -> None:
         assignments = [assignment for variable in variables for assignment in self._assignments(variable)]
@@ -131,8 +141,14 @@ class Merge:
         self._warn(variable, message)
 
     def entries(self, section: str) -> Tree:
-        entries = self.tree.get(section)
-        return entries if isinstance(entries, dict) else {}
+        return self.entries_of((section,))
+
+    def entries_of(self, key: Key) -> Tree:
+        """What stands in the mapping at `key`; nothing where there is none."""
+        tree: Value = self.tree
+        for name in key:
+            tree = tree.get(name) if isinstance(tree, dict) else None
+        return tree if isinstance(tree, dict) else {}
 
     def _put(self, assignment: _Assignment) -> None:
         *outer, last = assignment.key

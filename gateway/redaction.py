@@ -11,6 +11,8 @@ from .document import Key, Value, shortened
 from .targets import HIDDEN, is_credential
 
 _SECRET_NAME = re.compile("token|secret|password|authorization", re.IGNORECASE)
+# What may be meant to be one of a setting's choices (`authorization: forward`), and is no credential.
+_MODE = re.compile("[a-z_]{1,12}")
 # Up to the last @: a password with a slash in it is no valid URL, and is a password all the same.
 _USER_INFO = re.compile(r"://\S*@")
 _PARAMETER = re.compile(r"([?&]([^=&\s?]+)=)[^&\s]*")
@@ -19,7 +21,7 @@ _PARAMETER = re.compile(r"([?&]([^=&\s?]+)=)[^&\s]*")
 def redact(key: Key, text: str) -> str:
     """`text`, a value of `key`, with `***` for what is secret: headers of upstreams, tokens, passwords, the
     credentials in a URL."""
-    if _is_secret(key) and text not in ("{}", "null", *choices(shape_at(key))):
+    if _is_secret(key) and text not in ("{}", "null") and not (choices(shape_at(key)) and _MODE.fullmatch(text)):
         return "***"
     return without_credentials(text)
 

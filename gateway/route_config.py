@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from .config_types import (
@@ -128,8 +128,8 @@ class RouteConfig(Model):
 
     @field_validator("parts", mode="before")
     @classmethod
-    def _part_names(cls, value: Any) -> Any:
-        return checked_names(value)
+    def _part_names(cls, value: Any, info: ValidationInfo) -> Any:
+        return checked_names(value, info)
 
     @model_validator(mode="after")
     def _aggregate(self) -> RouteConfig:
@@ -141,6 +141,8 @@ class RouteConfig(Model):
         refuse(self.part_plan.problems)
         unused = [name for name in _NOT_OF_AGGREGATES if name in self.model_fields_set]
         if unused:
+            if unused[0] == "upstream":
+                raise ValueError("upstream can't be combined with `parts`: each part names its own upstream")
             raise ValueError(f"{unused[0]} goes with `upstream`: each of an aggregate's parts has its own")
         return self
 

@@ -8,12 +8,13 @@ the rest, `merging` makes one of them, `setting_problems` says what is wrong, `r
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .config import Config, RouteConfig
-from .config_shape import leaves
+from .config_shape import is_container, leaves, shape_at
 from .document import Document, Key, Tree, read_document
 from .errors import ConfigError, ConfigProblem
 from .keys import is_identity
@@ -78,7 +79,7 @@ def load(
         [*merge.problems, *wrong, *cross_problems(merge), *_admin_problems(merge, config, token)]
     )
     if problems or config is None:
-        raise ConfigError(problems)
+        raise ConfigError(sorted(problems, key=_line_of), tuple(merge.warnings))
     sources = {key: tuple(found) for key, found in merge.sources.items()}
     warnings = (*merge.warnings, *redis_warnings(merge, config), *_weak_digests(config))
     return Loaded(config, sources, warnings, token, merge.tree)
@@ -128,10 +129,23 @@ def redis_warnings(merge: Merge, config: Config) -> list[str]:
     return [f"{place}: redis_url: {message}" for message in (*ignored_options(url), *unreadable)]
 
 
+def _line_of(problem: ConfigProblem) -> tuple[bool, int]:
+    """What problems are sorted by: the file's lines, then what variables set."""
+    line = re.search(r" line (\d+)", problem.source)
+    return (False, int(line[1])) if line else (True, 0)
+
+
 def _without_sequels(problems: list[ConfigProblem]) -> list[ConfigProblem]:
-    """The first problem of each key: of a value that couldn't be read, the models tell what it isn't."""
-    first: dict[str, ConfigProblem] = {}
-    return [problem for problem in problems if not problem.key or first.setdefault(problem.key, problem) is problem]
+    """The first problem of each value: of one that couldn't be read, the models tell what it isn't. Of an entry as a
+    whole, each."""
+    first: dict[tuple[str, str], ConfigProblem] = {}
+    kept = []
+    for problem in problems:
+        whole = is_container(shape_at(tuple(problem.key.split("."))))
+        identity = (problem.key, problem.message if whole else "")
+        if not problem.key or first.setdefault(identity, problem) is problem:
+            kept.append(problem)
+    return kept
 
 
 def effective(loaded: Loaded, *, masked: bool = True) -> list[Setting]:

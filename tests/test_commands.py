@@ -138,7 +138,7 @@ def test_a_valid_configuration_is_shown_with_where_each_value_came_from(tmp_path
     assert result.exit_code == 0
     (line,) = [line for line in result.output.splitlines() if line.startswith("routes.item.ttl ")]
     assert "gateway.yaml" in line
-    assert result.output.endswith("The configuration is valid: 1 routes, 1 upstreams.\n")
+    assert result.output.endswith("The configuration is valid: 1 route, 1 upstream.\n")
 
 
 def test_a_configuration_that_is_refused_is_told_problem_by_problem(

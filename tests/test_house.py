@@ -201,6 +201,7 @@ WIRING = frozenset(
         "setting_problems",
         "settings",
         "variables",
+        "validation_rounds",
         "tables",
         "tuning",
         "warm",

@@ -318,4 +318,5 @@ def test_each_problem_is_told_with_its_line_and_reason(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(path, environ={}, dotenv=None)
     told = {(problem.source.rpartition(" ")[2], problem.key) for problem in caught.value.problems}
-    assert told == {("19", "routes.cart.parts.lines.path"), ("27", "routes.cart.parts.sum.group")}
+    parts = "routes.cart.parts"
+    assert told == {("18", f"{parts}.lines.upstream"), ("19", f"{parts}.lines.path"), ("27", f"{parts}.sum.group")}

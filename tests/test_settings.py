@@ -556,10 +556,9 @@ def test_entries_of_a_file_that_are_no_mapping_are_told_where_a_variable_adds_on
 # What is wrong with values
 
 
-def test_an_unknown_key_of_the_file_is_refused_with_the_nearest_and_all_known(refused: Refused) -> None:
+def test_an_unknown_key_of_the_file_is_refused_with_the_nearest(refused: Refused) -> None:
     assert texts(refused("cors:\n  max_aeg: 1h\n")) == [
-        "gateway.yaml line 2: cors.max_aeg: is unknown; did you mean max_age? Allowed here: allow_origins, "
-        "allow_origin_regex, allow_methods, allow_headers, allow_credentials, expose_headers, max_age"
+        "gateway.yaml line 2: cors.max_aeg: is unknown; did you mean max_age?"
     ]
 
 
@@ -583,7 +582,7 @@ def test_all_problems_are_told_each_with_its_place(refused: Refused) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("memory: 5MB", "5MB is no size: write a number and B, KiB, MiB or GiB, such as 64KiB, 256MiB"),
+        ("memory: 5MB", "5MB is no size: write a number and B, KiB, MiB or GiB, such as 64KiB, 256MiB; write 5MiB"),
         ("port: 80a", "80a must be a whole number"),
         ("port: 65536", "65536 must be less than or equal to 65535"),
         ("access_log: sometimes", "sometimes must be true or false"),
@@ -608,7 +607,7 @@ def test_a_wrong_value_is_shown_with_what_is_allowed(refused: Refused, setting: 
         ("ttl: -5s", "-5s is no duration: write a number and ms, s, m, h or d, such as 250ms, 30s, 5m"),
         ("examples: {id: [1]}", "[1] must be text or a whole number or a number or true or false"),
         ("authorization: 5", "*** must be 'pass', 'ignore' or 'key'"),
-        ("authorization: igonre", "*** must be 'pass', 'ignore' or 'key'; did you mean ignore?"),
+        ("authorization: igonre", "igonre must be 'pass', 'ignore' or 'key'; did you mean ignore?"),
         ("request_directives: honor", "honor must be 'honour' or 'ignore'; did you mean honour?"),
         ("tags: [a b]", "the tag 'a b' is empty or has a space, comma or control character"),
         ("query: [1, 2]", "1 must be text; put it in quotes; 2 must be text; put it in quotes"),
