@@ -39,11 +39,18 @@ def replaced(name: bytes, value: bytes, public: Callable[[str], str | None]) -> 
     if name == b"link":
         told = _links(text, public)
     elif name == b"refresh":
-        found = _REFRESHED.fullmatch(text)
-        told = found[1] + (public(found[2].strip()) or "") + found[3] if found is not None else text
+        told = _refresh(text, public)
     else:
         told = public(text)
     return None if told is None else told.encode("latin-1")
+
+
+def _refresh(text: str, public: Callable[[str], str | None]) -> str | None:
+    found = _REFRESHED.fullmatch(text)
+    if found is None:
+        return text
+    told = public(found[2].strip())
+    return None if told is None else found[1] + told + found[3]
 
 
 def _links(text: str, public: Callable[[str], str | None]) -> str | None:

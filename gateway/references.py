@@ -51,7 +51,7 @@ class References:
     def mapped(self, headers: Headers, asked: Asked) -> list[tuple[bytes, bytes]]:
         """An answer's fields with every reference in them as a client may follow it. `Link`s and `Content-Location`s to
         what an upstream does not show here are left out; `Location` and `Refresh`, which have to name a place, become
-        the path alone."""
+        the path alone, unless something else is found there."""
         fields = []
         for name, value in headers:
             if name in REFERRING:
@@ -63,49 +63,49 @@ class References:
         return fields
 
     def _public(self, asked: Asked, text: str, *, keep: bool) -> str | None:
-        """A reference as clients would ask for it; None where it may be left out, and must."""
+        """A reference as clients would ask for it; None where it must be left out."""
         reference = text.translate(DROPPED_IN_URLS)
         try:
             parts = urlsplit(reference)
+            _ = parts.port  # raises where it is none
             if parts.netloc:
-                return self._of_url(text, reference, asked, keep)
+                return self._of_url(text, reference, asked, keep=keep)
             if parts.scheme or not (parts.path or parts.query):
                 return text
             return self._of_path(text, reference, asked)
         except ValueError:
-            return text
+            return None if self._names_an_upstream(reference) else text
 
-    def _of_url(self, text: str, reference: str, asked: Asked, keep: bool) -> str | None:
-        outside = None
-        for upstream in self._upstreams(asked.route.upstream):
-            for base in upstream.config.bases:
-                path = below_base(reference, [base])
-                if path is None:
-                    continue
-                outside = path if outside is None else outside
-                public = self._leading_to(upstream, path) if _is_within(reference, base) else None
-                if public is not None:
-                    return rooted(asked.root + public)
-        if outside is None:
+    def _of_url(self, text: str, reference: str, asked: Asked, *, keep: bool) -> str | None:
+        public = self._leading_to(reference, asked)
+        if public is not None:
+            return rooted(asked.root + public)
+        named = [
+            *self._below(reference, asked, within=True),
+            *((None, path) for _, path in self._below(reference, asked)),
+        ]
+        if not named:
             return text
-        return rooted(asked.root + outside) if keep else None
+        upstream, path = named[0]
+        return rooted(asked.root + path) if keep and self._misleads_nobody(upstream, path) else None
 
     def _of_path(self, text: str, reference: str, asked: Asked) -> str:
         """A path, or a piece of one, means another place to a client than to an upstream that is asked for other
         paths."""
-        upstream = asked.route.upstream
-        for base in upstream.config.bases:
+        for base in asked.route.upstream.config.bases:
             meant = urljoin(base + asked.target, reference)
-            path = below_base(meant, [base])
-            if path is None or not _is_within(meant, base):
-                continue
-            wanted = _target_of(path)
-            if wanted is not None and self._led_to(self._as_read(reference, asked)) == (upstream, wanted):
-                return text
-            public = self._leading_to(upstream, path)
+            public = self._leading_to(meant, asked, self._led_to(self._as_read(reference, asked)))
             if public is not None:
-                return rooted(asked.root + public)
+                return rooted(asked.root + public) if public else text
         return text
+
+    def _misleads_nobody(self, upstream: Upstream | None, path: str) -> bool:
+        """Whether a client that asks here for a path below an upstream's base gets nothing, or what is there but for
+        the parameters that its route does not pass on. `upstream` is None where the path is below no base."""
+        led, wanted = self._led_to(path), _target_of(path)
+        if led is None or wanted is None:
+            return True
+        return (led[0], led[1].partition("?")[0]) == (upstream, wanted.partition("?")[0])
 
     @staticmethod
     def _as_read(reference: str, asked: Asked) -> str:
@@ -113,14 +113,34 @@ class References:
         read = urljoin(asked.root + asked.public, reference)
         return read[len(asked.root) :] if read.startswith(asked.root + "/") else ""
 
-    def _upstreams(self, first: Upstream) -> Iterable[Upstream]:
+    def _upstreams(self, asked: Asked) -> Iterable[Upstream]:
+        first = asked.route.upstream
         return {id(each): each for each in (first, *(route.upstream for route in self.declared))}.values()
 
-    def _leading_to(self, upstream: Upstream, reference: str) -> str | None:
-        """The public path and query that lead to this target of an upstream, with the fragment of `reference`."""
-        wanted = _target_of(reference)
-        if wanted is None:
-            return None
+    def _names_an_upstream(self, text: str) -> bool:
+        upstreams = (route.upstream for route in self.declared)
+        return any((urlsplit(base).hostname or "") in text.lower() for each in upstreams for base in each.config.bases)
+
+    def _below(self, url: str, asked: Asked, *, within: bool = False) -> list[tuple[Upstream, str]]:
+        """The upstreams that a URL names, each with the path below its base; `within` leaves out those whose base it is
+        outside of."""
+        return [
+            (upstream, path)
+            for upstream in self._upstreams(asked)
+            for base in upstream.config.bases
+            if (path := below_base(url, [base])) is not None and not (within and not _is_within(url, base))
+        ]
+
+    def _leading_to(self, url: str, asked: Asked, led: tuple[Upstream, str] | None = None) -> str | None:
+        """The public path and query that lead to what an upstream's URL names, with its fragment; empty where that is
+        where a client is `led` already, None where nothing leads there."""
+        found = [(upstream, path, _target_of(path)) for upstream, path in self._below(url, asked, within=True)]
+        if led is not None and any(led == (upstream, wanted) for upstream, _, wanted in found):
+            return ""
+        public = (self._inverse(upstream, wanted, path) for upstream, path, wanted in found if wanted is not None)
+        return next(filter(None, public), None)
+
+    def _inverse(self, upstream: Upstream, wanted: str, reference: str) -> str | None:
         path, _, query = wanted.partition("?")
         pairs = tuple(query.split("&")) if query else ()
         for route in self.declared:

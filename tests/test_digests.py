@@ -137,6 +137,15 @@ async def test_a_part_of_a_stored_part_and_a_whole_made_of_parts() -> None:
     assert upstream.requests[-1].headers["range"] == "bytes=100-"
 
 
+async def test_a_part_that_is_shorter_than_it_said_is_sent_with_its_own_length() -> None:
+    fields = {"cache-control": "max-age=60", "content-range": "bytes 4-9/10"}
+    upstream = Upstream(lambda _: httpx.Response(206, content=b"01234", headers=fields))
+    async with asking(app_of(upstream, "origin")) as client:
+        await read(client, range="bytes=-5")
+        piece, body = await read(client, range="bytes=6-")
+    assert (body, piece.headers["content-length"], upstream.asked) == (b"234", "3", 1)
+
+
 def test_parts_put_together_have_the_digest_of_neither() -> None:
     def piece(first: int, last: int) -> Piece:
         content = TEXT[first : last + 1]

@@ -58,6 +58,7 @@ FOLLOWED = [
     (f"{BASE}/items/7", "/items/7"),
     (f"{BASE}/items/latest", "/all/items/latest"),
     (f"{BASE}/items/7?utm_source=x", "/all/items/7?utm_source=x"),
+    ("/v3/x", "/v2/x"),
     (f"{BASE}/goods?kind=book", "/books"),
     (f"{BASE}/goods?kind=film&sort=a", "/goods/film?sort=a"),
     (f"{BASE}/goods?sort=a", "/all/goods?sort=a"),
@@ -102,6 +103,9 @@ async def test_a_reference_is_mapped_to_the_route_that_passes_it_on_unchanged(
         ("link", "", ""),
         ("location", "/admin", "/admin"),
         ("location", "http://[::1", "http://[::1"),
+        ("location", "http://api.test:8:0/v2/items", None),
+        ("link", "<http://[api.test/v2/items>; rel=next, <http://[::1>", "<http://[::1>"),
+        ("refresh", "0; url=http://api.test:8:0/", None),
         ("location", "/v2/a%2Fb", "/v2/a%2Fb"),
     ],
 )
@@ -135,6 +139,24 @@ async def test_the_most_specific_route_of_the_whole_app_counts() -> None:
     app.router.routes.insert(0, router.routes[0])
     async with asking(app) as client:
         assert (await client.get("/items/8")).headers["location"] == "/all/items/7"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        pytest.param(f"{BASE}/items?z=1", "/items?z=1", id="the place is there but for a parameter"),
+        pytest.param("http://api.test/v3/items", None, id="another upstream's content is there"),
+        pytest.param("http://api.test/v3/gone", "/gone", id="nothing is there"),
+        pytest.param("http://api.test/items", None, id="what is there is below the base"),
+    ],
+)
+async def test_a_location_that_nothing_leads_to_never_becomes_anothers_content(said: str, shown: str | None) -> None:
+    routes = {name: ROUTES[name] for name in ("list", "search", "latest")}
+    for field in ("location", "refresh"):
+        text = f"0;url={said}" if field == "refresh" else said
+        expected = None if shown is None else text.replace(said, shown)
+        async with asking(gateway(showing(field, text), routes, upstreams=UPSTREAMS)) as client:
+            assert (await client.get(SEARCH)).headers.get(field) == expected
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
