@@ -137,7 +137,6 @@ def is_size(field: FieldInfo | None) -> bool:
 TextList = Annotated[list[str], BeforeValidator(split_commas)]
 
 
-
 def _origin_or_duration(value: object) -> object:
     return value if value == "origin" else parse_duration(value)
 

@@ -9,7 +9,7 @@ stored, collapsed, streamed or passed by alike, but not to those that nobody may
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .headers import CacheControl, Headers, values, vary_names, without
 from .keys import Keying
@@ -45,6 +45,12 @@ class Downstream:
             passed.update(["authorization"] if keying.authorization == "pass" else [])
             passed.update(["cookie"] if keying.cookies is None else [])
         return cls(keying, made, tuple(sorted(held | passed)), any(map(keying.identifies, held)))
+
+    def varying(self, names: Iterable[str], *, private: bool) -> Downstream:
+        """What an answer says that is not stored, and was made of the fields `names` as well."""
+        fields = [field for name in names if (field := field_of(name))]
+        is_private = private or self.is_private or any(map(self.keying.identifies, fields))
+        return replace(self, vary=tuple(sorted({*self.vary, *fields})), is_private=is_private)
 
     def told(self, headers: Headers, selecting: Names = ()) -> list[Field]:
         """An answer's `headers` with what this route adds; `selecting` are the fields that the stored response varies

@@ -70,10 +70,14 @@ def inputs_of(dependant: Dependant, injected: str | None) -> Inputs:
 
 def _declared(node: Dependant, injected: str | None) -> Inputs:
     if isinstance(node.call, SecurityBase):
-        return _secured(node.call)
+        return _secured(node.call).union(_parameters(node, takes_request=False))
+    return _parameters(node, takes_request=_takes_request(node, injected))
+
+
+def _parameters(node: Dependant, *, takes_request: bool) -> Inputs:
     headers = frozenset(name.lower() for name in _looked_for(node.header_params, _Noted()))
     query = frozenset(_looked_for(node.query_params, _NotedQuery()))
-    open_ended = _takes_request(node, injected) or any(map(_model_of, node.query_params))
+    open_ended = takes_request or any(map(_model_of, node.query_params))
     return Inputs(
         query=None if open_ended else query,
         headers=headers,

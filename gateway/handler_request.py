@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,7 +30,7 @@ from starlette.types import Message, Scope
 
 from .handler_inputs import covered_readers
 from .headers import Headers as Fields
-from .headers import end_to_end, in_one_line, split_list
+from .headers import end_to_end, in_one_line, split_list, without
 from .keys import Keying, Plan
 from .vary import variant_suffix
 
@@ -58,7 +59,11 @@ _PLACES = frozenset(
 )
 """Fields beside `X-Forwarded-*` that name a host, a scheme or a URL: where `public_url` is set, they are not shown."""
 _CONSTANT = frozenset(("type", "asgi", "app", "router", "route", "endpoint", "path_params", "path"))
-_OF_FRAMEWORKS = ("fastapi", "starlette.")
+_OF_FRAMEWORKS = frozenset(
+    ("fastapi", "fastapi_inner_astack", "fastapi_function_astack", "fastapi_middleware_astack")
+) | frozenset(("fastapi_async_cleanup_scopes", "starlette.exception_handlers"))
+_OF_MIDDLEWARE = frozenset(("state", "session", "user", "auth", "client"))
+"""The kinds of what a function `key=` may read by name, so that it is in the key."""
 
 
 # --- what is shown -----------------------------------------------------------------------------------------
@@ -89,12 +94,6 @@ class View:
     root: str
     public: Public | None
 
-    @property
-    def places(self) -> list[tuple[bytes, bytes]]:
-        """The pseudo-fields by which answers vary on the place."""
-        pairs = ((HOST, self.host), (SCHEME, self.scheme), (ROOT, self.root))
-        return [(name.encode(), value.encode("latin-1", "backslashreplace")) for name, value in pairs]
-
     def value(self, name: str) -> str | None:
         key = name.encode("latin-1")
         return next((value.decode("latin-1") for field_name, value in self.headers if field_name == key), None)
@@ -109,15 +108,19 @@ def view_of(scope: Scope, plan: Plan, keying: Keying, query: str, public: Public
     if public:
         shown += [(b"x-forwarded-host", public.host.encode()), (b"x-forwarded-proto", public.scheme.encode())]
     cookies = [pair for pair in plan.forward if pair[0] == b"cookie"] if keying.cookies else []
-    host = _host(scope)
-    return View(
-        headers=((b"host", host.encode("latin-1")), *in_one_line(shown), *cookies),
-        query=query,
-        host=host,
-        scheme=scope.get("scheme", "http"),
-        root=scope.get("app_root_path", scope.get("root_path", "")),
-        public=public,
-    )
+    host, scheme, root = _place(scope)
+    headers = ((b"host", host.encode("latin-1")), *in_one_line(shown), *cookies)
+    return View(headers=headers, query=query, host=host, scheme=scheme, root=root, public=public)
+
+
+def _place(scope: Scope) -> tuple[str, str, str]:
+    return _host(scope), scope.get("scheme", "http"), scope.get("app_root_path", scope.get("root_path", ""))
+
+
+def places_of(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """The pseudo-fields by which answers vary on the place."""
+    pairs = zip((b":host", b":scheme", b":root"), _place(scope), strict=True)
+    return [(name, value.encode("latin-1", "backslashreplace")) for name, value in pairs]
 
 
 def _names_a_place(name: bytes) -> bool:
@@ -163,7 +166,7 @@ class Reading:
         self,
         scope: Scope,
         plan: Plan,
-        view: View,
+        query: str,
         keying: Keying,
         so_far: SoFar,
         pristine: Mapping[str, Any],
@@ -173,15 +176,16 @@ class Reading:
     ) -> None:
         self.scope = scope
         self.plan = plan
-        self.view = view
+        self.query = query
+        self.keying = keying
+        self.public = public
         self.path = path
         self.tree = dependant
-        self.identity_key = keying.identity_key
-        self.headers: Fields = [*scope["headers"], *view.places]
+        self.headers: Fields = [*scope["headers"], *places_of(scope)]
         self.fields: set[str] = set()
         self.unknown: dict[Unknown, None] = {}
-        self.covered_readers: frozenset[str] = frozenset()
-        self.covered: frozenset[str] = frozenset()
+        self._excused: set[Unknown] = set()
+        self._covered: frozenset[str] = frozenset()
         self.pristine = pristine
         self.own_state: dict[str, str] = {}
         self.own_scope: dict[str, Any] = {}
@@ -190,7 +194,12 @@ class Reading:
 
     @property
     def target(self) -> str:
-        return f"{self.path}?{self.view.query}" if self.view.query else self.path
+        return f"{self.path}?{self.query}" if self.query else self.path
+
+    @cached_property
+    def view(self) -> View:
+        """What is shown; of a hit, little of it is looked at."""
+        return view_of(self.scope, self.plan, self.keying, self.query, self.public)
 
     def read(self, name: str, reader: str) -> str | None:
         """The value of a request field, read by its name in lower case."""
@@ -214,15 +223,20 @@ class Reading:
         self.fields.update(name for name in names if name not in self._known)
 
     def note(self, kind: str, what: str, reader: str) -> None:
-        self.unknown[Unknown(kind, what, reader)] = None
+        found = Unknown(kind, what, reader)
+        self.unknown[found] = None
+        self._excused.discard(found)
 
     @contextmanager
     def covering(self, takes: frozenset[str]) -> Iterator[SeenRequest]:
         """While `key=` is worked out, of the parameters `takes`: what it reads is in the key from then on, and so is
-        what the dependencies that reach the handler by those alone have read."""
-        self.covered_readers = covered_readers(self.tree, takes) | {KEY}
+        what the dependencies that reach the handler by those alone have read until now."""
+        readers = covered_readers(self.tree, takes) | {KEY}
         yield SeenRequest(self, KEY)
-        self.covered = frozenset(each.what for each in self.unknown if each.reader == KEY)
+        self._covered = frozenset(
+            each.what for each in self.unknown if each.reader == KEY and each.kind in _OF_MIDDLEWARE
+        )
+        self._excused = {each for each in self.unknown if each.reader in readers}
 
     def inherit(self, writer: str, what: str, reader: str) -> None:
         """Note that `reader` takes what `writer` made, with all unknown inputs of that."""
@@ -232,6 +246,11 @@ class Reading:
 
     # --- as the engine asks ----------------------------------------------------------------------------
 
+    @property
+    def names_so_far(self) -> frozenset[str]:
+        """The fields that the handler's answers have read until now."""
+        return frozenset(self._so_far.names | self.fields)
+
     def names(self) -> tuple[str, ...]:
         """The fields that the answer varies on: all that the handler's answers have read so far."""
         self._so_far.names |= self.fields
@@ -240,7 +259,7 @@ class Reading:
     def unshared(self) -> Unknown | None:
         """The first input of the answer that is in no key; None where all are."""
         for each in self.unknown:
-            if each.reader not in self.covered_readers and each.what not in self.covered:
+            if each not in self._excused and each.what not in self._covered:
                 return each
         if len(self._so_far.names | self.fields) > MOST_FIELDS:
             return Unknown("fields", f"more than {MOST_FIELDS} request fields", "it")
@@ -264,6 +283,7 @@ class Reading:
         return found
 
 
+@lru_cache(maxsize=1024)
 def _known(keying: Keying, public: Public | None) -> frozenset[str]:
     known = {name.decode() for name in _UNSEEN - {b"authorization"}} | set(keying.vary or ())
     if keying.vary is not None or keying.authorization != "pass":
@@ -323,6 +343,18 @@ def declared_view(request: Request, reading: Reading) -> None:
     place._cookies = _cookies(reading.view)
 
 
+def without_ignored(request: Request, keying: Keying) -> None:
+    """Let a request that goes by the cache, too, show nothing of the credentials that its handler ignores."""
+    place: Any = request
+    if keying.authorization == "ignore":
+        place._headers = Headers(raw=without(request.headers.raw, b"authorization"))
+    if keying.cookies is not None:
+        kept = {name: value for name, value in request.cookies.items() if name in keying.cookies}
+        line = "; ".join(f"{name}={value}" for name, value in kept.items()).encode("latin-1")
+        others = without(request.headers.raw, b"cookie")
+        place._cookies, place._headers = kept, Headers(raw=[*others, *([(b"cookie", line)] if kept else [])])
+
+
 def _cookies(view: View) -> dict[str, str]:
     line = view.value("cookie")
     return cookie_parser(line) if line else {}
@@ -338,7 +370,7 @@ class SeenScope(MutableMapping[str, Any]):
         reading, raw = self._reading, self._reading.scope
         if key in reading.own_scope:
             return reading.own_scope[key]
-        if key in _CONSTANT or (isinstance(key, str) and key.startswith(_OF_FRAMEWORKS)):
+        if key in _CONSTANT or key in _OF_FRAMEWORKS:
             return raw[key]
         if key in _SHOWN:
             return _SHOWN[key](reading)
@@ -399,36 +431,55 @@ _SHOWN: Mapping[str, Callable[[Reading], Any]] = {
 }
 
 
-class _StateItems(MutableMapping[str, Any]):
-    """`request.state`: the lifespan's is the same for all, what handler and dependencies put there follows from what
-    they read; the rest a middleware put there."""
+class _Items(MutableMapping[str, Any]):
+    """What a middleware left at a request, each item noted by its name: `request.session['user']`."""
 
-    def __init__(self, reading: Reading, reader: str) -> None:
-        self._reading, self._reader = reading, reader
-        self._items: dict[str, Any] = reading.scope.setdefault("state", {})
+    kind = "session"
+    shown = "request.session[{!r}]"
+
+    def __init__(self, reading: Reading, reader: str, items: MutableMapping[str, Any]) -> None:
+        self._reading, self._reader, self._items = reading, reader, items
+
+    def _note(self, key: str) -> None:
+        self._reading.note(self.kind, self.shown.format(key), self._reader)
 
     def __getitem__(self, key: str) -> Any:
-        reading, what = self._reading, f"request.state.{key}"
-        if key in reading.own_state:
-            reading.inherit(reading.own_state[key], what, self._reader)
-        elif key not in reading.pristine or self._items.get(key) is not reading.pristine[key]:
-            reading.note("state", what, self._reader)
+        self._note(key)
         return self._items[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._reading.own_state[key] = self._reader
+        self._note(key)
         self._items[key] = value
 
     def __delitem__(self, key: str) -> None:
-        self._reading.note("state", f"request.state.{key}", self._reader)
+        self._note(key)
         del self._items[key]
 
     def __iter__(self) -> Iterator[str]:
-        self._reading.note("state", "request.state", self._reader)
+        self._reading.note(self.kind, f"request.{self.kind}", self._reader)
         return iter(list(self._items))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+
+class _StateItems(_Items):
+    """`request.state`: the lifespan's is the same for all, what handler and dependencies put there follows from what
+    they read; the rest a middleware put there."""
+
+    kind = "state"
+    shown = "request.state.{}"
+
+    def _note(self, key: str) -> None:
+        reading, what = self._reading, self.shown.format(key)
+        if key in reading.own_state:
+            reading.inherit(reading.own_state[key], what, self._reader)
+        elif key not in reading.pristine or self._items.get(key) is not reading.pristine[key]:
+            reading.note(self.kind, what, self._reader)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._reading.own_state[key] = self._reader
+        self._items[key] = value
 
 
 @dataclass(frozen=True)
@@ -491,9 +542,8 @@ class SeenRequest(Request):
         return Request(self.reading.scope).client
 
     @property
-    def session(self) -> dict[str, Any]:
-        self._unknown("session")
-        return Request(self.reading.scope).session
+    def session(self) -> Any:
+        return _Items(self.reading, self._reader, Request(self.reading.scope).session)
 
     @property
     def auth(self) -> Any:
@@ -507,7 +557,7 @@ class SeenRequest(Request):
 
     @property
     def state(self) -> State:
-        items: Any = _StateItems(self.reading, self._reader)
+        items: Any = _StateItems(self.reading, self._reader, self.reading.scope.setdefault("state", {}))
         return State(items)
 
     async def is_disconnected(self) -> bool:

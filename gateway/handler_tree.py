@@ -19,7 +19,7 @@ from fastapi.dependencies.utils import get_dependant
 
 from .exchange import Exchange, exchange_of
 from .handler_inputs import OWN, UPSTREAM, label
-from .handler_request import READING, Reading, SeenRequest, declared_view, view_of
+from .handler_request import READING, Reading, SeenRequest, declared_view, without_ignored
 from .handler_settings import Cached
 from .keys import plan
 from .routes import has_body, local_path
@@ -46,6 +46,7 @@ class Prepare:
     settings: Cached
     dependant: Dependant
     calls: frozenset[Callable[..., Any]]
+    declares: bool
     _overrides: dict[Callable[..., Any], bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -71,11 +72,12 @@ class Prepare:
             route.keying, self.settings.origin_name, target_text(path, pairs), headers, has_body=has_body(headers)
         )
         if planned.bypass is not None:
+            without_ignored(request, route.keying)
             return planned.bypass
         reading = Reading(
             request.scope,
             planned,
-            view_of(request.scope, planned, route.keying, "&".join(pairs), runtime.public),
+            "&".join(pairs),
             route.keying,
             runtime.so_far(self.settings),
             runtime.lifespan,
@@ -86,7 +88,8 @@ class Prepare:
         for each in runtime.inputs[id(self.settings)].open:
             reading.note("headers", f"all request fields, by the model of {each}", "a parameter")
         self._note_overrides(request, reading)
-        declared_view(request, reading)
+        if self.declares or self._overrides:
+            declared_view(request, reading)
         return reading
 
     def _note_overrides(self, request: Request, reading: Reading) -> None:
@@ -122,7 +125,10 @@ def instrument(dependant: Dependant, settings: Cached) -> None:
     for each in nodes:
         if getattr(each.call, UPSTREAM, None) is None:
             _fill(each, settings.name if each is dependant else label(each.call))
-    first = Dependant(call=Prepare(settings, dependant, calls), request_param_name="request", path=dependant.path)
+    declares = any(each.query_params or each.header_params or each.cookie_params for each in nodes)
+    first = Dependant(
+        call=Prepare(settings, dependant, calls, declares), request_param_name="request", path=dependant.path
+    )
     dependant.dependencies.insert(0, first)
 
 

@@ -29,7 +29,6 @@ from starlette.types import Message
 
 from .answers import Answer
 from .client import AnswerResponse
-from .downstream import with_private
 from .engine import Ask
 from .errors import UpstreamUnreachable
 from .exchange import SCOPE_KEY, Exchange, exchange_of
@@ -189,8 +188,12 @@ class _Call:
             self._tell(reading)
             return Response(status_code=204)
         answer = await self._answer(self._ask(runtime_of(self.request), exchange, reading, plan))
-        if reading.unshared() is not None or self.settings.key is not None:
-            answer = Answer(answer.status, _ones_own(answer.headers), answer.body)
+        unshared = reading.unshared() is not None
+        names = reading.names_so_far if exchange.stored is None else ()
+        private = unshared or self.settings.key is not None
+        exchange.downstream = exchange.downstream.varying(names, private=private)
+        if unshared and not has(answer.headers, b"cache-control"):
+            answer.headers.append((b"cache-control", b"no-store"))
         self._tell(reading)
         answer.headers.extend(self.own_headers)
         return AnswerResponse(_without_tags(answer))
@@ -202,6 +205,8 @@ class _Call:
         bound = runtime_of(self.request).bound.get(id(self.settings))
         if bound is not None:
             bound[0].takes(exchange)
+            names = runtime_of(self.request).so_far(self.settings).names
+            exchange.downstream = exchange.downstream.varying(names, private=False)
         if why is None:
             # A router that was changed after it was included has its routes made anew by FastAPI.
             self.request.app.rebind()
@@ -217,7 +222,7 @@ class _Call:
         with reading.covering(key.takes) as request:
             seen = {name: request if isinstance(each, SeenRequest) else each for name, each in arguments.items()}
             try:
-                line = key.line(seen, request, reading.identity_key)
+                line = key.line(seen, request, reading.keying.identity_key)
             except Unwritable as error:
                 reading.note("key", str(error), self.settings.name)
                 line = ""
@@ -283,14 +288,6 @@ class _Call:
         else:
             fetched = await serialised(value, self.request, self.response, self.own_headers)
         return structs.replace(fetched, reads=self.reading)
-
-
-def _ones_own(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """An answer's headers, so that no cache that others share stores it."""
-    told = with_private(headers)
-    return (
-        told if has(headers, b"cache-control") else [*without(told, b"cache-control"), (b"cache-control", b"no-store")]
-    )
 
 
 def _without_tags(answer: Answer) -> Answer:

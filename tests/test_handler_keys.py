@@ -405,6 +405,56 @@ async def test_key_covers_no_state_that_its_dependency_left_behind() -> None:
     assert (ann.json(), bob.json()) == ("ann", "bob")
 
 
+async def test_key_covers_no_read_that_comes_later() -> None:
+    class Context:
+        def __init__(self, request: Request) -> None:
+            self.request = request
+            self.user = request.state.user
+
+    async def handler(context: Annotated[Context, Depends()]) -> str:
+        return str(context.request.state.user)
+
+    keyed: Any = {"key": lambda context: "anybody"}
+    ann, bob = await asked(with_users(app_of(of(handler, **keyed))), ANN, BOB)
+    assert (ann.json(), bob.json()) == ("ann", "bob")
+
+
+async def test_key_covers_one_item_of_the_session() -> None:
+    async def handler(request: Request) -> str:
+        return str(request.session["user"])
+
+    async def other(request: Request) -> str:
+        return str(request.session.get("cart", request.session["user"]))
+
+    keyed: Any = {"key": lambda request: request.session["user"]}
+    _, bob, again = await asked(with_users(app_of(of(handler, **keyed))), ANN, BOB, ANN)
+    assert (bob.json(), again.json(), is_hit(again)) == ("bob", "ann", True)
+    _, _, again = await asked(with_users(app_of(of(other, **keyed))), ANN, BOB, ANN)
+    assert not is_hit(again)
+
+
+@pytest.mark.parametrize("status", [200, 500])
+async def test_answers_that_are_not_stored_say_what_they_were_made_of(status: int) -> None:
+    async def handler(request: Request) -> Response:
+        return Response(request.headers.get("x-user", "") * 100, status, headers={"cache-control": "max-age=60"})
+
+    ann, bob = await asked(app_of(of(handler, max_body="1B")), ANN, BOB)
+    for answer in (ann, bob):
+        assert "x-user" in answer.headers["vary"]
+        assert "private" in answer.headers["cache-control"]
+
+
+async def test_answers_that_go_by_the_cache_say_what_others_were_made_of() -> None:
+    async def handler(request: Request, response: Response) -> str:
+        response.headers["cache-control"] = "public, max-age=60"
+        return request.headers.get("x-user", "")
+
+    _, past = await asked(app_of(of(handler)), ANN, {**BOB, "cookie": "a=b"})
+    assert "detail=cookie" in past.headers["cache-status"]
+    assert "x-user" in past.headers["vary"]
+    assert "private" in past.headers["cache-control"]
+
+
 async def test_a_key_value_that_says_nothing_of_itself_is_not_shared(caplog: pytest.LogCaptureFixture) -> None:
     class User:
         def __init__(self, name: str) -> None:
@@ -490,6 +540,27 @@ async def test_what_is_not_in_the_key_is_not_seen() -> None:
         second = await client.get("/it?q=1", headers={"cookie": "lang=de; sid=bob"})
     assert first.json() == second.json() == [[None, "lang=de"], {"lang": "de"}, {"q": "1"}]
     assert is_hit(second)
+
+
+async def test_what_is_ignored_is_not_seen_by_the_cache_either() -> None:
+    app = app_of(of(seen, authorization="ignore", cookies=["lang"]))
+    fields = {"authorization": "Bearer ann", "cookie": "sid=ann; lang=de", "if-match": "*"}
+    (past,) = await asked(app, fields)
+    assert "detail=precondition" in past.headers["cache-status"]
+    assert past.json() == [[None, "lang=de"], {"lang": "de"}, {}]
+
+
+async def test_parameters_of_a_security_scheme_are_seen_and_in_the_key() -> None:
+    class Scheme(APIKeyHeader):
+        async def __call__(self, request: Request, tenant: str = "") -> str:
+            return tenant + request.headers.get("x-user", "")
+
+    async def handler(key: Annotated[str, Security(Scheme(name="X-API-Key"))]) -> str:
+        return key
+
+    async with asking(app_of(of(handler))) as client:
+        answers = [(await client.get(f"/it?tenant={each}", headers=ANN)).json() for each in ("1", "2", "1")]
+    assert answers == ["1ann", "2ann", "1ann"]
 
 
 async def test_dropped_parameters_are_seen_by_nobody_but_who_declares_them() -> None:
