@@ -24,6 +24,7 @@ from .headers import (
     values,
     vary_names,
 )
+from .keys import Plan
 from .record import Life
 from .rules import DAY, NEGATIVE_STATUSES, Facts, Rules
 from .structured import dictionary
@@ -109,16 +110,18 @@ def retry_after(received: Received) -> float | None:
     return None if seconds is None else min(max(0.0, seconds), LONGEST_REST)
 
 
-def admit(received: Received, facts: Facts, rules: Rules) -> Admit | Refuse:
-    """Whether a response to a GET may be stored, and as what (RFC 9111 §3)."""
+def admit(received: Received, facts: Facts, rules: Rules, plan: Plan | None = None) -> Admit | Refuse:
+    """Whether a response to a GET may be stored, and as what (RFC 9111 §3). A `private` one may, where by its `plan` it
+    is stored for its user alone."""
     if rules.off:
         return Refuse("off")
     headers = received.headers
     directives, targeted = governing(headers)
-    refusal = _personal(headers, directives) or _unstorable(received, facts, rules, directives)
+    names = vary_names(headers)
+    own = plan is not None and names is not None and plan.holds_identity(names)
+    refusal = _personal(headers, directives, own=own) or _unstorable(received, facts, rules, directives)
     if refusal:
         return refusal
-    names = vary_names(headers)
     if names is None:
         return Refuse("vary")
     life = _life(received, directives, rules, targeted=targeted)
@@ -174,8 +177,8 @@ def _argument(value: str) -> str | None:
     return None if value == "?1" else unquote(value)
 
 
-def _personal(headers: Headers, directives: CacheControl) -> Refuse | None:
-    if directives.unqualified("private"):
+def _personal(headers: Headers, directives: CacheControl, *, own: bool) -> Refuse | None:
+    if directives.unqualified("private") and not own:
         return Refuse("private", personal=True)
     if has(headers, b"set-cookie") or has(headers, b"set-cookie2"):
         named = directives.fields("private") | directives.fields("no-cache")

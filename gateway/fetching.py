@@ -160,7 +160,7 @@ class Fetching:
         unshared = _unshared(ask, fetched)
         if unshared is not None:
             return self._unstorable(ask, Alone(fetched, unshared), deadline)
-        verdict = policy.admit(received, ask.facts, ask.route.rules)
+        verdict = policy.admit(received, ask.facts, ask.route.rules, ask.plan)
         if isinstance(verdict, policy.Admit):
             verdict = _varying(verdict, fetched)
         better = stale is not None and self.usable_on_error(ask, stale)
@@ -220,7 +220,7 @@ class Fetching:
 
     async def _partial(self, ask: Ask, fetched: Fetched, received: policy.Received, deadline: asyncio.Timeout) -> Alone:
         """The answer to a range request: for its client, and kept as the part it is (RFC 9111 §3.3)."""
-        verdict = policy.admit(structs.replace(received, status=200), ask.facts, ask.route.rules)
+        verdict = policy.admit(structs.replace(received, status=200), ask.facts, ask.route.rules, ask.plan)
         if (
             fetched.status != 206
             or not ask.route.follows_origin

@@ -146,6 +146,7 @@ class Arguments(Model):
                 negative_ttl=self.negative_ttl.total_seconds(),
                 client_ttl=_seconds(self.client_ttl),
                 cache=self.cache,
+                authorization_keyed=self.authorization != "pass",
             ),
             vary=tuple(self.vary if self.vary is not None else DEFAULT_VARY),
             query=frozenset(self.query) if self.query is not None else None,

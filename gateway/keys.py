@@ -102,13 +102,21 @@ class Plan(msgspec.Struct, frozen=True):
 
     `primary` names all the stored responses of a target; `base` those of them that the inputs which count on this
     route select, before an upstream's `Vary`. `bypass` says why the cache is passed by; None where it isn't.
-    `forward` holds the request fields of a fetch that may be stored.
+    `forward` holds the request fields of a fetch that may be stored. Of those that say who asks, `keyed` names what the
+    base key holds, `unkeyed` what it does not.
     """
 
     primary: str
     base: str
     forward: tuple[tuple[bytes, bytes], ...]
     bypass: str | None = None
+    keyed: tuple[str, ...] = ()
+    unkeyed: tuple[str, ...] = ()
+
+    def holds_identity(self, vary: tuple[str, ...]) -> bool:
+        """Whether a response is stored for its user alone, where it varies on the fields `vary`: the request says who
+        asks, and all of its fields that say so select the response."""
+        return bool(self.keyed or self.unkeyed) and set(vary).issuperset(self.unkeyed)
 
 
 def plan(keying: Keying, origin: str, target: str, headers: Headers, *, has_body: bool = False) -> Plan:
@@ -123,11 +131,16 @@ def plan(keying: Keying, origin: str, target: str, headers: Headers, *, has_body
         if keying.authorization == "pass" and b"authorization" not in connection_named(headers):
             seen += _field(headers, "authorization")
         base = _with_fields(stem + FOLLOWING, identity, keying.identity_key)
-        return Plan(primary, base, (*seen, *identity, *keying.constants))
+        forward = (*seen, *identity, *keying.constants)
+        return Plan(primary, base, forward, None, _identities(keying, identity), _identities(keying, seen))
     listed = [pair for name in keying.vary for pair in _field(headers, name)]
     counted = [*listed, *identity]
     base = _with_fields(stem, counted, keying.identity_key) + "".join(f"\n{_text(mark)}" for mark in keying.marks)
-    return Plan(primary, base, (*counted, *keying.constants))
+    return Plan(primary, base, (*counted, *keying.constants), None, _identities(keying, counted))
+
+
+def _identities(keying: Keying, fields: list[tuple[bytes, bytes]]) -> tuple[str, ...]:
+    return tuple(name for name in (pair[0].decode("latin-1") for pair in fields) if keying.identifies(name))
 
 
 def primary_key(origin: str, target: str) -> str:

@@ -130,7 +130,8 @@ class Wanting:
             empty = plan(keying, "", "", self.headers)
             known = self.plans[id(keying)] = (empty, empty.base[len(empty.primary) :])
         primary, stem = primary_key(origin, target), stem_of(origin, target, keying.identity_key)
-        return Plan(primary, stem + known[1], known[0].forward, known[0].bypass)
+        empty, suffix = known
+        return Plan(primary, stem + suffix, empty.forward, empty.bypass, empty.keyed, empty.unkeyed)
 
     @classmethod
     def of(cls, exchange: Exchange, facts: Facts, values: Values, until: float) -> Wanting:

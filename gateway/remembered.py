@@ -65,6 +65,8 @@ class Asked(msgspec.Struct, frozen=True):
     forward: tuple[tuple[bytes, bytes], ...]
     bypass: str | None
     facts: Facts
+    keyed: tuple[str, ...]
+    unkeyed: tuple[str, ...]
 
 
 class Block:
@@ -103,7 +105,8 @@ class Block:
         """What the counted inputs add to a primary key on a route; None where the request goes by the cache, and
         where a field counts that the block lacks."""
         asked = plan(known.route.keying, "", "", self.headers)
-        unshared = known.route.follows_origin and has(self.headers, b"authorization")
+        open_to_upstream = known.route.follows_origin and known.route.keying.authorization == "pass"
+        unshared = open_to_upstream and has(self.headers, b"authorization")
         unseen = any(map(_is_unseen, known.route.keying.vary or ()))
         base = None if asked.bypass is not None or unshared or unseen else asked.base[len(primary_key("", "")) :]
         self.bases[known] = base
@@ -116,9 +119,10 @@ class Block:
         if asked is None:
             made = plan(route.keying, origin, target, self.headers)
             facts = facts_of(method, self.headers, route.rules)
-            asked = Asked(made.base[len(stem) :], made.forward, made.bypass, facts)
+            asked = Asked(made.base[len(stem) :], made.forward, made.bypass, facts, made.keyed, made.unkeyed)
             self.asked[route.name, method] = asked
-        return Plan(primary, stem + asked.suffix, asked.forward, asked.bypass), asked.facts
+        base = stem + asked.suffix
+        return Plan(primary, base, asked.forward, asked.bypass, asked.keyed, asked.unkeyed), asked.facts
 
 
 def _is_unseen(name: str) -> bool:

@@ -77,7 +77,8 @@ class RouteConfig(Model):
     does not forward it, `key` makes it part of the cache key, and the answers `private`."""
     cookies: Literal["pass", "ignore"] | TextList = "pass"
     """A request with cookies: `pass` goes by the cache, `ignore` forwards none, a list of names makes those (and no
-    others) part of the cache key, and the answers `private`."""
+    others) part of the cache key, and the answers `private`. What an upstream calls `private` is stored where the
+    key holds who asks."""
     expose_tags: bool = False
     """Whether clients see the upstream's `Surrogate-Key`, `Cache-Tag` and `xkey`."""
     purge_from: Networks = []

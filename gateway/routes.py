@@ -130,6 +130,7 @@ def rules_of(route: RouteConfig) -> Rules:
         negative_ttl=route.negative_ttl.total_seconds(),
         client_ttl=seconds(route.client_ttl),
         request_directives=route.request_directives == "honour",
+        authorization_keyed=route.authorization != "pass",
         cache=route.cache,
     )
 

@@ -30,6 +30,8 @@ class Rules:
     jitter: float = JITTER
     request_directives: bool = True
     cache: bool = True
+    authorization_keyed: bool = False
+    """Whether the key holds `Authorization`, or no upstream sees it: RFC 9111 §3.5 then forbids nothing."""
     off: bool = field(init=False, repr=False, compare=False)
     """Whether nothing is stored, and no request waits for another's answer: `cache: off`, or a `ttl` of zero without a
     stale window for which something would be kept."""
@@ -43,7 +45,8 @@ DEFAULT_STALE_IF_ERROR = 600.0
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What a request says that matters to a cache (RFC 9111 §5.2.1)."""
+    """What a request says that matters to a cache (RFC 9111 §5.2.1). `authorized`: it has `Authorization`, which its
+    upstream sees and no key holds."""
 
     head: bool = False
     authorized: bool = False
@@ -61,7 +64,7 @@ PLAIN = Facts()
 
 def facts_of(method: str, headers: Headers, rules: Rules) -> Facts:
     """The facts of a request; its `Cache-Control` counts only where the route honours it."""
-    authorized = has(headers, b"authorization")
+    authorized = not rules.authorization_keyed and has(headers, b"authorization")
     if not rules.request_directives:
         return Facts(head=method == "HEAD", authorized=authorized)
     directives = CacheControl.of(headers)

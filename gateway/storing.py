@@ -58,7 +58,7 @@ class Storing:
         if not has(received.headers, b"date"):
             headers = (*without(headers, b"date"), (b"date", http_date(received.arrived)))
         whole = structs.replace(received, status=stale.status, headers=(*headers, *_age_of(received)))
-        verdict = policy.admit(whole, ask.facts, ask.route.rules)
+        verdict = policy.admit(whole, ask.facts, ask.route.rules, ask.plan)
         moves = policy.selection_changes(stale, headers, follows_origin=ask.route.follows_origin)
         if moves or isinstance(verdict, policy.Refuse):
             received = structs.replace(received, stamp=await self._void(ask))
@@ -145,6 +145,7 @@ class Storing:
         """Keep a POST's answer that is the representation of its target (RFC 9110 §9.3.3), if its life is stated."""
         now = math.nextafter(self._clock.now(), math.inf)  # later than the invalidation just made
         received = policy.Received(fetched.status, fetched.headers, now, now, self._tiers.stamp())
+        # Without the plan: the POST's upstream saw more of who asked than the key of a GET holds.
         verdict = policy.admit(received, ask.facts, ask.route.rules)
         if not isinstance(verdict, policy.Admit) or not verdict.life.lifetime or not fetched.ends_surely:
             return fetched
@@ -191,14 +192,15 @@ class Storing:
             if isinstance(landing, Landed) and landing.kept:
                 self._background.spawn(self._tiers.share(landing.stored))
             return
-        verdict = policy.admit(structs.replace(received, status=200, headers=piece.headers), ask.facts, ask.route.rules)
+        whole = structs.replace(received, status=200, headers=piece.headers)
+        verdict = policy.admit(whole, ask.facts, ask.route.rules, ask.plan)
         if isinstance(verdict, policy.Admit):
             self._tiers.keep_part(self._stored(ask, received, verdict, piece.body))
 
     def keep_whole(self, ask: Ask, received: policy.Received, piece: Piece) -> Landing:
         """Store a representation whose parts are all there: it is a 200 now (RFC 9111 §3.4)."""
         received = structs.replace(received, status=200, headers=without(piece.headers, b"content-range"))
-        verdict = policy.admit(received, ask.facts, ask.route.rules)
+        verdict = policy.admit(received, ask.facts, ask.route.rules, ask.plan)
         if isinstance(verdict, policy.Refuse):
             return Alone(Fetched(200, received.headers, WholeBody(piece.body)), verdict.reason)
         return self.admitted(ask, received, verdict, piece.body)
