@@ -131,9 +131,9 @@ class Joins:
         if not spot.modern or block.close:
             end = closing(end)
         if len(body) <= COPIED:
-            transport.write(b"".join((start, request_id, timing, end, body)))
+            transport.write(b"".join((start, joint.ending.start, request_id, timing, end, body)))
         else:
-            transport.writelines((b"".join((start, request_id, timing, end)), body))
+            transport.writelines((b"".join((start, joint.ending.start, request_id, timing, end)), body))
         spot.known.recorder.seen(joint.hash, now)
         tally.add(elapsed)
         for each in joint.tallies:
@@ -361,12 +361,11 @@ class Joins:
         return self._date
 
     def _start(self, joint: Joint, spot: Spot, block: Block, stored: Stored, now: float) -> tuple[int, bytes, Tally]:
-        """The status, the head up to where the request id stands, and where the answer is counted."""
-        start = joint.ending.start
+        """The status, the answer's own fields, and where it is counted."""
         known = joint.heads.get(block.form) or self._head_known(joint, spot, block)
         if known is not None:
             template, tally = known
-            return 200, template % joint.values(stored, b"%d" % stored.initial_age) + start, tally
+            return 200, template % joint.values(stored, b"%d" % stored.initial_age), tally
         exchange = Exchange("", 0.0, "HEAD" if spot.head else "GET", "", "")
         answer = stored_answer(exchange, block.headers, stored, spot.known.route.rules, now)
         headers = answer.headers if self._cors is None else self._cors.told(answer.headers, block.origin)
@@ -378,7 +377,7 @@ class Joins:
                 if len(self._heads) >= self._most:
                     self._heads.clear()
                 self._heads[spot.known.route.name, joint.rest, block.form] = (made, tally)
-        return answer.status, start_of(answer.status, headers) + start, tally
+        return answer.status, start_of(answer.status, headers), tally
 
     def _head_known(self, joint: Joint, spot: Spot, block: Block) -> tuple[bytes, Tally] | None:
         """The head of this form, where it was made for another request line."""

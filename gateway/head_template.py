@@ -7,7 +7,6 @@ app sends, with marks in place of what differs from one answer to the next.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -54,7 +53,7 @@ class Ending:
     """The end of a head, from the diagnostics on, for all answers of one form: those of one route and outcome, whose
     time was spent on the same things and parts. `start` ends where the request id stands."""
 
-    __slots__ = ("_before_seconds", "_before_total", "_before_ttl", "_last", "start", "ticks")
+    __slots__ = ("_before_ttl", "_last", "start", "ticks", "timing")
 
     def __init__(self, exchange: Exchange) -> None:
         """`exchange` is that of an answer of this form; its outcome has a `ttl`."""
@@ -63,15 +62,12 @@ class Ending:
         marks, pieces = more[::2], more[1::2]
         durations = [_DURATION] * (len(marks) - 4)
         assert marks == [mark.encode() for mark in (_ID, _SECONDS, *durations, _TOTAL, _TTL)]
-        self._before_seconds, *before_total, self._before_ttl, self._last = pieces
-        self._before_total = tuple(before_total)
-        self.ticks = _ticks(self._before_seconds, self._before_total)
-        """`timing` by microseconds, without durations."""
-
-    def timing(self, elapsed: float, duration: float = 0.0) -> bytes:
-        """What follows the request id up to what follows the total time; `elapsed` (seconds) is that, `duration`
-        (seconds) that of everything it was spent on."""
-        return _timing(self._before_seconds, self._before_total, elapsed, duration)
+        before_seconds, *before_total, self._before_ttl, self._last = pieces
+        times = _times(before_seconds, tuple(before_total))
+        self.timing = times.text
+        """What follows the request id up to what follows the total time."""
+        self.ticks = times.ticks
+        """The same by microseconds, where nothing but the total is told."""
 
     def status(self, ttl: float) -> bytes:
         """What follows the timing; `ttl` is in seconds."""
@@ -83,19 +79,26 @@ def closing(head: bytes) -> bytes:
     return head[:-2] + _CLOSE + b"\r\n"
 
 
-@lru_cache(maxsize=256)
-def _ticks(before_seconds: bytes, before_total: tuple[bytes, ...]) -> list[bytes]:
-    if len(before_total) > 1:
-        return []
-    return [_timing(before_seconds, before_total, tick / 1_000_000, 0.0) for tick in range(TICKS)]
+class _Times:
+    """The part of a head that tells times, between pieces that do not change."""
+
+    __slots__ = ("_before_seconds", "_before_total", "ticks")
+
+    def __init__(self, before_seconds: bytes, before_total: tuple[bytes, ...]) -> None:
+        self._before_seconds, self._before_total = before_seconds, before_total
+        alone = len(before_total) == 1
+        self.ticks = [self.text(tick / 1_000_000) for tick in range(TICKS)] if alone else []
+
+    def text(self, elapsed: float, duration: float = 0.0) -> bytes:
+        """`elapsed` is the total, `duration` that of everything it was spent on; both in seconds."""
+        tick, part = int(elapsed * 1_000_000 + 0.5), int(duration * 1_000_000 + 0.5)
+        seconds = _SECONDS_TEXT[tick] if tick < TICKS else b"%.6f" % elapsed
+        total = _MILLISECONDS_TEXT[tick] if tick < TICKS else in_milliseconds(elapsed).encode()
+        each = _MILLISECONDS_TEXT[part] if part < TICKS else in_milliseconds(duration).encode()
+        return b"".join((self._before_seconds, seconds, each.join(self._before_total), total))
 
 
-def _timing(before_seconds: bytes, before_total: Iterable[bytes], elapsed: float, duration: float) -> bytes:
-    tick, part = int(elapsed * 1_000_000 + 0.5), int(duration * 1_000_000 + 0.5)
-    seconds = _SECONDS_TEXT[tick] if tick < TICKS else b"%.6f" % elapsed
-    total = _MILLISECONDS_TEXT[tick] if tick < TICKS else in_milliseconds(elapsed).encode()
-    each = _MILLISECONDS_TEXT[part] if part < TICKS else in_milliseconds(duration).encode()
-    return b"".join((before_seconds, seconds, each.join(before_total), total))
+_times = lru_cache(maxsize=256)(_Times)  # a thousand texts each, the same for most routes
 
 
 _SECONDS_TEXT = [b"%.6f" % (tick / 1_000_000) for tick in range(TICKS)]
