@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
-from fastapi import APIRouter, Cookie, Header, Security
+from fastapi import APIRouter, Cookie, Header, Request, Response, Security
 from fastapi.security import APIKeyHeader
 
 from gateway import cached
@@ -62,6 +62,8 @@ ROWS = {
     "a handler's header": Row("/handler/header", TENANTS, {"x-tenant"}, False),
     "a handler's API key": Row("/handler/api-key", API_KEYS, {"x-api-key"}, True),
     "a handler's cookie": Row("/handler/session", SESSIONS, {"cookie"}, True),
+    "a handler, what it reads": Row("/handler/read", TENANTS, {"x-tenant"}, False),
+    "a handler, too large to keep": Row("/handler/large", API_KEYS, {"x-api-key"}, True),
     "a handler by the edge": Row("/handler/edge", TENANTS, {"x-tenant"}, False),
     "a handler, passed": Row("/handler/passed", (SESSIONS[0], {}), {"cookie"}, False),
 }
@@ -134,6 +136,17 @@ def handlers() -> APIRouter:
     @cached(ttl="30s", vary=[], cookies=["sid"])
     async def by_cookie(sid: Annotated[str, Cookie()]) -> str:
         return sid
+
+    @router.get("/read")
+    @cached(ttl="30s", vary=[])
+    async def reading(request: Request) -> str | None:
+        return request.headers.get("x-tenant")
+
+    @router.get("/large")
+    @cached(ttl="origin", max_body=10, authorization="ignore", cookies="ignore")
+    async def large(request: Request, response: Response) -> str:
+        response.headers["cache-control"] = "max-age=30"
+        return f"much too large to keep: {request.headers.get('x-api-key')}"
 
     @router.get("/edge")
     @cached(ttl="30s", vary=[], edge=True)
