@@ -81,7 +81,8 @@ def load(
     if problems or config is None:
         raise ConfigError(sorted(problems, key=_line_of), tuple(merge.warnings))
     sources = {key: tuple(found) for key, found in merge.sources.items()}
-    warnings = (*merge.warnings, *redis_warnings(merge, config), *_weak_digests(config))
+    of_identities = (*_weak_digests(config), *_identities_in_paths(config))
+    warnings = (*merge.warnings, *redis_warnings(merge, config), *of_identities)
     return Loaded(config, sources, warnings, token, merge.tree)
 
 
@@ -97,6 +98,19 @@ def _weak_digests(config: Config) -> Iterator[str]:
             f"redis_secret is not set: the key that digests of credentials are made with ({told}) lies in "
             "Redis itself, so that who reads Redis can test guesses of short ones; set GATEWAY_REDIS_SECRET"
         )
+
+
+def _identities_in_paths(config: Config) -> Iterator[str]:
+    """Where a request field that says who asks is put where keys and tags show it as it is."""
+    for name, route in config.routes.items():
+        for part in route.part_plan.parts.values():
+            texts = [each for each in (part.target, part.batch, *part.tags) if each is not None]
+            references = [each for text in texts for each in text.references if each.source == "header"]
+            for field_name in dict.fromkeys(each.rest for each in references if is_identity(each.rest)):
+                yield (
+                    f"routes.{name}.parts.{part.name} has {{header.{field_name}}} in a path or tag, which lies in "
+                    "Redis as it is; send it by `headers` of the part, of which keys hold a digest"
+                )
 
 
 def _keeps_identities(config: RouteConfig | PartConfig) -> bool:

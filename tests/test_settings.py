@@ -470,6 +470,24 @@ def test_digests_of_credentials_with_a_key_that_lies_beside_them_are_warned_of(r
 
 
 @pytest.mark.parametrize(
+    ("setting", "warns"),
+    [
+        ('path: "/one/{header.x-user-id}"', True),
+        ('path: "/one?u={header.Authorization}"', True),
+        ('path: /one, tags: ["user:{header.x-user-id}"]', True),
+        ('path: "/one?t={header.x-tenant}"', False),
+        ('path: /one, headers: {x-user-id: "{header.x-user-id}"}', False),
+    ],
+)
+def test_an_identity_in_a_path_or_tag_of_a_part_is_warned_of(read: Load, setting: str, warns: bool) -> None:
+    part = f"upstream: api, ttl: 1s, {setting}"
+    text = f'upstreams: {{api: {{url: "http://a"}}}}\nroutes: {{whole: {{path: /whole, parts: {{one: {{{part}}}}}}}}}\n'
+    warnings = read(text).warnings
+    assert len(warnings) == warns
+    assert all("routes.whole.parts.one has {header." in each for each in warnings)
+
+
+@pytest.mark.parametrize(
     ("setting", "variables"),
     [
         ("authorization: key", {"GATEWAY_REDIS_SECRET": "0123456789abcdef", "GATEWAY_REDIS_URL": "redis://h"}),
