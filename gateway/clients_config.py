@@ -11,7 +11,6 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from .config_types import Duration, Model, Size, TextList
 from .mode_words import no_modes
 
-_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"))
 _METHOD = re.compile(r"[!#$%&'+\-.^_`|~0-9A-Za-z]+")
 _ORIGIN = re.compile(r"null|[a-z][a-z0-9+.\-]*://[^\s/*?#@,\\A-Z]+")
 """An origin as browsers serialise it (RFC 6454 §6.2)."""
@@ -25,7 +24,7 @@ class CorsConfig(Model):
     allow_origin_regex: str | None = None
     """A regular expression that an allowed origin matches whole."""
     allow_methods: Annotated[TextList, BeforeValidator(no_modes("allow_methods"))] = ["GET", "HEAD", "OPTIONS"]
-    """Methods a page may use; those of RFC 9110 in any case."""
+    """Methods a page may use."""
     allow_headers: Annotated[TextList, BeforeValidator(no_modes("allow_headers"))] = []
     """Request headers a page may set besides the safelisted ones; `*` for all."""
     allow_credentials: bool = False
@@ -54,6 +53,8 @@ class CorsConfig(Model):
     @classmethod
     def _methods_in_capitals(cls, methods: list[str]) -> list[str]:
         for method in methods:
+            if not _METHOD.fullmatch(method):
+                raise ValueError(f"{method!r} is no method; list them, such as [GET, HEAD, POST]")
             if method != method.upper():
                 raise ValueError(f"{method!r} is no method that browsers ask for: write {method.upper()}")
         return methods
@@ -77,15 +78,6 @@ class CorsConfig(Model):
                 "allow_origin_regex matches any origin; with allow_credentials every web page acts as your user"
             )
         return self
-
-    @field_validator("allow_methods")
-    @classmethod
-    def _as_browsers_send_them(cls, methods: list[str]) -> list[str]:
-        """Methods are case-sensitive (RFC 9110 §9.1); `get` would match none."""
-        for method in methods:
-            if not _METHOD.fullmatch(method):
-                raise ValueError(f"{method!r} is no method; list them, such as [GET, HEAD, POST]")
-        return [method.upper() if method.upper() in _METHODS else method for method in methods]
 
     @property
     def enabled(self) -> bool:
