@@ -3,6 +3,7 @@ aggregates, and the upstreams that any of them names."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
@@ -12,12 +13,15 @@ from .aggregate import Aggregate
 from .aggregate_routes import AggregateHandlers, Builder
 from .errors import ConfigError, ConfigProblem
 from .handler_inputs import Inputs, inputs_of, refusing, upstream_names
+from .handler_request import by_model
 from .handler_settings import Cached, cached_settings
 from .handler_tree import instrument
 from .runtime import Runtime
 from .spelling import did_you_mean
 from .templates import tag_parameters
 from .typed_parts import TypedAggregate, typed_aggregate
+
+logger = logging.getLogger("gateway")
 
 
 class Binding:
@@ -53,7 +57,18 @@ class Binding:
                 _check_inputs(context, settings, found)
                 inputs[id(settings)] = inputs.get(id(settings), found).union(found)
                 runtime.bind(settings, inputs[id(settings)])
-                instrument(context.dependant, settings)
+                self._warn(settings, found)
+                prepare = instrument(context.dependant, settings, injected)
+                if prepare is not None:
+                    runtime.prepared[id(settings)] = prepare.reading
+
+    def _warn(self, settings: Cached, inputs: Inputs) -> None:
+        """Tell once of a handler whose answers can't be shared, whatever it reads."""
+        told = self._runtime.so_far(settings).told
+        for unknown in map(by_model, inputs.open):
+            if unknown not in told:
+                told.add(unknown)
+                logger.warning("the answers of %s are not shared: they rest on %s", settings.name, unknown.what)
 
     def _bind_aggregate(self, typed: TypedAggregate) -> None:
         made = self._builder.typed(typed.name, typed.config, typed.checks)

@@ -77,7 +77,7 @@ def _declared(node: Dependant, injected: str | None) -> Inputs:
 def _parameters(node: Dependant, *, takes_request: bool) -> Inputs:
     headers = frozenset(name.lower() for name in _looked_for(node.header_params, _Noted()))
     query = frozenset(_looked_for(node.query_params, _NotedQuery()))
-    open_ended = takes_request or any(map(_model_of, node.query_params))
+    open_ended = takes_request or any(map(model_of, node.query_params))
     return Inputs(
         query=None if open_ended else query,
         headers=headers,
@@ -172,7 +172,7 @@ def _looked_for(parameters: list[ModelField], nothing: Any) -> list[str]:
     return list(nothing.names)
 
 
-def _model_of(parameter: ModelField) -> type[BaseModel] | None:
+def model_of(parameter: ModelField) -> type[BaseModel] | None:
     annotation = parameter.field_info.annotation
     candidates = get_args(annotation) if get_origin(annotation) is not None else (annotation,)
     models = [each for each in candidates if isinstance(each, type) and issubclass(each, BaseModel)]
@@ -182,7 +182,7 @@ def _model_of(parameter: ModelField) -> type[BaseModel] | None:
 def _sees_all(parameter: ModelField) -> bool:
     """Whether the model of a header parameter can see fields that it has not: it keeps extra ones, or code of its own
     runs before they are dropped."""
-    model = _model_of(parameter)
+    model = model_of(parameter)
     if model is None:
         return False
     validators = model.__pydantic_decorators__.model_validators.values()

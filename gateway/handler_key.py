@@ -46,7 +46,7 @@ class Key:
         if self._request is not None:
             given[self._request] = request
         text = written(self._function(**given))
-        return "\n:key " + secret.digest("key", text)
+        return "\nkey=:" + secret.digest("key=", text)
 
 
 def key_of(given: Callable[..., Any] | Sequence[str], parameters: Iterable[str]) -> Key:

@@ -29,8 +29,8 @@ from starlette.requests import cookie_parser
 from starlette.types import Message, Scope
 
 from .handler_inputs import covered_readers
+from .headers import HOP_BY_HOP, connection_named, end_to_end, in_one_line, sent_value, split_list, without
 from .headers import Headers as Fields
-from .headers import end_to_end, in_one_line, split_list, without
 from .keys import Keying, Plan
 from .vary import variant_suffix
 
@@ -83,34 +83,46 @@ class Public:
         return cls(url, parts.netloc, parts.scheme) if url and parts is not None else None
 
 
-@dataclass(frozen=True, slots=True)
 class View:
-    """What of a request is shown: every field in one line, the query parameters that count, and the place."""
+    """What a handler whose key is `keying` sees of a request: every field in one line, the query parameters that count,
+    and the place. Fields are worked out when they are looked at: of a hit few are."""
 
-    headers: tuple[tuple[bytes, bytes], ...]
-    query: str
-    host: str
-    scheme: str
-    root: str
-    public: Public | None
+    def __init__(self, scope: Scope, plan: Plan, keying: Keying, query: str, public: Public | None) -> None:
+        self._given: Fields = scope["headers"]
+        self._keying = keying
+        self.query, self.public = query, public
+        self.host, self.scheme, self.root = _place(scope)
+        self.cookies = [pair for pair in plan.forward if pair[0] == b"cookie"] if keying.cookies else []
+
+    @cached_property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        shown = [pair for pair in end_to_end(self._given) if not self._is_hidden(pair[0])]
+        return [*self._of_its_own, *in_one_line(shown)]
+
+    @cached_property
+    def _of_its_own(self) -> list[tuple[bytes, bytes]]:
+        """The fields that are not as they came."""
+        fields = [(b"host", self.host.encode("latin-1")), *self.cookies]
+        if self.public:
+            fields += [(b"x-forwarded-host", self.public.host.encode())]
+            fields += [(b"x-forwarded-proto", self.public.scheme.encode())]
+        return fields
+
+    def _is_hidden(self, name: bytes) -> bool:
+        if name == b"authorization":
+            return self._keying.authorization == "ignore"
+        return name in _UNSEEN or (self.public is not None and _names_a_place(name))
+
+    @cached_property
+    def _ending_here(self) -> frozenset[bytes]:
+        return HOP_BY_HOP | connection_named(self._given)
 
     def value(self, name: str) -> str | None:
         key = name.encode("latin-1")
-        return next((value.decode("latin-1") for field_name, value in self.headers if field_name == key), None)
-
-
-def view_of(scope: Scope, plan: Plan, keying: Keying, query: str, public: Public | None) -> View:
-    """What a handler whose key is `keying` sees of a request, with the query parameters of `query`."""
-    given: list[tuple[bytes, bytes]] = scope["headers"]
-    shown = [pair for pair in end_to_end(given) if pair[0] not in _UNSEEN and not (public and _names_a_place(pair[0]))]
-    if keying.authorization != "ignore":
-        shown += [pair for pair in end_to_end(given) if pair[0] == b"authorization"]
-    if public:
-        shown += [(b"x-forwarded-host", public.host.encode()), (b"x-forwarded-proto", public.scheme.encode())]
-    cookies = [pair for pair in plan.forward if pair[0] == b"cookie"] if keying.cookies else []
-    host, scheme, root = _place(scope)
-    headers = ((b"host", host.encode("latin-1")), *in_one_line(shown), *cookies)
-    return View(headers=headers, query=query, host=host, scheme=scheme, root=root, public=public)
+        for own, value in self._of_its_own:
+            if own == key:
+                return value.decode("latin-1")
+        return None if self._is_hidden(key) or key in self._ending_here else sent_value(self._given, name)
 
 
 def _place(scope: Scope) -> tuple[str, str, str]:
@@ -145,6 +157,11 @@ class Unknown:
     kind: str
     what: str
     reader: str
+
+
+def by_model(parameter: str) -> Unknown:
+    """What a header parameter reads whose model can see every field."""
+    return Unknown("headers", f"all request fields, by the model of {parameter}", "a parameter")
 
 
 @dataclass
@@ -199,7 +216,7 @@ class Reading:
     @cached_property
     def view(self) -> View:
         """What is shown; of a hit, little of it is looked at."""
-        return view_of(self.scope, self.plan, self.keying, self.query, self.public)
+        return View(self.scope, self.plan, self.keying, self.query, self.public)
 
     def read(self, name: str, reader: str) -> str | None:
         """The value of a request field, read by its name in lower case."""
@@ -356,8 +373,7 @@ def without_ignored(request: Request, keying: Keying) -> None:
 
 
 def _cookies(view: View) -> dict[str, str]:
-    line = view.value("cookie")
-    return cookie_parser(line) if line else {}
+    return cookie_parser(view.cookies[0][1].decode("latin-1")) if view.cookies else {}
 
 
 class SeenScope(MutableMapping[str, Any]):

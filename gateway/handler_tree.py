@@ -18,8 +18,8 @@ from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_dependant
 
 from .exchange import Exchange, exchange_of
-from .handler_inputs import OWN, UPSTREAM, label
-from .handler_request import READING, Reading, SeenRequest, declared_view, without_ignored
+from .handler_inputs import OWN, UPSTREAM, label, model_of
+from .handler_request import READING, Reading, SeenRequest, by_model, declared_view, without_ignored
 from .handler_settings import Cached
 from .keys import plan
 from .routes import has_body, local_path
@@ -59,9 +59,9 @@ class Prepare:
         runtime = runtime_of(request)
         if id(self.settings) not in runtime.bound:
             return
-        setattr(request, READING, self._reading(request, exchange, runtime))
+        setattr(request, READING, self.reading(request, exchange, runtime))
 
-    def _reading(self, request: Request, exchange: Exchange, runtime: Runtime) -> Reading | str:
+    def reading(self, request: Request, exchange: Exchange, runtime: Runtime) -> Reading | str:
         route, _ = runtime.bound[id(self.settings)]
         if route.rules.off:
             return "off"
@@ -86,7 +86,7 @@ class Prepare:
             self.dependant,
         )
         for each in runtime.inputs[id(self.settings)].open:
-            reading.note("headers", f"all request fields, by the model of {each}", "a parameter")
+            reading.unknown[by_model(each)] = None
         self._note_overrides(request, reading)
         if self.declares or self._overrides:
             declared_view(request, reading)
@@ -116,30 +116,46 @@ def _target(request: Request, exchange: Exchange) -> tuple[str, tuple[str, ...]]
     return path, normalise_query(scope["query_string"].decode("latin-1"))
 
 
-def instrument(dependant: Dependant, settings: Cached) -> None:
-    """Put our dependencies into the tree of a `@cached` handler, unless they are there."""
+def instrument(dependant: Dependant, settings: Cached, injected: str | None) -> Prepare | None:
+    """Put our dependencies into the tree of a `@cached` handler, unless they are there.
+
+    `injected` is the name of the Request parameter that `@cached` added for itself. Where nothing of the tree could see
+    more than the key holds, it is left as it is, and what would prepare a request is given back.
+    """
     if any(isinstance(child.call, Prepare) for child in dependant.dependencies):
-        return
+        return None
     nodes = list(tree(dependant))
     calls = frozenset(each.call for each in nodes[1:] if each.call is not None)
-    for each in nodes:
-        if getattr(each.call, UPSTREAM, None) is None:
-            _fill(each, settings.name if each is dependant else label(each.call))
-    declares = any(each.query_params or each.header_params or each.cookie_params for each in nodes)
-    first = Dependant(
-        call=Prepare(settings, dependant, calls, declares), request_param_name="request", path=dependant.path
-    )
-    dependant.dependencies.insert(0, first)
+    declares = any(map(_declares, nodes))
+    prepare = Prepare(settings, dependant, calls, declares)
+    readers = [each for each in nodes if getattr(each.call, UPSTREAM, None) is None and _taken(each, injected)]
+    if not (readers or declares or settings.key is not None):
+        return prepare
+    for each in readers:
+        _fill(each, settings.name if each is dependant else label(each.call), injected)
+    dependant.dependencies.insert(0, Dependant(call=prepare, request_param_name="request", path=dependant.path))
+    return None
 
 
-def _fill(node: Dependant, reader: str) -> None:
+def _declares(node: Dependant) -> bool:
+    """Whether FastAPI takes parameters from more of a request than its key has: of the query, what is declared is all
+    that it takes, but for models."""
+    return bool(node.header_params or node.cookie_params or any(map(model_of, node.query_params)))
+
+
+def _taken(node: Dependant, injected: str | None) -> list[str]:
+    """The places of a dependency's parameters that take the Request."""
+    places = ("request_param_name", "http_connection_param_name")
+    return [place for place in places if getattr(node, place) not in (None, injected)]
+
+
+def _fill(node: Dependant, reader: str, injected: str | None) -> None:
     """Let a dependency of ours fill the parameters that take the Request."""
-    for place in ("request_param_name", "http_connection_param_name"):
+    for place in _taken(node, injected):
         name = getattr(node, place)
-        if name is not None:
-            setattr(node, place, None)
-            filling = Dependant(call=SeenBy(reader), name=name, request_param_name="request", path=node.path)
-            node.dependencies.append(filling)
+        setattr(node, place, None)
+        filling = Dependant(call=SeenBy(reader), name=name, request_param_name="request", path=node.path)
+        node.dependencies.append(filling)
 
 
 def tree(dependant: Dependant) -> Iterator[Dependant]:

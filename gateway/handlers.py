@@ -178,6 +178,8 @@ class _Call:
         exchange = exchange_of(scope)
         if exchange is None or self.request.method not in ("GET", "HEAD"):
             return await self.value()
+        if self.reading is None:
+            self.reading = self._prepared(exchange)
         reading = self.reading
         if not isinstance(reading, Reading):
             return await self._past(exchange, reading)
@@ -191,12 +193,19 @@ class _Call:
         unshared = reading.unshared() is not None
         names = reading.names_so_far if exchange.stored is None else ()
         private = unshared or self.settings.key is not None
-        exchange.downstream = exchange.downstream.varying(names, private=private)
+        if names or private:
+            exchange.downstream = exchange.downstream.varying(names, private=private)
         if unshared and not has(answer.headers, b"cache-control"):
             answer.headers.append((b"cache-control", b"no-store"))
         self._tell(reading)
         answer.headers.extend(self.own_headers)
         return AnswerResponse(_without_tags(answer))
+
+    def _prepared(self, exchange: Exchange) -> Reading | str | None:
+        """The reading of a request of which the handler and its dependencies are handed nothing."""
+        runtime = runtime_of(self.request)
+        prepare = runtime.prepared.get(id(self.settings))
+        return None if prepare is None else prepare(self.request, exchange, runtime)
 
     async def _past(self, exchange: Exchange, why: object) -> Any:
         """What the handler itself answers, to this client alone: `why` the key says so; None where it has none."""

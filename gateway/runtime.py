@@ -14,8 +14,9 @@ from starlette.types import Scope
 from .asks import Route
 from .engine import Engine
 from .errors import GatewayError
+from .exchange import Exchange
 from .handler_inputs import UPSTREAM, Inputs
-from .handler_request import Public, SoFar
+from .handler_request import Public, Reading, SoFar
 from .handler_settings import Cached, cached_settings
 from .keys import primary_key
 from .metrics import Metrics
@@ -54,6 +55,9 @@ class Runtime:
     """By a handler's name: its rules where live overrides made them other than its code has them."""
     coded: dict[str, Rules] = field(default_factory=dict)
     """By a handler's name: its rules as its code has them."""
+    prepared: dict[int, Callable[[Request, Exchange, Runtime], Reading | str]] = field(default_factory=dict)
+    """By the id of a handler's settings, where no dependency of its tree could see more than its key holds: what makes
+    the Reading of a request."""
     _so_far: dict[str, SoFar] = field(default_factory=dict)
 
     def keys_of(self, target: Target) -> list[str]:

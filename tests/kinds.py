@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
-from fastapi import APIRouter, Cookie, Header, Request, Response, Security
+from fastapi import APIRouter, Cookie, Depends, Header, Request, Response, Security
 from fastapi.security import APIKeyHeader
 
 from gateway import cached
@@ -37,6 +37,7 @@ TENANTS = ({"x-tenant": "ann"}, {"x-tenant": "bob"})
 API_KEYS = ({"x-api-key": "ann"}, {"x-api-key": "bob"})
 BEARERS = ({"authorization": "Bearer ann"}, {"authorization": "Bearer bob"})
 SESSIONS = ({"cookie": "sid=ann"}, {"cookie": "sid=bob"})
+USERS = ({"x-user": "ann"}, {"x-user": "bob"})
 LANGUAGES = ({"accept-language": "de"}, {"accept-language": "fr"})
 
 ROWS = {
@@ -64,6 +65,7 @@ ROWS = {
     "a handler's cookie": Row("/handler/session", SESSIONS, {"cookie"}, True),
     "a handler, what it reads": Row("/handler/read", TENANTS, {"x-tenant"}, False),
     "a handler, too large to keep": Row("/handler/large", API_KEYS, {"x-api-key"}, True),
+    "a handler's key=": Row("/handler/key", USERS, {"x-user"}, True),
     "a handler by the edge": Row("/handler/edge", TENANTS, {"x-tenant"}, False),
     "a handler, passed": Row("/handler/passed", (SESSIONS[0], {}), {"cookie"}, False),
 }
@@ -119,6 +121,10 @@ def echo(request: httpx.Request) -> httpx.Response:
 API_KEY = APIKeyHeader(name="X-API-Key")
 
 
+def current_user(request: Request) -> str:
+    return request.headers["x-user"] if request.client else "nobody"
+
+
 def handlers() -> APIRouter:
     router = APIRouter(prefix="/handler")
 
@@ -147,6 +153,11 @@ def handlers() -> APIRouter:
     async def large(request: Request, response: Response) -> str:
         response.headers["cache-control"] = "max-age=30"
         return f"much too large to keep: {request.headers.get('x-api-key')}"
+
+    @router.get("/key")
+    @cached(ttl="30s", vary=[], key=["user"])
+    async def by_value(user: Annotated[str, Depends(current_user)]) -> str:
+        return user
 
     @router.get("/edge")
     @cached(ttl="30s", vary=[], edge=True)

@@ -155,14 +155,19 @@ class Greedy(BaseModel):
 
 
 @pytest.mark.parametrize("model", [Curious, Greedy])
-async def test_a_model_that_sees_every_field_is_not_shared(model: type[BaseModel]) -> None:
+async def test_a_model_that_sees_every_field_is_not_shared(
+    model: type[BaseModel], caplog: pytest.LogCaptureFixture
+) -> None:
     async def handler(h: Any) -> str:
         return str(h)
 
     handler.__annotations__["h"] = Annotated[model, Header()]
-    ann, bob, again = await asked(app_of(of(handler)), ANN, BOB, ANN)
+    app = app_of(of(handler))
+    assert "handler(h)" in caplog.text
+    ann, bob, again = await asked(app, ANN, BOB, ANN)
     assert ("ann" in ann.text, "bob" in bob.text, is_hit(again)) == (True, True, False)
     assert again.headers["cache-control"] == "no-store"
+    assert caplog.text.count("are not shared") == 1
 
 
 # --- undeclared --------------------------------------------------------------------------------------------
