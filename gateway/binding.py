@@ -64,10 +64,9 @@ class Binding:
 
     def _warn(self, settings: Cached, inputs: Inputs) -> None:
         """Tell once of a handler whose answers can't be shared, whatever it reads."""
-        told = self._runtime.so_far(settings).told
+        so_far = self._runtime.so_far(settings)
         for unknown in map(by_model, inputs.open):
-            if unknown not in told:
-                told.add(unknown)
+            if so_far.is_news(unknown):
                 logger.warning("the answers of %s are not shared: they rest on %s", settings.name, unknown.what)
 
     def _bind_aggregate(self, typed: TypedAggregate) -> None:

@@ -27,6 +27,7 @@ from .explain_handlers import HandlerRoute, Order
 from .explain_local import Local, nothing_local
 from .explain_stores import READS, Stores, Wish
 from .explain_trace import Lifetime, PartTrace, Trace
+from .handler_request import places_of
 from .headers import Headers, combined, has, values
 from .keys import plan
 from .part_plan import Missing
@@ -191,7 +192,7 @@ class Explainer:
         target, headers, rules = cached.target(request.target), request.headers, cached.route.rules
         wish = Wish(
             request.method,
-            headers,
+            [*headers, *places_of({"headers": headers})],
             handler.name,
             cached.route,
             plan(cached.route.keying, cached.origin, target, headers, has_body=has_body(headers)),

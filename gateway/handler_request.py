@@ -169,7 +169,14 @@ class SoFar:
     """The fields that the answers of one handler have read so far, and what was told of it."""
 
     names: set[str] = field(default_factory=set)
-    told: set[Unknown] = field(default_factory=set)
+    told: set[tuple[str, str]] = field(default_factory=set)
+    """Of which kinds and readers: what was read may have a name of a client's choosing."""
+
+    def is_news(self, unknown: Unknown) -> bool:
+        """Whether this was not told before; from now on it was."""
+        news = (unknown.kind, unknown.reader) not in self.told
+        self.told.add((unknown.kind, unknown.reader))
+        return news
 
 
 class Reading:
@@ -294,10 +301,7 @@ class Reading:
     def untold(self) -> Unknown | None:
         """What is not shared for, where that was not told before."""
         found = self.unshared()
-        if found is None or found in self._so_far.told:
-            return None
-        self._so_far.told.add(found)
-        return found
+        return found if found is not None and self._so_far.is_news(found) else None
 
 
 @lru_cache(maxsize=1024)

@@ -287,6 +287,16 @@ async def test_a_dependency_that_reads_what_no_key_holds_is_named(caplog: pytest
     assert "whoever reads request.client" in caplog.text
 
 
+async def test_names_of_a_clients_choosing_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(request: Request, name: str) -> str:
+        return str(getattr(request.state, name, None))
+
+    async with asking(app_of(of(handler))) as client:
+        for each in range(5):
+            await client.get(f"/it?name=a{each}")
+    assert caplog.text.count("are not shared") == 1
+
+
 async def test_unshared_answers_keep_their_own_directives() -> None:
     async def handler(request: Request, response: Response) -> str:
         response.headers["cache-control"] = "public, max-age=5"
@@ -310,6 +320,16 @@ async def test_the_host_is_in_the_key_of_what_reads_it() -> None:
     assert "evil" not in shop.text + again.text
     assert "shop" not in evil.text
     assert is_hit(again)
+
+
+async def test_an_answer_that_rests_on_the_host_is_explained() -> None:
+    app = app_of(of(place))
+    await asked(app, {"host": "shop.test"})
+    decisions = [
+        (await app.explain("GET", "/it", [(b"host", host), (b"accept", b"*/*")])).decision
+        for host in (b"shop.test", b"evil.test")
+    ]
+    assert decisions == ["hit", "miss"]
 
 
 async def test_links_are_made_of_the_public_url() -> None:
