@@ -212,7 +212,8 @@ class Reading:
         self._covered: frozenset[str] = frozenset()
         self.pristine = pristine
         self.own_state: dict[str, str] = {}
-        self.own_scope: dict[str, Any] = {}
+        self.own_scope: dict[str, tuple[Any, str]] = {}
+        """What was written to the scope, and by whom."""
         self._so_far = so_far
         self._known = _known(keying, public)
 
@@ -389,7 +390,9 @@ class SeenScope(MutableMapping[str, Any]):
     def __getitem__(self, key: str) -> Any:
         reading, raw = self._reading, self._reading.scope
         if key in reading.own_scope:
-            return reading.own_scope[key]
+            value, writer = reading.own_scope[key]
+            reading.inherit(writer, f"scope[{key!r}]", self._reader)
+            return value
         if key in _CONSTANT or key in _OF_FRAMEWORKS:
             return raw[key]
         if key in _SHOWN:
@@ -404,7 +407,7 @@ class SeenScope(MutableMapping[str, Any]):
         self._reading.note(str(kind), f"scope[{key!r}]", self._reader)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._reading.own_scope[key] = value
+        self._reading.own_scope[key] = (value, self._reader)
         if key != "headers":
             self._reading.scope[key] = value
 

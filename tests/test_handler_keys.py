@@ -430,6 +430,36 @@ async def test_key_covers_no_state_that_its_dependency_left_behind() -> None:
     assert (ann.json(), bob.json()) == ("ann", "bob")
 
 
+async def test_key_covers_no_scope_that_its_dependency_wrote() -> None:
+    def user(request: Request) -> str:
+        request.scope["whole"] = request.session["user"]
+        return "somebody"
+
+    async def handler(request: Request, user: Annotated[str, Depends(user)]) -> str:
+        return str(request.scope["whole"])
+
+    ann, bob = await asked(with_users(app_of(of(handler, key=["user"]))), ANN, BOB)
+    assert (ann.json(), bob.json()) == ("ann", "bob")
+
+
+async def test_a_user_of_a_bearer_token_or_of_a_session_cookie_is_shared_by_key() -> None:
+    def by_token(token: Annotated[Any, Security(HTTPBearer())]) -> str:
+        return str(token.credentials)
+
+    async def tokened(user: Annotated[str, Depends(by_token)]) -> str:
+        return user
+
+    async def sessioned(user: Annotated[str, Depends(by_session)]) -> str:
+        return user
+
+    tokens: list[Fields] = [{"authorization": f"Bearer {who}"} for who in ("ann", "bob", "ann")]
+    answers = await asked(app_of(of(tokened, authorization="key", key=["user"])), *tokens)
+    assert ([each.json() for each in answers], is_hit(answers[2])) == (["ann", "bob", "ann"], True)
+    cookies: list[Fields] = [{**who, "cookie": "sid=1"} for who in (ANN, BOB, ANN)]
+    answers = await asked(with_users(app_of(of(sessioned, cookies="ignore", key=["user"]))), *cookies)
+    assert ([each.json() for each in answers], is_hit(answers[2])) == (["ann", "bob", "ann"], True)
+
+
 async def test_key_covers_no_read_that_comes_later() -> None:
     class Context:
         def __init__(self, request: Request) -> None:
