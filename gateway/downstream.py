@@ -27,7 +27,8 @@ class Downstream:
     whether one of those says who asks.
 
     On a route with a duration, requests with Authorization or a cookie pass by the cache unless the route says
-    otherwise: so answers differ by these fields, which are in `vary`, but what is stored is nobody's.
+    otherwise: so answers differ by these fields, which are in `vary`, but what is stored is nobody's. What passes is
+    made of all that the client sent, of which the key would hold a part: it is private, whatever the upstream says.
     """
 
     keying: Keying
@@ -52,15 +53,17 @@ class Downstream:
         is_private = private or self.is_private or any(map(self.keying.identifies, fields))
         return replace(self, vary=tuple(sorted({*self.vary, *fields})), is_private=is_private)
 
-    def told(self, headers: Headers, selecting: Names = ()) -> list[Field]:
+    def told(self, headers: Headers, selecting: Names = (), *, passed: bool = False) -> list[Field]:
         """An answer's `headers` with what this route adds; `selecting` are the fields that the stored response varies
-        on. Of a route with `ttl: origin`, what the upstream's own `Vary` names is the upstream's to call private."""
+        on, `passed` is whether the request passed by the cache. Of a route with `ttl: origin`, what the upstream's own
+        `Vary` names is the upstream's to call private."""
         if values(headers, b"cache-control") == [b"no-store"]:
             return [*headers]
         own = vary_names(headers)
         fields = (*self.vary, *map(field_of, selecting))
         told = [*headers] if own is None else _varying(headers, own, dict.fromkeys(filter(None, fields)))
-        return with_private(told) if self._is_private(own or (), selecting) else told
+        unkeyed = passed and self.keying.vary is not None
+        return with_private(told) if unkeyed or self._is_private(own or (), selecting) else told
 
     def holds_identity(self, selecting: Names) -> bool:
         """Whether the key of a response that varies on `selecting` says who asks."""

@@ -215,7 +215,8 @@ class _Call:
         if bound is not None:
             bound[0].takes(exchange)
             names = runtime_of(self.request).so_far(self.settings).names
-            exchange.downstream = exchange.downstream.varying(names, private=False)
+            # What it reads this time is not recorded, so no Vary can name it.
+            exchange.downstream = exchange.downstream.varying(names, private=True)
         if why is None:
             # A router that was changed after it was included has its routes made anew by FastAPI.
             self.request.app.rebind()

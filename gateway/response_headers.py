@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from .exchange import Exchange
 from .headers import Headers, has, http_date
-from .outcome import LOCAL, cache_status
+from .outcome import LOCAL, Result, cache_status
 
 Field = tuple[bytes, bytes]
 
@@ -47,7 +47,8 @@ def complete(exchange: Exchange, headers: Headers) -> list[Field]:
     """All the fields with which an answer leaves that has `headers` of its own: with what caches behind the gateway
     must know, `Date`, and what became of the request until now."""
     selecting = exchange.stored.vary if exchange.stored is not None else ()
-    headers = exchange.downstream.told(headers, selecting)
+    passed = exchange.outcome.result is Result.BYPASS
+    headers = exchange.downstream.told(headers, selecting, passed=passed)
     elapsed = time.perf_counter() - exchange.began
     date = [] if has(headers, b"date") else [(b"date", http_date(time.time()))]
     texts = Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)

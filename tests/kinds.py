@@ -45,9 +45,9 @@ ROWS = {
     "vary by default": Row("/default", LANGUAGES, {"accept", "accept-language"}, False),
     "vary on an API key": Row("/api-key", API_KEYS, {"x-api-key"}, True),
     "authorization: key": Row("/bearer", BEARERS, {"authorization"}, True),
-    "authorization: pass": Row("/default", (BEARERS[0], {}), {"authorization"}, False),
+    "authorization: pass": Row("/default", (BEARERS[0], {}), {"authorization"}, True),
     "cookies: names": Row("/session", SESSIONS, {"cookie"}, True),
-    "cookies: pass": Row("/default", (SESSIONS[0], {}), {"cookie"}, False),
+    "cookies: pass": Row("/default", (SESSIONS[0], {}), {"cookie"}, True),
     "origin, its Vary": Row("/origin/vary", TENANTS, {"x-tenant"}, False),
     "origin, authorization: key": Row("/origin/bearer", BEARERS, {"authorization"}, True),
     "origin, cookies: names": Row("/origin/session", SESSIONS, {"cookie"}, True),
@@ -67,7 +67,7 @@ ROWS = {
     "a handler, too large to keep": Row("/handler/large", API_KEYS, {"x-api-key"}, True),
     "a handler's key=": Row("/handler/key", USERS, {"x-user"}, True),
     "a handler by the edge": Row("/handler/edge", TENANTS, {"x-tenant"}, False),
-    "a handler, passed": Row("/handler/passed", (SESSIONS[0], {}), {"cookie"}, False),
+    "a handler, passed": Row("/handler/passed", (SESSIONS[0], {}), {"cookie"}, True),
 }
 
 IGNORED = {"authorization": "ignore", "cookies": "ignore"}

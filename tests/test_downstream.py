@@ -90,6 +90,12 @@ def test_an_upstream_that_varies_on_an_identity_says_itself_whether_that_is_priv
     assert told(TENANT, AGE, own)[0] == AGE
 
 
+def test_what_passed_by_the_cache_is_private_where_the_route_decides_the_life() -> None:
+    said = Downstream.of(Keying(vary=("x-tenant",)), made=False).told([AGE], passed=True)
+    assert said[0] == (b"cache-control", b"private, max-age=5")
+    assert Downstream.of(Keying(vary=None), made=False).told([AGE], passed=True) == [AGE]
+
+
 def test_of_a_joined_answer_its_own_vary_counts_as_it_is_that_of_its_parts() -> None:
     whole = [AGE, (b"vary", b"authorization")]
     assert told(TENANT, *whole, made=True)[0] == (b"cache-control", b"private, max-age=5")
