@@ -1,13 +1,8 @@
-"""The kinds of routes, handlers and aggregates by what is in their keys, for the tests and for docs/keys.md.
-
-python -m tests.kinds     writes docs/keys.md (`make docs`), by asking a gateway that has one of each
-"""
+"""The kinds of routes, handlers and aggregates by what is in their keys, for the tests of what is said downstream."""
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
@@ -18,9 +13,7 @@ from gateway import cached
 from gateway.app import Gateway, create_app
 from gateway.headers import CacheControl, vary_names
 
-from .conftest import Upstream, asking
-
-PAGE = Path(__file__).parent.parent / "docs" / "keys.md"
+from .conftest import Upstream
 
 
 @dataclass(frozen=True)
@@ -185,50 +178,3 @@ def said_of(response: httpx.Response) -> tuple[set[str], bool]:
     """The fields of its Vary, and whether it is private."""
     headers = [(name.lower(), value) for name, value in response.headers.raw]
     return set(vary_names(headers) or ()), CacheControl.of(headers).unqualified("private")
-
-
-# --- the page ----------------------------------------------------------------------------------------------
-
-_PAGE = """<!-- Made by `make docs` from tests/kinds.py, which asks a gateway that has one of each kind; edit that. -->
-
-# What is in the key, and what is said downstream
-
-One row for each kind of route, handler and aggregate. *In the key* are the request fields by which stored answers are
-told apart, beside the target; *passes by* means that such a request is answered by the upstream or handler alone.
-`Vary` and `private` leave with every answer of that kind ([why](http.md#what-caches-behind-the-gateway-are-told)). Two
-users of every row are tried behind nginx, Varnish and the gateway itself (`tests/test_downstream.py`).
-
-| kind | asked with | in the key | `Vary` | `private` |
-|---|---|---|---|---|
-"""
-
-
-async def page() -> str:
-    """The page as it would be written now."""
-    return _PAGE + "".join([f"| {' | '.join(await _cells(name, row))} |\n" for name, row in ROWS.items()])
-
-
-async def _cells(name: str, row: Row) -> list[str]:
-    app = behind()
-    async with asking(app) as client:
-        response = await client.get(row.path, headers=row.users[0])
-        vary, private = said_of(response)
-        held = _held(app)
-    said = response.headers["cache-status"]
-    key = ", ".join(f"`{each}`" for each in held) if held else "passes by" if "bypass" in said else "is not kept"
-    sent = ", ".join(f"`{each}`" for each in row.users[0])
-    return [name, sent, key, ", ".join(f"`{each}`" for each in sorted(vary)), "yes" if private else "no"]
-
-
-def _held(app: Gateway) -> list[str]:
-    """The request fields in the key of what was stored; of a whole, not of its parts."""
-    nodes = [node for shard in app.engine.memory._responses._shards for node in shard.values()]
-    stored = [node.value for node in nodes if node.value is not None]
-    wholes = [each for each in stored if each.primary.startswith("+")] or stored
-    lines = wholes[0].key.removeprefix(wholes[0].primary).split("\n")[1:] if wholes else []
-    names = (line.removeprefix("vary ").partition(":")[0] for line in lines)
-    return [name for name in dict.fromkeys(names) if name not in ("origin", "parts")]
-
-
-if __name__ == "__main__":
-    PAGE.write_text(asyncio.run(page()))

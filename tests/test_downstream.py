@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import shutil
-import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 
 import httpx
 import pytest
 
-from gateway.app import create_app
 from gateway.downstream import NOTHING, Downstream, with_private
 from gateway.edge import GatewayProtocol
 from gateway.keys import Keying
 
 from .conftest import TurnedClock, Upstream, asking, gateway, served
 from .edge_lines import Changing, Side
-from .kinds import PAGE, ROUTES, ROWS, SESSION, SESSIONS, behind, handlers, page, part, route, said_of
+from .kinds import ROUTES, ROWS, SESSION, SESSIONS, behind, handlers, part, route, said_of
 from .test_edge_joins import lose_wholes
 
 Fields = list[tuple[bytes, bytes]]
@@ -138,122 +130,6 @@ async def test_every_answer_of_a_route_says_what_selects_it(name: str) -> None:
             assert said_of(again)[1] == row.private or row.users[1] == {}
 
 
-# --- caches in front ---------------------------------------------------------------------------------------
-
-Front = Callable[[str, Path], AbstractAsyncContextManager[str]]
-TIMES = int(os.environ.get("CROSSINGS", "10"))
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
-@contextlib.asynccontextmanager
-async def gateway_in_front(url: str, folder: Path) -> AsyncIterator[str]:
-    """It follows what it is told (`ttl: origin`)."""
-    routes = {"rest": {"path": "/{path:path}", "upstream": "api"}}
-    app = create_app({"redis_url": "none", "access_log": False, "upstreams": {"api": {"url": url}}, "routes": routes})
-    async with served(app, http=GatewayProtocol) as front:
-        yield front
-
-
-@contextlib.asynccontextmanager
-async def running(port: int, *command: str) -> AsyncIterator[str]:
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not installed")
-    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
-    try:
-        async with asyncio.timeout(20), httpx.AsyncClient() as client:
-            while process.returncode is None:
-                with contextlib.suppress(httpx.TransportError):
-                    await client.get(f"http://127.0.0.1:{port}/nothing-there")
-                    break
-                await asyncio.sleep(0.05)  # until it listens
-        assert process.returncode is None, (await process.communicate())[1].decode()
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.communicate()
-
-
-@contextlib.asynccontextmanager
-async def nginx(url: str, folder: Path) -> AsyncIterator[str]:
-    port = free_port()
-    config = folder / "nginx.conf"
-    config.write_text(f"""
-        daemon off; {"user root;" if os.getuid() == 0 else ""} worker_processes 1; pid {folder}/pid; error_log stderr;
-        events {{ worker_connections 256; }}
-        http {{
-            access_log off;
-            proxy_temp_path {folder}/t; client_body_temp_path {folder}/b; fastcgi_temp_path {folder}/f;
-            uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-            proxy_cache_path {folder}/cache keys_zone=all:1m;
-            server {{
-                listen 127.0.0.1:{port};
-                location / {{
-                    proxy_pass {url}; proxy_http_version 1.1; proxy_set_header Connection "";
-                    proxy_cache all; proxy_cache_key $uri; add_header X-Cached $upstream_cache_status;
-                }}
-            }}
-        }}""")
-    async with running(port, "nginx", "-e", "stderr", "-p", str(folder), "-c", str(config)) as front:
-        yield front
-
-
-@contextlib.asynccontextmanager
-async def varnish(url: str, folder: Path) -> AsyncIterator[str]:
-    """It looks up requests with cookies and Authorization, too, as a CDN does."""
-    port, back = free_port(), httpx.URL(url)
-    vcl = folder / "front.vcl"
-    vcl.write_text(f"""
-        vcl 4.1;
-        backend default {{ .host = "{back.host}"; .port = "{back.port}"; }}
-        sub vcl_recv {{ if (req.method == "GET" || req.method == "HEAD") {{ return (hash); }} }}""")
-    command = (
-        "varnishd",
-        "-j",
-        "none",
-        "-F",
-        "-a",
-        f"127.0.0.1:{port}",
-        "-f",
-        str(vcl),
-        "-n",
-        str(folder / "v"),
-        "-s",
-        "malloc,8m",
-    )
-    async with running(port, *command) as front:
-        yield front
-
-
-FRONTS: dict[str, Front] = {"gateway": gateway_in_front, "nginx": nginx, "varnish": varnish}
-
-
-@pytest.mark.parametrize("front", FRONTS)
-async def test_a_cache_in_front_gives_nobody_the_answer_of_another(front: str, tmp_path: Path) -> None:
-    from_front = 0
-    async with served(behind(), http=GatewayProtocol) as url:
-        async with httpx.AsyncClient(base_url=url) as client:
-            own = {
-                (name, number): (await client.get(row.path, headers=user)).content
-                for name, row in ROWS.items()
-                for number, user in enumerate(row.users)
-            }
-        async with FRONTS[front](url, tmp_path) as before, httpx.AsyncClient(base_url=before) as client:
-            for _ in range(TIMES):
-                for name, row in ROWS.items():
-                    for number, user in enumerate(row.users):
-                        response = await client.get(row.path, headers=user)
-                        assert response.content == own[name, number], name
-                        from_front += response.headers.get("x-cached") == "HIT" or "age" in response.headers
-    assert from_front > TIMES  # it does keep what it may
-
-
 # --- whatever became of a request --------------------------------------------------------------------------
 
 
@@ -301,13 +177,6 @@ async def test_a_collapsed_answer_says_what_the_others_do() -> None:
     assert upstream.asked == 1
     assert any("collapsed" in answer.headers["cache-status"] for answer in answers)
     assert [said_of(answer) for answer in answers] == [({"cookie"}, True)] * 2
-
-
-# --- the page ----------------------------------------------------------------------------------------------
-
-
-async def test_the_page_on_keys_is_what_a_gateway_says() -> None:
-    assert await page() == PAGE.read_text(), "run `make docs`"
 
 
 def test_every_kind_that_is_configured_is_a_row() -> None:
