@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, TypeAlias
@@ -12,6 +11,8 @@ from fastapi import Request
 from fastapi.datastructures import DefaultPlaceholder
 from fastapi.routing import serialize_response
 from fastapi.utils import is_body_allowed_for_status_code
+from starlette._utils import is_async_callable
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message, Scope
@@ -72,19 +73,24 @@ def _lowered(headers: Headers) -> list[tuple[bytes, bytes]]:
     return [(name.lower(), value) for name, value in headers]
 
 
-async def handled(request: Request, error: HTTPException) -> Response:
-    """What the app's exception handlers make of `error`; raises it where none does. `request` is a `SeenRequest`, which
-    has no Exchange: what is stored must not name this one request."""
-    handlers = request.app.exception_handlers
-    handler = handlers.get(error.status_code)
+async def handled(request: Request, error: Exception) -> Response:
+    """What the app's exception handlers make of `error`, found as Starlette finds them: by the status of an
+    HTTPException, then by class. Raises it where there is none.
+
+    `request` is a `SeenRequest`, which has no Exchange: what is stored must not name this one request.
+    """
+    by_class, by_status = request.scope["starlette.exception_handlers"]
+    handler = by_status.get(error.status_code) if isinstance(error, HTTPException) else None
     if handler is None:
-        handler = next((handlers[kind] for kind in type(error).__mro__ if kind in handlers), None)
+        handler = next((by_class[kind] for kind in type(error).__mro__ if kind in by_class), None)
     if handler is None:
         raise error
-    response = handler(request, error)
-    if inspect.isawaitable(response):
-        response = await response
-    assert isinstance(response, Response)
+    if is_async_callable(handler):
+        response = await handler(request, error)
+    else:
+        response = await run_in_threadpool(handler, request, error)
+    if not isinstance(response, Response):
+        raise error
     return response
 
 

@@ -23,14 +23,13 @@ from typing import Any, Literal, ParamSpec
 from fastapi import Request
 from msgspec import structs
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message
 
 from .answers import Answer
-from .client import AnswerResponse
+from .client import AnswerResponse, ClientLeft
 from .engine import Ask
-from .errors import UpstreamUnreachable
+from .errors import RequestRefused, UpstreamError, UpstreamUnreachable
 from .exchange import SCOPE_KEY, Exchange, exchange_of
 from .handler_answers import fetched_of, handled, serialised
 from .handler_key import Unwritable
@@ -49,6 +48,7 @@ from .upstreams import Fetched
 P = ParamSpec("P")
 logger = logging.getLogger("gateway")
 _REPLAY = "gateway.replay"
+_NO_ANSWERS = (UpstreamError, RequestRefused, ClientLeft)
 
 
 def cached(
@@ -288,16 +288,21 @@ class _Call:
         return await run_in_threadpool(function)
 
     async def fetched(self) -> Fetched:
-        """The handler's answer as the engine takes it; an HTTPException is the answer that its handler makes of it."""
+        """The handler's answer as the engine takes it; an exception is the answer that its exception handler makes of
+        it. One without a handler is raised, and so is a failure of an upstream, which is no answer."""
         try:
-            value = await self.value()
-        except HTTPException as error:
-            value = await handled(SeenRequest(self.reading, "an exception handler"), error)
-        if isinstance(value, Response):
-            fetched = await fetched_of(value, response_scope(self.reading))
-        else:
-            fetched = await serialised(value, self.request, self.response, self.own_headers)
+            fetched = await self._answered(await self.value())
+        except _NO_ANSWERS:
+            raise
+        except Exception as error:
+            response = await handled(SeenRequest(self.reading, "an exception handler"), error)
+            fetched = await self._answered(response)
         return structs.replace(fetched, reads=self.reading)
+
+    async def _answered(self, value: Any) -> Fetched:
+        if isinstance(value, Response):
+            return await fetched_of(value, response_scope(self.reading))
+        return await serialised(value, self.request, self.response, self.own_headers)
 
 
 def _without_tags(answer: Answer) -> Answer:
