@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from hmac import compare_digest
+from urllib.parse import urlsplit
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -21,9 +22,10 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from . import console
-from .admin_host import KnownHost
+from .admin_host import KnownHost, is_known
 from .app import Gateway, ready_response
 from .attempts import Attempts
+from .config_types import check_tags
 from .console import encoded, problem, who
 from .errors import RequestRefused
 from .explain_text import render as explained
@@ -202,6 +204,10 @@ class Admin:
         order = msgspec.json.decode(await _body(request), type=PurgeOrder)
         if not (order.keys or order.tags or order.routes or order.all):
             return problem(400, "Nothing to purge: give keys, tags, routes, or all.")
+        for key in order.keys:
+            self._refuse_another_host(key)
+        if refusal := _refused_tags(order.tags):
+            return problem(400, refusal)
         by = who(order.by, address_of(request))
         report = await self._gateway().purge(
             keys=order.keys,
@@ -215,8 +221,20 @@ class Admin:
             await self._operations.note("purge", order.shown, by=by)
         return purge_response(report)
 
+    def _refuse_another_host(self, url: str) -> None:
+        """Raises RequestRefused for a URL of a host that is not known to be this gateway."""
+        config = self._gateway().config
+        given = urlsplit(url).netloc.lower() if "://" in url else ""
+        if config.public_url is not None and given not in ("", urlsplit(config.public_url).netloc.lower()):
+            raise RequestRefused(
+                f"{given} is not this gateway, whose public_url is {config.public_url}; give that, or the path alone."
+            )
+        if config.public_url is None and given and not is_known(given, config.host):
+            raise RequestRefused(f"{given} is not known to be this gateway: set public_url, or give the path alone.")
+
     async def explain(self, request: Request) -> Response:
         order = msgspec.json.decode(await _body(request), type=ExplainOrder)
+        self._refuse_another_host(order.target)
         headers = tuple((name.strip().lower().encode(), value.strip().encode()) for name, value in order.headers)
         trace = await self._gateway().explain(order.method.upper(), order.target, headers)
         return encoded({"text": explained(trace)} if request.query_params.get("text") else trace)
@@ -235,6 +253,14 @@ def create_admin(
     """
     given = gateway
     return Admin((lambda: given) if isinstance(given, Gateway) else given, token, render, operations).app()
+
+
+def _refused_tags(tags: list[str]) -> str | None:
+    try:
+        check_tags(tags)
+    except ValueError as error:
+        return f"Nothing was purged: {error}."
+    return None
 
 
 def address_of(request: Request) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,19 +18,53 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import cli_ttl
-from .cli_input import ConfigOption, counted, folded, found, loaded, operator, read_header
-from .errors import ConfigError, GatewayError
+from .cli_input import (
+    AdminUrlOption,
+    ConfigOption,
+    ask,
+    counted,
+    folded,
+    found,
+    loaded,
+    nothing_served,
+    operator,
+    read_header,
+)
+from .errors import ConfigError, ConfigProblem, GatewayError
 
 if TYPE_CHECKING:
     from .explain_trace import Trace
-    from .settings import Loaded
+    from .settings import Loaded, Setting
+
+
+class OrderError(GatewayError):
+    """A command was given what means nothing; the message says what to give."""
+
 
 app = typer.Typer(
     help="A cached, read-heavy API gateway.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # with others, a paragraph of the help breaks where its line in the source does
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        typer.echo(f"gateway {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all_commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -60,7 +96,10 @@ def serve(
         given = (("host", host), ("port", port), ("workers", workers))
         options = {name: str(value) for name, value in given if value is not None}
         files = Files(path for path in (found(config), Path(".env")) if path is not None)
-        supervise(loaded(config, options), lambda: load(found(config), options=options), spare, files)
+        read = loaded(config, options)
+        if (missing := nothing_served(config, read.config)) is not None:
+            typer.secho(f"warning: {missing}", err=True, fg="yellow")
+        supervise(read, lambda: load(found(config), options=options), spare, files)
     finally:
         spare.abandon()
 
@@ -71,24 +110,60 @@ def check(
     running: Annotated[
         bool, typer.Option("--running", help="What is in force in a running gateway, live overrides among it.")
     ] = False,
+    admin_url: AdminUrlOption = None,
+    changed: Annotated[bool, typer.Option("--changed", help="Only what is not the default.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and problems only.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The settings, warnings and problems as JSON.")] = False,
 ) -> None:
     """Validate the configuration; print all of it, and where each value came from.
 
-    With --running it asks the admin listener at GATEWAY_ADMIN_URL (http://127.0.0.1:9000 if not set) with
-    GATEWAY_ADMIN_TOKEN instead.
+    All that is wrong is reported at once, in the file's order. Exit status: 0 where it is valid, 2 where it is refused
+    or nothing would be served. With --running it asks the admin listener of a running gateway instead.
     """
     from .settings import Setting, effective
     from .tables import settings_table, show
 
     if running:
-        from .remote import ask_admin
+        settings = [Setting(**each) for each in ask("/settings", config=config, admin_url=admin_url)["settings"]]
+        told = ""
+        problems: list[ConfigProblem] = []
+        warnings: tuple[str, ...] = ()
+    else:
+        settings, told, problems, warnings = _checked(config, effective, as_json=as_json)
+    shown = [each for each in settings if not changed or each.source != "default"]
+    if as_json:
+        typer.echo(_as_json(shown, warnings, problems))
+    elif not quiet and not problems:
+        show(settings_table(shown))
+        if told:
+            typer.echo(f"\nThe configuration is valid: {told}.")
+    if problems and not as_json:
+        raise ConfigError(problems, warnings)
+    if problems:
+        raise typer.Exit(2)
 
-        show(settings_table(Setting(**each) for each in ask_admin("/settings")["settings"]))
-        return
-    read = loaded(config)
-    show(settings_table(effective(read)))
+
+def _checked(
+    path: Path | None, effective: Callable[[Loaded], list[Setting]], *, as_json: bool
+) -> tuple[list[Setting], str, list[ConfigProblem], tuple[str, ...]]:
+    """The settings, a summary, problems and warnings."""
+    from .settings import load
+
+    try:
+        read = load(found(path)) if as_json else loaded(path)
+    except ConfigError as error:
+        return [], "", error.problems, error.warnings
     counts = f"{counted(len(read.config.routes), 'route')}, {counted(len(read.config.upstreams), 'upstream')}"
-    typer.echo(f"\nThe configuration is valid: {counts}.")
+    missing = nothing_served(path, read.config)
+    problems = [ConfigProblem("", "", missing)] if missing else []
+    return effective(read), counts, problems, read.warnings if as_json else ()
+
+
+def _as_json(settings: list[Setting], warnings: tuple[str, ...], problems: list[ConfigProblem]) -> str:
+    import msgspec
+
+    answer = {"valid": not problems, "problems": problems, "warnings": warnings, "settings": settings}
+    return msgspec.json.format(msgspec.json.encode(answer)).decode()
 
 
 @app.command()
@@ -108,11 +183,14 @@ def purge(
     route: Annotated[list[str] | None, typer.Option(help="A route's name; may stand several times.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All that is stored.")] = False,
     soft: Annotated[bool, typer.Option("--soft", help="End freshness only; the old may still stand in.")] = False,
+    config: ConfigOption = None,
+    admin_url: AdminUrlOption = None,
 ) -> None:
     """Purge what a running gateway has stored, in all its workers.
 
-    It asks the admin listener at GATEWAY_ADMIN_URL (http://127.0.0.1:9000 if not set) with GATEWAY_ADMIN_TOKEN. Exit
-    status: 0 where every living worker confirmed, 3 where not all have yet, 2 where it was refused.
+    It asks the admin listener: --admin-url, else GATEWAY_ADMIN_URL, else `admin_listen` of the configuration, with
+    GATEWAY_ADMIN_TOKEN (of `.env` too). Exit status: 0 where every living worker confirmed, 3 where not all have yet,
+    2 where it was refused.
     """
     order = {
         "keys": key or [],
@@ -122,14 +200,34 @@ def purge(
         "soft": soft,
         "by": operator(),
     }
-    from .remote import ask_admin
-
-    report = ask_admin("/purge", order)
+    _refuse_what_purges_nothing(key or [], tag or [], route or [], everything=everything)
+    report = ask("/purge", order, config=config, admin_url=admin_url)
+    names = [f"{what} {name}" for what, given in (("key", key), ("tag", tag), ("route", route)) for name in given or ()]
+    names += ["everything"] if everything else []
+    typer.echo(f"Purged{' softly' if soft else ''}: {', '.join(names)}.")
     took = f"{report['seconds'] * 1000:.0f} ms"
-    typer.echo(f"{report['confirmed']} of {report['workers']} workers have confirmed, in {took}.")
+    have = "worker has" if report["workers"] == 1 else "workers have"
+    typer.echo(f"{report['confirmed']} of {report['workers']} {have} confirmed, in {took}.")
     if not report["complete"]:
         typer.secho("The rest will hear of it as soon as Redis can be reached.", err=True, fg="yellow")
         raise typer.Exit(3)
+
+
+def _refuse_what_purges_nothing(keys: list[str], tags: list[str], routes: list[str], *, everything: bool) -> None:
+    """Raises OrderError where a purge could purge nothing, before any gateway is asked."""
+    from .config_types import check_tags
+
+    if not (keys or tags or routes or everything):
+        raise OrderError("nothing to purge: give --key, --tag, --route or --all")
+    for text in keys:
+        if not re.match(r"/|https?://", text):
+            raise OrderError(f"--key {text}: write a path such as /items/1, or a URL of the gateway's")
+    try:
+        check_tags(tags)
+    except ValueError as error:
+        raise OrderError(f"--tag: {error}; give --tag once for each tag") from None
+    if "" in routes:
+        raise OrderError("--route: a route's name is empty")
 
 
 @app.command()
@@ -144,11 +242,13 @@ def explain(
         typer.Option("--config", "-c", help="Explain by this configuration alone, without a running gateway."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+    admin_url: AdminUrlOption = None,
 ) -> None:
     """Why a request is answered as it is: route, key, TTL and where that came from, what is stored, what would happen.
 
-    Without --config it asks the admin listener at GATEWAY_ADMIN_URL (http://127.0.0.1:9000 if not set) with
-    GATEWAY_ADMIN_TOKEN. Nothing is fetched, stored or counted. Without an Accept of its own, the request has curl's.
+    Without --config it asks the admin listener: --admin-url, else GATEWAY_ADMIN_URL, else `admin_listen` of
+    config/gateway.yaml, with GATEWAY_ADMIN_TOKEN (of `.env` too). Nothing is fetched, stored or counted. Without an
+    Accept of its own, the request has curl's.
     """
     import msgspec
 
@@ -161,10 +261,8 @@ def explain(
     if config is not None:
         trace = asyncio.run(_explain_dry(loaded(config), method.upper(), target, fields))
     else:
-        from .remote import ask_admin
-
         order = {"method": method, "target": target, "headers": fields}
-        trace = msgspec.convert(ask_admin("/explain", order), Trace)
+        trace = msgspec.convert(ask("/explain", order, admin_url=admin_url), Trace)
     typer.echo(msgspec.json.encode(trace).decode() if as_json else render(trace))
 
 
@@ -219,12 +317,11 @@ app.add_typer(cli_ttl.app, name="ttl")
 
 
 @app.command()
-def audit() -> None:
+def audit(config: ConfigOption = None, admin_url: AdminUrlOption = None) -> None:
     """Who changed what while the gateway ran: overrides and purges, the newest first."""
-    from .remote import ask_admin
     from .tables import events_table, show
 
-    show(events_table(ask_admin("/audit")["events"]))
+    show(events_table(ask("/audit", config=config, admin_url=admin_url)["events"]))
 
 
 async def _explain_dry(read: Loaded, method: str, target: str, fields: list[tuple[str, str]]) -> Trace:

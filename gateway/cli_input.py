@@ -7,24 +7,44 @@ import shutil
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from .config import Config
     from .settings import Loaded
 
-DEFAULT_FILE = Path("config/gateway.yaml")
+DEFAULT_FILES = (Path("config/gateway.yaml"), Path("gateway.yaml"))
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="The YAML file; config/gateway.yaml where it is there.", show_default=False),
+    typer.Option(
+        "--config",
+        "-c",
+        help="The YAML file; config/gateway.yaml or gateway.yaml where it is there.",
+        show_default=False,
+    ),
+]
+AdminUrlOption = Annotated[
+    str | None,
+    typer.Option("--admin-url", help="The admin listener: a URL, host:port or unix:/path.", show_default=False),
 ]
 
 
 def found(path: Path | None) -> Path | None:
     """The configuration's file: the one that was named, or the usual one where it is there."""
-    return DEFAULT_FILE if path is None and DEFAULT_FILE.exists() else path
+    return path if path is not None else next((usual for usual in DEFAULT_FILES if usual.exists()), None)
+
+
+def nothing_served(path: Path | None, config: Config) -> str | None:
+    """Where no request can be answered: what is missing."""
+    if config.routes or config.include:
+        return None
+    file = found(path)
+    if file is None:
+        return "there is no configuration file: neither config/gateway.yaml nor gateway.yaml is here; name one by -c"
+    return f"nothing is served: {file} has neither `routes` nor `include`"
 
 
 def loaded(path: Path | None, options: dict[str, str] | None = None) -> Loaded:
@@ -35,6 +55,20 @@ def loaded(path: Path | None, options: dict[str, str] | None = None) -> Loaded:
     for warning in read.warnings:
         typer.secho(f"warning: {warning}", err=True, fg="yellow")
     return read
+
+
+def ask(
+    path: str,
+    order: dict[str, Any] | None = None,
+    *,
+    method: str | None = None,
+    config: Path | None = None,
+    admin_url: str | None = None,
+) -> dict[str, Any]:
+    """What a running gateway's admin listener answers. Raises AdminError, ConfigError."""
+    from .remote import admin_address, ask_admin
+
+    return ask_admin(path, order, method=method, at=admin_address(config, admin_url))
 
 
 def counted(number: int, what: str) -> str:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_input import ConfigOption, loaded, operator
+from .cli_input import AdminUrlOption, ConfigOption, ask, loaded, operator
+from .spelling import did_you_mean
 
 if TYPE_CHECKING:
     from .config import Config
 
-app = typer.Typer(help="What TTLs do, and what others would do.", no_args_is_help=True)
+app = typer.Typer(help="What TTLs do, and what others would do.", no_args_is_help=True, rich_markup_mode="markdown")
 
 
 @app.command()
@@ -27,11 +28,12 @@ def advise(
     log: Annotated[Path | None, typer.Option(help="Advise by this access log instead of a running gateway.")] = None,
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="All figures as JSON.")] = False,
+    admin_url: AdminUrlOption = None,
 ) -> None:
     """What each TTL would do: hit ratio, load on the upstream, share of outdated answers; and which meets a target.
 
-    It asks the admin listener at GATEWAY_ADMIN_URL (http://127.0.0.1:9000 if not set) with GATEWAY_ADMIN_TOKEN, or
-    reads an access log. Without a target it takes --max-outdated 1%.
+    It asks the admin listener (--admin-url, else GATEWAY_ADMIN_URL, else `admin_listen` of the configuration) with
+    GATEWAY_ADMIN_TOKEN, or reads an access log. Without a target it takes --max-outdated 1%.
     """
     import msgspec
 
@@ -48,9 +50,7 @@ def advise(
         wholes = [name for name, each in read.routes.items() if each.parts]
         found = [each for each in advice_of_log(log, _ttls(read)) if each.route not in wholes]
     else:
-        from .remote import ask_admin
-
-        found = msgspec.convert(ask_admin("/advice")["routes"], list[Advice])
+        found = msgspec.convert(ask("/advice", config=config, admin_url=admin_url)["routes"], list[Advice])
     chosen = [each for each in found if route in (None, each.route)]
     if not chosen:
         typer.secho(_why_nothing(route, [each.route for each in found]), err=True, fg="yellow")
@@ -69,7 +69,8 @@ def _why_nothing(route: str | None, seen: list[str]) -> str:
     parts = [name for name in seen if name.rpartition(".")[0] == route]
     if parts:
         return f"{route} is joined of parts, each of which has a TTL of its own: {', '.join(parts)}."
-    return f"Nothing was seen of {route or 'any route'} so far (seen: {', '.join(seen) or 'none yet'})."
+    hint = did_you_mean(route, seen) if route is not None else ""
+    return f"Nothing was seen of {route or 'any route'} so far{hint} (seen: {', '.join(seen) or 'none yet'})."
 
 
 RouteArgument = Annotated[
@@ -86,38 +87,38 @@ def set_ttl(
     value: Annotated[str, typer.Argument(help="A duration such as 10s, or origin.")],
     lasts: Annotated[str, typer.Option("--for", help="How long it is in force; at most 7d.")] = "1h",
     setting: SettingOption = "ttl",
+    config: ConfigOption = None,
+    admin_url: AdminUrlOption = None,
 ) -> None:
     """Set a live override: in force on every worker and replica within a second, gone when its time has come.
 
-    It stands over file and environment, and acts on what is stored already. Asks the admin listener at
-    GATEWAY_ADMIN_URL with GATEWAY_ADMIN_TOKEN.
+    It stands over file and environment, and acts on what is stored already.
     """
     from .overrides import instant
-    from .remote import ask_admin
 
     order = {"route": route, "setting": setting, "value": value, "for": lasts, "by": operator()}
-    made = ask_admin("/overrides", order)
+    made = ask("/overrides", order, config=config, admin_url=admin_url)
     typer.echo(f"{route}.{setting} is {value} until {instant(made['until'])}.")
 
 
 @app.command("reset")
-def reset_ttl(route: RouteArgument, setting: SettingOption = "ttl") -> None:
+def reset_ttl(
+    route: RouteArgument, setting: SettingOption = "ttl", config: ConfigOption = None, admin_url: AdminUrlOption = None
+) -> None:
     """End a live override before its time."""
     from urllib.parse import quote
 
-    from .remote import ask_admin
-
-    ask_admin(f"/overrides/{quote(route, safe='')}/{quote(setting, safe='')}?by={quote(operator())}", method="DELETE")
+    place = f"/overrides/{quote(route, safe='')}/{quote(setting, safe='')}?by={quote(operator())}"
+    ask(place, method="DELETE", config=config, admin_url=admin_url)
     typer.echo(f"The override of {route}.{setting} has ended.")
 
 
 @app.command("list")
-def list_ttls() -> None:
+def list_ttls(config: ConfigOption = None, admin_url: AdminUrlOption = None) -> None:
     """The live overrides that are in force, who set them, and until when."""
-    from .remote import ask_admin
     from .tables import overrides_table, show
 
-    show(overrides_table(ask_admin("/overrides")["overrides"]))
+    show(overrides_table(ask("/overrides", config=config, admin_url=admin_url)["overrides"]))
 
 
 def _ttls(config: Config) -> dict[str, float | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import yaml
 
@@ -40,6 +41,18 @@ def _is_secret(key: Key) -> bool:
 
 
 def as_yaml(value: Value) -> str:
+    """As YAML writes it in one line."""
+    if isinstance(value, dict | list):
+        return _dumped(value) if value else str(value)
+    return _scalar(type(value).__name__, value)
+
+
+@lru_cache(maxsize=10_000)
+def _scalar(_: str, value: str | float | None) -> str:  # by type too: 1, 1.0 and True are equal
+    return _dumped(value)
+
+
+def _dumped(value: Value) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 

@@ -132,6 +132,32 @@ def _admin_problems(merge: Merge, config: Config | None, token: str | None) -> l
     return [merge.problem(("admin_listen",), message)]
 
 
+@dataclass(frozen=True)
+class AdminSettings:
+    """What the commands need to find a gateway's admin listener, as `serve` in the same folder reads it."""
+
+    listen: str = "127.0.0.1:9000"
+    source: str = "the default"
+    url: str | None = None
+    token: str | None = field(default=None, repr=False)
+
+
+def admin_settings(path: Path | None, *, dotenv: Path | None = Path(".env")) -> AdminSettings:
+    """Of the file, `.env` and the environment, whatever else may be wrong with them. Raises ConfigError where they
+    can't be read."""
+    variables = [*dotenv_variables(dotenv, os.environ), *environment_variables(os.environ)]
+    merge = Merge(read_document(path) if path else Document("", {}, {}, []))
+    merge.apply(variables)
+    named = {each.name: each.value for each in variables if each.value}
+    listen = merge.tree.get("admin_listen", AdminSettings.listen)
+    return AdminSettings(
+        listen if isinstance(listen, str) else AdminSettings.listen,
+        merge.place(("admin_listen",)) if "admin_listen" in merge.tree else AdminSettings.source,
+        named.get("GATEWAY_ADMIN_URL"),
+        named.get(ADMIN_TOKEN),
+    )
+
+
 def redis_warnings(merge: Merge, config: Config) -> list[str]:
     """What can be said of `redis_url` without asking Redis: options without an effect, files that can't be read."""
     url = config.redis_url

@@ -4,41 +4,65 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from io import StringIO
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from .config import Config, show_duration
+from .config import Config, RouteConfig, show_duration
 from .overrides import instant
+from .rules import DEFAULT_STALE_IF_ERROR
 from .settings import Setting
 from .templates import PathTemplate
 
-WIDE = 1000
+MOST_ROWS = 2000
+"""Rows that are laid out for a terminal, which takes milliseconds a row; more are printed as they are."""
+
+
+@dataclass
+class Table:
+    """Rows of text below the names of their columns; `dim` are the rows that matter less."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    dim: set[int] = field(default_factory=set)
+
+    def add_row(self, *cells: str, dim: bool = False) -> None:
+        if dim:
+            self.dim.add(len(self.rows))
+        self.rows.append(cells)
+
+    def lines(self) -> Iterable[str]:
+        """A row a line, without blanks at its end, however long."""
+        cells = [self.columns, *self.rows]
+        widths = [max(len(row[at]) for row in cells) for at in range(len(self.columns))]
+        for row in cells:
+            yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def show(table: Table) -> None:
-    """Print it: where no terminal reads it, a row a line without blanks at its end, however long; a terminal has a
-    width of its own."""
-    if sys.stdout.isatty():
-        Console(markup=False, emoji=False).print(table)
+    """Print it; a terminal's width is kept to, where its rows are not too many."""
+    if not sys.stdout.isatty() or len(table.rows) > MOST_ROWS:
+        for line in table.lines():
+            print(line)
         return
-    written = StringIO()
-    Console(soft_wrap=True, markup=False, emoji=False, width=WIDE, file=written).print(table)
-    for line in written.getvalue().splitlines():
-        print(line.rstrip())
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    laid_out = RichTable(*table.columns, box=None, pad_edge=False, header_style="bold")
+    for number, row in enumerate(table.rows):
+        laid_out.add_row(*row, style="dim" if number in table.dim else None)
+    Console(markup=False, emoji=False).print(laid_out)
 
 
 def table_of(*columns: str) -> Table:
-    return Table(*columns, box=None, pad_edge=False, header_style="bold")
+    return Table(columns)
 
 
 def settings_table(settings: Iterable[Setting]) -> Table:
     """Every setting as it is in force, those that nobody set in dim letters."""
     table = table_of("setting", "value", "from")
     for setting in settings:
-        table.add_row(setting.key, setting.value, setting.source, style=None if setting.source != "default" else "dim")
+        table.add_row(setting.key, setting.value, setting.source, dim=setting.source == "default")
     return table
 
 
@@ -53,13 +77,20 @@ def routes_table(config: Config) -> Table:
             route.path,
             f"{route.upstream}:{route.target_text}" if not route.parts else f"parts: {', '.join(route.parts)}",
             ttl,
-            "-" if route.stale_while_revalidate is None else show_duration(route.stale_while_revalidate),
-            "-" if route.stale_if_error is None else show_duration(route.stale_if_error),
+            _window(route, route.stale_while_revalidate, "origin"),
+            _window(route, route.stale_if_error, f"origin, {show_duration(timedelta(seconds=DEFAULT_STALE_IF_ERROR))}"),
             " ".join(route.tags),
         )
     for place in config.include:
         table.add_row("", place, "Python", "", "", "", "")
     return table
+
+
+def _window(route: RouteConfig, set_to: timedelta | None, default: str) -> str:
+    """A stale window; where it is not set, the upstream's own, or else the default."""
+    if route.parts or not route.cache:
+        return "-"
+    return default if set_to is None else show_duration(set_to)
 
 
 def overrides_table(overrides: Iterable[Mapping[str, Any]]) -> Table:

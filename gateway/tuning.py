@@ -8,12 +8,12 @@ from itertools import groupby
 from pathlib import Path
 
 import msgspec
-from rich.table import Table
 
 from .advice import Advice, recommend
 from .changes import Changes
 from .errors import GatewayError
 from .ladder import Rung, Sighting
+from .tables import Table, table_of
 from .traffic import Advisor, RouteBatch
 
 CACHEABLE = frozenset(("hit", "stale", "stale_error", "revalidated", "miss"))
@@ -186,7 +186,7 @@ def duration(seconds: float) -> str:
 
 def ladder_table(advice: Advice) -> Table:
     """Every TTL of the ladder for one route."""
-    shown = Table("ttl", "hit ratio", "upstream", "outdated", "", box=None, pad_edge=False, header_style="bold")
+    shown = table_of("ttl", "hit ratio", "upstream", "outdated", "")
     for rung in advice.rungs:
         note = "" if rung.seen else "not watched for so long"
         shown.add_row(
