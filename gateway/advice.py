@@ -8,6 +8,9 @@ from itertools import pairwise
 from .changes import ChangeRate
 from .ladder import Replay, Rung
 
+LEAST_COMPARISONS = 10
+"""Fetches that were compared with those before them, for outdated answers to be predicted at all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Advice:
@@ -30,8 +33,8 @@ class Advice:
 
     @property
     def knows_changes(self) -> bool:
-        """Whether any fetch was compared with the one before it; without, nothing is known of outdated answers."""
-        return self.changes.fetches > 0
+        """Whether enough fetches were compared with those before them to say anything of outdated answers."""
+        return self.changes.fetches >= LEAST_COMPARISONS
 
     def at(self, ttl: float) -> Rung:
         """The rung of `ttl`, between two rungs in proportion to the logarithm's place."""
@@ -72,7 +75,7 @@ def recommend(
     if not advice.tells:
         return Recommendation(None, "it was watched for less than the shortest TTL")
     if max_outdated is not None and not advice.knows_changes:
-        return Recommendation(None, "how often its content changes is not known: nothing was fetched twice yet")
+        return Recommendation(None, _why_unknown(advice.changes.fetches))
     fitting = [
         rung
         for rung in advice.rungs
@@ -87,6 +90,13 @@ def recommend(
         best = known[-1]
         return Recommendation(best.ttl, "longer ones would do too, but the traffic was not watched for so long")
     return Recommendation(best.ttl, _why(best, max_outdated, max_upstream))
+
+
+def _why_unknown(comparisons: int) -> str:
+    if not comparisons:
+        return "how often its content changes is not known: nothing was fetched twice yet"
+    times = "one fetch was" if comparisons == 1 else f"{comparisons} fetches were"
+    return f"how often its content changes is hardly known: {times} compared, and {LEAST_COMPARISONS} are needed"
 
 
 def _why(rung: Rung, max_outdated: float | None, max_upstream: float | None) -> str:

@@ -22,7 +22,6 @@ from .cli_input import (
     AdminUrlOption,
     ConfigOption,
     ask,
-    counted,
     folded,
     found,
     loaded,
@@ -30,15 +29,12 @@ from .cli_input import (
     operator,
     read_header,
 )
-from .errors import ConfigError, ConfigProblem, GatewayError
+from .errors import ConfigError, ConfigProblem, GatewayError, OrderError
+from .spelling import counted
 
 if TYPE_CHECKING:
     from .explain_trace import Trace
     from .settings import Loaded, Setting
-
-
-class OrderError(GatewayError):
-    """A command was given what means nothing; the message says what to give."""
 
 
 app = typer.Typer(
@@ -281,7 +277,7 @@ def warm(
 ) -> None:
     """Ask a running gateway for what will be wanted, so that its cache has it before anyone waits.
 
-    Exit status: 0 where every request was answered, 3 where some failed.
+    Exit status: 0 where every request was answered with a success or a redirect, 3 where some failed.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -309,7 +305,11 @@ def warm(
         )
     typer.echo(f"{len(listed.targets)} asked for: " + ", ".join(f"{n} {what}" for what, n in warmed.outcomes.items()))
     if warmed.failed:
-        typer.secho(f"failed: {', '.join(warmed.failed)} …", err=True, fg="red")
+        more = warmed.outcomes["failed"] - len(warmed.failed)
+        for target, why in warmed.reasons.items():
+            typer.secho(f"failed: {target}: {why}", err=True, fg="red")
+        if more:
+            typer.secho(f"and {more} more", err=True, fg="red")
         raise typer.Exit(3)
 
 

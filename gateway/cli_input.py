@@ -71,11 +71,6 @@ def ask(
     return ask_admin(path, order, method=method, at=admin_address(config, admin_url))
 
 
-def counted(number: int, what: str) -> str:
-    """`1 route`, `2 routes`."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 def folded(text: str) -> str:
     """A message in lines that a terminal has room for; as it is where standard error is no terminal."""
     if not sys.stderr.isatty():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .cli_input import AdminUrlOption, ConfigOption, ask, loaded, operator
+from .errors import OrderError
 from .spelling import did_you_mean
 
 if TYPE_CHECKING:
@@ -45,14 +46,17 @@ def advise(
     upstream = parse_rate(max_upstream, "--max-upstream") if max_upstream is not None else None
     if outdated is None and upstream is None:
         outdated = 0.01
-    if log is not None:
-        read = loaded(config).config
+    read = loaded(config).config if log is not None else None
+    if read is not None and log is not None:
         wholes = [name for name, each in read.routes.items() if each.parts]
         found = [each for each in advice_of_log(log, _ttls(read)) if each.route not in wholes]
     else:
         found = msgspec.convert(ask("/advice", config=config, admin_url=admin_url)["routes"], list[Advice])
     chosen = [each for each in found if route in (None, each.route)]
     if not chosen:
+        if route is not None:
+            known = list(read.routes) if read is not None else _known_routes(config, admin_url)
+            _refuse_unknown(route, [*known, *(each.route for each in found)])
         typer.secho(_why_nothing(route, [each.route for each in found]), err=True, fg="yellow")
         raise typer.Exit(3)
     if as_json:
@@ -65,12 +69,23 @@ def advise(
         show(ladder_table(chosen[0]))
 
 
+def _known_routes(config: Path | None, admin_url: str | None) -> list[str]:
+    return [each["name"] for each in ask("/routes", config=config, admin_url=admin_url)["routes"]]
+
+
+def _refuse_unknown(route: str, known: list[str]) -> None:
+    """Raises OrderError for what is neither a route nor an aggregate whose parts are routes."""
+    wholes = {name.rpartition(".")[0] for name in known if "." in name}
+    if route not in known and route not in wholes:
+        hint = did_you_mean(route, known) or f"; there are: {', '.join(known) or 'none'}"
+        raise OrderError(f"there is no route {route}{hint}")
+
+
 def _why_nothing(route: str | None, seen: list[str]) -> str:
     parts = [name for name in seen if name.rpartition(".")[0] == route]
     if parts:
         return f"{route} is joined of parts, each of which has a TTL of its own: {', '.join(parts)}."
-    hint = did_you_mean(route, seen) if route is not None else ""
-    return f"Nothing was seen of {route or 'any route'} so far{hint} (seen: {', '.join(seen) or 'none yet'})."
+    return f"Nothing was seen of {route or 'any route'} so far (seen: {', '.join(seen) or 'none yet'})."
 
 
 RouteArgument = Annotated[

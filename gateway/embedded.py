@@ -41,8 +41,7 @@ class Embedded:
     """`maxmemory` is in bytes. Use it as a context manager, or call `stop`."""
 
     def __init__(self, *, maxmemory: int = 256 * 1024 * 1024) -> None:
-        remove_abandoned()
-        self.directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self.directory = _directory()
         self.socket = self.directory / "valkey.sock"
         self.url = f"unix://{self.socket}"
         self._lock = _locked(self.directory)
@@ -149,6 +148,18 @@ class Embedded:
                 process.wait()
         shutil.rmtree(self.directory, ignore_errors=True)
         self._lock.close()
+
+
+def _directory() -> Path:
+    """A new folder for the socket. Raises EmbeddedError."""
+    try:
+        remove_abandoned()
+        return Path(tempfile.mkdtemp(prefix=_PREFIX))
+    except OSError as error:
+        raise EmbeddedError(
+            f"the embedded Valkey has no folder for its socket ({error.strerror}: {error.filename or 'TMPDIR'}); "
+            "set TMPDIR to a folder that can be written to, or redis_url to a Redis of your own, or none"
+        ) from None
 
 
 def _locked(directory: Path) -> BinaryIO:

@@ -4,6 +4,7 @@ Pure: no I/O. The tree:
 
     GatewayError
     ├── ConfigError              the operator's: a setting is wrong (the start or a reload is refused)
+    ├── OrderError               the operator's: a command was given what means nothing
     ├── RequestRefused           the client's: an ambiguous or malformed request target or Host (400)
     └── UpstreamError            the upstream's
         ├── UpstreamUnreachable  no connection, or it broke before the response was whole (502)
@@ -51,6 +52,10 @@ class ConfigError(GatewayError):
         self.problems = problems
         self.warnings = warnings
         super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class OrderError(GatewayError):
+    """A command was given what means nothing; the message says what to give."""
 
 
 class RequestRefused(GatewayError):

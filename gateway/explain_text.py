@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .explain_trace import UNKNOWN, Entry, Lifetime, PartTrace, Trace
+from .overrides import instant
 
 
 def render(trace: Trace) -> str:
@@ -28,7 +29,7 @@ def _lines(trace: Trace) -> Iterator[str]:
     if trace.names:
         if trace.decision != UNKNOWN:
             yield from _line("stored", *_entry_lines(trace.entry))
-        yield from _line("names", *(f"{name.name}: last purged {name.epoch}" for name in trace.names))
+        yield from _line("names", *(f"{name.name}: {_purged(name.epoch)}" for name in trace.names))
     for part in trace.parts:
         yield from _line(f"part {part.name}", *_part_lines(part))
     yield from _line("client", *trace.client)
@@ -69,4 +70,12 @@ def _entry_lines(entry: Entry | None) -> Iterator[str]:
 
 
 def _window(what: str, left: float) -> str:
-    return f"{what} for {left:.1f} s more" if left > 0 else f"{what} until {-left:.1f} s ago"
+    return f"{what} for {left:.1f} s more" if left > 0 else f"{what}: ended {-left:.1f} s ago"
+
+
+def _purged(position: str) -> str:
+    """When a name was last purged: the time that its position in Redis's stream begins with."""
+    milliseconds, dash, _ = position.partition("-")
+    if dash and milliseconds.isdigit():
+        return f"last purged {instant(int(milliseconds) / 1000)}"
+    return "not purged of late" if position == "-" else f"last purged {position}"

@@ -41,14 +41,15 @@ def why_missed(stored: Stored | None, others: tuple[str, ...]) -> str:
 
 
 def why_resting(ends: Windows, now: float) -> str:
-    return f"fresh until {now - ends.fresh:.1f} s ago, and its upstream failed a moment ago: it is given all the same"
+    since = now - ends.fresh
+    return f"its freshness ended {since:.1f} s ago, and its upstream failed a moment ago: it is given all the same"
 
 
 def why_stale(ends: Windows, now: float, *, refresh: bool) -> str:
     since = now - ends.fresh
     if refresh:
-        return f"fresh until {since:.1f} s ago; within stale_while_revalidate it is given, and refreshed behind"
-    return f"fresh until {since:.1f} s ago; the request's max-stale accepts it"
+        return f"its freshness ended {since:.1f} s ago; within stale_while_revalidate it is given, and refreshed behind"
+    return f"its freshness ended {since:.1f} s ago; the request's max-stale accepts it"
 
 
 def why_asked(decision: policy.Revalidate, now: float) -> str:
@@ -56,7 +57,7 @@ def why_asked(decision: policy.Revalidate, now: float) -> str:
     if decision.reason == "request":
         return f"it is fresh, but the request's Cache-Control wants more: the upstream is asked {means}"
     kept = "; if the upstream fails, it is given all the same" if now < decision.windows.error else ""
-    return f"fresh until {now - decision.windows.fresh:.1f} s ago: the upstream is asked {means}{kept}"
+    return f"its freshness ended {now - decision.windows.fresh:.1f} s ago: the upstream is asked {means}{kept}"
 
 
 def normalised(given: str, target: Target) -> Iterator[str]:

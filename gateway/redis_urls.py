@@ -46,6 +46,8 @@ def check_redis_url(url: str) -> None:
 def shown_url(url: str) -> str:
     """The URL without credentials and options, for the log."""
     parts = split_redis_url(url)
+    if parts.scheme == "unix":
+        return f"unix://{parts.path}"
     _, at, hosts = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"***@{hosts}" if at else hosts, query=""))
 

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 _PR_SET_PDEATHSIG = 1
@@ -69,7 +70,9 @@ def be_called(name: str) -> None:
 
 
 def log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    form = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, datefmt="%Y-%m-%dT%H:%M:%S", stream=sys.stderr)
+    logging.Formatter.converter = time.gmtime
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     # It tells of every change in a folder it watches; where standard error goes to a file there, without end.
     logging.getLogger("watchfiles").setLevel(logging.WARNING)

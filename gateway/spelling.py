@@ -1,4 +1,4 @@
-"""What a name that is not known was probably meant to be."""
+"""What a name that is not known was probably meant to be, and numbers of things in words."""
 
 from __future__ import annotations
 
@@ -35,3 +35,8 @@ def _edits(one: str, other: str) -> int:
             if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == wanted:
                 row[-1] = min(row[-1], older[j - 2] + 1)
     return row[-1]
+
+
+def counted(number: int, what: str) -> str:
+    """`1 route`, `2 routes`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"

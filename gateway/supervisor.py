@@ -20,9 +20,11 @@ from .embedded import Embedded, EmbeddedError
 from .errors import ConfigError, GatewayError
 from .listeners import forget, listen_admin, listen_for_each, url_of
 from .members import Member
+from .redis_urls import shown_url
 from .reloading import difference, merged
 from .settings import Loaded
 from .spawning import Spawned, spawn
+from .spelling import counted
 from .totals import Family, Sample, lasting, total
 from .watching import Files
 
@@ -103,11 +105,13 @@ class Supervisor:
         self._listen_to_signals()
         try:
             await self._start()
-            logger.info("listening on %s", url_of(self._slots[0].socket))
+            if not self._stopping:
+                self._tell_what_is_served()
             if self._watched is not None and self.loaded.config.watch:
                 self._spawn(self._watch(self._watched))
             await self._ended.wait()
         finally:
+            asked_to = self._stopping
             self._stopping = True
             for member in self._members:
                 member.kill()
@@ -122,6 +126,23 @@ class Supervisor:
             self._drop_spare()
             for task in self._tasks:
                 task.cancel()
+            if asked_to:
+                logger.info("ended")
+
+    def _tell_what_is_served(self) -> None:
+        config = self.loaded.config
+        places = (source.place for found in self.loaded.sources.values() for source in found if source.kind == "file")
+        redis = config.redis_url
+        logger.info(
+            "configuration: %s; %s, %s, %s; Redis: %s",
+            next(places, "no file").partition(" line ")[0],
+            counted(len(config.routes) + len(config.include), "route"),
+            counted(len(config.upstreams), "upstream"),
+            counted(len(self._slots), "worker"),
+            redis if redis in ("embedded", "none") else shown_url(redis),
+        )
+        logger.info("admin listener: %s", config.admin_listen)
+        logger.info("listening on %s", url_of(self._slots[0].socket))
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -317,6 +338,8 @@ class Supervisor:
             self._ended.set()  # the second time: at once
             return
         self._stopping = True
+        timeout = self.loaded.config.stop_timeout.total_seconds()
+        logger.info("stopping: connections are taken for %g s more, requests in flight have %g s", delay, timeout)
         self._spawn(self._stop_in_order(delay, self.loaded.config.stop_timeout.total_seconds()))
 
     async def _stop_in_order(self, delay: float, timeout: float) -> None:

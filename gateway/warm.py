@@ -45,11 +45,14 @@ class Warmed:
 
     outcomes: Counter[str] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Why, by target."""
 
-    def add(self, target: str, outcome: str) -> None:
+    def add(self, target: str, outcome: str, why: str = "") -> None:
         self.outcomes[outcome] += 1
         if outcome == "failed" and len(self.failed) < 5:
             self.failed.append(target)
+            self.reasons[target] = why
 
 
 def wanted(path: Path, *, top: int | None, drop_query: tuple[str, ...] = ()) -> Wanted:
@@ -80,6 +83,10 @@ def _whole_lines(text: str) -> list[str]:
 
 def _of_url(text: str, path: Path, number: int, drop_query: tuple[str, ...]) -> str:
     parts = urlsplit(text)
+    if "://" in text and parts.scheme not in ("http", "https"):
+        raise WarmError(f"{path} line {number}: {text} is no http:// or https:// URL, and no path")
+    if "://" not in text and not text.startswith("/"):
+        raise WarmError(f"{path} line {number}: {text} is neither a path, which begins with /, nor a URL")
     try:
         target = normalise((parts.path or "/").encode(), parts.query.encode())
     except RequestRefused as refused:
@@ -110,6 +117,7 @@ async def warm(
     headers: dict[str, str] | None = None,
 ) -> Warmed:
     """Ask the gateway at `base` for `targets`, at most `concurrency` at once and `rate` a second; `told` after each."""
+    base = base_url(base)
     warmed = Warmed()
     places = asyncio.Semaphore(concurrency)
     loop = asyncio.get_running_loop()
@@ -123,7 +131,7 @@ async def warm(
 
         async def ask(target: str) -> None:
             try:
-                warmed.add(target, await _ask(client, target))
+                warmed.add(target, *await _ask(client, target))
             finally:
                 places.release()
                 told()
@@ -137,17 +145,26 @@ async def warm(
     return warmed
 
 
-async def _ask(client: httpx.AsyncClient, target: str) -> str:
-    """What the gateway says became of it: a word for `Cache-Status`."""
+def base_url(text: str) -> str:
+    """Where the gateway listens, as an http or https URL. Raises WarmError."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        given = text.partition("://")[2] or text
+        raise WarmError(f"--url {text} is no URL of a gateway: write http://{given.strip('/') or '127.0.0.1:8000'}")
+    return text
+
+
+async def _ask(client: httpx.AsyncClient, target: str) -> tuple[str, str]:
+    """What the gateway says became of it: a word for `Cache-Status`; of a failure, why too."""
     try:
         async with client.stream("GET", target) as response:
             async for _ in response.aiter_raw():
                 pass
-    except httpx.TransportError:
-        return "failed"
-    if response.status_code >= 500:
-        return "failed"
+    except httpx.TransportError as error:
+        return "failed", str(error) or type(error).__name__
+    if response.status_code >= 400:
+        return "failed", f"{response.status_code} {response.reason_phrase}".strip()
     status = response.headers.get("cache-status", "")
     if "; hit" in status:
-        return "fresh already"
-    return "stored" if "stored" in status else "not storable"
+        return "fresh already", ""
+    return ("stored" if "stored" in status else "not storable"), ""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.advice_model import Arrival, bursty, key_hash, poisson, really_run, replayed
-from gateway.advice import Advice, advise, recommend
+from gateway.advice import LEAST_COMPARISONS, Advice, advise, recommend
 from gateway.changes import Changes
 from gateway.ladder import LADDER, Recorder, Replay, Sighting, sampled
 from gateway.tuning import report
@@ -308,3 +308,17 @@ def test_where_nothing_was_fetched_twice_no_share_of_outdated_answers_is_promise
     assert "not known" in found.why
     assert recommend(unknown, max_upstream=1000.0).ttl is not None
     assert "  ?" in list(report([unknown]))[1]
+
+
+def test_of_a_few_comparisons_no_share_of_outdated_answers_is_promised() -> None:
+    changes = Changes()
+    for _ in range(LEAST_COMPARISONS - 1):
+        changes.add(60.0, changed=False)
+    few = advise("items", 30.0, replayed(TRAFFIC["poisson"]), changes.rate())
+    found = recommend(few, max_outdated=0.01)
+    assert found.ttl is None
+    assert f"{LEAST_COMPARISONS - 1} fetches were compared, and {LEAST_COMPARISONS} are needed" in found.why
+    assert "  ?" in list(report([few]))[1]
+    changes.add(60.0, changed=False)
+    enough = advise("items", 30.0, replayed(TRAFFIC["poisson"]), changes.rate())
+    assert recommend(enough, max_outdated=0.01).ttl is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,7 +17,7 @@ from gateway.app import Gateway, create_app
 from gateway.cli import app as cli
 from gateway.embedded import Embedded
 from gateway.explain_text import render
-from gateway.explain_trace import Trace
+from gateway.explain_trace import Name, Trace
 from gateway.handlers import cached
 from gateway.settings import load
 from gateway.shared import RedisStore
@@ -242,7 +243,8 @@ async def test_the_text_tells_the_windows_of_what_is_stored(clock: TurnedClock) 
         await client.get("/items/7")
         clock.turn(31)
         text = render(await app.explain("GET", "/items/7", ANY))
-    assert "fresh until" in text
+    assert re.search(r"fresh: ended \d+\.\d s ago", text)
+    assert "until" not in text
     assert "stale while revalidating for" in text
     assert "in memory: 200" in text
 
@@ -525,3 +527,10 @@ def test_every_window_that_somebody_set_is_told_with_who_did(tmp_path: Path) -> 
     result = CliRunner().invoke(cli, ["explain", "GET", "/items/7", "-c", str(file)])
     assert f"windows   stale_if_error 5m: {file} line 7 (5m)" in result.output
     assert "stale_while_revalidate" not in result.output
+
+
+def test_the_text_tells_when_a_name_was_purged() -> None:
+    names = (Name(name="tag item", epoch="1795883466358-0"), Name(name="key", epoch="-"))
+    text = render(Trace(request="GET /a", decision="hit", why="", names=names))
+    assert "tag item: last purged 2026-11-28 16:31:06Z" in text
+    assert "key: not purged of late" in text

@@ -43,7 +43,15 @@ def test_an_access_log_names_what_was_answered_and_had_no_query(tmp_path: Path) 
     assert (found.targets, found.skipped) == (["/a"], 1)
 
 
-@pytest.mark.parametrize(("line", "why"), [("/a/%2f", "line 1: /a/%2f is no URL"), ("{nonsense", "line 1 is no line")])
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("/a/%2f", "line 1: /a/%2f is no URL"),
+        ("{nonsense", "line 1 is no line"),
+        ("ftp://x/y", "line 1: ftp://x/y is no http:// or https:// URL"),
+        ("items/1", "line 1: items/1 is neither a path, which begins with /, nor a URL"),
+    ],
+)
 def test_a_line_that_means_nothing_is_refused(tmp_path: Path, line: str, why: str) -> None:
     with pytest.raises(WarmError, match=why):
         wanted(listed(tmp_path, line), top=None)
@@ -107,3 +115,25 @@ async def test_the_command_warms_a_running_gateway(clock: TurnedClock, tmp_path:
         result = await asyncio.to_thread(CliRunner().invoke, cli, arguments)
     assert result.exit_code == 0, result.output
     assert "2 asked for: 2 stored" in result.output
+
+
+async def test_a_404_has_failed_and_each_failure_is_told_with_its_reason(tmp_path: Path) -> None:
+    app = gateway(Upstream(lambda request: httpx.Response(404)))
+    async with served(app) as url:
+        order = ["warm", "--from", str(listed(tmp_path, "/items/1")), "--url", url]
+        result = await asyncio.to_thread(CliRunner().invoke, cli, order)
+    assert result.exit_code == 3
+    assert "failed: /items/1: 404 Not Found" in result.output
+
+
+def test_where_nobody_listens_the_reason_is_told(tmp_path: Path) -> None:
+    order = ["warm", "--from", str(listed(tmp_path, "/a")), "--url", "http://127.0.0.1:9"]
+    result = CliRunner().invoke(cli, order)
+    assert (result.exit_code, "failed: /a: " in result.output, "connect" in result.output) == (3, True, True)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://127.0.0.1:8000", "http://"])
+def test_what_is_no_url_of_a_gateway_is_refused_with_what_to_write(tmp_path: Path, url: str) -> None:
+    result = CliRunner().invoke(cli, ["warm", "--from", str(listed(tmp_path, "/a")), "--url", url])
+    assert isinstance(result.exception, WarmError)
+    assert "write http://127.0.0.1:8000" in str(result.exception) or url == "http://"

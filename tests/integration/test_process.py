@@ -106,7 +106,17 @@ async def test_it_ends_in_order_the_requests_in_flight_answered_and_its_valkey_g
             assert time.monotonic() - began < GRACE
             assert valkey.gone(1)
     assert not directory.exists()
-    assert gateway.errors.splitlines() == [f"INFO gateway: listening on {gateway.url}"]
+    log = [line.split(" ", 1) for line in gateway.errors.splitlines()]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", at) for at, _ in log)
+    told = [line for _, line in log]
+    assert re.fullmatch(r"INFO gateway: Redis at unix://\S+ is used", told[0])
+    assert re.fullmatch(
+        r"INFO gateway: configuration: \S*gateway.yaml; \d+ routes, \d+ upstreams?, 1 worker; Redis: embedded", told[1]
+    )
+    assert told[2].startswith("INFO gateway: admin listener: unix:/")
+    assert told[3:4] == [f"INFO gateway: listening on {gateway.url}"]
+    assert "INFO gateway: stopping: connections are taken for " in told[4]
+    assert told[5:] == ["INFO gateway: ended"]
 
 
 async def test_a_second_signal_ends_it_at_once_though_a_request_is_in_flight(start_gateway: StartGateway) -> None:
@@ -270,7 +280,7 @@ def test_check_prints_every_setting_and_where_it_came_from(tmp_path: Path) -> No
     assert found["routes.x.stale_if_error"] == ["null", "default"]
     assert found["redis_url"][0] == "redis://***@127.0.0.1:1/0"
     assert "hush" not in result.stdout + result.stderr
-    assert "valid: 2 routes, 1 upstreams" in result.stdout
+    assert "valid: 2 routes, 1 upstream" in result.stdout
 
 
 def test_check_warns_of_a_variable_that_it_does_not_know(tmp_path: Path) -> None:
@@ -439,3 +449,22 @@ def test_its_log_can_be_turned_off(start_gateway: StartGateway) -> None:
     gateway = start_gateway(settings(access_log=False))
     assert httpx.get(f"{gateway.url}/healthz").status_code == 200
     assert gateway.output.read_text() == ""
+
+
+def test_without_a_folder_to_write_to_the_embedded_valkey_is_refused_in_one_line(tmp_path: Path) -> None:
+    write_config(tmp_path / "gateway.yaml", {"redis_url": "embedded", "admin_listen": "none"})
+    nowhere = {"TMPDIR": str(tmp_path / "nowhere")}
+    code = (
+        "import tempfile; tempfile._get_default_tempdir = lambda: '/proc/nowhere'; from gateway.cli import main; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "serve", "-c", "gateway.yaml"],
+        cwd=tmp_path,
+        env=clean_environment(nowhere),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert result.returncode == 2
+    assert "the embedded Valkey has no folder for its socket" in result.stderr
+    assert "Traceback" not in result.stderr
