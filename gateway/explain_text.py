@@ -25,7 +25,7 @@ def _lines(trace: Trace) -> Iterator[str]:
         yield from _line("variant", *trace.variant)
     if trace.ttl is not None:
         yield from _line(trace.ttl.setting, _lifetime(trace.ttl), *trace.ttl.notes)
-    yield from _line("windows", *(f"{window.setting} {_lifetime(window)}" for window in trace.windows))
+    yield from _line("windows", *_windows(trace))
     if trace.names:
         if trace.decision != UNKNOWN:
             yield from _line("stored", *_entry_lines(trace.entry))
@@ -33,6 +33,11 @@ def _lines(trace: Trace) -> Iterator[str]:
     for part in trace.parts:
         yield from _line(f"part {part.name}", *_part_lines(part))
     yield from _line("client", *trace.client)
+
+
+def _windows(trace: Trace) -> Iterator[str]:
+    shown = trace.ttl.setting if trace.ttl is not None else ""  # negative_ttl, of a stored 404
+    return (f"{window.setting} {_lifetime(window)}" for window in trace.windows if window.setting != shown)
 
 
 def _part_lines(part: PartTrace) -> Iterator[str]:

@@ -363,6 +363,8 @@ class Supervisor:
             try:
                 after = self._reread()
             except ConfigError as error:
+                for warning in error.warnings:
+                    logger.warning(warning)
                 self._refused(error.problems)
                 return
             for warning in after.warnings:

@@ -17,7 +17,7 @@ from gateway.app import Gateway, create_app
 from gateway.cli import app as cli
 from gateway.embedded import Embedded
 from gateway.explain_text import render
-from gateway.explain_trace import Name, Trace
+from gateway.explain_trace import Lifetime, Name, Trace
 from gateway.handlers import cached
 from gateway.settings import load
 from gateway.shared import RedisStore
@@ -534,3 +534,10 @@ def test_the_text_tells_when_a_name_was_purged() -> None:
     text = render(Trace(request="GET /a", decision="hit", why="", names=names))
     assert "tag item: last purged 2026-11-28 16:31:06Z" in text
     assert "key: not purged of late" in text
+
+
+def test_the_ttl_of_a_stored_404_is_shown_once() -> None:
+    negative = Lifetime(value="5s", sources=("gateway.yaml line 9 (5s)",), setting="negative_ttl")
+    windows = (negative, Lifetime(value="1m", sources=("gateway.yaml line 10 (1m)",), setting="stale_if_error"))
+    text = render(Trace(request="GET /a", decision="hit", why="", ttl=negative, windows=windows))
+    assert (text.count("negative_ttl"), text.count("stale_if_error")) == (1, 1)
