@@ -40,6 +40,8 @@ def refuse_modes(setting: str, value: object) -> None:
     names = [each.strip() if isinstance(each, str) else each for each in given] if isinstance(given, Iterable) else []
     texts = [name.lower() if isinstance(name, str) else "" for name in names]
     known = _NAMES_ALL_THE_SAME.get(setting, frozenset[str]())
+    if setting == "tags" and not isinstance(value, str):
+        known = _MODES - _NEVER_NAMES  # tags are words of the operator's own: `tags: [all]` is the tag all
     modes = [text for text in texts if text in _MODES | _NEVER_NAMES and text not in known]
     if modes and (len(modes) == len(texts) or not _NEVER_NAMES.isdisjoint(modes)):
         raise ValueError(f"{modes[0]!r} means a mode and is no name here; {_what_to_write(setting)}")
