@@ -51,7 +51,7 @@ class Binding:
                 self._bind_aggregate(typed)
             marked = cached_settings(context.endpoint)
             if marked is not None:
-                settings, injected = marked
+                settings, injected, _ = marked
                 _check_edge(context, settings)
                 found = inputs_of(context.dependant, injected)
                 _check_inputs(context, settings, found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Coroutine
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from .answers import Answer
 from .errors import GatewayError, UpstreamError
 
+logger = logging.getLogger("gateway")
 R = TypeVar("R")
 
 
@@ -110,7 +112,13 @@ class AnswerResponse(Response):
         else:
             await self._stream(scope, receive, send)
         if self.background is not None:
-            await self.background()
+            await self._follow(self.background)
+
+    async def _follow(self, work: BackgroundTask | BackgroundTasks) -> None:
+        try:
+            await work()
+        except Exception:
+            logger.exception("a background task of a handler failed, after its answer")
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = self._answer.body

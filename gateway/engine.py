@@ -85,6 +85,8 @@ class Engine:
         self.collapsed = 0
         self.purged = PurgesTold()
         self.background = Background()
+        self.following = Background()
+        """What handlers have follow their answers; it takes no room of refreshes."""
         self.prepared = Prepared(memory, compression, self.background.spawn)
         self._durations = Durations(retry_after, uncacheable_for)
         self._storing = Storing(self.tiers, clock, self.traffic, self.background, jitter)
@@ -429,10 +431,13 @@ class Engine:
     async def settle(self) -> None:
         """Wait until nothing is under way behind: refreshes, writes to the shared tier."""
         await self.background.settle()
+        await self.following.settle()
 
     async def aclose(self, *, grace: float = 5.0) -> None:
         """Let what is under way end within `grace` seconds, cancel the rest."""
         await self.background.drain(grace)
+        await self.following.drain(grace)
         self.prepared.close()
         await self.background.cancel()
+        await self.following.cancel()
         self._flying.close()

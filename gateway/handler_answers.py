@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, TypeAlias
@@ -46,15 +47,17 @@ async def serialised(value: Any, request: Request, response: Response, before: R
         exclude_none=route.response_model_exclude_none,
         dump_json=fast,
     )
-    status = response.status_code or route.status_code or 200
+    # Where neither names a status, the response class has one of its own.
+    status = response.status_code or route.status_code
+    given: dict[str, Any] = {} if status is None else {"status_code": status}
     if fast:
-        made = Response(content, status_code=status, media_type="application/json")
+        made = Response(content, media_type="application/json", **given)
     else:
-        made = (route.response_class.value if plain else route.response_class)(content, status_code=status)
-    if not is_body_allowed_for_status_code(status):
+        made = (route.response_class.value if plain else route.response_class)(content, **given)
+    if not is_body_allowed_for_status_code(made.status_code):
         made.body = b""
     made.raw_headers.extend(_added(before, response))
-    return Fetched(status, _lowered(made.raw_headers), WholeBody(bytes(made.body)))
+    return Fetched(made.status_code, _lowered(made.raw_headers), WholeBody(bytes(made.body)))
 
 
 def _added(before: RawHeaders, response: Response) -> RawHeaders:
@@ -95,11 +98,9 @@ async def handled(request: Request, error: Exception) -> Response:
 
 
 async def fetched_of(response: Response, scope: Scope) -> Fetched:
-    """A response that the handler made itself."""
+    """A response that the handler made itself, but for what is to follow it."""
     body = getattr(response, "body", None)
     if isinstance(body, bytes | memoryview):
-        if response.background is not None:
-            await response.background()
         return Fetched(response.status_code, _lowered(response.raw_headers), WholeBody(bytes(body)))
     return await _AsgiBody(response, scope).head()
 
@@ -108,7 +109,8 @@ class _AsgiBody:
     """The body of a response that streams (StreamingResponse, FileResponse): run as ASGI, a piece at a time."""
 
     def __init__(self, response: Response, scope: Scope) -> None:
-        self._response = response
+        self._response = copy.copy(response)
+        self._response.background = None  # it follows the answer to a client, which this is not
         self._scope = {**scope, "method": "GET"}
         self._messages: asyncio.Queue[Message | None] = asyncio.Queue(maxsize=8)
         self._read: list[bytes] = []

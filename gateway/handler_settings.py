@@ -6,14 +6,15 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from .asks import Route
 from .config import DEFAULT_VARY
 from .config_types import Duration, Model, Size, Ttl, check_field_names, check_tags, check_vary
-from .handler_inputs import Inputs
+from .handler_inputs import Inputs, label
 from .handler_key import Key, key_of
 from .identity_key import UNKEYED, IdentityKey
 from .keys import Keying
@@ -63,10 +64,21 @@ class Cached:
         return Route(self.name, self.rules, keying, max_body if self.max_body is None else self.max_body, local=True)
 
 
-def cached_settings(endpoint: Any) -> tuple[Cached, str | None] | None:
-    """The settings of a handler that `@cached` wraps, and the name of the Request parameter it added."""
+class Marked(NamedTuple):
+    """What `@cached` leaves at the endpoint that it makes. `injected` is the name of the Request parameter that it
+    added for itself."""
+
+    settings: Cached
+    injected: str | None
+    endpoint: Callable[..., Any]
+
+
+def cached_settings(endpoint: Any) -> Marked | None:
+    """What `@cached` left at a route's endpoint, also where a decorator stands above that names what it wraps."""
+    while isinstance(endpoint, partial):
+        endpoint = endpoint.func
     marked = getattr(endpoint, MARK, None)
-    return marked if isinstance(marked, tuple) else None
+    return marked if isinstance(marked, Marked) else None
 
 
 # --- arguments ---------------------------------------------------------------------------------------------
@@ -167,7 +179,7 @@ def _seconds(value: timedelta | None) -> float | None:
 def settings_of(function: Callable[..., Any], key: Any, given: Mapping[str, Any]) -> Cached:
     """The settings of `@cached` on a function. Raises ValueError, which names the handler, the argument, what it was
     given and what is allowed."""
-    name = f"{function.__module__}.{function.__qualname__}"
+    name = label(function)
     try:
         arguments = Arguments.model_validate(given)
     except ValidationError as error:

@@ -11,8 +11,6 @@ read (query parameters, headers, cookies) is part of the key.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
 import typing
 from collections.abc import Callable
@@ -22,19 +20,21 @@ from typing import Any, Literal, ParamSpec
 
 from fastapi import Request
 from msgspec import structs
+from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
-from starlette.types import Message
 
 from .answers import Answer
 from .client import AnswerResponse, ClientLeft
 from .engine import Ask
-from .errors import RequestRefused, UpstreamError, UpstreamUnreachable
-from .exchange import SCOPE_KEY, Exchange, exchange_of
+from .errors import RequestRefused, UpstreamError
+from .exchange import Exchange, exchange_of
 from .handler_answers import fetched_of, handled, serialised
+from .handler_endpoint import Called, Wrapped, endpoint_of
 from .handler_key import Unwritable
+from .handler_replay import ReplayOrigin, replay_of
 from .handler_request import READING, Reading, SeenRequest, response_scope
-from .handler_settings import MARK, Cached, settings_of
+from .handler_settings import MARK, Cached, Marked, settings_of
 from .headers import Headers, has, without
 from .keys import Plan
 from .outcome import Outcome, Result
@@ -47,7 +47,6 @@ from .upstreams import Fetched
 
 P = ParamSpec("P")
 logger = logging.getLogger("gateway")
-_REPLAY = "gateway.replay"
 _NO_ANSWERS = (UpstreamError, RequestRefused, ClientLeft)
 
 
@@ -115,57 +114,28 @@ def cached(
 
 
 def _wrapped(function: Callable[P, Any], settings: Cached) -> Callable[P, Any]:
-    signature = inspect.signature(function)
-    hints = typing.get_type_hints(function)
-    injected: list[inspect.Parameter] = []
-    request_name = _parameter(signature, hints, Request, "gateway_request", injected)
-    response_name = _parameter(signature, hints, Response, "gateway_response", injected)
-    added = {parameter.name for parameter in injected}
-
-    @functools.wraps(function)
-    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
-        values: dict[str, object] = dict(kwargs)
-        request, response = values[request_name], values[response_name]
-        assert isinstance(request, Request)
-        assert isinstance(response, Response)
-        own: Any = {name: value for name, value in values.items() if name not in added}
-        call = _Call(functools.partial(function, *args, **own), request, response, settings)
-        return await call.serve()
-
-    parameters = [*signature.parameters.values()]
-    at = next((i for i, p in enumerate(parameters) if p.kind is inspect.Parameter.VAR_KEYWORD), len(parameters))
-    parameters[at:at] = injected
-    wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    setattr(wrapper, MARK, (settings, "gateway_request" if "gateway_request" in added else None))
-    return wrapper
-
-
-def _parameter(
-    signature: inspect.Signature,
-    hints: dict[str, Any],
-    kind: type,
-    name: str,
-    injected: list[inspect.Parameter],
-) -> str:
-    """The name of the handler's own parameter of that type, or of one that FastAPI will fill for the wrapper."""
-    for own in signature.parameters:
-        if hints.get(own) is kind:
-            return own
-    injected.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind))
-    return name
+    try:
+        wrapped = Wrapped.of(function)
+    except ValueError as error:
+        raise ValueError(f"@cached on {settings.name}: {error}") from None
+    endpoint = endpoint_of(wrapped, lambda called: _Call(called, settings).serve())
+    setattr(endpoint, MARK, Marked(settings, wrapped.injected_request, endpoint))
+    return endpoint
 
 
 @dataclass
 class _Call:
-    """One request to a `@cached` handler. `function` has its arguments already."""
+    """One request to a `@cached` handler."""
 
-    function: Callable[[], Any]
-    request: Request
-    response: Response
+    called: Called
     settings: Cached
     reading: Any = field(init=False)
+    background: BackgroundTask | None = None
+    left: bool = False
+    """Whether an answer was given, or none is to be."""
 
     def __post_init__(self) -> None:
+        self.request, self.response = self.called.request, self.called.response
         # What the dependencies set belongs to this request; what the handler sets, to the answer that is stored.
         self.own_headers = list(self.response.headers.raw)
         self.reading = getattr(self.request, READING, None)
@@ -184,12 +154,16 @@ class _Call:
         if not isinstance(reading, Reading):
             return await self._past(exchange, reading)
         plan = self._keyed(reading)
-        replay = scope.get(_REPLAY)
-        if isinstance(replay, _Replay):
+        replay = replay_of(scope)
+        if replay is not None:
             replay.fulfil(plan, await self.fetched())
             self._tell(reading)
-            return Response(status_code=204)
-        answer = await self._answer(self._ask(runtime_of(self.request), exchange, reading, plan))
+            return self._followed(Answer(204, [], b""))
+        try:
+            answer = await self._answer(self._ask(runtime_of(self.request), exchange, reading, plan))
+        except BaseException:
+            self._leave()
+            raise
         unshared = reading.unshared() is not None
         names = reading.names_so_far if exchange.stored is None else ()
         private = unshared or self.settings.key is not None
@@ -199,7 +173,30 @@ class _Call:
             answer.headers.append((b"cache-control", b"no-store"))
         self._tell(reading)
         answer.headers.extend(self.own_headers)
-        return AnswerResponse(_without_tags(answer))
+        return self._followed(_without_tags(answer))
+
+    def _followed(self, answer: Answer) -> Response:
+        """An answer, and what the handler wants done once it is sent."""
+        self.left = True
+        response = AnswerResponse(answer)
+        response.background = self.background
+        return response
+
+    def _leave(self) -> None:
+        """Go without an answer: what is to follow the handler's call has no other to follow."""
+        self.left = True
+        if self.background is not None:
+            runtime_of(self.request).engine.following.spawn(self.background())
+
+    def _follow(self, background: BackgroundTask | None) -> None:
+        """Have what a response brings run after the answer; at once where the handler ended after its client was
+        answered otherwise."""
+        if background is None:
+            return
+        first = self.background
+        self.background = background if first is None else BackgroundTasks([first, background])
+        if self.left:
+            self._leave()
 
     def _prepared(self, exchange: Exchange) -> Reading | str | None:
         """The reading of a request of which the handler and its dependencies are handed nothing."""
@@ -209,7 +206,7 @@ class _Call:
 
     async def _past(self, exchange: Exchange, why: object) -> Any:
         """What the handler itself answers, to this client alone: `why` the key says so; None where it has none."""
-        if _REPLAY in self.request.scope:
+        if replay_of(self.request.scope) is not None:
             return Response(status_code=503)
         bound = runtime_of(self.request).bound.get(id(self.settings))
         if bound is not None:
@@ -228,7 +225,7 @@ class _Call:
         key = self.settings.key
         if key is None:
             return reading.plan
-        arguments = getattr(self.function, "keywords", {})
+        arguments = self.called.function.keywords
         with reading.covering(key.takes) as request:
             seen = {name: request if isinstance(each, SeenRequest) else each for name, each in arguments.items()}
             try:
@@ -272,7 +269,7 @@ class _Call:
             exchange=exchange,
             origin=_HandlerOrigin(self),
             past=self.fetched,
-            refresh=lambda: _ReplayOrigin(runtime, exchange, settings, plan),
+            refresh=lambda: ReplayOrigin(runtime, exchange, settings, plan),
             tags=tuple(render_tag(tag, self._parameters()) for tag in settings.tags),
         )
 
@@ -281,11 +278,9 @@ class _Call:
 
     async def value(self) -> Any:
         """What the handler itself returns, or raises."""
-        function = self.function
-        inner = function.func if isinstance(function, functools.partial) else function
-        if inspect.iscoroutinefunction(inner):
-            return await function()
-        return await run_in_threadpool(function)
+        if self.called.is_coroutine:
+            return await self.called.function()
+        return await run_in_threadpool(self.called.function)
 
     async def fetched(self) -> Fetched:
         """The handler's answer as the engine takes it; an exception is the answer that its exception handler makes of
@@ -301,7 +296,9 @@ class _Call:
 
     async def _answered(self, value: Any) -> Fetched:
         if isinstance(value, Response):
-            return await fetched_of(value, response_scope(self.reading))
+            fetched = await fetched_of(value, response_scope(self.reading))
+            self._follow(value.background)
+            return fetched
         return await serialised(value, self.request, self.response, self.own_headers)
 
 
@@ -328,71 +325,3 @@ class _HandlerOrigin:
 
     async def fetch(self, method: str, headers: Headers) -> Fetched:
         return await self.call.fetched()
-
-
-class _Replay:
-    def __init__(self) -> None:
-        self.fetched: Fetched | None = None
-        self.plan: Plan | None = None
-
-    def fulfil(self, plan: Plan, fetched: Fetched) -> None:
-        self.plan = plan
-        self.fetched = fetched
-
-
-@dataclass(frozen=True)
-class _ReplayOrigin:
-    """The answers of a request replayed through the app, so that dependencies made for it live while it runs."""
-
-    runtime: Runtime
-    exchange: Exchange
-    settings: Cached
-    plan: Plan
-
-    @property
-    def name(self) -> str:
-        return self.settings.name
-
-    @property
-    def deadline(self) -> float:
-        return self.settings.deadline
-
-    def refusal(self) -> None:
-        """None: a handler is never full."""
-
-    async def fetch(self, method: str, headers: Headers) -> Fetched:
-        """Raises UpstreamUnreachable where the request no longer reaches the handler: a dependency refused it."""
-        replay = _Replay()
-        first = self.exchange
-        copy = Exchange(
-            first.request_id,
-            first.began,
-            "GET",
-            first.client,
-            first.scheme,
-            first.host,
-            first.target,
-            first.headers,
-        )
-        scope = {
-            **first.scope,
-            "method": "GET",
-            SCOPE_KEY: copy,
-            _REPLAY: replay,
-            "state": {**first.scope.get("state", {})},
-        }
-        await self.runtime.inner(scope, _no_body, _ignore)
-        if replay.fetched is None:
-            raise UpstreamUnreachable(self.name, "the replayed request did not reach its handler")
-        if replay.plan is None or replay.plan.base != self.plan.base:
-            await replay.fetched.body.aclose()
-            raise UpstreamUnreachable(self.name, "the replayed request has another key now")
-        return replay.fetched
-
-
-async def _no_body() -> Message:
-    return {"type": "http.request", "body": b"", "more_body": False}
-
-
-async def _ignore(message: Message) -> None:
-    return None
