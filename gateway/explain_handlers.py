@@ -10,9 +10,9 @@ from fastapi.routing import RouteContext
 from .config import show_duration
 from .engine import Route
 from .handler_settings import cached_settings
+from .handler_tags import rendered
 from .runtime import Runtime, target_text
 from .targets import Target, select_query
-from .templates import render_tag
 
 Order = tuple[bool, tuple[tuple[int, int], ...]]
 """Of two routes that have a path, the one with the lesser order answers: whether it was added after the others, then
@@ -71,7 +71,7 @@ class HandlerRoute:
         found = self.context.path_regex.fullmatch(target.decoded)
         if self.cached is None or found is None:
             return ()
-        return tuple(render_tag(tag, found.groupdict()) for tag in self.cached.tags)
+        return rendered(self.cached.tags, self.context.dependant, found.groupdict())
 
 
 def handler_route(context: RouteContext, order: Order, runtime: Runtime) -> HandlerRoute:

@@ -35,6 +35,7 @@ from .handler_key import Unwritable
 from .handler_replay import ReplayOrigin, replay_of
 from .handler_request import READING, Reading, SeenRequest, response_scope
 from .handler_settings import MARK, Cached, Marked, settings_of
+from .handler_tags import rendered
 from .headers import Headers, has, without
 from .keys import Plan
 from .outcome import Outcome, Result
@@ -42,7 +43,6 @@ from .policy import TAG_FIELDS, facts_of
 from .remembered import Recall
 from .runtime import Runtime, runtime_of
 from .runtime import upstream as upstream
-from .templates import render_tag
 from .upstreams import Fetched
 
 P = ParamSpec("P")
@@ -270,11 +270,8 @@ class _Call:
             origin=_HandlerOrigin(self),
             past=self.fetched,
             refresh=lambda: ReplayOrigin(runtime, exchange, settings, plan),
-            tags=tuple(render_tag(tag, self._parameters()) for tag in settings.tags),
+            tags=rendered(settings.tags, self.reading.tree, self.request.path_params),
         )
-
-    def _parameters(self) -> dict[str, str]:
-        return {name: str(value) for name, value in self.request.path_params.items()}
 
     async def value(self) -> Any:
         """What the handler itself returns, or raises."""

@@ -105,6 +105,7 @@ IO = frozenset(
         "handler_replay",
         "handler_request",
         "handler_settings",
+        "handler_tags",
         "handler_tree",
         "handlers",
         "head_template",
