@@ -12,9 +12,10 @@ from starlette.routing import BaseRoute
 from .aggregate import Aggregate
 from .aggregate_routes import AggregateHandlers, Builder
 from .errors import ConfigError, ConfigProblem
-from .handler_inputs import Inputs, inputs_of, refusing, upstream_names
+from .handler_endpoint import deaf, decorators_above
+from .handler_inputs import Inputs, inputs_of, label, refusing, upstream_names
 from .handler_request import by_model
-from .handler_settings import Cached, cached_settings
+from .handler_settings import CACHED_AS, Cached, Marked, cached_settings
 from .handler_tree import instrument
 from .runtime import Runtime
 from .spelling import did_you_mean
@@ -51,7 +52,8 @@ class Binding:
                 self._bind_aggregate(typed)
             marked = cached_settings(context.endpoint)
             if marked is not None:
-                settings, injected, _ = marked
+                settings, injected = marked.settings, marked.injected
+                _check_decorators(context, marked)
                 _check_edge(context, settings)
                 found = inputs_of(context.dependant, injected)
                 _check_inputs(context, settings, found)
@@ -61,6 +63,8 @@ class Binding:
                 prepare = instrument(context.dependant, settings, injected)
                 if prepare is not None:
                     runtime.prepared[id(settings)] = prepare.reading
+
+        _check_order(list(runtime.contexts.values()))
 
     def _warn(self, settings: Cached, inputs: Inputs) -> None:
         """Tell once of a handler whose answers can't be shared, whatever it reads."""
@@ -79,6 +83,37 @@ class Binding:
         for name in upstream_names(context.dependant) - set(upstreams):
             hint = did_you_mean(name, upstreams)
             raise _problem(f"the handler {context.name} wants the upstream {name!r}, which is not configured{hint}")
+
+
+def _check_order(contexts: list[RouteContext]) -> None:
+    """A route whose handler was decorated with `@cached` after the route was made, so that nothing is cached."""
+    routed = {id(marked.endpoint) for each in contexts if (marked := cached_settings(each.endpoint)) is not None}
+    for context in contexts:
+        handler = context.endpoint
+        cached = getattr(handler, CACHED_AS, None)
+        if cached is None or getattr(cached, "__wrapped__", None) is not handler or id(cached) in routed:
+            continue
+        # A handler may have a route of its own beside the cached one; then its name is still its own.
+        named = cached_settings(getattr(handler, "__globals__", {}).get(getattr(handler, "__name__", "")))
+        if "<locals>" in label(handler) or (named is not None and named.endpoint is cached):
+            raise _problem(
+                f"the handler {label(handler)} has @cached above the decorator of its route {context.path}, so that "
+                "the route has the plain function and nothing is cached: write @cached below it"
+            )
+
+
+def _check_decorators(context: RouteContext, marked: Marked) -> None:
+    name = marked.settings.name
+    for each in deaf(context.endpoint, marked.endpoint, marked.passed):
+        raise _problem(
+            f"the handler {name} has a decorator above @cached, {each}, that takes no **kwargs, so that what @cached "
+            "is given by FastAPI does not reach it: let it pass on *args and **kwargs, or write it below @cached"
+        )
+    if marked.settings.edge and decorators_above(context.endpoint, marked.endpoint):
+        raise _problem(
+            f"the handler {name} is @cached(edge=True) and has a decorator above that, which hits would not reach: "
+            "write it below @cached, or leave edge=True out"
+        )
 
 
 def _check_edge(context: RouteContext, settings: Cached) -> None:

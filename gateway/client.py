@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import TypeVar
 
 from starlette.background import BackgroundTask, BackgroundTasks
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -145,3 +146,11 @@ class AnswerResponse(Response):
         async for chunk in body.chunks():
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
+
+
+class RaisedAnswer(HTTPException):
+    """An answer that stands for what a handler raised, on its way through the decorators above `@cached`."""
+
+    def __init__(self, response: AnswerResponse) -> None:
+        super().__init__(response.status_code)
+        self.response = response

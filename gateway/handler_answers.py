@@ -32,8 +32,7 @@ async def serialised(value: Any, request: Request, response: Response, before: R
 
     `response` is the one that FastAPI handed to the handler, `before` the headers that it had then.
     """
-    context = runtime_of(request).contexts.get(id(request.scope["route"]))
-    route = context if context is not None else request.scope["route"]
+    route = route_of(request)
     plain = isinstance(route.response_class, DefaultPlaceholder)
     fast = plain and route.response_field is not None
     content = await serialize_response(
@@ -56,11 +55,17 @@ async def serialised(value: Any, request: Request, response: Response, before: R
         made = (route.response_class.value if plain else route.response_class)(content, **given)
     if not is_body_allowed_for_status_code(made.status_code):
         made.body = b""
-    made.raw_headers.extend(_added(before, response))
+    made.raw_headers.extend(added(before, response))
     return Fetched(made.status_code, _lowered(made.raw_headers), WholeBody(bytes(made.body)))
 
 
-def _added(before: RawHeaders, response: Response) -> RawHeaders:
+def route_of(request: Request) -> Any:
+    """The route of a request, as including its router made it."""
+    context = runtime_of(request).contexts.get(id(request.scope["route"]))
+    return context if context is not None else request.scope["route"]
+
+
+def added(before: RawHeaders, response: Response) -> RawHeaders:
     """The headers that the handler set: those its dependencies had set belong to this request."""
     old = list(before)
     added = []

@@ -14,6 +14,7 @@ import sys
 import types
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, get_args, get_origin
 
 import anyio.from_thread
@@ -24,6 +25,7 @@ from starlette.responses import Response
 from starlette.routing import get_name
 
 from .handler_inputs import OWN
+from .handler_value import Coder
 
 Serve = Callable[["Called"], Coroutine[Any, Any, Any]]
 """Answers what a route calls."""
@@ -36,10 +38,10 @@ class Called:
     function: functools.partial[Any]
     request: Request
     response: Response
-    is_coroutine: bool
+    wrapped: Wrapped
     endpoint: Callable[..., Any]
 
-    @property
+    @cached_property
     def decorated(self) -> bool:
         """Whether a decorator stands between the route and `@cached`, which takes what the endpoint returns."""
         return bool(decorators_above(self.request.scope.get("endpoint"), self.endpoint))
@@ -74,6 +76,10 @@ class Wrapped:
             _is_coroutine_callable(function),
         )
 
+    @cached_property
+    def coder(self) -> Coder:
+        return Coder(self.function)
+
     @property
     def injected_request(self) -> str | None:
         return _REQUEST.name if _REQUEST in self.injected else None
@@ -96,7 +102,7 @@ class Wrapped:
         if not any(each is endpoint for each in layers(request.scope.get("endpoint"))):
             return None  # as a dependency
         function = functools.partial(self.function, *args, **kwargs)
-        return Called(function, request, response, self.is_coroutine, endpoint)
+        return Called(function, request, response, self, endpoint)
 
 
 def endpoint_of(wrapped: Wrapped, serve: Serve) -> Callable[..., Any]:
@@ -199,3 +205,13 @@ def decorators_above(endpoint: Any, cached: Any) -> list[Any]:
         if not isinstance(each, types.MethodType | functools.partial):
             above.append(each)
     return above
+
+
+def deaf(endpoint: Any, cached: Any, injected: str) -> list[str]:
+    """The decorators above that do not pass on what they don't know, and so can't pass on the parameter `injected`."""
+    found = []
+    for each in decorators_above(endpoint, cached):
+        code = getattr(each, "__code__", None)
+        if code is not None and not code.co_flags & inspect.CO_VARKEYWORDS and injected not in code.co_varnames:
+            found.append(code.co_qualname)
+    return found

@@ -23,6 +23,8 @@ from .policy import Rules
 from .spelling import did_you_mean
 
 MARK = "__gateway_cached__"
+CACHED_AS = "__gateway_cached_as__"
+"""The attribute of a handler that is the endpoint which `@cached` made of it."""
 _RULES_OF_THEIR_OWN = frozenset(
     ("authorization", "cookie", "host", "content-length", "expect", "range", "if-range", "if-match")
 ) | frozenset(("if-none-match", "if-modified-since", "if-unmodified-since"))
@@ -66,10 +68,11 @@ class Cached:
 
 class Marked(NamedTuple):
     """What `@cached` leaves at the endpoint that it makes. `injected` is the name of the Request parameter that it
-    added for itself."""
+    added for itself; `passed` is a parameter that decorators above have to pass on."""
 
     settings: Cached
     injected: str | None
+    passed: str
     endpoint: Callable[..., Any]
 
 

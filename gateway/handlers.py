@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import typing
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, ParamSpec
@@ -25,7 +26,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from .answers import Answer
-from .client import AnswerResponse, ClientLeft
+from .client import AnswerResponse, ClientLeft, RaisedAnswer
 from .engine import Ask
 from .errors import RequestRefused, UpstreamError
 from .exchange import Exchange, exchange_of
@@ -33,9 +34,10 @@ from .handler_answers import fetched_of, handled, serialised
 from .handler_endpoint import Called, Wrapped, endpoint_of
 from .handler_key import Unwritable
 from .handler_replay import ReplayOrigin, replay_of
-from .handler_request import READING, Reading, SeenRequest, response_scope
-from .handler_settings import MARK, Cached, Marked, settings_of
+from .handler_request import READING, Reading, SeenRequest, Unknown, response_scope
+from .handler_settings import CACHED_AS, MARK, Cached, Marked, settings_of
 from .handler_tags import rendered
+from .handler_value import CONDITIONS, FIELD, fetched_value, kind_of, not_stored, put_headers
 from .headers import Headers, has, without
 from .keys import Plan
 from .outcome import Outcome, Result
@@ -119,7 +121,10 @@ def _wrapped(function: Callable[P, Any], settings: Cached) -> Callable[P, Any]:
     except ValueError as error:
         raise ValueError(f"@cached on {settings.name}: {error}") from None
     endpoint = endpoint_of(wrapped, lambda called: _Call(called, settings).serve())
-    setattr(endpoint, MARK, Marked(settings, wrapped.injected_request, endpoint))
+    marked = Marked(settings, wrapped.injected_request, wrapped.injected[0].name, endpoint)
+    setattr(endpoint, MARK, marked)
+    with suppress(AttributeError):  # a bound method has none of its own
+        setattr(function, CACHED_AS, endpoint)
     return endpoint
 
 
@@ -131,6 +136,8 @@ class _Call:
     settings: Cached
     reading: Any = field(init=False)
     background: BackgroundTask | None = None
+    returned: Any = None
+    raised: Exception | None = None
     left: bool = False
     """Whether an answer was given, or none is to be."""
 
@@ -151,6 +158,8 @@ class _Call:
         if self.reading is None:
             self.reading = self._prepared(exchange)
         reading = self.reading
+        if self.called.decorated and exchange.method == "HEAD":
+            reading = "decorated"
         if not isinstance(reading, Reading):
             return await self._past(exchange, reading)
         plan = self._keyed(reading)
@@ -158,7 +167,7 @@ class _Call:
         if replay is not None:
             replay.fulfil(plan, await self.fetched())
             self._tell(reading)
-            return self._followed(Answer(204, [], b""))
+            return self._given(Answer(204, [], b""))
         try:
             answer = await self._answer(self._ask(runtime_of(self.request), exchange, reading, plan))
         except BaseException:
@@ -172,10 +181,29 @@ class _Call:
         if unshared and not has(answer.headers, b"cache-control"):
             answer.headers.append((b"cache-control", b"no-store"))
         self._tell(reading)
-        answer.headers.extend(self.own_headers)
-        return self._followed(_without_tags(answer))
+        return self._value_of(answer) if self.called.decorated else self._given(answer)
 
-    def _followed(self, answer: Answer) -> Response:
+    def _given(self, answer: Answer) -> Response:
+        """An answer as the response of this request. Raises it where decorators above are to be given no response."""
+        answer.headers.extend(self.own_headers)
+        response = self._followed(_without_tags(answer))
+        if self.called.decorated and kind_of(answer) != "response":
+            raise RaisedAnswer(response)
+        return response
+
+    def _value_of(self, answer: Answer) -> Any:
+        """What the decorators above are given: the handler's value, or what it raised."""
+        kind = kind_of(answer)
+        if kind in ("value", "object"):
+            put_headers(answer, self.request, self.response, self.own_headers)
+            if kind == "object" or not isinstance(answer.body, bytes):
+                return self.returned
+            return self.called.wrapped.coder.read(answer.body)
+        if kind is None and self.raised is not None:
+            raise self.raised
+        return self._given(answer)
+
+    def _followed(self, answer: Answer) -> AnswerResponse:
         """An answer, and what the handler wants done once it is sent."""
         self.left = True
         response = AnswerResponse(answer)
@@ -194,7 +222,10 @@ class _Call:
         if background is None:
             return
         first = self.background
-        self.background = background if first is None else BackgroundTasks([first, background])
+        if self.left or first is None:
+            self.background = background
+        else:
+            self.background = BackgroundTasks([first, background])
         if self.left:
             self._leave()
 
@@ -222,9 +253,11 @@ class _Call:
 
     def _keyed(self, reading: Reading) -> Plan:
         """The plan of the request, with what `key=` gives in its key."""
-        key = self.settings.key
+        key, base = self.settings.key, reading.plan.base
+        if self.called.decorated:
+            base += "\n:value"
         if key is None:
-            return reading.plan
+            return structs.replace(reading.plan, base=base) if self.called.decorated else reading.plan
         arguments = self.called.function.keywords
         with reading.covering(key.takes) as request:
             seen = {name: request if isinstance(each, SeenRequest) else each for name, each in arguments.items()}
@@ -233,7 +266,7 @@ class _Call:
             except Unwritable as error:
                 reading.note("key", str(error), self.settings.name)
                 line = ""
-        return structs.replace(reading.plan, base=reading.plan.base + line)
+        return structs.replace(reading.plan, base=base + line)
 
     async def _answer(self, ask: Ask) -> Answer:
         engine, exchange = runtime_of(self.request).engine, ask.exchange
@@ -261,11 +294,14 @@ class _Call:
     def _ask(self, runtime: Runtime, exchange: Exchange, reading: Reading, plan: Plan) -> Ask:
         settings = self.settings
         route, _ = runtime.bound[id(settings)]
+        headers, sent = reading.headers, exchange.headers
+        if self.called.decorated:  # a value is whole: conditions and ranges are of what the decorators make of it
+            headers, sent = without(headers, *CONDITIONS), without(sent, *CONDITIONS)
         return Ask(
             route=route,
             plan=plan,
-            facts=facts_of(exchange.method, exchange.headers, route.rules),
-            headers=reading.headers,
+            facts=facts_of(exchange.method, sent, route.rules),
+            headers=headers,
             exchange=exchange,
             origin=_HandlerOrigin(self),
             past=self.fetched,
@@ -275,7 +311,7 @@ class _Call:
 
     async def value(self) -> Any:
         """What the handler itself returns, or raises."""
-        if self.called.is_coroutine:
+        if self.called.wrapped.is_coroutine:
             return await self.called.function()
         return await run_in_threadpool(self.called.function)
 
@@ -283,24 +319,40 @@ class _Call:
         """The handler's answer as the engine takes it; an exception is the answer that its exception handler makes of
         it. One without a handler is raised, and so is a failure of an upstream, which is no answer."""
         try:
-            fetched = await self._answered(await self.value())
+            fetched = await self._answered(await self.value(), marked=self.called.decorated)
         except _NO_ANSWERS:
             raise
         except Exception as error:
             response = await handled(SeenRequest(self.reading, "an exception handler"), error)
             fetched = await self._answered(response)
+            if self.called.decorated:
+                self.raised, fetched = error, not_stored(fetched)
         return structs.replace(fetched, reads=self.reading)
 
-    async def _answered(self, value: Any) -> Fetched:
+    async def _answered(self, value: Any, *, marked: bool = False) -> Fetched:
         if isinstance(value, Response):
             fetched = await fetched_of(value, response_scope(self.reading))
             self._follow(value.background)
-            return fetched
+            return structs.replace(fetched, headers=[*fetched.headers, (FIELD, b"response")]) if marked else fetched
+        if self.called.decorated:
+            return self._valued(value)
         return await serialised(value, self.request, self.response, self.own_headers)
+
+    def _valued(self, value: Any) -> Fetched:
+        self.returned = value
+        text = self.called.wrapped.coder.written(value)
+        unknown = Unknown("value", "a value", self.settings.name)
+        if text is None and runtime_of(self.request).so_far(self.settings).is_news(unknown):
+            logger.warning(
+                "the answers of %s are not stored: a decorator above @cached takes its value, which does not come back "
+                "from JSON as it was; annotate what it returns, or put the decorator below @cached",
+                self.settings.name,
+            )
+        return fetched_value(text, self.request, self.response, self.own_headers)
 
 
 def _without_tags(answer: Answer) -> Answer:
-    return Answer(answer.status, without(answer.headers, *TAG_FIELDS), answer.body)
+    return Answer(answer.status, without(answer.headers, FIELD, *TAG_FIELDS), answer.body)
 
 
 @dataclass(frozen=True)

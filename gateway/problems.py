@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .client import ClientLeft
+from .client import ClientLeft, RaisedAnswer
 from .errors import PROBLEM_MEDIA_TYPE, RequestRefused, UpstreamError, problem_document
 from .exchange import exchange_of
 from .outcome import Outcome, Result
@@ -52,6 +52,11 @@ async def _left(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_LEFT)
 
 
+async def _answered(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RaisedAnswer)
+    return error.response
+
+
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code < 200 or error.status_code in (204, 304):
@@ -77,6 +82,7 @@ EXCEPTION_HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Any]] =
     UpstreamError: _upstream,
     RequestRefused: _refused,
     ClientLeft: _left,
+    RaisedAnswer: _answered,
     HTTPException: _http,
     RequestValidationError: _invalid,
     Exception: _unexpected,

@@ -107,6 +107,7 @@ IO = frozenset(
         "handler_settings",
         "handler_tags",
         "handler_tree",
+        "handler_value",
         "handlers",
         "head_template",
         "hit_log",
