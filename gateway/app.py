@@ -35,7 +35,7 @@ from .binding import Binding
 from .clock import Clock, SystemClock
 from .config import Config, RouteConfig, UpstreamConfig
 from .direct import DirectAggregate, DirectRoute, Patterns
-from .documentation import OPENAPI, add_pages, aggregate_operation, openapi_operation
+from .documentation import add_pages, aggregate_operation, OPENAPI, openapi_operation, show_validation_problems
 from .edge_pass import Direct, Passages
 from .explain import Explainer, Origins, no_origins
 from .explain_handlers import HandlerRoute, handler_route
@@ -49,7 +49,7 @@ from .included import pieces_of, router_of, specificity_of
 from .lasting import Lasting
 from .middleware import Cors, TargetRule, Timing
 from .policy import Rules
-from .problems import EXCEPTION_HANDLERS
+from .problems import exception_handlers
 from .proxies import Trusted
 from .purges import Report
 from .routes import Declared, Handlers, declare
@@ -167,11 +167,17 @@ class Gateway(FastAPI):
             docs_url=None,
             redoc_url=None,
             lifespan=_lifespan,
-            exception_handlers=dict(EXCEPTION_HANDLERS),
+            exception_handlers=exception_handlers(validation_errors=config.validation_errors),
         )
         OtherSlash(self.router)
         self._add_routes()
         self._bind_handlers(handler_rules or {})
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, with the body that a request which does not validate gets."""
+        if self.openapi_schema is None and self.config.validation_errors == "problem":
+            show_validation_problems(super().openapi())
+        return super().openapi()
 
     def _edge(self) -> Edge:
         """What the protocol class may answer from by itself. Where requests are traced, each passes by the app."""

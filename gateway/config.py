@@ -164,6 +164,10 @@ class Config(Model):
     """The path of the Swagger UI, or `off` for no documentation pages at all."""
     redoc: PageUrl = "/redoc"
     """The path of ReDoc, or `off`."""
+    validation_errors: Literal["fastapi", "problem"] = "fastapi"
+    """What a handler written in Python answers to a request that does not validate (422): `fastapi`, FastAPI's own body,
+    a list of errors under `detail`; `problem`, Problem Details (RFC 9457) with that list under `errors`. The OpenAPI
+    document says the same."""
     access_log: bool = True
     """Whether each request is logged as a line of JSON on standard output."""
     log_hits: Annotated[float, Field(ge=0, le=1)] = 1.0

@@ -126,20 +126,14 @@ _HEADERS = {
     "Cache-Status": {"description": "What the cache did (RFC 9211).", "schema": {"type": "string"}},
     "Age": {"description": "Seconds since the upstream was asked.", "schema": {"type": "integer"}},
 }
-_PROBLEM = {
-    "application/problem+json": {
-        "schema": {
-            "type": "object",
-            "properties": {
-                "type": {"type": "string"},
-                "title": {"type": "string"},
-                "status": {"type": "integer"},
-                "detail": {"type": "string"},
-                "request_id": {"type": "string"},
-            },
-        }
-    }
+_PROPERTIES = {
+    "type": {"type": "string"},
+    "title": {"type": "string"},
+    "status": {"type": "integer"},
+    "detail": {"type": "string"},
+    "request_id": {"type": "string"},
 }
+_PROBLEM: dict[str, Any] = {"application/problem+json": {"schema": {"type": "object", "properties": _PROPERTIES}}}
 
 _REFUSALS = {
     "400": {"description": "A target or a field that can be read in two ways.", "content": _PROBLEM},
@@ -147,6 +141,18 @@ _REFUSALS = {
     "431": {"description": "Header fields that are too many, or too large.", "content": _PROBLEM},
     "503": {"description": "Too much is under way; `Retry-After` says when to ask again.", "content": _PROBLEM},
 }
+
+
+def show_validation_problems(schema: dict[str, Any]) -> None:
+    """Say in an OpenAPI document that a request which does not validate gets Problem Details, not FastAPI's body."""
+    errors = {"type": "array", "items": {"type": "object"}}
+    problem = _PROBLEM["application/problem+json"]["schema"]
+    content = {"application/problem+json": {"schema": {**problem, "properties": {**_PROPERTIES, "errors": errors}}}}
+    for path in schema.get("paths", {}).values():
+        for operation in path.values():
+            answer = operation.get("responses", {}).get("422") if isinstance(operation, dict) else None
+            if answer is not None and "HTTPValidationError" in json.dumps(answer):
+                answer["content"] = content
 
 
 def _parameter(name: str, place: str, examples: dict[str, Any], *, required: bool) -> dict[str, Any]:

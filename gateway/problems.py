@@ -1,22 +1,27 @@
-"""Errors as answers: what FastAPI is told to make of each exception, all of it Problem Details (RFC 9457)."""
+"""Errors as answers: what FastAPI is told to make of each exception. The gateway's own are Problem Details (RFC 9457).
+
+A request that does not validate gets FastAPI's own body unless the configuration says otherwise: clients are generated
+from the OpenAPI document of the app, which promises it.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from .client import ClientLeft, RaisedAnswer
 from .errors import PROBLEM_MEDIA_TYPE, RequestRefused, UpstreamError, problem_document
 from .exchange import exchange_of
 from .outcome import Outcome, Result
+from .targets import is_credential
 
 CLIENT_LEFT = 499
 """nginx's status for a client that hung up; nobody sees it but the log."""
@@ -69,16 +74,31 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
+    """FastAPI's own body."""
+    assert isinstance(error, RequestValidationError)
+    content = {"detail": jsonable_encoder([_shown(each) for each in error.errors()])}
+    return JSONResponse(content, 422, headers={"cache-control": "no-store"})
+
+
+async def _invalid_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     errors = jsonable_encoder([{key: each[key] for key in ("type", "loc", "msg")} for each in error.errors()])
-    return problem(request, 422, "The request does not have the form that its route wants.", errors=errors)
+    return problem(request, 422, "The request does not match what its route declares.", errors=errors)
+
+
+def _shown(error: Mapping[str, Any]) -> dict[str, Any]:
+    """An error as FastAPI shows it, without the value where that may be a credential: error bodies end up in logs."""
+    place, *names = error["loc"]
+    secret = place in ("header", "cookie") or (place == "query" and any(is_credential(str(name)) for name in names))
+    return {key: value for key, value in error.items() if not (secret and key in ("input", "ctx"))}
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     return problem(request, 500, "The gateway made a mistake; it is logged under the request id.")
 
 
-EXCEPTION_HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Any]] = {
+Handler = Callable[[Request, Any], Any]
+EXCEPTION_HANDLERS: dict[int | type[Exception], Handler] = {
     UpstreamError: _upstream,
     RequestRefused: _refused,
     ClientLeft: _left,
@@ -87,3 +107,10 @@ EXCEPTION_HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Any]] =
     RequestValidationError: _invalid,
     Exception: _unexpected,
 }
+
+
+def exception_handlers(*, validation_errors: Literal["fastapi", "problem"]) -> dict[int | type[Exception], Handler]:
+    """The app's exception handlers; `validation_errors` as the setting of that name."""
+    if validation_errors == "fastapi":
+        return dict(EXCEPTION_HANDLERS)
+    return {**EXCEPTION_HANDLERS, RequestValidationError: _invalid_problem}
