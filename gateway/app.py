@@ -35,7 +35,7 @@ from .binding import Binding
 from .clock import Clock, SystemClock
 from .config import Config, RouteConfig, UpstreamConfig
 from .direct import DirectAggregate, DirectRoute, Patterns
-from .documentation import add_pages, aggregate_operation, OPENAPI, openapi_operation, show_validation_problems
+from .documentation import OPENAPI, add_pages, aggregate_operation, openapi_operation, show_validation_problems
 from .edge_pass import Direct, Passages
 from .explain import Explainer, Origins, no_origins
 from .explain_handlers import HandlerRoute, handler_route

@@ -152,6 +152,11 @@ def _checked(
     counts = f"{counted(len(read.config.routes), 'route')}, {counted(len(read.config.upstreams), 'upstream')}"
     missing = nothing_served(path, read.config)
     problems = [ConfigProblem("", "", missing)] if missing else []
+    if read.config.include:
+        from .trial import problems_of
+
+        file = found(path)
+        problems += problems_of(str(file) if file is not None else None)
     return effective(read), counts, problems, read.warnings if as_json else ()
 
 

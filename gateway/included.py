@@ -4,27 +4,62 @@ from __future__ import annotations
 
 import copy
 import importlib
+import sys
+import traceback
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.routing import iter_route_contexts
 
 from .errors import ConfigError, ConfigProblem
+from .spelling import did_you_mean
 from .templates import PathTemplate, compile_path
 
 
 def router_of(place: str) -> APIRouter:
-    """The router that `module:attribute` names. Raises ConfigError."""
+    """The router that `module:attribute` names. Raises ConfigError, with file and line where the module's code failed."""
     module, _, attribute = place.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        message = f"{place} cannot be imported: {error}"
-        raise ConfigError([ConfigProblem("", "include", message)]) from error
+        imported = importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # whatever a module's own code raises
+        raise _problem(f"{place} cannot be imported: {_said(error)}") from error
+    found = getattr(imported, attribute, None)
+    if found is None:
+        raise _problem(
+            f"{place} cannot be imported: {module} has no {attribute!r}{did_you_mean(attribute, dir(imported))}"
+        )
     if not isinstance(found, APIRouter):
-        message = f"{place} is a {type(found).__name__}, no fastapi.APIRouter"
-        raise ConfigError([ConfigProblem("", "include", message)])
+        raise _problem(f"{place} is a {type(found).__name__}; expected a fastapi.APIRouter")
     return found
+
+
+def _problem(message: str) -> ConfigError:
+    return ConfigError([ConfigProblem("", "include", message)])
+
+
+def _said(error: BaseException) -> str:
+    """An error with its kind, and where in the user's code it was raised."""
+    if isinstance(error, ModuleNotFoundError):
+        text = f"there is no module {error.name!r} (searched are the current folder and the installed packages)"
+    elif isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: SyntaxError: {error.msg}"
+    else:
+        text = f"{type(error).__name__}: {error}"
+    place = _raised_at(error)
+    return f"{place}: {text}" if place else text
+
+
+def _raised_at(error: BaseException) -> str:
+    """`file:line` of the last frame that is neither this package's nor the import system's; empty where none is."""
+    ours = str(Path(__file__).parent)
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(("<", ours))
+    ]
+    users = [frame for frame in frames if not frame.filename.startswith(sys.prefix)] or frames
+    standard = str(Path(importlib.__file__).parent.parent)
+    users = [frame for frame in users if not frame.filename.startswith(standard)]
+    return f"{users[-1].filename}:{users[-1].lineno}" if users else ""
 
 
 def pieces_of(router: APIRouter) -> list[tuple[Any, APIRouter]]:

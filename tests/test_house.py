@@ -207,6 +207,7 @@ WIRING = frozenset(
         "variables",
         "validation_rounds",
         "tables",
+        "trial",
         "tuning",
         "warm",
         "watching",
