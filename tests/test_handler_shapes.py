@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Annotated, Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -21,7 +22,7 @@ from fastapi.responses import (
     RedirectResponse,
     StreamingResponse,
 )
-from pydantic import BaseModel, Field, computed_field
+from pydantic import BaseModel, Field, RootModel, computed_field
 from starlette.background import BackgroundTask
 from starlette.requests import HTTPConnection
 
@@ -231,6 +232,51 @@ def sync_logged(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+class Child(Item):
+    more: int = 5
+
+
+class Numbers(RootModel[list[int]]):
+    pass
+
+
+class Custom(Response):
+    media_type = "application/x-custom"
+
+    def render(self, content: Any) -> bytes:
+        return repr(content).encode()
+
+
+async def root_model() -> Numbers:
+    return Numbers([1, 2])
+
+
+async def child() -> Item:
+    return Child(id=1)
+
+
+async def union() -> Item | Point:
+    return Point(1, Decimal("2"))
+
+
+async def json_types() -> Any:
+    return {"t": (1, 2), "u": UUID(int=1), "e": Colour.RED, "d": Decimal("1.5")}
+
+
+async def several_lines(response: Response) -> int:
+    response.headers.append("x-set", "1")
+    response.headers.append("x-set", "2")
+    return 1
+
+
+async def memory_view() -> Response:
+    return Response(memoryview(b"abc"))
+
+
+async def empty_status(response: Response) -> None:
+    response.status_code = 204
+
+
 PLAIN = PlainTextResponse
 SHAPES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "dictionary": (dictionary, {}),
@@ -279,6 +325,16 @@ SHAPES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "partial": (functools.partial(taking, "f"), {}),
     "decorated below": (logged(model), {"response_model": None}),
     "sync decorated below": (sync_logged(sync), {"response_model": None}),
+    "root model": (root_model, {}),
+    "child": (child, {}),
+    "union": (union, {}),
+    "types of JSON": (json_types, {}),
+    "several lines of a header": (several_lines, {}),
+    "custom response": (dictionary, {"response_class": Custom}),
+    "memoryview": (memory_view, {}),
+    "204 on the response": (empty_status, {}),
+    "exclude_defaults": (model, {"response_model_exclude_defaults": True}),
+    "lambda": (lambda: 1, {}),
     "HEAD": (sync, {"methods": ["GET", "HEAD"]}),
 }
 OWN_HEADERS = ("content-type", "location", "content-disposition", "link", "x-made", "x-set", "x-dependency", "x-why")
