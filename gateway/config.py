@@ -165,7 +165,7 @@ class Config(Model):
     redoc: PageUrl = "/redoc"
     """The path of ReDoc, or `off`."""
     validation_errors: Literal["fastapi", "problem"] = "fastapi"
-    """What a handler written in Python answers to a request that does not validate (422): `fastapi`, FastAPI's own body,
+    """What handlers written in Python answer to a request that does not validate (422): `fastapi`, FastAPI's own body,
     a list of errors under `detail`; `problem`, Problem Details (RFC 9457) with that list under `errors`. The OpenAPI
     document says the same."""
     access_log: bool = True

@@ -18,7 +18,7 @@ from .templates import PathTemplate, compile_path
 
 
 def router_of(place: str) -> APIRouter:
-    """The router that `module:attribute` names. Raises ConfigError, with file and line where the module's code failed."""
+    """The router that `module:attribute` names. Raises ConfigError, with the line at which its module fails."""
     module, _, attribute = place.partition(":")
     try:
         imported = importlib.import_module(module)
