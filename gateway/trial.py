@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -67,7 +68,7 @@ def main(descriptor: int, file: str | None) -> None:
     from .settings import load
 
     config = load(Path(file) if file is not None else None).config
-    problems = [problem for place in config.include for problem in _refused(lambda place=place: router_of(place))]
-    problems = problems or _refused(lambda: create_app(config))
+    problems = [problem for place in config.include for problem in _refused(partial(router_of, place))]
+    problems = problems or _refused(partial(create_app, config))
     with os.fdopen(descriptor, "wb") as answer:
         answer.write(msgspec.json.encode(problems))
