@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from gateway.changes import Changes
-from gateway.ladder import Rung
-from gateway.traffic import Advisor, Traffic
+from gateway.advisor.advice import Changes
+from gateway.advisor.traffic import Advisor, Traffic
+from gateway.advisor.ttl_ladder import Rung
 
 from .advice_model import Arrival, Turned, bursty, key_hash, poisson, really_run, replayed
 from .charts import Series, line_chart

@@ -10,17 +10,17 @@ import random
 
 from xxhash import xxh3_64_intdigest
 
-from gateway.changes import Changes
-from gateway.engine import Ask, Engine, Route
-from gateway.exchange import Exchange
-from gateway.headers import Headers
-from gateway.keys import Keying, plan
-from gateway.ladder import Recorder, Replay
-from gateway.memory import Memory
-from gateway.outcome import Result
-from gateway.policy import PLAIN, Rules
-from gateway.shared import NoShared
-from gateway.upstreams import Fetched, WholeBody
+from gateway.advisor.advice import Changes
+from gateway.advisor.ttl_ladder import Recorder, Replay
+from gateway.cache.engine import Engine
+from gateway.cache.memory import Memory
+from gateway.cache.request import Ask, Route
+from gateway.cache.shared_store import NoShared
+from gateway.context import Exchange, Result
+from gateway.http.headers import Headers
+from gateway.policy.keys import Keying, plan
+from gateway.policy.rules import PLAIN, Rules
+from gateway.upstreams.response import Fetched, WholeBody
 
 Arrival = tuple[float, int]
 

@@ -47,7 +47,7 @@ CONNECTIONS = 32
 
 
 def gateway_app(upstream: str, slow: str) -> Any:
-    from gateway.app import create_app
+    from gateway.app.gateway import create_app
 
     part = {"upstream": "fast", "ttl": "1h", "vary": []}
     hot = {f"p{n}": {**part, "path": f"/p{n}"} for n in range(PARTS)}
@@ -107,7 +107,7 @@ async def slow_upstream(scope: Any, receive: Any, send: Any) -> None:
 
 
 def serve(what: str, port: int, upstream: str, slow: str) -> None:
-    from gateway.edge import GatewayProtocol
+    from gateway.edge.protocol import GatewayProtocol
 
     apps: dict[str, Callable[[], Any]] = {
         "gateway": lambda: gateway_app(upstream, slow),

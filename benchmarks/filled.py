@@ -13,9 +13,9 @@ from pathlib import Path
 
 import uvicorn
 
-from gateway.app import Gateway, create_app
-from gateway.edge import GatewayProtocol
-from gateway.record import Life, Stored
+from gateway.app.gateway import Gateway, create_app
+from gateway.edge.protocol import GatewayProtocol
+from gateway.policy.entry import Life, Stored
 
 from .traffic import SIZES, body, path
 

@@ -13,14 +13,14 @@ import asyncio
 import statistics
 from collections.abc import Sequence
 
+from gateway.cache.memory import Memory
+from gateway.cache.redis.purge_log import RedisPurges
+from gateway.cache.redis.store import RedisStore
+from gateway.cache.store import entry_name
 from gateway.clock import SystemClock
-from gateway.embedded import Embedded
-from gateway.epochs import tag_name
-from gateway.memory import Memory
-from gateway.purges import RedisPurges
-from gateway.record import Life, Stored, encode
-from gateway.shared import RedisStore
-from gateway.tiers import entry_name
+from gateway.policy.entry import Life, Stored, encode
+from gateway.policy.epochs import tag_name
+from gateway.server.embedded_redis import Embedded
 
 GIB = 1024**3
 BATCH = 2000

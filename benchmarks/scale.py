@@ -6,7 +6,7 @@ A simulation by discrete events; nothing is sent. Requests come by a Poisson pro
 however many replicas share them, each at a replica drawn at random, for a key drawn by a power law. A replica has a
 memory of so many entries (least recently used go first) and joins its own requests for a key that it is fetching. With
 the second tier it looks there before it fetches, and writes what it fetched; with the lease one fetch a key goes on in
-the whole fleet, and the others look for its end at the growing gaps of `gateway/leases.py`.
+the whole fleet, and the others look for its end at the growing gaps of `gateway/cache/leases.py`.
 
 Commands to Redis are counted as the gateway sends them: a look-up is one round trip, a store one SET, a lease one
 EVAL to take and one to give back, and between them a second look; who waits makes two round trips at each look. That is

@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from gateway.app import create_app
-from gateway.ladder import Recorder, Sight
-from gateway.traffic import Traffic
+from gateway.advisor.traffic import Traffic
+from gateway.advisor.ttl_ladder import Recorder, Sight
+from gateway.app.gateway import create_app
 
 from .filled import run
 

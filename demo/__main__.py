@@ -22,9 +22,9 @@ from secrets import token_hex
 
 import httpx
 
-from gateway.config import Config
+from gateway.config.loader import load
+from gateway.config.models import Config
 from gateway.errors import ConfigError
-from gateway.settings import load
 
 CONFIG = "config/gateway.yaml"
 SHOP_HOST, SHOP_PORT = "127.0.0.1", 9100

@@ -34,7 +34,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.clock import Clock, SystemClock
-from gateway.config import parse_duration
+from gateway.config.types import parse_duration
 
 # The goods ------------------------------------------------------------------------------------------------
 

@@ -8,20 +8,21 @@ __version__ = "0.1.0"
 __all__ = ["Config", "Upstream", "aggregate", "cached", "create_app", "part", "upstream"]
 
 if TYPE_CHECKING:
-    from .app import create_app
-    from .config import Config
-    from .handlers import cached, upstream
-    from .typed_parts import aggregate, part
-    from .upstreams import Upstream
+    from gateway.aggregates.typed import aggregate, part
+    from gateway.app.gateway import create_app
+    from gateway.config.models import Config
+    from gateway.routing.cached_decorator import cached
+    from gateway.routing.handler_settings import upstream
+    from gateway.upstreams.client import Upstream
 
 _PLACES = {
-    "Config": "config",
-    "Upstream": "upstreams",
-    "aggregate": "typed_parts",
-    "cached": "handlers",
-    "create_app": "app",
-    "part": "typed_parts",
-    "upstream": "handlers",
+    "Config": "config.models",
+    "Upstream": "upstreams.client",
+    "aggregate": "aggregates.typed",
+    "cached": "routing.cached_decorator",
+    "create_app": "app.gateway",
+    "part": "aggregates.typed",
+    "upstream": "routing.handler_settings",
 }
 
 

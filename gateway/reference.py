@@ -24,8 +24,10 @@ from pydantic import BaseModel, BeforeValidator, TypeAdapter
 from pydantic.fields import FieldInfo
 from typer.core import TyperArgument, TyperGroup
 
-from .cli import app
-from .config import Config, CorsConfig, LimitsConfig, RouteConfig, UpstreamConfig, parse_size, show_size
+from gateway.cli.commands import app
+from gateway.config.models import Config, CorsConfig, LimitsConfig, UpstreamConfig
+from gateway.config.route import RouteConfig
+from gateway.config.types import parse_size, show_size
 
 DOCS = Path(__file__).parent.parent / "docs"
 Command = Any  # click's or typer's own copy of it, by typer's version

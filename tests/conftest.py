@@ -14,10 +14,10 @@ import httpx
 import pytest
 import uvicorn
 
-from gateway.access_log import silent
-from gateway.app import Gateway, create_app
-from gateway.embedded import Embedded
-from gateway.shared import RedisStore
+from gateway.app.gateway import Gateway, create_app
+from gateway.cache.redis.store import RedisStore
+from gateway.observability.access_log import silent
+from gateway.server.embedded_redis import Embedded
 
 Answer = Callable[[httpx.Request], httpx.Response]
 

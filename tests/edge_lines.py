@@ -15,12 +15,12 @@ import httpx
 import uvicorn
 from uvicorn.server import ServerState
 
-from gateway.access_log import fields_of
-from gateway.app import Gateway, create_app
-from gateway.edge import GatewayProtocol
-from gateway.edge_pass import Passage, Passages
-from gateway.exchange import Exchange
-from gateway.generations import Generations
+from gateway.app.gateway import Gateway, create_app
+from gateway.app.generations import Generations
+from gateway.context import Exchange
+from gateway.edge.passthrough import Passage, Passages
+from gateway.edge.protocol import GatewayProtocol
+from gateway.observability.access_log import fields_of
 
 from .conftest import TurnedClock, Upstream
 

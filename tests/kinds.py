@@ -10,8 +10,8 @@ from fastapi import APIRouter, Cookie, Depends, Header, Request, Response, Secur
 from fastapi.security import APIKeyHeader
 
 from gateway import cached
-from gateway.app import Gateway, create_app
-from gateway.headers import CacheControl, vary_names
+from gateway.app.gateway import Gateway, create_app
+from gateway.http.headers import CacheControl, vary_names
 
 from .conftest import Upstream
 

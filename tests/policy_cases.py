@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gateway.headers import http_date
+from gateway.http.headers import http_date
 
 NOW = 1_735_732_800.0  # 2025-01-01 12:00:00 UTC
 

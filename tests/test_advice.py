@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.advice_model import Arrival, bursty, key_hash, poisson, really_run, replayed
-from gateway.advice import LEAST_COMPARISONS, Advice, advise, recommend
-from gateway.changes import Changes
-from gateway.ladder import LADDER, Recorder, Replay, Sighting, sampled
-from gateway.tuning import report
+from gateway.advisor.advice import LEAST_COMPARISONS, Advice, Changes, advise, recommend
+from gateway.advisor.ttl_ladder import LADDER, Recorder, Replay, Sighting, sampled
+from gateway.cli.ttl_report import report
 
 TRAFFIC = {
     "poisson": poisson(11, keys=300, rate=12.0, seconds=900.0),

@@ -12,11 +12,11 @@ import pytest
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from gateway.app import Gateway, create_app
+from gateway.aggregates.typed import aggregate
+from gateway.aggregates.typed import part as typed_part
+from gateway.app.gateway import Gateway, create_app
 from gateway.errors import ConfigError
-from gateway.targets import normalise
-from gateway.typed_parts import aggregate
-from gateway.typed_parts import part as typed_part
+from gateway.http.target import normalise
 
 from .conftest import TurnedClock, Upstream, asking, silent
 

@@ -62,10 +62,10 @@ MAY_IMPORT = frozenset(
 LOOK = """
 import json, sys
 before = set(sys.modules)
-from gateway import beginning
-for name in beginning.LEFT_OUT: sys.modules[name] = None
-import gateway.worker
-import gateway.app
+from gateway.server import bootstrap
+for name in bootstrap.LEFT_OUT: sys.modules[name] = None
+import gateway.server.worker
+import gateway.app.gateway
 new = [name for name, found in sys.modules.items() if found and name not in before]
 print(json.dumps(sorted({name.partition(".")[0] for name in new})))
 """
@@ -83,7 +83,10 @@ def test_a_worker_imports_nothing_that_is_not_needed_to_answer() -> None:
 
 
 def test_the_command_line_imports_no_more_than_it_needs_to_start_the_first_worker() -> None:
-    look = LOOK.replace("import gateway.worker\nimport gateway.app", "import gateway.cli, gateway.spawning")
+    look = LOOK.replace(
+        "import gateway.server.worker\nimport gateway.app.gateway",
+        "import gateway.cli.commands, gateway.server.process",
+    )
     ran = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
     heavy = {"pydantic", "fastapi", "httpx", "aiohttp", "redis", "rich", "yaml", "msgspec"}
     assert heavy & set(json.loads(ran.stdout)) == set()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.breakers import Breaker, RetryBudget, State
+from gateway.upstreams.resilience import Breaker, State
+from gateway.upstreams.retry import RetryBudget
 
 
 def opened(*, at: float = 0.0, rest: float = 2.0) -> Breaker:

@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from gateway.bulkhead import BEHIND, Bulkhead, Full
+from gateway.observability.trace_context import BEHIND
+from gateway.upstreams.resilience import Bulkhead, Full
 
 
 async def waiting(bulkhead: Bulkhead) -> asyncio.Task[float]:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from starlette.types import Message
 
-from gateway.client import Client, ClientLeft
+from gateway.routing.responses import Client, ClientLeft
 
 
 class Line:

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_hexdigest
 
-from gateway.app import Gateway
-from gateway.codings import Coded, Undecodable, decoded, plain_tag, tag_of, wanted
-from gateway.prepared import compressed
+from gateway.app.gateway import Gateway
+from gateway.cache.compression import Coded, compressed
+from gateway.http.codings import Undecodable, decoded, plain_tag, tag_of, wanted
 
 from .conftest import TurnedClock, Upstream, asking, gateway
 

@@ -17,16 +17,16 @@ import yaml
 from typer.testing import CliRunner, Result
 
 import gateway
-from gateway.admin import create_admin
-from gateway.app import create_app
-from gateway.cli import app as cli
-from gateway.cli import main
-from gateway.config import Config
+from gateway.admin.app import create_admin
+from gateway.admin.operations import operations_of
+from gateway.app.gateway import create_app
+from gateway.app.generations import Generations
+from gateway.cli.commands import app as cli
+from gateway.cli.commands import main
+from gateway.cli.options import AdminError, admin_address, ask_admin
+from gateway.config.loader import Loaded
+from gateway.config.models import Config
 from gateway.errors import ConfigError, OrderError
-from gateway.generations import Generations
-from gateway.operations import operations_of
-from gateway.remote import AdminError, admin_address, ask_admin
-from gateway.settings import Loaded
 
 from .conftest import TurnedClock, Upstream, json_answer, served
 

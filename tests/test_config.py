@@ -11,19 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gateway.config import (
-    DEFAULT_VARY,
-    Config,
-    CorsConfig,
-    RouteConfig,
-    UpstreamConfig,
-    parse_duration,
-    parse_size,
-    show_duration,
-    show_size,
-)
+from gateway.config.models import Config, CorsConfig, UpstreamConfig
+from gateway.config.route import RouteConfig
+from gateway.config.types import DEFAULT_VARY, parse_duration, parse_size, show_duration, show_size
+from gateway.http.target import TRACKING_PARAMETERS
 from gateway.reference import meanings
-from gateway.targets import TRACKING_PARAMETERS
 
 URL = "http://catalog:8080"
 

@@ -20,16 +20,16 @@ from fastapi import APIRouter, Security
 from fastapi.security import APIKeyCookie, APIKeyHeader, APIKeyQuery, HTTPBearer
 
 from gateway import cached
-from gateway.access_log import JsonAccessLog
-from gateway.admin import PurgeOrder, create_admin
-from gateway.app import Gateway, create_app
-from gateway.edge import GatewayProtocol
-from gateway.embedded import Embedded
-from gateway.explain_text import render
-from gateway.hottest import Hottest
-from gateway.identity_key import UNKEYED
-from gateway.settings import load
-from gateway.shared import RedisStore
+from gateway.admin.app import PurgeOrder, create_admin
+from gateway.app.gateway import Gateway, create_app
+from gateway.cache.redis.store import RedisStore
+from gateway.cache.warm_start import Hottest
+from gateway.config.loader import load
+from gateway.edge.protocol import GatewayProtocol
+from gateway.explain.trace import render
+from gateway.observability.access_log import JsonAccessLog
+from gateway.policy.identity_key import UNKEYED
+from gateway.server.embedded_redis import Embedded
 
 from .conftest import TurnedClock, Upstream, asking, gateway, served
 from .edge_lines import Counted, Line, asked

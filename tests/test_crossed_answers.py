@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway import plain_connections
 from gateway.errors import UpstreamError
+from gateway.upstreams import connection
 
 from .conftest import TurnedClock, asking, gateway, served
 from .raw import Connection, raw_upstream
@@ -177,7 +177,7 @@ async def test_what_is_stored_for_a_url_is_its_own_answer(ttl: str, clock: Turne
 
 
 async def test_a_connection_is_used_again_after_a_head_once_it_was_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plain_connections, "QUIET", 0.05)
+    monkeypatch.setattr(connection, "QUIET", 0.05)
 
     async def script(connection: Connection) -> None:
         while await connection.request():
@@ -196,7 +196,7 @@ async def test_a_connection_is_used_again_after_a_head_once_it_was_silent(monkey
 
 async def test_what_comes_late_after_a_head_answers_no_other_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """The content that the head announced is sent when the next request is on its way already."""
-    monkeypatch.setattr(plain_connections, "QUIET", 60.0)
+    monkeypatch.setattr(connection, "QUIET", 60.0)
 
     async def script(connection: Connection) -> None:
         while request := await connection.request():

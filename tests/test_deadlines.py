@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from gateway.deadlines import Deadline
-from gateway.shared import RedisStore
+from gateway.cache.redis.connection import Deadline
+from gateway.cache.redis.store import RedisStore
 
 
 async def test_what_takes_longer_is_ended() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.app import Gateway
-from gateway.ranges import Piece, combine
+from gateway.app.gateway import Gateway
+from gateway.http.ranges import Piece, combine
 
 from .conftest import TurnedClock, Upstream, asking, gateway, served
 from .raw import Connection, raw_upstream

@@ -5,22 +5,23 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
-from gateway.access_log import fields_of
-from gateway.admin import create_admin
-from gateway.app import create_app
-from gateway.config import Config
-from gateway.outcome import Result
+from gateway.admin.app import create_admin
+from gateway.app.gateway import create_app
+from gateway.config.environment import OTHER_VARIABLES
+from gateway.config.models import Config
+from gateway.context import Result
+from gateway.observability.access_log import fields_of
 from gateway.reference import PAGES, commands, meanings
-from gateway.settings import OTHER_VARIABLES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PACKAGE = sorted((ROOT / "gateway").glob("*.py"))
+PACKAGE = sorted((ROOT / "gateway").rglob("*.py"))
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 
 
@@ -42,7 +43,14 @@ def models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
     yield model
     for name, field in model.model_fields.items():
         for inner in re.findall(r"\b(\w+Config)\b", str(field.annotation)):
-            found = getattr(__import__("gateway.config", fromlist=[inner]), inner)
+            found = getattr(
+                next(
+                    module
+                    for name in ("models", "route", "part")
+                    if hasattr(module := import_module(f"gateway.config.{name}"), inner)
+                ),
+                inner,
+            )
             assert found is not model, name
             yield from models(found)
 
@@ -81,7 +89,7 @@ def test_every_outcome_is_named() -> None:
 
 
 def test_every_field_of_the_access_log_is_named() -> None:
-    source = ast.parse((ROOT / "gateway/access_log.py").read_text())
+    source = ast.parse((ROOT / "gateway/observability/access_log.py").read_text())
     function = next(node for node in ast.walk(source) if getattr(node, "name", "") == fields_of.__name__)
     names = [
         key.value

@@ -19,12 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from gateway.app import Gateway
-from gateway.door import SLICE, Door
-from gateway.edge import INTERNALS, GatewayProtocol
+from gateway.app.gateway import Gateway
+from gateway.edge.guard import SLICE, Door
+from gateway.edge.protocol import INTERNALS, GatewayProtocol
 from gateway.errors import RequestRefused
-from gateway.framing import ChunkedBody
-from gateway.heads import METHODS, Limits
+from gateway.http.request_parser import METHODS, ChunkedBody, Limits
 
 from .conftest import Upstream, gateway, json_answer, served
 
@@ -517,7 +516,7 @@ def test_uvicorn_is_as_the_protocol_knows_it() -> None:
     for kind, names in INTERNALS.items():
         source = inspect.getsource(kind)
         moved = [name for name in names if f"self.{name}" not in source and f"def {name}(" not in source]
-        assert not moved, f"uvicorn's {kind.__name__} has moved {moved}: adapt gateway/edge.py, then INTERNALS"
+        assert not moved, f"uvicorn's {kind.__name__} has moved {moved}: adapt gateway/edge/protocol.py, then INTERNALS"
 
 
 def test_every_method_let_through_is_one_that_llhttp_knows() -> None:

@@ -7,9 +7,9 @@ import asyncio
 import httpx
 import pytest
 
-from gateway.downstream import NOTHING, Downstream, with_private
-from gateway.edge import GatewayProtocol
-from gateway.keys import Keying
+from gateway.edge.protocol import GatewayProtocol
+from gateway.policy.downstream import NOTHING, Downstream, with_private
+from gateway.policy.keys import Keying
 
 from .conftest import TurnedClock, Upstream, asking, gateway, served
 from .edge_lines import Changing, Side

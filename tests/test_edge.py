@@ -18,15 +18,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from starlette.responses import JSONResponse
 
-from gateway.access_log import JsonAccessLog
-from gateway.app import create_app
-from gateway.codings import tag_of
-from gateway.edge import AT_A_TIME
+from gateway.app.gateway import create_app
+from gateway.context import Result
+from gateway.edge.hits import LINE_BYTES
+from gateway.edge.protocol import AT_A_TIME
 from gateway.errors import ConfigError
-from gateway.handlers import cached
-from gateway.hits import LINE_BYTES
-from gateway.metrics import Metrics
-from gateway.outcome import Result
+from gateway.http.codings import tag_of
+from gateway.observability.access_log import JsonAccessLog
+from gateway.observability.metrics import Metrics
+from gateway.routing.cached_decorator import cached
 
 from .conftest import TurnedClock, Upstream, gateway
 from .edge_lines import GET, Both, Changing, Counted, Line, Side, asked, living, masked

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gateway.app import Gateway
+from gateway.app.gateway import Gateway
 
 from .conftest import TurnedClock
 from .edge_lines import Both, Changing, Line, Side, asked, living, masked

@@ -16,9 +16,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Host, Match, Mount
 
 from gateway import create_app
-from gateway.access_log import fields_of
-from gateway.edge import GatewayProtocol
-from gateway.exchange import Exchange
+from gateway.context import Exchange
+from gateway.edge.protocol import GatewayProtocol
+from gateway.observability.access_log import fields_of
 
 from .conftest import Upstream, gateway, served
 from .edge_lines import GET, Counted, Line, asked

@@ -10,11 +10,11 @@ import httpx
 import pytest
 from msgspec import structs
 
-from gateway.app import Gateway
-from gateway.record import decode_stored, encode
-from gateway.redis_reads import Read
-from gateway.shared import RedisStore
-from gateway.tiers import entry_name
+from gateway.app.gateway import Gateway
+from gateway.cache.redis.store import RedisStore
+from gateway.cache.shared_store import Read
+from gateway.cache.store import entry_name
+from gateway.policy.entry import decode_stored, encode
 
 from .conftest import TurnedClock, Upstream, gateway
 from .edge_lines import Counted, Line, masked

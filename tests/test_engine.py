@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.cache.redis.store import RedisStore
 from gateway.clock import SystemClock
-from gateway.embedded import Embedded
-from gateway.shared import RedisStore
+from gateway.server.embedded_redis import Embedded
 
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.epochs import EVERYTHING, MAX_PENDING, Epochs, Purge, State, parse_position, tag_name
+from gateway.policy.epochs import EVERYTHING, MAX_PENDING, Epochs, Purge, State, parse_position, tag_name
 
 NAMES = (tag_name("a"),)
 
@@ -142,7 +142,7 @@ def test_the_first_soft_purge_counts_and_the_last_purge_is_told() -> None:
 
 
 def test_positions_are_remembered_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.epochs._MAX_MEMO", 4)
+    monkeypatch.setattr("gateway.policy.epochs._MAX_MEMO", 4)
     epochs = Epochs("g")
     epochs.apply((5, 0), purge(1))
     assert [state(epochs, f"g {number}-0") for number in range(10)] == [State.VOID] * 5 + [State.VALID] * 5

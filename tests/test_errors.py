@@ -22,7 +22,7 @@ from gateway.errors import (
     problem_document,
     problem_type,
 )
-from gateway.upstreams import translated
+from gateway.upstreams.response import translated
 
 # --- the tree ----------------------------------------------------------------------------------------------
 

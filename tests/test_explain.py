@@ -12,15 +12,14 @@ import pytest
 from fastapi import APIRouter
 from typer.testing import CliRunner
 
-from gateway.admin import create_admin
-from gateway.app import Gateway, create_app
-from gateway.cli import app as cli
-from gateway.embedded import Embedded
-from gateway.explain_text import render
-from gateway.explain_trace import Lifetime, Name, Trace
-from gateway.handlers import cached
-from gateway.settings import load
-from gateway.shared import RedisStore
+from gateway.admin.app import create_admin
+from gateway.app.gateway import Gateway, create_app
+from gateway.cache.redis.store import RedisStore
+from gateway.cli.commands import app as cli
+from gateway.config.loader import load
+from gateway.explain.trace import Lifetime, Name, Trace, render
+from gateway.routing.cached_decorator import cached
+from gateway.server.embedded_redis import Embedded
 
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer
 

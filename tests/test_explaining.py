@@ -10,11 +10,11 @@ from typing import Any
 
 import httpx
 
-from gateway.access_log import JsonAccessLog
-from gateway.app import Gateway, create_app
-from gateway.explain_trace import Trace
-from gateway.explaining import MOST_BYTES, encoded
-from gateway.settings import load
+from gateway.app.gateway import Gateway, create_app
+from gateway.config.loader import load
+from gateway.explain.middleware import MOST_BYTES, encoded
+from gateway.explain.trace import Trace
+from gateway.observability.access_log import JsonAccessLog
 
 from .conftest import TurnedClock, Upstream, asking
 from .edge_lines import GET, Counted, Line, asked

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.headers import http_date
+from gateway.http.headers import http_date
 
 from . import waiting_routes
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer

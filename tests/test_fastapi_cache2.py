@@ -32,15 +32,17 @@ from msgspec import msgpack, structs
 from pydantic import BaseModel, ConfigDict, Field, RootModel, SecretStr, computed_field, field_serializer
 
 from gateway import cached
+from gateway.cache.engine import Engine
+from gateway.cache.memory import Memory
+from gateway.cache.purge_log import PurgeLog
+from gateway.cache.redis.store import RedisStore
+from gateway.cache.shared_store import NoShared, SharedStore
+from gateway.cache.store import entry_name
 from gateway.clock import Clock, SystemClock
-from gateway.embedded import Embedded
-from gateway.engine import Engine
-from gateway.fastapi_cache2 import GatewayBackend, GatewayCoder, register, unregister
-from gateway.memory import Memory
-from gateway.purges import PurgeLog
-from gateway.record import decode_stored, encode
-from gateway.shared import NoShared, RedisStore, SharedStore
-from gateway.tiers import entry_name
+from gateway.fastapi_cache2.backend import GatewayBackend, register, unregister
+from gateway.fastapi_cache2.coder import GatewayCoder
+from gateway.policy.entry import decode_stored, encode
+from gateway.server.embedded_redis import Embedded
 
 from .conftest import TurnedClock, asking, gateway
 
@@ -847,7 +849,7 @@ async def test_an_entry_larger_than_memory_takes_is_still_shared(valkey: Embedde
 
 
 def test_an_etag_is_the_same_in_every_process() -> None:
-    code = "from gateway.fastapi_cache2 import GatewayCoder; print(hash(GatewayCoder.encode({'a': [1, 'b']})))"
+    code = "from gateway.fastapi_cache2.coder import GatewayCoder; print(hash(GatewayCoder.encode({'a': [1, 'b']})))"
     seen = {
         subprocess.run(
             [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, check=True, capture_output=True

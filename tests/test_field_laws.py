@@ -8,10 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import headers
-from gateway.headers import MAX_DELTA, CacheControl, delta_seconds, http_date, parse_age, parse_date, split_list
-from gateway.outcome import FORWARD_REASONS, Outcome, Result, cache_status
-from gateway.structured import dictionary
+from gateway.context import FORWARD_REASONS, Outcome, Result, cache_status
+from gateway.http import headers
+from gateway.http.headers import (
+    MAX_DELTA,
+    CacheControl,
+    delta_seconds,
+    dictionary,
+    http_date,
+    parse_age,
+    parse_date,
+    split_list,
+)
 
 NOON = 1_735_732_800.0  # Wed, 01 Jan 2025 12:00:00 GMT
 TEXT = st.text(st.characters(max_codepoint=255), max_size=40)

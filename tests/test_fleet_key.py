@@ -10,11 +10,11 @@ from uuid import uuid4
 
 import pytest
 
-from gateway.app import Gateway
-from gateway.embedded import Embedded
-from gateway.fleet_key import FleetKey
-from gateway.identity_key import KEY_BYTES, UNKEYED, IdentityKey, ShownKey, derived
-from gateway.shared import IDENTITY_KEY, RedisStore
+from gateway.app.gateway import Gateway
+from gateway.cache.redis.fleet_key import FleetKey
+from gateway.cache.redis.store import IDENTITY_KEY, RedisStore
+from gateway.policy.identity_key import KEY_BYTES, UNKEYED, IdentityKey, ShownKey, derived
+from gateway.server.embedded_redis import Embedded
 
 from .conftest import Upstream, asking, gateway, json_answer
 from .faults.proxy import faulty_url

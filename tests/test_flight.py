@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gateway.flight import Alone, Failed, Flight, Landed, Landing, Marks
-from gateway.record import Life, Stored
-from gateway.upstreams import Fetched, WholeBody
+from gateway.cache.flight import Alone, Failed, Flight, Landed, Landing, Marks
+from gateway.policy.entry import Life, Stored
+from gateway.upstreams.response import Fetched, WholeBody
 
 LANDED = Landed(
     Stored(key="k", primary="k", born=2.0, started=1.0, initial_age=0.0, status=200, headers=(), body=b"", life=Life()),

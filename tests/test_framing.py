@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.errors import RequestRefused
-from gateway.framing import ChunkedBody
-from gateway.heads import Limits
+from gateway.http.request_parser import ChunkedBody, Limits
 
 
 def taken(data: bytes, limits: Limits) -> ChunkedBody:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.garbage import Garbage
+from gateway.server.process import Garbage
 
 from .conftest import TurnedClock
 

@@ -12,11 +12,11 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from gateway.access_log import JsonAccessLog
-from gateway.app import create_app
-from gateway.config import Config
-from gateway.exchange import Exchange
-from gateway.handlers import cached
+from gateway.app.gateway import create_app
+from gateway.config.models import Config
+from gateway.context import Exchange
+from gateway.observability.access_log import JsonAccessLog
+from gateway.routing.cached_decorator import cached
 
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer, served
 from .raw import Connection, once, raw_upstream
@@ -362,7 +362,7 @@ async def test_the_more_specific_path_wins_whatever_the_order() -> None:
 
 
 async def test_an_absolute_target_of_another_host_is_refused_by_the_server(clock: TurnedClock) -> None:
-    from gateway.edge import GatewayProtocol
+    from gateway.edge.protocol import GatewayProtocol
 
     app = gateway(Upstream(json_answer()))
     async with served(app, http=GatewayProtocol) as url:
@@ -488,7 +488,7 @@ async def test_an_answer_that_only_another_request_could_have_had_is_502(status:
 
 
 async def test_interim_responses_reach_the_client() -> None:
-    from gateway.edge import GatewayProtocol
+    from gateway.edge.protocol import GatewayProtocol
 
     early = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n"
     final = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -503,7 +503,7 @@ async def test_interim_responses_reach_the_client() -> None:
 
 
 async def test_a_body_that_breaks_off_while_it_streams_breaks_the_clients_connection() -> None:
-    from gateway.edge import GatewayProtocol
+    from gateway.edge.protocol import GatewayProtocol
 
     async def script(connection: Connection) -> None:
         await connection.request()

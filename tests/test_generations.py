@@ -11,15 +11,15 @@ import httpx
 import pytest
 from fastapi import APIRouter, Request
 
-from gateway.access_log import silent
-from gateway.app import create_app
-from gateway.background import Background
-from gateway.config import Config
+from gateway.app.gateway import create_app
+from gateway.app.generations import Generations
+from gateway.cache.background import Background
+from gateway.config.loader import Loaded
+from gateway.config.models import Config
 from gateway.errors import ConfigError
-from gateway.generations import Generations
-from gateway.handlers import cached
-from gateway.reloading import Change, difference, merged
-from gateway.settings import Loaded
+from gateway.observability.access_log import silent
+from gateway.routing.cached_decorator import cached
+from gateway.server.reload import Change, difference, merged
 
 from .conftest import TurnedClock, Upstream, json_answer
 from .edge_lines import GET, Line, asked

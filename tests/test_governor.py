@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.governor import Governor
-from gateway.lag import LoopLag
-from gateway.shared import NoShared
+from gateway.cache.overload import Governor, LoopLag
+from gateway.cache.shared_store import NoShared
 
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer
 

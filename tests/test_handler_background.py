@@ -10,8 +10,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.background import BackgroundTask
 
 from gateway import cached, create_app
-from gateway.access_log import silent
-from gateway.app import Gateway
+from gateway.app.gateway import Gateway
+from gateway.observability.access_log import silent
 
 from .conftest import TurnedClock, asking
 

@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel
 
 from gateway import cached, create_app
-from gateway.access_log import silent
 from gateway.errors import ConfigError
+from gateway.observability.access_log import silent
 
 from .conftest import TurnedClock, asking
 

@@ -8,8 +8,8 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import JSONResponse
 
 from gateway import cached, create_app
-from gateway.access_log import silent
-from gateway.app import Gateway
+from gateway.app.gateway import Gateway
+from gateway.observability.access_log import silent
 
 from .conftest import TurnedClock, asking
 

@@ -14,9 +14,9 @@ from pydantic import AliasChoices, BaseModel, Field, model_validator
 from starlette.requests import HTTPConnection
 
 from gateway import cached, create_app
-from gateway.access_log import silent
-from gateway.app import Gateway
+from gateway.app.gateway import Gateway
 from gateway.errors import ConfigError
+from gateway.observability.access_log import silent
 
 from .conftest import asking
 

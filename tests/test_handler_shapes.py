@@ -27,7 +27,7 @@ from starlette.background import BackgroundTask
 from starlette.requests import HTTPConnection
 
 from gateway import cached, create_app
-from gateway.access_log import silent
+from gateway.observability.access_log import silent
 
 from .conftest import asking
 

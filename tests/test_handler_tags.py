@@ -11,8 +11,8 @@ import pytest
 from fastapi import APIRouter, Depends, Path
 
 from gateway import cached, create_app
-from gateway.access_log import silent
-from gateway.handler_tags import text_of
+from gateway.observability.access_log import silent
+from gateway.routing.handler_tags import text_of
 
 from .conftest import asking
 

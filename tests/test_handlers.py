@@ -7,8 +7,8 @@ import asyncio
 import httpx
 import pytest
 
+from gateway.cache.redis.store import RedisStore
 from gateway.errors import ConfigError
-from gateway.shared import RedisStore
 
 from . import shop_routes
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer

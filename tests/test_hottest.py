@@ -7,10 +7,10 @@ import asyncio
 import httpx
 import pytest
 
-from gateway import hottest
-from gateway.app import Gateway
-from gateway.hottest import Hottest
-from gateway.shared import RedisStore
+from gateway.app.gateway import Gateway
+from gateway.cache import warm_start
+from gateway.cache.redis.store import RedisStore
+from gateway.cache.warm_start import BATCH, NAME, Hottest
 
 from .conftest import TurnedClock, Upstream, asking, gateway
 from .test_engine import status_of
@@ -110,7 +110,7 @@ async def test_it_goes_by_small_batches_and_leaves_half_of_the_memory(
         taken = await by_hand(new).take()
         rounds = redis_store.statistics.batches - before
     # 20 KB each: a batch of 32 passes half of one MiB, and is the last.
-    assert taken == hottest.BATCH
+    assert taken == BATCH
     assert rounds <= 1 + 2 + 1
 
 
@@ -118,7 +118,7 @@ async def test_it_goes_by_small_batches_and_leaves_half_of_the_memory(
 async def test_a_list_that_means_nothing_is_none(clock: TurnedClock, redis_store: RedisStore, planted: bytes) -> None:
     app = gateway(upstream(), LONG, clock=clock, store=redis_store, warm_start=0)
     async with asking(app):
-        await redis_store.write([(hottest.NAME, planted, 60.0)])
+        await redis_store.write([(NAME, planted, 60.0)])
         assert await by_hand(app).take() == 0
 
 
@@ -145,8 +145,8 @@ async def test_a_worker_that_has_little_keeps_the_list_before(clock: TurnedClock
         assert await worker.take() == 0
         await settled(new, other, "/items/3")
         await worker.publish()
-        (data,) = await redis_store.read([hottest.NAME])
-    listed = hottest._read(data)
+        (data,) = await redis_store.read([NAME])
+    listed = warm_start._read(data)
     assert len(listed) == 3
     assert "/items/3" in listed[0]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.trial import problems_of
+from gateway.cli.include_check import problems_of
 
 from .integration.processes import command
 

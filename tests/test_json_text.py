@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.expressions import Expression
-from gateway.json_text import NotJson, Number, TooDeep, json_text, number_of, text_of, value_of, well_formed
-from gateway.merge import Shape
+from gateway.aggregates.merge import Shape
+from gateway.config.expressions import Expression
+from gateway.http.json_text import NotJson, Number, TooDeep, json_text, number_of, text_of, value_of, well_formed
 
 number_texts = st.from_regex(r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,5})?", fullmatch=True)
 # Those that no float or int of orjson's would be read from and written to as they are.

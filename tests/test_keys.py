@@ -8,10 +8,10 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from gateway.headers import Headers, connection_named, sent_value
-from gateway.identity_key import UNKEYED, IdentityKey
-from gateway.keys import FOLLOWING, Keying, Plan, digest, is_identity, passed_through, plan, primary_key
-from gateway.vary import variant_key
+from gateway.http.headers import Headers, connection_named, sent_value
+from gateway.policy.identity_key import UNKEYED, IdentityKey
+from gateway.policy.keys import FOLLOWING, Keying, Plan, digest, is_identity, passed_through, plan, primary_key
+from gateway.policy.vary import variant_key
 
 TIMED = Keying(vary=("accept", "accept-language"))
 ORIGIN = Keying(vary=None)

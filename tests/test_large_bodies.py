@@ -9,8 +9,8 @@ from itertools import cycle
 import httpx
 import pytest
 
-from gateway.app import Gateway
-from gateway.fetched import PartOfBody
+from gateway.app.gateway import Gateway
+from gateway.upstreams.response import PartOfBody
 
 from .conftest import TurnedClock, Upstream, asking, gateway, served
 

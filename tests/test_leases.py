@@ -11,11 +11,11 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from gateway.app import Gateway
-from gateway.embedded import Embedded
-from gateway.leases import LIFE, STORED_LIFE, Lease, Leases, Standing
-from gateway.redis_leases import STORED, RedisLeases
-from gateway.shared import NoShared, RedisStore
+from gateway.app.gateway import Gateway
+from gateway.cache.leases import LIFE, STORED, STORED_LIFE, Lease, Leases, Standing
+from gateway.cache.redis.store import RedisLeases, RedisStore
+from gateway.cache.shared_store import NoShared
+from gateway.server.embedded_redis import Embedded
 
 from .conftest import TurnedClock, Upstream, gateway, json_answer
 from .faults.proxy import faulty_url

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.listeners import UNSENT, ListenError, forget, listen, listen_admin, listen_for_each, url_of
+from gateway.server.listener import UNSENT, ListenError, forget, listen, listen_admin, listen_for_each, url_of
 
 
 def test_each_worker_has_a_socket_of_its_own_at_one_address() -> None:

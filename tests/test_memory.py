@@ -5,10 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.memory import Memory
-from gateway.record import Life, Stored, size_of
-from gateway.s3fifo import ENTRY_BYTES
-from gateway.vary import VaryIndex
+from gateway.cache.memory import ENTRY_BYTES, Memory
+from gateway.policy.entry import Life, Stored, size_of
+from gateway.policy.vary import VaryIndex
 
 
 def stored(key: str, body: int = 100, primary: str | None = None) -> Stored:

@@ -12,11 +12,11 @@ import uvicorn
 from msgspec import structs
 from uvicorn.server import ServerState
 
-from gateway.app import Gateway
-from gateway.edge import GatewayProtocol
-from gateway.memory import Memory
-from gateway.record import Stored
-from gateway.vary import VaryIndex
+from gateway.app.gateway import Gateway
+from gateway.cache.memory import Memory
+from gateway.edge.protocol import GatewayProtocol
+from gateway.policy.entry import Stored
+from gateway.policy.vary import VaryIndex
 
 from .conftest import TurnedClock, Upstream, gateway
 from .edge_lines import Counted, Line, Pipe, asked

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.expressions import Expression
-from gateway.json_text import exactly, text_of
-from gateway.merge import Merge, Piece, Shape, WrongType, decoded, joined, list_of, media_type
-from gateway.part_config import PartConfig
+from gateway.aggregates.merge import Merge, Piece, Shape, WrongType, decoded, joined, list_of, media_type
+from gateway.config.expressions import Expression
+from gateway.config.part import PartConfig
+from gateway.http.json_text import exactly, text_of
 
 JSON = ((b"content-type", b"application/json"),)
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gateway.config import Config
-from gateway.mode_words import refuse_modes
+from gateway.config.models import Config
+from gateway.config.names import refuse_modes
 
 MODES = ["all", "none", "any", "off", "ignore", "key", "*", "All", "NONE", True, False]
 ROUTE: dict[str, Any] = {"path": "/a", "upstream": "api", "ttl": "1s"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gateway.app import create_app
+from gateway.app.gateway import create_app
 
 ROOT = Path(__file__).parent.parent
 RULES = ROOT / "config/prometheus/rules.yml"
@@ -53,7 +53,7 @@ def samples() -> set[str]:
     for family in gateway.metrics.registry.collect():
         ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
         names |= {family.name + end for end in ends}
-    for node in ast.walk(ast.parse((ROOT / "gateway/supervisor.py").read_text())):
+    for node in ast.walk(ast.parse((ROOT / "gateway/server/supervisor.py").read_text())):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("_family", "Family"):
             name, kind = (str(each.value) if isinstance(each, ast.Constant) else "" for each in node.args[:2])
             names.add(f"{name}_total" if kind == "counter" else name)

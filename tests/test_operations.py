@@ -13,19 +13,20 @@ import msgspec
 import pytest
 from fastapi import APIRouter
 
-from gateway.admin import create_admin
-from gateway.app import create_app
-from gateway.config import Config
-from gateway.embedded import Embedded
+from gateway.admin.app import create_admin
+from gateway.admin.figures import Between, Figures, Reading
+from gateway.admin.operations import NoSuchOverride, operations_of
+from gateway.aggregates.typed import aggregate, part
+from gateway.app.gateway import create_app
+from gateway.app.generations import Generations
+from gateway.cache.redis.store import RedisStore
+from gateway.config.environment import Source
+from gateway.config.loader import Loaded
+from gateway.config.models import Config
+from gateway.config.overrides import Override
 from gateway.errors import ConfigError
-from gateway.figures import Between, Figures, Reading
-from gateway.generations import Generations
-from gateway.handlers import cached
-from gateway.live import Override
-from gateway.operations import NoSuchOverride, operations_of
-from gateway.settings import Loaded, Source
-from gateway.shared import RedisStore
-from gateway.typed_parts import aggregate, part
+from gateway.routing.cached_decorator import cached
+from gateway.server.embedded_redis import Embedded
 
 from .conftest import TurnedClock, Upstream, gateway, json_answer, served
 

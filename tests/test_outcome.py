@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.exchange import SCOPE_KEY, Exchange, exchange_of
-from gateway.outcome import FORWARD_REASONS, LOCAL, Outcome, Result, cache_status
+from gateway.context import FORWARD_REASONS, LOCAL, SCOPE_KEY, Exchange, Outcome, Result, cache_status, exchange_of
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import zstandard
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from gateway.typed_parts import aggregate
-from gateway.typed_parts import part as typed_part
+from gateway.aggregates.typed import aggregate
+from gateway.aggregates.typed import part as typed_part
 
 from .conftest import TurnedClock, asking
 from .test_aggregates import Shop, home, part, said

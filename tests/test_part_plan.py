@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gateway.config import Config, RouteConfig
+from gateway.config.loader import load
+from gateway.config.models import Config
+from gateway.config.part_values import Missing, PartTarget, Values, condition_holds
+from gateway.config.route import RouteConfig
 from gateway.errors import ConfigError, RequestRefused
-from gateway.part_plan import Missing, PartTarget, Values, condition_holds
-from gateway.settings import load
-from gateway.targets import normalise
+from gateway.http.target import normalise
 
 UPSTREAMS = {"shop": {"url": "http://shop"}, "promo": {"urls": ["http://a", "http://b"]}}
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.aggregate_routes import asked_of
-from gateway.app import create_app
-from gateway.targets import normalise, query_name
+from gateway.aggregates.routes import asked_of
+from gateway.app.gateway import create_app
+from gateway.http.target import normalise, query_name
 
 from .conftest import TurnedClock, asking, silent
 from .test_aggregates import Shop, home, part

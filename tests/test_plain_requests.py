@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from gateway.plain_requests import INTERNALS, request_head
+from gateway.upstreams.connection import INTERNALS, request_head
 
 from .raw import Connection, raw_upstream
 from .test_upstreams import speaking_to
@@ -15,7 +15,7 @@ def test_what_is_used_of_aiohttp_is_there() -> None:
     missing = [
         f"{kind.__name__}.{name}" for kind, names in INTERNALS.items() for name in names if not hasattr(kind, name)
     ]
-    assert not missing, f"this aiohttp has no {', '.join(missing)}: see gateway/plain_requests.py"
+    assert not missing, f"this aiohttp has no {', '.join(missing)}: see gateway/upstreams/connection.py"
 
 
 def test_a_request_is_its_line_its_fields_as_they_are_and_an_empty_line() -> None:

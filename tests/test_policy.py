@@ -7,47 +7,36 @@ from typing import Any
 
 import pytest
 
-from gateway.headers import http_date
-from gateway.policy import (
-    DAY,
-    DEFAULT_STALE_IF_ERROR,
-    MAX_LIFE,
-    PLAIN,
-    Admit,
+from gateway.http.headers import http_date
+from gateway.policy.entry import Life, Stored
+from gateway.policy.freshness import (
     Bypass,
-    Facts,
     Hit,
     Miss,
-    Received,
-    Refuse,
     Revalidate,
-    Rules,
     Stale,
     Unsatisfiable,
-    admit,
-    confirms,
     current_age,
     decide,
-    facts_of,
-    fields_of_304,
-    freshened,
-    governing,
-    has_validator,
-    initial_age,
     invalidates,
     is_failure,
-    not_modified,
-    own_tag,
-    same_representation,
     softened,
-    tags_of,
     told_age,
     told_headers,
     usable_on_error,
-    validators,
     windows,
 )
-from gateway.record import Life, Stored
+from gateway.policy.rules import DAY, DEFAULT_STALE_IF_ERROR, MAX_LIFE, PLAIN, Facts, Rules, facts_of
+from gateway.policy.storability import Admit, Received, Refuse, admit, governing, has_validator, initial_age, tags_of
+from gateway.policy.validation import (
+    confirms,
+    fields_of_304,
+    freshened,
+    not_modified,
+    own_tag,
+    same_representation,
+    validators,
+)
 
 NOW = 1_800_000_000.0
 ORIGIN = Rules()

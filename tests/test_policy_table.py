@@ -8,22 +8,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import policy
-from gateway.headers import Headers, http_date
-from gateway.keys import Keying, plan
-from gateway.policy import Admit, Decision, Facts, Received, Refuse, Rules
-from gateway.record import Life, Stored
-from gateway.vary import variant_key
+from gateway.http.headers import Headers, http_date
+from gateway.policy import freshness, storability, validation
+from gateway.policy import rules as policy_rules
+from gateway.policy.entry import Life, Stored
+from gateway.policy.freshness import Bypass, Decision, Hit, Miss, Revalidate, Stale, Unsatisfiable
+from gateway.policy.keys import Keying, plan
+from gateway.policy.rules import PLAIN, Facts, Rules
+from gateway.policy.storability import FOR_US, Admit, Received, Refuse
+from gateway.policy.vary import variant_key
 
 from .policy_cases import CASES, GROUPS, NOW, Case, at
 
 WORDS = {
-    policy.Hit: "hit",
-    policy.Stale: "stale",
-    policy.Revalidate: "ask",
-    policy.Miss: "miss",
-    policy.Bypass: "bypass",
-    policy.Unsatisfiable: "504",
+    Hit: "hit",
+    Stale: "stale",
+    Revalidate: "ask",
+    Miss: "miss",
+    Bypass: "bypass",
+    Unsatisfiable: "504",
 }
 
 
@@ -56,16 +59,16 @@ def outcome(case: Case) -> str:
     if not any(name == b"date" for name, _ in response):
         response = [*response, (b"date", http_date(NOW))]
     received = Received(case.status, response, NOW, NOW)
-    verdict = policy.admit(received, policy.facts_of("GET", request, rules), rules)
+    verdict = storability.admit(received, policy_rules.facts_of("GET", request, rules), rules)
     if isinstance(verdict, Refuse):
         return "refused"
     stored = keep(received, verdict, request)
     if variant_key(plan(Keying(vary=None), "api", "/", then).base, stored.vary, then) != stored.key:
         return "other"
-    facts = policy.facts_of("GET", then, rules)
+    facts = policy_rules.facts_of("GET", then, rules)
     if case.failing:
-        return "on-error" if policy.usable_on_error(stored, facts, rules, NOW + case.after) else "failure"
-    return WORDS[type(policy.decide(stored, facts, rules, NOW + case.after))]
+        return "on-error" if freshness.usable_on_error(stored, facts, rules, NOW + case.after) else "failure"
+    return WORDS[type(freshness.decide(stored, facts, rules, NOW + case.after))]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -137,18 +140,18 @@ def test_no_field_however_malformed_raises(
     request: Headers, response: Headers, then: Headers, status: int, after: float, delay: float, rules: Rules
 ) -> None:
     received = Received(status, response, NOW - delay, NOW)
-    facts = policy.facts_of("GET", then, rules)
-    policy.tags_of(response)
-    verdict = policy.admit(received, policy.facts_of("GET", request, rules), rules)
+    facts = policy_rules.facts_of("GET", then, rules)
+    storability.tags_of(response)
+    verdict = storability.admit(received, policy_rules.facts_of("GET", request, rules), rules)
     if isinstance(verdict, Admit):
         stored = keep(received, verdict, request)
-        policy.decide(stored, facts, rules, NOW + after)
-        told = policy.told_headers(stored, rules, NOW + after)
-        policy.not_modified(then, told, NOW)
-        policy.freshened(stored, received)
-        policy.confirms(stored, received)
-        policy.same_representation(stored, received)
-        assert not policy.FOR_US & {name for name, _ in told}
+        freshness.decide(stored, facts, rules, NOW + after)
+        told = freshness.told_headers(stored, rules, NOW + after)
+        validation.not_modified(then, told, NOW)
+        validation.freshened(stored, received)
+        validation.confirms(stored, received)
+        validation.same_representation(stored, received)
+        assert not FOR_US & {name for name, _ in told}
         assert all(int(value) >= 0 for name, value in told if name == b"age")
 
 
@@ -180,21 +183,21 @@ STORED = st.builds(
 
 @given(STORED, RULES, SECONDS)
 def test_ages_are_never_negative(stored: Stored, rules: Rules, after: float) -> None:
-    assert policy.current_age(stored, NOW + after) >= 0
-    assert policy.told_age(stored, rules, NOW + after) >= 0
+    assert freshness.current_age(stored, NOW + after) >= 0
+    assert freshness.told_age(stored, rules, NOW + after) >= 0
 
 
 @given(STORED, RULES)
 def test_the_windows_follow_each_other_and_end_with_the_longest_life(stored: Stored, rules: Rules) -> None:
-    ends = policy.windows(stored, rules)
+    ends = freshness.windows(stored, rules)
     assert ends.fresh <= ends.revalidate <= ends.error or stored.distrusted
     assert max(ends.fresh, ends.revalidate, ends.error) <= stored.born + rules.max_life or ends.fresh < stored.born
 
 
 @given(STORED, RULES)
 def test_a_soft_purge_never_makes_a_window_longer(stored: Stored, rules: Rules) -> None:
-    plain = policy.windows(Stored(**{**_parts(stored), "softened": None}), rules)
-    ends = policy.windows(stored, rules)
+    plain = freshness.windows(Stored(**{**_parts(stored), "softened": None}), rules)
+    ends = freshness.windows(stored, rules)
     assert (ends.fresh, ends.revalidate, ends.error) <= (plain.fresh, plain.revalidate, plain.error)
     assert ends.revalidate <= plain.revalidate or stored.distrusted
     assert ends.error <= plain.error
@@ -204,7 +207,7 @@ def test_a_soft_purge_never_makes_a_window_longer(stored: Stored, rules: Rules) 
 def test_jitter_only_shortens_and_never_what_the_upstream_stated(stored: Stored, jitter: float, ttl: float) -> None:
     jittered, exact = ({**_parts(stored), "jitter": share} for share in (jitter, 0.0))
     for rules in (Rules(ttl=ttl), Rules()):
-        ends, plain = policy.windows(Stored(**jittered), rules), policy.windows(Stored(**exact), rules)
+        ends, plain = freshness.windows(Stored(**jittered), rules), freshness.windows(Stored(**exact), rules)
         assert ends.fresh <= plain.fresh
         if rules.ttl is None and stored.life.lifetime is not None:
             assert ends == plain
@@ -219,8 +222,8 @@ def test_what_is_no_longer_fresh_never_becomes_fresh_again(
     stored: Stored, rules: Rules, early: float, late: float
 ) -> None:
     early, late = sorted((early, late))
-    if isinstance(policy.decide(stored, policy.PLAIN, rules, NOW + late), policy.Hit):
-        assert isinstance(policy.decide(stored, policy.PLAIN, rules, NOW + early), policy.Hit)
+    if isinstance(freshness.decide(stored, PLAIN, rules, NOW + late), Hit):
+        assert isinstance(freshness.decide(stored, PLAIN, rules, NOW + early), Hit)
 
 
 FACTS = st.builds(
@@ -237,19 +240,19 @@ def test_a_request_can_only_ask_for_more_than_a_plain_one_gets(
     stored: Stored, rules: Rules, facts: Facts, after: float
 ) -> None:
     def served(decision: Decision) -> bool:
-        return isinstance(decision, policy.Hit | policy.Stale)
+        return isinstance(decision, Hit | Stale)
 
-    if served(policy.decide(stored, facts, rules, NOW + after)):
-        assert served(policy.decide(stored, policy.PLAIN, rules, NOW + after))
+    if served(freshness.decide(stored, facts, rules, NOW + after)):
+        assert served(freshness.decide(stored, PLAIN, rules, NOW + after))
 
 
 @given(STORED, st.floats(0, 1e6))
 def test_what_must_be_validated_is_never_served_stale(stored: Stored, after: float) -> None:
     if stored.life.strict or stored.life.no_cache:
         stale = Facts(max_stale=math.inf, stale_if_error=math.inf)
-        assert not isinstance(policy.decide(stored, stale, Rules(), NOW + after), policy.Stale)
-        if NOW + after >= policy.windows(stored, Rules()).fresh:
-            assert not policy.usable_on_error(stored, stale, Rules(), NOW + after) or stored.distrusted
+        assert not isinstance(freshness.decide(stored, stale, Rules(), NOW + after), Stale)
+        if NOW + after >= freshness.windows(stored, Rules()).fresh:
+            assert not freshness.usable_on_error(stored, stale, Rules(), NOW + after) or stored.distrusted
 
 
 # --- validation ---------------------------------------------------------------------------------------------
@@ -282,7 +285,7 @@ def test_what_must_be_validated_is_never_served_stale(stored: Stored, after: flo
 def test_a_client_that_has_it_is_told_so(
     request_fields: tuple[str, ...], response_fields: tuple[str, ...], held: bool
 ) -> None:
-    assert policy.not_modified(fields(request_fields), fields(response_fields), NOW) is held
+    assert validation.not_modified(fields(request_fields), fields(response_fields), NOW) is held
 
 
 def stored_with(*lines: str) -> Stored:
@@ -301,13 +304,15 @@ def stored_with(*lines: str) -> Stored:
     ],
 )
 def test_a_304_must_speak_of_what_is_stored(known: str, said: str, same: bool) -> None:
-    assert policy.confirms(stored_with(known), Received(304, fields((said,)), NOW, NOW)) is same
+    assert validation.confirms(stored_with(known), Received(304, fields((said,)), NOW, NOW)) is same
 
 
 def test_a_304_updates_what_it_brings_but_not_what_speaks_of_the_bytes() -> None:
     stored = stored_with("a: 1", "b: 1", 'etag: "a"', "content-encoding: gzip", "content-type: text/plain")
     lines = ("b: 2", "content-type: text/html", "content-encoding: br", "content-length: 9", "connection: c", "c: 3")
-    told = dict(policy.freshened(stored, Received(304, fields((*lines, "gateway-cache-control: max-age=9")), NOW, NOW)))
+    told = dict(
+        validation.freshened(stored, Received(304, fields((*lines, "gateway-cache-control: max-age=9")), NOW, NOW))
+    )
     assert told == {
         b"a": b"1",
         b"b": b"2",

@@ -10,10 +10,10 @@ import httpx
 import pytest
 from fastapi import APIRouter, Header, Response
 
-from gateway.codings import tag_of
-from gateway.handlers import cached
-from gateway.preconditions import as_given, as_known, own_tags, settled, without_own
-from gateway.validation import own_tag
+from gateway.http.codings import tag_of
+from gateway.policy.preconditions import as_given, as_known, own_tags, settled, without_own
+from gateway.policy.validation import own_tag
+from gateway.routing.cached_decorator import cached
 
 from .conftest import Upstream, asking, gateway, served
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.keys import Keying, plan
-from gateway.policy import PLAIN, Admit, Received, Refuse, Rules, admit
+from gateway.policy.keys import Keying, plan
+from gateway.policy.rules import PLAIN, Rules
+from gateway.policy.storability import Admit, Received, Refuse, admit
 
 from .conftest import TurnedClock, Upstream, asking, gateway
 from .edge_lines import Counted, Line, asked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.proxies import Trusted
+from gateway.http.forwarding import Trusted
 
 SAID = ((b"x-forwarded-for", b"203.0.113.7, 10.0.0.9"), (b"x-forwarded-proto", b"https"))
 TRUSTED = Trusted(["10.0.0.0/8", "::1"])

@@ -26,19 +26,22 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from gateway import policy
-from gateway.embedded import Embedded
-from gateway.epochs import Purge, key_name, show_position, tag_name
-from gateway.keys import Plan
-from gateway.memory import Memory
-from gateway.purges import RedisPurges, Report
-from gateway.record import Life, Stored
-from gateway.shared import RedisStore
-from gateway.tiers import Found, Selection, Tiers, selection
+from gateway.cache.memory import Memory
+from gateway.cache.purge_log import Report
+from gateway.cache.redis.purge_log import RedisPurges
+from gateway.cache.redis.store import RedisStore
+from gateway.cache.store import Found, Selection, Tiers, selection
+from gateway.policy import freshness
+from gateway.policy.entry import Life, Stored
+from gateway.policy.epochs import Purge, key_name, show_position, tag_name
+from gateway.policy.freshness import Decision, Hit, Stale
+from gateway.policy.keys import Plan
+from gateway.policy.rules import PLAIN, Rules
+from gateway.server.embedded_redis import Embedded
 
 from .conftest import TurnedClock
 
-RULES = policy.Rules(ttl=3600.0, stale_while_revalidate=600.0, stale_if_error=0.0)
+RULES = Rules(ttl=3600.0, stale_while_revalidate=600.0, stale_if_error=0.0)
 BLIND = 30.0
 KEYS = ("a", "b")
 NAMES = {"a": [key_name("a")], "b": [key_name("b")], "both": [tag_name("both")], "upstream": [tag_name("upstream-b")]}
@@ -279,12 +282,12 @@ class Fleet(RuleBasedStateMachine):
         bound, fresh_bound = self.bound(worker, key), self.bound(worker, key, soft=True)
         wanted = worker.wanted(key)
         found = Found(worker.tiers.at_hand(wanted), "memory")
-        if not isinstance(self.decided(found), policy.Hit):
+        if not isinstance(self.decided(found), Hit):
             found = self.run(worker.tiers.newer(wanted, found))
         decision = self.decided(found)
-        if isinstance(decision, policy.Hit | policy.Stale):
+        if isinstance(decision, Hit | Stale):
             assert int(decision.stored.body) > bound, f"{worker} answered by what was purged"
-        if isinstance(decision, policy.Hit):
+        if isinstance(decision, Hit):
             assert int(decision.stored.body) > fresh_bound, f"{worker} took for fresh what was softly purged"
 
     @invariant()
@@ -299,8 +302,8 @@ class Fleet(RuleBasedStateMachine):
             for key in KEYS:
                 self.land_a_fetch(self.fetch(which, key))
 
-    def decided(self, found: Found) -> policy.Decision:
-        return policy.decide(found.stored, policy.PLAIN, RULES, self.clock.now())
+    def decided(self, found: Found) -> Decision:
+        return freshness.decide(found.stored, PLAIN, RULES, self.clock.now())
 
     def bound(self, worker: Worker, key: str, *, soft: bool = False) -> int:
         """No answer of this worker to a request that comes now may contain what that fetch or one before it brought."""

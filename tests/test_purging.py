@@ -10,14 +10,14 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from gateway.admin import create_admin
-from gateway.app import Gateway
+from gateway.admin.app import create_admin
+from gateway.app.gateway import Gateway
+from gateway.cache.redis.purge_log import RedisPurges
+from gateway.cache.redis.purge_stream import Beat
+from gateway.cache.redis.store import RedisStore
 from gateway.clock import SystemClock
-from gateway.embedded import Embedded
-from gateway.epochs import ZERO, Epochs, Purge, State, tag_name
-from gateway.purge_stream import Beat
-from gateway.purges import RedisPurges
-from gateway.shared import RedisStore
+from gateway.policy.epochs import ZERO, Epochs, Purge, State, tag_name
+from gateway.server.embedded_redis import Embedded
 
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer
 

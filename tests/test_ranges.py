@@ -6,8 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.headers import Headers
-from gateway.ranges import OutOfRange, Part, Piece, combine, cut, is_whole, rest_of, span_of, strong_validator, wanted
+from gateway.http.headers import Headers
+from gateway.http.ranges import (
+    OutOfRange,
+    Part,
+    Piece,
+    combine,
+    cut,
+    is_whole,
+    rest_of,
+    span_of,
+    strong_validator,
+    wanted,
+)
 
 MODIFIED = b"Wed, 01 Jan 2025 00:00:00 GMT"
 TAGGED = [(b"etag", b'"v1"'), (b"last-modified", MODIFIED), (b"date", b"Wed, 01 Jan 2025 00:00:01 GMT")]

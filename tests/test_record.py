@@ -13,19 +13,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_digest
 
-from gateway.heads import BAD_IN_VALUE
-from gateway.memory import Memory
-from gateway.record import (
-    MAGIC,
-    VERSION,
-    Life,
-    Stored,
-    decode_index,
-    decode_stored,
-    encode,
-    size_of,
-)
-from gateway.vary import VaryIndex
+from gateway.cache.memory import Memory
+from gateway.http.request_parser import BAD_IN_VALUE
+from gateway.policy.entry import MAGIC, VERSION, Life, Stored, decode_index, decode_stored, encode, size_of
+from gateway.policy.vary import VaryIndex
 
 PREFIX = MAGIC + bytes((VERSION,))
 SAMPLE = Stored(

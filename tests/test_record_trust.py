@@ -9,9 +9,9 @@ import httpx
 import msgspec
 import pytest
 
-from gateway.app import Gateway
-from gateway.record import Stored, decode_stored, encode
-from gateway.shared import RedisStore
+from gateway.app.gateway import Gateway
+from gateway.cache.redis.store import RedisStore
+from gateway.policy.entry import Stored, decode_stored, encode
 
 from .conftest import Upstream, asking, gateway, json_answer
 

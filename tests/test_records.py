@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
-from gateway.record import Life, Stored, decode_stored, encode
-from gateway.records import Records
+from gateway.edge.shared_lookup import Records
+from gateway.policy.entry import Life, Stored, decode_stored, encode
 
 STORED = Stored(
     key="k",

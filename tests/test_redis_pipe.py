@@ -11,12 +11,11 @@ from uuid import uuid4
 import fakeredis
 import pytest
 
-from gateway.embedded import Embedded
-from gateway.redis_clients import connect
-from gateway.redis_pipe import INTERNALS, Pipe
-from gateway.redis_reads import MAX_BATCH, Reads, Values
-from gateway.redis_values import Reply
-from gateway.shared import RedisStore
+from gateway.cache.redis.connection import Reply, connect
+from gateway.cache.redis.reader import INTERNALS, MAX_BATCH, Pipe, Reads
+from gateway.cache.redis.store import RedisStore
+from gateway.cache.shared_store import Values
+from gateway.server.embedded_redis import Embedded
 
 Answering = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -227,7 +226,9 @@ async def test_what_is_used_of_redis_py_is_there(valkey: Embedded) -> None:
     ]
     await connection.disconnect()
     await client.aclose()
-    assert not moved, f"redis-py has moved {moved}: adapt gateway/redis_pipe.py or redis_values.py, then INTERNALS"
+    assert not moved, (
+        f"redis-py has moved {moved}: adapt gateway/cache/redis/reader.py or redis_values.py, then INTERNALS"
+    )
 
 
 async def test_a_store_reads_by_a_pipe_and_by_another_once_it_is_lost(valkey: Embedded) -> None:
@@ -260,7 +261,9 @@ async def test_a_client_that_connects_otherwise_is_read_without_a_pipe() -> None
 async def test_a_thousand_leases_at_once_are_no_failure_of_redis(
     valkey: Embedded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.shared.TURN_SECONDS", 60.0)  # on a loaded machine the last one's turn comes late
+    monkeypatch.setattr(
+        "gateway.cache.redis.store.TURN_SECONDS", 60.0
+    )  # on a loaded machine the last one's turn comes late
     store = RedisStore(valkey.url, prefix=f"{uuid4().hex}:", budget=20.0)
     got = await asyncio.gather(*(store.take(f"l:{number}", b"t", 60.0) for number in range(1000)))
     assert set(got) == {b"t"}

@@ -11,14 +11,14 @@ import pytest
 from msgspec import structs
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from gateway.cache.redis.connection import BoundedParser
+from gateway.cache.redis.store import RedisStore
 from gateway.clock import SystemClock
-from gateway.config import RECORD_REST, Config
-from gateway.embedded import Embedded
-from gateway.epochs import EVERYTHING, State, show_position, tag_name
-from gateway.live import Override
-from gateway.record import MOST_HEAD, decode_stored, encode
-from gateway.redis_values import BoundedParser
-from gateway.shared import RedisStore
+from gateway.config.models import RECORD_REST, Config
+from gateway.config.overrides import Override
+from gateway.policy.entry import MOST_HEAD, decode_stored, encode
+from gateway.policy.epochs import EVERYTHING, State, show_position, tag_name
+from gateway.server.embedded_redis import Embedded
 
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer
 from .faults.proxy import FaultProxy, faulty_url

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from gateway.embedded import Embedded
-from gateway.shared import RedisStore, complaint_about
+from gateway.cache.redis.store import RedisStore, complaint_about
+from gateway.server.embedded_redis import Embedded
 
 
 @pytest.mark.parametrize(

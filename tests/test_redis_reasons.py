@@ -15,10 +15,10 @@ import httpx
 import pytest
 
 from gateway import create_app
-from gateway.embedded import Embedded
-from gateway.redis_reasons import reason_of, unanswered
-from gateway.settings import load
-from gateway.shared import RedisStore
+from gateway.cache.redis.reasons import reason_of, unanswered
+from gateway.cache.redis.store import RedisStore
+from gateway.config.loader import load
+from gateway.server.embedded_redis import Embedded
 
 from .integration.processes import Valkey, free_port
 

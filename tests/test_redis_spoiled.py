@@ -7,8 +7,8 @@ from uuid import uuid4
 
 import pytest
 
-from gateway.embedded import Embedded
-from gateway.shared import RedisStore
+from gateway.cache.redis.store import RedisStore
+from gateway.server.embedded_redis import Embedded
 
 from .faults.proxy import faulty_url
 

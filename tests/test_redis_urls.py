@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.redis_clients import connect, is_cluster
-from gateway.redis_urls import (
-    check_redis_url,
-    credentials_of,
-    database_of,
-    hosts_of,
-    ignored_options,
-)
-from gateway.redis_values import BoundedParser
+from gateway.cache.redis.connection import BoundedParser, connect, is_cluster
+from gateway.config.types import check_redis_url, credentials_of, database_of, hosts_of, ignored_options
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from fastapi import APIRouter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.app import Gateway
-from gateway.direct import Patterns
-from gateway.inside import replaced
-from gateway.references import Asked, References
-from gateway.targets import normalise
+from gateway.app.gateway import Gateway
+from gateway.edge.passthrough import Patterns
+from gateway.http.target import normalise
+from gateway.routing.location import replaced
+from gateway.routing.references import Asked, References
 
 from .conftest import Upstream, asking, gateway, served
 from .raw import Connection, raw_upstream

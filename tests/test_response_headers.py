@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import response_headers
-from gateway.exchange import Exchange, PartSaid
-from gateway.head_template import Ending, closing, head_of, lines_of, template_of
-from gateway.outcome import LOCAL, Outcome, Result
-from gateway.response_headers import Field, Texts, complete, diagnostics, in_milliseconds
+from gateway.context import LOCAL, Exchange, Outcome, PartSaid, Result
+from gateway.edge.head_template import Ending, closing, head_of, lines_of, template_of
+from gateway.observability import response_headers
+from gateway.observability.response_headers import Field, Texts, complete, diagnostics, in_milliseconds
 
 from .conftest import TurnedClock
 from .edge_lines import Changing, Side

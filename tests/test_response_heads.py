@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from gateway.errors import UpstreamError, UpstreamMalformed, UpstreamUnreachable
-from gateway.plain_connections import MOST_WAITING
-from gateway.response_heads import Chunks, Malformed, end_of_head, read_head
-from gateway.transport import Attempt, Timeouts, Transport
+from gateway.http.response_parser import Chunks, Malformed, end_of_head, read_head
+from gateway.upstreams.connection import MOST_WAITING
+from gateway.upstreams.transport import Attempt, Timeouts, Transport
 
 from .raw import Connection, raw_upstream
 from .test_upstreams import OK, ask, speaking_to

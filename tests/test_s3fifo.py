@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.s3fifo import ENTRY_BYTES, GONE, Ghosts, S3Fifo
+from gateway.cache.memory import ENTRY_BYTES, GONE, Ghosts, S3Fifo
 
 UNIT = 1024
 ROOMY = 2**20

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from fastapi import APIRouter
 
-from gateway.references import below_base
+from gateway.routing.references import below_base
 
 from .conftest import Upstream, asking, gateway
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from gateway.config.loader import load
+from gateway.config.names import misspelt
 from gateway.errors import ConfigError
-from gateway.settings import load
-from gateway.spelling import misspelt
 
 HEAD = 'redis_url: none\nupstreams: {api: {url: "http://api"}}\n'
 

@@ -9,19 +9,13 @@ from typing import IO, Any
 
 import pytest
 
-from gateway.config import Config
-from gateway.document import MAX_FILE, MAX_NODES
+from gateway.config.environment import OTHER_VARIABLES, Source
+from gateway.config.loader import Loaded, Setting, effective, load
+from gateway.config.models import Config
+from gateway.config.names import nearest
+from gateway.config.schema import redact
+from gateway.config.yaml_document import MAX_FILE, MAX_NODES
 from gateway.errors import ConfigError, ConfigProblem
-from gateway.settings import (
-    OTHER_VARIABLES,
-    Loaded,
-    Setting,
-    Source,
-    effective,
-    load,
-    nearest,
-    redact,
-)
 
 SHOP = """\
 upstreams:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.structured import dictionary
+from gateway.http.headers import dictionary
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,13 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.embedded import Embedded
+from gateway.config.loader import Loaded, load
 from gateway.errors import ConfigError
-from gateway.listeners import url_of
-from gateway.settings import Loaded, load
-from gateway.spawning import spawn
-from gateway.supervisor import StartError, Supervisor
-from gateway.watching import Files
+from gateway.server.embedded_redis import Embedded
+from gateway.server.listener import url_of
+from gateway.server.process import spawn
+from gateway.server.reload import Files
+from gateway.server.supervisor import StartError, Supervisor
 
 from .conftest import served
 

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import RequestRefused
-from gateway.targets import (
+from gateway.http.target import (
     TRACKING_PARAMETERS,
     Target,
     check_host,

@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import RequestRefused
-from gateway.targets import normalise, normalise_path
-from gateway.templates import TemplateError, compile_path, compile_target, render_tag, tag_parameters
+from gateway.http.path_template import TemplateError, compile_path, compile_target, render_tag, tag_parameters
+from gateway.http.target import normalise, normalise_path
 
 
 def matched(template: str, path: str) -> dict[str, str] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.totals import Family, lasting, total
+from gateway.server.metrics_totals import Family, lasting, total
 
 
 def counter(value: float, *, result: str = "hit", created: float | None = None) -> Family:

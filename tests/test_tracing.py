@@ -19,10 +19,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from gateway.access_log import silent
-from gateway.app import create_app
-from gateway.edge import GatewayProtocol
-from gateway.tracing import Tracing, redacted, tracing_of_environment
+from gateway.app.gateway import create_app
+from gateway.edge.protocol import GatewayProtocol
+from gateway.observability.access_log import silent
+from gateway.observability.tracing import Tracing, redacted, tracing_of_environment
 
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer, served
 

@@ -14,18 +14,18 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from gateway.access_log import JsonAccessLog
-from gateway.admin import create_admin
-from gateway.advice import Advice, advise
-from gateway.app import create_app
-from gateway.changes import Changes
-from gateway.cli import app as cli
-from gateway.embedded import Embedded
-from gateway.figures import Reading
-from gateway.ladder import LADDER, Replay
-from gateway.redis_clients import connect
-from gateway.traffic import LocalDesk, RedisDesk, Traffic, key_hash
-from gateway.tuning import LogError, TargetError, advice_of_log, duration, parse_rate, parse_share
+from gateway.admin.app import create_admin
+from gateway.admin.figures import Reading
+from gateway.advisor.advice import Advice, Changes, advise
+from gateway.advisor.traffic import LocalDesk, Traffic, key_hash
+from gateway.advisor.ttl_ladder import LADDER, Replay
+from gateway.app.gateway import create_app
+from gateway.cache.redis.advice import RedisDesk
+from gateway.cache.redis.connection import connect
+from gateway.cli.commands import app as cli
+from gateway.cli.ttl_report import LogError, TargetError, advice_of_log, duration, parse_rate, parse_share
+from gateway.observability.access_log import JsonAccessLog
+from gateway.server.embedded_redis import Embedded
 
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer
 
@@ -248,7 +248,7 @@ async def test_an_aggregate_whose_parts_have_the_ttls_is_advised_on_by_its_parts
 
 def test_a_route_that_is_joined_of_parts_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = advise("home.user", 10.0, Replay(0.0), Changes().rate())
-    monkeypatch.setattr("gateway.remote.ask_admin", lambda path: {"routes": msgspec.to_builtins([seen])})
+    monkeypatch.setattr("gateway.cli.options.ask_admin", lambda path: {"routes": msgspec.to_builtins([seen])})
     result = CliRunner().invoke(cli, ["ttl", "advise", "home"])
     assert result.exit_code == 3
     assert result.output == "home is joined of parts, each of which has a TTL of its own: home.user.\n"

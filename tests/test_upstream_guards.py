@@ -14,9 +14,8 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from pydantic import ValidationError
 
-from gateway.breakers import State
-from gateway.bulkhead import BEHIND
-from gateway.config import UpstreamConfig, is_public
+from gateway.config.models import UpstreamConfig
+from gateway.config.types import is_public
 from gateway.errors import (
     UpstreamBusy,
     UpstreamError,
@@ -25,10 +24,11 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.headers import values
-from gateway.transport import Transport
-from gateway.uploads import AHEAD
-from gateway.upstreams import Patience, Upstream
+from gateway.http.headers import values
+from gateway.observability.trace_context import BEHIND
+from gateway.upstreams.client import AHEAD, Patience, Upstream
+from gateway.upstreams.resilience import State
+from gateway.upstreams.transport import Transport
 
 from .raw import Connection, RawUpstream, always, once, raw_upstream
 

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.config import UpstreamConfig
+from gateway.config.models import UpstreamConfig
 from gateway.errors import UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
-from gateway.targets import normalise
-from gateway.upstreams import Upstream
+from gateway.http.target import normalise
+from gateway.upstreams.client import Upstream
 
 from .raw import Connection, RawUpstream, always, once, raw_upstream
 

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Cookie, FastAPI, Header, Query
 from pydantic import BaseModel
 
 from gateway import cached
-from gateway.access_log import silent
-from gateway.app import Gateway, create_app
+from gateway.app.gateway import Gateway, create_app
+from gateway.observability.access_log import silent
 
 from .conftest import asking
 

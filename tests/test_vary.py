@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from gateway.headers import Headers, cookie_pairs
-from gateway.identity_key import UNKEYED
-from gateway.vary import (
+from gateway.http.headers import Headers, cookie_pairs
+from gateway.policy.identity_key import UNKEYED
+from gateway.policy.vary import (
     MAX_VARY_SETS,
     Suffixes,
     VaryIndex,

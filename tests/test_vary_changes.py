@@ -7,8 +7,8 @@ import asyncio
 import httpx
 import pytest
 
-from gateway.embedded import Embedded
-from gateway.shared import RedisStore
+from gateway.cache.redis.store import RedisStore
+from gateway.server.embedded_redis import Embedded
 
 from .conftest import TurnedClock, Upstream, asking, gateway
 

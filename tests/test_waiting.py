@@ -10,9 +10,9 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from gateway import fetching
-from gateway.embedded import Embedded
-from gateway.shared import RedisStore
+from gateway.cache import fetch
+from gateway.cache.redis.store import RedisStore
+from gateway.server.embedded_redis import Embedded
 
 from . import waiting_routes
 from .conftest import TurnedClock, asking, gateway, served
@@ -239,7 +239,7 @@ async def test_who_waits_on_another_workers_lease_is_released_with_all_who_wait_
 async def test_a_body_that_comes_as_it_is_made_is_passed_on_and_the_next_time_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fetching, "PAUSE", 0.05)
+    monkeypatch.setattr(fetch, "PAUSE", 0.05)
     more = asyncio.Semaphore(0)
 
     async def script(connection: Connection) -> None:
@@ -264,7 +264,7 @@ async def test_a_body_that_comes_as_it_is_made_is_passed_on_and_the_next_time_at
                     assert await anext(pieces) == b"%d" % number
                     more.release()
                 assert [piece async for piece in pieces] == []
-            monkeypatch.setattr(fetching, "PAUSE", 60.0)
+            monkeypatch.setattr(fetch, "PAUSE", 60.0)
 
 
 async def test_a_body_in_pieces_without_a_pause_is_stored(clock: TurnedClock) -> None:
@@ -289,7 +289,7 @@ async def test_a_body_in_pieces_without_a_pause_is_stored(clock: TurnedClock) ->
 async def test_a_body_that_stalls_is_a_failure_where_a_stale_copy_can_stand_in(
     clock: TurnedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetching, "PAUSE", 0.01)
+    monkeypatch.setattr(fetch, "PAUSE", 0.01)
     bodies = [b"4\r\ngood\r\n0\r\n\r\n", b"3\r\nbad\r\n"]
 
     async def script(connection: Connection) -> None:

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from gateway.cli import app as cli
-from gateway.warm import WarmError, wanted, warm
+from gateway.cli.commands import app as cli
+from gateway.cli.warm import WarmError, wanted, warm
 
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer, served
 

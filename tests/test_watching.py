@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.watching import Files
+from gateway.server.reload import Files
 
 
 async def seen(path: Path, change: Callable[[], None]) -> bool:

@@ -14,8 +14,9 @@ import httpx
 import pytest
 import yaml
 
-from gateway import worker
-from gateway.control import (
+from gateway.config.loader import Loaded, load
+from gateway.server import worker
+from gateway.server.ipc import (
     Abort,
     Adopt,
     Begin,
@@ -35,9 +36,8 @@ from gateway.control import (
     Told,
     Totals,
 )
-from gateway.listeners import listen, url_of
-from gateway.settings import Loaded, load
-from gateway.totals import total
+from gateway.server.listener import listen, url_of
+from gateway.server.metrics_totals import total
 
 from .conftest import served
 

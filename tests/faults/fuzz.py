@@ -21,26 +21,26 @@ import hiredis
 import httptools
 
 with atheris.instrument_imports(include=["gateway"]):
-    from gateway import policy
-    from gateway.config import Config
-    from gateway.epochs import EVERYTHING, Epochs
+    from gateway.cache.leases import Leases
+    from gateway.cache.redis.connection import Reply
+    from gateway.cache.redis.overrides import _event_of, _readable
+    from gateway.cache.redis.purge_log import _beat, _Fleet
+    from gateway.cache.redis.purge_stream import _record, _texts
+    from gateway.cache.redis.reader import Pipe
+    from gateway.cache.redis.store import RedisLeases
+    from gateway.cache.shared_store import NoShared
+    from gateway.config.loader import Loaded
+    from gateway.config.models import Config
+    from gateway.config.overrides import applied, in_force
     from gateway.errors import RequestRefused
-    from gateway.framing import ChunkedBody
-    from gateway.headers import CacheControl, combined, end_to_end, split_list
-    from gateway.heads import Limits, read_fields, read_framing, read_line
-    from gateway.leases import Leases
-    from gateway.live import _event_of, _readable
-    from gateway.overrides import applied, in_force
-    from gateway.policy import Received, Rules, facts_of
-    from gateway.purge_stream import _record, _texts
-    from gateway.purges import _beat, _Fleet
-    from gateway.record import decode_index, decode_stored, encode
-    from gateway.redis_leases import RedisLeases
-    from gateway.redis_pipe import Pipe
-    from gateway.redis_values import Reply
-    from gateway.settings import Loaded
-    from gateway.shared import NoShared
-    from gateway.targets import check_host, normalise, split_raw_target
+    from gateway.http.headers import CacheControl, combined, end_to_end, split_list
+    from gateway.http.request_parser import ChunkedBody, Limits, read_fields, read_framing, read_line
+    from gateway.http.target import check_host, normalise, split_raw_target
+    from gateway.policy import storability
+    from gateway.policy.entry import decode_index, decode_stored, encode
+    from gateway.policy.epochs import EVERYTHING, Epochs
+    from gateway.policy.rules import Rules, facts_of
+    from gateway.policy.storability import Received
 
 
 def record(data: bytes) -> None:
@@ -55,7 +55,7 @@ def record(data: bytes) -> None:
 
 def _sealed(payload: bytes, secret: bytes) -> bytes:
     """As if whoever wrote it knew the secret: the decoder behind the seal is what is tried."""
-    from gateway.record import _prefix, _seal
+    from gateway.policy.entry import _prefix, _seal
 
     return _prefix(secret) + _seal(payload, secret) + payload
 
@@ -70,7 +70,7 @@ def headers(data: bytes) -> None:
     end_to_end(fields)
     facts = facts_of("GET", fields, Rules())
     for rules in (Rules(), Rules(ttl=5.0)):
-        policy.admit(Received(200, fields, 1e9, 1e9 + 1, ""), facts, rules)
+        storability.admit(Received(200, fields, 1e9, 1e9 + 1, ""), facts, rules)
 
 
 def target(data: bytes) -> None:

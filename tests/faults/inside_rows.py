@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gateway.config import UpstreamConfig
+from gateway.config.models import UpstreamConfig
 from gateway.errors import UpstreamError
-from gateway.upstreams import Upstream
+from gateway.upstreams.client import Upstream
 
 from ..raw import Connection, raw_upstream
 from ..test_upstream_guards import FORMS

@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from gateway.config import parse_duration
+from gateway.config.types import parse_duration
 
 from ..integration.processes import ROOT, GatewayProcess, clean_environment
 from ..raw import raw_upstream

@@ -21,10 +21,10 @@ import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
-from gateway.app import Gateway
-from gateway.edge import GatewayProtocol
-from gateway.shared import RedisStore
-from gateway.upstreams import Upstream
+from gateway.app.gateway import Gateway
+from gateway.cache.redis.store import RedisStore
+from gateway.edge.protocol import GatewayProtocol
+from gateway.upstreams.client import Upstream
 
 from ..conftest import TurnedClock, gateway, served
 from ..raw import Connection, RawUpstream, raw_upstream

@@ -22,9 +22,9 @@ from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
 from gateway import cached, create_app
-from gateway.access_log import silent
-from gateway.app import Gateway
-from gateway.handler_request import Reading
+from gateway.app.gateway import Gateway
+from gateway.observability.access_log import silent
+from gateway.routing.handler_request import Reading
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 Read = Callable[[Request], Any]

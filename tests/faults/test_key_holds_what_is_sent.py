@@ -20,8 +20,8 @@ import pytest
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
-from gateway.app import create_app
-from gateway.edge import GatewayProtocol
+from gateway.app.gateway import create_app
+from gateway.edge.protocol import GatewayProtocol
 
 from ..conftest import TurnedClock, served
 from ..raw import Connection, raw_upstream

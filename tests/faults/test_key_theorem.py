@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from gateway.app import Gateway
-from gateway.headers import is_dangerous
+from gateway.app.gateway import Gateway
+from gateway.http.headers import is_dangerous
 
 from ..conftest import gateway
 

@@ -22,10 +22,10 @@ import pytest
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
-from gateway.app import Gateway, create_app
-from gateway.edge import GatewayProtocol
-from gateway.headers import is_dangerous
-from gateway.plain_connections import PlainConnection
+from gateway.app.gateway import Gateway, create_app
+from gateway.edge.protocol import GatewayProtocol
+from gateway.http.headers import is_dangerous
+from gateway.upstreams.connection import PlainConnection
 
 from ..conftest import TurnedClock, served
 from ..edge_lines import Counted

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gateway.app import Gateway
-from gateway.edge import GatewayProtocol
+from gateway.app.gateway import Gateway
+from gateway.edge.protocol import GatewayProtocol
 
 from ..conftest import served
 from ..integration.processes import Valkey

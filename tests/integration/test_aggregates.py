@@ -17,9 +17,9 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.access_log import silent
-from gateway.app import Gateway, create_app
-from gateway.edge import GatewayProtocol
+from gateway.app.gateway import Gateway, create_app
+from gateway.edge.protocol import GatewayProtocol
+from gateway.observability.access_log import silent
 
 from ..conftest import TurnedClock, served
 

@@ -24,8 +24,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from gateway.admin import ExplainOrder, PurgeOrder
-from gateway.console import OverrideOrder
+from gateway.admin.app import ExplainOrder, PurgeOrder
+from gateway.admin.console import OverrideOrder
 
 from .conftest import StartGateway
 from .processes import free_port

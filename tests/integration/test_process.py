@@ -221,7 +221,7 @@ def test_the_console_script_finds_a_router_in_the_folder_where_it_is_run(tmp_pat
     result = subprocess.run(
         # As a console script, and unlike `python -m`, it has its own folder on the path, and not the one it is run in.
         [
-            *(sys.executable, "-P", "-c", "from gateway.cli import main; main()"),
+            *(sys.executable, "-P", "-c", "from gateway.cli.commands import main; main()"),
             *["explain", "GET", "/here", "-c", "gateway.yaml"],
         ],
         cwd=tmp_path,
@@ -454,9 +454,7 @@ def test_its_log_can_be_turned_off(start_gateway: StartGateway) -> None:
 def test_without_a_folder_to_write_to_the_embedded_valkey_is_refused_in_one_line(tmp_path: Path) -> None:
     write_config(tmp_path / "gateway.yaml", {"redis_url": "embedded", "admin_listen": "none"})
     nowhere = {"TMPDIR": str(tmp_path / "nowhere")}
-    code = (
-        "import tempfile; tempfile._get_default_tempdir = lambda: '/proc/nowhere'; from gateway.cli import main; main()"
-    )
+    code = "import tempfile; tempfile._get_default_tempdir = lambda: '/proc/nowhere'; from gateway.cli.commands import main; main()"
     result = subprocess.run(
         [sys.executable, "-c", code, "serve", "-c", "gateway.yaml"],
         cwd=tmp_path,

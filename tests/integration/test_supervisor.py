@@ -18,7 +18,7 @@ import httpx
 import pytest
 import yaml
 
-from gateway.figures import Reading
+from gateway.admin.figures import Reading
 
 from .conftest import StartGateway
 from .load import load_of

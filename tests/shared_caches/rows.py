@@ -14,8 +14,8 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from gateway import cached
-from gateway.part_config import PartConfig
-from gateway.route_config import RouteConfig
+from gateway.config.part import PartConfig
+from gateway.config.route import RouteConfig
 
 KEYED = ("authorization", "cookies")
 """The settings that say what becomes of a request's credentials. Each of their values is a row for each kind."""

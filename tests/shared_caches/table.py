@@ -17,9 +17,9 @@ from typing import Any
 
 import httpx
 
-from gateway.access_log import silent
-from gateway.app import Gateway, create_app
-from gateway.epochs import EVERYTHING
+from gateway.app.gateway import Gateway, create_app
+from gateway.observability.access_log import silent
+from gateway.policy.epochs import EVERYTHING
 
 from ..conftest import asking
 from .handlers import router

@@ -1,0 +1,332 @@
+"""By what name the admin listener may be called.
+
+A page that a browser on this machine shows can have its own name lead to 127.0.0.1 (DNS rebinding), and then read what
+needs no token: metrics, health. It cannot choose `Host`, which is the name it came by. So a listener on loopback
+answers to addresses, to `localhost` and to the name that is configured for it, and to no other.
+
+The admin listener: metrics, health, purging, tuning and the console, on an address of its own and never on the
+public port.
+
+Metrics and health need no token. All else needs GATEWAY_ADMIN_TOKEN, as a bearer token in Authorization, which no web
+page can make a browser send: that is what keeps other people's pages from purging. Wrong tokens are counted by
+address; after ten in a minute an address is answered no more for the rest of it, but for the right token where it came
+from there before: nobody else behind that address can lock its owner out.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Awaitable, Callable
+from hmac import compare_digest
+from urllib.parse import urlsplit
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.admin import console
+from gateway.admin.console import encoded, problem, who
+from gateway.admin.operations import Operations
+from gateway.app.gateway import Gateway, ready_response
+from gateway.config.types import check_tags
+from gateway.errors import RequestRefused
+from gateway.explain.middleware import Attempts
+from gateway.explain.trace import render as explained
+from gateway.http.target import without_credentials
+from gateway.routing.declared import purge_response
+
+
+class KnownHost:
+    """An ASGI app before another. `configured` is the host in `admin_listen`."""
+
+    def __init__(self, app: ASGIApp, configured: Callable[[], str]) -> None:
+        self.app = app
+        self._configured = configured
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and on_loopback(scope):
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            if not is_known(host, self._configured()):
+                refusal = problem(421, "This listener answers to addresses and to localhost alone.")
+                await refusal(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def on_loopback(scope: Scope) -> bool:
+    """Whether a request came over TCP to an address that only this machine has."""
+    server = scope.get("server")
+    return server is not None and _is_loopback(str(server[0]))
+
+
+def is_known(host: str, configured: str) -> bool:
+    """Whether a `Host`, with or without its port, is an address, `localhost` or the configured name."""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    name = name.lower().removesuffix(".")
+    return name in ("localhost", configured.lower()) or _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(name: str) -> bool:
+    return _is_address(name) and ipaddress.ip_address(name).is_loopback
+
+
+MAX_BODY = 1024 * 1024
+WRONG_TOKENS = 10
+CHANGES = 600
+"""Both a minute, from one address."""
+
+
+class ExplainOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The body of `POST /explain`: a request as a client would send it."""
+
+    target: str
+    method: str = "GET"
+    headers: list[tuple[str, str]] = []
+
+
+class PurgeOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The body of `POST /purge`: what to purge, and whether softly."""
+
+    keys: list[str] = []
+    tags: list[str] = []
+    routes: list[str] = []
+    all: bool = False
+    soft: bool = False
+    by: str = ""
+
+    @property
+    def shown(self) -> str:
+        names = [*(f"key {without_credentials(key)}" for key in self.keys), *(f"tag {tag}" for tag in self.tags)]
+        names += [*(f"route {route}" for route in self.routes), *(["everything"] if self.all else [])]
+        return ", ".join(names)[:500] + (", softly" if self.soft else "")
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Admin:
+    """The handlers of one worker's admin app. `gateway` gives the generation that answers now, `render` the metrics of
+    all workers; `operations` is None where the app was made without a server, and has no overrides then."""
+
+    def __init__(
+        self,
+        gateway: Callable[[], Gateway],
+        token: str | None,
+        render: Callable[[], Awaitable[bytes]] | None,
+        operations: Operations | None,
+    ) -> None:
+        self._gateway = gateway
+        self._token = token
+        self._render = render if render is not None else self._own_metrics
+        self._operations = operations
+        self._wrong_tokens = Attempts(WRONG_TOKENS)
+        self._changes = Attempts(CHANGES)
+        self._known: set[str] = set()
+        """The addresses from which the right token came."""
+
+    def app(self) -> Starlette:
+        routes = [
+            Route("/metrics", self.metrics),
+            Route("/healthz", self.alive),
+            Route("/readyz", self.ready),
+            Route("/purge", self.guarded(self.purge), methods=["POST"]),
+            Route("/explain", self.guarded(self.explain), methods=["POST"]),
+            Route("/advice", self.guarded(self.advice)),
+        ]
+        if self._operations is not None:
+            routes += self._operating(self._operations)
+        known = Middleware(KnownHost, configured=self._configured_host)
+        return Starlette(routes=routes, middleware=[known])
+
+    def _configured_host(self) -> str:
+        return self._gateway().config.admin_listen.rpartition(":")[0].strip("[]")
+
+    def _operating(self, operations: Operations) -> list[Route]:
+        async def overrides(request: Request) -> Response:
+            return await console.overrides(operations)
+
+        async def set_override(request: Request) -> Response:
+            return await console.set_override(operations, await _body(request), address_of(request))
+
+        async def end_override(request: Request) -> Response:
+            route, setting = request.path_params["route"], request.path_params["setting"]
+            by = who(request.query_params.get("by", ""), address_of(request))
+            return await console.end_override(operations, route, setting, by)
+
+        async def routes(request: Request) -> Response:
+            return await console.routes(self._gateway(), operations)
+
+        async def settings(request: Request) -> Response:
+            return console.settings(operations)
+
+        async def audit(request: Request) -> Response:
+            return await console.audit(operations)
+
+        async def live(request: Request) -> Response:
+            return console.live(operations, self._render)
+
+        async def home(request: Request) -> Response:
+            return RedirectResponse("console")
+
+        return [
+            Route("/", home),
+            Route("/console", console.page),
+            Route("/console/{file}", console.page),
+            Route("/overrides", self.guarded(overrides)),
+            Route("/overrides", self.guarded(set_override), methods=["POST"]),
+            Route("/overrides/{route}/{setting}", self.guarded(end_override), methods=["DELETE"]),
+            Route("/routes", self.guarded(routes)),
+            Route("/settings", self.guarded(settings)),
+            Route("/audit", self.guarded(audit)),
+            Route("/live", self.guarded(live)),
+        ]
+
+    # --- for everyone --------------------------------------------------------------------------------------
+
+    async def _own_metrics(self) -> bytes:
+        return self._gateway().metrics.render()
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(await self._render(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    async def alive(self, request: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def ready(self, request: Request) -> Response:
+        return ready_response(self._gateway())
+
+    # --- for who has the token -----------------------------------------------------------------------------
+
+    def guarded(self, handler: Handler) -> Handler:
+        """`handler`, for those who have the token; what it can't read is a 400 with the reason."""
+
+        async def guard(request: Request) -> Response:
+            refusal = self._refusal(request)
+            if refusal is not None:
+                return refusal
+            try:
+                return await handler(request)
+            except RequestRefused as refused:
+                return problem(400, refused.detail)
+            except (msgspec.MsgspecError, ValueError) as error:
+                return problem(400, f"The order is refused: {error}")
+
+        return guard
+
+    def _refusal(self, request: Request) -> Response | None:
+        if not self._token:
+            return problem(403, "Nothing can be changed here: no GATEWAY_ADMIN_TOKEN is set for the gateway.")
+        address = address_of(request)
+        limited = not self._wrong_tokens.are_left(address)
+        if limited and address not in self._known:
+            return _too_many("Too many wrong tokens came from this address; wait a minute.")
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not compare_digest(given.strip().encode(), self._token.encode()):
+            if limited:
+                return _too_many("Too many wrong tokens came from this address; wait a minute.")
+            if given:
+                self._wrong_tokens.count(address)
+            response = problem(401, "This wants the token of GATEWAY_ADMIN_TOKEN, as `Authorization: Bearer …`.")
+            response.headers["www-authenticate"] = "Bearer"
+            return response
+        self._known.add(address)
+        if request.method != "GET" and not self._changes.count(address):
+            return _too_many("Too many orders came from this address; wait a minute.")
+        return None
+
+    async def advice(self, request: Request) -> Response:
+        return encoded({"routes": await self._gateway().advice()})
+
+    async def purge(self, request: Request) -> Response:
+        order = msgspec.json.decode(await _body(request), type=PurgeOrder)
+        if not (order.keys or order.tags or order.routes or order.all):
+            return problem(400, "Nothing to purge: give keys, tags, routes, or all.")
+        for key in order.keys:
+            self._refuse_another_host(key)
+        if refusal := _refused_tags(order.tags):
+            return problem(400, refusal)
+        by = who(order.by, address_of(request))
+        report = await self._gateway().purge(
+            keys=order.keys,
+            tags=order.tags,
+            routes=order.routes,
+            everything=order.all,
+            soft=order.soft,
+            by=f"admin {by}",
+        )
+        if self._operations is not None:
+            await self._operations.note("purge", order.shown, by=by)
+        return purge_response(report)
+
+    def _refuse_another_host(self, url: str) -> None:
+        """Raises RequestRefused for a URL of a host that is not known to be this gateway."""
+        config = self._gateway().config
+        given = urlsplit(url).netloc.lower() if "://" in url else ""
+        if config.public_url is not None and given not in ("", urlsplit(config.public_url).netloc.lower()):
+            raise RequestRefused(
+                f"{given} is not this gateway, whose public_url is {config.public_url}; give that, or the path alone."
+            )
+        if config.public_url is None and given and not is_known(given, config.host):
+            raise RequestRefused(f"{given} is not known to be this gateway: set public_url, or give the path alone.")
+
+    async def explain(self, request: Request) -> Response:
+        order = msgspec.json.decode(await _body(request), type=ExplainOrder)
+        self._refuse_another_host(order.target)
+        headers = tuple((name.strip().lower().encode(), value.strip().encode()) for name, value in order.headers)
+        trace = await self._gateway().explain(order.method.upper(), order.target, headers)
+        return encoded({"text": explained(trace)} if request.query_params.get("text") else trace)
+
+
+def create_admin(
+    gateway: Gateway | Callable[[], Gateway],
+    token: str | None = None,
+    render: Callable[[], Awaitable[bytes]] | None = None,
+    operations: Operations | None = None,
+) -> Starlette:
+    """The admin app of a gateway; docs/operations.md lists what it answers.
+
+    `render` gives the metrics of all workers; without it, they are this process's. Without `operations` there are no
+    live overrides, no audit list and no console.
+    """
+    given = gateway
+    return Admin((lambda: given) if isinstance(given, Gateway) else given, token, render, operations).app()
+
+
+def _refused_tags(tags: list[str]) -> str | None:
+    try:
+        check_tags(tags)
+    except ValueError as error:
+        return f"Nothing was purged: {error}."
+    return None
+
+
+def address_of(request: Request) -> str:
+    return request.client.host if request.client else "socket"
+
+
+def _too_many(detail: str) -> Response:
+    response = problem(429, detail)
+    response.headers["retry-after"] = "60"
+    return response
+
+
+async def _body(request: Request) -> bytes:
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_BODY:
+            raise ValueError(f"it is larger than {MAX_BODY} bytes")
+    return body

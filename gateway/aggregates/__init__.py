@@ -1,0 +1,1 @@
+"""Aggregates: one response joined from the responses of several parts."""

@@ -1,0 +1,269 @@
+"""Aggregates: one answer for one screen, joined from the answers of several upstreams.
+
+An aggregate's answer is asked of the engine as any other, with an origin that joins the parts; so it is stored,
+collapsed and answered as any other. Where all parts lie in memory, it is joined within one turn of the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import orjson
+
+from gateway.aggregates.lifetime import joining, whole_headers
+from gateway.aggregates.merge import Piece, joined
+from gateway.aggregates.part_source import Wanting
+from gateway.aggregates.runner import Kit, Resolved, Run
+from gateway.cache.engine import Engine
+from gateway.cache.request import Ask, Route
+from gateway.cache.respond import Answer, problem
+from gateway.config.part_graph import sole_part
+from gateway.config.part_values import Values
+from gateway.config.route import RouteConfig
+from gateway.context import Exchange, Outcome, PartSaid, Result
+from gateway.errors import PartFailed, RequestRefused, problem_document
+from gateway.http.headers import Headers
+from gateway.http.path_template import render_tag
+from gateway.policy.keys import Plan
+from gateway.policy.rules import Facts
+from gateway.policy.validation import fields_of_304, not_modified
+from gateway.upstreams.response import Fetched, WholeBody
+
+CONSTANT_LIFE = 60.0
+"""Seconds that an answer lives where nobody was asked: of constants, and of parts that were left out."""
+SLACK = 1.0
+"""Seconds beyond the parts' deadline until the engine itself gives the whole up."""
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """A route with parts, ready to be asked."""
+
+    name: str
+    config: RouteConfig
+    kit: Kit
+    route: Route
+    engine: Engine
+    written: RouteConfig | None = None
+    """Of one that is written in Python: its settings as its code has them, whatever live overrides say."""
+
+    @property
+    def deadline(self) -> float:
+        return self.config.deadline.total_seconds()
+
+    @property
+    def part_routes(self) -> list[str]:
+        """The names of the parts' own routes, by which they can be purged: `home.offers`."""
+        return [route.name for route in self.own_routes]
+
+    @property
+    def own_routes(self) -> list[Route]:
+        """The routes of those parts that are no declared route."""
+        return [source.route for source in self.kit.sources.values() if source.declared is None]
+
+    @cached_property
+    def follows_origin(self) -> bool:
+        """Whether an upstream of a part decides what of a request counts."""
+        return any(source.route.follows_origin for source in self.kit.sources.values())
+
+    def ask(self, exchange: Exchange, plan: Plan, facts: Facts, values: Values, shown: tuple[str, ...]) -> Ask:
+        """The request for the parts `shown`, as the engine takes it."""
+        origin = _JoinOrigin(self, exchange, facts, values, shown)
+        return Ask(self.route, plan, facts, exchange.headers, exchange, origin, origin.past, tags=self._tags(values))
+
+    def at_hand(self, ask: Ask) -> Answer | None:
+        """The answer, where it lies in memory, whole or in parts; None where somebody must be asked."""
+        assert isinstance(ask.origin, _JoinOrigin)
+        try:
+            answer = self.engine.at_hand(ask) or self._now(ask, ask.origin)
+        except RequestRefused as refused:
+            return problem(ask.exchange, refused.status, refused.detail)
+        return None if answer is None else _told(answer, ask.exchange)
+
+    async def answer(self, ask: Ask) -> Answer:
+        """The answer to a GET or HEAD."""
+        try:
+            return _told(await self.engine.answer(ask), ask.exchange)
+        except RequestRefused as refused:
+            return problem(ask.exchange, refused.status, refused.detail)
+
+    def _tags(self, values: Values) -> tuple[str, ...]:
+        return tuple(render_tag(tag, dict(values.path)) for tag in self.config.tags)
+
+    def _now(self, ask: Ask, origin: _JoinOrigin) -> Answer | None:
+        """The answer, where every part lies in memory; it is kept, where it may be."""
+        if ask.plan.bypass is not None or ask.facts.no_store:
+            return None
+        run = origin.begin()
+        whole = run.now()
+        _check_refusal(run)
+        if not whole:
+            return None
+        try:
+            fetched, body = self.whole(run, ask.exchange, at_once=True)
+        except PartFailed:
+            return None
+        if fetched.made is not None:
+            return self.engine.keep_made(ask, fetched, fetched.made, body)
+        result = Result.STALE if run.complete else Result.STALE_ERROR
+        ask.exchange.outcome = Outcome(result, detail="joined" if run.complete else "incomplete")
+        if not_modified(ask.headers, fetched.headers, self.engine.clock.now()):
+            return Answer(304, fields_of_304(fetched.headers), b"")
+        return Answer(200, list(fetched.headers), b"" if ask.facts.head else body)
+
+    def whole(self, run: Run, exchange: Exchange, *, at_once: bool = False) -> tuple[Fetched, bytes]:
+        """The joined answer of a run that is over. `at_once`: all of it in this turn of the event loop, so that what
+        was purged by now is judged already, and a purge of the whole alone does not outlive it.
+
+        Raises PartFailed where a required part failed, RequestRefused where the client's values are why.
+        """
+        exchange.parts = tuple(_said(run))
+        for each in exchange.parts:
+            self.kit.count(each.name, each.text.partition(";")[0])
+        _check_refusal(run)
+        failed = run.failed_requirement
+        if failed is not None and failed.failure is not None:
+            reason = f"{failed.failure.kind}: {failed.failure.detail}"
+            raise PartFailed(failed.name, reason, failed.failure.status)
+        body = self._joined(run, exchange)
+        lives = [each.life for each in run.results.values() if each.life is not None]
+        complete = run.complete
+        tiers = self.engine.tiers
+        stamp = tiers.stamp() if at_once else tiers.least_stamp(each for life in lives for each in life.stamps)
+        life = joining(lives, complete=complete, stamp=stamp, longest=CONSTANT_LIFE, vary=self.vary)
+        parts = ", ".join(f"{each.name}={each.text}" for each in exchange.parts)
+        told = parts if life.made is None else _settled(exchange.parts)
+        headers = whole_headers(body, life, told, complete=complete)
+        return Fetched(200, headers, WholeBody(body), life.made), body
+
+    @cached_property
+    def vary(self) -> frozenset[str]:
+        """The request fields that count for the parts, whatever their upstreams say."""
+        keying = self.route.keying
+        credentials = {"authorization": keying.authorization == "key", "cookie": bool(keying.cookies)}
+        return frozenset((*(keying.vary or ()), *(name for name, counts in credentials.items() if counts)))
+
+    def _joined(self, run: Run, exchange: Exchange) -> bytes:
+        alone = run.results.get(self.sole) if self.sole is not None else None
+        if alone is not None:
+            return alone.text or b"null"
+        return joined([*self._pieces(run), *self._more(run, exchange)], self.config.merge)
+
+    @cached_property
+    def sole(self) -> str | None:
+        """The part that is the whole answer, where there is no other and nothing is said beside it."""
+        return None if self.config.envelope or self.config.errors else sole_part(self.config.parts)
+
+    def _pieces(self, run: Run) -> Iterator[Piece]:
+        for name in run.shown:
+            config = self.config.parts[name]
+            each = run.results[name]
+            if each.text is None or (config.static_if == "incomplete" and config.is_static and run.complete):
+                continue
+            if not config.at_root or isinstance(each.shown, dict):
+                yield Piece(config.group_of(name), each.text, each.shown)
+
+    def _more(self, run: Run, exchange: Exchange) -> Iterator[Piece]:
+        """What is said of the parts within the body, where that is wanted."""
+        if self.config.errors:
+            errors = {
+                each.name: problem_document(each.failure.status, f"The part {each.name}: {each.failure.detail}.", "")
+                for each in run.results.values()
+                if each.failure is not None
+            }
+            if errors:
+                yield Piece("_errors", orjson.dumps(errors))
+        if self.config.envelope:
+            parts = {each.name: _as_members(each.text) for each in exchange.parts}
+            yield Piece("_meta", orjson.dumps({"complete": run.complete, "parts": parts}))
+
+
+def _check_refusal(run: Run) -> None:
+    """Raises RequestRefused where a required part can't be asked for with what the client sent."""
+    failed = run.failed_requirement
+    if failed is not None and failed.failure is not None and failed.failure.status == 400:
+        raise RequestRefused(f"The part {failed.name}: {failed.failure.detail}")
+
+
+def _said(run: Run) -> Iterator[PartSaid]:
+    for name in run.order:
+        each: Resolved = run.results[name]
+        if each.said != "static":
+            yield PartSaid(name, each.said, each.seconds)
+
+
+_ANSWERED = frozenset(("hit", "list", "miss", "stale", "revalidated"))
+
+
+def _settled(parts: tuple[PartSaid, ...]) -> str:
+    """What is said of the parts of a stored whole: they are all in it."""
+    return ", ".join(
+        f"{each.name}={'hit' if each.text.partition(';')[0] in _ANSWERED else each.text}" for each in parts
+    )
+
+
+def _as_members(text: str) -> dict[str, str | int | bool]:
+    """`stale;age=31` as an object for the envelope; what is only named, as `default`, is true."""
+    status, *parameters = text.split(";")
+    members: dict[str, str | int | bool] = {"status": status}
+    for parameter in parameters:
+        name, equals, value = parameter.partition("=")
+        members[name] = (int(value) if value.isdigit() else value.strip('"')) if equals else True
+    return members
+
+
+def _told(answer: Answer, exchange: Exchange) -> Answer:
+    """The answer with what became of the parts for this very request, and its body as bytes."""
+    if exchange.parts:
+        text = ", ".join(f"{each.name}={each.text}" for each in exchange.parts).encode("ascii")
+        for index, (name, _) in enumerate(answer.headers):
+            if name == b"gateway-parts":
+                answer.headers[index] = (name, text)
+    return answer
+
+
+class _JoinOrigin:
+    """Where an aggregate's answers come from: its parts, as one request wants them."""
+
+    def __init__(
+        self, aggregate: Aggregate, exchange: Exchange, facts: Facts, values: Values, shown: tuple[str, ...]
+    ) -> None:
+        self._aggregate = aggregate
+        self._exchange = exchange
+        self._facts = facts
+        self._values = values
+        self._shown = shown
+        self._begun: Run | None = None
+
+    @property
+    def name(self) -> str:
+        return self._aggregate.name
+
+    @property
+    def deadline(self) -> float:
+        return self._aggregate.deadline + SLACK
+
+    def begin(self) -> Run:
+        """A run of the parts, which the next fetch goes on with: what lay in memory is not looked for twice."""
+        until = asyncio.get_running_loop().time() + self._aggregate.deadline
+        wanting = Wanting.of(self._exchange, self._facts, self._values, until)
+        self._begun = Run(self._aggregate.kit, wanting, self._shown)
+        return self._begun
+
+    def refusal(self) -> None:
+        """None: its parts are asked."""
+
+    async def fetch(self, method: str, headers: Headers) -> Fetched:
+        run = self._begun or self.begin()
+        self._begun = None
+        await run.all()
+        return self._aggregate.whole(run, self._exchange)[0]
+
+    async def past(self) -> Fetched:
+        fetched = await self.fetch("GET", ())
+        if not_modified(self._exchange.headers, fetched.headers, self._aggregate.engine.clock.now()):
+            return Fetched(304, fields_of_304(fetched.headers), WholeBody(b""))
+        return fetched

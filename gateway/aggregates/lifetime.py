@@ -1,0 +1,132 @@
+"""What a joined answer takes over from its parts: how old it is, how long it lives, by what names it can be purged.
+
+Pure. `Age` is the oldest part's, `max-age` that plus the least remaining life, so that nobody who subtracts the one
+from the other subtracts twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gateway.http.headers import CacheControl, Headers, parse_age
+from gateway.policy.entry import Made
+from gateway.policy.validation import own_tag
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a part that was answered brings into the joined answer's life. Seconds.
+
+    `remaining` is negative where it is stale. `private`: it is for one client; `failing`: it is a stale copy in place
+    of a failure; `unstored`: the upstream, or its method, forbids that anybody keep it.
+    """
+
+    age: float = 0.0
+    remaining: float = math.inf
+    private: bool = False
+    failing: bool = False
+    unstored: bool = False
+    stamps: tuple[str, ...] = ()
+    started: float = math.inf
+    names: tuple[str, ...] = ()
+    vary: tuple[str, ...] = ()
+
+
+def together(parts: Sequence[Part]) -> Part:
+    """Several as one: the oldest age, the least life, all the names."""
+    age, remaining, started = 0.0, math.inf, math.inf
+    private = failing = unstored = False
+    stamps: dict[str, None] = {}
+    names: dict[str, None] = {}
+    vary: set[str] = set()
+    # One loop and no generators: an aggregate whose parts all lie in memory spends a tenth of its time here.
+    for part in parts:
+        age = part.age if part.age > age else age
+        remaining = part.remaining if part.remaining < remaining else remaining
+        started = part.started if part.started < started else started
+        private = private or part.private
+        failing = failing or part.failing
+        unstored = unstored or part.unstored
+        for stamp in part.stamps:
+            stamps[stamp] = None
+        for name in part.names:
+            names[name] = None
+        if part.vary:
+            vary.update(part.vary)
+    return Part(age, remaining, private, failing, unstored, tuple(stamps), started, tuple(names), tuple(sorted(vary)))
+
+
+def unstored_part(headers: Headers, *, private: bool) -> Part:
+    """A part that came straight from its upstream and is not stored, by what it says of itself."""
+    directives = CacheControl.of(headers)
+    lifetime = directives.seconds("max-age") if not directives.unqualified("no-cache") else 0
+    age = parse_age(headers)
+    personal = private or directives.unqualified("private")
+    return Part(
+        age=age,
+        # What it states for the client's own cache counts; of what a shared cache refused, nobody knows the life.
+        remaining=(lifetime or 0) - age if personal else 0.0,
+        private=personal,
+        unstored="no-store" in directives,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """The life of a joined answer. `made` is None where it may not be stored as a whole."""
+
+    cache_control: bytes
+    age: float
+    vary: tuple[str, ...]
+    made: Made | None
+
+
+def joining(
+    parts: Sequence[Part],
+    *,
+    complete: bool,
+    stamp: str,
+    longest: float,
+    vary: frozenset[str] = frozenset(),
+) -> Joining:
+    """The life of an answer of these parts, to be purged by what came after `stamp`; `longest` (seconds) where only
+    constants are in it. `vary` are request fields that it depends on besides."""
+    whole = together(parts)
+    fields = tuple(sorted({*whole.vary, *vary})) if vary or whole.vary else ()
+    remaining = longest if math.isinf(whole.remaining) else whole.remaining
+    made = None
+    if complete and remaining > 0 and not (whole.private or whole.failing or whole.unstored):
+        made = Made(
+            stamp=stamp,
+            started=0.0 if math.isinf(whole.started) else whole.started,
+            age=whole.age,
+            lifetime=whole.age + remaining,
+            names=whole.names,
+            vary=fields,
+        )
+    return Joining(_cache_control(whole, whole.age + remaining, complete=complete), whole.age, fields, made)
+
+
+def whole_headers(body: bytes, life: Joining, parts: str, *, complete: bool) -> list[tuple[bytes, bytes]]:
+    """The headers of a joined answer; `parts` is what became of them."""
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", life.cache_control),
+        (b"etag", own_tag(body)),
+        (b"age", b"%d" % life.age),
+        (b"gateway-parts", parts.encode("ascii")),
+        (b"gateway-complete", b"?1" if complete else b"?0"),
+    ]
+    if life.vary:
+        headers.append((b"vary", ", ".join(life.vary).encode("ascii")))
+    return headers
+
+
+def _cache_control(whole: Part, lifetime: float, *, complete: bool) -> bytes:
+    if not complete or whole.unstored:
+        return b"no-store"
+    private = b"private, " if whole.private else b""
+    return private + (b"no-cache" if whole.failing else b"max-age=%d" % max(0, int(lifetime)))

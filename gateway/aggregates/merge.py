@@ -1,0 +1,235 @@
+"""Parts into one answer: decoding, shaping, merging, splicing, and how long the whole lives.
+
+Pure. A part that nothing reshapes is spliced: its bytes, checked once to be JSON, stand in the answer as they came.
+What is reshaped or merged keeps its values, numbers digit by digit (`json_text`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from xml.parsers.expat import ExpatError
+
+import orjson
+import xmltodict
+from pydantic import JsonValue
+
+from gateway.config.expressions import Expression
+from gateway.http import codings as http_codings
+from gateway.http.codings import Undecodable
+from gateway.http.headers import Headers, first
+from gateway.http.json_text import NotJson, TooDeep, Verbatim, json_text, text_in, text_of, value_of
+
+Merge = Literal["shallow", "deep", "concat"]
+Decode = Literal["auto", "json", "text", "xml"]
+
+
+class WrongType(ValueError):
+    """A part's body is not what it should be; the message says what it is."""
+
+
+# --- decoding ----------------------------------------------------------------------------------------------
+
+
+def media_type(headers: Headers) -> tuple[str, str]:
+    """The media type of a Content-Type in lower case, and its charset (RFC 9110 §8.3); empty where not said."""
+    text = first(headers, b"content-type") or ""
+    kind, _, parameters = text.partition(";")
+    for parameter in parameters.split(";"):
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "charset":
+            return kind.strip().lower(), value.strip().strip('"').lower()
+    return kind.strip().lower(), ""
+
+
+NOTHING: tuple[bytes, JsonValue] = (b"null", None)
+"""What a part without a body is (a 204, a 205, a length of 0): an answer, and no wrong type."""
+
+
+def decoded(body: bytes, headers: Headers, decode: Decode, limit: int = 2**31) -> tuple[bytes, JsonValue]:
+    """A part's body as JSON text, and as a value whose numbers may have been rounded (`json_text.exactly`). JSON in
+    UTF-8 stays the very bytes that it was, without content codings, of at most `limit` bytes; an empty body is null.
+
+    Raises WrongType.
+    """
+    try:
+        body = http_codings.decoded(headers, body, limit)
+        return _read(body, headers, decode) if body else NOTHING
+    except (Undecodable, NotJson) as error:
+        raise WrongType(str(error)) from None
+
+
+def _read(body: bytes, headers: Headers, decode: Decode) -> tuple[bytes, JsonValue]:
+    kind, charset = media_type(headers)
+    if decode == "xml":
+        return _xml(body, charset)
+    if decode == "json" or (decode == "auto" and (kind in ("", "application/json") or kind.endswith("+json"))):
+        return json_text(body, charset)
+    if decode == "text" or kind.startswith("text/") or kind == "application/xml" or kind.endswith("+xml"):
+        text = text_in(body, charset)
+        return orjson.dumps(text), text
+    raise WrongType(f"it is {kind}, which is neither JSON nor text")
+
+
+def _xml(body: bytes, charset: str) -> tuple[bytes, JsonValue]:
+    # As the document says of itself; else as its Content-Type does (RFC 7303 §3.2).
+    for encoding in (None, charset) if charset else (None,):
+        try:
+            value: JsonValue = xmltodict.parse(body, encoding=encoding)
+            return text_of(value), value
+        except (ExpatError, ValueError, LookupError, RecursionError):
+            # Entities are refused by xmltodict, with a ValueError.
+            continue
+    raise WrongType("it is not well-formed XML without entities")
+
+
+# --- shaping -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a part is shown: `select`, then `allow` or `deny`, then `rename`."""
+
+    select: Expression | None = None
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    rename: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def changes(self) -> bool:
+        """Whether it leaves anything but the part as it came."""
+        return bool(self.select is not None or self.allow or self.deny or self.rename)
+
+    def apply(self, value: JsonValue) -> JsonValue:
+        """The shaped value. Raises WrongType where a function of `select` can't be applied to it."""
+        if self.select is not None:
+            try:
+                value = self.select.search(value)
+            except ValueError as error:
+                raise WrongType(f"select can't be applied to it: {str(error).splitlines()[0]}") from None
+        if self.allow:
+            value = _allowed(value, _tree(self.allow))
+        if self.deny:
+            value = _without(value, _tree(self.deny))
+        for path, name in self.rename:
+            value = _renamed(value, path.split("."), name)
+        return value
+
+
+Tree = dict[str, "Tree"]
+
+
+def _tree(paths: Iterable[str]) -> Tree:
+    """Dotted paths as a tree; a path that goes on from another is part of that one already."""
+    whole = set(paths)
+    tree: Tree = {}
+    for path in paths:
+        names = path.split(".")
+        if any(".".join(names[:length]) in whole for length in range(1, len(names))):
+            continue
+        node = tree
+        for name in names:
+            node = node.setdefault(name, {})
+    return tree
+
+
+def _allowed(value: JsonValue, tree: Tree) -> JsonValue:
+    if isinstance(value, list):
+        return [_allowed(item, tree) for item in value if isinstance(item, dict | list)]
+    if not isinstance(value, dict):
+        return None
+    return {
+        name: _allowed(item, tree[name]) if tree[name] else item
+        for name, item in value.items()
+        if name in tree and (not tree[name] or isinstance(item, dict | list))
+    }
+
+
+def _without(value: JsonValue, tree: Tree) -> JsonValue:
+    if isinstance(value, list):
+        return [_without(item, tree) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _without(item, tree[name]) if name in tree else item
+        for name, item in value.items()
+        if name not in tree or tree[name]
+    }
+
+
+def _renamed(value: JsonValue, path: Sequence[str], new: str) -> JsonValue:
+    """The key at the end of `path` renamed in its place; a key that had the new name already gives way."""
+    if isinstance(value, list):
+        return [_renamed(item, path, new) for item in value]
+    if not isinstance(value, dict) or path[0] not in value:
+        return value
+    if len(path) > 1:
+        return {name: _renamed(item, path[1:], new) if name == path[0] else item for name, item in value.items()}
+    if path[0] == new:
+        return value
+    return {new if name == path[0] else name: item for name, item in value.items() if name != new}
+
+
+# --- joining -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part as it stands in the answer: JSON text under `group`, or merged into the root where that is None (then
+    `value` is its parsed object)."""
+
+    group: str | None
+    text: bytes
+    value: JsonValue = None
+
+
+def joined(pieces: Sequence[Piece], merge: Merge = "shallow") -> bytes:
+    """One JSON object of all pieces, in their order: spliced where none is merged into the root."""
+    if all(piece.group is not None for piece in pieces):
+        return b"{" + b",".join([key_text(piece.group or "") + piece.text for piece in pieces]) + b"}"
+    try:
+        return text_of(_merged(pieces, merge))
+    except (RecursionError, TooDeep):
+        # Values merged within each other that are nested too deeply to be written: the later stands as it came.
+        return text_of(_merged(pieces, "shallow"))
+
+
+def _merged(pieces: Sequence[Piece], merge: Merge) -> dict[str, Any]:
+    root: dict[str, Any] = {}
+    for piece in pieces:
+        if piece.group is not None:
+            addition: Mapping[str, Any] = {piece.group: Verbatim(piece.text)}
+        elif isinstance(piece.value, dict):
+            addition = piece.value
+        else:
+            raise WrongType("it is no object; only objects can be merged into the root")
+        for name, value in addition.items():
+            root[name] = _together(root[name], value, merge) if name in root and merge != "shallow" else value
+    return root
+
+
+def _together(old: Any, new: Any, merge: Merge) -> Any:
+    old, new = _unwrapped(old), _unwrapped(new)
+    if isinstance(old, dict) and isinstance(new, dict):
+        both = dict(old)
+        for name, value in new.items():
+            both[name] = _together(both[name], value, merge) if name in both else value
+        return both
+    if merge == "concat" and isinstance(old, list) and isinstance(new, list):
+        return [*old, *new]
+    return new
+
+
+def _unwrapped(value: Any) -> Any:
+    return value_of(value.text) if isinstance(value, Verbatim) else value
+
+
+def key_text(name: str) -> bytes:
+    """What stands before a value in an object: its name, and the colon."""
+    return orjson.dumps(name) + b":"
+
+
+def list_of(texts: Iterable[bytes]) -> bytes:
+    """A JSON array of JSON texts."""
+    return b"[" + b",".join(texts) + b"]"

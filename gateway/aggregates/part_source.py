@@ -1,0 +1,526 @@
+"""Where a part's answers come from: one target at one upstream, asked through the engine as any route is.
+
+So a part is cached, collapsed, served stale and purged as a route's answers are, and shared with all who ask for the
+same. What failed is left alone for a moment, so that a hanging upstream does not cost every request its timeout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from msgspec import structs
+
+from gateway.advisor.traffic import key_hash
+from gateway.aggregates.fetching import Batch, Persistence, PersistentOrigin
+from gateway.aggregates.lifetime import Part, unstored_part
+from gateway.aggregates.shape import Recipe
+from gateway.cache.engine import Engine
+from gateway.cache.request import Ask, Origin, Route
+from gateway.clock import Clock
+from gateway.config.part_graph import OwnValues, PlannedPart
+from gateway.config.part_values import Missing, PartTarget, Values
+from gateway.context import Exchange, Result
+from gateway.errors import RequestRefused, UpstreamError
+from gateway.http.headers import Headers, has, without
+from gateway.http.json_text import text_of
+from gateway.http.path_template import render_tag
+from gateway.http.target import Target, pair_name, query_name
+from gateway.observability.metrics import Metrics
+from gateway.policy import freshness
+from gateway.policy.entry import Stored
+from gateway.policy.epochs import tag_name
+from gateway.policy.freshness import Hit
+from gateway.policy.keys import (
+    Keying,
+    Plan,
+    digest,
+    field_line,
+    passed_through,
+    plan,
+    primary_key,
+    stem_of,
+    without_ignored,
+)
+from gateway.policy.rules import PLAIN, Facts
+from gateway.routing.declared import Declared
+from gateway.routing.upstream_request import UpstreamOrigin
+from gateway.upstreams.client import Patience, Upstream
+from gateway.upstreams.response import Fetched
+
+NOT_FOR_PARTS = (
+    b"if-none-match", b"if-modified-since", b"if-match", b"if-unmodified-since", b"range", b"if-range",
+    b"accept-encoding", b"content-length", b"content-type", b"transfer-encoding", b"expect",
+)  # fmt: skip
+"""Of the client's request fields, those that speak of the whole answer, or of a body."""
+IDENTITY = (b"accept-encoding", b"identity")
+
+
+class Failure(Exception):
+    """A part was not answered. `kind` is a token for headers, `status` what a whole without it is told."""
+
+    def __init__(self, kind: str, detail: str, status: int = 502) -> None:
+        self.kind = kind
+        self.detail = detail
+        self.status = status
+        super().__init__(detail)
+
+    @property
+    def backs_off(self) -> bool:
+        """Whether it says that another request now would fail as well. A 3xx or 4xx does not, but for a 429: it is an
+        answer to what this client sent, its credentials among that."""
+        return not self.kind.startswith("status-") or self.kind == "status-429" or self.kind >= "status-5"
+
+    @property
+    def of_all(self) -> bool:
+        """Whether it says so of every client's requests, as a deadline or a connection does. A status is an answer to
+        one of them."""
+        return self.kind in _OF_ALL
+
+    def of_elements(self, failed: int, asked: int) -> Failure:
+        """The same, of so many of a list's elements."""
+        return Failure(self.kind, f"{failed} of {asked} elements failed, the first because {self.detail}", self.status)
+
+    def again(self) -> Failure:
+        """The same for another request, without the traceback of the first."""
+        return Failure(self.kind, self.detail, self.status)
+
+
+_OF_ALL = frozenset(("timeout", "unreachable", "malformed", "busy", "resting", "overloaded"))
+
+
+class Absent(Failure):
+    """The upstream says that there is no such thing (404, 410): an answer, which may be cached."""
+
+    def __init__(self, status: int, life: Part) -> None:
+        self.life = life
+        super().__init__("absent", f"its upstream says {status}", 404)
+
+
+@dataclass(frozen=True, slots=True)
+class Got:
+    """A part's answer as it came. `key` is that of the stored response; empty where it is not stored."""
+
+    said: str
+    headers: Headers
+    body: bytes
+    life: Part
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanting:
+    """Who wants the parts: one request. `headers` are those that parts may see, `until` is on the loop's clock."""
+
+    exchange: Exchange
+    headers: Headers
+    facts: Facts
+    values: Values
+    until: float
+    plans: dict[int, tuple[Plan, str]] = field(default_factory=dict)
+    """What this request's headers come to under a keying, by its id: the plan of no target, and what that adds to a
+    primary key."""
+
+    def plan(self, keying: Keying, origin: str, target: str) -> Plan:
+        """The plan of a target; `keys.plan` for it, worked out once for all parts of one keying."""
+        known = self.plans.get(id(keying))
+        if known is None:
+            empty = plan(keying, "", "", self.headers)
+            known = self.plans[id(keying)] = (empty, empty.base[len(empty.primary) :])
+        primary, stem = primary_key(origin, target), stem_of(origin, target, keying.identity_key)
+        empty, suffix = known
+        return Plan(primary, stem + suffix, empty.forward, empty.bypass, empty.keyed, empty.unkeyed)
+
+    @classmethod
+    def of(cls, exchange: Exchange, facts: Facts, values: Values, until: float) -> Wanting:
+        headers = [*without(exchange.headers, *NOT_FOR_PARTS), IDENTITY]
+        plain = facts.no_store or facts.no_cache or facts.max_age is not None or facts.min_fresh or facts.max_stale
+        kept = structs.replace(facts, head=False, only_if_cached=False, authorized=False) if plain else PLAIN
+        return cls(exchange, headers, kept, values, until)
+
+
+class Resting:
+    """What failed a moment ago, and how; at most `limit` keys, the oldest go first."""
+
+    def __init__(self, clock: Clock, seconds: float, limit: int = 10_000) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._limit = limit
+        self._failures: OrderedDict[str, tuple[float, Failure | None]] = OrderedDict()
+
+    def put(self, key: str, failure: Failure) -> None:
+        self._failures[key] = (self._clock.now() + self._seconds, failure)
+        self._failures.move_to_end(key)
+        if len(self._failures) > self._limit:
+            self._failures.popitem(last=False)
+
+    def get(self, key: str) -> Failure | None:
+        """How `key` failed, while it is left alone."""
+        until, failure = self._failures.get(key, _NEVER)
+        return failure if self._clock.now() < until else None
+
+    def claim(self, key: str, seconds: float) -> Failure | None:
+        """The same; but once it was left alone for long enough, whoever claims it first may try again, and it is left
+        alone by the others while that takes, at most `seconds`."""
+        until, failure = self._failures.get(key, _NEVER)
+        now = self._clock.now()
+        if failure is None or now < until:
+            return failure
+        self._failures[key] = (now + seconds, failure)
+        return None
+
+    def discard(self, key: str) -> None:
+        self._failures.pop(key, None)
+
+
+_NEVER: tuple[float, Failure | None] = (0.0, None)
+_LATEST = 0.2
+"""How much the last fetch counts in what a part is expected to take."""
+
+
+class Pace:
+    """How long a part's fetches take: seconds, the latest of them counting most."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def took(self, seconds: float) -> None:
+        self.seconds += _LATEST * (seconds - self.seconds)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A part's source, made once. `through` is the name of its aggregate."""
+
+    part: PlannedPart
+    through: str
+    upstream: Upstream
+    route: Route
+    recipe: Recipe
+    engine: Engine
+    resting: Resting
+    persistence: Persistence
+    metrics: Metrics
+    declared: Declared | None = None
+    pace: Pace = field(default_factory=Pace)
+
+    @property
+    def timeout(self) -> float:
+        own = self.part.config.timeout
+        return self.upstream.timeout if own is None else min(own.total_seconds(), self.upstream.timeout)
+
+    def target(self, values: Values) -> tuple[str, tuple[str, ...]]:
+        """What to ask the upstream for, and the tags. Raises Missing, RequestRefused."""
+        return self._constant or self._rendered(values)
+
+    @cached_property
+    def _constant(self) -> tuple[str, tuple[str, ...]] | None:
+        """What is asked for, whoever asks; None where that differs."""
+        part = self.part
+        texts = (part.target, *part.tags)
+        if self.declared is not None or part.config.query or any(each is None or each.references for each in texts):
+            return None
+        return self._rendered(Values({}, (), {}))
+
+    def refuses(self, values: Values) -> bool:
+        """Whether the client's own values are refused, whatever earlier parts answer."""
+        own = OwnValues(values.path, values.pairs, values.header)
+        try:
+            self._rendered(own)
+            self._own_headers(own)
+        except Missing:
+            return False
+        except RequestRefused:
+            return True
+        return False
+
+    def _rendered(self, values: Values) -> tuple[str, tuple[str, ...]]:
+        if self.declared is not None:
+            return self._target_of_route(self.declared, values)
+        assert self.part.target is not None
+        target = self._filled(self.part.target, values)
+        tags = tuple(tag.render(values) for tag in self.part.tags)
+        _check_length(target, *tags)
+        return target, tags
+
+    def _filled(self, template: PartTarget, values: Values) -> str:
+        """A target with its values in it, and the client's pairs that the part passes on, as a route does it."""
+        path, pairs = template.render(values)
+        passed = self.part.config.query
+        if passed:
+            pairs = (*pairs, *(pair for pair in values.pairs if query_name(pair) in passed))
+        return str(Target(path, tuple(sorted(pairs, key=pair_name)), ""))
+
+    def _target_of_route(self, declared: Declared, values: Values) -> tuple[str, tuple[str, ...]]:
+        template = self.part.target
+        if template is None:
+            path, pairs = declared.template.text, tuple[str, ...]()
+            for name in declared.template.parameters:
+                path = path.replace(f"{{{name}}}", values.path[name])
+        else:
+            path, pairs = template.render(values)
+        target, parameters = declared.upstream_target(path, pairs)
+        return target, tuple(render_tag(tag, parameters) for tag in declared.config.tags)
+
+    def ask(self, wanting: Wanting, target: str, tags: tuple[str, ...], origin: Origin | None = None) -> Ask:
+        """The request for a target, as the engine takes it."""
+        exchange = _exchange(wanting.exchange)
+        headers, facts = wanting.headers, wanting.facts
+        keying = self.route.keying
+        if keying.authorization == "pass" and has(headers, b"authorization"):
+            facts = structs.replace(facts, authorized=True)
+        planned = wanting.plan(keying, self.upstream.name, target)
+        if self.part.headers:
+            planned, headers = self._with_own_headers(planned, headers, wanting.values)
+        asking = self.origin(target, exchange.request_id)
+
+        async def past() -> Fetched:
+            sent = passed_through(without_ignored(keying, headers))
+            return await asking.fetch("GET", [*sent, *keying.constants])
+
+        through = None if self.declared is not None else self.through
+        return Ask(self.route, planned, facts, headers, exchange, origin or asking, past, tags=tags, through=through)
+
+    def origin(self, target: str, request_id: str) -> Origin:
+        """Where the answers of a target come from."""
+        patience = self._patience
+        plain = UpstreamOrigin(self.upstream, target, request_id, self.metrics, patience=patience)
+        persistence = self.persistence
+        eager = persistence.retries or persistence.hedge is not None
+        return PersistentOrigin(plain, persistence) if eager else plain
+
+    @cached_property
+    def _patience(self) -> Patience:
+        return Patience(timeout=self.timeout)
+
+    def batch(self, wanting: Wanting, elements: int) -> Batch:
+        """Fetches the elements of a list together. Raises Missing."""
+        template = self.part.batch
+        assert template is not None
+        example = plan(self.route.keying, self.upstream.name, "/", wanting.headers)
+        if self.part.headers:
+            example, _ = self._with_own_headers(example, wanting.headers, wanting.values)
+
+        async def send(ids: str) -> Fetched:
+            target = self._filled(template, replace(wanting.values, item=ids))
+            return await self.origin(target, wanting.exchange.request_id).fetch("GET", example.forward)
+
+        config = self.part.config
+        return Batch(self.upstream.name, send, config.batch_key, self.route.max_body * config.limit, elements)
+
+    def _with_own_headers(
+        self, planned: Plan, headers: Headers, values: Values
+    ) -> tuple[Plan, list[tuple[bytes, bytes]]]:
+        """The part's own request headers: sent, and part of the key whoever decides its life; but for those whose value
+        the client did not send. Raises Missing."""
+        own = self._own_headers(values)
+        names = [name for name, _ in self.part.headers]
+        secret = self.route.keying.identity_key
+        lines = [f"header {field_line(name.decode(), value.decode('latin-1'), secret)}" for name, value in own]
+        base = "\n".join((planned.base, *lines))
+        forward = (*without(planned.forward, *names), *own)
+        return structs.replace(planned, base=base, forward=forward), [*without(headers, *names), *own]
+
+    def _own_headers(self, values: Values) -> list[tuple[bytes, bytes]]:
+        """Raises Missing, RequestRefused."""
+        given = [(name, text.given(values)) for name, text in self.part.headers]
+        own = [(name, value.encode("latin-1", "replace")) for name, value in given if value is not None]
+        if any(b"\r" in value or b"\n" in value or b"\0" in value for _, value in own):
+            raise RequestRefused("A value has a line break, which no header may have.")
+        _check_length(*(value for _, value in own))
+        return own
+
+    # --- asking ----------------------------------------------------------------------------------------------
+
+    def at_hand(self, ask: Ask) -> Got | None:
+        """The answer, where it lies in memory and may be used at once. Raises Failure where it failed a moment ago and
+        nothing can stand in, Absent."""
+        decision = self.engine.look(ask)
+        if decision is None:
+            failed = self.resting.get(ask.plan.base) or self.resting.get(self._asked_as(ask.plan, ask.headers))
+            return self._instead(ask, failed) if failed is not None and not ask.facts.no_cache else None
+        said = "hit" if isinstance(decision, Hit) else "stale"
+        self.engine.traffic.seen(ask.route.name, key_hash(ask.plan.base))
+        return self._stored(ask, decision.stored, said, fresh=decision.windows.fresh)
+
+    async def get(self, ask: Ask, wanting: Wanting) -> Got:
+        """The answer: from the cache, else from the upstream, else a stale copy. Raises Failure, Absent."""
+        key = ask.plan.base
+        own = self._asked_as(ask.plan, ask.headers)
+        failed = self._claimed(key, own)
+        if failed is not None:
+            return self._instead(ask, failed)
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        try:
+            async with asyncio.timeout_at(min(wanting.until, now + self.timeout)):
+                got = await self._asked(ask)
+                self.pace.took(loop.time() - now)
+                if got.life.failing:
+                    self.resting.put(own, Failure("error", "its upstream failed"))
+                else:
+                    self._forget(key, own)
+                return got
+        except TimeoutError:
+            failure = Failure("timeout", "it was not there in time", 504)
+        except UpstreamError as error:
+            failure = Failure(error.kind, error.title.lower(), _status(error.status))
+        except Absent:
+            self._forget(key, own)
+            raise
+        except Failure as error:
+            failure = error
+        self._remember(key, own, failure)
+        return self._instead(ask, failure)
+
+    def _too_large(self) -> Failure:
+        return Failure("too-large", f"it is larger than {self.route.max_body} bytes")
+
+    def _asked_as(self, planned: Plan, headers: Headers) -> str:
+        """By what a failure is remembered: what was asked for, and the credentials that it was asked with, also where
+        those are no part of the cache key."""
+        sent = planned.forward if planned.bypass is None else passed_through(headers)
+        keying = self.route.keying
+        own = [b"%b:%b" % pair for pair in sent if keying.identifies(pair[0].decode("latin-1"))]
+        return planned.base + "\n" + digest(b"\n".join(own).decode("latin-1")) if own else planned.base
+
+    def _claimed(self, key: str, own: str) -> Failure | None:
+        """How it failed, where it is left alone: for all (`key`), or for those credentials (`own`)."""
+        failed = self.resting.get(own) or self.resting.claim(key, self.timeout)
+        return failed or (self.resting.claim(own, self.timeout) if own != key else None)
+
+    def _remember(self, key: str, own: str, failure: Failure) -> None:
+        self._forget(key, own)
+        if failure.backs_off:
+            self.resting.put(key if failure.of_all else own, failure)
+
+    def _forget(self, key: str, own: str) -> None:
+        self.resting.discard(key)
+        self.resting.discard(own)
+
+    def _instead(self, ask: Ask, failure: Failure) -> Got:
+        # What lies there is not this client's where its credentials pass the cache by; and a 401, say, is an answer.
+        stands_in = ask.plan.bypass is None and failure.backs_off
+        stored = self.engine.stale_copy(ask) if stands_in else None
+        if stored is None or not 200 <= stored.status < 300:
+            raise failure.again()
+        return self._stored(ask, stored, "stale", failing=failure.kind)
+
+    async def _asked(self, ask: Ask) -> Got:
+        answer = await self.engine.answer(ask)
+        outcome, stored = ask.exchange.outcome, ask.exchange.stored
+        body = answer.body
+        if not isinstance(body, bytes):
+            whole = await body.whole(self.route.max_body)
+            await body.aclose()
+            if whole is None:
+                raise self._too_large()
+            body = whole
+        if outcome.result is Result.ERROR:
+            raise Failure(outcome.detail or "error", "its upstream could not answer", _status(answer.status))
+        if stored is not None:
+            failing = "error" if outcome.result is Result.STALE_ERROR else ""
+            return self._stored(ask, stored, _SAID[outcome.result], failing=failing)
+        private = ask.plan.bypass is not None or ask.facts.authorized
+        life = unstored_part(answer.headers, private=private)
+        if answer.status in (404, 410):
+            raise Absent(answer.status, life)
+        if not 200 <= answer.status < 300:
+            raise Failure(f"status-{answer.status}", f"its upstream says {answer.status}")
+        return Got("bypass" if ask.plan.bypass is not None else "miss", answer.headers, body, life)
+
+    def _stored(self, ask: Ask, stored: Stored, said: str, *, failing: str = "", fresh: float | None = None) -> Got:
+        now = self.engine.clock.now()
+        rules = ask.route.rules
+        age = freshness.current_age(stored, now) if rules.ttl is None else max(0.0, now - stored.born)
+        life = Part(
+            age=age,
+            remaining=(freshness.windows(stored, rules).fresh if fresh is None else fresh) - now,
+            failing=bool(failing),
+            stamps=(stored.stamp,),
+            started=stored.started,
+            names=(*ask.wanted.names, *map(tag_name, stored.tags)),
+            vary=stored.vary,
+        )
+        if stored.status in (404, 410):
+            raise Absent(stored.status, life)
+        if not 200 <= stored.status < 300:
+            raise Failure(f"status-{stored.status}", f"its upstream says {stored.status}")
+        if said == "stale":
+            said = f"stale;age={int(age)}" + (f";error={failing}" if failing else "")
+        return Got(said, stored.headers, stored.body, life, stored.key)
+
+    async def post(self, wanting: Wanting, target: str) -> Got:
+        """The answer to a POST, which nobody keeps. Raises Failure, Missing."""
+        origin = UpstreamOrigin(self.upstream, target, wanting.exchange.request_id, self.metrics)
+        planned, headers = plan(self.route.keying, self.upstream.name, target, wanting.headers), wanting.headers
+        if self.part.headers:
+            planned, headers = self._with_own_headers(planned, headers, wanting.values)
+        forward = planned.forward
+        if planned.bypass is not None:
+            forward = (*passed_through(headers), *self.route.keying.constants)
+        content = text_of(self.part.config.body)
+        sent = [
+            *forward, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))
+        ]  # fmt: skip
+        now = asyncio.get_running_loop().time()
+        key, own = planned.base + "\nPOST", self._asked_as(planned, headers) + "\nPOST"
+        failed = self.resting.get(key) or self.resting.get(own)
+        if failed is not None:
+            raise failed.again()
+        try:
+            async with asyncio.timeout_at(min(wanting.until, now + self.timeout)):
+                fetched = await origin.send("POST", sent, _once(content))
+                body = await fetched.body.whole(self.route.max_body)
+                await fetched.body.aclose()
+        except TimeoutError:
+            failure = Failure("timeout", "it was not there in time", 504)
+        except UpstreamError as error:
+            failure = Failure(error.kind, error.title.lower(), _status(error.status))
+        else:
+            life = Part(remaining=0.0, unstored=True)
+            if fetched.status in (404, 410):
+                self._forget(key, own)
+                raise Absent(fetched.status, life)
+            if body is not None and 200 <= fetched.status < 300:
+                return Got("bypass", fetched.headers, body, life)
+            failure = Failure(f"status-{fetched.status}", f"its upstream says {fetched.status}")
+            if body is None:
+                failure = self._too_large()
+        self._remember(key, own, failure)
+        raise failure
+
+
+_SAID: Mapping[Result, str] = {
+    Result.HIT: "hit",
+    Result.STALE: "stale",
+    Result.STALE_ERROR: "stale",
+    Result.REVALIDATED: "revalidated",
+    Result.MISS: "miss",
+}
+
+
+def _status(status: int) -> int:
+    return 504 if status == 504 else 502
+
+
+async def _once(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+def _exchange(whole: Exchange) -> Exchange:
+    return Exchange(whole.request_id, time.perf_counter(), "GET", whole.client, whole.scheme, headers=whole.headers)
+
+
+LONGEST = 8 * 1024
+"""Of a part's target, and of a header or tag that it has: as long as a client's request line may be. A value of another
+part's answer may be as large as that answer: a megabyte of it became a request line."""
+
+
+def _check_length(*texts: str | bytes) -> None:
+    if any(len(text) > LONGEST for text in texts):
+        raise RequestRefused("A value is too long for what the upstream is asked.")

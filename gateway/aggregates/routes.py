@@ -1,0 +1,348 @@
+"""Aggregates of the configuration: from routes with parts to handlers."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from urllib.parse import unquote_plus
+
+from msgspec import structs
+from starlette.requests import Request
+from starlette.responses import Response
+from xxhash import xxh3_64_hexdigest
+
+from gateway.aggregates.aggregate import Aggregate
+from gateway.aggregates.fetching import Persistence
+from gateway.aggregates.merge import Shape
+from gateway.aggregates.part_source import Resting, Source
+from gateway.aggregates.runner import Kit
+from gateway.aggregates.shape import Recipe, Workshop
+from gateway.aggregates.splice_plan import joinable
+from gateway.cache.engine import Engine
+from gateway.cache.request import Ask, Route
+from gateway.cache.respond import Answer, problem
+from gateway.config.expressions import Expression
+from gateway.config.models import Config
+from gateway.config.part import PartConfig
+from gateway.config.part_graph import PartPlan, PlannedPart, cross_problems, near, sole_part
+from gateway.config.part_values import Values
+from gateway.config.route import RouteConfig, rules_of
+from gateway.context import Exchange, exchange_of
+from gateway.errors import ConfigError, ConfigProblem, RequestRefused
+from gateway.http.forwarding import Trusted
+from gateway.http.headers import Headers, first, sent_value
+from gateway.http.json_text import text_of
+from gateway.http.target import Target, query_name
+from gateway.observability.metrics import Metrics
+from gateway.policy.keys import Keying, is_identity, plan, primary_key
+from gateway.policy.rules import Rules, facts_of
+from gateway.routing.declared import Declared, has_body, keying_of, local_path, purge_response
+from gateway.routing.fast_path import Recall
+from gateway.routing.responses import AnswerResponse, Client
+from gateway.routing.upstream_request import public_constants
+from gateway.upstreams.client import Upstream
+from gateway.upstreams.response import WholeBody
+
+PARTS = "parts"
+"""The query parameter by which clients select parts."""
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Makes aggregates; what they share is here. `overridden` has those written in Python that live overrides changed,
+    by name."""
+
+    config: Config
+    engine: Engine
+    metrics: Metrics
+    upstreams: Mapping[str, Upstream]
+    declared: Mapping[str, Declared]
+    workshop: Workshop
+    resting: Resting
+    overridden: Mapping[str, RouteConfig]
+    keyings: dict[Keying, Keying] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        engine: Engine,
+        metrics: Metrics,
+        upstreams: Mapping[str, Upstream],
+        declared: Sequence[Declared],
+        overridden: Mapping[str, RouteConfig],
+    ) -> Builder:
+        resting = Resting(engine.clock, config.retry_after.total_seconds())
+        named = {route.name: route for route in declared}
+        return cls(config, engine, metrics, upstreams, named, Workshop(), resting, overridden)
+
+    def all(self) -> list[Aggregate]:
+        return [self.aggregate(name, route) for name, route in self.config.routes.items() if route.parts]
+
+    def aggregate(
+        self, name: str, route: RouteConfig, checks: Mapping[str, Callable[[bytes], None]] | None = None
+    ) -> Aggregate:
+        """The aggregate of a route with parts; `checks` are of typed parts."""
+        plan = route.part_plan
+        sources = {
+            each: self._source(name, part, plan, route, (checks or {}).get(each))
+            for each, part in plan.parts.items()
+            if not part.config.is_static
+        }
+        kit = Kit(
+            plan=plan,
+            sources=sources,
+            statics={each: text_of(part.static) for each, part in route.parts.items() if part.is_static},
+            workshop=self.workshop,
+            count=lambda part, said: self.metrics.part(name, part, said),
+        )
+        rules = Rules(
+            stale_while_revalidate=0.0,
+            stale_if_error=0.0,
+            request_directives=route.request_directives == "honour",
+            # With a part that is never cached nobody waits for another's whole; the other parts are shared as always.
+            cache=not any(source.route.rules.off for source in sources.values()),
+        )
+        keying = replace(_keying(sources.values(), route, plan), identity_key=self.engine.identity_key)
+        made = Route(name, rules, keying, self._max_body(route), made=True)
+        return Aggregate(name, route, kit, made, self.engine)
+
+    def typed(self, name: str, written: RouteConfig, checks: Mapping[str, Callable[[bytes], None]]) -> Aggregate:
+        """The aggregate that was `written` in Python. Raises ConfigError where it names what is not configured."""
+        route = self.overridden.get(name, written)
+        config = self.config
+        if name in config.routes:
+            message = f"the aggregate {name} has the name of a route; give it another by `name`"
+            raise ConfigError([ConfigProblem("", "include", message)])
+        several = frozenset(each for each, upstream in self.upstreams.items() if len(upstream.config.bases) > 1)
+        plain = {each: declared.template for each, declared in self.declared.items()}
+        found = cross_problems(route.parts, route.template, frozenset(self.upstreams), several, plain)
+        problems = [ConfigProblem("", f"{name}.{'.'.join(each.key)}", each.message) for each in found]
+        if problems:
+            raise ConfigError(problems)
+        return replace(self.aggregate(name, route, checks), written=written)
+
+    def _max_body(self, route: RouteConfig) -> int:
+        return self.config.max_body if route.max_body is None else route.max_body
+
+    def _source(
+        self,
+        name: str,
+        part: PlannedPart,
+        plan: PartPlan,
+        route: RouteConfig,
+        check: Callable[[bytes], None] | None,
+    ) -> Source:
+        config = part.config
+        declared = self.declared[config.route] if config.route is not None else None
+        upstream = declared.upstream if declared is not None else self.upstreams[config.upstream or ""]
+        made = declared.engine_route if declared is not None else self._route(f"{name}.{part.name}", config, route)
+        select = Expression(config.select) if config.select is not None else None
+        shape = Shape(select, tuple(config.allow), tuple(config.deny), tuple(config.rename.items()))
+        needed = part.name in plan.needed
+        merged = config.at_root and config.for_each is None and sole_part(route.parts) is None
+        at_root = merged or (config.at_root and (route.envelope or route.errors))
+        return Source(
+            part=part,
+            through=name,
+            upstream=upstream,
+            route=made,
+            recipe=Recipe(
+                f"{name}.{part.name}", config.decode, shape, at_root, needed, check, made.max_body, config.optional
+            ),
+            engine=self.engine,
+            resting=self.resting,
+            persistence=Persistence(config.retries, None if config.hedge is None else config.hedge.total_seconds()),
+            metrics=self.metrics,
+            declared=declared,
+        )
+
+    def _route(self, name: str, config: PartConfig, route: RouteConfig) -> Route:
+        """A part's own route, as the engine sees it: with the rules that a route of these settings would have."""
+        settings = {
+            "path": "/",
+            "upstream": config.upstream,
+            "request_directives": route.request_directives,
+            **{field: getattr(config, field) for field in _OF_A_ROUTE if field in config.model_fields_set},
+            "authorization": config.authorization,
+            "cookies": config.cookies,
+        }
+        like = RouteConfig.model_validate(settings)
+        keying = keying_of(like, public_constants(self.config), self.engine.identity_key)
+        # One object for all that are equal: what a request's headers come to under it is worked out once.
+        return Route(name, rules_of(like), self.keyings.setdefault(keying, keying), self._max_body(route))
+
+
+_OF_A_ROUTE = ("ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "vary")
+
+
+def _keying(sources: Collection[Source], config: RouteConfig, plan: PartPlan) -> Keying:
+    """What of a request counts for the whole: all that counts for a part before its upstream's `Vary`.
+
+    What a whole is, and how long it lives, is settled when it is joined, by the settings of its parts: so where any of
+    those is changed, by a reload or a live override, it is joined anew of the parts as they lie there, which are judged
+    by the settings as they are.
+    """
+    parts = [source.route.keying for source in sources]
+    settings = xxh3_64_hexdigest(repr([_settings(config), *map(_behind, sources)]).encode())
+    vary = {name for keying in parts for name in keying.vary or ()} | plan.reads
+    authorizations = {keying.authorization for keying in parts}
+    authorization = next((each for each in ("pass", "key") if each in authorizations), "ignore")
+    cookies: tuple[str, ...] | None = tuple(sorted({name for keying in parts for name in keying.cookies or ()}))
+    if any(keying.cookies is None for keying in parts):
+        cookies = None
+    marks = ((b"parts", settings.encode()),)
+    identities = frozenset[str]().union(*(keying.identities for keying in parts))
+    return Keying(
+        vary=tuple(sorted(vary)), authorization=authorization, cookies=cookies, marks=marks, identities=identities
+    )
+
+
+_OF_THE_WHOLE = {"parts", "merge", "envelope", "errors"}
+_SAID_OF_A_ROUTE = {"description", "summary"}
+
+
+def _settings(config: RouteConfig) -> str:
+    """What an aggregate's body depends on, of its own settings: as given, as `group: null` is not the same as none."""
+    return config.model_dump_json(include=_OF_THE_WHOLE, exclude_unset=True)
+
+
+def _behind(source: Source) -> tuple[object, ...]:
+    """What a part depends on of the settings of others: its upstream's name, and those of the route that it names."""
+    of_route = None
+    if source.declared is not None:
+        of_route = source.declared.config.model_dump_json(exclude=_SAID_OF_A_ROUTE, exclude_unset=True)
+    return source.route.name, source.route.rules, source.upstream.name, of_route
+
+
+def aggregate_key(aggregate: Aggregate, target: Target) -> str:
+    """The primary key of an aggregate's answer at a target of the public side."""
+    shown = _selected(aggregate, target)
+    return primary_key(f"+{aggregate.name}", _key_target(aggregate, target.path, target, shown))
+
+
+def _key_target(aggregate: Aggregate, path: str, target: Target, shown: tuple[str, ...] | None) -> str:
+    pairs = list(_counted(aggregate, target))
+    if shown is not None:
+        pairs.append(f"{PARTS}={','.join(shown)}")
+    return f"{path}?{'&'.join(pairs)}" if pairs else path
+
+
+def _counted(aggregate: Aggregate, target: Target) -> tuple[str, ...]:
+    """The pairs of the client's query that a part sees: they are in the key as they are passed on."""
+    return tuple(pair for pair in target.query if query_name(pair) in aggregate.kit.plan.query)
+
+
+def _selected(aggregate: Aggregate, target: Target) -> tuple[str, ...] | None:
+    """The parts that the client asks for; None: all. Raises RequestRefused."""
+    known = aggregate.config.parts
+    asked = [unquote_plus(pair.partition("=")[2]) for pair in target.query if query_name(pair) == PARTS]
+    if not asked or not aggregate.config.selectable:
+        return None
+    names = set(filter(None, ",".join(asked).split(",")))
+    if not names:
+        raise RequestRefused(f"parts names no part; there are: {', '.join(known)}", reason="parts")
+    for name in names:
+        if name not in known:
+            raise RequestRefused(f"There is no part of that name{near(name, known)}", reason="parts")
+    return tuple(name for name in known if name in names)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one request asks of an aggregate: the target that its key is made of, the values that its parts take, and
+    the parts to show."""
+
+    target: str
+    values: Values
+    shown: tuple[str, ...]
+
+
+def asked_of(aggregate: Aggregate, path: str, target: Target, headers: Headers) -> Asked:
+    """What a request for `path` asks. Raises RequestRefused."""
+    parameters = aggregate.config.template.match(path)
+    if parameters is None:
+        raise RequestRefused("The path does not have the form of its route.", 404)
+    selected = _selected(aggregate, target)
+    reads = aggregate.kit.plan.reads
+    header = {name: value for name in reads if (value := sent_value(headers, name)) is not None}
+    shown = tuple(aggregate.config.parts) if selected is None else selected
+    values = Values(parameters, _counted(aggregate, target), header)
+    return Asked(_key_target(aggregate, path, target, selected), values, shown)
+
+
+@dataclass(frozen=True)
+class AggregateHandlers:
+    """Makes the handlers of aggregates."""
+
+    engine: Engine
+
+    def handler(self, aggregate: Aggregate) -> Callable[[Request], Awaitable[Response]]:
+        async def handle(request: Request) -> Response:
+            exchange = exchange_of(request.scope)
+            assert exchange is not None
+            aggregate.route.takes(exchange)
+            if request.method == "PURGE":
+                return await self._purge(exchange, aggregate)
+            if request.method not in ("GET", "HEAD"):
+                answer = problem(exchange, 405, "This answer is joined from others; it can only be read.")
+                answer.headers.append((b"allow", b"GET, HEAD"))
+                return AnswerResponse(answer)
+            return await self._read(request, exchange, aggregate)
+
+        handle.__name__ = aggregate.name
+        handle.__doc__ = aggregate.config.description
+        return handle
+
+    async def _read(self, request: Request, exchange: Exchange, aggregate: Aggregate) -> Response:
+        ask = self.ask(exchange, aggregate, local_path(request))
+        client = Client(request.receive)
+        client.expect_no_body()
+        answer = aggregate.at_hand(ask)
+        if answer is None:
+            answer = await client.while_there(aggregate.answer(ask))
+        return AnswerResponse(whole_bytes(answer, head=ask.facts.head), client)
+
+    def ask(self, exchange: Exchange, aggregate: Aggregate, path: str) -> Ask:
+        """The request for the whole at `path`, below the place where the app is mounted; with what the edge needs to
+        answer the next one. Raises RequestRefused."""
+        assert exchange.target is not None
+        asked = asked_of(aggregate, path, exchange.target, exchange.headers)
+        target, values, shown = asked.target, asked.values, asked.shown
+        headers = exchange.headers
+        planned = plan(aggregate.route.keying, f"+{aggregate.name}", target, headers, has_body=has_body(headers))
+        if aggregate.follows_origin:
+            # Its upstream sees who asks, though that is in no key: a failure is for those who are seen as the same.
+            own = [pair for pair in headers if is_identity(pair[0].decode("latin-1"))]
+            planned = structs.replace(planned, forward=(*planned.forward, *own))
+        facts = facts_of(exchange.method, headers, aggregate.route.rules)
+        if facts.authorized:
+            # Where a part passes it on, the cache of wholes is passed by; else it is part of the key, or ignored.
+            facts = structs.replace(facts, authorized=False)
+        ask = aggregate.ask(exchange, planned, facts, values, shown)
+        exchange.recall = Recall(
+            route=aggregate.route,
+            origin=f"+{aggregate.name}",
+            target=target,
+            tags=ask.tags,
+            public=lambda answer: answer,
+            ask=lambda other: aggregate.ask(other, planned, facts, values, shown),
+            joinable=lambda other: joinable(aggregate, other, values, shown),
+        )
+        return ask
+
+    async def _purge(self, exchange: Exchange, aggregate: Aggregate) -> Response:
+        """The PURGE method: the whole that the URL names, from the networks that the route lists."""
+        if exchange.client not in Trusted(aggregate.config.purge_from):
+            return AnswerResponse(problem(exchange, 403, "PURGE is not allowed from here."))
+        assert exchange.target is not None
+        key = aggregate_key(aggregate, exchange.target)
+        soft = first(exchange.headers, b"soft-purge") == "1"
+        return purge_response(await self.engine.purge(keys=[key], soft=soft, by=f"PURGE from {exchange.client}"))
+
+
+def whole_bytes(answer: Answer, *, head: bool) -> Answer:
+    """The answer with its body as bytes, where it is all there; without it, where only the `head` was asked for."""
+    if not isinstance(answer.body, WholeBody):
+        return answer
+    return Answer(answer.status, answer.headers, b"" if head else answer.body.content)

@@ -1,0 +1,456 @@
+"""What is said of a part in `Gateway-Parts`, where it takes more than a word. Pure.
+
+One answer's parts on their way: what can be had at once, what must be waited for, what stands in for what failed.
+
+Parts that do not need each other go at once, each as soon as those are there whose values it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from urllib.parse import quote
+
+from msgspec import structs
+from pydantic import JsonValue
+
+from gateway.aggregates.fetching import ElementOrigin
+from gateway.aggregates.lifetime import Part, together
+from gateway.aggregates.merge import WrongType, list_of
+from gateway.aggregates.part_source import LONGEST, Absent, Failure, Got, Source, Wanting
+from gateway.aggregates.shape import Workshop
+from gateway.cache.request import Ask
+from gateway.config.part_graph import PartPlan, PlannedPart
+from gateway.config.part_values import Missing, Values, as_text, condition_holds
+from gateway.errors import RequestRefused, UpstreamError
+from gateway.http.json_text import text_of
+
+
+def missing_text(what: str) -> str:
+    """Of a part that lacks a value: a string of RFC 8941, which is ASCII, with quotes escaped."""
+    text = what.encode("ascii", "replace").decode("ascii").replace("\\", "\\\\").replace('"', '\\"')
+    return f'skipped;missing="{text}"'
+
+
+def list_text(counts: Mapping[str, int], failed: int, left_out: int, *, lost: bool, default: bool) -> str:
+    """Of a list: how many of its elements became of what. `failed` is how many of them did; `lost` says whether the
+    list has failed with them, `default` whether something stands in for it then."""
+    told = ["failed" if lost else "partial" if failed else "list"]
+    told += [f"{word}={count}" for word, count in counts.items()]
+    if failed and not lost:
+        told.append(f"failed={failed}")
+    if left_out:
+        told.append(f"left-out={left_out}")
+    return ";".join([*told, "default"] if lost and default else told)
+
+
+_NULL = b"null"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What became of a part. `text` is None where it is left out of the answer; `failure` where it failed, or where
+    elements of it did and it is `partial`: there all the same."""
+
+    name: str
+    said: str
+    text: bytes | None
+    value: JsonValue = None
+    shown: JsonValue = None
+    life: Part | None = None
+    failure: Failure | None = None
+    seconds: float = 0.0
+    partial: bool = False
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether it, or an element of it, failed."""
+        return self.failure is not None and not isinstance(self.failure, Absent)
+
+    @property
+    def failed(self) -> bool:
+        return self.incomplete and not self.partial
+
+
+@dataclass(frozen=True, slots=True)
+class _Elements:
+    """A list's elements: `places` is the list, `asked` are the distinct texts of its elements that are asked for;
+    `left_out` counts those beyond the limit, `skipped` the places that have no text: null, empty, an object."""
+
+    places: list[JsonValue]
+    asked: list[str]
+    left_out: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What every run of an aggregate works with. `sources` has the parts that ask somebody; `count` counts a part by
+    what became of it."""
+
+    plan: PartPlan
+    sources: Mapping[str, Source]
+    statics: Mapping[str, bytes]
+    workshop: Workshop
+    count: Callable[[str, str], None]
+    shadows: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+class Run:
+    """The parts of one answer, on their way. `shown` are those that the client wants to see."""
+
+    def __init__(self, kit: Kit, wanting: Wanting, shown: tuple[str, ...]) -> None:
+        self.kit = kit
+        self.wanting = wanting
+        self.shown = shown
+        self.order = kit.plan.sequence(shown)
+        self.results: dict[str, Resolved] = {}
+        self.values: dict[str, JsonValue] = {}
+        self._asks: dict[str, Ask] = {}
+        self._under_way: set[str] = set()
+
+    @property
+    def complete(self) -> bool:
+        """Whether no part failed, and no element of one."""
+        return not any(each.incomplete for each in self.results.values())
+
+    @property
+    def failed_requirement(self) -> Resolved | None:
+        """The first part that has failed by now and can't be done without."""
+        for name in self.order:
+            config, each = self.kit.plan.parts[name].config, self.results.get(name)
+            if each is None or each.failure is None or each.partial:
+                continue
+            if not config.optional and not config.has_default:
+                return each
+        return None
+
+    # --- the order of things ---------------------------------------------------------------------------------
+
+    def now(self) -> bool:
+        """Resolve what can be without waiting; whether that was all."""
+        whole = True
+        for name in self.order:
+            if name in self.results:
+                continue
+            if name in self._under_way or not self._ready(name):
+                whole = False
+                continue
+            resolved = self._at_hand(self.kit.plan.parts[name])
+            if resolved is None:
+                whole = False
+            else:
+                self._take(resolved)
+        return whole
+
+    async def all(self) -> None:
+        """Resolve every part, each as soon as what it needs is there."""
+        began = time.perf_counter()
+        running: dict[asyncio.Task[Resolved], str] = {}
+        try:
+            while not self.now():
+                self._start(running, began)
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    self._under_way.discard(running.pop(task))
+                    self._take(task.result())
+        finally:
+            for task in running:
+                task.cancel()
+            if running:
+                await asyncio.wait(running)
+
+    def _start(self, running: dict[asyncio.Task[Resolved], str], began: float) -> None:
+        ready = [
+            name for name in self.order
+            if name not in self.results and name not in self._under_way and self._ready(name)
+        ]  # fmt: skip
+        # Requests go out one after another, some 0.2 ms apart: the one that takes longest goes first.
+        for name in sorted(ready, key=lambda each: self.kit.sources[each].pace.seconds, reverse=True):
+            self._under_way.add(name)
+            running[asyncio.ensure_future(self._timed(self.kit.plan.parts[name]))] = name
+
+    def _ready(self, name: str) -> bool:
+        return all(needed in self.results for needed in self.kit.plan.parts[name].needs)
+
+    def _take(self, resolved: Resolved) -> None:
+        self.results[resolved.name] = resolved
+        if resolved.name in self.kit.plan.needed:
+            self.values[resolved.name] = resolved.value
+
+    # --- one part ----------------------------------------------------------------------------------------------
+
+    def _at_hand(self, part: PlannedPart) -> Resolved | None:
+        """What becomes of a part, where that is known without waiting. Its dependencies are there."""
+        began = time.perf_counter()
+        skipped = self._skipped(part)
+        if skipped is not None:
+            return skipped
+        source = self.kit.sources[part.name]
+        if part.config.method == "POST":
+            return None
+        try:
+            if part.config.shadow:
+                return self._shadowed(part, source)
+            if part.each is not None:
+                return self._elements_at_hand(part, source)
+            ask = self._asks.get(part.name)
+            if ask is None:
+                ask = self._asks[part.name] = source.ask(self._wanting(), *source.target(self._values()))
+            got = source.at_hand(ask)
+            return None if got is None else self._prepared(part, source, got, time.perf_counter() - began)
+        except Missing as missing:
+            return self._without(part, missing_text(missing.what))
+        except (Failure, RequestRefused, WrongType) as error:
+            return self._failed(part, self._failure(source, error), time.perf_counter() - began)
+
+    def _skipped(self, part: PlannedPart) -> Resolved | None:
+        if part.config.is_static:
+            static = part.config.static
+            return Resolved(part.name, "static", self.kit.statics[part.name], static, static)
+        for needed in part.needs:
+            if self.results[needed].failed:
+                return self._without(part, missing_text(needed))
+        if part.when is not None and not condition_holds(part.when, self._values(), self.values):
+            return Resolved(part.name, "skipped", None)
+        return None
+
+    def _wanting(self, item: str | None = None) -> Wanting:
+        return replace(self.wanting, values=self._values(item)) if self.values or item else self.wanting
+
+    def _values(self, item: str | None = None) -> Values:
+        values = self.wanting.values
+        return replace(values, parts=self.values, item=item) if self.values or item is not None else values
+
+    async def _timed(self, part: PlannedPart) -> Resolved:
+        began = time.perf_counter()
+        source = self.kit.sources[part.name]
+        try:
+            resolved = await self._fetched(part, source)
+        except Missing as missing:
+            resolved = self._without(part, missing_text(missing.what))
+        except (Failure, RequestRefused, WrongType) as error:
+            resolved = self._failed(part, self._failure(source, error))
+        return replace(resolved, seconds=time.perf_counter() - began)
+
+    async def _fetched(self, part: PlannedPart, source: Source) -> Resolved:
+        if part.each is not None:
+            return await self._elements(part, source)
+        if part.config.method == "POST":
+            got = await source.post(self._wanting(), source.target(self._values())[0])
+        else:
+            got = await source.get(self._asks[part.name], self.wanting)
+        return self._prepared(part, source, got)
+
+    def _prepared(self, part: PlannedPart, source: Source, got: Got, seconds: float = 0.0) -> Resolved:
+        prepared = self.kit.workshop.prepared(source.recipe, got.key, got.headers, got.body)
+        return Resolved(part.name, got.said, prepared.text, prepared.value, prepared.shown, got.life, None, seconds)
+
+    def _without(self, part: PlannedPart, said: str) -> Resolved:
+        """The part is not asked for: its default, or null, stands in its place."""
+        return Resolved(part.name, said, self._default(part), shown=part.config.default)
+
+    def _failed(self, part: PlannedPart, failure: Failure, seconds: float = 0.0) -> Resolved:
+        said = failure.kind + (";default" if part.config.has_default else "")
+        life = failure.life if isinstance(failure, Absent) else None
+        text, shown = self._default(part), part.config.default
+        return Resolved(part.name, said, text, None, shown, life, failure, seconds)
+
+    def _failure(self, source: Source, error: Failure | RequestRefused | WrongType) -> Failure:
+        if isinstance(error, Failure):
+            return error
+        if isinstance(error, WrongType):
+            return Failure("wrong-type", str(error))
+        return Failure("refused", str(error), 400 if source.refuses(self.wanting.values) else 502)
+
+    def _default(self, part: PlannedPart) -> bytes:
+        return text_of(part.config.default) if part.config.has_default else _NULL
+
+    # --- a part for each element of a list -----------------------------------------------------------------------
+
+    def _elements_of(self, part: PlannedPart) -> _Elements:
+        """The list's elements. Raises Missing where there is no list."""
+        assert part.each is not None
+        name, expression = part.each
+        try:
+            found = expression.places({name: self.values.get(name)})
+        except ValueError:
+            found = None
+        if not isinstance(found, list):
+            raise Missing(str(part.config.for_each))
+        texts = list(_texts(found, NESTED))
+        distinct = list(dict.fromkeys(text for text in texts if text is not None))
+        asked = distinct[: part.config.limit]
+        return _Elements(found, asked, len(distinct) - len(asked), texts.count(None))
+
+    def _asks_of(self, source: Source, items: Iterable[str]) -> dict[str, Ask | Failure]:
+        """How each element is asked for, or why it is not: no other is refused with it. Raises Missing."""
+        asks: dict[str, Ask | Failure] = {}
+        for item in items:
+            wanting = self._wanting(item)
+            try:
+                asks[item] = source.ask(wanting, *source.target(wanting.values))
+            except RequestRefused as error:
+                asks[item] = self._failure(source, error)
+        return asks
+
+    def _elements_at_hand(self, part: PlannedPart, source: Source) -> Resolved | None:
+        elements = self._elements_of(part)
+        got: dict[str, Got | Failure] = {}
+        for item, ask in self._asks_of(source, elements.asked).items():
+            found = _or_failure(source, ask)
+            if found is None:
+                return None
+            got[item] = found
+        return self._listed(part, source, elements, got)
+
+    async def _elements(self, part: PlannedPart, source: Source) -> Resolved:
+        elements = self._elements_of(part)
+        asks = self._asks_of(source, elements.asked)
+        if part.batch is not None:
+            asks = self._batched(source, asks)
+        results = await asyncio.gather(*(self._element(source, ask) for ask in asks.values()))
+        return self._listed(part, source, elements, dict(zip(asks, results, strict=True)))
+
+    async def _element(self, source: Source, ask: Ask | Failure) -> Got | Failure:
+        if isinstance(ask, Failure):
+            return ask
+        try:
+            return source.at_hand(ask) or await source.get(ask, self.wanting)
+        except Failure as failure:
+            return failure
+
+    def _batched(self, source: Source, asks: dict[str, Ask | Failure]) -> dict[str, Ask | Failure]:
+        """The same, those that must be fetched being fetched together, as many as a target has room for. An id with a
+        comma is asked for alone."""
+        together = dict(asks)
+        missing = (item for item, ask in asks.items() if "," not in item and _or_failure(source, ask) is None)
+        for items in _groups(missing, LONGEST // 2):
+            batch = source.batch(self._wanting(), len(items)) if len(items) > 1 else None
+            for item in items:
+                ask = asks[item]
+                if batch is not None and not isinstance(ask, Failure):
+                    origin = ElementOrigin(batch, item, source.upstream.name, source.timeout)
+                    together[item] = structs.replace(ask, origin=origin)
+        return together
+
+    def _listed(
+        self, part: PlannedPart, source: Source, elements: _Elements, got: Mapping[str, Got | Failure]
+    ) -> Resolved:
+        """The list of the elements' answers, each in its place, null where one failed or was not asked for. Where all
+        that were failed, or where each is required, the part has failed."""
+        made = {item: self._element_made(part, source, found) for item, found in got.items()}
+        failures = [each.failure for each in made.values() if each.failed and each.failure is not None]
+        lost = bool(failures) and (len(failures) == len(made) or part.config.elements == "required")
+        counts = Counter(each.said.partition(";")[0] for each in made.values())
+        counts += Counter(skipped=elements.skipped)
+        told = list_text(counts, len(failures), elements.left_out, lost=lost, default=part.config.has_default)
+        if lost:
+            return replace(self._failed(part, failures[0]), said=told)
+        text, value = _placed(elements.places, made, NESTED)
+        return Resolved(
+            part.name,
+            told,
+            text,
+            value,
+            life=together([each.life for each in made.values() if each.life is not None]),
+            failure=failures[0].of_elements(len(failures), len(made)) if failures else None,
+            partial=bool(failures),
+        )
+
+    def _element_made(self, part: PlannedPart, source: Source, found: Got | Failure) -> Resolved:
+        try:
+            if isinstance(found, Got):
+                return self._prepared(part, source, found)
+            failure = found
+        except WrongType as error:
+            failure = self._failure(source, error)
+        life = failure.life if isinstance(failure, Absent) else None
+        return Resolved(part.name, failure.kind, None, life=life, failure=failure)
+
+    # --- shadows -------------------------------------------------------------------------------------------------
+
+    def _shadowed(self, part: PlannedPart, source: Source) -> Resolved:
+        kit = self.kit
+        if len(kit.shadows) < MAX_SHADOWS:
+            ask = source.ask(self._wanting(), *source.target(self._values()))
+            task = asyncio.ensure_future(_ask_and_ignore(ask, source.timeout, kit.count, part.name))
+            kit.shadows.add(task)
+            task.add_done_callback(kit.shadows.discard)
+        return Resolved(part.name, "shadow", None)
+
+
+MAX_SHADOWS = 100
+
+
+async def _ask_and_ignore(ask: Ask, timeout: float, count: Callable[[str, str], None], name: str) -> None:
+    """Ask past the cache, read all of it, and count what became of it."""
+    said = "timeout"
+    try:
+        async with asyncio.timeout(timeout):
+            fetched = await ask.past()
+            async for _ in fetched.body.chunks():
+                pass
+            said = "miss" if fetched.status < 400 else "failed"
+    except (TimeoutError, UpstreamError):
+        said = said if said == "timeout" else "failed"
+    finally:
+        count(name, f"shadow-{said}")
+
+
+def _or_failure(source: Source, ask: Ask | Failure) -> Got | Failure | None:
+    if isinstance(ask, Failure):
+        return ask
+    try:
+        return source.at_hand(ask)
+    except Failure as failure:
+        return failure
+
+
+# --- the places of a list ------------------------------------------------------------------------------------
+
+NESTED = 16
+"""How deep lists within the list of `for_each` may be; what is deeper is null."""
+
+
+def _texts(found: Iterable[JsonValue], levels: int) -> Iterator[str | None]:
+    """The text of each place of a list, and of the lists in it; None where there is nothing to ask for."""
+    for each in found:
+        if isinstance(each, list) and levels:
+            yield from _texts(each, levels - 1)
+        else:
+            yield as_text(each)
+
+
+def _placed(found: Iterable[JsonValue], made: Mapping[str, Resolved], levels: int) -> tuple[bytes, list[JsonValue]]:
+    """The list of the answers, as JSON text, and of their values for other parts."""
+    texts: list[bytes] = []
+    values: list[JsonValue] = []
+    for each in found:
+        text: bytes = _NULL
+        value: JsonValue = None
+        if isinstance(each, list) and levels:
+            text, value = _placed(each, made, levels - 1)
+        elif (resolved := made.get(as_text(each) or "")) is not None:
+            text, value = resolved.text or _NULL, resolved.value
+        texts.append(text)
+        values.append(value)
+    return list_of(texts), values
+
+
+def _groups(items: Iterable[str], longest: int) -> Iterator[list[str]]:
+    """Items in groups of at most `longest` bytes, as they stand in a target."""
+    group: list[str] = []
+    size = 0
+    for item in items:
+        own = len(quote(item, safe="~")) + len("%2C")
+        if group and size + own > longest:
+            yield group
+            group, size = [], 0
+        group.append(item)
+        size += own
+    if group:
+        yield group

@@ -1,0 +1,129 @@
+"""Parts' bodies, decoded and shaped: each content once, however often it is joined."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from pydantic import JsonValue
+
+from gateway.aggregates.merge import NOTHING, Decode, Shape, WrongType, decoded
+from gateway.http.headers import Headers
+from gateway.http.json_text import TooDeep, exactly, text_of, well_formed
+
+PREPARED_BYTES = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a part's bodies are prepared. `name` is the part's; `check` raises WrongType for a body of another type than
+    the part's, and null is of every `optional` part's; `needed` says whether other parts take values of it; `limit`
+    (bytes) bounds a body that is decompressed.
+    """
+
+    name: str
+    decode: Decode
+    shape: Shape
+    at_root: bool = False
+    needed: bool = False
+    check: Callable[[bytes], None] | None = None
+    limit: int = 2**31
+    optional: bool = False
+
+    @cached_property
+    def identity(self) -> str:
+        """Tells it from all that make something else of a body: one that leaves it as it is, is every part's."""
+        plain = self.check is None and not (self.shape.changes or self.at_root or self.needed)
+        return f"={self.decode} {self.limit}" if plain else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A part's body, decoded and shaped once: `text` as it stands in the answer, `value` as other parts see it."""
+
+    text: bytes
+    value: JsonValue
+    shown: JsonValue
+
+
+class Workshop:
+    """Prepares bodies, and remembers what they came to, so that a content is parsed once however often it is joined.
+
+    Bounded in bytes of bodies and texts, the least recently used go first. What is not stored is not remembered.
+    """
+
+    def __init__(self, capacity: int = PREPARED_BYTES) -> None:
+        self.parsed = 0
+        self._capacity = capacity
+        self._bytes = 0
+        self._kept: OrderedDict[tuple[str, str], tuple[bytes, Prepared | WrongType]] = OrderedDict()
+
+    def prepared(self, recipe: Recipe, key: str, headers: Headers, body: bytes) -> Prepared:
+        """`body` as `recipe` makes it. `key` is the stored response's; empty where it is not stored.
+
+        Raises WrongType.
+        """
+        if not key:
+            return self._prepare(recipe, headers, body)
+        place = (recipe.identity, key)
+        known = self._kept.get(place)
+        if known is not None and known[0] == body:
+            self._kept.move_to_end(place)
+            return _or_raised(known[1])
+        made: Prepared | WrongType
+        try:
+            made = self._prepare(recipe, headers, body)
+        except WrongType as error:
+            # It costs as much to find out, and would be found out by every request.
+            made = WrongType(str(error))
+        self._keep(place, body, made)
+        return _or_raised(made)
+
+    def _keep(self, key: tuple[str, str], body: bytes, made: Prepared | WrongType) -> None:
+        old = self._kept.pop(key, None)
+        self._bytes += _weight(body, made) - (_weight(*old) if old is not None else 0)
+        self._kept[key] = (body, made)
+        while self._bytes > self._capacity and self._kept:
+            _, gone = self._kept.popitem(last=False)
+            self._bytes -= _weight(*gone)
+
+    def _prepare(self, recipe: Recipe, headers: Headers, body: bytes) -> Prepared:
+        self.parsed += 1
+        found = decoded(body, headers, recipe.decode, recipe.limit)
+        try:
+            if recipe.check is not None and not (found is NOTHING and recipe.optional):
+                recipe.check(well_formed(found[0]))
+            return Prepared(*NOTHING, None) if found is NOTHING else _shaped(recipe, *found)
+        except (RecursionError, TooDeep):
+            # 1024 levels are read, and 254 written.
+            raise WrongType("it is nested too deeply to be reshaped") from None
+
+
+def _shaped(recipe: Recipe, text: bytes, value: JsonValue) -> Prepared:
+    """Raises WrongType, TooDeep."""
+    reshaped = recipe.shape.changes or recipe.at_root
+    if recipe.needed or reshaped:
+        value = exactly(text, value)
+    shown = value
+    if reshaped:
+        # What is merged into the root is written with it later: whether it can be is found out here.
+        shown = recipe.shape.apply(value)
+        text = text_of(shown)
+    if recipe.at_root and not isinstance(shown, dict):
+        raise WrongType("it is no object; only objects can be merged into the root")
+    return Prepared(text, value if recipe.needed else None, shown if recipe.at_root else None)
+
+
+def _or_raised(made: Prepared | WrongType) -> Prepared:
+    if isinstance(made, WrongType):
+        raise WrongType(str(made))
+    return made
+
+
+def _weight(body: bytes, made: Prepared | WrongType) -> int:
+    if isinstance(made, WrongType):
+        return len(body)
+    parsed = 5 * len(body) if made.value or made.shown else 0  # a parsed value takes some five times its text
+    return len(body) + (len(made.text) if made.text is not body else 0) + parsed

@@ -1,0 +1,127 @@
+"""Which wholes the edge may join by itself, and of what: those whose parts each stand for themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gateway.aggregates.aggregate import Aggregate
+from gateway.aggregates.merge import key_text
+from gateway.aggregates.part_source import NOT_FOR_PARTS, Wanting
+from gateway.aggregates.shape import Recipe, Workshop
+from gateway.config.part_graph import PlannedPart
+from gateway.config.part_values import Missing, Values
+from gateway.context import Exchange
+from gateway.errors import RequestRefused
+from gateway.policy.rules import PLAIN, Rules
+
+_ANY = Rules()
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredient:
+    """A part of a whole: its constant text; or which stored response it is, under whose rules, and the names by whose
+    purges it is judged.
+
+    `unseen` are the request's fields that it does not see as they came: where its response varies on one of them, the
+    app joins; None where it does not see them at all.
+    """
+
+    group: str
+    constant: bytes = b""
+    recipe: Recipe | None = None
+    rules: Rules = _ANY
+    primary: str = ""
+    base: str = ""
+    route: str = ""
+    names: tuple[str, ...] = ()
+    unseen: frozenset[str] | None = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Joinable:
+    """How a whole is joined of parts that lie in memory. `asked` are those that somebody is asked for, in the order of
+    their ingredients, `said` in the order in which they are told of; `vary` the request fields that all wholes of the
+    route depend on."""
+
+    ingredients: Sequence[Ingredient]
+    asked: tuple[str, ...]
+    said: tuple[str, ...]
+    vary: frozenset[str]
+    workshop: Workshop
+
+
+def frame_of(ingredients: Sequence[Ingredient]) -> tuple[list[bytes], list[int]]:
+    """The body's pieces, and at which of them the parts that are asked for stand; as `merge.joined` has them."""
+    pieces: list[bytes] = [b"{"]
+    places = []
+    for number, each in enumerate(ingredients):
+        pieces[-1] += (b"," if number else b"") + key_text(each.group)
+        if each.recipe is None:
+            pieces[-1] += each.constant
+        else:
+            places.append(len(pieces))
+            pieces += [b"", b""]
+    pieces[-1] += b"}"
+    return pieces, places
+
+
+_UNSEEN = frozenset(name.decode("ascii") for name in NOT_FOR_PARTS)
+
+
+def joinable(aggregate: Aggregate, exchange: Exchange, values: Values, shown: tuple[str, ...]) -> Joinable | None:
+    """How the whole of the parts `shown` is joined of what lies in memory, for a plain request; None where it takes
+    more than their bytes in a row."""
+    plan = aggregate.kit.plan
+    parts = [plan.parts[name] for name in plan.sequence(shown)]
+    if aggregate.config.envelope or not all(_stands_alone(part) for part in parts) or plan.reads:
+        return None
+    said = tuple(part.name for part in parts if not part.config.is_static)
+    wanting = Wanting.of(exchange, PLAIN, values, 0.0)
+    try:
+        ingredients = tuple(_ingredients(aggregate, wanting, shown))
+    except (_NotPlain, Missing, RequestRefused):
+        return None
+    asked = tuple(name for name in shown if name in said)
+    return Joinable(ingredients, asked, said, aggregate.vary, aggregate.kit.workshop) if said else None
+
+
+class _NotPlain(Exception):
+    """A part does not go by the cache alone."""
+
+
+def _stands_alone(part: PlannedPart) -> bool:
+    config = part.config
+    return (
+        not (part.needs or config.shadow or config.at_root)
+        and part.each is None
+        and part.when is None
+        and config.method == "GET"
+    )
+
+
+def _ingredients(aggregate: Aggregate, wanting: Wanting, shown: tuple[str, ...]) -> Iterator[Ingredient]:
+    """Raises _NotPlain, Missing, RequestRefused."""
+    kit = aggregate.kit
+    for name in shown:
+        config = kit.plan.parts[name].config
+        group = config.group_of(name) or ""
+        if config.is_static:
+            if config.static_if == "always":
+                yield Ingredient(group, kit.statics[name])
+            continue
+        source = kit.sources[name]
+        ask = source.ask(wanting, *source.target(wanting.values))
+        if ask.plan.bypass is not None or ask.facts is not PLAIN:
+            raise _NotPlain
+        yield Ingredient(
+            group,
+            recipe=source.recipe,
+            rules=ask.route.rules,
+            primary=ask.plan.primary,
+            base=ask.plan.base,
+            route=ask.route.name,
+            names=ask.wanted.names,
+            # With headers of its own it may see another value than the client's.
+            unseen=None if config.headers else _UNSEEN,
+        )

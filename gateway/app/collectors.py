@@ -1,0 +1,130 @@
+"""Figures that others keep, as metrics: read when they are asked for, so that keeping them costs nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from gateway.advisor.advice import Advice
+from gateway.cache.engine import Engine
+from gateway.cache.purge_log import PurgesTold
+from gateway.cache.shared_store import NoShared, SharedStatistics
+from gateway.upstreams.client import Upstream
+
+
+class EngineCollector(Collector):
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterable[Metric]:
+        engine = self._engine
+        memory = engine.memory.statistics
+        yield _gauge("gateway_memory_bytes", "Bytes of the cache in the process.", memory.bytes)
+        yield _gauge("gateway_memory_limit_bytes", "What it may take.", engine.memory.capacity)
+        yield _gauge("gateway_memory_entries", "Responses stored in the process.", memory.entries)
+        yield _counter("gateway_memory_evictions", "Responses evicted from it.", memory.evictions)
+        yield _counter("gateway_collapsed", "Requests answered by a fetch made for another.", engine.collapsed)
+        yield _purges(engine.purged)
+        yield _counter("gateway_refreshes", "Refreshes behind a stale answer.", engine.refreshes)
+        yield _counter(
+            "gateway_unreadable_records", "Records in Redis that could not be read.", engine.tiers.unreadable
+        )
+        yield _counter("gateway_taken", "Responses taken from Redis into memory at the start.", engine.tiers.taken)
+        governor = engine.governor
+        yield _counter("gateway_shed_refreshes", "Refreshes given up under overload.", governor.refreshes_shed)
+        yield _counter("gateway_shed_misses", "Misses told 503 under overload.", governor.misses_shed)
+        yield _gauge("gateway_flights", "Fetches under way that others may wait for.", len(engine.flights))
+        shared = getattr(engine.shared, "statistics", SharedStatistics())
+        if not isinstance(engine.shared, NoShared):  # an alert on 0 would fire where no Redis is configured
+            yield _gauge(
+                "gateway_redis_available",
+                "1 while Redis is used, 0 while it is left alone; absent without a Redis.",
+                engine.shared.available,
+            )
+        yield _counter("gateway_redis_reads", "Keys read from Redis.", shared.reads)
+        yield _counter("gateway_redis_writes", "Keys written to Redis.", shared.writes)
+        yield _counter("gateway_redis_batches", "Round trips to Redis.", shared.batches)
+        yield _counter("gateway_redis_failures", "Round trips that failed or took too long.", shared.failures)
+        yield _counter("gateway_redis_dropped_writes", "Writes given up, Redis being away or too slow.", shared.dropped)
+        yield _counter(
+            "gateway_redis_oversized", "Records too large to be read from Redis, or written.", shared.oversized
+        )
+        yield _counter("gateway_redis_seconds", "Time spent in round trips to Redis.", shared.seconds)
+
+
+class AdviceCollector(Collector):
+    def __init__(self, told: Callable[[], Iterable[Advice]]) -> None:
+        self._told = told
+
+    def collect(self) -> Iterable[Metric]:
+        said = "What the advisor expects of the route at its TTL: "
+        ratio = GaugeMetricFamily("gateway_predicted_hit_ratio", said + "the hit ratio.", labels=("route",))
+        load = GaugeMetricFamily(
+            "gateway_predicted_upstream_requests", said + "upstream requests a second.", labels=("route",)
+        )
+        outdated = GaugeMetricFamily(
+            "gateway_predicted_outdated_ratio", said + "the share of outdated answers.", labels=("route",)
+        )
+        for advice in self._told():
+            if advice.today is not None and advice.tells:
+                rung = advice.at(advice.today)
+                ratio.add_metric((advice.route,), rung.hit_ratio)
+                load.add_metric((advice.route,), rung.upstream)
+                outdated.add_metric((advice.route,), rung.outdated)
+        yield from (ratio, load, outdated)
+
+
+class UpstreamCollector(Collector):
+    def __init__(self, upstreams: list[Upstream]) -> None:
+        self._upstreams = upstreams
+
+    def collect(self) -> Iterable[Metric]:
+        yield self._gauges("gateway_upstream_in_flight", "Requests under way.", lambda u: u.places.taken)
+        yield self._gauges(
+            "gateway_upstream_waiting", "Requests that wait for a connection.", lambda u: u.places.waiting
+        )
+        yield self._counters("gateway_upstream_shed", "Requests told 503: no place.", lambda u: u.shed)
+        yield self._counters("gateway_upstream_repeated", "Requests sent a second time.", lambda u: u.budget.spent)
+        yield self._counters(
+            "gateway_upstream_not_repeated", "Requests not repeated: no budget.", lambda u: u.budget.denied
+        )
+        state = GaugeMetricFamily(
+            "gateway_breaker_state",
+            "0 while a host is asked, 1 while one request tries it, 2 while it is left alone.",
+            labels=("upstream", "host"),
+        )
+        opened = CounterMetricFamily("gateway_breaker_opened", "How often it was.", labels=("upstream", "host"))
+        for upstream in self._upstreams:
+            for host in upstream.hosts:
+                state.add_metric((upstream.name, host.name), float(host.breaker.state.value))
+                opened.add_metric((upstream.name, host.name), float(host.breaker.opened))
+        yield from (state, opened)
+
+    def _gauges(self, name: str, text: str, of: Callable[[Upstream], float]) -> Metric:
+        return self._filled(GaugeMetricFamily(name, text, labels=("upstream",)), of)
+
+    def _counters(self, name: str, text: str, of: Callable[[Upstream], float]) -> Metric:
+        return self._filled(CounterMetricFamily(name, text, labels=("upstream",)), of)
+
+    def _filled(self, family: GaugeMetricFamily | CounterMetricFamily, of: Callable[[Upstream], float]) -> Metric:
+        for upstream in self._upstreams:
+            family.add_metric((upstream.name,), float(of(upstream)))
+        return family
+
+
+def _purges(purged: PurgesTold) -> Metric:
+    family = CounterMetricFamily("gateway_purges", "Purges, by what their senders were told.", labels=("result",))
+    family.add_metric(("complete",), float(purged.complete))
+    family.add_metric(("unconfirmed",), float(purged.unconfirmed))
+    return family
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value=float(value))
+
+
+def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(name, text, value=float(value))

@@ -1,0 +1,115 @@
+"""Errors as answers: what FastAPI is told to make of each exception. The gateway's own are Problem Details (RFC 9457).
+
+A request that does not validate gets FastAPI's own body unless the configuration says otherwise: clients are generated
+from the OpenAPI document of the app, which promises it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from gateway.context import Outcome, Result, exchange_of
+from gateway.errors import PROBLEM_MEDIA_TYPE, RequestRefused, UpstreamError, problem_document
+from gateway.http.target import is_credential
+from gateway.routing.responses import ClientLeft, RaisedAnswer
+
+CLIENT_LEFT = 499
+"""nginx's status for a client that hung up; nobody sees it but the log."""
+
+
+def problem(request: Request, status: int, detail: Any, *, title: str | None = None, **more: Any) -> Response:
+    """A problem as a response; `detail` is text, or what a handler gave its HTTPException."""
+    exchange = exchange_of(request.scope)
+    document = problem_document(status, detail, exchange.request_id if exchange is not None else "", title)
+    body = json.dumps(document | more, ensure_ascii=False, separators=(",", ":")).encode()
+    headers = {"cache-control": "no-store", "content-type": PROBLEM_MEDIA_TYPE.decode()}
+    return Response(b"" if request.method == "HEAD" else body, status, headers=headers)
+
+
+async def _upstream(request: Request, error: Exception) -> Response:
+    """What a handler's client is told where an upstream that the handler asked has failed."""
+    assert isinstance(error, UpstreamError)
+    exchange = exchange_of(request.scope)
+    if exchange is not None:
+        exchange.outcome = Outcome(Result.ERROR, forward="miss", detail=error.kind)
+    response = problem(request, error.status, f"{error.title} ({error.upstream}).", title=error.title)
+    if error.status == 503:
+        response.headers["retry-after"] = str(max(1, math.ceil(error.retry_after or 1)))
+    return response
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestRefused)
+    return problem(request, error.status, error.detail)
+
+
+async def _left(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_LEFT)
+
+
+async def _answered(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RaisedAnswer)
+    return error.response
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code < 200 or error.status_code in (204, 304):
+        return Response(status_code=error.status_code, headers=error.headers)
+    response = problem(request, error.status_code, error.detail)
+    if error.status_code in (404, 410):
+        del response.headers["cache-control"]
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """FastAPI's own body."""
+    assert isinstance(error, RequestValidationError)
+    content = {"detail": jsonable_encoder([_shown(each) for each in error.errors()])}
+    return JSONResponse(content, 422, headers={"cache-control": "no-store"})
+
+
+async def _invalid_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    errors = jsonable_encoder([{key: each[key] for key in ("type", "loc", "msg")} for each in error.errors()])
+    return problem(request, 422, "The request does not match what its route declares.", errors=errors)
+
+
+def _shown(error: Mapping[str, Any]) -> dict[str, Any]:
+    """An error as FastAPI shows it, without the value where that may be a credential: error bodies end up in logs."""
+    place, *names = error["loc"]
+    secret = place in ("header", "cookie") or (place == "query" and any(is_credential(str(name)) for name in names))
+    return {key: value for key, value in error.items() if not (secret and key in ("input", "ctx"))}
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    return problem(request, 500, "The gateway made a mistake; it is logged under the request id.")
+
+
+Handler = Callable[[Request, Any], Any]
+EXCEPTION_HANDLERS: dict[int | type[Exception], Handler] = {
+    UpstreamError: _upstream,
+    RequestRefused: _refused,
+    ClientLeft: _left,
+    RaisedAnswer: _answered,
+    HTTPException: _http,
+    RequestValidationError: _invalid,
+    Exception: _unexpected,
+}
+
+
+def exception_handlers(*, validation_errors: Literal["fastapi", "problem"]) -> dict[int | type[Exception], Handler]:
+    """The app's exception handlers; `validation_errors` as the setting of that name."""
+    if validation_errors == "fastapi":
+        return dict(EXCEPTION_HANDLERS)
+    return {**EXCEPTION_HANDLERS, RequestValidationError: _invalid_problem}

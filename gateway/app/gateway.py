@@ -1,0 +1,575 @@
+"""The app: everything put together in one readable place.
+
+    timing ─► CORS ─► target ─► FastAPI ─► a handler ─► cache engine
+
+`create_app` starts no process and opens no connection; the app's lifespan does what must be done before the first
+request, and undoes it after the last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx
+from fastapi import FastAPI, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway import __version__
+from gateway.advisor.advice import Advice
+from gateway.aggregates.aggregate import Aggregate
+from gateway.aggregates.routes import AggregateHandlers, Builder, aggregate_key
+from gateway.aggregates.typed import typed_aggregate
+from gateway.app.exception_handlers import exception_handlers
+from gateway.app.middleware import OtherSlash, TargetRule, Timing
+from gateway.app.openapi import OPENAPI, add_pages, aggregate_operation, openapi_operation, show_validation_problems
+from gateway.app.python_routes import Binding, pieces_of, router_of, specificity_of
+from gateway.app.worker_state import Lasting
+from gateway.cache.background import Underway
+from gateway.cache.purge_log import Report
+from gateway.cache.redis.store import RedisStore
+from gateway.cache.shared_store import NoShared, SharedStore
+from gateway.clock import Clock, SystemClock
+from gateway.config.loader import Loaded, load, sources_of
+from gateway.config.models import Config, UpstreamConfig
+from gateway.config.names import did_you_mean
+from gateway.config.route import RouteConfig
+from gateway.edge.hits import Edge
+from gateway.edge.passthrough import Direct, DirectAggregate, DirectRoute, Passages, Patterns
+from gateway.explain.explainer import Explainer, Origins, no_origins
+from gateway.explain.middleware import Explaining
+from gateway.explain.routes import HandlerRoute, handler_route, local_of
+from gateway.explain.trace import Trace
+from gateway.http.forwarding import Trusted
+from gateway.http.headers import Headers
+from gateway.http.target import normalise
+from gateway.observability.access_log import AccessLog, JsonAccessLog, silent
+from gateway.policy.rules import Rules
+from gateway.routing.cors import Cors
+from gateway.routing.declared import Declared, declare
+from gateway.routing.handler_request import Public
+from gateway.routing.handler_settings import STATE, Runtime
+from gateway.routing.handlers import Handlers
+from gateway.upstreams.client import Upstream
+
+if TYPE_CHECKING:
+    from gateway.observability.tracing import Tracing
+
+
+logger = logging.getLogger("gateway")
+LEAST_EDGE = 8 * 1024 * 1024
+"""Bytes, in each worker, with Redis: where `memory` is small, what the edge knows lets it answer from there."""
+Transport = httpx.AsyncBaseTransport | Callable[[str], httpx.AsyncBaseTransport]
+
+
+def create_app(
+    config: Config | Loaded | Mapping[str, Any] | Path | str | None = None,
+    *,
+    store: SharedStore | None = None,
+    transport: Transport | None = None,
+    clock: Clock | None = None,
+    log: AccessLog | None = None,
+    tracing: Tracing | None = None,
+) -> Gateway:
+    """The gateway as a FastAPI app.
+
+    `config` is a Config (or a Loaded, which also tells where each value came from), a mapping of its form, or the path
+    of a YAML file (then `.env` and the environment count too). `store` is the shared tier; without one it is made from
+    `redis_url`, where `embedded` means what `gateway serve` starts: an app made here alone has its memory only.
+    `transport` carries requests to all upstreams, or makes one for an upstream's name. `clock` tells the time that
+    entries are judged by. `tracing` makes spans; without it OpenTelemetry's variables of the environment decide.
+
+    Raises ConfigError where the configuration is wrong.
+    """
+    loaded = _configuration(config)
+    clock = clock or SystemClock()
+    shared = store if store is not None else _shared(loaded.config, clock)
+    if tracing is None and any(name.startswith("OTEL_") for name in os.environ):
+        tracing = _tracing_of_environment()
+    gateway = Gateway(loaded.config, shared=shared, transport=transport, clock=clock, log=log, tracing=tracing)
+    gateway.origins = partial(sources_of, loaded)
+    gateway.admin_token = loaded.admin_token
+    return gateway
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Collaborators that each generation is made with."""
+
+    transport: Transport | None
+    log: AccessLog | None
+    tracing: Tracing | None
+
+
+class Gateway(FastAPI):
+    """FastAPI with the gateway's layers around its own, so that errors carry their headers too."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        shared: SharedStore,
+        transport: Transport | None,
+        clock: Clock,
+        log: AccessLog | None,
+        tracing: Tracing | None = None,
+        before: Gateway | None = None,
+        handler_rules: Mapping[str, Rules] | None = None,
+        overridden: Mapping[str, RouteConfig] | None = None,
+    ) -> None:
+        self.config = config
+        self.origins: Origins = no_origins
+        self.admin_token: str | None = None
+        self.stopping = False
+        self.successor: Gateway | None = None
+        self._given = _Given(transport, log, tracing)
+        self._log = log if log is not None else (JsonAccessLog(hits=config.log_hits) if config.access_log else silent)
+        self._included: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.underway = Underway()
+        self.lasting: Lasting = (
+            before.lasting
+            if before is not None
+            else Lasting(
+                config,
+                shared=shared,
+                clock=clock,
+                log=self._log,
+                ttls=lambda: self.latest.ttls(),
+                identity_changed=lambda: self.latest.forget(),
+            )
+        )
+        self.metrics, self.engine, self.shared = self.lasting.metrics, self.lasting.engine, self.lasting.shared
+        self.purges, self.watch, self.door = self.lasting.purges, self.lasting.watch, self.lasting.door
+        self.upstreams = {name: self._upstream(name, each, before) for name, each in config.upstreams.items()}
+        self.declared = declare(config, self.upstreams, self.engine.identity_key)
+        self.builder = Builder.of(config, self.engine, self.metrics, self.upstreams, self.declared, overridden or {})
+        self.aggregates = self.builder.all()
+        if before is None:
+            self.metrics.watch_upstreams(self.upstreams.values())
+        self._direct: dict[str, Direct] = {}
+        self.edge: Edge | None = self._edge()
+        self.inner: ASGIApp | None = None
+        documented = config.docs != "off" or config.redoc != "off"
+        super().__init__(
+            title="Gateway",
+            version=__version__,
+            openapi_url=OPENAPI if documented else None,
+            docs_url=None,
+            redoc_url=None,
+            lifespan=_lifespan,
+            exception_handlers=exception_handlers(validation_errors=config.validation_errors),
+        )
+        OtherSlash(self.router)
+        self._add_routes()
+        self._bind_handlers(handler_rules or {})
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, with the body that a request which does not validate gets."""
+        if self.openapi_schema is None and self.config.validation_errors == "problem":
+            show_validation_problems(super().openapi())
+        return super().openapi()
+
+    def _edge(self) -> Edge:
+        """What the protocol class may answer from by itself. Where requests are traced, each passes by the app."""
+        config = self.config
+        cors, trusted = Cors(self, config.cors) if config.cors.enabled else None, Trusted(config.trusted_proxies)
+        edge = Edge(
+            self.engine,
+            metrics=self.metrics,
+            cors=cors,
+            log=self._log,
+            trusted=trusted,
+            traced=self._given.tracing is not None,
+            room=max(config.memory // config.workers // 4, 0 if isinstance(self.shared, NoShared) else LEAST_EDGE),
+        )
+        if self._given.tracing is None:
+            edge.passages = Passages(
+                engine=self.engine,
+                metrics=self.metrics,
+                log=self._log,
+                trusted=trusted,
+                cors=cors,
+                patterns=Patterns(lambda: self.router.routes, self._direct),
+                underway=self.underway,
+            )
+        return edge
+
+    def forget(self) -> None:
+        """Know nothing of what was stored under keys that the identity key before made."""
+        self.engine.memory.clear()
+        if self.edge is not None:
+            self.edge = self._edge()
+
+    def _upstream(self, name: str, config: UpstreamConfig, before: Gateway | None) -> Upstream:
+        """The upstream of that name, with the connections it has where its configuration did not change."""
+        known = before.upstreams.get(name) if before is not None else None
+        if known is not None and known.config == config:
+            return known
+        transport = self._given.transport
+        return Upstream(
+            name,
+            config,
+            transport(name) if callable(transport) else transport,
+            alone=self.lasting.alone,
+            tracing=self._given.tracing,
+        )
+
+    def renewed(self, loaded: Loaded) -> Gateway:
+        """The next generation: routes and settings of `loaded`, and all else of this one. Nothing of this one changes
+        until the next takes over. Raises ConfigError."""
+        fresh = Gateway(
+            loaded.config,
+            shared=self.shared,
+            clock=self.engine.clock,
+            transport=self._given.transport,
+            log=self._given.log,
+            tracing=self._given.tracing,
+            before=self,
+            handler_rules=loaded.handlers,
+            overridden=loaded.aggregates,
+        )
+        fresh.origins = partial(sources_of, loaded)
+        fresh.admin_token = loaded.admin_token
+        fresh.dependency_overrides = self.dependency_overrides
+        fresh.user_middleware = [*self.user_middleware]
+        if fresh.user_middleware:
+            fresh.edge = None
+        for args, kwargs in self._included:
+            fresh.include_router(*args, **kwargs)
+        return fresh
+
+    def take_over(self, before: Gateway) -> None:
+        """Be the generation that answers from now on, in the place of `before`."""
+        runtime = getattr(self.state, STATE)
+        for name, value in before.state._state.items():
+            setattr(self.state, name, value)
+        runtime.lifespan = getattr(before.state, STATE).lifespan
+        setattr(self.state, STATE, runtime)
+        self.lasting.configure(self.config, self._log)
+        for name, upstream in self.upstreams.items():
+            if (known := before.upstreams.get(name)) is not None:
+                upstream.go_on_counting(known)
+        self.metrics.watch_upstreams(self.upstreams.values())
+        before.successor = self
+
+    @property
+    def latest(self) -> Gateway:
+        """The generation that answers now."""
+        gateway = self
+        while gateway.successor is not None:
+            gateway = gateway.successor
+        return gateway
+
+    def build_middleware_stack(self) -> ASGIApp:
+        self.inner = super().build_middleware_stack()
+        app: ASGIApp = TargetRule(self.inner, metrics=self.metrics, began=self._began)
+        if self.config.cors.enabled:
+            app = Cors(app, self.config.cors)
+        trusted = Trusted(self.config.trusted_proxies)
+        app = Timing(app, metrics=self.metrics, log=self._log, trusted=trusted)
+        if self._given.tracing is not None:
+            from gateway.observability.tracing import TracedRequests
+
+            app = TracedRequests(app, self._given.tracing)
+        return Explaining(app, self.explain, token=self.admin_token, trusted=trusted)
+
+    def _began(self, state: Mapping[str, Any]) -> None:
+        runtime: Runtime = getattr(self.state, STATE)
+        runtime.lifespan = state
+
+    def _add_routes(self) -> None:
+        self.add_api_route("/healthz", _alive, methods=["GET", "HEAD"], include_in_schema=False)
+        self.add_api_route("/readyz", _ready, methods=["GET", "HEAD"], include_in_schema=False)
+        add_pages(self, docs=self._page("docs"), redoc=self._page("redoc"))
+        self._own = list(self.router.routes)
+        patterns = Patterns(lambda: self.router.routes, self._direct)
+        handlers = Handlers(self.engine, self.metrics, self.declared, patterns.declared)
+        added = [(route.template.specificity, partial(self._add_declared, handlers, route)) for route in self.declared]
+        joined = AggregateHandlers(self.engine)
+        added += [
+            (each.config.template.specificity, partial(self._add_aggregate, joined, each)) for each in self.aggregates
+        ]
+        added += [
+            (specificity, partial(self.include_router, router))
+            for place in self.config.include
+            for specificity, router in pieces_of(router_of(place))
+        ]
+        for _, add in sorted(added, key=lambda each: each[0]):
+            add()
+
+    def _add_declared(self, handlers: Handlers, route: Declared) -> None:
+        self._direct[f"{route.name}_direct"] = DirectRoute(handlers, route)
+        self._add_configured(route.name, route.config, handlers.handler(route), openapi_operation(route))
+
+    def _add_aggregate(self, handlers: AggregateHandlers, route: Aggregate) -> None:
+        self._direct[f"{route.name}_direct"] = DirectAggregate(handlers, route)
+        self._add_configured(route.name, route.config, handlers.handler(route), aggregate_operation(route))
+
+    def _add_configured(
+        self,
+        name: str,
+        config: RouteConfig,
+        handler: Callable[[Request], Awaitable[Response]],
+        operation: dict[str, Any],
+    ) -> None:
+        # Every method, those that FastAPI has no name for among them. It stands before the route that FastAPI
+        # documents: FastAPI's own way to a handler without parameters takes an eighth of the time of a Redis hit.
+        self.router.routes.append(Route(config.path, _AnyMethod(handler), name=f"{name}_direct"))
+        self.add_api_route(
+            config.path,
+            handler,
+            methods=["GET"],
+            name=name,
+            summary=config.summary or name.replace("_", " "),
+            description=config.description or "",
+            operation_id=name,
+            openapi_extra=operation,
+            response_model=None,
+            response_class=Response,
+        )
+
+    def _page(self, which: str) -> str:
+        path: str = getattr(self.config, which)
+        for route in self.declared:
+            if route.template.text == path:
+                logger.warning("the route %s has the path %s: the %s page gives way", route.name, path, which)
+                return "off"
+        return path
+
+    def _bind_handlers(self, overridden: Mapping[str, Rules]) -> None:
+        """Check and prepare the handlers that `@cached` wraps, and the upstreams that handlers name."""
+
+        async def inner(scope: Any, receive: Any, send: Any) -> None:
+            if self.middleware_stack is None:
+                self.middleware_stack = self.build_middleware_stack()
+            assert self.inner is not None
+            await self.inner(scope, receive, send)
+
+        runtime = Runtime(
+            engine=self.engine,
+            upstreams=self.upstreams,
+            metrics=self.metrics,
+            drop_query=tuple(self.config.drop_query),
+            max_body=self.config.max_body,
+            inner=inner,
+            overridden=overridden,
+            public=Public.of(self.config.public_url),
+        )
+        setattr(self.state, STATE, runtime)
+        self._binding = Binding(runtime, self.builder, self.aggregates)
+        self.rebind()
+
+    def rebind(self) -> None:
+        """Prepare `@cached` handlers of routers that were included after the app was made."""
+        self._binding.bind(self.routes, late=bool(self._included))
+
+    def include_router(self, *args: Any, **kwargs: Any) -> None:
+        super().include_router(*args, **kwargs)
+        if hasattr(self.state, STATE):
+            self._included.append((args, kwargs))
+            self.rebind()
+
+    async def purge(
+        self,
+        *,
+        keys: Iterable[str] = (),
+        tags: Iterable[str] = (),
+        routes: Iterable[str] = (),
+        everything: bool = False,
+        soft: bool = False,
+        by: str = "python",
+    ) -> Report:
+        """Purge what is stored: by URL (a path, or one of the gateway's own URLs), tag, route, or everything.
+
+        When the report is complete, no answer that starts now anywhere contains what was fetched before. `soft` ends
+        freshness only. Raises RequestRefused for a URL that means nothing, ValueError for a route that is not known.
+        """
+        primaries = [primary for url in keys for primary in self.primary_keys(url)]
+        known = self.route_names()
+        for route in routes:
+            if route not in known:
+                raise ValueError(f"there is no route {route!r}{did_you_mean(route, known)}")
+        return await self.engine.purge(
+            keys=primaries, tags=tags, routes=routes, everything=everything, soft=soft, by=by
+        )
+
+    def route_names(self) -> list[str]:
+        """The names by which routes can be purged: those of the configuration, those of parts
+        (`home.offers`), and those of `@cached` handlers."""
+        runtime: Runtime = getattr(self.state, STATE)
+        parts = [name for each in self.aggregates for name in each.part_routes]
+        return [*self.config.routes, *parts, *(route.name for route, _ in runtime.bound.values())]
+
+    def primary_keys(self, url: str) -> list[str]:
+        """The primary keys of what the gateway serves at `url`. Raises RequestRefused."""
+        parts = urlsplit(url)
+        target = normalise((parts.path or "/").encode(), parts.query.encode())
+        keys = Handlers(self.engine, self.metrics, self.declared).public_keys(target)
+        runtime: Runtime = getattr(self.state, STATE)
+        joined = [aggregate_key(each, target) for each in self.aggregates if each.config.template.match(target.path)]
+        return [*keys[:1], *joined[:1], *runtime.keys_of(target)]
+
+    async def explain(self, method: str, raw_target: str, headers: Headers = ()) -> Trace:
+        """Why a request would be answered as it would be, without asking, storing or counting anything."""
+        return await self.explainer().explain(method, raw_target, headers)
+
+    def explainer(self, *, running: bool = True) -> Explainer:
+        """What explains requests; where nothing is `running`, by the configuration alone."""
+        return Explainer(
+            self.declared,
+            self.origins,
+            self.engine if running else None,
+            self.aggregates,
+            self.handler_routes(),
+            local_of(self._own, self.router),
+            self.config.cors.enabled,
+        )
+
+    def handler_routes(self) -> list[HandlerRoute]:
+        """The paths that Python handlers answer, declared ones and typed aggregates left out."""
+        runtime: Runtime = getattr(self.state, STATE)
+        others = {*self.config.routes, "_alive", "_ready"}
+        return [
+            handler_route(
+                context, (id(context.original_route) in runtime.late, specificity_of(context.path or "/")), runtime
+            )
+            for context in runtime.contexts.values()
+            if context.name not in others and typed_aggregate(context.endpoint) is None
+        ]
+
+    @property
+    def written(self) -> Mapping[str, RouteConfig]:
+        """The aggregates that are written in Python, by name, as their code has them."""
+        return {each.name: each.written for each in self.aggregates if each.written is not None}
+
+    def coded_rules(self) -> Mapping[str, Rules]:
+        """The rules of `@cached` handlers, by name, as their code has them."""
+        runtime: Runtime = getattr(self.state, STATE)
+        return runtime.coded
+
+    def handler_path(self, name: str) -> str:
+        """The path of the `@cached` handler of that name; the first where it has several."""
+        return next((route.path for route in self.handler_routes() if route.name == name), "(Python)")
+
+    def ttls(self) -> dict[str, float | None]:
+        """Each route's TTL as it stands, in seconds; None where it follows the upstream."""
+        runtime: Runtime = getattr(self.state, STATE)
+        routes = [route.engine_route for route in self.declared]
+        routes += [route for each in self.aggregates for route in each.own_routes]
+        routes += [route for route, _ in runtime.bound.values()]
+        return {route.name: route.rules.ttl for route in routes}
+
+    async def advice(self) -> list[Advice]:
+        """What each TTL would do, by what was seen so far of each route that has one; aggregates leave it to parts."""
+        ttls = self.ttls()
+        return [each for each in await self.watch.advice() if each.route in ttls]
+
+    def readiness(self) -> dict[str, object]:
+        """What `/readyz` says. Redis being away makes it slower, not unready; who is stopping is not ready."""
+        redis = "none" if isinstance(self.shared, NoShared) else ("available" if self.shared.available else "away")
+        status = "stopping" if self.stopping else "ready"
+        answer: dict[str, object] = {"status": status, "redis": redis, "routes": len(self.config.routes)}
+        if redis == "away" and (reason := getattr(self.shared, "reason", None)):
+            answer["redis_reason"] = reason
+        return answer
+
+    async def start(self) -> None:
+        if self.user_middleware:
+            # What stands before the routes may refuse a request, or change its answer.
+            self.edge = None
+        await self.lasting.start()
+        if "fastapi_cache" in sys.modules:
+            from gateway.fastapi_cache2 import backend
+
+            backend.register(self.engine, budget=self.config.redis_budget.total_seconds())
+
+    async def stop(self) -> None:
+        self.lasting.lag.stop()
+        if "fastapi_cache" in sys.modules:
+            from gateway.fastapi_cache2 import backend
+
+            backend.unregister(self.engine)
+        await self.lasting.aclose()
+        await self.engine.aclose()
+        for upstream in self.latest.upstreams.values():
+            await upstream.aclose()
+        await self.watch.aclose()
+        await self.purges.aclose()
+        await self.shared.aclose()
+        if self._given.tracing is not None:
+            await asyncio.to_thread(self._given.tracing.close)
+
+
+def _configuration(config: Config | Loaded | Mapping[str, Any] | Path | str | None) -> Loaded:
+    if isinstance(config, Loaded):
+        return config
+    if isinstance(config, Config | Mapping):
+        return Loaded(Config.model_validate(config), {}, ())
+    loaded = load(Path(config) if config is not None else None)
+    for warning in loaded.warnings:
+        logger.warning(warning)
+    return loaded
+
+
+def _tracing_of_environment() -> Tracing | None:
+    from gateway.observability.tracing import (
+        tracing_of_environment,  # OpenTelemetry is imported by those who use it only
+    )
+
+    return tracing_of_environment(os.environ)
+
+
+def _shared(config: Config, clock: Clock) -> SharedStore:
+    if config.redis_url in ("none", "embedded"):
+        return NoShared()
+    return RedisStore(
+        config.redis_url,
+        prefix=config.redis_prefix,
+        budget=config.redis_budget.total_seconds(),
+        clock=clock if isinstance(clock, SystemClock) else None,
+    )
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    assert isinstance(app, Gateway)
+    await app.start()
+    try:
+        yield
+    finally:
+        await app.stop()
+
+
+async def _alive() -> JSONResponse:
+    return JSONResponse({"status": "alive"})
+
+
+async def _ready(request: Request) -> JSONResponse:
+    return ready_response(request.app)
+
+
+def ready_response(gateway: Gateway) -> JSONResponse:
+    """The answer to `/readyz`."""
+    return JSONResponse(gateway.readiness(), 503 if gateway.stopping else 200, headers={"cache-control": "no-store"})
+
+
+class _AnyMethod:
+    """A handler as an ASGI app, for all methods; Starlette gives a plain function GET alone."""
+
+    def __init__(self, handler: Callable[[Request], Awaitable[Response]]) -> None:
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._handler(Request(scope, receive, send))
+        await response(scope, receive, send)

@@ -1,0 +1,202 @@
+"""The API documentation: declared routes in OpenAPI, and the pages that show it, served without any CDN."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from fastapi.staticfiles import StaticFiles
+from starlette.responses import HTMLResponse
+
+from gateway.aggregates.aggregate import Aggregate
+from gateway.config.part import PartConfig
+from gateway.config.types import show_duration
+from gateway.errors import ConfigError, ConfigProblem
+from gateway.routing.declared import Declared
+
+ASSETS = "/_gateway/docs"
+OPENAPI = "/openapi.json"
+PAGE_HEADERS = {
+    # Both pages start by an inline script and set styles; ReDoc searches in a worker made of a blob.
+    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; worker-src 'self' blob:; object-src 'none'; "
+    "base-uri 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+}
+"""What keeps a page of ours from being framed, or from running anything that is not ours."""
+
+
+def openapi_operation(route: Declared) -> dict[str, Any]:
+    """What OpenAPI says of a declared route beside its path: parameters, and what answers it may give."""
+    config = route.config
+    parameters = [_parameter(name, "path", config.examples, required=True) for name in route.template.parameters] + [
+        _parameter(name, "query", config.examples, required=False) for name in config.query or ()
+    ]
+    return {
+        "parameters": parameters,
+        "responses": {
+            "200": {"description": "The upstream's answer, from the cache or fresh.", "headers": _HEADERS},
+            "304": {"description": "What the client has is still good."},
+            **_REFUSALS,
+            "502": {
+                "description": "The upstream failed, and nothing stored could stand in.",
+                "content": _PROBLEM,
+            },
+            "504": {"description": "The upstream did not answer in time.", "content": _PROBLEM},
+        },
+        "x-gateway": {"upstream": route.upstream.name, "ttl": _ttl(config.ttl), "tags": config.tags},
+    }
+
+
+def aggregate_operation(aggregate: Aggregate) -> dict[str, Any]:
+    """What OpenAPI says of an aggregate. Raises ConfigError where a part's schema can't be read."""
+    config = aggregate.config
+    query = [*sorted(aggregate.kit.plan.query), *(["parts"] if config.selectable else [])]
+    parameters = [_parameter(name, "path", config.examples, required=True) for name in config.template.parameters]
+    parameters += [_parameter(name, "query", config.examples, required=False) for name in query]
+    return {
+        "parameters": parameters,
+        "responses": {
+            "200": {
+                "description": "The parts' answers, joined. Gateway-Complete is ?0 where one of them failed.",
+                "headers": _HEADERS | _PART_HEADERS,
+                "content": {"application/json": {"schema": _joined_schema(aggregate)}},
+            },
+            "304": {"description": "What the client has is still good."},
+            **_REFUSALS,
+            "502": {"description": "A required part failed, and nothing could stand in for it.", "content": _PROBLEM},
+            "504": {"description": "A required part was not there in time.", "content": _PROBLEM},
+        },
+        "x-gateway": {"parts": list(config.parts)},
+    }
+
+
+def _joined_schema(aggregate: Aggregate) -> dict[str, Any]:
+    properties: dict[str, Any] = {}
+    required: list[str] = []
+    if aggregate.sole is not None:
+        return _part_schema(aggregate.name, aggregate.sole, aggregate.config.parts[aggregate.sole])
+    for name, part in aggregate.config.parts.items():
+        schema = _part_schema(aggregate.name, name, part)
+        group = part.group_of(name)
+        if part.shadow:
+            continue
+        if group is None:
+            properties |= schema.get("properties", {})
+            continue
+        nullable = part.optional and not part.has_default
+        properties[group] = {"anyOf": [schema, {"type": "null"}]} if nullable else schema
+        if part.when is None and not part.is_static and not aggregate.config.selectable:
+            required.append(group)
+    if aggregate.config.envelope:
+        properties["_meta"] = {"type": "object", "description": "What became of each part."}
+    if aggregate.config.errors:
+        properties["_errors"] = {"type": "object", "description": "Problem details of the parts that failed."}
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def _part_schema(route: str, name: str, part: PartConfig) -> dict[str, Any]:
+    if part.schema is None:
+        return {"type": "array"} if part.for_each is not None else {}
+    try:
+        schema: dict[str, Any] = json.loads(Path(part.schema).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"{part.schema} can't be read as JSON Schema: {error}"
+        raise ConfigError([ConfigProblem("", f"routes.{route}.parts.{name}.schema", message)]) from None
+    return schema
+
+
+_PART_HEADERS = {
+    "Gateway-Parts": {"description": "What became of each part.", "schema": {"type": "string"}},
+    "Gateway-Complete": {"description": "?1 where every part is there, else ?0.", "schema": {"type": "string"}},
+}
+
+
+def _ttl(ttl: Any) -> str:
+    return ttl if isinstance(ttl, str) else show_duration(ttl)
+
+
+_HEADERS = {
+    "Cache-Status": {"description": "What the cache did (RFC 9211).", "schema": {"type": "string"}},
+    "Age": {"description": "Seconds since the upstream was asked.", "schema": {"type": "integer"}},
+}
+_PROPERTIES = {
+    "type": {"type": "string"},
+    "title": {"type": "string"},
+    "status": {"type": "integer"},
+    "detail": {"type": "string"},
+    "request_id": {"type": "string"},
+}
+_PROBLEM: dict[str, Any] = {"application/problem+json": {"schema": {"type": "object", "properties": _PROPERTIES}}}
+
+_REFUSALS = {
+    "400": {"description": "A target or a field that can be read in two ways.", "content": _PROBLEM},
+    "414": {"description": "A target that is too long.", "content": _PROBLEM},
+    "431": {"description": "Header fields that are too many, or too large.", "content": _PROBLEM},
+    "503": {"description": "Too much is under way; `Retry-After` says when to ask again.", "content": _PROBLEM},
+}
+
+
+def show_validation_problems(schema: dict[str, Any]) -> None:
+    """Say in an OpenAPI document that a request which does not validate gets Problem Details, not FastAPI's body."""
+    errors = {"type": "array", "items": {"type": "object"}}
+    problem = _PROBLEM["application/problem+json"]["schema"]
+    content = {"application/problem+json": {"schema": {**problem, "properties": {**_PROPERTIES, "errors": errors}}}}
+    for path in schema.get("paths", {}).values():
+        for operation in path.values():
+            answer = operation.get("responses", {}).get("422") if isinstance(operation, dict) else None
+            if answer is not None and "HTTPValidationError" in json.dumps(answer):
+                answer["content"] = content
+
+
+def _parameter(name: str, place: str, examples: dict[str, Any], *, required: bool) -> dict[str, Any]:
+    described = {"name": name, "in": place, "required": required, "schema": {"type": "string"}}
+    return {**described, "example": examples[name]} if name in examples else described
+
+
+def add_pages(app: FastAPI, *, docs: str, redoc: str) -> None:
+    """Serve Swagger UI at `docs` and ReDoc at `redoc` (`off` for none), with their scripts and styles."""
+    static = str(files("fastapi_offline") / "static")
+    app.mount(ASSETS, StaticFiles(directory=static), name="gateway-docs-assets")
+    if docs != "off":
+        app.add_api_route(docs, _swagger_page(app), include_in_schema=False, methods=["GET"])
+    if redoc != "off":
+        app.add_api_route(redoc, _redoc_page(app), include_in_schema=False, methods=["GET"])
+
+
+def _swagger_page(app: FastAPI) -> Any:
+    async def swagger(request: Request) -> HTMLResponse:
+        root = request.scope.get("root_path", "")
+        page = get_swagger_ui_html(
+            openapi_url=root + OPENAPI,
+            title=f"{app.title} - Swagger UI",
+            swagger_js_url=f"{root}{ASSETS}/swagger-ui-bundle.js",
+            swagger_css_url=f"{root}{ASSETS}/swagger-ui.css",
+            swagger_favicon_url=f"{root}{ASSETS}/favicon.png",
+        )
+        page.headers.update(PAGE_HEADERS)
+        return page
+
+    return swagger
+
+
+def _redoc_page(app: FastAPI) -> Any:
+    async def redoc(request: Request) -> HTMLResponse:
+        root = request.scope.get("root_path", "")
+        page = get_redoc_html(
+            openapi_url=root + OPENAPI,
+            title=f"{app.title} - ReDoc",
+            redoc_js_url=f"{root}{ASSETS}/redoc.standalone.js",
+            redoc_favicon_url=f"{root}{ASSETS}/favicon.png",
+            with_google_fonts=False,
+        )
+        page.headers.update(PAGE_HEADERS)
+        return page
+
+    return redoc

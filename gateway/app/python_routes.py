@@ -1,0 +1,233 @@
+"""Checks the handlers written in Python that an app serves, and makes them ready: those that `@cached` wraps, typed
+aggregates, and the upstreams that any of them names.
+
+Routers written in Python, as `include` names them, and how specific their paths are among the declared ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from starlette.routing import BaseRoute
+
+from gateway.aggregates.aggregate import Aggregate
+from gateway.aggregates.routes import AggregateHandlers, Builder
+from gateway.aggregates.typed import TypedAggregate, typed_aggregate
+from gateway.config.names import did_you_mean
+from gateway.errors import ConfigError, ConfigProblem
+from gateway.http.path_template import PathTemplate, compile_path, tag_parameters
+from gateway.routing.handler_endpoint import deaf, decorators_above
+from gateway.routing.handler_inputs import Inputs, inputs_of, label, refusing, upstream_names
+from gateway.routing.handler_request import by_model
+from gateway.routing.handler_settings import CACHED_AS, Cached, Marked, Runtime, cached_settings
+from gateway.routing.handler_tree import instrument
+
+logger = logging.getLogger("gateway")
+
+
+class Binding:
+    """Of one app; what it finds it puts into `runtime` and, of aggregates, into `aggregates` too."""
+
+    def __init__(self, runtime: Runtime, builder: Builder, aggregates: list[Aggregate]) -> None:
+        self._runtime = runtime
+        self._builder = builder
+        self._aggregates = aggregates
+
+    def bind(self, routes: Sequence[BaseRoute], *, late: bool) -> None:
+        """Make the handlers of `routes` ready; those that are new, `late`, were included after the app was made.
+
+        Raises ConfigError.
+        """
+        runtime = self._runtime
+        inputs: dict[int, Inputs] = {}
+        for context in iter_route_contexts(routes):
+            if not isinstance(context.original_route, APIRoute):
+                continue
+            if late and id(context.original_route) not in runtime.contexts:
+                runtime.late.add(id(context.original_route))
+            runtime.contexts[id(context.original_route)] = context
+            self._check_upstreams(context)
+            typed = typed_aggregate(context.endpoint)
+            if typed is not None and typed.name not in runtime.aggregates:
+                self._bind_aggregate(typed)
+            marked = cached_settings(context.endpoint)
+            if marked is not None:
+                settings, injected = marked.settings, marked.injected
+                _check_decorators(context, marked)
+                _check_edge(context, settings)
+                found = inputs_of(context.dependant, injected)
+                _check_inputs(context, settings, found)
+                inputs[id(settings)] = inputs.get(id(settings), found).union(found)
+                runtime.bind(settings, inputs[id(settings)])
+                self._warn(settings, found)
+                prepare = instrument(context.dependant, settings, injected)
+                if prepare is not None:
+                    runtime.prepared[id(settings)] = prepare.reading
+
+        _check_order(list(runtime.contexts.values()))
+
+    def _warn(self, settings: Cached, inputs: Inputs) -> None:
+        """Tell once of a handler whose answers can't be shared, whatever it reads."""
+        so_far = self._runtime.so_far(settings)
+        for unknown in map(by_model, inputs.open):
+            if so_far.is_news(unknown):
+                logger.warning("the answers of %s are not shared: they rest on %s", settings.name, unknown.what)
+
+    def _bind_aggregate(self, typed: TypedAggregate) -> None:
+        made = self._builder.typed(typed.name, typed.config, typed.checks)
+        self._aggregates.append(made)
+        self._runtime.aggregates[typed.name] = AggregateHandlers(self._runtime.engine).handler(made)
+
+    def _check_upstreams(self, context: RouteContext) -> None:
+        upstreams = self._runtime.upstreams
+        for name in upstream_names(context.dependant) - set(upstreams):
+            hint = did_you_mean(name, upstreams)
+            raise _problem(f"the handler {context.name} wants the upstream {name!r}, which is not configured{hint}")
+
+
+def _check_order(contexts: list[RouteContext]) -> None:
+    """A route whose handler was decorated with `@cached` after the route was made, so that nothing is cached."""
+    routed = {id(marked.endpoint) for each in contexts if (marked := cached_settings(each.endpoint)) is not None}
+    for context in contexts:
+        handler = context.endpoint
+        cached = getattr(handler, CACHED_AS, None)
+        if cached is None or getattr(cached, "__wrapped__", None) is not handler or id(cached) in routed:
+            continue
+        # A handler may have a route of its own beside the cached one; then its name is still its own.
+        named = cached_settings(getattr(handler, "__globals__", {}).get(getattr(handler, "__name__", "")))
+        if "<locals>" in label(handler) or (named is not None and named.endpoint is cached):
+            raise _problem(
+                f"the handler {label(handler)} has @cached above the decorator of its route {context.path}, so that "
+                "the route has the plain function and nothing is cached: write @cached below it"
+            )
+
+
+def _check_decorators(context: RouteContext, marked: Marked) -> None:
+    name = marked.settings.name
+    for each in deaf(context.endpoint, marked.endpoint, marked.passed):
+        raise _problem(
+            f"the handler {name} has a decorator above @cached, {each}, that takes no **kwargs, so that what @cached "
+            "is given by FastAPI does not reach it: let it pass on *args and **kwargs, or write it below @cached"
+        )
+    if marked.settings.edge and decorators_above(context.endpoint, marked.endpoint):
+        raise _problem(
+            f"the handler {name} is @cached(edge=True) and has a decorator above that, which hits would not reach: "
+            "write it below @cached, or leave edge=True out"
+        )
+
+
+def _check_edge(context: RouteContext, settings: Cached) -> None:
+    if not settings.edge:
+        return
+    found = refusing(context.dependant, follows_origin=settings.rules.ttl is None)
+    if found:
+        raise _problem(
+            f"the handler {context.name} is @cached(edge=True) and depends on {', '.join(found)}, which could "
+            "refuse a request; a cache must not stand before that: leave edge=True out"
+        )
+
+
+def _check_inputs(context: RouteContext, settings: Cached, inputs: Inputs) -> None:
+    if settings.authorization == "ignore" and inputs.authorization is not None:
+        raise _problem(
+            f"the handler {settings.name} is @cached(authorization='ignore'), so that it sees no Authorization, which "
+            f"{inputs.authorization} wants: write authorization='key', or 'pass'"
+        )
+    known = sorted(context.param_convertors)
+    for tag in settings.tags:
+        for name in set(tag_parameters(tag)) - set(known):
+            raise _problem(
+                f"the handler {settings.name} has the tag {tag!r}, and {{{name}}} is no parameter of the path "
+                f"{context.path}, which has {', '.join(known) or 'none'}{did_you_mean(name, known)}"
+            )
+
+
+def _problem(message: str) -> ConfigError:
+    return ConfigError([ConfigProblem("", "include", message)])
+
+
+def router_of(place: str) -> APIRouter:
+    """The router that `module:attribute` names. Raises ConfigError, with the line at which its module fails."""
+    module, _, attribute = place.partition(":")
+    try:
+        imported = importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # whatever a module's own code raises
+        raise _include_problem(f"{place} cannot be imported: {_said(error)}") from error
+    found = getattr(imported, attribute, None)
+    if found is None:
+        raise _include_problem(
+            f"{place} cannot be imported: {module} has no {attribute!r}{did_you_mean(attribute, dir(imported))}"
+        )
+    if not isinstance(found, APIRouter):
+        raise _include_problem(f"{place} is a {type(found).__name__}; expected a fastapi.APIRouter")
+    return found
+
+
+def _include_problem(message: str) -> ConfigError:
+    return ConfigError([ConfigProblem("", "include", message)])
+
+
+def _said(error: BaseException) -> str:
+    """An error with its kind, and where in the user's code it was raised."""
+    if isinstance(error, ModuleNotFoundError):
+        text = f"there is no module {error.name!r} (searched are the current folder and the installed packages)"
+    elif isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: SyntaxError: {error.msg}"
+    else:
+        text = f"{type(error).__name__}: {error}"
+    place = _raised_at(error)
+    return f"{place}: {text}" if place else text
+
+
+def _raised_at(error: BaseException) -> str:
+    """`file:line` of the last frame that is neither this package's nor the import system's; empty where none is."""
+    ours = str(Path(__file__).parent)
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(("<", ours))
+    ]
+    users = [frame for frame in frames if not frame.filename.startswith(sys.prefix)] or frames
+    standard = str(Path(importlib.__file__).parent.parent)
+    users = [frame for frame in users if not frame.filename.startswith(standard)]
+    return f"{users[-1].filename}:{users[-1].lineno}" if users else ""
+
+
+def pieces_of(router: APIRouter) -> list[tuple[Any, APIRouter]]:
+    """A router as routers of one route each, so that its routes can stand among the others by how specific they are.
+
+    The first keeps the router's lifespan and event handlers.
+    """
+    pieces = []
+    for position, route in enumerate(router.routes):
+        piece = copy.copy(router)
+        piece.routes = [route]
+        if position:
+            piece.on_startup, piece.on_shutdown = [], []
+            piece.lifespan_context = APIRouter().lifespan_context
+        contexts = list(iter_route_contexts([route]))
+        pieces.append((specificity_of(contexts[0].path or "/" if contexts else "/"), piece))
+    return pieces
+
+
+def specificity_of(path: str) -> tuple[tuple[int, int], ...]:
+    """How specific a FastAPI path is; convertors other than `path` take one segment."""
+    plain = path if ":path}" in path else _without_convertors(path)
+    try:
+        return compile_path(plain).specificity
+    except ValueError:
+        return PathTemplate(plain).specificity
+
+
+def _without_convertors(path: str) -> str:
+    pieces = path.split("{")
+    return pieces[0] + "".join(
+        "{" + piece.split(":")[0].rstrip("}") + "}" + piece.partition("}")[2] for piece in pieces[1:]
+    )

@@ -1,0 +1,110 @@
+"""What one worker has once, whatever its configuration becomes: its tiers, flights, counters and guard."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+from gateway.advisor.traffic import Desk, LocalDesk, Traffic, Watch
+from gateway.cache.engine import Engine
+from gateway.cache.memory import Memory
+from gateway.cache.overload import Governor, LoopLag
+from gateway.cache.purge_log import LocalPurges, PurgeLog
+from gateway.cache.redis.advice import RedisDesk
+from gateway.cache.redis.fleet_key import FleetKey
+from gateway.cache.redis.store import RedisStore
+from gateway.cache.shared_store import SharedStore
+from gateway.cache.warm_start import Hottest
+from gateway.clock import Clock
+from gateway.config.models import Config
+from gateway.edge.guard import Door
+from gateway.observability.access_log import AccessLog
+from gateway.observability.metrics import Metrics
+from gateway.policy.identity_key import KEY_BYTES, IdentityKey, derived
+
+
+class Lasting:
+    """Made of the configuration that the worker begins with; `ttls` gives each route's TTL as it stands, in seconds;
+    `identity_changed` is called when digests are made with another key from now on."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        shared: SharedStore,
+        clock: Clock,
+        log: AccessLog,
+        ttls: Callable[[], dict[str, float | None]],
+        identity_changed: Callable[[], None],
+    ) -> None:
+        self.metrics = Metrics()
+        self.shared = shared
+        self._allow_records(config)
+        blind = None if config.purge_blind == "forever" else config.purge_blind.total_seconds()
+        self.purges: PurgeLog = shared.purge_log(clock, blind) if isinstance(shared, RedisStore) else LocalPurges(clock)
+        traffic = Traffic(clock)
+        desk: Desk = shared.advice_desk(clock) if isinstance(shared, RedisStore) else LocalDesk(clock)
+        self.watch = Watch(traffic, desk, ttls)
+        secret = config.record_secret
+        key = IdentityKey(derived(secret) if secret else secrets.token_bytes(KEY_BYTES))
+        self._fleet_key = (
+            FleetKey(shared, key, identity_changed) if isinstance(shared, RedisStore) and not secret else None
+        )
+        self.engine = Engine(
+            identity_key=key,
+            traffic=traffic,
+            memory=Memory(config.memory // config.workers),
+            shared=shared,
+            clock=clock,
+            purges=self.purges,
+            retry_after=config.retry_after.total_seconds(),
+            compression=config.compression,
+            uncacheable_for=config.uncacheable_for.total_seconds(),
+            shared_budget=config.redis_budget.total_seconds(),
+            shared_secret=secret,
+            governor=Governor(config.overload_lag.total_seconds()),
+        )
+        self.hottest = Hottest(
+            self.engine.tiers,
+            config.warm_start if isinstance(shared, RedisStore) else 0,
+            leads=lambda: isinstance(desk, RedisDesk) and desk.leads,
+        )
+        self.lag = LoopLag(self._observe_lag)
+        self.metrics.watch(self.engine)
+        self.metrics.watch_advice(self.watch.told)
+        self.door = Door(config, metrics=self.metrics, log=log)
+
+    def configure(self, config: Config, log: AccessLog) -> None:
+        """Go by another configuration from now on, in what can change while the worker runs."""
+        self.engine.configure(
+            retry_after=config.retry_after.total_seconds(),
+            uncacheable_for=config.uncacheable_for.total_seconds(),
+        )
+        self.door.configure(config, log)
+        self._allow_records(config)
+
+    def _allow_records(self, config: Config) -> None:
+        if isinstance(self.shared, RedisStore):
+            self.shared.allow(config.largest_record)
+
+    def alone(self) -> bool:
+        """Whether the tier that all share is away, so that each worker fetches for itself."""
+        return isinstance(self.shared, RedisStore) and not self.shared.available
+
+    def _observe_lag(self, lag: float) -> None:
+        self.metrics.loop_lag(lag)
+        self.engine.governor.observe(lag, self.engine.under_way)
+
+    async def start(self) -> None:
+        self.lag.start()
+        await self.shared.start()
+        if self._fleet_key is not None:
+            await self._fleet_key.start()
+        await self.purges.start()
+        await self.watch.start()
+        await self.hottest.start()
+
+    async def aclose(self) -> None:
+        if self._fleet_key is not None:
+            await self._fleet_key.aclose()
+        await self.hottest.aclose()

@@ -1,0 +1,1 @@
+"""The cache: engine, coalescing, two-tier store, leases, background work."""

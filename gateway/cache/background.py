@@ -1,0 +1,81 @@
+"""Work that nobody waits for: held, so that it is not lost, told of where it fails, drained at the end.
+
+How many requests one generation of the app is answering, by whatever way they came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+
+
+class Background:
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def spawn(self, work: Awaitable[None]) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "a task of the cache engine failed", "exception": error, "task": task}
+            )
+
+    async def settle(self) -> None:
+        """Wait until nothing is under way behind: refreshes, writes to the shared tier."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def outlast(self) -> None:
+        """Wait until what is under way now has ended, whatever begins meanwhile."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def drain(self, grace: float) -> None:
+        """Let what is under way end within `grace` seconds."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=grace)
+
+    async def cancel(self) -> None:
+        """Cancel what is still under way, and wait for that."""
+        for task in set(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+
+class Underway:
+    """Counts requests from their beginning to the end of their answers; `none` waits until there are none."""
+
+    __slots__ = ("_waiting", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def __repr__(self) -> str:
+        return f"<Underway {self.count}>"
+
+    def began(self) -> None:
+        self.count += 1
+
+    def ended(self) -> None:
+        self.count -= 1
+        if self._waiting and not self.count:
+            for waiting in self._waiting:
+                if not waiting.done():
+                    waiting.set_result(None)
+            self._waiting.clear()
+
+    async def none(self) -> None:
+        """Wait until no request is under way."""
+        while self.count:
+            self._waiting.append(waiting := asyncio.get_running_loop().create_future())
+            await waiting

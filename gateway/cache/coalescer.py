@@ -1,0 +1,260 @@
+"""Flights: which of them are under way, launched for a request or behind a stale answer, alone in the fleet.
+
+A flight fetches for all who wait for it. Where other processes share the tier, a lease makes it one fetch for all of
+them; whoever does not get it waits for what its holder stores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import assert_never
+
+from msgspec import structs
+
+from gateway.cache.background import Background
+from gateway.cache.fetch import Durations, Fetching
+from gateway.cache.flight import Alone, Failed, Flight, Landed, Landing
+from gateway.cache.leases import DOUBTED, FAILED, STORED, STORED_LIFE, UNCACHEABLE, Lease, Leases, Pauses, Standing
+from gateway.cache.overload import Governor
+from gateway.cache.request import Ask, Origin
+from gateway.cache.store import Found, Tiers
+from gateway.clock import Clock
+from gateway.errors import UpstreamTimeout
+from gateway.observability.trace_context import BEHIND
+from gateway.policy import freshness
+from gateway.policy.entry import Stored
+from gateway.policy.freshness import Hit
+from gateway.policy.rules import PLAIN
+
+PATIENCE = 0.5
+"""The share of its own deadline that a request waits for a fetch of another process."""
+
+
+class Flying:
+    """`newer` looks into the shared tier. At most `max_refreshes` tasks run behind."""
+
+    def __init__(
+        self,
+        *,
+        tiers: Tiers,
+        clock: Clock,
+        fetching: Fetching,
+        leases: Leases,
+        governor: Governor,
+        background: Background,
+        durations: Durations,
+        newer: Callable[[Ask, Found], Awaitable[Found]],
+        max_refreshes: int,
+    ) -> None:
+        self.flights: dict[str, Flight] = {}
+        self.launched = 0
+        self.refreshes = 0
+        self.alone = 0
+        """Fetches under way for one client, which wait for the head."""
+        self._tiers = tiers
+        self._clock = clock
+        self._fetching = fetching
+        self._leases = leases
+        self.governor = governor
+        self._background = background
+        self._durations = durations
+        self._newer = newer
+        self._max_refreshes = max_refreshes
+
+    @property
+    def under_way(self) -> int:
+        """How many fetches are: those that others may wait for, and those of one client."""
+        return len(self.flights) + self.alone
+
+    def close(self) -> None:
+        self._leases.close()
+
+    def outlived(self, ask: Ask, flight: Flight) -> bool:
+        """Whether a purge may have passed a flight: any may, where only its landing tells what it was joined from."""
+        if ask.route.made and not self._tiers.untouched(flight.stamp):
+            return True
+        return self._tiers.outlived(flight.stamp, flight.began, ask.wanted)
+
+    def launch(self, key: str, ask: Ask, stale: Stored | None) -> Flight:
+        flight = self._new_flight(key)
+        self._background.spawn(
+            self._make(flight, ask, stale) if ask.route.made else self._fly(flight, ask, ask.origin, stale)
+        )
+        return flight
+
+    def _new_flight(self, key: str) -> Flight:
+        self.launched += 1
+        flight = self.flights[key] = Flight(key, self._tiers.stamp(), self._clock.now(), self.launched)
+        return flight
+
+    async def lead(self, key: str, ask: Ask, stale: Stored | None) -> Landing:
+        """Fetch for all who wait, in the task of the one who asked first, which then goes on to its landing whether its
+        client waits or not (`Exchange.leading`)."""
+        flight = self._new_flight(key)
+        ask.exchange.leading = True
+        try:
+            landing, lease = await self._landed(flight, ask, ask.origin, stale)
+        finally:
+            ask.exchange.leading = False
+        if lease is not None and (lease.standing is Standing.HELD or (isinstance(landing, Landed) and landing.kept)):
+            self._background.spawn(self._after(flight, landing, lease))
+        return landing
+
+    async def _fly(
+        self, flight: Flight, ask: Ask, origin: Origin, stale: Stored | None, *, behind: bool = False
+    ) -> None:
+        """Fetch for all who wait, alone in the fleet as far as the lease goes: store, then give it back.
+
+        `behind` a stale answer it takes the lease, or does nothing.
+        """
+        landing, lease = await self._landed(flight, ask, origin, stale, behind=behind)
+        await self._after(flight, landing, lease)
+
+    async def _landed(
+        self, flight: Flight, ask: Ask, origin: Origin, stale: Stored | None, *, behind: bool = False
+    ) -> tuple[Landing, Lease | None]:
+        """What the flight comes to, of which all who wait have been told; and its lease."""
+        landing: Landing = Failed(503, error=UpstreamTimeout(origin.name, "the gateway is stopping"))
+        lease: Lease | None = None
+        try:
+            lease = await self._leases.take(flight.key, origin.deadline)
+            if behind and stale is not None and not lease.standing.lets_fetch:
+                landing = Landed(stale, stale.status, kept=False)
+            else:
+                landing, lease = await self._land_alone(flight, ask, origin, stale, lease)
+        except Exception as error:
+            # Whoever asked is told, and raises it: an error of a handler is nobody's but theirs.
+            landing = Failed(500, error=error)
+        finally:
+            self._forget(flight)
+            await flight.land(landing)
+        return landing, lease
+
+    async def _after(self, flight: Flight, landing: Landing, lease: Lease | None) -> None:
+        """Store what landed in the shared tier, then give the lease back."""
+        if isinstance(landing, Landed) and landing.kept:
+            await self._tiers.share(landing.stored)
+        if lease is not None:
+            await self._give_back(flight, lease, landing)
+
+    async def _make(self, flight: Flight, ask: Ask, stale: Stored | None) -> None:
+        """Make for all who wait what is made here: nobody in the fleet needs to be asked for leave."""
+        landing: Landing = Failed(503, error=UpstreamTimeout(ask.origin.name, "the gateway is stopping"))
+        try:
+            landing = await self._fetching.land(ask, ask.origin, stale)
+        except Exception as error:
+            landing = Failed(500, error=error)
+        finally:
+            self._forget(flight)
+            await flight.land(landing)
+
+    def _forget(self, flight: Flight) -> None:
+        if self.flights.get(flight.key) is flight:
+            del self.flights[flight.key]
+
+    async def _give_back(self, flight: Flight, lease: Lease, landing: Landing) -> None:
+        match landing:
+            case Landed(kept=True) if self._fetching.is_uncacheable(flight.key):
+                await self._leases.give_back(lease, UNCACHEABLE, self._durations.uncacheable_for)
+            case Landed(kept=True):
+                await self._leases.give_back(lease, STORED, STORED_LIFE)
+            case Landed():
+                await self._leases.give_back(lease)
+            case Failed(rest=rest):
+                await self._leases.give_back(lease, FAILED, max(self._durations.retry_after, rest or 0.0))
+            case Alone():
+                await self._leases.give_back(lease, UNCACHEABLE, self._durations.uncacheable_for)
+            case _:
+                assert_never(landing)
+
+    # --- one fetch in the fleet ----------------------------------------------------------------------------
+
+    async def _land_alone(
+        self, flight: Flight, ask: Ask, origin: Origin, stale: Stored | None, lease: Lease
+    ) -> tuple[Landing, Lease]:
+        """What the one fetch of the fleet comes to: ours where the lease is, another's where we can wait for it.
+
+        All of it, the waiting too, has the fetch's deadline.
+        """
+        deadline = time.monotonic() + origin.deadline
+        found: Stored | None = None
+        if lease.standing is Standing.BUSY:
+            found, lease = await self._await_other(flight, ask, origin, lease)
+        if found is None and lease.standing is Standing.HELD and (lease.stored or _looked_long_ago(ask)):
+            found = await self._fresh_in_shared(flight, ask)
+        if found is not None:
+            return Landed(found, found.status, kept=False), lease
+        if lease.standing is Standing.UNCACHEABLE:
+            self._fetching.mark_uncacheable(flight.key)
+            flight.release()
+        if lease.standing is Standing.FAILED and stale is not None and self._fetching.usable_on_error(ask, stale):
+            self._fetching.rest(ask, own=True)
+            return Failed(503, error=UpstreamTimeout(origin.name, "it failed a moment ago")), lease
+        within = deadline - time.monotonic()
+        return await self._fetching.land(ask, origin, stale, within=within, flight=flight), lease
+
+    async def _fresh_in_shared(self, flight: Flight, ask: Ask) -> Stored | None:
+        """What another stored between our look and our lease, if it answers the flight."""
+        found = await self._newer(ask, Found(None))
+        decision = freshness.decide(found.stored, PLAIN, ask.route.rules, self._clock.now())
+        if not isinstance(decision, Hit):
+            return None
+        asked_for_new = ask.facts.no_cache or ask.facts.max_age is not None or ask.facts.min_fresh
+        return None if asked_for_new and decision.stored.started < flight.began else decision.stored
+
+    async def _await_other(self, flight: Flight, ask: Ask, origin: Origin, lease: Lease) -> tuple[Stored | None, Lease]:
+        """Look, with growing gaps, until another's fetch is stored, or its lease ends, or our own time grows short.
+
+        Where the lease ends with nothing stored, its holder has died or failed: one of those who wait gets the next.
+        """
+        pauses = Pauses()
+        began = time.monotonic()
+        while time.monotonic() < began + self._patience(origin):
+            await pauses.pause()
+            found, standing = await asyncio.gather(self._fresh_in_shared(flight, ask), self._leases.look(lease))
+            if found is not None:
+                return found, lease
+            if standing is None:
+                lease = await self._leases.take(flight.key, origin.deadline)
+                standing = lease.standing
+            if standing is not Standing.BUSY:
+                return None, structs.replace(lease, standing=standing)
+        return None, lease
+
+    def _patience(self, origin: Origin) -> float:
+        """Seconds for which another's fetch is waited for."""
+        patience = origin.deadline * PATIENCE
+        return min(patience, DOUBTED) if self._leases.doubtful else patience
+
+    # --- refreshing behind ---------------------------------------------------------------------------------
+
+    def refresh_behind(self, ask: Ask, stale: Stored) -> None:
+        """Begin a refresh, unless one is under way, it failed just now, or too many are."""
+        key = self._fetching.flight_key(ask)
+        if key in self.flights or self._fetching.is_resting(ask) or len(self._background) >= self._max_refreshes:
+            return
+        if not self.governor.admits_refresh(self.under_way):
+            return
+        self.refreshes += 1
+        flight = self._new_flight(key)
+        flight.abandoned = True
+        self._background.spawn(self._refresh(flight, ask, stale))
+
+    async def _refresh(self, flight: Flight, ask: Ask, stale: Stored) -> None:
+        """Another worker may have refreshed it already, or be about to: then there is nothing to do."""
+        BEHIND.set(True)
+        found = await self._newer(ask, Found(stale, "memory"))
+        decision = freshness.decide(found.stored, PLAIN, ask.route.rules, self._clock.now())
+        if isinstance(decision, Hit):
+            self._forget(flight)
+            await flight.land(Landed(decision.stored, decision.stored.status, kept=False))
+            return
+        origin = ask.refresh() if ask.refresh is not None else ask.origin
+        await self._fly(flight, ask, origin, stale, behind=True)
+
+
+def _looked_long_ago(ask: Ask) -> bool:
+    """Whether the mark of what another stored since this request looked may have ended already."""
+    return time.perf_counter() - ask.exchange.began > STORED_LIFE / 2

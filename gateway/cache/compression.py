@@ -1,0 +1,171 @@
+"""Answers made beforehand: stored responses in other content codings, kept beside them in memory.
+
+The first request that wants a coding gets the plain form, and the other is made behind, off the event loop: the
+compressors let go of the interpreter while they work. It is an entry of the memory like any other, counted and evicted
+for itself. Measured on 6 KiB of JSON: zstd 25 µs, brotli 60 µs, gzip 40 µs, once for each stored response.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import brotli
+import zstandard
+from msgspec import structs
+from xxhash import xxh3_128_hexdigest
+
+from gateway.cache.memory import Memory
+from gateway.http.codings import tag_of, wanted
+from gateway.http.headers import DIGESTS, CacheControl, Headers, first, has, vary_names, without
+from gateway.policy.entry import Life, Stored
+from gateway.policy.rules import Rules
+
+LEAST = 1024
+"""Smaller bodies fit in one packet as they are."""
+_TEXT = re.compile(
+    r"text/.*|.*\+(?:json|xml|yaml)"
+    r"|application/(?:json|xml|javascript|x-javascript|graphql|yaml|ndjson|geo\+json|manifest\+json|wasm)"
+)
+
+
+def is_compressible(stored: Stored, rules: Rules) -> bool:
+    """Whether a stored response may be given in another coding.
+
+    It may where the gateway itself asked for it plain, which it does on routes with a duration, and where nobody said
+    `no-transform` (RFC 9111 §5.2.2.6).
+    """
+    if rules.ttl is None or stored.status != 200 or len(stored.body) < LEAST:
+        return False
+    headers = stored.headers
+    media = (first(headers, b"content-type") or "").partition(";")[0].strip().lower()
+    return (
+        _TEXT.fullmatch(media) is not None
+        and not has(headers, b"content-encoding")
+        and "no-transform" not in CacheControl.of(headers)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """The form in which a stored response that may be given in several is given: `coding` None is the plain one.
+
+    `pending`: a better one is being made. `key` is the one under which the body lies in memory.
+    """
+
+    coding: str | None
+    body: bytes
+    pending: bool = False
+    key: str = ""
+
+    def told(self, headers: list[tuple[bytes, bytes]], coding: str | None) -> list[tuple[bytes, bytes]]:
+        """A response's headers as they are in a coding."""
+        names = vary_names(headers)
+        told = headers
+        if names is not None and "accept-encoding" not in names:
+            told = [*without(headers, b"vary"), (b"vary", ", ".join([*names, "accept-encoding"]).encode("latin-1"))]
+        if coding is None:
+            return told
+        # What is no entity tag cannot be made another one: two forms would have the same (RFC 9110 §8.8.3.3).
+        told = [pair for pair in without(told, *DIGESTS) if pair[0] != b"etag" or pair[1].endswith(b'"')]
+        told = [(name, tag_of(value, coding) if name == b"etag" else value) for name, value in told]
+        return [*told, (b"content-encoding", coding.encode("ascii"))]
+
+
+ZSTD_LEVEL, BROTLI_QUALITY, GZIP_LEVEL = 9, 5, 6
+WORTH = 0.9
+"""A coding that saves less than a tenth is not used."""
+UNDER_WAY = 64
+"""How many may be made at once; more must wait for another request."""
+_SHARE = 16  # of the memory, that one body may have and still be given codings
+
+
+class Prepared:
+    """Finds and makes the codings of stored responses. `offered` names them, the preferred first; `spawn` runs what
+    goes on behind."""
+
+    def __init__(self, memory: Memory, offered: Sequence[str], spawn: Callable[[Awaitable[None]], None]) -> None:
+        self._memory = memory
+        self._offered = tuple(offered)
+        self._spawn = spawn
+        self._under_way: set[str] = set()
+        self._pool: ThreadPoolExecutor | None = None
+        self.made = 0
+
+    def __repr__(self) -> str:
+        return f"<Prepared {', '.join(self._offered) or 'nothing'}, {self.made} made>"
+
+    def choose(self, request: Headers, stored: Stored, rules: Rules) -> Coded | None:
+        """The form of a stored response that a request gets; None where there is but one."""
+        if not self._offered or not is_compressible(stored, rules):
+            return None
+        coding = wanted(request, self._offered)
+        if coding is None:
+            return Coded(None, stored.body)
+        key = f"{stored.key}\ncoding {coding}"
+        made = self._kept(key, stored)
+        if made is None:
+            return Coded(None, stored.body, pending=self._begin(key, coding, stored))
+        return Coded(coding, made.body, key=key) if made.body else Coded(None, stored.body)
+
+    def _kept(self, key: str, stored: Stored) -> Stored | None:
+        """What was made of `stored`; also of one before it with the same body, which a 304 confirmed."""
+        made = self._memory.get(key)
+        if made is None or made.born == stored.born:
+            return made
+        if made.primary != xxh3_128_hexdigest(stored.body):
+            return None
+        made = structs.replace(made, born=stored.born)
+        self._memory.put(made)
+        return made
+
+    def _begin(self, key: str, coding: str, stored: Stored) -> bool:
+        """Have it made; whether it is under way."""
+        if key in self._under_way:
+            return True
+        if len(self._under_way) >= UNDER_WAY or len(stored.body) > self._memory.capacity // _SHARE:
+            return False
+        self._under_way.add(key)
+        self._spawn(self._make(key, coding, stored))
+        return True
+
+    async def _make(self, key: str, coding: str, stored: Stored) -> None:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="gateway-codings")
+        try:
+            body = await asyncio.get_running_loop().run_in_executor(self._pool, compressed, coding, stored.body)
+        finally:
+            self._under_way.discard(key)
+        self.made += 1
+        self._memory.put(
+            Stored(
+                key=key,
+                primary=xxh3_128_hexdigest(stored.body),
+                born=stored.born,
+                started=stored.started,
+                initial_age=0.0,
+                status=stored.status,
+                headers=(),
+                body=body if len(body) <= len(stored.body) * WORTH else b"",
+                life=Life(),
+            )
+        )
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def compressed(coding: str, body: bytes) -> bytes:
+    """`body` in a coding; the same bytes in every worker."""
+    match coding:
+        case "zstd":
+            return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(body)
+        case "br":
+            return bytes(brotli.compress(body, quality=BROTLI_QUALITY))
+        case _:
+            return gzip.compress(body, GZIP_LEVEL, mtime=0)

@@ -1,0 +1,440 @@
+"""The engine: the only place where policy, stores, flight and upstream meet.
+
+`answer` is the way of a GET or HEAD: memory, then the shared tier, then one flight for all who want the same; `pass_by`
+is the way of everything else. What to do is decided by `policy` as a value, and done here, with the hands that this
+module puts together: `flying` (one fetch for all), `fetching` (what a fetch comes to), `storing` (what is kept of it),
+`answering` (what is told of it), `background` (what nobody waits for).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from functools import partial
+from typing import assert_never
+
+from gateway.advisor.traffic import Traffic
+from gateway.cache import respond
+from gateway.cache.background import Background
+from gateway.cache.coalescer import Flying
+from gateway.cache.compression import Prepared
+from gateway.cache.fetch import Durations, Fetching, Storing, identity_of
+from gateway.cache.flight import Alone, Failed, Flight, Landed, Landing
+from gateway.cache.leases import Leases
+from gateway.cache.memory import Memory
+from gateway.cache.overload import Governor
+from gateway.cache.purge_log import PurgeLog, PurgesTold, Report
+from gateway.cache.request import Ask
+from gateway.cache.respond import Answer, Answering
+from gateway.cache.shared_store import SharedStore
+from gateway.cache.store import Found, Tiers
+from gateway.clock import Clock
+from gateway.context import Exchange, Outcome, Result
+from gateway.errors import Overloaded, UpstreamError
+from gateway.policy import freshness, storability
+from gateway.policy.entry import Made, Stored
+from gateway.policy.epochs import EVERYTHING, key_name, route_name, tag_name
+from gateway.policy.freshness import Bypass, Hit, Miss, Revalidate, Stale, Unsatisfiable
+from gateway.policy.identity_key import UNKEYED, IdentityKey
+from gateway.policy.vary import variant_key
+from gateway.upstreams.response import Fetched
+
+ATTEMPTS = 3
+"""How often a request waits for somebody else's fetch before it makes its own."""
+
+
+class Useless(Enum):
+    """Why somebody else's fetch does not answer a request."""
+
+    TO_ME = "to me"
+    """It may be reused for no other request, or not for this one."""
+    PURGED = "purged"
+
+
+class Engine:
+    """Collaborators are handed in. Durations are seconds; `jitter` gives fractions in [0, 1)."""
+
+    def __init__(
+        self,
+        *,
+        memory: Memory,
+        shared: SharedStore,
+        clock: Clock,
+        purges: PurgeLog | None = None,
+        traffic: Traffic | None = None,
+        retry_after: float = 1.0,
+        uncacheable_for: float = 5.0,
+        shared_budget: float = 0.05,
+        shared_secret: bytes = b"",
+        jitter: Callable[[], float] = random.random,
+        max_refreshes: int = 1000,
+        compression: Sequence[str] = (),
+        governor: Governor | None = None,
+        identity_key: IdentityKey = UNKEYED,
+    ) -> None:
+        self.identity_key = identity_key
+        self.tiers = Tiers(memory, shared, clock, purges=purges, budget=shared_budget, secret=shared_secret)
+        self.traffic = traffic if traffic is not None else Traffic(clock)
+        self.clock = clock
+        self.collapsed = 0
+        self.purged = PurgesTold()
+        self.background = Background()
+        self.following = Background()
+        """What handlers have follow their answers; it takes no room of refreshes."""
+        self.prepared = Prepared(memory, compression, self.background.spawn)
+        self._durations = Durations(retry_after, uncacheable_for)
+        self._storing = Storing(self.tiers, clock, self.traffic, self.background, jitter)
+        self._fetching = Fetching(self.tiers, clock, self._storing, self._durations)
+        self._flying = Flying(
+            tiers=self.tiers,
+            clock=clock,
+            fetching=self._fetching,
+            leases=Leases(shared),
+            governor=governor if governor is not None else Governor(),
+            background=self.background,
+            durations=self._durations,
+            newer=self._newer,
+            max_refreshes=max_refreshes,
+        )
+        self._answering = Answering(
+            clock=clock,
+            traffic=self.traffic,
+            prepared=self.prepared,
+            fetching=self._fetching,
+            background=self.background,
+            durations=self._durations,
+        )
+        self.flights = self._flying.flights
+        self.refresh_behind = self._flying.refresh_behind
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.tiers!r} flights={len(self.flights)} tasks={len(self.background)}>"
+
+    def configure(self, *, retry_after: float, uncacheable_for: float) -> None:
+        """Go by other durations (seconds) from now on."""
+        self._durations.retry_after = retry_after
+        self._durations.uncacheable_for = uncacheable_for
+
+    @property
+    def memory(self) -> Memory:
+        return self.tiers.memory
+
+    @property
+    def shared(self) -> SharedStore:
+        return self.tiers.shared
+
+    @property
+    def governor(self) -> Governor:
+        return self._flying.governor
+
+    @property
+    def refreshes(self) -> int:
+        """How many refreshes behind a stale answer were begun."""
+        return self._flying.refreshes
+
+    @property
+    def under_way(self) -> int:
+        """How many fetches are: those that others may wait for, and those of one client."""
+        return self._flying.under_way
+
+    # --- the way of a request ----------------------------------------------------------------------------
+
+    def at_hand(self, ask: Ask) -> Answer | None:
+        """The answer, where it lies in memory and nobody need be asked; None otherwise."""
+        if ask.plan.bypass is not None:
+            return None
+        decision = freshness.decide(self.tiers.at_hand(ask.wanted), ask.facts, ask.route.rules, self.clock.now())
+        if isinstance(decision, Hit):
+            return self._hit(ask, decision.stored, "memory")
+        return self._stale(ask, decision) if isinstance(decision, Stale) else None
+
+    def look(self, ask: Ask) -> Hit | Stale | None:
+        """What lies in memory for a request, as `at_hand` would answer with it; a stale one is refreshed behind."""
+        if ask.plan.bypass is not None:
+            return None
+        decision = freshness.decide(self.tiers.at_hand(ask.wanted), ask.facts, ask.route.rules, self.clock.now())
+        if isinstance(decision, Stale) and decision.refresh:
+            self.refresh_behind(ask, decision.stored)
+        return decision if isinstance(decision, Hit | Stale) else None
+
+    def is_resting(self, base: str) -> bool:
+        """Whether a fetch for this base key failed a moment ago, so that what is stale is given meanwhile."""
+        return self._fetching.is_resting_key(base)
+
+    def stale_copy(self, ask: Ask) -> Stored | None:
+        """What lies in memory and may stand in because the upstream failed."""
+        stored = self.tiers.at_hand(ask.wanted)
+        return stored if stored is not None and self._fetching.usable_on_error(ask, stored) else None
+
+    def keep_made(self, ask: Ask, fetched: Fetched, made: Made, body: bytes) -> Answer:
+        """The answer to a request from one that was made just now, of what lay in memory; it is kept."""
+        stored = self._storing.made(ask, fetched, made, body)
+        return self._answering.from_stored(ask, stored, Result.HIT, tier="memory", detail="joined")
+
+    async def answer(self, ask: Ask) -> Answer:
+        """The answer to a GET or HEAD. Failures of the upstream are answers too, in Problem Details."""
+        if ask.plan.bypass is not None:
+            return await self.pass_by(ask.exchange, "bypass", ask.past, detail=ask.plan.bypass)
+        found = Found(self.tiers.at_hand(ask.wanted), "memory")
+        decision = freshness.decide(found.stored, ask.facts, ask.route.rules, self.clock.now())
+        if isinstance(decision, Revalidate | Miss | Unsatisfiable):
+            if found.stored is not None or not ask.exchange.looked:
+                found = await self._newer(ask, found)
+            decision = freshness.decide(found.stored, ask.facts, ask.route.rules, self.clock.now())
+        match decision:
+            case Hit():
+                return self._hit(ask, decision.stored, found.tier)
+            case Stale():
+                return self._stale(ask, decision)
+            case Bypass():
+                return await self.pass_by(ask.exchange, "bypass", ask.past, detail=decision.reason)
+            case Unsatisfiable():
+                return self._answering.unsatisfiable(ask)
+            case Revalidate():
+                return await self._ask_upstream(ask, decision.stored, decision.reason)
+            case Miss():
+                reason = "vary-miss" if self.tiers.has_others(ask.wanted) else "miss"
+                return await self._ask_upstream(ask, None, reason)
+            case _:
+                assert_never(decision)
+
+    async def pass_by(
+        self,
+        exchange: Exchange,
+        why: str,
+        send: Callable[[], Awaitable[Fetched]],
+        *,
+        detail: str | None = None,
+        invalidates: Callable[[Fetched], Iterable[str]] | None = None,
+        keep: Callable[[Fetched], Ask | None] | None = None,
+    ) -> Answer:
+        """The way past the cache: `send` asks the upstream, the answer is streamed.
+
+        `invalidates` names the primary keys that a success makes void (RFC 9111 §4.4); `keep` gives the GET that the
+        answer would answer as well, if it would.
+        """
+        began = time.perf_counter()
+        try:
+            with self._one_more("the upstream"):
+                fetched = await send()
+        except UpstreamError as error:
+            return self._answering.broken(exchange, error, forward=why)
+        exchange.spend("upstream", time.perf_counter() - began)
+        if invalidates is not None and 200 <= fetched.status < 400:
+            await self.invalidate(invalidates(fetched))
+        ask = keep(fetched) if keep is not None else None
+        if ask is not None:
+            fetched = await self._storing.keep_representation(ask, fetched)
+        exchange.outcome = Outcome(Result.BYPASS, forward=why, forward_status=fetched.status, detail=detail)
+        return Answer(fetched.status, storability.passed_on(fetched.headers), fetched.body)
+
+    def _hit(self, ask: Ask, stored: Stored, tier: str | None) -> Answer:
+        return self._answering.from_stored(ask, stored, Result.HIT, tier=tier)
+
+    def _stale(self, ask: Ask, decision: Stale) -> Answer:
+        if decision.refresh:
+            self.refresh_behind(ask, decision.stored)
+        return self._answering.from_stored(ask, decision.stored, Result.STALE, tier="memory")
+
+    # --- asking the upstream -------------------------------------------------------------------------------
+
+    async def _ask_upstream(self, ask: Ask, stale: Stored | None, reason: str) -> Answer:
+        if stale is not None and self._fetching.is_resting(ask) and self._fetching.usable_on_error(ask, stale):
+            return self._answering.from_stored(ask, stale, Result.STALE_ERROR, detail="resting")
+        if self._fetching.may_send_range(ask):
+            part = self._stored_part(ask)
+            if part is not None:
+                return part
+            return await self._alone(ask, stale, "partial" if stale else reason, None, ranged=True)
+        if ask.facts.head and ask.route.follows_origin:
+            return await self._alone(ask, None, reason, None)
+        arrived = self._flying.launched
+        key = self._fetching.flight_key(ask)
+        for _ in range(ATTEMPTS):
+            if self._fetching.is_uncacheable(key):
+                break
+            flight = self.flights.get(key)
+            leading = flight is None or self._flying.outlived(ask, flight)
+            if flight is None or leading:
+                refused = self._refused(ask)
+                if refused is not None:
+                    return self._answering.failed(ask, refused, stale, reason, collapsed=False)
+                if ask.stays:
+                    return await self._lead(key, ask, stale, reason)
+                flight = self._flying.launch(key, ask, stale)
+            answer = await self._wait(ask, flight, stale, reason, arrived=arrived, leading=leading)
+            if isinstance(answer, Answer):
+                return answer
+            before, key = key, self._fetching.flight_key(ask, flight.vary)
+            if answer is Useless.TO_ME and key == before:
+                break  # what comes next for this key would be as useless: nobody waits twice for it
+        return await self._alone(ask, stale, reason, None, ranged=self._fetching.may_send_range(ask))
+
+    async def _lead(self, key: str, ask: Ask, stale: Stored | None, reason: str) -> Answer:
+        """The answer that this request's own flight brings, in its own task."""
+        began = time.perf_counter()
+        landing = await self._flying.lead(key, ask, stale)
+        ask.exchange.spend("upstream", time.perf_counter() - began)
+        if self._fetching.is_asked_again(ask, landing):
+            return await self._part_alone(ask, landing, stale, reason)
+        return self._answering.landed(ask, landing, stale, reason, collapsed=False)
+
+    async def _wait(
+        self, ask: Ask, flight: Flight, stale: Stored | None, reason: str, *, arrived: int, leading: bool
+    ) -> Answer | Useless:
+        """The answer that a flight brings to this request, or why it is of no use to it.
+
+        A flight that was under way when the request arrived may bring what was purged before that, under a tag which
+        nobody knew before the response came.
+        """
+        began = time.perf_counter()
+        landing = await (flight.lead() if leading else flight.wait(partial(self._serves, ask)))
+        ask.exchange.spend("upstream", time.perf_counter() - began)
+        if landing is None or (not leading and not self._is_for(ask, landing, stale)):
+            return Useless.TO_ME
+        if leading and self._fetching.is_asked_again(ask, landing):
+            return await self._part_alone(ask, landing, stale, reason)
+        if leading:
+            return self._answering.landed(ask, landing, stale, reason, collapsed=False)
+        if (
+            isinstance(landing, Landed)
+            and flight.number <= arrived
+            and not self.tiers.valid(landing.stored, ask.wanted)
+        ):
+            return Useless.PURGED
+        self.collapsed += 1
+        return self._answering.landed(ask, landing, stale, reason, collapsed=True)
+
+    async def _alone(
+        self, ask: Ask, stale: Stored | None, forward: str, detail: str | None, *, ranged: bool = False
+    ) -> Answer:
+        """Ask for this request alone; the fetch ends with it. A response that may be stored is stored all the same."""
+        began = time.perf_counter()
+        try:
+            with self._one_more(ask.origin.name):
+                landing = await self._fetching.land(
+                    ask, ask.origin, stale if not ranged else None, method=ask.method, ranged=ranged
+                )
+        except Overloaded as error:
+            landing = Failed(error.status, error=error)
+        ask.exchange.spend("upstream", time.perf_counter() - began)
+        if not ranged and self._fetching.is_asked_again(ask, landing):
+            return await self._part_alone(ask, landing, stale, forward)
+        if isinstance(landing, Landed) and landing.kept and not ask.route.made:
+            self.background.spawn(self.tiers.share(landing.stored))
+        return self._answering.landed(ask, landing, stale, forward, collapsed=False, detail=detail)
+
+    async def _part_alone(self, ask: Ask, whole: Landing, stale: Stored | None, forward: str) -> Answer:
+        """The part that was wanted of a `whole` which cannot be kept."""
+        assert isinstance(whole, Alone)
+        await whole.fetched.body.aclose()
+        return await self._alone(ask, stale, forward, None, ranged=True)
+
+    def _stored_part(self, ask: Ask) -> Answer | None:
+        """The answer to a range request from a stored part that is fresh and holds all of it."""
+        now = self.clock.now()
+        for stored in self.tiers.parts(ask.wanted):
+            decision = freshness.decide(stored, ask.facts, ask.route.rules, now)
+            answer = respond.part_answer(ask.headers, stored, ask.route.rules, now)
+            if answer is not None and isinstance(decision, Hit):
+                ask.exchange.stored = stored
+                ask.exchange.outcome = Outcome(Result.HIT, ttl=int(decision.windows.fresh - now), tier="memory")
+                return answer
+        return None
+
+    # --- overload ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _one_more(self, name: str) -> Iterator[None]:
+        """A fetch for one client, while it waits for the head. Raises Overloaded."""
+        if not self.governor.admits_miss(self.under_way):
+            raise Overloaded(name, "too many fetches are under way", self._durations.retry_after)
+        self._flying.alone += 1
+        try:
+            yield
+        finally:
+            self._flying.alone -= 1
+
+    def _refused(self, ask: Ask) -> Failed | None:
+        """Why no fetch may begin for a request now, told before a lease is taken; None where one may."""
+        if not self.governor.admits_miss(self.under_way):
+            return self._shed(ask.origin.name)
+        refusal = ask.origin.refusal()
+        return None if refusal is None else Failed(refusal.status, error=refusal)
+
+    def _shed(self, name: str) -> Failed:
+        return Failed(503, error=Overloaded(name, "too many fetches are under way", self._durations.retry_after))
+
+    # --- the stores, and the end ---------------------------------------------------------------------------
+
+    def _is_for(self, ask: Ask, landing: Landing, stale: Stored | None) -> bool:
+        """Whether what another request's fetch came to may answer this one: a personal failure, by what is stale."""
+        match landing:
+            case Landed(stored):
+                return self._serves(ask, stored)
+            case Failed(personal=personal, identity=identity):
+                to_share = not personal and (identity is None or list(identity) == identity_of(ask))
+                return to_share or (stale is not None and self._fetching.usable_on_error(ask, stale))
+            case Alone():
+                return False
+            case _:
+                assert_never(landing)
+
+    def _serves(self, ask: Ask, stored: Stored) -> bool:
+        """Whether a response fetched for another request may answer this one: same variant, and reusable."""
+        if stored.key != variant_key(ask.plan.base, stored.vary, ask.headers, ask.route.keying.identity_key):
+            return False
+        decision = freshness.decide(stored, ask.facts, ask.route.rules, self.clock.now())
+        if isinstance(decision, Hit | Stale):
+            return True
+        # Asked for validation: this was fetched while it waited.
+        return isinstance(decision, Revalidate) and ask.facts.no_cache and not stored.life.no_cache
+
+    async def _newer(self, ask: Ask, known: Found) -> Found:
+        if ask.route.made or not self.shared.available:
+            return known
+        began = time.perf_counter()
+        try:
+            return await self.tiers.newer(ask.wanted, known)
+        finally:
+            ask.exchange.spend("cache", time.perf_counter() - began)
+
+    async def purge(
+        self,
+        *,
+        keys: Iterable[str] = (),
+        tags: Iterable[str] = (),
+        routes: Iterable[str] = (),
+        everything: bool = False,
+        soft: bool = False,
+        by: str = "",
+    ) -> Report:
+        """Purge by primary keys, tags, routes or everything; soft ends freshness, hard ends all. Costs the same
+        whatever it hits."""
+        names = [*map(key_name, keys), *map(tag_name, tags), *map(route_name, routes)]
+        if everything:
+            names.append(EVERYTHING)
+        report = await self.tiers.purges.purge(names, soft=soft, by=by)
+        self.purged.count(report)
+        return report
+
+    async def invalidate(self, primaries: Iterable[str]) -> None:
+        """Make all that is stored for these primary keys, or being fetched for them, void (RFC 9111 §4.4)."""
+        await self.tiers.invalidate(dict.fromkeys(primaries))
+
+    async def settle(self) -> None:
+        """Wait until nothing is under way behind: refreshes, writes to the shared tier."""
+        await self.background.settle()
+        await self.following.settle()
+
+    async def aclose(self, *, grace: float = 5.0) -> None:
+        """Let what is under way end within `grace` seconds, cancel the rest."""
+        await self.background.drain(grace)
+        await self.following.drain(grace)
+        self.prepared.close()
+        await self.background.cancel()
+        await self.following.cancel()
+        self._flying.close()

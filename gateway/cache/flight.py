@@ -1,0 +1,168 @@
+"""Collapsing: one fetch a key at a time, whose result all who wait for it are told at once.
+
+A flight belongs to nobody: whoever hangs up leaves it, and it goes on for the others. What it came to is a value;
+what that means for each who waited, the engine decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+
+import msgspec
+
+from gateway.http.headers import Headers
+from gateway.policy.entry import Stored
+from gateway.policy.vary import Names
+from gateway.upstreams.response import Fetched
+
+
+class Landed(msgspec.Struct, frozen=True):
+    """The response can be reused. `status` is what the upstream answered (304 where it confirmed)."""
+
+    stored: Stored
+    status: int
+    kept: bool
+    """Whether it was stored; not where it was invalidated while it was fetched."""
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """The upstream failed: with an answer, or with none.
+
+    One that is `personal` is for the one whose request was sent; the others learn no more than that it failed. Any
+    other is for those whom the same fields of a request identify. `rest` (seconds) is for how long the upstream asks to
+    be left alone.
+    """
+
+    status: int
+    headers: Headers = ()
+    body: bytes = b""
+    error: Exception | None = None
+    personal: bool = False
+    identity: Headers | None = None
+    """The fields that told the upstream who asks; None where it did not answer."""
+    rest: float | None = None
+
+
+class Alone(msgspec.Struct, frozen=True):
+    """The response is for the one whose request was sent; its body is still to be read. `status` is what the upstream
+    answered, where that is another."""
+
+    fetched: Fetched
+    reason: str
+    status: int | None = None
+
+
+Landing = Landed | Failed | Alone
+Preview = Callable[[], Stored]
+
+
+class Flight:
+    """One fetch under way. `stamp` and `began` (seconds) tell which purges have passed it since; `number` in what order
+    flights were launched.
+
+    Those who wait are told twice: when the response's head has come, so that whoever it cannot serve leaves at once,
+    and when all of it has.
+    """
+
+    __slots__ = ("_head", "_preview", "abandoned", "began", "key", "landing", "number", "stamp", "waiting")
+
+    def __init__(self, key: str, stamp: str = "", began: float = 0.0, number: int = 0) -> None:
+        self.key = key
+        self.number = number
+        self.stamp = stamp
+        self.began = began
+        loop = asyncio.get_running_loop()
+        self.landing: asyncio.Future[Landing] = loop.create_future()
+        self.waiting = 0
+        self.abandoned = False
+        self._head: asyncio.Future[Preview | None] = loop.create_future()
+        self._preview: Stored | None = None
+
+    def __repr__(self) -> str:
+        state = "landed" if self.landing.done() else "under way"
+        return f"<Flight {self.key!r} {state} waiting={self.waiting}>"
+
+    async def lead(self) -> Landing:
+        """What the flight came to, for its leader. Cancelling this wait leaves the flight to the others."""
+        self.waiting += 1
+        try:
+            return await asyncio.shield(self.landing)
+        except asyncio.CancelledError:
+            await self._leave()
+            raise
+        finally:
+            self.waiting -= 1
+
+    async def wait(self, serves: Callable[[Stored], bool]) -> Landing | None:
+        """What the flight came to, for one who waits; None as soon as it is known to be of no use to it: where `serves`
+        says so of the response's head, or nobody is to wait any more."""
+        self.waiting += 1
+        try:
+            preview = await asyncio.shield(self._head)
+            if preview is None:
+                return self.landing.result() if self.landing.done() else None
+            if self._preview is None:
+                self._preview = preview()
+            return await asyncio.shield(self.landing) if serves(self._preview) else None
+        finally:
+            self.waiting -= 1
+
+    @property
+    def vary(self) -> Names:
+        """The fields that its response varies on, where they are known before it is there."""
+        return self._preview.vary if self._preview is not None else ()
+
+    def promise(self, preview: Preview) -> None:
+        """The response's head has come, and it may be stored. `preview` makes what is stored, without its body."""
+        if not self._head.done():
+            self._head.set_result(preview)
+
+    def release(self) -> None:
+        """Let nobody wait any more: what is fetched is for its client alone."""
+        if not self._head.done():
+            self._head.set_result(None)
+
+    async def _leave(self) -> None:
+        self.abandoned = True
+        if self.landing.done() and not self.landing.cancelled():
+            landing = self.landing.result()
+            if isinstance(landing, Alone):
+                await landing.fetched.body.aclose()
+
+    async def land(self, landing: Landing) -> None:
+        """Tell all. A response for its client alone ends where that client has left."""
+        self.landing.set_result(landing)
+        self.release()
+        if self.abandoned and isinstance(landing, Alone):
+            await landing.fetched.body.aclose()
+
+
+class Marks:
+    """Keys with something to remember for a while, such as *uncacheable*; at most `limit`, the oldest go first."""
+
+    def __init__(self, limit: int = 10_000) -> None:
+        self._until: OrderedDict[str, float] = OrderedDict()
+        self._limit = limit
+
+    def __len__(self) -> int:
+        return len(self._until)
+
+    def put(self, key: str, until: float) -> None:
+        self._until[key] = until
+        self._until.move_to_end(key)
+        if len(self._until) > self._limit:
+            self._until.popitem(last=False)
+
+    def active(self, key: str, now: float) -> bool:
+        until = self._until.get(key)
+        if until is None:
+            return False
+        if now < until:
+            return True
+        del self._until[key]
+        return False
+
+    def discard(self, key: str) -> None:
+        self._until.pop(key, None)

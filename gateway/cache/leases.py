@@ -1,0 +1,167 @@
+"""One fetch a key in the fleet: a lease in the shared tier, held by whoever fetches.
+
+A lease lives for LIFE only, and whoever holds it renews it for as long as the fetch really goes on. So one whose holder
+died, or never heard that it was given, ends soon, however long the upstream may take. It is given back by its token.
+Where the response could not be shared it is replaced by a mark, so that those who wait go on at once; where it was
+stored by another, which tells whoever takes it next to look once more. Without the shared tier there is no lease, and
+each process collapses for itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from enum import Enum
+from uuid import uuid4
+
+import msgspec
+
+from gateway.cache.shared_store import SharedStore
+from gateway.policy.keys import digest
+
+STORED = b"!stored"
+"""What stands for a while where the last holder gave its lease back because what it fetched is stored."""
+
+
+LIFE = 0.6
+"""Seconds that a lease lives unless it is renewed: for so long those who wait believe in one whose holder has died. It
+bears an event loop that stands still for 0.4 s."""
+RENEW_EVERY = 0.15
+"""Seconds between two renewals; most fetches are over before the first one."""
+MARGIN = 1.0
+"""Seconds past the deadline of its fetch, for the storing, after which a lease is no longer renewed in any case."""
+STORED_LIFE = 2.0
+"""Seconds that the mark of what was stored lives. Whoever takes a lease without one, and looked within half of it,
+knows that nobody stored it since."""
+DOUBTED = 0.05
+"""Seconds that are waited for another's fetch while the shared tier fails now and then: the lease may be one whose
+grant was lost."""
+FIRST_PAUSE = 0.002
+LONGEST_PAUSE = 0.1
+UNCACHEABLE = b"!uncacheable"
+FAILED = b"!failed"
+
+
+class Standing(Enum):
+    """How a lease stands for one who wants it."""
+
+    HELD = "held"
+    """It is ours: fetch, store, give it back."""
+    BUSY = "busy"
+    """Another holds it, and is fetching."""
+    UNCACHEABLE = "uncacheable"
+    """What was fetched could not be shared: fetch for yourself."""
+    FAILED = "failed"
+    """The fetch failed a moment ago."""
+    AWAY = "away"
+    """There is no shared tier, or it did not answer: fetch."""
+
+    @property
+    def lets_fetch(self) -> bool:
+        """Whether a refresh behind may go on."""
+        return self in (Standing.HELD, Standing.AWAY)
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """The right to fetch a key, if `standing` is HELD."""
+
+    name: str
+    token: bytes
+    standing: Standing
+    stored: bool = False
+    """Whether another stored what it fetched a moment ago, so that it lies there perhaps."""
+
+
+class Leases:
+    def __init__(self, shared: SharedStore, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._shared = shared
+        self._monotonic = monotonic
+        self._held: dict[str, tuple[bytes, float, float]] = {}
+        """The leases held here: token, when it was last renewed, until when it may be."""
+        self._renewing: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Leases held={len(self._held)}>"
+
+    async def take(self, key: str, deadline: float) -> Lease:
+        """Take the lease of `key` for a fetch with a deadline of so many seconds, or learn how it stands."""
+        if not self._shared.available:
+            return Lease("", b"", Standing.AWAY)
+        name, token = "l:" + digest(key), uuid4().hex.encode()
+        asked = self._monotonic()
+        reply = await self._shared.take(name, token, LIFE)
+        if reply in (token, STORED):
+            self._hold(name, token, asked, deadline)
+            return Lease(name, token, Standing.HELD, stored=reply == STORED)
+        return Lease(name, token, _standing(reply))
+
+    async def look(self, lease: Lease) -> Standing | None:
+        """How another's lease stands now; None where it has ended. HELD where it turns out to be ours, the reply that
+        said so having been spoiled."""
+        answered, value = await self._shared.peek(lease.name)
+        if not answered:
+            return Standing.AWAY
+        if value == lease.token:
+            return Standing.HELD
+        return None if value in (None, STORED) else _standing(value)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether a lease may stand that nobody knows to hold."""
+        return self._shared.doubtful
+
+    async def give_back(self, lease: Lease, mark: bytes | None = None, life: float = 0.0) -> None:
+        """End it, leaving a mark (for `life` seconds) where one is given."""
+        if lease.standing is Standing.HELD:
+            self._held.pop(lease.name, None)
+            await self._shared.give_back(lease.name, lease.token, mark, life)
+
+    def close(self) -> None:
+        """Renew none any more: those still held end by themselves."""
+        self._held.clear()
+        if self._renewing is not None:
+            self._renewing.cancel()
+
+    def _hold(self, name: str, token: bytes, since: float, deadline: float) -> None:
+        self._held[name] = token, since, since + deadline + MARGIN
+        if self._renewing is None:
+            self._renewing = asyncio.get_running_loop().create_task(self._renew_held())
+
+    async def _renew_held(self) -> None:
+        """Until none is held."""
+        try:
+            while self._held:
+                due = self._due(self._monotonic())
+                if due:
+                    await self._shared.renew(due, LIFE)
+                await asyncio.sleep(RENEW_EVERY)
+        finally:
+            self._renewing = None
+
+    def _due(self, now: float) -> list[tuple[str, bytes]]:
+        due = []
+        for name, (token, renewed, until) in list(self._held.items()):
+            if now > until:
+                del self._held[name]
+            elif now - renewed >= RENEW_EVERY / 2:
+                self._held[name] = token, now, until
+                due.append((name, token))
+        return due
+
+
+def _standing(value: bytes | None) -> Standing:
+    if value is None:
+        return Standing.AWAY
+    return {UNCACHEABLE: Standing.UNCACHEABLE, FAILED: Standing.FAILED}.get(value, Standing.BUSY)
+
+
+class Pauses:
+    """The growing gaps at which a lease is looked at."""
+
+    def __init__(self) -> None:
+        self._next = FIRST_PAUSE
+
+    async def pause(self) -> None:
+        await asyncio.sleep(self._next)
+        self._next = min(self._next * 1.6, LONGEST_PAUSE)

@@ -1,0 +1,1 @@
+"""The Redis side of the cache: shared entries, leases, purge stream, overrides, advice."""

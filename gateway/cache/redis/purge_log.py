@@ -1,0 +1,380 @@
+"""Which processes of this machine are gone, told by the names that they gave themselves.
+
+A name begins with the place where its process number means something: this boot of this machine, and this namespace of
+processes. Of a process elsewhere nothing is known.
+
+Purges, as one worker issues them and hears of them.
+
+Each worker reads the stream on a connection of its own. A purge that Redis has not taken is kept and added again; so
+are the records known here when the generation changes, because Redis has lost them. How they lie in Redis is
+`purge_stream`'s affair, what they make void that of `epochs`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from redis.exceptions import ResponseError
+
+from gateway.cache.purge_log import MAX_RECORDS, Report
+from gateway.cache.redis.purge_stream import (
+    ADD_AT_ONCE,
+    ANSWER_SECONDS,
+    READ_AT_ONCE,
+    SILENT_SECONDS,
+    YOUNG_SECONDS,
+    Added,
+    Beat,
+    PurgeStream,
+    Record,
+    Turn,
+)
+from gateway.cache.redis.reasons import UNANSWERED, unanswered
+from gateway.clock import Clock
+from gateway.policy.epochs import ZERO, Epochs, Purge
+from gateway.policy.rules import MAX_LIFE
+
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+NAMESPACE = Path("/proc/self/ns/pid")
+
+
+def own_name() -> str:
+    """A name for this process, another each time; `gone` can judge it where the kernel is Linux."""
+    return f"{_place()}.{os.getpid()}.{uuid4().hex}"
+
+
+def gone(name: str) -> bool:
+    """Whether the process of that name certainly runs no more."""
+    place, _, rest = name.partition(".")
+    number = rest.partition(".")[0]
+    if not place or not number.isdigit() or place != _place():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _place() -> str:
+    try:
+        text = f"{BOOT.read_text()} {os.readlink(NAMESPACE)}"
+    except OSError:
+        return ""
+    return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+UNREADABLE: tuple[type[Exception], ...] = (*UNANSWERED, ValueError)
+BLOCK_MS = 400
+CONFIRM_SECONDS = 2.0
+RETRY_SECONDS = 0.1
+COMPLAIN_EVERY = 60.0
+logger = logging.getLogger("gateway")
+TRIM_EVERY = 60.0
+BLIND_LIFE = 1.0
+"""Seconds that a response may be used by a worker that has been cut off from the stream for longer than `blind`. Where
+a worker fell silent lately, a purge is complete only that much later: if it lives, what it had is gone then."""
+DEFAULT_BLIND = 30.0
+
+
+class RedisPurges:
+    """The stream in Redis. `client` is a connection pool of its own; `blind` (seconds, None for ever) is how long
+    memory is trusted while the stream is out of reach, and how long a silent worker counts among the living.
+    `max_records` is the stream's greatest length; `young` (seconds) is how long after Redis's end no purge is complete,
+    so that the workers it threw out can come back first."""
+
+    def __init__(
+        self,
+        client: Any,
+        clock: Clock,
+        *,
+        prefix: str = "gw:",
+        blind: float | None = DEFAULT_BLIND,
+        max_records: int = MAX_RECORDS,
+        young: float = YOUNG_SECONDS,
+    ) -> None:
+        own = uuid4().hex
+        self.epochs = Epochs("~" + own, lineage=())
+        self.worker = own
+        self._stream = PurgeStream(client, prefix, max_records=max_records, young=young)
+        self._clock = clock
+        self._blind = blind
+        self._contact: float | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._adder: asyncio.Task[None] | None = None
+        self._synchronised = asyncio.Event()
+        self._added: dict[str, str] = {}
+        self._fleet = _Fleet(own)
+        self._beats = 0
+        self._trimmed = time.monotonic()
+        self._census_at = -math.inf
+        self._joins = -1
+        self._complained_at = -math.inf
+
+    def __repr__(self) -> str:
+        return f"<RedisPurges {self.epochs!r}>"
+
+    @property
+    def trusted_until(self) -> float:
+        if self._contact is None:
+            self._contact = self._clock.now()
+        return math.inf if self._blind is None else self._contact + self._blind
+
+    def distrusted_since(self, now: float) -> float | None:
+        return None if now <= self.trusted_until else now - BLIND_LIFE
+
+    @property
+    def silent(self) -> float:
+        """Seconds after which this worker, if nothing is heard of it, trusts nothing any more: a tenth more than it
+        takes itself, as its clock is slewed by a twentieth at most."""
+        return (DEFAULT_BLIND if self._blind is None else self._blind) * 1.1 + 1.0
+
+    async def start(self) -> None:
+        """Begin to read; return once the whole stream was read, or Redis did not answer in time."""
+        if self._task is None:
+            self.worker = self._fleet.own = own_name()  # only here is it certain which process this is
+            self._task = asyncio.ensure_future(self._run())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._synchronised.wait()
+
+    async def aclose(self) -> None:
+        """Stop reading, and leave the workers' number."""
+        for task in (self._task, self._adder):
+            while task is not None and not task.done():
+                # Again and again: a cancellation that meets a reply just arriving can be lost (redis-py 8.1, Python
+                # 3.11).
+                task.cancel()
+                await asyncio.wait((task,), timeout=0.05)
+        with unanswered():
+            await self._stream.leave(self.worker)
+        await self._stream.aclose()
+
+    # --- issuing -------------------------------------------------------------------------------------------
+
+    async def purge(self, names: Sequence[str], *, soft: bool = False, by: str = "", wait: bool = True) -> Report:
+        """Purge `names`: here at once, everywhere when the report is complete.
+
+        Without `wait` it is on its way when this returns.
+        """
+        began = time.perf_counter()
+        purge = self.issue(names, soft=soft, by=by)
+        if not wait:
+            self._begin_adding()
+            return Report(1, 1, 0.0, added=False)
+        report, place, since = Report(1, self._fleet.number, 0.0, added=False), "", self._clock.now()
+        pause = 0.001
+        while True:
+            with unanswered():
+                added = await self._stream.add([purge], count=True)
+                if added.generation != place:  # its first time in this generation
+                    place, since = added.generation, self._clock.now()
+                report = self.report(purge, added, self._clock.now() - since)
+                await self._bury_the_dead(added)
+            if report.complete or time.perf_counter() + pause > began + CONFIRM_SECONDS:
+                return replace(report, seconds=time.perf_counter() - began)
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, 0.05)
+
+    def issue(self, names: Sequence[str], *, soft: bool = False, by: str = "") -> Purge:
+        """A purge that holds here from now on, and is still to be added to the stream."""
+        purge = Purge(uuid4().hex, tuple(names), soft, by)
+        self.epochs.pend(purge, self._clock.now())
+        return self.epochs.pending[purge.id][1]
+
+    def report(self, purge: Purge, added: Added, waited: float) -> Report:
+        """How a purge stands that the stream has had for `waited` seconds."""
+        self._added[purge.id] = added.generation
+        self._fleet.note(added.generation, added.beats, self._clock.now())
+        beats = [beat for text in added.beats.values() if (beat := _beat(text)) is not None]
+        confirmed = sum(beat.confirms(added.generation, added.places[0]) for beat in beats)
+        if added.silenced:
+            self._fleet.silenced_at = self._clock.now()
+        silenced = self._clock.now() - self._fleet.silenced_at < SILENT_SECONDS
+        settled = not added.young and (not silenced or waited >= BLIND_LIFE * 1.2)
+        return Report(confirmed, self._fleet.number, 0.0, settled=settled)
+
+    async def _bury_the_dead(self, added: Added) -> None:
+        """A worker of this machine whose process is gone confirms nothing any more, and answers nothing."""
+        for worker, beat in added.beats.items():
+            if gone(worker):
+                await self._stream.bury(worker, beat, certain=True)
+
+    def _begin_adding(self) -> None:
+        if self._adder is None or self._adder.done():
+            self._adder = asyncio.ensure_future(self._add_in_background())
+
+    async def _add_in_background(self) -> None:
+        # Where Redis is away, the next turn does it.
+        with unanswered():
+            await self._add_pending()
+
+    async def _add_pending(self) -> None:
+        """Add what was issued here and is not in the stream, as far as is known."""
+        while True:
+            generation = self.epochs.generation
+            waiting = [purge for _, purge in self.epochs.pending.values() if self._added.get(purge.id) != generation]
+            if not waiting:
+                break
+            if not await self._add(waiting[:ADD_AT_ONCE]):
+                break  # of another generation: the next turn finds out
+        self._added = {key: each for key, each in self._added.items() if key in self.epochs.pending}
+
+    async def _add(self, purges: Sequence[Purge]) -> bool:
+        added = await self._stream.add(purges)
+        self._added.update((purge.id, added.generation) for purge in purges)
+        return added.generation == self.epochs.generation
+
+    # --- hearing -------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._follow()
+            except UNREADABLE as error:
+                self._complain(error)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    def _complain(self, error: Exception) -> None:
+        """Say once a minute why no purge is heard of, where Redis does answer: its being away is told elsewhere."""
+        if not isinstance(error, ResponseError | ValueError) or time.monotonic() - self._complained_at < COMPLAIN_EVERY:
+            return
+        self._complained_at = time.monotonic()
+        logger.warning("the purges in Redis cannot be read, and memory is not trusted for long so: %s", error)
+
+    async def _follow(self) -> None:
+        while True:
+            await self.synchronise()
+            self._synchronised.set()
+            await self._look_after()
+            # What is read by waiting is not applied: only a turn knows that it follows what was applied before.
+            await self._stream.wait(self.epochs.applied, BLOCK_MS)
+
+    async def synchronise(self) -> None:
+        """Hear all that is new in the stream, confirm it, and add what waits for it."""
+        while True:
+            began = self._clock.now()
+            turn = await self._stream.turn(self.worker, self._next_beat())
+            if turn.joins != self._joins:
+                self._joins, self._census_at = turn.joins, -math.inf
+            if turn.generation != self.epochs.generation:
+                await self._adopt(turn)
+                continue
+            self.epochs.raise_floor(turn.floor)
+            for position, purge in turn.records:
+                self.epochs.apply(position, purge, self._clock.now())
+            if len(turn.records) < READ_AT_ONCE:
+                self._contact = began
+            if not turn.records:
+                break
+        await self._add_pending()
+
+    def _next_beat(self) -> Beat:
+        self._beats += 1
+        return Beat(self.epochs.generation, self.epochs.applied, self._beats, self.silent)
+
+    async def _adopt(self, turn: Turn) -> None:
+        """Another stream than the one that was read: Redis lost it, or went back. What is known here is added again,
+        then the whole of it is read; only then does it take the place of what holds now."""
+        records = await self._read_all([])
+        there = {purge.id for _, purge in records}
+        missing = [purge for purge_id, (_, purge) in self.epochs.records.items() if purge_id not in there]
+        for at in range(0, len(missing), ADD_AT_ONCE):
+            await self._add(missing[at : at + ADD_AT_ONCE])
+        if missing:
+            records = await self._read_all(records)
+        now = self._clock.now()
+        self.epochs.adopt(turn.generation, records, now=now, continuous=now <= self.trusted_until)
+        self.epochs.raise_floor(turn.floor)
+
+    async def _read_all(self, records: list[Record]) -> list[Record]:
+        while batch := await self._stream.read(records[-1][0] if records else ZERO):
+            records = [*records, *batch]
+        return records
+
+    async def _look_after(self) -> None:
+        """What any worker does for all: remove old records, and workers that fell silent."""
+        now = self._clock.now()
+        if now - self._census_at > self.silent / 3:
+            self._census_at = now
+            await self.census()
+        if time.monotonic() - self._trimmed > TRIM_EVERY:
+            self._trimmed = time.monotonic()
+            await self._stream.trim(MAX_LIFE)
+
+    async def census(self) -> None:
+        """Learn who is there, and bury who has not been heard of for too long."""
+        now = self._clock.now()
+        self._fleet.note(self.epochs.generation, await self._stream.workers(), now)
+        for worker, beat in self._fleet.silent(now):
+            await self._stream.bury(worker, beat)
+
+
+@dataclass(slots=True)
+class _Seen:
+    beat: str
+    generation: str
+    """Of the stream beside which it was last seen."""
+    at: float
+    """When `beat` was seen first."""
+    silent: float
+
+
+class _Fleet:
+    """The workers, as one of them sees them. It goes by its own clock, and by whether their signs of life change: so
+    no clock need agree with another."""
+
+    def __init__(self, own: str) -> None:
+        self.own = own
+        self.silenced_at = -math.inf
+        """When a worker was last known to have fallen silent, which may still be there, cut off from Redis."""
+        self._seen: dict[str, _Seen] = {}
+
+    @property
+    def number(self) -> int:
+        return len(self._seen.keys() | {self.own})
+
+    def note(self, generation: str, beats: dict[str, str], now: float) -> None:
+        """Take what stands beside the stream. Who is missing has left, unless Redis has lost them all since: then they
+        count until they can trust nothing any more."""
+        for worker, beat in beats.items():
+            known = self._seen.get(worker)
+            if known is None or known.beat != beat:
+                decoded = _beat(beat)
+                silent = decoded.silent if decoded is not None else DEFAULT_BLIND
+                self._seen[worker] = _Seen(beat, generation, now, silent)
+            else:
+                known.generation = generation
+        for worker, seen in list(self._seen.items()):
+            if worker in beats:
+                continue
+            if now - seen.at > seen.silent:
+                self.silenced_at = now
+            elif seen.generation != generation:
+                continue
+            del self._seen[worker]
+
+    def silent(self, now: float) -> list[tuple[str, str]]:
+        """Who has given no sign of life for too long, and their last."""
+        others = ((worker, seen) for worker, seen in self._seen.items() if worker != self.own)
+        return [(worker, seen.beat) for worker, seen in others if now - seen.at > seen.silent]
+
+
+def _beat(text: str) -> Beat | None:
+    try:
+        return Beat.decode(text)
+    except ValueError:
+        return None  # of another version: it confirms nothing

@@ -1,0 +1,281 @@
+"""The stream of purges as it lies in Redis: its keys, and the scripts that alone touch them.
+
+All keys share one slot, so that each script sees them at one instant: the stream (`log`), its *generation* (a random
+id: another one means that Redis lost or forgot something), its *floor* (the newest record ever removed), the positions
+by purge id (`ids`), and the workers with their last signs of life (`workers`).
+
+Every script may run where Redis is out of memory: a purge must not be refused for want of room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from redis.exceptions import ResponseError
+
+from gateway.policy.epochs import EVERYTHING, Position, Purge, parse_position, show_position
+
+ANSWER_SECONDS = 1.0
+READ_AT_ONCE = 1000
+ADD_AT_ONCE = 200
+TRIM_AT_ONCE = 1000
+YOUNG_SECONDS = 0.5
+"""How long a generation is young: workers that were thrown out by Redis's end come back within that time."""
+LARGEST = 4 * 1024 * 1024
+"""Bytes of a record that is read. What is larger, which no worker writes (an order has 1 MiB at most), comes empty, and
+purges everything."""
+MOST_AT_ONCE = 32 * 1024 * 1024
+"""Bytes of all records of one reply; those behind come empty."""
+LONGEST_SILENCE = 30 * 24 * 3600.0
+SILENT_SECONDS = 24 * 3600
+"""How long it is remembered that a worker fell silent, which may still be there, cut off from Redis."""
+
+_FLAGS = "#!lua flags=allow-oom\n"  # Redis 7 and Valkey know it
+_LIBRARY = """
+local function begin(key, young, new)
+  redis.call('SET', key, new)
+  redis.call('SET', young, 1, 'PX', YOUNG)
+  return new
+end
+local function later(one, other)
+  local a, b = string.match(one, '^(%d+)-(%d+)$')
+  local c, d = string.match(other, '^(%d+)-(%d+)$')
+  a, b, c, d = tonumber(a), tonumber(b), tonumber(c), tonumber(d)
+  return a > c or (a == c and b > d)
+end
+local function clipped(records)
+  local room = MOST
+  for _, each in ipairs(records) do
+    local size = 0
+    for _, item in ipairs(each[2]) do size = size + #item end
+    room = room - size
+    if room < 0 or size > LARGEST or #each[2] > 4 then each[2] = {} end
+  end
+  return records
+end
+local function remove(old, log, floor, ids)
+  for _, each in ipairs(old) do
+    redis.call('XDEL', log, each[1])
+    redis.call('HDEL', ids, each[2][2])
+  end
+  if #old > 0 then redis.call('SET', floor, old[#old][1]) end
+end
+"""
+# A worker's turn. Where the record that it applied last is gone, and was not trimmed, Redis went back to an earlier
+# state: that is a new generation.
+# KEYS: log, generation, floor, workers, young, joins. ARGV: generation to begin with, worker, its generation, its
+# position, its sign of life, number of records.
+_SYNC = """
+local generation, floor = redis.call('GET', KEYS[2]), redis.call('GET', KEYS[3]) or '0-0'
+if not generation then
+  generation = begin(KEYS[2], KEYS[5], ARGV[1])
+elseif generation == ARGV[3] and later(ARGV[4], floor) and #redis.call('XRANGE', KEYS[1], ARGV[4], ARGV[4]) == 0 then
+  generation = begin(KEYS[2], KEYS[5], ARGV[1])
+end
+if redis.call('HSET', KEYS[4], ARGV[2], ARGV[5]) == 1 then redis.call('INCR', KEYS[6]) end
+local records = {}
+if generation == ARGV[3] then records = redis.call('XRANGE', KEYS[1], '(' .. ARGV[4], '+', 'COUNT', ARGV[6]) end
+return {generation, floor, redis.call('GET', KEYS[6]) or '0', clipped(records)}
+"""
+# KEYS: log. ARGV: position after which to read, number of records.
+_READ = "return clipped(redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2]))"
+# Adding, by purge id, so that adding again changes nothing; the oldest make room.
+# KEYS: log, generation, floor, ids, workers, young, silent. ARGV: generation to begin with, greatest number, whether to
+# tell of the workers, then id and record of each purge.
+_ADD = """
+local generation = redis.call('GET', KEYS[2]) or begin(KEYS[2], KEYS[6], ARGV[1])
+local places = {}
+for at = 4, #ARGV, 2 do
+  local place = redis.call('HGET', KEYS[4], ARGV[at])
+  if not place then
+    place = redis.call('XADD', KEYS[1], '*', 'i', ARGV[at], 'r', ARGV[at + 1])
+    redis.call('HSET', KEYS[4], ARGV[at], place)
+  end
+  places[#places + 1] = place
+end
+local surplus = redis.call('XLEN', KEYS[1]) - tonumber(ARGV[2])
+if surplus > 0 then
+  remove(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', math.min(surplus, 1000)), KEYS[1], KEYS[3], KEYS[4])
+end
+local workers = {}
+if ARGV[3] == '1' then workers = redis.call('HGETALL', KEYS[5]) end
+return {generation, places, workers, redis.call('EXISTS', KEYS[6]), redis.call('EXISTS', KEYS[7])}
+"""
+# KEYS: log, floor, ids. ARGV: oldest age to keep in milliseconds, how many to remove at once.
+_TRIM = """
+local now = redis.call('TIME')
+local oldest = now[1] * 1000 + math.floor(now[2] / 1000) - tonumber(ARGV[1])
+if oldest <= 0 then return 0 end
+local old = redis.call('XRANGE', KEYS[1], '-', '(' .. string.format('%.0f', oldest) .. '-0', 'COUNT', ARGV[2])
+remove(old, KEYS[1], KEYS[2], KEYS[3])
+return #old
+"""
+# KEYS: workers, silent. ARGV: worker, its last sign of life, seconds to remember that it fell silent.
+_BURY = """
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('HDEL', KEYS[1], ARGV[1])
+if ARGV[3] ~= '0' then redis.call('SET', KEYS[2], 1, 'EX', ARGV[3]) end
+return 1
+"""
+
+Record = tuple[Position, Purge]
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A worker's sign of life: what it has applied, of which generation; no two in a row are equal. `silent` (seconds)
+    is how long it may be silent before it counts as gone."""
+
+    generation: str
+    applied: Position
+    number: int = 0
+    silent: float = 30.0
+
+    def encode(self) -> str:
+        return f"{self.generation} {show_position(self.applied)} {self.number} {self.silent:.3f}"
+
+    @classmethod
+    def decode(cls, text: str) -> Beat:
+        """Raises ValueError."""
+        generation, applied, number, silent = text.split(" ")
+        beat = cls(generation, parse_position(applied), int(number), float(silent))
+        if not 0 <= beat.silent <= LONGEST_SILENCE:
+            raise ValueError(f"a worker is not silent for {silent} seconds")
+        return beat
+
+    def confirms(self, generation: str, position: Position) -> bool:
+        return self.generation == generation and self.applied >= position
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a worker's turn brought: `records` follow its position, unless the generation is another than its own."""
+
+    generation: str
+    floor: Position
+    joins: int
+    records: list[Record] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """Where purges stand in the stream, and the workers' signs of life at that instant. `silenced`: one fell silent
+    within the last day."""
+
+    generation: str
+    places: list[Position]
+    beats: dict[str, str]
+    young: bool
+    silenced: bool
+
+
+class PurgeStream:
+    """Raises RedisError, OSError or TimeoutError where Redis does not answer within a second."""
+
+    def __init__(self, client: Any, prefix: str, *, max_records: int = 100_000, young: float = YOUNG_SECONDS) -> None:
+        self._client = client
+        self._max_records = max_records
+        self._flags = _FLAGS
+        self._library = _LIBRARY.replace("YOUNG", str(max(1, int(young * 1000))))
+        self._library = self._library.replace("LARGEST", str(LARGEST)).replace("MOST", str(MOST_AT_ONCE))
+        names = ("log", "generation", "floor", "ids", "workers", "young", "joins", "silent")
+        self._keys = {name: f"{prefix}{{purge}}:{name}" for name in names}
+
+    async def turn(self, worker: str, beat: Beat) -> Turn:
+        """Give a sign of life, and hear what is new."""
+        generation, floor, joins, records = await self._run(
+            _SYNC,
+            ("log", "generation", "floor", "workers", "young", "joins"),
+            (uuid4().hex, worker, beat.generation, show_position(beat.applied), beat.encode(), READ_AT_ONCE),
+        )
+        return Turn(
+            generation.decode(),
+            parse_position(floor.decode()),
+            int(joins),
+            [_record(where, fields) for where, fields in records],
+        )
+
+    async def add(self, purges: Sequence[Purge], *, count: bool = False) -> Added:
+        """Add up to ADD_AT_ONCE purges; those that are there stay where they are. With `count`, the workers too."""
+        flat = [item for purge in purges for item in (purge.id, msgspec.json.encode(purge))]
+        generation, places, workers, young, silenced = await self._run(
+            _ADD,
+            ("log", "generation", "floor", "ids", "workers", "young", "silent"),
+            (uuid4().hex, self._max_records, int(count), *flat),
+        )
+        texts = _texts(workers)
+        beats = dict(zip(texts[::2], texts[1::2], strict=True))
+        where = [parse_position(place.decode()) for place in places]
+        return Added(generation.decode(), where, beats, bool(young), bool(silenced))
+
+    async def read(self, after: Position) -> list[Record]:
+        """The records that follow `after`, READ_AT_ONCE at most."""
+        entries = await self._run(_READ, ("log",), (show_position(after), READ_AT_ONCE))
+        return [_record(where, fields) for where, fields in entries]
+
+    async def wait(self, after: Position, block: int) -> None:
+        """Wait until a record follows `after`, `block` milliseconds at most."""
+        async with asyncio.timeout(block / 1000 + ANSWER_SECONDS):
+            await self._client.xread({self._keys["log"]: show_position(after)}, count=1, block=block)
+
+    async def workers(self) -> dict[str, str]:
+        """The last signs of life by worker."""
+        async with asyncio.timeout(ANSWER_SECONDS):
+            found: Mapping[bytes, bytes] = await self._client.hgetall(self._keys["workers"])
+        texts = _texts(chain.from_iterable(found.items()))
+        return dict(zip(texts[::2], texts[1::2], strict=True))
+
+    async def bury(self, worker: str, beat: str, *, certain: bool = False) -> None:
+        """Count a worker no longer, if `beat` is still its last sign of life; `certain`: its process is gone."""
+        names = [text.encode(errors="surrogateescape") for text in (worker, beat)]
+        await self._run(_BURY, ("workers", "silent"), (*names, 0 if certain else SILENT_SECONDS))
+
+    async def leave(self, worker: str) -> None:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await self._client.hdel(self._keys["workers"], worker)
+
+    async def trim(self, age: float) -> None:
+        """Remove the records that are older than `age` seconds, by Redis's own clock."""
+        removed = TRIM_AT_ONCE
+        while removed == TRIM_AT_ONCE:
+            removed = await self._run(_TRIM, ("log", "floor", "ids"), (int(age * 1000), TRIM_AT_ONCE))
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def _run(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        named = [self._keys[name] for name in keys]
+        async with asyncio.timeout(ANSWER_SECONDS):
+            try:
+                return await self._client.eval(self._flags + self._library + script, len(named), *named, *arguments)
+            except ResponseError as error:
+                if not self._flags or "compiling script" not in str(error):
+                    raise
+                self._flags = ""  # a Redis before 7
+            return await self._client.eval(self._library + script, len(named), *named, *arguments)
+
+
+def _texts(items: Iterable[bytes]) -> list[str]:
+    """Names and signs of life, whatever bytes they are: one that no worker wrote is nobody's, and ends like others."""
+    return [item.decode(errors="surrogateescape") for item in items]
+
+
+_decoder = msgspec.json.Decoder(Purge)
+
+
+def _record(where: bytes, fields: Any) -> Record:
+    """A stream entry, as redis-py or a script gives it. One that can't be read, of a newer version perhaps, purges
+    everything."""
+    if isinstance(fields, list):
+        fields = dict(zip(fields[::2], fields[1::2], strict=True))
+    position = parse_position(where.decode())
+    try:
+        return position, _decoder.decode(fields[b"r"])
+    except (msgspec.DecodeError, ValueError, RecursionError, KeyError, TypeError):
+        return position, Purge(f"unreadable {where.decode()}", (EVERYTHING,))

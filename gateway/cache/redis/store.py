@@ -1,0 +1,545 @@
+"""Leases as Redis keeps them: a name, the token of whoever holds it, and an end of its own.
+
+One whose grant was not heard, as the reply came too late, is given up behind, and so is one that could not be given
+back in time: either would hold up everybody else until it ends, and nobody would use it.
+
+The tier that all workers and replicas share: Redis, or whatever speaks its protocol.
+
+Redis is never waited for long and never an error. The reads of one turn of the event loop go out together, the
+writes as one pipeline. Each batch has a deadline; after a few failures Redis is left alone until a probe succeeds,
+so that its being away costs each request nothing. (redis-py's own retries cost 8 s a request: they are off.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
+
+from redis.exceptions import MaxConnectionsError, RedisError
+
+from gateway.cache.leases import STORED
+from gateway.cache.redis.advice import RedisDesk
+from gateway.cache.redis.connection import LARGEST, Deadline, Reply, connect, is_cluster, values_of
+from gateway.cache.redis.overrides import RedisLive
+from gateway.cache.redis.purge_log import RedisPurges
+from gateway.cache.redis.reader import Keeper, Pipe, Reads
+from gateway.cache.redis.reasons import UNANSWERED, RedisState, is_unanswered
+from gateway.cache.shared_store import Read, SharedStatistics, no_values
+from gateway.clock import Clock, SystemClock
+from gateway.config.types import shown_url
+from gateway.policy.identity_key import KEY_BYTES
+
+_PAUSE = 0.02
+"""Seconds between two attempts to give up a lease."""
+_GIVING_UP = 0.6  # seconds: a lease that nobody renews has then ended by itself
+MOST_RENEWED = 200
+"""Leases in one script, for which everybody else at Redis waits."""
+_AT_ONCE = 4  # connections taken
+
+# KEYS: lease. ARGV: token, milliseconds.
+_TAKE = f"""
+local found = redis.call('GETRANGE', KEYS[1], 0, 63)
+if found ~= '' and found ~= '{STORED.decode()}' then return found end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return found == '' and ARGV[1] or found
+"""
+# KEYS: leases. ARGV: milliseconds, the leases' tokens.
+_RENEW = """
+for position, name in ipairs(KEYS) do
+  if redis.call('GET', name) == ARGV[position + 1] then redis.call('PEXPIRE', name, ARGV[1]) end
+end
+return #KEYS
+"""
+# KEYS: lease. ARGV: token, mark (empty for none), milliseconds.
+_GIVE_BACK = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if ARGV[2] == '' then return redis.call('DEL', KEYS[1]) end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
+
+
+class RedisLeases:
+    """`guarded` gives a command's reply within the budget, or None; `spawn` runs what nobody waits for."""
+
+    def __init__(
+        self,
+        client: Any,
+        prefix: str,
+        guarded: Callable[[Any], Awaitable[Any]],
+        spawn: Callable[[Any], None],
+    ) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._guarded = guarded
+        self._spawn = spawn
+        self._giving_up = asyncio.Semaphore(_AT_ONCE)
+
+    async def take(self, name: str, token: bytes, life: float) -> bytes | None:
+        reply = await self._guarded(self._client.eval(_TAKE, 1, self._prefix + name, token, _milliseconds(life)))
+        if isinstance(reply, bytes) and reply:
+            return reply
+        self._spawn(self._give_up(name, token))
+        return None
+
+    async def renew(self, held: Sequence[tuple[str, bytes]], life: float, *, together: int = MOST_RENEWED) -> None:
+        """So many `together` in one command; in a cluster, where they lie in many slots, each in its own."""
+        size = 1 if is_cluster(self._client) else together
+        commands = [self._renewal(held[at : at + size], life) for at in range(0, len(held), size)]
+        for at in range(0, len(commands), _AT_ONCE):
+            await asyncio.gather(*map(self._renewed, commands[at : at + _AT_ONCE]))
+
+    async def _renewed(self, command: Callable[[], Any]) -> None:
+        await self._guarded(command())  # made here: one made by whoever is cut off before would never be awaited
+
+    def _renewal(self, held: Sequence[tuple[str, bytes]], life: float) -> Callable[[], Any]:
+        names, tokens = [self._prefix + name for name, _ in held], [token for _, token in held]
+        return partial(self._client.eval, _RENEW, len(names), *names, _milliseconds(life), *tokens)
+
+    async def give_back(self, name: str, token: bytes, mark: bytes | None, life: float) -> None:
+        if await self._guarded(self._end(name, token, mark, life)) is None:
+            self._spawn(self._give_up(name, token, mark, life))
+
+    def _end(self, name: str, token: bytes, mark: bytes | None, life: float) -> Any:
+        return self._client.eval(_GIVE_BACK, 1, self._prefix + name, token, mark or b"", _milliseconds(life))
+
+    async def _give_up(self, name: str, token: bytes, mark: bytes | None = None, life: float = 0.0) -> None:
+        until = time.monotonic() + _GIVING_UP
+        while time.monotonic() < until:
+            try:
+                async with self._giving_up, asyncio.timeout(_GIVING_UP):
+                    await self._end(name, token, mark, life)
+            except UNANSWERED as error:
+                is_unanswered(error)
+                await asyncio.sleep(_PAUSE)
+            else:
+                return
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))
+
+
+logger = logging.getLogger("gateway")
+FAILURES_BEFORE_REST = 3
+POLICY_SECONDS = 1.0
+KEY_SECONDS = 1.0
+IDENTITY_KEY = "identity-key"
+PROBE_EVERY = 0.2
+SYNCHRONISE_EVERY = 30.0
+COMPLAIN_EVERY = 60.0
+DOUBT_SECONDS = 1.0
+MAX_BATCH = 128  # writes in a pipeline
+MAX_BATCH_BYTES = 1024 * 1024
+LEASES_AT_ONCE = 8  # connections
+TURN_SECONDS = 1.0
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+
+
+def complaint_about(policy: str, maxmemory: int) -> tuple[int, str] | None:
+    """What is wrong with Redis's `maxmemory-policy`, and how grave that is; None where nothing is."""
+    if not policy or policy == "noeviction" or policy.startswith("volatile-"):
+        return None
+    advice = "set it to noeviction or one of volatile-…, as by CONFIG SET maxmemory-policy volatile-lru"
+    if not maxmemory:
+        return logging.WARNING, f"Redis's maxmemory-policy is {policy}, though without a maxmemory; {advice}"
+    return logging.ERROR, f"Redis's maxmemory-policy is {policy}: it may evict the purges, and must not; {advice}"
+
+
+# The time of the server that holds the stream of purges: in a cluster each node has its own.
+_TIME = "return redis.call('TIME')"
+
+
+class RedisStore:
+    """The shared tier on Redis or Valkey.
+
+    `budget` (seconds) is the deadline of one batch. What is larger than `largest` bytes is not written, and no
+    more than that is read of it. `client` is for tests (fakeredis); otherwise it is made from `url`. With a
+    SystemClock, Redis's `TIME` is what all replicas agree on.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "gw:",
+        budget: float = 0.05,
+        largest: int = LARGEST,
+        clock: SystemClock | None = None,
+        client: Any = None,
+    ) -> None:
+        self.largest = largest
+        self.statistics = SharedStatistics()
+        self._url = url
+        self._prefix = prefix
+        self._budget = budget
+        self._clock = clock
+        self._given = client
+        self._client = client if client is not None else connect(url, max(budget, 1.0))
+        self._cluster = is_cluster(self._client)
+        self._leases = RedisLeases(self._client, prefix, self._in_turn, self._spawn)
+        self._turns = asyncio.Semaphore(LEASES_AT_ONCE)
+        self._failures = 0
+        self._failed_at = float("-inf")
+        self._probe: asyncio.Task[None] | None = None
+        self._reads = Reads(self._ask)
+        self._keeper = Keeper(self._client, budget, self._failed)
+        self._writes: list[tuple[str, bytes, float, asyncio.Future[bool]]] = []
+        self._waiting_bytes = 0
+        self._writing = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._started = False
+        self._synchronised_at = float("-inf")
+        self._complained_at = float("-inf")
+        self._state = RedisState(shown_url(url))
+        self._reason: Exception = RedisError("no answer")
+
+    def __repr__(self) -> str:
+        return f"<RedisStore {'available' if self.available else 'left alone'} failures={self.statistics.failures}>"
+
+    @property
+    def available(self) -> bool:
+        return self._failures < FAILURES_BEFORE_REST
+
+    @property
+    def doubtful(self) -> bool:
+        return time.perf_counter() - self._failed_at < DOUBT_SECONDS
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is left alone, as one word; None while it is used."""
+        reason = self._state.reason
+        return reason.kind if reason is not None and not self.available else None
+
+    def allow(self, largest: int) -> None:
+        """Let records have so many bytes, if they may not have more already."""
+        self.largest = max(self.largest, largest)
+
+    def purge_log(self, clock: Clock, blind: float | None) -> RedisPurges:
+        """The stream of purges in the same Redis, on connections of its own."""
+        client = self._given if self._given is not None else connect(self._url, 2.0)
+        return RedisPurges(client, clock, prefix=self._prefix, blind=blind)
+
+    def live(self) -> RedisLive:
+        """Where live overrides are kept, on connections of its own."""
+        client = self._given if self._given is not None else connect(self._url, 1.0)
+        return RedisLive(client, prefix=self._prefix)
+
+    def advice_desk(self, clock: Clock) -> RedisDesk:
+        """Where all workers on the same Redis gather what they see, on connections of its own."""
+        client = self._given if self._given is not None else connect(self._url, 1.0)
+        return RedisDesk(client, clock, prefix=self._prefix)
+
+    async def start(self) -> None:
+        """Ask Redis for its time once; where it does not answer, begin to probe for it."""
+        self._started = True
+        if await self._ping():
+            self._state.here()
+            await self._check_policy()
+        else:
+            self._state.away(self._reason)
+            self._rest()
+
+    async def read(self, names: Sequence[str]) -> list[bytes | None]:
+        future: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
+        read = self.ask(names, partial(_resolve, future))
+        try:
+            return await future
+        finally:
+            read.cancel()
+
+    def ask(self, names: Sequence[str], then: Callable[[list[bytes | None]], None]) -> Read:
+        if not self.available:
+            return no_values(names, then)
+        self.statistics.reads += len(names)
+        return self._reads.add(names, then)
+
+    async def write(self, values: Sequence[tuple[str, bytes, float]]) -> bool:
+        size = sum(len(value) for _, value, _ in values)
+        if any(len(value) > self.largest for _, value, _ in values):
+            self.statistics.oversized += 1
+            return False
+        if not self.available or self._waiting_bytes + size > MAX_WAITING_BYTES:
+            self.statistics.dropped += len(values)
+            return False
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[bool]] = [loop.create_future() for _ in values]
+        if not self._writes and not self._writing:
+            loop.call_soon(self._flush_writes)
+        self._writes += [(n, v, life, f) for (n, v, life), f in zip(values, futures, strict=True)]
+        self._waiting_bytes += size
+        self.statistics.writes += len(values)
+        return all([await future for future in futures])
+
+    async def agree_on_key(self, own: bytes) -> bytes | None:
+        """The identity key of all who share this Redis, `own` if there was none; None where it does not answer."""
+        if not self.available:
+            return None
+        name = self._prefix + IDENTITY_KEY
+        try:
+            async with asyncio.timeout(KEY_SECONDS):
+                found: bytes = await self._client.getrange(name, 0, KEY_BYTES)
+                if not found:
+                    await self._client.set(name, own, nx=True)
+                    found = await self._client.getrange(name, 0, KEY_BYTES)
+                if len(found) != KEY_BYTES:  # whatever it is, nobody of us wrote it
+                    await self._client.delete(name)
+        except UNANSWERED:
+            return None
+        return found
+
+    # --- leases --------------------------------------------------------------------------------------------
+
+    async def take(self, name: str, token: bytes, life: float) -> bytes | None:
+        if not self.available or self._failures:
+            return None  # whoever waited in vain for a read just now does not wait once more
+        return await self._leases.take(name, token, life)
+
+    async def peek(self, name: str) -> tuple[bool, bytes | None]:
+        if not self.available:
+            return False, None
+        (value,) = await self.read([name])
+        return self.available, value
+
+    async def renew(self, held: Sequence[tuple[str, bytes]], life: float) -> None:
+        if self.available:
+            await self._leases.renew(held, life)
+
+    async def give_back(self, name: str, token: bytes, mark: bytes | None = None, life: float = 0.0) -> None:
+        if self.available:
+            await self._leases.give_back(name, token, mark, life)
+
+    async def aclose(self) -> None:
+        """Let what is under way end (it is bounded by the budget), then close the connections."""
+        if self._probe is not None:
+            self._probe.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=4 * self._budget)
+        await self._keeper.aclose()
+        await self._client.aclose()
+
+    # --- batches ---------------------------------------------------------------------------------------
+
+    def _ask(self, names: list[str], then: Callable[[Reply], None]) -> None:
+        """One round trip, by the pipe where there is one."""
+        keys = [self._prefix + name for name in names]
+        pipe = self._keeper.pipe
+        if pipe is None:
+            self._spawn(self._ask_client(keys, then))
+        else:
+            self.statistics.batches += 1
+            pipe.read(keys, self.largest, partial(self._piped, pipe, keys, then, time.perf_counter()))
+
+    def _piped(self, pipe: Pipe, keys: list[str], then: Callable[[Reply], None], began: float, reply: Reply) -> None:
+        self.statistics.seconds += time.perf_counter() - began
+        if reply is not None:
+            self._leave_out_what_is_too_large(keys, reply)
+            self._succeeded()
+        else:
+            self.statistics.failures += 1
+            if pipe.open:  # its end is one failure, however many waited on it
+                self._failed()
+        then(reply)
+
+    async def _ask_client(self, keys: list[str], then: Callable[[Reply], None]) -> None:
+        values: Reply = None
+        try:
+            values = await self._guarded(self._get(keys))
+            if values is not None:
+                self._leave_out_what_is_too_large(keys, values)
+        finally:
+            then(values)
+
+    async def _get(self, keys: list[str]) -> list[bytes | None]:
+        """One round trip; in a cluster one a node, as its keys lie in many slots."""
+        pipeline = self._client.pipeline() if self._cluster else self._client.pipeline(transaction=False)
+        for key in keys:
+            pipeline.getrange(key, 0, self.largest)
+        values = values_of(await pipeline.execute(raise_on_error=False), len(keys))
+        if values is None:
+            raise RedisError("Redis did not answer with values")
+        return values
+
+    def _leave_out_what_is_too_large(self, keys: list[str], values: list[bytes | None]) -> None:
+        for at, value in enumerate(values):
+            if value is not None and len(value) > self.largest:
+                values[at] = None
+                self.statistics.oversized += 1
+                self._complain_of(keys[at])
+
+    def _complain_of(self, key: str) -> None:
+        now = time.monotonic()
+        if now - self._complained_at >= COMPLAIN_EVERY:
+            self._complained_at = now
+            logger.warning(
+                "%s in Redis is larger than %d bytes, which we never write; it is not read", key, self.largest
+            )
+
+    def _flush_writes(self) -> None:
+        if self._writes and not self._writing:
+            batch = self._next_writes()
+            self._writing = True
+            self._spawn(self._write_batch(batch))
+
+    def _next_writes(self) -> list[tuple[str, bytes, float, asyncio.Future[bool]]]:
+        """What goes out in one pipeline: bounded, so that it can be done within the budget."""
+        size = number = 0
+        for _, value, *_ in self._writes[:MAX_BATCH]:
+            size += len(value)
+            if number and size > MAX_BATCH_BYTES:
+                break
+            number += 1
+        batch, self._writes = self._writes[:number], self._writes[number:]
+        return batch
+
+    async def _write_batch(self, batch: list[tuple[str, bytes, float, asyncio.Future[bool]]]) -> None:
+        pipeline = self._client.pipeline() if self._cluster else self._client.pipeline(transaction=False)
+        for name, value, life, _ in batch:
+            pipeline.set(self._prefix + name, value, px=max(1, int(life * 1000)))
+        done = False
+        try:
+            done = await self._guarded(pipeline.execute()) is not None
+        finally:
+            self._writing = False
+            self.statistics.dropped += 0 if done else len(batch)
+            self._waiting_bytes -= sum(len(value) for _, value, _, _ in batch)
+            for *_, future in batch:
+                if not future.done():
+                    future.set_result(done)
+            self._flush_writes()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- failing and coming back -----------------------------------------------------------------------
+
+    async def _guarded(self, command: Any) -> Any:
+        """The reply, or None where it failed or took longer than the budget; either is counted."""
+        began = time.perf_counter()
+        self.statistics.batches += 1
+        try:
+            async with Deadline(self._budget):
+                reply = await command
+        except MaxConnectionsError:  # our own doing, and no failure of Redis's
+            self.statistics.failures += 1
+            return None
+        except UNANSWERED as error:
+            self.statistics.failures += 1
+            # What was under way together, and fails together, is one failure.
+            if is_unanswered(error) and began >= self._failed_at:
+                self._failed()
+            return None
+        finally:
+            self.statistics.seconds += time.perf_counter() - began
+        self._succeeded()
+        return reply
+
+    async def _in_turn(self, command: Any) -> Any:
+        """The same for a lease's command, of which only so many are under way: a thousand misses at once would want a
+        connection each, get none, and be taken for a Redis that is away, which then is sent nothing more. None also
+        where it was not its turn in time, which is no failure of Redis's."""
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._turns.acquire()
+        except BaseException as error:
+            command.close()
+            if isinstance(error, TimeoutError):
+                return None
+            raise
+        try:
+            if self.available:
+                return await self._guarded(command)
+            command.close()
+            return None
+        finally:
+            self._turns.release()
+
+    def _failed(self) -> None:
+        self._failures += 1
+        self._failed_at = time.perf_counter()
+        if not self.available:
+            self._rest()
+
+    def _succeeded(self) -> None:
+        self._failures = 0
+        self._synchronise_if_due()
+
+    def _synchronise_if_due(self) -> None:
+        if self._clock is not None and time.monotonic() - self._synchronised_at > SYNCHRONISE_EVERY:
+            self._synchronised_at = time.monotonic()
+            self._spawn(self._synchronise())
+
+    async def _synchronise(self) -> None:
+        await self._ping()
+
+    def _rest(self) -> None:
+        self._failures = max(self._failures, FAILURES_BEFORE_REST)
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.get_running_loop().create_task(self._probe_until_back())
+
+    async def _probe_until_back(self) -> None:
+        while not self.available:
+            answered = True
+            while not (await self._ping() and await self._reads_again()):
+                answered = False
+                self._state.away(self._reason)
+                await asyncio.sleep(PROBE_EVERY)
+            if answered:
+                self._state.slow(self._budget)
+            self._failures = 0
+            self._state.here()
+            # Meanwhile it may have failed again, with this probe under way and so no other begun.
+            await self._check_policy()
+
+    async def _check_policy(self) -> None:
+        """Complain where Redis may evict what does not expire: the stream of purges is that, and the workers' names."""
+        try:
+            async with asyncio.timeout(POLICY_SECONDS):
+                found = await self._client.info("memory")
+            nodes = found.values() if self._cluster and "maxmemory" not in found else [found]
+            policies = [(str(each.get("maxmemory_policy", "")), int(each.get("maxmemory", 0))) for each in nodes]
+        except UNANSWERED as error:
+            is_unanswered(error)
+            return  # a user without the right to ask
+        for complaint in (complaint_about(*each) for each in policies):
+            if complaint is not None:
+                logger.log(*complaint)
+
+    async def _reads_again(self) -> bool:
+        """Whether it answers a read: while it loads its data, or is a replica cut off, it tells the time only."""
+        try:
+            async with asyncio.timeout(self._budget):
+                await self._client.exists(self._prefix)
+        except UNANSWERED as error:
+            is_unanswered(error)
+            self._reason = error
+            return False
+        return True
+
+    async def _ping(self) -> bool:
+        """Read Redis's time, which is also what the clock wants to know. False where it does not answer."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(max(self._budget, 0.2)):
+                seconds, microseconds = await self._client.eval(_TIME, 1, self._prefix + "{purge}:log")
+            told = float(seconds) + float(microseconds) / 1e6
+        except UNANSWERED as error:
+            is_unanswered(error)
+            self._reason = error
+            return False
+        elapsed = time.monotonic() - began
+        if self._clock is not None:
+            self._clock.synchronise(told + elapsed / 2)
+            self._synchronised_at = time.monotonic()
+        return True
+
+
+def _resolve(future: asyncio.Future[list[bytes | None]], values: list[bytes | None]) -> None:
+    if not future.done():
+        future.set_result(values)

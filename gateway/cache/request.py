@@ -1,0 +1,104 @@
+"""One GET or HEAD as the engine sees it: its route, what it asks the cache for, and where a new answer comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import msgspec
+
+from gateway.cache.store import Selection, selection
+from gateway.context import Exchange
+from gateway.errors import UpstreamError
+from gateway.http.headers import Headers
+from gateway.policy.downstream import Downstream
+from gateway.policy.keys import Keying, Plan
+from gateway.policy.rules import Facts, Rules
+from gateway.upstreams.response import Fetched
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route as the engine sees it, made once when the configuration is read.
+
+    `max_body` is in bytes. With `validate` (a route whose ttl is a duration) answers without an ETag get one.
+    """
+
+    name: str
+    rules: Rules
+    keying: Keying
+    max_body: int = 2 * 1024 * 1024
+    made: bool = False
+    """Whether answers are made here, of others that are stored (an aggregate): they are kept in memory alone, where
+    those lie too, and nobody is asked for them but the parts."""
+    downstream: Downstream = field(init=False, repr=False, compare=False)
+    """What its answers say to the caches behind the gateway."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "downstream", Downstream.of(self.keying, made=self.made))
+
+    local: bool = False
+    """Whether answers are a handler's in this process: its 4xx are answers, a 429 too."""
+
+    @property
+    def follows_origin(self) -> bool:
+        return self.rules.ttl is None and not self.made
+
+    def takes(self, exchange: Exchange) -> None:
+        """Note that a request is answered by this route."""
+        exchange.route, exchange.downstream = self.name, self.downstream
+
+
+class Origin(Protocol):
+    """Where the answers of one request come from: an upstream's target, or a handler's call."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def deadline(self) -> float:
+        """Seconds for a whole answer."""
+
+    def refusal(self) -> UpstreamError | None:
+        """Why it would refuse at once, known without asking: then no lease is taken. None where it may be asked."""
+
+    async def fetch(self, method: str, headers: Headers) -> Fetched:
+        """Raises UpstreamError."""
+
+
+class Ask(msgspec.Struct, frozen=True, dict=True):
+    """One GET or HEAD. `past` asks for it by the cache, for this client alone; `refresh` makes the origin of a fetch
+    behind it, where that is another."""
+
+    route: Route
+    plan: Plan
+    facts: Facts
+    headers: Headers
+    exchange: Exchange
+    origin: Origin
+    past: Callable[[], Awaitable[Fetched]]
+    refresh: Callable[[], Origin] | None = None
+    tags: tuple[str, ...] = ()
+    stays: bool = False
+    """Whether whoever asks goes on to the landing of a flight that it leads, though its client may leave."""
+    through: str | None = None
+    """The route through which a part is asked for, whose purges it hears of as well."""
+
+    @cached_property
+    def wanted(self) -> Selection:
+        route = self.route
+        return selection(
+            self.plan,
+            self.headers,
+            route.name,
+            self.tags,
+            self.through,
+            largest=route.max_body,
+            identity_key=route.keying.identity_key,
+        )
+
+    @property
+    def method(self) -> str:
+        return "HEAD" if self.facts.head else "GET"

@@ -1,0 +1,279 @@
+"""Answers to clients: from a stored response, in part, not at all, or a problem.
+
+What stands here makes values; nothing is asked, stored or decided.
+
+What a request is answered with, once it is known what lies stored or what a fetch came to; and what is told of it.
+
+Each answer sets its request's Outcome, of which headers, metrics and the log are made.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import assert_never
+
+import msgspec
+
+from gateway.advisor.traffic import Traffic, key_hash
+from gateway.cache.background import Background
+from gateway.cache.compression import Coded, Prepared
+from gateway.cache.fetch import Durations, Fetching
+from gateway.cache.flight import Alone, Failed, Landed, Landing
+from gateway.cache.request import Ask
+from gateway.clock import Clock
+from gateway.context import Exchange, Outcome, Result
+from gateway.errors import PROBLEM_MEDIA_TYPE, UpstreamError, problem_body
+from gateway.http.codings import CODINGS
+from gateway.http.headers import CONTENT_DIGESTS, Headers, first, has, http_date, without
+from gateway.http.ranges import OutOfRange, Part, cut, span_of, wanted
+from gateway.http.request_parser import BAD_IN_VALUE, NAME
+from gateway.policy import freshness, storability, validation
+from gateway.policy.entry import Stored
+from gateway.policy.rules import Rules
+from gateway.upstreams.response import Fetched, PartOfBody, ResponseBody
+
+_WITHOUT_BODY = frozenset((204, 205, 304))
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What the client gets: the body as bytes, or still to be streamed."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes | ResponseBody
+
+
+def stored_answer(
+    exchange: Exchange, request: Headers, stored: Stored, rules: Rules, now: float, coded: Coded | None = None
+) -> Answer:
+    """A stored response as a request wants it: whole, 304 where the client has it, a range of it, or its head.
+
+    `coded` is the form it gets, where there are several; a range is always one of the plain form.
+    """
+    plain = freshness.told_headers(stored, rules, now)
+    headers, body = plain, stored.body
+    if coded is not None:
+        coding = None if has(request, b"range") else coded.coding
+        headers = coded.told(plain, coding)
+        body = coded.body if coding is not None else body
+    head = exchange.method == "HEAD"
+    if stored.status == 200:
+        known = _known_form(request, stored, plain, headers, coded)
+        if known is not None:
+            return Answer(304, validation.fields_of_304(known), b"")
+        part = None if head else wanted(request, headers, len(stored.body))
+        if isinstance(part, Part):
+            return partial(headers, part, stored.body[part.first : part.last + 1])
+        if isinstance(part, OutOfRange):
+            return out_of_range(exchange, part)
+    if stored.status not in _WITHOUT_BODY:
+        headers.append((b"content-length", b"%d" % len(body)))
+    return Answer(stored.status, of_head(headers), b"") if head else Answer(stored.status, headers, body)
+
+
+def of_head(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The fields of a GET's answer as they answer a HEAD: what is a digest of this message's content would have to be
+    one of none (RFC 9530, B.2)."""
+    return without(headers, *CONTENT_DIGESTS)
+
+
+def _known_form(
+    request: Headers,
+    stored: Stored,
+    plain: list[tuple[bytes, bytes]],
+    headers: list[tuple[bytes, bytes]],
+    coded: Coded | None,
+) -> list[tuple[bytes, bytes]] | None:
+    """The headers of the form that the client has already, by its own condition; None where it has none.
+
+    A client that once got the plain form, because the other was not made yet, need not fetch it all again.
+    """
+    if validation.not_modified(request, headers, stored.born):
+        return headers
+    if coded is None or not has(request, b"if-none-match"):
+        return None
+    forms = (coded.told(plain, coding) for coding in (None, *CODINGS))
+    return next((form for form in forms if validation.not_modified(request, form, stored.born)), None)
+
+
+def part_answer(request: Headers, stored: Stored, rules: Rules, now: float) -> Answer | None:
+    """A range from a stored part (206); None where the part does not hold all of it."""
+    span = span_of(stored.headers)
+    piece = cut(request, stored.headers, span, stored.body) if span is not None else None
+    if piece is None:
+        return None
+    return partial(freshness.told_headers(stored, rules, now), *piece)
+
+
+def out_of_range(exchange: Exchange, part: OutOfRange) -> Answer:
+    answer = problem(exchange, 416, "The range lies outside of the resource.")
+    answer.headers.append((b"content-range", b"bytes */%d" % part.size))
+    return answer
+
+
+def partial(headers: Headers, part: Part, body: bytes | ResponseBody) -> Answer:
+    # A stored part may have fewer bytes than its upstream's Content-Range said.
+    length = len(body) if isinstance(body, bytes) else part.last - part.first + 1
+    fields = [(b"content-range", part.content_range), (b"content-length", b"%d" % length)]
+    # Some upstreams send Content-Range with a whole response, too.
+    kept = without(headers, b"content-range", b"content-length", *CONTENT_DIGESTS)
+    return Answer(206, [*kept, *fields], body)
+
+
+def problem(exchange: Exchange, status: int, detail: str, *, title: str | None = None) -> Answer:
+    """Problem Details (RFC 9457), never to be stored."""
+    body = problem_body(status, detail, exchange.request_id, title)
+    headers = [
+        (b"content-type", PROBLEM_MEDIA_TYPE),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        (b"date", http_date(time.time())),
+    ]
+    return Answer(status, headers, b"" if exchange.method == "HEAD" else body)
+
+
+def is_writable(status: int, headers: Headers) -> bool:
+    """Whether the answer can be written as it is: its end is plain, and no field breaks the head."""
+    names = [name for name, _ in headers]
+    return (
+        (b"content-length" in names or status in (204, 304))
+        and names.count(b"age") == 1
+        and b"date" in names
+        and b"connection" not in names
+        and b"transfer-encoding" not in names
+        and all(NAME.fullmatch(name) and not BAD_IN_VALUE.search(value) for name, value in headers)
+    )
+
+
+class Answering:
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        traffic: Traffic,
+        prepared: Prepared,
+        fetching: Fetching,
+        background: Background,
+        durations: Durations,
+    ) -> None:
+        self._clock = clock
+        self._traffic = traffic
+        self._prepared = prepared
+        self._fetching = fetching
+        self._background = background
+        self._durations = durations
+
+    def from_stored(
+        self,
+        ask: Ask,
+        stored: Stored,
+        result: Result,
+        *,
+        tier: str | None = None,
+        forward: str | None = None,
+        status: int | None = None,
+        kept: bool = False,
+        collapsed: bool = False,
+        detail: str | None = None,
+    ) -> Answer:
+        now = self._clock.now()
+        rules = ask.route.rules
+        ask.exchange.stored = stored
+        ask.exchange.key = key_hash(ask.plan.base)
+        self._traffic.seen(ask.route.name, ask.exchange.key)
+        fresh_for = int(freshness.windows(stored, rules).fresh - now)
+        ask.exchange.outcome = Outcome(
+            result,
+            forward=forward,
+            forward_status=status,
+            ttl=fresh_for if forward is None else None,
+            stored=kept,
+            collapsed=collapsed,
+            tier=tier,
+            detail=detail,
+        )
+        coded = self._prepared.choose(ask.headers, stored, rules)
+        return stored_answer(ask.exchange, ask.headers, stored, rules, now, coded)
+
+    def landed(
+        self,
+        ask: Ask,
+        landing: Landing,
+        stale: Stored | None,
+        forward: str,
+        *,
+        collapsed: bool,
+        detail: str | None = None,
+    ) -> Answer:
+        match landing:
+            case Landed(stored, status, kept):
+                result = Result.REVALIDATED if status == 304 else Result.MISS
+                return self.from_stored(
+                    ask, stored, result, forward=forward, status=status, kept=kept, collapsed=collapsed
+                )
+            case Failed():
+                return self.failed(ask, landing, stale, forward, collapsed=collapsed)
+            case Alone(fetched, reason, answered):
+                return self.streamed(ask, fetched, forward, detail or reason, answered)
+            case _:
+                assert_never(landing)
+
+    def failed(self, ask: Ask, failed: Failed, stale: Stored | None, forward: str, *, collapsed: bool) -> Answer:
+        if stale is not None and self._fetching.usable_on_error(ask, stale):
+            return self.from_stored(
+                ask, stale, Result.STALE_ERROR, forward="stale", status=failed.status, collapsed=collapsed
+            )
+        if failed.error is not None:
+            if not isinstance(failed.error, UpstreamError):
+                raise failed.error
+            return self.broken(ask.exchange, failed.error, forward=forward, collapsed=collapsed)
+        ask.exchange.outcome = Outcome(Result.MISS, forward=forward, forward_status=failed.status, collapsed=collapsed)
+        headers = _with_length(storability.passed_on(failed.headers), len(failed.body))
+        if ask.facts.head:
+            return Answer(failed.status, of_head(headers), b"")
+        return Answer(failed.status, headers, failed.body)
+
+    def streamed(
+        self, ask: Ask, fetched: Fetched, forward: str, detail: str | None, answered: int | None = None
+    ) -> Answer:
+        status = fetched.status if answered is None else answered
+        ask.exchange.outcome = Outcome(Result.MISS, forward=forward, forward_status=status, detail=detail)
+        headers = storability.passed_on(fetched.headers)
+        if ask.facts.head and not ask.route.follows_origin:  # the upstream was asked by GET
+            headers = of_head(headers)
+        if fetched.status in (200, 206) and validation.not_modified(ask.headers, headers, self._clock.now()):
+            self._background.spawn(fetched.body.aclose())
+            return Answer(304, validation.fields_of_304(headers), b"")
+        part = _part_of(ask, fetched, headers)
+        if isinstance(part, OutOfRange):
+            self._background.spawn(fetched.body.aclose())
+            return out_of_range(ask.exchange, part)
+        if part is not None:
+            return partial(headers, part, PartOfBody(fetched.body, part.first, part.last))
+        return Answer(fetched.status, headers, fetched.body)
+
+    def broken(self, exchange: Exchange, error: UpstreamError, *, forward: str, collapsed: bool = False) -> Answer:
+        exchange.outcome = Outcome(Result.ERROR, forward=forward, collapsed=collapsed, detail=error.kind)
+        answer = problem(exchange, error.status, f"{error.title} ({error.upstream}).", title=error.title)
+        if error.status == 503:
+            seconds = error.retry_after if error.retry_after is not None else self._durations.retry_after
+            answer.headers.append((b"retry-after", b"%d" % max(1, math.ceil(seconds))))
+        return answer
+
+    def unsatisfiable(self, ask: Ask) -> Answer:
+        ask.exchange.outcome = Outcome(Result.ERROR, forward="request", detail="only-if-cached")
+        return problem(ask.exchange, 504, "Nothing stored answers this request, and it asked for no more.")
+
+
+def _part_of(ask: Ask, fetched: Fetched, headers: Headers) -> Part | OutOfRange | None:
+    """The part that a request wants of a whole that is for it alone, on a route where a whole that is stored is cut as
+    well; None for all of it, also where its length is not known before its end."""
+    length = first(headers, b"content-length")
+    if fetched.status != 200 or length is None or ask.route.follows_origin or ask.route.local or ask.facts.head:
+        return None
+    return wanted(ask.headers, headers, int(length))
+
+
+def _with_length(headers: list[tuple[bytes, bytes]], length: int) -> list[tuple[bytes, bytes]]:
+    return [*without(headers, b"content-length"), (b"content-length", b"%d" % length)]

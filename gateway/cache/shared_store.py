@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+Values = list[bytes | None]
+
+
+class Read:
+    """Names whose values somebody waits for. `then` is None once nobody does."""
+
+    __slots__ = ("names", "then")
+
+    def __init__(self, names: Sequence[str], then: Callable[[Values], None]) -> None:
+        self.names = names
+        self.then: Callable[[Values], None] | None = then
+
+    def cancel(self) -> None:
+        """Nobody waits any more: it is not sent, or its reply is thrown away."""
+        self.then = None
+
+
+def no_values(names: Sequence[str], then: Callable[[Values], None]) -> Read:
+    """A read of a tier that is away: `then` is told that there is nothing, with the loop's next turn."""
+    read = Read(names, then)
+    asyncio.get_running_loop().call_soon(_tell_nothing, read)
+    return read
+
+
+def _tell_nothing(read: Read) -> None:
+    if read.then is not None:
+        read.then([None] * len(read.names))
+
+
+class SharedStore(Protocol):
+    """What the engine needs of the shared tier. Nothing here raises because the tier is away."""
+
+    @property
+    def available(self) -> bool:
+        """False while it is left alone; reads then give nothing at once."""
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it failed a moment ago: a lease may stand there then that nobody knows to hold."""
+
+    async def read(self, names: Sequence[str]) -> list[bytes | None]:
+        """The values of `names`, None where there is none, or where the tier did not answer in time."""
+
+    def ask(self, names: Sequence[str], then: Callable[[list[bytes | None]], None]) -> Read:
+        """The same without a coroutine: `then` is told the values, later, unless the read is cancelled before."""
+
+    async def write(self, values: Sequence[tuple[str, bytes, float]]) -> bool:
+        """Store (name, value, life in seconds); whether that was done."""
+
+    async def take(self, name: str, token: bytes, life: float) -> bytes | None:
+        """Take the lease `name` for `life` seconds: `token` where it was free, STORED where its last holder stored what
+        it fetched just now, else what stands there, which holds; None where the tier did not answer: a lease that it
+        gave nevertheless is given up."""
+
+    async def peek(self, name: str) -> tuple[bool, bytes | None]:
+        """Whether the tier answered, and what stands at a lease's name."""
+
+    async def renew(self, held: Sequence[tuple[str, bytes]], life: float) -> None:
+        """Let the leases (name, token) that still hold end `life` seconds from now."""
+
+    async def give_back(self, name: str, token: bytes, mark: bytes | None = None, life: float = 0.0) -> None:
+        """End the lease `name` if `token` still holds it, leaving `mark` in its place for `life` seconds."""
+
+    async def start(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass(slots=True)
+class SharedStatistics:
+    reads: int = 0
+    writes: int = 0
+    batches: int = 0
+    failures: int = 0
+    dropped: int = 0
+    oversized: int = 0
+    seconds: float = 0.0
+
+
+class NoShared:
+    """The shared tier that isn't there: `redis_url: none`."""
+
+    available = False
+    doubtful = False
+    statistics = SharedStatistics()
+
+    async def read(self, names: Sequence[str]) -> list[bytes | None]:
+        return [None] * len(names)
+
+    def ask(self, names: Sequence[str], then: Callable[[list[bytes | None]], None]) -> Read:
+        return no_values(names, then)
+
+    async def write(self, values: Sequence[tuple[str, bytes, float]]) -> bool:
+        return False
+
+    async def take(self, name: str, token: bytes, life: float) -> bytes | None:
+        return None
+
+    async def peek(self, name: str) -> tuple[bool, bytes | None]:
+        return False, None
+
+    async def renew(self, held: Sequence[tuple[str, bytes]], life: float) -> None:
+        return None
+
+    async def give_back(self, name: str, token: bytes, mark: bytes | None = None, life: float = 0.0) -> None:
+        return None
+
+    async def start(self) -> None:
+        return None
+
+    async def aclose(self) -> None:
+        return None

@@ -1,0 +1,319 @@
+"""The two tiers as one store of responses: memory first, then what all workers share.
+
+What selects a stored response, whether it is void, and where it is kept stand here together; what to do with it is
+the engine's affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+import msgspec
+from msgspec import structs
+
+from gateway.cache.memory import Memory
+from gateway.cache.purge_log import LocalPurges, PurgeLog
+from gateway.cache.shared_store import SharedStore
+from gateway.clock import Clock
+from gateway.http.headers import Headers
+from gateway.policy.entry import Stored, decode_index, decode_stored, encode
+from gateway.policy.epochs import EVERYTHING, State, key_name, route_name, tag_name
+from gateway.policy.identity_key import UNKEYED, IdentityKey
+from gateway.policy.keys import Plan, digest
+from gateway.policy.rules import MAX_LIFE
+from gateway.policy.vary import Suffixes, VaryIndex, latest, likely_key, newest, selected_keys, with_vary
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """What a request selects among the stored responses, and the names by which its reader hears of purges. A body of
+    more than `largest` bytes is not selected: its route would not have stored it."""
+
+    plan: Plan
+    headers: Headers
+    names: tuple[str, ...] = (EVERYTHING,)
+    largest: float = math.inf
+    identity_key: IdentityKey = UNKEYED
+
+    @property
+    def suffixes(self) -> Suffixes:
+        return Suffixes(self.headers, identity_key=self.identity_key)
+
+
+def selection(
+    plan: Plan,
+    headers: Headers,
+    route: str,
+    tags: Iterable[str],
+    through: str | None = None,
+    *,
+    largest: float = math.inf,
+    identity_key: IdentityKey = UNKEYED,
+) -> Selection:
+    """The selection of a request on `route`, whose reader goes by `tags`; and `through` another route, as a part of its
+    answer."""
+    names = (EVERYTHING, key_name(plan.primary), route_name(route), *[tag_name(tag) for tag in tags])
+    names = names if through is None else (*names, route_name(through))
+    return Selection(plan, headers, names, largest, identity_key)
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What is stored for a request, and in which tier it lay."""
+
+    stored: Stored | None
+    tier: str | None = None
+
+
+class Tiers:
+    """Stored responses by primary key, base key and variant.
+
+    `budget` (seconds) bounds the waiting for the shared tier; `secret` seals what is written there, and what is not
+    sealed with it is not believed. Whatever is read is judged by the purges first.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        shared: SharedStore,
+        clock: Clock,
+        *,
+        purges: PurgeLog | None = None,
+        budget: float = 0.05,
+        secret: bytes = b"",
+    ) -> None:
+        self.memory = memory
+        self.shared = shared
+        self.purges: PurgeLog = purges if purges is not None else LocalPurges(clock)
+        self.secret = secret
+        self.unreadable = 0
+        self.taken = 0
+        self._clock = clock
+        self._budget = budget
+
+    def __repr__(self) -> str:
+        return f"<Tiers {self.memory!r} {self.shared!r} {self.purges!r} unreadable={self.unreadable}>"
+
+    # --- reading -------------------------------------------------------------------------------------------
+
+    def at_hand(self, wanted: Selection) -> Stored | None:
+        """The newest response in memory that a request selects (RFC 9111 §4.1)."""
+        plan = wanted.plan
+        index = self.memory.index(plan.primary)
+        if index is None:
+            return self._judged(self.memory.get(plan.base), wanted)
+        suffixes = wanted.suffixes
+        return newest(index, plan.base, suffixes, lambda key: self._judged(self.memory.get(key), wanted))
+
+    def parts(self, wanted: Selection) -> list[Stored]:
+        """The stored parts (206) in memory that a request selects."""
+        keys = _selected(self.memory.index(wanted.plan.primary), wanted)
+        found = (self._judged(self.memory.get(_part_key(key)), wanted) for key in keys)
+        return [stored for stored in found if stored is not None]
+
+    def flight_key(self, wanted: Selection) -> str:
+        """The key of the variant that a request will most likely get, by what the newest response varied on."""
+        index = self.memory.index(wanted.plan.primary)
+        return likely_key(index, wanted.plan.base, wanted.suffixes)
+
+    def has_others(self, wanted: Selection) -> bool:
+        """Whether responses are stored of which the request selects none; not where what it selects is there and may
+        no longer be used, as it was purged or has expired."""
+        index = self.memory.index(wanted.plan.primary)
+        return bool(latest(index)) and all(self.memory.get(key) is None for key in _selected(index, wanted))
+
+    async def look(self, wanted: Selection) -> Found:
+        """What the shared tier has, if it says so in time; nothing is taken into memory."""
+        try:
+            async with asyncio.timeout(self._budget):
+                stored = self._judged(await self._in_shared(wanted), wanted)
+        except TimeoutError:
+            stored = None
+        return Found(stored, "redis")
+
+    async def newer(self, wanted: Selection, known: Found) -> Found:
+        """The newer of what is known and what the shared tier has, if it says so in time; taken into memory."""
+        try:
+            async with asyncio.timeout(self._budget):
+                stored = await self._in_shared(wanted)
+        except TimeoutError:
+            stored = None
+        landed = self.at_hand(wanted)  # somebody's fetch, meanwhile
+        if landed is not None and (known.stored is None or landed.born > known.stored.born):
+            known = Found(landed, "memory")
+        if stored is None or (known.stored is not None and stored.born <= known.stored.born):
+            return known
+        self.memory.put(stored)
+        return Found(self._judged(stored, wanted), "redis")
+
+    async def _in_shared(self, wanted: Selection) -> Stored | None:
+        plan = wanted.plan
+        local = self.memory.index(plan.primary)
+        keys = _selected(local, wanted)
+        data = await self.shared.read([index_name(plan.primary), *(entry_name(key) for key in keys)])
+        index = self.read_index(data[0], plan.primary, local)
+        found = [self._read_stored(item, key) for item, key in zip(data[1:], keys, strict=True)]
+        more = [key for key in _selected(index, wanted) if key not in keys]
+        if more:
+            data = await self.shared.read([entry_name(key) for key in more])
+            found += [self._read_stored(item, key) for item, key in zip(data, more, strict=True)]
+        usable = (stored for stored in found if stored is not None and self._judged(stored, wanted) is not None)
+        return max(usable, key=lambda stored: stored.born, default=None)
+
+    async def take_from_shared(self, keys: Sequence[str]) -> int:
+        """Take into memory what the shared tier has under these keys, with the indices that select among variants; how
+        many responses that were. What memory has already, and what was purged, is left alone."""
+        keys = [key for key in keys if self.memory.get(key) is None]
+        data = await self.shared.read([entry_name(key) for key in keys])
+        found = [self._read_stored(item, key) for item, key in zip(data, keys, strict=True)]
+        fit = [stored for stored in found if stored is not None and not self._void(stored)]
+        primaries = list(dict.fromkeys(stored.primary for stored in fit))
+        indices = await self.shared.read([index_name(primary) for primary in primaries])
+        for item, primary in zip(indices, primaries, strict=True):
+            self.read_index(item, primary, self.memory.index(primary))
+        taken = 0
+        for stored in fit:
+            if self.memory.get(stored.key) is None:  # not fetched meanwhile
+                self.memory.put(stored)
+                taken += 1
+        self.taken += taken
+        return taken
+
+    def _void(self, stored: Stored) -> bool:
+        """Whether a purge made it void by the names it has itself; its readers judge it by theirs."""
+        names = (EVERYTHING, key_name(stored.primary), route_name(stored.route), *map(tag_name, stored.tags))
+        state, _ = self.purges.epochs.judge(stored.stamp, stored.started, (*names, *stored.names))
+        return state is State.VOID
+
+    def read_index(self, data: bytes | None, primary: str, local: VaryIndex | None) -> VaryIndex | None:
+        """The index that was read from the shared tier, taken into memory; `local`, which is there, where that is none
+        or can't be read."""
+        if data is None:
+            return local
+        shared = decode_index(data, primary, self.secret)
+        if shared is None:
+            self.unreadable += 1
+            return local
+        if shared != local:
+            self.memory.put_index(shared)
+        return shared
+
+    def _read_stored(self, data: bytes | None, key: str) -> Stored | None:
+        if data is None:
+            return None
+        stored = decode_stored(data, key, self.secret)
+        if stored is None:
+            self.unreadable += 1
+        return stored
+
+    # --- judging -------------------------------------------------------------------------------------------
+
+    def _judged(self, stored: Stored | None, wanted: Selection) -> Stored | None:
+        """A stored response as the purges leave it to this reader; None where one made it void."""
+        if stored is None or len(stored.body) > wanted.largest:
+            return None
+        epochs = self.purges.epochs
+        if not epochs.untouched(stored.stamp):
+            state, softened = epochs.judge(stored.stamp, stored.started, self._names(stored, wanted))
+            if state is State.VOID:
+                return None
+            if state is State.SOFT:
+                stored = structs.replace(stored, softened=softened)
+        since = self.purges.distrusted_since(self._clock.now())
+        if since is not None and stored.started < since:
+            stored = structs.replace(stored, distrusted=True)
+        return stored
+
+    @staticmethod
+    def _names(stored: Stored, wanted: Selection) -> tuple[str, ...]:
+        return (*wanted.names, *map(tag_name, stored.tags), *stored.names)
+
+    def valid(self, stored: Stored, wanted: Selection) -> bool:
+        """Whether no purge has passed a response, hard or soft."""
+        epochs = self.purges.epochs
+        names = self._names(stored, wanted)
+        return epochs.untouched(stored.stamp) or epochs.judge(stored.stamp, stored.started, names)[0] is State.VALID
+
+    def conditional(self, stored: Stored | None, wanted: Selection) -> Stored | None:
+        """`stored`, if a 304 may confirm it now; not where it was purged since it was looked up."""
+        return self._judged(stored, wanted)
+
+    def stamp(self) -> str:
+        """The stamp for a fetch that starts now."""
+        return self.purges.epochs.stamp()
+
+    def outlived(self, stamp: str, started: float, wanted: Selection) -> bool:
+        """Whether a purge has passed a fetch with this stamp: who asks now may not be answered by it."""
+        epochs, since = self.purges.epochs, self.purges.distrusted_since(self._clock.now())
+        if since is not None and started < since:
+            return True
+        return not epochs.untouched(stamp) and epochs.judge(stamp, started, wanted.names)[0] is not State.VALID
+
+    def least_stamp(self, stamps: Iterable[str]) -> str:
+        """The earliest of `stamps`; now's where there is none."""
+        return min(stamps, key=self.purges.epochs.position, default=self.stamp())
+
+    def untouched(self, stamp: str) -> bool:
+        """Whether nothing at all was purged since a fetch with this stamp."""
+        return self.purges.epochs.untouched(stamp)
+
+    # --- writing -------------------------------------------------------------------------------------------
+
+    def keep(self, stored: Stored, wanted: Selection, size: int | None = None) -> bool:
+        """Store in memory; False where it was purged while it was fetched. `size` as `Memory.put` has it."""
+        if self._judged(stored, wanted) is None:
+            return False
+        self.memory.put(stored, size)
+        index = self.memory.index(stored.primary)
+        if stored.vary or index is not None:
+            updated = with_vary(index, stored.primary, stored.vary)
+            if updated != index:
+                self.memory.put_index(updated)
+        return True
+
+    def keep_part(self, stored: Stored) -> None:
+        """Store a part (206) in memory, under a key of its own: it must never answer for the whole."""
+        self.memory.put(structs.replace(stored, key=_part_key(stored.key)))
+
+    async def share(self, stored: Stored) -> None:
+        """Write to the shared tier, with the index where the response varies."""
+        values = [(entry_name(stored.key), encode(stored, self.secret), MAX_LIFE)]
+        index = self.memory.index(stored.primary)
+        if index is not None and stored.vary:
+            values.append((index_name(stored.primary), encode(index, self.secret), MAX_LIFE))
+        await self.shared.write(values)
+
+    async def invalidate(self, primaries: Iterable[str], by: str = "unsafe request") -> None:
+        """Make all that is stored for these primary keys void, in every variant (RFC 9111 §4.4): here at once, and
+        everywhere as soon as the others hear of it. `by` says why, for those who read of purges."""
+        names = [key_name(primary) for primary in primaries]
+        if names:
+            await self.purges.purge(names, by=by, wait=False)
+
+    async def purged(self) -> None:
+        """Wait until the stream has the purges issued here, no longer than for a read."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._budget):
+                while self.purges.epochs.pending:  # noqa: ASYNC110 (the pure ring has no event to wait for)
+                    await asyncio.sleep(self._budget / 25)
+
+
+def _selected(index: VaryIndex | None, wanted: Selection) -> list[str]:
+    keys = selected_keys(index, wanted.plan.base, wanted.suffixes)
+    assert keys is not None  # a selection has all of its request's fields
+    return keys
+
+
+def index_name(primary: str) -> str:
+    """The name of a primary key's index in the shared tier, below the prefix."""
+    return "i:" + digest(primary)
+
+
+def entry_name(key: str) -> str:
+    """The name of a stored response in the shared tier, below the prefix."""
+    return "e:" + digest(key)
+
+
+def _part_key(key: str) -> str:
+    return key + "\npart"

@@ -1,0 +1,364 @@
+"""The command line: `gateway serve`, `check`, `routes`, `purge`, `explain`, `warm`, `ttl`, `audit`.
+
+A command imports what it needs when it is run. `serve` starts its first worker before it imports more than this: both
+then import at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gateway.cli import ttl
+from gateway.cli.options import (
+    AdminUrlOption,
+    ConfigOption,
+    ask,
+    folded,
+    found,
+    loaded,
+    nothing_served,
+    operator,
+    read_header,
+)
+from gateway.config.names import counted
+from gateway.errors import ConfigError, ConfigProblem, GatewayError, OrderError
+
+if TYPE_CHECKING:
+    from gateway.config.loader import Loaded, Setting
+    from gateway.explain.trace import Trace
+
+
+app = typer.Typer(
+    help="A cached, read-heavy API gateway.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # with others, a paragraph of the help breaks where its line in the source does
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from gateway import __version__
+
+        typer.echo(f"gateway {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all_commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on, over the configuration.")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(help="The port to listen on, over the configuration; 0 takes a free one.", min=0, max=65535),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="How many processes answer, over the configuration.", min=1, max=128)
+    ] = None,
+) -> None:
+    """Run the gateway until Ctrl-C or SIGTERM.
+
+    SIGHUP reloads the configuration without a failed request, SIGUSR2 replaces the workers one by one. On SIGTERM
+    /readyz says 503 for `stop_delay`, then what is in flight ends within `stop_timeout`; a second one ends at once.
+    """
+    from gateway.server.process import log_to_stderr, spawn
+
+    spare = spawn()  # it imports what a worker needs while the configuration is read
+    try:
+        from gateway.config.loader import load
+        from gateway.server.reload import Files
+        from gateway.server.supervisor import supervise
+
+        log_to_stderr()
+        given = (("host", host), ("port", port), ("workers", workers))
+        options = {name: str(value) for name, value in given if value is not None}
+        files = Files(path for path in (found(config), Path(".env")) if path is not None)
+        read = loaded(config, options)
+        if (missing := nothing_served(config, read.config)) is not None:
+            typer.secho(f"warning: {missing}", err=True, fg="yellow")
+        supervise(read, lambda: load(found(config), options=options), spare, files)
+    finally:
+        spare.abandon()
+
+
+@app.command()
+def check(
+    config: ConfigOption = None,
+    running: Annotated[
+        bool, typer.Option("--running", help="What is in force in a running gateway, live overrides among it.")
+    ] = False,
+    admin_url: AdminUrlOption = None,
+    changed: Annotated[bool, typer.Option("--changed", help="Only what is not the default.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and problems only.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The settings, warnings and problems as JSON.")] = False,
+) -> None:
+    """Validate the configuration; print all of it, and where each value came from.
+
+    All that is wrong is reported at once, in the file's order. Exit status: 0 where it is valid, 2 where it is refused
+    or nothing would be served. With --running it asks the admin listener of a running gateway instead.
+    """
+    from gateway.cli.tables import settings_table, show
+    from gateway.config.loader import Setting, effective
+
+    if running:
+        settings = [Setting(**each) for each in ask("/settings", config=config, admin_url=admin_url)["settings"]]
+        told = ""
+        problems: list[ConfigProblem] = []
+        warnings: tuple[str, ...] = ()
+    else:
+        settings, told, problems, warnings = _checked(config, effective, as_json=as_json)
+    shown = [each for each in settings if not changed or each.source != "default"]
+    if as_json:
+        typer.echo(_as_json(shown, warnings, problems))
+    elif not quiet and not problems:
+        show(settings_table(shown))
+        if told:
+            typer.echo(f"\nThe configuration is valid: {told}.")
+    if problems and not as_json:
+        raise ConfigError(problems, warnings)
+    if problems:
+        raise typer.Exit(2)
+
+
+def _checked(
+    path: Path | None, effective: Callable[[Loaded], list[Setting]], *, as_json: bool
+) -> tuple[list[Setting], str, list[ConfigProblem], tuple[str, ...]]:
+    """The settings, a summary, problems and warnings."""
+    from gateway.config.loader import load
+
+    try:
+        read = load(found(path)) if as_json else loaded(path)
+    except ConfigError as error:
+        return [], "", error.problems, error.warnings
+    counts = f"{counted(len(read.config.routes), 'route')}, {counted(len(read.config.upstreams), 'upstream')}"
+    missing = nothing_served(path, read.config)
+    problems = [ConfigProblem("", "", missing)] if missing else []
+    if read.config.include:
+        from gateway.cli.include_check import problems_of
+
+        file = found(path)
+        problems += problems_of(str(file) if file is not None else None)
+    return effective(read), counts, problems, read.warnings if as_json else ()
+
+
+def _as_json(settings: list[Setting], warnings: tuple[str, ...], problems: list[ConfigProblem]) -> str:
+    import msgspec
+
+    answer = {"valid": not problems, "problems": problems, "warnings": warnings, "settings": settings}
+    return msgspec.json.format(msgspec.json.encode(answer)).decode()
+
+
+@app.command()
+def routes(config: ConfigOption = None) -> None:
+    """The routes, in the order in which they are tried, and how long their answers live."""
+    from gateway.cli.tables import routes_table, show
+
+    show(routes_table(loaded(config).config))
+
+
+@app.command()
+def purge(
+    key: Annotated[
+        list[str] | None, typer.Option(help="A URL of the gateway's, or its path; may stand several times.")
+    ] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A tag; may stand several times.")] = None,
+    route: Annotated[list[str] | None, typer.Option(help="A route's name; may stand several times.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that is stored.")] = False,
+    soft: Annotated[bool, typer.Option("--soft", help="End freshness only; the old may still stand in.")] = False,
+    config: ConfigOption = None,
+    admin_url: AdminUrlOption = None,
+) -> None:
+    """Purge what a running gateway has stored, in all its workers.
+
+    It asks the admin listener: --admin-url, else GATEWAY_ADMIN_URL, else `admin_listen` of the configuration, with
+    GATEWAY_ADMIN_TOKEN (of `.env` too). Exit status: 0 where every living worker confirmed, 3 where not all have yet,
+    2 where it was refused.
+    """
+    order = {
+        "keys": key or [],
+        "tags": tag or [],
+        "routes": route or [],
+        "all": everything,
+        "soft": soft,
+        "by": operator(),
+    }
+    _refuse_what_purges_nothing(key or [], tag or [], route or [], everything=everything)
+    report = ask("/purge", order, config=config, admin_url=admin_url)
+    names = [f"{what} {name}" for what, given in (("key", key), ("tag", tag), ("route", route)) for name in given or ()]
+    names += ["everything"] if everything else []
+    typer.echo(f"Purged{' softly' if soft else ''}: {', '.join(names)}.")
+    took = f"{report['seconds'] * 1000:.0f} ms"
+    have = "worker has" if report["workers"] == 1 else "workers have"
+    typer.echo(f"{report['confirmed']} of {report['workers']} {have} confirmed, in {took}.")
+    if not report["complete"]:
+        typer.secho("The rest will hear of it as soon as Redis can be reached.", err=True, fg="yellow")
+        raise typer.Exit(3)
+
+
+def _refuse_what_purges_nothing(keys: list[str], tags: list[str], routes: list[str], *, everything: bool) -> None:
+    """Raises OrderError where a purge could purge nothing, before any gateway is asked."""
+    from gateway.config.types import check_tags
+
+    if not (keys or tags or routes or everything):
+        raise OrderError("nothing to purge: give --key, --tag, --route or --all")
+    for text in keys:
+        if not re.match(r"/|https?://", text):
+            raise OrderError(f"--key {text}: write a path such as /items/1, or a URL of the gateway's")
+    try:
+        check_tags(tags)
+    except ValueError as error:
+        raise OrderError(f"--tag: {error}; give --tag once for each tag") from None
+    if "" in routes:
+        raise OrderError("--route: a route's name is empty")
+
+
+@app.command()
+def explain(
+    method: Annotated[str, typer.Argument(help="The request's method, such as GET.")],
+    target: Annotated[str, typer.Argument(help="Its path and query, or one of the gateway's own URLs.")],
+    header: Annotated[
+        list[str] | None, typer.Option("--header", "-H", help="A request header, as `Name: value`; several times.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="Explain by this configuration alone, without a running gateway."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+    admin_url: AdminUrlOption = None,
+) -> None:
+    """Why a request is answered as it is: route, key, TTL and where that came from, what is stored, what would happen.
+
+    Without --config it asks the admin listener: --admin-url, else GATEWAY_ADMIN_URL, else `admin_listen` of
+    config/gateway.yaml, with GATEWAY_ADMIN_TOKEN (of `.env` too). Nothing is fetched, stored or counted. Without an
+    Accept of its own, the request has curl's.
+    """
+    import msgspec
+
+    from gateway.explain.trace import Trace, render
+
+    fields = [read_header(text) for text in header or []]
+    if not any(name == "accept" for name, _ in fields):
+        fields.append(("accept", "*/*"))  # as curl sends it
+    if config is not None:
+        trace = asyncio.run(_explain_dry(loaded(config), method.upper(), target, fields))
+    else:
+        order = {"method": method, "target": target, "headers": fields}
+        trace = msgspec.convert(ask("/explain", order, admin_url=admin_url), Trace)
+    typer.echo(msgspec.json.encode(trace).decode() if as_json else render(trace))
+
+
+@app.command()
+def warm(
+    source: Annotated[
+        Path, typer.Option("--from", help="URLs or paths, one a line; or an access log.", show_default=False)
+    ],
+    top: Annotated[int | None, typer.Option(help="Only so many, the most wanted first.", min=1)] = None,
+    rate: Annotated[str | None, typer.Option(help="At most so many a second, such as 50/s.")] = None,
+    concurrency: Annotated[int, typer.Option(help="At most so many at once.", min=1, max=1000)] = 8,
+    url: Annotated[str, typer.Option(envvar="GATEWAY_URL", help="Where it listens.")] = "http://127.0.0.1:8000",
+    header: Annotated[
+        list[str] | None, typer.Option("--header", "-H", help="A request header, as `Name: value`; several times.")
+    ] = None,
+) -> None:
+    """Ask a running gateway for what will be wanted, so that its cache has it before anyone waits.
+
+    Exit status: 0 where every request was answered with a success or a redirect, 3 where some failed.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from gateway.cli.ttl_report import parse_rate
+    from gateway.cli.warm import wanted
+    from gateway.cli.warm import warm as run
+    from gateway.http.target import TRACKING_PARAMETERS
+
+    listed = wanted(source, top=top, drop_query=TRACKING_PARAMETERS)
+    if listed.skipped:
+        lines = counted(listed.skipped, "line")
+        typer.secho(f"{lines} had a query, whose values no log holds: left out.", err=True, fg="yellow")
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("warming", total=len(listed.targets))
+        warmed = asyncio.run(
+            run(
+                url,
+                listed.targets,
+                rate=parse_rate(rate, "--rate") if rate is not None else None,
+                concurrency=concurrency,
+                told=lambda: progress.advance(task),
+                headers=dict(read_header(text) for text in header or []),
+            )
+        )
+    typer.echo(f"{len(listed.targets)} asked for: " + ", ".join(f"{n} {what}" for what, n in warmed.outcomes.items()))
+    if warmed.failed:
+        more = warmed.outcomes["failed"] - len(warmed.failed)
+        for target, why in warmed.reasons.items():
+            typer.secho(f"failed: {target}: {why}", err=True, fg="red")
+        if more:
+            typer.secho(f"and {more} more", err=True, fg="red")
+        raise typer.Exit(3)
+
+
+app.add_typer(ttl.app, name="ttl")
+
+
+@app.command()
+def audit(config: ConfigOption = None, admin_url: AdminUrlOption = None) -> None:
+    """Who changed what while the gateway ran: overrides and purges, the newest first."""
+    from gateway.cli.tables import events_table, show
+
+    show(events_table(ask("/audit", config=config, admin_url=admin_url)["events"]))
+
+
+async def _explain_dry(read: Loaded, method: str, target: str, fields: list[tuple[str, str]]) -> Trace:
+    from gateway.app.gateway import create_app
+
+    alone = replace(read, config=read.config.model_copy(update={"redis_url": "none"}))
+    gateway = create_app(alone)  # which is not started: it opens no connection
+    try:
+        return await gateway.explainer(running=False).explain(
+            method, target, tuple((name.encode(), value.encode()) for name, value in fields)
+        )
+    finally:
+        for upstream in gateway.upstreams.values():
+            await upstream.aclose()
+
+
+def main() -> None:
+    """The console script. What the operator can mend is one message, without a traceback; its exit status is 2.
+
+    What `include` names is looked for where one is, too, as `python -m gateway` and `uvicorn` do.
+    """
+    if (here := os.getcwd()) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        app()
+    except ConfigError as error:
+        for warning in error.warnings:
+            typer.secho(f"warning: {warning}", err=True, fg="yellow")
+        told = counted(len(error.problems), "problem")
+        typer.secho(f"The configuration is refused ({told}):", err=True, fg="red")
+        for problem in error.problems:
+            typer.echo(folded(f"  {problem}"), err=True)
+        sys.exit(2)
+    except GatewayError as error:
+        typer.secho(str(error), err=True, fg="red")
+        sys.exit(2)

@@ -1,0 +1,227 @@
+"""What several commands read alike: the configuration, a request's headers, who types.
+
+Speaking to a running gateway's admin listener, for the command line.
+"""
+
+from __future__ import annotations
+
+import getpass
+import shutil
+import sys
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import httpx
+import typer
+
+from gateway.errors import ConfigError, GatewayError
+
+if TYPE_CHECKING:
+    from gateway.config.loader import Loaded
+    from gateway.config.models import Config
+
+
+DEFAULT_FILES = (Path("config/gateway.yaml"), Path("gateway.yaml"))
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        help="The YAML file; config/gateway.yaml or gateway.yaml where it is there.",
+        show_default=False,
+    ),
+]
+AdminUrlOption = Annotated[
+    str | None,
+    typer.Option("--admin-url", help="The admin listener: a URL, host:port or unix:/path.", show_default=False),
+]
+
+
+def found(path: Path | None) -> Path | None:
+    """The configuration's file: the one that was named, or the usual one where it is there."""
+    return path if path is not None else next((usual for usual in DEFAULT_FILES if usual.exists()), None)
+
+
+def nothing_served(path: Path | None, config: Config) -> str | None:
+    """Where no request can be answered: what is missing."""
+    if config.routes or config.include:
+        return None
+    file = found(path)
+    if file is None:
+        return "there is no configuration file: neither config/gateway.yaml nor gateway.yaml is here; name one by -c"
+    return f"nothing is served: {file} has neither `routes` nor `include`"
+
+
+def loaded(path: Path | None, options: dict[str, str] | None = None) -> Loaded:
+    """The configuration, its warnings told. Raises ConfigError."""
+    from gateway.config.loader import load
+
+    read = load(found(path), options=options)
+    for warning in read.warnings:
+        typer.secho(f"warning: {warning}", err=True, fg="yellow")
+    return read
+
+
+def ask(
+    path: str,
+    order: dict[str, Any] | None = None,
+    *,
+    method: str | None = None,
+    config: Path | None = None,
+    admin_url: str | None = None,
+) -> dict[str, Any]:
+    """What a running gateway's admin listener answers. Raises AdminError, ConfigError."""
+
+    return ask_admin(path, order, method=method, at=admin_address(config, admin_url))
+
+
+def folded(text: str) -> str:
+    """A message in lines that a terminal has room for; as it is where standard error is no terminal."""
+    if not sys.stderr.isatty():
+        return text
+    width = min(100, shutil.get_terminal_size().columns)
+    return textwrap.fill(text, width, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)
+
+
+def operator() -> str:
+    """The name of who types, for the audit list."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
+
+
+def read_header(text: str) -> tuple[str, str]:
+    """A header as it is typed, `Name: value`; the name in lower case. Raises typer.BadParameter."""
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise typer.BadParameter(f"{text!r} is no header; write -H 'Name: value'")
+    return name.strip().lower(), value.strip()
+
+
+ANSWER_SECONDS = 10
+_ELSEWHERE = (404, 405)
+
+
+class AdminError(GatewayError):
+    """The admin listener cannot be reached, or refuses; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class AdminAddress:
+    """Where the admin listener is (`http://host:port` or `unix:/path`), who says so, and the token for it."""
+
+    url: str
+    source: str
+    token: str | None = field(default=None, repr=False)
+
+    @property
+    def socket(self) -> str | None:
+        return self.url.removeprefix("unix:") if self.url.startswith("unix:") else None
+
+    @property
+    def base(self) -> str:
+        return "http://localhost" if self.socket is not None else self.url
+
+    def client(self) -> httpx.Client:
+        transport = httpx.HTTPTransport(uds=self.socket) if self.socket is not None else None
+        return httpx.Client(trust_env=False, timeout=ANSWER_SECONDS, transport=transport)
+
+
+def admin_address(config: Path | None = None, url: str | None = None) -> AdminAddress:
+    """The address that `url` (of --admin-url) names, else GATEWAY_ADMIN_URL of the environment or `.env`, else
+    `admin_listen` as `serve` reads it from `config` or the usual file. The token is GATEWAY_ADMIN_TOKEN, likewise.
+
+    Raises AdminError, and ConfigError where a file that was named can't be read.
+    """
+    from gateway.config.loader import AdminSettings, admin_settings
+
+    try:
+        settings = admin_settings(found(config))
+    except ConfigError:
+        if config is not None:
+            raise
+        try:
+            settings = admin_settings(None)
+        except ConfigError:
+            settings = AdminSettings()
+    if url is not None:
+        return AdminAddress(_url(url), "--admin-url", settings.token)
+    if settings.url is not None:
+        return AdminAddress(_url(settings.url), "GATEWAY_ADMIN_URL", settings.token)
+    if settings.listen == "none":
+        raise AdminError(f"admin_listen is none ({settings.source}): there is no admin listener to ask")
+    return AdminAddress(_url(settings.listen), f"admin_listen, {settings.source}", settings.token)
+
+
+def _url(text: str) -> str:
+    """`host:port` and `unix:/path` as `admin_listen` has them, or a URL. An address for all interfaces is this
+    machine's own."""
+    text = text.strip().rstrip("/")
+    if text.startswith("unix:"):
+        return "unix:/" + text.removeprefix("unix:").lstrip("/")
+    scheme, separator, rest = text.rpartition("://")
+    for everywhere, loopback in (("0.0.0.0:", "127.0.0.1:"), ("[::]:", "[::1]:"), (":::", "[::1]:")):
+        rest = loopback + rest.removeprefix(everywhere) if rest.startswith(everywhere) else rest
+    return f"{scheme if separator else 'http'}://{rest}"
+
+
+def ask_admin(
+    path: str, order: dict[str, Any] | None = None, *, method: str | None = None, at: AdminAddress | None = None
+) -> dict[str, Any]:
+    """POST `order` to the admin listener; GET where there is none. `method` is another than these two.
+
+    Raises AdminError.
+    """
+    at = at or admin_address()
+    headers = {"authorization": f"Bearer {at.token}"} if at.token else {}
+    try:
+        with at.client() as client:
+            verb = method or ("GET" if order is None else "POST")
+            response = client.request(verb, at.base + path, json=order, headers=headers)
+    except httpx.TimeoutException:
+        raise AdminError(f"{at.url} ({at.source}) did not answer within {ANSWER_SECONDS} s") from None
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        raise AdminError(
+            f"no gateway answers at {at.url} ({_reason(error)}), which is from {at.source}; set GATEWAY_ADMIN_URL or "
+            "--admin-url to its admin_listen"
+        ) from None
+    body = _json(response, at)
+    if response.status_code == 401:
+        wants, refuses = (
+            "wants a token: set GATEWAY_ADMIN_TOKEN to",
+            "refuses the GATEWAY_ADMIN_TOKEN set here; give it",
+        )
+        raise AdminError(f"the gateway at {at.url} {refuses if at.token else wants} the one that it was started with")
+    if response.status_code >= 400:
+        raise AdminError(str(body.get("detail", f"it answered {response.status_code}")))
+    return body
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    return text.partition("] ")[2] or text
+
+
+def _no_listener(at: AdminAddress) -> AdminError:
+    return AdminError(
+        f"{at.url} ({at.source}) answers, but is no admin listener; is it the public port? Set GATEWAY_ADMIN_URL or "
+        "--admin-url to the gateway's admin_listen, 127.0.0.1:9000 by default"
+    )
+
+
+def _json(response: httpx.Response, at: AdminAddress) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except ValueError:
+        if response.status_code in _ELSEWHERE:
+            raise _no_listener(at) from None
+        raise AdminError(f"{response.url} is no gateway's admin listener: it does not speak JSON") from None
+    if not isinstance(body, dict):
+        raise AdminError(f"{response.url} is no gateway's admin listener")
+    if response.status_code in _ELSEWHERE and body.get("detail") in (None, "Not Found", "Method Not Allowed"):
+        raise _no_listener(at)
+    return body

@@ -1,0 +1,112 @@
+"""What the commands print, as tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from gateway.config.loader import Setting
+from gateway.config.models import Config
+from gateway.config.overrides import instant
+from gateway.config.route import RouteConfig
+from gateway.config.types import show_duration
+from gateway.http.path_template import PathTemplate
+from gateway.policy.rules import DEFAULT_STALE_IF_ERROR
+
+MOST_ROWS = 2000
+"""Rows that are laid out for a terminal, which takes milliseconds a row; more are printed as they are."""
+
+
+@dataclass
+class Table:
+    """Rows of text below the names of their columns; `dim` are the rows that matter less."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    dim: set[int] = field(default_factory=set)
+
+    def add_row(self, *cells: str, dim: bool = False) -> None:
+        if dim:
+            self.dim.add(len(self.rows))
+        self.rows.append(cells)
+
+    def lines(self) -> Iterable[str]:
+        """A row a line, without blanks at its end, however long."""
+        cells = [self.columns, *self.rows]
+        widths = [max(len(row[at]) for row in cells) for at in range(len(self.columns))]
+        for row in cells:
+            yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def show(table: Table) -> None:
+    """Print it; a terminal's width is kept to, where its rows are not too many."""
+    if not sys.stdout.isatty() or len(table.rows) > MOST_ROWS:
+        for line in table.lines():
+            print(line)
+        return
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    laid_out = RichTable(*table.columns, box=None, pad_edge=False, header_style="bold")
+    for number, row in enumerate(table.rows):
+        laid_out.add_row(*row, style="dim" if number in table.dim else None)
+    Console(markup=False, emoji=False).print(laid_out)
+
+
+def table_of(*columns: str) -> Table:
+    return Table(columns)
+
+
+def settings_table(settings: Iterable[Setting]) -> Table:
+    """Every setting as it is in force, those that nobody set in dim letters."""
+    table = table_of("setting", "value", "from")
+    for setting in settings:
+        table.add_row(setting.key, setting.value, setting.source, dim=setting.source == "default")
+    return table
+
+
+def routes_table(config: Config) -> Table:
+    """The routes in the order in which they are tried."""
+    table = table_of("route", "path", "asks", "ttl", "stale", "on error", "tags")
+    for name, route in sorted(config.routes.items(), key=lambda each: PathTemplate(each[1].path).specificity):
+        ttl = route.ttl if isinstance(route.ttl, str) else show_duration(route.ttl)
+        ttl = "of its parts" if route.parts else ttl
+        table.add_row(
+            name,
+            route.path,
+            f"{route.upstream}:{route.target_text}" if not route.parts else f"parts: {', '.join(route.parts)}",
+            ttl,
+            _window(route, route.stale_while_revalidate, "origin"),
+            _window(route, route.stale_if_error, f"origin, {show_duration(timedelta(seconds=DEFAULT_STALE_IF_ERROR))}"),
+            " ".join(route.tags),
+        )
+    for place in config.include:
+        table.add_row("", place, "Python", "", "", "", "")
+    return table
+
+
+def _window(route: RouteConfig, set_to: timedelta | None, default: str) -> str:
+    """A stale window; where it is not set, the upstream's own, or else the default."""
+    if route.parts or not route.cache:
+        return "-"
+    return default if set_to is None else show_duration(set_to)
+
+
+def overrides_table(overrides: Iterable[Mapping[str, Any]]) -> Table:
+    """Live overrides, as the admin listener tells them."""
+    table = table_of("setting", "value", "until", "set by", "at")
+    for each in overrides:
+        key = f"{each['route']}.{each['setting']}"
+        table.add_row(key, each["value"], instant(each["until"]), each["by"], instant(each["at"]))
+    return table
+
+
+def events_table(events: Iterable[Mapping[str, Any]]) -> Table:
+    """The audit list, as the admin listener tells it."""
+    table = table_of("when", "by", "what", "detail")
+    for each in events:
+        table.add_row(instant(each["at"]), each["by"], each["what"], each["detail"])
+    return table

@@ -1,0 +1,1 @@
+"""The configuration: models, sources and their precedence, live overrides."""

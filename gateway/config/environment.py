@@ -1,0 +1,308 @@
+"""What variables say: of the environment, of `.env`, and the command line's options as if they were such.
+
+pydantic-settings' sources don't do: a variable they can't place is dropped without a word, `5` becomes a number
+under an unknown name, `GATEWAY_CORS={…}` hides `GATEWAY_CORS__MAX_AGE`, and none of them says which variable a
+value came from. Its reader of `.env`, python-dotenv, does.
+
+The configuration's file and variables as one: the values of all, and who set each.
+
+Nothing here knows what a value means; what can't be placed is told with where it stands.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from io import StringIO
+from pathlib import Path
+from typing import Literal
+
+from dotenv.parser import Binding, parse_stream
+from dotenv.variables import parse_variables
+
+from gateway.config.models import Config
+from gateway.config.names import did_you_mean, nearest
+from gateway.config.schema import filled, is_container, is_model, known_keys, leaves, shape_at, shown, takes_list
+from gateway.config.yaml_document import Document, Key, Tree, Value, read_text
+from gateway.errors import ConfigError, ConfigProblem
+
+PREFIX = "GATEWAY_"
+Kind = Literal["live", "option", "environment", "dotenv", "file"]
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    name: str
+    value: str
+    kind: Kind
+    place: str
+
+    @property
+    def key(self) -> Key:
+        return tuple(self.name[len(PREFIX) :].lower().split("__"))
+
+
+def name_of(key: Key) -> str:
+    return PREFIX + "__".join(key).upper()
+
+
+def _is_ours(name: str) -> bool:
+    return name.upper().startswith(PREFIX)
+
+
+def _by_weight(values: Mapping[str, str]) -> list[str]:
+    # The later overrides: the spelling in capitals any other, GATEWAY_CORS__MAX_AGE the GATEWAY_CORS it is part of.
+    return sorted(filter(_is_ours, values), key=lambda name: (name.isupper(), name))
+
+
+def environment_variables(environ: Mapping[str, str]) -> list[Variable]:
+    return [Variable(name, environ[name], "environment", f"environment {name}") for name in _by_weight(environ)]
+
+
+def option_variables(options: Mapping[str, str]) -> list[Variable]:
+    return [Variable(name_of((name,)), value, "option", f"--{name}") for name, value in options.items()]
+
+
+def dotenv_variables(path: Path | None, environ: Mapping[str, str]) -> list[Variable]:
+    if path is None or not os.path.exists(path):
+        return []
+    bindings = list(parse_stream(StringIO(read_text(path))))
+    problems = [_dotenv_problem(path, binding) for binding in bindings if _is_broken(binding)]
+    if problems:
+        raise ConfigError(problems)
+    values = _interpolated(bindings, environ)
+    return [Variable(name, values[name], "dotenv", f"{path} {name}") for name in _by_weight(values)]
+
+
+def _is_broken(binding: Binding) -> bool:
+    # `.env` is often shared; what others wrote in it is theirs.
+    return binding.error and PREFIX in binding.original.string.upper()
+
+
+def _dotenv_problem(path: Path, binding: Binding) -> ConfigProblem:
+    text = binding.original.string
+    blank = text[: len(text) - len(text.lstrip())].count("\n")
+    message = "is not NAME=value; a value with quotes, spaces or # in it is put in quotes"
+    return ConfigProblem(f"{path} line {binding.original.line + blank}", "", message)
+
+
+def _interpolated(bindings: list[Binding], environ: Mapping[str, str]) -> dict[str, str]:
+    """The values, with `${NAME}` and `${NAME:-default}` replaced, as python-dotenv does from `os.environ`."""
+    values: dict[str, str] = {}
+    for binding in bindings:
+        if binding.key is not None and binding.value is not None:
+            known = {**values, **environ}
+            values[binding.key] = "".join(atom.resolve(known) for atom in parse_variables(binding.value))
+    return values
+
+
+def parsed(variable: Variable, shape: object) -> Value:
+    """A variable's value: JSON where the shape wants a mapping, or a list and the text begins as one. Raises
+    ConfigError."""
+    text = variable.value
+    if is_container(shape):
+        example = name_of((*variable.key, "…")) + "=…"
+        return _json(variable, "{", f'must be a JSON object such as {{"name": "value"}}; or set {example}')
+    # A pattern such as [a-z]* is no JSON.
+    if takes_list(shape) and re.match(r'\s*\[\s*["\]]', text):
+        return _json(variable, "[", 'begins as a JSON list and is none; write ["a", "b"] or a,b')
+    return text
+
+
+def _json(variable: Variable, opening: str, message: str) -> Value:
+    try:
+        if variable.value.lstrip().startswith(opening):
+            value: Value = json.loads(variable.value)
+            return value
+    except (ValueError, RecursionError):
+        pass
+    raise ConfigError([ConfigProblem(variable.place, ".".join(variable.key), message)])
+
+
+# Read by the command line and the admin API, and no fields of the configuration.
+ADMIN_TOKEN = "GATEWAY_ADMIN_TOKEN"  # noqa: S105 - a name
+OTHER_VARIABLES = (ADMIN_TOKEN, "GATEWAY_ADMIN_URL", "GATEWAY_URL")
+# What an entry that only variables know must have, one of each group, to be an entry and not a misspelt name.
+_ESSENTIAL = {"routes": (("path",), ("upstream",)), "upstreams": (("url", "urls"),)}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What set a value: `place` is for people (`config/gateway.yaml line 14`), `value` is masked where secret."""
+
+    kind: Kind
+    place: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Assignment:
+    key: Key
+    value: Value
+    variable: Variable
+
+
+class Merge:
+    """The values of all sources, merged, and for each leaf who set it, the winner first."""
+
+    def __init__(self, document: Document) -> None:
+        tree = filled(document.tree, Config)
+        self.tree: Tree = tree if isinstance(tree, dict) else {}
+        self.sources: dict[Key, list[Source]] = {}
+        self.warnings: list[str] = []
+        self.problems = document.problems
+        self._document = document
+        for key, value in leaves(self.tree, Config, ()) if self.tree else ():
+            self.sources[key] = [Source("file", self._file_place(key), shown(key, value))]
+            self._warn_of_interpolation(key, value)
+
+    def _warn_of_interpolation(self, key: Key, value: Value) -> None:
+        match = re.search(r"\$\{?[A-Z][A-Z0-9_]*\}?", value) if isinstance(value, str) else None
+        if match and (match[0].startswith("${") or match[0] == value):
+            variable = name_of(key).replace("-", "_")
+            place, name = self._file_place(key), ".".join(key)
+            self.warnings.append(
+                f"{place}: {name}: {match[0]} is taken as it is: a file has no variables; set {variable} instead"
+            )
+
+    def apply(self, variables: list[Variable]) -> None:
+        assignments = [assignment for variable in variables for assignment in self._assignments(variable)]
+        given: dict[Key, set[str]] = {}
+        for assignment in assignments:
+            given.setdefault(assignment.key[:2], set()).update(assignment.key[2:3])
+        for assignment in assignments:
+            if self._has_entry(assignment, given[assignment.key[:2]]):
+                self._put(assignment)
+
+    def _assignments(self, variable: Variable) -> list[_Assignment]:
+        if variable.name.upper() in OTHER_VARIABLES or self._is_kubernetes(variable):
+            return []
+        shape = shape_at(variable.key)
+        if shape is None:
+            self._unknown(variable, variable.key, variable.name)
+            return []
+        try:
+            value = filled(parsed(variable, shape), shape)
+        except ConfigError as error:
+            self.problems.extend(error.problems)
+            return []
+        return list(self._known_leaves(variable, value, shape))
+
+    def _is_kubernetes(self, variable: Variable) -> bool:
+        found = variable.key == ("port",) and re.match(r"(tcp|udp|sctp)://", variable.value)
+        if found:
+            self._warn(variable, "is what Kubernetes sets for a service named gateway; it is ignored")
+        return bool(found)
+
+    def _known_leaves(self, variable: Variable, value: Value, shape: object) -> Iterator[_Assignment]:
+        for key, leaf in leaves(value, shape, variable.key):
+            if shape_at(key) is None:
+                self._unknown(variable, key, f"{'.'.join(key)} in {variable.name}")
+            else:
+                yield _Assignment(key, leaf, variable)
+
+    def _warn(self, variable: Variable, message: str, what: str | None = None) -> None:
+        where = f" in {variable.place.removesuffix(' ' + variable.name)}" if variable.kind == "dotenv" else ""
+        self.warnings.append(f"{what or variable.name}{where} {message}")
+
+    def _unknown(self, variable: Variable, key: Key, what: str) -> None:
+        meant = self._meant(key)
+        self._warn(variable, f"is unknown; did you mean {meant}?" if meant else "is unknown; it is ignored", what)
+
+    def _meant(self, key: Key) -> str | None:
+        """The variable that one with the unknown `key` was probably meant to be."""
+        squeezed = _squeezed(name_of(key))
+        if squeezed in self._squeezed_names:
+            return self._squeezed_names[squeezed]
+        known = next(length for length in range(len(key)) if shape_at(key[: length + 1]) is None)
+        shape = shape_at(key[:known])
+        names = list(shape.model_fields) if is_model(shape) else []
+        names += [name[len(PREFIX) :].lower() for name in OTHER_VARIABLES if known == 0]
+        near = nearest(key[known], names)
+        return name_of((*key[:known], near, *key[known + 1 :])) if near else None
+
+    @cached_property
+    def _squeezed_names(self) -> dict[str, str]:
+        """The variables' names by what they are with one underscore for two, as GATEWAY_CORS_MAX_AGE is written."""
+        return {_squeezed(name_of(key)): name_of(key) for key in known_keys(Config, self.tree, ())}
+
+    def _has_entry(self, assignment: _Assignment, given: set[str]) -> bool:
+        section, *rest = assignment.key
+        if section not in _ESSENTIAL or not rest or _spelt(self.entries(section), rest[0]) is not None:
+            return True
+        if all(given & set(group) for group in _ESSENTIAL[section]):
+            return True
+        self._no_entry(assignment.variable, section, rest[0])
+        return False
+
+    def _no_entry(self, variable: Variable, section: str, name: str) -> None:
+        hint = did_you_mean(name, self.entries(section))
+        needed = " and ".join(name_of((section, name, group[0])) for group in _ESSENTIAL[section])
+        message = f"is ignored: there is no {name} in {section}{hint or f'; a new one needs {needed}'}"
+        self._warn(variable, message)
+
+    def entries(self, section: str) -> Tree:
+        return self.entries_of((section,))
+
+    def entries_of(self, key: Key) -> Tree:
+        """What stands in the mapping at `key`; nothing where there is none."""
+        tree: Value = self.tree
+        for name in key:
+            tree = tree.get(name) if isinstance(tree, dict) else None
+        return tree if isinstance(tree, dict) else {}
+
+    def _put(self, assignment: _Assignment) -> None:
+        *outer, last = assignment.key
+        tree: Tree = self.tree
+        key: Key = ()
+        for written in outer:
+            name = _spelt(tree, written) or written
+            inner = tree.setdefault(name, {})
+            if not isinstance(inner, dict):
+                return  # the file has something there that is refused
+            tree, key = inner, (*key, name)
+        name = _spelt(tree, last) or last
+        if assignment.value == {} and tree.get(name):
+            return  # a mapping is merged with, not replaced
+        tree[name] = assignment.value
+        self._add_source((*key, name), assignment)
+
+    def _add_source(self, key: Key, assignment: _Assignment) -> None:
+        variable = assignment.variable
+        source = Source(variable.kind, variable.place, shown(key, assignment.value))
+        self.sources.setdefault(key, []).insert(0, source)
+
+    def problem(self, key: Key, message: str) -> ConfigProblem:
+        return ConfigProblem(self.place(key), ".".join(key), message)
+
+    def place(self, key: Key) -> str:
+        """Where `key` was set; of a mapping, where it and what variables changed in it stands; of what is missing,
+        where it is missed."""
+        if key in self.sources:
+            return self.sources[key][0].place
+        places = [self._file_place(key)] if key in self._document.lines else []
+        for leaf, (winner, *_) in self.sources.items():
+            if leaf[: len(key)] == key and winner.kind != "file":
+                places.append(winner.place)
+        return ", ".join(dict.fromkeys(places)) or self._file_place(key)
+
+    def _file_place(self, key: Key) -> str:
+        while key and key not in self._document.lines:
+            key = key[:-1]
+        return f"{self._document.name} line {self._document.lines[key]}" if key else self._document.name
+
+
+def _spelt(tree: Tree, name: str) -> str | None:
+    """The key of `tree` that a variable means by `name`: it can't write capitals or dashes (X-Api-Key)."""
+    if name in tree:
+        return name
+    folded = name.lower()
+    return next((key for key in tree if folded in (key.lower(), key.lower().replace("-", "_"))), None)
+
+
+def _squeezed(name: str) -> str:
+    return re.sub("_+", "_", name)

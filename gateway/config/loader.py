@@ -1,0 +1,432 @@
+"""What is wrong with the configuration's values: all of it at once, each with the place where it was set.
+
+Reads the configuration: one YAML file, overridden by `.env`, overridden by the environment.
+
+Every value keeps where it came from, and every problem is told with that place, all of them at once. What the
+values mean is decided in `config`; nothing here knows a duration from a size. `document` reads the file, `variables`
+the rest, `merging` makes one of them, `setting_problems` says what is wrong, `redaction` what may be shown.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from gateway.config.environment import (
+    ADMIN_TOKEN,
+    Merge,
+    Source,
+    dotenv_variables,
+    environment_variables,
+    option_variables,
+)
+from gateway.config.models import Config
+from gateway.config.names import did_you_mean, misspelt
+from gateway.config.part import PartConfig
+from gateway.config.route import RouteConfig
+from gateway.config.schema import (
+    as_yaml,
+    choices,
+    clipped,
+    field_at,
+    is_container,
+    is_model,
+    leaves,
+    redact,
+    shape_at,
+    shown,
+    without_credentials,
+)
+from gateway.config.types import (
+    FILE_OPTIONS,
+    NAME,
+    NAMES_ARE_CHECKED,
+    ignored_options,
+    is_size,
+    options_of,
+    show_duration,
+    show_size,
+)
+from gateway.config.validation import all_errors, bad_names
+from gateway.config.yaml_document import Document, Key, Tree, Value, read_document, shortened
+from gateway.errors import ConfigError, ConfigProblem
+from gateway.http.path_template import TemplateError, compile_path
+from gateway.policy.keys import is_identity
+from gateway.policy.rules import Rules
+
+# Answered before any route is looked for.
+OWN_PATHS = ("/healthz", "/readyz")
+_WANTED = {
+    "string_type": "text", "list_type": "a list", "dict_type": "a mapping", "model_type": "a mapping",
+    "int_type": "a whole number", "int_parsing": "a whole number", "int_from_float": "a whole number",
+    "float_type": "a number", "float_parsing": "a number",
+    "bool_type": "true or false", "bool_parsing": "true or false",
+}  # fmt: skip
+_PERCENT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*")
+_BOUNDS = (
+    *(("le", "less than or equal to"), ("ge", "greater than or equal to")),
+    *(("lt", "less than"), ("gt", "greater than")),
+)
+# With these a message goes on from the value; the others have a subject of their own.
+_VERBS = ("is", "must", "may", "has", "needs", "names", "uses")
+
+
+def validated(merge: Merge) -> tuple[Config | None, list[ConfigProblem]]:
+    """The configuration, or all that its models refuse."""
+    try:
+        return Config.model_validate(merge.tree), []
+    except ValidationError:
+        found = all_errors(_validated_but_for_names, merge.tree, lambda details: _real_key(details["loc"]))
+    listed: set[object] = set()
+    problems = [_problem(merge, key, details, listed) for key, details in found]
+    return None, [*map(partial(_bad_name, merge), bad_names(merge.tree)), *problems]
+
+
+def _validated_but_for_names(tree: Tree) -> Config:
+    return Config.model_validate(tree, context=NAMES_ARE_CHECKED)
+
+
+def _bad_name(merge: Merge, key: Key) -> ConfigProblem:
+    hint = re.sub("[^a-z0-9]+", "_", re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", key[-1]).lower()).strip("_")
+    example = hint if NAME.fullmatch(hint) else "price_list"
+    return merge.problem(key, f"{key[-1]!r} is no name: write lower-case words joined by _, such as {example}")
+
+
+def _real_key(loc: tuple[int | str, ...]) -> Key:
+    """The key that a validation error is about, without pydantic's names for validators and members of unions."""
+    key: Key = ()
+    while len(key) < len(loc) and is_container(shape_at(key)):
+        key = (*key, str(loc[len(key)]))
+    return key
+
+
+def _problem(merge: Merge, key: Key, errors: list[ErrorDetails], listed: set[object]) -> ConfigProblem:
+    """`listed` are the models whose settings were listed already."""
+    message = without_credentials(_message(key, errors))
+    if errors[0]["type"] == "extra_forbidden" and "; did you mean" not in message:
+        message += _allowed(key, listed)
+    about = message.partition(" ")[0].rstrip(":")
+    place = merge.place((*key, about) if (*key, about) in merge.sources else key)
+    return ConfigProblem(place, shortened(".".join(key)), message)
+
+
+def _message(key: Key, errors: list[ErrorDetails]) -> str:
+    members = [error for error in errors if isinstance((*error["loc"], 0)[len(key)], str)]
+    if len(members) < 2 or any(error["type"] == "value_error" for error in errors):
+        choices_last = sorted(errors, key=lambda error: error["type"] == "literal_error" and len(errors) > 1)
+        return "; ".join(
+            f"or write {error['ctx']['expected']}" if at and error["type"] == "literal_error" else _single(key, error)
+            for at, error in enumerate(choices_last)
+        )
+    # A union tells of each of its members, by its name; they are the choices that there are.
+    wanted = dict.fromkeys(_wanted(key, error) for error in errors)
+    return f"{shown(key, errors[0]['input'])} must be {' or '.join(wanted)}"
+
+
+def _single(key: Key, error: ErrorDetails) -> str:
+    match error["type"]:
+        case "missing":
+            return "is missing"
+        case "extra_forbidden":
+            return _unknown_key(key)
+        case "value_error":
+            return _sentence(key, error)
+        case "literal_error":
+            return f"{shown(key, error['input'])} must be {_wanted(key, error)}{_meant_choice(key, error)}"
+    return f"{shown(key, error['input'])} must be {_wanted(key, error)}{_hint(error)}"
+
+
+def _unknown_key(key: Key) -> str:
+    shape = shape_at(key[:-1])
+    names = list(shape.model_fields) if is_model(shape) else []
+    return f"is unknown{did_you_mean(key[-1], names)}"
+
+
+def _allowed(key: Key, listed: set[object]) -> str:
+    """What may be set here instead, the first time."""
+    shape = shape_at(key[:-1])
+    if shape in listed or not is_model(shape):
+        return ""
+    listed.add(shape)
+    return f". Allowed here: {', '.join(shape.model_fields)}"
+
+
+def _sentence(key: Key, error: ErrorDetails) -> str:
+    message, value = shortened(error["msg"].removeprefix("Value error, "), 500), error["input"]
+    if value is None or isinstance(value, dict | list):
+        return message  # it is about several values, or names the item
+    told = shown(key, value)
+    message = message.replace(repr(value), told)
+    if message.partition(" ")[0] in _VERBS:
+        return f"{told} {message}"
+    return message if told in message else f"{message.rstrip('.')} (it is {told})"
+
+
+def _wanted(key: Key, error: ErrorDetails) -> str:
+    if error["type"] == "literal_error":
+        return str(error["ctx"]["expected"])
+    wanted = _WANTED.get(error["type"]) or _bound(key, error) or error["msg"].removeprefix("Input should be ")
+    is_item = len(error["loc"]) > len(key) and isinstance(error["loc"][-1], int)
+    return f"a list of {wanted}" if is_item and choices(shape_at(key)) else wanted
+
+
+def _bound(key: Key, error: ErrorDetails) -> str:
+    """A limit, as the setting is written."""
+    for name, word in _BOUNDS:
+        if (limit := error.get("ctx", {}).get(name)) is not None:
+            return f"{word} {_as_written(key, limit)}"
+    return ""
+
+
+def _as_written(key: Key, limit: object) -> str:
+    if isinstance(limit, timedelta):
+        return show_duration(limit)
+    return show_size(limit) if isinstance(limit, int) and is_size(field_at(key)) else f"{limit}"
+
+
+def _meant_choice(key: Key, error: ErrorDetails) -> str:
+    return misspelt(str(error["input"]), choices(shape_at(key)))
+
+
+def _hint(error: ErrorDetails) -> str:
+    if error["type"] in ("float_parsing", "int_parsing") and (percent := _PERCENT.fullmatch(str(error["input"]))):
+        return f"; write {float(percent[1]) / 100:g}" if error["type"] == "float_parsing" else ""
+    if error["type"] != "string_type" or isinstance(error["input"], list | dict | None):
+        return ""
+    is_bool = isinstance(error["input"], bool)
+    return "; put it in quotes" + (" (YAML reads yes, no, on and off as true and false)" if is_bool else "")
+
+
+def cross_problems(merge: Merge) -> list[ConfigProblem]:
+    """What is wrong between entries; found in the plain values, so that it is told along with what is wrong in
+    them."""
+    problems: list[ConfigProblem] = []
+    shapes: dict[str, str] = {}
+    for name, route in merge.entries("routes").items():
+        if isinstance(route, dict):
+            problems += _upstream_problems(merge, ("routes", name), route.get("upstream"))
+            for part, config in merge.entries_of(("routes", name, "parts")).items():
+                if isinstance(config, dict):
+                    problems += _upstream_problems(merge, ("routes", name, "parts", part), config.get("upstream"))
+            problems += _path_problems(merge, name, route.get("path"), shapes)
+    return problems
+
+
+def _upstream_problems(merge: Merge, where: Key, upstream: Value) -> list[ConfigProblem]:
+    known = merge.entries("upstreams")
+    if not isinstance(upstream, str) or upstream in known:
+        return []
+    hint = did_you_mean(upstream, known) or f"; there are: {', '.join(known) or 'none'}"
+    return [merge.problem((*where, "upstream"), f"{clipped(upstream)} is no upstream{hint}")]
+
+
+def _path_problems(merge: Merge, name: str, path: Value, taken: dict[str, str]) -> list[ConfigProblem]:
+    """`taken` has, by the path's shape, the first route that has it; this one is added."""
+    key = ("routes", name, "path")
+    try:
+        text = compile_path(path).text if isinstance(path, str) else None
+    except TemplateError:
+        text = None
+    if text is None:
+        return []  # told by the model
+    if text in OWN_PATHS:
+        return [merge.problem(key, f"{text} is the gateway's own; choose another path")]
+    other = taken.setdefault(re.sub(r"\{\w+", "{", text), name)
+    if other == name:
+        return []
+    place = merge.place(("routes", other, "path"))
+    return [merge.problem(key, f"{text} takes the same requests as the path of the route {other} ({place})")]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A valid configuration; for each leaf that was set, who set it, the winner first; and what to warn of."""
+
+    config: Config
+    sources: Mapping[Key, tuple[Source, ...]]
+    warnings: tuple[str, ...]
+    admin_token: str | None = field(default=None, repr=False)
+    """GATEWAY_ADMIN_TOKEN, which is no field of the configuration: no file that is shown or shared holds it."""
+    tree: Tree = field(default_factory=dict, repr=False)
+    """The values as they were read and merged; `rebuilt` makes the same configuration of them in another process."""
+    handlers: Mapping[str, Rules] = field(default_factory=dict)
+    """The rules of `@cached` handlers, by name, that live overrides made other than the code has them."""
+    aggregates: Mapping[str, RouteConfig] = field(default_factory=dict)
+    """The same of aggregates that are written in Python."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A line of `gateway check`: `routes.product.ttl`, its value as in YAML, and where it came from."""
+
+    key: str
+    value: str
+    source: str
+
+
+def load(
+    path: Path | None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    dotenv: Path | None = Path(".env"),
+    options: Mapping[str, str] | None = None,
+) -> Loaded:
+    """The configuration of the YAML file `path`, the file `dotenv` where there is one, `environ` (this process's
+    where not given) and `options` (of the command line, by setting), each overriding those before it.
+
+    An unknown `GATEWAY_…` variable is a warning; all else that is wrong raises ConfigError, which lists it.
+    """
+    environ = os.environ if environ is None else environ
+    merge = Merge(read_document(path) if path else Document("", {}, {}, []))
+    variables = [*dotenv_variables(dotenv, environ), *environment_variables(environ), *option_variables(options or {})]
+    merge.apply(variables)
+    token = next((each.value for each in reversed(variables) if each.name == ADMIN_TOKEN and each.value), None)
+    config, wrong = validated(merge)
+    problems = _without_sequels(
+        [*merge.problems, *wrong, *cross_problems(merge), *_admin_problems(merge, config, token)]
+    )
+    if problems or config is None:
+        raise ConfigError(sorted(problems, key=_line_of), tuple(merge.warnings))
+    sources = {key: tuple(found) for key, found in merge.sources.items()}
+    of_identities = (*_weak_digests(config), *_identities_in_paths(config))
+    warnings = (*merge.warnings, *redis_warnings(merge, config), *of_identities)
+    return Loaded(config, sources, warnings, token, merge.tree)
+
+
+def _weak_digests(config: Config) -> Iterator[str]:
+    """Where digests of credentials are made with a key that lies beside them."""
+    if config.redis_secret is not None or config.redis_url in ("none", "embedded"):
+        return
+    names = [name for name, route in config.routes.items() if _keeps_identities(route)]
+    names += [name for name, route in config.routes.items() if any(map(_keeps_identities, route.parts.values()))]
+    if names:
+        told = ", ".join(dict.fromkeys(names))
+        yield (
+            f"redis_secret is not set: the key that digests of credentials are made with ({told}) lies in "
+            "Redis itself, so that who reads Redis can test guesses of short ones; set GATEWAY_REDIS_SECRET"
+        )
+
+
+def _identities_in_paths(config: Config) -> Iterator[str]:
+    """Where a request field that says who asks is put where keys and tags show it as it is."""
+    for name, route in config.routes.items():
+        for part in route.part_plan.parts.values():
+            texts = [each for each in (part.target, part.batch, *part.tags) if each is not None]
+            references = [each for text in texts for each in text.references if each.source == "header"]
+            for field_name in dict.fromkeys(each.rest for each in references if is_identity(each.rest)):
+                yield (
+                    f"routes.{name}.parts.{part.name} has {{header.{field_name}}} in a path or tag, which lies in "
+                    "Redis as it is; send it by `headers` of the part, of which keys hold a digest"
+                )
+
+
+def _keeps_identities(config: RouteConfig | PartConfig) -> bool:
+    """Whether keys of a route or a part hold digests of what says who asks, by its settings."""
+    cookies = isinstance(config.cookies, list) and bool(config.cookies)
+    return config.authorization == "key" or cookies or any(map(is_identity, config.vary or ()))
+
+
+def rebuilt(tree: Tree, sources: Mapping[Key, tuple[Source, ...]], admin_token: str | None) -> Loaded:
+    """The configuration of values that were found valid before."""
+    return Loaded(Config.model_validate(tree), sources, (), admin_token, tree)
+
+
+def _admin_problems(merge: Merge, config: Config | None, token: str | None) -> list[ConfigProblem]:
+    """The admin listener changes things for all: on an address that others can reach it needs a token."""
+    if config is None or token or config.admin_is_private:
+        return []
+    message = f"{config.admin_listen} can be reached by others: set {ADMIN_TOKEN}, or listen on 127.0.0.1"
+    return [merge.problem(("admin_listen",), message)]
+
+
+@dataclass(frozen=True)
+class AdminSettings:
+    """What the commands need to find a gateway's admin listener, as `serve` in the same folder reads it."""
+
+    listen: str = "127.0.0.1:9000"
+    source: str = "the default"
+    url: str | None = None
+    token: str | None = field(default=None, repr=False)
+
+
+def admin_settings(path: Path | None, *, dotenv: Path | None = Path(".env")) -> AdminSettings:
+    """Of the file, `.env` and the environment, whatever else may be wrong with them. Raises ConfigError where they
+    can't be read."""
+    variables = [*dotenv_variables(dotenv, os.environ), *environment_variables(os.environ)]
+    merge = Merge(read_document(path) if path else Document("", {}, {}, []))
+    merge.apply(variables)
+    named = {each.name: each.value for each in variables if each.value}
+    listen = merge.tree.get("admin_listen", AdminSettings.listen)
+    return AdminSettings(
+        listen if isinstance(listen, str) else AdminSettings.listen,
+        merge.place(("admin_listen",)) if "admin_listen" in merge.tree else AdminSettings.source,
+        named.get("GATEWAY_ADMIN_URL"),
+        named.get(ADMIN_TOKEN),
+    )
+
+
+def redis_warnings(merge: Merge, config: Config) -> list[str]:
+    """What can be said of `redis_url` without asking Redis: options without an effect, files that can't be read."""
+    url = config.redis_url
+    if url in ("embedded", "none"):
+        return []
+    files = [(name, path) for name, path in options_of(url).items() if name in FILE_OPTIONS]
+    unreadable = [f"{name}={path} can't be read here" for name, path in files if not os.access(path, os.R_OK)]
+    place = merge.place(("redis_url",))
+    return [f"{place}: redis_url: {message}" for message in (*ignored_options(url), *unreadable)]
+
+
+def _line_of(problem: ConfigProblem) -> tuple[bool, int]:
+    """What problems are sorted by: the file's lines, then what variables set."""
+    line = re.search(r" line (\d+)", problem.source)
+    return (False, int(line[1])) if line else (True, 0)
+
+
+def _without_sequels(problems: list[ConfigProblem]) -> list[ConfigProblem]:
+    """The first problem of each value: of one that couldn't be read, the models tell what it isn't. Of an entry as a
+    whole, each."""
+    first: dict[tuple[str, str], ConfigProblem] = {}
+    kept = []
+    for problem in problems:
+        whole = is_container(shape_at(tuple(problem.key.split("."))))
+        identity = (problem.key, problem.message if whole else "")
+        if not problem.key or first.setdefault(identity, problem) is problem:
+            kept.append(problem)
+    return kept
+
+
+def effective(loaded: Loaded, *, masked: bool = True) -> list[Setting]:
+    """Every leaf of the configuration, defaults too, in the order of the models; secrets are masked."""
+    sources = {_folded(key): found for key, found in loaded.sources.items()}
+    values = leaves(loaded.config.model_dump(mode="json"), Config, ())
+    return [
+        Setting(
+            ".".join(key),
+            redact(key, as_yaml(value)) if masked else as_yaml(value),
+            _origin(sources.get(_folded(key), ())),
+        )
+        for key, value in values
+    ]
+
+
+def sources_of(loaded: Loaded, key: Key) -> tuple[Source, ...]:
+    """Who set the value at `key`, the winner first; empty where it is the default."""
+    return {_folded(known): found for known, found in loaded.sources.items()}.get(_folded(key), ())
+
+
+def _folded(key: Key) -> Key:
+    # The models write the names of headers in lower case; the file need not.
+    return tuple(part.lower() for part in key)
+
+
+def _origin(sources: tuple[Source, ...]) -> str:
+    places = [source.place for source in sources] or ["default"]
+    return f"{places[0]}, over {', '.join(places[1:])}" if places[1:] else places[0]

@@ -1,0 +1,242 @@
+"""What operators changed while the gateway runs, shared by all workers and replicas: live overrides and the audit list.
+
+A version number beside the overrides tells whether there is anything to read: a worker asks for it several times a
+second, and for the rest only when it is another. Where Redis has lost it all, whoever knows an override that has
+not ended puts it back.
+
+Live overrides: a TTL that is another for a while, in force on every worker, over file and environment.
+
+What it makes of a configuration is worked out by the same models that read the file, so a value that a file could not
+hold is refused with the same words. The rules of `@cached` handlers, which no file has, are changed by them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+import msgspec
+from pydantic import ValidationError
+
+from gateway.config.environment import Source
+from gateway.config.loader import Loaded
+from gateway.config.names import nearest
+from gateway.config.part import PartConfig
+from gateway.config.route import RouteConfig, rules_of
+from gateway.errors import ConfigError, ConfigProblem, GatewayError
+from gateway.policy.rules import Rules
+
+POLL_EVERY = 0.1
+"""Seconds between two looks: with the answer's way, an override is in force everywhere within a second."""
+ANSWER_SECONDS = 1.0
+MOST_AUDIT = 1000
+LONGEST_VERSION = 64
+LARGEST = 16 * 1024
+"""Bytes of an override that is believed."""
+MOST_OVERRIDES = 2000
+LATEST = 253_402_300_799.0
+"""The last second of the year 9999, which is the latest that can be told."""
+UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
+"""What msgspec raises at bytes that are no record; a ValueError where they are no UTF-8."""
+
+
+class LiveAway(GatewayError):
+    """Redis cannot be reached, so nothing can be changed for all workers now."""
+
+
+class Override(msgspec.Struct, frozen=True, kw_only=True):
+    """One setting of one route, for a while. `at` and `until` are seconds since 1970 on the gateway's clock."""
+
+    route: str
+    setting: str
+    value: str
+    by: str
+    at: float
+    until: float
+
+    @property
+    def key(self) -> str:
+        return f"{self.route}.{self.setting}"
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of the audit list: who did what, when (seconds since 1970)."""
+
+    at: float
+    by: str
+    what: str
+    detail: str
+
+
+class Live(Protocol):
+    """Where overrides and the audit list are kept."""
+
+    async def changed(self) -> Sequence[Override] | None:
+        """All overrides where any is another than at the last call; None where none is, or where nothing is known."""
+
+    async def put(self, override: Override, event: Event) -> None:
+        """Raises LiveAway."""
+
+    async def drop(self, key: str, event: Event) -> None:
+        """Raises LiveAway."""
+
+    async def note(self, event: Event) -> None:
+        """Add to the audit list; lost where Redis is away."""
+
+    async def audit(self, limit: int = 100) -> list[Event]:
+        """The newest events first."""
+
+    async def aclose(self) -> None: ...
+
+
+class LocalLive:
+    """In one process alone: `redis_url: none`."""
+
+    def __init__(self) -> None:
+        self._overrides: dict[str, Override] = {}
+        self._events: list[Event] = []
+        self._news = False
+
+    async def changed(self) -> Sequence[Override] | None:
+        news, self._news = self._news, False
+        return list(self._overrides.values()) if news else None
+
+    async def put(self, override: Override, event: Event) -> None:
+        self._overrides[override.key] = override
+        self._news = True
+        await self.note(event)
+
+    async def drop(self, key: str, event: Event) -> None:
+        self._overrides.pop(key, None)
+        self._news = True
+        await self.note(event)
+
+    async def note(self, event: Event) -> None:
+        self._events = [event, *self._events][:MOST_AUDIT]
+
+    async def audit(self, limit: int = 100) -> list[Event]:
+        return self._events[:limit]
+
+    async def aclose(self) -> None:
+        return None
+
+
+SETTINGS = ("ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "client_ttl")
+"""What can be overridden: all that is worked out when an entry is read, and so acts on what is stored already."""
+LONGEST = 7 * 86_400.0
+_NONE: Mapping[str, Rules] = {}
+_NOTHING: Mapping[str, RouteConfig] = {}
+
+
+def source_of(override: Override) -> Source:
+    return Source("live", f"live override by {override.by} until {instant(override.until)}", override.value)
+
+
+def instant(seconds: float) -> str:
+    """An instant as people read it: UTC, to the second."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def in_force(overrides: Iterable[Override], now: float) -> dict[str, Override]:
+    """Those that have not ended, by route and setting."""
+    return {each.key: each for each in overrides if now < each.until}
+
+
+def applied(
+    loaded: Loaded,
+    overrides: Mapping[str, Override],
+    coded: Mapping[str, Rules] = _NONE,
+    written: Mapping[str, RouteConfig] = _NOTHING,
+) -> Loaded:
+    """The configuration with overrides on it, told as the sources that won. `coded` has the rules that `@cached`
+    handlers have by their code, `written` the aggregates that are written in Python, both by name.
+
+    Those of routes that are no longer there, or that no longer fit their route, are passed over: a reload may have
+    taken them away.
+    """
+    for override in overrides.values():
+        try:
+            loaded = overridden(loaded, override, coded, written)
+        except ConfigError:
+            continue
+    return loaded
+
+
+def overridden(
+    loaded: Loaded,
+    override: Override,
+    coded: Mapping[str, Rules] = _NONE,
+    written: Mapping[str, RouteConfig] = _NOTHING,
+) -> Loaded:
+    """The configuration with one override on it. Raises ConfigError, which says what is allowed."""
+    written = {**written, **loaded.aggregates}
+    parts = _parts({**written, **loaded.config.routes})
+    _check_names([*loaded.config.routes, *parts, *coded], override)
+    name, part = parts.get(override.route, (override.route, None))
+    key = (*setting_key(name, part), override.setting)
+    sources = {**loaded.sources, key: (source_of(override), *loaded.sources.get(key, ()))}
+    route = loaded.config.routes.get(name)
+    if route is None and part is not None:
+        changed = _changed(written[name].model_dump(exclude_unset=True), override, part)
+        return replace(loaded, aggregates={**loaded.aggregates, name: changed}, sources=sources)
+    if route is None:
+        rules = _handler_rules(loaded.handlers.get(override.route, coded[override.route]), override)
+        return replace(loaded, handlers={**loaded.handlers, override.route: rules}, sources=sources)
+    changed = _changed(route.model_dump(exclude_unset=True), override, part)
+    config = loaded.config.model_copy(update={"routes": {**loaded.config.routes, name: changed}})
+    return replace(loaded, config=config, sources=sources)
+
+
+def setting_key(route: str, part: str | None) -> tuple[str, ...]:
+    """Where the settings of a route, or of a part of an aggregate, stand in the configuration."""
+    return ("routes", route) if part is None else ("routes", route, "parts", part)
+
+
+def _parts(routes: Mapping[str, RouteConfig]) -> dict[str, tuple[str, str]]:
+    """The parts of aggregates, by the names of their own routes (`home.offers`)."""
+    return {f"{name}.{part}": (name, part) for name, route in routes.items() for part in route.parts}
+
+
+def _handler_rules(rules: Rules, override: Override) -> Rules:
+    """A handler's rules with an override on them.
+
+    One that states a duration need not say in its answers how long they live, so it is never left to them.
+    """
+    if rules.ttl is not None and override.setting == "ttl" and override.value == "origin":
+        raise _refused(override, "'origin' is refused: the handler has a ttl of its own; give a duration")
+    durations = {name: getattr(rules, name) for name in SETTINGS}
+    given = {name: timedelta(seconds=value) for name, value in durations.items() if value is not None}
+    changed = rules_of(_changed({"path": "/", "upstream": "handler", **given}, override))
+    return replace(rules, **{override.setting: getattr(changed, override.setting)})
+
+
+def _changed(given: dict[str, Any], override: Override, part: str | None = None) -> RouteConfig:
+    changed: dict[str, Any] = {override.setting: override.value}
+    if part is not None:
+        if override.setting not in PartConfig.model_fields:
+            raise _refused(override, f"a part has no {override.setting}")
+        changed = {"parts": {**given["parts"], part: {**given["parts"][part], **changed}}}
+    try:
+        return RouteConfig.model_validate({**given, **changed})
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise _refused(override, f"{override.value!r} is refused: {problem}") from None
+
+
+def _check_names(known: Iterable[str], override: Override) -> None:
+    if override.route not in known:
+        raise _refused(override, f"there is no route {override.route!r}{_hint(override.route, known)}")
+    if override.setting not in SETTINGS:
+        allowed = ", ".join(SETTINGS)
+        raise _refused(override, f"{override.setting} can't be overridden live; these can: {allowed}")
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    close = nearest(name, list(known))
+    return f"; did you mean {close}?" if close else ""
+
+
+def _refused(override: Override, message: str) -> ConfigError:
+    return ConfigError([ConfigProblem("", f"routes.{override.key}", message)])

@@ -1,0 +1,242 @@
+"""The configuration of an aggregate's parts: what may be set, what it means, what its default is.
+
+Pure. What can be said of one part alone is checked here; what parts say of each other, in `part_plan`.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from datetime import timedelta
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, field_validator, model_validator
+
+from gateway.config.expressions import Expression
+from gateway.config.names import no_modes, refuse_modes
+from gateway.config.types import (
+    NEVER_CONSTANT,
+    Duration,
+    FieldNames,
+    Model,
+    TextList,
+    Ttl,
+    check_field_names,
+    check_tags,
+    check_vary,
+    split_commas,
+)
+
+_DOTTED = re.compile(r"[^.\s]+(\.[^.\s]+)*")
+
+
+def _check_expression(value: str) -> str:
+    Expression(value)
+    return value
+
+
+ExpressionText = Annotated[str, AfterValidator(_check_expression)]
+
+
+def _check_dotted(paths: list[str]) -> list[str]:
+    for path in paths:
+        if not _DOTTED.fullmatch(path):
+            raise ValueError(f"{path!r} is no path to a value; write names joined by dots, such as seller.name")
+    return paths
+
+
+Paths = Annotated[TextList, AfterValidator(_check_dotted)]
+
+# What a part that names a route takes from it.
+_OF_THE_ROUTE = (
+    "method", "body", "headers", "query", "ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "vary",
+    "authorization", "cookies", "tags", "retries", "hedge", "for_each", "elements", "batch",
+)  # fmt: skip
+_OF_A_STATIC_PART = ("static", "static_if", "group", "when", "rename", "allow", "deny", "select")
+
+
+class _PartConfig(Model):
+    # All of PartConfig but `schema`.
+
+    upstream: str | None = None
+    """The name of the upstream that is asked."""
+    route: str | None = None
+    """The name of a declared route that the part takes its answers from, with all of that route's settings; instead of
+    `upstream`."""
+    path: str | None = None
+    """What is asked for, with values in braces: `{user}`, a parameter of the aggregate's path; `{query.page}` and
+    `{header.x-device}`, of the client's request; `{product.seller_id}`, of an earlier part; `{item}`, of `for_each`.
+    No value can leave its segment. With `route`: a path of that route; not set, the route's own."""
+    method: Literal["GET", "POST"] = "GET"
+    """POST, for upstreams that are read by it: such a part is never cached, nor is the whole."""
+    body: JsonValue = None
+    """What a POST sends, as JSON."""
+    headers: dict[str, str] = {}
+    """Request headers of the part, with values in braces as in `path`; each is part of its cache key. One whose value
+    the client did not send is left out."""
+    query: Annotated[TextList, BeforeValidator(no_modes("query"))] = []
+    """The client's query parameters that are passed on to the part, where the client sends them: all pairs of a name,
+    in the client's order."""
+    ttl: Ttl = "origin"
+    """How long the part is fresh; as a route's."""
+    stale_while_revalidate: Duration | None = None
+    """How long after `ttl` the old part is used at once, while a new one is fetched behind; as a route's."""
+    stale_if_error: Duration | None = None
+    """How long after `ttl` the old part is used where the upstream fails; as a route's."""
+    negative_ttl: Duration = timedelta(seconds=5)
+    """How long it is remembered that there is no such thing (404, 410)."""
+    vary: Annotated[FieldNames, AfterValidator(check_vary), BeforeValidator(no_modes("vary"))] | None = None
+    """With a `ttl` of its own: the request headers that are forwarded, each part of the cache key. Not set: accept,
+    accept-language."""
+    authorization: Literal["pass", "ignore", "key"] = "ignore"
+    """The client's Authorization: `ignore` does not forward it; `pass` forwards it, and the part is then this client's
+    alone, and so is the whole; `key` forwards it and makes it part of the cache key."""
+    cookies: Literal["pass", "ignore"] | TextList = "ignore"
+    """The client's cookies: as `authorization`; a list of names forwards those, as part of the cache key."""
+    tags: Annotated[TextList, BeforeValidator(no_modes("tags"))] = []
+    """Names by which the part, and every aggregate that it is in, can be purged; with values in braces as in
+    `path`."""
+    timeout: Duration | None = None
+    """How long the part may take. Not set: the upstream's `timeout`, which bounds it in any case."""
+    retries: Annotated[int, Field(ge=0, le=3)] = 0
+    """How often a failed fetch is tried again, within `timeout` and a budget of 10 % of the requests."""
+    hedge: Duration | None = None
+    """After how long another of the upstream's `urls` is asked as well, within a budget of 5 % of the requests; the
+    first good answer wins."""
+    optional: bool = False
+    """Whether the aggregate is answered without the part where it fails, with null in its place."""
+    default: JsonValue = None
+    """What stands in for the part where it fails and no stale copy is there; makes it optional."""
+    decode: Literal["auto", "json", "text", "xml"] = "auto"
+    """How the body is read. `auto`: JSON by its Content-Type, text as a string; all else has failed. `json` whatever
+    the type says; `text`; `xml`, as objects by xmltodict."""
+    select: ExpressionText | None = None
+    """A JMESPath expression: what of the part is shown. Applied first; then `allow` or `deny`, `rename`, `group`."""
+    allow: Annotated[Paths, BeforeValidator(no_modes("allow"))] = []
+    """Dotted paths, through lists: all else is left out."""
+    deny: Annotated[Paths, BeforeValidator(no_modes("deny"))] = []
+    """Dotted paths, through lists: they are left out. Not with `allow`."""
+    rename: dict[str, str] = {}
+    """New names by dotted path, through lists: `{seller.town: city}`."""
+    group: str | None = None
+    """The name under which the part stands. Not set: its own; null: merged into the root. Of an aggregate that has no
+    other part, null makes the part the whole answer, whatever it is: an object, a list, a number."""
+    for_each: ExpressionText | None = None
+    """A list of an earlier part, as JMESPath: `cart.items[*].id`. The part is asked for each of its elements
+    (`{item}`), equal ones once, and is the list of the answers in their places: null where an element is null, empty or
+    an object."""
+    limit: Annotated[int, Field(ge=1, le=1000)] = 20
+    """With `for_each`: how many elements are asked for at most, and at a time."""
+    elements: Literal["optional", "required"] = "optional"
+    """With `for_each`: what becomes of the part where some of its elements fail. `optional`: null stands in their
+    places, and the answer is incomplete; `required`: the part has failed. Where all fail, it has failed in any case."""
+    batch: str | None = None
+    """With `for_each`: where the upstream gives several elements at once, `/prices?ids={ids}`; each is still cached for
+    itself."""
+    batch_key: str = "id"
+    """With `batch`: the field by which an element of the batch's list is known. An object is known by its keys."""
+    when: ExpressionText | None = None
+    """A JMESPath condition over `path`, `query`, `header` and earlier parts; where it is false, or null, or empty, the
+    part is left out."""
+    static: JsonValue = None
+    """A constant part."""
+    static_if: Literal["always", "incomplete"] = "always"
+    """Whether a constant part stands there always, or only where another part failed."""
+    shadow: bool = False
+    """Ask, measure, and ignore: a new upstream under real traffic. Whatever becomes of it, nobody waits for it."""
+
+    @property
+    def is_static(self) -> bool:
+        return "static" in self.model_fields_set
+
+    @property
+    def has_default(self) -> bool:
+        return "default" in self.model_fields_set
+
+    @property
+    def at_root(self) -> bool:
+        return "group" in self.model_fields_set and self.group is None
+
+    def group_of(self, name: str) -> str | None:
+        """Under which name the part `name` stands; None for the root."""
+        return None if self.at_root else self.group or name
+
+    @field_validator("cookies", mode="before")
+    @classmethod
+    def _cookies(cls, value: object) -> object:
+        if value in ("pass", "ignore"):
+            return value
+        refuse_modes("cookies", value)
+        return split_commas(value)
+
+    @field_validator("headers")
+    @classmethod
+    def _headers(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name, value in headers.items():
+            if name.lower().encode("latin-1", "replace") in NEVER_CONSTANT:
+                raise ValueError(f"{name} is made for each request; it can't be set")
+            if not value.isprintable() or any(ord(char) > 255 for char in value):
+                raise ValueError(f"the value of {name} has a character that no header may have")
+        return dict(zip(check_field_names(list(headers)), headers.values(), strict=True))
+
+    @field_validator("rename")
+    @classmethod
+    def _rename(cls, rename: dict[str, str]) -> dict[str, str]:
+        _check_dotted(list(rename))
+        return rename
+
+    @field_validator("tags")
+    @classmethod
+    def _tags(cls, tags: list[str]) -> list[str]:
+        return check_tags(tags)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        sources = [name for name in ("upstream", "route", "static") if name in self.model_fields_set]
+        if len(sources) != 1:
+            raise ValueError("needs `upstream`, `route` or `static`, and one of them only")
+        if self.upstream is not None and self.path is None:
+            raise ValueError("path is missing: what is the upstream asked for?")
+        if self.is_static:
+            self._refuse_all_but(_OF_A_STATIC_PART, "static")
+        if self.route is not None:
+            taken = [name for name in _OF_THE_ROUTE if name in self.model_fields_set]
+            if taken:
+                raise ValueError(f"{taken[0]} is the route's own; name an `upstream` to set it here")
+        return self
+
+    def _refuse_all_but(self, names: tuple[str, ...], what: str) -> None:
+        others = [name for name in type(self).model_fields if name in self.model_fields_set and name not in names]
+        if others:
+            raise ValueError(f"{others[0]} means nothing to a {what} part, which asks nobody")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.allow and self.deny:
+            raise ValueError("deny goes not with `allow`, which leaves all else out already")
+        if self.body is not None and self.method == "GET":
+            raise ValueError("body goes with `method: POST`")
+        if self.batch is not None and (self.for_each is None or "{ids}" not in self.batch):
+            raise ValueError("batch goes with `for_each` and has {ids} in it, such as /prices?ids={ids}")
+        if "elements" in self.model_fields_set and self.for_each is None:
+            raise ValueError("elements goes with `for_each`: it says what becomes of a part where some of them fail")
+        if self.for_each is not None and self.path is not None and "{item}" not in self.path:
+            raise ValueError("path must have {item} in it: the element of `for_each`")
+        if self.method == "POST" and (self.for_each is not None or self.hedge is not None or self.retries):
+            raise ValueError("method POST goes not with `for_each`, `hedge` and `retries`: it may change something")
+        if self.shadow and (self.optional or self.has_default or self.for_each is not None):
+            raise ValueError("shadow parts are ignored: `optional`, `default` and `for_each` mean nothing to them")
+        if self.vary is not None and self.ttl == "origin":
+            raise ValueError("vary goes with a ttl of its own; with `ttl: origin` the upstream's Vary decides")
+        return self
+
+
+with warnings.catch_warnings():
+    # pydantic's models have a method of that name, deprecated since 2.0.
+    warnings.filterwarnings("ignore", 'Field name "schema"')
+
+    class PartConfig(_PartConfig):
+        """One answer that an aggregate is made of: where it comes from, how long it lives, what is shown of it."""
+
+        schema: str | None = None  # type: ignore[assignment]
+        """A file with the JSON Schema of the part as it is shown, for the API documentation."""

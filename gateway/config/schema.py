@@ -1,0 +1,167 @@
+"""The shape of the configuration's models: what may be set where, read from their annotations.
+
+A shape is an annotation: a model, a dict, or anything else, which is a leaf.
+
+How a value of the configuration is shown: as in YAML, not too long, and without what is secret.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from types import UnionType
+from typing import Annotated, Literal, TypeGuard, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from gateway.config.models import Config
+from gateway.config.yaml_document import Key, Value, shortened
+from gateway.http.target import HIDDEN, is_credential
+
+
+def is_model(shape: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(shape, type) and issubclass(shape, BaseModel)
+
+
+def is_container(shape: object) -> bool:
+    return is_model(shape) or get_origin(shape) is dict
+
+
+def _members(annotation: object) -> Iterator[object]:
+    """What a value of `annotation` may be, without Annotated and Union."""
+    if get_origin(annotation) is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for arg in get_args(annotation):
+            yield from _members(arg)
+    else:
+        yield annotation
+
+
+def _shape(annotation: object) -> object:
+    return next((member for member in _members(annotation) if is_container(member)), annotation)
+
+
+def _child(shape: object, name: str) -> object | None:
+    if is_model(shape):
+        field = shape.model_fields.get(name)
+        return _shape(field.annotation) if field else None
+    return _shape(get_args(shape)[1]) if get_origin(shape) is dict else None
+
+
+def shape_at(key: Key) -> object | None:
+    shape: object | None = Config
+    for name in key:
+        shape = _child(shape, name)
+    return shape
+
+
+def field_at(key: Key) -> FieldInfo | None:
+    """The field of a model that a key names."""
+    shape = shape_at(key[:-1])
+    return shape.model_fields.get(key[-1]) if is_model(shape) else None
+
+
+def takes_list(shape: object) -> bool:
+    return any(get_origin(member) is list for member in _members(shape))
+
+
+def choices(shape: object) -> tuple[str, ...]:
+    literals = [member for member in _members(shape) if get_origin(member) is Literal]
+    return tuple(str(choice) for literal in literals for choice in get_args(literal))
+
+
+def filled(value: Value, shape: object) -> Value:
+    """A copy in which a mapping with nothing under it (`cors:`) is an empty one."""
+    if not is_container(shape):
+        return value
+    if isinstance(value, dict):
+        return {name: filled(item, _child(shape, name)) for name, item in value.items()}
+    return {} if value is None else value
+
+
+def leaves(value: Value, shape: object, key: Key) -> Iterator[tuple[Key, Value]]:
+    if isinstance(value, dict) and value and is_container(shape):
+        for name, item in value.items():
+            yield from leaves(item, _child(shape, name), (*key, name))
+    else:
+        yield key, value
+
+
+def known_keys(shape: object, value: Value, key: Key) -> Iterator[Key]:
+    """All that may be set: the models' fields, and those of the entries that there are."""
+    entries = value if isinstance(value, dict) else {}
+    for name in shape.model_fields if is_model(shape) else entries:
+        inner = (*key, name)
+        yield inner
+        if is_container(shape_at(inner)):
+            yield from known_keys(shape_at(inner), entries.get(name), inner)
+
+
+_SECRET_NAME = re.compile("token|secret|password|authorization", re.IGNORECASE)
+# What may be meant to be one of a setting's choices (`authorization: forward`), and is no credential.
+_MODE = re.compile("[a-z_]{1,12}")
+# Up to the last @: a password with a slash in it is no valid URL, and is a password all the same.
+_USER_INFO = re.compile(r"://\S*@")
+_PARAMETER = re.compile(r"([?&]([^=&\s?]+)=)[^&\s]*")
+
+
+def redact(key: Key, text: str) -> str:
+    """`text`, a value of `key`, with `***` for what is secret: headers of upstreams, tokens, passwords, the
+    credentials in a URL."""
+    if _is_secret(key) and text not in ("{}", "null") and not (choices(shape_at(key)) and _MODE.fullmatch(text)):
+        return "***"
+    return without_credentials(text)
+
+
+def without_credentials(text: str) -> str:
+    """`text` with `***` for the passwords and for the credentials in the queries of the URLs in it."""
+    return _PARAMETER.sub(_hidden, _USER_INFO.sub("://***@", text))
+
+
+def _hidden(parameter: re.Match[str]) -> str:
+    return parameter[1] + HIDDEN if is_credential(parameter[2]) else parameter[0]
+
+
+def _is_secret(key: Key) -> bool:
+    return bool(key and _SECRET_NAME.search(key[-1])) or (key[:1] == ("upstreams",) and "headers" in key[2:3])
+
+
+def as_yaml(value: Value) -> str:
+    """As YAML writes it in one line."""
+    if isinstance(value, dict | list):
+        return _dumped(value) if value else str(value)
+    return _scalar(type(value).__name__, value)
+
+
+@lru_cache(maxsize=10_000)
+def _scalar(_: str, value: str | float | None) -> str:  # by type too: 1, 1.0 and True are equal
+    return _dumped(value)
+
+
+def _dumped(value: Value) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def shown(key: Key, value: Value) -> str:
+    short = clipped(value)
+    return redact(key, short if isinstance(short, str) and short.isprintable() else as_yaml(short))
+
+
+def clipped(value: Value) -> Value:
+    match value:
+        case str():
+            return shortened(value)
+        case list():
+            return [_clipped_item(item) for item in value[:20]] + (["…"] if len(value) > 20 else [])
+        case dict():
+            return {name: _clipped_item(item) for name, item in list(value.items())[:20]}
+    return value
+
+
+def _clipped_item(item: Value) -> Value:
+    return "…" if isinstance(item, list | dict) else clipped(item)

@@ -1,0 +1,148 @@
+"""What happened to a request: one value, from which the headers, the metrics and the log are all made.
+
+Pure. `render` writes it as `Cache-Status` (RFC 9211).
+
+One request on its way through the gateway: what the layers tell each other about it. Pure.
+
+The outermost layer makes it and puts it in the scope; the engine sets its outcome; headers, metrics and log are
+made of it at the end, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from gateway.http.headers import Headers
+from gateway.http.target import Target
+from gateway.policy.downstream import NOTHING, Downstream
+from gateway.policy.entry import Stored
+
+
+class Result(StrEnum):
+    """The outcome of a request, as metrics and logs name it."""
+
+    HIT = "hit"
+    STALE = "stale"
+    """Served stale, refreshed behind."""
+    STALE_ERROR = "stale_error"
+    """Served stale because the upstream failed."""
+    REVALIDATED = "revalidated"
+    """The upstream confirmed what was stored."""
+    MISS = "miss"
+    BYPASS = "bypass"
+    """The cache was passed by."""
+    ERROR = "error"
+    """The gateway had to answer for the upstream."""
+    LOCAL = "local"
+    """Answered here without any cache: health, documentation, refusals, uncached handlers."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """`ttl` is the remaining freshness in seconds, negative where it ended. `forward` is the reason for which the
+    upstream was asked, in RFC 9211's words; `tier` is where a hit lay."""
+
+    result: Result
+    forward: str | None = None
+    forward_status: int | None = None
+    ttl: int | None = None
+    stored: bool = False
+    collapsed: bool = False
+    tier: str | None = None
+    detail: str | None = None
+
+
+LOCAL = Outcome(Result.LOCAL)
+
+# RFC 9211 §2.2 has these; what the engine knows more exactly goes into `detail`.
+FORWARD_REASONS = frozenset(("bypass", "method", "uri-miss", "vary-miss", "miss", "request", "stale", "partial"))
+
+
+def cache_status(outcome: Outcome, *, ttl: str | None = None) -> str:
+    """The value of `Cache-Status` for an outcome (RFC 9211 §2); `ttl` stands in place of its own, where it has one."""
+    parts = ["gateway"]
+    if outcome.forward is None:
+        parts.append("hit")
+    else:
+        parts.append(f"fwd={outcome.forward}")
+        if outcome.stored:
+            parts.append("stored")
+        if outcome.collapsed:
+            parts.append("collapsed")
+        if outcome.forward_status is not None:
+            parts.append(f"fwd-status={outcome.forward_status}")
+    if outcome.ttl is not None:
+        parts.append(f"ttl={outcome.ttl if ttl is None else ttl}")
+    if outcome.detail is not None:
+        parts.append(f"detail={outcome.detail}")
+    return "; ".join(parts)
+
+
+SCOPE_KEY = "gateway.exchange"
+INTERIM_KEY = "gateway.interim"
+"""The ASGI extension by which the protocol class passes interim responses (1xx) on."""
+LOOKED_KEY = "gateway.looked"
+"""Where the protocol class says that it asked the shared tier for this request just now, and that had nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartSaid:
+    """What became of a part: `text` as `Gateway-Parts` has it (`stale;age=31`), `seconds` what it took."""
+
+    name: str
+    text: str
+    seconds: float
+
+
+@dataclass(slots=True)
+class Exchange:
+    """`began` is on the performance counter. `spent` holds seconds by what they were spent on."""
+
+    request_id: str
+    began: float
+    method: str
+    client: str
+    scheme: str
+    host: str = ""
+    target: Target | None = None
+    headers: Headers = ()
+    outcome: Outcome = LOCAL
+    route: str = ""
+    downstream: Downstream = field(default=NOTHING, repr=False)
+    """What the answer says to the caches behind the gateway."""
+    spent: dict[str, float] = field(default_factory=dict)
+    forwarded_for: str = ""
+    looked: bool = False
+    """Whether the shared tier was asked already, and had nothing."""
+    leading: bool = False
+    """Whether a fetch that others may wait for is made in this request's task, which must then not be cancelled."""
+    key: int = 0
+    """The hash of the cache key; 0 where the cache was not asked."""
+    changed: bool | None = None
+    """Whether a fetch brought other content than was stored; None where nothing could be compared."""
+    recall: object | None = None
+    """How a declared route answered, for the edge to remember; a `hits.Recall`."""
+    stored: Stored | None = field(default=None, repr=False)
+    """The stored response that answered."""
+    parts: tuple[PartSaid, ...] = ()
+    """What became of an aggregate's parts, where they were joined for this request."""
+    scope: dict[str, Any] = field(default_factory=dict, repr=False)
+    """The request's scope as the routes first saw it, from which a refresh behind replays it."""
+
+    def spend(self, what: str, seconds: float) -> None:
+        self.spent[what] = self.spent.get(what, 0.0) + seconds
+
+
+def exchange_of(scope: MutableMapping[str, Any]) -> Exchange | None:
+    exchange = scope.get(SCOPE_KEY)
+    return exchange if isinstance(exchange, Exchange) else None
+
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
+RAW_TARGET_KEY = "gateway.raw_target"
+"""Where the protocol class leaves the request line's target as it came; ASGI alone drops an absolute form's host."""

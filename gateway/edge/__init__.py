@@ -1,0 +1,14 @@
+"""The uvicorn protocol: guards the connection and answers cache hits before ASGI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """`gateway.edge:GatewayProtocol`, the name that users give to uvicorn, imported on first use."""
+    if name != "GatewayProtocol":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from gateway.edge.protocol import GatewayProtocol
+
+    return GatewayProtocol

@@ -1,0 +1,283 @@
+"""What the edge remembers of requests: how the app answered a request line, and what a header block asks for.
+
+Each is remembered for itself, as pairs of them would be many; what was answered to a pair last is its own affair
+(`memos`).
+
+Answers made ready: all that does not change from one hit of a stored response to the next.
+
+A Ready is a stored response's, a Shape is one form of it (by coding, by 200 or 304, by Origin). The age and the
+remaining freshness are written once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+
+import msgspec
+
+from gateway.advisor.traffic import key_hash
+from gateway.advisor.ttl_ladder import Recorder, Sight
+from gateway.cache.memory import Node
+from gateway.cache.request import Route
+from gateway.context import Exchange, Outcome, Result
+from gateway.edge.head_template import TICKS, Ending, closing
+from gateway.edge.splice_state import Joint
+from gateway.http.headers import has, values
+from gateway.http.target import Target
+from gateway.observability.metrics import Tally
+from gateway.policy import freshness
+from gateway.policy.entry import Stored
+from gateway.policy.epochs import EVERYTHING, Epochs, key_name, route_name, tag_name
+from gateway.policy.identity_key import UNKEYED, IdentityKey
+from gateway.policy.keys import Plan, plan, primary_key, stem_of
+from gateway.policy.rules import Facts, Rules, facts_of
+from gateway.policy.vary import Suffixes, VaryIndex
+from gateway.routing.fast_path import Recall
+
+# What makes a request more than a plain one: the app knows what to do.
+_NOT_PLAIN = frozenset(
+    (
+        *(b"cache-control", b"content-length", b"expect", b"if-match", b"if-range", b"if-unmodified-since", b"pragma"),
+        *(b"range", b"transfer-encoding", b"upgrade", b"x-request-id", b"gateway-explain"),
+    )
+)
+# What uvicorn's ProxyHeadersMiddleware, where it wraps the app, goes by.
+_PROXIED = frozenset((b"x-forwarded-for", b"x-forwarded-proto"))
+_FORMING = frozenset((b"accept-encoding", b"if-none-match", b"if-modified-since", b"origin"))
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What a header block asks of a route, whatever the target: what it adds to the primary key, the fields that
+    travel on, why it goes by the cache."""
+
+    suffix: str
+    forward: tuple[tuple[bytes, bytes], ...]
+    bypass: str | None
+    facts: Facts
+    keyed: tuple[str, ...]
+    unkeyed: tuple[str, ...]
+
+
+class Block:
+    """A request's header block, judged: whether the edge may answer it, and what of it selects an answer.
+
+    `headers` are without X-Request-ID. `plain` is False for whatever the app must see. `form` is what may change the
+    form of an answer: the codings, the conditions, the Origin. `proxied` is True where a proxy tells of the client.
+    """
+
+    __slots__ = (
+        *("bases", "clients", "close", "form", "headers", "host", "memos", "origin", "plain", "proxied"),
+        *("asked", "vary"),
+    )
+
+    def __init__(self, headers: list[tuple[bytes, bytes]], identity_key: IdentityKey = UNKEYED) -> None:
+        self.headers = headers
+        self.plain = not any(name in _NOT_PLAIN for name, _ in headers)
+        self.proxied = any(name in _PROXIED for name, _ in headers)
+        self.form = b"\n".join(name + b":" + value for name, value in headers if name in _FORMING)
+        origins = values(headers, b"origin")
+        self.origin = origins[0].decode("latin-1") if origins else None
+        hosts = values(headers, b"host")
+        self.host = hosts[0].decode("latin-1").lower() if hosts else ""
+        self.close = any(
+            item.strip(b" \t").lower() == b"close"
+            for value in values(headers, b"connection")
+            for item in value.split(b",")
+        )
+        self.bases: dict[Known, str | None] = {}
+        self.vary = Suffixes(headers, _is_unseen, identity_key)
+        self.clients: dict[str, bytes] = {}
+        self.asked: dict[tuple[str, str], Asked] = {}
+        self.memos: dict[bytes, Memo] = {}
+
+    def base(self, known: Known) -> str | None:
+        """What the counted inputs add to a primary key on a route; None where the request goes by the cache, and
+        where a field counts that the block lacks."""
+        asked = plan(known.route.keying, "", "", self.headers)
+        open_to_upstream = known.route.follows_origin and known.route.keying.authorization == "pass"
+        unshared = open_to_upstream and has(self.headers, b"authorization")
+        unseen = any(map(_is_unseen, known.route.keying.vary or ()))
+        base = None if asked.bypass is not None or unshared or unseen else asked.base[len(primary_key("", "")) :]
+        self.bases[known] = base
+        return base
+
+    def plan(self, route: Route, method: str, origin: str, target: str) -> tuple[Plan, Facts]:
+        """The plan and the facts of a request for `target` with this block, as `keys.plan` and `facts_of` have them."""
+        primary, stem = primary_key(origin, target), stem_of(origin, target, route.keying.identity_key)
+        asked = self.asked.get((route.name, method))
+        if asked is None:
+            made = plan(route.keying, origin, target, self.headers)
+            facts = facts_of(method, self.headers, route.rules)
+            asked = Asked(made.base[len(stem) :], made.forward, made.bypass, facts, made.keyed, made.unkeyed)
+            self.asked[route.name, method] = asked
+        base = stem + asked.suffix
+        return Plan(primary, base, asked.forward, asked.bypass, asked.keyed, asked.unkeyed), asked.facts
+
+
+def _is_unseen(name: str) -> bool:
+    """Whether a block lacks this field that a response may vary on."""
+    return name == "x-request-id" or name.startswith(":")
+
+
+class Known:
+    """A route as the edge knows it, and what is ready of its stored responses, by their keys."""
+
+    __slots__ = ("endings", "ready", "recorder", "route")
+
+    def __init__(self, route: Route, recorder: Recorder) -> None:
+        self.route = route
+        self.recorder = recorder
+        self.ready: dict[str, Ready] = {}
+        self.endings: dict[Result, Endings] = {}
+
+
+class Spot:
+    """A request line that the app has answered before."""
+
+    __slots__ = ("head", "joints", "known", "line", "modern", "names", "primary", "recall", "stem", "target")
+
+    def __init__(self, line: bytes, recall: Recall, known: Known, target: Target | None) -> None:
+        self.line = line
+        self.recall = recall
+        self.known = known
+        self.target = target
+        self.head = line.startswith(b"HEAD ")
+        self.modern = line.endswith(b"HTTP/1.1")
+        self.primary = primary_key(recall.origin, recall.target)
+        self.stem = stem_of(recall.origin, recall.target, recall.route.keying.identity_key)
+        tags = (tag_name(tag) for tag in recall.tags)
+        self.names = (EVERYTHING, key_name(self.primary), route_name(recall.route.name), *tags)
+        self.joints: dict[str, Joint | None] = {}
+
+
+JOINED = 16 * 1024
+"""Up to this size a body is copied behind its head, for one write; larger ones are handed over as they are."""
+SHAPES = 32
+"""How many forms of one stored response are kept: by GET or HEAD, by coding, by 200 or 304, by Origin."""
+
+
+class Endings:
+    """The ends of heads of one route's hits of one kind: from memory (`plain`), and where the shared tier was asked
+    (`looked`)."""
+
+    __slots__ = ("looked", "plain")
+
+    def __init__(self, route: str, result: Result) -> None:
+        exchange = Exchange("", 0.0, "", "", "", route=route, outcome=Outcome(result, ttl=0))
+        self.plain = Ending(exchange)
+        exchange.spend("cache", 0.0)
+        self.looked = Ending(exchange)
+
+
+class Ready:
+    """A stored response made ready: its windows as the purges known by then leave it, and its shapes.
+
+    It holds the stored headers, by whose identity it knows its response again, but not the body (one that is brought
+    anew each time `records` knows again). Shapes are kept by what they are for (hits of GET and HEAD, stale answers to
+    GET and HEAD: 0 to 3) and by what the request says of the form.
+    """
+
+    __slots__ = ("flight", "fresh", "headers", "key", "revalidate", "shapes", "softened", "version")
+
+    def __init__(self, stored: Stored, route: Route, epochs: Epochs, *, base: str, flight: str) -> None:
+        self.key = key_hash(base)
+        self.headers = stored.headers
+        self.version = epochs.version
+        self.softened = stored.softened
+        self.flight = flight
+        windows = freshness.windows(stored, route.rules)  # as the purges leave it
+        self.fresh = windows.fresh
+        self.revalidate = windows.revalidate
+        self.shapes: dict[tuple[int, bytes], Shape] = {}
+
+
+class Shape:
+    """One form of a stored response: all bytes of an answer but those that differ with each request.
+
+    `head` ends where the request id stands, and has the age `at` an index; `end` follows what tells the time taken.
+    Both hold until the instant `until`, at which the age or the remaining freshness changes next, or trust ends.
+    `coded` is the key under which the body lies in memory, where it is not the stored response's own.
+    """
+
+    __slots__ = (
+        *("_at", "_digits", "coded", "end", "ending", "head", "length", "lines", "result"),
+        *("status", "tally", "timing", "until", "volatile"),
+    )
+
+    def __init__(
+        self, status: int, before: bytes, after: bytes, ending: Endings, result: Result, tally: Tally, *, length: int
+    ) -> None:
+        """`before` ends where the age stands; `after` begins there, and ends with the answer's own fields."""
+        self.status = status
+        self.head = before + after + ending.plain.start
+        self._at = len(before)
+        self._digits = 0
+        self.result = result
+        self.tally = tally
+        self.ending = ending
+        self.timing = ending.plain.ticks
+        self.length = length
+        self.coded = ""
+        self.lines: dict[tuple[Spot, str], tuple[bytes, ...]] | None = None
+        self.volatile = False
+        self.until = -math.inf
+        self.end = b""
+
+    def render(self, stored: Stored, ready: Ready, rules: Rules, now: float, trusted: float) -> None:
+        """Write the age and the remaining freshness at `now`; `trusted` is until when memory is trusted (seconds)."""
+        age = freshness.age_for(stored, rules, now)
+        left = ready.fresh - now
+        text = b"%d" % age
+        self.head = self.head[: self._at] + text + self.head[self._at + self._digits :]
+        self._digits = len(text)
+        self.end = self.ending.plain.status(left)
+        self.until = min(now + min(1.0 - age % 1.0, left % 1.0), trusted)
+        if self.result is Result.HIT:
+            self.until = min(self.until, ready.fresh)
+
+    def write(
+        self,
+        transport: asyncio.Transport,
+        body: bytes,
+        request_id: bytes,
+        began: float,
+        *,
+        close: bool,
+        looked: float | None = None,
+    ) -> float:
+        """Write an answer, and say how many seconds it took; `began` is on the performance counter. `looked` (seconds)
+        is what the shared tier took, where it was asked."""
+        elapsed = time.perf_counter() - began
+        ticks = int(elapsed * 1_000_000 + 0.5)
+        if looked is not None:
+            timing = self.ending.looked.timing(elapsed, looked)
+        else:
+            timing = self.timing[ticks] if ticks < TICKS else self.ending.plain.timing(elapsed)
+        end = closing(self.end) if close else self.end
+        if not self.length:
+            transport.write(b"".join((self.head, request_id, timing, end)))
+        elif self.length <= JOINED:
+            transport.write(b"".join((self.head, request_id, timing, end, body)))
+        else:
+            transport.writelines((b"".join((self.head, request_id, timing, end)), body))
+        return elapsed
+
+
+class Memo(msgspec.Struct, gc=False):
+    """An answer, and all that it rests on. `node` is the stored response's, `source` that of the body that is sent:
+    another one where it is coded. It holds neither; once they leave memory they are gone."""
+
+    node: Node[Stored]
+    turn: int
+    selector: Node[VaryIndex]
+    selector_turn: int
+    source: Node[Stored]
+    source_turn: int
+    version: int
+    shape: Shape
+    sight: Sight
+    recorder: Recorder
+    ready: Ready
+    spot: Spot

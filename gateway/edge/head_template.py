@@ -1,0 +1,105 @@
+"""Heads of answers as the edge writes them: at once, or as a template of which all but a few values is made before.
+
+A head is the answer's own fields (`template_of`), then the diagnostics (`Ending`): both are made of the lists that the
+app sends, with marks in place of what differs from one answer to the next.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from gateway.cache.respond import is_writable
+from gateway.context import Exchange
+from gateway.http.headers import Headers
+from gateway.observability import response_headers
+from gateway.observability.response_headers import Texts, in_milliseconds
+
+TICKS = 1000
+"""For how many microseconds the texts of a time are made beforehand."""
+MARK = b"\0"
+"""What stands for a value in a template; no field has it (RFC 9110 §5.5)."""
+_ID, _SECONDS, _DURATION, _TOTAL, _TTL = "\0i", "\0s", "\0d", "\0t", "\0l"
+_MARKED = Texts(_ID, _SECONDS, _TOTAL, lambda _: _DURATION, _TTL)
+_MARKS = re.compile(rb"(\0[a-z])")
+_CLOSE = b"connection: close\r\n"
+
+
+def lines_of(headers: Headers) -> bytes:
+    return b"".join([name + b": " + value + b"\r\n" for name, value in headers])
+
+
+def start_of(status: int, headers: Headers) -> bytes:
+    """A head up to where more fields may follow."""
+    return STATUS_LINE[status] + lines_of(headers)
+
+
+def head_of(status: int, headers: Headers) -> bytes:
+    return start_of(status, headers) + b"\r\n"
+
+
+def template_of(status: int, headers: Headers, varying: tuple[bytes, ...]) -> bytes | None:
+    """The status line and an answer's own fields, as a template (`%`) that takes the values of the fields `varying`,
+    in this order; None where these do not stand once each in this order, or the answer cannot be written as it is."""
+    if tuple(name for name, _ in headers if name in varying) != varying or not is_writable(status, headers):
+        return None
+    marked = [(name, b"%b" if name in varying else value.replace(b"%", b"%%")) for name, value in headers]
+    return start_of(status, marked)
+
+
+class Ending:
+    """The end of a head, from the diagnostics on, for all answers of one form: those of one route and outcome, whose
+    time was spent on the same things and parts. `start` ends where the request id stands."""
+
+    __slots__ = ("_before_ttl", "_last", "start", "ticks", "timing")
+
+    def __init__(self, exchange: Exchange) -> None:
+        """`exchange` is that of an answer of this form; its outcome has a `ttl`."""
+        text = lines_of(response_headers.diagnostics(exchange, _MARKED)) + b"\r\n"
+        self.start, *more = _MARKS.split(text)
+        marks, pieces = more[::2], more[1::2]
+        durations = [_DURATION] * (len(marks) - 4)
+        assert marks == [mark.encode() for mark in (_ID, _SECONDS, *durations, _TOTAL, _TTL)]
+        before_seconds, *before_total, self._before_ttl, self._last = pieces
+        times = _times(before_seconds, tuple(before_total))
+        self.timing = times.text
+        """What follows the request id up to what follows the total time."""
+        self.ticks = times.ticks
+        """The same by microseconds, where nothing but the total is told."""
+
+    def status(self, ttl: float) -> bytes:
+        """What follows the timing; `ttl` is in seconds."""
+        return b"%b%d%b" % (self._before_ttl, ttl, self._last)
+
+
+def closing(head: bytes) -> bytes:
+    """A head, or the end of one, that ends the connection, too."""
+    return head[:-2] + _CLOSE + b"\r\n"
+
+
+class _Times:
+    """The part of a head that tells times, between pieces that do not change."""
+
+    __slots__ = ("_before_seconds", "_before_total", "ticks")
+
+    def __init__(self, before_seconds: bytes, before_total: tuple[bytes, ...]) -> None:
+        self._before_seconds, self._before_total = before_seconds, before_total
+        alone = len(before_total) == 1
+        self.ticks = [self.text(tick / 1_000_000) for tick in range(TICKS)] if alone else []
+
+    def text(self, elapsed: float, duration: float = 0.0) -> bytes:
+        """`elapsed` is the total, `duration` that of everything it was spent on; both in seconds."""
+        tick, part = int(elapsed * 1_000_000 + 0.5), int(duration * 1_000_000 + 0.5)
+        seconds = _SECONDS_TEXT[tick] if tick < TICKS else b"%.6f" % elapsed
+        total = _MILLISECONDS_TEXT[tick] if tick < TICKS else in_milliseconds(elapsed).encode()
+        each = _MILLISECONDS_TEXT[part] if part < TICKS else in_milliseconds(duration).encode()
+        return b"".join((self._before_seconds, seconds, each.join(self._before_total), total))
+
+
+_times = lru_cache(maxsize=256)(_Times)  # a thousand texts each, the same for most routes
+
+
+_SECONDS_TEXT = [b"%.6f" % (tick / 1_000_000) for tick in range(TICKS)]
+_MILLISECONDS_TEXT = [in_milliseconds(tick / 1_000_000).encode() for tick in range(TICKS)]

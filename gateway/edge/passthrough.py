@@ -1,0 +1,420 @@
+"""The edge's way to the upstream: requests of declared routes that no hit answers, without ASGI between.
+
+A GET or HEAD without a body, on a route of the configuration, with parts or without, needs nothing of what FastAPI,
+Starlette and uvicorn's request cycle do for it: its head was read at the door, its route is found by the patterns that
+Starlette would try, in their order, and what answers it is the engine, as in the app. Measured, ASGI took half of the
+time of a pass-through.
+Where anything else might have a say (another kind of route, a middleware, a trace, an explanation, a target that is
+refused) the app answers, as ever. `tests/test_edge_pass.py` holds both ways to the same answers.
+
+Declared routes as the edge asks them, and the patterns by which it finds them: those of the app, in their order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Protocol
+
+from fastapi.routing import RouteContext, iter_route_contexts
+from starlette.routing import BaseRoute, Mount, Route, compile_path
+from uvicorn.protocols.http.flow_control import FlowControl
+
+from gateway.aggregates.aggregate import Aggregate
+from gateway.aggregates.routes import AggregateHandlers, whole_bytes
+from gateway.cache.request import Ask
+from gateway.cache.respond import Answer, problem
+from gateway.context import Exchange
+from gateway.edge.entries import Block
+from gateway.edge.head_template import head_of
+from gateway.errors import RequestRefused, UpstreamError
+from gateway.http.forwarding import Trusted
+from gateway.http.headers import Headers, first, has, values, without
+from gateway.http.target import check_host, normalise, split_raw_target
+from gateway.observability.access_log import AccessLog
+from gateway.observability.response_headers import complete, exchange_for
+from gateway.observability.trace_context import PASSED_ON as TRACE
+from gateway.observability.trace_context import traceparent_of
+from gateway.routing.cors import Cors
+from gateway.routing.declared import Declared
+from gateway.routing.fast_path import Recall
+from gateway.routing.handlers import Handlers
+from gateway.routing.references import Asked
+from gateway.routing.upstream_request import UpstreamOrigin
+from gateway.upstreams.connection import Interim
+from gateway.upstreams.response import Body, ResponseBody
+
+if TYPE_CHECKING:
+    from gateway.cache.background import Underway
+    from gateway.cache.engine import Engine
+    from gateway.cache.request import Ask
+    from gateway.edge.entries import Block
+    from gateway.edge.header_block import Repeat
+    from gateway.http.request_parser import Line, Request
+    from gateway.observability.metrics import Metrics
+    from gateway.routing.fast_path import Recall
+    from gateway.upstreams.connection import Interim
+
+
+CLIENT_LEFT = 499
+"""nginx's status for a client that hung up; nobody sees it but the log."""
+INTERIM = (HTTPStatus.PROCESSING, HTTPStatus.EARLY_HINTS)
+_FOR_THE_APP = frozenset((b"gateway-explain", b"upgrade", b"expect"))
+_BAD_IN_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_WITHOUT_BODY = (204, 304)
+
+
+class Direct(Protocol):
+    """A route of the configuration, as it is asked without ASGI."""
+
+    def ask(self, exchange: Exchange, interim: Interim | None, block: Block | None = None) -> Ask:
+        """`block` is the header block of `exchange`, where that is known. Raises RequestRefused."""
+
+    async def answer(self, ask: Ask) -> Answer:
+        """The answer as clients may see it."""
+
+    def recall(self, ask: Ask) -> Recall:
+        """What the edge needs to answer the next request of this line."""
+
+
+Pattern = tuple[re.Pattern[str], Direct | None]
+"""A route's path, and the declared route that answers there; None where it is another kind of route."""
+
+
+class Connection(Protocol):
+    """What of the protocol class a passage uses."""
+
+    flow: FlowControl
+    transport: asyncio.Transport
+    tasks: set[asyncio.Task[None]]
+
+    def passed(self, passage: Passage, *, close: bool) -> None:
+        """The answer is written, whole."""
+
+
+@dataclass(frozen=True)
+class Passages:
+    """What one generation of the app answers without ASGI. `patterns` gives its routes in the order they are tried."""
+
+    engine: Engine
+    metrics: Metrics
+    log: AccessLog
+    trusted: Trusted
+    cors: Cors | None
+    patterns: Callable[[], Iterable[Pattern]]
+    underway: Underway
+
+    def passage(self, request: Request, peer: str, scheme: str, *, looked: bool = False) -> Passage | None:
+        """The way of a request without a body to its answer; None where the app must give it."""
+        fields, line = request.fields, request.line
+        if line.version != "1.1" or line.method not in (b"GET", b"HEAD") or request.framing.length != 0:
+            return None
+        if any(name in _FOR_THE_APP for name, _ in fields):
+            return None
+        exchange = exchange_for(fields, peer, line.method.decode("ascii"), scheme, self.trusted, looked=looked)
+        try:
+            exchange.host = check_host(values(fields, b"host"), line.version)
+            return self._passage(exchange, line, scheme, None)
+        except RequestRefused:
+            return None
+
+    def repeated(
+        self, repeat: Repeat, line: Line, request_id: bytes, peer: str, scheme: str, began: float
+    ) -> Passage | None:
+        """The same, of a request of which only the line and the id are new on its connection: what its header block
+        asks for was judged before. `began` is on the performance counter."""
+        if line.version != "1.1" or line.method not in (b"GET", b"HEAD"):
+            return None
+        block, trusted = repeat.block, self.trusted
+        fields = [*block.headers, (b"x-request-id", request_id)] if repeat.numbered else block.headers
+        exchange = Exchange(
+            request_id=request_id.decode("ascii"),
+            began=began,
+            method=line.method.decode("ascii"),
+            client=trusted.client(peer, fields),
+            scheme=trusted.scheme(peer, fields, scheme),
+            forwarded_for=trusted.chain(peer, fields),
+            headers=fields,
+            host=block.host,
+        )
+        try:
+            return self._passage(exchange, line, scheme, block)
+        except RequestRefused:
+            return None
+
+    def _passage(self, exchange: Exchange, line: Line, scheme: str, block: Block | None) -> Passage | None:
+        """Raises RequestRefused."""
+        exchange.target = normalise(*split_raw_target(line.target, exchange.host, scheme=scheme))
+        direct = self._route(exchange.target.decoded)
+        if direct is None:
+            return None
+        passage = Passage(self, exchange, direct)
+        passage.ask = direct.ask(exchange, passage.interim, block)
+        return passage
+
+    def _route(self, path: str) -> Direct | None:
+        for pattern, direct in self.patterns():
+            if pattern.match(path):
+                return direct
+        return None
+
+
+class Passage:
+    """One request on its way to the upstream and back. It ends with its connection."""
+
+    ask: Ask
+
+    def __init__(self, passages: Passages, exchange: Exchange, direct: Direct) -> None:
+        self.exchange = exchange
+        self.direct = direct
+        self._passages = passages
+        self._connection: Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._begun = False
+        self._left = False
+        self._close = False
+        self._size = 0
+
+    def begin(self, connection: Connection, loop: asyncio.AbstractEventLoop, *, close: bool) -> None:
+        self._connection, self._close = connection, close
+        self._passages.underway.began()
+        self._task = loop.create_task(self._run(connection))
+        connection.tasks.add(self._task)
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        assert self._connection is not None
+        self._connection.tasks.discard(task)
+        self._passages.underway.ended()
+
+    def cancel(self) -> None:
+        """The client has left. What is fetched for others too goes on to its landing."""
+        if self._task is None or self._left:
+            return
+        if not self.exchange.leading:
+            self._task.cancel()
+            return
+        self._left = True
+        self._tell(CLIENT_LEFT)
+
+    def make_last(self) -> bool:
+        """Say that the connection ends with this answer, if its head is not yet sent; whether it is not."""
+        self._close = self._close or not self._begun
+        return not self._begun
+
+    def interim(self, status: int, headers: Headers) -> None:
+        """Pass an interim response on, if nothing was sent yet. 101 is a hop's own affair, and so are 100 and unknown
+        ones (RFC 9110 §15.2)."""
+        connection = self._connection
+        if status in INTERIM and connection is not None and not self._begun and not connection.transport.is_closing():
+            connection.transport.write(interim_head(status, headers))
+
+    async def _run(self, connection: Connection) -> None:
+        exchange = self.exchange
+        TRACE.set(traceparent_of(exchange.headers))
+        self.ask.route.takes(exchange)
+        status = CLIENT_LEFT
+        try:
+            answer = await self._answer()
+            if self._left:
+                await _end(answer.body)
+                return
+            if connection.flow.write_paused:
+                await connection.flow.drain()
+            status = answer.status
+            await self._send(connection, answer)
+        except UpstreamError:
+            connection.transport.close()  # in the middle: an answer that ended early must not look whole
+        except BaseException:
+            connection.transport.close()  # whatever it was, nobody goes on with this connection
+            raise
+        finally:
+            if not self._left:
+                self._tell(status)
+        connection.passed(self, close=self._close)
+
+    def _tell(self, status: int) -> None:
+        exchange, passages = self.exchange, self._passages
+        seconds = time.perf_counter() - exchange.began
+        passages.metrics.request(exchange.route, exchange.outcome, status, seconds)
+        passages.log(exchange, status, self._size, seconds)
+
+    async def _answer(self) -> Answer:
+        try:
+            return await self.direct.answer(self.ask)
+        except Exception as error:
+            # An edge: whoever asked is told 500, and the error goes to the loop's handler, which logs it.
+            context = {"message": "a request that passed by the app failed", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
+            return problem(self.exchange, 500, "The gateway made a mistake; it is logged under the request id.")
+
+    async def _send(self, connection: Connection, answer: Answer) -> None:
+        """Raises UpstreamError where the upstream breaks off."""
+        body = answer.body
+        try:
+            if isinstance(body, Body) and (whole := body.at_once()) is not None:
+                body = whole
+            length = first(answer.headers, b"content-length")
+            without = answer.status in _WITHOUT_BODY or self.exchange.method == "HEAD"
+            chunked = length is None and not without
+            head = self._head(answer, chunked=chunked)
+            if _BAD_IN_HEAD.search(head):
+                raise UpstreamError("the upstream", "a head that cannot be passed on")
+            self._begun = True
+            if isinstance(body, bytes):
+                body = b"" if without else body
+                self._size = len(body)
+                framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked and body else body
+                connection.transport.write(head + (b"0\r\n\r\n" if chunked and not body else framed))
+                return
+            connection.transport.write(head)
+            if not without:
+                await self._pump(connection, answer, None if length is None else int(length))
+        finally:
+            await _end(body)
+
+    async def _pump(self, connection: Connection, answer: Answer, length: int | None) -> None:
+        """Pass the body on a piece at a time, no faster than the client reads. Raises UpstreamError."""
+        assert not isinstance(answer.body, bytes)
+        transport, flow = connection.transport, connection.flow
+        async for piece in answer.body.chunks():
+            self._size += len(piece)
+            if length is None:
+                transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b"")
+            elif self._size > length:
+                raise UpstreamError("the upstream", "a body longer than its length")
+            else:
+                transport.write(piece)
+            if flow.write_paused:
+                await flow.drain()
+        if length is None:
+            transport.write(b"0\r\n\r\n")
+        elif self._size < length:
+            raise UpstreamError("the upstream", "a body shorter than its length")
+
+    def _head(self, answer: Answer, *, chunked: bool) -> bytes:
+        """The answer's head as all the layers of the app would make it."""
+        cors = self._passages.cors
+        headers: Sequence[tuple[bytes, bytes]] = answer.headers
+        if cors is not None:
+            headers = cors.told(headers, first(self.exchange.headers, b"origin"))
+        fields = without(complete(self.exchange, headers), b"transfer-encoding")
+        if chunked:
+            fields.append((b"transfer-encoding", b"chunked"))
+        if has(headers, b"connection"):
+            self._close = self._close or (first(headers, b"connection") or "").lower() == "close"
+        elif self._close:
+            fields.append((b"connection", b"close"))
+        return head_of(answer.status, fields)
+
+
+async def _end(body: bytes | ResponseBody) -> None:
+    if not isinstance(body, bytes):
+        await body.aclose()
+
+
+def interim_head(status: int, headers: Headers) -> bytes:
+    """An interim response as it goes out."""
+    lines = [b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode("ascii"))]
+    lines += [name + b": " + value + b"\r\n" for name, value in headers if name.lower() != b"connection"]
+    return b"".join([*lines, b"\r\n"])
+
+
+def ends(headers: Headers) -> bool:
+    """Whether the client ends its connection after the answer (RFC 9112 §9.6)."""
+    return any(
+        item.strip(b" \t").lower() == b"close" for value in values(headers, b"connection") for item in value.split(b",")
+    )
+
+
+_ANYTHING = re.compile("")
+
+
+@dataclass(frozen=True)
+class DirectRoute:
+    """A route of the configuration with one upstream, of `edge_pass.Direct`'s form."""
+
+    handlers: Handlers
+    route: Declared
+
+    def ask(self, exchange: Exchange, interim: Interim | None, block: Block | None = None) -> Ask:
+        """Raises RequestRefused."""
+        assert exchange.target is not None
+        target, parameters = self.route.upstream_target(exchange.target.path, exchange.target.query)
+        told = self.handlers.interim(interim, Asked(self.route, target, str(exchange.target)))
+        origin = UpstreamOrigin(self.route.upstream, target, exchange.request_id, self.handlers.metrics, interim=told)
+        return self.handlers.ask(exchange, self.route, origin, parameters, None, block=block, stays=True)
+
+    async def answer(self, ask: Ask) -> Answer:
+        return self.handlers.public(await self.handlers.engine.answer(ask), self._asked(ask))
+
+    def recall(self, ask: Ask) -> Recall:
+        assert isinstance(ask.origin, UpstreamOrigin)
+        assert ask.exchange.target is not None
+        _, parameters = self.route.upstream_target(ask.exchange.target.path, ask.exchange.target.query)
+        return self.handlers.recall(self._asked(ask), ask.origin, parameters)
+
+    def _asked(self, ask: Ask) -> Asked:
+        assert isinstance(ask.origin, UpstreamOrigin)
+        return Asked(self.route, ask.origin.target, str(ask.exchange.target))
+
+
+@dataclass(frozen=True)
+class DirectAggregate:
+    """A route of the configuration with parts, of `edge_pass.Direct`'s form."""
+
+    handlers: AggregateHandlers
+    aggregate: Aggregate
+
+    def ask(self, exchange: Exchange, interim: Interim | None, block: Block | None = None) -> Ask:
+        """Raises RequestRefused."""
+        assert exchange.target is not None
+        return self.handlers.ask(exchange, self.aggregate, exchange.target.path)
+
+    async def answer(self, ask: Ask) -> Answer:
+        answer = self.aggregate.at_hand(ask) or await self.aggregate.answer(ask)
+        return whole_bytes(answer, head=ask.facts.head)
+
+    def recall(self, ask: Ask) -> Recall:
+        assert isinstance(ask.exchange.recall, Recall)
+        return ask.exchange.recall
+
+
+class Patterns:
+    """The patterns of `routes`, made again where some were added. Of `direct` the names are those of their routes."""
+
+    def __init__(self, routes: Callable[[], Sequence[BaseRoute]], direct: Mapping[str, Direct]) -> None:
+        self._routes = routes
+        self._direct = direct
+        self._made: tuple[Pattern, ...] = ()
+        self._of = 0
+
+    def __call__(self) -> tuple[Pattern, ...]:
+        routes = self._routes()
+        if len(routes) != self._of:
+            self._of = len(routes)
+            self._made = tuple(pattern for route in routes for pattern in self._patterns(route))
+        return self._made
+
+    def declared(self, path: str) -> Declared | None:
+        """The declared route by which the app answers a decoded path, if one does."""
+        direct = next((direct for pattern, direct in self() if pattern.match(path)), None)
+        return direct.route if isinstance(direct, DirectRoute) else None
+
+    def _patterns(self, route: BaseRoute) -> list[Pattern]:
+        if type(route) is Route:
+            return [(route.path_regex, self._direct.get(route.name))]
+        contexts = list(iter_route_contexts([route]))
+        return [_pattern(context) for context in contexts] if contexts else [(_ANYTHING, None)]
+
+
+def _pattern(context: RouteContext) -> Pattern:
+    """A route's path; of a mount all that lies below it; of what nobody knows everything."""
+    path, route = context.path, context.original_route
+    if path is None or not isinstance(route, Route | Mount):
+        return _ANYTHING, None
+    return compile_path(path + "/{path:path}" if isinstance(route, Mount) else path)[0], None

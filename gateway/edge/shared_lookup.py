@@ -1,0 +1,275 @@
+"""Stored responses as they come from the shared tier, read at the price of a comparison where they are known.
+
+A process without memory to spare reads the same record again and again. One that is the same as last time, byte for
+byte but for the body, whose checksum or HMAC holds, need not be decoded and judged anew, which takes 11 µs for 1 KiB
+(measured). What is compared is all of the record before the body, with the seal, and all behind it.
+
+The edge's way to the shared tier.
+
+What lies not in memory, for a request line that is known, is looked for before the app sees the request, which waits
+meanwhile (a Look). What is found is answered as a hit in memory is; else the app answers, and need not look again.
+
+A Look is told by a callback from the round trip that it shares with all others of its turn of the loop: a task for each
+cost more than all the rest of such a hit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from msgspec import structs
+
+from gateway.cache.store import entry_name, index_name
+from gateway.policy.entry import Stored, decode_stored, encode, is_sealed, tail_of
+from gateway.policy.epochs import State, tag_name
+from gateway.policy.vary import VaryIndex, selected_keys
+
+if TYPE_CHECKING:
+    from gateway.cache.engine import Engine
+    from gateway.cache.shared_store import Read
+    from gateway.edge.entries import Block, Spot
+    from gateway.edge.hits import Edge
+    from gateway.http.request_parser import Request
+
+
+class _Known:
+    """A record that was read: what stands before and behind its body, and the response without it."""
+
+    __slots__ = ("front", "length", "rear", "stored")
+
+    def __init__(self, data: bytes, rear: bytes, stored: Stored) -> None:
+        self.length = len(data)
+        self.front = data[: len(data) - len(rear) - len(stored.body)]
+        self.rear = rear
+        self.stored = structs.replace(stored, body=b"")
+
+    def is_like(self, data: bytes) -> bool:
+        """Whether `data` is the same but for its body, whose length is."""
+        return len(data) == self.length and data.startswith(self.front) and data.endswith(self.rear)
+
+
+class Records:
+    """Reads records sealed with `secret`, and remembers `most` of them, without their bodies."""
+
+    def __init__(self, secret: bytes, *, most: int) -> None:
+        self._secret = secret
+        self._most = most
+        self._known: dict[str, _Known] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def stored(self, data: bytes, key: str) -> Stored | None:
+        """What `decode_stored` makes of it: the same headers, as an object, as long as the response is the same."""
+        known = self._known.get(key)
+        if known is not None and known.is_like(data) and is_sealed(data, self._secret):
+            return structs.replace(known.stored, body=data[len(known.front) : known.length - len(known.rear)])
+        stored = decode_stored(data, key, self._secret)
+        if stored is not None:
+            self._remember(data, key, stored)
+        return stored
+
+    def _remember(self, data: bytes, key: str, stored: Stored) -> None:
+        rear = tail_of(stored)
+        if encode(stored, self._secret) != data or not data.endswith(stored.body + rear):
+            return  # not as we write it: where its body stands is not known
+        if key not in self._known and len(self._known) >= self._most:
+            del self._known[next(iter(self._known))]
+        self._known[key] = _Known(data, rear, stored)
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """A stored response that lay not in memory when it was wanted; `seconds` is what looking for it took."""
+
+    stored: Stored
+    tier: str
+    seconds: float
+
+
+class Waiting(Protocol):
+    """A connection whose request waits for the shared tier."""
+
+    transport: asyncio.Transport
+
+    def looked(self, look: Look) -> None:
+        """What was looked for is there now, or is known to be nowhere: `look.brought`."""
+
+
+class Look:
+    """A request that waits for what the shared tier has. `brought` is None until it is there, and where nothing is.
+    `sure` is False where that could not be found out here: then the app looks for itself.
+
+    `head` is the request's; `request` the same as it was read, where it was: one that repeats is not.
+    """
+
+    __slots__ = (
+        *("_began", "_found", "_keys", "_read", "_waiting", "block", "brought", "edge", "head"),
+        *("request", "request_id", "spot", "sure"),
+    )
+
+    def __init__(
+        self, edge: Edge, spot: Spot, block: Block, request_id: bytes, head: bytes, request: Request | None = None
+    ) -> None:
+        self.edge = edge
+        self.spot = spot
+        self.block = block
+        self.request_id = request_id
+        self.head = head
+        self.request = request
+        self.brought: Brought | None = None
+        self.sure = True
+        self._keys: list[str] = []
+        self._found: Stored | None = None
+        self._read: Read | None = None
+
+    def begin(self, waiting: Waiting) -> None:
+        self._waiting = waiting
+        self._began = time.perf_counter()
+        elsewhere = self.edge.elsewhere
+        self._keys, names = elsewhere.places(self.spot, self.block)
+        self._read = elsewhere.shared.ask(names, self._came)
+
+    def cancel(self) -> None:
+        """Nobody waits any more."""
+        if self._read is not None:
+            self._read.cancel()
+
+    def make_last(self) -> bool:
+        """Whether the connection can still be told to end with the answer: nothing of it was sent yet."""
+        return True
+
+    def _came(self, data: list[bytes | None]) -> None:
+        try:
+            self._take(data)
+        except BaseException:
+            self._waiting.transport.close()
+            raise
+
+    def _take(self, data: list[bytes | None]) -> None:
+        elsewhere, index = self.edge.elsewhere, data[0]
+        self._found = elsewhere.newest(data[1:], self._keys, self.spot)
+        more = [] if index is None else elsewhere.more(index, self.spot, self.block, self._keys)
+        if more is None:
+            self._found, self.sure = None, False
+        if more:
+            self._keys = more
+            self._read = elsewhere.shared.ask([entry_name(key) for key in more], self._take_more)
+        else:
+            self._end()
+
+    def _take_more(self, data: list[bytes | None]) -> None:
+        try:
+            found = self.edge.elsewhere.newest(data, self._keys, self.spot)
+            if self._found is None or (found is not None and found.born > self._found.born):
+                self._found = found
+            self._end()
+        except BaseException:
+            self._waiting.transport.close()
+            raise
+
+    def _end(self) -> None:
+        if self._found is not None:
+            stored, tier = self.edge.elsewhere.kept(self._found, self.spot, self.block)
+            self.brought = Brought(stored, tier, time.perf_counter() - self._began)
+        self._waiting.looked(self)
+
+
+class Elsewhere:
+    """What an edge asks of the shared tier. `in_memory` finds what a request selects in memory; of what is remembered
+    there are `most` at most."""
+
+    def __init__(self, engine: Engine, in_memory: Callable[[Spot, Block], Stored | None], *, most: int) -> None:
+        self.shared = engine.shared
+        self._tiers = engine.tiers
+        self._memory = engine.memory
+        self._epochs = engine.tiers.purges.epochs
+        self._in_memory = in_memory
+        self._records = Records(engine.tiers.secret, most=most)
+        self._names: dict[str, list[str]] = {}
+        self._indices: dict[str, tuple[bytes, VaryIndex]] = {}
+        self._most = most
+
+    def may_have(self, spot: Spot, block: Block) -> bool:
+        """Whether the shared tier may hold what memory does not: then it is asked here, before the app is."""
+        if spot.known.route.made or block.bases.get(spot.known) is None or not self.shared.available:
+            return False
+        seen = selected_keys(self._index(spot.primary), "", block.vary) is not None
+        return seen and self._in_memory(spot, block) is None
+
+    # --- where it may lie ----------------------------------------------------------------------------------
+
+    def places(self, spot: Spot, block: Block) -> tuple[list[str], list[str]]:
+        """The keys under which a request's response may be stored, as far as is known here; and the names to read:
+        the index, and those."""
+        base = spot.stem + (block.bases[spot.known] or "")
+        index = self._index(spot.primary)
+        if index is not None:
+            keys = selected_keys(index, base, block.vary) or [base]
+            return keys, [index_name(spot.primary), *map(entry_name, keys)]
+        names = self._names.get(base)
+        if names is None:
+            if len(self._names) >= self._most:
+                del self._names[next(iter(self._names))]
+            names = self._names[base] = [index_name(spot.primary), entry_name(base)]
+        return [base], names
+
+    def more(self, data: bytes, spot: Spot, block: Block, asked: list[str]) -> list[str] | None:
+        """The keys that the index in the shared tier adds to those that were `asked`, and it is remembered; None where
+        they can't be told here."""
+        primary = spot.primary
+        known = self._indices.get(primary)
+        if known is not None and known[0] == data:
+            return []
+        index = self._tiers.read_index(data, primary, self._memory.index(primary))
+        if index is None:
+            return []
+        if known is None and len(self._indices) >= self._most:
+            del self._indices[next(iter(self._indices))]
+        self._indices[primary] = (data, index)
+        keys = selected_keys(index, spot.stem + (block.bases[spot.known] or ""), block.vary)
+        return None if keys is None else [key for key in keys if key not in asked]
+
+    def _index(self, primary: str) -> VaryIndex | None:
+        index = self._memory.index(primary)
+        if index is None and (known := self._indices.get(primary)) is not None:
+            return known[1]
+        return index
+
+    # --- what came of it -----------------------------------------------------------------------------------
+
+    def newest(self, data: Iterable[bytes | None], keys: list[str], spot: Spot) -> Stored | None:
+        """The newest response among what was read, that no purge has made void and its route would have stored."""
+        found: Stored | None = None
+        largest = spot.known.route.max_body
+        for item, key in zip(data, keys, strict=True):
+            stored = None if item is None else self._records.stored(item, key)
+            if stored is None:
+                self._tiers.unreadable += item is not None
+            elif len(stored.body) > largest:
+                continue
+            elif (found is None or stored.born > found.born) and not self._void(stored, spot):
+                found = stored
+        return found
+
+    def _void(self, stored: Stored, spot: Spot) -> bool:
+        epochs = self._epochs
+        if epochs.untouched(stored.stamp):
+            return False
+        names = (*spot.names, *map(tag_name, stored.tags), *stored.names)
+        return epochs.judge(stored.stamp, stored.started, names)[0] is State.VOID
+
+    def kept(self, stored: Stored, spot: Spot, block: Block) -> tuple[Stored, str]:
+        """`stored` taken into memory, as the app's own look takes it; or what was fetched meanwhile, if that is newer.
+        And the tier it is from."""
+        if not self._memory.capacity:
+            return stored, "redis"
+        landed = self._in_memory(spot, block)
+        if landed is not None and landed.born >= stored.born:
+            return landed, "memory"
+        self._memory.put(stored)
+        return stored, "redis"

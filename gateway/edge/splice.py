@@ -1,0 +1,417 @@
+"""Joined answers before ASGI: the splice. Where a whole has expired, or was purged, and all its parts lie fresh in
+memory, the edge joins them as the app would, and keeps the whole as the app does. And where some are stale while each
+of these is refreshed behind already: else a refresh would wait for all that the app answers meanwhile.
+
+The app tells how (`Joinable`, with the Recall that it leaves): which stored responses the parts are, and what stands
+between them in the body. Whatever is more than that the app does: parts that need each other, a condition, a list, a
+merge into the root, an envelope, a part that has failed, or that is stale and nobody refreshes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway.aggregates.lifetime import Part, joining, whole_headers
+from gateway.aggregates.shape import Workshop
+from gateway.aggregates.splice_plan import Ingredient
+from gateway.cache.memory import MOST_USES
+from gateway.cache.respond import stored_answer
+from gateway.cache.store import Selection
+from gateway.context import Exchange, Outcome, PartSaid, Result
+from gateway.edge.entries import Endings, Shape
+from gateway.edge.head_template import MARK, closing, head_of, start_of, template_of
+from gateway.edge.splice_state import CHANGING, NOTHING, AtHand, Joint
+from gateway.http.headers import has, http_date
+from gateway.observability.access_log import AccessLog
+from gateway.observability.metrics import Metrics, Tally
+from gateway.observability.response_headers import complete
+from gateway.policy.entry import Life, Stored, size_of
+from gateway.policy.keys import Plan
+from gateway.policy.rules import MAX_LIFE
+from gateway.policy.validation import own_tag
+from gateway.policy.vary import VaryIndex, newest
+from gateway.routing.cors import Cors
+
+if TYPE_CHECKING:
+    from gateway.cache.engine import Engine
+    from gateway.edge.entries import Block, Spot
+
+
+FORMS = 32
+"""How many forms of a whole's head are kept, by Origin and the like."""
+COPIED = 16 * 1024
+"""Up to this size a body is copied behind its head, for one write."""
+_CONDITIONS = (b"if-none-match", b"if-modified-since")
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """A whole's body, and what its parts bring into its life: seconds, and instants."""
+
+    body: bytes
+    age: float
+    fresh: float
+    started: float
+
+
+class Joins:
+    """What an edge knows of wholes and their parts; of each at most `most`. `exchange` makes a request's Exchange, for
+    the log and for the app's own functions."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        metrics: Metrics,
+        cors: Cors | None,
+        log: AccessLog | None,
+        exchange: Callable[[Spot, Block, bytes, float, str], Exchange],
+        most: int,
+    ) -> None:
+        self._tiers = engine.tiers
+        self._memory = engine.memory
+        self._traffic = engine.traffic
+        self._largest = engine.memory.capacity // 8
+        self._unindexed = engine.memory.selector("")
+        self._flights = engine.flights
+        self._clock = engine.clock
+        self._metrics = metrics
+        self._cors = cors
+        self._log = log
+        self._exchange = exchange
+        self._most = most
+        self._second, self._date = -1, b""
+        self._at_hand: dict[Ingredient, AtHand] = {}
+        self._retold = 0
+        self._order: deque[tuple[dict[str, Joint | None], str]] = deque()
+        self._heads: dict[tuple[object, ...], tuple[bytes, Tally]] = {}
+
+    def forget(self) -> None:
+        self._at_hand.clear()
+        self._order.clear()
+        self._heads.clear()
+
+    def ended(self, spot: Spot, block: Block, now: float) -> bool:
+        """Whether the whole that was joined last for such a request lies there, and its life is over."""
+        joint = spot.joints.get(block.bases.get(spot.known) or "")
+        if joint is None or now < joint.until or joint.node.turn != joint.turn:
+            return False
+        if joint.node.uses < MOST_USES:
+            joint.node.uses += 1
+        return True
+
+    def answer(
+        self, transport: asyncio.Transport, peer: str, spot: Spot, block: Block, request_id: bytes, began: float
+    ) -> bool:
+        """Join the whole and write the answer, where every part lies in memory and may be used; False where the app
+        must. `began` is on the performance counter."""
+        base = block.bases.get(spot.known)
+        if base is None or spot.recall.joinable is None:
+            return False
+        joint = spot.joints[base] if base in spot.joints else self._learn(spot, block, base)
+        now = self._clock.now()
+        if joint is None or self._tiers.purges.distrusted_since(now) is not None:
+            return False
+        looking = time.perf_counter()
+        found = self._gathered(joint, block, now)
+        if found is None:
+            return self._while_refreshed(transport, peer, spot, block, request_id, began, joint, now)
+        share = (time.perf_counter() - looking) / len(joint.sides)
+        stored = self._kept(joint, spot, block, found, now)
+        status, start, tally = self._start(joint, spot, block, stored, now)
+        body = b"" if spot.head or status == 304 else stored.body
+        elapsed = time.perf_counter() - began
+        assert stored.life.lifetime is not None
+        # As policy.windows has it, for a whole: no rules of its own, and no stale windows.
+        ttl = int(min(now - found.age + stored.life.lifetime, now + MAX_LIFE) - now)
+        timing, end = joint.ending.timing(elapsed, share), joint.ending.status(ttl)
+        if not spot.modern or block.close:
+            end = closing(end)
+        if len(body) <= COPIED:
+            transport.write(b"".join((start, joint.ending.start, request_id, timing, end, body)))
+        else:
+            transport.writelines((b"".join((start, joint.ending.start, request_id, timing, end)), body))
+        spot.known.recorder.seen(joint.hash, now)
+        tally.add(elapsed)
+        for each in joint.tallies:
+            each.count += 1
+        for side in joint.sides:
+            side.recorder.seen(side.hash, now)
+        if self._log is not None:
+            self._note(joint, spot, block, request_id, began, peer, status, len(body), ttl, elapsed)
+        return True
+
+    # --- the parts -----------------------------------------------------------------------------------------
+
+    def _learn(self, spot: Spot, block: Block, base: str) -> Joint | None:
+        """How the whole is joined for requests whose counted inputs come to `base`; None where the app must do it."""
+        assert spot.recall.joinable is not None
+        joinable = spot.recall.joinable(self._exchange(spot, block, b"", 0.0, ""))
+        joint = None
+        if joinable is not None:
+            sides = [self._side(each) for each in joinable.ingredients if each.recipe is not None]
+            route = spot.known.route.name
+            tallies = [self._metrics.part_tally(route, name, "hit") for name in joinable.said]
+            wanted = Selection(Plan(spot.primary, spot.stem + base, ()), (), spot.names)
+            joint = Joint(spot.known.route, joinable, wanted, sides, tallies)
+        if base not in spot.joints:
+            self._order.append((spot.joints, base))
+            if len(self._order) > self._most:
+                joints, oldest = self._order.popleft()
+                joints.pop(oldest, None)
+        spot.joints[base] = joint
+        return joint
+
+    def _side(self, ingredient: Ingredient) -> AtHand:
+        side = self._at_hand.get(ingredient)
+        if side is None:
+            if len(self._at_hand) >= self._most:
+                del self._at_hand[next(iter(self._at_hand))]
+            side = self._at_hand[ingredient] = AtHand(ingredient, self._traffic.recorder(ingredient.route))
+        return side
+
+    def _gathered(self, joint: Joint, block: Block, now: float) -> Gathered | None:
+        """The whole of parts that all lie fresh in memory; None where one of them does not."""
+        workshop = joint.workshop
+        version = self._tiers.purges.epochs.version
+        unindexed = self._unindexed
+        pieces = joint.frame.copy()
+        age, fresh, started = 0.0, now + MAX_LIFE, now
+        for side, place in zip(joint.sides, joint.places, strict=True):
+            node = side.node
+            stored = node.value
+            if stored is None or node.turn != side.turn or side.version != version or side.index_turn != unindexed.turn:
+                stored = self._looked_up(side, block, workshop)
+            elif node.uses < MOST_USES:
+                node.uses += 1
+            if stored is None or now >= side.fresh:
+                return None
+            pieces[place] = (
+                stored.body
+                if side.as_is
+                else workshop.prepared(side.recipe, stored.key, stored.headers, stored.body).text
+            )
+            own = side.initial_age + (now - side.born) if now > side.born else side.initial_age
+            age = own if own > age else age
+            fresh = side.fresh if side.fresh < fresh else fresh
+            started = side.started if side.started < started else started
+        return Gathered(b"".join(pieces), age, fresh, started)
+
+    def _looked_up(self, side: AtHand, block: Block, workshop: Workshop) -> Stored | None:
+        """A part's response in memory, which `side` is of from now on; None where there is none that can be used."""
+        index = self._memory.index(side.primary)
+        stored = self._memory.get(side.base) if index is None else self._newest(index, side, block)
+        epochs = self._tiers.purges.epochs
+        if stored is None:
+            return None
+        if stored.headers is not side.headers or side.version != epochs.version:
+            told = side.told
+            if not side.take(stored, epochs, workshop):
+                return None
+            self._retold += side.told is not told
+        node = self._memory.node(side.base) if index is None else None
+        side.node = NOTHING if node is None else node
+        side.turn, side.index_turn = side.node.turn, self._unindexed.turn
+        return stored
+
+    def _newest(self, index: VaryIndex, side: AtHand, block: Block) -> Stored | None:
+        """The newest response of a part in memory that the request selects; None also where it varies on what the part
+        doesn't see as it came."""
+        unseen = side.ingredient.unseen
+        if any(names and (unseen is None or not unseen.isdisjoint(names)) for names in index.names):
+            return None
+        return newest(index, side.base, block.vary, self._memory.get)
+
+    # --- parts that are refreshed behind -------------------------------------------------------------------
+
+    def _while_refreshed(
+        self,
+        transport: asyncio.Transport,
+        peer: str,
+        spot: Spot,
+        block: Block,
+        request_id: bytes,
+        began: float,
+        joint: Joint,
+        now: float,
+    ) -> bool:
+        """Join the whole of parts of which some are stale, and write the answer, which nobody keeps; False where one of
+        them is not being refreshed."""
+        if any(has(block.headers, name) for name in _CONDITIONS):
+            return False
+        looking = time.perf_counter()
+        found = self._stale_too(joint, block, now)
+        if found is None:
+            return False
+        body, said, lives = found
+        share = (time.perf_counter() - looking) / len(joint.sides)
+        exchange = self._exchange(spot, block, request_id, began, peer)
+        exchange.outcome = Outcome(Result.STALE, detail="joined")
+        exchange.parts = tuple(PartSaid(name, said[name], share) for name in joint.said)
+        life = joining(lives, complete=True, stamp="", longest=0.0, vary=joint.vary_always)
+        parts = ", ".join(f"{each.name}={each.text}" for each in exchange.parts)
+        headers = whole_headers(body, life, parts, complete=True)
+        headers = headers if self._cors is None else self._cors.told(headers, block.origin)
+        head = head_of(200, complete(exchange, headers))
+        if not spot.modern or block.close:
+            head = closing(head)
+        body = b"" if spot.head else body
+        transport.write(head + body)
+        self._count(spot, exchange, time.perf_counter() - began, len(body))
+        for side in joint.sides:
+            side.recorder.seen(side.hash, now)
+        return True
+
+    def _stale_too(self, joint: Joint, block: Block, now: float) -> tuple[bytes, dict[str, str], list[Part]] | None:
+        """The body, what became of each part, and what each brings into the life of the whole."""
+        pieces, said, lives = joint.frame.copy(), dict[str, str](), list[Part]()
+        for name, side, place in zip(joint.asked, joint.sides, joint.places, strict=True):
+            stored = self._looked_up(side, block, joint.workshop)
+            behind = side.base in self._flights and self._memory.index(side.primary) is None
+            if stored is None or now >= (side.revalidate if behind else side.fresh):
+                return None
+            age = side.age(now)
+            said[name] = "hit" if now < side.fresh else f"stale;age={int(age)}"
+            lives.append(Part(age, side.fresh - now, vary=stored.vary))
+            pieces[place] = joint.workshop.prepared(side.recipe, stored.key, stored.headers, stored.body).text
+        return b"".join(pieces), said, lives
+
+    def _count(self, spot: Spot, exchange: Exchange, elapsed: float, size: int) -> None:
+        route = spot.known.route.name
+        self._metrics.tally(route, Result.STALE, 200).add(elapsed)
+        for each in exchange.parts:
+            self._metrics.part_tally(route, each.name, each.text.partition(";")[0]).count += 1
+        if self._log is not None:
+            self._log(exchange, 200, size, elapsed)
+
+    # --- the whole -----------------------------------------------------------------------------------------
+
+    def shape(self, spot: Spot, block: Block, stored: Stored, endings: Endings) -> Shape | None:
+        """The form that a hit on a whole has, by the head that was made for its join; None where there is none."""
+        joint = spot.joints.get(block.bases.get(spot.known) or "")
+        if joint is None or stored.headers[3:-1] != joint.rest:
+            return None
+        head = joint.heads.get(block.form) or self._head_known(joint, spot, block)
+        if head is None:
+            return None
+        template, tally = head
+        before, after = (template % joint.values(stored, MARK)).split(MARK)
+        return Shape(200, before, after, endings, Result.HIT, tally, length=0 if spot.head else len(stored.body))
+
+    def _kept(self, joint: Joint, spot: Spot, block: Block, found: Gathered, now: float) -> Stored:
+        """The whole as a stored response. Its parts were judged in this very turn: it is stamped by now."""
+        if joint.retold != self._retold:
+            joint.retold = self._retold
+            if [side.told for side in joint.sides] != joint.told:
+                joint.settle()
+        suffix = block.vary[joint.vary] or ""
+        lifetime = found.age + (found.fresh - now)
+        promise = b"max-age=%d" % lifetime
+        size = joint.fixed + len(found.body) + len(promise)
+        known = bool(joint.fixed) and size <= self._largest and not suffix and self._lies_there(joint)
+        stored = Stored(
+            key=joint.node.key if known else joint.base + suffix,
+            primary=spot.primary,
+            born=now,
+            started=found.started,
+            initial_age=found.age,
+            status=200,
+            headers=(
+                joint.first,
+                (b"cache-control", promise),
+                (b"etag", own_tag(found.body)),
+                *joint.rest,
+                (b"date", self._date_at(now)),
+            ),
+            body=found.body,
+            life=Life(lifetime=lifetime),
+            tags=spot.recall.tags,
+            stamp=self._tiers.stamp(),
+            vary=joint.vary,
+            route=spot.known.route.name,
+            names=joint.names,
+        )
+        if known:
+            self._memory.renew(joint.node, stored, size)
+            joint.turn = joint.node.turn
+        else:
+            self._keep(joint, stored)
+        joint.until = now - found.age + lifetime
+        return stored
+
+    def _lies_there(self, joint: Joint) -> bool:
+        """Whether what this joint made last lies in memory, and no index selects among variants of it."""
+        return joint.node.turn == joint.turn and joint.index_turn == self._unindexed.turn
+
+    def _keep(self, joint: Joint, stored: Stored) -> None:
+        if not joint.fixed:
+            joint.fixed = size_of(stored) - len(stored.body) - len(stored.headers[1][1])
+        self._tiers.keep(stored, joint.wanted, size=joint.fixed + len(stored.body) + len(stored.headers[1][1]))
+        joint.node, joint.turn = NOTHING, -1
+        node = self._memory.node(stored.key)
+        if node is not None and node.value is stored and self._memory.index(stored.primary) is None:
+            joint.node, joint.turn, joint.index_turn = node, node.turn, self._unindexed.turn
+
+    def _date_at(self, now: float) -> bytes:
+        if int(now) != self._second:
+            self._second, self._date = int(now), http_date(now)
+        return self._date
+
+    def _start(self, joint: Joint, spot: Spot, block: Block, stored: Stored, now: float) -> tuple[int, bytes, Tally]:
+        """The status, the answer's own fields, and where it is counted."""
+        known = joint.heads.get(block.form) or self._head_known(joint, spot, block)
+        if known is not None:
+            template, tally = known
+            return 200, template % joint.values(stored, b"%d" % stored.initial_age), tally
+        exchange = Exchange("", 0.0, "HEAD" if spot.head else "GET", "", "")
+        answer = stored_answer(exchange, block.headers, stored, spot.known.route.rules, now)
+        headers = answer.headers if self._cors is None else self._cors.told(answer.headers, block.origin)
+        headers = joint.downstream.told(headers, stored.vary)
+        tally = self._metrics.tally(spot.known.route.name, Result.HIT, answer.status)
+        if not (has(block.headers, b"if-none-match") or has(block.headers, b"if-modified-since")):
+            made = template_of(200, headers, CHANGING)
+            if made is not None:
+                if len(self._heads) >= self._most:
+                    self._heads.clear()
+                self._heads[spot.known.route.name, joint.rest, block.form] = (made, tally)
+        return answer.status, start_of(answer.status, headers), tally
+
+    def _head_known(self, joint: Joint, spot: Spot, block: Block) -> tuple[bytes, Tally] | None:
+        """The head of this form, where it was made for another request line."""
+        head = self._heads.get((spot.known.route.name, joint.rest, block.form))
+        if head is not None:
+            if len(joint.heads) >= FORMS:
+                joint.heads.clear()
+            joint.heads[block.form] = head
+        return head
+
+    def _note(
+        self,
+        joint: Joint,
+        spot: Spot,
+        block: Block,
+        request_id: bytes,
+        began: float,
+        peer: str,
+        status: int,
+        size: int,
+        ttl: int,
+        elapsed: float,
+    ) -> None:
+        """The request's line in the access log."""
+        assert self._log is not None
+        exchange = self._exchange(spot, block, request_id, began, peer)
+        exchange.key = joint.hash
+        exchange.outcome = Outcome(Result.HIT, ttl=ttl, tier="memory", detail="joined")
+        self._log(exchange, status, size, elapsed)
+
+
+def has_expired(stored: Stored, now: float) -> bool:
+    """Whether a whole's life has ended, whatever was purged; as policy.windows has it where a route has no rules."""
+    lifetime = stored.life.lifetime
+    return lifetime is not None and now >= stored.born - stored.initial_age + lifetime

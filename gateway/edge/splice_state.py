@@ -1,0 +1,150 @@
+"""What the edge knows of wholes that it may join, and of their parts.
+
+What does not change from one join to the next is made once: of a part, its windows as the purges known by then leave
+it (`AtHand`, shared by all wholes that it is in); of a whole, its names and keys, and the head of its answer (`Joint`),
+by the functions that the app makes them by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from gateway.advisor.traffic import key_hash
+from gateway.advisor.ttl_ladder import Recorder
+from gateway.aggregates.lifetime import Joining, whole_headers
+from gateway.aggregates.merge import WrongType
+from gateway.aggregates.shape import Workshop
+from gateway.aggregates.splice_plan import Ingredient, Joinable, frame_of
+from gateway.cache.memory import Node
+from gateway.cache.request import Route
+from gateway.cache.store import Selection
+from gateway.context import Exchange, Outcome, PartSaid, Result
+from gateway.edge.head_template import Ending
+from gateway.http.headers import Headers, without
+from gateway.observability.metrics import PartTally, Tally
+from gateway.policy import freshness
+from gateway.policy.entry import Stored
+from gateway.policy.epochs import Epochs, State, tag_name
+
+CHANGING = (b"cache-control", b"etag", b"date", b"age", b"content-length")
+"""The fields of a whole's head that differ from one join to the next, in their order."""
+NOTHING: Node[Stored] = Node("", None, 0, main=False)
+"""Where no node in memory tells that a response is still the same."""
+
+
+class AtHand:
+    """A part's stored response as the purges known at `version` leave it, and what it brings into a whole's life. It
+    holds the headers, by whose identity it knows its response again, but not the body; where no header selects among
+    its variants, also the node in memory, whose turn tells that it is still the same."""
+
+    __slots__ = (
+        *("as_is", "base", "born", "fresh", "hash", "headers", "index_turn", "ingredient", "initial_age", "node"),
+        *("primary", "recipe", "recorder", "revalidate", "started", "told", "turn", "version"),
+    )
+
+    def __init__(self, ingredient: Ingredient, recorder: Recorder) -> None:
+        """`recorder` gathers for the advice what is seen of the part's route."""
+        assert ingredient.recipe is not None
+        self.recorder = recorder
+        self.hash = key_hash(ingredient.base)
+        self.ingredient = ingredient
+        self.recipe = ingredient.recipe
+        self.primary, self.base = ingredient.primary, ingredient.base
+        self.headers: Headers | None = None
+        self.version = -1
+        self.node = NOTHING
+        self.turn = self.index_turn = 0
+        self.fresh = self.revalidate = self.born = self.initial_age = self.started = 0.0
+        self.as_is = False
+        self.told: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+
+    def age(self, now: float) -> float:
+        return self.initial_age + max(0.0, now - self.born)
+
+    def take(self, stored: Stored, epochs: Epochs, workshop: Workshop) -> bool:
+        """Be of `stored` from now on; False where it can't be used as it lies."""
+        self.headers = None
+        names = (*self.ingredient.names, *map(tag_name, stored.tags))
+        state, _ = epochs.judge(stored.stamp, stored.started, (*names, *stored.names))
+        if state is not State.VALID or not 200 <= stored.status < 300:
+            return False
+        try:
+            text = workshop.prepared(self.recipe, stored.key, stored.headers, stored.body).text
+        except WrongType:
+            return False
+        rules = self.ingredient.rules
+        self.as_is = text == stored.body
+        windows = freshness.windows(stored, rules)
+        self.fresh, self.revalidate = windows.fresh, windows.revalidate
+        self.born, self.started = stored.born, stored.started
+        self.initial_age = stored.initial_age if rules.ttl is None else 0.0
+        if self.told != (names, stored.vary):
+            self.told = (names, stored.vary)
+        self.version = epochs.version
+        self.headers = stored.headers
+        return True
+
+
+class Joint:
+    """A whole as it is joined again and again: by one request line, for requests whose counted inputs are the same."""
+
+    __slots__ = (
+        *("asked", "base", "downstream", "ending", "first", "fixed", "frame", "hash", "heads", "index_turn"),
+        *("names", "node", "places", "private", "rest", "retold", "said", "sides", "tallies", "told", "turn"),
+        *("until", "vary", "vary_always", "wanted", "workshop"),
+    )
+
+    def __init__(
+        self, route: Route, joinable: Joinable, wanted: Selection, sides: list[AtHand], tallies: list[PartTally]
+    ) -> None:
+        self.downstream = route.downstream
+        self.workshop = joinable.workshop
+        self.asked, self.said = joinable.asked, joinable.said
+        self.base = wanted.plan.base
+        # Where the whole that was joined last lies, and until when it is fresh: for the next to take its place.
+        self.node = NOTHING
+        self.turn = self.index_turn = self.retold = -1
+        self.until = math.inf
+        self.hash = key_hash(self.base)
+        self.sides = sides
+        self.frame, self.places = frame_of(joinable.ingredients)
+        self.wanted = wanted
+        self.tallies = tallies
+        self.told: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+        self.names: tuple[str, ...] = ()
+        self.vary: tuple[str, ...] = ()
+        self.vary_always = joinable.vary
+        self.fixed = 0
+        self.heads: dict[bytes, tuple[bytes, Tally]] = {}
+        # The fields of the stored whole: before `Cache-Control` and `ETag`, and between these and `Date`.
+        self.first: tuple[bytes, bytes] = (b"", b"")
+        self.rest: tuple[tuple[bytes, bytes], ...] = ()
+        self.private = False
+        self.ending = ending_of(route.name, joinable.said)
+
+    def settle(self) -> None:
+        """Take over the names and fields that the parts are told of by now."""
+        self.told = [side.told for side in self.sides]
+        self.names = tuple(dict.fromkeys(name for names, _ in self.told for name in names))
+        self.vary = tuple(sorted({*(name for _, fields in self.told for name in fields), *self.vary_always}))
+        parts = ", ".join(f"{name}=hit" for name in self.said)
+        fields = whole_headers(b"", Joining(b"", 0.0, self.vary, None), parts, complete=True)
+        self.first, _, _, *rest = without(fields, b"content-length", b"age")
+        self.rest = tuple(rest)
+        self.private = self.downstream.holds_identity(self.vary)
+        self.fixed = 0
+        self.heads.clear()
+
+    def values(self, stored: Stored, age: bytes) -> tuple[bytes, bytes, bytes, bytes, bytes]:
+        """What a head of this whole takes in place of `CHANGING`."""
+        fields = stored.headers
+        promise, tag, date = fields[1][1], fields[2][1], fields[-1][1]
+        return (b"private, " + promise if self.private else promise), tag, date, age, b"%d" % len(stored.body)
+
+
+def ending_of(route: str, said: Sequence[str]) -> Ending:
+    """The end of the head of a whole of these parts that was joined just now."""
+    parts = tuple(PartSaid(name, "hit", 0.0) for name in said)
+    outcome = Outcome(Result.HIT, ttl=0, detail="joined")
+    return Ending(Exchange("", 0.0, "", "", "", route=route, outcome=outcome, parts=parts))

@@ -1,0 +1,347 @@
+"""Why a request is answered as it is: one decision, traced from the request line to the stored response.
+
+Nothing is fetched, stored or counted: what the engine would do is worked out by the functions it uses itself, and told.
+With a configuration alone (no running gateway) the trace ends where the stores would be asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from urllib.parse import unquote
+
+import msgspec
+from msgspec import structs
+
+from gateway.aggregates.aggregate import Aggregate
+from gateway.aggregates.part_source import Source as PartSource
+from gateway.aggregates.part_source import Wanting
+from gateway.aggregates.routes import Asked, asked_of
+from gateway.cache.engine import Engine
+from gateway.config.environment import Source
+from gateway.config.part_values import Missing
+from gateway.config.types import show_duration
+from gateway.config.yaml_document import Key
+from gateway.context import Exchange
+from gateway.errors import RequestRefused
+from gateway.explain import trace
+from gateway.explain.lookup import READS, Stores, Wish
+from gateway.explain.routes import HandlerRoute, Local, Order, nothing_local
+from gateway.explain.trace import Lifetime, PartTrace, Trace
+from gateway.http.headers import Headers, combined, has, values
+from gateway.http.path_template import render_tag
+from gateway.http.target import Target, check_host, normalise, split_raw_target, without_credentials
+from gateway.policy import freshness
+from gateway.policy.entry import Stored
+from gateway.policy.keys import plan
+from gateway.policy.rules import NEGATIVE_STATUSES, PLAIN, Rules, facts_of
+from gateway.routing.declared import Declared, has_body
+from gateway.routing.handler_request import places_of
+
+Origins = Callable[[Key], Sequence[Source]]
+"""Who set a value, the winner first; nothing where it is the default."""
+WINDOWS = ("stale_while_revalidate", "stale_if_error", "client_ttl")
+
+
+def no_origins(key: Key) -> Sequence[Source]:
+    """Where nothing is known of who set what."""
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    text: str
+    target: Target
+    headers: Headers
+
+    def told(self, decision: str, why: str) -> Trace:
+        return Trace(
+            request=without_credentials(self.text),
+            target=without_credentials(str(self.target)),
+            normalised=tuple(trace.normalised(self.text.partition(" ")[2], self.target)),
+            decision=decision,
+            why=why,
+        )
+
+
+Explained = Declared | Aggregate | HandlerRoute
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """`engine` is None where only the configuration is known; `origins` tells who set a setting. `local` tells what
+    the gateway answers by itself. `preflights` is whether CORS preflights are answered."""
+
+    declared: Sequence[Declared]
+    origins: Origins
+    engine: Engine | None = None
+    aggregates: Sequence[Aggregate] = ()
+    handlers: Sequence[HandlerRoute] = ()
+    local: Local = nothing_local
+    preflights: bool = False
+
+    async def explain(self, method: str, raw_target: str, headers: Headers) -> Trace:
+        """The trace of a request for `raw_target`, a path or one of the gateway's own URLs."""
+        text = f"{method} {raw_target}"
+        try:
+            return await self._explained(_Request(method, text, _target(method, raw_target, headers), headers))
+        except RequestRefused as refused:
+            return Trace(request=without_credentials(text), decision=str(refused.status), why=refused.detail)
+
+    async def _explained(self, request: _Request) -> Trace:
+        if self._is_preflight(request):
+            return request.told("preflight", "a CORS preflight is answered by the setting `cors`; no route sees it")
+        if self.local(request.method, request.target.decoded) == 200:
+            return request.told("local", "the gateway itself answers this path")
+        matching = sorted(self._matching(request.target), key=_order)
+        taking = [route for route in matching if _takes(route, request.method)]
+        if not taking:
+            return self._unanswered(request, matching)
+        lost = tuple(f"{other.name} ({_path(other)})" for other in matching if other is not taking[0])
+        match taking[0]:
+            case HandlerRoute() as handler:
+                return await self._on_handler(request, handler, lost)
+            case route if request.method == "PURGE":
+                return _purging(request, route, lost)
+            case Aggregate() as aggregate:
+                return await self._on_aggregate(request, aggregate, lost)
+            case Declared() as route:
+                return await self._on_route(request, route, lost)
+
+    def _is_preflight(self, request: _Request) -> bool:
+        asks = has(request.headers, b"origin") and has(request.headers, b"access-control-request-method")
+        return self.preflights and request.method == "OPTIONS" and asks
+
+    def _matching(self, target: Target) -> Iterator[Explained]:
+        routes: list[Declared | Aggregate] = [*self.declared, *self.aggregates]
+        for route in routes:
+            if route.config.template.match(target.path) is not None:
+                yield route
+        yield from (handler for handler in self.handlers if handler.matches(target))
+
+    def _unanswered(self, request: _Request, matching: Sequence[Explained]) -> Trace:
+        if matching:
+            allowed = sorted({method for route in matching for method in _methods(route)})
+            told = request.told("405", f"the path is there, but takes {', '.join(allowed)} only")
+            return msgspec.structs.replace(told, route=matching[0].name, path=_path(matching[0]))
+        match self.local(request.method, request.target.decoded):
+            case 307:
+                return request.told(
+                    "307", "no route has this path, but one has it with, or without, the slash at its end"
+                )
+            case 405:
+                return request.told("405", "the gateway itself answers this path, for other methods")
+            case _:
+                return request.told("404", "no route has this path")
+
+    async def _on_route(self, request: _Request, route: Declared, lost: tuple[str, ...]) -> Trace:
+        asks, parameters = route.upstream_target(request.target.path, request.target.query)
+        keying, rules, headers = route.engine_route.keying, route.engine_route.rules, request.headers
+        decoded = {name: unquote(value) for name, value in parameters.items()}
+        wish = Wish(
+            request.method,
+            headers,
+            route.name,
+            route.engine_route,
+            plan(keying, route.upstream.name, asks, headers, has_body=has_body(headers)),
+            facts_of(request.method, headers, rules),
+            tuple(render_tag(tag, decoded) for tag in route.config.tags),
+        )
+        told, stored = await self._judged(request, wish)
+        return msgspec.structs.replace(
+            told,
+            path=route.config.path,
+            lost=lost,
+            upstream=route.upstream.name,
+            asks=without_credentials(asks),
+            dropped=tuple(trace.dropped(request.target, asks)),
+            ttl=self._lifetime(("routes", route.name), route.config.ttl, rules, stored),
+            windows=tuple(self._windows(("routes", route.name))),
+        )
+
+    async def _judged(self, request: _Request, wish: Wish) -> tuple[Trace, Stored | None]:
+        """What is told alike of all that goes through the engine, and what is stored."""
+        stores = Stores(self.engine)
+        judged = await stores.judge(wish)
+        stored = judged.found.stored
+        told = msgspec.structs.replace(
+            request.told(judged.decision, judged.why),
+            status=judged.status,
+            route=wish.name,
+            key=tuple(trace.key(wish.plan, wish.route.keying, wish.headers)),
+            variant=trace.variant(stored, wish.route.keying, wish.headers),
+            entry=stores.entry(judged.found, wish.route.rules),
+            names=tuple(stores.names(wish, stored)),
+            client=tuple(trace.client(wish.facts, wish.route.keying, wish.headers, judged.status)),
+        )
+        return told, stored
+
+    # --- handlers in Python --------------------------------------------------------------------------------
+
+    async def _on_handler(self, request: _Request, handler: HandlerRoute, lost: tuple[str, ...]) -> Trace:
+        cached = handler.cached
+        asks = "the Python handler of that name"
+        if cached is None or request.method not in READS:
+            why = "a handler without @cached answers each request itself"
+            why = why if cached is None else "only GET and HEAD are cached"
+            told = request.told("uncached", why)
+            return msgspec.structs.replace(told, route=handler.name, path=handler.path, lost=lost, asks=asks)
+        target, headers, rules = cached.target(request.target), request.headers, cached.route.rules
+        wish = Wish(
+            request.method,
+            [*headers, *places_of({"headers": headers})],
+            handler.name,
+            cached.route,
+            plan(cached.route.keying, cached.origin, target, headers, has_body=has_body(headers)),
+            facts_of(request.method, headers, rules),
+            handler.tags(request.target),
+        )
+        told, stored = await self._judged(request, wish)
+        key, written = ("routes", handler.name), f"@cached of {handler.name} ({cached.written_ttl})"
+        return msgspec.structs.replace(
+            told,
+            path=handler.path,
+            lost=lost,
+            asks=asks,
+            dropped=tuple(trace.dropped(request.target, target)),
+            ttl=self._lifetime(key, cached.ttl, rules, stored, coded=written),
+            windows=tuple(self._windows(key)),
+        )
+
+    # --- aggregates ----------------------------------------------------------------------------------------
+
+    async def _on_aggregate(self, request: _Request, aggregate: Aggregate, lost: tuple[str, ...]) -> Trace:
+        asked = asked_of(aggregate, request.target.path, request.target, request.headers)
+        headers = request.headers
+        wish = Wish(
+            request.method,
+            headers,
+            aggregate.name,
+            aggregate.route,
+            plan(aggregate.route.keying, f"+{aggregate.name}", asked.target, headers, has_body=has_body(headers)),
+            structs.replace(facts_of(request.method, headers, aggregate.route.rules), authorized=False),
+            tuple(render_tag(tag, dict(asked.values.path)) for tag in aggregate.config.tags),
+        )
+        told, _ = await self._judged(request, wish)
+        if told.decision in ("miss", "revalidate"):
+            why = "the whole is joined anew of its parts; only those that are stale are fetched"
+            told = msgspec.structs.replace(told, decision="join", why=why)
+        return msgspec.structs.replace(
+            told,
+            path=aggregate.config.path,
+            lost=lost,
+            asks=f"its parts {', '.join(asked.shown)}",
+            parts=tuple([await self._part(request, aggregate, name, asked) for name in asked.shown]),
+        )
+
+    async def _part(self, request: _Request, aggregate: Aggregate, name: str, asked: Asked) -> PartTrace:
+        source = aggregate.kit.sources.get(name)
+        if source is None:
+            return PartTrace(name=name, note="static")
+        told = PartTrace(name=name, upstream=source.upstream.name)
+        needs = ", ".join(source.part.needs)
+        if needs:
+            note, ttl = f"asks with values of {needs}", self._part_ttl(aggregate, source)
+            return msgspec.structs.replace(told, note=note, ttl=ttl)
+        try:
+            target, tags = source.target(asked.values)
+        except (Missing, RequestRefused) as missing:
+            note, ttl = f"left out: {missing}", self._part_ttl(aggregate, source)
+            return msgspec.structs.replace(told, note=note, ttl=ttl)
+        exchange = Exchange("", 0.0, "GET", "", "http", headers=request.headers)
+        ask = source.ask(Wanting.of(exchange, PLAIN, asked.values, 0.0), target, tags)
+        wish = Wish(request.method, ask.headers, source.route.name, source.route, ask.plan, ask.facts, ask.tags)
+        stores = Stores(self.engine)
+        found = await stores.found(wish)
+        entry = stores.entry(found, source.route.rules)
+        return msgspec.structs.replace(
+            told, asks=without_credentials(target), ttl=self._part_ttl(aggregate, source, found.stored), entry=entry
+        )
+
+    def _part_ttl(self, aggregate: Aggregate, source: PartSource, stored: Stored | None = None) -> Lifetime:
+        key: Key = ("routes", aggregate.name, "parts", source.part.name)
+        if source.declared is not None:
+            key = ("routes", source.declared.name)
+        config = source.declared.config if source.declared is not None else source.part.config
+        coded = None
+        if aggregate.written is not None and source.declared is None:
+            ttl = aggregate.written.parts[source.part.name].ttl
+            coded = f"aggregate() of {aggregate.name} ({ttl if isinstance(ttl, str) else show_duration(ttl)})"
+        return self._lifetime(key, config.ttl, source.route.rules, stored, coded=coded)
+
+    # --- the lifetime --------------------------------------------------------------------------------------
+
+    def _lifetime(
+        self, key: Key, ttl: timedelta | str, rules: Rules, stored: Stored | None, *, coded: str | None = None
+    ) -> Lifetime:
+        """The TTL that decides, who set it, and what the upstream and the jitter make of it. `coded` is what the code
+        of a Python handler says of it."""
+        if rules.ttl is None or isinstance(ttl, str):
+            sources = self._sources(key, "ttl", coded)
+            return Lifetime(value="origin", sources=sources, notes=tuple(trace.origin_notes(stored)))
+        setting, value = "ttl", ttl
+        notes = [f"jitter shortens it by up to {rules.jitter:.0%}"]
+        if stored is not None and stored.status in NEGATIVE_STATUSES:
+            setting, value, coded = "negative_ttl", timedelta(seconds=rules.negative_ttl), None
+            notes = [f"of a {stored.status}; that of other answers is {show_duration(ttl)}", *notes]
+        sources = self._sources(key, setting, coded)
+        if stored is not None:
+            if said := combined(stored.headers, b"cache-control"):
+                sources = (*sources, f"upstream ({said})")
+            notes.append(f"this entry: {freshness.windows(stored, rules).fresh - stored.born:.2f} s from its birth")
+        return Lifetime(value=show_duration(value), sources=sources, notes=tuple(notes), setting=setting)
+
+    def _windows(self, key: Key) -> Iterator[Lifetime]:
+        """The other windows of a route, where somebody set them."""
+        for setting in WINDOWS:
+            origins = self.origins((*key, setting))
+            if origins:
+                yield Lifetime(value=origins[0].value, sources=self._sources(key, setting, None), setting=setting)
+
+    def _sources(self, key: Key, setting: str, coded: str | None) -> tuple[str, ...]:
+        named = [f"{source.place} ({source.value})" for source in self.origins((*key, setting))]
+        if coded is not None:
+            named.append(coded)
+        return tuple(named or ["default"])
+
+
+def _target(method: str, raw: str, headers: Headers) -> Target:
+    """The target as the rule for targets leaves it. Raises RequestRefused where it refuses it."""
+    if method in ("CONNECT", "TRACE"):
+        raise RequestRefused(f"{method} is not served here.", 405, "method")
+    hosts = values(headers, b"host")
+    host = check_host(hosts, "1.1") if hosts else ""
+    path, query = split_raw_target(raw.encode("latin-1", "replace"), host, scheme="http")
+    return normalise(path, query)
+
+
+def _order(route: Explained) -> Order:
+    return route.order if isinstance(route, HandlerRoute) else (False, route.config.template.specificity)
+
+
+def _path(route: Explained) -> str:
+    return route.path if isinstance(route, HandlerRoute) else route.config.path
+
+
+def _methods(route: Explained) -> frozenset[str]:
+    """The methods that a route takes, where it does not take all."""
+    if isinstance(route, HandlerRoute):
+        return route.methods
+    return frozenset((*READS, "PURGE")) if isinstance(route, Aggregate) else frozenset()
+
+
+def _takes(route: Explained, method: str) -> bool:
+    return isinstance(route, Declared) or method in _methods(route)
+
+
+def _purging(request: _Request, route: Declared | Aggregate, lost: tuple[str, ...]) -> Trace:
+    networks = ", ".join(map(str, route.config.purge_from))
+    if networks:
+        told = request.told(
+            "purge", f"what is stored for this URL is purged for clients from {networks} (`purge_from`)"
+        )
+    else:
+        told = request.told("403", "PURGE is allowed from nowhere here (setting `purge_from`)")
+    return msgspec.structs.replace(told, route=route.name, path=route.config.path, lost=lost)

@@ -1,0 +1,147 @@
+"""What lies stored for a request that is explained, and what the engine would do with it. Nothing is changed by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import assert_never
+
+from gateway.cache.compression import Coded, is_compressible
+from gateway.cache.engine import Engine
+from gateway.cache.request import Route
+from gateway.cache.respond import stored_answer
+from gateway.cache.store import Found, selection
+from gateway.context import Exchange
+from gateway.explain import trace
+from gateway.explain.trace import BYPASSES, UNKNOWN, Entry, Name
+from gateway.http.headers import Headers
+from gateway.policy import freshness
+from gateway.policy.entry import Stored
+from gateway.policy.epochs import key_name, route_name, tag_name
+from gateway.policy.freshness import Bypass, Hit, Miss, Revalidate, Stale, Unsatisfiable
+from gateway.policy.keys import Plan
+from gateway.policy.rules import Facts, Rules
+from gateway.policy.vary import latest
+
+READS = ("GET", "HEAD")
+NOTHING = Found(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A request as the engine sees it: `name` is the route's by which its answers are purged."""
+
+    method: str
+    headers: Headers
+    name: str
+    route: Route
+    plan: Plan
+    facts: Facts
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What would be done for a request, and why; `status` is what the client would get, where that is known."""
+
+    decision: str
+    why: str
+    found: Found = NOTHING
+    status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """`engine` is None where only the configuration is known."""
+
+    engine: Engine | None
+
+    async def judge(self, wish: Wish) -> Judged:
+        if wish.method not in READS:
+            return Judged("pass", trace.passed(wish.method))
+        if wish.plan.bypass is not None:
+            return Judged("bypass", BYPASSES[wish.plan.bypass])
+        if self.engine is None:
+            return Judged(UNKNOWN, "no running gateway was asked, so what is stored is not known")
+        return self._decided(self.engine, wish, await self.found(wish))
+
+    async def found(self, wish: Wish) -> Found:
+        """What is stored for it: in the memory of this worker, and where that would not do, in Redis."""
+        if self.engine is None or wish.plan.bypass is not None or wish.method not in READS:
+            return Found(None)
+        identity_key = wish.route.keying.identity_key
+        wanted = selection(wish.plan, wish.headers, wish.name, wish.tags, identity_key=identity_key)
+        here = Found(self.engine.tiers.at_hand(wanted), "memory")
+        decision = freshness.decide(here.stored, wish.facts, wish.route.rules, self.engine.clock.now())
+        satisfied = not isinstance(decision, Revalidate | Miss | Unsatisfiable)
+        if satisfied or wish.route.made or not self.engine.shared.available:
+            return here if here.stored is not None else Found(None)
+        there = await self.engine.tiers.look(wanted)
+        if here.stored is None or (there.stored is not None and there.stored.born > here.stored.born):
+            return there
+        return here
+
+    def _decided(self, engine: Engine, wish: Wish, found: Found) -> Judged:
+        now = engine.clock.now()
+        stored, rules = found.stored, wish.route.rules
+        match decision := freshness.decide(stored, wish.facts, rules, now):
+            case Hit():
+                why = f"fresh for {decision.windows.fresh - now:.1f} s more"
+                return Judged("hit", why, found, self._status(wish, decision.stored, now))
+            case Stale():
+                why = trace.why_stale(decision.windows, now, refresh=decision.refresh)
+                return Judged("stale", why, found, self._status(wish, decision.stored, now))
+            case Revalidate():
+                if engine.is_resting(wish.plan.base) and freshness.usable_on_error(
+                    decision.stored, wish.facts, rules, now
+                ):
+                    why = trace.why_resting(decision.windows, now)
+                    return Judged("stale_error", why, found, self._status(wish, decision.stored, now))
+                return Judged("revalidate", trace.why_asked(decision, now), found)
+            case Miss():
+                return Judged("miss", trace.why_missed(stored, self._other_variants(wish)), found)
+            case Bypass():
+                return Judged("bypass", BYPASSES.get(decision.reason, decision.reason), found)
+            case Unsatisfiable():
+                return Judged("504", "nothing stored answers it, and it asked for no more (only-if-cached)", found)
+            case _:
+                assert_never(decision)
+
+    def _other_variants(self, wish: Wish) -> tuple[str, ...]:
+        """The request headers by which what is stored for the target is chosen; none where nothing is."""
+        return latest(self.engine.memory.index(wish.plan.primary)) if self.engine is not None else ()
+
+    def _status(self, wish: Wish, stored: Stored, now: float) -> int:
+        """The status of the answer from `stored`: its own, 304, 206 or 416. No coded form is made for it."""
+        rules = wish.route.rules
+        coded = Coded(None, stored.body) if is_compressible(stored, rules) else None
+        exchange = Exchange("", 0.0, wish.method, "", "http", headers=wish.headers)
+        return stored_answer(exchange, wish.headers, stored, rules, now, coded).status
+
+    def entry(self, found: Found, rules: Rules) -> Entry | None:
+        stored = found.stored
+        if stored is None or self.engine is None:
+            return None
+        now = self.engine.clock.now()
+        ends = freshness.windows(stored, rules)
+        return Entry(
+            tier=found.tier or "",
+            status=stored.status,
+            bytes=len(stored.body),
+            age=round(freshness.current_age(stored, now) if rules.ttl is None else max(0.0, now - stored.born), 3),
+            fresh_for=round(ends.fresh - now, 3),
+            stale_while_revalidate_for=round(ends.revalidate - now, 3),
+            stale_if_error_for=round(ends.error - now, 3),
+            varies_on=stored.vary,
+            tags=stored.tags,
+            purged_softly=stored.softened is not None,
+        )
+
+    def names(self, wish: Wish, stored: Stored | None) -> Iterator[Name]:
+        """The names by which the answer can be purged, and when each last was."""
+        epochs = self.engine.tiers.purges.epochs if self.engine is not None else None
+        all_tags = dict.fromkeys((*wish.tags, *(stored.tags if stored is not None else ())))
+        named = [("key", key_name(wish.plan.primary)), (f"route {wish.name}", route_name(wish.name))]
+        named += [(f"tag {tag}", tag_name(tag)) for tag in all_tags]
+        for shown, name in named:
+            yield Name(name=shown, epoch=(epochs.last_purge(name) if epochs is not None else None) or "-")

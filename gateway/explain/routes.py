@@ -1,0 +1,127 @@
+"""Python handlers as `explain` sees them: their path, and what `@cached` makes of it.
+
+What the gateway answers by itself, before any declared route: health, documentation, redirects to the slash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from fastapi.routing import RouteContext
+from starlette.routing import BaseRoute, Match, Router
+
+from gateway.cache.request import Route
+from gateway.config.types import show_duration
+from gateway.http.target import Target, other_slash, select_query
+from gateway.routing.handler_settings import Runtime, cached_settings, target_text
+from gateway.routing.handler_tags import rendered
+
+Order = tuple[bool, tuple[tuple[int, int], ...]]
+"""Of two routes that have a path, the one with the lesser order answers: whether it was added after the others, then
+how specific it is."""
+
+
+@dataclass(frozen=True)
+class HandlerCache:
+    """`origin` is the name that stands for the handler in its keys; `query` the parameters that count (None: all)."""
+
+    route: Route
+    origin: str
+    query: frozenset[str] | None
+    drop_query: tuple[str, ...]
+    kept: frozenset[str]
+    tags: tuple[str, ...]
+    written: float | None
+    """The TTL as the code has it, in seconds; `route` has it as it is in force."""
+
+    def target(self, target: Target) -> str:
+        """What the handler is asked for, as its key has it."""
+        return target_text(target.path, select_query(target.query, self.query, self.drop_query, self.kept))
+
+    @property
+    def ttl(self) -> timedelta | str:
+        return _ttl(self.route.rules.ttl)
+
+    @property
+    def written_ttl(self) -> str:
+        ttl = _ttl(self.written)
+        return ttl if isinstance(ttl, str) else show_duration(ttl)
+
+
+def _ttl(seconds: float | None) -> timedelta | str:
+    return "origin" if seconds is None else timedelta(seconds=seconds)
+
+
+@dataclass(frozen=True)
+class HandlerRoute:
+    """A path that a Python handler answers. `cached` is None where nothing of it is stored."""
+
+    name: str
+    path: str
+    order: Order
+    context: RouteContext
+    cached: HandlerCache | None
+
+    def matches(self, target: Target) -> bool:
+        return self.context.path_regex.fullmatch(target.decoded) is not None
+
+    @property
+    def methods(self) -> frozenset[str]:
+        return frozenset(self.context.methods or ())
+
+    def tags(self, target: Target) -> tuple[str, ...]:
+        found = self.context.path_regex.fullmatch(target.decoded)
+        if self.cached is None or found is None:
+            return ()
+        return rendered(self.cached.tags, self.context.dependant, found.groupdict())
+
+
+def handler_route(context: RouteContext, order: Order, runtime: Runtime) -> HandlerRoute:
+    marked = cached_settings(context.endpoint)
+    path = context.path or "/"
+    if marked is None:
+        return HandlerRoute(context.name or path, path, order, context, None)
+    settings = marked[0]
+    route, query = runtime.bound[id(settings)]
+    cached = HandlerCache(
+        route,
+        settings.origin_name,
+        query,
+        runtime.drop_query,
+        runtime.inputs[id(settings)].parameters,
+        settings.tags,
+        written=settings.rules.ttl,
+    )
+    return HandlerRoute(settings.name, path, order, context, cached)
+
+
+Local = Callable[[str, str], int | None]
+"""Of a method and a decoded path: 200 where the gateway answers it, 405 where it does for another method, 307 where the
+path differs from a route's by its last slash alone; None of what is left to routes."""
+
+
+def nothing_local(method: str, path: str) -> int | None:
+    return None
+
+
+def local_of(own: Iterable[BaseRoute], router: Router) -> Local:
+    """`own` are the routes of `router` that are the gateway's."""
+
+    def local(method: str, path: str) -> int | None:
+        match _matched(own, method, path):
+            case Match.FULL:
+                return 200
+            case Match.PARTIAL:
+                return 405
+        other = other_slash(path)
+        return 307 if other and _matched(router.routes, method, other) is not Match.NONE else None
+
+    return local
+
+
+def _matched(routes: Iterable[BaseRoute], method: str, path: str) -> Match:
+    """How the first of `routes` that has this path matches it."""
+    scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
+    return next((match for route in routes if (match := route.matches(scope)[0]) is not Match.NONE), Match.NONE)

@@ -1,0 +1,315 @@
+"""What `gateway explain` tells of one request, as a value: JSON at the admin listener, text by `explain_text`.
+
+A trace as text, for people: what `gateway explain` prints.
+
+The words of `gateway explain`: what was decided, said so that an operator can do something about it. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import msgspec
+
+from gateway.config.overrides import instant
+from gateway.http.headers import Headers, has
+from gateway.http.target import Target, pair_name
+from gateway.policy import storability
+from gateway.policy.entry import Stored
+from gateway.policy.freshness import Revalidate, Windows
+from gateway.policy.identity_key import ShownKey
+from gateway.policy.keys import Keying, Plan, plan
+from gateway.policy.rules import Facts
+from gateway.policy.vary import variant_suffix
+
+UNKNOWN = "unknown"
+"""The decision where no running gateway was asked."""
+
+
+class Lifetime(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A TTL, or another window, and where it came from, the winner first: `30s: environment …, over file … line 14`.
+
+    `setting` is the one that decides: of a 404 or 410 it is `negative_ttl`."""
+
+    value: str
+    sources: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    setting: str = "ttl"
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A stored response: where it lies, and how it stands. Durations are seconds from now, negative where past."""
+
+    tier: str
+    status: int
+    bytes: int
+    age: float
+    fresh_for: float
+    stale_while_revalidate_for: float
+    stale_if_error_for: float
+    varies_on: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    purged_softly: bool = False
+
+
+class Name(msgspec.Struct, frozen=True, kw_only=True):
+    """A name by which the answer can be purged, and its last purge as a position on the stream (`-`: none)."""
+
+    name: str
+    epoch: str
+
+
+class PartTrace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One part of an aggregate: what it asks, or why that is not known yet; its TTL, and what is stored."""
+
+    name: str
+    upstream: str = ""
+    asks: str = ""
+    note: str = ""
+    ttl: Lifetime | None = None
+    entry: Entry | None = None
+
+
+class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One request's way: what `gateway explain` prints, and the admin API gives as JSON.
+
+    `decision` is what would be done: `hit`, `stale`, `stale_error` (the upstream failed a moment ago), `revalidate`,
+    `miss`, `join`, `bypass`, `pass`, `purge`, `uncached`, `local`, `preflight`, `unknown`, or the status of a refusal.
+    `status` is what the client gets of what is stored (304 or 206 where it asked so)."""
+
+    request: str
+    decision: str
+    why: str
+    status: int | None = None
+    target: str = ""
+    normalised: tuple[str, ...] = ()
+    route: str = ""
+    path: str = ""
+    lost: tuple[str, ...] = ()
+    upstream: str = ""
+    asks: str = ""
+    dropped: tuple[str, ...] = ()
+    key: tuple[str, ...] = ()
+    variant: tuple[str, ...] = ()
+    ttl: Lifetime | None = None
+    windows: tuple[Lifetime, ...] = ()
+    entry: Entry | None = None
+    names: tuple[Name, ...] = ()
+    client: tuple[str, ...] = ()
+    parts: tuple[PartTrace, ...] = ()
+
+
+def render(trace: Trace) -> str:
+    """The trace as text, a fact a line."""
+    return "\n".join(_lines(trace))
+
+
+def _lines(trace: Trace) -> Iterator[str]:
+    yield trace.request
+    yield from _line("decision", f"{trace.decision}: {trace.why}")
+    yield from _line("target", trace.target, *trace.normalised)
+    if trace.route:
+        yield from _line("route", f"{trace.route} ({trace.path})", *(f"over {lost}" for lost in trace.lost))
+        yield from _line("asks", f"{trace.upstream} for {trace.asks}" if trace.upstream else trace.asks)
+        yield from _line("dropped", *trace.dropped)
+        yield from _line("key", *trace.key)
+        yield from _line("variant", *trace.variant)
+    if trace.ttl is not None:
+        yield from _line(trace.ttl.setting, _lifetime(trace.ttl), *trace.ttl.notes)
+    yield from _line("windows", *_windows(trace))
+    if trace.names:
+        if trace.decision != UNKNOWN:
+            yield from _line("stored", *_entry_lines(trace.entry))
+        yield from _line("names", *(f"{name.name}: {_purged(name.epoch)}" for name in trace.names))
+    for part in trace.parts:
+        yield from _line(f"part {part.name}", *_part_lines(part))
+    yield from _line("client", *trace.client)
+
+
+def _windows(trace: Trace) -> Iterator[str]:
+    shown = trace.ttl.setting if trace.ttl is not None else ""  # negative_ttl, of a stored 404
+    return (f"{window.setting} {_lifetime(window)}" for window in trace.windows if window.setting != shown)
+
+
+def _part_lines(part: PartTrace) -> Iterator[str]:
+    yield f"{part.upstream} for {part.asks}" if part.asks else part.note
+    if part.ttl is not None:
+        yield f"{part.ttl.setting} {_lifetime(part.ttl)}"
+    if part.entry is not None:
+        yield from _entry_lines(part.entry)
+
+
+def _lifetime(lifetime: Lifetime) -> str:
+    return f"{lifetime.value}: {', over '.join(lifetime.sources)}"
+
+
+def _line(label: str, *values: str) -> Iterator[str]:
+    shown = [value for value in values if value]
+    for position, value in enumerate(shown):
+        yield f"  {label if not position else '':<{max(10, len(label) + 2) if not position else 10}}{value}"
+
+
+def _entry_lines(entry: Entry | None) -> Iterator[str]:
+    if entry is None:
+        yield "nothing"
+        return
+    yield f"in {entry.tier}: {entry.status}, {entry.bytes} bytes, {entry.age:.1f} s old"
+    yield _window("fresh", entry.fresh_for)
+    if entry.stale_while_revalidate_for > entry.fresh_for:
+        yield _window("stale while revalidating", entry.stale_while_revalidate_for)
+    if entry.stale_if_error_for > entry.fresh_for:
+        yield _window("stale if the upstream fails", entry.stale_if_error_for)
+    if entry.varies_on:
+        yield f"varies on {', '.join(entry.varies_on)}"
+    if entry.purged_softly:
+        yield "purged softly: its freshness has ended"
+
+
+def _window(what: str, left: float) -> str:
+    return f"{what} for {left:.1f} s more" if left > 0 else f"{what}: ended {-left:.1f} s ago"
+
+
+def _purged(position: str) -> str:
+    """When a name was last purged: the time that its position in Redis's stream begins with."""
+    milliseconds, dash, _ = position.partition("-")
+    if dash and milliseconds.isdigit():
+        return f"last purged {instant(int(milliseconds) / 1000)}"
+    return "not purged of late" if position == "-" else f"last purged {position}"
+
+
+BYPASSES = {
+    "body": "a GET with a body passes by the cache",
+    "authorization": "a request with Authorization passes by the cache here (setting `authorization`)",
+    "cookie": "a request with cookies passes by the cache here (setting `cookies`)",
+    "precondition": "a request with If-Match or If-Unmodified-Since is the upstream's to judge",
+    "off": "the route has cache: off, or ttl: 0s",
+    "no-store": "the request says Cache-Control: no-store",
+}
+
+
+def passed(method: str) -> str:
+    """Of a request that is neither GET nor HEAD."""
+    if method == "OPTIONS":
+        return "it goes to the upstream: only GET and HEAD are cached"
+    return "only GET and HEAD are cached; a success makes void what is stored for the target"
+
+
+def why_missed(stored: Stored | None, others: tuple[str, ...]) -> str:
+    """Of a miss: `others` are the request headers that choose among what is stored for the target."""
+    if stored is not None:
+        return "what is stored may not be given to a request with Authorization"
+    if others:
+        return f"nothing stored answers this request; what is stored for the target varies on {', '.join(others)}"
+    return "nothing stored answers this request"
+
+
+def why_resting(ends: Windows, now: float) -> str:
+    since = now - ends.fresh
+    return f"its freshness ended {since:.1f} s ago, and its upstream failed a moment ago: it is given all the same"
+
+
+def why_stale(ends: Windows, now: float, *, refresh: bool) -> str:
+    since = now - ends.fresh
+    if refresh:
+        return f"its freshness ended {since:.1f} s ago; within stale_while_revalidate it is given, and refreshed behind"
+    return f"its freshness ended {since:.1f} s ago; the request's max-stale accepts it"
+
+
+def why_asked(decision: Revalidate, now: float) -> str:
+    means = "with its validators" if storability.has_validator(decision.stored.headers) else "without validators"
+    if decision.reason == "request":
+        return f"it is fresh, but the request's Cache-Control wants more: the upstream is asked {means}"
+    kept = "; if the upstream fails, it is given all the same" if now < decision.windows.error else ""
+    return f"its freshness ended {now - decision.windows.fresh:.1f} s ago: the upstream is asked {means}{kept}"
+
+
+def normalised(given: str, target: Target) -> Iterator[str]:
+    if given.partition("?")[0] != target.path and given.startswith("/"):
+        yield f"path {given.partition('?')[0]} is {target.path}"
+    pairs = [pair for pair in given.partition("?")[2].split("&") if pair]
+    names = [pair_name(pair) for pair in pairs]
+    if names != sorted(names):
+        yield "query parameters are sorted by name"
+
+
+def dropped(target: Target, asks: str) -> Iterator[str]:
+    asked = asks.partition("?")[2].split("&")
+    for pair in target.query:
+        if pair not in asked:
+            yield f"query parameter {pair_name(pair)}: no answer depends on it here (settings `query`, `drop_query`)"
+
+
+def key(planned: Plan, keying: Keying, headers: Headers) -> list[str]:
+    """The lines of the base key with the values that it holds digests of, but for those that say who asks."""
+    if planned.bypass is not None:
+        return planned.base.split("\n")
+    origin, _, target = planned.primary.partition("\n")
+    shown = replace(keying, identity_key=ShownKey(keying.identifies))
+    return plan(shown, origin, target, headers).base.split("\n")
+
+
+def variant(stored: Stored | None, keying: Keying, headers: Headers) -> tuple[str, ...]:
+    if stored is None or not stored.vary:
+        return ()
+    return tuple(variant_suffix(stored.vary, headers, ShownKey(keying.identifies)).strip("\n").split("\n"))
+
+
+def origin_notes(stored: Stored | None) -> Iterator[str]:
+    if stored is None:
+        yield "the upstream's headers decide"
+        return
+    life = stored.life
+    if life.lifetime is not None:
+        yield f"the upstream stated {life.lifetime:g} s"
+    elif life.heuristic:
+        yield f"the upstream stated nothing; {life.heuristic:g} s are assumed from Last-Modified"
+    if life.no_cache:
+        yield "no-cache: validated each time"
+    if life.strict:
+        yield "must-revalidate, proxy-revalidate or s-maxage: never given stale"
+
+
+def client(facts: Facts, keying: Keying, headers: Headers, status: int | None) -> Iterator[str]:
+    """What the request itself changed; `status` is the answer's, where it is known."""
+    yield from _conditions(headers, status)
+    if facts.no_cache:
+        yield "no-cache: what is stored is validated first"
+    if facts.max_age is not None:
+        yield f"max-age={facts.max_age:g}: nothing older is accepted"
+    if facts.min_fresh:
+        yield f"min-fresh={facts.min_fresh:g}: it must stay fresh so long"
+    if facts.max_stale is not None:
+        yield "max-stale: stale answers are accepted"
+    if facts.only_if_cached:
+        yield "only-if-cached: the upstream is not asked"
+    if keying.authorization == "ignore" and has(headers, b"authorization"):
+        yield "Authorization is not forwarded and does not count (setting `authorization`)"
+    if keying.cookies == () and has(headers, b"cookie"):
+        yield "cookies are not forwarded and do not count (setting `cookies`)"
+    if facts.authorized and keying.vary is None and keying.authorization == "pass":
+        yield "Authorization: the answer is stored where the upstream says public, must-revalidate or s-maxage"
+
+
+def _conditions(headers: Headers, status: int | None) -> Iterator[str]:
+    """What the client gets by its own condition or range."""
+    condition = next(
+        (name for name in ("If-None-Match", "If-Modified-Since") if has(headers, name.lower().encode())), ""
+    )
+    if condition and status is None:
+        yield f"{condition}: 304 without a body, where the client has the answer that comes"
+    elif condition:
+        yield f"{condition}: " + (
+            "the client has it, so 304 without a body" if status == 304 else "the client has another"
+        )
+    if not has(headers, b"range") or status == 304:
+        return
+    match status:
+        case None:
+            yield "Range: that part of the answer that comes, where it is a 200"
+        case 206:
+            yield "Range: 206, that part of what is stored"
+        case 416:
+            yield "Range: it lies outside of what is stored, so 416"
+        case _:
+            yield "Range: not heeded, the whole is given"

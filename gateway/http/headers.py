@@ -1,0 +1,423 @@
+"""Header fields: what they mean to a cache, and which of them travel.
+
+Pure. Fields are pairs of bytes in their order on the wire, names in lower case, as ASGI hands them over.
+Nothing here raises on malformed input: a field that cannot be understood has no effect, or the effect that
+is safe for a cache (a freshness lifetime that cannot be read is zero, RFC 9111 §4.2.1).
+
+Structured fields, as far as a cache reads them: a dictionary's members (RFC 9651 §3.2, §4.2.2).
+
+Pure. A field that breaks the syntax anywhere is no dictionary at all: it is to be ignored as a whole (§4.2), never
+understood in part.
+"""
+
+from __future__ import annotations
+
+import re
+from calendar import timegm
+from collections.abc import Iterable, Sequence
+from email.utils import formatdate
+
+import msgspec
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+# RFC 9111 §1.2.2: a value too large to represent is treated as 2^31.
+MAX_DELTA = 2**31
+
+HOP_BY_HOP = frozenset(
+    # RFC 9110 §7.6.1, and the fields it names from older practice.
+    (b"connection", b"proxy-connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade")
+) | frozenset((b"proxy-authenticate", b"proxy-authorization", b"proxy-authentication-info"))
+
+CONTENT_DIGESTS = (b"content-digest", b"content-md5")
+"""What describes the bytes of one message (RFC 9530 §2, RFC 1864): of another range, or of no body, they are others."""
+DIGESTS = (*CONTENT_DIGESTS, b"repr-digest", b"digest")
+"""What describes the bytes of a message or of the representation in its content coding (RFC 9530 §3, RFC 3230)."""
+
+# Fields that change what an upstream does without being in any cache key: known ways to poison a cache
+# (Kettle, "Practical Web Cache Poisoning", 2018), and those by which a proxy speaks of the client.
+UNKEYED_DANGERS = frozenset(
+    (
+        b"forwarded",
+        b"x-original-url",
+        b"x-rewrite-url",
+        b"x-original-host",
+        b"x-http-method",
+        b"x-http-method-override",
+        b"x-method-override",
+        b"x-host",
+        b"x-real-ip",
+        b"x-client-ip",
+        b"x-cluster-client-ip",
+        b"true-client-ip",
+        b"cf-connecting-ip",
+        b"fastly-client-ip",
+        b"x-scheme",
+        b"x-url-scheme",
+        b"x-wap-profile",
+        b"x-envoy-original-path",
+        b"x-accel-redirect",
+        b"front-end-https",
+    )
+)
+
+
+# Families of them: what proxies and frameworks (Symfony, IIS, Next.js, Envoy) take for the true host, path or method.
+_DANGEROUS_BEGINNINGS = (
+    *(
+        b"x-forwarded",
+        b"x-original-",
+        b"x-rewrite-",
+        b"x-http-method",
+        b"x-middleware-",
+        b"x-invoke-",
+        b"x-matched-path",
+    ),
+    *(b"x-proxy-", b"x-backend-", b"x-remote-", b"x-azure-", b"x-override-", b"x-envoy-", b"x-sendfile", b"x-accel-"),
+)
+
+
+def values(headers: Headers, name: bytes) -> list[bytes]:
+    """Every field line of `name`, in order."""
+    return [value for key, value in headers if key == name]
+
+
+def combined(headers: Headers, name: bytes) -> str | None:
+    """The field's lines joined by a comma (RFC 9110 §5.3); None where it is absent."""
+    lines = values(headers, name)
+    return b", ".join(lines).decode("latin-1") if lines else None
+
+
+def first(headers: Headers, name: bytes) -> str | None:
+    """The first field line of `name`; None where it is absent."""
+    for key, value in headers:
+        if key == name:
+            return value.decode("latin-1")
+    return None
+
+
+def has(headers: Headers, name: bytes) -> bool:
+    for key, _ in headers:  # noqa: SIM110 - half as long as any() of a generator, and asked some twenty times a request
+        if key == name:
+            return True
+    return False
+
+
+def without(headers: Headers, *names: bytes) -> list[tuple[bytes, bytes]]:
+    return [pair for pair in headers if pair[0] not in names]
+
+
+def split_list(text: str) -> list[str]:
+    """The elements of a comma-separated list, commas within quoted strings respected (RFC 9110 §5.6.1)."""
+    if '"' not in text:
+        return [item for part in text.split(",") if (item := part.strip(" \t"))]
+    items, start, quoted, escaped = [], 0, False, False
+    for index, char in enumerate(text):
+        if escaped:
+            escaped = False
+        elif quoted and char == "\\":
+            escaped = True
+        elif char == '"':
+            quoted = not quoted
+        elif char == "," and not quoted:
+            items.append(text[start:index])
+            start = index + 1
+    items.append(text[start:])
+    return [item for part in items if (item := part.strip(" \t"))]
+
+
+def unquote(text: str) -> str:
+    """The content of a quoted string, or the text itself where it isn't one (RFC 9110 §5.6.4)."""
+    if len(text) >= 2 and text[0] == '"' and text[-1] == '"':
+        return re.sub(r"\\(.)", r"\1", text[1:-1])
+    return text
+
+
+def connection_named(headers: Headers) -> frozenset[bytes]:
+    """The field names that `Connection` lists: they end at this hop (RFC 9110 §7.6.1)."""
+    named = combined(headers, b"connection")
+    return frozenset(item.lower().encode("latin-1") for item in split_list(named)) if named else frozenset()
+
+
+def end_to_end(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The fields that travel on: neither hop-by-hop nor named by `Connection`."""
+    named = connection_named(headers)
+    return [pair for pair in headers if pair[0] not in HOP_BY_HOP and pair[0] not in named]
+
+
+def is_dangerous(name: bytes) -> bool:
+    """Whether a request field may change an upstream's answer behind a key's back.
+
+    Names with an underscore are among them: CGI and WSGI turn `-` into `_`, so `X_User` shadows `X-User`.
+    """
+    return (
+        name in UNKEYED_DANGERS or b"_" in name or name.startswith(_DANGEROUS_BEGINNINGS) or name.endswith(b"-override")
+    )
+
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_DIRECTIVE = re.compile(_TOKEN.pattern + r"""(?:[ \t]*=[ \t]*(?:[^"\s;]*|"(?:[^"\\]|\\.)*"))?""")
+# What forbids something counts also where what stands around it can't be read: `max-age=60;private`.
+_RESTRICTIVE = re.compile(r"(?<![\w-])(?:no-store|no-cache|private)(?![\w-])")
+
+
+class CacheControl(msgspec.Struct, frozen=True):
+    """A parsed `Cache-Control` (RFC 9111 §5.2), or another field of its syntax (RFC 9213 §2.1).
+
+    `directives` maps a name in lower case to its argument, unquoted, or to None. Of a directive that stands
+    more than once the first counts (§4.2.1), but where the arguments of a lifetime differ, the shortest does:
+    both are allowed, and the shorter can't make a stale answer fresh. Of what can't be read, the words that forbid
+    storing or sharing count all the same: a slip of the pen must not publish what was meant for one.
+    """
+
+    directives: dict[str, str | None] = msgspec.field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, lines: Iterable[str]) -> CacheControl:
+        directives: dict[str, str | None] = {}
+        for item in (item for line in lines for item in split_list(line)):
+            name, equals, argument = item.partition("=")
+            name = name.strip(" \t").lower()
+            if not _DIRECTIVE.fullmatch(item):
+                directives.update(dict.fromkeys(_RESTRICTIVE.findall(item.lower())))
+            if not _TOKEN.fullmatch(name):
+                continue
+            value = unquote(argument.strip(" \t")) if equals else None
+            if name not in directives or (
+                name in ("max-age", "s-maxage") and delta_seconds(value) < delta_seconds(directives[name])
+            ):
+                directives[name] = value
+            elif name in ("no-cache", "private") and value is None:
+                directives[name] = None
+        return cls(directives)
+
+    @classmethod
+    def of(cls, headers: Headers, name: bytes = b"cache-control") -> CacheControl:
+        lines = values(headers, name)
+        return cls.parse(line.decode("latin-1") for line in lines) if lines else NO_DIRECTIVES
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.directives
+
+    def __bool__(self) -> bool:
+        return bool(self.directives)
+
+    def seconds(self, name: str) -> int | None:
+        """The directive's delta-seconds; None where it is absent, 0 where it cannot be read."""
+        return delta_seconds(self.directives[name]) if name in self.directives else None
+
+    def unqualified(self, name: str) -> bool:
+        """Whether `no-cache` or `private` stands without a list of field names."""
+        return name in self.directives and not self.directives[name]
+
+    def fields(self, name: str) -> frozenset[bytes]:
+        """The field names that `no-cache="…"` or `private="…"` lists, in lower case."""
+        argument = self.directives.get(name)
+        return frozenset(item.lower().encode("latin-1") for item in split_list(argument or ""))
+
+    def render(self) -> str:
+        """The field's value; parsing it gives an equal CacheControl."""
+        return ", ".join(
+            name if value is None else f"{name}={_quoted(value)}" for name, value in self.directives.items()
+        )
+
+
+NO_DIRECTIVES = CacheControl()
+
+
+def _quoted(value: str) -> str:
+    if _TOKEN.fullmatch(value):
+        return value
+    escaped = re.sub(r'(["\\])', r"\\\1", value)
+    return f'"{escaped}"'
+
+
+_DIGITS = re.compile(r"[0-9]+")
+
+
+def delta_seconds(text: str | None) -> int:
+    """Delta-seconds (RFC 9111 §1.2.2), at most 2^31; 0 for what isn't one, which makes a response stale."""
+    if text is None or not _DIGITS.fullmatch(text):
+        return 0
+    return min(int(text), MAX_DELTA) if len(text) <= 10 else MAX_DELTA
+
+
+def parse_age(headers: Headers) -> int:
+    """The `Age` an upstream sent: its first value, 0 where it can't be read (RFC 9111 §5.1)."""
+    text = combined(headers, b"age")
+    return delta_seconds(split_list(text)[0]) if text and split_list(text) else 0
+
+
+_MONTHS = {
+    name: index
+    for index, name in enumerate(
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"], start=1
+    )
+}
+_MONTH = "(?P<month>" + "|".join(_MONTHS) + ")"
+_CLOCK = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
+# Case-sensitive in RFC 9110 §5.6.7, but a cache matches dates without regard to case (RFC 9111 §4.2).
+_DATE_FORMS = (
+    re.compile(
+        rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_CLOCK} GMT",
+        re.IGNORECASE,
+    ),
+    re.compile(
+        rf"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day, (?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_CLOCK} GMT",
+        re.IGNORECASE,
+    ),
+    re.compile(
+        rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) {_MONTH} (?P<day>[0-9 ][0-9]) {_CLOCK} (?P<year>[0-9]{{4}})", re.IGNORECASE
+    ),
+)  # fmt: skip
+
+
+def parse_date(text: str | None, now: float) -> float | None:
+    """An HTTP date as seconds since 1970, in any of the three forms of RFC 9110 §5.6.7; None for others.
+
+    `now` settles the century of the two-digit form: a date over fifty years ahead is in the past.
+    """
+    match = next((m for form in _DATE_FORMS if (m := form.fullmatch(text))), None) if text else None
+    if match is None:
+        return None
+    year, day = int(match["year"]), int(match["day"])
+    hour, minute, second = int(match["hour"]), int(match["minute"]), int(match["second"])
+    if not (1 <= day <= 31 and hour < 24 and minute < 60 and second <= 60):
+        return None
+    if len(match["year"]) == 2:
+        this_year = int(formatdate(now, usegmt=True)[12:16])
+        year += this_year - this_year % 100
+        if year > this_year + 50:
+            year -= 100
+    if year == 0:
+        return None
+    return float(timegm((year, _MONTHS[match["month"].capitalize()], day, hour, minute, second, 0, 0, 0)))
+
+
+def http_date(seconds: float) -> bytes:
+    """The preferred form of an HTTP date, as in `Date` (RFC 9110 §5.6.7)."""
+    return formatdate(seconds, usegmt=True).encode("ascii")
+
+
+def opaque_tag(tag: str) -> str:
+    """An entity tag without its weakness mark, for the weak comparison of RFC 9110 §8.8.3.2."""
+    return tag[2:] if tag.startswith("W/") else tag
+
+
+def is_strong(tag: str) -> bool:
+    return not tag.startswith("W/")
+
+
+def vary_names(headers: Headers) -> tuple[str, ...] | None:
+    """The field names that `Vary` lists, sorted, in lower case; None where it holds `*`, or what is no name
+    (RFC 9110 §12.5.5)."""
+    text = combined(headers, b"vary")
+    if text is None:
+        return ()
+    names = {item.lower() for item in split_list(text)}
+    if "*" in names or not all(_TOKEN.fullmatch(name) for name in names):
+        return None
+    return tuple(sorted(names))
+
+
+# --- the one value of a request field -------------------------------------------------------------------
+
+_CASELESS = frozenset((b"accept-encoding", b"accept-language", b"accept-charset"))
+_NO_LISTS = frozenset((b"authorization", b"cookie", b"from", b"host", b"origin", b"referer", b"user-agent"))
+"""Fields whose commas separate nothing: a URL, a comment, credentials. Of those the lines are joined and no more."""
+_QUOTED = re.compile(r'(?:[^"]|"(?:[^"\\]|\\.)*")*')
+_QUALITY = re.compile(r";q=([01](?:\.[0-9]{1,3})?)")
+
+
+def sent_value(headers: Headers, name: str) -> str | None:
+    """The one value of a request field; None where it is absent.
+
+    Keys and variants hold this value, templates are filled with it, and a fetch that may be stored sends it, in one
+    field line: what is compared in another form than it is sent in gives one client's answer to another.
+    """
+    field = name.encode("latin-1")
+    lines = values(headers, field)
+    return _one_value(field, lines).decode("latin-1") if lines else None
+
+
+def in_one_line(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """Every field once, with its `sent_value`, in the order of their first lines."""
+    lines: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        lines.setdefault(name, []).append(value)
+    return [(name, _one_value(name, given)) for name, given in lines.items()]
+
+
+def _one_value(name: bytes, lines: list[bytes]) -> bytes:
+    """The lines joined (RFC 9110 §5.3), without empty elements and with one space behind each comma, unless a quotation
+    mark is left open. Where case means nothing it is folded, and what is ranked by quality stands in that order
+    (RFC 9110 §12.5.3, §12.5.4)."""
+    if len(lines) == 1 and b"," not in lines[0] and name not in _CASELESS:
+        return lines[0]
+    text = (b"; " if name == b"cookie" else b", ").join(lines).decode("latin-1")
+    if name in _NO_LISTS or not _QUOTED.fullmatch(text):
+        return text.encode("latin-1")
+    items = split_list(text)
+    if name in _CASELESS:
+        items = sorted((re.sub(r"\s*([;=])\s*", r"\1", item.lower()) for item in items), key=_rank)
+    return ", ".join(items).encode("latin-1")
+
+
+def _rank(item: str) -> tuple[float, str]:
+    quality = _QUALITY.search(item)
+    return (-float(quality[1]) if quality else -1.0, item)
+
+
+def cookie_pairs(headers: Headers, name: str) -> str | None:
+    """Every pair that sets the cookie `name`, as sent and in order, as readers differ in which of them counts; None
+    where there is none. Field lines are told apart, as some read the first alone."""
+    found = [
+        ";".join(pair for item in line.decode("latin-1").split(";") if _cookie_name(pair := item.strip()) == name)
+        for line in values(headers, b"cookie")
+    ]
+    return ";;".join(filter(None, found)) or None
+
+
+def _cookie_name(pair: str) -> str | None:
+    name, equals, _ = pair.partition("=")
+    return name.strip() if equals else None
+
+
+# What cannot be told apart by its first character alone stands before what can.
+_KEY = r"[a-z*][a-z0-9_.*-]*"
+_BARE_ITEM = (
+    r"(?:-?[0-9]{1,12}\.[0-9]{1,3}(?![0-9.])"  # decimal
+    r"|-?[0-9]{1,15}(?![0-9.])"  # integer
+    r'|%"(?:[\x20-\x21\x23\x24\x26-\x7e]|%[0-9a-f]{2})*"'  # display string
+    r'|"(?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*"'  # string
+    r"|[A-Za-z*][A-Za-z0-9!#$%&'*+\-.^_`|~:/]*"  # token
+    r"|:[A-Za-z0-9+/]*={0,2}:"  # byte sequence
+    r"|\?[01]"  # boolean
+    r"|@-?[0-9]{1,15})"  # date
+)
+_PARAMETERS = rf"(?:; *{_KEY}(?:={_BARE_ITEM})?)*"
+_INNER_LIST = rf"\( *(?:{_BARE_ITEM}{_PARAMETERS}(?: +{_BARE_ITEM}{_PARAMETERS})* *)?\)"
+_MEMBER = re.compile(rf"({_KEY})(?:=({_BARE_ITEM}|{_INNER_LIST}))?{_PARAMETERS}")
+_COMMA = re.compile(r"[ \t]*,[ \t]*")
+
+
+def dictionary(text: str) -> dict[str, str] | None:
+    """The members of a dictionary, each value as it is written and without its parameters; a key alone is `?1`.
+
+    Of a key that stands twice the last counts. None where `text` is not a dictionary; an empty one is.
+    """
+    members: dict[str, str] = {}
+    text, position = text.strip(" "), 0
+    while position < len(text):
+        match = _MEMBER.match(text, position)
+        if match is None:
+            return None
+        members[match[1]] = match[2] if match[2] is not None else "?1"
+        position = match.end()
+        if position == len(text):
+            break
+        comma = _COMMA.match(text, position)
+        if comma is None or comma.end() == len(text):
+            return None
+        position = comma.end()
+    return members

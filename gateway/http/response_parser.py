@@ -1,0 +1,184 @@
+"""The responses of upstreams to requests without a body, read strictly: their heads, and where their bodies end. Pure.
+
+This module does not know about connections or time. What two readers could understand in two ways is refused (RFC 9112
+§6.3): lengths that differ, a length beside a transfer coding, another coding than `chunked`. What cannot be
+misunderstood is read as it was meant: lines that end in a line feed alone (§2.2), folded lines (§5.2).
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+import msgspec
+from msgspec import structs
+
+from gateway.errors import GatewayError
+from gateway.http.request_parser import BAD_IN_VALUE, NAME
+
+MOST_FIELDS = 128
+"""Field lines in one head; llhttp's users, aiohttp among them, allow as many."""
+_END_OF_HEAD = re.compile(rb"\n\r?\n")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\0]*)?")
+_FOLD = re.compile(rb"\r?\n[ \t]+")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+_REMEMBERED = 256  # bytes of a field line
+_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection"))
+WITHOUT_BODY = (204, 304)
+"""Statuses of final responses that no content follows (RFC 9112 §6.3)."""
+# RFC 9112 §7.1; some servers fill the size up with spaces.
+_SIZE = re.compile(rb"0{0,64}([0-9A-Fa-f]{1,16})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
+_LONGEST_SIZE = 1024  # bytes of a chunk's size line, its extensions included
+
+
+class Malformed(GatewayError):
+    """A response is no HTTP, or its end could be understood in two ways."""
+
+
+class Head(msgspec.Struct, frozen=True):
+    """A head. `length` is the body's in bytes; None where it is chunked, or ends with the connection.
+
+    Field names are in lower case. `keeps` tells whether the connection may be used again after it; with `quiet` only
+    once it was silent for a while, as the head announced content that must not follow it.
+    """
+
+    status: int
+    fields: list[tuple[bytes, bytes]]
+    length: int | None
+    chunked: bool
+    keeps: bool
+    quiet: bool = False
+
+
+def end_of_head(data: bytes, start: int) -> int:
+    """The index behind the first empty line in `data`, looked for from `start`; 0 where there is none."""
+    match = _END_OF_HEAD.search(data, start)
+    return match.end() if match is not None else 0
+
+
+def read_head(data: bytes, *, bodiless: bool) -> Head:
+    """The head that `data` is, its end included; `bodiless` where it answers a HEAD. Raises Malformed."""
+    first, _, block = data.partition(b"\n")
+    if b"\n " in block or b"\n\t" in block:
+        block = _FOLD.sub(b" ", block)
+    lines = block.split(b"\n")
+    del lines[-2:]  # the empty line, and what follows its end
+    match = _STATUS_LINE.fullmatch(first.removesuffix(b"\r"))
+    if match is None or len(lines) > MOST_FIELDS:
+        raise Malformed("its head is no HTTP/1.1 head, or has too many fields")
+    fields = [_field(line) if len(line) <= _REMEMBERED else _read_field(line) for line in lines]
+    return _framed(int(match[2]), fields, old=match[1] == b"0", bodiless=bodiless)
+
+
+def _read_field(line: bytes) -> tuple[bytes, bytes]:
+    name, colon, value = line.removesuffix(b"\r").partition(b":")
+    value = value.strip(b" \t")
+    if not colon or not NAME.fullmatch(name) or BAD_IN_VALUE.search(value):
+        raise Malformed("a malformed header")
+    return name.lower(), value
+
+
+_field = lru_cache(maxsize=4096)(_read_field)  # most lines of a server are those that it sent before
+
+
+def _framed(status: int, fields: list[tuple[bytes, bytes]], *, old: bool, bodiless: bool) -> Head:
+    length: int | None = None
+    chunked = False
+    keeps, closes = not old, False
+    for name, value in fields:
+        if name not in _FRAMING:
+            continue
+        if name == b"content-length":
+            if length is not None or not _LENGTH.fullmatch(value):
+                raise Malformed("contradictory lengths")
+            length = int(value)
+        elif name == b"transfer-encoding":
+            if chunked or value.lower() != b"chunked":
+                raise Malformed("a framing in doubt")
+            chunked = True
+        else:
+            options = [item.strip(b" \t").lower() for item in value.split(b",")]
+            keeps = keeps or b"keep-alive" in options
+            closes = closes or b"close" in options
+    keeps = keeps and not closes
+    if chunked and length is not None:
+        raise Malformed("a framing in doubt")
+    if bodiless or status in WITHOUT_BODY or status < 200:
+        return _without_body(Head(status, fields, 0, False, keeps), announced=chunked or bool(length))
+    # RFC 9110 §15.3.6: a 205 must not have content. Where it announces some, it is framed as any other (RFC 9112 §6.3),
+    # and the connection ends behind it.
+    keeps = keeps and not (status == 205 and (chunked or length))
+    # RFC 9112 §6.1: what HTTP/1.0 says of a coding is not to be relied on for the next response.
+    return Head(status, fields, length, chunked, keeps and (length is not None or (chunked and not old)))
+
+
+def _without_body(head: Head, *, announced: bool) -> Head:
+    """A head that no content follows, whatever it says (RFC 9112 §6.3).
+
+    What it announces may still come, and would be read as the answer to the next request. A 1xx or a 204 must not
+    announce content (RFC 9110 §8.6, RFC 9112 §6.1); a 304 may, but hardly any server does: both end the connection.
+    Every answer to a HEAD does: its connection is kept, and watched. What follows a 1xx would be read as the
+    final response to the same request, so a 1xx is refused.
+    """
+    if not announced:
+        return head
+    if head.status < 200:
+        raise Malformed("an interim response that announces content")
+    expected = head.status not in WITHOUT_BODY
+    return structs.replace(head, keeps=head.keeps and expected, quiet=True)
+
+
+class Chunks:
+    """A chunked body (RFC 9112 §7.1). Trailers are read and thrown away; `most` bounds their bytes."""
+
+    def __init__(self, most: int) -> None:
+        self.done = False
+        self._most = most
+        self._rest = b""
+        self._left = 0
+        self._step = self._size
+
+    def take(self, data: bytes) -> tuple[list[bytes], bytes]:
+        """The pieces of content in `data`, and what is behind the body's end. Raises Malformed."""
+        data, self._rest = self._rest + data, b""
+        at, pieces = 0, []
+        while at < len(data) and not self.done:
+            if self._left:
+                piece = data[at : at + self._left]
+                pieces.append(piece)
+                self._left -= len(piece)
+                at += len(piece)
+                continue
+            end = data.find(b"\n", at)
+            if end < 0:
+                self._rest = data[at:]
+                if len(self._rest) > (self._most if self._step == self._trailer else _LONGEST_SIZE):
+                    raise Malformed("a line of a chunked body is too long")
+                break
+            line = data[at:end]
+            if not line.endswith(b"\r"):
+                raise Malformed("a chunked body with a bare line feed")
+            self._step(line[:-1])
+            at = end + 1
+        return pieces, data[at:] if self.done else b""
+
+    def _size(self, line: bytes) -> None:
+        match = _SIZE.fullmatch(line) if len(line) <= _LONGEST_SIZE else None
+        if match is None:
+            raise Malformed("a chunk's size is malformed")
+        self._left = int(match[1], 16)
+        self._step = self._after_data if self._left else self._trailer
+
+    def _after_data(self, line: bytes) -> None:
+        if line:
+            raise Malformed("a chunk is longer than it says")
+        self._step = self._size
+
+    def _trailer(self, line: bytes) -> None:
+        if not line:
+            self.done = True
+            return
+        self._most -= len(line)
+        if self._most < 0:
+            raise Malformed("trailers that are too large")
+        _read_field(line)

@@ -1,0 +1,1 @@
+"""Metrics, access log, traces, and the response headers that report the outcome of a request."""

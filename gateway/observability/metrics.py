@@ -1,0 +1,169 @@
+"""What is counted, for Prometheus. The names are fixed here and documented in docs/operations.md.
+
+Labels take their values from the configuration and from closed sets, never from what a client sent, so their number
+is bounded. Children with labels are bound once and kept: looking one up costs as much as counting.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+
+from gateway.advisor.advice import Advice
+from gateway.app.collectors import AdviceCollector, EngineCollector, UpstreamCollector
+from gateway.cache.engine import Engine
+from gateway.context import Outcome, Result
+from gateway.upstreams.client import Upstream
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+LAGS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+class Tally:
+    """A count kept as plain numbers, for those who count a hundred thousand times a second; `Metrics.flush` adds it to
+    the counters. `slow` counts by bucket those that took longer than the first bucket's bound."""
+
+    __slots__ = ("count", "seconds", "slow")
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+        self.slow = [0] * (len(SECONDS) + 1)
+
+    def add(self, seconds: float) -> None:
+        """Count a request that took so long."""
+        self.count += 1
+        self.seconds += seconds
+        if seconds > SECONDS[0]:
+            self.add_slow(seconds)
+
+    def add_slow(self, seconds: float) -> None:
+        self.slow[bisect_left(SECONDS, seconds)] += 1
+
+
+class PartTally:
+    """How often a part became of the same, as a plain number."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class Metrics:
+    """The counters of one gateway, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._tallies: dict[tuple[str, Result, str], Tally] = {}
+        self._part_tallies: dict[tuple[str, str, str], PartTally] = {}
+        self._upstreams: UpstreamCollector | None = None
+        self._make_counters(partial(Counter, registry=self.registry))
+        self._make_histograms(partial(Histogram, registry=self.registry))
+
+    def _make_counters(self, counter: Callable[[str, str, tuple[str, ...]], Counter]) -> None:
+        requests = counter("gateway_requests", "Requests answered.", ("route", "outcome", "status"))
+        said = "Requests sent to upstreams, by what came of them: a status class or a kind of failure."
+        upstream = counter("gateway_upstream_requests", said, ("upstream", "result"))
+        said = "Parts of aggregates, by what became of them, each time they were joined."
+        parts = counter("gateway_parts", said, ("route", "part", "outcome"))
+        said = "Requests refused before any route saw them, by the reason."
+        self._refused = counter("gateway_refused_requests", said, ("reason",))
+        self._count_request = lru_cache(maxsize=4096)(requests.labels)
+        self._count_upstream = lru_cache(maxsize=4096)(upstream.labels)
+        self._count_part = lru_cache(maxsize=4096)(parts.labels)
+
+    def _make_histograms(self, histogram: Callable[..., Histogram]) -> None:
+        said = "Time from the request's arrival to the end of its answer."
+        seconds = histogram("gateway_request_seconds", said, ("outcome",), buckets=SECONDS)
+        said = "Time until an upstream's response head came."
+        upstream_seconds = histogram("gateway_upstream_seconds", said, ("upstream",), buckets=SECONDS)
+        said = "How late the event loop is, measured twenty times a second."
+        self._loop_lag = histogram("gateway_loop_lag_seconds", said, buckets=LAGS)
+        said = "Full rounds of the garbage collector, in which nobody is answered."
+        self._collections = histogram("gateway_garbage_collection_seconds", said, buckets=LAGS)
+        self._observe_seconds = lru_cache(maxsize=64)(seconds.labels)
+        self._observe_upstream = lru_cache(maxsize=1024)(upstream_seconds.labels)
+
+    def watch(self, engine: Engine) -> None:
+        """Show an engine's own figures, read when they are asked for."""
+        self.registry.register(EngineCollector(engine))
+
+    def watch_advice(self, told: Callable[[], Iterable[Advice]]) -> None:
+        """Show what the advisor says of the TTLs in force, read when it is asked for."""
+        self.registry.register(AdviceCollector(told))
+
+    def watch_upstreams(self, upstreams: Iterable[Upstream]) -> None:
+        """Show the places, breakers and budgets of upstreams, read when they are asked for; no longer those of
+        the call before."""
+        if self._upstreams is not None:
+            self.registry.unregister(self._upstreams)
+        self._upstreams = UpstreamCollector(list(upstreams))
+        self.registry.register(self._upstreams)
+
+    def request(self, route: str, outcome: Outcome, status: int, seconds: float) -> None:
+        self._count_request(route, outcome.result.value, f"{status // 100}xx").inc()
+        self._observe_seconds(outcome.result.value).observe(seconds)
+
+    def tally(self, route: str, result: Result, status: int) -> Tally:
+        """The tally of requests with this outcome; the same as calling `request` for each."""
+        return self._tallies.setdefault((route, result, f"{status // 100}xx"), Tally())
+
+    def flush(self) -> None:
+        """Add the tallies to the counters."""
+        for (route, result, status), tally in self._tallies.items():
+            if tally.count:
+                self._count_request(route, result.value, status).inc(tally.count)
+                _observe(self._observe_seconds(result.value), tally)
+                tally.clear()
+        for (route, part, outcome), joined in self._part_tallies.items():
+            if joined.count:
+                self._count_part(route, part, outcome).inc(joined.count)
+                joined.count = 0
+
+    def part_tally(self, route: str, part: str, outcome: str) -> PartTally:
+        """The tally of how often the part became of this; the same as calling `part` for each time."""
+        return self._part_tallies.setdefault((route, part, outcome), PartTally())
+
+    def part(self, route: str, part: str, outcome: str) -> None:
+        self._count_part(route, part, outcome).inc()
+
+    def upstream(self, name: str, result: str, seconds: float) -> None:
+        self._count_upstream(name, result).inc()
+        self._observe_upstream(name).observe(seconds)
+
+    def refused(self, reason: str) -> None:
+        self._refused.labels(reason).inc()
+
+    def loop_lag(self, seconds: float) -> None:
+        self._loop_lag.observe(seconds)
+
+    def collected(self, seconds: float) -> None:
+        """A full round of the garbage collector took so long."""
+        self._collections.observe(seconds)
+
+    def collect(self) -> Iterable[Metric]:
+        """All of it as it is now."""
+        self.flush()
+        return self.registry.collect()
+
+    def render(self) -> bytes:
+        """All of it, in Prometheus's text format."""
+        self.flush()
+        return generate_latest(self.registry)
+
+
+def _observe(histogram: Histogram, tally: Tally) -> None:
+    """What `observe` does, for many at once; prometheus-client has no public way, and a test holds this one."""
+    histogram._sum.inc(tally.seconds)
+    quick = tally.count - sum(tally.slow)
+    for bucket, count in zip(histogram._buckets, [quick, *tally.slow[1:]], strict=True):
+        if count:
+            bucket.inc(count)

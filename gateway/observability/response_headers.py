@@ -1,0 +1,92 @@
+"""The fields that say what became of a request, in one list for every answer.
+
+The app adds them to each answer that it gives (`complete`); the edge makes a template of them
+(`head_template`). So a field that is added to `diagnostics` stands in the answers of both. It may depend on the route,
+the outcome, the parts and the times; what else differs from one request to the next is a member of `Texts`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import uuid4
+
+from gateway.context import LOCAL, REQUEST_ID, Exchange, Result, cache_status
+from gateway.http.forwarding import Trusted
+from gateway.http.headers import Headers, has, http_date, values
+
+Field = tuple[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What differs from one answer to the next, as it is written. `seconds` and `milliseconds` are the time in all;
+    `duration` writes a part of it, which it is given in seconds, in milliseconds. `ttl` is the remaining freshness in
+    seconds; None: the outcome's."""
+
+    request_id: str
+    seconds: str
+    milliseconds: str
+    duration: Callable[[float], str]
+    ttl: str | None = None
+
+
+def diagnostics(exchange: Exchange, texts: Texts) -> list[Field]:
+    """The fields that say what became of a request."""
+    fields = {
+        b"x-request-id": texts.request_id,
+        b"x-process-time": texts.seconds,
+        b"server-timing": _server_timing(exchange, texts),
+    }
+    if exchange.outcome is not LOCAL:
+        fields[b"cache-status"] = cache_status(exchange.outcome, ttl=texts.ttl)
+    return [(name, value.encode("ascii")) for name, value in fields.items()]
+
+
+def complete(exchange: Exchange, headers: Headers) -> list[Field]:
+    """All the fields with which an answer leaves that has `headers` of its own: with what caches behind the gateway
+    must know, `Date`, and what became of the request until now."""
+    selecting = exchange.stored.vary if exchange.stored is not None else ()
+    passed = exchange.outcome.result is Result.BYPASS
+    headers = exchange.downstream.told(headers, selecting, passed=passed)
+    elapsed = time.perf_counter() - exchange.began
+    date = [] if has(headers, b"date") else [(b"date", http_date(time.time()))]
+    texts = Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)
+    return [*headers, *date, *diagnostics(exchange, texts)]
+
+
+def in_milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.3f}"
+
+
+def _server_timing(exchange: Exchange, texts: Texts) -> str:
+    """`Server-Timing`: the cache and what came of it, the upstream, the parts, the total."""
+    spent = {name: f";dur={texts.duration(seconds)}" for name, seconds in exchange.spent.items()}
+    cache = f"cache;desc={exchange.outcome.result.value}" + spent.pop("cache", "")
+    metrics = [] if exchange.outcome is LOCAL else [cache]
+    metrics += [name + duration for name, duration in spent.items()]
+    metrics += [f'{each.name};desc="{_plain(each.text)}";dur={texts.duration(each.seconds)}' for each in exchange.parts]
+    return ", ".join([*metrics, f"total;dur={texts.milliseconds}"])
+
+
+def _plain(text: str) -> str:
+    return text.replace("\\", "").replace('"', "'")
+
+
+def exchange_for(
+    headers: Headers, peer: str, method: str, scheme: str, trusted: Trusted, *, looked: bool = False
+) -> Exchange:
+    """The Exchange of a request that came from `peer` just now. Its `X-Request-ID` is kept where it is sane."""
+    given = values(headers, b"x-request-id")
+    kept = len(given) == 1 and REQUEST_ID.fullmatch(given[0])
+    return Exchange(
+        request_id=given[0].decode("ascii") if kept else uuid4().hex,
+        began=time.perf_counter(),
+        method=method,
+        client=trusted.client(peer, headers),
+        scheme=trusted.scheme(peer, headers, scheme),
+        forwarded_for=trusted.chain(peer, headers),
+        headers=headers,
+        looked=looked,
+    )

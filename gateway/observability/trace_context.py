@@ -1,0 +1,37 @@
+"""The trace a request belongs to, as its client says, passed on to whatever upstream is asked because of it.
+
+Of W3C's Trace Context (Recommendation of 23 November 2021) only `traceparent` is passed on where a route decides the
+life of its answers itself: its form is fixed, so that there is no room in it for what an upstream could answer
+differently for. `tracestate`, which has room, goes the way of any other field. What follows in the same task, and in
+tasks that it starts, belongs to the trace as well: parts, hedges, a handler's own calls.
+"""
+
+from __future__ import annotations
+
+import re
+from contextvars import ContextVar
+
+from gateway.http.headers import Headers, values, without
+
+TRACEPARENT = b"traceparent"
+# §3.2.2: version 00 has this form to the letter; ids of zeros alone are invalid.
+_FORM = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+PASSED_ON: ContextVar[bytes] = ContextVar("traceparent", default=b"")
+"""The value for the requests that are sent because of this one; empty where it belongs to no trace."""
+
+
+def traceparent_of(headers: Headers) -> bytes:
+    """The client's `traceparent`; empty where there is none, several, or one of another form (§3.3: then it is no
+    trace of ours)."""
+    given = values(headers, TRACEPARENT)
+    return given[0] if len(given) == 1 and _FORM.fullmatch(given[0]) else b""
+
+
+def traced(headers: Headers, traceparent: bytes) -> Headers:
+    """The header fields of a request to an upstream that belongs to this trace."""
+    return [*without(headers, TRACEPARENT), (TRACEPARENT, traceparent)] if traceparent else headers
+
+
+BEHIND: ContextVar[bool] = ContextVar("behind", default=False)
+"""Whether what is done now is a refresh behind a stale answer, for which no client waits: the first to be shed."""

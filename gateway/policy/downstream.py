@@ -1,0 +1,105 @@
+"""What answers say to the caches behind the gateway: which request fields select them, and whether they are one's own.
+
+Pure. An answer whose key holds request fields leaves with all of them in `Vary` (RFC 9110 §12.5.5), and with
+`Cache-Control: private` (RFC 9111 §5.2.2.7) where one of them says who asks: otherwise a CDN gives one client's answer
+to the next. What a route adds is worked out once (`Downstream`), and added where answers leave: to those that were
+stored, collapsed, streamed or passed by alike, but not to those that nobody may store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from gateway.http.headers import CacheControl, Headers, values, vary_names, without
+from gateway.policy.keys import Keying
+from gateway.policy.vary import Names, field_of
+
+Field = tuple[bytes, bytes]
+
+_OVERRULING = frozenset((b"surrogate-control", b"x-accel-expires"))
+"""Fields that caches obey before `Cache-Control`, beside the targeted ones (RFC 9213): nginx, and surrogates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Downstream:
+    """What a route's answers say whoever asks: `vary` are the request fields that select among them, `is_private` is
+    whether one of those says who asks.
+
+    On a route with a duration, requests with Authorization or a cookie pass by the cache unless the route says
+    otherwise: so answers differ by these fields, which are in `vary`, but what is stored is nobody's. What passes is
+    made of all that the client sent, of which the key would hold a part: it is private, whatever the upstream says.
+    """
+
+    keying: Keying
+    made: bool
+    vary: Names
+    is_private: bool
+
+    @classmethod
+    def of(cls, keying: Keying, *, made: bool) -> Downstream:
+        """`made` says that answers are joined of parts, so that their own `Vary` has what is in the keys of those."""
+        held = set(keying.vary or ())
+        held.update(["authorization"] if keying.authorization == "key" else [], ["cookie"] if keying.cookies else [])
+        passed = set()
+        if keying.vary is not None:
+            passed.update(["authorization"] if keying.authorization == "pass" else [])
+            passed.update(["cookie"] if keying.cookies is None else [])
+        return cls(keying, made, tuple(sorted(held | passed)), any(map(keying.identifies, held)))
+
+    def varying(self, names: Iterable[str], *, private: bool) -> Downstream:
+        """What an answer says that is not stored, and was made of the fields `names` as well."""
+        fields = [field for name in names if (field := field_of(name))]
+        is_private = private or self.is_private or any(map(self.keying.identifies, fields))
+        return replace(self, vary=tuple(sorted({*self.vary, *fields})), is_private=is_private)
+
+    def told(self, headers: Headers, selecting: Names = (), *, passed: bool = False) -> list[Field]:
+        """An answer's `headers` with what this route adds; `selecting` are the fields that the stored response varies
+        on, `passed` is whether the request passed by the cache. Of a route with `ttl: origin`, what the upstream's own
+        `Vary` names is the upstream's to call private."""
+        if values(headers, b"cache-control") == [b"no-store"]:
+            return [*headers]
+        own = vary_names(headers)
+        fields = (*self.vary, *map(field_of, selecting))
+        told = [*headers] if own is None else _varying(headers, own, dict.fromkeys(filter(None, fields)))
+        unkeyed = passed and self.keying.vary is not None
+        return with_private(told) if unkeyed or self._is_private(own or (), selecting) else told
+
+    def holds_identity(self, selecting: Names) -> bool:
+        """Whether the key of a response that varies on `selecting` says who asks."""
+        return self.is_private or any(map(self.keying.identifies, selecting))
+
+    def _is_private(self, own: Names, selecting: Names) -> bool:
+        if self.made:
+            return self.holds_identity((*selecting, *own))
+        upstreams = own if self.keying.vary is None else ()
+        return self.holds_identity(tuple(name for name in selecting if name not in upstreams))
+
+
+NOTHING = Downstream(Keying(vary=None), made=False, vary=(), is_private=False)
+"""For answers that no route has given."""
+
+
+def _varying(headers: Headers, own: Names, fields: Iterable[str]) -> list[Field]:
+    missing = ", ".join(name for name in fields if name not in own).encode("latin-1")
+    if not missing:
+        return [*headers]
+    lines = [*values(headers, b"vary"), missing]
+    return [*without(headers, b"vary"), (b"vary", b", ".join(lines))]
+
+
+def with_private(headers: Headers) -> list[Field]:
+    """An answer's `headers`, so that no shared cache stores it. `public` goes, and so do the fields by which a shared
+    cache is told otherwise."""
+    at = next((place for place, (name, _) in enumerate(headers) if name == b"cache-control"), len(headers))
+    kept = [[pair for pair in some if not _overrules(pair[0])] for some in (headers[:at], headers[at:])]
+    return [*kept[0], (b"cache-control", _private(CacheControl.of(headers))), *kept[1]]
+
+
+def _private(directives: CacheControl) -> bytes:
+    rest = {name: value for name, value in directives.directives.items() if name not in ("private", "public")}
+    return CacheControl({"private": None, **rest}).render().encode("latin-1")
+
+
+def _overrules(name: bytes) -> bool:
+    return name.endswith(b"cache-control") or name in _OVERRULING

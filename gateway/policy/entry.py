@@ -1,0 +1,213 @@
+"""Stored responses, and the one format in which they are kept.
+
+Pure. A record is two bytes of magic, one of version, a seal, then MessagePack (msgspec): compact, typed, nothing in it
+is ever executed, and no length in it is believed before the bytes are there. The seal is eight bytes of checksum
+(xxh3), which tells damage; or, where a secret is given, 32 of HMAC-SHA-256, which also tells a record that nobody made
+who knows the secret: without it, whoever can write to Redis can plant answers. A record carries the key it was stored
+under, so a reply that belongs to another command, or a digest that collides, is found out when it is read. What can't
+be read is None, which the caller counts.
+"""
+
+from __future__ import annotations
+
+import hmac
+import math
+import re
+
+import msgspec
+from msgspec import structs
+from xxhash import xxh3_64_digest
+
+from gateway.http.headers import HOP_BY_HOP
+from gateway.http.request_parser import BAD_IN_VALUE
+from gateway.policy.vary import VaryIndex
+
+MAGIC = b"GW"
+VERSION = 3
+SEALED_VERSION = 4
+_PREFIX = MAGIC + bytes((VERSION,))
+_SEALED_PREFIX = MAGIC + bytes((SEALED_VERSION,))
+_CHECKSUM_LENGTH = 8
+_HMAC_LENGTH = 32
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_NEVER_STORED = HOP_BY_HOP | {b"content-length", b"set-cookie", b"set-cookie2", b"age"}
+"""Fields that no record of ours has: those that frame an answer would let who can write to Redis split it in two."""
+_NEVER_STORED_STATUS = frozenset((206, 304))
+_YEAR_10000 = 253_402_300_800.0  # HTTP dates have four digits for the year (RFC 9110 §5.6.7)
+
+
+class Life(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What the upstream itself said of a response's life, in seconds; read once, when it is stored.
+
+    `lifetime` is what it stated (RFC 9111 §4.2.1), None where it stated nothing; `heuristic` what may be assumed
+    then (§4.2.2). `strict` forbids stale answers (must-revalidate, proxy-revalidate, s-maxage), `no_cache` any
+    answer without validation, `shared` allows reuse for a request with Authorization (§3.5).
+    """
+
+    lifetime: float | None = None
+    heuristic: float = 0.0
+    stale_while_revalidate: float | None = None
+    stale_if_error: float | None = None
+    strict: bool = False
+    no_cache: bool = False
+    shared: bool = False
+    promised: bool = False
+    """Whether clients were told that it would be validated: it was stored while its route followed the upstream. A
+    longer TTL that comes later does not revive it."""
+
+
+class Stored(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
+    """A stored response.
+
+    `born` is the time, in seconds since 1970 on the gateway's clock, at which it was received (or last
+    validated); `initial_age` its corrected initial age then (RFC 9111 §4.2.3); `started` when its fetch began.
+    `jitter` is a fraction in [0, 1) that shortens a lifetime of ours. `vary` names the request fields that
+    selected it. `stamp` is the purge stream's position before the fetch (empty: none known).
+    """
+
+    key: str
+    primary: str
+    born: float
+    started: float
+    initial_age: float
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+    life: Life
+    jitter: float = 0.0
+    tags: tuple[str, ...] = ()
+    vary: tuple[str, ...] = ()
+    route: str = ""
+    stamp: str = ""
+    softened: float | None = None
+    """When a soft purge ended its freshness; set by whoever reads it, never stored."""
+    distrusted: bool = False
+    """Whether a purge of it could have been missed; set by whoever reads it, never stored."""
+
+    names: tuple[str, ...] = ()
+    """Names besides its own by whose purges it is judged: those of the parts it was joined from."""
+
+
+class Made(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """What an answer that was made of stored responses takes over from them: their least stamp, the earliest start of
+    their fetches (seconds since 1970), the greatest age, its own lifetime counted from that age, their
+    names, and the fields that select it."""
+
+    stamp: str
+    started: float
+    age: float
+    lifetime: float
+    names: tuple[str, ...]
+    vary: tuple[str, ...] = ()
+
+
+MOST_HEAD = 1024 * 1024
+"""Bytes of a stored response's header fields; upstreams' are bounded to less (`max_response_headers`)."""
+
+_BEHIND_BODY = Stored.__struct_fields__.index("body") + 1
+_stored_encoder = msgspec.msgpack.Encoder()
+_stored_decoder = msgspec.msgpack.Decoder(Stored)
+_index_decoder = msgspec.msgpack.Decoder(VaryIndex)
+
+
+def encode(record: Stored | VaryIndex, secret: bytes = b"") -> bytes:
+    """`record` as it is stored; sealed with an HMAC where there is a `secret`."""
+    payload = _stored_encoder.encode(record)
+    return _prefix(secret) + _seal(payload, secret) + payload
+
+
+def _prefix(secret: bytes) -> bytes:
+    return _SEALED_PREFIX if secret else _PREFIX
+
+
+def _seal(payload: bytes | memoryview, secret: bytes) -> bytes:
+    return hmac.digest(secret, payload, "sha256") if secret else xxh3_64_digest(payload)
+
+
+def _payload(data: bytes, secret: bytes) -> memoryview | None:
+    """What `encode` encoded; None where it is cut, changed, of another version, or sealed otherwise."""
+    prefix = _prefix(secret)
+    head = len(prefix) + (_HMAC_LENGTH if secret else _CHECKSUM_LENGTH)
+    payload = memoryview(data)[head:]
+    if data[: len(prefix)] != prefix or len(data) < head:
+        return None
+    return payload if hmac.compare_digest(data[len(prefix) : head], _seal(payload, secret)) else None
+
+
+def is_sealed(data: bytes, secret: bytes = b"") -> bool:
+    """Whether `data` is whole, of this version, and sealed as `encode` seals it."""
+    return _payload(data, secret) is not None
+
+
+def tail_of(stored: Stored) -> bytes:
+    """What stands behind the body in the record of a response."""
+    return _stored_encoder.encode(structs.astuple(stored)[_BEHIND_BODY:])[1:]  # without the array's own first byte
+
+
+def decode_stored(data: bytes, key: str, secret: bytes = b"") -> Stored | None:
+    """The response stored under `key`; None where `data` is cut, corrupt, of another version, another key's, or not
+    sealed with `secret`."""
+    payload = _payload(data, secret)
+    if payload is None:
+        return None
+    try:
+        stored = _stored_decoder.decode(payload)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    return stored if stored.key == key and _plausible(stored) else None
+
+
+def _plausible(stored: Stored) -> bool:
+    return (
+        200 <= stored.status <= 599
+        and stored.status not in _NEVER_STORED_STATUS
+        and max(stored.born, stored.started) < _YEAR_10000
+        and all(math.isfinite(number) and number >= 0 for number in (stored.born, stored.started, stored.initial_age))
+        and 0 <= stored.jitter < 1
+        and _finite(stored.life)
+        and stored.softened is None
+        and not stored.distrusted
+        and all(_may_be_stored(name, value) for name, value in stored.headers)
+        and sum(len(name) + len(value) for name, value in stored.headers) <= MOST_HEAD
+    )
+
+
+def _may_be_stored(name: bytes, value: bytes) -> bool:
+    return bool(_NAME.fullmatch(name)) and name not in _NEVER_STORED and not BAD_IN_VALUE.search(value)
+
+
+def _finite(life: Life) -> bool:
+    given = (life.lifetime, life.heuristic, life.stale_while_revalidate, life.stale_if_error)
+    return all(number is None or (math.isfinite(number) and number >= 0) for number in given)
+
+
+def decode_index(data: bytes, primary: str, secret: bytes = b"") -> VaryIndex | None:
+    """The index of `primary`; None where `data` can't be read, is another key's, or not sealed with `secret`."""
+    payload = _payload(data, secret)
+    if payload is None:
+        return None
+    try:
+        index = _index_decoder.decode(payload)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    return index if index.primary == primary else None
+
+
+def size_of(stored: Stored) -> int:
+    """The bytes a stored response takes in memory: its parts as CPython 3.11 to 3.14 (64 bit) sizes them.
+
+    What the store adds is counted there (`s3fifo.ENTRY_BYTES`). Measured against tracemalloc for bodies from 0 B to
+    1 MiB; the test holds it to within 15 %.
+    """
+    headers = sum(_BYTES + len(name) + _BYTES + len(value) + _PAIR for name, value in stored.headers)
+    named = sum(_NAMED + len(text) for text in (stored.route, *stored.tags, *stored.vary, *stored.names))
+    texts = _TEXT + len(stored.key) + named
+    primary = 0 if stored.primary == stored.key else _TEXT + len(stored.primary)
+    return _ENTRY + headers + texts + primary + _BYTES + len(stored.body)
+
+
+_BYTES = 33 + 7  # an object's header, and half an allocator step
+_TEXT = 49 + 7
+_NAMED = _TEXT + 8  # a text and its slot in a tuple
+_PAIR = 56 + 8  # a tuple of two and its slot
+_ENTRY = 320  # the two structs, floats and tuples

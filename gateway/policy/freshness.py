@@ -1,0 +1,260 @@
+"""Cache policy: RFC 9111 as a shared cache, RFC 5861's stale windows, and the rules of a route.
+
+Pure functions over values: nothing here awaits, reads a clock or touches a store; `now` is an argument. A
+decision is one of a closed set of frozen values; the engine matches it once and does what it says.
+
+An entry has three windows, as in Varnish: *fresh*, then *stale-while-revalidate* (served at once, refreshed
+behind), then *stale-if-error* (served only where the upstream fails). They are computed when an entry is read,
+from its birth, what the upstream said, its jitter and the reader's route as it is configured now.
+
+The whole of the policy is had from here. Its other parts: `rules` (what route and request say), `admission` (what may
+be stored), `validation` (what a 304 changes, and who gets one).
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+from msgspec import structs
+
+from gateway.http.headers import http_date
+from gateway.policy.entry import Stored
+from gateway.policy.rules import (
+    DEFAULT_STALE_IF_ERROR,
+    MAX_LIFE,
+    NEGATIVE_STATUSES,
+    PLAIN,
+    Facts,
+    Rules,
+)
+
+
+class Windows(msgspec.Struct, frozen=True):
+    """Until when an entry is fresh, may be served while it is refreshed, and when the upstream fails: instants."""
+
+    fresh: float
+    revalidate: float
+    error: float
+
+
+def windows(stored: Stored, rules: Rules) -> Windows:
+    """The three windows of `stored` for a reader with `rules`; none ends after `max_life` from birth."""
+    if rules.off:
+        return Windows(stored.born, stored.born, stored.born)
+    life = stored.life
+    end = stored.born + rules.max_life
+    own = math.inf if rules.ttl is None else stored.born + _own_lifetime(stored, rules)
+    fresh = min(own, _origin_end(stored, rules)) if rules.ttl is None or life.promised else own
+    if _forbids_stale(stored, rules):
+        fresh = stored.born if stored.distrusted else min(fresh, end, _soft_end(stored))
+        return Windows(fresh, fresh, fresh)
+    fresh = min(fresh, end, _soft_end(stored))
+    if stored.distrusted:
+        error = fresh + _window(rules.stale_if_error, life.stale_if_error, DEFAULT_STALE_IF_ERROR)
+        return Windows(stored.born, stored.born, min(error, end))
+    revalidate = _window(rules.stale_while_revalidate, life.stale_while_revalidate, 0.0)
+    error = _window(rules.stale_if_error, life.stale_if_error, DEFAULT_STALE_IF_ERROR)
+    return Windows(fresh, min(fresh + revalidate, end), min(fresh + max(revalidate, error), end))
+
+
+def _origin_end(stored: Stored, rules: Rules) -> float:
+    """Until when a response is fresh by the upstream's own word."""
+    life = stored.life
+    if life.no_cache:
+        return stored.born - stored.initial_age - 1
+    return stored.born - stored.initial_age + (life.lifetime if life.lifetime is not None else _assumed(stored, rules))
+
+
+def _forbids_stale(stored: Stored, rules: Rules) -> bool:
+    """Whether nothing stale may be given: the upstream said so, and its word counts on this route, or a client was
+    promised so when the response was stored."""
+    return (rules.ttl is None or stored.life.promised) and (stored.life.strict or stored.life.no_cache)
+
+
+def _soft_end(stored: Stored) -> float:
+    return math.inf if stored.softened is None else stored.softened
+
+
+def _window(own: float | None, upstream: float | None, default: float) -> float:
+    if own is not None:
+        return own
+    return default if upstream is None else min(upstream, MAX_LIFE)
+
+
+def _own_lifetime(stored: Stored, rules: Rules) -> float:
+    assert rules.ttl is not None
+    ttl = rules.negative_ttl if stored.status in NEGATIVE_STATUSES else rules.ttl
+    return ttl * (1.0 - rules.jitter * stored.jitter)
+
+
+def _assumed(stored: Stored, rules: Rules) -> float:
+    """The lifetime of a response that states none, jittered: it is our guess, not the upstream's promise."""
+    if stored.life.heuristic > 0:
+        return stored.life.heuristic * (1.0 - rules.jitter * stored.jitter)
+    return rules.negative_ttl if stored.status in NEGATIVE_STATUSES else 0.0
+
+
+def current_age(stored: Stored, now: float) -> float:
+    """RFC 9111 §4.2.3; never negative, whatever the clocks did."""
+    return stored.initial_age + max(0.0, now - stored.born)
+
+
+def age_for(stored: Stored, rules: Rules, now: float) -> float:
+    """The age of a stored response on a route. On one with a duration the gateway is the origin of the promise: the
+    age counts from the birth of the entry."""
+    return current_age(stored, now) if rules.ttl is None else max(0.0, now - stored.born)
+
+
+def told_age(stored: Stored, rules: Rules, now: float) -> int:
+    """The `Age` a client is told."""
+    return int(age_for(stored, rules, now))
+
+
+# --- the decision ------------------------------------------------------------------------------------------
+
+
+class Hit(msgspec.Struct, frozen=True):
+    """Answer with the stored response, which is fresh."""
+
+    stored: Stored
+    windows: Windows
+
+
+class Stale(msgspec.Struct, frozen=True):
+    """Answer with the stored response though it is stale; refresh it behind where `refresh` says so."""
+
+    stored: Stored
+    windows: Windows
+    refresh: bool
+
+
+class Revalidate(msgspec.Struct, frozen=True):
+    """Ask the upstream, with the stored response's validators where it has any."""
+
+    stored: Stored
+    windows: Windows
+    reason: str
+
+
+class Miss(msgspec.Struct, frozen=True):
+    """Ask the upstream; nothing stored can be used."""
+
+    reason: str
+
+
+class Bypass(msgspec.Struct, frozen=True):
+    """Ask the upstream, and store nothing (RFC 9111 §5.2.1.5 and the route's own rules)."""
+
+    reason: str
+
+
+class Unsatisfiable(msgspec.Struct, frozen=True):
+    """Answer 504: the client wants a stored response only (RFC 9111 §5.2.1.7)."""
+
+
+Decision = Hit | Stale | Revalidate | Miss | Bypass | Unsatisfiable
+
+
+def decide(stored: Stored | None, facts: Facts, rules: Rules, now: float) -> Decision:
+    """What to do for a request, given what is stored for it (RFC 9111 §4)."""
+    if rules.off:
+        return Bypass("off")
+    if facts.no_store:
+        return Bypass("no-store")
+    if stored is None or not _reusable(stored, facts, rules):
+        return Unsatisfiable() if facts.only_if_cached else Miss("miss")
+    ends = windows(stored, rules)
+    if now < ends.fresh:
+        if _satisfies(stored, ends, facts, now):
+            return Hit(stored, ends)
+        return _ask(stored, ends, facts, "request")
+    staleness = now - ends.fresh
+    if _stale_accepted(stored, staleness, facts, rules, now):
+        return Stale(stored, ends, refresh=now < ends.revalidate)
+    if now < ends.revalidate and not facts.no_cache and facts.max_age is None and not facts.min_fresh:
+        return Stale(stored, ends, refresh=True)
+    return _ask(stored, ends, facts, "stale")
+
+
+def _ask(stored: Stored, ends: Windows, facts: Facts, reason: str) -> Decision:
+    return Unsatisfiable() if facts.only_if_cached else Revalidate(stored, ends, reason)
+
+
+def _reusable(stored: Stored, facts: Facts, rules: Rules) -> bool:
+    return rules.ttl is not None or not facts.authorized or stored.life.shared
+
+
+def _satisfies(stored: Stored, ends: Windows, facts: Facts, now: float) -> bool:
+    if facts is PLAIN:
+        return True
+    return (
+        not facts.no_cache
+        and (facts.max_age is None or current_age(stored, now) <= facts.max_age + (facts.max_stale or 0.0))
+        and ends.fresh - now >= facts.min_fresh
+    )
+
+
+def _stale_accepted(stored: Stored, staleness: float, facts: Facts, rules: Rules, now: float) -> bool:
+    """Whether the client's `max-stale` allows it, and nothing the upstream said forbids it (RFC 9111 §4.2.4)."""
+    if facts.max_stale is None or facts.no_cache or staleness > facts.max_stale or stored.distrusted:
+        return False
+    if _forbids_stale(stored, rules):
+        return False
+    return facts.max_age is None or current_age(stored, now) <= facts.max_age + facts.max_stale
+
+
+def softened(stored: Stored, at: float) -> Stored:
+    """`stored` with its freshness ended by a soft purge at `at`."""
+    return structs.replace(stored, softened=at)
+
+
+def usable_on_error(stored: Stored, facts: Facts, rules: Rules, now: float) -> bool:
+    """Whether `stored` may be served because the upstream failed (RFC 9111 §4.2.4, RFC 5861 §4).
+
+    A client that wants validation (`no-cache`) gets it or the failure, unless it said `stale-if-error`.
+    """
+    if not _reusable(stored, facts, rules):
+        return False
+    ends = windows(stored, rules)
+    if facts.stale_if_error is not None and not _forbids_stale(stored, rules):
+        return now < max(ends.error, ends.fresh + facts.stale_if_error)
+    return now < ends.error and not facts.no_cache
+
+
+def is_failure(status: int) -> bool:
+    """The statuses in whose place a stale answer may stand (RFC 5861 §4)."""
+    return status in (500, 502, 503, 504)
+
+
+# --- what the client is told -------------------------------------------------------------------------------
+
+
+def told_headers(stored: Stored, rules: Rules, now: float) -> list[tuple[bytes, bytes]]:
+    """The fields a client gets with a stored response, `Age` included.
+
+    On a route with a duration the upstream's promises are replaced by the route's: `max-age` is the entry's
+    (jittered) life, or what leaves the client `client_ttl` from now.
+    """
+    age = told_age(stored, rules, now)
+    if rules.ttl is None:
+        return [*stored.headers, (b"age", b"%d" % age)]
+    life = int(_own_lifetime(stored, rules)) if rules.client_ttl is None else age + int(rules.client_ttl)
+    promise = b"max-age=%d" % life
+    kept = [pair for pair in stored.headers if pair[0] not in _OUR_PROMISE]
+    return [*kept, (b"cache-control", promise), (b"date", http_date(stored.born)), (b"age", b"%d" % age)]
+
+
+_OUR_PROMISE = frozenset(
+    (b"cache-control", b"expires", b"pragma", b"date", b"age", b"cdn-cache-control", b"surrogate-control")
+)
+
+
+# --- invalidation ------------------------------------------------------------------------------------------
+
+SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
+
+
+def invalidates(method: str, status: int) -> bool:
+    """Whether an exchange makes what is stored for its target void (RFC 9111 §4.4)."""
+    return method not in SAFE_METHODS and 200 <= status < 400

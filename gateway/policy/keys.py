@@ -1,0 +1,231 @@
+"""Cache keys, and what of a request may reach the upstream: one decision, made once.
+
+Pure. The rule that holds everything together: *who decides the life must know the inputs*. On a route with a
+duration the gateway decides, so whatever the upstream can see is in the key: the target, the listed headers (by
+`headers.sent_value`, in the very form in which they are sent), the credentials where the route says so. On a route with
+`ttl: origin` the upstream decides by its `Cache-Control` and `Vary`; it sees every end-to-end header but the dangerous
+ones, each in the one line by which variants are compared.
+
+A key is text, one component a line. No component can contain a line feed: targets are normalised, header
+values come from a parser that refuses it. Keys leave the process: what says who asks stands in them as a digest
+(`identity_key`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2b
+
+import msgspec
+
+from gateway.http.headers import Headers, connection_named, end_to_end, has, in_one_line, is_dangerous, sent_value
+from gateway.http.target import credentials_in, without_credentials
+from gateway.policy.identity_key import UNKEYED, IdentityKey
+
+# A request's own conditions are the cache's to answer; what goes upstream are our validators.
+_CONDITIONS = frozenset((b"if-none-match", b"if-modified-since", b"range", b"if-range"))
+_NEVER_FORWARDED = frozenset((b"host", b"content-length", b"expect", b"x-request-id", b"via"))
+
+
+FOLLOWING = "\norigin"
+"""A line of the keys of responses that follow their upstream. They were asked for with all the fields of a client's,
+and the upstream's `Vary` selects among them; those with a duration of ours were asked for with the counted fields
+alone, whatever the upstream would vary on. Neither may stand in for the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keying:
+    """Which inputs of a request count on a route.
+
+    `vary` is None on a route with `ttl: origin`. `authorization` is `pass` (with a duration: by the cache;
+    with `origin`: as RFC 9111 §3.5 says), `ignore` or `key`. `cookies` is None (by the cache), an empty tuple
+    (ignored) or the names that count. `marks` are lines of the key beside what requests have, for settings that are in
+    the stored response itself; they are not in the primary key, so that a purge of a URL hits it whatever they were.
+    `identities` names request fields in lower case that say who asks though their names don't: those of security
+    schemes that a handler declares. `identity_key` makes the digests in its keys.
+    """
+
+    vary: tuple[str, ...] | None
+    authorization: str = "pass"
+    cookies: tuple[str, ...] | None = None
+    constants: tuple[tuple[bytes, bytes], ...] = ()
+    marks: tuple[tuple[bytes, bytes], ...] = ()
+    identities: frozenset[str] = frozenset()
+    identity_key: IdentityKey = field(default=UNKEYED, compare=False, repr=False)
+
+    def identifies(self, name: str) -> bool:
+        """Whether the request field `name` says who asks, by its name or as the route declares."""
+        return name in self.identities or is_identity(name)
+
+
+# --- identity ----------------------------------------------------------------------------------------------
+
+_IDENTITY_WORDS = frozenset(
+    (
+        *("auth", "authentication", "authorization", "oauth", "sso", "saml", "jwt", "dpop", "bearer", "principal"),
+        *("token", "apikey", "secret", "credential", "credentials", "password", "passwd", "signature", "cert"),
+        *("cookie", "cookie2", "session", "sessionid", "sid", "user", "userid", "username", "login", "email"),
+    )
+)
+_PERSONS = frozenset(("account", "customer", "client", "member", "person", "subject", "identity", "device"))
+_KEYS_OF_NOBODY = frozenset(("idempotency", "surrogate", "websocket", "cache", "partition"))
+
+
+@lru_cache(maxsize=4096)
+def is_identity(name: str) -> bool:
+    """Whether a request field says who asks, judged by its name in lower case; `cookie:NAME` always does.
+
+    Names are read as words: `x-auth-token`, `x-session-id`, `x-rapidapi-key`, `x-customer-id`, `remote-user`. A field
+    that is taken for an identity by mistake makes responses `private` downstream; one that is missed lets a shared
+    cache give one client's answer to another, so that in doubt it is one.
+    """
+    if name.startswith(("cookie:", ":")):
+        return name.startswith("cookie:")
+    words = [word for word in re.split(r"[-_.]", name.replace("user-agent", "")) if word]
+    return bool(_IDENTITY_WORDS.intersection(words)) or _ends_as_identity(words) or name == "from"
+
+
+def _ends_as_identity(words: list[str]) -> bool:
+    *before, last = words or [""]
+    if last == "key":
+        return bool(before) and before[-1] not in _KEYS_OF_NOBODY
+    return last == "id" and bool(_PERSONS.intersection(before))
+
+
+# --- plans -------------------------------------------------------------------------------------------------
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What one request asks of the cache.
+
+    `primary` names all the stored responses of a target; `base` those of them that the inputs which count on this
+    route select, before an upstream's `Vary`. `bypass` says why the cache is passed by; None where it isn't.
+    `forward` holds the request fields of a fetch that may be stored. Of those that say who asks, `keyed` names what the
+    base key holds, `unkeyed` what it does not.
+    """
+
+    primary: str
+    base: str
+    forward: tuple[tuple[bytes, bytes], ...]
+    bypass: str | None = None
+    keyed: tuple[str, ...] = ()
+    unkeyed: tuple[str, ...] = ()
+
+    def holds_identity(self, vary: tuple[str, ...]) -> bool:
+        """Whether a response is stored for its user alone, where it varies on the fields `vary`: the request says who
+        asks, and all of its fields that say so select the response."""
+        return bool(self.keyed or self.unkeyed) and set(vary).issuperset(self.unkeyed)
+
+
+def plan(keying: Keying, origin: str, target: str, headers: Headers, *, has_body: bool = False) -> Plan:
+    """The plan for a GET or HEAD of `target` at `origin` (an upstream's or a handler's name)."""
+    primary, stem = primary_key(origin, target), stem_of(origin, target, keying.identity_key)
+    bypass = _bypass(keying, headers, has_body=has_body)
+    if bypass:
+        return Plan(primary, primary, (), bypass)
+    identity = [*_authorization(keying, headers), *_cookies(keying, headers)]
+    if keying.vary is None:
+        seen = in_one_line([pair for pair in _visible(headers) if pair[0] not in (b"authorization", b"cookie")])
+        if keying.authorization == "pass" and b"authorization" not in connection_named(headers):
+            seen += _field(headers, "authorization")
+        base = _with_fields(stem + FOLLOWING, identity, keying.identity_key)
+        forward = (*seen, *identity, *keying.constants)
+        return Plan(primary, base, forward, None, _identities(keying, identity), _identities(keying, seen))
+    listed = [pair for name in keying.vary for pair in _field(headers, name)]
+    counted = [*listed, *identity]
+    base = _with_fields(stem, counted, keying.identity_key) + "".join(f"\n{_text(mark)}" for mark in keying.marks)
+    return Plan(primary, base, (*counted, *keying.constants), None, _identities(keying, counted))
+
+
+def _identities(keying: Keying, fields: list[tuple[bytes, bytes]]) -> tuple[str, ...]:
+    return tuple(name for name in (pair[0].decode("latin-1") for pair in fields) if keying.identifies(name))
+
+
+def primary_key(origin: str, target: str) -> str:
+    """What all stored responses of a target have in common, and purges name: credentials in its query are hidden, so
+    that a purge hits the responses to all of them."""
+    return f"{origin}\n{without_credentials(target)}"
+
+
+def stem_of(origin: str, target: str, identity_key: IdentityKey) -> str:
+    """The primary key, and a digest of the credentials in the query, where it has some: what base keys begin with."""
+    primary, credentials = primary_key(origin, target), credentials_in(target)
+    return f"{primary}\n?{identity_key.digest('?', credentials)}" if credentials else primary
+
+
+def field_line(name: str, value: str, identity_key: IdentityKey) -> str:
+    """A line of a key: a request field and what stands for its value."""
+    return f"{name}:{identity_key.of_field(name, value)}"
+
+
+def _with_fields(stem: str, fields: list[tuple[bytes, bytes]], identity_key: IdentityKey) -> str:
+    lines = (field_line(name.decode("latin-1"), value.decode("latin-1"), identity_key) for name, value in fields)
+    return "\n".join((stem, *lines))
+
+
+def _text(mark: tuple[bytes, bytes]) -> str:
+    return b":".join(mark).decode("latin-1")
+
+
+def _bypass(keying: Keying, headers: Headers, *, has_body: bool) -> str | None:
+    if has_body:
+        return "body"
+    if keying.vary is not None and keying.authorization == "pass" and has(headers, b"authorization"):
+        return "authorization"
+    if keying.cookies is None and has(headers, b"cookie"):
+        return "cookie"
+    if has(headers, b"if-match") or has(headers, b"if-unmodified-since"):
+        return "precondition"
+    return None
+
+
+def _authorization(keying: Keying, headers: Headers) -> list[tuple[bytes, bytes]]:
+    return _field(headers, "authorization") if keying.authorization == "key" else []
+
+
+def _field(headers: Headers, name: str) -> list[tuple[bytes, bytes]]:
+    """The one line of a request field, as keys hold it and upstreams are sent it; none where it is absent."""
+    value = sent_value(headers, name)
+    return [] if value is None else [(name.encode("latin-1"), value.encode("latin-1"))]
+
+
+def _cookies(keying: Keying, headers: Headers) -> list[tuple[bytes, bytes]]:
+    if not keying.cookies:
+        return []
+    jar: dict[str, str] = {}
+    for line in (value for name, value in headers if name == b"cookie"):
+        for crumb in line.decode("latin-1").split(";"):
+            name, equals, value = crumb.strip().partition("=")
+            if equals and name in keying.cookies:
+                jar.setdefault(name, value)
+    text = "; ".join(f"{name}={jar[name]}" for name in sorted(jar))
+    return [(b"cookie", text.encode("latin-1"))] if jar else []
+
+
+def _visible(headers: Headers) -> list[tuple[bytes, bytes]]:
+    return [
+        pair
+        for pair in end_to_end(headers)
+        if pair[0] not in _NEVER_FORWARDED and pair[0] not in _CONDITIONS and not is_dangerous(pair[0])
+    ]
+
+
+def without_ignored(keying: Keying, headers: Headers) -> Headers:
+    """A request's fields without the credentials and cookies that the route keeps from its upstream."""
+    if keying.authorization == "ignore":
+        headers = [pair for pair in headers if pair[0] != b"authorization"]
+    if keying.cookies is not None:
+        headers = [*(pair for pair in headers if pair[0] != b"cookie"), *_cookies(keying, headers)]
+    return headers
+
+
+def passed_through(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The request fields that travel on with a request that passes by the cache, its conditions included."""
+    return [pair for pair in end_to_end(headers) if pair[0] not in _NEVER_FORWARDED and not is_dangerous(pair[0])]
+
+
+def digest(key: str) -> str:
+    """A key's short name in Redis: 128 bits of BLAKE2b, which no client can make collide."""
+    return blake2b(key.encode("latin-1", "backslashreplace"), digest_size=16).hexdigest()

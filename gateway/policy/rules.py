@@ -1,0 +1,90 @@
+"""What a route's rules and a request say that matters to a cache. Pure: values alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from gateway.http.headers import CacheControl, Headers, has
+
+DAY = 86_400.0
+MAX_LIFE = 7 * DAY
+NEGATIVE_STATUSES = frozenset((404, 410))
+JITTER = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """A route's cache rules. Durations are seconds; `ttl` None follows the upstream (`ttl: origin`).
+
+    A stale window that is None takes the upstream's word (RFC 5861), or the default.
+    """
+
+    ttl: float | None = None
+    stale_while_revalidate: float | None = None
+    stale_if_error: float | None = None
+    negative_ttl: float = 5.0
+    client_ttl: float | None = None
+    max_life: float = MAX_LIFE
+    jitter: float = JITTER
+    request_directives: bool = True
+    cache: bool = True
+    authorization_keyed: bool = False
+    """Whether the key holds `Authorization`, or no upstream sees it: RFC 9111 §3.5 then forbids nothing."""
+    off: bool = field(init=False, repr=False, compare=False)
+    """Whether nothing is stored, and no request waits for another's answer: `cache: off`, or a `ttl` of zero without a
+    stale window for which something would be kept."""
+
+    def __post_init__(self) -> None:
+        keeps_nothing = self.ttl == 0 and not self.stale_while_revalidate and not self.stale_if_error
+        object.__setattr__(self, "off", not self.cache or keeps_nothing)
+
+
+DEFAULT_STALE_IF_ERROR = 600.0
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What a request says that matters to a cache (RFC 9111 §5.2.1). `authorized`: it has `Authorization`, which its
+    upstream sees and no key holds."""
+
+    head: bool = False
+    authorized: bool = False
+    no_store: bool = False
+    no_cache: bool = False
+    only_if_cached: bool = False
+    max_age: float | None = None
+    min_fresh: float = 0.0
+    max_stale: float | None = None
+    stale_if_error: float | None = None
+
+
+PLAIN = Facts()
+
+
+def facts_of(method: str, headers: Headers, rules: Rules) -> Facts:
+    """The facts of a request; its `Cache-Control` counts only where the route honours it."""
+    authorized = not rules.authorization_keyed and has(headers, b"authorization")
+    if not rules.request_directives:
+        return Facts(head=method == "HEAD", authorized=authorized)
+    directives = CacheControl.of(headers)
+    pragma = not directives and "no-cache" in CacheControl.of(headers, b"pragma")
+    if not directives and not pragma:
+        return Facts(head=method == "HEAD", authorized=authorized)
+    return Facts(
+        head=method == "HEAD",
+        authorized=authorized,
+        no_store="no-store" in directives,
+        no_cache="no-cache" in directives or pragma,
+        only_if_cached="only-if-cached" in directives,
+        max_age=directives.seconds("max-age"),
+        min_fresh=float(directives.seconds("min-fresh") or 0),
+        max_stale=_max_stale(directives),
+        stale_if_error=directives.seconds("stale-if-error"),
+    )
+
+
+def _max_stale(directives: CacheControl) -> float | None:
+    if directives.unqualified("max-stale"):
+        return float("inf")
+    return directives.seconds("max-stale")

@@ -1,0 +1,303 @@
+"""What may be stored of a response, and as what (RFC 9111 §3), with the lifetime that it states or that may be assumed.
+
+Pure, as all of the policy. What the field's names stand for is read in `headers`.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from gateway.http.headers import (
+    NO_DIRECTIVES,
+    CacheControl,
+    Headers,
+    combined,
+    dictionary,
+    end_to_end,
+    first,
+    has,
+    parse_age,
+    parse_date,
+    split_list,
+    unquote,
+    values,
+    vary_names,
+)
+from gateway.policy.entry import Life
+from gateway.policy.keys import Plan
+from gateway.policy.rules import DAY, NEGATIVE_STATUSES, Facts, Rules
+
+# RFC 9110 §15.1: what may be given a heuristic lifetime. 206 is left to partial content.
+HEURISTIC_STATUSES = frozenset((200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501))
+# What a route's own duration may apply to: answers that say what the resource is.
+TTL_STATUSES = frozenset((200, 203, 204, 300, 301, 308))
+# Status codes whose caching requirements are understood here (RFC 9111 §3, `must-understand`).
+UNDERSTOOD_STATUSES = HEURISTIC_STATUSES | frozenset(
+    (201, 202, 205, 302, 303, 307, 400, 401, 402, 403, 406, 408, 409, 411, 412, 413, 415, 416, 417, 421, 422)
+) | frozenset((423, 424, 425, 426, 428, 429, 431, 451, 500, 502, 503, 504, 505, 506, 507, 508, 511))  # fmt: skip
+HEURISTIC_FRACTION = 0.1  # RFC 9111 §4.2.2 suggests 10 % of the time since Last-Modified
+HEURISTIC_LIMIT = DAY
+
+
+class Admit(msgspec.Struct, frozen=True):
+    """The response may be stored. `headers` are those to store, `vary` the fields that select it."""
+
+    life: Life
+    headers: tuple[tuple[bytes, bytes], ...]
+    vary: tuple[str, ...]
+    initial_age: float
+
+
+class Refuse(msgspec.Struct, frozen=True):
+    """The response may not be stored. Where it is a failure, those who wait may share it, unless it is `personal`."""
+
+    reason: str
+    personal: bool = False
+
+
+class Received(msgspec.Struct, frozen=True):
+    """A response as it came: the status, the fields, when its request was sent and its head arrived (seconds), and the
+    stamp of its fetch."""
+
+    status: int
+    headers: Headers
+    sent: float
+    arrived: float
+    stamp: str = ""
+
+
+TAG_FIELDS = frozenset((b"surrogate-key", b"cache-tag", b"xkey"))
+"""Fields by which upstreams name what an answer is made of, so that it can be purged by that name."""
+MAX_TAGS = 256
+_TAG_END = re.compile(r"[\s,]+")
+
+
+def tags_of(headers: Headers) -> tuple[str, ...]:
+    """The tags that an upstream gave a response, separated by space or comma; at most 256."""
+    text = " ".join(combined(headers, name) or "" for name in TAG_FIELDS)
+    return tuple(dict.fromkeys(tag for tag in _TAG_END.split(text) if tag))[:MAX_TAGS]
+
+
+# Never stored: they speak of one exchange, not of the resource. CORS fields are ours to compute (see `strip_cors`).
+NOT_STORED = frozenset((b"server-timing", b"x-request-id", b"age", b"x-process-time"))
+OWN_FIELD = b"gateway-cache-control"
+SURROGATE = b"surrogate-control"
+FOR_US = frozenset((OWN_FIELD, SURROGATE))
+"""Fields that speak to this cache alone: obeyed, and not passed on."""
+_TARGETED = (OWN_FIELD, b"cdn-cache-control")
+
+
+def passed_on(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The fields of an upstream's response that a client gets where nothing is stored of it."""
+    return [pair for pair in end_to_end(headers) if pair[0] not in FOR_US]
+
+
+LONGEST_REST = 600.0
+"""Seconds for which an upstream is left alone at most, whatever its `Retry-After` says; so long what is stale stands in
+by default."""
+
+
+def retry_after(received: Received) -> float | None:
+    """For how many seconds a 429 or 503 asks to be left alone (RFC 9110 §10.2.3: seconds, or a date), at most ten
+    minutes; None where it does not say."""
+    text = first(received.headers, b"retry-after") if received.status in (429, 503) else None
+    if text is None:
+        return None
+    at = parse_date(text, received.arrived)
+    seconds = float(text) if text.isdecimal() and text.isascii() else None if at is None else at - received.arrived
+    return None if seconds is None else min(max(0.0, seconds), LONGEST_REST)
+
+
+def admit(received: Received, facts: Facts, rules: Rules, plan: Plan | None = None) -> Admit | Refuse:
+    """Whether a response to a GET may be stored, and as what (RFC 9111 §3). A `private` one may, where by its `plan` it
+    is stored for its user alone."""
+    if rules.off:
+        return Refuse("off")
+    headers = received.headers
+    directives, targeted = governing(headers)
+    names = vary_names(headers)
+    own = plan is not None and names is not None and plan.holds_identity(names)
+    refusal = _personal(headers, directives, own=own) or _unstorable(received, facts, rules, directives)
+    if refusal:
+        return refusal
+    if names is None:
+        return Refuse("vary")
+    life = _life(received, directives, rules, targeted=targeted)
+    if rules.ttl is None and not _worth_storing(received.status, life, headers, rules):
+        return Refuse("no-lifetime")
+    kept = _kept(headers, directives)
+    return Admit(life, kept, names if rules.ttl is None else (), initial_age(received))
+
+
+def governing(headers: Headers) -> tuple[CacheControl, bool]:
+    """The directives that govern us, and whether they came in a targeted field (RFC 9213 §2.2).
+
+    Targeted fields are dictionaries of structured fields (RFC 8941); one that cannot be read is ignored.
+    """
+    for name in _TARGETED:
+        if has(headers, name) and (directives := _structured(headers, name)):
+            return directives, True
+    surrogate = _surrogate(headers) if has(headers, SURROGATE) else NO_DIRECTIVES
+    return (surrogate, True) if surrogate else (CacheControl.of(headers), False)
+
+
+def _surrogate(headers: Headers) -> CacheControl:
+    """`Surrogate-Control` (Edge Architecture 1.0, W3C Note 2001): elements for another surrogate are not for us.
+
+    It has `no-store` and `max-age` for a cache, perhaps `max-age=fresh+stale`, whose second half is a stale window.
+    """
+    lines = []
+    for item in split_list(combined(headers, SURROGATE) or ""):
+        directive, _, target = item.partition(";")
+        if target.strip() in ("", "gateway"):
+            fresh, plus, stale = directive.partition("+")
+            lines += [fresh, f"stale-while-revalidate={stale.strip()}"] if plus else [directive]
+    directives = CacheControl.parse(lines)
+    return directives if "max-age" in directives or "no-store" in directives else NO_DIRECTIVES
+
+
+def _structured(headers: Headers, name: bytes) -> CacheControl:
+    """A targeted field: a dictionary of structured fields, none where its syntax is broken (RFC 9213 §2.1)."""
+    members = dictionary(combined(headers, name) or "")
+    directives = {key: _argument(value) for key, value in (members or {}).items() if _well_typed(key, value)}
+    return CacheControl(directives) if directives else NO_DIRECTIVES
+
+
+_NUMERIC = frozenset(("max-age", "s-maxage", "stale-while-revalidate", "stale-if-error"))
+
+
+def _well_typed(key: str, value: str) -> bool:
+    """A lifetime is an integer, any other directive is not false; what has another type is ignored (RFC 9213 §2.1)."""
+    return value.isdigit() if key in _NUMERIC else value != "?0"
+
+
+def _argument(value: str) -> str | None:
+    return None if value == "?1" else unquote(value)
+
+
+def _personal(headers: Headers, directives: CacheControl, *, own: bool) -> Refuse | None:
+    if directives.unqualified("private") and not own:
+        return Refuse("private", personal=True)
+    if has(headers, b"set-cookie") or has(headers, b"set-cookie2"):
+        named = directives.fields("private") | directives.fields("no-cache")
+        if b"set-cookie" not in named:
+            return Refuse("set-cookie", personal=True)
+    return None
+
+
+def _unstorable(received: Received, facts: Facts, rules: Rules, directives: CacheControl) -> Refuse | None:
+    status = received.status
+    understood = "must-understand" in directives and status in UNDERSTOOD_STATUSES
+    if "must-understand" in directives and status not in UNDERSTOOD_STATUSES:
+        return Refuse("not-understood")
+    if "no-store" in directives and not understood:
+        return Refuse("no-store", personal=True)
+    if status < 200 or status in (206, 304, 429) or status > 599:
+        return Refuse("status")  # 429: RFC 6585 §4
+    if _is_endless(received.headers):
+        return Refuse("endless")
+    if rules.ttl is None:
+        if facts.authorized and not _shared_despite_authorization(directives):
+            return Refuse("authorization", personal=True)
+        return None
+    if status not in TTL_STATUSES and not (status in NEGATIVE_STATUSES and rules.negative_ttl > 0):
+        return Refuse("status")
+    return None
+
+
+_ENDLESS = frozenset(("text/event-stream", "multipart/x-mixed-replace"))
+"""Content types of responses that go on for as long as the connection does."""
+
+
+def _is_endless(headers: Headers) -> bool:
+    content_type = first(headers, b"content-type") or ""
+    return content_type.partition(";")[0].strip().lower() in _ENDLESS
+
+
+def _shared_despite_authorization(directives: CacheControl) -> bool:
+    return any(name in directives for name in ("public", "s-maxage", "must-revalidate"))
+
+
+def _life(received: Received, directives: CacheControl, rules: Rules, *, targeted: bool) -> Life:
+    headers = received.headers
+    no_cache = directives.unqualified("no-cache") or (
+        not directives and "no-cache" in CacheControl.of(headers, b"pragma")
+    )
+    strict = any(name in directives for name in ("must-revalidate", "proxy-revalidate", "s-maxage"))
+    lifetime = _stated_lifetime(received, directives, targeted=targeted)
+    return Life(
+        lifetime=lifetime,
+        heuristic=_heuristic_lifetime(received, directives) if lifetime is None else 0.0,
+        stale_while_revalidate=directives.seconds("stale-while-revalidate"),
+        stale_if_error=directives.seconds("stale-if-error"),
+        strict=strict,
+        no_cache=no_cache,
+        shared=_shared_despite_authorization(directives),
+        promised=rules.ttl is None and (strict or no_cache),
+    )
+
+
+def _stated_lifetime(received: Received, directives: CacheControl, *, targeted: bool) -> float | None:
+    """The lifetime a response states, for a shared cache (RFC 9111 §4.2.1)."""
+    for name in ("s-maxage", "max-age"):
+        seconds = directives.seconds(name)
+        if seconds is not None:
+            return float(seconds)
+    expires = values(received.headers, b"expires")
+    if targeted or not expires:
+        return None
+    moments = [parse_date(line.decode("latin-1"), received.arrived) for line in expires]
+    known = [moment for moment in moments if moment is not None]
+    if len(known) < len(moments):
+        return 0.0  # §5.3: an invalid date, "0" above all, is one in the past
+    return max(0.0, min(known) - _date_value(received))
+
+
+def _date_value(received: Received) -> float:
+    date = parse_date(first(received.headers, b"date"), received.arrived)
+    return received.arrived if date is None else date
+
+
+def _heuristic_lifetime(received: Received, directives: CacheControl) -> float:
+    """What may be assumed of a response that states nothing (RFC 9111 §4.2.2)."""
+    if received.status not in HEURISTIC_STATUSES and "public" not in directives:
+        return 0.0
+    modified = parse_date(first(received.headers, b"last-modified"), received.arrived)
+    if modified is None:
+        return 0.0
+    return min(max(0.0, (_date_value(received) - modified) * HEURISTIC_FRACTION), HEURISTIC_LIMIT)
+
+
+def _worth_storing(status: int, life: Life, headers: Headers, rules: Rules) -> bool:
+    """Under `ttl: origin`: a lifetime was stated, may be assumed, or validators make a later 304 possible."""
+    if life.lifetime is not None:
+        return life.lifetime > 0 or has_validator(headers) or bool(life.stale_while_revalidate)
+    if life.heuristic > 0 or (status in NEGATIVE_STATUSES and rules.negative_ttl > 0):
+        return True
+    return status in (200, 203) and has_validator(headers)
+
+
+def _kept(headers: Headers, directives: CacheControl) -> tuple[tuple[bytes, bytes], ...]:
+    """The fields to store: end-to-end, without those that `no-cache` and `private` list (§5.2.2.4, §5.2.2.7)."""
+    listed = directives.fields("no-cache") | directives.fields("private")
+    return tuple(
+        pair
+        for pair in end_to_end(headers)
+        if pair[0] not in NOT_STORED and pair[0] not in listed and pair[0] not in FOR_US
+    )
+
+
+def initial_age(received: Received) -> float:
+    """The corrected initial age (RFC 9111 §4.2.3): the greater of what `Date` and `Age` make it."""
+    date = parse_date(first(received.headers, b"date"), received.arrived)
+    apparent = max(0.0, received.arrived - date) if date is not None else 0.0
+    delay = max(0.0, received.arrived - received.sent)
+    # `Date` has whole seconds: an upstream on our own clock must not make every response a second old.
+    apparent = 0.0 if apparent < 1.0 + delay else apparent
+    return max(apparent, parse_age(received.headers) + (delay if has(received.headers, b"age") else 0.0))
+
+
+def has_validator(headers: Headers) -> bool:
+    return has(headers, b"etag") or has(headers, b"last-modified")

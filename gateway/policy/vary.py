@@ -1,0 +1,147 @@
+"""Which of a target's stored responses a request selects by `Vary` (RFC 9111 §4.1).
+
+Pure. A response is stored under its base key and the values that its request had in the fields that it varies on. A
+`VaryIndex` holds the sets of fields that the responses of a target vary on; a request selects one key for each of them,
+and of what lies there the newest. Where the responses lie is not known here.
+
+The name of a field is a request field's in lower case, `cookie:NAME` for the value of one cookie, or a pseudo-field:
+`:host` or `:scheme`, as a handler saw them. Pseudo-fields stand among the request's headers by that name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from gateway.http.headers import Headers, connection_named, cookie_pairs, sent_value
+from gateway.policy.identity_key import UNKEYED, IdentityKey
+
+Names = tuple[str, ...]
+"""The fields that a response varies on."""
+
+MAX_VARY_SETS = 8
+COOKIE = "cookie:"
+
+
+class VaryIndex(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
+    """What is known of a primary key: the sets of fields its responses vary on, the newest first."""
+
+    primary: str
+    names: tuple[Names, ...] = ()
+
+
+def with_vary(index: VaryIndex | None, primary: str, names: Names) -> VaryIndex:
+    """`index` with `names` as its newest set, older ones kept up to eight."""
+    if index is None:
+        return VaryIndex(primary=primary, names=(names,))
+    kept = tuple(known for known in index.names if known != names)[: MAX_VARY_SETS - 1]
+    return VaryIndex(primary=primary, names=(names, *kept))
+
+
+def latest(index: VaryIndex | None) -> Names:
+    """The fields that the newest response of a target varies on."""
+    return index.names[0] if index is not None and index.names else ()
+
+
+# --- keys --------------------------------------------------------------------------------------------------
+
+
+def selecting_value(headers: Headers, name: str) -> str | None:
+    """A request's value of a field that responses vary on; None where it has none."""
+    if name.startswith(COOKIE):
+        return cookie_pairs(headers, name.removeprefix(COOKIE))
+    return sent_value(headers, name)
+
+
+def field_of(name: str) -> str:
+    """The request field that `name` is of; empty for a pseudo-field, which is a part of the URI."""
+    return "cookie" if name.startswith(COOKIE) else "" if name.startswith(":") else name
+
+
+def variant_suffix(names: Names, headers: Headers, identity_key: IdentityKey = UNKEYED) -> str:
+    """What a request adds to its base key by the fields `names`. A field that `Connection` names does not reach the
+    upstream, so the request selects what is for those who send none."""
+    unsent = connection_named(headers) if names else ()
+    lines = []
+    for name in names:
+        value = None if field_of(name).encode("latin-1") in unsent else selecting_value(headers, name)
+        lines.append(f"\nvary {name}" if value is None else f"\nvary {name}:{identity_key.of_field(name, value)}")
+    return "".join(lines)
+
+
+def variant_key(base: str, names: Names, headers: Headers, identity_key: IdentityKey = UNKEYED) -> str:
+    """The key of the variant that a request with `headers` selects, by the fields `names` (RFC 9111 §4.1)."""
+    return base + variant_suffix(names, headers, identity_key)
+
+
+def _all_seen(name: str) -> bool:
+    return False
+
+
+class Suffixes(dict[Names, str | None]):
+    """What a request adds to its base key by each set of fields that responses vary on, worked out when it is first
+    asked for; None where one of the fields is `unseen` by who asks."""
+
+    __slots__ = ("_headers", "_identity_key", "_unseen")
+
+    def __init__(
+        self, headers: Headers, unseen: Callable[[str], bool] = _all_seen, identity_key: IdentityKey = UNKEYED
+    ) -> None:
+        self._headers = headers
+        self._identity_key = identity_key
+        self._unseen = unseen
+
+    def __missing__(self, names: Names) -> str | None:
+        suffix = None if any(map(self._unseen, names)) else self._suffix(names)
+        self[names] = suffix
+        return suffix
+
+    def _suffix(self, names: Names) -> str:
+        return variant_suffix(names, self._headers, self._identity_key)
+
+
+# --- selection ---------------------------------------------------------------------------------------------
+
+
+class Dated(Protocol):
+    """What is selected: the newest of them wins."""
+
+    @property
+    def born(self) -> float: ...
+
+
+Response = TypeVar("Response", bound=Dated)
+
+
+def newest(
+    index: VaryIndex | None, base: str, suffixes: Suffixes, get: Callable[[str], Response | None]
+) -> Response | None:
+    """The newest response that a request selects, as `get` finds it by its key; None also where a field that is not
+    seen takes part in that."""
+    found = get(base)
+    for names in index.names if index is not None else ():
+        suffix = suffixes[names]
+        if suffix is None:
+            return None
+        other = get(base + suffix) if suffix else None
+        if other is not None and (found is None or other.born > found.born):
+            found = other
+    return found
+
+
+def selected_keys(index: VaryIndex | None, base: str, suffixes: Suffixes) -> list[str] | None:
+    """All keys that a request selects, its base key first; None where a field that is not seen takes part in that."""
+    keys = {base: None}
+    for names in index.names if index is not None else ():
+        suffix = suffixes[names]
+        if suffix is None:
+            return None
+        keys[base + suffix] = None
+    return list(keys)
+
+
+def likely_key(index: VaryIndex | None, base: str, suffixes: Suffixes) -> str:
+    """The key of the variant that a request will most likely get, by what the newest response varied on."""
+    return base + (suffixes[latest(index)] or "")

@@ -1,0 +1,1 @@
+"""Declared routes, the `@cached` decorator, and fastapi-cache2's `@cache`."""

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from starlette.datastructures import Headers as StarletteHeaders
+from starlette.datastructures import MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.config.models import CorsConfig
+from gateway.http.headers import Headers, vary_names
+
+
+class Cors(CORSMiddleware):
+    """Starlette's CORS, computed for each request and never stored, with what it leaves out:
+
+    - `Vary: Origin` on every answer where origins are listed, whether this request had an Origin or not, so that a
+      cache between us and the client does not give one origin's answer to another;
+    - an upstream's own CORS headers give way to the gateway's.
+    """
+
+    def __init__(self, app: ASGIApp, config: CorsConfig) -> None:
+        super().__init__(
+            app,
+            allow_origins=config.allow_origins,
+            allow_origin_regex=config.allow_origin_regex,
+            allow_methods=config.allow_methods,
+            allow_headers=config.allow_headers,
+            allow_credentials=config.allow_credentials,
+            expose_headers=config.expose_headers,
+            max_age=int(config.max_age.total_seconds()),
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = StarletteHeaders(scope=scope)
+        if scope["method"] == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers:
+            response = self.preflight_response(request_headers=headers)
+            await response(scope, receive, send)
+            return
+
+        origin = headers.get("origin")
+
+        async def send_with_cors(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = self.told(message.get("headers", ()), origin)
+            await send(message)
+
+        await self.app(scope, receive, send_with_cors)
+
+    def told(self, headers: Headers, origin: str | None) -> list[tuple[bytes, bytes]]:
+        """An answer's headers with those of CORS, for a request with this `Origin`."""
+        told = MutableHeaders(raw=_without_cors(headers))
+        if origin is not None:
+            told.update(self.simple_headers)
+        if origin is not None and not self.allow_all_origins and self.is_allowed_origin(origin):
+            told["Access-Control-Allow-Origin"] = origin
+            _vary_on_origin(told)
+        elif origin is not None or not self.allow_all_origins:
+            _vary_on_origin(told)
+        return told.raw
+
+
+def _vary_on_origin(headers: MutableHeaders) -> None:
+    if "origin" not in (vary_names(headers.raw) or ()):
+        headers.add_vary_header("Origin")
+
+
+def _without_cors(headers: Headers) -> list[tuple[bytes, bytes]]:
+    return [pair for pair in headers if not pair[0].startswith(b"access-control-")]

@@ -1,0 +1,157 @@
+"""Declared routes: from the configuration to handlers.
+
+A declared route is a handler that a factory makes. It matches the normalised path, decides once what of the request
+may reach the upstream, and leaves the rest to the engine.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from gateway import __version__
+from gateway.cache.purge_log import Report
+from gateway.cache.request import Route
+from gateway.config.models import Config
+from gateway.config.route import RouteConfig, rules_of
+from gateway.config.types import DEFAULT_VARY
+from gateway.context import INTERIM_KEY
+from gateway.errors import RequestRefused
+from gateway.http.headers import Headers, first, has
+from gateway.http.path_template import PathTemplate, TargetTemplate, compile_target
+from gateway.http.target import Target, pair_name, select_query
+from gateway.policy.identity_key import IdentityKey
+from gateway.policy.keys import Keying
+from gateway.routing.upstream_request import public_constants
+from gateway.upstreams.client import Upstream
+from gateway.upstreams.connection import Interim
+
+USER_AGENT = (b"user-agent", f"cached-gateway/{__version__}".encode())
+IDENTITY = (b"accept-encoding", b"identity")
+# Tells an upstream that it may speak to us by Surrogate-Control (Edge Architecture 1.0).
+CAPABILITY = (b"surrogate-capability", b'gateway="Surrogate/1.0"')
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A route of the configuration, ready to be asked."""
+
+    name: str
+    config: RouteConfig
+    upstream: Upstream
+    engine_route: Route
+    target: TargetTemplate
+    allowed: frozenset[str] | None
+    dropped: tuple[str, ...]
+
+    @property
+    def template(self) -> PathTemplate:
+        return self.config.template
+
+    @cached_property
+    def inside(self) -> PathTemplate:
+        """The template of what the upstream is asked for, to read the upstream's own paths back by."""
+        text = self.target.path
+        for name in self.template.parameters:
+            if f"{{{name}:path}}" in self.template.text:
+                text = text.replace(f"{{{name}}}", f"{{{name}:path}}")
+        return PathTemplate(text)
+
+    def upstream_target(self, path: str, query: Iterable[str]) -> tuple[str, dict[str, str]]:
+        """The normalised target to ask the upstream for, and the path's parameters. Raises RequestRefused."""
+        parameters = self.template.match(path)
+        if parameters is None:
+            raise RequestRefused("The path does not have the form of its route.", 404)
+        return self._target(parameters, select_query(query, self.allowed, self.dropped)), parameters
+
+    def whole_target(self, parameters: dict[str, str], query: Iterable[str]) -> str:
+        """The same for a request that passes by the cache: no answer is shared, so its query stays whole."""
+        return self._target(parameters, query)
+
+    def _target(self, parameters: dict[str, str], query: Iterable[str]) -> str:
+        upstream_path, fixed = self.target.ask(parameters)
+        return str(Target(upstream_path, tuple(sorted((*fixed, *query), key=pair_name)), ""))
+
+
+def declare(config: Config, upstreams: Mapping[str, Upstream], identity_key: IdentityKey) -> list[Declared]:
+    """The declared routes of one upstream each, the more specific first."""
+    constants = public_constants(config)
+    declared = [
+        _declared(name, route, config, upstreams, keying_of(route, constants, identity_key))
+        for name, route in config.routes.items()
+        if not route.parts
+    ]
+    return sorted(declared, key=lambda each: each.template.specificity)
+
+
+def _declared(
+    name: str,
+    route: RouteConfig,
+    config: Config,
+    upstreams: Mapping[str, Upstream],
+    keying: Keying,
+) -> Declared:
+    max_body = config.max_body if route.max_body is None else route.max_body
+    return Declared(
+        name=name,
+        config=route,
+        upstream=upstreams[route.upstream],
+        engine_route=Route(name, rules_of(route), keying, max_body),
+        target=compile_target(route.target_text, route.template.parameters),
+        allowed=frozenset(route.query) if route.query is not None else None,
+        dropped=tuple(config.drop_query if route.drop_query is None else route.drop_query),
+    )
+
+
+def keying_of(route: RouteConfig, constants: tuple[tuple[bytes, bytes], ...], identity_key: IdentityKey) -> Keying:
+    own = route.ttl != "origin"
+    names = tuple(sorted(set(route.vary if route.vary is not None else DEFAULT_VARY)))
+    cookies: tuple[str, ...] | None = None if route.cookies == "pass" else ()
+    if isinstance(route.cookies, list):
+        cookies = tuple(sorted(set(route.cookies)))
+    return Keying(
+        vary=names if own else None,
+        authorization=route.authorization,
+        cookies=cookies,
+        constants=(*constants, *((USER_AGENT, IDENTITY) if own else (CAPABILITY,))),
+        identity_key=identity_key,
+    )
+
+
+def purge_response(report: Report) -> Response:
+    """A purge's report: 200 where every living worker has confirmed it, 202 where not yet."""
+    body = {
+        "complete": report.complete,
+        "confirmed": report.confirmed,
+        "workers": report.workers,
+        "seconds": round(report.seconds, 4),
+    }
+    return JSONResponse(body, 200 if report.complete else 202, headers={"cache-control": "no-store"})
+
+
+def local_path(request: Request) -> str:
+    """The normalised path below the place where the app is mounted."""
+    path: str = request.scope["raw_path"].decode("ascii")
+    root = root_of(request)
+    return path[len(root) :] if root and path.startswith(root) else path
+
+
+def root_of(request: Request) -> str:
+    """The place where the app is mounted, encoded as in a path."""
+    return quote(request.scope.get("root_path", ""), safe="/%:@!$&'()*+,;=~-._")
+
+
+def interim_of(request: Request) -> Interim | None:
+    """How to pass an interim response on to the client, where the server under us can."""
+    return typing.cast(Interim | None, request.scope.get("extensions", {}).get(INTERIM_KEY))
+
+
+def has_body(headers: Headers) -> bool:
+    length = first(headers, b"content-length")
+    return has(headers, b"transfer-encoding") or (length is not None and length.strip() != "0")

@@ -1,0 +1,310 @@
+"""The settings of `@cached` handlers, as they were decorated, and where they are found on a handler.
+
+What FastAPI handlers find of the gateway that serves them: its engine, its upstreams, and their own routes in it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
+
+from fastapi import Depends, Request
+from fastapi.routing import RouteContext
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from starlette.responses import Response
+from starlette.types import Scope
+
+from gateway.cache.engine import Engine
+from gateway.cache.request import Route
+from gateway.config.names import did_you_mean, no_modes
+from gateway.config.types import DEFAULT_VARY, Duration, Model, Size, Ttl, check_field_names, check_tags, check_vary
+from gateway.context import Exchange
+from gateway.errors import GatewayError
+from gateway.http.target import Target, select_query
+from gateway.observability.metrics import Metrics
+from gateway.policy.identity_key import UNKEYED, IdentityKey
+from gateway.policy.keys import Keying, primary_key
+from gateway.policy.rules import Rules
+from gateway.routing.handler_inputs import UPSTREAM, Inputs, label
+from gateway.routing.handler_key import Key, key_of
+from gateway.routing.handler_request import Public, Reading, SoFar
+from gateway.upstreams.client import Upstream
+
+MARK = "__gateway_cached__"
+CACHED_AS = "__gateway_cached_as__"
+"""The attribute of a handler that is the endpoint which `@cached` made of it."""
+_RULES_OF_THEIR_OWN = frozenset(
+    ("authorization", "cookie", "host", "content-length", "expect", "range", "if-range", "if-match")
+) | frozenset(("if-none-match", "if-modified-since", "if-unmodified-since"))
+"""Fields that a handler may declare, but whose place in the key is not in `vary`."""
+
+
+@dataclass
+class Cached:
+    """The settings of one `@cached` handler, checked when it is decorated."""
+
+    name: str
+    rules: Rules
+    vary: tuple[str, ...]
+    query: frozenset[str] | None
+    authorization: str
+    cookies: tuple[str, ...] | None
+    tags: tuple[str, ...]
+    deadline: float
+    max_body: int | None
+    edge: bool = False
+    key: Key | None = None
+
+    @property
+    def origin_name(self) -> str:
+        return f"@{self.name}"
+
+    def route(self, inputs: Inputs, max_body: int, identity_key: IdentityKey = UNKEYED) -> Route:
+        """The route as the engine sees it, with what the handler declares to read in its key."""
+        cookies = None if self.cookies is None else tuple(sorted({*self.cookies, *inputs.cookies}))
+        declared = inputs.headers - _RULES_OF_THEIR_OWN
+        vary = None if self.rules.ttl is None else tuple(sorted({*self.vary, *declared}))
+        keying = Keying(
+            vary=vary,
+            authorization=self.authorization,
+            cookies=cookies,
+            identities=inputs.identities,
+            identity_key=identity_key,
+        )
+        return Route(self.name, self.rules, keying, max_body if self.max_body is None else self.max_body, local=True)
+
+
+class Marked(NamedTuple):
+    """What `@cached` leaves at the endpoint that it makes. `injected` is the name of the Request parameter that it
+    added for itself; `passed` is a parameter that decorators above have to pass on."""
+
+    settings: Cached
+    injected: str | None
+    passed: str
+    endpoint: Callable[..., Any]
+
+
+def cached_settings(endpoint: Any) -> Marked | None:
+    """What `@cached` left at a route's endpoint, also where a decorator stands above that names what it wraps."""
+    while isinstance(endpoint, partial):
+        endpoint = endpoint.func
+    marked = getattr(endpoint, MARK, None)
+    return marked if isinstance(marked, Marked) else None
+
+
+# --- arguments ---------------------------------------------------------------------------------------------
+
+
+def _listed(value: object) -> object:
+    if isinstance(value, str):
+        raise ValueError(f"must be a list, as [{value!r}]")
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return list(value) if isinstance(value, Sequence) else value
+
+
+def _authorization(value: object) -> object:
+    allowed = ("pass", "ignore", "key")
+    if value not in allowed:
+        raise ValueError(f"may be 'pass', 'ignore' or 'key'{did_you_mean(str(value), allowed)}")
+    return value
+
+
+def _cookies(value: object) -> object:
+    if value in ("pass", "ignore"):
+        return value
+    if isinstance(value, str):
+        hint = did_you_mean(value, ("pass", "ignore"))
+        raise ValueError(f"may be 'pass', 'ignore' or a list of names, as [{value!r}]{hint}")
+    return _listed(value)
+
+
+def _names(names: list[str]) -> list[str]:
+    for name in names:
+        if not name or any(char in name for char in ' ,;="\t\n\r'):
+            raise ValueError(f"{name!r} is no name; write the names that count, or leave it out")
+    return names
+
+
+Names = Annotated[list[str], BeforeValidator(_listed)]
+Flag = Annotated[bool, Field(strict=True)]
+
+
+class Arguments(Model):
+    """What `@cached` may be given; the same values mean the same in the configuration of a route."""
+
+    ttl: Ttl
+    stale_while_revalidate: Duration | None = None
+    stale_if_error: Duration | None = None
+    negative_ttl: Duration = timedelta(seconds=5)
+    client_ttl: Duration | None = None
+    tags: Annotated[Names, AfterValidator(check_tags), AfterValidator(no_modes("tags"))] = Field(default_factory=list)
+    vary: Annotated[Names, AfterValidator(check_field_names), AfterValidator(check_vary)] | None = None
+    query: Annotated[Names, AfterValidator(_names), AfterValidator(no_modes("query"))] | None = None
+    authorization: Annotated[Literal["pass", "ignore", "key"], BeforeValidator(_authorization)] = "pass"
+    cookies: Annotated[
+        Literal["pass", "ignore"] | Annotated[list[str], AfterValidator(_names), AfterValidator(no_modes("cookies"))],
+        BeforeValidator(_cookies),
+    ] = "pass"
+    deadline: Duration = timedelta(seconds=30)
+    max_body: Size | None = None
+    edge: Flag = False
+    cache: Flag = True
+
+    def settings(self, name: str, key: Key | None) -> Cached:
+        """Raises ValueError where they contradict each other."""
+        cookies = {"pass": None, "ignore": ()}[self.cookies] if isinstance(self.cookies, str) else tuple(self.cookies)
+        if self.ttl == "origin" and self.vary is not None:
+            raise ValueError("vary goes with a ttl of its own; with ttl='origin' what the handler reads decides")
+        if self.ttl == "origin" and self.client_ttl is not None:
+            raise ValueError("client_ttl goes with a ttl of its own; with ttl='origin' the handler decides")
+        if self.edge and key is not None:
+            raise ValueError("key needs what dependencies made, and with edge=True none is solved: leave one out")
+        return Cached(
+            name=name,
+            rules=Rules(
+                ttl=None if isinstance(self.ttl, str) else self.ttl.total_seconds(),
+                stale_while_revalidate=_seconds(self.stale_while_revalidate),
+                stale_if_error=_seconds(self.stale_if_error),
+                negative_ttl=self.negative_ttl.total_seconds(),
+                client_ttl=_seconds(self.client_ttl),
+                cache=self.cache,
+                authorization_keyed=self.authorization != "pass",
+            ),
+            vary=tuple(self.vary if self.vary is not None else DEFAULT_VARY),
+            query=frozenset(self.query) if self.query is not None else None,
+            authorization=self.authorization,
+            cookies=cookies,
+            tags=tuple(self.tags),
+            deadline=self.deadline.total_seconds(),
+            max_body=self.max_body,
+            edge=self.edge,
+            key=key,
+        )
+
+
+def _seconds(value: timedelta | None) -> float | None:
+    return None if value is None else value.total_seconds()
+
+
+def settings_of(function: Callable[..., Any], key: Any, given: Mapping[str, Any]) -> Cached:
+    """The settings of `@cached` on a function. Raises ValueError, which names the handler, the argument, what it was
+    given and what is allowed."""
+    name = label(function)
+    try:
+        arguments = Arguments.model_validate(given)
+    except ValidationError as error:
+        raise ValueError(_told(name, error)) from None
+    try:
+        made = None if key is None else key_of(key, inspect.signature(function).parameters)
+    except ValueError as error:
+        raise ValueError(f"@cached on {name}: key={key!r} {error}") from None
+    try:
+        return arguments.settings(name, made)
+    except ValueError as error:
+        raise ValueError(f"@cached on {name}: {error}") from None
+
+
+def _told(name: str, error: ValidationError) -> str:
+    lines = []
+    found = error.errors()
+    for each in [each for each in found if each["type"] != "literal_error"] or found:
+        argument = str(each["loc"][0])
+        message = each["msg"].removeprefix("Value error, ")
+        lines.append(f"@cached on {name}: {argument}={each['input']!r} {message[:1].lower()}{message[1:]}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+STATE = "gateway"
+
+
+@dataclass
+class Runtime:
+    """What handlers find at `request.app.state.gateway`."""
+
+    engine: Engine
+    upstreams: dict[str, Upstream]
+    metrics: Metrics
+    drop_query: tuple[str, ...]
+    max_body: int
+    inner: Callable[[Scope, Any, Any], Awaitable[None]]
+    contexts: dict[int, RouteContext] = field(default_factory=dict)
+    """By the id of the route that a router holds: what including it made of it."""
+    late: set[int] = field(default_factory=set)
+    """The ids of those whose router was included after the app was made: declared routes stand before them."""
+    aggregates: dict[str, Callable[[Request], Awaitable[Response]]] = field(default_factory=dict)
+    """The handlers of aggregates that are written in Python, by name."""
+    bound: dict[int, tuple[Route, frozenset[str] | None]] = field(default_factory=dict)
+    """By the id of a handler's settings: its route for the engine, and the query parameters that count."""
+    inputs: dict[int, Inputs] = field(default_factory=dict)
+    """By the id of a handler's settings: what its routes declare to read."""
+    public: Public | None = None
+    """The host and scheme that `@cached` handlers see, where `public_url` is set."""
+    lifespan: Mapping[str, Any] = field(default_factory=dict)
+    """The state that the app's lifespan gave, which is in every request's."""
+    overridden: Mapping[str, Rules] = field(default_factory=dict)
+    """By a handler's name: its rules where live overrides made them other than its code has them."""
+    coded: dict[str, Rules] = field(default_factory=dict)
+    """By a handler's name: its rules as its code has them."""
+    prepared: dict[int, Callable[[Request, Exchange, Runtime], Reading | str]] = field(default_factory=dict)
+    """By the id of a handler's settings, where no dependency of its tree could see more than its key holds: what makes
+    the Reading of a request."""
+    _so_far: dict[str, SoFar] = field(default_factory=dict)
+
+    def keys_of(self, target: Target) -> list[str]:
+        """The primary keys of what `@cached` handlers answer at a target."""
+        keys = []
+        for context in self.contexts.values():
+            marked = cached_settings(context.endpoint)
+            if marked is not None and context.path_regex.fullmatch(target.decoded):
+                settings = marked[0]
+                pairs = self.counted(settings, target.query)
+                keys.append(primary_key(settings.origin_name, target_text(target.path, pairs)))
+        return keys
+
+    def bind(self, settings: Cached, inputs: Inputs) -> None:
+        """Make ready a `@cached` handler whose routes declare `inputs`."""
+        allowed = inputs.query if settings.query is None else settings.query | inputs.parameters
+        self.inputs[id(settings)] = inputs
+        self.coded[settings.name] = settings.rules
+        rules = self.overridden.get(settings.name, settings.rules)
+        route = replace(settings, rules=rules).route(inputs, self.max_body, self.engine.identity_key)
+        self.bound[id(settings)] = (route, allowed)
+
+    def counted(self, settings: Cached, pairs: Sequence[str]) -> tuple[str, ...]:
+        """The query parameters that a handler is shown, all of them in its key: none that it declares is dropped."""
+        declared = self.inputs[id(settings)].parameters
+        return select_query(pairs, self.bound[id(settings)][1], self.drop_query, declared)
+
+    def so_far(self, settings: Cached) -> SoFar:
+        """What the answers of a handler have read so far."""
+        return self._so_far.setdefault(settings.name, SoFar())
+
+
+def target_text(path: str, pairs: Sequence[str]) -> str:
+    return f"{path}?{'&'.join(pairs)}" if pairs else path
+
+
+def upstream(name: str) -> Any:
+    """A dependency: the configured upstream of that name. Its existence is checked when the app is made."""
+
+    def get_upstream(request: Request) -> Upstream:
+        return runtime_of(request).upstreams[name]
+
+    setattr(get_upstream, UPSTREAM, name)
+    return Depends(get_upstream)
+
+
+def runtime_of(request: Request) -> Runtime:
+    """The gateway that serves `request`. Raises GatewayError where none does."""
+    runtime = getattr(request.app.state, STATE, None)
+    if not isinstance(runtime, Runtime):
+        raise GatewayError(
+            "this handler needs the gateway: name its router in the configuration's `include`, or make the app with "
+            "gateway.create_app and include the router there"
+        )
+    return runtime

@@ -1,0 +1,99 @@
+"""The values of `@cached` handlers below decorators of the app's own, which take what the handler returns.
+
+Such a handler's value is stored as JSON, and comes back as its return annotation reads it. A value that does not come
+back as it was is not stored: a decorator must not be given one thing on a miss and another on a hit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, ForwardRef
+
+from fastapi import Request
+from fastapi.dependencies.utils import get_typed_return_annotation
+from pydantic import PydanticUserError, TypeAdapter
+from pydantic.errors import PydanticSchemaGenerationError
+from starlette.responses import Response
+
+from gateway.cache.respond import Answer
+from gateway.http.headers import Headers, first, without
+from gateway.policy.storability import TAG_FIELDS
+from gateway.routing.handler_responses import RawHeaders, added, route_of
+from gateway.upstreams.response import Fetched, WholeBody
+
+FIELD = b"gateway-handler-returned"
+"""What a stored answer's body is: `value`; `object`, one that can't be stored; `response`. Clients never see it."""
+_MEDIA = (b"content-type", b"application/octet-stream")
+_OF_THE_BODY = (
+    b"etag",
+    b"last-modified",
+    b"content-type",
+    b"content-length",
+    b"content-encoding",
+    b"transfer-encoding",
+)
+CONDITIONS = (b"if-none-match", b"if-modified-since", b"if-match", b"if-unmodified-since", b"range", b"if-range")
+
+
+class Coder:
+    """Writes the values of a handler as JSON, and reads them."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any] | None:
+        annotation = get_typed_return_annotation(self._function)
+        if annotation is None or annotation is Any or isinstance(annotation, ForwardRef):
+            return None
+        try:
+            return TypeAdapter(annotation)
+        except (PydanticUserError, PydanticSchemaGenerationError):
+            return None
+
+    def read(self, text: bytes) -> Any:
+        return json.loads(text) if self._adapter is None else self._adapter.validate_json(text)
+
+    def _write(self, value: Any) -> bytes:
+        return json.dumps(value).encode() if self._adapter is None else self._adapter.dump_json(value, by_alias=True)
+
+    def written(self, value: Any) -> bytes | None:
+        """None where the value would not come back as it is."""
+        try:
+            text = self._write(value)
+            again = self.read(text)
+            return text if type(again) is type(value) and bool(again == value) else None
+        except (TypeError, ValueError, RecursionError):
+            return None
+
+
+def fetched_value(text: bytes | None, request: Request, response: Response, before: RawHeaders) -> Fetched:
+    """A handler's value as the engine takes it; None is one that is not stored. `before` are the headers that
+    `response`, FastAPI's own, had before the handler."""
+    status = response.status_code or route_of(request).status_code or 200
+    headers = [(name.lower(), value) for name, value in added(before, response)]
+    if text is None:
+        return not_stored(Fetched(status, [*headers, (FIELD, b"object")], WholeBody(b"")))
+    return Fetched(
+        status, [*headers, (FIELD, b"value"), _MEDIA, (b"content-length", b"%d" % len(text))], WholeBody(text)
+    )
+
+
+def not_stored(fetched: Fetched) -> Fetched:
+    headers = [*without(fetched.headers, b"cache-control"), (b"cache-control", b"no-store")]
+    return Fetched(fetched.status, headers, fetched.body)
+
+
+def kind_of(answer: Answer) -> str | None:
+    """What a handler returned; None where it raised, or was not called."""
+    return first(answer.headers, FIELD)
+
+
+def put_headers(answer: Answer, request: Request, response: Response, before: RawHeaders) -> None:
+    """Have FastAPI's own response carry what an answer says beside its body, which the decorators make anew."""
+    kept: Headers = without(answer.headers, FIELD, *_OF_THE_BODY, *TAG_FIELDS)
+    response.headers.raw[:] = [*before, *kept]
+    if answer.status != (route_of(request).status_code or 200):
+        response.status_code = answer.status

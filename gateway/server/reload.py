@@ -1,0 +1,146 @@
+"""What a reload changes: the difference of two configurations, and which of it wants a restart.
+
+Noticing that a file has another content: what reloads the configuration without anybody sending a signal.
+
+Folders are watched, not files: editors and Kubernetes put a new file, or a new link, in the place of the old. What
+counts is the content, so that a reload happens once for a change, however many events it makes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from watchfiles import awatch
+
+from gateway.config.loader import Loaded, effective
+from gateway.config.models import Config
+
+WANTS_RESTART = frozenset(
+    (
+        *("host", "port", "admin_listen", "workers", "include", "memory", "compression", "overload_lag", "watch"),
+        *("redis_url", "redis_prefix", "redis_budget", "redis_memory", "redis_secret", "purge_blind", "warm_start"),
+    )
+)
+"""Settings that belong to processes, sockets, stores and imported modules; a reload leaves them as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One setting that is another now. Values are as in YAML, None where there is none; secrets are masked."""
+
+    key: str
+    before: str | None
+    after: str | None
+    wants_restart: bool = False
+
+    def __str__(self) -> str:
+        if self.wants_restart:
+            return f"{self.key}: {self.before} -> {self.after} wants a restart; it stays {self.before}"
+        if self.before is None:
+            return f"{self.key}: {self.after} is new"
+        if self.after is None:
+            return f"{self.key}: {self.before} is gone"
+        return f"{self.key}: {self.before} -> {self.after}"
+
+
+def difference(before: Loaded, after: Loaded) -> list[Change]:
+    """All that is set otherwise: routes and upstreams that came or went, then single settings, in the order of the
+    configuration. A secret that changed shows as `*** -> ***`."""
+    old, new = _values(before), _values(after)
+    raw_old, raw_new = _raw(before.config), _raw(after.config)
+    entries = _entries(before.config, after.config)
+    whole = tuple(f"{entry.key}." for entry in entries)
+    return [
+        *entries,
+        *(
+            Change(key, old.get(key), new.get(key), key.partition(".")[0] in WANTS_RESTART)
+            for key in dict.fromkeys((*new, *old))
+            if not key.startswith(whole) and (old.get(key) != new.get(key) or raw_old.get(key) != raw_new.get(key))
+        ),
+    ]
+
+
+def _entries(before: Config, after: Config) -> list[Change]:
+    """Routes and upstreams that there are in one of both only, with what says most about them."""
+    found = []
+    for section in ("upstreams", "routes"):
+        old, new = _told(before, section), _told(after, section)
+        names = dict.fromkeys((*old, *new))
+        found += [
+            Change(f"{section}.{name}", old.get(name), new.get(name))
+            for name in names
+            if (name in old) != (name in new)
+        ]
+    return found
+
+
+def _told(config: Config, section: str) -> dict[str, str]:
+    if section == "routes":
+        return {name: route.path for name, route in config.routes.items()}
+    return {name: ", ".join(upstream.bases) for name, upstream in config.upstreams.items()}
+
+
+def _values(loaded: Loaded) -> dict[str, str]:
+    return {setting.key: setting.value for setting in effective(loaded)}
+
+
+def _raw(config: Config) -> dict[str, str]:
+    """The same leaves unmasked, to see that a secret changed."""
+    return {setting.key: setting.value for setting in effective(Loaded(config, {}, ()), masked=False)}
+
+
+def merged(before: Loaded, after: Loaded) -> Loaded:
+    """`after`, with those settings of `before` that want a restart."""
+    kept = {name: getattr(before.config, name) for name in WANTS_RESTART}
+    tree = {name: value for name, value in after.tree.items() if name not in WANTS_RESTART}
+    tree |= {name: value for name, value in before.tree.items() if name in WANTS_RESTART}
+    return replace(after, config=after.config.model_copy(update=kept), admin_token=before.admin_token, tree=tree)
+
+
+DEBOUNCE_MS = 100
+LOOK_EVERY_MS = 1000
+"""Where the system tells of nothing, or had not begun to, a look at the files themselves finds out."""
+
+
+class Files:
+    """Some files, as they are when this is made."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._paths = [path.absolute() for path in paths]
+        self._known = _contents(self._paths)
+
+    async def changes(self, *, stop: asyncio.Event | None = None) -> AsyncIterator[None]:
+        """Once for each time that the content of one of them is another, also where one comes or goes."""
+        # At INFO it tells of each event in the folder: a log that is written there would feed itself for ever.
+        logging.getLogger("watchfiles").setLevel(logging.WARNING)
+        folders = {path.parent for path in self._paths if path.parent.is_dir()}
+        async for _ in awatch(
+            *folders,
+            watch_filter=None,
+            debounce=DEBOUNCE_MS,
+            rust_timeout=LOOK_EVERY_MS,
+            yield_on_timeout=True,
+            recursive=False,
+            stop_event=stop,
+            ignore_permission_denied=True,
+        ):
+            found = _contents(self._paths)
+            if found != self._known:
+                self._known = found
+                yield
+
+
+def _contents(paths: Iterable[Path]) -> list[bytes | None]:
+    return [_digest(path) for path in paths]
+
+
+def _digest(path: Path) -> bytes | None:
+    try:
+        return hashlib.blake2b(path.read_bytes()).digest()
+    except OSError:
+        return None

@@ -1,0 +1,455 @@
+"""The supervisor: the process that owns the sockets, the embedded Valkey and the workers, and answers nothing itself.
+
+Each worker slot has a listening socket of its own, which the supervisor keeps open: what waits in its backlog while a
+worker is replaced is answered by the next. SIGHUP reloads the configuration, SIGUSR2 replaces the workers one by one,
+SIGTERM and SIGINT end all in order, a second one at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from gateway.config.loader import Loaded
+from gateway.config.names import counted
+from gateway.config.types import shown_url
+from gateway.errors import ConfigError, GatewayError
+from gateway.server.embedded_redis import Embedded, EmbeddedError
+from gateway.server.ipc import Abort, Adopt, Begin, Commit, Prepare, Release, Retire, Setup, Stop, Totals
+from gateway.server.listener import forget, listen_admin, listen_for_each, url_of
+from gateway.server.metrics_totals import Family, Sample, lasting, total
+from gateway.server.process import Spawned, spawn
+from gateway.server.reload import Files, difference, merged
+from gateway.server.worker_handle import Member
+
+logger = logging.getLogger("gateway")
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 10.0
+SHORT_LIFE = 1.0
+PREPARE_SECONDS = 30.0
+READY_SECONDS = 60.0
+SPARE_SECONDS = 60.0
+"""How long after a death a process stands by that has imported all a worker needs: who dies once may die again, and
+then is replaced in a tenth of the time."""
+MARGIN = 3.0
+"""Seconds beyond its time-out that a worker gets to end, before it is killed."""
+
+
+class StartError(GatewayError):
+    """A worker did not start; the message says why."""
+
+
+class Slot:
+    """A place for one worker, with its socket."""
+
+    def __init__(self, number: int, sock: socket.socket) -> None:
+        self.number = number
+        self.socket = sock
+        self.adopter: Member | None = None
+        self.member: Member | None = None
+        self.failures = 0
+        self.replacing = False
+        self.changed = asyncio.Event()
+
+    def pause(self) -> float:
+        """Seconds to wait before the next worker begins: none, unless they die as they begin."""
+        return min(FIRST_PAUSE * 2.0 ** (self.failures - 1), LONGEST_PAUSE) if self.failures else 0.0
+
+
+class Supervisor:
+    """`reread` reads the configuration anew; `spare` is a worker process that was started while it was first read;
+    a change of `watched` files reloads.
+
+    Raises ListenError.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        reread: Callable[[], Loaded],
+        spare: Spawned | None = None,
+        watched: Files | None = None,
+    ) -> None:
+        config = loaded.config
+        self.loaded = loaded
+        self._reread = reread
+        self._watched = watched
+        self._spare = spare
+        self._spare_ends: asyncio.TimerHandle | None = None
+        self._number = 1
+        self._lock = asyncio.Lock()
+        self._stopping = False
+        self._reviving = False
+        self._ended = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._members: set[Member] = set()
+        self._departed: list[Family] = []
+        self._counts = {"deaths": 0, "reloads": 0, "refused": 0, "valkey": 0}
+        self._slots = [
+            Slot(number, sock) for number, sock in enumerate(listen_for_each(config.workers, config.host, config.port))
+        ]
+        self._admin = listen_admin(config.admin_listen)
+        self._valkey = Embedded(maxmemory=config.redis_memory) if config.redis_url == "embedded" else None
+
+    def __repr__(self) -> str:
+        return f"<Supervisor {len(self._slots)} workers, generation {self._number}>"
+
+    async def run(self) -> None:
+        """Have all run until a signal ends it. Raises GatewayError where the first workers do not start."""
+        self._listen_to_signals()
+        try:
+            await self._start()
+            if not self._stopping:
+                self._tell_what_is_served()
+            if self._watched is not None and self.loaded.config.watch:
+                self._spawn(self._watch(self._watched))
+            await self._ended.wait()
+        finally:
+            asked_to = self._stopping
+            self._stopping = True
+            for member in self._members:
+                member.kill()
+            for member in list(self._members):
+                await member.gone.wait()
+            for sock in (slot.socket for slot in self._slots):
+                sock.close()
+            if self._admin is not None:
+                forget(self._admin)
+            if self._valkey is not None:
+                self._valkey.stop()
+            self._drop_spare()
+            for task in self._tasks:
+                task.cancel()
+            if asked_to:
+                logger.info("ended")
+
+    def _tell_what_is_served(self) -> None:
+        config = self.loaded.config
+        places = (source.place for found in self.loaded.sources.values() for source in found if source.kind == "file")
+        redis = config.redis_url
+        logger.info(
+            "configuration: %s; %s, %s, %s; Redis: %s",
+            next(places, "no file").partition(" line ")[0],
+            counted(len(config.routes) + len(config.include), "route"),
+            counted(len(config.upstreams), "upstream"),
+            counted(len(self._slots), "worker"),
+            redis if redis in ("embedded", "none") else shown_url(redis),
+        )
+        logger.info("admin listener: %s", config.admin_listen)
+        logger.info("listening on %s", url_of(self._slots[0].socket))
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stop, self.loaded.config.stop_delay.total_seconds())
+        loop.add_signal_handler(signal.SIGINT, self._stop, 0.0)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload()))
+        loop.add_signal_handler(signal.SIGUSR2, lambda: self._spawn(self._roll()))
+        loop.add_signal_handler(signal.SIGCHLD, self._child_ended)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.add(task := asyncio.ensure_future(work))
+        task.add_done_callback(self._tasks.discard)
+
+    # --- starting and replacing ----------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        """The first workers, at once. Raises GatewayError: that of the first to fail."""
+        if self._valkey is not None:
+            self._valkey.launch()
+        begun = await asyncio.gather(*map(self._begin, self._slots), return_exceptions=True)
+        for slot, member in zip(self._slots, begun, strict=True):
+            if isinstance(member, BaseException):
+                raise member
+            slot.member = member
+            await _either(member.settled, self._ended)
+            if self._stopping:
+                return
+            if not member.answers:
+                raise await _failure(member)
+        for slot in self._slots:
+            self._spawn(self._keep(slot))
+
+    async def _begin(self, slot: Slot) -> Member:
+        """A new worker on a slot's socket, told to begin."""
+        spawned, self._spare = self._spare, None
+        if spawned is None or spawned.process.poll() is not None:
+            spawned = spawn()
+        sockets = [each.socket for each in self._slots] + ([] if self._admin is None else [self._admin])
+        try:
+            spawned.hand_over(sockets)
+            if self._valkey is not None and not self._reviving:
+                await self._valkey.ready()
+        except BaseException:
+            spawned.abandon()
+            raise
+        member = Member(spawned, self._number, self._questioned)
+        self._members.add(member)
+        url = self._valkey.url if self._valkey is not None else self.loaded.config.redis_url
+        await member.begin(Begin(Setup.of(member.number, self.loaded), url, slot.number, len(self._slots)))
+        self._spawn(self._bury(member))
+        return member
+
+    async def _bury(self, member: Member) -> None:
+        """Once it is gone, keep of its figures what still counts."""
+        await member.gone.wait()
+        self._members.discard(member)
+        self._departed = total([self._departed, lasting(member.families)])
+        self._cover()
+
+    def _cover(self) -> None:
+        """Let a worker that answers accept for each slot that has none: whoever connects there need not wait for the
+        next to start."""
+        if self._stopping:
+            return
+        for slot in self._slots:
+            if slot.member is not None and slot.member.answers:
+                if slot.adopter is not None:
+                    slot.adopter.send(Release(slot.number))
+                    slot.adopter = None
+            elif slot.adopter is None or not slot.adopter.answers:
+                answering = (each.member for each in self._slots if each.member is not None and each.member.answers)
+                slot.adopter = next(answering, None)
+                if slot.adopter is not None:
+                    slot.adopter.send(Adopt(slot.number))
+
+    async def _keep(self, slot: Slot) -> None:
+        """Have a worker in the slot, whatever becomes of them."""
+        while not self._stopping:
+            member = slot.member
+            assert member is not None
+            await _either(member.gone, slot.changed)
+            if slot.replacing:
+                slot.changed.clear()
+                await slot.changed.wait()
+            slot.changed.clear()
+            if self._stopping or slot.member is not member or not member.gone.is_set():
+                continue
+            self._counts["deaths"] += 1
+            short = member.failure is not None or member.lived < SHORT_LIFE
+            slot.failures = slot.failures + 1 if short else 0
+            what = member.failure.message if member.failure is not None else member.how_it_ended
+            logger.warning("the worker %d ended (%s); another takes its place", member.pid, what)
+            await asyncio.sleep(slot.pause())
+            slot.member = await self._begin(slot)
+            self._spawn(self._bring_up_to_date(slot.member))
+
+    def _stand_by(self) -> None:
+        """Have a spare process for a while."""
+        if self._stopping:
+            return
+        if self._spare is None:
+            self._spare = spawn()
+        if self._spare_ends is not None:
+            self._spare_ends.cancel()
+        self._spare_ends = asyncio.get_running_loop().call_later(SPARE_SECONDS, self._drop_spare)
+
+    def _drop_spare(self) -> None:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.abandon()
+
+    async def _bring_up_to_date(self, member: Member) -> None:
+        """A worker that began by a configuration which is no longer the newest gets that one."""
+        await member.settled.wait()
+        self._cover()
+        self._stand_by()
+        async with self._lock:
+            if member.answers and member.number < self._number:
+                member.send(Prepare(Setup.of(self._number, self.loaded)))
+                member.send(Commit(self._number))
+                member.number = self._number
+
+    async def _roll(self) -> None:
+        """Replace the workers one by one; each new one answers before the old one is told to end."""
+        async with self._lock:
+            for slot in self._slots:
+                if self._stopping or not await self._replace(slot):
+                    return
+            logger.info("all %d workers were replaced", len(self._slots))
+
+    async def _replace(self, slot: Slot) -> bool:
+        old = slot.member
+        slot.replacing = True
+        try:
+            fresh = await self._begin(slot)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(READY_SECONDS):
+                    await fresh.settled.wait()
+            if not fresh.answers:
+                fresh.kill()
+                await fresh.gone.wait()
+                logger.error("the workers are not replaced further: %s", await _failure(fresh))
+                return False
+            slot.member = fresh
+        finally:
+            slot.replacing = False
+            slot.changed.set()
+        if old is not None:
+            await self._retire(old)
+        return True
+
+    async def _retire(self, member: Member) -> None:
+        timeout = self.loaded.config.stop_timeout.total_seconds()
+        for slot in self._slots:
+            if slot.adopter is member:
+                slot.adopter = None
+        self._cover()
+        member.send(Retire(timeout))
+        await self._gone(member, timeout + MARGIN)
+
+    async def _gone(self, member: Member, seconds: float) -> None:
+        """Wait for a worker's end, and kill it where that takes longer."""
+        try:
+            async with asyncio.timeout(seconds):
+                await member.gone.wait()
+        except TimeoutError:
+            logger.warning("the worker %d did not end within %.0f s: it is killed", member.pid, seconds)
+            member.kill()
+            await member.gone.wait()
+
+    def _child_ended(self) -> None:
+        if self._valkey is not None and self._valkey.died and not self._reviving:
+            self._reviving = True
+            self._spawn(self._revive(self._valkey))
+
+    async def _revive(self, valkey: Embedded) -> None:
+        """Start the embedded Valkey again, until it runs."""
+        try:
+            while valkey.died and not self._stopping:
+                self._counts["valkey"] += 1
+                logger.warning("the embedded Valkey ended (%s); it is started again", valkey.how_it_ended)
+                try:
+                    await valkey.again()
+                except EmbeddedError as error:
+                    logger.warning("%s", error)
+        finally:
+            self._reviving = False
+
+    # --- ending --------------------------------------------------------------------------------------------
+
+    def _stop(self, delay: float) -> None:
+        if self._stopping:
+            self._ended.set()  # the second time: at once
+            return
+        self._stopping = True
+        timeout = self.loaded.config.stop_timeout.total_seconds()
+        logger.info("stopping: connections are taken for %g s more, requests in flight have %g s", delay, timeout)
+        self._spawn(self._stop_in_order(delay, self.loaded.config.stop_timeout.total_seconds()))
+
+    async def _stop_in_order(self, delay: float, timeout: float) -> None:
+        for slot in self._slots:
+            slot.socket.close()  # the workers' own stay open for as long as they accept
+        for member in self._members:
+            member.send(Stop(delay, timeout))
+        await asyncio.gather(*(self._gone(member, delay + timeout + MARGIN) for member in list(self._members)))
+        self._ended.set()
+
+    # --- reloading -----------------------------------------------------------------------------------------
+
+    async def _watch(self, files: Files) -> None:
+        async for _ in files.changes():
+            logger.info("the configuration's files have changed")
+            await self._reload()
+
+    async def _reload(self) -> None:
+        """Read the configuration anew and let all workers go by it, or none."""
+        async with self._lock:
+            try:
+                after = self._reread()
+            except ConfigError as error:
+                for warning in error.warnings:
+                    logger.warning(warning)
+                self._refused(error.problems)
+                return
+            for warning in after.warnings:
+                logger.warning(warning)
+            changes = difference(self.loaded, after)
+            prepare = Prepare(Setup.of(self._number + 1, merged(self.loaded, after)))
+            members = [member for member in self._members if member.answers]
+            answers = await asyncio.gather(*(member.prepare(prepare, PREPARE_SECONDS) for member in members))
+            if problems := next((found for found in answers if found), None):
+                for member in members:
+                    member.send(Abort(prepare.setup.number))
+                self._refused([each.problem for each in problems])
+                return
+            self._number = prepare.setup.number
+            self.loaded = merged(self.loaded, after)
+            for member in members:
+                member.send(Commit(self._number))
+                member.number = self._number
+        self._counts["reloads"] += 1
+        logger.info(
+            "the configuration was reloaded, %s",
+            "1 change:" if len(changes) == 1 else f"{len(changes)} changes:" if changes else "nothing changed",
+        )
+        for change in changes:
+            logger.log(logging.WARNING if change.wants_restart else logging.INFO, "  %s", change)
+
+    def _refused(self, problems: list[Any]) -> None:
+        self._counts["refused"] += 1
+        logger.error("the configuration is refused, the one before stays in force:")
+        for problem in problems:
+            logger.error("  %s", problem)
+
+    # --- metrics -------------------------------------------------------------------------------------------
+
+    def _questioned(self, member: Member, question: int) -> None:
+        self._spawn(self._answer(member, question))
+
+    async def _answer(self, member: Member, question: int) -> None:
+        await asyncio.gather(*(each.tell() for each in self._members if each.answers))
+        living = [each.families for each in self._members]
+        member.send(Totals(question, total([self._departed, *living, self._own()])))
+
+    def _own(self) -> list[Family]:
+        counts = self._counts
+        results = (("done", counts["reloads"]), ("refused", counts["refused"]))
+        reloads: list[Sample] = [("gateway_reloads_total", (("result", name),), float(n)) for name, n in results]
+        answering = float(sum(member.answers for member in self._members))
+        return [
+            _family("gateway_workers", "gauge", "Worker processes that answer.", answering),
+            _family("gateway_worker_deaths", "counter", "Workers that ended unasked.", counts["deaths"]),
+            _family("gateway_embedded_restarts", "counter", "Restarts of the embedded Valkey.", counts["valkey"]),
+            Family("gateway_reloads", "counter", "Reloads of the configuration.", reloads),
+        ]
+
+
+def _family(name: str, kind: str, text: str, value: float) -> Family:
+    return Family(name, kind, text, [(name + ("_total" if kind == "counter" else ""), (), float(value))])
+
+
+async def _either(*events: asyncio.Event) -> None:
+    """Wait until one of them is set."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in waiting:
+            each.cancel()
+
+
+async def _failure(member: Member) -> GatewayError:
+    """Why a worker does not answer."""
+    failure = member.failure
+    if failure is None:
+        await member.gone.wait()
+        return StartError(f"the worker {member.pid} ended as it started ({member.how_it_ended})")
+    if failure.problems:
+        return ConfigError([problem.problem for problem in failure.problems])
+    return StartError(failure.message)
+
+
+def supervise(
+    loaded: Loaded, reread: Callable[[], Loaded], spare: Spawned | None = None, watched: Files | None = None
+) -> None:
+    """Run the gateway until SIGINT or SIGTERM. Raises ListenError, EmbeddedError, ConfigError, StartError."""
+
+    async def run() -> None:
+        await Supervisor(loaded, reread, spare, watched).run()
+
+    asyncio.run(run())

@@ -1,0 +1,264 @@
+"""A worker: one process that answers on the sockets its supervisor gave it.
+
+It is told what to do on its control socket: to begin, to make the next generation and to switch to it, to tell its
+metrics, to end. It is not told by signals, but for SIGTERM: then it ends in order, and its supervisor replaces it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterable
+from itertools import count
+
+import uvloop
+from prometheus_client import generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from gateway.admin.app import create_admin
+from gateway.admin.operations import operations_of
+from gateway.app.gateway import Gateway, create_app
+from gateway.app.generations import Generations
+from gateway.cache.redis.store import RedisStore
+from gateway.cache.shared_store import SharedStore
+from gateway.clock import SystemClock
+from gateway.config.loader import Loaded
+from gateway.config.models import Config
+from gateway.errors import ConfigError, GatewayError
+from gateway.server.ipc import (
+    Abort,
+    Adopt,
+    Begin,
+    Channel,
+    Commit,
+    Failed,
+    Order,
+    Prepare,
+    Prepared,
+    Problem,
+    Question,
+    Ready,
+    Release,
+    Retire,
+    Stop,
+    Tell,
+    Told,
+    Totals,
+)
+from gateway.server.listener import LINGER, SETTLE, Server
+from gateway.server.metrics_totals import Family
+from gateway.server.process import Garbage, be_called, die_with, log_to_stderr
+
+logger = logging.getLogger("gateway")
+TELL_EVERY = 1.0
+"""Seconds between two unasked tellings: what a worker that is killed has counted since its last is lost."""
+ANSWER_SECONDS = 2.0
+MAX_SOCKETS = 250
+"""Linux passes 253 at once."""
+
+
+def main(control: int, parent: int) -> None:
+    """What a spawned process runs: `control` is the descriptor of its control socket, `parent` the supervisor."""
+    die_with(parent, signal.SIGKILL)
+    be_called("gateway-spare")
+    log_to_stderr()
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    channel = socket.socket(fileno=control)
+    _, descriptors, _, _ = socket.recv_fds(channel, 1, MAX_SOCKETS)
+    if not descriptors:
+        sys.exit(0)  # the supervisor is gone, or has no use for it
+    sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        sys.exit(runner.run(work(channel, sockets)))
+
+
+async def work(control: socket.socket, sockets: list[socket.socket]) -> int:
+    """Begin as the control socket says, answer on `sockets` until told to end; the exit status."""
+    reader, writer = await asyncio.open_unix_connection(sock=control)
+    channel = Channel(reader, writer, Order)
+    begin = await channel.receive()
+    if not isinstance(begin, Begin):
+        return 0
+    try:
+        worker = Worker(channel, begin, sockets)
+    except ConfigError as error:
+        channel.send(Failed(str(error), [Problem.of(each) for each in error.problems]))
+    except GatewayError as error:
+        channel.send(Failed(str(error)))
+    else:
+        return await worker.run()
+    await channel.close()
+    return 2
+
+
+class Worker:
+    """Raises ConfigError where the app can't be made of the configuration."""
+
+    def __init__(self, channel: Channel, begin: Begin, sockets: list[socket.socket]) -> None:
+        loaded = begin.setup.loaded
+        clock = SystemClock()
+        self._channel = channel
+        self._slots = dict(enumerate(sockets[: begin.slots]))
+        self._sockets = [self._slots.pop(begin.slot), *sockets[begin.slots :]]
+        self.generations = Generations(
+            create_app(loaded, store=_store(loaded.config, begin.redis_url, clock), clock=clock)
+        )
+        self._garbage = Garbage(
+            lambda seconds: self.generations.current.metrics.collected(seconds),
+            idle=lambda: not self.generations.current.engine.under_way,
+        )
+        self.operations = operations_of(self.generations, loaded)
+        self._prepared: dict[int, tuple[Gateway, Loaded]] = {}
+        self._questions: dict[int, asyncio.Future[list[Family]]] = {}
+        self._numbers = count()
+        self._servers = [Server(self.generations, lifespan=True)]
+        if len(self._sockets) > 1:
+            admin = create_admin(lambda: self.generations.current, loaded.admin_token, self.render, self.operations)
+            self._servers.append(Server(admin, lifespan=False))
+        self._ending: asyncio.Task[None] | None = None
+
+    async def run(self) -> int:
+        """Answer until told to end; the exit status."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._end, Retire(10.0))
+        works = (self._garbage.run(), self._obey(), self._tell_ready(), self._tell())
+        behind = [asyncio.ensure_future(each) for each in works]
+        await asyncio.gather(
+            *(server.serve(sockets=[sock]) for server, sock in zip(self._servers, self._sockets, strict=True))
+        )
+        for task in behind:
+            task.cancel()
+        await self.operations.aclose()
+        self._channel.send(Told(self.families()))
+        await self._channel.close()
+        return 0
+
+    async def _tell_ready(self) -> None:
+        for server in self._servers:
+            await server.up.wait()
+        await self.operations.start()
+        be_called("gateway-worker")
+        self._channel.send(Ready())
+
+    async def _obey(self) -> None:
+        while (order := await self._channel.receive()) is not None:
+            match order:
+                case Prepare(setup):
+                    self._prepare(setup.number, order)
+                case Commit(number):
+                    self._commit(number)
+                case Abort(number):
+                    self._prepared.pop(number, None)
+                case Adopt(slot):
+                    if self._ending is None:
+                        await self._servers[0].adopt(slot, self._slots[slot])
+                case Release(slot):
+                    self._servers[0].release(slot)
+                case Tell():
+                    self._channel.send(Told(self.families(), asked=True))
+                case Totals(question, families):
+                    if (future := self._questions.pop(question, None)) is not None and not future.done():
+                        future.set_result(families)
+                case Stop() | Retire():
+                    self._end(order)
+        os._exit(1)  # the supervisor is gone, and its sockets with it
+
+    def _prepare(self, number: int, order: Prepare) -> None:
+        loaded = order.setup.loaded
+        try:
+            self._prepared[number] = self.generations.prepare(self.operations.on(loaded)), loaded
+        except ConfigError as error:
+            self._channel.send(Prepared(number, [Problem.of(problem) for problem in error.problems]))
+        else:
+            self._channel.send(Prepared(number))
+
+    def _commit(self, number: int) -> None:
+        prepared = self._prepared.pop(number, None)
+        if prepared is not None:
+            gateway, loaded = prepared
+            self.operations.rebase(loaded)
+            self.generations.switch(gateway)
+            self._garbage.thaw_soon()
+
+    def _end(self, order: Stop | Retire) -> None:
+        if self._ending is None:
+            self._ending = asyncio.ensure_future(self._drain(order))
+
+    async def _drain(self, order: Stop | Retire) -> None:
+        for sock in self._slots.values():
+            sock.close()  # of those that were adopted the server has a copy
+        self.operations.closing.set()
+        door = self.generations.door
+        if isinstance(order, Stop):
+            self.generations.current.stopping = True
+        delay, linger = (order.delay, SETTLE) if isinstance(order, Stop) else (0.0, LINGER)
+        await asyncio.gather(
+            *(each.drain(door, delay=delay, linger=linger, timeout=order.timeout) for each in self._servers)
+        )
+
+    # --- metrics -------------------------------------------------------------------------------------------
+
+    async def _tell(self) -> None:
+        while True:
+            await asyncio.sleep(TELL_EVERY)
+            self._channel.send(Told(self.families()))
+
+    def families(self) -> list[Family]:
+        """This worker's metrics as they are now."""
+        return [
+            Family(
+                metric.name,
+                metric.type,
+                metric.documentation,
+                [(each.name, tuple(sorted(each.labels.items())), each.value) for each in metric.samples],
+            )
+            for metric in self.generations.current.metrics.collect()
+        ]
+
+    async def render(self) -> bytes:
+        """The metrics of all workers, in Prometheus's text format; those of this one alone where the supervisor does
+        not answer."""
+        number = next(self._numbers)
+        future: asyncio.Future[list[Family]] = asyncio.get_running_loop().create_future()
+        self._questions[number] = future
+        self._channel.send(Question(number))
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                families = await future
+        except TimeoutError:
+            families = self.families()
+        finally:
+            self._questions.pop(number, None)
+        return rendered(families)
+
+
+def rendered(families: Iterable[Family]) -> bytes:
+    registry = CollectorRegistry()
+    registry.register(_Collected(families))
+    return generate_latest(registry)
+
+
+class _Collected(Collector):
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = families
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        for family in self._families:
+            metric = Metric(family.name, family.text, family.kind)
+            for name, labels, value in family.samples:
+                metric.add_sample(name, dict(labels), value)
+            yield metric
+
+
+def _store(config: Config, url: str, clock: SystemClock) -> SharedStore | None:
+    if url == "none":
+        return None
+    return RedisStore(url, prefix=config.redis_prefix, budget=config.redis_budget.total_seconds(), clock=clock)

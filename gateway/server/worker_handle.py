@@ -1,0 +1,116 @@
+"""A worker as its supervisor sees it: its process, what it said, whether it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from gateway.server.ipc import Begin, Channel, Failed, Prepare, Prepared, Problem, Question, Ready, Report, Tell, Told
+from gateway.server.metrics_totals import Family
+from gateway.server.process import Spawned, how_it_ended
+
+TELL_SECONDS = 1.0
+
+
+class Member:
+    """`number` is the generation it has. `questioned` is called with the number of a question of its."""
+
+    def __init__(self, spawned: Spawned, number: int, questioned: Callable[[Member, int], None]) -> None:
+        self.number = number
+        self.failure: Failed | None = None
+        self.families: list[Family] = []
+        self.settled = asyncio.Event()
+        """It answers, or has ended without ever answering."""
+        self.gone = asyncio.Event()
+        """Its process has ended, and all that it said was heard."""
+        self.began = time.monotonic()
+        self._spawned = spawned
+        self._questioned = questioned
+        self._ready = False
+        self._told = asyncio.Event()
+        self._prepared: asyncio.Future[list[Problem]] | None = None
+        self._channel: Channel | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Member pid={self.pid} {'answers' if self.answers else 'does not answer'}>"
+
+    @property
+    def pid(self) -> int:
+        return self._spawned.process.pid
+
+    @property
+    def answers(self) -> bool:
+        return self._ready and not self.gone.is_set()
+
+    @property
+    def lived(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.began
+
+    @property
+    def how_it_ended(self) -> str:
+        return how_it_ended(self._spawned.process.wait())
+
+    async def begin(self, begin: Begin) -> None:
+        """Tell it what to do; it was given its sockets before."""
+        reader, writer = await asyncio.open_unix_connection(sock=self._spawned.control)
+        self._channel = Channel(reader, writer, Report)
+        self._task = asyncio.ensure_future(self._listen(self._channel))
+        self._channel.send(begin)
+
+    def send(self, message: object) -> None:
+        if self._channel is not None:
+            self._channel.send(message)  # type: ignore[arg-type]
+
+    async def _listen(self, channel: Channel) -> None:
+        while (report := await channel.receive()) is not None:
+            match report:
+                case Ready():
+                    self._ready = True
+                    self.settled.set()
+                case Failed():
+                    self.failure = report
+                case Told(families, asked):
+                    self.families = families
+                    if asked:
+                        self._told.set()
+                case Prepared(_, problems):
+                    if self._prepared is not None and not self._prepared.done():
+                        self._prepared.set_result(problems)
+                case Question(question):
+                    self._questioned(self, question)
+        await channel.close()
+        while self._spawned.process.poll() is None:  # noqa: ASYNC110 - it has closed its control socket: it ends now
+            await asyncio.sleep(0.005)
+        self.gone.set()
+        self.settled.set()
+        self._told.set()
+        if self._prepared is not None and not self._prepared.done():
+            self._prepared.set_result([])
+
+    async def tell(self) -> None:
+        """Let it tell its metrics; those that it told last stay where it does not answer in time."""
+        self._told.clear()
+        self.send(Tell())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TELL_SECONDS):
+                await self._told.wait()
+
+    async def prepare(self, prepare: Prepare, timeout: float) -> list[Problem]:
+        """What is wrong with a configuration, as it sees it. One that ends meanwhile has nothing against it."""
+        self._prepared = asyncio.get_running_loop().create_future()
+        self.send(prepare)
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._prepared
+        except TimeoutError:
+            return [Problem("", "", f"the worker {self.pid} did not say within {timeout:.0f} s whether it can take it")]
+        finally:
+            self._prepared = None
+
+    def kill(self) -> None:
+        if not self.gone.is_set():
+            self._spawned.process.kill()

@@ -1,0 +1,1 @@
+"""Requests to upstreams: connections, retries, circuit breakers, concurrency limits."""

@@ -1,0 +1,494 @@
+"""A request's body on its way from a client to an upstream.
+
+Its beginning is read before any place at the upstream is taken, so that a client that sends slowly holds none: of
+nearly all requests to an API that is the whole body. nginx reads all of it first (`proxy_request_buffering`), onto a
+disk; here a longer one is streamed, and has places of its own (`upstreams`).
+
+Upstreams: the one place where the gateway speaks HTTP as a client.
+
+httpx's API throughout, its transport called directly: the client around it costs 80 to 330 µs a request and adds
+redirects, cookies and decoding that a gateway must not have. This module knows nothing of caching.
+
+What a request goes through, each able to end it: a place at the upstream (`bulkhead`), a host that is not left alone
+(`hosts`, `breakers`), the deadline, the checks of what came (`fetched`), once more within the budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
+
+import httpx
+
+from gateway.config.models import UpstreamConfig
+from gateway.errors import UpstreamBusy, UpstreamError, UpstreamMalformed, UpstreamResting, UpstreamTimeout
+from gateway.http.headers import DIGESTS, Headers, has, without
+from gateway.http.response_parser import WITHOUT_BODY
+from gateway.http.target import normalise
+from gateway.observability.trace_context import PASSED_ON, traced
+from gateway.policy.keys import is_identity
+from gateway.upstreams.connection import Interim
+from gateway.upstreams.hosts import Base, Host
+from gateway.upstreams.resilience import Breaker, Bulkhead, Full
+from gateway.upstreams.response import (
+    SOFTWARE,
+    Body,
+    Fetched,
+    check_asked_for,
+    check_response,
+    decoded,
+    translated,
+)
+from gateway.upstreams.retry import RetryBudget
+from gateway.upstreams.transport import IDEMPOTENT, Attempt, Received, Timeouts, Transport
+
+if TYPE_CHECKING:
+    from gateway.observability.tracing import Call, Tracing
+
+
+AHEAD = 64 * 1024
+"""Bytes that are here before a place is taken: what uvicorn holds of a body before it stops reading."""
+
+
+class Upload(httpx.AsyncByteStream):
+    """A body that is read once: first, up to `AHEAD` bytes, by `begin`; then all of it, by who sends it on."""
+
+    def __init__(self, chunks: AsyncIterable[bytes]) -> None:
+        self._chunks: AsyncIterator[bytes] = aiter(chunks)
+        self._read: list[bytes] = []
+        self._whole = False
+        self._ended: Callable[[], None] | None = None
+
+    async def begin(self) -> bool:
+        """Read the beginning; whether that is the whole body. Raises what its source raises."""
+        size = 0
+        while size < AHEAD and not self._whole:
+            piece = await anext(self._chunks, None)
+            if piece is None:
+                self._whole = True
+            else:
+                self._read.append(piece)
+                size += len(piece)
+        return self._whole
+
+    def on_end(self, ended: Callable[[], None]) -> None:
+        """Have `ended` called, once, when all was read or nobody will read on."""
+        self._ended = ended
+
+    def end(self) -> None:
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            while self._read:
+                yield self._read.pop(0)
+            if not self._whole:
+                async for piece in self._chunks:
+                    yield piece
+        finally:
+            self.end()
+
+    async def aclose(self) -> None:
+        self.end()
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long one fetch may take, and how often it is tried again.
+
+    `timeout` is in seconds, for a whole answer, or a streamed one's head and then between two pieces; None: the
+    upstream's own. `retries` is how often at most an idempotent request is repeated where nothing was received; the
+    upstream's budget bounds it as well.
+    """
+
+    timeout: float | None = None
+    retries: int = 1
+    apart: set[str] | None = None
+    """The hosts that were asked for the same already: another one is taken, while there is one. It is added to."""
+
+
+ORDINARY = Patience()
+SHARE_OF_UPLOADS = 0.5
+"""The share of an upstream's places for requests whose bodies are still coming."""
+
+
+class Upstream:
+    """An API behind the gateway: a pool of connections, its deadlines, and a base that no request leaves.
+
+    In a handler, `get` and `request` speak to it with httpx's Response; the engine uses `fetch`. `alone` tells whether
+    the tier that all workers share is away, so that each of them asks for itself.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: UpstreamConfig,
+        transport: httpx.AsyncBaseTransport | None = None,
+        *,
+        alone: Callable[[], bool] = lambda: False,
+        monotonic: Callable[[], float] = time.monotonic,
+        tracing: Tracing | None = None,
+    ) -> None:
+        self.name = name
+        self._tracing = tracing
+        self.config = config
+        self.timeout = config.timeout.total_seconds()
+        self._connect_timeout = config.connect_timeout.total_seconds()
+        self.hosts = [_host(url, config, monotonic) for url in config.bases]
+        self.places = Bulkhead(
+            config.max_connections,
+            config.max_waiting,
+            self.timeout / 2,
+            narrow=lambda: config.connections_alone if alone() else None,
+            monotonic=monotonic,
+        )
+        # Whoever sends a long body slowly holds a place for as long: with all of them held nobody could read.
+        self.uploads = Bulkhead(
+            max(1, int(config.max_connections * SHARE_OF_UPLOADS)),
+            config.max_waiting,
+            self.timeout / 2,
+            monotonic=monotonic,
+        )
+        self.budget = RetryBudget(config.retry_budget)
+        self._transport = transport or _transport(config)
+        self._next_host = 0
+        self._constants = tuple((k.encode("latin-1"), v.encode("latin-1")) for k, v in config.headers.items())
+        self._constant_names = frozenset(key for key, _ in self._constants)
+
+    def __repr__(self) -> str:
+        return f"<Upstream {self.name} {', '.join(self.config.bases)} {self.places!r}>"
+
+    @property
+    def shed(self) -> int:
+        """Requests that were told 503, no place being free."""
+        return self.places.shed + self.uploads.shed
+
+    def go_on_counting(self, before: Upstream) -> None:
+        """Take the counters of the upstream in whose place this one comes: a counter never falls."""
+        self.places.shed, self.uploads.shed = before.places.shed, before.uploads.shed
+        self.budget.spent, self.budget.denied = before.budget.spent, before.budget.denied
+        opened = {host.name: host.breaker.opened for host in before.hosts}
+        for host in self.hosts:
+            host.breaker.opened = opened.get(host.name, 0)
+
+    async def fetch(
+        self,
+        method: str,
+        target: str,
+        headers: Headers,
+        body: AsyncIterable[bytes] | None = None,
+        interim: Interim | None = None,
+        patience: Patience = ORDINARY,
+        *,
+        bounded: bool = False,
+    ) -> Fetched:
+        """Ask for `target` (a normalised path and query); the response's head has come when this returns.
+
+        `interim` is told of 1xx responses before it. With `bounded` the caller cancels it at the upstream's deadline,
+        and it needs no timer of its own. The caller closes the body. Raises UpstreamError: no place, a host left alone,
+        no connection, a deadline passed, nonsense received.
+        """
+        if self._tracing is None:
+            sent = self._forwarded(traced(headers, PASSED_ON.get()))
+            return await self._fetch(_Sending(method, target, sent, body, interim, patience, self.timeout, bounded))
+        with self._tracing.call(self.name, method, target) as call:
+            sent = self._forwarded(traced(headers, call.traceparent))
+            return await self._fetch(
+                _Sending(method, target, sent, body, interim, patience, self.timeout, bounded), call
+            )
+
+    async def _fetch(self, sending: _Sending, call: Call | None = None) -> Fetched:
+        self.budget.asked()
+        upload = None
+        if sending.body is not None:
+            upload = sending.body = Upload(sending.body)
+            await self._ahead(upload)
+        try:
+            entered = await self._place(self.places, sending.until)
+        except BaseException:
+            if upload is not None:
+                await upload.aclose()
+            raise
+        try:
+            host, series, response = await self._send(sending)
+        except BaseException:
+            self.places.leave(entered)
+            if upload is not None:
+                await upload.aclose()
+            raise
+        if call is not None:
+            call.answered(host, response.status)
+
+        def done(broke: bool) -> None:
+            self.places.leave(entered)
+            if upload is not None:
+                upload.end()
+            if broke:
+                host.broke(series)
+
+        longest = self.config.stream_timeout.total_seconds()
+        body_of = Body(self.name, response, idle=sending.timeout, longest=longest, done=done)
+        return await self._checked(response, body_of, sending.headers)
+
+    def refusal(self) -> UpstreamBusy | None:
+        """Why one who came now would be refused at once, without a wait; None where it may try. It is counted."""
+        try:
+            self.places.check()
+        except Full as full:
+            return UpstreamBusy(self.name, "every place is taken", full.retry_after)
+        return None
+
+    async def _ahead(self, upload: Upload) -> None:
+        """Have the beginning of a body here; take one of the places for bodies where that is not all of it."""
+        try:
+            if not await upload.begin():
+                entered = await self._place(self.uploads, None)
+                upload.on_end(partial(self.uploads.leave, entered))
+        except BaseException:
+            await upload.aclose()
+            raise
+
+    async def _place(self, places: Bulkhead, until: float | None) -> float:
+        entered = places.enter_now()
+        if entered is not None:
+            return entered
+        try:
+            async with asyncio.timeout_at(until):
+                return await places.enter()
+        except Full as full:
+            raise UpstreamBusy(self.name, "every place is taken", full.retry_after) from None
+        except TimeoutError:
+            raise UpstreamBusy(self.name, "every place is taken", places.expected_wait()) from None
+
+    async def _send(self, sending: _Sending) -> tuple[Host, int, Received]:
+        """Send it to the next host that is not left alone; once more where that is safe and within the budget."""
+        tried = 0
+        while True:
+            host, series = self._admitted(sending.patience.apart)
+            attempt = Attempt(sending.interim)
+            send = partial(self._sent, sending, host, attempt)
+            try:
+                response = await host.send(
+                    series,
+                    send,
+                    attempt,
+                    sending.until,
+                    timeout=sending.timeout,
+                    client=partial(self._client_of, sending),
+                    bounded=sending.bounded,
+                )
+                return host, series, response
+            except TimeoutError:
+                raise UpstreamTimeout(self.name, "no answer within its deadline") from None
+            except httpx.TransportError as error:
+                tried += 1
+                if tried > sending.patience.retries or not self._repeatable(sending, attempt, error):
+                    raise translated(self.name, error) from error
+
+    def _client_of(self, sending: _Sending) -> bytes | None:
+        """The credentials that a request brought, digested; None where it brought none."""
+        own = [
+            name + b":" + value
+            for name, value in sending.headers
+            if name not in self._constant_names and is_identity(name.decode("latin-1"))
+        ]
+        return blake2b(b"\n".join(own), digest_size=16).digest() if own else None
+
+    async def _sent(self, sending: _Sending, host: Host, attempt: Attempt) -> Received:
+        if isinstance(self._transport, Transport):
+            return await self._transport.send(
+                sending.method,
+                host.base.join(sending.target),
+                sending.fields(host.base),
+                sending.stream,
+                sending.timeouts(self._connect_timeout),
+                attempt,
+            )
+        request = sending.request(host.base, attempt, self._connect_timeout)
+        response = await self._transport.handle_async_request(request)
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        return Received(response.status_code, response.headers.raw, response.stream)
+
+    def _repeatable(self, sending: _Sending, attempt: Attempt, error: httpx.TransportError) -> bool:
+        if sending.body is not None or sending.method not in IDEMPOTENT:
+            return False
+        unconnected = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and len(self.hosts) > 1
+        return (unconnected or attempt.lost_its_connection) and self.budget.take()
+
+    def _admitted(self, apart: set[str] | None) -> tuple[Host, int]:
+        """The next host, and its breaker's pass. Raises UpstreamResting where all are left alone."""
+        for _ in self.hosts:
+            host = self.hosts[self._next_host]
+            self._next_host = (self._next_host + 1) % len(self.hosts)
+            if apart is not None and host.name in apart and len(apart) < len(self.hosts):
+                continue
+            series = host.admit()
+            if series is not None:
+                if apart is not None:
+                    apart.add(host.name)
+                return host, series
+        raise UpstreamResting(self.name, "it failed too often", min(host.retry_after for host in self.hosts))
+
+    def _forwarded(self, headers: Headers) -> list[tuple[bytes, bytes]]:
+        return [*without(headers, *self._constant_names), *self._constants]
+
+    async def _checked(self, response: Received, body: Body, sent: Headers) -> Fetched:
+        fields = response.headers if response.judged else [(name.lower(), value) for name, value in response.headers]
+        headers = [pair for pair in fields if pair[0] not in SOFTWARE]
+        try:
+            if not response.judged or response.status > 599:
+                check_response(self.name, response.status, headers, self.config.max_response_headers)
+            check_asked_for(self.name, response.status, sent)
+        except UpstreamError:
+            await body.aclose(broke=True)
+            raise
+        if response.status in WITHOUT_BODY:
+            # A 204 must not have them (RFC 9110 §8.6), a 304 need not: a client is told of no content that won't come.
+            headers = without(headers, b"content-length", b"transfer-encoding")
+        return Fetched(response.status, headers, body)
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        max_body: int = 16 * 1024 * 1024,
+        patience: Patience = ORDINARY,
+    ) -> httpx.Response:
+        """For handlers: ask for `path` below the base and read the answer whole.
+
+        At most `max_body` bytes of it, and of what it decompresses to. `path` is percent-encoded where it must be.
+        Raises UpstreamError.
+        """
+        query = urlencode(params, doseq=True) if params else ""
+        target = normalise(quote(path, safe="/%:@!$&'()*+,;=~-._").encode(), query.encode())
+        fields = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in (headers or {}).items()]
+        if not any(name == b"accept-encoding" for name, _ in fields):
+            fields.append((b"accept-encoding", b"identity"))
+        if content is not None:
+            fields.append((b"content-length", b"%d" % len(content)))
+        sent = _once(content) if content else None
+        try:
+            async with asyncio.timeout(patience.timeout or self.timeout):
+                fetched = await self.fetch(method, str(target), fields, sent, patience=patience)
+                try:
+                    body = await fetched.body.whole(max_body)
+                finally:
+                    await fetched.body.aclose()
+        except TimeoutError:
+            raise UpstreamTimeout(self.name, "no whole answer within its deadline") from None
+        if body is None:
+            raise UpstreamMalformed(self.name, f"its body is larger than {max_body} bytes")
+        plain = decoded(self.name, fetched.headers, body, max_body)
+        of_the_coded = (b"content-encoding", *DIGESTS) if has(fetched.headers, b"content-encoding") else ()
+        left = without(fetched.headers, *of_the_coded, b"content-length", b"transfer-encoding")
+        return httpx.Response(fetched.status, headers=left, content=plain)
+
+    async def get(
+        self,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """`request` with GET. Raises UpstreamError."""
+        return await self.request("GET", path, params=params, headers=headers)
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+
+class _Sending:
+    """One request, as it is sent once or twice."""
+
+    def __init__(
+        self,
+        method: str,
+        target: str,
+        headers: list[tuple[bytes, bytes]],
+        body: AsyncIterable[bytes] | None,
+        interim: Interim | None,
+        patience: Patience,
+        timeout: float,
+        bounded: bool,
+    ) -> None:
+        self.method = method
+        self.bounded = bounded
+        self.body = body
+        self.interim = interim
+        self.patience = patience
+        self.timeout = timeout if patience.timeout is None else patience.timeout
+        # A body is sent at its client's pace: then each step has the deadline, not all of them together.
+        self.until = asyncio.get_running_loop().time() + self.timeout if body is None else None
+        self.target = target
+        self.headers = headers
+
+    @property
+    def stream(self) -> httpx.AsyncByteStream | None:
+        if self.body is None:
+            return None
+        return self.body if isinstance(self.body, Upload) else Upload(self.body)
+
+    def fields(self, base: Base) -> list[tuple[bytes, bytes]]:
+        """The header fields as they go to a host."""
+        fields = self.headers
+        if self.body is None and self.method in ("POST", "PUT", "PATCH"):
+            fields = [*without(fields, b"content-length"), (b"content-length", b"0")]
+        return fields if has(fields, b"host") else [(b"host", base.netloc), *fields]
+
+    def timeouts(self, connect: float) -> Timeouts:
+        bounded = self.until is not None
+        return Timeouts(self.timeout, min(connect, self.timeout), self.timeout, bounded)
+
+    def request(self, base: Base, attempt: Attempt, connect: float) -> httpx.Request:
+        times = self.timeouts(connect)
+        timeout = {"connect": times.connect, "read": times.read, "write": times.read, "pool": times.pool}
+        return httpx.Request(
+            self.method,
+            base.join(self.target),
+            headers=self.fields(base),
+            stream=self.stream,
+            extensions={"timeout": timeout, "attempt": attempt},
+        )
+
+
+async def _once(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+def _host(url: str, config: UpstreamConfig, monotonic: Callable[[], float]) -> Host:
+    breaker = Breaker(failures=config.breaker_failures, rest=config.breaker_rest.total_seconds())
+    return Host(Base.of(url), breaker, monotonic)
+
+
+def _verification(config: UpstreamConfig) -> bool | ssl.SSLContext:
+    """How certificates are checked. An upstream without TLS gets a context that trusts nobody: reading the list of
+    authorities takes 20 ms of a start, each time."""
+    if config.verify and not any(url.lower().startswith("https:") for url in config.bases):
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    return config.verify
+
+
+def _transport(config: UpstreamConfig) -> httpx.AsyncBaseTransport:
+    if config.transport == "aiohttp":
+        return Transport(
+            max_connections=config.max_connections,
+            verify=_verification(config),
+            max_response_headers=config.max_response_headers,
+            public_only=config.addresses == "public",
+        )
+    # Its pool hands what comes behind a response to the next request, so no connection is used twice.
+    limits = httpx.Limits(max_connections=config.max_connections, max_keepalive_connections=0)
+    return httpx.AsyncHTTPTransport(limits=limits, verify=_verification(config), trust_env=False)

@@ -1,0 +1,457 @@
+"""Connections to upstreams for requests without a body, and the pool that keeps them.
+
+Most of what a gateway sends is a GET: one piece of bytes, answered in one piece. aiohttp makes the connection (names,
+addresses, TLS); what is sent and received on it goes through no other layer than this. A response is read strictly
+(`response_heads`). A connection is used again only after a response whose end was sure, and behind which nothing came;
+where anything else happens, it ends.
+
+HTTP/1.1 matches an answer to its request by their order alone. So whatever is received while nothing is asked ends the
+connection, and one that is taken from the pool is looked at once more, by the system: bytes, or an end, that the event
+loop has not read yet. What remains are the microseconds between that look and the write of the request: what arrives
+in them, or later, cannot be told from the answer.
+
+Requests without a body: the bytes that go out, and what is leaned on in aiohttp to connect.
+
+Most of what a gateway sends is a GET: a line and some fields that were checked already. aiohttp finds the address, and
+makes the connection and its TLS; then the connection is ours (`plain_connections`). Of aiohttp's session, request and
+response objects, which merge defaults, cookies, traces and encodings that a gateway must not have, nothing is made.
+What this leans on beyond aiohttp's documentation is named in `INTERNALS`; a test fails where a new aiohttp moves it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import select
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
+from typing import Any, cast
+
+import aiohttp
+import httpx
+from aiohttp.connector import BaseConnector
+from aiohttp.http_exceptions import HttpProcessingError
+
+from gateway.http.response_parser import Chunks, Head, Malformed, end_of_head, read_head
+
+Interim = Callable[[int, Sequence[tuple[bytes, bytes]]], None]
+"""Is told of a response before the final one: its status, and its fields."""
+QUIET = 1.0
+"""Seconds for which a connection must be silent before it is used again, after a response to HEAD that announced
+content: servers that wrongly send it do so within that time."""
+MOST_WAITING = 2**17
+"""Bytes of a body that wait to be read, from which on no more are received."""
+
+
+class PlainBody(httpx.AsyncByteStream):
+    """A response's body, as received: whole or an error.
+
+    `patience` (seconds) is the longest time to wait for a piece. Its connection goes back to the pool when all has
+    come, whether it was read or not.
+    """
+
+    __slots__ = ("_connection", "_ended", "_error", "_pieces", "_waiter", "answers", "patience", "size")
+
+    def __init__(self, connection: PlainConnection, answers: asyncio.Future[Answer]) -> None:
+        self.answers = answers
+        self.patience: float | None = None
+        self._connection = connection
+        self._pieces: deque[bytes] = deque()
+        self.size = 0
+        self._ended = False
+        self._error: httpx.TransportError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def ready(self) -> bytes | None:
+        """What has come already; empty where the body has ended; None where one must wait, or it broke off."""
+        pieces = self._pieces
+        if not pieces:
+            return b"" if self._ended else None
+        piece = pieces.popleft() if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        if self.size > MOST_WAITING:
+            self._connection.go_on(self)
+        self.size = 0
+        return piece
+
+    def all_of_it(self) -> bytes | None:
+        """All that was not read yet, if all has come; None otherwise."""
+        return self.ready() if self._ended else None
+
+    async def __aiter__(self) -> Any:
+        while True:
+            piece = self.ready()
+            if piece:
+                yield piece
+            elif piece is not None:
+                return
+            elif self._error is not None:
+                raise self._error
+            else:
+                await self._more()
+
+    async def _more(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(self.patience):
+                await self._waiter
+        except TimeoutError:
+            raise httpx.ReadTimeout("no piece of the body in time") from None
+        finally:
+            self._waiter = None
+
+    async def aclose(self) -> None:
+        if not self._ended:
+            self._connection.close()
+
+    # --- what the connection tells ----------------------------------------------------------------------------
+
+    def came(self, piece: bytes) -> bool:
+        """Whether more may come; False where enough waits to be read."""
+        self._pieces.append(piece)
+        self.size += len(piece)
+        self._wake()
+        return self.size <= MOST_WAITING
+
+    def end(self) -> None:
+        self._ended = True
+        self._wake()
+
+    def fail(self, error: httpx.TransportError) -> None:
+        self._error = self._error or error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+Answer = tuple[Head, PlainBody]
+
+
+class PlainConnection(asyncio.Protocol):
+    """One connection, on which one request at a time is asked. `max_head` (bytes) bounds a response's head."""
+
+    def __init__(self, pool: Pool, max_head: int) -> None:
+        self.requests = 0
+        """How many were sent on it; whoever asks counts (`transport.Attempt`)."""
+        self.received = False
+        """Whether anything came since the last of them was sent."""
+        self.origin = ""
+        self.idle_since = 0.0
+        self._pool = pool
+        self._max_head = max_head
+        self._transport: asyncio.Transport | None = None
+        self._answer: asyncio.Future[Answer] | None = None
+        self._interim: Interim | None = None
+        self._bodiless = False
+        self._buffer = b""
+        self._body: PlainBody | None = None
+        self._left: int | None = None
+        self._chunks: Chunks | None = None
+        self._keeps = False
+        self._quiet = False
+        self._poll = select.poll()
+
+    def __repr__(self) -> str:
+        state = "closed" if not self.usable else "asked" if self._answer or self._body else "idle"
+        return f"<PlainConnection {self.origin} {state}, {self.requests} requests>"
+
+    @property
+    def usable(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may be sent on it: nothing waits to be read, and it has not ended."""
+        return self.usable and not self._poll.poll(0)
+
+    async def ask(self, head: bytes, interim: Interim | None, *, bodiless: bool) -> Answer:
+        """Send a request and wait for the response's head. Raises httpx.TransportError; ends the connection where that
+        is so, and where whoever waits leaves."""
+        if self._transport is None or self._transport.is_closing():
+            self.close()
+            raise httpx.ReadError("the connection is gone")
+        self._interim, self._bodiless = interim, bodiless
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._answer = answer
+        self._transport.write(head)
+        try:
+            return await answer
+        except BaseException:
+            # By now another may have it, if all had come as whoever waited here was cancelled.
+            if self._answer is answer or (self._body is not None and self._body.answers is answer):
+                self.close()
+            raise
+
+    def close(self) -> None:
+        """End it, whatever is under way on it."""
+        self._fail(httpx.ReadError("the connection was closed here"))
+        if self._transport is not None:
+            self._transport.abort()
+        self._done(keeps=False)
+
+    def go_on(self, body: PlainBody) -> None:
+        """Receive more of `body`, enough of which waited to be read."""
+        if self._body is body and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # --- what asyncio tells -----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        body = self._body
+        if body is None:
+            self._fail(httpx.ReadError("the connection ended"))
+        elif self._left is None and self._chunks is None and exc is None:
+            body.end()  # its end is that of the connection
+        else:
+            self._fail(httpx.RemoteProtocolError("the connection ended within the body"))
+        self._transport = None
+        self._done(keeps=False)
+        self._pool.lost(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.received = True
+        try:
+            if self._answer is not None:
+                self._take_head(data)
+            elif self._body is not None:
+                self._take_body(self._body, data)
+            else:
+                self.close()  # nobody asked: what it says reaches no other request
+        except Malformed as malformed:
+            self._fail(httpx.RemoteProtocolError(str(malformed)))
+            self.close()
+
+    # --- a response -------------------------------------------------------------------------------------------
+
+    def _take_head(self, data: bytes) -> None:
+        seen = len(self._buffer)
+        data = self._buffer + data if seen else data
+        if not seen and data[:1] in (b"\r", b"\n"):
+            data = data.lstrip(b"\r\n")  # some servers send an empty line behind a body
+        start = max(0, seen - 2)
+        while True:
+            end = end_of_head(data, start)
+            if (end or len(data)) > self._max_head:
+                raise Malformed("its head is too large")
+            if not end:
+                self._buffer = data
+                return
+            head = read_head(data[:end], bodiless=self._bodiless)
+            data, start = data[end:], 0
+            if head.status >= 200:
+                break
+            self._before_the_answer(head)
+        self._buffer = b""
+        self._begin(head, data)
+
+    def _before_the_answer(self, head: Head) -> None:
+        if head.status == 101:
+            raise Malformed("another protocol, which nobody asked for")
+        if head.status > 101 and self._interim is not None:
+            self._interim(head.status, head.fields)
+
+    def _begin(self, head: Head, data: bytes) -> None:
+        answer, self._answer = self._answer, None
+        assert answer is not None
+        body = self._body = PlainBody(self, answer)
+        self._keeps, self._quiet, self._left = head.keeps, head.quiet, head.length
+        self._chunks = Chunks(self._max_head) if head.chunked else None
+        if not answer.done():
+            answer.set_result((head, body))
+        if data or head.length == 0:
+            self._take_body(body, data)
+
+    def _take_body(self, body: PlainBody, data: bytes) -> None:
+        left = self._left
+        if left is not None:
+            surplus = len(data) > left
+            piece = data[:left] if surplus else data
+            self._left = left - len(piece)
+            more = body.came(piece) if piece else True
+            if not self._left:
+                self._end(body, surplus=surplus)
+                return
+        elif self._chunks is not None:
+            pieces, rest = self._chunks.take(data)
+            more = True
+            for piece in pieces:
+                more = body.came(piece)
+            if self._chunks.done:
+                self._end(body, surplus=bool(rest))
+                return
+        else:
+            more = body.came(data)
+        if not more and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def _end(self, body: PlainBody, *, surplus: bool) -> None:
+        self._body = self._chunks = None
+        keeps = self._keeps and not surplus and self.usable
+        if not keeps and self._transport is not None:
+            self._transport.close()
+        self._done(keeps=keeps)
+        body.end()
+
+    def _fail(self, error: httpx.TransportError) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+        if self._body is not None:
+            self._body.fail(error)
+
+    def _done(self, *, keeps: bool) -> None:
+        """Nothing is under way any more."""
+        self._answer = self._interim = self._body = self._chunks = None
+        self._pool.give_back(self, keeps=keeps, after=QUIET if self._quiet else 0.0)
+
+
+class Pool:
+    """At most `limit` connections at once, made by `connect`, which is told an origin (`http://api.test:8000`).
+
+    One that nobody used for `keepalive` seconds ends.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[str, float | None], Awaitable[PlainConnection]],
+        *,
+        limit: int,
+        keepalive: float,
+    ) -> None:
+        self._connect = connect
+        self._limit = limit
+        self._free = asyncio.Semaphore(limit)
+        self._keepalive = keepalive
+        self._idle: dict[str, list[PlainConnection]] = {}
+        self._used: set[PlainConnection] = set()
+        self._watched: set[PlainConnection] = set()
+        """Those that must be silent for a while before they are used again."""
+        self._sweeping: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Pool {len(self._used)} in use, {sum(map(len, self._idle.values()))} idle>"
+
+    @property
+    def in_use(self) -> int:
+        return len(self._used)
+
+    async def connection(self, origin: str, *, pool: float | None, connect: float | None) -> PlainConnection:
+        """One that nobody uses, or a new one. It comes back by itself. Raises httpx.PoolTimeout, httpx.ConnectTimeout,
+        or what `connect` raises."""
+        if self._free.locked():
+            try:
+                async with asyncio.timeout(pool):
+                    await self._free.acquire()
+            except TimeoutError:
+                raise httpx.PoolTimeout("no connection in time") from None
+        else:
+            await self._free.acquire()  # at once
+        try:
+            connection = self._kept(origin) or await self._new(origin, connect)
+        except BaseException:
+            self._free.release()
+            raise
+        self._used.add(connection)
+        return connection
+
+    def _kept(self, origin: str) -> PlainConnection | None:
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()
+            if connection.reusable:
+                return connection
+            connection.close()
+        return None
+
+    async def _new(self, origin: str, timeout: float | None) -> PlainConnection:
+        connection = await self._connect(origin, timeout)
+        connection.origin = origin
+        return connection
+
+    def give_back(self, connection: PlainConnection, *, keeps: bool, after: float = 0.0) -> None:
+        """Nothing is under way on a connection any more. It may be used again after so many seconds of silence."""
+        if connection not in self._used:
+            return
+        self._used.remove(connection)
+        self._free.release()
+        if keeps and not after:
+            self._keep(connection)
+        elif keeps and len(self._watched) < self._limit:
+            self._watched.add(connection)
+            asyncio.get_running_loop().call_later(after, self._keep, connection)
+        elif keeps:
+            connection.close()
+
+    def _keep(self, connection: PlainConnection) -> None:
+        self._watched.discard(connection)
+        if not connection.usable:
+            return
+        loop = asyncio.get_running_loop()
+        connection.idle_since = loop.time()
+        self._idle.setdefault(connection.origin, []).append(connection)
+        if self._sweeping is None:
+            self._sweeping = loop.call_later(self._keepalive, self._sweep)
+
+    def lost(self, connection: PlainConnection) -> None:
+        """A connection has ended."""
+        self._watched.discard(connection)
+        idle = self._idle.get(connection.origin, [])
+        if connection in idle:
+            idle.remove(connection)
+
+    def _sweep(self) -> None:
+        """End those that were idle for too long; they stand in the order in which they came back."""
+        loop = asyncio.get_running_loop()
+        self._sweeping = None
+        since = loop.time() - self._keepalive
+        for idle in list(self._idle.values()):
+            for connection in [each for each in idle if each.idle_since <= since]:
+                idle.remove(connection)
+                connection.close()
+        self._idle = {origin: idle for origin, idle in self._idle.items() if idle}
+        if self._idle:
+            self._sweeping = loop.call_later(self._keepalive / 2, self._sweep)
+
+    def close(self) -> None:
+        """End all."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        idle = [each for kept in self._idle.values() for each in kept]
+        for connection in [*self._used, *self._watched, *idle]:
+            connection.close()
+        self._idle.clear()
+
+
+INTERNALS = {BaseConnector: ("_create_connection",)}
+METHODS = frozenset(("GET", "HEAD"))
+_BREAKS = re.compile(rb"[\r\n\0]")
+_TARGET = re.compile(rb"/[\x21-\x7e]*")
+
+
+def split_url(url: str) -> tuple[str, bytes]:
+    """The origin of `url`, and the target to ask it for."""
+    start = url.find("/", url.index("//") + 2)
+    return (url[:start], url[start:].encode("ascii")) if start > 0 else (url, b"/")
+
+
+def request_head(method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """A request's bytes, where it has no body. Raises httpx.LocalProtocolError where a field would end its line."""
+    lines = [name + b": " + value for name, value in headers]
+    if not _TARGET.fullmatch(target) or _BREAKS.search(b"".join(lines)):
+        raise httpx.LocalProtocolError("a request that cannot be sent")
+    return b"\r\n".join((b"%b %b HTTP/1.1" % (method.encode("ascii"), target), *lines, b"", b""))
+
+
+@lru_cache(maxsize=64)
+def client_timeout(pool: float | None, connect: float | None, read: float | None) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, connect=pool, sock_connect=connect, sock_read=read)
+
+
+ERRORS = (aiohttp.ClientError, TimeoutError, HttpProcessingError, OSError)
+"""What aiohttp raises where a request fails, or its response."""

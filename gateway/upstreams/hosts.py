@@ -1,0 +1,113 @@
+"""One host of an upstream: the base that no request leaves, and the breaker that leaves it alone while it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import httpx
+
+from gateway.errors import UpstreamMalformed
+from gateway.upstreams.resilience import Breaker
+from gateway.upstreams.transport import Attempt, Received
+
+_PLAIN = re.compile(r"[!$-\[\]-~]*")  # ASCII that is visible, but for `"`, `#` and the backslash
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Scheme, host, port and prefix of an upstream."""
+
+    scheme: str
+    netloc: bytes
+    prefix: str
+
+    @classmethod
+    def of(cls, url: str) -> Base:
+        parsed = httpx.URL(url)
+        return cls(parsed.scheme, parsed.netloc, parsed.raw_path.decode("ascii").rstrip("/"))
+
+    def join(self, target: str) -> str:
+        """The URL of `target` below this base. As it starts with a slash and holds nothing that ends a path but the one
+        `?`, whoever parses the URL finds this host and this target in it, byte for byte.
+
+        Raises UpstreamMalformed: whoever built such a target has a fault, and nothing is sent.
+        """
+        segments = target.partition("?")[0].split("/")
+        if not target.startswith("/") or not _PLAIN.fullmatch(target) or "." in segments or ".." in segments:
+            raise UpstreamMalformed("gateway", "a target that would leave its upstream's base")
+        return f"{self.scheme}://{self.netloc.decode('ascii')}{self.prefix}{target}"
+
+
+@dataclass(slots=True)
+class Host:
+    """A base and its breaker. What fails is a connection, a deadline, an answer that is no HTTP, a status of 5xx."""
+
+    base: Base
+    breaker: Breaker
+    monotonic: Callable[[], float] = field(default=time.monotonic, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.base.netloc.decode("ascii")
+
+    def admit(self) -> int | None:
+        return self.breaker.admit(self.monotonic())
+
+    @property
+    def retry_after(self) -> float:
+        return self.breaker.retry_after(self.monotonic())
+
+    async def send(
+        self,
+        series: int,
+        request: Callable[[], Awaitable[Received]],
+        attempt: Attempt,
+        until: float | None,
+        *,
+        timeout: float,
+        client: Callable[[], bytes | None],
+        bounded: bool = False,
+    ) -> Received:
+        """What came of `request`, and the breaker told of it. `until` is on the loop's clock; where it is `bounded`,
+        whoever asks sees to that and cancels it then. `client` tells for whom it was asked, if that is known.
+
+        Raises TimeoutError, httpx.TransportError.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            if bounded:
+                response = await request()
+            else:
+                async with asyncio.timeout_at(until):
+                    response = await request()
+        except asyncio.CancelledError:
+            # Where the time is up, it was the deadline of whoever asks that ended it: the host was too slow.
+            if until is not None and loop.time() >= until - timeout / 20:
+                self.breaker.failed(series, self.monotonic())
+            else:
+                self.breaker.abandoned(series)
+            raise
+        except (TimeoutError, httpx.TransportError) as error:
+            # A kept connection that was closed meanwhile says nothing of the host; a new one will.
+            ours = isinstance(error, httpx.PoolTimeout | httpx.LocalProtocolError | httpx.UnsupportedProtocol)
+            if ours or attempt.lost_its_connection:
+                self.breaker.abandoned(series)
+            else:
+                self.breaker.failed(series, self.monotonic())
+            raise
+        except BaseException:
+            self.breaker.abandoned(series)
+            raise
+        if response.status >= 500:
+            self.breaker.failed(series, self.monotonic(), client())
+        else:
+            self.breaker.succeeded(series, self.monotonic())
+        return response
+
+    def broke(self, series: int) -> None:
+        """Its body broke off, or was not HTTP."""
+        self.breaker.failed(series, self.monotonic())

@@ -1,0 +1,312 @@
+"""A response as it came from an upstream, its body still to be read: whole up to a limit, or a piece at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from typing import Protocol
+
+import httpx
+import msgspec
+
+from gateway.errors import UpstreamBusy, UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
+from gateway.http import codings as http_codings
+from gateway.http.codings import Undecodable
+from gateway.http.headers import Headers, values
+from gateway.http.request_parser import BAD_IN_VALUE, NAME
+from gateway.policy.entry import Made
+from gateway.upstreams.connection import PlainBody
+from gateway.upstreams.transport import Received
+
+_STATUSES_WITHOUT_BODY = frozenset((204, 205, 304))
+
+
+class Live(msgspec.Struct, frozen=True):
+    """What tells a body that comes as it is made: a pause of so many seconds, or no end after `longest` seconds."""
+
+    pause: float
+    longest: float
+
+
+class Body:
+    """A response's body: read whole up to a limit, or streamed, or first the one and then the other.
+
+    `idle` is the most seconds between two pieces of a streamed one, `longest` the most for all of it. `done` is called
+    once, when it is closed: with whether the upstream broke off.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        response: Received,
+        *,
+        idle: float,
+        longest: float = math.inf,
+        done: Callable[[bool], None] | None = None,
+    ) -> None:
+        self._name = name
+        self._response = response
+        self._idle = idle
+        self._ends = time.monotonic() + longest
+        self._done = done
+        self._broke = False
+        self.live = False
+        """Whether it was given up to have all of it, as it comes as it is made."""
+        self._read: list[bytes] = []
+        self._ahead: asyncio.Task[bytes | None] | None = None
+        self._chunks: AsyncIterator[bytes] | None = None
+        self._ready = response.stream.ready if isinstance(response.stream, PlainBody) else _unknown
+
+    async def whole(self, limit: int, live: Live | None = None) -> bytes | None:
+        """All of it; None where it is larger than `limit` bytes, or `live`, and `chunks` then gives all of it.
+
+        Raises UpstreamError where it breaks off.
+        """
+        at_once = self.at_once(limit)
+        if at_once is not None:
+            return at_once
+        size = sum(map(len, self._read))  # by who asked for it before, and was told that it is too large
+        if size > limit:
+            return None
+        until = asyncio.get_running_loop().time() + (live.longest if live is not None else math.inf)
+        while True:
+            ready = self._ready() if self._ahead is None else None
+            pause = live.pause if live is not None and self._read else math.inf
+            if ready is None and live is not None and not await self._comes(pause, until):
+                self.live = True
+                return None
+            piece = (ready or None) if ready is not None else await self._next()
+            if piece is None:
+                break
+            self._read.append(piece)
+            size += len(piece)
+            if size > limit:
+                return None
+        body = self._read[0] if len(self._read) == 1 else b"".join(self._read)
+        await self.aclose()
+        return body
+
+    def at_once(self, limit: float = math.inf) -> bytes | None:
+        """All of it, if all has come, none was read yet, and it is not larger than `limit`; then it is closed, too."""
+        stream = self._response.stream
+        if self._read or not isinstance(stream, PlainBody) or stream.size > limit:
+            return None
+        body = stream.all_of_it()
+        if body is not None:
+            self._end(broke=False)
+        return body
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body a piece at a time, what was read already first. Raises UpstreamError."""
+        try:
+            for piece in self._read:
+                yield piece
+            self._read = []
+            while (chunk := await self._next_in_time()) is not None:
+                yield chunk
+        finally:
+            await self.aclose()
+
+    async def _next_in_time(self) -> bytes | None:
+        piece = self._ready() if self._ahead is None else None
+        if piece is not None:
+            return piece or None
+        try:
+            async with asyncio.timeout(min(self._idle, self._ends - time.monotonic())):
+                return await self._next()
+        except TimeoutError:
+            self._broke = True
+            raise UpstreamTimeout(self._name, "its body takes too long") from None
+
+    async def _comes(self, seconds: float, until: float) -> bool:
+        """Whether a piece or the end comes within so many seconds, and before `until`. If not, it is waited for on."""
+        if self._ahead is None:
+            self._ahead = asyncio.ensure_future(self._next())
+        left = min(seconds, until - asyncio.get_running_loop().time())
+        done, _ = await asyncio.wait((self._ahead,), timeout=max(0.0, left))
+        return bool(done)
+
+    async def _next(self) -> bytes | None:
+        ahead = self._ahead
+        if ahead is not None and ahead is not asyncio.current_task():
+            self._ahead = None
+            return await ahead
+        piece = self._ready()
+        if piece is not None:
+            return piece or None
+        try:
+            if self._chunks is None:
+                self._chunks = aiter(self._response.stream)
+            return await anext(self._chunks, None)
+        except httpx.TransportError as error:
+            self._broke = True
+            await self.aclose()
+            raise translated(self._name, error) from error
+
+    async def aclose(self, *, broke: bool = False) -> None:
+        ahead = self._ahead
+        if ahead is not None and ahead is not asyncio.current_task():
+            self._ahead = None
+            ahead.cancel()
+            await asyncio.wait((ahead,))
+            _ = ahead.cancelled() or ahead.exception()  # nobody else wants to know
+        try:
+            await self._response.stream.aclose()
+        finally:
+            self._end(broke=broke or self._broke)
+
+    def _end(self, *, broke: bool) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            done(broke)
+
+
+def _unknown() -> bytes | None:
+    """Whether anything has come of a body cannot be told without waiting for it."""
+    return None
+
+
+class ResponseBody(Protocol):
+    """A body still to be read; `Body` is an upstream's, `WholeBody` one that is there already."""
+
+    async def whole(self, limit: int, live: Live | None = None) -> bytes | None: ...
+
+    def chunks(self) -> AsyncIterator[bytes]: ...
+
+    async def aclose(self) -> None: ...
+
+
+class WholeBody:
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    async def whole(self, limit: int, live: Live | None = None) -> bytes | None:
+        return self.content if len(self.content) <= limit else None
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        yield self.content
+
+    async def aclose(self) -> None:
+        return None
+
+
+class PartOfBody:
+    """The bytes `first` to `last` (inclusive) of a body, which is closed as soon as they were read."""
+
+    def __init__(self, body: ResponseBody, first: int, last: int) -> None:
+        self._body, self._first, self._last = body, first, last
+
+    async def whole(self, limit: int, live: Live | None = None) -> bytes | None:
+        raise NotImplementedError("a part of a body is streamed")
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Raises UpstreamError."""
+        at = 0
+        try:
+            async with aclosing(self._body.chunks()) as pieces:  # type: ignore[type-var]
+                async for piece in pieces:
+                    wanted = piece[max(self._first - at, 0) : self._last + 1 - at]
+                    at += len(piece)
+                    if wanted:
+                        yield wanted
+                    if at > self._last:
+                        return
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
+
+
+class Reads(Protocol):
+    """What a handler read of the request that it answered; more of it may be read until the body has ended."""
+
+    def names(self) -> tuple[str, ...]:
+        """The request fields that its answers vary on."""
+
+    def reason(self) -> str | None:
+        """Why its answer is for its client alone; None where it is not."""
+
+    def agrees(self, headers: Headers) -> bool:
+        """Whether what was read has the same values in `headers`."""
+
+
+class Fetched(msgspec.Struct, frozen=True):
+    """A response as it came, its body still to be read. Field names are in lower case."""
+
+    status: int
+    headers: Headers
+    body: ResponseBody
+    made: Made | None = None
+    """Of an answer that was made here of stored ones: what it takes over from them."""
+    reads: Reads | None = None
+    """Of a handler's answer: what of its request it rests on."""
+
+    @property
+    def ends_surely(self) -> bool:
+        """Whether a broken connection could be told from the end of the body (RFC 9112 §8)."""
+        if self.status in _STATUSES_WITHOUT_BODY:
+            return True
+        return bool(values(self.headers, b"content-length")) or b"chunked" in b",".join(
+            values(self.headers, b"transfer-encoding")
+        )
+
+
+SOFTWARE = frozenset((b"server", b"x-powered-by", b"x-aspnet-version", b"x-aspnetmvc-version", b"x-generator"))
+"""What an upstream says of the software it is made of: it goes no further, as it helps nobody but an attacker."""
+
+
+def check_response(name: str, status: int, headers: Sequence[tuple[bytes, bytes]], max_head: int) -> None:
+    """Raises UpstreamMalformed where a response's head is no HTTP, or contradicts itself, or is too large."""
+    if not 200 <= status <= 599:
+        raise UpstreamMalformed(name, f"the status {status}")
+    if sum(len(key) + len(value) + 4 for key, value in headers) > max_head:
+        raise UpstreamMalformed(name, "a head that is too large")
+    for key, value in headers:
+        if not NAME.fullmatch(key) or BAD_IN_VALUE.search(value):
+            raise UpstreamMalformed(name, "a malformed header")
+    lengths = values(headers, b"content-length")
+    if len(set(lengths)) > 1 or any(not length.isdigit() for length in lengths):
+        raise UpstreamMalformed(name, "contradictory lengths")
+    codings = values(headers, b"transfer-encoding")
+    if codings and (lengths or b",".join(codings).strip().lower() != b"chunked"):
+        raise UpstreamMalformed(name, "a framing in doubt")
+
+
+_CONDITIONAL = frozenset((b"if-none-match", b"if-modified-since"))
+
+
+def check_asked_for(name: str, status: int, sent: Headers) -> None:
+    """Raises UpstreamMalformed at an answer that only another request could have had: a 304 without a condition to be
+    true of, a 206 without a range (RFC 9110 §15.4.5, §15.3.7). Whoever gets it has nothing to put it to."""
+    names = {key for key, _ in sent}
+    if status == 304 and not names & _CONDITIONAL:
+        raise UpstreamMalformed(name, "a 304 that nobody asked for")
+    if status == 206 and b"range" not in names:
+        raise UpstreamMalformed(name, "a part that nobody asked for")
+
+
+def decoded(name: str, headers: Headers, body: bytes, limit: int) -> bytes:
+    """`body` without its content codings, at most `limit` bytes. Raises UpstreamMalformed."""
+    try:
+        return http_codings.decoded(headers, body, limit)
+    except Undecodable as error:
+        raise UpstreamMalformed(name, str(error)) from None
+
+
+def translated(name: str, error: httpx.TransportError) -> UpstreamError:
+    """The gateway's error for one of httpx's; a test goes through all of httpx's."""
+    kinds: tuple[tuple[type[httpx.TransportError], type[UpstreamError], str], ...] = (
+        (httpx.PoolTimeout, UpstreamBusy, "all connections are taken"),
+        (httpx.TimeoutException, UpstreamTimeout, "no answer within its deadline"),
+        (httpx.RemoteProtocolError, UpstreamMalformed, "a response that is not HTTP, or broke off"),
+        (httpx.LocalProtocolError, UpstreamMalformed, "a request that cannot be sent"),
+        (httpx.UnsupportedProtocol, UpstreamMalformed, "an unsupported protocol"),
+    )
+    for kind, counterpart, reason in kinds:
+        if isinstance(error, kind):
+            return counterpart(name, reason)
+    return UpstreamUnreachable(name, "no connection, or it broke")

@@ -1,0 +1,489 @@
+"""The httpx transport that carries requests to upstreams, on aiohttp.
+
+`httpx-aiohttp` is the base. What this subclass does otherwise, each found by trying (docs/decisions/0002):
+
+- the request target goes out as it is: the base hands aiohttp a string, which yarl requotes (`%2C` becomes `,`),
+  so that the upstream would see other bytes than the cache key has;
+- failures get their own kind: the base turns a lost connection into ConnectTimeout;
+- bytes after a response's end do not fail it, and interim responses (1xx) can be heard of;
+- no cookie jar (the base's session keeps one upstream's cookies for the next client's request), no proxy from the
+  environment, no header that nobody set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import select
+import socket
+import ssl
+from collections.abc import AsyncIterable, Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import aiohttp
+import httpx
+import msgspec
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+from aiohttp.http import RawResponseMessage
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.streams import StreamReader
+from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport
+from yarl import URL
+
+from gateway.config.types import is_public
+from gateway.http.response_parser import WITHOUT_BODY
+from gateway.upstreams.connection import (
+    ERRORS,
+    METHODS,
+    Interim,
+    PlainConnection,
+    Pool,
+    client_timeout,
+    request_head,
+    split_url,
+)
+
+_AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+
+
+class Receiver(ResponseHandler):
+    """aiohttp's side of a connection, with rules for bytes that answer no request.
+
+    aiohttp fails the response they follow, if they came in one piece with it. RFC 9112 §6.3 says that a response ends
+    with its Content-Length: it is delivered, the surplus is thrown away, and the connection is never used again, as
+    with nginx and Varnish. (A surplus after a chunked body is still a failure.) What comes between a response and the
+    next request aiohttp would parse, and hand to the next: here it ends the connection, as `plain_connections` has it,
+    and so does a head that announces content which must not follow it.
+    """
+
+    _left: int | None = None
+    """How much of the present response's body is still to come; None between responses, or where unknown."""
+    _asked = False
+    """Whether a request was sent whose response has not ended."""
+    _poll: select.poll | None = None
+    requests = 0
+    """How many were sent on this connection."""
+    received = False
+    """Whether anything came since the last of them was sent."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._poll = select.poll()
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+
+    def is_connected(self) -> bool:
+        """Whether a request may be sent on it: aiohttp's pool asks as it takes it out."""
+        return super().is_connected() and self._poll is not None and not self._poll.poll(0)
+
+    def set_response_params(self, **params: Any) -> None:
+        """aiohttp calls this right before it sends a request."""
+        self._asked = True
+        super().set_response_params(**params)
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        """Take a message that was parsed."""
+        message, payload = data
+        if message.code == 101 or announces_wrongly(message.code, message.raw_headers, bodiless=self._skip_payload):
+            self.force_close()
+            if message.code < 200:
+                self.set_exception(HttpProcessingError(message="another protocol, or content of an interim response"))
+                return
+        if message.code >= 200:
+            payload.on_eof(self._answered)
+        super().feed_data(data, size)
+
+    def _answered(self) -> None:
+        self._asked = False
+
+    def data_received(self, data: bytes) -> None:
+        if not data:
+            super().data_received(data)  # aiohttp goes on with what it has
+            return
+        self.received = True
+        if not self._asked:
+            self.force_close()
+            self.abort()
+            return
+        if self._parser is None or self._payload_parser is not None:
+            super().data_received(data)
+            return
+        end = self._end_of_response(data)
+        if end is not None and end < len(data):
+            data = data[:end]
+            self.force_close()
+        super().data_received(data)
+
+    def _end_of_response(self, data: bytes) -> int | None:
+        """Where in `data` the present response ends, if it does; None where that cannot be told here."""
+        if self._left is None:
+            head_end = _end_of_head(data)
+            if head_end is None:
+                return None
+            length = 0 if self._skip_payload else _content_length(data[:head_end])
+            if length is None:
+                return None
+            self._left = head_end + length
+        end = self._left
+        self._left = end - len(data) if end > len(data) else None
+        return end
+
+
+def _end_of_head(data: bytes) -> int | None:
+    """The end of a final response's head at the beginning of `data`, interim responses before it passed over."""
+    start = 0
+    while True:
+        end = data.find(b"\r\n\r\n", start)
+        if end < 0 or not data.startswith(b"HTTP/1.", start):
+            return None
+        if data[start + 9 : start + 10] != b"1":
+            return end + 4
+        start = end + 4
+
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*(?=\r\n)", re.IGNORECASE)
+_CODING = re.compile(rb"\r\ntransfer-encoding:", re.IGNORECASE)
+
+
+def _content_length(head: bytes) -> int | None:
+    last = head[head.rfind(b"HTTP/1.") :]
+    if last[9:12] in (b"204", b"304"):
+        return 0
+    lengths = _LENGTH.findall(last)
+    return int(lengths[0]) if len(lengths) == 1 and not _CODING.search(last) else None
+
+
+def announces_wrongly(status: int, fields: Sequence[tuple[bytes, bytes]], *, bodiless: bool) -> bool:
+    """Whether a head announces content that must not follow it: of a 1xx, 204, 205 or 304, or in answer to a HEAD."""
+    if not bodiless and status >= 200 and status not in (*WITHOUT_BODY, 205):
+        return False
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 \t") != b"")
+        for name, value in ((name.lower(), value) for name, value in fields)
+    )
+
+
+class Received(msgspec.Struct, frozen=True):
+    """A response whose head has come. Header names are as they came."""
+
+    status: int
+    headers: Sequence[tuple[bytes, bytes]]
+    stream: httpx.AsyncByteStream
+    judged: bool = False
+    """Whether its head was read strictly, names turned into lower case."""
+
+
+class Timeouts(msgspec.Struct, frozen=True):
+    """Seconds: until there is a connection from the pool, until a new one stands, between two pieces received.
+
+    `bounded` says that whoever asks has a deadline for the response's head, so that it needs none here.
+    """
+
+    pool: float | None = None
+    connect: float | None = None
+    read: float | None = None
+    bounded: bool = False
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One request on one connection: whom to tell of interim responses, and whether sending it again is safe.
+
+    Whoever sends a request hands it over as the extension `attempt`, and reads it where the request failed.
+    """
+
+    interim: Interim | None = None
+    lost_its_connection: bool = False
+    """Whether a kept connection was closed as it was used again (RFC 9112 §9.3.1): nothing was received."""
+    _connection: Receiver | PlainConnection | None = None
+
+    def on(self, connection: Receiver | PlainConnection) -> None:
+        connection.requests += 1
+        connection.received = False
+        self._connection = connection
+
+    def lost(self) -> None:
+        connection = self._connection
+        self.lost_its_connection = connection is None or (connection.requests > 1 and not connection.received)
+
+
+class Answered(aiohttp.ClientResponse):
+    """A response that tells of interim ones (1xx) before it, which aiohttp passes over in silence."""
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        protocol, attempt = connection.protocol, _ATTEMPT.get()
+        if isinstance(protocol, Receiver):
+            attempt.on(protocol)
+        tell = attempt.interim
+        if protocol is None or tell is None:
+            return await super().start(connection)
+        read = protocol.read
+
+        async def told() -> Any:
+            message, payload = await read()
+            if 102 <= message.code <= 199:
+                tell(message.code, message.raw_headers)
+            return message, payload
+
+        protocol.read = told  # type: ignore[method-assign]
+        try:
+            return await super().start(connection)
+        finally:
+            del protocol.read
+
+
+_ATTEMPT: ContextVar[Attempt] = ContextVar("attempt")
+IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
+
+
+class PublicResolver(AbstractResolver):
+    """Gives public addresses only: a name that leads inside (loopback, link-local, private) has none.
+
+    A name whose owner, or whose DNS, turns it to 127.0.0.1 or 169.254.169.254 would otherwise make the gateway fetch
+    from inside what it then serves outside.
+    """
+
+    def __init__(self, resolver: AbstractResolver) -> None:
+        self._resolver = resolver
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await self._resolver.resolve(host, port, family)
+        public = [each for each in found if is_public(each["host"])]
+        if not public:
+            raise OSError(None, "the name leads to no public address")
+        return public
+
+    async def close(self) -> None:
+        await self._resolver.close()
+
+
+class _Stream(AiohttpResponseStream):
+    """A response body, as received: not decoded, and whole or an error."""
+
+    async def __aiter__(self) -> Any:
+        try:
+            async for chunk in self._aiohttp_response.content.iter_any():
+                yield chunk
+        except (aiohttp.ClientError, TimeoutError, HttpProcessingError, OSError) as error:
+            raise translated(error) from error
+
+    async def aclose(self) -> None:
+        # Released to the pool where it was read to its end, closed otherwise.
+        if not self._aiohttp_response.content.at_eof():
+            self._aiohttp_response.close()
+        else:
+            self._aiohttp_response.release()
+
+
+class Transport(AiohttpTransport):
+    """An httpx transport over a pool of aiohttp connections, at most `max_connections` of them.
+
+    `max_response_headers` bounds the bytes of a response's head, one line of it as well as all of them. A name is
+    looked up again after `dns_life` seconds, so that new connections follow it; with `public_only` one that leads to no
+    public address is refused. `resolver` is for tests.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_connections: int = 100,
+        keepalive: float = 15.0,
+        verify: bool | ssl.SSLContext = True,
+        max_response_headers: int = 65_536,
+        public_only: bool = False,
+        dns_life: float = 10.0,
+        resolver: AbstractResolver | None = None,
+    ) -> None:
+        super().__init__(client=self._open_session, trust_env=False, verify=verify)
+        self._max_connections = max_connections
+        self._keepalive = keepalive
+        self._tls: ssl.SSLContext | bool = self.ssl_context if verify else False
+        self._max_head = max_response_headers
+        self._public_only = public_only
+        self._dns_life = dns_life
+        self._resolver = resolver
+        self._plain = Pool(self._connect, limit=max_connections, keepalive=keepalive)
+        self._connector: aiohttp.TCPConnector | None = None
+        self._origins: dict[str, aiohttp.ClientRequest] = {}
+
+    def _open_connector(self, factory: Callable[[], asyncio.Protocol], limit: int) -> aiohttp.TCPConnector:
+        resolver = self._resolver or aiohttp.ThreadedResolver()
+        connector = aiohttp.TCPConnector(
+            limit=limit,
+            keepalive_timeout=self._keepalive,
+            ssl=self._tls,
+            resolver=PublicResolver(resolver) if self._public_only else resolver,
+            ttl_dns_cache=self._dns_life,  # type: ignore[arg-type]  # it compares it with a clock's reading
+        )
+        connector._factory = factory  # type: ignore[assignment]
+        return connector
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        factory = partial(Receiver, loop=asyncio.get_running_loop())
+        session = aiohttp.ClientSession(
+            connector=self._open_connector(factory, self._max_connections),
+            response_class=Answered,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=_AUTO_HEADERS,
+            trust_env=False,
+            auto_decompress=False,
+            max_line_size=self._max_head,
+            max_field_size=self._max_head,
+        )
+        session._retry_connection = False  # it repeats what failed on a new connection, too
+        return session
+
+    @property
+    def connections_in_use(self) -> int:
+        plain = self._plain.in_use
+        if not isinstance(self.client, aiohttp.ClientSession) or self.client.connector is None:
+            return plain
+        return plain + len(self.client.connector._acquired)
+
+    async def aclose(self) -> None:
+        self._plain.close()
+        if self._connector is not None:
+            await self._connector.close()
+        await super().aclose()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        timeout = request.extensions.get("timeout", {})
+        received = await self.send(
+            request.method,
+            str(request.url),
+            request.headers.raw,
+            _body_of(request),
+            Timeouts(timeout.get("pool"), timeout.get("connect"), timeout.get("read")),
+            request.extensions.get("attempt") or Attempt(),
+        )
+        return httpx.Response(
+            received.status,
+            headers=received.headers,
+            stream=received.stream,
+            request=request,
+            extensions={"http_version": b"HTTP/1.1"},
+        )
+
+    async def send(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes | AsyncIterable[bytes] | None,
+        timeouts: Timeouts,
+        attempt: Attempt,
+    ) -> Received:
+        """What `handle_async_request` does, without httpx's objects, which take a tenth of a request's time.
+
+        Raises httpx.TransportError.
+        """
+        if not isinstance(self.client, aiohttp.ClientSession):
+            self.client = self.get_client()
+        try:
+            if body is None and method in METHODS:
+                return await self._send_plain(method, url, headers, timeouts, attempt)
+            return await self._send_by_session(method, url, headers, body, timeouts, attempt)
+        except httpx.TransportError:
+            raise
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            if not isinstance(error, aiohttp.ClientConnectorError):
+                attempt.lost()
+            raise translated(error) from error
+        except (*ERRORS, ValueError) as error:
+            raise translated(error) from error
+
+    async def _send_plain(
+        self, method: str, url: str, headers: Sequence[tuple[bytes, bytes]], timeouts: Timeouts, attempt: Attempt
+    ) -> Received:
+        origin, target = split_url(url)
+        head = request_head(method, target, headers)
+        connection = await self._plain.connection(origin, pool=timeouts.pool, connect=timeouts.connect)
+        attempt.on(connection)
+        asked = connection.ask(head, attempt.interim, bodiless=method == "HEAD")
+        try:
+            answer, body = await (asked if timeouts.bounded else asyncio.wait_for(asked, timeouts.read))
+        except httpx.ReadError:
+            attempt.lost()
+            raise
+        except TimeoutError:
+            raise httpx.ReadTimeout("no answer in time") from None
+        body.patience = timeouts.read
+        return Received(answer.status, answer.fields, body, judged=True)
+
+    async def _connect(self, origin: str, timeout: float | None) -> PlainConnection:
+        """A new connection. Raises what aiohttp does."""
+        if self._connector is None:
+            self._connector = self._open_connector(partial(PlainConnection, self._plain, self._max_head), 0)
+        to = self._origins.get(origin)
+        if to is None:
+            assert isinstance(self.client, aiohttp.ClientSession)
+            loop = asyncio.get_running_loop()
+            to = self._origins[origin] = aiohttp.ClientRequest("GET", URL(origin), loop=loop, session=self.client)
+        made: object = await self._connector._create_connection(to, [], client_timeout(None, timeout, None))
+        assert isinstance(made, PlainConnection)
+        return made
+
+    async def _send_by_session(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes | AsyncIterable[bytes] | None,
+        timeouts: Timeouts,
+        attempt: Attempt,
+    ) -> Received:
+        assert isinstance(self.client, aiohttp.ClientSession)
+        _ATTEMPT.set(attempt)
+        response = await self.client.request(
+            method,
+            URL(url, encoded=True),
+            headers=_texts(headers, streamed=body is not None and not isinstance(body, bytes)),
+            data=body,
+            allow_redirects=False,
+            timeout=client_timeout(timeouts.pool, timeouts.connect, timeouts.read),
+        )
+        return Received(response.status, response.raw_headers, _Stream(response))
+
+
+def _texts(headers: Sequence[tuple[bytes, bytes]], *, streamed: bool) -> list[tuple[str, str]]:
+    """Fields as aiohttp takes them, which it sends in UTF-8; what is not that is taken for Latin-1, as httpx does.
+
+    aiohttp frames a streamed body itself.
+    """
+    sent = [pair for pair in headers if pair[0].lower() != b"transfer-encoding"] if streamed else headers
+    try:
+        return [(name.decode(), value.decode()) for name, value in sent]
+    except UnicodeDecodeError:
+        return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in sent]
+
+
+def _body_of(request: httpx.Request) -> Any:
+    try:
+        return request.content or None
+    except httpx.RequestNotRead:
+        return request.stream
+
+
+def translated(error: Exception) -> httpx.TransportError:
+    """The httpx error that says the same as one of aiohttp's."""
+    text = str(error) or type(error).__name__
+    kinds: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[httpx.TransportError]], ...] = (
+        (aiohttp.ConnectionTimeoutError, httpx.ConnectTimeout),
+        (aiohttp.SocketTimeoutError, httpx.ReadTimeout),
+        ((asyncio.TimeoutError, aiohttp.ServerTimeoutError), httpx.ReadTimeout),
+        (aiohttp.ClientConnectorError, httpx.ConnectError),
+        (aiohttp.ClientPayloadError, httpx.RemoteProtocolError),
+        ((aiohttp.ServerDisconnectedError, aiohttp.ClientOSError), httpx.ReadError),
+        ((aiohttp.ClientResponseError, HttpProcessingError), httpx.RemoteProtocolError),
+        ((aiohttp.InvalidURL, ValueError), httpx.LocalProtocolError),
+    )
+    for kind, counterpart in kinds:
+        if isinstance(error, kind):
+            return counterpart(text)
+    return httpx.ReadError(text)
