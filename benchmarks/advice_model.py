@@ -14,12 +14,12 @@ from gateway.advisor.advice import Changes
 from gateway.advisor.ttl_ladder import Recorder, Replay
 from gateway.cache.engine import Engine
 from gateway.cache.memory import Memory
-from gateway.cache.request import Ask, Route
+from gateway.cache.request import CacheRequest, Route
 from gateway.cache.shared_store import NoShared
-from gateway.context import Exchange, Result
+from gateway.context import RequestContext, Result
 from gateway.http.headers import Headers
 from gateway.policy.keys import Keying, plan
-from gateway.policy.rules import PLAIN, Rules
+from gateway.policy.rules import PLAIN, CachePolicy
 from gateway.upstreams.response import Fetched, WholeBody
 
 Arrival = tuple[float, int]
@@ -105,7 +105,7 @@ async def really_run(
     clock = Turned()
     start, seconds = clock.at, arrivals[-1][0]
     engine = Engine(memory=Memory(1 << 30), shared=NoShared(), clock=clock, jitter=random.Random(5).random)
-    route = Route("items", Rules(ttl=ttl), Keying(vary=()))
+    route = Route("items", CachePolicy(ttl=ttl), Keying(vary=()))
     history: dict[int, list[float]] = {}
     fetched: dict[int, tuple[float, bytes]] = {}
     hits = outdated = 0
@@ -114,9 +114,9 @@ async def really_run(
         if key not in history:
             history[key] = versions(1, key, change_rate, seconds)
         version = b"%d" % sum(change <= at for change in history[key])
-        exchange = Exchange("id", 0.0, "GET", "client", "http")
+        exchange = RequestContext("id", 0.0, "GET", "client", "http")
         origin = Content(version)
-        asked = Ask(route, plan(route.keying, "u", f"/items/{key}", ()), PLAIN, (), exchange, origin, _never)
+        asked = CacheRequest(route, plan(route.keying, "u", f"/items/{key}", ()), PLAIN, (), exchange, origin, _never)
         answer = await engine.answer(asked)
         hit = exchange.outcome.result is Result.HIT
         hits += hit

@@ -15,7 +15,7 @@ import uvicorn
 
 from gateway.app.gateway import Gateway, create_app
 from gateway.edge.protocol import GatewayProtocol
-from gateway.policy.entry import Life, Stored
+from gateway.policy.entry import Entry, Life
 
 from .traffic import SIZES, body, path
 
@@ -27,8 +27,8 @@ def fill(app: Gateway, numbers: Iterable[int]) -> None:
         app.engine.memory.put(_response(f"origin\n{path('64B', number)}", str(number), now))
 
 
-def _response(key: str, number: str, now: float) -> Stored:
-    return Stored(
+def _response(key: str, number: str, now: float) -> Entry:
+    return Entry(
         key=key,
         primary=key,
         born=now,

@@ -18,7 +18,7 @@ from gateway.cache.redis.purge_log import RedisPurges
 from gateway.cache.redis.store import RedisStore
 from gateway.cache.store import entry_name
 from gateway.clock import SystemClock
-from gateway.policy.entry import Life, Stored, encode
+from gateway.policy.entry import Entry, Life, encode
 from gateway.policy.epochs import tag_name
 from gateway.server.embedded_redis import Embedded
 
@@ -26,9 +26,9 @@ GIB = 1024**3
 BATCH = 2000
 
 
-def stored(number: int, stamp: str, now: float) -> Stored:
+def stored(number: int, stamp: str, now: float) -> Entry:
     key = f"catalog\n/items/{number}"
-    return Stored(
+    return Entry(
         key=key,
         primary=key,
         born=now,

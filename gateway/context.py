@@ -21,7 +21,7 @@ import msgspec
 from gateway.http.headers import Headers
 from gateway.http.target import Target
 from gateway.policy.downstream import NOTHING, Downstream
-from gateway.policy.entry import Stored
+from gateway.policy.entry import Entry
 
 
 class Result(StrEnum):
@@ -100,7 +100,7 @@ class PartSaid:
 
 
 @dataclass(slots=True)
-class Exchange:
+class RequestContext:
     """`began` is on the performance counter. `spent` holds seconds by what they were spent on."""
 
     request_id: str
@@ -127,7 +127,7 @@ class Exchange:
     """Whether a fetch brought other content than was stored; None where nothing could be compared."""
     recall: object | None = None
     """How a declared route answered, for the edge to remember; a `hits.Recall`."""
-    stored: Stored | None = field(default=None, repr=False)
+    stored: Entry | None = field(default=None, repr=False)
     """The stored response that answered."""
     parts: tuple[PartSaid, ...] = ()
     """What became of an aggregate's parts, where they were joined for this request."""
@@ -138,9 +138,9 @@ class Exchange:
         self.spent[what] = self.spent.get(what, 0.0) + seconds
 
 
-def exchange_of(scope: MutableMapping[str, Any]) -> Exchange | None:
+def exchange_of(scope: MutableMapping[str, Any]) -> RequestContext | None:
     exchange = scope.get(SCOPE_KEY)
-    return exchange if isinstance(exchange, Exchange) else None
+    return exchange if isinstance(exchange, RequestContext) else None
 
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")

@@ -17,8 +17,8 @@ from uvicorn.server import ServerState
 
 from gateway.app.gateway import Gateway, create_app
 from gateway.app.generations import Generations
-from gateway.context import Exchange
-from gateway.edge.passthrough import Passage, Passages
+from gateway.context import RequestContext
+from gateway.edge.passthrough import PassThrough, PassThroughRequest
 from gateway.edge.protocol import GatewayProtocol
 from gateway.observability.access_log import fields_of
 
@@ -84,17 +84,17 @@ class Counted:
 class Passing:
     """Counts what passes."""
 
-    def __init__(self, counted: Counted, passages: Passages) -> None:
+    def __init__(self, counted: Counted, passages: PassThrough) -> None:
         self._counted = counted
         self._passages = passages
 
-    def passage(self, *args: Any, **kwargs: Any) -> Passage | None:
+    def passage(self, *args: Any, **kwargs: Any) -> PassThroughRequest | None:
         return self._count(self._passages.passage(*args, **kwargs))
 
-    def repeated(self, *args: Any, **kwargs: Any) -> Passage | None:
+    def repeated(self, *args: Any, **kwargs: Any) -> PassThroughRequest | None:
         return self._count(self._passages.repeated(*args, **kwargs))
 
-    def _count(self, passage: Passage | None) -> Passage | None:
+    def _count(self, passage: PassThroughRequest | None) -> PassThroughRequest | None:
         if passage is not None:
             self._counted.asked += 1
             self._counted.passed += 1
@@ -169,7 +169,7 @@ class Side:
         self.line: Line | None = None
         self.sent = 0
 
-    def _log(self, exchange: Exchange, status: int, size: int, seconds: float) -> None:
+    def _log(self, exchange: RequestContext, status: int, size: int, seconds: float) -> None:
         fields = fields_of(exchange, status, size, seconds)
         self.lines.append(
             {name: fields[name] for name in fields if name not in ("time", "seconds", "request_id", "upstream_seconds")}

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from gateway.app.gateway import Gateway
-from gateway.http.ranges import Piece, combine
+from gateway.http.ranges import PartialBody, combine
 
 from .conftest import TurnedClock, Upstream, asking, gateway, served
 from .raw import Connection, raw_upstream
@@ -147,10 +147,10 @@ async def test_a_part_that_is_shorter_than_it_said_is_sent_with_its_own_length()
 
 
 def test_parts_put_together_have_the_digest_of_neither() -> None:
-    def piece(first: int, last: int) -> Piece:
+    def piece(first: int, last: int) -> PartialBody:
         content = TEXT[first : last + 1]
         fields = {"etag": '"v"', "content-range": f"bytes {first}-{last}/{len(TEXT)}", **digests(content, TEXT)}
-        return Piece([(name.encode(), value.encode()) for name, value in fields.items()], content)
+        return PartialBody([(name.encode(), value.encode()) for name, value in fields.items()], content)
 
     joined = combine(piece(0, 9), piece(10, 19))
     assert joined is not None

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.app.gateway import Gateway
-from gateway.edge.guard import SLICE, Door
+from gateway.edge.guard import SLICE, ConnectionGuard
 from gateway.edge.protocol import INTERNALS, GatewayProtocol
 from gateway.errors import RequestRefused
 from gateway.http.request_parser import METHODS, ChunkedBody, Limits
@@ -439,7 +439,7 @@ async def test_a_crowd_of_slow_clients_is_ended_in_turn_with_what_else_is_due() 
             while time.perf_counter() < now + SLICE / 4:
                 pass
 
-    loop, guard = asyncio.get_running_loop(), Door()
+    loop, guard = asyncio.get_running_loop(), ConnectionGuard()
     for number in range(60):
         guard.enter(Slow(number), "", loop)
     guard._sweep(loop)

@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Host, Match, Mount
 
 from gateway import create_app
-from gateway.context import Exchange
+from gateway.context import RequestContext
 from gateway.edge.protocol import GatewayProtocol
 from gateway.observability.access_log import fields_of
 
@@ -200,7 +200,7 @@ async def test_a_client_that_leaves_ends_its_request_at_the_upstream_and_is_logg
     lines: list[dict[str, Any]] = []
     logged = asyncio.Event()
 
-    def log(exchange: Exchange, status: int, size: int, seconds: float) -> None:
+    def log(exchange: RequestContext, status: int, size: int, seconds: float) -> None:
         lines.append(fields_of(exchange, status, size, seconds))
         logged.set()
 

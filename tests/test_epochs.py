@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.policy.epochs import EVERYTHING, MAX_PENDING, Epochs, Purge, State, parse_position, tag_name
+from gateway.policy.epochs import EVERYTHING, MAX_PENDING, Epochs, Purge, PurgeState, parse_position, tag_name
 
 NAMES = (tag_name("a"),)
 
@@ -13,7 +13,7 @@ def purge(number: int, *names: str, soft: bool = False) -> Purge:
     return Purge(f"p{number}", names or NAMES, soft)
 
 
-def state(epochs: Epochs, stamp: str, started: float = 0.0) -> State:
+def state(epochs: Epochs, stamp: str, started: float = 0.0) -> PurgeState:
     return epochs.judge(stamp, started, NAMES)[0]
 
 
@@ -24,11 +24,11 @@ def test_a_floor_forgets_what_lies_before_it_and_makes_void_what_was_stamped_bef
     epochs.apply((6, 0), purge(2, soft=True))
     epochs.apply((9, 0), purge(3, "t:b", soft=True))
     epochs.raise_floor((7, 0))
-    assert state(epochs, early) is State.VOID
+    assert state(epochs, early) is PurgeState.VOID
     assert list(epochs.records) == ["p3"]
     assert epochs.last_purge("t:a") is None
     assert epochs.last_purge("t:b") == "9-0 (soft)"
-    assert state(epochs, "g 7-0") is State.VALID
+    assert state(epochs, "g 7-0") is PurgeState.VALID
 
 
 def test_a_floor_never_sinks() -> None:
@@ -53,22 +53,22 @@ def test_a_later_purge_of_a_name_outlives_the_floor_of_an_earlier_one() -> None:
     epochs.apply((9, 1), purge(4, soft=True))
     epochs.raise_floor((7, 0))
     assert epochs.last_purge("t:a") == "9-1 (soft)"
-    assert state(epochs, "g 8-0") is State.VOID
-    assert state(epochs, "g 9-0") is State.SOFT
+    assert state(epochs, "g 8-0") is PurgeState.VOID
+    assert state(epochs, "g 9-0") is PurgeState.SOFT
 
 
 @pytest.mark.parametrize(
     ("lineage", "stamp", "found"),
     [
-        (None, "old 3-0", State.VALID),
-        (["old"], "old 3-0", State.VALID),
-        ([], "old 3-0", State.VOID),
-        ([], "g nonsense", State.VOID),
-        (None, "g nonsense", State.VALID),
+        (None, "old 3-0", PurgeState.VALID),
+        (["old"], "old 3-0", PurgeState.VALID),
+        ([], "old 3-0", PurgeState.VOID),
+        ([], "g nonsense", PurgeState.VOID),
+        (None, "g nonsense", PurgeState.VALID),
     ],
 )
 def test_a_stamp_of_another_generation_is_earlier_than_all_or_void(
-    lineage: list[str] | None, stamp: str, found: State
+    lineage: list[str] | None, stamp: str, found: PurgeState
 ) -> None:
     assert state(Epochs("g", lineage), stamp) is found
 
@@ -76,11 +76,11 @@ def test_a_stamp_of_another_generation_is_earlier_than_all_or_void(
 def test_another_generation_is_earlier_than_every_purge_of_this_one() -> None:
     epochs = Epochs("g", ["old"])
     epochs.apply((1, 0), purge(1))
-    assert state(epochs, "old 999-0") is State.VOID
+    assert state(epochs, "old 999-0") is PurgeState.VOID
 
 
 def test_a_stream_that_begins_anew_keeps_what_was_stamped_before_only_where_nothing_was_missed() -> None:
-    for continuous, found in ((True, State.VALID), (False, State.VOID)):
+    for continuous, found in ((True, PurgeState.VALID), (False, PurgeState.VOID)):
         epochs = Epochs("old", ["older"])
         stamp = epochs.stamp()
         epochs.adopt("new", [((1, 0), purge(1, "t:b"))], continuous=continuous)
@@ -92,27 +92,27 @@ def test_without_a_lineage_another_generation_counts_as_earlier() -> None:
     epochs = Epochs("old")
     stamp = epochs.stamp()
     epochs.adopt("new", [((1, 0), purge(1, "t:b"))])
-    assert state(epochs, stamp) is State.VALID
+    assert state(epochs, stamp) is PurgeState.VALID
     assert epochs.lineage is None
 
 
 def test_a_purge_on_its_way_makes_void_what_was_fetched_before_it_was_issued() -> None:
     epochs = Epochs("g")
     epochs.pend(purge(1), 10.0)
-    assert state(epochs, epochs.stamp(), 10.0) is State.VOID
-    assert state(epochs, epochs.stamp(), 10.1) is State.VALID
+    assert state(epochs, epochs.stamp(), 10.0) is PurgeState.VOID
+    assert state(epochs, epochs.stamp(), 10.1) is PurgeState.VALID
     assert not epochs.untouched(epochs.stamp())
     epochs.apply((5, 0), purge(1))
     assert epochs.pending == {}
-    assert state(epochs, epochs.stamp(), 0.0) is State.VALID
+    assert state(epochs, epochs.stamp(), 0.0) is PurgeState.VALID
     assert epochs.untouched(epochs.stamp())
 
 
 def test_a_soft_purge_on_its_way_ends_freshness_when_it_was_issued() -> None:
     epochs = Epochs("g")
     epochs.pend(purge(1, soft=True), 10.0)
-    assert epochs.judge(epochs.stamp(), 5.0, ("t:other", *NAMES)) == (State.SOFT, 10.0)
-    assert epochs.judge(epochs.stamp(), 11.0, NAMES) == (State.VALID, 0.0)
+    assert epochs.judge(epochs.stamp(), 5.0, ("t:other", *NAMES)) == (PurgeState.SOFT, 10.0)
+    assert epochs.judge(epochs.stamp(), 11.0, NAMES) == (PurgeState.VALID, 0.0)
 
 
 def test_a_purge_takes_the_place_of_one_of_the_same_names_that_still_waits() -> None:
@@ -135,8 +135,8 @@ def test_the_first_soft_purge_counts_and_the_last_purge_is_told() -> None:
     epochs = Epochs("g")
     epochs.apply((4000, 0), purge(1, soft=True))
     epochs.apply((9000, 0), purge(2, soft=True), 8.5)
-    assert epochs.judge("g 0-0", 0.0, NAMES) == (State.SOFT, 4.0)
-    assert epochs.judge("g 5000-0", 0.0, NAMES) == (State.SOFT, 8.5)
+    assert epochs.judge("g 0-0", 0.0, NAMES) == (PurgeState.SOFT, 4.0)
+    assert epochs.judge("g 5000-0", 0.0, NAMES) == (PurgeState.SOFT, 8.5)
     epochs.apply((9500, 2), purge(3))
     assert epochs.last_purge("t:a") == "9500-2"
 
@@ -145,7 +145,7 @@ def test_positions_are_remembered_in_bounds(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("gateway.policy.epochs._MAX_MEMO", 4)
     epochs = Epochs("g")
     epochs.apply((5, 0), purge(1))
-    assert [state(epochs, f"g {number}-0") for number in range(10)] == [State.VOID] * 5 + [State.VALID] * 5
+    assert [state(epochs, f"g {number}-0") for number in range(10)] == [PurgeState.VOID] * 5 + [PurgeState.VALID] * 5
     assert len(epochs._positions) <= 4
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from gateway.cache.flight import Alone, Failed, Flight, Landed, Landing, Marks
-from gateway.policy.entry import Life, Stored
+from gateway.cache.flight import Failed, Flight, Landed, Landing, Marks, NotShareable
+from gateway.policy.entry import Entry, Life
 from gateway.upstreams.response import Fetched, WholeBody
 
 LANDED = Landed(
-    Stored(key="k", primary="k", born=2.0, started=1.0, initial_age=0.0, status=200, headers=(), body=b"", life=Life()),
+    Entry(key="k", primary="k", born=2.0, started=1.0, initial_age=0.0, status=200, headers=(), body=b"", life=Life()),
     status=200,
     kept=True,
 )
@@ -30,11 +30,11 @@ class OpenBody(WholeBody):
         self.closed = True
 
 
-def alone(body: OpenBody) -> Alone:
-    return Alone(Fetched(200, (), body), "no-store")
+def alone(body: OpenBody) -> NotShareable:
+    return NotShareable(Fetched(200, (), body), "no-store")
 
 
-def _any(stored: Stored) -> bool:
+def _any(stored: Entry) -> bool:
     return True
 
 
@@ -100,7 +100,7 @@ async def test_a_response_for_one_client_stays_open_for_it() -> None:
     flight, body = Flight("k"), OpenBody()
     (task,) = await started(flight.lead())
     await flight.land(alone(body))
-    assert isinstance(await task, Alone)
+    assert isinstance(await task, NotShareable)
     assert not body.closed
 
 
@@ -110,7 +110,7 @@ async def test_a_response_for_one_client_is_closed_where_that_client_left_before
     await left(leader)
     await flight.land(alone(body))
     assert body.closed
-    assert isinstance(await waiter, Alone)
+    assert isinstance(await waiter, NotShareable)
 
 
 async def test_a_response_for_one_client_is_closed_where_that_client_leaves_as_it_lands() -> None:
@@ -128,7 +128,7 @@ async def test_a_response_for_one_client_is_not_closed_because_a_waiter_leaves()
     leader, waiter = await started(flight.lead(), flight.wait(_any))
     await flight.land(alone(body))
     await left(waiter)
-    assert isinstance(await leader, Alone)
+    assert isinstance(await leader, NotShareable)
     assert not body.closed
 
 

@@ -14,7 +14,7 @@ from starlette.routing import Mount
 
 from gateway.app.gateway import create_app
 from gateway.config.models import Config
-from gateway.context import Exchange
+from gateway.context import RequestContext
 from gateway.observability.access_log import JsonAccessLog
 from gateway.routing.cached_decorator import cached
 
@@ -694,13 +694,13 @@ async def test_a_request_leaves_nothing_to_the_garbage_collector(target: str) ->
     app.rebind()
     async with asking(app) as client:
         gc.collect()
-        others = [each for each in gc.get_objects() if isinstance(each, Exchange)]
+        others = [each for each in gc.get_objects() if isinstance(each, RequestContext)]
         gc.disable()
         try:
             for _ in range(3):
                 assert (await client.get(target)).status_code == 200
             await app.engine.settle()
-            left = [each for each in gc.get_objects() if isinstance(each, Exchange) and each not in others]
+            left = [each for each in gc.get_objects() if isinstance(each, RequestContext) and each not in others]
         finally:
             gc.enable()
     assert left == []

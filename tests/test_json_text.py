@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.aggregates.merge import Shape
+from gateway.aggregates.merge import ShapeRules
 from gateway.config.expressions import Expression
 from gateway.http.json_text import NotJson, Number, TooDeep, json_text, number_of, text_of, value_of, well_formed
 
@@ -78,9 +78,9 @@ def test_what_a_shape_leaves_is_as_it_came(members: dict[str, str]) -> None:
     first, text = next(iter(members.items()))
     value = value_of(body.encode())
     left = [f'"{name}":{each}' for name, each in members.items() if name != first]
-    assert text_of(Shape(select=Expression(first)).apply(value)) == text.encode()
-    assert text_of(Shape(deny=(first,)).apply(value)) == ("{" + ",".join(left) + "}").encode()
-    assert text_of(Shape(rename=((first, "e"),)).apply(value)) == body.replace(f'"{first}":', '"e":', 1).encode()
+    assert text_of(ShapeRules(select=Expression(first)).apply(value)) == text.encode()
+    assert text_of(ShapeRules(deny=(first,)).apply(value)) == ("{" + ",".join(left) + "}").encode()
+    assert text_of(ShapeRules(rename=((first, "e"),)).apply(value)) == body.replace(f'"{first}":', '"e":', 1).encode()
 
 
 @pytest.mark.parametrize("escape", ["\\ud800", "\\udc00", "a\\uDBFFb", "\\ud800\\ud800"])

@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.cache.memory import ENTRY_BYTES, Memory
-from gateway.policy.entry import Life, Stored, size_of
+from gateway.policy.entry import Entry, Life, size_of
 from gateway.policy.vary import VaryIndex
 
 
-def stored(key: str, body: int = 100, primary: str | None = None) -> Stored:
-    return Stored(
+def stored(key: str, body: int = 100, primary: str | None = None) -> Entry:
+    return Entry(
         key=key,
         primary=primary or key,
         born=2.0,

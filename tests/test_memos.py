@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 from gateway.app.gateway import Gateway
 from gateway.cache.memory import Memory
 from gateway.edge.protocol import GatewayProtocol
-from gateway.policy.entry import Stored
+from gateway.policy.entry import Entry
 from gateway.policy.vary import VaryIndex
 
 from .conftest import TurnedClock, Upstream, gateway
@@ -57,7 +57,7 @@ class Site:
         return self.counted.asked == before
 
     @property
-    def stored(self) -> Stored:
+    def stored(self) -> Entry:
         (stored,) = (each for each in self.memory._responses.hottest(9, 9) if "\ncoding " not in each.key)
         return stored
 

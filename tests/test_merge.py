@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.aggregates.merge import Merge, Piece, Shape, WrongType, decoded, joined, list_of, media_type
+from gateway.aggregates.merge import Merge, MergePiece, ShapeRules, WrongType, decoded, joined, list_of, media_type
 from gateway.config.expressions import Expression
 from gateway.config.part import PartConfig
 from gateway.http.json_text import exactly, text_of
@@ -22,10 +22,10 @@ PRODUCT = b'{"id":7,"name":"Teapot","seller":{"id":3,"town":"Ghent","vat":"BE1"}
 CART = b'{"user":9,"items":[{"id":1,"price":{"cents":5,"cur":"EUR"}},{"id":2,"price":{"cents":7,"cur":"EUR"}}]}'
 
 
-def shape_of(settings: dict[str, Any]) -> Shape:
+def shape_of(settings: dict[str, Any]) -> ShapeRules:
     config = PartConfig.model_validate({"upstream": "u", "path": "/", **settings})
     select = Expression(config.select) if config.select is not None else None
-    return Shape(select, tuple(config.allow), tuple(config.deny), tuple(config.rename.items()))
+    return ShapeRules(select, tuple(config.allow), tuple(config.deny), tuple(config.rename.items()))
 
 
 def answer(parts: list[tuple[str, bytes, dict[str, Any]]], merge: Merge = "shallow") -> bytes:
@@ -39,7 +39,7 @@ def answer(parts: list[tuple[str, bytes, dict[str, Any]]], merge: Merge = "shall
         if shape.changes:
             value = shape.apply(value)
             text = text_of(value)
-        pieces.append(Piece(config.group_of(name), text, value))
+        pieces.append(MergePiece(config.group_of(name), text, value))
     return joined(pieces, merge)
 
 
@@ -207,20 +207,20 @@ def test_text_is_read_in_its_charset() -> None:
 
 def test_only_objects_merge_into_the_root() -> None:
     with pytest.raises(WrongType, match="no object"):
-        joined([Piece(None, b"[1]", [1])])
+        joined([MergePiece(None, b"[1]", [1])])
 
 
 def test_a_select_that_can_not_be_applied_is_of_the_wrong_type() -> None:
     with pytest.raises(WrongType, match="select"):
-        Shape(select=Expression("length(name)")).apply({"name": 7})
+        ShapeRules(select=Expression("length(name)")).apply({"name": 7})
 
 
 @pytest.mark.parametrize("merge", ["deep", "concat"])
 def test_of_values_too_deep_to_be_merged_the_later_stands_as_it_came(merge: Merge) -> None:
     deep = b'{"a":' * 600 + b"1" + b"}" * 600
-    at_root = Piece(None, b"", {"k": {"a": {"b": 1}}})
-    assert joined([at_root, Piece("k", deep)], merge) == b'{"k":' + deep + b"}"
-    assert joined([Piece("k", deep), at_root], merge) == b'{"k":{"a":{"b":1}}}'
+    at_root = MergePiece(None, b"", {"k": {"a": {"b": 1}}})
+    assert joined([at_root, MergePiece("k", deep)], merge) == b'{"k":' + deep + b"}"
+    assert joined([MergePiece("k", deep), at_root], merge) == b'{"k":{"a":{"b":1}}}'
 
 
 def test_a_list_of_texts() -> None:
@@ -242,14 +242,14 @@ def test_splicing_gives_the_json_that_parsing_and_joining_gives(
     parts: list[tuple[str, Any, int | None, bool]],
 ) -> None:
     bodies = [(name, json.dumps(value, indent=indent, ensure_ascii=a).encode()) for name, value, indent, a in parts]
-    spliced = joined([Piece(name, body) for name, body in bodies])
+    spliced = joined([MergePiece(name, body) for name, body in bodies])
     assert json.loads(spliced) == {name: json.loads(body) for name, body in bodies}
     assert orjson.loads(spliced) == {name: orjson.loads(body) for name, body in bodies}
 
 
 @given(st.lists(st.tuples(st.text(min_size=1), st.dictionaries(st.text(), values, max_size=4)), max_size=4))
 def test_a_group_beside_the_root_stands_there_as_when_all_is_parsed(parts: list[tuple[str, dict[str, Any]]]) -> None:
-    pieces = [Piece("group", b'{"kept": 1}'), *(Piece(None, json.dumps(v).encode(), v) for _, v in parts)]
+    pieces = [MergePiece("group", b'{"kept": 1}'), *(MergePiece(None, json.dumps(v).encode(), v) for _, v in parts)]
     expected: dict[str, Any] = {"group": {"kept": 1}}
     for _, value in parts:
         expected |= value

@@ -20,7 +20,7 @@ from gateway.aggregates.typed import aggregate, part
 from gateway.app.gateway import create_app
 from gateway.app.generations import Generations
 from gateway.cache.redis.store import RedisStore
-from gateway.config.environment import Source
+from gateway.config.environment import SettingSource
 from gateway.config.loader import Loaded
 from gateway.config.models import Config
 from gateway.config.overrides import Override
@@ -38,7 +38,9 @@ CONFIG: dict[str, Any] = {
     "routes": {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "100s", "tags": ["items"]}},
 }
 LOADED = Loaded(
-    Config.model_validate(CONFIG), {("routes", "item", "ttl"): (Source("file", "gateway.yaml line 6", "100s"),)}, ()
+    Config.model_validate(CONFIG),
+    {("routes", "item", "ttl"): (SettingSource("file", "gateway.yaml line 6", "100s"),)},
+    (),
 )
 
 

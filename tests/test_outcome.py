@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.context import FORWARD_REASONS, LOCAL, SCOPE_KEY, Exchange, Outcome, Result, cache_status, exchange_of
+from gateway.context import (
+    FORWARD_REASONS,
+    LOCAL,
+    SCOPE_KEY,
+    Outcome,
+    RequestContext,
+    Result,
+    cache_status,
+    exchange_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +95,8 @@ def test_the_names_of_results_are_fixed() -> None:
 # --- exchange ----------------------------------------------------------------------------------------------
 
 
-def exchange() -> Exchange:
-    return Exchange(request_id="r", began=0.0, method="GET", client="192.0.2.1", scheme="http")
+def exchange() -> RequestContext:
+    return RequestContext(request_id="r", began=0.0, method="GET", client="192.0.2.1", scheme="http")
 
 
 def test_an_exchange_begins_as_local() -> None:

@@ -12,21 +12,21 @@ import pytest
 
 from gateway.cache.redis.connection import connect
 from gateway.cache.redis.overrides import RedisLive
-from gateway.config.environment import Source
+from gateway.config.environment import SettingSource
 from gateway.config.loader import Loaded
 from gateway.config.models import Config
 from gateway.config.overrides import Event, Live, LiveAway, LocalLive, Override, applied, in_force, overridden
 from gateway.errors import ConfigError
 from gateway.policy import freshness, storability
-from gateway.policy.entry import Stored
+from gateway.policy.entry import Entry
 from gateway.policy.freshness import Hit, Revalidate
-from gateway.policy.rules import PLAIN, Rules
-from gateway.policy.storability import Admit, Received
+from gateway.policy.rules import PLAIN, CachePolicy
+from gateway.policy.storability import Admit, ReceivedResponse
 from gateway.server.embedded_redis import Embedded
 
 from .conftest import TurnedClock
 
-SOURCE = Source("file", "config/gateway.yaml line 7", "30s")
+SOURCE = SettingSource("file", "config/gateway.yaml line 7", "30s")
 LOADED = Loaded(
     Config.model_validate(
         {
@@ -114,15 +114,15 @@ def test_an_override_changes_one_setting_of_a_part_of_an_aggregate() -> None:
 
 
 CODED = {
-    "shop.sums": Rules(ttl=20.0, stale_if_error=60.0, max_life=90.0),
-    "shop.news": Rules(),
+    "shop.sums": CachePolicy(ttl=20.0, stale_if_error=60.0, max_life=90.0),
+    "shop.news": CachePolicy(),
 }
 
 
 def test_an_override_changes_one_setting_of_a_handler_and_leaves_what_its_code_says_of_the_others() -> None:
     first = overridden(LOADED, override(route="shop.sums"), CODED)
     both = overridden(first, override("5m", route="shop.sums", setting="stale_if_error"), CODED)
-    assert both.handlers == {"shop.sums": Rules(ttl=10.0, stale_if_error=300.0, max_life=90.0)}
+    assert both.handlers == {"shop.sums": CachePolicy(ttl=10.0, stale_if_error=300.0, max_life=90.0)}
     assert both.sources["routes", "shop.sums", "ttl"][0].value == "10s"
     assert both.config == LOADED.config
     assert overridden(LOADED, override(route="shop.news"), CODED).handlers["shop.news"].ttl == 10.0
@@ -164,11 +164,11 @@ def test_an_override_ends_by_its_time() -> None:
 async def test_a_longer_ttl_does_not_revive_what_clients_were_promised_would_be_validated(
     clock: TurnedClock, said: str, revived: bool
 ) -> None:
-    received = Received(200, ((b"cache-control", said.encode()), (b"etag", b'"a"')), clock.at, clock.at)
-    origin, own = Rules(ttl=None), Rules(ttl=3600.0, stale_while_revalidate=60.0)
+    received = ReceivedResponse(200, ((b"cache-control", said.encode()), (b"etag", b'"a"')), clock.at, clock.at)
+    origin, own = CachePolicy(ttl=None), CachePolicy(ttl=3600.0, stale_while_revalidate=60.0)
     admitted = storability.admit(received, PLAIN, origin)
     assert isinstance(admitted, Admit)
-    stored = Stored(
+    stored = Entry(
         key="k", primary="p", born=clock.at, started=clock.at, initial_age=0.0, status=200, headers=admitted.headers,
         body=b"", life=admitted.life,
     )  # fmt: skip

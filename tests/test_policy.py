@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.http.headers import http_date
-from gateway.policy.entry import Life, Stored
+from gateway.policy.entry import Entry, Life
 from gateway.policy.freshness import (
     Bypass,
     Hit,
@@ -20,14 +20,31 @@ from gateway.policy.freshness import (
     decide,
     invalidates,
     is_failure,
+    response_age,
+    response_headers,
     softened,
-    told_age,
-    told_headers,
     usable_on_error,
     windows,
 )
-from gateway.policy.rules import DAY, DEFAULT_STALE_IF_ERROR, MAX_LIFE, PLAIN, Facts, Rules, facts_of
-from gateway.policy.storability import Admit, Received, Refuse, admit, governing, has_validator, initial_age, tags_of
+from gateway.policy.rules import (
+    DAY,
+    DEFAULT_STALE_IF_ERROR,
+    MAX_LIFE,
+    PLAIN,
+    CachePolicy,
+    RequestDirectives,
+    directives_of,
+)
+from gateway.policy.storability import (
+    Admit,
+    ReceivedResponse,
+    Refuse,
+    admit,
+    governing,
+    has_validator,
+    initial_age,
+    tags_of,
+)
 from gateway.policy.validation import (
     confirms,
     fields_of_304,
@@ -39,8 +56,8 @@ from gateway.policy.validation import (
 )
 
 NOW = 1_800_000_000.0
-ORIGIN = Rules()
-TIMED = Rules(ttl=60.0)
+ORIGIN = CachePolicy()
+TIMED = CachePolicy(ttl=60.0)
 Fields = dict[str, str]
 
 
@@ -48,7 +65,7 @@ def fields(given: Fields) -> list[tuple[bytes, bytes]]:
     return [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in given.items()]
 
 
-def stored(life: Life | None = None, headers: Fields | None = None, **more: Any) -> Stored:
+def stored(life: Life | None = None, headers: Fields | None = None, **more: Any) -> Entry:
     """A response born at NOW."""
     given: dict[str, Any] = {
         "key": "k",
@@ -60,14 +77,14 @@ def stored(life: Life | None = None, headers: Fields | None = None, **more: Any)
         "body": b"body",
         **more,
     }
-    return Stored(**given, headers=tuple(fields(headers or {})), life=life or Life(lifetime=60.0))
+    return Entry(**given, headers=tuple(fields(headers or {})), life=life or Life(lifetime=60.0))
 
 
-def received(status: int = 200, **headers: str) -> Received:
-    return Received(status, fields(headers), NOW, NOW)
+def received(status: int = 200, **headers: str) -> ReceivedResponse:
+    return ReceivedResponse(status, fields(headers), NOW, NOW)
 
 
-def spans(entry: Stored, rules: Rules) -> tuple[float, float, float]:
+def spans(entry: Entry, rules: CachePolicy) -> tuple[float, float, float]:
     """The ends of the three windows, in seconds from birth."""
     ends = windows(entry, rules)
     return ends.fresh - NOW, ends.revalidate - NOW, ends.error - NOW
@@ -79,24 +96,26 @@ def spans(entry: Stored, rules: Rules) -> tuple[float, float, float]:
 @pytest.mark.parametrize(
     ("headers", "facts"),
     [
-        ({}, Facts()),
-        ({"cache-control": "no-store"}, Facts(no_store=True)),
-        ({"cache-control": "no-cache"}, Facts(no_cache=True)),
-        ({"pragma": "no-cache"}, Facts(no_cache=True)),
-        ({"pragma": "no-cache", "cache-control": "max-age=5"}, Facts(max_age=5)),
-        ({"cache-control": "only-if-cached, min-fresh=3"}, Facts(only_if_cached=True, min_fresh=3)),
-        ({"cache-control": "max-stale"}, Facts(max_stale=float("inf"))),
-        ({"cache-control": "max-stale=9, stale-if-error=8"}, Facts(max_stale=9, stale_if_error=8)),
-        ({"authorization": "x"}, Facts(authorized=True)),
+        ({}, RequestDirectives()),
+        ({"cache-control": "no-store"}, RequestDirectives(no_store=True)),
+        ({"cache-control": "no-cache"}, RequestDirectives(no_cache=True)),
+        ({"pragma": "no-cache"}, RequestDirectives(no_cache=True)),
+        ({"pragma": "no-cache", "cache-control": "max-age=5"}, RequestDirectives(max_age=5)),
+        ({"cache-control": "only-if-cached, min-fresh=3"}, RequestDirectives(only_if_cached=True, min_fresh=3)),
+        ({"cache-control": "max-stale"}, RequestDirectives(max_stale=float("inf"))),
+        ({"cache-control": "max-stale=9, stale-if-error=8"}, RequestDirectives(max_stale=9, stale_if_error=8)),
+        ({"authorization": "x"}, RequestDirectives(authorized=True)),
     ],
 )
-def test_a_requests_directives_are_facts(headers: Fields, facts: Facts) -> None:
-    assert facts_of("GET", fields(headers), ORIGIN) == facts
+def test_a_requests_directives_are_facts(headers: Fields, facts: RequestDirectives) -> None:
+    assert directives_of("GET", fields(headers), ORIGIN) == facts
 
 
 def test_a_route_may_ignore_a_clients_directives_but_not_its_credentials() -> None:
     headers = fields({"cache-control": "no-store", "authorization": "x"})
-    assert facts_of("HEAD", headers, replace(TIMED, request_directives=False)) == Facts(head=True, authorized=True)
+    assert directives_of("HEAD", headers, replace(TIMED, request_directives=False)) == RequestDirectives(
+        head=True, authorized=True
+    )
 
 
 # --- windows -----------------------------------------------------------------------------------------------
@@ -109,22 +128,27 @@ def test_a_route_may_ignore_a_clients_directives_but_not_its_credentials() -> No
         pytest.param(Life(lifetime=60, stale_while_revalidate=5), ORIGIN, (60, 65, 660), id="the upstream's swr"),
         pytest.param(Life(lifetime=60, stale_if_error=7), ORIGIN, (60, 60, 67), id="the upstream's sie"),
         pytest.param(
-            Life(lifetime=60, stale_while_revalidate=50), Rules(stale_while_revalidate=9), (60, 69, 660), id="our swr"
+            Life(lifetime=60, stale_while_revalidate=50),
+            CachePolicy(stale_while_revalidate=9),
+            (60, 69, 660),
+            id="our swr",
         ),
-        pytest.param(Life(lifetime=60), Rules(stale_if_error=0), (60, 60, 60), id="our sie"),
+        pytest.param(Life(lifetime=60), CachePolicy(stale_if_error=0), (60, 60, 60), id="our sie"),
         pytest.param(
             Life(lifetime=60, stale_while_revalidate=90, stale_if_error=7), ORIGIN, (60, 150, 150), id="swr outlasts"
         ),
-        pytest.param(Life(lifetime=60, strict=True), Rules(stale_if_error=99), (60, 60, 60), id="must-revalidate"),
+        pytest.param(
+            Life(lifetime=60, strict=True), CachePolicy(stale_if_error=99), (60, 60, 60), id="must-revalidate"
+        ),
         pytest.param(Life(lifetime=60, no_cache=True), ORIGIN, (-1, -1, -1), id="no-cache"),
-        pytest.param(Life(heuristic=100), Rules(jitter=0), (100, 100, 700), id="heuristic"),
+        pytest.param(Life(heuristic=100), CachePolicy(jitter=0), (100, 100, 700), id="heuristic"),
         pytest.param(Life(), ORIGIN, (0, 0, 600), id="nothing known"),
         pytest.param(Life(lifetime=30 * DAY), ORIGIN, (MAX_LIFE, MAX_LIFE, MAX_LIFE), id="never beyond max_life"),
         pytest.param(Life(lifetime=5), TIMED, (60, 60, 660), id="a ttl overrules"),
         pytest.param(Life(lifetime=5, strict=True, no_cache=True), TIMED, (60, 60, 660), id="whatever was said"),
     ],
 )
-def test_the_three_windows(life: Life, rules: Rules, ends: tuple[float, float, float]) -> None:
+def test_the_three_windows(life: Life, rules: CachePolicy, ends: tuple[float, float, float]) -> None:
     assert spans(stored(life), rules) == ends
 
 
@@ -142,13 +166,13 @@ def test_jitter_shortens_what_we_gave_by_a_tenth_at_most_and_never_what_the_upst
 
 @pytest.mark.parametrize("status", [404, 410])
 def test_a_negative_answer_lives_for_negative_ttl(status: int) -> None:
-    assert spans(stored(Life(), status=status), Rules(negative_ttl=3))[0] == 3
-    assert spans(stored(Life(), status=status), Rules(ttl=60, negative_ttl=3))[0] == 3
-    assert spans(stored(Life(lifetime=9), status=status), Rules(negative_ttl=3))[0] == 9
+    assert spans(stored(Life(), status=status), CachePolicy(negative_ttl=3))[0] == 3
+    assert spans(stored(Life(), status=status), CachePolicy(ttl=60, negative_ttl=3))[0] == 3
+    assert spans(stored(Life(lifetime=9), status=status), CachePolicy(negative_ttl=3))[0] == 9
 
 
 def test_a_soft_purge_ends_freshness_where_it_stands_and_lengthens_nothing() -> None:
-    assert spans(stored(softened=NOW + 10), Rules(ttl=60, stale_while_revalidate=5)) == (10, 15, 610)
+    assert spans(stored(softened=NOW + 10), CachePolicy(ttl=60, stale_while_revalidate=5)) == (10, 15, 610)
     assert spans(stored(softened=NOW + 90), TIMED)[0] == 60
 
 
@@ -159,7 +183,7 @@ def test_a_soft_purge_ends_what_no_stale_answer_may_follow(life: Life) -> None:
 
 
 def test_what_may_have_been_purged_unheard_stands_in_for_a_failure_only() -> None:
-    assert spans(stored(distrusted=True), Rules(ttl=60, stale_while_revalidate=5)) == (0, 0, 660)
+    assert spans(stored(distrusted=True), CachePolicy(ttl=60, stale_while_revalidate=5)) == (0, 0, 660)
     assert spans(stored(Life(lifetime=60, strict=True), distrusted=True), ORIGIN) == (0, 0, 0)
 
 
@@ -167,13 +191,13 @@ def test_ages_count_from_the_upstream_under_origin_and_from_birth_under_a_ttl() 
     entry = stored(initial_age=20.0)
     assert current_age(entry, NOW + 5) == 25
     assert current_age(entry, NOW - 5) == 20, "whatever the clocks did"
-    assert (told_age(entry, ORIGIN, NOW + 5.9), told_age(entry, TIMED, NOW + 5.9)) == (25, 5)
+    assert (response_age(entry, ORIGIN, NOW + 5.9), response_age(entry, TIMED, NOW + 5.9)) == (25, 5)
 
 
 # --- the decision ------------------------------------------------------------------------------------------
 
 AT = {"fresh": NOW + 30, "swr": NOW + 65, "sie": NOW + 80}
-WINDOWS = Rules(ttl=60.0, stale_while_revalidate=10.0, stale_if_error=60.0)
+WINDOWS = CachePolicy(ttl=60.0, stale_while_revalidate=10.0, stale_if_error=60.0)
 
 
 @pytest.mark.parametrize(
@@ -182,33 +206,35 @@ WINDOWS = Rules(ttl=60.0, stale_while_revalidate=10.0, stale_if_error=60.0)
         pytest.param(PLAIN, "fresh", Hit, id="fresh"),
         pytest.param(PLAIN, "swr", Stale, id="stale, refreshed behind"),
         pytest.param(PLAIN, "sie", Revalidate, id="stale"),
-        pytest.param(Facts(no_store=True), "fresh", Bypass, id="no-store"),
-        pytest.param(Facts(no_cache=True), "fresh", Revalidate, id="no-cache"),
-        pytest.param(Facts(no_cache=True), "swr", Revalidate, id="no-cache, stale"),
-        pytest.param(Facts(max_age=30), "fresh", Hit, id="young enough"),
-        pytest.param(Facts(max_age=29), "fresh", Revalidate, id="too old"),
-        pytest.param(Facts(max_age=29, max_stale=1), "fresh", Hit, id="too old, which max-stale allows"),
-        pytest.param(Facts(max_age=90), "swr", Revalidate, id="max-age wants no stale answer"),
-        pytest.param(Facts(min_fresh=30), "fresh", Hit, id="fresh for long enough"),
-        pytest.param(Facts(min_fresh=31), "fresh", Revalidate, id="not for long enough"),
-        pytest.param(Facts(min_fresh=1), "swr", Revalidate, id="min-fresh wants no stale answer"),
-        pytest.param(Facts(max_stale=20), "sie", Stale, id="stale, which the client takes"),
-        pytest.param(Facts(max_stale=19), "sie", Revalidate, id="staler than the client takes"),
-        pytest.param(Facts(max_stale=20, max_age=60), "sie", Stale, id="max-age with max-stale"),
-        pytest.param(Facts(max_stale=20, max_age=59), "sie", Revalidate, id="older than both allow"),
-        pytest.param(Facts(max_stale=20, no_cache=True), "sie", Revalidate, id="no-cache beats max-stale"),
-        pytest.param(Facts(only_if_cached=True), "fresh", Hit, id="only-if-cached, fresh"),
-        pytest.param(Facts(only_if_cached=True), "sie", Unsatisfiable, id="only-if-cached, stale"),
-        pytest.param(Facts(only_if_cached=True, no_cache=True), "fresh", Unsatisfiable, id="only-if-cached, no-cache"),
+        pytest.param(RequestDirectives(no_store=True), "fresh", Bypass, id="no-store"),
+        pytest.param(RequestDirectives(no_cache=True), "fresh", Revalidate, id="no-cache"),
+        pytest.param(RequestDirectives(no_cache=True), "swr", Revalidate, id="no-cache, stale"),
+        pytest.param(RequestDirectives(max_age=30), "fresh", Hit, id="young enough"),
+        pytest.param(RequestDirectives(max_age=29), "fresh", Revalidate, id="too old"),
+        pytest.param(RequestDirectives(max_age=29, max_stale=1), "fresh", Hit, id="too old, which max-stale allows"),
+        pytest.param(RequestDirectives(max_age=90), "swr", Revalidate, id="max-age wants no stale answer"),
+        pytest.param(RequestDirectives(min_fresh=30), "fresh", Hit, id="fresh for long enough"),
+        pytest.param(RequestDirectives(min_fresh=31), "fresh", Revalidate, id="not for long enough"),
+        pytest.param(RequestDirectives(min_fresh=1), "swr", Revalidate, id="min-fresh wants no stale answer"),
+        pytest.param(RequestDirectives(max_stale=20), "sie", Stale, id="stale, which the client takes"),
+        pytest.param(RequestDirectives(max_stale=19), "sie", Revalidate, id="staler than the client takes"),
+        pytest.param(RequestDirectives(max_stale=20, max_age=60), "sie", Stale, id="max-age with max-stale"),
+        pytest.param(RequestDirectives(max_stale=20, max_age=59), "sie", Revalidate, id="older than both allow"),
+        pytest.param(RequestDirectives(max_stale=20, no_cache=True), "sie", Revalidate, id="no-cache beats max-stale"),
+        pytest.param(RequestDirectives(only_if_cached=True), "fresh", Hit, id="only-if-cached, fresh"),
+        pytest.param(RequestDirectives(only_if_cached=True), "sie", Unsatisfiable, id="only-if-cached, stale"),
+        pytest.param(
+            RequestDirectives(only_if_cached=True, no_cache=True), "fresh", Unsatisfiable, id="only-if-cached, no-cache"
+        ),
     ],
 )
-def test_what_is_done_with_a_stored_response(facts: Facts, at: str, decision: type) -> None:
+def test_what_is_done_with_a_stored_response(facts: RequestDirectives, at: str, decision: type) -> None:
     assert type(decide(stored(), facts, WINDOWS, AT[at])) is decision
 
 
 def test_a_stale_answer_is_refreshed_behind_within_its_window_alone() -> None:
-    within = decide(stored(), Facts(max_stale=20), WINDOWS, AT["swr"])
-    after = decide(stored(), Facts(max_stale=20), WINDOWS, AT["sie"])
+    within = decide(stored(), RequestDirectives(max_stale=20), WINDOWS, AT["swr"])
+    after = decide(stored(), RequestDirectives(max_stale=20), WINDOWS, AT["sie"])
     assert isinstance(within, Stale)
     assert isinstance(after, Stale)
     assert (within.refresh, after.refresh) == (True, False)
@@ -222,17 +248,17 @@ def test_a_window_ends_with_its_last_instant() -> None:
 
 def test_nothing_stored_is_a_miss_or_cannot_be_satisfied() -> None:
     assert decide(None, PLAIN, TIMED, NOW) == Miss("miss")
-    assert decide(None, Facts(only_if_cached=True), TIMED, NOW) == Unsatisfiable()
+    assert decide(None, RequestDirectives(only_if_cached=True), TIMED, NOW) == Unsatisfiable()
 
 
 @pytest.mark.parametrize("life", [Life(lifetime=60, strict=True), Life(lifetime=60, no_cache=True)])
 def test_max_stale_does_not_overrule_an_upstream_that_forbids_stale_answers(life: Life) -> None:
-    assert isinstance(decide(stored(life), Facts(max_stale=999), ORIGIN, NOW + 70), Revalidate)
-    assert isinstance(decide(stored(life), Facts(max_stale=999), TIMED, NOW + 70), Stale)
+    assert isinstance(decide(stored(life), RequestDirectives(max_stale=999), ORIGIN, NOW + 70), Revalidate)
+    assert isinstance(decide(stored(life), RequestDirectives(max_stale=999), TIMED, NOW + 70), Stale)
 
 
 def test_under_origin_a_request_with_authorization_reuses_only_what_is_shared() -> None:
-    facts = Facts(authorized=True)
+    facts = RequestDirectives(authorized=True)
     assert isinstance(decide(stored(), facts, ORIGIN, NOW), Miss)
     assert isinstance(decide(stored(Life(lifetime=60, shared=True)), facts, ORIGIN, NOW), Hit)
     assert isinstance(decide(stored(), facts, TIMED, NOW), Hit)
@@ -246,21 +272,42 @@ def test_under_origin_a_request_with_authorization_reuses_only_what_is_shared() 
     [
         pytest.param(PLAIN, Life(lifetime=60), ORIGIN, 60 + DEFAULT_STALE_IF_ERROR - 1, True, id="by default"),
         pytest.param(PLAIN, Life(lifetime=60), ORIGIN, 60 + DEFAULT_STALE_IF_ERROR, False, id="not for longer"),
-        pytest.param(Facts(no_cache=True), Life(lifetime=60), ORIGIN, 70, False, id="not to who wants validation"),
         pytest.param(
-            Facts(no_cache=True, stale_if_error=20), Life(lifetime=60), ORIGIN, 70, True, id="unless it says so"
-        ),
-        pytest.param(Facts(stale_if_error=900), Life(lifetime=60), ORIGIN, 950, True, id="as long as the client says"),
-        pytest.param(
-            Facts(stale_if_error=900), Life(lifetime=60, strict=True), ORIGIN, 70, False, id="must-revalidate"
+            RequestDirectives(no_cache=True), Life(lifetime=60), ORIGIN, 70, False, id="not to who wants validation"
         ),
         pytest.param(
-            Facts(stale_if_error=900), Life(lifetime=60, strict=True), TIMED, 70, True, id="overruled by a ttl"
+            RequestDirectives(no_cache=True, stale_if_error=20),
+            Life(lifetime=60),
+            ORIGIN,
+            70,
+            True,
+            id="unless it says so",
         ),
-        pytest.param(Facts(authorized=True), Life(lifetime=60), ORIGIN, 70, False, id="not another's"),
+        pytest.param(
+            RequestDirectives(stale_if_error=900), Life(lifetime=60), ORIGIN, 950, True, id="as long as the client says"
+        ),
+        pytest.param(
+            RequestDirectives(stale_if_error=900),
+            Life(lifetime=60, strict=True),
+            ORIGIN,
+            70,
+            False,
+            id="must-revalidate",
+        ),
+        pytest.param(
+            RequestDirectives(stale_if_error=900),
+            Life(lifetime=60, strict=True),
+            TIMED,
+            70,
+            True,
+            id="overruled by a ttl",
+        ),
+        pytest.param(RequestDirectives(authorized=True), Life(lifetime=60), ORIGIN, 70, False, id="not another's"),
     ],
 )
-def test_what_stands_in_for_a_failure(facts: Facts, life: Life, rules: Rules, after: float, usable: bool) -> None:
+def test_what_stands_in_for_a_failure(
+    facts: RequestDirectives, life: Life, rules: CachePolicy, after: float, usable: bool
+) -> None:
     assert usable_on_error(stored(life), facts, rules, NOW + after) is usable
 
 
@@ -294,19 +341,25 @@ def test_only_a_servers_failures_are_failures() -> None:
             "endless",
             id="a moving picture",
         ),
-        pytest.param(received(cache_control="max-age=9"), PLAIN, Rules(cache=False), "off", id="cache: off"),
-        pytest.param(received(), PLAIN, Rules(ttl=0), "off", id="ttl: 0s"),
+        pytest.param(received(cache_control="max-age=9"), PLAIN, CachePolicy(cache=False), "off", id="cache: off"),
+        pytest.param(received(), PLAIN, CachePolicy(ttl=0), "off", id="ttl: 0s"),
         pytest.param(received(302), PLAIN, TIMED, "status", id="a redirect of the moment"),
         pytest.param(received(500), PLAIN, TIMED, "status", id="an error with a ttl"),
-        pytest.param(received(404), PLAIN, Rules(ttl=60, negative_ttl=0), "status", id="404 with no negative_ttl"),
-        pytest.param(received(cache_control="max-age=9"), Facts(authorized=True), ORIGIN, "authorization", id="auth"),
+        pytest.param(
+            received(404), PLAIN, CachePolicy(ttl=60, negative_ttl=0), "status", id="404 with no negative_ttl"
+        ),
+        pytest.param(
+            received(cache_control="max-age=9"), RequestDirectives(authorized=True), ORIGIN, "authorization", id="auth"
+        ),
         pytest.param(received(), PLAIN, ORIGIN, "no-lifetime", id="nothing said"),
         pytest.param(received(cache_control="max-age=0"), PLAIN, ORIGIN, "no-lifetime", id="no life"),
         pytest.param(received(500), PLAIN, ORIGIN, "no-lifetime", id="an error that says nothing"),
-        pytest.param(received(404), PLAIN, Rules(negative_ttl=0), "no-lifetime", id="404, none wanted"),
+        pytest.param(received(404), PLAIN, CachePolicy(negative_ttl=0), "no-lifetime", id="404, none wanted"),
     ],
 )
-def test_what_is_not_stored_and_why(response: Received, facts: Facts, rules: Rules, reason: str) -> None:
+def test_what_is_not_stored_and_why(
+    response: ReceivedResponse, facts: RequestDirectives, rules: CachePolicy, reason: str
+) -> None:
     refused = admit(response, facts, rules)
     assert isinstance(refused, Refuse)
     assert refused.reason == reason
@@ -329,11 +382,15 @@ def test_what_is_not_stored_and_why(response: Received, facts: Facts, rules: Rul
         ),
         pytest.param(received(cache_control="private=x-own"), PLAIN, TIMED, id="private for a field"),
         pytest.param(received(set_cookie="a=1", cache_control="private=set-cookie"), PLAIN, TIMED, id="cookie named"),
-        pytest.param(received(cache_control="public, max-age=9"), Facts(authorized=True), ORIGIN, id="auth, public"),
-        pytest.param(received(cache_control="s-maxage=9"), Facts(authorized=True), ORIGIN, id="auth, s-maxage"),
+        pytest.param(
+            received(cache_control="public, max-age=9"), RequestDirectives(authorized=True), ORIGIN, id="auth, public"
+        ),
+        pytest.param(
+            received(cache_control="s-maxage=9"), RequestDirectives(authorized=True), ORIGIN, id="auth, s-maxage"
+        ),
     ],
 )
-def test_what_is_stored(response: Received, facts: Facts, rules: Rules) -> None:
+def test_what_is_stored(response: ReceivedResponse, facts: RequestDirectives, rules: CachePolicy) -> None:
     assert isinstance(admit(response, facts, rules), Admit)
 
 
@@ -447,11 +504,11 @@ def test_vary_selects_where_the_upstream_decides_and_not_where_the_route_does() 
 def test_the_age_on_arrival_is_the_greater_of_what_date_and_age_make_it(
     headers: Fields, sent: float, age: float
 ) -> None:
-    assert initial_age(Received(200, fields(headers), sent, NOW)) == age
+    assert initial_age(ReceivedResponse(200, fields(headers), sent, NOW)) == age
 
 
 def test_a_date_on_our_own_clock_makes_no_response_a_second_old() -> None:
-    response = Received(200, fields({"date": http_date(NOW).decode()}), NOW + 0.9, NOW + 0.95)
+    response = ReceivedResponse(200, fields({"date": http_date(NOW).decode()}), NOW + 0.9, NOW + 0.95)
     assert initial_age(response) == 0
 
 
@@ -543,9 +600,9 @@ def test_a_304_carries_no_field_of_a_body() -> None:
 # --- what a client is told ---------------------------------------------------------------------------------
 
 
-def told(rules: Rules, after: float = 5.0, **more: Any) -> dict[bytes, bytes]:
+def told(rules: CachePolicy, after: float = 5.0, **more: Any) -> dict[bytes, bytes]:
     entry = stored(headers={"cache-control": "max-age=999", "expires": "x", "x-own": "1"}, **more)
-    return dict(told_headers(entry, rules, NOW + after))
+    return dict(response_headers(entry, rules, NOW + after))
 
 
 def test_under_origin_a_client_is_told_what_the_upstream_said_and_the_age() -> None:

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from gateway.http.headers import Headers, http_date
 from gateway.policy import freshness, storability, validation
 from gateway.policy import rules as policy_rules
-from gateway.policy.entry import Life, Stored
+from gateway.policy.entry import Entry, Life
 from gateway.policy.freshness import Bypass, Decision, Hit, Miss, Revalidate, Stale, Unsatisfiable
 from gateway.policy.keys import Keying, plan
-from gateway.policy.rules import PLAIN, Facts, Rules
-from gateway.policy.storability import FOR_US, Admit, Received, Refuse
+from gateway.policy.rules import PLAIN, CachePolicy, RequestDirectives
+from gateway.policy.storability import FOR_US, Admit, ReceivedResponse, Refuse
 from gateway.policy.vary import variant_key
 
 from .policy_cases import CASES, GROUPS, NOW, Case, at
@@ -35,9 +35,9 @@ def fields(lines: tuple[str, ...]) -> Headers:
     return [(name.encode("latin-1"), value.strip(" ").encode("latin-1")) for name, _, value in pairs]
 
 
-def keep(received: Received, verdict: Admit, request: Headers = (), jitter: float = 0.0) -> Stored:
+def keep(received: ReceivedResponse, verdict: Admit, request: Headers = (), jitter: float = 0.0) -> Entry:
     base = plan(Keying(vary=None), "api", "/", request).base
-    return Stored(
+    return Entry(
         key=variant_key(base, verdict.vary, request),
         primary=base,
         born=received.arrived,
@@ -54,18 +54,18 @@ def keep(received: Received, verdict: Admit, request: Headers = (), jitter: floa
 
 def outcome(case: Case) -> str:
     """What becomes of a case: stored or not, and what the later request gets."""
-    rules = Rules(ttl=case.ttl)
+    rules = CachePolicy(ttl=case.ttl)
     request, then, response = fields(case.request), fields(case.then), fields(case.response)
     if not any(name == b"date" for name, _ in response):
         response = [*response, (b"date", http_date(NOW))]
-    received = Received(case.status, response, NOW, NOW)
-    verdict = storability.admit(received, policy_rules.facts_of("GET", request, rules), rules)
+    received = ReceivedResponse(case.status, response, NOW, NOW)
+    verdict = storability.admit(received, policy_rules.directives_of("GET", request, rules), rules)
     if isinstance(verdict, Refuse):
         return "refused"
     stored = keep(received, verdict, request)
     if variant_key(plan(Keying(vary=None), "api", "/", then).base, stored.vary, then) != stored.key:
         return "other"
-    facts = policy_rules.facts_of("GET", then, rules)
+    facts = policy_rules.directives_of("GET", then, rules)
     if case.failing:
         return "on-error" if freshness.usable_on_error(stored, facts, rules, NOW + case.after) else "failure"
     return WORDS[type(freshness.decide(stored, facts, rules, NOW + case.after))]
@@ -126,7 +126,7 @@ VALUES = st.lists(PIECES, max_size=4).map(b", ".join) | st.binary(max_size=12)
 FIELDS = st.lists(st.tuples(NAMES, VALUES), max_size=6)
 SECONDS = st.floats(-1e6, 1e6) | st.sampled_from([0.0, 1.0, -1.0])
 RULES = st.builds(
-    Rules,
+    CachePolicy,
     ttl=st.none() | st.floats(0, 1e6),
     stale_while_revalidate=st.none() | st.floats(0, 1e6),
     stale_if_error=st.none() | st.floats(0, 1e6),
@@ -137,16 +137,16 @@ RULES = st.builds(
 
 @given(FIELDS, FIELDS, FIELDS, st.integers(200, 599), SECONDS, st.floats(0, 100), RULES)
 def test_no_field_however_malformed_raises(
-    request: Headers, response: Headers, then: Headers, status: int, after: float, delay: float, rules: Rules
+    request: Headers, response: Headers, then: Headers, status: int, after: float, delay: float, rules: CachePolicy
 ) -> None:
-    received = Received(status, response, NOW - delay, NOW)
-    facts = policy_rules.facts_of("GET", then, rules)
+    received = ReceivedResponse(status, response, NOW - delay, NOW)
+    facts = policy_rules.directives_of("GET", then, rules)
     storability.tags_of(response)
-    verdict = storability.admit(received, policy_rules.facts_of("GET", request, rules), rules)
+    verdict = storability.admit(received, policy_rules.directives_of("GET", request, rules), rules)
     if isinstance(verdict, Admit):
         stored = keep(received, verdict, request)
         freshness.decide(stored, facts, rules, NOW + after)
-        told = freshness.told_headers(stored, rules, NOW + after)
+        told = freshness.response_headers(stored, rules, NOW + after)
         validation.not_modified(then, told, NOW)
         validation.freshened(stored, received)
         validation.confirms(stored, received)
@@ -165,7 +165,7 @@ LIVES = st.builds(
     no_cache=st.booleans(),
 )
 STORED = st.builds(
-    Stored,
+    Entry,
     key=st.just("k"),
     primary=st.just("k"),
     born=st.just(NOW),
@@ -182,21 +182,21 @@ STORED = st.builds(
 
 
 @given(STORED, RULES, SECONDS)
-def test_ages_are_never_negative(stored: Stored, rules: Rules, after: float) -> None:
+def test_ages_are_never_negative(stored: Entry, rules: CachePolicy, after: float) -> None:
     assert freshness.current_age(stored, NOW + after) >= 0
-    assert freshness.told_age(stored, rules, NOW + after) >= 0
+    assert freshness.response_age(stored, rules, NOW + after) >= 0
 
 
 @given(STORED, RULES)
-def test_the_windows_follow_each_other_and_end_with_the_longest_life(stored: Stored, rules: Rules) -> None:
+def test_the_windows_follow_each_other_and_end_with_the_longest_life(stored: Entry, rules: CachePolicy) -> None:
     ends = freshness.windows(stored, rules)
     assert ends.fresh <= ends.revalidate <= ends.error or stored.distrusted
     assert max(ends.fresh, ends.revalidate, ends.error) <= stored.born + rules.max_life or ends.fresh < stored.born
 
 
 @given(STORED, RULES)
-def test_a_soft_purge_never_makes_a_window_longer(stored: Stored, rules: Rules) -> None:
-    plain = freshness.windows(Stored(**{**_parts(stored), "softened": None}), rules)
+def test_a_soft_purge_never_makes_a_window_longer(stored: Entry, rules: CachePolicy) -> None:
+    plain = freshness.windows(Entry(**{**_parts(stored), "softened": None}), rules)
     ends = freshness.windows(stored, rules)
     assert (ends.fresh, ends.revalidate, ends.error) <= (plain.fresh, plain.revalidate, plain.error)
     assert ends.revalidate <= plain.revalidate or stored.distrusted
@@ -204,22 +204,22 @@ def test_a_soft_purge_never_makes_a_window_longer(stored: Stored, rules: Rules) 
 
 
 @given(STORED, st.floats(0, 0.99), st.floats(0, 1e6))
-def test_jitter_only_shortens_and_never_what_the_upstream_stated(stored: Stored, jitter: float, ttl: float) -> None:
+def test_jitter_only_shortens_and_never_what_the_upstream_stated(stored: Entry, jitter: float, ttl: float) -> None:
     jittered, exact = ({**_parts(stored), "jitter": share} for share in (jitter, 0.0))
-    for rules in (Rules(ttl=ttl), Rules()):
-        ends, plain = freshness.windows(Stored(**jittered), rules), freshness.windows(Stored(**exact), rules)
+    for rules in (CachePolicy(ttl=ttl), CachePolicy()):
+        ends, plain = freshness.windows(Entry(**jittered), rules), freshness.windows(Entry(**exact), rules)
         assert ends.fresh <= plain.fresh
         if rules.ttl is None and stored.life.lifetime is not None:
             assert ends == plain
 
 
-def _parts(stored: Stored) -> dict[str, object]:
+def _parts(stored: Entry) -> dict[str, object]:
     return {name: getattr(stored, name) for name in stored.__struct_fields__}
 
 
 @given(STORED, RULES, st.floats(0, 1e6), st.floats(0, 1e6))
 def test_what_is_no_longer_fresh_never_becomes_fresh_again(
-    stored: Stored, rules: Rules, early: float, late: float
+    stored: Entry, rules: CachePolicy, early: float, late: float
 ) -> None:
     early, late = sorted((early, late))
     if isinstance(freshness.decide(stored, PLAIN, rules, NOW + late), Hit):
@@ -227,7 +227,7 @@ def test_what_is_no_longer_fresh_never_becomes_fresh_again(
 
 
 FACTS = st.builds(
-    Facts,
+    RequestDirectives,
     no_cache=st.booleans(),
     max_age=st.none() | st.floats(0, 1e6),
     min_fresh=st.floats(0, 1e6),
@@ -237,7 +237,7 @@ FACTS = st.builds(
 
 @given(STORED, RULES, FACTS, st.floats(0, 1e6))
 def test_a_request_can_only_ask_for_more_than_a_plain_one_gets(
-    stored: Stored, rules: Rules, facts: Facts, after: float
+    stored: Entry, rules: CachePolicy, facts: RequestDirectives, after: float
 ) -> None:
     def served(decision: Decision) -> bool:
         return isinstance(decision, Hit | Stale)
@@ -247,12 +247,12 @@ def test_a_request_can_only_ask_for_more_than_a_plain_one_gets(
 
 
 @given(STORED, st.floats(0, 1e6))
-def test_what_must_be_validated_is_never_served_stale(stored: Stored, after: float) -> None:
+def test_what_must_be_validated_is_never_served_stale(stored: Entry, after: float) -> None:
     if stored.life.strict or stored.life.no_cache:
-        stale = Facts(max_stale=math.inf, stale_if_error=math.inf)
-        assert not isinstance(freshness.decide(stored, stale, Rules(), NOW + after), Stale)
-        if NOW + after >= freshness.windows(stored, Rules()).fresh:
-            assert not freshness.usable_on_error(stored, stale, Rules(), NOW + after) or stored.distrusted
+        stale = RequestDirectives(max_stale=math.inf, stale_if_error=math.inf)
+        assert not isinstance(freshness.decide(stored, stale, CachePolicy(), NOW + after), Stale)
+        if NOW + after >= freshness.windows(stored, CachePolicy()).fresh:
+            assert not freshness.usable_on_error(stored, stale, CachePolicy(), NOW + after) or stored.distrusted
 
 
 # --- validation ---------------------------------------------------------------------------------------------
@@ -288,9 +288,9 @@ def test_a_client_that_has_it_is_told_so(
     assert validation.not_modified(fields(request_fields), fields(response_fields), NOW) is held
 
 
-def stored_with(*lines: str) -> Stored:
+def stored_with(*lines: str) -> Entry:
     verdict = Admit(Life(lifetime=1), tuple(fields(lines)), (), 0.0)
-    return keep(Received(200, (), NOW, NOW), verdict)
+    return keep(ReceivedResponse(200, (), NOW, NOW), verdict)
 
 
 @pytest.mark.parametrize(
@@ -304,14 +304,16 @@ def stored_with(*lines: str) -> Stored:
     ],
 )
 def test_a_304_must_speak_of_what_is_stored(known: str, said: str, same: bool) -> None:
-    assert validation.confirms(stored_with(known), Received(304, fields((said,)), NOW, NOW)) is same
+    assert validation.confirms(stored_with(known), ReceivedResponse(304, fields((said,)), NOW, NOW)) is same
 
 
 def test_a_304_updates_what_it_brings_but_not_what_speaks_of_the_bytes() -> None:
     stored = stored_with("a: 1", "b: 1", 'etag: "a"', "content-encoding: gzip", "content-type: text/plain")
     lines = ("b: 2", "content-type: text/html", "content-encoding: br", "content-length: 9", "connection: c", "c: 3")
     told = dict(
-        validation.freshened(stored, Received(304, fields((*lines, "gateway-cache-control: max-age=9")), NOW, NOW))
+        validation.freshened(
+            stored, ReceivedResponse(304, fields((*lines, "gateway-cache-control: max-age=9")), NOW, NOW)
+        )
     )
     assert told == {
         b"a": b"1",

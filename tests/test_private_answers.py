@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.policy.keys import Keying, plan
-from gateway.policy.rules import PLAIN, Rules
-from gateway.policy.storability import Admit, Received, Refuse, admit
+from gateway.policy.rules import PLAIN, CachePolicy
+from gateway.policy.storability import Admit, ReceivedResponse, Refuse, admit
 
 from .conftest import TurnedClock, Upstream, asking, gateway
 from .edge_lines import Counted, Line, asked
@@ -189,9 +189,9 @@ def test_whatever_says_who_asks_and_reaches_the_upstream_selects_a_private_answe
 ) -> None:
     headers = [(name.encode(), value.encode()) for name, value in fields]
     asking_for = plan(keying, "api", "/t", headers)
-    rules = Rules(ttl=None if keying.vary is None else 60.0, authorization_keyed=keying.authorization != "pass")
+    rules = CachePolicy(ttl=None if keying.vary is None else 60.0, authorization_keyed=keying.authorization != "pass")
     answer = [(b"cache-control", b"private, max-age=60"), (b"vary", ", ".join(vary).encode())]
-    verdict = admit(Received(200, answer, 1.0, 1.0), PLAIN, rules, asking_for)
+    verdict = admit(ReceivedResponse(200, answer, 1.0, 1.0), PLAIN, rules, asking_for)
     sent = {name.decode() for name, _ in asking_for.forward if keying.identifies(name.decode())}
     in_base = {name for name in sent if f"\n{name}:" in asking_for.base}
     held = bool(sent) and sent <= in_base | set(vary)

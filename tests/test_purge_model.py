@@ -30,18 +30,18 @@ from gateway.cache.memory import Memory
 from gateway.cache.purge_log import Report
 from gateway.cache.redis.purge_log import RedisPurges
 from gateway.cache.redis.store import RedisStore
-from gateway.cache.store import Found, Selection, Tiers, selection
+from gateway.cache.store import Found, Selection, TieredStore, selection
 from gateway.policy import freshness
-from gateway.policy.entry import Life, Stored
+from gateway.policy.entry import Entry, Life
 from gateway.policy.epochs import Purge, key_name, show_position, tag_name
 from gateway.policy.freshness import Decision, Hit, Stale
 from gateway.policy.keys import Plan
-from gateway.policy.rules import PLAIN, Rules
+from gateway.policy.rules import PLAIN, CachePolicy
 from gateway.server.embedded_redis import Embedded
 
 from .conftest import TurnedClock
 
-RULES = Rules(ttl=3600.0, stale_while_revalidate=600.0, stale_if_error=0.0)
+RULES = CachePolicy(ttl=3600.0, stale_while_revalidate=600.0, stale_if_error=0.0)
 BLIND = 30.0
 KEYS = ("a", "b")
 NAMES = {"a": [key_name("a")], "b": [key_name("b")], "both": [tag_name("both")], "upstream": [tag_name("upstream-b")]}
@@ -119,7 +119,7 @@ class Worker:
         self.connection = Connection(self.client)
         self.store = CutStore(url, prefix=prefix, budget=5.0, client=self.client)
         self.purges = RedisPurges(self.connection, clock, prefix=prefix, blind=BLIND, max_records=6, young=86_400.0)
-        self.tiers = Tiers(Memory(1_000_000), self.store, clock, purges=self.purges, budget=5.0)
+        self.tiers = TieredStore(Memory(1_000_000), self.store, clock, purges=self.purges, budget=5.0)
         self.clock = clock
         self.heard: set[Worker] = set()
 
@@ -146,8 +146,8 @@ class Worker:
     def wanted(self, key: str) -> Selection:
         return selection(Plan(key, key, ()), (), f"route_{key}", ["both"])
 
-    def stored(self, fetch: Fetch) -> Stored:
-        return Stored(
+    def stored(self, fetch: Fetch) -> Entry:
+        return Entry(
             key=fetch.key,
             primary=fetch.key,
             born=self.clock.now(),

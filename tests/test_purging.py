@@ -16,7 +16,7 @@ from gateway.cache.redis.purge_log import RedisPurges
 from gateway.cache.redis.purge_stream import Beat
 from gateway.cache.redis.store import RedisStore
 from gateway.clock import SystemClock
-from gateway.policy.epochs import ZERO, Epochs, Purge, State, tag_name
+from gateway.policy.epochs import ZERO, Epochs, Purge, PurgeState, tag_name
 from gateway.server.embedded_redis import Embedded
 
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer
@@ -412,17 +412,17 @@ def test_a_stamp_before_the_floor_is_void() -> None:
     epochs = Epochs("g")
     stamp = epochs.stamp()
     epochs.raise_floor((5, 0))
-    assert epochs.judge(stamp, 0, ["t:x"])[0] is State.VOID
+    assert epochs.judge(stamp, 0, ["t:x"])[0] is PurgeState.VOID
     epochs.applied = (5, 0)
-    assert epochs.judge(epochs.stamp(), 0, ["t:x"])[0] is State.VALID
+    assert epochs.judge(epochs.stamp(), 0, ["t:x"])[0] is PurgeState.VALID
 
 
 def test_a_stamp_of_a_generation_lived_through_is_earlier_than_every_purge_of_this_one() -> None:
     epochs = Epochs("new", lineage=["old"])
-    assert epochs.judge("old 9999-0", 0, ["t:x"])[0] is State.VALID
+    assert epochs.judge("old 9999-0", 0, ["t:x"])[0] is PurgeState.VALID
     epochs.apply((1, 0), Purge("p", (tag_name("x"),)))
-    assert epochs.judge("old 9999-0", 0, ["t:x"])[0] is State.VOID
-    assert epochs.judge("old 9999-0", 0, ["t:y"])[0] is State.VALID
+    assert epochs.judge("old 9999-0", 0, ["t:x"])[0] is PurgeState.VOID
+    assert epochs.judge("old 9999-0", 0, ["t:y"])[0] is PurgeState.VALID
 
 
 def test_the_cost_of_a_purge_does_not_depend_on_what_carries_its_name() -> None:
@@ -432,11 +432,11 @@ def test_the_cost_of_a_purge_does_not_depend_on_what_carries_its_name() -> None:
 
 
 def test_a_stamp_of_a_generation_not_lived_through_is_void() -> None:
-    assert Epochs("new", lineage=["old"]).judge("other 9999-0", 0, ["t:x"])[0] is State.VOID
+    assert Epochs("new", lineage=["old"]).judge("other 9999-0", 0, ["t:x"])[0] is PurgeState.VOID
 
 
 @pytest.mark.parametrize("stamp", ["", "g", "g x-y", "nonsense", "g 1-2-3"])
 def test_a_stamp_that_cannot_be_read_is_earlier_than_every_purge(stamp: str) -> None:
     epochs = Epochs("g")
     epochs.apply((1, 0), Purge("p", ("*",)))
-    assert epochs.judge(stamp, 0, ["*"])[0] is State.VOID
+    assert epochs.judge(stamp, 0, ["*"])[0] is PurgeState.VOID

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from gateway.http.headers import Headers
 from gateway.http.ranges import (
+    ByteRange,
     OutOfRange,
-    Part,
-    Piece,
+    PartialBody,
     combine,
     cut,
     is_whole,
@@ -45,7 +45,7 @@ def asking(text: bytes, if_range: bytes | None = None) -> Headers:
     ],
 )
 def test_a_range_selects_its_bytes(text: bytes, part: tuple[int, int]) -> None:
-    assert wanted(asking(text), (), 10) == Part(*part, 10)
+    assert wanted(asking(text), (), 10) == ByteRange(*part, 10)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_two_range_lines_ask_for_the_whole() -> None:
     ],
 )
 def test_a_range_counts_where_if_range_names_this_response(condition: bytes, response: Headers) -> None:
-    assert wanted(asking(b"bytes=0-1", condition), response, 10) == Part(0, 1, 10)
+    assert wanted(asking(b"bytes=0-1", condition), response, 10) == ByteRange(0, 1, 10)
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,14 @@ def test_a_range_does_not_count_where_if_range_names_another_response(condition:
 
 
 def test_a_part_tells_its_place() -> None:
-    assert Part(2, 5, 10).content_range == b"bytes 2-5/10"
+    assert ByteRange(2, 5, 10).content_range == b"bytes 2-5/10"
 
 
 @given(st.binary(max_size=20), st.integers(0, 25), st.none() | st.integers(0, 25))
 def test_a_range_gives_what_a_slice_gives(body: bytes, start: int, end: int | None) -> None:
     part = wanted(asking(b"bytes=%d-%s" % (start, b"" if end is None else b"%d" % end)), (), len(body))
     expected = body[start:] if end is None else body[start : end + 1]
-    given_bytes = body[part.first : part.last + 1] if isinstance(part, Part) else b""
+    given_bytes = body[part.first : part.last + 1] if isinstance(part, ByteRange) else b""
     assert given_bytes == expected
 
 
@@ -144,7 +144,7 @@ def test_a_range_gives_what_a_slice_gives(body: bytes, start: int, end: int | No
 )
 def test_no_range_reaches_beyond_its_body(text: str, size: int) -> None:
     part = wanted(asking(text.encode("latin-1")), (), size)
-    assert not isinstance(part, Part) or 0 <= part.first <= part.last < size
+    assert not isinstance(part, ByteRange) or 0 <= part.first <= part.last < size
 
 
 # --- stored parts ------------------------------------------------------------------------------------------
@@ -153,8 +153,8 @@ def test_no_range_reaches_beyond_its_body(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     ("text", "span"),
     [
-        pytest.param(b"bytes 0-4/10", Part(0, 4, 10), id="a part"),
-        pytest.param(b"BYTES 9-9/10", Part(9, 9, 10), id="the last byte, the unit in capitals"),
+        pytest.param(b"bytes 0-4/10", ByteRange(0, 4, 10), id="a part"),
+        pytest.param(b"BYTES 9-9/10", ByteRange(9, 9, 10), id="the last byte, the unit in capitals"),
         pytest.param(b"bytes 0-4/*", None, id="of an unknown size"),
         pytest.param(b"bytes */10", None, id="unsatisfied"),
         pytest.param(b"bytes 5-4/10", None, id="backwards"),
@@ -164,7 +164,7 @@ def test_no_range_reaches_beyond_its_body(text: str, size: int) -> None:
         pytest.param(b"", None, id="empty"),
     ],
 )
-def test_a_content_range_tells_which_part_it_is(text: bytes, span: Part | None) -> None:
+def test_a_content_range_tells_which_part_it_is(text: bytes, span: ByteRange | None) -> None:
     assert span_of([(b"content-range", text)]) == span
 
 
@@ -184,7 +184,7 @@ def test_without_a_content_range_no_part_is_known() -> None:
 )
 def test_a_stored_part_answers_for_what_lies_in_it(text: bytes, span: tuple[int, int], piece: bytes) -> None:
     body = b"0123456789"[span[0] : span[1] + 1]
-    found = cut(asking(text), (), Part(*span, 10), body)
+    found = cut(asking(text), (), ByteRange(*span, 10), body)
     assert found is not None
     part, content = found
     assert content == piece == b"0123456789"[part.first : part.last + 1]
@@ -204,7 +204,7 @@ def test_a_stored_part_answers_for_what_lies_in_it(text: bytes, span: tuple[int,
     ],
 )
 def test_a_stored_part_does_not_answer_for_what_lies_outside(text: bytes, span: tuple[int, int]) -> None:
-    assert cut(asking(text), (), Part(*span, 10), b"0123456789"[span[0] : span[1] + 1]) is None
+    assert cut(asking(text), (), ByteRange(*span, 10), b"0123456789"[span[0] : span[1] + 1]) is None
 
 
 # --- combining parts (RFC 9111 §3.4) -----------------------------------------------------------------------
@@ -212,10 +212,10 @@ def test_a_stored_part_does_not_answer_for_what_lies_outside(text: bytes, span: 
 WHOLE = b"0123456789"
 
 
-def piece(start: int, end: int, *fields: tuple[bytes, bytes], body: bytes = WHOLE) -> Piece:
+def piece(start: int, end: int, *fields: tuple[bytes, bytes], body: bytes = WHOLE) -> PartialBody:
     """The bytes `start` to `end` (exclusive) of a body, as a 206 brings them."""
-    span = Part(start, end - 1, len(body))
-    return Piece(((b"content-range", span.content_range), *(fields or ((b"etag", b'"v1"'),))), body[start:end])
+    span = ByteRange(start, end - 1, len(body))
+    return PartialBody(((b"content-range", span.content_range), *(fields or ((b"etag", b'"v1"'),))), body[start:end])
 
 
 @given(
@@ -233,7 +233,7 @@ def test_two_parts_that_touch_are_together_what_a_slice_gives(case: tuple[bytes,
         start, end = min(a, b, c, d), max(a, b, c, d) + 1
         assert joined is not None
         assert joined.body == body[start:end]
-        assert span_of(joined.headers) == Part(start, end - 1, len(body))
+        assert span_of(joined.headers) == ByteRange(start, end - 1, len(body))
         assert is_whole(joined.headers) == (start == 0 and end == len(body))
 
 
@@ -245,11 +245,11 @@ def test_two_parts_that_touch_are_together_what_a_slice_gives(case: tuple[bytes,
         pytest.param(piece(0, 5, (b"a", b"1")), piece(5, 10, (b"a", b"1")), id="no validator"),
         pytest.param(piece(0, 5), piece(6, 10), id="a byte between them"),
         pytest.param(piece(0, 5), piece(5, 11, body=WHOLE + b"A"), id="another size"),
-        pytest.param(piece(0, 5), Piece(piece(5, 10).headers, b"56"), id="fewer bytes than it says"),
-        pytest.param(piece(0, 5), Piece(((b"etag", b'"v1"'),), b"56789"), id="no place of its own"),
+        pytest.param(piece(0, 5), PartialBody(piece(5, 10).headers, b"56"), id="fewer bytes than it says"),
+        pytest.param(piece(0, 5), PartialBody(((b"etag", b'"v1"'),), b"56789"), id="no place of its own"),
     ],
 )
-def test_parts_that_may_be_of_two_representations_are_not_joined(one: Piece, two: Piece) -> None:
+def test_parts_that_may_be_of_two_representations_are_not_joined(one: PartialBody, two: PartialBody) -> None:
     assert combine(one, two) is None
 
 
@@ -272,7 +272,7 @@ def test_joined_parts_have_the_new_ones_fields_and_keep_the_others() -> None:
     ],
 )
 def test_the_rest_of_a_part_is_asked_for_by_one_range_on_a_strong_condition(
-    part: Piece, fields: list[tuple[bytes, bytes]]
+    part: PartialBody, fields: list[tuple[bytes, bytes]]
 ) -> None:
     assert rest_of(part.headers) == fields
 
@@ -281,4 +281,4 @@ def test_the_rest_of_a_part_is_asked_for_by_one_range_on_a_strong_condition(
 def test_no_validator_or_range_however_malformed_raises(headers: list[tuple[bytes, bytes]]) -> None:
     strong_validator(headers)
     rest_of(headers)
-    combine(Piece(headers, b"1"), Piece(headers, b"1"))
+    combine(PartialBody(headers, b"1"), PartialBody(headers, b"1"))

@@ -15,11 +15,11 @@ from xxhash import xxh3_64_digest
 
 from gateway.cache.memory import Memory
 from gateway.http.request_parser import BAD_IN_VALUE
-from gateway.policy.entry import MAGIC, VERSION, Life, Stored, decode_index, decode_stored, encode, size_of
+from gateway.policy.entry import MAGIC, VERSION, Entry, Life, decode_index, decode_stored, encode, size_of
 from gateway.policy.vary import VaryIndex
 
 PREFIX = MAGIC + bytes((VERSION,))
-SAMPLE = Stored(
+SAMPLE = Entry(
     key="api\n/t\naccept:a/b",
     primary="api\n/t",
     born=1_800_000_000.5,
@@ -38,7 +38,7 @@ SAMPLE = Stored(
 INDEX = VaryIndex(primary="api\n/t", names=(("accept",), ("accept", "x-a"), ()))
 
 
-def changed(**fields: object) -> Stored:
+def changed(**fields: object) -> Entry:
     return msgspec.structs.replace(SAMPLE, **fields)
 
 
@@ -58,7 +58,7 @@ def test_a_record_begins_with_its_magic_and_version() -> None:
 
 
 def test_the_format_of_version_1_has_not_changed() -> None:
-    plain = Stored(key="k", primary="p", born=2.0, started=1.0, initial_age=0.0, status=200, headers=((b"a", b"b"),),
+    plain = Entry(key="k", primary="p", born=2.0, started=1.0, initial_age=0.0, status=200, headers=((b"a", b"b"),),
                    body=b"c", life=Life())  # fmt: skip
     fields = msgspec.msgpack.decode(encode(plain)[11:])
     assert fields[:8] == ["k", "p", 2.0, 1.0, 0.0, 200, [[b"a", b"b"]], b"c"]
@@ -121,7 +121,7 @@ def test_a_record_with_bytes_after_its_end_is_none() -> None:
     assert decode_stored(encode(SAMPLE) + b"\x00", SAMPLE.key) is None
 
 
-def deeper(record: Stored | VaryIndex) -> bytes:
+def deeper(record: Entry | VaryIndex) -> bytes:
     """A record with one field more than are known, which is a deep array."""
     known = msgspec.to_builtins(record, builtin_types=(bytes,))
     fields = b"".join(map(msgspec.msgpack.encode, known))
@@ -193,7 +193,7 @@ LIVES = st.builds(
 VALUES = st.binary(max_size=20).filter(lambda value: not BAD_IN_VALUE.search(value))
 NAMES = st.text("abc-z0_!", min_size=1, max_size=8).map(str.encode)
 STORED = st.builds(
-    Stored,
+    Entry,
     key=TEXT,
     primary=TEXT,
     born=SECONDS,
@@ -220,19 +220,19 @@ NEVER_STORED = ("content-length", "transfer-encoding", "connection", "upgrade", 
 
 
 @given(STORED, st.sampled_from(NEVER_STORED))
-def test_a_record_with_a_field_that_frames_an_answer_or_names_a_client_is_refused(stored: Stored, name: str) -> None:
+def test_a_record_with_a_field_that_frames_an_answer_or_names_a_client_is_refused(stored: Entry, name: str) -> None:
     planted = msgspec.structs.replace(stored, headers=(*stored.headers, (name.encode(), b"5")))
     assert decode_stored(encode(planted), stored.key) is None
 
 
 @pytest.mark.parametrize("spoiled", [{"status": 206}, {"status": 304}, {"born": 9e12}, {"started": 9e12}])
 @given(STORED)
-def test_a_record_that_no_gateway_makes_is_refused(spoiled: dict[str, float], stored: Stored) -> None:
+def test_a_record_that_no_gateway_makes_is_refused(spoiled: dict[str, float], stored: Entry) -> None:
     assert decode_stored(encode(msgspec.structs.replace(stored, **spoiled)), stored.key) is None
 
 
 @given(STORED)
-def test_any_stored_response_comes_back_as_it_was(stored: Stored) -> None:
+def test_any_stored_response_comes_back_as_it_was(stored: Entry) -> None:
     assert decode_stored(encode(stored), stored.key) == stored
 
 
@@ -265,9 +265,9 @@ def test_corrupt_bytes_never_raise_and_never_belong_to_another_key(data: st.Data
 # --- bytes -------------------------------------------------------------------------------------------------
 
 
-def entry(number: int, body: int, headers: int, names: int) -> Stored:
+def entry(number: int, body: int, headers: int, names: int) -> Entry:
     primary = f"catalog\n/products/{number:08d}"
-    return Stored(
+    return Entry(
         key=f"{primary}\naccept:application/json\naccept-language:en",
         primary=primary,
         born=1.8e9 + number,
@@ -290,7 +290,7 @@ def entry(number: int, body: int, headers: int, names: int) -> Stored:
 def test_a_stored_response_is_counted_with_the_bytes_it_takes(
     body: int, headers: int, names: int, from_redis: bool
 ) -> None:
-    def taken(number: int) -> Stored:
+    def taken(number: int) -> Entry:
         made = entry(number, body, headers, names)
         stored = decode_stored(encode(made), made.key) if from_redis else made
         assert stored is not None

@@ -11,12 +11,12 @@ import pytest
 
 from gateway.app.gateway import Gateway
 from gateway.cache.redis.store import RedisStore
-from gateway.policy.entry import Stored, decode_stored, encode
+from gateway.policy.entry import Entry, decode_stored, encode
 
 from .conftest import Upstream, asking, gateway, json_answer
 
 SECRET = "a secret of the replicas"
-Spoil = Callable[[bytes, Stored], bytes]
+Spoil = Callable[[bytes, Entry], bytes]
 
 
 class Bomb:
@@ -24,7 +24,7 @@ class Bomb:
         return (exec, ("raise SystemExit('what lay in Redis was executed')",))
 
 
-def planted(stored: Stored, secret: bytes = b"") -> bytes:
+def planted(stored: Entry, secret: bytes = b"") -> bytes:
     return encode(msgspec.structs.replace(stored, body=b'{"n":"planted"}'), secret)
 
 

@@ -6,9 +6,9 @@ import pytest
 from msgspec import structs
 
 from gateway.edge.shared_lookup import Records
-from gateway.policy.entry import Life, Stored, decode_stored, encode
+from gateway.policy.entry import Entry, Life, decode_stored, encode
 
-STORED = Stored(
+STORED = Entry(
     key="k",
     primary="k",
     born=2.5,

@@ -17,7 +17,7 @@ from gateway.clock import SystemClock
 from gateway.config.models import RECORD_REST, Config
 from gateway.config.overrides import Override
 from gateway.policy.entry import MOST_HEAD, decode_stored, encode
-from gateway.policy.epochs import EVERYTHING, State, show_position, tag_name
+from gateway.policy.epochs import EVERYTHING, PurgeState, show_position, tag_name
 from gateway.server.embedded_redis import Embedded
 
 from .conftest import TurnedClock, Upstream, asking, gateway, json_answer
@@ -101,11 +101,11 @@ async def test_a_planted_purge_is_not_read_whole_and_purges_everything(behind: B
     stamp = purges.epochs.stamp()
     await behind.client.xadd(behind.prefix + "{purge}:log", {b"i": b"1", b"r": HUGE})
     await behind.client.xadd(behind.prefix + "{purge}:log", {b"%d" % number: b"x" for number in range(9)})
-    assert purges.epochs.judge(stamp, 0.0, [EVERYTHING])[0] is State.VALID
+    assert purges.epochs.judge(stamp, 0.0, [EVERYTHING])[0] is PurgeState.VALID
 
     await purges.synchronise()
 
-    assert purges.epochs.judge(stamp, 0.0, [EVERYTHING])[0] is State.VOID
+    assert purges.epochs.judge(stamp, 0.0, [EVERYTHING])[0] is PurgeState.VOID
     assert behind.proxy.passed_down < FEW
     issued = await purges.purge([tag_name("a")])
     assert issued.added
@@ -139,7 +139,7 @@ async def test_a_purge_of_no_text_purges_everything_and_those_behind_it_hold(beh
     stamp = purges.epochs.stamp()
     last = await behind.client.xadd(behind.prefix + "{purge}:log", {b"i": b"1", b"r": NO_UTF8})
     await purges.synchronise()
-    assert purges.epochs.judge(stamp, 0.0, [EVERYTHING])[0] is State.VOID
+    assert purges.epochs.judge(stamp, 0.0, [EVERYTHING])[0] is PurgeState.VOID
     assert show_position(purges.epochs.applied).encode() == last
     await purges.aclose()
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.context import LOCAL, Exchange, Outcome, PartSaid, Result
+from gateway.context import LOCAL, Outcome, PartSaid, RequestContext, Result
 from gateway.edge.head_template import Ending, closing, head_of, lines_of, template_of
 from gateway.observability import response_headers
 from gateway.observability.response_headers import Field, Texts, complete, diagnostics, in_milliseconds
@@ -17,11 +17,11 @@ from .edge_lines import Changing, Side
 from .test_edge_joins import lose_wholes
 
 
-def exchange_of(outcome: Outcome, *parts: PartSaid, **spent: float) -> Exchange:
-    return Exchange("id", 0.0, "GET", "", "", outcome=outcome, parts=parts, spent=spent)
+def exchange_of(outcome: Outcome, *parts: PartSaid, **spent: float) -> RequestContext:
+    return RequestContext("id", 0.0, "GET", "", "", outcome=outcome, parts=parts, spent=spent)
 
 
-def texts_of(exchange: Exchange, elapsed: float) -> Texts:
+def texts_of(exchange: RequestContext, elapsed: float) -> Texts:
     return Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)
 
 
@@ -120,7 +120,7 @@ async def test_a_field_that_is_added_to_the_list_stands_in_every_answer(
 ) -> None:
     plain = response_headers.diagnostics
 
-    def with_route(exchange: Exchange, texts: Texts) -> list[Field]:
+    def with_route(exchange: RequestContext, texts: Texts) -> list[Field]:
         return [*plain(exchange, texts), (b"x-route", f"{exchange.route}/{exchange.outcome.result}".encode())]
 
     monkeypatch.setattr(response_headers, "diagnostics", with_route)

@@ -10,7 +10,7 @@ import pytest
 from gateway.errors import UpstreamError, UpstreamMalformed, UpstreamUnreachable
 from gateway.http.response_parser import Chunks, Malformed, end_of_head, read_head
 from gateway.upstreams.connection import MOST_WAITING
-from gateway.upstreams.transport import Attempt, Timeouts, Transport
+from gateway.upstreams.transport import Attempt, Transport, UpstreamTimeouts
 
 from .raw import Connection, raw_upstream
 from .test_upstreams import OK, ask, speaking_to
@@ -327,7 +327,7 @@ async def test_who_is_cancelled_as_the_answer_comes_takes_nothing_from_the_next_
         url = raw.url + "/"
 
         async def get() -> bytes:
-            received = await transport.send("GET", url, [], None, Timeouts(bounded=True), Attempt())
+            received = await transport.send("GET", url, [], None, UpstreamTimeouts(bounded=True), Attempt())
             return b"".join([piece async for piece in received.stream])
 
         assert await get() == b"1"
@@ -356,7 +356,7 @@ async def test_what_comes_on_a_connection_that_nobody_asked_ends_it_and_answers_
         transport = Transport()
 
         async def get() -> bytes:
-            received = await transport.send("GET", raw.url + "/", [], None, Timeouts(bounded=True), Attempt())
+            received = await transport.send("GET", raw.url + "/", [], None, UpstreamTimeouts(bounded=True), Attempt())
             return b"".join([piece async for piece in received.stream])
 
         assert await get() == b"1"
@@ -387,7 +387,7 @@ async def test_a_connection_that_nobody_uses_ends_and_those_who_wait_for_one_get
         transport = Transport(max_connections=1, keepalive=0.05)
 
         async def get(pool: float) -> int:
-            times = Timeouts(pool=pool, bounded=True)
+            times = UpstreamTimeouts(pool=pool, bounded=True)
             received = await transport.send("GET", raw.url + "/", [], None, times, Attempt())
             await received.stream.aclose()
             return received.status

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import pytest
 
-from gateway.config.environment import OTHER_VARIABLES, Source
+from gateway.config.environment import OTHER_VARIABLES, SettingSource
 from gateway.config.loader import Loaded, Setting, effective, load
 from gateway.config.models import Config
 from gateway.config.names import nearest
@@ -88,12 +88,12 @@ def test_an_empty_file_is_an_empty_configuration(read: Load, text: str) -> None:
 def test_a_value_of_the_file_has_its_line(read: Load) -> None:
     loaded = read(SHOP)
     assert loaded.config.routes["product"].ttl == timedelta(seconds=30)
-    assert loaded.sources["routes", "product", "ttl"] == (Source("file", "gateway.yaml line 10", "30s"),)
+    assert loaded.sources["routes", "product", "ttl"] == (SettingSource("file", "gateway.yaml line 10", "30s"),)
 
 
 def test_a_list_is_one_value(read: Load) -> None:
     loaded = read("drop_query:\n  - a\n  - b\n")
-    assert loaded.sources["drop_query",] == (Source("file", "gateway.yaml line 1", "[a, b]"),)
+    assert loaded.sources["drop_query",] == (SettingSource("file", "gateway.yaml line 1", "[a, b]"),)
 
 
 def test_mappings_with_nothing_under_them_are_empty(read: Load) -> None:
@@ -303,9 +303,9 @@ def test_the_environment_overrides_dotenv_and_dotenv_the_file(read: Load) -> Non
     loaded = read("memory: 1MiB\n", dotenv="GATEWAY_MEMORY=2MiB\n", GATEWAY_MEMORY="3MiB")
     assert loaded.config.memory == 3 * 1024**2
     assert loaded.sources["memory",] == (
-        Source("environment", "environment GATEWAY_MEMORY", "3MiB"),
-        Source("dotenv", ".env GATEWAY_MEMORY", "2MiB"),
-        Source("file", "gateway.yaml line 1", "1MiB"),
+        SettingSource("environment", "environment GATEWAY_MEMORY", "3MiB"),
+        SettingSource("dotenv", ".env GATEWAY_MEMORY", "2MiB"),
+        SettingSource("file", "gateway.yaml line 1", "1MiB"),
     )
 
 

@@ -27,7 +27,7 @@ from gateway.errors import (
 from gateway.http.headers import values
 from gateway.observability.trace_context import BEHIND
 from gateway.upstreams.client import AHEAD, Patience, Upstream
-from gateway.upstreams.resilience import State
+from gateway.upstreams.resilience import BreakerState
 from gateway.upstreams.transport import Transport
 
 from .raw import Connection, RawUpstream, always, once, raw_upstream
@@ -443,7 +443,7 @@ async def test_a_host_that_fails_is_left_alone_then_tried_by_one_request() -> No
             await ask(upstream)
         release.set()
         assert await trial == (200, b"ok")
-        assert upstream.hosts[0].breaker.state is State.CLOSED
+        assert upstream.hosts[0].breaker.state is BreakerState.CLOSED
         assert await ask(upstream) == (200, b"ok")
         await upstream.aclose()
 
@@ -470,7 +470,7 @@ async def test_what_opens_the_breaker(script: Any, opens: bool) -> None:
         upstream = speaking_to(raw, timeout="50ms" if script is silent else "5s", breaker_failures=5)
         for _ in range(5):
             await asyncio.gather(ask(upstream), return_exceptions=True)
-        assert (upstream.hosts[0].breaker.state is State.OPEN) is opens
+        assert (upstream.hosts[0].breaker.state is BreakerState.OPEN) is opens
         await upstream.aclose()
 
 
@@ -488,10 +488,10 @@ async def test_the_5xx_of_one_clients_credentials_do_not_open_the_breaker(name: 
         upstream = speaking_to(raw, breaker_failures=4, headers={"authorization": "Bearer ours"})
         breaker = upstream.hosts[0].breaker
         for _ in range(10):
-            if breaker.state is State.CLOSED:
+            if breaker.state is BreakerState.CLOSED:
                 fetched = await upstream.fetch("GET", "/", [(name, b"one")])
                 await fetched.body.whole(100)
-        assert (breaker.state is State.OPEN) is opens
+        assert (breaker.state is BreakerState.OPEN) is opens
         await upstream.aclose()
 
 
@@ -503,12 +503,12 @@ async def test_the_deadline_of_whoever_asks_counts_as_the_hosts_failure_and_a_cl
             await asyncio.sleep(0.01)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        assert upstream.hosts[0].breaker.state is State.CLOSED
+        assert upstream.hosts[0].breaker.state is BreakerState.CLOSED
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.099):
                     await ask(upstream)
-        assert upstream.hosts[0].breaker.state is State.OPEN
+        assert upstream.hosts[0].breaker.state is BreakerState.OPEN
         await upstream.aclose()
 
 

@@ -21,20 +21,20 @@ from gateway.server.ipc import (
     Adopt,
     Begin,
     Channel,
+    CommandFailed,
     Commit,
-    Failed,
     Prepare,
-    Prepared,
+    PurgeReported,
     Question,
-    Ready,
     Release,
+    ReloadPrepared,
     Report,
     Retire,
     Setup,
     Stop,
     Tell,
-    Told,
     Totals,
+    WorkerReady,
 )
 from gateway.server.listener import listen, url_of
 from gateway.server.metrics_totals import total
@@ -78,9 +78,9 @@ class Held:
         """The next report of a kind; those that tell metrics unasked are passed over."""
         while True:
             report = await self.channel.receive()
-            if isinstance(report, kind) and (not isinstance(report, Told) or report.asked):
+            if isinstance(report, kind) and (not isinstance(report, PurgeReported) or report.asked):
                 return report
-            assert isinstance(report, Told), report
+            assert isinstance(report, PurgeReported), report
 
     async def close(self) -> None:
         await self.client.aclose()
@@ -95,7 +95,7 @@ async def held(directory: Path) -> AsyncIterator[Held]:
     async with served(upstream) as api:
         one = Held(directory, api)
         await one.begin(one.loaded())
-        await one.said(Ready)
+        await one.said(WorkerReady)
         try:
             yield one
             one.channel.send(Stop(0.0, 5.0))
@@ -117,10 +117,10 @@ async def test_a_number_of_any_size_in_the_configuration_reaches_it(tmp_path: Pa
     async with held(tmp_path) as one:
         parts = {"big": {"static": [2**70, -(2**70)]}}
         one.channel.send(Prepare(Setup.of(2, one.loaded(routes={"big": {"path": "/big", "parts": parts}}))))
-        await one.said(Prepared)
+        await one.said(ReloadPrepared)
         one.channel.send(Commit(2))
         one.channel.send(Tell())
-        await one.said(Told)
+        await one.said(PurgeReported)
         assert (await one.client.get("/big")).content == b'{"big":[%d,%d]}' % (2**70, -(2**70))
 
 
@@ -128,7 +128,7 @@ async def test_one_that_is_replaced_ends_what_it_has_begun(tmp_path: Path) -> No
     async with served(upstream) as api:
         one = Held(tmp_path, api)
         await one.begin(one.loaded())
-        await one.said(Ready)
+        await one.said(WorkerReady)
         assert (await one.client.get("/a")).text == "/a"
         one.channel.send(Retire(5.0))
         assert (await one.client.get("/b")).headers["connection"] == "close"
@@ -136,7 +136,7 @@ async def test_one_that_is_replaced_ends_what_it_has_begun(tmp_path: Path) -> No
         last = None
         while (report := await one.channel.receive()) is not None:
             last = report
-        assert isinstance(last, Told)
+        assert isinstance(last, PurgeReported)
         requests = next(each for each in last.families if each.name == "gateway_requests")
         assert sum(value for name, _, value in requests.samples if name == "gateway_requests_total") == 2
         await one.close()
@@ -147,11 +147,11 @@ async def test_a_prepared_generation_answers_once_it_is_committed_and_not_before
     async with held(tmp_path) as one:
         setup = Setup.of(2, one.loaded(routes={"new": {"path": "/new", "upstream": "api"}}))
         one.channel.send(Prepare(setup))
-        assert (await one.said(Prepared)).problems == []
+        assert (await one.said(ReloadPrepared)).problems == []
         assert (await one.client.get("/old")).status_code == 200
         one.channel.send(Commit(2))
         one.channel.send(Tell())
-        await one.said(Told)
+        await one.said(PurgeReported)
         assert (await one.client.get("/old")).status_code == 404
         assert (await one.client.get("/new")).status_code == 200
 
@@ -160,18 +160,18 @@ async def test_a_generation_that_is_given_up_is_not_committed(tmp_path: Path) ->
     async with held(tmp_path) as one:
         setup = Setup.of(2, one.loaded(routes={"new": {"path": "/new", "upstream": "api"}}))
         one.channel.send(Prepare(setup))
-        await one.said(Prepared)
+        await one.said(ReloadPrepared)
         one.channel.send(Abort(2))
         one.channel.send(Commit(2))
         one.channel.send(Tell())
-        await one.said(Told)
+        await one.said(PurgeReported)
         assert (await one.client.get("/old")).status_code == 200
 
 
 async def test_a_configuration_that_no_app_can_be_made_of_is_refused_by_name(tmp_path: Path) -> None:
     async with held(tmp_path) as one:
         one.channel.send(Prepare(Setup.of(2, one.loaded(include=["nowhere:router"]))))
-        (problem,) = (await one.said(Prepared)).problems
+        (problem,) = (await one.said(ReloadPrepared)).problems
         assert problem.key.startswith("include")
         assert (await one.client.get("/a")).status_code == 200
 
@@ -179,7 +179,7 @@ async def test_a_configuration_that_no_app_can_be_made_of_is_refused_by_name(tmp
 async def test_one_that_cannot_begin_says_why(tmp_path: Path) -> None:
     one = Held(tmp_path, "http://127.0.0.1:9")
     await one.begin(one.loaded(include=["nowhere:router"]))
-    failed = await one.said(Failed)
+    failed = await one.said(CommandFailed)
     assert "nowhere" in failed.message
     assert [each.problem.key.partition(".")[0] for each in failed.problems] == ["include"]
     assert await one.ended == 2
@@ -193,7 +193,7 @@ async def test_a_slot_that_has_no_worker_is_answered_by_who_adopts_it_until_it_i
             assert (await client.get("/a")).text == "/a"
             one.channel.send(Release(1))
             one.channel.send(Tell())
-            await one.said(Told)
+            await one.said(PurgeReported)
         reader, writer = await asyncio.open_connection(*one.slots[1].getsockname())
         one.slots[1].setblocking(False)
         accepted, _ = await asyncio.get_running_loop().sock_accept(one.slots[1])  # nobody else took it
@@ -209,7 +209,7 @@ async def test_the_metrics_it_shows_are_those_that_its_supervisor_tells_of_all(t
         asked = asyncio.ensure_future(one.operator.get("/metrics"))
         question = await one.said(Question)
         one.channel.send(Tell())
-        own = (await one.said(Told)).families
+        own = (await one.said(PurgeReported)).families
         one.channel.send(Totals(question.question, total([own, own])))
         text = (await asked).text
     told = [line for line in text.splitlines() if line.startswith("gateway_requests_total")]

@@ -32,7 +32,7 @@ from gateway.config.overrides import (
 from gateway.config.route import RouteConfig
 from gateway.config.types import parse_duration
 from gateway.errors import ConfigError, ConfigProblem, GatewayError
-from gateway.policy.rules import Rules
+from gateway.policy.rules import CachePolicy
 
 logger = logging.getLogger("gateway")
 
@@ -91,7 +91,7 @@ class Operations:
             self._held = wanted
             self.generations.reload(applied(self._base, wanted, *self._coded()))
 
-    def _coded(self) -> tuple[Mapping[str, Rules], Mapping[str, RouteConfig]]:
+    def _coded(self) -> tuple[Mapping[str, CachePolicy], Mapping[str, RouteConfig]]:
         """The rules of `@cached` handlers, and the aggregates in Python, as their code has them."""
         current = self.generations.current
         return current.coded_rules(), current.written

@@ -14,21 +14,21 @@ from functools import cached_property
 import orjson
 
 from gateway.aggregates.lifetime import joining, whole_headers
-from gateway.aggregates.merge import Piece, joined
+from gateway.aggregates.merge import MergePiece, joined
 from gateway.aggregates.part_source import Wanting
 from gateway.aggregates.runner import Kit, Resolved, Run
 from gateway.cache.engine import Engine
-from gateway.cache.request import Ask, Route
+from gateway.cache.request import CacheRequest, Route
 from gateway.cache.respond import Answer, problem
 from gateway.config.part_graph import sole_part
 from gateway.config.part_values import Values
 from gateway.config.route import RouteConfig
-from gateway.context import Exchange, Outcome, PartSaid, Result
+from gateway.context import Outcome, PartSaid, RequestContext, Result
 from gateway.errors import PartFailed, RequestRefused, problem_document
 from gateway.http.headers import Headers
 from gateway.http.path_template import render_tag
 from gateway.policy.keys import Plan
-from gateway.policy.rules import Facts
+from gateway.policy.rules import RequestDirectives
 from gateway.policy.validation import fields_of_304, not_modified
 from gateway.upstreams.response import Fetched, WholeBody
 
@@ -69,12 +69,16 @@ class Aggregate:
         """Whether an upstream of a part decides what of a request counts."""
         return any(source.route.follows_origin for source in self.kit.sources.values())
 
-    def ask(self, exchange: Exchange, plan: Plan, facts: Facts, values: Values, shown: tuple[str, ...]) -> Ask:
+    def ask(
+        self, exchange: RequestContext, plan: Plan, facts: RequestDirectives, values: Values, shown: tuple[str, ...]
+    ) -> CacheRequest:
         """The request for the parts `shown`, as the engine takes it."""
         origin = _JoinOrigin(self, exchange, facts, values, shown)
-        return Ask(self.route, plan, facts, exchange.headers, exchange, origin, origin.past, tags=self._tags(values))
+        return CacheRequest(
+            self.route, plan, facts, exchange.headers, exchange, origin, origin.past, tags=self._tags(values)
+        )
 
-    def at_hand(self, ask: Ask) -> Answer | None:
+    def at_hand(self, ask: CacheRequest) -> Answer | None:
         """The answer, where it lies in memory, whole or in parts; None where somebody must be asked."""
         assert isinstance(ask.origin, _JoinOrigin)
         try:
@@ -83,7 +87,7 @@ class Aggregate:
             return problem(ask.exchange, refused.status, refused.detail)
         return None if answer is None else _told(answer, ask.exchange)
 
-    async def answer(self, ask: Ask) -> Answer:
+    async def answer(self, ask: CacheRequest) -> Answer:
         """The answer to a GET or HEAD."""
         try:
             return _told(await self.engine.answer(ask), ask.exchange)
@@ -93,7 +97,7 @@ class Aggregate:
     def _tags(self, values: Values) -> tuple[str, ...]:
         return tuple(render_tag(tag, dict(values.path)) for tag in self.config.tags)
 
-    def _now(self, ask: Ask, origin: _JoinOrigin) -> Answer | None:
+    def _now(self, ask: CacheRequest, origin: _JoinOrigin) -> Answer | None:
         """The answer, where every part lies in memory; it is kept, where it may be."""
         if ask.plan.bypass is not None or ask.facts.no_store:
             return None
@@ -114,7 +118,7 @@ class Aggregate:
             return Answer(304, fields_of_304(fetched.headers), b"")
         return Answer(200, list(fetched.headers), b"" if ask.facts.head else body)
 
-    def whole(self, run: Run, exchange: Exchange, *, at_once: bool = False) -> tuple[Fetched, bytes]:
+    def whole(self, run: Run, exchange: RequestContext, *, at_once: bool = False) -> tuple[Fetched, bytes]:
         """The joined answer of a run that is over. `at_once`: all of it in this turn of the event loop, so that what
         was purged by now is judged already, and a purge of the whole alone does not outlive it.
 
@@ -146,7 +150,7 @@ class Aggregate:
         credentials = {"authorization": keying.authorization == "key", "cookie": bool(keying.cookies)}
         return frozenset((*(keying.vary or ()), *(name for name, counts in credentials.items() if counts)))
 
-    def _joined(self, run: Run, exchange: Exchange) -> bytes:
+    def _joined(self, run: Run, exchange: RequestContext) -> bytes:
         alone = run.results.get(self.sole) if self.sole is not None else None
         if alone is not None:
             return alone.text or b"null"
@@ -157,16 +161,16 @@ class Aggregate:
         """The part that is the whole answer, where there is no other and nothing is said beside it."""
         return None if self.config.envelope or self.config.errors else sole_part(self.config.parts)
 
-    def _pieces(self, run: Run) -> Iterator[Piece]:
+    def _pieces(self, run: Run) -> Iterator[MergePiece]:
         for name in run.shown:
             config = self.config.parts[name]
             each = run.results[name]
             if each.text is None or (config.static_if == "incomplete" and config.is_static and run.complete):
                 continue
             if not config.at_root or isinstance(each.shown, dict):
-                yield Piece(config.group_of(name), each.text, each.shown)
+                yield MergePiece(config.group_of(name), each.text, each.shown)
 
-    def _more(self, run: Run, exchange: Exchange) -> Iterator[Piece]:
+    def _more(self, run: Run, exchange: RequestContext) -> Iterator[MergePiece]:
         """What is said of the parts within the body, where that is wanted."""
         if self.config.errors:
             errors = {
@@ -175,10 +179,10 @@ class Aggregate:
                 if each.failure is not None
             }
             if errors:
-                yield Piece("_errors", orjson.dumps(errors))
+                yield MergePiece("_errors", orjson.dumps(errors))
         if self.config.envelope:
             parts = {each.name: _as_members(each.text) for each in exchange.parts}
-            yield Piece("_meta", orjson.dumps({"complete": run.complete, "parts": parts}))
+            yield MergePiece("_meta", orjson.dumps({"complete": run.complete, "parts": parts}))
 
 
 def _check_refusal(run: Run) -> None:
@@ -215,7 +219,7 @@ def _as_members(text: str) -> dict[str, str | int | bool]:
     return members
 
 
-def _told(answer: Answer, exchange: Exchange) -> Answer:
+def _told(answer: Answer, exchange: RequestContext) -> Answer:
     """The answer with what became of the parts for this very request, and its body as bytes."""
     if exchange.parts:
         text = ", ".join(f"{each.name}={each.text}" for each in exchange.parts).encode("ascii")
@@ -229,7 +233,12 @@ class _JoinOrigin:
     """Where an aggregate's answers come from: its parts, as one request wants them."""
 
     def __init__(
-        self, aggregate: Aggregate, exchange: Exchange, facts: Facts, values: Values, shown: tuple[str, ...]
+        self,
+        aggregate: Aggregate,
+        exchange: RequestContext,
+        facts: RequestDirectives,
+        values: Values,
+        shown: tuple[str, ...],
     ) -> None:
         self._aggregate = aggregate
         self._exchange = exchange

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gateway.http.headers import CacheControl, Headers, parse_age
-from gateway.policy.entry import Made
+from gateway.policy.entry import DerivedFrom
 from gateway.policy.validation import own_tag
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PartLife:
     """What a part that was answered brings into the joined answer's life. Seconds.
 
     `remaining` is negative where it is stale. `private`: it is for one client; `failing`: it is a stale copy in place
@@ -34,7 +34,7 @@ class Part:
     vary: tuple[str, ...] = ()
 
 
-def together(parts: Sequence[Part]) -> Part:
+def together(parts: Sequence[PartLife]) -> PartLife:
     """Several as one: the oldest age, the least life, all the names."""
     age, remaining, started = 0.0, math.inf, math.inf
     private = failing = unstored = False
@@ -55,16 +55,18 @@ def together(parts: Sequence[Part]) -> Part:
             names[name] = None
         if part.vary:
             vary.update(part.vary)
-    return Part(age, remaining, private, failing, unstored, tuple(stamps), started, tuple(names), tuple(sorted(vary)))
+    return PartLife(
+        age, remaining, private, failing, unstored, tuple(stamps), started, tuple(names), tuple(sorted(vary))
+    )
 
 
-def unstored_part(headers: Headers, *, private: bool) -> Part:
+def unstored_part(headers: Headers, *, private: bool) -> PartLife:
     """A part that came straight from its upstream and is not stored, by what it says of itself."""
     directives = CacheControl.of(headers)
     lifetime = directives.seconds("max-age") if not directives.unqualified("no-cache") else 0
     age = parse_age(headers)
     personal = private or directives.unqualified("private")
-    return Part(
+    return PartLife(
         age=age,
         # What it states for the client's own cache counts; of what a shared cache refused, nobody knows the life.
         remaining=(lifetime or 0) - age if personal else 0.0,
@@ -80,11 +82,11 @@ class Joining:
     cache_control: bytes
     age: float
     vary: tuple[str, ...]
-    made: Made | None
+    made: DerivedFrom | None
 
 
 def joining(
-    parts: Sequence[Part],
+    parts: Sequence[PartLife],
     *,
     complete: bool,
     stamp: str,
@@ -98,7 +100,7 @@ def joining(
     remaining = longest if math.isinf(whole.remaining) else whole.remaining
     made = None
     if complete and remaining > 0 and not (whole.private or whole.failing or whole.unstored):
-        made = Made(
+        made = DerivedFrom(
             stamp=stamp,
             started=0.0 if math.isinf(whole.started) else whole.started,
             age=whole.age,
@@ -125,7 +127,7 @@ def whole_headers(body: bytes, life: Joining, parts: str, *, complete: bool) -> 
     return headers
 
 
-def _cache_control(whole: Part, lifetime: float, *, complete: bool) -> bytes:
+def _cache_control(whole: PartLife, lifetime: float, *, complete: bool) -> bytes:
     if not complete or whole.unstored:
         return b"no-store"
     private = b"private, " if whole.private else b""

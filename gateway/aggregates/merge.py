@@ -88,7 +88,7 @@ def _xml(body: bytes, charset: str) -> tuple[bytes, JsonValue]:
 
 
 @dataclass(frozen=True)
-class Shape:
+class ShapeRules:
     """What of a part is shown: `select`, then `allow` or `deny`, then `rename`."""
 
     select: Expression | None = None
@@ -175,7 +175,7 @@ def _renamed(value: JsonValue, path: Sequence[str], new: str) -> JsonValue:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class MergePiece:
     """A part as it stands in the answer: JSON text under `group`, or merged into the root where that is None (then
     `value` is its parsed object)."""
 
@@ -184,7 +184,7 @@ class Piece:
     value: JsonValue = None
 
 
-def joined(pieces: Sequence[Piece], merge: Merge = "shallow") -> bytes:
+def joined(pieces: Sequence[MergePiece], merge: Merge = "shallow") -> bytes:
     """One JSON object of all pieces, in their order: spliced where none is merged into the root."""
     if all(piece.group is not None for piece in pieces):
         return b"{" + b",".join([key_text(piece.group or "") + piece.text for piece in pieces]) + b"}"
@@ -195,7 +195,7 @@ def joined(pieces: Sequence[Piece], merge: Merge = "shallow") -> bytes:
         return text_of(_merged(pieces, "shallow"))
 
 
-def _merged(pieces: Sequence[Piece], merge: Merge) -> dict[str, Any]:
+def _merged(pieces: Sequence[MergePiece], merge: Merge) -> dict[str, Any]:
     root: dict[str, Any] = {}
     for piece in pieces:
         if piece.group is not None:

@@ -17,14 +17,14 @@ from msgspec import structs
 
 from gateway.advisor.traffic import key_hash
 from gateway.aggregates.fetching import Batch, Persistence, PersistentOrigin
-from gateway.aggregates.lifetime import Part, unstored_part
-from gateway.aggregates.shape import Recipe
+from gateway.aggregates.lifetime import PartLife, unstored_part
+from gateway.aggregates.shape import BodyTransform
 from gateway.cache.engine import Engine
-from gateway.cache.request import Ask, Origin, Route
+from gateway.cache.request import CacheRequest, Origin, Route
 from gateway.clock import Clock
 from gateway.config.part_graph import OwnValues, PlannedPart
 from gateway.config.part_values import Missing, PartTarget, Values
-from gateway.context import Exchange, Result
+from gateway.context import RequestContext, Result
 from gateway.errors import RequestRefused, UpstreamError
 from gateway.http.headers import Headers, has, without
 from gateway.http.json_text import text_of
@@ -32,7 +32,7 @@ from gateway.http.path_template import render_tag
 from gateway.http.target import Target, pair_name, query_name
 from gateway.observability.metrics import Metrics
 from gateway.policy import freshness
-from gateway.policy.entry import Stored
+from gateway.policy.entry import Entry
 from gateway.policy.epochs import tag_name
 from gateway.policy.freshness import Hit
 from gateway.policy.keys import (
@@ -46,7 +46,7 @@ from gateway.policy.keys import (
     stem_of,
     without_ignored,
 )
-from gateway.policy.rules import PLAIN, Facts
+from gateway.policy.rules import PLAIN, RequestDirectives
 from gateway.routing.declared import Declared
 from gateway.routing.upstream_request import UpstreamOrigin
 from gateway.upstreams.client import Patience, Upstream
@@ -96,7 +96,7 @@ _OF_ALL = frozenset(("timeout", "unreachable", "malformed", "busy", "resting", "
 class Absent(Failure):
     """The upstream says that there is no such thing (404, 410): an answer, which may be cached."""
 
-    def __init__(self, status: int, life: Part) -> None:
+    def __init__(self, status: int, life: PartLife) -> None:
         self.life = life
         super().__init__("absent", f"its upstream says {status}", 404)
 
@@ -108,7 +108,7 @@ class Got:
     said: str
     headers: Headers
     body: bytes
-    life: Part
+    life: PartLife
     key: str = ""
 
 
@@ -116,9 +116,9 @@ class Got:
 class Wanting:
     """Who wants the parts: one request. `headers` are those that parts may see, `until` is on the loop's clock."""
 
-    exchange: Exchange
+    exchange: RequestContext
     headers: Headers
-    facts: Facts
+    facts: RequestDirectives
     values: Values
     until: float
     plans: dict[int, tuple[Plan, str]] = field(default_factory=dict)
@@ -136,7 +136,7 @@ class Wanting:
         return Plan(primary, stem + suffix, empty.forward, empty.bypass, empty.keyed, empty.unkeyed)
 
     @classmethod
-    def of(cls, exchange: Exchange, facts: Facts, values: Values, until: float) -> Wanting:
+    def of(cls, exchange: RequestContext, facts: RequestDirectives, values: Values, until: float) -> Wanting:
         headers = [*without(exchange.headers, *NOT_FOR_PARTS), IDENTITY]
         plain = facts.no_store or facts.no_cache or facts.max_age is not None or facts.min_fresh or facts.max_stale
         kept = structs.replace(facts, head=False, only_if_cached=False, authorized=False) if plain else PLAIN
@@ -193,14 +193,14 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Source:
+class PartSource:
     """A part's source, made once. `through` is the name of its aggregate."""
 
     part: PlannedPart
     through: str
     upstream: Upstream
     route: Route
-    recipe: Recipe
+    recipe: BodyTransform
     engine: Engine
     resting: Resting
     persistence: Persistence
@@ -266,7 +266,7 @@ class Source:
         target, parameters = declared.upstream_target(path, pairs)
         return target, tuple(render_tag(tag, parameters) for tag in declared.config.tags)
 
-    def ask(self, wanting: Wanting, target: str, tags: tuple[str, ...], origin: Origin | None = None) -> Ask:
+    def ask(self, wanting: Wanting, target: str, tags: tuple[str, ...], origin: Origin | None = None) -> CacheRequest:
         """The request for a target, as the engine takes it."""
         exchange = _exchange(wanting.exchange)
         headers, facts = wanting.headers, wanting.facts
@@ -283,7 +283,9 @@ class Source:
             return await asking.fetch("GET", [*sent, *keying.constants])
 
         through = None if self.declared is not None else self.through
-        return Ask(self.route, planned, facts, headers, exchange, origin or asking, past, tags=tags, through=through)
+        return CacheRequest(
+            self.route, planned, facts, headers, exchange, origin or asking, past, tags=tags, through=through
+        )
 
     def origin(self, target: str, request_id: str) -> Origin:
         """Where the answers of a target come from."""
@@ -336,7 +338,7 @@ class Source:
 
     # --- asking ----------------------------------------------------------------------------------------------
 
-    def at_hand(self, ask: Ask) -> Got | None:
+    def at_hand(self, ask: CacheRequest) -> Got | None:
         """The answer, where it lies in memory and may be used at once. Raises Failure where it failed a moment ago and
         nothing can stand in, Absent."""
         decision = self.engine.look(ask)
@@ -347,7 +349,7 @@ class Source:
         self.engine.traffic.seen(ask.route.name, key_hash(ask.plan.base))
         return self._stored(ask, decision.stored, said, fresh=decision.windows.fresh)
 
-    async def get(self, ask: Ask, wanting: Wanting) -> Got:
+    async def get(self, ask: CacheRequest, wanting: Wanting) -> Got:
         """The answer: from the cache, else from the upstream, else a stale copy. Raises Failure, Absent."""
         key = ask.plan.base
         own = self._asked_as(ask.plan, ask.headers)
@@ -402,7 +404,7 @@ class Source:
         self.resting.discard(key)
         self.resting.discard(own)
 
-    def _instead(self, ask: Ask, failure: Failure) -> Got:
+    def _instead(self, ask: CacheRequest, failure: Failure) -> Got:
         # What lies there is not this client's where its credentials pass the cache by; and a 401, say, is an answer.
         stands_in = ask.plan.bypass is None and failure.backs_off
         stored = self.engine.stale_copy(ask) if stands_in else None
@@ -410,7 +412,7 @@ class Source:
             raise failure.again()
         return self._stored(ask, stored, "stale", failing=failure.kind)
 
-    async def _asked(self, ask: Ask) -> Got:
+    async def _asked(self, ask: CacheRequest) -> Got:
         answer = await self.engine.answer(ask)
         outcome, stored = ask.exchange.outcome, ask.exchange.stored
         body = answer.body
@@ -433,11 +435,13 @@ class Source:
             raise Failure(f"status-{answer.status}", f"its upstream says {answer.status}")
         return Got("bypass" if ask.plan.bypass is not None else "miss", answer.headers, body, life)
 
-    def _stored(self, ask: Ask, stored: Stored, said: str, *, failing: str = "", fresh: float | None = None) -> Got:
+    def _stored(
+        self, ask: CacheRequest, stored: Entry, said: str, *, failing: str = "", fresh: float | None = None
+    ) -> Got:
         now = self.engine.clock.now()
         rules = ask.route.rules
         age = freshness.current_age(stored, now) if rules.ttl is None else max(0.0, now - stored.born)
-        life = Part(
+        life = PartLife(
             age=age,
             remaining=(freshness.windows(stored, rules).fresh if fresh is None else fresh) - now,
             failing=bool(failing),
@@ -482,7 +486,7 @@ class Source:
         except UpstreamError as error:
             failure = Failure(error.kind, error.title.lower(), _status(error.status))
         else:
-            life = Part(remaining=0.0, unstored=True)
+            life = PartLife(remaining=0.0, unstored=True)
             if fetched.status in (404, 410):
                 self._forget(key, own)
                 raise Absent(fetched.status, life)
@@ -512,8 +516,10 @@ async def _once(content: bytes) -> AsyncIterator[bytes]:
     yield content
 
 
-def _exchange(whole: Exchange) -> Exchange:
-    return Exchange(whole.request_id, time.perf_counter(), "GET", whole.client, whole.scheme, headers=whole.headers)
+def _exchange(whole: RequestContext) -> RequestContext:
+    return RequestContext(
+        whole.request_id, time.perf_counter(), "GET", whole.client, whole.scheme, headers=whole.headers
+    )
 
 
 LONGEST = 8 * 1024

@@ -13,13 +13,13 @@ from xxhash import xxh3_64_hexdigest
 
 from gateway.aggregates.aggregate import Aggregate
 from gateway.aggregates.fetching import Persistence
-from gateway.aggregates.merge import Shape
-from gateway.aggregates.part_source import Resting, Source
+from gateway.aggregates.merge import ShapeRules
+from gateway.aggregates.part_source import PartSource, Resting
 from gateway.aggregates.runner import Kit
-from gateway.aggregates.shape import Recipe, Workshop
+from gateway.aggregates.shape import BodyCache, BodyTransform
 from gateway.aggregates.splice_plan import joinable
 from gateway.cache.engine import Engine
-from gateway.cache.request import Ask, Route
+from gateway.cache.request import CacheRequest, Route
 from gateway.cache.respond import Answer, problem
 from gateway.config.expressions import Expression
 from gateway.config.models import Config
@@ -27,7 +27,7 @@ from gateway.config.part import PartConfig
 from gateway.config.part_graph import PartPlan, PlannedPart, cross_problems, near, sole_part
 from gateway.config.part_values import Values
 from gateway.config.route import RouteConfig, rules_of
-from gateway.context import Exchange, exchange_of
+from gateway.context import RequestContext, exchange_of
 from gateway.errors import ConfigError, ConfigProblem, RequestRefused
 from gateway.http.forwarding import Trusted
 from gateway.http.headers import Headers, first, sent_value
@@ -35,9 +35,9 @@ from gateway.http.json_text import text_of
 from gateway.http.target import Target, query_name
 from gateway.observability.metrics import Metrics
 from gateway.policy.keys import Keying, is_identity, plan, primary_key
-from gateway.policy.rules import Rules, facts_of
+from gateway.policy.rules import CachePolicy, directives_of
 from gateway.routing.declared import Declared, has_body, keying_of, local_path, purge_response
-from gateway.routing.fast_path import Recall
+from gateway.routing.fast_path import FastPath
 from gateway.routing.responses import AnswerResponse, Client
 from gateway.routing.upstream_request import public_constants
 from gateway.upstreams.client import Upstream
@@ -57,7 +57,7 @@ class Builder:
     metrics: Metrics
     upstreams: Mapping[str, Upstream]
     declared: Mapping[str, Declared]
-    workshop: Workshop
+    workshop: BodyCache
     resting: Resting
     overridden: Mapping[str, RouteConfig]
     keyings: dict[Keying, Keying] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Builder:
     ) -> Builder:
         resting = Resting(engine.clock, config.retry_after.total_seconds())
         named = {route.name: route for route in declared}
-        return cls(config, engine, metrics, upstreams, named, Workshop(), resting, overridden)
+        return cls(config, engine, metrics, upstreams, named, BodyCache(), resting, overridden)
 
     def all(self) -> list[Aggregate]:
         return [self.aggregate(name, route) for name, route in self.config.routes.items() if route.parts]
@@ -96,7 +96,7 @@ class Builder:
             workshop=self.workshop,
             count=lambda part, said: self.metrics.part(name, part, said),
         )
-        rules = Rules(
+        rules = CachePolicy(
             stale_while_revalidate=0.0,
             stale_if_error=0.0,
             request_directives=route.request_directives == "honour",
@@ -132,22 +132,22 @@ class Builder:
         plan: PartPlan,
         route: RouteConfig,
         check: Callable[[bytes], None] | None,
-    ) -> Source:
+    ) -> PartSource:
         config = part.config
         declared = self.declared[config.route] if config.route is not None else None
         upstream = declared.upstream if declared is not None else self.upstreams[config.upstream or ""]
         made = declared.engine_route if declared is not None else self._route(f"{name}.{part.name}", config, route)
         select = Expression(config.select) if config.select is not None else None
-        shape = Shape(select, tuple(config.allow), tuple(config.deny), tuple(config.rename.items()))
+        shape = ShapeRules(select, tuple(config.allow), tuple(config.deny), tuple(config.rename.items()))
         needed = part.name in plan.needed
         merged = config.at_root and config.for_each is None and sole_part(route.parts) is None
         at_root = merged or (config.at_root and (route.envelope or route.errors))
-        return Source(
+        return PartSource(
             part=part,
             through=name,
             upstream=upstream,
             route=made,
-            recipe=Recipe(
+            recipe=BodyTransform(
                 f"{name}.{part.name}", config.decode, shape, at_root, needed, check, made.max_body, config.optional
             ),
             engine=self.engine,
@@ -176,7 +176,7 @@ class Builder:
 _OF_A_ROUTE = ("ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "vary")
 
 
-def _keying(sources: Collection[Source], config: RouteConfig, plan: PartPlan) -> Keying:
+def _keying(sources: Collection[PartSource], config: RouteConfig, plan: PartPlan) -> Keying:
     """What of a request counts for the whole: all that counts for a part before its upstream's `Vary`.
 
     What a whole is, and how long it lives, is settled when it is joined, by the settings of its parts: so where any of
@@ -207,7 +207,7 @@ def _settings(config: RouteConfig) -> str:
     return config.model_dump_json(include=_OF_THE_WHOLE, exclude_unset=True)
 
 
-def _behind(source: Source) -> tuple[object, ...]:
+def _behind(source: PartSource) -> tuple[object, ...]:
     """What a part depends on of the settings of others: its upstream's name, and those of the route that it names."""
     of_route = None
     if source.declared is not None:
@@ -249,7 +249,7 @@ def _selected(aggregate: Aggregate, target: Target) -> tuple[str, ...] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AggregateRequest:
     """What one request asks of an aggregate: the target that its key is made of, the values that its parts take, and
     the parts to show."""
 
@@ -258,7 +258,7 @@ class Asked:
     shown: tuple[str, ...]
 
 
-def asked_of(aggregate: Aggregate, path: str, target: Target, headers: Headers) -> Asked:
+def asked_of(aggregate: Aggregate, path: str, target: Target, headers: Headers) -> AggregateRequest:
     """What a request for `path` asks. Raises RequestRefused."""
     parameters = aggregate.config.template.match(path)
     if parameters is None:
@@ -268,7 +268,7 @@ def asked_of(aggregate: Aggregate, path: str, target: Target, headers: Headers) 
     header = {name: value for name in reads if (value := sent_value(headers, name)) is not None}
     shown = tuple(aggregate.config.parts) if selected is None else selected
     values = Values(parameters, _counted(aggregate, target), header)
-    return Asked(_key_target(aggregate, path, target, selected), values, shown)
+    return AggregateRequest(_key_target(aggregate, path, target, selected), values, shown)
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,7 @@ class AggregateHandlers:
         handle.__doc__ = aggregate.config.description
         return handle
 
-    async def _read(self, request: Request, exchange: Exchange, aggregate: Aggregate) -> Response:
+    async def _read(self, request: Request, exchange: RequestContext, aggregate: Aggregate) -> Response:
         ask = self.ask(exchange, aggregate, local_path(request))
         client = Client(request.receive)
         client.expect_no_body()
@@ -303,7 +303,7 @@ class AggregateHandlers:
             answer = await client.while_there(aggregate.answer(ask))
         return AnswerResponse(whole_bytes(answer, head=ask.facts.head), client)
 
-    def ask(self, exchange: Exchange, aggregate: Aggregate, path: str) -> Ask:
+    def ask(self, exchange: RequestContext, aggregate: Aggregate, path: str) -> CacheRequest:
         """The request for the whole at `path`, below the place where the app is mounted; with what the edge needs to
         answer the next one. Raises RequestRefused."""
         assert exchange.target is not None
@@ -315,12 +315,12 @@ class AggregateHandlers:
             # Its upstream sees who asks, though that is in no key: a failure is for those who are seen as the same.
             own = [pair for pair in headers if is_identity(pair[0].decode("latin-1"))]
             planned = structs.replace(planned, forward=(*planned.forward, *own))
-        facts = facts_of(exchange.method, headers, aggregate.route.rules)
+        facts = directives_of(exchange.method, headers, aggregate.route.rules)
         if facts.authorized:
             # Where a part passes it on, the cache of wholes is passed by; else it is part of the key, or ignored.
             facts = structs.replace(facts, authorized=False)
         ask = aggregate.ask(exchange, planned, facts, values, shown)
-        exchange.recall = Recall(
+        exchange.recall = FastPath(
             route=aggregate.route,
             origin=f"+{aggregate.name}",
             target=target,
@@ -331,7 +331,7 @@ class AggregateHandlers:
         )
         return ask
 
-    async def _purge(self, exchange: Exchange, aggregate: Aggregate) -> Response:
+    async def _purge(self, exchange: RequestContext, aggregate: Aggregate) -> Response:
         """The PURGE method: the whole that the URL names, from the networks that the route lists."""
         if exchange.client not in Trusted(aggregate.config.purge_from):
             return AnswerResponse(problem(exchange, 403, "PURGE is not allowed from here."))

@@ -18,11 +18,11 @@ from msgspec import structs
 from pydantic import JsonValue
 
 from gateway.aggregates.fetching import ElementOrigin
-from gateway.aggregates.lifetime import Part, together
+from gateway.aggregates.lifetime import PartLife, together
 from gateway.aggregates.merge import WrongType, list_of
-from gateway.aggregates.part_source import LONGEST, Absent, Failure, Got, Source, Wanting
-from gateway.aggregates.shape import Workshop
-from gateway.cache.request import Ask
+from gateway.aggregates.part_source import LONGEST, Absent, Failure, Got, PartSource, Wanting
+from gateway.aggregates.shape import BodyCache
+from gateway.cache.request import CacheRequest
 from gateway.config.part_graph import PartPlan, PlannedPart
 from gateway.config.part_values import Missing, Values, as_text, condition_holds
 from gateway.errors import RequestRefused, UpstreamError
@@ -60,7 +60,7 @@ class Resolved:
     text: bytes | None
     value: JsonValue = None
     shown: JsonValue = None
-    life: Part | None = None
+    life: PartLife | None = None
     failure: Failure | None = None
     seconds: float = 0.0
     partial: bool = False
@@ -92,9 +92,9 @@ class Kit:
     what became of it."""
 
     plan: PartPlan
-    sources: Mapping[str, Source]
+    sources: Mapping[str, PartSource]
     statics: Mapping[str, bytes]
-    workshop: Workshop
+    workshop: BodyCache
     count: Callable[[str, str], None]
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -109,7 +109,7 @@ class Run:
         self.order = kit.plan.sequence(shown)
         self.results: dict[str, Resolved] = {}
         self.values: dict[str, JsonValue] = {}
-        self._asks: dict[str, Ask] = {}
+        self._asks: dict[str, CacheRequest] = {}
         self._under_way: set[str] = set()
 
     @property
@@ -236,7 +236,7 @@ class Run:
             resolved = self._failed(part, self._failure(source, error))
         return replace(resolved, seconds=time.perf_counter() - began)
 
-    async def _fetched(self, part: PlannedPart, source: Source) -> Resolved:
+    async def _fetched(self, part: PlannedPart, source: PartSource) -> Resolved:
         if part.each is not None:
             return await self._elements(part, source)
         if part.config.method == "POST":
@@ -245,7 +245,7 @@ class Run:
             got = await source.get(self._asks[part.name], self.wanting)
         return self._prepared(part, source, got)
 
-    def _prepared(self, part: PlannedPart, source: Source, got: Got, seconds: float = 0.0) -> Resolved:
+    def _prepared(self, part: PlannedPart, source: PartSource, got: Got, seconds: float = 0.0) -> Resolved:
         prepared = self.kit.workshop.prepared(source.recipe, got.key, got.headers, got.body)
         return Resolved(part.name, got.said, prepared.text, prepared.value, prepared.shown, got.life, None, seconds)
 
@@ -259,7 +259,7 @@ class Run:
         text, shown = self._default(part), part.config.default
         return Resolved(part.name, said, text, None, shown, life, failure, seconds)
 
-    def _failure(self, source: Source, error: Failure | RequestRefused | WrongType) -> Failure:
+    def _failure(self, source: PartSource, error: Failure | RequestRefused | WrongType) -> Failure:
         if isinstance(error, Failure):
             return error
         if isinstance(error, WrongType):
@@ -286,9 +286,9 @@ class Run:
         asked = distinct[: part.config.limit]
         return _Elements(found, asked, len(distinct) - len(asked), texts.count(None))
 
-    def _asks_of(self, source: Source, items: Iterable[str]) -> dict[str, Ask | Failure]:
+    def _asks_of(self, source: PartSource, items: Iterable[str]) -> dict[str, CacheRequest | Failure]:
         """How each element is asked for, or why it is not: no other is refused with it. Raises Missing."""
-        asks: dict[str, Ask | Failure] = {}
+        asks: dict[str, CacheRequest | Failure] = {}
         for item in items:
             wanting = self._wanting(item)
             try:
@@ -297,7 +297,7 @@ class Run:
                 asks[item] = self._failure(source, error)
         return asks
 
-    def _elements_at_hand(self, part: PlannedPart, source: Source) -> Resolved | None:
+    def _elements_at_hand(self, part: PlannedPart, source: PartSource) -> Resolved | None:
         elements = self._elements_of(part)
         got: dict[str, Got | Failure] = {}
         for item, ask in self._asks_of(source, elements.asked).items():
@@ -307,7 +307,7 @@ class Run:
             got[item] = found
         return self._listed(part, source, elements, got)
 
-    async def _elements(self, part: PlannedPart, source: Source) -> Resolved:
+    async def _elements(self, part: PlannedPart, source: PartSource) -> Resolved:
         elements = self._elements_of(part)
         asks = self._asks_of(source, elements.asked)
         if part.batch is not None:
@@ -315,7 +315,7 @@ class Run:
         results = await asyncio.gather(*(self._element(source, ask) for ask in asks.values()))
         return self._listed(part, source, elements, dict(zip(asks, results, strict=True)))
 
-    async def _element(self, source: Source, ask: Ask | Failure) -> Got | Failure:
+    async def _element(self, source: PartSource, ask: CacheRequest | Failure) -> Got | Failure:
         if isinstance(ask, Failure):
             return ask
         try:
@@ -323,7 +323,9 @@ class Run:
         except Failure as failure:
             return failure
 
-    def _batched(self, source: Source, asks: dict[str, Ask | Failure]) -> dict[str, Ask | Failure]:
+    def _batched(
+        self, source: PartSource, asks: dict[str, CacheRequest | Failure]
+    ) -> dict[str, CacheRequest | Failure]:
         """The same, those that must be fetched being fetched together, as many as a target has room for. An id with a
         comma is asked for alone."""
         together = dict(asks)
@@ -338,7 +340,7 @@ class Run:
         return together
 
     def _listed(
-        self, part: PlannedPart, source: Source, elements: _Elements, got: Mapping[str, Got | Failure]
+        self, part: PlannedPart, source: PartSource, elements: _Elements, got: Mapping[str, Got | Failure]
     ) -> Resolved:
         """The list of the elements' answers, each in its place, null where one failed or was not asked for. Where all
         that were failed, or where each is required, the part has failed."""
@@ -361,7 +363,7 @@ class Run:
             partial=bool(failures),
         )
 
-    def _element_made(self, part: PlannedPart, source: Source, found: Got | Failure) -> Resolved:
+    def _element_made(self, part: PlannedPart, source: PartSource, found: Got | Failure) -> Resolved:
         try:
             if isinstance(found, Got):
                 return self._prepared(part, source, found)
@@ -373,7 +375,7 @@ class Run:
 
     # --- shadows -------------------------------------------------------------------------------------------------
 
-    def _shadowed(self, part: PlannedPart, source: Source) -> Resolved:
+    def _shadowed(self, part: PlannedPart, source: PartSource) -> Resolved:
         kit = self.kit
         if len(kit.shadows) < MAX_SHADOWS:
             ask = source.ask(self._wanting(), *source.target(self._values()))
@@ -386,7 +388,7 @@ class Run:
 MAX_SHADOWS = 100
 
 
-async def _ask_and_ignore(ask: Ask, timeout: float, count: Callable[[str, str], None], name: str) -> None:
+async def _ask_and_ignore(ask: CacheRequest, timeout: float, count: Callable[[str, str], None], name: str) -> None:
     """Ask past the cache, read all of it, and count what became of it."""
     said = "timeout"
     try:
@@ -401,7 +403,7 @@ async def _ask_and_ignore(ask: Ask, timeout: float, count: Callable[[str, str], 
         count(name, f"shadow-{said}")
 
 
-def _or_failure(source: Source, ask: Ask | Failure) -> Got | Failure | None:
+def _or_failure(source: PartSource, ask: CacheRequest | Failure) -> Got | Failure | None:
     if isinstance(ask, Failure):
         return ask
     try:

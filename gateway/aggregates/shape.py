@@ -9,7 +9,7 @@ from functools import cached_property
 
 from pydantic import JsonValue
 
-from gateway.aggregates.merge import NOTHING, Decode, Shape, WrongType, decoded
+from gateway.aggregates.merge import NOTHING, Decode, ShapeRules, WrongType, decoded
 from gateway.http.headers import Headers
 from gateway.http.json_text import TooDeep, exactly, text_of, well_formed
 
@@ -17,7 +17,7 @@ PREPARED_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Recipe:
+class BodyTransform:
     """How a part's bodies are prepared. `name` is the part's; `check` raises WrongType for a body of another type than
     the part's, and null is of every `optional` part's; `needed` says whether other parts take values of it; `limit`
     (bytes) bounds a body that is decompressed.
@@ -25,7 +25,7 @@ class Recipe:
 
     name: str
     decode: Decode
-    shape: Shape
+    shape: ShapeRules
     at_root: bool = False
     needed: bool = False
     check: Callable[[bytes], None] | None = None
@@ -40,7 +40,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedTransform:
     """A part's body, decoded and shaped once: `text` as it stands in the answer, `value` as other parts see it."""
 
     text: bytes
@@ -48,7 +48,7 @@ class Prepared:
     shown: JsonValue
 
 
-class Workshop:
+class BodyCache:
     """Prepares bodies, and remembers what they came to, so that a content is parsed once however often it is joined.
 
     Bounded in bytes of bodies and texts, the least recently used go first. What is not stored is not remembered.
@@ -58,9 +58,9 @@ class Workshop:
         self.parsed = 0
         self._capacity = capacity
         self._bytes = 0
-        self._kept: OrderedDict[tuple[str, str], tuple[bytes, Prepared | WrongType]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], tuple[bytes, PreparedTransform | WrongType]] = OrderedDict()
 
-    def prepared(self, recipe: Recipe, key: str, headers: Headers, body: bytes) -> Prepared:
+    def prepared(self, recipe: BodyTransform, key: str, headers: Headers, body: bytes) -> PreparedTransform:
         """`body` as `recipe` makes it. `key` is the stored response's; empty where it is not stored.
 
         Raises WrongType.
@@ -72,7 +72,7 @@ class Workshop:
         if known is not None and known[0] == body:
             self._kept.move_to_end(place)
             return _or_raised(known[1])
-        made: Prepared | WrongType
+        made: PreparedTransform | WrongType
         try:
             made = self._prepare(recipe, headers, body)
         except WrongType as error:
@@ -81,7 +81,7 @@ class Workshop:
         self._keep(place, body, made)
         return _or_raised(made)
 
-    def _keep(self, key: tuple[str, str], body: bytes, made: Prepared | WrongType) -> None:
+    def _keep(self, key: tuple[str, str], body: bytes, made: PreparedTransform | WrongType) -> None:
         old = self._kept.pop(key, None)
         self._bytes += _weight(body, made) - (_weight(*old) if old is not None else 0)
         self._kept[key] = (body, made)
@@ -89,19 +89,19 @@ class Workshop:
             _, gone = self._kept.popitem(last=False)
             self._bytes -= _weight(*gone)
 
-    def _prepare(self, recipe: Recipe, headers: Headers, body: bytes) -> Prepared:
+    def _prepare(self, recipe: BodyTransform, headers: Headers, body: bytes) -> PreparedTransform:
         self.parsed += 1
         found = decoded(body, headers, recipe.decode, recipe.limit)
         try:
             if recipe.check is not None and not (found is NOTHING and recipe.optional):
                 recipe.check(well_formed(found[0]))
-            return Prepared(*NOTHING, None) if found is NOTHING else _shaped(recipe, *found)
+            return PreparedTransform(*NOTHING, None) if found is NOTHING else _shaped(recipe, *found)
         except (RecursionError, TooDeep):
             # 1024 levels are read, and 254 written.
             raise WrongType("it is nested too deeply to be reshaped") from None
 
 
-def _shaped(recipe: Recipe, text: bytes, value: JsonValue) -> Prepared:
+def _shaped(recipe: BodyTransform, text: bytes, value: JsonValue) -> PreparedTransform:
     """Raises WrongType, TooDeep."""
     reshaped = recipe.shape.changes or recipe.at_root
     if recipe.needed or reshaped:
@@ -113,16 +113,16 @@ def _shaped(recipe: Recipe, text: bytes, value: JsonValue) -> Prepared:
         text = text_of(shown)
     if recipe.at_root and not isinstance(shown, dict):
         raise WrongType("it is no object; only objects can be merged into the root")
-    return Prepared(text, value if recipe.needed else None, shown if recipe.at_root else None)
+    return PreparedTransform(text, value if recipe.needed else None, shown if recipe.at_root else None)
 
 
-def _or_raised(made: Prepared | WrongType) -> Prepared:
+def _or_raised(made: PreparedTransform | WrongType) -> PreparedTransform:
     if isinstance(made, WrongType):
         raise WrongType(str(made))
     return made
 
 
-def _weight(body: bytes, made: Prepared | WrongType) -> int:
+def _weight(body: bytes, made: PreparedTransform | WrongType) -> int:
     if isinstance(made, WrongType):
         return len(body)
     parsed = 5 * len(body) if made.value or made.shown else 0  # a parsed value takes some five times its text

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from gateway.aggregates.aggregate import Aggregate
 from gateway.aggregates.merge import key_text
 from gateway.aggregates.part_source import NOT_FOR_PARTS, Wanting
-from gateway.aggregates.shape import Recipe, Workshop
+from gateway.aggregates.shape import BodyCache, BodyTransform
 from gateway.config.part_graph import PlannedPart
 from gateway.config.part_values import Missing, Values
-from gateway.context import Exchange
+from gateway.context import RequestContext
 from gateway.errors import RequestRefused
-from gateway.policy.rules import PLAIN, Rules
+from gateway.policy.rules import PLAIN, CachePolicy
 
-_ANY = Rules()
+_ANY = CachePolicy()
 
 
 @dataclass(frozen=True, slots=True)
-class Ingredient:
+class SplicePart:
     """A part of a whole: its constant text; or which stored response it is, under whose rules, and the names by whose
     purges it is judged.
 
@@ -29,8 +29,8 @@ class Ingredient:
 
     group: str
     constant: bytes = b""
-    recipe: Recipe | None = None
-    rules: Rules = _ANY
+    recipe: BodyTransform | None = None
+    rules: CachePolicy = _ANY
     primary: str = ""
     base: str = ""
     route: str = ""
@@ -39,19 +39,19 @@ class Ingredient:
 
 
 @dataclass(frozen=True, slots=True)
-class Joinable:
+class SplicePlan:
     """How a whole is joined of parts that lie in memory. `asked` are those that somebody is asked for, in the order of
     their ingredients, `said` in the order in which they are told of; `vary` the request fields that all wholes of the
     route depend on."""
 
-    ingredients: Sequence[Ingredient]
+    ingredients: Sequence[SplicePart]
     asked: tuple[str, ...]
     said: tuple[str, ...]
     vary: frozenset[str]
-    workshop: Workshop
+    workshop: BodyCache
 
 
-def frame_of(ingredients: Sequence[Ingredient]) -> tuple[list[bytes], list[int]]:
+def frame_of(ingredients: Sequence[SplicePart]) -> tuple[list[bytes], list[int]]:
     """The body's pieces, and at which of them the parts that are asked for stand; as `merge.joined` has them."""
     pieces: list[bytes] = [b"{"]
     places = []
@@ -69,7 +69,9 @@ def frame_of(ingredients: Sequence[Ingredient]) -> tuple[list[bytes], list[int]]
 _UNSEEN = frozenset(name.decode("ascii") for name in NOT_FOR_PARTS)
 
 
-def joinable(aggregate: Aggregate, exchange: Exchange, values: Values, shown: tuple[str, ...]) -> Joinable | None:
+def joinable(
+    aggregate: Aggregate, exchange: RequestContext, values: Values, shown: tuple[str, ...]
+) -> SplicePlan | None:
     """How the whole of the parts `shown` is joined of what lies in memory, for a plain request; None where it takes
     more than their bytes in a row."""
     plan = aggregate.kit.plan
@@ -83,7 +85,7 @@ def joinable(aggregate: Aggregate, exchange: Exchange, values: Values, shown: tu
     except (_NotPlain, Missing, RequestRefused):
         return None
     asked = tuple(name for name in shown if name in said)
-    return Joinable(ingredients, asked, said, aggregate.vary, aggregate.kit.workshop) if said else None
+    return SplicePlan(ingredients, asked, said, aggregate.vary, aggregate.kit.workshop) if said else None
 
 
 class _NotPlain(Exception):
@@ -100,7 +102,7 @@ def _stands_alone(part: PlannedPart) -> bool:
     )
 
 
-def _ingredients(aggregate: Aggregate, wanting: Wanting, shown: tuple[str, ...]) -> Iterator[Ingredient]:
+def _ingredients(aggregate: Aggregate, wanting: Wanting, shown: tuple[str, ...]) -> Iterator[SplicePart]:
     """Raises _NotPlain, Missing, RequestRefused."""
     kit = aggregate.kit
     for name in shown:
@@ -108,13 +110,13 @@ def _ingredients(aggregate: Aggregate, wanting: Wanting, shown: tuple[str, ...])
         group = config.group_of(name) or ""
         if config.is_static:
             if config.static_if == "always":
-                yield Ingredient(group, kit.statics[name])
+                yield SplicePart(group, kit.statics[name])
             continue
         source = kit.sources[name]
         ask = source.ask(wanting, *source.target(wanting.values))
         if ask.plan.bypass is not None or ask.facts is not PLAIN:
             raise _NotPlain
-        yield Ingredient(
+        yield SplicePart(
             group,
             recipe=source.recipe,
             rules=ask.route.rules,

@@ -35,7 +35,7 @@ from gateway.app.exception_handlers import exception_handlers
 from gateway.app.middleware import OtherSlash, TargetRule, Timing
 from gateway.app.openapi import OPENAPI, add_pages, aggregate_operation, openapi_operation, show_validation_problems
 from gateway.app.python_routes import Binding, pieces_of, router_of, specificity_of
-from gateway.app.worker_state import Lasting
+from gateway.app.worker_state import WorkerState
 from gateway.cache.background import Underway
 from gateway.cache.purge_log import Report
 from gateway.cache.redis.store import RedisStore
@@ -46,7 +46,7 @@ from gateway.config.models import Config, UpstreamConfig
 from gateway.config.names import did_you_mean
 from gateway.config.route import RouteConfig
 from gateway.edge.hits import Edge
-from gateway.edge.passthrough import Direct, DirectAggregate, DirectRoute, Passages, Patterns
+from gateway.edge.passthrough import Direct, DirectAggregate, DirectRoute, PassThrough, Patterns
 from gateway.explain.explainer import Explainer, Origins, no_origins
 from gateway.explain.middleware import Explaining
 from gateway.explain.routes import HandlerRoute, handler_route, local_of
@@ -55,7 +55,7 @@ from gateway.http.forwarding import Trusted
 from gateway.http.headers import Headers
 from gateway.http.target import normalise
 from gateway.observability.access_log import AccessLog, JsonAccessLog, silent
-from gateway.policy.rules import Rules
+from gateway.policy.rules import CachePolicy
 from gateway.routing.cors import Cors
 from gateway.routing.declared import Declared, declare
 from gateway.routing.handler_request import Public
@@ -125,7 +125,7 @@ class Gateway(FastAPI):
         log: AccessLog | None,
         tracing: Tracing | None = None,
         before: Gateway | None = None,
-        handler_rules: Mapping[str, Rules] | None = None,
+        handler_rules: Mapping[str, CachePolicy] | None = None,
         overridden: Mapping[str, RouteConfig] | None = None,
     ) -> None:
         self.config = config
@@ -137,10 +137,10 @@ class Gateway(FastAPI):
         self._log = log if log is not None else (JsonAccessLog(hits=config.log_hits) if config.access_log else silent)
         self._included: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.underway = Underway()
-        self.lasting: Lasting = (
+        self.lasting: WorkerState = (
             before.lasting
             if before is not None
-            else Lasting(
+            else WorkerState(
                 config,
                 shared=shared,
                 clock=clock,
@@ -194,7 +194,7 @@ class Gateway(FastAPI):
             room=max(config.memory // config.workers // 4, 0 if isinstance(self.shared, NoShared) else LEAST_EDGE),
         )
         if self._given.tracing is None:
-            edge.passages = Passages(
+            edge.passages = PassThrough(
                 engine=self.engine,
                 metrics=self.metrics,
                 log=self._log,
@@ -347,7 +347,7 @@ class Gateway(FastAPI):
                 return "off"
         return path
 
-    def _bind_handlers(self, overridden: Mapping[str, Rules]) -> None:
+    def _bind_handlers(self, overridden: Mapping[str, CachePolicy]) -> None:
         """Check and prepare the handlers that `@cached` wraps, and the upstreams that handlers name."""
 
         async def inner(scope: Any, receive: Any, send: Any) -> None:
@@ -453,7 +453,7 @@ class Gateway(FastAPI):
         """The aggregates that are written in Python, by name, as their code has them."""
         return {each.name: each.written for each in self.aggregates if each.written is not None}
 
-    def coded_rules(self) -> Mapping[str, Rules]:
+    def coded_rules(self) -> Mapping[str, CachePolicy]:
         """The rules of `@cached` handlers, by name, as their code has them."""
         runtime: Runtime = getattr(self.state, STATE)
         return runtime.coded

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.app.gateway import Gateway
 from gateway.cache.background import Underway
 from gateway.config.loader import Loaded
-from gateway.edge.guard import Door
+from gateway.edge.guard import ConnectionGuard
 from gateway.edge.hits import Edge
 from gateway.upstreams.client import Upstream
 
@@ -32,7 +32,7 @@ class Generations:
         return f"<Generations {self.number} requests={self.current.underway.count} retiring={len(self._retiring)}>"
 
     @property
-    def door(self) -> Door:
+    def door(self) -> ConnectionGuard:
         return self.current.door
 
     @property

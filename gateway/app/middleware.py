@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.context import LOOKED_KEY, RAW_TARGET_KEY, SCOPE_KEY, Exchange, exchange_of
+from gateway.context import LOOKED_KEY, RAW_TARGET_KEY, SCOPE_KEY, RequestContext, exchange_of
 from gateway.errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_body
 from gateway.http.forwarding import Trusted
 from gateway.http.headers import values
@@ -78,7 +78,7 @@ class Timing:
             self._log(exchange, status, size, seconds)
 
 
-def _exchange(scope: Scope, trusted: Trusted) -> Exchange:
+def _exchange(scope: Scope, trusted: Trusted) -> RequestContext:
     peer = scope["client"][0] if scope.get("client") else ""
     scheme = scope.get("scheme", "http")
     return exchange_for(scope["headers"], peer, scope["method"], scheme, trusted, looked=LOOKED_KEY in scope)
@@ -118,7 +118,7 @@ class TargetRule:
             del exchange.scope[SCOPE_KEY]
         await self.app(scope, receive, send)
 
-    def _apply(self, scope: Scope, exchange: Exchange | None) -> Target:
+    def _apply(self, scope: Scope, exchange: RequestContext | None) -> Target:
         if scope["method"] in ("CONNECT", "TRACE"):
             raise RequestRefused(f"{scope['method']} is not served here.", 405, "method")
         host = check_host(values(scope["headers"], b"host"), scope.get("http_version", "1.1"))

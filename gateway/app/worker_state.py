@@ -17,13 +17,13 @@ from gateway.cache.shared_store import SharedStore
 from gateway.cache.warm_start import Hottest
 from gateway.clock import Clock
 from gateway.config.models import Config
-from gateway.edge.guard import Door
+from gateway.edge.guard import ConnectionGuard
 from gateway.observability.access_log import AccessLog
 from gateway.observability.metrics import Metrics
 from gateway.policy.identity_key import KEY_BYTES, IdentityKey, derived
 
 
-class Lasting:
+class WorkerState:
     """Made of the configuration that the worker begins with; `ttls` gives each route's TTL as it stands, in seconds;
     `identity_changed` is called when digests are made with another key from now on."""
 
@@ -72,7 +72,7 @@ class Lasting:
         self.lag = LoopLag(self._observe_lag)
         self.metrics.watch(self.engine)
         self.metrics.watch_advice(self.watch.told)
-        self.door = Door(config, metrics=self.metrics, log=log)
+        self.door = ConnectionGuard(config, metrics=self.metrics, log=log)
 
     def configure(self, config: Config, log: AccessLog) -> None:
         """Go by another configuration from now on, in what can change while the worker runs."""

@@ -14,17 +14,17 @@ from typing import assert_never
 from msgspec import structs
 
 from gateway.cache.background import Background
-from gateway.cache.fetch import Durations, Fetching
-from gateway.cache.flight import Alone, Failed, Flight, Landed, Landing
+from gateway.cache.fetch import Durations, Fetcher
+from gateway.cache.flight import Failed, Flight, Landed, Landing, NotShareable
 from gateway.cache.leases import DOUBTED, FAILED, STORED, STORED_LIFE, UNCACHEABLE, Lease, Leases, Pauses, Standing
 from gateway.cache.overload import Governor
-from gateway.cache.request import Ask, Origin
-from gateway.cache.store import Found, Tiers
+from gateway.cache.request import CacheRequest, Origin
+from gateway.cache.store import Found, TieredStore
 from gateway.clock import Clock
 from gateway.errors import UpstreamTimeout
 from gateway.observability.trace_context import BEHIND
 from gateway.policy import freshness
-from gateway.policy.entry import Stored
+from gateway.policy.entry import Entry
 from gateway.policy.freshness import Hit
 from gateway.policy.rules import PLAIN
 
@@ -32,20 +32,20 @@ PATIENCE = 0.5
 """The share of its own deadline that a request waits for a fetch of another process."""
 
 
-class Flying:
+class Coalescer:
     """`newer` looks into the shared tier. At most `max_refreshes` tasks run behind."""
 
     def __init__(
         self,
         *,
-        tiers: Tiers,
+        tiers: TieredStore,
         clock: Clock,
-        fetching: Fetching,
+        fetching: Fetcher,
         leases: Leases,
         governor: Governor,
         background: Background,
         durations: Durations,
-        newer: Callable[[Ask, Found], Awaitable[Found]],
+        newer: Callable[[CacheRequest, Found], Awaitable[Found]],
         max_refreshes: int,
     ) -> None:
         self.flights: dict[str, Flight] = {}
@@ -71,13 +71,13 @@ class Flying:
     def close(self) -> None:
         self._leases.close()
 
-    def outlived(self, ask: Ask, flight: Flight) -> bool:
+    def outlived(self, ask: CacheRequest, flight: Flight) -> bool:
         """Whether a purge may have passed a flight: any may, where only its landing tells what it was joined from."""
         if ask.route.made and not self._tiers.untouched(flight.stamp):
             return True
         return self._tiers.outlived(flight.stamp, flight.began, ask.wanted)
 
-    def launch(self, key: str, ask: Ask, stale: Stored | None) -> Flight:
+    def launch(self, key: str, ask: CacheRequest, stale: Entry | None) -> Flight:
         flight = self._new_flight(key)
         self._background.spawn(
             self._make(flight, ask, stale) if ask.route.made else self._fly(flight, ask, ask.origin, stale)
@@ -89,7 +89,7 @@ class Flying:
         flight = self.flights[key] = Flight(key, self._tiers.stamp(), self._clock.now(), self.launched)
         return flight
 
-    async def lead(self, key: str, ask: Ask, stale: Stored | None) -> Landing:
+    async def lead(self, key: str, ask: CacheRequest, stale: Entry | None) -> Landing:
         """Fetch for all who wait, in the task of the one who asked first, which then goes on to its landing whether its
         client waits or not (`Exchange.leading`)."""
         flight = self._new_flight(key)
@@ -103,7 +103,7 @@ class Flying:
         return landing
 
     async def _fly(
-        self, flight: Flight, ask: Ask, origin: Origin, stale: Stored | None, *, behind: bool = False
+        self, flight: Flight, ask: CacheRequest, origin: Origin, stale: Entry | None, *, behind: bool = False
     ) -> None:
         """Fetch for all who wait, alone in the fleet as far as the lease goes: store, then give it back.
 
@@ -113,7 +113,7 @@ class Flying:
         await self._after(flight, landing, lease)
 
     async def _landed(
-        self, flight: Flight, ask: Ask, origin: Origin, stale: Stored | None, *, behind: bool = False
+        self, flight: Flight, ask: CacheRequest, origin: Origin, stale: Entry | None, *, behind: bool = False
     ) -> tuple[Landing, Lease | None]:
         """What the flight comes to, of which all who wait have been told; and its lease."""
         landing: Landing = Failed(503, error=UpstreamTimeout(origin.name, "the gateway is stopping"))
@@ -139,7 +139,7 @@ class Flying:
         if lease is not None:
             await self._give_back(flight, lease, landing)
 
-    async def _make(self, flight: Flight, ask: Ask, stale: Stored | None) -> None:
+    async def _make(self, flight: Flight, ask: CacheRequest, stale: Entry | None) -> None:
         """Make for all who wait what is made here: nobody in the fleet needs to be asked for leave."""
         landing: Landing = Failed(503, error=UpstreamTimeout(ask.origin.name, "the gateway is stopping"))
         try:
@@ -164,7 +164,7 @@ class Flying:
                 await self._leases.give_back(lease)
             case Failed(rest=rest):
                 await self._leases.give_back(lease, FAILED, max(self._durations.retry_after, rest or 0.0))
-            case Alone():
+            case NotShareable():
                 await self._leases.give_back(lease, UNCACHEABLE, self._durations.uncacheable_for)
             case _:
                 assert_never(landing)
@@ -172,14 +172,14 @@ class Flying:
     # --- one fetch in the fleet ----------------------------------------------------------------------------
 
     async def _land_alone(
-        self, flight: Flight, ask: Ask, origin: Origin, stale: Stored | None, lease: Lease
+        self, flight: Flight, ask: CacheRequest, origin: Origin, stale: Entry | None, lease: Lease
     ) -> tuple[Landing, Lease]:
         """What the one fetch of the fleet comes to: ours where the lease is, another's where we can wait for it.
 
         All of it, the waiting too, has the fetch's deadline.
         """
         deadline = time.monotonic() + origin.deadline
-        found: Stored | None = None
+        found: Entry | None = None
         if lease.standing is Standing.BUSY:
             found, lease = await self._await_other(flight, ask, origin, lease)
         if found is None and lease.standing is Standing.HELD and (lease.stored or _looked_long_ago(ask)):
@@ -195,7 +195,7 @@ class Flying:
         within = deadline - time.monotonic()
         return await self._fetching.land(ask, origin, stale, within=within, flight=flight), lease
 
-    async def _fresh_in_shared(self, flight: Flight, ask: Ask) -> Stored | None:
+    async def _fresh_in_shared(self, flight: Flight, ask: CacheRequest) -> Entry | None:
         """What another stored between our look and our lease, if it answers the flight."""
         found = await self._newer(ask, Found(None))
         decision = freshness.decide(found.stored, PLAIN, ask.route.rules, self._clock.now())
@@ -204,7 +204,9 @@ class Flying:
         asked_for_new = ask.facts.no_cache or ask.facts.max_age is not None or ask.facts.min_fresh
         return None if asked_for_new and decision.stored.started < flight.began else decision.stored
 
-    async def _await_other(self, flight: Flight, ask: Ask, origin: Origin, lease: Lease) -> tuple[Stored | None, Lease]:
+    async def _await_other(
+        self, flight: Flight, ask: CacheRequest, origin: Origin, lease: Lease
+    ) -> tuple[Entry | None, Lease]:
         """Look, with growing gaps, until another's fetch is stored, or its lease ends, or our own time grows short.
 
         Where the lease ends with nothing stored, its holder has died or failed: one of those who wait gets the next.
@@ -230,7 +232,7 @@ class Flying:
 
     # --- refreshing behind ---------------------------------------------------------------------------------
 
-    def refresh_behind(self, ask: Ask, stale: Stored) -> None:
+    def refresh_behind(self, ask: CacheRequest, stale: Entry) -> None:
         """Begin a refresh, unless one is under way, it failed just now, or too many are."""
         key = self._fetching.flight_key(ask)
         if key in self.flights or self._fetching.is_resting(ask) or len(self._background) >= self._max_refreshes:
@@ -242,7 +244,7 @@ class Flying:
         flight.abandoned = True
         self._background.spawn(self._refresh(flight, ask, stale))
 
-    async def _refresh(self, flight: Flight, ask: Ask, stale: Stored) -> None:
+    async def _refresh(self, flight: Flight, ask: CacheRequest, stale: Entry) -> None:
         """Another worker may have refreshed it already, or be about to: then there is nothing to do."""
         BEHIND.set(True)
         found = await self._newer(ask, Found(stale, "memory"))
@@ -255,6 +257,6 @@ class Flying:
         await self._fly(flight, ask, origin, stale, behind=True)
 
 
-def _looked_long_ago(ask: Ask) -> bool:
+def _looked_long_ago(ask: CacheRequest) -> bool:
     """Whether the mark of what another stored since this request looked may have ended already."""
     return time.perf_counter() - ask.exchange.began > STORED_LIFE / 2

@@ -22,8 +22,8 @@ from xxhash import xxh3_128_hexdigest
 from gateway.cache.memory import Memory
 from gateway.http.codings import tag_of, wanted
 from gateway.http.headers import DIGESTS, CacheControl, Headers, first, has, vary_names, without
-from gateway.policy.entry import Life, Stored
-from gateway.policy.rules import Rules
+from gateway.policy.entry import Entry, Life
+from gateway.policy.rules import CachePolicy
 
 LEAST = 1024
 """Smaller bodies fit in one packet as they are."""
@@ -33,7 +33,7 @@ _TEXT = re.compile(
 )
 
 
-def is_compressible(stored: Stored, rules: Rules) -> bool:
+def is_compressible(stored: Entry, rules: CachePolicy) -> bool:
     """Whether a stored response may be given in another coding.
 
     It may where the gateway itself asked for it plain, which it does on routes with a duration, and where nobody said
@@ -84,7 +84,7 @@ UNDER_WAY = 64
 _SHARE = 16  # of the memory, that one body may have and still be given codings
 
 
-class Prepared:
+class Compressor:
     """Finds and makes the codings of stored responses. `offered` names them, the preferred first; `spawn` runs what
     goes on behind."""
 
@@ -99,7 +99,7 @@ class Prepared:
     def __repr__(self) -> str:
         return f"<Prepared {', '.join(self._offered) or 'nothing'}, {self.made} made>"
 
-    def choose(self, request: Headers, stored: Stored, rules: Rules) -> Coded | None:
+    def choose(self, request: Headers, stored: Entry, rules: CachePolicy) -> Coded | None:
         """The form of a stored response that a request gets; None where there is but one."""
         if not self._offered or not is_compressible(stored, rules):
             return None
@@ -112,7 +112,7 @@ class Prepared:
             return Coded(None, stored.body, pending=self._begin(key, coding, stored))
         return Coded(coding, made.body, key=key) if made.body else Coded(None, stored.body)
 
-    def _kept(self, key: str, stored: Stored) -> Stored | None:
+    def _kept(self, key: str, stored: Entry) -> Entry | None:
         """What was made of `stored`; also of one before it with the same body, which a 304 confirmed."""
         made = self._memory.get(key)
         if made is None or made.born == stored.born:
@@ -123,7 +123,7 @@ class Prepared:
         self._memory.put(made)
         return made
 
-    def _begin(self, key: str, coding: str, stored: Stored) -> bool:
+    def _begin(self, key: str, coding: str, stored: Entry) -> bool:
         """Have it made; whether it is under way."""
         if key in self._under_way:
             return True
@@ -133,7 +133,7 @@ class Prepared:
         self._spawn(self._make(key, coding, stored))
         return True
 
-    async def _make(self, key: str, coding: str, stored: Stored) -> None:
+    async def _make(self, key: str, coding: str, stored: Entry) -> None:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="gateway-codings")
         try:
@@ -142,7 +142,7 @@ class Prepared:
             self._under_way.discard(key)
         self.made += 1
         self._memory.put(
-            Stored(
+            Entry(
                 key=key,
                 primary=xxh3_128_hexdigest(stored.body),
                 born=stored.born,

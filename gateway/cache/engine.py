@@ -19,23 +19,23 @@ from typing import assert_never
 from gateway.advisor.traffic import Traffic
 from gateway.cache import respond
 from gateway.cache.background import Background
-from gateway.cache.coalescer import Flying
-from gateway.cache.compression import Prepared
-from gateway.cache.fetch import Durations, Fetching, Storing, identity_of
-from gateway.cache.flight import Alone, Failed, Flight, Landed, Landing
+from gateway.cache.coalescer import Coalescer
+from gateway.cache.compression import Compressor
+from gateway.cache.fetch import Durations, EntryWriter, Fetcher, identity_of
+from gateway.cache.flight import Failed, Flight, Landed, Landing, NotShareable
 from gateway.cache.leases import Leases
 from gateway.cache.memory import Memory
 from gateway.cache.overload import Governor
 from gateway.cache.purge_log import PurgeLog, PurgesTold, Report
-from gateway.cache.request import Ask
-from gateway.cache.respond import Answer, Answering
+from gateway.cache.request import CacheRequest
+from gateway.cache.respond import Answer, Responder
 from gateway.cache.shared_store import SharedStore
-from gateway.cache.store import Found, Tiers
+from gateway.cache.store import Found, TieredStore
 from gateway.clock import Clock
-from gateway.context import Exchange, Outcome, Result
+from gateway.context import Outcome, RequestContext, Result
 from gateway.errors import Overloaded, UpstreamError
 from gateway.policy import freshness, storability
-from gateway.policy.entry import Made, Stored
+from gateway.policy.entry import DerivedFrom, Entry
 from gateway.policy.epochs import EVERYTHING, key_name, route_name, tag_name
 from gateway.policy.freshness import Bypass, Hit, Miss, Revalidate, Stale, Unsatisfiable
 from gateway.policy.identity_key import UNKEYED, IdentityKey
@@ -76,7 +76,7 @@ class Engine:
         identity_key: IdentityKey = UNKEYED,
     ) -> None:
         self.identity_key = identity_key
-        self.tiers = Tiers(memory, shared, clock, purges=purges, budget=shared_budget, secret=shared_secret)
+        self.tiers = TieredStore(memory, shared, clock, purges=purges, budget=shared_budget, secret=shared_secret)
         self.traffic = traffic if traffic is not None else Traffic(clock)
         self.clock = clock
         self.collapsed = 0
@@ -84,11 +84,11 @@ class Engine:
         self.background = Background()
         self.following = Background()
         """What handlers have follow their answers; it takes no room of refreshes."""
-        self.prepared = Prepared(memory, compression, self.background.spawn)
+        self.prepared = Compressor(memory, compression, self.background.spawn)
         self._durations = Durations(retry_after, uncacheable_for)
-        self._storing = Storing(self.tiers, clock, self.traffic, self.background, jitter)
-        self._fetching = Fetching(self.tiers, clock, self._storing, self._durations)
-        self._flying = Flying(
+        self._storing = EntryWriter(self.tiers, clock, self.traffic, self.background, jitter)
+        self._fetching = Fetcher(self.tiers, clock, self._storing, self._durations)
+        self._flying = Coalescer(
             tiers=self.tiers,
             clock=clock,
             fetching=self._fetching,
@@ -99,7 +99,7 @@ class Engine:
             newer=self._newer,
             max_refreshes=max_refreshes,
         )
-        self._answering = Answering(
+        self._answering = Responder(
             clock=clock,
             traffic=self.traffic,
             prepared=self.prepared,
@@ -142,7 +142,7 @@ class Engine:
 
     # --- the way of a request ----------------------------------------------------------------------------
 
-    def at_hand(self, ask: Ask) -> Answer | None:
+    def at_hand(self, ask: CacheRequest) -> Answer | None:
         """The answer, where it lies in memory and nobody need be asked; None otherwise."""
         if ask.plan.bypass is not None:
             return None
@@ -151,7 +151,7 @@ class Engine:
             return self._hit(ask, decision.stored, "memory")
         return self._stale(ask, decision) if isinstance(decision, Stale) else None
 
-    def look(self, ask: Ask) -> Hit | Stale | None:
+    def look(self, ask: CacheRequest) -> Hit | Stale | None:
         """What lies in memory for a request, as `at_hand` would answer with it; a stale one is refreshed behind."""
         if ask.plan.bypass is not None:
             return None
@@ -164,17 +164,17 @@ class Engine:
         """Whether a fetch for this base key failed a moment ago, so that what is stale is given meanwhile."""
         return self._fetching.is_resting_key(base)
 
-    def stale_copy(self, ask: Ask) -> Stored | None:
+    def stale_copy(self, ask: CacheRequest) -> Entry | None:
         """What lies in memory and may stand in because the upstream failed."""
         stored = self.tiers.at_hand(ask.wanted)
         return stored if stored is not None and self._fetching.usable_on_error(ask, stored) else None
 
-    def keep_made(self, ask: Ask, fetched: Fetched, made: Made, body: bytes) -> Answer:
+    def keep_made(self, ask: CacheRequest, fetched: Fetched, made: DerivedFrom, body: bytes) -> Answer:
         """The answer to a request from one that was made just now, of what lay in memory; it is kept."""
         stored = self._storing.made(ask, fetched, made, body)
         return self._answering.from_stored(ask, stored, Result.HIT, tier="memory", detail="joined")
 
-    async def answer(self, ask: Ask) -> Answer:
+    async def answer(self, ask: CacheRequest) -> Answer:
         """The answer to a GET or HEAD. Failures of the upstream are answers too, in Problem Details."""
         if ask.plan.bypass is not None:
             return await self.pass_by(ask.exchange, "bypass", ask.past, detail=ask.plan.bypass)
@@ -203,13 +203,13 @@ class Engine:
 
     async def pass_by(
         self,
-        exchange: Exchange,
+        exchange: RequestContext,
         why: str,
         send: Callable[[], Awaitable[Fetched]],
         *,
         detail: str | None = None,
         invalidates: Callable[[Fetched], Iterable[str]] | None = None,
-        keep: Callable[[Fetched], Ask | None] | None = None,
+        keep: Callable[[Fetched], CacheRequest | None] | None = None,
     ) -> Answer:
         """The way past the cache: `send` asks the upstream, the answer is streamed.
 
@@ -231,17 +231,17 @@ class Engine:
         exchange.outcome = Outcome(Result.BYPASS, forward=why, forward_status=fetched.status, detail=detail)
         return Answer(fetched.status, storability.passed_on(fetched.headers), fetched.body)
 
-    def _hit(self, ask: Ask, stored: Stored, tier: str | None) -> Answer:
+    def _hit(self, ask: CacheRequest, stored: Entry, tier: str | None) -> Answer:
         return self._answering.from_stored(ask, stored, Result.HIT, tier=tier)
 
-    def _stale(self, ask: Ask, decision: Stale) -> Answer:
+    def _stale(self, ask: CacheRequest, decision: Stale) -> Answer:
         if decision.refresh:
             self.refresh_behind(ask, decision.stored)
         return self._answering.from_stored(ask, decision.stored, Result.STALE, tier="memory")
 
     # --- asking the upstream -------------------------------------------------------------------------------
 
-    async def _ask_upstream(self, ask: Ask, stale: Stored | None, reason: str) -> Answer:
+    async def _ask_upstream(self, ask: CacheRequest, stale: Entry | None, reason: str) -> Answer:
         if stale is not None and self._fetching.is_resting(ask) and self._fetching.usable_on_error(ask, stale):
             return self._answering.from_stored(ask, stale, Result.STALE_ERROR, detail="resting")
         if self._fetching.may_send_range(ask):
@@ -273,7 +273,7 @@ class Engine:
                 break  # what comes next for this key would be as useless: nobody waits twice for it
         return await self._alone(ask, stale, reason, None, ranged=self._fetching.may_send_range(ask))
 
-    async def _lead(self, key: str, ask: Ask, stale: Stored | None, reason: str) -> Answer:
+    async def _lead(self, key: str, ask: CacheRequest, stale: Entry | None, reason: str) -> Answer:
         """The answer that this request's own flight brings, in its own task."""
         began = time.perf_counter()
         landing = await self._flying.lead(key, ask, stale)
@@ -283,7 +283,7 @@ class Engine:
         return self._answering.landed(ask, landing, stale, reason, collapsed=False)
 
     async def _wait(
-        self, ask: Ask, flight: Flight, stale: Stored | None, reason: str, *, arrived: int, leading: bool
+        self, ask: CacheRequest, flight: Flight, stale: Entry | None, reason: str, *, arrived: int, leading: bool
     ) -> Answer | Useless:
         """The answer that a flight brings to this request, or why it is of no use to it.
 
@@ -309,7 +309,7 @@ class Engine:
         return self._answering.landed(ask, landing, stale, reason, collapsed=True)
 
     async def _alone(
-        self, ask: Ask, stale: Stored | None, forward: str, detail: str | None, *, ranged: bool = False
+        self, ask: CacheRequest, stale: Entry | None, forward: str, detail: str | None, *, ranged: bool = False
     ) -> Answer:
         """Ask for this request alone; the fetch ends with it. A response that may be stored is stored all the same."""
         began = time.perf_counter()
@@ -327,13 +327,13 @@ class Engine:
             self.background.spawn(self.tiers.share(landing.stored))
         return self._answering.landed(ask, landing, stale, forward, collapsed=False, detail=detail)
 
-    async def _part_alone(self, ask: Ask, whole: Landing, stale: Stored | None, forward: str) -> Answer:
+    async def _part_alone(self, ask: CacheRequest, whole: Landing, stale: Entry | None, forward: str) -> Answer:
         """The part that was wanted of a `whole` which cannot be kept."""
-        assert isinstance(whole, Alone)
+        assert isinstance(whole, NotShareable)
         await whole.fetched.body.aclose()
         return await self._alone(ask, stale, forward, None, ranged=True)
 
-    def _stored_part(self, ask: Ask) -> Answer | None:
+    def _stored_part(self, ask: CacheRequest) -> Answer | None:
         """The answer to a range request from a stored part that is fresh and holds all of it."""
         now = self.clock.now()
         for stored in self.tiers.parts(ask.wanted):
@@ -358,7 +358,7 @@ class Engine:
         finally:
             self._flying.alone -= 1
 
-    def _refused(self, ask: Ask) -> Failed | None:
+    def _refused(self, ask: CacheRequest) -> Failed | None:
         """Why no fetch may begin for a request now, told before a lease is taken; None where one may."""
         if not self.governor.admits_miss(self.under_way):
             return self._shed(ask.origin.name)
@@ -370,7 +370,7 @@ class Engine:
 
     # --- the stores, and the end ---------------------------------------------------------------------------
 
-    def _is_for(self, ask: Ask, landing: Landing, stale: Stored | None) -> bool:
+    def _is_for(self, ask: CacheRequest, landing: Landing, stale: Entry | None) -> bool:
         """Whether what another request's fetch came to may answer this one: a personal failure, by what is stale."""
         match landing:
             case Landed(stored):
@@ -378,12 +378,12 @@ class Engine:
             case Failed(personal=personal, identity=identity):
                 to_share = not personal and (identity is None or list(identity) == identity_of(ask))
                 return to_share or (stale is not None and self._fetching.usable_on_error(ask, stale))
-            case Alone():
+            case NotShareable():
                 return False
             case _:
                 assert_never(landing)
 
-    def _serves(self, ask: Ask, stored: Stored) -> bool:
+    def _serves(self, ask: CacheRequest, stored: Entry) -> bool:
         """Whether a response fetched for another request may answer this one: same variant, and reusable."""
         if stored.key != variant_key(ask.plan.base, stored.vary, ask.headers, ask.route.keying.identity_key):
             return False
@@ -393,7 +393,7 @@ class Engine:
         # Asked for validation: this was fetched while it waited.
         return isinstance(decision, Revalidate) and ask.facts.no_cache and not stored.life.no_cache
 
-    async def _newer(self, ask: Ask, known: Found) -> Found:
+    async def _newer(self, ask: CacheRequest, known: Found) -> Found:
         if ask.route.made or not self.shared.available:
             return known
         began = time.perf_counter()

@@ -22,29 +22,29 @@ from msgspec import structs
 
 from gateway.advisor.traffic import Traffic
 from gateway.cache.background import Background
-from gateway.cache.flight import Alone, Failed, Flight, Landed, Landing, Marks
-from gateway.cache.request import Ask, Origin
-from gateway.cache.store import Tiers
+from gateway.cache.flight import Failed, Flight, Landed, Landing, Marks, NotShareable
+from gateway.cache.request import CacheRequest, Origin
+from gateway.cache.store import TieredStore
 from gateway.clock import Clock
 from gateway.errors import PartFailed, UpstreamError, UpstreamTimeout
 from gateway.http.headers import Headers, has, http_date, vary_names, without
-from gateway.http.ranges import Piece, combine, is_single, is_whole, rest_of, span_of
+from gateway.http.ranges import PartialBody, combine, is_single, is_whole, rest_of, span_of
 from gateway.policy import freshness, storability, validation
-from gateway.policy.entry import Life, Made, Stored
+from gateway.policy.entry import DerivedFrom, Entry, Life
 from gateway.policy.freshness import Hit, Stale
 from gateway.policy.keys import is_identity
 from gateway.policy.preconditions import as_given
 from gateway.policy.rules import PLAIN
-from gateway.policy.storability import Admit, Received, Refuse
+from gateway.policy.storability import Admit, ReceivedResponse, Refuse
 from gateway.policy.vary import Names, variant_key
 from gateway.upstreams.response import Body, Fetched, Live, WholeBody
 
 
-class Storing:
+class EntryWriter:
     """`jitter` gives fractions in [0, 1)."""
 
     def __init__(
-        self, tiers: Tiers, clock: Clock, traffic: Traffic, background: Background, jitter: Callable[[], float]
+        self, tiers: TieredStore, clock: Clock, traffic: Traffic, background: Background, jitter: Callable[[], float]
     ) -> None:
         self._tiers = tiers
         self._clock = clock
@@ -52,7 +52,14 @@ class Storing:
         self._background = background
         self.jitter = jitter
 
-    def admitted(self, ask: Ask, received: Received, verdict: Admit, body: bytes, made: Made | None = None) -> Landed:
+    def admitted(
+        self,
+        ask: CacheRequest,
+        received: ReceivedResponse,
+        verdict: Admit,
+        body: bytes,
+        made: DerivedFrom | None = None,
+    ) -> Landed:
         stored = self._stored(ask, received, verdict, body)
         stored = stored if made is None else _taking_over(stored, made)
         before = self._tiers.at_hand(ask.wanted)
@@ -60,11 +67,11 @@ class Storing:
             self._compared(ask, before, received, changed=before.body != stored.body)
         return Landed(stored, received.status, self._tiers.keep(stored, ask.wanted))
 
-    def preview(self, ask: Ask, received: Received, verdict: Admit) -> Stored:
+    def preview(self, ask: CacheRequest, received: ReceivedResponse, verdict: Admit) -> Entry:
         """What `admitted` would store, but for the body, which has not come yet."""
         return self._stored(ask, received, verdict, b"")
 
-    async def confirmed(self, ask: Ask, stale: Stored, received: Received) -> Landing | None:
+    async def confirmed(self, ask: CacheRequest, stale: Entry, received: ReceivedResponse) -> Landing | None:
         """A 304, or a HEAD's answer: the stored response is as good as new, with the fields that came (RFC 9111 §4.3.4,
         §4.3.5); for its client alone, where they forbid to store it. None where it may be another client's: `Vary` has
         changed, and no strong tag proves that these are the bytes for this request."""
@@ -81,25 +88,25 @@ class Storing:
         if isinstance(verdict, Refuse):
             length = (b"content-length", b"%d" % len(stale.body))
             fetched = Fetched(stale.status, (*headers, length), WholeBody(stale.body))
-            return Alone(fetched, verdict.reason, status=received.status)
+            return NotShareable(fetched, verdict.reason, status=received.status)
         stored = self._stored(ask, structs.replace(whole, stamp=received.stamp), verdict, stale.body)
         self._compared(ask, stale, received, changed=False)
         return Landed(stored, received.status, self._tiers.keep(stored, ask.wanted))
 
-    async def _void(self, ask: Ask) -> str:
+    async def _void(self, ask: CacheRequest) -> str:
         """Make void all that is stored for the target, here and everywhere, as it was selected by what no longer holds;
         the stamp of what is stored anew."""
         await self._tiers.invalidate([ask.plan.primary], by="a 304 or HEAD that changed what may be stored")
         await self._tiers.purged()
         return self._tiers.stamp()
 
-    def _stored(self, ask: Ask, received: Received, verdict: Admit, body: bytes) -> Stored:
+    def _stored(self, ask: CacheRequest, received: ReceivedResponse, verdict: Admit, body: bytes) -> Entry:
         headers = without(verdict.headers, b"content-length")
         if not ask.route.follows_origin and received.status == 200 and not has(headers, b"etag"):
             headers.append((b"etag", validation.own_tag(body)))
         if not has(headers, b"date"):
             headers.append((b"date", http_date(received.arrived)))
-        return Stored(
+        return Entry(
             key=variant_key(ask.plan.base, verdict.vary, ask.headers, ask.route.keying.identity_key),
             primary=ask.plan.primary,
             born=received.arrived,
@@ -116,15 +123,15 @@ class Storing:
             route=ask.route.name,
         )
 
-    def _compared(self, ask: Ask, before: Stored, received: Received, *, changed: bool) -> None:
+    def _compared(self, ask: CacheRequest, before: Entry, received: ReceivedResponse, *, changed: bool) -> None:
         ask.exchange.changed = changed
         self._traffic.fetched(ask.route.name, received.sent - before.started, changed=changed)
 
-    def made(self, ask: Ask, fetched: Fetched, made: Made, body: bytes) -> Stored:
+    def made(self, ask: CacheRequest, fetched: Fetched, made: DerivedFrom, body: bytes) -> Entry:
         """What was made just now of what lay in memory; it is kept."""
         now = self._clock.now()
         headers = (*without(fetched.headers, b"content-length", b"age"), (b"date", http_date(now)))
-        stored = Stored(
+        stored = Entry(
             key=variant_key(ask.plan.base, made.vary, ask.headers, ask.route.keying.identity_key),
             primary=ask.plan.primary,
             born=now,
@@ -143,7 +150,7 @@ class Storing:
         self._tiers.keep(stored, ask.wanted)
         return stored
 
-    async def freshen_by_head(self, ask: Ask, received: Received) -> None:
+    async def freshen_by_head(self, ask: CacheRequest, received: ReceivedResponse) -> None:
         """What a HEAD's answer says of the stored GET: it is still the same, or it is void (RFC 9111 §4.3.5)."""
         stored = self._tiers.at_hand(ask.wanted)
         if stored is None or received.status != 200:
@@ -155,10 +162,10 @@ class Storing:
         if isinstance(landing, Landed) and landing.kept:
             self._background.spawn(self._tiers.share(landing.stored))
 
-    async def keep_representation(self, ask: Ask, fetched: Fetched) -> Fetched:
+    async def keep_representation(self, ask: CacheRequest, fetched: Fetched) -> Fetched:
         """Keep a POST's answer that is the representation of its target (RFC 9110 §9.3.3), if its life is stated."""
         now = math.nextafter(self._clock.now(), math.inf)  # later than the invalidation just made
-        received = Received(fetched.status, fetched.headers, now, now, self._tiers.stamp())
+        received = ReceivedResponse(fetched.status, fetched.headers, now, now, self._tiers.stamp())
         # Without the plan: the POST's upstream saw more of who asked than the key of a GET holds.
         verdict = storability.admit(received, ask.facts, ask.route.rules)
         if not isinstance(verdict, Admit) or not verdict.life.lifetime or not fetched.ends_surely:
@@ -174,7 +181,7 @@ class Storing:
 
     # --- parts ---------------------------------------------------------------------------------------------
 
-    def to_complete(self, ask: Ask) -> tuple[Stored | None, list[tuple[bytes, bytes]]]:
+    def to_complete(self, ask: CacheRequest) -> tuple[Entry | None, list[tuple[bytes, bytes]]]:
         """A stored part, and the fields that ask for the rest of its representation."""
         for part in self._tiers.parts(ask.wanted):
             fields = rest_of(part.headers)
@@ -182,23 +189,25 @@ class Storing:
                 return part, fields
         return None, []
 
-    async def completed(self, ask: Ask, part: Stored, fetched: Fetched, received: Received) -> Landing | None:
+    async def completed(
+        self, ask: CacheRequest, part: Entry, fetched: Fetched, received: ReceivedResponse
+    ) -> Landing | None:
         """The whole that a stored part and the rest of it come to; None where they are not of one representation."""
         if fetched.status != 206 or not fetched.ends_surely:
             return None
         body = await fetched.body.whole(ask.route.max_body)
         if body is None:
             return None
-        piece = combine(Piece(part.headers, part.body), Piece(received.headers, body))
+        piece = combine(PartialBody(part.headers, part.body), PartialBody(received.headers, body))
         if piece is None or not is_whole(piece.headers):
             return None
         return self.keep_whole(ask, received, piece)
 
-    def keep_part(self, ask: Ask, received: Received, body: bytes) -> None:
+    def keep_part(self, ask: CacheRequest, received: ReceivedResponse, body: bytes) -> None:
         """Store a part, joined with those stored already where they are of one representation (RFC 9111 §3.4)."""
-        piece = Piece(received.headers, body)
+        piece = PartialBody(received.headers, body)
         for known in self._tiers.parts(ask.wanted):
-            joined = combine(Piece(known.headers, known.body), piece)
+            joined = combine(PartialBody(known.headers, known.body), piece)
             if joined is not None and len(joined.body) <= ask.route.max_body:
                 piece = joined
         if is_whole(piece.headers):
@@ -211,16 +220,16 @@ class Storing:
         if isinstance(verdict, Admit):
             self._tiers.keep_part(self._stored(ask, received, verdict, piece.body))
 
-    def keep_whole(self, ask: Ask, received: Received, piece: Piece) -> Landing:
+    def keep_whole(self, ask: CacheRequest, received: ReceivedResponse, piece: PartialBody) -> Landing:
         """Store a representation whose parts are all there: it is a 200 now (RFC 9111 §3.4)."""
         received = structs.replace(received, status=200, headers=without(piece.headers, b"content-range"))
         verdict = storability.admit(received, ask.facts, ask.route.rules, ask.plan)
         if isinstance(verdict, Refuse):
-            return Alone(Fetched(200, received.headers, WholeBody(piece.body)), verdict.reason)
+            return NotShareable(Fetched(200, received.headers, WholeBody(piece.body)), verdict.reason)
         return self.admitted(ask, received, verdict, piece.body)
 
 
-def _taking_over(stored: Stored, made: Made) -> Stored:
+def _taking_over(stored: Entry, made: DerivedFrom) -> Entry:
     """A response that was made of others, with what it takes over from them."""
     return structs.replace(
         stored,
@@ -232,7 +241,7 @@ def _taking_over(stored: Stored, made: Made) -> Stored:
     )
 
 
-def _age_of(received: Received) -> list[tuple[bytes, bytes]]:
+def _age_of(received: ReceivedResponse) -> list[tuple[bytes, bytes]]:
     return [pair for pair in received.headers if pair[0] == b"age"]
 
 
@@ -248,8 +257,8 @@ class Durations:
     uncacheable_for: float = 5.0
 
 
-class Fetching:
-    def __init__(self, tiers: Tiers, clock: Clock, storing: Storing, durations: Durations) -> None:
+class Fetcher:
+    def __init__(self, tiers: TieredStore, clock: Clock, storing: EntryWriter, durations: Durations) -> None:
         self._tiers = tiers
         self._clock = clock
         self._storing = storing
@@ -260,9 +269,9 @@ class Fetching:
 
     async def land(
         self,
-        ask: Ask,
+        ask: CacheRequest,
         origin: Origin,
-        stale: Stored | None,
+        stale: Entry | None,
         *,
         method: str = "GET",
         ranged: bool = False,
@@ -294,9 +303,9 @@ class Fetching:
 
     async def _fetch(
         self,
-        ask: Ask,
+        ask: CacheRequest,
         origin: Origin,
-        stale: Stored | None,
+        stale: Entry | None,
         *,
         method: str,
         ranged: bool,
@@ -315,7 +324,7 @@ class Fetching:
         sent, stamp = self._clock.now(), self._tiers.stamp()
         async with asyncio.timeout(left) as deadline:
             fetched = await origin.fetch(method, [*ask.plan.forward, *conditions, *ranges])
-            received = Received(fetched.status, fetched.headers, sent, self._clock.now(), stamp)
+            received = ReceivedResponse(fetched.status, fetched.headers, sent, self._clock.now(), stamp)
             try:
                 if fetched.status == 304 and conditions and stale is not None:
                     await fetched.body.aclose()
@@ -334,7 +343,7 @@ class Fetching:
                 if method == "HEAD":
                     deadline.reschedule(None)
                     await self._storing.freshen_by_head(ask, received)
-                    return Alone(fetched, "head")
+                    return NotShareable(fetched, "head")
                 if ranged and (fetched.status != 200 or not ask.route.follows_origin):
                     return await self._partial(ask, fetched, received, deadline)
                 return await self._judge(ask, fetched, received, stale, deadline, flight)
@@ -343,69 +352,69 @@ class Fetching:
                 raise
 
     async def _confirmed(
-        self, ask: Ask, stale: Stored, received: Received, deadline: asyncio.Timeout
+        self, ask: CacheRequest, stale: Entry, received: ReceivedResponse, deadline: asyncio.Timeout
     ) -> Landing | None:
         """What a 304 makes of the stored response; None where it does not hold for this request."""
         if not validation.confirms(stale, received):
             return None
         landing = await self._storing.confirmed(ask, stale, received)
-        if isinstance(landing, Alone):
+        if isinstance(landing, NotShareable):
             return self._unstorable(ask, landing, deadline)
         return landing
 
     async def _judge(
         self,
-        ask: Ask,
+        ask: CacheRequest,
         fetched: Fetched,
-        received: Received,
-        stale: Stored | None,
+        received: ReceivedResponse,
+        stale: Entry | None,
         deadline: asyncio.Timeout,
         flight: Flight | None,
     ) -> Landing:
         """A whole new response: to be kept, a failure to share, or for its client alone."""
         unshared = _unshared(ask, fetched)
         if unshared is not None:
-            return self._unstorable(ask, Alone(fetched, unshared), deadline)
+            return self._unstorable(ask, NotShareable(fetched, unshared), deadline)
         verdict = storability.admit(received, ask.facts, ask.route.rules, ask.plan)
         if isinstance(verdict, Admit):
             verdict = _varying(verdict, fetched)
         better = stale is not None and self.usable_on_error(ask, stale)
         if self._is_failure(ask, fetched.status) and (isinstance(verdict, Refuse) or better):
             failed = await self._failed(ask, fetched, received, verdict, better=better)
-            return failed if failed is not None else self._unstorable(ask, Alone(fetched, "failure"), deadline)
+            return failed if failed is not None else self._unstorable(ask, NotShareable(fetched, "failure"), deadline)
         if isinstance(verdict, Refuse):
-            return self._unstorable(ask, Alone(fetched, verdict.reason), deadline)
+            return self._unstorable(ask, NotShareable(fetched, verdict.reason), deadline)
         if not fetched.ends_surely:
-            return self._unstorable(ask, Alone(fetched, "end-in-doubt"), deadline)
+            return self._unstorable(ask, NotShareable(fetched, "end-in-doubt"), deadline)
         if ask.route.made and fetched.made is None:
-            return self._unstorable(ask, Alone(fetched, "parts"), deadline)
+            return self._unstorable(ask, NotShareable(fetched, "parts"), deadline)
         key = self.flight_key(ask)
         for reason, marks in self._not_whole.items():
             if marks.active(key, self._clock.now()):
                 # It was so a moment ago: each of those who come now would collect as much as may be kept, in vain.
-                return self._unstorable(ask, Alone(fetched, reason), deadline)
+                return self._unstorable(ask, NotShareable(fetched, reason), deadline)
         if flight is not None and not ask.route.made:
             flight.promise(partial(self._storing.preview, ask, received, verdict))
         body = await fetched.body.whole(ask.route.max_body, None if better else _live(fetched, deadline))
         if body is None:
             reason = "endless" if isinstance(fetched.body, Body) and fetched.body.live else "too-large"
             self._not_whole[reason].put(key, self._clock.now() + self._durations.uncacheable_for)
-            return self._unstorable(ask, Alone(fetched, reason), deadline)
+            return self._unstorable(ask, NotShareable(fetched, reason), deadline)
         unshared = _unshared(ask, fetched)  # what streams may have read more
         if unshared is not None:
             whole = Fetched(fetched.status, fetched.headers, WholeBody(body))
-            return self._unstorable(ask, Alone(whole, unshared), deadline)
+            return self._unstorable(ask, NotShareable(whole, unshared), deadline)
         return self._storing.admitted(ask, received, _varying(verdict, fetched), body, fetched.made)
 
-    def _is_failure(self, ask: Ask, status: int) -> bool:
+    def _is_failure(self, ask: CacheRequest, status: int) -> bool:
         """Whether a status says that the upstream cannot answer now. A 429 of a handler is its answer."""
         return status >= 500 or (status == 429 and not ask.route.local)
 
     async def _failed(
         self,
-        ask: Ask,
+        ask: CacheRequest,
         fetched: Fetched,
-        received: Received,
+        received: ReceivedResponse,
         verdict: Admit | Refuse,
         *,
         better: bool,
@@ -424,7 +433,9 @@ class Fetching:
             return None
         return Failed(fetched.status, fetched.headers, body, personal=personal, identity=tuple(identity), rest=rest)
 
-    async def _partial(self, ask: Ask, fetched: Fetched, received: Received, deadline: asyncio.Timeout) -> Alone:
+    async def _partial(
+        self, ask: CacheRequest, fetched: Fetched, received: ReceivedResponse, deadline: asyncio.Timeout
+    ) -> NotShareable:
         """The answer to a range request: for its client, and kept as the part it is (RFC 9111 §3.3)."""
         verdict = storability.admit(structs.replace(received, status=200), ask.facts, ask.route.rules, ask.plan)
         if (
@@ -435,21 +446,21 @@ class Fetching:
             or span_of(received.headers) is None
         ):
             deadline.reschedule(None)
-            return Alone(fetched, "range")
+            return NotShareable(fetched, "range")
         body = await fetched.body.whole(ask.route.max_body)
         if body is None:
             deadline.reschedule(None)
-            return Alone(fetched, "too-large")
+            return NotShareable(fetched, "too-large")
         self._storing.keep_part(ask, received, body)
-        return Alone(Fetched(206, fetched.headers, WholeBody(body)), "range")
+        return NotShareable(Fetched(206, fetched.headers, WholeBody(body)), "range")
 
-    def _unstorable(self, ask: Ask, landing: Alone, deadline: asyncio.Timeout) -> Alone:
+    def _unstorable(self, ask: CacheRequest, landing: NotShareable, deadline: asyncio.Timeout) -> NotShareable:
         """For its client alone, from now on at the body's own pace."""
         deadline.reschedule(None)
         self.mark_uncacheable(self.flight_key(ask))
         return landing
 
-    def _serves_others(self, ask: Ask, stored: Stored) -> bool:
+    def _serves_others(self, ask: CacheRequest, stored: Entry) -> bool:
         """Whether a response that was stored may be given to anyone without asking again: not one that is stale as it
         comes (`no-cache`, `max-age=0`)."""
         decision = freshness.decide(stored, PLAIN, ask.route.rules, self._clock.now())
@@ -457,22 +468,22 @@ class Fetching:
 
     # --- what is remembered of fetches ---------------------------------------------------------------------
 
-    def rest(self, ask: Ask, seconds: float | None = None, *, own: bool = False) -> None:
+    def rest(self, ask: CacheRequest, seconds: float | None = None, *, own: bool = False) -> None:
         """Leave the upstream alone for this key, for at least so many seconds; for this identity alone where it is its
         `own` failure."""
         key = self._own_key(ask) if own else ask.plan.base
         self._resting.put(key, self._clock.now() + max(self._durations.retry_after, seconds or 0.0))
 
-    def is_resting(self, ask: Ask) -> bool:
+    def is_resting(self, ask: CacheRequest) -> bool:
         return len(self._resting) > 0 and any(map(self.is_resting_key, (ask.plan.base, self._own_key(ask))))
 
     def is_resting_key(self, base: str) -> bool:
         return self._resting.active(base, self._clock.now())
 
-    def usable_on_error(self, ask: Ask, stale: Stored) -> bool:
+    def usable_on_error(self, ask: CacheRequest, stale: Entry) -> bool:
         return freshness.usable_on_error(stale, ask.facts, ask.route.rules, self._clock.now())
 
-    def may_send_range(self, ask: Ask) -> bool:
+    def may_send_range(self, ask: CacheRequest) -> bool:
         """On a route with a duration `Range` is not in the key: the whole is fetched and cut, if it can be kept. A
         range is one of a GET (RFC 9110 §14.2)."""
         ranges = _range_of(ask.headers)
@@ -480,10 +491,10 @@ class Fetching:
             return False
         return ask.route.follows_origin or self._uncacheable.active(self.flight_key(ask), self._clock.now())
 
-    def is_asked_again(self, ask: Ask, landing: Landing | None) -> bool:
+    def is_asked_again(self, ask: CacheRequest, landing: Landing | None) -> bool:
         """Whether the whole came, is too large to be kept, and a part of it was wanted: the next request for that will
         be sent to the upstream, and so is this one, rather than that all before the part is read and thrown away."""
-        if not isinstance(landing, Alone) or landing.reason != "too-large" or ask.route.local or ask.route.made:
+        if not isinstance(landing, NotShareable) or landing.reason != "too-large" or ask.route.local or ask.route.made:
             return False
         return landing.fetched.status == 200 and self.may_send_range(ask)
 
@@ -494,7 +505,7 @@ class Fetching:
     def mark_uncacheable(self, key: str) -> None:
         self._uncacheable.put(key, self._clock.now() + self._durations.uncacheable_for)
 
-    def flight_key(self, ask: Ask, vary: Names = ()) -> str:
+    def flight_key(self, ask: CacheRequest, vary: Names = ()) -> str:
         """What those who wait for one fetch have in common: the variant, by `vary` or what the newest response varies
         on; and the identity that it is for, unless what is stored is known to be for all."""
         secret = ask.route.keying.identity_key
@@ -502,19 +513,19 @@ class Fetching:
         identity = self._identity(ask)
         return key + identity if identity and not self._is_shared(ask) else key
 
-    def _is_shared(self, ask: Ask) -> bool:
+    def _is_shared(self, ask: CacheRequest) -> bool:
         stored = self._tiers.at_hand(ask.wanted)
         return stored is not None and stored.life.shared
 
     @staticmethod
-    def _identity(ask: Ask) -> str:
+    def _identity(ask: CacheRequest) -> str:
         """The credentials that the upstream sees though they are not in the key, as a line of a key; else empty."""
         if not ask.facts.authorized or not ask.route.follows_origin:
             return ""
         return _line_of([pair for pair in ask.plan.forward if pair[0] == b"authorization"], ask)
 
     @staticmethod
-    def _own_key(ask: Ask) -> str:
+    def _own_key(ask: CacheRequest) -> str:
         """The base key, and all that told the upstream who asks."""
         return ask.plan.base + _line_of(identity_of(ask), ask) if ask.route.follows_origin else ask.plan.base
 
@@ -527,7 +538,7 @@ def _live(fetched: Fetched, deadline: asyncio.Timeout) -> Live | None:
     return Live(PAUSE, (when - asyncio.get_running_loop().time()) / 2)
 
 
-def identity_of(ask: Ask) -> list[tuple[bytes, bytes]]:
+def identity_of(ask: CacheRequest) -> list[tuple[bytes, bytes]]:
     """The fields by which the upstream saw who asks."""
     return [pair for pair in ask.plan.forward if _says_who(pair[0])]
 
@@ -537,12 +548,12 @@ def _says_who(name: bytes) -> bool:
     return is_identity(name.decode("latin-1"))
 
 
-def _line_of(fields: list[tuple[bytes, bytes]], ask: Ask) -> str:
+def _line_of(fields: list[tuple[bytes, bytes]], ask: CacheRequest) -> str:
     sent = b"\n".join(name + b":" + value for name, value in fields).decode("latin-1")
     return "\nfor " + ask.route.keying.identity_key.digest("for", sent) if fields else ""
 
 
-def _unshared(ask: Ask, fetched: Fetched) -> str | None:
+def _unshared(ask: CacheRequest, fetched: Fetched) -> str | None:
     """Why a handler's answer is for its client alone; None where its inputs are known, and are those of `ask`."""
     if fetched.reads is None:
         return None

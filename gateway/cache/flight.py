@@ -13,7 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from gateway.http.headers import Headers
-from gateway.policy.entry import Stored
+from gateway.policy.entry import Entry
 from gateway.policy.vary import Names
 from gateway.upstreams.response import Fetched
 
@@ -21,7 +21,7 @@ from gateway.upstreams.response import Fetched
 class Landed(msgspec.Struct, frozen=True):
     """The response can be reused. `status` is what the upstream answered (304 where it confirmed)."""
 
-    stored: Stored
+    stored: Entry
     status: int
     kept: bool
     """Whether it was stored; not where it was invalidated while it was fetched."""
@@ -45,7 +45,7 @@ class Failed(msgspec.Struct, frozen=True):
     rest: float | None = None
 
 
-class Alone(msgspec.Struct, frozen=True):
+class NotShareable(msgspec.Struct, frozen=True):
     """The response is for the one whose request was sent; its body is still to be read. `status` is what the upstream
     answered, where that is another."""
 
@@ -54,8 +54,8 @@ class Alone(msgspec.Struct, frozen=True):
     status: int | None = None
 
 
-Landing = Landed | Failed | Alone
-Preview = Callable[[], Stored]
+Landing = Landed | Failed | NotShareable
+Preview = Callable[[], Entry]
 
 
 class Flight:
@@ -78,7 +78,7 @@ class Flight:
         self.waiting = 0
         self.abandoned = False
         self._head: asyncio.Future[Preview | None] = loop.create_future()
-        self._preview: Stored | None = None
+        self._preview: Entry | None = None
 
     def __repr__(self) -> str:
         state = "landed" if self.landing.done() else "under way"
@@ -95,7 +95,7 @@ class Flight:
         finally:
             self.waiting -= 1
 
-    async def wait(self, serves: Callable[[Stored], bool]) -> Landing | None:
+    async def wait(self, serves: Callable[[Entry], bool]) -> Landing | None:
         """What the flight came to, for one who waits; None as soon as it is known to be of no use to it: where `serves`
         says so of the response's head, or nobody is to wait any more."""
         self.waiting += 1
@@ -128,14 +128,14 @@ class Flight:
         self.abandoned = True
         if self.landing.done() and not self.landing.cancelled():
             landing = self.landing.result()
-            if isinstance(landing, Alone):
+            if isinstance(landing, NotShareable):
                 await landing.fetched.body.aclose()
 
     async def land(self, landing: Landing) -> None:
         """Tell all. A response for its client alone ends where that client has left."""
         self.landing.set_result(landing)
         self.release()
-        if self.abandoned and isinstance(landing, Alone):
+        if self.abandoned and isinstance(landing, NotShareable):
             await landing.fetched.body.aclose()
 
 

@@ -33,7 +33,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from gateway.policy.entry import Stored, size_of
+from gateway.policy.entry import Entry, size_of
 from gateway.policy.vary import VaryIndex
 
 V = TypeVar("V")
@@ -263,15 +263,15 @@ class Memory:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._responses: S3Fifo[Stored] = S3Fifo(capacity)
+        self._responses: S3Fifo[Entry] = S3Fifo(capacity)
         self._indices: S3Fifo[VaryIndex] = S3Fifo(capacity // _INDEX_SHARE)
         self._room = capacity - self._responses.overhead - self._indices.overhead
         self._evictions = 0
-        self.get: Callable[[str], Stored | None] = self._responses.get  # bound once: a hit calls nothing between
+        self.get: Callable[[str], Entry | None] = self._responses.get  # bound once: a hit calls nothing between
         """The response stored under a variant's key."""
         self.index: Callable[[str], VaryIndex | None] = self._indices.get
         """What is known of a primary key's variants."""
-        self.node: Callable[[str], Node[Stored] | None] = self._responses.node
+        self.node: Callable[[str], Node[Entry] | None] = self._responses.node
         """The node of a response's key: while its turn is the same, the same response lies there."""
         self._unindexed: Node[VaryIndex] = Node("", None, 0, main=False)
 
@@ -299,7 +299,7 @@ class Memory:
         found = self._responses.hottest(_LOOKED, _LOOKED)
         return [each.key for each in found if each.status != 206 and each.key.startswith(each.primary)][:number]
 
-    def put(self, stored: Stored, size: int | None = None) -> None:
+    def put(self, stored: Entry, size: int | None = None) -> None:
         """Keep a response; `size` is what `record.size_of` says of it, where that is known already."""
         size = size_of(stored) if size is None else size
         if size > self.capacity // 8:
@@ -310,7 +310,7 @@ class Memory:
             index.turn += 1  # it may now be the one of them that a request selects
         self._shrink()
 
-    def renew(self, node: Node[Stored], stored: Stored, size: int) -> None:
+    def renew(self, node: Node[Entry], stored: Entry, size: int) -> None:
         """`put` in the node that the key has, where its primary key has no index; `size` is at most an eighth."""
         self._responses.renew(node, stored, size)
         if self._responses.bytes + self._indices.bytes > self._room:

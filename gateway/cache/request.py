@@ -10,12 +10,12 @@ from typing import Protocol
 import msgspec
 
 from gateway.cache.store import Selection, selection
-from gateway.context import Exchange
+from gateway.context import RequestContext
 from gateway.errors import UpstreamError
 from gateway.http.headers import Headers
 from gateway.policy.downstream import Downstream
 from gateway.policy.keys import Keying, Plan
-from gateway.policy.rules import Facts, Rules
+from gateway.policy.rules import CachePolicy, RequestDirectives
 from gateway.upstreams.response import Fetched
 
 
@@ -27,7 +27,7 @@ class Route:
     """
 
     name: str
-    rules: Rules
+    rules: CachePolicy
     keying: Keying
     max_body: int = 2 * 1024 * 1024
     made: bool = False
@@ -46,7 +46,7 @@ class Route:
     def follows_origin(self) -> bool:
         return self.rules.ttl is None and not self.made
 
-    def takes(self, exchange: Exchange) -> None:
+    def takes(self, exchange: RequestContext) -> None:
         """Note that a request is answered by this route."""
         exchange.route, exchange.downstream = self.name, self.downstream
 
@@ -68,15 +68,15 @@ class Origin(Protocol):
         """Raises UpstreamError."""
 
 
-class Ask(msgspec.Struct, frozen=True, dict=True):
+class CacheRequest(msgspec.Struct, frozen=True, dict=True):
     """One GET or HEAD. `past` asks for it by the cache, for this client alone; `refresh` makes the origin of a fetch
     behind it, where that is another."""
 
     route: Route
     plan: Plan
-    facts: Facts
+    facts: RequestDirectives
     headers: Headers
-    exchange: Exchange
+    exchange: RequestContext
     origin: Origin
     past: Callable[[], Awaitable[Fetched]]
     refresh: Callable[[], Origin] | None = None

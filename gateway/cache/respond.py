@@ -17,20 +17,20 @@ import msgspec
 
 from gateway.advisor.traffic import Traffic, key_hash
 from gateway.cache.background import Background
-from gateway.cache.compression import Coded, Prepared
-from gateway.cache.fetch import Durations, Fetching
-from gateway.cache.flight import Alone, Failed, Landed, Landing
-from gateway.cache.request import Ask
+from gateway.cache.compression import Coded, Compressor
+from gateway.cache.fetch import Durations, Fetcher
+from gateway.cache.flight import Failed, Landed, Landing, NotShareable
+from gateway.cache.request import CacheRequest
 from gateway.clock import Clock
-from gateway.context import Exchange, Outcome, Result
+from gateway.context import Outcome, RequestContext, Result
 from gateway.errors import PROBLEM_MEDIA_TYPE, UpstreamError, problem_body
 from gateway.http.codings import CODINGS
 from gateway.http.headers import CONTENT_DIGESTS, Headers, first, has, http_date, without
-from gateway.http.ranges import OutOfRange, Part, cut, span_of, wanted
+from gateway.http.ranges import ByteRange, OutOfRange, cut, span_of, wanted
 from gateway.http.request_parser import BAD_IN_VALUE, NAME
 from gateway.policy import freshness, storability, validation
-from gateway.policy.entry import Stored
-from gateway.policy.rules import Rules
+from gateway.policy.entry import Entry
+from gateway.policy.rules import CachePolicy
 from gateway.upstreams.response import Fetched, PartOfBody, ResponseBody
 
 _WITHOUT_BODY = frozenset((204, 205, 304))
@@ -45,13 +45,18 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def stored_answer(
-    exchange: Exchange, request: Headers, stored: Stored, rules: Rules, now: float, coded: Coded | None = None
+    exchange: RequestContext,
+    request: Headers,
+    stored: Entry,
+    rules: CachePolicy,
+    now: float,
+    coded: Coded | None = None,
 ) -> Answer:
     """A stored response as a request wants it: whole, 304 where the client has it, a range of it, or its head.
 
     `coded` is the form it gets, where there are several; a range is always one of the plain form.
     """
-    plain = freshness.told_headers(stored, rules, now)
+    plain = freshness.response_headers(stored, rules, now)
     headers, body = plain, stored.body
     if coded is not None:
         coding = None if has(request, b"range") else coded.coding
@@ -63,7 +68,7 @@ def stored_answer(
         if known is not None:
             return Answer(304, validation.fields_of_304(known), b"")
         part = None if head else wanted(request, headers, len(stored.body))
-        if isinstance(part, Part):
+        if isinstance(part, ByteRange):
             return partial(headers, part, stored.body[part.first : part.last + 1])
         if isinstance(part, OutOfRange):
             return out_of_range(exchange, part)
@@ -80,7 +85,7 @@ def of_head(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 def _known_form(
     request: Headers,
-    stored: Stored,
+    stored: Entry,
     plain: list[tuple[bytes, bytes]],
     headers: list[tuple[bytes, bytes]],
     coded: Coded | None,
@@ -97,22 +102,22 @@ def _known_form(
     return next((form for form in forms if validation.not_modified(request, form, stored.born)), None)
 
 
-def part_answer(request: Headers, stored: Stored, rules: Rules, now: float) -> Answer | None:
+def part_answer(request: Headers, stored: Entry, rules: CachePolicy, now: float) -> Answer | None:
     """A range from a stored part (206); None where the part does not hold all of it."""
     span = span_of(stored.headers)
     piece = cut(request, stored.headers, span, stored.body) if span is not None else None
     if piece is None:
         return None
-    return partial(freshness.told_headers(stored, rules, now), *piece)
+    return partial(freshness.response_headers(stored, rules, now), *piece)
 
 
-def out_of_range(exchange: Exchange, part: OutOfRange) -> Answer:
+def out_of_range(exchange: RequestContext, part: OutOfRange) -> Answer:
     answer = problem(exchange, 416, "The range lies outside of the resource.")
     answer.headers.append((b"content-range", b"bytes */%d" % part.size))
     return answer
 
 
-def partial(headers: Headers, part: Part, body: bytes | ResponseBody) -> Answer:
+def partial(headers: Headers, part: ByteRange, body: bytes | ResponseBody) -> Answer:
     # A stored part may have fewer bytes than its upstream's Content-Range said.
     length = len(body) if isinstance(body, bytes) else part.last - part.first + 1
     fields = [(b"content-range", part.content_range), (b"content-length", b"%d" % length)]
@@ -121,7 +126,7 @@ def partial(headers: Headers, part: Part, body: bytes | ResponseBody) -> Answer:
     return Answer(206, [*kept, *fields], body)
 
 
-def problem(exchange: Exchange, status: int, detail: str, *, title: str | None = None) -> Answer:
+def problem(exchange: RequestContext, status: int, detail: str, *, title: str | None = None) -> Answer:
     """Problem Details (RFC 9457), never to be stored."""
     body = problem_body(status, detail, exchange.request_id, title)
     headers = [
@@ -146,14 +151,14 @@ def is_writable(status: int, headers: Headers) -> bool:
     )
 
 
-class Answering:
+class Responder:
     def __init__(
         self,
         *,
         clock: Clock,
         traffic: Traffic,
-        prepared: Prepared,
-        fetching: Fetching,
+        prepared: Compressor,
+        fetching: Fetcher,
         background: Background,
         durations: Durations,
     ) -> None:
@@ -166,8 +171,8 @@ class Answering:
 
     def from_stored(
         self,
-        ask: Ask,
-        stored: Stored,
+        ask: CacheRequest,
+        stored: Entry,
         result: Result,
         *,
         tier: str | None = None,
@@ -198,9 +203,9 @@ class Answering:
 
     def landed(
         self,
-        ask: Ask,
+        ask: CacheRequest,
         landing: Landing,
-        stale: Stored | None,
+        stale: Entry | None,
         forward: str,
         *,
         collapsed: bool,
@@ -214,12 +219,14 @@ class Answering:
                 )
             case Failed():
                 return self.failed(ask, landing, stale, forward, collapsed=collapsed)
-            case Alone(fetched, reason, answered):
+            case NotShareable(fetched, reason, answered):
                 return self.streamed(ask, fetched, forward, detail or reason, answered)
             case _:
                 assert_never(landing)
 
-    def failed(self, ask: Ask, failed: Failed, stale: Stored | None, forward: str, *, collapsed: bool) -> Answer:
+    def failed(
+        self, ask: CacheRequest, failed: Failed, stale: Entry | None, forward: str, *, collapsed: bool
+    ) -> Answer:
         if stale is not None and self._fetching.usable_on_error(ask, stale):
             return self.from_stored(
                 ask, stale, Result.STALE_ERROR, forward="stale", status=failed.status, collapsed=collapsed
@@ -235,7 +242,7 @@ class Answering:
         return Answer(failed.status, headers, failed.body)
 
     def streamed(
-        self, ask: Ask, fetched: Fetched, forward: str, detail: str | None, answered: int | None = None
+        self, ask: CacheRequest, fetched: Fetched, forward: str, detail: str | None, answered: int | None = None
     ) -> Answer:
         status = fetched.status if answered is None else answered
         ask.exchange.outcome = Outcome(Result.MISS, forward=forward, forward_status=status, detail=detail)
@@ -253,7 +260,9 @@ class Answering:
             return partial(headers, part, PartOfBody(fetched.body, part.first, part.last))
         return Answer(fetched.status, headers, fetched.body)
 
-    def broken(self, exchange: Exchange, error: UpstreamError, *, forward: str, collapsed: bool = False) -> Answer:
+    def broken(
+        self, exchange: RequestContext, error: UpstreamError, *, forward: str, collapsed: bool = False
+    ) -> Answer:
         exchange.outcome = Outcome(Result.ERROR, forward=forward, collapsed=collapsed, detail=error.kind)
         answer = problem(exchange, error.status, f"{error.title} ({error.upstream}).", title=error.title)
         if error.status == 503:
@@ -261,12 +270,12 @@ class Answering:
             answer.headers.append((b"retry-after", b"%d" % max(1, math.ceil(seconds))))
         return answer
 
-    def unsatisfiable(self, ask: Ask) -> Answer:
+    def unsatisfiable(self, ask: CacheRequest) -> Answer:
         ask.exchange.outcome = Outcome(Result.ERROR, forward="request", detail="only-if-cached")
         return problem(ask.exchange, 504, "Nothing stored answers this request, and it asked for no more.")
 
 
-def _part_of(ask: Ask, fetched: Fetched, headers: Headers) -> Part | OutOfRange | None:
+def _part_of(ask: CacheRequest, fetched: Fetched, headers: Headers) -> ByteRange | OutOfRange | None:
     """The part that a request wants of a whole that is for it alone, on a route where a whole that is stored is cut as
     well; None for all of it, also where its length is not known before its end."""
     length = first(headers, b"content-length")

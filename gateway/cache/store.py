@@ -19,8 +19,8 @@ from gateway.cache.purge_log import LocalPurges, PurgeLog
 from gateway.cache.shared_store import SharedStore
 from gateway.clock import Clock
 from gateway.http.headers import Headers
-from gateway.policy.entry import Stored, decode_index, decode_stored, encode
-from gateway.policy.epochs import EVERYTHING, State, key_name, route_name, tag_name
+from gateway.policy.entry import Entry, decode_index, decode_stored, encode
+from gateway.policy.epochs import EVERYTHING, PurgeState, key_name, route_name, tag_name
 from gateway.policy.identity_key import UNKEYED, IdentityKey
 from gateway.policy.keys import Plan, digest
 from gateway.policy.rules import MAX_LIFE
@@ -62,11 +62,11 @@ def selection(
 class Found(msgspec.Struct, frozen=True):
     """What is stored for a request, and in which tier it lay."""
 
-    stored: Stored | None
+    stored: Entry | None
     tier: str | None = None
 
 
-class Tiers:
+class TieredStore:
     """Stored responses by primary key, base key and variant.
 
     `budget` (seconds) bounds the waiting for the shared tier; `secret` seals what is written there, and what is not
@@ -97,7 +97,7 @@ class Tiers:
 
     # --- reading -------------------------------------------------------------------------------------------
 
-    def at_hand(self, wanted: Selection) -> Stored | None:
+    def at_hand(self, wanted: Selection) -> Entry | None:
         """The newest response in memory that a request selects (RFC 9111 §4.1)."""
         plan = wanted.plan
         index = self.memory.index(plan.primary)
@@ -106,7 +106,7 @@ class Tiers:
         suffixes = wanted.suffixes
         return newest(index, plan.base, suffixes, lambda key: self._judged(self.memory.get(key), wanted))
 
-    def parts(self, wanted: Selection) -> list[Stored]:
+    def parts(self, wanted: Selection) -> list[Entry]:
         """The stored parts (206) in memory that a request selects."""
         keys = _selected(self.memory.index(wanted.plan.primary), wanted)
         found = (self._judged(self.memory.get(_part_key(key)), wanted) for key in keys)
@@ -147,7 +147,7 @@ class Tiers:
         self.memory.put(stored)
         return Found(self._judged(stored, wanted), "redis")
 
-    async def _in_shared(self, wanted: Selection) -> Stored | None:
+    async def _in_shared(self, wanted: Selection) -> Entry | None:
         plan = wanted.plan
         local = self.memory.index(plan.primary)
         keys = _selected(local, wanted)
@@ -180,11 +180,11 @@ class Tiers:
         self.taken += taken
         return taken
 
-    def _void(self, stored: Stored) -> bool:
+    def _void(self, stored: Entry) -> bool:
         """Whether a purge made it void by the names it has itself; its readers judge it by theirs."""
         names = (EVERYTHING, key_name(stored.primary), route_name(stored.route), *map(tag_name, stored.tags))
         state, _ = self.purges.epochs.judge(stored.stamp, stored.started, (*names, *stored.names))
-        return state is State.VOID
+        return state is PurgeState.VOID
 
     def read_index(self, data: bytes | None, primary: str, local: VaryIndex | None) -> VaryIndex | None:
         """The index that was read from the shared tier, taken into memory; `local`, which is there, where that is none
@@ -199,7 +199,7 @@ class Tiers:
             self.memory.put_index(shared)
         return shared
 
-    def _read_stored(self, data: bytes | None, key: str) -> Stored | None:
+    def _read_stored(self, data: bytes | None, key: str) -> Entry | None:
         if data is None:
             return None
         stored = decode_stored(data, key, self.secret)
@@ -209,16 +209,16 @@ class Tiers:
 
     # --- judging -------------------------------------------------------------------------------------------
 
-    def _judged(self, stored: Stored | None, wanted: Selection) -> Stored | None:
+    def _judged(self, stored: Entry | None, wanted: Selection) -> Entry | None:
         """A stored response as the purges leave it to this reader; None where one made it void."""
         if stored is None or len(stored.body) > wanted.largest:
             return None
         epochs = self.purges.epochs
         if not epochs.untouched(stored.stamp):
             state, softened = epochs.judge(stored.stamp, stored.started, self._names(stored, wanted))
-            if state is State.VOID:
+            if state is PurgeState.VOID:
                 return None
-            if state is State.SOFT:
+            if state is PurgeState.SOFT:
                 stored = structs.replace(stored, softened=softened)
         since = self.purges.distrusted_since(self._clock.now())
         if since is not None and stored.started < since:
@@ -226,16 +226,18 @@ class Tiers:
         return stored
 
     @staticmethod
-    def _names(stored: Stored, wanted: Selection) -> tuple[str, ...]:
+    def _names(stored: Entry, wanted: Selection) -> tuple[str, ...]:
         return (*wanted.names, *map(tag_name, stored.tags), *stored.names)
 
-    def valid(self, stored: Stored, wanted: Selection) -> bool:
+    def valid(self, stored: Entry, wanted: Selection) -> bool:
         """Whether no purge has passed a response, hard or soft."""
         epochs = self.purges.epochs
         names = self._names(stored, wanted)
-        return epochs.untouched(stored.stamp) or epochs.judge(stored.stamp, stored.started, names)[0] is State.VALID
+        return (
+            epochs.untouched(stored.stamp) or epochs.judge(stored.stamp, stored.started, names)[0] is PurgeState.VALID
+        )
 
-    def conditional(self, stored: Stored | None, wanted: Selection) -> Stored | None:
+    def conditional(self, stored: Entry | None, wanted: Selection) -> Entry | None:
         """`stored`, if a 304 may confirm it now; not where it was purged since it was looked up."""
         return self._judged(stored, wanted)
 
@@ -248,7 +250,7 @@ class Tiers:
         epochs, since = self.purges.epochs, self.purges.distrusted_since(self._clock.now())
         if since is not None and started < since:
             return True
-        return not epochs.untouched(stamp) and epochs.judge(stamp, started, wanted.names)[0] is not State.VALID
+        return not epochs.untouched(stamp) and epochs.judge(stamp, started, wanted.names)[0] is not PurgeState.VALID
 
     def least_stamp(self, stamps: Iterable[str]) -> str:
         """The earliest of `stamps`; now's where there is none."""
@@ -260,7 +262,7 @@ class Tiers:
 
     # --- writing -------------------------------------------------------------------------------------------
 
-    def keep(self, stored: Stored, wanted: Selection, size: int | None = None) -> bool:
+    def keep(self, stored: Entry, wanted: Selection, size: int | None = None) -> bool:
         """Store in memory; False where it was purged while it was fetched. `size` as `Memory.put` has it."""
         if self._judged(stored, wanted) is None:
             return False
@@ -272,11 +274,11 @@ class Tiers:
                 self.memory.put_index(updated)
         return True
 
-    def keep_part(self, stored: Stored) -> None:
+    def keep_part(self, stored: Entry) -> None:
         """Store a part (206) in memory, under a key of its own: it must never answer for the whole."""
         self.memory.put(structs.replace(stored, key=_part_key(stored.key)))
 
-    async def share(self, stored: Stored) -> None:
+    async def share(self, stored: Entry) -> None:
         """Write to the shared tier, with the index where the response varies."""
         values = [(entry_name(stored.key), encode(stored, self.secret), MAX_LIFE)]
         index = self.memory.index(stored.primary)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from gateway.cache.store import Tiers
+from gateway.cache.store import TieredStore
 
 NAME = "hottest:2"  # of a version before this, the list held keys with credentials in them
 PUBLISH_EVERY = 10.0
@@ -33,7 +33,7 @@ _decoder = msgspec.msgpack.Decoder(list[str])
 class Hottest:
     """Takes up to `number` responses into memory once, then publishes this worker's hottest keys while it `leads`."""
 
-    def __init__(self, tiers: Tiers, number: int, leads: Callable[[], bool]) -> None:
+    def __init__(self, tiers: TieredStore, number: int, leads: Callable[[], bool]) -> None:
         self._tiers = tiers
         self._number = number
         self._leads = leads

@@ -131,7 +131,7 @@ _ESSENTIAL = {"routes": (("path",), ("upstream",)), "upstreams": (("url", "urls"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SettingSource:
     """What set a value: `place` is for people (`config/gateway.yaml line 14`), `value` is masked where secret."""
 
     kind: Kind
@@ -146,18 +146,18 @@ class _Assignment:
     variable: Variable
 
 
-class Merge:
+class SettingMerge:
     """The values of all sources, merged, and for each leaf who set it, the winner first."""
 
     def __init__(self, document: Document) -> None:
         tree = filled(document.tree, Config)
         self.tree: Tree = tree if isinstance(tree, dict) else {}
-        self.sources: dict[Key, list[Source]] = {}
+        self.sources: dict[Key, list[SettingSource]] = {}
         self.warnings: list[str] = []
         self.problems = document.problems
         self._document = document
         for key, value in leaves(self.tree, Config, ()) if self.tree else ():
-            self.sources[key] = [Source("file", self._file_place(key), shown(key, value))]
+            self.sources[key] = [SettingSource("file", self._file_place(key), shown(key, value))]
             self._warn_of_interpolation(key, value)
 
     def _warn_of_interpolation(self, key: Key, value: Value) -> None:
@@ -273,7 +273,7 @@ class Merge:
 
     def _add_source(self, key: Key, assignment: _Assignment) -> None:
         variable = assignment.variable
-        source = Source(variable.kind, variable.place, shown(key, assignment.value))
+        source = SettingSource(variable.kind, variable.place, shown(key, assignment.value))
         self.sources.setdefault(key, []).insert(0, source)
 
     def problem(self, key: Key, message: str) -> ConfigProblem:

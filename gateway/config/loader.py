@@ -22,8 +22,8 @@ from pydantic_core import ErrorDetails
 
 from gateway.config.environment import (
     ADMIN_TOKEN,
-    Merge,
-    Source,
+    SettingMerge,
+    SettingSource,
     dotenv_variables,
     environment_variables,
     option_variables,
@@ -60,7 +60,7 @@ from gateway.config.yaml_document import Document, Key, Tree, Value, read_docume
 from gateway.errors import ConfigError, ConfigProblem
 from gateway.http.path_template import TemplateError, compile_path
 from gateway.policy.keys import is_identity
-from gateway.policy.rules import Rules
+from gateway.policy.rules import CachePolicy
 
 # Answered before any route is looked for.
 OWN_PATHS = ("/healthz", "/readyz")
@@ -79,7 +79,7 @@ _BOUNDS = (
 _VERBS = ("is", "must", "may", "has", "needs", "names", "uses")
 
 
-def validated(merge: Merge) -> tuple[Config | None, list[ConfigProblem]]:
+def validated(merge: SettingMerge) -> tuple[Config | None, list[ConfigProblem]]:
     """The configuration, or all that its models refuse."""
     try:
         return Config.model_validate(merge.tree), []
@@ -94,7 +94,7 @@ def _validated_but_for_names(tree: Tree) -> Config:
     return Config.model_validate(tree, context=NAMES_ARE_CHECKED)
 
 
-def _bad_name(merge: Merge, key: Key) -> ConfigProblem:
+def _bad_name(merge: SettingMerge, key: Key) -> ConfigProblem:
     hint = re.sub("[^a-z0-9]+", "_", re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", key[-1]).lower()).strip("_")
     example = hint if NAME.fullmatch(hint) else "price_list"
     return merge.problem(key, f"{key[-1]!r} is no name: write lower-case words joined by _, such as {example}")
@@ -108,7 +108,7 @@ def _real_key(loc: tuple[int | str, ...]) -> Key:
     return key
 
 
-def _problem(merge: Merge, key: Key, errors: list[ErrorDetails], listed: set[object]) -> ConfigProblem:
+def _problem(merge: SettingMerge, key: Key, errors: list[ErrorDetails], listed: set[object]) -> ConfigProblem:
     """`listed` are the models whose settings were listed already."""
     message = without_credentials(_message(key, errors))
     if errors[0]["type"] == "extra_forbidden" and "; did you mean" not in message:
@@ -205,7 +205,7 @@ def _hint(error: ErrorDetails) -> str:
     return "; put it in quotes" + (" (YAML reads yes, no, on and off as true and false)" if is_bool else "")
 
 
-def cross_problems(merge: Merge) -> list[ConfigProblem]:
+def cross_problems(merge: SettingMerge) -> list[ConfigProblem]:
     """What is wrong between entries; found in the plain values, so that it is told along with what is wrong in
     them."""
     problems: list[ConfigProblem] = []
@@ -220,7 +220,7 @@ def cross_problems(merge: Merge) -> list[ConfigProblem]:
     return problems
 
 
-def _upstream_problems(merge: Merge, where: Key, upstream: Value) -> list[ConfigProblem]:
+def _upstream_problems(merge: SettingMerge, where: Key, upstream: Value) -> list[ConfigProblem]:
     known = merge.entries("upstreams")
     if not isinstance(upstream, str) or upstream in known:
         return []
@@ -228,7 +228,7 @@ def _upstream_problems(merge: Merge, where: Key, upstream: Value) -> list[Config
     return [merge.problem((*where, "upstream"), f"{clipped(upstream)} is no upstream{hint}")]
 
 
-def _path_problems(merge: Merge, name: str, path: Value, taken: dict[str, str]) -> list[ConfigProblem]:
+def _path_problems(merge: SettingMerge, name: str, path: Value, taken: dict[str, str]) -> list[ConfigProblem]:
     """`taken` has, by the path's shape, the first route that has it; this one is added."""
     key = ("routes", name, "path")
     try:
@@ -251,13 +251,13 @@ class Loaded:
     """A valid configuration; for each leaf that was set, who set it, the winner first; and what to warn of."""
 
     config: Config
-    sources: Mapping[Key, tuple[Source, ...]]
+    sources: Mapping[Key, tuple[SettingSource, ...]]
     warnings: tuple[str, ...]
     admin_token: str | None = field(default=None, repr=False)
     """GATEWAY_ADMIN_TOKEN, which is no field of the configuration: no file that is shown or shared holds it."""
     tree: Tree = field(default_factory=dict, repr=False)
     """The values as they were read and merged; `rebuilt` makes the same configuration of them in another process."""
-    handlers: Mapping[str, Rules] = field(default_factory=dict)
+    handlers: Mapping[str, CachePolicy] = field(default_factory=dict)
     """The rules of `@cached` handlers, by name, that live overrides made other than the code has them."""
     aggregates: Mapping[str, RouteConfig] = field(default_factory=dict)
     """The same of aggregates that are written in Python."""
@@ -285,7 +285,7 @@ def load(
     An unknown `GATEWAY_…` variable is a warning; all else that is wrong raises ConfigError, which lists it.
     """
     environ = os.environ if environ is None else environ
-    merge = Merge(read_document(path) if path else Document("", {}, {}, []))
+    merge = SettingMerge(read_document(path) if path else Document("", {}, {}, []))
     variables = [*dotenv_variables(dotenv, environ), *environment_variables(environ), *option_variables(options or {})]
     merge.apply(variables)
     token = next((each.value for each in reversed(variables) if each.name == ADMIN_TOKEN and each.value), None)
@@ -334,12 +334,12 @@ def _keeps_identities(config: RouteConfig | PartConfig) -> bool:
     return config.authorization == "key" or cookies or any(map(is_identity, config.vary or ()))
 
 
-def rebuilt(tree: Tree, sources: Mapping[Key, tuple[Source, ...]], admin_token: str | None) -> Loaded:
+def rebuilt(tree: Tree, sources: Mapping[Key, tuple[SettingSource, ...]], admin_token: str | None) -> Loaded:
     """The configuration of values that were found valid before."""
     return Loaded(Config.model_validate(tree), sources, (), admin_token, tree)
 
 
-def _admin_problems(merge: Merge, config: Config | None, token: str | None) -> list[ConfigProblem]:
+def _admin_problems(merge: SettingMerge, config: Config | None, token: str | None) -> list[ConfigProblem]:
     """The admin listener changes things for all: on an address that others can reach it needs a token."""
     if config is None or token or config.admin_is_private:
         return []
@@ -361,7 +361,7 @@ def admin_settings(path: Path | None, *, dotenv: Path | None = Path(".env")) -> 
     """Of the file, `.env` and the environment, whatever else may be wrong with them. Raises ConfigError where they
     can't be read."""
     variables = [*dotenv_variables(dotenv, os.environ), *environment_variables(os.environ)]
-    merge = Merge(read_document(path) if path else Document("", {}, {}, []))
+    merge = SettingMerge(read_document(path) if path else Document("", {}, {}, []))
     merge.apply(variables)
     named = {each.name: each.value for each in variables if each.value}
     listen = merge.tree.get("admin_listen", AdminSettings.listen)
@@ -373,7 +373,7 @@ def admin_settings(path: Path | None, *, dotenv: Path | None = Path(".env")) -> 
     )
 
 
-def redis_warnings(merge: Merge, config: Config) -> list[str]:
+def redis_warnings(merge: SettingMerge, config: Config) -> list[str]:
     """What can be said of `redis_url` without asking Redis: options without an effect, files that can't be read."""
     url = config.redis_url
     if url in ("embedded", "none"):
@@ -417,7 +417,7 @@ def effective(loaded: Loaded, *, masked: bool = True) -> list[Setting]:
     ]
 
 
-def sources_of(loaded: Loaded, key: Key) -> tuple[Source, ...]:
+def sources_of(loaded: Loaded, key: Key) -> tuple[SettingSource, ...]:
     """Who set the value at `key`, the winner first; empty where it is the default."""
     return {_folded(known): found for known, found in loaded.sources.items()}.get(_folded(key), ())
 
@@ -427,6 +427,6 @@ def _folded(key: Key) -> Key:
     return tuple(part.lower() for part in key)
 
 
-def _origin(sources: tuple[Source, ...]) -> str:
+def _origin(sources: tuple[SettingSource, ...]) -> str:
     places = [source.place for source in sources] or ["default"]
     return f"{places[0]}, over {', '.join(places[1:])}" if places[1:] else places[0]

@@ -20,13 +20,13 @@ from typing import Any, Protocol
 import msgspec
 from pydantic import ValidationError
 
-from gateway.config.environment import Source
+from gateway.config.environment import SettingSource
 from gateway.config.loader import Loaded
 from gateway.config.names import nearest
 from gateway.config.part import PartConfig
 from gateway.config.route import RouteConfig, rules_of
 from gateway.errors import ConfigError, ConfigProblem, GatewayError
-from gateway.policy.rules import Rules
+from gateway.policy.rules import CachePolicy
 
 POLL_EVERY = 0.1
 """Seconds between two looks: with the answer's way, an override is in force everywhere within a second."""
@@ -126,12 +126,12 @@ class LocalLive:
 SETTINGS = ("ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "client_ttl")
 """What can be overridden: all that is worked out when an entry is read, and so acts on what is stored already."""
 LONGEST = 7 * 86_400.0
-_NONE: Mapping[str, Rules] = {}
+_NONE: Mapping[str, CachePolicy] = {}
 _NOTHING: Mapping[str, RouteConfig] = {}
 
 
-def source_of(override: Override) -> Source:
-    return Source("live", f"live override by {override.by} until {instant(override.until)}", override.value)
+def source_of(override: Override) -> SettingSource:
+    return SettingSource("live", f"live override by {override.by} until {instant(override.until)}", override.value)
 
 
 def instant(seconds: float) -> str:
@@ -147,7 +147,7 @@ def in_force(overrides: Iterable[Override], now: float) -> dict[str, Override]:
 def applied(
     loaded: Loaded,
     overrides: Mapping[str, Override],
-    coded: Mapping[str, Rules] = _NONE,
+    coded: Mapping[str, CachePolicy] = _NONE,
     written: Mapping[str, RouteConfig] = _NOTHING,
 ) -> Loaded:
     """The configuration with overrides on it, told as the sources that won. `coded` has the rules that `@cached`
@@ -167,7 +167,7 @@ def applied(
 def overridden(
     loaded: Loaded,
     override: Override,
-    coded: Mapping[str, Rules] = _NONE,
+    coded: Mapping[str, CachePolicy] = _NONE,
     written: Mapping[str, RouteConfig] = _NOTHING,
 ) -> Loaded:
     """The configuration with one override on it. Raises ConfigError, which says what is allowed."""
@@ -199,7 +199,7 @@ def _parts(routes: Mapping[str, RouteConfig]) -> dict[str, tuple[str, str]]:
     return {f"{name}.{part}": (name, part) for name, route in routes.items() for part in route.parts}
 
 
-def _handler_rules(rules: Rules, override: Override) -> Rules:
+def _handler_rules(rules: CachePolicy, override: Override) -> CachePolicy:
     """A handler's rules with an override on them.
 
     One that states a duration need not say in its answers how long they live, so it is never left to them.

@@ -35,7 +35,7 @@ from gateway.http.path_template import (
     compile_target,
     tag_parameters,
 )
-from gateway.policy.rules import Rules
+from gateway.policy.rules import CachePolicy
 
 _NOT_OF_AGGREGATES = (
     "upstream", "upstream_path", "cache", "ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl",
@@ -205,13 +205,13 @@ def _template(text: str) -> PathTemplate:
         raise ValueError(str(error)) from None
 
 
-def rules_of(route: RouteConfig) -> Rules:
+def rules_of(route: RouteConfig) -> CachePolicy:
     """A route's cache rules, in seconds."""
 
     def seconds(value: Any) -> float | None:
         return None if value is None else value.total_seconds()
 
-    return Rules(
+    return CachePolicy(
         ttl=None if route.ttl == "origin" else route.ttl.total_seconds(),
         stale_while_revalidate=seconds(route.stale_while_revalidate),
         stale_if_error=seconds(route.stale_if_error),

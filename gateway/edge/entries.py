@@ -21,20 +21,20 @@ from gateway.advisor.traffic import key_hash
 from gateway.advisor.ttl_ladder import Recorder, Sight
 from gateway.cache.memory import Node
 from gateway.cache.request import Route
-from gateway.context import Exchange, Outcome, Result
+from gateway.context import Outcome, RequestContext, Result
 from gateway.edge.head_template import TICKS, Ending, closing
-from gateway.edge.splice_state import Joint
+from gateway.edge.splice_state import Splice
 from gateway.http.headers import has, values
 from gateway.http.target import Target
 from gateway.observability.metrics import Tally
 from gateway.policy import freshness
-from gateway.policy.entry import Stored
+from gateway.policy.entry import Entry
 from gateway.policy.epochs import EVERYTHING, Epochs, key_name, route_name, tag_name
 from gateway.policy.identity_key import UNKEYED, IdentityKey
 from gateway.policy.keys import Plan, plan, primary_key, stem_of
-from gateway.policy.rules import Facts, Rules, facts_of
+from gateway.policy.rules import CachePolicy, RequestDirectives, directives_of
 from gateway.policy.vary import Suffixes, VaryIndex
-from gateway.routing.fast_path import Recall
+from gateway.routing.fast_path import FastPath
 
 # What makes a request more than a plain one: the app knows what to do.
 _NOT_PLAIN = frozenset(
@@ -48,19 +48,19 @@ _PROXIED = frozenset((b"x-forwarded-for", b"x-forwarded-proto"))
 _FORMING = frozenset((b"accept-encoding", b"if-none-match", b"if-modified-since", b"origin"))
 
 
-class Asked(msgspec.Struct, frozen=True):
+class PlannedRequest(msgspec.Struct, frozen=True):
     """What a header block asks of a route, whatever the target: what it adds to the primary key, the fields that
     travel on, why it goes by the cache."""
 
     suffix: str
     forward: tuple[tuple[bytes, bytes], ...]
     bypass: str | None
-    facts: Facts
+    facts: RequestDirectives
     keyed: tuple[str, ...]
     unkeyed: tuple[str, ...]
 
 
-class Block:
+class HeaderBlock:
     """A request's header block, judged: whether the edge may answer it, and what of it selects an answer.
 
     `headers` are without X-Request-ID. `plain` is False for whatever the app must see. `form` is what may change the
@@ -86,13 +86,13 @@ class Block:
             for value in values(headers, b"connection")
             for item in value.split(b",")
         )
-        self.bases: dict[Known, str | None] = {}
+        self.bases: dict[KnownRoute, str | None] = {}
         self.vary = Suffixes(headers, _is_unseen, identity_key)
         self.clients: dict[str, bytes] = {}
-        self.asked: dict[tuple[str, str], Asked] = {}
+        self.asked: dict[tuple[str, str], PlannedRequest] = {}
         self.memos: dict[bytes, Memo] = {}
 
-    def base(self, known: Known) -> str | None:
+    def base(self, known: KnownRoute) -> str | None:
         """What the counted inputs add to a primary key on a route; None where the request goes by the cache, and
         where a field counts that the block lacks."""
         asked = plan(known.route.keying, "", "", self.headers)
@@ -103,14 +103,14 @@ class Block:
         self.bases[known] = base
         return base
 
-    def plan(self, route: Route, method: str, origin: str, target: str) -> tuple[Plan, Facts]:
-        """The plan and the facts of a request for `target` with this block, as `keys.plan` and `facts_of` have them."""
+    def plan(self, route: Route, method: str, origin: str, target: str) -> tuple[Plan, RequestDirectives]:
+        """The plan and the facts of a request for `target` with this block, as `keys.plan` and `directives_of` have them."""
         primary, stem = primary_key(origin, target), stem_of(origin, target, route.keying.identity_key)
         asked = self.asked.get((route.name, method))
         if asked is None:
             made = plan(route.keying, origin, target, self.headers)
-            facts = facts_of(method, self.headers, route.rules)
-            asked = Asked(made.base[len(stem) :], made.forward, made.bypass, facts, made.keyed, made.unkeyed)
+            facts = directives_of(method, self.headers, route.rules)
+            asked = PlannedRequest(made.base[len(stem) :], made.forward, made.bypass, facts, made.keyed, made.unkeyed)
             self.asked[route.name, method] = asked
         base = stem + asked.suffix
         return Plan(primary, base, asked.forward, asked.bypass, asked.keyed, asked.unkeyed), asked.facts
@@ -121,7 +121,7 @@ def _is_unseen(name: str) -> bool:
     return name == "x-request-id" or name.startswith(":")
 
 
-class Known:
+class KnownRoute:
     """A route as the edge knows it, and what is ready of its stored responses, by their keys."""
 
     __slots__ = ("endings", "ready", "recorder", "route")
@@ -129,16 +129,16 @@ class Known:
     def __init__(self, route: Route, recorder: Recorder) -> None:
         self.route = route
         self.recorder = recorder
-        self.ready: dict[str, Ready] = {}
+        self.ready: dict[str, PreparedResponse] = {}
         self.endings: dict[Result, Endings] = {}
 
 
-class Spot:
+class KnownTarget:
     """A request line that the app has answered before."""
 
     __slots__ = ("head", "joints", "known", "line", "modern", "names", "primary", "recall", "stem", "target")
 
-    def __init__(self, line: bytes, recall: Recall, known: Known, target: Target | None) -> None:
+    def __init__(self, line: bytes, recall: FastPath, known: KnownRoute, target: Target | None) -> None:
         self.line = line
         self.recall = recall
         self.known = known
@@ -149,7 +149,7 @@ class Spot:
         self.stem = stem_of(recall.origin, recall.target, recall.route.keying.identity_key)
         tags = (tag_name(tag) for tag in recall.tags)
         self.names = (EVERYTHING, key_name(self.primary), route_name(recall.route.name), *tags)
-        self.joints: dict[str, Joint | None] = {}
+        self.joints: dict[str, Splice | None] = {}
 
 
 JOINED = 16 * 1024
@@ -165,13 +165,13 @@ class Endings:
     __slots__ = ("looked", "plain")
 
     def __init__(self, route: str, result: Result) -> None:
-        exchange = Exchange("", 0.0, "", "", "", route=route, outcome=Outcome(result, ttl=0))
+        exchange = RequestContext("", 0.0, "", "", "", route=route, outcome=Outcome(result, ttl=0))
         self.plain = Ending(exchange)
         exchange.spend("cache", 0.0)
         self.looked = Ending(exchange)
 
 
-class Ready:
+class PreparedResponse:
     """A stored response made ready: its windows as the purges known by then leave it, and its shapes.
 
     It holds the stored headers, by whose identity it knows its response again, but not the body (one that is brought
@@ -181,7 +181,7 @@ class Ready:
 
     __slots__ = ("flight", "fresh", "headers", "key", "revalidate", "shapes", "softened", "version")
 
-    def __init__(self, stored: Stored, route: Route, epochs: Epochs, *, base: str, flight: str) -> None:
+    def __init__(self, stored: Entry, route: Route, epochs: Epochs, *, base: str, flight: str) -> None:
         self.key = key_hash(base)
         self.headers = stored.headers
         self.version = epochs.version
@@ -190,10 +190,10 @@ class Ready:
         windows = freshness.windows(stored, route.rules)  # as the purges leave it
         self.fresh = windows.fresh
         self.revalidate = windows.revalidate
-        self.shapes: dict[tuple[int, bytes], Shape] = {}
+        self.shapes: dict[tuple[int, bytes], ResponseForm] = {}
 
 
-class Shape:
+class ResponseForm:
     """One form of a stored response: all bytes of an answer but those that differ with each request.
 
     `head` ends where the request id stands, and has the age `at` an index; `end` follows what tells the time taken.
@@ -220,12 +220,12 @@ class Shape:
         self.timing = ending.plain.ticks
         self.length = length
         self.coded = ""
-        self.lines: dict[tuple[Spot, str], tuple[bytes, ...]] | None = None
+        self.lines: dict[tuple[KnownTarget, str], tuple[bytes, ...]] | None = None
         self.volatile = False
         self.until = -math.inf
         self.end = b""
 
-    def render(self, stored: Stored, ready: Ready, rules: Rules, now: float, trusted: float) -> None:
+    def render(self, stored: Entry, ready: PreparedResponse, rules: CachePolicy, now: float, trusted: float) -> None:
         """Write the age and the remaining freshness at `now`; `trusted` is until when memory is trusted (seconds)."""
         age = freshness.age_for(stored, rules, now)
         left = ready.fresh - now
@@ -269,15 +269,15 @@ class Memo(msgspec.Struct, gc=False):
     """An answer, and all that it rests on. `node` is the stored response's, `source` that of the body that is sent:
     another one where it is coded. It holds neither; once they leave memory they are gone."""
 
-    node: Node[Stored]
+    node: Node[Entry]
     turn: int
     selector: Node[VaryIndex]
     selector_turn: int
-    source: Node[Stored]
+    source: Node[Entry]
     source_turn: int
     version: int
-    shape: Shape
+    shape: ResponseForm
     sight: Sight
     recorder: Recorder
-    ready: Ready
-    spot: Spot
+    ready: PreparedResponse
+    spot: KnownTarget

@@ -17,7 +17,7 @@ from typing import Protocol
 from uuid import uuid4
 
 from gateway.config.models import Config, LimitsConfig
-from gateway.context import Exchange, Outcome, Result
+from gateway.context import Outcome, RequestContext, Result
 from gateway.errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_body, problem_title
 from gateway.http.forwarding import Trusted
 from gateway.http.headers import http_date
@@ -40,14 +40,14 @@ LINGER = 2.0
 take the answer away with it (RFC 9112 §9.6)."""
 
 
-class Guarded(Protocol):
+class GuardedConnection(Protocol):
     """A connection as the sweep sees it."""
 
     def sweep(self, now: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Timeouts:
+class ClientTimeouts:
     """All in seconds."""
 
     head: float = 8.0
@@ -56,7 +56,7 @@ class Timeouts:
     keep_alive: float = 75.0
 
 
-class Door:
+class ConnectionGuard:
     """The guard of one app's listeners in one worker."""
 
     def __init__(
@@ -70,7 +70,7 @@ class Door:
         self.draining = False
         """Whether each answer shall be the last on its connection: another process answers from then on."""
         self._metrics = metrics
-        self._connections: set[Guarded] = set()
+        self._connections: set[GuardedConnection] = set()
         self._by_client: Counter[str] = Counter()
         self._requests = 0
         self._requests_by_client: Counter[str] = Counter()
@@ -83,7 +83,7 @@ class Door:
         """Go by other limits from now on, on the connections that there are too."""
         limits = config.limits if config is not None else LimitsConfig()
         self.limits = _limits(config, limits)
-        self.timeouts = Timeouts(
+        self.timeouts = ClientTimeouts(
             *(each.total_seconds() for each in (limits.head_timeout, limits.body_timeout)),
             *(each.total_seconds() for each in (limits.write_timeout, limits.keep_alive)),
         )
@@ -95,7 +95,7 @@ class Door:
         """Connections now."""
         return len(self._connections)
 
-    def enter(self, connection: Guarded, client: str, loop: asyncio.AbstractEventLoop) -> None:
+    def enter(self, connection: GuardedConnection, client: str, loop: asyncio.AbstractEventLoop) -> None:
         """Take note of a new connection from `client` (empty: a unix socket). Raises RequestRefused where it is one
         too many; it is watched all the same, and leaves like the others."""
         self._connections.add(connection)
@@ -106,7 +106,7 @@ class Door:
         if over or (self._by_client[client] > self._bounds.connections_per_client and self._is_counted(client)):
             raise RequestRefused("There are too many connections.", 503, "connections")
 
-    def leave(self, connection: Guarded, client: str) -> None:
+    def leave(self, connection: GuardedConnection, client: str) -> None:
         self._connections.discard(connection)
         _uncount(self._by_client, client)
 
@@ -129,7 +129,7 @@ class Door:
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         self._look(loop, iter(tuple(self._connections)))
 
-    def _look(self, loop: asyncio.AbstractEventLoop, connections: Iterator[Guarded]) -> None:
+    def _look(self, loop: asyncio.AbstractEventLoop, connections: Iterator[GuardedConnection]) -> None:
         """Look at the connections for a moment, then at the others after whatever else is due: five hundred refusals at
         once take 50 ms, for which nobody else would be answered."""
         until = time.perf_counter() + SLICE
@@ -143,7 +143,7 @@ class Door:
 
     def refusal(self, refused: RequestRefused, *, client: str, method: str, scheme: str, began: float) -> bytes:
         """The whole answer to a refused request, counted and logged."""
-        exchange = Exchange(uuid4().hex, began, method, client, scheme)
+        exchange = RequestContext(uuid4().hex, began, method, client, scheme)
         body = problem_body(refused.status, refused.detail, exchange.request_id)
         exchange.outcome = Outcome(Result.LOCAL, detail=refused.reason)
         seconds = max(0.0, time.perf_counter() - began)

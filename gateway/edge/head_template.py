@@ -12,7 +12,7 @@ from functools import lru_cache
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from gateway.cache.respond import is_writable
-from gateway.context import Exchange
+from gateway.context import RequestContext
 from gateway.http.headers import Headers
 from gateway.observability import response_headers
 from gateway.observability.response_headers import Texts, in_milliseconds
@@ -55,7 +55,7 @@ class Ending:
 
     __slots__ = ("_before_ttl", "_last", "start", "ticks", "timing")
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: RequestContext) -> None:
         """`exchange` is that of an answer of this form; its outcome has a `ttl`."""
         text = lines_of(response_headers.diagnostics(exchange, _MARKED)) + b"\r\n"
         self.start, *more = _MARKS.split(text)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from os import urandom
 
 from gateway.context import REQUEST_ID
-from gateway.edge.entries import Block
+from gateway.edge.entries import HeaderBlock
 from gateway.edge.hits import Edge
 
 _REQUEST_ID_LINE = re.compile(rb"\r\nx-request-id:[ \t]*([A-Za-z0-9._\-]{1,128})\r\n", re.IGNORECASE)
@@ -29,7 +29,7 @@ class Repeat:
 
     __slots__ = ("block", "edge", "front", "front_length", "numbered", "rear", "tail")
 
-    def __init__(self, edge: Edge, block: Block, front: bytes, rear: bytes, request_id: bytes | None) -> None:
+    def __init__(self, edge: Edge, block: HeaderBlock, front: bytes, rear: bytes, request_id: bytes | None) -> None:
         self.edge = edge
         self.block = block
         self.front, self.front_length = front, len(front)

@@ -36,12 +36,22 @@ from gateway.advisor.ttl_ladder import Sight
 from gateway.cache.engine import Engine
 from gateway.cache.memory import MOST_USES, Node
 from gateway.cache.respond import stored_answer
-from gateway.context import Exchange, Outcome, Result
-from gateway.edge.entries import JOINED, SHAPES, Block, Endings, Known, Memo, Ready, Shape, Spot
+from gateway.context import Outcome, RequestContext, Result
+from gateway.edge.entries import (
+    JOINED,
+    SHAPES,
+    Endings,
+    HeaderBlock,
+    KnownRoute,
+    KnownTarget,
+    Memo,
+    PreparedResponse,
+    ResponseForm,
+)
 from gateway.edge.head_template import MARK, TICKS, template_of
-from gateway.edge.passthrough import Passages
-from gateway.edge.shared_lookup import Brought, Elsewhere
-from gateway.edge.splice import Joins, has_expired
+from gateway.edge.passthrough import PassThrough
+from gateway.edge.shared_lookup import SharedFinder, SharedHit
+from gateway.edge.splice import Splicer, has_expired
 from gateway.http.forwarding import Trusted
 from gateway.http.headers import has
 from gateway.http.target import Target
@@ -49,11 +59,11 @@ from gateway.observability.access_log import AccessLog, JsonAccessLog, pieces_of
 from gateway.observability.metrics import SECONDS, Metrics
 from gateway.observability.trace_context import TRACEPARENT
 from gateway.policy import freshness
-from gateway.policy.entry import Stored
-from gateway.policy.epochs import State, tag_name
+from gateway.policy.entry import Entry
+from gateway.policy.epochs import PurgeState, tag_name
 from gateway.policy.vary import likely_key, newest
 from gateway.routing.cors import Cors
-from gateway.routing.fast_path import Recall
+from gateway.routing.fast_path import FastPath
 
 _SECONDS_TEXT = [orjson.dumps(ticks / 1_000_000) for ticks in range(TICKS)]
 
@@ -62,7 +72,10 @@ class HitLog:
     """Writes to `log`. `exchange` makes a request's Exchange."""
 
     def __init__(
-        self, log: AccessLog, trusted: Trusted, exchange: Callable[[Spot, Block, bytes, float, str], Exchange]
+        self,
+        log: AccessLog,
+        trusted: Trusted,
+        exchange: Callable[[KnownTarget, HeaderBlock, bytes, float, str], RequestContext],
     ) -> None:
         self._log = log
         self._trusted = trusted
@@ -70,10 +83,10 @@ class HitLog:
 
     def note(
         self,
-        spot: Spot,
-        block: Block,
-        ready: Ready,
-        shape: Shape,
+        spot: KnownTarget,
+        block: HeaderBlock,
+        ready: PreparedResponse,
+        shape: ResponseForm,
         request_id: bytes,
         began: float,
         peer: str,
@@ -98,7 +111,9 @@ class HitLog:
         moment = self._log.now()
         self._log.write(b"".join((before, moment, between, request_id, behind, client, rest, seconds, end)))
 
-    def _pieces(self, spot: Spot, block: Block, ready: Ready, shape: Shape) -> tuple[bytes, ...]:
+    def _pieces(
+        self, spot: KnownTarget, block: HeaderBlock, ready: PreparedResponse, shape: ResponseForm
+    ) -> tuple[bytes, ...]:
         """What of a line in the access log is the same for all hits of a shape by one request line and host."""
         exchange = self._exchange(spot, block, b"", 0.0, "")
         exchange.key = ready.key
@@ -110,14 +125,14 @@ class HitLog:
         pieces = shape.lines[spot, block.host] = (before + b'"', b'"' + between + b'"', b'"' + behind, rest, end)
         return pieces
 
-    def _client(self, block: Block, peer: str) -> bytes:
+    def _client(self, block: HeaderBlock, peer: str) -> bytes:
         if len(block.clients) >= SHAPES:
             block.clients.clear()
         client = block.clients[peer] = orjson.dumps(self._trusted.client(peer, block.headers))
         return client
 
 
-Note = Callable[[Spot, Block, Ready, Shape, bytes, float, str, float, float], None]
+Note = Callable[[KnownTarget, HeaderBlock, PreparedResponse, ResponseForm, bytes, float, str, float, float], None]
 """Writes a hit's line in the access log."""
 
 
@@ -141,7 +156,15 @@ class Memos:
             memos.clear()
         self._order.clear()
 
-    def keep(self, spot: Spot, block: Block, stored: Stored, ready: Ready, shape: Shape, sight: Sight) -> None:
+    def keep(
+        self,
+        spot: KnownTarget,
+        block: HeaderBlock,
+        stored: Entry,
+        ready: PreparedResponse,
+        shape: ResponseForm,
+        sight: Sight,
+    ) -> None:
         """Remember that `stored`, which lies in memory fresh, was the answer."""
         node = self._memory.node(stored.key)
         source = self._memory.node(shape.coded) if shape.coded else node
@@ -159,7 +182,7 @@ class Memos:
         )
 
     def answer(
-        self, memo: Memo, transport: asyncio.Transport, peer: str, block: Block, request_id: bytes, began: float
+        self, memo: Memo, transport: asyncio.Transport, peer: str, block: HeaderBlock, request_id: bytes, began: float
     ) -> bool:
         """Answer as the last time, if nothing has changed since; False where that must be found out. `began` is on the
         performance counter."""
@@ -212,7 +235,7 @@ class Memos:
         return True
 
 
-def _use(node: Node[Stored], source: Node[Stored]) -> None:
+def _use(node: Node[Entry], source: Node[Entry]) -> None:
     """Count the use of both, as looking them up does."""
     if node.uses < MOST_USES:
         node.uses += 1
@@ -256,10 +279,10 @@ class Edge:
         written = None if log is silent else log
         self._note = None if written is None else HitLog(written, self._trusted, self._exchange).note
         self._most = max(64, room // LINE_BYTES)
-        self._joins = Joins(engine, metrics=metrics, cors=cors, log=written, exchange=self._exchange, most=self._most)
+        self._joins = Splicer(engine, metrics=metrics, cors=cors, log=written, exchange=self._exchange, most=self._most)
         self.memos = Memos(engine, most=self._most, note=self._note)
-        self.elsewhere = Elsewhere(engine, self._in_memory, most=self._most)
-        self.passages: Passages | None = None
+        self.elsewhere = SharedFinder(engine, self._in_memory, most=self._most)
+        self.passages: PassThrough | None = None
         self.forget()
 
     def __repr__(self) -> str:
@@ -267,29 +290,29 @@ class Edge:
 
     def forget(self) -> None:
         """Know nothing: what was learned may no longer hold."""
-        self.spots: dict[bytes, Spot] = {}
-        self.blocks: dict[bytes, Block] = {}
-        self._known: dict[int, Known] = {}
-        self._order: deque[tuple[dict[str, Ready], str]] = deque()
+        self.spots: dict[bytes, KnownTarget] = {}
+        self.blocks: dict[bytes, HeaderBlock] = {}
+        self._known: dict[int, KnownRoute] = {}
+        self._order: deque[tuple[dict[str, PreparedResponse], str]] = deque()
         self._joins.forget()
         self.memos.forget()
 
-    def learn(self, line: bytes, recall: Recall, target: Target | None) -> None:
+    def learn(self, line: bytes, recall: FastPath, target: Target | None) -> None:
         """Take note that the app answers this request line so."""
         if len(line) > REMEMBERED or line in self.spots:
             return
         known = self._known.get(id(recall.route))
         if known is None:
-            known = self._known[id(recall.route)] = Known(
+            known = self._known[id(recall.route)] = KnownRoute(
                 recall.route, self._engine.traffic.recorder(recall.route.name)
             )
         if len(self.spots) >= self._most:
             del self.spots[next(iter(self.spots))]
-        self.spots[line] = Spot(line, recall, known, target)
+        self.spots[line] = KnownTarget(line, recall, known, target)
 
-    def judged(self, text: bytes, headers: list[tuple[bytes, bytes]]) -> Block:
+    def judged(self, text: bytes, headers: list[tuple[bytes, bytes]]) -> HeaderBlock:
         """The judged form of a header block whose headers, without X-Request-ID, are these."""
-        block = Block(headers, self._engine.identity_key)
+        block = HeaderBlock(headers, self._engine.identity_key)
         if self._traced and has(headers, TRACEPARENT):
             block.plain = False  # its client wants to see it in a trace
         if len(text) <= REMEMBERED:
@@ -304,11 +327,11 @@ class Edge:
         self,
         transport: asyncio.Transport,
         peer: str,
-        spot: Spot,
-        block: Block,
+        spot: KnownTarget,
+        block: HeaderBlock,
         request_id: bytes,
         began: float,
-        brought: Brought | None = None,
+        brought: SharedHit | None = None,
     ) -> bool:
         """Write the answer, if it lies ready in memory, or was `brought`; False where the app must give it. `began` is
         on the performance counter."""
@@ -345,7 +368,7 @@ class Edge:
             self.memos.keep(spot, block, stored, ready, shape, sight)
         return True
 
-    def _in_memory(self, spot: Spot, block: Block) -> Stored | None:
+    def _in_memory(self, spot: KnownTarget, block: HeaderBlock) -> Entry | None:
         bases, known = block.bases, spot.known
         added = bases[known] if known in bases else block.base(known)
         if added is None:
@@ -354,7 +377,7 @@ class Edge:
         index = self._memory.index(spot.primary)
         return self._memory.get(base) if index is None else newest(index, base, block.vary, self._memory.get)
 
-    def _ready(self, spot: Spot, block: Block, stored: Stored) -> Ready | None:
+    def _ready(self, spot: KnownTarget, block: HeaderBlock, stored: Entry) -> PreparedResponse | None:
         """The stored response made ready; None where a purge has made it void."""
         ready = spot.known.ready.get(stored.key)
         if ready is not None and ready.headers is not stored.headers:
@@ -363,23 +386,27 @@ class Edge:
             return ready
         return self._judged(spot, block, stored, ready)
 
-    def _judged(self, spot: Spot, block: Block, stored: Stored, known: Ready | None) -> Ready | None:
+    def _judged(
+        self, spot: KnownTarget, block: HeaderBlock, stored: Entry, known: PreparedResponse | None
+    ) -> PreparedResponse | None:
         """As the purges leave it: what is known of the response where they left it alone, made anew where not."""
         epochs = self._purges.epochs
         names = (*spot.names, *map(tag_name, stored.tags), *stored.names)
         state, softened = epochs.judge(stored.stamp, stored.started, names)
-        if state is State.VOID:
+        if state is PurgeState.VOID:
             return None
-        if state is State.SOFT:
+        if state is PurgeState.SOFT:
             stored = freshness.softened(stored, softened)
         base = spot.stem + (block.bases[spot.known] or "")
         flight = likely_key(self._memory.index(spot.primary), base, block.vary)
         if known is not None and known.softened == stored.softened:
             known.version, known.flight = epochs.version, flight
             return known
-        return self._kept(spot, stored.key, Ready(stored, spot.known.route, epochs, base=base, flight=flight))
+        return self._kept(
+            spot, stored.key, PreparedResponse(stored, spot.known.route, epochs, base=base, flight=flight)
+        )
 
-    def _kept(self, spot: Spot, key: str, ready: Ready) -> Ready:
+    def _kept(self, spot: KnownTarget, key: str, ready: PreparedResponse) -> PreparedResponse:
         known = spot.known.ready
         if key not in known:
             self._order.append((known, key))
@@ -389,7 +416,9 @@ class Edge:
         known[key] = ready
         return ready
 
-    def _shape(self, spot: Spot, block: Block, ready: Ready, stored: Stored, kind: int, now: float) -> Shape | None:
+    def _shape(
+        self, spot: KnownTarget, block: HeaderBlock, ready: PreparedResponse, stored: Entry, kind: int, now: float
+    ) -> ResponseForm | None:
         shape = ready.shapes.get((kind, block.form))
         if shape is None or (shape.volatile and now >= shape.until):
             known = spot.known
@@ -402,28 +431,28 @@ class Edge:
         return shape
 
     @staticmethod
-    def _endings(known: Known, result: Result) -> Endings:
+    def _endings(known: KnownRoute, result: Result) -> Endings:
         endings = known.endings.get(result)
         if endings is None:
             endings = known.endings[result] = Endings(known.route.name, result)
         return endings
 
-    def _keep_shape(self, ready: Ready, form: tuple[int, bytes], shape: Shape) -> None:
+    def _keep_shape(self, ready: PreparedResponse, form: tuple[int, bytes], shape: ResponseForm) -> None:
         if len(ready.shapes) >= SHAPES:
             ready.shapes.clear()
         ready.shapes[form] = shape
 
-    def _body(self, shape: Shape, stored: Stored) -> bytes | None:
+    def _body(self, shape: ResponseForm, stored: Entry) -> bytes | None:
         """The body that is sent; None where its coded form is gone, or another response's."""
         if not shape.coded:
             return stored.body
         made = self._memory.get(shape.coded)
         return made.body if made is not None and made.born == stored.born else None
 
-    def _made(self, spot: Spot, block: Block, stored: Stored, kind: int, now: float) -> Shape | None:
+    def _made(self, spot: KnownTarget, block: HeaderBlock, stored: Entry, kind: int, now: float) -> ResponseForm | None:
         """The form of the answer that this request gets; None where the app must give it its own."""
         rules = spot.known.route.rules
-        exchange = Exchange("", 0.0, "HEAD" if spot.head else "GET", "", "")
+        exchange = RequestContext("", 0.0, "HEAD" if spot.head else "GET", "", "")
         coded = self._engine.prepared.choose(block.headers, stored, rules)
         if coded is not None and coded.pending:
             return None
@@ -439,15 +468,17 @@ class Edge:
         body = answer.body
         assert isinstance(body, bytes)
         endings = self._endings(spot.known, result)
-        shape = Shape(answer.status, before, after, endings, result, tally, length=len(body))
+        shape = ResponseForm(answer.status, before, after, endings, result, tally, length=len(body))
         shape.coded = coded.key if coded is not None else ""
         shape.volatile = rules.client_ttl is not None
         return shape
 
     # --- besides -------------------------------------------------------------------------------------------
 
-    def _exchange(self, spot: Spot, block: Block, request_id: bytes, began: float, peer: str) -> Exchange:
-        return Exchange(
+    def _exchange(
+        self, spot: KnownTarget, block: HeaderBlock, request_id: bytes, began: float, peer: str
+    ) -> RequestContext:
+        return RequestContext(
             request_id=request_id.decode("ascii"),
             began=began,
             method="HEAD" if spot.head else "GET",
@@ -461,7 +492,14 @@ class Edge:
         )
 
     def _refresh(
-        self, spot: Spot, block: Block, ready: Ready, stored: Stored, request_id: bytes, began: float, peer: str
+        self,
+        spot: KnownTarget,
+        block: HeaderBlock,
+        ready: PreparedResponse,
+        stored: Entry,
+        request_id: bytes,
+        began: float,
+        peer: str,
     ) -> None:
         """Refresh behind a stale answer. Not before that is certain: the app would find what this brings."""
         if ready.flight in self._engine.flights:
@@ -472,5 +510,5 @@ class Edge:
         self._engine.refresh_behind(spot.recall.ask(self._exchange(spot, block, request_id, began, peer)), judged)
 
 
-def _serves_stale(spot: Spot, ready: Ready, now: float) -> bool:
+def _serves_stale(spot: KnownTarget, ready: PreparedResponse, now: float) -> bool:
     return now < ready.revalidate and spot.recall.ask is not None

@@ -26,10 +26,10 @@ from uvicorn.protocols.http.flow_control import FlowControl
 
 from gateway.aggregates.aggregate import Aggregate
 from gateway.aggregates.routes import AggregateHandlers, whole_bytes
-from gateway.cache.request import Ask
+from gateway.cache.request import CacheRequest
 from gateway.cache.respond import Answer, problem
-from gateway.context import Exchange
-from gateway.edge.entries import Block
+from gateway.context import RequestContext
+from gateway.edge.entries import HeaderBlock
 from gateway.edge.head_template import head_of
 from gateway.errors import RequestRefused, UpstreamError
 from gateway.http.forwarding import Trusted
@@ -41,7 +41,7 @@ from gateway.observability.trace_context import PASSED_ON as TRACE
 from gateway.observability.trace_context import traceparent_of
 from gateway.routing.cors import Cors
 from gateway.routing.declared import Declared
-from gateway.routing.fast_path import Recall
+from gateway.routing.fast_path import FastPath
 from gateway.routing.handlers import Handlers
 from gateway.routing.references import Asked
 from gateway.routing.upstream_request import UpstreamOrigin
@@ -51,12 +51,12 @@ from gateway.upstreams.response import Body, ResponseBody
 if TYPE_CHECKING:
     from gateway.cache.background import Underway
     from gateway.cache.engine import Engine
-    from gateway.cache.request import Ask
-    from gateway.edge.entries import Block
+    from gateway.cache.request import CacheRequest
+    from gateway.edge.entries import HeaderBlock
     from gateway.edge.header_block import Repeat
     from gateway.http.request_parser import Line, Request
     from gateway.observability.metrics import Metrics
-    from gateway.routing.fast_path import Recall
+    from gateway.routing.fast_path import FastPath
     from gateway.upstreams.connection import Interim
 
 
@@ -71,13 +71,13 @@ _WITHOUT_BODY = (204, 304)
 class Direct(Protocol):
     """A route of the configuration, as it is asked without ASGI."""
 
-    def ask(self, exchange: Exchange, interim: Interim | None, block: Block | None = None) -> Ask:
+    def ask(self, exchange: RequestContext, interim: Interim | None, block: HeaderBlock | None = None) -> CacheRequest:
         """`block` is the header block of `exchange`, where that is known. Raises RequestRefused."""
 
-    async def answer(self, ask: Ask) -> Answer:
+    async def answer(self, ask: CacheRequest) -> Answer:
         """The answer as clients may see it."""
 
-    def recall(self, ask: Ask) -> Recall:
+    def recall(self, ask: CacheRequest) -> FastPath:
         """What the edge needs to answer the next request of this line."""
 
 
@@ -92,12 +92,12 @@ class Connection(Protocol):
     transport: asyncio.Transport
     tasks: set[asyncio.Task[None]]
 
-    def passed(self, passage: Passage, *, close: bool) -> None:
+    def passed(self, passage: PassThroughRequest, *, close: bool) -> None:
         """The answer is written, whole."""
 
 
 @dataclass(frozen=True)
-class Passages:
+class PassThrough:
     """What one generation of the app answers without ASGI. `patterns` gives its routes in the order they are tried."""
 
     engine: Engine
@@ -108,7 +108,7 @@ class Passages:
     patterns: Callable[[], Iterable[Pattern]]
     underway: Underway
 
-    def passage(self, request: Request, peer: str, scheme: str, *, looked: bool = False) -> Passage | None:
+    def passage(self, request: Request, peer: str, scheme: str, *, looked: bool = False) -> PassThroughRequest | None:
         """The way of a request without a body to its answer; None where the app must give it."""
         fields, line = request.fields, request.line
         if line.version != "1.1" or line.method not in (b"GET", b"HEAD") or request.framing.length != 0:
@@ -124,14 +124,14 @@ class Passages:
 
     def repeated(
         self, repeat: Repeat, line: Line, request_id: bytes, peer: str, scheme: str, began: float
-    ) -> Passage | None:
+    ) -> PassThroughRequest | None:
         """The same, of a request of which only the line and the id are new on its connection: what its header block
         asks for was judged before. `began` is on the performance counter."""
         if line.version != "1.1" or line.method not in (b"GET", b"HEAD"):
             return None
         block, trusted = repeat.block, self.trusted
         fields = [*block.headers, (b"x-request-id", request_id)] if repeat.numbered else block.headers
-        exchange = Exchange(
+        exchange = RequestContext(
             request_id=request_id.decode("ascii"),
             began=began,
             method=line.method.decode("ascii"),
@@ -146,13 +146,15 @@ class Passages:
         except RequestRefused:
             return None
 
-    def _passage(self, exchange: Exchange, line: Line, scheme: str, block: Block | None) -> Passage | None:
+    def _passage(
+        self, exchange: RequestContext, line: Line, scheme: str, block: HeaderBlock | None
+    ) -> PassThroughRequest | None:
         """Raises RequestRefused."""
         exchange.target = normalise(*split_raw_target(line.target, exchange.host, scheme=scheme))
         direct = self._route(exchange.target.decoded)
         if direct is None:
             return None
-        passage = Passage(self, exchange, direct)
+        passage = PassThroughRequest(self, exchange, direct)
         passage.ask = direct.ask(exchange, passage.interim, block)
         return passage
 
@@ -163,12 +165,12 @@ class Passages:
         return None
 
 
-class Passage:
+class PassThroughRequest:
     """One request on its way to the upstream and back. It ends with its connection."""
 
-    ask: Ask
+    ask: CacheRequest
 
-    def __init__(self, passages: Passages, exchange: Exchange, direct: Direct) -> None:
+    def __init__(self, passages: PassThrough, exchange: RequestContext, direct: Direct) -> None:
         self.exchange = exchange
         self.direct = direct
         self._passages = passages
@@ -341,7 +343,7 @@ class DirectRoute:
     handlers: Handlers
     route: Declared
 
-    def ask(self, exchange: Exchange, interim: Interim | None, block: Block | None = None) -> Ask:
+    def ask(self, exchange: RequestContext, interim: Interim | None, block: HeaderBlock | None = None) -> CacheRequest:
         """Raises RequestRefused."""
         assert exchange.target is not None
         target, parameters = self.route.upstream_target(exchange.target.path, exchange.target.query)
@@ -349,16 +351,16 @@ class DirectRoute:
         origin = UpstreamOrigin(self.route.upstream, target, exchange.request_id, self.handlers.metrics, interim=told)
         return self.handlers.ask(exchange, self.route, origin, parameters, None, block=block, stays=True)
 
-    async def answer(self, ask: Ask) -> Answer:
+    async def answer(self, ask: CacheRequest) -> Answer:
         return self.handlers.public(await self.handlers.engine.answer(ask), self._asked(ask))
 
-    def recall(self, ask: Ask) -> Recall:
+    def recall(self, ask: CacheRequest) -> FastPath:
         assert isinstance(ask.origin, UpstreamOrigin)
         assert ask.exchange.target is not None
         _, parameters = self.route.upstream_target(ask.exchange.target.path, ask.exchange.target.query)
         return self.handlers.recall(self._asked(ask), ask.origin, parameters)
 
-    def _asked(self, ask: Ask) -> Asked:
+    def _asked(self, ask: CacheRequest) -> Asked:
         assert isinstance(ask.origin, UpstreamOrigin)
         return Asked(self.route, ask.origin.target, str(ask.exchange.target))
 
@@ -370,17 +372,17 @@ class DirectAggregate:
     handlers: AggregateHandlers
     aggregate: Aggregate
 
-    def ask(self, exchange: Exchange, interim: Interim | None, block: Block | None = None) -> Ask:
+    def ask(self, exchange: RequestContext, interim: Interim | None, block: HeaderBlock | None = None) -> CacheRequest:
         """Raises RequestRefused."""
         assert exchange.target is not None
         return self.handlers.ask(exchange, self.aggregate, exchange.target.path)
 
-    async def answer(self, ask: Ask) -> Answer:
+    async def answer(self, ask: CacheRequest) -> Answer:
         answer = self.aggregate.at_hand(ask) or await self.aggregate.answer(ask)
         return whole_bytes(answer, head=ask.facts.head)
 
-    def recall(self, ask: Ask) -> Recall:
-        assert isinstance(ask.exchange.recall, Recall)
+    def recall(self, ask: CacheRequest) -> FastPath:
+        assert isinstance(ask.exchange.recall, FastPath)
         return ask.exchange.recall
 
 

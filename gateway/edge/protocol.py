@@ -30,12 +30,12 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.context import INTERIM_KEY, LOOKED_KEY, RAW_TARGET_KEY, exchange_of
-from gateway.edge.entries import Block, Spot
-from gateway.edge.guard import BODY_RATE, EARLY, LINGER, NEVER, READ_RATE, Door
+from gateway.edge.entries import HeaderBlock, KnownTarget
+from gateway.edge.guard import BODY_RATE, EARLY, LINGER, NEVER, READ_RATE, ConnectionGuard
 from gateway.edge.header_block import LIKE, Repeat
 from gateway.edge.hits import Edge
-from gateway.edge.passthrough import INTERIM, Passage, ends, interim_head
-from gateway.edge.shared_lookup import Look
+from gateway.edge.passthrough import INTERIM, PassThroughRequest, ends, interim_head
+from gateway.edge.shared_lookup import PendingLookup
 from gateway.errors import RequestRefused
 from gateway.http.request_parser import (
     ChunkedBody,
@@ -48,7 +48,7 @@ from gateway.http.request_parser import (
     read_line,
     read_request,
 )
-from gateway.routing.fast_path import Recall
+from gateway.routing.fast_path import FastPath
 
 
 class Bearer(Protocol):
@@ -125,7 +125,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._line = b""
         # The answer to the present request is looked for in the shared tier, or at the upstream, and the app does not
         # know of it.
-        self._asking: Look | Passage | None = None
+        self._asking: PendingLookup | PassThroughRequest | None = None
         self._looked = False
         self._last = False
 
@@ -260,7 +260,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if spot is None or not spot.modern:
             return False
         self._began = began
-        return self._may_wait(repeat.edge, Look(repeat.edge, spot, repeat.block, request_id, data))
+        return self._may_wait(repeat.edge, PendingLookup(repeat.edge, spot, repeat.block, request_id, data))
 
     def _take(self, data: bytes) -> None:
         """Take bytes that are no hit, or are not known to be one."""
@@ -365,11 +365,11 @@ class GatewayProtocol(HttpToolsProtocol):
         if spot is None:
             return False
         if not edge.answer(self.transport, self._peer, spot, block, request_id, self._began):
-            return self._may_wait(edge, Look(edge, spot, block, request_id, head, request))
+            return self._may_wait(edge, PendingLookup(edge, spot, block, request_id, head, request))
         self._answered(spot, block)
         return True
 
-    def _answered(self, spot: Spot, block: Block) -> None:
+    def _answered(self, spot: KnownTarget, block: HeaderBlock) -> None:
         self.server_state.total_requests += 1
         if block.close or not spot.modern or self._last:
             self.transport.close()
@@ -377,7 +377,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     # --- answers of the shared tier ------------------------------------------------------------------------
 
-    def _may_wait(self, edge: Edge, look: Look) -> bool:
+    def _may_wait(self, edge: Edge, look: PendingLookup) -> bool:
         """Let the request wait for what the shared tier has, if it may have anything, and one more may wait."""
         if not edge.elsewhere.may_have(look.spot, look.block):
             return False
@@ -393,7 +393,7 @@ class GatewayProtocol(HttpToolsProtocol):
         look.begin(self)
         return True
 
-    def looked(self, look: Look) -> None:
+    def looked(self, look: PendingLookup) -> None:
         """Answer with what the shared tier has; the app answers where it has nothing, and need not look again."""
         self._asking = None
         self._release()
@@ -454,7 +454,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self._refuse(refused)
         return True
 
-    def _set_out(self, passage: Passage, *, close: bool) -> None:
+    def _set_out(self, passage: PassThroughRequest, *, close: bool) -> None:
         """Raises RequestRefused."""
         self.door.admit(self._peer)
         self._admitted = True
@@ -462,7 +462,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._asking = passage
         passage.begin(self, self.loop, close=close)
 
-    def passed(self, passage: Passage, *, close: bool) -> None:
+    def passed(self, passage: PassThroughRequest, *, close: bool) -> None:
         """A passage has come to its end; its answer is written."""
         self._asking = None
         self._release()
@@ -478,7 +478,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def _learn(self) -> None:
         """Remember how the app answered a request that the edge may answer the next time."""
         exchange = exchange_of(cast(dict[str, Any], self.cycle.scope))
-        if exchange is not None and isinstance(exchange.recall, Recall) and self._edge is not None:
+        if exchange is not None and isinstance(exchange.recall, FastPath) and self._edge is not None:
             self._edge.learn(self._line, exchange.recall, exchange.target)
 
     # --- the app -------------------------------------------------------------------------------------------
@@ -614,14 +614,14 @@ class GatewayProtocol(HttpToolsProtocol):
         self.transport.write(interim_head(status, headers))
 
 
-def door_of(app: object) -> Door:
+def door_of(app: object) -> ConnectionGuard:
     """The guard that an app brings along, also behind wrappers that keep it as `app`; otherwise one with defaults."""
     for _ in range(8):
         door = getattr(app, "door", None)
-        if isinstance(door, Door):
+        if isinstance(door, ConnectionGuard):
             return door
         app = getattr(app, "app", None)
-    return Door()
+    return ConnectionGuard()
 
 
 def reset(transport: asyncio.Transport) -> None:

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Protocol
 from msgspec import structs
 
 from gateway.cache.store import entry_name, index_name
-from gateway.policy.entry import Stored, decode_stored, encode, is_sealed, tail_of
-from gateway.policy.epochs import State, tag_name
+from gateway.policy.entry import Entry, decode_stored, encode, is_sealed, tail_of
+from gateway.policy.epochs import PurgeState, tag_name
 from gateway.policy.vary import VaryIndex, selected_keys
 
 if TYPE_CHECKING:
     from gateway.cache.engine import Engine
     from gateway.cache.shared_store import Read
-    from gateway.edge.entries import Block, Spot
+    from gateway.edge.entries import HeaderBlock, KnownTarget
     from gateway.edge.hits import Edge
     from gateway.http.request_parser import Request
 
@@ -41,7 +41,7 @@ class _Known:
 
     __slots__ = ("front", "length", "rear", "stored")
 
-    def __init__(self, data: bytes, rear: bytes, stored: Stored) -> None:
+    def __init__(self, data: bytes, rear: bytes, stored: Entry) -> None:
         self.length = len(data)
         self.front = data[: len(data) - len(rear) - len(stored.body)]
         self.rear = rear
@@ -63,7 +63,7 @@ class Records:
     def __len__(self) -> int:
         return len(self._known)
 
-    def stored(self, data: bytes, key: str) -> Stored | None:
+    def stored(self, data: bytes, key: str) -> Entry | None:
         """What `decode_stored` makes of it: the same headers, as an object, as long as the response is the same."""
         known = self._known.get(key)
         if known is not None and known.is_like(data) and is_sealed(data, self._secret):
@@ -73,7 +73,7 @@ class Records:
             self._remember(data, key, stored)
         return stored
 
-    def _remember(self, data: bytes, key: str, stored: Stored) -> None:
+    def _remember(self, data: bytes, key: str, stored: Entry) -> None:
         rear = tail_of(stored)
         if encode(stored, self._secret) != data or not data.endswith(stored.body + rear):
             return  # not as we write it: where its body stands is not known
@@ -83,10 +83,10 @@ class Records:
 
 
 @dataclass(frozen=True, slots=True)
-class Brought:
+class SharedHit:
     """A stored response that lay not in memory when it was wanted; `seconds` is what looking for it took."""
 
-    stored: Stored
+    stored: Entry
     tier: str
     seconds: float
 
@@ -96,11 +96,11 @@ class Waiting(Protocol):
 
     transport: asyncio.Transport
 
-    def looked(self, look: Look) -> None:
+    def looked(self, look: PendingLookup) -> None:
         """What was looked for is there now, or is known to be nowhere: `look.brought`."""
 
 
-class Look:
+class PendingLookup:
     """A request that waits for what the shared tier has. `brought` is None until it is there, and where nothing is.
     `sure` is False where that could not be found out here: then the app looks for itself.
 
@@ -113,7 +113,13 @@ class Look:
     )
 
     def __init__(
-        self, edge: Edge, spot: Spot, block: Block, request_id: bytes, head: bytes, request: Request | None = None
+        self,
+        edge: Edge,
+        spot: KnownTarget,
+        block: HeaderBlock,
+        request_id: bytes,
+        head: bytes,
+        request: Request | None = None,
     ) -> None:
         self.edge = edge
         self.spot = spot
@@ -121,10 +127,10 @@ class Look:
         self.request_id = request_id
         self.head = head
         self.request = request
-        self.brought: Brought | None = None
+        self.brought: SharedHit | None = None
         self.sure = True
         self._keys: list[str] = []
-        self._found: Stored | None = None
+        self._found: Entry | None = None
         self._read: Read | None = None
 
     def begin(self, waiting: Waiting) -> None:
@@ -175,15 +181,17 @@ class Look:
     def _end(self) -> None:
         if self._found is not None:
             stored, tier = self.edge.elsewhere.kept(self._found, self.spot, self.block)
-            self.brought = Brought(stored, tier, time.perf_counter() - self._began)
+            self.brought = SharedHit(stored, tier, time.perf_counter() - self._began)
         self._waiting.looked(self)
 
 
-class Elsewhere:
+class SharedFinder:
     """What an edge asks of the shared tier. `in_memory` finds what a request selects in memory; of what is remembered
     there are `most` at most."""
 
-    def __init__(self, engine: Engine, in_memory: Callable[[Spot, Block], Stored | None], *, most: int) -> None:
+    def __init__(
+        self, engine: Engine, in_memory: Callable[[KnownTarget, HeaderBlock], Entry | None], *, most: int
+    ) -> None:
         self.shared = engine.shared
         self._tiers = engine.tiers
         self._memory = engine.memory
@@ -194,7 +202,7 @@ class Elsewhere:
         self._indices: dict[str, tuple[bytes, VaryIndex]] = {}
         self._most = most
 
-    def may_have(self, spot: Spot, block: Block) -> bool:
+    def may_have(self, spot: KnownTarget, block: HeaderBlock) -> bool:
         """Whether the shared tier may hold what memory does not: then it is asked here, before the app is."""
         if spot.known.route.made or block.bases.get(spot.known) is None or not self.shared.available:
             return False
@@ -203,7 +211,7 @@ class Elsewhere:
 
     # --- where it may lie ----------------------------------------------------------------------------------
 
-    def places(self, spot: Spot, block: Block) -> tuple[list[str], list[str]]:
+    def places(self, spot: KnownTarget, block: HeaderBlock) -> tuple[list[str], list[str]]:
         """The keys under which a request's response may be stored, as far as is known here; and the names to read:
         the index, and those."""
         base = spot.stem + (block.bases[spot.known] or "")
@@ -218,7 +226,7 @@ class Elsewhere:
             names = self._names[base] = [index_name(spot.primary), entry_name(base)]
         return [base], names
 
-    def more(self, data: bytes, spot: Spot, block: Block, asked: list[str]) -> list[str] | None:
+    def more(self, data: bytes, spot: KnownTarget, block: HeaderBlock, asked: list[str]) -> list[str] | None:
         """The keys that the index in the shared tier adds to those that were `asked`, and it is remembered; None where
         they can't be told here."""
         primary = spot.primary
@@ -242,9 +250,9 @@ class Elsewhere:
 
     # --- what came of it -----------------------------------------------------------------------------------
 
-    def newest(self, data: Iterable[bytes | None], keys: list[str], spot: Spot) -> Stored | None:
+    def newest(self, data: Iterable[bytes | None], keys: list[str], spot: KnownTarget) -> Entry | None:
         """The newest response among what was read, that no purge has made void and its route would have stored."""
-        found: Stored | None = None
+        found: Entry | None = None
         largest = spot.known.route.max_body
         for item, key in zip(data, keys, strict=True):
             stored = None if item is None else self._records.stored(item, key)
@@ -256,14 +264,14 @@ class Elsewhere:
                 found = stored
         return found
 
-    def _void(self, stored: Stored, spot: Spot) -> bool:
+    def _void(self, stored: Entry, spot: KnownTarget) -> bool:
         epochs = self._epochs
         if epochs.untouched(stored.stamp):
             return False
         names = (*spot.names, *map(tag_name, stored.tags), *stored.names)
-        return epochs.judge(stored.stamp, stored.started, names)[0] is State.VOID
+        return epochs.judge(stored.stamp, stored.started, names)[0] is PurgeState.VOID
 
-    def kept(self, stored: Stored, spot: Spot, block: Block) -> tuple[Stored, str]:
+    def kept(self, stored: Entry, spot: KnownTarget, block: HeaderBlock) -> tuple[Entry, str]:
         """`stored` taken into memory, as the app's own look takes it; or what was fetched meanwhile, if that is newer.
         And the tier it is from."""
         if not self._memory.capacity:

@@ -16,21 +16,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.aggregates.lifetime import Part, joining, whole_headers
-from gateway.aggregates.shape import Workshop
-from gateway.aggregates.splice_plan import Ingredient
+from gateway.aggregates.lifetime import PartLife, joining, whole_headers
+from gateway.aggregates.shape import BodyCache
+from gateway.aggregates.splice_plan import SplicePart
 from gateway.cache.memory import MOST_USES
 from gateway.cache.respond import stored_answer
 from gateway.cache.store import Selection
-from gateway.context import Exchange, Outcome, PartSaid, Result
-from gateway.edge.entries import Endings, Shape
+from gateway.context import Outcome, PartSaid, RequestContext, Result
+from gateway.edge.entries import Endings, ResponseForm
 from gateway.edge.head_template import MARK, closing, head_of, start_of, template_of
-from gateway.edge.splice_state import CHANGING, NOTHING, AtHand, Joint
+from gateway.edge.splice_state import CHANGING, NOTHING, CachedPart, Splice
 from gateway.http.headers import has, http_date
 from gateway.observability.access_log import AccessLog
 from gateway.observability.metrics import Metrics, Tally
 from gateway.observability.response_headers import complete
-from gateway.policy.entry import Life, Stored, size_of
+from gateway.policy.entry import Entry, Life, size_of
 from gateway.policy.keys import Plan
 from gateway.policy.rules import MAX_LIFE
 from gateway.policy.validation import own_tag
@@ -39,7 +39,7 @@ from gateway.routing.cors import Cors
 
 if TYPE_CHECKING:
     from gateway.cache.engine import Engine
-    from gateway.edge.entries import Block, Spot
+    from gateway.edge.entries import HeaderBlock, KnownTarget
 
 
 FORMS = 32
@@ -59,7 +59,7 @@ class Gathered:
     started: float
 
 
-class Joins:
+class Splicer:
     """What an edge knows of wholes and their parts; of each at most `most`. `exchange` makes a request's Exchange, for
     the log and for the app's own functions."""
 
@@ -70,7 +70,7 @@ class Joins:
         metrics: Metrics,
         cors: Cors | None,
         log: AccessLog | None,
-        exchange: Callable[[Spot, Block, bytes, float, str], Exchange],
+        exchange: Callable[[KnownTarget, HeaderBlock, bytes, float, str], RequestContext],
         most: int,
     ) -> None:
         self._tiers = engine.tiers
@@ -86,9 +86,9 @@ class Joins:
         self._exchange = exchange
         self._most = most
         self._second, self._date = -1, b""
-        self._at_hand: dict[Ingredient, AtHand] = {}
+        self._at_hand: dict[SplicePart, CachedPart] = {}
         self._retold = 0
-        self._order: deque[tuple[dict[str, Joint | None], str]] = deque()
+        self._order: deque[tuple[dict[str, Splice | None], str]] = deque()
         self._heads: dict[tuple[object, ...], tuple[bytes, Tally]] = {}
 
     def forget(self) -> None:
@@ -96,7 +96,7 @@ class Joins:
         self._order.clear()
         self._heads.clear()
 
-    def ended(self, spot: Spot, block: Block, now: float) -> bool:
+    def ended(self, spot: KnownTarget, block: HeaderBlock, now: float) -> bool:
         """Whether the whole that was joined last for such a request lies there, and its life is over."""
         joint = spot.joints.get(block.bases.get(spot.known) or "")
         if joint is None or now < joint.until or joint.node.turn != joint.turn:
@@ -106,7 +106,13 @@ class Joins:
         return True
 
     def answer(
-        self, transport: asyncio.Transport, peer: str, spot: Spot, block: Block, request_id: bytes, began: float
+        self,
+        transport: asyncio.Transport,
+        peer: str,
+        spot: KnownTarget,
+        block: HeaderBlock,
+        request_id: bytes,
+        began: float,
     ) -> bool:
         """Join the whole and write the answer, where every part lies in memory and may be used; False where the app
         must. `began` is on the performance counter."""
@@ -148,7 +154,7 @@ class Joins:
 
     # --- the parts -----------------------------------------------------------------------------------------
 
-    def _learn(self, spot: Spot, block: Block, base: str) -> Joint | None:
+    def _learn(self, spot: KnownTarget, block: HeaderBlock, base: str) -> Splice | None:
         """How the whole is joined for requests whose counted inputs come to `base`; None where the app must do it."""
         assert spot.recall.joinable is not None
         joinable = spot.recall.joinable(self._exchange(spot, block, b"", 0.0, ""))
@@ -158,7 +164,7 @@ class Joins:
             route = spot.known.route.name
             tallies = [self._metrics.part_tally(route, name, "hit") for name in joinable.said]
             wanted = Selection(Plan(spot.primary, spot.stem + base, ()), (), spot.names)
-            joint = Joint(spot.known.route, joinable, wanted, sides, tallies)
+            joint = Splice(spot.known.route, joinable, wanted, sides, tallies)
         if base not in spot.joints:
             self._order.append((spot.joints, base))
             if len(self._order) > self._most:
@@ -167,15 +173,15 @@ class Joins:
         spot.joints[base] = joint
         return joint
 
-    def _side(self, ingredient: Ingredient) -> AtHand:
+    def _side(self, ingredient: SplicePart) -> CachedPart:
         side = self._at_hand.get(ingredient)
         if side is None:
             if len(self._at_hand) >= self._most:
                 del self._at_hand[next(iter(self._at_hand))]
-            side = self._at_hand[ingredient] = AtHand(ingredient, self._traffic.recorder(ingredient.route))
+            side = self._at_hand[ingredient] = CachedPart(ingredient, self._traffic.recorder(ingredient.route))
         return side
 
-    def _gathered(self, joint: Joint, block: Block, now: float) -> Gathered | None:
+    def _gathered(self, joint: Splice, block: HeaderBlock, now: float) -> Gathered | None:
         """The whole of parts that all lie fresh in memory; None where one of them does not."""
         workshop = joint.workshop
         version = self._tiers.purges.epochs.version
@@ -202,7 +208,7 @@ class Joins:
             started = side.started if side.started < started else started
         return Gathered(b"".join(pieces), age, fresh, started)
 
-    def _looked_up(self, side: AtHand, block: Block, workshop: Workshop) -> Stored | None:
+    def _looked_up(self, side: CachedPart, block: HeaderBlock, workshop: BodyCache) -> Entry | None:
         """A part's response in memory, which `side` is of from now on; None where there is none that can be used."""
         index = self._memory.index(side.primary)
         stored = self._memory.get(side.base) if index is None else self._newest(index, side, block)
@@ -219,7 +225,7 @@ class Joins:
         side.turn, side.index_turn = side.node.turn, self._unindexed.turn
         return stored
 
-    def _newest(self, index: VaryIndex, side: AtHand, block: Block) -> Stored | None:
+    def _newest(self, index: VaryIndex, side: CachedPart, block: HeaderBlock) -> Entry | None:
         """The newest response of a part in memory that the request selects; None also where it varies on what the part
         doesn't see as it came."""
         unseen = side.ingredient.unseen
@@ -233,11 +239,11 @@ class Joins:
         self,
         transport: asyncio.Transport,
         peer: str,
-        spot: Spot,
-        block: Block,
+        spot: KnownTarget,
+        block: HeaderBlock,
         request_id: bytes,
         began: float,
-        joint: Joint,
+        joint: Splice,
         now: float,
     ) -> bool:
         """Join the whole of parts of which some are stale, and write the answer, which nobody keeps; False where one of
@@ -267,9 +273,11 @@ class Joins:
             side.recorder.seen(side.hash, now)
         return True
 
-    def _stale_too(self, joint: Joint, block: Block, now: float) -> tuple[bytes, dict[str, str], list[Part]] | None:
+    def _stale_too(
+        self, joint: Splice, block: HeaderBlock, now: float
+    ) -> tuple[bytes, dict[str, str], list[PartLife]] | None:
         """The body, what became of each part, and what each brings into the life of the whole."""
-        pieces, said, lives = joint.frame.copy(), dict[str, str](), list[Part]()
+        pieces, said, lives = joint.frame.copy(), dict[str, str](), list[PartLife]()
         for name, side, place in zip(joint.asked, joint.sides, joint.places, strict=True):
             stored = self._looked_up(side, block, joint.workshop)
             behind = side.base in self._flights and self._memory.index(side.primary) is None
@@ -277,11 +285,11 @@ class Joins:
                 return None
             age = side.age(now)
             said[name] = "hit" if now < side.fresh else f"stale;age={int(age)}"
-            lives.append(Part(age, side.fresh - now, vary=stored.vary))
+            lives.append(PartLife(age, side.fresh - now, vary=stored.vary))
             pieces[place] = joint.workshop.prepared(side.recipe, stored.key, stored.headers, stored.body).text
         return b"".join(pieces), said, lives
 
-    def _count(self, spot: Spot, exchange: Exchange, elapsed: float, size: int) -> None:
+    def _count(self, spot: KnownTarget, exchange: RequestContext, elapsed: float, size: int) -> None:
         route = spot.known.route.name
         self._metrics.tally(route, Result.STALE, 200).add(elapsed)
         for each in exchange.parts:
@@ -291,7 +299,7 @@ class Joins:
 
     # --- the whole -----------------------------------------------------------------------------------------
 
-    def shape(self, spot: Spot, block: Block, stored: Stored, endings: Endings) -> Shape | None:
+    def shape(self, spot: KnownTarget, block: HeaderBlock, stored: Entry, endings: Endings) -> ResponseForm | None:
         """The form that a hit on a whole has, by the head that was made for its join; None where there is none."""
         joint = spot.joints.get(block.bases.get(spot.known) or "")
         if joint is None or stored.headers[3:-1] != joint.rest:
@@ -301,9 +309,9 @@ class Joins:
             return None
         template, tally = head
         before, after = (template % joint.values(stored, MARK)).split(MARK)
-        return Shape(200, before, after, endings, Result.HIT, tally, length=0 if spot.head else len(stored.body))
+        return ResponseForm(200, before, after, endings, Result.HIT, tally, length=0 if spot.head else len(stored.body))
 
-    def _kept(self, joint: Joint, spot: Spot, block: Block, found: Gathered, now: float) -> Stored:
+    def _kept(self, joint: Splice, spot: KnownTarget, block: HeaderBlock, found: Gathered, now: float) -> Entry:
         """The whole as a stored response. Its parts were judged in this very turn: it is stamped by now."""
         if joint.retold != self._retold:
             joint.retold = self._retold
@@ -314,7 +322,7 @@ class Joins:
         promise = b"max-age=%d" % lifetime
         size = joint.fixed + len(found.body) + len(promise)
         known = bool(joint.fixed) and size <= self._largest and not suffix and self._lies_there(joint)
-        stored = Stored(
+        stored = Entry(
             key=joint.node.key if known else joint.base + suffix,
             primary=spot.primary,
             born=now,
@@ -344,11 +352,11 @@ class Joins:
         joint.until = now - found.age + lifetime
         return stored
 
-    def _lies_there(self, joint: Joint) -> bool:
+    def _lies_there(self, joint: Splice) -> bool:
         """Whether what this joint made last lies in memory, and no index selects among variants of it."""
         return joint.node.turn == joint.turn and joint.index_turn == self._unindexed.turn
 
-    def _keep(self, joint: Joint, stored: Stored) -> None:
+    def _keep(self, joint: Splice, stored: Entry) -> None:
         if not joint.fixed:
             joint.fixed = size_of(stored) - len(stored.body) - len(stored.headers[1][1])
         self._tiers.keep(stored, joint.wanted, size=joint.fixed + len(stored.body) + len(stored.headers[1][1]))
@@ -362,13 +370,15 @@ class Joins:
             self._second, self._date = int(now), http_date(now)
         return self._date
 
-    def _start(self, joint: Joint, spot: Spot, block: Block, stored: Stored, now: float) -> tuple[int, bytes, Tally]:
+    def _start(
+        self, joint: Splice, spot: KnownTarget, block: HeaderBlock, stored: Entry, now: float
+    ) -> tuple[int, bytes, Tally]:
         """The status, the answer's own fields, and where it is counted."""
         known = joint.heads.get(block.form) or self._head_known(joint, spot, block)
         if known is not None:
             template, tally = known
             return 200, template % joint.values(stored, b"%d" % stored.initial_age), tally
-        exchange = Exchange("", 0.0, "HEAD" if spot.head else "GET", "", "")
+        exchange = RequestContext("", 0.0, "HEAD" if spot.head else "GET", "", "")
         answer = stored_answer(exchange, block.headers, stored, spot.known.route.rules, now)
         headers = answer.headers if self._cors is None else self._cors.told(answer.headers, block.origin)
         headers = joint.downstream.told(headers, stored.vary)
@@ -381,7 +391,7 @@ class Joins:
                 self._heads[spot.known.route.name, joint.rest, block.form] = (made, tally)
         return answer.status, start_of(answer.status, headers), tally
 
-    def _head_known(self, joint: Joint, spot: Spot, block: Block) -> tuple[bytes, Tally] | None:
+    def _head_known(self, joint: Splice, spot: KnownTarget, block: HeaderBlock) -> tuple[bytes, Tally] | None:
         """The head of this form, where it was made for another request line."""
         head = self._heads.get((spot.known.route.name, joint.rest, block.form))
         if head is not None:
@@ -392,9 +402,9 @@ class Joins:
 
     def _note(
         self,
-        joint: Joint,
-        spot: Spot,
-        block: Block,
+        joint: Splice,
+        spot: KnownTarget,
+        block: HeaderBlock,
         request_id: bytes,
         began: float,
         peer: str,
@@ -411,7 +421,7 @@ class Joins:
         self._log(exchange, status, size, elapsed)
 
 
-def has_expired(stored: Stored, now: float) -> bool:
+def has_expired(stored: Entry, now: float) -> bool:
     """Whether a whole's life has ended, whatever was purged; as policy.windows has it where a route has no rules."""
     lifetime = stored.life.lifetime
     return lifetime is not None and now >= stored.born - stored.initial_age + lifetime

@@ -1,7 +1,7 @@
 """What the edge knows of wholes that it may join, and of their parts.
 
 What does not change from one join to the next is made once: of a part, its windows as the purges known by then leave
-it (`AtHand`, shared by all wholes that it is in); of a whole, its names and keys, and the head of its answer (`Joint`),
+it (`CachedPart`, shared by all wholes that it is in); of a whole, its names and keys, and the head of its answer (`Splice`),
 by the functions that the app makes them by.
 """
 
@@ -14,26 +14,26 @@ from gateway.advisor.traffic import key_hash
 from gateway.advisor.ttl_ladder import Recorder
 from gateway.aggregates.lifetime import Joining, whole_headers
 from gateway.aggregates.merge import WrongType
-from gateway.aggregates.shape import Workshop
-from gateway.aggregates.splice_plan import Ingredient, Joinable, frame_of
+from gateway.aggregates.shape import BodyCache
+from gateway.aggregates.splice_plan import SplicePart, SplicePlan, frame_of
 from gateway.cache.memory import Node
 from gateway.cache.request import Route
 from gateway.cache.store import Selection
-from gateway.context import Exchange, Outcome, PartSaid, Result
+from gateway.context import Outcome, PartSaid, RequestContext, Result
 from gateway.edge.head_template import Ending
 from gateway.http.headers import Headers, without
 from gateway.observability.metrics import PartTally, Tally
 from gateway.policy import freshness
-from gateway.policy.entry import Stored
-from gateway.policy.epochs import Epochs, State, tag_name
+from gateway.policy.entry import Entry
+from gateway.policy.epochs import Epochs, PurgeState, tag_name
 
 CHANGING = (b"cache-control", b"etag", b"date", b"age", b"content-length")
 """The fields of a whole's head that differ from one join to the next, in their order."""
-NOTHING: Node[Stored] = Node("", None, 0, main=False)
+NOTHING: Node[Entry] = Node("", None, 0, main=False)
 """Where no node in memory tells that a response is still the same."""
 
 
-class AtHand:
+class CachedPart:
     """A part's stored response as the purges known at `version` leave it, and what it brings into a whole's life. It
     holds the headers, by whose identity it knows its response again, but not the body; where no header selects among
     its variants, also the node in memory, whose turn tells that it is still the same."""
@@ -43,7 +43,7 @@ class AtHand:
         *("primary", "recipe", "recorder", "revalidate", "started", "told", "turn", "version"),
     )
 
-    def __init__(self, ingredient: Ingredient, recorder: Recorder) -> None:
+    def __init__(self, ingredient: SplicePart, recorder: Recorder) -> None:
         """`recorder` gathers for the advice what is seen of the part's route."""
         assert ingredient.recipe is not None
         self.recorder = recorder
@@ -62,12 +62,12 @@ class AtHand:
     def age(self, now: float) -> float:
         return self.initial_age + max(0.0, now - self.born)
 
-    def take(self, stored: Stored, epochs: Epochs, workshop: Workshop) -> bool:
+    def take(self, stored: Entry, epochs: Epochs, workshop: BodyCache) -> bool:
         """Be of `stored` from now on; False where it can't be used as it lies."""
         self.headers = None
         names = (*self.ingredient.names, *map(tag_name, stored.tags))
         state, _ = epochs.judge(stored.stamp, stored.started, (*names, *stored.names))
-        if state is not State.VALID or not 200 <= stored.status < 300:
+        if state is not PurgeState.VALID or not 200 <= stored.status < 300:
             return False
         try:
             text = workshop.prepared(self.recipe, stored.key, stored.headers, stored.body).text
@@ -86,7 +86,7 @@ class AtHand:
         return True
 
 
-class Joint:
+class Splice:
     """A whole as it is joined again and again: by one request line, for requests whose counted inputs are the same."""
 
     __slots__ = (
@@ -96,7 +96,7 @@ class Joint:
     )
 
     def __init__(
-        self, route: Route, joinable: Joinable, wanted: Selection, sides: list[AtHand], tallies: list[PartTally]
+        self, route: Route, joinable: SplicePlan, wanted: Selection, sides: list[CachedPart], tallies: list[PartTally]
     ) -> None:
         self.downstream = route.downstream
         self.workshop = joinable.workshop
@@ -136,7 +136,7 @@ class Joint:
         self.fixed = 0
         self.heads.clear()
 
-    def values(self, stored: Stored, age: bytes) -> tuple[bytes, bytes, bytes, bytes, bytes]:
+    def values(self, stored: Entry, age: bytes) -> tuple[bytes, bytes, bytes, bytes, bytes]:
         """What a head of this whole takes in place of `CHANGING`."""
         fields = stored.headers
         promise, tag, date = fields[1][1], fields[2][1], fields[-1][1]
@@ -147,4 +147,4 @@ def ending_of(route: str, said: Sequence[str]) -> Ending:
     """The end of the head of a whole of these parts that was joined just now."""
     parts = tuple(PartSaid(name, "hit", 0.0) for name in said)
     outcome = Outcome(Result.HIT, ttl=0, detail="joined")
-    return Ending(Exchange("", 0.0, "", "", "", route=route, outcome=outcome, parts=parts))
+    return Ending(RequestContext("", 0.0, "", "", "", route=route, outcome=outcome, parts=parts))

@@ -15,15 +15,15 @@ import msgspec
 from msgspec import structs
 
 from gateway.aggregates.aggregate import Aggregate
-from gateway.aggregates.part_source import Source as PartSource
+from gateway.aggregates.part_source import PartSource as PartSource
 from gateway.aggregates.part_source import Wanting
-from gateway.aggregates.routes import Asked, asked_of
+from gateway.aggregates.routes import AggregateRequest, asked_of
 from gateway.cache.engine import Engine
-from gateway.config.environment import Source
+from gateway.config.environment import SettingSource
 from gateway.config.part_values import Missing
 from gateway.config.types import show_duration
 from gateway.config.yaml_document import Key
-from gateway.context import Exchange
+from gateway.context import RequestContext
 from gateway.errors import RequestRefused
 from gateway.explain import trace
 from gateway.explain.lookup import READS, Stores, Wish
@@ -33,18 +33,18 @@ from gateway.http.headers import Headers, combined, has, values
 from gateway.http.path_template import render_tag
 from gateway.http.target import Target, check_host, normalise, split_raw_target, without_credentials
 from gateway.policy import freshness
-from gateway.policy.entry import Stored
+from gateway.policy.entry import Entry
 from gateway.policy.keys import plan
-from gateway.policy.rules import NEGATIVE_STATUSES, PLAIN, Rules, facts_of
+from gateway.policy.rules import NEGATIVE_STATUSES, PLAIN, CachePolicy, directives_of
 from gateway.routing.declared import Declared, has_body
 from gateway.routing.handler_request import places_of
 
-Origins = Callable[[Key], Sequence[Source]]
+Origins = Callable[[Key], Sequence[SettingSource]]
 """Who set a value, the winner first; nothing where it is the default."""
 WINDOWS = ("stale_while_revalidate", "stale_if_error", "client_ttl")
 
 
-def no_origins(key: Key) -> Sequence[Source]:
+def no_origins(key: Key) -> Sequence[SettingSource]:
     """Where nothing is known of who set what."""
     return ()
 
@@ -146,7 +146,7 @@ class Explainer:
             route.name,
             route.engine_route,
             plan(keying, route.upstream.name, asks, headers, has_body=has_body(headers)),
-            facts_of(request.method, headers, rules),
+            directives_of(request.method, headers, rules),
             tuple(render_tag(tag, decoded) for tag in route.config.tags),
         )
         told, stored = await self._judged(request, wish)
@@ -161,7 +161,7 @@ class Explainer:
             windows=tuple(self._windows(("routes", route.name))),
         )
 
-    async def _judged(self, request: _Request, wish: Wish) -> tuple[Trace, Stored | None]:
+    async def _judged(self, request: _Request, wish: Wish) -> tuple[Trace, Entry | None]:
         """What is told alike of all that goes through the engine, and what is stored."""
         stores = Stores(self.engine)
         judged = await stores.judge(wish)
@@ -195,7 +195,7 @@ class Explainer:
             handler.name,
             cached.route,
             plan(cached.route.keying, cached.origin, target, headers, has_body=has_body(headers)),
-            facts_of(request.method, headers, rules),
+            directives_of(request.method, headers, rules),
             handler.tags(request.target),
         )
         told, stored = await self._judged(request, wish)
@@ -221,7 +221,7 @@ class Explainer:
             aggregate.name,
             aggregate.route,
             plan(aggregate.route.keying, f"+{aggregate.name}", asked.target, headers, has_body=has_body(headers)),
-            structs.replace(facts_of(request.method, headers, aggregate.route.rules), authorized=False),
+            structs.replace(directives_of(request.method, headers, aggregate.route.rules), authorized=False),
             tuple(render_tag(tag, dict(asked.values.path)) for tag in aggregate.config.tags),
         )
         told, _ = await self._judged(request, wish)
@@ -236,7 +236,7 @@ class Explainer:
             parts=tuple([await self._part(request, aggregate, name, asked) for name in asked.shown]),
         )
 
-    async def _part(self, request: _Request, aggregate: Aggregate, name: str, asked: Asked) -> PartTrace:
+    async def _part(self, request: _Request, aggregate: Aggregate, name: str, asked: AggregateRequest) -> PartTrace:
         source = aggregate.kit.sources.get(name)
         if source is None:
             return PartTrace(name=name, note="static")
@@ -250,7 +250,7 @@ class Explainer:
         except (Missing, RequestRefused) as missing:
             note, ttl = f"left out: {missing}", self._part_ttl(aggregate, source)
             return msgspec.structs.replace(told, note=note, ttl=ttl)
-        exchange = Exchange("", 0.0, "GET", "", "http", headers=request.headers)
+        exchange = RequestContext("", 0.0, "GET", "", "http", headers=request.headers)
         ask = source.ask(Wanting.of(exchange, PLAIN, asked.values, 0.0), target, tags)
         wish = Wish(request.method, ask.headers, source.route.name, source.route, ask.plan, ask.facts, ask.tags)
         stores = Stores(self.engine)
@@ -260,7 +260,7 @@ class Explainer:
             told, asks=without_credentials(target), ttl=self._part_ttl(aggregate, source, found.stored), entry=entry
         )
 
-    def _part_ttl(self, aggregate: Aggregate, source: PartSource, stored: Stored | None = None) -> Lifetime:
+    def _part_ttl(self, aggregate: Aggregate, source: PartSource, stored: Entry | None = None) -> Lifetime:
         key: Key = ("routes", aggregate.name, "parts", source.part.name)
         if source.declared is not None:
             key = ("routes", source.declared.name)
@@ -274,7 +274,7 @@ class Explainer:
     # --- the lifetime --------------------------------------------------------------------------------------
 
     def _lifetime(
-        self, key: Key, ttl: timedelta | str, rules: Rules, stored: Stored | None, *, coded: str | None = None
+        self, key: Key, ttl: timedelta | str, rules: CachePolicy, stored: Entry | None, *, coded: str | None = None
     ) -> Lifetime:
         """The TTL that decides, who set it, and what the upstream and the jitter make of it. `coded` is what the code
         of a Python handler says of it."""

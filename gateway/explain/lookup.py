@@ -11,16 +11,16 @@ from gateway.cache.engine import Engine
 from gateway.cache.request import Route
 from gateway.cache.respond import stored_answer
 from gateway.cache.store import Found, selection
-from gateway.context import Exchange
+from gateway.context import RequestContext
 from gateway.explain import trace
-from gateway.explain.trace import BYPASSES, UNKNOWN, Entry, Name
+from gateway.explain.trace import BYPASSES, UNKNOWN, EntryTrace, Name
 from gateway.http.headers import Headers
 from gateway.policy import freshness
-from gateway.policy.entry import Stored
+from gateway.policy.entry import Entry
 from gateway.policy.epochs import key_name, route_name, tag_name
 from gateway.policy.freshness import Bypass, Hit, Miss, Revalidate, Stale, Unsatisfiable
 from gateway.policy.keys import Plan
-from gateway.policy.rules import Facts, Rules
+from gateway.policy.rules import CachePolicy, RequestDirectives
 from gateway.policy.vary import latest
 
 READS = ("GET", "HEAD")
@@ -36,7 +36,7 @@ class Wish:
     name: str
     route: Route
     plan: Plan
-    facts: Facts
+    facts: RequestDirectives
     tags: tuple[str, ...] = ()
 
 
@@ -111,20 +111,20 @@ class Stores:
         """The request headers by which what is stored for the target is chosen; none where nothing is."""
         return latest(self.engine.memory.index(wish.plan.primary)) if self.engine is not None else ()
 
-    def _status(self, wish: Wish, stored: Stored, now: float) -> int:
+    def _status(self, wish: Wish, stored: Entry, now: float) -> int:
         """The status of the answer from `stored`: its own, 304, 206 or 416. No coded form is made for it."""
         rules = wish.route.rules
         coded = Coded(None, stored.body) if is_compressible(stored, rules) else None
-        exchange = Exchange("", 0.0, wish.method, "", "http", headers=wish.headers)
+        exchange = RequestContext("", 0.0, wish.method, "", "http", headers=wish.headers)
         return stored_answer(exchange, wish.headers, stored, rules, now, coded).status
 
-    def entry(self, found: Found, rules: Rules) -> Entry | None:
+    def entry(self, found: Found, rules: CachePolicy) -> EntryTrace | None:
         stored = found.stored
         if stored is None or self.engine is None:
             return None
         now = self.engine.clock.now()
         ends = freshness.windows(stored, rules)
-        return Entry(
+        return EntryTrace(
             tier=found.tier or "",
             status=stored.status,
             bytes=len(stored.body),
@@ -137,7 +137,7 @@ class Stores:
             purged_softly=stored.softened is not None,
         )
 
-    def names(self, wish: Wish, stored: Stored | None) -> Iterator[Name]:
+    def names(self, wish: Wish, stored: Entry | None) -> Iterator[Name]:
         """The names by which the answer can be purged, and when each last was."""
         epochs = self.engine.tiers.purges.epochs if self.engine is not None else None
         all_tags = dict.fromkeys((*wish.tags, *(stored.tags if stored is not None else ())))

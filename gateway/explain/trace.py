@@ -16,11 +16,11 @@ from gateway.config.overrides import instant
 from gateway.http.headers import Headers, has
 from gateway.http.target import Target, pair_name
 from gateway.policy import storability
-from gateway.policy.entry import Stored
+from gateway.policy.entry import Entry
 from gateway.policy.freshness import Revalidate, Windows
 from gateway.policy.identity_key import ShownKey
 from gateway.policy.keys import Keying, Plan, plan
-from gateway.policy.rules import Facts
+from gateway.policy.rules import RequestDirectives
 from gateway.policy.vary import variant_suffix
 
 UNKNOWN = "unknown"
@@ -38,7 +38,7 @@ class Lifetime(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     setting: str = "ttl"
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class EntryTrace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A stored response: where it lies, and how it stands. Durations are seconds from now, negative where past."""
 
     tier: str
@@ -68,7 +68,7 @@ class PartTrace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     asks: str = ""
     note: str = ""
     ttl: Lifetime | None = None
-    entry: Entry | None = None
+    entry: EntryTrace | None = None
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -94,7 +94,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     variant: tuple[str, ...] = ()
     ttl: Lifetime | None = None
     windows: tuple[Lifetime, ...] = ()
-    entry: Entry | None = None
+    entry: EntryTrace | None = None
     names: tuple[Name, ...] = ()
     client: tuple[str, ...] = ()
     parts: tuple[PartTrace, ...] = ()
@@ -150,7 +150,7 @@ def _line(label: str, *values: str) -> Iterator[str]:
         yield f"  {label if not position else '':<{max(10, len(label) + 2) if not position else 10}}{value}"
 
 
-def _entry_lines(entry: Entry | None) -> Iterator[str]:
+def _entry_lines(entry: EntryTrace | None) -> Iterator[str]:
     if entry is None:
         yield "nothing"
         return
@@ -195,7 +195,7 @@ def passed(method: str) -> str:
     return "only GET and HEAD are cached; a success makes void what is stored for the target"
 
 
-def why_missed(stored: Stored | None, others: tuple[str, ...]) -> str:
+def why_missed(stored: Entry | None, others: tuple[str, ...]) -> str:
     """Of a miss: `others` are the request headers that choose among what is stored for the target."""
     if stored is not None:
         return "what is stored may not be given to a request with Authorization"
@@ -249,13 +249,13 @@ def key(planned: Plan, keying: Keying, headers: Headers) -> list[str]:
     return plan(shown, origin, target, headers).base.split("\n")
 
 
-def variant(stored: Stored | None, keying: Keying, headers: Headers) -> tuple[str, ...]:
+def variant(stored: Entry | None, keying: Keying, headers: Headers) -> tuple[str, ...]:
     if stored is None or not stored.vary:
         return ()
     return tuple(variant_suffix(stored.vary, headers, ShownKey(keying.identifies)).strip("\n").split("\n"))
 
 
-def origin_notes(stored: Stored | None) -> Iterator[str]:
+def origin_notes(stored: Entry | None) -> Iterator[str]:
     if stored is None:
         yield "the upstream's headers decide"
         return
@@ -270,7 +270,7 @@ def origin_notes(stored: Stored | None) -> Iterator[str]:
         yield "must-revalidate, proxy-revalidate or s-maxage: never given stale"
 
 
-def client(facts: Facts, keying: Keying, headers: Headers, status: int | None) -> Iterator[str]:
+def client(facts: RequestDirectives, keying: Keying, headers: Headers, status: int | None) -> Iterator[str]:
     """What the request itself changed; `status` is the answer's, where it is known."""
     yield from _conditions(headers, status)
     if facts.no_cache:

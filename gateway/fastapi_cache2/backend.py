@@ -33,8 +33,8 @@ from starlette.responses import Response
 from gateway.cache.engine import Engine
 from gateway.cache.store import entry_name
 from gateway.fastapi_cache2.coder import NOT_STORED, GatewayCoder, fitted, readable
-from gateway.policy.entry import Life, Stored, decode_stored, encode
-from gateway.policy.epochs import EVERYTHING, State, key_name, route_name, tag_name
+from gateway.policy.entry import Entry, Life, decode_stored, encode
+from gateway.policy.epochs import EVERYTHING, PurgeState, key_name, route_name, tag_name
 from gateway.policy.rules import MAX_LIFE
 
 ROUTE = "fastapi-cache2"
@@ -253,7 +253,7 @@ class GatewayBackend(Backend):
     def _begun(self, key: str, returns: Any) -> _Begun:
         return _Begun(self, key, returns, self.engine.clock.now(), self.engine.tiers.stamp())
 
-    async def _find(self, key: str) -> Stored | None:
+    async def _find(self, key: str) -> Entry | None:
         name, memory = _NAME + key, self.engine.memory
         stored = memory.get(name)
         if stored is not None and self._valid(stored, key):
@@ -265,19 +265,19 @@ class GatewayBackend(Backend):
         memory.put(stored)
         return stored
 
-    def _valid(self, stored: Stored, key: str) -> bool:
+    def _valid(self, stored: Entry, key: str) -> bool:
         """Whether it lives still, and no purge of it happened since its call began, or could have been missed."""
         purges, now = self.engine.tiers.purges, self.engine.clock.now()
         distrusted = purges.distrusted_since(now)
         if now >= _end(stored) or (distrusted is not None and stored.started < distrusted):
             return False
         names = (EVERYTHING, route_name(ROUTE), key_name(stored.key), *map(tag_name, _namespaces(key)))
-        return purges.epochs.judge(stored.stamp, stored.started, names)[0] is State.VALID
+        return purges.epochs.judge(stored.stamp, stored.started, names)[0] is PurgeState.VALID
 
-    def _stored(self, begun: _Begun, value: bytes, life: float) -> Stored:
+    def _stored(self, begun: _Begun, value: bytes, life: float) -> Entry:
         fits = fitted(value, begun.returns)
         name = _NAME + begun.key
-        return Stored(
+        return Entry(
             key=name,
             primary=name,
             born=self.engine.clock.now(),
@@ -291,7 +291,7 @@ class GatewayBackend(Backend):
             stamp=begun.stamp,
         )
 
-    def _value(self, stored: Stored, returns: Any) -> bytes | None:
+    def _value(self, stored: Entry, returns: Any) -> bytes | None:
         value = readable(stored.body, returns, fits=stored.headers == _FITS)
         if value is None:
             self.engine.tiers.unreadable += 1
@@ -299,7 +299,7 @@ class GatewayBackend(Backend):
 
     # --- the shared tier -------------------------------------------------------------------------------------
 
-    async def _shared(self, name: str) -> Stored | None:
+    async def _shared(self, name: str) -> Entry | None:
         try:
             async with asyncio.timeout(self._budget):
                 (data,) = await self.engine.shared.read([entry_name(name)])
@@ -312,7 +312,7 @@ class GatewayBackend(Backend):
             self.engine.tiers.unreadable += 1
         return stored
 
-    async def _share(self, stored: Stored, life: float) -> None:
+    async def _share(self, stored: Entry, life: float) -> None:
         try:
             async with asyncio.timeout(self._budget):
                 await self.engine.shared.write(
@@ -327,5 +327,5 @@ def _namespaces(key: str) -> list[str]:
     return [":".join(parts[:end]) for end in range(1, len(parts))]
 
 
-def _end(stored: Stored) -> float:
+def _end(stored: Entry) -> float:
     return stored.born + (stored.life.lifetime or 0.0)

@@ -11,7 +11,7 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ByteRange:
     """The bytes `first` to `last` (inclusive) of a body of `size`."""
 
     first: int
@@ -35,7 +35,7 @@ def is_single(request: Headers) -> bool:
     return _RANGE.fullmatch((combined(request, b"range") or "").strip()) is not None
 
 
-def wanted(request: Headers, response: Headers, size: int) -> Part | OutOfRange | None:
+def wanted(request: Headers, response: Headers, size: int) -> ByteRange | OutOfRange | None:
     """The part of a body that a request wants; None for the whole: no range, several, malformed, or `If-Range`
     that names another response."""
     text = combined(request, b"range")
@@ -47,13 +47,13 @@ def wanted(request: Headers, response: Headers, size: int) -> Part | OutOfRange 
         return None
     if not start:
         length = min(int(end), size)
-        return Part(size - length, size - 1, size) if length else OutOfRange(size)
+        return ByteRange(size - length, size - 1, size) if length else OutOfRange(size)
     if end and int(end) < int(start):
         return None
     if int(start) >= size:
         return OutOfRange(size)
     last = min(int(end), size - 1) if end else size - 1
-    return Part(int(start), last, size) if int(start) <= last else None
+    return ByteRange(int(start), last, size) if int(start) <= last else None
 
 
 def _if_range_holds(request: Headers, response: Headers) -> bool:
@@ -77,22 +77,22 @@ def _is_strong_date(modified: str, response: Headers) -> bool:
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.IGNORECASE)
 
 
-def span_of(response: Headers) -> Part | None:
+def span_of(response: Headers) -> ByteRange | None:
     """Which part of a representation a 206 holds; None where `Content-Range` is missing, malformed or open."""
     match = _CONTENT_RANGE.fullmatch(first(response, b"content-range") or "")
     if match is None:
         return None
     start, last, size = int(match[1]), int(match[2]), int(match[3])
-    return Part(start, last, size) if start <= last < size else None
+    return ByteRange(start, last, size) if start <= last < size else None
 
 
-def cut(request: Headers, response: Headers, span: Part, body: bytes) -> tuple[Part, bytes] | None:
+def cut(request: Headers, response: Headers, span: ByteRange, body: bytes) -> tuple[ByteRange, bytes] | None:
     """What a request wants of a stored part (RFC 9111 §3.3); None where the part does not hold all of it.
 
     What is open at the end is taken from the end of a part that ends where the representation does.
     """
     part = wanted(request, response, span.size)
-    if not isinstance(part, Part) or part.first < span.first or part.last > span.last:
+    if not isinstance(part, ByteRange) or part.first < span.first or part.last > span.last:
         return None
     text = combined(request, b"range") or ""
     if text.strip().lower().startswith("bytes=-"):
@@ -103,7 +103,7 @@ def cut(request: Headers, response: Headers, span: Part, body: bytes) -> tuple[P
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class PartialBody:
     """A part of a representation: the fields of the 206 it came with, and its bytes."""
 
     headers: Headers
@@ -129,7 +129,7 @@ def rest_of(response: Headers) -> list[tuple[bytes, bytes]]:
     return [(b"range", missing), (b"if-range", validator)]
 
 
-def combine(old: Piece, new: Piece) -> Piece | None:
+def combine(old: PartialBody, new: PartialBody) -> PartialBody | None:
     """Two parts of one representation as one (RFC 9111 §3.4); None where a strong validator does not prove that they
     are, or bytes are missing between them. The fields are the new one's; what it does not have stays."""
     one, two = span_of(old.headers), span_of(new.headers)
@@ -139,15 +139,15 @@ def combine(old: Piece, new: Piece) -> Piece | None:
     apart = one.last + 1 < two.first or two.last + 1 < one.first
     if apart or one.size != two.size or _misstated(one, old) or _misstated(two, new):
         return None
-    span = Part(min(one.first, two.first), max(one.last, two.last), one.size)
+    span = ByteRange(min(one.first, two.first), max(one.last, two.last), one.size)
     kept = [pair for pair in old.headers if not has(new.headers, pair[0])]
     headers = without([*kept, *new.headers], b"content-range", b"content-length", *CONTENT_DIGESTS)
     before = old.body[: max(0, two.first - one.first)]
     after = old.body[max(0, two.last + 1 - one.first) :]
-    return Piece((*headers, (b"content-range", span.content_range)), before + new.body + after)
+    return PartialBody((*headers, (b"content-range", span.content_range)), before + new.body + after)
 
 
-def _misstated(span: Part, piece: Piece) -> bool:
+def _misstated(span: ByteRange, piece: PartialBody) -> bool:
     return len(piece.body) != span.last - span.first + 1
 
 

@@ -16,14 +16,14 @@ from typing import Any, BinaryIO, Protocol
 
 import orjson
 
-from gateway.context import Exchange, Result
+from gateway.context import RequestContext, Result
 
 
 class AccessLog(Protocol):
-    def __call__(self, exchange: Exchange, status: int, size: int, seconds: float) -> None: ...
+    def __call__(self, exchange: RequestContext, status: int, size: int, seconds: float) -> None: ...
 
 
-def silent(exchange: Exchange, status: int, size: int, seconds: float) -> None:
+def silent(exchange: RequestContext, status: int, size: int, seconds: float) -> None:
     """The access log that is off."""
 
 
@@ -44,7 +44,7 @@ class JsonAccessLog:
         self._second = 0
         self._date = b""
 
-    def __call__(self, exchange: Exchange, status: int, size: int, seconds: float) -> None:
+    def __call__(self, exchange: RequestContext, status: int, size: int, seconds: float) -> None:
         result = exchange.outcome.result
         if self.wants(result):
             fields = fields_of(exchange, status, size, seconds, self.share_of(result))
@@ -95,7 +95,7 @@ def _shown(pair: str) -> str:
 MARK = "\x00"
 
 
-def pieces_of(exchange: Exchange, status: int, size: int, share: float) -> list[bytes]:
+def pieces_of(exchange: RequestContext, status: int, size: int, share: float) -> list[bytes]:
     """A request's line in the pieces that lie about its time, its id, its client and its seconds, for those who write
     the same line many times."""
     exchange.request_id = exchange.client = MARK
@@ -105,7 +105,7 @@ def pieces_of(exchange: Exchange, status: int, size: int, share: float) -> list[
     return line.split(mark)
 
 
-def fields_of(exchange: Exchange, status: int, size: int, seconds: float, share: float = 1.0) -> dict[str, Any]:
+def fields_of(exchange: RequestContext, status: int, size: int, seconds: float, share: float = 1.0) -> dict[str, Any]:
     """The fields of a request's line; those that are empty are left out. `share` of such requests are logged."""
     outcome, target = exchange.outcome, exchange.target
     fields = {

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import uuid4
 
-from gateway.context import LOCAL, REQUEST_ID, Exchange, Result, cache_status
+from gateway.context import LOCAL, REQUEST_ID, RequestContext, Result, cache_status
 from gateway.http.forwarding import Trusted
 from gateway.http.headers import Headers, has, http_date, values
 
@@ -32,7 +32,7 @@ class Texts:
     ttl: str | None = None
 
 
-def diagnostics(exchange: Exchange, texts: Texts) -> list[Field]:
+def diagnostics(exchange: RequestContext, texts: Texts) -> list[Field]:
     """The fields that say what became of a request."""
     fields = {
         b"x-request-id": texts.request_id,
@@ -44,7 +44,7 @@ def diagnostics(exchange: Exchange, texts: Texts) -> list[Field]:
     return [(name, value.encode("ascii")) for name, value in fields.items()]
 
 
-def complete(exchange: Exchange, headers: Headers) -> list[Field]:
+def complete(exchange: RequestContext, headers: Headers) -> list[Field]:
     """All the fields with which an answer leaves that has `headers` of its own: with what caches behind the gateway
     must know, `Date`, and what became of the request until now."""
     selecting = exchange.stored.vary if exchange.stored is not None else ()
@@ -60,7 +60,7 @@ def in_milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.3f}"
 
 
-def _server_timing(exchange: Exchange, texts: Texts) -> str:
+def _server_timing(exchange: RequestContext, texts: Texts) -> str:
     """`Server-Timing`: the cache and what came of it, the upstream, the parts, the total."""
     spent = {name: f";dur={texts.duration(seconds)}" for name, seconds in exchange.spent.items()}
     cache = f"cache;desc={exchange.outcome.result.value}" + spent.pop("cache", "")
@@ -76,11 +76,11 @@ def _plain(text: str) -> str:
 
 def exchange_for(
     headers: Headers, peer: str, method: str, scheme: str, trusted: Trusted, *, looked: bool = False
-) -> Exchange:
+) -> RequestContext:
     """The Exchange of a request that came from `peer` just now. Its `X-Request-ID` is kept where it is sane."""
     given = values(headers, b"x-request-id")
     kept = len(given) == 1 and REQUEST_ID.fullmatch(given[0])
-    return Exchange(
+    return RequestContext(
         request_id=given[0].decode("ascii") if kept else uuid4().hex,
         began=time.perf_counter(),
         method=method,

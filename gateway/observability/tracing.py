@@ -18,7 +18,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import __version__
-from gateway.context import Exchange, exchange_of
+from gateway.context import RequestContext, exchange_of
 from gateway.http.target import pair_name
 from gateway.observability.trace_context import BEHIND, traceparent_of
 from gateway.upstreams.hosts import Host
@@ -160,7 +160,7 @@ class TracedRequests:
                     _tell(span, exchange_of(scope), status)
 
 
-def _tell(span: Span, exchange: Exchange | None, status: int) -> None:
+def _tell(span: Span, exchange: RequestContext | None, status: int) -> None:
     """What became of the request."""
     if status:
         span.set_attribute("http.response.status_code", status)

@@ -56,7 +56,7 @@ class Life(msgspec.Struct, frozen=True, array_like=True, gc=False):
     longer TTL that comes later does not revive it."""
 
 
-class Stored(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
     """A stored response.
 
     `born` is the time, in seconds since 1970 on the gateway's clock, at which it was received (or last
@@ -88,7 +88,7 @@ class Stored(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=Tru
     """Names besides its own by whose purges it is judged: those of the parts it was joined from."""
 
 
-class Made(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+class DerivedFrom(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What an answer that was made of stored responses takes over from them: their least stamp, the earliest start of
     their fetches (seconds since 1970), the greatest age, its own lifetime counted from that age, their
     names, and the fields that select it."""
@@ -104,13 +104,13 @@ class Made(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 MOST_HEAD = 1024 * 1024
 """Bytes of a stored response's header fields; upstreams' are bounded to less (`max_response_headers`)."""
 
-_BEHIND_BODY = Stored.__struct_fields__.index("body") + 1
+_BEHIND_BODY = Entry.__struct_fields__.index("body") + 1
 _stored_encoder = msgspec.msgpack.Encoder()
-_stored_decoder = msgspec.msgpack.Decoder(Stored)
+_stored_decoder = msgspec.msgpack.Decoder(Entry)
 _index_decoder = msgspec.msgpack.Decoder(VaryIndex)
 
 
-def encode(record: Stored | VaryIndex, secret: bytes = b"") -> bytes:
+def encode(record: Entry | VaryIndex, secret: bytes = b"") -> bytes:
     """`record` as it is stored; sealed with an HMAC where there is a `secret`."""
     payload = _stored_encoder.encode(record)
     return _prefix(secret) + _seal(payload, secret) + payload
@@ -139,12 +139,12 @@ def is_sealed(data: bytes, secret: bytes = b"") -> bool:
     return _payload(data, secret) is not None
 
 
-def tail_of(stored: Stored) -> bytes:
+def tail_of(stored: Entry) -> bytes:
     """What stands behind the body in the record of a response."""
     return _stored_encoder.encode(structs.astuple(stored)[_BEHIND_BODY:])[1:]  # without the array's own first byte
 
 
-def decode_stored(data: bytes, key: str, secret: bytes = b"") -> Stored | None:
+def decode_stored(data: bytes, key: str, secret: bytes = b"") -> Entry | None:
     """The response stored under `key`; None where `data` is cut, corrupt, of another version, another key's, or not
     sealed with `secret`."""
     payload = _payload(data, secret)
@@ -157,7 +157,7 @@ def decode_stored(data: bytes, key: str, secret: bytes = b"") -> Stored | None:
     return stored if stored.key == key and _plausible(stored) else None
 
 
-def _plausible(stored: Stored) -> bool:
+def _plausible(stored: Entry) -> bool:
     return (
         200 <= stored.status <= 599
         and stored.status not in _NEVER_STORED_STATUS
@@ -193,7 +193,7 @@ def decode_index(data: bytes, primary: str, secret: bytes = b"") -> VaryIndex | 
     return index if index.primary == primary else None
 
 
-def size_of(stored: Stored) -> int:
+def size_of(stored: Entry) -> int:
     """The bytes a stored response takes in memory: its parts as CPython 3.11 to 3.14 (64 bit) sizes them.
 
     What the store adds is counted there (`s3fifo.ENTRY_BYTES`). Measured against tracemalloc for bodies from 0 B to

@@ -50,7 +50,7 @@ class Purge(msgspec.Struct, frozen=True, gc=False):
     by: str = ""
 
 
-class State(Enum):
+class PurgeState(Enum):
     """What a purge has made of a stored response; SOFT ends its freshness, VOID its life."""
 
     VALID = "valid"
@@ -214,32 +214,32 @@ class Epochs:
         position = self._positions.get(stamp)
         return not self.pending and (position or self._position(stamp)) >= self._latest
 
-    def judge(self, stamp: str, started: float, names: Collection[str]) -> tuple[State, float]:
+    def judge(self, stamp: str, started: float, names: Collection[str]) -> tuple[PurgeState, float]:
         """What became of a response with this stamp and these names, fetched since `started`.
 
         With SOFT comes the instant (seconds) of the purge.
         """
         position = self._position(stamp)
         if position == _FOREIGN or (self.floor != ZERO and position < self.floor):
-            return State.VOID, 0.0
+            return PurgeState.VOID, 0.0
         hard, soft = self._hard, self._soft
-        state, softened = State.VALID, math.inf
+        state, softened = PurgeState.VALID, math.inf
         if position < self._newest:
             for name in names:
                 if name in hard and hard[name] > position:
-                    return State.VOID, 0.0
+                    return PurgeState.VOID, 0.0
                 if name in soft and soft[name][-1][0] > position:
                     # The first of them ended its freshness; those after it must not lengthen its windows.
                     first = bisect_right(soft[name], position, key=_place)
-                    state, softened = State.SOFT, min(softened, soft[name][first][1])
+                    state, softened = PurgeState.SOFT, min(softened, soft[name][first][1])
         if self.pending:
             hard_at, soft_at = self._waiting()
             for name in names:
                 if started <= hard_at.get(name, -math.inf):
-                    return State.VOID, 0.0
+                    return PurgeState.VOID, 0.0
                 if started <= soft_at.get(name, -math.inf):
-                    state, softened = State.SOFT, min(softened, soft_at[name])
-        return state, softened if state is State.SOFT else 0.0
+                    state, softened = PurgeState.SOFT, min(softened, soft_at[name])
+        return state, softened if state is PurgeState.SOFT else 0.0
 
     def last_purge(self, name: str) -> str | None:
         """The position of the last purge of `name`, `soft` where it was that; None where there was none."""

@@ -19,14 +19,14 @@ import msgspec
 from msgspec import structs
 
 from gateway.http.headers import http_date
-from gateway.policy.entry import Stored
+from gateway.policy.entry import Entry
 from gateway.policy.rules import (
     DEFAULT_STALE_IF_ERROR,
     MAX_LIFE,
     NEGATIVE_STATUSES,
     PLAIN,
-    Facts,
-    Rules,
+    CachePolicy,
+    RequestDirectives,
 )
 
 
@@ -38,7 +38,7 @@ class Windows(msgspec.Struct, frozen=True):
     error: float
 
 
-def windows(stored: Stored, rules: Rules) -> Windows:
+def windows(stored: Entry, rules: CachePolicy) -> Windows:
     """The three windows of `stored` for a reader with `rules`; none ends after `max_life` from birth."""
     if rules.off:
         return Windows(stored.born, stored.born, stored.born)
@@ -58,7 +58,7 @@ def windows(stored: Stored, rules: Rules) -> Windows:
     return Windows(fresh, min(fresh + revalidate, end), min(fresh + max(revalidate, error), end))
 
 
-def _origin_end(stored: Stored, rules: Rules) -> float:
+def _origin_end(stored: Entry, rules: CachePolicy) -> float:
     """Until when a response is fresh by the upstream's own word."""
     life = stored.life
     if life.no_cache:
@@ -66,13 +66,13 @@ def _origin_end(stored: Stored, rules: Rules) -> float:
     return stored.born - stored.initial_age + (life.lifetime if life.lifetime is not None else _assumed(stored, rules))
 
 
-def _forbids_stale(stored: Stored, rules: Rules) -> bool:
+def _forbids_stale(stored: Entry, rules: CachePolicy) -> bool:
     """Whether nothing stale may be given: the upstream said so, and its word counts on this route, or a client was
     promised so when the response was stored."""
     return (rules.ttl is None or stored.life.promised) and (stored.life.strict or stored.life.no_cache)
 
 
-def _soft_end(stored: Stored) -> float:
+def _soft_end(stored: Entry) -> float:
     return math.inf if stored.softened is None else stored.softened
 
 
@@ -82,31 +82,31 @@ def _window(own: float | None, upstream: float | None, default: float) -> float:
     return default if upstream is None else min(upstream, MAX_LIFE)
 
 
-def _own_lifetime(stored: Stored, rules: Rules) -> float:
+def _own_lifetime(stored: Entry, rules: CachePolicy) -> float:
     assert rules.ttl is not None
     ttl = rules.negative_ttl if stored.status in NEGATIVE_STATUSES else rules.ttl
     return ttl * (1.0 - rules.jitter * stored.jitter)
 
 
-def _assumed(stored: Stored, rules: Rules) -> float:
+def _assumed(stored: Entry, rules: CachePolicy) -> float:
     """The lifetime of a response that states none, jittered: it is our guess, not the upstream's promise."""
     if stored.life.heuristic > 0:
         return stored.life.heuristic * (1.0 - rules.jitter * stored.jitter)
     return rules.negative_ttl if stored.status in NEGATIVE_STATUSES else 0.0
 
 
-def current_age(stored: Stored, now: float) -> float:
+def current_age(stored: Entry, now: float) -> float:
     """RFC 9111 §4.2.3; never negative, whatever the clocks did."""
     return stored.initial_age + max(0.0, now - stored.born)
 
 
-def age_for(stored: Stored, rules: Rules, now: float) -> float:
+def age_for(stored: Entry, rules: CachePolicy, now: float) -> float:
     """The age of a stored response on a route. On one with a duration the gateway is the origin of the promise: the
     age counts from the birth of the entry."""
     return current_age(stored, now) if rules.ttl is None else max(0.0, now - stored.born)
 
 
-def told_age(stored: Stored, rules: Rules, now: float) -> int:
+def response_age(stored: Entry, rules: CachePolicy, now: float) -> int:
     """The `Age` a client is told."""
     return int(age_for(stored, rules, now))
 
@@ -117,14 +117,14 @@ def told_age(stored: Stored, rules: Rules, now: float) -> int:
 class Hit(msgspec.Struct, frozen=True):
     """Answer with the stored response, which is fresh."""
 
-    stored: Stored
+    stored: Entry
     windows: Windows
 
 
 class Stale(msgspec.Struct, frozen=True):
     """Answer with the stored response though it is stale; refresh it behind where `refresh` says so."""
 
-    stored: Stored
+    stored: Entry
     windows: Windows
     refresh: bool
 
@@ -132,7 +132,7 @@ class Stale(msgspec.Struct, frozen=True):
 class Revalidate(msgspec.Struct, frozen=True):
     """Ask the upstream, with the stored response's validators where it has any."""
 
-    stored: Stored
+    stored: Entry
     windows: Windows
     reason: str
 
@@ -156,7 +156,7 @@ class Unsatisfiable(msgspec.Struct, frozen=True):
 Decision = Hit | Stale | Revalidate | Miss | Bypass | Unsatisfiable
 
 
-def decide(stored: Stored | None, facts: Facts, rules: Rules, now: float) -> Decision:
+def decide(stored: Entry | None, facts: RequestDirectives, rules: CachePolicy, now: float) -> Decision:
     """What to do for a request, given what is stored for it (RFC 9111 §4)."""
     if rules.off:
         return Bypass("off")
@@ -177,15 +177,15 @@ def decide(stored: Stored | None, facts: Facts, rules: Rules, now: float) -> Dec
     return _ask(stored, ends, facts, "stale")
 
 
-def _ask(stored: Stored, ends: Windows, facts: Facts, reason: str) -> Decision:
+def _ask(stored: Entry, ends: Windows, facts: RequestDirectives, reason: str) -> Decision:
     return Unsatisfiable() if facts.only_if_cached else Revalidate(stored, ends, reason)
 
 
-def _reusable(stored: Stored, facts: Facts, rules: Rules) -> bool:
+def _reusable(stored: Entry, facts: RequestDirectives, rules: CachePolicy) -> bool:
     return rules.ttl is not None or not facts.authorized or stored.life.shared
 
 
-def _satisfies(stored: Stored, ends: Windows, facts: Facts, now: float) -> bool:
+def _satisfies(stored: Entry, ends: Windows, facts: RequestDirectives, now: float) -> bool:
     if facts is PLAIN:
         return True
     return (
@@ -195,7 +195,7 @@ def _satisfies(stored: Stored, ends: Windows, facts: Facts, now: float) -> bool:
     )
 
 
-def _stale_accepted(stored: Stored, staleness: float, facts: Facts, rules: Rules, now: float) -> bool:
+def _stale_accepted(stored: Entry, staleness: float, facts: RequestDirectives, rules: CachePolicy, now: float) -> bool:
     """Whether the client's `max-stale` allows it, and nothing the upstream said forbids it (RFC 9111 §4.2.4)."""
     if facts.max_stale is None or facts.no_cache or staleness > facts.max_stale or stored.distrusted:
         return False
@@ -204,12 +204,12 @@ def _stale_accepted(stored: Stored, staleness: float, facts: Facts, rules: Rules
     return facts.max_age is None or current_age(stored, now) <= facts.max_age + facts.max_stale
 
 
-def softened(stored: Stored, at: float) -> Stored:
+def softened(stored: Entry, at: float) -> Entry:
     """`stored` with its freshness ended by a soft purge at `at`."""
     return structs.replace(stored, softened=at)
 
 
-def usable_on_error(stored: Stored, facts: Facts, rules: Rules, now: float) -> bool:
+def usable_on_error(stored: Entry, facts: RequestDirectives, rules: CachePolicy, now: float) -> bool:
     """Whether `stored` may be served because the upstream failed (RFC 9111 §4.2.4, RFC 5861 §4).
 
     A client that wants validation (`no-cache`) gets it or the failure, unless it said `stale-if-error`.
@@ -230,13 +230,13 @@ def is_failure(status: int) -> bool:
 # --- what the client is told -------------------------------------------------------------------------------
 
 
-def told_headers(stored: Stored, rules: Rules, now: float) -> list[tuple[bytes, bytes]]:
+def response_headers(stored: Entry, rules: CachePolicy, now: float) -> list[tuple[bytes, bytes]]:
     """The fields a client gets with a stored response, `Age` included.
 
     On a route with a duration the upstream's promises are replaced by the route's: `max-age` is the entry's
     (jittered) life, or what leaves the client `client_ttl` from now.
     """
-    age = told_age(stored, rules, now)
+    age = response_age(stored, rules, now)
     if rules.ttl is None:
         return [*stored.headers, (b"age", b"%d" % age)]
     life = int(_own_lifetime(stored, rules)) if rules.client_ttl is None else age + int(rules.client_ttl)

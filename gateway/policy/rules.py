@@ -15,7 +15,7 @@ JITTER = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class CachePolicy:
     """A route's cache rules. Durations are seconds; `ttl` None follows the upstream (`ttl: origin`).
 
     A stale window that is None takes the upstream's word (RFC 5861), or the default.
@@ -44,7 +44,7 @@ class Rules:
 DEFAULT_STALE_IF_ERROR = 600.0
 
 
-class Facts(msgspec.Struct, frozen=True):
+class RequestDirectives(msgspec.Struct, frozen=True):
     """What a request says that matters to a cache (RFC 9111 §5.2.1). `authorized`: it has `Authorization`, which its
     upstream sees and no key holds."""
 
@@ -59,19 +59,19 @@ class Facts(msgspec.Struct, frozen=True):
     stale_if_error: float | None = None
 
 
-PLAIN = Facts()
+PLAIN = RequestDirectives()
 
 
-def facts_of(method: str, headers: Headers, rules: Rules) -> Facts:
+def directives_of(method: str, headers: Headers, rules: CachePolicy) -> RequestDirectives:
     """The facts of a request; its `Cache-Control` counts only where the route honours it."""
     authorized = not rules.authorization_keyed and has(headers, b"authorization")
     if not rules.request_directives:
-        return Facts(head=method == "HEAD", authorized=authorized)
+        return RequestDirectives(head=method == "HEAD", authorized=authorized)
     directives = CacheControl.of(headers)
     pragma = not directives and "no-cache" in CacheControl.of(headers, b"pragma")
     if not directives and not pragma:
-        return Facts(head=method == "HEAD", authorized=authorized)
-    return Facts(
+        return RequestDirectives(head=method == "HEAD", authorized=authorized)
+    return RequestDirectives(
         head=method == "HEAD",
         authorized=authorized,
         no_store="no-store" in directives,

@@ -27,7 +27,7 @@ from gateway.http.headers import (
 )
 from gateway.policy.entry import Life
 from gateway.policy.keys import Plan
-from gateway.policy.rules import DAY, NEGATIVE_STATUSES, Facts, Rules
+from gateway.policy.rules import DAY, NEGATIVE_STATUSES, CachePolicy, RequestDirectives
 
 # RFC 9110 §15.1: what may be given a heuristic lifetime. 206 is left to partial content.
 HEURISTIC_STATUSES = frozenset((200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501))
@@ -57,7 +57,7 @@ class Refuse(msgspec.Struct, frozen=True):
     personal: bool = False
 
 
-class Received(msgspec.Struct, frozen=True):
+class ReceivedResponse(msgspec.Struct, frozen=True):
     """A response as it came: the status, the fields, when its request was sent and its head arrived (seconds), and the
     stamp of its fetch."""
 
@@ -99,7 +99,7 @@ LONGEST_REST = 600.0
 by default."""
 
 
-def retry_after(received: Received) -> float | None:
+def retry_after(received: ReceivedResponse) -> float | None:
     """For how many seconds a 429 or 503 asks to be left alone (RFC 9110 §10.2.3: seconds, or a date), at most ten
     minutes; None where it does not say."""
     text = first(received.headers, b"retry-after") if received.status in (429, 503) else None
@@ -110,7 +110,9 @@ def retry_after(received: Received) -> float | None:
     return None if seconds is None else min(max(0.0, seconds), LONGEST_REST)
 
 
-def admit(received: Received, facts: Facts, rules: Rules, plan: Plan | None = None) -> Admit | Refuse:
+def admit(
+    received: ReceivedResponse, facts: RequestDirectives, rules: CachePolicy, plan: Plan | None = None
+) -> Admit | Refuse:
     """Whether a response to a GET may be stored, and as what (RFC 9111 §3). A `private` one may, where by its `plan` it
     is stored for its user alone."""
     if rules.off:
@@ -187,7 +189,9 @@ def _personal(headers: Headers, directives: CacheControl, *, own: bool) -> Refus
     return None
 
 
-def _unstorable(received: Received, facts: Facts, rules: Rules, directives: CacheControl) -> Refuse | None:
+def _unstorable(
+    received: ReceivedResponse, facts: RequestDirectives, rules: CachePolicy, directives: CacheControl
+) -> Refuse | None:
     status = received.status
     understood = "must-understand" in directives and status in UNDERSTOOD_STATUSES
     if "must-understand" in directives and status not in UNDERSTOOD_STATUSES:
@@ -220,7 +224,7 @@ def _shared_despite_authorization(directives: CacheControl) -> bool:
     return any(name in directives for name in ("public", "s-maxage", "must-revalidate"))
 
 
-def _life(received: Received, directives: CacheControl, rules: Rules, *, targeted: bool) -> Life:
+def _life(received: ReceivedResponse, directives: CacheControl, rules: CachePolicy, *, targeted: bool) -> Life:
     headers = received.headers
     no_cache = directives.unqualified("no-cache") or (
         not directives and "no-cache" in CacheControl.of(headers, b"pragma")
@@ -239,7 +243,7 @@ def _life(received: Received, directives: CacheControl, rules: Rules, *, targete
     )
 
 
-def _stated_lifetime(received: Received, directives: CacheControl, *, targeted: bool) -> float | None:
+def _stated_lifetime(received: ReceivedResponse, directives: CacheControl, *, targeted: bool) -> float | None:
     """The lifetime a response states, for a shared cache (RFC 9111 §4.2.1)."""
     for name in ("s-maxage", "max-age"):
         seconds = directives.seconds(name)
@@ -255,12 +259,12 @@ def _stated_lifetime(received: Received, directives: CacheControl, *, targeted: 
     return max(0.0, min(known) - _date_value(received))
 
 
-def _date_value(received: Received) -> float:
+def _date_value(received: ReceivedResponse) -> float:
     date = parse_date(first(received.headers, b"date"), received.arrived)
     return received.arrived if date is None else date
 
 
-def _heuristic_lifetime(received: Received, directives: CacheControl) -> float:
+def _heuristic_lifetime(received: ReceivedResponse, directives: CacheControl) -> float:
     """What may be assumed of a response that states nothing (RFC 9111 §4.2.2)."""
     if received.status not in HEURISTIC_STATUSES and "public" not in directives:
         return 0.0
@@ -270,7 +274,7 @@ def _heuristic_lifetime(received: Received, directives: CacheControl) -> float:
     return min(max(0.0, (_date_value(received) - modified) * HEURISTIC_FRACTION), HEURISTIC_LIMIT)
 
 
-def _worth_storing(status: int, life: Life, headers: Headers, rules: Rules) -> bool:
+def _worth_storing(status: int, life: Life, headers: Headers, rules: CachePolicy) -> bool:
     """Under `ttl: origin`: a lifetime was stated, may be assumed, or validators make a later 304 possible."""
     if life.lifetime is not None:
         return life.lifetime > 0 or has_validator(headers) or bool(life.stale_while_revalidate)
@@ -289,7 +293,7 @@ def _kept(headers: Headers, directives: CacheControl) -> tuple[tuple[bytes, byte
     )
 
 
-def initial_age(received: Received) -> float:
+def initial_age(received: ReceivedResponse) -> float:
     """The corrected initial age (RFC 9111 §4.2.3): the greater of what `Date` and `Age` make it."""
     date = parse_date(first(received.headers, b"date"), received.arrived)
     apparent = max(0.0, received.arrived - date) if date is not None else 0.0

@@ -21,8 +21,8 @@ from gateway.http.headers import (
     values,
     vary_names,
 )
-from gateway.policy.entry import Stored
-from gateway.policy.storability import FOR_US, NOT_STORED, Received
+from gateway.policy.entry import Entry
+from gateway.policy.storability import FOR_US, NOT_STORED, ReceivedResponse
 
 _OWN_TAG = re.compile(rb'"gw-[0-9a-f]{32}"')
 
@@ -37,7 +37,7 @@ def is_own(tag: bytes) -> bool:
     return _OWN_TAG.fullmatch(tag.removeprefix(b"W/")) is not None
 
 
-def validators(stored: Stored) -> list[tuple[bytes, bytes]]:
+def validators(stored: Entry) -> list[tuple[bytes, bytes]]:
     """The request fields that ask whether `stored` still holds (RFC 9111 §4.3.1)."""
     tags = [value for value in values(stored.headers, b"etag")[:1] if not is_own(value)]
     fields = [(b"if-none-match", value) for value in tags]
@@ -49,7 +49,7 @@ def validators(stored: Stored) -> list[tuple[bytes, bytes]]:
 _NOT_UPDATED = frozenset((b"content-encoding", b"content-range", b"content-length", b"etag", *DIGESTS))
 
 
-def freshened(stored: Stored, received: Received) -> tuple[tuple[bytes, bytes], ...]:
+def freshened(stored: Entry, received: ReceivedResponse) -> tuple[tuple[bytes, bytes], ...]:
     """The stored fields as a 304 to their validation updates them (RFC 9111 §3.2, §4.3.4)."""
     named = connection_named(received.headers)
     new = [
@@ -65,7 +65,7 @@ def freshened(stored: Stored, received: Received) -> tuple[tuple[bytes, bytes], 
     return tuple(pair for pair in stored.headers if pair[0] not in replaced) + tuple(new)
 
 
-def confirms(stored: Stored, received: Received) -> bool:
+def confirms(stored: Entry, received: ReceivedResponse) -> bool:
     """Whether a 304 speaks of `stored` (RFC 9111 §4.3.4): it must not carry another strong validator."""
     tag = first(received.headers, b"etag")
     known = first(stored.headers, b"etag")
@@ -74,7 +74,7 @@ def confirms(stored: Stored, received: Received) -> bool:
     return tag == known if is_strong(tag) else opaque_tag(tag) == opaque_tag(known)
 
 
-def proves(stale: Stored, received: Received) -> bool:
+def proves(stale: Entry, received: ReceivedResponse) -> bool:
     """Whether a 304, or a HEAD's answer, says that the stored bytes are those which this request would get, whoever
     they were sent to: one strong tag names one representation of a resource (RFC 9110 §8.8.3). A 304 need not repeat
     it."""
@@ -84,13 +84,13 @@ def proves(stale: Stored, received: Received) -> bool:
     return tag == known or (tag is None and received.status == 304)
 
 
-def selection_changes(stale: Stored, headers: Headers, *, follows_origin: bool) -> bool:
+def selection_changes(stale: Entry, headers: Headers, *, follows_origin: bool) -> bool:
     """Whether updated `headers` select by other request fields than the stored response was selected by."""
     names = vary_names(headers)
     return names is None or (follows_origin and names != stale.vary)
 
 
-def same_representation(stored: Stored, received: Received) -> bool:
+def same_representation(stored: Entry, received: ReceivedResponse) -> bool:
     """Whether a HEAD's answer speaks of the stored response: every validator and the length it has agree
     (RFC 9111 §4.3.5)."""
     for name in (b"etag", b"last-modified"):

@@ -25,15 +25,15 @@ from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from gateway.cache.request import Ask
+from gateway.cache.request import CacheRequest
 from gateway.cache.respond import Answer
-from gateway.context import Exchange, Outcome, Result, exchange_of
+from gateway.context import Outcome, RequestContext, Result, exchange_of
 from gateway.errors import RequestRefused, UpstreamError
 from gateway.http.headers import Headers, has, without
 from gateway.policy.keys import Plan
-from gateway.policy.rules import facts_of
+from gateway.policy.rules import directives_of
 from gateway.policy.storability import TAG_FIELDS
-from gateway.routing.fast_path import Recall
+from gateway.routing.fast_path import FastPath
 from gateway.routing.handler_endpoint import Called, Wrapped, endpoint_of
 from gateway.routing.handler_key import Unwritable
 from gateway.routing.handler_replay import ReplayOrigin, replay_of
@@ -227,13 +227,13 @@ class _Call:
         if self.left:
             self._leave()
 
-    def _prepared(self, exchange: Exchange) -> Reading | str | None:
+    def _prepared(self, exchange: RequestContext) -> Reading | str | None:
         """The reading of a request of which the handler and its dependencies are handed nothing."""
         runtime = runtime_of(self.request)
         prepare = runtime.prepared.get(id(self.settings))
         return None if prepare is None else prepare(self.request, exchange, runtime)
 
-    async def _past(self, exchange: Exchange, why: object) -> Any:
+    async def _past(self, exchange: RequestContext, why: object) -> Any:
         """What the handler itself answers, to this client alone: `why` the key says so; None where it has none."""
         if replay_of(self.request.scope) is not None:
             return Response(status_code=503)
@@ -266,7 +266,7 @@ class _Call:
                 line = ""
         return structs.replace(reading.plan, base=base + line)
 
-    async def _answer(self, ask: Ask) -> Answer:
+    async def _answer(self, ask: CacheRequest) -> Answer:
         engine, exchange = runtime_of(self.request).engine, ask.exchange
         ask.route.takes(exchange)
         reason = self.reading.reason()
@@ -274,7 +274,7 @@ class _Call:
             return await engine.pass_by(exchange, "bypass", ask.past, detail=reason)
         if self.settings.edge:
             target = self.reading.target
-            exchange.recall = Recall(ask.route, self.settings.origin_name, target, ask.tags, _without_tags, None)
+            exchange.recall = FastPath(ask.route, self.settings.origin_name, target, ask.tags, _without_tags, None)
         return engine.at_hand(ask) or await engine.answer(ask)
 
     def _tell(self, reading: Reading) -> None:
@@ -289,16 +289,16 @@ class _Call:
                 "" if untold.kind == "key" else "; declare what it is made of, or name it by key=",
             )
 
-    def _ask(self, runtime: Runtime, exchange: Exchange, reading: Reading, plan: Plan) -> Ask:
+    def _ask(self, runtime: Runtime, exchange: RequestContext, reading: Reading, plan: Plan) -> CacheRequest:
         settings = self.settings
         route, _ = runtime.bound[id(settings)]
         headers, sent = reading.headers, exchange.headers
         if self.called.decorated:  # a value is whole: conditions and ranges are of what the decorators make of it
             headers, sent = without(headers, *CONDITIONS), without(sent, *CONDITIONS)
-        return Ask(
+        return CacheRequest(
             route=route,
             plan=plan,
-            facts=facts_of(exchange.method, sent, route.rules),
+            facts=directives_of(exchange.method, sent, route.rules),
             headers=headers,
             exchange=exchange,
             origin=_HandlerOrigin(self),

@@ -4,17 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.aggregates.splice_plan import Joinable
-from gateway.cache.request import Ask, Route
+from gateway.aggregates.splice_plan import SplicePlan
+from gateway.cache.request import CacheRequest, Route
 from gateway.cache.respond import Answer
-from gateway.context import Exchange
+from gateway.context import RequestContext
 
 if TYPE_CHECKING:
     pass
 
 
 @dataclass(frozen=True, slots=True)
-class Recall:
+class FastPath:
     """How the app answered a request, for the edge to do the same. `ask` is the request as the engine takes it, to
     refresh a stale answer; None leaves stale answers to the app."""
 
@@ -23,6 +23,6 @@ class Recall:
     target: str
     tags: tuple[str, ...]
     public: Callable[[Answer], Answer]
-    ask: Callable[[Exchange], Ask] | None
-    joinable: Callable[[Exchange], Joinable | None] | None = None
+    ask: Callable[[RequestContext], CacheRequest] | None
+    joinable: Callable[[RequestContext], SplicePlan | None] | None = None
     """How the answer can be joined of what lies in memory; of aggregates."""

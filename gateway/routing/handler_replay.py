@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from starlette.types import Message, Scope
 
-from gateway.context import SCOPE_KEY, Exchange
+from gateway.context import SCOPE_KEY, RequestContext
 from gateway.errors import UpstreamUnreachable
 from gateway.http.headers import Headers
 from gateway.policy.keys import Plan
@@ -40,7 +40,7 @@ class ReplayOrigin:
     """The answers of a request that is replayed."""
 
     runtime: Runtime
-    exchange: Exchange
+    exchange: RequestContext
     settings: Cached
     plan: Plan
 
@@ -78,7 +78,7 @@ class ReplayOrigin:
 
     def _scope(self, replay: Replay) -> Scope:
         first = self.exchange
-        copy = Exchange(
+        copy = RequestContext(
             first.request_id,
             first.began,
             "GET",

@@ -22,13 +22,13 @@ from gateway.cache.engine import Engine
 from gateway.cache.request import Route
 from gateway.config.names import did_you_mean, no_modes
 from gateway.config.types import DEFAULT_VARY, Duration, Model, Size, Ttl, check_field_names, check_tags, check_vary
-from gateway.context import Exchange
+from gateway.context import RequestContext
 from gateway.errors import GatewayError
 from gateway.http.target import Target, select_query
 from gateway.observability.metrics import Metrics
 from gateway.policy.identity_key import UNKEYED, IdentityKey
 from gateway.policy.keys import Keying, primary_key
-from gateway.policy.rules import Rules
+from gateway.policy.rules import CachePolicy
 from gateway.routing.handler_inputs import UPSTREAM, Inputs, label
 from gateway.routing.handler_key import Key, key_of
 from gateway.routing.handler_request import Public, Reading, SoFar
@@ -48,7 +48,7 @@ class Cached:
     """The settings of one `@cached` handler, checked when it is decorated."""
 
     name: str
-    rules: Rules
+    rules: CachePolicy
     vary: tuple[str, ...]
     query: frozenset[str] | None
     authorization: str
@@ -166,7 +166,7 @@ class Arguments(Model):
             raise ValueError("key needs what dependencies made, and with edge=True none is solved: leave one out")
         return Cached(
             name=name,
-            rules=Rules(
+            rules=CachePolicy(
                 ttl=None if isinstance(self.ttl, str) else self.ttl.total_seconds(),
                 stale_while_revalidate=_seconds(self.stale_while_revalidate),
                 stale_if_error=_seconds(self.stale_if_error),
@@ -246,11 +246,11 @@ class Runtime:
     """The host and scheme that `@cached` handlers see, where `public_url` is set."""
     lifespan: Mapping[str, Any] = field(default_factory=dict)
     """The state that the app's lifespan gave, which is in every request's."""
-    overridden: Mapping[str, Rules] = field(default_factory=dict)
+    overridden: Mapping[str, CachePolicy] = field(default_factory=dict)
     """By a handler's name: its rules where live overrides made them other than its code has them."""
-    coded: dict[str, Rules] = field(default_factory=dict)
+    coded: dict[str, CachePolicy] = field(default_factory=dict)
     """By a handler's name: its rules as its code has them."""
-    prepared: dict[int, Callable[[Request, Exchange, Runtime], Reading | str]] = field(default_factory=dict)
+    prepared: dict[int, Callable[[Request, RequestContext, Runtime], Reading | str]] = field(default_factory=dict)
     """By the id of a handler's settings, where no dependency of its tree could see more than its key holds: what makes
     the Reading of a request."""
     _so_far: dict[str, SoFar] = field(default_factory=dict)

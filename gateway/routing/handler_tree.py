@@ -17,7 +17,7 @@ from fastapi import Request
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_dependant
 
-from gateway.context import Exchange, exchange_of
+from gateway.context import RequestContext, exchange_of
 from gateway.http.target import normalise_query
 from gateway.policy.keys import plan
 from gateway.routing.declared import has_body, local_path
@@ -60,7 +60,7 @@ class Prepare:
             return
         setattr(request, READING, self.reading(request, exchange, runtime))
 
-    def reading(self, request: Request, exchange: Exchange, runtime: Runtime) -> Reading | str:
+    def reading(self, request: Request, exchange: RequestContext, runtime: Runtime) -> Reading | str:
         route, _ = runtime.bound[id(self.settings)]
         if route.rules.off:
             return "off"
@@ -105,7 +105,7 @@ class Prepare:
         return self._overrides[call]
 
 
-def _target(request: Request, exchange: Exchange) -> tuple[str, tuple[str, ...]]:
+def _target(request: Request, exchange: RequestContext) -> tuple[str, tuple[str, ...]]:
     """The path and the query as the handler sees them: a middleware may have written others."""
     scope, target = request.scope, exchange.target
     assert target is not None

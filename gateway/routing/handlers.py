@@ -10,10 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.cache.engine import Engine
-from gateway.cache.request import Ask
+from gateway.cache.request import CacheRequest
 from gateway.cache.respond import Answer, problem
-from gateway.context import Exchange, exchange_of
-from gateway.edge.entries import Block
+from gateway.context import RequestContext, exchange_of
+from gateway.edge.entries import HeaderBlock
 from gateway.errors import RequestRefused
 from gateway.http.forwarding import Trusted
 from gateway.http.headers import first, values, without
@@ -21,10 +21,10 @@ from gateway.http.path_template import render_tag
 from gateway.http.target import Target, normalise
 from gateway.observability.metrics import Metrics
 from gateway.policy.keys import plan, primary_key
-from gateway.policy.rules import facts_of
+from gateway.policy.rules import directives_of
 from gateway.policy.storability import TAG_FIELDS
 from gateway.routing.declared import Declared, has_body, interim_of, local_path, purge_response, root_of
-from gateway.routing.fast_path import Recall
+from gateway.routing.fast_path import FastPath
 from gateway.routing.location import REFERRING
 from gateway.routing.references import Asked, References
 from gateway.routing.responses import AnswerResponse, Client
@@ -71,11 +71,11 @@ class Handlers:
         handle.__doc__ = route.config.description
         return handle
 
-    def recall(self, asked: Asked, origin: UpstreamOrigin, parameters: dict[str, str]) -> Recall:
+    def recall(self, asked: Asked, origin: UpstreamOrigin, parameters: dict[str, str]) -> FastPath:
         """What the edge needs to answer the next request of this line."""
         route = asked.route
         silent = structs.replace(origin, interim=None)
-        return Recall(
+        return FastPath(
             route=route.engine_route,
             origin=route.upstream.name,
             target=origin.target,
@@ -92,30 +92,30 @@ class Handlers:
 
     def ask(
         self,
-        exchange: Exchange,
+        exchange: RequestContext,
         route: Declared,
         origin: UpstreamOrigin,
         parameters: dict[str, str],
         body: AsyncIterator[bytes] | None,
         *,
-        block: Block | None = None,
+        block: HeaderBlock | None = None,
         stays: bool = False,
-    ) -> Ask:
-        """`block` is the header block of `exchange`, where it was judged before; `stays` as `Ask` has it."""
+    ) -> CacheRequest:
+        """`block` is the header block of `exchange`, where it was judged before; `stays` as `CacheRequest` has it."""
         headers = exchange.headers
         keying = route.engine_route.keying
         if block is not None and "x-request-id" not in (keying.vary or ()):
             planned, facts = block.plan(route.engine_route, exchange.method, route.upstream.name, origin.target)
         else:
             planned = plan(keying, route.upstream.name, origin.target, headers, has_body=body is not None)
-            facts = facts_of(exchange.method, headers, route.engine_route.rules)
+            facts = directives_of(exchange.method, headers, route.engine_route.rules)
 
         async def past() -> Fetched:
             assert exchange.target is not None
             whole = route.whole_target(parameters, exchange.target.query)
             return await send_past(self.engine, exchange, route.engine_route, origin, body, whole)
 
-        return Ask(
+        return CacheRequest(
             route=route.engine_route,
             plan=planned,
             facts=facts,
@@ -130,7 +130,7 @@ class Handlers:
     async def _read(
         self,
         client: Client,
-        exchange: Exchange,
+        exchange: RequestContext,
         asked: Asked,
         origin: UpstreamOrigin,
         parameters: dict[str, str],
@@ -147,7 +147,7 @@ class Handlers:
         return AnswerResponse(self.public(answer, asked), client)
 
     async def _purge(
-        self, exchange: Exchange, route: Declared, origin: UpstreamOrigin, parameters: dict[str, str]
+        self, exchange: RequestContext, route: Declared, origin: UpstreamOrigin, parameters: dict[str, str]
     ) -> Response:
         """The PURGE method, as Varnish and Squid know it: the URL it names, from the networks that the route lists."""
         if exchange.client not in Trusted(route.config.purge_from):
@@ -158,7 +158,7 @@ class Handlers:
         return purge_response(report)
 
     async def _pass(
-        self, client: Client, exchange: Exchange, asked: Asked, origin: UpstreamOrigin, parameters: dict[str, str]
+        self, client: Client, exchange: RequestContext, asked: Asked, origin: UpstreamOrigin, parameters: dict[str, str]
     ) -> Response:
         route = asked.route
         body = client.body() if has_body(exchange.headers) else None
@@ -186,8 +186,8 @@ class Handlers:
         return AnswerResponse(self.public(answer, asked), client)
 
     def _representation(
-        self, route: Declared, exchange: Exchange, origin: UpstreamOrigin, fetched: Fetched
-    ) -> Ask | None:
+        self, route: Declared, exchange: RequestContext, origin: UpstreamOrigin, fetched: Fetched
+    ) -> CacheRequest | None:
         """The GET that a POST's answer would answer too: its `Content-Location` is its own target."""
         location = first(fetched.headers, b"content-location")
         target = primary_key(route.upstream.name, origin.target)
@@ -201,10 +201,10 @@ class Handlers:
         async def past() -> Fetched:
             return fetched
 
-        facts = facts_of("GET", headers, engine_route.rules)
-        return Ask(engine_route, asked, facts, headers, exchange, origin, past)
+        facts = directives_of("GET", headers, engine_route.rules)
+        return CacheRequest(engine_route, asked, facts, headers, exchange, origin, past)
 
-    def _invalidated(self, route: Declared, exchange: Exchange, target: str, fetched: Fetched) -> list[str]:
+    def _invalidated(self, route: Declared, exchange: RequestContext, target: str, fetched: Fetched) -> list[str]:
         """The primary keys that a successful unsafe request makes void: its target's, and those of `Location` and
         `Content-Location` where they are of the same origin (RFC 9111 §4.4)."""
         name = route.upstream.name
@@ -217,7 +217,7 @@ class Handlers:
                 void += self._same_origin(route, exchange, value.decode("latin-1"))
         return void
 
-    def _same_origin(self, route: Declared, exchange: Exchange, reference: str) -> list[str]:
+    def _same_origin(self, route: Declared, exchange: RequestContext, reference: str) -> list[str]:
         """Keys of a URL reference, read as the upstream means it and as a client would."""
         try:
             parts = urlsplit(reference)

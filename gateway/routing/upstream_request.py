@@ -19,7 +19,7 @@ from gateway.cache.engine import Engine
 from gateway.cache.request import Route
 from gateway.cache.respond import problem
 from gateway.config.models import Config
-from gateway.context import Exchange
+from gateway.context import RequestContext
 from gateway.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from gateway.http.headers import Headers, first, has, values, without
 from gateway.observability.metrics import Metrics
@@ -77,7 +77,7 @@ class UpstreamOrigin(msgspec.Struct, frozen=True):
 
 
 async def send_past(
-    engine: Engine, exchange: Exchange, route: Route, origin: UpstreamOrigin, body: Any, target: str
+    engine: Engine, exchange: RequestContext, route: Route, origin: UpstreamOrigin, body: Any, target: str
 ) -> Fetched:
     """The upstream's answer to a request for `target` that passes by the cache; 412 where a condition on a tag that the
     gateway made is false. `origin` is of what would be stored. Raises UpstreamError."""
@@ -97,7 +97,7 @@ async def send_past(
     return fetched
 
 
-async def _for_upstream(exchange: Exchange, route: Route, origin: UpstreamOrigin) -> Headers | None:
+async def _for_upstream(exchange: RequestContext, route: Route, origin: UpstreamOrigin) -> Headers | None:
     """A request's fields with the conditions that are the upstream's to judge; None where one that is the gateway's is
     false. Raises UpstreamError."""
     headers: Headers | None = as_given(exchange.headers)
@@ -111,7 +111,7 @@ async def _for_upstream(exchange: Exchange, route: Route, origin: UpstreamOrigin
     return headers
 
 
-async def _outdate(engine: Engine, exchange: Exchange, route: Route, origin: UpstreamOrigin) -> None:
+async def _outdate(engine: Engine, exchange: RequestContext, route: Route, origin: UpstreamOrigin) -> None:
     """Make void what is stored with a tag that `If-Match` named and that no longer holds: whoever is told 412 reads
     again, and must not be given the same tag. A tag that nobody was given makes nothing void."""
     asked = _read_by_all(exchange, route, origin)
@@ -120,7 +120,7 @@ async def _outdate(engine: Engine, exchange: Exchange, route: Route, origin: Ups
         await engine.invalidate([asked.primary])
 
 
-def _read_by_all(exchange: Exchange, route: Route, origin: UpstreamOrigin) -> Plan:
+def _read_by_all(exchange: RequestContext, route: Route, origin: UpstreamOrigin) -> Plan:
     """The plan of a read of a request's target whose answer is stored: without what would go past the cache."""
     keying = route.keying
     uncounted = [
@@ -131,7 +131,9 @@ def _read_by_all(exchange: Exchange, route: Route, origin: UpstreamOrigin) -> Pl
     return plan(keying, origin.name, origin.target, without(exchange.headers, *uncounted, *conditions))
 
 
-async def _tags_now(exchange: Exchange, route: Route, origin: UpstreamOrigin) -> tuple[bytes | None, bytes | None]:
+async def _tags_now(
+    exchange: RequestContext, route: Route, origin: UpstreamOrigin
+) -> tuple[bytes | None, bytes | None]:
     """The tag that the upstream gives to the representation as it is now, and where it gives none, the gateway's. It is
     asked as for an answer to be stored: to such an answer the gateway gave its tag. Raises UpstreamError."""
     asked = _read_by_all(exchange, route, origin)
@@ -152,7 +154,9 @@ async def _tags_now(exchange: Exchange, route: Route, origin: UpstreamOrigin) ->
     return (given[0], None) if given else (None, own_tag(body))
 
 
-def forwarded(exchange: Exchange, headers: Headers, told: Headers, *, body: bool = False) -> list[tuple[bytes, bytes]]:
+def forwarded(
+    exchange: RequestContext, headers: Headers, told: Headers, *, body: bool = False
+) -> list[tuple[bytes, bytes]]:
     """The fields of a request that passes by the cache: the client's, and what we know of the client.
 
     `told` is what every fetch tells the upstream of us: with a `public_url` the host and the scheme are its, whatever

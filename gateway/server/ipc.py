@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from gateway.config.environment import Source
+from gateway.config.environment import SettingSource
 from gateway.config.loader import Loaded, rebuilt
 from gateway.errors import ConfigProblem
 from gateway.server.metrics_totals import Family
@@ -42,7 +42,7 @@ class Setup(msgspec.Struct):
 
     number: int
     tree: str
-    sources: list[tuple[tuple[str, ...], tuple[Source, ...]]]
+    sources: list[tuple[tuple[str, ...], tuple[SettingSource, ...]]]
     admin_token: str | None
 
     @classmethod
@@ -117,23 +117,23 @@ class Retire(msgspec.Struct, tag=True):
 Order = Begin | Prepare | Commit | Abort | Adopt | Release | Tell | Totals | Stop | Retire
 
 
-class Ready(msgspec.Struct, tag=True):
+class WorkerReady(msgspec.Struct, tag=True):
     """Connections are accepted."""
 
 
-class Failed(msgspec.Struct, tag=True):
+class CommandFailed(msgspec.Struct, tag=True):
     """It can't start."""
 
     message: str
     problems: list[Problem] = []
 
 
-class Prepared(msgspec.Struct, tag=True):
+class ReloadPrepared(msgspec.Struct, tag=True):
     number: int
     problems: list[Problem] = []
 
 
-class Told(msgspec.Struct, tag=True):
+class PurgeReported(msgspec.Struct, tag=True):
     families: list[Family]
     asked: bool = False
 
@@ -144,7 +144,7 @@ class Question(msgspec.Struct, tag=True):
     question: int
 
 
-Report = Ready | Failed | Prepared | Told | Question
+Report = WorkerReady | CommandFailed | ReloadPrepared | PurgeReported | Question
 M = TypeVar("M")
 
 

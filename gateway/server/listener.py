@@ -16,7 +16,7 @@ from typing import Any
 
 import uvicorn
 
-from gateway.edge.guard import Door
+from gateway.edge.guard import ConnectionGuard
 from gateway.edge.protocol import GatewayProtocol
 from gateway.errors import GatewayError
 
@@ -174,7 +174,7 @@ class Server(uvicorn.Server):
         if (server := self._adopted.pop(number, None)) is not None:
             server.close()
 
-    async def drain(self, door: Door, *, delay: float, linger: float, timeout: float) -> None:
+    async def drain(self, door: ConnectionGuard, *, delay: float, linger: float, timeout: float) -> None:
         """End it: accept for `delay` seconds more, each answer the last on its connection; leave idle connections open
         for `linger` seconds, those with a request for `timeout`. All is closed when `serve` returns."""
         door.draining = True

@@ -35,20 +35,20 @@ from gateway.server.ipc import (
     Adopt,
     Begin,
     Channel,
+    CommandFailed,
     Commit,
-    Failed,
     Order,
     Prepare,
-    Prepared,
     Problem,
+    PurgeReported,
     Question,
-    Ready,
     Release,
+    ReloadPrepared,
     Retire,
     Stop,
     Tell,
-    Told,
     Totals,
+    WorkerReady,
 )
 from gateway.server.listener import LINGER, SETTLE, Server
 from gateway.server.metrics_totals import Family
@@ -88,9 +88,9 @@ async def work(control: socket.socket, sockets: list[socket.socket]) -> int:
     try:
         worker = Worker(channel, begin, sockets)
     except ConfigError as error:
-        channel.send(Failed(str(error), [Problem.of(each) for each in error.problems]))
+        channel.send(CommandFailed(str(error), [Problem.of(each) for each in error.problems]))
     except GatewayError as error:
-        channel.send(Failed(str(error)))
+        channel.send(CommandFailed(str(error)))
     else:
         return await worker.run()
     await channel.close()
@@ -134,7 +134,7 @@ class Worker:
         for task in behind:
             task.cancel()
         await self.operations.aclose()
-        self._channel.send(Told(self.families()))
+        self._channel.send(PurgeReported(self.families()))
         await self._channel.close()
         return 0
 
@@ -143,7 +143,7 @@ class Worker:
             await server.up.wait()
         await self.operations.start()
         be_called("gateway-worker")
-        self._channel.send(Ready())
+        self._channel.send(WorkerReady())
 
     async def _obey(self) -> None:
         while (order := await self._channel.receive()) is not None:
@@ -160,7 +160,7 @@ class Worker:
                 case Release(slot):
                     self._servers[0].release(slot)
                 case Tell():
-                    self._channel.send(Told(self.families(), asked=True))
+                    self._channel.send(PurgeReported(self.families(), asked=True))
                 case Totals(question, families):
                     if (future := self._questions.pop(question, None)) is not None and not future.done():
                         future.set_result(families)
@@ -173,9 +173,9 @@ class Worker:
         try:
             self._prepared[number] = self.generations.prepare(self.operations.on(loaded)), loaded
         except ConfigError as error:
-            self._channel.send(Prepared(number, [Problem.of(problem) for problem in error.problems]))
+            self._channel.send(ReloadPrepared(number, [Problem.of(problem) for problem in error.problems]))
         else:
-            self._channel.send(Prepared(number))
+            self._channel.send(ReloadPrepared(number))
 
     def _commit(self, number: int) -> None:
         prepared = self._prepared.pop(number, None)
@@ -206,7 +206,7 @@ class Worker:
     async def _tell(self) -> None:
         while True:
             await asyncio.sleep(TELL_EVERY)
-            self._channel.send(Told(self.families()))
+            self._channel.send(PurgeReported(self.families()))
 
     def families(self) -> list[Family]:
         """This worker's metrics as they are now."""

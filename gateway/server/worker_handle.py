@@ -7,7 +7,19 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from gateway.server.ipc import Begin, Channel, Failed, Prepare, Prepared, Problem, Question, Ready, Report, Tell, Told
+from gateway.server.ipc import (
+    Begin,
+    Channel,
+    CommandFailed,
+    Prepare,
+    Problem,
+    PurgeReported,
+    Question,
+    ReloadPrepared,
+    Report,
+    Tell,
+    WorkerReady,
+)
 from gateway.server.metrics_totals import Family
 from gateway.server.process import Spawned, how_it_ended
 
@@ -19,7 +31,7 @@ class Member:
 
     def __init__(self, spawned: Spawned, number: int, questioned: Callable[[Member, int], None]) -> None:
         self.number = number
-        self.failure: Failed | None = None
+        self.failure: CommandFailed | None = None
         self.families: list[Family] = []
         self.settled = asyncio.Event()
         """It answers, or has ended without ever answering."""
@@ -68,16 +80,16 @@ class Member:
     async def _listen(self, channel: Channel) -> None:
         while (report := await channel.receive()) is not None:
             match report:
-                case Ready():
+                case WorkerReady():
                     self._ready = True
                     self.settled.set()
-                case Failed():
+                case CommandFailed():
                     self.failure = report
-                case Told(families, asked):
+                case PurgeReported(families, asked):
                     self.families = families
                     if asked:
                         self._told.set()
-                case Prepared(_, problems):
+                case ReloadPrepared(_, problems):
                     if self._prepared is not None and not self._prepared.done():
                         self._prepared.set_result(problems)
                 case Question(question):

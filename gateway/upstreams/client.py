@@ -47,7 +47,7 @@ from gateway.upstreams.response import (
     translated,
 )
 from gateway.upstreams.retry import RetryBudget
-from gateway.upstreams.transport import IDEMPOTENT, Attempt, Received, Timeouts, Transport
+from gateway.upstreams.transport import IDEMPOTENT, Attempt, ReceivedHead, Transport, UpstreamTimeouts
 
 if TYPE_CHECKING:
     from gateway.observability.tracing import Call, Tracing
@@ -269,7 +269,7 @@ class Upstream:
         except TimeoutError:
             raise UpstreamBusy(self.name, "every place is taken", places.expected_wait()) from None
 
-    async def _send(self, sending: _Sending) -> tuple[Host, int, Received]:
+    async def _send(self, sending: _Sending) -> tuple[Host, int, ReceivedHead]:
         """Send it to the next host that is not left alone; once more where that is safe and within the budget."""
         tried = 0
         while True:
@@ -303,7 +303,7 @@ class Upstream:
         ]
         return blake2b(b"\n".join(own), digest_size=16).digest() if own else None
 
-    async def _sent(self, sending: _Sending, host: Host, attempt: Attempt) -> Received:
+    async def _sent(self, sending: _Sending, host: Host, attempt: Attempt) -> ReceivedHead:
         if isinstance(self._transport, Transport):
             return await self._transport.send(
                 sending.method,
@@ -316,7 +316,7 @@ class Upstream:
         request = sending.request(host.base, attempt, self._connect_timeout)
         response = await self._transport.handle_async_request(request)
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        return Received(response.status_code, response.headers.raw, response.stream)
+        return ReceivedHead(response.status_code, response.headers.raw, response.stream)
 
     def _repeatable(self, sending: _Sending, attempt: Attempt, error: httpx.TransportError) -> bool:
         if sending.body is not None or sending.method not in IDEMPOTENT:
@@ -341,7 +341,7 @@ class Upstream:
     def _forwarded(self, headers: Headers) -> list[tuple[bytes, bytes]]:
         return [*without(headers, *self._constant_names), *self._constants]
 
-    async def _checked(self, response: Received, body: Body, sent: Headers) -> Fetched:
+    async def _checked(self, response: ReceivedHead, body: Body, sent: Headers) -> Fetched:
         fields = response.headers if response.judged else [(name.lower(), value) for name, value in response.headers]
         headers = [pair for pair in fields if pair[0] not in SOFTWARE]
         try:
@@ -448,9 +448,9 @@ class _Sending:
             fields = [*without(fields, b"content-length"), (b"content-length", b"0")]
         return fields if has(fields, b"host") else [(b"host", base.netloc), *fields]
 
-    def timeouts(self, connect: float) -> Timeouts:
+    def timeouts(self, connect: float) -> UpstreamTimeouts:
         bounded = self.until is not None
-        return Timeouts(self.timeout, min(connect, self.timeout), self.timeout, bounded)
+        return UpstreamTimeouts(self.timeout, min(connect, self.timeout), self.timeout, bounded)
 
     def request(self, base: Base, attempt: Attempt, connect: float) -> httpx.Request:
         times = self.timeouts(connect)

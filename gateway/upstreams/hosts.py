@@ -12,7 +12,7 @@ import httpx
 
 from gateway.errors import UpstreamMalformed
 from gateway.upstreams.resilience import Breaker
-from gateway.upstreams.transport import Attempt, Received
+from gateway.upstreams.transport import Attempt, ReceivedHead
 
 _PLAIN = re.compile(r"[!$-\[\]-~]*")  # ASCII that is visible, but for `"`, `#` and the backslash
 
@@ -64,14 +64,14 @@ class Host:
     async def send(
         self,
         series: int,
-        request: Callable[[], Awaitable[Received]],
+        request: Callable[[], Awaitable[ReceivedHead]],
         attempt: Attempt,
         until: float | None,
         *,
         timeout: float,
         client: Callable[[], bytes | None],
         bounded: bool = False,
-    ) -> Received:
+    ) -> ReceivedHead:
         """What came of `request`, and the breaker told of it. `until` is on the loop's clock; where it is `bounded`,
         whoever asks sees to that and cancels it then. `client` tells for whom it was asked, if that is known.
 

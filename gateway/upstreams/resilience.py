@@ -28,7 +28,7 @@ from gateway.errors import GatewayError
 from gateway.observability.trace_context import BEHIND
 
 
-class State(Enum):
+class BreakerState(Enum):
     CLOSED = 0
     """Requests go through."""
     HALF_OPEN = 1
@@ -65,7 +65,7 @@ class Breaker:
     __slots__ = ("_before", "_failures", "_now", "_probing", "_rest", "_series", "_until", "_window", "opened", "state")
 
     def __init__(self, *, failures: int = 20, window: float = 10.0, rest: float = 2.0) -> None:
-        self.state = State.CLOSED
+        self.state = BreakerState.CLOSED
         self.opened = 0
         """How often it opened."""
         self._failures = failures
@@ -81,29 +81,29 @@ class Breaker:
 
     def admit(self, now: float) -> int | None:
         """A pass for one request, to be told what came of it; None where it must not be sent."""
-        if self.state is State.OPEN and now >= self._until:
-            self._enter(State.HALF_OPEN)
+        if self.state is BreakerState.OPEN and now >= self._until:
+            self._enter(BreakerState.HALF_OPEN)
             self._probing = False
-        if self.state is State.CLOSED:
+        if self.state is BreakerState.CLOSED:
             return self._series
-        if self.state is State.OPEN or self._probing:
+        if self.state is BreakerState.OPEN or self._probing:
             return None
         self._probing = True
         return self._series
 
     def retry_after(self, now: float) -> float:
         """Seconds until it is worth asking again."""
-        return max(0.0, self._until - now) if self.state is State.OPEN else 0.0 if self._closed else self._rest
+        return max(0.0, self._until - now) if self.state is BreakerState.OPEN else 0.0 if self._closed else self._rest
 
     @property
     def _closed(self) -> bool:
-        return self.state is State.CLOSED
+        return self.state is BreakerState.CLOSED
 
     def succeeded(self, series: int, now: float) -> None:
         if series != self._series:
             return  # sent before the state changed: it says nothing of the host as it is now
-        if self.state is State.HALF_OPEN:
-            self._enter(State.CLOSED)
+        if self.state is BreakerState.HALF_OPEN:
+            self._enter(BreakerState.CLOSED)
             self._now, self._before = _Count(now), _Count()
         else:
             self._counted(now).all += 1
@@ -112,7 +112,7 @@ class Breaker:
         """A request failed; `client` names whose credentials it had, if that may be why."""
         if series != self._series:
             return
-        if self.state is State.HALF_OPEN:
+        if self.state is BreakerState.HALF_OPEN:
             self._open(now)
             return
         count = self._counted(now)
@@ -145,11 +145,11 @@ class Breaker:
         return self._now
 
     def _open(self, now: float) -> None:
-        self._enter(State.OPEN)
+        self._enter(BreakerState.OPEN)
         self._until = now + self._rest
         self.opened += 1
 
-    def _enter(self, state: State) -> None:
+    def _enter(self, state: BreakerState) -> None:
         self.state = state
         self._series += 1
 

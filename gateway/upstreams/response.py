@@ -17,9 +17,9 @@ from gateway.http import codings as http_codings
 from gateway.http.codings import Undecodable
 from gateway.http.headers import Headers, values
 from gateway.http.request_parser import BAD_IN_VALUE, NAME
-from gateway.policy.entry import Made
+from gateway.policy.entry import DerivedFrom
 from gateway.upstreams.connection import PlainBody
-from gateway.upstreams.transport import Received
+from gateway.upstreams.transport import ReceivedHead
 
 _STATUSES_WITHOUT_BODY = frozenset((204, 205, 304))
 
@@ -41,7 +41,7 @@ class Body:
     def __init__(
         self,
         name: str,
-        response: Received,
+        response: ReceivedHead,
         *,
         idle: float,
         longest: float = math.inf,
@@ -240,7 +240,7 @@ class Fetched(msgspec.Struct, frozen=True):
     status: int
     headers: Headers
     body: ResponseBody
-    made: Made | None = None
+    made: DerivedFrom | None = None
     """Of an answer that was made here of stored ones: what it takes over from them."""
     reads: Reads | None = None
     """Of a handler's answer: what of its request it rests on."""

@@ -167,7 +167,7 @@ def announces_wrongly(status: int, fields: Sequence[tuple[bytes, bytes]], *, bod
     )
 
 
-class Received(msgspec.Struct, frozen=True):
+class ReceivedHead(msgspec.Struct, frozen=True):
     """A response whose head has come. Header names are as they came."""
 
     status: int
@@ -177,7 +177,7 @@ class Received(msgspec.Struct, frozen=True):
     """Whether its head was read strictly, names turned into lower case."""
 
 
-class Timeouts(msgspec.Struct, frozen=True):
+class UpstreamTimeouts(msgspec.Struct, frozen=True):
     """Seconds: until there is a connection from the pool, until a new one stands, between two pieces received.
 
     `bounded` says that whoever asks has a deadline for the response's head, so that it needs none here.
@@ -359,7 +359,7 @@ class Transport(AiohttpTransport):
             str(request.url),
             request.headers.raw,
             _body_of(request),
-            Timeouts(timeout.get("pool"), timeout.get("connect"), timeout.get("read")),
+            UpstreamTimeouts(timeout.get("pool"), timeout.get("connect"), timeout.get("read")),
             request.extensions.get("attempt") or Attempt(),
         )
         return httpx.Response(
@@ -376,9 +376,9 @@ class Transport(AiohttpTransport):
         url: str,
         headers: Sequence[tuple[bytes, bytes]],
         body: bytes | AsyncIterable[bytes] | None,
-        timeouts: Timeouts,
+        timeouts: UpstreamTimeouts,
         attempt: Attempt,
-    ) -> Received:
+    ) -> ReceivedHead:
         """What `handle_async_request` does, without httpx's objects, which take a tenth of a request's time.
 
         Raises httpx.TransportError.
@@ -399,8 +399,13 @@ class Transport(AiohttpTransport):
             raise translated(error) from error
 
     async def _send_plain(
-        self, method: str, url: str, headers: Sequence[tuple[bytes, bytes]], timeouts: Timeouts, attempt: Attempt
-    ) -> Received:
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        timeouts: UpstreamTimeouts,
+        attempt: Attempt,
+    ) -> ReceivedHead:
         origin, target = split_url(url)
         head = request_head(method, target, headers)
         connection = await self._plain.connection(origin, pool=timeouts.pool, connect=timeouts.connect)
@@ -414,7 +419,7 @@ class Transport(AiohttpTransport):
         except TimeoutError:
             raise httpx.ReadTimeout("no answer in time") from None
         body.patience = timeouts.read
-        return Received(answer.status, answer.fields, body, judged=True)
+        return ReceivedHead(answer.status, answer.fields, body, judged=True)
 
     async def _connect(self, origin: str, timeout: float | None) -> PlainConnection:
         """A new connection. Raises what aiohttp does."""
@@ -435,9 +440,9 @@ class Transport(AiohttpTransport):
         url: str,
         headers: Sequence[tuple[bytes, bytes]],
         body: bytes | AsyncIterable[bytes] | None,
-        timeouts: Timeouts,
+        timeouts: UpstreamTimeouts,
         attempt: Attempt,
-    ) -> Received:
+    ) -> ReceivedHead:
         assert isinstance(self.client, aiohttp.ClientSession)
         _ATTEMPT.set(attempt)
         response = await self.client.request(
@@ -448,7 +453,7 @@ class Transport(AiohttpTransport):
             allow_redirects=False,
             timeout=client_timeout(timeouts.pool, timeouts.connect, timeouts.read),
         )
-        return Received(response.status, response.raw_headers, _Stream(response))
+        return ReceivedHead(response.status, response.raw_headers, _Stream(response))
 
 
 def _texts(headers: Sequence[tuple[bytes, bytes]], *, streamed: bool) -> list[tuple[str, str]]:

@@ -39,8 +39,8 @@ with atheris.instrument_imports(include=["gateway"]):
     from gateway.policy import storability
     from gateway.policy.entry import decode_index, decode_stored, encode
     from gateway.policy.epochs import EVERYTHING, Epochs
-    from gateway.policy.rules import Rules, facts_of
-    from gateway.policy.storability import Received
+    from gateway.policy.rules import CachePolicy, directives_of
+    from gateway.policy.storability import ReceivedResponse
 
 
 def record(data: bytes) -> None:
@@ -68,9 +68,9 @@ def headers(data: bytes) -> None:
     split_list(text)
     CacheControl.parse([text])
     end_to_end(fields)
-    facts = facts_of("GET", fields, Rules())
-    for rules in (Rules(), Rules(ttl=5.0)):
-        storability.admit(Received(200, fields, 1e9, 1e9 + 1, ""), facts, rules)
+    facts = directives_of("GET", fields, CachePolicy())
+    for rules in (CachePolicy(), CachePolicy(ttl=5.0)):
+        storability.admit(ReceivedResponse(200, fields, 1e9, 1e9 + 1, ""), facts, rules)
 
 
 def target(data: bytes) -> None:
