@@ -60,7 +60,7 @@ mutants: $(VENV)/ready
 
 # The reference pages of docs/, made from the code.
 docs: $(VENV)/ready
-	$(BIN)/python -m gateway.reference
+	$(BIN)/python -m docs.generate_reference
 	$(BIN)/python -m tests.shared_caches.table
 
 # The exact versions of all packages, for every Python, without where they were downloaded from. ARGS=--upgrade for

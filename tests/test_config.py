@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from docs.generate_reference import meanings
 from gateway.config.models import Config, CorsConfig, UpstreamConfig
 from gateway.config.route import RouteConfig
 from gateway.config.types import DEFAULT_VARY, parse_duration, parse_size, show_duration, show_size
 from gateway.http.target import TRACKING_PARAMETERS
-from gateway.reference import meanings
 
 URL = "http://catalog:8080"
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from docs.generate_reference import PAGES, commands, meanings
 from gateway.admin.app import create_admin
 from gateway.app.gateway import create_app
 from gateway.config.environment import OTHER_VARIABLES
 from gateway.config.models import Config
 from gateway.context import Result
 from gateway.observability.access_log import fields_of
-from gateway.reference import PAGES, commands, meanings
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -156,7 +156,7 @@ class Gateway(FastAPI):
         self.builder = Builder.of(config, self.engine, self.metrics, self.upstreams, self.declared, overridden or {})
         self.aggregates = self.builder.all()
         if before is None:
-            self.metrics.watch_upstreams(self.upstreams.values())
+            self.lasting.show_upstreams(self.upstreams.values())
         self._direct: dict[str, Direct] = {}
         self.edge: Edge | None = self._edge()
         self.inner: ASGIApp | None = None
@@ -260,7 +260,7 @@ class Gateway(FastAPI):
         for name, upstream in self.upstreams.items():
             if (known := before.upstreams.get(name)) is not None:
                 upstream.go_on_counting(known)
-        self.metrics.watch_upstreams(self.upstreams.values())
+        self.lasting.show_upstreams(self.upstreams.values())
         before.successor = self
 
     @property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from gateway.advisor.traffic import Desk, LocalDesk, Traffic, Watch
+from gateway.app.collectors import AdviceCollector, EngineCollector, UpstreamCollector
 from gateway.cache.engine import Engine
 from gateway.cache.memory import Memory
 from gateway.cache.overload import Governor, LoopLag
@@ -21,6 +22,7 @@ from gateway.edge.guard import ConnectionGuard
 from gateway.observability.access_log import AccessLog
 from gateway.observability.metrics import Metrics
 from gateway.policy.identity_key import KEY_BYTES, IdentityKey, derived
+from gateway.upstreams.client import Upstream
 
 
 class WorkerState:
@@ -38,6 +40,7 @@ class WorkerState:
         identity_changed: Callable[[], None],
     ) -> None:
         self.metrics = Metrics()
+        self._upstreams: UpstreamCollector | None = None
         self.shared = shared
         self._allow_records(config)
         blind = None if config.purge_blind == "forever" else config.purge_blind.total_seconds()
@@ -70,9 +73,14 @@ class WorkerState:
             leads=lambda: isinstance(desk, RedisDesk) and desk.leads,
         )
         self.lag = LoopLag(self._observe_lag)
-        self.metrics.watch(self.engine)
-        self.metrics.watch_advice(self.watch.told)
+        self.metrics.register(EngineCollector(self.engine))
+        self.metrics.register(AdviceCollector(self.watch.told))
         self.door = ConnectionGuard(config, metrics=self.metrics, log=log)
+
+    def show_upstreams(self, upstreams: Iterable[Upstream]) -> None:
+        """Show these upstreams in the metrics, no longer those of the call before."""
+        shown, self._upstreams = self._upstreams, UpstreamCollector(list(upstreams))
+        self.metrics.register(self._upstreams, instead_of=shown)
 
     def configure(self, config: Config, log: AccessLog) -> None:
         """Go by another configuration from now on, in what can change while the worker runs."""

@@ -104,7 +104,7 @@ class HeaderBlock:
         return base
 
     def plan(self, route: Route, method: str, origin: str, target: str) -> tuple[Plan, RequestDirectives]:
-        """The plan and the facts of a request for `target` with this block, as `keys.plan` and `directives_of` have them."""
+        """The plan and the directives of a request for `target` with this block, as `keys.plan` gives them."""
         primary, stem = primary_key(origin, target), stem_of(origin, target, route.keying.identity_key)
         asked = self.asked.get((route.name, method))
         if asked is None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from os import urandom
+from typing import TYPE_CHECKING
 
 from gateway.context import REQUEST_ID
 from gateway.edge.entries import HeaderBlock
-from gateway.edge.hits import Edge
+
+if TYPE_CHECKING:
+    from gateway.edge.hits import Edge
 
 _REQUEST_ID_LINE = re.compile(rb"\r\nx-request-id:[ \t]*([A-Za-z0-9._\-]{1,128})\r\n", re.IGNORECASE)
 _END = b"\r\n\r\n"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from gateway.aggregates.lifetime import PartLife, joining, whole_headers
 from gateway.aggregates.shape import BodyCache
-from gateway.aggregates.splice_plan import SplicePart
+from gateway.aggregates.splice_plan import SplicePart, SplicePlan
 from gateway.cache.memory import MOST_USES
 from gateway.cache.respond import stored_answer
 from gateway.cache.store import Selection
@@ -158,6 +158,7 @@ class Splicer:
         """How the whole is joined for requests whose counted inputs come to `base`; None where the app must do it."""
         assert spot.recall.joinable is not None
         joinable = spot.recall.joinable(self._exchange(spot, block, b"", 0.0, ""))
+        assert joinable is None or isinstance(joinable, SplicePlan)
         joint = None
         if joinable is not None:
             sides = [self._side(each) for each in joinable.ingredients if each.recipe is not None]

@@ -12,12 +12,9 @@ from functools import lru_cache, partial
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
-from gateway.advisor.advice import Advice
-from gateway.app.collectors import AdviceCollector, EngineCollector, UpstreamCollector
-from gateway.cache.engine import Engine
 from gateway.context import Outcome, Result
-from gateway.upstreams.client import Upstream
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 LAGS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -64,7 +61,6 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._tallies: dict[tuple[str, Result, str], Tally] = {}
         self._part_tallies: dict[tuple[str, str, str], PartTally] = {}
-        self._upstreams: UpstreamCollector | None = None
         self._make_counters(partial(Counter, registry=self.registry))
         self._make_histograms(partial(Histogram, registry=self.registry))
 
@@ -92,21 +88,11 @@ class Metrics:
         self._observe_seconds = lru_cache(maxsize=64)(seconds.labels)
         self._observe_upstream = lru_cache(maxsize=1024)(upstream_seconds.labels)
 
-    def watch(self, engine: Engine) -> None:
-        """Show an engine's own figures, read when they are asked for."""
-        self.registry.register(EngineCollector(engine))
-
-    def watch_advice(self, told: Callable[[], Iterable[Advice]]) -> None:
-        """Show what the advisor says of the TTLs in force, read when it is asked for."""
-        self.registry.register(AdviceCollector(told))
-
-    def watch_upstreams(self, upstreams: Iterable[Upstream]) -> None:
-        """Show the places, breakers and budgets of upstreams, read when they are asked for; no longer those of
-        the call before."""
-        if self._upstreams is not None:
-            self.registry.unregister(self._upstreams)
-        self._upstreams = UpstreamCollector(list(upstreams))
-        self.registry.register(self._upstreams)
+    def register(self, collector: Collector, *, instead_of: Collector | None = None) -> None:
+        """Show what a collector finds each time that the metrics are read; no longer what `instead_of` finds."""
+        if instead_of is not None:
+            self.registry.unregister(instead_of)
+        self.registry.register(collector)
 
     def request(self, route: str, outcome: Outcome, status: int, seconds: float) -> None:
         self._count_request(route, outcome.result.value, f"{status // 100}xx").inc()

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, TracerProvider, get_current_span
@@ -21,7 +21,6 @@ from gateway import __version__
 from gateway.context import RequestContext, exchange_of
 from gateway.http.target import pair_name
 from gateway.observability.trace_context import BEHIND, traceparent_of
-from gateway.upstreams.hosts import Host
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
@@ -31,6 +30,29 @@ logger = logging.getLogger("gateway")
 _PROPAGATOR = TraceContextTextMapPropagator()
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY"))
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+
+class AskedBase(Protocol):
+    """The base URL of an upstream's host."""
+
+    @property
+    def scheme(self) -> str: ...
+
+    @property
+    def netloc(self) -> bytes: ...
+
+    @property
+    def prefix(self) -> str: ...
+
+
+class AskedHost(Protocol):
+    """The upstream's host that answered a call."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def base(self) -> AskedBase: ...
 
 
 class Call:
@@ -43,7 +65,7 @@ class Call:
         _PROPAGATOR.inject(carrier)
         self.traceparent = carrier.get("traceparent", "").encode("ascii")
 
-    def answered(self, host: Host, status: int) -> None:
+    def answered(self, host: AskedHost, status: int) -> None:
         base = host.base
         address, _, port = base.netloc.decode("ascii").rpartition(":") if b":" in base.netloc else (host.name, "", "")
         self._span.set_attributes(

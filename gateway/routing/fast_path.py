@@ -1,16 +1,22 @@
+"""How a route answered a request, for the edge to answer the next ones the same way, before ASGI."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from gateway.aggregates.splice_plan import SplicePlan
 from gateway.cache.request import CacheRequest, Route
 from gateway.cache.respond import Answer
 from gateway.context import RequestContext
+from gateway.policy.keys import Plan
+from gateway.policy.rules import RequestDirectives
 
-if TYPE_CHECKING:
-    pass
+
+class PlanCache(Protocol):
+    """What is known of a header block, by which its requests are planned."""
+
+    def plan(self, route: Route, method: str, origin: str, target: str) -> tuple[Plan, RequestDirectives]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,5 +30,5 @@ class FastPath:
     tags: tuple[str, ...]
     public: Callable[[Answer], Answer]
     ask: Callable[[RequestContext], CacheRequest] | None
-    joinable: Callable[[RequestContext], SplicePlan | None] | None = None
-    """How the answer can be joined of what lies in memory; of aggregates."""
+    joinable: Callable[[RequestContext], object | None] | None = None
+    """How the answer can be joined of what lies in memory, as a `SplicePlan`; of aggregates."""

@@ -13,7 +13,6 @@ from gateway.cache.engine import Engine
 from gateway.cache.request import CacheRequest
 from gateway.cache.respond import Answer, problem
 from gateway.context import RequestContext, exchange_of
-from gateway.edge.entries import HeaderBlock
 from gateway.errors import RequestRefused
 from gateway.http.forwarding import Trusted
 from gateway.http.headers import first, values, without
@@ -24,7 +23,7 @@ from gateway.policy.keys import plan, primary_key
 from gateway.policy.rules import directives_of
 from gateway.policy.storability import TAG_FIELDS
 from gateway.routing.declared import Declared, has_body, interim_of, local_path, purge_response, root_of
-from gateway.routing.fast_path import FastPath
+from gateway.routing.fast_path import FastPath, PlanCache
 from gateway.routing.location import REFERRING
 from gateway.routing.references import Asked, References
 from gateway.routing.responses import AnswerResponse, Client
@@ -98,7 +97,7 @@ class Handlers:
         parameters: dict[str, str],
         body: AsyncIterator[bytes] | None,
         *,
-        block: HeaderBlock | None = None,
+        block: PlanCache | None = None,
         stays: bool = False,
     ) -> CacheRequest:
         """`block` is the header block of `exchange`, where it was judged before; `stays` as `CacheRequest` has it."""

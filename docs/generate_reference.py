@@ -1,6 +1,6 @@
 """The reference pages of the documentation, made from what they describe: the configuration's models, the commands.
 
-    python -m gateway.reference     writes docs/configuration.md and docs/commands.md (`make docs`)
+    python -m docs.generate_reference     writes docs/configuration.md and docs/commands.md (`make docs`)
 
 A test holds that the pages are what this would write.
 """
@@ -29,7 +29,7 @@ from gateway.config.models import Config, CorsConfig, LimitsConfig, UpstreamConf
 from gateway.config.route import RouteConfig
 from gateway.config.types import parse_size, show_size
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent
 Command = Any  # click's or typer's own copy of it, by typer's version
 
 _NOTE = "<!-- Made by `make docs` from {source}; edit that. -->"
@@ -84,7 +84,7 @@ def configuration_page() -> str:
         ("Limits", "limits", LimitsConfig),
         *_further_models(),
     ]
-    parts = [_NOTE.format(source="gateway/*config.py"), _CONFIGURATION]
+    parts = [_NOTE.format(source="gateway/config/*.py"), _CONFIGURATION]
     parts += [_section(title, prefix, model) for title, prefix, model in sections]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -206,7 +206,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def commands_page() -> str:
-    parts = [_NOTE.format(source="gateway/cli.py and cli_ttl.py"), _COMMANDS]
+    parts = [_NOTE.format(source="gateway/cli/commands.py and ttl.py"), _COMMANDS]
     parts += [_command(name, command) for name, command in commands()]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
