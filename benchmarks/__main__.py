@@ -15,11 +15,11 @@ import contextlib
 import sys
 from pathlib import Path
 
-from . import report
-from .machine import BenchmarkError, describe
-from .peers import Lab
-from .rows import Row, rows
-from .run import Plan, measure
+from benchmarks import report
+from benchmarks.machine import BenchmarkError, describe
+from benchmarks.peers import Lab
+from benchmarks.rows import Row, rows
+from benchmarks.run import Plan, measure
 
 _FULL, _QUICK = Plan(rounds=5, seconds=2), Plan(rounds=1, seconds=1, keys=5_000, entries=100_000)
 

@@ -10,12 +10,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.advice_model import Arrival, Turned, bursty, key_hash, poisson, really_run, replayed
+from benchmarks.charts import Series, line_chart
 from gateway.advisor.advice import Changes
 from gateway.advisor.traffic import Advisor, Traffic
 from gateway.advisor.ttl_ladder import Rung
-
-from .advice_model import Arrival, Turned, bursty, key_hash, poisson, really_run, replayed
-from .charts import Series, line_chart
 
 PICTURE = Path("docs/tuning.svg")
 TTLS = (1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0)

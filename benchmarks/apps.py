@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .traffic import KIB, body
+from benchmarks.traffic import KIB, body
 
 STORED_KEYS = 1000
 _CACHED = "/cached/{size}/{number}"

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import uvicorn
 
+from benchmarks.traffic import SIZES, body, path
 from gateway.app.gateway import Gateway, create_app
 from gateway.edge.protocol import GatewayProtocol
 from gateway.policy.entry import Entry, Life
-
-from .traffic import SIZES, body, path
 
 
 def fill(app: Gateway, numbers: Iterable[int]) -> None:

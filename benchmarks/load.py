@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .machine import BenchmarkError, cpu_seconds
-from .traffic import PHONE, SIZES, body, request
+from benchmarks.machine import BenchmarkError, cpu_seconds
+from benchmarks.traffic import PHONE, SIZES, body, request
 
 _SCRIPT = Path(__file__).with_name("wrk.lua")
 _WARMERS = 32  # connections

@@ -20,7 +20,7 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from time import perf_counter
 
-from .traffic import SIZES, request
+from benchmarks.traffic import SIZES, request
 
 CONNECTIONS = 64
 LAST_ANSWERS_SECONDS = 5.0

@@ -18,7 +18,7 @@ from typing import cast
 
 import uvloop
 
-from .traffic import SIZES, body
+from benchmarks.traffic import SIZES, body
 
 
 @lru_cache(maxsize=1)

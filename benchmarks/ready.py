@@ -19,7 +19,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from .machine import START_SECONDS, STOP_SECONDS, BenchmarkError, cpu_seconds, free_port
+from benchmarks.machine import START_SECONDS, STOP_SECONDS, BenchmarkError, cpu_seconds, free_port
 
 CONFIG = "config/gateway.yaml"
 _LOOK = 0.005

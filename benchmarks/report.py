@@ -10,8 +10,8 @@ from xml.sax.saxutils import escape
 
 import msgspec
 
-from .rows import Bar
-from .run import Measured
+from benchmarks.rows import Bar
+from benchmarks.run import Measured
 
 
 @dataclass(frozen=True, slots=True)

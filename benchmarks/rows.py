@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import peers
-from .load import Pattern
-from .traffic import path, uncached_path
+from benchmarks import peers
+from benchmarks.load import Pattern
+from benchmarks.traffic import path, uncached_path
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from .load import Figure, Pattern, ask, check, warm, wrk
-from .machine import BenchmarkError
-from .open_loop import Latencies
-from .peers import Lab, Peer
-from .rows import Bar, Row
+from benchmarks.load import Figure, Pattern, ask, check, warm, wrk
+from benchmarks.machine import BenchmarkError
+from benchmarks.open_loop import Latencies
+from benchmarks.peers import Lab, Peer
+from benchmarks.rows import Bar, Row
 
 _SATURATING_SECONDS = 1.0
 _WARM_UPS = 6

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
+from benchmarks.traffic import SIZES, body
 from gateway import cached
-
-from .traffic import SIZES, body
 
 router = APIRouter()
 

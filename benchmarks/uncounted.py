@@ -8,11 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from benchmarks.filled import run
 from gateway.advisor.traffic import Traffic
 from gateway.advisor.ttl_ladder import Recorder, Sight
 from gateway.app.gateway import create_app
-
-from .filled import run
 
 
 class _Uncounted(Recorder):

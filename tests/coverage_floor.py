@@ -15,7 +15,7 @@ from typing import Any
 
 from coverage import Coverage
 
-from .test_house import PURE
+from tests.unit.test_layers import PURE
 
 REST_PERCENT = 90.0
 
@@ -39,7 +39,11 @@ def measured() -> Mapping[str, Share]:
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         coverage.json_report(outfile=file.name)
         files: dict[str, Any] = json.loads(Path(file.name).read_text())["files"]
-    return {Path(name).stem: share(found) for name, found in files.items() if Path(name).parent.name == "gateway"}
+    return {
+        ".".join(Path(name).with_suffix("").parts[1:]): share(found)
+        for name, found in files.items()
+        if Path(name).parts[0] == "gateway"
+    }
 
 
 def share(found: dict[str, Any]) -> Share:

@@ -22,7 +22,7 @@ SECONDS = 600.0  # a loaded machine is slow, not broken
 
 @dataclass(frozen=True)
 class Mutant:
-    """`line`, once in gateway/`module`.py, becomes `broken`; the tests in `tests` must notice."""
+    """`line`, once in the module `module` of the package, becomes `broken`; the tests in `tests` must notice."""
 
     module: str
     line: str
@@ -34,122 +34,267 @@ class Mutant:
 
 
 MUTANTS = (
-    Mutant("policy", "if now < ends.fresh:", "if now <= ends.fresh:", "test_policy"),
+    Mutant("policy.freshness", "if now < ends.fresh:", "if now <= ends.fresh:", "unit/policy/test_freshness"),
     Mutant(
-        "policy", "    if facts.no_store:\n        return Bypass", "    if False:\n        return Bypass", "test_policy"
+        "policy.freshness",
+        "    if facts.no_store:\n        return Bypass",
+        "    if False:\n        return Bypass",
+        "unit/policy/test_freshness",
     ),
     Mutant(
-        "policy",
+        "policy.freshness",
         "return rules.ttl is not None or not facts.authorized or stored.life.shared",
         "return True",
-        "test_policy",
+        "unit/policy/test_freshness",
     ),
-    Mutant("policy", "(stored.life.strict or stored.life.no_cache)", "stored.life.no_cache", "test_policy"),
     Mutant(
-        "policy", "return math.inf if stored.softened is None else stored.softened", "return math.inf", "test_policy"
+        "policy.freshness",
+        "(stored.life.strict or stored.life.no_cache)",
+        "stored.life.no_cache",
+        "unit/policy/test_freshness",
     ),
-    Mutant("admission", 'if directives.unqualified("private"):', "if False:", "test_policy"),
-    Mutant("admission", 'if b"set-cookie" not in named:', "if False:", "test_policy"),
     Mutant(
-        "admission",
+        "policy.freshness",
+        "return math.inf if stored.softened is None else stored.softened",
+        "return math.inf",
+        "unit/policy/test_freshness",
+    ),
+    Mutant("policy.storability", 'if directives.unqualified("private"):', "if False:", "unit/policy/test_freshness"),
+    Mutant("policy.storability", 'if b"set-cookie" not in named:', "if False:", "unit/policy/test_freshness"),
+    Mutant(
+        "policy.storability",
         "if facts.authorized and not _shared_despite_authorization(directives):",
         "if False:",
-        "test_policy",
+        "unit/policy/test_freshness",
     ),
-    Mutant("admission", 'for name in ("s-maxage", "max-age"):', 'for name in ("max-age", "s-maxage"):', "test_policy"),
-    Mutant("policy", "return ttl * (1.0 - rules.jitter * stored.jitter)", "return ttl", "test_policy"),
     Mutant(
-        "validation",
+        "policy.storability",
+        'for name in ("s-maxage", "max-age"):',
+        'for name in ("max-age", "s-maxage"):',
+        "unit/policy/test_freshness",
+    ),
+    Mutant(
+        "policy.freshness",
+        "return ttl * (1.0 - rules.jitter * stored.jitter)",
+        "return ttl",
+        "unit/policy/test_freshness",
+    ),
+    Mutant(
+        "policy.validation",
         "return tag is not None and opaque_tag(tag) in",
         "return tag is not None and tag in",
-        "test_policy",
+        "unit/policy/test_freshness",
     ),
-    Mutant("policy", "return now < ends.error and not facts.no_cache", "return not facts.no_cache", "test_policy"),
-    Mutant("headers", 'if "*" in names or not all', "if not all", "test_headers"),
     Mutant(
-        "headers",
+        "policy.freshness",
+        "return now < ends.error and not facts.no_cache",
+        "return not facts.no_cache",
+        "unit/policy/test_freshness",
+    ),
+    Mutant("http.headers", 'if "*" in names or not all', "if not all", "unit/http/test_headers"),
+    Mutant(
+        "http.headers",
         "if pair[0] not in HOP_BY_HOP and pair[0] not in named",
         "if pair[0] not in HOP_BY_HOP",
-        "test_headers",
+        "unit/http/test_headers",
     ),
     Mutant(
-        "keys",
+        "policy.keys",
         'if keying.vary is not None and keying.authorization == "pass" and has(headers, b"authorization"):',
         "if False:",
-        "test_keys",
+        "unit/policy/test_keys",
     ),
     Mutant(
-        "keys", "return Plan(primary, _with_identity(primary, counted),", "return Plan(primary, primary,", "test_keys"
+        "policy.keys",
+        "return Plan(primary, _with_identity(primary, counted),",
+        "return Plan(primary, primary,",
+        "unit/policy/test_keys",
     ),
-    Mutant("epochs", "if name in hard and hard[name] > position:", "if False:", "test_purging"),
-    Mutant("record", "stored.key == key and _plausible(stored)", "_plausible(stored)", "test_record"),
-    Mutant("part_source", "if own else planned.base", "if False else planned.base", "test_part_failures"),
     Mutant(
-        "part_source",
+        "policy.epochs", "if name in hard and hard[name] > position:", "if False:", "unit/cache/redis/test_purge_log"
+    ),
+    Mutant("policy.entry", "stored.key == key and _plausible(stored)", "_plausible(stored)", "unit/policy/test_entry"),
+    Mutant(
+        "aggregates.part_source",
+        "if own else planned.base",
+        "if False else planned.base",
+        "unit/aggregates/test_part_source_failures",
+    ),
+    Mutant(
+        "aggregates.part_source",
         "stands_in = ask.plan.bypass is None and failure.backs_off",
         "stands_in = failure.backs_off",
-        "test_part_failures",
+        "unit/aggregates/test_part_source_failures",
     ),
-    Mutant("part_source", "return self.kind in _OF_ALL", "return True", "test_part_failures"),
-    Mutant("json_text", "return _loaded(text) if _at_risk(text) else value", "return value", "test_json_text"),
-    Mutant("part_plan", "if len(taken) == 1 and absent", "if False and absent", "test_part_query"),
-    Mutant("codings", "if len(body) > limit:", "if False:", "test_codings"),
+    Mutant(
+        "aggregates.part_source",
+        "return self.kind in _OF_ALL",
+        "return True",
+        "unit/aggregates/test_part_source_failures",
+    ),
+    Mutant(
+        "http.json_text",
+        "return _loaded(text) if _at_risk(text) else value",
+        "return value",
+        "unit/http/test_json_text",
+    ),
+    Mutant(
+        "config.part_values",
+        "if len(taken) == 1 and absent",
+        "if False and absent",
+        "unit/aggregates/test_part_source_query",
+    ),
+    Mutant("http.codings", "if len(body) > limit:", "if False:", "unit/cache/test_compression"),
 )
 
 
 GUARDS = (
     # What Redis says: by the pipe, in records, in leases, in the streams.
-    Mutant("redis_pipe", "if reply != asked.mark and not refused:", "if False:", "test_redis_pipe"),
-    Mutant("redis_pipe", "if left <= 0 and self._overdue:", "if False:", "test_redis_pipe"),
-    Mutant("redis_pipe", "if left <= 0 and self._overdue:", "if left <= 0:", "test_redis_pipe"),
-    Mutant("redis_values", "if self._pending > self.most:", "if False:", "test_redis_planted"),
-    Mutant("shared", "if value is not None and len(value) > self.largest:", "if False:", "test_redis_planted"),
-    Mutant("tiers", " or len(stored.body) > wanted.largest:", ":", "test_redis_planted"),
-    Mutant("edge_shared", "elif len(stored.body) > largest:", "elif False:", "test_edge_shared"),
-    Mutant("records", "known.is_like(data) and is_sealed(data, self._secret)", "known.is_like(data)", "test_records"),
-    Mutant("purge_stream", "if room < 0 or size > LARGEST or", "if", "test_redis_planted"),
-    Mutant("purge_stream", "(msgspec.DecodeError, ValueError,", "(msgspec.DecodeError,", "test_redis_planted"),
-    Mutant("redis_leases", "        self._spawn(self._give_up(name, token))\n", "", "test_leases"),
-    Mutant("redis_leases", "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end", "", "test_leases"),
     Mutant(
-        "plain_connections",
+        "cache.redis.reader", "if reply != asked.mark and not refused:", "if False:", "unit/cache/redis/test_reader"
+    ),
+    Mutant("cache.redis.reader", "if left <= 0 and self._overdue:", "if False:", "unit/cache/redis/test_reader"),
+    Mutant("cache.redis.reader", "if left <= 0 and self._overdue:", "if left <= 0:", "unit/cache/redis/test_reader"),
+    Mutant(
+        "cache.redis.connection", "if self._pending > self.most:", "if False:", "unit/cache/redis/test_store_planted"
+    ),
+    Mutant(
+        "cache.redis.store",
+        "if value is not None and len(value) > self.largest:",
+        "if False:",
+        "unit/cache/redis/test_store_planted",
+    ),
+    Mutant("cache.store", " or len(stored.body) > wanted.largest:", ":", "unit/cache/redis/test_store_planted"),
+    Mutant("edge.shared_lookup", "elif len(stored.body) > largest:", "elif False:", "unit/edge/test_shared_lookup"),
+    Mutant(
+        "edge.shared_lookup",
+        "known.is_like(data) and is_sealed(data, self._secret)",
+        "known.is_like(data)",
+        "unit/edge/test_shared_lookup_records",
+    ),
+    Mutant("cache.redis.purge_stream", "if room < 0 or size > LARGEST or", "if", "unit/cache/redis/test_store_planted"),
+    Mutant(
+        "cache.redis.purge_stream",
+        "(msgspec.DecodeError, ValueError,",
+        "(msgspec.DecodeError,",
+        "unit/cache/redis/test_store_planted",
+    ),
+    Mutant("cache.redis.store", "        self._spawn(self._give_up(name, token))\n", "", "unit/cache/test_leases"),
+    Mutant(
+        "cache.redis.store", "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end", "", "unit/cache/test_leases"
+    ),
+    Mutant(
+        "upstreams.connection",
         "return self.usable and not self._poll.poll(0)",
         "return self.usable",
-        "test_crossed_answers",
+        "unit/upstreams/test_connection_crossed_answers",
     ),
-    Mutant("plain_connections", "after=QUIET if self._quiet else 0.0", "after=0.0", "test_crossed_answers"),
-    Mutant("response_heads", "keeps=head.keeps and expected", "keeps=head.keeps", "test_response_heads"),
-    Mutant("response_heads", "not (status == 205 and (chunked or length))", "True", "test_response_heads"),
-    Mutant("transport", "        if not self._asked:", "        if False:", "test_crossed_answers"),
-    Mutant("transport", "and not self._poll.poll(0)", "", "test_crossed_answers"),
-    Mutant("fetching", "if personal and not better:", "if False:", "test_failures"),
-    Mutant("fetching", "key = self._own_key(ask) if own else ask.plan.base", "key = ask.plan.base", "test_failures"),
-    Mutant("fetching", "if identity and not self._is_shared(ask) else key", "if identity else key", "test_waiting"),
-    Mutant("fetching", "status == 429 and not ask.route.local", "status == 429", "test_failures"),
-    Mutant("engine", "to_share = not personal and (", "to_share = (", "test_failures"),
-    Mutant("engine", "list(identity) == identity_of(ask)", "True", "test_failures"),
-    Mutant("engine", "if answer is Useless.TO_ME and key == before:", "if False:", "test_failures"),
-    Mutant("flight", "if serves(self._preview) else None", "if True else None", "test_waiting"),
-    Mutant("flying", "            flight.release()", "            pass", "test_waiting"),
-    Mutant("breakers", "if client is not None and not self._counts_of(count, client):", "if False:", "test_breakers"),
-    Mutant("admission", "max(0.0, seconds), LONGEST_REST)", "max(0.0, seconds), 1e9)", "test_failures"),
-    Mutant("admission", "if _is_endless(received.headers):", "if False:", "test_policy"),
-    Mutant("flying", "(lease.stored or _looked_long_ago(ask))", "False", "test_leases"),
-    Mutant("flying", "min(patience, DOUBTED) if self._leases.doubtful else patience", "patience", "test_leases"),
-    Mutant("deadlines", "if now - self._due > LATE:", "if False:", "test_deadlines"),
+    Mutant(
+        "upstreams.connection",
+        "after=QUIET if self._quiet else 0.0",
+        "after=0.0",
+        "unit/upstreams/test_connection_crossed_answers",
+    ),
+    Mutant(
+        "http.response_parser", "keeps=head.keeps and expected", "keeps=head.keeps", "unit/http/test_response_parser"
+    ),
+    Mutant(
+        "http.response_parser", "not (status == 205 and (chunked or length))", "True", "unit/http/test_response_parser"
+    ),
+    Mutant(
+        "upstreams.transport",
+        "        if not self._asked:",
+        "        if False:",
+        "unit/upstreams/test_connection_crossed_answers",
+    ),
+    Mutant("upstreams.transport", "and not self._poll.poll(0)", "", "unit/upstreams/test_connection_crossed_answers"),
+    Mutant("cache.fetch", "if personal and not better:", "if False:", "unit/cache/test_coalescer_failures"),
+    Mutant(
+        "cache.fetch",
+        "key = self._own_key(ask) if own else ask.plan.base",
+        "key = ask.plan.base",
+        "unit/cache/test_coalescer_failures",
+    ),
+    Mutant(
+        "cache.fetch",
+        "if identity and not self._is_shared(ask) else key",
+        "if identity else key",
+        "unit/cache/test_coalescer_waiting",
+    ),
+    Mutant(
+        "cache.fetch", "status == 429 and not ask.route.local", "status == 429", "unit/cache/test_coalescer_failures"
+    ),
+    Mutant("cache.engine", "to_share = not personal and (", "to_share = (", "unit/cache/test_coalescer_failures"),
+    Mutant("cache.engine", "list(identity) == identity_of(ask)", "True", "unit/cache/test_coalescer_failures"),
+    Mutant(
+        "cache.engine",
+        "if answer is Useless.TO_ME and key == before:",
+        "if False:",
+        "unit/cache/test_coalescer_failures",
+    ),
+    Mutant(
+        "cache.flight", "if serves(self._preview) else None", "if True else None", "unit/cache/test_coalescer_waiting"
+    ),
+    Mutant("cache.coalescer", "            flight.release()", "            pass", "unit/cache/test_coalescer_waiting"),
+    Mutant(
+        "upstreams.resilience",
+        "if client is not None and not self._counts_of(count, client):",
+        "if False:",
+        "unit/upstreams/test_resilience_breaker",
+    ),
+    Mutant(
+        "policy.storability",
+        "max(0.0, seconds), LONGEST_REST)",
+        "max(0.0, seconds), 1e9)",
+        "unit/cache/test_coalescer_failures",
+    ),
+    Mutant("policy.storability", "if _is_endless(received.headers):", "if False:", "unit/policy/test_freshness"),
+    Mutant("cache.coalescer", "(lease.stored or _looked_long_ago(ask))", "False", "unit/cache/test_leases"),
+    Mutant(
+        "cache.coalescer",
+        "min(patience, DOUBTED) if self._leases.doubtful else patience",
+        "patience",
+        "unit/cache/test_leases",
+    ),
+    Mutant(
+        "cache.redis.connection",
+        "if now - self._due > LATE:",
+        "if False:",
+        "unit/cache/redis/test_connection_deadlines",
+    ),
     # Slow clients.
-    Mutant("edge", "            if self._known:\n", "            if True:\n", "test_door"),
-    Mutant("edge", "if self._sent < READ_RATE * self.door.timeouts.write:", "if not self._sent:", "test_door"),
-    Mutant("door", "            if now > until:", "            if False:", "test_door"),
-    Mutant("listeners", "socket.TCP_NOTSENT_LOWAT, UNSENT)", "socket.TCP_NOTSENT_LOWAT, 2**30)", "test_listeners"),
+    Mutant("edge.protocol", "            if self._known:\n", "            if True:\n", "unit/edge/test_guard"),
+    Mutant(
+        "edge.protocol",
+        "if self._sent < READ_RATE * self.door.timeouts.write:",
+        "if not self._sent:",
+        "unit/edge/test_guard",
+    ),
+    Mutant("edge.guard", "            if now > until:", "            if False:", "unit/edge/test_guard"),
+    Mutant(
+        "server.listener",
+        "socket.TCP_NOTSENT_LOWAT, UNSENT)",
+        "socket.TCP_NOTSENT_LOWAT, 2**30)",
+        "unit/server/test_listener",
+    ),
     # Answers without the app: memos, joins, the direct pass.
-    Mutant("memos", "            or self._epochs.version != memo.version\n", "", "test_memos"),
-    Mutant("memos", "            or source.turn != memo.source_turn\n", "", "test_memos"),
-    Mutant("edge_pass", "if any(name in _FOR_THE_APP for name, _ in fields):", "if False:", "test_edge_pass"),
-    Mutant("direct", 'path + "/{path:path}" if isinstance(route, Mount) else path', "path", "test_edge_pass"),
+    Mutant("edge.hits", "            or self._epochs.version != memo.version\n", "", "unit/edge/test_hits_memos"),
+    Mutant("edge.hits", "            or source.turn != memo.source_turn\n", "", "unit/edge/test_hits_memos"),
+    Mutant(
+        "edge.passthrough",
+        "if any(name in _FOR_THE_APP for name, _ in fields):",
+        "if False:",
+        "unit/edge/test_passthrough",
+    ),
+    Mutant(
+        "edge.passthrough",
+        'path + "/{path:path}" if isinstance(route, Mount) else path',
+        "path",
+        "unit/edge/test_passthrough",
+    ),
     # What is told outside.
-    Mutant("admin_host", "if not is_known(host, self._configured()):", "if False:", "test_operations"),
-    Mutant("inside", 'if name == b"link":', "if False:", "test_gateway"),
+    Mutant("admin.app", "if not is_known(host, self._configured()):", "if False:", "unit/admin/test_operations"),
+    Mutant("routing.location", 'if name == b"link":', "if False:", "unit/app/test_gateway"),
 )
 """Guards that faults and hostile input are met by; each taken out turns a test red."""
 
@@ -164,7 +309,7 @@ def tried(mutant: Mutant) -> str | None:
                 shutil.copytree(source, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(source, copy / part)
-        file = copy / "gateway" / f"{mutant.module}.py"
+        file = copy / "gateway" / f"{mutant.module.replace('.', '/')}.py"
         text = file.read_text()
         if text.count(mutant.line) != 1:
             raise SystemExit(f"{mutant}: the line stands {text.count(mutant.line)} times there; mend this list")

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..integration.processes import GatewayProcess
-from ..raw import Connection, raw_upstream
-from .scenarios import path_of, response
+from tests.faults.scenarios import path_of, response
+from tests.support.processes import GatewayProcess
+from tests.support.raw import Connection, raw_upstream
 
 KIB, MIB, GB = 1024, 1024 * 1024, 10**9
 MEMORY, MAX_BODY, MAX_UPLOAD = 32 * MIB, 2 * MIB, 16 * MIB

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import aiohttp
 
-from ..raw import raw_upstream
-from . import outside
-from .held import running
-from .scenarios import answering, path_of, response
+from tests.faults import outside
+from tests.faults.held import running
+from tests.faults.scenarios import answering, path_of, response
+from tests.support.raw import raw_upstream
 
 STOP_DELAY, STOP_TIMEOUT = 1.0, 10.0
 

@@ -20,11 +20,11 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from ..integration.processes import LISTENING, ROOT, Child, GatewayProcess, clean_environment
-from ..raw import Connection, raw_upstream
-from . import outside
-from .overload import Connections, Sent, in_open_loop
-from .peers import Server
+from tests.faults import outside
+from tests.faults.overload import Connections, Sent, in_open_loop
+from tests.faults.peers import Server
+from tests.support.processes import LISTENING, ROOT, Child, GatewayProcess, clean_environment
+from tests.support.raw import Connection, raw_upstream
 
 RATE = 200.0
 
@@ -80,7 +80,7 @@ async def running(directory: Path, settings: dict[str, Any], name: str) -> Async
 
 @contextlib.asynccontextmanager
 async def good_upstream(directory: Path) -> AsyncIterator[str]:
-    origin = Child([sys.executable, "-m", "tests.integration.origin"], output=directory / "origin.out", cwd=ROOT)
+    origin = Child([sys.executable, "-m", "tests.support.origin"], output=directory / "origin.out", cwd=ROOT)
     try:
         yield (await asyncio.to_thread(origin.said, LISTENING))[1]
     finally:

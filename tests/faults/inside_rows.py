@@ -7,13 +7,12 @@ from pathlib import Path
 from gateway.config.models import UpstreamConfig
 from gateway.errors import UpstreamError
 from gateway.upstreams.client import Upstream
-
-from ..raw import Connection, raw_upstream
-from ..test_upstream_guards import FORMS
-from ..test_upstreams import MALFORMED
-from . import scenarios
-from .rows import Row, Rows
-from .troubles import TROUBLES
+from tests.faults import scenarios
+from tests.faults.rows import Row, Rows
+from tests.faults.troubles import TROUBLES
+from tests.support.raw import Connection, raw_upstream
+from tests.unit.upstreams.test_client import MALFORMED
+from tests.unit.upstreams.test_client_guards import FORMS
 
 
 async def identity(redis_url: str, directory: Path) -> Rows:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 
 import aiohttp
 
-from ..raw import Connection
-from .peers import Server
-from .scenarios import path_of, response
+from tests.faults.peers import Server
+from tests.faults.scenarios import path_of, response
+from tests.support.raw import Connection
 
 
 class Origin:

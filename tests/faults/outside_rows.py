@@ -10,14 +10,13 @@ import sys
 from pathlib import Path
 
 from gateway.config.types import parse_duration
-
-from ..integration.processes import ROOT, GatewayProcess, clean_environment
-from ..raw import raw_upstream
-from ..test_door import REFUSED
-from ..test_upstreams import MALFORMED
-from . import bounds, ending, held, outside, overload, redis_load, soaking
-from .peers import Server, installed
-from .rows import Row, Rows
+from tests.faults import bounds, ending, held, outside, overload, redis_load, soaking
+from tests.faults.peers import Server, installed
+from tests.faults.rows import Row, Rows
+from tests.support.processes import ROOT, GatewayProcess, clean_environment
+from tests.support.raw import raw_upstream
+from tests.unit.edge.test_guard import REFUSED
+from tests.unit.upstreams.test_client import MALFORMED
 
 # --- overload --------------------------------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 
-from ..raw import RawUpstream, raw_upstream
-from .scenarios import answering, field_of, response
+from tests.faults.scenarios import answering, field_of, response
+from tests.support.raw import RawUpstream, raw_upstream
 
 
 @dataclass

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..integration.processes import Child, GatewayProcess, free_port
+from tests.support.processes import Child, GatewayProcess, free_port
 
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
 _NGINX = """

@@ -1,5 +1,5 @@
 """Redis in trouble for a minute under load: a hundred clients, some 450 requests a second of hits, stale answers and
-misses (`tests/integration/load.py`), and what they notice in the first second, and then.
+misses (`tests/support/load.py`), and what they notice in the first second, and then.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..integration.load import Load, load_of, p99
-from ..integration.processes import LISTENING, Child, GatewayProcess, Valkey
-from ..integration.test_redis_failures import mixed, settings
-from .proxy import FaultProxy, faulty
+from tests.integration.test_redis_failures import mixed, settings
+from tests.support.load import Load, load_of, p99
+from tests.support.processes import LISTENING, Child, GatewayProcess, Valkey
+from tests.support.proxy import FaultProxy, faulty
 
 
 @dataclass
@@ -147,9 +147,7 @@ async def _ground(directory: Path) -> AsyncIterator[Ground]:
         stack.callback(valkey.end)
         await asyncio.to_thread(valkey.start)
         proxy = await stack.enter_async_context(faulty("127.0.0.1", valkey.port))
-        origin = Child(
-            [sys.executable, "-m", "tests.integration.origin"], output=directory / "origin.out", cwd=Path.cwd()
-        )
+        origin = Child([sys.executable, "-m", "tests.support.origin"], output=directory / "origin.out", cwd=Path.cwd())
         stack.callback(origin.end)
         url = (await asyncio.to_thread(origin.said, LISTENING))[1]
         given = settings(url, valkey) | {"redis_url": proxy.url(valkey.url)}

@@ -25,10 +25,9 @@ from gateway.app.gateway import Gateway
 from gateway.cache.redis.store import RedisStore
 from gateway.edge.protocol import GatewayProtocol
 from gateway.upstreams.client import Upstream
-
-from ..conftest import TurnedClock, gateway, served
-from ..raw import Connection, RawUpstream, raw_upstream
-from .proxy import FaultProxy, faulty_url
+from tests.conftest import TurnedClock, gateway, served
+from tests.support.proxy import FaultProxy, faulty_url
+from tests.support.raw import Connection, RawUpstream, raw_upstream
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 PATIENCE = 10.0

@@ -21,11 +21,11 @@ from typing import Any
 
 import aiohttp
 
-from ..integration.processes import GatewayProcess, Valkey
-from ..raw import Connection, raw_upstream
-from . import troubles
-from .proxy import FaultProxy, faulty
-from .scenarios import path_of, response
+from tests.faults import troubles
+from tests.faults.scenarios import path_of, response
+from tests.support.processes import GatewayProcess, Valkey
+from tests.support.proxy import FaultProxy, faulty
+from tests.support.raw import Connection, raw_upstream
 
 KEYS = 500
 CLIENTS = 40

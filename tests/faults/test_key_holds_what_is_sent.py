@@ -22,10 +22,9 @@ from hypothesis import strategies as st
 
 from gateway.app.gateway import create_app
 from gateway.edge.protocol import GatewayProtocol
-
-from ..conftest import TurnedClock, served
-from ..raw import Connection, raw_upstream
-from .scenarios import response
+from tests.conftest import TurnedClock, served
+from tests.faults.scenarios import response
+from tests.support.raw import Connection, raw_upstream
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 NAMES = ("X-Tenant", "Accept-Language")

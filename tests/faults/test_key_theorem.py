@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 from gateway.app.gateway import Gateway
 from gateway.http.headers import is_dangerous
-
-from ..conftest import gateway
+from tests.conftest import gateway
 
 Request = tuple[str, str, list[tuple[str, str]]]
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))

@@ -26,13 +26,12 @@ from gateway.app.gateway import Gateway, create_app
 from gateway.edge.protocol import GatewayProtocol
 from gateway.http.headers import is_dangerous
 from gateway.upstreams.connection import PlainConnection
-
-from ..conftest import TurnedClock, served
-from ..edge_lines import Counted
-from ..raw import Connection, raw_upstream
-from ..test_edge_joins import lose_wholes
-from .scenarios import path_of, response
-from .test_key_theorem import EXAMPLES, FIELDS, PAIRS, number
+from tests.conftest import TurnedClock, served
+from tests.faults.scenarios import path_of, response
+from tests.faults.test_key_theorem import EXAMPLES, FIELDS, PAIRS, number
+from tests.support.edge_lines import Counted
+from tests.support.raw import Connection, raw_upstream
+from tests.unit.edge.test_splice import lose_wholes
 
 UNSEEN = (b"x-request-id", b"traceparent", b"if-none-match", b"if-modified-since")
 VARIES = (b"accept", b"x-tenant")

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from .proxy import FaultProxy, Faults, faulty, flipped
+from tests.support.proxy import FaultProxy, Faults, faulty, flipped
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

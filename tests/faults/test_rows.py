@@ -11,15 +11,14 @@ import pytest
 
 from gateway.app.gateway import Gateway
 from gateway.edge.protocol import GatewayProtocol
-
-from ..conftest import served
-from ..integration.processes import Valkey
-from ..raw import Connection, raw_upstream
-from ..test_upstreams import MALFORMED
-from . import overload, scenarios
-from .proxy import FaultProxy
-from .scenarios import app_for, path_of, response, started
-from .troubles import TROUBLES
+from tests.conftest import served
+from tests.faults import overload, scenarios
+from tests.faults.scenarios import app_for, path_of, response, started
+from tests.faults.troubles import TROUBLES
+from tests.support.processes import Valkey
+from tests.support.proxy import FaultProxy
+from tests.support.raw import Connection, raw_upstream
+from tests.unit.upstreams.test_client import MALFORMED
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..integration.processes import Valkey
-from . import inside_rows, outside_rows
-from .rows import Row, Rows
+from tests.faults import inside_rows, outside_rows
+from tests.faults.rows import Row, Rows
+from tests.support.processes import Valkey
 
 PARTS: dict[str, Callable[[str, Path], Rows]] = {
     "identity": inside_rows.identity,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .proxy import FaultProxy, flipped
+from tests.support.proxy import FaultProxy, flipped
 
 
 async def refused(proxy: FaultProxy) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from .processes import LISTENING, Child, GatewayProcess, Valkey
+from tests.support.processes import LISTENING, Child, GatewayProcess, Valkey
 
 StartGateway = Callable[..., GatewayProcess]
 MakeValkey = Callable[..., Valkey]
@@ -45,7 +45,7 @@ def make_valkey(tmp_path: Path) -> Iterator[MakeValkey]:
 
 @pytest.fixture
 def origin(tmp_path: Path) -> Iterator[str]:
-    child = Child([sys.executable, "-m", "tests.integration.origin"], output=tmp_path / "origin.out", cwd=Path.cwd())
+    child = Child([sys.executable, "-m", "tests.support.origin"], output=tmp_path / "origin.out", cwd=Path.cwd())
     try:
         yield child.said(LISTENING)[1]
     finally:

@@ -15,8 +15,8 @@ import aiohttp
 import httpx
 import pytest
 
-from .conftest import MakeValkey, StartGateway
-from .processes import GatewayProcess, Valkey
+from tests.integration.conftest import MakeValkey, StartGateway
+from tests.support.processes import GatewayProcess, Valkey
 
 AT_ONCE = 100
 CLIENTS = 8

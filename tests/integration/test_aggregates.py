@@ -20,8 +20,7 @@ import pytest
 from gateway.app.gateway import Gateway, create_app
 from gateway.edge.protocol import GatewayProtocol
 from gateway.observability.access_log import silent
-
-from ..conftest import TurnedClock, served
+from tests.conftest import TurnedClock, served
 
 SECONDS = float(os.environ.get("AGGREGATE_SECONDS", "3"))
 CLIENTS = 8

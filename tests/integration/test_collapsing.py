@@ -13,8 +13,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from .conftest import StartGateway
-from .processes import READY_SECONDS, ROOT, Child, GatewayProcess, free_port
+from tests.integration.conftest import StartGateway
+from tests.support.processes import READY_SECONDS, ROOT, Child, GatewayProcess, free_port
 
 AT_ONCE = 500
 

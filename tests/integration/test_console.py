@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from .conftest import StartGateway
-from .processes import ROOT, Child, GatewayProcess, free_port
+from tests.integration.conftest import StartGateway
+from tests.support.processes import ROOT, Child, GatewayProcess, free_port
 
 pytestmark = pytest.mark.timeout(180)
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from .processes import ROOT, Child, Watched
+from tests.support.processes import ROOT, Child, Watched
 
 START_SECONDS = 60.0
 

@@ -10,7 +10,7 @@ from urllib.parse import urljoin
 import httpx
 import pytest
 
-from .processes import GatewayProcess
+from tests.support.processes import GatewayProcess
 
 ANY_HOST = re.compile(r"""(?:https?:|["'(=]\s*)//[^\s"')]+""", re.IGNORECASE)
 ASSET = re.compile(r"""(?:src|href)\s*=\s*["']([^"']+)["']""", re.IGNORECASE)
@@ -33,7 +33,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
             },
             "rest": {"path": "/api/{path:path}", "upstream": "api"},
         },
-        "include": ["tests.shop_routes:router"],
+        "include": ["tests.support.shop_routes:router"],
     }
     settings["upstreams"]["api"] = {"url": "http://127.0.0.1:9"}
     process = GatewayProcess(tmp_path_factory.mktemp("docs"), settings)

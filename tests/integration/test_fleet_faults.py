@@ -13,11 +13,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.faults.proxy import faulty_url
-from tests.raw import Connection, raw_upstream
-
-from .conftest import MakeValkey, StartGateway
-from .processes import GatewayProcess
+from tests.integration.conftest import MakeValkey, StartGateway
+from tests.support.processes import GatewayProcess
+from tests.support.proxy import faulty_url
+from tests.support.raw import Connection, raw_upstream
 
 TOKEN = "a token for the test"
 DEADLINE = 3.0

@@ -9,9 +9,8 @@ import httpx
 import pytest
 
 from tests.conftest import served
-
-from .conftest import MakeValkey, StartGateway
-from .identity import BODY, FIELDS, VARY
+from tests.integration.conftest import MakeValkey, StartGateway
+from tests.support.identity import BODY, FIELDS, VARY
 
 
 async def origin(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -41,7 +40,7 @@ def settings(upstream: str, redis_url: str) -> dict[str, Any]:
             "timed": {"path": "/timed/{name}", "upstream": "api", "ttl": "10m", "negative_ttl": "10m"},
             "rest": {"path": "/{path:path}", "upstream": "api"},
         },
-        "include": ["tests.integration.identity_routes:router"],
+        "include": ["tests.support.identity_routes:router"],
     }
 
 

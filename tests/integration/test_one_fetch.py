@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import aiohttp
 import pytest
 
-from .conftest import MakeValkey, StartGateway
+from tests.integration.conftest import MakeValkey, StartGateway
 
 AT_ONCE = 500
 

@@ -26,9 +26,8 @@ from schemathesis.specs.openapi.checks import (
 
 from gateway.admin.app import ExplainOrder, PurgeOrder
 from gateway.admin.console import OverrideOrder
-
-from .conftest import StartGateway
-from .processes import free_port
+from tests.integration.conftest import StartGateway
+from tests.support.processes import free_port
 
 TOKEN = "a token for the test"
 EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "15"))

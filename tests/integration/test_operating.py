@@ -11,11 +11,10 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.faults.proxy import faulty_url
-
-from .conftest import MakeValkey, StartGateway
-from .load import load_of
-from .processes import GatewayProcess
+from tests.integration.conftest import MakeValkey, StartGateway
+from tests.support.load import load_of
+from tests.support.processes import GatewayProcess
+from tests.support.proxy import faulty_url
 
 TOKEN = {"GATEWAY_ADMIN_TOKEN": "secret"}
 FULL_LENGTH = bool(os.environ.get("FULL_LENGTH"))

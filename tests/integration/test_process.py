@@ -18,10 +18,9 @@ import aiohttp
 import httpx
 import pytest
 
-from tests.raw import Connection, always, raw_upstream
-
-from .conftest import MakeValkey, StartGateway
-from .processes import GatewayProcess, Valkey, Watched, clean_environment, command, write_config
+from tests.integration.conftest import MakeValkey, StartGateway
+from tests.support.processes import GatewayProcess, Valkey, Watched, clean_environment, command, write_config
+from tests.support.raw import Connection, always, raw_upstream
 
 GRACE = 10.0
 """Seconds that requests in flight get to end (`stop_timeout`)."""
@@ -454,7 +453,9 @@ def test_its_log_can_be_turned_off(start_gateway: StartGateway) -> None:
 def test_without_a_folder_to_write_to_the_embedded_valkey_is_refused_in_one_line(tmp_path: Path) -> None:
     write_config(tmp_path / "gateway.yaml", {"redis_url": "embedded", "admin_listen": "none"})
     nowhere = {"TMPDIR": str(tmp_path / "nowhere")}
-    code = "import tempfile; tempfile._get_default_tempdir = lambda: '/proc/nowhere'; from gateway.cli.commands import main; main()"
+    code = (
+        "import tempfile; tempfile._get_default_tempdir = lambda: '/proc/nowhere'; from gateway.cli import main; main()"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code, "serve", "-c", "gateway.yaml"],
         cwd=tmp_path,

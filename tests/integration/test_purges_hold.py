@@ -18,8 +18,8 @@ import aiohttp
 import httpx
 import pytest
 
-from .conftest import MakeValkey, StartGateway
-from .processes import GatewayProcess, Valkey
+from tests.integration.conftest import MakeValkey, StartGateway
+from tests.support.processes import GatewayProcess, Valkey
 
 PURGES = int(os.environ.get("GATEWAY_TEST_PURGES", "200"))
 AT_ONCE = 8

@@ -21,7 +21,7 @@ import brotlicffi
 import httpx
 import pytest
 
-from .processes import LISTENING, ROOT, Child, GatewayProcess
+from tests.support.processes import LISTENING, ROOT, Child, GatewayProcess
 
 # Fields of a hop, or of a moment.
 HOP = {"connection", "keep-alive", "transfer-encoding", "date"}
@@ -163,7 +163,7 @@ class Behind:
 def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
     directory = tmp_path_factory.mktemp("httpbin")
     upstream = Child(
-        [sys.executable, "-m", "tests.integration.httpbin_upstream"], output=directory / "httpbin.out", cwd=ROOT
+        [sys.executable, "-m", "tests.support.httpbin_upstream"], output=directory / "httpbin.out", cwd=ROOT
     )
     try:
         url = upstream.said(LISTENING)[1]

@@ -19,9 +19,9 @@ from typing import Any
 import httpx
 import pytest
 
-from .conftest import MakeValkey, StartGateway
-from .load import Load, Sample, load_of, p99
-from .processes import GatewayProcess, Valkey, totals
+from tests.integration.conftest import MakeValkey, StartGateway
+from tests.support.load import Load, Sample, load_of, p99
+from tests.support.processes import GatewayProcess, Valkey, totals
 
 HOT = 20
 ADDED_P99 = 0.050

@@ -18,10 +18,10 @@ import httpx
 import pytest
 import redis
 
-from .conftest import StartGateway
-from .load import Load, load_of
-from .processes import Child, GatewayProcess, free_port
-from .test_redis_failures import mixed
+from tests.integration.conftest import StartGateway
+from tests.integration.test_redis_failures import mixed
+from tests.support.load import Load, load_of
+from tests.support.processes import Child, GatewayProcess, free_port
 
 pytestmark = [
     pytest.mark.skipif(

@@ -14,10 +14,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.raw import Connection, raw_upstream
-
-from .conftest import StartGateway
-from .processes import GatewayProcess
+from tests.integration.conftest import StartGateway
+from tests.support.processes import GatewayProcess
+from tests.support.raw import Connection, raw_upstream
 
 MIB = 1024 * 1024
 PIECE = os.urandom(64 * 1024)

@@ -19,10 +19,9 @@ import pytest
 import yaml
 
 from gateway.admin.figures import Reading
-
-from .conftest import StartGateway
-from .load import load_of
-from .processes import GatewayProcess, Watched
+from tests.integration.conftest import StartGateway
+from tests.support.load import load_of
+from tests.support.processes import GatewayProcess, Watched
 
 SECONDS = float(os.environ.get("GATEWAY_KILL_SECONDS", "10"))
 """How long workers are killed in a row; the promise is made for 60."""
@@ -129,7 +128,7 @@ async def test_the_embedded_valkey_is_started_again_and_used_again(start_gateway
 
 
 def test_a_worker_that_cannot_start_ends_the_first_start_with_its_error(tmp_path: Path) -> None:
-    from .processes import command, write_config
+    from tests.support.processes import command, write_config
 
     (tmp_path / "shop.py").write_text("raise ImportError('no database here')")
     file = write_config(

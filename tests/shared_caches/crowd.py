@@ -18,12 +18,12 @@ from typing import Any
 
 import aiohttp
 
-from ..conftest import served
-from ..faults.proxy import faulty_url
-from ..integration.processes import GatewayProcess, Valkey
-from . import table
-from .origin import echo
-from .rows import INPUTS, Input, Row, rows
+from tests.conftest import served
+from tests.shared_caches import table
+from tests.shared_caches.origin import echo
+from tests.shared_caches.rows import INPUTS, Input, Row, rows
+from tests.support.processes import GatewayProcess, Valkey
+from tests.support.proxy import faulty_url
 
 VALUES = {each.name.lower(): each for each in INPUTS}
 AT_ONCE = 40

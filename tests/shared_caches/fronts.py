@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..integration.processes import Child, GatewayProcess, free_port
+from tests.support.processes import Child, GatewayProcess, free_port
 
 _SYSTEM = "/usr/local/sbin:/usr/sbin:/sbin"
 

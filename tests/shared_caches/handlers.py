@@ -11,8 +11,7 @@ from fastapi.security import APIKeyCookie, APIKeyHeader, APIKeyQuery, HTTPAuthor
 from pydantic import BaseModel
 
 from gateway import cached
-
-from .rows import ECHOED, LIVES, decorator_values, settings
+from tests.shared_caches.rows import ECHOED, LIVES, decorator_values, settings
 
 router = APIRouter()
 _made: list[tuple[str, str, str]] = []

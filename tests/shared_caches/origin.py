@@ -10,7 +10,7 @@ import json
 from typing import Any
 from urllib.parse import parse_qs
 
-from .rows import ECHOED
+from tests.shared_caches.rows import ECHOED
 
 _QUERY = ("page", "utm_source")
 FIELDS = tuple(name for name in ECHOED if name not in (*_QUERY, "host"))

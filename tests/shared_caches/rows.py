@@ -138,7 +138,7 @@ def _of_parts() -> Iterator[Row]:
 
 
 def _of_handlers() -> Iterator[Row]:
-    from . import handlers
+    from tests.shared_caches import handlers
 
     for kind, name, path in handlers.made():
         yield Row(kind, name, path)

@@ -20,11 +20,10 @@ import httpx
 from gateway.app.gateway import Gateway, create_app
 from gateway.observability.access_log import silent
 from gateway.policy.epochs import EVERYTHING
-
-from ..conftest import asking
-from .handlers import router
-from .origin import echo
-from .rows import INPUTS, Input, Row, rows
+from tests.conftest import asking
+from tests.shared_caches.handlers import router
+from tests.shared_caches.origin import echo
+from tests.shared_caches.rows import INPUTS, Input, Row, rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "keys.md"
 

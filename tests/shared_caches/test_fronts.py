@@ -13,12 +13,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from ..conftest import served
-from ..integration.processes import GatewayProcess
-from . import fronts, table
-from .crowd import VALUES, crowd, wrongly_shown
-from .origin import echo
-from .rows import ECHOED, INPUTS, Input, Row, rows
+from tests.conftest import served
+from tests.shared_caches import fronts, table
+from tests.shared_caches.crowd import VALUES, crowd, wrongly_shown
+from tests.shared_caches.origin import echo
+from tests.shared_caches.rows import ECHOED, INPUTS, Input, Row, rows
+from tests.support.processes import GatewayProcess
 
 REQUESTS = 50
 """Of each user, for each row."""

@@ -1,0 +1,1078 @@
+"""Aggregates: parts asked, cached and joined, as a client sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from gateway.aggregates.typed import aggregate
+from gateway.aggregates.typed import part as typed_part
+from gateway.app.gateway import Gateway, create_app
+from gateway.errors import ConfigError
+from gateway.http.target import normalise
+from tests.conftest import TurnedClock, Upstream, asking, silent
+
+Reply = Callable[[httpx.Request], httpx.Response]
+
+
+class Shop:
+    """An upstream whose answers a test sets by path; it counts what it was asked, by path."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers: dict[str, Any] = {}
+        self.headers: dict[str, dict[str, str]] = {}
+        self.asked: list[str] = []
+        self.requests: list[httpx.Request] = []
+        self.gates: dict[str, asyncio.Event] = {}
+        self.transport = _Transport(self)
+
+    def set(self, path: str, answer: Any, **headers: str) -> None:
+        self.answers[path] = answer
+        self.headers[path] = {name.replace("_", "-"): value for name, value in headers.items()}
+
+    def count(self, path: str) -> int:
+        return self.asked.count(path)
+
+
+class _Transport(httpx.AsyncBaseTransport):
+    def __init__(self, shop: Shop) -> None:
+        self._shop = shop
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if not isinstance(request.stream, httpx.ByteStream):
+            await request.aread()
+        path = request.url.raw_path.decode()
+        self._shop.asked.append(path)
+        self._shop.requests.append(request)
+        gate = self._shop.gates.get(path)
+        if gate is not None:
+            await gate.wait()
+        answer = self._shop.answers.get(path, 404)
+        headers = self._shop.headers.get(path, {})
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, httpx.Response):
+            return answer
+        if isinstance(answer, int):
+            return httpx.Response(answer, json={"status": answer}, headers=headers)
+        if isinstance(answer, bytes):
+            return httpx.Response(200, content=answer, headers={"content-type": "application/json"} | headers)
+        return httpx.Response(200, json=answer, headers=headers)
+
+
+def part(path: str, **settings: Any) -> dict[str, Any]:
+    return {"upstream": "shop", "path": path, "ttl": "30s", "vary": [], **settings}
+
+
+def home(shop: Shop, parts: dict[str, Any], clock: TurnedClock | None = None, **settings: Any) -> Gateway:
+    outer = {name: settings.pop(name) for name in ("retry_after",) if name in settings}
+    config = {
+        "redis_url": "none",
+        "upstreams": {"shop": {"url": "http://shop.test", "timeout": "5s", "breaker_failures": 0}},
+        "routes": {
+            "home": {"path": "/home/{user}", "parts": parts, **settings},
+            "product": {"path": "/products/{id}", "upstream": "shop", "ttl": "30s", "vary": []},
+        },
+        **outer,
+    }
+    return create_app(config, transport=shop.transport, clock=clock, log=silent)
+
+
+def said(response: httpx.Response) -> dict[str, str]:
+    text = response.headers["gateway-parts"]
+    return dict(item.split("=", 1) for item in text.split(", "))
+
+
+TWO = {"user": part("/users/{user}"), "offers": part("/offers", ttl="10s")}
+
+
+def two() -> Shop:
+    shop = Shop()
+    shop.set("/users/7", b'{"id": 7}')
+    shop.set("/offers", [1, 2])
+    return shop
+
+
+# --- joining, and the life of the whole ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["path", "query", "header", "tag"])
+async def test_a_value_as_large_as_an_answer_makes_no_request_as_large(where: str) -> None:
+    shop = Shop()
+    taking = {
+        "path": part("/b/{a.one}"),
+        "query": part("/b?c={a.one}"),
+        "header": part("/b", headers={"x-one": "{a.one}"}),
+        "tag": part("/b", tags=["one:{a.one}"]),
+    }
+    async with asking(home(shop, {"a": part("/a/{user}"), "b": {**taking[where], "default": 0}})) as client:
+        shop.set("/a/1", {"one": "x" * 9000})
+        long = await client.get("/home/1")
+        assert (said(long)["b"], shop.asked) == ("refused;default", ["/a/1"])
+        shop.set("/a/2", {"one": "x" * 1000})
+        await client.get("/home/2")
+    assert len(shop.asked) == 3
+
+
+async def test_parts_are_joined_and_the_whole_says_what_became_of_each(clock: TurnedClock) -> None:
+    shop = two()
+    async with asking(home(shop, TWO, clock)) as client:
+        first, second = await client.get("/home/7"), await client.get("/home/7")
+    assert first.content == second.content == b'{"user":{"id": 7},"offers":[1,2]}'
+    assert said(first) == {"user": "miss", "offers": "miss"}
+    assert said(second) == {"user": "hit", "offers": "hit"}
+    assert first.headers["gateway-complete"] == second.headers["gateway-complete"] == "?1"
+    assert first.headers["cache-status"] == "gateway; fwd=miss; stored; fwd-status=200"
+    assert second.headers["cache-status"].startswith("gateway; hit; ttl=")
+    assert 'user;desc="miss";dur=' in first.headers["server-timing"]
+    assert sorted(shop.asked) == ["/offers", "/users/7"]
+
+
+async def test_age_is_the_oldest_parts_and_max_age_that_plus_the_least_remaining_life(clock: TurnedClock) -> None:
+    shop = two()
+    parts = {"user": part("/users/{user}", ttl="60s"), "offers": part("/offers", ttl="10s")}
+    app = home(shop, parts, clock)
+    app.engine._storing.jitter = lambda: 0.0
+    async with asking(app) as client:
+        await client.get("/home/7")
+        clock.turn(11)
+        response = await client.get("/home/7")
+        assert said(response) == {"user": "hit", "offers": "miss"}
+        assert (response.headers["age"], response.headers["cache-control"]) == ("11", "max-age=21")
+        clock.turn(5)
+        response = await client.get("/home/7")
+        assert (response.headers["age"], response.headers["cache-control"]) == ("16", "max-age=21")
+        assert response.headers["cache-status"] == "gateway; hit; ttl=5"
+    assert shop.count("/users/7") == 1
+
+
+async def test_only_what_is_stale_is_fetched(clock: TurnedClock) -> None:
+    shop = two()
+    async with asking(home(shop, TWO, clock)) as client:
+        for _ in range(5):
+            await client.get("/home/7")
+            clock.turn(10)
+    assert (shop.count("/users/7"), shop.count("/offers")) == (2, 5)
+
+
+async def test_a_part_is_shared_with_a_route_that_asks_for_the_same(clock: TurnedClock) -> None:
+    shop = Shop()
+    shop.set("/products/7", {"id": 7})
+    async with asking(home(shop, {"product": part("/products/{user}")}, clock)) as client:
+        await client.get("/products/7")
+        response = await client.get("/home/7")
+        assert said(response) == {"product": "hit"}
+    assert shop.asked == ["/products/7"]
+
+
+async def test_a_part_may_name_a_route_and_has_its_settings(clock: TurnedClock) -> None:
+    shop = Shop()
+    shop.set("/products/7", {"id": 7})
+    async with asking(home(shop, {"product": {"route": "product", "path": "/products/{user}"}}, clock)) as client:
+        assert (await client.get("/home/7")).json() == {"product": {"id": 7}}
+        await client.get("/products/7")
+    assert shop.asked == ["/products/7"]
+
+
+async def test_one_join_and_one_fetch_a_part_serve_all_who_ask_at_once(clock: TurnedClock) -> None:
+    shop = two()
+    shop.gates["/offers"] = asyncio.Event()
+    app = home(shop, TWO, clock)
+    async with asking(app) as client:
+        waiting = [asyncio.ensure_future(client.get("/home/7")) for _ in range(50)]
+        while sum(flight.waiting for flight in app.engine.flights.values()) < 51:
+            await asyncio.sleep(0)
+        shop.gates["/offers"].set()
+        responses = await asyncio.gather(*waiting)
+    assert {response.status_code for response in responses} == {200}
+    assert sorted(shop.asked) == ["/offers", "/users/7"]
+
+
+async def test_the_whole_has_an_etag_and_answers_304_and_head(clock: TurnedClock) -> None:
+    async with asking(home(two(), TWO, clock)) as client:
+        head = await client.head("/home/7")
+        whole = await client.get("/home/7")
+        same = await client.get("/home/7", headers={"if-none-match": whole.headers["etag"]})
+    assert (head.content, head.headers["content-length"]) == (b"", str(len(whole.content)))
+    assert (same.status_code, same.content) == (304, b"")
+
+
+async def test_a_client_that_wants_no_old_answer_gets_new_parts(clock: TurnedClock) -> None:
+    shop = two()
+    async with asking(home(shop, TWO, clock)) as client:
+        await client.get("/home/7")
+        clock.turn(5)
+        assert (await client.get("/home/7", headers={"cache-control": "max-age=6"})).headers["age"] == "5"
+        response = await client.get("/home/7", headers={"cache-control": "max-age=3"})
+        assert response.headers["age"] == "0"
+        await client.get("/home/7", headers={"cache-control": "no-cache"})
+        await client.get("/home/7", headers={"cache-control": "min-fresh=20"})
+    assert shop.count("/offers") == 4
+
+
+async def test_a_stale_part_is_used_at_once_and_refreshed_behind(clock: TurnedClock) -> None:
+    shop = two()
+    parts = {**TWO, "offers": part("/offers", ttl="10s", stale_while_revalidate="60s")}
+    app = home(shop, parts, clock)
+    async with asking(app) as client:
+        await client.get("/home/7")
+        clock.turn(12)
+        shop.set("/offers", [3])
+        stale = await client.get("/home/7")
+        assert stale.json()["offers"] == [1, 2]
+        assert said(stale) == {"user": "hit", "offers": "stale;age=12"}
+        assert stale.headers["gateway-complete"] == "?1"
+        await app.engine.settle()
+        assert (await client.get("/home/7")).json()["offers"] == [3]
+
+
+async def test_a_content_is_parsed_once_however_often_it_is_joined(clock: TurnedClock) -> None:
+    shop = two()
+    app = home(shop, TWO, clock)
+    async with asking(app) as client:
+        for _ in range(9):
+            await client.get("/home/7")
+            clock.turn(8.9)
+    # Fetched again and again, the same content is known.
+    assert shop.count("/offers") >= 5
+    assert app.aggregates[0].kit.workshop.parsed == 2
+
+
+# --- parts that fail -----------------------------------------------------------------------------------------
+
+
+async def test_an_optional_part_that_fails_is_null_and_the_whole_is_not_stored(clock: TurnedClock) -> None:
+    shop = two()
+    shop.set("/offers", 503)
+    parts = {**TWO, "offers": part("/offers", optional=True)}
+    async with asking(home(shop, parts, clock)) as client:
+        response = await client.get("/home/7")
+        assert (response.status_code, response.json()) == (200, {"user": {"id": 7}, "offers": None})
+        assert response.headers["cache-control"] == "no-store"
+        assert response.headers["gateway-complete"] == "?0"
+        assert said(response) == {"user": "miss", "offers": "status-503"}
+        shop.set("/offers", [1])
+        clock.turn(1.1)
+        response = await client.get("/home/7")
+        assert said(response) == {"user": "hit", "offers": "miss"}
+        assert response.headers["gateway-complete"] == "?1"
+    assert shop.count("/users/7") == 1
+
+
+async def test_a_default_stands_in_for_a_part_that_fails(clock: TurnedClock) -> None:
+    shop = two()
+    shop.set("/offers", httpx.ConnectError("no"))
+    async with asking(home(shop, {**TWO, "offers": part("/offers", default=[])}, clock)) as client:
+        response = await client.get("/home/7")
+    assert response.json()["offers"] == []
+    assert said(response)["offers"] == "unreachable;default"
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "kind"),
+    [(500, 502, "status-500"), (b"{", 502, "wrong-type"), (httpx.ConnectError("no"), 502, "unreachable"),
+     (httpx.ReadTimeout("late"), 504, "timeout"), (404, 404, "absent")],
+)  # fmt: skip
+async def test_a_required_part_fails_the_whole_by_its_name_and_not_its_address(
+    answer: Any, status: int, kind: str, clock: TurnedClock
+) -> None:
+    shop = two()
+    shop.set("/offers", answer)
+    async with asking(home(shop, TWO, clock)) as client:
+        response = await client.get("/home/7")
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["cache-control"] == "no-store"
+    assert f"offers: {kind}" in response.json()["detail"]
+    assert "shop.test" not in response.text
+
+
+async def test_a_stale_copy_stands_in_first_and_the_whole_is_complete_but_not_stored(clock: TurnedClock) -> None:
+    shop = two()
+    parts = {**TWO, "offers": part("/offers", ttl="10s", stale_if_error="60s", default=[])}
+    async with asking(home(shop, parts, clock)) as client:
+        await client.get("/home/7")
+        clock.turn(31)
+        shop.set("/offers", 500)
+        response = await client.get("/home/7")
+        assert response.json()["offers"] == [1, 2]
+        assert said(response)["offers"] == "stale;age=31;error=error"
+        assert response.headers["cache-control"] == "no-cache"
+        assert response.headers["gateway-complete"] == "?1"
+        clock.turn(60)
+        response = await client.get("/home/7")
+        assert response.json()["offers"] == []
+        assert response.headers["gateway-complete"] == "?0"
+
+
+async def test_a_part_that_failed_is_not_asked_again_for_retry_after(clock: TurnedClock) -> None:
+    shop = two()
+    shop.set("/offers", 500)
+    parts = {**TWO, "offers": part("/offers", optional=True)}
+    async with asking(home(shop, parts, clock, retry_after="3s")) as client:
+        for _ in range(4):
+            response = await client.get("/home/7")
+            assert said(response)["offers"] == "status-500"
+            clock.turn(0.9)
+        assert shop.count("/offers") == 1
+        clock.turn(0.9)
+        await client.get("/home/7")
+    assert shop.count("/offers") == 2
+
+
+async def test_a_part_that_is_late_fails_by_its_own_timeout_and_its_answer_is_kept(clock: TurnedClock) -> None:
+    shop = two()
+    shop.gates["/offers"] = asyncio.Event()
+    app = home(shop, {**TWO, "offers": part("/offers", optional=True, timeout="50ms")}, clock)
+    async with asking(app) as client:
+        response = await client.get("/home/7")
+        assert said(response) == {"user": "miss", "offers": "timeout"}
+
+
+async def test_while_one_request_tries_a_part_again_the_others_do_without_it(clock: TurnedClock) -> None:
+    shop = two()
+    app = home(shop, {**TWO, "offers": part("/offers", ttl="10s", stale_if_error="60s")}, clock)
+    async with asking(app) as client:
+        await client.get("/home/7")
+        clock.turn(11)
+        shop.set("/offers", 500)
+        await client.get("/home/7")
+        clock.turn(1.1)
+        gate = shop.gates["/offers"] = asyncio.Event()
+        trying = asyncio.ensure_future(client.get("/home/7"))
+        while shop.count("/offers") < 3:
+            await asyncio.sleep(0)
+        for _ in range(5):
+            assert said(await client.get("/home/7"))["offers"] == "stale;age=12;error=error"
+        shop.set("/offers", [9])
+        gate.set()
+        assert (await trying).json()["offers"] == [9]
+        assert said(await client.get("/home/7"))["offers"] == "hit"
+    assert shop.count("/offers") == 3
+
+
+async def test_the_deadline_of_the_whole_bounds_all_parts(clock: TurnedClock) -> None:
+    shop = two()
+    shop.gates["/offers"] = asyncio.Event()
+    app = home(shop, {**TWO, "offers": part("/offers", optional=True)}, clock, deadline="300ms")
+    async with asking(app) as client:
+        response = await client.get("/home/7")
+        assert said(response) == {"user": "miss", "offers": "timeout"}
+        shop.gates["/offers"].set()
+        await app.engine.settle()
+        clock.turn(2)
+        assert said(await client.get("/home/7"))["offers"] == "hit"
+
+
+async def test_an_empty_object_from_a_healthy_part_is_complete_and_so_is_a_part_that_is_not_there(
+    clock: TurnedClock,
+) -> None:
+    shop = two()
+    shop.set("/offers", {})
+    parts = {**TWO, "reviews": part("/none", optional=True)}
+    async with asking(home(shop, parts, clock)) as client:
+        response = await client.get("/home/7")
+        assert response.json() == {"user": {"id": 7}, "offers": {}, "reviews": None}
+        assert response.headers["gateway-complete"] == "?1"
+        assert said(response)["reviews"] == "absent"
+        assert said(await client.get("/home/7"))["reviews"] == "absent"
+    assert shop.count("/none") == 1
+
+
+async def test_the_envelope_and_the_errors_stand_in_the_body(clock: TurnedClock) -> None:
+    shop = two()
+    shop.set("/offers", b"[1")
+    parts = {**TWO, "offers": part("/offers", optional=True)}
+    async with asking(home(shop, parts, clock, envelope=True, errors=True)) as client:
+        body = (await client.get("/home/7")).json()
+    assert body["_meta"] == {
+        "complete": False,
+        "parts": {"user": {"status": "miss"}, "offers": {"status": "wrong-type"}},
+    }
+    assert body["_errors"]["offers"]["status"] == 502
+    parts["offers"]["default"] = []
+    async with asking(home(shop, parts, clock, envelope=True)) as client:
+        body_with_default = (await client.get("/home/7")).json()
+    assert body_with_default["_meta"]["parts"]["offers"] == {"status": "wrong-type", "default": True}
+    assert "not valid JSON" in body["_errors"]["offers"]["detail"]
+
+
+# --- whose answer it is --------------------------------------------------------------------------------------
+
+
+async def test_a_private_part_makes_the_whole_private_and_its_public_parts_are_shared(clock: TurnedClock) -> None:
+    shop = two()
+    shop.set("/cart/7", {"items": []}, cache_control="private, max-age=60")
+    parts = {**TWO, "cart": part("/cart/{user}", ttl="origin", vary=None) | {"authorization": "pass"}}
+    del parts["cart"]["vary"]
+    async with asking(home(shop, parts, clock)) as client:
+        for token in ("a", "b"):
+            response = await client.get("/home/7", headers={"authorization": f"Bearer {token}"})
+            assert response.headers["cache-control"].startswith("private, max-age=")
+            assert response.headers["gateway-complete"] == "?1"
+    assert shop.count("/cart/7") == 2
+    assert shop.count("/offers") == shop.count("/users/7") == 1
+    sent = [request.headers.get("authorization") for request in shop.requests if request.url.path == "/cart/7"]
+    assert sent == ["Bearer a", "Bearer b"]
+    assert all("authorization" not in request.headers for request in shop.requests if request.url.path != "/cart/7")
+
+
+async def test_two_users_never_get_each_others_part(clock: TurnedClock) -> None:
+    shop = two()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        who = request.headers.get("authorization", "nobody")
+        return httpx.Response(200, json={"who": who}, headers={"cache-control": "private"})
+
+    upstream = Upstream(answer)
+    config = {
+        "redis_url": "none",
+        "upstreams": {"shop": {"url": "http://shop.test"}},
+        "routes": {
+            "home": {
+                "path": "/home",
+                "parts": {"me": {"upstream": "shop", "path": "/me", "authorization": "pass"}},
+            }
+        },
+    }
+    app = create_app(config, transport=upstream, clock=clock, log=silent)
+    async with asking(app) as client:
+        responses = await asyncio.gather(
+            *(client.get("/home", headers={"authorization": f"Bearer {n}"}) for n in range(50))
+        )
+    assert [response.json()["me"]["who"] for response in responses] == [f"Bearer {n}" for n in range(50)]
+    assert shop.asked == []
+
+
+async def test_a_part_keyed_by_authorization_is_stored_for_each(clock: TurnedClock) -> None:
+    shop = two()
+    async with asking(home(shop, {**TWO, "user": part("/users/{user}", authorization="key")}, clock)) as client:
+        for token in ("a", "b", "a", "b"):
+            response = await client.get("/home/7", headers={"authorization": token})
+        assert "authorization" in response.headers["vary"]
+        assert response.headers["cache-status"].startswith("gateway; hit")
+    assert (shop.count("/users/7"), shop.count("/offers")) == (2, 1)
+
+
+async def test_a_parts_vary_is_the_wholes(clock: TurnedClock) -> None:
+    shop = two()
+    shop.set("/news", ["n"], vary="Accept-Language", cache_control="max-age=60")
+    parts = {**TWO, "news": {"upstream": "shop", "path": "/news"}}
+    async with asking(home(shop, parts, clock)) as client:
+        for language in ("de", "fr", "de"):
+            response = await client.get("/home/7", headers={"accept-language": language})
+        assert "accept-language" in response.headers["vary"]
+        assert response.headers["cache-status"].startswith("gateway; hit")
+    assert (shop.count("/news"), shop.count("/offers")) == (2, 1)
+
+
+async def test_what_an_upstream_forbids_to_store_makes_the_whole_no_store(clock: TurnedClock) -> None:
+    shop = two()
+    shop.set("/secret", {"x": 1}, cache_control="no-store")
+    async with asking(home(shop, {**TWO, "secret": {"upstream": "shop", "path": "/secret"}}, clock)) as client:
+        await client.get("/home/7")
+        response = await client.get("/home/7")
+    assert response.headers["cache-control"] == "no-store"
+    assert (shop.count("/secret"), shop.count("/offers")) == (2, 1)
+
+
+# --- purging -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("purge", "refetched"),
+    [({"tags": ["offers"]}, 1), ({"tags": ["user:7"]}, 1), ({"tags": ["page:7"]}, 0), ({"tags": ["upstreams-own"]}, 1),
+     ({"routes": ["home"]}, 2), ({"routes": ["home.offers"]}, 1), ({"everything": True}, 2),
+     ({"keys": ["/home/7"]}, 0)],
+)  # fmt: skip
+async def test_a_purge_by_any_name_of_a_part_reaches_the_whole(
+    purge: dict[str, Any], refetched: int, clock: TurnedClock
+) -> None:
+    shop = two()
+    shop.set("/users/7", {"id": 7}, surrogate_key="upstreams-own")
+    parts = {"user": part("/users/{user}", tags=["user:{user}"]), "offers": part("/offers", tags=["offers"])}
+    app = home(shop, parts, clock, tags=["page:{user}"])
+    async with asking(app) as client:
+        await client.get("/home/7")
+        clock.turn(1)
+        await app.purge(**purge)
+        response = await client.get("/home/7")
+    assert len(shop.asked) - 2 == refetched
+    assert "fwd=" in response.headers["cache-status"] or "joined" in response.headers["cache-status"]
+
+
+async def test_what_is_stored_and_void_is_missed_and_what_other_headers_selected_is_a_vary_miss(
+    clock: TurnedClock,
+) -> None:
+    app = home(two(), {**TWO, "user": part("/users/{user}", vary=["accept-language"])}, clock)
+    async with asking(app) as client:
+        said = []
+        for language, purged in (("de", False), ("de", True), ("fr", False), ("de", False)):
+            if purged:
+                await app.purge(routes=["home"])
+            response = await client.get("/home/7", headers={"accept-language": language})
+            said.append(response.headers["cache-status"].partition("; stored")[0])
+        clock.turn(100)
+        response = await client.get("/home/7", headers={"accept-language": "de"})
+    assert said[:3] == ["gateway; fwd=miss", "gateway; fwd=miss", "gateway; fwd=vary-miss"]
+    assert said[3].startswith("gateway; hit")
+    assert response.headers["cache-status"].startswith("gateway; fwd=stale; stored")
+
+
+async def test_a_purge_by_a_routes_url_reaches_the_aggregates_that_share_its_answer(clock: TurnedClock) -> None:
+    shop = Shop()
+    shop.set("/products/7", {"id": 7})
+    app = home(shop, {"product": part("/products/{user}")}, clock)
+    async with asking(app) as client:
+        await client.get("/home/7")
+        await app.purge(keys=["/products/7"])
+        shop.set("/products/7", {"id": 8})
+        assert (await client.get("/home/7")).json() == {"product": {"id": 8}}
+
+
+async def test_a_soft_purge_of_a_part_ends_the_wholes_freshness(clock: TurnedClock) -> None:
+    shop = two()
+    app = home(shop, {**TWO, "offers": part("/offers", tags=["offers"], stale_while_revalidate="60s")}, clock)
+    async with asking(app) as client:
+        await client.get("/home/7")
+        clock.turn(1)
+        await app.purge(tags=["offers"], soft=True)
+        response = await client.get("/home/7")
+        assert said(response)["offers"] == "stale;age=1"
+    assert shop.count("/offers") == 2
+
+
+async def test_who_asks_after_a_purge_never_gets_what_was_being_joined_before_it(clock: TurnedClock) -> None:
+    shop = two()
+    shop.gates["/users/7"] = asyncio.Event()
+    app = home(shop, {**TWO, "offers": part("/offers", tags=["offers"])}, clock)
+    async with asking(app) as client:
+        early = asyncio.ensure_future(client.get("/home/7"))
+        while "/offers" not in shop.asked or app.engine.memory.statistics.entries < 1:
+            await asyncio.sleep(0)
+        shop.set("/offers", ["new"])
+        await app.purge(tags=["offers"])
+        late = asyncio.ensure_future(client.get("/home/7"))
+        while shop.count("/offers") < 2:
+            await asyncio.sleep(0)
+        shop.gates["/users/7"].set()
+        assert (await late).json()["offers"] == ["new"]
+        await early
+        assert (await client.get("/home/7")).json()["offers"] == ["new"]
+
+
+async def test_the_purge_method_purges_the_whole(clock: TurnedClock) -> None:
+    app = home(two(), TWO, clock, purge_from=["127.0.0.1"])
+    async with asking(app) as client:
+        await client.get("/home/7")
+        assert (await client.request("PURGE", "/home/7")).status_code == 200
+        assert "joined" in (await client.get("/home/7")).headers["cache-status"]
+        assert (await client.post("/home/7")).status_code == 405
+
+
+# --- chains, lists, conditions, selections -------------------------------------------------------------------
+
+
+async def test_a_part_uses_a_value_of_an_earlier_one(clock: TurnedClock) -> None:
+    shop = Shop()
+    shop.set("/p/7", {"id": 7, "seller": {"id": 3}})
+    shop.set("/s/3", {"name": "Berg"})
+    parts = {"seller": part("/s/{product.seller.id}"), "product": part("/p/{user}")}
+    async with asking(home(shop, parts, clock)) as client:
+        response = await client.get("/home/7")
+        assert response.content == b'{"seller":{"name":"Berg"},"product":{"id":7,"seller":{"id":3}}}'
+        clock.turn(29)
+        assert (await client.get("/home/7")).status_code == 200
+    assert shop.asked[:2] == ["/p/7", "/s/3"]
+
+
+async def test_a_missing_value_skips_the_part_and_says_so(clock: TurnedClock) -> None:
+    shop = Shop()
+    shop.set("/p/7", {"id": 7})
+    parts = {"product": part("/p/{user}"), "seller": part("/s/{product.seller_id}")}
+    async with asking(home(shop, parts, clock)) as client:
+        response = await client.get("/home/7")
+        again = await client.get("/home/7")
+    assert response.json() == {"product": {"id": 7}, "seller": None}
+    assert said(response)["seller"] == said(again)["seller"] == 'skipped;missing="product.seller_id"'
+    assert response.headers["gateway-complete"] == "?1"
+    assert again.headers["cache-status"].startswith("gateway; hit")
+
+
+async def test_what_is_missing_is_said_in_a_string_that_every_header_can_hold(clock: TurnedClock) -> None:
+    shop = Shop()
+    shop.set("/p/7", {"id": 7})
+    parts = {"product": part("/p/{user}"), "seller": part('/s/{product."größe"}')}
+    async with asking(home(shop, parts, clock)) as client:
+        response = await client.get("/home/7")
+    assert said(response)["seller"] == 'skipped;missing="product.\\"gr??e\\""'
+    assert "desc=\"skipped;missing='product.'gr??e''\"" in response.headers["server-timing"]
+
+
+async def test_a_part_whose_earlier_part_failed_is_skipped(clock: TurnedClock) -> None:
+    shop = Shop()
+    shop.set("/p/7", 500)
+    parts = {"product": part("/p/{user}", optional=True), "seller": part("/s/{product.seller_id}")}
+    async with asking(home(shop, parts, clock)) as client:
+        response = await client.get("/home/7")
+    assert response.json() == {"product": None, "seller": None}
+    assert response.headers["gateway-complete"] == "?0"
+
+
+CART = {
+    "cart": part("/cart/{user}"),
+    "prices": part("/prices/{item}", for_each="cart.items[*].id", limit=3, tags=["price:{item}"]),
+}
+
+
+async def test_a_part_for_each_element_of_a_list(clock: TurnedClock) -> None:
+    shop = Shop()
+    shop.set("/cart/7", {"items": [{"id": 2}, {"id": 1}, {"id": 2}]})
+    shop.set("/prices/1", {"cents": 1})
+    shop.set("/prices/2", {"cents": 2})
+    app = home(shop, CART, clock)
+    async with asking(app) as client:
+        response = await client.get("/home/7")
+        assert response.json()["prices"] == [{"cents": 2}, {"cents": 1}, {"cents": 2}]
+        assert said(response)["prices"] == "list;miss=2"
+        await app.purge(tags=["price:1"])
+        response = await client.get("/home/7")
+        assert said(response)["prices"] == "list;hit=1;miss=1"
+    assert sorted(shop.asked) == ["/cart/7", "/prices/1", "/prices/1", "/prices/2"]
+
+
+async def test_no_more_elements_than_the_limit_are_asked_for(clock: TurnedClock) -> None:
+    shop = Shop()
+    shop.set("/cart/7", {"items": [{"id": number} for number in range(9)]})
+    for number in range(9):
+        shop.set(f"/prices/{number}", b"%d" % number)
+    async with asking(home(shop, CART, clock)) as client:
+        response = await client.get("/home/7")
+    assert response.json()["prices"] == [0, 1, 2, *[None] * 6]
+    assert said(response)["prices"] == "list;miss=3;left-out=6"
+
+
+def failing_element() -> Shop:
+    shop = Shop()
+    shop.set("/cart/7", {"items": [{"id": 1}, {"id": 2}, {"id": 3}]})
+    shop.set("/prices/1", b"1")
+    shop.set("/prices/2", 500)
+    return shop
+
+
+async def test_an_element_that_fails_is_null_and_leaves_the_answer_incomplete(clock: TurnedClock) -> None:
+    shop = failing_element()
+    async with asking(home(shop, CART, clock, errors=True)) as client:
+        response = await client.get("/home/7")
+        assert (response.status_code, response.json()["prices"]) == (200, [1, None, None])
+        assert said(response)["prices"] == "partial;miss=1;status-500=1;absent=1;failed=1"
+        assert response.headers["gateway-complete"] == "?0"
+        assert response.headers["cache-control"] == "no-store"
+        detail = response.json()["_errors"]["prices"]["detail"]
+        assert detail == "The part prices: 1 of 3 elements failed, the first because its upstream says 500."
+        shop.set("/prices/2", b"2")
+        clock.turn(1.1)
+        response = await client.get("/home/7")
+    assert said(response)["prices"] == "list;hit=1;miss=1;absent=1"
+    assert (response.headers["gateway-complete"], shop.count("/prices/1")) == ("?1", 1)
+
+
+async def test_where_each_element_is_required_one_that_fails_fails_the_part(clock: TurnedClock) -> None:
+    shop = failing_element()
+    strict = CART["prices"] | {"elements": "required"}
+    async with asking(home(shop, {**CART, "prices": strict}, clock)) as client:
+        refused = await client.get("/home/7")
+    assert (refused.status_code, "prices" in refused.json()["detail"]) == (502, True)
+    async with asking(home(shop, {**CART, "prices": strict | {"default": []}}, clock)) as client:
+        response = await client.get("/home/7")
+    assert response.json()["prices"] == []
+    assert said(response)["prices"] == "failed;miss=1;status-500=1;absent=1;default"
+
+
+async def test_where_all_elements_fail_the_part_has_failed(clock: TurnedClock) -> None:
+    shop = failing_element()
+    shop.set("/cart/7", {"items": [{"id": 2}]})
+    async with asking(home(shop, CART, clock)) as client:
+        assert (await client.get("/home/7")).status_code == 502
+
+
+async def test_parts_that_need_a_list_some_of_whose_elements_failed_take_the_others(clock: TurnedClock) -> None:
+    shop = failing_element()
+    shop.set("/rates/1", {"rate": 1})
+    parts = {**CART, "rate": part("/rates/{prices[0]}")}
+    async with asking(home(shop, parts, clock)) as client:
+        assert (await client.get("/home/7")).json()["rate"] == {"rate": 1}
+
+
+async def test_the_part_that_takes_longest_is_asked_first(clock: TurnedClock) -> None:
+    shop = two()
+    app = home(shop, TWO, clock)
+    paces = {name: source.pace for name, source in app.aggregates[0].kit.sources.items()}
+    async with asking(app) as client:
+        for slow, quick in (("user", "offers"), ("offers", "user")):
+            paces[slow].seconds, paces[quick].seconds = 1.0, 0.1
+            await client.get("/home/7")
+            clock.turn(31)
+    assert shop.asked == ["/users/7", "/offers", "/offers", "/users/7"]
+    assert 0.1 < paces["offers"].seconds < 1.0
+
+
+async def test_a_header_whose_value_the_client_did_not_send_is_left_out(clock: TurnedClock) -> None:
+    shop = two()
+    parts = {**TWO, "offers": part("/offers", headers={"x-app": "{header.x-app}", "x-key": "k"})}
+    async with asking(home(shop, parts, clock)) as client:
+        assert said(await client.get("/home/7"))["offers"] == "miss"
+        assert "x-app" not in shop.requests[-1].headers
+        assert said(await client.get("/home/7", headers={"x-app": "1"}))["offers"] == "miss"
+    assert [request.headers.get("x-app") for request in shop.requests if request.url.path == "/offers"] == [None, "1"]
+
+
+async def test_a_header_whose_value_an_earlier_part_lacks_skips_the_part(clock: TurnedClock) -> None:
+    shop = two()
+    parts = {**TWO, "offers": part("/offers", headers={"x-segment": "{user.segment}"})}
+    async with asking(home(shop, parts, clock)) as client:
+        assert said(await client.get("/home/7"))["offers"] == 'skipped;missing="user.segment"'
+    assert shop.count("/offers") == 0
+
+
+async def test_an_answer_for_which_nobody_was_asked_lives_for_a_minute(clock: TurnedClock) -> None:
+    parts = {"version": {"static": 1}, "debug": part("/debug", when="query.debug")}
+    async with asking(home(Shop(), parts, clock)) as client:
+        response = await client.get("/home/7")
+    assert (response.json(), response.headers["cache-control"]) == ({"version": 1}, "max-age=60")
+
+
+@pytest.mark.parametrize("came", [b'[{"id":1,"secret":2}]', b'{"id":1,"secret":2}', b"7", b'"text"', b"null"])
+async def test_a_part_alone_at_the_root_is_the_whole_answer(came: bytes, clock: TurnedClock) -> None:
+    shop = Shop()
+    shop.set("/all", came)
+    parts = {"all": part("/all", group=None, deny=["secret"])}
+    async with asking(home(shop, parts, clock)) as client:
+        first, second = await client.get("/home/7"), await client.get("/home/7")
+        schema = (await client.get("/openapi.json")).json()
+    assert first.content == second.content == came.replace(b',"secret":2', b"")
+    assert second.headers["cache-status"].startswith("gateway; hit")
+    content = schema["paths"]["/home/{user}"]["get"]["responses"]["200"]["content"]
+    assert content["application/json"]["schema"] == {}
+
+
+@pytest.mark.parametrize("settings", [{"deny": ["x"]}, {"select": "@"}, {"group": None}, {"rename": {"a": "b"}}])
+async def test_a_part_too_deep_to_be_reshaped_has_failed_and_a_spliced_one_is_as_it_came(
+    settings: dict[str, Any], clock: TurnedClock
+) -> None:
+    shop = two()
+    deep = b'{"a":' * 300 + b"1" + b"}" * 300
+    shop.set("/deep", deep)
+    parts = {"user": TWO["user"], "deep": part("/deep", optional=True, **settings), "same": part("/deep")}
+    async with asking(home(shop, parts, clock)) as client:
+        response = await client.get("/home/7")
+    assert (said(response)["deep"], response.headers["gateway-complete"]) == ("wrong-type", "?0")
+    assert b'"same":' + deep in response.content
+
+
+async def test_the_content_of_a_part_is_parsed_once_however_many_aggregates_it_is_in(clock: TurnedClock) -> None:
+    shop = two()
+    app = home(shop, {**TWO, "again": part("/offers", ttl="10s"), "shaped": part("/offers", select="[0]")}, clock)
+    async with asking(app) as client:
+        for user in ("7", "8", "9"):
+            shop.set(f"/users/{user}", {})
+            await client.get(f"/home/{user}")
+    assert app.builder.workshop.parsed == 3 + 1 + 1  # users; offers as they are, in two places; and shaped
+    assert shop.count("/offers") == 1
+
+
+async def test_an_empty_list_is_an_empty_part(clock: TurnedClock) -> None:
+    shop = Shop()
+    shop.set("/cart/7", {"items": []})
+    async with asking(home(shop, CART, clock)) as client:
+        response = await client.get("/home/7")
+        assert response.json()["prices"] == []
+        shop.set("/cart/7", {})
+        clock.turn(31)
+        response = await client.get("/home/7")
+    assert said(response)["prices"] == 'skipped;missing="cart.items[*].id"'
+
+
+async def test_a_condition_leaves_a_part_out_and_each_answer_is_kept_for_itself(clock: TurnedClock) -> None:
+    shop = two()
+    parts = {**TWO, "debug": part("/offers", when="query.debug", group="debug")}
+    async with asking(home(shop, parts, clock)) as client:
+        plain = await client.get("/home/7?other=1")
+        debug = await client.get("/home/7?debug=1")
+        again = await client.get("/home/7?other=2")
+    assert "debug" not in plain.json()
+    assert debug.json()["debug"] == [1, 2]
+    assert said(plain)["debug"] == "skipped"
+    assert again.headers["cache-status"].startswith("gateway; hit")
+
+
+async def test_a_client_may_ask_for_fewer_parts(clock: TurnedClock) -> None:
+    shop = two()
+    async with asking(home(shop, TWO, clock, selectable=True)) as client:
+        few = await client.get("/home/7?parts=offers")
+        assert few.json() == {"offers": [1, 2]}
+        assert shop.asked == ["/offers"]
+        await client.get("/home/7?parts=offers,user")
+        both = await client.get("/home/7?parts=user,offers")
+        assert both.headers["cache-status"].startswith("gateway; hit; ttl")
+        wrong = await client.get("/home/7?parts=offer")
+        none = [await client.get(f"/home/7?parts={text}") for text in ("", ",")]
+    assert {response.status_code for response in none} == {400}
+    assert none[0].json()["detail"] == "parts names no part; there are: user, offers"
+    assert wrong.status_code == 400
+    assert "did you mean offers?" in wrong.json()["detail"]
+
+
+async def test_parameters_and_headers_reach_a_part_where_it_names_them_and_nowhere_else(clock: TurnedClock) -> None:
+    shop = two()
+    shop.set("/o?page=2&sort=a%20b", "page two")
+    parts = {
+        "user": TWO["user"],
+        "o": part("/o?page={query.page}", query=["sort"], headers={"x-app": "{header.x-app}", "x-key": "k"}),
+    }
+    async with asking(home(shop, parts, clock)) as client:
+        headers = {"x-app": "ios/1", "x-other": "2"}
+        response = await client.get("/home/7?page=2&sort=a%20b&evil=1", headers=headers)
+        assert response.json()["o"] == "page two"
+        await client.get("/home/7?page=2&sort=a%20b", headers={"x-app": "android/1"})
+    asked = [request for request in shop.requests if request.url.path == "/o"]
+    assert [request.headers["x-app"] for request in asked] == ["ios/1", "android/1"]
+    assert all(request.headers["x-key"] == "k" and "x-other" not in request.headers for request in asked)
+
+
+async def test_static_parts_stand_always_or_where_others_failed(clock: TurnedClock) -> None:
+    shop = two()
+    parts = {
+        "user": TWO["user"],
+        "offers": part("/offers", optional=True),
+        "version": {"static": 3},
+        "sorry": {"static": {"text": "later"}, "static_if": "incomplete"},
+    }
+    async with asking(home(shop, parts, clock)) as client:
+        assert (await client.get("/home/7")).json() == {"user": {"id": 7}, "offers": [1, 2], "version": 3}
+        shop.set("/offers", 500)
+        clock.turn(700)
+        body = (await client.get("/home/7")).json()
+    assert body == {"user": {"id": 7}, "offers": None, "version": 3, "sorry": {"text": "later"}}
+
+
+async def test_a_shadow_part_is_asked_and_ignored(clock: TurnedClock) -> None:
+    shop = two()
+    shop.set("/new", 500)
+    app = home(shop, {**TWO, "new": part("/new", shadow=True)}, clock)
+    async with asking(app) as client:
+        response = await client.get("/home/7")
+        while app.aggregates[0].kit.shadows:
+            await asyncio.sleep(0)
+    assert response.json() == {"user": {"id": 7}, "offers": [1, 2]}
+    assert response.headers["gateway-complete"] == "?1"
+    assert shop.count("/new") == 1
+    assert b'outcome="shadow-failed",part="new"' in app.metrics.render()
+
+
+async def test_a_post_part_is_sent_its_body_and_never_kept(clock: TurnedClock) -> None:
+    shop = two()
+    shop.set("/graphql", {"data": 1})
+    parts = {"q": {"upstream": "shop", "path": "/graphql", "method": "POST", "body": {"query": "{me}"}}}
+    async with asking(home(shop, parts, clock)) as client:
+        await client.get("/home/7")
+        response = await client.get("/home/7")
+    assert response.json() == {"q": {"data": 1}}
+    assert response.headers["cache-control"] == "no-store"
+    assert [json.loads(request.content) for request in shop.requests] == [{"query": "{me}"}] * 2
+
+
+async def test_parts_are_shaped_and_merged_as_configured(clock: TurnedClock) -> None:
+    shop = two()
+    shop.set("/users/7", {"id": 7, "name": "Ada", "email": "a@b"})
+    parts = {
+        "user": part("/users/{user}", group=None, deny=["email"], rename={"name": "user"}),
+        "offers": part("/offers", select="[0]", group="first"),
+    }
+    async with asking(home(shop, parts, clock)) as client:
+        assert (await client.get("/home/7")).content == b'{"id":7,"user":"Ada","first":1}'
+
+
+async def test_the_aggregate_appears_in_openapi_with_its_parts_schemas(clock: TurnedClock, tmp_path: Any) -> None:
+    schema = tmp_path / "user.json"
+    schema.write_text('{"type": "object", "properties": {"id": {"type": "integer"}}}')
+    parts = {**TWO, "user": part("/users/{user}", schema=str(schema))}
+    app = home(two(), parts, clock, selectable=True)
+    operation = app.openapi()["paths"]["/home/{user}"]["get"]
+    joined = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    assert joined["properties"]["user"]["properties"]["id"] == {"type": "integer"}
+    assert {each["name"] for each in operation["parameters"]} == {"user", "parts"}
+
+
+async def test_the_key_of_a_whole_is_what_its_url_says(clock: TurnedClock) -> None:
+    app = home(two(), TWO, clock)
+    async with asking(app) as client:
+        await client.get("/home/7?utm=1")
+    assert app.primary_keys("/home/7")[0] == "+home\n/home/7"
+    assert str(normalise(b"/home/7", b"")) == "/home/7"
+
+
+# --- batches, hedges, retries --------------------------------------------------------------------------------
+
+BATCHED = {
+    "cart": part("/cart/{user}", ttl="1s"),
+    "prices": part("/prices/{item}", for_each="cart.items[*].id", batch="/prices?ids={ids}", tags=["price:{item}"]),
+}
+
+
+async def test_elements_are_fetched_together_and_each_is_cached_for_itself(clock: TurnedClock) -> None:
+    shop = Shop()
+    shop.set("/cart/7", {"items": [{"id": 3}, {"id": 1}, {"id": 2}]})
+    shop.set("/prices?ids=3%2C1%2C2", [{"id": 1, "cents": 10}, {"id": 3, "cents": 30}])
+    app = home(shop, BATCHED, clock)
+    async with asking(app) as client:
+        response = await client.get("/home/7")
+        assert response.json()["prices"] == [{"id": 3, "cents": 30}, {"id": 1, "cents": 10}, None]
+        assert said(response)["prices"] == "list;miss=2;absent=1"
+        await app.purge(tags=["price:1"])
+        shop.set("/prices/1", {"id": 1, "cents": 11})
+        response = await client.get("/home/7")
+        assert response.json()["prices"][1] == {"id": 1, "cents": 11}
+    assert sorted(shop.asked) == ["/cart/7", "/prices/1", "/prices?ids=3%2C1%2C2"]
+
+
+async def test_a_batch_may_be_an_object_by_key_and_fails_as_one(clock: TurnedClock) -> None:
+    shop = Shop()
+    shop.set("/cart/7", {"items": [{"id": 1}, {"id": 2}]})
+    shop.set("/prices?ids=1%2C2", 500)
+    parts = {**BATCHED, "prices": BATCHED["prices"] | {"optional": True}}
+    async with asking(home(shop, parts, clock)) as client:
+        assert said(await client.get("/home/7"))["prices"] == "failed;status-500=2"
+        clock.turn(1.1)
+        shop.set("/prices?ids=1%2C2", b'{"1": 10, "2": 20}')
+        assert (await client.get("/home/7")).json()["prices"] == [10, 20]
+
+
+class Hosts(httpx.AsyncBaseTransport):
+    """Two hosts; the first answers only when it is let."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.slow = asyncio.Event()
+        self.failing: set[str] = set()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request.url.host)
+        if len(self.asked) == 1:
+            await self.slow.wait()
+        if request.url.host in self.failing:
+            return httpx.Response(500)
+        return httpx.Response(200, json=request.url.host)
+
+
+def hedged(hosts: Hosts, clock: TurnedClock, **settings: Any) -> Gateway:
+    config = {
+        "redis_url": "none",
+        "upstreams": {"two": {"urls": ["http://a.test", "http://b.test"], "breaker_failures": 0}},
+        "routes": {
+            "home": {"path": "/home", "parts": {"x": {"upstream": "two", "path": "/x", "ttl": "5s", **settings}}}
+        },
+    }
+    return create_app(config, transport=hosts, clock=clock, log=silent)
+
+
+async def test_a_hedged_part_asks_another_host_after_a_while_and_the_first_good_answer_wins(
+    clock: TurnedClock,
+) -> None:
+    hosts = Hosts()
+    async with asking(hedged(hosts, clock, hedge="20ms")) as client:
+        assert (await client.get("/home")).json() == {"x": "b.test"}
+    assert hosts.asked == ["a.test", "b.test"]
+
+
+async def test_no_hedge_is_sent_for_an_answer_in_time(clock: TurnedClock) -> None:
+    hosts = Hosts()
+    hosts.slow.set()
+    async with asking(hedged(hosts, clock, hedge="10s")) as client:
+        await client.get("/home")
+    assert hosts.asked == ["a.test"]
+
+
+async def test_a_part_is_tried_again_as_often_as_it_says(clock: TurnedClock) -> None:
+    hosts = Hosts()
+    hosts.slow.set()
+    hosts.failing = {"a.test"}
+    async with asking(hedged(hosts, clock, retries=1)) as client:
+        assert (await client.get("/home")).json() == {"x": "b.test"}
+    assert hosts.asked == ["a.test", "b.test"]
+
+
+async def test_a_reference_may_begin_with_an_index(clock: TurnedClock) -> None:
+    shop = Shop()
+    shop.set("/offers", [{"item_id": 4}])
+    shop.set("/p/4", {"id": 4})
+    parts = {"offers": part("/offers"), "featured": part("/p/{offers[0].item_id}")}
+    async with asking(home(shop, parts, clock)) as client:
+        assert (await client.get("/home/7")).json()["featured"] == {"id": 4}
+
+
+# --- in Python -----------------------------------------------------------------------------------------------
+
+
+class User(BaseModel):
+    id: int
+
+
+def typed(shop: Shop, clock: TurnedClock, **settings: Any) -> Gateway:
+    config = {"redis_url": "none", "upstreams": {"shop": {"url": "http://shop.test", "breaker_failures": 0}}}
+    app = create_app(config, transport=shop.transport, clock=clock, log=silent)
+    router = APIRouter()
+    parts = {
+        "user": typed_part(User, **part("/users/{user}")),
+        "offers": typed_part(list[int], **part("/offers", optional=True)),
+    }
+    aggregate(router, "/home/{user}", parts=parts, name="home", **settings)
+    app.include_router(router)
+    return app
+
+
+async def test_an_aggregate_in_python_is_joined_cached_and_purged_as_one_of_the_configuration(
+    clock: TurnedClock,
+) -> None:
+    shop = two()
+    app = typed(shop, clock, selectable=True)
+    async with asking(app) as client:
+        assert (await client.get("/home/7")).json() == {"user": {"id": 7}, "offers": [1, 2]}
+        assert (await client.get("/home/7")).headers["cache-status"].startswith("gateway; hit")
+        assert (await client.get("/home/7?parts=offers")).json() == {"offers": [1, 2]}
+        await app.purge(routes=["home.user"])
+        await client.get("/home/7")
+    assert (shop.count("/users/7"), shop.count("/offers")) == (2, 1)
+
+
+async def test_a_typed_part_of_another_type_has_failed(clock: TurnedClock) -> None:
+    shop = two()
+    shop.set("/offers", ["text"])
+    async with asking(typed(shop, clock, errors=True)) as client:
+        response = await client.get("/home/7")
+        assert said(response)["offers"] == "wrong-type"
+        assert "not of its type: 0: " in response.json()["_errors"]["offers"]["detail"]
+        shop.set("/users/7", {"id": "x"})
+        clock.turn(700)
+        assert (await client.get("/home/7")).status_code == 502
+
+
+async def test_an_aggregate_in_python_appears_in_openapi_with_its_types(clock: TurnedClock) -> None:
+    document = typed(two(), clock).openapi()
+    home = document["components"]["schemas"]["Home"]
+    assert home["properties"]["user"] == {"$ref": "#/components/schemas/User"}
+
+
+def test_an_aggregate_in_python_that_names_an_unknown_upstream_is_refused() -> None:
+    app = create_app({"redis_url": "none", "upstreams": {"shop": {"url": "http://shop.test"}}}, log=silent)
+    router = APIRouter()
+    aggregate(router, "/home", parts={"x": typed_part(User, upstream="shp", path="/x")})
+    with pytest.raises(ConfigError, match="shp is no upstream; did you mean shop"):
+        app.include_router(router)

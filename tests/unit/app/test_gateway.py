@@ -1,0 +1,705 @@
+"""The gateway as its clients and upstreams see it: headers, targets, CORS, errors, documentation."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import io
+import json
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from gateway.app.gateway import create_app
+from gateway.config.models import Config
+from gateway.context import RequestContext
+from gateway.observability.access_log import JsonAccessLog
+from gateway.routing.cached_decorator import cached
+from tests.conftest import TurnedClock, Upstream, asking, gateway, json_answer, served
+from tests.support.raw import Connection, once, raw_upstream
+
+THIRTY = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "30s"}}
+
+
+def seen(upstream: Upstream, number: int = -1) -> httpx.Headers:
+    return upstream.requests[number].headers
+
+
+# --- what reaches the upstream -------------------------------------------------------------------------------
+
+
+async def test_a_route_with_a_ttl_forwards_only_what_is_in_its_key() -> None:
+    upstream = Upstream(json_answer())
+    async with asking(gateway(upstream, THIRTY)) as client:
+        await client.get(
+            "/items/7",
+            headers={
+                "accept-language": "de",
+                "x-forwarded-host": "evil.test",
+                "x-custom": "1",
+                "user-agent": "phone",
+                "if-none-match": '"x"',
+            },
+        )
+    assert set(seen(upstream)) == {
+        "host",
+        "accept",
+        "accept-language",
+        "accept-encoding",
+        "via",
+        "user-agent",
+        "x-request-id",
+    }
+    assert seen(upstream)["user-agent"].startswith("cached-gateway/")
+    assert seen(upstream)["accept-encoding"] == "identity"
+    assert seen(upstream)["host"] == "api.test"
+
+
+DANGEROUS = [
+    "x-forwarded-host", "x-forwarded-for", "x-forwarded-proto", "forwarded", "x-original-url", "x-rewrite-url",
+    "x-http-method-override", "x-method-override", "x-host", "x_user", "x-real-ip", "connection-named",
+]  # fmt: skip
+
+
+async def test_a_route_that_follows_the_origin_forwards_all_but_the_dangerous_headers() -> None:
+    upstream = Upstream(json_answer())
+    dangerous = dict.fromkeys(DANGEROUS, "evil")
+    async with asking(gateway(upstream)) as client:
+        headers = {
+            **dangerous,
+            "connection": "connection-named",
+            "te": "trailers",
+            "x-custom": "1",
+            "authorization": "Basic x",
+        }
+        await client.get("/items/7", headers=headers)
+    assert not set(seen(upstream)) & set(DANGEROUS)
+    assert not set(seen(upstream)) & {"connection", "te", "transfer-encoding"}
+    assert (seen(upstream)["x-custom"], seen(upstream)["authorization"]) == ("1", "Basic x")
+
+
+async def test_a_fetch_that_may_be_stored_tells_the_upstream_of_the_public_url_and_of_no_client() -> None:
+    upstream = Upstream(json_answer())
+    async with asking(gateway(upstream, THIRTY, public_url="https://api.example.com")) as client:
+        await client.get("/items/7")
+    assert (seen(upstream)["x-forwarded-host"], seen(upstream)["x-forwarded-proto"]) == ("api.example.com", "https")
+    assert "x-forwarded-for" not in seen(upstream)
+
+
+async def test_a_request_that_passes_by_tells_the_upstream_of_the_client_believing_only_trusted_proxies() -> None:
+    for trusted, chain in (([], "127.0.0.1"), (["127.0.0.0/8"], "198.51.100.7, 127.0.0.1")):
+        upstream = Upstream(json_answer())
+        async with asking(gateway(upstream, trusted_proxies=trusted)) as client:
+            await client.post("/orders", headers={"x-forwarded-for": "198.51.100.7"}, content=b"{}")
+        assert seen(upstream)["x-forwarded-for"] == chain
+        assert seen(upstream)["x-forwarded-host"] == "gateway.test"
+        assert seen(upstream)["forwarded"].endswith('for=127.0.0.1;proto=http;host="gateway.test"')
+
+
+async def test_with_a_public_url_no_host_of_a_clients_reaches_the_upstream() -> None:
+    upstream = Upstream(json_answer())
+    async with asking(gateway(upstream, THIRTY, public_url="https://api.example.com")) as client:
+        for method, header in (("POST", {}), ("GET", {"cookie": "session=1"})):
+            await client.request(method, "/items/7", headers={"host": "evil.test", **header})
+            told = seen(upstream)
+            assert (told["x-forwarded-host"], told["x-forwarded-proto"]) == ("api.example.com", "https")
+            assert told["forwarded"] == 'for=127.0.0.1;proto=https;host="api.example.com"'
+
+
+@pytest.mark.parametrize(
+    ("target", "location"),
+    [
+        pytest.param("/items/7/", "/items/7", id="a slash too many"),
+        pytest.param("/under", "/under/", id="one missing"),
+        pytest.param("/items/a%3Fb%23c/?x=%2F", "/items/a%3Fb%23c?x=%2F", id="encoded characters stay so"),
+    ],
+)
+async def test_the_slash_at_the_end_is_mended_by_a_location_without_a_host(target: str, location: str) -> None:
+    routes = {"item": "/items/{id}", "under": "/under/"}
+    declared = {name: {"path": path, "upstream": "api"} for name, path in routes.items()}
+    async with asking(gateway(Upstream(json_answer()), routes=declared)) as client:
+        answer = await client.get("http://evil.test" + target)
+    assert (answer.status_code, answer.headers["location"]) == (307, location)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        pytest.param("http://api.test//evil.test/x", "/.//evil.test/x", id="two slashes"),
+        pytest.param("http://api.test/\\evil.test/x", "/./\\evil.test/x", id="a backslash"),
+        pytest.param("http://api.test/\t/evil.test/x", "/.//evil.test/x", id="a tab, which browsers drop"),
+        pytest.param("http://api.test/a//b", "/a//b", id="two slashes further on"),
+    ],
+)
+async def test_a_location_of_the_upstreams_own_becomes_no_other_host(said: str, told: str) -> None:
+    upstream = Upstream(lambda request: httpx.Response(302, headers={"location": said}))
+    for path in ("/{all:path}", "/items/{id}"):
+        routes = {"route": {"path": path, "upstream": "api"}}
+        async with asking(gateway(upstream, routes=routes)) as client:
+            assert (await client.get("/items/7")).headers["location"] == told
+
+
+async def test_an_upstreams_constant_headers_replace_the_clients() -> None:
+    upstream = Upstream(json_answer())
+    settings = {"upstreams": {"api": {"url": "http://api.test", "headers": {"X-Api-Key": "ours"}}}}
+    async with asking(gateway(upstream, **settings)) as client:
+        await client.get("/items/7", headers={"x-api-key": "theirs"})
+    assert seen(upstream).get_list("x-api-key") == ["ours"]
+
+
+async def test_a_body_and_its_length_stream_to_the_upstream_and_back() -> None:
+    upstream = Upstream(
+        lambda request: httpx.Response(
+            201, content=request.content, headers={"x-len": request.headers["content-length"]}
+        )
+    )
+    async with asking(gateway(upstream)) as client:
+        response = await client.post("/orders", content=b"x" * 100_000)
+    assert (response.status_code, response.content, response.headers["x-len"]) == (201, b"x" * 100_000, "100000")
+
+
+async def test_a_get_with_a_body_goes_by_the_cache() -> None:
+    upstream = Upstream(lambda request: httpx.Response(200, content=request.content))
+    async with asking(gateway(upstream, THIRTY)) as client:
+        for body in (b"one", b"two"):
+            response = await client.request("GET", "/items/7", content=body)
+            assert response.content == body
+            assert response.headers["cache-status"].startswith("gateway; fwd=bypass")
+
+
+@pytest.mark.parametrize(
+    "header", [{"cookie": "session=1"}, {"authorization": "Bearer x"}, {"if-match": '"x"'}], ids=str
+)
+async def test_a_request_of_one_user_goes_by_the_cache_with_all_its_headers(header: dict[str, str]) -> None:
+    upstream = Upstream(json_answer())
+    async with asking(gateway(upstream, THIRTY)) as client:
+        for _ in range(2):
+            await client.get("/items/7", headers=header)
+    assert upstream.asked == 2
+    assert seen(upstream)[next(iter(header))] == next(iter(header.values()))
+
+
+async def test_credentials_can_be_ignored_or_made_part_of_the_key() -> None:
+    cases = {"ignore": ([None, None], 1), "key": (["Bearer a", "Bearer b"], 2)}
+    for choice, (forwarded, asked) in cases.items():
+        upstream = Upstream(json_answer())
+        routes = {"item": {**THIRTY["item"], "authorization": choice}}
+        async with asking(gateway(upstream, routes)) as client:
+            for token in ("Bearer a", "Bearer b", "Bearer a", "Bearer b"):
+                await client.get("/items/7", headers={"authorization": token})
+        assert upstream.asked == asked
+        assert [request.headers.get("authorization") for request in upstream.requests] == forwarded[:asked]
+
+
+async def test_named_cookies_are_the_only_ones_that_count() -> None:
+    upstream = Upstream(json_answer())
+    routes = {"item": {**THIRTY["item"], "cookies": ["country"]}}
+    async with asking(gateway(upstream, routes)) as client:
+        for cookie in ("country=de; session=1", "session=2; country=de", "country=fr"):
+            await client.get("/items/7", headers={"cookie": cookie})
+    assert [request.headers["cookie"] for request in upstream.requests] == ["country=de", "country=fr"]
+
+
+# What a route keeps from its upstream, it keeps also where a request passes by the cache for another reason.
+PASSES_BY = {
+    "stored": {},
+    "cookie": {"cookie": "sid=1; other=2"},
+    "body": {"content-length": "1"},
+    "precondition": {"if-match": '"v1"'},
+    "no-store": {"cache-control": "no-store"},
+}
+
+
+@pytest.mark.parametrize("why", PASSES_BY)
+@pytest.mark.parametrize("ttl", ["30s", "origin"])
+async def test_what_a_route_ignores_the_upstream_never_sees(why: str, ttl: str) -> None:
+    upstream = Upstream(json_answer())
+    settings = {"upstream": "api", "ttl": ttl}
+    routes = {
+        "ignored": {"path": "/ignored", **settings, "authorization": "ignore", "cookies": "ignore"},
+        "bypassed": {"path": "/bypassed", **settings, "authorization": "ignore"},
+        "listed": {"path": "/listed", **settings, "authorization": "ignore", "cookies": ["sid"]},
+        "off": {"path": "/off", "upstream": "api", "cache": "off", "authorization": "ignore", "cookies": "ignore"},
+    }
+    sent = {"authorization": "Bearer 1", **PASSES_BY[why]}
+    async with asking(gateway(upstream, routes)) as client:
+        for path in routes:
+            await client.request("GET", f"/{path}", headers=sent, content=b"x" if why == "body" else None)
+    assert [request.url.path for request in upstream.requests] == [f"/{path}" for path in routes]
+    assert not any("authorization" in request.headers for request in upstream.requests)
+    cookies = [request.headers.get("cookie") for request in upstream.requests]
+    assert cookies == ([None, "sid=1; other=2", "sid=1", None] if why == "cookie" else [None] * 4)
+
+
+@pytest.mark.parametrize("ttl", ["30s", "origin"])
+async def test_what_a_part_ignores_its_upstream_never_sees(ttl: str) -> None:
+    upstream = Upstream(lambda request: httpx.Response(200, json=request.url.path))
+    parts = {
+        "plain": {},
+        "cookies": {"cookies": "pass"},
+        "listed": {"cookies": ["sid"]},
+        "authorized": {"authorization": "pass"},
+        "posted": {"method": "POST", "body": {}, "cookies": ["sid"]},
+    }
+    parts = {name: {"upstream": "api", "path": f"/{name}", "ttl": ttl, **part} for name, part in parts.items()}
+    async with asking(gateway(upstream, {"whole": {"path": "/whole", "parts": parts}})) as client:
+        await client.get("/whole", headers={"authorization": "Bearer 1", "cookie": "sid=1; other=2"})
+    seen = {
+        request.url.path: (request.headers.get("authorization"), request.headers.get("cookie"))
+        for request in upstream.requests
+    }
+    assert seen == {
+        "/plain": (None, None),
+        "/cookies": (None, "sid=1; other=2"),
+        "/listed": (None, "sid=1"),
+        "/authorized": ("Bearer 1", None),
+        "/posted": (None, "sid=1"),
+    }
+
+
+# --- targets -------------------------------------------------------------------------------------------------
+
+
+QUERY = "a=1&gclid=2&utm_source=3"
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+async def test_a_method_that_passes_by_the_cache_keeps_its_query_whole(method: str) -> None:
+    upstream = Upstream(json_answer())
+    routes = {"item": {**THIRTY["item"], "query": ["a"], "upstream_path": "/v2/{id}?b=0"}}
+    async with asking(gateway(upstream, routes)) as client:
+        await client.get(f"/items/7?{QUERY}")
+        await client.request(method, f"/items/7?{QUERY}")
+        again = await client.get("/items/7?a=1")
+    assert [request.url.raw_path for request in upstream.requests[:2]] == [
+        b"/v2/7?a=1&b=0",
+        b"/v2/7?a=1&b=0&gclid=2&utm_source=3",
+    ]
+    # What is stored is known by the parameters that count: an unsafe method makes it void all the same.
+    assert again.headers["cache-status"].startswith("gateway; hit" if method == "OPTIONS" else "gateway; fwd=")
+
+
+@pytest.mark.parametrize(
+    ("settings", "headers"),
+    [
+        ({}, {"cookie": "a=1"}),
+        ({}, {"authorization": "Bearer 1"}),
+        ({}, {"if-match": '"v1"'}),
+        ({}, {"cache-control": "no-store"}),
+        ({"cache": "off", "ttl": "origin"}, {}),
+    ],
+    ids=["cookie", "authorization", "precondition", "no-store", "cache off"],
+)
+async def test_a_request_that_passes_by_the_cache_keeps_its_query_whole(
+    settings: dict[str, str], headers: dict[str, str]
+) -> None:
+    upstream = Upstream(json_answer())
+    async with asking(gateway(upstream, {"item": {**THIRTY["item"], **settings}})) as client:
+        await client.get(f"/items/7?{QUERY}", headers=headers)
+    assert upstream.requests[0].url.raw_path == f"/items/7?{QUERY}".encode()
+
+
+async def test_a_parameter_that_a_route_lists_is_never_dropped() -> None:
+    upstream = Upstream(json_answer())
+    async with asking(gateway(upstream, {"item": {**THIRTY["item"], "query": ["a", "gclid"]}})) as client:
+        await client.get(f"/items/7?{QUERY}")
+    assert upstream.requests[0].url.raw_path == b"/items/7?a=1&gclid=2"
+
+
+async def test_one_target_has_one_entry_however_it_is_written() -> None:
+    upstream = Upstream(json_answer())
+    async with asking(gateway(upstream, THIRTY)) as client:
+        for target in ("/items/a-b?y=2&x=1", "/items/a%2Db?x=1&y=2&utm_source=z", "/x/../items/./a%2db?x=%31&y=2&&"):
+            await client.send(
+                client.build_request("GET", httpx.URL("http://gateway.test").copy_with(raw_path=target.encode()))
+            )
+    assert upstream.asked == 1
+    assert upstream.requests[0].url.raw_path == b"/items/a-b?x=1&y=2"
+
+
+@pytest.mark.parametrize(
+    "target", ["/a%2fb", "/a%5cb", "/a%00", "/a%0ab", "/%2e%2e/x", "/..;/x", "/%252e%252e/x", "/a\\b"]
+)
+async def test_an_ambiguous_target_is_refused_and_nobody_is_asked(target: str) -> None:
+    upstream = Upstream(json_answer())
+    async with asking(gateway(upstream)) as client:
+        url = httpx.URL("http://gateway.test").copy_with(raw_path=target.encode())
+        response = await client.send(client.build_request("GET", url))
+    assert response.status_code == 400
+    assert response.headers["content-type"] == "application/problem+json"
+    assert upstream.asked == 0
+
+
+async def test_only_allowed_query_parameters_count_and_are_forwarded() -> None:
+    upstream = Upstream(json_answer())
+    routes = {"item": {**THIRTY["item"], "query": ["page"], "upstream_path": "/v2/{id}?format=json&id={id}"}}
+    async with asking(gateway(upstream, routes)) as client:
+        for query in ("page=2&x=1", "y=1&page=2", "page=2"):
+            await client.get(f"/items/a&b?{query}")
+    assert upstream.asked == 1
+    assert upstream.requests[0].url.raw_path == b"/v2/a&b?format=json&id=a%26b&page=2"
+
+
+async def test_the_more_specific_path_wins_whatever_the_order() -> None:
+    routes = {
+        name: {"path": path, "upstream": "api", "upstream_path": f"/{name}"}
+        for name, path in [
+            ("rest", "/{p:path}"),
+            ("one", "/a/{x}"),
+            ("two", "/a/b"),
+            ("three", "/a/{x}/c"),
+            ("four", "/a/b-{x}"),
+        ]
+    }
+    for order in (list(routes), list(reversed(routes))):
+        upstream = Upstream(lambda request: httpx.Response(200, text=request.url.path))
+        async with asking(gateway(upstream, {name: routes[name] for name in order})) as client:
+            paths = ["/a/b", "/a/z", "/a/b-9", "/a/b/c", "/q/r"]
+            assert [(await client.get(path)).text for path in paths] == ["/two", "/one", "/four", "/three", "/rest"]
+
+
+async def test_an_absolute_target_of_another_host_is_refused_by_the_server(clock: TurnedClock) -> None:
+    from gateway.edge.protocol import GatewayProtocol
+
+    app = gateway(Upstream(json_answer()))
+    async with served(app, http=GatewayProtocol) as url:
+        host = url.removeprefix("http://")
+        for authority, status in ((host, b"200"), ("evil.test", b"400")):
+            reader, writer = await asyncio.open_connection(*host.split(":"))
+            writer.write(f"GET http://{authority}/x HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            assert (await reader.read()).split(b" ")[1] == status
+            writer.close()
+
+
+@pytest.mark.parametrize("hosts", [[], ["a", "b"], ["a b"], ["user@a"], ["a/b"], ["a:99999999"]], ids=str)
+async def test_a_missing_double_or_malformed_host_is_refused(hosts: list[str]) -> None:
+    app = gateway(Upstream(json_answer()))
+    sent: list[dict[str, object]] = []
+    scope = {
+        "type": "http", "method": "GET", "path": "/x", "raw_path": b"/x", "query_string": b"", "http_version": "1.1",
+        "headers": [(b"host", host.encode()) for host in hosts], "client": ("192.0.2.1", 1), "scheme": "http",
+    }  # fmt: skip
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)  # type: ignore[arg-type]
+    assert sent[0]["status"] == 400
+
+
+# --- what the client is told ---------------------------------------------------------------------------------
+
+
+async def test_every_answer_tells_what_happened(clock: TurnedClock) -> None:
+    async with asking(gateway(Upstream(json_answer()), THIRTY, clock=clock)) as client:
+        miss = await client.get("/items/7")
+        clock.turn(3)
+        hit = await client.get("/items/7", headers={"x-request-id": "mine-1"})
+    assert miss.headers["server-timing"].startswith("cache;desc=miss, upstream;dur=")
+    assert hit.headers["server-timing"].startswith("cache;desc=hit, total;dur=")
+    assert (hit.headers["age"], hit.headers["x-request-id"]) == ("3", "mine-1")
+    assert len(miss.headers["x-request-id"]) == 32
+    assert float(hit.headers["x-process-time"]) < 5
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "<script>"])
+async def test_a_request_id_that_could_do_harm_is_replaced(given: str) -> None:
+    async with asking(gateway(Upstream(json_answer()))) as client:
+        response = await client.get("/x", headers={"x-request-id": given})
+    assert response.headers["x-request-id"] != given
+
+
+async def test_a_route_with_a_ttl_tells_clients_its_own_promise(clock: TurnedClock) -> None:
+    upstream = Upstream(json_answer(cache_control="max-age=99999", expires="Thu, 01 Dec 2094 16:00:00 GMT"))
+    for client_ttl, turned, expected in (({}, 5, range(27, 31)), ({"client_ttl": "3s"}, 5, [8])):
+        routes = {"item": {**THIRTY["item"], **client_ttl}}
+        async with asking(gateway(upstream, routes, clock=clock)) as client:
+            await client.get("/items/7")
+            clock.turn(turned)
+            response = await client.get("/items/7")
+        assert int(response.headers["cache-control"].removeprefix("max-age=")) in expected
+        assert "expires" not in response.headers
+
+
+async def test_hop_by_hop_headers_of_the_upstream_end_here() -> None:
+    headers = {"connection": "x-hop, close", "x-hop": "1", "keep-alive": "5", "upgrade": "h2c", "x-kept": "1"}
+    async with asking(gateway(Upstream(lambda request: httpx.Response(200, text="x", headers=headers)))) as client:
+        response = await client.get("/x")
+    assert response.headers["x-kept"] == "1"
+    assert not set(response.headers) & {"connection", "x-hop", "keep-alive", "upgrade"}
+
+
+async def test_an_upstreams_own_address_stays_inside() -> None:
+    routes = {
+        "item": {"path": "/items/{id}", "upstream": "api", "upstream_path": "/v2/items/{id}"},
+        "rest": {"path": "/{path:path}", "upstream": "api"},
+    }
+    answers = {
+        "/v2/items/1": "http://api.test/v2/items/2?x=1",
+        "/other": "http://api.test/somewhere",
+        "/out": "https://elsewhere.test/x",
+    }
+    upstream = Upstream(lambda request: httpx.Response(302, headers={"location": answers[request.url.path]}))
+    async with asking(gateway(upstream, routes)) as client:
+        locations = [(await client.get(path)).headers["location"] for path in ("/items/1", "/other", "/out")]
+    assert locations == ["/items/2?x=1", "/somewhere", "https://elsewhere.test/x"]
+
+
+@pytest.mark.parametrize(
+    ("field", "said", "shown"),
+    [
+        ("refresh", "5; url=http://api.test/inside/7", "5; url=/items/7"),
+        ("refresh", "0;URL='http://api.test/inside/7'", "0;URL='/items/7'"),
+        ("refresh", "1,//api.test/inside/7?x=1", "1,/items/7?x=1"),
+        ("refresh", "5; url=https://elsewhere.test/x", "5; url=https://elsewhere.test/x"),
+        ("refresh", "5", "5"),
+        (
+            "link",
+            '<http://api.test/inside/8>; rel="next", <http://API.test:80/inside/9>; rel=prev, <https://a.test/>; rel=x',
+            '</items/8>; rel="next", </items/9>; rel=prev, <https://a.test/>; rel=x',
+        ),
+        ("content-location", "http://api.test/inside/7", "/items/7"),
+    ],
+)
+async def test_no_field_by_which_a_client_goes_on_names_an_upstream(field: str, said: str, shown: str) -> None:
+    upstream = Upstream(lambda request: httpx.Response(200, headers={field: said}))
+    routes = {"item": {"path": "/items/{id}", "upstream": "api", "upstream_path": "/inside/{id}", "ttl": "60s"}}
+    async with asking(gateway(upstream, routes)) as client:
+        for _ in range(2):
+            assert (await client.get("/items/1")).headers[field] == shown
+
+
+@pytest.mark.parametrize("ttl", ["origin", "60s"])
+@pytest.mark.parametrize("status", [304, 206])
+async def test_an_answer_that_only_another_request_could_have_had_is_502(status: int, ttl: str) -> None:
+    upstream = Upstream(lambda request: httpx.Response(status, headers={"content-range": "bytes 0-1/9"}, content=b""))
+    routes = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": ttl}}
+    async with asking(gateway(upstream, routes)) as client:
+        assert (await client.get("/items/1")).status_code == 502
+        assert (await client.post("/items/1")).status_code == 502
+        asked = await client.get("/items/1", headers={"cache-control": "no-store", "range": "bytes=0-1"})
+        assert asked.status_code == (206 if status == 206 else 502)
+
+
+async def test_interim_responses_reach_the_client() -> None:
+    from gateway.edge.protocol import GatewayProtocol
+
+    early = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n"
+    final = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    async with raw_upstream(once(early + final)) as raw:
+        app = gateway(None, upstreams={"api": {"url": raw.url}})
+        async with served(app, http=GatewayProtocol) as url:
+            reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
+            writer.write(b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            received = await reader.read()
+            writer.close()
+    assert received.startswith(b"HTTP/1.1 103 Early Hints\r\nlink: </style.css>\r\n\r\nHTTP/1.1 200 OK\r\n")
+
+
+async def test_a_body_that_breaks_off_while_it_streams_breaks_the_clients_connection() -> None:
+    from gateway.edge.protocol import GatewayProtocol
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(
+            b"HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"
+        )
+
+    async with raw_upstream(script) as raw:
+        app = gateway(None, upstreams={"api": {"url": raw.url}})
+        async with served(app, http=GatewayProtocol) as url, httpx.AsyncClient() as client:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await client.get(f"{url}/x")
+
+
+# --- errors and CORS -----------------------------------------------------------------------------------------
+
+
+async def test_errors_are_problem_details_that_carry_cors_headers() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("connection refused to 10.0.0.7:8080")
+
+    app = gateway(Upstream(refuse), cors={"allow_origins": ["https://app.test"]})
+    async with asking(app) as client:
+        for path, status in (("/x", 502), ("/a%2fb", 400)):
+            url = httpx.URL("http://gateway.test").copy_with(raw_path=path.encode())
+            response = await client.send(client.build_request("GET", url, headers={"origin": "https://app.test"}))
+            assert response.status_code == status
+            assert response.headers["access-control-allow-origin"] == "https://app.test"
+            assert response.headers["content-type"] == "application/problem+json"
+            assert "10.0.0.7" not in response.text
+
+
+async def test_an_unknown_path_is_a_problem_too() -> None:
+    async with asking(gateway(Upstream(json_answer()), THIRTY)) as client:
+        response = await client.get("/nowhere")
+    assert (response.status_code, response.json()["type"]) == (404, "/problems/not-found")
+
+
+async def test_cors_is_computed_per_request_and_never_stored(clock: TurnedClock) -> None:
+    upstream = Upstream(json_answer(access_control_allow_origin="*", vary="Accept-Encoding"))
+    app = gateway(upstream, THIRTY, clock=clock, cors={"allow_origins": ["https://a.test", "https://b.test"]})
+    async with asking(app) as client:
+        allowed = {}
+        for origin in ("https://a.test", "https://b.test", "https://evil.test", None):
+            response = await client.get("/items/7", headers={"origin": origin} if origin else {})
+            allowed[origin] = response.headers.get("access-control-allow-origin")
+            assert {item.strip() for item in response.headers["vary"].split(",")} >= {"Accept-Encoding", "Origin"}
+    assert allowed == {
+        "https://a.test": "https://a.test",
+        "https://b.test": "https://b.test",
+        "https://evil.test": None,
+        None: None,
+    }
+    assert upstream.asked == 1
+
+
+@pytest.mark.parametrize("origin", ["https://a.test", "https://evil.test", None])
+async def test_an_answer_that_varies_on_origin_already_says_so_once(origin: str | None) -> None:
+    app = gateway(Upstream(json_answer(vary="Accept, origin")), cors={"allow_origins": ["https://a.test"]})
+    async with asking(app) as client:
+        answer = await client.get("/items/7", headers={"origin": origin} if origin else {})
+    assert answer.headers["vary"] == "Accept, origin"
+
+
+async def test_a_preflight_is_answered_here() -> None:
+    upstream = Upstream(json_answer())
+    app = gateway(upstream, cors={"allow_origins": ["https://a.test"], "allow_headers": ["X-Custom"]})
+    headers = {
+        "origin": "https://a.test",
+        "access-control-request-method": "GET",
+        "access-control-request-headers": "x-custom",
+    }
+    async with asking(app) as client:
+        response = await client.options("/x", headers=headers)
+    assert (response.status_code, upstream.asked) == (200, 0)
+    assert response.headers["access-control-allow-origin"] == "https://a.test"
+
+
+# --- around it -----------------------------------------------------------------------------------------------
+
+
+async def test_health_says_alive_and_ready_says_whether_redis_is_there() -> None:
+    async with asking(gateway(Upstream(json_answer()), THIRTY)) as client:
+        assert (await client.get("/healthz")).json() == {"status": "alive"}
+        assert (await client.get("/readyz")).json() == {"status": "ready", "redis": "none", "routes": 1}
+
+
+async def test_the_docs_give_way_to_a_declared_route_of_their_path(caplog: pytest.LogCaptureFixture) -> None:
+    routes = {"mine": {"path": "/docs", "upstream": "api"}}
+    async with asking(gateway(Upstream(json_answer()), routes)) as client:
+        assert (await client.get("/docs")).json() == {"n": 1}
+    assert "the docs page gives way" in caplog.text
+
+
+async def test_the_docs_can_be_off_or_elsewhere() -> None:
+    async with asking(gateway(Upstream(json_answer()), THIRTY, docs="off", redoc="off")) as client:
+        for path in ("/docs", "/redoc", "/openapi.json"):
+            assert (await client.get(path)).status_code == 404
+    async with asking(gateway(Upstream(json_answer()), THIRTY, docs="/api")) as client:
+        assert "/_gateway/docs/swagger-ui-bundle.js" in (await client.get("/api")).text
+
+
+async def test_declared_routes_are_in_openapi_with_parameters_and_examples() -> None:
+    routes = {"item": {**THIRTY["item"], "query": ["page"], "summary": "One item", "examples": {"id": 7}}}
+    async with asking(gateway(Upstream(json_answer()), routes)) as client:
+        operation = (await client.get("/openapi.json")).json()["paths"]["/items/{id}"]["get"]
+    assert operation["summary"] == "One item"
+    assert [(p["name"], p["in"], p.get("example")) for p in operation["parameters"]] == [
+        ("id", "path", 7),
+        ("page", "query", None),
+    ]
+
+
+async def test_the_gateway_can_be_mounted_in_another_app() -> None:
+    upstream = Upstream(lambda request: httpx.Response(200, text=request.url.path))
+    outer = Starlette(routes=[Mount("/api", gateway(upstream, THIRTY))])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://x.test") as client:
+        responses = [await client.get("/api/items/7") for _ in range(2)]
+    assert [response.text for response in responses] == ["/items/7"] * 2
+    assert upstream.asked == 1
+
+
+async def test_every_request_is_a_line_of_json_that_nothing_can_forge() -> None:
+    file = io.BytesIO()
+    config = {"redis_url": "none", "upstreams": {"api": {"url": "http://api.test"}}, "routes": THIRTY}
+    app = create_app(Config.model_validate(config), transport=Upstream(json_answer()), log=JsonAccessLog(file))
+    async with asking(app) as client:
+        await client.get("/items/7?token=secret&x=%0a%22")
+        await client.get("/items/7?token=secret&x=%0a%22")
+    first, second = (json.loads(line) for line in file.getvalue().splitlines())
+    assert (first["outcome"], first["stored"], second["outcome"], second["tier"]) == ("miss", True, "hit", "memory")
+    assert first["query"] == ["token", "x"]
+    assert b"secret" not in file.getvalue()
+
+
+async def test_a_parameter_that_may_be_a_token_by_itself_is_not_logged() -> None:
+    file = io.BytesIO()
+    config = {"redis_url": "none", "upstreams": {"api": {"url": "http://api.test"}}}
+    config["routes"] = {"rest": {"path": "/{path:path}", "upstream": "api"}}
+    app = create_app(Config.model_validate(config), transport=Upstream(json_answer()), log=JsonAccessLog(file))
+    async with asking(app) as client:
+        await client.get("/a?eyJhbGciOiJIUzI1NiJ9&short&a-name-that-is-long-enough=1")
+    assert json.loads(file.getvalue())["query"] == ["a-name-that-is-long-enough", "…", "short"]
+
+
+async def test_only_the_share_of_hits_that_is_wanted_is_logged_and_all_else() -> None:
+    file = io.BytesIO()
+    drawn = iter([0.9, 0.05, 0.3])
+    log = JsonAccessLog(file, hits=0.1, draw=lambda: next(drawn))
+    config = {"redis_url": "none", "upstreams": {"api": {"url": "http://api.test"}}, "routes": THIRTY}
+    app = create_app(Config.model_validate(config), transport=Upstream(json_answer()), log=log)
+    async with asking(app) as client:
+        for target in ("/items/7", "/items/7", "/items/7", "/items/8", "/items/7", "/nowhere"):
+            await client.get(target)
+    lines = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert [line["path"] for line in lines] == ["/items/7", "/items/7", "/items/8", "/nowhere"]
+    assert [line["outcome"] for line in lines] == ["miss", "hit", "miss", "local"]
+    assert [line.get("share") for line in lines] == [None, 0.1, None, None]
+
+
+async def test_metrics_count_what_was_answered() -> None:
+    app = gateway(Upstream(json_answer()), THIRTY)
+    async with asking(app) as client:
+        for _ in range(3):
+            await client.get("/items/7")
+        await client.get("/a%252fb")
+    text = app.metrics.render().decode()
+    assert 'gateway_requests_total{outcome="hit",route="item",status="2xx"} 2.0' in text
+    assert 'gateway_requests_total{outcome="miss",route="item",status="2xx"} 1.0' in text
+    assert 'gateway_upstream_requests_total{result="2xx",upstream="api"} 1.0' in text
+    assert 'gateway_refused_requests_total{reason="target"} 1.0' in text
+    assert "gateway_memory_entries 1.0" in text
+
+
+@pytest.mark.parametrize("target", ["/items/7", "/healthz", "/plain", "/kept"])
+async def test_a_request_leaves_nothing_to_the_garbage_collector(target: str) -> None:
+    app = gateway(Upstream(json_answer()), THIRTY)
+
+    @app.get("/plain")
+    async def plain() -> dict[str, int]:
+        return {"a": 1}
+
+    @app.get("/kept")
+    @cached(ttl="30s")
+    async def kept() -> dict[str, int]:
+        return {"a": 1}
+
+    app.rebind()
+    async with asking(app) as client:
+        gc.collect()
+        others = [each for each in gc.get_objects() if isinstance(each, RequestContext)]
+        gc.disable()
+        try:
+            for _ in range(3):
+                assert (await client.get(target)).status_code == 200
+            await app.engine.settle()
+            left = [each for each in gc.get_objects() if isinstance(each, RequestContext) and each not in others]
+        finally:
+            gc.enable()
+    assert left == []

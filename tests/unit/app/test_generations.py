@@ -1,0 +1,287 @@
+"""Reloading: the next generation of routes behind a stable app, and what it leaves as it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import APIRouter, Request
+
+from gateway.app.gateway import create_app
+from gateway.app.generations import Generations
+from gateway.cache.background import Background
+from gateway.config.loader import Loaded
+from gateway.config.models import Config
+from gateway.errors import ConfigError
+from gateway.observability.access_log import silent
+from gateway.routing.cached_decorator import cached
+from gateway.server.reload import Change, difference, merged
+from tests.conftest import TurnedClock, Upstream, json_answer
+from tests.support.edge_lines import GET, Line, asked
+
+
+def loaded(**settings: Any) -> Loaded:
+    config = {
+        "redis_url": "none",
+        "upstreams": {"api": {"url": "http://api.test"}},
+        "routes": {"rest": {"path": "/{path:path}", "upstream": "api", "ttl": "60s"}},
+        **settings,
+    }
+    return Loaded(Config.model_validate(config), {}, ())
+
+
+@asynccontextmanager
+async def running(first: Loaded, upstream: Any, clock: TurnedClock) -> AsyncIterator[tuple[Generations, Any]]:
+    generations = Generations(create_app(first, transport=upstream, clock=clock, log=silent))
+    await generations.current.start()
+    try:
+        transport = httpx.ASGITransport(generations, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway.test") as client:
+            yield generations, client
+    finally:
+        await generations.current.stop()
+
+
+class Closing(Upstream):
+    def __init__(self, answer: Any = None) -> None:
+        super().__init__(answer or json_answer())
+        self.closed = asyncio.Event()
+
+    async def aclose(self) -> None:
+        self.closed.set()
+
+
+async def test_what_is_stored_is_judged_by_the_new_ttl(clock: TurnedClock) -> None:
+    upstream = Upstream(json_answer())
+    async with running(loaded(), upstream, clock) as (generations, client):
+        assert (await client.get("/a")).headers["cache-status"].startswith("gateway; fwd=miss; stored")
+        clock.turn(20)
+        assert "hit" in (await client.get("/a")).headers["cache-status"]
+        short = {"rest": {"path": "/{path:path}", "upstream": "api", "ttl": "10s"}}
+        generations.reload(loaded(routes=short))
+        assert "fwd=stale" in (await client.get("/a")).headers["cache-status"]
+        generations.reload(loaded())
+        assert "hit" in (await client.get("/a")).headers["cache-status"]
+        assert upstream.asked == 2
+
+
+SHAPED = {"upstream": "api", "path": "/a", "ttl": "60s", "vary": []}
+
+
+@pytest.mark.parametrize(
+    ("parts", "settings", "told"),
+    [
+        ({"a": {**SHAPED, "rename": {"path": "name"}}}, {}, {"a": {"name": "/a", "n": 1}}),
+        ({"a": {**SHAPED, "deny": ["path"]}}, {}, {"a": {"n": 1}}),
+        ({"a": {**SHAPED, "allow": ["path"]}}, {}, {"a": {"path": "/a"}}),
+        ({"a": {**SHAPED, "select": "n"}}, {}, {"a": 1}),
+        ({"a": {**SHAPED, "group": "b"}}, {}, {"b": {"path": "/a", "n": 1}}),
+        ({"a": {**SHAPED, "group": None}}, {}, {"path": "/a", "n": 1}),
+        ({"a": {**SHAPED, "decode": "text"}}, {}, {"a": '{"path":"/a","n":1}'}),
+        ({"a": SHAPED, "c": {"static": 2}}, {}, {"a": {"path": "/a", "n": 1}, "c": 2}),
+        ({"a": SHAPED}, {"envelope": True}, {"a": {"path": "/a", "n": 1}, "_meta": ...}),
+        ({"a": {"route": "rest", "path": "/b"}}, {}, {"a": {"path": "/b", "n": 1}}),
+    ],
+)
+async def test_a_whole_is_joined_anew_where_a_reload_changed_the_shape_of_a_part(
+    parts: dict[str, Any], settings: dict[str, Any], told: dict[str, Any], clock: TurnedClock
+) -> None:
+    def home(parts: dict[str, Any], **settings: Any) -> Loaded:
+        rest = {"path": "/{path:path}", "upstream": "api", "ttl": "60s"}
+        return loaded(routes={"rest": rest, "home": {"path": "/home", "parts": parts, **settings}})
+
+    upstream = Upstream(lambda request: httpx.Response(200, json={"path": request.url.path, "n": 1}))
+    async with running(home({"a": SHAPED}), upstream, clock) as (generations, client):
+        first = await client.get("/home")
+        assert first.json() == {"a": {"path": "/a", "n": 1}}
+        generations.reload(home(parts, **settings))
+        changed = await client.get("/home")
+        assert {**changed.json(), **{name: ... for name in told if told[name] is ...}} == told
+        assert changed.headers["etag"] != first.headers["etag"]
+        generations.reload(home({"a": SHAPED}))
+        again = await client.get("/home")
+        assert again.content == first.content
+        assert again.headers["cache-status"].startswith("gateway; hit; ttl=")
+
+
+async def test_routes_come_and_go_with_a_reload(clock: TurnedClock) -> None:
+    upstream = Upstream(json_answer())
+    one = loaded(routes={"a": {"path": "/a", "upstream": "api"}})
+    other = loaded(routes={"b": {"path": "/b", "upstream": "api"}})
+    async with running(one, upstream, clock) as (generations, client):
+        assert [(await client.get(path)).status_code for path in ("/a", "/b")] == [200, 404]
+        generations.reload(other)
+        assert [(await client.get(path)).status_code for path in ("/a", "/b")] == [404, 200]
+        assert "/b" in (await client.get("/openapi.json")).json()["paths"]
+
+
+async def test_a_request_in_flight_ends_on_the_generation_it_began_on(clock: TurnedClock) -> None:
+    upstreams = [Closing(), Closing()]
+    given = iter(upstreams)
+    async with running(loaded(), lambda name: next(given), clock) as (generations, client):
+        upstreams[0].gate.clear()
+        asked = asyncio.ensure_future(client.get("/a"))
+        await upstreams[0].came.acquire()
+        generations.reload(loaded(upstreams={"api": {"url": "http://other.test"}}))
+        assert (await client.get("/b")).status_code == 200
+        assert upstreams[1].requests[0].url == "http://other.test/b"
+        assert not upstreams[0].closed.is_set()
+        upstreams[0].gate.set()
+        assert (await asked).status_code == 200
+        await asyncio.wait_for(upstreams[0].closed.wait(), 5)
+        assert not upstreams[1].closed.is_set()
+
+
+async def test_so_does_one_that_came_past_asgi(clock: TurnedClock) -> None:
+    first = Closing(json_answer(**{"cache-control": "no-store"}))
+    given = iter([first, Closing()])
+    routes = {"rest": {"path": "/{path:path}", "upstream": "api"}}
+    async with running(loaded(routes=routes), lambda name: next(given), clock) as (generations, _):
+        line = Line(generations)
+        assert b" 200 OK" in await asked(line, GET % b"")  # so that the next waits for its own fetch, and no flight
+        first.gate.clear()
+        line.send(GET % b"")
+        for _ in range(2):
+            await first.came.acquire()
+        assert generations.current.underway.count == 1
+        generations.reload(loaded(routes=routes, upstreams={"api": {"url": "http://other.test"}}))
+        assert (await asked(Line(generations), GET % b"")).startswith(b"HTTP/1.1 200 OK\r\n")
+        assert not first.closed.is_set()
+        first.gate.set()
+        assert b" 200 OK" in await line.answer()
+        await asyncio.wait_for(first.closed.wait(), 5)
+
+
+async def test_closing_does_not_wait_for_what_begins_later() -> None:
+    background, ends = Background(), [asyncio.Event(), asyncio.Event()]
+
+    async def work(end: asyncio.Event) -> None:
+        await end.wait()
+
+    background.spawn(work(ends[0]))
+    outlasting = asyncio.ensure_future(background.outlast())
+    await asyncio.sleep(0)
+    background.spawn(work(ends[1]))
+    ends[0].set()
+    await asyncio.wait_for(outlasting, 5)
+    assert len(background) == 1
+    ends[1].set()
+    await background.settle()
+
+
+async def test_an_upstream_that_did_not_change_keeps_its_connections(clock: TurnedClock) -> None:
+    upstream = Closing()
+    async with running(loaded(), lambda name: upstream, clock) as (generations, client):
+        await client.get("/a")
+        before = generations.current.upstreams["api"]
+        generations.reload(loaded(routes={"a": {"path": "/a", "upstream": "api"}}))
+        assert generations.current.upstreams["api"] is before
+        assert not upstream.closed.is_set()
+
+
+async def test_a_refused_configuration_changes_nothing(clock: TurnedClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    upstream = Upstream(json_answer())
+    async with running(loaded(), upstream, clock) as (generations, client):
+        before = generations.current
+        with pytest.raises(ConfigError, match="no_such_module"):
+            generations.reload(loaded(include=["no_such_module:router"]))
+        assert generations.current is before
+        assert (await client.get("/a")).status_code == 200
+
+
+async def test_counters_go_on_over_reloads(clock: TurnedClock) -> None:
+    upstream = Upstream(json_answer())
+    async with running(loaded(), upstream, clock) as (generations, client):
+        for url in ("http://b.test", "http://c.test"):
+            await client.get("/a")
+            generations.current.upstreams["api"].places.shed += 2
+            generations.reload(loaded(upstreams={"api": {"url": url}}))
+        text = generations.current.metrics.render().decode()
+    assert 'gateway_requests_total{outcome="hit",route="rest",status="2xx"} 1.0' in text
+    assert 'gateway_upstream_shed_total{upstream="api"} 4.0' in text
+    assert text.count("# TYPE gateway_upstream_in_flight ") == 1
+
+
+async def test_state_and_routers_of_the_application_outlast_a_reload(clock: TurnedClock) -> None:
+    router = APIRouter()
+
+    @router.get("/mine")
+    @cached(ttl="30s")
+    async def mine(request: Request) -> dict[str, str]:
+        return {"database": request.app.state.database}
+
+    async with running(loaded(routes={}), Upstream(json_answer()), clock) as (generations, client):
+        generations.current.state.database = "connected"
+        generations.current.include_router(router)
+        for _ in range(3):
+            assert (await client.get("/mine")).json() == {"database": "connected"}
+            generations.reload(loaded(routes={}))
+        clock.turn(31)
+        assert (await client.get("/mine")).json() == {"database": "connected"}
+
+
+async def test_limits_of_the_door_are_the_new_ones_on_open_connections(clock: TurnedClock) -> None:
+    async with running(loaded(), Upstream(json_answer()), clock) as (generations, _):
+        door = generations.door
+        generations.reload(loaded(limits={"request_headers": 7}))
+        assert generations.door is door
+        assert door.limits.headers == 7
+
+
+async def test_who_is_stopping_is_not_ready(clock: TurnedClock) -> None:
+    async with running(loaded(), Upstream(json_answer()), clock) as (generations, client):
+        assert (await client.get("/readyz")).status_code == 200
+        generations.current.stopping = True
+        answer = await client.get("/readyz")
+        assert (answer.status_code, answer.json()["status"]) == (503, "stopping")
+
+
+# --- what a reload changes -----------------------------------------------------------------------------------
+
+
+def test_a_change_tells_what_was_and_what_is() -> None:
+    after = loaded(
+        upstreams={"api": {"url": "http://api.test", "headers": {"x-key": "new"}}, "b": {"url": "http://b.test"}},
+        routes={"rest": {"path": "/{path:path}", "upstream": "api", "ttl": "10s"}},
+    )
+    before = loaded(
+        upstreams={"api": {"url": "http://api.test", "headers": {"x-key": "old"}}},
+        routes={"gone": {"path": "/gone", "upstream": "api"}, **loaded().config.model_dump(mode="json")["routes"]},
+    )
+    assert [str(change) for change in difference(before, after)] == [
+        "upstreams.b: http://b.test is new",
+        "routes.gone: /gone is gone",
+        "upstreams.api.headers.x-key: *** -> ***",
+        "routes.rest.ttl: 1m -> 10s",
+    ]
+
+
+def test_nothing_changed_is_no_change() -> None:
+    assert difference(loaded(), loaded()) == []
+
+
+def test_what_wants_a_restart_says_so_and_stays() -> None:
+    before, after = loaded(memory="64MiB"), loaded(memory="1GiB", retry_after="2s")
+    changes = difference(before, after)
+    assert changes == [
+        Change("memory", "64MiB", "1GiB", wants_restart=True),
+        Change("retry_after", "1s", "2s"),
+    ]
+    assert str(changes[0]) == "memory: 64MiB -> 1GiB wants a restart; it stays 64MiB"
+    kept = merged(before, after).config
+    assert kept.memory == before.config.memory
+    assert kept.retry_after == after.config.retry_after
+
+
+def test_many_workers_without_a_shared_tier_are_refused() -> None:
+    with pytest.raises(ValueError, match="would neither share a cache nor hear of each other's purges"):
+        loaded(workers=2)
+
+
+def test_the_memory_is_divided_among_the_workers() -> None:
+    app = create_app(loaded(workers=4, redis_url="embedded", memory="64MiB"))
+    assert app.engine.memory.capacity == 16 * 1024**2

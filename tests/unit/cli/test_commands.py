@@ -1,0 +1,340 @@
+"""The commands that speak to a running gateway, and what they say where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+import yaml
+from typer.testing import CliRunner, Result
+
+import gateway
+from gateway.admin.app import create_admin
+from gateway.admin.operations import operations_of
+from gateway.app.gateway import create_app
+from gateway.app.generations import Generations
+from gateway.cli.commands import app as cli
+from gateway.cli.commands import main
+from gateway.cli.options import AdminError, admin_address, ask_admin
+from gateway.config.loader import Loaded
+from gateway.config.models import Config
+from gateway.errors import ConfigError, OrderError
+from tests.conftest import TurnedClock, Upstream, json_answer, served
+
+CONFIG: dict[str, Any] = {
+    "redis_url": "none",
+    "access_log": False,
+    "upstreams": {"api": {"url": "http://api.test"}},
+    "routes": {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "100s", "tags": ["items"]}},
+}
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, list(arguments))
+
+
+async def test_an_operator_purges_overrides_and_sees_who_did_what(
+    clock: TurnedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Loaded(Config.model_validate(CONFIG), {}, ())
+    generations = Generations(create_app(loaded, transport=Upstream(json_answer()), clock=clock))
+    operations = operations_of(generations, loaded)
+    admin = create_admin(lambda: generations.current, "secret", operations=operations)
+    transport = httpx.ASGITransport(generations)
+    await generations.current.start()
+    monkeypatch.setenv("GATEWAY_ADMIN_TOKEN", "secret")
+    monkeypatch.setenv("LOGNAME", "ada")
+    try:
+        async with (
+            served(admin) as url,
+            httpx.AsyncClient(transport=transport, base_url="http://gateway.test") as client,
+        ):
+            monkeypatch.setenv("GATEWAY_ADMIN_URL", url)
+            first = (await client.get("/items/1")).json()
+
+            purged = await asyncio.to_thread(run, "purge", "--tag", "items")
+            assert (purged.exit_code, purged.output.partition(" has")[0]) == (0, "Purged: tag items.\n1 of 1 worker")
+            quiet = await asyncio.to_thread(run, "purge", "--key", "/items/1", "--route", "item", "--soft")
+            assert quiet.output.startswith("Purged softly: key /items/1, route item.\n")
+            foreign = await asyncio.to_thread(run, "purge", "--key", "http://other.example/items/1")
+            assert "other.example is not known to be this gateway" in str(foreign.exception)
+            foreign = await asyncio.to_thread(run, "explain", "GET", "http://other.example/items/1")
+            assert "other.example is not known to be this gateway" in str(foreign.exception)
+            assert (await client.get("/items/1")).json() != first
+
+            made = await asyncio.to_thread(run, "ttl", "set", "item", "5s", "--for", "1h")
+            assert (made.exit_code, made.output.partition(" until")[0]) == (0, "item.ttl is 5s")
+            assert generations.current.config.routes["item"].ttl != loaded.config.routes["item"].ttl
+            listed = await asyncio.to_thread(run, "ttl", "list")
+            assert [word in listed.output for word in ("item.ttl", "5s", "ada")] == [True] * 3
+
+            in_force = (await asyncio.to_thread(run, "check", "--running")).output.splitlines()
+            (ttl,) = [line.split(maxsplit=2) for line in in_force if line.startswith("routes.item.ttl ")]
+            assert (ttl[1], ttl[2].startswith("live override by ada")) == ("5s", True)
+            assert any(line.startswith("log_hits ") and line.endswith("default") for line in in_force)
+
+            ended = await asyncio.to_thread(run, "ttl", "reset", "item")
+            assert ended.output == "The override of item.ttl has ended.\n"
+            assert "item.ttl" not in (await asyncio.to_thread(run, "ttl", "list")).output
+            assert (await asyncio.to_thread(run, "audit")).output.count("ada") == 4
+
+            why = await asyncio.to_thread(run, "explain", "GET", "/items/1")
+            assert (why.exit_code, "item" in why.output) == (0, True)
+            nothing = await asyncio.to_thread(run, "ttl", "advise", "item")
+            assert (nothing.exit_code, "Nothing was seen of item" in nothing.output) == (3, True)
+            misspelt = await asyncio.to_thread(run, "ttl", "advise", "itme")
+            assert str(misspelt.exception) == "there is no route itme; did you mean item?"
+
+            refused = await asyncio.to_thread(run, "ttl", "set", "item", "5s", "--for", "1y")
+            assert isinstance(refused.exception, AdminError)
+            monkeypatch.setenv("GATEWAY_ADMIN_TOKEN", "wrong")
+            with pytest.raises(AdminError, match="refuses the GATEWAY_ADMIN_TOKEN set here"):
+                await asyncio.to_thread(ask_admin, "/audit")
+            monkeypatch.delenv("GATEWAY_ADMIN_TOKEN")
+            unnamed = await asyncio.to_thread(run, "ttl", "set", "item", "5s")
+            assert f"{url} wants a token: set GATEWAY_ADMIN_TOKEN" in str(unnamed.exception)
+    finally:
+        await operations.aclose()
+        await generations.current.stop()
+
+
+@pytest.mark.parametrize(
+    ("body", "said"), [(b"<html>", "it does not speak JSON"), (b"[1]", "is no gateway's admin listener")]
+)
+async def test_what_is_no_admin_listener_is_said_to_be_none(
+    body: bytes, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def other(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    async with served(other) as url:
+        monkeypatch.setenv("GATEWAY_ADMIN_URL", url)
+        with pytest.raises(AdminError, match=said):
+            await asyncio.to_thread(ask_admin, "/audit")
+
+
+def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the console script says on standard error where it ends with status 2."""
+    monkeypatch.setattr(sys, "argv", ["gateway", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_where_no_gateway_answers_the_setting_is_named_and_there_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GATEWAY_ADMIN_URL", "http://127.0.0.1:9")
+    said = told(monkeypatch, capsys, "audit")
+    assert said.startswith("no gateway answers at http://127.0.0.1:9")
+    assert "set GATEWAY_ADMIN_URL" in said
+
+
+def configured(tmp_path: Path, **settings: Any) -> str:
+    path = tmp_path / "gateway.yaml"
+    path.write_text(yaml.safe_dump({**CONFIG, **settings}))
+    return str(path)
+
+
+def test_a_valid_configuration_is_shown_with_where_each_value_came_from(tmp_path: Path) -> None:
+    result = run("check", "--config", configured(tmp_path))
+    assert result.exit_code == 0
+    (line,) = [line for line in result.output.splitlines() if line.startswith("routes.item.ttl ")]
+    assert "gateway.yaml" in line
+    assert result.output.endswith("The configuration is valid: 1 route, 1 upstream.\n")
+
+
+def test_a_configuration_that_is_refused_is_told_problem_by_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = told(monkeypatch, capsys, "check", "-c", configured(tmp_path, wrokers=2, port=-1))
+    assert said.startswith("The configuration is refused (2 problems):\n")
+    assert "workers" in said
+
+
+def test_routes_are_listed_in_the_order_in_which_they_are_tried(tmp_path: Path) -> None:
+    parts = {"path": "/home", "parts": {"one": {"upstream": "api", "path": "/one"}}}
+    rest = {"path": "/{path:path}", "upstream": "api", "stale_while_revalidate": "1m", "stale_if_error": "1h"}
+    routes = {"rest": rest, "home": parts, **CONFIG["routes"]}
+    result = run("routes", "-c", configured(tmp_path, routes=routes))
+    names = [line.split()[0] for line in result.output.splitlines()[1:]]
+    assert names.index("rest") == 2
+    assert "parts: one" in result.output
+
+
+def test_an_unknown_variable_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_WROKERS", "2")
+    result = run("routes", "-c", configured(tmp_path))
+    assert result.exit_code == 0
+    assert "warning: " in result.output
+    assert "GATEWAY_WROKERS" in result.output
+
+
+# --- where the admin listener is ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a configuration, in which the commands are run."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("GATEWAY_ADMIN_URL", "GATEWAY_ADMIN_TOKEN", "GATEWAY_ADMIN_LISTEN"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_commands_find_the_admin_listener_as_serve_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert admin_address().url == "http://127.0.0.1:9000"
+    (folder / "gateway.yaml").write_text('admin_listen: "0.0.0.0:9001"\n')
+    (folder / ".env").write_text("GATEWAY_ADMIN_TOKEN=secret\n")
+    found = admin_address()
+    assert (found.url, found.source, found.token) == (
+        "http://127.0.0.1:9001",
+        "admin_listen, gateway.yaml line 1",
+        "secret",
+    )
+    (folder / "other.yaml").write_text("admin_listen: unix:/run/admin.sock\nport: no port\n")
+    assert admin_address(Path("other.yaml")).socket == "/run/admin.sock"
+    (folder / ".env").write_text("GATEWAY_ADMIN_LISTEN='[::]:9002'\n")
+    assert admin_address().url == "http://[::1]:9002"
+    (folder / ".env").write_text("GATEWAY_ADMIN_URL=http://admin.internal:1/\n")
+    assert admin_address(Path("other.yaml")).url == "http://admin.internal:1"
+    monkeypatch.setenv("GATEWAY_ADMIN_URL", "unix:/run/other.sock")
+    assert admin_address().socket == "/run/other.sock"
+    assert admin_address(url="localhost:9003").url == "http://localhost:9003"
+
+
+def test_a_broken_file_hinders_no_command_unless_it_was_named(folder: Path) -> None:
+    (folder / "gateway.yaml").write_text("a: [")
+    assert admin_address().url == "http://127.0.0.1:9000"
+    with pytest.raises(ConfigError):
+        admin_address(Path("gateway.yaml"))
+
+
+def test_without_an_admin_listener_the_setting_is_named(folder: Path) -> None:
+    (folder / "gateway.yaml").write_text("admin_listen: none\n")
+    with pytest.raises(AdminError, match=r"admin_listen is none \(gateway.yaml line 1\)"):
+        admin_address()
+
+
+def test_a_listener_on_a_unix_socket_is_asked(folder: Path) -> None:
+    loaded = Loaded(Config.model_validate(CONFIG), {}, ())
+    path = str(folder / "admin.sock")
+    app = create_admin(create_app(loaded), "secret")
+    server = uvicorn.Server(uvicorn.Config(app, uds=path, log_config=None, lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        until = time.monotonic() + 10
+        while not server.started and time.monotonic() < until:
+            thread.join(0.01)
+        (folder / "gateway.yaml").write_text(f"admin_listen: unix:{path}\n")
+        (folder / ".env").write_text("GATEWAY_ADMIN_TOKEN=secret\n")
+        assert run("purge", "--all").output.startswith("Purged: everything.\n1 of 1 worker has confirmed")
+        (folder / "gateway.yaml").unlink()
+        assert run("purge", "--all", "--admin-url", f"unix:{path}").exit_code == 0
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+async def test_the_public_port_in_place_of_the_admin_listener_is_explained(folder: Path) -> None:
+    app = create_app({**CONFIG, "routes": {}})
+    async with served(app) as url:
+        for order in (("purge", "--all"), ("audit",), ("ttl", "reset", "item"), ("check", "--running")):
+            result = await asyncio.to_thread(run, *order, "--admin-url", url)
+            assert "answers, but is no admin listener; is it the public port?" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("order", "said"),
+    [
+        ((), "nothing to purge: give --key, --tag, --route or --all"),
+        (("--soft",), "nothing to purge"),
+        (("--tag", "a b"), "has a space"),
+        (("--tag", ""), "is empty"),
+        (("--key", "items/1"), "write a path such as /items/1"),
+        (("--route", ""), "a route's name is empty"),
+    ],
+)
+def test_a_purge_that_could_purge_nothing_is_refused_before_anyone_is_asked(
+    folder: Path, order: tuple[str, ...], said: str
+) -> None:
+    result = run("purge", *order, "--admin-url", "http://127.0.0.1:9")
+    assert isinstance(result.exception, OrderError)
+    assert said in str(result.exception)
+
+
+# --- check -------------------------------------------------------------------------------------------------
+
+
+def test_check_shows_what_is_changed_or_nothing(tmp_path: Path) -> None:
+    path = configured(tmp_path)
+    changed = run("check", "-c", path, "--changed").output.splitlines()
+    assert {line.split()[0] for line in changed if line} >= {"setting", "routes.item.ttl", "redis_url"}
+    assert not any(line.endswith("default") for line in changed)
+    assert len(changed) < len(run("check", "-c", path).output.splitlines())
+    assert run("check", "-c", path, "--quiet").output == ""
+
+
+def test_check_as_json_holds_settings_warnings_and_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_WROKERS", "2")
+    result = run("check", "-c", configured(tmp_path), "--json", "--changed")
+    told = json.loads(result.stdout)
+    assert (result.exit_code, told["valid"], told["problems"]) == (0, True, [])
+    assert told["warnings"] == ["GATEWAY_WROKERS is unknown; did you mean GATEWAY_WORKERS?"]
+    assert {"key": "log_hits", "value": "1.0", "source": "default"} not in told["settings"]
+    assert any(each["key"] == "routes.item.ttl" and each["value"] == "100s" for each in told["settings"])
+    result = run("check", "-c", configured(tmp_path, port=-1), "--json")
+    told = json.loads(result.stdout)
+    assert (result.exit_code, told["valid"], [each["key"] for each in told["problems"]]) == (2, False, ["port"])
+
+
+def test_check_refuses_a_configuration_by_which_nothing_is_served(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "there is no configuration file: neither config/gateway.yaml nor" in told(monkeypatch, capsys, "check")
+    (folder / "gateway.yaml").write_text("")
+    assert "gateway.yaml has neither `routes` nor `include`" in told(monkeypatch, capsys, "check", "--quiet")
+    (folder / "gateway.yaml").write_text(yaml.safe_dump(CONFIG))
+    assert run("check").output.endswith("The configuration is valid: 1 route, 1 upstream.\n")
+
+
+def test_a_thousand_routes_are_checked_within_three_seconds_of_processor_time(tmp_path: Path) -> None:
+    routes = {f"r{n}": {"path": f"/r{n}/{{id}}", "upstream": "api", "ttl": "10s"} for n in range(1000)}
+    path = configured(tmp_path, routes=routes)
+    began = time.process_time()
+    assert run("check", "-c", path).output.endswith("1000 routes, 1 upstream.\n")
+    assert time.process_time() - began < 3
+
+
+def test_routes_show_the_stale_windows_that_are_in_force(tmp_path: Path) -> None:
+    lines = run("routes", "-c", configured(tmp_path)).output.splitlines()
+    assert "origin, 10m" in lines[1]
+
+
+# --- help --------------------------------------------------------------------------------------------------
+
+
+def test_the_version_and_short_help_are_there() -> None:
+    assert run("--version").output == f"gateway {gateway.__version__}\n"
+    for order in ((), ("purge",), ("ttl", "set")):
+        assert run(*order, "-h").output == run(*order, "--help").output
+    assert "--install-completion" in run("-h").output
+
+
+def test_paragraphs_of_the_help_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("TERMINAL_WIDTH", "400")
+    shown = run("serve", "--help").output
+    (line,) = [line for line in shown.splitlines() if "SIGHUP reloads" in line]
+    assert "a second one ends at once." in line

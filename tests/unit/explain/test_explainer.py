@@ -1,0 +1,541 @@
+"""Why a request is answered as it is: the trace says what the engine then does, and changes nothing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from fastapi import APIRouter
+from typer.testing import CliRunner
+
+from gateway.admin.app import create_admin
+from gateway.app.gateway import Gateway, create_app
+from gateway.cache.redis.store import RedisStore
+from gateway.cli.commands import app as cli
+from gateway.config.loader import load
+from gateway.explain.trace import Lifetime, Name, Trace, render
+from gateway.routing.cached_decorator import cached
+from gateway.server.embedded_redis import Embedded
+from tests.conftest import TurnedClock, Upstream, asking, gateway, json_answer
+
+ROUTES: dict[str, Any] = {
+    "item": {
+        "path": "/items/{id}",
+        "upstream": "api",
+        "upstream_path": "/v2/{id}",
+        "ttl": "30s",
+        "stale_while_revalidate": "1m",
+        "stale_if_error": "5m",
+        "query": ["a", "b"],
+        "tags": ["item:{id}"],
+    },
+    "rest": {"path": "/{path:path}", "upstream": "api"},
+}
+
+
+ANY = ((b"accept", b"*/*"),)
+"""What the tests' client sends with each request, as curl does."""
+
+
+def started(clock: TurnedClock, **headers: str) -> tuple[Gateway, Upstream]:
+    upstream = Upstream(json_answer(**headers))
+    return gateway(upstream, ROUTES, clock=clock), upstream
+
+
+async def test_the_trace_names_the_route_that_won_and_those_that_lost(clock: TurnedClock) -> None:
+    app, _ = started(clock)
+    trace = await app.explain("GET", "/items/7")
+    assert (trace.route, trace.path, trace.lost) == ("item", "/items/{id}", ("rest (/{path:path})",))
+    assert (trace.upstream, trace.asks) == ("api", "/v2/7")
+
+
+async def test_it_says_what_was_normalised_dropped_and_keyed(clock: TurnedClock) -> None:
+    app, _ = started(clock)
+    headers = ((b"accept-language", b"de"), (b"x-other", b"1"))
+    trace = await app.explain("GET", "/items/%37?b=2&a=1&utm_source=x&z=9", headers)
+    assert trace.target == "/items/7?a=1&b=2&utm_source=x&z=9"
+    assert trace.normalised == ("path /items/%37 is /items/7", "query parameters are sorted by name")
+    assert [line.split(":")[0] for line in trace.dropped] == ["query parameter utm_source", "query parameter z"]
+    assert trace.key == ("api", "/v2/7?a=1&b=2", "accept-language:de")
+
+
+async def test_what_it_foretells_is_what_happens_and_nothing_is_asked_for_it(clock: TurnedClock) -> None:
+    app, upstream = started(clock)
+    async with asking(app) as client:
+        for turn, decision, status in (
+            (0, "miss", "gateway; fwd=miss"),
+            (1, "hit", "gateway; hit; ttl="),
+            (31, "stale", "gateway; hit; ttl=-"),
+            (400, "revalidate", "gateway; fwd=stale"),
+        ):
+            clock.turn(turn)
+            asked = upstream.asked
+            trace = await app.explain("GET", "/items/7", ANY)
+            assert trace.decision == decision
+            assert upstream.asked == asked
+            response = await client.get("/items/7")
+            assert response.headers["cache-status"].startswith(status)
+            await app.engine.settle()
+
+
+async def test_a_stored_answer_is_shown_with_its_age_and_windows(clock: TurnedClock) -> None:
+    app, _ = started(clock)
+    async with asking(app) as client:
+        await client.get("/items/7")
+        clock.turn(10)
+        trace = await app.explain("GET", "/items/7", ANY)
+    assert trace.entry is not None
+    assert (trace.entry.tier, trace.entry.status, trace.entry.age) == ("memory", 200, 10.0)
+    assert 17 <= trace.entry.fresh_for <= 20
+    assert trace.entry.stale_while_revalidate_for == pytest.approx(trace.entry.fresh_for + 60, abs=0.01)
+    assert trace.entry.stale_if_error_for == pytest.approx(trace.entry.fresh_for + 300, abs=0.01)
+
+
+async def test_what_lies_in_redis_alone_is_shown_and_left_there(valkey: Embedded, clock: TurnedClock) -> None:
+    prefix = f"{uuid4().hex}:"
+    upstream = Upstream(json_answer())
+    one, two = (
+        gateway(upstream, ROUTES, clock=clock, store=RedisStore(valkey.url, prefix=prefix, budget=1.0))
+        for _ in range(2)
+    )
+    async with asking(one) as client, asking(two):
+        await client.get("/items/7")
+        await one.engine.settle()
+        trace = await two.explain("GET", "/items/7", ANY)
+        assert trace.entry is not None
+        assert (trace.decision, trace.entry.tier) == ("hit", "redis")
+        assert len(two.engine.memory) == 0
+
+
+async def test_purges_are_shown_by_the_names_they_went_by(clock: TurnedClock) -> None:
+    app, _ = started(clock)
+    async with asking(app) as client:
+        await client.get("/items/7")
+        clock.turn(1)
+        await app.purge(tags=["item:7"])
+        trace = await app.explain("GET", "/items/7", ANY)
+        assert trace.decision == "miss"
+        epochs = {name.name: name.epoch for name in trace.names}
+        assert epochs["key"] == epochs["route item"] == "-"
+        assert epochs["tag item:7"] != "-"
+        await app.purge(routes=["item"], soft=True)
+        trace = await app.explain("GET", "/items/7", ANY)
+        assert {name.name: name.epoch for name in trace.names}["route item"].endswith("(soft)")
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers", "decision", "why"),
+    [
+        ("POST", "/items/7", {}, "pass", "only GET and HEAD"),
+        ("GET", "/items/7", {"authorization": "Bearer x"}, "bypass", "setting `authorization`"),
+        ("GET", "/items/7", {"cookie": "a=1"}, "bypass", "setting `cookies`"),
+        ("GET", "/items/7", {"cache-control": "no-store"}, "bypass", "no-store"),
+        ("GET", "/items/7", {"cache-control": "only-if-cached"}, "504", "only-if-cached"),
+        ("GET", "/items/%2f", {}, "400", "encoded slash"),
+        ("GET", "items", {}, "400", "neither a path"),
+    ],
+)
+async def test_ways_past_the_cache_say_why(
+    clock: TurnedClock, method: str, target: str, headers: dict[str, str], decision: str, why: str
+) -> None:
+    app, _ = started(clock)
+    fields = tuple((name.encode(), value.encode()) for name, value in headers.items())
+    trace = await app.explain(method, target, fields)
+    assert trace.decision == decision
+    assert why in trace.why
+
+
+async def test_what_the_client_asked_for_is_said(clock: TurnedClock) -> None:
+    app, _ = started(clock)
+    async with asking(app) as client:
+        await client.get("/items/7")
+        clock.turn(5)
+        trace = await app.explain("GET", "/items/7", (*ANY, (b"cache-control", b"max-age=3")))
+    assert trace.decision == "revalidate"
+    assert trace.client == ("max-age=3: nothing older is accepted",)
+    assert "wants more" in trace.why
+
+
+async def test_a_route_that_follows_its_upstream_says_what_the_upstream_stated(clock: TurnedClock) -> None:
+    app, _ = started(clock, cache_control="max-age=60, must-revalidate", vary="accept-language")
+    async with asking(app) as client:
+        await client.get("/other", headers={"accept-language": "fr"})
+        trace = await app.explain("GET", "/other", ((b"accept-language", b"fr"),))
+    assert trace.ttl is not None
+    assert (trace.ttl.value, trace.ttl.sources) == ("origin", ("default",))
+    assert "the upstream stated 60 s" in trace.ttl.notes
+    assert any("never given stale" in note for note in trace.ttl.notes)
+    assert trace.variant == ("vary accept-language:fr",)
+
+
+FILE = """\
+redis_url: none
+upstreams:
+  api: {url: "http://api.test"}
+routes:
+  item: {path: "/items/{id}", upstream: api, ttl: 30s}
+"""
+
+
+async def test_the_ttl_is_told_with_who_set_it_and_what_that_overruled(clock: TurnedClock, tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(FILE)
+    loaded = load(file, environ={"GATEWAY_ROUTES__ITEM__TTL": "10s"}, dotenv=None)
+    app = create_app(loaded, transport=Upstream(json_answer(cache_control="max-age=60")), clock=clock)
+    async with asking(app) as client:
+        await client.get("/items/7")
+        trace = await app.explain("GET", "/items/7", ANY)
+    assert trace.ttl is not None
+    assert trace.ttl.value == "10s"
+    environment, from_file, upstream = trace.ttl.sources
+    assert environment == "environment GATEWAY_ROUTES__ITEM__TTL (10s)"
+    assert from_file.endswith("gateway.yaml line 5 (30s)")
+    assert upstream == "upstream (max-age=60)"
+
+
+async def test_the_admin_listener_gives_the_trace_as_json_to_who_has_the_token(clock: TurnedClock) -> None:
+    app, _ = started(clock)
+    order = {"target": "/items/7", "headers": [["Accept-Language", "de"]]}
+    transport = httpx.ASGITransport(create_admin(app, "secret"))
+    async with httpx.AsyncClient(transport=transport, base_url="http://admin.test") as client:
+        assert (await client.post("/explain", json=order)).status_code == 401
+        headers = {"authorization": "Bearer secret"}
+        answer = await client.post("/explain", json=order, headers=headers)
+        assert answer.json()["key"] == ["api", "/v2/7", "accept-language:de"]
+        assert (await client.post("/explain", json={"targt": "/"}, headers=headers)).status_code == 400
+
+
+def test_the_command_explains_by_a_configuration_alone(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(FILE)
+    result = CliRunner().invoke(cli, ["explain", "GET", "/items/7?b=1&a=2", "-H", "Accept: text/html", "-c", str(file)])
+    assert result.exit_code == 0
+    for line in ("decision  unknown", "route     item (/items/{id})", "ttl       30s", "accept:text/html"):
+        assert line in result.output
+    assert "stored" not in result.output.replace("what is stored is not known", "")
+
+
+def test_a_header_without_a_colon_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(FILE)
+    result = CliRunner().invoke(cli, ["explain", "GET", "/", "-H", "nonsense", "-c", str(file)])
+    assert result.exit_code == 2
+
+
+def test_the_text_says_of_a_path_without_route_that_there_is_none() -> None:
+    text = render(Trace(request="GET /x", target="/x", decision="404", why="no declared route has this path"))
+    assert text.splitlines() == [
+        "GET /x",
+        "  decision  404: no declared route has this path",
+        "  target    /x",
+    ]
+
+
+async def test_the_text_tells_the_windows_of_what_is_stored(clock: TurnedClock) -> None:
+    app, _ = started(clock)
+    async with asking(app) as client:
+        await client.get("/items/7")
+        clock.turn(31)
+        text = render(await app.explain("GET", "/items/7", ANY))
+    assert re.search(r"fresh: ended \d+\.\d s ago", text)
+    assert "until" not in text
+    assert "stale while revalidating for" in text
+    assert "in memory: 200" in text
+
+
+# --- aggregates --------------------------------------------------------------------------------------------
+
+HOME: dict[str, Any] = {
+    "home": {
+        "path": "/home/{user}",
+        "tags": ["home:{user}"],
+        "parts": {
+            "profile": {"upstream": "api", "path": "/users/{user}", "ttl": "50s", "tags": ["user:{user}"]},
+            "more": {"upstream": "api", "path": "/more/{profile.n}", "ttl": "20s"},
+            "fixed": {"static": {"a": 1}},
+        },
+    }
+}
+
+
+async def test_an_aggregate_is_explained_with_its_parts(clock: TurnedClock) -> None:
+    upstream = Upstream(json_answer())
+    app = gateway(upstream, HOME, clock=clock)
+    async with asking(app) as client:
+        before = await app.explain("GET", "/home/7", ANY)
+        assert (before.route, before.decision) == ("home", "join")
+        assert upstream.asked == 0
+        await client.get("/home/7")
+        clock.turn(5)
+        trace = await app.explain("GET", "/home/7", ANY)
+    assert trace.decision == "hit"
+    assert trace.entry is not None
+    assert 10 < trace.entry.fresh_for <= 15
+    assert {name.name for name in trace.names} >= {"key", "route home", "tag home:7"}
+    profile, more, fixed = trace.parts
+    assert (profile.upstream, profile.asks) == ("api", "/users/7")
+    assert profile.ttl is not None
+    assert profile.ttl.value == "50s"
+    assert profile.entry is not None
+    assert (profile.entry.tier, profile.entry.age) == ("memory", 5.0)
+    assert more.note == "asks with values of profile"
+    assert fixed.note == "static"
+    text = render(trace)
+    assert "part profile" in text
+    assert "api for /users/7" in text
+
+
+def test_an_aggregate_is_explained_by_its_configuration_alone(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(
+        "upstreams: {api: {url: 'http://api.test'}}\n"
+        "routes:\n  home:\n    path: /home/{user}\n    parts:\n"
+        "      profile: {upstream: api, path: '/users/{user}', ttl: 50s}\n"
+    )
+    result = CliRunner().invoke(cli, ["explain", "GET", "/home/7", "-c", str(file)])
+    assert result.exit_code == 0
+    assert "api for /users/7" in result.output
+    assert "ttl 50s: " in result.output
+    assert "gateway.yaml line 6" in result.output
+
+
+# --- handlers in Python ------------------------------------------------------------------------------------
+
+
+SUMS = APIRouter()
+
+
+@SUMS.get("/sums/{a}")
+@cached(ttl="20s", tags=["sum:{a}"], stale_if_error="1m")
+async def sums(a: int, b: int = 0) -> dict[str, int]:
+    return {"sum": a + b}
+
+
+@SUMS.get("/time")
+async def what_time_it_is() -> str:
+    return "now"
+
+
+def with_handlers(clock: TurnedClock) -> Gateway:
+    app = gateway(Upstream(json_answer()), {"item": ROUTES["item"]}, clock=clock)
+    app.include_router(SUMS)
+    return app
+
+
+async def test_a_cached_handler_is_explained_like_a_route(clock: TurnedClock) -> None:
+    app = with_handlers(clock)
+    async with asking(app) as client:
+        before = await app.explain("GET", "/sums/4?z=1&b=3", ANY)
+        await client.get("/sums/4?b=3")
+        clock.turn(5)
+        after = await app.explain("GET", "/sums/4?b=3", ANY)
+        assert (await client.get("/sums/4?b=3")).headers["cache-status"].startswith("gateway; hit")
+    assert before.route.endswith("sums")
+    assert (before.path, before.decision) == ("/sums/{a}", "miss")
+    assert [line.split(":")[0] for line in before.dropped] == ["query parameter z"]
+    assert after.decision == "hit"
+    assert after.ttl is not None
+    assert after.ttl.value == "20s"
+    assert after.ttl.sources[0] == f"@cached of {after.route} (20s)"
+    assert after.entry is not None
+    assert (after.entry.tier, after.entry.age) == ("memory", 5.0)
+    assert [name.name for name in after.names][1:] == [f"route {after.route}", "tag sum:4"]
+
+
+async def test_a_handler_that_is_not_cached_says_so(clock: TurnedClock) -> None:
+    trace = await with_handlers(clock).explain("GET", "/time")
+    assert (trace.route, trace.decision) == ("what_time_it_is", "uncached")
+    posted = await with_handlers(clock).explain("POST", "/sums/4")
+    assert (posted.decision, posted.why) == ("405", "the path is there, but takes GET only")
+
+
+async def test_a_declared_route_stands_before_a_router_that_was_included_later(clock: TurnedClock) -> None:
+    app = gateway(Upstream(json_answer()), ROUTES, clock=clock)
+    router = APIRouter()
+
+    @router.get("/time")
+    async def time() -> str:
+        return "now"
+
+    app.include_router(router)
+    trace = await app.explain("GET", "/time")
+    assert (trace.route, trace.lost) == ("rest", ("time (/time)",))
+    async with asking(app) as client:
+        assert (await client.get("/time")).json() == {"n": 1}
+
+
+# --- as it is foretold, so it happens ----------------------------------------------------------------------
+
+STATUSES = {"hit": "gateway; hit; ttl=", "stale": "gateway; hit; ttl=-", "bypass": "gateway; fwd=bypass"}
+STATUSES |= {"pass": "gateway; fwd=method", "revalidate": "gateway; fwd=stale", "stale_error": "gateway; hit; ttl=-"}
+ORIGIN = "http://shop.test"
+AT_REST = '"of the upstream"'
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers", "decision", "status"),
+    [
+        ("GET", "/items/7", {}, "hit", 200),
+        ("HEAD", "/items/7", {}, "hit", 200),
+        ("GET", "/items/7", {"if-none-match": AT_REST}, "hit", 304),
+        ("GET", "/items/7", {"if-none-match": '"another"'}, "hit", 200),
+        ("GET", "/items/7", {"if-none-match": f'"another", W/{AT_REST}'}, "hit", 304),
+        ("GET", "/items/7", {"range": "bytes=0-1"}, "hit", 206),
+        ("GET", "/items/7", {"range": "bytes=9999-"}, "hit", 416),
+        ("HEAD", "/items/7", {"range": "bytes=0-1"}, "hit", 200),
+        ("GET", "/items/7", {"if-match": AT_REST}, "bypass", None),
+        ("GET", "/items/7", {"content-length": "2"}, "bypass", None),
+        ("GET", "/items/7", {"content-length": "0"}, "hit", 200),
+        ("GET", "/items/7", {"host": "a b"}, "400", None),
+        ("GET", "http://other.test/items/7", {"host": "api.test"}, "400", None),
+        ("GET", "/items/8", {"range": "bytes=0-1"}, "miss", None),
+        ("GET", "/items/8", {"if-none-match": AT_REST}, "miss", None),
+        ("POST", "/items/7", {}, "pass", None),
+        ("OPTIONS", "/items/7", {}, "pass", None),
+        ("OPTIONS", "/items/7", {"origin": ORIGIN, "access-control-request-method": "GET"}, "preflight", None),
+        ("TRACE", "/items/7", {}, "405", None),
+        ("PURGE", "/items/7", {}, "403", None),
+        ("GET", "/items/7/", {}, "307", None),
+        ("GET", "/nowhere", {}, "404", None),
+        ("DELETE", "/home/7", {}, "405", None),
+        ("GET", "/home/7", {"content-length": "2"}, "bypass", None),
+        ("GET", "/healthz", {}, "local", None),
+        ("HEAD", "/readyz", {}, "local", None),
+        ("GET", "/openapi.json", {}, "local", None),
+        ("POST", "/healthz", {}, "405", None),
+        ("GET", "/sums/4", {"content-length": "2"}, "bypass", None),
+        ("DELETE", "/sums/4", {}, "405", None),
+    ],
+)
+async def test_whatever_a_client_asks_is_foretold_as_it_happens(
+    clock: TurnedClock, method: str, target: str, headers: dict[str, str], decision: str, status: int | None
+) -> None:
+    app = gateway(
+        Upstream(json_answer(etag=AT_REST)),
+        {"item": ROUTES["item"], **HOME},
+        clock=clock,
+        cors={"allow_origins": [ORIGIN]},
+    )
+    app.include_router(SUMS)
+    async with asking(app) as client:
+        await client.get("/items/7")
+        fields = tuple((name.encode(), value.encode()) for name, value in headers.items())
+        trace = await app.explain(method, target, (*ANY, *fields))
+        assert (trace.decision, trace.status) == (decision, status), trace.why
+        if target.startswith("http"):
+            return  # the client of this test cannot send a target in that form
+        body = b"hi" if headers.get("content-length") == "2" else None
+        response = await client.request(method, target, headers=headers, content=body)
+    cached = response.headers.get("cache-status", "")
+    if decision.isdigit():
+        assert response.status_code == int(decision)
+    elif decision in ("local", "preflight"):
+        assert (response.status_code, cached) == (200, "")
+    else:
+        assert cached.startswith(STATUSES.get(decision, "gateway; fwd=miss"))
+    assert status in (None, response.status_code)
+
+
+async def test_the_client_reads_what_its_condition_or_range_comes_to(clock: TurnedClock) -> None:
+    app = gateway(Upstream(json_answer(etag=AT_REST)), ROUTES, clock=clock)
+    async with asking(app) as client:
+        await client.get("/items/7")
+        for header, target, said in (
+            ((b"if-none-match", AT_REST.encode()), "/items/7", "If-None-Match: the client has it, so 304"),
+            ((b"if-none-match", b'"x"'), "/items/7", "If-None-Match: the client has another"),
+            ((b"if-none-match", b'"x"'), "/items/8", "If-None-Match: 304 without a body, where"),
+            ((b"range", b"bytes=0-1"), "/items/7", "Range: 206"),
+            ((b"range", b"bytes=999-"), "/items/7", "Range: it lies outside"),
+            ((b"range", b"lines=1-"), "/items/7", "Range: not heeded"),
+            ((b"range", b"bytes=0-1"), "/items/8", "Range: that part"),
+        ):
+            trace = await app.explain("GET", target, (*ANY, header))
+            assert len(trace.client) == 1
+            assert trace.client[0].startswith(said)
+
+
+async def test_of_a_negative_answer_its_own_ttl_is_told(clock: TurnedClock, tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(FILE)
+    loaded = load(file, environ={"GATEWAY_ROUTES__ITEM__NEGATIVE_TTL": "7s"}, dotenv=None)
+    app = create_app(loaded, transport=Upstream(lambda request: httpx.Response(404, json={})), clock=clock)
+    async with asking(app) as client:
+        await client.get("/items/7")
+        trace = await app.explain("GET", "/items/7", ANY)
+    assert (trace.decision, trace.status) == ("hit", 404)
+    assert trace.ttl is not None
+    assert (trace.ttl.setting, trace.ttl.value) == ("negative_ttl", "7s")
+    assert trace.ttl.sources == ("environment GATEWAY_ROUTES__ITEM__NEGATIVE_TTL (7s)",)
+    assert trace.ttl.notes[0] == "of a 404; that of other answers is 30s"
+    assert "negative_ttl" in render(trace)
+
+
+async def test_other_variants_are_told_of_a_miss(clock: TurnedClock) -> None:
+    app = gateway(Upstream(json_answer(vary="Accept-Language", cache_control="max-age=60")), ROUTES, clock=clock)
+    async with asking(app) as client:
+        await client.get("/news", headers={"accept-language": "de"})
+    trace = await app.explain("GET", "/news", (*ANY, (b"accept-language", b"fr")))
+    assert trace.decision == "miss"
+    assert trace.why.endswith("varies on accept-language")
+
+
+async def test_while_a_failed_upstream_rests_the_stale_answer_is_foretold(clock: TurnedClock) -> None:
+    app, upstream = started(clock)
+    async with asking(app) as client:
+        await client.get("/items/7")
+        clock.turn(200)
+        upstream.answer = lambda request: httpx.Response(500)
+        await client.get("/items/7")
+        await app.engine.settle()
+        trace = await app.explain("GET", "/items/7", ANY)
+        assert (trace.decision, trace.status) == ("stale_error", 200)
+        assert "detail=resting" in (await client.get("/items/7")).headers["cache-status"]
+
+
+async def test_what_memory_has_too_old_is_looked_for_in_redis(valkey: Embedded, clock: TurnedClock) -> None:
+    prefix = f"{uuid4().hex}:"
+    upstream = Upstream(json_answer())
+    one, two = (
+        gateway(upstream, ROUTES, clock=clock, store=RedisStore(valkey.url, prefix=prefix, budget=1.0))
+        for _ in range(2)
+    )
+    async with asking(one) as client, asking(two) as other:
+        await client.get("/items/7")
+        await one.engine.settle()
+        await other.get("/items/7")
+        clock.turn(200)
+        await client.get("/items/7")
+        await one.engine.settle()
+        trace = await two.explain("GET", "/items/7", ANY)
+        assert trace.entry is not None
+        assert (trace.decision, trace.entry.tier) == ("hit", "redis")
+        assert (await other.get("/items/7")).headers["cache-status"].startswith("gateway; hit")
+
+
+def test_every_window_that_somebody_set_is_told_with_who_did(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(
+        "upstreams: {api: {url: 'http://api.test'}}\n"
+        "routes:\n  item:\n    path: /items/{id}\n    upstream: api\n    ttl: 30s\n    stale_if_error: 5m\n"
+    )
+    result = CliRunner().invoke(cli, ["explain", "GET", "/items/7", "-c", str(file)])
+    assert f"windows   stale_if_error 5m: {file} line 7 (5m)" in result.output
+    assert "stale_while_revalidate" not in result.output
+
+
+def test_the_text_tells_when_a_name_was_purged() -> None:
+    names = (Name(name="tag item", epoch="1795883466358-0"), Name(name="key", epoch="-"))
+    text = render(Trace(request="GET /a", decision="hit", why="", names=names))
+    assert "tag item: last purged 2026-11-28 16:31:06Z" in text
+    assert "key: not purged of late" in text
+
+
+def test_the_ttl_of_a_stored_404_is_shown_once() -> None:
+    negative = Lifetime(value="5s", sources=("gateway.yaml line 9 (5s)",), setting="negative_ttl")
+    windows = (negative, Lifetime(value="1m", sources=("gateway.yaml line 10 (1m)",), setting="stale_if_error"))
+    text = render(Trace(request="GET /a", decision="hit", why="", ttl=negative, windows=windows))
+    assert (text.count("negative_ttl"), text.count("stale_if_error")) == (1, 1)

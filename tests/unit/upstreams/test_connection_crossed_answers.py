@@ -1,0 +1,252 @@
+"""One URL's bytes never answer the next: every status and framing, with bytes early, late and split, over sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import ssl
+import subprocess
+from collections.abc import AsyncIterator
+
+import pytest
+
+from gateway.errors import UpstreamError
+from gateway.upstreams import connection
+from tests.conftest import TurnedClock, asking, gateway, served
+from tests.support.raw import Connection, raw_upstream
+from tests.unit.upstreams.test_client import speaking_to
+
+POISON = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
+SECOND = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecond"
+STATUSES = (100, 101, 103, 200, 204, 205, 206, 301, 304, 404, 500, 503)
+FRAMINGS = {
+    "none": b"",
+    "length": b"Content-Length: %d\r\n" % len(POISON),
+    "no length": b"Content-Length: 0\r\n",
+    "chunked": b"Transfer-Encoding: chunked\r\n",
+    "both": b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n" % len(POISON),
+    "until the end": b"Connection: close\r\n",
+}
+CONTENT = {
+    "none": b"",
+    "length": b"a" * len(POISON),
+    "no length": b"",
+    "chunked": b"1\r\na\r\n0\r\n\r\n",
+    "both": b"1\r\na\r\n0\r\n\r\n",
+    "until the end": b"a",
+}
+WAYS = pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT"])
+"""Those without a body go by `plain_connections` where they are GET or HEAD, the others by aiohttp's session."""
+ASKED_FOR = [(b"if-none-match", b'"a"'), (b"range", b"bytes=0-5")]
+
+
+async def _upload() -> AsyncIterator[bytes]:
+    yield b"x"
+
+
+class Exchange:
+    """An upstream whose first connection answers once with `first`, then sends `late` when it is told to; what is asked
+    for after that is answered with SECOND, on whatever connection."""
+
+    def __init__(self, first: list[bytes], late: list[bytes], *, ends: bool) -> None:
+        self.first, self.late, self.ends = first, late, ends
+        self.answered = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.sent = asyncio.Event()
+
+    async def __call__(self, connection: Connection) -> None:
+        request = await connection.request()
+        if b" /first " in request:
+            for piece in self.first:
+                await connection.send(piece)
+                await asyncio.sleep(0)
+            self.answered.set()
+            if self.ends:
+                return
+            await self.go_on.wait()
+            for piece in self.late:
+                await connection.send(piece)
+            self.sent.set()
+            request = await connection.request()
+        while request:
+            await connection.send(SECOND)
+            request = await connection.request()
+
+
+async def _second_after(
+    method: str, exchange: Exchange, *, turns: int, tls: ssl.SSLContext | None = None
+) -> bytes | None:
+    """What the request for another URL gets, `turns` of the event loop after the late bytes were sent."""
+    async with raw_upstream(exchange, tls) as raw:
+        upstream = speaking_to(raw, timeout="2s", verify=False)
+        try:
+            fetched = await upstream.fetch(method, "/first", ASKED_FOR, _upload() if method == "PUT" else None)
+            await fetched.body.whole(1_000_000)
+            await fetched.body.aclose()
+        except UpstreamError:
+            pass
+        await exchange.answered.wait()
+        exchange.go_on.set()
+        if not exchange.ends:
+            await exchange.sent.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        fetched = await upstream.fetch("GET" if method == "HEAD" else method, "/second", [])
+        body = await fetched.body.whole(1_000_000)
+        await upstream.aclose()
+        return body
+
+
+@WAYS
+@pytest.mark.parametrize("status", STATUSES)
+async def test_no_answer_is_made_of_another_urls_bytes(status: int, method: str) -> None:
+    for framing, turns in itertools.product(FRAMINGS, (0, 3)):
+        head = b"HTTP/1.1 %d X\r\n%s\r\n" % (status, FRAMINGS[framing])
+        bodiless = status in (204, 304) or method == "HEAD" or status < 200
+        whole = head if bodiless else head + CONTENT[framing]
+        final = b"" if status >= 200 else b"HTTP/1.1 204 X\r\n\r\n"
+        ends = framing == "until the end" or (framing == "none" and not bodiless)
+        cases = {
+            "late": ([whole + final], [POISON]),
+            "late and split": ([whole + final], [POISON[:9], POISON[9:]]),
+            "early": ([whole + final + POISON], []),
+            "early and split": ([whole + final + POISON[:9], POISON[9:]], []),
+            "in the place of the content": ([head], [POISON]) if bodiless and status >= 200 else ([head, POISON], []),
+        }
+        for how, (first, late) in cases.items():
+            got = await _second_after(method, Exchange(first, late, ends=ends), turns=turns)
+            assert got == b"second", (status, framing, how, turns)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    made = tmp_path_factory.mktemp("tls")
+    files = ["-keyout", str(made / "key"), "-out", str(made / "certificate")]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", *files],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made / "certificate", made / "key")
+    return context
+
+
+@WAYS
+@pytest.mark.parametrize("status", [200, 204, 205, 304])
+async def test_no_answer_is_made_of_another_urls_bytes_by_a_name_and_tls(
+    status: int, method: str, tls: ssl.SSLContext
+) -> None:
+    for framing, turns in itertools.product(("length", "no length", "chunked"), (0, 3)):
+        head = b"HTTP/1.1 %d X\r\n%s\r\n" % (status, FRAMINGS[framing])
+        bodiless = status in (204, 304) or method == "HEAD"
+        whole = head if bodiless else head + CONTENT[framing]
+        for first, late in (([whole], [POISON]), ([whole + POISON], []), ([whole, POISON], [])):
+            exchange = Exchange(first, late, ends=False)
+            assert await _second_after(method, exchange, turns=turns, tls=tls) == b"second", (status, framing, turns)
+
+
+@pytest.mark.parametrize("secured", [False, True], ids=["plain", "TLS"])
+async def test_a_connection_whose_response_ended_surely_is_used_again(secured: bool, tls: ssl.SSLContext) -> None:
+    async def script(connection: Connection) -> None:
+        while await connection.request():
+            await connection.send(SECOND)
+
+    async with raw_upstream(script, tls if secured else None) as raw:
+        upstream = speaking_to(raw, verify=False)
+        for method in ("GET", "OPTIONS", "GET", "OPTIONS"):
+            assert await (await upstream.fetch(method, "/", [])).body.whole(100) == b"second"
+        assert raw.connections == 2, "one for each way"
+        await upstream.aclose()
+
+
+@pytest.mark.parametrize("ttl", ["30s", "origin"])
+async def test_what_is_stored_for_a_url_is_its_own_answer(ttl: str, clock: TurnedClock) -> None:
+    """The upstream's 204 announces the content that it sends a moment later."""
+    head = b"HTTP/1.1 204 No Content\r\nCache-Control: no-store\r\nContent-Length: %d\r\n\r\n" % len(POISON)
+    cacheable = POISON.replace(b"\r\n\r\n", b"\r\nCache-Control: max-age=60\r\n\r\n")
+    exchange = Exchange([head], [cacheable], ends=False)
+    async with raw_upstream(exchange) as raw:
+        routes = {"all": {"path": "/{path:path}", "upstream": "raw", "ttl": ttl}}
+        async with asking(gateway(None, routes, clock=clock, upstreams={"raw": {"url": raw.url}})) as client:
+            assert (await client.get("/first")).status_code == 204
+            exchange.go_on.set()
+            await exchange.sent.wait()
+            assert [(await client.get("/second")).text for _ in range(3)] == ["second"] * 3
+
+
+async def test_a_connection_is_used_again_after_a_head_once_it_was_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "QUIET", 0.05)
+
+    async def script(connection: Connection) -> None:
+        while await connection.request():
+            await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n")
+
+    async with raw_upstream(script) as raw:
+        upstream = speaking_to(raw)
+        pool = upstream._transport._plain  # type: ignore[attr-defined]
+        for _ in range(3):
+            await (await upstream.fetch("HEAD", "/", [])).body.aclose()
+            while not any(pool._idle.values()):
+                await asyncio.sleep(0.001)
+        assert (raw.connections, pool.in_use) == (1, 0)
+        await upstream.aclose()
+
+
+async def test_what_comes_late_after_a_head_answers_no_other_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content that the head announced is sent when the next request is on its way already."""
+    monkeypatch.setattr(connection, "QUIET", 60.0)
+
+    async def script(connection: Connection) -> None:
+        while request := await connection.request():
+            if request.startswith(b"HEAD"):
+                await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(POISON))
+                await connection.request()
+                await connection.send(POISON)
+            else:
+                await connection.send(SECOND)
+
+    async with raw_upstream(script) as raw:
+        upstream = speaking_to(raw)
+        await (await upstream.fetch("HEAD", "/", [])).body.aclose()
+        assert await (await upstream.fetch("GET", "/", [])).body.whole(100) == b"second"
+        await upstream.aclose()
+
+
+async def test_the_httpx_transport_uses_no_connection_twice() -> None:
+    async with raw_upstream(Exchange([b"HTTP/1.1 204 X\r\n\r\n"], [POISON], ends=False)) as raw:
+        upstream = speaking_to(raw, transport="httpx")
+        for target in ("/other", "/second"):
+            assert await (await upstream.fetch("GET", target, [])).body.whole(100) == b"second"
+        assert raw.connections == 2
+        await upstream.aclose()
+
+
+@pytest.mark.parametrize(("method", "ttl"), [("GET", "30s"), ("GET", "origin"), ("GET", "0s"), ("PUT", "30s")])
+@pytest.mark.parametrize("status", [204, 304])
+async def test_a_client_is_told_of_no_content_that_does_not_come(status: int, method: str, ttl: str) -> None:
+    """On its connection, too, what announces content would take the next answer for it."""
+    answers = [b"HTTP/1.1 %d X\r\nContent-Length: 43\r\n\r\n" % status, SECOND]
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(answers.pop(0))
+        await connection.closed()
+
+    head = f"{method} /first HTTP/1.1\r\nHost: a\r\nIf-None-Match: a\r\nCookie: a=b\r\n"
+    routes = {"all": {"path": "/{path:path}", "upstream": "raw", "ttl": ttl}}
+    async with (
+        raw_upstream(script) as raw,
+        served(gateway(None, routes, upstreams={"raw": {"url": raw.url}})) as url,
+    ):
+        host, _, port = url.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"{head}\r\n".encode())
+        first = await reader.readuntil(b"\r\n\r\n")
+        assert first.startswith(b"HTTP/1.1 %d " % status)
+        assert b"content-length: 43" not in first.lower()
+        assert b"transfer-encoding" not in first.lower()
+        writer.write(b"GET /second HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        second = await reader.read()
+        assert (second.startswith(b"HTTP/1.1 200 "), second[-6:]) == (True, b"second")
+        writer.close()
