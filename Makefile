@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; 
 # Another Python has an environment of its own: make VENV=.venv-3.14 PYTHON=python3.14 test
 VENV ?= .venv
 BIN := $(VENV)/bin
-SLOW := tests/integration tests/faults
+SLOW := tests/integration tests/faults tests/shared_caches
 
 .PHONY: conformance-table run test unit integration faults torture check conformance coverage mutants docs constraints
 
@@ -41,6 +41,7 @@ torture: $(VENV)/ready
 check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # The public suite of HTTP caches, against the results that are expected.
 conformance: $(VENV)/ready

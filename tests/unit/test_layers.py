@@ -47,6 +47,16 @@ PURE = frozenset(
 )
 LONGEST = 500
 """Lines of a module."""
+STILL_LONGER = {
+    "aggregates.part_source": 532,
+    "app.gateway": 575,
+    "cache.fetch": 572,
+    "cache.redis.store": 545,
+    "edge.hits": 514,
+    "edge.protocol": 641,
+    "routing.handler_request": 599,
+}
+"""Modules that are to be split, and may not grow until then."""
 
 # What a pure module may import besides the standard library.
 PURE_LIBRARIES = frozenset(
@@ -115,7 +125,13 @@ def test_every_pure_module_is_there() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_can_be_read_at_a_sitting(module: str) -> None:
-    assert len((PACKAGE / f"{module.replace('.', '/')}.py").read_text().splitlines()) <= LONGEST
+    lines = len((PACKAGE / f"{module.replace('.', '/')}.py").read_text().splitlines())
+    assert lines <= STILL_LONGER.get(module, LONGEST)
+
+
+@pytest.mark.parametrize("module", STILL_LONGER)
+def test_a_module_that_was_split_leaves_the_list(module: str) -> None:
+    assert len((PACKAGE / f"{module.replace('.', '/')}.py").read_text().splitlines()) > LONGEST
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.endswith("__init__")])
