@@ -1,62 +1,43 @@
-"""Hits in the access log: the app's own lines, of which most was written before.
+"""Hits before ASGI: finds the entry that a request selects in memory, and answers with it.
 
-Memos: what a header block was answered to a request line last, ready to be given again.
+Decides whether a request may be answered here: a fast path of its request line is known (the app leaves one with its
+first answer), and a fresh entry, or a stale one within its window, is in memory and was not purged. It must not know
+which route a path belongs to, or how bytes come and go; what it does not know, the app answers.
 
-Most hits are repetitions: the same line, asked for with the same header block, while the same response lies in memory.
-What the first of them found out holds for the next as long as nothing has changed that it rests on; and that is
-compared by a few numbers, instead of looked up once more: the turns of the nodes in memory, which tell that the same
-response lies there, that no other may be selected, and that its coded body is there; the purges' version; and the
-instant up to which the answer's head holds, which is never later than its freshness or the trust in memory. Anything
-else goes the long way (`hits`), which leaves another memo. So a memo decides nothing; it only remembers.
-
-A hit this way takes half of what the long way takes (docs/performance.md).
-
-Hits before ASGI: what the edge remembers, and the answers it writes from it.
-
-The edge learns from the app. When the app has answered a request on a declared route, the route leaves a Recall: which
-route it was, what it asked the cache for, how its answers are made public. From then on the same request line is
-answered here, as long as a fresh response for it lies in memory. So no second place decides which route a path belongs
-to, and what is unknown here is not answered here. Answers are made by the functions that the app makes them by; what
-does not change from one hit to the next is made once (a Shape), `Age` and the remaining freshness once a second.
-
-A request is known by its request line and by its header block, each remembered for itself: many clients ask for many
-things, and remembering pairs would remember little. `X-Request-ID` is left out of a block, as it differs each time.
+Answers are made by the functions that the app makes them by. What is the same for all hits of an entry is made once (a
+`ResponseForm`); `Age` and the remaining freshness are written once a second. Request lines and header blocks are
+remembered each for itself, since pairs of them would be many; `X-Request-ID` is left out of a block, as it differs with
+each request.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
-from collections.abc import Callable
 
-import orjson
-
-from gateway.advisor.ttl_ladder import Sight
 from gateway.cache.engine import Engine
-from gateway.cache.memory import MOST_USES, Node
 from gateway.cache.respond import stored_answer
-from gateway.context import Outcome, RequestContext, Result
+from gateway.context import RequestContext, Result
 from gateway.edge.entries import (
-    JOINED,
     SHAPES,
     Endings,
     HeaderBlock,
     KnownRoute,
     KnownTarget,
-    Memo,
     PreparedResponse,
     ResponseForm,
 )
-from gateway.edge.head_template import MARK, TICKS, template_of
+from gateway.edge.head_template import MARK, template_of
+from gateway.edge.hit_log import HitLog
+from gateway.edge.memos import Memos
 from gateway.edge.passthrough import PassThrough
 from gateway.edge.shared_lookup import SharedFinder, SharedHit
 from gateway.edge.splice import Splicer, has_expired
 from gateway.http.forwarding import Trusted
 from gateway.http.headers import has
 from gateway.http.target import Target
-from gateway.observability.access_log import AccessLog, JsonAccessLog, pieces_of, silent
-from gateway.observability.metrics import SECONDS, Metrics
+from gateway.observability.access_log import AccessLog, silent
+from gateway.observability.metrics import Metrics
 from gateway.observability.trace_context import TRACEPARENT
 from gateway.policy import freshness
 from gateway.policy.entry import Entry
@@ -64,184 +45,6 @@ from gateway.policy.epochs import PurgeState, tag_name
 from gateway.policy.vary import likely_key, newest
 from gateway.routing.cors import Cors
 from gateway.routing.fast_path import FastPath
-
-_SECONDS_TEXT = [orjson.dumps(ticks / 1_000_000) for ticks in range(TICKS)]
-
-
-class HitLog:
-    """Writes to `log`. `exchange` makes a request's Exchange."""
-
-    def __init__(
-        self,
-        log: AccessLog,
-        trusted: Trusted,
-        exchange: Callable[[KnownTarget, HeaderBlock, bytes, float, str], RequestContext],
-    ) -> None:
-        self._log = log
-        self._trusted = trusted
-        self._exchange = exchange
-
-    def note(
-        self,
-        spot: KnownTarget,
-        block: HeaderBlock,
-        ready: PreparedResponse,
-        shape: ResponseForm,
-        request_id: bytes,
-        began: float,
-        peer: str,
-        now: float,
-        elapsed: float,
-        tier: str = "memory",
-    ) -> None:
-        """The request's line in the access log."""
-        if not isinstance(self._log, JsonAccessLog) or tier != "memory":
-            exchange = self._exchange(spot, block, request_id, began, peer)
-            exchange.key = ready.key
-            exchange.outcome = Outcome(shape.result, ttl=int(ready.fresh - now), tier=tier)
-            self._log(exchange, shape.status, shape.length, elapsed)
-            return
-        if not self._log.wants(shape.result):
-            return
-        pieces = shape.lines.get((spot, block.host)) if shape.lines is not None else None
-        before, between, behind, rest, end = pieces or self._pieces(spot, block, ready, shape)
-        client = block.clients.get(peer) or self._client(block, peer)
-        ticks = int(elapsed * 1_000_000 + 0.5)
-        seconds = _SECONDS_TEXT[ticks] if ticks < TICKS else orjson.dumps(round(elapsed, 6))
-        moment = self._log.now()
-        self._log.write(b"".join((before, moment, between, request_id, behind, client, rest, seconds, end)))
-
-    def _pieces(
-        self, spot: KnownTarget, block: HeaderBlock, ready: PreparedResponse, shape: ResponseForm
-    ) -> tuple[bytes, ...]:
-        """What of a line in the access log is the same for all hits of a shape by one request line and host."""
-        exchange = self._exchange(spot, block, b"", 0.0, "")
-        exchange.key = ready.key
-        exchange.outcome = Outcome(shape.result, tier="memory")
-        share = self._log.share_of(shape.result) if isinstance(self._log, JsonAccessLog) else 1.0
-        before, between, behind, rest, end = pieces_of(exchange, shape.status, shape.length, share)
-        if shape.lines is None or len(shape.lines) >= SHAPES:
-            shape.lines = {}
-        pieces = shape.lines[spot, block.host] = (before + b'"', b'"' + between + b'"', b'"' + behind, rest, end)
-        return pieces
-
-    def _client(self, block: HeaderBlock, peer: str) -> bytes:
-        if len(block.clients) >= SHAPES:
-            block.clients.clear()
-        client = block.clients[peer] = orjson.dumps(self._trusted.client(peer, block.headers))
-        return client
-
-
-Note = Callable[[KnownTarget, HeaderBlock, PreparedResponse, ResponseForm, bytes, float, str, float, float], None]
-"""Writes a hit's line in the access log."""
-
-
-class Memos:
-    """Makes memos, at most `most`, keeps them with their blocks, and answers by them. `note` writes the access log."""
-
-    def __init__(self, engine: Engine, *, most: int, note: Note | None) -> None:
-        self._memory = engine.memory
-        self._purges = engine.tiers.purges
-        self._epochs = engine.tiers.purges.epochs
-        self._when = engine.clock.when
-        self._most = most
-        self._note = note
-        self._order: deque[tuple[dict[bytes, Memo], bytes]] = deque()
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def forget(self) -> None:
-        for memos, _ in self._order:
-            memos.clear()
-        self._order.clear()
-
-    def keep(
-        self,
-        spot: KnownTarget,
-        block: HeaderBlock,
-        stored: Entry,
-        ready: PreparedResponse,
-        shape: ResponseForm,
-        sight: Sight,
-    ) -> None:
-        """Remember that `stored`, which lies in memory fresh, was the answer."""
-        node = self._memory.node(stored.key)
-        source = self._memory.node(shape.coded) if shape.coded else node
-        if node is None or source is None or node.value is not stored or block.close or not spot.modern:
-            return
-        selector = self._memory.selector(spot.primary)
-        if spot.line not in block.memos:
-            self._order.append((block.memos, spot.line))
-            if len(self._order) > self._most:
-                memos, line = self._order.popleft()
-                memos.pop(line, None)
-        block.memos[spot.line] = Memo(
-            *(node, node.turn, selector, selector.turn, source, source.turn, ready.version),
-            *(shape, sight, spot.known.recorder, ready, spot),
-        )
-
-    def answer(
-        self, memo: Memo, transport: asyncio.Transport, peer: str, block: HeaderBlock, request_id: bytes, began: float
-    ) -> bool:
-        """Answer as the last time, if nothing has changed since; False where that must be found out. `began` is on the
-        performance counter."""
-        node, source, shape = memo.node, memo.source, memo.shape
-        stored = source.value
-        if (
-            stored is None
-            or node.turn != memo.turn
-            or source.turn != memo.source_turn
-            or memo.selector.turn != memo.selector_turn
-            or self._epochs.version != memo.version
-        ):
-            return False
-        now = self._when(began)
-        if now >= shape.until and not self._renewed(memo, now):
-            return False
-        if source.uses < MOST_USES or node.uses < MOST_USES:
-            _use(node, source)
-        elapsed = time.perf_counter() - began
-        ticks = int(elapsed * 1_000_000 + 0.5)
-        timing = shape.timing[ticks] if ticks < TICKS else shape.ending.plain.timing(elapsed)
-        body = stored.body if shape.length else b""
-        if shape.length <= JOINED:
-            transport.write(b"".join((shape.head, request_id, timing, shape.end, body)))
-        else:
-            transport.writelines((b"".join((shape.head, request_id, timing, shape.end)), body))
-        sight, tally = memo.sight, shape.tally
-        if now < sight.until:
-            sight.count += 1
-            sight.last = now
-            memo.recorder.requests += 1
-        else:
-            memo.sight = memo.recorder.seen(memo.ready.key, now)
-        tally.count += 1
-        tally.seconds += elapsed
-        if elapsed > SECONDS[0]:
-            tally.add_slow(elapsed)
-        if self._note is not None:
-            self._note(memo.spot, block, memo.ready, shape, request_id, began, peer, now, elapsed)
-        return True
-
-    def _renewed(self, memo: Memo, now: float) -> bool:
-        """Write the head anew for `now`; False where more may have changed than the age and the remaining freshness."""
-        ready, stored = memo.ready, memo.node.value
-        if memo.shape.volatile or now >= ready.fresh or stored is None:
-            return False
-        if self._purges.distrusted_since(now) is not None:
-            return False
-        memo.shape.render(stored, ready, memo.spot.known.route.rules, now, self._purges.trusted_until)
-        return True
-
-
-def _use(node: Node[Entry], source: Node[Entry]) -> None:
-    """Count the use of both, as looking them up does."""
-    if node.uses < MOST_USES:
-        node.uses += 1
-    if source is not node and source.uses < MOST_USES:
-        source.uses += 1
-
 
 LINE_BYTES = 2560
 """What a request line costs with all that is ready for it, roughly (1.3 KB when it is learned, 1.5 KB once it is a hit

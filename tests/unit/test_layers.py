@@ -52,7 +52,6 @@ STILL_LONGER = {
     "app.gateway": 575,
     "cache.fetch": 572,
     "cache.redis.store": 545,
-    "edge.hits": 514,
     "edge.protocol": 641,
     "routing.handler_request": 599,
 }
