@@ -59,7 +59,12 @@ MUTANTS = (
         "return math.inf",
         "unit/policy/test_freshness",
     ),
-    Mutant("policy.storability", 'if directives.unqualified("private"):', "if False:", "unit/policy/test_freshness"),
+    Mutant(
+        "policy.storability",
+        'if directives.unqualified("private") and not own:',
+        "if False:",
+        "unit/policy/test_freshness",
+    ),
     Mutant("policy.storability", 'if b"set-cookie" not in named:', "if False:", "unit/policy/test_freshness"),
     Mutant(
         "policy.storability",
@@ -106,8 +111,8 @@ MUTANTS = (
     ),
     Mutant(
         "policy.keys",
-        "return Plan(primary, _with_identity(primary, counted),",
-        "return Plan(primary, primary,",
+        "return Plan(primary, base, (*counted, *keying.constants), None, _identities(keying, counted))",
+        "return Plan(primary, primary, (*counted, *keying.constants), None, _identities(keying, counted))",
         "unit/policy/test_keys",
     ),
     Mutant(
@@ -127,7 +132,7 @@ MUTANTS = (
         "unit/aggregates/test_part_source_failures",
     ),
     Mutant(
-        "aggregates.part_source",
+        "aggregates.part_result",
         "return self.kind in _OF_ALL",
         "return True",
         "unit/aggregates/test_part_source_failures",
@@ -179,9 +184,9 @@ GUARDS = (
         "(msgspec.DecodeError,",
         "unit/cache/redis/test_store_planted",
     ),
-    Mutant("cache.redis.store", "        self._spawn(self._give_up(name, token))\n", "", "unit/cache/test_leases"),
+    Mutant("cache.redis.leases", "        self._spawn(self._give_up(name, token))\n", "", "unit/cache/test_leases"),
     Mutant(
-        "cache.redis.store", "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end", "", "unit/cache/test_leases"
+        "cache.redis.leases", "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end", "", "unit/cache/test_leases"
     ),
     Mutant(
         "upstreams.connection",

@@ -21,7 +21,8 @@ from gateway.cache import respond
 from gateway.cache.background import Background
 from gateway.cache.coalescer import Coalescer
 from gateway.cache.compression import Compressor
-from gateway.cache.fetch import Durations, EntryWriter, Fetcher, identity_of
+from gateway.cache.entry_writer import EntryWriter
+from gateway.cache.fetch import Durations, Fetcher, identity_of
 from gateway.cache.flight import Failed, Flight, Landed, Landing, NotShareable
 from gateway.cache.leases import Leases
 from gateway.cache.memory import Memory

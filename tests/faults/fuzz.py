@@ -23,11 +23,11 @@ import httptools
 with atheris.instrument_imports(include=["gateway"]):
     from gateway.cache.leases import Leases
     from gateway.cache.redis.connection import Reply
+    from gateway.cache.redis.leases import RedisLeases
     from gateway.cache.redis.overrides import _event_of, _readable
     from gateway.cache.redis.purge_log import _beat, _Fleet
     from gateway.cache.redis.purge_stream import _record, _texts
     from gateway.cache.redis.reader import Pipe
-    from gateway.cache.redis.store import RedisLeases
     from gateway.cache.shared_store import NoShared
     from gateway.config.loader import Loaded
     from gateway.config.models import Config

@@ -1,13 +1,8 @@
-"""Leases as Redis keeps them: a name, the token of whoever holds it, and an end of its own.
+"""The tier that all workers and replicas share: Redis, or another server that speaks its protocol.
 
-One whose grant was not heard, as the reply came too late, is given up behind, and so is one that could not be given
-back in time: either would hold up everybody else until it ends, and nobody would use it.
-
-The tier that all workers and replicas share: Redis, or whatever speaks its protocol.
-
-Redis is never waited for long and never an error. The reads of one turn of the event loop go out together, the
-writes as one pipeline. Each batch has a deadline; after a few failures Redis is left alone until a probe succeeds,
-so that its being away costs each request nothing. (redis-py's own retries cost 8 s a request: they are off.)
+It is never waited for long and never an error. The reads of one turn of the event loop go out as one batch, the writes as
+one pipeline, each with a deadline. After a few failures Redis is skipped until a probe succeeds, so that an outage costs
+a request nothing. redis-py's own retries are off: they take 8 s a request.
 """
 
 from __future__ import annotations
@@ -15,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from redis.exceptions import MaxConnectionsError, RedisError
 
-from gateway.cache.leases import STORED
 from gateway.cache.redis.advice import RedisDesk
 from gateway.cache.redis.connection import LARGEST, Deadline, Reply, connect, is_cluster, values_of
+from gateway.cache.redis.leases import RedisLeases
 from gateway.cache.redis.overrides import RedisLive
 from gateway.cache.redis.purge_log import RedisPurges
 from gateway.cache.redis.reader import Keeper, Pipe, Reads
@@ -32,97 +27,6 @@ from gateway.cache.shared_store import Read, SharedStatistics, no_values
 from gateway.clock import Clock, SystemClock
 from gateway.config.types import shown_url
 from gateway.policy.identity_key import KEY_BYTES
-
-_PAUSE = 0.02
-"""Seconds between two attempts to give up a lease."""
-_GIVING_UP = 0.6  # seconds: a lease that nobody renews has then ended by itself
-MOST_RENEWED = 200
-"""Leases in one script, for which everybody else at Redis waits."""
-_AT_ONCE = 4  # connections taken
-
-# KEYS: lease. ARGV: token, milliseconds.
-_TAKE = f"""
-local found = redis.call('GETRANGE', KEYS[1], 0, 63)
-if found ~= '' and found ~= '{STORED.decode()}' then return found end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return found == '' and ARGV[1] or found
-"""
-# KEYS: leases. ARGV: milliseconds, the leases' tokens.
-_RENEW = """
-for position, name in ipairs(KEYS) do
-  if redis.call('GET', name) == ARGV[position + 1] then redis.call('PEXPIRE', name, ARGV[1]) end
-end
-return #KEYS
-"""
-# KEYS: lease. ARGV: token, mark (empty for none), milliseconds.
-_GIVE_BACK = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-if ARGV[2] == '' then return redis.call('DEL', KEYS[1]) end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-return 1
-"""
-
-
-class RedisLeases:
-    """`guarded` gives a command's reply within the budget, or None; `spawn` runs what nobody waits for."""
-
-    def __init__(
-        self,
-        client: Any,
-        prefix: str,
-        guarded: Callable[[Any], Awaitable[Any]],
-        spawn: Callable[[Any], None],
-    ) -> None:
-        self._client = client
-        self._prefix = prefix
-        self._guarded = guarded
-        self._spawn = spawn
-        self._giving_up = asyncio.Semaphore(_AT_ONCE)
-
-    async def take(self, name: str, token: bytes, life: float) -> bytes | None:
-        reply = await self._guarded(self._client.eval(_TAKE, 1, self._prefix + name, token, _milliseconds(life)))
-        if isinstance(reply, bytes) and reply:
-            return reply
-        self._spawn(self._give_up(name, token))
-        return None
-
-    async def renew(self, held: Sequence[tuple[str, bytes]], life: float, *, together: int = MOST_RENEWED) -> None:
-        """So many `together` in one command; in a cluster, where they lie in many slots, each in its own."""
-        size = 1 if is_cluster(self._client) else together
-        commands = [self._renewal(held[at : at + size], life) for at in range(0, len(held), size)]
-        for at in range(0, len(commands), _AT_ONCE):
-            await asyncio.gather(*map(self._renewed, commands[at : at + _AT_ONCE]))
-
-    async def _renewed(self, command: Callable[[], Any]) -> None:
-        await self._guarded(command())  # made here: one made by whoever is cut off before would never be awaited
-
-    def _renewal(self, held: Sequence[tuple[str, bytes]], life: float) -> Callable[[], Any]:
-        names, tokens = [self._prefix + name for name, _ in held], [token for _, token in held]
-        return partial(self._client.eval, _RENEW, len(names), *names, _milliseconds(life), *tokens)
-
-    async def give_back(self, name: str, token: bytes, mark: bytes | None, life: float) -> None:
-        if await self._guarded(self._end(name, token, mark, life)) is None:
-            self._spawn(self._give_up(name, token, mark, life))
-
-    def _end(self, name: str, token: bytes, mark: bytes | None, life: float) -> Any:
-        return self._client.eval(_GIVE_BACK, 1, self._prefix + name, token, mark or b"", _milliseconds(life))
-
-    async def _give_up(self, name: str, token: bytes, mark: bytes | None = None, life: float = 0.0) -> None:
-        until = time.monotonic() + _GIVING_UP
-        while time.monotonic() < until:
-            try:
-                async with self._giving_up, asyncio.timeout(_GIVING_UP):
-                    await self._end(name, token, mark, life)
-            except UNANSWERED as error:
-                is_unanswered(error)
-                await asyncio.sleep(_PAUSE)
-            else:
-                return
-
-
-def _milliseconds(seconds: float) -> int:
-    return max(1, int(seconds * 1000))
-
 
 logger = logging.getLogger("gateway")
 FAILURES_BEFORE_REST = 3

@@ -13,7 +13,8 @@ import pytest
 
 from gateway.app.gateway import Gateway
 from gateway.cache.leases import LIFE, STORED, STORED_LIFE, Lease, Leases, Standing
-from gateway.cache.redis.store import RedisLeases, RedisStore
+from gateway.cache.redis.leases import RedisLeases
+from gateway.cache.redis.store import RedisStore
 from gateway.cache.shared_store import NoShared
 from gateway.server.embedded_redis import Embedded
 from tests.conftest import TurnedClock, Upstream, gateway, json_answer

@@ -1,0 +1,113 @@
+"""What asking for a part came to: its value, its absence, or its failure; and which failed parts back off, for whom."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from gateway.aggregates.lifetime import PartLife
+from gateway.clock import Clock
+from gateway.http.headers import Headers
+
+
+class Failure(Exception):
+    """A part was not answered. `kind` is a token for headers, `status` what a whole without it is told."""
+
+    def __init__(self, kind: str, detail: str, status: int = 502) -> None:
+        self.kind = kind
+        self.detail = detail
+        self.status = status
+        super().__init__(detail)
+
+    @property
+    def backs_off(self) -> bool:
+        """Whether it says that another request now would fail as well. A 3xx or 4xx does not, but for a 429: it is an
+        answer to what this client sent, its credentials among that."""
+        return not self.kind.startswith("status-") or self.kind == "status-429" or self.kind >= "status-5"
+
+    @property
+    def of_all(self) -> bool:
+        """Whether it says so of every client's requests, as a deadline or a connection does. A status is an answer to
+        one of them."""
+        return self.kind in _OF_ALL
+
+    def of_elements(self, failed: int, asked: int) -> Failure:
+        """The same, of so many of a list's elements."""
+        return Failure(self.kind, f"{failed} of {asked} elements failed, the first because {self.detail}", self.status)
+
+    def again(self) -> Failure:
+        """The same for another request, without the traceback of the first."""
+        return Failure(self.kind, self.detail, self.status)
+
+
+_OF_ALL = frozenset(("timeout", "unreachable", "malformed", "busy", "resting", "overloaded"))
+
+
+class Absent(Failure):
+    """The upstream says that there is no such thing (404, 410): an answer, which may be cached."""
+
+    def __init__(self, status: int, life: PartLife) -> None:
+        self.life = life
+        super().__init__("absent", f"its upstream says {status}", 404)
+
+
+@dataclass(frozen=True, slots=True)
+class Got:
+    """A part's answer as it came. `key` is that of the stored response; empty where it is not stored."""
+
+    said: str
+    headers: Headers
+    body: bytes
+    life: PartLife
+    key: str = ""
+
+
+class Resting:
+    """What failed a moment ago, and how; at most `limit` keys, the oldest go first."""
+
+    def __init__(self, clock: Clock, seconds: float, limit: int = 10_000) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._limit = limit
+        self._failures: OrderedDict[str, tuple[float, Failure | None]] = OrderedDict()
+
+    def put(self, key: str, failure: Failure) -> None:
+        self._failures[key] = (self._clock.now() + self._seconds, failure)
+        self._failures.move_to_end(key)
+        if len(self._failures) > self._limit:
+            self._failures.popitem(last=False)
+
+    def get(self, key: str) -> Failure | None:
+        """How `key` failed, while it is left alone."""
+        until, failure = self._failures.get(key, _NEVER)
+        return failure if self._clock.now() < until else None
+
+    def claim(self, key: str, seconds: float) -> Failure | None:
+        """The same; but once it was left alone for long enough, whoever claims it first may try again, and it is left
+        alone by the others while that takes, at most `seconds`."""
+        until, failure = self._failures.get(key, _NEVER)
+        now = self._clock.now()
+        if failure is None or now < until:
+            return failure
+        self._failures[key] = (now + seconds, failure)
+        return None
+
+    def discard(self, key: str) -> None:
+        self._failures.pop(key, None)
+
+
+_NEVER: tuple[float, Failure | None] = (0.0, None)
+
+
+_LATEST = 0.2
+"""How much the last fetch counts in what a part is expected to take."""
+
+
+class Pace:
+    """How long a part's fetches take: seconds, the latest of them counting most."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def took(self, seconds: float) -> None:
+        self.seconds += _LATEST * (seconds - self.seconds)

@@ -1,0 +1,230 @@
+"""Makes entries of responses and stores them: whole, freshened by a 304, completed from parts, or derived from others.
+
+It doesn't decide what may be stored (`policy.storability` does) and asks no origin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from msgspec import structs
+
+from gateway.advisor.traffic import Traffic
+from gateway.cache.background import Background
+from gateway.cache.flight import Landed, Landing, NotShareable
+from gateway.cache.request import CacheRequest
+from gateway.cache.store import TieredStore
+from gateway.clock import Clock
+from gateway.http.headers import has, http_date, without
+from gateway.http.ranges import PartialBody, combine, is_whole, rest_of
+from gateway.policy import storability, validation
+from gateway.policy.entry import DerivedFrom, Entry, Life
+from gateway.policy.storability import Admit, ReceivedResponse, Refuse
+from gateway.policy.vary import variant_key
+from gateway.upstreams.response import Fetched, WholeBody
+
+
+class EntryWriter:
+    """`jitter` gives fractions in [0, 1)."""
+
+    def __init__(
+        self, tiers: TieredStore, clock: Clock, traffic: Traffic, background: Background, jitter: Callable[[], float]
+    ) -> None:
+        self._tiers = tiers
+        self._clock = clock
+        self._traffic = traffic
+        self._background = background
+        self.jitter = jitter
+
+    def admitted(
+        self,
+        ask: CacheRequest,
+        received: ReceivedResponse,
+        verdict: Admit,
+        body: bytes,
+        made: DerivedFrom | None = None,
+    ) -> Landed:
+        stored = self._stored(ask, received, verdict, body)
+        stored = stored if made is None else _taking_over(stored, made)
+        before = self._tiers.at_hand(ask.wanted)
+        if before is not None:
+            self._compared(ask, before, received, changed=before.body != stored.body)
+        return Landed(stored, received.status, self._tiers.keep(stored, ask.wanted))
+
+    def preview(self, ask: CacheRequest, received: ReceivedResponse, verdict: Admit) -> Entry:
+        """What `admitted` would store, but for the body, which has not come yet."""
+        return self._stored(ask, received, verdict, b"")
+
+    async def confirmed(self, ask: CacheRequest, stale: Entry, received: ReceivedResponse) -> Landing | None:
+        """A 304, or a HEAD's answer: the stored response is as good as new, with the fields that came (RFC 9111 §4.3.4,
+        §4.3.5); for its client alone, where they forbid to store it. None where it may be another client's: `Vary` has
+        changed, and no strong tag proves that these are the bytes for this request."""
+        headers = validation.freshened(stale, received)
+        if not has(received.headers, b"date"):
+            headers = (*without(headers, b"date"), (b"date", http_date(received.arrived)))
+        whole = structs.replace(received, status=stale.status, headers=(*headers, *_age_of(received)))
+        verdict = storability.admit(whole, ask.facts, ask.route.rules, ask.plan)
+        moves = validation.selection_changes(stale, headers, follows_origin=ask.route.follows_origin)
+        if moves or isinstance(verdict, Refuse):
+            received = structs.replace(received, stamp=await self._void(ask))
+        if moves and not validation.proves(stale, received):
+            return None
+        if isinstance(verdict, Refuse):
+            length = (b"content-length", b"%d" % len(stale.body))
+            fetched = Fetched(stale.status, (*headers, length), WholeBody(stale.body))
+            return NotShareable(fetched, verdict.reason, status=received.status)
+        stored = self._stored(ask, structs.replace(whole, stamp=received.stamp), verdict, stale.body)
+        self._compared(ask, stale, received, changed=False)
+        return Landed(stored, received.status, self._tiers.keep(stored, ask.wanted))
+
+    async def _void(self, ask: CacheRequest) -> str:
+        """Make void all that is stored for the target, here and everywhere, as it was selected by what no longer holds;
+        the stamp of what is stored anew."""
+        await self._tiers.invalidate([ask.plan.primary], by="a 304 or HEAD that changed what may be stored")
+        await self._tiers.purged()
+        return self._tiers.stamp()
+
+    def _stored(self, ask: CacheRequest, received: ReceivedResponse, verdict: Admit, body: bytes) -> Entry:
+        headers = without(verdict.headers, b"content-length")
+        if not ask.route.follows_origin and received.status == 200 and not has(headers, b"etag"):
+            headers.append((b"etag", validation.own_tag(body)))
+        if not has(headers, b"date"):
+            headers.append((b"date", http_date(received.arrived)))
+        return Entry(
+            key=variant_key(ask.plan.base, verdict.vary, ask.headers, ask.route.keying.identity_key),
+            primary=ask.plan.primary,
+            born=received.arrived,
+            started=received.sent,
+            initial_age=verdict.initial_age,
+            status=received.status,
+            headers=tuple(headers),
+            body=body,
+            life=verdict.life,
+            jitter=self.jitter(),
+            tags=tuple(dict.fromkeys((*ask.tags, *storability.tags_of(received.headers)))),
+            stamp=received.stamp,
+            vary=verdict.vary,
+            route=ask.route.name,
+        )
+
+    def _compared(self, ask: CacheRequest, before: Entry, received: ReceivedResponse, *, changed: bool) -> None:
+        ask.exchange.changed = changed
+        self._traffic.fetched(ask.route.name, received.sent - before.started, changed=changed)
+
+    def made(self, ask: CacheRequest, fetched: Fetched, made: DerivedFrom, body: bytes) -> Entry:
+        """What was made just now of what lay in memory; it is kept."""
+        now = self._clock.now()
+        headers = (*without(fetched.headers, b"content-length", b"age"), (b"date", http_date(now)))
+        stored = Entry(
+            key=variant_key(ask.plan.base, made.vary, ask.headers, ask.route.keying.identity_key),
+            primary=ask.plan.primary,
+            born=now,
+            started=made.started or now,
+            initial_age=made.age,
+            status=fetched.status,
+            headers=headers,
+            body=body,
+            life=Life(lifetime=made.lifetime),
+            tags=ask.tags,
+            stamp=made.stamp,
+            vary=made.vary,
+            route=ask.route.name,
+            names=made.names,
+        )
+        self._tiers.keep(stored, ask.wanted)
+        return stored
+
+    async def freshen_by_head(self, ask: CacheRequest, received: ReceivedResponse) -> None:
+        """What a HEAD's answer says of the stored GET: it is still the same, or it is void (RFC 9111 §4.3.5)."""
+        stored = self._tiers.at_hand(ask.wanted)
+        if stored is None or received.status != 200:
+            return
+        if not validation.same_representation(stored, received):
+            await self._tiers.invalidate([ask.plan.primary])
+            return
+        landing = await self.confirmed(ask, stored, received)
+        if isinstance(landing, Landed) and landing.kept:
+            self._background.spawn(self._tiers.share(landing.stored))
+
+    async def keep_representation(self, ask: CacheRequest, fetched: Fetched) -> Fetched:
+        """Keep a POST's answer that is the representation of its target (RFC 9110 §9.3.3), if its life is stated."""
+        now = math.nextafter(self._clock.now(), math.inf)  # later than the invalidation just made
+        received = ReceivedResponse(fetched.status, fetched.headers, now, now, self._tiers.stamp())
+        # Without the plan: the POST's upstream saw more of who asked than the key of a GET holds.
+        verdict = storability.admit(received, ask.facts, ask.route.rules)
+        if not isinstance(verdict, Admit) or not verdict.life.lifetime or not fetched.ends_surely:
+            return fetched
+        body = await fetched.body.whole(ask.route.max_body)
+        if body is None:
+            return fetched
+        await self._tiers.purged()  # the invalidation just made must lie before the stamp, or it voids this answer, too
+        stored = self._stored(ask, structs.replace(received, stamp=self._tiers.stamp()), verdict, body)
+        if self._tiers.keep(stored, ask.wanted):
+            self._background.spawn(self._tiers.share(stored))
+        return Fetched(fetched.status, fetched.headers, WholeBody(body))
+
+    # --- parts ---------------------------------------------------------------------------------------------
+
+    def to_complete(self, ask: CacheRequest) -> tuple[Entry | None, list[tuple[bytes, bytes]]]:
+        """A stored part, and the fields that ask for the rest of its representation."""
+        for part in self._tiers.parts(ask.wanted):
+            fields = rest_of(part.headers)
+            if fields:
+                return part, fields
+        return None, []
+
+    async def completed(
+        self, ask: CacheRequest, part: Entry, fetched: Fetched, received: ReceivedResponse
+    ) -> Landing | None:
+        """The whole that a stored part and the rest of it come to; None where they are not of one representation."""
+        if fetched.status != 206 or not fetched.ends_surely:
+            return None
+        body = await fetched.body.whole(ask.route.max_body)
+        if body is None:
+            return None
+        piece = combine(PartialBody(part.headers, part.body), PartialBody(received.headers, body))
+        if piece is None or not is_whole(piece.headers):
+            return None
+        return self.keep_whole(ask, received, piece)
+
+    def keep_part(self, ask: CacheRequest, received: ReceivedResponse, body: bytes) -> None:
+        """Store a part, joined with those stored already where they are of one representation (RFC 9111 §3.4)."""
+        piece = PartialBody(received.headers, body)
+        for known in self._tiers.parts(ask.wanted):
+            joined = combine(PartialBody(known.headers, known.body), piece)
+            if joined is not None and len(joined.body) <= ask.route.max_body:
+                piece = joined
+        if is_whole(piece.headers):
+            landing = self.keep_whole(ask, received, piece)
+            if isinstance(landing, Landed) and landing.kept:
+                self._background.spawn(self._tiers.share(landing.stored))
+            return
+        whole = structs.replace(received, status=200, headers=piece.headers)
+        verdict = storability.admit(whole, ask.facts, ask.route.rules, ask.plan)
+        if isinstance(verdict, Admit):
+            self._tiers.keep_part(self._stored(ask, received, verdict, piece.body))
+
+    def keep_whole(self, ask: CacheRequest, received: ReceivedResponse, piece: PartialBody) -> Landing:
+        """Store a representation whose parts are all there: it is a 200 now (RFC 9111 §3.4)."""
+        received = structs.replace(received, status=200, headers=without(piece.headers, b"content-range"))
+        verdict = storability.admit(received, ask.facts, ask.route.rules, ask.plan)
+        if isinstance(verdict, Refuse):
+            return NotShareable(Fetched(200, received.headers, WholeBody(piece.body)), verdict.reason)
+        return self.admitted(ask, received, verdict, piece.body)
+
+
+def _taking_over(stored: Entry, made: DerivedFrom) -> Entry:
+    """A response that was made of others, with what it takes over from them."""
+    return structs.replace(
+        stored,
+        started=made.started or stored.started,
+        stamp=made.stamp,
+        initial_age=made.age,
+        life=Life(lifetime=made.lifetime),
+        names=made.names,
+    )
+
+
+def _age_of(received: ReceivedResponse) -> list[tuple[bytes, bytes]]:
+    return [pair for pair in received.headers if pair[0] == b"age"]
