@@ -1,8 +1,8 @@
 """The tier that all workers and replicas share: Redis, or another server that speaks its protocol.
 
-It is never waited for long and never an error. The reads of one turn of the event loop go out as one batch, the writes as
-one pipeline, each with a deadline. After a few failures Redis is skipped until a probe succeeds, so that an outage costs
-a request nothing. redis-py's own retries are off: they take 8 s a request.
+It is never waited for long and never an error. The reads of one turn of the event loop go out as one batch, the writes
+as one pipeline, each with a deadline. After a few failures Redis is skipped until a probe succeeds, so that an outage
+costs a request nothing. redis-py's own retries are off: they take 8 s a request.
 """
 
 from __future__ import annotations
