@@ -268,9 +268,9 @@ GUARDS = (
         "unit/cache/redis/test_connection_deadlines",
     ),
     # Slow clients.
-    Mutant("edge.protocol", "            if self._known:\n", "            if True:\n", "unit/edge/test_guard"),
+    Mutant("edge.client_connection", "            if self._known:\n", "            if True:\n", "unit/edge/test_guard"),
     Mutant(
-        "edge.protocol",
+        "edge.client_connection",
         "if self._sent < READ_RATE * self.door.timeouts.write:",
         "if not self._sent:",
         "unit/edge/test_guard",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -17,6 +18,8 @@ from gateway.http.headers import Headers
 from gateway.observability import response_headers
 from gateway.observability.response_headers import Texts, in_milliseconds
 
+INTERIM = (HTTPStatus.PROCESSING, HTTPStatus.EARLY_HINTS)
+"""Interim responses that are passed on; 101 is a hop's own affair, and so are 100 and unknown ones (RFC 9110 §15.2)."""
 TICKS = 1000
 """For how many microseconds the texts of a time are made beforehand."""
 MARK = b"\0"
@@ -38,6 +41,13 @@ def start_of(status: int, headers: Headers) -> bytes:
 
 def head_of(status: int, headers: Headers) -> bytes:
     return start_of(status, headers) + b"\r\n"
+
+
+def interim_head(status: int, headers: Headers) -> bytes:
+    """An interim response as it goes out."""
+    lines = [b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode("ascii"))]
+    lines += [name + b": " + value + b"\r\n" for name, value in headers if name.lower() != b"connection"]
+    return b"".join([*lines, b"\r\n"])
 
 
 def template_of(status: int, headers: Headers, varying: tuple[bytes, ...]) -> bytes | None:

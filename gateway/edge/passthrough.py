@@ -17,7 +17,6 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
 from fastapi.routing import RouteContext, iter_route_contexts
@@ -30,7 +29,7 @@ from gateway.cache.request import CacheRequest
 from gateway.cache.respond import Answer, problem
 from gateway.context import RequestContext
 from gateway.edge.entries import HeaderBlock
-from gateway.edge.head_template import head_of
+from gateway.edge.head_template import INTERIM, head_of, interim_head
 from gateway.errors import RequestRefused, UpstreamError
 from gateway.http.forwarding import Trusted
 from gateway.http.headers import Headers, first, has, values, without
@@ -62,7 +61,6 @@ if TYPE_CHECKING:
 
 CLIENT_LEFT = 499
 """nginx's status for a client that hung up; nobody sees it but the log."""
-INTERIM = (HTTPStatus.PROCESSING, HTTPStatus.EARLY_HINTS)
 _FOR_THE_APP = frozenset((b"gateway-explain", b"upgrade", b"expect"))
 _BAD_IN_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _WITHOUT_BODY = (204, 304)
@@ -317,13 +315,6 @@ class PassThroughRequest:
 async def _end(body: bytes | ResponseBody) -> None:
     if not isinstance(body, bytes):
         await body.aclose()
-
-
-def interim_head(status: int, headers: Headers) -> bytes:
-    """An interim response as it goes out."""
-    lines = [b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode("ascii"))]
-    lines += [name + b": " + value + b"\r\n" for name, value in headers if name.lower() != b"connection"]
-    return b"".join([*lines, b"\r\n"])
 
 
 def ends(headers: Headers) -> bool:

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.app.gateway import Gateway
+from gateway.edge.client_connection import INTERNALS
 from gateway.edge.guard import SLICE, ConnectionGuard
-from gateway.edge.protocol import INTERNALS, GatewayProtocol
+from gateway.edge.protocol import GatewayProtocol
 from gateway.errors import RequestRefused
 from gateway.http.request_parser import METHODS, ChunkedBody, Limits
 from tests.conftest import Upstream, gateway, json_answer, served
@@ -515,7 +516,9 @@ def test_uvicorn_is_as_the_protocol_knows_it() -> None:
     for kind, names in INTERNALS.items():
         source = inspect.getsource(kind)
         moved = [name for name in names if f"self.{name}" not in source and f"def {name}(" not in source]
-        assert not moved, f"uvicorn's {kind.__name__} has moved {moved}: adapt gateway/edge/protocol.py, then INTERNALS"
+        assert not moved, (
+            f"uvicorn's {kind.__name__} has moved {moved}: adapt gateway/edge/client_connection.py, then INTERNALS"
+        )
 
 
 def test_every_method_let_through_is_one_that_llhttp_knows() -> None:

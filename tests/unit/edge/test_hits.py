@@ -20,8 +20,8 @@ from starlette.responses import JSONResponse
 
 from gateway.app.gateway import create_app
 from gateway.context import Result
+from gateway.edge.client_connection import AT_A_TIME
 from gateway.edge.hits import LINE_BYTES
-from gateway.edge.protocol import AT_A_TIME
 from gateway.errors import ConfigError
 from gateway.http.codings import tag_of
 from gateway.observability.access_log import JsonAccessLog

@@ -1,0 +1,444 @@
+"""One client's connection: a subclass of uvicorn's httptools protocol that reads before httptools does.
+
+Decides what of a connection's bytes may go on: a request's head is parsed strictly and its body's end is found
+(`http.request_parser`) before httptools is fed with either, one request at a time; the next one waits, unread, until
+the last answer is written. A client that is too slow, too large or ambiguous gets an error response, and the connection
+ends (`guard` holds the limits). It must not know what is cached, or how a request is answered without the app.
+
+To the scope it adds what ASGI alone can't tell: the target as it came in the request line, whose authority may
+contradict `Host`, and a way to send interim responses (102, 103) to the client (RFC 9110 §15.2).
+
+What it uses of uvicorn is listed in `INTERNALS`; a test fails where a new uvicorn moves any of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from enum import Enum, auto
+from functools import partial
+from typing import Any, Protocol, cast
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from gateway.context import INTERIM_KEY, RAW_TARGET_KEY
+from gateway.edge.guard import BODY_RATE, EARLY, LINGER, NEVER, READ_RATE, ConnectionGuard
+from gateway.edge.head_template import INTERIM, interim_head
+from gateway.edge.header_block import Repeat
+from gateway.errors import RequestRefused
+from gateway.http.request_parser import (
+    ChunkedBody,
+    LengthBody,
+    Line,
+    Request,
+    check_part,
+    read_fields,
+    read_framing,
+    read_line,
+)
+
+INTERNALS = {
+    HttpToolsProtocol: (
+        *("app", "client", "config", "cycle", "flow", "headers", "loop", "parser", "root_path", "scheme", "scope"),
+        *("server_state", "tasks", "timeout_keep_alive_task", "transport", "url"),
+        *("on_headers_complete", "on_header", "on_response_complete", "resume_writing", "shutdown"),
+    ),
+    RequestResponseCycle: (
+        *("disconnected", "keep_alive", "message_event", "response_complete", "response_started", "scope"),
+    ),
+}
+"""What this module uses of uvicorn beyond `asyncio.Protocol`."""
+
+
+AT_A_TIME = 4
+"""Requests of one connection that are answered in one turn of the event loop. A read brings 256 KiB, 6,000 short
+requests: 50 clients that sent so many kept everybody else waiting for over 3 s."""
+
+
+class Phase(Enum):
+    HEAD = auto()
+    """Waiting for a head, or for the rest of one; the answer to the last request may be under way."""
+    BODY = auto()
+    CLOSING = auto()
+    """Refused: the answer is written, what still comes is thrown away."""
+
+
+class EarlyAnswer(Protocol):
+    """An answer that is under way without the app, which does not know of its request."""
+
+    def cancel(self) -> None:
+        """The client has left."""
+
+    def make_last(self) -> bool:
+        """Let the answer be the last on its connection; whether its head is not yet sent, so that this can be."""
+
+
+class ClientConnection(HttpToolsProtocol):
+    """A connection whose requests the app answers, but for those that a subclass answers: see `_is_answered` and
+    `_go_further`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.door = door_of(self.app)
+        self._phase = Phase.HEAD
+        self._buffer = b""
+        self._at = 0
+        self._checked = 0
+        self._skipped = False
+        self._method = ""
+        self._body: LengthBody | ChunkedBody = LengthBody(0)
+        self._received = 0
+        self._began = time.perf_counter()
+        self._deadline = NEVER
+        self._admitted = False
+        self._head_read = False
+        self._known = False
+        """Whether a whole head has come on this connection; the first has to come within the time from its opening."""
+        self._unsent = 0
+        self._sent = 0
+        self._stalled = NEVER
+        self._repeat: Repeat | None = None
+        """The header block that the client sent last: most send the same one with each request."""
+        self._ready: Repeat | None = None
+        """The same, while nothing is under way: the next request may be answered by it."""
+        self._asking: EarlyAnswer | None = None
+        self._last = False
+
+    # --- the connection ------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, transport))
+        self._peer = self.client[0] if self.client else ""
+        self._began = time.perf_counter()
+        self._deadline = self._began + self.door.timeouts.head
+        self._keep_alive = self.door.timeouts.keep_alive
+        try:
+            self.door.enter(self, self._peer, self.loop)
+        except RequestRefused as refused:
+            self._refuse(refused)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.door.leave(self, self._peer)
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+        self._release()
+        self._buffer = b""
+        super().connection_lost(exc)
+
+    def sweep(self, now: float) -> None:
+        """End what is too slow: called twice a second."""
+        self._watch_writing(now)
+        if now + EARLY < self._deadline or self.transport.is_closing():
+            return
+        if self._phase is Phase.BODY:
+            self._judge_body(now)
+        elif self._phase is Phase.HEAD and self._at < len(self._buffer):
+            self._refuse(RequestRefused("The request's head took too long.", 408, "slow_head"))
+        else:
+            self.transport.close()
+
+    def _watch_writing(self, now: float) -> None:
+        """End who reads too slowly: what it has not taken falls by too few bytes within the time. A stream is filled up
+        meanwhile; what is seen of it between two looks is enough."""
+        unsent = self.transport.get_write_buffer_size()
+        if not unsent:
+            self._stalled = NEVER
+        elif self._stalled == NEVER:
+            self._stalled, self._sent = now + self.door.timeouts.write, 0
+        else:
+            self._sent += max(0, self._unsent - unsent)
+            if now + EARLY >= self._stalled:
+                if self._sent < READ_RATE * self.door.timeouts.write:
+                    reset(self.transport)
+                self._stalled, self._sent = now + self.door.timeouts.write, 0
+        self._unsent = unsent
+
+    def _judge_body(self, now: float) -> None:
+        if self.flow.read_paused:  # the app is slower than the client
+            self._received = 0
+        elif self._received < BODY_RATE * self.door.timeouts.body:
+            self._refuse(RequestRefused("The request's body came too slowly.", 408, "slow_body"))
+            return
+        self._received = 0
+        self._deadline = now + self.door.timeouts.body
+
+    def make_this_the_last(self) -> None:
+        """Let the answer that is under way, if its head is not yet sent, be the last on its connection."""
+        self._ready = None
+        if self._asking is not None:
+            self._last = self._asking.make_last()
+        elif self._pending and not self.cycle.response_started:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        if self._asking is not None:
+            self._asking.make_last()
+            self._last = True
+        else:
+            super().shutdown()
+
+    def pause_writing(self) -> None:
+        self._ready = None
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._at < len(self._buffer):
+            self.loop.call_soon(self._advance)
+
+    # --- bytes ---------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        """Take bytes that are no hit, or are not known to be one."""
+        self._ready = None
+        if self._phase is Phase.CLOSING:
+            return
+        rest = len(self._buffer) - self._at
+        if not rest and self._phase is Phase.HEAD and not self._pending:
+            self._began = time.perf_counter()
+            if self._known:
+                self._deadline = self._began + self.door.timeouts.head
+        self._buffer = self._buffer[self._at :] + data if rest else data
+        self._at = 0
+        self._advance()
+
+    def _advance(self) -> None:
+        """Go on with what has come, as far as it may be gone on with now."""
+        taken = 0
+        try:
+            while self._at < len(self._buffer) and not self.transport.is_closing():
+                if self._phase is Phase.CLOSING:
+                    return
+                if self._phase is Phase.BODY:
+                    self._feed_body()
+                elif self._pending or self.flow.write_paused:
+                    self.flow.pause_reading()
+                    return
+                elif taken == AT_A_TIME:
+                    self.flow.pause_reading()
+                    self.loop.call_soon(self._advance)
+                    return
+                elif not self._take_head():
+                    break
+                taken += 1
+        except RequestRefused as refused:
+            self._refuse(refused)
+            return
+        if self._at >= len(self._buffer):
+            self._buffer, self._at = b"", 0
+        if self._phase is Phase.HEAD and not self._pending and not self.transport.is_closing():
+            self.flow.resume_reading()
+            self._be_ready()
+
+    def _be_ready(self) -> None:
+        """Nothing is under way, and no answer is owed: let the next request be a hit, if what came is all read."""
+        if not self._buffer and not self.flow.write_paused:
+            self._ready = self._repeat
+
+    @property
+    def _pending(self) -> bool:
+        """Whether an answer is owed on this connection: by the app, or by an early answer."""
+        return self._asking is not None or (self.cycle is not None and not self.cycle.response_complete)
+
+    def _take_head(self) -> bool:
+        """Go on with the next head; False where it is not whole yet. Raises RequestRefused."""
+        limits = self.door.limits
+        if self._checked == 0 and not self._skipped and self._buffer.startswith(b"\r\n", self._at):
+            # RFC 9112 §2.2: an empty line before a request, such as old clients send after a body.
+            self._at += 2
+            self._skipped = True
+        end = self._buffer.find(b"\r\n\r\n", self._at) + 4
+        if end < 4 or end - self._at > limits.head:
+            part = self._buffer[self._at :]
+            check_part(part, limits, seen=self._checked)
+            self._checked = len(part)
+            return False
+        head = self._buffer[self._at : end]
+        self._at, self._checked = end, 0
+        self._begin(head)
+        return True
+
+    def _begin(self, head: bytes) -> None:
+        """A request whose head is whole. Raises RequestRefused."""
+        limits = self.door.limits
+        end = head.index(b"\r\n")
+        self._skipped = False
+        self._known = True
+        self._method = "HEAD" if head.startswith(b"HEAD ") else ""
+        line = read_line(head[:end], limits)
+        self._method = line.method.decode("ascii")
+        fields = read_fields(head[end + 2 : -2], limits)
+        request = Request(head, line, fields, read_framing(line, fields, limits))
+        if not self._is_answered(request, end):
+            self._go_further(request)
+
+    def _is_answered(self, request: Request, end: int) -> bool:
+        """Answer a request at once, or begin an early answer. Its request line ends at `end` of its head."""
+        return False
+
+    def _go_further(self, request: Request) -> None:
+        """Have a request answered that is not answered yet. Raises RequestRefused."""
+        self._pass_on(request)
+
+    # --- the app -------------------------------------------------------------------------------------------
+
+    def _pass_on(self, request: Request) -> None:
+        """Give a request to the app. Raises RequestRefused."""
+        head, line, fields, framing = request.head, request.line, request.fields, request.framing
+        self.door.admit(self._peer)
+        self._admitted = True
+        self._head_read = False
+        self._feed(head if not framing.upgrade else _without_upgrade(line, fields))
+        self._head_read = True
+        self._body = ChunkedBody(self.door.limits) if framing.length is None else LengthBody(framing.length)
+        self._deadline = NEVER
+        if not self._body.done:
+            self._phase = Phase.BODY
+            self._received = 0
+            self._deadline = time.perf_counter() + self.door.timeouts.body
+
+    def _feed_body(self) -> None:
+        end = self._body.take(self._buffer, self._at)
+        piece = self._buffer[self._at : end]
+        self._at = end
+        self._received += len(piece)
+        self._feed(piece)
+        if self._body.done:
+            self._phase = Phase.HEAD
+            self._deadline = NEVER if self._pending else time.perf_counter() + self.door.timeouts.keep_alive
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            # A callback's own error is ours, and not the client's; but uvicorn's reads the target there.
+            its_target = isinstance(error.__context__, httptools.HttpParserInvalidURLError)
+            if isinstance(error, httptools.HttpParserCallbackError) and not its_target:
+                raise
+            raise RequestRefused("The request is malformed.", 400, "parser") from error
+
+    def _refuse(self, refused: RequestRefused) -> None:
+        """Answer, and end the connection; where an answer has begun, only end it."""
+        self._ready = None
+        begun = self._end_cycle()
+        self._phase = Phase.CLOSING
+        self._buffer, self._at = b"", 0
+        if begun or self.transport.is_closing():
+            self.transport.close()
+            return
+        answer = self.door.refusal(
+            refused, client=self._peer, method=self._method, scheme=self.scheme or "http", began=self._began
+        )
+        self.transport.write(answer)
+        self._linger()
+
+    def _end_cycle(self) -> bool:
+        """Take the answer away from the app; whether it had begun to give one."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        cycle.disconnected = True
+        cycle.message_event.set()
+        return cycle.response_started
+
+    def _linger(self) -> None:
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._deadline = time.perf_counter() + LINGER
+        else:
+            self.transport.close()
+
+    # --- what httptools calls ------------------------------------------------------------------------------
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # httptools hands trailers over like headers; after the head they would change what was judged already.
+        if not self._head_read:
+            super().on_header(name, value.strip(b" \t"))
+
+    def on_headers_complete(self) -> None:
+        scope = cast(dict[str, Any], self.scope)
+        scope[RAW_TARGET_KEY] = self.url
+        scope["extensions"] = {INTERIM_KEY: partial(self._interim, scope)}
+        super().on_headers_complete()
+        if self.door.draining:
+            self.cycle.keep_alive = False  # uvicorn then says `Connection: close`
+
+    # --- what uvicorn calls --------------------------------------------------------------------------------
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        self._release()
+        if self.transport.is_closing():
+            return
+        if self._phase is Phase.HEAD:
+            self._deadline = time.perf_counter() + self.door.timeouts.keep_alive
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """See to what has come behind a request that is answered now."""
+        if self._at < len(self._buffer):
+            self._began = time.perf_counter()
+            self._deadline = self._began + self.door.timeouts.head
+            self.loop.call_soon(self._advance)
+        else:
+            self.flow.resume_reading()
+            if self._phase is Phase.HEAD:
+                self._be_ready()
+
+    def _release(self) -> None:
+        if self._admitted:
+            self._admitted = False
+            self.door.release(self._peer)
+
+    def _interim(self, scope: dict[str, Any], status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Send an interim response, if `scope`'s request is the one being answered and nothing was sent yet.
+
+        HTTP/1.0 has none (RFC 9110 §15.2); 101 is a hop's own affair, and so are 100 and unknown ones.
+        """
+        cycle = self.cycle
+        if (
+            status not in INTERIM
+            or scope.get("http_version", "1.1") != "1.1"
+            or cast(object, cycle.scope) is not scope
+            or cycle.response_started
+            or self.transport.is_closing()
+        ):
+            return
+        self.transport.write(interim_head(status, headers))
+
+
+def door_of(app: object) -> ConnectionGuard:
+    """The guard that an app brings along, also behind wrappers that keep it as `app`; otherwise one with defaults."""
+    for _ in range(8):
+        door = getattr(app, "door", None)
+        if isinstance(door, ConnectionGuard):
+            return door
+        app = getattr(app, "app", None)
+    return ConnectionGuard()
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """End a connection so that the kernel drops what it holds for it, which its client does not take."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        with suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+def _without_upgrade(line: Line, fields: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """The head without `Upgrade`, which nothing here speaks and a server may ignore (RFC 9110 §7.8); httptools would
+    take what follows for another protocol."""
+    lines = [line.method + b" " + line.target + b" HTTP/" + line.version.encode("ascii")]
+    lines += [name + b": " + value for name, value in fields if name != b"upgrade"]
+    return b"\r\n".join([*lines, b"", b""])
