@@ -272,6 +272,10 @@ class Gateway(FastAPI):
         return gateway
 
     def build_middleware_stack(self) -> ASGIApp:
+        # Starlette calls this before the lifespan, or the first request where there is none: `app.get` has added its
+        # routes by then.
+        if hasattr(self, "_binding"):
+            self._binding.bind(self.routes, late=True)
         self.inner = super().build_middleware_stack()
         app: ASGIApp = TargetRule(self.inner, metrics=self.metrics, began=self._began)
         if self.config.cors.enabled:

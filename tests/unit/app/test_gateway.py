@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import io
 import json
@@ -703,3 +704,27 @@ async def test_a_request_leaves_nothing_to_the_garbage_collector(target: str) ->
         finally:
             gc.enable()
     assert left == []
+
+
+@pytest.mark.parametrize("lifespan", [True, False])
+async def test_handlers_that_the_app_itself_is_given_are_cached_from_the_first_request_on(lifespan: bool) -> None:
+    app = gateway(Upstream(json_answer()), routes={})
+    asked: list[int] = []
+
+    @app.get("/things/{id}")
+    @cached(ttl="30s")
+    async def thing(id: int) -> int:
+        asked.append(id)
+        return id
+
+    transport = httpx.ASGITransport(app)
+    async with contextlib.AsyncExitStack() as stack:
+        if lifespan:
+            client = await stack.enter_async_context(asking(app))
+        else:
+            client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://a.test"))
+        first = await client.get("/things/1")
+        second = await client.get("/things/1")
+    assert first.headers["cache-status"].startswith("gateway; fwd=miss; stored")
+    assert second.headers["cache-status"].startswith("gateway; hit")
+    assert asked == [1]
