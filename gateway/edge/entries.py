@@ -1,12 +1,9 @@
-"""What the edge remembers of requests: how the app answered a request line, and what a header block asks for.
+"""What the edge remembers between requests: request lines, header blocks, and responses prepared for sending.
 
-Each is remembered for itself, as pairs of them would be many; what was answered to a pair last is its own affair
-(`memos`).
-
-Answers made ready: all that does not change from one hit of a stored response to the next.
-
-A Ready is a stored response's, a Shape is one form of it (by coding, by 200 or 304, by Origin). The age and the
-remaining freshness are written once a second.
+Decides what of an answer is the same from one hit to the next, and so is made once: what a header block asks for
+(`HeaderBlock`), how the app answered a request line (`KnownTarget`), when an entry is fresh (`PreparedResponse`), and
+the bytes of one form of it, by coding, status and Origin (`ResponseForm`); its age and remaining freshness are written
+once a second. It must not know how an entry is found or which request gets it (`hits`, `memos`).
 """
 
 from __future__ import annotations
@@ -175,7 +172,7 @@ class PreparedResponse:
     """A stored response made ready: its windows as the purges known by then leave it, and its shapes.
 
     It holds the stored headers, by whose identity it knows its response again, but not the body (one that is brought
-    anew each time `records` knows again). Shapes are kept by what they are for (hits of GET and HEAD, stale answers to
+    anew each time `Records` knows again). Shapes are kept by what they are for (hits of GET and HEAD, stale answers to
     GET and HEAD: 0 to 3) and by what the request says of the form.
     """
 

@@ -1,8 +1,11 @@
-"""The door's guard: the limits of one listener, what they count, and the sweep that ends what is slow.
+"""The limits on client connections, and their deadlines.
 
-The protocol class (`edge`) asks it before a byte goes on. Deadlines are not timers of their own: one sweep twice a
-second looks at every connection, so that a request costs an attribute's assignment and no timer (a timer on uvloop
-costs 0.6 µs to set and cancel; a sweep over 10,000 connections some 2 ms).
+Decides how many connections and requests may be open, whether one more is admitted, what a refused client is answered,
+and when a connection is looked at for being slow. It must not know what comes on a connection: that is
+`client_connection`, which asks it before a request goes on.
+
+Deadlines are no timers of their own: one sweep twice a second looks at every connection. A request then costs one
+assignment instead of a timer (0.6 µs on uvloop to set and cancel; a sweep over 10,000 connections takes some 2 ms).
 """
 
 from __future__ import annotations

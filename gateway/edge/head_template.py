@@ -1,7 +1,8 @@
-"""Heads of answers as the edge writes them: at once, or as a template of which all but a few values is made before.
+"""The bytes of response heads, made at once or as templates.
 
-A head is the answer's own fields (`template_of`), then the diagnostics (`Ending`): both are made of the lists that the
-app sends, with marks in place of what differs from one answer to the next.
+Decides how a head is written: the answer's own fields (`template_of`), then the diagnostics (`Ending`), both from the
+lists that the app sends, with marks in place of the values that differ from one answer to the next. It must not know
+which values those will be, or whose answer it is.
 """
 
 from __future__ import annotations

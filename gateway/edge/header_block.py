@@ -1,6 +1,7 @@
-"""Requests that repeat: a client sends the same header block with each request on a connection, but for a request id.
+"""Recognises a header block that a connection sent before, whatever its request id.
 
-What was judged of the block once need not be judged again while it is the same, byte for byte.
+Decides, byte for byte, whether a request has the same header block as the last one: what was judged of the block then
+need not be judged again. It must not know what the block asks for (`entries`) or what answers it (`hits`).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _SECONDS_TEXT = [orjson.dumps(ticks / 1_000_000) for ticks in range(TICKS)]
 
 
 class HitLog:
-    """Writes to `log`. `exchange` makes a request's Exchange."""
+    """Writes to `log`. `exchange` makes a request's `RequestContext`."""
 
     def __init__(
         self,

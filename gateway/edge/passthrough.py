@@ -1,13 +1,12 @@
-"""The edge's way to the upstream: requests of declared routes that no hit answers, without ASGI between.
+"""Pass-through: requests of declared routes that go to the engine without ASGI.
 
-A GET or HEAD without a body, on a route of the configuration, with parts or without, needs nothing of what FastAPI,
-Starlette and uvicorn's request cycle do for it: its head was read at the door, its route is found by the patterns that
-Starlette would try, in their order, and what answers it is the engine, as in the app. Measured, ASGI took half of the
-time of a pass-through.
-Where anything else might have a say (another kind of route, a middleware, a trace, an explanation, a target that is
-refused) the app answers, as ever. `tests/test_edge_pass.py` holds both ways to the same answers.
+Decides whether a request that no hit answers may take this way: a GET or HEAD without a body, on a declared route or
+aggregate, found by the patterns that Starlette would try, in their order. Where anything else may have a say (another
+kind of route, a middleware, a trace, an explanation, a refused target), the app answers. It must not know how a request
+was read, or what the cache decides.
 
-Declared routes as the edge asks them, and the patterns by which it finds them: those of the app, in their order.
+ASGI took half of the time of such a request (measured). `tests/unit/edge/test_passthrough.py` holds both ways to the
+same answers.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class GatewayProtocol(ClientConnection):
 
     def data_received(self, data: bytes) -> None:
         """Answer `data` at once, if it is one request with the header block that this connection sent before, and the
-        answer lies ready. What the door would check of it was checked then: it is the same, byte for byte, but for a
+        answer lies ready. What the guard would check of it was checked then: it is the same, byte for byte, but for a
         request line that was judged before and a request id."""
         began = time.perf_counter()
         repeat, bearer = self._ready, self._bearer

@@ -1,16 +1,12 @@
-"""Stored responses as they come from the shared tier, read at the price of a comparison where they are known.
+"""Looks in the shared tier, before the app is asked, for what memory does not have.
 
-A process without memory to spare reads the same record again and again. One that is the same as last time, byte for
-byte but for the body, whose checksum or HMAC holds, need not be decoded and judged anew, which takes 11 µs for 1 KiB
-(measured). What is compared is all of the record before the body, with the seal, and all behind it.
+Decides whether the shared tier may have the answer to a known request line, which keys to read, and what of the records
+read may be used. The request waits meanwhile (`PendingLookup`); the connection answers it with what is found, and else
+the app does, without looking again. It must not know how an answer is written (`hits`) or how Redis is asked.
 
-The edge's way to the shared tier.
-
-What lies not in memory, for a request line that is known, is looked for before the app sees the request, which waits
-meanwhile (a Look). What is found is answered as a hit in memory is; else the app answers, and need not look again.
-
-A Look is told by a callback from the round trip that it shares with all others of its turn of the loop: a task for each
-cost more than all the rest of such a hit.
+A look-up is ended by a callback of the round trip that it shares with the others of its turn of the event loop; a task
+for each cost more than the rest of such a hit. A record that is the same as last time but for its body, byte for byte,
+and whose checksum or HMAC holds, is not decoded again, which takes 11 µs for 1 KiB (measured).
 """
 
 from __future__ import annotations

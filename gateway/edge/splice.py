@@ -1,10 +1,9 @@
-"""Joined answers before ASGI: the splice. Where a whole has expired, or was purged, and all its parts lie fresh in
-memory, the edge joins them as the app would, and keeps the whole as the app does. And where some are stale while each
-of these is refreshed behind already: else a refresh would wait for all that the app answers meanwhile.
+"""Splices aggregates before ASGI: joins the stored bytes of parts into a whole.
 
-The app tells how (`Joinable`, with the Recall that it leaves): which stored responses the parts are, and what stands
-between them in the body. Whatever is more than that the app does: parts that need each other, a condition, a list, a
-merge into the root, an envelope, a part that has failed, or that is stale and nobody refreshes.
+Decides whether a whole that has expired or was purged can be joined here: all its parts are fresh in memory, or stale
+while a refresh of each is under way. The joined whole is kept as the app keeps it. It must not know how parts depend on
+each other: the app says which entries the parts are and what stands between them (`SplicePlan`), and answers itself
+where there is more to it, such as a condition, a list, a merge into the root, an envelope or a failed part.
 """
 
 from __future__ import annotations
@@ -60,8 +59,8 @@ class Gathered:
 
 
 class Splicer:
-    """What an edge knows of wholes and their parts; of each at most `most`. `exchange` makes a request's Exchange, for
-    the log and for the app's own functions."""
+    """What an edge knows of wholes and their parts; of each at most `most`. `exchange` makes a request's
+    `RequestContext`, for the log and for the app's own functions."""
 
     def __init__(
         self,

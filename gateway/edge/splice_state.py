@@ -1,8 +1,8 @@
-"""What the edge knows of wholes that it may join, and of their parts.
+"""What the edge remembers of aggregates that it may splice, and of their parts.
 
-What does not change from one join to the next is made once: of a part, its windows as the purges known by then leave
-it (`CachedPart`, shared by all wholes that it is in); of a whole, its names and keys, and the head of its answer
-(`Splice`), by the functions that the app makes them by.
+Decides what does not change from one splice to the next, and so is made once: a part's windows, as the purges known by
+then leave them (`CachedPart`, shared by all wholes that have the part), and a whole's names, keys and head (`Splice`).
+It must not know whether a splice may be made (`splice`).
 """
 
 from __future__ import annotations
