@@ -58,7 +58,7 @@ from gateway.observability.access_log import AccessLog, JsonAccessLog, silent
 from gateway.policy.rules import CachePolicy
 from gateway.routing.cors import Cors
 from gateway.routing.declared import Declared, declare
-from gateway.routing.handler_request import Public
+from gateway.routing.handler_reading import Public
 from gateway.routing.handler_settings import STATE, Runtime
 from gateway.routing.handlers import Handlers
 from gateway.upstreams.client import Upstream

@@ -27,7 +27,7 @@ from gateway.errors import ConfigError, ConfigProblem
 from gateway.http.path_template import PathTemplate, compile_path, tag_parameters
 from gateway.routing.handler_endpoint import deaf, decorators_above
 from gateway.routing.handler_inputs import Inputs, inputs_of, label, refusing, upstream_names
-from gateway.routing.handler_request import by_model
+from gateway.routing.handler_reading import by_model
 from gateway.routing.handler_settings import CACHED_AS, Cached, Marked, Runtime, cached_settings
 from gateway.routing.handler_tree import instrument
 

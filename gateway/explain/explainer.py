@@ -37,7 +37,7 @@ from gateway.policy.entry import Entry
 from gateway.policy.keys import plan
 from gateway.policy.rules import NEGATIVE_STATUSES, PLAIN, CachePolicy, directives_of
 from gateway.routing.declared import Declared, has_body
-from gateway.routing.handler_request import places_of
+from gateway.routing.handler_reading import places_of
 
 Origins = Callable[[Key], Sequence[SettingSource]]
 """Who set a value, the winner first; nothing where it is the default."""

@@ -36,8 +36,9 @@ from gateway.policy.storability import TAG_FIELDS
 from gateway.routing.fast_path import FastPath
 from gateway.routing.handler_endpoint import Called, Wrapped, endpoint_of
 from gateway.routing.handler_key import Unwritable
+from gateway.routing.handler_reading import KEY, READING, Reading, Unknown
 from gateway.routing.handler_replay import ReplayOrigin, replay_of
-from gateway.routing.handler_request import READING, Reading, SeenRequest, Unknown, response_scope
+from gateway.routing.handler_request import SeenRequest, response_scope
 from gateway.routing.handler_responses import fetched_of, handled, serialised
 from gateway.routing.handler_settings import CACHED_AS, MARK, Cached, Marked, Runtime, runtime_of, settings_of
 from gateway.routing.handler_tags import rendered
@@ -257,7 +258,8 @@ class _Call:
         if key is None:
             return structs.replace(reading.plan, base=base) if self.called.decorated else reading.plan
         arguments = self.called.function.keywords
-        with reading.covering(key.takes) as request:
+        request = SeenRequest(reading, KEY)
+        with reading.covering(key.takes):
             seen = {name: request if isinstance(each, SeenRequest) else each for name, each in arguments.items()}
             try:
                 line = key.line(seen, request, reading.keying.identity_key)

@@ -31,7 +31,7 @@ from gateway.policy.keys import Keying, primary_key
 from gateway.policy.rules import CachePolicy
 from gateway.routing.handler_inputs import UPSTREAM, Inputs, label
 from gateway.routing.handler_key import Key, key_of
-from gateway.routing.handler_request import Public, Reading, SoFar
+from gateway.routing.handler_reading import Public, Reading, SoFar
 from gateway.upstreams.client import Upstream
 
 MARK = "__gateway_cached__"

@@ -22,7 +22,8 @@ from gateway.http.target import normalise_query
 from gateway.policy.keys import plan
 from gateway.routing.declared import has_body, local_path
 from gateway.routing.handler_inputs import OWN, UPSTREAM, label, model_of
-from gateway.routing.handler_request import READING, Reading, SeenRequest, by_model, declared_view, without_ignored
+from gateway.routing.handler_reading import READING, Reading, by_model
+from gateway.routing.handler_request import SeenRequest, declared_view, without_ignored
 from gateway.routing.handler_settings import Cached, Runtime, runtime_of, target_text
 
 

@@ -24,7 +24,7 @@ from starlette.requests import HTTPConnection
 from gateway import cached, create_app
 from gateway.app.gateway import Gateway
 from gateway.observability.access_log import silent
-from gateway.routing.handler_request import Reading
+from gateway.routing.handler_reading import Reading
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 Read = Callable[[Request], Any]
