@@ -32,7 +32,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.admin import console
 from gateway.admin.console import encoded, problem, who
 from gateway.admin.operations import Operations
-from gateway.app.gateway import Gateway, ready_response
+from gateway.app.gateway import Gateway
+from gateway.app.health import ready_response
 from gateway.config.types import check_tags
 from gateway.errors import RequestRefused
 from gateway.explain.middleware import Attempts

@@ -1,9 +1,9 @@
-"""The app: everything put together in one readable place.
+"""One generation of the gateway as a FastAPI app, and `create_app`, which makes the first: the composition root.
 
     timing ─► CORS ─► target ─► FastAPI ─► a handler ─► cache engine
 
-`create_app` starts no process and opens no connection; the app's lifespan does what must be done before the first
-request, and undoes it after the last.
+Decides which object gets which, and what a reload keeps. Constructing an app starts no process and opens no
+connection; its lifespan does. How requests are answered is decided below: in `routing`, `aggregates` and `cache`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,20 +21,18 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
-from fastapi import FastAPI, Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from gateway import __version__
 from gateway.advisor.advice import Advice
-from gateway.aggregates.aggregate import Aggregate
-from gateway.aggregates.routes import AggregateHandlers, Builder, aggregate_key
+from gateway.aggregates.routes import Builder, aggregate_key
 from gateway.aggregates.typed import typed_aggregate
 from gateway.app.exception_handlers import exception_handlers
 from gateway.app.middleware import OtherSlash, TargetRule, Timing
-from gateway.app.openapi import OPENAPI, add_pages, aggregate_operation, openapi_operation, show_validation_problems
-from gateway.app.python_routes import Binding, pieces_of, router_of, specificity_of
+from gateway.app.openapi import OPENAPI, show_validation_problems
+from gateway.app.python_routes import Binding, specificity_of
+from gateway.app.routes import AppRoutes
 from gateway.app.worker_state import WorkerState
 from gateway.cache.background import Underway
 from gateway.cache.purge_log import Report
@@ -46,7 +44,7 @@ from gateway.config.models import Config, UpstreamConfig
 from gateway.config.names import did_you_mean
 from gateway.config.route import RouteConfig
 from gateway.edge.hits import Edge
-from gateway.edge.passthrough import Direct, DirectAggregate, DirectRoute, PassThrough, Patterns
+from gateway.edge.passthrough import Direct, PassThrough, Patterns
 from gateway.explain.explainer import Explainer, Origins, no_origins
 from gateway.explain.middleware import Explaining
 from gateway.explain.routes import HandlerRoute, handler_route, local_of
@@ -57,7 +55,7 @@ from gateway.http.target import normalise
 from gateway.observability.access_log import AccessLog, JsonAccessLog, silent
 from gateway.policy.rules import CachePolicy
 from gateway.routing.cors import Cors
-from gateway.routing.declared import Declared, declare
+from gateway.routing.declared import declare
 from gateway.routing.handler_reading import Public
 from gateway.routing.handler_settings import STATE, Runtime
 from gateway.routing.handlers import Handlers
@@ -171,7 +169,9 @@ class Gateway(FastAPI):
             exception_handlers=exception_handlers(validation_errors=config.validation_errors),
         )
         OtherSlash(self.router)
-        self._add_routes()
+        routes = AppRoutes(self, config, self.engine, self.metrics, self.declared, self.aggregates, self._direct)
+        self._own = routes.add_own()
+        routes.add_configured()
         self._bind_handlers(handler_rules or {})
 
     def openapi(self) -> dict[str, Any]:
@@ -291,65 +291,6 @@ class Gateway(FastAPI):
     def _began(self, state: Mapping[str, Any]) -> None:
         runtime: Runtime = getattr(self.state, STATE)
         runtime.lifespan = state
-
-    def _add_routes(self) -> None:
-        self.add_api_route("/healthz", _alive, methods=["GET", "HEAD"], include_in_schema=False)
-        self.add_api_route("/readyz", _ready, methods=["GET", "HEAD"], include_in_schema=False)
-        add_pages(self, docs=self._page("docs"), redoc=self._page("redoc"))
-        self._own = list(self.router.routes)
-        patterns = Patterns(lambda: self.router.routes, self._direct)
-        handlers = Handlers(self.engine, self.metrics, self.declared, patterns.declared)
-        added = [(route.template.specificity, partial(self._add_declared, handlers, route)) for route in self.declared]
-        joined = AggregateHandlers(self.engine)
-        added += [
-            (each.config.template.specificity, partial(self._add_aggregate, joined, each)) for each in self.aggregates
-        ]
-        added += [
-            (specificity, partial(self.include_router, router))
-            for place in self.config.include
-            for specificity, router in pieces_of(router_of(place))
-        ]
-        for _, add in sorted(added, key=lambda each: each[0]):
-            add()
-
-    def _add_declared(self, handlers: Handlers, route: Declared) -> None:
-        self._direct[f"{route.name}_direct"] = DirectRoute(handlers, route)
-        self._add_configured(route.name, route.config, handlers.handler(route), openapi_operation(route))
-
-    def _add_aggregate(self, handlers: AggregateHandlers, route: Aggregate) -> None:
-        self._direct[f"{route.name}_direct"] = DirectAggregate(handlers, route)
-        self._add_configured(route.name, route.config, handlers.handler(route), aggregate_operation(route))
-
-    def _add_configured(
-        self,
-        name: str,
-        config: RouteConfig,
-        handler: Callable[[Request], Awaitable[Response]],
-        operation: dict[str, Any],
-    ) -> None:
-        # Every method, those that FastAPI has no name for among them. It stands before the route that FastAPI
-        # documents: FastAPI's own way to a handler without parameters takes an eighth of the time of a Redis hit.
-        self.router.routes.append(Route(config.path, _AnyMethod(handler), name=f"{name}_direct"))
-        self.add_api_route(
-            config.path,
-            handler,
-            methods=["GET"],
-            name=name,
-            summary=config.summary or name.replace("_", " "),
-            description=config.description or "",
-            operation_id=name,
-            openapi_extra=operation,
-            response_model=None,
-            response_class=Response,
-        )
-
-    def _page(self, which: str) -> str:
-        path: str = getattr(self.config, which)
-        for route in self.declared:
-            if route.template.text == path:
-                logger.warning("the route %s has the path %s: the %s page gives way", route.name, path, which)
-                return "off"
-        return path
 
     def _bind_handlers(self, overridden: Mapping[str, CachePolicy]) -> None:
         """Check and prepare the handlers that `@cached` wraps, and the upstreams that handlers name."""
@@ -479,15 +420,6 @@ class Gateway(FastAPI):
         ttls = self.ttls()
         return [each for each in await self.watch.advice() if each.route in ttls]
 
-    def readiness(self) -> dict[str, object]:
-        """What `/readyz` says. Redis being away makes it slower, not unready; who is stopping is not ready."""
-        redis = "none" if isinstance(self.shared, NoShared) else ("available" if self.shared.available else "away")
-        status = "stopping" if self.stopping else "ready"
-        answer: dict[str, object] = {"status": status, "redis": redis, "routes": len(self.config.routes)}
-        if redis == "away" and (reason := getattr(self.shared, "reason", None)):
-            answer["redis_reason"] = reason
-        return answer
-
     async def start(self) -> None:
         if self.user_middleware:
             # What stands before the routes may refuse a request, or change its answer.
@@ -553,27 +485,3 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await app.stop()
-
-
-async def _alive() -> JSONResponse:
-    return JSONResponse({"status": "alive"})
-
-
-async def _ready(request: Request) -> JSONResponse:
-    return ready_response(request.app)
-
-
-def ready_response(gateway: Gateway) -> JSONResponse:
-    """The answer to `/readyz`."""
-    return JSONResponse(gateway.readiness(), 503 if gateway.stopping else 200, headers={"cache-control": "no-store"})
-
-
-class _AnyMethod:
-    """A handler as an ASGI app, for all methods; Starlette gives a plain function GET alone."""
-
-    def __init__(self, handler: Callable[[Request], Awaitable[Response]]) -> None:
-        self._handler = handler
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self._handler(Request(scope, receive, send))
-        await response(scope, receive, send)

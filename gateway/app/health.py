@@ -1,0 +1,51 @@
+"""`/healthz` and `/readyz`: whether a worker is alive, and whether it should get requests.
+
+Decides the body and the status of both. It doesn't know who stops a worker, nor how the state of Redis is found.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from fastapi import FastAPI, Request
+from starlette.responses import JSONResponse
+
+from gateway.cache.shared_store import NoShared, SharedStore
+from gateway.config.models import Config
+
+
+class Reporting(Protocol):
+    """What readiness is read from: a gateway. `stopping` is true from the moment it takes no new requests."""
+
+    config: Config
+    shared: SharedStore
+    stopping: bool
+
+
+def add_health(app: FastAPI) -> None:
+    app.add_api_route("/healthz", _alive, methods=["GET", "HEAD"], include_in_schema=False)
+    app.add_api_route("/readyz", _ready, methods=["GET", "HEAD"], include_in_schema=False)
+
+
+def readiness(gateway: Reporting) -> dict[str, object]:
+    """The body of `/readyz`. A worker without Redis is slower, but ready; one that stops is not."""
+    shared = gateway.shared
+    redis = "none" if isinstance(shared, NoShared) else ("available" if shared.available else "away")
+    status = "stopping" if gateway.stopping else "ready"
+    answer: dict[str, object] = {"status": status, "redis": redis, "routes": len(gateway.config.routes)}
+    if redis == "away" and (reason := getattr(shared, "reason", None)):
+        answer["redis_reason"] = reason
+    return answer
+
+
+def ready_response(gateway: Reporting) -> JSONResponse:
+    """The response to `/readyz`: 200, or 503 while the gateway is stopping."""
+    return JSONResponse(readiness(gateway), 503 if gateway.stopping else 200, headers={"cache-control": "no-store"})
+
+
+async def _alive() -> JSONResponse:
+    return JSONResponse({"status": "alive"})
+
+
+async def _ready(request: Request) -> JSONResponse:
+    return ready_response(request.app)
