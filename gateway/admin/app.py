@@ -1,16 +1,10 @@
-"""By what name the admin listener may be called.
+"""The admin listener: metrics, health, purging, TTL advice and the console, on an address of its own.
 
-A page that a browser on this machine shows can have its own name lead to 127.0.0.1 (DNS rebinding), and then read what
-needs no token: metrics, health. It cannot choose `Host`, which is the name it came by. So a listener on loopback
-answers to addresses, to `localhost` and to the name that is configured for it, and to no other.
-
-The admin listener: metrics, health, purging, tuning and the console, on an address of its own and never on the
-public port.
-
-Metrics and health need no token. All else needs GATEWAY_ADMIN_TOKEN, as a bearer token in Authorization, which no web
-page can make a browser send: that is what keeps other people's pages from purging. Wrong tokens are counted by
-address; after ten in a minute an address is answered no more for the rest of it, but for the right token where it came
-from there before: nobody else behind that address can lock its owner out.
+Decides who may call what. Metrics and health need no token. Everything else needs GATEWAY_ADMIN_TOKEN as a bearer token
+in Authorization, which no web page can make a browser send. After ten wrong tokens in a minute an address is refused
+for the rest of it, except for the right token where that address had used it before. On loopback only addresses,
+`localhost` and the configured name are accepted as `Host` (DNS rebinding). What the commands do is decided in
+`console`, `operations` and the engine.
 """
 
 from __future__ import annotations
@@ -43,7 +37,11 @@ from gateway.routing.declared import purge_response
 
 
 class KnownHost:
-    """An ASGI app before another. `configured` is the host in `admin_listen`."""
+    """ASGI middleware that refuses (421) an unknown `Host` on loopback. `configured` is the host in `admin_listen`.
+
+    A page in a browser on this machine can make its own name resolve to 127.0.0.1 (DNS rebinding), and would then read
+    what needs no token. It can't choose `Host`: that is the name it was loaded from.
+    """
 
     def __init__(self, app: ASGIApp, configured: Callable[[], str]) -> None:
         self.app = app

@@ -1,14 +1,9 @@
-"""The layers around the routes, in plain ASGI: timing, CORS, the rule for targets.
+"""The layers around the routes, in plain ASGI: timing, the target rule, and the redirect to the other slash.
 
-Their order is fixed in `app`: timing ─► CORS ─► target ─► FastAPI's own error handling and routes. CORS stands outside
-of the error handling, so that errors carry its headers too. What can be computed is computed in `__init__`; what
-belongs to one request lives in its Exchange.
-
-A path that differs from a route's by the slash at its end: the client is sent to the other one (307).
-
-Starlette does it too, but names the host that the client's `Host` said, over the scheme that this hop has, and writes
-the path decoded: an encoded question mark of a parameter began a query then. Here the target stays as it came, and no
-host is named.
+Decides what a request has before a route sees it (a RequestContext, a normalised target or a 400), which diagnostic
+fields a response leaves with, and what a path without a route gets. `gateway` decides the order: timing ─► CORS ─►
+target ─► FastAPI; CORS stands outside of the error handling, so that errors carry its fields too. The layers know
+neither routes nor cache. State of one request lives in its RequestContext, never in a layer.
 """
 
 from __future__ import annotations
@@ -149,7 +144,11 @@ async def _send_problem(send: Send, status: int, detail: str, request_id: str, m
 
 
 class OtherSlash:
-    """What `router` does with a path that no route has, in place of its own redirect."""
+    """Redirects (307) a path that no route has to the one that differs by the slash at its end, if a route has that.
+
+    It replaces Starlette's redirect of `router`, which names the host of the client's `Host` field and writes the path
+    decoded, so that an encoded question mark would begin a query. Here the target stays encoded, and no host is named.
+    """
 
     def __init__(self, router: Router) -> None:
         self._router = router

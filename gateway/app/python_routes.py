@@ -1,7 +1,7 @@
-"""Checks the handlers written in Python that an app serves, and makes them ready: those that `@cached` wraps, typed
-aggregates, and the upstreams that any of them names.
+"""Routes written in Python: loads routers that `include` names, prepares `@cached` handlers and typed aggregates.
 
-Routers written in Python, as `include` names them, and how specific their paths are among the declared ones.
+Decides which handlers are refused at start, each with the reason, and how specific a path is among the declared ones.
+It answers no request: what a prepared handler does is decided in `routing`.
 """
 
 from __future__ import annotations

@@ -1,3 +1,9 @@
+"""The port through which the engine purges: what a purge reports, and the purge log of a single process.
+
+Decides when a purge is complete (`Report`). It doesn't know how purges reach other processes: `redis.purge_log` does.
+What a purge makes void is decided in `policy.epochs`.
+"""
+
 from __future__ import annotations
 
 import math

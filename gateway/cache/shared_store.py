@@ -1,3 +1,9 @@
+"""The port of the shared tier: what the cache needs of a store that all processes use, and the store that is none.
+
+Values are bytes with a life in seconds; leases are names with a token. A store raises nothing when it is unreachable:
+reads find nothing, writes report False. This module knows neither Redis nor what the bytes hold.
+"""
+
 from __future__ import annotations
 
 import asyncio

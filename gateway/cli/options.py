@@ -1,6 +1,7 @@
-"""What several commands read alike: the configuration, a request's headers, who types.
+"""What several commands share: finding the configuration, parsing headers, and requests to the admin listener.
 
-Speaking to a running gateway's admin listener, for the command line.
+Decides where a command finds its configuration and the admin listener, and how it reports a failure to reach it. It
+doesn't know what a command prints.
 """
 
 from __future__ import annotations

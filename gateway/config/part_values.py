@@ -1,3 +1,9 @@
+"""The templates of an aggregate's parts, filled in: references in braces, their values, and the target they make.
+
+Decides what each reference stands for (path, query, header, item, or another part's body), how a value is encoded in a
+target, and whether `when` holds. It sends no request, and doesn't know in which order parts run.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping

@@ -1,3 +1,9 @@
+"""CORS on the gateway's responses: which origins may read them, and `Vary: Origin`.
+
+Computed for each request from the configuration and never stored; CORS fields of an upstream are replaced. App and
+edge both use it.
+"""
+
 from __future__ import annotations
 
 from starlette.datastructures import Headers as StarletteHeaders

@@ -1,6 +1,7 @@
-"""The settings of `@cached` handlers, as they were decorated, and where they are found on a handler.
+"""The settings of `@cached` handlers, and the runtime that handlers use: engine, upstreams, bound routes.
 
-What FastAPI handlers find of the gateway that serves them: its engine, its upstreams, and their own routes in it.
+Decides which arguments `@cached` takes, checked by the same models as the configuration, and where both are found: the
+settings on the handler, the `Runtime` on the app's state. It doesn't know how a handler is called or answered.
 """
 
 from __future__ import annotations

@@ -1,3 +1,10 @@
+"""The handlers of declared routes: from a request to the cache's answer.
+
+Decides what a method does (GET and HEAD ask the cache, PURGE purges, all others pass by it), which keys a successful
+unsafe request invalidates (RFC 9111 §4.4), and what of the upstream's addresses clients may see. Whether an entry is
+fresh, and how it is fetched, is decided in `cache`.
+"""
+
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,6 +1,7 @@
-"""The sockets that the gateway listens on.
+"""Listening sockets, and the uvicorn server that answers on them.
 
-One listener of a worker: uvicorn, with an end that fails no request.
+Decides how sockets are bound (TCP, unix, one for each worker), what a failure to bind reports, and how a server stops
+without failing a request. It doesn't know which process holds a socket: `supervisor` and `worker` do.
 """
 
 from __future__ import annotations

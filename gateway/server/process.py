@@ -1,18 +1,7 @@
-"""Worker processes: how they are started, and that none outlives its parent.
+"""Operating-system processes: starting a worker so that it can't outlive its parent, and its garbage collection.
 
-A worker is a fresh interpreter and no fork: nothing of the supervisor's (its threads, its loop, its memory) is in it.
-It imports what it needs while its configuration is still being read, and gets its sockets afterwards.
-
-The garbage collector's full rounds: when they come, and what they walk.
-
-CPython frees most objects with their last reference. Its collector looks for cycles among the rest, and a full round
-walks all that it follows while nobody is answered: 35 ms and more at 70,000 objects (two cores, CPython 3.11), and one
-begins whenever a quarter more has come. A gateway under load has that many: what the edge remembers of request lines.
-
-So full rounds are begun here. What survives one is *frozen* (`gc.freeze`), and the next walks only what came since. A
-cycle that breaks off among what is frozen is found when that is *thawed* and all of it walked once: every ten minutes,
-sooner where much has gathered, and after a reload, when a whole generation of routes is left behind; where it can be,
-while no fetch is under way. Rounds over young objects stay CPython's own affair.
+A worker is a fresh interpreter, not a fork: it shares no threads, event loop or memory with the supervisor. It imports
+while the configuration is still being read, and gets its sockets afterwards. What a worker does is decided in `worker`.
 """
 
 from __future__ import annotations
@@ -111,9 +100,19 @@ _NEVER = 1_000_000
 
 
 class Garbage:
-    """`observe` is told how many seconds each full round took, `idle` whether it would delay nobody's fetch.
+    """Runs the garbage collector's full rounds.
 
-    Of the process as a whole, as the collector is: a worker has one.
+    CPython frees most objects with their last reference. Its collector looks for cycles among the rest. A full round
+    walks all objects that it tracks while nobody is answered (35 ms and more at 70,000 objects; two cores, CPython
+    3.11), and one begins whenever their number has grown by a quarter. A gateway under load has that many: the edge's
+    memos.
+
+    So full rounds start here. Objects that survive one are frozen (`gc.freeze`), and the next walks only newer ones.
+    Everything is thawed and walked every ten minutes, sooner where much has gathered, and after a reload, which leaves
+    a generation of routes behind; while no fetch is under way, if possible. CPython still runs the young rounds.
+
+    `observe` gets the seconds that each full round took, `idle` says whether one would delay no fetch. The collector is
+    the process's, so a worker has one `Garbage`.
     """
 
     def __init__(

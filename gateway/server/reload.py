@@ -1,9 +1,8 @@
-"""What a reload changes: the difference of two configurations, and which of it wants a restart.
+"""Reloading the configuration: noticing that a file has changed, and finding what differs.
 
-Noticing that a file has another content: what reloads the configuration without anybody sending a signal.
-
-Folders are watched, not files: editors and Kubernetes put a new file, or a new link, in the place of the old. What
-counts is the content, so that a reload happens once for a change, however many events it makes.
+Decides what counts as a change, and which changes need a restart. Folders are watched, not files: editors and
+Kubernetes replace a file or a link. The content is compared, so one change means one reload, however many events it
+makes. Applying a change is the affair of `worker` and `app.generations`.
 """
 
 from __future__ import annotations

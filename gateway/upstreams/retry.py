@@ -1,3 +1,8 @@
+"""The retry budget of an upstream: how many requests may be sent a second time.
+
+It doesn't know which requests are safe to repeat; the client decides that, and asks here.
+"""
+
 from __future__ import annotations
 
 

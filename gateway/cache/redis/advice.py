@@ -1,3 +1,9 @@
+"""TTL advice for the whole fleet, in Redis: one list of observed traffic, and a lease for the worker that replays it.
+
+Decides which worker replays, and where the advice is published. What traffic is sampled is decided in
+`advisor.traffic`, what is advised in `advisor.advice`.
+"""
+
 from __future__ import annotations
 
 import asyncio

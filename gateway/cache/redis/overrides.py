@@ -1,3 +1,9 @@
+"""Live overrides and the audit list in Redis: a hash of overrides, a version to poll, and a capped list of changes.
+
+Each change is one script, so that overrides, version and audit list change together. What an override may set, and
+what it makes of a configuration, is decided in `config.overrides`.
+"""
+
 from __future__ import annotations
 
 import asyncio
