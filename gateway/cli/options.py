@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import httpx
 import typer
 
 from gateway.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
+    import httpx
+
     from gateway.config.loader import Loaded
     from gateway.config.models import Config
 
@@ -75,7 +76,6 @@ def ask(
     admin_url: str | None = None,
 ) -> dict[str, Any]:
     """What a running gateway's admin listener answers. Raises AdminError, ConfigError."""
-
     return ask_admin(path, order, method=method, at=admin_address(config, admin_url))
 
 
@@ -128,6 +128,8 @@ class AdminAddress:
         return "http://localhost" if self.socket is not None else self.url
 
     def client(self) -> httpx.Client:
+        import httpx
+
         transport = httpx.HTTPTransport(uds=self.socket) if self.socket is not None else None
         return httpx.Client(trust_env=False, timeout=ANSWER_SECONDS, transport=transport)
 
@@ -177,6 +179,8 @@ def ask_admin(
 
     Raises AdminError.
     """
+    import httpx
+
     at = at or admin_address()
     headers = {"authorization": f"Bearer {at.token}"} if at.token else {}
     try:

@@ -247,7 +247,8 @@ async def test_an_aggregate_whose_parts_have_the_ttls_is_advised_on_by_its_parts
 
 def test_a_route_that_is_joined_of_parts_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = advise("home.user", 10.0, Replay(0.0), Changes().rate())
-    monkeypatch.setattr("gateway.cli.options.ask_admin", lambda path: {"routes": msgspec.to_builtins([seen])})
+    answers = {"/advice": {"routes": msgspec.to_builtins([seen])}, "/routes": {"routes": [{"name": "home"}]}}
+    monkeypatch.setattr("gateway.cli.options.ask_admin", lambda path, *_, **__: answers[path])
     result = CliRunner().invoke(cli, ["ttl", "advise", "home"])
     assert result.exit_code == 3
     assert result.output == "home is joined of parts, each of which has a TTL of its own: home.user.\n"
