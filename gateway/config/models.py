@@ -53,24 +53,24 @@ _ORIGIN = re.compile(r"null|[a-z][a-z0-9+.\-]*://[^\s/*?#@,\\A-Z]+")
 
 
 class CorsConfig(Model):
-    """Which web pages may read the answers (the Fetch standard's CORS)."""
+    """Which web pages may read responses (CORS, Fetch standard)."""
 
     allow_origins: TextList = []
-    """Origins such as https://app.example.com, or `*` for all."""
+    """Allowed origins, such as https://app.example.com; `*` for all."""
     allow_origin_regex: str | None = None
-    """A regular expression that an allowed origin matches whole."""
+    """A regular expression that must match the whole origin."""
     allow_methods: Annotated[TextList, BeforeValidator(no_modes("allow_methods"))] = ["GET", "HEAD", "OPTIONS"]
-    """Methods a page may use."""
+    """Allowed methods."""
     allow_headers: Annotated[TextList, BeforeValidator(no_modes("allow_headers"))] = []
-    """Request headers a page may set besides the safelisted ones; `*` for all."""
+    """Allowed request headers, besides the safelisted ones; `*` for all."""
     allow_credentials: bool = False
-    """Whether a page may send cookies and Authorization."""
+    """Whether pages may send cookies and Authorization."""
     expose_headers: Annotated[TextList, BeforeValidator(no_modes("expose_headers"))] = [
         *("Age", "Cache-Status", "Server-Timing", "X-Request-ID", "X-Process-Time")
     ]
-    """Response headers a page may read besides the safelisted ones."""
+    """Response headers that pages may read, besides the safelisted ones."""
     max_age: Duration = timedelta(minutes=10)
-    """How long a browser may keep the answer to a preflight."""
+    """How long browsers may cache a preflight response."""
 
     @model_validator(mode="after")
     def _no_wildcard_with_credentials(self) -> CorsConfig:
@@ -121,74 +121,75 @@ class CorsConfig(Model):
 
 
 class LimitsConfig(Model):
-    """What clients may send and hold, in each worker; more is refused, and the connection closed."""
+    """Limits on client connections and requests, per worker. The gateway refuses what exceeds them and closes the
+    connection."""
 
     head_timeout: Duration = timedelta(seconds=8)
-    """How long the head of a request may take (408): the first one's from the connection on, another's from its first
-    byte."""
+    """Timeout for a request head (408). It starts when the connection opens; on a kept-alive connection, with the
+    head's first byte."""
     body_timeout: Duration = timedelta(seconds=8)
-    """How long a request's body may make no progress, which is 500 bytes a second at least (408)."""
+    """How long a request body may arrive at less than 500 bytes per second (408)."""
     write_timeout: Duration = timedelta(seconds=8)
-    """How long a client may take less than 500 bytes a second of what it is sent; then the connection is cut."""
+    """How long a client may read a response at less than 500 bytes per second. The gateway then closes the
+    connection."""
     keep_alive: Duration = timedelta(seconds=75)
-    """How long a connection may lie idle between two requests."""
+    """Idle timeout of kept-alive connections."""
     request_line: Annotated[Size, Field(ge=64, le=65_536)] = 8 * 1024
-    """The longest request line (414)."""
+    """Maximum length of the request line (414)."""
     request_head: Annotated[Size, Field(ge=1024, le=1_048_576)] = 32 * 1024
-    """The largest head: request line and headers (431)."""
+    """Maximum size of the request head: request line and header fields (431)."""
     request_headers: Annotated[int, Field(ge=1, le=10_000)] = 100
-    """The most header fields (431)."""
+    """Maximum number of header fields (431)."""
     connections: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
-    """Connections at once (503)."""
+    """Maximum concurrent connections (503)."""
     connections_per_client: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
-    """Connections at once from one address that is no trusted proxy's (503)."""
+    """Maximum concurrent connections per client address (503). Addresses of trusted proxies are exempt."""
     requests: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
-    """Requests at once that memory does not answer (503)."""
+    """Maximum concurrent requests, hits from memory not counted (503)."""
     requests_per_client: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
-    """The same, from one address that is no trusted proxy's (503)."""
+    """Maximum concurrent requests per client address (503). Addresses of trusted proxies are exempt."""
 
 
 class UpstreamConfig(Model):
-    """An API that the gateway stands in front of."""
+    """An HTTP API behind the gateway."""
 
     url: Url | None = None
-    """Its base: scheme, host, port and prefix. Nothing a client sends can leave it."""
+    """The base URL: scheme, host, port and path prefix. Request targets can't leave it."""
     urls: Annotated[list[Url], BeforeValidator(split_commas)] = []
-    """Several bases of the same API, taken in turn; instead of `url`."""
+    """Several base URLs of the same API, used in turn; instead of `url`."""
     timeout: Duration = timedelta(seconds=5)
-    """The deadline for a whole answer; for a streamed one, until its head and then between two pieces."""
+    """Timeout for a complete response. For a streamed response: until its head, then between two chunks."""
     connect_timeout: Duration = timedelta(seconds=1)
-    """The deadline for a connection."""
+    """Timeout for opening a connection."""
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 100
-    """Connections, and so requests, at once in each worker; who finds them all taken waits."""
+    """Maximum concurrent connections per worker. Further requests are queued."""
     max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 200
-    """How many requests may wait for a connection; the next one, and any that would wait for half of `timeout`, is told
-    503 at once. Refreshes behind stale answers never wait."""
+    """Maximum number of queued requests. Requests beyond it, and those that would be queued for half of `timeout`, get
+    a 503 at once. Background refreshes are never queued."""
     max_connections_without_redis: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    """Connections at once, in each worker, while Redis is away and each worker fetches for itself. Not set: half of
-    `max_connections`."""
+    """Maximum concurrent connections per worker while Redis is down and fetches collapse only within a worker. Default:
+    half of `max_connections`."""
     retry_budget: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """How many requests may be sent a second time, as a share of all: only idempotent ones, only where nothing was
-    received, once. `0` repeats none."""
+    """Maximum share of requests that are retried. Only idempotent requests are retried, once, if no byte of the
+    response was received. `0` disables retries."""
     breaker_failures: Annotated[int, Field(ge=0, le=1_000_000)] = 20
-    """How many requests must fail within 10 s (connections, deadlines, 5xx), being half of all, for a host to be left
-    alone; `0` never leaves it alone."""
+    """Failures within 10 s (connection errors, timeouts, 5xx) that open a host's circuit breaker, if they are at least
+    half of its requests. `0` disables the breaker."""
     breaker_rest: Duration = timedelta(seconds=2)
-    """How long a host that failed is left alone, before one request tries it again."""
+    """How long a circuit breaker stays open before one request probes the host."""
     stream_timeout: Duration = timedelta(hours=1)
-    """The longest that an answer may be streamed; then it is broken off."""
+    """Maximum duration of a streamed response. The gateway then aborts it."""
     addresses: Literal["any", "public"] = "any"
-    """`public` refuses a host that is, or whose name leads to, an address that is not public (loopback, link-local,
-    private)."""
+    """`public` refuses hosts that are, or resolve to, addresses that are not public (loopback, link-local, private)."""
     headers: dict[str, str] = {}
-    """Constant request headers, such as an API key; they replace the client's of the same name."""
+    """Constant request headers, such as an API key. They replace the client's headers of the same name."""
     max_response_headers: Size = 64 * 1024
-    """The most that the head of a response may take; more is a 502."""
+    """Maximum size of a response head; a larger one is a 502."""
     transport: Literal["aiohttp", "httpx"] = "aiohttp"
-    """Which httpx transport carries the requests; `aiohttp` is several times faster, and survives cancellation;
-    `httpx` makes a new connection for each request."""
+    """The httpx transport. `aiohttp` is several times faster and survives cancellation; `httpx` opens a new connection
+    for each request."""
     verify: bool = True
-    """Whether the certificate of an https upstream is checked."""
+    """Whether to verify the certificate of an https upstream."""
 
     @property
     def bases(self) -> list[str]:
@@ -250,92 +251,91 @@ RECORD_REST = 256 * 1024
 
 
 class Config(Model):
-    """All of the gateway's settings."""
+    """All settings of the gateway."""
 
     public_url: Url | None = None
-    """The URL by which clients know the gateway; upstreams are told its host and scheme."""
+    """The URL by which clients reach the gateway. Its host and scheme are sent to upstreams."""
     host: str = "127.0.0.1"
     """The address to listen on."""
     port: Annotated[int, BeforeValidator(_no_boolean), Field(ge=0, le=65535)] = 8000
-    """The port to listen on; 0 takes a free one."""
+    """The port to listen on; 0 selects a free one."""
     watch: bool = True
-    """Whether a change of the configuration's file or of `.env` reloads it, as SIGHUP does."""
+    """Whether to reload when the configuration file or `.env` changes, as on SIGHUP."""
     workers: Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=128)] = 1
-    """Processes that answer; as many as the machine has cores is a good choice. They share one cache, so more than one
-    needs a `redis_url` other than `none`."""
+    """Number of worker processes; the number of CPU cores is a good choice. They share one cache, so more than one
+    requires a `redis_url` other than `none`."""
     stop_delay: Duration = timedelta(seconds=1)
-    """How long after SIGTERM connections are still taken while `/readyz` says 503, so that load balancers turn away
-    first."""
+    """How long the gateway accepts connections after SIGTERM, while `/readyz` returns 503 so that load balancers stop
+    sending traffic."""
     stop_timeout: Duration = timedelta(seconds=10)
-    """How long requests in flight may take to end after that; then they are cut off."""
+    """How long requests in flight may take after `stop_delay` before they are aborted."""
     redis_url: str = "embedded"
     """The shared tier: `embedded` (a Valkey that the gateway starts), `redis://user:password@host:port/db`, `rediss://…`
     (TLS), `unix:///path`, `redis+cluster://host:port,host:port`, `redis+sentinel://host:port,host:port/service/db`, or
     `none` (memory only)."""
     redis_prefix: str = "gw:"
-    """What the names of all keys in Redis begin with."""
+    """Prefix of all keys in Redis."""
     redis_secret: SecretStr | None = None
-    """With a secret of 16 characters or more, every record in Redis is sealed with it (HMAC-SHA-256), and one that is
-    not is a miss: whoever can write to Redis then can plant no answer. The same in all replicas; set it by
-    GATEWAY_REDIS_SECRET. Changing it empties the shared tier. Digests of credentials in keys are made with it, too;
-    without it, with a random key that lies in Redis."""
+    """A secret of at least 16 characters that signs every record in Redis (HMAC-SHA-256). A record without a valid
+    signature is a miss, so write access to Redis is not enough to plant a response. Use the same secret in all
+    replicas; set it with GATEWAY_REDIS_SECRET. Changing it empties the shared tier. It is also the secret of the
+    credential digests in keys; without it, they use a random key stored in Redis."""
     redis_budget: Duration = timedelta(milliseconds=50)
-    """What all Redis commands of one request may take together; then the gateway does without."""
+    """Time limit for all Redis commands of one request. The gateway then continues without Redis."""
     redis_memory: Size = 256 * 1024**2
-    """The embedded Valkey's `maxmemory`."""
+    """`maxmemory` of the embedded Valkey."""
     memory: Size = 256 * 1024**2
-    """The cache in the process, in all: keys, headers and bodies."""
+    """Size of a worker's memory cache: keys, headers and bodies."""
     max_body: Size = 2 * 1024**2
-    """The largest body that is stored; larger ones are streamed through."""
+    """Maximum size of a stored body. Larger ones are streamed and not stored."""
     max_request_body: Size = 16 * 1024**2
-    """The largest body that a client may send (413)."""
+    """Maximum size of a request body (413)."""
     admin_listen: str = "127.0.0.1:9000"
-    """Where metrics and health are served: `host:port`, `unix:/path`, or `none`."""
+    """Address of the admin listener, for metrics and health: `host:port`, `unix:/path`, or `none`."""
     compression: Annotated[list[Literal["zstd", "br", "gzip"]], BeforeValidator(split_commas)] = ["zstd", "br", "gzip"]
-    """The content codings that stored text is given in, the preferred first: made once for each stored answer of 1 KiB
-    and more, on routes with a `ttl` of their own; an empty list for none."""
+    """Content codings for stored text, in order of preference; an empty list disables compression. Each stored response
+    of at least 1 KiB is compressed once, on routes with their own `ttl`."""
     drop_query: Annotated[TextList, BeforeValidator(no_modes("drop_query"))] = list(TRACKING_PARAMETERS)
-    """Patterns of query parameters that no answer depends on: not forwarded, not part of the key. Not of those that a
-    route's `query` lists, and not of requests that pass by the cache."""
+    """Patterns of query parameters that are neither forwarded nor part of the key. They don't apply to parameters in a
+    route's `query`, nor to requests that bypass the cache."""
     trusted_proxies: Networks = []
-    """Networks whose `X-Forwarded-*` is believed, such as 10.0.0.0/8."""
+    """Networks whose `X-Forwarded-*` headers are trusted, such as 10.0.0.0/8."""
     retry_after: Duration = timedelta(seconds=1)
-    """How long a key whose fetch failed is not asked for again while a stale answer can be given; longer where a 429 or
-    503 says so by `Retry-After`, up to 10 minutes."""
+    """How long a key backs off after a failed fetch while a stale response is available. A `Retry-After` of a 429 or
+    503 extends it, to 10 minutes at most."""
     overload_lag: Duration = timedelta(milliseconds=50)
-    """How late the event loop may be, for 0.3 s on end, before refreshes and then misses are given up (503);
-    `0s` gives up none. Hits are always served."""
+    """Event loop delay, lasting 0.3 s, at which the gateway sheds load: first refreshes, then misses (503). `0s`
+    disables load shedding. Hits are always served."""
     warm_start: Annotated[int, Field(ge=0, le=100_000)] = 1000
-    """How many of the fleet's hottest responses a worker takes from Redis into its memory as it starts, in small
-    batches and up to half of it; 0 for none."""
+    """How many of the fleet's most requested responses a worker loads from Redis when it starts, in small batches and
+    up to half of its memory; 0 disables it."""
     purge_blind: Literal["forever"] | Duration = timedelta(seconds=30)
-    """How long a worker that is cut off from Redis, and so hears of no purge, trusts its memory: a duration, or
+    """How long a worker that is disconnected from Redis, and so from purges, serves from its memory: a duration, or
     `forever`."""
     uncacheable_for: Duration = timedelta(seconds=5)
-    """How long requests for a key whose answer could not be shared do not wait for each other (hit-for-miss)."""
+    """Hit-for-miss: after an uncacheable response, how long requests for that key skip collapsing."""
     upstreams: dict[str, UpstreamConfig] = {}
-    """The APIs behind the gateway, by name."""
+    """Upstreams by name."""
     routes: dict[str, RouteConfig] = {}
-    """What is served, by name."""
+    """Routes by name."""
     include: TextList = []
-    """Routers written in Python, as `module:attribute`, such as shop.routes:router."""
+    """Python routers as `module:attribute`, such as shop.routes:router."""
     cors: CorsConfig = CorsConfig()
-    """Which web pages may read the answers."""
+    """Which web pages may read responses."""
     limits: LimitsConfig = LimitsConfig()
-    """What clients may send and hold."""
+    """Limits on client connections and requests."""
     docs: PageUrl = "/docs"
-    """The path of the Swagger UI, or `off` for no documentation pages at all."""
+    """Path of the Swagger UI; `off` disables all documentation pages."""
     redoc: PageUrl = "/redoc"
-    """The path of ReDoc, or `off`."""
+    """Path of ReDoc, or `off`."""
     validation_errors: Literal["fastapi", "problem"] = "fastapi"
-    """What handlers written in Python answer to a request that does not validate (422): `fastapi`, FastAPI's own body,
-    a list of errors under `detail`; `problem`, Problem Details (RFC 9457) with that list under `errors`. The OpenAPI
-    document says the same."""
+    """The body of a 422 for Python handlers. `fastapi`: FastAPI's own, a list of errors under `detail`. `problem`:
+    Problem Details (RFC 9457) with that list under `errors`. The OpenAPI document describes the selected form."""
     access_log: bool = True
-    """Whether each request is logged as a line of JSON on standard output."""
+    """Whether to log each request as a line of JSON on standard output."""
     log_hits: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """The share of hits that are logged, drawn by chance; all else is logged always. Below 1, `gateway ttl advise
-    --log` can't count by the log."""
+    """Share of hits that are logged, sampled at random. All other requests are always logged. Below 1, `gateway ttl
+    advise --log` is not available."""
 
     @property
     def record_secret(self) -> bytes:

@@ -59,91 +59,92 @@ class _PartConfig(Model):
     # All of PartConfig but `schema`.
 
     upstream: str | None = None
-    """The name of the upstream that is asked."""
+    """The name of the upstream."""
     route: str | None = None
-    """The name of a declared route that the part takes its answers from, with all of that route's settings; instead of
-    `upstream`."""
+    """The name of a declared route that supplies the part, with all of its settings; instead of `upstream`."""
     path: str | None = None
-    """What is asked for, with values in braces: `{user}`, a parameter of the aggregate's path; `{query.page}` and
-    `{header.x-device}`, of the client's request; `{product.seller_id}`, of an earlier part; `{item}`, of `for_each`.
-    No value can leave its segment. With `route`: a path of that route; not set, the route's own."""
+    """The requested path, with values in braces: `{user}`, a parameter of the aggregate's path; `{query.page}` and
+    `{header.x-device}`, of the client's request; `{product.seller_id}`, of an earlier part; `{item}`, of `for_each`. No
+    value can leave its segment. With `route`: a path that matches that route. Default: the route's own."""
     method: Literal["GET", "POST"] = "GET"
-    """POST, for upstreams that are read by it: such a part is never cached, nor is the whole."""
+    """POST is for upstreams that use it for reads. Neither such a part nor its aggregate is cached."""
     body: JsonValue = None
-    """What a POST sends, as JSON."""
+    """The JSON body of a POST."""
     headers: dict[str, str] = {}
-    """Request headers of the part, with values in braces as in `path`; each is part of its cache key. One whose value
-    the client did not send is left out."""
+    """Request headers of the part, with values in braces as in `path`; each is part of its cache key. A header is
+    omitted if the client did not send its value."""
     query: Annotated[TextList, BeforeValidator(no_modes("query"))] = []
-    """The client's query parameters that are passed on to the part, where the client sends them: all pairs of a name,
-    in the client's order."""
+    """The client's query parameters that are forwarded to the part if present: all values of a name, in the client's
+    order."""
     ttl: Ttl = "origin"
-    """How long the part is fresh; as a route's."""
+    """How long the part is fresh; as for a route."""
     stale_while_revalidate: Duration | None = None
-    """How long after `ttl` the old part is used at once, while a new one is fetched behind; as a route's."""
+    """How long after `ttl` to use the stale part at once and refresh it in the background; as for a route."""
     stale_if_error: Duration | None = None
-    """How long after `ttl` the old part is used where the upstream fails; as a route's."""
+    """How long after `ttl` to use the stale part when the upstream fails; as for a route."""
     negative_ttl: Duration = timedelta(seconds=5)
-    """How long it is remembered that there is no such thing (404, 410)."""
+    """How long a 404 or 410 is fresh."""
     vary: Annotated[FieldNames, AfterValidator(check_vary), BeforeValidator(no_modes("vary"))] | None = None
-    """With a `ttl` of its own: the request headers that are forwarded, each part of the cache key. Not set: accept,
-    accept-language."""
+    """The request headers that are forwarded, each part of the cache key; requires a duration as `ttl`. Default:
+    accept, accept-language."""
     authorization: Literal["pass", "ignore", "key"] = "ignore"
-    """The client's Authorization: `ignore` does not forward it; `pass` forwards it, and the part is then this client's
-    alone, and so is the whole; `key` forwards it and makes it part of the cache key."""
+    """The client's Authorization: `ignore` doesn't forward it; `pass` forwards it, and neither the part nor the
+    aggregate is shared with other clients; `key` forwards it and makes it part of the cache key."""
     cookies: Literal["pass", "ignore"] | TextList = "ignore"
-    """The client's cookies: as `authorization`; a list of names forwards those, as part of the cache key."""
+    """The client's cookies: as `authorization`; a list of names forwards those cookies and makes them part of the cache
+    key."""
     tags: Annotated[TextList, BeforeValidator(no_modes("tags"))] = []
-    """Names by which the part, and every aggregate that it is in, can be purged; with values in braces as in
+    """Names by which the part, and every aggregate that contains it, can be purged; with values in braces as in
     `path`."""
     timeout: Duration | None = None
-    """How long the part may take. Not set: the upstream's `timeout`, which bounds it in any case."""
+    """Timeout for the part, at most the upstream's `timeout`. Default: the upstream's `timeout`."""
     retries: Annotated[int, Field(ge=0, le=3)] = 0
-    """How often a failed fetch is tried again, within `timeout` and a budget of 10 % of the requests."""
+    """How often to retry a failed fetch, within `timeout` and a budget of 10 % of the requests."""
     hedge: Duration | None = None
-    """After how long another of the upstream's `urls` is asked as well, within a budget of 5 % of the requests; the
-    first good answer wins."""
+    """Delay after which a second request goes to another of the upstream's `urls`, within a budget of 5 % of the
+    requests. The first good response wins."""
     optional: bool = False
-    """Whether the aggregate is answered without the part where it fails, with null in its place."""
+    """Whether the aggregate responds without the part if it fails, with null in its place."""
     default: JsonValue = None
-    """What stands in for the part where it fails and no stale copy is there; makes it optional."""
+    """The value used if the part fails and has no stale copy; makes the part optional."""
     decode: Literal["auto", "json", "text", "xml"] = "auto"
-    """How the body is read. `auto`: JSON by its Content-Type, text as a string; all else has failed. `json` whatever
-    the type says; `text`; `xml`, as objects by xmltodict."""
+    """How to decode the body. `auto`: JSON by Content-Type, text as a string; any other type is a failure. `json`: JSON
+    regardless of Content-Type. `text`: a string. `xml`: objects, by xmltodict."""
     select: ExpressionText | None = None
-    """A JMESPath expression: what of the part is shown. Applied first; then `allow` or `deny`, `rename`, `group`."""
+    """A JMESPath expression applied to the part first; then `allow` or `deny`, `rename`, `group`."""
     allow: Annotated[Paths, BeforeValidator(no_modes("allow"))] = []
-    """Dotted paths, through lists: all else is left out."""
+    """Dotted paths to keep, through lists; everything else is removed."""
     deny: Annotated[Paths, BeforeValidator(no_modes("deny"))] = []
-    """Dotted paths, through lists: they are left out. Not with `allow`."""
+    """Dotted paths to remove, through lists. Can't be combined with `allow`."""
     rename: dict[str, str] = {}
     """New names by dotted path, through lists: `{seller.town: city}`."""
     group: str | None = None
-    """The name under which the part stands. Not set: its own; null: merged into the root. Of an aggregate that has no
-    other part, null makes the part the whole answer, whatever it is: an object, a list, a number."""
+    """The name of the part in the response. Default: its own; null merges it into the root. In an aggregate with no
+    other part, null makes the part the whole response, whatever its type."""
     for_each: ExpressionText | None = None
-    """A list of an earlier part, as JMESPath: `cart.items[*].id`. The part is asked for each of its elements
-    (`{item}`), equal ones once, and is the list of the answers in their places: null where an element is null, empty or
-    an object."""
+    """A list of an earlier part, as JMESPath: `cart.items[*].id`. The part is requested once for each distinct element
+    (`{item}`) and becomes the list of responses in the same order, with null for elements that are null, empty or an
+    object."""
     limit: Annotated[int, Field(ge=1, le=1000)] = 20
-    """With `for_each`: how many elements are asked for at most, and at a time."""
+    """With `for_each`: maximum number of elements, and of concurrent requests."""
     elements: Literal["optional", "required"] = "optional"
-    """With `for_each`: what becomes of the part where some of its elements fail. `optional`: null stands in their
-    places, and the answer is incomplete; `required`: the part has failed. Where all fail, it has failed in any case."""
+    """With `for_each`: what happens if some elements fail. `optional`: they are null, and the response is incomplete.
+    `required`: the part fails. If all elements fail, the part fails in any case."""
     batch: str | None = None
-    """With `for_each`: where the upstream gives several elements at once, `/prices?ids={ids}`; each is still cached for
-    itself."""
+    """With `for_each`: a path that returns several elements at once, `/prices?ids={ids}`. Each element is still cached
+    separately."""
     batch_key: str = "id"
-    """With `batch`: the field by which an element of the batch's list is known. An object is known by its keys."""
+    """With `batch`: the field that identifies an element in the batch's list. An object is indexed by its keys."""
     when: ExpressionText | None = None
-    """A JMESPath condition over `path`, `query`, `header` and earlier parts; where it is false, or null, or empty, the
-    part is left out."""
+    """A JMESPath condition over `path`, `query`, `header` and earlier parts. If it is false, null or empty, the part is
+    omitted."""
     static: JsonValue = None
     """A constant part."""
     static_if: Literal["always", "incomplete"] = "always"
-    """Whether a constant part stands there always, or only where another part failed."""
+    """Whether a static part is always present, or only if another part failed."""
     shadow: bool = False
-    """Ask, measure, and ignore: a new upstream under real traffic. Whatever becomes of it, nobody waits for it."""
+    """Requests the part, records metrics and discards the response, to test a new upstream with real traffic. The
+    aggregate doesn't wait for it."""
 
     @property
     def is_static(self) -> bool:
@@ -236,7 +237,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", 'Field name "schema"')
 
     class PartConfig(_PartConfig):
-        """One answer that an aggregate is made of: where it comes from, how long it lives, what is shown of it."""
+        """A part of an aggregate: its source, its TTL and how it is transformed."""
 
         schema: str | None = None  # type: ignore[assignment]
-        """A file with the JSON Schema of the part as it is shown, for the API documentation."""
+        """A file with the JSON Schema of the transformed part, for the API documentation."""

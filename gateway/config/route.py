@@ -44,77 +44,77 @@ _NOT_OF_AGGREGATES = (
 
 
 class RouteConfig(Model):
-    """A path that the gateway serves from an upstream, and how long its answers live."""
+    """A path that the gateway serves from an upstream, and how its responses are cached."""
 
     path: str
-    """The path, with parameters: `{name}` takes one segment, `{name:path}` at the end all that follows. The more
-    specific path wins, whatever the order in the file."""
+    """The path. `{name}` matches one segment; `{name:path}` matches the rest of the path and must be last. The most
+    specific path wins, regardless of the order in the file."""
     upstream: str = ""
-    """The name of the upstream that is asked; an aggregate has `parts` in its place."""
+    """The name of the upstream. An aggregate has `parts` instead."""
     upstream_path: str | None = None
-    """What the upstream is asked for, with the parameters of `path`; the same path where it is not set."""
+    """The path requested from the upstream, with the parameters of `path`. Default: `path`."""
     cache: bool = True
-    """`off` passes every request on to the upstream: nothing is stored, nothing that was is given, and no request waits
-    for another's answer."""
+    """`off` forwards every request to the upstream: nothing is stored or served from the cache, and requests don't
+    collapse."""
     ttl: Ttl = "origin"
-    """How long an answer is fresh. `origin` follows the upstream's headers (RFC 9111); a duration overrules them,
-    but for answers that are `private`, `no-store` or set a cookie. `0s` is as `cache: off`, unless a stale window is
-    set for which answers are kept."""
+    """How long a response is fresh. `origin` follows the upstream's headers (RFC 9111). A duration overrides them,
+    except for responses that are `private`, `no-store` or set a cookie. `0s` is the same as `cache: off`, unless a
+    stale window is set."""
     stale_while_revalidate: Duration | None = None
-    """How long after `ttl` the old answer is given at once, while a new one is fetched behind. Not set: as the
-    upstream says, or not at all."""
+    """How long after `ttl` to serve a stale response at once and refresh it in the background. Default: the upstream's
+    value, or 0."""
     stale_if_error: Duration | None = None
-    """How long after `ttl` the old answer is given where the upstream fails. Not set: as the upstream says, or
-    10 minutes."""
+    """How long after `ttl` to serve a stale response when the upstream fails. Default: the upstream's value, or 10
+    minutes."""
     negative_ttl: Duration = timedelta(seconds=5)
-    """How long a 404 or 410 is fresh where the upstream does not say; `0s` stores none."""
+    """How long a 404 or 410 is fresh if the upstream doesn't say; `0s` stores none."""
     client_ttl: Duration | None = None
-    """How long clients may keep an answer (with a `ttl` of its own). Not set: until the entry's life ends."""
+    """How long clients may cache a response; requires a duration as `ttl`. Default: until the entry's life ends."""
     vary: Annotated[FieldNames, AfterValidator(check_vary), BeforeValidator(no_modes("vary"))] | None = None
-    """With a `ttl` of its own: the request headers that are forwarded, each of them part of the cache key, and of the
-    answers' `Vary`. Not set: accept, accept-language."""
+    """The request headers that are forwarded, each part of the cache key and of the response's `Vary`; requires a
+    duration as `ttl`. Default: accept, accept-language."""
     query: Annotated[TextList, BeforeValidator(no_modes("query"))] | None = None
-    """The query parameters that count and are forwarded, whatever is dropped elsewhere. Not set: all of them. Requests
-    that pass by the cache keep their query whole."""
+    """The query parameters that are forwarded and part of the cache key; `drop_query` doesn't apply to them. Default:
+    all. Requests that bypass the cache keep the whole query."""
     drop_query: Annotated[TextList, BeforeValidator(no_modes("drop_query"))] | None = None
-    """Patterns of query parameters that are dropped where an answer may be shared, unless `query` lists them. Not set:
-    the gateway's `drop_query`."""
+    """Patterns of query parameters to drop from requests that may be cached, except those in `query`. Default: the
+    gateway's `drop_query`."""
     authorization: Literal["pass", "ignore", "key"] = "pass"
-    """A request with Authorization: `pass` goes by the cache (with `ttl: origin`, as RFC 9111 §3.5 allows), `ignore`
-    does not forward it, `key` makes it part of the cache key, and the answers `private`."""
+    """For requests with Authorization: `pass` bypasses the cache (with `ttl: origin`, RFC 9111 §3.5 applies); `ignore`
+    doesn't forward the header; `key` makes it part of the cache key, and responses `private`."""
     cookies: Literal["pass", "ignore"] | TextList = "pass"
-    """A request with cookies: `pass` goes by the cache, `ignore` forwards none, a list of names makes those (and no
-    others) part of the cache key, and the answers `private`. What an upstream calls `private` is stored where the
-    key holds who asks."""
+    """For requests with cookies: `pass` bypasses the cache; `ignore` forwards none; a list of names makes those
+    cookies, and no others, part of the cache key, and responses `private`. A `private` upstream response is stored if
+    the key contains the client's identity."""
     expose_tags: bool = False
-    """Whether clients see the upstream's `Surrogate-Key`, `Cache-Tag` and `xkey`."""
+    """Whether clients see the upstream's `Surrogate-Key`, `Cache-Tag` and `xkey` headers."""
     purge_from: Networks = []
-    """Networks from which the PURGE method on the public port purges a URL of this route; none by default."""
+    """Networks that may purge a URL of this route with the PURGE method on the public port. Default: none."""
     request_directives: Literal["honour", "ignore"] = "honour"
-    """Whether a client's own `Cache-Control` (no-cache, max-age, …) is obeyed."""
+    """Whether to honour the `Cache-Control` of requests (no-cache, max-age, …)."""
     max_body: Size | None = None
-    """The largest body that is stored. Not set: the gateway's `max_body`."""
+    """Maximum size of a stored body. Default: the gateway's `max_body`."""
     tags: Annotated[TextList, BeforeValidator(no_modes("tags"))] = []
-    """Names under which the answers can be purged together; `{parameter}` stands for its value."""
+    """Names by which responses are purged together; `{parameter}` is replaced by its value."""
     summary: str | None = None
-    """What the route is, in a line, for the API documentation."""
+    """A one-line summary for the API documentation."""
     description: str | None = None
-    """What the route is, at length (Markdown), for the API documentation."""
+    """A description (Markdown) for the API documentation."""
     examples: dict[str, str | int | float | bool] = {}
     """Example values of parameters, for the API documentation."""
     parts: dict[str, PartConfig] = {}
-    """Makes the route an aggregate: one answer, joined from these parts, each with its own upstream and cache life."""
+    """Makes the route an aggregate: one response joined from these parts, each with its own upstream and TTL."""
     deadline: Duration = timedelta(seconds=5)
-    """Of an aggregate: how long its parts may take together; who has not answered by then has failed."""
+    """For aggregates: the timeout for all parts together. Parts that have not responded by then have failed."""
     merge: Literal["shallow", "deep", "concat"] = "shallow"
-    """Of an aggregate: how parts with `group: null` are merged into the root, in their declared order, where the later
-    wins: key by key (`shallow`), objects within objects too (`deep`), arrays joined besides (`concat`)."""
+    """For aggregates: how parts with `group: null` are merged into the root, in declaration order; later parts win.
+    `shallow` merges top-level keys, `deep` merges nested objects too, `concat` also concatenates arrays."""
     selectable: bool = False
-    """Of an aggregate: whether clients may ask for some of its parts by `?parts=profile,offers`."""
+    """For aggregates: whether clients may select parts with `?parts=profile,offers`."""
     envelope: bool = False
-    """Of an aggregate: whether the body says under `_meta` what became of each part."""
+    """For aggregates: whether the body reports the state of each part under `_meta`."""
     errors: bool = False
-    """Of an aggregate: whether the body shows the failures of parts as problem details, under `_errors`."""
+    """For aggregates: whether the body reports failed parts as Problem Details under `_errors`."""
 
     @field_validator("path")
     @classmethod
