@@ -1,23 +1,55 @@
-"""A cached, read-heavy API gateway: declared routes and typed FastAPI handlers behind one shared cache."""
+"""A cached, read-heavy API gateway: declared routes and typed FastAPI handlers behind one shared cache.
+
+The public names are those of `__all__`, described in docs/python.md; what tests of an app need is in `gateway.testing`.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Upstream", "aggregate", "cached", "create_app", "part", "upstream"]
+__all__ = [
+    "Clock",
+    "Config",
+    "ConfigError",
+    "Gateway",
+    "GatewayError",
+    "PurgeReport",
+    "RedisStore",
+    "SharedStore",
+    "Upstream",
+    "UpstreamError",
+    "aggregate",
+    "cached",
+    "create_app",
+    "part",
+    "upstream",
+]
 
 if TYPE_CHECKING:
     from gateway.aggregates.typed import aggregate, part
-    from gateway.app.gateway import create_app
+    from gateway.app.gateway import Gateway, create_app
+    from gateway.cache.purge_log import PurgeReport
+    from gateway.cache.redis.store import RedisStore
+    from gateway.cache.shared_store import SharedStore
+    from gateway.clock import Clock
     from gateway.config.models import Config
+    from gateway.errors import ConfigError, GatewayError, UpstreamError
     from gateway.routing.cached_decorator import cached
     from gateway.routing.handler_settings import upstream
     from gateway.upstreams.client import Upstream
 
 _PLACES = {
+    "Clock": "clock",
     "Config": "config.models",
+    "ConfigError": "errors",
+    "Gateway": "app.gateway",
+    "GatewayError": "errors",
+    "PurgeReport": "cache.purge_log",
+    "RedisStore": "cache.redis.store",
+    "SharedStore": "cache.shared_store",
     "Upstream": "upstreams.client",
+    "UpstreamError": "errors",
     "aggregate": "aggregates.typed",
     "cached": "routing.cached_decorator",
     "create_app": "app.gateway",

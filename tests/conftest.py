@@ -1,4 +1,4 @@
-"""What tests share: a clock that the test turns, real servers on free ports, a gateway to ask."""
+"""What tests share besides `gateway.testing`: fixtures, real servers on free ports, a gateway of one upstream."""
 
 from __future__ import annotations
 
@@ -18,55 +18,12 @@ from gateway.app.gateway import Gateway, create_app
 from gateway.cache.redis.store import RedisStore
 from gateway.observability.access_log import silent
 from gateway.server.embedded_redis import Embedded
-
-Answer = Callable[[httpx.Request], httpx.Response]
-
-
-class TurnedClock:
-    """A clock that stands still until a test turns it. It begins at a whole second."""
-
-    def __init__(self, at: float = 1_800_000_000.0) -> None:
-        self.at = at
-
-    def now(self) -> float:
-        return self.at
-
-    def when(self, counted: float) -> float:
-        return self.at
-
-    def turn(self, seconds: float) -> None:
-        self.at += seconds
+from gateway.testing import Answer, TurnedClock
 
 
 @pytest.fixture
 def clock() -> TurnedClock:
     return TurnedClock()
-
-
-class Upstream(httpx.AsyncBaseTransport):
-    """An upstream handed in as a transport: answers by a function, remembers what it was asked.
-
-    While `gate` is cleared, requests wait for it; `asked` counts those that came.
-    """
-
-    def __init__(self, answer: Answer) -> None:
-        self.answer = answer
-        self.requests: list[httpx.Request] = []
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.came = asyncio.Semaphore(0)
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if not isinstance(request.stream, httpx.ByteStream):
-            await request.aread()
-        self.requests.append(request)
-        self.came.release()
-        await self.gate.wait()
-        return self.answer(request)
-
-    @property
-    def asked(self) -> int:
-        return len(self.requests)
 
 
 def json_answer(**headers: str) -> Answer:
@@ -80,18 +37,6 @@ def json_answer(**headers: str) -> Answer:
         return httpx.Response(200, json={"n": count}, headers=fields)
 
     return answer
-
-
-@contextlib.asynccontextmanager
-async def asking(app: Gateway) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a gateway that has started."""
-    await app.start()
-    try:
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway.test") as client:
-            yield client
-    finally:
-        await app.stop()
 
 
 def gateway(

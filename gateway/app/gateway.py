@@ -35,7 +35,7 @@ from gateway.app.python_routes import Binding, specificity_of
 from gateway.app.routes import AppRoutes
 from gateway.app.worker_state import WorkerState
 from gateway.cache.background import Underway
-from gateway.cache.purge_log import Report
+from gateway.cache.purge_log import PurgeReport
 from gateway.cache.redis.store import RedisStore
 from gateway.cache.shared_store import NoShared, SharedStore
 from gateway.clock import Clock, SystemClock
@@ -88,7 +88,7 @@ def create_app(
     `transport` carries requests to all upstreams, or makes one for an upstream's name. `clock` tells the time that
     entries are judged by. `tracing` makes spans; without it OpenTelemetry's variables of the environment decide.
 
-    Raises ConfigError where the configuration is wrong.
+    Raises ConfigError where a file is wrong, pydantic.ValidationError where a mapping is.
     """
     loaded = _configuration(config)
     clock = clock or SystemClock()
@@ -334,7 +334,7 @@ class Gateway(FastAPI):
         everything: bool = False,
         soft: bool = False,
         by: str = "python",
-    ) -> Report:
+    ) -> PurgeReport:
         """Purge what is stored: by URL (a path, or one of the gateway's own URLs), tag, route, or everything.
 
         When the report is complete, no answer that starts now anywhere contains what was fetched before. `soft` ends

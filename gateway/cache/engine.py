@@ -27,7 +27,7 @@ from gateway.cache.flight import Failed, Flight, Landed, Landing, NotShareable
 from gateway.cache.leases import Leases
 from gateway.cache.memory import Memory
 from gateway.cache.overload import Governor
-from gateway.cache.purge_log import PurgeLog, PurgesTold, Report
+from gateway.cache.purge_log import PurgeLog, PurgeReport, PurgesTold
 from gateway.cache.request import CacheRequest
 from gateway.cache.respond import Answer, Responder
 from gateway.cache.shared_store import SharedStore
@@ -412,7 +412,7 @@ class Engine:
         everything: bool = False,
         soft: bool = False,
         by: str = "",
-    ) -> Report:
+    ) -> PurgeReport:
         """Purge by primary keys, tags, routes or everything; soft ends freshness, hard ends all. Costs the same
         whatever it hits."""
         names = [*map(key_name, keys), *map(tag_name, tags), *map(route_name, routes)]

@@ -19,7 +19,7 @@ MAX_RECORDS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class PurgeReport:
     """What became of a purge: how many of the workers that give signs of life have applied it, and in how long.
 
     `added` is False where Redis has not taken it yet; it will be added as soon as Redis is back. `settled` is False
@@ -44,7 +44,7 @@ class PurgesTold:
     complete: int = 0
     unconfirmed: int = 0
 
-    def count(self, report: Report) -> None:
+    def count(self, report: PurgeReport) -> None:
         if report.complete:
             self.complete += 1
         else:
@@ -64,7 +64,9 @@ class PurgeLog(Protocol):
         """The instant before which whatever was fetched can't be trusted, the stream being out of reach too long; None
         where all can."""
 
-    async def purge(self, names: Sequence[str], *, soft: bool = False, by: str = "", wait: bool = True) -> Report: ...
+    async def purge(
+        self, names: Sequence[str], *, soft: bool = False, by: str = "", wait: bool = True
+    ) -> PurgeReport: ...
 
     async def start(self) -> None: ...
 
@@ -83,14 +85,14 @@ class LocalPurges:
     def distrusted_since(self, now: float) -> float | None:
         return None
 
-    async def purge(self, names: Sequence[str], *, soft: bool = False, by: str = "", wait: bool = True) -> Report:
+    async def purge(self, names: Sequence[str], *, soft: bool = False, by: str = "", wait: bool = True) -> PurgeReport:
         now = self._clock.now()
         last = self.epochs.applied
         position = (int(now * 1000), 0) if int(now * 1000) > last[0] else (last[0], last[1] + 1)
         self.epochs.apply(position, Purge(uuid4().hex, tuple(names), soft, by), now)
         if len(self.epochs.records) > MAX_RECORDS:
             self.epochs.raise_floor(next(iter(self.epochs.records.values()))[0])
-        return Report(1, 1, 0.0)
+        return PurgeReport(1, 1, 0.0)
 
     async def start(self) -> None:
         return None

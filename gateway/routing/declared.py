@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from gateway import __version__
-from gateway.cache.purge_log import Report
+from gateway.cache.purge_log import PurgeReport
 from gateway.cache.request import Route
 from gateway.config.models import Config
 from gateway.config.route import RouteConfig, rules_of
@@ -124,7 +124,7 @@ def keying_of(route: RouteConfig, constants: tuple[tuple[bytes, bytes], ...], id
     )
 
 
-def purge_response(report: Report) -> Response:
+def purge_response(report: PurgeReport) -> Response:
     """A purge's report: 200 where every living worker has confirmed it, 202 where not yet."""
     body = {
         "complete": report.complete,

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from demo.shop import MAX_ORDERS, Cart, Shop, create_shop, main
-from tests.conftest import TurnedClock
+from gateway.testing import TurnedClock
 
 MS = timedelta(milliseconds=1)
 NEW_ORDER = {"user_id": 7, "items": [{"id": 3, "quantity": 2}]}

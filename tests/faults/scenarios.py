@@ -24,8 +24,9 @@ from httpx_aiohttp import AiohttpTransport
 from gateway.app.gateway import Gateway
 from gateway.cache.redis.store import RedisStore
 from gateway.edge.protocol import GatewayProtocol
+from gateway.testing import TurnedClock
 from gateway.upstreams.client import Upstream
-from tests.conftest import TurnedClock, gateway, served
+from tests.conftest import gateway, served
 from tests.support.proxy import FaultProxy, faulty_url
 from tests.support.raw import Connection, RawUpstream, raw_upstream
 

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from gateway.app.gateway import create_app
 from gateway.edge.protocol import GatewayProtocol
-from tests.conftest import TurnedClock, served
+from gateway.testing import TurnedClock
+from tests.conftest import served
 from tests.faults.scenarios import response
 from tests.support.raw import Connection, raw_upstream
 

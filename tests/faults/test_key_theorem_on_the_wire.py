@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 from gateway.app.gateway import Gateway, create_app
 from gateway.edge.protocol import GatewayProtocol
 from gateway.http.headers import is_dangerous
+from gateway.testing import TurnedClock
 from gateway.upstreams.connection import PlainConnection
-from tests.conftest import TurnedClock, served
+from tests.conftest import served
 from tests.faults.scenarios import path_of, response
 from tests.faults.test_key_theorem import EXAMPLES, FIELDS, PAIRS, number
 from tests.support.edge_lines import Counted

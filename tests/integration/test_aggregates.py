@@ -20,7 +20,8 @@ import pytest
 from gateway.app.gateway import Gateway, create_app
 from gateway.edge.protocol import GatewayProtocol
 from gateway.observability.access_log import silent
-from tests.conftest import TurnedClock, served
+from gateway.testing import TurnedClock
+from tests.conftest import served
 
 SECONDS = float(os.environ.get("AGGREGATE_SECONDS", "3"))
 CLIENTS = 8

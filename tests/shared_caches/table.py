@@ -20,7 +20,7 @@ import httpx
 from gateway.app.gateway import Gateway, create_app
 from gateway.observability.access_log import silent
 from gateway.policy.epochs import EVERYTHING
-from tests.conftest import asking
+from gateway.testing import running
 from tests.shared_caches.handlers import router
 from tests.shared_caches.origin import echo
 from tests.shared_caches.rows import INPUTS, Input, Row, rows
@@ -89,7 +89,7 @@ class _Upstreams(httpx.AsyncBaseTransport):
 async def measured() -> list[Cells]:
     app = create_app(settings(), transport=_Upstreams(), log=silent)
     app.include_router(router)
-    async with asking(app) as client:
+    async with running(app) as client:
         return [await _measure(app, client, row) for row in rows()]
 
 

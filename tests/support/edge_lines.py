@@ -21,7 +21,7 @@ from gateway.context import RequestContext
 from gateway.edge.passthrough import PassThrough, PassThroughRequest
 from gateway.edge.protocol import GatewayProtocol
 from gateway.observability.access_log import fields_of
-from tests.conftest import TurnedClock, Upstream
+from gateway.testing import StubUpstream, TurnedClock
 
 AnyBoth = TypeVar("AnyBoth", bound="Both")
 GET = b"GET /o/1 HTTP/1.1\r\nHost: gateway.test\r\n%b\r\n"
@@ -159,7 +159,7 @@ class Side:
             "memory": "4MiB",
             **settings,
         }
-        self.upstream = Upstream(changing)
+        self.upstream = StubUpstream(changing)
         self.app = create_app(config, transport=self.upstream, clock=clock, log=self._log)
         if not edge:
             self.app.edge = None

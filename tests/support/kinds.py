@@ -12,7 +12,7 @@ from fastapi.security import APIKeyHeader
 from gateway import cached
 from gateway.app.gateway import Gateway, create_app
 from gateway.http.headers import CacheControl, vary_names
-from tests.conftest import Upstream
+from gateway.testing import StubUpstream
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def behind() -> Gateway:
     """The gateway that is asked through other caches."""
     api = {"url": "http://api.test", "timeout": "5s", "breaker_failures": 0}
     config = {"redis_url": "none", "access_log": False, "upstreams": {"api": api}, "routes": ROUTES}
-    app = create_app(config, transport=Upstream(echo))
+    app = create_app(config, transport=StubUpstream(echo))
     app.include_router(handlers())
     return app
 

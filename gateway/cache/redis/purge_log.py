@@ -27,7 +27,7 @@ from uuid import uuid4
 
 from redis.exceptions import ResponseError
 
-from gateway.cache.purge_log import MAX_RECORDS, Report
+from gateway.cache.purge_log import MAX_RECORDS, PurgeReport
 from gateway.cache.redis.purge_stream import (
     ADD_AT_ONCE,
     ANSWER_SECONDS,
@@ -165,7 +165,7 @@ class RedisPurges:
 
     # --- issuing -------------------------------------------------------------------------------------------
 
-    async def purge(self, names: Sequence[str], *, soft: bool = False, by: str = "", wait: bool = True) -> Report:
+    async def purge(self, names: Sequence[str], *, soft: bool = False, by: str = "", wait: bool = True) -> PurgeReport:
         """Purge `names`: here at once, everywhere when the report is complete.
 
         Without `wait` it is on its way when this returns.
@@ -174,8 +174,8 @@ class RedisPurges:
         purge = self.issue(names, soft=soft, by=by)
         if not wait:
             self._begin_adding()
-            return Report(1, 1, 0.0, added=False)
-        report, place, since = Report(1, self._fleet.number, 0.0, added=False), "", self._clock.now()
+            return PurgeReport(1, 1, 0.0, added=False)
+        report, place, since = PurgeReport(1, self._fleet.number, 0.0, added=False), "", self._clock.now()
         pause = 0.001
         while True:
             with unanswered():
@@ -195,7 +195,7 @@ class RedisPurges:
         self.epochs.pend(purge, self._clock.now())
         return self.epochs.pending[purge.id][1]
 
-    def report(self, purge: Purge, added: Added, waited: float) -> Report:
+    def report(self, purge: Purge, added: Added, waited: float) -> PurgeReport:
         """How a purge stands that the stream has had for `waited` seconds."""
         self._added[purge.id] = added.generation
         self._fleet.note(added.generation, added.beats, self._clock.now())
@@ -205,7 +205,7 @@ class RedisPurges:
             self._fleet.silenced_at = self._clock.now()
         silenced = self._clock.now() - self._fleet.silenced_at < SILENT_SECONDS
         settled = not added.young and (not silenced or waited >= BLIND_LIFE * 1.2)
-        return Report(confirmed, self._fleet.number, 0.0, settled=settled)
+        return PurgeReport(confirmed, self._fleet.number, 0.0, settled=settled)
 
     async def _bury_the_dead(self, added: Added) -> None:
         """A worker of this machine whose process is gone confirms nothing any more, and answers nothing."""

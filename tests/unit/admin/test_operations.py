@@ -27,7 +27,8 @@ from gateway.config.overrides import Override
 from gateway.errors import ConfigError
 from gateway.routing.cached_decorator import cached
 from gateway.server.embedded_redis import Embedded
-from tests.conftest import TurnedClock, Upstream, gateway, json_answer, served
+from gateway.testing import StubUpstream, TurnedClock
+from tests.conftest import gateway, json_answer, served
 
 TOKEN = {"authorization": "Bearer secret"}
 CONFIG: dict[str, Any] = {
@@ -48,7 +49,7 @@ class Worker:
 
     def __init__(
         self,
-        upstream: Upstream,
+        upstream: StubUpstream,
         clock: TurnedClock,
         store: RedisStore | None = None,
         routes: dict[str, Any] | None = None,
@@ -84,7 +85,7 @@ async def status(client: httpx.AsyncClient) -> str:
 
 
 async def test_an_override_acts_on_what_is_stored_and_ends_by_its_time(clock: TurnedClock) -> None:
-    worker = Worker(Upstream(json_answer()), clock)
+    worker = Worker(StubUpstream(json_answer()), clock)
     async with working(worker), worker.client() as client:
         await client.get("/items/1")
         clock.turn(20)
@@ -99,7 +100,7 @@ async def test_an_override_acts_on_what_is_stored_and_ends_by_its_time(clock: Tu
 
 
 async def test_explain_names_the_override_that_won_and_what_it_stands_over(clock: TurnedClock) -> None:
-    worker = Worker(Upstream(json_answer()), clock)
+    worker = Worker(StubUpstream(json_answer()), clock)
     async with working(worker):
         await worker.operations.override("item", "ttl", "10s", "1h", by="ops")
         trace = await worker.generations.current.explain("GET", "/items/1")
@@ -132,7 +133,7 @@ def sums() -> tuple[APIRouter, list[int]]:
 async def test_an_override_acts_on_a_python_handler_and_the_console_and_explain_name_both_sources(
     clock: TurnedClock, path: str, which: str
 ) -> None:
-    worker, (router, calls) = Worker(Upstream(json_answer()), clock), sums()
+    worker, (router, calls) = Worker(StubUpstream(json_answer()), clock), sums()
     worker.generations.current.include_router(router)
     name = f"{__name__}.sums.<locals>.{which}"
     async with working(worker), worker.client() as client, worker.operator() as operator:
@@ -159,7 +160,7 @@ async def test_an_override_acts_on_a_python_handler_and_the_console_and_explain_
 
 
 async def test_the_console_lists_the_parts_of_an_aggregate_and_an_override_acts_on_one(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     worker = Worker(upstream, clock, routes={"home": {"path": "/home", "parts": {
         "offers": {"upstream": "api", "path": "/offers", "ttl": "100s"}}}})  # fmt: skip
     async with working(worker), worker.client() as client, worker.operator() as operator:
@@ -184,7 +185,7 @@ async def test_the_console_lists_the_parts_of_an_aggregate_and_an_override_acts_
 async def test_an_override_acts_on_a_part_of_an_aggregate_in_python_and_explain_names_both_sources(
     clock: TurnedClock,
 ) -> None:
-    upstream, router = Upstream(json_answer()), APIRouter()
+    upstream, router = StubUpstream(json_answer()), APIRouter()
     parts = {"offers": part(Any, upstream="api", path="/offers", ttl="100s", vary=[])}
     aggregate(router, "/home", name="home", parts=parts)
     worker = Worker(upstream, clock)
@@ -221,7 +222,7 @@ async def test_an_override_acts_on_a_part_of_an_aggregate_in_python_and_explain_
 
 
 async def test_a_reload_keeps_the_overrides_on_the_new_configuration(clock: TurnedClock) -> None:
-    worker = Worker(Upstream(json_answer()), clock)
+    worker = Worker(StubUpstream(json_answer()), clock)
     async with working(worker):
         await worker.operations.override("item", "ttl", "10s", "1h", by="ops")
         routes = {"item": {**CONFIG["routes"]["item"], "ttl": "200s", "stale_if_error": "7m"}}
@@ -234,7 +235,7 @@ async def test_a_reload_keeps_the_overrides_on_the_new_configuration(clock: Turn
 
 
 async def test_an_override_that_comes_while_a_reload_is_prepared_is_not_lost(clock: TurnedClock) -> None:
-    worker = Worker(Upstream(json_answer()), clock)
+    worker = Worker(StubUpstream(json_answer()), clock)
     async with working(worker):
         prepared = worker.generations.prepare(worker.operations.on(LOADED))
         await worker.operations.override("item", "ttl", "10s", "1h", by="ops")
@@ -257,7 +258,7 @@ async def test_an_override_that_comes_while_a_reload_is_prepared_is_not_lost(clo
 async def test_what_is_wrong_is_refused_and_nothing_changes(
     clock: TurnedClock, arguments: tuple[str, str, str, str], why: str
 ) -> None:
-    worker = Worker(Upstream(json_answer()), clock)
+    worker = Worker(StubUpstream(json_answer()), clock)
     async with working(worker):
         with pytest.raises(ConfigError) as refused:
             await worker.operations.override(*arguments, by="ops")
@@ -267,7 +268,7 @@ async def test_what_is_wrong_is_refused_and_nothing_changes(
 
 
 async def test_ending_what_is_not_there_says_what_is(clock: TurnedClock) -> None:
-    worker = Worker(Upstream(json_answer()), clock)
+    worker = Worker(StubUpstream(json_answer()), clock)
     async with working(worker):
         await worker.operations.override("item", "ttl", "10s", "1h", by="ops")
         with pytest.raises(NoSuchOverride, match=r"there are: item\.ttl"):
@@ -279,7 +280,7 @@ async def test_ending_what_is_not_there_says_what_is(clock: TurnedClock) -> None
 
 async def test_an_override_set_at_one_worker_is_in_force_at_the_others(valkey: Embedded, clock: TurnedClock) -> None:
     prefix = f"{uuid4().hex}:"
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     workers = [Worker(upstream, clock, RedisStore(valkey.url, prefix=prefix, budget=1.0)) for _ in range(3)]
     async with working(*workers):
         await workers[0].operations.override("item", "ttl", "10s", "1h", by="ops")
@@ -295,7 +296,7 @@ async def test_an_override_set_at_one_worker_is_in_force_at_the_others(valkey: E
 async def test_a_worker_looks_by_itself_several_times_a_second(valkey: Embedded, clock: TurnedClock) -> None:
     prefix = f"{uuid4().hex}:"
     one, two = (
-        Worker(Upstream(json_answer()), clock, RedisStore(valkey.url, prefix=prefix, budget=1.0)) for _ in range(2)
+        Worker(StubUpstream(json_answer()), clock, RedisStore(valkey.url, prefix=prefix, budget=1.0)) for _ in range(2)
     )
     async with working(one, two):
         await two.operations.start()
@@ -309,7 +310,7 @@ async def test_a_worker_looks_by_itself_several_times_a_second(valkey: Embedded,
 
 
 async def test_overrides_come_and_go_over_http_and_all_of_it_is_audited(clock: TurnedClock) -> None:
-    worker = Worker(Upstream(json_answer()), clock)
+    worker = Worker(StubUpstream(json_answer()), clock)
     async with working(worker), worker.operator() as operator:
         order = {"route": "item", "value": "10s", "for": "1h", "by": "ann\n\x1b[31m"}
         made = (await operator.post("/overrides", json=order)).json()
@@ -336,7 +337,7 @@ async def test_overrides_come_and_go_over_http_and_all_of_it_is_audited(clock: T
     [{}, {"route": "item"}, {"route": "item", "value": 5}, {"route": "item", "value": "1x"}, {"rout": "item"}, []],
 )
 async def test_an_override_order_that_means_nothing_is_refused(clock: TurnedClock, order: Any) -> None:
-    worker = Worker(Upstream(json_answer()), clock)
+    worker = Worker(StubUpstream(json_answer()), clock)
     async with working(worker), worker.operator() as operator:
         answer = await operator.post("/overrides", json=order)
     assert answer.status_code == 400
@@ -352,7 +353,7 @@ PROTECTED = [
 
 @pytest.mark.parametrize(("method", "path"), PROTECTED)
 async def test_without_the_token_nothing_is_shown_or_changed(clock: TurnedClock, method: str, path: str) -> None:
-    worker = Worker(Upstream(json_answer()), clock)
+    worker = Worker(StubUpstream(json_answer()), clock)
     async with working(worker), worker.operator() as operator:
         del operator.headers["authorization"]
         assert (await operator.request(method, path)).status_code == 401
@@ -362,7 +363,7 @@ async def test_without_the_token_nothing_is_shown_or_changed(clock: TurnedClock,
 
 
 async def test_who_tries_tokens_is_answered_no_more_for_a_while(clock: TurnedClock) -> None:
-    worker = Worker(Upstream(json_answer()), clock)
+    worker = Worker(StubUpstream(json_answer()), clock)
     async with working(worker), worker.operator() as operator:
         wrong = [await operator.get("/audit", headers={"authorization": f"Bearer {n}"}) for n in range(12)]
         assert [each.status_code for each in wrong] == [401] * 10 + [429] * 2
@@ -371,7 +372,7 @@ async def test_who_tries_tokens_is_answered_no_more_for_a_while(clock: TurnedClo
 
 
 async def test_who_tries_tokens_does_not_lock_out_their_owner_behind_the_same_address(clock: TurnedClock) -> None:
-    worker = Worker(Upstream(json_answer()), clock)
+    worker = Worker(StubUpstream(json_answer()), clock)
     async with working(worker), worker.operator() as operator:
         assert (await operator.get("/audit")).status_code == 200
         wrong = [await operator.get("/audit", headers={"authorization": f"Bearer {n}"}) for n in range(12)]
@@ -380,7 +381,7 @@ async def test_who_tries_tokens_does_not_lock_out_their_owner_behind_the_same_ad
 
 
 async def test_a_name_that_was_made_to_lead_to_loopback_is_not_answered() -> None:
-    admin = create_admin(gateway(Upstream(json_answer()), {}, admin_listen="ops.internal:9000"))
+    admin = create_admin(gateway(StubUpstream(json_answer()), {}, admin_listen="ops.internal:9000"))
     async with served(admin) as url:
         port = url.rpartition(":")[2]
         async with httpx.AsyncClient(base_url=url) as client:
@@ -395,7 +396,7 @@ async def test_a_name_that_was_made_to_lead_to_loopback_is_not_answered() -> Non
 async def test_control_characters_that_stand_in_redis_reach_no_log(
     clock: TurnedClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    worker = Worker(Upstream(json_answer()), clock)
+    worker = Worker(StubUpstream(json_answer()), clock)
     planted = Override(
         route="item", setting="ttl", value="5s", by="me\n2026 ERROR all is lost\x1b[2J", at=0.0, until=9e9
     )
@@ -408,7 +409,7 @@ async def test_control_characters_that_stand_in_redis_reach_no_log(
 
 
 async def test_the_page_brings_all_it_needs_and_lets_nothing_else_in(clock: TurnedClock) -> None:
-    worker = Worker(Upstream(json_answer()), clock)
+    worker = Worker(StubUpstream(json_answer()), clock)
     async with working(worker), worker.operator() as operator:
         page = await operator.get("/console")
         assert "default-src 'none'" in page.headers["content-security-policy"]
@@ -427,7 +428,7 @@ async def test_the_page_brings_all_it_needs_and_lets_nothing_else_in(clock: Turn
 
 
 async def test_figures_are_streamed_until_the_worker_ends(clock: TurnedClock) -> None:
-    worker = Worker(Upstream(json_answer()), clock)
+    worker = Worker(StubUpstream(json_answer()), clock)
     async with (
         working(worker),
         worker.client() as client,

@@ -26,7 +26,8 @@ from gateway.cli.commands import app as cli
 from gateway.cli.ttl_report import LogError, TargetError, advice_of_log, duration, parse_rate, parse_share
 from gateway.observability.access_log import JsonAccessLog
 from gateway.server.embedded_redis import Embedded
-from tests.conftest import TurnedClock, Upstream, asking, gateway, json_answer
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import gateway, json_answer
 
 ITEM: dict[str, Any] = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "10s"}}
 
@@ -36,8 +37,8 @@ def rung(advice: Advice, ttl: float) -> Any:
 
 
 async def test_what_a_gateway_serves_is_advised_on(clock: TurnedClock) -> None:
-    app = gateway(Upstream(json_answer()), ITEM, clock=clock)
-    async with asking(app) as client:
+    app = gateway(StubUpstream(json_answer()), ITEM, clock=clock)
+    async with running(app) as client:
         for _ in range(200):
             await client.get("/items/1")
             clock.turn(1)
@@ -52,8 +53,8 @@ async def test_what_a_gateway_serves_is_advised_on(clock: TurnedClock) -> None:
 
 
 async def test_the_metrics_tell_what_is_expected_at_todays_ttl(clock: TurnedClock) -> None:
-    app = gateway(Upstream(json_answer()), ITEM | {"rest": {"path": "/{p:path}", "upstream": "api"}}, clock=clock)
-    async with asking(app) as client:
+    app = gateway(StubUpstream(json_answer()), ITEM | {"rest": {"path": "/{p:path}", "upstream": "api"}}, clock=clock)
+    async with running(app) as client:
         for _ in range(200):
             await client.get("/items/1")
             await client.get("/other")
@@ -70,8 +71,8 @@ async def test_the_metrics_tell_what_is_expected_at_todays_ttl(clock: TurnedCloc
 
 
 async def test_content_that_stays_the_same_is_seen_to_stay(clock: TurnedClock) -> None:
-    app = gateway(Upstream(lambda request: httpx.Response(200, text="same")), ITEM, clock=clock)
-    async with asking(app) as client:
+    app = gateway(StubUpstream(lambda request: httpx.Response(200, text="same")), ITEM, clock=clock)
+    async with running(app) as client:
         for _ in range(50):
             await client.get("/items/1")
             clock.turn(5)
@@ -82,8 +83,8 @@ async def test_content_that_stays_the_same_is_seen_to_stay(clock: TurnedClock) -
 
 
 async def test_what_passes_by_the_cache_is_not_counted(clock: TurnedClock) -> None:
-    app = gateway(Upstream(json_answer()), ITEM, clock=clock)
-    async with asking(app) as client:
+    app = gateway(StubUpstream(json_answer()), ITEM, clock=clock)
+    async with running(app) as client:
         await client.post("/items/1")
         await client.get("/items/1", headers={"authorization": "Bearer x"})
         await client.get("/items/1", headers={"cache-control": "no-store"})
@@ -167,10 +168,10 @@ async def test_without_redis_there_is_no_advice_and_no_error(clock: TurnedClock)
 
 
 async def test_the_admin_listener_tells_the_advice_to_who_has_the_token(clock: TurnedClock) -> None:
-    app = gateway(Upstream(json_answer()), ITEM, clock=clock)
+    app = gateway(StubUpstream(json_answer()), ITEM, clock=clock)
     transport = httpx.ASGITransport(create_admin(app, "secret"))
     async with (
-        asking(app) as client,
+        running(app) as client,
         httpx.AsyncClient(transport=transport, base_url="http://admin.test") as admin,
     ):
         await client.get("/items/1")
@@ -185,9 +186,9 @@ async def test_an_access_log_gives_the_advice_that_the_live_traffic_gave(clock: 
     file = io.BytesIO()
     log = JsonAccessLog(file)
     config = {"redis_url": "none", "upstreams": {"api": {"url": "http://api.test"}}, "routes": ITEM}
-    app = create_app(config, transport=Upstream(json_answer()), clock=clock, log=log)
+    app = create_app(config, transport=StubUpstream(json_answer()), clock=clock, log=log)
     times = []
-    async with asking(app) as client:
+    async with running(app) as client:
         for _ in range(120):
             await client.get("/items/1", params={"token": "secret"})
             times.append(clock.now())
@@ -229,8 +230,8 @@ async def test_an_aggregate_whose_parts_have_the_ttls_is_advised_on_by_its_parts
     clock: TurnedClock, tmp_path: Path
 ) -> None:
     routes = {"home": {"path": "/home", "parts": {"user": {"upstream": "api", "path": "/user", "ttl": "10s"}}}}
-    app = gateway(Upstream(json_answer()), routes, clock=clock)
-    async with asking(app) as client:
+    app = gateway(StubUpstream(json_answer()), routes, clock=clock)
+    async with running(app) as client:
         for _ in range(5):
             await client.get("/home")
             clock.turn(1)

@@ -17,7 +17,8 @@ from gateway.aggregates.typed import part as typed_part
 from gateway.app.gateway import Gateway, create_app
 from gateway.errors import ConfigError
 from gateway.http.target import normalise
-from tests.conftest import TurnedClock, Upstream, asking, silent
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import silent
 
 Reply = Callable[[httpx.Request], httpx.Response]
 
@@ -112,7 +113,7 @@ async def test_a_value_as_large_as_an_answer_makes_no_request_as_large(where: st
         "header": part("/b", headers={"x-one": "{a.one}"}),
         "tag": part("/b", tags=["one:{a.one}"]),
     }
-    async with asking(home(shop, {"a": part("/a/{user}"), "b": {**taking[where], "default": 0}})) as client:
+    async with running(home(shop, {"a": part("/a/{user}"), "b": {**taking[where], "default": 0}})) as client:
         shop.set("/a/1", {"one": "x" * 9000})
         long = await client.get("/home/1")
         assert (said(long)["b"], shop.asked) == ("refused;default", ["/a/1"])
@@ -123,7 +124,7 @@ async def test_a_value_as_large_as_an_answer_makes_no_request_as_large(where: st
 
 async def test_parts_are_joined_and_the_whole_says_what_became_of_each(clock: TurnedClock) -> None:
     shop = two()
-    async with asking(home(shop, TWO, clock)) as client:
+    async with running(home(shop, TWO, clock)) as client:
         first, second = await client.get("/home/7"), await client.get("/home/7")
     assert first.content == second.content == b'{"user":{"id": 7},"offers":[1,2]}'
     assert said(first) == {"user": "miss", "offers": "miss"}
@@ -140,7 +141,7 @@ async def test_age_is_the_oldest_parts_and_max_age_that_plus_the_least_remaining
     parts = {"user": part("/users/{user}", ttl="60s"), "offers": part("/offers", ttl="10s")}
     app = home(shop, parts, clock)
     app.engine._storing.jitter = lambda: 0.0
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/home/7")
         clock.turn(11)
         response = await client.get("/home/7")
@@ -155,7 +156,7 @@ async def test_age_is_the_oldest_parts_and_max_age_that_plus_the_least_remaining
 
 async def test_only_what_is_stale_is_fetched(clock: TurnedClock) -> None:
     shop = two()
-    async with asking(home(shop, TWO, clock)) as client:
+    async with running(home(shop, TWO, clock)) as client:
         for _ in range(5):
             await client.get("/home/7")
             clock.turn(10)
@@ -165,7 +166,7 @@ async def test_only_what_is_stale_is_fetched(clock: TurnedClock) -> None:
 async def test_a_part_is_shared_with_a_route_that_asks_for_the_same(clock: TurnedClock) -> None:
     shop = Shop()
     shop.set("/products/7", {"id": 7})
-    async with asking(home(shop, {"product": part("/products/{user}")}, clock)) as client:
+    async with running(home(shop, {"product": part("/products/{user}")}, clock)) as client:
         await client.get("/products/7")
         response = await client.get("/home/7")
         assert said(response) == {"product": "hit"}
@@ -175,7 +176,7 @@ async def test_a_part_is_shared_with_a_route_that_asks_for_the_same(clock: Turne
 async def test_a_part_may_name_a_route_and_has_its_settings(clock: TurnedClock) -> None:
     shop = Shop()
     shop.set("/products/7", {"id": 7})
-    async with asking(home(shop, {"product": {"route": "product", "path": "/products/{user}"}}, clock)) as client:
+    async with running(home(shop, {"product": {"route": "product", "path": "/products/{user}"}}, clock)) as client:
         assert (await client.get("/home/7")).json() == {"product": {"id": 7}}
         await client.get("/products/7")
     assert shop.asked == ["/products/7"]
@@ -185,7 +186,7 @@ async def test_one_join_and_one_fetch_a_part_serve_all_who_ask_at_once(clock: Tu
     shop = two()
     shop.gates["/offers"] = asyncio.Event()
     app = home(shop, TWO, clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         waiting = [asyncio.ensure_future(client.get("/home/7")) for _ in range(50)]
         while sum(flight.waiting for flight in app.engine.flights.values()) < 51:
             await asyncio.sleep(0)
@@ -196,7 +197,7 @@ async def test_one_join_and_one_fetch_a_part_serve_all_who_ask_at_once(clock: Tu
 
 
 async def test_the_whole_has_an_etag_and_answers_304_and_head(clock: TurnedClock) -> None:
-    async with asking(home(two(), TWO, clock)) as client:
+    async with running(home(two(), TWO, clock)) as client:
         head = await client.head("/home/7")
         whole = await client.get("/home/7")
         same = await client.get("/home/7", headers={"if-none-match": whole.headers["etag"]})
@@ -206,7 +207,7 @@ async def test_the_whole_has_an_etag_and_answers_304_and_head(clock: TurnedClock
 
 async def test_a_client_that_wants_no_old_answer_gets_new_parts(clock: TurnedClock) -> None:
     shop = two()
-    async with asking(home(shop, TWO, clock)) as client:
+    async with running(home(shop, TWO, clock)) as client:
         await client.get("/home/7")
         clock.turn(5)
         assert (await client.get("/home/7", headers={"cache-control": "max-age=6"})).headers["age"] == "5"
@@ -221,7 +222,7 @@ async def test_a_stale_part_is_used_at_once_and_refreshed_behind(clock: TurnedCl
     shop = two()
     parts = {**TWO, "offers": part("/offers", ttl="10s", stale_while_revalidate="60s")}
     app = home(shop, parts, clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/home/7")
         clock.turn(12)
         shop.set("/offers", [3])
@@ -236,7 +237,7 @@ async def test_a_stale_part_is_used_at_once_and_refreshed_behind(clock: TurnedCl
 async def test_a_content_is_parsed_once_however_often_it_is_joined(clock: TurnedClock) -> None:
     shop = two()
     app = home(shop, TWO, clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         for _ in range(9):
             await client.get("/home/7")
             clock.turn(8.9)
@@ -252,7 +253,7 @@ async def test_an_optional_part_that_fails_is_null_and_the_whole_is_not_stored(c
     shop = two()
     shop.set("/offers", 503)
     parts = {**TWO, "offers": part("/offers", optional=True)}
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         response = await client.get("/home/7")
         assert (response.status_code, response.json()) == (200, {"user": {"id": 7}, "offers": None})
         assert response.headers["cache-control"] == "no-store"
@@ -269,7 +270,7 @@ async def test_an_optional_part_that_fails_is_null_and_the_whole_is_not_stored(c
 async def test_a_default_stands_in_for_a_part_that_fails(clock: TurnedClock) -> None:
     shop = two()
     shop.set("/offers", httpx.ConnectError("no"))
-    async with asking(home(shop, {**TWO, "offers": part("/offers", default=[])}, clock)) as client:
+    async with running(home(shop, {**TWO, "offers": part("/offers", default=[])}, clock)) as client:
         response = await client.get("/home/7")
     assert response.json()["offers"] == []
     assert said(response)["offers"] == "unreachable;default"
@@ -285,7 +286,7 @@ async def test_a_required_part_fails_the_whole_by_its_name_and_not_its_address(
 ) -> None:
     shop = two()
     shop.set("/offers", answer)
-    async with asking(home(shop, TWO, clock)) as client:
+    async with running(home(shop, TWO, clock)) as client:
         response = await client.get("/home/7")
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
@@ -297,7 +298,7 @@ async def test_a_required_part_fails_the_whole_by_its_name_and_not_its_address(
 async def test_a_stale_copy_stands_in_first_and_the_whole_is_complete_but_not_stored(clock: TurnedClock) -> None:
     shop = two()
     parts = {**TWO, "offers": part("/offers", ttl="10s", stale_if_error="60s", default=[])}
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         await client.get("/home/7")
         clock.turn(31)
         shop.set("/offers", 500)
@@ -316,7 +317,7 @@ async def test_a_part_that_failed_is_not_asked_again_for_retry_after(clock: Turn
     shop = two()
     shop.set("/offers", 500)
     parts = {**TWO, "offers": part("/offers", optional=True)}
-    async with asking(home(shop, parts, clock, retry_after="3s")) as client:
+    async with running(home(shop, parts, clock, retry_after="3s")) as client:
         for _ in range(4):
             response = await client.get("/home/7")
             assert said(response)["offers"] == "status-500"
@@ -331,7 +332,7 @@ async def test_a_part_that_is_late_fails_by_its_own_timeout_and_its_answer_is_ke
     shop = two()
     shop.gates["/offers"] = asyncio.Event()
     app = home(shop, {**TWO, "offers": part("/offers", optional=True, timeout="50ms")}, clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         response = await client.get("/home/7")
         assert said(response) == {"user": "miss", "offers": "timeout"}
 
@@ -339,7 +340,7 @@ async def test_a_part_that_is_late_fails_by_its_own_timeout_and_its_answer_is_ke
 async def test_while_one_request_tries_a_part_again_the_others_do_without_it(clock: TurnedClock) -> None:
     shop = two()
     app = home(shop, {**TWO, "offers": part("/offers", ttl="10s", stale_if_error="60s")}, clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/home/7")
         clock.turn(11)
         shop.set("/offers", 500)
@@ -362,7 +363,7 @@ async def test_the_deadline_of_the_whole_bounds_all_parts(clock: TurnedClock) ->
     shop = two()
     shop.gates["/offers"] = asyncio.Event()
     app = home(shop, {**TWO, "offers": part("/offers", optional=True)}, clock, deadline="300ms")
-    async with asking(app) as client:
+    async with running(app) as client:
         response = await client.get("/home/7")
         assert said(response) == {"user": "miss", "offers": "timeout"}
         shop.gates["/offers"].set()
@@ -377,7 +378,7 @@ async def test_an_empty_object_from_a_healthy_part_is_complete_and_so_is_a_part_
     shop = two()
     shop.set("/offers", {})
     parts = {**TWO, "reviews": part("/none", optional=True)}
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         response = await client.get("/home/7")
         assert response.json() == {"user": {"id": 7}, "offers": {}, "reviews": None}
         assert response.headers["gateway-complete"] == "?1"
@@ -390,7 +391,7 @@ async def test_the_envelope_and_the_errors_stand_in_the_body(clock: TurnedClock)
     shop = two()
     shop.set("/offers", b"[1")
     parts = {**TWO, "offers": part("/offers", optional=True)}
-    async with asking(home(shop, parts, clock, envelope=True, errors=True)) as client:
+    async with running(home(shop, parts, clock, envelope=True, errors=True)) as client:
         body = (await client.get("/home/7")).json()
     assert body["_meta"] == {
         "complete": False,
@@ -398,7 +399,7 @@ async def test_the_envelope_and_the_errors_stand_in_the_body(clock: TurnedClock)
     }
     assert body["_errors"]["offers"]["status"] == 502
     parts["offers"]["default"] = []
-    async with asking(home(shop, parts, clock, envelope=True)) as client:
+    async with running(home(shop, parts, clock, envelope=True)) as client:
         body_with_default = (await client.get("/home/7")).json()
     assert body_with_default["_meta"]["parts"]["offers"] == {"status": "wrong-type", "default": True}
     assert "not valid JSON" in body["_errors"]["offers"]["detail"]
@@ -412,7 +413,7 @@ async def test_a_private_part_makes_the_whole_private_and_its_public_parts_are_s
     shop.set("/cart/7", {"items": []}, cache_control="private, max-age=60")
     parts = {**TWO, "cart": part("/cart/{user}", ttl="origin", vary=None) | {"authorization": "pass"}}
     del parts["cart"]["vary"]
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         for token in ("a", "b"):
             response = await client.get("/home/7", headers={"authorization": f"Bearer {token}"})
             assert response.headers["cache-control"].startswith("private, max-age=")
@@ -431,7 +432,7 @@ async def test_two_users_never_get_each_others_part(clock: TurnedClock) -> None:
         who = request.headers.get("authorization", "nobody")
         return httpx.Response(200, json={"who": who}, headers={"cache-control": "private"})
 
-    upstream = Upstream(answer)
+    upstream = StubUpstream(answer)
     config = {
         "redis_url": "none",
         "upstreams": {"shop": {"url": "http://shop.test"}},
@@ -443,7 +444,7 @@ async def test_two_users_never_get_each_others_part(clock: TurnedClock) -> None:
         },
     }
     app = create_app(config, transport=upstream, clock=clock, log=silent)
-    async with asking(app) as client:
+    async with running(app) as client:
         responses = await asyncio.gather(
             *(client.get("/home", headers={"authorization": f"Bearer {n}"}) for n in range(50))
         )
@@ -453,7 +454,7 @@ async def test_two_users_never_get_each_others_part(clock: TurnedClock) -> None:
 
 async def test_a_part_keyed_by_authorization_is_stored_for_each(clock: TurnedClock) -> None:
     shop = two()
-    async with asking(home(shop, {**TWO, "user": part("/users/{user}", authorization="key")}, clock)) as client:
+    async with running(home(shop, {**TWO, "user": part("/users/{user}", authorization="key")}, clock)) as client:
         for token in ("a", "b", "a", "b"):
             response = await client.get("/home/7", headers={"authorization": token})
         assert "authorization" in response.headers["vary"]
@@ -465,7 +466,7 @@ async def test_a_parts_vary_is_the_wholes(clock: TurnedClock) -> None:
     shop = two()
     shop.set("/news", ["n"], vary="Accept-Language", cache_control="max-age=60")
     parts = {**TWO, "news": {"upstream": "shop", "path": "/news"}}
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         for language in ("de", "fr", "de"):
             response = await client.get("/home/7", headers={"accept-language": language})
         assert "accept-language" in response.headers["vary"]
@@ -476,7 +477,7 @@ async def test_a_parts_vary_is_the_wholes(clock: TurnedClock) -> None:
 async def test_what_an_upstream_forbids_to_store_makes_the_whole_no_store(clock: TurnedClock) -> None:
     shop = two()
     shop.set("/secret", {"x": 1}, cache_control="no-store")
-    async with asking(home(shop, {**TWO, "secret": {"upstream": "shop", "path": "/secret"}}, clock)) as client:
+    async with running(home(shop, {**TWO, "secret": {"upstream": "shop", "path": "/secret"}}, clock)) as client:
         await client.get("/home/7")
         response = await client.get("/home/7")
     assert response.headers["cache-control"] == "no-store"
@@ -499,7 +500,7 @@ async def test_a_purge_by_any_name_of_a_part_reaches_the_whole(
     shop.set("/users/7", {"id": 7}, surrogate_key="upstreams-own")
     parts = {"user": part("/users/{user}", tags=["user:{user}"]), "offers": part("/offers", tags=["offers"])}
     app = home(shop, parts, clock, tags=["page:{user}"])
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/home/7")
         clock.turn(1)
         await app.purge(**purge)
@@ -512,7 +513,7 @@ async def test_what_is_stored_and_void_is_missed_and_what_other_headers_selected
     clock: TurnedClock,
 ) -> None:
     app = home(two(), {**TWO, "user": part("/users/{user}", vary=["accept-language"])}, clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         said = []
         for language, purged in (("de", False), ("de", True), ("fr", False), ("de", False)):
             if purged:
@@ -530,7 +531,7 @@ async def test_a_purge_by_a_routes_url_reaches_the_aggregates_that_share_its_ans
     shop = Shop()
     shop.set("/products/7", {"id": 7})
     app = home(shop, {"product": part("/products/{user}")}, clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/home/7")
         await app.purge(keys=["/products/7"])
         shop.set("/products/7", {"id": 8})
@@ -540,7 +541,7 @@ async def test_a_purge_by_a_routes_url_reaches_the_aggregates_that_share_its_ans
 async def test_a_soft_purge_of_a_part_ends_the_wholes_freshness(clock: TurnedClock) -> None:
     shop = two()
     app = home(shop, {**TWO, "offers": part("/offers", tags=["offers"], stale_while_revalidate="60s")}, clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/home/7")
         clock.turn(1)
         await app.purge(tags=["offers"], soft=True)
@@ -553,7 +554,7 @@ async def test_who_asks_after_a_purge_never_gets_what_was_being_joined_before_it
     shop = two()
     shop.gates["/users/7"] = asyncio.Event()
     app = home(shop, {**TWO, "offers": part("/offers", tags=["offers"])}, clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         early = asyncio.ensure_future(client.get("/home/7"))
         while "/offers" not in shop.asked or app.engine.memory.statistics.entries < 1:
             await asyncio.sleep(0)
@@ -570,7 +571,7 @@ async def test_who_asks_after_a_purge_never_gets_what_was_being_joined_before_it
 
 async def test_the_purge_method_purges_the_whole(clock: TurnedClock) -> None:
     app = home(two(), TWO, clock, purge_from=["127.0.0.1"])
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/home/7")
         assert (await client.request("PURGE", "/home/7")).status_code == 200
         assert "joined" in (await client.get("/home/7")).headers["cache-status"]
@@ -585,7 +586,7 @@ async def test_a_part_uses_a_value_of_an_earlier_one(clock: TurnedClock) -> None
     shop.set("/p/7", {"id": 7, "seller": {"id": 3}})
     shop.set("/s/3", {"name": "Berg"})
     parts = {"seller": part("/s/{product.seller.id}"), "product": part("/p/{user}")}
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         response = await client.get("/home/7")
         assert response.content == b'{"seller":{"name":"Berg"},"product":{"id":7,"seller":{"id":3}}}'
         clock.turn(29)
@@ -597,7 +598,7 @@ async def test_a_missing_value_skips_the_part_and_says_so(clock: TurnedClock) ->
     shop = Shop()
     shop.set("/p/7", {"id": 7})
     parts = {"product": part("/p/{user}"), "seller": part("/s/{product.seller_id}")}
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         response = await client.get("/home/7")
         again = await client.get("/home/7")
     assert response.json() == {"product": {"id": 7}, "seller": None}
@@ -610,7 +611,7 @@ async def test_what_is_missing_is_said_in_a_string_that_every_header_can_hold(cl
     shop = Shop()
     shop.set("/p/7", {"id": 7})
     parts = {"product": part("/p/{user}"), "seller": part('/s/{product."größe"}')}
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         response = await client.get("/home/7")
     assert said(response)["seller"] == 'skipped;missing="product.\\"gr??e\\""'
     assert "desc=\"skipped;missing='product.'gr??e''\"" in response.headers["server-timing"]
@@ -620,7 +621,7 @@ async def test_a_part_whose_earlier_part_failed_is_skipped(clock: TurnedClock) -
     shop = Shop()
     shop.set("/p/7", 500)
     parts = {"product": part("/p/{user}", optional=True), "seller": part("/s/{product.seller_id}")}
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         response = await client.get("/home/7")
     assert response.json() == {"product": None, "seller": None}
     assert response.headers["gateway-complete"] == "?0"
@@ -638,7 +639,7 @@ async def test_a_part_for_each_element_of_a_list(clock: TurnedClock) -> None:
     shop.set("/prices/1", {"cents": 1})
     shop.set("/prices/2", {"cents": 2})
     app = home(shop, CART, clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         response = await client.get("/home/7")
         assert response.json()["prices"] == [{"cents": 2}, {"cents": 1}, {"cents": 2}]
         assert said(response)["prices"] == "list;miss=2"
@@ -653,7 +654,7 @@ async def test_no_more_elements_than_the_limit_are_asked_for(clock: TurnedClock)
     shop.set("/cart/7", {"items": [{"id": number} for number in range(9)]})
     for number in range(9):
         shop.set(f"/prices/{number}", b"%d" % number)
-    async with asking(home(shop, CART, clock)) as client:
+    async with running(home(shop, CART, clock)) as client:
         response = await client.get("/home/7")
     assert response.json()["prices"] == [0, 1, 2, *[None] * 6]
     assert said(response)["prices"] == "list;miss=3;left-out=6"
@@ -669,7 +670,7 @@ def failing_element() -> Shop:
 
 async def test_an_element_that_fails_is_null_and_leaves_the_answer_incomplete(clock: TurnedClock) -> None:
     shop = failing_element()
-    async with asking(home(shop, CART, clock, errors=True)) as client:
+    async with running(home(shop, CART, clock, errors=True)) as client:
         response = await client.get("/home/7")
         assert (response.status_code, response.json()["prices"]) == (200, [1, None, None])
         assert said(response)["prices"] == "partial;miss=1;status-500=1;absent=1;failed=1"
@@ -687,10 +688,10 @@ async def test_an_element_that_fails_is_null_and_leaves_the_answer_incomplete(cl
 async def test_where_each_element_is_required_one_that_fails_fails_the_part(clock: TurnedClock) -> None:
     shop = failing_element()
     strict = CART["prices"] | {"elements": "required"}
-    async with asking(home(shop, {**CART, "prices": strict}, clock)) as client:
+    async with running(home(shop, {**CART, "prices": strict}, clock)) as client:
         refused = await client.get("/home/7")
     assert (refused.status_code, "prices" in refused.json()["detail"]) == (502, True)
-    async with asking(home(shop, {**CART, "prices": strict | {"default": []}}, clock)) as client:
+    async with running(home(shop, {**CART, "prices": strict | {"default": []}}, clock)) as client:
         response = await client.get("/home/7")
     assert response.json()["prices"] == []
     assert said(response)["prices"] == "failed;miss=1;status-500=1;absent=1;default"
@@ -699,7 +700,7 @@ async def test_where_each_element_is_required_one_that_fails_fails_the_part(cloc
 async def test_where_all_elements_fail_the_part_has_failed(clock: TurnedClock) -> None:
     shop = failing_element()
     shop.set("/cart/7", {"items": [{"id": 2}]})
-    async with asking(home(shop, CART, clock)) as client:
+    async with running(home(shop, CART, clock)) as client:
         assert (await client.get("/home/7")).status_code == 502
 
 
@@ -707,7 +708,7 @@ async def test_parts_that_need_a_list_some_of_whose_elements_failed_take_the_oth
     shop = failing_element()
     shop.set("/rates/1", {"rate": 1})
     parts = {**CART, "rate": part("/rates/{prices[0]}")}
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         assert (await client.get("/home/7")).json()["rate"] == {"rate": 1}
 
 
@@ -715,7 +716,7 @@ async def test_the_part_that_takes_longest_is_asked_first(clock: TurnedClock) ->
     shop = two()
     app = home(shop, TWO, clock)
     paces = {name: source.pace for name, source in app.aggregates[0].kit.sources.items()}
-    async with asking(app) as client:
+    async with running(app) as client:
         for slow, quick in (("user", "offers"), ("offers", "user")):
             paces[slow].seconds, paces[quick].seconds = 1.0, 0.1
             await client.get("/home/7")
@@ -727,7 +728,7 @@ async def test_the_part_that_takes_longest_is_asked_first(clock: TurnedClock) ->
 async def test_a_header_whose_value_the_client_did_not_send_is_left_out(clock: TurnedClock) -> None:
     shop = two()
     parts = {**TWO, "offers": part("/offers", headers={"x-app": "{header.x-app}", "x-key": "k"})}
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         assert said(await client.get("/home/7"))["offers"] == "miss"
         assert "x-app" not in shop.requests[-1].headers
         assert said(await client.get("/home/7", headers={"x-app": "1"}))["offers"] == "miss"
@@ -737,14 +738,14 @@ async def test_a_header_whose_value_the_client_did_not_send_is_left_out(clock: T
 async def test_a_header_whose_value_an_earlier_part_lacks_skips_the_part(clock: TurnedClock) -> None:
     shop = two()
     parts = {**TWO, "offers": part("/offers", headers={"x-segment": "{user.segment}"})}
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         assert said(await client.get("/home/7"))["offers"] == 'skipped;missing="user.segment"'
     assert shop.count("/offers") == 0
 
 
 async def test_an_answer_for_which_nobody_was_asked_lives_for_a_minute(clock: TurnedClock) -> None:
     parts = {"version": {"static": 1}, "debug": part("/debug", when="query.debug")}
-    async with asking(home(Shop(), parts, clock)) as client:
+    async with running(home(Shop(), parts, clock)) as client:
         response = await client.get("/home/7")
     assert (response.json(), response.headers["cache-control"]) == ({"version": 1}, "max-age=60")
 
@@ -754,7 +755,7 @@ async def test_a_part_alone_at_the_root_is_the_whole_answer(came: bytes, clock: 
     shop = Shop()
     shop.set("/all", came)
     parts = {"all": part("/all", group=None, deny=["secret"])}
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         first, second = await client.get("/home/7"), await client.get("/home/7")
         schema = (await client.get("/openapi.json")).json()
     assert first.content == second.content == came.replace(b',"secret":2', b"")
@@ -771,7 +772,7 @@ async def test_a_part_too_deep_to_be_reshaped_has_failed_and_a_spliced_one_is_as
     deep = b'{"a":' * 300 + b"1" + b"}" * 300
     shop.set("/deep", deep)
     parts = {"user": TWO["user"], "deep": part("/deep", optional=True, **settings), "same": part("/deep")}
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         response = await client.get("/home/7")
     assert (said(response)["deep"], response.headers["gateway-complete"]) == ("wrong-type", "?0")
     assert b'"same":' + deep in response.content
@@ -780,7 +781,7 @@ async def test_a_part_too_deep_to_be_reshaped_has_failed_and_a_spliced_one_is_as
 async def test_the_content_of_a_part_is_parsed_once_however_many_aggregates_it_is_in(clock: TurnedClock) -> None:
     shop = two()
     app = home(shop, {**TWO, "again": part("/offers", ttl="10s"), "shaped": part("/offers", select="[0]")}, clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         for user in ("7", "8", "9"):
             shop.set(f"/users/{user}", {})
             await client.get(f"/home/{user}")
@@ -791,7 +792,7 @@ async def test_the_content_of_a_part_is_parsed_once_however_many_aggregates_it_i
 async def test_an_empty_list_is_an_empty_part(clock: TurnedClock) -> None:
     shop = Shop()
     shop.set("/cart/7", {"items": []})
-    async with asking(home(shop, CART, clock)) as client:
+    async with running(home(shop, CART, clock)) as client:
         response = await client.get("/home/7")
         assert response.json()["prices"] == []
         shop.set("/cart/7", {})
@@ -803,7 +804,7 @@ async def test_an_empty_list_is_an_empty_part(clock: TurnedClock) -> None:
 async def test_a_condition_leaves_a_part_out_and_each_answer_is_kept_for_itself(clock: TurnedClock) -> None:
     shop = two()
     parts = {**TWO, "debug": part("/offers", when="query.debug", group="debug")}
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         plain = await client.get("/home/7?other=1")
         debug = await client.get("/home/7?debug=1")
         again = await client.get("/home/7?other=2")
@@ -815,7 +816,7 @@ async def test_a_condition_leaves_a_part_out_and_each_answer_is_kept_for_itself(
 
 async def test_a_client_may_ask_for_fewer_parts(clock: TurnedClock) -> None:
     shop = two()
-    async with asking(home(shop, TWO, clock, selectable=True)) as client:
+    async with running(home(shop, TWO, clock, selectable=True)) as client:
         few = await client.get("/home/7?parts=offers")
         assert few.json() == {"offers": [1, 2]}
         assert shop.asked == ["/offers"]
@@ -837,7 +838,7 @@ async def test_parameters_and_headers_reach_a_part_where_it_names_them_and_nowhe
         "user": TWO["user"],
         "o": part("/o?page={query.page}", query=["sort"], headers={"x-app": "{header.x-app}", "x-key": "k"}),
     }
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         headers = {"x-app": "ios/1", "x-other": "2"}
         response = await client.get("/home/7?page=2&sort=a%20b&evil=1", headers=headers)
         assert response.json()["o"] == "page two"
@@ -855,7 +856,7 @@ async def test_static_parts_stand_always_or_where_others_failed(clock: TurnedClo
         "version": {"static": 3},
         "sorry": {"static": {"text": "later"}, "static_if": "incomplete"},
     }
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         assert (await client.get("/home/7")).json() == {"user": {"id": 7}, "offers": [1, 2], "version": 3}
         shop.set("/offers", 500)
         clock.turn(700)
@@ -867,7 +868,7 @@ async def test_a_shadow_part_is_asked_and_ignored(clock: TurnedClock) -> None:
     shop = two()
     shop.set("/new", 500)
     app = home(shop, {**TWO, "new": part("/new", shadow=True)}, clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         response = await client.get("/home/7")
         while app.aggregates[0].kit.shadows:
             await asyncio.sleep(0)
@@ -881,7 +882,7 @@ async def test_a_post_part_is_sent_its_body_and_never_kept(clock: TurnedClock) -
     shop = two()
     shop.set("/graphql", {"data": 1})
     parts = {"q": {"upstream": "shop", "path": "/graphql", "method": "POST", "body": {"query": "{me}"}}}
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         await client.get("/home/7")
         response = await client.get("/home/7")
     assert response.json() == {"q": {"data": 1}}
@@ -896,7 +897,7 @@ async def test_parts_are_shaped_and_merged_as_configured(clock: TurnedClock) -> 
         "user": part("/users/{user}", group=None, deny=["email"], rename={"name": "user"}),
         "offers": part("/offers", select="[0]", group="first"),
     }
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         assert (await client.get("/home/7")).content == b'{"id":7,"user":"Ada","first":1}'
 
 
@@ -913,7 +914,7 @@ async def test_the_aggregate_appears_in_openapi_with_its_parts_schemas(clock: Tu
 
 async def test_the_key_of_a_whole_is_what_its_url_says(clock: TurnedClock) -> None:
     app = home(two(), TWO, clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/home/7?utm=1")
     assert app.primary_keys("/home/7")[0] == "+home\n/home/7"
     assert str(normalise(b"/home/7", b"")) == "/home/7"
@@ -932,7 +933,7 @@ async def test_elements_are_fetched_together_and_each_is_cached_for_itself(clock
     shop.set("/cart/7", {"items": [{"id": 3}, {"id": 1}, {"id": 2}]})
     shop.set("/prices?ids=3%2C1%2C2", [{"id": 1, "cents": 10}, {"id": 3, "cents": 30}])
     app = home(shop, BATCHED, clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         response = await client.get("/home/7")
         assert response.json()["prices"] == [{"id": 3, "cents": 30}, {"id": 1, "cents": 10}, None]
         assert said(response)["prices"] == "list;miss=2;absent=1"
@@ -948,7 +949,7 @@ async def test_a_batch_may_be_an_object_by_key_and_fails_as_one(clock: TurnedClo
     shop.set("/cart/7", {"items": [{"id": 1}, {"id": 2}]})
     shop.set("/prices?ids=1%2C2", 500)
     parts = {**BATCHED, "prices": BATCHED["prices"] | {"optional": True}}
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         assert said(await client.get("/home/7"))["prices"] == "failed;status-500=2"
         clock.turn(1.1)
         shop.set("/prices?ids=1%2C2", b'{"1": 10, "2": 20}')
@@ -987,7 +988,7 @@ async def test_a_hedged_part_asks_another_host_after_a_while_and_the_first_good_
     clock: TurnedClock,
 ) -> None:
     hosts = Hosts()
-    async with asking(hedged(hosts, clock, hedge="20ms")) as client:
+    async with running(hedged(hosts, clock, hedge="20ms")) as client:
         assert (await client.get("/home")).json() == {"x": "b.test"}
     assert hosts.asked == ["a.test", "b.test"]
 
@@ -995,7 +996,7 @@ async def test_a_hedged_part_asks_another_host_after_a_while_and_the_first_good_
 async def test_no_hedge_is_sent_for_an_answer_in_time(clock: TurnedClock) -> None:
     hosts = Hosts()
     hosts.slow.set()
-    async with asking(hedged(hosts, clock, hedge="10s")) as client:
+    async with running(hedged(hosts, clock, hedge="10s")) as client:
         await client.get("/home")
     assert hosts.asked == ["a.test"]
 
@@ -1004,7 +1005,7 @@ async def test_a_part_is_tried_again_as_often_as_it_says(clock: TurnedClock) -> 
     hosts = Hosts()
     hosts.slow.set()
     hosts.failing = {"a.test"}
-    async with asking(hedged(hosts, clock, retries=1)) as client:
+    async with running(hedged(hosts, clock, retries=1)) as client:
         assert (await client.get("/home")).json() == {"x": "b.test"}
     assert hosts.asked == ["a.test", "b.test"]
 
@@ -1014,7 +1015,7 @@ async def test_a_reference_may_begin_with_an_index(clock: TurnedClock) -> None:
     shop.set("/offers", [{"item_id": 4}])
     shop.set("/p/4", {"id": 4})
     parts = {"offers": part("/offers"), "featured": part("/p/{offers[0].item_id}")}
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         assert (await client.get("/home/7")).json()["featured"] == {"id": 4}
 
 
@@ -1043,7 +1044,7 @@ async def test_an_aggregate_in_python_is_joined_cached_and_purged_as_one_of_the_
 ) -> None:
     shop = two()
     app = typed(shop, clock, selectable=True)
-    async with asking(app) as client:
+    async with running(app) as client:
         assert (await client.get("/home/7")).json() == {"user": {"id": 7}, "offers": [1, 2]}
         assert (await client.get("/home/7")).headers["cache-status"].startswith("gateway; hit")
         assert (await client.get("/home/7?parts=offers")).json() == {"offers": [1, 2]}
@@ -1055,7 +1056,7 @@ async def test_an_aggregate_in_python_is_joined_cached_and_purged_as_one_of_the_
 async def test_a_typed_part_of_another_type_has_failed(clock: TurnedClock) -> None:
     shop = two()
     shop.set("/offers", ["text"])
-    async with asking(typed(shop, clock, errors=True)) as client:
+    async with running(typed(shop, clock, errors=True)) as client:
         response = await client.get("/home/7")
         assert said(response)["offers"] == "wrong-type"
         assert "not of its type: 0: " in response.json()["_errors"]["offers"]["detail"]

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from gateway.aggregates.typed import aggregate
 from gateway.aggregates.typed import part as typed_part
-from tests.conftest import TurnedClock, asking
+from gateway.testing import TurnedClock, running
 from tests.unit.aggregates.test_aggregate import Shop, home, part, said
 
 # Each is written in another way by who reads it into a float or an int of 64 bits.
@@ -32,7 +32,7 @@ def shop_of(*, body: bytes = EXACT, status: int = 200, **headers: str) -> Shop:
 
 
 async def whole(shop: Shop, parts: dict[str, Any], clock: TurnedClock, **settings: Any) -> httpx.Response:
-    async with asking(home(shop, parts, clock, **settings)) as client:
+    async with running(home(shop, parts, clock, **settings)) as client:
         return await client.get("/home/1?n=18446744073709551617")
 
 
@@ -124,7 +124,7 @@ CODED = {
 @pytest.mark.parametrize("settings", [{}, {"deny": ["x"]}])
 async def test_a_compressed_part_is_decoded(coding: str, settings: dict[str, Any], clock: TurnedClock) -> None:
     shop = shop_of(body=CODED[coding], content_encoding=coding)
-    async with asking(home(shop, {"a": part("/a", **settings)}, clock)) as client:
+    async with running(home(shop, {"a": part("/a", **settings)}, clock)) as client:
         first, second = await client.get("/home/1"), await client.get("/home/1")
     assert first.content == second.content == b'{"a":' + EXACT + b"}"
     assert said(second) == {"a": "hit"}
@@ -133,7 +133,7 @@ async def test_a_compressed_part_is_decoded(coding: str, settings: dict[str, Any
 async def test_a_route_that_shares_a_compressed_part_gives_it_as_it_came(clock: TurnedClock) -> None:
     shop = shop_of()
     shop.set("/products/1", httpx.Response(200, content=CODED["gzip"], headers=JSON | {"content-encoding": "gzip"}))
-    async with asking(home(shop, {"a": part("/products/{user}")}, clock)) as client:
+    async with running(home(shop, {"a": part("/products/{user}")}, clock)) as client:
         assert (await client.get("/home/1")).content == b'{"a":' + EXACT + b"}"
         shared = await client.get("/products/1")
     assert (shared.headers["content-encoding"], shared.content) == ("gzip", EXACT)
@@ -228,7 +228,7 @@ async def test_nothing_is_of_a_typed_parts_type_where_null_is(
     router = APIRouter()
     aggregate(router, "/typed", parts={"a": typed_part(model, **part("/a", **settings))}, name="typed")
     app.include_router(router)
-    async with asking(app) as client:
+    async with running(app) as client:
         response = await client.get("/typed")
     assert response.status_code == status
     assert status != 200 or said(response)["a"] == text
@@ -245,14 +245,14 @@ async def test_a_typed_part_is_shown_as_it_came(clock: TurnedClock) -> None:
     router = APIRouter()
     aggregate(router, "/typed", parts={"a": typed_part(Exact, **part("/a"))}, name="typed")
     app.include_router(router)
-    async with asking(app) as client:
+    async with running(app) as client:
         assert (await client.get("/typed")).content == b'{"a":' + EXACT + b"}"
 
 
 async def test_what_can_not_be_read_is_found_out_once_for_each_content(clock: TurnedClock) -> None:
     shop = shop_of(body=b'{"a":', cache_control="max-age=60")
     app = home(shop, {"a": part("/a", optional=True), "b": {"static": 1}}, clock, errors=True)
-    async with asking(app) as client:
+    async with running(app) as client:
         for _ in range(3):
             response = await client.get("/home/1")
             assert said(response) == {"a": "wrong-type"}
@@ -277,7 +277,7 @@ async def test_a_deep_part_is_shown_or_refused_whatever_is_in_it(levels: int, le
     router = APIRouter()
     aggregate(router, "/typed", parts={"a": typed_part(dict[str, Any], **part("/a", optional=True))}, name="typed")
     app.include_router(router)
-    async with asking(app) as client:
+    async with running(app) as client:
         response, typed = await client.get("/home/1"), await client.get("/typed")
     seen = said(response)
     assert (response.status_code, typed.status_code) == (200, 200)

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import TurnedClock, asking
+from gateway.testing import TurnedClock, running
 from tests.unit.aggregates.test_aggregate import Shop, home, part, said
 
 
@@ -73,7 +73,7 @@ def sent_by(who: str, fields: dict[str, str]) -> dict[str, str]:
 async def test_a_failure_of_one_clients_credentials_is_nobody_elses(
     settings: dict[str, Any], fields: dict[str, str], status: int, clock: TurnedClock
 ) -> None:
-    async with asking(home(of_bad(status), cart(settings), clock)) as client:
+    async with running(home(of_bad(status), cart(settings), clock)) as client:
         for _ in range(3):
             assert (await client.get("/home/1", headers=sent_by("bad", fields))).status_code != 200
             response = await client.get("/home/1", headers=sent_by("good", fields))
@@ -87,7 +87,7 @@ async def test_a_client_whose_credentials_are_mended_is_answered_at_once(
 ) -> None:
     statuses = [401, 200]
     shop = Judging(lambda sent: statuses.pop(0))
-    async with asking(home(shop, cart(settings), clock)) as client:
+    async with running(home(shop, cart(settings), clock)) as client:
         assert (await client.get("/home/1", headers=sent_by("me", fields))).status_code == 502
         assert (await client.get("/home/1", headers=sent_by("me", fields))).status_code == 200
 
@@ -99,7 +99,7 @@ async def test_an_upstream_that_fails_is_left_alone_by_whom_it_failed(
 ) -> None:
     shop = of_bad(status)
     app = home(shop, cart(settings), clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         for _ in range(5):
             await client.get("/home/1", headers=sent_by("bad", fields))
         assert len(shop.asked) == 1
@@ -117,7 +117,7 @@ async def test_a_connection_that_fails_is_left_alone_by_all_for_whom_the_key_is_
     shop = Shop()
     shop.set("/cart", httpx.ConnectError("refused"))
     app = home(shop, cart({**settings, "optional": True}), clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         for who in ("one", "two", "one"):
             assert said(await client.get("/home/1", headers=sent_by(who, fields))) == {"cart": "unreachable"}
         keyed = settings.get("authorization") == "key" or settings.get("cookies") == ["sid"] or "x-tenant" in fields
@@ -134,7 +134,7 @@ async def test_who_waits_for_a_whole_does_not_get_the_failure_of_another_clients
     shop = of_bad(status)
     shop.gates["/cart"] = asyncio.Event()
     parts = cart({"ttl": "origin", "vary": None})
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         asked = [
             asyncio.ensure_future(client.get("/home/1", headers={"x-api-key": key})) for key in ("bad", "good", "good")
         ]
@@ -150,7 +150,7 @@ async def test_who_waits_for_a_whole_does_not_get_the_failure_of_another_clients
 async def test_a_client_whose_upstream_answers_again_is_no_longer_kept_from_it(clock: TurnedClock) -> None:
     statuses = [500, 401, 200]
     shop = Judging(lambda sent: statuses.pop(0))
-    async with asking(home(shop, cart({"optional": True}), clock)) as client:
+    async with running(home(shop, cart({"optional": True}), clock)) as client:
         assert said(await client.get("/home/1")) == {"cart": "status-500"}
         clock.turn(1.1)
         assert said(await client.get("/home/1")) == {"cart": "status-401"}
@@ -160,7 +160,7 @@ async def test_a_client_whose_upstream_answers_again_is_no_longer_kept_from_it(c
 async def test_a_post_is_sent_the_credentials_that_it_passes(clock: TurnedClock) -> None:
     shop = of_bad(401)
     parts = cart({"method": "POST", "authorization": "pass", "cookies": "pass", "body": {"a": 1}})
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         response = await client.get("/home/1", headers={"authorization": "Bearer x", "cookie": "a=1"})
     assert response.json()["cart"] == "Bearer x a=1"
     assert (shop.requests[0].content, shop.requests[0].headers["content-length"]) == (b'{"a":1}', "7")
@@ -178,7 +178,7 @@ async def test_a_stale_copy_stands_in_for_a_failure_alone_and_for_whom_it_was_al
     parts = cart(
         {"stale_if_error": "10m", "optional": True, **settings, **({"ttl": "1s"} if "ttl" not in settings else {})}
     )
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         anonymous = await client.get("/home/1")
         mine = await client.get("/home/1", headers=sent_by("me", fields))
         assert (anonymous.json()["cart"], "me" in mine.json()["cart"]) == ("", True)
@@ -213,7 +213,7 @@ async def test_a_value_of_the_client_that_a_required_part_can_not_take_is_a_400(
     shop.set("/list", [1])
     shop.set("/other", 1)
     parts = {"a": part(**settings), "list": part("/list"), **({"other": part("/other")} if others else {})}
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         response = await client.get(target)
         assert response.status_code == 400, response.text
         assert response.headers["content-type"] == "application/problem+json"
@@ -226,14 +226,14 @@ async def test_a_value_of_the_client_that_a_required_part_can_not_take_is_a_400(
 async def test_a_value_of_a_part_that_another_can_not_take_is_a_502(clock: TurnedClock) -> None:
     shop = Shop()
     shop.set("/a", {"id": ".."})
-    async with asking(home(shop, {"a": part("/a"), "b": part("/b/{query.x}/{a.id}")}, clock)) as client:
+    async with running(home(shop, {"a": part("/a"), "b": part("/b/{query.x}/{a.id}")}, clock)) as client:
         assert (await client.get("/home/1?x=1")).status_code == 502
         assert (await client.get("/home/1?x=..")).status_code == 400
 
 
 async def test_an_optional_part_that_can_not_take_a_clients_value_is_null(clock: TurnedClock) -> None:
     parts = {"a": part("/a/{query.x}", optional=True), "b": {"static": 1}}
-    async with asking(home(Shop(), parts, clock, errors=True)) as client:
+    async with running(home(Shop(), parts, clock, errors=True)) as client:
         response = await client.get("/home/1?x=..")
     assert (response.status_code, response.json()["a"], said(response)["a"]) == (200, None, "refused")
     assert response.json()["_errors"]["a"]["status"] == 400
@@ -256,6 +256,6 @@ async def test_what_a_part_comes_to_is_the_same_by_get_and_post(
     shop = Shop()
     shop.set("/a", answer)
     parts = {"a": part("/a", method=method, optional=True)}
-    async with asking(home(shop, parts, clock, max_body="2KiB")) as client:
+    async with running(home(shop, parts, clock, max_body="2KiB")) as client:
         response = await client.get("/home/1")
     assert (said(response)["a"], response.headers["gateway-complete"]) == (text, "?1" if text == "absent" else "?0")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from gateway.aggregates.routes import asked_of
 from gateway.app.gateway import create_app
 from gateway.http.target import normalise, query_name
-from tests.conftest import TurnedClock, asking, silent
+from gateway.testing import TurnedClock, running
+from tests.conftest import silent
 from tests.unit.aggregates.test_aggregate import Shop, home, part
 
 SENT = [
@@ -41,7 +42,7 @@ async def test_the_pairs_of_a_name_reach_a_part_as_they_reach_a_route(
         },
     }
     app = create_app(config, transport=shop.transport, clock=clock, log=silent)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get(httpx.URL("http://test", raw_path=f"/list?{query}".encode()))
         shop.asked.append("|")
         await client.get(httpx.URL("http://test", raw_path=f"/home?{query}".encode()))
@@ -66,7 +67,7 @@ async def test_a_pair_that_takes_a_value_is_repeated_for_each_and_elsewhere_the_
     path: str, asked: str, clock: TurnedClock
 ) -> None:
     shop = Shop()
-    async with asking(home(shop, {"list": part(path, optional=True)}, clock)) as client:
+    async with running(home(shop, {"list": part(path, optional=True)}, clock)) as client:
         await client.get("/home/1?tag=a+b&page=2&tag=&tag=c&empty=")
     assert shop.asked == [asked]
 
@@ -76,7 +77,7 @@ async def test_elements_that_are_fetched_together_are_asked_for_with_the_clients
     shop.set("/ids", [1, 2])
     shop.set("/items?currency=eur&ids=1%2C2", [{"id": 1}, {"id": 2}])
     each = part("/items/{item}", for_each="all[*]", batch="/items?ids={ids}", query=["currency"])
-    async with asking(home(shop, {"all": part("/ids"), "items": each}, clock)) as client:
+    async with running(home(shop, {"all": part("/ids"), "items": each}, clock)) as client:
         assert (await client.get("/home/1?currency=eur")).json()["items"] == [{"id": 1}, {"id": 2}]
 
 
@@ -102,7 +103,7 @@ def test_where_two_requests_have_one_key_their_parts_are_asked_for_the_same(one:
 
 async def test_the_bytes_of_a_value_stand_in_a_target_whatever_they_mean(clock: TurnedClock) -> None:
     shop = Shop()
-    async with asking(home(shop, {"list": part("/l/{query.q}?q={query.q}", optional=True)}, clock)) as client:
+    async with running(home(shop, {"list": part("/l/{query.q}?q={query.q}", optional=True)}, clock)) as client:
         await client.get("/home/1?q=%FF+%C3%BC&q=%FE")
     assert shop.asked == ["/l/%FF%20%C3%BC?q=%FF%20%C3%BC&q=%FE"]
 
@@ -111,6 +112,6 @@ async def test_a_condition_sees_the_path_and_the_query_as_text(clock: TurnedCloc
     shop = Shop()
     shop.set("/a", b"1")
     when = "path.user == 'ü b' && query.q == 'ü b'"
-    async with asking(home(shop, {"a": part("/a", when=when)}, clock)) as client:
+    async with running(home(shop, {"a": part("/a", when=when)}, clock)) as client:
         assert (await client.get("/home/%C3%BC%20b?q=%C3%BC+b&q=c")).json() == {"a": 1}
         assert (await client.get("/home/x?q=%C3%BC+b")).json() == {}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import TurnedClock, asking
+from gateway.testing import TurnedClock, running
 from tests.unit.aggregates.test_aggregate import Shop, home, part, said
 
 
@@ -35,7 +35,7 @@ def each(batch: bool = False, **more: Any) -> dict[str, Any]:
 
 
 async def places(found: Any, clock: TurnedClock, **more: Any) -> tuple[Any, str, str]:
-    async with asking(home(Echo(found), {"all": part("/all"), "p": each(**more)}, clock)) as client:
+    async with running(home(Echo(found), {"all": part("/all"), "p": each(**more)}, clock)) as client:
         response = await client.get("/home/1")
     return response.json()["p"], said(response)["p"], response.headers["gateway-complete"]
 
@@ -99,7 +99,7 @@ async def test_where_each_element_is_required_one_that_is_refused_fails_the_part
 async def test_other_parts_take_the_elements_of_a_list_by_their_places(clock: TurnedClock) -> None:
     shop = Echo([None, "b"])
     parts = {"all": part("/all"), "p": each(), "one": part("/p/{p[1]}"), "none": part("/p/{p[0]}")}
-    async with asking(home(shop, parts, clock)) as client:
+    async with running(home(shop, parts, clock)) as client:
         response = await client.get("/home/1")
     assert (response.json()["one"], response.json()["none"]) == ("b!!", None)
 
@@ -107,7 +107,7 @@ async def test_other_parts_take_the_elements_of_a_list_by_their_places(clock: Tu
 async def test_elements_that_have_no_room_in_one_target_are_fetched_in_several(clock: TurnedClock) -> None:
     found = [f"{number}-{'x' * 100}" for number in range(100)]
     shop = Echo(found)
-    async with asking(home(shop, {"all": part("/all"), "p": each(batch=True, limit=100)}, clock)) as client:
+    async with running(home(shop, {"all": part("/all"), "p": each(batch=True, limit=100)}, clock)) as client:
         response = await client.get("/home/1")
     assert response.json()["p"] == [f"{item}!" for item in found]
     batches = [path for path in shop.asked if path.startswith("/p?")]

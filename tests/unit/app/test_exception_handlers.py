@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from gateway import cached
 from gateway.app.gateway import Gateway, create_app
 from gateway.observability.access_log import silent
-from tests.conftest import asking
+from gateway.testing import running
 
 
 class Item(BaseModel):
@@ -78,7 +78,7 @@ async def plain(method: str, path: str, **more: Any) -> httpx.Response:
 async def test_what_does_not_validate_gets_what_plain_fastapi_answers(
     method: str, path: str, more: dict[str, Any]
 ) -> None:
-    async with asking(app()) as client:
+    async with running(app()) as client:
         response = await client.request(method, path, **more)
     expected = await plain(method, path, **more)
     assert (response.status_code, response.json()) == (expected.status_code, expected.json())
@@ -87,7 +87,7 @@ async def test_what_does_not_validate_gets_what_plain_fastapi_answers(
 
 
 async def test_a_cached_handler_answers_so_too_and_nothing_is_stored() -> None:
-    async with asking(app()) as client:
+    async with running(app()) as client:
         for _ in range(2):
             response = await client.get("/cached/1?sizes=x")
             assert response.json()["detail"][0]["loc"] == ["query", "sizes", 0]
@@ -96,14 +96,14 @@ async def test_a_cached_handler_answers_so_too_and_nothing_is_stored() -> None:
 
 async def test_what_may_be_a_credential_is_not_shown() -> None:
     headers = {"x-user": "canary-a", "cookie": "sid=canary-b"}
-    async with asking(app()) as client:
+    async with running(app()) as client:
         response = await client.get("/secret?api_key=canary-c", headers=headers)
     assert [each["loc"][1] for each in response.json()["detail"]] == ["api_key", "x-user", "sid"]
     assert "canary" not in response.text
 
 
 async def test_with_the_setting_it_is_a_problem_and_openapi_says_so() -> None:
-    async with asking(app(validation_errors="problem")) as client:
+    async with running(app(validation_errors="problem")) as client:
         response = await client.get("/items/abc")
         document = (await client.get("/openapi.json")).json()
     assert response.headers["content-type"] == "application/problem+json"
@@ -114,7 +114,7 @@ async def test_with_the_setting_it_is_a_problem_and_openapi_says_so() -> None:
 
 
 async def test_openapi_promises_fastapis_body_by_default() -> None:
-    async with asking(app()) as client:
+    async with running(app()) as client:
         document = (await client.get("/openapi.json")).json()
     content = document["paths"]["/items/{id}"]["get"]["responses"]["422"]["content"]
     assert list(content) == ["application/json"]

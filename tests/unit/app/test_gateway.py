@@ -18,13 +18,14 @@ from gateway.config.models import Config
 from gateway.context import RequestContext
 from gateway.observability.access_log import JsonAccessLog
 from gateway.routing.cached_decorator import cached
-from tests.conftest import TurnedClock, Upstream, asking, gateway, json_answer, served
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import gateway, json_answer, served
 from tests.support.raw import Connection, once, raw_upstream
 
 THIRTY = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "30s"}}
 
 
-def seen(upstream: Upstream, number: int = -1) -> httpx.Headers:
+def seen(upstream: StubUpstream, number: int = -1) -> httpx.Headers:
     return upstream.requests[number].headers
 
 
@@ -32,8 +33,8 @@ def seen(upstream: Upstream, number: int = -1) -> httpx.Headers:
 
 
 async def test_a_route_with_a_ttl_forwards_only_what_is_in_its_key() -> None:
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream, THIRTY)) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream, THIRTY)) as client:
         await client.get(
             "/items/7",
             headers={
@@ -65,9 +66,9 @@ DANGEROUS = [
 
 
 async def test_a_route_that_follows_the_origin_forwards_all_but_the_dangerous_headers() -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     dangerous = dict.fromkeys(DANGEROUS, "evil")
-    async with asking(gateway(upstream)) as client:
+    async with running(gateway(upstream)) as client:
         headers = {
             **dangerous,
             "connection": "connection-named",
@@ -82,8 +83,8 @@ async def test_a_route_that_follows_the_origin_forwards_all_but_the_dangerous_he
 
 
 async def test_a_fetch_that_may_be_stored_tells_the_upstream_of_the_public_url_and_of_no_client() -> None:
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream, THIRTY, public_url="https://api.example.com")) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream, THIRTY, public_url="https://api.example.com")) as client:
         await client.get("/items/7")
     assert (seen(upstream)["x-forwarded-host"], seen(upstream)["x-forwarded-proto"]) == ("api.example.com", "https")
     assert "x-forwarded-for" not in seen(upstream)
@@ -91,8 +92,8 @@ async def test_a_fetch_that_may_be_stored_tells_the_upstream_of_the_public_url_a
 
 async def test_a_request_that_passes_by_tells_the_upstream_of_the_client_believing_only_trusted_proxies() -> None:
     for trusted, chain in (([], "127.0.0.1"), (["127.0.0.0/8"], "198.51.100.7, 127.0.0.1")):
-        upstream = Upstream(json_answer())
-        async with asking(gateway(upstream, trusted_proxies=trusted)) as client:
+        upstream = StubUpstream(json_answer())
+        async with running(gateway(upstream, trusted_proxies=trusted)) as client:
             await client.post("/orders", headers={"x-forwarded-for": "198.51.100.7"}, content=b"{}")
         assert seen(upstream)["x-forwarded-for"] == chain
         assert seen(upstream)["x-forwarded-host"] == "gateway.test"
@@ -100,8 +101,8 @@ async def test_a_request_that_passes_by_tells_the_upstream_of_the_client_believi
 
 
 async def test_with_a_public_url_no_host_of_a_clients_reaches_the_upstream() -> None:
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream, THIRTY, public_url="https://api.example.com")) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream, THIRTY, public_url="https://api.example.com")) as client:
         for method, header in (("POST", {}), ("GET", {"cookie": "session=1"})):
             await client.request(method, "/items/7", headers={"host": "evil.test", **header})
             told = seen(upstream)
@@ -120,7 +121,7 @@ async def test_with_a_public_url_no_host_of_a_clients_reaches_the_upstream() -> 
 async def test_the_slash_at_the_end_is_mended_by_a_location_without_a_host(target: str, location: str) -> None:
     routes = {"item": "/items/{id}", "under": "/under/"}
     declared = {name: {"path": path, "upstream": "api"} for name, path in routes.items()}
-    async with asking(gateway(Upstream(json_answer()), routes=declared)) as client:
+    async with running(gateway(StubUpstream(json_answer()), routes=declared)) as client:
         answer = await client.get("http://evil.test" + target)
     assert (answer.status_code, answer.headers["location"]) == (307, location)
 
@@ -135,35 +136,35 @@ async def test_the_slash_at_the_end_is_mended_by_a_location_without_a_host(targe
     ],
 )
 async def test_a_location_of_the_upstreams_own_becomes_no_other_host(said: str, told: str) -> None:
-    upstream = Upstream(lambda request: httpx.Response(302, headers={"location": said}))
+    upstream = StubUpstream(lambda request: httpx.Response(302, headers={"location": said}))
     for path in ("/{all:path}", "/items/{id}"):
         routes = {"route": {"path": path, "upstream": "api"}}
-        async with asking(gateway(upstream, routes=routes)) as client:
+        async with running(gateway(upstream, routes=routes)) as client:
             assert (await client.get("/items/7")).headers["location"] == told
 
 
 async def test_an_upstreams_constant_headers_replace_the_clients() -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     settings = {"upstreams": {"api": {"url": "http://api.test", "headers": {"X-Api-Key": "ours"}}}}
-    async with asking(gateway(upstream, **settings)) as client:
+    async with running(gateway(upstream, **settings)) as client:
         await client.get("/items/7", headers={"x-api-key": "theirs"})
     assert seen(upstream).get_list("x-api-key") == ["ours"]
 
 
 async def test_a_body_and_its_length_stream_to_the_upstream_and_back() -> None:
-    upstream = Upstream(
+    upstream = StubUpstream(
         lambda request: httpx.Response(
             201, content=request.content, headers={"x-len": request.headers["content-length"]}
         )
     )
-    async with asking(gateway(upstream)) as client:
+    async with running(gateway(upstream)) as client:
         response = await client.post("/orders", content=b"x" * 100_000)
     assert (response.status_code, response.content, response.headers["x-len"]) == (201, b"x" * 100_000, "100000")
 
 
 async def test_a_get_with_a_body_goes_by_the_cache() -> None:
-    upstream = Upstream(lambda request: httpx.Response(200, content=request.content))
-    async with asking(gateway(upstream, THIRTY)) as client:
+    upstream = StubUpstream(lambda request: httpx.Response(200, content=request.content))
+    async with running(gateway(upstream, THIRTY)) as client:
         for body in (b"one", b"two"):
             response = await client.request("GET", "/items/7", content=body)
             assert response.content == body
@@ -174,8 +175,8 @@ async def test_a_get_with_a_body_goes_by_the_cache() -> None:
     "header", [{"cookie": "session=1"}, {"authorization": "Bearer x"}, {"if-match": '"x"'}], ids=str
 )
 async def test_a_request_of_one_user_goes_by_the_cache_with_all_its_headers(header: dict[str, str]) -> None:
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream, THIRTY)) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream, THIRTY)) as client:
         for _ in range(2):
             await client.get("/items/7", headers=header)
     assert upstream.asked == 2
@@ -185,9 +186,9 @@ async def test_a_request_of_one_user_goes_by_the_cache_with_all_its_headers(head
 async def test_credentials_can_be_ignored_or_made_part_of_the_key() -> None:
     cases = {"ignore": ([None, None], 1), "key": (["Bearer a", "Bearer b"], 2)}
     for choice, (forwarded, asked) in cases.items():
-        upstream = Upstream(json_answer())
+        upstream = StubUpstream(json_answer())
         routes = {"item": {**THIRTY["item"], "authorization": choice}}
-        async with asking(gateway(upstream, routes)) as client:
+        async with running(gateway(upstream, routes)) as client:
             for token in ("Bearer a", "Bearer b", "Bearer a", "Bearer b"):
                 await client.get("/items/7", headers={"authorization": token})
         assert upstream.asked == asked
@@ -195,9 +196,9 @@ async def test_credentials_can_be_ignored_or_made_part_of_the_key() -> None:
 
 
 async def test_named_cookies_are_the_only_ones_that_count() -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     routes = {"item": {**THIRTY["item"], "cookies": ["country"]}}
-    async with asking(gateway(upstream, routes)) as client:
+    async with running(gateway(upstream, routes)) as client:
         for cookie in ("country=de; session=1", "session=2; country=de", "country=fr"):
             await client.get("/items/7", headers={"cookie": cookie})
     assert [request.headers["cookie"] for request in upstream.requests] == ["country=de", "country=fr"]
@@ -216,7 +217,7 @@ PASSES_BY = {
 @pytest.mark.parametrize("why", PASSES_BY)
 @pytest.mark.parametrize("ttl", ["30s", "origin"])
 async def test_what_a_route_ignores_the_upstream_never_sees(why: str, ttl: str) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     settings = {"upstream": "api", "ttl": ttl}
     routes = {
         "ignored": {"path": "/ignored", **settings, "authorization": "ignore", "cookies": "ignore"},
@@ -225,7 +226,7 @@ async def test_what_a_route_ignores_the_upstream_never_sees(why: str, ttl: str) 
         "off": {"path": "/off", "upstream": "api", "cache": "off", "authorization": "ignore", "cookies": "ignore"},
     }
     sent = {"authorization": "Bearer 1", **PASSES_BY[why]}
-    async with asking(gateway(upstream, routes)) as client:
+    async with running(gateway(upstream, routes)) as client:
         for path in routes:
             await client.request("GET", f"/{path}", headers=sent, content=b"x" if why == "body" else None)
     assert [request.url.path for request in upstream.requests] == [f"/{path}" for path in routes]
@@ -236,7 +237,7 @@ async def test_what_a_route_ignores_the_upstream_never_sees(why: str, ttl: str) 
 
 @pytest.mark.parametrize("ttl", ["30s", "origin"])
 async def test_what_a_part_ignores_its_upstream_never_sees(ttl: str) -> None:
-    upstream = Upstream(lambda request: httpx.Response(200, json=request.url.path))
+    upstream = StubUpstream(lambda request: httpx.Response(200, json=request.url.path))
     parts = {
         "plain": {},
         "cookies": {"cookies": "pass"},
@@ -245,7 +246,7 @@ async def test_what_a_part_ignores_its_upstream_never_sees(ttl: str) -> None:
         "posted": {"method": "POST", "body": {}, "cookies": ["sid"]},
     }
     parts = {name: {"upstream": "api", "path": f"/{name}", "ttl": ttl, **part} for name, part in parts.items()}
-    async with asking(gateway(upstream, {"whole": {"path": "/whole", "parts": parts}})) as client:
+    async with running(gateway(upstream, {"whole": {"path": "/whole", "parts": parts}})) as client:
         await client.get("/whole", headers={"authorization": "Bearer 1", "cookie": "sid=1; other=2"})
     seen = {
         request.url.path: (request.headers.get("authorization"), request.headers.get("cookie"))
@@ -268,9 +269,9 @@ QUERY = "a=1&gclid=2&utm_source=3"
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 async def test_a_method_that_passes_by_the_cache_keeps_its_query_whole(method: str) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     routes = {"item": {**THIRTY["item"], "query": ["a"], "upstream_path": "/v2/{id}?b=0"}}
-    async with asking(gateway(upstream, routes)) as client:
+    async with running(gateway(upstream, routes)) as client:
         await client.get(f"/items/7?{QUERY}")
         await client.request(method, f"/items/7?{QUERY}")
         again = await client.get("/items/7?a=1")
@@ -296,22 +297,22 @@ async def test_a_method_that_passes_by_the_cache_keeps_its_query_whole(method: s
 async def test_a_request_that_passes_by_the_cache_keeps_its_query_whole(
     settings: dict[str, str], headers: dict[str, str]
 ) -> None:
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream, {"item": {**THIRTY["item"], **settings}})) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream, {"item": {**THIRTY["item"], **settings}})) as client:
         await client.get(f"/items/7?{QUERY}", headers=headers)
     assert upstream.requests[0].url.raw_path == f"/items/7?{QUERY}".encode()
 
 
 async def test_a_parameter_that_a_route_lists_is_never_dropped() -> None:
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream, {"item": {**THIRTY["item"], "query": ["a", "gclid"]}})) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream, {"item": {**THIRTY["item"], "query": ["a", "gclid"]}})) as client:
         await client.get(f"/items/7?{QUERY}")
     assert upstream.requests[0].url.raw_path == b"/items/7?a=1&gclid=2"
 
 
 async def test_one_target_has_one_entry_however_it_is_written() -> None:
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream, THIRTY)) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream, THIRTY)) as client:
         for target in ("/items/a-b?y=2&x=1", "/items/a%2Db?x=1&y=2&utm_source=z", "/x/../items/./a%2db?x=%31&y=2&&"):
             await client.send(
                 client.build_request("GET", httpx.URL("http://gateway.test").copy_with(raw_path=target.encode()))
@@ -324,8 +325,8 @@ async def test_one_target_has_one_entry_however_it_is_written() -> None:
     "target", ["/a%2fb", "/a%5cb", "/a%00", "/a%0ab", "/%2e%2e/x", "/..;/x", "/%252e%252e/x", "/a\\b"]
 )
 async def test_an_ambiguous_target_is_refused_and_nobody_is_asked(target: str) -> None:
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream)) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream)) as client:
         url = httpx.URL("http://gateway.test").copy_with(raw_path=target.encode())
         response = await client.send(client.build_request("GET", url))
     assert response.status_code == 400
@@ -334,9 +335,9 @@ async def test_an_ambiguous_target_is_refused_and_nobody_is_asked(target: str) -
 
 
 async def test_only_allowed_query_parameters_count_and_are_forwarded() -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     routes = {"item": {**THIRTY["item"], "query": ["page"], "upstream_path": "/v2/{id}?format=json&id={id}"}}
-    async with asking(gateway(upstream, routes)) as client:
+    async with running(gateway(upstream, routes)) as client:
         for query in ("page=2&x=1", "y=1&page=2", "page=2"):
             await client.get(f"/items/a&b?{query}")
     assert upstream.asked == 1
@@ -355,8 +356,8 @@ async def test_the_more_specific_path_wins_whatever_the_order() -> None:
         ]
     }
     for order in (list(routes), list(reversed(routes))):
-        upstream = Upstream(lambda request: httpx.Response(200, text=request.url.path))
-        async with asking(gateway(upstream, {name: routes[name] for name in order})) as client:
+        upstream = StubUpstream(lambda request: httpx.Response(200, text=request.url.path))
+        async with running(gateway(upstream, {name: routes[name] for name in order})) as client:
             paths = ["/a/b", "/a/z", "/a/b-9", "/a/b/c", "/q/r"]
             assert [(await client.get(path)).text for path in paths] == ["/two", "/one", "/four", "/three", "/rest"]
 
@@ -364,7 +365,7 @@ async def test_the_more_specific_path_wins_whatever_the_order() -> None:
 async def test_an_absolute_target_of_another_host_is_refused_by_the_server(clock: TurnedClock) -> None:
     from gateway.edge.protocol import GatewayProtocol
 
-    app = gateway(Upstream(json_answer()))
+    app = gateway(StubUpstream(json_answer()))
     async with served(app, http=GatewayProtocol) as url:
         host = url.removeprefix("http://")
         for authority, status in ((host, b"200"), ("evil.test", b"400")):
@@ -376,7 +377,7 @@ async def test_an_absolute_target_of_another_host_is_refused_by_the_server(clock
 
 @pytest.mark.parametrize("hosts", [[], ["a", "b"], ["a b"], ["user@a"], ["a/b"], ["a:99999999"]], ids=str)
 async def test_a_missing_double_or_malformed_host_is_refused(hosts: list[str]) -> None:
-    app = gateway(Upstream(json_answer()))
+    app = gateway(StubUpstream(json_answer()))
     sent: list[dict[str, object]] = []
     scope = {
         "type": "http", "method": "GET", "path": "/x", "raw_path": b"/x", "query_string": b"", "http_version": "1.1",
@@ -397,7 +398,7 @@ async def test_a_missing_double_or_malformed_host_is_refused(hosts: list[str]) -
 
 
 async def test_every_answer_tells_what_happened(clock: TurnedClock) -> None:
-    async with asking(gateway(Upstream(json_answer()), THIRTY, clock=clock)) as client:
+    async with running(gateway(StubUpstream(json_answer()), THIRTY, clock=clock)) as client:
         miss = await client.get("/items/7")
         clock.turn(3)
         hit = await client.get("/items/7", headers={"x-request-id": "mine-1"})
@@ -410,16 +411,16 @@ async def test_every_answer_tells_what_happened(clock: TurnedClock) -> None:
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 129, "<script>"])
 async def test_a_request_id_that_could_do_harm_is_replaced(given: str) -> None:
-    async with asking(gateway(Upstream(json_answer()))) as client:
+    async with running(gateway(StubUpstream(json_answer()))) as client:
         response = await client.get("/x", headers={"x-request-id": given})
     assert response.headers["x-request-id"] != given
 
 
 async def test_a_route_with_a_ttl_tells_clients_its_own_promise(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer(cache_control="max-age=99999", expires="Thu, 01 Dec 2094 16:00:00 GMT"))
+    upstream = StubUpstream(json_answer(cache_control="max-age=99999", expires="Thu, 01 Dec 2094 16:00:00 GMT"))
     for client_ttl, turned, expected in (({}, 5, range(27, 31)), ({"client_ttl": "3s"}, 5, [8])):
         routes = {"item": {**THIRTY["item"], **client_ttl}}
-        async with asking(gateway(upstream, routes, clock=clock)) as client:
+        async with running(gateway(upstream, routes, clock=clock)) as client:
             await client.get("/items/7")
             clock.turn(turned)
             response = await client.get("/items/7")
@@ -429,7 +430,7 @@ async def test_a_route_with_a_ttl_tells_clients_its_own_promise(clock: TurnedClo
 
 async def test_hop_by_hop_headers_of_the_upstream_end_here() -> None:
     headers = {"connection": "x-hop, close", "x-hop": "1", "keep-alive": "5", "upgrade": "h2c", "x-kept": "1"}
-    async with asking(gateway(Upstream(lambda request: httpx.Response(200, text="x", headers=headers)))) as client:
+    async with running(gateway(StubUpstream(lambda request: httpx.Response(200, text="x", headers=headers)))) as client:
         response = await client.get("/x")
     assert response.headers["x-kept"] == "1"
     assert not set(response.headers) & {"connection", "x-hop", "keep-alive", "upgrade"}
@@ -445,8 +446,8 @@ async def test_an_upstreams_own_address_stays_inside() -> None:
         "/other": "http://api.test/somewhere",
         "/out": "https://elsewhere.test/x",
     }
-    upstream = Upstream(lambda request: httpx.Response(302, headers={"location": answers[request.url.path]}))
-    async with asking(gateway(upstream, routes)) as client:
+    upstream = StubUpstream(lambda request: httpx.Response(302, headers={"location": answers[request.url.path]}))
+    async with running(gateway(upstream, routes)) as client:
         locations = [(await client.get(path)).headers["location"] for path in ("/items/1", "/other", "/out")]
     assert locations == ["/items/2?x=1", "/somewhere", "https://elsewhere.test/x"]
 
@@ -468,9 +469,9 @@ async def test_an_upstreams_own_address_stays_inside() -> None:
     ],
 )
 async def test_no_field_by_which_a_client_goes_on_names_an_upstream(field: str, said: str, shown: str) -> None:
-    upstream = Upstream(lambda request: httpx.Response(200, headers={field: said}))
+    upstream = StubUpstream(lambda request: httpx.Response(200, headers={field: said}))
     routes = {"item": {"path": "/items/{id}", "upstream": "api", "upstream_path": "/inside/{id}", "ttl": "60s"}}
-    async with asking(gateway(upstream, routes)) as client:
+    async with running(gateway(upstream, routes)) as client:
         for _ in range(2):
             assert (await client.get("/items/1")).headers[field] == shown
 
@@ -478,9 +479,11 @@ async def test_no_field_by_which_a_client_goes_on_names_an_upstream(field: str, 
 @pytest.mark.parametrize("ttl", ["origin", "60s"])
 @pytest.mark.parametrize("status", [304, 206])
 async def test_an_answer_that_only_another_request_could_have_had_is_502(status: int, ttl: str) -> None:
-    upstream = Upstream(lambda request: httpx.Response(status, headers={"content-range": "bytes 0-1/9"}, content=b""))
+    upstream = StubUpstream(
+        lambda request: httpx.Response(status, headers={"content-range": "bytes 0-1/9"}, content=b"")
+    )
     routes = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": ttl}}
-    async with asking(gateway(upstream, routes)) as client:
+    async with running(gateway(upstream, routes)) as client:
         assert (await client.get("/items/1")).status_code == 502
         assert (await client.post("/items/1")).status_code == 502
         asked = await client.get("/items/1", headers={"cache-control": "no-store", "range": "bytes=0-1"})
@@ -525,8 +528,8 @@ async def test_errors_are_problem_details_that_carry_cors_headers() -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("connection refused to 10.0.0.7:8080")
 
-    app = gateway(Upstream(refuse), cors={"allow_origins": ["https://app.test"]})
-    async with asking(app) as client:
+    app = gateway(StubUpstream(refuse), cors={"allow_origins": ["https://app.test"]})
+    async with running(app) as client:
         for path, status in (("/x", 502), ("/a%2fb", 400)):
             url = httpx.URL("http://gateway.test").copy_with(raw_path=path.encode())
             response = await client.send(client.build_request("GET", url, headers={"origin": "https://app.test"}))
@@ -537,15 +540,15 @@ async def test_errors_are_problem_details_that_carry_cors_headers() -> None:
 
 
 async def test_an_unknown_path_is_a_problem_too() -> None:
-    async with asking(gateway(Upstream(json_answer()), THIRTY)) as client:
+    async with running(gateway(StubUpstream(json_answer()), THIRTY)) as client:
         response = await client.get("/nowhere")
     assert (response.status_code, response.json()["type"]) == (404, "/problems/not-found")
 
 
 async def test_cors_is_computed_per_request_and_never_stored(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer(access_control_allow_origin="*", vary="Accept-Encoding"))
+    upstream = StubUpstream(json_answer(access_control_allow_origin="*", vary="Accept-Encoding"))
     app = gateway(upstream, THIRTY, clock=clock, cors={"allow_origins": ["https://a.test", "https://b.test"]})
-    async with asking(app) as client:
+    async with running(app) as client:
         allowed = {}
         for origin in ("https://a.test", "https://b.test", "https://evil.test", None):
             response = await client.get("/items/7", headers={"origin": origin} if origin else {})
@@ -562,21 +565,21 @@ async def test_cors_is_computed_per_request_and_never_stored(clock: TurnedClock)
 
 @pytest.mark.parametrize("origin", ["https://a.test", "https://evil.test", None])
 async def test_an_answer_that_varies_on_origin_already_says_so_once(origin: str | None) -> None:
-    app = gateway(Upstream(json_answer(vary="Accept, origin")), cors={"allow_origins": ["https://a.test"]})
-    async with asking(app) as client:
+    app = gateway(StubUpstream(json_answer(vary="Accept, origin")), cors={"allow_origins": ["https://a.test"]})
+    async with running(app) as client:
         answer = await client.get("/items/7", headers={"origin": origin} if origin else {})
     assert answer.headers["vary"] == "Accept, origin"
 
 
 async def test_a_preflight_is_answered_here() -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     app = gateway(upstream, cors={"allow_origins": ["https://a.test"], "allow_headers": ["X-Custom"]})
     headers = {
         "origin": "https://a.test",
         "access-control-request-method": "GET",
         "access-control-request-headers": "x-custom",
     }
-    async with asking(app) as client:
+    async with running(app) as client:
         response = await client.options("/x", headers=headers)
     assert (response.status_code, upstream.asked) == (200, 0)
     assert response.headers["access-control-allow-origin"] == "https://a.test"
@@ -586,29 +589,29 @@ async def test_a_preflight_is_answered_here() -> None:
 
 
 async def test_health_says_alive_and_ready_says_whether_redis_is_there() -> None:
-    async with asking(gateway(Upstream(json_answer()), THIRTY)) as client:
+    async with running(gateway(StubUpstream(json_answer()), THIRTY)) as client:
         assert (await client.get("/healthz")).json() == {"status": "alive"}
         assert (await client.get("/readyz")).json() == {"status": "ready", "redis": "none", "routes": 1}
 
 
 async def test_the_docs_give_way_to_a_declared_route_of_their_path(caplog: pytest.LogCaptureFixture) -> None:
     routes = {"mine": {"path": "/docs", "upstream": "api"}}
-    async with asking(gateway(Upstream(json_answer()), routes)) as client:
+    async with running(gateway(StubUpstream(json_answer()), routes)) as client:
         assert (await client.get("/docs")).json() == {"n": 1}
     assert "the docs page gives way" in caplog.text
 
 
 async def test_the_docs_can_be_off_or_elsewhere() -> None:
-    async with asking(gateway(Upstream(json_answer()), THIRTY, docs="off", redoc="off")) as client:
+    async with running(gateway(StubUpstream(json_answer()), THIRTY, docs="off", redoc="off")) as client:
         for path in ("/docs", "/redoc", "/openapi.json"):
             assert (await client.get(path)).status_code == 404
-    async with asking(gateway(Upstream(json_answer()), THIRTY, docs="/api")) as client:
+    async with running(gateway(StubUpstream(json_answer()), THIRTY, docs="/api")) as client:
         assert "/_gateway/docs/swagger-ui-bundle.js" in (await client.get("/api")).text
 
 
 async def test_declared_routes_are_in_openapi_with_parameters_and_examples() -> None:
     routes = {"item": {**THIRTY["item"], "query": ["page"], "summary": "One item", "examples": {"id": 7}}}
-    async with asking(gateway(Upstream(json_answer()), routes)) as client:
+    async with running(gateway(StubUpstream(json_answer()), routes)) as client:
         operation = (await client.get("/openapi.json")).json()["paths"]["/items/{id}"]["get"]
     assert operation["summary"] == "One item"
     assert [(p["name"], p["in"], p.get("example")) for p in operation["parameters"]] == [
@@ -618,7 +621,7 @@ async def test_declared_routes_are_in_openapi_with_parameters_and_examples() -> 
 
 
 async def test_the_gateway_can_be_mounted_in_another_app() -> None:
-    upstream = Upstream(lambda request: httpx.Response(200, text=request.url.path))
+    upstream = StubUpstream(lambda request: httpx.Response(200, text=request.url.path))
     outer = Starlette(routes=[Mount("/api", gateway(upstream, THIRTY))])
     async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://x.test") as client:
         responses = [await client.get("/api/items/7") for _ in range(2)]
@@ -629,8 +632,8 @@ async def test_the_gateway_can_be_mounted_in_another_app() -> None:
 async def test_every_request_is_a_line_of_json_that_nothing_can_forge() -> None:
     file = io.BytesIO()
     config = {"redis_url": "none", "upstreams": {"api": {"url": "http://api.test"}}, "routes": THIRTY}
-    app = create_app(Config.model_validate(config), transport=Upstream(json_answer()), log=JsonAccessLog(file))
-    async with asking(app) as client:
+    app = create_app(Config.model_validate(config), transport=StubUpstream(json_answer()), log=JsonAccessLog(file))
+    async with running(app) as client:
         await client.get("/items/7?token=secret&x=%0a%22")
         await client.get("/items/7?token=secret&x=%0a%22")
     first, second = (json.loads(line) for line in file.getvalue().splitlines())
@@ -643,8 +646,8 @@ async def test_a_parameter_that_may_be_a_token_by_itself_is_not_logged() -> None
     file = io.BytesIO()
     config = {"redis_url": "none", "upstreams": {"api": {"url": "http://api.test"}}}
     config["routes"] = {"rest": {"path": "/{path:path}", "upstream": "api"}}
-    app = create_app(Config.model_validate(config), transport=Upstream(json_answer()), log=JsonAccessLog(file))
-    async with asking(app) as client:
+    app = create_app(Config.model_validate(config), transport=StubUpstream(json_answer()), log=JsonAccessLog(file))
+    async with running(app) as client:
         await client.get("/a?eyJhbGciOiJIUzI1NiJ9&short&a-name-that-is-long-enough=1")
     assert json.loads(file.getvalue())["query"] == ["a-name-that-is-long-enough", "…", "short"]
 
@@ -654,8 +657,8 @@ async def test_only_the_share_of_hits_that_is_wanted_is_logged_and_all_else() ->
     drawn = iter([0.9, 0.05, 0.3])
     log = JsonAccessLog(file, hits=0.1, draw=lambda: next(drawn))
     config = {"redis_url": "none", "upstreams": {"api": {"url": "http://api.test"}}, "routes": THIRTY}
-    app = create_app(Config.model_validate(config), transport=Upstream(json_answer()), log=log)
-    async with asking(app) as client:
+    app = create_app(Config.model_validate(config), transport=StubUpstream(json_answer()), log=log)
+    async with running(app) as client:
         for target in ("/items/7", "/items/7", "/items/7", "/items/8", "/items/7", "/nowhere"):
             await client.get(target)
     lines = [json.loads(line) for line in file.getvalue().splitlines()]
@@ -665,8 +668,8 @@ async def test_only_the_share_of_hits_that_is_wanted_is_logged_and_all_else() ->
 
 
 async def test_metrics_count_what_was_answered() -> None:
-    app = gateway(Upstream(json_answer()), THIRTY)
-    async with asking(app) as client:
+    app = gateway(StubUpstream(json_answer()), THIRTY)
+    async with running(app) as client:
         for _ in range(3):
             await client.get("/items/7")
         await client.get("/a%252fb")
@@ -680,7 +683,7 @@ async def test_metrics_count_what_was_answered() -> None:
 
 @pytest.mark.parametrize("target", ["/items/7", "/healthz", "/plain", "/kept"])
 async def test_a_request_leaves_nothing_to_the_garbage_collector(target: str) -> None:
-    app = gateway(Upstream(json_answer()), THIRTY)
+    app = gateway(StubUpstream(json_answer()), THIRTY)
 
     @app.get("/plain")
     async def plain() -> dict[str, int]:
@@ -692,7 +695,7 @@ async def test_a_request_leaves_nothing_to_the_garbage_collector(target: str) ->
         return {"a": 1}
 
     app.rebind()
-    async with asking(app) as client:
+    async with running(app) as client:
         gc.collect()
         others = [each for each in gc.get_objects() if isinstance(each, RequestContext)]
         gc.disable()
@@ -708,7 +711,7 @@ async def test_a_request_leaves_nothing_to_the_garbage_collector(target: str) ->
 
 @pytest.mark.parametrize("lifespan", [True, False])
 async def test_handlers_that_the_app_itself_is_given_are_cached_from_the_first_request_on(lifespan: bool) -> None:
-    app = gateway(Upstream(json_answer()), routes={})
+    app = gateway(StubUpstream(json_answer()), routes={})
     asked: list[int] = []
 
     @app.get("/things/{id}")
@@ -720,7 +723,7 @@ async def test_handlers_that_the_app_itself_is_given_are_cached_from_the_first_r
     transport = httpx.ASGITransport(app)
     async with contextlib.AsyncExitStack() as stack:
         if lifespan:
-            client = await stack.enter_async_context(asking(app))
+            client = await stack.enter_async_context(running(app))
         else:
             client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://a.test"))
         first = await client.get("/things/1")

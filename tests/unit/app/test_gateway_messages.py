@@ -7,7 +7,8 @@ import pytest
 from fastapi import APIRouter
 
 from gateway.routing.references import below_base
-from tests.conftest import Upstream, asking, gateway
+from gateway.testing import StubUpstream, running
+from tests.conftest import gateway
 
 INSIDE = "catalog.internal.test:8080"
 BASES = ["http://catalog.internal.test:8080/v2", "https://other.internal.test"]
@@ -45,21 +46,21 @@ def test_a_url_of_an_upstream_is_known_in_every_form(reference: str, below: str 
 @pytest.mark.parametrize("field", ["location", "content-location"])
 async def test_no_location_names_an_upstream_even_another_than_was_asked(field: str) -> None:
     answers = {"/1": f"http://{INSIDE}/v2/x", "/2": "http://API.TEST/y", "/3": "//api.test/z?q=1"}
-    upstream = Upstream(lambda request: httpx.Response(302, headers={field: answers[request.url.path]}))
+    upstream = StubUpstream(lambda request: httpx.Response(302, headers={field: answers[request.url.path]}))
     routes = {
         "catalog": {"path": "/catalog/{path:path}", "upstream": "catalog", "upstream_path": "/{path}"},
         "rest": {"path": "/{path:path}", "upstream": "api"},
     }
     upstreams = {"api": {"url": "http://api.test"}, "catalog": {"url": f"http://{INSIDE}/v2"}}
-    async with asking(gateway(upstream, routes, upstreams=upstreams)) as client:
+    async with running(gateway(upstream, routes, upstreams=upstreams)) as client:
         told = [(await client.get(path)).headers[field] for path in answers]
     assert told == ["/catalog/x", "/y", "/z?q=1"]
 
 
 async def test_an_upstreams_software_is_nobodys_business() -> None:
     fields = {"Server": "Apache/2.4.1", "X-Powered-By": "PHP/5.2", "X-AspNet-Version": "4.0", "X-Generator": "Drupal 7"}
-    upstream = Upstream(lambda request: httpx.Response(200, text="ok", headers={**fields, "X-Kept": "1"}))
-    async with asking(gateway(upstream)) as client:
+    upstream = StubUpstream(lambda request: httpx.Response(200, text="ok", headers={**fields, "X-Kept": "1"}))
+    async with running(gateway(upstream)) as client:
         for answer in (await client.get("/a"), await client.get("/a"), await client.post("/a")):
             assert not set(map(str.lower, fields)) & set(answer.headers)
             assert answer.headers["x-kept"] == "1"
@@ -79,7 +80,7 @@ async def test_an_error_tells_no_address_path_or_trace(failure: httpx.TransportE
         raise failure
 
     settings = {"upstreams": {"api": {"url": f"http://{INSIDE}/v2"}}}
-    async with asking(gateway(Upstream(answer), **settings)) as client:
+    async with running(gateway(StubUpstream(answer), **settings)) as client:
         for told in (await client.get("/a"), await client.post("/a")):
             assert told.status_code in (502, 504)
             for secret in ("internal.test", "8080", "Traceback", "python", "SSH", ".py"):
@@ -94,9 +95,9 @@ async def test_a_handlers_mistake_tells_nothing_of_itself() -> None:
     async def mistake() -> None:
         raise RuntimeError("postgres://user:hunter2@db.internal.test/shop")
 
-    app = gateway(Upstream(lambda request: httpx.Response(200)))
+    app = gateway(StubUpstream(lambda request: httpx.Response(200)))
     app.router.routes.insert(0, router.routes[0])
-    async with asking(app) as client:
+    async with running(app) as client:
         told = await client.get("/mistake")
     assert told.status_code == 500
     assert told.headers["content-type"] == "application/problem+json"
@@ -106,7 +107,7 @@ async def test_a_handlers_mistake_tells_nothing_of_itself() -> None:
 
 @pytest.mark.parametrize("page", ["/docs", "/redoc"])
 async def test_a_page_of_ours_cannot_be_framed_and_runs_nothing_that_is_not_ours(page: str) -> None:
-    async with asking(gateway(Upstream(lambda request: httpx.Response(200)))) as client:
+    async with running(gateway(StubUpstream(lambda request: httpx.Response(200)))) as client:
         headers = (await client.get(page)).headers
     policy = dict(each.strip().partition(" ")[::2] for each in headers["content-security-policy"].split(";"))
     assert policy["default-src"] == "'self'"

@@ -20,7 +20,8 @@ from gateway.errors import ConfigError
 from gateway.observability.access_log import silent
 from gateway.routing.cached_decorator import cached
 from gateway.server.reload import Change, difference, merged
-from tests.conftest import TurnedClock, Upstream, json_answer
+from gateway.testing import StubUpstream, TurnedClock
+from tests.conftest import json_answer
 from tests.support.edge_lines import GET, Line, asked
 
 
@@ -46,7 +47,7 @@ async def running(first: Loaded, upstream: Any, clock: TurnedClock) -> AsyncIter
         await generations.current.stop()
 
 
-class Closing(Upstream):
+class Closing(StubUpstream):
     def __init__(self, answer: Any = None) -> None:
         super().__init__(answer or json_answer())
         self.closed = asyncio.Event()
@@ -56,7 +57,7 @@ class Closing(Upstream):
 
 
 async def test_what_is_stored_is_judged_by_the_new_ttl(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     async with running(loaded(), upstream, clock) as (generations, client):
         assert (await client.get("/a")).headers["cache-status"].startswith("gateway; fwd=miss; stored")
         clock.turn(20)
@@ -94,7 +95,7 @@ async def test_a_whole_is_joined_anew_where_a_reload_changed_the_shape_of_a_part
         rest = {"path": "/{path:path}", "upstream": "api", "ttl": "60s"}
         return loaded(routes={"rest": rest, "home": {"path": "/home", "parts": parts, **settings}})
 
-    upstream = Upstream(lambda request: httpx.Response(200, json={"path": request.url.path, "n": 1}))
+    upstream = StubUpstream(lambda request: httpx.Response(200, json={"path": request.url.path, "n": 1}))
     async with running(home({"a": SHAPED}), upstream, clock) as (generations, client):
         first = await client.get("/home")
         assert first.json() == {"a": {"path": "/a", "n": 1}}
@@ -109,7 +110,7 @@ async def test_a_whole_is_joined_anew_where_a_reload_changed_the_shape_of_a_part
 
 
 async def test_routes_come_and_go_with_a_reload(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     one = loaded(routes={"a": {"path": "/a", "upstream": "api"}})
     other = loaded(routes={"b": {"path": "/b", "upstream": "api"}})
     async with running(one, upstream, clock) as (generations, client):
@@ -184,7 +185,7 @@ async def test_an_upstream_that_did_not_change_keeps_its_connections(clock: Turn
 
 
 async def test_a_refused_configuration_changes_nothing(clock: TurnedClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     async with running(loaded(), upstream, clock) as (generations, client):
         before = generations.current
         with pytest.raises(ConfigError, match="no_such_module"):
@@ -194,7 +195,7 @@ async def test_a_refused_configuration_changes_nothing(clock: TurnedClock, monke
 
 
 async def test_counters_go_on_over_reloads(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     async with running(loaded(), upstream, clock) as (generations, client):
         for url in ("http://b.test", "http://c.test"):
             await client.get("/a")
@@ -214,7 +215,7 @@ async def test_state_and_routers_of_the_application_outlast_a_reload(clock: Turn
     async def mine(request: Request) -> dict[str, str]:
         return {"database": request.app.state.database}
 
-    async with running(loaded(routes={}), Upstream(json_answer()), clock) as (generations, client):
+    async with running(loaded(routes={}), StubUpstream(json_answer()), clock) as (generations, client):
         generations.current.state.database = "connected"
         generations.current.include_router(router)
         for _ in range(3):
@@ -225,7 +226,7 @@ async def test_state_and_routers_of_the_application_outlast_a_reload(clock: Turn
 
 
 async def test_limits_of_the_door_are_the_new_ones_on_open_connections(clock: TurnedClock) -> None:
-    async with running(loaded(), Upstream(json_answer()), clock) as (generations, _):
+    async with running(loaded(), StubUpstream(json_answer()), clock) as (generations, _):
         door = generations.door
         generations.reload(loaded(limits={"request_headers": 7}))
         assert generations.door is door
@@ -233,7 +234,7 @@ async def test_limits_of_the_door_are_the_new_ones_on_open_connections(clock: Tu
 
 
 async def test_who_is_stopping_is_not_ready(clock: TurnedClock) -> None:
-    async with running(loaded(), Upstream(json_answer()), clock) as (generations, client):
+    async with running(loaded(), StubUpstream(json_answer()), clock) as (generations, client):
         assert (await client.get("/readyz")).status_code == 200
         generations.current.stopping = True
         answer = await client.get("/readyz")

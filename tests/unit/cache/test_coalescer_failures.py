@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from gateway.http.headers import http_date
-from tests.conftest import TurnedClock, Upstream, asking, gateway, json_answer
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import gateway, json_answer
 from tests.support import waiting_routes
 from tests.unit.cache.test_coalescer_waiting import Held, crowd, waiting
 
@@ -17,8 +18,8 @@ FOLLOWING = {"all": {"path": "/{path:path}", "upstream": "api"}}
 N = 8
 
 
-def stored(clock: TurnedClock, **route: Any) -> tuple[Upstream, Any]:
-    upstream = Upstream(json_answer(cache_control="public, max-age=30"))
+def stored(clock: TurnedClock, **route: Any) -> tuple[StubUpstream, Any]:
+    upstream = StubUpstream(json_answer(cache_control="public, max-age=30"))
     return upstream, gateway(upstream, {"all": {**FOLLOWING["all"], **route}}, clock=clock)
 
 
@@ -49,7 +50,7 @@ async def test_a_personal_failure_answers_its_own_request_alone(
 ) -> None:
     upstream = Held()
     app = gateway(upstream, {"all": {**FOLLOWING["all"], **route}}, clock=clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         asked = crowd(client, N, **asked_with)
         await upstream.have(1)
         await waiting(app, N)
@@ -70,7 +71,7 @@ async def test_a_personal_failure_answers_its_own_request_alone(
 async def test_a_failure_of_nobody_is_shared_with_its_retry_after(status: int, clock: TurnedClock) -> None:
     upstream = Held()
     app = gateway(upstream, FOLLOWING, clock=clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         asked = crowd(client, N)
         await upstream.have(1)
         await waiting(app, N)
@@ -82,7 +83,7 @@ async def test_a_failure_of_nobody_is_shared_with_its_retry_after(status: int, c
 async def test_a_personal_failure_is_shared_with_nobody_where_a_stale_copy_exists(clock: TurnedClock) -> None:
     upstream = Held()
     app = gateway(upstream, {"all": {**FOLLOWING["all"], "ttl": "30s"}}, clock=clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         first = crowd(client, 1)
         await upstream.have(1)
         upstream.answer(0, body=b"good")
@@ -113,7 +114,7 @@ async def test_one_users_refusal_takes_no_answer_from_others(status: int, clock:
         bad = request.headers.get("authorization") == "Bearer bad"
         return limited(status, retry_after="30")(request) if bad else answered(request)
 
-    async with asking(app) as client:
+    async with running(app) as client:
         upstream.answer = by_user
         assert (await client.get("/a", headers={"authorization": "Bearer good"})).json() == {"n": 1}
         clock.turn(31)
@@ -124,7 +125,7 @@ async def test_one_users_refusal_takes_no_answer_from_others(status: int, clock:
 
 async def test_a_lost_connection_of_one_user_says_something_of_the_upstream(clock: TurnedClock) -> None:
     upstream, app = stored(clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/a")
         clock.turn(31)
         upstream.answer = _refused
@@ -142,7 +143,7 @@ def _refused(request: httpx.Request) -> httpx.Response:
 @pytest.mark.parametrize("form", ["seconds", "date"])
 async def test_an_upstream_that_says_when_is_left_alone_until_then(status: int, form: str, clock: TurnedClock) -> None:
     upstream, app = stored(clock, ttl="30s")
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/a")
         clock.turn(31)
         after = "40" if form == "seconds" else http_date(clock.now() + 40).decode()
@@ -159,7 +160,7 @@ async def test_an_upstream_that_says_when_is_left_alone_until_then(status: int, 
 @pytest.mark.parametrize("after", ["999999999999", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
 async def test_an_upstream_is_left_alone_for_ten_minutes_at_most(after: str, clock: TurnedClock) -> None:
     upstream, app = stored(clock, ttl="30s", stale_if_error="1h")
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/a")
         clock.turn(31)
         upstream.answer = limited(retry_after=after)
@@ -175,7 +176,7 @@ async def test_an_upstream_is_left_alone_for_ten_minutes_at_most(after: str, clo
 @pytest.mark.parametrize("after", ["0", "-5", "soon", "1.5", "Thu, 01 Jan 1970 00:00:00 GMT", ""])
 async def test_what_says_no_time_rests_for_retry_after(after: str, clock: TurnedClock) -> None:
     upstream, app = stored(clock, ttl="30s")
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/a")
         clock.turn(31)
         upstream.answer = limited(retry_after=after)
@@ -188,8 +189,8 @@ async def test_what_says_no_time_rests_for_retry_after(after: str, clock: Turned
 
 
 async def test_a_429_is_given_where_nothing_stale_may_be(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer(cache_control="max-age=30, must-revalidate"))
-    async with asking(gateway(upstream, FOLLOWING, clock=clock)) as client:
+    upstream = StubUpstream(json_answer(cache_control="max-age=30, must-revalidate"))
+    async with running(gateway(upstream, FOLLOWING, clock=clock)) as client:
         await client.get("/a")
         clock.turn(31)
         upstream.answer = limited(retry_after="30", cache_control="max-age=60")
@@ -201,7 +202,7 @@ async def test_a_429_is_given_where_nothing_stale_may_be(clock: TurnedClock) -> 
 
 async def test_a_429_of_a_handler_is_its_answer(clock: TurnedClock, monkeypatch: pytest.MonkeyPatch) -> None:
     app = gateway(None, {}, clock=clock, include=["tests.support.waiting_routes:router"])
-    async with asking(app) as client:
+    async with running(app) as client:
         assert (await client.get("/limited")).json() == {"is": "good"}
         clock.turn(31)
         monkeypatch.setattr(waiting_routes, "limited", True)

@@ -13,7 +13,8 @@ import pytest
 from gateway.cache import fetch
 from gateway.cache.redis.store import RedisStore
 from gateway.server.embedded_redis import Embedded
-from tests.conftest import TurnedClock, asking, gateway, served
+from gateway.testing import TurnedClock, running
+from tests.conftest import gateway, served
 from tests.support import waiting_routes
 from tests.support.raw import Connection, raw_upstream
 
@@ -104,7 +105,7 @@ async def test_all_go_at_once_when_the_first_head_says_that_it_cannot_be_shared(
 ) -> None:
     upstream, body = Held(), Gated()
     app = gateway(upstream, FOLLOWING, clock=clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         asked = crowd(client)
         await upstream.have(1)
         await waiting(app, N)
@@ -120,7 +121,7 @@ async def test_all_go_at_once_when_the_first_head_says_that_it_cannot_be_shared(
 
 async def test_after_what_is_stale_as_it_comes_nobody_waits(clock: TurnedClock) -> None:
     upstream = Held()
-    async with asking(gateway(upstream, FOLLOWING, clock=clock)) as client:
+    async with running(gateway(upstream, FOLLOWING, clock=clock)) as client:
         first = crowd(client, 1)
         await upstream.have(1)
         upstream.answer(0, cache_control="no-cache", etag='"a"')
@@ -138,7 +139,7 @@ async def test_whoever_the_vary_of_a_head_excludes_leaves_at_once_and_each_varia
     upstream, body = Held(), Gated()
     app = gateway(upstream, FOLLOWING, clock=clock)
     fields = {"vary": "x-shade", "cache_control": "max-age=60"}
-    async with asking(app) as client:
+    async with running(app) as client:
         asked = crowd(client, 12, **{"x-shade": lambda one: f"{one % 3}"})
         await upstream.have(1)
         await waiting(app, 12)
@@ -159,7 +160,7 @@ async def test_what_is_never_cached_never_waits_and_is_never_stored(
 ) -> None:
     upstream = Held()
     app = gateway(upstream, {"all": {**FOLLOWING["all"], **settings}}, clock=clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         asked = crowd(client)
         await upstream.have(N)
         upstream.answer_all(cache_control="max-age=60")
@@ -175,7 +176,7 @@ async def test_what_is_never_cached_never_waits_and_is_never_stored(
 async def test_a_ttl_of_zero_with_a_stale_window_keeps_answers_for_it(clock: TurnedClock) -> None:
     upstream = Held()
     route = {**FOLLOWING["all"], "ttl": "0s", "stale_if_error": "10m"}
-    async with asking(gateway(upstream, {"all": route}, clock=clock)) as client:
+    async with running(gateway(upstream, {"all": route}, clock=clock)) as client:
         for index, status in enumerate((200, 503)):
             asked = crowd(client, 1)
             await upstream.have(index + 1)
@@ -185,7 +186,7 @@ async def test_a_ttl_of_zero_with_a_stale_window_keeps_answers_for_it(clock: Tur
 
 async def test_users_with_credentials_of_their_own_do_not_wait_for_each_other(clock: TurnedClock) -> None:
     upstream = Held()
-    async with asking(gateway(upstream, FOLLOWING, clock=clock)) as client:
+    async with running(gateway(upstream, FOLLOWING, clock=clock)) as client:
         asked = crowd(client, 6, authorization=lambda one: f"Bearer {one}")
         await upstream.have(6)
         for index, request in enumerate(upstream.requests):
@@ -196,7 +197,7 @@ async def test_users_with_credentials_of_their_own_do_not_wait_for_each_other(cl
 async def test_what_is_stored_for_all_is_fetched_once_for_users_with_credentials(clock: TurnedClock) -> None:
     upstream = Held()
     app = gateway(upstream, FOLLOWING, clock=clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         first = crowd(client, 1, authorization="Bearer 0")
         await upstream.have(1)
         upstream.answer(0, cache_control="public, max-age=60")
@@ -224,7 +225,7 @@ async def test_who_waits_on_another_workers_lease_is_released_with_all_who_wait_
         )
         for _ in range(2)
     ]
-    async with asking(apps[0]) as one, asking(apps[1]) as two:
+    async with running(apps[0]) as one, running(apps[1]) as two:
         holder = crowd(one, 1)
         await upstream.have(1)
         asked = crowd(two)
@@ -278,7 +279,7 @@ async def test_a_body_in_pieces_without_a_pause_is_stored(clock: TurnedClock) ->
     routes = {"all": {"path": "/{path:path}", "upstream": "raw", "ttl": "60s"}}
     async with (
         raw_upstream(script) as raw,
-        asking(gateway(None, routes, clock=clock, upstreams={"raw": {"url": raw.url}})) as client,
+        running(gateway(None, routes, clock=clock, upstreams={"raw": {"url": raw.url}})) as client,
     ):
         for said in ("fwd=miss; stored", "hit"):
             response = await client.get("/a")
@@ -300,7 +301,7 @@ async def test_a_body_that_stalls_is_a_failure_where_a_stale_copy_can_stand_in(
     upstreams = {"raw": {"timeout": "200ms"}}
     async with raw_upstream(script) as raw:
         upstreams["raw"]["url"] = raw.url
-        async with asking(gateway(None, routes, clock=clock, upstreams=upstreams)) as client:
+        async with running(gateway(None, routes, clock=clock, upstreams=upstreams)) as client:
             await client.get("/a")
             clock.turn(61)
             assert (await client.get("/a")).text == "good"
@@ -312,7 +313,7 @@ async def test_nobody_waits_for_an_aggregate_with_a_part_that_is_never_cached(cl
         "never": {"upstream": "api", "path": "/never", "ttl": "0s"},
         "kept": {"upstream": "api", "path": "/kept", "ttl": "60s"},
     }
-    async with asking(gateway(upstream, {"screen": {"path": "/a", "parts": parts}}, clock=clock)) as client:
+    async with running(gateway(upstream, {"screen": {"path": "/a", "parts": parts}}, clock=clock)) as client:
         asked = crowd(client, 6)
         await upstream.have(7)
         assert sorted(request.url.path for request in upstream.requests) == ["/kept", *["/never"] * 6]
@@ -338,7 +339,7 @@ async def test_what_a_route_keeps_from_its_upstream_it_keeps_with_its_cache_off_
         "never": {**FOLLOWING["all"], "ttl": "30s", "cache": "off", **settings},
         "screen": {"path": "/screen", "parts": {"part": part}},
     }
-    async with asking(gateway(upstream, routes, clock=clock)) as client:
+    async with running(gateway(upstream, routes, clock=clock)) as client:
         for index, path in enumerate(("/a", "/screen")):
             headers = {"authorization": "Bearer 1", "cookie": "a=1; b=2"}
             asked = asyncio.ensure_future(client.get(path, headers=headers))
@@ -355,7 +356,7 @@ async def test_a_handler_that_is_never_cached_is_called_for_each_request_at_once
 ) -> None:
     monkeypatch.setattr(waiting_routes, "inside", 0)
     monkeypatch.setattr(waiting_routes, "gate", asyncio.Event())
-    async with asking(gateway(None, {}, clock=clock, include=["tests.support.waiting_routes:router"])) as client:
+    async with running(gateway(None, {}, clock=clock, include=["tests.support.waiting_routes:router"])) as client:
         asked = [asyncio.ensure_future(client.get(path)) for _ in range(6)]
         async with asyncio.timeout(5):
             while waiting_routes.inside < 6:

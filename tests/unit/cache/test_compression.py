@@ -19,7 +19,8 @@ from xxhash import xxh3_64_hexdigest
 from gateway.app.gateway import Gateway
 from gateway.cache.compression import Coded, compressed
 from gateway.http.codings import Undecodable, decoded, plain_tag, tag_of, wanted
-from tests.conftest import TurnedClock, Upstream, asking, gateway
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import gateway
 
 TEXT = b'{"name":"value"},' * 400
 SUM = xxh3_64_hexdigest(b'"a"br')[:8].encode()
@@ -101,10 +102,10 @@ def test_a_vary_that_covers_the_coding_already_stays_as_it_was(vary: bytes) -> N
 
 def serving(
     content: bytes = TEXT, *, ttl: str | None = "10s", clock: Any = None, **headers: str
-) -> tuple[Gateway, Upstream]:
+) -> tuple[Gateway, StubUpstream]:
     fields = {"content-type": "application/json", "etag": '"v"', "cache-control": "max-age=10"}
     fields |= {name.replace("_", "-"): value for name, value in headers.items()}
-    upstream = Upstream(lambda _: httpx.Response(200, content=content, headers=fields))
+    upstream = StubUpstream(lambda _: httpx.Response(200, content=content, headers=fields))
     # Nothing but the coding is in its `Vary`.
     own = {"ttl": ttl, "vary": [], "authorization": "ignore", "cookies": "ignore"} if ttl else {}
     route = {"path": "/{path:path}", "upstream": "api", **own}
@@ -120,7 +121,7 @@ async def raw(client: httpx.AsyncClient, path: str = "/", **headers: str) -> tup
 @pytest.mark.parametrize("coding", list(DECODE))
 async def test_text_is_given_plain_first_and_then_in_the_coding_that_was_made_behind(coding: str) -> None:
     app, upstream = serving()
-    async with asking(app) as client:
+    async with running(app) as client:
         first, plain = await raw(client, accept_encoding=coding)
         await app.engine.settle()
         second, body = await raw(client, accept_encoding=coding)
@@ -135,7 +136,7 @@ async def test_text_is_given_plain_first_and_then_in_the_coding_that_was_made_be
 
 async def test_each_form_is_confirmed_by_its_own_tag() -> None:
     app, _ = serving()
-    async with asking(app) as client:
+    async with running(app) as client:
         for _ in range(2):
             await raw(client, accept_encoding="br")
             await app.engine.settle()
@@ -164,7 +165,7 @@ async def test_what_is_small_or_no_text_or_must_not_be_changed_stays_as_it_is(
     content: bytes, headers: dict[str, str]
 ) -> None:
     app, _ = serving(content, **headers)
-    async with asking(app) as client:
+    async with running(app) as client:
         for _ in range(2):
             response, body = await raw(client, accept_encoding="br")
             await app.engine.settle()
@@ -173,7 +174,7 @@ async def test_what_is_small_or_no_text_or_must_not_be_changed_stays_as_it_is(
 
 async def test_a_route_that_follows_its_upstream_keeps_bodies_as_received() -> None:
     app, _ = serving(ttl=None)
-    async with asking(app) as client:
+    async with running(app) as client:
         for _ in range(2):
             response, body = await raw(client, accept_encoding="br")
             await app.engine.settle()
@@ -184,7 +185,7 @@ async def test_what_does_not_shrink_is_given_plain() -> None:
     noise = bytes(range(33, 127)) * 1
     content = b"".join(bytes(reversed(noise[i:] + noise[:i])) for i in range(0, 94, 7))[:1100]
     app, _ = serving(content.translate(None, b"<>"))
-    async with asking(app) as client:
+    async with running(app) as client:
         for _ in range(3):
             response, body = await raw(client, accept_encoding="gzip")
             await app.engine.settle()
@@ -195,7 +196,7 @@ async def test_what_does_not_shrink_is_given_plain() -> None:
 
 async def test_a_range_is_one_of_the_plain_form() -> None:
     app, _ = serving()
-    async with asking(app) as client:
+    async with running(app) as client:
         for _ in range(2):
             await raw(client, accept_encoding="br")
             await app.engine.settle()
@@ -207,7 +208,7 @@ async def test_a_range_is_one_of_the_plain_form() -> None:
 
 async def test_what_a_304_confirms_need_not_be_made_again(clock: TurnedClock) -> None:
     app, upstream = serving(clock=clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         for _ in range(2):
             await raw(client, accept_encoding="br")
             await app.engine.settle()
@@ -220,7 +221,7 @@ async def test_what_a_304_confirms_need_not_be_made_again(clock: TurnedClock) ->
 
 async def test_many_at_once_have_it_made_once() -> None:
     app, _ = serving()
-    async with asking(app) as client:
+    async with running(app) as client:
         await raw(client)
         await asyncio.gather(*(raw(client, accept_encoding="br") for _ in range(20)))
         await app.engine.settle()
@@ -229,7 +230,7 @@ async def test_many_at_once_have_it_made_once() -> None:
 
 async def test_a_coding_counts_in_memory() -> None:
     app, _ = serving()
-    async with asking(app) as client:
+    async with running(app) as client:
         await raw(client)
         before = app.engine.memory.statistics.bytes
         await raw(client, accept_encoding="gzip")

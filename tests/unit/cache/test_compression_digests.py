@@ -12,7 +12,8 @@ import pytest
 
 from gateway.app.gateway import Gateway
 from gateway.http.ranges import PartialBody, combine
-from tests.conftest import TurnedClock, Upstream, asking, gateway, served
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import gateway, served
 from tests.support.raw import Connection, raw_upstream
 
 TEXT = b'{"name":"value"},' * 400
@@ -32,7 +33,9 @@ def digests(content: bytes, representation: bytes) -> dict[str, str]:
     }
 
 
-def upstream_of(text: bytes = TEXT, *, etag: str = '"v"', cache_control: str = "max-age=60", **more: str) -> Upstream:
+def upstream_of(
+    text: bytes = TEXT, *, etag: str = '"v"', cache_control: str = "max-age=60", **more: str
+) -> StubUpstream:
     """`text` under every path, whole or in parts, described by all four digests."""
     fields = {"etag": etag, "cache-control": cache_control, "content-type": "application/json", **more}
 
@@ -47,10 +50,10 @@ def upstream_of(text: bytes = TEXT, *, etag: str = '"v"', cache_control: str = "
         said = {"content-range": f"bytes {first}-{int(first) + len(part) - 1}/{len(text)}"}
         return httpx.Response(206, content=part, headers={**fields, **digests(part, text), **said})
 
-    return Upstream(answer)
+    return StubUpstream(answer)
 
 
-def app_of(upstream: Upstream, ttl: str = "60s", **settings: Any) -> Gateway:
+def app_of(upstream: StubUpstream, ttl: str = "60s", **settings: Any) -> Gateway:
     route = {"path": "/{path:path}", "upstream": "api", "ttl": ttl}
     return gateway(upstream, {"rest": route}, **settings)
 
@@ -74,7 +77,7 @@ def agree(response: httpx.Response, content: bytes, representation: bytes) -> bo
 @pytest.mark.parametrize("ttl", ["60s", "origin"])
 @pytest.mark.parametrize("cache_control", ["max-age=60", "no-store"])
 async def test_they_describe_what_is_sent_passed_on_stored_or_in_part(ttl: str, cache_control: str) -> None:
-    async with asking(app_of(upstream_of(cache_control=cache_control), ttl)) as client:
+    async with running(app_of(upstream_of(cache_control=cache_control), ttl)) as client:
         for _ in range(2):
             whole, body = await read(client)
             assert (told(whole), body) == (digests(TEXT, TEXT), TEXT)
@@ -89,7 +92,7 @@ async def test_they_describe_what_is_sent_passed_on_stored_or_in_part(ttl: str, 
 
 async def test_a_compressed_form_has_none_of_the_plain_one() -> None:
     app = app_of(upstream_of())
-    async with asking(app) as client:
+    async with running(app) as client:
         for _ in range(2):
             coded, body = await read(client, accept_encoding="gzip")
             await app.engine.settle()
@@ -104,7 +107,7 @@ async def test_a_304_changes_no_digest_of_the_stored_bytes(clock: TurnedClock) -
     """What it says of content is said of none; what it says of the representation may be said of other bytes, where
     the tag is weak."""
     upstream = upstream_of(etag='W/"v"')
-    async with asking(app_of(upstream, "10s", clock=clock)) as client:
+    async with running(app_of(upstream, "10s", clock=clock)) as client:
         await read(client)
         clock.turn(20)
         fields = {"etag": 'W/"v"', **digests(b"", b"other")}
@@ -115,7 +118,7 @@ async def test_a_304_changes_no_digest_of_the_stored_bytes(clock: TurnedClock) -
 
 async def test_a_head_that_freshens_changes_none_either(clock: TurnedClock) -> None:
     upstream = upstream_of()
-    async with asking(app_of(upstream, "origin", clock=clock)) as client:
+    async with running(app_of(upstream, "origin", clock=clock)) as client:
         await read(client)
         fields = {"etag": '"v"', "cache-control": "max-age=99", "x-new": "1", **digests(b"", b"other")}
         upstream.answer = lambda _: httpx.Response(200, headers=fields)
@@ -126,7 +129,7 @@ async def test_a_head_that_freshens_changes_none_either(clock: TurnedClock) -> N
 
 async def test_a_part_of_a_stored_part_and_a_whole_made_of_parts() -> None:
     upstream = upstream_of()
-    async with asking(app_of(upstream, "origin")) as client:
+    async with running(app_of(upstream, "origin")) as client:
         first, body = await read(client, range="bytes=0-99")
         assert (body, told(first)) == (TEXT[:100], digests(body, TEXT))
         piece, body = await read(client, range="bytes=10-19")
@@ -138,8 +141,8 @@ async def test_a_part_of_a_stored_part_and_a_whole_made_of_parts() -> None:
 
 async def test_a_part_that_is_shorter_than_it_said_is_sent_with_its_own_length() -> None:
     fields = {"cache-control": "max-age=60", "content-range": "bytes 4-9/10"}
-    upstream = Upstream(lambda _: httpx.Response(206, content=b"01234", headers=fields))
-    async with asking(app_of(upstream, "origin")) as client:
+    upstream = StubUpstream(lambda _: httpx.Response(206, content=b"01234", headers=fields))
+    async with running(app_of(upstream, "origin")) as client:
         await read(client, range="bytes=-5")
         piece, body = await read(client, range="bytes=6-")
     assert (body, piece.headers["content-length"], upstream.asked) == (b"234", "3", 1)
@@ -159,8 +162,8 @@ def test_parts_put_together_have_the_digest_of_neither() -> None:
 @pytest.mark.parametrize("status", [200, 503])
 async def test_the_head_of_what_cannot_be_stored_has_no_digest_of_content(status: int) -> None:
     fields = {"cache-control": "no-store", **digests(TEXT, TEXT)}
-    upstream = Upstream(lambda _: httpx.Response(status, content=TEXT, headers=fields))
-    async with asking(app_of(upstream)) as client:
+    upstream = StubUpstream(lambda _: httpx.Response(status, content=TEXT, headers=fields))
+    async with running(app_of(upstream)) as client:
         head, _ = await read(client, "HEAD")
     assert (head.status_code, sorted(told(head))) == (status, ["digest", "repr-digest"])
 

@@ -12,7 +12,8 @@ import pytest
 from gateway.cache.redis.store import RedisStore
 from gateway.clock import SystemClock
 from gateway.server.embedded_redis import Embedded
-from tests.conftest import TurnedClock, Upstream, asking, gateway, json_answer
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import gateway, json_answer
 
 THIRTY = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "30s"}}
 
@@ -22,8 +23,8 @@ def status_of(response: httpx.Response) -> str:
 
 
 async def test_the_second_request_is_a_hit_and_the_upstream_is_asked_once(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream, THIRTY, clock=clock)) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream, THIRTY, clock=clock)) as client:
         first, second = await client.get("/items/7"), await client.get("/items/7")
     assert status_of(first).startswith("gateway; fwd=miss; stored")
     assert status_of(second).startswith("gateway; hit; ttl=")
@@ -32,8 +33,8 @@ async def test_the_second_request_is_a_hit_and_the_upstream_is_asked_once(clock:
 
 
 async def test_an_entry_past_its_ttl_is_fetched_again(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream, THIRTY, clock=clock)) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream, THIRTY, clock=clock)) as client:
         await client.get("/items/7")
         clock.turn(30.1)
         response = await client.get("/items/7")
@@ -42,9 +43,9 @@ async def test_an_entry_past_its_ttl_is_fetched_again(clock: TurnedClock) -> Non
 
 
 async def test_five_hundred_requests_for_a_cold_key_ask_the_upstream_once(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     upstream.gate.clear()
-    async with asking(gateway(upstream, THIRTY, clock=clock)) as client:
+    async with running(gateway(upstream, THIRTY, clock=clock)) as client:
         waiting = [asyncio.ensure_future(client.get("/items/7")) for _ in range(500)]
         await upstream.came.acquire()
         while sum(flight.waiting for flight in client._transport.app.engine.flights.values()) < 500:  # type: ignore[attr-defined]
@@ -59,10 +60,10 @@ async def test_five_hundred_requests_for_a_cold_key_ask_the_upstream_once(clock:
 async def test_five_hundred_requests_for_a_stale_key_are_answered_at_once_and_refreshed_once(
     clock: TurnedClock,
 ) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     routes = {"item": {**THIRTY["item"], "stale_while_revalidate": "60s"}}
     app = gateway(upstream, routes, clock=clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/items/7")
         clock.turn(31)
         upstream.gate.clear()
@@ -79,9 +80,9 @@ async def test_uncacheable_answers_of_two_users_never_cross(clock: TurnedClock) 
     def personal(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, text=request.headers["x-user"], headers={"cache-control": "private, max-age=60"})
 
-    upstream = Upstream(personal)
+    upstream = StubUpstream(personal)
     upstream.gate.clear()
-    async with asking(gateway(upstream, clock=clock)) as client:
+    async with running(gateway(upstream, clock=clock)) as client:
         waiting = [
             asyncio.ensure_future(client.get("/me", headers={"x-user": f"user {number}"})) for number in range(100)
         ]
@@ -93,8 +94,8 @@ async def test_uncacheable_answers_of_two_users_never_cross(clock: TurnedClock) 
 
 
 async def test_after_an_uncacheable_answer_requests_do_not_wait_for_each_other(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer(cache_control="no-store"))
-    async with asking(gateway(upstream, clock=clock)) as client:
+    upstream = StubUpstream(json_answer(cache_control="no-store"))
+    async with running(gateway(upstream, clock=clock)) as client:
         await client.get("/live")
         upstream.gate.clear()
         waiting = [asyncio.ensure_future(client.get("/live")) for _ in range(3)]
@@ -106,9 +107,9 @@ async def test_after_an_uncacheable_answer_requests_do_not_wait_for_each_other(c
 
 
 async def test_who_leaves_does_not_cancel_the_fetch_of_those_who_wait(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     upstream.gate.clear()
-    async with asking(gateway(upstream, THIRTY, clock=clock)) as client:
+    async with running(gateway(upstream, THIRTY, clock=clock)) as client:
         leaving = asyncio.ensure_future(client.get("/items/7"))
         await upstream.came.acquire()
         staying = asyncio.ensure_future(client.get("/items/7"))
@@ -125,9 +126,9 @@ async def test_those_who_wait_for_another_variant_fetch_their_own(clock: TurnedC
         language = request.headers["accept-language"]
         return httpx.Response(200, text=language, headers={"cache-control": "max-age=60", "vary": "Accept-Language"})
 
-    upstream = Upstream(speak)
+    upstream = StubUpstream(speak)
     upstream.gate.clear()
-    async with asking(gateway(upstream, clock=clock)) as client:
+    async with running(gateway(upstream, clock=clock)) as client:
         languages = ["de", "en", "de", "en", "fr"]
         waiting = [asyncio.ensure_future(client.get("/hello", headers={"accept-language": each})) for each in languages]
         await upstream.came.acquire()
@@ -138,9 +139,9 @@ async def test_those_who_wait_for_another_variant_fetch_their_own(clock: TurnedC
 
 
 async def test_a_failure_is_shared_by_those_who_wait_and_never_stored(clock: TurnedClock) -> None:
-    upstream = Upstream(lambda request: httpx.Response(500, text="broken"))
+    upstream = StubUpstream(lambda request: httpx.Response(500, text="broken"))
     upstream.gate.clear()
-    async with asking(gateway(upstream, THIRTY, clock=clock)) as client:
+    async with running(gateway(upstream, THIRTY, clock=clock)) as client:
         waiting = [asyncio.ensure_future(client.get("/items/7")) for _ in range(10)]
         await upstream.came.acquire()
         upstream.gate.set()
@@ -153,8 +154,8 @@ async def test_a_failure_is_shared_by_those_who_wait_and_never_stored(clock: Tur
 
 @pytest.mark.parametrize("failure", [503, httpx.ConnectError("refused"), httpx.ReadTimeout("silent")], ids=str)
 async def test_a_stale_answer_stands_in_for_a_failing_upstream(clock: TurnedClock, failure: Any) -> None:
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream, THIRTY, clock=clock)) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream, THIRTY, clock=clock)) as client:
         await client.get("/items/7")
         clock.turn(31)
         upstream.answer = failing(failure)
@@ -167,8 +168,8 @@ async def test_a_stale_answer_stands_in_for_a_failing_upstream(clock: TurnedCloc
 
 
 async def test_while_a_stale_answer_stands_in_the_upstream_is_probed_once_an_interval(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream, THIRTY, clock=clock, retry_after="2s")) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream, THIRTY, clock=clock, retry_after="2s")) as client:
         await client.get("/items/7")
         clock.turn(31)
         upstream.answer = failing(503)
@@ -181,9 +182,9 @@ async def test_while_a_stale_answer_stands_in_the_upstream_is_probed_once_an_int
 
 
 async def test_a_failed_refresh_leaves_the_good_entry(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     app = gateway(upstream, {"item": {**THIRTY["item"], "stale_while_revalidate": "1h"}}, clock=clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/items/7")
         clock.turn(31)
         upstream.answer = failing(503)
@@ -203,8 +204,8 @@ def failing(failure: Any) -> Any:
 
 
 async def test_a_response_that_must_revalidate_is_not_served_stale_on_failure(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer(cache_control="max-age=10, must-revalidate"))
-    async with asking(gateway(upstream, clock=clock)) as client:
+    upstream = StubUpstream(json_answer(cache_control="max-age=10, must-revalidate"))
+    async with running(gateway(upstream, clock=clock)) as client:
         await client.get("/strict")
         clock.turn(11)
         upstream.answer = failing(httpx.ConnectError("refused"))
@@ -221,8 +222,8 @@ async def test_a_stale_entry_is_validated_and_the_304_makes_it_fresh(clock: Turn
             return httpx.Response(304, headers={"etag": '"v1"', "cache-control": "max-age=10", "x-new": "yes"})
         return httpx.Response(200, text="body", headers={"etag": '"v1"', "cache-control": "max-age=10"})
 
-    upstream = Upstream(answer)
-    async with asking(gateway(upstream, clock=clock)) as client:
+    upstream = StubUpstream(answer)
+    async with running(gateway(upstream, clock=clock)) as client:
         await client.get("/page")
         clock.turn(11)
         revalidated, hit = await client.get("/page"), await client.get("/page")
@@ -238,8 +239,8 @@ async def test_a_304_about_another_representation_is_not_believed(clock: TurnedC
             return httpx.Response(304, headers={"etag": '"other"'})
         return httpx.Response(200, text="body", headers={"etag": '"v1"', "cache-control": "max-age=10"})
 
-    upstream = Upstream(answer)
-    async with asking(gateway(upstream, clock=clock)) as client:
+    upstream = StubUpstream(answer)
+    async with running(gateway(upstream, clock=clock)) as client:
         await client.get("/page")
         clock.turn(11)
         response = await client.get("/page")
@@ -248,7 +249,7 @@ async def test_a_304_about_another_representation_is_not_believed(clock: TurnedC
 
 
 async def test_a_client_that_has_it_already_gets_304(clock: TurnedClock) -> None:
-    async with asking(gateway(Upstream(json_answer(etag='W/"a"')), THIRTY, clock=clock)) as client:
+    async with running(gateway(StubUpstream(json_answer(etag='W/"a"')), THIRTY, clock=clock)) as client:
         first = await client.get("/items/7")
         for condition in ('W/"a"', '"x", "a"', "*"):
             response = await client.get("/items/7", headers={"if-none-match": condition})
@@ -260,7 +261,7 @@ async def test_a_client_that_has_it_already_gets_304(clock: TurnedClock) -> None
 async def test_an_answer_without_a_tag_gets_one_that_every_worker_makes_the_same(clock: TurnedClock) -> None:
     tags = set()
     for _ in range(2):
-        async with asking(gateway(Upstream(json_answer()), THIRTY, clock=clock)) as client:
+        async with running(gateway(StubUpstream(json_answer()), THIRTY, clock=clock)) as client:
             response = await client.get("/items/7")
             tags.add(response.headers["etag"])
             again = await client.get("/items/7", headers={"if-none-match": response.headers["etag"]})
@@ -269,8 +270,8 @@ async def test_an_answer_without_a_tag_gets_one_that_every_worker_makes_the_same
 
 
 async def test_the_gateways_own_tag_never_goes_upstream(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer(last_modified="Sun, 06 Nov 1994 08:49:37 GMT"))
-    async with asking(gateway(upstream, THIRTY, clock=clock)) as client:
+    upstream = StubUpstream(json_answer(last_modified="Sun, 06 Nov 1994 08:49:37 GMT"))
+    async with running(gateway(upstream, THIRTY, clock=clock)) as client:
         await client.get("/items/7")
         clock.turn(31)
         await client.get("/items/7")
@@ -279,8 +280,8 @@ async def test_the_gateways_own_tag_never_goes_upstream(clock: TurnedClock) -> N
 
 
 async def test_head_is_answered_from_a_stored_get(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream, THIRTY, clock=clock)) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream, THIRTY, clock=clock)) as client:
         whole = await client.get("/items/7")
         head = await client.head("/items/7")
     assert (head.content, head.headers["content-length"]) == (b"", str(len(whole.content)))
@@ -288,8 +289,8 @@ async def test_head_is_answered_from_a_stored_get(clock: TurnedClock) -> None:
 
 
 async def test_a_cold_head_of_a_route_with_a_ttl_fetches_what_a_get_can_use(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream, THIRTY, clock=clock)) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream, THIRTY, clock=clock)) as client:
         head, whole = await client.head("/items/7"), await client.get("/items/7")
     assert [request.method for request in upstream.requests] == ["GET"]
     assert head.content == b""
@@ -297,8 +298,8 @@ async def test_a_cold_head_of_a_route_with_a_ttl_fetches_what_a_get_can_use(cloc
 
 
 async def test_a_heads_answer_that_differs_makes_the_stored_get_void(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer(etag='"v1"', cache_control="max-age=10"))
-    async with asking(gateway(upstream, clock=clock)) as client:
+    upstream = StubUpstream(json_answer(etag='"v1"', cache_control="max-age=10"))
+    async with running(gateway(upstream, clock=clock)) as client:
         await client.get("/page")
         clock.turn(11)
         upstream.answer = lambda request: httpx.Response(200, headers={"etag": '"v2"', "cache-control": "max-age=10"})
@@ -312,8 +313,8 @@ async def test_a_heads_answer_that_differs_makes_the_stored_get_void(clock: Turn
 async def test_what_is_not_there_is_remembered_for_negative_ttl(
     clock: TurnedClock, status: int, fresh_for: float
 ) -> None:
-    upstream = Upstream(lambda request: httpx.Response(status, text="none"))
-    async with asking(gateway(upstream, THIRTY, clock=clock)) as client:
+    upstream = StubUpstream(lambda request: httpx.Response(status, text="none"))
+    async with running(gateway(upstream, THIRTY, clock=clock)) as client:
         for _ in range(3):
             response = await client.get("/items/7")
             assert (response.status_code, response.text) == (status, "none")
@@ -324,8 +325,8 @@ async def test_what_is_not_there_is_remembered_for_negative_ttl(
 
 
 async def test_a_successful_unsafe_request_makes_its_target_void_in_every_variant(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer(cache_control="max-age=60", vary="Accept-Language"))
-    async with asking(gateway(upstream, clock=clock)) as client:
+    upstream = StubUpstream(json_answer(cache_control="max-age=60", vary="Accept-Language"))
+    async with running(gateway(upstream, clock=clock)) as client:
         for language in ("de", "en"):
             await client.get("/items/7", headers={"accept-language": language})
         await client.put("/items/7", content=b"new")
@@ -336,8 +337,8 @@ async def test_a_successful_unsafe_request_makes_its_target_void_in_every_varian
 
 
 async def test_a_failed_unsafe_request_voids_nothing(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer(cache_control="max-age=60"))
-    async with asking(gateway(upstream, clock=clock)) as client:
+    upstream = StubUpstream(json_answer(cache_control="max-age=60"))
+    async with running(gateway(upstream, clock=clock)) as client:
         await client.get("/items/7")
         upstream.answer = failing(500)
         await client.delete("/items/7")
@@ -345,9 +346,9 @@ async def test_a_failed_unsafe_request_voids_nothing(clock: TurnedClock) -> None
 
 
 async def test_what_is_fetched_while_its_target_is_changed_is_not_kept(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer(cache_control="max-age=60"))
+    upstream = StubUpstream(json_answer(cache_control="max-age=60"))
     upstream.gate.clear()
-    async with asking(gateway(upstream, clock=clock)) as client:
+    async with running(gateway(upstream, clock=clock)) as client:
         reading = asyncio.ensure_future(client.get("/items/7"))
         await upstream.came.acquire()
         clock.turn(1)
@@ -359,8 +360,8 @@ async def test_what_is_fetched_while_its_target_is_changed_is_not_kept(clock: Tu
 
 
 async def test_location_of_an_unsafe_answer_is_made_void_too(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer(cache_control="max-age=60"))
-    async with asking(gateway(upstream, clock=clock)) as client:
+    upstream = StubUpstream(json_answer(cache_control="max-age=60"))
+    async with running(gateway(upstream, clock=clock)) as client:
         await client.get("/items/8")
         upstream.answer = lambda request: httpx.Response(201, headers={"location": "/items/8"})
         await client.post("/items", content=b"{}")
@@ -373,8 +374,8 @@ async def test_two_routes_share_a_target_with_different_ttls(clock: TurnedClock)
         "short": {"path": "/short/{id}", "upstream": "api", "upstream_path": "/items/{id}", "ttl": "10s"},
         "long": {"path": "/long/{id}", "upstream": "api", "upstream_path": "/items/{id}", "ttl": "60s"},
     }
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream, routes, clock=clock)) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream, routes, clock=clock)) as client:
         await client.get("/short/7")
         assert status_of(await client.get("/long/7")).startswith("gateway; hit")
         clock.turn(20)
@@ -383,8 +384,8 @@ async def test_two_routes_share_a_target_with_different_ttls(clock: TurnedClock)
 
 
 async def test_a_range_of_a_stored_response_is_answered_from_it(clock: TurnedClock) -> None:
-    upstream = Upstream(lambda request: httpx.Response(200, content=b"0123456789", headers={"etag": '"v1"'}))
-    async with asking(gateway(upstream, THIRTY, clock=clock)) as client:
+    upstream = StubUpstream(lambda request: httpx.Response(200, content=b"0123456789", headers={"etag": '"v1"'}))
+    async with running(gateway(upstream, THIRTY, clock=clock)) as client:
         await client.get("/items/7")
         part = await client.get("/items/7", headers={"range": "bytes=2-4"})
         assert (part.status_code, part.content) == (206, b"234")
@@ -403,8 +404,8 @@ async def test_a_range_first_and_the_whole_after_are_both_right(clock: TurnedClo
             return httpx.Response(206, content=b"0123", headers=headers)
         return httpx.Response(200, content=b"0123456789", headers={"cache-control": "max-age=60"})
 
-    upstream = Upstream(ranged)
-    async with asking(gateway(upstream, clock=clock)) as client:
+    upstream = StubUpstream(ranged)
+    async with running(gateway(upstream, clock=clock)) as client:
         part = await client.get("/film", headers={"range": "bytes=0-3"})
         whole = await client.get("/film")
         again = await client.get("/film", headers={"range": "bytes=1-2"})
@@ -418,8 +419,8 @@ async def test_a_stored_part_answers_ranges_within_it(clock: TurnedClock) -> Non
         headers = {"content-range": "bytes 2-5/10", "cache-control": "max-age=60"}
         return httpx.Response(206, content=b"2345", headers=headers)
 
-    upstream = Upstream(ranged)
-    async with asking(gateway(upstream, clock=clock)) as client:
+    upstream = StubUpstream(ranged)
+    async with running(gateway(upstream, clock=clock)) as client:
         await client.get("/film", headers={"range": "bytes=2-5"})
         inside = await client.get("/film", headers={"range": "bytes=3-4"})
         assert (inside.content, inside.headers["content-range"]) == (b"34", "bytes 3-4/10")
@@ -445,8 +446,8 @@ def serving_ranges(body: bytes, tag: Callable[[], str]) -> Callable[[httpx.Reque
 
 
 async def test_a_stored_part_is_completed_by_asking_for_the_rest(clock: TurnedClock) -> None:
-    upstream = Upstream(serving_ranges(b"0123456789", lambda: '"v1"'))
-    async with asking(gateway(upstream, clock=clock)) as client:
+    upstream = StubUpstream(serving_ranges(b"0123456789", lambda: '"v1"'))
+    async with running(gateway(upstream, clock=clock)) as client:
         await client.get("/film", headers={"range": "bytes=0-3"})
         whole, again = await client.get("/film"), await client.get("/film")
     assert (whole.status_code, whole.content) == (200, b"0123456789")
@@ -461,8 +462,8 @@ async def test_a_stored_part_is_completed_by_asking_for_the_rest(clock: TurnedCl
 
 async def test_a_stored_part_of_what_has_changed_is_not_joined_to_the_rest(clock: TurnedClock) -> None:
     now = ['"v1"']
-    upstream = Upstream(serving_ranges(b"0123456789", lambda: now[0]))
-    async with asking(gateway(upstream, clock=clock)) as client:
+    upstream = StubUpstream(serving_ranges(b"0123456789", lambda: now[0]))
+    async with running(gateway(upstream, clock=clock)) as client:
         await client.get("/film", headers={"range": "bytes=0-3"})
         now[0] = '"v2"'
         whole = await client.get("/film")
@@ -471,8 +472,8 @@ async def test_a_stored_part_of_what_has_changed_is_not_joined_to_the_rest(clock
 
 
 async def test_parts_asked_for_one_after_another_come_together(clock: TurnedClock) -> None:
-    upstream = Upstream(serving_ranges(b"0123456789", lambda: '"v1"'))
-    async with asking(gateway(upstream, clock=clock)) as client:
+    upstream = StubUpstream(serving_ranges(b"0123456789", lambda: '"v1"'))
+    async with running(gateway(upstream, clock=clock)) as client:
         await client.get("/film", headers={"range": "bytes=0-3"})
         await client.get("/film", headers={"range": "bytes=4-6"})
         across = await client.get("/film", headers={"range": "bytes=2-5"})
@@ -489,8 +490,8 @@ async def test_an_upstream_that_joins_parts_wrongly_is_asked_for_the_whole(clock
             return httpx.Response(206, content=b"XX", headers={**headers, "content-range": "bytes 8-9/10"})
         return serving_ranges(b"0123456789", lambda: '"v1"')(request)
 
-    upstream = Upstream(deceiving)
-    async with asking(gateway(upstream, clock=clock)) as client:
+    upstream = StubUpstream(deceiving)
+    async with running(gateway(upstream, clock=clock)) as client:
         await client.get("/film", headers={"range": "bytes=0-3"})
         whole = await client.get("/film")
     assert (whole.status_code, whole.content) == (200, b"0123456789")
@@ -498,15 +499,15 @@ async def test_an_upstream_that_joins_parts_wrongly_is_asked_for_the_whole(clock
 
 
 async def test_only_if_cached_asks_no_upstream(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream, THIRTY, clock=clock)) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream, THIRTY, clock=clock)) as client:
         response = await client.get("/items/7", headers={"cache-control": "only-if-cached"})
     assert (response.status_code, upstream.asked) == (504, 0)
 
 
 async def test_no_store_of_a_client_stores_nothing(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream, THIRTY, clock=clock)) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream, THIRTY, clock=clock)) as client:
         await client.get("/items/7", headers={"cache-control": "no-store"})
         assert "fwd=miss" in status_of(await client.get("/items/7"))
 
@@ -515,17 +516,17 @@ async def test_a_client_that_wants_validation_gets_a_new_answer_unless_the_route
     clock: TurnedClock,
 ) -> None:
     for directive, count in (("honour", 2), ("ignore", 1)):
-        upstream = Upstream(json_answer())
+        upstream = StubUpstream(json_answer())
         routes = {"item": {**THIRTY["item"], "request_directives": directive}}
-        async with asking(gateway(upstream, routes, clock=clock)) as client:
+        async with running(gateway(upstream, routes, clock=clock)) as client:
             await client.get("/items/7")
             await client.get("/items/7", headers={"cache-control": "no-cache"})
         assert upstream.asked == count
 
 
 async def test_a_body_over_the_limit_streams_through_uncached(clock: TurnedClock) -> None:
-    upstream = Upstream(lambda request: httpx.Response(200, content=b"x" * 5000))
-    async with asking(gateway(upstream, THIRTY, clock=clock, max_body="4KiB")) as client:
+    upstream = StubUpstream(lambda request: httpx.Response(200, content=b"x" * 5000))
+    async with running(gateway(upstream, THIRTY, clock=clock, max_body="4KiB")) as client:
         for _ in range(2):
             response = await client.get("/items/7")
             assert len(response.content) == 5000
@@ -535,8 +536,8 @@ async def test_a_body_over_the_limit_streams_through_uncached(clock: TurnedClock
 
 async def test_what_was_too_large_is_not_collected_in_vain_for_a_while(clock: TurnedClock) -> None:
     sizes = iter((5000, 10, 10))
-    upstream = Upstream(lambda request: httpx.Response(200, content=b"x" * next(sizes)))
-    async with asking(gateway(upstream, THIRTY, clock=clock, max_body="4KiB")) as client:
+    upstream = StubUpstream(lambda request: httpx.Response(200, content=b"x" * next(sizes)))
+    async with running(gateway(upstream, THIRTY, clock=clock, max_body="4KiB")) as client:
         for size in (5000, 10):
             response = await client.get("/items/7")
             assert (len(response.content), "detail=too-large" in status_of(response)) == (size, True)
@@ -549,8 +550,8 @@ async def test_an_answer_whose_end_is_in_doubt_is_not_stored(clock: TurnedClock)
         async def __aiter__(self) -> Any:
             yield b"perhaps all"
 
-    upstream = Upstream(lambda request: httpx.Response(200, stream=Unending()))
-    async with asking(gateway(upstream, THIRTY, clock=clock)) as client:
+    upstream = StubUpstream(lambda request: httpx.Response(200, stream=Unending()))
+    async with running(gateway(upstream, THIRTY, clock=clock)) as client:
         for _ in range(2):
             assert (await client.get("/items/7")).text == "perhaps all"
     assert upstream.asked == 2
@@ -562,18 +563,18 @@ async def test_a_body_that_breaks_off_is_never_stored(clock: TurnedClock) -> Non
             yield b"half"
             raise httpx.RemoteProtocolError("cut")
 
-    upstream = Upstream(lambda request: httpx.Response(200, stream=Broken(), headers={"content-length": "8"}))
-    async with asking(gateway(upstream, THIRTY, clock=clock)) as client:
+    upstream = StubUpstream(lambda request: httpx.Response(200, stream=Broken(), headers={"content-length": "8"}))
+    async with running(gateway(upstream, THIRTY, clock=clock)) as client:
         assert (await client.get("/items/7")).status_code == 502
         upstream.answer = json_answer()
         assert (await client.get("/items/7")).json() == {"n": 1}
 
 
 async def test_a_hanging_upstream_costs_its_deadline_and_is_a_504(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     upstream.gate.clear()
     settings = {"upstreams": {"api": {"url": "http://api.test", "timeout": "50ms"}}}
-    async with asking(gateway(upstream, THIRTY, clock=clock, **settings)) as client:
+    async with running(gateway(upstream, THIRTY, clock=clock, **settings)) as client:
         response = await client.get("/items/7")
     assert response.status_code == 504
     assert response.json()["type"] == "/problems/gateway-timeout"
@@ -581,8 +582,8 @@ async def test_a_hanging_upstream_costs_its_deadline_and_is_a_504(clock: TurnedC
 
 async def test_a_post_that_is_the_representation_of_its_target_serves_gets(clock: TurnedClock) -> None:
     headers = {"content-location": "/thing", "cache-control": "max-age=60"}
-    upstream = Upstream(lambda request: httpx.Response(200, text=request.method, headers=headers))
-    async with asking(gateway(upstream, clock=clock)) as client:
+    upstream = StubUpstream(lambda request: httpx.Response(200, text=request.method, headers=headers))
+    async with running(gateway(upstream, clock=clock)) as client:
         await client.post("/thing", content=b"{}")
         response = await client.get("/thing")
     assert (response.text, upstream.asked) == ("POST", 1)
@@ -590,9 +591,9 @@ async def test_a_post_that_is_the_representation_of_its_target_serves_gets(clock
 
 async def test_a_post_that_is_the_representation_serves_gets_where_the_purges_are_in_redis(valkey: Embedded) -> None:
     headers = {"content-location": "/thing", "cache-control": "max-age=60"}
-    upstream = Upstream(lambda request: httpx.Response(200, text=request.method, headers=headers))
+    upstream = StubUpstream(lambda request: httpx.Response(200, text=request.method, headers=headers))
     app = gateway(upstream, redis_url=valkey.url, redis_prefix="posted:", redis_budget="5s")
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.post("/thing", content=b"{}")
         await app.engine.tiers.purged()  # the invalidation that the POST made holds from here on
         response = await client.get("/thing")
@@ -603,12 +604,12 @@ async def test_a_post_that_is_the_representation_serves_gets_where_the_purges_ar
 
 
 async def test_what_one_gateway_stored_another_finds_in_redis(clock: TurnedClock, redis_store: RedisStore) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     first, second = (gateway(upstream, THIRTY, clock=clock, store=redis_store) for _ in range(2))
-    async with asking(first) as client:
+    async with running(first) as client:
         original = await client.get("/items/7")
         await first.engine.settle()
-        async with asking(second) as other:
+        async with running(second) as other:
             found = await other.get("/items/7")
     assert found.content == original.content
     assert second.engine.memory.statistics.entries == 1
@@ -638,10 +639,10 @@ async def test_what_one_gateway_stored_another_finds_in_redis(clock: TurnedClock
 async def test_an_answer_comes_back_as_it_was_from_memory_and_from_redis(
     clock: TurnedClock, redis_store: RedisStore, answer: httpx.Response
 ) -> None:
-    upstream = Upstream(lambda request: answer)
+    upstream = StubUpstream(lambda request: answer)
     asked = {"accept-language": "de", "x-plan": "gold"}
     first, second = (gateway(upstream, clock=clock, store=redis_store) for _ in range(2))
-    async with asking(first) as client, asking(second) as other:
+    async with running(first) as client, running(second) as other:
         fresh = await client.get("/thing", headers=asked)
         memory = await client.get("/thing", headers=asked)
         await first.engine.settle()
@@ -660,9 +661,9 @@ def lasting(response: httpx.Response) -> list[tuple[str, str]]:
 
 async def test_an_unreadable_record_in_redis_is_a_counted_miss(valkey: Embedded, clock: TurnedClock) -> None:
     store = RedisStore(valkey.url, prefix="unreadable:", budget=1.0)
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     app = gateway(upstream, THIRTY, clock=clock, store=store)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/items/7")
         await app.engine.settle()
         names = [name async for name in store._client.scan_iter("unreadable:e:*")]
@@ -676,9 +677,9 @@ async def test_an_unreadable_record_in_redis_is_a_counted_miss(valkey: Embedded,
 
 async def test_without_redis_requests_are_answered_from_memory(clock: TurnedClock) -> None:
     store = RedisStore("unix:///nonexistent/redis.sock", budget=0.05)
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     app = gateway(upstream, THIRTY, clock=clock, store=store)
-    async with asking(app) as client:
+    async with running(app) as client:
         for _ in range(10):
             assert (await client.get("/items/7")).json() == {"n": 1}
     assert not store.available
@@ -734,16 +735,16 @@ async def test_redis_gives_the_clock_its_time(valkey: Embedded) -> None:
 async def test_the_gateways_own_field_goes_no_further(answer: dict[str, str], clock: TurnedClock) -> None:
     fields = {"cache-control": "max-age=5", **answer}
     status = int(fields.pop("status", "200"))
-    upstream = Upstream(lambda request: httpx.Response(status, text="x", headers=fields))
-    async with asking(gateway(upstream, clock=clock)) as client:
+    upstream = StubUpstream(lambda request: httpx.Response(status, text="x", headers=fields))
+    async with running(gateway(upstream, clock=clock)) as client:
         responses = [await client.get("/x"), await client.get("/x"), await client.post("/x"), await client.head("/y")]
     assert not [response for response in responses if "gateway-cache-control" in response.headers]
     assert {response.headers["cache-control"] for response in responses} == {"max-age=5"}
 
 
 async def test_the_gateways_own_field_decides_before_the_others(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer(gateway_cache_control="max-age=60", cache_control="no-store"))
-    async with asking(gateway(upstream, clock=clock)) as client:
+    upstream = StubUpstream(json_answer(gateway_cache_control="max-age=60", cache_control="no-store"))
+    async with running(gateway(upstream, clock=clock)) as client:
         await client.get("/x")
         clock.turn(59)
         await client.get("/x")
@@ -754,8 +755,8 @@ async def test_the_gateways_own_field_decides_before_the_others(clock: TurnedClo
 
 
 async def test_cache_status_is_appended_to_an_upstreams_own(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer(cache_status="origin-cache; hit", cache_control="max-age=60"))
-    async with asking(gateway(upstream, clock=clock)) as client:
+    upstream = StubUpstream(json_answer(cache_status="origin-cache; hit", cache_control="max-age=60"))
+    async with running(gateway(upstream, clock=clock)) as client:
         first, second = await client.get("/x"), await client.get("/x")
     assert first.headers.get_list("cache-status") == ["origin-cache; hit", status_of(first).rpartition(", ")[2]]
     assert second.headers.get_list("cache-status") == ["origin-cache; hit", "gateway; hit; ttl=60"]
@@ -774,8 +775,8 @@ async def test_a_route_that_follows_its_upstream_does_not_take_what_one_with_a_d
         "short": {"path": "/short", "upstream": "api", "upstream_path": "/thing", "ttl": "30s", "vary": []},
         "thing": {"path": "/thing", "upstream": "api"},
     }
-    upstream = Upstream(answer)
-    async with asking(gateway(upstream, routes, clock=clock)) as client:
+    upstream = StubUpstream(answer)
+    async with running(gateway(upstream, routes, clock=clock)) as client:
         assert (await client.get("/short", headers={"x-device": "1"})).text == "none"
         for device in ("1", "2", "1", "2"):
             assert (await client.get("/thing", headers={"x-device": device})).text == device

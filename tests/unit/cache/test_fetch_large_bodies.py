@@ -10,14 +10,15 @@ import httpx
 import pytest
 
 from gateway.app.gateway import Gateway
+from gateway.testing import StubUpstream, TurnedClock, running
 from gateway.upstreams.response import PartOfBody
-from tests.conftest import TurnedClock, Upstream, asking, gateway, served
+from tests.conftest import gateway, served
 
 BODY = bytes(range(256)) * 64  # 16 KiB, of which 4 may be kept
 EDGE = "gateway.edge:GatewayProtocol"
 
 
-def serving(*, knows_ranges: bool = True, **headers: str) -> Upstream:
+def serving(*, knows_ranges: bool = True, **headers: str) -> StubUpstream:
     """BODY, in parts where they are asked for. With `if-range` the whole unless it names the tag."""
     fields = {"etag": '"v"', "cache-control": "max-age=60", **{k.replace("_", "-"): v for k, v in headers.items()}}
 
@@ -35,10 +36,10 @@ def serving(*, knows_ranges: bool = True, **headers: str) -> Upstream:
         said = {"content-range": f"bytes {start}-{start + len(part) - 1}/{len(BODY)}"}
         return httpx.Response(206, content=part, headers=fields | said)
 
-    return Upstream(answer)
+    return StubUpstream(answer)
 
 
-def app_of(upstream: Upstream, clock: TurnedClock, ttl: str = "60s", **settings: str) -> Gateway:
+def app_of(upstream: StubUpstream, clock: TurnedClock, ttl: str = "60s", **settings: str) -> Gateway:
     routes = {"rest": {"path": "/{path:path}", "upstream": "api", "ttl": ttl}}
     return gateway(upstream, routes, clock=clock, max_body="4KiB", **settings)
 
@@ -75,14 +76,14 @@ async def test_a_range_of_what_cannot_be_kept_is_answered_alike_with_and_without
         async with served(app, http=EDGE) as url, httpx.AsyncClient(base_url=url) as client:
             await live(client)
     else:
-        async with asking(app) as client:
+        async with running(app) as client:
             await live(client)
     assert (answers[0][:2], len(set(answers))) == ((status, body), 1)
 
 
 async def test_those_who_come_at_once_are_answered_alike_too(clock: TurnedClock) -> None:
     upstream = serving()
-    async with asking(app_of(upstream, clock)) as client:
+    async with running(app_of(upstream, clock)) as client:
         upstream.gate.clear()
         asked = [asyncio.ensure_future(client.get("/file", headers={"range": f"bytes={n}-{n + 9}"})) for n in range(5)]
         await upstream.came.acquire()
@@ -94,7 +95,7 @@ async def test_those_who_come_at_once_are_answered_alike_too(clock: TurnedClock)
 
 @pytest.mark.parametrize("kept", ["max-age=60", "no-store"])
 async def test_where_the_upstream_knows_no_ranges_it_is_cut_each_time(clock: TurnedClock, kept: str) -> None:
-    async with asking(app_of(serving(knows_ranges=False, cache_control=kept), clock)) as client:
+    async with running(app_of(serving(knows_ranges=False, cache_control=kept), clock)) as client:
         for turn in (0, 1, 10):
             clock.turn(turn)
             answer = await client.get("/file", headers={"range": "bytes=0-9"})
@@ -105,7 +106,7 @@ async def test_where_the_upstream_knows_no_ranges_it_is_cut_each_time(clock: Tur
 @pytest.mark.parametrize("ttl", ["60s", "origin"])
 async def test_a_range_is_one_of_a_get(clock: TurnedClock, ttl: str) -> None:
     upstream = serving()
-    async with asking(app_of(upstream, clock, ttl)) as client:
+    async with running(app_of(upstream, clock, ttl)) as client:
         for _ in range(3):
             head = await client.head("/file", headers={"range": "bytes=0-9"})
             assert (head.status_code, "content-range" in head.headers) == (200, False)
@@ -118,7 +119,7 @@ async def test_only_what_is_too_large_is_asked_for_twice_and_once(
 ) -> None:
     """What may not be stored may be for one use: the answer that came is cut."""
     upstream = serving(cache_control=kept)
-    async with asking(app_of(upstream, clock)) as client:
+    async with running(app_of(upstream, clock)) as client:
         counts = []
         for _ in range(3):
             await client.get("/file", headers={"range": "bytes=0-9"})

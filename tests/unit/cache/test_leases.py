@@ -17,15 +17,16 @@ from gateway.cache.redis.leases import RedisLeases
 from gateway.cache.redis.store import RedisStore
 from gateway.cache.shared_store import NoShared
 from gateway.server.embedded_redis import Embedded
-from tests.conftest import TurnedClock, Upstream, gateway, json_answer
+from gateway.testing import StubUpstream, TurnedClock
+from tests.conftest import gateway, json_answer
 from tests.support.proxy import faulty_url
 
 ROUTES = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "10s", "stale_while_revalidate": "10m"}}
 
 
 @pytest.fixture
-async def fleet(valkey: Embedded, clock: TurnedClock) -> AsyncIterator[tuple[list[Gateway], Upstream]]:
-    prefix, upstream = f"{uuid4().hex}:", Upstream(json_answer())
+async def fleet(valkey: Embedded, clock: TurnedClock) -> AsyncIterator[tuple[list[Gateway], StubUpstream]]:
+    prefix, upstream = f"{uuid4().hex}:", StubUpstream(json_answer())
     stores = [RedisStore(valkey.url, prefix=prefix, budget=5.0) for _ in range(3)]
     upstreams = {"api": {"url": "http://api.test", "timeout": "20s"}}
     apps = [gateway(upstream, ROUTES, clock=clock, store=store, upstreams=upstreams) for store in stores]
@@ -53,7 +54,7 @@ async def leases_of(app: Gateway) -> list[bytes]:
 
 
 async def test_when_the_holder_dies_one_of_those_who_wait_gets_the_next_lease(
-    fleet: tuple[list[Gateway], Upstream],
+    fleet: tuple[list[Gateway], StubUpstream],
 ) -> None:
     apps, upstream = fleet
     upstream.gate.clear()
@@ -73,7 +74,7 @@ async def test_when_the_holder_dies_one_of_those_who_wait_gets_the_next_lease(
 
 
 async def test_a_refresh_behind_does_nothing_while_another_refreshes(
-    fleet: tuple[list[Gateway], Upstream], clock: TurnedClock
+    fleet: tuple[list[Gateway], StubUpstream], clock: TurnedClock
 ) -> None:
     apps, upstream = fleet
     for app in apps:
@@ -198,7 +199,7 @@ async def test_who_takes_a_lease_is_told_that_the_last_holder_stored_what_it_fet
 
 
 async def test_what_another_stored_between_the_look_and_the_lease_is_not_fetched_again(
-    fleet: tuple[list[Gateway], Upstream], monkeypatch: pytest.MonkeyPatch
+    fleet: tuple[list[Gateway], StubUpstream], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     apps, upstream = fleet
     looked, go_on = asyncio.Event(), asyncio.Event()
@@ -219,7 +220,7 @@ async def test_what_another_stored_between_the_look_and_the_lease_is_not_fetched
     assert upstream.asked == 1
 
 
-async def test_a_miss_is_one_look_and_one_lease(fleet: tuple[list[Gateway], Upstream]) -> None:
+async def test_a_miss_is_one_look_and_one_lease(fleet: tuple[list[Gateway], StubUpstream]) -> None:
     apps, _ = fleet
     store = apps[0].shared
     assert isinstance(store, RedisStore)
@@ -230,7 +231,7 @@ async def test_a_miss_is_one_look_and_one_lease(fleet: tuple[list[Gateway], Upst
 
 
 async def test_while_redis_fails_now_and_then_a_lease_that_nobody_knows_to_hold_holds_nobody_up(
-    fleet: tuple[list[Gateway], Upstream],
+    fleet: tuple[list[Gateway], StubUpstream],
 ) -> None:
     apps, _ = fleet
     store = apps[0].shared

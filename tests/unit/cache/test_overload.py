@@ -6,7 +6,8 @@ import asyncio
 
 from gateway.cache.overload import Governor, LoopLag
 from gateway.cache.shared_store import NoShared
-from tests.conftest import TurnedClock, Upstream, asking, gateway, json_answer
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import gateway, json_answer
 
 
 def behind(governor: Governor, lag: float, *, ticks: int = 6, under_way: int = 1000) -> None:
@@ -88,9 +89,9 @@ ROUTES = {
 async def test_under_overload_hits_and_stale_answers_are_served_misses_told_503_and_nothing_is_refreshed(
     clock: TurnedClock,
 ) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     app = gateway(upstream, ROUTES, clock=clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/item/1")
         app.lasting.lag.stop()
         governor = Governor(0.025, least=0)
@@ -118,10 +119,10 @@ async def test_under_overload_hits_and_stale_answers_are_served_misses_told_503_
 
 
 async def test_an_entry_that_may_be_stale_on_error_is_served_where_its_fetch_is_given_up(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     routes = {"item": {"path": "/item/{id}", "upstream": "api", "ttl": "10s", "stale_if_error": "1h"}}
     app = gateway(upstream, routes, clock=clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/item/1")
         app.lasting.lag.stop()
         app.engine._flying.governor = Governor(0.025, least=0)
@@ -145,9 +146,9 @@ class CountingStore(NoShared):
 
 
 async def test_a_miss_that_its_upstream_would_refuse_is_told_so_before_a_lease_is_taken(clock: TurnedClock) -> None:
-    store, upstream = CountingStore(), Upstream(json_answer())
+    store, upstream = CountingStore(), StubUpstream(json_answer())
     app = gateway(upstream, ROUTES, clock=clock, store=store)
-    async with asking(app) as client:
+    async with running(app) as client:
         places = app.upstreams["api"].places
         places.queue = 0
         entered = [await places.enter() for _ in range(places.places)]

@@ -11,15 +11,16 @@ from gateway.app.gateway import Gateway
 from gateway.cache import warm_start
 from gateway.cache.redis.store import RedisStore
 from gateway.cache.warm_start import BATCH, NAME, Hottest
-from tests.conftest import TurnedClock, Upstream, asking, gateway
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import gateway
 from tests.unit.cache.test_engine import status_of
 
 FRESH = {"cache-control": "max-age=600"}
 LONG = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "10m", "tags": ["item:{id}"]}}
 
 
-def upstream() -> Upstream:
-    return Upstream(lambda request: httpx.Response(200, text=request.url.path, headers=FRESH))
+def upstream() -> StubUpstream:
+    return StubUpstream(lambda request: httpx.Response(200, text=request.url.path, headers=FRESH))
 
 
 def by_hand(app: Gateway, number: int = 1000) -> Hottest:
@@ -36,11 +37,11 @@ async def settled(app: Gateway, client: httpx.AsyncClient, *targets: str) -> Non
 async def test_the_hottest_responses_lie_in_a_new_workers_memory(clock: TurnedClock, redis_store: RedisStore) -> None:
     api = upstream()
     old, new = (gateway(api, LONG, clock=clock, store=redis_store, warm_start=0) for _ in range(2))
-    async with asking(old) as client:
+    async with running(old) as client:
         await settled(old, client, *(f"/items/{number}" for number in range(5)))
         await settled(old, client, *["/items/3", "/items/1"] * 2)
         await by_hand(old).publish()
-        async with asking(new) as other:
+        async with running(new) as other:
             await by_hand(new, 2).take()
             assert new.engine.memory.statistics.entries == 2
             before = redis_store.statistics.reads
@@ -54,10 +55,10 @@ async def test_the_hottest_responses_lie_in_a_new_workers_memory(clock: TurnedCl
 
 async def test_a_started_worker_takes_them_by_itself(clock: TurnedClock, redis_store: RedisStore) -> None:
     old, new = (gateway(upstream(), LONG, clock=clock, store=redis_store, warm_start=number) for number in (0, 1000))
-    async with asking(old) as client:
+    async with running(old) as client:
         await settled(old, client, "/items/1", "/items/1")
         await by_hand(old).publish()
-        async with asking(new), asyncio.timeout(30):
+        async with running(new), asyncio.timeout(30):
             while not new.engine.memory.statistics.entries:
                 await asyncio.sleep(0)
 
@@ -65,7 +66,7 @@ async def test_a_started_worker_takes_them_by_itself(clock: TurnedClock, redis_s
 async def test_what_was_purged_is_not_taken_or_not_given(clock: TurnedClock, redis_store: RedisStore) -> None:
     api = upstream()
     old, new = (gateway(api, LONG, clock=clock, store=redis_store, warm_start=0) for _ in range(2))
-    async with asking(old) as client, asking(new) as other:
+    async with running(old) as client, running(new) as other:
         await settled(old, client, "/items/1", "/items/2", "/items/3")
         await by_hand(old).publish()
         await old.purge(tags=["item:1"])
@@ -81,9 +82,9 @@ async def test_variants_are_taken_with_the_index_that_selects_them(clock: Turned
         headers = {"cache-control": "max-age=600", "vary": "accept-language"}
         return httpx.Response(200, text=request.headers["accept-language"], headers=headers)
 
-    api = Upstream(answer)
+    api = StubUpstream(answer)
     old, new = (gateway(api, LONG, clock=clock, store=redis_store, warm_start=0) for _ in range(2))
-    async with asking(old) as client, asking(new) as other:
+    async with running(old) as client, running(new) as other:
         for language in ("de", "fr"):
             await client.get("/items/1", headers={"accept-language": language})
         await old.engine.settle()
@@ -99,10 +100,10 @@ async def test_variants_are_taken_with_the_index_that_selects_them(clock: Turned
 async def test_it_goes_by_small_batches_and_leaves_half_of_the_memory(
     clock: TurnedClock, redis_store: RedisStore
 ) -> None:
-    big = Upstream(lambda request: httpx.Response(200, content=bytes(20_000), headers=FRESH))
+    big = StubUpstream(lambda request: httpx.Response(200, content=bytes(20_000), headers=FRESH))
     old = gateway(big, LONG, clock=clock, store=redis_store, warm_start=0)
     new = gateway(big, LONG, clock=clock, store=redis_store, warm_start=0, memory="1MiB")
-    async with asking(old) as client, asking(new):
+    async with running(old) as client, running(new):
         await settled(old, client, *(f"/items/{number}" for number in range(100)))
         await by_hand(old).publish()
         before = redis_store.statistics.batches
@@ -116,14 +117,14 @@ async def test_it_goes_by_small_batches_and_leaves_half_of_the_memory(
 @pytest.mark.parametrize("planted", [b"\x80\x04pickled", b"", b"\x93\x01\x02\x03"])
 async def test_a_list_that_means_nothing_is_none(clock: TurnedClock, redis_store: RedisStore, planted: bytes) -> None:
     app = gateway(upstream(), LONG, clock=clock, store=redis_store, warm_start=0)
-    async with asking(app):
+    async with running(app):
         await redis_store.write([(NAME, planted, 60.0)])
         assert await by_hand(app).take() == 0
 
 
 async def test_a_record_under_another_ones_name_is_not_taken(clock: TurnedClock, redis_store: RedisStore) -> None:
     old, new = (gateway(upstream(), LONG, clock=clock, store=redis_store, warm_start=0) for _ in range(2))
-    async with asking(old) as client, asking(new):
+    async with running(old) as client, running(new):
         await settled(old, client, "/items/1")
         await by_hand(old).publish()
         (name,) = [name async for name in redis_store._client.scan_iter(redis_store._prefix + "e:*")]
@@ -134,7 +135,7 @@ async def test_a_record_under_another_ones_name_is_not_taken(clock: TurnedClock,
 
 async def test_a_worker_that_has_little_keeps_the_list_before(clock: TurnedClock, redis_store: RedisStore) -> None:
     old, new = (gateway(upstream(), LONG, clock=clock, store=redis_store, warm_start=0) for _ in range(2))
-    async with asking(old) as client, asking(new) as other:
+    async with running(old) as client, running(new) as other:
         await settled(old, client, "/items/1", "/items/2")
         await by_hand(old).publish()
         # Redis evicts the responses, not the list.
@@ -155,16 +156,16 @@ async def test_without_redis_or_with_0_nothing_runs(clock: TurnedClock, redis_st
         gateway(upstream(), LONG, clock=clock),
         gateway(upstream(), LONG, clock=clock, store=redis_store, warm_start=0),
     ):
-        async with asking(app):
+        async with running(app):
             assert app.lasting.hottest._task is None
 
 
 async def test_forms_of_a_response_that_lie_in_memory_alone_are_not_listed(clock: TurnedClock) -> None:
-    text = Upstream(
+    text = StubUpstream(
         lambda request: httpx.Response(200, text="text " * 1000, headers=FRESH | {"content-type": "text/plain"})
     )
     app = gateway(text, LONG, clock=clock, compression=["gzip"])
-    async with asking(app) as client:
+    async with running(app) as client:
         await settled(app, client, "/items/1", "/items/1")
         async with asyncio.timeout(30):
             while len(app.engine.memory) < 2:

@@ -27,7 +27,8 @@ from gateway.cli.options import AdminError, admin_address, ask_admin
 from gateway.config.loader import Loaded
 from gateway.config.models import Config
 from gateway.errors import ConfigError, OrderError
-from tests.conftest import TurnedClock, Upstream, json_answer, served
+from gateway.testing import StubUpstream, TurnedClock
+from tests.conftest import json_answer, served
 
 CONFIG: dict[str, Any] = {
     "redis_url": "none",
@@ -45,7 +46,7 @@ async def test_an_operator_purges_overrides_and_sees_who_did_what(
     clock: TurnedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = Loaded(Config.model_validate(CONFIG), {}, ())
-    generations = Generations(create_app(loaded, transport=Upstream(json_answer()), clock=clock))
+    generations = Generations(create_app(loaded, transport=StubUpstream(json_answer()), clock=clock))
     operations = operations_of(generations, loaded)
     admin = create_admin(lambda: generations.current, "secret", operations=operations)
     transport = httpx.ASGITransport(generations)

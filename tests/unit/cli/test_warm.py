@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from gateway.cli.commands import app as cli
 from gateway.cli.warm import WarmError, wanted, warm
-from tests.conftest import TurnedClock, Upstream, asking, gateway, json_answer, served
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import gateway, json_answer, served
 
 
 def listed(tmp_path: Path, *lines: str) -> Path:
@@ -63,9 +64,9 @@ def test_of_a_log_that_is_being_written_the_line_without_an_end_is_left_out(tmp_
 
 
 async def test_what_was_asked_for_is_a_hit_afterwards(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer(cache_control="max-age=60"))
+    upstream = StubUpstream(json_answer(cache_control="max-age=60"))
     app = gateway(upstream, clock=clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/a", headers={"accept-language": "de"})
         warmed = await warm(
             "http://gateway.test", ["/a", "/b", "/c"], rate=None, concurrency=2, transport=httpx.ASGITransport(app)
@@ -75,10 +76,10 @@ async def test_what_was_asked_for_is_a_hit_afterwards(clock: TurnedClock) -> Non
 
 
 async def test_no_more_are_asked_for_at_once_than_allowed(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer(cache_control="max-age=60"))
+    upstream = StubUpstream(json_answer(cache_control="max-age=60"))
     upstream.gate.clear()
     app = gateway(upstream, clock=clock)
-    async with asking(app):
+    async with running(app):
         targets = [f"/{number}" for number in range(20)]
         work = asyncio.ensure_future(
             warm("http://gateway.test", targets, rate=None, concurrency=3, transport=httpx.ASGITransport(app))
@@ -98,8 +99,8 @@ async def test_what_fails_and_what_cannot_be_stored_is_told(clock: TurnedClock) 
             raise httpx.ConnectError("refused")
         return httpx.Response(200, headers={"cache-control": "no-store"})
 
-    app = gateway(Upstream(answer), clock=clock)
-    async with asking(app):
+    app = gateway(StubUpstream(answer), clock=clock)
+    async with running(app):
         transport = httpx.ASGITransport(app)
         warmed = await warm("http://gateway.test", ["/down", "/live"], rate=1e6, concurrency=1, transport=transport)
     assert warmed.outcomes == {"failed": 1, "not storable": 1}
@@ -107,7 +108,7 @@ async def test_what_fails_and_what_cannot_be_stored_is_told(clock: TurnedClock) 
 
 
 async def test_the_command_warms_a_running_gateway(clock: TurnedClock, tmp_path: Path) -> None:
-    app = gateway(Upstream(json_answer(cache_control="max-age=60")), clock=clock)
+    app = gateway(StubUpstream(json_answer(cache_control="max-age=60")), clock=clock)
     path = listed(tmp_path, "/a", "/b", "/b")
     async with served(app) as url:
         arguments = ["warm", "--from", str(path), "--url", url, "--rate", "1000/s"]
@@ -117,7 +118,7 @@ async def test_the_command_warms_a_running_gateway(clock: TurnedClock, tmp_path:
 
 
 async def test_a_404_has_failed_and_each_failure_is_told_with_its_reason(tmp_path: Path) -> None:
-    app = gateway(Upstream(lambda request: httpx.Response(404)))
+    app = gateway(StubUpstream(lambda request: httpx.Response(404)))
     async with served(app) as url:
         order = ["warm", "--from", str(listed(tmp_path, "/items/1")), "--url", url]
         result = await asyncio.to_thread(CliRunner().invoke, cli, order)

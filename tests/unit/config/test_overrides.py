@@ -23,7 +23,7 @@ from gateway.policy.freshness import Hit, Revalidate
 from gateway.policy.rules import PLAIN, CachePolicy
 from gateway.policy.storability import Admit, ReceivedResponse
 from gateway.server.embedded_redis import Embedded
-from tests.conftest import TurnedClock
+from gateway.testing import TurnedClock
 
 SOURCE = SettingSource("file", "config/gateway.yaml line 7", "30s")
 LOADED = Loaded(

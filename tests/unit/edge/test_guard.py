@@ -25,7 +25,8 @@ from gateway.edge.guard import SLICE, ConnectionGuard
 from gateway.edge.protocol import GatewayProtocol
 from gateway.errors import RequestRefused
 from gateway.http.request_parser import METHODS, ChunkedBody, Limits
-from tests.conftest import Upstream, gateway, json_answer, served
+from gateway.testing import StubUpstream
+from tests.conftest import gateway, json_answer, served
 
 HOST = b"Host: a.test\r\n"
 GET = b"GET / HTTP/1.1\r\n"
@@ -75,8 +76,8 @@ async def door(app: Any) -> AsyncIterator[Any]:
         yield connect
 
 
-def guarded(upstream: Upstream | None = None, **settings: Any) -> Gateway:
-    return gateway(upstream or Upstream(json_answer(cache_control="max-age=60")), **settings)
+def guarded(upstream: StubUpstream | None = None, **settings: Any) -> Gateway:
+    return gateway(upstream or StubUpstream(json_answer(cache_control="max-age=60")), **settings)
 
 
 def refused_by(app: Gateway) -> dict[str, float]:
@@ -215,7 +216,7 @@ REFUSED = {
 
 
 async def test_what_can_be_read_in_two_ways_is_refused_and_the_connection_ends() -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     app = guarded(upstream)
     async with door(app) as connect:
         seen = {name: await _refusal(connect, sent) for name, (sent, _, _) in REFUSED.items()}
@@ -282,7 +283,7 @@ async def test_a_connection_is_kept_after_an_upgrade_that_was_ignored() -> None:
 
 
 async def test_a_pipeline_of_a_thousand_is_answered_in_order_one_at_a_time() -> None:
-    upstream = Upstream(json_answer(cache_control="no-store"))
+    upstream = StubUpstream(json_answer(cache_control="no-store"))
     async with door(guarded(upstream)) as connect:
         wire = await connect()
         wire.send(b"".join(b"GET /%d HTTP/1.1\r\n" % number + HOST + b"\r\n" for number in range(1000)))
@@ -293,7 +294,7 @@ async def test_a_pipeline_of_a_thousand_is_answered_in_order_one_at_a_time() -> 
 
 
 async def test_a_refusal_in_a_pipeline_comes_after_the_answers_before_it() -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     async with door(guarded(upstream)) as connect:
         wire = await connect()
         upstream.gate.clear()
@@ -305,7 +306,7 @@ async def test_a_refusal_in_a_pipeline_comes_after_the_answers_before_it() -> No
 
 
 async def test_trailers_do_not_become_headers() -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     async with door(guarded(upstream)) as connect:
         wire = await connect()
         wire.send(POST + b"Transfer-Encoding: chunked\r\n\r\n")
@@ -371,7 +372,7 @@ async def test_a_body_that_stalls_is_answered_with_408_and_the_upstream_request_
 
 
 async def test_a_client_that_reads_nothing_is_cut_off() -> None:
-    app = guarded(Upstream(lambda request: _large()), limits=QUICK, max_body="64MiB")
+    app = guarded(StubUpstream(lambda request: _large()), limits=QUICK, max_body="64MiB")
     async with door(app) as connect:
         wire = await connect()
         wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -458,7 +459,7 @@ def _large() -> httpx.Response:
 
 
 async def test_a_slow_upstream_is_no_fault_of_the_client() -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     app = guarded(upstream, limits={"head_timeout": "600ms", "keep_alive": "600ms"})
     async with door(app) as connect:
         upstream.gate.clear()
@@ -494,7 +495,7 @@ async def test_connections_of_one_address_are_bounded_but_those_of_a_trusted_pro
 
 
 async def test_requests_beyond_the_limit_are_answered_with_503_and_places_are_given_back() -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     async with door(guarded(upstream, limits={"requests": 1})) as connect:
         upstream.gate.clear()
         slow = await connect()

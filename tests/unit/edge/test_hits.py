@@ -27,7 +27,8 @@ from gateway.http.codings import tag_of
 from gateway.observability.access_log import JsonAccessLog
 from gateway.observability.metrics import Metrics
 from gateway.routing.cached_decorator import cached
-from tests.conftest import TurnedClock, Upstream, gateway
+from gateway.testing import StubUpstream, TurnedClock
+from tests.conftest import gateway
 from tests.support.edge_lines import GET, Both, Changing, Counted, Line, Side, asked, living, masked
 
 EXAMPLES = int(os.environ.get("EDGE_EXAMPLES", "500"))
@@ -182,8 +183,8 @@ def test_the_edge_counted_what_the_app_counted_and_answered_much_of_it(both: tup
 # --- single promises ---------------------------------------------------------------------------------------
 
 
-def plain(**settings: Any) -> tuple[Counted, Upstream]:
-    upstream = Upstream(lambda _: httpx.Response(200, content=b"body", headers={"cache-control": "max-age=60"}))
+def plain(**settings: Any) -> tuple[Counted, StubUpstream]:
+    upstream = StubUpstream(lambda _: httpx.Response(200, content=b"body", headers={"cache-control": "max-age=60"}))
     return Counted(gateway(upstream, **settings)), upstream
 
 
@@ -319,7 +320,7 @@ async def test_an_app_with_middleware_of_its_own_is_asked_each_time() -> None:
 
 
 async def test_a_stale_answer_is_given_at_once_and_refreshed_once_behind(clock: TurnedClock) -> None:
-    upstream = Upstream(lambda _: httpx.Response(200, content=b"body"))
+    upstream = StubUpstream(lambda _: httpx.Response(200, content=b"body"))
     route = {"path": "/{path:path}", "upstream": "api", "ttl": "10s", "stale_while_revalidate": "60s"}
     app = Counted(gateway(upstream, {"rest": route}, clock=clock))
     line = Line(app)
@@ -354,7 +355,7 @@ async def test_tallies_reach_the_metrics_with_their_buckets() -> None:
 
 
 def with_handler(edge: bool, clock: TurnedClock | None = None, **more: Any) -> Counted:
-    app = gateway(Upstream(lambda _: httpx.Response(500)), {}, clock=clock)
+    app = gateway(StubUpstream(lambda _: httpx.Response(500)), {}, clock=clock)
     router = APIRouter()
 
     @router.get("/sum/{a}", **more)
@@ -380,7 +381,7 @@ async def test_a_handler_is_answered_before_the_app_where_it_says_so(edge: bool,
 
 async def test_a_handler_that_takes_the_request_id_is_answered_by_it(clock: TurnedClock) -> None:
     """The edge keeps header blocks without X-Request-ID: what it selects is not known there."""
-    app = gateway(Upstream(lambda _: httpx.Response(500)), {}, clock=clock)
+    app = gateway(StubUpstream(lambda _: httpx.Response(500)), {}, clock=clock)
 
     router = APIRouter()
 
@@ -406,7 +407,7 @@ def test_a_handler_with_a_dependency_may_not_be_answered_before_the_app() -> Non
 async def test_the_edge_logs_only_the_share_of_hits_that_is_wanted() -> None:
     file = io.BytesIO()
     drawn = iter([0.9, 0.05, 0.2, 0.01])
-    upstream = Upstream(lambda _: httpx.Response(200, content=b"body", headers={"cache-control": "max-age=60"}))
+    upstream = StubUpstream(lambda _: httpx.Response(200, content=b"body", headers={"cache-control": "max-age=60"}))
     config = {
         "redis_url": "none",
         "upstreams": {"api": {"url": "http://api.test"}},
@@ -428,7 +429,7 @@ async def test_the_access_log_has_the_same_lines() -> None:
     for edge in (True, False):
         file = io.BytesIO()
         clock = TurnedClock()
-        upstream = Upstream(lambda _: httpx.Response(200, content=b"body", headers={"cache-control": "max-age=60"}))
+        upstream = StubUpstream(lambda _: httpx.Response(200, content=b"body", headers={"cache-control": "max-age=60"}))
         config = {
             "redis_url": "none",
             "upstreams": {"api": {"url": "http://api.test"}},

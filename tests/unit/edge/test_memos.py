@@ -17,7 +17,8 @@ from gateway.cache.memory import Memory
 from gateway.edge.protocol import GatewayProtocol
 from gateway.policy.entry import Entry
 from gateway.policy.vary import VaryIndex
-from tests.conftest import TurnedClock, Upstream, gateway
+from gateway.testing import StubUpstream, TurnedClock
+from tests.conftest import gateway
 from tests.support.edge_lines import Counted, Line, Pipe, asked
 
 GET = b"GET /o/1 HTTP/1.1\r\nHost: gateway.test\r\nAccept-Encoding: %b\r\nX-Request-ID: a\r\n\r\n"
@@ -30,7 +31,7 @@ class Site:
 
     def __init__(self, clock: TurnedClock, headers: dict[str, str] | None = None, **settings: str) -> None:
         told = {"cache-control": "max-age=60", "content-type": "text/plain"} | (headers or {})
-        self.upstream = Upstream(lambda _: httpx.Response(200, content=TEXT.encode(), headers=told))
+        self.upstream = StubUpstream(lambda _: httpx.Response(200, content=TEXT.encode(), headers=told))
         route = {"path": "/{path:path}", "upstream": "api", "ttl": "60s", "tags": ["t"]} | settings
         self.app: Gateway = gateway(self.upstream, {"rest": route}, clock=clock)
         self.app.engine._storing.jitter = lambda: 0.0

@@ -19,7 +19,8 @@ from gateway import create_app
 from gateway.context import RequestContext
 from gateway.edge.protocol import GatewayProtocol
 from gateway.observability.access_log import fields_of
-from tests.conftest import Upstream, gateway, served
+from gateway.testing import StubUpstream
+from tests.conftest import gateway, served
 from tests.support.edge_lines import GET, Counted, Line, asked
 from tests.support.raw import Connection, always, raw_upstream
 
@@ -27,7 +28,7 @@ NO_STORE = {"cache-control": "no-store"}
 
 
 def counted(**headers: str) -> Counted:
-    return Counted(gateway(Upstream(lambda _: httpx.Response(200, content=b"body", headers=NO_STORE | headers))))
+    return Counted(gateway(StubUpstream(lambda _: httpx.Response(200, content=b"body", headers=NO_STORE | headers))))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ async def test_a_handler_with_a_more_specific_path_keeps_its_requests() -> None:
     async def own(number: int) -> dict[str, int]:
         return {"own": number}
 
-    app = gateway(Upstream(lambda _: httpx.Response(200, content=b"body")))
+    app = gateway(StubUpstream(lambda _: httpx.Response(200, content=b"body")))
     app.router.routes.insert(0, router.routes[0])
     line = Line(Counted(app))
     assert b'{"own":1}' in await asked(line, GET % b"")
@@ -98,13 +99,13 @@ def mounted() -> list[BaseRoute]:
     ids=["included", "mount", "host", "unknown"],
 )
 async def test_a_mount_or_what_nobody_knows_keeps_its_requests(before: list[BaseRoute]) -> None:
-    app = gateway(Upstream(lambda _: httpx.Response(200, content=b"body", headers=NO_STORE)))
+    app = gateway(StubUpstream(lambda _: httpx.Response(200, content=b"body", headers=NO_STORE)))
     app.router.routes[:0] = before
     assert b"own /o/1" in await asked(Line(Counted(app)), GET % b"")
 
 
 async def test_below_no_mount_the_way_past_the_app_is_open() -> None:
-    app = gateway(Upstream(lambda _: httpx.Response(200, content=b"body", headers=NO_STORE)))
+    app = gateway(StubUpstream(lambda _: httpx.Response(200, content=b"body", headers=NO_STORE)))
     app.router.routes.insert(0, Mount("/other", answering_itself))
     counts = Counted(app)
     await asked(Line(counts), GET % b"")
@@ -116,7 +117,7 @@ async def test_a_chunked_answer_is_chunked_again_and_the_next_on_the_connection_
         for piece in (b"one", b"", b"two"):
             yield piece
 
-    app = Counted(gateway(Upstream(lambda _: httpx.Response(200, content=body(), headers=NO_STORE))))
+    app = Counted(gateway(StubUpstream(lambda _: httpx.Response(200, content=body(), headers=NO_STORE))))
     line = Line(app)
     for _ in range(2):
         answer = await asked(line, GET % b"")
@@ -142,7 +143,7 @@ async def test_a_head_that_is_asked_for_by_get_has_no_body_though_the_body_has_c
 
 
 async def test_a_client_that_leaves_ends_nothing_for_those_who_wait_for_the_same_fetch() -> None:
-    upstream = Upstream(lambda _: httpx.Response(200, content=b"body", headers={"cache-control": "max-age=60"}))
+    upstream = StubUpstream(lambda _: httpx.Response(200, content=b"body", headers={"cache-control": "max-age=60"}))
     app = Counted(gateway(upstream))
     upstream.gate.clear()
     first, second = Line(app), Line(app)
@@ -160,7 +161,9 @@ async def test_a_client_that_leaves_ends_nothing_for_those_who_wait_for_the_same
 
 
 async def test_pipelined_requests_are_answered_in_their_order() -> None:
-    app = Counted(gateway(Upstream(lambda request: httpx.Response(200, content=request.url.path, headers=NO_STORE))))
+    app = Counted(
+        gateway(StubUpstream(lambda request: httpx.Response(200, content=request.url.path, headers=NO_STORE)))
+    )
     line = Line(app)
     line.send(b"".join(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number for number in range(5)))
     answer = b""

@@ -15,7 +15,8 @@ from gateway.cache.redis.store import RedisStore
 from gateway.cache.shared_store import Read
 from gateway.cache.store import entry_name
 from gateway.policy.entry import decode_stored, encode
-from tests.conftest import TurnedClock, Upstream, gateway
+from gateway.testing import StubUpstream, TurnedClock
+from tests.conftest import gateway
 from tests.support.edge_lines import Counted, Line, masked
 
 
@@ -66,7 +67,7 @@ class Held:
 class Site:
     def __init__(self, store: RedisStore, *, memory: str = "0") -> None:
         self.store = Held(store)
-        self.upstream = Upstream(answer)
+        self.upstream = StubUpstream(answer)
         route = {"path": "/own/{id}", "upstream": "api", "ttl": "10s", "stale_while_revalidate": "20s"}
         self.clock = TurnedClock()
         self.app: Gateway = gateway(

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gateway.app.gateway import Gateway
-from tests.conftest import TurnedClock
+from gateway.testing import TurnedClock
 from tests.support.edge_lines import Both, Changing, Line, Side, asked, living, masked
 
 EXAMPLES = int(os.environ.get("EDGE_EXAMPLES", "300"))

@@ -20,7 +20,8 @@ from gateway.config.loader import load
 from gateway.explain.trace import Lifetime, Name, Trace, render
 from gateway.routing.cached_decorator import cached
 from gateway.server.embedded_redis import Embedded
-from tests.conftest import TurnedClock, Upstream, asking, gateway, json_answer
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import gateway, json_answer
 
 ROUTES: dict[str, Any] = {
     "item": {
@@ -41,8 +42,8 @@ ANY = ((b"accept", b"*/*"),)
 """What the tests' client sends with each request, as curl does."""
 
 
-def started(clock: TurnedClock, **headers: str) -> tuple[Gateway, Upstream]:
-    upstream = Upstream(json_answer(**headers))
+def started(clock: TurnedClock, **headers: str) -> tuple[Gateway, StubUpstream]:
+    upstream = StubUpstream(json_answer(**headers))
     return gateway(upstream, ROUTES, clock=clock), upstream
 
 
@@ -65,7 +66,7 @@ async def test_it_says_what_was_normalised_dropped_and_keyed(clock: TurnedClock)
 
 async def test_what_it_foretells_is_what_happens_and_nothing_is_asked_for_it(clock: TurnedClock) -> None:
     app, upstream = started(clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         for turn, decision, status in (
             (0, "miss", "gateway; fwd=miss"),
             (1, "hit", "gateway; hit; ttl="),
@@ -84,7 +85,7 @@ async def test_what_it_foretells_is_what_happens_and_nothing_is_asked_for_it(clo
 
 async def test_a_stored_answer_is_shown_with_its_age_and_windows(clock: TurnedClock) -> None:
     app, _ = started(clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/items/7")
         clock.turn(10)
         trace = await app.explain("GET", "/items/7", ANY)
@@ -97,12 +98,12 @@ async def test_a_stored_answer_is_shown_with_its_age_and_windows(clock: TurnedCl
 
 async def test_what_lies_in_redis_alone_is_shown_and_left_there(valkey: Embedded, clock: TurnedClock) -> None:
     prefix = f"{uuid4().hex}:"
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     one, two = (
         gateway(upstream, ROUTES, clock=clock, store=RedisStore(valkey.url, prefix=prefix, budget=1.0))
         for _ in range(2)
     )
-    async with asking(one) as client, asking(two):
+    async with running(one) as client, running(two):
         await client.get("/items/7")
         await one.engine.settle()
         trace = await two.explain("GET", "/items/7", ANY)
@@ -113,7 +114,7 @@ async def test_what_lies_in_redis_alone_is_shown_and_left_there(valkey: Embedded
 
 async def test_purges_are_shown_by_the_names_they_went_by(clock: TurnedClock) -> None:
     app, _ = started(clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/items/7")
         clock.turn(1)
         await app.purge(tags=["item:7"])
@@ -151,7 +152,7 @@ async def test_ways_past_the_cache_say_why(
 
 async def test_what_the_client_asked_for_is_said(clock: TurnedClock) -> None:
     app, _ = started(clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/items/7")
         clock.turn(5)
         trace = await app.explain("GET", "/items/7", (*ANY, (b"cache-control", b"max-age=3")))
@@ -162,7 +163,7 @@ async def test_what_the_client_asked_for_is_said(clock: TurnedClock) -> None:
 
 async def test_a_route_that_follows_its_upstream_says_what_the_upstream_stated(clock: TurnedClock) -> None:
     app, _ = started(clock, cache_control="max-age=60, must-revalidate", vary="accept-language")
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/other", headers={"accept-language": "fr"})
         trace = await app.explain("GET", "/other", ((b"accept-language", b"fr"),))
     assert trace.ttl is not None
@@ -185,8 +186,8 @@ async def test_the_ttl_is_told_with_who_set_it_and_what_that_overruled(clock: Tu
     file = tmp_path / "gateway.yaml"
     file.write_text(FILE)
     loaded = load(file, environ={"GATEWAY_ROUTES__ITEM__TTL": "10s"}, dotenv=None)
-    app = create_app(loaded, transport=Upstream(json_answer(cache_control="max-age=60")), clock=clock)
-    async with asking(app) as client:
+    app = create_app(loaded, transport=StubUpstream(json_answer(cache_control="max-age=60")), clock=clock)
+    async with running(app) as client:
         await client.get("/items/7")
         trace = await app.explain("GET", "/items/7", ANY)
     assert trace.ttl is not None
@@ -237,7 +238,7 @@ def test_the_text_says_of_a_path_without_route_that_there_is_none() -> None:
 
 async def test_the_text_tells_the_windows_of_what_is_stored(clock: TurnedClock) -> None:
     app, _ = started(clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/items/7")
         clock.turn(31)
         text = render(await app.explain("GET", "/items/7", ANY))
@@ -263,9 +264,9 @@ HOME: dict[str, Any] = {
 
 
 async def test_an_aggregate_is_explained_with_its_parts(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     app = gateway(upstream, HOME, clock=clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         before = await app.explain("GET", "/home/7", ANY)
         assert (before.route, before.decision) == ("home", "join")
         assert upstream.asked == 0
@@ -321,14 +322,14 @@ async def what_time_it_is() -> str:
 
 
 def with_handlers(clock: TurnedClock) -> Gateway:
-    app = gateway(Upstream(json_answer()), {"item": ROUTES["item"]}, clock=clock)
+    app = gateway(StubUpstream(json_answer()), {"item": ROUTES["item"]}, clock=clock)
     app.include_router(SUMS)
     return app
 
 
 async def test_a_cached_handler_is_explained_like_a_route(clock: TurnedClock) -> None:
     app = with_handlers(clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         before = await app.explain("GET", "/sums/4?z=1&b=3", ANY)
         await client.get("/sums/4?b=3")
         clock.turn(5)
@@ -354,7 +355,7 @@ async def test_a_handler_that_is_not_cached_says_so(clock: TurnedClock) -> None:
 
 
 async def test_a_declared_route_stands_before_a_router_that_was_included_later(clock: TurnedClock) -> None:
-    app = gateway(Upstream(json_answer()), ROUTES, clock=clock)
+    app = gateway(StubUpstream(json_answer()), ROUTES, clock=clock)
     router = APIRouter()
 
     @router.get("/time")
@@ -364,7 +365,7 @@ async def test_a_declared_route_stands_before_a_router_that_was_included_later(c
     app.include_router(router)
     trace = await app.explain("GET", "/time")
     assert (trace.route, trace.lost) == ("rest", ("time (/time)",))
-    async with asking(app) as client:
+    async with running(app) as client:
         assert (await client.get("/time")).json() == {"n": 1}
 
 
@@ -415,13 +416,13 @@ async def test_whatever_a_client_asks_is_foretold_as_it_happens(
     clock: TurnedClock, method: str, target: str, headers: dict[str, str], decision: str, status: int | None
 ) -> None:
     app = gateway(
-        Upstream(json_answer(etag=AT_REST)),
+        StubUpstream(json_answer(etag=AT_REST)),
         {"item": ROUTES["item"], **HOME},
         clock=clock,
         cors={"allow_origins": [ORIGIN]},
     )
     app.include_router(SUMS)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/items/7")
         fields = tuple((name.encode(), value.encode()) for name, value in headers.items())
         trace = await app.explain(method, target, (*ANY, *fields))
@@ -441,8 +442,8 @@ async def test_whatever_a_client_asks_is_foretold_as_it_happens(
 
 
 async def test_the_client_reads_what_its_condition_or_range_comes_to(clock: TurnedClock) -> None:
-    app = gateway(Upstream(json_answer(etag=AT_REST)), ROUTES, clock=clock)
-    async with asking(app) as client:
+    app = gateway(StubUpstream(json_answer(etag=AT_REST)), ROUTES, clock=clock)
+    async with running(app) as client:
         await client.get("/items/7")
         for header, target, said in (
             ((b"if-none-match", AT_REST.encode()), "/items/7", "If-None-Match: the client has it, so 304"),
@@ -462,8 +463,8 @@ async def test_of_a_negative_answer_its_own_ttl_is_told(clock: TurnedClock, tmp_
     file = tmp_path / "gateway.yaml"
     file.write_text(FILE)
     loaded = load(file, environ={"GATEWAY_ROUTES__ITEM__NEGATIVE_TTL": "7s"}, dotenv=None)
-    app = create_app(loaded, transport=Upstream(lambda request: httpx.Response(404, json={})), clock=clock)
-    async with asking(app) as client:
+    app = create_app(loaded, transport=StubUpstream(lambda request: httpx.Response(404, json={})), clock=clock)
+    async with running(app) as client:
         await client.get("/items/7")
         trace = await app.explain("GET", "/items/7", ANY)
     assert (trace.decision, trace.status) == ("hit", 404)
@@ -475,8 +476,8 @@ async def test_of_a_negative_answer_its_own_ttl_is_told(clock: TurnedClock, tmp_
 
 
 async def test_other_variants_are_told_of_a_miss(clock: TurnedClock) -> None:
-    app = gateway(Upstream(json_answer(vary="Accept-Language", cache_control="max-age=60")), ROUTES, clock=clock)
-    async with asking(app) as client:
+    app = gateway(StubUpstream(json_answer(vary="Accept-Language", cache_control="max-age=60")), ROUTES, clock=clock)
+    async with running(app) as client:
         await client.get("/news", headers={"accept-language": "de"})
     trace = await app.explain("GET", "/news", (*ANY, (b"accept-language", b"fr")))
     assert trace.decision == "miss"
@@ -485,7 +486,7 @@ async def test_other_variants_are_told_of_a_miss(clock: TurnedClock) -> None:
 
 async def test_while_a_failed_upstream_rests_the_stale_answer_is_foretold(clock: TurnedClock) -> None:
     app, upstream = started(clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/items/7")
         clock.turn(200)
         upstream.answer = lambda request: httpx.Response(500)
@@ -498,12 +499,12 @@ async def test_while_a_failed_upstream_rests_the_stale_answer_is_foretold(clock:
 
 async def test_what_memory_has_too_old_is_looked_for_in_redis(valkey: Embedded, clock: TurnedClock) -> None:
     prefix = f"{uuid4().hex}:"
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     one, two = (
         gateway(upstream, ROUTES, clock=clock, store=RedisStore(valkey.url, prefix=prefix, budget=1.0))
         for _ in range(2)
     )
-    async with asking(one) as client, asking(two) as other:
+    async with running(one) as client, running(two) as other:
         await client.get("/items/7")
         await one.engine.settle()
         await other.get("/items/7")

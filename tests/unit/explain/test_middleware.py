@@ -15,7 +15,7 @@ from gateway.config.loader import load
 from gateway.explain.middleware import MOST_BYTES, encoded
 from gateway.explain.trace import Trace
 from gateway.observability.access_log import JsonAccessLog
-from tests.conftest import TurnedClock, Upstream, asking
+from gateway.testing import StubUpstream, TurnedClock, running
 from tests.support.edge_lines import GET, Counted, Line, asked
 from tests.unit.cache.test_engine import status_of
 
@@ -27,7 +27,7 @@ CONFIG: dict[str, Any] = {
 TOKEN = {"gateway-explain": "secret"}
 
 
-class Seeing(Upstream):
+class Seeing(StubUpstream):
     """An upstream that remembers the headers it was sent."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Seeing(Upstream):
         return await super().handle_async_request(request)
 
 
-def gateway_with(tmp_path: Path, upstream: Upstream, *, token: str | None = "secret", **given: Any) -> Gateway:
+def gateway_with(tmp_path: Path, upstream: StubUpstream, *, token: str | None = "secret", **given: Any) -> Gateway:
     path = tmp_path / "gateway.yaml"
     path.write_text(json.dumps(CONFIG))
     loaded = load(path, environ={"GATEWAY_ADMIN_TOKEN": token} if token else {}, dotenv=None)
@@ -54,7 +54,7 @@ def told(response: httpx.Response) -> dict[str, Any]:
 
 
 async def test_a_request_with_the_token_tells_why_it_is_answered_so(tmp_path: Path) -> None:
-    async with asking(gateway_with(tmp_path, Seeing())) as client:
+    async with running(gateway_with(tmp_path, Seeing())) as client:
         first = await client.get("/a?b=2&a=1", headers=TOKEN)
         second = await client.get("/a?b=2&a=1", headers=TOKEN)
     assert (told(first)["request"], told(first)["route"]) == ("GET /a?b=2&a=1", "rest")
@@ -68,7 +68,7 @@ async def test_a_request_with_the_token_tells_why_it_is_answered_so(tmp_path: Pa
 
 async def test_the_header_reaches_no_upstream_no_key_and_no_log(tmp_path: Path) -> None:
     upstream, file = Seeing(), io.BytesIO()
-    async with asking(gateway_with(tmp_path, upstream, log=JsonAccessLog(file))) as client:
+    async with running(gateway_with(tmp_path, upstream, log=JsonAccessLog(file))) as client:
         for method in ("GET", "POST"):
             for headers in (TOKEN, {"gateway-explain": "wrong-guess"}, {}):
                 await client.request(method, "/a", headers=headers)
@@ -80,7 +80,7 @@ async def test_the_header_reaches_no_upstream_no_key_and_no_log(tmp_path: Path) 
 
 
 async def test_without_the_right_token_nothing_is_told(tmp_path: Path) -> None:
-    async with asking(gateway_with(tmp_path, Seeing())) as client:
+    async with running(gateway_with(tmp_path, Seeing())) as client:
         for given in ("", "secre", "secret2", "Bearer secret"):
             response = await client.get("/a", headers={"gateway-explain": given})
             assert response.status_code == 200
@@ -91,14 +91,14 @@ async def test_without_the_right_token_nothing_is_told(tmp_path: Path) -> None:
 
 
 async def test_without_a_token_of_the_gateways_nothing_is_told(tmp_path: Path) -> None:
-    async with asking(gateway_with(tmp_path, Seeing(), token=None)) as client:
+    async with running(gateway_with(tmp_path, Seeing(), token=None)) as client:
         for given in ("", "secret", "None"):
             response = await client.get("/a", headers={"gateway-explain": given})
             assert "gateway-explained" not in response.headers
 
 
 async def test_whoever_guesses_is_told_nothing_for_a_minute(tmp_path: Path) -> None:
-    async with asking(gateway_with(tmp_path, Seeing())) as client:
+    async with running(gateway_with(tmp_path, Seeing())) as client:
         for number in range(10):
             await client.get("/a", headers={"gateway-explain": f"guess {number}"})
         response = await client.get("/a", headers=TOKEN)

@@ -43,7 +43,8 @@ from gateway.fastapi_cache2.backend import GatewayBackend, register, unregister
 from gateway.fastapi_cache2.coder import GatewayCoder
 from gateway.policy.entry import decode_stored, encode
 from gateway.server.embedded_redis import Embedded
-from tests.conftest import TurnedClock, asking, gateway
+from gateway.testing import TurnedClock, running
+from tests.conftest import gateway
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "moving-from-fastapi-cache2.md"
 Include = Callable[[APIRouter], list[str]]
@@ -74,7 +75,7 @@ async def shop(
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a gateway that includes the router."""
     app = gateway(routes={}, include=include(router), clock=clock, store=store, redis_budget="1s")
-    async with asking(app) as client:
+    async with running(app) as client:
         yield client
 
 
@@ -590,7 +591,7 @@ async def test_what_is_stored_after_a_clear_is_a_hit() -> None:
 
 async def test_the_gateways_own_purge_of_a_tag_clears_the_namespace_of_that_name(include: Include) -> None:
     app = gateway(routes={}, include=include(APIRouter()))
-    async with asking(app):
+    async with running(app):
         backend = GatewayBackend(app.engine)
         for key in KEYS:
             await backend.set(key, b"v", 30)
@@ -725,7 +726,7 @@ async def test_two_gateways_on_one_redis_share_their_entries(include: Include, v
 @contextlib.asynccontextmanager
 async def replica(store: RedisStore) -> AsyncIterator[GatewayBackend]:
     app = gateway(routes={}, store=store, redis_budget="1s")
-    async with asking(app):
+    async with running(app):
         yield GatewayBackend(app.engine, budget=1.0)
 
 
@@ -977,7 +978,7 @@ def both(include: Include, add: Callable[[APIRouter, Decorate], None]) -> list[s
 
 
 async def asked_of_both(included: list[str], ask: Callable[[httpx.AsyncClient, str], Any]) -> tuple[Any, Any]:
-    async with asking(gateway(routes={}, include=included)) as client:
+    async with running(gateway(routes={}, include=included)) as client:
         return await ask(client, "/theirs"), await ask(client, "/ours")
 
 
@@ -999,7 +1000,7 @@ async def test_requests_at_once_share_one_call_of_cached_alone(include: Include)
 
     included = both(include, add)
     app = gateway(routes={}, include=included)
-    async with asking(app) as client:
+    async with running(app) as client:
         waiting = [asyncio.ensure_future(client.get(path)) for path in ("/theirs", "/ours") for _ in range(5)]
         while counters[0].calls < 5 or sum(flight.waiting for flight in app.engine.flights.values()) < 5:
             await asyncio.sleep(0)

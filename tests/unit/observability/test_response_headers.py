@@ -11,7 +11,7 @@ from gateway.context import LOCAL, Outcome, PartSaid, RequestContext, Result
 from gateway.edge.head_template import Ending, closing, head_of, lines_of, template_of
 from gateway.observability import response_headers
 from gateway.observability.response_headers import Field, Texts, complete, diagnostics, in_milliseconds
-from tests.conftest import TurnedClock
+from gateway.testing import TurnedClock
 from tests.support.edge_lines import Changing, Side
 from tests.unit.edge.test_splice import lose_wholes
 

@@ -23,7 +23,8 @@ from gateway.app.gateway import create_app
 from gateway.edge.protocol import GatewayProtocol
 from gateway.observability.access_log import silent
 from gateway.observability.tracing import Tracing, redacted, tracing_of_environment
-from tests.conftest import TurnedClock, Upstream, asking, gateway, json_answer, served
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import gateway, json_answer, served
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -43,7 +44,7 @@ class Seen:
         return [span for span in self.exporter.get_finished_spans() if span.kind is kind]
 
 
-def traced(seen: Seen, upstream: Upstream, routes: dict[str, Any], **more: Any) -> Any:
+def traced(seen: Seen, upstream: StubUpstream, routes: dict[str, Any], **more: Any) -> Any:
     config = {"redis_url": "none", "upstreams": {"api": {"url": "http://api.test"}}, "routes": routes, **more}
     return create_app(config, transport=upstream, clock=TurnedClock(), log=silent, tracing=seen.tracing)
 
@@ -52,8 +53,8 @@ def traced(seen: Seen, upstream: Upstream, routes: dict[str, Any], **more: Any) 
 
 
 async def test_a_client_s_traceparent_goes_to_the_upstream_of_a_route_with_its_own_ttl() -> None:
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream, OWN)) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream, OWN)) as client:
         await client.get("/item/1", headers={"traceparent": PARENT, "tracestate": "vendor=anything"})
     assert upstream.requests[0].headers["traceparent"] == PARENT
     assert "tracestate" not in upstream.requests[0].headers
@@ -71,25 +72,25 @@ async def test_a_client_s_traceparent_goes_to_the_upstream_of_a_route_with_its_o
     ],
 )
 async def test_what_is_no_traceparent_goes_nowhere(given: str) -> None:
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream, OWN)) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream, OWN)) as client:
         await client.get("/item/1", headers={"traceparent": given})
         await client.get("/item/2", headers=[("traceparent", PARENT), ("traceparent", PARENT)])
     assert all("traceparent" not in request.headers for request in upstream.requests)
 
 
 async def test_one_request_s_trace_is_not_the_next_one_s() -> None:
-    upstream = Upstream(json_answer())
-    async with asking(gateway(upstream, OWN)) as client:
+    upstream = StubUpstream(json_answer())
+    async with running(gateway(upstream, OWN)) as client:
         await client.get("/item/1", headers={"traceparent": PARENT})
         await client.get("/item/2")
     assert "traceparent" not in upstream.requests[1].headers
 
 
 async def test_parts_belong_to_the_trace_of_the_request_that_they_are_fetched_for() -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     parts = {"a": {"upstream": "api", "path": "/a", "ttl": "1m"}, "b": {"upstream": "api", "path": "/b", "ttl": "1m"}}
-    async with asking(gateway(upstream, {"home": {"path": "/home", "parts": parts}})) as client:
+    async with running(gateway(upstream, {"home": {"path": "/home", "parts": parts}})) as client:
         await client.get("/home", headers={"traceparent": PARENT})
     assert [request.headers["traceparent"] for request in upstream.requests] == [PARENT, PARENT]
 
@@ -98,8 +99,8 @@ async def test_parts_belong_to_the_trace_of_the_request_that_they_are_fetched_fo
 
 
 async def test_a_miss_has_a_span_and_its_call_one_within_it() -> None:
-    seen, upstream = Seen(), Upstream(json_answer())
-    async with asking(traced(seen, upstream, OWN)) as client:
+    seen, upstream = Seen(), StubUpstream(json_answer())
+    async with running(traced(seen, upstream, OWN)) as client:
         await client.get("/item/1?token=secret", headers={"traceparent": PARENT})
     (request,), (call,) = seen.of(SpanKind.SERVER), seen.of(SpanKind.CLIENT)
     assert request.context is not None
@@ -135,7 +136,7 @@ async def test_a_miss_has_a_span_and_its_call_one_within_it() -> None:
 
 async def test_a_hit_in_the_app_has_a_span_and_no_call() -> None:
     seen = Seen()
-    async with asking(traced(seen, Upstream(json_answer()), OWN)) as client:
+    async with running(traced(seen, StubUpstream(json_answer()), OWN)) as client:
         await client.get("/item/1")
         await client.get("/item/1")
     first, second = seen.of(SpanKind.SERVER)
@@ -147,8 +148,8 @@ async def test_a_hit_in_the_app_has_a_span_and_no_call() -> None:
 async def test_a_refresh_behind_is_a_trace_of_its_own_linked_to_the_request() -> None:
     seen, clock = Seen(), TurnedClock()
     config = {"redis_url": "none", "upstreams": {"api": {"url": "http://api.test"}}, "routes": OWN}
-    app = create_app(config, transport=Upstream(json_answer()), clock=clock, log=silent, tracing=seen.tracing)
-    async with asking(app) as client:
+    app = create_app(config, transport=StubUpstream(json_answer()), clock=clock, log=silent, tracing=seen.tracing)
+    async with running(app) as client:
         await client.get("/item/1")
         clock.turn(60)
         await client.get("/item/1")
@@ -165,7 +166,7 @@ async def test_a_failed_call_says_how_it_failed() -> None:
         raise httpx.ConnectError("no")
 
     seen = Seen()
-    async with asking(traced(seen, Upstream(fails), OWN)) as client:
+    async with running(traced(seen, StubUpstream(fails), OWN)) as client:
         answer = await client.get("/item/1")
     (request,), (call,) = seen.of(SpanKind.SERVER), seen.of(SpanKind.CLIENT)
     assert answer.status_code == 502
@@ -177,7 +178,9 @@ async def test_a_failed_call_says_how_it_failed() -> None:
 async def test_parts_are_told_in_the_span() -> None:
     seen = Seen()
     parts = {"a": {"upstream": "api", "path": "/a", "ttl": "1m"}}
-    async with asking(traced(seen, Upstream(json_answer()), {"home": {"path": "/home", "parts": parts}})) as client:
+    async with running(
+        traced(seen, StubUpstream(json_answer()), {"home": {"path": "/home", "parts": parts}})
+    ) as client:
         await client.get("/home")
     (request,) = seen.of(SpanKind.SERVER)
     assert (request.attributes or {})["gateway.part.a"] == "miss"
@@ -185,7 +188,7 @@ async def test_parts_are_told_in_the_span() -> None:
 
 async def test_an_edge_hit_has_no_span_unless_its_client_names_a_trace() -> None:
     seen = Seen()
-    app = traced(seen, Upstream(json_answer()), OWN)
+    app = traced(seen, StubUpstream(json_answer()), OWN)
     async with served(app, http=GatewayProtocol, proxy_headers=False) as url, httpx.AsyncClient(base_url=url) as client:
         for _ in range(4):
             await client.get("/item/1")
@@ -261,7 +264,7 @@ async def test_spans_go_to_the_collector_that_the_environment_names(
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
     monkeypatch.setenv("OTEL_SERVICE_NAME", "shop-gateway")
-    async with asking(gateway(Upstream(json_answer()), OWN)) as client:
+    async with running(gateway(StubUpstream(json_answer()), OWN)) as client:
         await client.get("/item/1")
     # The app has stopped: what was left was sent.
     assert await asyncio.to_thread(collector.came.wait, 10)

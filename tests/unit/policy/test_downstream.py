@@ -10,7 +10,8 @@ import pytest
 from gateway.edge.protocol import GatewayProtocol
 from gateway.policy.downstream import NOTHING, Downstream, with_private
 from gateway.policy.keys import Keying
-from tests.conftest import TurnedClock, Upstream, asking, gateway, served
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import gateway, served
 from tests.support.edge_lines import Changing, Side
 from tests.support.kinds import ROUTES, ROWS, SESSION, SESSIONS, behind, handlers, part, route, said_of
 from tests.unit.edge.test_splice import lose_wholes
@@ -165,10 +166,10 @@ async def test_fresh_stale_revalidated_and_joined_answers_say_the_same(
 
 
 async def test_a_collapsed_answer_says_what_the_others_do() -> None:
-    upstream = Upstream(lambda _: httpx.Response(200, json={}))
+    upstream = StubUpstream(lambda _: httpx.Response(200, json={}))
     upstream.gate.clear()
     app = gateway(upstream, {"session": route("/session", **SESSION)})
-    async with asking(app) as client:
+    async with running(app) as client:
         both = [asyncio.ensure_future(client.get("/session", headers=SESSIONS[0])) for _ in range(2)]
         await upstream.came.acquire()
         upstream.gate.set()

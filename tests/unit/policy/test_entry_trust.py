@@ -12,7 +12,8 @@ import pytest
 from gateway.app.gateway import Gateway
 from gateway.cache.redis.store import RedisStore
 from gateway.policy.entry import Entry, decode_stored, encode
-from tests.conftest import Upstream, asking, gateway, json_answer
+from gateway.testing import StubUpstream, running
+from tests.conftest import gateway, json_answer
 
 SECRET = "a secret of the replicas"
 Spoil = Callable[[bytes, Entry], bytes]
@@ -42,13 +43,13 @@ SPOILED: dict[str, Spoil] = {
 }
 
 
-def made(upstream: Upstream, store: RedisStore) -> Gateway:
+def made(upstream: StubUpstream, store: RedisStore) -> Gateway:
     routes = {"item": {"path": "/item/{id}", "upstream": "api", "ttl": "60s"}}
     return gateway(upstream, routes, store=store, redis_secret=SECRET, redis_budget="2s")
 
 
 async def asked(app: Gateway) -> httpx.Response:
-    async with asking(app) as client:
+    async with running(app) as client:
         answer = await client.get("/item/1")
         await app.engine.settle()
         return answer
@@ -65,7 +66,7 @@ async def the_record(store: RedisStore) -> str:
 
 
 async def test_a_sealed_record_is_read_by_another_replica(redis_store: RedisStore) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     await asked(made(upstream, store_of(redis_store)))
     data = await redis_store._client.get(await the_record(redis_store))
     assert decode_stored(data, "api\n/item/1\naccept:*/*", SECRET.encode()) is not None
@@ -78,7 +79,7 @@ async def test_a_sealed_record_is_read_by_another_replica(redis_store: RedisStor
 async def test_a_record_that_is_not_ours_is_a_counted_miss(
     redis_store: RedisStore, spoil: Spoil, life: int | None
 ) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     await asked(made(upstream, store_of(redis_store)))
     name = await the_record(redis_store)
     data = await redis_store._client.get(name)
@@ -95,7 +96,7 @@ async def test_a_record_that_is_not_ours_is_a_counted_miss(
 
 
 async def test_a_value_of_another_type_is_a_miss_too(redis_store: RedisStore) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     await asked(made(upstream, store_of(redis_store)))
     name = await the_record(redis_store)
     await redis_store._client.delete(name)
@@ -105,7 +106,7 @@ async def test_a_value_of_another_type_is_a_miss_too(redis_store: RedisStore) ->
 
 
 async def test_an_old_record_kept_for_ever_by_redis_is_judged_by_its_own_age(redis_store: RedisStore) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     await asked(made(upstream, store_of(redis_store)))
     name = await the_record(redis_store)
     stored = decode_stored(await redis_store._client.get(name), "api\n/item/1\naccept:*/*", SECRET.encode())

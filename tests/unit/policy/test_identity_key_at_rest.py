@@ -30,7 +30,8 @@ from gateway.explain.trace import render
 from gateway.observability.access_log import JsonAccessLog
 from gateway.policy.identity_key import UNKEYED
 from gateway.server.embedded_redis import Embedded
-from tests.conftest import TurnedClock, Upstream, asking, gateway, served
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import gateway, served
 from tests.support.edge_lines import Counted, Line, asked
 
 CANARY = "cAnArY/7f3b+q=="
@@ -192,7 +193,7 @@ async def test_a_credential_is_found_nowhere_but_upstream(
     path = tmp_path / "gateway.yaml"
     path.write_bytes(orjson.dumps(config))
     loaded = load(path, environ={"GATEWAY_ADMIN_TOKEN": "admin-token"}, dotenv=None)
-    log, api = io.BytesIO(), Upstream(answer)
+    log, api = io.BytesIO(), StubUpstream(answer)
     store = RedisStore(valkey.url, prefix=f"{uuid4().hex}:", budget=2.0)
     await store._client.flushdb()
     app = create_app(loaded, transport=api, store=store, log=JsonAccessLog(log))
@@ -225,7 +226,7 @@ async def test_a_credential_is_found_nowhere_but_upstream(
                     assert trace not in text, (form, name, text)
 
     if way == "app":
-        async with asking(app) as client:
+        async with running(app) as client:
             await asked(client)
     else:
         async with (
@@ -242,8 +243,8 @@ def test_the_audit_list_has_the_purge_of_a_url_without_the_credentials_in_it() -
 
 async def test_the_edge_makes_the_same_digests_as_the_app() -> None:
     """Else it would miss what the app stored."""
-    app = gateway(Upstream(answer), ROUTES, clock=TurnedClock())
-    async with asking(app):
+    app = gateway(StubUpstream(answer), ROUTES, clock=TurnedClock())
+    async with running(app):
         counted = Counted(app)
         line = Line(counted)
         for target in ("/authorization", "/follows", "/query?api_key=1", "/whole"):

@@ -14,7 +14,8 @@ from gateway.http.codings import tag_of
 from gateway.policy.preconditions import as_given, as_known, own_tags, settled, without_own
 from gateway.policy.validation import own_tag
 from gateway.routing.cached_decorator import cached
-from tests.conftest import Upstream, asking, gateway, served
+from gateway.testing import StubUpstream, running
+from tests.conftest import gateway, served
 
 TEXT = b'{"name":"value"},' * 400
 GZIP, BR = tag_of(b'"v1"', "gzip").decode(), tag_of(b'"v1"', "br").decode()
@@ -37,7 +38,7 @@ def fields(**given: str) -> list[tuple[bytes, bytes]]:
     return [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in given.items()]
 
 
-def resource(**headers: str) -> Upstream:
+def resource(**headers: str) -> StubUpstream:
     """TEXT under every path, with these headers; writes succeed. A 304 where `If-None-Match` names its tag."""
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -47,21 +48,21 @@ def resource(**headers: str) -> Upstream:
             return httpx.Response(304, headers=headers)
         return httpx.Response(200, content=TEXT, headers={"content-type": "application/json", **headers})
 
-    return Upstream(answer)
+    return StubUpstream(answer)
 
 
 @asynccontextmanager
-async def client_of(upstream: Upstream, *, on_the_wire: bool = False) -> AsyncIterator[httpx.AsyncClient]:
+async def client_of(upstream: StubUpstream, *, on_the_wire: bool = False) -> AsyncIterator[httpx.AsyncClient]:
     app = gateway(upstream, {"rest": {"path": "/{path:path}", "upstream": "api", "ttl": "60s"}})
     if not on_the_wire:
-        async with asking(app) as client:
+        async with running(app) as client:
             yield client
         return
     async with served(app, http="gateway.edge:GatewayProtocol") as url, httpx.AsyncClient(base_url=url) as client:
         yield client
 
 
-def sent(upstream: Upstream, name: str) -> list[str]:
+def sent(upstream: StubUpstream, name: str) -> list[str]:
     return upstream.requests[-1].headers.get_list(name)
 
 
@@ -153,7 +154,7 @@ async def test_a_handler_that_writes_is_given_the_tag_of_the_handler_that_reads(
 
     app = gateway(None, {}, include=[])
     app.include_router(router)
-    async with asking(app) as client:
+    async with running(app) as client:
         for _ in range(2):
             answer = await client.get("/doc", headers={"accept-encoding": "gzip"})
             await app.engine.settle()
@@ -164,7 +165,7 @@ async def test_a_handler_that_writes_is_given_the_tag_of_the_handler_that_reads(
 # --- the gateway's own tags --------------------------------------------------------------------------------
 
 
-async def write(upstream: Upstream, name: str, listed: str, **headers: str) -> tuple[int, list[list[str]]]:
+async def write(upstream: StubUpstream, name: str, listed: str, **headers: str) -> tuple[int, list[list[str]]]:
     """The status of a PUT on this condition, and what of the condition the requests had that reached the upstream."""
     async with client_of(upstream) as client:
         answer = await client.put("/doc", headers={name: listed, **headers}, content=b"{}")
@@ -221,7 +222,7 @@ async def test_the_question_is_asked_without_the_writers_credentials_and_conditi
 
 @pytest.mark.parametrize(("status", "told"), [(404, 412), (503, 502)])
 async def test_what_is_not_there_has_no_tag_and_a_failure_is_told_as_one(status: int, told: int) -> None:
-    upstream = Upstream(lambda request: httpx.Response(status if request.method == "GET" else 200))
+    upstream = StubUpstream(lambda request: httpx.Response(status if request.method == "GET" else 200))
     assert await write(upstream, "if-match", OWN) == (told, [])
 
 

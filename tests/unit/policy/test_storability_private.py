@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from gateway.policy.keys import Keying, plan
 from gateway.policy.rules import PLAIN, CachePolicy
 from gateway.policy.storability import Admit, ReceivedResponse, Refuse, admit
-from tests.conftest import TurnedClock, Upstream, asking, gateway
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import gateway
 from tests.support.edge_lines import Counted, Line, asked
 
 ONE, TWO = {"authorization": "Bearer 1"}, {"authorization": "Bearer 2"}
@@ -31,7 +32,7 @@ ROUTES: dict[str, Any] = {
 }
 
 
-class Personal(Upstream):
+class Personal(StubUpstream):
     """Answers with what it was told of who asks."""
 
     def __init__(self, **headers: str) -> None:
@@ -59,7 +60,7 @@ async def test_a_private_answer_is_stored_for_its_user_alone(
     path: str, one: dict[str, str], two: dict[str, str], clock: TurnedClock
 ) -> None:
     upstream = Personal()
-    async with asking(gateway(upstream, ROUTES, clock=clock)) as client:
+    async with running(gateway(upstream, ROUTES, clock=clock)) as client:
         answers = [await client.get(path, headers=fields) for fields in (one, two, one)]
         assert answers[0].text == answers[2].text != answers[1].text
         assert answers[2].headers["cache-status"].startswith("gateway; hit")
@@ -83,7 +84,7 @@ async def test_a_private_answer_is_not_stored_where_the_key_does_not_hold_all_th
     path: str, fields: dict[str, str]
 ) -> None:
     upstream = Personal()
-    async with asking(gateway(upstream, ROUTES)) as client:
+    async with running(gateway(upstream, ROUTES)) as client:
         for _ in range(3):
             await client.get(path, headers=fields)
     assert upstream.asked == 3
@@ -91,7 +92,7 @@ async def test_a_private_answer_is_not_stored_where_the_key_does_not_hold_all_th
 
 async def test_a_private_answer_that_varies_on_the_identity_is_stored_for_it() -> None:
     upstream = Personal(vary="X-API-Key")
-    async with asking(gateway(upstream, ROUTES)) as client:
+    async with running(gateway(upstream, ROUTES)) as client:
         texts = [(await client.get("/varies", headers=fields)).text for fields in (API_KEY, OTHER_KEY, API_KEY)]
     assert texts[0] == texts[2] != texts[1]
     assert upstream.asked == 2
@@ -110,7 +111,7 @@ async def test_a_private_answer_that_varies_on_the_identity_is_stored_for_it() -
 @pytest.mark.parametrize("path", ["/authorization", "/follows"])
 async def test_what_may_not_be_stored_for_its_user_either_is_not(path: str, headers: dict[str, str]) -> None:
     upstream = Personal(**headers)
-    async with asking(gateway(upstream, ROUTES)) as client:
+    async with running(gateway(upstream, ROUTES)) as client:
         answers = [await client.get(path, headers=ONE) for _ in range(3)]
     assert upstream.asked == 3
     assert [answer.headers.get("set-cookie") for answer in answers] == [headers.get("set-cookie")] * 3
@@ -118,7 +119,7 @@ async def test_what_may_not_be_stored_for_its_user_either_is_not(path: str, head
 
 async def test_fields_that_an_answer_calls_private_are_not_stored_even_for_their_user() -> None:
     upstream = Personal(**{"cache-control": 'private="x-secret", max-age=60', "x-secret": "1"})
-    async with asking(gateway(upstream, ROUTES)) as client:
+    async with running(gateway(upstream, ROUTES)) as client:
         first, second = [await client.get("/authorization", headers=ONE) for _ in range(2)]
     assert second.headers["cache-status"].startswith("gateway; hit")
     assert "x-secret" not in second.headers
@@ -128,7 +129,7 @@ async def test_fields_that_an_answer_calls_private_are_not_stored_even_for_their
 async def test_with_authorization_in_the_key_an_answer_need_not_say_that_it_is_public() -> None:
     """RFC 9111 §3.5 forbids to give one user's answer to another; the key tells them apart."""
     upstream = Personal(**{"cache-control": "max-age=60"})
-    async with asking(gateway(upstream, ROUTES)) as client:
+    async with running(gateway(upstream, ROUTES)) as client:
         texts = [(await client.get("/follows", headers=fields)).text for fields in (ONE, TWO, ONE, TWO)]
         await client.get("/origin", headers=ONE)
         await client.get("/origin", headers=ONE)
@@ -141,7 +142,7 @@ async def test_a_part_that_is_private_is_stored_for_its_user_and_its_whole_says_
     upstream = Personal()
     part = {"upstream": "api", "path": "/mine", "ttl": "60s", "authorization": "key"}
     parts = {"mine": part, "all": {**part, "path": "/all", "authorization": "ignore"}}
-    async with asking(gateway(upstream, {"whole": {"path": "/whole", "parts": parts}})) as client:
+    async with running(gateway(upstream, {"whole": {"path": "/whole", "parts": parts}})) as client:
         answers = [await client.get("/whole", headers=fields) for fields in (ONE, TWO, ONE)]
     mine = [answer.json()["mine"][0] for answer in answers]
     assert mine == ["Bearer 1", "Bearer 2", "Bearer 1"]
@@ -155,7 +156,7 @@ async def test_a_part_that_is_private_is_stored_for_its_user_and_its_whole_says_
 async def test_the_edge_answers_each_user_with_its_own() -> None:
     upstream = Personal()
     app = gateway(upstream, ROUTES, clock=TurnedClock())
-    async with asking(app):
+    async with running(app):
         counted = Counted(app)
         line = Line(counted)
 

@@ -9,7 +9,8 @@ import pytest
 
 from gateway.cache.redis.store import RedisStore
 from gateway.server.embedded_redis import Embedded
-from tests.conftest import TurnedClock, Upstream, asking, gateway
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import gateway
 
 STRONG = {"etag": '"v1"'}
 WEAK = {"etag": 'W/"v1"'}
@@ -17,7 +18,7 @@ DATED = {"last-modified": "Fri, 15 Jan 2027 07:00:00 GMT"}
 WINDOWS = "max-age=10, stale-while-revalidate=60, stale-if-error=60"
 
 
-class Deployed(Upstream):
+class Deployed(StubUpstream):
     """An upstream whose answers are in the language that `X-Lang` names; what it says of that changes by deployments.
 
     It takes every condition for true: whoever validates with another's tag is told that nothing has changed.
@@ -58,7 +59,7 @@ def store_of(valkey: Embedded, prefix: str) -> RedisStore:
 @pytest.mark.parametrize("validator", [STRONG, WEAK, DATED])
 async def test_a_304_with_a_new_vary_tells_apart_from_then_on(clock: TurnedClock, validator: dict[str, str]) -> None:
     upstream = Deployed(validator)
-    async with asking(gateway(upstream, clock=clock)) as client:
+    async with running(gateway(upstream, clock=clock)) as client:
         await read(client, "de")
         clock.turn(11)
         upstream.vary = "X-Lang"
@@ -73,7 +74,7 @@ async def test_whoever_validates_first_is_not_given_what_another_was_sent(
     clock: TurnedClock, validator: dict[str, str]
 ) -> None:
     upstream = Deployed(validator)
-    async with asking(gateway(upstream, clock=clock)) as client:
+    async with running(gateway(upstream, clock=clock)) as client:
         await read(client, "de")
         clock.turn(11)
         upstream.vary = "X-Lang"
@@ -83,7 +84,7 @@ async def test_whoever_validates_first_is_not_given_what_another_was_sent(
 async def test_a_304_that_changes_one_vary_to_another_does_too(clock: TurnedClock) -> None:
     upstream = Deployed(STRONG)
     upstream.vary = "Accept"
-    async with asking(gateway(upstream, clock=clock)) as client:
+    async with running(gateway(upstream, clock=clock)) as client:
         await read(client, "de", accept="text/html")
         clock.turn(11)
         upstream.vary = "X-Lang"
@@ -98,7 +99,7 @@ async def test_what_was_stored_without_vary_stands_in_for_nobody_else(clock: Tur
     upstream = Deployed(STRONG)
     upstream.cache_control = WINDOWS
     app = gateway(upstream, clock=clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await read(client, "de")
         clock.turn(11)
         upstream.vary = "X-Lang"
@@ -112,7 +113,7 @@ async def test_what_was_stored_without_vary_stands_in_for_nobody_else(clock: Tur
 @pytest.mark.parametrize("validator", [STRONG, WEAK, DATED])
 async def test_a_head_that_brings_vary_does_too(clock: TurnedClock, validator: dict[str, str]) -> None:
     upstream = Deployed(validator)
-    async with asking(gateway(upstream, clock=clock)) as client:
+    async with running(gateway(upstream, clock=clock)) as client:
         await read(client, "de")
         upstream.vary = "X-Lang"
         await read(client, "de", "HEAD", cache_control="no-cache")
@@ -124,7 +125,7 @@ async def test_a_head_for_another_does_not_make_the_stored_answer_its_own(
     clock: TurnedClock, stored: dict[str, str]
 ) -> None:
     upstream = Deployed(stored)
-    async with asking(gateway(upstream, clock=clock)) as client:
+    async with running(gateway(upstream, clock=clock)) as client:
         await read(client, "de")
         upstream.vary = "X-Lang"
         upstream.validator = {}  # nothing but the length, which is the same, says what the HEAD's answer is of
@@ -143,7 +144,7 @@ async def test_a_304_that_forbids_to_store_is_told_and_ends_what_was_stored(
     upstream = Deployed(validator)
     upstream.cache_control = WINDOWS
     app = gateway(upstream, clock=clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await read(client, "de")
         clock.turn(71)
         upstream.vary, upstream.cache_control = vary, cache_control
@@ -159,7 +160,7 @@ async def test_a_304_that_forbids_to_store_is_told_and_ends_what_was_stored(
 
 async def test_a_304_that_forbids_to_store_still_answers_a_condition(clock: TurnedClock) -> None:
     upstream = Deployed(STRONG)
-    async with asking(gateway(upstream, clock=clock)) as client:
+    async with running(gateway(upstream, clock=clock)) as client:
         await read(client, "de")
         clock.turn(11)
         upstream.cache_control = "no-store"
@@ -171,7 +172,7 @@ async def test_a_304_that_forbids_to_store_still_answers_a_condition(clock: Turn
 @pytest.mark.parametrize("vary", ["X-Lang", "*"])
 async def test_those_who_wait_for_the_304_are_told_apart(clock: TurnedClock, vary: str) -> None:
     upstream = Deployed(STRONG)
-    async with asking(gateway(upstream, clock=clock)) as client:
+    async with running(gateway(upstream, clock=clock)) as client:
         await read(client, "de")
         clock.turn(11)
         upstream.vary = vary
@@ -194,7 +195,7 @@ async def test_another_worker_and_what_redis_has_go_by_it_too(
     prefix = f"{change}{remembers}:"
     one = gateway(upstream, clock=clock, store=store_of(valkey, prefix))
     other = gateway(upstream, clock=clock, store=store_of(valkey, prefix))
-    async with asking(one) as first, asking(other) as second:
+    async with running(one) as first, running(other) as second:
         await read(first, "de")
         await one.engine.settle()
         if remembers:

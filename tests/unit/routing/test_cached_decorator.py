@@ -9,7 +9,8 @@ import pytest
 
 from gateway.cache.redis.store import RedisStore
 from gateway.errors import ConfigError
-from tests.conftest import TurnedClock, Upstream, asking, gateway, json_answer
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import gateway, json_answer
 from tests.support import shop_routes
 
 
@@ -21,13 +22,13 @@ def fresh_counts() -> None:
 
 
 def shop(clock: TurnedClock, **settings: object) -> object:
-    upstream = Upstream(lambda request: httpx.Response(200, json={"name": f"item at {request.url.path}"}))
+    upstream = StubUpstream(lambda request: httpx.Response(200, json={"name": f"item at {request.url.path}"}))
     include = {"include": ["tests.support.shop_routes:router"]}
     return gateway(upstream, {}, clock=clock, **{**include, **settings})  # type: ignore[arg-type]
 
 
 async def test_a_model_comes_back_on_a_hit_as_it_was(clock: TurnedClock) -> None:
-    async with asking(shop(clock)) as client:
+    async with running(shop(clock)) as client:
         first, second = await client.get("/products/7/summary"), await client.get("/products/7/summary")
     assert first.json() == second.json() == {"id": 7, "name": "item at /v2/items/7", "secret": None}
     assert second.headers["content-type"] == "application/json"
@@ -36,7 +37,7 @@ async def test_a_model_comes_back_on_a_hit_as_it_was(clock: TurnedClock) -> None
 
 
 async def test_the_response_model_filters_and_the_status_and_headers_stay(clock: TurnedClock) -> None:
-    async with asking(shop(clock)) as client:
+    async with running(shop(clock)) as client:
         for _ in range(2):
             response = await client.get("/filtered/7")
             assert (response.status_code, response.json()) == (203, {"id": 7, "name": "filtered"})
@@ -45,7 +46,7 @@ async def test_the_response_model_filters_and_the_status_and_headers_stay(clock:
 
 
 async def test_a_raw_response_comes_back_byte_for_byte(clock: TurnedClock) -> None:
-    async with asking(shop(clock)) as client:
+    async with running(shop(clock)) as client:
         responses = [await client.get("/raw") for _ in range(2)]
     assert {response.content for response in responses} == {bytes(range(256))}
     assert {response.headers["x-own"] for response in responses} == {"1"}
@@ -56,7 +57,7 @@ async def test_a_raw_response_comes_back_byte_for_byte(clock: TurnedClock) -> No
 async def test_a_404_stays_a_404_and_is_remembered_for_negative_ttl(
     clock: TurnedClock, path: str, body: dict[str, str] | None
 ) -> None:
-    async with asking(shop(clock)) as client:
+    async with running(shop(clock)) as client:
         for _ in range(2):
             response = await client.get(path)
             assert response.status_code == 404
@@ -68,7 +69,7 @@ async def test_a_404_stays_a_404_and_is_remembered_for_negative_ttl(
 
 
 async def test_a_raised_404_keeps_its_headers_and_names_no_other_request(clock: TurnedClock) -> None:
-    async with asking(shop(clock)) as client:
+    async with running(shop(clock)) as client:
         responses = [await client.get("/raised") for _ in range(2)]
     assert {response.headers["x-reason"] for response in responses} == {"test"}
     assert "request_id" not in responses[1].json()
@@ -76,7 +77,7 @@ async def test_a_raised_404_keeps_its_headers_and_names_no_other_request(clock: 
 
 async def test_concurrent_callers_share_one_call(clock: TurnedClock) -> None:
     shop_routes.gate.clear()
-    async with asking(shop(clock)) as client:
+    async with running(shop(clock)) as client:
         waiting = [asyncio.ensure_future(client.get("/slow")) for _ in range(50)]
         while shop_routes.calls["slow"] < 1:
             await asyncio.sleep(0)
@@ -86,7 +87,7 @@ async def test_concurrent_callers_share_one_call(clock: TurnedClock) -> None:
 
 
 async def test_a_dependency_that_refuses_refuses_on_a_hit_too(clock: TurnedClock) -> None:
-    async with asking(shop(clock)) as client:
+    async with running(shop(clock)) as client:
         assert (await client.get("/guarded", headers={"x-token": "good"})).status_code == 200
         assert (await client.get("/guarded", headers={"x-token": "bad"})).status_code == 403
         assert (await client.get("/guarded", headers={"x-token": "good"})).json() == {"token": "good"}
@@ -95,14 +96,14 @@ async def test_a_dependency_that_refuses_refuses_on_a_hit_too(clock: TurnedClock
 
 
 async def test_a_header_that_a_dependency_declares_is_part_of_the_key(clock: TurnedClock) -> None:
-    async with asking(shop(clock)) as client:
+    async with running(shop(clock)) as client:
         for token in ("one", "two", "one"):
             assert (await client.get("/guarded", headers={"x-token": token})).json() == {"token": token}
     assert shop_routes.calls["guarded"] == 2
 
 
 async def test_undeclared_query_parameters_do_not_split_the_cache(clock: TurnedClock) -> None:
-    async with asking(shop(clock)) as client:
+    async with running(shop(clock)) as client:
         for query in ("q=a", "q=a&cachebuster=1", "utm_source=x&q=a"):
             assert (await client.get(f"/search?{query}")).json() == {"q": "a"}
         assert (await client.get("/search?q=b")).json() == {"q": "b"}
@@ -110,14 +111,14 @@ async def test_undeclared_query_parameters_do_not_split_the_cache(clock: TurnedC
 
 
 async def test_a_handler_that_takes_the_request_is_keyed_by_the_whole_query(clock: TurnedClock) -> None:
-    async with asking(shop(clock)) as client:
+    async with running(shop(clock)) as client:
         assert (await client.get("/echo?a=1")).json() == {"a": "1"}
         assert (await client.get("/echo?a=2")).json() == {"a": "2"}
 
 
 async def test_a_refresh_behind_replays_the_request_so_that_its_dependencies_live(clock: TurnedClock) -> None:
     app = shop(clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         assert (await client.get("/session")).json() == {"open": True}
         clock.turn(2)
         await client.get("/session")
@@ -128,7 +129,7 @@ async def test_a_refresh_behind_replays_the_request_so_that_its_dependencies_liv
 
 async def test_a_refresh_that_a_dependency_refuses_keeps_the_old_answer(clock: TurnedClock) -> None:
     app = shop(clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/guarded", headers={"x-token": "good"})
         clock.turn(31)
         assert (await client.get("/guarded", headers={"x-token": "good"})).json() == {"token": "good"}
@@ -137,20 +138,20 @@ async def test_a_refresh_that_a_dependency_refuses_keeps_the_old_answer(clock: T
 
 
 async def test_headers_of_dependencies_belong_to_their_own_request(clock: TurnedClock) -> None:
-    async with asking(shop(clock)) as client:
+    async with running(shop(clock)) as client:
         stamps = [(await client.get("/stamped")).headers["x-stamp"] for _ in range(3)]
     assert stamps == ["1", "2", "3"]
     assert shop_routes.calls["stamped"] == 1
 
 
 async def test_a_streamed_response_is_kept_whole(clock: TurnedClock) -> None:
-    async with asking(shop(clock)) as client:
+    async with running(shop(clock)) as client:
         assert [(await client.get("/streamed")).text for _ in range(2)] == ["one two"] * 2
     assert shop_routes.calls["streamed"] == 1
 
 
 async def test_an_error_of_the_handler_is_a_500_for_all_and_not_stored(clock: TurnedClock) -> None:
-    async with asking(shop(clock)) as client:
+    async with running(shop(clock)) as client:
         for _ in range(2):
             response = await client.get("/broken")
             assert response.status_code == 500
@@ -161,7 +162,7 @@ async def test_an_error_of_the_handler_is_a_500_for_all_and_not_stored(clock: Tu
 
 
 async def test_a_handler_may_decide_its_own_life(clock: TurnedClock) -> None:
-    async with asking(shop(clock)) as client:
+    async with running(shop(clock)) as client:
         await client.get("/own")
         clock.turn(9)
         assert (await client.get("/own")).json() == {"call": 1}
@@ -170,12 +171,12 @@ async def test_a_handler_may_decide_its_own_life(clock: TurnedClock) -> None:
 
 
 async def test_an_unsafe_method_is_never_cached(clock: TurnedClock) -> None:
-    async with asking(shop(clock)) as client:
+    async with running(shop(clock)) as client:
         assert [(await client.post("/orders")).json() for _ in range(2)] == [{"order": 1}, {"order": 2}]
 
 
 async def test_a_request_with_authorization_goes_by_the_cache(clock: TurnedClock) -> None:
-    async with asking(shop(clock)) as client:
+    async with running(shop(clock)) as client:
         for _ in range(2):
             response = await client.get("/search?q=a", headers={"authorization": "Bearer x"})
             assert response.headers["cache-status"] == "gateway; fwd=bypass; detail=authorization"
@@ -183,7 +184,7 @@ async def test_a_request_with_authorization_goes_by_the_cache(clock: TurnedClock
 
 
 async def test_the_response_model_stays_in_openapi_without_the_decorators_own_parameters(clock: TurnedClock) -> None:
-    async with asking(shop(clock)) as client:
+    async with running(shop(clock)) as client:
         document = (await client.get("/openapi.json")).json()
     operation = document["paths"]["/products/{id}/summary"]["get"]
     assert [parameter["name"] for parameter in operation["parameters"]] == ["id"]
@@ -193,8 +194,8 @@ async def test_the_response_model_stays_in_openapi_without_the_decorators_own_pa
 
 async def test_two_gateways_share_a_handlers_answers_through_redis(clock: TurnedClock, redis_store: RedisStore) -> None:
     config = {"include": ["tests.support.shop_routes:router"]}
-    apps = [gateway(Upstream(json_answer()), {}, clock=clock, store=redis_store, **config) for _ in range(2)]
-    async with asking(apps[0]) as first, asking(apps[1]) as second:
+    apps = [gateway(StubUpstream(json_answer()), {}, clock=clock, store=redis_store, **config) for _ in range(2)]
+    async with running(apps[0]) as first, running(apps[1]) as second:
         original = await first.get("/raw")
         await apps[0].engine.settle()
         assert (await second.get("/raw")).content == original.content
@@ -206,8 +207,8 @@ async def test_the_more_specific_path_wins_between_python_and_configuration(cloc
         "one": {"path": "/special/one", "upstream": "api", "ttl": "30s"},
         "rest": {"path": "/{path:path}", "upstream": "api"},
     }
-    app = gateway(Upstream(json_answer()), routes, clock=clock, include=["tests.support.shop_routes:router"])
-    async with asking(app) as client:
+    app = gateway(StubUpstream(json_answer()), routes, clock=clock, include=["tests.support.shop_routes:router"])
+    async with running(app) as client:
         assert (await client.get("/special/one")).json() == {"n": 1}
         assert (await client.get("/special/two")).text == "python two"
         assert (await client.get("/elsewhere")).json() == {"n": 2}

@@ -28,7 +28,7 @@ from starlette.requests import HTTPConnection
 
 from gateway import cached, create_app
 from gateway.observability.access_log import silent
-from tests.conftest import asking
+from gateway.testing import running
 
 
 class Item(BaseModel):
@@ -358,7 +358,7 @@ async def cached_answers(
 async def answers_of(router: APIRouter, method: str = "GET", path: str = "/it") -> list[httpx.Response]:
     app = create_app({"redis_url": "none"}, log=silent)
     app.include_router(router)
-    async with asking(app) as client:
+    async with running(app) as client:
         return [await client.request(method, path), await client.request(method, path)]
 
 

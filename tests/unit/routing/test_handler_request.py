@@ -17,7 +17,7 @@ from gateway import cached, create_app
 from gateway.app.gateway import Gateway
 from gateway.errors import ConfigError
 from gateway.observability.access_log import silent
-from tests.conftest import asking
+from gateway.testing import running
 
 Fields = dict[str, str] | list[tuple[str, str]]
 
@@ -37,7 +37,7 @@ def of(handler: Callable[..., Any], path: str = "/it", **arguments: Any) -> APIR
 
 
 async def asked(app: Gateway, *requests: Fields, path: str = "/it") -> list[httpx.Response]:
-    async with asking(app) as client:
+    async with running(app) as client:
         return [await client.get(path, headers=headers) for headers in requests]
 
 
@@ -116,7 +116,7 @@ async def test_the_models_of_cookies_and_query_are_in_the_key() -> None:
         return f"{crumbs.sid} {page.number}"
 
     app = app_of(of(handler, cookies="ignore"))
-    async with asking(app) as client:
+    async with running(app) as client:
         for sid, page in (("ann", 1), ("bob", 1), ("bob", 2)):
             answer = await client.get(f"/it?p={page}", headers={"cookie": f"sid={sid}; other={sid}"})
             assert answer.json() == f"{sid} {page}"
@@ -204,7 +204,7 @@ async def test_who_waited_takes_an_answer_only_where_its_own_request_agrees() ->
         await gate.wait()
         return user
 
-    async with asking(app_of(of(handler))) as client:
+    async with running(app_of(of(handler))) as client:
         waiting = [asyncio.ensure_future(client.get("/it", headers={"x-user": f"{i % 5}"})) for i in range(20)]
         while not calls:
             await asyncio.sleep(0)
@@ -290,7 +290,7 @@ async def test_names_of_a_clients_choosing_are_told_once(caplog: pytest.LogCaptu
     async def handler(request: Request, name: str) -> str:
         return str(getattr(request.state, name, None))
 
-    async with asking(app_of(of(handler))) as client:
+    async with running(app_of(of(handler))) as client:
         for each in range(5):
             await client.get(f"/it?name=a{each}")
     assert caplog.text.count("are not shared") == 1
@@ -588,7 +588,7 @@ async def seen(request: Request) -> list[Any]:
 
 async def test_what_is_not_in_the_key_is_not_seen() -> None:
     app = app_of(of(seen, authorization="ignore", cookies=["lang"], query=["q"]))
-    async with asking(app) as client:
+    async with running(app) as client:
         fields = {"authorization": "Bearer ann", "cookie": "sid=ann; lang=de"}
         first = await client.get("/it?q=1&utm_source=ann&z=2", headers=fields)
         second = await client.get("/it?q=1", headers={"cookie": "lang=de; sid=bob"})
@@ -612,7 +612,7 @@ async def test_parameters_of_a_security_scheme_are_seen_and_in_the_key() -> None
     async def handler(key: Annotated[str, Security(Scheme(name="X-API-Key"))]) -> str:
         return key
 
-    async with asking(app_of(of(handler))) as client:
+    async with running(app_of(of(handler))) as client:
         answers = [(await client.get(f"/it?tenant={each}", headers=ANN)).json() for each in ("1", "2", "1")]
     assert answers == ["1ann", "2ann", "1ann"]
 
@@ -621,7 +621,7 @@ async def test_dropped_parameters_are_seen_by_nobody_but_who_declares_them() -> 
     async def handler(request: Request, utm_source: str = "") -> list[str]:
         return [utm_source, request.query_params.get("utm_medium", "none")]
 
-    async with asking(app_of(of(handler), drop_query=["utm_*"])) as client:
+    async with running(app_of(of(handler), drop_query=["utm_*"])) as client:
         answers = [
             (await client.get(f"/it?utm_source={source}&utm_medium={medium}")).json()
             for source, medium in (("a", "evil"), ("b", "evil"), ("a", "x"))

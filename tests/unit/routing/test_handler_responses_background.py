@@ -12,7 +12,7 @@ from starlette.background import BackgroundTask
 from gateway import cached, create_app
 from gateway.app.gateway import Gateway
 from gateway.observability.access_log import silent
-from tests.conftest import TurnedClock, asking
+from gateway.testing import TurnedClock, running
 
 done: list[str] = []
 
@@ -65,7 +65,7 @@ def app_of(handler: Any, clock: TurnedClock | None = None, **arguments: Any) -> 
 
 @pytest.mark.parametrize("handler", [by_response, by_stream, by_tasks], ids=lambda each: each.__name__)
 async def test_work_follows_each_call_of_the_handler_and_no_hit(handler: Any) -> None:
-    async with asking(app_of(handler)) as client:
+    async with running(app_of(handler)) as client:
         for _ in range(3):
             await client.get("/it")
     assert done == ["handler", "work"]
@@ -73,7 +73,7 @@ async def test_work_follows_each_call_of_the_handler_and_no_hit(handler: Any) ->
 
 async def test_work_begins_after_the_answer_was_sent() -> None:
     app = app_of(by_response)
-    async with asking(app):
+    async with running(app):
         scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
@@ -99,7 +99,7 @@ async def test_work_begins_after_the_answer_was_sent() -> None:
 @pytest.mark.parametrize("handler", [by_failing_response, by_failing_tasks], ids=lambda each: each.__name__)
 async def test_work_that_fails_is_logged_and_changes_no_answer(handler: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "gateway"):
-        async with asking(app_of(handler)) as client:
+        async with running(app_of(handler)) as client:
             answers = [await client.get("/it") for _ in range(2)]
     assert [(each.status_code, each.json()) for each in answers] == [(200, {"a": 1})] * 2
     assert ["broken work" in str(each.exc_info) for each in caplog.records if each.name == "gateway"] == [True]
@@ -108,7 +108,7 @@ async def test_work_that_fails_is_logged_and_changes_no_answer(handler: Any, cap
 @pytest.mark.parametrize("handler", [by_response, by_stream, by_tasks], ids=lambda each: each.__name__)
 async def test_work_follows_a_refresh_behind_once(handler: Any, clock: TurnedClock) -> None:
     app = app_of(handler, clock, stale_while_revalidate="60s")
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/it")
         clock.turn(31)
         await client.get("/it")
@@ -126,7 +126,7 @@ async def test_a_refresh_behind_does_not_wait_for_the_work_that_follows(clock: T
         return JSONResponse(calls, background=BackgroundTask(release.wait if calls == 2 else work))
 
     app = app_of(handler, clock, stale_while_revalidate="60s")
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/it")
         clock.turn(31)
         await client.get("/it")
@@ -143,7 +143,7 @@ async def test_work_follows_a_call_that_several_share_once() -> None:
         await release.wait()
         return JSONResponse(1, background=BackgroundTask(work))
 
-    async with asking(app_of(handler)) as client:
+    async with running(app_of(handler)) as client:
         first = asyncio.ensure_future(client.get("/it"))
         await started.wait()
         others = [asyncio.ensure_future(client.get("/it")) for _ in range(5)]
@@ -160,7 +160,7 @@ async def test_the_tasks_of_dependencies_follow_hits_too() -> None:
     async def handler(_: None = Depends(audit)) -> int:
         return 1
 
-    async with asking(app_of(handler)) as client:
+    async with running(app_of(handler)) as client:
         await client.get("/it")
         await client.get("/it")
     assert done == ["audit", "audit"]

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from gateway import cached, create_app
 from gateway.app.gateway import Gateway
 from gateway.observability.access_log import silent
-from tests.conftest import TurnedClock, asking
+from gateway.testing import TurnedClock, running
 
 
 class Absent(Exception):
@@ -60,7 +60,7 @@ class Shop:
 
 async def after(shop: Shop, clock: TurnedClock, error: Exception, seconds: float = 11) -> httpx.Response:
     """The answer to a request for what was stored and is old by now, where the handler raises `error`."""
-    async with asking(shop.app) as client:
+    async with running(shop.app) as client:
         await client.get("/thing")
         shop.error = error
         clock.turn(seconds)
@@ -94,7 +94,7 @@ async def test_the_old_answer_stands_in_for_failures(clock: TurnedClock, error: 
 async def test_without_an_old_answer_a_failure_is_what_the_exception_handler_makes_of_it(clock: TurnedClock) -> None:
     shop = Shop(clock)
     shop.error = Broken()
-    async with asking(shop.app) as client:
+    async with running(shop.app) as client:
         response = await client.get("/thing")
     assert (response.status_code, response.json()) == (502, {"error": "broken"})
 
@@ -102,6 +102,6 @@ async def test_without_an_old_answer_a_failure_is_what_the_exception_handler_mak
 async def test_a_refresh_behind_stores_what_an_exception_handler_makes(clock: TurnedClock) -> None:
     shop = Shop(clock, stale_while_revalidate="60s")
     assert (await after(shop, clock, Absent())).status_code == 200
-    async with asking(shop.app) as client:
+    async with running(shop.app) as client:
         response = await client.get("/thing")
     assert (response.status_code, shop.calls) == (404, 2)

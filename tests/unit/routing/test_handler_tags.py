@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Path
 from gateway import cached, create_app
 from gateway.observability.access_log import silent
 from gateway.routing.handler_tags import text_of
-from tests.conftest import asking
+from gateway.testing import running
 
 
 class Colour(enum.StrEnum):
@@ -74,7 +74,7 @@ async def test_a_purge_of_the_value_reaches_every_spelling(
     router.get(path)(cached(ttl="30s", tags=["it:{id}"])(handler))
     app = create_app({"redis_url": "none"}, log=silent)
     app.include_router(router)
-    async with asking(app) as client:
+    async with running(app) as client:
         for target in targets:
             await client.get(target)
             assert (await client.get(target)).headers["cache-status"].startswith("gateway; hit")

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from gateway import cached, create_app
 from gateway.errors import ConfigError
 from gateway.observability.access_log import silent
-from tests.conftest import TurnedClock, asking
+from gateway.testing import TurnedClock, running
 
 Handler = Callable[..., Any]
 
@@ -114,7 +114,7 @@ def app_of(handler: Handler, *above: Callable[[Handler], Handler], clock: Any = 
 
 
 async def asked(app: Any, **headers: str) -> list[httpx.Response]:
-    async with asking(app) as client:
+    async with running(app) as client:
         return [await client.get("/it", headers=headers) for _ in range(2)]
 
 
@@ -204,7 +204,7 @@ async def test_a_refresh_behind_goes_through_the_decorators(clock: TurnedClock) 
         return {"calls": len(calls)}
 
     app = app_of(handler, envelope, clock=clock, stale_while_revalidate="60s")
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/it")
         clock.turn(31)
         assert (await client.get("/it")).json() == {"data": {"calls": 1}}

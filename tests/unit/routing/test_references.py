@@ -17,7 +17,8 @@ from gateway.edge.passthrough import Patterns
 from gateway.http.target import normalise
 from gateway.routing.location import replaced
 from gateway.routing.references import Asked, References
-from tests.conftest import Upstream, asking, gateway, served
+from gateway.testing import StubUpstream, running
+from tests.conftest import gateway, served
 from tests.support.raw import Connection, raw_upstream
 
 BASE = "http://api.test/v2"
@@ -35,16 +36,18 @@ ROUTES: dict[str, Any] = {
 SEARCH = "/search?q=x"
 
 
-def showing(field: str, said: str) -> Upstream:
-    return Upstream(lambda request: httpx.Response(200, text="x", headers={field: said, "cache-control": "no-store"}))
+def showing(field: str, said: str) -> StubUpstream:
+    return StubUpstream(
+        lambda request: httpx.Response(200, text="x", headers={field: said, "cache-control": "no-store"})
+    )
 
 
-def app_of(upstream: Upstream | None, **settings: Any) -> Gateway:
+def app_of(upstream: StubUpstream | None, **settings: Any) -> Gateway:
     return gateway(upstream, ROUTES, upstreams=UPSTREAMS, **settings)
 
 
 async def told(field: str, said: str, at: str = SEARCH) -> str | None:
-    async with asking(app_of(showing(field, said))) as client:
+    async with running(app_of(showing(field, said))) as client:
         return (await client.get(at)).headers.get(field)
 
 
@@ -122,7 +125,7 @@ async def test_no_more_links_are_mapped_than_take_a_few_milliseconds() -> None:
 async def test_where_no_route_passes_the_query_on_there_is_no_link() -> None:
     routes = {name: ROUTES[name] for name in ("list", "search")}
     for said in (f"<{BASE}/items?z=1>; rel=next", f"<{BASE}/items?page=2&utm_source=x>; rel=next"):
-        async with asking(gateway(showing("link", said), routes, upstreams=UPSTREAMS)) as client:
+        async with running(gateway(showing("link", said), routes, upstreams=UPSTREAMS)) as client:
             assert "link" not in (await client.get(SEARCH)).headers
 
 
@@ -136,7 +139,7 @@ async def test_the_most_specific_route_of_the_whole_app_counts() -> None:
 
     app = app_of(showing("location", f"{BASE}/items/7"))
     app.router.routes.insert(0, router.routes[0])
-    async with asking(app) as client:
+    async with running(app) as client:
         assert (await client.get("/items/8")).headers["location"] == "/all/items/7"
 
 
@@ -154,7 +157,7 @@ async def test_a_location_that_nothing_leads_to_never_becomes_anothers_content(s
     for field in ("location", "refresh"):
         text = f"0;url={said}" if field == "refresh" else said
         expected = None if shown is None else text.replace(said, shown)
-        async with asking(gateway(showing(field, text), routes, upstreams=UPSTREAMS)) as client:
+        async with running(gateway(showing(field, text), routes, upstreams=UPSTREAMS)) as client:
             assert (await client.get(SEARCH)).headers.get(field) == expected
 
 
@@ -163,7 +166,7 @@ async def test_every_way_to_an_answer_maps_them(method: str) -> None:
     said = f"<{BASE}/items?q=x&page=2>; rel=next"
     for headers in ({"cache-control": "no-store"}, {"cache-control": "max-age=60"}):
         fields = {"link": said, **headers}
-        upstream = Upstream(lambda request, fields=fields: httpx.Response(200, text="x", headers=fields))  # type: ignore[misc]
+        upstream = StubUpstream(lambda request, fields=fields: httpx.Response(200, text="x", headers=fields))  # type: ignore[misc]
         async with (
             served(app_of(upstream), http="gateway.edge:GatewayProtocol") as url,
             httpx.AsyncClient(base_url=url) as client,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.server.process import Garbage
-from tests.conftest import TurnedClock
+from gateway.testing import TurnedClock
 
 
 @pytest.fixture(autouse=True)

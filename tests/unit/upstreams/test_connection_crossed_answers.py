@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gateway.errors import UpstreamError
+from gateway.testing import TurnedClock, running
 from gateway.upstreams import connection
-from tests.conftest import TurnedClock, asking, gateway, served
+from tests.conftest import gateway, served
 from tests.support.raw import Connection, raw_upstream
 from tests.unit.upstreams.test_client import speaking_to
 
@@ -168,7 +169,7 @@ async def test_what_is_stored_for_a_url_is_its_own_answer(ttl: str, clock: Turne
     exchange = Exchange([head], [cacheable], ends=False)
     async with raw_upstream(exchange) as raw:
         routes = {"all": {"path": "/{path:path}", "upstream": "raw", "ttl": ttl}}
-        async with asking(gateway(None, routes, clock=clock, upstreams={"raw": {"url": raw.url}})) as client:
+        async with running(gateway(None, routes, clock=clock, upstreams={"raw": {"url": raw.url}})) as client:
             assert (await client.get("/first")).status_code == 204
             exchange.go_on.set()
             await exchange.sent.wait()

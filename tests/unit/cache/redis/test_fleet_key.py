@@ -15,7 +15,8 @@ from gateway.cache.redis.fleet_key import FleetKey
 from gateway.cache.redis.store import IDENTITY_KEY, RedisStore
 from gateway.policy.identity_key import KEY_BYTES, UNKEYED, IdentityKey, ShownKey, derived
 from gateway.server.embedded_redis import Embedded
-from tests.conftest import Upstream, asking, gateway, json_answer
+from gateway.testing import StubUpstream, running
+from tests.conftest import gateway, json_answer
 from tests.support.proxy import faulty_url
 from tests.unit.cache.test_engine import status_of
 
@@ -122,7 +123,7 @@ async def test_what_is_no_key_is_replaced(redis_store: RedisStore, planted: byte
 # --- on a gateway ------------------------------------------------------------------------------------------
 
 
-def workers(make: Callable[[], RedisStore], api: Upstream, number: int = 2, **settings: object) -> list[Gateway]:
+def workers(make: Callable[[], RedisStore], api: StubUpstream, number: int = 2, **settings: object) -> list[Gateway]:
     return [gateway(api, MINE, store=make(), **settings) for _ in range(number)]
 
 
@@ -132,9 +133,9 @@ async def settle(*apps: Gateway) -> None:
 
 
 async def test_two_workers_share_what_is_stored_for_an_identity(valkey: Embedded) -> None:
-    prefix, api = f"{uuid4().hex}:", Upstream(json_answer())
+    prefix, api = f"{uuid4().hex}:", StubUpstream(json_answer())
     one, two = workers(lambda: RedisStore(valkey.url, prefix=prefix, budget=1.0), api)
-    async with asking(one) as first, asking(two) as second:
+    async with running(one) as first, running(two) as second:
         await first.get("/mine", headers=BEARER)
         await settle(one)
         shared = await second.get("/mine", headers=BEARER)
@@ -146,13 +147,13 @@ async def test_two_workers_share_what_is_stored_for_an_identity(valkey: Embedded
 
 
 async def test_a_worker_that_started_without_redis_takes_the_fleets_key_when_it_comes(valkey: Embedded) -> None:
-    prefix, api = f"{uuid4().hex}:", Upstream(json_answer())
+    prefix, api = f"{uuid4().hex}:", StubUpstream(json_answer())
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(faulty_url(valkey.url))
         proxy.down.blackhole = True
         (late,) = workers(lambda: RedisStore(proxy.url("redis://x"), prefix=prefix, budget=1.0), api, 1)
         (one,) = workers(lambda: RedisStore(valkey.url, prefix=prefix, budget=1.0), api, 1)
-        first, second = await stack.enter_async_context(asking(one)), await stack.enter_async_context(asking(late))
+        first, second = await stack.enter_async_context(running(one)), await stack.enter_async_context(running(late))
         own, edge = late.engine.identity_key.secret, late.edge
         await second.get("/mine", headers=BEARER)
         assert own != one.engine.identity_key.secret
@@ -172,16 +173,16 @@ async def test_a_worker_that_started_without_redis_takes_the_fleets_key_when_it_
 
 
 async def test_with_a_secret_in_the_configuration_no_key_lies_in_redis(valkey: Embedded) -> None:
-    prefix, api = f"{uuid4().hex}:", Upstream(json_answer())
+    prefix, api = f"{uuid4().hex}:", StubUpstream(json_answer())
     secret = {"redis_secret": "0123456789abcdef"}
     one, two = workers(lambda: RedisStore(valkey.url, prefix=prefix, budget=1.0), api, **secret)
-    async with asking(one), asking(two):
+    async with running(one), running(two):
         assert await one.shared._client.exists(prefix + IDENTITY_KEY) == 0  # type: ignore[attr-defined]
         assert one.engine.identity_key.secret == two.engine.identity_key.secret == derived(b"0123456789abcdef")
 
 
 async def test_no_worker_makes_digests_that_anybody_could_make() -> None:
-    api = Upstream(json_answer())
+    api = StubUpstream(json_answer())
     one, two = (gateway(api, MINE) for _ in range(2))
     assert one.engine.identity_key.secret != two.engine.identity_key.secret
     assert UNKEYED.secret not in (one.engine.identity_key.secret, two.engine.identity_key.secret)

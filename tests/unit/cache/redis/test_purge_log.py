@@ -18,7 +18,8 @@ from gateway.cache.redis.store import RedisStore
 from gateway.clock import SystemClock
 from gateway.policy.epochs import ZERO, Epochs, Purge, PurgeState, tag_name
 from gateway.server.embedded_redis import Embedded
-from tests.conftest import TurnedClock, Upstream, asking, gateway, json_answer
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import gateway, json_answer
 
 ROUTES = {
     "item": {"path": "/items/{id}", "upstream": "api", "ttl": "10m", "tags": ["item:{id}", "items"]},
@@ -48,9 +49,9 @@ async def test_a_purge_makes_void_what_it_names_and_nothing_else(
         tags = {"surrogate-key": "from-upstream other"} if request.url.path == "/other" else {}
         return httpx.Response(200, text="x", headers={"cache-control": "max-age=600", **tags})
 
-    app = gateway(Upstream(answer), ROUTES, clock=clock)
+    app = gateway(StubUpstream(answer), ROUTES, clock=clock)
     paths = ["/items/1", "/items/2", "/items", "/other"]
-    async with asking(app) as client:
+    async with running(app) as client:
         for path in paths:
             await client.get(path)
         report = await app.purge(**purge)  # type: ignore[arg-type]
@@ -60,10 +61,10 @@ async def test_a_purge_makes_void_what_it_names_and_nothing_else(
 
 
 async def test_a_soft_purge_ends_freshness_and_leaves_the_stale_windows(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     routes = {"item": {**ROUTES["item"], "stale_while_revalidate": "1m"}}
     app = gateway(upstream, routes, clock=clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/items/1")
         clock.turn(5)
         await app.purge(tags=["items"], soft=True)
@@ -79,9 +80,9 @@ async def test_a_softly_purged_answer_stands_in_for_a_failing_upstream_and_a_har
     clock: TurnedClock,
 ) -> None:
     for soft, status in ((True, 200), (False, 503)):
-        upstream = Upstream(json_answer())
+        upstream = StubUpstream(json_answer())
         app = gateway(upstream, ROUTES, clock=clock)
-        async with asking(app) as client:
+        async with running(app) as client:
             await client.get("/items/1")
             clock.turn(1)
             await app.purge(tags=["items"], soft=soft)
@@ -91,9 +92,9 @@ async def test_a_softly_purged_answer_stands_in_for_a_failing_upstream_and_a_har
 
 
 async def test_a_purge_that_lands_during_a_fetch_wins(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     app = gateway(upstream, ROUTES, clock=clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         upstream.gate.clear()
         before = asyncio.ensure_future(client.get("/items/1"))
         await upstream.came.acquire()
@@ -109,9 +110,9 @@ async def test_who_comes_after_a_purge_is_not_answered_by_a_fetch_before_it_whos
     clock: TurnedClock,
 ) -> None:
     """When the second joins the first's fetch, nobody knows yet that it brings what was purged."""
-    upstream = Upstream(json_answer(cache_control="max-age=600", surrogate_key="late"))
+    upstream = StubUpstream(json_answer(cache_control="max-age=600", surrogate_key="late"))
     app = gateway(upstream, ROUTES, clock=clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         upstream.gate.clear()
         before = asyncio.ensure_future(client.get("/other"))
         await upstream.came.acquire()
@@ -131,11 +132,11 @@ async def test_a_304_does_not_confirm_what_was_purged_while_its_request_waited(
     def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(304 if "if-none-match" in request.headers else 200, json={}, headers={"etag": '"x"'})
 
-    prefix, upstream = f"{uuid4().hex}:", Upstream(answer)
+    prefix, upstream = f"{uuid4().hex}:", StubUpstream(answer)
     routes = {"item": {**ROUTES["item"], "ttl": "10s"}}
     stores = [RedisStore(valkey.url, prefix=prefix, budget=5.0) for _ in range(2)]
     one, two = (gateway(upstream, routes, clock=clock, store=store) for store in stores)
-    async with asking(one) as first, asking(two) as second:
+    async with running(one) as first, running(two) as second:
         await first.get("/items/1")
         await one.engine.settle()
         await second.get("/items/1")
@@ -155,8 +156,8 @@ async def test_a_304_does_not_confirm_what_was_purged_while_its_request_waited(
 
 @pytest.mark.parametrize("directives", ["max-age=600", "max-age=600, must-revalidate", "s-maxage=600"])
 async def test_a_soft_purge_ends_freshness_whatever_the_upstream_said(clock: TurnedClock, directives: str) -> None:
-    app = gateway(Upstream(json_answer(cache_control=directives)), ROUTES, clock=clock)
-    async with asking(app) as client:
+    app = gateway(StubUpstream(json_answer(cache_control=directives)), ROUTES, clock=clock)
+    async with running(app) as client:
         await client.get("/other")
         clock.turn(1)
         await app.purge(keys=["/other"], soft=True)
@@ -166,9 +167,9 @@ async def test_a_soft_purge_ends_freshness_whatever_the_upstream_said(clock: Tur
 
 async def test_further_soft_purges_do_not_lengthen_a_window(clock: TurnedClock) -> None:
     routes = {"item": {**ROUTES["item"], "stale_while_revalidate": "1m"}}
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     app = gateway(upstream, routes, clock=clock)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/items/1")
         for _ in range(4):
             clock.turn(20)
@@ -179,9 +180,9 @@ async def test_further_soft_purges_do_not_lengthen_a_window(clock: TurnedClock) 
 async def test_a_worker_that_has_not_read_the_purges_believes_nothing_in_redis(
     valkey: Embedded, clock: TurnedClock
 ) -> None:
-    prefix, upstream = f"{uuid4().hex}:", Upstream(json_answer())
+    prefix, upstream = f"{uuid4().hex}:", StubUpstream(json_answer())
     first = gateway(upstream, ROUTES, clock=clock, store=RedisStore(valkey.url, prefix=prefix, budget=5.0))
-    async with asking(first) as client:
+    async with running(first) as client:
         await client.get("/items/1")
         await first.engine.settle()
         second = gateway(upstream, ROUTES, clock=clock, store=RedisStore(valkey.url, prefix=prefix, budget=5.0))
@@ -192,8 +193,8 @@ async def test_a_worker_that_has_not_read_the_purges_believes_nothing_in_redis(
 
 
 async def test_the_purge_method_is_for_the_networks_that_the_route_lists(clock: TurnedClock) -> None:
-    upstream = Upstream(json_answer(cache_control="max-age=600"))
-    async with asking(gateway(upstream, ROUTES, clock=clock)) as client:
+    upstream = StubUpstream(json_answer(cache_control="max-age=600"))
+    async with running(gateway(upstream, ROUTES, clock=clock)) as client:
         for path, status in (("/other", 200), ("/items/1", 403)):
             await client.get(path)
             assert (await client.request("PURGE", path)).status_code == status
@@ -204,14 +205,14 @@ async def test_the_purge_method_is_for_the_networks_that_the_route_lists(clock: 
 async def test_tags_of_the_upstream_are_hidden_unless_asked_for(clock: TurnedClock) -> None:
     for expose in (False, True):
         routes = {"rest": {"path": "/{path:path}", "upstream": "api", "expose_tags": expose}}
-        app = gateway(Upstream(json_answer(cache_control="max-age=600", cache_tag="a,b")), routes, clock=clock)
-        async with asking(app) as client:
+        app = gateway(StubUpstream(json_answer(cache_control="max-age=600", cache_tag="a,b")), routes, clock=clock)
+        async with running(app) as client:
             seen = ["cache-tag" in (await client.get("/x")).headers for _ in range(2)]
         assert seen == [expose, expose]
 
 
 async def test_an_unknown_route_is_refused_with_the_nearest(clock: TurnedClock) -> None:
-    app = gateway(Upstream(json_answer()), ROUTES, clock=clock)
+    app = gateway(StubUpstream(json_answer()), ROUTES, clock=clock)
     with pytest.raises(ValueError, match="did you mean item"):
         await app.purge(routes=["itme"])
 
@@ -230,7 +231,7 @@ def admin_client(app: Gateway, token: str | None) -> httpx.AsyncClient:
 async def test_purging_wants_the_admin_token(
     clock: TurnedClock, token: str | None, header: str | None, status: int
 ) -> None:
-    app = gateway(Upstream(json_answer()), ROUTES, clock=clock)
+    app = gateway(StubUpstream(json_answer()), ROUTES, clock=clock)
     async with admin_client(app, token) as client:
         headers = {"authorization": header} if header else {}
         response = await client.post("/purge", json={"tags": ["x"]}, headers=headers)
@@ -242,7 +243,7 @@ async def test_purging_wants_the_admin_token(
     [b"", b"{", b"[]", b"{}", b'{"tag": ["x"]}', b'{"tags": "x"}', b'{"routes": ["no"]}', b'{"keys": ["/%2f"]}'],
 )
 async def test_an_order_that_means_nothing_is_refused(clock: TurnedClock, order: bytes) -> None:
-    app = gateway(Upstream(json_answer()), ROUTES, clock=clock)
+    app = gateway(StubUpstream(json_answer()), ROUTES, clock=clock)
     async with admin_client(app, "secret") as client:
         response = await client.post("/purge", content=order, headers={"authorization": "Bearer secret"})
     assert response.status_code == 400
@@ -250,7 +251,7 @@ async def test_an_order_that_means_nothing_is_refused(clock: TurnedClock, order:
 
 
 async def test_a_report_says_how_many_workers_confirmed(clock: TurnedClock) -> None:
-    app = gateway(Upstream(json_answer()), ROUTES, clock=clock)
+    app = gateway(StubUpstream(json_answer()), ROUTES, clock=clock)
     async with admin_client(app, "secret") as client:
         response = await client.post("/purge", json={"all": True}, headers={"authorization": "Bearer secret"})
         assert 'gateway_purges_total{result="complete"} 1.0' in (await client.get("/metrics")).text
@@ -261,10 +262,10 @@ async def test_a_report_says_how_many_workers_confirmed(clock: TurnedClock) -> N
 
 
 @pytest.fixture
-async def fleet(valkey: Embedded) -> AsyncIterator[tuple[list[Gateway], Upstream]]:
+async def fleet(valkey: Embedded) -> AsyncIterator[tuple[list[Gateway], StubUpstream]]:
     """Three gateways that share a Redis and an upstream, all started."""
     prefix = f"{uuid4().hex}:"
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     apps = []
     for _ in range(3):
         clock = SystemClock()
@@ -281,7 +282,7 @@ def client_of(app: Gateway) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway.test")
 
 
-async def test_a_confirmed_purge_holds_in_every_gateway(fleet: tuple[list[Gateway], Upstream]) -> None:
+async def test_a_confirmed_purge_holds_in_every_gateway(fleet: tuple[list[Gateway], StubUpstream]) -> None:
     apps, upstream = fleet
     async with client_of(apps[0]) as one, client_of(apps[1]) as two, client_of(apps[2]) as three:
         for round_number in range(1, 4):
@@ -293,7 +294,7 @@ async def test_a_confirmed_purge_holds_in_every_gateway(fleet: tuple[list[Gatewa
         assert upstream.asked == 3
 
 
-async def test_a_cold_key_is_fetched_once_by_the_fleet(fleet: tuple[list[Gateway], Upstream]) -> None:
+async def test_a_cold_key_is_fetched_once_by_the_fleet(fleet: tuple[list[Gateway], StubUpstream]) -> None:
     apps, upstream = fleet
     upstream.gate.clear()
     clients = [client_of(app) for app in apps]
@@ -305,14 +306,14 @@ async def test_a_cold_key_is_fetched_once_by_the_fleet(fleet: tuple[list[Gateway
     assert upstream.asked == 1
 
 
-async def test_an_uncacheable_answer_lets_the_whole_fleet_go_on(fleet: tuple[list[Gateway], Upstream]) -> None:
+async def test_an_uncacheable_answer_lets_the_whole_fleet_go_on(fleet: tuple[list[Gateway], StubUpstream]) -> None:
     apps, upstream = fleet
     upstream.answer = json_answer(cache_control="no-store")
     responses = await asyncio.gather(*(client_of(app).get("/live") for app in apps for _ in range(5)))
     assert sorted(response.json()["n"] for response in responses) == list(range(1, 16))
 
 
-async def test_a_worker_whose_process_is_gone_holds_no_purge_up(fleet: tuple[list[Gateway], Upstream]) -> None:
+async def test_a_worker_whose_process_is_gone_holds_no_purge_up(fleet: tuple[list[Gateway], StubUpstream]) -> None:
     apps, _ = fleet
     log = apps[0].purges
     assert isinstance(log, RedisPurges)
@@ -330,7 +331,7 @@ async def test_a_worker_whose_process_is_gone_holds_no_purge_up(fleet: tuple[lis
 
 
 async def test_a_gateway_that_starts_later_knows_the_purges_before(
-    valkey: Embedded, fleet: tuple[list[Gateway], Upstream]
+    valkey: Embedded, fleet: tuple[list[Gateway], StubUpstream]
 ) -> None:
     apps, upstream = fleet
     async with client_of(apps[0]) as one:
@@ -341,11 +342,11 @@ async def test_a_gateway_that_starts_later_knows_the_purges_before(
         prefix = apps[0].shared._prefix  # type: ignore[attr-defined]
         store = RedisStore(valkey.url, prefix=prefix, budget=1.0, clock=clock)
         late = gateway(upstream, ROUTES, clock=clock, store=store)
-        async with asking(late) as client:
+        async with running(late) as client:
             assert (await client.get("/items/1")).json() == {"n": 2}
 
 
-async def test_a_redis_that_lost_everything_is_told_the_purges_again(fleet: tuple[list[Gateway], Upstream]) -> None:
+async def test_a_redis_that_lost_everything_is_told_the_purges_again(fleet: tuple[list[Gateway], StubUpstream]) -> None:
     apps, upstream = fleet
     async with client_of(apps[0]) as one, client_of(apps[1]) as two:
         await one.get("/items/1")
@@ -362,7 +363,7 @@ async def test_a_redis_that_lost_everything_is_told_the_purges_again(fleet: tupl
 
 
 async def test_an_unsafe_request_to_one_gateway_voids_what_the_others_have(
-    fleet: tuple[list[Gateway], Upstream],
+    fleet: tuple[list[Gateway], StubUpstream],
 ) -> None:
     apps, _ = fleet
     async with client_of(apps[0]) as one, client_of(apps[1]) as two:
@@ -381,9 +382,9 @@ async def test_an_unsafe_request_to_one_gateway_voids_what_the_others_have(
 async def test_a_purge_without_redis_is_not_complete_and_holds_here_at_once() -> None:
     clock = SystemClock()
     store = RedisStore("unix:///nonexistent/redis.sock", budget=0.05, clock=clock)
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     app = gateway(upstream, ROUTES, clock=clock, store=store)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/items/1")
         report = await app.purge(tags=["items"])
         assert not report.complete
@@ -393,10 +394,10 @@ async def test_a_purge_without_redis_is_not_complete_and_holds_here_at_once() ->
 
 async def test_a_worker_cut_off_too_long_no_longer_trusts_what_it_has(clock: TurnedClock) -> None:
     store = RedisStore("unix:///nonexistent/redis.sock", budget=0.05)
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     for blind, hit in (("30s", False), ("forever", True)):
         app = gateway(upstream, ROUTES, clock=clock, store=store, purge_blind=blind)
-        async with asking(app) as client:
+        async with running(app) as client:
             await client.get("/items/1")
             clock.turn(29)
             assert (await client.get("/items/1")).headers["cache-status"].startswith("gateway; hit")

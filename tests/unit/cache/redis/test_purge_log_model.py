@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from gateway.cache.memory import Memory
-from gateway.cache.purge_log import Report
+from gateway.cache.purge_log import PurgeReport
 from gateway.cache.redis.purge_log import RedisPurges
 from gateway.cache.redis.store import RedisStore
 from gateway.cache.store import Found, Selection, TieredStore, selection
@@ -38,7 +38,7 @@ from gateway.policy.freshness import Decision, Hit, Stale
 from gateway.policy.keys import Plan
 from gateway.policy.rules import PLAIN, CachePolicy
 from gateway.server.embedded_redis import Embedded
-from tests.conftest import TurnedClock
+from gateway.testing import TurnedClock
 
 RULES = CachePolicy(ttl=3600.0, stale_while_revalidate=600.0, stale_if_error=0.0)
 BLIND = 30.0
@@ -335,7 +335,7 @@ class Fleet(RuleBasedStateMachine):
             # Of a worker that was cut off before Redis lost all, only those can know who were there, too.
             issued.exempt = {worker for worker in self.unheard if worker.connection.cut} - issued.by.heard
 
-    async def reported(self, issued: Issued) -> Report | None:
+    async def reported(self, issued: Issued) -> PurgeReport | None:
         purges = issued.by.purges
         try:
             added = await purges._stream.add([issued.purge], count=True)

@@ -19,7 +19,8 @@ from gateway.config.overrides import Override
 from gateway.policy.entry import MOST_HEAD, decode_stored, encode
 from gateway.policy.epochs import EVERYTHING, PurgeState, show_position, tag_name
 from gateway.server.embedded_redis import Embedded
-from tests.conftest import TurnedClock, Upstream, asking, gateway, json_answer
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import gateway, json_answer
 from tests.support.proxy import FaultProxy, faulty_url
 from tests.unit.edge.test_shared_lookup_records import STORED
 
@@ -195,9 +196,9 @@ async def test_a_body_larger_than_its_route_stores_is_not_served_from_redis(
 ) -> None:
     routes = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "10m", "max_body": "1KiB"}}
     store = RedisStore(valkey.url, prefix=f"{uuid4().hex}:", budget=20.0)
-    upstream = Upstream(json_answer())
+    upstream = StubUpstream(json_answer())
     app = gateway(upstream, routes, clock=clock, store=store)
-    async with asking(app) as client:
+    async with running(app) as client:
         await client.get("/items/1")
         await app.engine.settle()
         (name,) = [name async for name in store._client.scan_iter(f"{store._prefix}e:*")]
