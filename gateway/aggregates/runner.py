@@ -1,8 +1,6 @@
-"""What is said of a part in `Gateway-Parts`, where it takes more than a word. Pure.
+"""One aggregate's parts while it is answered: which start when, which are waited for, and what replaces a failed one.
 
-One answer's parts on their way: what can be had at once, what must be waited for, what stands in for what failed.
-
-Parts that do not need each other go at once, each as soon as those are there whose values it takes.
+Parts that don't need each other start at once, each as soon as the values it takes are there.
 """
 
 from __future__ import annotations

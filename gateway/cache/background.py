@@ -1,6 +1,6 @@
-"""Work that nobody waits for: held, so that it is not lost, told of where it fails, drained at the end.
+"""Work that no request waits for: held until it ends, logged where it fails, drained at shutdown.
 
-How many requests one generation of the app is answering, by whatever way they came.
+Also counts the requests that one generation of the app is answering.
 """
 
 from __future__ import annotations

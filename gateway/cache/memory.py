@@ -1,25 +1,21 @@
-"""S3-FIFO: which entries a bounded store keeps.
+"""The memory tier: entries bounded in bytes, evicted by S3-FIFO, and the indices that find their variants.
 
 After Yang, Zhang, Qiu, Yue and Rashmi, *FIFO queues are all you need for cache eviction* (SOSP 2023). A new entry
-queues in a small queue, a tenth of the bytes. Used at least twice there, it moves on to the main queue, otherwise it
-goes, and only a fingerprint of it stays for a while: what comes back in that time enters the main queue at once. An
-entry that reaches the head of the main queue goes if it was not used since, otherwise it queues again. So a scan passes
-through the small queue and leaves the rest alone, and a hit writes one small number, where LRU relinks a list.
+queues in a small queue, a tenth of the bytes. Used at least twice there, it moves to the main queue; otherwise it is
+evicted and only its fingerprint (a ghost) stays for a while: an entry that comes back in that time enters the main
+queue at once. At the head of the main queue an entry is evicted if it was not used since, else it queues again. So a
+scan passes through the small queue only, and a hit writes one small number, where LRU relinks a list.
 
-What is bounded here beyond the paper, because one event loop waits for it all:
+Beyond the paper, because one event loop waits for all of it:
 
-- An eviction looks at `_PATIENCE` entries at most, then lets the next one go: O(1), not only amortised.
+- An eviction looks at `_PATIENCE` entries at most, then evicts the next one: O(1), not only amortised.
 - Entries lie in shards of a few thousand. One dict of a million entries takes 90 to 245 ms to grow or to clean up
   (measured, CPython 3.11), a shard less than 1 ms; that costs a look-up 0.04 µs.
-- No object that the garbage collector follows is kept for an entry, so its full collections don't walk the store.
+- No object that the garbage collector follows is kept for an entry, so a full collection doesn't walk the store.
 - Ghosts are eight bytes each in one array that never grows.
 
-The tier in the process: stored responses, and the indices that find their variants, bounded in bytes.
-
-Bytes are counted for keys, headers and bodies (`record.size_of`) and for the store's own nodes, dicts and queues
-(`s3fifo.ENTRY_BYTES`): a response of an 8-byte body with two headers takes about 1 KB. What is worth least goes first
-(`s3fifo`). All calls are synchronous and O(1), at a million entries as at a thousand; there is one store a worker, used
-from its event loop alone.
+Keys, headers, bodies and the store's own nodes, dicts and queues are counted: a response of an 8-byte body with two
+headers takes about 1 KB. All calls are synchronous; each worker has one store, used from its event loop alone.
 """
 
 from __future__ import annotations

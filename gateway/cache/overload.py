@@ -1,11 +1,9 @@
-"""How much new work a process that is behind takes on: refreshes are given up first, then misses, hits never.
+"""Load shedding: how late the event loop is, and how many fetches a process that is behind may start.
 
-Pure: somebody else measures how late the event loop is, and asks. The rule is that of CoDel (RFC 8289): what counts is
-not a peak but the *standing* delay, the least one of the last 0.3 s. A garbage collection or a neighbour's burst
-passes, a queue that does not drain stays. While it stands above the target, the number of fetches under way at once
-shrinks by a fifth every tick; when it is gone it grows by a tenth, so that a process is itself within four seconds.
-
-How late the event loop is: the one figure that tells of work which blocks, and of more work than there is time.
+Refreshes are given up first, then misses; hits never. The rule is CoDel's (RFC 8289): what counts is the *standing*
+delay, the least of the last 0.3 s, so that a garbage collection or a short burst passes. While it is above the target,
+the limit on concurrent fetches shrinks by a fifth each tick; below it, it grows by a tenth, so that a process has its
+full limit back within four seconds.
 """
 
 from __future__ import annotations

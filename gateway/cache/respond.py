@@ -1,10 +1,6 @@
-"""Answers to clients: from a stored response, in part, not at all, or a problem.
+"""Answers to clients: a stored response, a part of it, a 304, or a problem; each sets its request's Outcome.
 
-What stands here makes values; nothing is asked, stored or decided.
-
-What a request is answered with, once it is known what lies stored or what a fetch came to; and what is told of it.
-
-Each answer sets its request's Outcome, of which headers, metrics and the log are made.
+Headers, metrics and the log are made of the Outcome. Nothing is fetched, stored or decided here.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
-"""What variables say: of the environment, of `.env`, and the command line's options as if they were such.
+"""Settings from environment variables, `.env` and the command line, joined with those of the file.
 
-pydantic-settings' sources don't do: a variable they can't place is dropped without a word, `5` becomes a number
-under an unknown name, `GATEWAY_CORS={…}` hides `GATEWAY_CORS__MAX_AGE`, and none of them says which variable a
-value came from. Its reader of `.env`, python-dotenv, does.
-
-The configuration's file and variables as one: the values of all, and who set each.
-
-Nothing here knows what a value means; what can't be placed is told with where it stands.
+Records who set each value, and doesn't know what a value means. pydantic-settings' sources don't do: they drop a
+variable they can't place without a word, read `5` as a number under an unknown name, let `GATEWAY_CORS={…}` hide
+`GATEWAY_CORS__MAX_AGE`, and don't say which variable a value came from. python-dotenv reads `.env`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
-"""What is wrong with the configuration's values: all of it at once, each with the place where it was set.
+"""Reads the configuration: one YAML file, overridden by `.env`, overridden by the environment.
 
-Reads the configuration: one YAML file, overridden by `.env`, overridden by the environment.
-
-Every value keeps where it came from, and every problem is told with that place, all of them at once. What the
-values mean is decided in `config`; nothing here knows a duration from a size. `document` reads the file, `variables`
-the rest, `merging` makes one of them, `setting_problems` says what is wrong, `redaction` what may be shown.
+Every value keeps where it was set, and all problems are reported at once, each with that place. What the values mean
+is decided by the models.
 """
 
 from __future__ import annotations

@@ -1,12 +1,7 @@
-"""The configuration of what clients may do: which web pages read the answers, and what anyone may send. Pure.
+"""The configuration's models: what may be set, what it means, what its default is.
 
-The configuration of an upstream: what may be set, what it means, what its default is. Pure.
-
-The configuration's models: what may be set, what it means, what its default is.
-
-Those of upstreams, routes, parts and clients stand in `upstream_config`, `route_config`, `part_config` and
-`clients_config`, and are imported from here. The documentation's reference is made from them, and a test holds it.
-Pure: nothing here reads a file or the environment (`settings` does).
+Those of routes and parts are in `config.route` and `config.part`. The reference in the documentation is made from the
+models, and a test holds it to them. Pure: nothing here reads a file or the environment.
 """
 
 from __future__ import annotations

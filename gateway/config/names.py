@@ -1,9 +1,7 @@
-"""Words that mean a mode somewhere in the configuration, and are no names where a list of names stands.
+"""Names in the configuration: words that mean a mode, the nearest known name, and numbers in words.
 
 Pure. `query: all` would be the one parameter `all`: all others would be dropped, and two pages become one entry. So
 such a word is refused with what to write. A list that has other names may hold one: `query: [origin, destination]`.
-
-What a name that is not known was probably meant to be, and numbers of things in words.
 """
 
 from __future__ import annotations

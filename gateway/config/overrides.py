@@ -1,13 +1,10 @@
-"""What operators changed while the gateway runs, shared by all workers and replicas: live overrides and the audit list.
+"""Live overrides: a TTL that is changed for a while on every worker, over file and environment, and the audit list.
 
-A version number beside the overrides tells whether there is anything to read: a worker asks for it several times a
-second, and for the rest only when it is another. Where Redis has lost it all, whoever knows an override that has
-not ended puts it back.
+The models that read the file compute an override's effect, so that a value that a file can't hold is refused with the
+same words. The rules of `@cached` handlers, which no file has, can be overridden too.
 
-Live overrides: a TTL that is another for a while, in force on every worker, over file and environment.
-
-What it makes of a configuration is worked out by the same models that read the file, so a value that a file could not
-hold is refused with the same words. The rules of `@cached` handlers, which no file has, are changed by them too.
+A worker polls a version number several times a second, and reads the overrides only when it has changed. Where Redis
+has lost them, a worker that knows an override which has not ended writes it back.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The shape of the configuration's models: what may be set where, read from their annotations.
+"""The shape of the configuration's models, read from their annotations, and how a value is shown.
 
-A shape is an annotation: a model, a dict, or anything else, which is a leaf.
-
-How a value of the configuration is shown: as in YAML, not too long, and without what is secret.
+A shape is an annotation: a model, a dict, or anything else, which is a leaf. A value is shown as in YAML, shortened,
+and without secrets.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""What settings are made of: durations, sizes, lists, URLs, names of headers, and the model that refuses unknown keys.
+"""Types of settings: durations, sizes, lists, URLs, header names, and the model that refuses unknown keys.
 
-Pure.
-
-The URLs by which a Redis is named: one server, several behind Sentinel, or a cluster. Pure.
+The URL of a Redis names one server, several Sentinels, or a cluster. Pure.
 """
 
 from __future__ import annotations

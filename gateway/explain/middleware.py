@@ -1,11 +1,9 @@
-"""How often an address may do something in a minute: guess a token, change what all see.
+"""`Gateway-Explain: TOKEN` on a request: its trace in `Gateway-Explained`, for whoever has the admin token.
 
-Why this very request is answered as it is, told to who has the admin token: `Gateway-Explain: TOKEN`.
-
-The header is taken off before anything else sees the request, whether its token is right or not: no upstream, no key,
-no handler and no log has it. With the right token the answer carries the trace in `Gateway-Explained`, and is marked
-for no cache to keep, as the trace names keys and upstreams. Anyone else is answered as if the header were not there;
-after ten wrong tokens in a minute from one address, so is that address for the rest of it.
+The header is removed before anything else sees the request, whether its token is right or not: no upstream, key,
+handler or log has it. A response with a trace may not be stored by any cache, since a trace names keys and upstreams.
+With a wrong token the answer is as if the header were missing; after ten wrong tokens in a minute from one address, all
+tokens from it are ignored for the rest of the minute.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Python handlers as `explain` sees them: their path, and what `@cached` makes of it.
+"""What `explain` says of Python handlers, and of what the gateway answers itself.
 
-What the gateway answers by itself, before any declared route: health, documentation, redirects to the slash.
+The latter are health, documentation, and redirects to the path with or without its slash.
 """
 
 from __future__ import annotations

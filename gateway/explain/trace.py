@@ -1,9 +1,4 @@
-"""What `gateway explain` tells of one request, as a value: JSON at the admin listener, text by `explain_text`.
-
-A trace as text, for people: what `gateway explain` prints.
-
-The words of `gateway explain`: what was decided, said so that an operator can do something about it. Pure.
-"""
+"""The trace of one request that `gateway explain` shows: a value, its text, and the words for decisions."""
 
 from __future__ import annotations
 

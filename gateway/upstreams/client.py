@@ -1,16 +1,12 @@
-"""A request's body on its way from a client to an upstream.
-
-Its beginning is read before any place at the upstream is taken, so that a client that sends slowly holds none: of
-nearly all requests to an API that is the whole body. nginx reads all of it first (`proxy_request_buffering`), onto a
-disk; here a longer one is streamed, and has places of its own (`upstreams`).
-
-Upstreams: the one place where the gateway speaks HTTP as a client.
+"""Upstreams: the one place where the gateway speaks HTTP as a client. It knows nothing of caching.
 
 httpx's API throughout, its transport called directly: the client around it costs 80 to 330 µs a request and adds
-redirects, cookies and decoding that a gateway must not have. This module knows nothing of caching.
+redirects, cookies and decoding that a gateway must not have. A request passes the bulkhead, the choice of a host, its
+circuit breaker, the deadline and the checks of the response, each of which can end it; a retry takes from the budget.
 
-What a request goes through, each able to end it: a place at the upstream (`bulkhead`), a host that is not left alone
-(`hosts`, `breakers`), the deadline, the checks of what came (`fetched`), once more within the budget.
+The beginning of a request's body is read before a place at the upstream is taken, so that a client that sends slowly
+holds none: of nearly all requests to an API that is the whole body. A longer one is streamed, and has places of its
+own; nginx reads all of it first, onto a disk (`proxy_request_buffering`).
 """
 
 from __future__ import annotations

@@ -1,21 +1,14 @@
 """Connections to upstreams for requests without a body, and the pool that keeps them.
 
-Most of what a gateway sends is a GET: one piece of bytes, answered in one piece. aiohttp makes the connection (names,
-addresses, TLS); what is sent and received on it goes through no other layer than this. A response is read strictly
-(`response_heads`). A connection is used again only after a response whose end was sure, and behind which nothing came;
-where anything else happens, it ends.
+Most of what a gateway sends is a GET: one piece of bytes, answered in one piece. aiohttp finds the address and makes
+the connection and its TLS; nothing of its session, request and response objects is used, which merge defaults, cookies
+and encodings that a gateway must not have. What this needs beyond aiohttp's documentation is named in `INTERNALS`; a
+test fails where a new aiohttp moves it.
 
-HTTP/1.1 matches an answer to its request by their order alone. So whatever is received while nothing is asked ends the
-connection, and one that is taken from the pool is looked at once more, by the system: bytes, or an end, that the event
-loop has not read yet. What remains are the microseconds between that look and the write of the request: what arrives
-in them, or later, cannot be told from the answer.
-
-Requests without a body: the bytes that go out, and what is leaned on in aiohttp to connect.
-
-Most of what a gateway sends is a GET: a line and some fields that were checked already. aiohttp finds the address, and
-makes the connection and its TLS; then the connection is ours (`plain_connections`). Of aiohttp's session, request and
-response objects, which merge defaults, cookies, traces and encodings that a gateway must not have, nothing is made.
-What this leans on beyond aiohttp's documentation is named in `INTERNALS`; a test fails where a new aiohttp moves it.
+HTTP/1.1 matches a response to its request by their order alone. So a connection is used again only after a response
+whose end was sure and behind which nothing came; whatever is received while nothing is asked ends it; and the socket
+of one taken from the pool is looked at once more, for bytes or an end that the event loop has not read yet. What
+arrives in the microseconds between that look and the write, or later, can't be told from the response.
 """
 
 from __future__ import annotations

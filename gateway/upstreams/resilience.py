@@ -1,16 +1,12 @@
-"""When a failing host is left alone, and how often a request may be repeated.
+"""Circuit breakers and bulkheads of upstreams.
 
-Pure: the clock is an argument, in seconds on any clock that does not go back. What counts as a failure, and what to do
-while a host is left alone, is the caller's affair.
+A breaker decides when a failing host is skipped; a bulkhead bounds concurrent requests and the queue for them, and
+refuses the others at once. Breakers take the time as an argument, in seconds of any clock that does not go back. What
+counts as a failure is for the caller to decide.
 
-PyPI's `purgatory`, `pybreaker` and `aiobreaker` were looked at (docs/decisions/0011): none lets a single request
+PyPI's `purgatory`, `pybreaker` and `aiobreaker` were considered (docs/decisions/0011): none lets a single request
 through when it tries again, all read a clock of their own, and all count failures in a row, which a host that fails
 every second request never reaches.
-
-Places at an upstream: so many requests at once, few that wait, and the others are told so at once.
-
-One slow upstream thus takes its own places and nobody else's, and a client that cannot be served learns it in time to
-do something else.
 """
 
 from __future__ import annotations

@@ -1,23 +1,13 @@
-"""What is asked of Redis to read values, and what a reply may hold: both bounded.
+"""Connections to Redis: one server, Sentinel or a cluster; bounded replies, and a deadline for each batch.
 
-Whoever can write to Redis can put 512 MB under a key. So a value is asked for by `GETRANGE`, and no more of it comes
-than the largest record that is believed, and one byte, by which a larger one is known. What other commands bring (the
-stream of purges, overrides, reports) is bounded by its connection: one on which a reply grows beyond `MOST_REPLY` ends.
+Whoever can write to Redis can put 512 MB under a key. So a value is read by `GETRANGE`, up to one byte more than the
+largest record, by which a larger one is known; other replies are bounded by their connection, which ends where one
+grows beyond `MOST_REPLY`. A `GETRANGE` for each of two names costs 0.5 µs more than one `MGET` of both, here and at
+Redis each (32 reads in one round trip; unix socket, uvloop).
 
-A `GETRANGE` for each of two names costs 0.5 µs more than one `MGET` of both, here and at Redis each (32 reads in one
-round trip; unix socket, uvloop).
-
-Redis as it is run: one server, with TLS or on a unix socket, behind Sentinel, or a cluster.
-
-Only how to connect stands here. Whatever the topology, a client never tries again by itself, and no command takes
-longer than its timeout: redis-py's own ten retries would cost 8 s a request.
-
-A deadline for what another machine answers, fair to it where this process was the one that stood still.
-
-`asyncio.timeout` goes by the clock alone: after a pause of the loop (a neighbour had the processor, a collection went
-on) its timer runs before the answer is read that has been in the socket for long. Where that happens thrice, a healthy
-Redis is left alone, and upstreams are given half of their places for it. Here a timer that comes late lets the loop
-read once more before it ends the wait.
+A client never retries by itself, and no command takes longer than its timeout: redis-py's own ten retries would cost
+8 s a request. `Deadline` differs from `asyncio.timeout` after a pause of the event loop: it lets the loop read once
+more before it ends the wait, so that a healthy Redis is not blamed for a pause of this process.
 """
 
 from __future__ import annotations

@@ -1,13 +1,11 @@
-"""Which processes of this machine are gone, told by the names that they gave themselves.
-
-A name begins with the place where its process number means something: this boot of this machine, and this namespace of
-processes. Of a process elsewhere nothing is known.
-
-Purges, as one worker issues them and hears of them.
+"""Purges in Redis, as one worker issues them and hears of them.
 
 Each worker reads the stream on a connection of its own. A purge that Redis has not taken is kept and added again; so
-are the records known here when the generation changes, because Redis has lost them. How they lie in Redis is
-`purge_stream`'s affair, what they make void that of `epochs`.
+are the records known here when the generation changes, because Redis has lost them. How purges lie in Redis is decided
+in `purge_stream`, what they make void in `policy.epochs`.
+
+A worker's name begins with the boot of its machine and its namespace of processes, where its process number means
+something. So a worker can tell which others of the same machine are gone; of those elsewhere it knows nothing.
 """
 
 from __future__ import annotations

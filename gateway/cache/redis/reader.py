@@ -1,18 +1,14 @@
-"""One connection to Redis for reads, used without a task, a future or a time-out for each.
+"""Reads of the shared tier: those of one turn of the event loop in one round trip, each key once.
 
-redis-py makes the connection: it authenticates, speaks TLS, finds the master behind Sentinel. Then its transport is
-given to a Pipe, which writes commands behind each other and takes their replies in the same order, straight from
-hiredis. A reply belongs to the oldest command; whatever casts a doubt on that (a reply too many or too few, another
-mark behind a read's values than its own, one that is late) ends the connection, and all that wait on it get nothing.
-What Redis sends can't be taken for something else either way: a record carries its key.
+A read is names and a callback, called without a future or a task for each. Reads go by a Pipe; where there is none (in
+a cluster, or while it connects), by redis-py's client. redis-py makes the Pipe's connection: it authenticates, speaks
+TLS, and finds the master behind Sentinel. Then the Pipe writes commands one after another and takes their replies in
+the same order, straight from hiredis. Where a reply may not belong to the oldest command (one too many or too few,
+another mark behind a read's values than its own, one that is late), the connection ends and all reads on it find
+nothing. A record carries its key, so it can't be taken for another in any case.
 
 A read of two names takes 15 µs of processor time by a Pipe, where a `GET` of one takes 41 µs by redis-py's own client
 (median of 15 rounds of 400 in turn, unix socket, uvloop).
-
-Reads of the shared tier: all of one turn of the event loop in one round trip, each key once.
-
-A read is names and a callback: what a thousand requests wait for is told by plain calls, without a future or a task
-each. They go by the Pipe, or where there is none (a cluster; while it is being connected) by redis-py's client.
 """
 
 from __future__ import annotations
