@@ -75,7 +75,7 @@ class UpstreamError(GatewayError):
 
     status = 502
     kind = "error"
-    title = "The upstream service failed"
+    title = "Upstream failed"
 
     def __init__(self, upstream: str, reason: str, retry_after: float | None = None) -> None:
         self.upstream = upstream
@@ -86,24 +86,24 @@ class UpstreamError(GatewayError):
 
 class UpstreamUnreachable(UpstreamError):
     kind = "unreachable"
-    title = "The upstream service cannot be reached"
+    title = "Upstream unreachable"
 
 
 class UpstreamMalformed(UpstreamError):
     kind = "malformed"
-    title = "The upstream service sent an invalid response"
+    title = "Upstream sent an invalid response"
 
 
 class UpstreamBusy(UpstreamError):
     status = 503
     kind = "busy"
-    title = "The upstream service is busy"
+    title = "Upstream busy (connection queue full)"
 
 
 class UpstreamResting(UpstreamError):
     status = 503
     kind = "resting"
-    title = "The upstream service fails, and is left alone for a moment"
+    title = "Upstream temporarily disabled (circuit breaker open)"
 
 
 class Overloaded(UpstreamError):
@@ -111,19 +111,19 @@ class Overloaded(UpstreamError):
 
     status = 503
     kind = "overloaded"
-    title = "The gateway is busy"
+    title = "Gateway overloaded"
 
 
 class UpstreamTimeout(UpstreamError):
     status = 504
     kind = "timeout"
-    title = "The upstream service did not answer in time"
+    title = "Upstream timed out"
 
 
 class PartFailed(UpstreamError):
     """A part that an aggregate can't be answered without."""
 
-    title = "A part of the answer that is required has failed"
+    title = "A required part failed"
     kind = "part"
 
     def __init__(self, part: str, reason: str, status: int = 502) -> None:

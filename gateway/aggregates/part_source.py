@@ -230,7 +230,7 @@ class PartSource:
         given = [(name, text.given(values)) for name, text in self.part.headers]
         own = [(name, value.encode("latin-1", "replace")) for name, value in given if value is not None]
         if any(b"\r" in value or b"\n" in value or b"\0" in value for _, value in own):
-            raise RequestRefused("A value has a line break, which no header may have.")
+            raise RequestRefused("A header value contains a line break or a NUL.")
         _check_length(*(value for _, value in own))
         return own
 
@@ -427,4 +427,4 @@ part's answer may be as large as that answer: a megabyte of it became a request 
 
 def _check_length(*texts: str | bytes) -> None:
     if any(len(text) > LONGEST for text in texts):
-        raise RequestRefused("A value is too long for what the upstream is asked.")
+        raise RequestRefused("A value is too long for the upstream request.")

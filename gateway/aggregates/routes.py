@@ -242,10 +242,10 @@ def _selected(aggregate: Aggregate, target: Target) -> tuple[str, ...] | None:
         return None
     names = set(filter(None, ",".join(asked).split(",")))
     if not names:
-        raise RequestRefused(f"parts names no part; there are: {', '.join(known)}", reason="parts")
+        raise RequestRefused(f"parts is empty; known parts: {', '.join(known)}", reason="parts")
     for name in names:
         if name not in known:
-            raise RequestRefused(f"There is no part of that name{near(name, known)}", reason="parts")
+            raise RequestRefused(f"Unknown part{near(name, known)}", reason="parts")
     return tuple(name for name in known if name in names)
 
 
@@ -263,7 +263,7 @@ def asked_of(aggregate: Aggregate, path: str, target: Target, headers: Headers) 
     """What a request for `path` asks. Raises RequestRefused."""
     parameters = aggregate.config.template.match(path)
     if parameters is None:
-        raise RequestRefused("The path does not have the form of its route.", 404)
+        raise RequestRefused("The path does not match its route.", 404)
     selected = _selected(aggregate, target)
     reads = aggregate.kit.plan.reads
     header = {name: value for name in reads if (value := sent_value(headers, name)) is not None}

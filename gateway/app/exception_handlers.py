@@ -93,7 +93,7 @@ def _shown(error: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    return problem(request, 500, "The gateway made a mistake; it is logged under the request id.")
+    return problem(request, 500, "Internal error; see the gateway log for this request ID.")
 
 
 Handler = Callable[[Request, Any], Any]

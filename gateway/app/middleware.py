@@ -115,7 +115,7 @@ class TargetRule:
 
     def _apply(self, scope: Scope, exchange: RequestContext | None) -> Target:
         if scope["method"] in ("CONNECT", "TRACE"):
-            raise RequestRefused(f"{scope['method']} is not served here.", 405, "method")
+            raise RequestRefused(f"{scope['method']} is not supported.", 405, "method")
         host = check_host(values(scope["headers"], b"host"), scope.get("http_version", "1.1"))
         raw_path, query = scope.get("raw_path") or scope["path"].encode(), scope["query_string"]
         raw = scope.get(RAW_TARGET_KEY)

@@ -139,7 +139,7 @@ class ClientConnection(HttpToolsProtocol):
         if self._phase is Phase.BODY:
             self._judge_body(now)
         elif self._phase is Phase.HEAD and self._at < len(self._buffer):
-            self._refuse(RequestRefused("The request's head took too long.", 408, "slow_head"))
+            self._refuse(RequestRefused("Timeout while reading the request head.", 408, "slow_head"))
         else:
             self.transport.close()
 
@@ -163,7 +163,7 @@ class ClientConnection(HttpToolsProtocol):
         if self.flow.read_paused:  # the app is slower than the client
             self._received = 0
         elif self._received < BODY_RATE * self.door.timeouts.body:
-            self._refuse(RequestRefused("The request's body came too slowly.", 408, "slow_body"))
+            self._refuse(RequestRefused("Timeout while reading the request body.", 408, "slow_body"))
             return
         self._received = 0
         self._deadline = now + self.door.timeouts.body

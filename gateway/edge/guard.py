@@ -107,7 +107,7 @@ class ConnectionGuard:
             self._timer = loop.call_later(SWEEP, self._sweep, loop)
         over = len(self._connections) > self._bounds.connections
         if over or (self._by_client[client] > self._bounds.connections_per_client and self._is_counted(client)):
-            raise RequestRefused("There are too many connections.", 503, "connections")
+            raise RequestRefused("Too many connections.", 503, "connections")
 
     def leave(self, connection: GuardedConnection, client: str) -> None:
         self._connections.discard(connection)
@@ -118,7 +118,7 @@ class ConnectionGuard:
         bounds = self._bounds
         own = self._requests_by_client[client]
         if self._requests >= bounds.requests or (own >= bounds.requests_per_client and self._is_counted(client)):
-            raise RequestRefused("There are too many requests at once.", 503, "requests")
+            raise RequestRefused("Too many concurrent requests.", 503, "requests")
         self._requests += 1
         self._requests_by_client[client] = own + 1
 

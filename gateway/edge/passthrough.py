@@ -249,7 +249,7 @@ class PassThroughRequest:
             # An edge: whoever asked is told 500, and the error goes to the loop's handler, which logs it.
             context = {"message": "a request that passed by the app failed", "exception": error}
             asyncio.get_running_loop().call_exception_handler(context)
-            return problem(self.exchange, 500, "The gateway made a mistake; it is logged under the request id.")
+            return problem(self.exchange, 500, "Internal error; see the gateway log for this request ID.")
 
     async def _send(self, connection: Connection, answer: Answer) -> None:
         """Raises UpstreamError where the upstream breaks off."""

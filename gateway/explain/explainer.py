@@ -310,7 +310,7 @@ class Explainer:
 def _target(method: str, raw: str, headers: Headers) -> Target:
     """The target as the rule for targets leaves it. Raises RequestRefused where it refuses it."""
     if method in ("CONNECT", "TRACE"):
-        raise RequestRefused(f"{method} is not served here.", 405, "method")
+        raise RequestRefused(f"{method} is not supported.", 405, "method")
     hosts = values(headers, b"host")
     host = check_host(hosts, "1.1") if hosts else ""
     path, query = split_raw_target(raw.encode("latin-1", "replace"), host, scheme="http")

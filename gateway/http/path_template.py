@@ -124,7 +124,7 @@ class TargetTemplate:
             return self.path, self.query
         path, query = self.render(parameters)
         if normalise_path(path) != path:
-            raise RequestRefused("A value of the path would leave its place in what the upstream is asked.")
+            raise RequestRefused("A path parameter would leave its segment in the upstream path.")
         return path, query
 
     def render(self, parameters: dict[str, str]) -> tuple[str, tuple[str, ...]]:

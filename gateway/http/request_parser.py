@@ -93,16 +93,16 @@ def read_line(line: bytes, limits: Limits) -> Line:
         raise RequestRefused("The request line is too long.", 414, "long_line")
     parts = line.split(b" ")
     if len(parts) == 2 and _METHOD.fullmatch(parts[0]) and parts[1].startswith(b"/"):
-        raise RequestRefused("HTTP/0.9 is not spoken here.", 400, "version")
+        raise RequestRefused("HTTP/0.9 is not supported.", 400, "version")
     if len(parts) != 3 or not _METHOD.fullmatch(parts[0]):
         raise RequestRefused("The request line is malformed.", 400, "line")
     method, target, version = parts
     if not _VERSION.fullmatch(version):
-        raise RequestRefused("The request line names no HTTP version.", 400, "version")
+        raise RequestRefused("The request line has no HTTP version.", 400, "version")
     if version not in (b"HTTP/1.1", b"HTTP/1.0"):
-        raise RequestRefused("HTTP/1.1 and HTTP/1.0 are spoken here.", 505, "version")
+        raise RequestRefused("Unsupported HTTP version; use HTTP/1.1 or HTTP/1.0.", 505, "version")
     if method not in METHODS:
-        raise RequestRefused("The method is not known here.", 501, "method")
+        raise RequestRefused("Unknown method.", 501, "method")
     _check_target(method, target)
     return Line(method, target, version[5:].decode("ascii"))
 
@@ -110,13 +110,13 @@ def read_line(line: bytes, limits: Limits) -> Line:
 def _check_target(method: bytes, target: bytes) -> None:
     """The target's form; what it means, the rule for targets says."""
     if method == b"CONNECT":
-        raise RequestRefused("CONNECT is not served here.", 405, "method")
+        raise RequestRefused("CONNECT is not supported.", 405, "method")
     if not _TARGET.fullmatch(target):
-        raise RequestRefused("The request target contains a character that no URL has.", 400, "target")
+        raise RequestRefused("The request target contains an invalid character.", 400, "target")
     if _ENCODED_NUL in target:
         raise RequestRefused("The request target contains an encoded NUL.", 400, "target")
     if not target.startswith(b"/") and target[:7].lower() != b"http://" and target[:8].lower() != b"https://":
-        raise RequestRefused("The request target is neither a path nor an http URL.", 400, "target")
+        raise RequestRefused("The request target must be a path or an http URL.", 400, "target")
 
 
 def read_fields(block: bytes, limits: Limits) -> list[tuple[bytes, bytes]]:
@@ -134,13 +134,13 @@ def read_fields(block: bytes, limits: Limits) -> list[tuple[bytes, bytes]]:
 def read_field(line: bytes) -> tuple[bytes, bytes]:
     """One field line, without its end. Raises RequestRefused."""
     if line[:1] in (b" ", b"\t"):
-        raise RequestRefused("A header line is folded.", 400, "folded")
+        raise RequestRefused("A header field is folded over several lines.", 400, "folded")
     name, colon, value = line.partition(b":")
     if not colon or not NAME.fullmatch(name):
-        raise RequestRefused("A header has no name, or one that no header may have.", 400, "header_name")
+        raise RequestRefused("A header field name is missing or invalid.", 400, "header_name")
     value = value.strip(b" \t")
     if BAD_IN_VALUE.search(value):
-        raise RequestRefused("A header's value contains a control character.", 400, "header_value")
+        raise RequestRefused("A header field value contains a control character.", 400, "header_value")
     return name.lower(), value
 
 
@@ -159,7 +159,7 @@ def read_framing(line: Line, headers: Headers, limits: Limits) -> Framing:
     if length:
         return Framing(_length(length[0], limits), upgrade)
     if line.version == "1.0" and line.method in _WITH_BODY:
-        raise RequestRefused("The request needs a Content-Length.", 411, "no_length")
+        raise RequestRefused("Content-Length required.", 411, "no_length")
     return Framing(0, upgrade)
 
 
@@ -169,7 +169,7 @@ def check_single(headers: Headers) -> None:
     for name, _ in headers:
         if name in _SINGLE:
             if name in seen:
-                raise RequestRefused(f"The header {name.decode('ascii')} stands twice.", 400, "doubled")
+                raise RequestRefused(f"Duplicate header field {name.decode('ascii')}.", 400, "doubled")
             seen.add(name)
 
 
@@ -177,7 +177,7 @@ def _check_connection(headers: Headers) -> None:
     for value in values(headers, b"connection"):
         for item in value.split(b","):
             if item.strip(b" \t").lower() in _NEVER_NAMED:
-                raise RequestRefused("Connection names a header that is not for this hop alone.", 400, "connection")
+                raise RequestRefused("Connection names an end-to-end header field.", 400, "connection")
 
 
 def _check_expect(line: Line, headers: Headers) -> None:
@@ -190,23 +190,23 @@ def _check_expect(line: Line, headers: Headers) -> None:
 def _check_coding(line: Line, value: bytes, *, with_length: bool) -> None:
     """RFC 9112 §6.1, §6.3: only `chunked`, alone, in HTTP/1.1."""
     if with_length:
-        raise RequestRefused("The request has both a length and a transfer coding.", 400, "length_and_coding")
+        raise RequestRefused("The request has both Content-Length and Transfer-Encoding.", 400, "length_and_coding")
     if line.version != "1.1":
-        raise RequestRefused("HTTP/1.0 has no transfer codings.", 400, "coding")
+        raise RequestRefused("HTTP/1.0 does not support Transfer-Encoding.", 400, "coding")
     codings = [item.strip(b" \t").lower() for item in value.split(b",")]
     if codings == [b"chunked"]:
         return
     known = all(NAME.fullmatch(coding) for coding in codings)
     if known and codings[-1] == b"chunked" and codings.count(b"chunked") == 1:
-        raise RequestRefused("The only transfer coding here is chunked.", 501, "coding")
-    raise RequestRefused("The transfer coding leaves the end of the body open.", 400, "coding")
+        raise RequestRefused("Unsupported transfer coding; use chunked.", 501, "coding")
+    raise RequestRefused("The transfer coding does not delimit the body.", 400, "coding")
 
 
 def _length(value: bytes, limits: Limits) -> int:
     if not _DIGITS.fullmatch(value):
-        raise RequestRefused("The Content-Length is no number.", 400, "length")
+        raise RequestRefused("The Content-Length is invalid.", 400, "length")
     if len(value) > _MAX_DIGITS or int(value) > limits.body:
-        raise RequestRefused("The body is larger than is accepted here.", 413, "large_body")
+        raise RequestRefused("The request body is too large.", 413, "large_body")
     return int(value)
 
 
@@ -300,11 +300,11 @@ class ChunkedBody:
     def _size(self, line: bytes) -> None:
         match = _SIZE_LINE.fullmatch(line)
         if match is None:
-            raise RequestRefused("A chunk's size is malformed.", 400, "chunk")
+            raise RequestRefused("A chunk size is malformed.", 400, "chunk")
         size = int(match[1], 16)
         self._total += size
         if self._total > self._limits.body:
-            raise RequestRefused("The body is larger than is accepted here.", 413, "large_body")
+            raise RequestRefused("The request body is too large.", 413, "large_body")
         self._left = size
         self._step = self._after_data if size else self._trailer
 

@@ -180,7 +180,7 @@ def _recode(text: str, allowed: frozenset[str], *, in_path: bool) -> str:
                 index += 3
                 continue
             if in_path:
-                raise RequestRefused("The path contains a percent sign that encodes nothing.")
+                raise RequestRefused("The path contains an invalid percent-encoding.")
             out.append("%25")
         elif char in allowed:
             out.append(char)
@@ -251,12 +251,12 @@ def split_raw_target(raw: bytes, host: str, *, scheme: str) -> tuple[bytes, byte
         return path.encode("latin-1"), query.encode("latin-1")
     match = _ABSOLUTE.fullmatch(text)
     if match is None:
-        raise RequestRefused("The request target is neither a path nor an http URL.")
+        raise RequestRefused("The request target must be a path or an http URL.")
     authority = match[1].lower()
     if not _HOST.fullmatch(authority) or _without_default_port(authority, scheme) != _without_default_port(
         host or authority, scheme
     ):
-        raise RequestRefused("The request target names another authority than the Host header.")
+        raise RequestRefused("The request target and the Host header name different authorities.")
     return (match[2] or "/").encode("latin-1"), (match[3] or "").encode("latin-1")
 
 

@@ -67,7 +67,7 @@ class Declared:
         """The normalised target to ask the upstream for, and the path's parameters. Raises RequestRefused."""
         parameters = self.template.match(path)
         if parameters is None:
-            raise RequestRefused("The path does not have the form of its route.", 404)
+            raise RequestRefused("The path does not match its route.", 404)
         return self._target(parameters, select_query(query, self.allowed, self.dropped)), parameters
 
     def whole_target(self, parameters: dict[str, str], query: Iterable[str]) -> str:

@@ -826,7 +826,7 @@ async def test_a_client_may_ask_for_fewer_parts(clock: TurnedClock) -> None:
         wrong = await client.get("/home/7?parts=offer")
         none = [await client.get(f"/home/7?parts={text}") for text in ("", ",")]
     assert {response.status_code for response in none} == {400}
-    assert none[0].json()["detail"] == "parts names no part; there are: user, offers"
+    assert none[0].json()["detail"] == "parts is empty; known parts: user, offers"
     assert wrong.status_code == 400
     assert "did you mean offers?" in wrong.json()["detail"]
 

@@ -106,7 +106,7 @@ async def test_under_overload_hits_and_stale_answers_are_served_misses_told_503_
         for ask in (client.get("/item/2"), client.get("/x", headers={"range": "bytes=0-1"}), client.post("/orders")):
             shed = await ask
             assert (shed.status_code, shed.headers["retry-after"]) == (503, "1")
-            assert shed.json()["title"] == "The gateway is busy"
+            assert shed.json()["title"] == "Gateway overloaded"
         assert upstream.asked == 1
         assert (governor.refreshes_shed, governor.misses_shed) == (1, 3)
 
@@ -153,7 +153,7 @@ async def test_a_miss_that_its_upstream_would_refuse_is_told_so_before_a_lease_i
         places.queue = 0
         entered = [await places.enter() for _ in range(places.places)]
         shed = await client.get("/item/1")
-        assert (shed.status_code, shed.json()["title"]) == (503, "The upstream service is busy")
+        assert (shed.status_code, shed.json()["title"]) == (503, "Upstream busy (connection queue full)")
         assert int(shed.headers["retry-after"]) >= 1
         assert (store.taken, upstream.asked, places.shed) == (0, 0, 1)
         for each in entered:

@@ -137,7 +137,7 @@ async def test_purges_are_shown_by_the_names_they_went_by(clock: TurnedClock) ->
         ("GET", "/items/7", {"cache-control": "no-store"}, "bypass", "no-store"),
         ("GET", "/items/7", {"cache-control": "only-if-cached"}, "504", "only-if-cached"),
         ("GET", "/items/%2f", {}, "400", "encoded slash"),
-        ("GET", "items", {}, "400", "neither a path"),
+        ("GET", "items", {}, "400", "must be a path"),
     ],
 )
 async def test_ways_past_the_cache_say_why(

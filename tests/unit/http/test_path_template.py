@@ -82,8 +82,8 @@ def test_a_template_shows_its_normal_text() -> None:
         pytest.param("/a%2fb", "encoded slash", id="an encoded slash"),
         pytest.param("/a\\b", "encoded slash, backslash", id="a backslash"),
         pytest.param("/a%252eb", "doubly encoded", id="a dot encoded twice"),
-        pytest.param("/100%", "percent sign that encodes nothing", id="a stray percent sign"),
-        pytest.param("/%2{a}", "percent sign that encodes nothing", id="an escape that a parameter would complete"),
+        pytest.param("/100%", "invalid percent-encoding", id="a stray percent sign"),
+        pytest.param("/%2{a}", "invalid percent-encoding", id="an escape that a parameter would complete"),
         pytest.param("/a\n", "control character", id="a control character"),
     ],
 )
@@ -157,7 +157,7 @@ def test_a_target_is_rendered_with_the_values_of_its_route(
         pytest.param("/a?b={x}", r"uses \{x\}", id="unknown in the query"),
         pytest.param("/a/../b", "must not have dot segments", id="dot segments"),
         pytest.param("/a%2fb", "encoded slash", id="an encoded slash"),
-        pytest.param("/{id}%", "percent sign that encodes nothing", id="a stray percent sign"),
+        pytest.param("/{id}%", "invalid percent-encoding", id="a stray percent sign"),
     ],
 )
 def test_a_malformed_target_says_what_to_write(target: str, why: str) -> None:

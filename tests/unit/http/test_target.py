@@ -121,12 +121,12 @@ def test_dot_segments_are_removed(raw: str, path: str) -> None:
         pytest.param("/a%255cb", "doubly encoded", id="a backslash encoded twice"),
         pytest.param("/a%2500", "doubly encoded", id="a NUL encoded twice"),
         pytest.param("/a/%25%32%65/b", "doubly encoded", id="a dot encoded twice, its digits encoded too"),
-        pytest.param("/a%2%35%32f", "percent sign that encodes nothing", id="a percent sign put together"),
-        pytest.param("/100%", "percent sign that encodes nothing", id="a percent sign at the end"),
-        pytest.param("/%zz", "percent sign that encodes nothing", id="a percent sign before letters"),
-        pytest.param("/%4", "percent sign that encodes nothing", id="a percent sign before one digit"),
-        pytest.param("/%%41", "percent sign that encodes nothing", id="a percent sign before another"),
-        pytest.param("/%+1", "percent sign that encodes nothing", id="a signed number"),
+        pytest.param("/a%2%35%32f", "invalid percent-encoding", id="a percent sign put together"),
+        pytest.param("/100%", "invalid percent-encoding", id="a percent sign at the end"),
+        pytest.param("/%zz", "invalid percent-encoding", id="a percent sign before letters"),
+        pytest.param("/%4", "invalid percent-encoding", id="a percent sign before one digit"),
+        pytest.param("/%%41", "invalid percent-encoding", id="a percent sign before another"),
+        pytest.param("/%+1", "invalid percent-encoding", id="a signed number"),
     ],
 )
 def test_a_path_that_could_mean_two_things_is_refused(raw: str, why: str) -> None:
