@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 import gateway
 from gateway.admin.app import create_admin
 from gateway.admin.operations import operations_of
+from gateway.advisor import traffic
 from gateway.app.gateway import create_app
 from gateway.app.generations import Generations
 from gateway.cli.commands import app as cli
@@ -45,6 +46,7 @@ def run(*arguments: str) -> Result:
 async def test_an_operator_purges_overrides_and_sees_who_did_what(
     clock: TurnedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(traffic, "EVERY", 3600.0)  # on a slow machine the advice would have seen the requests
     loaded = Loaded(Config.model_validate(CONFIG), {}, ())
     generations = Generations(create_app(loaded, transport=StubUpstream(json_answer()), clock=clock))
     operations = operations_of(generations, loaded)
