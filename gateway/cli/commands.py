@@ -57,7 +57,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _all_commands(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and end.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
@@ -66,19 +66,20 @@ def _all_commands(
 @app.command()
 def serve(
     config: ConfigOption = None,
-    host: Annotated[str | None, typer.Option(help="The address to listen on, over the configuration.")] = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on; overrides the configuration.")] = None,
     port: Annotated[
         int | None,
-        typer.Option(help="The port to listen on, over the configuration; 0 takes a free one.", min=0, max=65535),
+        typer.Option(help="The port to listen on; overrides the configuration. 0: a free one.", min=0, max=65535),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="How many processes answer, over the configuration.", min=1, max=128)
+        int | None, typer.Option(help="Number of workers; overrides the configuration.", min=1, max=128)
     ] = None,
 ) -> None:
     """Run the gateway until Ctrl-C or SIGTERM.
 
-    SIGHUP reloads the configuration without a failed request, SIGUSR2 replaces the workers one by one. On SIGTERM
-    /readyz says 503 for `stop_delay`, then what is in flight ends within `stop_timeout`; a second one ends at once.
+    SIGHUP reloads the configuration without failing requests; SIGUSR2 replaces the workers one by one. On SIGTERM,
+    /readyz returns 503 for `stop_delay`; requests in flight then have `stop_timeout` to finish. A second SIGTERM stops
+    at once.
     """
     from gateway.server.process import log_to_stderr, spawn
 
@@ -104,17 +105,17 @@ def serve(
 def check(
     config: ConfigOption = None,
     running: Annotated[
-        bool, typer.Option("--running", help="What is in force in a running gateway, live overrides among it.")
+        bool, typer.Option("--running", help="Show a running gateway's settings, with live overrides.")
     ] = False,
     admin_url: AdminUrlOption = None,
-    changed: Annotated[bool, typer.Option("--changed", help="Only what is not the default.")] = False,
+    changed: Annotated[bool, typer.Option("--changed", help="Show only settings that aren't the default.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and problems only.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The settings, warnings and problems as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print settings and problems as JSON.")] = False,
 ) -> None:
-    """Validate the configuration; print all of it, and where each value came from.
+    """Validate the configuration and print every setting and its source.
 
-    All that is wrong is reported at once, in the file's order. Exit status: 0 where it is valid, 2 where it is refused
-    or nothing would be served. With --running it asks the admin listener of a running gateway instead.
+    All problems are reported at once, in the order of the file. Exit status: 0 if the configuration is valid, 2 if
+    it is not or if it serves nothing. With --running, the settings come from the admin listener of a running gateway.
     """
     from gateway.cli.tables import settings_table, show
     from gateway.config.loader import Setting, effective
@@ -169,7 +170,7 @@ def _as_json(settings: list[Setting], warnings: tuple[str, ...], problems: list[
 
 @app.command()
 def routes(config: ConfigOption = None) -> None:
-    """The routes, in the order in which they are tried, and how long their answers live."""
+    """List the routes in matching order, with their TTLs."""
     from gateway.cli.tables import routes_table, show
 
     show(routes_table(loaded(config).config))
@@ -177,21 +178,19 @@ def routes(config: ConfigOption = None) -> None:
 
 @app.command()
 def purge(
-    key: Annotated[
-        list[str] | None, typer.Option(help="A URL of the gateway's, or its path; may stand several times.")
-    ] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="A tag; may stand several times.")] = None,
-    route: Annotated[list[str] | None, typer.Option(help="A route's name; may stand several times.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All that is stored.")] = False,
-    soft: Annotated[bool, typer.Option("--soft", help="End freshness only; the old may still stand in.")] = False,
+    key: Annotated[list[str] | None, typer.Option(help="A URL of the gateway, or its path; repeatable.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A tag; repeatable.")] = None,
+    route: Annotated[list[str] | None, typer.Option(help="A route name; repeatable.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Purge all entries.")] = False,
+    soft: Annotated[bool, typer.Option("--soft", help="Mark entries stale instead of removing them.")] = False,
     config: ConfigOption = None,
     admin_url: AdminUrlOption = None,
 ) -> None:
-    """Purge what a running gateway has stored, in all its workers.
+    """Purge entries of a running gateway, in all its workers.
 
-    It asks the admin listener: --admin-url, else GATEWAY_ADMIN_URL, else `admin_listen` of the configuration, with
-    GATEWAY_ADMIN_TOKEN (of `.env` too). Exit status: 0 where every living worker confirmed, 3 where not all have yet,
-    2 where it was refused.
+    The admin listener is --admin-url, else GATEWAY_ADMIN_URL, else `admin_listen` of the configuration. The token is
+    GATEWAY_ADMIN_TOKEN, also from `.env`. Exit status: 0 if every live worker confirmed, 3 if some have not yet, 2 if
+    the purge was refused.
     """
     order = {
         "keys": key or [],
@@ -233,23 +232,23 @@ def _refuse_what_purges_nothing(keys: list[str], tags: list[str], routes: list[s
 
 @app.command()
 def explain(
-    method: Annotated[str, typer.Argument(help="The request's method, such as GET.")],
-    target: Annotated[str, typer.Argument(help="Its path and query, or one of the gateway's own URLs.")],
+    method: Annotated[str, typer.Argument(help="The request method, such as GET.")],
+    target: Annotated[str, typer.Argument(help="The path and query, or a URL of the gateway.")],
     header: Annotated[
-        list[str] | None, typer.Option("--header", "-H", help="A request header, as `Name: value`; several times.")
+        list[str] | None, typer.Option("--header", "-H", help="A request header, as `Name: value`; repeatable.")
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="Explain by this configuration alone, without a running gateway."),
+        typer.Option("--config", "-c", help="Use this configuration file instead of a running gateway."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     admin_url: AdminUrlOption = None,
 ) -> None:
-    """Why a request is answered as it is: route, key, TTL and where that came from, what is stored, what would happen.
+    """Explain a response: route, cache key, TTL and its source, stored entries, and what the gateway would do.
 
-    Without --config it asks the admin listener: --admin-url, else GATEWAY_ADMIN_URL, else `admin_listen` of
-    config/gateway.yaml, with GATEWAY_ADMIN_TOKEN (of `.env` too). Nothing is fetched, stored or counted. Without an
-    Accept of its own, the request has curl's.
+    Without --config, the command asks the admin listener: --admin-url, else GATEWAY_ADMIN_URL, else `admin_listen` of
+    config/gateway.yaml. The token is GATEWAY_ADMIN_TOKEN, also from `.env`. Nothing is fetched, stored or counted. The
+    default Accept header is curl's.
     """
     import msgspec
 
@@ -269,19 +268,19 @@ def explain(
 @app.command()
 def warm(
     source: Annotated[
-        Path, typer.Option("--from", help="URLs or paths, one a line; or an access log.", show_default=False)
+        Path, typer.Option("--from", help="File of URLs or paths, one per line; or an access log.", show_default=False)
     ],
-    top: Annotated[int | None, typer.Option(help="Only so many, the most wanted first.", min=1)] = None,
-    rate: Annotated[str | None, typer.Option(help="At most so many a second, such as 50/s.")] = None,
-    concurrency: Annotated[int, typer.Option(help="At most so many at once.", min=1, max=1000)] = 8,
-    url: Annotated[str, typer.Option(envvar="GATEWAY_URL", help="Where it listens.")] = "http://127.0.0.1:8000",
+    top: Annotated[int | None, typer.Option(help="Maximum number of URLs, most requested first.", min=1)] = None,
+    rate: Annotated[str | None, typer.Option(help="Maximum request rate, such as 50/s.")] = None,
+    concurrency: Annotated[int, typer.Option(help="Maximum concurrent requests.", min=1, max=1000)] = 8,
+    url: Annotated[str, typer.Option(envvar="GATEWAY_URL", help="URL of the gateway.")] = "http://127.0.0.1:8000",
     header: Annotated[
-        list[str] | None, typer.Option("--header", "-H", help="A request header, as `Name: value`; several times.")
+        list[str] | None, typer.Option("--header", "-H", help="A request header, as `Name: value`; repeatable.")
     ] = None,
 ) -> None:
-    """Ask a running gateway for what will be wanted, so that its cache has it before anyone waits.
+    """Fill the cache of a running gateway by requesting URLs.
 
-    Exit status: 0 where every request was answered with a success or a redirect, 3 where some failed.
+    Exit status: 0 if every response was a success or a redirect, 3 if some requests failed.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -322,7 +321,7 @@ app.add_typer(ttl.app, name="ttl")
 
 @app.command()
 def audit(config: ConfigOption = None, admin_url: AdminUrlOption = None) -> None:
-    """Who changed what while the gateway ran: overrides and purges, the newest first."""
+    """List overrides and purges, newest first, and who made them."""
     from gateway.cli.tables import events_table, show
 
     show(events_table(ask("/audit", config=config, admin_url=admin_url)["events"]))

@@ -32,7 +32,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         "-c",
-        help="The YAML file; config/gateway.yaml or gateway.yaml where it is there.",
+        help="The YAML file. Default: config/gateway.yaml or gateway.yaml, if present.",
         show_default=False,
     ),
 ]

@@ -15,27 +15,27 @@ if TYPE_CHECKING:
     from gateway.config.models import Config
 
 
-app = typer.Typer(help="What TTLs do, and what others would do.", no_args_is_help=True, rich_markup_mode="markdown")
+app = typer.Typer(help="Show TTL advice and manage live overrides.", no_args_is_help=True, rich_markup_mode="markdown")
 
 
 @app.command()
 def advise(
-    route: Annotated[str | None, typer.Argument(help="One route, with all TTLs of the ladder.")] = None,
+    route: Annotated[str | None, typer.Argument(help="Show one route, with all candidate TTLs.")] = None,
     max_outdated: Annotated[
-        str | None, typer.Option(help="At most this share of answers may be outdated, such as 1%.", show_default=False)
+        str | None, typer.Option(help="Maximum share of outdated responses, such as 1%.", show_default=False)
     ] = None,
     max_upstream: Annotated[
-        str | None, typer.Option(help="At most so many requests to the upstream, such as 50/s.", show_default=False)
+        str | None, typer.Option(help="Maximum upstream request rate, such as 50/s.", show_default=False)
     ] = None,
-    log: Annotated[Path | None, typer.Option(help="Advise by this access log instead of a running gateway.")] = None,
+    log: Annotated[Path | None, typer.Option(help="Use this access log instead of a running gateway.")] = None,
     config: ConfigOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="All figures as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
     admin_url: AdminUrlOption = None,
 ) -> None:
-    """What each TTL would do: hit ratio, load on the upstream, share of outdated answers; and which meets a target.
+    """Estimate hit ratio, upstream load and share of outdated responses for each TTL, and which TTL meets a target.
 
-    It asks the admin listener (--admin-url, else GATEWAY_ADMIN_URL, else `admin_listen` of the configuration) with
-    GATEWAY_ADMIN_TOKEN, or reads an access log. Without a target it takes --max-outdated 1%.
+    The figures come from the admin listener (--admin-url, else GATEWAY_ADMIN_URL, else `admin_listen` of the
+    configuration; the token is GATEWAY_ADMIN_TOKEN) or from an access log. The default target is --max-outdated 1%.
     """
     import msgspec
 
@@ -90,7 +90,7 @@ def _why_nothing(route: str | None, seen: list[str]) -> str:
 
 
 RouteArgument = Annotated[
-    str, typer.Argument(help="The route's name; home.offers for a part, module.function for a @cached handler.")
+    str, typer.Argument(help="The route name; home.offers for a part, module.function for a @cached handler.")
 ]
 SettingOption = Annotated[
     str, typer.Option(help="ttl, stale_while_revalidate, stale_if_error, negative_ttl or client_ttl.")
@@ -101,14 +101,14 @@ SettingOption = Annotated[
 def set_ttl(
     route: RouteArgument,
     value: Annotated[str, typer.Argument(help="A duration such as 10s, or origin.")],
-    lasts: Annotated[str, typer.Option("--for", help="How long it is in force; at most 7d.")] = "1h",
+    lasts: Annotated[str, typer.Option("--for", help="How long the override is in force; at most 7d.")] = "1h",
     setting: SettingOption = "ttl",
     config: ConfigOption = None,
     admin_url: AdminUrlOption = None,
 ) -> None:
-    """Set a live override: in force on every worker and replica within a second, gone when its time has come.
+    """Set a live override. It applies on every worker and replica within a second, and expires on its own.
 
-    It stands over file and environment, and acts on what is stored already.
+    It takes precedence over file and environment, and applies to stored entries too.
     """
     from gateway.config.overrides import instant
 
@@ -121,7 +121,7 @@ def set_ttl(
 def reset_ttl(
     route: RouteArgument, setting: SettingOption = "ttl", config: ConfigOption = None, admin_url: AdminUrlOption = None
 ) -> None:
-    """End a live override before its time."""
+    """Remove a live override before it expires."""
     from urllib.parse import quote
 
     place = f"/overrides/{quote(route, safe='')}/{quote(setting, safe='')}?by={quote(operator())}"
@@ -131,7 +131,7 @@ def reset_ttl(
 
 @app.command("list")
 def list_ttls(config: ConfigOption = None, admin_url: AdminUrlOption = None) -> None:
-    """The live overrides that are in force, who set them, and until when."""
+    """List live overrides, who set them and when they expire."""
     from gateway.cli.tables import overrides_table, show
 
     show(overrides_table(ask("/overrides", config=config, admin_url=admin_url)["overrides"]))

@@ -280,7 +280,7 @@ class Config(Model):
     redis_memory: Size = 256 * 1024**2
     """`maxmemory` of the embedded Valkey."""
     memory: Size = 256 * 1024**2
-    """Size of a worker's memory cache: keys, headers and bodies."""
+    """Size of the memory cache, divided among the workers: keys, headers and bodies."""
     max_body: Size = 2 * 1024**2
     """Maximum size of a stored body. Larger ones are streamed and not stored."""
     max_request_body: Size = 16 * 1024**2

@@ -340,4 +340,4 @@ def test_paragraphs_of_the_help_are_whole(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("TERMINAL_WIDTH", "400")
     shown = run("serve", "--help").output
     (line,) = [line for line in shown.splitlines() if "SIGHUP reloads" in line]
-    assert "a second one ends at once." in line
+    assert "A second SIGTERM stops at once." in line
