@@ -1,9 +1,9 @@
 """The engine: the only place where policy, stores, flight and upstream meet.
 
-`answer` is the way of a GET or HEAD: memory, then the shared tier, then one flight for all who want the same; `pass_by`
-is the way of everything else. What to do is decided by `policy` as a value, and done here, with the hands that this
-module puts together: `flying` (one fetch for all), `fetching` (what a fetch comes to), `storing` (what is kept of it),
-`answering` (what is told of it), `background` (what nobody waits for).
+`answer` handles GET and HEAD: memory, then the shared tier, then one flight for all who want the same. `pass_by`
+handles everything else. `policy` decides as a value; the engine does what it says, by the parts that it puts together
+here: `coalescer` (one fetch for all), `fetch` (its result), `entry_writer` (what is stored of it), `respond` (what the
+client gets), `background` (what nobody waits for).
 """
 
 from __future__ import annotations

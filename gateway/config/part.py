@@ -1,6 +1,6 @@
 """The configuration of an aggregate's parts: what may be set, what it means, what its default is.
 
-Pure. What can be said of one part alone is checked here; what parts say of each other, in `part_plan`.
+Pure. What can be said of one part alone is checked here; what parts say of each other, in `config.part_graph`.
 """
 
 from __future__ import annotations

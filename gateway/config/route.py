@@ -1,6 +1,6 @@
 """The configuration of a route: what may be set, what it means, what its default is. Pure.
 
-One with `parts` is an aggregate; what can be said of its parts is checked in `part_config` and `part_plan`.
+One with `parts` is an aggregate; what can be said of its parts is checked in `config.part` and `config.part_graph`.
 """
 
 from __future__ import annotations

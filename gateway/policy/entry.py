@@ -196,8 +196,8 @@ def decode_index(data: bytes, primary: str, secret: bytes = b"") -> VaryIndex | 
 def size_of(stored: Entry) -> int:
     """The bytes a stored response takes in memory: its parts as CPython 3.11 to 3.14 (64 bit) sizes them.
 
-    What the store adds is counted there (`s3fifo.ENTRY_BYTES`). Measured against tracemalloc for bodies from 0 B to
-    1 MiB; the test holds it to within 15 %.
+    What the store adds is counted there (`cache.memory.ENTRY_BYTES`). Measured against tracemalloc for bodies from 0 B
+    to 1 MiB; the test holds it to within 15 %.
     """
     headers = sum(_BYTES + len(name) + _BYTES + len(value) + _PAIR for name, value in stored.headers)
     named = sum(_NAMED + len(text) for text in (stored.route, *stored.tags, *stored.vary, *stored.names))
