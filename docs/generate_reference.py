@@ -26,6 +26,7 @@ from typer.core import TyperArgument, TyperGroup
 
 from gateway.cli.commands import app
 from gateway.config.models import Config, CorsConfig, LimitsConfig, UpstreamConfig
+from gateway.config.names import RENAMED
 from gateway.config.route import RouteConfig
 from gateway.config.types import parse_size, show_size
 
@@ -65,6 +66,14 @@ running gateway find that listener (`http://127.0.0.1:9000` if not set); and `GA
 the public one (`http://127.0.0.1:8000` if not set).
 """
 
+_DEPRECATED = """## Deprecated names
+
+The gateway still accepts these names in the file, in `.env`, in environment variables and in Python, and logs a warning
+with the place. `gateway check` prints the warnings. A file that sets both names is refused.
+
+| deprecated | use |
+|---|---|"""
+
 _COMMANDS = """# Commands
 
 `gateway COMMAND`, or `python -m gateway COMMAND`. Exit status 0 is success; 2 that the operator can mend something,
@@ -86,6 +95,7 @@ def configuration_page() -> str:
     ]
     parts = [_NOTE.format(source="gateway/config/*.py"), _CONFIGURATION]
     parts += [_section(title, prefix, model) for title, prefix, model in sections]
+    parts.append("\n".join([_DEPRECATED, *(f"| `{old}` | `{new}` |" for old, new in RENAMED.items())]))
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

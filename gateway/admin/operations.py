@@ -15,14 +15,17 @@ from gateway.app.generations import Generations
 from gateway.cache.redis.store import RedisStore
 from gateway.clock import Clock
 from gateway.config.loader import Loaded, Setting, effective
+from gateway.config.names import current_name
 from gateway.config.overrides import (
     LONGEST,
     POLL_EVERY,
+    SETTINGS,
     Event,
     Live,
     LocalLive,
     Override,
     applied,
+    by_current_name,
     in_force,
     instant,
     overridden,
@@ -136,6 +139,7 @@ class Operations:
     async def override(self, route: str, setting: str, value: str, lasts: str, *, by: str) -> Override:
         """Set a live override. Raises ConfigError where file and models would refuse it, LiveAway without Redis."""
         now = self._clock.now()
+        setting = current_name(setting, SETTINGS)
         made = Override(route=route, setting=setting, value=value, by=by, at=now, until=now + _seconds(lasts))
         overridden(self._base, made, *self._coded())
         detail = f"{made.key} is {value} until {instant(made.until)}"
@@ -146,12 +150,13 @@ class Operations:
     async def end(self, route: str, setting: str, *, by: str) -> None:
         """End a live override before its time. Raises NoSuchOverride, LiveAway."""
         await self.turn()
-        key = f"{route}.{setting}"
+        key = f"{route}.{current_name(setting, SETTINGS)}"
         if key not in self._held:
             held = ", ".join(self._held) or "none"
             raise NoSuchOverride(f"there is no live override of {key} (there are: {held})")
         event = Event(at=self._clock.now(), by=by, what="ttl reset", detail=f"{key} was {self._held[key].value}")
-        await self.live.drop(key, event)
+        for stored in [name for name, each in self._known.items() if by_current_name(each).key == key]:
+            await self.live.drop(stored, event)
         await self.turn()
 
     async def note(self, what: str, detail: str, *, by: str) -> None:

@@ -43,7 +43,7 @@ class WorkerState:
         self._upstreams: UpstreamCollector | None = None
         self.shared = shared
         self._allow_records(config)
-        blind = None if config.purge_blind == "forever" else config.purge_blind.total_seconds()
+        blind = None if config.purge_disconnect_grace == "forever" else config.purge_disconnect_grace.total_seconds()
         self.purges: PurgeLog = shared.purge_log(clock, blind) if isinstance(shared, RedisStore) else LocalPurges(clock)
         traffic = Traffic(clock)
         desk: Desk = shared.advice_desk(clock) if isinstance(shared, RedisStore) else LocalDesk(clock)
@@ -62,7 +62,7 @@ class WorkerState:
             purges=self.purges,
             retry_after=config.retry_after.total_seconds(),
             compression=config.compression,
-            uncacheable_for=config.uncacheable_for.total_seconds(),
+            hit_for_miss=config.hit_for_miss.total_seconds(),
             shared_budget=config.redis_budget.total_seconds(),
             shared_secret=secret,
             governor=Governor(config.overload_lag.total_seconds()),
@@ -86,7 +86,7 @@ class WorkerState:
         """Go by another configuration from now on, in what can change while the worker runs."""
         self.engine.configure(
             retry_after=config.retry_after.total_seconds(),
-            uncacheable_for=config.uncacheable_for.total_seconds(),
+            hit_for_miss=config.hit_for_miss.total_seconds(),
         )
         self.door.configure(config, log)
         self._allow_records(config)

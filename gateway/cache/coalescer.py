@@ -157,7 +157,7 @@ class Coalescer:
     async def _give_back(self, flight: Flight, lease: Lease, landing: Landing) -> None:
         match landing:
             case Landed(kept=True) if self._fetching.is_uncacheable(flight.key):
-                await self._leases.give_back(lease, UNCACHEABLE, self._durations.uncacheable_for)
+                await self._leases.give_back(lease, UNCACHEABLE, self._durations.hit_for_miss)
             case Landed(kept=True):
                 await self._leases.give_back(lease, STORED, STORED_LIFE)
             case Landed():
@@ -165,7 +165,7 @@ class Coalescer:
             case Failed(rest=rest):
                 await self._leases.give_back(lease, FAILED, max(self._durations.retry_after, rest or 0.0))
             case NotShareable():
-                await self._leases.give_back(lease, UNCACHEABLE, self._durations.uncacheable_for)
+                await self._leases.give_back(lease, UNCACHEABLE, self._durations.hit_for_miss)
             case _:
                 assert_never(landing)
 

@@ -67,7 +67,7 @@ class Engine:
         purges: PurgeLog | None = None,
         traffic: Traffic | None = None,
         retry_after: float = 1.0,
-        uncacheable_for: float = 5.0,
+        hit_for_miss: float = 5.0,
         shared_budget: float = 0.05,
         shared_secret: bytes = b"",
         jitter: Callable[[], float] = random.random,
@@ -86,7 +86,7 @@ class Engine:
         self.following = Background()
         """What handlers have follow their answers; it takes no room of refreshes."""
         self.prepared = Compressor(memory, compression, self.background.spawn)
-        self._durations = Durations(retry_after, uncacheable_for)
+        self._durations = Durations(retry_after, hit_for_miss)
         self._storing = EntryWriter(self.tiers, clock, self.traffic, self.background, jitter)
         self._fetching = Fetcher(self.tiers, clock, self._storing, self._durations)
         self._flying = Coalescer(
@@ -114,10 +114,10 @@ class Engine:
     def __repr__(self) -> str:
         return f"<Engine {self.tiers!r} flights={len(self.flights)} tasks={len(self.background)}>"
 
-    def configure(self, *, retry_after: float, uncacheable_for: float) -> None:
+    def configure(self, *, retry_after: float, hit_for_miss: float) -> None:
         """Go by other durations (seconds) from now on."""
         self._durations.retry_after = retry_after
-        self._durations.uncacheable_for = uncacheable_for
+        self._durations.hit_for_miss = hit_for_miss
 
     @property
     def memory(self) -> Memory:

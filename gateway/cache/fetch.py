@@ -40,7 +40,7 @@ class Durations:
     """Seconds: until what failed is asked for again, and for how long nobody waits for what cannot be shared."""
 
     retry_after: float = 1.0
-    uncacheable_for: float = 5.0
+    hit_for_miss: float = 5.0
 
 
 class Fetcher:
@@ -184,7 +184,7 @@ class Fetcher:
         body = await fetched.body.whole(ask.route.max_body, None if better else _live(fetched, deadline))
         if body is None:
             reason = "endless" if isinstance(fetched.body, Body) and fetched.body.live else "too-large"
-            self._not_whole[reason].put(key, self._clock.now() + self._durations.uncacheable_for)
+            self._not_whole[reason].put(key, self._clock.now() + self._durations.hit_for_miss)
             return self._unstorable(ask, NotShareable(fetched, reason), deadline)
         unshared = _unshared(ask, fetched)  # what streams may have read more
         if unshared is not None:
@@ -289,7 +289,7 @@ class Fetcher:
         return self._uncacheable.active(key, self._clock.now())
 
     def mark_uncacheable(self, key: str) -> None:
-        self._uncacheable.put(key, self._clock.now() + self._durations.uncacheable_for)
+        self._uncacheable.put(key, self._clock.now() + self._durations.hit_for_miss)
 
     def flight_key(self, ask: CacheRequest, vary: Names = ()) -> str:
         """What those who wait for one fetch have in common: the variant, by `vary` or what the newest response varies

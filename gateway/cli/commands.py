@@ -78,8 +78,8 @@ def serve(
     """Run the gateway until Ctrl-C or SIGTERM.
 
     SIGHUP reloads the configuration without failing requests; SIGUSR2 replaces the workers one by one. On SIGTERM,
-    /readyz returns 503 for `stop_delay`; requests in flight then have `stop_timeout` to finish. A second SIGTERM stops
-    at once.
+    /readyz returns 503 for `shutdown_delay`; requests in flight then have `shutdown_timeout` to finish. A second
+    SIGTERM stops at once.
     """
     from gateway.server.process import log_to_stderr, spawn
 

@@ -22,7 +22,17 @@ from dotenv.variables import parse_variables
 
 from gateway.config.models import Config
 from gateway.config.names import did_you_mean, nearest
-from gateway.config.schema import filled, is_container, is_model, known_keys, leaves, shape_at, shown, takes_list
+from gateway.config.schema import (
+    current_key,
+    filled,
+    is_container,
+    is_model,
+    known_keys,
+    leaves,
+    shape_at,
+    shown,
+    takes_list,
+)
 from gateway.config.yaml_document import Document, Key, Tree, Value, read_text
 from gateway.errors import ConfigError, ConfigProblem
 
@@ -36,6 +46,8 @@ class Variable:
     value: str
     kind: Kind
     place: str
+    line: int = 0
+    """In `.env`; 0 for all others."""
 
     @property
     def key(self) -> Key:
@@ -71,7 +83,8 @@ def dotenv_variables(path: Path | None, environ: Mapping[str, str]) -> list[Vari
     if problems:
         raise ConfigError(problems)
     values = _interpolated(bindings, environ)
-    return [Variable(name, values[name], "dotenv", f"{path} {name}") for name in _by_weight(values)]
+    lines = {binding.key: _first_line(binding) for binding in bindings}
+    return [Variable(name, values[name], "dotenv", f"{path} {name}", lines.get(name, 0)) for name in _by_weight(values)]
 
 
 def _is_broken(binding: Binding) -> bool:
@@ -80,10 +93,13 @@ def _is_broken(binding: Binding) -> bool:
 
 
 def _dotenv_problem(path: Path, binding: Binding) -> ConfigProblem:
-    text = binding.original.string
-    blank = text[: len(text) - len(text.lstrip())].count("\n")
     message = "is not NAME=value; a value with quotes, spaces or # in it is put in quotes"
-    return ConfigProblem(f"{path} line {binding.original.line + blank}", "", message)
+    return ConfigProblem(f"{path} line {_first_line(binding)}", "", message)
+
+
+def _first_line(binding: Binding) -> int:
+    text = binding.original.string
+    return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
 
 
 def _interpolated(bindings: list[Binding], environ: Mapping[str, str]) -> dict[str, str]:
@@ -140,6 +156,8 @@ class _Assignment:
     key: Key
     value: Value
     variable: Variable
+    written: Key
+    """`key`, by a deprecated name where that was used."""
 
 
 class SettingMerge:
@@ -152,9 +170,26 @@ class SettingMerge:
         self.warnings: list[str] = []
         self.problems = document.problems
         self._document = document
+        self._use_current_names()
         for key, value in leaves(self.tree, Config, ()) if self.tree else ():
             self.sources[key] = [SettingSource("file", self._file_place(key), shown(key, value))]
             self._warn_of_interpolation(key, value)
+
+    def _use_current_names(self) -> None:
+        """Moves the values that the file has under deprecated names to the current ones."""
+        for key, value in list(leaves(self.tree, Config, ())):
+            current = current_key(key)
+            if current == key:
+                continue
+            place = self._file_place(key)
+            parent = self.entries_of(key[:-1])
+            del parent[key[-1]]
+            if current[-1] in parent:
+                self.problems.append(_set_twice(current, self._file_place(current), key[-1], place))
+                continue
+            parent[current[-1]] = value
+            self._document.lines[current] = self._document.lines[key]
+            self.warnings.append(_deprecated(place, ".".join(key), current[-1]))
 
     def _warn_of_interpolation(self, key: Key, value: Value) -> None:
         match = re.search(r"\$\{?[A-Z][A-Z0-9_]*\}?", value) if isinstance(value, str) else None
@@ -167,6 +202,7 @@ class SettingMerge:
 
     def apply(self, variables: list[Variable]) -> None:
         assignments = [assignment for variable in variables for assignment in self._assignments(variable)]
+        self._refuse_both_names(assignments)
         given: dict[Key, set[str]] = {}
         for assignment in assignments:
             given.setdefault(assignment.key[:2], set()).update(assignment.key[2:3])
@@ -177,9 +213,10 @@ class SettingMerge:
     def _assignments(self, variable: Variable) -> list[_Assignment]:
         if variable.name.upper() in OTHER_VARIABLES or self._is_kubernetes(variable):
             return []
-        shape = shape_at(variable.key)
+        key = current_key(variable.key)
+        shape = shape_at(key)
         if shape is None:
-            self._unknown(variable, variable.key, variable.name)
+            self._unknown(variable, key, variable.name)
             return []
         try:
             value = filled(parsed(variable, shape), shape)
@@ -188,6 +225,16 @@ class SettingMerge:
             return []
         return list(self._known_leaves(variable, value, shape))
 
+    def _refuse_both_names(self, assignments: list[_Assignment]) -> None:
+        """Reports a setting that one source sets by its current name and by a deprecated one."""
+        seen: dict[tuple[Kind, Key], _Assignment] = {}
+        for each in assignments:
+            first = seen.setdefault((each.variable.kind, each.key), each)
+            if first.written != each.written:
+                old, new = (first, each) if each.written == each.key else (each, first)
+                place = _named_place(new.variable)
+                self.problems.append(_set_twice(each.key, place, old.written[-1], _named_place(old.variable)))
+
     def _is_kubernetes(self, variable: Variable) -> bool:
         found = variable.key == ("port",) and re.match(r"(tcp|udp|sctp)://", variable.value)
         if found:
@@ -195,11 +242,20 @@ class SettingMerge:
         return bool(found)
 
     def _known_leaves(self, variable: Variable, value: Value, shape: object) -> Iterator[_Assignment]:
-        for key, leaf in leaves(value, shape, variable.key):
+        for written, leaf in leaves(value, shape, variable.key):
+            key = current_key(written)
             if shape_at(key) is None:
                 self._unknown(variable, key, f"{'.'.join(key)} in {variable.name}")
-            else:
-                yield _Assignment(key, leaf, variable)
+                continue
+            if key != written:
+                self._warn_of_old_name(variable, written, key)
+            yield _Assignment(key, leaf, variable, written)
+
+    def _warn_of_old_name(self, variable: Variable, written: Key, current: Key) -> None:
+        is_whole = written == variable.key
+        old = variable.name if is_whole else f"{'.'.join(written)} in {variable.name}"
+        place = _named_place(variable).removesuffix(f" {variable.name}")
+        self.warnings.append(_deprecated(place, old, name_of(current) if is_whole else current[-1]))
 
     def _warn(self, variable: Variable, message: str, what: str | None = None) -> None:
         where = f" in {variable.place.removesuffix(' ' + variable.name)}" if variable.kind == "dotenv" else ""
@@ -302,3 +358,19 @@ def _spelt(tree: Tree, name: str) -> str | None:
 
 def _squeezed(name: str) -> str:
     return re.sub("_+", "_", name)
+
+
+def _named_place(variable: Variable) -> str:
+    """Where a variable is set, with its line in `.env`."""
+    if not variable.line:
+        return variable.place
+    return f"{variable.place.removesuffix(' ' + variable.name)} line {variable.line} {variable.name}"
+
+
+def _deprecated(place: str, old: str, current: str) -> str:
+    return f"{place}: {old} is deprecated; use {current}"
+
+
+def _set_twice(key: Key, place: str, old: str, old_place: str) -> ConfigProblem:
+    message = f"is set twice: {old} ({old_place}) is its deprecated name; remove that one"
+    return ConfigProblem(place, ".".join(key), message)

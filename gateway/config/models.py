@@ -158,7 +158,7 @@ class UpstreamConfig(Model):
     """Timeout for opening a connection."""
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 100
     """Maximum concurrent connections per worker. Further requests are queued."""
-    max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 200
+    max_queue: Annotated[int, Field(ge=0, le=100_000)] = 200
     """Maximum number of queued requests. Requests beyond it, and those that would be queued for half of `timeout`, get
     a 503 at once. Background refreshes are never queued."""
     max_connections_without_redis: Annotated[int, Field(ge=1, le=100_000)] | None = None
@@ -170,7 +170,7 @@ class UpstreamConfig(Model):
     breaker_failures: Annotated[int, Field(ge=0, le=1_000_000)] = 20
     """Failures within 10 s (connection errors, timeouts, 5xx) that open a host's circuit breaker, if they are at least
     half of its requests. `0` disables the breaker."""
-    breaker_rest: Duration = timedelta(seconds=2)
+    breaker_open_for: Duration = timedelta(seconds=2)
     """How long a circuit breaker stays open before one request probes the host."""
     stream_timeout: Duration = timedelta(hours=1)
     """Maximum duration of a streamed response. The gateway then aborts it."""
@@ -259,11 +259,11 @@ class Config(Model):
     workers: Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=128)] = 1
     """Number of worker processes; the number of CPU cores is a good choice. They share one cache, so more than one
     requires a `redis_url` other than `none`."""
-    stop_delay: Duration = timedelta(seconds=1)
+    shutdown_delay: Duration = timedelta(seconds=1)
     """How long the gateway accepts connections after SIGTERM, while `/readyz` returns 503 so that load balancers stop
     sending traffic."""
-    stop_timeout: Duration = timedelta(seconds=10)
-    """How long requests in flight may take after `stop_delay` before they are aborted."""
+    shutdown_timeout: Duration = timedelta(seconds=10)
+    """How long requests in flight may take after `shutdown_delay` before they are aborted."""
     redis_url: str = "embedded"
     """The shared tier: `embedded` (a Valkey that the gateway starts), `redis://user:password@host:port/db`, `rediss://…`
     (TLS), `unix:///path`, `redis+cluster://host:port,host:port`, `redis+sentinel://host:port,host:port/service/db`, or
@@ -304,10 +304,10 @@ class Config(Model):
     warm_start: Annotated[int, Field(ge=0, le=100_000)] = 1000
     """How many of the fleet's most requested responses a worker loads from Redis when it starts, in small batches and
     up to half of its memory; 0 disables it."""
-    purge_blind: Literal["forever"] | Duration = timedelta(seconds=30)
+    purge_disconnect_grace: Literal["forever"] | Duration = timedelta(seconds=30)
     """How long a worker that is disconnected from Redis, and so from purges, serves from its memory: a duration, or
     `forever`."""
-    uncacheable_for: Duration = timedelta(seconds=5)
+    hit_for_miss: Duration = timedelta(seconds=5)
     """Hit-for-miss: after an uncacheable response, how long requests for that key skip collapsing."""
     upstreams: dict[str, UpstreamConfig] = {}
     """Upstreams by name."""

@@ -1,4 +1,4 @@
-"""Names in the configuration: words that mean a mode, the nearest known name, and numbers in words.
+"""Names in the configuration: deprecated names, words that mean a mode, the nearest known name, counts.
 
 Pure. `query: all` would be the one parameter `all`: all others would be dropped, and two pages become one entry. So
 such a word is refused with what to write. A list that has other names may hold one: `query: [origin, destination]`.
@@ -7,7 +7,24 @@ such a word is refused with what to write. A list that has other names may hold 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+
+RENAMED: Mapping[str, str] = {
+    "breaker_rest": "breaker_open_for",
+    "max_waiting": "max_queue",
+    "purge_blind": "purge_disconnect_grace",
+    "stop_delay": "shutdown_delay",
+    "stop_timeout": "shutdown_timeout",
+    "uncacheable_for": "hit_for_miss",
+}
+"""Deprecated names of settings, and the current ones. Every source accepts both, with a warning for the former."""
+
+
+def current_name(name: str, fields: Iterable[str]) -> str:
+    """The current name of a setting of a model with `fields`; `name` itself where it isn't a former one."""
+    current = RENAMED.get(name, name)
+    return current if current in fields else name
+
 
 _MODES = frozenset(
     (

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from gateway.config.environment import SettingSource
 from gateway.config.loader import Loaded
-from gateway.config.names import nearest
+from gateway.config.names import current_name, nearest
 from gateway.config.part import PartConfig
 from gateway.config.route import RouteConfig, rules_of
 from gateway.errors import ConfigError, ConfigProblem, GatewayError
@@ -137,8 +137,15 @@ def instant(seconds: float) -> str:
 
 
 def in_force(overrides: Iterable[Override], now: float) -> dict[str, Override]:
-    """Those that have not ended, by route and setting."""
-    return {each.key: each for each in overrides if now < each.until}
+    """Those that have not ended, by route and current setting name. Of two for one setting, the later."""
+    running = [by_current_name(each) for each in overrides if now < each.until]
+    return {each.key: each for each in sorted(running, key=lambda each: each.at)}
+
+
+def by_current_name(override: Override) -> Override:
+    """An override, as an older gateway may have stored it, with the current name of its setting."""
+    name = current_name(override.setting, SETTINGS)
+    return override if name == override.setting else msgspec.structs.replace(override, setting=name)
 
 
 def applied(

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from gateway.config.models import Config
+from gateway.config.names import current_name
 from gateway.config.yaml_document import Key, Value, shortened
 from gateway.http.target import HIDDEN, is_credential
 
@@ -56,6 +57,12 @@ def shape_at(key: Key) -> object | None:
     for name in key:
         shape = _child(shape, name)
     return shape
+
+
+def current_key(key: Key) -> Key:
+    """`key` with the current name of its setting, where its last word is a former one."""
+    shape = shape_at(key[:-1])
+    return (*key[:-1], current_name(key[-1], shape.model_fields)) if key and is_model(shape) else key
 
 
 def field_at(key: Key) -> FieldInfo | None:

@@ -6,6 +6,7 @@ The URL of a Redis names one server, several Sentinels, or a cluster. Pure.
 from __future__ import annotations
 
 import re
+import warnings
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Annotated, Any, Literal
@@ -19,10 +20,11 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationInfo,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 
-from gateway.config.names import did_you_mean, refuse_modes
+from gateway.config.names import RENAMED, current_name, did_you_mean, refuse_modes
 from gateway.http.headers import HOP_BY_HOP, is_dangerous
 
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
@@ -261,6 +263,22 @@ NEVER_CONSTANT = HOP_BY_HOP | frozenset((b"content-length", b"host", b"expect", 
 
 class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _current_names(cls, given: Any) -> Any:
+        """Settings written in Python; those of files and variables have their current names by now."""
+        if not isinstance(given, dict) or RENAMED.keys().isdisjoint(given):
+            return given
+        renamed: dict[Any, Any] = {}
+        for name, value in given.items():
+            current = current_name(name, cls.model_fields) if isinstance(name, str) else name
+            if current != name:
+                if current in given:
+                    raise ValueError(f"{current} is set twice: {name} is its deprecated name; remove {name}")
+                warnings.warn(f"{name} is deprecated; use {current}", FutureWarning, stacklevel=2)
+            renamed[current] = value
+        return renamed
 
 
 NAMES_ARE_CHECKED = {"names": "checked"}

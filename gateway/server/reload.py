@@ -22,7 +22,15 @@ from gateway.config.models import Config
 WANTS_RESTART = frozenset(
     (
         *("host", "port", "admin_listen", "workers", "include", "memory", "compression", "overload_lag", "watch"),
-        *("redis_url", "redis_prefix", "redis_budget", "redis_memory", "redis_secret", "purge_blind", "warm_start"),
+        *(
+            "redis_url",
+            "redis_prefix",
+            "redis_budget",
+            "redis_memory",
+            "redis_secret",
+            "purge_disconnect_grace",
+            "warm_start",
+        ),
     )
 )
 """Settings that belong to processes, sockets, stores and imported modules; a reload leaves them as they are."""

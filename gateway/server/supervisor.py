@@ -145,7 +145,7 @@ class Supervisor:
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._stop, self.loaded.config.stop_delay.total_seconds())
+        loop.add_signal_handler(signal.SIGTERM, self._stop, self.loaded.config.shutdown_delay.total_seconds())
         loop.add_signal_handler(signal.SIGINT, self._stop, 0.0)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload()))
         loop.add_signal_handler(signal.SIGUSR2, lambda: self._spawn(self._roll()))
@@ -294,7 +294,7 @@ class Supervisor:
         return True
 
     async def _retire(self, member: Member) -> None:
-        timeout = self.loaded.config.stop_timeout.total_seconds()
+        timeout = self.loaded.config.shutdown_timeout.total_seconds()
         for slot in self._slots:
             if slot.adopter is member:
                 slot.adopter = None
@@ -337,9 +337,9 @@ class Supervisor:
             self._ended.set()  # the second time: at once
             return
         self._stopping = True
-        timeout = self.loaded.config.stop_timeout.total_seconds()
+        timeout = self.loaded.config.shutdown_timeout.total_seconds()
         logger.info("stopping: connections are taken for %g s more, requests in flight have %g s", delay, timeout)
-        self._spawn(self._stop_in_order(delay, self.loaded.config.stop_timeout.total_seconds()))
+        self._spawn(self._stop_in_order(delay, self.loaded.config.shutdown_timeout.total_seconds()))
 
     async def _stop_in_order(self, delay: float, timeout: float) -> None:
         for slot in self._slots:

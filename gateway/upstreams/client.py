@@ -142,7 +142,7 @@ class Upstream:
         self.hosts = [_host(url, config, monotonic) for url in config.bases]
         self.places = Bulkhead(
             config.max_connections,
-            config.max_waiting,
+            config.max_queue,
             self.timeout / 2,
             narrow=lambda: config.connections_alone if alone() else None,
             monotonic=monotonic,
@@ -150,7 +150,7 @@ class Upstream:
         # Whoever sends a long body slowly holds a place for as long: with all of them held nobody could read.
         self.uploads = Bulkhead(
             max(1, int(config.max_connections * SHARE_OF_UPLOADS)),
-            config.max_waiting,
+            config.max_queue,
             self.timeout / 2,
             monotonic=monotonic,
         )
@@ -465,7 +465,7 @@ async def _once(content: bytes) -> AsyncIterator[bytes]:
 
 
 def _host(url: str, config: UpstreamConfig, monotonic: Callable[[], float]) -> Host:
-    breaker = Breaker(failures=config.breaker_failures, rest=config.breaker_rest.total_seconds())
+    breaker = Breaker(failures=config.breaker_failures, rest=config.breaker_open_for.total_seconds())
     return Host(Base.of(url), breaker, monotonic)
 
 

@@ -39,8 +39,8 @@ async def terminated(directory: Path, *, seconds: float, rate: float = 200.0) ->
         settings = {
             "workers": 2,
             "redis_url": "embedded",
-            "stop_delay": f"{STOP_DELAY}s",
-            "stop_timeout": f"{STOP_TIMEOUT}s",
+            "shutdown_delay": f"{STOP_DELAY}s",
+            "shutdown_timeout": f"{STOP_TIMEOUT}s",
             "upstreams": {"api": {"url": raw.url}},
             "routes": {"rest": {"path": "/{path:path}", "upstream": "api"}},
         }

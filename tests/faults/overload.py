@@ -119,5 +119,5 @@ async def bounded_upstream(*, at_once: int = 10, seconds: float = 0.04) -> Async
         yield raw
 
 
-OVERLOADED = {"max_connections": 10, "max_waiting": 20, "timeout": "5s"}
+OVERLOADED = {"max_connections": 10, "max_queue": 20, "timeout": "5s"}
 """How the gateway of `overload` speaks to `bounded_upstream`."""

@@ -196,7 +196,7 @@ async def cancellations(redis_url: str, *, requests: int, door: bool = True) -> 
         proxy.down.delay = 0.01
         routes = {"item": {"path": "/item/{id}", "upstream": "api", "ttl": "60s"}}
         store = behind(proxy.url("redis://x"), f"{uuid4().hex}:")
-        app = app_for(raw, routes, store=store, upstream={"max_connections": 20, "max_waiting": 1000, "timeout": "9s"})
+        app = app_for(raw, routes, store=store, upstream={"max_connections": 20, "max_queue": 1000, "timeout": "9s"})
         async with started(app, door=door) as (client,):
             for first in range(0, requests, 100):
                 tasks = [asyncio.ensure_future(client.get(f"/item/{first + n}")) for n in range(100)]

@@ -43,7 +43,7 @@ def listens(port: int) -> bool:
 def behind(start_gateway: StartGateway, shop: str, **route: object) -> GatewayProcess:
     return start_gateway(
         {
-            "upstreams": {"shop": {"url": shop, "timeout": "20s", "max_waiting": 1000, "max_connections": 500}},
+            "upstreams": {"shop": {"url": shop, "timeout": "20s", "max_queue": 1000, "max_connections": 500}},
             "routes": {
                 "item": {"path": "/v2/items/{id}", "upstream": "shop", **route},
                 "rest": {"path": "/{path:path}", "upstream": "shop"},

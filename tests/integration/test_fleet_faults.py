@@ -89,9 +89,11 @@ async def test_a_worker_cut_from_redis_alone_answers_nothing_that_was_purged_onc
     valkey = make_valkey(unix=False)
     environment = {"GATEWAY_ADMIN_TOKEN": TOKEN}
     async with faulty_url(valkey.url) as proxy, aiohttp.ClientSession() as client:
-        whole = start_gateway(settings(origin, valkey.url, purge_blind="2s"), name="whole", environment=environment)
+        whole = start_gateway(
+            settings(origin, valkey.url, purge_disconnect_grace="2s"), name="whole", environment=environment
+        )
         lonely = start_gateway(
-            settings(origin, proxy.url(valkey.url), purge_blind="2s"), name="lonely", environment=environment
+            settings(origin, proxy.url(valkey.url), purge_disconnect_grace="2s"), name="lonely", environment=environment
         )
 
         async def made(gateway: GatewayProcess) -> float:

@@ -23,7 +23,7 @@ from tests.support.processes import GatewayProcess, Valkey, Watched, clean_envir
 from tests.support.raw import Connection, always, raw_upstream
 
 GRACE = 10.0
-"""Seconds that requests in flight get to end (`stop_timeout`)."""
+"""Seconds that requests in flight get to end (`shutdown_timeout`)."""
 NOTHING = "http://127.0.0.1:9"
 
 
@@ -322,7 +322,7 @@ async def test_a_ttl_from_the_environment_is_in_force_on_what_is_stored_already(
 ) -> None:
     valkey: Valkey = make_valkey()
     async with raw_upstream(always(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nsame")) as upstream:
-        given = settings(upstream.url, redis_url=valkey.url, stop_delay="0s")
+        given = settings(upstream.url, redis_url=valkey.url, shutdown_delay="0s")
 
         first = start_gateway(given, name="first")
         async with httpx.AsyncClient(base_url=first.url) as client:

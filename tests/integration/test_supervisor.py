@@ -225,7 +225,7 @@ async def test_the_end_under_load_fails_no_request_of_a_client_that_heeds_readyz
                     if answer.status == 503:
                         assert (await answer.json())["status"] == "stopping"
                         break
-        await load.answered(40)  # for `stop_delay` it answers whoever comes
+        await load.answered(40)  # for `shutdown_delay` it answers whoever comes
     assert load.failed == []
     assert await asyncio.to_thread(gateway.wait, 15) == 0
     assert not gateway.admin_socket.exists()

@@ -541,7 +541,7 @@ async def test_what_was_too_large_is_not_collected_in_vain_for_a_while(clock: Tu
         for size in (5000, 10):
             response = await client.get("/items/7")
             assert (len(response.content), "detail=too-large" in status_of(response)) == (size, True)
-        clock.turn(5.1)  # `uncacheable_for`, since it was seen to be too large
+        clock.turn(5.1)  # `hit_for_miss`, since it was seen to be too large
         assert "stored" in status_of(await client.get("/items/7"))
 
 

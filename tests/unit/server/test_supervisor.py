@@ -48,8 +48,8 @@ class Site:
             "workers": 2,
             "admin_listen": f"unix:{directory}/admin",
             "access_log": False,
-            "stop_delay": "0s",
-            "stop_timeout": "2s",
+            "shutdown_delay": "0s",
+            "shutdown_timeout": "2s",
             "upstreams": {"api": {"url": api}},
             "routes": ROUTES,
         }

@@ -119,7 +119,7 @@ async def test_a_pool_survives_six_thousand_cancelled_requests() -> None:
             await connection.send(OK)
 
     async with raw_upstream(script) as raw:
-        upstream = speaking_to(raw, max_connections=10, max_waiting=100, timeout="10s")
+        upstream = speaking_to(raw, max_connections=10, max_queue=100, timeout="10s")
         for _ in range(60):
             tasks = [asyncio.ensure_future(ask(upstream)) for _ in range(100)]
             await asyncio.sleep(0)

@@ -313,7 +313,7 @@ async def test_a_slow_upstream_takes_its_own_places_and_the_next_is_told_at_once
         await connection.send(OK)
 
     async with raw_upstream(slow) as raw, raw_upstream(always(OK)) as other:
-        upstream, brisk = speaking_to(raw, max_connections=3, max_waiting=1), speaking_to(other)
+        upstream, brisk = speaking_to(raw, max_connections=3, max_queue=1), speaking_to(other)
         under_way = [asyncio.ensure_future(ask(upstream)) for _ in range(4)]
         for _ in range(3):
             await came.acquire()
@@ -340,7 +340,7 @@ async def slowly(first: bytes, release: asyncio.Event) -> AsyncIterator[bytes]:
 
 async def test_a_client_that_sends_its_body_slowly_holds_no_place_before_the_body_is_there() -> None:
     async with raw_upstream(answering_posts) as raw:
-        upstream, release = speaking_to(raw, max_connections=1, max_waiting=0), asyncio.Event()
+        upstream, release = speaking_to(raw, max_connections=1, max_queue=0), asyncio.Event()
         slow = [asyncio.ensure_future(ask(upstream, method="POST", body=slowly(b"a", release))) for _ in range(20)]
         await asyncio.sleep(0)
         assert await ask(upstream) == (200, b"ok")
@@ -353,7 +353,7 @@ async def test_a_client_that_sends_its_body_slowly_holds_no_place_before_the_bod
 
 async def test_bodies_that_are_long_and_slow_leave_half_of_the_places_to_those_who_read() -> None:
     async with raw_upstream(answering_posts) as raw:
-        upstream, release = speaking_to(raw, max_connections=4, max_waiting=0), asyncio.Event()
+        upstream, release = speaking_to(raw, max_connections=4, max_queue=0), asyncio.Event()
         slow = [asyncio.ensure_future(ask(upstream, method="POST", body=slowly(LONG, release))) for _ in range(6)]
         told, _ = await asyncio.wait(slow, return_when=asyncio.FIRST_COMPLETED)
         assert {type(each.exception()) for each in told} == {UpstreamBusy}
@@ -429,7 +429,7 @@ async def test_a_host_that_fails_is_left_alone_then_tried_by_one_request() -> No
         await connection.send(answers.pop() if answers else OK)
 
     async with raw_upstream(script) as raw:
-        upstream = speaking_to(raw, monotonic=clock, breaker_failures=3, breaker_rest="2s")
+        upstream = speaking_to(raw, monotonic=clock, breaker_failures=3, breaker_open_for="2s")
         for _ in range(3):
             assert await ask(upstream) == (503, b"no")
         with pytest.raises(UpstreamResting) as resting:

@@ -396,7 +396,7 @@ async def test_a_worker_cut_off_too_long_no_longer_trusts_what_it_has(clock: Tur
     store = RedisStore("unix:///nonexistent/redis.sock", budget=0.05)
     upstream = StubUpstream(json_answer())
     for blind, hit in (("30s", False), ("forever", True)):
-        app = gateway(upstream, ROUTES, clock=clock, store=store, purge_blind=blind)
+        app = gateway(upstream, ROUTES, clock=clock, store=store, purge_disconnect_grace=blind)
         async with running(app) as client:
             await client.get("/items/1")
             clock.turn(29)
