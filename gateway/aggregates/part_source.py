@@ -48,7 +48,8 @@ from gateway.policy.keys import (
 from gateway.policy.rules import PLAIN, RequestDirectives
 from gateway.routing.declared import Declared
 from gateway.routing.upstream_request import UpstreamOrigin
-from gateway.upstreams.client import Patience, Upstream
+from gateway.upstreams.client import Upstream
+from gateway.upstreams.request import Patience
 from gateway.upstreams.response import Fetched
 
 NOT_FOR_PARTS = (

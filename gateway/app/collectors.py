@@ -102,6 +102,19 @@ class UpstreamCollector(Collector):
                 state.add_metric((upstream.name, host.name), float(host.breaker.state.value))
                 opened.add_metric((upstream.name, host.name), float(host.breaker.opened))
         yield from (state, opened)
+        yield from self._names()
+
+    def _names(self) -> Iterable[Metric]:
+        addresses = GaugeMetricFamily(
+            "gateway_upstream_addresses", "Addresses that a name leads to.", labels=("upstream", "name")
+        )
+        for upstream in self._upstreams:
+            for name in upstream.names.known() if upstream.names is not None else ():
+                addresses.add_metric((upstream.name, name.host), float(len(name.peers)))
+        yield addresses
+        yield self._counters(
+            "gateway_upstream_lookups_failed", "Look-ups of names that failed.", lambda u: u.lookups_failed
+        )
 
     def _gauges(self, name: str, text: str, of: Callable[[Upstream], float]) -> Metric:
         return self._filled(GaugeMetricFamily(name, text, labels=("upstream",)), of)

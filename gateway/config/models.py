@@ -156,6 +156,9 @@ class UpstreamConfig(Model):
     """Timeout for a complete response. For a streamed response: until its head, then between two chunks."""
     connect_timeout: Duration = timedelta(seconds=1)
     """Timeout for opening a connection."""
+    resolve_every: Annotated[Duration, Field(ge=timedelta(milliseconds=100))] = timedelta(seconds=10)
+    """How often the host's name is looked up again. Connections to addresses that it no longer has are drained; several
+    addresses are used in turn. If a look-up fails, the last addresses stay in use. At least 100 ms."""
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 100
     """Maximum concurrent connections per worker. Further requests are queued."""
     max_queue: Annotated[int, Field(ge=0, le=100_000)] = 200

@@ -26,8 +26,9 @@ from gateway.observability.metrics import Metrics
 from gateway.policy.keys import Plan, passed_through, plan, without_ignored
 from gateway.policy.preconditions import as_given, as_known, own_tags, settled, without_own
 from gateway.policy.validation import own_tag
-from gateway.upstreams.client import ORDINARY, Patience, Upstream
+from gateway.upstreams.client import Upstream
 from gateway.upstreams.connection import Interim
+from gateway.upstreams.request import ORDINARY, Patience
 from gateway.upstreams.response import Fetched, WholeBody
 
 VIA = (b"via", b"1.1 gateway")

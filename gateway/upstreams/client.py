@@ -15,7 +15,6 @@ import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,8 @@ from gateway.observability.trace_context import PASSED_ON, traced
 from gateway.policy.keys import is_identity
 from gateway.upstreams.connection import Interim
 from gateway.upstreams.hosts import Base, Host
+from gateway.upstreams.names import Names
+from gateway.upstreams.request import ORDINARY, Patience, Sending, Upload
 from gateway.upstreams.resilience import Breaker, Bulkhead, Full
 from gateway.upstreams.response import (
     SOFTWARE,
@@ -43,76 +44,12 @@ from gateway.upstreams.response import (
     translated,
 )
 from gateway.upstreams.retry import RetryBudget
-from gateway.upstreams.transport import IDEMPOTENT, Attempt, ReceivedHead, Transport, UpstreamTimeouts
+from gateway.upstreams.transport import IDEMPOTENT, Attempt, ReceivedHead, Transport
 
 if TYPE_CHECKING:
     from gateway.observability.tracing import Call, Tracing
 
 
-AHEAD = 64 * 1024
-"""Bytes that are here before a place is taken: what uvicorn holds of a body before it stops reading."""
-
-
-class Upload(httpx.AsyncByteStream):
-    """A body that is read once: first, up to `AHEAD` bytes, by `begin`; then all of it, by who sends it on."""
-
-    def __init__(self, chunks: AsyncIterable[bytes]) -> None:
-        self._chunks: AsyncIterator[bytes] = aiter(chunks)
-        self._read: list[bytes] = []
-        self._whole = False
-        self._ended: Callable[[], None] | None = None
-
-    async def begin(self) -> bool:
-        """Read the beginning; whether that is the whole body. Raises what its source raises."""
-        size = 0
-        while size < AHEAD and not self._whole:
-            piece = await anext(self._chunks, None)
-            if piece is None:
-                self._whole = True
-            else:
-                self._read.append(piece)
-                size += len(piece)
-        return self._whole
-
-    def on_end(self, ended: Callable[[], None]) -> None:
-        """Have `ended` called, once, when all was read or nobody will read on."""
-        self._ended = ended
-
-    def end(self) -> None:
-        ended, self._ended = self._ended, None
-        if ended is not None:
-            ended()
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            while self._read:
-                yield self._read.pop(0)
-            if not self._whole:
-                async for piece in self._chunks:
-                    yield piece
-        finally:
-            self.end()
-
-    async def aclose(self) -> None:
-        self.end()
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long one fetch may take, and how often it is tried again.
-
-    `timeout` is in seconds, for a whole answer, or a streamed one's head and then between two pieces; None: the
-    upstream's own. `retries` is how often at most an idempotent request is repeated where nothing was received; the
-    upstream's budget bounds it as well.
-    """
-
-    timeout: float | None = None
-    retries: int = 1
-    apart: set[str] | None = None
-    """The hosts that were asked for the same already: another one is taken, while there is one. It is added to."""
-
-
-ORDINARY = Patience()
 SHARE_OF_UPLOADS = 0.5
 """The share of an upstream's places for requests whose bodies are still coming."""
 
@@ -157,11 +94,22 @@ class Upstream:
         self.budget = RetryBudget(config.retry_budget)
         self._transport = transport or _transport(config)
         self._next_host = 0
+        self._lookups_failed = 0
         self._constants = tuple((k.encode("latin-1"), v.encode("latin-1")) for k, v in config.headers.items())
         self._constant_names = frozenset(key for key, _ in self._constants)
 
     def __repr__(self) -> str:
         return f"<Upstream {self.name} {', '.join(self.config.bases)} {self.places!r}>"
+
+    @property
+    def names(self) -> Names | None:
+        """The names that lead to it, which are looked up again in the background; None while none was needed."""
+        return self._transport.names if isinstance(self._transport, Transport) else None
+
+    @property
+    def lookups_failed(self) -> int:
+        """Look-ups of its names that failed."""
+        return self._lookups_failed + (self.names.failures if self.names is not None else 0)
 
     @property
     def shed(self) -> int:
@@ -170,8 +118,11 @@ class Upstream:
 
     def go_on_counting(self, before: Upstream) -> None:
         """Take the counters of the upstream in whose place this one comes: a counter never falls."""
+        if before is self:
+            return
         self.places.shed, self.uploads.shed = before.places.shed, before.uploads.shed
         self.budget.spent, self.budget.denied = before.budget.spent, before.budget.denied
+        self._lookups_failed = before.lookups_failed
         opened = {host.name: host.breaker.opened for host in before.hosts}
         for host in self.hosts:
             host.breaker.opened = opened.get(host.name, 0)
@@ -195,14 +146,14 @@ class Upstream:
         """
         if self._tracing is None:
             sent = self._forwarded(traced(headers, PASSED_ON.get()))
-            return await self._fetch(_Sending(method, target, sent, body, interim, patience, self.timeout, bounded))
+            return await self._fetch(Sending(method, target, sent, body, interim, patience, self.timeout, bounded))
         with self._tracing.call(self.name, method, target) as call:
             sent = self._forwarded(traced(headers, call.traceparent))
             return await self._fetch(
-                _Sending(method, target, sent, body, interim, patience, self.timeout, bounded), call
+                Sending(method, target, sent, body, interim, patience, self.timeout, bounded), call
             )
 
-    async def _fetch(self, sending: _Sending, call: Call | None = None) -> Fetched:
+    async def _fetch(self, sending: Sending, call: Call | None = None) -> Fetched:
         self.budget.asked()
         upload = None
         if sending.body is not None:
@@ -265,7 +216,7 @@ class Upstream:
         except TimeoutError:
             raise UpstreamBusy(self.name, "every place is taken", places.expected_wait()) from None
 
-    async def _send(self, sending: _Sending) -> tuple[Host, int, ReceivedHead]:
+    async def _send(self, sending: Sending) -> tuple[Host, int, ReceivedHead]:
         """Send it to the next host that is not left alone; once more where that is safe and within the budget."""
         tried = 0
         while True:
@@ -290,7 +241,7 @@ class Upstream:
                 if tried > sending.patience.retries or not self._repeatable(sending, attempt, error):
                     raise translated(self.name, error) from error
 
-    def _client_of(self, sending: _Sending) -> bytes | None:
+    def _client_of(self, sending: Sending) -> bytes | None:
         """The credentials that a request brought, digested; None where it brought none."""
         own = [
             name + b":" + value
@@ -299,7 +250,7 @@ class Upstream:
         ]
         return blake2b(b"\n".join(own), digest_size=16).digest() if own else None
 
-    async def _sent(self, sending: _Sending, host: Host, attempt: Attempt) -> ReceivedHead:
+    async def _sent(self, sending: Sending, host: Host, attempt: Attempt) -> ReceivedHead:
         if isinstance(self._transport, Transport):
             return await self._transport.send(
                 sending.method,
@@ -314,7 +265,7 @@ class Upstream:
         assert isinstance(response.stream, httpx.AsyncByteStream)
         return ReceivedHead(response.status_code, response.headers.raw, response.stream)
 
-    def _repeatable(self, sending: _Sending, attempt: Attempt, error: httpx.TransportError) -> bool:
+    def _repeatable(self, sending: Sending, attempt: Attempt, error: httpx.TransportError) -> bool:
         if sending.body is not None or sending.method not in IDEMPOTENT:
             return False
         unconnected = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and len(self.hosts) > 1
@@ -406,60 +357,6 @@ class Upstream:
         await self._transport.aclose()
 
 
-class _Sending:
-    """One request, as it is sent once or twice."""
-
-    def __init__(
-        self,
-        method: str,
-        target: str,
-        headers: list[tuple[bytes, bytes]],
-        body: AsyncIterable[bytes] | None,
-        interim: Interim | None,
-        patience: Patience,
-        timeout: float,
-        bounded: bool,
-    ) -> None:
-        self.method = method
-        self.bounded = bounded
-        self.body = body
-        self.interim = interim
-        self.patience = patience
-        self.timeout = timeout if patience.timeout is None else patience.timeout
-        # A body is sent at its client's pace: then each step has the deadline, not all of them together.
-        self.until = asyncio.get_running_loop().time() + self.timeout if body is None else None
-        self.target = target
-        self.headers = headers
-
-    @property
-    def stream(self) -> httpx.AsyncByteStream | None:
-        if self.body is None:
-            return None
-        return self.body if isinstance(self.body, Upload) else Upload(self.body)
-
-    def fields(self, base: Base) -> list[tuple[bytes, bytes]]:
-        """The header fields as they go to a host."""
-        fields = self.headers
-        if self.body is None and self.method in ("POST", "PUT", "PATCH"):
-            fields = [*without(fields, b"content-length"), (b"content-length", b"0")]
-        return fields if has(fields, b"host") else [(b"host", base.netloc), *fields]
-
-    def timeouts(self, connect: float) -> UpstreamTimeouts:
-        bounded = self.until is not None
-        return UpstreamTimeouts(self.timeout, min(connect, self.timeout), self.timeout, bounded)
-
-    def request(self, base: Base, attempt: Attempt, connect: float) -> httpx.Request:
-        times = self.timeouts(connect)
-        timeout = {"connect": times.connect, "read": times.read, "write": times.read, "pool": times.pool}
-        return httpx.Request(
-            self.method,
-            base.join(self.target),
-            headers=self.fields(base),
-            stream=self.stream,
-            extensions={"timeout": timeout, "attempt": attempt},
-        )
-
-
 async def _once(content: bytes) -> AsyncIterator[bytes]:
     yield content
 
@@ -484,6 +381,7 @@ def _transport(config: UpstreamConfig) -> httpx.AsyncBaseTransport:
             verify=_verification(config),
             max_response_headers=config.max_response_headers,
             public_only=config.addresses == "public",
+            resolve_every=config.resolve_every.total_seconds(),
         )
     # Its pool hands what comes behind a response to the next request, so no connection is used twice.
     limits = httpx.Limits(max_connections=config.max_connections, max_keepalive_connections=0)

@@ -25,8 +25,10 @@ import aiohttp
 import httpx
 from aiohttp.connector import BaseConnector
 from aiohttp.http_exceptions import HttpProcessingError
+from yarl import URL
 
 from gateway.http.response_parser import Chunks, Head, Malformed, end_of_head, read_head
+from gateway.upstreams.names import Name
 
 Interim = Callable[[int, Sequence[tuple[bytes, bytes]]], None]
 """Is told of a response before the final one: its status, and its fields."""
@@ -132,7 +134,9 @@ class PlainConnection(asyncio.Protocol):
         self.received = False
         """Whether anything came since the last of them was sent."""
         self.origin = ""
+        self.peer = ""
         self.idle_since = 0.0
+        self._draining = False
         self._pool = pool
         self._max_head = max_head
         self._transport: asyncio.Transport | None = None
@@ -185,6 +189,14 @@ class PlainConnection(asyncio.Protocol):
             self._transport.abort()
         self._done(keeps=False)
 
+    def drain(self) -> None:
+        self._draining = True
+        if not self._pool.uses(self):
+            self.close()
+
+    def drain_later(self) -> None:
+        self._draining = True
+
     def go_on(self, body: PlainBody) -> None:
         """Receive more of `body`, enough of which waited to be read."""
         if self._body is body and self._transport is not None and not self._transport.is_closing():
@@ -195,6 +207,7 @@ class PlainConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        self.peer = peer_of(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         body = self._body
@@ -286,7 +299,7 @@ class PlainConnection(asyncio.Protocol):
 
     def _end(self, body: PlainBody, *, surplus: bool) -> None:
         self._body = self._chunks = None
-        keeps = self._keeps and not surplus and self.usable
+        keeps = self._keeps and not surplus and not self._draining and self.usable
         if not keeps and self._transport is not None:
             self._transport.close()
         self._done(keeps=keeps)
@@ -326,6 +339,8 @@ class Pool:
         self._watched: set[PlainConnection] = set()
         """Those that must be silent for a while before they are used again."""
         self._sweeping: asyncio.TimerHandle | None = None
+        self.several: dict[str, Name] = {}
+        """The hosts that lead to several addresses: requests go to them in turn."""
 
     def __repr__(self) -> str:
         return f"<Pool {len(self._used)} in use, {sum(map(len, self._idle.values()))} idle>"
@@ -353,11 +368,27 @@ class Pool:
         self._used.add(connection)
         return connection
 
+    def uses(self, connection: PlainConnection) -> bool:
+        """Whether a request is under way on it, or about to be sent."""
+        return connection in self._used
+
     def _kept(self, origin: str) -> PlainConnection | None:
         idle = self._idle.get(origin)
+        if self.several and idle and (name := self.several.get(host_of(origin))) is not None:
+            return self._kept_in_turn(idle, name)
         while idle:
             connection = idle.pop()
             if connection.reusable:
+                return connection
+            connection.close()
+        return None
+
+    def _kept_in_turn(self, idle: list[PlainConnection], name: Name) -> PlainConnection | None:
+        """One to the address whose turn it is. Where there is none, a new connection goes to that address."""
+        for connection in [each for each in reversed(idle) if each.peer == name.turn]:
+            idle.remove(connection)
+            if connection.reusable:
+                name.advance()
                 return connection
             connection.close()
         return None
@@ -431,6 +462,18 @@ def split_url(url: str) -> tuple[str, bytes]:
     """The origin of `url`, and the target to ask it for."""
     start = url.find("/", url.index("//") + 2)
     return (url[:start], url[start:].encode("ascii")) if start > 0 else (url, b"/")
+
+
+@lru_cache(maxsize=256)
+def host_of(origin: str) -> str:
+    """The host of an origin, as aiohttp asks the resolver for it."""
+    return URL(origin).raw_host or ""
+
+
+def peer_of(transport: asyncio.BaseTransport) -> str:
+    """The address at the other end of a connection."""
+    name = transport.get_extra_info("peername")
+    return str(name[0]) if isinstance(name, tuple) else ""
 
 
 def request_head(method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:

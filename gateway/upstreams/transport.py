@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import re
 import select
-import socket
 import ssl
 from collections.abc import AsyncIterable, Callable, Sequence
 from contextvars import ContextVar
@@ -26,7 +25,7 @@ from typing import Any
 import aiohttp
 import httpx
 import msgspec
-from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.abc import AbstractResolver
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http import RawResponseMessage
@@ -35,7 +34,6 @@ from aiohttp.streams import StreamReader
 from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport
 from yarl import URL
 
-from gateway.config.types import is_public
 from gateway.http.response_parser import WITHOUT_BODY
 from gateway.upstreams.connection import (
     ERRORS,
@@ -44,9 +42,11 @@ from gateway.upstreams.connection import (
     PlainConnection,
     Pool,
     client_timeout,
+    peer_of,
     request_head,
     split_url,
 )
+from gateway.upstreams.names import Connector, Names, PublicResolver
 
 _AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
@@ -70,15 +70,25 @@ class Receiver(ResponseHandler):
     """How many were sent on this connection."""
     received = False
     """Whether anything came since the last of them was sent."""
+    peer = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self.peer = peer_of(transport)
         self._poll = select.poll()
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def is_connected(self) -> bool:
         """Whether a request may be sent on it: aiohttp's pool asks as it takes it out."""
         return super().is_connected() and self._poll is not None and not self._poll.poll(0)
+
+    def drain(self) -> None:
+        self.force_close()
+        if not self._asked:
+            self.close()
+
+    def drain_later(self) -> None:
+        self.force_close()
 
     def set_response_params(self, **params: Any) -> None:
         """aiohttp calls this right before it sends a request."""
@@ -240,29 +250,6 @@ _ATTEMPT: ContextVar[Attempt] = ContextVar("attempt")
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 
 
-class PublicResolver(AbstractResolver):
-    """Gives public addresses only: a name that leads inside (loopback, link-local, private) has none.
-
-    A name whose owner, or whose DNS, turns it to 127.0.0.1 or 169.254.169.254 would otherwise make the gateway fetch
-    from inside what it then serves outside.
-    """
-
-    def __init__(self, resolver: AbstractResolver) -> None:
-        self._resolver = resolver
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        found = await self._resolver.resolve(host, port, family)
-        public = [each for each in found if is_public(each["host"])]
-        if not public:
-            raise OSError(None, "the name leads to no public address")
-        return public
-
-    async def close(self) -> None:
-        await self._resolver.close()
-
-
 class _Stream(AiohttpResponseStream):
     """A response body, as received: not decoded, and whole or an error."""
 
@@ -285,8 +272,8 @@ class Transport(AiohttpTransport):
     """An httpx transport over a pool of aiohttp connections, at most `max_connections` of them.
 
     `max_response_headers` bounds the bytes of a response's head, one line of it as well as all of them. A name is
-    looked up again after `dns_life` seconds, so that new connections follow it; with `public_only` one that leads to no
-    public address is refused. `resolver` is for tests.
+    looked up again every `resolve_every` seconds; with `public_only` one that leads to no public address is refused.
+    `resolver` looks names up; the system's resolver does if it is not given.
     """
 
     def __init__(
@@ -297,7 +284,7 @@ class Transport(AiohttpTransport):
         verify: bool | ssl.SSLContext = True,
         max_response_headers: int = 65_536,
         public_only: bool = False,
-        dns_life: float = 10.0,
+        resolve_every: float = 10.0,
         resolver: AbstractResolver | None = None,
     ) -> None:
         super().__init__(client=self._open_session, trust_env=False, verify=verify)
@@ -306,23 +293,20 @@ class Transport(AiohttpTransport):
         self._tls: ssl.SSLContext | bool = self.ssl_context if verify else False
         self._max_head = max_response_headers
         self._public_only = public_only
-        self._dns_life = dns_life
+        self._resolve_every = resolve_every
         self._resolver = resolver
+        self.names: Names | None = None
+        """The names that lead to the upstream; None until the first connection."""
         self._plain = Pool(self._connect, limit=max_connections, keepalive=keepalive)
-        self._connector: aiohttp.TCPConnector | None = None
+        self._connector: Connector | None = None
         self._origins: dict[str, aiohttp.ClientRequest] = {}
 
-    def _open_connector(self, factory: Callable[[], asyncio.Protocol], limit: int) -> aiohttp.TCPConnector:
-        resolver = self._resolver or aiohttp.ThreadedResolver()
-        connector = aiohttp.TCPConnector(
-            limit=limit,
-            keepalive_timeout=self._keepalive,
-            ssl=self._tls,
-            resolver=PublicResolver(resolver) if self._public_only else resolver,
-            ttl_dns_cache=self._dns_life,  # type: ignore[arg-type]  # it compares it with a clock's reading
-        )
-        connector._factory = factory  # type: ignore[assignment]
-        return connector
+    def _open_connector(self, factory: Callable[[], asyncio.Protocol], limit: int) -> Connector:
+        if self.names is None:
+            resolver = self._resolver or aiohttp.ThreadedResolver()
+            self.names = Names(PublicResolver(resolver) if self._public_only else resolver, self._resolve_every)
+            self._plain.several = self.names.several
+        return Connector(self.names, factory, limit=limit, keepalive_timeout=self._keepalive, ssl=self._tls)
 
     def _open_session(self) -> aiohttp.ClientSession:
         factory = partial(Receiver, loop=asyncio.get_running_loop())
@@ -351,6 +335,8 @@ class Transport(AiohttpTransport):
         if self._connector is not None:
             await self._connector.close()
         await super().aclose()
+        if self.names is not None:
+            await self.names.close()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         timeout = request.extensions.get("timeout", {})

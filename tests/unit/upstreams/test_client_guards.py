@@ -26,7 +26,8 @@ from gateway.errors import (
 )
 from gateway.http.headers import values
 from gateway.observability.trace_context import BEHIND
-from gateway.upstreams.client import AHEAD, Patience, Upstream
+from gateway.upstreams.client import Upstream
+from gateway.upstreams.request import AHEAD, Patience
 from gateway.upstreams.resilience import BreakerState
 from gateway.upstreams.transport import Transport
 from tests.support.raw import Connection, RawUpstream, always, once, raw_upstream
@@ -189,19 +190,6 @@ async def test_a_name_that_leads_inside_is_refused_where_the_configuration_says_
                     await ask(upstream)
             await upstream.aclose()
         assert raw.connections == 1
-
-
-async def test_a_name_that_leads_elsewhere_is_followed_by_the_next_connection() -> None:
-    names = Names("127.0.0.2")
-    async with raw_upstream(once(OK)) as raw:
-        port = raw.url.rpartition(":")[2]
-        config = UpstreamConfig.model_validate({"url": f"http://catalog.test:{port}", "breaker_failures": 0})
-        upstream = Upstream("raw", config, Transport(resolver=names, dns_life=0.0))
-        with pytest.raises(UpstreamUnreachable):
-            await ask(upstream)
-        names.address = "127.0.0.1"
-        assert await ask(upstream) == (200, b"ok")
-        await upstream.aclose()
 
 
 # --- its deadlines and caps ----------------------------------------------------------------------------------
