@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.context import LOOKED_KEY, RAW_TARGET_KEY, SCOPE_KEY, RequestContext, exchange_of
 from gateway.errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_body
 from gateway.http.forwarding import Trusted
-from gateway.http.headers import values
+from gateway.http.headers import WITHOUT_CONTENT, framed, values
 from gateway.http.target import Target, check_host, normalise, other_slash, split_raw_target
 from gateway.observability.access_log import AccessLog, silent
 from gateway.observability.metrics import Metrics
@@ -60,8 +60,10 @@ class Timing:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = complete(exchange, message.get("headers", ()))
+                message["headers"] = complete(exchange, framed(status, message.get("headers", ())))
             elif message["type"] == "http.response.body":
+                if status in WITHOUT_CONTENT:
+                    message["body"] = b""
                 size += len(message.get("body", b""))
             await send(message)
 

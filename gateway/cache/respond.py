@@ -21,15 +21,13 @@ from gateway.clock import Clock
 from gateway.context import Outcome, RequestContext, Result
 from gateway.errors import PROBLEM_MEDIA_TYPE, UpstreamError, problem_body
 from gateway.http.codings import CODINGS
-from gateway.http.headers import CONTENT_DIGESTS, Headers, first, has, http_date, without
+from gateway.http.headers import CONTENT_DIGESTS, WITHOUT_CONTENT, Headers, first, has, http_date, without
 from gateway.http.ranges import ByteRange, OutOfRange, cut, span_of, wanted
 from gateway.http.request_parser import BAD_IN_VALUE, NAME
 from gateway.policy import freshness, storability, validation
 from gateway.policy.entry import Entry
 from gateway.policy.rules import CachePolicy
 from gateway.upstreams.response import Fetched, PartOfBody, ResponseBody
-
-_WITHOUT_BODY = frozenset((204, 205, 304))
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -68,7 +66,9 @@ def stored_answer(
             return partial(headers, part, stored.body[part.first : part.last + 1])
         if isinstance(part, OutOfRange):
             return out_of_range(exchange, part)
-    if stored.status not in _WITHOUT_BODY:
+    if stored.status in WITHOUT_CONTENT:
+        body = b""
+    else:
         headers.append((b"content-length", b"%d" % len(body)))
     return Answer(stored.status, of_head(headers), b"") if head else Answer(stored.status, headers, body)
 

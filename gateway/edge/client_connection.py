@@ -14,11 +14,8 @@ What it uses of uvicorn is listed in `INTERNALS`; a test fails where a new uvico
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from enum import Enum, auto
 from functools import partial
 from typing import Any, Protocol, cast
@@ -30,6 +27,7 @@ from gateway.context import INTERIM_KEY, RAW_TARGET_KEY
 from gateway.edge.guard import BODY_RATE, EARLY, LINGER, NEVER, READ_RATE, ConnectionGuard
 from gateway.edge.head_template import INTERIM, interim_head
 from gateway.edge.header_block import Repeat
+from gateway.edge.http10 import OldClient, reset, stays_open
 from gateway.errors import RequestRefused
 from gateway.http.request_parser import (
     ChunkedBody,
@@ -47,9 +45,11 @@ INTERNALS = {
         *("app", "client", "config", "cycle", "flow", "headers", "loop", "parser", "root_path", "scheme", "scope"),
         *("server_state", "tasks", "timeout_keep_alive_task", "transport", "url"),
         *("on_headers_complete", "on_header", "on_response_complete", "resume_writing", "shutdown"),
+        *("_start_asgi_task", "expect_100_continue"),
     ),
     RequestResponseCycle: (
         *("disconnected", "keep_alive", "message_event", "response_complete", "response_started", "scope"),
+        *("chunked_encoding", "expected_content_length", "transport"),
     ),
 }
 """What this module uses of uvicorn beyond `asyncio.Protocol`."""
@@ -369,9 +369,18 @@ class ClientConnection(HttpToolsProtocol):
         scope = cast(dict[str, Any], self.scope)
         scope[RAW_TARGET_KEY] = self.url
         scope["extensions"] = {INTERIM_KEY: partial(self._interim, scope)}
+        old = self.parser.get_http_version() != "1.1"
+        if old:
+            self.expect_100_continue = False  # HTTP/1.0 has no interim responses (RFC 9110 §15.2)
         super().on_headers_complete()
+        if old:
+            self.cycle.keep_alive = stays_open(self.headers)
         if self.door.draining:
             self.cycle.keep_alive = False  # uvicorn then says `Connection: close`
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        old = cycle.scope["http_version"] != "1.1"
+        super()._start_asgi_task(cycle, cast(Any, OldClient(app, cycle)) if old else app)
 
     # --- what uvicorn calls --------------------------------------------------------------------------------
 
@@ -425,15 +434,6 @@ def door_of(app: object) -> ConnectionGuard:
             return door
         app = getattr(app, "app", None)
     return ConnectionGuard()
-
-
-def reset(transport: asyncio.Transport) -> None:
-    """End a connection so that the kernel drops what it holds for it, which its client does not take."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-        with suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()
 
 
 def _without_upgrade(line: Line, fields: Sequence[tuple[bytes, bytes]]) -> bytes:

@@ -19,9 +19,9 @@ from gateway.advisor.ttl_ladder import Recorder, Sight
 from gateway.cache.memory import Node
 from gateway.cache.request import Route
 from gateway.context import Outcome, RequestContext, Result
-from gateway.edge.head_template import TICKS, Ending, closing
+from gateway.edge.head_template import CLOSES, KEEPS, TICKS, Ending, with_last
 from gateway.edge.splice_state import Splice
-from gateway.http.headers import has, values
+from gateway.http.headers import connection_options, has, values
 from gateway.http.target import Target
 from gateway.observability.metrics import Tally
 from gateway.policy import freshness
@@ -65,7 +65,7 @@ class HeaderBlock:
     """
 
     __slots__ = (
-        *("bases", "clients", "close", "form", "headers", "host", "memos", "origin", "plain", "proxied"),
+        *("bases", "clients", "close", "form", "headers", "host", "keep", "memos", "origin", "plain", "proxied"),
         *("asked", "vary"),
     )
 
@@ -78,11 +78,9 @@ class HeaderBlock:
         self.origin = origins[0].decode("latin-1") if origins else None
         hosts = values(headers, b"host")
         self.host = hosts[0].decode("latin-1").lower() if hosts else ""
-        self.close = any(
-            item.strip(b" \t").lower() == b"close"
-            for value in values(headers, b"connection")
-            for item in value.split(b",")
-        )
+        options = connection_options(headers)
+        self.close = b"close" in options
+        self.keep = b"keep-alive" in options
         self.bases: dict[KnownRoute, str | None] = {}
         self.vary = Suffixes(headers, _is_unseen, identity_key)
         self.clients: dict[str, bytes] = {}
@@ -147,6 +145,14 @@ class KnownTarget:
         tags = (tag_name(tag) for tag in recall.tags)
         self.names = (EVERYTHING, key_name(self.primary), route_name(recall.route.name), *tags)
         self.joints: dict[str, Splice | None] = {}
+
+    def connection(self, block: HeaderBlock) -> bytes:
+        """The field line that tells the client what becomes of its connection; empty where it stays open unsaid."""
+        if block.close:
+            return CLOSES
+        if self.modern:
+            return b""
+        return KEEPS if block.keep else CLOSES
 
 
 JOINED = 16 * 1024
@@ -241,18 +247,18 @@ class ResponseForm:
         request_id: bytes,
         began: float,
         *,
-        close: bool,
+        connection: bytes = b"",
         looked: float | None = None,
     ) -> float:
-        """Write an answer, and say how many seconds it took; `began` is on the performance counter. `looked` (seconds)
-        is what the shared tier took, where it was asked."""
+        """Write an answer, and say how many seconds it took; `began` is on the performance counter. `connection` is the
+        field line of that name. `looked` (seconds) is what the shared tier took, where it was asked."""
         elapsed = time.perf_counter() - began
         ticks = int(elapsed * 1_000_000 + 0.5)
         if looked is not None:
             timing = self.ending.looked.timing(elapsed, looked)
         else:
             timing = self.timing[ticks] if ticks < TICKS else self.ending.plain.timing(elapsed)
-        end = closing(self.end) if close else self.end
+        end = with_last(self.end, connection) if connection else self.end
         if not self.length:
             transport.write(b"".join((self.head, request_id, timing, end)))
         elif self.length <= JOINED:

@@ -21,6 +21,7 @@ from gateway.observability.response_headers import Texts, in_milliseconds
 
 INTERIM = (HTTPStatus.PROCESSING, HTTPStatus.EARLY_HINTS)
 """Interim responses that are passed on; 101 is a hop's own affair, and so are 100 and unknown ones (RFC 9110 §15.2)."""
+_NOT_OF_INTERIM = frozenset((b"connection", b"content-length", b"transfer-encoding"))  # RFC 9110 §8.6, RFC 9112 §6.1
 TICKS = 1000
 """For how many microseconds the texts of a time are made beforehand."""
 MARK = b"\0"
@@ -28,7 +29,9 @@ MARK = b"\0"
 _ID, _SECONDS, _DURATION, _TOTAL, _TTL = "\0i", "\0s", "\0d", "\0t", "\0l"
 _MARKED = Texts(_ID, _SECONDS, _TOTAL, lambda _: _DURATION, _TTL)
 _MARKS = re.compile(rb"(\0[a-z])")
-_CLOSE = b"connection: close\r\n"
+CLOSES = b"connection: close\r\n"
+KEEPS = b"connection: keep-alive\r\n"
+"""What an HTTP/1.0 client gets whose connection stays open: it asked for that (RFC 9112 §C.2.2)."""
 
 
 def lines_of(headers: Headers) -> bytes:
@@ -47,7 +50,7 @@ def head_of(status: int, headers: Headers) -> bytes:
 def interim_head(status: int, headers: Headers) -> bytes:
     """An interim response as it goes out."""
     lines = [b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode("ascii"))]
-    lines += [name + b": " + value + b"\r\n" for name, value in headers if name.lower() != b"connection"]
+    lines += [name + b": " + value + b"\r\n" for name, value in headers if name.lower() not in _NOT_OF_INTERIM]
     return b"".join([*lines, b"\r\n"])
 
 
@@ -85,9 +88,9 @@ class Ending:
         return b"%b%d%b" % (self._before_ttl, ttl, self._last)
 
 
-def closing(head: bytes) -> bytes:
-    """A head, or the end of one, that ends the connection, too."""
-    return head[:-2] + _CLOSE + b"\r\n"
+def with_last(head: bytes, field: bytes) -> bytes:
+    """A head, or the end of one, with a further field line at its end: `CLOSES` or `KEEPS`."""
+    return head[:-2] + field + b"\r\n"
 
 
 class _Times:

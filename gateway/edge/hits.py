@@ -159,9 +159,8 @@ class Edge:
             self._refresh(spot, block, ready, stored, request_id, began, peer)
         if now >= shape.until:
             shape.render(stored, ready, spot.known.route.rules, now, self._purges.trusted_until)
-        close = block.close or not spot.modern
         looked = None if brought is None else brought.seconds
-        elapsed = shape.write(transport, body, request_id, began, close=close, looked=looked)
+        elapsed = shape.write(transport, body, request_id, began, connection=spot.connection(block), looked=looked)
         sight = spot.known.recorder.seen(ready.key, now)
         shape.tally.add(elapsed)
         if self._note is not None:

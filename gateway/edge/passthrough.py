@@ -31,7 +31,7 @@ from gateway.edge.entries import HeaderBlock
 from gateway.edge.head_template import INTERIM, head_of, interim_head
 from gateway.errors import RequestRefused, UpstreamError
 from gateway.http.forwarding import Trusted
-from gateway.http.headers import Headers, first, has, values, without
+from gateway.http.headers import WITHOUT_CONTENT, Headers, connection_options, first, framed, has, values
 from gateway.http.target import check_host, normalise, split_raw_target
 from gateway.observability.access_log import AccessLog
 from gateway.observability.response_headers import complete, exchange_for
@@ -62,7 +62,6 @@ CLIENT_LEFT = 499
 """nginx's status for a client that hung up; nobody sees it but the log."""
 _FOR_THE_APP = frozenset((b"gateway-explain", b"upgrade", b"expect"))
 _BAD_IN_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_WITHOUT_BODY = (204, 304)
 
 
 class Direct(Protocol):
@@ -257,18 +256,19 @@ class PassThroughRequest:
         try:
             if isinstance(body, Body) and (whole := body.at_once()) is not None:
                 body = whole
-            length = first(answer.headers, b"content-length")
-            without = answer.status in _WITHOUT_BODY or self.exchange.method == "HEAD"
+            headers = framed(answer.status, answer.headers)
+            length = first(headers, b"content-length")
+            without = answer.status in WITHOUT_CONTENT or self.exchange.method == "HEAD"
             chunked = length is None and not without
-            head = self._head(answer, chunked=chunked)
+            head = self._head(answer.status, headers, chunked=chunked)
             if _BAD_IN_HEAD.search(head):
                 raise UpstreamError("the upstream", "a head that cannot be passed on")
             self._begun = True
             if isinstance(body, bytes):
                 body = b"" if without else body
                 self._size = len(body)
-                framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked and body else body
-                connection.transport.write(head + (b"0\r\n\r\n" if chunked and not body else framed))
+                pieces = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked and body else body
+                connection.transport.write(head + (b"0\r\n\r\n" if chunked and not body else pieces))
                 return
             connection.transport.write(head)
             if not without:
@@ -295,20 +295,19 @@ class PassThroughRequest:
         elif self._size < length:
             raise UpstreamError("the upstream", "a body shorter than its length")
 
-    def _head(self, answer: Answer, *, chunked: bool) -> bytes:
+    def _head(self, status: int, headers: Headers, *, chunked: bool) -> bytes:
         """The answer's head as all the layers of the app would make it."""
         cors = self._passages.cors
-        headers: Sequence[tuple[bytes, bytes]] = answer.headers
         if cors is not None:
             headers = cors.told(headers, first(self.exchange.headers, b"origin"))
-        fields = without(complete(self.exchange, headers), b"transfer-encoding")
+        fields = complete(self.exchange, headers)
         if chunked:
             fields.append((b"transfer-encoding", b"chunked"))
         if has(headers, b"connection"):
             self._close = self._close or (first(headers, b"connection") or "").lower() == "close"
         elif self._close:
             fields.append((b"connection", b"close"))
-        return head_of(answer.status, fields)
+        return head_of(status, fields)
 
 
 async def _end(body: bytes | ResponseBody) -> None:
@@ -318,9 +317,7 @@ async def _end(body: bytes | ResponseBody) -> None:
 
 def ends(headers: Headers) -> bool:
     """Whether the client ends its connection after the answer (RFC 9112 §9.6)."""
-    return any(
-        item.strip(b" \t").lower() == b"close" for value in values(headers, b"connection") for item in value.split(b",")
-    )
+    return b"close" in connection_options(headers)
 
 
 _ANYTHING = re.compile("")

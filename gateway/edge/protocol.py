@@ -16,6 +16,7 @@ from gateway.context import LOOKED_KEY, exchange_of
 from gateway.edge.client_connection import ClientConnection
 from gateway.edge.entries import HeaderBlock, KnownTarget
 from gateway.edge.guard import NEVER
+from gateway.edge.head_template import CLOSES
 from gateway.edge.header_block import LIKE, Repeat
 from gateway.edge.hits import Edge
 from gateway.edge.passthrough import PassThroughRequest, ends
@@ -89,7 +90,7 @@ class GatewayProtocol(ClientConnection):
         spot = repeat.edge.spots.get(line)
         if spot is None or not repeat.edge.answer(self.transport, self._peer, spot, repeat.block, request_id, began):
             return False
-        if repeat.block.close or not spot.modern:
+        if spot.connection(repeat.block) == CLOSES:
             self.transport.close()
         return True
 
@@ -129,7 +130,7 @@ class GatewayProtocol(ClientConnection):
 
     def _answered(self, spot: KnownTarget, block: HeaderBlock) -> None:
         self.server_state.total_requests += 1
-        if block.close or not spot.modern or self._last:
+        if self._last or spot.connection(block) == CLOSES:
             self.transport.close()
         self._deadline = time.perf_counter() + self._keep_alive
 

@@ -23,7 +23,7 @@ from gateway.cache.respond import stored_answer
 from gateway.cache.store import Selection
 from gateway.context import Outcome, PartSaid, RequestContext, Result
 from gateway.edge.entries import Endings, ResponseForm
-from gateway.edge.head_template import MARK, closing, head_of, start_of, template_of
+from gateway.edge.head_template import MARK, head_of, start_of, template_of, with_last
 from gateway.edge.splice_state import CHANGING, NOTHING, CachedPart, Splice
 from gateway.http.headers import has, http_date
 from gateway.observability.access_log import AccessLog
@@ -135,8 +135,8 @@ class Splicer:
         # As policy.windows has it, for a whole: no rules of its own, and no stale windows.
         ttl = int(min(now - found.age + stored.life.lifetime, now + MAX_LIFE) - now)
         timing, end = joint.ending.timing(elapsed, share), joint.ending.status(ttl)
-        if not spot.modern or block.close:
-            end = closing(end)
+        if connection := spot.connection(block):
+            end = with_last(end, connection)
         if len(body) <= COPIED:
             transport.write(b"".join((start, joint.ending.start, request_id, timing, end, body)))
         else:
@@ -264,8 +264,8 @@ class Splicer:
         headers = whole_headers(body, life, parts, complete=True)
         headers = headers if self._cors is None else self._cors.told(headers, block.origin)
         head = head_of(200, complete(exchange, headers))
-        if not spot.modern or block.close:
-            head = closing(head)
+        if connection := spot.connection(block):
+            head = with_last(head, connection)
         body = b"" if spot.head else body
         transport.write(head + body)
         self._count(spot, exchange, time.perf_counter() - began, len(body))

@@ -29,6 +29,9 @@ HOP_BY_HOP = frozenset(
     (b"connection", b"proxy-connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 ) | frozenset((b"proxy-authenticate", b"proxy-authorization", b"proxy-authentication-info"))
 
+WITHOUT_CONTENT = frozenset((204, 205, 304))
+"""Statuses of final responses that have no content (RFC 9110 §15.3.5, §15.3.6, §15.4.5)."""
+
 CONTENT_DIGESTS = (b"content-digest", b"content-md5")
 """What describes the bytes of one message (RFC 9530 §2, RFC 1864): of another range, or of no body, they are others."""
 DIGESTS = (*CONTENT_DIGESTS, b"repr-digest", b"digest")
@@ -137,6 +140,24 @@ def connection_named(headers: Headers) -> frozenset[bytes]:
     """The field names that `Connection` lists: they end at this hop (RFC 9110 §7.6.1)."""
     named = combined(headers, b"connection")
     return frozenset(item.lower().encode("latin-1") for item in split_list(named)) if named else frozenset()
+
+
+def connection_options(headers: Headers) -> frozenset[bytes]:
+    """What `Connection` says of the connection itself: `close`, `keep-alive` (RFC 9112 §9.3)."""
+    lines = values(headers, b"connection")
+    return frozenset(item.strip(b" \t").lower() for value in lines for item in value.split(b","))
+
+
+def framed(status: int, headers: Headers) -> Headers:
+    """The fields with which a response of `status` may leave: those that frame a content that it must not have are
+    left out (RFC 9110 §8.6, §15.3.6; RFC 9112 §6.1), and so is `Transfer-Encoding`, which is the next hop's own.
+
+    A 304 may name the length of what it stands for; hardly a client needs that, and uvicorn would wait for the bytes.
+    """
+    if status not in WITHOUT_CONTENT:
+        return without(headers, b"transfer-encoding") if has(headers, b"transfer-encoding") else headers
+    left = without(headers, b"content-length", b"transfer-encoding")
+    return [*left, (b"content-length", b"0")] if status == 205 else left
 
 
 def end_to_end(headers: Headers) -> list[tuple[bytes, bytes]]:

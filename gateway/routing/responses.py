@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gateway.cache.respond import Answer
 from gateway.errors import GatewayError, UpstreamError
+from gateway.http.headers import WITHOUT_CONTENT
 
 logger = logging.getLogger("gateway")
 R = TypeVar("R")
@@ -128,7 +129,7 @@ class AnswerResponse(Response):
         if client is None:
             client = Client(receive)
             client.expect_no_body()
-        if scope["method"] == "HEAD":
+        if scope["method"] == "HEAD" or self.status_code in WITHOUT_CONTENT:
             await body.aclose()
             await send({"type": "http.response.body", "body": b""})
             return

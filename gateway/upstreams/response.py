@@ -15,13 +15,11 @@ import msgspec
 from gateway.errors import UpstreamBusy, UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from gateway.http import codings as http_codings
 from gateway.http.codings import Undecodable
-from gateway.http.headers import Headers, values
+from gateway.http.headers import WITHOUT_CONTENT, Headers, has, values
 from gateway.http.request_parser import BAD_IN_VALUE, NAME
 from gateway.policy.entry import DerivedFrom
 from gateway.upstreams.connection import PlainBody
 from gateway.upstreams.transport import ReceivedHead
-
-_STATUSES_WITHOUT_BODY = frozenset((204, 205, 304))
 
 
 class Live(msgspec.Struct, frozen=True):
@@ -248,11 +246,10 @@ class Fetched(msgspec.Struct, frozen=True):
     @property
     def ends_surely(self) -> bool:
         """Whether a broken connection could be told from the end of the body (RFC 9112 §8)."""
-        if self.status in _STATUSES_WITHOUT_BODY:
+        if self.status in WITHOUT_CONTENT:
             return True
-        return bool(values(self.headers, b"content-length")) or b"chunked" in b",".join(
-            values(self.headers, b"transfer-encoding")
-        )
+        codings = b",".join(values(self.headers, b"transfer-encoding")).lower()
+        return has(self.headers, b"content-length") or b"chunked" in codings
 
 
 SOFTWARE = frozenset((b"server", b"x-powered-by", b"x-aspnet-version", b"x-aspnetmvc-version", b"x-generator"))
