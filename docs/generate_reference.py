@@ -25,10 +25,11 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperArgument, TyperGroup
 
 from gateway.cli.commands import app
-from gateway.config.models import Config, CorsConfig, LimitsConfig, UpstreamConfig
+from gateway.config.models import Config, CorsConfig, LimitsConfig
 from gateway.config.names import RENAMED
 from gateway.config.route import RouteConfig
 from gateway.config.types import parse_size, show_size
+from gateway.config.upstream import UpstreamConfig
 
 DOCS = Path(__file__).parent
 Command = Any  # click's or typer's own copy of it, by typer's version

@@ -40,9 +40,10 @@ from gateway.cache.redis.store import RedisStore
 from gateway.cache.shared_store import NoShared, SharedStore
 from gateway.clock import Clock, SystemClock
 from gateway.config.loader import Loaded, load, sources_of
-from gateway.config.models import Config, UpstreamConfig
+from gateway.config.models import Config
 from gateway.config.names import did_you_mean
 from gateway.config.route import RouteConfig
+from gateway.config.upstream import UpstreamConfig
 from gateway.edge.hits import Edge
 from gateway.edge.passthrough import Direct, PassThrough, Patterns
 from gateway.explain.explainer import Explainer, Origins, no_origins

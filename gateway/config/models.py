@@ -1,7 +1,7 @@
 """The configuration's models: what may be set, what it means, what its default is.
 
-Those of routes and parts are in `config.route` and `config.part`. The reference in the documentation is made from the
-models, and a test holds it to them. Pure: nothing here reads a file or the environment.
+Those of upstreams, routes and parts are in `config.upstream`, `config.route` and `config.part`. The reference in the
+documentation is made from the models, and a test holds it to them. Pure: nothing here reads a file or the environment.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import replace
 from datetime import timedelta
 from ipaddress import ip_address
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
     BeforeValidator,
@@ -26,20 +25,18 @@ from gateway.config.names import no_modes
 from gateway.config.part_graph import cross_problems
 from gateway.config.route import RouteConfig, refuse
 from gateway.config.types import (
-    NEVER_CONSTANT,
     Duration,
     Model,
     Networks,
     Size,
     TextList,
     Url,
-    check_field_names,
     check_redis_url,
     checked_names,
     is_address,
-    is_public,
     split_commas,
 )
+from gateway.config.upstream import UpstreamConfig
 from gateway.http.target import TRACKING_PARAMETERS
 
 _METHOD = re.compile(r"[!#$%&'+\-.^_`|~0-9A-Za-z]+")
@@ -143,88 +140,6 @@ class LimitsConfig(Model):
     """Maximum concurrent requests, hits from memory not counted (503)."""
     requests_per_client: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
     """Maximum concurrent requests per client address (503). Addresses of trusted proxies are exempt."""
-
-
-class UpstreamConfig(Model):
-    """An HTTP API behind the gateway."""
-
-    url: Url | None = None
-    """The base URL: scheme, host, port and path prefix. Request targets can't leave it."""
-    urls: Annotated[list[Url], BeforeValidator(split_commas)] = []
-    """Several base URLs of the same API, used in turn; instead of `url`."""
-    timeout: Duration = timedelta(seconds=5)
-    """Timeout for a complete response. For a streamed response: until its head, then between two chunks."""
-    connect_timeout: Duration = timedelta(seconds=1)
-    """Timeout for opening a connection."""
-    resolve_every: Annotated[Duration, Field(ge=timedelta(milliseconds=100))] = timedelta(seconds=10)
-    """How often the host's name is looked up again. Connections to addresses that it no longer has are drained; several
-    addresses are used in turn. If a look-up fails, the last addresses stay in use. At least 100 ms."""
-    max_connections: Annotated[int, Field(ge=1, le=100_000)] = 100
-    """Maximum concurrent connections per worker. Further requests are queued."""
-    max_queue: Annotated[int, Field(ge=0, le=100_000)] = 200
-    """Maximum number of queued requests. Requests beyond it, and those that would be queued for half of `timeout`, get
-    a 503 at once. Background refreshes are never queued."""
-    max_connections_without_redis: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    """Maximum concurrent connections per worker while Redis is down and fetches collapse only within a worker. Default:
-    half of `max_connections`."""
-    retry_budget: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Maximum share of requests that are retried. Only idempotent requests are retried, once, if no byte of the
-    response was received. `0` disables retries."""
-    breaker_failures: Annotated[int, Field(ge=0, le=1_000_000)] = 20
-    """Failures within 10 s (connection errors, timeouts, 5xx) that open a host's circuit breaker, if they are at least
-    half of its requests. `0` disables the breaker."""
-    breaker_open_for: Duration = timedelta(seconds=2)
-    """How long a circuit breaker stays open before one request probes the host."""
-    stream_timeout: Duration = timedelta(hours=1)
-    """Maximum duration of a streamed response. The gateway then aborts it."""
-    addresses: Literal["any", "public"] = "any"
-    """`public` refuses hosts that are, or resolve to, addresses that are not public (loopback, link-local, private)."""
-    headers: dict[str, str] = {}
-    """Constant request headers, such as an API key. They replace the client's headers of the same name."""
-    max_response_headers: Size = 64 * 1024
-    """Maximum size of a response head; a larger one is a 502."""
-    transport: Literal["aiohttp", "httpx"] = "aiohttp"
-    """The httpx transport. `aiohttp` is several times faster and survives cancellation; `httpx` opens a new connection
-    for each request."""
-    verify: bool = True
-    """Whether to verify the certificate of an https upstream."""
-
-    @property
-    def bases(self) -> list[str]:
-        return self.urls or ([self.url] if self.url else [])
-
-    @property
-    def connections_alone(self) -> int:
-        given = self.max_connections_without_redis
-        return max(1, self.max_connections // 2) if given is None else given
-
-    @field_validator("headers")
-    @classmethod
-    def _headers(cls, headers: dict[str, str]) -> dict[str, str]:
-        names = check_field_names(list(headers))
-        if len(set(names)) < len(names):
-            raise ValueError("has a header twice, in other case")
-        for name, value in headers.items():
-            if name.lower().encode("latin-1") in NEVER_CONSTANT:
-                raise ValueError(f"{name} is made for each request; it can't be constant")
-            if not value.isprintable() or any(ord(char) > 255 for char in value):
-                raise ValueError(f"the value of {name} has a character that no header may have")
-        return {name.lower(): value for name, value in headers.items()}
-
-    @model_validator(mode="after")
-    def _no_inside_address(self) -> UpstreamConfig:
-        if self.addresses == "public":
-            for base in self.bases:
-                host = urlsplit(base).hostname or ""
-                if host == "localhost" or (is_address(host) and not is_public(host)):
-                    raise ValueError(f"addresses: public, but {host} is no public address")
-        return self
-
-    @model_validator(mode="after")
-    def _one_of_url_and_urls(self) -> UpstreamConfig:
-        if bool(self.url) == bool(self.urls):
-            raise ValueError("needs `url` or `urls`, and not both")
-        return self
 
 
 def _off_or_path(value: object) -> object:

@@ -22,7 +22,7 @@ from urllib.parse import quote, urlencode
 
 import httpx
 
-from gateway.config.models import UpstreamConfig
+from gateway.config.upstream import UpstreamConfig
 from gateway.errors import UpstreamBusy, UpstreamError, UpstreamMalformed, UpstreamResting, UpstreamTimeout
 from gateway.http.headers import DIGESTS, Headers, has, without
 from gateway.http.response_parser import WITHOUT_BODY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gateway.config.models import UpstreamConfig
+from gateway.config.upstream import UpstreamConfig
 from gateway.errors import UpstreamError
 from gateway.upstreams.client import Upstream
 from tests.faults import scenarios

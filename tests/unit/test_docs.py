@@ -46,7 +46,7 @@ def models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
             found = getattr(
                 next(
                     module
-                    for name in ("models", "route", "part")
+                    for name in ("models", "route", "part", "upstream")
                     if hasattr(module := import_module(f"gateway.config.{name}"), inner)
                 ),
                 inner,

@@ -28,6 +28,7 @@ PURE_MODULES = frozenset(
         "aggregates.merge",
         "config.expressions",
         "config.models",
+        "config.upstream",
         "config.names",
         "config.part",
         "config.part_graph",

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from docs.generate_reference import meanings
-from gateway.config.models import Config, CorsConfig, UpstreamConfig
+from gateway.config.models import Config, CorsConfig
 from gateway.config.route import RouteConfig
 from gateway.config.types import DEFAULT_VARY, parse_duration, parse_size, show_duration, show_size
+from gateway.config.upstream import UpstreamConfig
 from gateway.http.target import TRACKING_PARAMETERS
 
 URL = "http://catalog:8080"

@@ -15,10 +15,11 @@ from gateway.app.gateway import create_app
 from gateway.cli.commands import app
 from gateway.config import names, overrides
 from gateway.config.loader import Loaded, effective, load
-from gateway.config.models import Config, UpstreamConfig
+from gateway.config.models import Config
 from gateway.config.names import RENAMED, current_name
 from gateway.config.overrides import Override, in_force
 from gateway.config.schema import is_container, known_keys, shape_at
+from gateway.config.upstream import UpstreamConfig
 from gateway.errors import ConfigError
 from gateway.routing.handler_settings import Arguments
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.config.models import UpstreamConfig
+from gateway.config.upstream import UpstreamConfig
 from gateway.errors import UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from gateway.http.target import normalise
 from gateway.upstreams.client import Upstream

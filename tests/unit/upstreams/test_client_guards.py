@@ -14,8 +14,8 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from pydantic import ValidationError
 
-from gateway.config.models import UpstreamConfig
 from gateway.config.types import is_public
+from gateway.config.upstream import UpstreamConfig
 from gateway.errors import (
     UpstreamBusy,
     UpstreamError,

@@ -13,7 +13,7 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.connector import TCPConnector
 
-from gateway.config.models import UpstreamConfig
+from gateway.config.upstream import UpstreamConfig
 from gateway.errors import UpstreamUnreachable
 from gateway.upstreams.client import Upstream
 from gateway.upstreams.names import INTERNALS
