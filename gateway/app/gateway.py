@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import httpx
 from fastapi import FastAPI
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import __version__
 from gateway.advisor.advice import Advice
@@ -95,7 +95,9 @@ def create_app(
     clock = clock or SystemClock()
     shared = store if store is not None else _shared(loaded.config, clock)
     if tracing is None and any(name.startswith("OTEL_") for name in os.environ):
-        tracing = _tracing_of_environment()
+        from gateway.observability.tracing import tracing_of_environment  # by those who use it only
+
+        tracing = tracing_of_environment(os.environ)
     gateway = Gateway(loaded.config, shared=shared, transport=transport, clock=clock, log=log, tracing=tracing)
     gateway.origins = partial(sources_of, loaded)
     gateway.admin_token = loaded.admin_token
@@ -421,9 +423,26 @@ class Gateway(FastAPI):
         ttls = self.ttls()
         return [each for each in await self.watch.advice() if each.route in ttls]
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self.lasting.started and scope["type"] != "lifespan":
+            self.expect_lifespan()  # mounted: the protocol class sees the outer app
+        await super().__call__(scope, receive, send)
+
+    def expect_lifespan(self) -> None:
+        """Called with each connection: where the lifespan has not begun by then, go without."""
+        if not self.lasting.started:
+            self.lasting.go_without_lifespan()
+
+    @asynccontextmanager
+    async def lifespan(self, outer: object = None) -> AsyncIterator[None]:
+        """The lifespan for an app that mounts this one, which Starlette runs for the outer app alone:
+        `FastAPI(lifespan=gateway.lifespan)`."""
+        async with self.router.lifespan_context(self):
+            yield
+
     async def start(self) -> None:
         if self.user_middleware:
-            # What stands before the routes may refuse a request, or change its answer.
+            # Middleware before the routes may refuse a request, or change its answer.
             self.edge = None
         await self.lasting.start()
         if "fastapi_cache" in sys.modules:
@@ -457,14 +476,6 @@ def _configuration(config: Config | Loaded | Mapping[str, Any] | Path | str | No
     for warning in loaded.warnings:
         logger.warning(warning)
     return loaded
-
-
-def _tracing_of_environment() -> Tracing | None:
-    from gateway.observability.tracing import (
-        tracing_of_environment,  # OpenTelemetry is imported by those who use it only
-    )
-
-    return tracing_of_environment(os.environ)
 
 
 def _shared(config: Config, clock: Clock) -> SharedStore:

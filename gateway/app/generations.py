@@ -73,6 +73,9 @@ class Generations:
             for upstream in upstreams:
                 await upstream.aclose()
 
+    def expect_lifespan(self) -> None:
+        self.current.expect_lifespan()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)

@@ -10,6 +10,7 @@ from typing import Protocol
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse
 
+from gateway.app.worker_state import WorkerState
 from gateway.cache.shared_store import NoShared, SharedStore
 from gateway.config.models import Config
 
@@ -20,6 +21,7 @@ class Reporting(Protocol):
     config: Config
     shared: SharedStore
     stopping: bool
+    lasting: WorkerState
 
 
 def add_health(app: FastAPI) -> None:
@@ -28,10 +30,11 @@ def add_health(app: FastAPI) -> None:
 
 
 def readiness(gateway: Reporting) -> dict[str, object]:
-    """The body of `/readyz`. A worker without Redis is slower, but ready; one that stops is not."""
+    """The body of `/readyz`. A worker without Redis is slower, but ready; one that stops is not, nor one whose lifespan
+    has not run."""
     shared = gateway.shared
     redis = "none" if isinstance(shared, NoShared) else ("available" if shared.available else "away")
-    status = "stopping" if gateway.stopping else "ready"
+    status = "stopping" if gateway.stopping else "ready" if gateway.lasting.started else "not started"
     answer: dict[str, object] = {"status": status, "redis": redis, "routes": len(gateway.config.routes)}
     if redis == "away" and (reason := getattr(shared, "reason", None)):
         answer["redis_reason"] = reason
@@ -39,8 +42,9 @@ def readiness(gateway: Reporting) -> dict[str, object]:
 
 
 def ready_response(gateway: Reporting) -> JSONResponse:
-    """The response to `/readyz`: 200, or 503 while the gateway is stopping."""
-    return JSONResponse(readiness(gateway), 503 if gateway.stopping else 200, headers={"cache-control": "no-store"})
+    """The response to `/readyz`: 200, or 503 while the gateway is stopping, or where its lifespan has not run."""
+    body = readiness(gateway)
+    return JSONResponse(body, 200 if body["status"] == "ready" else 503, headers={"cache-control": "no-store"})
 
 
 async def _alive() -> JSONResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Iterable
 
@@ -13,6 +14,7 @@ from gateway.cache.overload import Governor, LoopLag
 from gateway.cache.purge_log import LocalPurges, PurgeLog
 from gateway.cache.redis.advice import RedisDesk
 from gateway.cache.redis.fleet_key import FleetKey
+from gateway.cache.redis.reasons import Reason
 from gateway.cache.redis.store import RedisStore
 from gateway.cache.shared_store import SharedStore
 from gateway.cache.warm_start import Hottest
@@ -23,6 +25,13 @@ from gateway.observability.access_log import AccessLog
 from gateway.observability.metrics import Metrics
 from gateway.policy.identity_key import KEY_BYTES, IdentityKey, derived
 from gateway.upstreams.client import Upstream
+
+logger = logging.getLogger("gateway")
+NO_LIFESPAN = (
+    "the lifespan of the gateway's app has not run: Redis is not used, entries in memory are not reused where there is "
+    "a Redis, as no purge is received, and /readyz returns 503. Starlette does not run the lifespan of a mounted app: "
+    "pass it to the outer one, FastAPI(lifespan=gateway.lifespan); with uvicorn, do not set --lifespan off"
+)
 
 
 class WorkerState:
@@ -40,6 +49,9 @@ class WorkerState:
         identity_changed: Callable[[], None],
     ) -> None:
         self.metrics = Metrics()
+        self.started = False
+        """Whether the lifespan has begun; it stays so when it has ended."""
+        self._without_lifespan = False
         self._upstreams: UpstreamCollector | None = None
         self.shared = shared
         self._allow_records(config)
@@ -103,7 +115,17 @@ class WorkerState:
         self.metrics.loop_lag(lag)
         self.engine.governor.observe(lag, self.engine.under_way)
 
+    def go_without_lifespan(self) -> None:
+        """Serve requests before a lifespan has begun: Redis is left alone, as no purge is received."""
+        if self._without_lifespan:
+            return
+        self._without_lifespan = True
+        logger.error(NO_LIFESPAN)
+        if isinstance(self.shared, RedisStore):
+            self.shared.leave_alone(Reason("lifespan", "the lifespan of the app has not run"))
+
     async def start(self) -> None:
+        self.started = True
         self.lag.start()
         await self.shared.start()
         if self._fleet_key is not None:

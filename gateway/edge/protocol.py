@@ -49,6 +49,8 @@ class GatewayProtocol(ClientConnection):
         super().__init__(*args, **kwargs)
         self._edge: Edge | None = None
         self._bearer, self._wrapped = bearer_of(self.app)
+        if (expect_lifespan := getattr(self._bearer, "expect_lifespan", None)) is not None:
+            expect_lifespan()
         self._line = b""
         """The present request's line, where the edge may learn how it is answered."""
         self._looked = False

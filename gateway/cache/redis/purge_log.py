@@ -127,11 +127,20 @@ class RedisPurges:
 
     @property
     def trusted_until(self) -> float:
+        if self.unread:
+            return -math.inf
         if self._contact is None:
             self._contact = self._clock.now()
         return math.inf if self._blind is None else self._contact + self._blind
 
+    @property
+    def unread(self) -> bool:
+        """Whether nobody reads the stream, or ever has: nothing that is known here can be trusted, at no age."""
+        return self._contact is None and self._task is None
+
     def distrusted_since(self, now: float) -> float | None:
+        if self.unread:
+            return math.nextafter(now, math.inf)
         return None if now <= self.trusted_until else now - BLIND_LIFE
 
     @property
@@ -182,7 +191,7 @@ class RedisPurges:
                     place, since = added.generation, self._clock.now()
                 report = self.report(purge, added, self._clock.now() - since)
                 await self._bury_the_dead(added)
-            if report.complete or time.perf_counter() + pause > began + CONFIRM_SECONDS:
+            if report.complete or self.unread or time.perf_counter() + pause > began + CONFIRM_SECONDS:
                 return replace(report, seconds=time.perf_counter() - began)
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 0.05)

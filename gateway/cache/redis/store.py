@@ -22,7 +22,7 @@ from gateway.cache.redis.leases import RedisLeases
 from gateway.cache.redis.overrides import RedisLive
 from gateway.cache.redis.purge_log import RedisPurges
 from gateway.cache.redis.reader import Keeper, Pipe, Reads
-from gateway.cache.redis.reasons import UNANSWERED, RedisState, is_unanswered
+from gateway.cache.redis.reasons import UNANSWERED, Reason, RedisState, is_unanswered
 from gateway.cache.shared_store import Read, SharedStatistics, no_values
 from gateway.clock import Clock, SystemClock
 from gateway.config.types import shown_url
@@ -96,7 +96,6 @@ class RedisStore:
         self._waiting_bytes = 0
         self._writing = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._started = False
         self._synchronised_at = float("-inf")
         self._complained_at = float("-inf")
         self._state = RedisState(shown_url(url))
@@ -138,9 +137,14 @@ class RedisStore:
         client = self._given if self._given is not None else connect(self._url, 1.0)
         return RedisDesk(client, clock, prefix=self._prefix)
 
+    def leave_alone(self, reason: Reason) -> None:
+        """Do not use Redis until `start`."""
+        self._state.reason = reason
+        self._failures = FAILURES_BEFORE_REST
+
     async def start(self) -> None:
         """Ask Redis for its time once; where it does not answer, begin to probe for it."""
-        self._started = True
+        self._failures = 0
         if await self._ping():
             self._state.here()
             await self._check_policy()
