@@ -170,7 +170,7 @@ class Fetcher:
             return failed if failed is not None else self._unstorable(ask, NotShareable(fetched, "failure"), deadline)
         if isinstance(verdict, Refuse):
             return self._unstorable(ask, NotShareable(fetched, verdict.reason), deadline)
-        if not fetched.ends_surely:
+        if not (fetched.ends_surely or (fetched.shows_cut and not ask.route.follows_origin)):
             return self._unstorable(ask, NotShareable(fetched, "end-in-doubt"), deadline)
         if ask.route.made and fetched.made is None:
             return self._unstorable(ask, NotShareable(fetched, "parts"), deadline)

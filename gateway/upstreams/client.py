@@ -263,7 +263,8 @@ class Upstream:
         request = sending.request(host.base, attempt, self._connect_timeout)
         response = await self._transport.handle_async_request(request)
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        return ReceivedHead(response.status_code, response.headers.raw, response.stream)
+        # httpx takes the end of a TLS connection without close_notify for one that was meant.
+        return ReceivedHead(response.status_code, response.headers.raw, response.stream, shows_cut=False)
 
     def _repeatable(self, sending: Sending, attempt: Attempt, error: httpx.TransportError) -> bool:
         if sending.body is not None or sending.method not in IDEMPOTENT:
@@ -301,7 +302,7 @@ class Upstream:
         if response.status in WITHOUT_BODY:
             # A 204 must not have them (RFC 9110 §8.6), a 304 need not: a client is told of no content that won't come.
             headers = without(headers, b"content-length", b"transfer-encoding")
-        return Fetched(response.status, headers, body)
+        return Fetched(response.status, headers, body, shows_cut=response.shows_cut)
 
     async def request(
         self,

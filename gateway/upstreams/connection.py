@@ -28,6 +28,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from gateway.http.response_parser import Chunks, Head, Malformed, end_of_head, read_head
+from gateway.upstreams.ending import ends_on_purpose
 from gateway.upstreams.names import Name
 
 Interim = Callable[[int, Sequence[tuple[bytes, bytes]]], None]
@@ -150,6 +151,7 @@ class PlainConnection(asyncio.Protocol):
         self._keeps = False
         self._quiet = False
         self._poll = select.poll()
+        self._ended_on_purpose = False
 
     def __repr__(self) -> str:
         state = "closed" if not self.usable else "asked" if self._answer or self._body else "idle"
@@ -209,11 +211,15 @@ class PlainConnection(asyncio.Protocol):
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         self.peer = peer_of(transport)
 
+    def eof_received(self) -> None:
+        assert self._transport is not None
+        self._ended_on_purpose = ends_on_purpose(self._transport)
+
     def connection_lost(self, exc: Exception | None) -> None:
         body = self._body
         if body is None:
             self._fail(httpx.ReadError("the connection ended"))
-        elif self._left is None and self._chunks is None and exc is None:
+        elif self._left is None and self._chunks is None and exc is None and self._ended_on_purpose:
             body.end()  # its end is that of the connection
         else:
             self._fail(httpx.RemoteProtocolError("the connection ended within the body"))

@@ -242,6 +242,8 @@ class Fetched(msgspec.Struct, frozen=True):
     """Of an answer that was made here of stored ones: what it takes over from them."""
     reads: Reads | None = None
     """Of a handler's answer: what of its request it rests on."""
+    shows_cut: bool = False
+    """Whether its body, where it ends with its connection, raises an error if that broke off."""
 
     @property
     def ends_surely(self) -> bool:

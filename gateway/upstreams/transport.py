@@ -46,6 +46,7 @@ from gateway.upstreams.connection import (
     request_head,
     split_url,
 )
+from gateway.upstreams.ending import ends_on_purpose
 from gateway.upstreams.names import Connector, Names, PublicResolver
 
 _AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
@@ -71,12 +72,25 @@ class Receiver(ResponseHandler):
     received = False
     """Whether anything came since the last of them was sent."""
     peer = ""
+    _ended_on_purpose = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.peer = peer_of(transport)
         self._poll = select.poll()
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+
+    def eof_received(self) -> None:
+        assert self.transport is not None
+        self._ended_on_purpose = ends_on_purpose(self.transport)
+        super().eof_received()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """aiohttp ends a body without a length here, also where the connection was reset: then it is no whole one."""
+        payload = self._payload
+        if payload is not None and not payload.is_eof() and (exc is not None or not self._ended_on_purpose):
+            payload.set_exception(aiohttp.ClientPayloadError("the connection broke within the body"))
+        super().connection_lost(exc)
 
     def is_connected(self) -> bool:
         """Whether a request may be sent on it: aiohttp's pool asks as it takes it out."""
@@ -185,6 +199,8 @@ class ReceivedHead(msgspec.Struct, frozen=True):
     stream: httpx.AsyncByteStream
     judged: bool = False
     """Whether its head was read strictly, names turned into lower case."""
+    shows_cut: bool = True
+    """Whether its body, where it ends with its connection, raises an error if that broke off."""
 
 
 class UpstreamTimeouts(msgspec.Struct, frozen=True):
