@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.machine import BenchmarkError, cpu_seconds
-from benchmarks.traffic import PHONE, SIZES, body, request
+from benchmarks.traffic import AGGREGATES, PHONE, SIZES, body, request
 
 _SCRIPT = Path(__file__).with_name("wrk.lua")
 _WARMERS = 32  # connections
@@ -109,10 +109,17 @@ async def _read_answer(reader: asyncio.StreamReader) -> Answer:
 
 def check(answer: Answer, path: str, status: int = 200) -> None:
     """Raises BenchmarkError where an answer is not what the upstream said for `path`."""
-    _, _, size, number = path.split("/")
-    expected = b"" if status == 304 else body(SIZES[size], number)
+    expected = b"" if status == 304 else _expected(path)
     if answer.status != status or (status != 304 and answer.body != expected):
         raise BenchmarkError(f"{path} got {answer.status} with {len(answer.body)} bytes: {answer.body[:80]!r}")
+
+
+def _expected(path: str) -> bytes:
+    _, kind, size, number = path.split("/")
+    if kind in AGGREGATES:
+        number = "7" if kind == "spliced" else number
+        return b'{"p0":%s,"p1":%s}' % (body(SIZES[size], number), body(SIZES[size], number + "1"))
+    return body(SIZES[size], number)
 
 
 def warm(port: int, paths: list[str]) -> None:

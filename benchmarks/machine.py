@@ -54,6 +54,7 @@ def running(
     port: int,
     log: Path,
     environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A child pinned to `cores` that accepts connections on `port`. It ends with this process, whatever happens.
 
@@ -65,6 +66,7 @@ def running(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            cwd=directory,
             env={**os.environ, **(environment or {})},
             preexec_fn=lambda: _as_child(cores),
         )

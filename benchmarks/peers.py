@@ -60,8 +60,8 @@ class Lab:
         self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         self._peers: dict[str, Peer] = {}
         self._origin = self._redis = 0
-        self._origin = self._start("origin", _origin, cores={self.load_core}).port
-        self._redis = self._start("redis", _valkey, cores={self.load_core}).port
+        self._origin = self._start("origin", origin_command, cores={self.load_core}).port
+        self._redis = self._start("redis", valkey_command, cores={self.load_core}).port
 
     def peer(self, name: str) -> Peer:
         """Raises Missing where its program is not installed, BenchmarkError where it doesn't start."""
@@ -108,11 +108,11 @@ class Lab:
         return Peer(name, site.port, child.pid)
 
 
-def _origin(site: Site) -> list[str]:
+def origin_command(site: Site) -> list[str]:
     return [sys.executable, "-m", "benchmarks.origin", str(site.port)]
 
 
-def _valkey(site: Site) -> list[str]:
+def valkey_command(site: Site) -> list[str]:
     options = ["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--dir", str(site.directory)]
     policy = ["--maxmemory", "2gb", "--maxmemory-policy", "volatile-lru"]
     return [str(get_binary_path()), "--port", str(site.port), *options, *policy]

@@ -14,6 +14,8 @@ PHONE = (
 )
 """The eighth field is `X-Request-ID`, another for each request."""
 SIZES = {"64B": 64, "1KiB": KIB, "16KiB": 16 * KIB, "256KiB": 256 * KIB}
+AGGREGATES = ("joined", "spliced", "fanned")
+"""First segments of the paths of aggregates of two parts in peers/compare.yaml."""
 
 
 def body(size: int, number: str) -> bytes:
