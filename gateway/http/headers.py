@@ -12,10 +12,12 @@ understood in part.
 
 from __future__ import annotations
 
+import math
 import re
 from calendar import timegm
 from collections.abc import Iterable, Sequence
 from email.utils import formatdate
+from functools import lru_cache
 
 import msgspec
 
@@ -214,8 +216,10 @@ class CacheControl(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, headers: Headers, name: bytes = b"cache-control") -> CacheControl:
-        lines = values(headers, name)
-        return cls.parse(line.decode("latin-1") for line in lines) if lines else NO_DIRECTIVES
+        lines = tuple(values(headers, name))
+        if not lines:
+            return NO_DIRECTIVES
+        return (_parsed if sum(map(len, lines)) <= _SHORT else _parse_lines)(lines)
 
     def __contains__(self, name: str) -> bool:
         return name in self.directives
@@ -244,6 +248,15 @@ class CacheControl(msgspec.Struct, frozen=True):
 
 
 NO_DIRECTIVES = CacheControl()
+_SHORT = 256
+"""Bytes of a field whose parsed form is kept: an upstream sends the same few over and over."""
+
+
+def _parse_lines(lines: tuple[bytes, ...]) -> CacheControl:
+    return CacheControl.parse(line.decode("latin-1") for line in lines)
+
+
+_parsed = lru_cache(maxsize=512)(_parse_lines)
 
 
 def _quoted(value: str) -> str:
@@ -293,14 +306,28 @@ _DATE_FORMS = (
 )  # fmt: skip
 
 
+_LONGEST_DATE = 40  # characters; the longest valid one has 33
+
+
 def parse_date(text: str | None, now: float) -> float | None:
     """An HTTP date as seconds since 1970, in any of the three forms of RFC 9110 §5.6.7; None for others.
 
     `now` settles the century of the two-digit form: a date over fifty years ahead is in the past.
     """
-    match = next((m for form in _DATE_FORMS if (m := form.fullmatch(text))), None) if text else None
-    if match is None:
+    if not text or len(text) > _LONGEST_DATE:
         return None
+    found = _parsed_date(text)
+    return found if found is None or isinstance(found, float) else _date_of(found, now)
+
+
+@lru_cache(maxsize=512)
+def _parsed_date(text: str) -> float | re.Match[str] | None:
+    """An HTTP date; the match where its year has two digits, whose century depends on now."""
+    match = next((m for form in _DATE_FORMS if (m := form.fullmatch(text))), None)
+    return match if match is None or len(match["year"]) == 2 else _date_of(match, 0.0)
+
+
+def _date_of(match: re.Match[str], now: float) -> float | None:
     year, day = int(match["year"]), int(match["day"])
     hour, minute, second = int(match["hour"]), int(match["minute"]), int(match["second"])
     if not (1 <= day <= 31 and hour < 24 and minute < 60 and second <= 60):
@@ -317,7 +344,12 @@ def parse_date(text: str | None, now: float) -> float | None:
 
 def http_date(seconds: float) -> bytes:
     """The preferred form of an HTTP date, as in `Date` (RFC 9110 §5.6.7)."""
-    return formatdate(seconds, usegmt=True).encode("ascii")
+    return _http_date(math.floor(seconds))
+
+
+@lru_cache(maxsize=512)
+def _http_date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode("ascii")
 
 
 def opaque_tag(tag: str) -> str:

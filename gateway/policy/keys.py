@@ -113,10 +113,11 @@ class Plan(msgspec.Struct, frozen=True):
     keyed: tuple[str, ...] = ()
     unkeyed: tuple[str, ...] = ()
 
-    def holds_identity(self, vary: tuple[str, ...]) -> bool:
-        """Whether a response is stored for its user alone, where it varies on the fields `vary`: the request says who
-        asks, and all of its fields that say so select the response."""
-        return bool(self.keyed or self.unkeyed) and set(vary).issuperset(self.unkeyed)
+
+def holds_identity(keyed: tuple[str, ...], unkeyed: tuple[str, ...], vary: tuple[str, ...]) -> bool:
+    """Whether a response is stored for its user alone, where it varies on the fields `vary`: the request says who asks,
+    and all of its fields that say so select the response. `keyed` and `unkeyed` are those of a Plan."""
+    return bool(keyed or unkeyed) and set(vary).issuperset(unkeyed)
 
 
 def plan(keying: Keying, origin: str, target: str, headers: Headers, *, has_body: bool = False) -> Plan:

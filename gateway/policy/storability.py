@@ -6,14 +6,17 @@ Pure, as all of the policy. What the field's names stand for is read in `headers
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import msgspec
 
 from gateway.http.headers import (
+    HOP_BY_HOP,
     NO_DIRECTIVES,
     CacheControl,
     Headers,
     combined,
+    connection_named,
     dictionary,
     end_to_end,
     first,
@@ -26,7 +29,7 @@ from gateway.http.headers import (
     vary_names,
 )
 from gateway.policy.entry import Life
-from gateway.policy.keys import Plan
+from gateway.policy.keys import Plan, holds_identity
 from gateway.policy.rules import DAY, NEGATIVE_STATUSES, CachePolicy, RequestDirectives
 
 # RFC 9110 §15.1: what may be given a heuristic lifetime. 206 is left to partial content.
@@ -76,7 +79,10 @@ _TAG_END = re.compile(r"[\s,]+")
 
 def tags_of(headers: Headers) -> tuple[str, ...]:
     """The tags that an upstream gave a response, separated by space or comma; at most 256."""
-    text = " ".join(combined(headers, name) or "" for name in TAG_FIELDS)
+    lines = [value for name, value in headers if name in TAG_FIELDS]
+    if not lines:
+        return ()
+    text = b" ".join(lines).decode("latin-1")
     return tuple(dict.fromkeys(tag for tag in _TAG_END.split(text) if tag))[:MAX_TAGS]
 
 
@@ -87,6 +93,13 @@ SURROGATE = b"surrogate-control"
 FOR_US = frozenset((OWN_FIELD, SURROGATE))
 """Fields that speak to this cache alone: obeyed, and not passed on."""
 _TARGETED = (OWN_FIELD, b"cdn-cache-control")
+_DECISIVE = frozenset(
+    (
+        *(*_TARGETED, SURROGATE, b"cache-control", b"pragma", b"expires"),
+        *(b"vary", b"set-cookie", b"set-cookie2", b"content-type", b"connection", b"etag", b"last-modified"),
+    )
+)
+"""All the fields of a response by which it is decided whether it is stored and as what, but for its age."""
 
 
 def passed_on(headers: Headers) -> list[tuple[bytes, bytes]]:
@@ -118,10 +131,60 @@ def admit(
     if rules.off:
         return Refuse("off")
     headers = received.headers
+    decisive = tuple([(name, b"" if name in _PRESENT else value) for name, value in headers if name in _DECISIVE])
+    identity = (plan.keyed, plan.unkeyed) if plan is not None else ((), ())
+    if _recurs(decisive):
+        terms = _known_terms(received.status, decisive, rules, *identity, facts.authorized)
+    else:
+        terms = _terms(received, rules, *identity, authorized=facts.authorized)
+    if isinstance(terms, Refuse):
+        return terms
+    dropped = terms.dropped
+    return Admit(
+        terms.life, tuple([pair for pair in headers if pair[0] not in dropped]), terms.vary, initial_age(received)
+    )
+
+
+class _Terms(msgspec.Struct, frozen=True):
+    """As what a response may be stored, but for its age. The fields `dropped` are not stored."""
+
+    life: Life
+    vary: tuple[str, ...]
+    dropped: frozenset[bytes]
+
+
+_PRESENT = frozenset((b"etag", b"set-cookie", b"set-cookie2"))
+"""Fields of which it matters only whether a response has them."""
+_DATED = frozenset((b"expires", b"last-modified"))
+"""Fields from which a lifetime is computed with the response's own date."""
+_SHORT = 512
+"""Bytes of decisive fields up to which the terms are kept."""
+
+
+def _recurs(decisive: Headers) -> bool:
+    """Whether the same decisive fields are likely to come again: an upstream sends the same few over and over, unless
+    they hold dates."""
+    length = 0
+    for name, value in decisive:
+        length += len(value)
+        if name in _DATED:
+            return False
+    return length <= _SHORT
+
+
+def _terms(
+    received: ReceivedResponse,
+    rules: CachePolicy,
+    keyed: tuple[str, ...],
+    unkeyed: tuple[str, ...],
+    *,
+    authorized: bool,
+) -> _Terms | Refuse:
+    headers = received.headers
     directives, targeted = governing(headers)
     names = vary_names(headers)
-    own = plan is not None and names is not None and plan.holds_identity(names)
-    refusal = _personal(headers, directives, own=own) or _unstorable(received, facts, rules, directives)
+    own = names is not None and holds_identity(keyed, unkeyed, names)
+    refusal = _personal(headers, directives, own=own) or _unstorable(received, rules, directives, authorized=authorized)
     if refusal:
         return refusal
     if names is None:
@@ -129,8 +192,20 @@ def admit(
     life = _life(received, directives, rules, targeted=targeted)
     if rules.ttl is None and not _worth_storing(received.status, life, headers, rules):
         return Refuse("no-lifetime")
-    kept = _kept(headers, directives)
-    return Admit(life, kept, names if rules.ttl is None else (), initial_age(received))
+    return _Terms(life, names if rules.ttl is None else (), _not_kept(headers, directives))
+
+
+@lru_cache(maxsize=1024)
+def _known_terms(
+    status: int,
+    decisive: tuple[tuple[bytes, bytes], ...],
+    rules: CachePolicy,
+    keyed: tuple[str, ...],
+    unkeyed: tuple[str, ...],
+    authorized: bool,
+) -> _Terms | Refuse:
+    """The terms of a response whose decisive fields hold no date."""
+    return _terms(ReceivedResponse(status, decisive, 0.0, 0.0), rules, keyed, unkeyed, authorized=authorized)
 
 
 def governing(headers: Headers) -> tuple[CacheControl, bool]:
@@ -190,7 +265,7 @@ def _personal(headers: Headers, directives: CacheControl, *, own: bool) -> Refus
 
 
 def _unstorable(
-    received: ReceivedResponse, facts: RequestDirectives, rules: CachePolicy, directives: CacheControl
+    received: ReceivedResponse, rules: CachePolicy, directives: CacheControl, *, authorized: bool
 ) -> Refuse | None:
     status = received.status
     understood = "must-understand" in directives and status in UNDERSTOOD_STATUSES
@@ -203,7 +278,7 @@ def _unstorable(
     if _is_endless(received.headers):
         return Refuse("endless")
     if rules.ttl is None:
-        if facts.authorized and not _shared_despite_authorization(directives):
+        if authorized and not _shared_despite_authorization(directives):
             return Refuse("authorization", personal=True)
         return None
     if status not in TTL_STATUSES and not (status in NEGATIVE_STATUSES and rules.negative_ttl > 0):
@@ -283,24 +358,22 @@ def _worth_storing(status: int, life: Life, headers: Headers, rules: CachePolicy
     return status in (200, 203) and has_validator(headers)
 
 
-def _kept(headers: Headers, directives: CacheControl) -> tuple[tuple[bytes, bytes], ...]:
-    """The fields to store: end-to-end, without those that `no-cache` and `private` list (§5.2.2.4, §5.2.2.7)."""
+def _not_kept(headers: Headers, directives: CacheControl) -> frozenset[bytes]:
+    """The fields not to store: of this hop, of one exchange, and those that `no-cache` and `private` list (§5.2.2.4,
+    §5.2.2.7)."""
     listed = directives.fields("no-cache") | directives.fields("private")
-    return tuple(
-        pair
-        for pair in end_to_end(headers)
-        if pair[0] not in NOT_STORED and pair[0] not in listed and pair[0] not in FOR_US
-    )
+    return HOP_BY_HOP | connection_named(headers) | NOT_STORED | FOR_US | listed
 
 
 def initial_age(received: ReceivedResponse) -> float:
     """The corrected initial age (RFC 9111 §4.2.3): the greater of what `Date` and `Age` make it."""
-    date = parse_date(first(received.headers, b"date"), received.arrived)
+    headers = received.headers
+    date = parse_date(first(headers, b"date"), received.arrived)
     apparent = max(0.0, received.arrived - date) if date is not None else 0.0
     delay = max(0.0, received.arrived - received.sent)
     # `Date` has whole seconds: an upstream on our own clock must not make every response a second old.
     apparent = 0.0 if apparent < 1.0 + delay else apparent
-    return max(apparent, parse_age(received.headers) + (delay if has(received.headers, b"age") else 0.0))
+    return max(apparent, parse_age(headers) + delay) if has(headers, b"age") else apparent
 
 
 def has_validator(headers: Headers) -> bool:
