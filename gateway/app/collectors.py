@@ -28,6 +28,9 @@ class EngineCollector(Collector):
         yield _counter("gateway_memory_evictions", "Responses evicted from it.", memory.evictions)
         yield _counter("gateway_collapsed", "Requests answered by a fetch made for another.", engine.collapsed)
         yield _purges(engine.purged)
+        epochs = engine.tiers.purges.epochs
+        yield _gauge("gateway_purge_records", "Purges that the process knows.", len(epochs.records))
+        yield _gauge("gateway_purge_bytes", "Bytes that they take in the process.", epochs.weight)
         yield _counter("gateway_refreshes", "Refreshes behind a stale answer.", engine.refreshes)
         yield _counter(
             "gateway_unreadable_records", "Records in Redis that could not be read.", engine.tiers.unreadable

@@ -37,7 +37,7 @@ from gateway.context import Outcome, RequestContext, Result
 from gateway.errors import Overloaded, UpstreamError
 from gateway.policy import freshness, storability
 from gateway.policy.entry import DerivedFrom, Entry
-from gateway.policy.epochs import EVERYTHING, key_name, route_name, tag_name
+from gateway.policy.epochs import EVERYTHING, full_key_name, full_route_name, full_tag_name
 from gateway.policy.freshness import Bypass, Hit, Miss, Revalidate, Stale, Unsatisfiable
 from gateway.policy.identity_key import UNKEYED, IdentityKey
 from gateway.policy.vary import variant_key
@@ -415,7 +415,7 @@ class Engine:
     ) -> PurgeReport:
         """Purge by primary keys, tags, routes or everything; soft ends freshness, hard ends all. Costs the same
         whatever it hits."""
-        names = [*map(key_name, keys), *map(tag_name, tags), *map(route_name, routes)]
+        names = [*map(full_key_name, keys), *map(full_tag_name, tags), *map(full_route_name, routes)]
         if everything:
             names.append(EVERYTHING)
         report = await self.tiers.purges.purge(names, soft=soft, by=by)

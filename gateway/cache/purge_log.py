@@ -13,7 +13,7 @@ from typing import Protocol
 from uuid import uuid4
 
 from gateway.clock import Clock
-from gateway.policy.epochs import Epochs, Purge
+from gateway.policy.epochs import MAX_BYTES, Epochs, purge_of
 
 MAX_RECORDS = 100_000
 
@@ -64,9 +64,8 @@ class PurgeLog(Protocol):
         """The instant before which whatever was fetched can't be trusted, the stream being out of reach too long; None
         where all can."""
 
-    async def purge(
-        self, names: Sequence[str], *, soft: bool = False, by: str = "", wait: bool = True
-    ) -> PurgeReport: ...
+    async def purge(self, names: Sequence[str], *, soft: bool = False, by: str = "", wait: bool = True) -> PurgeReport:
+        """Purge `names`, which may be of any length (`full_key_name` and its like make them)."""
 
     async def start(self) -> None: ...
 
@@ -89,9 +88,13 @@ class LocalPurges:
         now = self._clock.now()
         last = self.epochs.applied
         position = (int(now * 1000), 0) if int(now * 1000) > last[0] else (last[0], last[1] + 1)
-        self.epochs.apply(position, Purge(uuid4().hex, tuple(names), soft, by), now)
+        self.epochs.apply(position, purge_of(uuid4().hex, names, soft=soft, by=by), now)
+        self.epochs.superseded.clear()  # there is no stream that they would have to be removed from
         if len(self.epochs.records) > MAX_RECORDS:
             self.epochs.raise_floor(next(iter(self.epochs.records.values()))[0])
+        floor = self.epochs.surplus(MAX_BYTES)
+        if floor is not None:
+            self.epochs.raise_floor(floor)
         return PurgeReport(1, 1, 0.0)
 
     async def start(self) -> None:

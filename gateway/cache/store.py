@@ -20,7 +20,7 @@ from gateway.cache.shared_store import SharedStore
 from gateway.clock import Clock
 from gateway.http.headers import Headers
 from gateway.policy.entry import Entry, decode_index, decode_stored, encode
-from gateway.policy.epochs import EVERYTHING, PurgeState, key_name, route_name, tag_name
+from gateway.policy.epochs import EVERYTHING, PurgeState, full_key_name, key_name, route_name, tag_name
 from gateway.policy.identity_key import UNKEYED, IdentityKey
 from gateway.policy.keys import Plan, digest
 from gateway.policy.rules import MAX_LIFE
@@ -289,7 +289,7 @@ class TieredStore:
     async def invalidate(self, primaries: Iterable[str], by: str = "unsafe request") -> None:
         """Make all that is stored for these primary keys void, in every variant (RFC 9111 §4.4): here at once, and
         everywhere as soon as the others hear of it. `by` says why, for those who read of purges."""
-        names = [key_name(primary) for primary in primaries]
+        names = [full_key_name(primary) for primary in primaries]
         if names:
             await self.purges.purge(names, by=by, wait=False)
 

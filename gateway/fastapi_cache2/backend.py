@@ -34,7 +34,7 @@ from gateway.cache.engine import Engine
 from gateway.cache.store import entry_name
 from gateway.fastapi_cache2.coder import NOT_STORED, GatewayCoder, fitted, readable
 from gateway.policy.entry import Entry, Life, decode_stored, encode
-from gateway.policy.epochs import EVERYTHING, PurgeState, key_name, route_name, tag_name
+from gateway.policy.epochs import EVERYTHING, PurgeState, full_key_name, full_tag_name, key_name, route_name, tag_name
 from gateway.policy.rules import MAX_LIFE
 
 ROUTE = "fastapi-cache2"
@@ -238,12 +238,12 @@ class GatewayBackend(Backend):
         purges = self.engine.tiers.purges
         if key is None:
             if namespace:
-                await purges.purge([tag_name(":".join(namespace.split(":")[:LEVELS]))], by=ROUTE)
+                await purges.purge([full_tag_name(":".join(namespace.split(":")[:LEVELS]))], by=ROUTE)
             return 0
         whole = not namespace or key.startswith(f"{namespace}:")
         keys = (key,) if whole else (key, f"{namespace}:{key}")
         there = [await self._find(each) is not None for each in keys]
-        await purges.purge([key_name(_NAME + each) for each in keys], by=ROUTE)
+        await purges.purge([full_key_name(_NAME + each) for each in keys], by=ROUTE)
         for each in keys:
             self.engine.memory.remove(_NAME + each)
         return sum(there)

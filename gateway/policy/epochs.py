@@ -5,14 +5,20 @@ soft. For each name its last position in the stream is kept, its *epoch*. A fetc
 the stream's generation and the position applied here; what it brought is valid while no epoch of its names is later.
 That settles the race of a purge that lands during a fetch, and a worker that lags stamps too early and merely fetches
 again.
+
+Clients choose names: an unsafe request purges its target. So a name has a bounded size here and on the stream
+(`bounded`), a purge of the same names as an earlier one takes its place, and what all records take is counted in bytes
+(`weight`).
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Collection, Iterable
 from enum import Enum
+from hashlib import blake2b
 
 import msgspec
 
@@ -26,28 +32,81 @@ _MAX_MEMO = 10_000
 
 EVERYTHING = "*"
 MAX_PENDING = 10_000
-"""Purges that wait for Redis, at most; more become one purge of everything."""
+"""Purges that wait for Redis, at most; more (or more than half of MAX_BYTES) become one purge of everything."""
 
 
-def key_name(primary: str) -> str:
+LONGEST_NAME = 33
+"""Characters of a name as purges and their readers hold it, at most."""
+LONGEST_ISSUER = 64
+RECORD_BYTES = 560
+"""Bytes that a purge of one name takes in a worker's memory, all in all; CPython 3.11 to 3.14 (64 bit)."""
+NAME_BYTES = 160
+"""Bytes of each further name."""
+MAX_BYTES = 32 * 1024 * 1024
+"""Bytes of all records together. Beyond them the oldest are forgotten, and what was fetched before those is void."""
+_MAX_SUPERSEDED = 100_000
+_LONGEST_STAMP = 100
+
+
+def bounded(name: str) -> str:
+    """A name as purges hold it: itself where it is short, else a digest (128 bits of BLAKE2b). No short name is
+    another's digest, as names begin with a letter and a colon, or are `*`."""
+    if len(name) <= LONGEST_NAME and name.isascii():
+        return name
+    return "#" + blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def full_key_name(primary: str) -> str:
     return "k:" + primary
 
 
-def tag_name(tag: str) -> str:
+def full_tag_name(tag: str) -> str:
     return "t:" + tag
 
 
-def route_name(route: str) -> str:
+def full_route_name(route: str) -> str:
     return "r:" + route
 
 
+def key_name(primary: str) -> str:
+    """The name by which what is stored for a primary key is purged."""
+    return bounded("k:" + primary)
+
+
+def tag_name(tag: str) -> str:
+    return bounded("t:" + tag)
+
+
+def route_name(route: str) -> str:
+    return bounded("r:" + route)
+
+
 class Purge(msgspec.Struct, frozen=True, gc=False):
-    """One purge. `id` is its issuer's, by which a record that is added again is known."""
+    """One purge. `id` is its issuer's, by which a record that is added again is known. `full` holds the names as they
+    were before they were bounded, while it is on its way; nothing that was read from the stream has them."""
 
     id: str
     names: tuple[str, ...]
     soft: bool = False
     by: str = ""
+    full: tuple[str, ...] = ()
+
+    @property
+    def weight(self) -> int:
+        """Bytes that it takes in a worker's memory, all in all."""
+        return RECORD_BYTES + NAME_BYTES * (len(self.names) - 1)
+
+
+LONGEST_FULL = 512
+"""Characters of the names of a purge as they were, at most; longer ones are not kept."""
+
+
+def purge_of(purge_id: str, names: Iterable[str], *, soft: bool = False, by: str = "") -> Purge:
+    """A purge of names of any length; each name once."""
+    names = dict.fromkeys(names)
+    held = tuple(dict.fromkeys(map(bounded, names)))
+    full = tuple(names) if sum(map(len, names)) <= LONGEST_FULL else ()
+    return Purge(purge_id, held, soft, by[:LONGEST_ISSUER], full if full != held else ())
 
 
 class PurgeState(Enum):
@@ -77,7 +136,10 @@ class Epochs:
 
     `lineage` holds the generations that were lived through here without a gap: their stamps count as earlier than every
     purge of this one. Stamps of any other generation are void, since its purges may never have been heard of here;
-    None takes them for earlier, too.
+    None takes them for earlier, too. With each stands the floor at its end: what was stamped before that is void still.
+
+    A hard purge takes the place of an earlier one of the same names, whose position is then among `superseded`. (A soft
+    one does not: the first of them ends freshness.) `weight` is what the records take, in bytes.
 
     `version` changes with whatever could change a judgement: who has judged a response valid at a version need not
     judge it again until then.
@@ -90,7 +152,11 @@ class Epochs:
         self.version = 0
         self.records: dict[str, tuple[Position, Purge]] = {}
         self.pending: dict[str, tuple[float, Purge]] = {}
-        self.lineage = None if lineage is None else {generation, *lineage}
+        self.lineage = None if lineage is None else dict.fromkeys((generation, *lineage), ZERO)
+        self.superseded: deque[Position] = deque(maxlen=_MAX_SUPERSEDED)
+        self.weight = 0
+        self._by_names: dict[tuple[str, ...], str] = {}
+        self._pending_weight = 0
         self._hard: dict[str, Position] = {}
         self._soft: dict[str, list[tuple[Position, float]]] = {}
         self._newest: Position = _BEFORE_ALL
@@ -124,12 +190,42 @@ class Epochs:
                 self._soft.setdefault(name, []).append((position, min(position[0] / 1000, now)))
             else:
                 self._hard[name] = position
-        self.records.pop(purge.id, None)
-        self.records[purge.id] = (position, purge)
+        self._record(position, purge)
         self._unpend(purge.id)
         self.applied = max(self.applied, position)
         self._newest = max(self._newest, position)
         self._changed()
+
+    def _record(self, position: Position, purge: Purge) -> None:
+        self._drop(purge.id)
+        if not purge.soft:
+            earlier = self._by_names.get(purge.names)
+            if earlier is not None:
+                self.superseded.append(self.records[earlier][0])
+                self._drop(earlier)
+            self._by_names[purge.names] = purge.id
+        self.records[purge.id] = (position, purge)
+        self.weight += purge.weight
+
+    def _drop(self, purge_id: str) -> None:
+        known = self.records.pop(purge_id, None)
+        if known is None:
+            return
+        purge = known[1]
+        self.weight -= purge.weight
+        if self._by_names.get(purge.names) == purge_id:
+            del self._by_names[purge.names]
+
+    def surplus(self, most: int) -> Position | None:
+        """The floor that makes the records take seven eighths of `most` bytes, where they take more than `most`."""
+        if self.weight <= most:
+            return None
+        weight, floor = self.weight, self.floor
+        for position, purge in self.records.values():
+            weight, floor = weight - purge.weight, position
+            if weight <= most * 7 // 8:
+                break
+        return floor
 
     def raise_floor(self, floor: Position) -> None:
         """Forget the records at and before `floor`: all that is stamped before it is void from now on.
@@ -143,8 +239,10 @@ class Epochs:
         for purge_id, (position, purge) in list(self.records.items()):
             if position > floor:
                 break
-            del self.records[purge_id]
+            self._drop(purge_id)
             self._forget(purge.names)
+        while self.superseded and self.superseded[0] <= floor:
+            self.superseded.popleft()
         self._changed()
 
     def _forget(self, names: Iterable[str]) -> None:
@@ -165,12 +263,15 @@ class Epochs:
     ) -> None:
         """Begin anew with another stream, whole. `continuous`: every purge of the one before that was confirmed is
         known here, and so among `records`; what was stamped before may then live on where none of them names it."""
-        self.generation = generation
         if self.lineage is not None:
-            self.lineage = {generation, *(self.lineage if continuous else ())}
+            kept = {**self.lineage, self.generation: self.floor} if continuous else {}
+            self.lineage = {**kept, generation: ZERO}
+        self.generation = generation
         self.applied = self.floor = ZERO
         self._newest = _BEFORE_ALL
         self.records, self._hard, self._soft, self._positions = {}, {}, {}, {}
+        self._by_names, self.weight = {}, 0
+        self.superseded.clear()
         for position, purge in records:
             self.apply(position, purge, now)
         self._changed()
@@ -181,11 +282,14 @@ class Epochs:
         """Take a purge that was issued here at `now`, before the stream has it. It takes the place of one before it
         of the same names."""
         self._unpend(self._pending_by_names.get((purge.names, purge.soft), ""))
-        if len(self.pending) >= MAX_PENDING and purge.names != (EVERYTHING,):
+        full = len(self.pending) >= MAX_PENDING or self._pending_weight + purge.weight > MAX_BYTES // 2
+        if full and purge.names != (EVERYTHING,):
             self.pending.clear()
             self._pending_by_names.clear()
+            self._pending_weight = 0
             purge = Purge(purge.id, (EVERYTHING,), False, "too many purges at once, with Redis away")
         self.pending[purge.id] = (now, purge)
+        self._pending_weight += purge.weight
         self._pending_by_names[purge.names, purge.soft] = purge.id
         self._indexed = False
         self._changed()
@@ -193,6 +297,7 @@ class Epochs:
     def _unpend(self, purge_id: str) -> None:
         pending = self.pending.pop(purge_id, None)
         if pending is not None:
+            self._pending_weight -= pending[1].weight
             self._pending_by_names.pop((pending[1].names, pending[1].soft), None)
             self._indexed = False
 
@@ -262,19 +367,24 @@ class Epochs:
         known = self._positions.get(stamp)
         if known is not None:
             return known
-        if len(self._positions) >= _MAX_MEMO:
-            self._positions.clear()
-        position = self._positions[stamp] = self._parse(stamp)
+        position = self._parse(stamp)
+        if len(stamp) <= _LONGEST_STAMP:
+            if len(self._positions) >= _MAX_MEMO:
+                self._positions.clear()
+            self._positions[stamp] = position
         return position
 
     def _parse(self, stamp: str) -> Position:
         generation, _, text = stamp.partition(" ")
-        if generation != self.generation or not generation:
-            return _BEFORE_ALL if self.lineage is None or generation in self.lineage else _FOREIGN
+        if not generation or (self.lineage is not None and generation not in self.lineage):
+            return _BEFORE_ALL if self.lineage is None else _FOREIGN
         try:
-            return parse_position(text)
+            position = parse_position(text)
         except ValueError:
             return _BEFORE_ALL if self.lineage is None else _FOREIGN
+        if generation == self.generation:
+            return position
+        return _BEFORE_ALL if self.lineage is None or position >= self.lineage[generation] else _FOREIGN
 
 
 def _place(softened: tuple[Position, float]) -> Position:

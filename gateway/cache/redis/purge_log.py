@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -30,7 +31,10 @@ from gateway.cache.redis.purge_stream import (
     ADD_AT_ONCE,
     ANSWER_SECONDS,
     READ_AT_ONCE,
+    READS_DIGESTS,
+    SETTLED_SECONDS,
     SILENT_SECONDS,
+    TRIM_AT_ONCE,
     YOUNG_SECONDS,
     Added,
     Beat,
@@ -40,7 +44,7 @@ from gateway.cache.redis.purge_stream import (
 )
 from gateway.cache.redis.reasons import UNANSWERED, unanswered
 from gateway.clock import Clock
-from gateway.policy.epochs import ZERO, Epochs, Purge
+from gateway.policy.epochs import MAX_BYTES, ZERO, Epochs, Purge, purge_of, show_position
 from gateway.policy.rules import MAX_LIFE
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -49,7 +53,7 @@ NAMESPACE = Path("/proc/self/ns/pid")
 
 def own_name() -> str:
     """A name for this process, another each time; `gone` can judge it where the kernel is Linux."""
-    return f"{_place()}.{os.getpid()}.{uuid4().hex}"
+    return f"{_place()}.{os.getpid()}.{uuid4().hex}{READS_DIGESTS}"
 
 
 def gone(name: str) -> bool:
@@ -91,8 +95,9 @@ DEFAULT_BLIND = 30.0
 class RedisPurges:
     """The stream in Redis. `client` is a connection pool of its own; `blind` (seconds, None for ever) is how long
     memory is trusted while the stream is out of reach, and how long a silent worker counts among the living.
-    `max_records` is the stream's greatest length; `young` (seconds) is how long after Redis's end no purge is complete,
-    so that the workers it threw out can come back first."""
+    `max_records` is the stream's greatest length, `max_bytes` what its records take in memory here at most;
+    `young` (seconds) is how long after Redis's end no purge is complete, so that the workers it threw out can come back
+    first."""
 
     def __init__(
         self,
@@ -102,14 +107,17 @@ class RedisPurges:
         prefix: str = "gw:",
         blind: float | None = DEFAULT_BLIND,
         max_records: int = MAX_RECORDS,
+        max_bytes: int = MAX_BYTES,
         young: float = YOUNG_SECONDS,
     ) -> None:
-        own = uuid4().hex
+        own = uuid4().hex + READS_DIGESTS
         self.epochs = Epochs("~" + own, lineage=())
         self.worker = own
         self._stream = PurgeStream(client, prefix, max_records=max_records, young=young)
         self._clock = clock
         self._blind = blind
+        self._max_bytes = max_bytes
+        self._tidied = time.monotonic()
         self._contact: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._adder: asyncio.Task[None] | None = None
@@ -186,7 +194,7 @@ class RedisPurges:
         pause = 0.001
         while True:
             with unanswered():
-                added = await self._stream.add([purge], count=True)
+                added = await self._stream.add([purge], count=True, in_full=self._fleet.has_older)
                 if added.generation != place:  # its first time in this generation
                     place, since = added.generation, self._clock.now()
                 report = self.report(purge, added, self._clock.now() - since)
@@ -198,7 +206,7 @@ class RedisPurges:
 
     def issue(self, names: Sequence[str], *, soft: bool = False, by: str = "") -> Purge:
         """A purge that holds here from now on, and is still to be added to the stream."""
-        purge = Purge(uuid4().hex, tuple(names), soft, by)
+        purge = purge_of(uuid4().hex[:24], names, soft=soft, by=by)
         self.epochs.pend(purge, self._clock.now())
         return self.epochs.pending[purge.id][1]
 
@@ -241,7 +249,7 @@ class RedisPurges:
         self._added = {key: each for key, each in self._added.items() if key in self.epochs.pending}
 
     async def _add(self, purges: Sequence[Purge]) -> bool:
-        added = await self._stream.add(purges)
+        added = await self._stream.add(purges, in_full=self._fleet.has_older)
         self._added.update((purge.id, added.generation) for purge in purges)
         return added.generation == self.epochs.generation
 
@@ -285,9 +293,33 @@ class RedisPurges:
                 self.epochs.apply(position, purge, self._clock.now())
             if len(turn.records) < READ_AT_ONCE:
                 self._contact = began
+            await self._forget_surplus()
             if not turn.records:
                 break
         await self._add_pending()
+
+    async def _forget_surplus(self) -> None:
+        """Forget the oldest purges, here at once and in the stream, where all of them take too much memory."""
+        floor = self.epochs.surplus(self._max_bytes)
+        if floor is not None:
+            logger.warning(
+                "the purges of the last 7 days take more than %d MiB: the oldest are forgotten, and what was fetched"
+                " before %s is void",
+                self._max_bytes // 2**20,
+                show_position(floor),
+            )
+            self.epochs.raise_floor(floor)
+            await self._stream.trim_to(self.epochs.generation, floor)
+
+    async def tidy(self, settled: float = SETTLED_SECONDS) -> None:
+        """Remove from the stream what later purges of the same names have made needless, `settled` seconds ago."""
+        superseded = self.epochs.superseded
+        dropped = TRIM_AT_ONCE
+        while superseded and dropped == TRIM_AT_ONCE:
+            some = list(islice(superseded, TRIM_AT_ONCE))
+            dropped = await self._stream.drop(self.epochs.generation, some, settled)
+            for _ in range(min(dropped, len(superseded))):
+                superseded.popleft()
 
     def _next_beat(self) -> Beat:
         self._beats += 1
@@ -309,7 +341,7 @@ class RedisPurges:
 
     async def _read_all(self, records: list[Record]) -> list[Record]:
         while batch := await self._stream.read(records[-1][0] if records else ZERO):
-            records = [*records, *batch]
+            records.extend(batch)
         return records
 
     async def _look_after(self) -> None:
@@ -321,6 +353,9 @@ class RedisPurges:
         if time.monotonic() - self._trimmed > TRIM_EVERY:
             self._trimmed = time.monotonic()
             await self._stream.trim(MAX_LIFE)
+        if self.epochs.superseded and time.monotonic() - self._tidied > SETTLED_SECONDS / 2:
+            self._tidied = time.monotonic()
+            await self.tidy()
 
     async def census(self) -> None:
         """Learn who is there, and bury who has not been heard of for too long."""
@@ -353,6 +388,11 @@ class _Fleet:
     @property
     def number(self) -> int:
         return len(self._seen.keys() | {self.own})
+
+    @property
+    def has_older(self) -> bool:
+        """Whether one of them is of a version that reads no digests in purges."""
+        return not all(worker.endswith(READS_DIGESTS) for worker in self._seen)
 
     def note(self, generation: str, beats: dict[str, str], now: float) -> None:
         """Take what stands beside the stream. Who is missing has left, unless Redis has lost them all since: then they

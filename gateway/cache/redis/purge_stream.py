@@ -5,6 +5,10 @@ id: another one means that Redis lost or forgot something), its *floor* (the new
 by purge id (`ids`), and the workers with their last signs of life (`workers`).
 
 Every script may run where Redis is out of memory: a purge must not be refused for want of room.
+
+A record is JSON. Names in it are bounded; what a digest names, older gateways can't tell. So where one of the names is
+a digest, `digests` has all of them, which older gateways don't read, and `names` what those read: the names as they
+were while an older one is there and the names are short enough, and else everything. Records are read in either form.
 """
 
 from __future__ import annotations
@@ -13,13 +17,22 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from sys import intern
 from typing import Any
 from uuid import uuid4
 
 import msgspec
 from redis.exceptions import ResponseError
 
-from gateway.policy.epochs import EVERYTHING, Position, Purge, parse_position, show_position
+from gateway.policy.epochs import (
+    EVERYTHING,
+    LONGEST_ISSUER,
+    Position,
+    Purge,
+    bounded,
+    parse_position,
+    show_position,
+)
 
 ANSWER_SECONDS = 1.0
 READ_AT_ONCE = 1000
@@ -33,6 +46,12 @@ purges everything."""
 MOST_AT_ONCE = 32 * 1024 * 1024
 """Bytes of all records of one reply; those behind come empty."""
 LONGEST_SILENCE = 30 * 24 * 3600.0
+SETTLED_SECONDS = 10.0
+"""How old a record is at the least that is removed because a later one purges the same: by then who follows the stream
+has applied what came after it. For who has not, the stream is one that went back, and counts as a new one."""
+LONGEST_ID = 64
+READS_DIGESTS = ".2"
+"""How the name of a worker ends that reads names as digests."""
 SILENT_SECONDS = 24 * 3600
 """How long it is remembered that a worker fell silent, which may still be there, cut off from Redis."""
 
@@ -115,6 +134,30 @@ if oldest <= 0 then return 0 end
 local old = redis.call('XRANGE', KEYS[1], '-', '(' .. string.format('%.0f', oldest) .. '-0', 'COUNT', ARGV[2])
 remove(old, KEYS[1], KEYS[2], KEYS[3])
 return #old
+"""
+# Removes records up to a floor, and is done when it returns fewer than it may remove at once.
+# KEYS: log, floor, ids, generation. ARGV: generation, floor, how many to remove at once.
+_TRIM_TO = """
+if redis.call('GET', KEYS[4]) ~= ARGV[1] then return 0 end
+local old = redis.call('XRANGE', KEYS[1], '-', ARGV[2], 'COUNT', ARGV[3])
+remove(old, KEYS[1], KEYS[2], KEYS[3])
+return #old
+"""
+# Removes single records, where they are old enough; returns how many of them are dealt with.
+# KEYS: log, ids, generation. ARGV: generation, least age in milliseconds, then the positions, oldest first.
+_DROP = """
+if redis.call('GET', KEYS[3]) ~= ARGV[1] then return 0 end
+local now = redis.call('TIME')
+local newest = now[1] * 1000 + math.floor(now[2] / 1000) - tonumber(ARGV[2])
+for at = 3, #ARGV do
+  if tonumber(string.match(ARGV[at], '^(%d+)')) > newest then return at - 3 end
+  local found = redis.call('XRANGE', KEYS[1], ARGV[at], ARGV[at])
+  if #found == 1 then
+    redis.call('XDEL', KEYS[1], ARGV[at])
+    redis.call('HDEL', KEYS[2], found[1][2][2])
+  end
+end
+return #ARGV - 2
 """
 # KEYS: workers, silent. ARGV: worker, its last sign of life, seconds to remember that it fell silent.
 _BURY = """
@@ -201,9 +244,10 @@ class PurgeStream:
             [_record(where, fields) for where, fields in records],
         )
 
-    async def add(self, purges: Sequence[Purge], *, count: bool = False) -> Added:
-        """Add up to ADD_AT_ONCE purges; those that are there stay where they are. With `count`, the workers too."""
-        flat = [item for purge in purges for item in (purge.id, msgspec.json.encode(purge))]
+    async def add(self, purges: Sequence[Purge], *, count: bool = False, in_full: bool = False) -> Added:
+        """Add up to ADD_AT_ONCE purges; those that are there stay where they are. With `count`, the workers too; with
+        `in_full`, names are written as they were, for gateways that read no digests."""
+        flat = [item for purge in purges for item in (purge.id, _encoded(purge, in_full=in_full))]
         generation, places, workers, young, silenced = await self._run(
             _ADD,
             ("log", "generation", "floor", "ids", "workers", "young", "silent"),
@@ -246,6 +290,19 @@ class PurgeStream:
         while removed == TRIM_AT_ONCE:
             removed = await self._run(_TRIM, ("log", "floor", "ids"), (int(age * 1000), TRIM_AT_ONCE))
 
+    async def trim_to(self, generation: str, floor: Position) -> None:
+        """Remove the records up to `floor`."""
+        removed = TRIM_AT_ONCE
+        while removed == TRIM_AT_ONCE:
+            arguments = (generation, show_position(floor), TRIM_AT_ONCE)
+            removed = await self._run(_TRIM_TO, ("log", "floor", "ids", "generation"), arguments)
+
+    async def drop(self, generation: str, positions: Sequence[Position], settled: float = SETTLED_SECONDS) -> int:
+        """Remove the records at `positions`, in their order, up to the first that is younger than `settled` seconds;
+        how many that settles."""
+        arguments = (generation, int(settled * 1000), *map(show_position, positions))
+        return int(await self._run(_DROP, ("log", "ids", "generation"), arguments))
+
     async def aclose(self) -> None:
         await self._client.aclose()
 
@@ -266,7 +323,24 @@ def _texts(items: Iterable[bytes]) -> list[str]:
     return [item.decode(errors="surrogateescape") for item in items]
 
 
-_decoder = msgspec.json.Decoder(Purge)
+class _Wire(msgspec.Struct, omit_defaults=True):
+    """A purge as a record has it."""
+
+    id: str
+    names: tuple[str, ...]
+    soft: bool = False
+    by: str = ""
+    digests: tuple[str, ...] = ()
+
+
+_decoder = msgspec.json.Decoder(_Wire)
+
+
+def _encoded(purge: Purge, *, in_full: bool) -> bytes:
+    if not any(name.startswith("#") for name in purge.names):
+        return msgspec.json.encode(_Wire(purge.id, purge.names, purge.soft, purge.by))
+    names = purge.full if in_full and purge.full else (EVERYTHING,)
+    return msgspec.json.encode(_Wire(purge.id, names, purge.soft, purge.by, purge.names))
 
 
 def _record(where: bytes, fields: Any) -> Record:
@@ -276,6 +350,10 @@ def _record(where: bytes, fields: Any) -> Record:
         fields = dict(zip(fields[::2], fields[1::2], strict=True))
     position = parse_position(where.decode())
     try:
-        return position, _decoder.decode(fields[b"r"])
+        wire = _decoder.decode(fields[b"r"])
+        names = tuple(map(bounded, wire.digests or wire.names))
+        if len(wire.id) > LONGEST_ID:
+            raise ValueError("an id that no gateway made")
+        return position, Purge(wire.id, names, wire.soft, intern(wire.by[:LONGEST_ISSUER]))
     except (msgspec.DecodeError, ValueError, RecursionError, KeyError, TypeError):
         return position, Purge(f"unreadable {where.decode()}", (EVERYTHING,))

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
-from gateway.policy.epochs import EVERYTHING, MAX_PENDING, Epochs, Purge, PurgeState, parse_position, tag_name
+from gateway.policy.epochs import (
+    EVERYTHING,
+    LONGEST_NAME,
+    MAX_PENDING,
+    RECORD_BYTES,
+    Epochs,
+    Purge,
+    PurgeState,
+    bounded,
+    full_key_name,
+    parse_position,
+    purge_of,
+    tag_name,
+)
 
 NAMES = (tag_name("a"),)
 
@@ -157,3 +172,102 @@ def test_a_position_without_a_sequence_number_is_its_first() -> None:
 
 def test_it_shows_its_state() -> None:
     assert repr(Epochs("generation")) == "<Epochs generati applied=0-0 floor=0-0 records=0 pending=0>"
+
+
+# --- bounds ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["*", "k:api\n/short", "t:" + "x" * 31])
+def test_a_short_name_is_its_own(name: str) -> None:
+    assert bounded(name) == name
+
+
+@pytest.mark.parametrize("name", ["k:api\n/" + "x" * 8000, "t:" + "x" * 32, "t:é", "t:\udcff", "t:" + "日" * 20])
+def test_a_long_name_is_a_digest_that_no_short_one_is(name: str) -> None:
+    digest = bounded(name)
+    assert digest.startswith("#")
+    assert len(digest) <= LONGEST_NAME
+    assert bounded(digest) == digest
+    assert bounded(name + "x") != digest
+
+
+def test_a_purge_holds_no_more_of_its_names_than_their_digests() -> None:
+    long = full_key_name("api\n/" + "x" * 8000)
+    one = purge_of("p", [long, long, "t:a"], by="b" * 1000)
+    assert one == Purge("p", (bounded(long), "t:a"), by="b" * 64)
+    assert purge_of("p", ["t:" + "x" * 40]).full == ("t:" + "x" * 40,)
+
+
+def test_ten_thousand_purges_of_a_target_are_one_record() -> None:
+    epochs = Epochs("g")
+    for number in range(10_000):
+        epochs.apply((number, 0), purge(number))
+    assert list(epochs.records) == ["p9999"]
+    assert epochs.weight == RECORD_BYTES
+    assert len(epochs.superseded) == 9999
+    assert state(epochs, "g 9998-0") is PurgeState.VOID
+    assert state(epochs, "g 9999-0") is PurgeState.VALID
+
+
+def test_a_soft_purge_takes_the_place_of_none() -> None:
+    epochs = Epochs("g")
+    epochs.apply((1000, 0), purge(1, soft=True))
+    epochs.apply((9000, 0), purge(2, soft=True))
+    epochs.apply((9500, 0), purge(3))
+    assert list(epochs.records) == ["p1", "p2", "p3"]
+    assert not epochs.superseded
+
+
+def test_the_weight_of_records_is_theirs_in_memory() -> None:
+    for names in (1, 10):
+        tracemalloc.start()
+        try:
+            before, epochs = tracemalloc.get_traced_memory()[0], Epochs("g")
+            for number in range(20_000 // names):
+                each = [full_key_name(f"api\n/{'x' * 200}/{number}/{name}") for name in range(names)]
+                epochs.apply((1_700_000_000_000 + number, 0), Purge(f"{number:024}", tuple(map(bounded, each))))
+            taken = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+        assert 0.6 * epochs.weight < taken <= 1.15 * epochs.weight
+
+
+def test_records_beyond_their_bytes_make_a_floor_of_the_oldest() -> None:
+    epochs = Epochs("g")
+    most = 16 * RECORD_BYTES
+    for number in range(1, 17):
+        epochs.apply((number, 0), purge(number, f"t:{number}"))
+    assert epochs.surplus(most) is None
+    epochs.apply((17, 0), purge(17, "t:17"))
+    floor = epochs.surplus(most)
+    assert floor == (3, 0)
+    epochs.raise_floor(floor)
+    assert epochs.weight == 14 * RECORD_BYTES
+    assert state(epochs, "g 2-0") is PurgeState.VOID
+
+
+def test_what_was_void_below_a_floor_stays_void_where_the_stream_begins_anew() -> None:
+    epochs = Epochs("old", [])
+    before = epochs.stamp()
+    epochs.apply((5, 0), purge(1))
+    epochs.raise_floor((5, 0))
+    after = epochs.stamp()
+    epochs.adopt("new", [])
+    assert state(epochs, before) is PurgeState.VOID
+    assert state(epochs, after) is PurgeState.VALID
+
+
+def test_purges_on_their_way_are_counted_in_bytes() -> None:
+    epochs = Epochs("g")
+    names = tuple(f"t:{number}" for number in range(20_000))
+    for number in range(20):
+        epochs.pend(Purge(f"p{number}", (*names, f"t:x{number}")), 10.0)
+    assert len(epochs.pending) < 10
+    assert any(waiting.names == (EVERYTHING,) for _, waiting in epochs.pending.values())
+
+
+def test_a_long_stamp_is_not_remembered() -> None:
+    epochs = Epochs("g")
+    epochs.apply((5, 0), purge(1))
+    assert state(epochs, "g " + "9" * 1000 + "-0") is PurgeState.VALID
+    assert not epochs._positions
