@@ -71,13 +71,14 @@ class HeaderBlock:
 
     def __init__(self, headers: list[tuple[bytes, bytes]], identity_key: IdentityKey = UNKEYED) -> None:
         self.headers = headers
-        self.plain = not any(name in _NOT_PLAIN for name, _ in headers)
         self.proxied = any(name in _PROXIED for name, _ in headers)
         self.form = b"\n".join(name + b":" + value for name, value in headers if name in _FORMING)
         origins = values(headers, b"origin")
         self.origin = origins[0].decode("latin-1") if origins else None
         hosts = values(headers, b"host")
         self.host = hosts[0].decode("latin-1").lower() if hosts else ""
+        # Without a Host it is one of HTTP/1.0; with a line of HTTP/1.1 it would be refused.
+        self.plain = bool(hosts) and not any(name in _NOT_PLAIN for name, _ in headers)
         options = connection_options(headers)
         self.close = b"close" in options
         self.keep = b"keep-alive" in options

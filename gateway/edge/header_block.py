@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _REQUEST_ID_LINE = re.compile(rb"\r\nx-request-id:[ \t]*([A-Za-z0-9._\-]{1,128})\r\n", re.IGNORECASE)
 _END = b"\r\n\r\n"
+LONGEST_ID = 128
 _IN_ID = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 # Every character of a sane request id becomes an `a`, all others stay: comparing costs a third of a regular expression.
 LIKE = bytes(ord("a") if char in _IN_ID else char for char in range(256))
@@ -31,10 +32,14 @@ class Repeat:
     `LIKE`, as the id before did. It is empty where that can't be.
     """
 
-    __slots__ = ("block", "edge", "front", "front_length", "numbered", "rear", "tail")
+    __slots__ = ("block", "edge", "front", "front_length", "longest_line", "numbered", "rear", "tail")
 
-    def __init__(self, edge: Edge, block: HeaderBlock, front: bytes, rear: bytes, request_id: bytes | None) -> None:
+    def __init__(
+        self, edge: Edge, block: HeaderBlock, front: bytes, rear: bytes, request_id: bytes | None, room: int
+    ) -> None:
         self.edge = edge
+        self.longest_line = room - len(front) - len(rear) - (LONGEST_ID if request_id is not None else 0)
+        """In bytes: a request line with which the head is within its limit, whatever the id."""
         self.block = block
         self.front, self.front_length = front, len(front)
         self.rear = rear
@@ -42,8 +47,11 @@ class Repeat:
         self.tail = (request_id + _END).translate(LIKE) if request_id is not None and rear == _END else b""
 
     @classmethod
-    def of(cls, edge: Edge, head: bytes, end: int, fields: list[tuple[bytes, bytes]]) -> tuple[Repeat, bytes]:
-        """The block of a head that was read, whose request line ends at `end`; and its request id, or a new one."""
+    def of(
+        cls, edge: Edge, head: bytes, end: int, fields: list[tuple[bytes, bytes]], *, room: int
+    ) -> tuple[Repeat, bytes]:
+        """The block of a head that was read, whose request line ends at `end`; and its request id, or a new one. A
+        head may have `room` bytes."""
         match = _REQUEST_ID_LINE.search(head, end)
         if match is None:
             front, rear, request_id = head[end:], b"", None
@@ -52,7 +60,7 @@ class Repeat:
             fields = _without_request_id(fields)
         text = front + rear
         block = edge.blocks.get(text) or edge.judged(text, fields)
-        return cls(edge, block, front, rear, request_id), request_id or new_request_id()
+        return cls(edge, block, front, rear, request_id, room), request_id or new_request_id()
 
     def request_id(self, data: bytes, end: int) -> bytes:
         """The request id in `data`, whose request line ends at `end` and which goes on as this block does; a new one

@@ -102,7 +102,7 @@ class Edge:
 
     def learn(self, line: bytes, recall: FastPath, target: Target | None) -> None:
         """Take note that the app answers this request line so."""
-        if len(line) > REMEMBERED or line in self.spots:
+        if len(line) > REMEMBERED or line in self.spots or not may_be_repeated(line):
             return
         known = self._known.get(id(recall.route))
         if known is None:
@@ -310,6 +310,12 @@ class Edge:
         # As the purges leave it: unsoftened it would be taken for one that somebody has refreshed already.
         judged = stored if ready.softened is None else freshness.softened(stored, ready.softened)
         self._engine.refresh_behind(spot.recall.ask(self._exchange(spot, block, request_id, began, peer)), judged)
+
+
+def may_be_repeated(line: bytes) -> bool:
+    """Whether what was judged of a request line holds with any header block: its target names no authority, which
+    another block's `Host` may contradict (RFC 9112 §3.2.2)."""
+    return line.partition(b" ")[2].startswith(b"/")
 
 
 def _serves_stale(spot: KnownTarget, ready: PreparedResponse, now: float) -> bool:

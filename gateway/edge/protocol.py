@@ -65,6 +65,8 @@ class GatewayProtocol(ClientConnection):
         if repeat is None or bearer is None or bearer.edge is not repeat.edge:
             return self._take(data)
         end = data.find(b"\r\n")
+        if end > repeat.longest_line:
+            return self._take(data)
         tail = data[end + repeat.front_length :]
         if not data.startswith(repeat.front, end):
             return self._take(data)
@@ -117,7 +119,7 @@ class GatewayProtocol(ClientConnection):
         self._edge, self._line = edge, line
         if edge is None:
             return False
-        repeat, request_id = Repeat.of(edge, request.head, end, request.fields)
+        repeat, request_id = Repeat.of(edge, request.head, end, request.fields, room=self.door.limits.head)
         block = repeat.block
         if not block.plain or (block.proxied and self._wrapped):
             return False
