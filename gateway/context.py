@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.http.forwarding import Told
 from gateway.http.headers import Headers
 from gateway.http.target import Target
 from gateway.policy.downstream import NOTHING, Downstream
@@ -117,6 +118,10 @@ class RequestContext:
     """What the answer says to the caches behind the gateway."""
     spent: dict[str, float] = field(default_factory=dict)
     forwarded_for: str = ""
+    told: Told | None = None
+    """What trusted proxies say of the request; None where there are none."""
+    root: str = ""
+    """The path prefix under which the client reached the gateway, encoded; `target` is without it."""
     looked: bool = False
     """Whether the shared tier was asked already, and had nothing."""
     leading: bool = False

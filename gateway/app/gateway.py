@@ -29,14 +29,13 @@ from gateway.advisor.advice import Advice
 from gateway.aggregates.routes import Builder, aggregate_key
 from gateway.aggregates.typed import typed_aggregate
 from gateway.app.exception_handlers import exception_handlers
-from gateway.app.middleware import OtherSlash, TargetRule, Timing
+from gateway.app.middleware import OtherSlash, TargetRule, Timing, log_ignored
 from gateway.app.openapi import OPENAPI, show_validation_problems
 from gateway.app.python_routes import Binding, specificity_of
 from gateway.app.routes import AppRoutes
-from gateway.app.worker_state import WorkerState
+from gateway.app.worker_state import WorkerState, shared_store
 from gateway.cache.background import Underway
 from gateway.cache.purge_log import PurgeReport
-from gateway.cache.redis.store import RedisStore
 from gateway.cache.shared_store import NoShared, SharedStore
 from gateway.clock import Clock, SystemClock
 from gateway.config.loader import Loaded, load, sources_of
@@ -52,7 +51,7 @@ from gateway.explain.routes import HandlerRoute, handler_route, local_of
 from gateway.explain.trace import Trace
 from gateway.http.forwarding import Trusted
 from gateway.http.headers import Headers
-from gateway.http.target import normalise
+from gateway.http.target import below, normalise
 from gateway.observability.access_log import AccessLog, JsonAccessLog, silent
 from gateway.policy.rules import CachePolicy
 from gateway.routing.cors import Cors
@@ -93,7 +92,7 @@ def create_app(
     """
     loaded = _configuration(config)
     clock = clock or SystemClock()
-    shared = store if store is not None else _shared(loaded.config, clock)
+    shared = store if store is not None else shared_store(loaded.config, clock)
     if tracing is None and any(name.startswith("OTEL_") for name in os.environ):
         from gateway.observability.tracing import tracing_of_environment  # by those who use it only
 
@@ -150,6 +149,7 @@ class Gateway(FastAPI):
                 identity_changed=lambda: self.latest.forget(),
             )
         )
+        self.trusted = Trusted(config.trusted_proxies, log_ignored)
         self.metrics, self.engine, self.shared = self.lasting.metrics, self.lasting.engine, self.lasting.shared
         self.purges, self.watch, self.door = self.lasting.purges, self.lasting.watch, self.lasting.door
         self.upstreams = {name: self._upstream(name, each, before) for name, each in config.upstreams.items()}
@@ -186,7 +186,7 @@ class Gateway(FastAPI):
     def _edge(self) -> Edge:
         """What the protocol class may answer from by itself. Where requests are traced, each passes by the app."""
         config = self.config
-        cors, trusted = Cors(self, config.cors) if config.cors.enabled else None, Trusted(config.trusted_proxies)
+        cors, trusted = Cors(self, config.cors) if config.cors.enabled else None, self.trusted
         edge = Edge(
             self.engine,
             metrics=self.metrics,
@@ -194,6 +194,7 @@ class Gateway(FastAPI):
             log=self._log,
             trusted=trusted,
             traced=self._given.tracing is not None,
+            root=config.prefix,
             room=max(config.memory // config.workers // 4, 0 if isinstance(self.shared, NoShared) else LEAST_EDGE),
         )
         if self._given.tracing is None:
@@ -205,6 +206,7 @@ class Gateway(FastAPI):
                 cors=cors,
                 patterns=Patterns(lambda: self.router.routes, self._direct),
                 underway=self.underway,
+                root=config.prefix,
             )
         return edge
 
@@ -280,16 +282,18 @@ class Gateway(FastAPI):
         if hasattr(self, "_binding"):
             self._binding.bind(self.routes, late=True)
         self.inner = super().build_middleware_stack()
-        app: ASGIApp = TargetRule(self.inner, metrics=self.metrics, began=self._began)
+        config = self.config
+        app: ASGIApp = TargetRule(
+            self.inner, metrics=self.metrics, began=self._began, root=config.prefix, public_url=config.public_url
+        )
         if self.config.cors.enabled:
             app = Cors(app, self.config.cors)
-        trusted = Trusted(self.config.trusted_proxies)
-        app = Timing(app, metrics=self.metrics, log=self._log, trusted=trusted)
+        app = Timing(app, metrics=self.metrics, log=self._log, trusted=self.trusted)
         if self._given.tracing is not None:
             from gateway.observability.tracing import TracedRequests
 
             app = TracedRequests(app, self._given.tracing)
-        return Explaining(app, self.explain, token=self.admin_token, trusted=trusted)
+        return Explaining(app, self.explain, token=self.admin_token, trusted=self.trusted)
 
     def _began(self, state: Mapping[str, Any]) -> None:
         runtime: Runtime = getattr(self.state, STATE)
@@ -362,7 +366,7 @@ class Gateway(FastAPI):
     def primary_keys(self, url: str) -> list[str]:
         """The primary keys of what the gateway serves at `url`. Raises RequestRefused."""
         parts = urlsplit(url)
-        target = normalise((parts.path or "/").encode(), parts.query.encode())
+        target = below(normalise((parts.path or "/").encode(), parts.query.encode()), self.config.prefix)
         keys = Handlers(self.engine, self.metrics, self.declared).public_keys(target)
         runtime: Runtime = getattr(self.state, STATE)
         joined = [aggregate_key(each, target) for each in self.aggregates if each.config.template.match(target.path)]
@@ -382,6 +386,8 @@ class Gateway(FastAPI):
             self.handler_routes(),
             local_of(self._own, self.router),
             self.config.cors.enabled,
+            self.config.prefix,
+            self.config.public_url,
         )
 
     def handler_routes(self) -> list[HandlerRoute]:
@@ -476,17 +482,6 @@ def _configuration(config: Config | Loaded | Mapping[str, Any] | Path | str | No
     for warning in loaded.warnings:
         logger.warning(warning)
     return loaded
-
-
-def _shared(config: Config, clock: Clock) -> SharedStore:
-    if config.redis_url in ("none", "embedded"):
-        return NoShared()
-    return RedisStore(
-        config.redis_url,
-        prefix=config.redis_prefix,
-        budget=config.redis_budget.total_seconds(),
-        clock=clock if isinstance(clock, SystemClock) else None,
-    )
 
 
 @asynccontextmanager

@@ -8,9 +8,11 @@ neither routes nor cache. State of one request lives in its RequestContext, neve
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import quote, unquote, urlsplit
 
 from starlette.responses import Response
 from starlette.routing import Match, Router
@@ -18,15 +20,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.context import LOOKED_KEY, RAW_TARGET_KEY, SCOPE_KEY, RequestContext, exchange_of
 from gateway.errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_body
-from gateway.http.forwarding import Trusted
-from gateway.http.headers import WITHOUT_CONTENT, framed, values
-from gateway.http.target import Target, check_host, normalise, other_slash, split_raw_target
+from gateway.http.forwarding import Told, Trusted, place
+from gateway.http.headers import WITHOUT_CONTENT, framed, values, without
+from gateway.http.target import PATH_CHARS, Target, below, check_host, normalise, other_slash, split_raw_target
 from gateway.observability.access_log import AccessLog, silent
 from gateway.observability.metrics import Metrics
 from gateway.observability.response_headers import complete, exchange_for
 from gateway.observability.trace_context import PASSED_ON, traceparent_of
 from gateway.policy.preconditions import as_given
 from gateway.routing.location import rooted
+
+logger = logging.getLogger("gateway")
 
 
 class Timing:
@@ -75,6 +79,11 @@ class Timing:
             self._log(exchange, status, size, seconds)
 
 
+def log_ignored(field: str, value: str) -> None:
+    """Say that a field of a trusted proxy can't be read."""
+    logger.warning("a trusted proxy sent %s with a value that can't be read, %r: it is ignored", field, value)
+
+
 def _exchange(scope: Scope, trusted: Trusted) -> RequestContext:
     peer = scope["client"][0] if scope.get("client") else ""
     scheme = scope.get("scheme", "http")
@@ -84,15 +93,26 @@ def _exchange(scope: Scope, trusted: Trusted) -> RequestContext:
 class TargetRule:
     """Applies the one rule for targets: what passes has its normalised path and query in the scope; the rest is 400.
 
-    `began` is handed the state that the lifespan fills, which every request has.
+    Puts the place into the scope by which clients reach the gateway, for links that handlers make: the prefix `root`
+    (encoded, empty for none), and the host and scheme of `public_url`, or those that trusted proxies name. `began` is
+    handed the state that the lifespan fills, which every request has.
     """
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, began: Callable[[Mapping[str, Any]], None] = lambda state: None
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        began: Callable[[Mapping[str, Any]], None] = lambda state: None,
+        root: str = "",
+        public_url: str | None = None,
     ) -> None:
         self.app = app
         self._metrics = metrics
         self._began = began
+        self._root = root
+        public = urlsplit(public_url) if public_url else None
+        self._public = (public.netloc.lower(), public.scheme) if public is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -124,12 +144,44 @@ class TargetRule:
         if raw is not None:
             raw_path, query = split_raw_target(raw, host, scheme=scope.get("scheme", "http"))
         target = normalise(raw_path, query)
+        told = exchange.told if exchange is not None else None
+        prefix, mount = self._prefix(scope, told)
+        target = below(target, prefix)
+        root = prefix + mount
         if exchange is not None:
-            exchange.host = host
-        scope["path"] = target.decoded
-        scope["raw_path"] = target.path.encode("ascii")
+            exchange.root = root
+            exchange.host = host if told is None else place(told, host, scope.get("scheme", "http"))[0]
+        self._show_place(scope, told, host)
+        if prefix:
+            scope["root_path"] = unquote(root)
+            if mount:
+                scope["app_root_path"] = unquote(prefix)
+        scope["path"] = unquote(prefix) + target.decoded
+        scope["raw_path"] = (prefix + target.path).encode("ascii")
         scope["query_string"] = target.query_string.encode("ascii")
         return target
+
+    def _prefix(self, scope: Scope, told: Told | None) -> tuple[str, str]:
+        """The prefix under which clients reach the outermost app, and where in that the gateway is mounted; both
+        encoded. Proxies come before the server (uvicorn's `--root-path`), and that before the setting."""
+        root = quote(scope.get("root_path", ""), safe=PATH_CHARS)
+        outer = quote(scope.get("app_root_path", ""), safe=PATH_CHARS) if "app_root_path" in scope else None
+        given, mount = (root, "") if outer is None else (outer, root[len(outer) :])
+        if told is not None and told.prefix is not None:
+            return told.prefix, mount
+        return given.rstrip("/") or self._root.removesuffix(mount), mount
+
+    def _show_place(self, scope: Scope, told: Told | None, host: str) -> None:
+        scheme = scope.get("scheme", "http")
+        if self._public is not None:
+            shown, scheme = self._public
+        elif told is not None:
+            shown, scheme = place(told, host, scheme)
+        else:
+            return
+        scope["scheme"] = scheme
+        if shown and shown != host:
+            scope["headers"] = [*without(scope["headers"], b"host"), (b"host", shown.encode("latin-1"))]
 
 
 async def _send_problem(send: Send, status: int, detail: str, request_id: str, method: str) -> None:

@@ -16,9 +16,9 @@ from gateway.cache.redis.advice import RedisDesk
 from gateway.cache.redis.fleet_key import FleetKey
 from gateway.cache.redis.reasons import Reason
 from gateway.cache.redis.store import RedisStore
-from gateway.cache.shared_store import SharedStore
+from gateway.cache.shared_store import NoShared, SharedStore
 from gateway.cache.warm_start import Hottest
-from gateway.clock import Clock
+from gateway.clock import Clock, SystemClock
 from gateway.config.models import Config
 from gateway.edge.guard import ConnectionGuard
 from gateway.observability.access_log import AccessLog
@@ -138,3 +138,15 @@ class WorkerState:
         if self._fleet_key is not None:
             await self._fleet_key.aclose()
         await self.hottest.aclose()
+
+
+def shared_store(config: Config, clock: Clock) -> SharedStore:
+    """The tier that `redis_url` names; none for `embedded`, which `gateway serve` starts."""
+    if config.redis_url in ("none", "embedded"):
+        return NoShared()
+    return RedisStore(
+        config.redis_url,
+        prefix=config.redis_prefix,
+        budget=config.redis_budget.total_seconds(),
+        clock=clock if isinstance(clock, SystemClock) else None,
+    )

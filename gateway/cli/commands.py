@@ -74,6 +74,10 @@ def serve(
     workers: Annotated[
         int | None, typer.Option(help="Number of workers; overrides the configuration.", min=1, max=128)
     ] = None,
+    root_path: Annotated[
+        str | None,
+        typer.Option(help="The path prefix under which clients reach the gateway; overrides the configuration."),
+    ] = None,
 ) -> None:
     """Run the gateway until Ctrl-C or SIGTERM.
 
@@ -90,7 +94,7 @@ def serve(
         from gateway.server.supervisor import supervise
 
         log_to_stderr()
-        given = (("host", host), ("port", port), ("workers", workers))
+        given = (("host", host), ("port", port), ("workers", workers), ("root_path", root_path))
         options = {name: str(value) for name, value in given if value is not None}
         files = Files(path for path in (found(config), Path(".env")) if path is not None)
         read = loaded(config, options)

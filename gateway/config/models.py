@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import timedelta
 from ipaddress import ip_address
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BeforeValidator,
@@ -37,6 +38,7 @@ from gateway.config.types import (
     split_commas,
 )
 from gateway.config.upstream import UpstreamConfig
+from gateway.http.forwarding import normalised_prefix
 from gateway.http.target import TRACKING_PARAMETERS
 
 _METHOD = re.compile(r"[!#$%&'+\-.^_`|~0-9A-Za-z]+")
@@ -156,7 +158,14 @@ def _no_boolean(value: object) -> object:
     return value
 
 
+def _root_path(value: object) -> object:
+    if not isinstance(value, str) or not (value.startswith("/") or not value):
+        raise ValueError("must be a path such as /shop")
+    return normalised_prefix(value)
+
+
 PageUrl = Annotated[str, BeforeValidator(_off_or_path)]
+RootPath = Annotated[str, BeforeValidator(_root_path)]
 
 
 RECORD_REST = 256 * 1024
@@ -167,11 +176,15 @@ class Config(Model):
     """All settings of the gateway."""
 
     public_url: Url | None = None
-    """The URL by which clients reach the gateway. Its host and scheme are sent to upstreams."""
+    """The URL by which clients reach the gateway. Its host and scheme are sent to upstreams, and links that handlers
+    make are made of it."""
     host: str = "127.0.0.1"
     """The address to listen on."""
     port: Annotated[int, BeforeValidator(_no_boolean), Field(ge=0, le=65535)] = 8000
     """The port to listen on; 0 selects a free one."""
+    root_path: RootPath | None = None
+    """The path prefix under which clients reach the gateway, such as /shop, whether the proxy in front takes it off or
+    not. Default: the path of `public_url`."""
     watch: bool = True
     """Whether to reload when the configuration file or `.env` changes, as on SIGHUP."""
     workers: Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=128)] = 1
@@ -212,7 +225,8 @@ class Config(Model):
     """Patterns of query parameters that are neither forwarded nor part of the key. They don't apply to parameters in a
     route's `query`, nor to requests that bypass the cache."""
     trusted_proxies: Networks = []
-    """Networks whose `X-Forwarded-*` headers are trusted, such as 10.0.0.0/8."""
+    """Networks of proxies whose `X-Forwarded-For`, `-Host`, `-Port`, `-Proto` and `-Prefix`, or `Forwarded`, are
+    trusted, such as 10.0.0.0/8."""
     retry_after: Duration = timedelta(seconds=1)
     """How long a key backs off after a failed fetch while a stale response is available. A `Retry-After` of a 429 or
     503 extends it, to 10 minutes at most."""
@@ -249,6 +263,24 @@ class Config(Model):
     log_hits: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of hits that are logged, sampled at random. All other requests are always logged. Below 1, `gateway ttl
     advise --log` is not available."""
+
+    @property
+    def prefix(self) -> str:
+        """The path prefix under which clients reach the gateway, encoded; empty for none."""
+        if self.root_path is not None:
+            return self.root_path
+        return normalised_prefix(urlsplit(self.public_url).path) if self.public_url is not None else ""
+
+    @model_validator(mode="after")
+    def _one_prefix(self) -> Config:
+        path = urlsplit(self.public_url).path if self.public_url is not None else ""
+        try:
+            public = normalised_prefix(path)
+        except ValueError as error:
+            raise ValueError(f"public_url: its path {error}") from None
+        if self.root_path is not None and public and public != self.root_path:
+            raise ValueError(f"root_path is {self.root_path or '/'}, but the path of public_url is {public}")
+        return self
 
     @property
     def record_secret(self) -> bytes:

@@ -61,17 +61,19 @@ class HeaderBlock:
     """A request's header block, judged: whether the edge may answer it, and what of it selects an answer.
 
     `headers` are without X-Request-ID. `plain` is False for whatever the app must see. `form` is what may change the
-    form of an answer: the codings, the conditions, the Origin. `proxied` is True where a proxy tells of the client.
+    form of an answer: the codings, the conditions, the Origin. `proxied` is True where a proxy tells of the client,
+    `prefixed` where one that may be trusted tells of a path prefix.
     """
 
     __slots__ = (
         *("bases", "clients", "close", "form", "headers", "host", "keep", "memos", "origin", "plain", "proxied"),
-        *("asked", "vary"),
+        *("asked", "prefixed", "vary"),
     )
 
     def __init__(self, headers: list[tuple[bytes, bytes]], identity_key: IdentityKey = UNKEYED) -> None:
         self.headers = headers
         self.proxied = any(name in _PROXIED for name, _ in headers)
+        self.prefixed = False
         self.form = b"\n".join(name + b":" + value for name, value in headers if name in _FORMING)
         origins = values(headers, b"origin")
         self.origin = origins[0].decode("latin-1") if origins else None

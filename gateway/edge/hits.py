@@ -33,7 +33,7 @@ from gateway.edge.memos import Memos
 from gateway.edge.passthrough import PassThrough
 from gateway.edge.shared_lookup import SharedFinder, SharedHit
 from gateway.edge.splice import Splicer, has_expired
-from gateway.http.forwarding import Trusted
+from gateway.http.forwarding import PREFIX, Trusted
 from gateway.http.headers import has
 from gateway.http.target import Target
 from gateway.observability.access_log import AccessLog, silent
@@ -68,6 +68,7 @@ class Edge:
         log: AccessLog = silent,
         trusted: Trusted | None = None,
         traced: bool = False,
+        root: str = "",
         room: int = 32 * 1024 * 1024,
     ) -> None:
         self._engine = engine
@@ -79,6 +80,7 @@ class Edge:
         self._cors = cors
         self._trusted = trusted or Trusted([])
         self._traced = traced
+        self._root = root
         written = None if log is silent else log
         self._note = None if written is None else HitLog(written, self._trusted, self._exchange).note
         self._most = max(64, room // LINE_BYTES)
@@ -118,11 +120,17 @@ class Edge:
         block = HeaderBlock(headers, self._engine.identity_key)
         if self._traced and has(headers, TRACEPARENT):
             block.plain = False  # its client wants to see it in a trace
+        block.prefixed = bool(self._trusted) and has(headers, PREFIX)
         if len(text) <= REMEMBERED:
             if len(self.blocks) * 4 >= self._most:
                 del self.blocks[next(iter(self.blocks))]
             self.blocks[text] = block
         return block
+
+    def is_elsewhere(self, block: HeaderBlock, peer: str) -> bool:
+        """Whether the client reached the gateway under another path prefix than the configured one: the paths in an
+        answer are others then."""
+        return block.prefixed and self._trusted.prefix(peer, block.headers) not in (None, self._root)
 
     # --- answering -----------------------------------------------------------------------------------------
 

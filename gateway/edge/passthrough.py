@@ -30,9 +30,9 @@ from gateway.context import RequestContext
 from gateway.edge.entries import HeaderBlock
 from gateway.edge.head_template import INTERIM, head_of, interim_head
 from gateway.errors import RequestRefused, UpstreamError
-from gateway.http.forwarding import Trusted
+from gateway.http.forwarding import Trusted, place
 from gateway.http.headers import WITHOUT_CONTENT, Headers, connection_options, first, framed, has, values
-from gateway.http.target import check_host, normalise, split_raw_target
+from gateway.http.target import below, check_host, normalise, split_raw_target
 from gateway.observability.access_log import AccessLog
 from gateway.observability.response_headers import complete, exchange_for
 from gateway.observability.trace_context import PASSED_ON as TRACE
@@ -103,6 +103,8 @@ class PassThrough:
     cors: Cors | None
     patterns: Callable[[], Iterable[Pattern]]
     underway: Underway
+    root: str = ""
+    """The path prefix under which clients reach the gateway."""
 
     def passage(self, request: Request, peer: str, scheme: str, *, looked: bool = False) -> PassThroughRequest | None:
         """The way of a request without a body to its answer; None where the app must give it."""
@@ -126,16 +128,18 @@ class PassThrough:
         if line.version != "1.1" or line.method not in (b"GET", b"HEAD"):
             return None
         block, trusted = repeat.block, self.trusted
+        told = trusted.told(peer, block.headers) if trusted else None
         fields = [*block.headers, (b"x-request-id", request_id)] if repeat.numbered else block.headers
         exchange = RequestContext(
             request_id=request_id.decode("ascii"),
             began=began,
             method=line.method.decode("ascii"),
-            client=trusted.client(peer, fields),
-            scheme=trusted.scheme(peer, fields, scheme),
-            forwarded_for=trusted.chain(peer, fields),
+            client=peer if told is None else told.client,
+            scheme=scheme if told is None else told.scheme or scheme,
+            forwarded_for=peer if told is None else ", ".join(told.chain),
             headers=fields,
             host=block.host,
+            told=told,
         )
         try:
             return self._passage(exchange, line, scheme, block)
@@ -146,7 +150,11 @@ class PassThrough:
         self, exchange: RequestContext, line: Line, scheme: str, block: HeaderBlock | None
     ) -> PassThroughRequest | None:
         """Raises RequestRefused."""
-        exchange.target = normalise(*split_raw_target(line.target, exchange.host, scheme=scheme))
+        target = normalise(*split_raw_target(line.target, exchange.host, scheme=scheme))
+        exchange.root = self.root
+        exchange.target = below(target, self.root)
+        if exchange.told is not None:
+            exchange.host, _ = place(exchange.told, exchange.host, scheme)
         direct = self._route(exchange.target.decoded)
         if direct is None:
             return None
@@ -334,7 +342,7 @@ class DirectRoute:
         """Raises RequestRefused."""
         assert exchange.target is not None
         target, parameters = self.route.upstream_target(exchange.target.path, exchange.target.query)
-        told = self.handlers.interim(interim, Asked(self.route, target, str(exchange.target)))
+        told = self.handlers.interim(interim, Asked(self.route, target, str(exchange.target), exchange.root))
         origin = UpstreamOrigin(self.route.upstream, target, exchange.request_id, self.handlers.metrics, interim=told)
         return self.handlers.ask(exchange, self.route, origin, parameters, None, block=block, stays=True)
 
@@ -349,7 +357,7 @@ class DirectRoute:
 
     def _asked(self, ask: CacheRequest) -> Asked:
         assert isinstance(ask.origin, UpstreamOrigin)
-        return Asked(self.route, ask.origin.target, str(ask.exchange.target))
+        return Asked(self.route, ask.origin.target, str(ask.exchange.target), ask.exchange.root)
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,9 @@ class GatewayProtocol(ClientConnection):
         block = repeat.block
         if not block.plain or (block.proxied and self._wrapped):
             return False
+        if block.prefixed and edge.is_elsewhere(block, self._peer):
+            self._line = b""
+            return False
         self._repeat = repeat
         spot = edge.spots.get(line)
         if spot is None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from urllib.parse import unquote
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec import structs
@@ -31,7 +32,7 @@ from gateway.explain.routes import HandlerRoute, Local, Order, nothing_local
 from gateway.explain.trace import Lifetime, PartTrace, Trace
 from gateway.http.headers import Headers, combined, has, values
 from gateway.http.path_template import render_tag
-from gateway.http.target import Target, check_host, normalise, split_raw_target, without_credentials
+from gateway.http.target import Target, below, check_host, normalise, split_raw_target, without_credentials
 from gateway.policy import freshness
 from gateway.policy.entry import Entry
 from gateway.policy.keys import plan
@@ -72,7 +73,8 @@ Explained = Declared | Aggregate | HandlerRoute
 @dataclass(frozen=True)
 class Explainer:
     """`engine` is None where only the configuration is known; `origins` tells who set a setting. `local` tells what
-    the gateway answers by itself. `preflights` is whether CORS preflights are answered."""
+    the gateway answers by itself. `preflights` is whether CORS preflights are answered. `root` and `public_url` are
+    the path prefix and the URL by which clients reach the gateway."""
 
     declared: Sequence[Declared]
     origins: Origins
@@ -81,12 +83,15 @@ class Explainer:
     handlers: Sequence[HandlerRoute] = ()
     local: Local = nothing_local
     preflights: bool = False
+    root: str = ""
+    public_url: str | None = None
 
     async def explain(self, method: str, raw_target: str, headers: Headers) -> Trace:
         """The trace of a request for `raw_target`, a path or one of the gateway's own URLs."""
         text = f"{method} {raw_target}"
         try:
-            return await self._explained(_Request(method, text, _target(method, raw_target, headers), headers))
+            target = below(_target(method, raw_target, headers), self.root)
+            return await self._explained(_Request(method, text, target, headers))
         except RequestRefused as refused:
             return Trace(request=without_credentials(text), decision=str(refused.status), why=refused.detail)
 
@@ -180,6 +185,14 @@ class Explainer:
 
     # --- handlers in Python --------------------------------------------------------------------------------
 
+    def _place(self, headers: Headers) -> dict[str, Any]:
+        """The scope of a request with these fields, as far as it says where the gateway is."""
+        if self.public_url is None:
+            return {"headers": headers, "root_path": unquote(self.root)}
+        public = urlsplit(self.public_url)
+        host = [(b"host", public.netloc.lower().encode("latin-1"))]
+        return {"headers": host, "scheme": public.scheme, "root_path": unquote(self.root)}
+
     async def _on_handler(self, request: _Request, handler: HandlerRoute, lost: tuple[str, ...]) -> Trace:
         cached = handler.cached
         asks = "the Python handler of that name"
@@ -191,7 +204,7 @@ class Explainer:
         target, headers, rules = cached.target(request.target), request.headers, cached.route.rules
         wish = Wish(
             request.method,
-            [*headers, *places_of({"headers": headers})],
+            [*headers, *places_of(self._place(headers))],
             handler.name,
             cached.route,
             plan(cached.route.keying, cached.origin, target, headers, has_body=has_body(headers)),

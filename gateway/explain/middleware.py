@@ -91,7 +91,7 @@ class Explaining:
         if not self._is_right(given, scope):
             await self.app(scope, receive, send)
             return
-        trace = encoded(await self._explain(scope["method"], _raw_target(scope), headers))
+        trace = encoded(await self._explain(scope["method"], self._target(scope), headers))
 
         async def send_told(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -100,6 +100,12 @@ class Explaining:
             await send(message)
 
         await self.app(scope, receive, send_told)
+
+    def _target(self, scope: Scope) -> str:
+        """The target as the request has it, without the path prefix that a trusted proxy tells of."""
+        target, peer = _raw_target(scope), scope["client"][0] if scope.get("client") else ""
+        prefix = self._trusted.prefix(peer, scope["headers"])
+        return target.removeprefix(prefix) if prefix and target.startswith((prefix + "/", prefix + "?")) else target
 
     def _is_right(self, given: list[bytes], scope: Scope) -> bool:
         if not self._token:

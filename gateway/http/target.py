@@ -34,6 +34,8 @@ TRACKING_PARAMETERS = (
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _PATH_CHARS = _UNRESERVED | frozenset("!$&'()*+,;=:@/")
 _QUERY_CHARS = _PATH_CHARS | frozenset("?")
+PATH_CHARS = "/%:@!$&'()*+,;=~-._"
+"""What `urllib.parse.quote` leaves as it is in a path that is encoded already."""
 _FORBIDDEN_IN_PATH = frozenset((0x2F, 0x5C, 0x7F, *range(0x20)))
 _HEX = re.compile("[0-9A-Fa-f]{2}")
 _TWICE_ENCODED = re.compile(r"%25(?:2e|2f|5c|00)", re.IGNORECASE)
@@ -60,6 +62,15 @@ class Target(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.path}?{self.query_string}" if self.query else self.path
+
+
+def below(target: Target, prefix: str) -> Target:
+    """`target` without the path prefix under which clients reach the gateway; itself where it does not begin with it,
+    as behind a proxy that takes the prefix off."""
+    if not prefix or not (target.path + "/").startswith(prefix + "/"):
+        return target
+    path = target.path[len(prefix) :] or "/"
+    return Target(path, target.query, unquote(path))
 
 
 REMEMBERED = 512

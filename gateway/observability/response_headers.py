@@ -78,15 +78,17 @@ def exchange_for(
     headers: Headers, peer: str, method: str, scheme: str, trusted: Trusted, *, looked: bool = False
 ) -> RequestContext:
     """The Exchange of a request that came from `peer` just now. Its `X-Request-ID` is kept where it is sane."""
+    told = trusted.told(peer, headers) if trusted else None
     given = values(headers, b"x-request-id")
     kept = len(given) == 1 and REQUEST_ID.fullmatch(given[0])
     return RequestContext(
         request_id=given[0].decode("ascii") if kept else uuid4().hex,
         began=time.perf_counter(),
         method=method,
-        client=trusted.client(peer, headers),
-        scheme=trusted.scheme(peer, headers, scheme),
-        forwarded_for=trusted.chain(peer, headers),
+        client=peer if told is None else told.client,
+        scheme=scheme if told is None else told.scheme or scheme,
+        forwarded_for=peer if told is None else ", ".join(told.chain),
         headers=headers,
         looked=looked,
+        told=told,
     )

@@ -25,7 +25,7 @@ from gateway.context import INTERIM_KEY
 from gateway.errors import RequestRefused
 from gateway.http.headers import Headers, first, has
 from gateway.http.path_template import PathTemplate, TargetTemplate, compile_target
-from gateway.http.target import Target, pair_name, select_query
+from gateway.http.target import PATH_CHARS, Target, pair_name, select_query
 from gateway.policy.identity_key import IdentityKey
 from gateway.policy.keys import Keying
 from gateway.routing.upstream_request import public_constants
@@ -144,7 +144,7 @@ def local_path(request: Request) -> str:
 
 def root_of(request: Request) -> str:
     """The place where the app is mounted, encoded as in a path."""
-    return quote(request.scope.get("root_path", ""), safe="/%:@!$&'()*+,;=~-._")
+    return quote(request.scope.get("root_path", ""), safe=PATH_CHARS)
 
 
 def interim_of(request: Request) -> Interim | None:

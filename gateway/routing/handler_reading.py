@@ -68,8 +68,9 @@ class Public:
 
     @classmethod
     def of(cls, url: str | None) -> Public | None:
+        """`url` is without the path: that is the root path of each request."""
         parts = urlsplit(url) if url else None
-        return cls(url, parts.netloc, parts.scheme) if url and parts is not None else None
+        return cls(f"{parts.scheme}://{parts.netloc}", parts.netloc, parts.scheme) if parts is not None else None
 
 
 class View:
