@@ -42,6 +42,7 @@ from gateway.policy.keys import (
     passed_through,
     plan,
     primary_key,
+    sent_host,
     stem_of,
     without_ignored,
 )
@@ -178,7 +179,7 @@ class PartSource:
         asking = self.origin(target, exchange.request_id)
 
         async def past() -> Fetched:
-            sent = passed_through(without_ignored(keying, headers))
+            sent = [*sent_host(keying, headers), *passed_through(without_ignored(keying, headers))]
             return await asking.fetch("GET", [*sent, *keying.constants])
 
         through = None if self.declared is not None else self.through
@@ -365,7 +366,8 @@ class PartSource:
             planned, headers = self._with_own_headers(planned, headers, wanting.values)
         forward = planned.forward
         if planned.bypass is not None:
-            forward = (*passed_through(headers), *self.route.keying.constants)
+            keying = self.route.keying
+            forward = (*sent_host(keying, headers), *passed_through(headers), *keying.constants)
         content = text_of(self.part.config.body)
         sent = [
             *forward, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))

@@ -169,7 +169,8 @@ class Builder:
             "cookies": config.cookies,
         }
         like = RouteConfig.model_validate(settings)
-        keying = keying_of(like, public_constants(self.config), self.engine.identity_key)
+        host = self.upstreams[like.upstream].config.preserves_host
+        keying = keying_of(like, public_constants(self.config), self.engine.identity_key, host=host)
         # One object for all that are equal: what a request's headers come to under it is worked out once.
         return Route(name, rules_of(like), self.keyings.setdefault(keying, keying), self._max_body(route))
 
@@ -195,7 +196,12 @@ def _keying(sources: Collection[PartSource], config: RouteConfig, plan: PartPlan
     marks = ((b"parts", settings.encode()),)
     identities = frozenset[str]().union(*(keying.identities for keying in parts))
     return Keying(
-        vary=tuple(sorted(vary)), authorization=authorization, cookies=cookies, marks=marks, identities=identities
+        vary=tuple(sorted(vary)),
+        authorization=authorization,
+        cookies=cookies,
+        marks=marks,
+        identities=identities,
+        host=any(keying.host for keying in parts),
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from gateway.config.names import misspelt
 from gateway.config.types import (
     NEVER_CONSTANT,
     Duration,
@@ -20,6 +22,20 @@ from gateway.config.types import (
     split_commas,
 )
 
+_HOST_MODES = ("upstream", "preserve")
+_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?\.?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+
+
+def check_host(value: str, modes: tuple[str, ...] = _HOST_MODES) -> str:
+    """A value of `Host`, in lower case, or one of `modes`. Raises ValueError."""
+    if value in modes:
+        return value
+    if not _HOST.fullmatch(value):
+        raise ValueError(f"must be {', '.join((*modes, 'a host name such as shop.example.com'))}, not a URL or a list")
+    if "." not in value and ":" not in value and (hint := misspelt(value, _HOST_MODES)):
+        raise ValueError(f"{value!r} is neither a mode nor a full host name{hint}")
+    return value.lower()
+
 
 class UpstreamConfig(Model):
     """An HTTP API behind the gateway."""
@@ -28,6 +44,9 @@ class UpstreamConfig(Model):
     """The base URL: scheme, host, port and path prefix. Request targets can't leave it."""
     urls: Annotated[list[Url], BeforeValidator(split_commas)] = []
     """Several base URLs of the same API, used in turn; instead of `url`."""
+    host: Annotated[str, AfterValidator(check_host)] = "upstream"
+    """The `Host` that requests have: `upstream` (that of the URL), `preserve` (the client's, which is then part of the
+    cache key), or a name such as shop.example.com. TLS goes by the name in the URL."""
     timeout: Duration = timedelta(seconds=5)
     """Timeout for a complete response. For a streamed response: until its head, then between two chunks."""
     connect_timeout: Duration = timedelta(seconds=1)
@@ -56,7 +75,8 @@ class UpstreamConfig(Model):
     addresses: Literal["any", "public"] = "any"
     """`public` refuses hosts that are, or resolve to, addresses that are not public (loopback, link-local, private)."""
     headers: dict[str, str] = {}
-    """Constant request headers, such as an API key. They replace the client's headers of the same name."""
+    """Constant request headers, such as an API key. They replace the client's headers of the same name. `Host` is the
+    same as `host`."""
     max_response_headers: Size = 64 * 1024
     """Maximum size of a response head; a larger one is a 502."""
     transport: Literal["aiohttp", "httpx"] = "aiohttp"
@@ -81,7 +101,9 @@ class UpstreamConfig(Model):
         if len(set(names)) < len(names):
             raise ValueError("has a header twice, in other case")
         for name, value in headers.items():
-            if name.lower().encode("latin-1") in NEVER_CONSTANT:
+            if name.lower() == "host":
+                check_host(value, ())
+            elif name.lower().encode("latin-1") in NEVER_CONSTANT:
                 raise ValueError(f"{name} is made for each request; it can't be constant")
             if not value.isprintable() or any(ord(char) > 255 for char in value):
                 raise ValueError(f"the value of {name} has a character that no header may have")
@@ -94,6 +116,29 @@ class UpstreamConfig(Model):
                 host = urlsplit(base).hostname or ""
                 if host == "localhost" or (is_address(host) and not is_public(host)):
                     raise ValueError(f"addresses: public, but {host} is no public address")
+        return self
+
+    @property
+    def preserves_host(self) -> bool:
+        """Whether requests have the client's `Host`."""
+        return self.host == "preserve"
+
+    @property
+    def host_sent(self) -> str | None:
+        """The name that all requests have as their `Host`; None where it is the URL's or the client's."""
+        return self.headers.get("host") or (None if self.host in _HOST_MODES else self.host)
+
+    @property
+    def named_bases(self) -> list[str]:
+        """The bases as the upstream names itself: with the `Host` that it is sent."""
+        if self.host_sent is None:
+            return self.bases
+        return [*self.bases, *(urlsplit(base)._replace(netloc=self.host_sent).geturl() for base in self.bases)]
+
+    @model_validator(mode="after")
+    def _one_host(self) -> UpstreamConfig:
+        if "host" in self.headers and "host" in self.model_fields_set:
+            raise ValueError("host is set twice, by `host` and in `headers`; leave out the one in `headers`")
         return self
 
     @model_validator(mode="after")

@@ -44,7 +44,8 @@ class Keying:
     (ignored) or the names that count. `marks` are lines of the key beside what requests have, for settings that are in
     the stored response itself; they are not in the primary key, so that a purge of a URL hits it whatever they were.
     `identities` names request fields in lower case that say who asks though their names don't: those of security
-    schemes that a handler declares. `identity_key` makes the digests in its keys.
+    schemes that a handler declares. With `host` the upstream is sent the client's `Host`, whoever decides the life: no
+    `Vary` names it, as it is part of the URL. `identity_key` makes the digests in its keys.
     """
 
     vary: tuple[str, ...] | None
@@ -53,6 +54,7 @@ class Keying:
     constants: tuple[tuple[bytes, bytes], ...] = ()
     marks: tuple[tuple[bytes, bytes], ...] = ()
     identities: frozenset[str] = frozenset()
+    host: bool = False
     identity_key: IdentityKey = field(default=UNKEYED, compare=False, repr=False)
 
     def identifies(self, name: str) -> bool:
@@ -127,17 +129,20 @@ def plan(keying: Keying, origin: str, target: str, headers: Headers, *, has_body
     if bypass:
         return Plan(primary, primary, (), bypass)
     identity = [*_authorization(keying, headers), *_cookies(keying, headers)]
+    host = sent_host(keying, headers)
+    if host:
+        stem += f"\n:host:{host[0][1].decode('latin-1')}"
     if keying.vary is None:
         seen = in_one_line([pair for pair in _visible(headers) if pair[0] not in (b"authorization", b"cookie")])
         if keying.authorization == "pass" and b"authorization" not in connection_named(headers):
             seen += _field(headers, "authorization")
         base = _with_fields(stem + FOLLOWING, identity, keying.identity_key)
-        forward = (*seen, *identity, *keying.constants)
+        forward = (*host, *seen, *identity, *keying.constants)
         return Plan(primary, base, forward, None, _identities(keying, identity), _identities(keying, seen))
     listed = [pair for name in keying.vary for pair in _field(headers, name)]
     counted = [*listed, *identity]
     base = _with_fields(stem, counted, keying.identity_key) + "".join(f"\n{_text(mark)}" for mark in keying.marks)
-    return Plan(primary, base, (*counted, *keying.constants), None, _identities(keying, counted))
+    return Plan(primary, base, (*host, *counted, *keying.constants), None, _identities(keying, counted))
 
 
 def _identities(keying: Keying, fields: list[tuple[bytes, bytes]]) -> tuple[str, ...]:
@@ -220,6 +225,13 @@ def without_ignored(keying: Keying, headers: Headers) -> Headers:
     if keying.cookies is not None:
         headers = [*(pair for pair in headers if pair[0] != b"cookie"), *_cookies(keying, headers)]
     return headers
+
+
+def sent_host(keying: Keying, headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The client's `Host`, in lower case, where the upstream is sent it; nothing where it is sent its own."""
+    if not keying.host:
+        return []
+    return [(name, value.lower()) for name, value in headers if name == b"host"][:1]
 
 
 def passed_through(headers: Headers) -> list[tuple[bytes, bytes]]:

@@ -83,7 +83,13 @@ def declare(config: Config, upstreams: Mapping[str, Upstream], identity_key: Ide
     """The declared routes of one upstream each, the more specific first."""
     constants = public_constants(config)
     declared = [
-        _declared(name, route, config, upstreams, keying_of(route, constants, identity_key))
+        _declared(
+            name,
+            route,
+            config,
+            upstreams,
+            keying_of(route, constants, identity_key, host=config.upstreams[route.upstream].preserves_host),
+        )
         for name, route in config.routes.items()
         if not route.parts
     ]
@@ -109,7 +115,9 @@ def _declared(
     )
 
 
-def keying_of(route: RouteConfig, constants: tuple[tuple[bytes, bytes], ...], identity_key: IdentityKey) -> Keying:
+def keying_of(
+    route: RouteConfig, constants: tuple[tuple[bytes, bytes], ...], identity_key: IdentityKey, *, host: bool
+) -> Keying:
     own = route.ttl != "origin"
     names = tuple(sorted(set(route.vary if route.vary is not None else DEFAULT_VARY)))
     cookies: tuple[str, ...] | None = None if route.cookies == "pass" else ()
@@ -120,6 +128,7 @@ def keying_of(route: RouteConfig, constants: tuple[tuple[bytes, bytes], ...], id
         authorization=route.authorization,
         cookies=cookies,
         constants=(*constants, *((USER_AGENT, IDENTITY) if own else (CAPABILITY,))),
+        host=host,
         identity_key=identity_key,
     )
 

@@ -233,7 +233,7 @@ class Handlers:
         except (RequestRefused, ValueError):
             return []
         keys = []
-        if not parts.netloc or any(reference.startswith(base + "/") for base in route.upstream.config.bases):
+        if not parts.netloc or any(reference.startswith(base + "/") for base in route.upstream.config.named_bases):
             keys.append(primary_key(route.upstream.name, _below_base(str(found), route.upstream, parts.netloc)))
         if not parts.netloc or parts.netloc.lower() == exchange.host:
             keys += self.public_keys(found)

@@ -122,20 +122,23 @@ class References:
         upstreams = (route.upstream for route in self.declared)
         return any((urlsplit(base).hostname or "") in text.lower() for each in upstreams for base in each.config.bases)
 
-    def _below(self, url: str, asked: Asked, *, within: bool = False) -> list[tuple[Upstream, str]]:
+    def _below(
+        self, url: str, asked: Asked, *, within: bool = False, named: bool = False
+    ) -> list[tuple[Upstream, str]]:
         """The upstreams that a URL names, each with the path below its base; `within` leaves out those whose base it is
-        outside of."""
+        outside of, `named` adds those that bear the `Host` that an upstream is sent."""
         return [
             (upstream, path)
             for upstream in self._upstreams(asked)
-            for base in upstream.config.bases
+            for base in (upstream.config.named_bases if named else upstream.config.bases)
             if (path := below_base(url, [base])) is not None and not (within and not _is_within(url, base))
         ]
 
     def _leading_to(self, url: str, asked: Asked, led: tuple[Upstream, str] | None = None) -> str | None:
         """The public path and query that lead to what an upstream's URL names, with its fragment; empty where that is
         where a client is `led` already, None where nothing leads there."""
-        found = [(upstream, path, _target_of(path)) for upstream, path in self._below(url, asked, within=True)]
+        below = self._below(url, asked, within=True, named=True)
+        found = [(upstream, path, _target_of(path)) for upstream, path in below]
         if led is not None and any(led == (upstream, wanted) for upstream, _, wanted in found):
             return ""
         public = (self._inverse(upstream, wanted, path) for upstream, path, wanted in found if wanted is not None)

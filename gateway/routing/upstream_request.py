@@ -23,7 +23,7 @@ from gateway.context import RequestContext
 from gateway.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from gateway.http.headers import Headers, first, has, values, without
 from gateway.observability.metrics import Metrics
-from gateway.policy.keys import Plan, passed_through, plan, without_ignored
+from gateway.policy.keys import Plan, passed_through, plan, sent_host, without_ignored
 from gateway.policy.preconditions import as_given, as_known, own_tags, settled, without_own
 from gateway.policy.validation import own_tag
 from gateway.upstreams.client import Upstream
@@ -92,7 +92,8 @@ async def send_past(
         headers = without_ignored(route.keying, headers)
     told = route.keying.constants
     sending = structs.replace(origin, target=target)
-    fetched = await sending.send(exchange.method, forwarded(exchange, headers, told, body=body is not None), body)
+    sent = [*sent_host(route.keying, headers), *forwarded(exchange, headers, told, body=body is not None)]
+    fetched = await sending.send(exchange.method, sent, body)
     if fetched.status == 304:
         return structs.replace(fetched, headers=as_known(exchange.headers, fetched.headers))
     return fetched

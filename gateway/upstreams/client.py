@@ -95,7 +95,9 @@ class Upstream:
         self._transport = transport or _transport(config)
         self._next_host = 0
         self._lookups_failed = 0
-        self._constants = tuple((k.encode("latin-1"), v.encode("latin-1")) for k, v in config.headers.items())
+        self._constants = tuple(
+            (k.encode("latin-1"), v.encode("latin-1")) for k, v in config.headers.items() if k != "host"
+        )
         self._constant_names = frozenset(key for key, _ in self._constants)
 
     def __repr__(self) -> str:
@@ -364,7 +366,7 @@ async def _once(content: bytes) -> AsyncIterator[bytes]:
 
 def _host(url: str, config: UpstreamConfig, monotonic: Callable[[], float]) -> Host:
     breaker = Breaker(failures=config.breaker_failures, rest=config.breaker_open_for.total_seconds())
-    return Host(Base.of(url), breaker, monotonic)
+    return Host(Base.of(url, config.host_sent), breaker, monotonic)
 
 
 def _verification(config: UpstreamConfig) -> bool | ssl.SSLContext:

@@ -24,11 +24,14 @@ class Base:
     scheme: str
     netloc: bytes
     prefix: str
+    sent_host: bytes
+    """The `Host` of requests that have none of the client's."""
 
     @classmethod
-    def of(cls, url: str) -> Base:
+    def of(cls, url: str, host: str | None = None) -> Base:
         parsed = httpx.URL(url)
-        return cls(parsed.scheme, parsed.netloc, parsed.raw_path.decode("ascii").rstrip("/"))
+        prefix = parsed.raw_path.decode("ascii").rstrip("/")
+        return cls(parsed.scheme, parsed.netloc, prefix, host.encode("ascii") if host else parsed.netloc)
 
     def join(self, target: str) -> str:
         """The URL of `target` below this base. As it starts with a slash and holds nothing that ends a path but the one

@@ -115,7 +115,7 @@ class Sending:
         fields = self.headers
         if self.body is None and self.method in ("POST", "PUT", "PATCH"):
             fields = [*without(fields, b"content-length"), (b"content-length", b"0")]
-        return fields if has(fields, b"host") else [(b"host", base.netloc), *fields]
+        return fields if has(fields, b"host") else [(b"host", base.sent_host), *fields]
 
     def timeouts(self, connect: float) -> UpstreamTimeouts:
         bounded = self.until is not None
