@@ -60,6 +60,11 @@ class Figures(msgspec.Struct, frozen=True):
     memory_limit: float
     memory_entries: float
     evictions: float
+    workers: float
+    """Those that answer."""
+    workers_unresponsive: float
+    """Those that were killed as unresponsive since the start."""
+    worker_deaths: float
     redis_available: bool | None
     """None where no Redis is configured."""
     redis_milliseconds: float | None
@@ -150,6 +155,9 @@ class Between:
             memory_limit=after.sum("gateway_memory_limit_bytes"),
             memory_entries=after.sum("gateway_memory_entries"),
             evictions=self.rate("gateway_memory_evictions_total"),
+            workers=after.sum("gateway_workers"),
+            workers_unresponsive=after.sum("gateway_workers_unresponsive_total"),
+            worker_deaths=after.sum("gateway_worker_deaths_total"),
             redis_available=self._redis_available(),
             redis_milliseconds=round(self.rate("gateway_redis_seconds_total") / batches * 1000, 3) if batches else None,
             redis_failures=self.rate("gateway_redis_failures_total"),

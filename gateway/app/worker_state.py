@@ -52,6 +52,8 @@ class WorkerState:
         self.started = False
         """Whether the lifespan has begun; it stays so when it has ended."""
         self._without_lifespan = False
+        self.workers: tuple[int, int] | None = None
+        """How many workers answer, of how many; None where no supervisor says so."""
         self._upstreams: UpstreamCollector | None = None
         self.shared = shared
         self._allow_records(config)

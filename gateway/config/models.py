@@ -190,6 +190,9 @@ class Config(Model):
     workers: Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=128)] = 1
     """Number of worker processes; the number of CPU cores is a good choice. They share one cache, so more than one
     requires a `redis_url` other than `none`."""
+    worker_unresponsive_after: Annotated[Duration, Field(ge=timedelta(seconds=1))] = timedelta(seconds=5)
+    """How long a worker's event loop may be blocked, or its process stopped. Another worker then accepts its
+    connections, and it is killed and replaced; the log has the stack of what blocked it."""
     shutdown_delay: Duration = timedelta(seconds=1)
     """How long the gateway accepts connections after SIGTERM, while `/readyz` returns 503 so that load balancers stop
     sending traffic."""

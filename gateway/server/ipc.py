@@ -114,7 +114,14 @@ class Retire(msgspec.Struct, tag=True):
     timeout: float
 
 
-Order = Begin | Prepare | Commit | Abort | Adopt | Release | Tell | Totals | Stop | Retire
+class Workers(msgspec.Struct, tag=True):
+    """How many of the configured workers answer."""
+
+    answering: int
+    configured: int
+
+
+Order = Begin | Prepare | Commit | Abort | Adopt | Release | Tell | Totals | Stop | Retire | Workers
 
 
 class WorkerReady(msgspec.Struct, tag=True):
@@ -133,6 +140,10 @@ class ReloadPrepared(msgspec.Struct, tag=True):
     problems: list[Problem] = []
 
 
+class Alive(msgspec.Struct, tag=True):
+    """The event loop runs."""
+
+
 class PurgeReported(msgspec.Struct, tag=True):
     families: list[Family]
     asked: bool = False
@@ -144,7 +155,7 @@ class Question(msgspec.Struct, tag=True):
     question: int
 
 
-Report = WorkerReady | CommandFailed | ReloadPrepared | PurgeReported | Question
+Report = WorkerReady | CommandFailed | ReloadPrepared | PurgeReported | Question | Alive
 M = TypeVar("M")
 
 

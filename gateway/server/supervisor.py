@@ -11,6 +11,7 @@ import asyncio
 import logging
 import signal
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -20,7 +21,7 @@ from gateway.config.names import counted
 from gateway.config.types import shown_url
 from gateway.errors import ConfigError, GatewayError
 from gateway.server.embedded_redis import Embedded, EmbeddedError
-from gateway.server.ipc import Abort, Adopt, Begin, Commit, Prepare, Release, Retire, Setup, Stop, Totals
+from gateway.server.ipc import Abort, Adopt, Begin, Commit, Prepare, Release, Retire, Setup, Stop, Totals, Workers
 from gateway.server.listener import forget, listen_admin, listen_for_each, url_of
 from gateway.server.metrics_totals import Family, Sample, lasting, total
 from gateway.server.process import Spawned, spawn
@@ -36,6 +37,9 @@ READY_SECONDS = 60.0
 SPARE_SECONDS = 60.0
 """How long after a death a process stands by that has imported all a worker needs: who dies once may die again, and
 then is replaced in a tenth of the time."""
+LOOK_EVERY = 0.1
+PAUSED_SECONDS = 1.0
+"""How late the supervisor itself may be: if later, the machine or all of the gateway was paused."""
 MARGIN = 3.0
 """Seconds beyond its time-out that a worker gets to end, before it is killed."""
 
@@ -89,7 +93,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._members: set[Member] = set()
         self._departed: list[Family] = []
-        self._counts = {"deaths": 0, "reloads": 0, "refused": 0, "valkey": 0}
+        self._counts = {"deaths": 0, "unresponsive": 0, "reloads": 0, "refused": 0, "valkey": 0}
         self._slots = [
             Slot(number, sock) for number, sock in enumerate(listen_for_each(config.workers, config.host, config.port))
         ]
@@ -173,6 +177,7 @@ class Supervisor:
                 raise await _failure(member)
         for slot in self._slots:
             self._spawn(self._keep(slot))
+        self._spawn(self._watch_workers())
 
     async def _begin(self, slot: Slot) -> Member:
         """A new worker on a slot's socket, told to begin."""
@@ -206,6 +211,9 @@ class Supervisor:
         next to start."""
         if self._stopping:
             return
+        number = sum(slot.member is not None and slot.member.answers for slot in self._slots)
+        for member in self._members:
+            member.send(Workers(number, len(self._slots)))
         for slot in self._slots:
             if slot.member is not None and slot.member.answers:
                 if slot.adopter is not None:
@@ -237,6 +245,34 @@ class Supervisor:
             await asyncio.sleep(slot.pause())
             slot.member = await self._begin(slot)
             self._spawn(self._bring_up_to_date(slot.member))
+
+    async def _watch_workers(self) -> None:
+        """Replace workers whose event loop does not run: a stopped process keeps its listening socket, and with it its
+        share of new connections. Another accepts from that socket until the next worker does."""
+        while not self._stopping:
+            due = time.monotonic() + LOOK_EVERY
+            await asyncio.sleep(LOOK_EVERY)
+            limit = self.loaded.config.worker_unresponsive_after.total_seconds()
+            paused = time.monotonic() - due > PAUSED_SECONDS
+            for member in list(self._members):
+                if paused:
+                    member.excuse()
+                elif member.silent > limit:
+                    self._spawn(self._end_unresponsive(member, limit))
+                elif member.silent > limit / 2:
+                    self._stand_by()
+
+    async def _end_unresponsive(self, member: Member, limit: float) -> None:
+        self._counts["unresponsive"] += 1
+        logger.error(
+            "the worker %d is unresponsive: its event loop has not run for %g s (`worker_unresponsive_after`); another "
+            "accepts its connections, and it is killed and replaced. If a handler blocks, the stacks below show where",
+            member.pid,
+            limit,
+        )
+        member.unresponsive = True
+        self._cover()
+        await member.end_unresponsive()
 
     def _stand_by(self) -> None:
         """Have a spare process for a while."""
@@ -414,6 +450,9 @@ class Supervisor:
         return [
             _family("gateway_workers", "gauge", "Worker processes that answer.", answering),
             _family("gateway_worker_deaths", "counter", "Workers that ended unasked.", counts["deaths"]),
+            _family(
+                "gateway_workers_unresponsive", "counter", "Workers killed as unresponsive.", counts["unresponsive"]
+            ),
             _family("gateway_embedded_restarts", "counter", "Restarts of the embedded Valkey.", counts["valkey"]),
             Family("gateway_reloads", "counter", "Reloads of the configuration.", reloads),
         ]

@@ -7,6 +7,7 @@ metrics, to end. It is not told by signals, but for SIGTERM: then it ends in ord
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
@@ -33,6 +34,7 @@ from gateway.errors import ConfigError, GatewayError
 from gateway.server.ipc import (
     Abort,
     Adopt,
+    Alive,
     Begin,
     Channel,
     CommandFailed,
@@ -49,6 +51,7 @@ from gateway.server.ipc import (
     Tell,
     Totals,
     WorkerReady,
+    Workers,
 )
 from gateway.server.listener import LINGER, SETTLE, Server
 from gateway.server.metrics_totals import Family
@@ -57,6 +60,8 @@ from gateway.server.process import Garbage, be_called, die_with, log_to_stderr
 logger = logging.getLogger("gateway")
 TELL_EVERY = 1.0
 """Seconds between two unasked tellings: what a worker that is killed has counted since its last is lost."""
+ALIVE_EVERY = 0.2
+"""Seconds between two signs of life: a fifth of the least `worker_unresponsive_after`."""
 ANSWER_SECONDS = 2.0
 MAX_SOCKETS = 250
 """Linux passes 253 at once."""
@@ -67,8 +72,9 @@ def main(control: int, parent: int) -> None:
     die_with(parent, signal.SIGKILL)
     be_called("gateway-spare")
     log_to_stderr()
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # it writes the stacks to standard error
     channel = socket.socket(fileno=control)
     _, descriptors, _, _ = socket.recv_fds(channel, 1, MAX_SOCKETS)
     if not descriptors:
@@ -128,6 +134,7 @@ class Worker:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._end, Retire(10.0))
         works = (self._garbage.run(), self._obey(), self._tell_ready(), self._tell())
         behind = [asyncio.ensure_future(each) for each in works]
+        alive = asyncio.ensure_future(self._say_alive())
         await asyncio.gather(
             *(server.serve(sockets=[sock]) for server, sock in zip(self._servers, self._sockets, strict=True))
         )
@@ -135,8 +142,14 @@ class Worker:
             task.cancel()
         await self.operations.aclose()
         self._channel.send(PurgeReported(self.families()))
+        alive.cancel()
         await self._channel.close()
         return 0
+
+    async def _say_alive(self) -> None:
+        while True:
+            await asyncio.sleep(ALIVE_EVERY)
+            self._channel.send(Alive())
 
     async def _tell_ready(self) -> None:
         for server in self._servers:
@@ -164,6 +177,8 @@ class Worker:
                 case Totals(question, families):
                     if (future := self._questions.pop(question, None)) is not None and not future.done():
                         future.set_result(families)
+                case Workers(answering, configured):
+                    self.generations.current.lasting.workers = (answering, configured)
                 case Stop() | Retire():
                     self._end(order)
         os._exit(1)  # the supervisor is gone, and its sockets with it

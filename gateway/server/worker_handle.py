@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
 from gateway.server.ipc import (
+    Alive,
     Begin,
     Channel,
     CommandFailed,
@@ -17,6 +19,8 @@ from gateway.server.ipc import (
     Question,
     ReloadPrepared,
     Report,
+    Retire,
+    Stop,
     Tell,
     WorkerReady,
 )
@@ -24,6 +28,8 @@ from gateway.server.metrics_totals import Family
 from gateway.server.process import Spawned, how_it_ended
 
 TELL_SECONDS = 1.0
+STACK_SECONDS = 0.2
+"""How long a worker that is killed gets to write its stacks."""
 
 
 class Member:
@@ -38,6 +44,10 @@ class Member:
         self.gone = asyncio.Event()
         """Its process has ended, and all that it said was heard."""
         self.began = time.monotonic()
+        self.unresponsive = False
+        self.ending = False
+        """It was told to end."""
+        self._last_report = self.began
         self._spawned = spawned
         self._questioned = questioned
         self._ready = False
@@ -55,7 +65,18 @@ class Member:
 
     @property
     def answers(self) -> bool:
-        return self._ready and not self.gone.is_set()
+        return self._ready and not self.unresponsive and not self.gone.is_set()
+
+    @property
+    def silent(self) -> float:
+        """Seconds since its event loop last ran, as far as is known; 0 where it need not: before it answers, while it
+        makes the next generation, and once it ends."""
+        excused = not self.answers or self.ending or self._prepared is not None
+        return 0.0 if excused else time.monotonic() - self._last_report
+
+    def excuse(self) -> None:
+        """Count its silence from now on."""
+        self._last_report = time.monotonic()
 
     @property
     def lived(self) -> float:
@@ -74,12 +95,16 @@ class Member:
         self._channel.send(begin)
 
     def send(self, message: object) -> None:
+        self.ending = self.ending or isinstance(message, Stop | Retire)
         if self._channel is not None:
             self._channel.send(message)  # type: ignore[arg-type]
 
     async def _listen(self, channel: Channel) -> None:
         while (report := await channel.receive()) is not None:
+            self._last_report = time.monotonic()
             match report:
+                case Alive():
+                    pass
                 case WorkerReady():
                     self._ready = True
                     self.settled.set()
@@ -122,6 +147,15 @@ class Member:
             return [Problem("", "", f"the worker {self.pid} did not say within {timeout:.0f} s whether it can take it")]
         finally:
             self._prepared = None
+            self.excuse()
+
+    async def end_unresponsive(self) -> None:
+        """Kill it, and let it write its stacks before, where it can: a stopped process can't."""
+        self._spawned.process.send_signal(signal.SIGUSR1)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STACK_SECONDS):
+                await self.gone.wait()
+        self.kill()
 
     def kill(self) -> None:
         if not self.gone.is_set():

@@ -378,6 +378,7 @@ METRICS: dict[str, set[str]] = {
     "gateway_redis_seconds_total": set(),
     "gateway_workers": set(),
     "gateway_worker_deaths_total": set(),
+    "gateway_workers_unresponsive_total": set(),
     "gateway_embedded_restarts_total": set(),
     "gateway_reloads_total": {"result"},
 }

@@ -87,6 +87,10 @@ async function read(reader) {
 const history = { at: [], rate: [], hits: [] };
 const charts = {};
 
+const workersEnded = (figures) => figures.worker_deaths
+  ? `answer; ${number(figures.worker_deaths, 0)} replaced` + (figures.workers_unresponsive ? `, ${number(figures.workers_unresponsive, 0)} of them unresponsive` : "")
+  : "answer";
+
 function tile(name, value, unit) {
   return h("div", {}, h("dt", {}, name), h("dd", {}, value, unit ? h("small", {}, ` ${unit}`) : null));
 }
@@ -99,6 +103,7 @@ function showFigures(figures) {
     tile("collapsed", number(figures.collapsed), "/s"), tile("refreshed behind", number(figures.refreshes), "/s"),
     tile("refused", number(figures.refused), "/s"),
     tile("memory", bytes(figures.memory_bytes), `of ${bytes(figures.memory_limit)}, ${number(figures.memory_entries, 0)} entries`),
+    tile("workers", number(figures.workers, 0), workersEnded(figures)),
     tile("Redis", redis, figures.redis_failures ? `${number(figures.redis_failures)} failures/s` : ""),
   );
   const order = Object.entries(figures.outcomes).sort((a, b) => b[1].rate - a[1].rate);

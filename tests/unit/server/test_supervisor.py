@@ -73,21 +73,24 @@ class Site:
             await asyncio.sleep(0.02)
 
 
+def children() -> list[str]:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
 def workers() -> set[int]:
     """The processes of ours that answer."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return {int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == "gateway-worker\n"}
+    return {int(pid) for pid in children() if Path(f"/proc/{pid}/comm").read_text() == "gateway-worker\n"}
 
 
 @contextlib.asynccontextmanager
-async def supervised(site: Site, watched: Files | None = None) -> AsyncIterator[httpx.AsyncClient]:
+async def supervised(site: Site, watched: Files | None = None, number: int = 2) -> AsyncIterator[httpx.AsyncClient]:
     supervisor = Supervisor(site.read(), site.read, spawn(), watched)
     running = asyncio.ensure_future(supervisor.run())
     limits = httpx.Limits(max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=url_of(supervisor._slots[0].socket), timeout=60, limits=limits) as client:
         try:
             assert (await client.get("/first")).text == "/first"
-            await site.comes_to(2, "gateway_workers")
+            await site.comes_to(number, "gateway_workers")
             yield client
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -141,6 +144,86 @@ async def test_a_worker_that_dies_is_replaced_and_its_figures_count_on(site: Sit
         await site.comes_to(1, "gateway_worker_deaths_total")
         await site.comes_to(2, "gateway_workers")
         assert {(await client.get("/a")).text for _ in range(8)} == {"/a"}
+
+
+async def told(log: pytest.LogCaptureFixture, text: str) -> str:
+    while not (found := [each.message for each in log.records if text in each.message]):
+        await asyncio.sleep(0.02)
+    return found[0]
+
+
+async def hits(client: httpx.AsyncClient, number: int) -> list[str]:
+    """The answers to so many hits at once, each on a connection of its own."""
+    answers = await asyncio.gather(*(client.get("/first", timeout=5) for _ in range(number)))
+    return [answer.text for answer in answers]
+
+
+async def test_a_stopped_worker_is_replaced_and_its_share_of_connections_answered_by_another(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.write(worker_unresponsive_after="1s")
+    async with supervised(site) as client:
+        before = workers()
+        stopped = min(before)
+        os.kill(stopped, signal.SIGSTOP)
+        line = await told(caplog, "unresponsive")
+        assert f"the worker {stopped} is unresponsive" in line
+        assert "worker_unresponsive_after" in line
+        assert await hits(client, 40) == ["/first"] * 40
+        await site.comes_to(2, "gateway_workers")
+        assert await hits(client, 40) == ["/first"] * 40
+        assert stopped not in workers()
+        assert await site.metric("gateway_workers_unresponsive_total") == 1
+        assert await site.metric("gateway_worker_deaths_total") == 1
+
+
+async def test_a_worker_that_runs_again_before_the_limit_stays(site: Site) -> None:
+    site.write(worker_unresponsive_after="6s")
+    async with supervised(site) as client:
+        before = workers()
+        all_children = len(children())
+        os.kill(min(before), signal.SIGSTOP)
+        while len(children()) == all_children:  # until half of the limit, when the next one is prepared
+            await asyncio.sleep(0.02)
+        os.kill(min(before), signal.SIGCONT)
+        assert await hits(client, 40) == ["/first"] * 40
+        assert workers() == before
+        assert await site.metric("gateway_workers_unresponsive_total") == 0
+
+
+async def test_the_only_worker_is_replaced_when_a_handler_blocks_it(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "blocking.py").write_text(
+        "import time\nfrom fastapi import APIRouter\nrouter = APIRouter()\n"
+        "@router.get('/block')\nasync def block() -> None:\n    time.sleep(60)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    site.write(worker_unresponsive_after="1s", workers=1, include=["blocking:router"])
+    async with supervised(site, number=1) as client:
+        (before,) = workers()
+        blocked = asyncio.ensure_future(client.get("/block"))
+        await told(caplog, f"the worker {before} is unresponsive")
+        assert (await client.get("/first", timeout=20)).text == "/first"
+        with pytest.raises(httpx.RemoteProtocolError):
+            await blocked
+        assert before not in workers()
+
+
+async def test_readyz_says_how_many_workers_answer_while_some_do_not(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.write(worker_unresponsive_after="1s")
+    async with supervised(site) as client:
+        assert "workers" not in (await client.get("/readyz")).json()
+        os.kill(min(workers()), signal.SIGSTOP)
+        await told(caplog, "unresponsive")
+        ready = await client.get("/readyz")
+        assert ready.status_code == 200
+        assert (ready.json()["workers_answering"], ready.json()["workers"]) == (1, 2)
+        await site.comes_to(2, "gateway_workers")
+        while "workers" in (await client.get("/readyz")).json():
+            await asyncio.sleep(0.02)
 
 
 async def test_it_does_not_start_where_a_worker_cannot_and_says_why(site: Site) -> None:
