@@ -420,6 +420,7 @@ class ClientConnection(HttpToolsProtocol):
             or scope.get("http_version", "1.1") != "1.1"
             or cast(object, cycle.scope) is not scope
             or cycle.response_started
+            or self.flow.write_paused  # of a client that does not read, nothing waits here
             or self.transport.is_closing()
         ):
             return

@@ -48,10 +48,10 @@ def head_of(status: int, headers: Headers) -> bytes:
 
 
 def interim_head(status: int, headers: Headers) -> bytes:
-    """An interim response as it goes out."""
-    lines = [b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode("ascii"))]
-    lines += [name + b": " + value + b"\r\n" for name, value in headers if name.lower() not in _NOT_OF_INTERIM]
-    return b"".join([*lines, b"\r\n"])
+    """An interim response as it goes out. The fields of CORS are the gateway's own, and those of the final response."""
+    fields = [pair for pair in headers if pair[0] not in _NOT_OF_INTERIM and not pair[0].startswith(b"access-control-")]
+    line = b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode("ascii"))
+    return line + lines_of(fields) + b"\r\n"
 
 
 def template_of(status: int, headers: Headers, varying: tuple[bytes, ...]) -> bytes | None:

@@ -216,7 +216,9 @@ class PassThroughRequest:
         """Pass an interim response on, if nothing was sent yet. 101 is a hop's own affair, and so are 100 and unknown
         ones (RFC 9110 §15.2)."""
         connection = self._connection
-        if status in INTERIM and connection is not None and not self._begun and not connection.transport.is_closing():
+        if status not in INTERIM or connection is None or self._begun or connection.transport.is_closing():
+            return
+        if not connection.flow.write_paused:  # of a client that does not read, nothing waits here
             connection.transport.write(interim_head(status, headers))
 
     async def _run(self, connection: Connection) -> None:

@@ -28,7 +28,7 @@ from gateway.http.target import Target, normalise
 from gateway.observability.metrics import Metrics
 from gateway.policy.keys import plan, primary_key
 from gateway.policy.rules import directives_of
-from gateway.policy.storability import TAG_FIELDS
+from gateway.policy.storability import TAG_FIELDS, passed_on
 from gateway.routing.declared import Declared, has_body, interim_of, local_path, purge_response, root_of
 from gateway.routing.fast_path import FastPath, PlanCache
 from gateway.routing.location import REFERRING
@@ -255,10 +255,12 @@ class Handlers:
         return Answer(answer.status, headers, answer.body)
 
     def interim(self, interim: Interim | None, asked: Asked) -> Interim | None:
-        """Passes on interim responses as clients may see them."""
+        """Passes on interim responses as clients may see them: with the fields that a final one would keep."""
         if interim is None:
             return None
-        return lambda status, headers: interim(status, self._references.mapped(headers, asked))
+        return lambda status, headers: interim(
+            status, self.public(Answer(status, passed_on(headers), b""), asked).headers
+        )
 
     @cached_property
     def _references(self) -> References:

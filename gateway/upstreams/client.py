@@ -12,6 +12,8 @@ own; nginx reads all of it first, onto a disk (`proxy_request_buffering`).
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import ssl
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
@@ -39,6 +41,7 @@ from gateway.upstreams.response import (
     Body,
     Fetched,
     check_asked_for,
+    check_head,
     check_response,
     decoded,
     translated,
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
     from gateway.observability.tracing import Call, Tracing
 
 
+logger = logging.getLogger("gateway")
+COMPLAIN_EVERY = 60.0
 SHARE_OF_UPLOADS = 0.5
 """The share of an upstream's places for requests whose bodies are still coming."""
 
@@ -95,6 +100,7 @@ class Upstream:
         self._transport = transport or _transport(config)
         self._next_host = 0
         self._lookups_failed = 0
+        self._complained_at = -math.inf
         self._constants = tuple(
             (k.encode("latin-1"), v.encode("latin-1")) for k, v in config.headers.items() if k != "host"
         )
@@ -223,7 +229,7 @@ class Upstream:
         tried = 0
         while True:
             host, series = self._admitted(sending.patience.apart)
-            attempt = Attempt(sending.interim)
+            attempt = Attempt(partial(self._tell, sending.interim) if sending.interim is not None else None)
             send = partial(self._sent, sending, host, attempt)
             try:
                 response = await host.send(
@@ -241,7 +247,24 @@ class Upstream:
             except httpx.TransportError as error:
                 tried += 1
                 if tried > sending.patience.retries or not self._repeatable(sending, attempt, error):
-                    raise translated(self.name, error) from error
+                    failure = translated(self.name, error)
+                    self._complain(failure)
+                    raise failure from error
+
+    def _complain(self, failure: UpstreamError) -> None:
+        """Log once a minute what is malformed in this upstream's responses."""
+        if isinstance(failure, UpstreamMalformed) and time.monotonic() - self._complained_at >= COMPLAIN_EVERY:
+            self._complained_at = time.monotonic()
+            logger.warning("a response of upstream %s is not used: %s", self.name, failure.reason)
+
+    def _tell(self, interim: Interim, status: int, fields: Headers) -> None:
+        """Tell of an interim response with the fields that a final one could have; of one that is too large not."""
+        headers = [(name.lower(), value) for name, value in fields]
+        try:
+            check_head(self.name, headers, self.config.max_response_headers)
+        except UpstreamError:
+            return
+        interim(status, [pair for pair in headers if pair[0] not in SOFTWARE])
 
     def _client_of(self, sending: Sending) -> bytes | None:
         """The credentials that a request brought, digested; None where it brought none."""

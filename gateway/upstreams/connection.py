@@ -36,6 +36,9 @@ Interim = Callable[[int, Sequence[tuple[bytes, bytes]]], None]
 QUIET = 1.0
 """Seconds for which a connection must be silent before it is used again, after a response to HEAD that announced
 content: servers that wrongly send it do so within that time."""
+MOST_INTERIM = 32
+"""Interim responses (1xx) before a final one, each of which may be as large as a head may be."""
+TOO_MANY_INTERIM = f"more than {MOST_INTERIM} interim responses"
 MOST_WAITING = 2**17
 """Bytes of a body that wait to be read, from which on no more are received."""
 
@@ -143,6 +146,7 @@ class PlainConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[Answer] | None = None
         self._interim: Interim | None = None
+        self._interims = 0
         self._bodiless = False
         self._buffer = b""
         self._body: PlainBody | None = None
@@ -172,7 +176,7 @@ class PlainConnection(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             self.close()
             raise httpx.ReadError("the connection is gone")
-        self._interim, self._bodiless = interim, bodiless
+        self._interim, self._interims, self._bodiless = interim, 0, bodiless
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._answer = answer
         self._transport.write(head)
@@ -247,25 +251,28 @@ class PlainConnection(asyncio.Protocol):
         data = self._buffer + data if seen else data
         if not seen and data[:1] in (b"\r", b"\n"):
             data = data.lstrip(b"\r\n")  # some servers send an empty line behind a body
-        start = max(0, seen - 2)
+        at, start = 0, max(0, seen - 2)
         while True:
             end = end_of_head(data, start)
-            if (end or len(data)) > self._max_head:
+            if (end or len(data)) - at > self._max_head:
                 raise Malformed("its head is too large")
             if not end:
-                self._buffer = data
+                self._buffer = data[at:]
                 return
-            head = read_head(data[:end], bodiless=self._bodiless)
-            data, start = data[end:], 0
+            head = read_head(data[at:end], bodiless=self._bodiless)
+            at = start = end
             if head.status >= 200:
                 break
             self._before_the_answer(head)
         self._buffer = b""
-        self._begin(head, data)
+        self._begin(head, data[at:])
 
     def _before_the_answer(self, head: Head) -> None:
         if head.status == 101:
             raise Malformed("another protocol, which nobody asked for")
+        self._interims += 1
+        if self._interims > MOST_INTERIM:
+            raise Malformed(TOO_MANY_INTERIM)
         if head.status > 101 and self._interim is not None:
             self._interim(head.status, head.fields)
 
@@ -292,9 +299,8 @@ class PlainConnection(asyncio.Protocol):
                 return
         elif self._chunks is not None:
             pieces, rest = self._chunks.take(data)
-            more = True
-            for piece in pieces:
-                more = body.came(piece)
+            # Joined: a chunk may be a byte, and each piece that waits takes 40 bytes beside its own.
+            more = body.came(b"".join(pieces)) if pieces else True
             if self._chunks.done:
                 self._end(body, surplus=bool(rest))
                 return

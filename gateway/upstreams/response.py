@@ -262,17 +262,22 @@ def check_response(name: str, status: int, headers: Sequence[tuple[bytes, bytes]
     """Raises UpstreamMalformed where a response's head is no HTTP, or contradicts itself, or is too large."""
     if not 200 <= status <= 599:
         raise UpstreamMalformed(name, f"the status {status}")
-    if sum(len(key) + len(value) + 4 for key, value in headers) > max_head:
-        raise UpstreamMalformed(name, "a head that is too large")
-    for key, value in headers:
-        if not NAME.fullmatch(key) or BAD_IN_VALUE.search(value):
-            raise UpstreamMalformed(name, "a malformed header")
+    check_head(name, headers, max_head)
     lengths = values(headers, b"content-length")
     if len(set(lengths)) > 1 or any(not length.isdigit() for length in lengths):
         raise UpstreamMalformed(name, "contradictory lengths")
     codings = values(headers, b"transfer-encoding")
     if codings and (lengths or b",".join(codings).strip().lower() != b"chunked"):
         raise UpstreamMalformed(name, "a framing in doubt")
+
+
+def check_head(name: str, headers: Headers, max_head: int) -> None:
+    """Raises UpstreamMalformed where the fields of a head are too large, or no HTTP."""
+    if sum(len(key) + len(value) + 4 for key, value in headers) > max_head:
+        raise UpstreamMalformed(name, "a head that is too large")
+    for key, value in headers:
+        if not NAME.fullmatch(key) or BAD_IN_VALUE.search(value):
+            raise UpstreamMalformed(name, "a malformed header")
 
 
 _CONDITIONAL = frozenset((b"if-none-match", b"if-modified-since"))
@@ -307,5 +312,5 @@ def translated(name: str, error: httpx.TransportError) -> UpstreamError:
     )
     for kind, counterpart, reason in kinds:
         if isinstance(error, kind):
-            return counterpart(name, reason)
+            return counterpart(name, f"{reason}: {error}" if kind is httpx.RemoteProtocolError else reason)
     return UpstreamUnreachable(name, "no connection, or it broke")

@@ -38,6 +38,8 @@ from gateway.http.response_parser import WITHOUT_BODY
 from gateway.upstreams.connection import (
     ERRORS,
     METHODS,
+    MOST_INTERIM,
+    TOO_MANY_INTERIM,
     Interim,
     PlainConnection,
     Pool,
@@ -67,6 +69,8 @@ class Receiver(ResponseHandler):
     _asked = False
     """Whether a request was sent whose response has not ended."""
     _poll: select.poll | None = None
+    _interims = 0
+    """How many interim responses came since the last request was sent."""
     requests = 0
     """How many were sent on this connection."""
     received = False
@@ -106,7 +110,7 @@ class Receiver(ResponseHandler):
 
     def set_response_params(self, **params: Any) -> None:
         """aiohttp calls this right before it sends a request."""
-        self._asked = True
+        self._asked, self._interims = True, 0
         super().set_response_params(**params)
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
@@ -117,9 +121,25 @@ class Receiver(ResponseHandler):
             if message.code < 200:
                 self.set_exception(HttpProcessingError(message="another protocol, or content of an interim response"))
                 return
+        if self._are_too_many(message.code < 200):
+            return
         if message.code >= 200:
             payload.on_eof(self._answered)
         super().feed_data(data, size)
+
+    def _are_too_many(self, interim: bool) -> bool:
+        """Whether there were too many interim responses; then the connection ends, and what is parsed already of those
+        behind them is thrown away."""
+        if self._interims > MOST_INTERIM:
+            return True
+        self._interims += interim
+        if self._interims <= MOST_INTERIM:
+            return False
+        self.force_close()
+        self.set_exception(HttpProcessingError(message=TOO_MANY_INTERIM))
+        if self.transport is not None:
+            self.transport.abort()  # aiohttp's own `abort` forgets the exception
+        return True
 
     def _answered(self) -> None:
         self._asked = False
@@ -479,7 +499,9 @@ def _body_of(request: httpx.Request) -> Any:
 
 def translated(error: Exception) -> httpx.TransportError:
     """The httpx error that says the same as one of aiohttp's."""
-    text = str(error) or type(error).__name__
+    # Of a response's error the message alone: its text has the URL, which may hold a credential.
+    message = error.message if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError) else str(error)
+    text = message or type(error).__name__
     kinds: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[httpx.TransportError]], ...] = (
         (aiohttp.ConnectionTimeoutError, httpx.ConnectTimeout),
         (aiohttp.SocketTimeoutError, httpx.ReadTimeout),

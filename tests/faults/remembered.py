@@ -55,7 +55,6 @@ KINDS: dict[str, Requests] = {
     "hosts": lambda n: _request("GET /u", f"Host: h{n}.test"),
     "entity tags": lambda n: _request("GET /u", "Host: a.test", f'If-None-Match: "{n}{"x" * 200}"'),
     "paths that are no route": lambda n: _request(f"GET /none/{n}{'x' * 200}", "Host: a.test"),
-    "methods": lambda n: _request(f"M{n} /u", "Host: a.test", "Content-Length: 0"),
     "tags of responses": lambda n: _request(f"GET /tagged?{n:012}", "Host: a.test"),
     "parts": lambda n: _request(f"GET /joined?n={n}{'x' * 200}", "Host: a.test"),
     "traces": lambda n: _request("GET /u", "Host: a.test", f"traceparent: 00-{n + 1:032x}-{n + 1:016x}-01"),
