@@ -7,7 +7,7 @@ Pure: no I/O. The tree:
     ├── OrderError               the operator's: a command was given what means nothing
     ├── RequestRefused           the client's: an ambiguous or malformed request target or Host (400)
     └── UpstreamError            the upstream's
-        ├── UpstreamUnreachable  no connection, or it broke before the response was whole (502)
+        ├── UpstreamUnreachable  connection failed or lost before the response was whole (502)
         ├── UpstreamMalformed    it answered something that is not HTTP, or not what was asked (502)
         ├── UpstreamBusy         every connection to it is taken and the queue is full (503)
         ├── UpstreamResting      it failed so often that it is left alone for a while (503)

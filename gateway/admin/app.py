@@ -51,7 +51,7 @@ class KnownHost:
         if scope["type"] == "http" and on_loopback(scope):
             host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
             if not is_known(host, self._configured()):
-                refusal = problem(421, "This listener answers to addresses and to localhost alone.")
+                refusal = problem(421, "The Host header must be an IP address or localhost.")
                 await refusal(scope, receive, send)
                 return
         await self.app(scope, receive, send)
@@ -221,29 +221,29 @@ class Admin:
             except RequestRefused as refused:
                 return problem(400, refused.detail)
             except (msgspec.MsgspecError, ValueError) as error:
-                return problem(400, f"The order is refused: {error}")
+                return problem(400, f"The request is invalid: {error}")
 
         return guard
 
     def _refusal(self, request: Request) -> Response | None:
         if not self._token:
-            return problem(403, "Nothing can be changed here: no GATEWAY_ADMIN_TOKEN is set for the gateway.")
+            return problem(403, "Changes are disabled: GATEWAY_ADMIN_TOKEN is not set on the gateway.")
         address = address_of(request)
         limited = not self._wrong_tokens.are_left(address)
         if limited and address not in self._known:
-            return _too_many("Too many wrong tokens came from this address; wait a minute.")
+            return _too_many("Too many failed attempts from this address; try again in a minute.")
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not compare_digest(given.strip().encode(), self._token.encode()):
             if limited:
-                return _too_many("Too many wrong tokens came from this address; wait a minute.")
+                return _too_many("Too many failed attempts from this address; try again in a minute.")
             if given:
                 self._wrong_tokens.count(address)
-            response = problem(401, "This wants the token of GATEWAY_ADMIN_TOKEN, as `Authorization: Bearer …`.")
+            response = problem(401, "A token is required (GATEWAY_ADMIN_TOKEN), sent as `Authorization: Bearer …`.")
             response.headers["www-authenticate"] = "Bearer"
             return response
         self._known.add(address)
         if request.method != "GET" and not self._changes.count(address):
-            return _too_many("Too many orders came from this address; wait a minute.")
+            return _too_many("Too many requests from this address; try again in a minute.")
         return None
 
     async def advice(self, request: Request) -> Response:
@@ -252,7 +252,7 @@ class Admin:
     async def purge(self, request: Request) -> Response:
         order = msgspec.json.decode(await _body(request), type=PurgeOrder)
         if not (order.keys or order.tags or order.routes or order.all):
-            return problem(400, "Nothing to purge: give keys, tags, routes, or all.")
+            return problem(400, "Nothing to purge: set keys, tags, routes or all.")
         for key in order.keys:
             self._refuse_another_host(key)
         if refusal := _refused_tags(order.tags):
@@ -276,10 +276,10 @@ class Admin:
         given = urlsplit(url).netloc.lower() if "://" in url else ""
         if config.public_url is not None and given not in ("", urlsplit(config.public_url).netloc.lower()):
             raise RequestRefused(
-                f"{given} is not this gateway, whose public_url is {config.public_url}; give that, or the path alone."
+                f"{given} isn't a URL of this gateway (public_url is {config.public_url}); use that, or only the path."
             )
         if config.public_url is None and given and not is_known(given, config.host):
-            raise RequestRefused(f"{given} is not known to be this gateway: set public_url, or give the path alone.")
+            raise RequestRefused(f"{given} can't be checked without public_url: set it, or use only the path.")
 
     async def explain(self, request: Request) -> Response:
         order = msgspec.json.decode(await _body(request), type=ExplainOrder)

@@ -81,7 +81,7 @@ class Operations:
                 await self.turn()
             except ConfigError as error:
                 # The routes stay as they are, and the next look goes on.
-                logger.error("live overrides cannot be put in force: %s", error)
+                logger.error("live overrides can't be applied: %s", error)
 
     async def turn(self) -> None:
         """Look for overrides once, and answer by those in force."""
@@ -105,7 +105,7 @@ class Operations:
                 said = map(_shown, (override.by, key, override.value, instant(override.until)))
                 logger.info("live override by %s: %s is %s until %s", *said)
         for key in self._held.keys() - wanted.keys():
-            logger.info("live override of %s has ended", _shown(key))
+            logger.info("live override of %s has expired", _shown(key))
 
     def settings(self) -> list[Setting]:
         """Every setting as it is in force, secrets masked: file, `.env`, environment, and over them what is live."""

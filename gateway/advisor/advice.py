@@ -182,12 +182,12 @@ def recommend(
     """The TTL for targets: at most a share of answers outdated (0 to 1), at most so many requests a second upstream.
 
     Outdated answers want a short TTL, the upstream a long one. Where both are given, the longest that keeps answers
-    new enough is taken, if it relieves the upstream enough.
+    new enough is taken, if it meets the upstream target.
     """
     if not advice.requests:
         return Recommendation(None, "no traffic was seen")
     if not advice.tells:
-        return Recommendation(None, "it was watched for less than the shortest TTL")
+        return Recommendation(None, "the traffic seen is shorter than the shortest TTL")
     if max_outdated is not None and not advice.knows_changes:
         return Recommendation(None, _why_unknown(advice.changes.fetches))
     fitting = [
@@ -202,23 +202,23 @@ def recommend(
     known = [rung for rung in fitting if rung.seen]
     if not best.seen and known:
         best = known[-1]
-        return Recommendation(best.ttl, "longer ones would do too, but the traffic was not watched for so long")
+        return Recommendation(best.ttl, "longer ones may do too, but there is not enough traffic yet")
     return Recommendation(best.ttl, _why(best, max_outdated, max_upstream))
 
 
 def _why_unknown(comparisons: int) -> str:
     if not comparisons:
-        return "how often its content changes is not known: nothing was fetched twice yet"
+        return "the change rate is unknown: nothing was fetched twice yet"
     times = "one fetch was" if comparisons == 1 else f"{comparisons} fetches were"
-    return f"how often its content changes is hardly known: {times} compared, and {LEAST_COMPARISONS} are needed"
+    return f"the change rate is uncertain: {times} compared, {LEAST_COMPARISONS} are required"
 
 
 def _why(rung: Rung, max_outdated: float | None, max_upstream: float | None) -> str:
     words = []
     if max_outdated is not None:
-        words.append("the longest that keeps outdated answers within the target")
+        words.append("the longest that keeps outdated responses within the target")
     if max_upstream is not None:
-        words.append("relieves the upstream enough" if words else "the shortest that relieves the upstream enough")
+        words.append("meets the upstream target" if words else "the shortest that meets the upstream target")
     return ", and it ".join(words) or "the shortest of the ladder"
 
 
@@ -227,8 +227,8 @@ def _why_none(advice: Advice, max_outdated: float | None, max_upstream: float | 
     if max_outdated is not None and shortest.outdated > max_outdated:
         return f"content changes too often: even {shortest.ttl:g} s would leave {shortest.outdated:.1%} outdated"
     if max_upstream is not None and longest.upstream > max_upstream:
-        return f"no TTL relieves the upstream so far: a day would still ask it {longest.upstream:.3g} times a second"
-    return "no TTL meets both targets: what relieves the upstream enough leaves too many answers outdated"
+        return f"no TTL meets the upstream target: at one day it still gets {longest.upstream:.3g} requests per second"
+    return "no TTL meets both targets: those that meet the upstream target leave too many responses outdated"
 
 
 def between(rungs: tuple[Rung, ...], ttl: float) -> Rung:

@@ -173,7 +173,7 @@ class Batch:
         body = await fetched.body.whole(self._limit)
         await fetched.body.aclose()
         if body is None:
-            raise UpstreamMalformed(self._name, "a batch that is too large")
+            raise UpstreamMalformed(self._name, "the batch response is too large")
         if not 200 <= fetched.status < 300:
             return {item: _share(fetched.status, fetched.headers, body) for item in items}
         try:
@@ -202,7 +202,7 @@ def _by_key(name: str, found: JsonValue, key: str) -> dict[str, JsonValue]:
     if isinstance(found, list):
         ids = ((as_text(each.get(key)), each) for each in found if isinstance(each, dict))
         return {text: each for text, each in ids if text is not None}
-    raise UpstreamMalformed(name, "a batch that is neither a list nor an object")
+    raise UpstreamMalformed(name, "the batch response is neither a list nor an object")
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ def _merged(pieces: Sequence[MergePiece], merge: Merge) -> dict[str, Any]:
         elif isinstance(piece.value, dict):
             addition = piece.value
         else:
-            raise WrongType("it is no object; only objects can be merged into the root")
+            raise WrongType("it isn't an object; only objects can be merged into the root")
         for name, value in addition.items():
             root[name] = _together(root[name], value, merge) if name in root and merge != "shallow" else value
     return root

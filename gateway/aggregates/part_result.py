@@ -48,7 +48,7 @@ class Absent(Failure):
 
     def __init__(self, status: int, life: PartLife) -> None:
         self.life = life
-        super().__init__("absent", f"its upstream says {status}", 404)
+        super().__init__("absent", f"upstream returned {status}", 404)
 
 
 @dataclass(frozen=True, slots=True)

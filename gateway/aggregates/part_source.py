@@ -263,12 +263,12 @@ class PartSource:
                 got = await self._asked(ask)
                 self.pace.took(loop.time() - now)
                 if got.life.failing:
-                    self.resting.put(own, Failure("error", "its upstream failed"))
+                    self.resting.put(own, Failure("error", "upstream failed"))
                 else:
                     self._forget(key, own)
                 return got
         except TimeoutError:
-            failure = Failure("timeout", "it was not there in time", 504)
+            failure = Failure("timeout", "timed out", 504)
         except UpstreamError as error:
             failure = Failure(error.kind, error.title.lower(), _status(error.status))
         except Absent:
@@ -323,7 +323,7 @@ class PartSource:
                 raise self._too_large()
             body = whole
         if outcome.result is Result.ERROR:
-            raise Failure(outcome.detail or "error", "its upstream could not answer", _status(answer.status))
+            raise Failure(outcome.detail or "error", "upstream unavailable", _status(answer.status))
         if stored is not None:
             failing = "error" if outcome.result is Result.STALE_ERROR else ""
             return self._stored(ask, stored, _SAID[outcome.result], failing=failing)
@@ -332,7 +332,7 @@ class PartSource:
         if answer.status in (404, 410):
             raise Absent(answer.status, life)
         if not 200 <= answer.status < 300:
-            raise Failure(f"status-{answer.status}", f"its upstream says {answer.status}")
+            raise Failure(f"status-{answer.status}", f"upstream returned {answer.status}")
         return Got("bypass" if ask.plan.bypass is not None else "miss", answer.headers, body, life)
 
     def _stored(
@@ -353,7 +353,7 @@ class PartSource:
         if stored.status in (404, 410):
             raise Absent(stored.status, life)
         if not 200 <= stored.status < 300:
-            raise Failure(f"status-{stored.status}", f"its upstream says {stored.status}")
+            raise Failure(f"status-{stored.status}", f"upstream returned {stored.status}")
         if said == "stale":
             said = f"stale;age={int(age)}" + (f";error={failing}" if failing else "")
         return Got(said, stored.headers, stored.body, life, stored.key)
@@ -383,7 +383,7 @@ class PartSource:
                 body = await fetched.body.whole(self.route.max_body)
                 await fetched.body.aclose()
         except TimeoutError:
-            failure = Failure("timeout", "it was not there in time", 504)
+            failure = Failure("timeout", "timed out", 504)
         except UpstreamError as error:
             failure = Failure(error.kind, error.title.lower(), _status(error.status))
         else:
@@ -393,7 +393,7 @@ class PartSource:
                 raise Absent(fetched.status, life)
             if body is not None and 200 <= fetched.status < 300:
                 return Got("bypass", fetched.headers, body, life)
-            failure = Failure(f"status-{fetched.status}", f"its upstream says {fetched.status}")
+            failure = Failure(f"status-{fetched.status}", f"upstream returned {fetched.status}")
             if body is None:
                 failure = self._too_large()
         self._remember(key, own, failure)

@@ -113,7 +113,7 @@ class Builder:
         route = self.overridden.get(name, written)
         config = self.config
         if name in config.routes:
-            message = f"the aggregate {name} has the name of a route; give it another by `name`"
+            message = f"the aggregate {name} has the name of a route; set another `name`"
             raise ConfigError([ConfigProblem("", "include", message)])
         several = frozenset(each for each, upstream in self.upstreams.items() if len(upstream.config.bases) > 1)
         plain = {each: declared.template for each, declared in self.declared.items()}
@@ -292,7 +292,7 @@ class AggregateHandlers:
             if request.method == "PURGE":
                 return await self._purge(exchange, aggregate)
             if request.method not in ("GET", "HEAD"):
-                answer = problem(exchange, 405, "This answer is joined from others; it can only be read.")
+                answer = problem(exchange, 405, "An aggregate is read-only.")
                 answer.headers.append((b"allow", b"GET, HEAD"))
                 return AnswerResponse(answer)
             return await self._read(request, exchange, aggregate)
@@ -341,7 +341,7 @@ class AggregateHandlers:
     async def _purge(self, exchange: RequestContext, aggregate: Aggregate) -> Response:
         """The PURGE method: the whole that the URL names, from the networks that the route lists."""
         if exchange.client not in Trusted(aggregate.config.purge_from):
-            return AnswerResponse(problem(exchange, 403, "PURGE is not allowed from here."))
+            return AnswerResponse(problem(exchange, 403, "PURGE is not allowed from this address."))
         assert exchange.target is not None
         key = aggregate_key(aggregate, exchange.target)
         soft = first(exchange.headers, b"soft-purge") == "1"

@@ -112,7 +112,7 @@ def _shaped(recipe: BodyTransform, text: bytes, value: JsonValue) -> PreparedTra
         shown = recipe.shape.apply(value)
         text = text_of(shown)
     if recipe.at_root and not isinstance(shown, dict):
-        raise WrongType("it is no object; only objects can be merged into the root")
+        raise WrongType("it isn't an object; only objects can be merged into the root")
     return PreparedTransform(text, value if recipe.needed else None, shown if recipe.at_root else None)
 
 

@@ -48,7 +48,7 @@ class TypedPart:
             except ValidationError as error:
                 first = error.errors(include_url=False, include_input=False)[0]
                 where = ".".join(map(str, first["loc"])) or "the whole"
-                raise WrongType(f"it is not of its type: {where}: {first['msg']}") from None
+                raise WrongType(f"it doesn't match its type: {where}: {first['msg']}") from None
 
         return check
 
@@ -103,7 +103,7 @@ def aggregate(
         description=made.config.description or "",
         response_model=None,
         response_class=Response,
-        responses={200: {"model": _model(made), "description": "The parts' answers, joined."}},
+        responses={200: {"model": _model(made), "description": "The joined responses of the parts."}},
     )
 
 

@@ -23,35 +23,37 @@ class EngineCollector(Collector):
         engine = self._engine
         memory = engine.memory.statistics
         yield _gauge("gateway_memory_bytes", "Bytes of the cache in the process.", memory.bytes)
-        yield _gauge("gateway_memory_limit_bytes", "What it may take.", engine.memory.capacity)
+        yield _gauge("gateway_memory_limit_bytes", "Capacity of the cache in the process.", engine.memory.capacity)
         yield _gauge("gateway_memory_entries", "Responses stored in the process.", memory.entries)
-        yield _counter("gateway_memory_evictions", "Responses evicted from it.", memory.evictions)
-        yield _counter("gateway_collapsed", "Requests answered by a fetch made for another.", engine.collapsed)
+        yield _counter("gateway_memory_evictions", "Responses evicted from the process's cache.", memory.evictions)
+        yield _counter("gateway_collapsed", "Requests served by another request's fetch (collapsed).", engine.collapsed)
         yield _purges(engine.purged)
         epochs = engine.tiers.purges.epochs
         yield _gauge("gateway_purge_records", "Purges that the process knows.", len(epochs.records))
         yield _gauge("gateway_purge_bytes", "Bytes that they take in the process.", epochs.weight)
-        yield _counter("gateway_refreshes", "Refreshes behind a stale answer.", engine.refreshes)
+        yield _counter("gateway_refreshes", "Background refreshes.", engine.refreshes)
         yield _counter(
             "gateway_unreadable_records", "Records in Redis that could not be read.", engine.tiers.unreadable
         )
-        yield _counter("gateway_taken", "Responses taken from Redis into memory at the start.", engine.tiers.taken)
+        yield _counter("gateway_taken", "Responses loaded from Redis into memory at start.", engine.tiers.taken)
         governor = engine.governor
-        yield _counter("gateway_shed_refreshes", "Refreshes given up under overload.", governor.refreshes_shed)
-        yield _counter("gateway_shed_misses", "Misses told 503 under overload.", governor.misses_shed)
-        yield _gauge("gateway_flights", "Fetches under way that others may wait for.", len(engine.flights))
+        yield _counter("gateway_shed_refreshes", "Refreshes dropped under overload.", governor.refreshes_shed)
+        yield _counter("gateway_shed_misses", "Misses refused with 503 under overload.", governor.misses_shed)
+        yield _gauge("gateway_flights", "Fetches in flight that requests can wait for.", len(engine.flights))
         shared = getattr(engine.shared, "statistics", SharedStatistics())
         if not isinstance(engine.shared, NoShared):  # an alert on 0 would fire where no Redis is configured
             yield _gauge(
                 "gateway_redis_available",
-                "1 while Redis is used, 0 while it is left alone; absent without a Redis.",
+                "1 if Redis is in use, 0 if it is unavailable; absent without a Redis.",
                 engine.shared.available,
             )
         yield _counter("gateway_redis_reads", "Keys read from Redis.", shared.reads)
         yield _counter("gateway_redis_writes", "Keys written to Redis.", shared.writes)
         yield _counter("gateway_redis_batches", "Round trips to Redis.", shared.batches)
         yield _counter("gateway_redis_failures", "Round trips that failed or took too long.", shared.failures)
-        yield _counter("gateway_redis_dropped_writes", "Writes given up, Redis being away or too slow.", shared.dropped)
+        yield _counter(
+            "gateway_redis_dropped_writes", "Writes dropped because Redis was unavailable or too slow.", shared.dropped
+        )
         yield _counter(
             "gateway_redis_oversized", "Records too large to be read from Redis, or written.", shared.oversized
         )
@@ -63,7 +65,7 @@ class AdviceCollector(Collector):
         self._told = told
 
     def collect(self) -> Iterable[Metric]:
-        said = "What the advisor expects of the route at its TTL: "
+        said = "The advisor's estimate for the route at its TTL: "
         ratio = GaugeMetricFamily("gateway_predicted_hit_ratio", said + "the hit ratio.", labels=("route",))
         load = GaugeMetricFamily(
             "gateway_predicted_upstream_requests", said + "upstream requests a second.", labels=("route",)
@@ -85,18 +87,18 @@ class UpstreamCollector(Collector):
         self._upstreams = upstreams
 
     def collect(self) -> Iterable[Metric]:
-        yield self._gauges("gateway_upstream_in_flight", "Requests under way.", lambda u: u.places.taken)
-        yield self._gauges(
-            "gateway_upstream_waiting", "Requests that wait for a connection.", lambda u: u.places.waiting
-        )
-        yield self._counters("gateway_upstream_shed", "Requests told 503: no place.", lambda u: u.shed)
-        yield self._counters("gateway_upstream_repeated", "Requests sent a second time.", lambda u: u.budget.spent)
+        yield self._gauges("gateway_upstream_in_flight", "Requests in flight.", lambda u: u.places.taken)
+        yield self._gauges("gateway_upstream_waiting", "Requests queued for a connection.", lambda u: u.places.waiting)
         yield self._counters(
-            "gateway_upstream_not_repeated", "Requests not repeated: no budget.", lambda u: u.budget.denied
+            "gateway_upstream_shed", "Requests refused with 503: connection queue full.", lambda u: u.shed
+        )
+        yield self._counters("gateway_upstream_repeated", "Requests retried.", lambda u: u.budget.spent)
+        yield self._counters(
+            "gateway_upstream_not_repeated", "Requests not retried: retry budget used up.", lambda u: u.budget.denied
         )
         state = GaugeMetricFamily(
             "gateway_breaker_state",
-            "0 while a host is asked, 1 while one request tries it, 2 while it is left alone.",
+            "State of the host's circuit breaker: 0 closed, 1 half-open, 2 open.",
             labels=("upstream", "host"),
         )
         opened = CounterMetricFamily("gateway_breaker_opened", "How often it was.", labels=("upstream", "host"))
@@ -132,7 +134,7 @@ class UpstreamCollector(Collector):
 
 
 def _purges(purged: PurgesTold) -> Metric:
-    family = CounterMetricFamily("gateway_purges", "Purges, by what their senders were told.", labels=("result",))
+    family = CounterMetricFamily("gateway_purges", "Purges by result.", labels=("result",))
     family.add_metric(("complete",), float(purged.complete))
     family.add_metric(("unconfirmed",), float(purged.unconfirmed))
     return family

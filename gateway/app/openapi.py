@@ -41,14 +41,14 @@ def openapi_operation(route: Declared) -> dict[str, Any]:
     return {
         "parameters": parameters,
         "responses": {
-            "200": {"description": "The upstream's answer, from the cache or fresh.", "headers": _HEADERS},
-            "304": {"description": "What the client has is still good."},
+            "200": {"description": "The upstream's response, from the cache or fetched.", "headers": _HEADERS},
+            "304": {"description": "The client's copy is still valid."},
             **_REFUSALS,
             "502": {
-                "description": "The upstream failed, and nothing stored could stand in.",
+                "description": "The upstream failed, and no stale response is available.",
                 "content": _PROBLEM,
             },
-            "504": {"description": "The upstream did not answer in time.", "content": _PROBLEM},
+            "504": {"description": "The upstream timed out.", "content": _PROBLEM},
         },
         "x-gateway": {"upstream": route.upstream.name, "ttl": _ttl(config.ttl), "tags": config.tags},
     }
@@ -64,14 +64,14 @@ def aggregate_operation(aggregate: Aggregate) -> dict[str, Any]:
         "parameters": parameters,
         "responses": {
             "200": {
-                "description": "The parts' answers, joined. Gateway-Complete is ?0 where one of them failed.",
+                "description": "The joined responses of the parts. Gateway-Complete is ?0 if one of them failed.",
                 "headers": _HEADERS | _PART_HEADERS,
                 "content": {"application/json": {"schema": _joined_schema(aggregate)}},
             },
-            "304": {"description": "What the client has is still good."},
+            "304": {"description": "The client's copy is still valid."},
             **_REFUSALS,
-            "502": {"description": "A required part failed, and nothing could stand in for it.", "content": _PROBLEM},
-            "504": {"description": "A required part was not there in time.", "content": _PROBLEM},
+            "502": {"description": "A required part failed, and no stale copy is available.", "content": _PROBLEM},
+            "504": {"description": "A required part timed out.", "content": _PROBLEM},
         },
         "x-gateway": {"parts": list(config.parts)},
     }
@@ -95,7 +95,7 @@ def _joined_schema(aggregate: Aggregate) -> dict[str, Any]:
         if part.when is None and not part.is_static and not aggregate.config.selectable:
             required.append(group)
     if aggregate.config.envelope:
-        properties["_meta"] = {"type": "object", "description": "What became of each part."}
+        properties["_meta"] = {"type": "object", "description": "The state of each part."}
     if aggregate.config.errors:
         properties["_errors"] = {"type": "object", "description": "Problem details of the parts that failed."}
     return {"type": "object", "properties": properties, "required": required}
@@ -113,8 +113,8 @@ def _part_schema(route: str, name: str, part: PartConfig) -> dict[str, Any]:
 
 
 _PART_HEADERS = {
-    "Gateway-Parts": {"description": "What became of each part.", "schema": {"type": "string"}},
-    "Gateway-Complete": {"description": "?1 where every part is there, else ?0.", "schema": {"type": "string"}},
+    "Gateway-Parts": {"description": "The state of each part.", "schema": {"type": "string"}},
+    "Gateway-Complete": {"description": "?1 if no part failed, else ?0.", "schema": {"type": "string"}},
 }
 
 
@@ -123,8 +123,8 @@ def _ttl(ttl: Any) -> str:
 
 
 _HEADERS = {
-    "Cache-Status": {"description": "What the cache did (RFC 9211).", "schema": {"type": "string"}},
-    "Age": {"description": "Seconds since the upstream was asked.", "schema": {"type": "integer"}},
+    "Cache-Status": {"description": "How the cache handled the request (RFC 9211).", "schema": {"type": "string"}},
+    "Age": {"description": "Seconds since the response was fetched or validated.", "schema": {"type": "integer"}},
 }
 _PROPERTIES = {
     "type": {"type": "string"},
@@ -136,10 +136,10 @@ _PROPERTIES = {
 _PROBLEM: dict[str, Any] = {"application/problem+json": {"schema": {"type": "object", "properties": _PROPERTIES}}}
 
 _REFUSALS = {
-    "400": {"description": "A target or a field that can be read in two ways.", "content": _PROBLEM},
-    "414": {"description": "A target that is too long.", "content": _PROBLEM},
-    "431": {"description": "Header fields that are too many, or too large.", "content": _PROBLEM},
-    "503": {"description": "Too much is under way; `Retry-After` says when to ask again.", "content": _PROBLEM},
+    "400": {"description": "The request target or a header field is ambiguous.", "content": _PROBLEM},
+    "414": {"description": "The request target is too long.", "content": _PROBLEM},
+    "431": {"description": "There are too many header fields, or they are too large.", "content": _PROBLEM},
+    "503": {"description": "Overloaded; `Retry-After` says when to retry.", "content": _PROBLEM},
 }
 
 

@@ -80,7 +80,7 @@ class Binding:
         so_far = self._runtime.so_far(settings)
         for unknown in map(by_model, inputs.open):
             if so_far.is_news(unknown):
-                logger.warning("the answers of %s are not shared: they rest on %s", settings.name, unknown.what)
+                logger.warning("responses of %s are not shared: they depend on %s", settings.name, unknown.what)
 
     def _bind_aggregate(self, typed: TypedAggregate) -> None:
         made = self._builder.typed(typed.name, typed.config, typed.checks)
@@ -91,7 +91,7 @@ class Binding:
         upstreams = self._runtime.upstreams
         for name in upstream_names(context.dependant) - set(upstreams):
             hint = did_you_mean(name, upstreams)
-            raise _problem(f"the handler {context.name} wants the upstream {name!r}, which is not configured{hint}")
+            raise _problem(f"the handler {context.name} requires the upstream {name!r}, which is not configured{hint}")
 
 
 def _check_order(contexts: list[RouteContext]) -> None:
@@ -106,8 +106,8 @@ def _check_order(contexts: list[RouteContext]) -> None:
         named = cached_settings(getattr(handler, "__globals__", {}).get(getattr(handler, "__name__", "")))
         if "<locals>" in label(handler) or (named is not None and named.endpoint is cached):
             raise _problem(
-                f"the handler {label(handler)} has @cached above the decorator of its route {context.path}, so that "
-                "the route has the plain function and nothing is cached: write @cached below it"
+                f"the handler {label(handler)} has @cached above the decorator of its route {context.path}, so the "
+                "route calls the plain function and nothing is cached; write @cached below it"
             )
 
 
@@ -115,13 +115,13 @@ def _check_decorators(context: RouteContext, marked: Marked) -> None:
     name = marked.settings.name
     for each in deaf(context.endpoint, marked.endpoint, marked.passed):
         raise _problem(
-            f"the handler {name} has a decorator above @cached, {each}, that takes no **kwargs, so that what @cached "
-            "is given by FastAPI does not reach it: let it pass on *args and **kwargs, or write it below @cached"
+            f"the handler {name} has a decorator above @cached, {each}, that doesn't accept **kwargs, so FastAPI's "
+            "arguments don't reach @cached; pass on *args and **kwargs in it, or write it below @cached"
         )
     if marked.settings.edge and decorators_above(context.endpoint, marked.endpoint):
         raise _problem(
-            f"the handler {name} is @cached(edge=True) and has a decorator above that, which hits would not reach: "
-            "write it below @cached, or leave edge=True out"
+            f"the handler {name} is @cached(edge=True) and has a decorator above it, which hits would skip; write it "
+            "below @cached, or remove edge=True"
         )
 
 
@@ -131,22 +131,22 @@ def _check_edge(context: RouteContext, settings: Cached) -> None:
     found = refusing(context.dependant, follows_origin=settings.rules.ttl is None)
     if found:
         raise _problem(
-            f"the handler {context.name} is @cached(edge=True) and depends on {', '.join(found)}, which could "
-            "refuse a request; a cache must not stand before that: leave edge=True out"
+            f"the handler {context.name} is @cached(edge=True) and depends on {', '.join(found)}, which can "
+            "refuse a request and would be skipped by hits; remove edge=True"
         )
 
 
 def _check_inputs(context: RouteContext, settings: Cached, inputs: Inputs) -> None:
     if settings.authorization == "ignore" and inputs.authorization is not None:
         raise _problem(
-            f"the handler {settings.name} is @cached(authorization='ignore'), so that it sees no Authorization, which "
-            f"{inputs.authorization} wants: write authorization='key', or 'pass'"
+            f"the handler {settings.name} is @cached(authorization='ignore'), which hides the Authorization that "
+            f"{inputs.authorization} requires; use authorization='key' or 'pass'"
         )
     known = sorted(context.param_convertors)
     for tag in settings.tags:
         for name in set(tag_parameters(tag)) - set(known):
             raise _problem(
-                f"the handler {settings.name} has the tag {tag!r}, and {{{name}}} is no parameter of the path "
+                f"the handler {settings.name} has the tag {tag!r}, but {{{name}}} isn't a parameter of the path "
                 f"{context.path}, which has {', '.join(known) or 'none'}{did_you_mean(name, known)}"
             )
 

@@ -104,7 +104,7 @@ class AppRoutes:
         path: str = getattr(self.config, which)
         for route in self.declared:
             if route.template.text == path:
-                logger.warning("the route %s has the path %s: the %s page gives way", route.name, path, which)
+                logger.warning("the route %s has the path %s: the %s page is not served", route.name, path, which)
                 return "off"
         return path
 

@@ -25,7 +25,7 @@ class Background:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             asyncio.get_running_loop().call_exception_handler(
-                {"message": "a task of the cache engine failed", "exception": error, "task": task}
+                {"message": "a background task of the cache engine failed", "exception": error, "task": task}
             )
 
     async def settle(self) -> None:

@@ -352,7 +352,7 @@ class Engine:
     def _one_more(self, name: str) -> Iterator[None]:
         """A fetch for one client, while it waits for the head. Raises Overloaded."""
         if not self.governor.admits_miss(self.under_way):
-            raise Overloaded(name, "too many fetches are under way", self._durations.retry_after)
+            raise Overloaded(name, "too many fetches in flight", self._durations.retry_after)
         self._flying.alone += 1
         try:
             yield
@@ -367,7 +367,7 @@ class Engine:
         return None if refusal is None else Failed(refusal.status, error=refusal)
 
     def _shed(self, name: str) -> Failed:
-        return Failed(503, error=Overloaded(name, "too many fetches are under way", self._durations.retry_after))
+        return Failed(503, error=Overloaded(name, "too many fetches in flight", self._durations.retry_after))
 
     # --- the stores, and the end ---------------------------------------------------------------------------
 

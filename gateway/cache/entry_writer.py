@@ -81,7 +81,9 @@ class EntryWriter:
     async def _void(self, ask: CacheRequest) -> str:
         """Make void all that is stored for the target, here and everywhere, as it was selected by what no longer holds;
         the stamp of what is stored anew."""
-        await self._tiers.invalidate([ask.plan.primary], by="a 304 or HEAD that changed what may be stored")
+        await self._tiers.invalidate(
+            [ask.plan.primary], by="a 304 or HEAD response that changed whether the entry may be stored"
+        )
         await self._tiers.purged()
         return self._tiers.stamp()
 

@@ -79,7 +79,7 @@ class Fetcher:
                 self.mark_uncacheable(self.flight_key(ask))
             return landing
         except TimeoutError:
-            error: UpstreamError = UpstreamTimeout(origin.name, "no whole answer within its deadline")
+            error: UpstreamError = UpstreamTimeout(origin.name, "no complete response before the deadline")
         except UpstreamError as failure:
             error = failure
         self.rest(ask)

@@ -108,7 +108,7 @@ def part_answer(request: Headers, stored: Entry, rules: CachePolicy, now: float)
 
 
 def out_of_range(exchange: RequestContext, part: OutOfRange) -> Answer:
-    answer = problem(exchange, 416, "The range lies outside of the resource.")
+    answer = problem(exchange, 416, "The range is not satisfiable.")
     answer.headers.append((b"content-range", b"bytes */%d" % part.size))
     return answer
 
@@ -268,7 +268,7 @@ class Responder:
 
     def unsatisfiable(self, ask: CacheRequest) -> Answer:
         ask.exchange.outcome = Outcome(Result.ERROR, forward="request", detail="only-if-cached")
-        return problem(ask.exchange, 504, "Nothing stored answers this request, and it asked for no more.")
+        return problem(ask.exchange, 504, "No stored response is available (only-if-cached).")
 
 
 def _part_of(ask: CacheRequest, fetched: Fetched, headers: Headers) -> ByteRange | OutOfRange | None:

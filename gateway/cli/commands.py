@@ -213,7 +213,7 @@ def purge(
     have = "worker has" if report["workers"] == 1 else "workers have"
     typer.echo(f"{report['confirmed']} of {report['workers']} {have} confirmed, in {took}.")
     if not report["complete"]:
-        typer.secho("The rest will hear of it as soon as Redis can be reached.", err=True, fg="yellow")
+        typer.secho("The others will apply it once they reach Redis.", err=True, fg="yellow")
         raise typer.Exit(3)
 
 
@@ -222,7 +222,7 @@ def _refuse_what_purges_nothing(keys: list[str], tags: list[str], routes: list[s
     from gateway.config.types import check_tags
 
     if not (keys or tags or routes or everything):
-        raise OrderError("nothing to purge: give --key, --tag, --route or --all")
+        raise OrderError("nothing to purge: set --key, --tag, --route or --all")
     for text in keys:
         if not re.match(r"/|https?://", text):
             raise OrderError(f"--key {text}: write a path such as /items/1, or a URL of the gateway's")
@@ -297,7 +297,7 @@ def warm(
     listed = wanted(source, top=top, drop_query=TRACKING_PARAMETERS)
     if listed.skipped:
         lines = counted(listed.skipped, "line")
-        typer.secho(f"{lines} had a query, whose values no log holds: left out.", err=True, fg="yellow")
+        typer.secho(f"{lines} skipped: they had a query, and logs don't contain query values.", err=True, fg="yellow")
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("warming", total=len(listed.targets))
         warmed = asyncio.run(
@@ -310,7 +310,7 @@ def warm(
                 headers=dict(read_header(text) for text in header or []),
             )
         )
-    typer.echo(f"{len(listed.targets)} asked for: " + ", ".join(f"{n} {what}" for what, n in warmed.outcomes.items()))
+    typer.echo(f"{len(listed.targets)} requested: " + ", ".join(f"{n} {what}" for what, n in warmed.outcomes.items()))
     if warmed.failed:
         more = warmed.outcomes["failed"] - len(warmed.failed)
         for target, why in warmed.reasons.items():

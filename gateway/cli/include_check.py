@@ -43,12 +43,12 @@ def problems_of(file: str | None, *, seconds: float = SECONDS) -> list[ConfigPro
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            return [ConfigProblem("", "include", f"importing what it names took more than {seconds:g} s")]
+            return [ConfigProblem("", "include", f"importing its modules took more than {seconds:g} s")]
         found = answer.read()
     if not found:
         lines = errors.decode(errors="replace").strip().splitlines()
         said = f": {lines[-1]}" if lines else ""
-        message = f"importing what it names ended the process (status {process.returncode}){said}"
+        message = f"importing its modules ended the process (status {process.returncode}){said}"
         return [ConfigProblem("", "include", message)]
     return msgspec.json.decode(found, type=list[ConfigProblem])
 

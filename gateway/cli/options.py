@@ -53,8 +53,8 @@ def nothing_served(path: Path | None, config: Config) -> str | None:
         return None
     file = found(path)
     if file is None:
-        return "there is no configuration file: neither config/gateway.yaml nor gateway.yaml is here; name one by -c"
-    return f"nothing is served: {file} has neither `routes` nor `include`"
+        return "no configuration file: neither config/gateway.yaml nor gateway.yaml exists; name one with -c"
+    return f"nothing to serve: {file} has neither `routes` nor `include`"
 
 
 def loaded(path: Path | None, options: dict[str, str] | None = None) -> Loaded:
@@ -99,7 +99,7 @@ def read_header(text: str) -> tuple[str, str]:
     """A header as it is typed, `Name: value`; the name in lower case. Raises typer.BadParameter."""
     name, colon, value = text.partition(":")
     if not colon or not name.strip():
-        raise typer.BadParameter(f"{text!r} is no header; write -H 'Name: value'")
+        raise typer.BadParameter(f"{text!r} isn't a valid header; expected -H 'Name: value'")
     return name.strip().lower(), value.strip()
 
 
@@ -156,7 +156,7 @@ def admin_address(config: Path | None = None, url: str | None = None) -> AdminAd
     if settings.url is not None:
         return AdminAddress(_url(settings.url), "GATEWAY_ADMIN_URL", settings.token)
     if settings.listen == "none":
-        raise AdminError(f"admin_listen is none ({settings.source}): there is no admin listener to ask")
+        raise AdminError(f"admin_listen is none ({settings.source}): there is no admin listener to connect to")
     return AdminAddress(_url(settings.listen), f"admin_listen, {settings.source}", settings.token)
 
 
@@ -191,18 +191,18 @@ def ask_admin(
         raise AdminError(f"{at.url} ({at.source}) did not answer within {ANSWER_SECONDS} s") from None
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise AdminError(
-            f"no gateway answers at {at.url} ({_reason(error)}), which is from {at.source}; set GATEWAY_ADMIN_URL or "
-            "--admin-url to its admin_listen"
+            f"can't connect to {at.url} ({_reason(error)}), set by {at.source}; set GATEWAY_ADMIN_URL or --admin-url "
+            "to the gateway's admin_listen"
         ) from None
     body = _json(response, at)
     if response.status_code == 401:
         wants, refuses = (
-            "wants a token: set GATEWAY_ADMIN_TOKEN to",
-            "refuses the GATEWAY_ADMIN_TOKEN set here; give it",
+            "requires a token: set GATEWAY_ADMIN_TOKEN to",
+            "refused this GATEWAY_ADMIN_TOKEN; set it to",
         )
         raise AdminError(f"the gateway at {at.url} {refuses if at.token else wants} the one that it was started with")
     if response.status_code >= 400:
-        raise AdminError(str(body.get("detail", f"it answered {response.status_code}")))
+        raise AdminError(str(body.get("detail", f"it returned {response.status_code}")))
     return body
 
 
@@ -213,7 +213,7 @@ def _reason(error: Exception) -> str:
 
 def _no_listener(at: AdminAddress) -> AdminError:
     return AdminError(
-        f"{at.url} ({at.source}) answers, but is no admin listener; is it the public port? Set GATEWAY_ADMIN_URL or "
+        f"{at.url} ({at.source}) isn't an admin listener; is it the public port? Set GATEWAY_ADMIN_URL or "
         "--admin-url to the gateway's admin_listen, 127.0.0.1:9000 by default"
     )
 
@@ -224,9 +224,9 @@ def _json(response: httpx.Response, at: AdminAddress) -> dict[str, Any]:
     except ValueError:
         if response.status_code in _ELSEWHERE:
             raise _no_listener(at) from None
-        raise AdminError(f"{response.url} is no gateway's admin listener: it does not speak JSON") from None
+        raise AdminError(f"{response.url} isn't a gateway's admin listener: the response isn't JSON") from None
     if not isinstance(body, dict):
-        raise AdminError(f"{response.url} is no gateway's admin listener")
+        raise AdminError(f"{response.url} isn't a gateway's admin listener")
     if response.status_code in _ELSEWHERE and body.get("detail") in (None, "Not Found", "Method Not Allowed"):
         raise _no_listener(at)
     return body

@@ -85,7 +85,7 @@ def _refuse_unknown(route: str, known: list[str]) -> None:
 def _why_nothing(route: str | None, seen: list[str]) -> str:
     parts = [name for name in seen if name.rpartition(".")[0] == route]
     if parts:
-        return f"{route} is joined of parts, each of which has a TTL of its own: {', '.join(parts)}."
+        return f"{route} is an aggregate; each of its parts has its own TTL: {', '.join(parts)}."
     return f"Nothing was seen of {route or 'any route'} so far (seen: {', '.join(seen) or 'none yet'})."
 
 

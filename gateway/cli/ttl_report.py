@@ -89,17 +89,15 @@ def advice_of_log(path: Path, today: dict[str, float | None]) -> list[Advice]:
                 fetched[line.key] = at
         advisor.add([batch], float(second))
     if not seen:
-        raise LogError(
-            f"{path} has no line with a cache key; advice needs the gateway's access log (`access_log: true`)"
-        )
+        raise LogError(f"{path} has no line with a cache key; expected the gateway's access log (`access_log: true`)")
     return advisor.advice(today)
 
 
 def _refuse_a_sample(line: LogLine, path: Path) -> None:
     if line.share < 1:
         raise LogError(
-            f"{path} has only {line.share:.3g} of the hits (setting `log_hits`): what a TTL would do can't be counted "
-            "by it; ask the running gateway, `gateway ttl advise`, or log with `log_hits: 1`"
+            f"{path} has only {line.share:.3g} of the hits (setting `log_hits`): advice requires all of them; "
+            "use the running gateway (`gateway ttl advise`), or log with `log_hits: 1`"
         )
 
 
@@ -114,9 +112,9 @@ def _read(path: Path) -> Iterator[LogLine]:
                     except msgspec.DecodeError as error:
                         if line.startswith(b"{") and not line.endswith(b"\n"):
                             return  # the log is being written, and this line has no end yet
-                        raise LogError(f"{path} line {number} is no line of the access log: {error}") from None
+                        raise LogError(f"{path} line {number} isn't a line of the access log: {error}") from None
     except OSError as error:
-        raise LogError(f"{path} cannot be read: {error.strerror}") from None
+        raise LogError(f"{path} can't be read: {error.strerror}") from None
 
 
 def report(
@@ -187,7 +185,7 @@ def ladder_table(advice: Advice) -> Table:
     """Every TTL of the ladder for one route."""
     shown = table_of("ttl", "hit ratio", "upstream", "outdated", "")
     for rung in advice.rungs:
-        note = "" if rung.seen else "not watched for so long"
+        note = "" if rung.seen else "not enough traffic yet"
         shown.add_row(
             duration(rung.ttl),
             f"{rung.hit_ratio:.1%}{_give_or_take(rung.hit_ratio_error * 100)}",

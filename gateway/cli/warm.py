@@ -60,7 +60,7 @@ def wanted(path: Path, *, top: int | None, drop_query: tuple[str, ...] = ()) -> 
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise WarmError(f"{path} cannot be read: {error.strerror}") from None
+        raise WarmError(f"{path} can't be read: {error.strerror}") from None
     counts: Counter[str] = Counter()
     skipped = 0
     for number, line in enumerate(_whole_lines(text), 1):
@@ -84,13 +84,13 @@ def _whole_lines(text: str) -> list[str]:
 def _of_url(text: str, path: Path, number: int, drop_query: tuple[str, ...]) -> str:
     parts = urlsplit(text)
     if "://" in text and parts.scheme not in ("http", "https"):
-        raise WarmError(f"{path} line {number}: {text} is no http:// or https:// URL, and no path")
+        raise WarmError(f"{path} line {number}: {text} isn't an http:// or https:// URL or a path")
     if "://" not in text and not text.startswith("/"):
         raise WarmError(f"{path} line {number}: {text} is neither a path, which begins with /, nor a URL")
     try:
         target = normalise((parts.path or "/").encode(), parts.query.encode())
     except RequestRefused as refused:
-        raise WarmError(f"{path} line {number}: {text} is no URL of the gateway's: {refused.detail}") from None
+        raise WarmError(f"{path} line {number}: {text} isn't a URL of the gateway: {refused.detail}") from None
     pairs = select_query(target.query, None, drop_query)
     return f"{target.path}?{'&'.join(pairs)}" if pairs else target.path
 
@@ -100,7 +100,7 @@ def _of_log(text: str, path: Path, number: int) -> str | None:
     try:
         line = msgspec.json.decode(text, type=_LogLine)
     except msgspec.DecodeError as error:
-        raise WarmError(f"{path} line {number} is no line of the access log: {error}") from None
+        raise WarmError(f"{path} line {number} isn't a line of the access log: {error}") from None
     if line.method != "GET" or line.status != 200 or not line.path:
         return ""
     return None if line.query else line.path
@@ -150,7 +150,9 @@ def base_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         given = text.partition("://")[2] or text
-        raise WarmError(f"--url {text} is no URL of a gateway: write http://{given.strip('/') or '127.0.0.1:8000'}")
+        raise WarmError(
+            f"--url {text} isn't a URL of a gateway; expected http://{given.strip('/') or '127.0.0.1:8000'}"
+        )
     return text
 
 

@@ -121,7 +121,7 @@ def parsed(variable: Variable, shape: object) -> Value:
         return _json(variable, "{", f'must be a JSON object such as {{"name": "value"}}; or set {example}')
     # A pattern such as [a-z]* is no JSON.
     if takes_list(shape) and re.match(r'\s*\[\s*["\]]', text):
-        return _json(variable, "[", 'begins as a JSON list and is none; write ["a", "b"] or a,b')
+        return _json(variable, "[", 'is not a valid JSON list; expected ["a", "b"] or a,b')
     return text
 
 
@@ -196,9 +196,7 @@ class SettingMerge:
         if match and (match[0].startswith("${") or match[0] == value):
             variable = name_of(key).replace("-", "_")
             place, name = self._file_place(key), ".".join(key)
-            self.warnings.append(
-                f"{place}: {name}: {match[0]} is taken as it is: a file has no variables; set {variable} instead"
-            )
+            self.warnings.append(f"{place}: {name}: {match[0]} isn't expanded; set {variable} instead")
 
     def apply(self, variables: list[Variable]) -> None:
         assignments = [assignment for variable in variables for assignment in self._assignments(variable)]
@@ -238,7 +236,7 @@ class SettingMerge:
     def _is_kubernetes(self, variable: Variable) -> bool:
         found = variable.key == ("port",) and re.match(r"(tcp|udp|sctp)://", variable.value)
         if found:
-            self._warn(variable, "is what Kubernetes sets for a service named gateway; it is ignored")
+            self._warn(variable, "is ignored: Kubernetes sets it for a service named gateway")
         return bool(found)
 
     def _known_leaves(self, variable: Variable, value: Value, shape: object) -> Iterator[_Assignment]:

@@ -34,8 +34,8 @@ class Expression:
         try:
             tree = jmespath.compile(text).parsed
         except JMESPathError as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), "it cannot be read")
-            raise ValueError(f"is no JMESPath expression ({reason.strip().rstrip(':')})") from None
+            reason = next((line for line in str(error).splitlines() if line.strip()), "it can't be parsed")
+            raise ValueError(f"isn't a valid JMESPath expression ({reason.strip().rstrip(':')})") from None
         literals = (match for literal in _LITERAL.findall(text) for match in _NUMBER.findall(literal))
         self.parsed = _with_literals(tree, {float(each): each for each in literals})
 

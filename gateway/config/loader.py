@@ -73,7 +73,7 @@ _BOUNDS = (
     *(("lt", "less than"), ("gt", "greater than")),
 )
 # With these a message goes on from the value; the others have a subject of their own.
-_VERBS = ("is", "must", "may", "has", "needs", "names", "uses")
+_VERBS = ("is", "isn't", "must", "may", "has", "needs", "names", "uses", "contains", "matches", "begins")
 
 
 def validated(merge: SettingMerge) -> tuple[Config | None, list[ConfigProblem]]:
@@ -94,7 +94,9 @@ def _validated_but_for_names(tree: Tree) -> Config:
 def _bad_name(merge: SettingMerge, key: Key) -> ConfigProblem:
     hint = re.sub("[^a-z0-9]+", "_", re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", key[-1]).lower()).strip("_")
     example = hint if NAME.fullmatch(hint) else "price_list"
-    return merge.problem(key, f"{key[-1]!r} is no name: write lower-case words joined by _, such as {example}")
+    return merge.problem(
+        key, f"{key[-1]!r} isn't a valid name; expected lower-case words joined by _, such as {example}"
+    )
 
 
 def _real_key(loc: tuple[int | str, ...]) -> Key:
@@ -162,8 +164,12 @@ def _sentence(key: Key, error: ErrorDetails) -> str:
         return message  # it is about several values, or names the item
     told = shown(key, value)
     message = message.replace(repr(value), told)
-    if message.partition(" ")[0] in _VERBS:
+    first_word = message.partition(" ")[0]
+    if first_word in _VERBS:
         return f"{told} {message}"
+    what, semicolon, expected = message.partition(";")
+    if what in ("invalid duration", "invalid size"):
+        return f"{what} {told}{semicolon}{expected}"
     return message if told in message else f"{message.rstrip('.')} (it is {told})"
 
 
@@ -222,7 +228,7 @@ def _upstream_problems(merge: SettingMerge, where: Key, upstream: Value) -> list
     if not isinstance(upstream, str) or upstream in known:
         return []
     hint = did_you_mean(upstream, known) or f"; there are: {', '.join(known) or 'none'}"
-    return [merge.problem((*where, "upstream"), f"{clipped(upstream)} is no upstream{hint}")]
+    return [merge.problem((*where, "upstream"), f"there is no upstream {clipped(upstream)}{hint}")]
 
 
 def _path_problems(merge: SettingMerge, name: str, path: Value, taken: dict[str, str]) -> list[ConfigProblem]:
@@ -235,12 +241,12 @@ def _path_problems(merge: SettingMerge, name: str, path: Value, taken: dict[str,
     if text is None:
         return []  # told by the model
     if text in OWN_PATHS:
-        return [merge.problem(key, f"{text} is the gateway's own; choose another path")]
+        return [merge.problem(key, f"{text} is reserved for the gateway; choose another path")]
     other = taken.setdefault(re.sub(r"\{\w+", "{", text), name)
     if other == name:
         return []
     place = merge.place(("routes", other, "path"))
-    return [merge.problem(key, f"{text} takes the same requests as the path of the route {other} ({place})")]
+    return [merge.problem(key, f"{text} matches the same requests as the path of the route {other} ({place})")]
 
 
 @dataclass(frozen=True)
@@ -307,8 +313,8 @@ def _weak_digests(config: Config) -> Iterator[str]:
     if names:
         told = ", ".join(dict.fromkeys(names))
         yield (
-            f"redis_secret is not set: the key that digests of credentials are made with ({told}) lies in "
-            "Redis itself, so that who reads Redis can test guesses of short ones; set GATEWAY_REDIS_SECRET"
+            f"redis_secret is not set: the key of the credential digests ({told}) is stored in Redis itself, so "
+            "anyone who can read Redis can test guesses of short credentials; set GATEWAY_REDIS_SECRET"
         )
 
 
@@ -320,8 +326,8 @@ def _identities_in_paths(config: Config) -> Iterator[str]:
             references = [each for text in texts for each in text.references if each.source == "header"]
             for field_name in dict.fromkeys(each.rest for each in references if is_identity(each.rest)):
                 yield (
-                    f"routes.{name}.parts.{part.name} has {{header.{field_name}}} in a path or tag, which lies in "
-                    "Redis as it is; send it by `headers` of the part, of which keys hold a digest"
+                    f"routes.{name}.parts.{part.name} has {{header.{field_name}}} in a path or tag, which is stored "
+                    "in Redis in clear text; send it with `headers` of the part, which keys contain as a digest"
                 )
 
 
@@ -340,7 +346,7 @@ def _admin_problems(merge: SettingMerge, config: Config | None, token: str | Non
     """The admin listener changes things for all: on an address that others can reach it needs a token."""
     if config is None or token or config.admin_is_private:
         return []
-    message = f"{config.admin_listen} can be reached by others: set {ADMIN_TOKEN}, or listen on 127.0.0.1"
+    message = f"{config.admin_listen} is reachable from other hosts; set {ADMIN_TOKEN}, or listen on 127.0.0.1"
     return [merge.problem(("admin_listen",), message)]
 
 
@@ -376,7 +382,7 @@ def redis_warnings(merge: SettingMerge, config: Config) -> list[str]:
     if url in ("embedded", "none"):
         return []
     files = [(name, path) for name, path in options_of(url).items() if name in FILE_OPTIONS]
-    unreadable = [f"{name}={path} can't be read here" for name, path in files if not os.access(path, os.R_OK)]
+    unreadable = [f"{name}={path} can't be read" for name, path in files if not os.access(path, os.R_OK)]
     place = merge.place(("redis_url",))
     return [f"{place}: redis_url: {message}" for message in (*ignored_options(url), *unreadable)]
 

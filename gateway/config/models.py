@@ -70,13 +70,13 @@ class CorsConfig(Model):
     def _no_wildcard_with_credentials(self) -> CorsConfig:
         if self.allow_credentials and "*" in self.allow_origins:
             raise ValueError(
-                "allow_origins `*` with allow_credentials lets every web page act as your user; list the origins"
+                "allow_origins `*` with allow_credentials lets every web page act as the user; list the origins"
             )
         if self.allow_origin_regex is not None:
             try:
                 re.compile(self.allow_origin_regex)
             except (re.error, OverflowError, RecursionError) as error:
-                raise ValueError(f"allow_origin_regex is no regular expression: {error}") from None
+                raise ValueError(f"allow_origin_regex isn't a valid regular expression: {error}") from None
         return self
 
     @field_validator("allow_methods")
@@ -84,9 +84,11 @@ class CorsConfig(Model):
     def _methods_in_capitals(cls, methods: list[str]) -> list[str]:
         for method in methods:
             if not _METHOD.fullmatch(method):
-                raise ValueError(f"{method!r} is no method; list them, such as [GET, HEAD, POST]")
+                raise ValueError(f"{method!r} isn't a valid method; expected a list such as [GET, HEAD, POST]")
             if method != method.upper():
-                raise ValueError(f"{method!r} is no method that browsers ask for: write {method.upper()}")
+                raise ValueError(
+                    f"{method!r} never matches: browsers send methods in upper case; write {method.upper()}"
+                )
         return methods
 
     @field_validator("allow_origins")
@@ -95,8 +97,8 @@ class CorsConfig(Model):
         for origin in origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(
-                    f"no browser sends the origin {origin!r}: write a scheme and a host in lower case, without a path, "
-                    "such as https://app.example.com; for patterns there is allow_origin_regex"
+                    f"{origin!r} isn't a valid origin; expected a lower-case scheme and host without a path, such as "
+                    "https://app.example.com; for patterns use allow_origin_regex"
                 )
         return origins
 
@@ -105,7 +107,7 @@ class CorsConfig(Model):
         pattern = self.allow_origin_regex
         if self.allow_credentials and pattern and re.fullmatch(pattern, "https://any-page.invalid"):
             raise ValueError(
-                "allow_origin_regex matches any origin; with allow_credentials every web page acts as your user"
+                "allow_origin_regex matches any origin; with allow_credentials every web page can act as the user"
             )
         return self
 
@@ -325,8 +327,8 @@ class Config(Model):
     def _workers_share(self) -> Config:
         if self.workers > 1 and self.redis_url == "none":
             raise ValueError(
-                f"workers: {self.workers} processes with `redis_url: none` would neither share a cache nor hear of "
-                "each other's purges; set redis_url to embedded or to a Redis, or workers to 1"
+                f"workers: {self.workers} processes with `redis_url: none` would share neither a cache nor "
+                "purges; set redis_url to embedded or the URL of a Redis, or workers to 1"
             )
         return self
 
@@ -355,14 +357,14 @@ class Config(Model):
     @classmethod
     def _redis_secret(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and len(value) < 16:
-            raise ValueError("must have 16 characters or more, such as `openssl rand -hex 32` gives")
+            raise ValueError("must have at least 16 characters, such as the output of `openssl rand -hex 32`")
         return value
 
     @field_validator("redis_prefix")
     @classmethod
     def _redis_prefix(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9:_.\-]*", value):
-            raise ValueError("may have letters, digits and : _ . - only")
+            raise ValueError("may contain only letters, digits and : _ . -")
         return value
 
     @field_validator("admin_listen")

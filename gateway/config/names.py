@@ -41,11 +41,11 @@ _WRITE = {
     "vary": "leave vary out for accept and accept-language, write [] for none",
     "cookies": "write pass, ignore, or a list of cookies' names",
     "tags": "leave tags out for none",
-    "allow_methods": "list the methods, such as [GET, HEAD, POST]",
+    "allow_methods": "expected a list of methods, such as [GET, HEAD, POST]",
     "allow_headers": "write '*' for all, [] for none",
     "expose_headers": "list the headers, write [] for none",
-    "allow": "leave allow out for all, or list what is shown",
-    "deny": "leave deny out for none, or list what is left out",
+    "allow": "leave allow out for all, or list the paths to keep",
+    "deny": "leave deny out for none, or list the paths to remove",
 }
 
 
@@ -53,7 +53,7 @@ def refuse_modes(setting: str, value: object) -> None:
     """Raises ValueError where `value`, a list of names or one name, is nothing but words that mean a mode. `setting` is
     the last word of the setting's key."""
     if isinstance(value, bool):
-        raise ValueError(f"{str(value).lower()} is no name; {_what_to_write(setting)}")
+        raise ValueError(f"{str(value).lower()} isn't a name; {_what_to_write(setting)}")
     given = value.split(",") if isinstance(value, str) else value
     names = [each.strip() if isinstance(each, str) else each for each in given] if isinstance(given, Iterable) else []
     texts = [name.lower() if isinstance(name, str) else "" for name in names]
@@ -62,7 +62,7 @@ def refuse_modes(setting: str, value: object) -> None:
         known = _MODES - _NEVER_NAMES  # tags are words of the operator's own: `tags: [all]` is the tag all
     modes = [text for text in texts if text in _MODES | _NEVER_NAMES and text not in known]
     if modes and (len(modes) == len(texts) or not _NEVER_NAMES.isdisjoint(modes)):
-        raise ValueError(f"{modes[0]!r} means a mode and is no name here; {_what_to_write(setting)}")
+        raise ValueError(f"{modes[0]!r} is a mode, not a name; {_what_to_write(setting)}")
 
 
 def no_modes(setting: str) -> Callable[[object], object]:

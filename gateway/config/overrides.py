@@ -209,7 +209,7 @@ def _handler_rules(rules: CachePolicy, override: Override) -> CachePolicy:
     One that states a duration need not say in its answers how long they live, so it is never left to them.
     """
     if rules.ttl is not None and override.setting == "ttl" and override.value == "origin":
-        raise _refused(override, "'origin' is refused: the handler has a ttl of its own; give a duration")
+        raise _refused(override, "'origin' is refused: the handler has its own ttl; expected a duration")
     durations = {name: getattr(rules, name) for name in SETTINGS}
     given = {name: timedelta(seconds=value) for name, value in durations.items() if value is not None}
     changed = rules_of(_changed({"path": "/", "upstream": "handler", **given}, override))

@@ -41,7 +41,7 @@ ExpressionText = Annotated[str, AfterValidator(_check_expression)]
 def _check_dotted(paths: list[str]) -> list[str]:
     for path in paths:
         if not _DOTTED.fullmatch(path):
-            raise ValueError(f"{path!r} is no path to a value; write names joined by dots, such as seller.name")
+            raise ValueError(f"{path!r} isn't a valid path; expected names joined by dots, such as seller.name")
     return paths
 
 
@@ -175,9 +175,9 @@ class _PartConfig(Model):
     def _headers(cls, headers: dict[str, str]) -> dict[str, str]:
         for name, value in headers.items():
             if name.lower().encode("latin-1", "replace") in NEVER_CONSTANT:
-                raise ValueError(f"{name} is made for each request; it can't be set")
+                raise ValueError(f"{name} is set for each request; it can't be configured")
             if not value.isprintable() or any(ord(char) > 255 for char in value):
-                raise ValueError(f"the value of {name} has a character that no header may have")
+                raise ValueError(f"the value of {name} has a character that isn't allowed in a header")
         return dict(zip(check_field_names(list(headers)), headers.values(), strict=True))
 
     @field_validator("rename")
@@ -195,40 +195,42 @@ class _PartConfig(Model):
     def _one_source(self) -> Self:
         sources = [name for name in ("upstream", "route", "static") if name in self.model_fields_set]
         if len(sources) != 1:
-            raise ValueError("needs `upstream`, `route` or `static`, and one of them only")
+            raise ValueError("requires exactly one of `upstream`, `route` and `static`")
         if self.upstream is not None and self.path is None:
-            raise ValueError("path is missing: what is the upstream asked for?")
+            raise ValueError("path is missing")
         if self.is_static:
             self._refuse_all_but(_OF_A_STATIC_PART, "static")
         if self.route is not None:
             taken = [name for name in _OF_THE_ROUTE if name in self.model_fields_set]
             if taken:
-                raise ValueError(f"{taken[0]} is the route's own; name an `upstream` to set it here")
+                raise ValueError(f"{taken[0]} is set by the route; use `upstream` instead of `route` to set it here")
         return self
 
     def _refuse_all_but(self, names: tuple[str, ...], what: str) -> None:
         others = [name for name in type(self).model_fields if name in self.model_fields_set and name not in names]
         if others:
-            raise ValueError(f"{others[0]} means nothing to a {what} part, which asks nobody")
+            raise ValueError(f"{others[0]} has no effect on a {what} part, which sends no request")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.allow and self.deny:
-            raise ValueError("deny goes not with `allow`, which leaves all else out already")
+            raise ValueError("deny can't be combined with `allow`")
         if self.body is not None and self.method == "GET":
-            raise ValueError("body goes with `method: POST`")
+            raise ValueError("body requires `method: POST`")
         if self.batch is not None and (self.for_each is None or "{ids}" not in self.batch):
-            raise ValueError("batch goes with `for_each` and has {ids} in it, such as /prices?ids={ids}")
+            raise ValueError("batch requires `for_each` and the placeholder {ids}, such as /prices?ids={ids}")
         if "elements" in self.model_fields_set and self.for_each is None:
-            raise ValueError("elements goes with `for_each`: it says what becomes of a part where some of them fail")
+            raise ValueError("elements requires `for_each`")
         if self.for_each is not None and self.path is not None and "{item}" not in self.path:
-            raise ValueError("path must have {item} in it: the element of `for_each`")
+            raise ValueError("path must contain {item}, the element of `for_each`")
         if self.method == "POST" and (self.for_each is not None or self.hedge is not None or self.retries):
-            raise ValueError("method POST goes not with `for_each`, `hedge` and `retries`: it may change something")
+            raise ValueError(
+                "method POST can't be combined with `for_each`, `hedge` or `retries`: it may not be idempotent"
+            )
         if self.shadow and (self.optional or self.has_default or self.for_each is not None):
-            raise ValueError("shadow parts are ignored: `optional`, `default` and `for_each` mean nothing to them")
+            raise ValueError("shadow can't be combined with `optional`, `default` or `for_each`")
         if self.vary is not None and self.ttl == "origin":
-            raise ValueError("vary goes with a ttl of its own; with `ttl: origin` the upstream's Vary decides")
+            raise ValueError("vary requires a duration as ttl; with `ttl: origin` the upstream's Vary applies")
         return self
 
 

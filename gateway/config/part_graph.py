@@ -126,7 +126,7 @@ def plan_parts(path: PathTemplate, parts: Mapping[str, PartConfig]) -> PartPlan:
     order, circle = _ordered({name: part.needs for name, part in planned.items()})
     if circle:
         chain = " → ".join([*circle, circle[0]])
-        problems.append(PartProblem(("parts", circle[0]), f"parts need each other in a circle: {chain}"))
+        problems.append(PartProblem(("parts", circle[0]), f"parts depend on each other in a cycle: {chain}"))
     return PartPlan(planned, order, problems)
 
 
@@ -165,18 +165,18 @@ def _group_problems(parts: Mapping[str, PartConfig]) -> Iterator[PartProblem]:
     sole = sole_part(parts)
     for name, part in parts.items():
         if name in RESERVED:
-            yield PartProblem(("parts", name), f"{name} is a name that templates use; choose another")
+            yield PartProblem(("parts", name), f"{name} is reserved in templates; choose another")
         group = part.group_of(name)
         if part.at_root and part.for_each is not None and name != sole:
-            message = "null merges objects into the root, and a part with `for_each` is a list; give it a name"
+            message = "null can't be combined with `for_each`, which makes a list; set a name"
             yield PartProblem(("parts", name, "group"), message)
         if group is None or part.shadow:
             continue
         if group in ("_meta", "_errors") or not group:
-            yield PartProblem(("parts", name, "group"), f"{group!r} can't be a group's name", group)
+            yield PartProblem(("parts", name, "group"), f"{group!r} isn't a valid group name", group)
         other = taken.setdefault(group, name)
         if other != name:
-            message = f"{group} is the group of the part {other} already; two parts can't stand under one name"
+            message = f"{group} is already the group of the part {other}"
             yield PartProblem(("parts", name, "group"), message, group)
 
 
@@ -227,7 +227,7 @@ class _Planner:
         )
         for name in self.path.parameters:
             if f"{{{name}:path}}" in self.path.text and f"{{{name}}}" in path:
-                self._wrong(setting, f"uses {{{name}}}, which takes several segments; a value stays in one")
+                self._wrong(setting, f"uses {{{name}}}, which matches several segments; a value must fit in one")
         try:
             template = compile_target(numbered, tuple(f"p{number}" for number in range(len(references))))
         except TemplateError as error:
@@ -246,7 +246,7 @@ class _Planner:
         pieces = _BRACES.split(text)
         references = tuple(self._reference(setting, piece, also) for piece in pieces[1::2])
         if any("{" in literal or "}" in literal for literal in pieces[::2]):
-            self._wrong(setting, "has a brace that belongs to no value; write {name}")
+            self._wrong(setting, "has an unmatched brace; write {name}")
         self.found += references
         return tuple(pieces[::2]), references
 
@@ -262,7 +262,7 @@ class _Planner:
             return Reference(text, "query", rest)
         if source == "header":
             if not _HEADER.fullmatch(rest):
-                self._wrong(setting, f"uses {{{text}}}, which is no header name")
+                self._wrong(setting, f"uses {{{text}}}, which isn't a valid header name")
             return Reference(text, "header", _field_name(rest))
         self._check_part(setting, source, f"{{{text}}}")
         try:
@@ -282,7 +282,7 @@ class _Planner:
         if name not in self.parts:
             self._wrong(setting, f"uses {text}, but there is no part {name}{near(name, others)}")
         elif self.parts[name].shadow:
-            self._wrong(setting, f"uses {text}, but {name} is a shadow part, whose answer is ignored")
+            self._wrong(setting, f"uses {text}, but {name} is a shadow part, whose response is discarded")
 
     def _each(self) -> tuple[str, Expression] | None:
         expression = self.config.for_each
@@ -312,7 +312,7 @@ class _Planner:
             self._check_part("when", root, root)
             self.found.append(Reference(root, root))
         elif member is None:
-            self._wrong("when", f"must say what of the {root}, such as {root}.name")
+            self._wrong("when", f"must select a value of {root}, such as {root}.name")
         elif root == "path":
             self._check_parameter("when", member)
         else:
@@ -357,7 +357,7 @@ def cross_problems(
     `routes` the paths of the routes that are no aggregates."""
     for name, part in parts.items():
         if part.upstream is not None and part.upstream not in upstreams:
-            message = f"{part.upstream} is no upstream{near(part.upstream, sorted(upstreams))}"
+            message = f"there is no upstream {part.upstream}{near(part.upstream, sorted(upstreams))}"
             yield PartProblem(("parts", name, "upstream"), message, part.upstream)
         elif part.hedge is not None and part.upstream not in several:
             yield PartProblem(
@@ -372,7 +372,7 @@ def _route_problems(
 ) -> Iterator[PartProblem]:
     assert part.route is not None
     if part.route not in routes:
-        message = f"{part.route} is no route of an upstream{near(part.route, sorted(routes))}"
+        message = f"there is no route {part.route} with an upstream{near(part.route, sorted(routes))}"
         yield PartProblem(("parts", name, "route"), message, part.route)
     elif part.path is None:
         absent = [each for each in routes[part.route].parameters if each not in path.parameters]

@@ -86,7 +86,7 @@ class Values:
         if text is None:
             raise Missing(reference.text, unsent=reference.source in ("query", "header"))
         if not is_unicode(text):
-            raise RequestRefused("A value has a surrogate without its other half, which is no character.")
+            raise RequestRefused("A value contains an unpaired surrogate.")
         return text
 
 

@@ -151,7 +151,7 @@ class RouteConfig(Model):
         if unused:
             if unused[0] == "upstream":
                 raise ValueError("upstream can't be combined with `parts`: each part names its own upstream")
-            raise ValueError(f"{unused[0]} goes with `upstream`: each of an aggregate's parts has its own")
+            raise ValueError(f"{unused[0]} requires `upstream`; in an aggregate, set it on each part")
         return self
 
     @cached_property
@@ -168,11 +168,11 @@ class RouteConfig(Model):
         for tag in self.tags:
             for name in tag_parameters(tag):
                 if name not in known:
-                    raise ValueError(f"tags: {{{name}}} is no parameter of the path {self.path}")
+                    raise ValueError(f"tags: {{{name}}} isn't a parameter of the path {self.path}")
         if self.vary is not None and self.ttl == "origin":
-            raise ValueError("vary goes with a ttl of its own; with `ttl: origin` the upstream's Vary decides")
+            raise ValueError("vary requires a duration as ttl; with `ttl: origin` the upstream's Vary applies")
         if self.client_ttl is not None and self.ttl == "origin":
-            raise ValueError("client_ttl goes with a ttl of its own; with `ttl: origin` the upstream decides")
+            raise ValueError("client_ttl requires a duration as ttl; with `ttl: origin` the upstream's headers apply")
         return self
 
     @cached_property

@@ -45,12 +45,13 @@ def parse_duration(value: object) -> timedelta:
     match = _DURATION.fullmatch(text)
     if match is None:
         raise ValueError(
-            f"is no duration: write a number and ms, s, m, h or d, such as 250ms, 30s, 5m{_meant_duration(value)}"
+            "invalid duration; expected a number and a unit, such as 250ms or 30s (units: ms, s, m, h, d)"
+            + _meant_duration(value)
         )
     try:
         return timedelta(seconds=float(match[1]) * _UNIT_SECONDS[match[2]])
     except OverflowError:
-        raise ValueError("is too long a duration") from None
+        raise ValueError("duration out of range") from None
 
 
 _WORDS_FOR_UNITS = {
@@ -103,11 +104,14 @@ def parse_size(value: object) -> int:
     if match is None:
         if text == "0":
             return 0
-        raise ValueError(f"is no size: write a number and B, KiB, MiB or GiB, such as 64KiB, 256MiB{_meant_size(text)}")
+        raise ValueError(
+            "invalid size; expected a number and a unit, such as 64KiB or 256MiB (units: B, KiB, MiB, GiB)"
+            + _meant_size(text)
+        )
     try:
         return int(float(match[1]) * _UNIT_BYTES[match[2]])
     except OverflowError:
-        raise ValueError("is too large a size") from None
+        raise ValueError("size out of range") from None
 
 
 def _meant_size(text: str) -> str:
@@ -181,7 +185,7 @@ def _check_url(value: str) -> str:
     if "?" in value or "#" in value:
         raise ValueError("must not have a query or fragment")
     if not _HOST_NAME.fullmatch(parts.hostname) or not value.isascii() or not value.isprintable() or " " in value:
-        raise ValueError("has a host or path with characters that no URL has; encode them")
+        raise ValueError("has a host or path with characters that are invalid in a URL; encode them")
     if any(segment in (".", "..") for segment in parts.path.split("/")):
         raise ValueError("must not have dot segments")
     try:
@@ -189,7 +193,7 @@ def _check_url(value: str) -> str:
     except ValueError:
         port = 0
     if port == 0:
-        raise ValueError("has a port that is none; ports are 1 to 65535")
+        raise ValueError("has an invalid port; expected 1 to 65535")
     return value.rstrip("/")
 
 
@@ -225,7 +229,7 @@ _NAT64 = ip_network("64:ff9b::/96")
 def check_field_names(names: list[str]) -> list[str]:
     for name in names:
         if not _FIELD_NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no header name")
+            raise ValueError(f"{name!r} isn't a valid header name")
     return [name.lower() for name in names]
 
 
@@ -242,7 +246,7 @@ def check_vary(names: list[str]) -> list[str]:
     refuse_modes("vary", names)
     for name in names:
         if name.encode("latin-1") in _NEVER_IN_VARY or is_dangerous(name.encode("latin-1")):
-            raise ValueError(f"{name} can't be forwarded as a part of the key")
+            raise ValueError(f"{name} can't be part of the cache key")
     return names
 
 
@@ -251,7 +255,7 @@ def _check_networks(networks: list[str]) -> list[str]:
         try:
             ip_network(network)
         except ValueError:
-            raise ValueError(f"{network!r} is no network; write 10.0.0.0/8 or 192.0.2.7") from None
+            raise ValueError(f"{network!r} isn't a valid network; expected 10.0.0.0/8 or 192.0.2.7") from None
     return networks
 
 
@@ -289,7 +293,9 @@ def checked_names(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, dict) and info.context is not NAMES_ARE_CHECKED:
         for name in value:
             if not isinstance(name, str) or not NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no name: write lower-case words joined by _, such as price_list")
+                raise ValueError(
+                    f"{name!r} isn't a valid name; expected lower-case words joined by _, such as price_list"
+                )
     return value if value is not None else {}
 
 
@@ -329,11 +335,11 @@ def check_redis_url(url: str) -> None:
     _check_options(url)
     if parts.scheme == "unix":
         if not parts.path.startswith("/") or parts.netloc.rpartition("@")[2]:
-            raise ValueError("unix:// wants the path of a socket, as unix:///run/redis.sock")
+            raise ValueError("unix:// requires a socket path, such as unix:///run/redis.sock")
         return
     hosts_of(url)
     if parts.scheme.endswith("+sentinel") and not parts.path.strip("/"):
-        raise ValueError("Sentinel wants the name of the service: redis+sentinel://host:port,host:port/service/db")
+        raise ValueError("Sentinel requires the service name: redis+sentinel://host:port,host:port/service/db")
     database_of(url)
 
 
@@ -365,7 +371,7 @@ def ignored_options(url: str) -> list[str]:
 
 def _why_ignored(name: str, scheme: str, allowed: tuple[str, ...]) -> str:
     if name in _TLS_OPTIONS:
-        return f"the option {name} is ignored: it needs TLS, which rediss:// has and {scheme}:// has not"
+        return f"the option {name} is ignored: it requires TLS (rediss://), and the scheme is {scheme}://"
     hint = did_you_mean(name, allowed) or f"; there are: {', '.join(allowed)}"
     return f"the option {name} is unknown and ignored{hint}"
 
@@ -386,7 +392,7 @@ def _check_options(url: str) -> None:
     """Raises ValueError for an option by which replies couldn't be read, or with a value that it can't have."""
     for name in _all_options(url):
         if name in _SET_HERE:
-            raise ValueError(f"the option {name} can't be set: the gateway decodes replies itself; leave it out")
+            raise ValueError(f"the option {name} can't be set: the gateway decodes replies itself")
     for name, text in options_of(url).items():
         _check_option(name, text)
 
@@ -410,7 +416,7 @@ def hosts_of(url: str) -> list[tuple[str, int]]:
     for place in parts.netloc.rpartition("@")[2].split(","):
         host, colon, port = place.rpartition(":") if ":" in place.rpartition("]")[2] else (place, "", "")
         if not host or (colon and not (port.isdigit() and 0 < int(port) < 65536)):
-            raise ValueError(f"{place!r} is no host:port")
+            raise ValueError(f"{place!r} isn't host:port")
         hosts.append((host.strip("[]"), int(port) if port else default))
     return hosts
 

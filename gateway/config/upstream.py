@@ -99,14 +99,14 @@ class UpstreamConfig(Model):
     def _headers(cls, headers: dict[str, str]) -> dict[str, str]:
         names = check_field_names(list(headers))
         if len(set(names)) < len(names):
-            raise ValueError("has a header twice, in other case")
+            raise ValueError("has the same header twice, in different case")
         for name, value in headers.items():
             if name.lower() == "host":
                 check_host(value, ())
             elif name.lower().encode("latin-1") in NEVER_CONSTANT:
-                raise ValueError(f"{name} is made for each request; it can't be constant")
+                raise ValueError(f"{name} is set for each request; it can't be constant")
             if not value.isprintable() or any(ord(char) > 255 for char in value):
-                raise ValueError(f"the value of {name} has a character that no header may have")
+                raise ValueError(f"the value of {name} has a character that isn't allowed in a header")
         return {name.lower(): value for name, value in headers.items()}
 
     @model_validator(mode="after")
@@ -115,7 +115,7 @@ class UpstreamConfig(Model):
             for base in self.bases:
                 host = urlsplit(base).hostname or ""
                 if host == "localhost" or (is_address(host) and not is_public(host)):
-                    raise ValueError(f"addresses: public, but {host} is no public address")
+                    raise ValueError(f"addresses: public, but {host} isn't a public address")
         return self
 
     @property
@@ -144,5 +144,5 @@ class UpstreamConfig(Model):
     @model_validator(mode="after")
     def _one_of_url_and_urls(self) -> UpstreamConfig:
         if bool(self.url) == bool(self.urls):
-            raise ValueError("needs `url` or `urls`, and not both")
+            raise ValueError("needs exactly one of `url` and `urls`")
         return self

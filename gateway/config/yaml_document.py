@@ -52,14 +52,14 @@ def read_document(path: Path) -> Document:
     try:
         return _built(name, _compose(name, text))
     except RecursionError:
-        raise _refused(name, "is nested too deep") from None
+        raise _refused(name, "is nested too deeply") from None
 
 
 def read_text(path: Path) -> str:
     """The file's text, at most 1 MiB of UTF-8. Raises ConfigError."""
     raw = _read_bytes(path)
     if len(raw) > MAX_FILE:
-        raise _refused(str(path), f"is larger than {MAX_FILE // 1024} KiB, and so no configuration")
+        raise _refused(str(path), f"is larger than {MAX_FILE // 1024} KiB")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -82,11 +82,11 @@ def _why_unreadable(error: OSError | ValueError) -> str:
         case IsADirectoryError():
             return "is a directory; give the path of a file in it"
         case PermissionError():
-            return "may not be read by the user that the gateway runs as; change its owner or its mode"
+            return "isn't readable by the gateway's user; change its owner or mode"
         case OSError():
-            return f"cannot be read: {error.strerror}"
+            return f"can't be read: {error.strerror}"
         case _:
-            return f"is no path of a file: {error}"
+            return f"isn't a valid file path: {error}"
 
 
 def _compose(name: str, text: str) -> yaml.Node | None:
@@ -96,9 +96,9 @@ def _compose(name: str, text: str) -> yaml.Node | None:
         raise _refused(_marked(name, error), _syntax(error)) from None
     except ReaderError as error:
         line, column = _line_and_column(text, error.position)
-        raise _refused(f"{name} line {line} column {column}", "has a character that YAML forbids") from None
+        raise _refused(f"{name} line {line} column {column}", "contains a character that YAML doesn't allow") from None
     except (ValueError, OverflowError) as error:  # "\U99999999": the scanner hands it to chr()
-        raise _refused(name, f"has an escape that is no character: {error}") from None
+        raise _refused(name, f"has an invalid escape: {error}") from None
 
 
 def _line_and_column(text: str, position: int) -> tuple[int, int]:
@@ -113,7 +113,7 @@ def _marked(name: str, error: yaml.MarkedYAMLError) -> str:
 
 def _syntax(error: yaml.MarkedYAMLError) -> str:
     if error.context == "expected a single document in the stream":
-        return "has a second document; a configuration is one, without ---"
+        return "has a second document; expected one, without ---"
     problem = shortened(str(error.problem))
     hint = "; YAML is indented with spaces, not tabs" if "'\\t'" in problem else ""
     return f"{error.context}: {problem}{hint}" if error.context else f"{problem}{hint}"
@@ -173,7 +173,7 @@ class _Builder:
             case yaml.ScalarNode() if node.tag in _CONSTRUCTED:
                 return self._constructed(node, key)
         tag = shortened(node.tag.replace(_TAG, "!!"))
-        self._problem(node, f"{tag} is no tag of a configuration; leave it out", key)
+        self._problem(node, f"{tag} isn't a supported tag; remove it", key)
         return None
 
     def _constructed(self, node: yaml.ScalarNode, key: Key) -> Value:
@@ -204,13 +204,13 @@ class _Builder:
         if isinstance(node, yaml.ScalarNode) and (node.tag == _TAG + "str" or _is_merge(node)):
             return str(node.value)
         shown = f"the key {shortened(node.value)}" if isinstance(node, yaml.ScalarNode) else "a key"
-        self._problem(node, f"{shown} is not text; put it in quotes if it is meant so")
+        self._problem(node, f"{shown} isn't text; put it in quotes")
         return None
 
     def _is_second(self, name: str, node: yaml.Node, seen: dict[str, yaml.Node]) -> bool:
         first = seen.setdefault(name, node)
         if first is not node:
-            self._problem(node, f"the key {shortened(name)} is here a second time; the first is on line {_line(first)}")
+            self._problem(node, f"the key {shortened(name)} is a duplicate; the first is on line {_line(first)}")
         return first is not node
 
     def _merged(self, node: yaml.Node, key: Key) -> Tree:

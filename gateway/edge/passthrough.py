@@ -256,7 +256,7 @@ class PassThroughRequest:
             return await self.direct.answer(self.ask)
         except Exception as error:
             # An edge: whoever asked is told 500, and the error goes to the loop's handler, which logs it.
-            context = {"message": "a request that passed by the app failed", "exception": error}
+            context = {"message": "a pass-through request failed", "exception": error}
             asyncio.get_running_loop().call_exception_handler(context)
             return problem(self.exchange, 500, "Internal error; see the gateway log for this request ID.")
 
@@ -272,7 +272,7 @@ class PassThroughRequest:
             chunked = length is None and not without
             head = self._head(answer.status, headers, chunked=chunked)
             if _BAD_IN_HEAD.search(head):
-                raise UpstreamError("the upstream", "a head that cannot be passed on")
+                raise UpstreamError("the upstream", "a response head that can't be forwarded")
             self._begun = True
             if isinstance(body, bytes):
                 body = b"" if without else body
@@ -295,7 +295,7 @@ class PassThroughRequest:
             if length is None:
                 transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b"")
             elif self._size > length:
-                raise UpstreamError("the upstream", "a body longer than its length")
+                raise UpstreamError("the upstream", "a body longer than its Content-Length")
             else:
                 transport.write(piece)
             if flow.write_paused:
@@ -303,7 +303,7 @@ class PassThroughRequest:
         if length is None:
             transport.write(b"0\r\n\r\n")
         elif self._size < length:
-            raise UpstreamError("the upstream", "a body shorter than its length")
+            raise UpstreamError("the upstream", "a body shorter than its Content-Length")
 
     def _head(self, status: int, headers: Headers, *, chunked: bool) -> bytes:
         """The answer's head as all the layers of the app would make it."""

@@ -97,9 +97,9 @@ class Explainer:
 
     async def _explained(self, request: _Request) -> Trace:
         if self._is_preflight(request):
-            return request.told("preflight", "a CORS preflight is answered by the setting `cors`; no route sees it")
+            return request.told("preflight", "a CORS preflight, answered from the setting `cors`; it reaches no route")
         if self.local(request.method, request.target.decoded) == 200:
-            return request.told("local", "the gateway itself answers this path")
+            return request.told("local", "this path is the gateway's own")
         matching = sorted(self._matching(request.target), key=_order)
         taking = [route for route in matching if _takes(route, request.method)]
         if not taking:
@@ -129,17 +129,15 @@ class Explainer:
     def _unanswered(self, request: _Request, matching: Sequence[Explained]) -> Trace:
         if matching:
             allowed = sorted({method for route in matching for method in _methods(route)})
-            told = request.told("405", f"the path is there, but takes {', '.join(allowed)} only")
+            told = request.told("405", f"the path matches a route, but it allows only {', '.join(allowed)}")
             return msgspec.structs.replace(told, route=matching[0].name, path=_path(matching[0]))
         match self.local(request.method, request.target.decoded):
             case 307:
-                return request.told(
-                    "307", "no route has this path, but one has it with, or without, the slash at its end"
-                )
+                return request.told("307", "no route matches this path; one differs only by the trailing slash")
             case 405:
-                return request.told("405", "the gateway itself answers this path, for other methods")
+                return request.told("405", "this path is the gateway's own, for other methods")
             case _:
-                return request.told("404", "no route has this path")
+                return request.told("404", "no route matches this path")
 
     async def _on_route(self, request: _Request, route: Declared, lost: tuple[str, ...]) -> Trace:
         asks, parameters = route.upstream_target(request.target.path, request.target.query)
@@ -195,9 +193,9 @@ class Explainer:
 
     async def _on_handler(self, request: _Request, handler: HandlerRoute, lost: tuple[str, ...]) -> Trace:
         cached = handler.cached
-        asks = "the Python handler of that name"
+        asks = "the Python handler of this name"
         if cached is None or request.method not in READS:
-            why = "a handler without @cached answers each request itself"
+            why = "a handler without @cached; nothing is cached"
             why = why if cached is None else "only GET and HEAD are cached"
             told = request.told("uncached", why)
             return msgspec.structs.replace(told, route=handler.name, path=handler.path, lost=lost, asks=asks)
@@ -239,7 +237,7 @@ class Explainer:
         )
         told, _ = await self._judged(request, wish)
         if told.decision in ("miss", "revalidate"):
-            why = "the whole is joined anew of its parts; only those that are stale are fetched"
+            why = "the aggregate is joined again from its parts; only stale parts are fetched"
             told = msgspec.structs.replace(told, decision="join", why=why)
         return msgspec.structs.replace(
             told,
@@ -256,12 +254,12 @@ class Explainer:
         told = PartTrace(name=name, upstream=source.upstream.name)
         needs = ", ".join(source.part.needs)
         if needs:
-            note, ttl = f"asks with values of {needs}", self._part_ttl(aggregate, source)
+            note, ttl = f"requested with values of {needs}", self._part_ttl(aggregate, source)
             return msgspec.structs.replace(told, note=note, ttl=ttl)
         try:
             target, tags = source.target(asked.values)
         except (Missing, RequestRefused) as missing:
-            note, ttl = f"left out: {missing}", self._part_ttl(aggregate, source)
+            note, ttl = f"omitted: {missing}", self._part_ttl(aggregate, source)
             return msgspec.structs.replace(told, note=note, ttl=ttl)
         exchange = RequestContext("", 0.0, "GET", "", "http", headers=request.headers)
         ask = source.ask(Wanting.of(exchange, PLAIN, asked.values, 0.0), target, tags)
@@ -352,9 +350,7 @@ def _takes(route: Explained, method: str) -> bool:
 def _purging(request: _Request, route: Declared | Aggregate, lost: tuple[str, ...]) -> Trace:
     networks = ", ".join(map(str, route.config.purge_from))
     if networks:
-        told = request.told(
-            "purge", f"what is stored for this URL is purged for clients from {networks} (`purge_from`)"
-        )
+        told = request.told("purge", f"entries for this URL are purged if the client is in {networks} (`purge_from`)")
     else:
-        told = request.told("403", "PURGE is allowed from nowhere here (setting `purge_from`)")
+        told = request.told("403", "PURGE is not allowed on this route (setting `purge_from`)")
     return msgspec.structs.replace(told, route=route.name, path=route.config.path, lost=lost)

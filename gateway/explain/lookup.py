@@ -62,7 +62,7 @@ class Stores:
         if wish.plan.bypass is not None:
             return Judged("bypass", BYPASSES[wish.plan.bypass])
         if self.engine is None:
-            return Judged(UNKNOWN, "no running gateway was asked, so what is stored is not known")
+            return Judged(UNKNOWN, "no running gateway was consulted, so stored entries are unknown")
         return self._decided(self.engine, wish, await self.found(wish))
 
     async def found(self, wish: Wish) -> Found:
@@ -103,7 +103,7 @@ class Stores:
             case Bypass():
                 return Judged("bypass", BYPASSES.get(decision.reason, decision.reason), found)
             case Unsatisfiable():
-                return Judged("504", "nothing stored answers it, and it asked for no more (only-if-cached)", found)
+                return Judged("504", "no stored response matches (only-if-cached)", found)
             case _:
                 assert_never(decision)
 

@@ -158,7 +158,7 @@ def _entry_lines(entry: EntryTrace | None) -> Iterator[str]:
     if entry.varies_on:
         yield f"varies on {', '.join(entry.varies_on)}"
     if entry.purged_softly:
-        yield "purged softly: its freshness has ended"
+        yield "soft-purged: stale"
 
 
 def _window(what: str, left: float) -> str:
@@ -174,12 +174,12 @@ def _purged(position: str) -> str:
 
 
 BYPASSES = {
-    "body": "a GET with a body passes by the cache",
-    "authorization": "a request with Authorization passes by the cache here (setting `authorization`)",
-    "cookie": "a request with cookies passes by the cache here (setting `cookies`)",
-    "precondition": "a request with If-Match or If-Unmodified-Since is the upstream's to judge",
+    "body": "a GET with a body bypasses the cache",
+    "authorization": "a request with Authorization bypasses the cache (setting `authorization`)",
+    "cookie": "a request with cookies bypasses the cache (setting `cookies`)",
+    "precondition": "a request with If-Match or If-Unmodified-Since is forwarded: only the upstream can evaluate it",
     "off": "the route has cache: off, or ttl: 0s",
-    "no-store": "the request says Cache-Control: no-store",
+    "no-store": "the request has Cache-Control: no-store",
 }
 
 
@@ -187,36 +187,38 @@ def passed(method: str) -> str:
     """Of a request that is neither GET nor HEAD."""
     if method == "OPTIONS":
         return "it goes to the upstream: only GET and HEAD are cached"
-    return "only GET and HEAD are cached; a success makes void what is stored for the target"
+    return "only GET and HEAD are cached; a successful response invalidates the target's entries"
 
 
 def why_missed(stored: Entry | None, others: tuple[str, ...]) -> str:
     """Of a miss: `others` are the request headers that choose among what is stored for the target."""
     if stored is not None:
-        return "what is stored may not be given to a request with Authorization"
+        return "the stored response may not be used for a request with Authorization"
     if others:
-        return f"nothing stored answers this request; what is stored for the target varies on {', '.join(others)}"
-    return "nothing stored answers this request"
+        return f"no stored response matches; those for the target vary on {', '.join(others)}"
+    return "no stored response matches"
 
 
 def why_resting(ends: Windows, now: float) -> str:
     since = now - ends.fresh
-    return f"its freshness ended {since:.1f} s ago, and its upstream failed a moment ago: it is given all the same"
+    return f"its freshness ended {since:.1f} s ago, and the upstream failed just now: served stale"
 
 
 def why_stale(ends: Windows, now: float, *, refresh: bool) -> str:
     since = now - ends.fresh
     if refresh:
-        return f"its freshness ended {since:.1f} s ago; within stale_while_revalidate it is given, and refreshed behind"
+        return (
+            f"its freshness ended {since:.1f} s ago; served stale (stale_while_revalidate), refreshed in the background"
+        )
     return f"its freshness ended {since:.1f} s ago; the request's max-stale accepts it"
 
 
 def why_asked(decision: Revalidate, now: float) -> str:
     means = "with its validators" if storability.has_validator(decision.stored.headers) else "without validators"
     if decision.reason == "request":
-        return f"it is fresh, but the request's Cache-Control wants more: the upstream is asked {means}"
-    kept = "; if the upstream fails, it is given all the same" if now < decision.windows.error else ""
-    return f"its freshness ended {now - decision.windows.fresh:.1f} s ago: the upstream is asked {means}{kept}"
+        return f"it is fresh, but the request's Cache-Control requires a fetch {means}"
+    kept = "; if the upstream fails, it is served stale" if now < decision.windows.error else ""
+    return f"its freshness ended {now - decision.windows.fresh:.1f} s ago: fetched from the upstream {means}{kept}"
 
 
 def normalised(given: str, target: Target) -> Iterator[str]:
@@ -232,7 +234,7 @@ def dropped(target: Target, asks: str) -> Iterator[str]:
     asked = asks.partition("?")[2].split("&")
     for pair in target.query:
         if pair not in asked:
-            yield f"query parameter {pair_name(pair)}: no answer depends on it here (settings `query`, `drop_query`)"
+            yield f"query parameter {pair_name(pair)}: dropped (settings `query`, `drop_query`)"
 
 
 def key(planned: Plan, keying: Keying, headers: Headers) -> list[str]:
@@ -252,38 +254,38 @@ def variant(stored: Entry | None, keying: Keying, headers: Headers) -> tuple[str
 
 def origin_notes(stored: Entry | None) -> Iterator[str]:
     if stored is None:
-        yield "the upstream's headers decide"
+        yield "the upstream's headers apply"
         return
     life = stored.life
     if life.lifetime is not None:
         yield f"the upstream stated {life.lifetime:g} s"
     elif life.heuristic:
-        yield f"the upstream stated nothing; {life.heuristic:g} s are assumed from Last-Modified"
+        yield f"the upstream stated no lifetime; {life.heuristic:g} s by heuristic from Last-Modified"
     if life.no_cache:
         yield "no-cache: validated each time"
     if life.strict:
-        yield "must-revalidate, proxy-revalidate or s-maxage: never given stale"
+        yield "must-revalidate, proxy-revalidate or s-maxage: never served stale"
 
 
 def client(facts: RequestDirectives, keying: Keying, headers: Headers, status: int | None) -> Iterator[str]:
     """What the request itself changed; `status` is the answer's, where it is known."""
     yield from _conditions(headers, status)
     if facts.no_cache:
-        yield "no-cache: what is stored is validated first"
+        yield "no-cache: a stored response is validated first"
     if facts.max_age is not None:
-        yield f"max-age={facts.max_age:g}: nothing older is accepted"
+        yield f"max-age={facts.max_age:g}: an older response is not accepted"
     if facts.min_fresh:
-        yield f"min-fresh={facts.min_fresh:g}: it must stay fresh so long"
+        yield f"min-fresh={facts.min_fresh:g}: the response must stay fresh that long"
     if facts.max_stale is not None:
-        yield "max-stale: stale answers are accepted"
+        yield "max-stale: a stale response is accepted"
     if facts.only_if_cached:
-        yield "only-if-cached: the upstream is not asked"
+        yield "only-if-cached: no request to the upstream"
     if keying.authorization == "ignore" and has(headers, b"authorization"):
-        yield "Authorization is not forwarded and does not count (setting `authorization`)"
+        yield "Authorization is neither forwarded nor part of the key (setting `authorization`)"
     if keying.cookies == () and has(headers, b"cookie"):
-        yield "cookies are not forwarded and do not count (setting `cookies`)"
+        yield "cookies are neither forwarded nor part of the key (setting `cookies`)"
     if facts.authorized and keying.vary is None and keying.authorization == "pass":
-        yield "Authorization: the answer is stored where the upstream says public, must-revalidate or s-maxage"
+        yield "Authorization: the response is stored if it has public, must-revalidate or s-maxage"
 
 
 def _conditions(headers: Headers, status: int | None) -> Iterator[str]:
@@ -292,19 +294,17 @@ def _conditions(headers: Headers, status: int | None) -> Iterator[str]:
         (name for name in ("If-None-Match", "If-Modified-Since") if has(headers, name.lower().encode())), ""
     )
     if condition and status is None:
-        yield f"{condition}: 304 without a body, where the client has the answer that comes"
+        yield f"{condition}: 304 if the client's copy matches the response"
     elif condition:
-        yield f"{condition}: " + (
-            "the client has it, so 304 without a body" if status == 304 else "the client has another"
-        )
+        yield f"{condition}: " + ("the client has it, so 304" if status == 304 else "the client has a different one")
     if not has(headers, b"range") or status == 304:
         return
     match status:
         case None:
-            yield "Range: that part of the answer that comes, where it is a 200"
+            yield "Range: applied to the response if it is a 200"
         case 206:
-            yield "Range: 206, that part of what is stored"
+            yield "Range: 206 from the stored response"
         case 416:
-            yield "Range: it lies outside of what is stored, so 416"
+            yield "Range: not satisfiable, so 416"
         case _:
-            yield "Range: not heeded, the whole is given"
+            yield "Range: ignored; the complete response is sent"

@@ -293,7 +293,7 @@ def _content(data: bytes) -> Data | _Answer | None:
 def _content_of(value: bytes) -> Data | _Answer:
     content = value.content if isinstance(value, Encoded) else _content(value)
     if content is None:
-        raise Unfit("this is no value that GatewayCoder encoded")
+        raise Unfit("the value wasn't encoded by GatewayCoder")
     return content
 
 

@@ -228,7 +228,7 @@ class CacheControl(msgspec.Struct, frozen=True):
         return bool(self.directives)
 
     def seconds(self, name: str) -> int | None:
-        """The directive's delta-seconds; None where it is absent, 0 where it cannot be read."""
+        """The directive's delta-seconds; None where it is absent, 0 where it can't be parsed."""
         return delta_seconds(self.directives[name]) if name in self.directives else None
 
     def unqualified(self, name: str) -> bool:

@@ -162,14 +162,14 @@ def text_in(body: bytes, charset: str) -> str:
         name = codecs.lookup(charset or "utf-8").name
         text = "" if name in _NO_CHARSETS else body.decode(name)
     except (ValueError, LookupError):
-        raise NotJson(f"it is no text in {charset or 'utf-8'}") from None
+        raise NotJson(f"it isn't text in {charset or 'utf-8'}") from None
     if name in _NO_CHARSETS:
-        raise NotJson(f"its charset {charset} is none that can be read")
+        raise NotJson(f"its charset {charset} is not supported")
     return text.removeprefix("\ufeff")
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise NotJson(f"it is not valid JSON: {name} is no value")
+    raise NotJson(f"it is not valid JSON: {name} is not a value")
 
 
 _decoder = json.JSONDecoder(parse_int=number_of, parse_float=number_of, parse_constant=_no_constant)
@@ -212,7 +212,7 @@ def _as_it_came(value: object) -> orjson.Fragment:
         return orjson.Fragment(value.text)
     if isinstance(value, Number):
         return orjson.Fragment(value.text)
-    raise TypeError(f"{type(value).__name__} is no JSON")
+    raise TypeError(f"{type(value).__name__} can't be written as JSON")
 
 
 def _written(value: Any, levels: int) -> bytes:

@@ -91,7 +91,7 @@ def _normalised_literal(piece: str, index: int) -> str:
     if index % 2:
         return piece
     if "{" in piece or "}" in piece:
-        raise TemplateError("has a brace that belongs to no parameter; write {name} or {name:path}")
+        raise TemplateError("has an unmatched brace; write {name} or {name:path}")
     return recode_path(piece.encode().decode("latin-1"))
 
 
@@ -103,7 +103,7 @@ def _check_parameters(text: str) -> None:
         if match[2] not in (None, "path"):
             raise TemplateError(f"{{{match[1]}:{match[2]}}} is unknown; write {{{match[1]}}} or {{{match[1]}:path}}")
         if match[2] == "path" and match.end() != len(text):
-            raise TemplateError(f"{{{match[1]}:path}} takes all that follows; it must stand at the end")
+            raise TemplateError(f"{{{match[1]}:path}} matches the rest of the path; it must be last")
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def read_head(data: bytes, *, bodiless: bool) -> Head:
     del lines[-2:]  # the empty line, and what follows its end
     match = _STATUS_LINE.fullmatch(first.removesuffix(b"\r"))
     if match is None or len(lines) > MOST_FIELDS:
-        raise Malformed("its head is no HTTP/1.1 head, or has too many fields")
+        raise Malformed("its head isn't valid HTTP/1.1, or has too many fields")
     fields = [_field(line) if len(line) <= _REMEMBERED else _read_field(line) for line in lines]
     return _framed(int(match[2]), fields, old=match[1] == b"0", bodiless=bodiless)
 
@@ -94,7 +94,7 @@ def _framed(status: int, fields: list[tuple[bytes, bytes]], *, old: bool, bodile
             length = int(value)
         elif name == b"transfer-encoding":
             if chunked or value.lower() != b"chunked":
-                raise Malformed("a framing in doubt")
+                raise Malformed("ambiguous framing")
             chunked = True
         else:
             options = [item.strip(b" \t").lower() for item in value.split(b",")]
@@ -102,7 +102,7 @@ def _framed(status: int, fields: list[tuple[bytes, bytes]], *, old: bool, bodile
             closes = closes or b"close" in options
     keeps = keeps and not closes
     if chunked and length is not None:
-        raise Malformed("a framing in doubt")
+        raise Malformed("ambiguous framing")
     if bodiless or status in WITHOUT_BODY or status < 200:
         return _without_body(Head(status, fields, 0, False, keeps), announced=chunked or bool(length))
     # RFC 9110 §15.3.6: a 205 must not have content. Where it announces some, it is framed as any other (RFC 9112 §6.3),
@@ -123,7 +123,7 @@ def _without_body(head: Head, *, announced: bool) -> Head:
     if not announced:
         return head
     if head.status < 200:
-        raise Malformed("an interim response that announces content")
+        raise Malformed("an interim response with content")
     expected = head.status not in WITHOUT_BODY
     return structs.replace(head, keeps=head.keeps and expected, quiet=True)
 

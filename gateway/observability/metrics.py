@@ -66,24 +66,24 @@ class Metrics:
 
     def _make_counters(self, counter: Callable[[str, str, tuple[str, ...]], Counter]) -> None:
         requests = counter("gateway_requests", "Requests answered.", ("route", "outcome", "status"))
-        said = "Requests sent to upstreams, by what came of them: a status class or a kind of failure."
+        said = "Requests sent to upstreams, by result: a status class or a kind of failure."
         upstream = counter("gateway_upstream_requests", said, ("upstream", "result"))
-        said = "Parts of aggregates, by what became of them, each time they were joined."
+        said = "Parts of aggregates by state, counted each time they are joined."
         parts = counter("gateway_parts", said, ("route", "part", "outcome"))
-        said = "Requests refused before any route saw them, by the reason."
+        said = "Requests refused before routing, by reason."
         self._refused = counter("gateway_refused_requests", said, ("reason",))
         self._count_request = lru_cache(maxsize=4096)(requests.labels)
         self._count_upstream = lru_cache(maxsize=4096)(upstream.labels)
         self._count_part = lru_cache(maxsize=4096)(parts.labels)
 
     def _make_histograms(self, histogram: Callable[..., Histogram]) -> None:
-        said = "Time from the request's arrival to the end of its answer."
+        said = "Time from the request's arrival to the end of its response."
         seconds = histogram("gateway_request_seconds", said, ("outcome",), buckets=SECONDS)
-        said = "Time until an upstream's response head came."
+        said = "Time to the upstream's response head."
         upstream_seconds = histogram("gateway_upstream_seconds", said, ("upstream",), buckets=SECONDS)
-        said = "How late the event loop is, measured twenty times a second."
+        said = "Event loop delay, measured twenty times a second."
         self._loop_lag = histogram("gateway_loop_lag_seconds", said, buckets=LAGS)
-        said = "Full rounds of the garbage collector, in which nobody is answered."
+        said = "Full garbage collections, which block the event loop."
         self._collections = histogram("gateway_garbage_collection_seconds", said, buckets=LAGS)
         self._observe_seconds = lru_cache(maxsize=64)(seconds.labels)
         self._observe_upstream = lru_cache(maxsize=1024)(upstream_seconds.labels)

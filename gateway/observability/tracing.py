@@ -216,7 +216,7 @@ def tracing_of_environment(environment: Mapping[str, str]) -> Tracing | None:
     if not wanted or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     if find_spec("opentelemetry.sdk") is None or find_spec("opentelemetry.exporter") is None:
-        logger.warning("OTEL_* asks for traces, which need the extra: pip install 'cached-gateway[otel]'")
+        logger.warning("OTEL_* enables traces, which require the extra: pip install 'cached-gateway[otel]'")
         return None
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource

@@ -287,7 +287,7 @@ class Epochs:
             self.pending.clear()
             self._pending_by_names.clear()
             self._pending_weight = 0
-            purge = Purge(purge.id, (EVERYTHING,), False, "too many purges at once, with Redis away")
+            purge = Purge(purge.id, (EVERYTHING,), False, "too many purges at once while Redis is unavailable")
         self.pending[purge.id] = (now, purge)
         self._pending_weight += purge.weight
         self._pending_by_names[purge.names, purge.soft] = purge.id

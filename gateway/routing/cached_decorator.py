@@ -284,11 +284,11 @@ class _Call:
         untold = reading.untold()
         if untold is not None:
             logger.warning(
-                "the answers of %s are not shared: %s reads %s, which is in no key%s",
+                "responses of %s are not shared: %s reads %s, which isn't part of the key%s",
                 self.settings.name,
                 untold.reader,
                 untold.what,
-                "" if untold.kind == "key" else "; declare what it is made of, or name it by key=",
+                "" if untold.kind == "key" else "; declare the inputs that it depends on, or name it with key=",
             )
 
     def _ask(self, runtime: Runtime, exchange: RequestContext, reading: Reading, plan: Plan) -> CacheRequest:
@@ -344,8 +344,8 @@ class _Call:
         unknown = Unknown("value", "a value", self.settings.name)
         if text is None and runtime_of(self.request).so_far(self.settings).is_news(unknown):
             logger.warning(
-                "the answers of %s are not stored: a decorator above @cached takes its value, which does not come back "
-                "from JSON as it was; annotate what it returns, or put the decorator below @cached",
+                "responses of %s are not stored: a decorator above @cached uses the value, which JSON doesn't "
+                "preserve; annotate the return type, or write the decorator below @cached",
                 self.settings.name,
             )
         return fetched_value(text, self.request, self.response, self.own_headers)

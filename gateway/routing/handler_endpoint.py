@@ -62,8 +62,8 @@ class Wrapped:
         """Raises ValueError where it is a generator."""
         if _is_gen_callable(function) or _is_async_gen_callable(function):
             raise ValueError(
-                "the handler yields, so that FastAPI streams what it makes, and nothing whole is there to be stored: "
-                "return a list or a StreamingResponse, or leave @cached out"
+                "the handler is a generator, so FastAPI streams its output and there is no complete response to store: "
+                "return a list or a StreamingResponse, or remove @cached"
             )
         request, response = _place(function, Request), _place(function, Response)
         missing = (_REQUEST if request is None else None, _RESPONSE if response is None else None)

@@ -168,7 +168,7 @@ def _looked_for(parameters: list[ModelField], nothing: Any) -> list[str]:
         try:
             request_params_to_args([each], nothing)
         except Exception:  # of a validator of the app's own, which runs after the names were noted
-            logger.debug("a validator of the parameter %s wants a value", each.name, exc_info=True)
+            logger.debug("a validator of the parameter %s requires a value", each.name, exc_info=True)
     return list(nothing.names)
 
 

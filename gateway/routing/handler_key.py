@@ -65,11 +65,11 @@ def key_of(given: Callable[..., Any] | Sequence[str], parameters: Iterable[str])
 
 def _of_function(function: KeyFunction, known: list[str]) -> Key:
     if inspect.iscoroutinefunction(function):
-        raise ValueError("must be a function that is not async: make the value in a dependency, and name that")
+        raise ValueError("must not be an async function; compute the value in a dependency and name that")
     takes = []
     for name, each in inspect.signature(function).parameters.items():
         if each.kind in (each.VAR_KEYWORD, each.VAR_POSITIONAL, each.POSITIONAL_ONLY):
-            raise ValueError(f"must be a function of named parameters, and {each} is none")
+            raise ValueError(f"must be a function of named parameters; {each} isn't one")
         if name in known:
             takes.append(name)
         elif name != "request" and each.default is each.empty:
@@ -81,7 +81,7 @@ def _of_function(function: KeyFunction, known: list[str]) -> Key:
 def _check_known(name: object, known: list[str]) -> None:
     if name not in known:
         hint = did_you_mean(str(name), known)
-        raise ValueError(f"{name!r} is no parameter of the handler, which has {', '.join(known) or 'none'}{hint}")
+        raise ValueError(f"{name!r} isn't a parameter of the handler, which has {', '.join(known) or 'none'}{hint}")
 
 
 # --- values ------------------------------------------------------------------------------------------------
@@ -102,8 +102,8 @@ def written(value: object) -> str:
     fields = _fields(value)
     if fields is None:
         raise Unwritable(
-            f"key= gave a {_name(value)}, of which it is not known what makes two of them equal; "
-            "give what identifies it, as key=lambda user: user.id does"
+            f"key= returned a {_name(value)}, which can't be compared by value; return what identifies it, such as "
+            "key=lambda user: user.id"
         )
     return f"{_name(value)} {written(fields)}"
 

@@ -73,7 +73,7 @@ class ReplayOrigin:
         plan, fetched = replay.result.result()
         if plan.base != self.plan.base:
             await fetched.body.aclose()
-            raise UpstreamUnreachable(self.name, "the replayed request has another key now")
+            raise UpstreamUnreachable(self.name, "the replayed request now has a different key")
         return fetched
 
     def _scope(self, replay: Replay) -> Scope:

@@ -135,7 +135,7 @@ class _AsgiBody:
         start = await self._messages.get()
         if start is None:
             await self._task
-            raise UpstreamUnreachable("handler", "a response that never began")
+            raise UpstreamUnreachable("handler", "no response was sent")
         return Fetched(start["status"], [*_lowered(start["headers"]), (b"transfer-encoding", b"chunked")]
                        if not any(k.lower() == b"content-length" for k, _ in start["headers"])
                        else _lowered(start["headers"]), self)  # fmt: skip

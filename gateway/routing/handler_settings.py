@@ -102,7 +102,7 @@ def cached_settings(endpoint: Any) -> Marked | None:
 
 def _listed(value: object) -> object:
     if isinstance(value, str):
-        raise ValueError(f"must be a list, as [{value!r}]")
+        raise ValueError(f"must be a list, such as [{value!r}]")
     if isinstance(value, set | frozenset):
         return sorted(value)
     return list(value) if isinstance(value, Sequence) else value
@@ -120,14 +120,14 @@ def _cookies(value: object) -> object:
         return value
     if isinstance(value, str):
         hint = did_you_mean(value, ("pass", "ignore"))
-        raise ValueError(f"may be 'pass', 'ignore' or a list of names, as [{value!r}]{hint}")
+        raise ValueError(f"may be 'pass', 'ignore' or a list of names, such as [{value!r}]{hint}")
     return _listed(value)
 
 
 def _names(names: list[str]) -> list[str]:
     for name in names:
         if not name or any(char in name for char in ' ,;="\t\n\r'):
-            raise ValueError(f"{name!r} is no name; write the names that count, or leave it out")
+            raise ValueError(f"{name!r} isn't a valid name; expected the names to keep, or nothing")
     return names
 
 
@@ -160,11 +160,11 @@ class Arguments(Model):
         """Raises ValueError where they contradict each other."""
         cookies = {"pass": None, "ignore": ()}[self.cookies] if isinstance(self.cookies, str) else tuple(self.cookies)
         if self.ttl == "origin" and self.vary is not None:
-            raise ValueError("vary goes with a ttl of its own; with ttl='origin' what the handler reads decides")
+            raise ValueError("vary requires a duration as ttl; with ttl='origin' it is what the handler reads")
         if self.ttl == "origin" and self.client_ttl is not None:
-            raise ValueError("client_ttl goes with a ttl of its own; with ttl='origin' the handler decides")
+            raise ValueError("client_ttl requires a duration as ttl; with ttl='origin' the handler's headers apply")
         if self.edge and key is not None:
-            raise ValueError("key needs what dependencies made, and with edge=True none is solved: leave one out")
+            raise ValueError("key can't be combined with edge=True: it requires dependencies, which edge=True skips")
         return Cached(
             name=name,
             rules=CachePolicy(
@@ -216,7 +216,8 @@ def _told(name: str, error: ValidationError) -> str:
     for each in [each for each in found if each["type"] != "literal_error"] or found:
         argument = str(each["loc"][0])
         message = each["msg"].removeprefix("Value error, ")
-        lines.append(f"@cached on {name}: {argument}={each['input']!r} {message[:1].lower()}{message[1:]}")
+        colon = ":" if message.startswith("invalid") else ""
+        lines.append(f"@cached on {name}: {argument}={each['input']!r}{colon} {message[:1].lower()}{message[1:]}")
     return "\n".join(dict.fromkeys(lines))
 
 
@@ -305,7 +306,7 @@ def runtime_of(request: Request) -> Runtime:
     runtime = getattr(request.app.state, STATE, None)
     if not isinstance(runtime, Runtime):
         raise GatewayError(
-            "this handler needs the gateway: name its router in the configuration's `include`, or make the app with "
+            "this handler requires the gateway: name its router in the configuration's `include`, or make the app with "
             "gateway.create_app and include the router there"
         )
     return runtime

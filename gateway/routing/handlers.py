@@ -157,7 +157,7 @@ class Handlers:
     ) -> Response:
         """The PURGE method, as Varnish and Squid know it: the URL it names, from the networks that the route lists."""
         if exchange.client not in Trusted(route.config.purge_from):
-            return AnswerResponse(problem(exchange, 403, "PURGE is not allowed from here."))
+            return AnswerResponse(problem(exchange, 403, "PURGE is not allowed from this address."))
         soft = first(exchange.headers, b"soft-purge") == "1"
         target = primary_key(route.upstream.name, origin.target)
         report = await self.engine.purge(keys=[target], soft=soft, by=f"PURGE from {exchange.client}")

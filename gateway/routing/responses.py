@@ -40,7 +40,7 @@ class Client:
                 message: Message = await self._receive()
                 if message["type"] == "http.disconnect":
                     self._left = True
-                    raise ClientLeft("the client left in the middle of its request")
+                    raise ClientLeft("the client disconnected during its request")
                 more = message.get("more_body", False)
                 if message.get("body"):
                     yield message["body"]
@@ -82,7 +82,7 @@ class Client:
         except asyncio.CancelledError:
             if interrupted and task.uncancel() <= cancelling:
                 interrupted = False
-                raise ClientLeft("the client left before its answer was there") from None
+                raise ClientLeft("the client disconnected before its response") from None
             raise
         finally:
             over = True
@@ -120,7 +120,7 @@ class AnswerResponse(Response):
         try:
             await work()
         except Exception:
-            logger.exception("a background task of a handler failed, after its answer")
+            logger.exception("a background task of a handler failed, after its response")
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = self._answer.body

@@ -85,7 +85,7 @@ async def send_past(
     headers = await _for_upstream(exchange, route, origin)
     if headers is None:
         await _outdate(engine, exchange, route, origin)
-        failed = problem(exchange, 412, "The representation is another than the one that the condition names.")
+        failed = problem(exchange, 412, "The precondition is false for the current representation.")
         assert isinstance(failed.body, bytes)
         return Fetched(failed.status, failed.headers, WholeBody(failed.body))
     if exchange.method in ("GET", "HEAD"):
@@ -147,9 +147,9 @@ async def _tags_now(
             finally:
                 await fetched.body.aclose()
     except TimeoutError:
-        raise UpstreamTimeout(origin.name, "no whole answer within its deadline") from None
+        raise UpstreamTimeout(origin.name, "no complete response before the deadline") from None
     if fetched.status >= 500:
-        raise UpstreamUnreachable(origin.name, f"{fetched.status} to the question whether a condition holds")
+        raise UpstreamUnreachable(origin.name, f"{fetched.status} in response to a precondition")
     if fetched.status != 200 or body is None:
         return None, None
     given = values(fetched.headers, b"etag")

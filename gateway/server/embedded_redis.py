@@ -157,7 +157,7 @@ def _directory() -> Path:
         return Path(tempfile.mkdtemp(prefix=_PREFIX))
     except OSError as error:
         raise EmbeddedError(
-            f"the embedded Valkey has no folder for its socket ({error.strerror}: {error.filename or 'TMPDIR'}); "
+            f"the embedded Valkey can't create its socket ({error.strerror}: {error.filename or 'TMPDIR'}); "
             "set TMPDIR to a folder that can be written to, or redis_url to a Redis of your own, or none"
         ) from None
 

@@ -47,11 +47,11 @@ class Change:
 
     def __str__(self) -> str:
         if self.wants_restart:
-            return f"{self.key}: {self.before} -> {self.after} wants a restart; it stays {self.before}"
+            return f"{self.key}: {self.before} -> {self.after} requires a restart; it stays {self.before}"
         if self.before is None:
             return f"{self.key}: {self.after} is new"
         if self.after is None:
-            return f"{self.key}: {self.before} is gone"
+            return f"{self.key}: {self.before} is removed"
         return f"{self.key}: {self.before} -> {self.after}"
 
 

@@ -241,7 +241,7 @@ class Supervisor:
             short = member.failure is not None or member.lived < SHORT_LIFE
             slot.failures = slot.failures + 1 if short else 0
             what = member.failure.message if member.failure is not None else member.how_it_ended
-            logger.warning("the worker %d ended (%s); another takes its place", member.pid, what)
+            logger.warning("worker %d ended (%s); starting another", member.pid, what)
             await asyncio.sleep(slot.pause())
             slot.member = await self._begin(slot)
             self._spawn(self._bring_up_to_date(slot.member))
@@ -319,7 +319,7 @@ class Supervisor:
             if not fresh.answers:
                 fresh.kill()
                 await fresh.gone.wait()
-                logger.error("the workers are not replaced further: %s", await _failure(fresh))
+                logger.error("replacing the workers stopped: %s", await _failure(fresh))
                 return False
             slot.member = fresh
         finally:
@@ -344,7 +344,7 @@ class Supervisor:
             async with asyncio.timeout(seconds):
                 await member.gone.wait()
         except TimeoutError:
-            logger.warning("the worker %d did not end within %.0f s: it is killed", member.pid, seconds)
+            logger.warning("worker %d did not end within %.0f s: killing it", member.pid, seconds)
             member.kill()
             await member.gone.wait()
 
@@ -358,7 +358,7 @@ class Supervisor:
         try:
             while valkey.died and not self._stopping:
                 self._counts["valkey"] += 1
-                logger.warning("the embedded Valkey ended (%s); it is started again", valkey.how_it_ended)
+                logger.warning("the embedded Valkey ended (%s); restarting it", valkey.how_it_ended)
                 try:
                     await valkey.again()
                 except EmbeddedError as error:
@@ -374,7 +374,7 @@ class Supervisor:
             return
         self._stopping = True
         timeout = self.loaded.config.shutdown_timeout.total_seconds()
-        logger.info("stopping: connections are taken for %g s more, requests in flight have %g s", delay, timeout)
+        logger.info("stopping: accepting connections for %g s more; requests in flight have %g s", delay, timeout)
         self._spawn(self._stop_in_order(delay, self.loaded.config.shutdown_timeout.total_seconds()))
 
     async def _stop_in_order(self, delay: float, timeout: float) -> None:
@@ -389,7 +389,7 @@ class Supervisor:
 
     async def _watch(self, files: Files) -> None:
         async for _ in files.changes():
-            logger.info("the configuration's files have changed")
+            logger.info("the configuration files have changed")
             await self._reload()
 
     async def _reload(self) -> None:
@@ -420,7 +420,7 @@ class Supervisor:
                 member.number = self._number
         self._counts["reloads"] += 1
         logger.info(
-            "the configuration was reloaded, %s",
+            "configuration reloaded, %s",
             "1 change:" if len(changes) == 1 else f"{len(changes)} changes:" if changes else "nothing changed",
         )
         for change in changes:
@@ -428,7 +428,7 @@ class Supervisor:
 
     def _refused(self, problems: list[Any]) -> None:
         self._counts["refused"] += 1
-        logger.error("the configuration is refused, the one before stays in force:")
+        logger.error("the new configuration is invalid; the previous one stays in force:")
         for problem in problems:
             logger.error("  %s", problem)
 
@@ -448,8 +448,8 @@ class Supervisor:
         reloads: list[Sample] = [("gateway_reloads_total", (("result", name),), float(n)) for name, n in results]
         answering = float(sum(member.answers for member in self._members))
         return [
-            _family("gateway_workers", "gauge", "Worker processes that answer.", answering),
-            _family("gateway_worker_deaths", "counter", "Workers that ended unasked.", counts["deaths"]),
+            _family("gateway_workers", "gauge", "Worker processes that are ready.", answering),
+            _family("gateway_worker_deaths", "counter", "Workers that ended unexpectedly.", counts["deaths"]),
             _family(
                 "gateway_workers_unresponsive", "counter", "Workers killed as unresponsive.", counts["unresponsive"]
             ),

@@ -144,7 +144,7 @@ class Member:
             async with asyncio.timeout(timeout):
                 return await self._prepared
         except TimeoutError:
-            return [Problem("", "", f"the worker {self.pid} did not say within {timeout:.0f} s whether it can take it")]
+            return [Problem("", "", f"the worker {self.pid} did not confirm the configuration within {timeout:.0f} s")]
         finally:
             self._prepared = None
             self.excuse()

@@ -199,7 +199,7 @@ class Upstream:
         try:
             self.places.check()
         except Full as full:
-            return UpstreamBusy(self.name, "every place is taken", full.retry_after)
+            return UpstreamBusy(self.name, "connection queue full", full.retry_after)
         return None
 
     async def _ahead(self, upload: Upload) -> None:
@@ -220,9 +220,9 @@ class Upstream:
             async with asyncio.timeout_at(until):
                 return await places.enter()
         except Full as full:
-            raise UpstreamBusy(self.name, "every place is taken", full.retry_after) from None
+            raise UpstreamBusy(self.name, "connection queue full", full.retry_after) from None
         except TimeoutError:
-            raise UpstreamBusy(self.name, "every place is taken", places.expected_wait()) from None
+            raise UpstreamBusy(self.name, "connection queue full", places.expected_wait()) from None
 
     async def _send(self, sending: Sending) -> tuple[Host, int, ReceivedHead]:
         """Send it to the next host that is not left alone; once more where that is safe and within the budget."""
@@ -243,7 +243,7 @@ class Upstream:
                 )
                 return host, series, response
             except TimeoutError:
-                raise UpstreamTimeout(self.name, "no answer within its deadline") from None
+                raise UpstreamTimeout(self.name, "no response before the deadline") from None
             except httpx.TransportError as error:
                 tried += 1
                 if tried > sending.patience.retries or not self._repeatable(sending, attempt, error):
@@ -309,7 +309,7 @@ class Upstream:
                 if apart is not None:
                     apart.add(host.name)
                 return host, series
-        raise UpstreamResting(self.name, "it failed too often", min(host.retry_after for host in self.hosts))
+        raise UpstreamResting(self.name, "circuit breaker open", min(host.retry_after for host in self.hosts))
 
     def _forwarded(self, headers: Headers) -> list[tuple[bytes, bytes]]:
         return [*without(headers, *self._constant_names), *self._constants]
@@ -361,7 +361,7 @@ class Upstream:
                 finally:
                     await fetched.body.aclose()
         except TimeoutError:
-            raise UpstreamTimeout(self.name, "no whole answer within its deadline") from None
+            raise UpstreamTimeout(self.name, "no complete response before the deadline") from None
         if body is None:
             raise UpstreamMalformed(self.name, f"its body is larger than {max_body} bytes")
         plain = decoded(self.name, fetched.headers, body, max_body)

@@ -96,7 +96,7 @@ class PlainBody(httpx.AsyncByteStream):
             async with asyncio.timeout(self.patience):
                 await self._waiter
         except TimeoutError:
-            raise httpx.ReadTimeout("no piece of the body in time") from None
+            raise httpx.ReadTimeout("timed out reading the body") from None
         finally:
             self._waiter = None
 
@@ -190,7 +190,7 @@ class PlainConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """End it, whatever is under way on it."""
-        self._fail(httpx.ReadError("the connection was closed here"))
+        self._fail(httpx.ReadError("the connection was closed by the gateway"))
         if self._transport is not None:
             self._transport.abort()
         self._done(keeps=False)
@@ -269,7 +269,7 @@ class PlainConnection(asyncio.Protocol):
 
     def _before_the_answer(self, head: Head) -> None:
         if head.status == 101:
-            raise Malformed("another protocol, which nobody asked for")
+            raise Malformed("an unsolicited protocol upgrade")
         self._interims += 1
         if self._interims > MOST_INTERIM:
             raise Malformed(TOO_MANY_INTERIM)
@@ -369,7 +369,7 @@ class Pool:
                 async with asyncio.timeout(pool):
                     await self._free.acquire()
             except TimeoutError:
-                raise httpx.PoolTimeout("no connection in time") from None
+                raise httpx.PoolTimeout("timed out waiting for a connection") from None
         else:
             await self._free.acquire()  # at once
         try:
@@ -492,7 +492,7 @@ def request_head(method: str, target: bytes, headers: Sequence[tuple[bytes, byte
     """A request's bytes, where it has no body. Raises httpx.LocalProtocolError where a field would end its line."""
     lines = [name + b": " + value for name, value in headers]
     if not _TARGET.fullmatch(target) or _BREAKS.search(b"".join(lines)):
-        raise httpx.LocalProtocolError("a request that cannot be sent")
+        raise httpx.LocalProtocolError("a request that can't be sent")
     return b"\r\n".join((b"%b %b HTTP/1.1" % (method.encode("ascii"), target), *lines, b"", b""))
 
 

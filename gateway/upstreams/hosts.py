@@ -41,7 +41,7 @@ class Base:
         """
         segments = target.partition("?")[0].split("/")
         if not target.startswith("/") or not _PLAIN.fullmatch(target) or "." in segments or ".." in segments:
-            raise UpstreamMalformed("gateway", "a target that would leave its upstream's base")
+            raise UpstreamMalformed("gateway", "a target outside its upstream's base URL")
         return f"{self.scheme}://{self.netloc.decode('ascii')}{self.prefix}{target}"
 
 

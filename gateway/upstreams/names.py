@@ -47,7 +47,7 @@ class PublicResolver(AbstractResolver):
         found = await self._resolver.resolve(host, port, family)
         public = [each for each in found if is_public(each["host"])]
         if not public:
-            raise OSError(None, "the name leads to no public address")
+            raise OSError(None, "the name resolves to no public address")
         return public
 
     async def close(self) -> None:

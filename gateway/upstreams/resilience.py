@@ -160,7 +160,7 @@ class Full(GatewayError):
 
     def __init__(self, retry_after: float) -> None:
         self.retry_after = retry_after
-        super().__init__("every place is taken")
+        super().__init__("connection queue full")
 
 
 class Bulkhead:

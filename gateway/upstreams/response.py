@@ -117,7 +117,7 @@ class Body:
                 return await self._next()
         except TimeoutError:
             self._broke = True
-            raise UpstreamTimeout(self._name, "its body takes too long") from None
+            raise UpstreamTimeout(self._name, "stream_timeout exceeded") from None
 
     async def _comes(self, seconds: float, until: float) -> bool:
         """Whether a piece or the end comes within so many seconds, and before `until`. If not, it is waited for on."""
@@ -198,7 +198,7 @@ class PartOfBody:
         self._body, self._first, self._last = body, first, last
 
     async def whole(self, limit: int, live: Live | None = None) -> bytes | None:
-        raise NotImplementedError("a part of a body is streamed")
+        raise NotImplementedError("only part of the body is streamed")
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Raises UpstreamError."""
@@ -268,13 +268,13 @@ def check_response(name: str, status: int, headers: Sequence[tuple[bytes, bytes]
         raise UpstreamMalformed(name, "contradictory lengths")
     codings = values(headers, b"transfer-encoding")
     if codings and (lengths or b",".join(codings).strip().lower() != b"chunked"):
-        raise UpstreamMalformed(name, "a framing in doubt")
+        raise UpstreamMalformed(name, "ambiguous framing")
 
 
 def check_head(name: str, headers: Headers, max_head: int) -> None:
     """Raises UpstreamMalformed where the fields of a head are too large, or no HTTP."""
     if sum(len(key) + len(value) + 4 for key, value in headers) > max_head:
-        raise UpstreamMalformed(name, "a head that is too large")
+        raise UpstreamMalformed(name, "the response head is too large")
     for key, value in headers:
         if not NAME.fullmatch(key) or BAD_IN_VALUE.search(value):
             raise UpstreamMalformed(name, "a malformed header")
@@ -288,9 +288,9 @@ def check_asked_for(name: str, status: int, sent: Headers) -> None:
     true of, a 206 without a range (RFC 9110 §15.4.5, §15.3.7). Whoever gets it has nothing to put it to."""
     names = {key for key, _ in sent}
     if status == 304 and not names & _CONDITIONAL:
-        raise UpstreamMalformed(name, "a 304 that nobody asked for")
+        raise UpstreamMalformed(name, "an unsolicited 304")
     if status == 206 and b"range" not in names:
-        raise UpstreamMalformed(name, "a part that nobody asked for")
+        raise UpstreamMalformed(name, "an unsolicited 206")
 
 
 def decoded(name: str, headers: Headers, body: bytes, limit: int) -> bytes:
@@ -304,13 +304,13 @@ def decoded(name: str, headers: Headers, body: bytes, limit: int) -> bytes:
 def translated(name: str, error: httpx.TransportError) -> UpstreamError:
     """The gateway's error for one of httpx's; a test goes through all of httpx's."""
     kinds: tuple[tuple[type[httpx.TransportError], type[UpstreamError], str], ...] = (
-        (httpx.PoolTimeout, UpstreamBusy, "all connections are taken"),
-        (httpx.TimeoutException, UpstreamTimeout, "no answer within its deadline"),
-        (httpx.RemoteProtocolError, UpstreamMalformed, "a response that is not HTTP, or broke off"),
-        (httpx.LocalProtocolError, UpstreamMalformed, "a request that cannot be sent"),
+        (httpx.PoolTimeout, UpstreamBusy, "all connections are in use"),
+        (httpx.TimeoutException, UpstreamTimeout, "no response before the deadline"),
+        (httpx.RemoteProtocolError, UpstreamMalformed, "an invalid or incomplete response"),
+        (httpx.LocalProtocolError, UpstreamMalformed, "a request that can't be sent"),
         (httpx.UnsupportedProtocol, UpstreamMalformed, "an unsupported protocol"),
     )
     for kind, counterpart, reason in kinds:
         if isinstance(error, kind):
             return counterpart(name, f"{reason}: {error}" if kind is httpx.RemoteProtocolError else reason)
-    return UpstreamUnreachable(name, "no connection, or it broke")
+    return UpstreamUnreachable(name, "connection failed or lost")

@@ -119,7 +119,9 @@ class Receiver(ResponseHandler):
         if message.code == 101 or announces_wrongly(message.code, message.raw_headers, bodiless=self._skip_payload):
             self.force_close()
             if message.code < 200:
-                self.set_exception(HttpProcessingError(message="another protocol, or content of an interim response"))
+                self.set_exception(
+                    HttpProcessingError(message="an unsolicited protocol upgrade, or an interim response with content")
+                )
                 return
         if self._are_too_many(message.code < 200):
             return
@@ -439,7 +441,7 @@ class Transport(AiohttpTransport):
             attempt.lost()
             raise
         except TimeoutError:
-            raise httpx.ReadTimeout("no answer in time") from None
+            raise httpx.ReadTimeout("timed out") from None
         body.patience = timeouts.read
         return ReceivedHead(answer.status, answer.fields, body, judged=True)
 

@@ -97,7 +97,7 @@ async def test_a_change_of_the_file_or_of_dotenv_is_taken_up_without_a_signal(
     await asyncio.to_thread(gateway.said, r"routes\.item\.ttl: 20s -> 10s")
     assert max(await promised(gateway)) <= 10
     gateway.file.write_text("routes: [nonsense")
-    await asyncio.to_thread(gateway.said, "the configuration is refused")
+    await asyncio.to_thread(gateway.said, "the new configuration is invalid")
     assert max(await promised(gateway)) <= 10
 
 
@@ -115,7 +115,7 @@ async def test_reload_after_reload_under_load_fails_no_request_and_mixes_no_two_
             gateway.file.write_text(yaml.safe_dump(given))
             lines = len(gateway.errors.splitlines())
             gateway.signal(signal.SIGHUP)
-            await asyncio.to_thread(gateway.said, "the configuration was reloaded", after=lines)
+            await asyncio.to_thread(gateway.said, "configuration reloaded", after=lines)
             seen |= await promised(gateway)
             await load.answered(between)
     print(f"{reloads} reloads: {len(load.samples)} answered, {len(load.failed)} failed")

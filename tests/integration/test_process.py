@@ -114,7 +114,7 @@ async def test_it_ends_in_order_the_requests_in_flight_answered_and_its_valkey_g
     )
     assert told[2].startswith("INFO gateway: admin listener: unix:/")
     assert told[3:4] == [f"INFO gateway: listening on {gateway.url}"]
-    assert "INFO gateway: stopping: connections are taken for " in told[4]
+    assert "INFO gateway: stopping: accepting connections for " in told[4]
     assert told[5:] == ["INFO gateway: ended"]
 
 
@@ -191,7 +191,7 @@ def test_a_busy_admin_port_is_one_message_and_status_2(tmp_path: Path, taken: in
         pytest.param("port: http", ["line 1: port:"], id="a wrong type"),
         pytest.param(
             "upstreams: {api: {url: 'http://a.test'}}\nroutes:\n  x: {path: /x, upstream: ap, ttl: 5}",
-            ["line 3: routes.x.upstream: ap is no upstream", "line 3: routes.x.ttl: 5 is no duration"],
+            ["line 3: routes.x.upstream: there is no upstream ap", "line 3: routes.x.ttl: invalid duration 5"],
             id="two problems",
         ),
         pytest.param(

@@ -116,7 +116,7 @@ async def test_the_embedded_valkey_is_started_again_and_used_again(start_gateway
             seen = lines(gateway)
             os.kill(first.pid, signal.SIGKILL)
             assert await asyncio.to_thread(first.gone, 5)
-            await said(gateway, "the embedded Valkey ended .signal SIGKILL.; it is started again", after=seen)
+            await said(gateway, "the embedded Valkey ended .signal SIGKILL.; restarting it", after=seen)
         async with asyncio.timeout(20):
             while (await client.get("/readyz")).json()["redis"] != "available":
                 await asyncio.sleep(0.05)
@@ -180,11 +180,11 @@ async def test_a_refused_configuration_leaves_the_old_one_in_force_and_says_wher
         routes = settings(origin)["routes"]
         rewrite(gateway, routes={**routes, "items": {**routes["items"], "ttl": "soon"}})
         gateway.signal(signal.SIGHUP)
-        await said(gateway, r"gateway\.yaml line \d+: routes\.items\.ttl: soon is no duration")
+        await said(gateway, r"gateway\.yaml line \d+: routes\.items\.ttl: invalid duration soon")
         await load.answered(50)
         rewrite(gateway, routes=routes, memory="1GiB", retry_after="3s")
         gateway.signal(signal.SIGHUP)
-        await said(gateway, r"memory: 256MiB -> 1GiB wants a restart; it stays 256MiB")
+        await said(gateway, r"memory: 256MiB -> 1GiB requires a restart; it stays 256MiB")
         await said(gateway, r"retry_after: 1s -> 3s")
         await load.answered(50)
     assert load.failed == []
@@ -265,8 +265,8 @@ async def test_the_metrics_of_two_workers_are_exactly_what_a_client_counted(
     count = int(os.environ.get("GATEWAY_TEST_REQUESTS", "3000"))
     counted = Counter([outcome async for outcome in requests(gateway.url, count)])
     assert outcomes(gateway) == counted
-    os.kill(gateway.workers[0], signal.SIGTERM)  # it ends in order, and another takes its place
-    await said(gateway, "another takes its place")
+    os.kill(gateway.workers[0], signal.SIGTERM)  # it ends in order, and starting another
+    await said(gateway, "starting another")
     counted += Counter([outcome async for outcome in requests(gateway.url, 1000)])
     assert outcomes(gateway) == counted
     assert gateway.metrics()["gateway_request_seconds_count"] == counted.total() == count + 1000

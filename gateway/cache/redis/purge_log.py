@@ -268,7 +268,7 @@ class RedisPurges:
         if not isinstance(error, ResponseError | ValueError) or time.monotonic() - self._complained_at < COMPLAIN_EVERY:
             return
         self._complained_at = time.monotonic()
-        logger.warning("the purges in Redis cannot be read, and memory is not trusted for long so: %s", error)
+        logger.warning("purges can't be read from Redis, so entries in memory are trusted only briefly: %s", error)
 
     async def _follow(self) -> None:
         while True:

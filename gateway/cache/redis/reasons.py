@@ -41,16 +41,16 @@ _ADVICE = {
     "certificate": "name the CA by ssl_ca_certs=/path/to/ca.pem in `redis_url`",
     "tls": "rediss:// is for a port with TLS, redis:// for one without",
     "file": "check the paths in `redis_url`",
-    "loading": "it is used as soon as its data is loaded",
+    "loading": "it will be used once its data is loaded",
     "sentinel": "check the Sentinels' addresses and the service's name in `redis_url`",
     "cluster": "check the nodes in `redis_url`; redis:// is for a single server",
-    "closed": "check that Redis runs, its limit of clients, and whether its port speaks TLS (rediss://)",
+    "closed": "check that Redis runs, its limit of clients, and whether its port uses TLS (rediss://)",
 }
 
 
 _PLAIN = {
     "password": "wrong or missing user or password (authentication failed)",
-    "timeout": "no answer in time",
+    "timeout": "timed out",
     "refused": "connection refused",
 }
 
@@ -170,7 +170,7 @@ class RedisState:
         if self.reason.kind not in self._logged:
             self._logged.add(self.reason.kind)
             logger.warning(
-                "Redis at %s is not used: %s; %s. Responses are cached in memory only until it can be.",
+                "Redis at %s is not used: %s; %s. Responses are cached in memory only until then.",
                 self._place,
                 self.reason.text.rstrip("."),
                 self.reason.advice,
@@ -192,7 +192,7 @@ class RedisState:
         if now - self._slow_at >= REPORT_EVERY:
             self._slow_at = now
             logger.warning(
-                "Redis at %s does not answer within %d ms several times in a row; see `redis_budget`",
+                "Redis at %s timed out several times in a row (%d ms); see `redis_budget`",
                 self._place,
                 round(budget * 1000),
             )

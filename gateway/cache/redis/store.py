@@ -50,8 +50,8 @@ def complaint_about(policy: str, maxmemory: int) -> tuple[int, str] | None:
         return None
     advice = "set it to noeviction or one of volatile-…, as by CONFIG SET maxmemory-policy volatile-lru"
     if not maxmemory:
-        return logging.WARNING, f"Redis's maxmemory-policy is {policy}, though without a maxmemory; {advice}"
-    return logging.ERROR, f"Redis's maxmemory-policy is {policy}: it may evict the purges, and must not; {advice}"
+        return logging.WARNING, f"Redis's maxmemory-policy is {policy}, without a maxmemory; {advice}"
+    return logging.ERROR, f"Redis's maxmemory-policy is {policy}: it may evict purge records; {advice}"
 
 
 # The time of the server that holds the stream of purges: in a cluster each node has its own.

@@ -221,7 +221,7 @@ async def test_an_access_log_gives_the_advice_that_the_live_traffic_gave(clock: 
         assert mine.hit_ratio == pytest.approx(theirs.hit_ratio, abs=0.01)
     shown = CliRunner().invoke(cli, [*arguments, "item", "--max-upstream", "1/m"]).output
     assert "item" in shown
-    assert "relieves the upstream" in shown
+    assert "meets the upstream target" in shown
     assert "12h" in shown
     assert max(map(len, shown.splitlines())) <= 80
 
@@ -252,7 +252,7 @@ def test_a_route_that_is_joined_of_parts_names_them(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("gateway.cli.options.ask_admin", lambda path, *_, **__: answers[path])
     result = CliRunner().invoke(cli, ["ttl", "advise", "home"])
     assert result.exit_code == 3
-    assert result.output == "home is joined of parts, each of which has a TTL of its own: home.user.\n"
+    assert result.output == "home is an aggregate; each of its parts has its own TTL: home.user.\n"
 
 
 def test_a_log_that_has_only_a_share_of_the_hits_gives_no_advice(tmp_path: Path) -> None:
@@ -266,10 +266,10 @@ def test_a_log_that_has_only_a_share_of_the_hits_gives_no_advice(tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("nonsense\n", "line 1 is no line"),
+        ("nonsense\n", "line 1 isn't a line"),
         ("{}\n", "line 1"),
         ("", "no line with a cache key"),
-        (None, "cannot be read"),
+        (None, "can't be read"),
     ],
 )
 def test_a_log_that_cannot_be_used_is_refused(tmp_path: Path, text: str | None, why: str) -> None:

@@ -677,7 +677,7 @@ async def test_an_element_that_fails_is_null_and_leaves_the_answer_incomplete(cl
         assert response.headers["gateway-complete"] == "?0"
         assert response.headers["cache-control"] == "no-store"
         detail = response.json()["_errors"]["prices"]["detail"]
-        assert detail == "The part prices: 1 of 3 elements failed, the first because its upstream says 500."
+        assert detail == "The part prices: 1 of 3 elements failed, the first because upstream returned 500."
         shop.set("/prices/2", b"2")
         clock.turn(1.1)
         response = await client.get("/home/7")
@@ -1059,7 +1059,7 @@ async def test_a_typed_part_of_another_type_has_failed(clock: TurnedClock) -> No
     async with running(typed(shop, clock, errors=True)) as client:
         response = await client.get("/home/7")
         assert said(response)["offers"] == "wrong-type"
-        assert "not of its type: 0: " in response.json()["_errors"]["offers"]["detail"]
+        assert "doesn't match its type: 0: " in response.json()["_errors"]["offers"]["detail"]
         shop.set("/users/7", {"id": "x"})
         clock.turn(700)
         assert (await client.get("/home/7")).status_code == 502
@@ -1075,5 +1075,5 @@ def test_an_aggregate_in_python_that_names_an_unknown_upstream_is_refused() -> N
     app = create_app({"redis_url": "none", "upstreams": {"shop": {"url": "http://shop.test"}}}, log=silent)
     router = APIRouter()
     aggregate(router, "/home", parts={"x": typed_part(User, upstream="shp", path="/x")})
-    with pytest.raises(ConfigError, match="shp is no upstream; did you mean shop"):
+    with pytest.raises(ConfigError, match="there is no upstream shp; did you mean shop"):
         app.include_router(router)

@@ -153,11 +153,11 @@ WRONG: list[tuple[str, bytes, bytes, str, str]] = [
     ("white space", b" ", b"application/json", "auto", "not valid JSON"),
     ("two values", b"1 2", b"application/json", "auto", "not valid JSON"),
     ("NaN", b"[NaN]", b"application/json", "auto", "not valid JSON"),
-    ("broken UTF-8", b'"\xff"', b"application/json", "auto", "no text in utf-8"),
+    ("broken UTF-8", b'"\xff"', b"application/json", "auto", "n't text in utf-8"),
     ("nested too deep", b"[" * 5000 + b"]" * 5000, b"application/json", "auto", "1024 levels"),
     ("an image", b"\x89PNG", b"image/png", "auto", "image/png"),
-    ("text in an unknown charset", b"x", b"text/plain; charset=klingon", "auto", "no text in klingon"),
-    ("text in another charset than it says", b"\xff", b"text/plain; charset=utf-8", "auto", "no text in utf-8"),
+    ("text in an unknown charset", b"x", b"text/plain; charset=klingon", "auto", "n't text in klingon"),
+    ("text in another charset than it says", b"\xff", b"text/plain; charset=utf-8", "auto", "n't text in utf-8"),
     ("HTML where JSON was wanted", b"<p>", b"text/html", "json", "not valid JSON"),
     ("XML that ends early", b"<r>", b"text/xml", "xml", "XML"),
     ("XML with entities", b'<!DOCTYPE r [<!ENTITY a "b">]><r>&a;</r>', b"text/xml", "xml", "XML"),
@@ -206,7 +206,7 @@ def test_text_is_read_in_its_charset() -> None:
 
 
 def test_only_objects_merge_into_the_root() -> None:
-    with pytest.raises(WrongType, match="no object"):
+    with pytest.raises(WrongType, match="isn't an object"):
         joined([MergePiece(None, b"[1]", [1])])
 
 

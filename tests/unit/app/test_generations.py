@@ -255,7 +255,7 @@ def test_a_change_tells_what_was_and_what_is() -> None:
     )
     assert [str(change) for change in difference(before, after)] == [
         "upstreams.b: http://b.test is new",
-        "routes.gone: /gone is gone",
+        "routes.gone: /gone is removed",
         "upstreams.api.headers.x-key: *** -> ***",
         "routes.rest.ttl: 1m -> 10s",
     ]
@@ -272,14 +272,14 @@ def test_what_wants_a_restart_says_so_and_stays() -> None:
         Change("memory", "64MiB", "1GiB", wants_restart=True),
         Change("retry_after", "1s", "2s"),
     ]
-    assert str(changes[0]) == "memory: 64MiB -> 1GiB wants a restart; it stays 64MiB"
+    assert str(changes[0]) == "memory: 64MiB -> 1GiB requires a restart; it stays 64MiB"
     kept = merged(before, after).config
     assert kept.memory == before.config.memory
     assert kept.retry_after == after.config.retry_after
 
 
 def test_many_workers_without_a_shared_tier_are_refused() -> None:
-    with pytest.raises(ValueError, match="would neither share a cache nor hear of each other's purges"):
+    with pytest.raises(ValueError, match="would share neither a cache nor purges"):
         loaded(workers=2)
 
 

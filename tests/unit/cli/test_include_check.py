@@ -31,7 +31,7 @@ CASES = {
         "from gateway import cached\n@cached(ttl=10)\nasync def a(): ...\n",
         "m.py:2: ValueError: @cached on m.a",
     ),
-    "m:router ": (WANTING, "wants the upstream 'nope', which is not configured"),
+    "m:router ": (WANTING, "requires the upstream 'nope', which is not configured"),
 }
 
 
@@ -72,11 +72,11 @@ def test_a_module_that_takes_too_long_is_refused(tmp_path: Path, monkeypatch: py
     file = configured(tmp_path, "m:router", "import threading\nthreading.Event().wait()\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     (problem,) = problems_of(str(file), seconds=3)
-    assert problem.message == "importing what it names took more than 3 s"
+    assert problem.message == "importing its modules took more than 3 s"
 
 
 def test_a_module_that_kills_the_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = configured(tmp_path, "m:router", "import os\nos._exit(7)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     (problem,) = problems_of(str(file))
-    assert problem.message == "importing what it names ended the process (status 7)"
+    assert problem.message == "importing its modules ended the process (status 7)"

@@ -46,9 +46,9 @@ def test_an_access_log_names_what_was_answered_and_had_no_query(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("/a/%2f", "line 1: /a/%2f is no URL"),
-        ("{nonsense", "line 1 is no line"),
-        ("ftp://x/y", "line 1: ftp://x/y is no http:// or https:// URL"),
+        ("/a/%2f", "line 1: /a/%2f isn't a URL"),
+        ("{nonsense", "line 1 isn't a line"),
+        ("ftp://x/y", "line 1: ftp://x/y isn't an http:// or https:// URL"),
         ("items/1", "line 1: items/1 is neither a path, which begins with /, nor a URL"),
     ],
 )
@@ -114,7 +114,7 @@ async def test_the_command_warms_a_running_gateway(clock: TurnedClock, tmp_path:
         arguments = ["warm", "--from", str(path), "--url", url, "--rate", "1000/s"]
         result = await asyncio.to_thread(CliRunner().invoke, cli, arguments)
     assert result.exit_code == 0, result.output
-    assert "2 asked for: 2 stored" in result.output
+    assert "2 requested: 2 stored" in result.output
 
 
 async def test_a_404_has_failed_and_each_failure_is_told_with_its_reason(tmp_path: Path) -> None:
@@ -136,4 +136,4 @@ def test_where_nobody_listens_the_reason_is_told(tmp_path: Path) -> None:
 def test_what_is_no_url_of_a_gateway_is_refused_with_what_to_write(tmp_path: Path, url: str) -> None:
     result = CliRunner().invoke(cli, ["warm", "--from", str(listed(tmp_path, "/a")), "--url", url])
     assert isinstance(result.exception, WarmError)
-    assert "write http://127.0.0.1:8000" in str(result.exception) or url == "http://"
+    assert "expected http://127.0.0.1:8000" in str(result.exception) or url == "http://"

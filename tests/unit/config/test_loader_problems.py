@@ -41,24 +41,24 @@ cors: {max_age: 1h30m}
 """
 ALL_TOLD = [
     "line 1: port: http must be a whole number",
-    "line 3: upstreams.Catalog: 'Catalog' is no name: write lower-case words joined by _, such as catalog",
+    "line 3: upstreams.Catalog: 'Catalog' isn't a valid name; expected lower-case words joined by _, such as catalog",
     "line 3: upstreams.Catalog.retry_budget: 10% must be a number; write 0.1",
     "line 3: upstreams.Catalog.timout: is unknown; did you mean timeout?",
     "line 4: upstreams.api.url: ftp://a must be an http:// or https:// URL",
-    "line 6: routes.Bad-Name: 'Bad-Name' is no name: write lower-case words joined by _, such as bad_name",
-    "line 6: routes.Bad-Name.ttl: 30S is no duration",
-    "line 7: routes.other.ttl: 5 is no duration",
-    "line 7: routes.other.upstream: apy is no upstream; did you mean api?",
-    "line 8: routes.both.parts.One: 'One' is no name",
+    "line 6: routes.Bad-Name: 'Bad-Name' isn't a valid name; expected lower-case words joined by _, such as bad_name",
+    "line 6: routes.Bad-Name.ttl: invalid duration 30S",
+    "line 7: routes.other.ttl: invalid duration 5",
+    "line 7: routes.other.upstream: there is no upstream apy; did you mean api?",
+    "line 8: routes.both.parts.One: 'One' isn't a valid name",
     "line 8: routes.both.parts.One.tll: is unknown; did you mean ttl?",
-    "line 8: routes.both.parts.One: deny goes not with `allow`",
+    "line 8: routes.both.parts.One: deny can't be combined with `allow`",
     "line 8: routes.both: upstream can't be combined with `parts`",
     "line 12: routes.circle.parts.five.foo: is unknown. Allowed here: ",
-    "line 12: routes.circle.parts.five: body goes with `method: POST`",
-    "line 12: routes.circle.parts.five: parts need each other in a circle: five → six → five",
+    "line 12: routes.circle.parts.five: body requires `method: POST`",
+    "line 12: routes.circle.parts.five: parts depend on each other in a cycle: five → six → five",
     "line 14: routes.circle.parts.seven.path: /seven/{user} uses {user}, which the aggregate's path does not have",
-    "line 14: routes.circle.parts.seven.upstream: nope is no upstream",
-    "line 15: cors.max_age: 1h30m is no duration",
+    "line 14: routes.circle.parts.seven.upstream: there is no upstream nope",
+    "line 15: cors.max_age: invalid duration 1h30m",
 ]
 
 
@@ -153,5 +153,5 @@ def test_what_looks_like_a_variable_in_the_file_is_a_warning(tmp_path: Path, val
     path.write_text(f'upstreams:\n  api: {{url: "http://api", headers: {{x-key: "{value}"}}}}\n')
     (warning,) = load(path, environ={}, dotenv=None).warnings
     assert "line 2: upstreams.api.headers.x-key: " in warning
-    assert "is taken as it is: a file has no variables; set GATEWAY_UPSTREAMS__API__HEADERS__X_KEY instead" in warning
+    assert "isn't expanded; set GATEWAY_UPSTREAMS__API__HEADERS__X_KEY instead" in warning
     assert "Bearer" not in warning

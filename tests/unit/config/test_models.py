@@ -93,7 +93,7 @@ def test_a_duration_is_a_number_and_a_unit(written: object, seconds: float) -> N
     ids=repr,
 )
 def test_what_is_no_duration_is_told_how_to_write_one(written: object) -> None:
-    with pytest.raises(ValueError, match="is no duration: write a number and ms, s, m, h or d"):
+    with pytest.raises(ValueError, match="invalid duration; expected a number and a unit"):
         parse_duration(written)
 
 
@@ -105,7 +105,7 @@ def test_a_number_without_a_unit_is_told_how_to_write_seconds(written: object) -
 
 @pytest.mark.parametrize("written", ["999999999999d", "9" * 400 + "s"], ids=["many days", "many digits"])
 def test_a_duration_beyond_all_bounds_is_too_long(written: str) -> None:
-    with pytest.raises(ValueError, match="is too long a duration"):
+    with pytest.raises(ValueError, match="duration out of range"):
         parse_duration(written)
 
 
@@ -138,12 +138,12 @@ def test_a_size_is_a_number_and_a_unit(written: object, size: int) -> None:
     "written", ["", "5", "5 KiB", "5KB", "5kib", "5M", "-5B", "1e3B", "\u0663B", None, True, 5.5, []], ids=repr
 )
 def test_what_is_no_size_is_told_how_to_write_one(written: object) -> None:
-    with pytest.raises(ValueError, match="is no size: write a number and B, KiB, MiB or GiB"):
+    with pytest.raises(ValueError, match="invalid size; expected a number and a unit"):
         parse_size(written)
 
 
 def test_a_size_beyond_all_bounds_is_too_large() -> None:
-    with pytest.raises(ValueError, match="is too large a size"):
+    with pytest.raises(ValueError, match="size out of range"):
         parse_size("9" * 400 + "GiB")
 
 
@@ -320,11 +320,11 @@ def test_credentials_go_with_listed_origins() -> None:
         pytest.param({"port": "http"}, "port: Input should be a valid integer", id="a port that is no number"),
         pytest.param({"host": 1}, "host: Input should be a valid string", id="a host of the wrong type"),
         pytest.param({"access_log": "perhaps"}, "access_log: Input should be a valid boolean", id="no boolean"),
-        pytest.param({"memory": "5MB"}, "memory: is no size", id="no size"),
+        pytest.param({"memory": "5MB"}, "memory: invalid size", id="no size"),
         pytest.param({"memory": -1}, "memory: Input should be greater than or equal to 0", id="a negative size"),
-        pytest.param({"memory": "9" * 400 + "GiB"}, "memory: is too large a size", id="a size too large"),
-        pytest.param({"retry_after": "5"}, "retry_after: is no duration", id="no duration"),
-        pytest.param({"retry_after": None}, "retry_after: is no duration", id="a duration of nothing"),
+        pytest.param({"memory": "9" * 400 + "GiB"}, "memory: size out of range", id="a size too large"),
+        pytest.param({"retry_after": "5"}, "retry_after: invalid duration", id="no duration"),
+        pytest.param({"retry_after": None}, "retry_after: invalid duration", id="a duration of nothing"),
         pytest.param(
             {"retry_after": timedelta(-1)},
             "retry_after: Input should be greater than or equal to",
@@ -335,27 +335,27 @@ def test_credentials_go_with_listed_origins() -> None:
         pytest.param({"public_url": "api.test"}, "public_url: must be an http:// or https:// URL", id="no URL"),
         pytest.param({"redis_url": "cache:6379"}, "redis_url: must be embedded, none, ", id="no Redis URL"),
         pytest.param({"redis_url": "http://h"}, "redis_url: must be embedded, none, ", id="HTTP for Redis"),
-        pytest.param({"redis_prefix": "a b"}, "redis_prefix: may have letters, digits and", id="a prefix with space"),
-        pytest.param({"redis_prefix": "a\n"}, "redis_prefix: may have letters, digits and", id="a prefix with LF"),
+        pytest.param({"redis_prefix": "a b"}, "redis_prefix: may contain only letters", id="a prefix with space"),
+        pytest.param({"redis_prefix": "a\n"}, "redis_prefix: may contain only letters", id="a prefix with LF"),
         pytest.param({"admin_listen": "9000"}, "admin_listen: must be host:port", id="a port alone"),
         pytest.param({"admin_listen": ":9000"}, "admin_listen: must be host:port", id="no host"),
         pytest.param({"admin_listen": "h:"}, "admin_listen: must be host:port", id="no port"),
         pytest.param({"admin_listen": "h:70000"}, "admin_listen: must be host:port", id="an admin port too high"),
         pytest.param({"admin_listen": "unix:x"}, "admin_listen: must be host:port", id="a relative socket"),
-        pytest.param({"trusted_proxies": ["x"]}, "trusted_proxies: 'x' is no network", id="no network"),
-        pytest.param({"trusted_proxies": ["10.0.0.1/8"]}, "trusted_proxies: '10.0.0.1/8' is no", id="host bits set"),
+        pytest.param({"trusted_proxies": ["x"]}, "trusted_proxies: 'x' isn't a valid network", id="no network"),
+        pytest.param({"trusted_proxies": ["10.0.0.1/8"]}, "trusted_proxies: '10.0.0.1/8' isn't", id="host bits set"),
         pytest.param({"include": ["shop.routes"]}, "include: 'shop.routes' must be module:", id="no attribute"),
         pytest.param({"include": ["a:b.c"]}, "include: 'a:b.c' must be module:attribute", id="a deep attribute"),
         pytest.param({"include": ["1a:b"]}, "include: '1a:b' must be module:attribute", id="no module name"),
         pytest.param({"docs": "docs"}, "docs: must be a path such as /docs, or off", id="a relative page"),
         pytest.param({"redoc": True}, "redoc: must be a path such as /docs, or off", id="a page that is on"),
         pytest.param({"routes": []}, "routes: Input should be a valid dictionary", id="a list of routes"),
-        pytest.param({"routes": {"a-b": {}}}, "routes: 'a-b' is no name", id="a name with a hyphen"),
-        pytest.param({"routes": {"A": {}}}, "routes: 'A' is no name", id="a name in capitals"),
-        pytest.param({"routes": {"a__b": {}}}, "routes: 'a__b' is no name", id="a name with two underscores"),
-        pytest.param({"routes": {1: {}}}, "routes: 1 is no name", id="a name that is a number"),
-        pytest.param({"upstreams": {"": {}}}, "upstreams: '' is no name", id="an empty name"),
-        pytest.param({"upstreams": {"a\n": {}}}, "upstreams: 'a\\n' is no name", id="a name with a line feed"),
+        pytest.param({"routes": {"a-b": {}}}, "routes: 'a-b' isn't a valid name", id="a name with a hyphen"),
+        pytest.param({"routes": {"A": {}}}, "routes: 'A' isn't a valid name", id="a name in capitals"),
+        pytest.param({"routes": {"a__b": {}}}, "routes: 'a__b' isn't a valid name", id="a name with two underscores"),
+        pytest.param({"routes": {1: {}}}, "routes: 1 isn't a valid name", id="a name that is a number"),
+        pytest.param({"upstreams": {"": {}}}, "upstreams: '' isn't a valid name", id="an empty name"),
+        pytest.param({"upstreams": {"a\n": {}}}, "upstreams: 'a\\n' isn't a valid name", id="a name with a line feed"),
         pytest.param({"upstreams": {"a": None}}, "upstreams.a: Input should be a valid dictionary", id="no settings"),
     ],
 )
@@ -374,17 +374,19 @@ def test_a_wrong_setting_is_told_what_would_be_right(settings: dict[str, object]
         pytest.param({"url": "http://:p@h"}, ".url: must not carry credentials", id="a password"),
         pytest.param({"url": "http://h?a=1"}, ".url: must not have a query or fragment", id="a query"),
         pytest.param({"url": "http://h#a"}, ".url: must not have a query or fragment", id="a fragment"),
-        pytest.param({"url": "http://h:0"}, ".url: has a port that is none", id="port 0"),
-        pytest.param({"url": "http://h:65536"}, ".url: has a port that is none", id="a port too high"),
-        pytest.param({"url": "http://h:x"}, ".url: has a port that is none", id="a port that is no number"),
+        pytest.param({"url": "http://h:0"}, ".url: has an invalid port", id="port 0"),
+        pytest.param({"url": "http://h:65536"}, ".url: has an invalid port", id="a port too high"),
+        pytest.param({"url": "http://h:x"}, ".url: has an invalid port", id="a port that is no number"),
         pytest.param({"url": "http://[::1"}, ".url: Invalid IPv6 URL", id="an open bracket"),
         pytest.param({"urls": ["x"]}, ".urls.0: must be an http:// or https:// URL", id="one of several"),
-        pytest.param({"url": None}, ": needs `url` or `urls`, and not both", id="neither url nor urls"),
-        pytest.param({"urls": [URL]}, ": needs `url` or `urls`, and not both", id="url and urls"),
-        pytest.param({"timeout": "soon"}, ".timeout: is no duration", id="no duration"),
+        pytest.param({"url": None}, ": needs exactly one of `url` and `urls`", id="neither url nor urls"),
+        pytest.param({"urls": [URL]}, ": needs exactly one of `url` and `urls`", id="url and urls"),
+        pytest.param({"timeout": "soon"}, ".timeout: invalid duration", id="no duration"),
         pytest.param({"max_connections": 0}, ".max_connections: Input should be greater than or equal to 1", id="none"),
-        pytest.param({"headers": {"a b": "c"}}, ".headers: 'a b' is no header name", id="a header name with space"),
-        pytest.param({"headers": {"": "c"}}, ".headers: '' is no header name", id="an empty header name"),
+        pytest.param(
+            {"headers": {"a b": "c"}}, ".headers: 'a b' isn't a valid header name", id="a header name with space"
+        ),
+        pytest.param({"headers": {"": "c"}}, ".headers: '' isn't a valid header name", id="an empty header name"),
         pytest.param({"headers": {"a": "b\r\nc: d"}}, ".headers: the value of a has a character", id="a line break"),
         pytest.param({"headers": {"a": "\0"}}, ".headers: the value of a has a character", id="NUL"),
         pytest.param({"transport": "curl"}, ".transport: Input should be 'aiohttp' or 'httpx'", id="no transport"),
@@ -408,22 +410,24 @@ def test_a_wrong_setting_of_an_upstream_is_told_what_would_be_right(settings: di
         pytest.param({"upstream": 5}, ".upstream: Input should be a valid string", id="no upstream"),
         pytest.param({"upstream_path": ""}, ": upstream_path must begin with a slash", id="an empty upstream path"),
         pytest.param({"upstream_path": "/{x}"}, ": upstream_path uses {x}", id="an unknown parameter"),
-        pytest.param({"ttl": "forever"}, ".ttl: is no duration", id="no duration"),
-        pytest.param({"ttl": "-1s"}, ".ttl: is no duration", id="a negative duration"),
-        pytest.param({"ttl": 30}, ".ttl: is no duration", id="a duration without a unit"),
-        pytest.param({"stale_if_error": "x"}, ".stale_if_error: is no duration", id="no stale window"),
-        pytest.param({"vary": ["accept"]}, ": vary goes with a ttl of its own", id="vary with ttl: origin"),
-        pytest.param({"ttl": "1s", "vary": ["a b"]}, ".vary: 'a b' is no header name", id="no header name"),
-        pytest.param({"ttl": "1s", "vary": ["a:b"]}, ".vary: 'a:b' is no header name", id="a colon in a header name"),
-        pytest.param({"client_ttl": "1s"}, ": client_ttl goes with a ttl of its own", id="client_ttl with ttl: origin"),
+        pytest.param({"ttl": "forever"}, ".ttl: invalid duration", id="no duration"),
+        pytest.param({"ttl": "-1s"}, ".ttl: invalid duration", id="a negative duration"),
+        pytest.param({"ttl": 30}, ".ttl: invalid duration", id="a duration without a unit"),
+        pytest.param({"stale_if_error": "x"}, ".stale_if_error: invalid duration", id="no stale window"),
+        pytest.param({"vary": ["accept"]}, ": vary requires a duration as ttl", id="vary with ttl: origin"),
+        pytest.param({"ttl": "1s", "vary": ["a b"]}, ".vary: 'a b' isn't a valid header name", id="no header name"),
+        pytest.param(
+            {"ttl": "1s", "vary": ["a:b"]}, ".vary: 'a:b' isn't a valid header name", id="a colon in a header name"
+        ),
+        pytest.param({"client_ttl": "1s"}, ": client_ttl requires a duration as ttl", id="client_ttl with ttl: origin"),
         pytest.param({"authorization": "yes"}, ".authorization: Input should be 'pass', 'ignore' or", id="no choice"),
         pytest.param({"request_directives": "no"}, ".request_directives: Input should be 'honour'", id="none"),
-        pytest.param({"max_body": "big"}, ".max_body: is no size", id="no size"),
+        pytest.param({"max_body": "big"}, ".max_body: invalid size", id="no size"),
         pytest.param({"tags": ["a b"]}, ".tags: the tag 'a b' is empty or has a space", id="a tag with space"),
         pytest.param({"tags": ["a,b"]}, ".tags: the tag 'a,b' is empty or has a space", id="a tag with a comma"),
         pytest.param({"tags": [""]}, ".tags: the tag '' is empty", id="an empty tag"),
         pytest.param({"tags": ["a\n"]}, ".tags: the tag 'a\\n' is empty or has a space", id="a tag with a line feed"),
-        pytest.param({"tags": ["p:{x}"]}, ": tags: {x} is no parameter of the path /p/{id}", id="an unknown tag"),
+        pytest.param({"tags": ["p:{x}"]}, ": tags: {x} isn't a parameter of the path /p/{id}", id="an unknown tag"),
         pytest.param({"tll": "1s"}, ".tll: Extra inputs are not permitted", id="an unknown name"),
     ],
 )
@@ -437,7 +441,7 @@ def test_a_wrong_setting_of_a_route_is_told_what_would_be_right(settings: dict[s
     [
         pytest.param(
             {"allow_origins": ["*"], "allow_credentials": True},
-            ": allow_origins `*` with allow_credentials lets every web page act as your user",
+            ": allow_origins `*` with allow_credentials lets every web page act as the user",
             id="all origins with credentials",
         ),
         pytest.param(
@@ -446,13 +450,13 @@ def test_a_wrong_setting_of_a_route_is_told_what_would_be_right(settings: dict[s
             id="all origins among others with credentials",
         ),
         *(
-            pytest.param({"allow_origins": [origin]}, ".allow_origins: no browser sends the origin", id=origin)
+            pytest.param({"allow_origins": [origin]}, f".allow_origins: {origin!r} isn't a valid origin", id=origin)
             for origin in ("https://*.a.test", "https://a.test/", "a.test", "https://A.test", "https://a.test#b")
         ),
-        pytest.param({"allow_origin_regex": "("}, ": allow_origin_regex is no regular", id="an open parenthesis"),
-        pytest.param({"allow_origin_regex": "a{9999999999}"}, ": allow_origin_regex is no", id="too many repeats"),
-        pytest.param({"allow_origin_regex": "(" * 9999}, ": allow_origin_regex is no", id="too deep"),
-        pytest.param({"max_age": 600}, ".max_age: is no duration", id="no duration"),
+        pytest.param({"allow_origin_regex": "("}, ": allow_origin_regex isn't a valid", id="an open parenthesis"),
+        pytest.param({"allow_origin_regex": "a{9999999999}"}, ": allow_origin_regex isn't", id="too many repeats"),
+        pytest.param({"allow_origin_regex": "(" * 9999}, ": allow_origin_regex isn't", id="too deep"),
+        pytest.param({"max_age": 600}, ".max_age: invalid duration", id="no duration"),
         pytest.param({"allow_origin": "a"}, ".allow_origin: Extra inputs are not permitted", id="an unknown name"),
     ],
 )
@@ -474,7 +478,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         pytest.param({"upstreams": {"a": {"url": "http://h/?"}}}, id="an empty query"),
         pytest.param({"upstreams": {"a": {"url": "http://h/a/../b"}}}, id="dot segments in a prefix"),
         pytest.param({"upstreams": {"a": {"url": URL, "headers": {"x": "\u2192"}}}}, id="no latin-1"),
-        pytest.param({"upstreams": {"a": {"url": URL, "headers": {"X": "1", "x": "2"}}}}, id="a header twice"),
+        pytest.param({"upstreams": {"a": {"url": URL, "headers": {"X": "1", "x": "2"}}}}, id="the same header twice"),
         pytest.param({"upstreams": {"a": {"url": URL, "headers": {"content-length": "1"}}}}, id="our framing"),
         pytest.param({"port": True}, id="a boolean for a number"),
         pytest.param({"routes": {"r": {"path": "/", "upstream": "a", "ttl": "1s", "vary": "host"}}}, id="vary: host"),
@@ -490,7 +494,7 @@ def test_what_would_fail_or_mislead_later_is_refused(settings: dict[str, object]
 
 
 def test_a_secret_that_can_be_guessed_is_refused_and_a_good_one_is_not_shown() -> None:
-    with pytest.raises(ValidationError, match="must have 16 characters or more"):
+    with pytest.raises(ValidationError, match="must have at least 16 characters"):
         Config.model_validate({"redis_secret": "short"})
     assert "0123456789abcdef" not in repr(Config.model_validate({"redis_secret": "0123456789abcdef"}))
 

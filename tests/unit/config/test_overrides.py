@@ -66,7 +66,7 @@ def test_an_override_stands_over_all_other_sources_and_says_who_set_it() -> None
         (override(setting="path"), "can't be overridden live; these can: ttl"),
         (override("10x"), "'10x' is refused"),
         (override("-1s"), "refused"),
-        (override("origin", route="varied"), "vary goes with a ttl of its own"),
+        (override("origin", route="varied"), "vary requires a duration as ttl"),
     ],
 )
 def test_what_a_file_could_not_hold_is_refused_with_a_reason(wrong: Override, why: str) -> None:
@@ -132,8 +132,8 @@ def test_an_override_changes_one_setting_of_a_handler_and_leaves_what_its_code_s
     [
         (override(route="shop.sum"), "no route 'shop.sum'; did you mean shop.sums?"),
         (override("10x", route="shop.sums"), "'10x' is refused"),
-        (override("origin", route="shop.sums"), "the handler has a ttl of its own"),
-        (override("5s", route="shop.news", setting="client_ttl"), "client_ttl goes with a ttl of its own"),
+        (override("origin", route="shop.sums"), "the handler has its own ttl"),
+        (override("5s", route="shop.news", setting="client_ttl"), "client_ttl requires a duration as ttl"),
     ],
 )
 def test_what_a_handler_could_not_have_is_refused_with_a_reason(wrong: Override, why: str) -> None:

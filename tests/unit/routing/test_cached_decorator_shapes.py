@@ -478,7 +478,9 @@ def sync_generator() -> Iterator[int]:
 
 @pytest.mark.parametrize("handler", [generator, sync_generator], ids=lambda each: each.__name__)
 def test_a_handler_that_yields_is_refused_where_it_is_decorated(handler: Callable[..., Any]) -> None:
-    with pytest.raises(ValueError, match=rf"@cached on \S+\.{handler.__name__}: the handler yields.*return a list"):
+    with pytest.raises(
+        ValueError, match=rf"@cached on \S+\.{handler.__name__}: the handler is a generator.*return a list"
+    ):
         cached(ttl="30s")(handler)
 
 

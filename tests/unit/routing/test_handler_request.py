@@ -633,7 +633,7 @@ def test_a_security_scheme_that_would_see_nothing_is_refused_at_start() -> None:
     async def handler(token: Annotated[Any, Security(HTTPBearer())]) -> str:
         return str(token)
 
-    with pytest.raises(ConfigError, match=r"HTTPBearer wants: write authorization='key'"):
+    with pytest.raises(ConfigError, match=r"HTTPBearer requires; use authorization='key'"):
         app_of(of(handler, authorization="ignore"))
 
 
@@ -643,21 +643,21 @@ def test_a_security_scheme_that_would_see_nothing_is_refused_at_start() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"ttl": 10}, "ttl=10 is no duration: write .* write 10s for seconds"),
+        ({"ttl": 10}, "ttl=10: invalid duration; .* write 10s for seconds"),
         ({"ttl": "30s", "authorization": "Key"}, "authorization='Key' may be .* did you mean key"),
         ({"ttl": "30s", "authorization": "ignored"}, "authorization='ignored' may be .* did you mean ignore"),
-        ({"ttl": "30s", "vary": "x-tenant"}, r"vary='x-tenant' must be a list, as \['x-tenant'\]"),
-        ({"ttl": "30s", "vary": ["authorization"]}, "authorization can't be forwarded as a part of the key"),
+        ({"ttl": "30s", "vary": "x-tenant"}, r"vary='x-tenant' must be a list, such as \['x-tenant'\]"),
+        ({"ttl": "30s", "vary": ["authorization"]}, "authorization can't be part of the cache key"),
         ({"ttl": "30s", "cookies": "sid"}, r"cookies='sid' may be .*\['sid'\]"),
-        ({"ttl": "30s", "cookies": ["none"]}, "'none' means a mode and is no name here; write pass"),
-        ({"ttl": "30s", "query": ["all"]}, "'all' means a mode and is no name here; leave query out"),
-        ({"ttl": "30s", "max_body": "2 megabytes"}, "max_body='2 megabytes' is no size"),
+        ({"ttl": "30s", "cookies": ["none"]}, "'none' is a mode, not a name; write pass"),
+        ({"ttl": "30s", "query": ["all"]}, "'all' is a mode, not a name; leave query out"),
+        ({"ttl": "30s", "max_body": "2 megabytes"}, "max_body='2 megabytes': invalid size"),
         ({"ttl": "30s", "edge": "yes"}, "edge='yes'"),
         ({"ttl": "30s", "tags": "all"}, "tags='all' must be a list"),
-        ({"ttl": "origin", "vary": ["x-a"]}, "vary goes with a ttl of its own"),
-        ({"ttl": "30s", "key": ["usr"]}, r"key=\['usr'\] 'usr' is no parameter .* did you mean user"),
+        ({"ttl": "origin", "vary": ["x-a"]}, "vary requires a duration as ttl"),
+        ({"ttl": "30s", "key": ["usr"]}, r"key=\['usr'\] 'usr' isn't a parameter .* did you mean user"),
         ({"ttl": "30s", "key": "user"}, r"write key=\['user'\]"),
-        ({"ttl": "30s", "key": ["user"], "edge": True}, "key needs what dependencies made"),
+        ({"ttl": "30s", "key": ["user"], "edge": True}, "key can't be combined with edge=True"),
     ],
 )
 def test_an_argument_that_means_nothing_is_refused_where_it_stands(arguments: Any, said: str) -> None:
@@ -672,7 +672,7 @@ def test_a_tag_of_no_parameter_is_refused_at_start() -> None:
     async def handler(user_id: str) -> str:
         return user_id
 
-    with pytest.raises(ConfigError, match=r"\{user\} is no parameter of the path /of/.*did you mean user_id"):
+    with pytest.raises(ConfigError, match=r"\{user\} isn't a parameter of the path /of/.*did you mean user_id"):
         app_of(of(handler, path="/of/{user_id}", tags=["user:{user}"]))
 
 

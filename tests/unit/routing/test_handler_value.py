@@ -178,7 +178,7 @@ async def test_a_value_that_json_does_not_bring_back_is_given_as_it_is_and_not_s
         answers = await asked(app_of(handler, audit(seen)))
     assert seen == [Item(id=1)] * 2
     assert not any(map(is_hit, answers))
-    assert sum("annotate what it returns" in each.message for each in caplog.records) == 1
+    assert sum("annotate the return type" in each.message for each in caplog.records) == 1
 
 
 async def test_what_the_handler_raises_reaches_the_decorator_as_it_was_raised() -> None:
@@ -216,12 +216,14 @@ async def test_a_refresh_behind_goes_through_the_decorators(clock: TurnedClock) 
 
 
 def test_a_decorator_that_passes_nothing_on_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"dictionary has a decorator above @cached.*no \*\*kwargs.*below @cached"):
+    with pytest.raises(
+        ConfigError, match=r"dictionary has a decorator above @cached.*accept \*\*kwargs.*below @cached"
+    ):
         app_of(dictionary, explicit)
 
 
 def test_edge_below_a_decorator_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"edge=True.*leave edge=True out"):
+    with pytest.raises(ConfigError, match=r"edge=True.*remove edge=True"):
         app_of(dictionary, envelope, edge=True)
 
 

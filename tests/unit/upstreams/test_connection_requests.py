@@ -43,7 +43,7 @@ async def test_another_protocol_that_nobody_asked_for_is_an_error_and_ends_the_c
 
     async with raw_upstream(script) as raw:
         upstream = speaking_to(raw)
-        with pytest.raises(Exception, match="not HTTP"):
+        with pytest.raises(Exception, match="invalid or incomplete"):
             await upstream.fetch("GET", "/", [])
         assert upstream._transport.connections_in_use == 0  # type: ignore[attr-defined]
         await upstream.aclose()

@@ -156,7 +156,7 @@ async def test_a_stream_of_purges_that_is_none_is_told_once_and_followed_again_w
     await behind.client.delete(name)
     await purges._synchronised.wait()
     (complaint,) = [record.getMessage() for record in caplog.records]
-    assert "the purges in Redis cannot be read" in complaint
+    assert "purges can't be read from Redis" in complaint
     assert "WRONGTYPE" in complaint
     await purges.aclose()
 
