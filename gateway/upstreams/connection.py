@@ -24,7 +24,6 @@ from typing import Any, cast
 import aiohttp
 import httpx
 from aiohttp.connector import BaseConnector
-from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from gateway.http.response_parser import Chunks, Head, Malformed, end_of_head, read_head
@@ -499,7 +498,3 @@ def request_head(method: str, target: bytes, headers: Sequence[tuple[bytes, byte
 @lru_cache(maxsize=64)
 def client_timeout(pool: float | None, connect: float | None, read: float | None) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=None, connect=pool, sock_connect=connect, sock_read=read)
-
-
-ERRORS = (aiohttp.ClientError, TimeoutError, HttpProcessingError, OSError)
-"""What aiohttp raises where a request fails, or its response."""

@@ -35,8 +35,8 @@ from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport
 from yarl import URL
 
 from gateway.http.response_parser import WITHOUT_BODY
+from gateway.upstreams.aiohttp_errors import ERRORS, translated
 from gateway.upstreams.connection import (
-    ERRORS,
     METHODS,
     MOST_INTERIM,
     TOO_MANY_INTERIM,
@@ -497,24 +497,3 @@ def _body_of(request: httpx.Request) -> Any:
         return request.content or None
     except httpx.RequestNotRead:
         return request.stream
-
-
-def translated(error: Exception) -> httpx.TransportError:
-    """The httpx error that says the same as one of aiohttp's."""
-    # Of a response's error the message alone: its text has the URL, which may hold a credential.
-    message = error.message if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError) else str(error)
-    text = message or type(error).__name__
-    kinds: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[httpx.TransportError]], ...] = (
-        (aiohttp.ConnectionTimeoutError, httpx.ConnectTimeout),
-        (aiohttp.SocketTimeoutError, httpx.ReadTimeout),
-        ((asyncio.TimeoutError, aiohttp.ServerTimeoutError), httpx.ReadTimeout),
-        (aiohttp.ClientConnectorError, httpx.ConnectError),
-        (aiohttp.ClientPayloadError, httpx.RemoteProtocolError),
-        ((aiohttp.ServerDisconnectedError, aiohttp.ClientOSError), httpx.ReadError),
-        ((aiohttp.ClientResponseError, HttpProcessingError), httpx.RemoteProtocolError),
-        ((aiohttp.InvalidURL, ValueError), httpx.LocalProtocolError),
-    )
-    for kind, counterpart in kinds:
-        if isinstance(error, kind):
-            return counterpart(text)
-    return httpx.ReadError(text)

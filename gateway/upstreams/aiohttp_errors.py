@@ -1,0 +1,33 @@
+"""What aiohttp raises where a request fails, and the httpx error that says the same."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+import httpx
+from aiohttp.http_exceptions import HttpProcessingError
+
+ERRORS = (aiohttp.ClientError, TimeoutError, HttpProcessingError, OSError)
+"""What aiohttp raises where a request fails, or its response."""
+
+
+def translated(error: Exception) -> httpx.TransportError:
+    """The httpx error that says the same as one of aiohttp's."""
+    # Of a response's error the message alone: its text has the URL, which may hold a credential.
+    message = error.message if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError) else str(error)
+    text = message or type(error).__name__
+    kinds: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[httpx.TransportError]], ...] = (
+        (aiohttp.ConnectionTimeoutError, httpx.ConnectTimeout),
+        (aiohttp.SocketTimeoutError, httpx.ReadTimeout),
+        ((asyncio.TimeoutError, aiohttp.ServerTimeoutError), httpx.ReadTimeout),
+        (aiohttp.ClientConnectorError, httpx.ConnectError),
+        (aiohttp.ClientPayloadError, httpx.RemoteProtocolError),
+        ((aiohttp.ServerDisconnectedError, aiohttp.ClientOSError), httpx.ReadError),
+        ((aiohttp.ClientResponseError, HttpProcessingError), httpx.RemoteProtocolError),
+        ((aiohttp.InvalidURL, ValueError), httpx.LocalProtocolError),
+    )
+    for kind, counterpart in kinds:
+        if isinstance(error, kind):
+            return counterpart(text)
+    return httpx.ReadError(text)
