@@ -247,15 +247,15 @@ class Upstream:
             except httpx.TransportError as error:
                 tried += 1
                 if tried > sending.patience.retries or not self._repeatable(sending, attempt, error):
-                    failure = translated(self.name, error)
-                    self._complain(failure)
-                    raise failure from error
+                    self._complain(error)
+                    raise translated(self.name, error) from error
 
-    def _complain(self, failure: UpstreamError) -> None:
+    def _complain(self, error: httpx.TransportError) -> None:
         """Log once a minute what is malformed in this upstream's responses."""
-        if isinstance(failure, UpstreamMalformed) and time.monotonic() - self._complained_at >= COMPLAIN_EVERY:
+        malformed = isinstance(error, httpx.RemoteProtocolError)
+        if malformed and time.monotonic() - self._complained_at >= COMPLAIN_EVERY:
             self._complained_at = time.monotonic()
-            logger.warning("a response of upstream %s is not used: %s", self.name, failure.reason)
+            logger.warning("a response of upstream %s is not used: %s", self.name, error)
 
     def _tell(self, interim: Interim, status: int, fields: Headers) -> None:
         """Tell of an interim response with the fields that a final one could have; of one that is too large not."""

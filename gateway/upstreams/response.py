@@ -312,5 +312,5 @@ def translated(name: str, error: httpx.TransportError) -> UpstreamError:
     )
     for kind, counterpart, reason in kinds:
         if isinstance(error, kind):
-            return counterpart(name, f"{reason}: {error}" if kind is httpx.RemoteProtocolError else reason)
+            return counterpart(name, reason)
     return UpstreamUnreachable(name, "connection failed or lost")
