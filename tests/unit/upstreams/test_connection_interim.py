@@ -47,11 +47,11 @@ async def test_more_of_them_are_malformed_and_the_next_request_is_right(
 
     async with raw_upstream(script) as raw:
         upstream = speaking_to(raw)
-        with pytest.raises(UpstreamMalformed, match="more than 32 interim responses"):
+        with pytest.raises(UpstreamMalformed):
             await ask(upstream, method=method)
         assert await ask(upstream, method=method) == (200, b"ok")
         await upstream.aclose()
-    assert "upstream raw is not used: an invalid or incomplete response: more than 32 interim responses" in caplog.text
+    assert "upstream raw is not used: more than 32 interim responses" in caplog.text
 
 
 @WAYS
