@@ -51,7 +51,7 @@ from gateway.explain.routes import HandlerRoute, handler_route, local_of
 from gateway.explain.trace import Trace
 from gateway.http.forwarding import Trusted
 from gateway.http.headers import Headers
-from gateway.http.target import below, normalise
+from gateway.http.target import below, resolve_below
 from gateway.observability.access_log import AccessLog, JsonAccessLog, silent
 from gateway.policy.rules import CachePolicy
 from gateway.routing.cors import Cors
@@ -159,6 +159,7 @@ class Gateway(FastAPI):
         if before is None:
             self.lasting.show_upstreams(self.upstreams.values())
         self._direct: dict[str, Direct] = {}
+        self._patterns = Patterns(lambda: self.router.routes, self._direct)
         self.edge: Edge | None = self._edge()
         self.inner: ASGIApp | None = None
         documented = config.docs != "off" or config.redoc != "off"
@@ -204,7 +205,7 @@ class Gateway(FastAPI):
                 log=self._log,
                 trusted=trusted,
                 cors=cors,
-                patterns=Patterns(lambda: self.router.routes, self._direct),
+                patterns=self._patterns,
                 underway=self.underway,
                 root=config.prefix,
             )
@@ -283,9 +284,8 @@ class Gateway(FastAPI):
             self._binding.bind(self.routes, late=True)
         self.inner = super().build_middleware_stack()
         config = self.config
-        app: ASGIApp = TargetRule(
-            self.inner, metrics=self.metrics, began=self._began, root=config.prefix, public_url=config.public_url
-        )
+        ruled = partial(TargetRule, metrics=self.metrics, began=self._began, slashes=self._patterns.slashes)
+        app: ASGIApp = ruled(self.inner, root=config.prefix, public_url=config.public_url)
         if self.config.cors.enabled:
             app = Cors(app, self.config.cors)
         app = Timing(app, metrics=self.metrics, log=self._log, trusted=self.trusted)
@@ -366,7 +366,8 @@ class Gateway(FastAPI):
     def primary_keys(self, url: str) -> list[str]:
         """The primary keys of what the gateway serves at `url`. Raises RequestRefused."""
         parts = urlsplit(url)
-        target = below(normalise((parts.path or "/").encode(), parts.query.encode()), self.config.prefix)
+        path, query, root = (parts.path or "/").encode(), parts.query.encode(), self.config.prefix
+        target = below(resolve_below(path, query, root, self._patterns.slashes), root)
         keys = Handlers(self.engine, self.metrics, self.declared).public_keys(target)
         runtime: Runtime = getattr(self.state, STATE)
         joined = [aggregate_key(each, target) for each in self.aggregates if each.config.template.match(target.path)]

@@ -22,7 +22,16 @@ from gateway.context import LOOKED_KEY, RAW_TARGET_KEY, SCOPE_KEY, RequestContex
 from gateway.errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_body
 from gateway.http.forwarding import Told, Trusted, place
 from gateway.http.headers import WITHOUT_CONTENT, framed, values, without
-from gateway.http.target import PATH_CHARS, Target, below, check_host, normalise, other_slash, split_raw_target
+from gateway.http.target import (
+    PATH_CHARS,
+    Slashes,
+    Target,
+    below,
+    check_host,
+    other_slash,
+    resolve_below,
+    split_raw_target,
+)
 from gateway.observability.access_log import AccessLog, silent
 from gateway.observability.metrics import Metrics
 from gateway.observability.response_headers import complete, exchange_for
@@ -95,7 +104,8 @@ class TargetRule:
 
     Puts the place into the scope by which clients reach the gateway, for links that handlers make: the prefix `root`
     (encoded, empty for none), and the host and scheme of `public_url`, or those that trusted proxies name. `began` is
-    handed the state that the lifespan fills, which every request has.
+    handed the state that the lifespan fills, which every request has. `slashes` says what becomes of encoded ones in a
+    target below that place.
     """
 
     def __init__(
@@ -106,8 +116,10 @@ class TargetRule:
         began: Callable[[Mapping[str, Any]], None] = lambda state: None,
         root: str = "",
         public_url: str | None = None,
+        slashes: Callable[[Target], Slashes] = lambda target: "refuse",
     ) -> None:
         self.app = app
+        self._slashes = slashes
         self._metrics = metrics
         self._began = began
         self._root = root
@@ -143,11 +155,10 @@ class TargetRule:
         raw = scope.get(RAW_TARGET_KEY)
         if raw is not None:
             raw_path, query = split_raw_target(raw, host, scheme=scope.get("scheme", "http"))
-        target = normalise(raw_path, query)
         told = exchange.told if exchange is not None else None
         prefix, mount = self._prefix(scope, told)
-        target = below(target, prefix)
         root = prefix + mount
+        target = below(resolve_below(raw_path, query, root, self._slashes), prefix)
         if exchange is not None:
             exchange.root = root
             exchange.host = host if told is None else place(told, host, scope.get("scheme", "http"))[0]

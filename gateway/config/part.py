@@ -26,6 +26,7 @@ from gateway.config.types import (
     check_vary,
     split_commas,
 )
+from gateway.http.target import Slashes
 
 _DOTTED = re.compile(r"[^.\s]+(\.[^.\s]+)*")
 
@@ -66,6 +67,9 @@ class _PartConfig(Model):
     """The requested path, with values in braces: `{user}`, a parameter of the aggregate's path; `{query.page}` and
     `{header.x-device}`, of the client's request; `{product.seller_id}`, of an earlier part; `{item}`, of `for_each`. No
     value can leave its segment. With `route`: a path that matches that route. Default: the route's own."""
+    encoded_slashes: Slashes | None = None
+    """What becomes of a slash in a value of `path`. `refuse`: the part is refused. `keep`: the value stays in its
+    segment, with `%2F`. `decode`: the slash separates segments. Default: the aggregate's `encoded_slashes`."""
     method: Literal["GET", "POST"] = "GET"
     """POST is for upstreams that use it for reads. Neither such a part nor its aggregate is cached."""
     body: JsonValue = None

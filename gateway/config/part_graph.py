@@ -18,6 +18,7 @@ from gateway.config.expressions import Expression
 from gateway.config.part import PartConfig
 from gateway.config.part_values import PartTarget, Reference, Text, Values
 from gateway.http.path_template import PathTemplate, TemplateError, compile_target
+from gateway.http.target import Slashes
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -118,10 +119,11 @@ def near(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(names) or 'none'}"
 
 
-def plan_parts(path: PathTemplate, parts: Mapping[str, PartConfig]) -> PartPlan:
-    """The plan of an aggregate at `path`; what is wrong with it is in `problems`."""
+def plan_parts(path: PathTemplate, parts: Mapping[str, PartConfig], slashes: Slashes = "refuse") -> PartPlan:
+    """The plan of an aggregate at `path`; what is wrong with it is in `problems`. `slashes` is what becomes of encoded
+    ones where a part doesn't say."""
     problems: list[PartProblem] = []
-    planned = {name: _Planner(name, config, path, parts, problems).plan() for name, config in parts.items()}
+    planned = {name: _Planner(name, config, path, parts, problems, slashes).plan() for name, config in parts.items()}
     problems += _group_problems(parts)
     order, circle = _ordered({name: part.needs for name, part in planned.items()})
     if circle:
@@ -187,6 +189,7 @@ class _Planner:
     path: PathTemplate
     parts: Mapping[str, PartConfig]
     problems: list[PartProblem]
+    slashes: Slashes
     found: list[Reference] = field(default_factory=list)
 
     def plan(self) -> PlannedPart:
@@ -229,7 +232,8 @@ class _Planner:
             if f"{{{name}:path}}" in self.path.text and f"{{{name}}}" in path:
                 self._wrong(setting, f"uses {{{name}}}, which matches several segments; a value must fit in one")
         try:
-            template = compile_target(numbered, tuple(f"p{number}" for number in range(len(references))))
+            names = tuple(f"p{number}" for number in range(len(references)))
+            template = compile_target(numbered, names, self.config.encoded_slashes or self.slashes)
         except TemplateError as error:
             self._wrong(setting, str(error))
             return None

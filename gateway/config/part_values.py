@@ -167,7 +167,7 @@ class PartTarget:
                 kept += self._repeated(pair, taken[0], values, found)
             elif absent.isdisjoint(numbers):
                 kept.append(pair)
-        return TargetTemplate(self.template.path, tuple(kept)).ask(found)
+        return TargetTemplate(self.template.path, tuple(kept), self.template.slashes).ask(found)
 
     def _encoded(self, reference: Reference, value: str, values: Values) -> str:
         match reference.source:

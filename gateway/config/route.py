@@ -35,6 +35,7 @@ from gateway.http.path_template import (
     compile_target,
     tag_parameters,
 )
+from gateway.http.target import Slashes
 from gateway.policy.rules import CachePolicy
 
 _NOT_OF_AGGREGATES = (
@@ -53,6 +54,10 @@ class RouteConfig(Model):
     """The name of the upstream. An aggregate has `parts` instead."""
     upstream_path: str | None = None
     """The path requested from the upstream, with the parameters of `path`. Default: `path`."""
+    encoded_slashes: Slashes = "refuse"
+    """What becomes of an encoded slash (`%2F`) in a path. `refuse` responds 400. `keep`: it is part of its segment and
+    goes to the upstream as it came (GitLab, npm, RabbitMQ, Jenkins); so does `%252F`. `decode`: it is a slash, and the
+    path is the one with a slash. Dot segments beside an encoded slash are refused."""
     cache: bool = True
     """`off` forwards every request to the upstream: nothing is stored or served from the cache, and requests don't
     collapse."""
@@ -156,13 +161,13 @@ class RouteConfig(Model):
 
     @cached_property
     def part_plan(self) -> PartPlan:
-        return plan_parts(self.template, self.parts)
+        return plan_parts(self.template, self.parts, self.encoded_slashes)
 
     @model_validator(mode="after")
     def _consistent(self) -> RouteConfig:
         known = self.template.parameters
         try:
-            compile_target(self.target_text, known)
+            compile_target(self.target_text, known, self.encoded_slashes)
         except TemplateError as error:
             raise ValueError(f"upstream_path {error}") from None
         for tag in self.tags:

@@ -32,7 +32,7 @@ from gateway.edge.head_template import INTERIM, head_of, interim_head
 from gateway.errors import RequestRefused, UpstreamError
 from gateway.http.forwarding import Trusted, place
 from gateway.http.headers import WITHOUT_CONTENT, Headers, connection_options, first, framed, has, values
-from gateway.http.target import below, check_host, normalise, split_raw_target
+from gateway.http.target import Slashes, Target, below, check_host, normalise, split_raw_target
 from gateway.observability.access_log import AccessLog
 from gateway.observability.response_headers import complete, exchange_for
 from gateway.observability.trace_context import PASSED_ON as TRACE
@@ -66,6 +66,10 @@ _BAD_IN_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 class Direct(Protocol):
     """A route of the configuration, as it is asked without ASGI."""
+
+    @property
+    def slashes(self) -> Slashes:
+        """What becomes of encoded slashes in its path."""
 
     def ask(self, exchange: RequestContext, interim: Interim | None, block: HeaderBlock | None = None) -> CacheRequest:
         """`block` is the header block of `exchange`, where that is known. Raises RequestRefused."""
@@ -340,6 +344,10 @@ class DirectRoute:
     handlers: Handlers
     route: Declared
 
+    @property
+    def slashes(self) -> Slashes:
+        return self.route.config.encoded_slashes
+
     def ask(self, exchange: RequestContext, interim: Interim | None, block: HeaderBlock | None = None) -> CacheRequest:
         """Raises RequestRefused."""
         assert exchange.target is not None
@@ -368,6 +376,10 @@ class DirectAggregate:
 
     handlers: AggregateHandlers
     aggregate: Aggregate
+
+    @property
+    def slashes(self) -> Slashes:
+        return self.aggregate.config.encoded_slashes
 
     def ask(self, exchange: RequestContext, interim: Interim | None, block: HeaderBlock | None = None) -> CacheRequest:
         """Raises RequestRefused."""
@@ -398,6 +410,11 @@ class Patterns:
             self._of = len(routes)
             self._made = tuple(pattern for route in routes for pattern in self._patterns(route))
         return self._made
+
+    def slashes(self, target: Target) -> Slashes:
+        """What the route that answers a target makes of encoded slashes. Python handlers refuse them."""
+        direct = next((direct for pattern, direct in self() if pattern.match(target.decoded)), None)
+        return direct.slashes if direct is not None else "refuse"
 
     def declared(self, path: str) -> Declared | None:
         """The declared route by which the app answers a decoded path, if one does."""

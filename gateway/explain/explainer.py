@@ -32,7 +32,15 @@ from gateway.explain.routes import HandlerRoute, Local, Order, nothing_local
 from gateway.explain.trace import Lifetime, PartTrace, Trace
 from gateway.http.headers import Headers, combined, has, values
 from gateway.http.path_template import render_tag
-from gateway.http.target import Target, below, check_host, normalise, split_raw_target, without_credentials
+from gateway.http.target import (
+    Slashes,
+    Target,
+    below,
+    check_host,
+    resolve_below,
+    split_raw_target,
+    without_credentials,
+)
 from gateway.policy import freshness
 from gateway.policy.entry import Entry
 from gateway.policy.keys import plan
@@ -90,7 +98,7 @@ class Explainer:
         """The trace of a request for `raw_target`, a path or one of the gateway's own URLs."""
         text = f"{method} {raw_target}"
         try:
-            target = below(_target(method, raw_target, headers), self.root)
+            target = below(self._target(method, raw_target, headers), self.root)
             return await self._explained(_Request(method, text, target, headers))
         except RequestRefused as refused:
             return Trace(request=without_credentials(text), decision=str(refused.status), why=refused.detail)
@@ -114,6 +122,19 @@ class Explainer:
                 return await self._on_aggregate(request, aggregate, lost)
             case Declared() as route:
                 return await self._on_route(request, route, lost)
+
+    def _target(self, method: str, raw: str, headers: Headers) -> Target:
+        """The target as the rule for targets leaves it. Raises RequestRefused where it refuses it."""
+        if method in ("CONNECT", "TRACE"):
+            raise RequestRefused(f"{method} is not supported.", 405, "method")
+        hosts = values(headers, b"host")
+        host = check_host(hosts, "1.1") if hosts else ""
+        path, query = split_raw_target(raw.encode("latin-1", "replace"), host, scheme="http")
+        return resolve_below(path, query, self.root, self._slashes)
+
+    def _slashes(self, target: Target) -> Slashes:
+        route = min(self._matching(target), key=_order, default=None)
+        return "refuse" if route is None or isinstance(route, HandlerRoute) else route.config.encoded_slashes
 
     def _is_preflight(self, request: _Request) -> bool:
         asks = has(request.headers, b"origin") and has(request.headers, b"access-control-request-method")
@@ -316,16 +337,6 @@ class Explainer:
         if coded is not None:
             named.append(coded)
         return tuple(named or ["default"])
-
-
-def _target(method: str, raw: str, headers: Headers) -> Target:
-    """The target as the rule for targets leaves it. Raises RequestRefused where it refuses it."""
-    if method in ("CONNECT", "TRACE"):
-        raise RequestRefused(f"{method} is not supported.", 405, "method")
-    hosts = values(headers, b"host")
-    host = check_host(hosts, "1.1") if hosts else ""
-    path, query = split_raw_target(raw.encode("latin-1", "replace"), host, scheme="http")
-    return normalise(path, query)
 
 
 def _order(route: Explained) -> Order:

@@ -12,7 +12,7 @@ from functools import cached_property
 from urllib.parse import quote, unquote_to_bytes
 
 from gateway.errors import RequestRefused
-from gateway.http.target import normalise_path, normalise_query, recode_path
+from gateway.http.target import Slashes, normalise_path, normalise_query, recode_path
 
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?::([a-z]+))?\}")
 
@@ -81,18 +81,18 @@ def compile_path(text: str) -> PathTemplate:
     return PathTemplate(normalised)
 
 
-def _check_segments(path: str) -> None:
+def _check_segments(path: str, slashes: Slashes = "refuse") -> None:
     plain = _PARAMETER.sub("x", path)
-    if normalise_path(plain) != plain:
+    if normalise_path(plain, slashes) != plain:
         raise TemplateError("must not have dot segments")
 
 
-def _normalised_literal(piece: str, index: int) -> str:
+def _normalised_literal(piece: str, index: int, slashes: Slashes = "refuse") -> str:
     if index % 2:
         return piece
     if "{" in piece or "}" in piece:
         raise TemplateError("has an unmatched brace; write {name} or {name:path}")
-    return recode_path(piece.encode().decode("latin-1"))
+    return recode_path(piece.encode().decode("latin-1"), keep_slashes=slashes == "keep")
 
 
 def _check_parameters(text: str) -> None:
@@ -108,10 +108,12 @@ def _check_parameters(text: str) -> None:
 
 @dataclass(frozen=True)
 class TargetTemplate:
-    """What a route asks of its upstream: a path and perhaps a query, with the route's parameters in them."""
+    """What a route asks of its upstream: a path and perhaps a query, with the route's parameters in them. `slashes` is
+    what becomes of encoded ones in the values."""
 
     path: str
     query: tuple[str, ...]
+    slashes: Slashes = "refuse"
 
     @cached_property
     def _constant(self) -> bool:
@@ -123,7 +125,9 @@ class TargetTemplate:
         if self._constant:
             return self.path, self.query
         path, query = self.render(parameters)
-        if normalise_path(path) != path:
+        if self.slashes == "decode":
+            path = path.replace("%2F", "/")
+        if normalise_path(path, self.slashes) != path:
             raise RequestRefused("A path parameter would leave its segment in the upstream path.")
         return path, query
 
@@ -140,7 +144,7 @@ class TargetTemplate:
         return path, query
 
 
-def compile_target(text: str, known: tuple[str, ...]) -> TargetTemplate:
+def compile_target(text: str, known: tuple[str, ...], slashes: Slashes = "refuse") -> TargetTemplate:
     """The template of an `upstream_path`. Raises TemplateError where it uses a parameter not in `known`."""
     if not text.startswith("/"):
         raise TemplateError("must begin with a slash")
@@ -154,12 +158,12 @@ def compile_target(text: str, known: tuple[str, ...]) -> TargetTemplate:
     pieces = _PARAMETER.split(path)[::3]
     names = [f"{{{match[1]}}}" for match in _PARAMETER.finditer(path)]
     try:
-        literals = [_normalised_literal(piece, 0) for piece in pieces]
+        literals = [_normalised_literal(piece, 0, slashes) for piece in pieces]
         path = literals[0] + "".join(name + piece for name, piece in zip(names, literals[1:], strict=True))
-        _check_segments(path)
+        _check_segments(path, slashes)
     except RequestRefused as refused:
         raise TemplateError(refused.detail) from None
-    return TargetTemplate(path, tuple(_normalised_pair(pair) for pair in query.split("&") if pair))
+    return TargetTemplate(path, tuple(_normalised_pair(pair) for pair in query.split("&") if pair), slashes)
 
 
 def _normalised_pair(pair: str) -> str:

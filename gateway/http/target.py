@@ -7,7 +7,9 @@ understand one target differently. What it does (RFC 3986 §6.2.2, and where tha
   in a URL are encoded;
 - dot segments are removed; those that leave the root are refused, as are `..;` (a dot segment to Java servers)
   and doubly encoded dots, slashes, backslashes and NULs (one to whoever decodes twice);
-- `%2F`, `%5C`, backslashes and encoded controls are refused in a path: servers disagree about them;
+- `%5C`, backslashes and encoded controls are refused in a path: servers disagree about them;
+- so is `%2F`, unless the route that answers wants it (`resolve`): kept, it is a character of its segment, in the key,
+  for routing and for the upstream; decoded, it is a slash before anything else is looked at;
 - empty segments (`//`) and a trailing slash are kept: they name other resources;
 - query pairs are sorted by name, their order within a name kept; empty pairs go; a stray `%` becomes `%25`;
 - `;` separates nothing.
@@ -16,9 +18,10 @@ understand one target differently. What it does (RFC 3986 §6.2.2, and where tha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from typing import Literal
 from urllib.parse import unquote
 
 import msgspec
@@ -36,7 +39,13 @@ _PATH_CHARS = _UNRESERVED | frozenset("!$&'()*+,;=:@/")
 _QUERY_CHARS = _PATH_CHARS | frozenset("?")
 PATH_CHARS = "/%:@!$&'()*+,;=~-._"
 """What `urllib.parse.quote` leaves as it is in a path that is encoded already."""
-_FORBIDDEN_IN_PATH = frozenset((0x2F, 0x5C, 0x7F, *range(0x20)))
+_SLASH = 0x2F
+_FORBIDDEN_IN_PATH = frozenset((_SLASH, 0x5C, 0x7F, *range(0x20)))
+Slashes = Literal["refuse", "keep", "decode"]
+"""What becomes of an encoded slash in a path."""
+_ENCODED_SLASH = re.compile("%2f|%252f", re.IGNORECASE)
+_TWICE_ENCODED_BUT_SLASHES = re.compile(r"%25(?:2e|5c|00)", re.IGNORECASE)
+_ANY_SLASH = re.compile("/|%2F|%252F", re.IGNORECASE)
 _HEX = re.compile("[0-9A-Fa-f]{2}")
 _TWICE_ENCODED = re.compile(r"%25(?:2e|2f|5c|00)", re.IGNORECASE)
 _DOT_SEGMENT_WITH_PARAMETERS = re.compile(r"\.{1,2}(?:;|%3B)")
@@ -48,8 +57,8 @@ _HOST = re.compile(r"(?:[A-Za-z0-9\-._~]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 class Target(msgspec.Struct, frozen=True):
     """A normalised request target. `path` is encoded, `query` its pairs, sorted by name.
 
-    `decoded` is the path as a framework matches it: as no encoded slash gets this far, it has the segments
-    that `path` has.
+    `decoded` is the path as a framework matches it: it has the segments that `path` has, as an encoded slash that is
+    kept stays encoded in it.
     """
 
     path: str
@@ -70,45 +79,86 @@ def below(target: Target, prefix: str) -> Target:
     if not prefix or not (target.path + "/").startswith(prefix + "/"):
         return target
     path = target.path[len(prefix) :] or "/"
-    return Target(path, target.query, unquote(path))
+    return Target(path, target.query, _decoded(path))
 
 
 REMEMBERED = 512
 """The longest target, in bytes, whose normal form is remembered: 8,192 of them take some 10 MB at most."""
 
 
-def normalise(raw_path: bytes, query_string: bytes) -> Target:
+def normalise(raw_path: bytes, query_string: bytes, slashes: Slashes = "refuse") -> Target:
     """The target that these bytes of a request line mean.
 
     Raises RequestRefused where they could mean two things, or nothing.
     """
     short = len(raw_path) + len(query_string) <= REMEMBERED
-    return _remembered(raw_path, query_string) if short else _normalise(raw_path, query_string)
+    return (_remembered if short else _normalise)(raw_path, query_string, slashes)
 
 
-def _normalise(raw_path: bytes, query_string: bytes) -> Target:
-    path = normalise_path(raw_path.decode("latin-1"))
-    return Target(path, normalise_query(query_string.decode("latin-1")), unquote(path))
+def _normalise(raw_path: bytes, query_string: bytes, slashes: Slashes) -> Target:
+    path = normalise_path(raw_path.decode("latin-1"), slashes)
+    return Target(path, normalise_query(query_string.decode("latin-1")), _decoded(path))
+
+
+def _decoded(path: str) -> str:
+    return unquote(path.replace("%2F", "%252F") if "%2F" in path else path)
 
 
 _remembered = lru_cache(maxsize=8192)(_normalise)
 
 
-def normalise_path(path: str) -> str:
+def resolve(raw_path: bytes, query_string: bytes, slashes: Callable[[Target], Slashes]) -> Target:
+    """`normalise`, where the route that answers a target says what becomes of encoded slashes.
+
+    The route of the path as it came is asked first; where that does not keep them, the route of the decoded path must
+    want them decoded. So a path has one reading, whatever the routes. Raises RequestRefused.
+    """
+    if _ENCODED_SLASH.search(raw_path.decode("latin-1")) is None:
+        return normalise(raw_path, query_string)
+    kept = normalise(raw_path, query_string, "keep")
+    if slashes(kept) == "keep":
+        return kept
+    if "%2F" in kept.path:
+        decoded = normalise(raw_path, query_string, "decode")
+        if slashes(decoded) == "decode":
+            return decoded
+    return normalise(raw_path, query_string)
+
+
+def resolve_below(raw_path: bytes, query_string: bytes, root: str, slashes: Callable[[Target], Slashes]) -> Target:
+    """`resolve`, where `slashes` is asked for what of a target lies below `root`. Raises RequestRefused."""
+    return resolve(raw_path, query_string, lambda target: slashes(below(target, root)))
+
+
+def normalise_path(path: str, slashes: Slashes = "refuse") -> str:
     """`path` in its one form. Raises RequestRefused."""
     if not path.startswith("/"):
         raise RequestRefused("The request target must begin with a slash.")
     if "\\" in path:
         raise RequestRefused("The path contains a backslash.")
-    path = recode_path(path)
-    if _TWICE_ENCODED.search(path):
+    if slashes == "decode":
+        path = path.replace("%2F", "/").replace("%2f", "/")
+    keep = slashes == "keep"
+    path = recode_path(path, keep_slashes=keep)
+    if (_TWICE_ENCODED_BUT_SLASHES if keep else _TWICE_ENCODED).search(path):
         raise RequestRefused("The path contains a doubly encoded character.")
-    return _remove_dot_segments(path)
+    path = _remove_dot_segments(path)
+    if keep:
+        _check_kept(path)
+    return path
 
 
-def recode_path(piece: str) -> str:
+def _check_kept(path: str) -> None:
+    """Whoever decodes a path with encoded slashes, once or twice, must find no dot segment in it: it would be another
+    resource than the one that the route means, or one outside of the upstream's base. Raises RequestRefused."""
+    for piece in _ANY_SLASH.split(path):
+        if piece in (".", "..") or _DOT_SEGMENT_WITH_PARAMETERS.match(piece):
+            raise RequestRefused("The path contains a dot segment beside an encoded slash.")
+
+
+def recode_path(piece: str, *, keep_slashes: bool = False) -> str:
     """A piece of a path with each character encoded as it is in a normalised one. Raises RequestRefused."""
-    return _recode(piece, _PATH_CHARS, in_path=True)
+    return _recode(piece, _PATH_CHARS, in_path=True, keep_slashes=keep_slashes)
 
 
 def normalise_query(query: str) -> tuple[str, ...]:
@@ -177,7 +227,7 @@ def _counts(name: str, allowed: frozenset[str] | None, dropped: tuple[str, ...])
     return not any(fnmatchcase(name, pattern) for pattern in dropped) if allowed is None else name in allowed
 
 
-def _recode(text: str, allowed: frozenset[str], *, in_path: bool) -> str:
+def _recode(text: str, allowed: frozenset[str], *, in_path: bool, keep_slashes: bool = False) -> str:
     if allowed.issuperset(text):
         return text
     out: list[str] = []
@@ -187,7 +237,8 @@ def _recode(text: str, allowed: frozenset[str], *, in_path: bool) -> str:
         if char == "%":
             digits = text[index + 1 : index + 3]
             if _HEX.fullmatch(digits):
-                out.append(_recoded_octet(int(digits, 16), in_path=in_path))
+                octet = int(digits, 16)
+                out.append("%2F" if keep_slashes and octet == _SLASH else _recoded_octet(octet, in_path=in_path))
                 index += 3
                 continue
             if in_path:

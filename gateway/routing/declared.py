@@ -109,7 +109,7 @@ def _declared(
         config=route,
         upstream=upstreams[route.upstream],
         engine_route=Route(name, rules_of(route), keying, max_body),
-        target=compile_target(route.target_text, route.template.parameters),
+        target=compile_target(route.target_text, route.template.parameters, route.encoded_slashes),
         allowed=frozenset(route.query) if route.query is not None else None,
         dropped=tuple(config.drop_query if route.drop_query is None else route.drop_query),
     )

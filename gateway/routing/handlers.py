@@ -8,6 +8,7 @@ fresh, and how it is fetched, is decided in `cache`.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from urllib.parse import unquote, urlsplit
@@ -24,7 +25,7 @@ from gateway.errors import RequestRefused
 from gateway.http.forwarding import Trusted
 from gateway.http.headers import first, values, without
 from gateway.http.path_template import render_tag
-from gateway.http.target import Target, normalise
+from gateway.http.target import Slashes, Target, normalise, resolve
 from gateway.observability.metrics import Metrics
 from gateway.policy.keys import plan, primary_key
 from gateway.policy.rules import directives_of
@@ -229,15 +230,21 @@ class Handlers:
             parts = urlsplit(reference)
             if not parts.path.startswith("/"):
                 return []
-            found = normalise(parts.path.encode("latin-1"), parts.query.encode("latin-1"))
+            found = normalise(parts.path.encode("latin-1"), parts.query.encode("latin-1"), "keep")
         except (RequestRefused, ValueError):
             return []
         keys = []
         if not parts.netloc or any(reference.startswith(base + "/") for base in route.upstream.config.named_bases):
             keys.append(primary_key(route.upstream.name, _below_base(str(found), route.upstream, parts.netloc)))
         if not parts.netloc or parts.netloc.lower() == exchange.host:
-            keys += self.public_keys(found)
+            with suppress(RequestRefused):  # by a route that takes no encoded slashes
+                path, query = parts.path.encode("latin-1"), parts.query.encode("latin-1")
+                keys += self.public_keys(resolve(path, query, self._slashes))
         return keys
+
+    def _slashes(self, target: Target) -> Slashes:
+        route = next((route for route in self.declared if route.template.match(target.path) is not None), None)
+        return "refuse" if route is None else route.config.encoded_slashes
 
     def public_keys(self, target: Target) -> list[str]:
         """The primary keys of what the declared routes serve at a target of the public side."""

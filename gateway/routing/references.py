@@ -17,7 +17,7 @@ from urllib.parse import urljoin, urlsplit
 from gateway.errors import RequestRefused
 from gateway.http.headers import Headers
 from gateway.http.path_template import TargetTemplate
-from gateway.http.target import Target, normalise
+from gateway.http.target import Slashes, Target, normalise, resolve
 from gateway.routing.location import DROPPED_IN_URLS, REFERRING, replaced, rooted
 
 if TYPE_CHECKING:
@@ -154,10 +154,15 @@ class References:
                         return public + _fragment(reference)
         return None
 
+    def _slashes(self, target: Target) -> Slashes:
+        route = self.serving(target.decoded)
+        return "refuse" if route is None else route.config.encoded_slashes
+
     def _led_to(self, public: str) -> tuple[Upstream, str] | None:
         """The upstream, and its target, that a public path and query lead to."""
         try:
-            target = _normalised(public)
+            path, _, query = public.partition("#")[0].partition("?")
+            target = resolve(path.encode("latin-1"), query.encode("latin-1"), self._slashes)
             route = self.serving(target.decoded)
             return None if route is None else (route.upstream, route.upstream_target(target.path, target.query)[0])
         except (RequestRefused, ValueError):
@@ -197,7 +202,8 @@ def _target_of(reference: str) -> str | None:
 
 def _normalised(reference: str) -> Target:
     path, _, query = reference.partition("#")[0].partition("?")
-    return normalise(path.encode("latin-1"), query.encode("latin-1"))
+    # As the upstream means it; whether a client may ask for it, `_led_to` finds out.
+    return normalise(path.encode("latin-1"), query.encode("latin-1"), "keep")
 
 
 def _fragment(reference: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import httpx
 import pytest
@@ -17,6 +18,7 @@ from gateway.http.target import (
     normalise,
     normalise_query,
     recode_path,
+    resolve,
     select_query,
     split_raw_target,
 )
@@ -463,3 +465,73 @@ def test_a_target_in_disguise_is_the_same_target(target: Target, data: st.DataOb
 def test_pairs_are_sorted_by_name_and_keep_their_order_within_it(pairs: list[tuple[str, int]]) -> None:
     query = normalise_query("&".join(f"{name}={value}" for name, value in pairs))
     assert list(query) == [f"{name}={value}" for name, value in sorted(pairs, key=lambda pair: pair[0])]
+
+
+# --- encoded slashes ---------------------------------------------------------------------------------------
+
+
+def kept(raw: str) -> str:
+    return normalise(raw.encode(), b"", "keep").path
+
+
+@pytest.mark.parametrize(
+    ("raw", "path", "decoded"),
+    [
+        ("/projects/group%2fname", "/projects/group%2Fname", "/projects/group%2Fname"),
+        ("/@scope%2Fname", "/@scope%2Fname", "/@scope%2Fname"),
+        ("/api/queues/%2F/jobs", "/api/queues/%2F/jobs", "/api/queues/%2F/jobs"),
+        ("/job/a%252fb", "/job/a%252fb", "/job/a%2fb"),
+        ("/a/../b%2Fc/./d%20e", "/b%2Fc/d%20e", "/b%2Fc/d e"),
+        ("/a%2F.../b", "/a%2F.../b", "/a%2F.../b"),
+        ("/a/%2F/", "/a/%2F/", "/a/%2F/"),
+    ],
+)
+def test_an_encoded_slash_that_is_kept_is_a_character_of_its_segment(raw: str, path: str, decoded: str) -> None:
+    target = normalise(raw.encode(), b"", "keep")
+    assert (target.path, target.decoded) == (path, decoded)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *("/a%2f..", "/a%2F../b", "/..%2fa", "/a/..%2Fb", "/%2e%2e%2fb", "/a%2F%2e%2E", "/a%2f.%2fb", "/.%2Fa"),
+        *("/a%252f..", "/..%252fa", "/a/%2e%2e%252F", "/a%2f..%252fb", "/a%2F..;x/b", "/a/..;%2Fb", "/a%252F.;"),
+        *("/a%5cb", "/a%2F%5c..", "/a%2Fb%00", "/a%2Fb%0a", "/a%252e%2Fb", "/a%255c%2F", "/a\\b%2F", "/../a%2Fb"),
+    ],
+)
+def test_what_leaves_its_place_when_it_is_decoded_is_refused_though_slashes_are_kept(raw: str) -> None:
+    with pytest.raises(RequestRefused):
+        kept(raw)
+
+
+def test_a_slash_that_is_decoded_is_one_before_anything_is_looked_at() -> None:
+    assert normalise(b"/a%2f..%2Fb%2fc", b"", "decode").path == "/b/c"
+    for raw in (b"/a%252fb", b"/..%2fa", b"/a%5cb"):
+        with pytest.raises(RequestRefused):
+            normalise(raw, b"", "decode")
+
+
+RULES = st.sampled_from(["refuse", "keep", "decode"])
+RAW = st.lists(st.sampled_from(["a", "/", "%2f", "%2F", "%252f", ".", "..", ";", "%2e", "%41", "A"]), max_size=10)
+
+
+@given(pieces=RAW, of_kept=RULES, of_decoded=RULES)
+def test_a_path_has_one_reading_whatever_its_routes_say(pieces: list[str], of_kept: Any, of_decoded: Any) -> None:
+    raw = ("/" + "".join(pieces)).encode()
+
+    def rule(target: Target) -> Any:
+        return of_kept if "%2" in target.path else of_decoded
+
+    try:
+        target = resolve(raw, b"", rule)
+    except RequestRefused:
+        return
+    if "%2F" in target.path or "%252" in target.path:
+        assert of_kept == "keep"
+        # What is kept is the same target again, and no other path of plain slashes.
+        assert resolve(target.path.encode(), b"", rule) == target
+        whole = target.path.replace("%252f", "/").replace("%252F", "/").replace("%2F", "/")
+        assert not {".", ".."} & set(whole.split("/"))
+    else:
+        assert target == normalise(target.path.encode(), b"")
+        assert of_decoded == "decode" or b"%2f" not in raw.lower()
