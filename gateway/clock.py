@@ -1,9 +1,9 @@
-"""The one clock that entries are judged by.
+"""The clock by which entries age.
 
-Now is the performance counter, which is monotonic, plus an offset, so that a wall clock set an hour back or forth ages
-nothing. The offset begins as the machine's own; Redis's `TIME` then corrects it, so that all workers and replicas agree
-on an entry's age. The first correction is taken whole (backwards only if nobody was told the time yet), later ones are
-slewed, and the last one is kept while Redis is away.
+Now is the performance counter, which is monotonic, plus an offset, so that a change of the wall clock ages nothing. The
+offset begins as the machine's; Redis's `TIME` then corrects it, so that all workers and replicas agree on an entry's
+age. The first correction is applied at once (backwards only if the time was not read yet), later ones are slewed, and
+the last one is kept while Redis is down.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Clock(Protocol):
         """Seconds since 1970, never going back."""
 
     def when(self, counted: float) -> float:
-        """What `now` was when the performance counter (seconds) was there: for who has just read that anyway."""
+        """The value of `now` at a given performance counter (seconds), for callers that have just read it."""
 
 
 class SystemClock:

@@ -1,11 +1,7 @@
-"""What happened to a request: one value, from which the headers, the metrics and the log are all made.
+"""The outcome of a request: one value, from which headers, metrics and log are made; and the request's context.
 
-Pure. `render` writes it as `Cache-Status` (RFC 9211).
-
-One request on its way through the gateway: what the layers tell each other about it. Pure.
-
-The outermost layer makes it and puts it in the scope; the engine sets its outcome; headers, metrics and log are
-made of it at the end, so that they cannot disagree.
+Pure. `render` writes the outcome as `Cache-Status` (RFC 9211). The outermost layer creates the context and puts it in
+the scope; the engine sets the outcome; headers, metrics and log are made from it at the end, so they can't disagree.
 """
 
 from __future__ import annotations
@@ -45,8 +41,8 @@ class Result(StrEnum):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """`ttl` is the remaining freshness in seconds, negative where it ended. `forward` is the reason for which the
-    upstream was asked, in RFC 9211's words; `tier` is where a hit lay."""
+    """`ttl` is the remaining freshness in seconds, negative if stale. `forward` is the reason for a request to the
+    upstream, in RFC 9211's terms; `tier` is the tier of a hit."""
 
     result: Result
     forward: str | None = None
@@ -60,12 +56,12 @@ class Outcome(msgspec.Struct, frozen=True):
 
 LOCAL = Outcome(Result.LOCAL)
 
-# RFC 9211 §2.2 has these; what the engine knows more exactly goes into `detail`.
+# RFC 9211 §2.2 defines these; more specific reasons are in `detail`.
 FORWARD_REASONS = frozenset(("bypass", "method", "uri-miss", "vary-miss", "miss", "request", "stale", "partial"))
 
 
 def cache_status(outcome: Outcome, *, ttl: str | None = None) -> str:
-    """The value of `Cache-Status` for an outcome (RFC 9211 §2); `ttl` stands in place of its own, where it has one."""
+    """The value of `Cache-Status` for an outcome (RFC 9211 §2); `ttl` replaces its own, if it has one."""
     parts = ["gateway"]
     if outcome.forward is None:
         parts.append("hit")
@@ -88,12 +84,12 @@ SCOPE_KEY = "gateway.exchange"
 INTERIM_KEY = "gateway.interim"
 """The ASGI extension by which the protocol class passes interim responses (1xx) on."""
 LOOKED_KEY = "gateway.looked"
-"""Where the protocol class says that it asked the shared tier for this request just now, and that had nothing."""
+"""Set by the protocol class if it has just read the shared tier for this request, without a result."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartSaid:
-    """What became of a part: `text` as `Gateway-Parts` has it (`stale;age=31`), `seconds` what it took."""
+    """The state of a part: `text` as in `Gateway-Parts` (`stale;age=31`), `seconds` its duration."""
 
     name: str
     text: str
@@ -102,7 +98,7 @@ class PartSaid:
 
 @dataclass(slots=True)
 class RequestContext:
-    """`began` is on the performance counter. `spent` holds seconds by what they were spent on."""
+    """`began` is a value of the performance counter. `spent` holds seconds by activity."""
 
     request_id: str
     began: float
@@ -115,19 +111,19 @@ class RequestContext:
     outcome: Outcome = LOCAL
     route: str = ""
     downstream: Downstream = field(default=NOTHING, repr=False)
-    """What the answer says to the caches behind the gateway."""
+    """The fields for downstream caches."""
     spent: dict[str, float] = field(default_factory=dict)
     forwarded_for: str = ""
     told: Told | None = None
-    """What trusted proxies say of the request; None where there are none."""
+    """The information from trusted proxies; None if there is none."""
     root: str = ""
     """The path prefix under which the client reached the gateway, encoded; `target` is without it."""
     looked: bool = False
-    """Whether the shared tier was asked already, and had nothing."""
+    """Whether the shared tier was read already, without a result."""
     leading: bool = False
     """Whether a fetch that others may wait for is made in this request's task, which must then not be cancelled."""
     key: int = 0
-    """The hash of the cache key; 0 where the cache was not asked."""
+    """The hash of the cache key; 0 if the cache was not used."""
     changed: bool | None = None
     """Whether a fetch brought other content than was stored; None where nothing could be compared."""
     recall: object | None = None

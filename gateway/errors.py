@@ -1,22 +1,22 @@
-"""What can go wrong, whose fault it is, and what the client is told.
+"""Errors: what can go wrong, who can fix it, and the client's response.
 
 Pure: no I/O. The tree:
 
     GatewayError
-    ├── ConfigError              the operator's: a setting is wrong (the start or a reload is refused)
-    ├── OrderError               the operator's: a command was given what means nothing
+    ├── ConfigError              the operator's: an invalid setting (the start or a reload is refused)
+    ├── OrderError               the operator's: invalid arguments of a command
     ├── RequestRefused           the client's: an ambiguous or malformed request target or Host (400)
     └── UpstreamError            the upstream's
-        ├── UpstreamUnreachable  connection failed or lost before the response was whole (502)
-        ├── UpstreamMalformed    it answered something that is not HTTP, or not what was asked (502)
-        ├── UpstreamBusy         every connection to it is taken and the queue is full (503)
-        ├── UpstreamResting      it failed so often that it is left alone for a while (503)
-        ├── Overloaded           it was not asked: the gateway has more to do than it can (503)
-        ├── UpstreamTimeout      a deadline passed (504)
-        └── PartFailed           an aggregate's required part failed (502), was late (504) or is not there (404)
+        ├── UpstreamUnreachable  connection failed or lost before the response was complete (502)
+        ├── UpstreamMalformed    an invalid or unsolicited response (502)
+        ├── UpstreamBusy         all connections in use and the queue full (503)
+        ├── UpstreamResting      circuit breaker open (503)
+        ├── Overloaded           no request sent: the gateway is overloaded (503)
+        ├── UpstreamTimeout      timed out (504)
+        └── PartFailed           an aggregate's required part failed (502), timed out (504) or does not exist (404)
 
-Every answer made here is Problem Details (RFC 9457). The `type` is a stable relative URI; no answer
-carries an address, a path of this machine or a stack trace.
+Every error response is Problem Details (RFC 9457). The `type` is a stable relative URI; no response contains an
+address, a path of this machine or a stack trace.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class GatewayError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ConfigProblem:
-    """One wrong setting: where it stands, what is wrong, and what would be right."""
+    """One invalid setting: its place, what is wrong, and what is expected."""
 
     source: str
     key: str
@@ -55,12 +55,12 @@ class ConfigError(GatewayError):
 
 
 class OrderError(GatewayError):
-    """A command was given what means nothing; the message says what to give."""
+    """Invalid arguments of a command; the message says what is expected."""
 
 
 class RequestRefused(GatewayError):
-    """The request is answered with `status` (400 unless said otherwise) and goes no further; it is counted under
-    `reason`, a word of a closed set."""
+    """The request gets the response status `status` (default 400) and is not processed; it is counted under `reason`, a
+    word of a closed set."""
 
     def __init__(self, detail: str, status: int = 400, reason: str = "target") -> None:
         self.detail = detail
@@ -70,8 +70,8 @@ class RequestRefused(GatewayError):
 
 
 class UpstreamError(GatewayError):
-    """An upstream failed. `status` is what the client is told, `kind` the label of the metric; `retry_after`, in
-    seconds, is when it is worth asking again, where that is known."""
+    """An upstream failed. `status` is the client's response status, `kind` the label of the metric; `retry_after` is
+    the delay in seconds before a retry is worthwhile, if known."""
 
     status = 502
     kind = "error"
@@ -107,7 +107,7 @@ class UpstreamResting(UpstreamError):
 
 
 class Overloaded(UpstreamError):
-    """The gateway itself has more to do than it can: the upstream was not asked."""
+    """The gateway is overloaded: no request was sent to the upstream."""
 
     status = 503
     kind = "overloaded"

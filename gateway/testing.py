@@ -14,7 +14,7 @@ import httpx
 from gateway.app.gateway import Gateway
 
 Answer = Callable[[httpx.Request], httpx.Response]
-"""What a stub upstream answers to a request."""
+"""A stub upstream's response to a request."""
 
 
 class TurnedClock:

@@ -1,12 +1,10 @@
-"""How often content changes, estimated from fetches that did or did not bring something new. Pure.
+"""Estimates how often content changes, from fetches that did or did not return new content, and which TTL meets a
+target. Pure.
 
-A fetch tells only whether there was a change since the one before, not how many, and fetches come at irregular gaps;
-counting changes and dividing by time would estimate too little. The estimator is the one of Cho and Garcia-Molina
-("Estimating Frequency of Change", ACM TOIT 3(3), 2003, section 5): the change rate of greatest likelihood for
-irregular gaps, with half an unchanged fetch added, which at equal gaps is their -log((n - X + 0.5) / (n + 0.5)) / I
-for X changes in n fetches.
-
-Which TTL would meet a target: what the ladder and the change rate come to, for people who tune. Pure.
+A fetch shows only whether there was a change since the one before, not how many, and fetches are irregular; dividing
+changes by time would underestimate. The estimator is Cho and Garcia-Molina's ("Estimating Frequency of Change", ACM
+TOIT 3(3), 2003, section 5): the maximum-likelihood change rate for irregular gaps, with half an unchanged fetch added,
+which for equal gaps is their -log((n - X + 0.5) / (n + 0.5)) / I for X changes in n fetches.
 """
 
 from __future__ import annotations
@@ -147,7 +145,7 @@ class Advice:
 
     @property
     def knows_changes(self) -> bool:
-        """Whether enough fetches were compared with those before them to say anything of outdated answers."""
+        """Whether enough fetches were compared for an estimate of outdated responses."""
         return self.changes.fetches >= LEAST_COMPARISONS
 
     def at(self, ttl: float) -> Rung:
@@ -157,7 +155,7 @@ class Advice:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """The TTL that meets the targets, None where none does; `why` says it in words."""
+    """The TTL that meets the targets, None if none does; `why` is the reason in words."""
 
     ttl: float | None
     why: str
@@ -179,10 +177,11 @@ def advise(route: str, today: float | None, replay: Replay, changes: ChangeRate)
 def recommend(
     advice: Advice, *, max_outdated: float | None = None, max_upstream: float | None = None
 ) -> Recommendation:
-    """The TTL for targets: at most a share of answers outdated (0 to 1), at most so many requests a second upstream.
+    """The TTL for targets: at most a share of outdated responses (0 to 1), at most so many upstream requests per
+    second.
 
-    Outdated answers want a short TTL, the upstream a long one. Where both are given, the longest that keeps answers
-    new enough is taken, if it meets the upstream target.
+    A short TTL reduces outdated responses, a long one upstream requests. If both targets are given, the longest TTL
+    that meets the first is recommended, if it meets the second.
     """
     if not advice.requests:
         return Recommendation(None, "no traffic was seen")
@@ -232,7 +231,7 @@ def _why_none(advice: Advice, max_outdated: float | None, max_upstream: float | 
 
 
 def between(rungs: tuple[Rung, ...], ttl: float) -> Rung:
-    """What a TTL between two rungs would do, in proportion."""
+    """The estimate for a TTL between two rungs, interpolated."""
     if ttl <= rungs[0].ttl:
         return rungs[0]
     for lower, upper in pairwise(rungs):
@@ -242,7 +241,7 @@ def between(rungs: tuple[Rung, ...], ttl: float) -> Rung:
 
 
 def _mixed(lower: Rung, upper: Rung, ttl: float) -> Rung:
-    # Misses go by one over the lifetime where keys are asked for often: nearer than a straight line.
+    # With frequent requests, misses are proportional to one over the lifetime: closer than a straight line.
     part = (1 / lower.ttl - 1 / ttl) / (1 / lower.ttl - 1 / upper.ttl)
 
     def mix(a: float, b: float) -> float:

@@ -1,8 +1,8 @@
-"""What live traffic tells the advisor: gathered by each worker, replayed by one of them for the whole fleet.
+"""Live traffic for the advisor: collected by each worker, replayed by one of them for the whole fleet.
 
-The cost lies where it is not felt: a request costs a look-up and a count; each second a worker hands over what its
-sampled keys were asked for. With Redis, all hand it to one list, and whoever holds the leader's lease replays it and
-publishes the advice; when a leader dies the next begins anew. Without Redis each process advises for itself.
+The cost per request is a lookup and a count; each second a worker delivers the accesses of its sampled keys. With
+Redis, all workers deliver to one list, and the holder of the leader's lease replays it and publishes the advice; if a
+leader dies, the next one starts afresh. Without Redis each process advises for itself.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CHANGES_WINDOW = 86_400.0
 
 
 def key_hash(key: str) -> int:
-    """The number by which a cache key is sampled: the same in every worker, and no secret to whoever reads a log."""
+    """The number by which a cache key is sampled: the same in every worker; it may appear in logs."""
     return xxh3_64_intdigest(key.encode("latin-1", "backslashreplace"))
 
 
@@ -152,7 +152,7 @@ class Told:
 
 
 class Desk(Protocol):
-    """Where deliveries go and advice comes from. `told` is empty for who does not advise."""
+    """Destination of deliveries and source of advice. `told` is empty in a worker that doesn't advise."""
 
     told: Told
 
@@ -185,7 +185,7 @@ class LocalDesk:
 
 
 class Watch:
-    """Delivers what a worker sees, each second, until it is closed. `today` gives the routes' TTLs as they stand."""
+    """Delivers a worker's observations each second until it is closed. `today` returns the routes' current TTLs."""
 
     def __init__(self, traffic: Traffic, desk: Desk, today: Callable[[], Mapping[str, float | None]]) -> None:
         self.traffic = traffic

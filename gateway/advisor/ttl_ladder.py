@@ -1,9 +1,9 @@
-"""What another TTL would do: live traffic replayed against a ladder of lifetimes. Pure.
+"""Replays live traffic against a ladder of TTLs to estimate the effect of each. Pure.
 
-For a sample of keys, chosen by a hash so that a key is in or out for good, each rung of the ladder is a cache of its
-own that remembers only when it fetched last. What it costs is bounded by the rungs that end: while nothing ends, a
-request is counted and no more. Scaling a sample of keys to all of them is SHARDS (Waldspurger et al., FAST 2015), with
-its correction for how many requests the sample happened to catch.
+For a sample of keys, chosen by a hash so that a key is permanently in or out, each rung of the ladder is a cache that
+stores only the time of its last fetch. The cost is bounded by the rungs that expire: while none expires, a request is
+only counted. Scaling a sample of keys to all of them is SHARDS (Waldspurger et al., FAST 2015), with its correction for
+the number of sampled requests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LADDER: tuple[float, ...] = (
 )
 """The lifetimes that are tried, in seconds: from a second to a day."""
 TICK = 0.1
-"""Requests for one key within so many seconds are told as one sighting; a tenth of the shortest rung."""
+"""Requests for one key within this many seconds are one sighting; a tenth of the shortest rung."""
 LEAST_KEYS = 200
 MOST_KEYS = 1000
 MOST_SIGHTINGS = 1000
@@ -87,14 +87,14 @@ class KeyLadder:
         self._before[rung] = self._times + before * (first - self.born) + (at - self.born)
 
     def _close(self, rung: int, before: int, first: float, ages: Ages) -> None:
-        """Tell how old the answers were that a fetch, now at its end, has given."""
+        """Record the ages of the responses served by a fetch that has expired."""
         served = self.requests + before - self._seen[rung]
         if self.misses[rung] and served > 0:
             times = self._times + before * (first - self.born) - self._before[rung]
             ages.add(rung, served, times / served - (self.fetched[rung] - self.born))
 
     def open_ages(self, ages: Ages) -> None:
-        """Tell the ages of the answers given by fetches that still live."""
+        """Record the ages of the responses served by unexpired fetches."""
         for rung in range(len(LADDER)):
             self._close(rung, 0, self.last, ages)
 
@@ -145,8 +145,8 @@ def _outdated_share(mean_age: float, change_rate: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """What a TTL would do: the share of answers from the cache, requests a second to the upstream, both with their
-    standard errors from sampling; `seen` is False where it is longer than the traffic was watched."""
+    """The estimates for a TTL: the share of responses from the cache and upstream requests per second, with their
+    standard errors from sampling; `seen` is False if it is longer than the observed traffic."""
 
     ttl: float
     hit_ratio: float
@@ -167,9 +167,9 @@ class _Window:
 
 
 class Replay:
-    """The ladder of one route, fed with what its sampled keys were asked for, in the order of time.
+    """The ladder of one route, fed with the accesses of its sampled keys in order of time.
 
-    `window` (seconds) is how long a figure counts: reports are over the last one to two windows.
+    `window` (seconds) is how long a figure counts: reports cover the last one to two windows.
     """
 
     def __init__(
@@ -227,7 +227,7 @@ class Replay:
             self.lower(self.threshold / 2)
 
     def reach(self, now: float) -> None:
-        """Nothing more is to come from before `now`: rates count the time in which nobody asked, too."""
+        """Declare that nothing before `now` follows: rates include the time without requests."""
         if now > self._last:
             self._turn(now)
 
@@ -299,8 +299,8 @@ def sampled(key: int, threshold: float) -> bool:
 
 
 class Sight:
-    """What was seen of one key in one tick: who counts there while `until` (seconds) is to come need not ask the
-    Recorder, but for `requests`."""
+    """The sighting of one key in one tick: while `until` (seconds) is in the future, callers increment `requests` here
+    without calling the Recorder."""
 
     __slots__ = ("count", "first", "last", "until")
 
@@ -326,7 +326,7 @@ class Recorder:
         self._out: list[Sighting] = []
 
     def seen(self, key: int, now: float) -> Sight:
-        """Count a request, and say where the next ones for `key` can be counted."""
+        """Count a request, and return where to count the next ones for `key`."""
         self.requests += 1
         sight = self._sights.get(key)
         if sight is None:
@@ -366,7 +366,7 @@ class Recorder:
         for key, sight in self._sights.items():
             if sight.count:
                 self._out.append(Sighting(key, sight.first, sight.last, sight.count))
-            sight.until = -math.inf  # who still holds it asks again
+            sight.until = -math.inf  # a caller that still holds it calls again
         requests, self.requests = self.requests, 0
         sightings, self._out = self._out, []
         sightings.sort(key=_FIRST)

@@ -1,8 +1,8 @@
-"""Settings from environment variables, `.env` and the command line, joined with those of the file.
+"""Settings from environment variables, `.env` and the command line, merged with those of the file.
 
-Records who set each value, and doesn't know what a value means. pydantic-settings' sources don't do: they drop a
-variable they can't place without a word, read `5` as a number under an unknown name, let `GATEWAY_CORS={…}` hide
-`GATEWAY_CORS__MAX_AGE`, and don't say which variable a value came from. python-dotenv reads `.env`.
+Records the source of each value and does not interpret values. pydantic-settings is not enough: it drops unknown
+variables silently, parses `5` as a number under an unknown name, lets `GATEWAY_CORS={…}` hide `GATEWAY_CORS__MAX_AGE`,
+and doesn't report which variable set a value. python-dotenv parses `.env`.
 """
 
 from __future__ import annotations
@@ -113,13 +113,13 @@ def _interpolated(bindings: list[Binding], environ: Mapping[str, str]) -> dict[s
 
 
 def parsed(variable: Variable, shape: object) -> Value:
-    """A variable's value: JSON where the shape wants a mapping, or a list and the text begins as one. Raises
+    """A variable's value: JSON if the shape is a mapping, or if it takes a list and the text begins as one. Raises
     ConfigError."""
     text = variable.value
     if is_container(shape):
         example = name_of((*variable.key, "…")) + "=…"
         return _json(variable, "{", f'must be a JSON object such as {{"name": "value"}}; or set {example}')
-    # A pattern such as [a-z]* is no JSON.
+    # A pattern such as [a-z]* is not JSON.
     if takes_list(shape) and re.match(r'\s*\[\s*["\]]', text):
         return _json(variable, "[", 'is not a valid JSON list; expected ["a", "b"] or a,b')
     return text
@@ -138,7 +138,7 @@ def _json(variable: Variable, opening: str, message: str) -> Value:
 # Read by the command line and the admin API, and no fields of the configuration.
 ADMIN_TOKEN = "GATEWAY_ADMIN_TOKEN"  # noqa: S105 - a name
 OTHER_VARIABLES = (ADMIN_TOKEN, "GATEWAY_ADMIN_URL", "GATEWAY_URL")
-# What an entry that only variables know must have, one of each group, to be an entry and not a misspelt name.
+# The settings (one of each group) that make an unknown name in a variable a new entry and not a typo.
 _ESSENTIAL = {"routes": (("path",), ("upstream",)), "upstreams": (("url", "urls"),)}
 
 
@@ -161,7 +161,7 @@ class _Assignment:
 
 
 class SettingMerge:
-    """The values of all sources, merged, and for each leaf who set it, the winner first."""
+    """The values of all sources, merged, with the sources of each leaf, the winner first."""
 
     def __init__(self, document: Document) -> None:
         tree = filled(document.tree, Config)
@@ -277,7 +277,7 @@ class SettingMerge:
 
     @cached_property
     def _squeezed_names(self) -> dict[str, str]:
-        """The variables' names by what they are with one underscore for two, as GATEWAY_CORS_MAX_AGE is written."""
+        """The variables' names by their spelling with single underscores, such as GATEWAY_CORS_MAX_AGE."""
         return {_squeezed(name_of(key)): name_of(key) for key in known_keys(Config, self.tree, ())}
 
     def _has_entry(self, assignment: _Assignment, given: set[str]) -> bool:
@@ -299,7 +299,7 @@ class SettingMerge:
         return self.entries_of((section,))
 
     def entries_of(self, key: Key) -> Tree:
-        """What stands in the mapping at `key`; nothing where there is none."""
+        """The mapping at `key`; empty if there is none."""
         tree: Value = self.tree
         for name in key:
             tree = tree.get(name) if isinstance(tree, dict) else None
@@ -330,8 +330,8 @@ class SettingMerge:
         return ConfigProblem(self.place(key), ".".join(key), message)
 
     def place(self, key: Key) -> str:
-        """Where `key` was set; of a mapping, where it and what variables changed in it stands; of what is missing,
-        where it is missed."""
+        """Where `key` was set; for a mapping, its place and those of variables that changed it; for a missing key,
+        where it is missing."""
         if key in self.sources:
             return self.sources[key][0].place
         places = [self._file_place(key)] if key in self._document.lines else []

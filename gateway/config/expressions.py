@@ -1,8 +1,7 @@
 """JMESPath over values whose numbers keep their digits.
 
-Pure. What differs from the library: numbers of a body, and of literals in an expression, are compared exactly and come
-out as they were written; what a function or a comparison can't be applied to raises ValueError alone; and `places`
-keeps the places of a list.
+Pure. Differences from the library: numbers in a body and in literals are compared exactly and returned as written;
+inapplicable functions and comparisons raise only ValueError; and `places` keeps the places of a list.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from gateway.http.json_text import TooDeep, exact, number_of, text_of
 _LITERAL = re.compile(r"`(?:[^`\\]|\\.)*`")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _SUMS = Context(prec=100)
-"""Sums have up to so many digits, which is more than amounts have anywhere."""
+"""The maximum number of digits of a sum."""
 
 
 class Expression:
@@ -40,7 +39,7 @@ class Expression:
         self.parsed = _with_literals(tree, {float(each): each for each in literals})
 
     def search(self, value: JsonValue | Mapping[str, object]) -> JsonValue:
-        """What it finds. Raises ValueError where a function or an operator of it can't be applied to what is there."""
+        """The result. Raises ValueError if a function or an operator can't be applied to the value."""
         return self._visited(TreeInterpreter(_OPTIONS), value)
 
     def places(self, value: JsonValue | Mapping[str, object]) -> JsonValue:
@@ -67,7 +66,7 @@ def _with_literals(node: Any, written: Mapping[float, str]) -> Any:
 
 
 class _Functions(Functions):
-    """The library's functions, for numbers that keep their digits. Its stubs leave out what is marked here."""
+    """The library's functions, for numbers that keep their digits. The marked names are missing in its stubs."""
 
     def _get_allowed_pytypes(self, types: Any) -> Any:
         allowed, of_elements = super()._get_allowed_pytypes(types)  # type: ignore[misc]

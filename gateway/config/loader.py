@@ -59,7 +59,7 @@ from gateway.http.path_template import TemplateError, compile_path
 from gateway.policy.keys import is_identity
 from gateway.policy.rules import CachePolicy
 
-# Answered before any route is looked for.
+# Served before routing.
 OWN_PATHS = ("/healthz", "/readyz")
 _WANTED = {
     "string_type": "text", "list_type": "a list", "dict_type": "a mapping", "model_type": "a mapping",
@@ -125,7 +125,7 @@ def _message(key: Key, errors: list[ErrorDetails]) -> str:
             f"or write {error['ctx']['expected']}" if at and error["type"] == "literal_error" else _single(key, error)
             for at, error in enumerate(choices_last)
         )
-    # A union tells of each of its members, by its name; they are the choices that there are.
+    # A union reports an error for each of its members; they are the choices.
     wanted = dict.fromkeys(_wanted(key, error) for error in errors)
     return f"{shown(key, errors[0]['input'])} must be {' or '.join(wanted)}"
 
@@ -209,8 +209,7 @@ def _hint(error: ErrorDetails) -> str:
 
 
 def cross_problems(merge: SettingMerge) -> list[ConfigProblem]:
-    """What is wrong between entries; found in the plain values, so that it is told along with what is wrong in
-    them."""
+    """Problems between entries, found in the plain values so that they are reported together with invalid values."""
     problems: list[ConfigProblem] = []
     shapes: dict[str, str] = {}
     for name, route in merge.entries("routes").items():
@@ -239,7 +238,7 @@ def _path_problems(merge: SettingMerge, name: str, path: Value, taken: dict[str,
     except TemplateError:
         text = None
     if text is None:
-        return []  # told by the model
+        return []  # reported by the model
     if text in OWN_PATHS:
         return [merge.problem(key, f"{text} is reserved for the gateway; choose another path")]
     other = taken.setdefault(re.sub(r"\{\w+", "{", text), name)
@@ -251,13 +250,13 @@ def _path_problems(merge: SettingMerge, name: str, path: Value, taken: dict[str,
 
 @dataclass(frozen=True)
 class Loaded:
-    """A valid configuration; for each leaf that was set, who set it, the winner first; and what to warn of."""
+    """A valid configuration, the sources of each leaf that was set (the winner first), and warnings."""
 
     config: Config
     sources: Mapping[Key, tuple[SettingSource, ...]]
     warnings: tuple[str, ...]
     admin_token: str | None = field(default=None, repr=False)
-    """GATEWAY_ADMIN_TOKEN, which is no field of the configuration: no file that is shown or shared holds it."""
+    """GATEWAY_ADMIN_TOKEN, which is not a field of the configuration, so that no shared file contains it."""
     tree: Tree = field(default_factory=dict, repr=False)
     """The values as they were read and merged; `rebuilt` makes the same configuration of them in another process."""
     handlers: Mapping[str, CachePolicy] = field(default_factory=dict)
@@ -305,7 +304,7 @@ def load(
 
 
 def _weak_digests(config: Config) -> Iterator[str]:
-    """Where digests of credentials are made with a key that lies beside them."""
+    """Warns if credential digests use a key that is stored next to them."""
     if config.redis_secret is not None or config.redis_url in ("none", "embedded"):
         return
     names = [name for name, route in config.routes.items() if _keeps_identities(route)]
@@ -319,7 +318,7 @@ def _weak_digests(config: Config) -> Iterator[str]:
 
 
 def _identities_in_paths(config: Config) -> Iterator[str]:
-    """Where a request field that says who asks is put where keys and tags show it as it is."""
+    """Warns if a request field that identifies the client is used where keys and tags show it in clear text."""
     for name, route in config.routes.items():
         for part in route.part_plan.parts.values():
             texts = [each for each in (part.target, part.batch, *part.tags) if each is not None]
@@ -332,7 +331,7 @@ def _identities_in_paths(config: Config) -> Iterator[str]:
 
 
 def _keeps_identities(config: RouteConfig | PartConfig) -> bool:
-    """Whether keys of a route or a part hold digests of what says who asks, by its settings."""
+    """Whether keys of a route or a part contain digests of identifying fields, by its settings."""
     cookies = isinstance(config.cookies, list) and bool(config.cookies)
     return config.authorization == "key" or cookies or any(map(is_identity, config.vary or ()))
 
@@ -377,7 +376,7 @@ def admin_settings(path: Path | None, *, dotenv: Path | None = Path(".env")) -> 
 
 
 def redis_warnings(merge: SettingMerge, config: Config) -> list[str]:
-    """What can be said of `redis_url` without asking Redis: options without an effect, files that can't be read."""
+    """Warnings about `redis_url` that need no connection: options without an effect, unreadable files."""
     url = config.redis_url
     if url in ("embedded", "none"):
         return []
@@ -394,8 +393,8 @@ def _line_of(problem: ConfigProblem) -> tuple[bool, int]:
 
 
 def _without_sequels(problems: list[ConfigProblem]) -> list[ConfigProblem]:
-    """The first problem of each value: of one that couldn't be read, the models tell what it isn't. Of an entry as a
-    whole, each."""
+    """The first problem of each value: for an unreadable value, the models report follow-up errors. Of an entry as a
+    whole, all."""
     first: dict[tuple[str, str], ConfigProblem] = {}
     kept = []
     for problem in problems:
@@ -421,7 +420,7 @@ def effective(loaded: Loaded, *, masked: bool = True) -> list[Setting]:
 
 
 def sources_of(loaded: Loaded, key: Key) -> tuple[SettingSource, ...]:
-    """Who set the value at `key`, the winner first; empty where it is the default."""
+    """The sources of the value at `key`, the winner first; empty for the default."""
     return {_folded(known): found for known, found in loaded.sources.items()}.get(_folded(key), ())
 
 

@@ -1,7 +1,8 @@
-"""The configuration's models: what may be set, what it means, what its default is.
+"""The configuration's models: settings, meanings, defaults.
 
-Those of upstreams, routes and parts are in `config.upstream`, `config.route` and `config.part`. The reference in the
-documentation is made from the models, and a test holds it to them. Pure: nothing here reads a file or the environment.
+Upstreams, routes and parts are in `config.upstream`, `config.route` and `config.part`. The reference page in the
+documentation is generated from the models, and a test compares them. Pure: nothing here reads a file or the
+environment.
 """
 
 from __future__ import annotations
@@ -314,7 +315,7 @@ class Config(Model):
 
     @property
     def admin_is_private(self) -> bool:
-        """Whether nobody but this machine can reach the admin listener."""
+        """Whether the admin listener is reachable only from this machine."""
         if self.admin_listen == "none" or self.admin_listen.startswith("unix:"):
             return True
         host = self.admin_listen.rpartition(":")[0].strip("[]")

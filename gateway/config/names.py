@@ -91,8 +91,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def misspelt(word: str, choices: Iterable[str]) -> str:
-    """The hint for one of few choices that a message lists anyway: where it is a slip of one or two letters. What is
-    merely alike may mean the opposite, as never and forever."""
+    """A hint for one of a few choices that the message lists anyway: only if the word is one or two edits away. A
+    similar word may mean the opposite, such as never and forever."""
     near = [choice for choice in choices if _edits(word.lower(), choice.lower()) <= max(1, min(2, len(choice) // 3))]
     return f"; did you mean {near[0]}?" if len(near) == 1 else ""
 

@@ -1,10 +1,11 @@
-"""Live overrides: a TTL that is changed for a while on every worker, over file and environment, and the audit list.
+"""Live overrides: a TTL that is changed temporarily on every worker, with precedence over file and environment, and the
+audit list.
 
-The models that read the file compute an override's effect, so that a value that a file can't hold is refused with the
-same words. The rules of `@cached` handlers, which no file has, can be overridden too.
+The models of the configuration compute an override's effect, so an invalid value is refused with the same message. The
+rules of `@cached` handlers can be overridden too.
 
-A worker polls a version number several times a second, and reads the overrides only when it has changed. Where Redis
-has lost them, a worker that knows an override which has not ended writes it back.
+A worker polls a version number several times a second, and reads the overrides only if it has changed. If Redis has
+lost them, a worker with unexpired overrides writes them back.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from gateway.errors import ConfigError, ConfigProblem, GatewayError
 from gateway.policy.rules import CachePolicy
 
 POLL_EVERY = 0.1
-"""Seconds between two looks: with the answer's way, an override is in force everywhere within a second."""
+"""Seconds between two polls: an override is in force everywhere within a second."""
 ANSWER_SECONDS = 1.0
 MOST_AUDIT = 1000
 LONGEST_VERSION = 64
@@ -34,9 +35,9 @@ LARGEST = 16 * 1024
 """Bytes of an override that is believed."""
 MOST_OVERRIDES = 2000
 LATEST = 253_402_300_799.0
-"""The last second of the year 9999, which is the latest that can be told."""
+"""The last second of the year 9999, the latest representable time."""
 UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
-"""What msgspec raises at bytes that are no record; a ValueError where they are no UTF-8."""
+"""msgspec's errors for invalid records; a ValueError for invalid UTF-8."""
 
 
 class LiveAway(GatewayError):
@@ -59,7 +60,7 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of the audit list: who did what, when (seconds since 1970)."""
+    """A line of the audit list: user, change, time (seconds since 1970)."""
 
     at: float
     by: str
@@ -121,7 +122,7 @@ class LocalLive:
 
 
 SETTINGS = ("ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "client_ttl")
-"""What can be overridden: all that is worked out when an entry is read, and so acts on what is stored already."""
+"""The settings that can be overridden: those evaluated when an entry is read, so that they apply to stored entries."""
 LONGEST = 7 * 86_400.0
 _NONE: Mapping[str, CachePolicy] = {}
 _NOTHING: Mapping[str, RouteConfig] = {}
@@ -154,11 +155,11 @@ def applied(
     coded: Mapping[str, CachePolicy] = _NONE,
     written: Mapping[str, RouteConfig] = _NOTHING,
 ) -> Loaded:
-    """The configuration with overrides on it, told as the sources that won. `coded` has the rules that `@cached`
-    handlers have by their code, `written` the aggregates that are written in Python, both by name.
+    """The configuration with overrides applied; they are the winning sources. `coded` has the rules of `@cached`
+    handlers in code, `written` the aggregates written in Python, both by name.
 
-    Those of routes that are no longer there, or that no longer fit their route, are passed over: a reload may have
-    taken them away.
+    Overrides of routes that no longer exist, or that no longer fit their route, are skipped: a reload may have removed
+    them.
     """
     for override in overrides.values():
         try:
@@ -174,7 +175,7 @@ def overridden(
     coded: Mapping[str, CachePolicy] = _NONE,
     written: Mapping[str, RouteConfig] = _NOTHING,
 ) -> Loaded:
-    """The configuration with one override on it. Raises ConfigError, which says what is allowed."""
+    """The configuration with one override applied. Raises ConfigError, with the allowed values."""
     written = {**written, **loaded.aggregates}
     parts = _parts({**written, **loaded.config.routes})
     _check_names([*loaded.config.routes, *parts, *coded], override)
@@ -194,7 +195,7 @@ def overridden(
 
 
 def setting_key(route: str, part: str | None) -> tuple[str, ...]:
-    """Where the settings of a route, or of a part of an aggregate, stand in the configuration."""
+    """The key of the settings of a route, or of a part of an aggregate, in the configuration."""
     return ("routes", route) if part is None else ("routes", route, "parts", part)
 
 
@@ -204,9 +205,9 @@ def _parts(routes: Mapping[str, RouteConfig]) -> dict[str, tuple[str, str]]:
 
 
 def _handler_rules(rules: CachePolicy, override: Override) -> CachePolicy:
-    """A handler's rules with an override on them.
+    """A handler's rules with an override applied.
 
-    One that states a duration need not say in its answers how long they live, so it is never left to them.
+    A handler with a duration may return responses without a lifetime, so `origin` is refused for it.
     """
     if rules.ttl is not None and override.setting == "ttl" and override.value == "origin":
         raise _refused(override, "'origin' is refused: the handler has its own ttl; expected a duration")

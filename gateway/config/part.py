@@ -1,6 +1,6 @@
-"""The configuration of an aggregate's parts: what may be set, what it means, what its default is.
+"""The configuration of an aggregate's parts: settings, meanings, defaults.
 
-Pure. What can be said of one part alone is checked here; what parts say of each other, in `config.part_graph`.
+Pure. Rules for a single part are checked here; those between parts in `config.part_graph`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _check_dotted(paths: list[str]) -> list[str]:
 
 Paths = Annotated[TextList, AfterValidator(_check_dotted)]
 
-# What a part that names a route takes from it.
+# The settings that a part with `route` takes from it.
 _OF_THE_ROUTE = (
     "method", "body", "headers", "query", "ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "vary",
     "authorization", "cookies", "tags", "retries", "hedge", "for_each", "elements", "batch",

@@ -1,8 +1,8 @@
-"""The plan of an aggregate: what each part needs of the request and of other parts, and so in what order they go.
+"""The plan of an aggregate: what each part needs from the request and from other parts, and so their order.
 
-Pure. References stand in braces (`{user}`, `{query.page}`, `{product.seller_id}`) and in JMESPath conditions; all of
-them are found when the configuration is read, so that a name that does not exist, or a circle, is refused then, and
-the aggregate's cache key can hold all that its parts can see.
+Pure. References are in braces (`{user}`, `{query.page}`, `{product.seller_id}`) and in JMESPath conditions; all of them
+are resolved when the configuration is read, so that an unknown name or a cycle is refused then, and the aggregate's
+cache key can contain everything that its parts can see.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RESERVED = (*OF_THE_REQUEST, "item", "ids", "parts")
 
 @dataclass(frozen=True, slots=True)
 class PartProblem:
-    """What is wrong with a part: `key` is where, from the aggregate down."""
+    """A problem of a part: `key` is its place, relative to the aggregate."""
 
     key: tuple[str, ...]
     message: str
@@ -39,8 +39,8 @@ class PartProblem:
 
 @dataclass(frozen=True)
 class OwnValues(Values):
-    """A request's own values, with one that can stand anywhere for each of an earlier part: what is refused with these
-    is refused whatever the parts answer."""
+    """A request's values, with a valid placeholder for each value of an earlier part: what is refused with these is
+    refused whatever the parts return."""
 
     def of(self, reference: Reference) -> str:
         return super().of(reference) if reference.source in OF_THE_REQUEST else "x"
@@ -48,7 +48,7 @@ class OwnValues(Values):
 
 @dataclass(frozen=True)
 class PlannedPart:
-    """A part with what it needs. `needs` are the parts whose values it takes."""
+    """A part and its dependencies. `needs` are the parts whose values it uses."""
 
     name: str
     config: PartConfig
@@ -73,7 +73,7 @@ class PartPlan:
     problems: list[PartProblem]
 
     def closure(self, shown: Iterable[str]) -> frozenset[str]:
-        """The parts to ask for, so that `shown` can be shown."""
+        """The parts to request in order to show `shown`."""
         wanted: set[str] = set()
         waiting = list(shown)
         while waiting:
@@ -84,7 +84,7 @@ class PartPlan:
         return frozenset(wanted)
 
     def sequence(self, shown: tuple[str, ...]) -> tuple[str, ...]:
-        """The parts to ask for, so that `shown` can be shown, each after those that it needs."""
+        """The parts to request in order to show `shown`, dependencies first."""
         known = self._sequences.get(shown)
         if known is None:
             wanted = self.closure(shown)
@@ -133,7 +133,7 @@ def plan_parts(path: PathTemplate, parts: Mapping[str, PartConfig], slashes: Sla
 
 
 def _ordered(needs: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """An order in which each comes after what it needs; else a circle."""
+    """A topological order; or a cycle."""
     order: list[str] = []
     path: list[str] = []
 
@@ -324,7 +324,7 @@ class _Planner:
 
 
 def _field_name(text: str) -> str:
-    # Names with an underscore are never forwarded: here it can only mean a dash, which JMESPath wants in quotes.
+    # Names with an underscore are never forwarded: here it can only mean a dash, which JMESPath requires in quotes.
     return text.lower().replace("_", "-")
 
 
@@ -357,8 +357,8 @@ def cross_problems(
     several: frozenset[str],
     routes: Mapping[str, PathTemplate],
 ) -> Iterator[PartProblem]:
-    """What parts say of upstreams and routes that is not so. `several` are the upstreams with more than one base;
-    `routes` the paths of the routes that are no aggregates."""
+    """Invalid references of parts to upstreams and routes. `several` are the upstreams with more than one base URL;
+    `routes` the paths of the routes that are not aggregates."""
     for name, part in parts.items():
         if part.upstream is not None and part.upstream not in upstreams:
             message = f"there is no upstream {part.upstream}{near(part.upstream, sorted(upstreams))}"

@@ -1,7 +1,7 @@
-"""The templates of an aggregate's parts, filled in: references in braces, their values, and the target they make.
+"""The templates of an aggregate's parts, filled in: references in braces, their values, and the resulting target.
 
-Decides what each reference stands for (path, query, header, item, or another part's body), how a value is encoded in a
-target, and whether `when` holds. It sends no request, and doesn't know in which order parts run.
+Resolves each reference (path, query, header, item, or another part's body), encodes values in a target, and evaluates
+`when`. It sends no request and does not order parts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gateway.http.json_text import Number, is_unicode
 from gateway.http.path_template import TargetTemplate
 from gateway.http.target import query_name
 
-# What may stand in a segment as it is: RFC 3986's pchar, but for what some server gives a meaning of its own.
+# Characters allowed in a segment: RFC 3986's pchar, except those with a special meaning in some servers.
 _SAFE = "~!$&'()*,=:@"
 
 
@@ -34,7 +34,7 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Reference:
-    """A value in braces: `source` is path, query, header, item, or a part's name; `rest` its name there."""
+    """A value in braces: `source` is path, query, header, item, or a part's name; `rest` the name in it."""
 
     text: str
     source: str
@@ -91,7 +91,7 @@ class Values:
 
 
 def searched(expression: Expression, value: JsonValue | Mapping[str, object]) -> JsonValue:
-    """What a JMESPath expression finds; None where a function of it can't be applied to what is there."""
+    """The result of a JMESPath expression; None if a function can't be applied."""
     try:
         found: JsonValue = expression.search(value)
     except ValueError:
@@ -100,7 +100,7 @@ def searched(expression: Expression, value: JsonValue | Mapping[str, object]) ->
 
 
 def as_text(value: object) -> str | None:
-    """A scalar as it stands in a URL; None for what is no scalar, or empty."""
+    """A scalar as URL text; None if it is empty or not a scalar."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -178,7 +178,7 @@ class PartTarget:
         return quote(value, safe=_SAFE)
 
     def _repeated(self, pair: str, number: int, values: Values, found: dict[str, str]) -> Iterator[str]:
-        """`pair` for each value that the client sent of the one that it takes, whose place in it is told apart."""
+        """`pair` for each value that the client sent for its reference."""
         name = self.references[number].rest
         for count, value in enumerate(filter(None, values.query.get(name, ()))):
             found[f"p{number}_{count}"] = quote(value, safe=_SAFE)

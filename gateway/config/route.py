@@ -1,6 +1,6 @@
-"""The configuration of a route: what may be set, what it means, what its default is. Pure.
+"""The configuration of a route: settings, meanings, defaults. Pure.
 
-One with `parts` is an aggregate; what can be said of its parts is checked in `config.part` and `config.part_graph`.
+A route with `parts` is an aggregate; `config.part` and `config.part_graph` check its parts.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def is_container(shape: object) -> bool:
 
 
 def _members(annotation: object) -> Iterator[object]:
-    """What a value of `annotation` may be, without Annotated and Union."""
+    """The possible types of `annotation`, without Annotated and Union."""
     if get_origin(annotation) is Annotated:
         yield from _members(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, UnionType):
@@ -108,16 +108,16 @@ def known_keys(shape: object, value: Value, key: Key) -> Iterator[Key]:
 
 
 _SECRET_NAME = re.compile("token|secret|password|authorization", re.IGNORECASE)
-# What may be meant to be one of a setting's choices (`authorization: forward`), and is no credential.
+# A word that may be meant as one of a setting's choices (`authorization: forward`), not a credential.
 _MODE = re.compile("[a-z_]{1,12}")
-# Up to the last @: a password with a slash in it is no valid URL, and is a password all the same.
+# Up to the last @: a password with a slash makes an invalid URL, but is still a password.
 _USER_INFO = re.compile(r"://\S*@")
 _PARAMETER = re.compile(r"([?&]([^=&\s?]+)=)[^&\s]*")
 
 
 def redact(key: Key, text: str) -> str:
-    """`text`, a value of `key`, with `***` for what is secret: headers of upstreams, tokens, passwords, the
-    credentials in a URL."""
+    """`text`, a value of `key`, with `***` for secrets: headers of upstreams, tokens, passwords, credentials in a
+    URL."""
     if _is_secret(key) and text not in ("{}", "null") and not (choices(shape_at(key)) and _MODE.fullmatch(text)):
         return "***"
     return without_credentials(text)

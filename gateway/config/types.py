@@ -201,9 +201,9 @@ Url = Annotated[str, AfterValidator(_check_url)]
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet: not loopback, link-local, private, shared or reserved.
+    """Whether an IP address is public: not loopback, link-local, private, shared or reserved.
 
-    An IPv6 address that stands for an IPv4 one is judged by that.
+    For an IPv6 address that embeds an IPv4 address, that one counts.
     """
     found = ip_address(address.partition("%")[0])
     if isinstance(found, IPv6Address):
@@ -286,7 +286,8 @@ class Model(BaseModel):
 
 
 NAMES_ARE_CHECKED = {"names": "checked"}
-"""The validation context in which names of routes, upstreams and parts are not checked: who validates does it."""
+"""The validation context in which names of routes, upstreams and parts are not checked because the caller checks
+them."""
 
 
 def checked_names(value: Any, info: ValidationInfo) -> Any:

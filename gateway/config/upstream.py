@@ -1,4 +1,4 @@
-"""The configuration's model of an upstream: where it is, how it is asked, and when it is left alone. Pure."""
+"""The configuration of an upstream: addresses, timeouts, limits, retries and circuit breaker. Pure."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class UpstreamConfig(Model):
     urls: Annotated[list[Url], BeforeValidator(split_commas)] = []
     """Several base URLs of the same API, used in turn; instead of `url`."""
     host: Annotated[str, AfterValidator(check_host)] = "upstream"
-    """The `Host` that requests have: `upstream` (that of the URL), `preserve` (the client's, which is then part of the
-    cache key), or a name such as shop.example.com. TLS goes by the name in the URL."""
+    """The `Host` field of requests: `upstream` (that of the URL), `preserve` (the client's, which is then part of the
+    cache key), or a name such as shop.example.com. TLS uses the name in the URL."""
     timeout: Duration = timedelta(seconds=5)
     """Timeout for a complete response. For a streamed response: until its head, then between two chunks."""
     connect_timeout: Duration = timedelta(seconds=1)

@@ -1,8 +1,8 @@
-"""Finds all that the models refuse in a configuration, not only what they see first.
+"""Finds all errors of the models in a configuration, not only the first ones.
 
-pydantic skips a model's own validators once a field of it is wrong, and a validator ends at the first thing that it
-refuses. So what is wrong is taken out and the rest is validated again, until nothing new is found. What another problem
-brought about is not reported: a sentence that names a setting which is wrong itself.
+pydantic skips a model's own validators once a field is invalid, and a validator stops at its first error. So invalid
+values are removed and the rest is validated again, until nothing new is found. Follow-up errors are not reported: those
+whose message names a setting that is invalid itself.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ class _Rounds:
         self.found: dict[tuple[Key, str], list[ErrorDetails]] = {}
         self._key_of = key_of
         self._wrong: set[Key] = set()
-        """The keys of what is wrong, and so was taken out."""
+        """The keys of invalid values, which were removed."""
 
     def take(self, errors: list[ErrorDetails]) -> bool:
-        """Keep what is new, and take out what is wrong; False where nothing can be taken out."""
+        """Keeps new errors and removes invalid values; False if nothing can be removed."""
         grouped: dict[Key, list[ErrorDetails]] = {}
         for details in errors:
             grouped.setdefault(self._key_of(details), []).append(details)
@@ -97,7 +97,7 @@ class _Rounds:
         return True
 
     def _drop(self, keys: list[Key]) -> bool:
-        """Take out the whole part, route or upstream of what can't be taken out by itself."""
+        """Removes the part, route or upstream of an error that can't be removed alone."""
         for length in (4, 2):
             entries = {key[:length] for key in keys if len(key) >= length and _is_entry(key[:length])}
             dropped = [self._remove(key) for key in entries]

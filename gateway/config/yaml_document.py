@@ -1,7 +1,7 @@
-"""Reads a YAML file with the line of every value, and refuses what would do harm before it is built.
+"""Reads a YAML file with the line of every value, and refuses harmful input before building it.
 
-Limits come first: a file's size, the number of values that its aliases stand for, its depth. What is wrong is told with
-its line. What the values mean is nothing to this module.
+Limits come first: the file size, the number of values after expanding aliases, the depth. Errors have their line. This
+module does not interpret values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from yaml.reader import ReaderError
 from gateway.errors import ConfigError, ConfigProblem
 
 MAX_FILE = 1024**2
-# What aliases may make of a file: a few hundred bytes of them can stand for billions of values.
+# The size to which aliases may expand a file: a few hundred bytes can stand for billions of values.
 MAX_NODES = 100_000
 MAX_TEXT = 4 * MAX_FILE
 MAX_DEPTH = 32
@@ -33,7 +33,7 @@ def shortened(text: str, limit: int = 200) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A file's values, the line of each key, and what is wrong with it as YAML."""
+    """A file's values, the line of each key, and its YAML errors."""
 
     name: str
     tree: Tree
@@ -188,7 +188,7 @@ class _Builder:
     def _mapping(self, node: yaml.MappingNode, key: Key) -> Tree:
         tree: Tree = {}
         seen: dict[str, yaml.Node] = {}
-        # What is merged comes first, so that what is written here overwrites it, the lines included.
+        # Merged values come first, so that explicit ones overwrite them, including their lines.
         for name_node, value_node in sorted(node.value, key=lambda pair: not _is_merge(pair[0])):
             name = self._key_name(name_node)
             if name is None or self._is_second(name, name_node, seen):
@@ -214,7 +214,7 @@ class _Builder:
         return first is not node
 
     def _merged(self, node: yaml.Node, key: Key) -> Tree:
-        """What `<<` brings in; of a list, the first wins (as YAML's merge type says)."""
+        """The values that `<<` merges; of a list, the first wins (YAML's merge type)."""
         built = self.build(node, key)
         trees = built if isinstance(built, list) else [built]
         merged: Tree = {}

@@ -1,1 +1,1 @@
-"""Explains one request: which route, which key, what is stored, what the cache would do."""
+"""Explains one request: its route, its key, the stored response, and the cache's decision."""

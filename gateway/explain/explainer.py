@@ -1,7 +1,7 @@
-"""Why a request is answered as it is: one decision, traced from the request line to the stored response.
+"""Why a request gets its response: one decision, traced from the request line to the stored response.
 
-Nothing is fetched, stored or counted: what the engine would do is worked out by the functions it uses itself, and told.
-With a configuration alone (no running gateway) the trace ends where the stores would be asked.
+Nothing is fetched, stored or counted: the trace uses the same functions as the engine. With a configuration alone (no
+running gateway) the trace ends before the stores.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ from gateway.routing.declared import Declared, has_body
 from gateway.routing.handler_reading import places_of
 
 Origins = Callable[[Key], Sequence[SettingSource]]
-"""Who set a value, the winner first; nothing where it is the default."""
+"""The sources of a value, the winner first; empty for the default."""
 WINDOWS = ("stale_while_revalidate", "stale_if_error", "client_ttl")
 
 
 def no_origins(key: Key) -> Sequence[SettingSource]:
-    """Where nothing is known of who set what."""
+    """Used if no sources are known."""
     return ()
 
 
@@ -80,9 +80,9 @@ Explained = Declared | Aggregate | HandlerRoute
 
 @dataclass(frozen=True)
 class Explainer:
-    """`engine` is None where only the configuration is known; `origins` tells who set a setting. `local` tells what
-    the gateway answers by itself. `preflights` is whether CORS preflights are answered. `root` and `public_url` are
-    the path prefix and the URL by which clients reach the gateway."""
+    """`engine` is None if only the configuration is known; `origins` returns the sources of a setting. `local` returns
+    what the gateway serves itself. `preflights` is whether CORS preflights are handled. `root` and `public_url` are the
+    path prefix and the URL by which clients reach the gateway."""
 
     declared: Sequence[Declared]
     origins: Origins
@@ -186,7 +186,7 @@ class Explainer:
         )
 
     async def _judged(self, request: _Request, wish: Wish) -> tuple[Trace, Entry | None]:
-        """What is told alike of all that goes through the engine, and what is stored."""
+        """The trace common to all requests that reach the engine, with the stored response."""
         stores = Stores(self.engine)
         judged = await stores.judge(wish)
         stored = judged.found.stored
@@ -205,7 +205,7 @@ class Explainer:
     # --- handlers in Python --------------------------------------------------------------------------------
 
     def _place(self, headers: Headers) -> dict[str, Any]:
-        """The scope of a request with these fields, as far as it says where the gateway is."""
+        """The scope of a request with these fields, as far as it locates the gateway."""
         if self.public_url is None:
             return {"headers": headers, "root_path": unquote(self.root)}
         public = urlsplit(self.public_url)
@@ -308,8 +308,8 @@ class Explainer:
     def _lifetime(
         self, key: Key, ttl: timedelta | str, rules: CachePolicy, stored: Entry | None, *, coded: str | None = None
     ) -> Lifetime:
-        """The TTL that decides, who set it, and what the upstream and the jitter make of it. `coded` is what the code
-        of a Python handler says of it."""
+        """The TTL in force, its sources, and the effect of the upstream's fields and of jitter. `coded` is the TTL in
+        the code of a Python handler."""
         if rules.ttl is None or isinstance(ttl, str):
             sources = self._sources(key, "ttl", coded)
             return Lifetime(value="origin", sources=sources, notes=tuple(trace.origin_notes(stored)))
@@ -326,7 +326,7 @@ class Explainer:
         return Lifetime(value=show_duration(value), sources=sources, notes=tuple(notes), setting=setting)
 
     def _windows(self, key: Key) -> Iterator[Lifetime]:
-        """The other windows of a route, where somebody set them."""
+        """The other windows of a route, if they were set."""
         for setting in WINDOWS:
             origins = self.origins((*key, setting))
             if origins:

@@ -1,4 +1,4 @@
-"""What lies stored for a request that is explained, and what the engine would do with it. Nothing is changed by it."""
+"""The stored response for an explained request, and the engine's decision about it. Read-only."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Stores:
         return self._decided(self.engine, wish, await self.found(wish))
 
     async def found(self, wish: Wish) -> Found:
-        """What is stored for it: in the memory of this worker, and where that would not do, in Redis."""
+        """The stored response: in this worker's memory, else in Redis."""
         if self.engine is None or wish.plan.bypass is not None or wish.method not in READS:
             return Found(None)
         identity_key = wish.route.keying.identity_key
@@ -108,7 +108,7 @@ class Stores:
                 assert_never(decision)
 
     def _other_variants(self, wish: Wish) -> tuple[str, ...]:
-        """The request headers by which what is stored for the target is chosen; none where nothing is."""
+        """The request headers on which the target's stored responses vary; empty if there are none."""
         return latest(self.engine.memory.index(wish.plan.primary)) if self.engine is not None else ()
 
     def _status(self, wish: Wish, stored: Entry, now: float) -> int:

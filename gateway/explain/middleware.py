@@ -1,9 +1,9 @@
-"""`Gateway-Explain: TOKEN` on a request: its trace in `Gateway-Explained`, for whoever has the admin token.
+"""`Gateway-Explain: TOKEN` on a request: its trace in `Gateway-Explained`, for holders of the admin token.
 
-The header is removed before anything else sees the request, whether its token is right or not: no upstream, key,
-handler or log has it. A response with a trace may not be stored by any cache, since a trace names keys and upstreams.
-With a wrong token the answer is as if the header were missing; after ten wrong tokens in a minute from one address, all
-tokens from it are ignored for the rest of the minute.
+The header is removed before other code sees the request, whether its token is valid or not: no upstream, key, handler
+or log has it. No cache may store a response with a trace, since a trace names keys and upstreams. An invalid token is
+ignored; after ten invalid tokens in a minute from one address, all tokens from it are ignored for the rest of the
+minute.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ Explain = Callable[[str, str, Headers], Awaitable[Trace]]
 
 
 class Explaining:
-    """The layer before all others. Without a `token` no request is explained; the header is taken off all the same."""
+    """The outermost layer. Without a `token` no request is explained, and the header is removed too."""
 
     def __init__(self, app: ASGIApp, explain: Explain, *, token: str | None, trusted: Trusted) -> None:
         self.app = app
@@ -102,7 +102,7 @@ class Explaining:
         await self.app(scope, receive, send_told)
 
     def _target(self, scope: Scope) -> str:
-        """The target as the request has it, without the path prefix that a trusted proxy tells of."""
+        """The request target, without the path prefix that a trusted proxy sent."""
         target, peer = _raw_target(scope), scope["client"][0] if scope.get("client") else ""
         prefix = self._trusted.prefix(peer, scope["headers"])
         return target.removeprefix(prefix) if prefix and target.startswith((prefix + "/", prefix + "?")) else target

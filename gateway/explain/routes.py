@@ -1,6 +1,6 @@
-"""What `explain` says of Python handlers, and of what the gateway answers itself.
+"""The trace of Python handlers, and of the paths that the gateway serves itself.
 
-The latter are health, documentation, and redirects to the path with or without its slash.
+The latter are health, documentation, and redirects to the path with or without its trailing slash.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ how specific it is."""
 
 @dataclass(frozen=True)
 class HandlerCache:
-    """`origin` is the name that stands for the handler in its keys; `query` the parameters that count (None: all)."""
+    """`origin` is the handler's name in its keys; `query` the keyed parameters (None: all)."""
 
     route: Route
     origin: str
@@ -37,7 +37,7 @@ class HandlerCache:
     """The TTL as the code has it, in seconds; `route` has it as it is in force."""
 
     def target(self, target: Target) -> str:
-        """What the handler is asked for, as its key has it."""
+        """The handler's plan for the request, as in its key."""
         return target_text(target.path, select_query(target.query, self.query, self.drop_query, self.kept))
 
     @property
@@ -98,8 +98,8 @@ def handler_route(context: RouteContext, order: Order, runtime: Runtime) -> Hand
 
 
 Local = Callable[[str, str], int | None]
-"""Of a method and a decoded path: 200 where the gateway answers it, 405 where it does for another method, 307 where the
-path differs from a route's by its last slash alone; None of what is left to routes."""
+"""For a method and a decoded path: 200 if the gateway serves it, 405 if it does for another method, 307 if the path
+differs from a route's only by a trailing slash; None if routes handle it."""
 
 
 def nothing_local(method: str, path: str) -> int | None:

@@ -19,7 +19,7 @@ from gateway.policy.rules import RequestDirectives
 from gateway.policy.vary import variant_suffix
 
 UNKNOWN = "unknown"
-"""The decision where no running gateway was asked."""
+"""The decision if no running gateway was consulted."""
 
 
 class Lifetime(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -34,7 +34,7 @@ class Lifetime(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class EntryTrace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A stored response: where it lies, and how it stands. Durations are seconds from now, negative where past."""
+    """A stored response: its tier and state. Durations are seconds from now, negative if past."""
 
     tier: str
     status: int
@@ -56,7 +56,7 @@ class Name(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PartTrace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One part of an aggregate: what it asks, or why that is not known yet; its TTL, and what is stored."""
+    """One part of an aggregate: its upstream request, or why it is not known yet; its TTL, and its entry."""
 
     name: str
     upstream: str = ""
@@ -67,11 +67,12 @@ class PartTrace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One request's way: what `gateway explain` prints, and the admin API gives as JSON.
+    """One request's trace: what `gateway explain` prints, and the admin API returns as JSON.
 
-    `decision` is what would be done: `hit`, `stale`, `stale_error` (the upstream failed a moment ago), `revalidate`,
+    `decision` is the cache's decision: `hit`, `stale`, `stale_error` (the upstream failed just now), `revalidate`,
     `miss`, `join`, `bypass`, `pass`, `purge`, `uncached`, `local`, `preflight`, `unknown`, or the status of a refusal.
-    `status` is what the client gets of what is stored (304 or 206 where it asked so)."""
+    `status` is the client's status for the stored response (304 or 206 if requested).
+    """
 
     request: str
     decision: str
@@ -191,7 +192,7 @@ def passed(method: str) -> str:
 
 
 def why_missed(stored: Entry | None, others: tuple[str, ...]) -> str:
-    """Of a miss: `others` are the request headers that choose among what is stored for the target."""
+    """For a miss: `others` are the request headers on which the target's stored responses vary."""
     if stored is not None:
         return "the stored response may not be used for a request with Authorization"
     if others:
@@ -238,7 +239,7 @@ def dropped(target: Target, asks: str) -> Iterator[str]:
 
 
 def key(planned: Plan, keying: Keying, headers: Headers) -> list[str]:
-    """The lines of the base key with the values that it holds digests of, but for those that say who asks."""
+    """The lines of the base key with values instead of digests, except those that identify the client."""
     if planned.bypass is not None:
         return planned.base.split("\n")
     origin, _, target = planned.primary.partition("\n")

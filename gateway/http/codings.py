@@ -1,7 +1,7 @@
-"""Content codings: which of them a client wants, and what an answer says of the one it gets. Pure.
+"""Content codings: which coding a client accepts, and the fields of a coded response. Pure.
 
-A representation in another coding is another representation (RFC 9110 §8.4.1, §8.8.3): it has an entity tag of its
-own, and every form of it says `Vary: Accept-Encoding`, the plain one too.
+A representation in another coding is another representation (RFC 9110 §8.4.1, §8.8.3): it has its own entity tag, and
+every form of it has `Vary: Accept-Encoding`, including the uncompressed one.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from xxhash import xxh3_64_hexdigest
 from gateway.http.headers import Headers, combined, split_list
 
 CODINGS = ("zstd", "br", "gzip")
-"""What can be made, what is decoded fastest for its size first (RFC 9659, 7932, 1952)."""
+"""The supported codings, the fastest to decode for its size first (RFC 9659, 7932, 1952)."""
 _WEIGHT = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)", re.IGNORECASE)
 
 
 def wanted(request: Headers, offered: Sequence[str]) -> str | None:
-    """The coding of those offered that a request prefers; None for none (RFC 9110 §12.5.3).
+    """The offered coding that a request prefers; None for identity (RFC 9110 §12.5.3).
 
-    What weighs the same goes by the order of the offer; a coding goes before no coding, where both weigh the same.
+    Equal weights follow the order of the offer; a coding takes precedence over identity of the same weight.
     """
     text = combined(request, b"accept-encoding")
     if text is None:
@@ -54,10 +54,10 @@ _CODED_TAG = re.compile(rb"(.*)-(" + "|".join(CODINGS).encode("ascii") + rb')\.(
 
 
 def tag_of(tag: bytes, coding: str) -> bytes:
-    """The entity tag of a response in a coding, made of its plain tag: `"v1"` becomes `"v1-gzip.1b9a7a51"`.
+    """The entity tag of a response in a coding, made from its plain tag: `"v1"` becomes `"v1-gzip.1b9a7a51"`.
 
-    The digits are a checksum of the rest. By them the suffix is known for one of ours, by every worker and after every
-    restart, with nothing stored: an upstream's own `"v1-gzip"` stays what it is.
+    The digits are a checksum of the rest. They identify the suffix as the gateway's, in every worker and after every
+    restart, without stored state: an upstream's own `"v1-gzip"` is unchanged.
     """
     return tag[:-1] + _suffix(tag, coding.encode("ascii")) if tag.endswith(b'"') else tag
 
@@ -139,7 +139,7 @@ def _gunzipped(body: bytes, limit: int) -> bytes:
 
 
 def _inflated(body: bytes, limit: int) -> bytes:
-    """With the zlib header that RFC 9110 §8.4.1.2 wants, or without it, as some servers send it."""
+    """With the zlib header that RFC 9110 §8.4.1.2 requires, or without it, as some servers send it."""
     has_header = body[0] & 15 == zlib.DEFLATED and int.from_bytes(body[:2], "big") % 31 == 0
     inflate = zlib.decompressobj(15 if has_header else -15)
     plain = _within(inflate.decompress(body, limit + 1), limit)
@@ -157,7 +157,8 @@ def _from_brotli(body: bytes, limit: int) -> bytes:
 
 
 def _from_zstd(body: bytes, limit: int) -> bytes:
-    """One frame or several. A reader is bounded but doesn't tell a cut body; what tells it isn't bounded."""
+    """One frame or several. A stream reader is bounded but doesn't detect a truncated body; the decoder that does isn't
+    bounded."""
     decoder = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
     with decoder.stream_reader(body, read_across_frames=True) as reader:
         plain = _within(reader.read(limit + 1), limit)

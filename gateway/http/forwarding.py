@@ -1,8 +1,9 @@
-"""What proxies in front of the gateway say of the client's request: `X-Forwarded-*` and `Forwarded` (RFC 7239).
+"""The fields in which proxies describe the client's request: `X-Forwarded-*` and `Forwarded` (RFC 7239).
 
-Decides which of it counts: only what a peer in a trusted network sent, and of a list only what the trusted proxies
-added. Each proxy adds at the right; so the client is the right-most address that is no trusted proxy's, and of other
-lists as many values count as there are trusted proxies in a row. What can't be read is ignored, and told of once. Pure.
+Decides which of them to trust: only those from a peer in a trusted network, and of a list only the values that trusted
+proxies added. Each proxy appends at the right; so the client is the right-most address that is not a trusted proxy's,
+and of other lists as many values count as there are trusted proxies in a row. Invalid values are ignored and reported
+once. Pure.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ FOR, HOST, PORT, PROTO = b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-
 PREFIX = b"x-forwarded-prefix"
 FORWARDED = b"forwarded"
 PLACES = frozenset((HOST, PORT, PROTO, FORWARDED))
-"""Fields that say under which host and scheme a client asked."""
+"""Fields with the host and scheme of the client's request."""
 MOST_PREFIX = 1024
 """Characters of a prefix."""
 
@@ -32,8 +33,8 @@ _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What the proxies in front say of one request. `chain` is every address from the client on, the peer's last; None
-    in another member: nobody says it."""
+    """The trusted information about one request. `chain` is every address from the client on, the peer's last; other
+    members are None if unknown."""
 
     client: str
     chain: tuple[str, ...]
@@ -44,8 +45,8 @@ class Told:
 
 
 class Trusted:
-    """The proxies that are believed, by their networks. `ignored` is told the name of a field, and its value, where
-    what a trusted proxy sent can't be read: once for each field."""
+    """The trusted proxies, by network. `ignored` is called with the name and value of a field that a trusted proxy sent
+    and that is invalid: once per field."""
 
     def __init__(self, networks: list[str], ignored: Callable[[str, str], None] | None = None) -> None:
         self._networks: list[IPv4Network | IPv6Network] = [ip_network(network) for network in networks]
@@ -66,7 +67,7 @@ class Trusted:
         return any(address in network for network in self._networks)
 
     def told(self, peer: str, headers: Headers) -> Told:
-        """What is believed of the request that `peer` sent with these fields."""
+        """The trusted information about the request that `peer` sent with these fields."""
         if peer not in self:
             return Told(peer, (peer,) if peer else ())
         elements = self._elements(headers)
@@ -95,13 +96,13 @@ class Trusted:
         return self.told(peer, headers).scheme or scheme
 
     def prefix(self, peer: str, headers: Headers) -> str | None:
-        """The path prefix that trusted proxies took off, normalised; None where none says so."""
+        """The path prefix that trusted proxies removed, normalised; None if none sent one."""
         return self.told(peer, headers).prefix if self._networks and has(headers, PREFIX) else None
 
     # --- one field each ------------------------------------------------------------------------------------
 
     def _elements(self, headers: Headers) -> list[dict[str, str]]:
-        """The elements of `Forwarded`; none where a proxy speaks by `X-Forwarded-*`."""
+        """The elements of `Forwarded`; none if a proxy uses `X-Forwarded-*`."""
         text = combined(headers, FORWARDED)
         if text is None or any(has(headers, name) for name in (FOR, HOST, PORT, PROTO)):
             return []
@@ -115,7 +116,7 @@ class Trusted:
         return elements
 
     def _addresses(self, headers: Headers, elements: list[dict[str, str]]) -> list[str]:
-        """The addresses that are named, the client's first. Left of what is no address nobody knows who says it."""
+        """The named addresses, the client's first. Everything left of an invalid address is ignored."""
         text = combined(headers, FOR)
         items = _items(text) if text else [each.get("for", "unknown") for each in elements]
         addresses: list[str] = []
@@ -168,7 +169,7 @@ class Trusted:
 
 
 def place(told: Told, host: str, scheme: str) -> tuple[str, str]:
-    """The host, with its port where it is not the scheme's own, and the scheme that a client asked under. `host` is the
+    """The host, with its port unless it is the scheme's default, and the scheme of the client's request. `host` is the
     request's own."""
     scheme = told.scheme or scheme
     host = told.host or host
@@ -195,8 +196,8 @@ def normalised_prefix(text: str) -> str:
 
 
 def _items(text: str) -> list[str]:
-    """The values of a list. No address, host or path has a comma, so that a quote which a client leaves open hides
-    nothing of what a proxy adds behind it."""
+    """The values of a list. Addresses, hosts and paths contain no comma, so an unclosed quote from a client hides no
+    value that a proxy appends."""
     return [item for part in text.split(",") if (item := part.strip(" \t"))]
 
 

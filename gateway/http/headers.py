@@ -1,13 +1,11 @@
-"""Header fields: what they mean to a cache, and which of them travel.
+"""Header fields: their meaning for a cache, and which of them are forwarded.
 
-Pure. Fields are pairs of bytes in their order on the wire, names in lower case, as ASGI hands them over.
-Nothing here raises on malformed input: a field that cannot be understood has no effect, or the effect that
-is safe for a cache (a freshness lifetime that cannot be read is zero, RFC 9111 §4.2.1).
+Pure. Fields are pairs of bytes in their order on the wire, names in lower case, as in ASGI. Nothing here raises on
+malformed input: an invalid field has no effect, or the effect that is safe for a cache (an invalid freshness lifetime
+is zero, RFC 9111 §4.2.1).
 
-Structured fields, as far as a cache reads them: a dictionary's members (RFC 9651 §3.2, §4.2.2).
-
-Pure. A field that breaks the syntax anywhere is no dictionary at all: it is to be ignored as a whole (§4.2), never
-understood in part.
+Structured fields as far as a cache needs them: the members of a dictionary (RFC 9651 §3.2, §4.2.2). A field with a
+syntax error anywhere is ignored as a whole (§4.2).
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ DIGESTS = (*CONTENT_DIGESTS, b"repr-digest", b"digest")
 """What describes the bytes of a message or of the representation in its content coding (RFC 9530 §3, RFC 3230)."""
 
 # Fields that change what an upstream does without being in any cache key: known ways to poison a cache
-# (Kettle, "Practical Web Cache Poisoning", 2018), and those by which a proxy speaks of the client.
+# (Kettle, "Practical Web Cache Poisoning", 2018), and those in which a proxy describes the client.
 UNKEYED_DANGERS = frozenset(
     (
         b"forwarded",
@@ -102,7 +100,7 @@ def first(headers: Headers, name: bytes) -> str | None:
 
 
 def has(headers: Headers, name: bytes) -> bool:
-    for key, _ in headers:  # noqa: SIM110 - half as long as any() of a generator, and asked some twenty times a request
+    for key, _ in headers:  # noqa: SIM110 - half as long as any() of a generator, and called some twenty times per request
         if key == name:
             return True
     return False
@@ -145,16 +143,17 @@ def connection_named(headers: Headers) -> frozenset[bytes]:
 
 
 def connection_options(headers: Headers) -> frozenset[bytes]:
-    """What `Connection` says of the connection itself: `close`, `keep-alive` (RFC 9112 §9.3)."""
+    """The connection options in `Connection`: `close`, `keep-alive` (RFC 9112 §9.3)."""
     lines = values(headers, b"connection")
     return frozenset(item.strip(b" \t").lower() for value in lines for item in value.split(b","))
 
 
 def framed(status: int, headers: Headers) -> Headers:
-    """The fields with which a response of `status` may leave: those that frame a content that it must not have are
-    left out (RFC 9110 §8.6, §15.3.6; RFC 9112 §6.1), and so is `Transfer-Encoding`, which is the next hop's own.
+    """The fields with which a response of `status` may be sent: those that frame content that it must not have are
+    removed (RFC 9110 §8.6, §15.3.6; RFC 9112 §6.1), and so is `Transfer-Encoding`, which the next hop sets itself.
 
-    A 304 may name the length of what it stands for; hardly a client needs that, and uvicorn would wait for the bytes.
+    A 304 may have the length of the response it stands for; few clients need that, and uvicorn would wait for the
+    bytes.
     """
     if status not in WITHOUT_CONTENT:
         return without(headers, b"transfer-encoding") if has(headers, b"transfer-encoding") else headers
@@ -187,10 +186,10 @@ _RESTRICTIVE = re.compile(r"(?<![\w-])(?:no-store|no-cache|private)(?![\w-])")
 class CacheControl(msgspec.Struct, frozen=True):
     """A parsed `Cache-Control` (RFC 9111 §5.2), or another field of its syntax (RFC 9213 §2.1).
 
-    `directives` maps a name in lower case to its argument, unquoted, or to None. Of a directive that stands
-    more than once the first counts (§4.2.1), but where the arguments of a lifetime differ, the shortest does:
-    both are allowed, and the shorter can't make a stale answer fresh. Of what can't be read, the words that forbid
-    storing or sharing count all the same: a slip of the pen must not publish what was meant for one.
+    `directives` maps a name in lower case to its argument, unquoted, or to None. Of a duplicate directive the first
+    counts (§4.2.1); if the arguments of a lifetime differ, the shortest counts: both are allowed, and the shorter can't
+    make a stale response fresh. In an invalid field, the words that forbid storing or sharing still count: a typo must
+    not make a private response public.
     """
 
     directives: dict[str, str | None] = msgspec.field(default_factory=dict)
@@ -362,8 +361,8 @@ def is_strong(tag: str) -> bool:
 
 
 def vary_names(headers: Headers) -> tuple[str, ...] | None:
-    """The field names that `Vary` lists, sorted, in lower case; None where it holds `*`, or what is no name
-    (RFC 9110 §12.5.5)."""
+    """The field names in `Vary`, sorted, in lower case; None if it contains `*` or an invalid name (RFC 9110
+    §12.5.5)."""
     text = combined(headers, b"vary")
     if text is None:
         return ()
@@ -383,10 +382,11 @@ _QUALITY = re.compile(r";q=([01](?:\.[0-9]{1,3})?)")
 
 
 def sent_value(headers: Headers, name: str) -> str | None:
-    """The one value of a request field; None where it is absent.
+    """The single value of a request field; None if it is absent.
 
-    Keys and variants hold this value, templates are filled with it, and a fetch that may be stored sends it, in one
-    field line: what is compared in another form than it is sent in gives one client's answer to another.
+    Keys and variants hold this value, templates are filled with it, and a fetch whose response may be stored sends it,
+    in one field line: a field that is compared in a different form than it is sent serves one client's response to
+    another.
     """
     field = name.encode("latin-1")
     lines = values(headers, field)
@@ -402,9 +402,9 @@ def in_one_line(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 
 def _one_value(name: bytes, lines: list[bytes]) -> bytes:
-    """The lines joined (RFC 9110 §5.3), without empty elements and with one space behind each comma, unless a quotation
-    mark is left open. Where case means nothing it is folded, and what is ranked by quality stands in that order
-    (RFC 9110 §12.5.3, §12.5.4)."""
+    """The lines joined (RFC 9110 §5.3), without empty elements and with one space after each comma, unless a quote is
+    not closed. Case-insensitive values are folded, and lists with qualities are sorted by them (RFC 9110 §12.5.3,
+    §12.5.4)."""
     if len(lines) == 1 and b"," not in lines[0] and name not in _CASELESS:
         return lines[0]
     text = (b"; " if name == b"cookie" else b", ").join(lines).decode("latin-1")
@@ -422,8 +422,8 @@ def _rank(item: str) -> tuple[float, str]:
 
 
 def cookie_pairs(headers: Headers, name: str) -> str | None:
-    """Every pair that sets the cookie `name`, as sent and in order, as readers differ in which of them counts; None
-    where there is none. Field lines are told apart, as some read the first alone."""
+    """All pairs of the cookie `name`, as sent and in order, because readers differ in which of them they use; None if
+    there is none. Field lines are kept apart, as some readers use only the first."""
     found = [
         ";".join(pair for item in line.decode("latin-1").split(";") if _cookie_name(pair := item.strip()) == name)
         for line in values(headers, b"cookie")
@@ -436,7 +436,7 @@ def _cookie_name(pair: str) -> str | None:
     return name.strip() if equals else None
 
 
-# What cannot be told apart by its first character alone stands before what can.
+# Alternatives that share their first character come before the others.
 _KEY = r"[a-z*][a-z0-9_.*-]*"
 _BARE_ITEM = (
     r"(?:-?[0-9]{1,12}\.[0-9]{1,3}(?![0-9.])"  # decimal

@@ -22,12 +22,12 @@ DEEPEST = 254
 _BOUND = "it is nested deeper than 1024 levels"
 _MARKS = bytes(ord("0" if chr(code) in "0123456789" else "." if chr(code) in ".eE" else " ") for code in range(256))
 _LONG = b"0" * 19
-# Codecs of Python that are no charset of the web: some take a time that is quadratic in what they read.
+# Python's codecs that are not charsets of the web: some take quadratic time.
 _NO_CHARSETS = frozenset(("idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined"))
 
 
 class NotJson(ValueError):
-    """A body that is no JSON; the message says why."""
+    """A body that is not JSON; the message says why."""
 
 
 class TooDeep(ValueError):
@@ -74,7 +74,7 @@ class Number(float):
 
 
 def exact(number: float) -> Decimal:
-    """The value of a number as its text says it; of a float, of the shortest text that it is written by."""
+    """The value of a number by its text; of a float, by its shortest text."""
     if isinstance(number, int):
         return Decimal(number)
     try:
@@ -93,7 +93,7 @@ def number_of(text: str) -> int | float:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether it can be sent: a surrogate without its other half is no character."""
+    """Whether it can be sent: an unpaired surrogate is not a character."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -106,11 +106,11 @@ def is_unicode(text: str) -> bool:
 
 def json_text(body: bytes, charset: str = "") -> tuple[bytes, JsonValue]:
     """`body` as JSON text in UTF-8 without a byte order mark, and its value, whose numbers may have been rounded
-    (`exactly` has them as they came). What is JSON in UTF-8 is the very bytes that came.
+    (`exactly` keeps their digits). JSON that is UTF-8 already is returned byte for byte.
 
-    A byte order mark is passed over (RFC 8259 §8.1), UTF-16 and UTF-32 are told by their zeros or their mark, and where
-    the bytes are no UTF-8, the `charset` of the Content-Type counts. An escaped surrogate without its other half
-    (`"\\ud800"`) is allowed by the grammar (§8.2) and kept. Raises NotJson.
+    A byte order mark is skipped (RFC 8259 §8.1), UTF-16 and UTF-32 are detected by their zero bytes or mark, and if the
+    bytes are not UTF-8, the `charset` of the Content-Type applies. An escaped unpaired surrogate (`"\\ud800"`) is
+    allowed by the grammar (§8.2) and kept. Raises NotJson.
     """
     try:
         return body, orjson.loads(body)
@@ -128,7 +128,7 @@ def json_text(body: bytes, charset: str = "") -> tuple[bytes, JsonValue]:
 
 
 def exactly(text: bytes, value: JsonValue) -> JsonValue:
-    """The value of JSON text with each number as it is written there; `value` is what a quick reading came to.
+    """The value of JSON text with each number as written; `value` is the result of the fast parser.
 
     Raises TooDeep.
     """
@@ -190,7 +190,7 @@ def _loaded(text: bytes) -> JsonValue:
 
 @dataclass(frozen=True, slots=True)
 class Verbatim:
-    """JSON text within a value, which is written as it stands."""
+    """JSON text inside a value, which is written unchanged."""
 
     text: bytes
 

@@ -1,7 +1,7 @@
-"""Path templates: which requests a route takes, which route is more specific, what the upstream is asked.
+"""Path templates: which requests a route matches, which route is more specific, and the upstream path.
 
-Pure. A template is matched against the normalised, still encoded path (`targets.Target.path`), so that what a
-parameter captures goes upstream with the bytes it came with.
+Pure. A template is matched against the normalised, still encoded path (`targets.Target.path`), so that captured values
+are forwarded byte for byte.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?::([a-z]+))?\}")
 
 
 class TemplateError(ValueError):
-    """A path template is malformed; the message says what to write."""
+    """A malformed path template; the message says what to write."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PathTemplate:
 
     @cached_property
     def specificity(self) -> tuple[tuple[int, int], ...]:
-        """Sorts the more specific template first: a segment at a time, literal before mixed, parameter, rest."""
+        """Sorts the more specific template first, segment by segment: literal before mixed, parameter, rest."""
         ranks = []
         for segment in self.text.split("/")[1:]:
             found = list(_PARAMETER.finditer(segment))
@@ -117,11 +117,12 @@ class TargetTemplate:
 
     @cached_property
     def _constant(self) -> bool:
-        """Whether no value stands in it."""
+        """Whether it contains no parameter."""
         return not any(map(_PARAMETER.search, (self.path, *self.query)))
 
     def ask(self, parameters: dict[str, str]) -> tuple[str, tuple[str, ...]]:
-        """What to ask an upstream for. Raises RequestRefused where a value would leave its place: dots put together."""
+        """The target to request from an upstream. Raises RequestRefused if a value would leave its segment, as joined
+        dots would."""
         if self._constant:
             return self.path, self.query
         path, query = self.render(parameters)

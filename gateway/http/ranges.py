@@ -25,7 +25,7 @@ class ByteRange:
 
 @dataclass(frozen=True, slots=True)
 class OutOfRange:
-    """The range lies outside of a body of `size`: 416."""
+    """The range is not satisfiable for a body of `size`: 416."""
 
     size: int
 
@@ -36,8 +36,8 @@ def is_single(request: Headers) -> bool:
 
 
 def wanted(request: Headers, response: Headers, size: int) -> ByteRange | OutOfRange | None:
-    """The part of a body that a request wants; None for the whole: no range, several, malformed, or `If-Range`
-    that names another response."""
+    """The requested part of a body; None for the complete body: no range, several, malformed, or an `If-Range` that
+    doesn't match."""
     text = combined(request, b"range")
     match = _RANGE.fullmatch(text.strip()) if text else None
     if match is None or not _if_range_holds(request, response):
@@ -87,9 +87,9 @@ def span_of(response: Headers) -> ByteRange | None:
 
 
 def cut(request: Headers, response: Headers, span: ByteRange, body: bytes) -> tuple[ByteRange, bytes] | None:
-    """What a request wants of a stored part (RFC 9111 §3.3); None where the part does not hold all of it.
+    """The requested part of a stored part (RFC 9111 §3.3); None if the stored part does not contain all of it.
 
-    What is open at the end is taken from the end of a part that ends where the representation does.
+    An open-ended range ends with a part that ends where the representation does.
     """
     part = wanted(request, response, span.size)
     if not isinstance(part, ByteRange) or part.first < span.first or part.last > span.last:
@@ -120,8 +120,8 @@ def strong_validator(response: Headers) -> bytes | None:
 
 
 def rest_of(response: Headers) -> list[tuple[bytes, bytes]]:
-    """The request fields that ask for what a stored part lacks, or for the whole where that has changed
-    (RFC 9111 §3.4); none where it lacks more than one range, or has no strong validator."""
+    """The request fields that fetch what a stored part lacks, or the complete response if it has changed (RFC 9111
+    §3.4); none if more than one range is missing, or there is no strong validator."""
     span, validator = span_of(response), strong_validator(response)
     if span is None or validator is None or (span.first > 0) == (span.last < span.size - 1):
         return []
@@ -130,8 +130,8 @@ def rest_of(response: Headers) -> list[tuple[bytes, bytes]]:
 
 
 def combine(old: PartialBody, new: PartialBody) -> PartialBody | None:
-    """Two parts of one representation as one (RFC 9111 §3.4); None where a strong validator does not prove that they
-    are, or bytes are missing between them. The fields are the new one's; what it does not have stays."""
+    """Two parts of one representation joined (RFC 9111 §3.4); None if a strong validator does not prove that they
+    belong together, or bytes are missing between them. The new part's fields replace the old ones."""
     one, two = span_of(old.headers), span_of(new.headers)
     validator = strong_validator(new.headers)
     if one is None or two is None or validator is None or validator != strong_validator(old.headers):

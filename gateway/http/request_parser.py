@@ -1,14 +1,12 @@
-"""The head of a request, read strictly: what two servers could understand in two ways is refused. Pure.
+"""Strict parsing of request heads: whatever two servers could interpret differently is refused. Pure.
 
-This module does not know about connections or time; it says what a head means, or raises RequestRefused with the
-status to answer with and the reason to count. It stands before httptools (llhttp), which lets 14 of 45 ambiguous
-requests through (measured, November 2026), and is stricter than RFC 9112 where that leaves a choice: a length that
-stands twice is refused even where both say the same, and so is a folded line.
+This module has no connections and no time; it returns the meaning of a head, or raises RequestRefused with the response
+status and the reason to count. It runs before httptools (llhttp), which accepts 14 of 45 ambiguous requests (measured,
+November 2026), and is stricter than RFC 9112 where that leaves a choice: a duplicate length is refused even if both are
+equal, and so is a folded line.
 
-Where a request's body ends: how many of the bytes that came belong to it. Pure.
-
-llhttp decodes the body; here only its end is found, strictly, so that the bytes after it are known to be another
-request's before anything parses them.
+It also finds the end of a request body. llhttp decodes the body; here only its end is found, strictly, so that the
+bytes after it are known to belong to another request before anything parses them.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from gateway.errors import RequestRefused
 from gateway.http.headers import Headers, values
 from gateway.http.target import check_host
 
-# What llhttp knows; another method is answered with 501 (RFC 9110 §9.1), and a test holds that llhttp knows these.
+# The methods of llhttp; any other gets a 501 (RFC 9110 §9.1), and a test compares this list with llhttp.
 METHODS = frozenset(
     b"DELETE GET HEAD POST PUT CONNECT OPTIONS TRACE COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND REBIND"
     b" UNBIND ACL REPORT MKACTIVITY CHECKOUT MERGE M-SEARCH NOTIFY SUBSCRIBE UNSUBSCRIBE PATCH PURGE MKCALENDAR LINK"
@@ -37,7 +35,7 @@ _SINGLE = frozenset(
         *(b"if-unmodified-since", b"max-forwards", b"origin", b"range", b"transfer-encoding"),
     )
 )
-# Fields that `Connection` must not take away from whoever stands behind (RFC 9110 §7.6.1).
+# End-to-end fields that `Connection` must not name (RFC 9110 §7.6.1).
 _NEVER_NAMED = frozenset(
     (b"authorization", b"content-length", b"cookie", b"expect", b"host", b"range", b"transfer-encoding")
 )
@@ -55,7 +53,7 @@ _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request may be, in bytes and numbers. nginx's defaults: a line of 8 KiB, a head of 32 KiB."""
+    """Limits on a request, in bytes and numbers. As in nginx: a line of 8 KiB, a head of 32 KiB."""
 
     line: int = 8 * 1024
     head: int = 32 * 1024
@@ -108,7 +106,7 @@ def read_line(line: bytes, limits: Limits) -> Line:
 
 
 def _check_target(method: bytes, target: bytes) -> None:
-    """The target's form; what it means, the rule for targets says."""
+    """The target's form; `http.target` interprets it."""
     if method == b"CONNECT":
         raise RequestRefused("CONNECT is not supported.", 405, "method")
     if not _TARGET.fullmatch(target):
@@ -120,7 +118,7 @@ def _check_target(method: bytes, target: bytes) -> None:
 
 
 def read_fields(block: bytes, limits: Limits) -> list[tuple[bytes, bytes]]:
-    """The field lines of a head, names in lower case; `block` is what lies between the request line's end and the
+    """The field lines of a head, names in lower case; `block` is the text between the end of the request line and the
     empty line, each line with its end. Raises RequestRefused."""
     if _BARE.search(block):
         raise RequestRefused("The head contains a bare line break or a NUL.", 400, "bare_break")
@@ -211,9 +209,9 @@ def _length(value: bytes, limits: Limits) -> int:
 
 
 def check_part(part: bytes, limits: Limits, *, seen: int = 0) -> None:
-    """What can be said of a head of which only `part` has come, whose first `seen` bytes were checked before.
+    """Checks an incomplete head `part`, whose first `seen` bytes were checked before.
 
-    A head that can never become one is refused at once, instead of at its deadline. Raises RequestRefused.
+    A head that can never become valid is refused at once, instead of at its timeout. Raises RequestRefused.
     """
     # A carriage return that came last may yet get its line feed.
     if _BARE.search(part, max(0, seen - 1), len(part) - part.endswith(b"\r")):

@@ -1,8 +1,8 @@
-"""The responses of upstreams to requests without a body, read strictly: their heads, and where their bodies end. Pure.
+"""Strict parsing of upstream responses to requests without a body: heads, and the ends of bodies. Pure.
 
-This module does not know about connections or time. What two readers could understand in two ways is refused (RFC 9112
-§6.3): lengths that differ, a length beside a transfer coding, another coding than `chunked`. What cannot be
-misunderstood is read as it was meant: lines that end in a line feed alone (§2.2), folded lines (§5.2).
+This module has no connections and no time. Whatever two readers could interpret differently is refused (RFC 9112 §6.3):
+different lengths, a length together with a transfer coding, another coding than `chunked`. Unambiguous deviations are
+accepted: lines that end with a bare line feed (§2.2), folded lines (§5.2).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _LONGEST_SIZE = 1024  # bytes of a chunk's size line, its extensions included
 
 
 class Malformed(GatewayError):
-    """A response is no HTTP, or its end could be understood in two ways."""
+    """A response is not HTTP, or its end is ambiguous."""
 
 
 class Head(msgspec.Struct, frozen=True):
-    """A head. `length` is the body's in bytes; None where it is chunked, or ends with the connection.
+    """A head. `length` is the body's in bytes; None if it is chunked, or ends with the connection.
 
-    Field names are in lower case. `keeps` tells whether the connection may be used again after it; with `quiet` only
-    once it was silent for a while, as the head announced content that must not follow it.
+    Field names are in lower case. `keeps` is whether the connection may be reused; with `quiet` only after it was
+    silent for a while, because the head announced content that must not follow it.
     """
 
     status: int
@@ -51,7 +51,7 @@ class Head(msgspec.Struct, frozen=True):
 
 
 def end_of_head(data: bytes, start: int) -> int:
-    """The index behind the first empty line in `data`, looked for from `start`; 0 where there is none."""
+    """The index behind the first empty line in `data`, from `start` on; 0 if there is none."""
     match = _END_OF_HEAD.search(data, start)
     return match.end() if match is not None else 0
 
@@ -108,17 +108,17 @@ def _framed(status: int, fields: list[tuple[bytes, bytes]], *, old: bool, bodile
     # RFC 9110 §15.3.6: a 205 must not have content. Where it announces some, it is framed as any other (RFC 9112 §6.3),
     # and the connection ends behind it.
     keeps = keeps and not (status == 205 and (chunked or length))
-    # RFC 9112 §6.1: what HTTP/1.0 says of a coding is not to be relied on for the next response.
+    # RFC 9112 §6.1: a transfer coding in HTTP/1.0 is not reliable for the next response.
     return Head(status, fields, length, chunked, keeps and (length is not None or (chunked and not old)))
 
 
 def _without_body(head: Head, *, announced: bool) -> Head:
-    """A head that no content follows, whatever it says (RFC 9112 §6.3).
+    """A head that no content follows, whatever its fields (RFC 9112 §6.3).
 
-    What it announces may still come, and would be read as the answer to the next request. A 1xx or a 204 must not
-    announce content (RFC 9110 §8.6, RFC 9112 §6.1); a 304 may, but hardly any server does: both end the connection.
-    Every answer to a HEAD does: its connection is kept, and watched. What follows a 1xx would be read as the
-    final response to the same request, so a 1xx is refused.
+    Announced content may still arrive, and would be read as the next response. A 1xx or a 204 must not announce content
+    (RFC 9110 §8.6, RFC 9112 §6.1); a 304 may, but few servers do: both close the connection. Responses to HEAD do: the
+    connection is kept, and watched. Content after a 1xx would be read as the final response to the same request, so
+    such a 1xx is refused.
     """
     if not announced:
         return head
@@ -139,7 +139,7 @@ class Chunks:
         self._step = self._size
 
     def take(self, data: bytes) -> tuple[list[bytes], bytes]:
-        """The pieces of content in `data`, and what is behind the body's end. Raises Malformed."""
+        """The pieces of content in `data`, and the bytes behind the body's end. Raises Malformed."""
         data, self._rest = self._rest + data, b""
         at, pieces = 0, []
         while at < len(data) and not self.done:

@@ -186,8 +186,8 @@ HIDDEN = "***"
 
 @lru_cache(maxsize=4096)
 def is_credential(name: str) -> bool:
-    """Whether a query parameter of that encoded name holds a credential, judged by its words: `access_token`,
-    `api_key`, `X-Amz-Signature`, `sig`. Its value stands in no key, log or trace."""
+    """Whether a query parameter of that encoded name holds a credential, by its words: `access_token`, `api_key`,
+    `X-Amz-Signature`, `sig`. Its value is in no key, log or trace."""
     name = unquote(name)
     words = re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
     return bool(_CREDENTIAL.search(name.lower())) or not _CREDENTIAL_WORDS.isdisjoint(words)
@@ -283,9 +283,9 @@ def _remove_dot_segments(path: str) -> str:
 
 
 def check_host(hosts: list[bytes], http_version: str) -> str:
-    """The request's `Host`, in lower case; empty where HTTP/1.0 sent none (RFC 9112 §3.2).
+    """The request's `Host`, in lower case; empty if HTTP/1.0 sent none (RFC 9112 §3.2).
 
-    Raises RequestRefused where it is missing, stands twice or is no host.
+    Raises RequestRefused if it is missing, duplicate or malformed.
     """
     if not hosts and http_version == "1.0":
         return ""

@@ -83,7 +83,7 @@ class JsonAccessLog:
 
 
 BARE = 16
-"""The longest parameter without a value that is logged: a longer one may be a token by itself, as in `/file?KEY`."""
+"""The longest parameter without a value that is logged: a longer one may itself be a token, as in `/file?KEY`."""
 
 
 def _shown(pair: str) -> str:
@@ -96,8 +96,8 @@ MARK = "\x00"
 
 
 def pieces_of(exchange: RequestContext, status: int, size: int, share: float) -> list[bytes]:
-    """A request's line in the pieces that lie about its time, its id, its client and its seconds, for those who write
-    the same line many times."""
+    """A request's line, split around its time, ID, client and seconds, for callers that write the same line many
+    times."""
     exchange.request_id = exchange.client = MARK
     fields = fields_of(exchange, status, size, 0.0, share) | {"time": MARK, "seconds": MARK}
     mark = orjson.dumps(MARK)

@@ -1,7 +1,7 @@
-"""What is counted, for Prometheus. The names are fixed here and documented in docs/operations.md.
+"""Prometheus metrics. Their names are stable and documented in docs/operations.md.
 
-Labels take their values from the configuration and from closed sets, never from what a client sent, so their number
-is bounded. Children with labels are bound once and kept: looking one up costs as much as counting.
+Label values come from the configuration and from closed sets, never from client input, so their number is bounded.
+Children with labels are bound once and kept: a lookup costs as much as counting.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ LAGS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 class Tally:
-    """A count kept as plain numbers, for those who count a hundred thousand times a second; `Metrics.flush` adds it to
-    the counters. `slow` counts by bucket those that took longer than the first bucket's bound."""
+    """A count in plain numbers, for callers that count a hundred thousand times per second; `Metrics.flush` adds it to
+    the counters. `slow` counts by bucket those above the first bucket's bound."""
 
     __slots__ = ("count", "seconds", "slow")
 
@@ -55,7 +55,7 @@ class PartTally:
 
 
 class Metrics:
-    """The counters of one gateway, in a registry of its own."""
+    """The metrics of one gateway, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -89,7 +89,7 @@ class Metrics:
         self._observe_upstream = lru_cache(maxsize=1024)(upstream_seconds.labels)
 
     def register(self, collector: Collector, *, instead_of: Collector | None = None) -> None:
-        """Show what a collector finds each time that the metrics are read; no longer what `instead_of` finds."""
+        """Register a collector that is read with the metrics, in place of `instead_of`."""
         if instead_of is not None:
             self.registry.unregister(instead_of)
         self.registry.register(collector)

@@ -1,8 +1,8 @@
-"""The fields that say what became of a request, in one list for every answer.
+"""The diagnostic response fields, in one list for every response.
 
-The app adds them to each answer that it gives (`complete`); the edge makes a template of them
-(`head_template`). So a field that is added to `diagnostics` stands in the answers of both. It may depend on the route,
-the outcome, the parts and the times; what else differs from one request to the next is a member of `Texts`.
+The app adds them to each of its responses (`complete`); the edge makes a template of them (`head_template`). So a field
+that is added to `diagnostics` is in the responses of both. It may depend on the route, the outcome, the parts and the
+times; other per-request values are members of `Texts`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Texts:
 
 
 def diagnostics(exchange: RequestContext, texts: Texts) -> list[Field]:
-    """The fields that say what became of a request."""
+    """The diagnostic response fields."""
     fields = {
         b"x-request-id": texts.request_id,
         b"x-process-time": texts.seconds,
@@ -45,8 +45,8 @@ def diagnostics(exchange: RequestContext, texts: Texts) -> list[Field]:
 
 
 def complete(exchange: RequestContext, headers: Headers) -> list[Field]:
-    """All the fields with which an answer leaves that has `headers` of its own: with what caches behind the gateway
-    must know, `Date`, and what became of the request until now."""
+    """All fields of a response with the given `headers`: those for downstream caches, `Date`, and the diagnostic
+    fields."""
     selecting = exchange.stored.vary if exchange.stored is not None else ()
     passed = exchange.outcome.result is Result.BYPASS
     headers = exchange.downstream.told(headers, selecting, passed=passed)

@@ -1,9 +1,9 @@
-"""The trace a request belongs to, as its client says, passed on to whatever upstream is asked because of it.
+"""The client's trace, forwarded with every upstream request made for its request.
 
-Of W3C's Trace Context (Recommendation of 23 November 2021) only `traceparent` is passed on where a route decides the
-life of its answers itself: its form is fixed, so that there is no room in it for what an upstream could answer
-differently for. `tracestate`, which has room, goes the way of any other field. What follows in the same task, and in
-tasks that it starts, belongs to the trace as well: parts, hedges, a handler's own calls.
+Of W3C's Trace Context (Recommendation of 23 November 2021) only `traceparent` is forwarded on a route with its own
+duration: its form is fixed, so an upstream can't vary its response on it. `tracestate`, which has free content, is
+handled like any other field. Work in the same task, and in tasks that it starts, belongs to the trace too: parts,
+hedges, a handler's own calls.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ PASSED_ON: ContextVar[bytes] = ContextVar("traceparent", default=b"")
 
 
 def traceparent_of(headers: Headers) -> bytes:
-    """The client's `traceparent`; empty where there is none, several, or one of another form (§3.3: then it is no
-    trace of ours)."""
+    """The client's `traceparent`; empty if there is none, several, or a malformed one (§3.3: it is then ignored)."""
     given = values(headers, TRACEPARENT)
     return given[0] if len(given) == 1 and _FORM.fullmatch(given[0]) else b""
 
@@ -34,4 +33,4 @@ def traced(headers: Headers, traceparent: bytes) -> Headers:
 
 
 BEHIND: ContextVar[bool] = ContextVar("behind", default=False)
-"""Whether what is done now is a refresh behind a stale answer, for which no client waits: the first to be shed."""
+"""Whether the current work is a background refresh, for which no client waits: the first to be shed."""

@@ -1,7 +1,7 @@
-"""Spans, by OpenTelemetry (the extra `otel`): one of a request that reaches the app, one of each call of an upstream.
+"""Spans by OpenTelemetry (the extra `otel`): one per request that reaches the app, one per upstream request.
 
-Names and attributes are those of the semantic conventions for HTTP (stable since 1.23); the gateway's own begin with
-`gateway.`. Nothing here is imported unless tracing is asked for, by the variables that OpenTelemetry has for it.
+Names and attributes follow the semantic conventions for HTTP (stable since 1.23); the gateway's own begin with
+`gateway.`. This module is imported only if tracing is enabled by OpenTelemetry's variables.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class AskedHost(Protocol):
 
 
 class Call:
-    """A call of an upstream under way, which is to be told what came of it."""
+    """An upstream request in flight, whose result is recorded later."""
 
     def __init__(self, span: Span, target: str) -> None:
         self._span = span
@@ -93,7 +93,7 @@ def redacted(target: str) -> str:
 
 
 class Tracing:
-    """Makes the spans. `provider` is where they go; it is shut down by whoever made it, or by `aclose`."""
+    """Creates the spans. `provider` exports them; its owner shuts it down, or `aclose`."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
@@ -118,9 +118,9 @@ class Tracing:
 
     @contextmanager
     def call(self, upstream: str, method: str, target: str) -> Iterator[Call]:
-        """The span of a call, until its answer's head has come.
+        """The span of an upstream request, until its response head arrives.
 
-        A refresh behind begins a trace of its own, linked to the request that was answered without waiting for it.
+        A background refresh is a trace of its own, linked to the request that started it.
         """
         attributes: dict[str, AttributeValue] = {
             "http.request.method": _method(method),
@@ -149,7 +149,7 @@ class Tracing:
                 raise
 
     def close(self) -> None:
-        """Send what is left, and end."""
+        """Export the remaining spans, and shut down."""
         shutdown = getattr(self._provider, "shutdown", None)
         if shutdown is not None:
             shutdown()
@@ -210,7 +210,7 @@ def _method(method: str) -> str:
 
 
 def tracing_of_environment(environment: Mapping[str, str]) -> Tracing | None:
-    """Tracing as OpenTelemetry's variables ask for it: spans go out by OTLP over HTTP. None where they do not."""
+    """Tracing as configured by OpenTelemetry's variables: OTLP over HTTP. None if they don't enable it."""
     exporter = environment.get("OTEL_TRACES_EXPORTER", "")
     wanted = exporter == "otlp" or (not exporter and any(environment.get(name) for name in _ENDPOINTS))
     if not wanted or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":

@@ -1,9 +1,9 @@
-"""What answers say to the caches behind the gateway: which request fields select them, and whether they are one's own.
+"""The fields for downstream caches: `Vary`, and `private` for responses of one client. Pure.
 
-Pure. An answer whose key holds request fields leaves with all of them in `Vary` (RFC 9110 §12.5.5), and with
-`Cache-Control: private` (RFC 9111 §5.2.2.7) where one of them says who asks: otherwise a CDN gives one client's answer
-to the next. What a route adds is worked out once (`Downstream`), and added where answers leave: to those that were
-stored, collapsed, streamed or passed by alike, but not to those that nobody may store.
+A response whose key holds request fields leaves with all of them in `Vary` (RFC 9110 §12.5.5), and with `Cache-Control:
+private` (RFC 9111 §5.2.2.7) if one of them identifies the client: otherwise a CDN serves one client's response to
+another. A route's fields are computed once (`Downstream`) and added to every response that leaves, stored, collapsed,
+streamed or bypassed, except those that no cache may store.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _OVERRULING = frozenset((b"surrogate-control", b"x-accel-expires"))
 
 @dataclass(frozen=True, slots=True)
 class Downstream:
-    """What a route's answers say whoever asks: `vary` are the request fields that select among them, `is_private` is
-    whether one of those says who asks.
+    """The fields of a route's responses for all clients: `vary` are the request fields that select among them;
+    `is_private` is whether one of those identifies the client.
 
-    On a route with a duration, requests with Authorization or a cookie pass by the cache unless the route says
-    otherwise: so answers differ by these fields, which are in `vary`, but what is stored is nobody's. What passes is
-    made of all that the client sent, of which the key would hold a part: it is private, whatever the upstream says.
+    On a route with a duration, requests with Authorization or a cookie bypass the cache by default: so responses differ
+    by these fields, which are in `vary`, but stored responses belong to no client. A bypassed response is made of
+    everything that the client sent, of which the key would hold a part: it is private, whatever the upstream says.
     """
 
     keying: Keying
@@ -38,7 +38,7 @@ class Downstream:
 
     @classmethod
     def of(cls, keying: Keying, *, made: bool) -> Downstream:
-        """`made` says that answers are joined of parts, so that their own `Vary` has what is in the keys of those."""
+        """`made`: the responses are joined from parts, so their own `Vary` has the fields in the keys of those."""
         held = set(keying.vary or ())
         held.update(["authorization"] if keying.authorization == "key" else [], ["cookie"] if keying.cookies else [])
         passed = set()
@@ -48,7 +48,7 @@ class Downstream:
         return cls(keying, made, tuple(sorted(held | passed)), any(map(keying.identifies, held)))
 
     def varying(self, names: Iterable[str], *, private: bool) -> Downstream:
-        """What an answer says that is not stored, and was made of the fields `names` as well."""
+        """The fields of a response that is not stored and depends on the fields `names` as well."""
         fields = [field for name in names if (field := field_of(name))]
         is_private = private or self.is_private or any(map(self.keying.identifies, fields))
         return replace(self, vary=tuple(sorted({*self.vary, *fields})), is_private=is_private)
@@ -66,7 +66,7 @@ class Downstream:
         return with_private(told) if unkeyed or self._is_private(own or (), selecting) else told
 
     def holds_identity(self, selecting: Names) -> bool:
-        """Whether the key of a response that varies on `selecting` says who asks."""
+        """Whether the key of a response that varies on `selecting` identifies the client."""
         return self.is_private or any(map(self.keying.identifies, selecting))
 
     def _is_private(self, own: Names, selecting: Names) -> bool:
@@ -89,8 +89,8 @@ def _varying(headers: Headers, own: Names, fields: Iterable[str]) -> list[Field]
 
 
 def with_private(headers: Headers) -> list[Field]:
-    """An answer's `headers`, so that no shared cache stores it. `public` goes, and so do the fields by which a shared
-    cache is told otherwise."""
+    """A response's `headers`, changed so that no shared cache stores it. `public` is removed, and so are the fields
+    that override it for shared caches."""
     at = next((place for place, (name, _) in enumerate(headers) if name == b"cache-control"), len(headers))
     kept = [[pair for pair in some if not _overrules(pair[0])] for some in (headers[:at], headers[at:])]
     return [*kept[0], (b"cache-control", _private(CacheControl.of(headers))), *kept[1]]

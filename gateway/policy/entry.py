@@ -1,11 +1,11 @@
-"""Stored responses, and the one format in which they are kept.
+"""Stored responses, and their storage format.
 
-Pure. A record is two bytes of magic, one of version, a seal, then MessagePack (msgspec): compact, typed, nothing in it
-is ever executed, and no length in it is believed before the bytes are there. The seal is eight bytes of checksum
-(xxh3), which tells damage; or, where a secret is given, 32 of HMAC-SHA-256, which also tells a record that nobody made
-who knows the secret: without it, whoever can write to Redis can plant answers. A record carries the key it was stored
-under, so a reply that belongs to another command, or a digest that collides, is found out when it is read. What can't
-be read is None, which the caller counts.
+Pure. A record is two bytes of magic, one of version, a seal, then MessagePack (msgspec): compact and typed. Nothing in
+it is executed, and no length is trusted before its bytes are there. The seal is an eight-byte checksum (xxh3), which
+detects damage; or, with a secret, 32 bytes of HMAC-SHA-256, which also rejects records made without the secret:
+otherwise write access to Redis is enough to plant responses. A record contains the key it was stored under, so that a
+reply to another command, or a colliding digest, is detected when it is read. An unreadable record is None, which the
+caller counts.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _CHECKSUM_LENGTH = 8
 _HMAC_LENGTH = 32
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _NEVER_STORED = HOP_BY_HOP | {b"content-length", b"set-cookie", b"set-cookie2", b"age"}
-"""Fields that no record of ours has: those that frame an answer would let who can write to Redis split it in two."""
+"""Fields that no record contains: with framing fields, write access to Redis would allow response splitting."""
 _NEVER_STORED_STATUS = frozenset((206, 304))
 _YEAR_10000 = 253_402_300_800.0  # HTTP dates have four digits for the year (RFC 9110 §5.6.7)
 
 
 class Life(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What the upstream itself said of a response's life, in seconds; read once, when it is stored.
+    """The upstream's own fields about a response's life, in seconds; read once, when it is stored.
 
-    `lifetime` is what it stated (RFC 9111 §4.2.1), None where it stated nothing; `heuristic` what may be assumed
-    then (§4.2.2). `strict` forbids stale answers (must-revalidate, proxy-revalidate, s-maxage), `no_cache` any
-    answer without validation, `shared` allows reuse for a request with Authorization (§3.5).
+    `lifetime` is the explicit lifetime (RFC 9111 §4.2.1), None if there is none; `heuristic` is the one to assume then
+    (§4.2.2). `strict` forbids stale responses (must-revalidate, proxy-revalidate, s-maxage), `no_cache` any response
+    without validation; `shared` allows reuse for a request with Authorization (§3.5).
     """
 
     lifetime: float | None = None
@@ -52,8 +52,8 @@ class Life(msgspec.Struct, frozen=True, array_like=True, gc=False):
     no_cache: bool = False
     shared: bool = False
     promised: bool = False
-    """Whether clients were told that it would be validated: it was stored while its route followed the upstream. A
-    longer TTL that comes later does not revive it."""
+    """Whether clients got `no-cache` semantics: it was stored while its route followed the upstream. A longer TTL that
+    is configured later does not revive it."""
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
@@ -80,9 +80,9 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True
     route: str = ""
     stamp: str = ""
     softened: float | None = None
-    """When a soft purge ended its freshness; set by whoever reads it, never stored."""
+    """When a soft purge made it stale; set by the reader, never stored."""
     distrusted: bool = False
-    """Whether a purge of it could have been missed; set by whoever reads it, never stored."""
+    """Whether a purge of it could have been missed; set by the reader, never stored."""
 
     names: tuple[str, ...] = ()
     """Names besides its own by whose purges it is judged: those of the parts it was joined from."""

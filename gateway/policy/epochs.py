@@ -1,13 +1,12 @@
-"""Purging without scanning and without clocks: what a purge makes void is found out when it is read.
+"""Purging without scans and without clocks: whether an entry was purged is decided when it is read. Pure.
 
-Pure. A purge is one record on a stream that every worker reads: names (a key, a tag, a route, or everything), hard or
-soft. For each name its last position in the stream is kept, its *epoch*. A fetch is stamped before it starts with
-the stream's generation and the position applied here; what it brought is valid while no epoch of its names is later.
-That settles the race of a purge that lands during a fetch, and a worker that lags stamps too early and merely fetches
-again.
+A purge is one record on a stream that every worker reads: names (a key, a tag, a route, or everything), hard or soft.
+For each name its last position in the stream is kept, its *epoch*. A fetch is stamped, before it starts, with the
+stream's generation and the position applied here; its response is valid while no epoch of its names is later. So a
+purge that lands during a fetch wins, and a worker that lags stamps too early and only fetches again.
 
 Clients choose names: an unsafe request purges its target. So a name has a bounded size here and on the stream
-(`bounded`), a purge of the same names as an earlier one takes its place, and what all records take is counted in bytes
+(`bounded`), a purge replaces an earlier one of the same names, and the size of all records is counted in bytes
 (`weight`).
 """
 
@@ -69,7 +68,7 @@ def full_route_name(route: str) -> str:
 
 
 def key_name(primary: str) -> str:
-    """The name by which what is stored for a primary key is purged."""
+    """The name by which the entries of a primary key are purged."""
     return bounded("k:" + primary)
 
 
@@ -110,7 +109,7 @@ def purge_of(purge_id: str, names: Iterable[str], *, soft: bool = False, by: str
 
 
 class PurgeState(Enum):
-    """What a purge has made of a stored response; SOFT ends its freshness, VOID its life."""
+    """The effect of a purge on an entry: SOFT makes it stale, VOID invalidates it."""
 
     VALID = "valid"
     SOFT = "soft"
@@ -128,21 +127,21 @@ def show_position(position: Position) -> str:
 
 
 class Epochs:
-    """What is known of the stream here. Not thread-safe; it lives in one event loop.
+    """This process's view of the stream. Not thread-safe; it lives in one event loop.
 
-    `floor`: whatever is stamped before it is void, as purges before it are no longer known. `pending` are purges that
-    were issued here and have not come back by the stream: they void what was fetched before they were issued, by this
+    `floor`: entries stamped before it are invalid, because purges before it are no longer known. `pending` are purges
+    issued here that have not come back on the stream: they invalidate entries fetched before they were issued, by this
     worker's clock.
 
-    `lineage` holds the generations that were lived through here without a gap: their stamps count as earlier than every
-    purge of this one. Stamps of any other generation are void, since its purges may never have been heard of here;
-    None takes them for earlier, too. With each stands the floor at its end: what was stamped before that is void still.
+    `lineage` holds the generations that this process followed without a gap: their stamps count as earlier than every
+    purge of this one. Stamps of any other generation are invalid, since its purges may be unknown here; None accepts
+    them as earlier. Each generation is stored with the floor at its end: entries stamped before that stay invalid.
 
-    A hard purge takes the place of an earlier one of the same names, whose position is then among `superseded`. (A soft
-    one does not: the first of them ends freshness.) `weight` is what the records take, in bytes.
+    A hard purge replaces an earlier one of the same names, whose position is then among `superseded`. (A soft one does
+    not: the first soft purge ends freshness.) `weight` is the size of the records in bytes.
 
-    `version` changes with whatever could change a judgement: who has judged a response valid at a version need not
-    judge it again until then.
+    `version` changes with everything that can change a result: a response that was valid at a version need not be
+    checked again while the version is the same.
     """
 
     def __init__(self, generation: str = "", lineage: Iterable[str] | None = None) -> None:
@@ -178,12 +177,12 @@ class Epochs:
         """The stamp of a fetch that starts now."""
         return self._stamp
 
-    # --- hearing of purges ---------------------------------------------------------------------------------
+    # --- purges from the stream ---------------------------------------------------------------------------
 
     def apply(self, position: Position, purge: Purge, now: float = math.inf) -> None:
-        """Take a record of the stream; records come in the order of their positions.
+        """Apply a record of the stream; records come in the order of their positions.
 
-        `now` (seconds): a soft purge ends freshness at its position's time, or now where a clock says that is to come.
+        `now` (seconds): a soft purge ends freshness at the time of its position, or now if that is in the future.
         """
         for name in purge.names:
             if purge.soft:
@@ -228,9 +227,9 @@ class Epochs:
         return floor
 
     def raise_floor(self, floor: Position) -> None:
-        """Forget the records at and before `floor`: all that is stamped before it is void from now on.
+        """Forget the records at and before `floor`: entries stamped before it are invalid from now on.
 
-        Nothing before it can be read any more, so that what is fetched from now on is stamped with it at the least.
+        Nothing before it can be read any more, so new fetches are stamped with it at least.
         """
         if floor <= self.floor:
             return
@@ -302,7 +301,7 @@ class Epochs:
             self._indexed = False
 
     def _waiting(self) -> tuple[dict[str, float], dict[str, float]]:
-        # Made when it is looked at: a thousand of them may come back in one turn.
+        # Built on use: a thousand records may arrive in one event loop iteration.
         if not self._indexed:
             self._waiting_hard, self._waiting_soft = {}, {}
             for issued, purge in self.pending.values():

@@ -1,14 +1,13 @@
 """Cache policy: RFC 9111 as a shared cache, RFC 5861's stale windows, and the rules of a route.
 
-Pure functions over values: nothing here awaits, reads a clock or touches a store; `now` is an argument. A
-decision is one of a closed set of frozen values; the engine matches it once and does what it says.
+Pure functions over values: nothing here awaits, reads a clock or touches a store; `now` is an argument. A decision is
+one of a closed set of frozen values; the engine matches it once and executes it.
 
-An entry has three windows, as in Varnish: *fresh*, then *stale-while-revalidate* (served at once, refreshed
-behind), then *stale-if-error* (served only where the upstream fails). They are computed when an entry is read,
-from its birth, what the upstream said, its jitter and the reader's route as it is configured now.
+An entry has three windows, as in Varnish: *fresh*, then *stale-while-revalidate* (served at once, refreshed in the
+background), then *stale-if-error* (served only if the upstream fails). They are computed when an entry is read, from
+its birth, the upstream's fields, its jitter and the reader's route as configured now.
 
-The whole of the policy is had from here. Its other parts: `rules` (what route and request say), `admission` (what may
-be stored), `validation` (what a 304 changes, and who gets one).
+Related modules: `rules` (route and request directives), `storability` (what may be stored), `validation` (304s).
 """
 
 from __future__ import annotations
@@ -67,8 +66,8 @@ def _origin_end(stored: Entry, rules: CachePolicy) -> float:
 
 
 def _forbids_stale(stored: Entry, rules: CachePolicy) -> bool:
-    """Whether nothing stale may be given: the upstream said so, and its word counts on this route, or a client was
-    promised so when the response was stored."""
+    """Whether stale responses are forbidden: by the upstream, if its fields apply on this route, or because clients got
+    the upstream's fields when the response was stored."""
     return (rules.ttl is None or stored.life.promised) and (stored.life.strict or stored.life.no_cache)
 
 
@@ -107,7 +106,7 @@ def age_for(stored: Entry, rules: CachePolicy, now: float) -> float:
 
 
 def response_age(stored: Entry, rules: CachePolicy, now: float) -> int:
-    """The `Age` a client is told."""
+    """The `Age` for the client."""
     return int(age_for(stored, rules, now))
 
 
@@ -115,14 +114,14 @@ def response_age(stored: Entry, rules: CachePolicy, now: float) -> int:
 
 
 class Hit(msgspec.Struct, frozen=True):
-    """Answer with the stored response, which is fresh."""
+    """Serve the stored response, which is fresh."""
 
     stored: Entry
     windows: Windows
 
 
 class Stale(msgspec.Struct, frozen=True):
-    """Answer with the stored response though it is stale; refresh it behind where `refresh` says so."""
+    """Serve the stored response although it is stale; refresh it in the background if `refresh`."""
 
     stored: Entry
     windows: Windows
@@ -130,7 +129,7 @@ class Stale(msgspec.Struct, frozen=True):
 
 
 class Revalidate(msgspec.Struct, frozen=True):
-    """Ask the upstream, with the stored response's validators where it has any."""
+    """Fetch from the upstream, with the stored response's validators if it has any."""
 
     stored: Entry
     windows: Windows
@@ -138,26 +137,26 @@ class Revalidate(msgspec.Struct, frozen=True):
 
 
 class Miss(msgspec.Struct, frozen=True):
-    """Ask the upstream; nothing stored can be used."""
+    """Fetch from the upstream; no stored response can be used."""
 
     reason: str
 
 
 class Bypass(msgspec.Struct, frozen=True):
-    """Ask the upstream, and store nothing (RFC 9111 §5.2.1.5 and the route's own rules)."""
+    """Forward to the upstream, and store nothing (RFC 9111 §5.2.1.5 and the route's own rules)."""
 
     reason: str
 
 
 class Unsatisfiable(msgspec.Struct, frozen=True):
-    """Answer 504: the client wants a stored response only (RFC 9111 §5.2.1.7)."""
+    """Return 504: the client accepts only a stored response (RFC 9111 §5.2.1.7)."""
 
 
 Decision = Hit | Stale | Revalidate | Miss | Bypass | Unsatisfiable
 
 
 def decide(stored: Entry | None, facts: RequestDirectives, rules: CachePolicy, now: float) -> Decision:
-    """What to do for a request, given what is stored for it (RFC 9111 §4)."""
+    """The decision for a request, given the stored response (RFC 9111 §4)."""
     if rules.off:
         return Bypass("off")
     if facts.no_store:
@@ -196,7 +195,7 @@ def _satisfies(stored: Entry, ends: Windows, facts: RequestDirectives, now: floa
 
 
 def _stale_accepted(stored: Entry, staleness: float, facts: RequestDirectives, rules: CachePolicy, now: float) -> bool:
-    """Whether the client's `max-stale` allows it, and nothing the upstream said forbids it (RFC 9111 §4.2.4)."""
+    """Whether the client's `max-stale` allows it, and no field of the upstream forbids it (RFC 9111 §4.2.4)."""
     if facts.max_stale is None or facts.no_cache or staleness > facts.max_stale or stored.distrusted:
         return False
     if _forbids_stale(stored, rules):
@@ -212,7 +211,7 @@ def softened(stored: Entry, at: float) -> Entry:
 def usable_on_error(stored: Entry, facts: RequestDirectives, rules: CachePolicy, now: float) -> bool:
     """Whether `stored` may be served because the upstream failed (RFC 9111 §4.2.4, RFC 5861 §4).
 
-    A client that wants validation (`no-cache`) gets it or the failure, unless it said `stale-if-error`.
+    A client that requires validation (`no-cache`) gets it or the failure, unless it sent `stale-if-error`.
     """
     if not _reusable(stored, facts, rules):
         return False
@@ -227,7 +226,7 @@ def is_failure(status: int) -> bool:
     return status in (500, 502, 503, 504)
 
 
-# --- what the client is told -------------------------------------------------------------------------------
+# --- fields for clients ---------------------------------------------------------------------------------------
 
 
 def response_headers(stored: Entry, rules: CachePolicy, now: float) -> list[tuple[bytes, bytes]]:
@@ -256,5 +255,5 @@ SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
 
 
 def invalidates(method: str, status: int) -> bool:
-    """Whether an exchange makes what is stored for its target void (RFC 9111 §4.4)."""
+    """Whether an exchange invalidates the entries of its target (RFC 9111 §4.4)."""
     return method not in SAFE_METHODS and 200 <= status < 400

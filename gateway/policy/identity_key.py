@@ -1,10 +1,10 @@
-"""Digests in the place of what a request says of itself: keys stand in Redis, and no credential may.
+"""Digests of request fields in cache keys: keys are stored in Redis, which must not contain credentials. Pure.
 
-Pure. A key must differ where the value of a request field differs, and no more. So it holds a digest of the value,
-BLAKE2b of 128 bits under a secret key (RFC 7693 §2.9): who reads Redis can't even test a guess without that key. Fields
-by which content is negotiated stand as they are: they name nobody, and keep keys readable.
+A key must differ if and only if the value of a field differs. So it contains a digest of the value, BLAKE2b of 128 bits
+with a secret key (RFC 7693 §2.9); without that key, read access to Redis is not enough to test a guess. Fields of
+content negotiation are in clear text: they identify nobody, and keys stay readable.
 
-Which secret it is stands in `fleet_key`.
+`fleet_key` chooses the secret.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hashlib import blake2b
 
 KEY_BYTES = 32
 NEGOTIATED = frozenset(("accept", "accept-charset", "accept-encoding", "accept-language", "origin", ":host", ":scheme"))
-"""Fields whose values stand in keys as they are sent."""
+"""Fields whose values are part of keys in clear text."""
 
 
 class IdentityKey:
@@ -30,7 +30,7 @@ class IdentityKey:
         return "<IdentityKey>"
 
     def of_field(self, name: str, value: str) -> str:
-        """What stands in a key for the value of a request field, whose name is in lower case."""
+        """What a key contains for the value of a request field, whose name is in lower case."""
         return value if name in NEGOTIATED else self.digest(name, value)
 
     def digest(self, what: str, value: str) -> str:
@@ -40,7 +40,7 @@ class IdentityKey:
 
 
 class ShownKey(IdentityKey):
-    """Makes keys for people to read: a value is shown as it is, unless `hides` says that its field is an identity."""
+    """Makes readable keys: a value is shown in clear text, unless `hides` says that its field is an identity."""
 
     __slots__ = ("_hides",)
 
@@ -60,5 +60,5 @@ UNKEYED = IdentityKey(b"")
 
 
 def derived(secret: bytes) -> bytes:
-    """The key that a `redis_secret` stands for."""
+    """The key derived from a `redis_secret`."""
     return blake2b(b"gateway: identities in keys", digest_size=KEY_BYTES, key=blake2b(secret).digest()).digest()

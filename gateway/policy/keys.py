@@ -1,14 +1,13 @@
-"""Cache keys, and what of a request may reach the upstream: one decision, made once.
+"""Cache keys, and which parts of a request may reach the upstream: one decision, made once.
 
-Pure. The rule that holds everything together: *who decides the life must know the inputs*. On a route with a
-duration the gateway decides, so whatever the upstream can see is in the key: the target, the listed headers (by
-`headers.sent_value`, in the very form in which they are sent), the credentials where the route says so. On a route with
-`ttl: origin` the upstream decides by its `Cache-Control` and `Vary`; it sees every end-to-end header but the dangerous
-ones, each in the one line by which variants are compared.
+Pure. The invariant: *the party that decides the lifetime must know the inputs*. On a route with a duration the gateway
+decides, so everything that the upstream can see is in the key: the target, the listed headers (by `headers.sent_value`,
+in the form in which they are sent), and credentials if the route includes them. On a route with `ttl: origin` the
+upstream decides by its `Cache-Control` and `Vary`; it gets every end-to-end header except the dangerous ones, each in
+the single line by which variants are compared.
 
-A key is text, one component a line. No component can contain a line feed: targets are normalised, header
-values come from a parser that refuses it. Keys leave the process: what says who asks stands in them as a digest
-(`identity_key`).
+A key is text, one component per line. No component can contain a line feed: targets are normalised, and the parser
+refuses it in header values. Keys leave the process: values that identify the client are digests (`identity_key`).
 """
 
 from __future__ import annotations
@@ -30,22 +29,22 @@ _NEVER_FORWARDED = frozenset((b"host", b"content-length", b"expect", b"x-request
 
 
 FOLLOWING = "\norigin"
-"""A line of the keys of responses that follow their upstream. They were asked for with all the fields of a client's,
-and the upstream's `Vary` selects among them; those with a duration of ours were asked for with the counted fields
-alone, whatever the upstream would vary on. Neither may stand in for the other."""
+"""A line in the keys of responses that follow their upstream. They were fetched with all of a client's fields, and the
+upstream's `Vary` selects among them; those with a route's own duration were fetched with the keyed fields only,
+whatever the upstream would vary on. Neither may replace the other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keying:
-    """Which inputs of a request count on a route.
+    """Which inputs of a request are part of the key on a route.
 
-    `vary` is None on a route with `ttl: origin`. `authorization` is `pass` (with a duration: by the cache;
-    with `origin`: as RFC 9111 §3.5 says), `ignore` or `key`. `cookies` is None (by the cache), an empty tuple
-    (ignored) or the names that count. `marks` are lines of the key beside what requests have, for settings that are in
-    the stored response itself; they are not in the primary key, so that a purge of a URL hits it whatever they were.
-    `identities` names request fields in lower case that say who asks though their names don't: those of security
-    schemes that a handler declares. With `host` the upstream is sent the client's `Host`, whoever decides the life: no
-    `Vary` names it, as it is part of the URL. `identity_key` makes the digests in its keys.
+    `vary` is None on a route with `ttl: origin`. `authorization` is `pass` (with a duration: bypass; with `origin`: RFC
+    9111 §3.5), `ignore` or `key`. `cookies` is None (bypass), an empty tuple (ignored) or the keyed names. `marks` are
+    additional lines of the key, for settings that change the stored response itself; they are not in the primary key,
+    so that the purge of a URL applies whatever they were. `identities` names request fields in lower case that identify
+    the client although their names don't show it: those of security schemes that a handler declares. With `host` the
+    upstream gets the client's `Host`, whatever decides the lifetime: no `Vary` names it, as it is part of the URL.
+    `identity_key` makes the digests.
     """
 
     vary: tuple[str, ...] | None
@@ -58,7 +57,7 @@ class Keying:
     identity_key: IdentityKey = field(default=UNKEYED, compare=False, repr=False)
 
     def identifies(self, name: str) -> bool:
-        """Whether the request field `name` says who asks, by its name or as the route declares."""
+        """Whether the request field `name` identifies the client, by its name or by the route's declaration."""
         return name in self.identities or is_identity(name)
 
 
@@ -77,11 +76,11 @@ _KEYS_OF_NOBODY = frozenset(("idempotency", "surrogate", "websocket", "cache", "
 
 @lru_cache(maxsize=4096)
 def is_identity(name: str) -> bool:
-    """Whether a request field says who asks, judged by its name in lower case; `cookie:NAME` always does.
+    """Whether a request field identifies the client, by its name in lower case; `cookie:NAME` always does.
 
-    Names are read as words: `x-auth-token`, `x-session-id`, `x-rapidapi-key`, `x-customer-id`, `remote-user`. A field
-    that is taken for an identity by mistake makes responses `private` downstream; one that is missed lets a shared
-    cache give one client's answer to another, so that in doubt it is one.
+    Names are split into words: `x-auth-token`, `x-session-id`, `x-rapidapi-key`, `x-customer-id`, `remote-user`. A
+    false positive makes responses `private` downstream; a false negative lets a shared cache serve one client's
+    response to another, so doubtful names count.
     """
     if name.startswith(("cookie:", ":")):
         return name.startswith("cookie:")
@@ -100,12 +99,12 @@ def _ends_as_identity(words: list[str]) -> bool:
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What one request asks of the cache.
+    """The cache plan of one request.
 
-    `primary` names all the stored responses of a target; `base` those of them that the inputs which count on this
-    route select, before an upstream's `Vary`. `bypass` says why the cache is passed by; None where it isn't.
-    `forward` holds the request fields of a fetch that may be stored. Of those that say who asks, `keyed` names what the
-    base key holds, `unkeyed` what it does not.
+    `primary` names all the stored responses of a target; `base` those that the keyed inputs select, before an
+    upstream's `Vary`. `bypass` is the reason for a bypass; None if there is none. `forward` holds the request fields of
+    a fetch whose response may be stored. Of the fields that identify the client, `keyed` names those in the base key,
+    `unkeyed` the others.
     """
 
     primary: str
@@ -117,8 +116,8 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def holds_identity(keyed: tuple[str, ...], unkeyed: tuple[str, ...], vary: tuple[str, ...]) -> bool:
-    """Whether a response is stored for its user alone, where it varies on the fields `vary`: the request says who asks,
-    and all of its fields that say so select the response. `keyed` and `unkeyed` are those of a Plan."""
+    """Whether a response that varies on the fields `vary` is stored for its user only: the request identifies the
+    client, and all of its identifying fields select the response. `keyed` and `unkeyed` are those of a Plan."""
     return bool(keyed or unkeyed) and set(vary).issuperset(unkeyed)
 
 
@@ -162,7 +161,7 @@ def stem_of(origin: str, target: str, identity_key: IdentityKey) -> str:
 
 
 def field_line(name: str, value: str, identity_key: IdentityKey) -> str:
-    """A line of a key: a request field and what stands for its value."""
+    """A line of a key: a request field and the value or digest."""
     return f"{name}:{identity_key.of_field(name, value)}"
 
 

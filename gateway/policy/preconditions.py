@@ -1,8 +1,8 @@
-"""Entity tags on their way up: what the gateway added to a validator, it takes off before an upstream compares it.
+"""Entity tags in forwarded preconditions: the gateway removes what it added to a validator. Pure.
 
-Pure. Two kinds of tags are unknown to upstreams: those of compressed forms (`codings.tag_of`), whose suffix is taken
-off; and those that the gateway itself gives to answers without one (`validation.own_tag`), which nobody else can
-compare (RFC 9110 §13.1.1: a precondition is judged by whoever issued the validator).
+Two kinds of tags are unknown to upstreams: those of compressed forms (`codings.tag_of`), whose suffix is removed; and
+those that the gateway generates for responses without one (`validation.own_tag`), which only the gateway can compare
+(RFC 9110 §13.1.1: the issuer of a validator evaluates the precondition).
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def without_own(headers: Headers, name: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def settled(headers: Headers, name: bytes, theirs: bytes | None, ours: bytes | None) -> Headers | None:
-    """What is left of `If-Match` or `If-None-Match` for the upstream, once the gateway compared the tags that it made
-    with the representation as it is now: `theirs` is the tag that the upstream gives it, `ours` the one that it has by
-    its bytes where the upstream gives none. None where the condition is false: 412 (RFC 9110 §13.1.1, §13.1.2)."""
+    """What remains of `If-Match` or `If-None-Match` for the upstream, after the gateway compared its own tags with the
+    current representation: `theirs` is the upstream's tag of it, `ours` the gateway's, by its bytes, if the upstream
+    sends none. None if the condition is false: 412 (RFC 9110 §13.1.1, §13.1.2)."""
     own = own_tags(headers, name)
     if theirs is not None and theirs.removeprefix(b"W/") in own:
-        return headers  # an upstream whose own tags look like ours: it is another gateway, say
+        return headers  # an upstream with tags of our form, such as another gateway
     if ours in own:
         return without(headers, name, _WITHOUT_IT[name]) if name == b"if-match" else None
     rest = without_own(headers, name)
@@ -68,8 +68,8 @@ def settled(headers: Headers, name: bytes, theirs: bytes | None, ours: bytes | N
 
 
 def as_known(client: Headers, headers: Headers) -> list[tuple[bytes, bytes]]:
-    """A 304's fields with the tag by which the client knows the form that it has: an upstream confirms the plain tag,
-    and a client with another tag could not tell what was confirmed (RFC 9111 §4.3.4)."""
+    """A 304's fields with the client's tag: the upstream validates the plain tag, and a client with another tag could
+    not tell which response was validated (RFC 9111 §4.3.4)."""
     listed = [tag for value in values(client, b"if-none-match") for tag in _TAG.findall(value)]
     return [(name, _known(listed, value) if name == b"etag" else value) for name, value in headers]
 

@@ -1,4 +1,4 @@
-"""What a route's rules and a request say that matters to a cache. Pure: values alone."""
+"""The parts of a route's configuration and of a request's directives that matter to a cache. Pure values."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ DEFAULT_STALE_IF_ERROR = 600.0
 
 
 class RequestDirectives(msgspec.Struct, frozen=True):
-    """What a request says that matters to a cache (RFC 9111 §5.2.1). `authorized`: it has `Authorization`, which its
-    upstream sees and no key holds."""
+    """A request's cache directives (RFC 9111 §5.2.1). `authorized`: it has `Authorization`, which is forwarded to the
+    upstream and not part of the key."""
 
     head: bool = False
     authorized: bool = False

@@ -1,6 +1,6 @@
-"""What may be stored of a response, and as what (RFC 9111 §3), with the lifetime that it states or that may be assumed.
+"""Whether and in which form a response may be stored (RFC 9111 §3), with its explicit or heuristic lifetime. Pure.
 
-Pure, as all of the policy. What the field's names stand for is read in `headers`.
+Field names are parsed in `headers`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gateway.policy.rules import DAY, NEGATIVE_STATUSES, CachePolicy, RequestDir
 
 # RFC 9110 §15.1: what may be given a heuristic lifetime. 206 is left to partial content.
 HEURISTIC_STATUSES = frozenset((200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501))
-# What a route's own duration may apply to: answers that say what the resource is.
+# Statuses to which a route's own duration may apply: those whose response describes the resource.
 TTL_STATUSES = frozenset((200, 203, 204, 300, 301, 308))
 # Status codes whose caching requirements are understood here (RFC 9111 §3, `must-understand`).
 UNDERSTOOD_STATUSES = HEURISTIC_STATUSES | frozenset(
@@ -54,7 +54,7 @@ class Admit(msgspec.Struct, frozen=True):
 
 
 class Refuse(msgspec.Struct, frozen=True):
-    """The response may not be stored. Where it is a failure, those who wait may share it, unless it is `personal`."""
+    """The response may not be stored. A failure may be shared with waiting requests unless it is `personal`."""
 
     reason: str
     personal: bool = False
@@ -86,12 +86,12 @@ def tags_of(headers: Headers) -> tuple[str, ...]:
     return tuple(dict.fromkeys(tag for tag in _TAG_END.split(text) if tag))[:MAX_TAGS]
 
 
-# Never stored: they speak of one exchange, not of the resource. CORS fields are ours to compute (see `strip_cors`).
+# Never stored: they describe one exchange, not the resource. The gateway computes CORS fields (see `strip_cors`).
 NOT_STORED = frozenset((b"server-timing", b"x-request-id", b"age", b"x-process-time"))
 OWN_FIELD = b"gateway-cache-control"
 SURROGATE = b"surrogate-control"
 FOR_US = frozenset((OWN_FIELD, SURROGATE))
-"""Fields that speak to this cache alone: obeyed, and not passed on."""
+"""Fields for this cache only: applied, and not forwarded."""
 _TARGETED = (OWN_FIELD, b"cdn-cache-control")
 _DECISIVE = frozenset(
     (
@@ -108,13 +108,12 @@ def passed_on(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 
 LONGEST_REST = 600.0
-"""Seconds for which an upstream is left alone at most, whatever its `Retry-After` says; so long what is stale stands in
-by default."""
+"""Maximum seconds for which a key backs off by `Retry-After`; also the default of `stale_if_error`."""
 
 
 def retry_after(received: ReceivedResponse) -> float | None:
-    """For how many seconds a 429 or 503 asks to be left alone (RFC 9110 §10.2.3: seconds, or a date), at most ten
-    minutes; None where it does not say."""
+    """The seconds of a 429's or 503's `Retry-After` (RFC 9110 §10.2.3: seconds or a date), at most ten minutes; None if
+    there is none."""
     text = first(received.headers, b"retry-after") if received.status in (429, 503) else None
     if text is None:
         return None
@@ -146,7 +145,7 @@ def admit(
 
 
 class _Terms(msgspec.Struct, frozen=True):
-    """As what a response may be stored, but for its age. The fields `dropped` are not stored."""
+    """The entry for a response, without its age. The fields `dropped` are not stored."""
 
     life: Life
     vary: tuple[str, ...]

@@ -1,5 +1,5 @@
-"""Validation both ways (RFC 9111 §4.3): what asks an upstream whether a stored response holds, what its 304 changes,
-and whether a client has a response already. Pure."""
+"""Validation in both directions (RFC 9111 §4.3): conditional requests to an upstream, what a 304 changes, and whether a
+client has the response already. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OWN_TAG = re.compile(rb'"gw-[0-9a-f]{32}"')
 
 
 def own_tag(body: bytes) -> bytes:
-    """The strong tag of an answer whose upstream gave it none; no upstream knows it."""
+    """The strong tag that the gateway generates for a response without one; upstreams don't know it."""
     return b'"gw-%b"' % xxh3_128_hexdigest(body).encode("ascii")
 
 
@@ -38,14 +38,14 @@ def is_own(tag: bytes) -> bool:
 
 
 def validators(stored: Entry) -> list[tuple[bytes, bytes]]:
-    """The request fields that ask whether `stored` still holds (RFC 9111 §4.3.1)."""
+    """The request fields that validate `stored` (RFC 9111 §4.3.1)."""
     tags = [value for value in values(stored.headers, b"etag")[:1] if not is_own(value)]
     fields = [(b"if-none-match", value) for value in tags]
     fields += [(b"if-modified-since", value) for value in values(stored.headers, b"last-modified")[:1]]
     return fields
 
 
-# RFC 9111 §3.2: a 304 updates the stored fields but those that speak of the stored body's very bytes.
+# RFC 9111 §3.2: a 304 updates the stored fields, except those that describe the stored bytes.
 _NOT_UPDATED = frozenset((b"content-encoding", b"content-range", b"content-length", b"etag", *DIGESTS))
 
 
@@ -66,7 +66,7 @@ def freshened(stored: Entry, received: ReceivedResponse) -> tuple[tuple[bytes, b
 
 
 def confirms(stored: Entry, received: ReceivedResponse) -> bool:
-    """Whether a 304 speaks of `stored` (RFC 9111 §4.3.4): it must not carry another strong validator."""
+    """Whether a 304 applies to `stored` (RFC 9111 §4.3.4): it must not have a different strong validator."""
     tag = first(received.headers, b"etag")
     known = first(stored.headers, b"etag")
     if tag is None or known is None:
@@ -75,7 +75,7 @@ def confirms(stored: Entry, received: ReceivedResponse) -> bool:
 
 
 def proves(stale: Entry, received: ReceivedResponse) -> bool:
-    """Whether a 304, or a HEAD's answer, says that the stored bytes are those which this request would get, whoever
+    """Whether a 304, or a HEAD response, shows that the stored bytes are those that this request would get, whoever
     they were sent to: one strong tag names one representation of a resource (RFC 9110 §8.8.3). A 304 need not repeat
     it."""
     known, tag = first(stale.headers, b"etag"), first(received.headers, b"etag")
@@ -91,8 +91,8 @@ def selection_changes(stale: Entry, headers: Headers, *, follows_origin: bool) -
 
 
 def same_representation(stored: Entry, received: ReceivedResponse) -> bool:
-    """Whether a HEAD's answer speaks of the stored response: every validator and the length it has agree
-    (RFC 9111 §4.3.5)."""
+    """Whether a HEAD response matches the stored response: all its validators and its length agree (RFC 9111
+    §4.3.5)."""
     for name in (b"etag", b"last-modified"):
         said, known = first(received.headers, name), first(stored.headers, name)
         if said is not None and said != known:
@@ -102,9 +102,10 @@ def same_representation(stored: Entry, received: ReceivedResponse) -> bool:
 
 
 def not_modified(request: Headers, headers: Headers, born: float) -> bool:
-    """Whether a request's own condition says that it has this response already (RFC 9110 §13.2.2, RFC 9111 §4.3.2).
+    """Whether a request's precondition shows that the client has this response already (RFC 9110 §13.2.2, RFC 9111
+    §4.3.2).
 
-    `If-None-Match` counts alone where it stands; its comparison is weak.
+    If there is an `If-None-Match`, only it counts; its comparison is weak.
     """
     if_none_match = combined(request, b"if-none-match")
     if if_none_match is not None:
@@ -121,7 +122,7 @@ def not_modified(request: Headers, headers: Headers, born: float) -> bool:
     return modified is not None and modified <= since
 
 
-# RFC 9110 §15.4.5: what a 304 carries.
+# RFC 9110 §15.4.5: the fields of a 304.
 _KEPT_IN_304 = frozenset(
     (b"cache-control", b"content-location", b"date", b"etag", b"expires", b"vary", b"last-modified", b"age")
 )

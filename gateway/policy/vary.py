@@ -1,11 +1,11 @@
-"""Which of a target's stored responses a request selects by `Vary` (RFC 9111 §4.1).
+"""Selects, by `Vary`, the stored response of a target that matches a request (RFC 9111 §4.1).
 
-Pure. A response is stored under its base key and the values that its request had in the fields that it varies on. A
-`VaryIndex` holds the sets of fields that the responses of a target vary on; a request selects one key for each of them,
-and of what lies there the newest. Where the responses lie is not known here.
+Pure. A response is stored under its base key and its request's values of the fields that it varies on. A `VaryIndex`
+holds the sets of fields that the responses of a target vary on; a request selects one key per set, and of the entries
+under these keys the newest. Entries are looked up by the caller.
 
-The name of a field is a request field's in lower case, `cookie:NAME` for the value of one cookie, or a pseudo-field:
-`:host` or `:scheme`, as a handler saw them. Pseudo-fields stand among the request's headers by that name.
+A field name is a request field's in lower case, `cookie:NAME` for the value of one cookie, or a pseudo-field: `:host`
+or `:scheme`, as a handler read them. Pseudo-fields are among the request's headers under that name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COOKIE = "cookie:"
 
 
 class VaryIndex(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
-    """What is known of a primary key: the sets of fields its responses vary on, the newest first."""
+    """The index of a primary key: the sets of fields its responses vary on, newest first."""
 
     primary: str
     names: tuple[Names, ...] = ()
@@ -56,13 +56,13 @@ def selecting_value(headers: Headers, name: str) -> str | None:
 
 
 def field_of(name: str) -> str:
-    """The request field that `name` is of; empty for a pseudo-field, which is a part of the URI."""
+    """The request field of `name`; empty for a pseudo-field, which is part of the URI."""
     return "cookie" if name.startswith(COOKIE) else "" if name.startswith(":") else name
 
 
 def variant_suffix(names: Names, headers: Headers, identity_key: IdentityKey = UNKEYED) -> str:
-    """What a request adds to its base key by the fields `names`. A field that `Connection` names does not reach the
-    upstream, so the request selects what is for those who send none."""
+    """What a request adds to its base key for the fields `names`. A field that `Connection` names does not reach the
+    upstream, so it counts as absent."""
     unsent = connection_named(headers) if names else ()
     lines = []
     for name in names:
@@ -81,8 +81,8 @@ def _all_seen(name: str) -> bool:
 
 
 class Suffixes(dict[Names, str | None]):
-    """What a request adds to its base key by each set of fields that responses vary on, worked out when it is first
-    asked for; None where one of the fields is `unseen` by who asks."""
+    """What a request adds to its base key for each set of fields, computed on first use; None if the origin does not
+    see one of the fields (`unseen`)."""
 
     __slots__ = ("_headers", "_identity_key", "_unseen")
 
@@ -106,7 +106,7 @@ class Suffixes(dict[Names, str | None]):
 
 
 class Dated(Protocol):
-    """What is selected: the newest of them wins."""
+    """Selects the newest of several responses."""
 
     @property
     def born(self) -> float: ...
