@@ -27,11 +27,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway import __version__
 from gateway.advisor.advice import Advice
 from gateway.aggregates.routes import Builder, aggregate_key
-from gateway.aggregates.typed import typed_aggregate
+from gateway.app.dependency_overrides import WatchedOverrides
 from gateway.app.exception_handlers import exception_handlers
 from gateway.app.middleware import OtherSlash, TargetRule, Timing, log_ignored
 from gateway.app.openapi import OPENAPI, show_validation_problems
-from gateway.app.python_routes import Binding, specificity_of
+from gateway.app.python_routes import Binding
 from gateway.app.routes import AppRoutes
 from gateway.app.worker_state import WorkerState, shared_store
 from gateway.cache.background import Underway
@@ -47,7 +47,7 @@ from gateway.edge.hits import Edge
 from gateway.edge.passthrough import Direct, PassThrough, Patterns
 from gateway.explain.explainer import Explainer, Origins, no_origins
 from gateway.explain.middleware import Explaining
-from gateway.explain.routes import HandlerRoute, handler_route, local_of
+from gateway.explain.routes import HandlerRoute, local_of
 from gateway.explain.trace import Trace
 from gateway.http.forwarding import Trusted
 from gateway.http.headers import Headers
@@ -114,6 +114,8 @@ class _Given:
 
 class Gateway(FastAPI):
     """FastAPI with the gateway's layers around its own, so that errors carry their headers too."""
+
+    dependency_overrides: Any = WatchedOverrides()
 
     def __init__(
         self,
@@ -247,10 +249,8 @@ class Gateway(FastAPI):
         )
         fresh.origins = partial(sources_of, loaded)
         fresh.admin_token = loaded.admin_token
+        fresh.user_middleware += self.user_middleware
         fresh.dependency_overrides = self.dependency_overrides
-        fresh.user_middleware = [*self.user_middleware]
-        if fresh.user_middleware:
-            fresh.edge = None
         for args, kwargs in self._included:
             fresh.include_router(*args, **kwargs)
         return fresh
@@ -281,7 +281,8 @@ class Gateway(FastAPI):
         # Starlette calls this before the lifespan, or the first request where there is none: `app.get` has added its
         # routes by then.
         if hasattr(self, "_binding"):
-            self._binding.bind(self.routes, late=True)
+            self.rebind()
+            self.edge = None if self.user_middleware else self.edge
         self.inner = super().build_middleware_stack()
         config = self.config
         ruled = partial(TargetRule, metrics=self.metrics, began=self._began, slashes=self._patterns.slashes)
@@ -317,6 +318,7 @@ class Gateway(FastAPI):
             inner=inner,
             overridden=overridden,
             public=Public.of(self.config.public_url),
+            middleware=self.user_middleware,
         )
         setattr(self.state, STATE, runtime)
         self._binding = Binding(runtime, self.builder, self.aggregates)
@@ -324,13 +326,24 @@ class Gateway(FastAPI):
 
     def rebind(self) -> None:
         """Prepare `@cached` handlers of routers that were included after the app was made."""
-        self._binding.bind(self.routes, late=bool(self._included))
+        self._binding.bind(self.routes, self.dependency_overrides)
 
     def include_router(self, *args: Any, **kwargs: Any) -> None:
         super().include_router(*args, **kwargs)
         if hasattr(self.state, STATE):
             self._included.append((args, kwargs))
-            self.rebind()
+            self.changed()
+
+    def add_middleware(self, *args: Any, **kwargs: Any) -> None:
+        super().add_middleware(*args, **kwargs)
+        self.changed()
+
+    def changed(self) -> None:
+        """Have the edge forget what it has learned. Middleware may refuse a request, so that there is no edge then."""
+        latest = self.latest
+        if hasattr(latest.state, STATE):
+            latest.rebind()
+            latest.edge = latest._edge() if latest.edge is not None and not latest.user_middleware else None
 
     async def purge(
         self,
@@ -393,15 +406,7 @@ class Gateway(FastAPI):
 
     def handler_routes(self) -> list[HandlerRoute]:
         """The paths that Python handlers answer, declared ones and typed aggregates left out."""
-        runtime: Runtime = getattr(self.state, STATE)
-        others = {*self.config.routes, "_alive", "_ready"}
-        return [
-            handler_route(
-                context, (id(context.original_route) in runtime.late, specificity_of(context.path or "/")), runtime
-            )
-            for context in runtime.contexts.values()
-            if context.name not in others and typed_aggregate(context.endpoint) is None
-        ]
+        return self._binding.handler_routes({*map(id, self._own)}, self.config.routes)
 
     @property
     def written(self) -> Mapping[str, RouteConfig]:
@@ -448,9 +453,6 @@ class Gateway(FastAPI):
             yield
 
     async def start(self) -> None:
-        if self.user_middleware:
-            # Middleware before the routes may refuse a request, or change its answer.
-            self.edge = None
         await self.lasting.start()
         if "fastapi_cache" in sys.modules:
             from gateway.fastapi_cache2 import backend

@@ -11,7 +11,7 @@ import importlib
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from gateway.aggregates.routes import AggregateHandlers, Builder
 from gateway.aggregates.typed import TypedAggregate, typed_aggregate
 from gateway.config.names import did_you_mean
 from gateway.errors import ConfigError, ConfigProblem
+from gateway.explain.routes import HandlerRoute, handler_route
 from gateway.http.path_template import PathTemplate, compile_path, tag_parameters
+from gateway.routing.handler_edge import judged
 from gateway.routing.handler_endpoint import deaf, decorators_above
 from gateway.routing.handler_inputs import Inputs, inputs_of, label, refusing, upstream_names
 from gateway.routing.handler_reading import by_model
@@ -42,19 +44,22 @@ class Binding:
         self._builder = builder
         self._aggregates = aggregates
 
-    def bind(self, routes: Sequence[BaseRoute], *, late: bool) -> None:
-        """Make the handlers of `routes` ready; those that are new, `late`, were included after the app was made.
+    def bind(self, routes: Sequence[BaseRoute], overrides: Collection[Any]) -> None:
+        """Make the handlers of `routes` ready; those that are new since the first time were included after the app was
+        made. `overrides` are the dependencies that `app.dependency_overrides` replaces.
 
         Raises ConfigError.
         """
         runtime = self._runtime
+        known = {id(each.original_route) for each in runtime.contexts.values()}
+        runtime.contexts = {}
         inputs: dict[int, Inputs] = {}
         for context in iter_route_contexts(routes):
             if not isinstance(context.original_route, APIRoute):
                 continue
-            if late and id(context.original_route) not in runtime.contexts:
+            if known and id(context.original_route) not in known:
                 runtime.late.add(id(context.original_route))
-            runtime.contexts[id(context.original_route)] = context
+            runtime.contexts[id(context.dependant)] = context
             self._check_upstreams(context)
             typed = typed_aggregate(context.endpoint)
             if typed is not None and typed.name not in runtime.aggregates:
@@ -73,7 +78,21 @@ class Binding:
                 if prepare is not None:
                     runtime.prepared[id(settings)] = prepare.reading
 
+        runtime.edge = {id(each.dependant): each for each in judged(routes, overrides)}
         _check_order(list(runtime.contexts.values()))
+
+    def handler_routes(self, own: Collection[int], declared: Collection[str]) -> list[HandlerRoute]:
+        """The paths that Python handlers answer, but typed aggregates, the `declared` routes, and the gateway's `own`,
+        by their ids."""
+        runtime = self._runtime
+        return [
+            handler_route(
+                context, (id(context.original_route) in runtime.late, specificity_of(context.path or "/")), runtime
+            )
+            for context in runtime.contexts.values()
+            if context.name not in declared and id(context.original_route) not in own
+            if typed_aggregate(context.endpoint) is None
+        ]
 
     def _warn(self, settings: Cached, inputs: Inputs) -> None:
         """Tell once of a handler whose answers can't be shared, whatever it reads."""

@@ -174,10 +174,22 @@ def _as_json(settings: list[Setting], warnings: tuple[str, ...], problems: list[
 
 @app.command()
 def routes(config: ConfigOption = None) -> None:
-    """List the routes in matching order, with their TTLs."""
+    """List the routes in matching order, with their TTLs, and whether the edge answers their hits.
+
+    Of a Python handler that is not answered at the edge, the last column says why.
+    """
     from gateway.cli.tables import routes_table, show
 
-    show(routes_table(loaded(config).config))
+    read = loaded(config).config
+    if not read.include:
+        return show(routes_table(read, []))
+    from gateway.cli.include_check import included_by
+
+    file = found(config)
+    included = included_by(str(file) if file is not None else None)
+    if included.problems:
+        raise ConfigError(included.problems)
+    return show(routes_table(read, included.handlers))
 
 
 @app.command()

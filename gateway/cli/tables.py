@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+from gateway.cli.include_check import Handler
 from gateway.config.loader import Setting
 from gateway.config.models import Config
 from gateway.config.overrides import instant
@@ -68,24 +69,36 @@ def settings_table(settings: Iterable[Setting]) -> Table:
     return table
 
 
-def routes_table(config: Config) -> Table:
-    """The routes in the order in which they are tried."""
-    table = table_of("route", "path", "asks", "ttl", "stale", "on error", "tags")
-    for name, route in sorted(config.routes.items(), key=lambda each: PathTemplate(each[1].path).specificity):
-        ttl = route.ttl if isinstance(route.ttl, str) else show_duration(route.ttl)
-        ttl = "of its parts" if route.parts else ttl
-        table.add_row(
-            name,
-            route.path,
-            f"{route.upstream}:{route.target_text}" if not route.parts else f"parts: {', '.join(route.parts)}",
-            ttl,
-            _window(route, route.stale_while_revalidate, "origin"),
-            _window(route, route.stale_if_error, f"origin, {show_duration(timedelta(seconds=DEFAULT_STALE_IF_ERROR))}"),
-            " ".join(route.tags),
-        )
-    for place in config.include:
-        table.add_row("", place, "Python", "", "", "", "")
+def routes_table(config: Config, handlers: Iterable[Handler]) -> Table:
+    """The routes in the order in which they are tried; `handlers` are those of the Python code that is included."""
+    table = table_of("route", "path", "asks", "ttl", "stale", "on error", "tags", "edge")
+    rows = [(PathTemplate(each.path).specificity, _route_row(name, each)) for name, each in config.routes.items()]
+    rows += [(each.order, _handler_row(each)) for each in handlers]
+    for _, row in sorted(rows, key=lambda each: each[0]):
+        table.add_row(*row)
     return table
+
+
+def _route_row(name: str, route: RouteConfig) -> tuple[str, ...]:
+    ttl = route.ttl if isinstance(route.ttl, str) else show_duration(route.ttl)
+    return (
+        name,
+        route.path,
+        f"{route.upstream}:{route.target_text}" if not route.parts else f"parts: {', '.join(route.parts)}",
+        "of its parts" if route.parts else ttl,
+        _window(route, route.stale_while_revalidate, "origin"),
+        _window(route, route.stale_if_error, f"origin, {show_duration(timedelta(seconds=DEFAULT_STALE_IF_ERROR))}"),
+        " ".join(route.tags),
+        "yes" if route.cache else "no: nothing is cached",
+    )
+
+
+def _handler_row(handler: Handler) -> tuple[str, ...]:
+    if not handler.cached:
+        return handler.name, handler.path, "Python", "-", "-", "-", "", "no: nothing is cached"
+    windows = [handler.ttl, handler.stale_while_revalidate, handler.stale_if_error]
+    shown = ("origin" if each is None else show_duration(timedelta(seconds=each)) for each in windows)
+    return (handler.name, handler.path, "Python", *shown, " ".join(handler.tags), handler.edge)
 
 
 def _window(route: RouteConfig, set_to: timedelta | None, default: str) -> str:

@@ -256,6 +256,9 @@ class GatewayProtocol(ClientConnection):
 
     def _learn(self) -> None:
         """Remember how the app answered a request that the edge may answer the next time."""
-        exchange = exchange_of(cast(dict[str, Any], self.cycle.scope))
+        scope = cast(dict[str, Any], self.cycle.scope)
+        if getattr(scope.get("app"), "edge", None) is not self._edge:
+            return  # an app that is mounted answered, which may have middleware of its own; or a reload came meanwhile
+        exchange = exchange_of(scope)
         if exchange is not None and isinstance(exchange.recall, FastPath) and self._edge is not None:
             self._edge.learn(self._line, exchange.recall, exchange.target)

@@ -238,6 +238,7 @@ class Explainer:
             lost=lost,
             asks=asks,
             dropped=tuple(trace.dropped(request.target, target)),
+            edge=cached.edge,
             ttl=self._lifetime(key, cached.ttl, rules, stored, coded=written),
             windows=tuple(self._windows(key)),
         )

@@ -35,10 +35,17 @@ class HandlerCache:
     tags: tuple[str, ...]
     written: float | None
     """The TTL as the code has it, in seconds; `route` has it as it is in force."""
+    against: str | None
+    """Why the edge doesn't answer its hits; None where it does."""
 
     def target(self, target: Target) -> str:
         """The handler's plan for the request, as in its key."""
         return target_text(target.path, select_query(target.query, self.query, self.drop_query, self.kept))
+
+    @property
+    def edge(self) -> str:
+        """Whether the edge answers its hits, in words."""
+        return "yes" if self.against is None else f"no: {self.against}"
 
     @property
     def ttl(self) -> timedelta | str:
@@ -93,6 +100,7 @@ def handler_route(context: RouteContext, order: Order, runtime: Runtime) -> Hand
         runtime.inputs[id(settings)].parameters,
         settings.tags,
         written=settings.rules.ttl,
+        against=runtime.against_edge(context.dependant),
     )
     return HandlerRoute(settings.name, path, order, context, cached)
 

@@ -93,6 +93,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     entry: EntryTrace | None = None
     names: tuple[Name, ...] = ()
     client: tuple[str, ...] = ()
+    edge: str = ""
     parts: tuple[PartTrace, ...] = ()
 
 
@@ -121,6 +122,7 @@ def _lines(trace: Trace) -> Iterator[str]:
     for part in trace.parts:
         yield from _line(f"part {part.name}", *_part_lines(part))
     yield from _line("client", *trace.client)
+    yield from _line("edge", *([trace.edge] if trace.edge else []))
 
 
 def _windows(trace: Trace) -> Iterator[str]:

@@ -39,8 +39,18 @@ from gateway.routing.handler_key import Unwritable
 from gateway.routing.handler_reading import KEY, READING, Reading, Unknown
 from gateway.routing.handler_replay import ReplayOrigin, replay_of
 from gateway.routing.handler_request import SeenRequest, response_scope
-from gateway.routing.handler_responses import fetched_of, handled, serialised
-from gateway.routing.handler_settings import CACHED_AS, MARK, Cached, Marked, Runtime, runtime_of, settings_of
+from gateway.routing.handler_responses import fetched_of, handled, route_of, serialised
+from gateway.routing.handler_settings import (
+    CACHED_AS,
+    MARK,
+    UNJUDGED,
+    Cached,
+    Judged,
+    Marked,
+    Runtime,
+    runtime_of,
+    settings_of,
+)
 from gateway.routing.handler_tags import rendered
 from gateway.routing.handler_value import CONDITIONS, FIELD, fetched_value, kind_of, not_stored, put_headers
 from gateway.routing.responses import AnswerResponse, ClientLeft, RaisedAnswer
@@ -66,7 +76,7 @@ def cached(
     cookies: Literal["pass", "ignore"] | typing.Sequence[str] = "pass",
     deadline: str | timedelta = "30s",
     max_body: int | str | None = None,
-    edge: bool = False,
+    edge: bool | None = None,
     cache: bool = True,
 ) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
     """Cache what a FastAPI handler answers to GET and HEAD, for all who ask the same.
@@ -83,8 +93,10 @@ def cached(
     they ignore the handler does not see. `tags` may hold path parameters. `deadline` bounds one call. `max_body` is in
     bytes, or a size as in the configuration (`2MiB`).
 
-    With `edge` a fresh answer is given before FastAPI sees the request, as on a declared route: no dependency is solved
-    then, so the app is refused at its start where the handler has one that could refuse a request.
+    A fresh answer is given before FastAPI sees the request, as on a declared route, wherever that is provably the same:
+    the handler takes declared parameters alone, and no code of the app's own runs for a request. `edge=False` leaves
+    all to the app. With `edge=True` nothing need be proven: no dependency is solved then, so the app is refused at its
+    start where the handler has one that could refuse a request.
 
     With `cache=False`, or a `ttl` of `0s` without a stale window, every request calls the handler, at once.
 
@@ -274,10 +286,19 @@ class _Call:
         reason = self.reading.reason()
         if reason is not None:  # what dependencies read is known before the cache is asked
             return await engine.pass_by(exchange, "bypass", ask.past, detail=reason)
-        if self.settings.edge:
+        if self._is_for_the_edge():
             target = self.reading.target
             exchange.recall = FastPath(ask.route, self.settings.origin_name, target, ask.tags, _without_tags, None)
         return engine.at_hand(ask) or await engine.answer(ask)
+
+    def _is_for_the_edge(self) -> bool:
+        """Whether the edge may answer the next request of this line. Routes that FastAPI made anew are judged first."""
+        runtime, tree = runtime_of(self.request), route_of(self.request).dependant
+        known = runtime.edge.get(id(tree))
+        if known is None:
+            self.request.app.rebind()
+            known = runtime.edge.setdefault(id(tree), Judged(tree, UNJUDGED))
+        return known.against is None
 
     def _tell(self, reading: Reading) -> None:
         """Log once what the handler's answers are not shared for."""

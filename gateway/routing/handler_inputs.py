@@ -84,7 +84,7 @@ def _parameters(node: Dependant, *, takes_request: bool) -> Inputs:
         cookies=frozenset(_looked_for(node.cookie_params, _NotedCookies())),
         parameters=query,
         authorization=f"the header {label(node.call)} declares" if "authorization" in headers else None,
-        open=frozenset(f"{label(node.call)}({each.name})" for each in node.header_params if _sees_all(each)),
+        open=frozenset(f"{label(node.call)}({each.name})" for each in node.header_params if sees_all(each)),
     )
 
 
@@ -179,7 +179,7 @@ def model_of(parameter: ModelField) -> type[BaseModel] | None:
     return models[0] if models else None
 
 
-def _sees_all(parameter: ModelField) -> bool:
+def sees_all(parameter: ModelField) -> bool:
     """Whether the model of a header parameter can see fields that it has not: it keeps extra ones, or code of its own
     runs before they are dropped."""
     model = model_of(parameter)

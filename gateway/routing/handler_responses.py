@@ -20,7 +20,6 @@ from starlette.types import Message, Scope
 
 from gateway.errors import UpstreamUnreachable
 from gateway.http.headers import Headers
-from gateway.routing.handler_settings import runtime_of
 from gateway.upstreams.response import Fetched, Live, WholeBody
 
 RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
@@ -60,8 +59,8 @@ async def serialised(value: Any, request: Request, response: Response, before: R
 
 def route_of(request: Request) -> Any:
     """The route of a request, as including its router made it."""
-    context = runtime_of(request).contexts.get(id(request.scope["route"]))
-    return context if context is not None else request.scope["route"]
+    route, context = request.scope["route"], request.scope.get("fastapi", {}).get("effective_route_context")
+    return context if context is not None and context.original_route is route else route
 
 
 def added(before: RawHeaders, response: Response) -> RawHeaders:

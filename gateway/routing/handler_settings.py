@@ -14,6 +14,7 @@ from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import Depends, Request
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import RouteContext
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from starlette.responses import Response
@@ -57,7 +58,8 @@ class Cached:
     tags: tuple[str, ...]
     deadline: float
     max_body: int | None
-    edge: bool = False
+    edge: bool | None = None
+    """Whether its hits are answered before FastAPI sees the request; None where that is to be proven safe."""
     key: Key | None = None
 
     @property
@@ -77,6 +79,14 @@ class Cached:
             identity_key=identity_key,
         )
         return Route(self.name, self.rules, keying, max_body if self.max_body is None else self.max_body, local=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A route's tree of dependencies, and why hits of its handler are the app's to answer; None where the edge may."""
+
+    dependant: Dependant
+    against: str | None
 
 
 class Marked(NamedTuple):
@@ -153,7 +163,7 @@ class Arguments(Model):
     ] = "pass"
     deadline: Duration = timedelta(seconds=30)
     max_body: Size | None = None
-    edge: Flag = False
+    edge: Flag | None = None
     cache: Flag = True
 
     def settings(self, name: str, key: Key | None) -> Cached:
@@ -222,6 +232,8 @@ def _told(name: str, error: ValidationError) -> str:
 
 
 STATE = "gateway"
+UNJUDGED = "its route is not among those of the app"
+MIDDLEWARE = "the app has middleware of its own"
 
 
 @dataclass
@@ -234,8 +246,10 @@ class Runtime:
     drop_query: tuple[str, ...]
     max_body: int
     inner: Callable[[Scope, Any, Any], Awaitable[None]]
+    middleware: Sequence[Any] = ()
+    """The app's own, before which nothing is answered at the edge."""
     contexts: dict[int, RouteContext] = field(default_factory=dict)
-    """By the id of the route that a router holds: what including it made of it."""
+    """By the id of a route's tree of dependencies: what including it made of the route that a router holds."""
     late: set[int] = field(default_factory=set)
     """The ids of those whose router was included after the app was made: declared routes stand before them."""
     aggregates: dict[str, Callable[[Request], Awaitable[Response]]] = field(default_factory=dict)
@@ -255,6 +269,8 @@ class Runtime:
     prepared: dict[int, Callable[[Request, RequestContext, Runtime], Reading | str]] = field(default_factory=dict)
     """By the id of a handler's settings, where no dependency of its tree could see more than its key holds: what makes
     the Reading of a request."""
+    edge: dict[int, Judged] = field(default_factory=dict)
+    """By the id of a route's tree of dependencies: whether its `@cached` handler is answered at the edge."""
     _so_far: dict[str, SoFar] = field(default_factory=dict)
 
     def keys_of(self, target: Target) -> list[str]:
@@ -267,6 +283,11 @@ class Runtime:
                 pairs = self.counted(settings, target.query)
                 keys.append(primary_key(settings.origin_name, target_text(target.path, pairs)))
         return keys
+
+    def against_edge(self, dependant: Dependant) -> str | None:
+        """Why hits of a `@cached` handler aren't answered at the edge, for an operator; None where they are."""
+        judged = self.edge.get(id(dependant), Judged(dependant, UNJUDGED))
+        return MIDDLEWARE if self.middleware and judged.against is None else judged.against
 
     def bind(self, settings: Cached, inputs: Inputs) -> None:
         """Make ready a `@cached` handler whose routes declare `inputs`."""

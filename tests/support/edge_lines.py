@@ -148,9 +148,17 @@ class Changing:
 
 
 class Side:
-    """One of the two gateways that are compared."""
+    """One of the two gateways that are compared. `written` adds routes in Python."""
 
-    def __init__(self, clock: TurnedClock, changing: Changing, *, edge: bool, **settings: Any) -> None:
+    def __init__(
+        self,
+        clock: TurnedClock,
+        changing: Changing,
+        *,
+        edge: bool,
+        written: Callable[[Gateway, Changing], object] = lambda app, changing: None,
+        **settings: Any,
+    ) -> None:
         self.lines: list[dict[str, Any]] = []
         config = {
             "redis_url": "none",
@@ -161,6 +169,7 @@ class Side:
         }
         self.upstream = StubUpstream(changing)
         self.app = create_app(config, transport=self.upstream, clock=clock, log=self._log)
+        written(self.app, changing)
         if not edge:
             self.app.edge = None
         self.app.engine._storing.jitter = lambda: 0.5

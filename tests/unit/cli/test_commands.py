@@ -30,6 +30,7 @@ from gateway.config.models import Config
 from gateway.errors import ConfigError, OrderError
 from gateway.testing import StubUpstream, TurnedClock
 from tests.conftest import json_answer, served
+from tests.support.processes import command
 
 CONFIG: dict[str, Any] = {
     "redis_url": "none",
@@ -173,6 +174,39 @@ def test_routes_are_listed_in_the_order_in_which_they_are_tried(tmp_path: Path) 
     names = [line.split()[0] for line in result.output.splitlines()[1:]]
     assert names.index("rest") == 2
     assert "parts: one" in result.output
+
+
+def test_handlers_are_listed_among_the_routes_and_why_the_edge_leaves_them_to_the_app(tmp_path: Path) -> None:
+    (tmp_path / "listed_handlers.py").write_text(HANDLERS)
+    configured(
+        tmp_path, routes={"rest": {"path": "/{path:path}", "upstream": "api"}}, include=["listed_handlers:router"]
+    )
+    listed = command("routes", "--config", "gateway.yaml", cwd=tmp_path)
+    rows = [line.split("  ") for line in listed.stdout.splitlines()[1:]]
+    told = {row[0]: row[-1].strip() for row in rows}
+    assert told == {
+        "listed_handlers.plain": "yes",
+        "listed_handlers.asking": "no: it depends on listed_handlers.user",
+        "uncached": "no: nothing is cached",
+        "rest": "yes",
+    }
+    assert list(told)[-1] == "rest"
+
+
+HANDLERS = """
+from fastapi import APIRouter, Depends
+from gateway import cached
+router = APIRouter()
+def user(): ...
+@router.get("/plain/{id}")
+@cached(ttl="30s", tags=["a:{id}"])
+async def plain(id: int): ...
+@router.get("/asking")
+@cached(ttl="30s")
+async def asking(user=Depends(user)): ...
+@router.get("/uncached")
+async def uncached(): ...
+"""
 
 
 def test_an_unknown_variable_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -347,6 +347,20 @@ async def test_a_cached_handler_is_explained_like_a_route(clock: TurnedClock) ->
     assert [name.name for name in after.names][1:] == [f"route {after.route}", "tag sum:4"]
 
 
+async def test_it_is_told_whether_the_edge_answers_a_handler(clock: TurnedClock) -> None:
+    app = with_handlers(clock)
+    assert (await app.explain("GET", "/sums/4")).edge == "yes"
+
+    class Passing:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+    app.add_middleware(Passing)
+    trace = await app.explain("GET", "/sums/4")
+    assert trace.edge == "no: the app has middleware of its own"
+    assert "  edge      no: the app has middleware of its own" in render(trace)
+
+
 async def test_a_handler_that_is_not_cached_says_so(clock: TurnedClock) -> None:
     trace = await with_handlers(clock).explain("GET", "/time")
     assert (trace.route, trace.decision) == ("what_time_it_is", "uncached")

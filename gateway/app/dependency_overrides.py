@@ -1,0 +1,64 @@
+"""`app.dependency_overrides` as a dict that says when it changes, so that no answer rests on a proof of before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Dependency = Callable[..., Any]
+
+
+class Overrides(dict[Dependency, Dependency]):
+    """By a dependency: what FastAPI calls in its place. `changed` is called after each change."""
+
+    def __init__(self, given: Mapping[Dependency, Dependency], changed: Callable[[], None]) -> None:
+        super().__init__(given)
+        self._changed = changed
+
+    def __setitem__(self, key: Dependency, value: Dependency) -> None:
+        super().__setitem__(key, value)
+        self._changed()
+
+    def __delitem__(self, key: Dependency) -> None:
+        super().__delitem__(key)
+        self._changed()
+
+    def __ior__(self, other: Any) -> Overrides:  # type: ignore[override, misc]
+        self.update(other)
+        return self
+
+    def setdefault(self, key: Dependency, default: Dependency) -> Dependency:
+        value = super().setdefault(key, default)
+        self._changed()
+        return value
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        super().update(*args, **kwargs)
+        self._changed()
+
+    def clear(self) -> None:
+        super().clear()
+        self._changed()
+
+    def pop(self, *args: Any) -> Any:
+        value = super().pop(*args)
+        self._changed()
+        return value
+
+    def popitem(self) -> tuple[Dependency, Dependency]:
+        pair = super().popitem()
+        self._changed()
+        return pair
+
+
+class WatchedOverrides:
+    """The attribute `dependency_overrides` of an app, whose `changed` is called after each change."""
+
+    def __get__(self, app: Any, owner: object = None) -> Overrides:
+        overrides: Overrides = vars(app)["dependency_overrides"]
+        return overrides
+
+    def __set__(self, app: Any, given: Mapping[Dependency, Dependency]) -> None:
+        watched = given if isinstance(given, Overrides) else Overrides(given, app.changed)
+        vars(app)["dependency_overrides"] = watched
+        app.changed()
