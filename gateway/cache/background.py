@@ -34,17 +34,17 @@ class Background:
             await asyncio.wait(set(self._tasks))
 
     async def outlast(self) -> None:
-        """Wait until what is under way now has ended, whatever begins meanwhile."""
+        """Wait until the current tasks have ended, whatever starts meanwhile."""
         if self._tasks:
             await asyncio.wait(set(self._tasks))
 
     async def drain(self, grace: float) -> None:
-        """Let what is under way end within `grace` seconds."""
+        """Let running tasks finish within `grace` seconds."""
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=grace)
 
     async def cancel(self) -> None:
-        """Cancel what is still under way, and wait for that."""
+        """Cancel the remaining tasks, and wait for them."""
         for task in set(self._tasks):
             task.cancel()
         if self._tasks:

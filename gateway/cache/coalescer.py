@@ -1,7 +1,7 @@
-"""Flights: which of them are under way, launched for a request or behind a stale answer, alone in the fleet.
+"""Starts and tracks flights: for requests or in the background, collapsed across the fleet.
 
-A flight fetches for all who wait for it. Where other processes share the tier, a lease makes it one fetch for all of
-them; whoever does not get it waits for what its holder stores.
+A flight fetches for all requests that wait for it. If other processes share the tier, a lease makes it one fetch for
+all of them; a process without the lease waits for the response that the holder stores.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from gateway.policy.freshness import Hit
 from gateway.policy.rules import PLAIN
 
 PATIENCE = 0.5
-"""The share of its own deadline that a request waits for a fetch of another process."""
+"""The share of its own timeout that a request waits for the fetch of another process."""
 
 
 class Coalescer:
-    """`newer` looks into the shared tier. At most `max_refreshes` tasks run behind."""
+    """`newer` reads the shared tier. At most `max_refreshes` background tasks run at once."""
 
     def __init__(
         self,
@@ -72,7 +72,8 @@ class Coalescer:
         self._leases.close()
 
     def outlived(self, ask: CacheRequest, flight: Flight) -> bool:
-        """Whether a purge may have passed a flight: any may, where only its landing tells what it was joined from."""
+        """Whether a purge may have passed a flight: always possible if only its landing shows what it was joined
+        from."""
         if ask.route.made and not self._tiers.untouched(flight.stamp):
             return True
         return self._tiers.outlived(flight.stamp, flight.began, ask.wanted)
@@ -90,8 +91,8 @@ class Coalescer:
         return flight
 
     async def lead(self, key: str, ask: CacheRequest, stale: Entry | None) -> Landing:
-        """Fetch for all who wait, in the task of the one who asked first, which then goes on to its landing whether its
-        client waits or not (`Exchange.leading`)."""
+        """Fetch for all waiting requests, in the task of the first one, which continues to the landing even if its
+        client disconnects (`Exchange.leading`)."""
         flight = self._new_flight(key)
         ask.exchange.leading = True
         try:
@@ -105,9 +106,9 @@ class Coalescer:
     async def _fly(
         self, flight: Flight, ask: CacheRequest, origin: Origin, stale: Entry | None, *, behind: bool = False
     ) -> None:
-        """Fetch for all who wait, alone in the fleet as far as the lease goes: store, then give it back.
+        """Fetch for all waiting requests, with a lease if possible: store, then release it.
 
-        `behind` a stale answer it takes the lease, or does nothing.
+        In the background (`behind`) it takes the lease, or does nothing.
         """
         landing, lease = await self._landed(flight, ask, origin, stale, behind=behind)
         await self._after(flight, landing, lease)
@@ -115,7 +116,7 @@ class Coalescer:
     async def _landed(
         self, flight: Flight, ask: CacheRequest, origin: Origin, stale: Entry | None, *, behind: bool = False
     ) -> tuple[Landing, Lease | None]:
-        """What the flight comes to, of which all who wait have been told; and its lease."""
+        """The result of the flight, which all waiting requests have received; and its lease."""
         landing: Landing = Failed(503, error=UpstreamTimeout(origin.name, "the gateway is stopping"))
         lease: Lease | None = None
         try:
@@ -125,7 +126,7 @@ class Coalescer:
             else:
                 landing, lease = await self._land_alone(flight, ask, origin, stale, lease)
         except Exception as error:
-            # Whoever asked is told, and raises it: an error of a handler is nobody's but theirs.
+            # The waiting requests get the error and raise it: a handler's error is theirs.
             landing = Failed(500, error=error)
         finally:
             self._forget(flight)
@@ -140,7 +141,7 @@ class Coalescer:
             await self._give_back(flight, lease, landing)
 
     async def _make(self, flight: Flight, ask: CacheRequest, stale: Entry | None) -> None:
-        """Make for all who wait what is made here: nobody in the fleet needs to be asked for leave."""
+        """Derive a response locally for all waiting requests; no lease is needed."""
         landing: Landing = Failed(503, error=UpstreamTimeout(ask.origin.name, "the gateway is stopping"))
         try:
             landing = await self._fetching.land(ask, ask.origin, stale)
@@ -207,9 +208,10 @@ class Coalescer:
     async def _await_other(
         self, flight: Flight, ask: CacheRequest, origin: Origin, lease: Lease
     ) -> tuple[Entry | None, Lease]:
-        """Look, with growing gaps, until another's fetch is stored, or its lease ends, or our own time grows short.
+        """Poll, at growing intervals, until another worker's fetch is stored, its lease ends, or our own time runs out.
 
-        Where the lease ends with nothing stored, its holder has died or failed: one of those who wait gets the next.
+        If the lease ends without a stored response, its holder has died or failed: one of the waiting requests gets the
+        next lease.
         """
         pauses = Pauses()
         began = time.monotonic()
@@ -258,5 +260,5 @@ class Coalescer:
 
 
 def _looked_long_ago(ask: CacheRequest) -> bool:
-    """Whether the mark of what another stored since this request looked may have ended already."""
+    """Whether the mark of a response stored since this request's lookup may have expired already."""
     return time.perf_counter() - ask.exchange.began > STORED_LIFE / 2

@@ -1,8 +1,8 @@
-"""Answers made beforehand: stored responses in other content codings, kept beside them in memory.
+"""Compressed forms of stored responses, kept next to them in memory.
 
-The first request that wants a coding gets the plain form, and the other is made behind, off the event loop: the
-compressors let go of the interpreter while they work. It is an entry of the memory like any other, counted and evicted
-for itself. Measured on 6 KiB of JSON: zstd 25 µs, brotli 60 µs, gzip 40 µs, once for each stored response.
+The first request that accepts a coding gets the uncompressed form, and the body is compressed in the background, off
+the event loop: the compressors release the GIL. The result is a memory entry like any other, counted and evicted by
+itself. Measured on 6 KiB of JSON: zstd 25 µs, brotli 60 µs, gzip 40 µs, once per stored response.
 """
 
 from __future__ import annotations
@@ -34,11 +34,8 @@ _TEXT = re.compile(
 
 
 def is_compressible(stored: Entry, rules: CachePolicy) -> bool:
-    """Whether a stored response may be given in another coding.
-
-    It may where the gateway itself asked for it plain, which it does on routes with a duration, and where nobody said
-    `no-transform` (RFC 9111 §5.2.2.6).
-    """
+    """Whether a stored response may be served in another coding: if the gateway itself requested it uncompressed, as it
+    does on routes with a duration, and there is no `no-transform` (RFC 9111 §5.2.2.6)."""
     if rules.ttl is None or stored.status != 200 or len(stored.body) < LEAST:
         return False
     headers = stored.headers
@@ -52,9 +49,9 @@ def is_compressible(stored: Entry, rules: CachePolicy) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """The form in which a stored response that may be given in several is given: `coding` None is the plain one.
+    """The selected form of a stored response: `coding` None is the uncompressed one.
 
-    `pending`: a better one is being made. `key` is the one under which the body lies in memory.
+    `pending`: a better one is being made. `key` is the key of the body in memory.
     """
 
     coding: str | None
@@ -70,7 +67,7 @@ class Coded:
             told = [*without(headers, b"vary"), (b"vary", ", ".join([*names, "accept-encoding"]).encode("latin-1"))]
         if coding is None:
             return told
-        # What is no entity tag cannot be made another one: two forms would have the same (RFC 9110 §8.8.3.3).
+        # An invalid entity tag can't be changed for the form: two forms would share it (RFC 9110 §8.8.3.3).
         told = [pair for pair in without(told, *DIGESTS) if pair[0] != b"etag" or pair[1].endswith(b'"')]
         told = [(name, tag_of(value, coding) if name == b"etag" else value) for name, value in told]
         return [*told, (b"content-encoding", coding.encode("ascii"))]

@@ -1,9 +1,9 @@
-"""The engine: the only place where policy, stores, flight and upstream meet.
+"""The engine: the only module where policy, stores, flights and upstreams meet.
 
-`answer` handles GET and HEAD: memory, then the shared tier, then one flight for all who want the same. `pass_by`
-handles everything else. `policy` decides as a value; the engine does what it says, by the parts that it puts together
-here: `coalescer` (one fetch for all), `fetch` (its result), `entry_writer` (what is stored of it), `respond` (what the
-client gets), `background` (what nobody waits for).
+`answer` handles GET and HEAD: memory, then the shared tier, then one flight for all concurrent requests. `pass_by`
+handles everything else. `policy` returns a decision as a value; the engine executes it with its collaborators:
+`coalescer` (collapsing), `fetch` (the fetch and its result), `entry_writer` (storing), `respond` (the client's
+response), `background` (background tasks).
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from gateway.policy.vary import variant_key
 from gateway.upstreams.response import Fetched
 
 ATTEMPTS = 3
-"""How often a request waits for somebody else's fetch before it makes its own."""
+"""How often a request waits for another's fetch before it fetches itself."""
 
 
 class Useless(Enum):
-    """Why somebody else's fetch does not answer a request."""
+    """Why another request's fetch can't serve a request."""
 
     TO_ME = "to me"
     """It may be reused for no other request, or not for this one."""
@@ -115,7 +115,7 @@ class Engine:
         return f"<Engine {self.tiers!r} flights={len(self.flights)} tasks={len(self.background)}>"
 
     def configure(self, *, retry_after: float, hit_for_miss: float) -> None:
-        """Go by other durations (seconds) from now on."""
+        """Use other durations (seconds) from now on."""
         self._durations.retry_after = retry_after
         self._durations.hit_for_miss = hit_for_miss
 
@@ -144,7 +144,7 @@ class Engine:
     # --- the way of a request ----------------------------------------------------------------------------
 
     def at_hand(self, ask: CacheRequest) -> Answer | None:
-        """The answer, where it lies in memory and nobody need be asked; None otherwise."""
+        """The response, if it is in memory and no fetch is needed; None otherwise."""
         if ask.plan.bypass is not None:
             return None
         decision = freshness.decide(self.tiers.at_hand(ask.wanted), ask.facts, ask.route.rules, self.clock.now())
@@ -153,7 +153,8 @@ class Engine:
         return self._stale(ask, decision) if isinstance(decision, Stale) else None
 
     def look(self, ask: CacheRequest) -> Hit | Stale | None:
-        """What lies in memory for a request, as `at_hand` would answer with it; a stale one is refreshed behind."""
+        """The entry in memory for a request, as `at_hand` would serve it; a stale one is refreshed in the
+        background."""
         if ask.plan.bypass is not None:
             return None
         decision = freshness.decide(self.tiers.at_hand(ask.wanted), ask.facts, ask.route.rules, self.clock.now())
@@ -162,16 +163,16 @@ class Engine:
         return decision if isinstance(decision, Hit | Stale) else None
 
     def is_resting(self, base: str) -> bool:
-        """Whether a fetch for this base key failed a moment ago, so that what is stale is given meanwhile."""
+        """Whether a fetch for this base key failed just now, so that a stale response is served meanwhile."""
         return self._fetching.is_resting_key(base)
 
     def stale_copy(self, ask: CacheRequest) -> Entry | None:
-        """What lies in memory and may stand in because the upstream failed."""
+        """The entry in memory that may be served because the upstream failed."""
         stored = self.tiers.at_hand(ask.wanted)
         return stored if stored is not None and self._fetching.usable_on_error(ask, stored) else None
 
     def keep_made(self, ask: CacheRequest, fetched: Fetched, made: DerivedFrom, body: bytes) -> Answer:
-        """The answer to a request from one that was made just now, of what lay in memory; it is kept."""
+        """Serve a request from a response just derived from memory, and keep that."""
         stored = self._storing.made(ask, fetched, made, body)
         return self._answering.from_stored(ask, stored, Result.HIT, tier="memory", detail="joined")
 
@@ -212,10 +213,10 @@ class Engine:
         invalidates: Callable[[Fetched], Iterable[str]] | None = None,
         keep: Callable[[Fetched], CacheRequest | None] | None = None,
     ) -> Answer:
-        """The way past the cache: `send` asks the upstream, the answer is streamed.
+        """Bypass: `send` forwards the request to the upstream, and the response is streamed.
 
-        `invalidates` names the primary keys that a success makes void (RFC 9111 §4.4); `keep` gives the GET that the
-        answer would answer as well, if it would.
+        `invalidates` names the primary keys that a success invalidates (RFC 9111 §4.4); `keep` returns the GET that the
+        response would serve as well, if any.
         """
         began = time.perf_counter()
         try:
@@ -240,7 +241,7 @@ class Engine:
             self.refresh_behind(ask, decision.stored)
         return self._answering.from_stored(ask, decision.stored, Result.STALE, tier="memory")
 
-    # --- asking the upstream -------------------------------------------------------------------------------
+    # --- fetching -----------------------------------------------------------------------------------------
 
     async def _ask_upstream(self, ask: CacheRequest, stale: Entry | None, reason: str) -> Answer:
         if stale is not None and self._fetching.is_resting(ask) and self._fetching.usable_on_error(ask, stale):
@@ -271,7 +272,7 @@ class Engine:
                 return answer
             before, key = key, self._fetching.flight_key(ask, flight.vary)
             if answer is Useless.TO_ME and key == before:
-                break  # what comes next for this key would be as useless: nobody waits twice for it
+                break  # the next fetch for this key would be as useless: no request waits twice for it
         return await self._alone(ask, stale, reason, None, ranged=self._fetching.may_send_range(ask))
 
     async def _lead(self, key: str, ask: CacheRequest, stale: Entry | None, reason: str) -> Answer:
@@ -286,10 +287,10 @@ class Engine:
     async def _wait(
         self, ask: CacheRequest, flight: Flight, stale: Entry | None, reason: str, *, arrived: int, leading: bool
     ) -> Answer | Useless:
-        """The answer that a flight brings to this request, or why it is of no use to it.
+        """A flight's result for this request, or why it can't be used.
 
-        A flight that was under way when the request arrived may bring what was purged before that, under a tag which
-        nobody knew before the response came.
+        A flight that was running when the request arrived may return data purged before that, by a tag that was unknown
+        before the response came.
         """
         began = time.perf_counter()
         landing = await (flight.lead() if leading else flight.wait(partial(self._serves, ask)))
@@ -312,7 +313,7 @@ class Engine:
     async def _alone(
         self, ask: CacheRequest, stale: Entry | None, forward: str, detail: str | None, *, ranged: bool = False
     ) -> Answer:
-        """Ask for this request alone; the fetch ends with it. A response that may be stored is stored all the same."""
+        """Fetch for this request only; it is not shared, but stored if possible."""
         began = time.perf_counter()
         try:
             with self._one_more(ask.origin.name):
@@ -329,7 +330,7 @@ class Engine:
         return self._answering.landed(ask, landing, stale, forward, collapsed=False, detail=detail)
 
     async def _part_alone(self, ask: CacheRequest, whole: Landing, stale: Entry | None, forward: str) -> Answer:
-        """The part that was wanted of a `whole` which cannot be kept."""
+        """The requested part of a `whole` that can't be stored."""
         assert isinstance(whole, NotShareable)
         await whole.fetched.body.aclose()
         return await self._alone(ask, stale, forward, None, ranged=True)
@@ -360,7 +361,7 @@ class Engine:
             self._flying.alone -= 1
 
     def _refused(self, ask: CacheRequest) -> Failed | None:
-        """Why no fetch may begin for a request now, told before a lease is taken; None where one may."""
+        """Why a fetch may not start now, known before a lease is taken; None if it may."""
         if not self.governor.admits_miss(self.under_way):
             return self._shed(ask.origin.name)
         refusal = ask.origin.refusal()
@@ -372,7 +373,8 @@ class Engine:
     # --- the stores, and the end ---------------------------------------------------------------------------
 
     def _is_for(self, ask: CacheRequest, landing: Landing, stale: Entry | None) -> bool:
-        """Whether what another request's fetch came to may answer this one: a personal failure, by what is stale."""
+        """Whether the result of another request's fetch may be used for this one: a personal failure only allows a
+        stale response."""
         match landing:
             case Landed(stored):
                 return self._serves(ask, stored)
@@ -391,7 +393,7 @@ class Engine:
         decision = freshness.decide(stored, ask.facts, ask.route.rules, self.clock.now())
         if isinstance(decision, Hit | Stale):
             return True
-        # Asked for validation: this was fetched while it waited.
+        # Validation was requested: this was fetched while the request waited.
         return isinstance(decision, Revalidate) and ask.facts.no_cache and not stored.life.no_cache
 
     async def _newer(self, ask: CacheRequest, known: Found) -> Found:
@@ -432,7 +434,7 @@ class Engine:
         await self.following.settle()
 
     async def aclose(self, *, grace: float = 5.0) -> None:
-        """Let what is under way end within `grace` seconds, cancel the rest."""
+        """Let flights and tasks finish within `grace` seconds, then cancel them."""
         await self.background.drain(grace)
         await self.following.drain(grace)
         self.prepared.close()

@@ -1,6 +1,7 @@
-"""Makes entries of responses and stores them: whole, freshened by a 304, completed from parts, or derived from others.
+"""Makes entries of responses and stores them: complete, freshened by a 304, completed from parts, or derived from
+others.
 
-It doesn't decide what may be stored (`policy.storability` does) and asks no origin.
+`policy.storability` decides what may be stored; this module sends no requests.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ class EntryWriter:
         return Landed(stored, received.status, self._tiers.keep(stored, ask.wanted))
 
     async def _void(self, ask: CacheRequest) -> str:
-        """Make void all that is stored for the target, here and everywhere, as it was selected by what no longer holds;
-        the stamp of what is stored anew."""
+        """Invalidate all entries of the target, here and everywhere, because their selection is obsolete; returns the
+        stamp for the new entry."""
         await self._tiers.invalidate(
             [ask.plan.primary], by="a 304 or HEAD response that changed whether the entry may be stored"
         )
@@ -115,7 +116,7 @@ class EntryWriter:
         self._traffic.fetched(ask.route.name, received.sent - before.started, changed=changed)
 
     def made(self, ask: CacheRequest, fetched: Fetched, made: DerivedFrom, body: bytes) -> Entry:
-        """What was made just now of what lay in memory; it is kept."""
+        """Keep a response just derived from memory."""
         now = self._clock.now()
         headers = (*without(fetched.headers, b"content-length", b"age"), (b"date", http_date(now)))
         stored = Entry(
@@ -138,7 +139,7 @@ class EntryWriter:
         return stored
 
     async def freshen_by_head(self, ask: CacheRequest, received: ReceivedResponse) -> None:
-        """What a HEAD's answer says of the stored GET: it is still the same, or it is void (RFC 9111 §4.3.5)."""
+        """Apply a HEAD response to the stored GET: it is refreshed, or invalidated (RFC 9111 §4.3.5)."""
         stored = self._tiers.at_hand(ask.wanted)
         if stored is None or received.status != 200:
             return
@@ -153,7 +154,7 @@ class EntryWriter:
         """Keep a POST's answer that is the representation of its target (RFC 9110 §9.3.3), if its life is stated."""
         now = math.nextafter(self._clock.now(), math.inf)  # later than the invalidation just made
         received = ReceivedResponse(fetched.status, fetched.headers, now, now, self._tiers.stamp())
-        # Without the plan: the POST's upstream saw more of who asked than the key of a GET holds.
+        # Without the plan: the POST's upstream saw more identifying fields than the key of a GET contains.
         verdict = storability.admit(received, ask.facts, ask.route.rules)
         if not isinstance(verdict, Admit) or not verdict.life.lifetime or not fetched.ends_surely:
             return fetched
@@ -169,7 +170,7 @@ class EntryWriter:
     # --- parts ---------------------------------------------------------------------------------------------
 
     def to_complete(self, ask: CacheRequest) -> tuple[Entry | None, list[tuple[bytes, bytes]]]:
-        """A stored part, and the fields that ask for the rest of its representation."""
+        """A stored part, and the fields that fetch the rest of its representation."""
         for part in self._tiers.parts(ask.wanted):
             fields = rest_of(part.headers)
             if fields:
@@ -179,7 +180,7 @@ class EntryWriter:
     async def completed(
         self, ask: CacheRequest, part: Entry, fetched: Fetched, received: ReceivedResponse
     ) -> Landing | None:
-        """The whole that a stored part and the rest of it come to; None where they are not of one representation."""
+        """The complete response from a stored part and the rest; None if they are not of one representation."""
         if fetched.status != 206 or not fetched.ends_surely:
             return None
         body = await fetched.body.whole(ask.route.max_body)
@@ -217,7 +218,7 @@ class EntryWriter:
 
 
 def _taking_over(stored: Entry, made: DerivedFrom) -> Entry:
-    """A response that was made of others, with what it takes over from them."""
+    """A derived response, with what it inherits from its sources."""
     return structs.replace(
         stored,
         started=made.started or stored.started,

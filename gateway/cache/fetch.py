@@ -1,8 +1,8 @@
-"""One fetch from its beginning to its result: an entry, a failure, or a response that only one client may have.
+"""One fetch from its start to its result: an entry, a failure, or a response for one client only.
 
-Keys whose responses can't be stored are marked for a while (hit-for-miss), so that the next requests don't queue. Keys
-whose fetch failed back off: after a status, for the identity that got it, since one client's credentials say nothing
-about others; after a lost connection or a deadline, for all.
+Keys with uncacheable responses are marked for a while (hit-for-miss), so that later requests don't queue. Keys whose
+fetch failed back off: after a status, for the identity that got it, since one client's credentials say nothing about
+others; after a lost connection or a timeout, for all.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PAUSE = 1.0
 
 @dataclass(slots=True)
 class Durations:
-    """Seconds: until what failed is asked for again, and for how long nobody waits for what cannot be shared."""
+    """Seconds: the back-off after a failure, and the duration of hit-for-miss."""
 
     retry_after: float = 1.0
     hit_for_miss: float = 5.0
@@ -64,9 +64,10 @@ class Fetcher:
         within: float | None = None,
         flight: Flight | None = None,
     ) -> Landing:
-        """Fetch, and decide what the response is: to be kept, a failure, or for its client alone.
+        """Fetch, and classify the response: to be stored, a failure, or for its client only.
 
-        `within` (seconds) is what is left of its deadline. Those who wait for `flight` are told of the response's head.
+        `within` (seconds) is the rest of its timeout. Requests that wait for `flight` get the response head as soon as
+        it arrives.
         """
         left = origin.deadline if within is None else min(within, origin.deadline)
         try:
@@ -83,7 +84,7 @@ class Fetcher:
         except UpstreamError as failure:
             error = failure
         self.rest(ask)
-        # What a part came to is an answer to one client's request, as a status is.
+        # A part's result belongs to one client's request, as a status does.
         identity = tuple(identity_of(ask)) if isinstance(error, PartFailed) else None
         return Failed(error.status, error=error, identity=identity)
 
@@ -140,7 +141,7 @@ class Fetcher:
     async def _confirmed(
         self, ask: CacheRequest, stale: Entry, received: ReceivedResponse, deadline: asyncio.Timeout
     ) -> Landing | None:
-        """What a 304 makes of the stored response; None where it does not hold for this request."""
+        """The stored response updated by a 304; None if the 304 does not apply to this request."""
         if not validation.confirms(stale, received):
             return None
         landing = await self._storing.confirmed(ask, stale, received)
@@ -177,7 +178,7 @@ class Fetcher:
         key = self.flight_key(ask)
         for reason, marks in self._not_whole.items():
             if marks.active(key, self._clock.now()):
-                # It was so a moment ago: each of those who come now would collect as much as may be kept, in vain.
+                # It was too large just now: each concurrent request would buffer up to the limit in vain.
                 return self._unstorable(ask, NotShareable(fetched, reason), deadline)
         if flight is not None and not ask.route.made:
             flight.promise(partial(self._storing.preview, ask, received, verdict))
@@ -193,7 +194,7 @@ class Fetcher:
         return self._storing.admitted(ask, received, _varying(verdict, fetched), body, fetched.made)
 
     def _is_failure(self, ask: CacheRequest, status: int) -> bool:
-        """Whether a status says that the upstream cannot answer now. A 429 of a handler is its answer."""
+        """Whether a status means that the upstream can't respond now. A handler's 429 is its response."""
         return status >= 500 or (status == 429 and not ask.route.local)
 
     async def _failed(
@@ -205,7 +206,7 @@ class Fetcher:
         *,
         better: bool,
     ) -> Failed | None:
-        """A failure that a stale response stands in for, or that those who wait may share; None where it is neither."""
+        """A failure that a stale response replaces, or that waiting requests may share; None if neither."""
         rest = storability.retry_after(received)
         self.rest(ask, rest, own=True)
         identity = identity_of(ask)
@@ -247,12 +248,12 @@ class Fetcher:
         return landing
 
     def _serves_others(self, ask: CacheRequest, stored: Entry) -> bool:
-        """Whether a response that was stored may be given to anyone without asking again: not one that is stale as it
-        comes (`no-cache`, `max-age=0`)."""
+        """Whether a stored response may be served to all without validation: not one that arrives stale (`no-cache`,
+        `max-age=0`)."""
         decision = freshness.decide(stored, PLAIN, ask.route.rules, self._clock.now())
         return isinstance(decision, Hit | Stale)
 
-    # --- what is remembered of fetches ---------------------------------------------------------------------
+    # --- marks of earlier fetches ---------------------------------------------------------------------------
 
     def rest(self, ask: CacheRequest, seconds: float | None = None, *, own: bool = False) -> None:
         """Leave the upstream alone for this key, for at least so many seconds; for this identity alone where it is its
@@ -278,22 +279,23 @@ class Fetcher:
         return ask.route.follows_origin or self._uncacheable.active(self.flight_key(ask), self._clock.now())
 
     def is_asked_again(self, ask: CacheRequest, landing: Landing | None) -> bool:
-        """Whether the whole came, is too large to be kept, and a part of it was wanted: the next request for that will
-        be sent to the upstream, and so is this one, rather than that all before the part is read and thrown away."""
+        """Whether the complete response arrived, is too large to store, and a part of it was requested: the next such
+        request is sent to the upstream, and so is this one, instead of reading and discarding everything before the
+        part."""
         if not isinstance(landing, NotShareable) or landing.reason != "too-large" or ask.route.local or ask.route.made:
             return False
         return landing.fetched.status == 200 and self.may_send_range(ask)
 
     def is_uncacheable(self, key: str) -> bool:
-        """Whether what a flight of this key brought a moment ago was for its client alone."""
+        """Whether a recent flight of this key returned a response for its client only."""
         return self._uncacheable.active(key, self._clock.now())
 
     def mark_uncacheable(self, key: str) -> None:
         self._uncacheable.put(key, self._clock.now() + self._durations.hit_for_miss)
 
     def flight_key(self, ask: CacheRequest, vary: Names = ()) -> str:
-        """What those who wait for one fetch have in common: the variant, by `vary` or what the newest response varies
-        on; and the identity that it is for, unless what is stored is known to be for all."""
+        """What requests that wait for one fetch have in common: the variant, by `vary` or that of the newest response;
+        and the identity, unless the stored response is known to be for all."""
         secret = ask.route.keying.identity_key
         key = variant_key(ask.plan.base, vary, ask.headers, secret) if vary else self._tiers.flight_key(ask.wanted)
         identity = self._identity(ask)
@@ -312,12 +314,12 @@ class Fetcher:
 
     @staticmethod
     def _own_key(ask: CacheRequest) -> str:
-        """The base key, and all that told the upstream who asks."""
+        """The base key, and all fields that identified the client to the upstream."""
         return ask.plan.base + _line_of(identity_of(ask), ask) if ask.route.follows_origin else ask.plan.base
 
 
 def _live(fetched: Fetched, deadline: asyncio.Timeout) -> Live | None:
-    """What tells a body that is passed on as it comes, as it may have no end; None where its end is known."""
+    """Recognises a body to be streamed at once, because it may be endless; None if its end is known."""
     when = deadline.when()
     if when is None or has(fetched.headers, b"content-length"):
         return None
@@ -325,7 +327,7 @@ def _live(fetched: Fetched, deadline: asyncio.Timeout) -> Live | None:
 
 
 def identity_of(ask: CacheRequest) -> list[tuple[bytes, bytes]]:
-    """The fields by which the upstream saw who asks."""
+    """The fields that identified the client to the upstream."""
     return [pair for pair in ask.plan.forward if _says_who(pair[0])]
 
 
@@ -340,14 +342,14 @@ def _line_of(fields: list[tuple[bytes, bytes]], ask: CacheRequest) -> str:
 
 
 def _unshared(ask: CacheRequest, fetched: Fetched) -> str | None:
-    """Why a handler's answer is for its client alone; None where its inputs are known, and are those of `ask`."""
+    """Why a handler's response is for its client only; None if its inputs are known and equal to those of `ask`."""
     if fetched.reads is None:
         return None
     return fetched.reads.reason() or (None if fetched.reads.agrees(ask.headers) else "reads-changed")
 
 
 def _varying(verdict: Admit, fetched: Fetched) -> Admit:
-    """A verdict on a handler's answer, which varies on what was read and on what it says itself."""
+    """The verdict on a handler's response, which varies on the fields that were read and on its own `Vary`."""
     if fetched.reads is None:
         return verdict
     said = vary_names(fetched.headers) or ()

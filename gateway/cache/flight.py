@@ -1,7 +1,7 @@
-"""Collapsing: one fetch a key at a time, whose result all who wait for it are told at once.
+"""Collapsing within a process: one fetch per key at a time, whose result goes to all waiting requests at once.
 
-A flight belongs to nobody: whoever hangs up leaves it, and it goes on for the others. What it came to is a value;
-what that means for each who waited, the engine decides.
+A flight belongs to no request: a client that disconnects leaves it, and it continues for the others. Its result is a
+value, which the engine interprets for each waiting request.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ class Landed(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """The upstream failed: with an answer, or with none.
+    """The upstream failed, with a response or without.
 
-    One that is `personal` is for the one whose request was sent; the others learn no more than that it failed. Any
-    other is for those whom the same fields of a request identify. `rest` (seconds) is for how long the upstream asks to
-    be left alone.
+    A `personal` failure is for the client whose request was sent; the others learn only that it failed. Any other is
+    for requests with the same identifying fields. `rest` (seconds) is the upstream's `Retry-After`.
     """
 
     status: int
@@ -41,7 +40,7 @@ class Failed(msgspec.Struct, frozen=True):
     error: Exception | None = None
     personal: bool = False
     identity: Headers | None = None
-    """The fields that told the upstream who asks; None where it did not answer."""
+    """The fields that identified the client to the upstream; None if it did not respond."""
     rest: float | None = None
 
 
@@ -59,11 +58,11 @@ Preview = Callable[[], Entry]
 
 
 class Flight:
-    """One fetch under way. `stamp` and `began` (seconds) tell which purges have passed it since; `number` in what order
-    flights were launched.
+    """One fetch in flight. `stamp` and `began` (seconds) show which purges have passed it since; `number` is its order
+    of start.
 
-    Those who wait are told twice: when the response's head has come, so that whoever it cannot serve leaves at once,
-    and when all of it has.
+    Waiting requests are woken twice: when the response head has arrived, so that those that it can't serve leave at
+    once, and when the fetch is complete.
     """
 
     __slots__ = ("_head", "_preview", "abandoned", "began", "key", "landing", "number", "stamp", "waiting")
@@ -96,8 +95,8 @@ class Flight:
             self.waiting -= 1
 
     async def wait(self, serves: Callable[[Entry], bool]) -> Landing | None:
-        """What the flight came to, for one who waits; None as soon as it is known to be of no use to it: where `serves`
-        says so of the response's head, or nobody is to wait any more."""
+        """The flight's result, for one waiting request; None as soon as it can't be used: if `serves` rejects the
+        response head, or if waiting is over."""
         self.waiting += 1
         try:
             preview = await asyncio.shield(self._head)
@@ -115,12 +114,13 @@ class Flight:
         return self._preview.vary if self._preview is not None else ()
 
     def promise(self, preview: Preview) -> None:
-        """The response's head has come, and it may be stored. `preview` makes what is stored, without its body."""
+        """The response head has arrived, and the response may be stored. `preview` makes the entry, without its
+        body."""
         if not self._head.done():
             self._head.set_result(preview)
 
     def release(self) -> None:
-        """Let nobody wait any more: what is fetched is for its client alone."""
+        """Release all waiting requests: the response is for its client only."""
         if not self._head.done():
             self._head.set_result(None)
 
@@ -132,7 +132,7 @@ class Flight:
                 await landing.fetched.body.aclose()
 
     async def land(self, landing: Landing) -> None:
-        """Tell all. A response for its client alone ends where that client has left."""
+        """Wake all. A response for its client only is closed if that client has disconnected."""
         self.landing.set_result(landing)
         self.release()
         if self.abandoned and isinstance(landing, NotShareable):

@@ -1,10 +1,10 @@
-"""One fetch a key in the fleet: a lease in the shared tier, held by whoever fetches.
+"""Collapsing across processes: a lease per key in the shared tier, held during a fetch.
 
-A lease lives for LIFE only, and whoever holds it renews it for as long as the fetch really goes on. So one whose holder
-died, or never heard that it was given, ends soon, however long the upstream may take. It is given back by its token.
-Where the response could not be shared it is replaced by a mark, so that those who wait go on at once; where it was
-stored by another, which tells whoever takes it next to look once more. Without the shared tier there is no lease, and
-each process collapses for itself.
+A lease lasts LIFE, and its holder renews it while the fetch is running. So a lease whose holder died, or whose grant
+was lost, ends soon, however long the upstream may take. It is released by its token. If the response can't be shared, a
+mark replaces the lease, so that waiting requests continue at once; if the response was stored, another mark tells the
+next holder to read the tier again. Without the shared tier there is no lease, and each process collapses its own
+requests.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from gateway.cache.shared_store import SharedStore
 from gateway.policy.keys import digest
 
 STORED = b"!stored"
-"""What stands for a while where the last holder gave its lease back because what it fetched is stored."""
+"""The mark of a lease whose holder stored its response."""
 
 
 LIFE = 0.6
-"""Seconds that a lease lives unless it is renewed: for so long those who wait believe in one whose holder has died. It
-bears an event loop that stands still for 0.4 s."""
+"""Seconds that a lease lasts unless renewed, and so how long others wait for a dead holder. Tolerates an event loop
+that is blocked for 0.4 s."""
 RENEW_EVERY = 0.15
 """Seconds between two renewals; most fetches are over before the first one."""
 MARGIN = 1.0
-"""Seconds past the deadline of its fetch, for the storing, after which a lease is no longer renewed in any case."""
+"""Seconds past the timeout of its fetch, for storing, after which a lease is not renewed any more."""
 STORED_LIFE = 2.0
-"""Seconds that the mark of what was stored lives. Whoever takes a lease without one, and looked within half of it,
-knows that nobody stored it since."""
+"""Seconds that the mark of a stored response lasts. If a request read the tier within the last half of it and gets a
+lease without the mark, nothing was stored since."""
 DOUBTED = 0.05
 """Seconds that are waited for another's fetch while the shared tier fails now and then: the lease may be one whose
 grant was lost."""
@@ -44,7 +44,7 @@ FAILED = b"!failed"
 
 
 class Standing(Enum):
-    """How a lease stands for one who wants it."""
+    """The state of a lease for a request that needs it."""
 
     HELD = "held"
     """It is ours: fetch, store, give it back."""
@@ -55,7 +55,7 @@ class Standing(Enum):
     FAILED = "failed"
     """The fetch failed a moment ago."""
     AWAY = "away"
-    """There is no shared tier, or it did not answer: fetch."""
+    """There is no shared tier, or it did not respond: fetch."""
 
     @property
     def lets_fetch(self) -> bool:
@@ -70,7 +70,7 @@ class Lease(msgspec.Struct, frozen=True):
     token: bytes
     standing: Standing
     stored: bool = False
-    """Whether another stored what it fetched a moment ago, so that it lies there perhaps."""
+    """Whether another worker stored a response just now, so that it may be in the tier."""
 
 
 class Leases:
@@ -97,8 +97,7 @@ class Leases:
         return Lease(name, token, _standing(reply))
 
     async def look(self, lease: Lease) -> Standing | None:
-        """How another's lease stands now; None where it has ended. HELD where it turns out to be ours, the reply that
-        said so having been spoiled."""
+        """The state of another's lease; None if it has ended. HELD if the lease is ours, its grant having been lost."""
         answered, value = await self._shared.peek(lease.name)
         if not answered:
             return Standing.AWAY
@@ -108,7 +107,7 @@ class Leases:
 
     @property
     def doubtful(self) -> bool:
-        """Whether a lease may stand that nobody knows to hold."""
+        """Whether a lease may exist without a holder."""
         return self._shared.doubtful
 
     async def give_back(self, lease: Lease, mark: bytes | None = None, life: float = 0.0) -> None:
@@ -157,7 +156,7 @@ def _standing(value: bytes | None) -> Standing:
 
 
 class Pauses:
-    """The growing gaps at which a lease is looked at."""
+    """The growing intervals at which a lease is polled."""
 
     def __init__(self) -> None:
         self._next = FIRST_PAUSE

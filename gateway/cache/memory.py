@@ -51,8 +51,8 @@ _MOST_GHOSTS = 2**22  # 32 MiB, for a capacity of 4 GiB and more
 class Node(msgspec.Struct, Generic[V], gc=False):
     """An entry in its queue. Once removed its `value` is None, and it leaves when it reaches the queue's head.
 
-    Who keeps a node need not look its key up again as long as its `turn` is the same: that changes with the value, and
-    is `GONE` for ever once the node has left. Such a use is counted as `get` counts it, up to `MOST_USES`.
+    A caller that keeps a node need not look its key up again as long as its `turn` is the same: that changes with the
+    value, and is `GONE` for ever once the node has left. Such a use is counted as in `get`, up to `MOST_USES`.
     """
 
     key: str
@@ -64,9 +64,9 @@ class Node(msgspec.Struct, Generic[V], gc=False):
 
 
 class S3Fifo(Generic[V]):
-    """Values by key, each with a size in bytes, given by who puts it. `capacity` (bytes) lays out shards and ghosts.
+    """Values by key, each with a size in bytes from the caller. `capacity` (bytes) determines shards and ghosts.
 
-    It does not evict by itself: whoever owns the bound calls `evict` until `bytes` is within it.
+    It does not evict by itself: the owner of the bound calls `evict` until `bytes` is within it.
     """
 
     __slots__ = ("_ghosts", "_main", "_mask", "_shards", "_small", "_small_bytes", "bytes", "entries", "overhead")
@@ -144,7 +144,7 @@ class S3Fifo(Generic[V]):
         return [node.value for node in used[:number] if node.value is not None]
 
     def evict(self) -> bool:
-        """Let the least useful node go, and say whether a value went with it. There must be one (`bytes` > 0)."""
+        """Evict the least useful node, and return whether it had a value. There must be one (`bytes` > 0)."""
         crowded = self._small_bytes * _SMALL_SHARE >= self.bytes
         node = (self._next_of_small() if crowded else None) or self._next_of_main() or self._small.popleft()
         if not node.main:
@@ -266,9 +266,9 @@ class Memory:
         self.get: Callable[[str], Entry | None] = self._responses.get  # bound once: a hit calls nothing between
         """The response stored under a variant's key."""
         self.index: Callable[[str], VaryIndex | None] = self._indices.get
-        """What is known of a primary key's variants."""
+        """The variants of a primary key."""
         self.node: Callable[[str], Node[Entry] | None] = self._responses.node
-        """The node of a response's key: while its turn is the same, the same response lies there."""
+        """The node of a response's key: while its turn is the same, its response is."""
         self._unindexed: Node[VaryIndex] = Node("", None, 0, main=False)
 
     def selector(self, primary: str) -> Node[VaryIndex]:
@@ -290,13 +290,13 @@ class Memory:
         return MemoryStatistics(len(self._responses), self._responses.bytes + self._indices.bytes, self._evictions)
 
     def hottest(self, number: int) -> list[str]:
-        """The keys of up to `number` responses, the most used first, as far as 20,000 entries tell. Parts and forms of
-        responses, which lie in memory alone, are not among them."""
+        """The keys of up to `number` responses, the most used first, of 20,000 entries. Parts and forms of responses,
+        which exist only in memory, are not included."""
         found = self._responses.hottest(_LOOKED, _LOOKED)
         return [each.key for each in found if each.status != 206 and each.key.startswith(each.primary)][:number]
 
     def put(self, stored: Entry, size: int | None = None) -> None:
-        """Keep a response; `size` is what `record.size_of` says of it, where that is known already."""
+        """Store a response; `size` is its `record.size_of`, if known."""
         size = size_of(stored) if size is None else size
         if size > self.capacity // 8:
             self._responses.remove(stored.key)

@@ -65,7 +65,7 @@ class Governor:
 
 
 class LoopLag:
-    """Tells `observe`, twenty times a second, by how many seconds its own turn came late."""
+    """Reports to `observe`, twenty times a second, the event loop delay in seconds."""
 
     def __init__(self, observe: Callable[[float], None]) -> None:
         self._observe = observe

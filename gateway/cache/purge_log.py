@@ -1,7 +1,7 @@
-"""The port through which the engine purges: what a purge reports, and the purge log of a single process.
+"""The interface through which the engine purges: the report of a purge, and the purge log of a single process.
 
-Decides when a purge is complete (`Report`). It doesn't know how purges reach other processes: `redis.purge_log` does.
-What a purge makes void is decided in `policy.epochs`.
+Decides when a purge is complete (`Report`). `redis.purge_log` distributes purges to other processes; `policy.epochs`
+decides which entries a purge invalidates.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ MAX_RECORDS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class PurgeReport:
-    """What became of a purge: how many of the workers that give signs of life have applied it, and in how long.
+    """The result of a purge: how many of the live workers have applied it, and in how many seconds.
 
-    `added` is False where Redis has not taken it yet; it will be added as soon as Redis is back. `settled` is False
-    while a worker might be there that nobody has heard of lately.
+    `added` is False if Redis has not accepted it yet; it is added as soon as Redis is back. `settled` is False while
+    there may be a worker without recent heartbeats.
     """
 
     confirmed: int
@@ -39,7 +39,7 @@ class PurgeReport:
 
 @dataclass(slots=True)
 class PurgesTold:
-    """How many purges were told to be complete, and how many not to be confirmed yet (202)."""
+    """How many purges were reported complete, and how many unconfirmed (202)."""
 
     complete: int = 0
     unconfirmed: int = 0
@@ -58,7 +58,7 @@ class PurgeLog(Protocol):
 
     @property
     def trusted_until(self) -> float:
-        """Until when (seconds) memory is trusted, if nothing is heard of the stream any more."""
+        """Until when (seconds) memory is trusted, if the stream is not read again."""
 
     def distrusted_since(self, now: float) -> float | None:
         """The instant before which whatever was fetched can't be trusted, the stream being out of reach too long; None
@@ -89,7 +89,7 @@ class LocalPurges:
         last = self.epochs.applied
         position = (int(now * 1000), 0) if int(now * 1000) > last[0] else (last[0], last[1] + 1)
         self.epochs.apply(position, purge_of(uuid4().hex, names, soft=soft, by=by), now)
-        self.epochs.superseded.clear()  # there is no stream that they would have to be removed from
+        self.epochs.superseded.clear()  # there is no stream to remove them from
         if len(self.epochs.records) > MAX_RECORDS:
             self.epochs.raise_floor(next(iter(self.epochs.records.values()))[0])
         floor = self.epochs.surplus(MAX_BYTES)

@@ -1,4 +1,4 @@
-"""One GET or HEAD as the engine sees it: its route, what it asks the cache for, and where a new answer comes from."""
+"""A GET or HEAD for the engine: its route, its plan and directives, and its origin."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Route:
     keying: Keying
     max_body: int = 2 * 1024 * 1024
     made: bool = False
-    """Whether answers are made here, of others that are stored (an aggregate): they are kept in memory alone, where
-    those lie too, and nobody is asked for them but the parts."""
+    """Whether responses are derived here from stored ones (an aggregate): they are kept only in memory, as their
+    sources are, and no upstream but the parts' is used."""
     downstream: Downstream = field(init=False, repr=False, compare=False)
-    """What its answers say to the caches behind the gateway."""
+    """The fields for downstream caches."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "downstream", Downstream.of(self.keying, made=self.made))
@@ -62,15 +62,15 @@ class Origin(Protocol):
         """Seconds for a whole answer."""
 
     def refusal(self) -> UpstreamError | None:
-        """Why it would refuse at once, known without asking: then no lease is taken. None where it may be asked."""
+        """Why it would be refused at once, known without a request: then no lease is taken. None if it may be sent."""
 
     async def fetch(self, method: str, headers: Headers) -> Fetched:
         """Raises UpstreamError."""
 
 
 class CacheRequest(msgspec.Struct, frozen=True, dict=True):
-    """One GET or HEAD. `past` asks for it by the cache, for this client alone; `refresh` makes the origin of a fetch
-    behind it, where that is another."""
+    """A GET or HEAD. `past` fetches for it without the cache, for this client only; `refresh` creates the origin of a
+    background fetch, if that is another."""
 
     route: Route
     plan: Plan
@@ -82,9 +82,9 @@ class CacheRequest(msgspec.Struct, frozen=True, dict=True):
     refresh: Callable[[], Origin] | None = None
     tags: tuple[str, ...] = ()
     stays: bool = False
-    """Whether whoever asks goes on to the landing of a flight that it leads, though its client may leave."""
+    """Whether the caller continues to the landing of a flight that it leads, though its client may disconnect."""
     through: str | None = None
-    """The route through which a part is asked for, whose purges it hears of as well."""
+    """The route through which a part is requested; its purges apply too."""
 
     @cached_property
     def wanted(self) -> Selection:

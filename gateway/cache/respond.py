@@ -46,9 +46,9 @@ def stored_answer(
     now: float,
     coded: Coded | None = None,
 ) -> Answer:
-    """A stored response as a request wants it: whole, 304 where the client has it, a range of it, or its head.
+    """A stored response in the form a request needs: complete, a 304, a range, or its head.
 
-    `coded` is the form it gets, where there are several; a range is always one of the plain form.
+    `coded` is its compressed form, if there are several; a range is always of the uncompressed form.
     """
     plain = freshness.response_headers(stored, rules, now)
     headers, body = plain, stored.body
@@ -74,8 +74,8 @@ def stored_answer(
 
 
 def of_head(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """The fields of a GET's answer as they answer a HEAD: what is a digest of this message's content would have to be
-    one of none (RFC 9530, B.2)."""
+    """The fields of a GET response for a HEAD: a digest of the content would have to be that of no content (RFC 9530,
+    B.2)."""
     return without(headers, *CONTENT_DIGESTS)
 
 
@@ -114,7 +114,7 @@ def out_of_range(exchange: RequestContext, part: OutOfRange) -> Answer:
 
 
 def partial(headers: Headers, part: ByteRange, body: bytes | ResponseBody) -> Answer:
-    # A stored part may have fewer bytes than its upstream's Content-Range said.
+    # A stored part may have fewer bytes than its upstream's Content-Range declared.
     length = len(body) if isinstance(body, bytes) else part.last - part.first + 1
     fields = [(b"content-range", part.content_range), (b"content-length", b"%d" % length)]
     # Some upstreams send Content-Range with a whole response, too.
@@ -243,7 +243,7 @@ class Responder:
         status = fetched.status if answered is None else answered
         ask.exchange.outcome = Outcome(Result.MISS, forward=forward, forward_status=status, detail=detail)
         headers = storability.passed_on(fetched.headers)
-        if ask.facts.head and not ask.route.follows_origin:  # the upstream was asked by GET
+        if ask.facts.head and not ask.route.follows_origin:  # the upstream request was a GET
             headers = of_head(headers)
         if fetched.status in (200, 206) and validation.not_modified(ask.headers, headers, self._clock.now()):
             self._background.spawn(fetched.body.aclose())
@@ -272,8 +272,8 @@ class Responder:
 
 
 def _part_of(ask: CacheRequest, fetched: Fetched, headers: Headers) -> ByteRange | OutOfRange | None:
-    """The part that a request wants of a whole that is for it alone, on a route where a whole that is stored is cut as
-    well; None for all of it, also where its length is not known before its end."""
+    """The requested part of a complete response for one client, on a route whose stored responses support ranges; None
+    for all of it, also if its length is unknown."""
     length = first(headers, b"content-length")
     if fetched.status != 200 or length is None or ask.route.follows_origin or ask.route.local or ask.facts.head:
         return None

@@ -1,7 +1,9 @@
-"""The port of the shared tier: what the cache needs of a store that all processes use, and the store that is none.
+"""The interface of the shared tier: what the cache needs from a store that all processes use, and a store that is
+always empty.
 
-Values are bytes with a life in seconds; leases are names with a token. A store raises nothing when it is unreachable:
-reads find nothing, writes report False. This module knows neither Redis nor what the bytes hold.
+Values are bytes with a lifetime in seconds; leases are names with a token. A store raises nothing when it is
+unreachable: reads return nothing, writes return False. This module depends neither on Redis nor on the content of the
+bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ Values = list[bytes | None]
 
 
 class Read:
-    """Names whose values somebody waits for. `then` is None once nobody does."""
+    """The names of a pending read. `then` is None once it is cancelled."""
 
     __slots__ = ("names", "then")
 
@@ -24,12 +26,12 @@ class Read:
         self.then: Callable[[Values], None] | None = then
 
     def cancel(self) -> None:
-        """Nobody waits any more: it is not sent, or its reply is thrown away."""
+        """Cancelled: it is not sent, or its reply is discarded."""
         self.then = None
 
 
 def no_values(names: Sequence[str], then: Callable[[Values], None]) -> Read:
-    """A read of a tier that is away: `then` is told that there is nothing, with the loop's next turn."""
+    """A read of an unavailable tier: `then` gets no values, in the next iteration of the event loop."""
     read = Read(names, then)
     asyncio.get_running_loop().call_soon(_tell_nothing, read)
     return read
@@ -49,13 +51,13 @@ class SharedStore(Protocol):
 
     @property
     def doubtful(self) -> bool:
-        """Whether it failed a moment ago: a lease may stand there then that nobody knows to hold."""
+        """Whether it failed just now: a lease may exist then without its holder knowing."""
 
     async def read(self, names: Sequence[str]) -> list[bytes | None]:
         """The values of `names`, None where there is none, or where the tier did not answer in time."""
 
     def ask(self, names: Sequence[str], then: Callable[[list[bytes | None]], None]) -> Read:
-        """The same without a coroutine: `then` is told the values, later, unless the read is cancelled before."""
+        """The same without a coroutine: `then` gets the values later, unless the read is cancelled before."""
 
     async def write(self, values: Sequence[tuple[str, bytes, float]]) -> bool:
         """Store (name, value, life in seconds); whether that was done."""

@@ -28,8 +28,8 @@ from gateway.policy.vary import Suffixes, VaryIndex, latest, likely_key, newest,
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """What a request selects among the stored responses, and the names by which its reader hears of purges. A body of
-    more than `largest` bytes is not selected: its route would not have stored it."""
+    """What a request selects among the stored responses, and the names by which purges apply to it. A body of more than
+    `largest` bytes is not selected: its route would not have stored it."""
 
     plan: Plan
     headers: Headers
@@ -52,15 +52,15 @@ def selection(
     largest: float = math.inf,
     identity_key: IdentityKey = UNKEYED,
 ) -> Selection:
-    """The selection of a request on `route`, whose reader goes by `tags`; and `through` another route, as a part of its
-    answer."""
+    """The selection of a request on `route`, with the purge names `tags`; and `through` another route, for a part of
+    its response."""
     names = (EVERYTHING, key_name(plan.primary), route_name(route), *[tag_name(tag) for tag in tags])
     names = names if through is None else (*names, route_name(through))
     return Selection(plan, headers, names, largest, identity_key)
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What is stored for a request, and in which tier it lay."""
+    """The stored response for a request, and its tier."""
 
     stored: Entry | None
     tier: str | None = None
@@ -69,8 +69,8 @@ class Found(msgspec.Struct, frozen=True):
 class TieredStore:
     """Stored responses by primary key, base key and variant.
 
-    `budget` (seconds) bounds the waiting for the shared tier; `secret` seals what is written there, and what is not
-    sealed with it is not believed. Whatever is read is judged by the purges first.
+    `budget` (seconds) bounds the wait for the shared tier; `secret` signs what is written there, and unsigned records
+    are rejected. Purges are applied to every result.
     """
 
     def __init__(
@@ -118,13 +118,13 @@ class TieredStore:
         return likely_key(index, wanted.plan.base, wanted.suffixes)
 
     def has_others(self, wanted: Selection) -> bool:
-        """Whether responses are stored of which the request selects none; not where what it selects is there and may
-        no longer be used, as it was purged or has expired."""
+        """Whether responses are stored but the request selects none of them; False if the selected one exists and was
+        purged or has expired."""
         index = self.memory.index(wanted.plan.primary)
         return bool(latest(index)) and all(self.memory.get(key) is None for key in _selected(index, wanted))
 
     async def look(self, wanted: Selection) -> Found:
-        """What the shared tier has, if it says so in time; nothing is taken into memory."""
+        """The response in the shared tier, if it responds in time; memory is not changed."""
         try:
             async with asyncio.timeout(self._budget):
                 stored = self._judged(await self._in_shared(wanted), wanted)
@@ -133,13 +133,13 @@ class TieredStore:
         return Found(stored, "redis")
 
     async def newer(self, wanted: Selection, known: Found) -> Found:
-        """The newer of what is known and what the shared tier has, if it says so in time; taken into memory."""
+        """The newer of the known response and that of the shared tier, if it responds in time; stored in memory."""
         try:
             async with asyncio.timeout(self._budget):
                 stored = await self._in_shared(wanted)
         except TimeoutError:
             stored = None
-        landed = self.at_hand(wanted)  # somebody's fetch, meanwhile
+        landed = self.at_hand(wanted)  # another request's fetch, meanwhile
         if landed is not None and (known.stored is None or landed.born > known.stored.born):
             known = Found(landed, "memory")
         if stored is None or (known.stored is not None and stored.born <= known.stored.born):
@@ -187,8 +187,8 @@ class TieredStore:
         return state is PurgeState.VOID
 
     def read_index(self, data: bytes | None, primary: str, local: VaryIndex | None) -> VaryIndex | None:
-        """The index that was read from the shared tier, taken into memory; `local`, which is there, where that is none
-        or can't be read."""
+        """The index read from the shared tier, stored in memory; `local`, the index in memory, if that is missing or
+        invalid."""
         if data is None:
             return local
         shared = decode_index(data, primary, self.secret)
@@ -238,7 +238,7 @@ class TieredStore:
         )
 
     def conditional(self, stored: Entry | None, wanted: Selection) -> Entry | None:
-        """`stored`, if a 304 may confirm it now; not where it was purged since it was looked up."""
+        """`stored`, if a 304 may validate it now; None if it was purged since the lookup."""
         return self._judged(stored, wanted)
 
     def stamp(self) -> str:
@@ -246,7 +246,7 @@ class TieredStore:
         return self.purges.epochs.stamp()
 
     def outlived(self, stamp: str, started: float, wanted: Selection) -> bool:
-        """Whether a purge has passed a fetch with this stamp: who asks now may not be answered by it."""
+        """Whether a purge has passed a fetch with this stamp: later requests may not be served by it."""
         epochs, since = self.purges.epochs, self.purges.distrusted_since(self._clock.now())
         if since is not None and started < since:
             return True
@@ -275,7 +275,7 @@ class TieredStore:
         return True
 
     def keep_part(self, stored: Entry) -> None:
-        """Store a part (206) in memory, under a key of its own: it must never answer for the whole."""
+        """Store a part (206) in memory, under its own key: it must never be served as the complete response."""
         self.memory.put(structs.replace(stored, key=_part_key(stored.key)))
 
     async def share(self, stored: Entry) -> None:
@@ -287,8 +287,8 @@ class TieredStore:
         await self.shared.write(values)
 
     async def invalidate(self, primaries: Iterable[str], by: str = "unsafe request") -> None:
-        """Make all that is stored for these primary keys void, in every variant (RFC 9111 §4.4): here at once, and
-        everywhere as soon as the others hear of it. `by` says why, for those who read of purges."""
+        """Invalidate all entries of these primary keys, in every variant (RFC 9111 §4.4): here at once, and in other
+        workers as soon as they read the purge. `by` is the reason, for the purge record."""
         names = [full_key_name(primary) for primary in primaries]
         if names:
             await self.purges.purge(names, by=by, wait=False)

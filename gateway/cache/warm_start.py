@@ -1,9 +1,9 @@
-"""A new worker begins with what is asked for most: the fleet's hottest responses, taken from Redis into its memory.
+"""Warm start: a new worker loads the fleet's most requested responses from Redis into memory.
 
-The worker that leads the advice writes a list of its hottest keys to Redis now and then. A worker that starts reads
-it and fetches what is stored under them, a few at a time with pauses between, while it already answers: neither Redis
-nor the worker itself feels a burst, and no upstream is asked for anything. What it reads is checked, and judged by the
-purges, like anything else that comes from there.
+The worker that leads the advice writes a list of the most used keys to Redis periodically. A starting worker reads the
+list and the responses stored under its keys, a few at a time with pauses, while it already serves requests: no burst at
+Redis or in the worker, and no upstream request. The responses are validated and checked against purges like any others
+from Redis.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Hottest:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin; nobody waits for it."""
+        """Start in the background."""
         if self._number and self._task is None:
             self._task = asyncio.ensure_future(self._run())
 
@@ -79,7 +79,7 @@ class Hottest:
 
 
 def _read(data: bytes | None) -> list[str]:
-    """The keys of a list; none where there is no list, or one that this version can't read."""
+    """The keys of a list; empty if there is no list, or one that this version can't read."""
     try:
         return _decoder.decode(data) if data is not None else []
     except msgspec.DecodeError:

@@ -1,13 +1,13 @@
-"""Connections to Redis: one server, Sentinel or a cluster; bounded replies, and a deadline for each batch.
+"""Connections to Redis: one server, Sentinel or a cluster; bounded replies, and a timeout for each batch.
 
-Whoever can write to Redis can put 512 MB under a key. So a value is read by `GETRANGE`, up to one byte more than the
-largest record, by which a larger one is known; other replies are bounded by their connection, which ends where one
-grows beyond `MOST_REPLY`. A `GETRANGE` for each of two names costs 0.5 µs more than one `MGET` of both, here and at
-Redis each (32 reads in one round trip; unix socket, uvloop).
+Others with write access to Redis can store 512 MB under a key. So a value is read by `GETRANGE`, up to one byte more
+than the largest record, which reveals a larger one; other replies are bounded by their connection, which is closed if
+one exceeds `MOST_REPLY`. Two `GETRANGE` cost 0.5 µs more than one `MGET` of both names, here and at Redis each (32
+reads in one round trip; unix socket, uvloop).
 
-A client never retries by itself, and no command takes longer than its timeout: redis-py's own ten retries would cost
-8 s a request. `Deadline` differs from `asyncio.timeout` after a pause of the event loop: it lets the loop read once
-more before it ends the wait, so that a healthy Redis is not blamed for a pause of this process.
+A client never retries by itself, and no command takes longer than its timeout: redis-py's own ten retries would cost 8
+s per request. `Deadline` differs from `asyncio.timeout` after the event loop was blocked: it lets the loop read once
+more before it times out, so that a pause of this process doesn't count as a failure of Redis.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ Reply = list[bytes | None] | None
 LARGEST = 16 * 1024 * 1024
 """Bytes of a record, unless the configuration's `max_body` makes larger ones (`Config.largest_record`)."""
 MOST_REPLY = 64 * 1024 * 1024
-"""Bytes of one reply on redis-py's connections: twice what a thousand purges, or two thousand deliveries, may take."""
+"""Maximum size of a reply on redis-py's connections: twice that of a thousand purges, or two thousand deliveries."""
 _BAD_TYPE = "WRONGTYPE"
 
 
 def reading(names: Sequence[str], largest: int, mark: bytes) -> bytes:
-    """The commands that read the values of `names`, `largest` bytes and one more of each, and then tell `mark`.
+    """The commands that read the values of `names`, at most `largest` bytes and one more of each, and then `mark`.
 
-    What `mark` is for: values are told apart by their order alone, and by it a reply too many or too few is found out.
+    Values are matched to names only by order; `mark` reveals a missing or an extra reply.
     """
     end = b"%d" % largest
     tail = b"$1\r\n0\r\n$%d\r\n%b\r\n" % (len(end), end)
@@ -99,11 +99,11 @@ class BoundedParser(_AsyncHiredisParser):
 
 
 MOST_CONNECTIONS = 64
-"""Of one client. What goes on at once is bounded elsewhere (`shared`), to less."""
+"""Of one client. Concurrency is bounded elsewhere (`store`), at less."""
 
 
 def connect(url: str, timeout: float) -> Any:
-    """A client for `url` whose commands take at most `timeout` seconds each; `is_cluster` tells what it is."""
+    """A client for `url` whose commands take at most `timeout` seconds each; `is_cluster` is its kind."""
     scheme = split_redis_url(url).scheme
     settings: dict[str, Any] = {
         "retry": Retry(NoBackoff(), 0),
@@ -172,7 +172,7 @@ MORE = 0.01
 
 
 class Deadline:
-    """An async context manager; raises TimeoutError where what it holds takes longer than `seconds`."""
+    """An async context manager; raises TimeoutError if its body takes longer than `seconds`."""
 
     __slots__ = ("_due", "_handle", "_loop", "_seconds", "_timeout")
 

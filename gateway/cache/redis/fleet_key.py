@@ -1,12 +1,12 @@
-"""The identity key that all workers on one Redis have in common, where no `redis_secret` stands for one.
+"""The identity key shared by all workers on one Redis, if there is no `redis_secret`.
 
-It is random, and lies in Redis without an expiry. Who starts writes its own if there is none (SET NX), then takes what
-stands there: of any number that start together all take the same. While Redis is away a worker uses the one it has, and
-takes the fleet's when it can be read. Where Redis has lost it, whoever looks first puts its own back, and those that
-have another one by then take that: all agree again after at most `LOOK_EVERY` seconds.
+It is random, and stored in Redis without an expiry. A worker that starts writes its own if there is none (SET NX), then
+reads the stored one: all workers that start together use the same. While Redis is down a worker keeps its key, and
+reads the shared one as soon as possible. If Redis has lost it, the first worker that notices stores its own, and
+workers with another key switch to that: all agree again after at most `LOOK_EVERY` seconds.
 
-A worker with another key than the others misses what they stored, and stores what they miss; it can't be given what is
-another client's, as no two keys make the same digest.
+A worker with a different key misses the others' entries, and they miss its entries; it never gets another client's
+response, because two keys don't produce the same digest.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Leases in Redis: a name, the token of its holder, and an end of its own.
+"""Leases in Redis: a name, the token of its holder, and an expiry.
 
-A lease whose grant came too late, or that could not be given back in time, is given up in the background: otherwise it
-would delay all others until it ends, with nobody using it.
+A lease whose grant arrived too late, or that could not be released in time, is released in the background: otherwise it
+would delay all other requests until it expires, unused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PAUSE = 0.02
 """Seconds between two attempts to give up a lease."""
 
 
-_GIVING_UP = 0.6  # seconds: a lease that nobody renews has then ended by itself
+_GIVING_UP = 0.6  # seconds: an unrenewed lease has expired by then
 
 
 MOST_RENEWED = 200
@@ -58,7 +58,7 @@ return 1
 
 
 class RedisLeases:
-    """`guarded` gives a command's reply within the budget, or None; `spawn` runs what nobody waits for."""
+    """`guarded` returns a command's reply within the budget, or None; `spawn` starts background work."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class RedisLeases:
             await asyncio.gather(*map(self._renewed, commands[at : at + _AT_ONCE]))
 
     async def _renewed(self, command: Callable[[], Any]) -> None:
-        await self._guarded(command())  # made here: one made by whoever is cut off before would never be awaited
+        await self._guarded(command())  # created here, so that it is always awaited
 
     def _renewal(self, held: Sequence[tuple[str, bytes]], life: float) -> Callable[[], Any]:
         names, tokens = [self._prefix + name for name, _ in held], [token for _, token in held]

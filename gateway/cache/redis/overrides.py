@@ -39,11 +39,11 @@ if ARGV[2] == '' then redis.call('HDEL', KEYS[1], ARGV[1]) else redis.call('HSET
 redis.call('LPUSH', KEYS[3], ARGV[3])
 redis.call('LTRIM', KEYS[3], 0, tonumber(ARGV[4]) - 1)
 {_NEXT}"""
-# KEYS: overrides, version. ARGV: field and record by turns. Puts back what is not there.
+# KEYS: overrides, version. ARGV: field and record alternately. Restores those that are missing.
 _RESTORE = f"""
 for position = 1, #ARGV, 2 do redis.call('HSETNX', KEYS[1], ARGV[position], ARGV[position + 1]) end
 {_NEXT}"""
-# KEYS: overrides. ARGV: greatest length, greatest number. What is larger, which no worker writes, is passed over.
+# KEYS: overrides. ARGV: maximum length, maximum number. Larger records, which no worker writes, are skipped.
 _ALL = """
 local found = {}
 for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
@@ -61,7 +61,7 @@ _event = msgspec.json.Decoder(Event)
 
 
 class RedisLive:
-    """In Redis, for the whole fleet. `client` is a connection pool of its own."""
+    """In Redis, for the whole fleet. `client` is its own connection pool."""
 
     def __init__(self, client: Any, *, prefix: str = "gw:") -> None:
         self._client = client

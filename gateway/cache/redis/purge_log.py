@@ -1,11 +1,11 @@
-"""Purges in Redis, as one worker issues them and hears of them.
+"""Purges in Redis: issues and applies them, for one worker.
 
-Each worker reads the stream on a connection of its own. A purge that Redis has not taken is kept and added again; so
-are the records known here when the generation changes, because Redis has lost them. How purges lie in Redis is decided
-in `purge_stream`, what they make void in `policy.epochs`.
+Each worker reads the stream on its own connection. A purge that Redis has not accepted is kept and added again; so are
+the records known here when the generation changes, because Redis has lost them. `purge_stream` stores purges in Redis;
+`policy.epochs` decides which entries they invalidate.
 
-A worker's name begins with the boot of its machine and its namespace of processes, where its process number means
-something. So a worker can tell which others of the same machine are gone; of those elsewhere it knows nothing.
+A worker's name begins with the boot ID of its machine and its PID namespace, where its process ID is valid. So a worker
+can tell which others on the same machine are gone, but not those on other machines.
 """
 
 from __future__ import annotations
@@ -87,17 +87,17 @@ COMPLAIN_EVERY = 60.0
 logger = logging.getLogger("gateway")
 TRIM_EVERY = 60.0
 BLIND_LIFE = 1.0
-"""Seconds that a response may be used by a worker that has been cut off from the stream for longer than `blind`. Where
-a worker fell silent lately, a purge is complete only that much later: if it lives, what it had is gone then."""
+"""Seconds that a response may be used by a worker that has been disconnected from the stream for longer than `blind`.
+If a worker stopped sending heartbeats recently, a purge is complete only after this time: even if the worker lives, its
+entries have expired then."""
 DEFAULT_BLIND = 30.0
 
 
 class RedisPurges:
-    """The stream in Redis. `client` is a connection pool of its own; `blind` (seconds, None for ever) is how long
-    memory is trusted while the stream is out of reach, and how long a silent worker counts among the living.
-    `max_records` is the stream's greatest length, `max_bytes` what its records take in memory here at most;
-    `young` (seconds) is how long after Redis's end no purge is complete, so that the workers it threw out can come back
-    first."""
+    """The stream in Redis. `client` is its own connection pool; `blind` (seconds, None for ever) is how long memory is
+    trusted while the stream is unreachable, and how long a silent worker is counted. `max_records` is the stream's
+    maximum length, `max_bytes` the maximum size of its records in this worker's memory; `young` (seconds) is how long
+    after a data loss no purge is complete, so that disconnected workers can rejoin first."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class RedisPurges:
 
     @property
     def unread(self) -> bool:
-        """Whether nobody reads the stream, or ever has: nothing that is known here can be trusted, at no age."""
+        """Whether the stream is not read, or never was: no entry can be trusted, at any age."""
         return self._contact is None and self._task is None
 
     def distrusted_since(self, now: float) -> float | None:
@@ -153,8 +153,8 @@ class RedisPurges:
 
     @property
     def silent(self) -> float:
-        """Seconds after which this worker, if nothing is heard of it, trusts nothing any more: a tenth more than it
-        takes itself, as its clock is slewed by a twentieth at most."""
+        """Seconds without a heartbeat after which this worker trusts no entry any more: a tenth more than its own
+        limit, as its clock is slewed by a twentieth at most."""
         return (DEFAULT_BLIND if self._blind is None else self._blind) * 1.1 + 1.0
 
     async def start(self) -> None:
@@ -253,7 +253,7 @@ class RedisPurges:
         self._added.update((purge.id, added.generation) for purge in purges)
         return added.generation == self.epochs.generation
 
-    # --- hearing -------------------------------------------------------------------------------------------
+    # --- reading the stream ---------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         while True:
@@ -264,7 +264,7 @@ class RedisPurges:
                 await asyncio.sleep(RETRY_SECONDS)
 
     def _complain(self, error: Exception) -> None:
-        """Say once a minute why no purge is heard of, where Redis does answer: its being away is told elsewhere."""
+        """Logs once a minute why no purges are read although Redis responds; an outage is logged elsewhere."""
         if not isinstance(error, ResponseError | ValueError) or time.monotonic() - self._complained_at < COMPLAIN_EVERY:
             return
         self._complained_at = time.monotonic()
@@ -275,11 +275,11 @@ class RedisPurges:
             await self.synchronise()
             self._synchronised.set()
             await self._look_after()
-            # What is read by waiting is not applied: only a turn knows that it follows what was applied before.
+            # Records from a blocking read are not applied: only a turn checks that they follow the applied ones.
             await self._stream.wait(self.epochs.applied, BLOCK_MS)
 
     async def synchronise(self) -> None:
-        """Hear all that is new in the stream, confirm it, and add what waits for it."""
+        """Read and apply new records, confirm them, and add pending purges."""
         while True:
             began = self._clock.now()
             turn = await self._stream.turn(self.worker, self._next_beat())
@@ -326,8 +326,8 @@ class RedisPurges:
         return Beat(self.epochs.generation, self.epochs.applied, self._beats, self.silent)
 
     async def _adopt(self, turn: Turn) -> None:
-        """Another stream than the one that was read: Redis lost it, or went back. What is known here is added again,
-        then the whole of it is read; only then does it take the place of what holds now."""
+        """Switch to a different stream: Redis lost it, or went back. Records known here are added again, then the whole
+        stream is read; only then does it replace the current state."""
         records = await self._read_all([])
         there = {purge.id for _, purge in records}
         missing = [purge for purge_id, (_, purge) in self.epochs.records.items() if purge_id not in there]
@@ -358,7 +358,7 @@ class RedisPurges:
             await self.tidy()
 
     async def census(self) -> None:
-        """Learn who is there, and bury who has not been heard of for too long."""
+        """Update the known workers, and remove those without a heartbeat for too long."""
         now = self._clock.now()
         self._fleet.note(self.epochs.generation, await self._stream.workers(), now)
         for worker, beat in self._fleet.silent(now):
@@ -376,8 +376,8 @@ class _Seen:
 
 
 class _Fleet:
-    """The workers, as one of them sees them. It goes by its own clock, and by whether their signs of life change: so
-    no clock need agree with another."""
+    """The workers as seen by one of them, by its own clock and by changes of their heartbeats: so no clocks need to
+    agree."""
 
     def __init__(self, own: str) -> None:
         self.own = own
@@ -395,8 +395,8 @@ class _Fleet:
         return not all(worker.endswith(READS_DIGESTS) for worker in self._seen)
 
     def note(self, generation: str, beats: dict[str, str], now: float) -> None:
-        """Take what stands beside the stream. Who is missing has left, unless Redis has lost them all since: then they
-        count until they can trust nothing any more."""
+        """Apply the list of workers read with the stream. A missing worker has left, unless Redis has lost all since:
+        then it is counted until it trusts no entry any more."""
         for worker, beat in beats.items():
             known = self._seen.get(worker)
             if known is None or known.beat != beat:
@@ -415,7 +415,7 @@ class _Fleet:
             del self._seen[worker]
 
     def silent(self, now: float) -> list[tuple[str, str]]:
-        """Who has given no sign of life for too long, and their last."""
+        """Workers without a heartbeat for too long, with their last."""
         others = ((worker, seen) for worker, seen in self._seen.items() if worker != self.own)
         return [(worker, seen.beat) for worker, seen in others if now - seen.at > seen.silent]
 

@@ -1,14 +1,14 @@
-"""The stream of purges as it lies in Redis: its keys, and the scripts that alone touch them.
+"""The purge stream in Redis: its keys, and the scripts that access them.
 
-All keys share one slot, so that each script sees them at one instant: the stream (`log`), its *generation* (a random
-id: another one means that Redis lost or forgot something), its *floor* (the newest record ever removed), the positions
-by purge id (`ids`), and the workers with their last signs of life (`workers`).
+All keys share one slot, so that each script is atomic: the stream (`log`), its *generation* (a random ID: a different
+one means that Redis lost data), its *floor* (the newest record ever removed), the positions by purge ID (`ids`), and
+the workers with their last heartbeats (`workers`).
 
-Every script may run where Redis is out of memory: a purge must not be refused for want of room.
+Every script may run if Redis is out of memory: a purge must not be refused for lack of memory.
 
-A record is JSON. Names in it are bounded; what a digest names, older gateways can't tell. So where one of the names is
-a digest, `digests` has all of them, which older gateways don't read, and `names` what those read: the names as they
-were while an older one is there and the names are short enough, and else everything. Records are read in either form.
+A record is JSON with bounded names. Older gateways can't read digests. So if one of the names is a digest, `digests`
+has all names for new gateways, and `names` those for older ones: the original names while an older gateway is connected
+and they are short enough, otherwise everything. Both forms are read.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ TRIM_AT_ONCE = 1000
 YOUNG_SECONDS = 0.5
 """How long a generation is young: workers that were thrown out by Redis's end come back within that time."""
 LARGEST = 4 * 1024 * 1024
-"""Bytes of a record that is read. What is larger, which no worker writes (an order has 1 MiB at most), comes empty, and
+"""Maximum size of a record. A larger one, which no worker writes (a request has at most 1 MiB), is read as empty, and
 purges everything."""
 MOST_AT_ONCE = 32 * 1024 * 1024
 """Bytes of all records of one reply; those behind come empty."""
 LONGEST_SILENCE = 30 * 24 * 3600.0
 SETTLED_SECONDS = 10.0
-"""How old a record is at the least that is removed because a later one purges the same: by then who follows the stream
-has applied what came after it. For who has not, the stream is one that went back, and counts as a new one."""
+"""Minimum age of a record that is removed because a later one purges the same names: by then every follower of the
+stream has applied later ones. For a worker that has not, the stream went back, and counts as a new one."""
 LONGEST_ID = 64
 READS_DIGESTS = ".2"
 """How the name of a worker ends that reads names as digests."""
 SILENT_SECONDS = 24 * 3600
 """How long it is remembered that a worker fell silent, which may still be there, cut off from Redis."""
 
-_FLAGS = "#!lua flags=allow-oom\n"  # Redis 7 and Valkey know it
+_FLAGS = "#!lua flags=allow-oom\n"  # Redis 7 and Valkey support it
 _LIBRARY = """
 local function begin(key, young, new)
   redis.call('SET', key, new)
@@ -106,7 +106,7 @@ return {generation, floor, redis.call('GET', KEYS[6]) or '0', clipped(records)}
 _READ = "return clipped(redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2]))"
 # Adding, by purge id, so that adding again changes nothing; the oldest make room.
 # KEYS: log, generation, floor, ids, workers, young, silent. ARGV: generation to begin with, greatest number, whether to
-# tell of the workers, then id and record of each purge.
+# return the workers, then ID and record of each purge.
 _ADD = """
 local generation = redis.call('GET', KEYS[2]) or begin(KEYS[2], KEYS[6], ARGV[1])
 local places = {}
@@ -172,8 +172,8 @@ Record = tuple[Position, Purge]
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """A worker's sign of life: what it has applied, of which generation; no two in a row are equal. `silent` (seconds)
-    is how long it may be silent before it counts as gone."""
+    """A worker's heartbeat: its applied position and generation; no two in a row are equal. After `silent` seconds
+    without one the worker counts as gone."""
 
     generation: str
     applied: Position
@@ -198,7 +198,7 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a worker's turn brought: `records` follow its position, unless the generation is another than its own."""
+    """The result of a worker's turn: `records` after its position, unless the generation differs from its own."""
 
     generation: str
     floor: Position
@@ -208,7 +208,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """Where purges stand in the stream, and the workers' signs of life at that instant. `silenced`: one fell silent
+    """The positions of purges in the stream, and the workers' heartbeats at that instant. `silenced`: one stopped
     within the last day."""
 
     generation: str
@@ -231,7 +231,7 @@ class PurgeStream:
         self._keys = {name: f"{prefix}{{purge}}:{name}" for name in names}
 
     async def turn(self, worker: str, beat: Beat) -> Turn:
-        """Give a sign of life, and hear what is new."""
+        """Send a heartbeat, and read new records."""
         generation, floor, joins, records = await self._run(
             _SYNC,
             ("log", "generation", "floor", "workers", "young", "joins"),
@@ -319,7 +319,8 @@ class PurgeStream:
 
 
 def _texts(items: Iterable[bytes]) -> list[str]:
-    """Names and signs of life, whatever bytes they are: one that no worker wrote is nobody's, and ends like others."""
+    """Names and heartbeats, whatever their bytes: one that no worker wrote belongs to nobody, and expires like
+    others."""
     return [item.decode(errors="surrogateescape") for item in items]
 
 

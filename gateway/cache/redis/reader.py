@@ -1,14 +1,14 @@
-"""Reads of the shared tier: those of one turn of the event loop in one round trip, each key once.
+"""Reads of the shared tier: all reads of one event loop iteration in one round trip, each key once.
 
-A read is names and a callback, called without a future or a task for each. Reads go by a Pipe; where there is none (in
-a cluster, or while it connects), by redis-py's client. redis-py makes the Pipe's connection: it authenticates, speaks
-TLS, and finds the master behind Sentinel. Then the Pipe writes commands one after another and takes their replies in
-the same order, straight from hiredis. Where a reply may not belong to the oldest command (one too many or too few,
-another mark behind a read's values than its own, one that is late), the connection ends and all reads on it find
-nothing. A record carries its key, so it can't be taken for another in any case.
+A read is names and a callback, without a future or a task for each. Reads use a Pipe; if there is none (in a cluster,
+or while it connects), redis-py's client. redis-py creates the Pipe's connection: it authenticates, does TLS, and finds
+the master behind Sentinel. Then the Pipe writes commands one after another and takes their replies in order, directly
+from hiredis. If a reply may not belong to the oldest command (one too many or too few, a wrong mark after a read's
+values, a late one), the connection is closed and all its reads return nothing. A record contains its key, so it can't
+be taken for another in any case.
 
-A read of two names takes 15 µs of processor time by a Pipe, where a `GET` of one takes 41 µs by redis-py's own client
-(median of 15 rounds of 400 in turn, unix socket, uvloop).
+A read of two names takes 15 µs of processor time by a Pipe; a `GET` of one takes 41 µs by redis-py's own client (median
+of 15 interleaved rounds of 400, unix socket, uvloop).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ INTERNALS = {
     "connection._reader": {"_buffer": bytearray},
     "connection._parser": {"_stream": asyncio.StreamReader, "_reader": hiredis.Reader, "_read_size": int},
 }
-"""What is used of a connected redis-py connection beyond its documentation, here and in `redis_values`; a test fails
-where a new redis-py moves any of it. Without it reads go by redis-py's client, slower and right."""
+"""The undocumented attributes of a redis-py connection used here and in `connection`; a test fails if a new redis-py
+changes any. Without them reads use redis-py's client, which is slower and equivalent."""
 Then = Callable[[Reply], None]
 TRIED_EVERY = 1.0  # seconds
 _NOTHING = object()
@@ -41,7 +41,7 @@ _MOST_UNSENT = 1024 * 1024  # bytes of commands that Redis does not take
 
 
 class _Asked:
-    """A read under way: how many values it wants, the mark behind them, since when, and those that have come."""
+    """A read in flight: its number of values, the mark after them, its start, and the received values."""
 
     __slots__ = ("mark", "number", "replies", "since", "then")
 
@@ -54,8 +54,8 @@ class _Asked:
 
 
 class Pipe(asyncio.Protocol):
-    """Reads on one connection. `budget` (seconds) is each one's deadline; `lost` is called once, when it has ended,
-    with how many waited on it; they are told behind that."""
+    """Reads on one connection. `budget` (seconds) is the timeout of each; `lost` is called once, when it has ended,
+    with the number of waiting reads, before their callbacks."""
 
     def __init__(self, budget: float, lost: Callable[[int], None]) -> None:
         self._budget = budget
@@ -90,8 +90,8 @@ class Pipe(asyncio.Protocol):
         return True
 
     def read(self, names: Sequence[str], largest: int, then: Then) -> None:
-        """Ask for the values of `names`, whole keys; `then` is told them later, never at once. Of one that is larger
-        than `largest` bytes it is told the first `largest` and one."""
+        """Read the values of `names`, whole keys; `then` is called with them later, never synchronously. Of a value
+        above `largest` bytes it gets the first `largest` and one."""
         transport = self._transport
         if transport is None or transport.get_write_buffer_size() > _MOST_UNSENT:
             self._loop.call_soon(then, None)
@@ -110,7 +110,7 @@ class Pipe(asyncio.Protocol):
             self._timer = self._loop.call_later(self._budget, self._look_at_the_time)
 
     def close(self) -> None:
-        """End it; whoever waits is told None."""
+        """Close it; waiting callbacks get None."""
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.abort()
@@ -150,16 +150,16 @@ class Pipe(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         connection, self._connection = self._connection, None
-        connection._reader = connection._writer = None  # it would complain that nobody has closed it
+        connection._reader = connection._writer = None  # otherwise it warns that it was not closed
         waiting, self._waiting = self._waiting, deque()
         self._lost(len(waiting))
         for asked in waiting:
             asked.then(None)
 
     def _look_at_the_time(self) -> None:
-        """End what took too long. One timer a connection: it looks at the oldest command, and comes again for the next.
+        """Close it on a timeout. One timer per connection: it checks the oldest command, and is set again for the next.
 
-        A reply that has come, while this process did something else, is no late one: it is read first.
+        A reply that arrived while this process was blocked is not late: it is read first.
         """
         self._timer = None
         if not self._waiting:
@@ -173,8 +173,8 @@ class Pipe(asyncio.Protocol):
 
 
 class Keeper:
-    """Keeps one Pipe to what redis-py's `client` is connected to. `failed` is called when one ended on which somebody
-    waited. A cluster has none, nor has a client that makes its connections otherwise (fakeredis)."""
+    """Keeps one Pipe to the server of redis-py's `client`. `failed` is called if one ended with waiting reads. There is
+    none for a cluster, or for a client with other connections (fakeredis)."""
 
     def __init__(self, client: Any, budget: float, failed: Callable[[], None]) -> None:
         self._make = getattr(getattr(client, "connection_pool", None), "make_connection", None)
@@ -186,7 +186,7 @@ class Keeper:
 
     @property
     def pipe(self) -> Pipe | None:
-        """The one that is open. Where there is none it is connected meanwhile, which is tried once a second."""
+        """The open one. If there is none, it is connected in the background, at most once a second."""
         pipe = self._pipe
         if pipe is not None and pipe.open:
             return pipe
@@ -209,7 +209,7 @@ class Keeper:
             await connection.disconnect(nowait=True)
         except UNANSWERED as error:
             is_unanswered(error)
-            return  # redis-py's client, which is asked meanwhile, counts that
+            return  # redis-py's client, which is used meanwhile, counts that
 
     def _lost(self, waiting: int) -> None:
         self._pipe = None
@@ -225,13 +225,13 @@ class Keeper:
 
 
 Ask = Callable[[list[str], Callable[[Values | None], None]], None]
-"""Asks Redis for the values of names, and tells them, or None where it did not answer; not before it returns."""
+"""Reads values from Redis and passes them on, or None if it did not respond; never synchronously."""
 MAX_BATCH = 512
 MAX_AT_ONCE = 4
 
 
 class Reads:
-    """Gathers reads, and gives them to `ask`: at most `MAX_BATCH` names a round trip, `MAX_AT_ONCE` under way."""
+    """Collects reads and passes them to `ask`: at most `MAX_BATCH` names per round trip, `MAX_AT_ONCE` in flight."""
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
@@ -240,8 +240,8 @@ class Reads:
         self._due = False
 
     def add(self, names: Sequence[str], then: Callable[[Values], None]) -> Read:
-        """Read `names`, whole, in one round trip; `then` is told their values later, None for each that has none or
-        where Redis did not answer."""
+        """Read `names`, whole, in one round trip; `then` gets their values later, None for each that is missing or if
+        Redis did not respond."""
         read = Read(names, then)
         self._queue.append(read)
         if not self._due and self._under_way < MAX_AT_ONCE:
@@ -258,7 +258,7 @@ class Reads:
                 self._ask(names, partial(self._answered, batch, names))
 
     def _next(self) -> tuple[list[Read], list[str]]:
-        """Reads that somebody still waits for, and their names, each once; one read's names go together."""
+        """The reads that are still needed, and their names, each once; one read's names stay together."""
         batch: list[Read] = []
         names: dict[str, None] = {}
         queue = self._queue
@@ -288,6 +288,6 @@ class Reads:
                 if read.then is not None:
                     read.then([get(name) for name in read.names])
         except BaseException:
-            # One that fails is its own affair: the others are told all the same.
+            # An error in one callback must not affect the others.
             asyncio.get_running_loop().call_soon(self._tell, batch[told:], found)
             raise

@@ -25,9 +25,9 @@ logger = logging.getLogger("gateway")
 NETWORK: tuple[type[Exception], ...] = (RedisError, RedisClusterException, OSError, TimeoutError)
 MALFORMED: tuple[type[Exception], ...] = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)
 UNANSWERED: tuple[type[Exception], ...] = (*NETWORK, *MALFORMED)
-"""All that a command may raise. Those of `MALFORMED` are redis-py's, and ours, at a reply of another shape than the
-command's, as where a bit of it was flipped; or they are a defect. They are no failure of Redis to answer, and each is
-logged (`is_unanswered`, `unanswered`). A cluster's errors (RedisClusterException) are no RedisError in redis-py 8.1."""
+"""All errors of a command. Those in `MALFORMED` are raised by redis-py, and by us, for a malformed reply, such as one
+with a flipped bit; or they are bugs. They don't mean that Redis is unavailable, and each is logged (`is_unanswered`,
+`unanswered`). A cluster's errors (RedisClusterException) are not RedisErrors in redis-py 8.1."""
 
 REPORT_EVERY = 60.0
 """Seconds between two log lines about errors of one type."""
@@ -126,7 +126,8 @@ _reported: dict[tuple[type[BaseException], str], float] = {}
 
 
 def is_unanswered(error: BaseException) -> bool:
-    """Whether the error says that Redis did not answer. Any other is logged with its traceback, once a minute."""
+    """Whether the error means that Redis did not respond. Any other is logged with its traceback, at most once a
+    minute."""
     if _is_of_the_network(error):
         return True
     key, now = (type(error), str(error)[:100]), time.monotonic()
@@ -139,7 +140,7 @@ def is_unanswered(error: BaseException) -> bool:
 
 
 class unanswered:  # noqa: N801 - used as contextlib.suppress is
-    """Suppresses what a command raises where Redis did not answer, and logs what is another error."""
+    """Suppresses a command's error if Redis did not respond, and logs any other."""
 
     def __enter__(self) -> None:
         return None

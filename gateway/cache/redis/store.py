@@ -1,8 +1,8 @@
-"""The tier that all workers and replicas share: Redis, or another server that speaks its protocol.
+"""The shared tier of all workers and replicas: Redis, or a compatible server.
 
-It is never waited for long and never an error. The reads of one turn of the event loop go out as one batch, the writes
-as one pipeline, each with a deadline. After a few failures Redis is skipped until a probe succeeds, so that an outage
-costs a request nothing. redis-py's own retries are off: they take 8 s a request.
+Waiting is bounded, and failures are never errors. The reads of one event loop iteration are one batch, the writes one
+pipeline, each with a timeout. After a few failures Redis is skipped until a probe succeeds, so that an outage costs a
+request nothing. redis-py's own retries are disabled: they take 8 s per request.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MAX_WAITING_BYTES = 64 * 1024 * 1024
 
 
 def complaint_about(policy: str, maxmemory: int) -> tuple[int, str] | None:
-    """What is wrong with Redis's `maxmemory-policy`, and how grave that is; None where nothing is."""
+    """The problem with Redis's `maxmemory-policy`, and its log level; None if there is none."""
     if not policy or policy == "noeviction" or policy.startswith("volatile-"):
         return None
     advice = "set it to noeviction or one of volatile-…, as by CONFIG SET maxmemory-policy volatile-lru"
@@ -61,9 +61,8 @@ _TIME = "return redis.call('TIME')"
 class RedisStore:
     """The shared tier on Redis or Valkey.
 
-    `budget` (seconds) is the deadline of one batch. What is larger than `largest` bytes is not written, and no
-    more than that is read of it. `client` is for tests (fakeredis); otherwise it is made from `url`. With a
-    SystemClock, Redis's `TIME` is what all replicas agree on.
+    `budget` (seconds) is the timeout of one batch. Values above `largest` bytes are neither written nor read. `client`
+    is for tests (fakeredis); otherwise it is made from `url`. With a SystemClock, all replicas follow Redis's `TIME`.
     """
 
     def __init__(
@@ -123,17 +122,17 @@ class RedisStore:
         self.largest = max(self.largest, largest)
 
     def purge_log(self, clock: Clock, blind: float | None) -> RedisPurges:
-        """The stream of purges in the same Redis, on connections of its own."""
+        """The purge stream in the same Redis, on its own connections."""
         client = self._given if self._given is not None else connect(self._url, 2.0)
         return RedisPurges(client, clock, prefix=self._prefix, blind=blind)
 
     def live(self) -> RedisLive:
-        """Where live overrides are kept, on connections of its own."""
+        """The store of live overrides, on its own connections."""
         client = self._given if self._given is not None else connect(self._url, 1.0)
         return RedisLive(client, prefix=self._prefix)
 
     def advice_desk(self, clock: Clock) -> RedisDesk:
-        """Where all workers on the same Redis gather what they see, on connections of its own."""
+        """The exchange of advisor traffic among all workers on the same Redis, on its own connections."""
         client = self._given if self._given is not None else connect(self._url, 1.0)
         return RedisDesk(client, clock, prefix=self._prefix)
 
@@ -143,7 +142,7 @@ class RedisStore:
         self._failures = FAILURES_BEFORE_REST
 
     async def start(self) -> None:
-        """Ask Redis for its time once; where it does not answer, begin to probe for it."""
+        """Read Redis's time once; if it does not respond, start probing."""
         self._failures = 0
         if await self._ping():
             self._state.here()
@@ -184,7 +183,7 @@ class RedisStore:
         return all([await future for future in futures])
 
     async def agree_on_key(self, own: bytes) -> bytes | None:
-        """The identity key of all who share this Redis, `own` if there was none; None where it does not answer."""
+        """The identity key shared through this Redis, `own` if there was none; None if it does not respond."""
         if not self.available:
             return None
         name = self._prefix + IDENTITY_KEY
@@ -194,7 +193,7 @@ class RedisStore:
                 if not found:
                     await self._client.set(name, own, nx=True)
                     found = await self._client.getrange(name, 0, KEY_BYTES)
-                if len(found) != KEY_BYTES:  # whatever it is, nobody of us wrote it
+                if len(found) != KEY_BYTES:  # whatever it is, no worker wrote it
                     await self._client.delete(name)
         except UNANSWERED:
             return None
@@ -204,7 +203,7 @@ class RedisStore:
 
     async def take(self, name: str, token: bytes, life: float) -> bytes | None:
         if not self.available or self._failures:
-            return None  # whoever waited in vain for a read just now does not wait once more
+            return None  # a request whose read just failed does not wait a second time
         return await self._leases.take(name, token, life)
 
     async def peek(self, name: str) -> tuple[bool, bytes | None]:
@@ -222,7 +221,7 @@ class RedisStore:
             await self._leases.give_back(name, token, mark, life)
 
     async def aclose(self) -> None:
-        """Let what is under way end (it is bounded by the budget), then close the connections."""
+        """Let commands in flight finish (the budget bounds them), then close the connections."""
         if self._probe is not None:
             self._probe.cancel()
         if self._tasks:
@@ -349,9 +348,9 @@ class RedisStore:
         return reply
 
     async def _in_turn(self, command: Any) -> Any:
-        """The same for a lease's command, of which only so many are under way: a thousand misses at once would want a
-        connection each, get none, and be taken for a Redis that is away, which then is sent nothing more. None also
-        where it was not its turn in time, which is no failure of Redis's."""
+        """The same for a lease command, of which only a limited number are in flight: a thousand misses at once would
+        need a connection each, and fail without one, which would count as a failure of Redis. None also if its turn did
+        not come in time, which is not a failure of Redis."""
         try:
             async with asyncio.timeout(TURN_SECONDS):
                 await self._turns.acquire()
@@ -414,13 +413,14 @@ class RedisStore:
             policies = [(str(each.get("maxmemory_policy", "")), int(each.get("maxmemory", 0))) for each in nodes]
         except UNANSWERED as error:
             is_unanswered(error)
-            return  # a user without the right to ask
+            return  # a user without the permission to read it
         for complaint in (complaint_about(*each) for each in policies):
             if complaint is not None:
                 logger.log(*complaint)
 
     async def _reads_again(self) -> bool:
-        """Whether it answers a read: while it loads its data, or is a replica cut off, it tells the time only."""
+        """Whether it responds to a read: while it loads its data, or is a disconnected replica, it responds only to
+        TIME."""
         try:
             async with asyncio.timeout(self._budget):
                 await self._client.exists(self._prefix)
@@ -431,7 +431,7 @@ class RedisStore:
         return True
 
     async def _ping(self) -> bool:
-        """Read Redis's time, which is also what the clock wants to know. False where it does not answer."""
+        """Read Redis's time, for the clock too. False if it does not respond."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(max(self._budget, 0.2)):
