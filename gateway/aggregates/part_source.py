@@ -25,6 +25,7 @@ from gateway.config.part_graph import OwnValues, PlannedPart
 from gateway.config.part_values import Missing, PartTarget, Values
 from gateway.context import RequestContext, Result
 from gateway.errors import RequestRefused, UpstreamError
+from gateway.http.field_changes import NO_CHANGES, FieldChanges
 from gateway.http.headers import Headers, has, without
 from gateway.http.json_text import text_of
 from gateway.http.path_template import render_tag
@@ -190,10 +191,16 @@ class PartSource:
     def origin(self, target: str, request_id: str) -> Origin:
         """Where the answers of a target come from."""
         patience = self._patience
-        plain = UpstreamOrigin(self.upstream, target, request_id, self.metrics, patience=patience)
+        plain = UpstreamOrigin(
+            self.upstream, target, request_id, self.metrics, patience=patience, changes=self._changes
+        )
         persistence = self.persistence
         eager = persistence.retries or persistence.hedge is not None
         return PersistentOrigin(plain, persistence) if eager else plain
+
+    @property
+    def _changes(self) -> FieldChanges:
+        return NO_CHANGES if self.declared is None else self.declared.config.headers.request.changes
 
     @cached_property
     def _patience(self) -> Patience:
@@ -360,7 +367,7 @@ class PartSource:
 
     async def post(self, wanting: Wanting, target: str) -> Got:
         """The answer to a POST, which nobody keeps. Raises Failure, Missing."""
-        origin = UpstreamOrigin(self.upstream, target, wanting.exchange.request_id, self.metrics)
+        origin = UpstreamOrigin(self.upstream, target, wanting.exchange.request_id, self.metrics, changes=self._changes)
         planned, headers = plan(self.route.keying, self.upstream.name, target, wanting.headers), wanting.headers
         if self.part.headers:
             planned, headers = self._with_own_headers(planned, headers, wanting.values)

@@ -105,7 +105,7 @@ class Builder:
             cache=not any(source.route.rules.off for source in sources.values()),
         )
         keying = replace(_keying(sources.values(), route, plan), identity_key=self.engine.identity_key)
-        made = Route(name, rules, keying, self._max_body(route), made=True)
+        made = Route(name, rules, keying, self._max_body(route), made=True, changes=route.headers.response.changes)
         return Aggregate(name, route, kit, made, self.engine)
 
     def typed(self, name: str, written: RouteConfig, checks: Mapping[str, Callable[[bytes], None]]) -> Aggregate:

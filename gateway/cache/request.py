@@ -12,6 +12,7 @@ import msgspec
 from gateway.cache.store import Selection, selection
 from gateway.context import RequestContext
 from gateway.errors import UpstreamError
+from gateway.http.field_changes import NO_CHANGES, FieldChanges
 from gateway.http.headers import Headers
 from gateway.policy.downstream import Downstream
 from gateway.policy.keys import Keying, Plan
@@ -37,10 +38,12 @@ class Route:
     """The fields for downstream caches."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "downstream", Downstream.of(self.keying, made=self.made))
+        object.__setattr__(self, "downstream", Downstream.of(self.keying, made=self.made, changes=self.changes))
 
     local: bool = False
     """Whether answers are a handler's in this process: its 4xx are answers, a 429 too."""
+    changes: FieldChanges = NO_CHANGES
+    """What settings change in the fields of its answers."""
 
     @property
     def follows_origin(self) -> bool:

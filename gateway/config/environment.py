@@ -32,6 +32,7 @@ from gateway.config.schema import (
     shape_at,
     shown,
     takes_list,
+    takes_variables,
 )
 from gateway.config.yaml_document import Document, Key, Tree, Value, read_text
 from gateway.errors import ConfigError, ConfigProblem
@@ -85,6 +86,13 @@ def dotenv_variables(path: Path | None, environ: Mapping[str, str]) -> list[Vari
     values = _interpolated(bindings, environ)
     lines = {binding.key: _first_line(binding) for binding in bindings}
     return [Variable(name, values[name], "dotenv", f"{path} {name}", lines.get(name, 0)) for name in _by_weight(values)]
+
+
+def known_variables(path: Path | None, environ: Mapping[str, str]) -> dict[str, str]:
+    """All variables of the environment and, where it has none of a name, of `.env`."""
+    if path is None or not os.path.exists(path):
+        return dict(environ)
+    return {**_interpolated(list(parse_stream(StringIO(read_text(path)))), environ), **environ}
 
 
 def _is_broken(binding: Binding) -> bool:
@@ -191,8 +199,24 @@ class SettingMerge:
             self._document.lines[current] = self._document.lines[key]
             self.warnings.append(_deprecated(place, ".".join(key), current[-1]))
 
+    def fill(self, variables: Mapping[str, str]) -> None:
+        """Replaces `${NAME}` in the headers of routes and upstreams by what `variables` have, or by what is in the file
+        that NAME_FILE names."""
+        for key, value in list(leaves(self.tree, Config, ())):
+            if not takes_variables(key):
+                continue
+            try:
+                filled_in = _filled_in(value, variables)
+            except ValueError as error:
+                self.problems.append(self.problem(key, str(error)))
+                continue
+            if filled_in != value:
+                self.entries_of(key[:-1])[key[-1]] = filled_in
+
     def _warn_of_interpolation(self, key: Key, value: Value) -> None:
         match = re.search(r"\$\{?[A-Z][A-Z0-9_]*\}?", value) if isinstance(value, str) else None
+        if match and match[0].startswith("${") and takes_variables(key):
+            return
         if match and (match[0].startswith("${") or match[0] == value):
             variable = name_of(key).replace("-", "_")
             place, name = self._file_place(key), ".".join(key)
@@ -213,6 +237,9 @@ class SettingMerge:
             return []
         key = current_key(variable.key)
         shape = shape_at(key)
+        of_file = key[-1].endswith("_file") and (shape is None or takes_variables(key))
+        if of_file and (inner := shape_at((*key[:-1], key[-1].removesuffix("_file")))) is not None:
+            return self._of_file(variable, (*key[:-1], key[-1].removesuffix("_file")), inner)
         if shape is None:
             self._unknown(variable, key, variable.name)
             return []
@@ -222,6 +249,17 @@ class SettingMerge:
             self.problems.extend(error.problems)
             return []
         return list(self._known_leaves(variable, value, shape))
+
+    def _of_file(self, variable: Variable, key: Key, shape: object) -> list[_Assignment]:
+        """A variable that names a file which holds the value, as secrets are mounted."""
+        if is_container(shape):
+            self._unknown(variable, variable.key, variable.name)
+            return []
+        try:
+            return [_Assignment(key, _text_of(variable.name, variable.value), variable, variable.key)]
+        except ValueError as error:
+            self.problems.append(ConfigProblem(variable.place, ".".join(key), str(error)))
+            return []
 
     def _refuse_both_names(self, assignments: list[_Assignment]) -> None:
         """Reports a setting that one source sets by its current name and by a deprecated one."""
@@ -344,6 +382,42 @@ class SettingMerge:
         while key and key not in self._document.lines:
             key = key[:-1]
         return f"{self._document.name} line {self._document.lines[key]}" if key else self._document.name
+
+
+_VARIABLE = re.compile(r"(\$?)\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+MOST_SECRET = 64 * 1024
+"""Bytes of a file that holds a value."""
+
+
+def _filled_in(value: Value, variables: Mapping[str, str]) -> Value:
+    """Raises ValueError where a variable is not set, or its file can't be read."""
+    if isinstance(value, list):
+        return [_filled_in(each, variables) for each in value]
+    if not isinstance(value, str):
+        return value
+    return _VARIABLE.sub(lambda found: found[0][1:] if found[1] else _value_of(found[2], variables), value)
+
+
+def _value_of(name: str, variables: Mapping[str, str]) -> str:
+    if name in variables:
+        return variables[name]
+    if f"{name}_FILE" in variables:
+        return _text_of(f"{name}_FILE", variables[f"{name}_FILE"])
+    raise ValueError(f"${{{name}}}: neither {name} nor {name}_FILE is set in the environment or `.env`")
+
+
+def _text_of(name: str, path: str) -> str:
+    """What is in the file that the variable `name` names, without the line break at its end."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(MOST_SECRET + 1)
+        text = raw.decode("utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise ValueError(f"{name} names {path}, which can't be read: {reason}") from None
+    if len(raw) > MOST_SECRET:
+        raise ValueError(f"{name} names {path}, which is larger than {MOST_SECRET // 1024} KiB")
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _spelt(tree: Tree, name: str) -> str | None:

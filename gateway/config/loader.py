@@ -23,6 +23,7 @@ from gateway.config.environment import (
     SettingSource,
     dotenv_variables,
     environment_variables,
+    known_variables,
     option_variables,
 )
 from gateway.config.models import Config
@@ -34,6 +35,7 @@ from gateway.config.schema import (
     choices,
     clipped,
     field_at,
+    in_short,
     is_container,
     is_model,
     leaves,
@@ -81,7 +83,7 @@ def validated(merge: SettingMerge) -> tuple[Config | None, list[ConfigProblem]]:
     try:
         return Config.model_validate(merge.tree), []
     except ValidationError:
-        found = all_errors(_validated_but_for_names, merge.tree, lambda details: _real_key(details["loc"]))
+        found = all_errors(_validated_but_for_names, merge.tree, lambda details: _written_key(merge, details["loc"]))
     listed: set[object] = set()
     problems = [_problem(merge, key, details, listed) for key, details in found]
     return None, [*map(partial(_bad_name, merge), bad_names(merge.tree)), *problems]
@@ -105,6 +107,12 @@ def _real_key(loc: tuple[int | str, ...]) -> Key:
     while len(key) < len(loc) and is_container(shape_at(key)):
         key = (*key, str(loc[len(key)]))
     return key
+
+
+def _written_key(merge: SettingMerge, loc: tuple[int | str, ...]) -> Key:
+    key = _real_key(loc)
+    headers = merge.entries_of(key[:3])
+    return in_short(key) if in_short(key)[-1:] and in_short(key)[-1] in headers else key
 
 
 def _problem(merge: SettingMerge, key: Key, errors: list[ErrorDetails], listed: set[object]) -> ConfigProblem:
@@ -290,6 +298,7 @@ def load(
     merge = SettingMerge(read_document(path) if path else Document("", {}, {}, []))
     variables = [*dotenv_variables(dotenv, environ), *environment_variables(environ), *option_variables(options or {})]
     merge.apply(variables)
+    merge.fill(known_variables(dotenv, environ))
     token = next((each.value for each in reversed(variables) if each.name == ADMIN_TOKEN and each.value), None)
     config, wrong = validated(merge)
     problems = _without_sequels(
@@ -426,7 +435,7 @@ def sources_of(loaded: Loaded, key: Key) -> tuple[SettingSource, ...]:
 
 def _folded(key: Key) -> Key:
     # The models write the names of headers in lower case; the file need not.
-    return tuple(part.lower() for part in key)
+    return tuple(part.lower() for part in in_short(key))
 
 
 def _origin(sources: tuple[SettingSource, ...]) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from gateway.config.field_changes import HeadersConfig
 from gateway.config.names import no_modes, refuse_modes
 from gateway.config.part import PartConfig
 from gateway.config.part_graph import PartPlan, PartProblem, plan_parts
@@ -97,6 +98,9 @@ class RouteConfig(Model):
     """Networks that may purge a URL of this route with the PURGE method on the public port. Default: none."""
     request_directives: Literal["honour", "ignore"] = "honour"
     """Whether to honour the `Cache-Control` of requests (no-cache, max-age, …)."""
+    headers: HeadersConfig = HeadersConfig()
+    """Headers that are set, added and removed, in requests and in responses; after those of the upstream. An aggregate
+    has those of responses alone."""
     max_body: Size | None = None
     """Maximum size of a stored body. Default: the gateway's `max_body`."""
     tags: Annotated[TextList, BeforeValidator(no_modes("tags"))] = []
@@ -157,6 +161,8 @@ class RouteConfig(Model):
             if unused[0] == "upstream":
                 raise ValueError("upstream can't be combined with `parts`: each part names its own upstream")
             raise ValueError(f"{unused[0]} requires `upstream`; in an aggregate, set it on each part")
+        if self.headers.request.changes:
+            raise ValueError("headers.request requires `upstream`; in an aggregate, set `headers` on each part")
         return self
 
     @cached_property

@@ -48,6 +48,8 @@ def _shape(annotation: object) -> object:
 def _child(shape: object, name: str) -> object | None:
     if is_model(shape):
         field = shape.model_fields.get(name)
+        if field is None and getattr(shape, "flat", False):
+            return str
         return _shape(field.annotation) if field else None
     return _shape(get_args(shape)[1]) if get_origin(shape) is dict else None
 
@@ -133,7 +135,21 @@ def _hidden(parameter: re.Match[str]) -> str:
 
 
 def _is_secret(key: Key) -> bool:
-    return bool(key and _SECRET_NAME.search(key[-1])) or (key[:1] == ("upstreams",) and "headers" in key[2:3])
+    if bool(key and _SECRET_NAME.search(key[-1])) and key[2:3] != ("headers",):
+        return True
+    of_fields = key[:1] in (("upstreams",), ("routes",)) and key[2:3] == ("headers",)
+    return of_fields and key[3:4] != ("response",) and key[4:5] != ("remove",)
+
+
+def takes_variables(key: Key) -> bool:
+    """Whether `${NAME}` in a value of `key` stands for a variable: in the headers of routes and upstreams."""
+    return key[:1] in (("upstreams",), ("routes",)) and key[2:3] == ("headers",) and len(key) > 3
+
+
+def in_short(key: Key) -> Key:
+    """The key of an upstream's constant request header as it is written in short: `upstreams.NAME.headers.X-KEY`."""
+    whole = ("headers", "request", "set")
+    return (*key[:3], *key[5:]) if key[:1] == ("upstreams",) and key[2:5] == whole and len(key) > 5 else key
 
 
 def as_yaml(value: Value) -> str:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_serializer, model_validator
 
+from gateway.config.field_changes import OF_REQUESTS, HeadersConfig, RequestFields
 from gateway.config.names import misspelt
 from gateway.config.types import (
-    NEVER_CONSTANT,
     Duration,
     Model,
     Size,
     Url,
-    check_field_names,
     is_address,
     is_public,
     split_commas,
@@ -35,6 +35,62 @@ def check_host(value: str, modes: tuple[str, ...] = _HOST_MODES) -> str:
     if "." not in value and ":" not in value and (hint := misspelt(value, _HOST_MODES)):
         raise ValueError(f"{value!r} is neither a mode nor a full host name{hint}")
     return value.lower()
+
+
+class UpstreamRequestFields(RequestFields):
+    """Fields of requests to the upstream: constants, the same for every client. `Host` under `set` is the setting
+    `host`. `${NAME}` in a value stands for the environment variable NAME, or for what is in the file that NAME_FILE
+    names."""
+
+    reserved = {name: reason for name, reason in OF_REQUESTS.items() if name != "host"}
+
+    def _problems(self) -> Iterable[tuple[tuple[str, ...], str]]:
+        yield from super()._problems()
+        for name, value in self.set.items():
+            if name.lower() == "host":
+                try:
+                    check_host(value, ())
+                except ValueError as error:
+                    yield ("set", name), str(error)
+        for place in ("add", "remove"):
+            for name in getattr(self, place):
+                if name.lower() == "host":
+                    yield (place,), f"{name} can't be changed: it {OF_REQUESTS['host']}"
+
+
+class UpstreamHeaders(HeadersConfig):
+    """Fields that are set, added and removed on all routes of the upstream. `headers: {NAME: value}` is short for
+    `headers: {request: {set: {NAME: value}}}`."""
+
+    flat: ClassVar[bool] = True
+    """Whether names beside those of the members are those of constant request fields."""
+
+    request: UpstreamRequestFields = UpstreamRequestFields()
+    """Fields of requests to the upstream."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_full(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        members = {name: given[name] for name in ("request", "response") if not isinstance(given.get(name, ""), str)}
+        short = {name: value for name, value in given.items() if name not in members}
+        request = members.get("request", {})
+        if not short or not isinstance(request, dict):
+            return given
+        return {**members, "request": {**request, "set": {**(request.get("set") or {}), **short}}}
+
+    @model_serializer(mode="plain")
+    def _as_short_as_written(self) -> dict[str, Any]:
+        request, response = self.request.model_dump(), self.response.model_dump()
+        if not response and not request.keys() - {"set"}:
+            return dict(request.get("set", {}))
+        return {name: value for name, value in (("request", request), ("response", response)) if value}
+
+    @property
+    def sent(self) -> dict[str, str]:
+        """The constant request fields, by their names in lower case."""
+        return {name.lower(): value for name, value in self.request.set.items()}
 
 
 class UpstreamConfig(Model):
@@ -74,9 +130,9 @@ class UpstreamConfig(Model):
     """Maximum duration of a streamed response. The gateway then aborts it."""
     addresses: Literal["any", "public"] = "any"
     """`public` refuses hosts that are, or resolve to, addresses that are not public (loopback, link-local, private)."""
-    headers: dict[str, str] = {}
-    """Constant request headers, such as an API key. They replace the client's headers of the same name. `Host` is the
-    same as `host`."""
+    headers: UpstreamHeaders = UpstreamHeaders()
+    """Headers that are set, added and removed, in requests and in responses. `{NAME: value}` sets constant request
+    headers, such as an API key; they replace the client's headers of the same name. `Host` is the same as `host`."""
     max_response_headers: Size = 64 * 1024
     """Maximum size of a response head; a larger one is a 502."""
     transport: Literal["aiohttp", "httpx"] = "aiohttp"
@@ -93,21 +149,6 @@ class UpstreamConfig(Model):
     def connections_alone(self) -> int:
         given = self.max_connections_without_redis
         return max(1, self.max_connections // 2) if given is None else given
-
-    @field_validator("headers")
-    @classmethod
-    def _headers(cls, headers: dict[str, str]) -> dict[str, str]:
-        names = check_field_names(list(headers))
-        if len(set(names)) < len(names):
-            raise ValueError("has the same header twice, in different case")
-        for name, value in headers.items():
-            if name.lower() == "host":
-                check_host(value, ())
-            elif name.lower().encode("latin-1") in NEVER_CONSTANT:
-                raise ValueError(f"{name} is set for each request; it can't be constant")
-            if not value.isprintable() or any(ord(char) > 255 for char in value):
-                raise ValueError(f"the value of {name} has a character that isn't allowed in a header")
-        return {name.lower(): value for name, value in headers.items()}
 
     @model_validator(mode="after")
     def _no_inside_address(self) -> UpstreamConfig:
@@ -126,7 +167,7 @@ class UpstreamConfig(Model):
     @property
     def host_sent(self) -> str | None:
         """The name that all requests have as their `Host`; None where it is the URL's or the client's."""
-        return self.headers.get("host") or (None if self.host in _HOST_MODES else self.host)
+        return self.headers.sent.get("host") or (None if self.host in _HOST_MODES else self.host)
 
     @property
     def named_bases(self) -> list[str]:
@@ -137,7 +178,7 @@ class UpstreamConfig(Model):
 
     @model_validator(mode="after")
     def _one_host(self) -> UpstreamConfig:
-        if "host" in self.headers and "host" in self.model_fields_set:
+        if "host" in self.headers.sent and "host" in self.model_fields_set:
             raise ValueError("host is set twice, by `host` and in `headers`; leave out the one in `headers`")
         return self
 

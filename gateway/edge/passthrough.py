@@ -353,7 +353,7 @@ class DirectRoute:
         assert exchange.target is not None
         target, parameters = self.route.upstream_target(exchange.target.path, exchange.target.query)
         told = self.handlers.interim(interim, Asked(self.route, target, str(exchange.target), exchange.root))
-        origin = UpstreamOrigin(self.route.upstream, target, exchange.request_id, self.handlers.metrics, interim=told)
+        origin = self.route.origin(target, exchange.request_id, self.handlers.metrics, told)
         return self.handlers.ask(exchange, self.route, origin, parameters, None, block=block, stays=True)
 
     async def answer(self, ask: CacheRequest) -> Answer:

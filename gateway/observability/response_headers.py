@@ -49,7 +49,7 @@ def complete(exchange: RequestContext, headers: Headers) -> list[Field]:
     fields."""
     selecting = exchange.stored.vary if exchange.stored is not None else ()
     passed = exchange.outcome.result is Result.BYPASS
-    headers = exchange.downstream.told(headers, selecting, passed=passed)
+    headers = exchange.downstream.told(headers, selecting, passed=passed, stored=exchange.stored is not None)
     elapsed = time.perf_counter() - exchange.began
     date = [] if has(headers, b"date") else [(b"date", http_date(time.time()))]
     texts = Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)

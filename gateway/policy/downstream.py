@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from gateway.http.field_changes import NO_CHANGES, FieldChanges
 from gateway.http.headers import CacheControl, Headers, values, vary_names, without
 from gateway.policy.keys import Keying
 from gateway.policy.vary import Names, field_of
@@ -35,9 +36,11 @@ class Downstream:
     made: bool
     vary: Names
     is_private: bool
+    changes: FieldChanges = NO_CHANGES
+    """What settings change in the fields of answers, before the rest is added."""
 
     @classmethod
-    def of(cls, keying: Keying, *, made: bool) -> Downstream:
+    def of(cls, keying: Keying, *, made: bool, changes: FieldChanges = NO_CHANGES) -> Downstream:
         """`made`: the responses are joined from parts, so their own `Vary` has the fields in the keys of those."""
         held = set(keying.vary or ())
         held.update(["authorization"] if keying.authorization == "key" else [], ["cookie"] if keying.cookies else [])
@@ -45,7 +48,7 @@ class Downstream:
         if keying.vary is not None:
             passed.update(["authorization"] if keying.authorization == "pass" else [])
             passed.update(["cookie"] if keying.cookies is None else [])
-        return cls(keying, made, tuple(sorted(held | passed)), any(map(keying.identifies, held)))
+        return cls(keying, made, tuple(sorted(held | passed)), any(map(keying.identifies, held)), changes)
 
     def varying(self, names: Iterable[str], *, private: bool) -> Downstream:
         """The fields of a response that is not stored and depends on the fields `names` as well."""
@@ -53,17 +56,47 @@ class Downstream:
         is_private = private or self.is_private or any(map(self.keying.identifies, fields))
         return replace(self, vary=tuple(sorted({*self.vary, *fields})), is_private=is_private)
 
-    def told(self, headers: Headers, selecting: Names = (), *, passed: bool = False) -> list[Field]:
-        """An answer's `headers` with what this route adds; `selecting` are the fields that the stored response varies
-        on, `passed` is whether the request passed by the cache. Of a route with `ttl: origin`, what the upstream's own
-        `Vary` names is the upstream's to call private."""
-        if values(headers, b"cache-control") == [b"no-store"]:
+    def told(
+        self, headers: Headers, selecting: Names = (), *, passed: bool = False, stored: bool = True
+    ) -> list[Field]:
+        """An answer's `headers` as settings change them, with what this route adds; `selecting` are the fields that the
+        `stored` response varies on, `passed` is whether the request passed by the cache. Of a route with `ttl: origin`,
+        what the upstream's own `Vary` names is the upstream's to call private."""
+        unstorable = values(headers, b"cache-control") == [b"no-store"]
+        if self.changes:
+            headers = self._changed(headers, stored=stored)
+        if unstorable:
             return [*headers]
         own = vary_names(headers)
         fields = (*self.vary, *map(field_of, selecting))
         told = [*headers] if own is None else _varying(headers, own, dict.fromkeys(filter(None, fields)))
         unkeyed = passed and self.keying.vary is not None
         return with_private(told) if unkeyed or self._is_private(own or (), selecting) else told
+
+    def _changed(self, headers: Headers, *, stored: bool) -> list[Field]:
+        """The fields as settings change them. What protects them in other caches stays: of `Cache-Control` what forbids
+        to store, share or reuse the answer; `Vary` where no key of ours has what it names, as that of a stored answer
+        has."""
+        changed = self.changes.applied(headers)
+        names = self.changes.names
+        if b"vary" in self.changes.removed and (not stored or vary_names(headers) is None):
+            changed += [(b"vary", value) for value in values(headers, b"vary")]
+        given = CacheControl.of(headers)
+        forbids = [each for each in ("no-store", "no-cache", "private") if each in given]
+        if not forbids:
+            return changed
+        changed = [pair for pair in changed if pair in headers or not _relaxes(pair[0])]
+        if b"cache-control" in names:
+            kept = {each: given.directives[each] for each in forbids}
+            rest = {each: value for each, value in CacheControl.of(changed).directives.items() if each != "public"}
+            only = kept if "no-store" in kept else kept | {name: rest[name] for name in rest if name not in kept}
+            value = CacheControl(only).render().encode("latin-1")
+            changed = [*without(changed, b"cache-control"), (b"cache-control", value)]
+        return changed
+
+    def interim(self, headers: Headers) -> list[Field]:
+        """The fields of an interim response: without those that are taken out of final ones."""
+        return [pair for pair in headers if pair[0] not in self.changes.removed]
 
     def holds_identity(self, selecting: Names) -> bool:
         """Whether the key of a response that varies on `selecting` identifies the client."""
@@ -99,6 +132,11 @@ def with_private(headers: Headers) -> list[Field]:
 def _private(directives: CacheControl) -> bytes:
     rest = {name: value for name, value in directives.directives.items() if name not in ("private", "public")}
     return CacheControl({"private": None, **rest}).render().encode("latin-1")
+
+
+def _relaxes(name: bytes) -> bool:
+    """Whether a field tells some caches of a longer life than `Cache-Control` does."""
+    return (name != b"cache-control" and _overrules(name)) or name == b"expires"
 
 
 def _overrules(name: bytes) -> bool:

@@ -44,7 +44,8 @@ class Keying:
     so that the purge of a URL applies whatever they were. `identities` names request fields in lower case that identify
     the client although their names don't show it: those of security schemes that a handler declares. With `host` the
     upstream gets the client's `Host`, whatever decides the lifetime: no `Vary` names it, as it is part of the URL.
-    `identity_key` makes the digests.
+    `sent` is what settings change in the requests of a route; a digest of it is in the key, because other routes may
+    request the same target without it. `identity_key` makes the digests.
     """
 
     vary: tuple[str, ...] | None
@@ -54,6 +55,7 @@ class Keying:
     marks: tuple[tuple[bytes, bytes], ...] = ()
     identities: frozenset[str] = frozenset()
     host: bool = False
+    sent: str = ""
     identity_key: IdentityKey = field(default=UNKEYED, compare=False, repr=False)
 
     def identifies(self, name: str) -> bool:
@@ -131,6 +133,8 @@ def plan(keying: Keying, origin: str, target: str, headers: Headers, *, has_body
     host = sent_host(keying, headers)
     if host:
         stem += f"\n:host:{host[0][1].decode('latin-1')}"
+    if keying.sent:
+        stem += f"\n:headers:{keying.identity_key.digest('headers', keying.sent)}"
     if keying.vary is None:
         seen = in_one_line([pair for pair in _visible(headers) if pair[0] not in (b"authorization", b"cookie")])
         if keying.authorization == "pass" and b"authorization" not in connection_named(headers):

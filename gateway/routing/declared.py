@@ -26,9 +26,10 @@ from gateway.errors import RequestRefused
 from gateway.http.headers import Headers, first, has
 from gateway.http.path_template import PathTemplate, TargetTemplate, compile_target
 from gateway.http.target import PATH_CHARS, Target, pair_name, select_query
+from gateway.observability.metrics import Metrics
 from gateway.policy.identity_key import IdentityKey
 from gateway.policy.keys import Keying
-from gateway.routing.upstream_request import public_constants
+from gateway.routing.upstream_request import UpstreamOrigin, public_constants
 from gateway.upstreams.client import Upstream
 from gateway.upstreams.connection import Interim
 
@@ -74,6 +75,11 @@ class Declared:
         """The same for a request that passes by the cache: no answer is shared, so its query stays whole."""
         return self._target(parameters, query)
 
+    def origin(self, target: str, request_id: str, metrics: Metrics, interim: Interim | None = None) -> UpstreamOrigin:
+        """Where the answers of a target come from."""
+        changes = self.config.headers.request.changes
+        return UpstreamOrigin(self.upstream, target, request_id, metrics, interim, changes=changes)
+
     def _target(self, parameters: dict[str, str], query: Iterable[str]) -> str:
         upstream_path, fixed = self.target.ask(parameters)
         return str(Target(upstream_path, tuple(sorted((*fixed, *query), key=pair_name)), ""))
@@ -104,11 +110,12 @@ def _declared(
     keying: Keying,
 ) -> Declared:
     max_body = config.max_body if route.max_body is None else route.max_body
+    response = config.upstreams[route.upstream].headers.response.changes.then(route.headers.response.changes)
     return Declared(
         name=name,
         config=route,
         upstream=upstreams[route.upstream],
-        engine_route=Route(name, rules_of(route), keying, max_body),
+        engine_route=Route(name, rules_of(route), keying, max_body, changes=response),
         target=compile_target(route.target_text, route.template.parameters, route.encoded_slashes),
         allowed=frozenset(route.query) if route.query is not None else None,
         dropped=tuple(config.drop_query if route.drop_query is None else route.drop_query),
@@ -118,7 +125,7 @@ def _declared(
 def keying_of(
     route: RouteConfig, constants: tuple[tuple[bytes, bytes], ...], identity_key: IdentityKey, *, host: bool
 ) -> Keying:
-    own = route.ttl != "origin"
+    own, changes = route.ttl != "origin", route.headers.request.changes
     names = tuple(sorted(set(route.vary if route.vary is not None else DEFAULT_VARY)))
     cookies: tuple[str, ...] | None = None if route.cookies == "pass" else ()
     if isinstance(route.cookies, list):
@@ -129,6 +136,7 @@ def keying_of(
         cookies=cookies,
         constants=(*constants, *((USER_AGENT, IDENTITY) if own else (CAPABILITY,))),
         host=host,
+        sent=changes.text if changes else "",
         identity_key=identity_key,
     )
 

@@ -67,7 +67,7 @@ class Handlers:
             target, parameters = route.upstream_target(path, exchange.target.query)
             asked = Asked(route, target, str(structs.replace(exchange.target, path=path)), root)
             interim = self.interim(interim_of(request), asked)
-            origin = UpstreamOrigin(route.upstream, target, exchange.request_id, self.metrics, interim)
+            origin = route.origin(target, exchange.request_id, self.metrics, interim)
             if request.method == "PURGE":
                 return await self._purge(exchange, route, origin, parameters)
             if request.method not in ("GET", "HEAD"):
@@ -265,8 +265,9 @@ class Handlers:
         """Passes on interim responses as clients may see them: with the fields that a final one would keep."""
         if interim is None:
             return None
+        downstream = asked.route.engine_route.downstream
         return lambda status, headers: interim(
-            status, self.public(Answer(status, passed_on(headers), b""), asked).headers
+            status, downstream.interim(self.public(Answer(status, passed_on(headers), b""), asked).headers)
         )
 
     @cached_property

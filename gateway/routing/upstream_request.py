@@ -21,6 +21,7 @@ from gateway.cache.respond import problem
 from gateway.config.models import Config
 from gateway.context import RequestContext
 from gateway.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from gateway.http.field_changes import NO_CHANGES, FieldChanges
 from gateway.http.headers import Headers, first, has, values, without
 from gateway.observability.metrics import Metrics
 from gateway.policy.keys import Plan, passed_through, plan, sent_host, without_ignored
@@ -43,6 +44,8 @@ class UpstreamOrigin(msgspec.Struct, frozen=True):
     metrics: Metrics
     interim: Interim | None = None
     patience: Patience = ORDINARY
+    changes: FieldChanges = NO_CHANGES
+    """What the route's settings change in the fields of its requests."""
 
     @property
     def name(self) -> str:
@@ -66,7 +69,7 @@ class UpstreamOrigin(msgspec.Struct, frozen=True):
         try:
             sent = [*headers, (b"x-request-id", self.request_id.encode("ascii"))]
             fetched = await self.upstream.fetch(
-                method, self.target, sent, body, self.interim, self.patience, bounded=bounded
+                method, self.target, sent, body, self.interim, self.patience, bounded=bounded, changes=self.changes
             )
             result = f"{fetched.status // 100}xx"
         except UpstreamError as error:

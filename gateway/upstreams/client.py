@@ -26,6 +26,7 @@ import httpx
 
 from gateway.config.upstream import UpstreamConfig
 from gateway.errors import UpstreamBusy, UpstreamError, UpstreamMalformed, UpstreamResting, UpstreamTimeout
+from gateway.http.field_changes import NO_CHANGES, FieldChanges
 from gateway.http.headers import DIGESTS, Headers, has, without
 from gateway.http.response_parser import WITHOUT_BODY
 from gateway.http.target import normalise
@@ -101,10 +102,10 @@ class Upstream:
         self._next_host = 0
         self._lookups_failed = 0
         self._complained_at = -math.inf
-        self._constants = tuple(
-            (k.encode("latin-1"), v.encode("latin-1")) for k, v in config.headers.items() if k != "host"
+        changes = config.headers.request.changes
+        self._changes = FieldChanges(
+            changes.removed - {b"host"}, tuple(pair for pair in changes.added if pair[0] != b"host")
         )
-        self._constant_names = frozenset(key for key, _ in self._constants)
 
     def __repr__(self) -> str:
         return f"<Upstream {self.name} {', '.join(self.config.bases)} {self.places!r}>"
@@ -145,20 +146,25 @@ class Upstream:
         patience: Patience = ORDINARY,
         *,
         bounded: bool = False,
+        changes: FieldChanges = NO_CHANGES,
     ) -> Fetched:
         """Ask for `target` (a normalised path and query); the response's head has come when this returns.
 
         `interim` is told of 1xx responses before it. With `bounded` the caller cancels it at the upstream's deadline,
-        and it needs no timer of its own. The caller closes the body. Raises UpstreamError: no place, a host left alone,
-        no connection, a deadline passed, nonsense received.
+        and it needs no timer of its own. `changes` of the fields come after the upstream's own. The caller closes the
+        body. Raises UpstreamError: no place, a host left alone, no connection, a deadline passed, nonsense received.
         """
+        changes = self._changes.then(changes) if changes else self._changes
+        constants = changes.added
         if self._tracing is None:
-            sent = self._forwarded(traced(headers, PASSED_ON.get()))
-            return await self._fetch(Sending(method, target, sent, body, interim, patience, self.timeout, bounded))
-        with self._tracing.call(self.name, method, target) as call:
-            sent = self._forwarded(traced(headers, call.traceparent))
+            sent = changes.applied(traced(headers, PASSED_ON.get()))
             return await self._fetch(
-                Sending(method, target, sent, body, interim, patience, self.timeout, bounded), call
+                Sending(method, target, sent, body, interim, patience, self.timeout, bounded, constants)
+            )
+        with self._tracing.call(self.name, method, target) as call:
+            sent = changes.applied(traced(headers, call.traceparent))
+            return await self._fetch(
+                Sending(method, target, sent, body, interim, patience, self.timeout, bounded, constants), call
             )
 
     async def _fetch(self, sending: Sending, call: Call | None = None) -> Fetched:
@@ -271,7 +277,7 @@ class Upstream:
         own = [
             name + b":" + value
             for name, value in sending.headers
-            if name not in self._constant_names and is_identity(name.decode("latin-1"))
+            if (name, value) not in sending.constants and is_identity(name.decode("latin-1"))
         ]
         return blake2b(b"\n".join(own), digest_size=16).digest() if own else None
 
@@ -310,9 +316,6 @@ class Upstream:
                     apart.add(host.name)
                 return host, series
         raise UpstreamResting(self.name, "circuit breaker open", min(host.retry_after for host in self.hosts))
-
-    def _forwarded(self, headers: Headers) -> list[tuple[bytes, bytes]]:
-        return [*without(headers, *self._constant_names), *self._constants]
 
     async def _checked(self, response: ReceivedHead, body: Body, sent: Headers) -> Fetched:
         fields = response.headers if response.judged else [(name.lower(), value) for name, value in response.headers]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from gateway.http.headers import has, without
+from gateway.http.headers import Headers, has, without
 from gateway.upstreams.connection import Interim
 from gateway.upstreams.hosts import Base
 from gateway.upstreams.transport import Attempt, UpstreamTimeouts
@@ -92,6 +92,7 @@ class Sending:
         patience: Patience,
         timeout: float,
         bounded: bool,
+        constants: Headers = (),
     ) -> None:
         self.method = method
         self.bounded = bounded
@@ -103,6 +104,7 @@ class Sending:
         self.until = asyncio.get_running_loop().time() + self.timeout if body is None else None
         self.target = target
         self.headers = headers
+        self.constants = constants
 
     @property
     def stream(self) -> httpx.AsyncByteStream | None:

@@ -27,6 +27,7 @@ PURE_MODULES = frozenset(
         "aggregates.lifetime",
         "aggregates.merge",
         "config.expressions",
+        "config.field_changes",
         "config.models",
         "config.upstream",
         "config.names",

@@ -147,10 +147,20 @@ def test_a_choice_is_proposed_for_a_slip_and_not_for_another_word(word: str, hin
     assert misspelt(word, ["pass", "ignore", "key", "forever"]) == hint
 
 
-@pytest.mark.parametrize("value", ["${KEY}", "Bearer ${KEY}", "$KEY"])
+@pytest.mark.parametrize("value", ["a ${KEY}", "${KEY}", "$KEY"])
 def test_what_looks_like_a_variable_in_the_file_is_a_warning(tmp_path: Path, value: str) -> None:
     path = tmp_path / "gateway.yaml"
-    path.write_text(f'upstreams:\n  api: {{url: "http://api", headers: {{x-key: "{value}"}}}}\n')
+    path.write_text(
+        f'upstreams: {{a: {{url: "http://a"}}}}\nroutes: {{r: {{path: /a, upstream: a, summary: "{value}"}}}}\n'
+    )
+    (warning,) = load(path, environ={}, dotenv=None).warnings
+    assert "line 2: routes.r.summary: $" in warning
+    assert "isn't expanded; set GATEWAY_ROUTES__R__SUMMARY instead" in warning
+
+
+def test_a_header_that_looks_like_a_variable_without_braces_is_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.yaml"
+    path.write_text('upstreams:\n  api: {url: "http://api", headers: {x-key: "$KEY"}}\n')
     (warning,) = load(path, environ={}, dotenv=None).warnings
     assert "line 2: upstreams.api.headers.x-key: " in warning
     assert "isn't expanded; set GATEWAY_UPSTREAMS__API__HEADERS__X_KEY instead" in warning

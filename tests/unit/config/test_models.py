@@ -216,7 +216,7 @@ def test_cookies_pass_are_ignored_or_named(written: object, cookies: object) -> 
 
 def test_names_of_headers_are_in_lower_case() -> None:
     assert route(ttl="1s", vary="Accept, X-A").vary == ["accept", "x-a"]
-    assert upstream(headers={"X-Key": "K"}).headers == {"x-key": "K"}
+    assert upstream(headers={"X-Key": "K"}).headers.sent == {"x-key": "K"}
 
 
 def test_the_default_vary_is_what_the_documentation_says() -> None:
@@ -384,11 +384,17 @@ def test_a_wrong_setting_is_told_what_would_be_right(settings: dict[str, object]
         pytest.param({"timeout": "soon"}, ".timeout: invalid duration", id="no duration"),
         pytest.param({"max_connections": 0}, ".max_connections: Input should be greater than or equal to 1", id="none"),
         pytest.param(
-            {"headers": {"a b": "c"}}, ".headers: 'a b' isn't a valid header name", id="a header name with space"
+            {"headers": {"a b": "c"}},
+            ".headers.request.set.a b: 'a b' isn't a valid header name",
+            id="a header name with space",
         ),
-        pytest.param({"headers": {"": "c"}}, ".headers: '' isn't a valid header name", id="an empty header name"),
-        pytest.param({"headers": {"a": "b\r\nc: d"}}, ".headers: the value of a has a character", id="a line break"),
-        pytest.param({"headers": {"a": "\0"}}, ".headers: the value of a has a character", id="NUL"),
+        pytest.param(
+            {"headers": {"": "c"}}, ".headers.request.set.: '' isn't a valid header name", id="an empty header name"
+        ),
+        pytest.param(
+            {"headers": {"a": "b\r\nc: d"}}, ".headers.request.set.a: the value of a has a character", id="a line break"
+        ),
+        pytest.param({"headers": {"a": "\0"}}, ".headers.request.set.a: the value of a has a character", id="NUL"),
         pytest.param({"transport": "curl"}, ".transport: Input should be 'aiohttp' or 'httpx'", id="no transport"),
         pytest.param({"verify": "maybe"}, ".verify: Input should be a valid boolean", id="no boolean"),
         pytest.param({"retries": 3}, ".retries: Extra inputs are not permitted", id="an unknown name"),

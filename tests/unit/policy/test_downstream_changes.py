@@ -1,0 +1,146 @@
+"""downstream: responses with fields that settings set, add and remove; on the edge as by the app, whatever came before,
+and so that other caches are told what protects them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway import create_app
+from gateway.app.generations import Generations
+from gateway.config.loader import Loaded
+from gateway.config.models import Config
+from gateway.http.field_changes import FieldChanges
+from gateway.policy.downstream import Downstream
+from gateway.policy.keys import Keying
+from gateway.testing import StubUpstream, TurnedClock, running
+from tests.support.edge_lines import Both, Changing, Side
+
+OWN = Keying(vary=("x-tenant",), authorization="ignore", cookies=())
+NOBODYS = Keying(vary=(), authorization="ignore", cookies=())
+
+
+def told(
+    *headers: tuple[bytes, bytes], put: dict[str, str] | None = None, removed: tuple[str, ...] = (), **more: Any
+) -> dict[bytes, bytes]:
+    changes = FieldChanges.of(put or {}, {}, removed)
+    keying = more.pop("keying", NOBODYS)
+    return dict(Downstream.of(keying, made=False, changes=changes).told(list(headers), **more))
+
+
+LIFE = (b"cache-control", b"public, max-age=60")
+
+
+def test_a_life_can_be_set_and_taken_away() -> None:
+    assert told(LIFE, put={"cache-control": "max-age=5"})[b"cache-control"] == b"max-age=5"
+    assert b"cache-control" not in told(LIFE, removed=("cache-control",))
+
+
+@pytest.mark.parametrize("forbids", [b"no-store", b"private, max-age=9", b"no-cache", b"max-age=9, no-store"])
+def test_what_forbids_to_store_or_share_stays(forbids: bytes) -> None:
+    for given in ({"put": {"cache-control": "public, max-age=60"}}, {"removed": ("cache-control",)}):
+        kept = told((b"cache-control", forbids), **given)[b"cache-control"]  # type: ignore[arg-type]
+        word = next(word for word in (b"no-store", b"no-cache", b"private") if word in forbids)
+        assert word in kept
+        assert b"public" not in kept
+    relaxed = told((b"cache-control", forbids), put={"cdn-cache-control": "max-age=60", "expires": "0"})
+    assert not {b"cdn-cache-control", b"expires"} & relaxed.keys()
+
+
+def test_private_is_decided_after_the_changes() -> None:
+    keyed = Keying(vary=(), authorization="key", cookies=())
+    changed = told(LIFE, put={"cache-control": "public, max-age=60"}, keying=keyed)
+    assert changed[b"cache-control"] == b"private, max-age=60"
+
+
+def test_vary_keeps_what_selects_the_answer() -> None:
+    given = (b"vary", b"x-junk, accept-language")
+    selecting = ("accept-language",)
+    stored = told(LIFE, given, removed=("vary",), keying=OWN, selecting=selecting)
+    assert stored[b"vary"] == b"x-tenant, accept-language"
+    passed = told(LIFE, given, removed=("vary",), keying=OWN, stored=False)
+    assert passed[b"vary"] == b"x-junk, accept-language, x-tenant"
+    assert told(LIFE, (b"vary", b"*"), removed=("vary",))[b"vary"] == b"*"
+    assert told(LIFE, given, put={"vary": "x-more"}, keying=OWN)[b"vary"] == b"x-more, x-tenant"
+
+
+# --- the edge and the app ----------------------------------------------------------------------------------
+
+CHANGED = {
+    "request": {},
+    "response": {
+        "set": {"X-Frame-Options": "DENY", "Cache-Control": "max-age=1"},
+        "add": {"Link": ["</a>; rel=x", "</b>; rel=y"]},
+        "remove": ["X-Secret", "ETag"],
+    },
+}
+PARTS = {"p": {"upstream": "api", "path": "/p", "ttl": "5s"}, "q": {"upstream": "api", "path": "/q", "ttl": "9s"}}
+ROUTES: dict[str, Any] = {
+    "own": {"path": "/own/{id}", "upstream": "api", "ttl": "10s", "headers": CHANGED, "stale_while_revalidate": "5s"},
+    "origin": {"path": "/origin/{id}", "upstream": "api", "headers": CHANGED},
+    "whole": {"path": "/whole", "parts": PARTS, "headers": {"response": CHANGED["response"]}},
+    "tagged": {"path": "/tagged", "parts": PARTS, "headers": {"response": {"set": {"X-Frame-Options": "DENY"}}}},
+}
+LINE = b"%b %b HTTP/1.1\r\nHost: gateway.test\r\n%b\r\n"
+ASKED = [
+    LINE % (method, path, fields)
+    for path in (b"/own/1", b"/origin/1", b"/whole", b"/tagged")
+    for method in (b"GET", b"HEAD")
+    for fields in (
+        *(b"", b"If-None-Match: *\r\n", b"Range: bytes=0-1\r\n", b"Cookie: a=b\r\n", b"Authorization: x\r\n"),
+        *(b"Cache-Control: only-if-cached\r\n", b"Accept-Encoding: gzip\r\n", b"Cache-Control: no-cache\r\n"),
+    )
+] + [LINE % (b"POST", b"/own/1", b"Content-Length: 0\r\n"), LINE % (b"PURGE", b"/own/1", b"")]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, {"x-secret": "s", "cache-control": "max-age=60", "etag": '"e"'}),
+        (200, {"x-secret": "s", "cache-control": "no-store"}),
+        (200, {"x-secret": "s", "set-cookie": "a=b", "vary": "accept-language"}),
+        (404, {"x-secret": "s"}),
+        (503, {"x-secret": "s"}),
+    ],
+)
+async def test_every_answer_of_a_route_has_the_changes(answer: tuple[int, dict[str, str]]) -> None:
+    def side(clock: TurnedClock, changing: Changing, *, edge: bool) -> Side:
+        upstreams = {"api": {"url": "http://api.test", "headers": {"response": {"set": {"X-Up": "1"}}}}}
+        return Side(clock, changing, edge=edge, routes=ROUTES, upstreams=upstreams)
+
+    changing = Changing()
+    if answer[0] == 200 and "etag" in answer[1]:
+        changing.headers = {}
+    both = Both(changing, side, {})
+    changing.say(*answer, 1)
+    for turn in (0, 1, 6, 20):
+        both.clock.turn(turn)
+        for line in ASKED * 2:
+            got = await both.ask("ask", line)
+            head = got.partition(b"\r\n\r\n")[0].lower()
+            assert b"x-frame-options: deny" in head, line
+            assert b"x-secret" not in head, line
+            assert (b"x-up: 1" in head) is (b"/whole" not in line and b"/tagged" not in line)
+            if b"/tagged" not in line:
+                assert b"etag" not in head, line
+                assert head.count(b"link:") == 2, line
+
+
+async def test_a_reload_changes_what_is_stored_already() -> None:
+    route = {"path": "/a", "upstream": "api", "ttl": "10s"}
+    base = {"redis_url": "none", "access_log": False, "upstreams": {"api": {"url": "http://api.test"}}}
+    upstream = StubUpstream(lambda _: httpx.Response(200, text="body", headers={"x-secret": "s"}))
+    app = create_app({**base, "routes": {"r": route}}, transport=upstream)
+    changed = {**route, "headers": {"response": {"set": {"X-A": "new"}, "remove": ["X-Secret"]}}}
+    async with running(app) as http:
+        assert (await http.get("/a")).headers["x-secret"] == "s"
+        fresh = Loaded(Config.model_validate({**base, "routes": {"r": changed}}), {}, ())
+        generations = Generations(app)
+        generations.reload(fresh)
+        transport = httpx.ASGITransport(generations)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway.test") as after:
+            answer = await after.get("/a")
+        assert (answer.headers["x-a"], answer.headers.get("x-secret")) == ("new", None)
+    assert upstream.asked == 1
