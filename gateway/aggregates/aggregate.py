@@ -1,7 +1,7 @@
-"""Aggregates: one answer for one screen, joined from the answers of several upstreams.
+"""Aggregates: one response joined from the responses of several upstreams.
 
-An aggregate's answer is asked of the engine as any other, with an origin that joins the parts; so it is stored,
-collapsed and answered as any other. Where all parts lie in memory, it is joined within one turn of the event loop.
+An aggregate's response is requested from the engine like any other, with an origin that joins the parts; so it is
+stored, collapsed and served like any other. If all parts are in memory, it is joined within one event loop iteration.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from gateway.policy.validation import fields_of_304, not_modified
 from gateway.upstreams.response import Fetched, WholeBody
 
 CONSTANT_LIFE = 60.0
-"""Seconds that an answer lives where nobody was asked: of constants, and of parts that were left out."""
+"""Lifetime in seconds of a response without an upstream: of constants, and of omitted parts."""
 SLACK = 1.0
 """Seconds beyond the parts' deadline until the engine itself gives the whole up."""
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """A route with parts, ready to be asked."""
+    """A route with parts, ready for requests."""
 
     name: str
     config: RouteConfig
@@ -48,7 +48,7 @@ class Aggregate:
     route: Route
     engine: Engine
     written: RouteConfig | None = None
-    """Of one that is written in Python: its settings as its code has them, whatever live overrides say."""
+    """For an aggregate written in Python: its settings in code, without live overrides."""
 
     @property
     def deadline(self) -> float:
@@ -61,7 +61,7 @@ class Aggregate:
 
     @property
     def own_routes(self) -> list[Route]:
-        """The routes of those parts that are no declared route."""
+        """The routes of those parts that are not declared routes."""
         return [source.route for source in self.kit.sources.values() if source.declared is None]
 
     @cached_property
@@ -79,7 +79,7 @@ class Aggregate:
         )
 
     def at_hand(self, ask: CacheRequest) -> Answer | None:
-        """The answer, where it lies in memory, whole or in parts; None where somebody must be asked."""
+        """The response, if it is in memory, complete or in parts; None if a fetch is needed."""
         assert isinstance(ask.origin, _JoinOrigin)
         try:
             answer = self.engine.at_hand(ask) or self._now(ask, ask.origin)
@@ -98,7 +98,7 @@ class Aggregate:
         return tuple(render_tag(tag, dict(values.path)) for tag in self.config.tags)
 
     def _now(self, ask: CacheRequest, origin: _JoinOrigin) -> Answer | None:
-        """The answer, where every part lies in memory; it is kept, where it may be."""
+        """The response, if every part is in memory; it is kept, if allowed."""
         if ask.plan.bypass is not None or ask.facts.no_store:
             return None
         run = origin.begin()
@@ -145,7 +145,7 @@ class Aggregate:
 
     @cached_property
     def vary(self) -> frozenset[str]:
-        """The request fields that count for the parts, whatever their upstreams say."""
+        """The keyed request fields of the parts, before their upstreams' `Vary`."""
         keying = self.route.keying
         credentials = {"authorization": keying.authorization == "key", "cookie": bool(keying.cookies)}
         return frozenset((*(keying.vary or ()), *(name for name, counts in credentials.items() if counts)))
@@ -158,7 +158,7 @@ class Aggregate:
 
     @cached_property
     def sole(self) -> str | None:
-        """The part that is the whole answer, where there is no other and nothing is said beside it."""
+        """The part that is the complete response, if it is the only one and there are no additional keys."""
         return None if self.config.envelope or self.config.errors else sole_part(self.config.parts)
 
     def _pieces(self, run: Run) -> Iterator[MergePiece]:
@@ -171,7 +171,7 @@ class Aggregate:
                 yield MergePiece(config.group_of(name), each.text, each.shown)
 
     def _more(self, run: Run, exchange: RequestContext) -> Iterator[MergePiece]:
-        """What is said of the parts within the body, where that is wanted."""
+        """The report about the parts in the body, if enabled."""
         if self.config.errors:
             errors = {
                 each.name: problem_document(each.failure.status, f"The part {each.name}: {each.failure.detail}.", "")
@@ -186,7 +186,7 @@ class Aggregate:
 
 
 def _check_refusal(run: Run) -> None:
-    """Raises RequestRefused where a required part can't be asked for with what the client sent."""
+    """Raises RequestRefused if a required part can't be requested with the client's values."""
     failed = run.failed_requirement
     if failed is not None and failed.failure is not None and failed.failure.status == 400:
         raise RequestRefused(f"The part {failed.name}: {failed.failure.detail}")
@@ -203,14 +203,14 @@ _ANSWERED = frozenset(("hit", "list", "miss", "stale", "revalidated"))
 
 
 def _settled(parts: tuple[PartSaid, ...]) -> str:
-    """What is said of the parts of a stored whole: they are all in it."""
+    """The states of the parts of a stored aggregate: all are hits."""
     return ", ".join(
         f"{each.name}={'hit' if each.text.partition(';')[0] in _ANSWERED else each.text}" for each in parts
     )
 
 
 def _as_members(text: str) -> dict[str, str | int | bool]:
-    """`stale;age=31` as an object for the envelope; what is only named, as `default`, is true."""
+    """`stale;age=31` as an object for the envelope; a flag, such as `default`, is true."""
     status, *parameters = text.split(";")
     members: dict[str, str | int | bool] = {"status": status}
     for parameter in parameters:
@@ -230,7 +230,7 @@ def _told(answer: Answer, exchange: RequestContext) -> Answer:
 
 
 class _JoinOrigin:
-    """Where an aggregate's answers come from: its parts, as one request wants them."""
+    """The origin of an aggregate's responses: its parts, for one request."""
 
     def __init__(
         self,
@@ -256,14 +256,14 @@ class _JoinOrigin:
         return self._aggregate.deadline + SLACK
 
     def begin(self) -> Run:
-        """A run of the parts, which the next fetch goes on with: what lay in memory is not looked for twice."""
+        """A run of the parts, which the next fetch continues: parts found in memory are not looked up twice."""
         until = asyncio.get_running_loop().time() + self._aggregate.deadline
         wanting = Wanting.of(self._exchange, self._facts, self._values, until)
         self._begun = Run(self._aggregate.kit, wanting, self._shown)
         return self._begun
 
     def refusal(self) -> None:
-        """None: its parts are asked."""
+        """None: its parts are requested."""
 
     async def fetch(self, method: str, headers: Headers) -> Fetched:
         run = self._begun or self.begin()

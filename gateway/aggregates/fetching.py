@@ -1,7 +1,8 @@
-"""How a part's upstream is asked: tried again, hedged by a second host, or for several elements of a list at once.
+"""How a part is fetched from its upstream: retried, hedged with a second host, or batched with other elements of a
+list.
 
-Hedging as in "The Tail at Scale" (Dean and Barroso, 2013): a second request, to another host, only where the first has
-not answered after a while, and for few of all requests.
+Hedging as in "The Tail at Scale" (Dean and Barroso, 2013): a second request, to another host, only if the first has not
+been answered after a delay, and for a small share of requests.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Persistence:
 
 @dataclass(frozen=True)
 class PersistentOrigin:
-    """An upstream's target, asked with persistence."""
+    """An upstream's target, requested with retries and hedges."""
 
     origin: UpstreamOrigin
     persistence: Persistence
@@ -57,7 +58,7 @@ class PersistentOrigin:
         return self.origin.deadline
 
     def refusal(self) -> None:
-        """None: one that refuses may be asked again a moment later."""
+        """None: an upstream that refuses may be tried again shortly after."""
 
     async def fetch(self, method: str, headers: Headers) -> Fetched:
         """Raises UpstreamError."""
@@ -95,7 +96,7 @@ class PersistentOrigin:
 
 
 async def _first_good(tasks: list[asyncio.Task[Fetched]]) -> asyncio.Task[Fetched]:
-    """The first task with an answer that is no failure; else the last one to end."""
+    """The first task with a good response; else the last one to end."""
     pending = set(tasks)
     while True:
         done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
@@ -118,10 +119,10 @@ Ask = Callable[[str], Awaitable[Fetched]]
 
 
 class Batch:
-    """Fetches for several elements, sent as one where the upstream has a place for that.
+    """Fetches for several elements, sent as one request if the upstream supports batches.
 
-    `send` asks for elements by their ids, joined by commas. It goes out when all of `expected` elements want to be
-    fetched, or a moment after the first. Each element gets its share, as if it had been asked for alone.
+    `send` fetches elements by their IDs, joined by commas. It is called when all of `expected` elements need a fetch,
+    or shortly after the first. Each element gets its share, as from a request of its own.
     """
 
     def __init__(self, name: str, send: Ask, key: str, limit: int, expected: int) -> None:
@@ -215,7 +216,7 @@ class ElementOrigin:
     deadline: float
 
     def refusal(self) -> None:
-        """None: the batch is asked."""
+        """None: the batch is sent."""
 
     async def fetch(self, method: str, headers: Headers) -> Fetched:
         return await self.batch.fetch(self.item)

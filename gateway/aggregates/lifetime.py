@@ -1,7 +1,7 @@
-"""What a joined answer takes over from its parts: how old it is, how long it lives, by what names it can be purged.
+"""What a joined response inherits from its parts: age, lifetime, and purge names.
 
-Pure. `Age` is the oldest part's, `max-age` that plus the least remaining life, so that nobody who subtracts the one
-from the other subtracts twice.
+Pure. `Age` is the oldest part's, `max-age` that plus the least remaining life, so that subtracting one from the other
+gives the remaining life once.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from gateway.policy.validation import own_tag
 
 @dataclass(frozen=True, slots=True)
 class PartLife:
-    """What a part that was answered brings into the joined answer's life. Seconds.
+    """A part's contribution to the joined response's life. Seconds.
 
-    `remaining` is negative where it is stale. `private`: it is for one client; `failing`: it is a stale copy in place
-    of a failure; `unstored`: the upstream, or its method, forbids that anybody keep it.
+    `remaining` is negative if it is stale. `private`: it is for one client; `failing`: it is a stale copy in place of a
+    failure; `unstored`: the upstream, or its method, forbids storing it.
     """
 
     age: float = 0.0
@@ -61,14 +61,14 @@ def together(parts: Sequence[PartLife]) -> PartLife:
 
 
 def unstored_part(headers: Headers, *, private: bool) -> PartLife:
-    """A part that came straight from its upstream and is not stored, by what it says of itself."""
+    """A part that came directly from its upstream and is not stored, by its own fields."""
     directives = CacheControl.of(headers)
     lifetime = directives.seconds("max-age") if not directives.unqualified("no-cache") else 0
     age = parse_age(headers)
     personal = private or directives.unqualified("private")
     return PartLife(
         age=age,
-        # What it states for the client's own cache counts; of what a shared cache refused, nobody knows the life.
+        # Its lifetime for private caches applies; if a shared cache may not store it, its lifetime is unknown.
         remaining=(lifetime or 0) - age if personal else 0.0,
         private=personal,
         unstored="no-store" in directives,

@@ -1,7 +1,7 @@
-"""Parts into one answer: decoding, shaping, merging, splicing, and how long the whole lives.
+"""Parts into one response: decoding, shaping, merging, splicing.
 
-Pure. A part that nothing reshapes is spliced: its bytes, checked once to be JSON, stand in the answer as they came.
-What is reshaped or merged keeps its values, numbers digit by digit (`json_text`).
+Pure. A part without transformations is spliced: its bytes, checked once to be JSON, are copied unchanged. Transformed
+and merged parts keep their values, and numbers keep their digits (`json_text`).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Decode = Literal["auto", "json", "text", "xml"]
 
 
 class WrongType(ValueError):
-    """A part's body is not what it should be; the message says what it is."""
+    """A part's body has the wrong type; the message names it."""
 
 
 # --- decoding ----------------------------------------------------------------------------------------------
 
 
 def media_type(headers: Headers) -> tuple[str, str]:
-    """The media type of a Content-Type in lower case, and its charset (RFC 9110 §8.3); empty where not said."""
+    """The media type of a Content-Type in lower case, and its charset (RFC 9110 §8.3); empty if missing."""
     text = first(headers, b"content-type") or ""
     kind, _, parameters = text.partition(";")
     for parameter in parameters.split(";"):
@@ -44,7 +44,7 @@ def media_type(headers: Headers) -> tuple[str, str]:
 
 
 NOTHING: tuple[bytes, JsonValue] = (b"null", None)
-"""What a part without a body is (a 204, a 205, a length of 0): an answer, and no wrong type."""
+"""The value of a part without a body (a 204, a 205, a length of 0): a valid response."""
 
 
 def decoded(body: bytes, headers: Headers, decode: Decode, limit: int = 2**31) -> tuple[bytes, JsonValue]:
@@ -73,7 +73,7 @@ def _read(body: bytes, headers: Headers, decode: Decode) -> tuple[bytes, JsonVal
 
 
 def _xml(body: bytes, charset: str) -> tuple[bytes, JsonValue]:
-    # As the document says of itself; else as its Content-Type does (RFC 7303 §3.2).
+    # By the document's own declaration; else by its Content-Type (RFC 7303 §3.2).
     for encoding in (None, charset) if charset else (None,):
         try:
             value: JsonValue = xmltodict.parse(body, encoding=encoding)
@@ -176,8 +176,8 @@ def _renamed(value: JsonValue, path: Sequence[str], new: str) -> JsonValue:
 
 @dataclass(frozen=True, slots=True)
 class MergePiece:
-    """A part as it stands in the answer: JSON text under `group`, or merged into the root where that is None (then
-    `value` is its parsed object)."""
+    """A part in the response: JSON text under `group`, or merged into the root if that is None (then `value` is its
+    parsed object)."""
 
     group: str | None
     text: bytes
@@ -226,7 +226,7 @@ def _unwrapped(value: Any) -> Any:
 
 
 def key_text(name: str) -> bytes:
-    """What stands before a value in an object: its name, and the colon."""
+    """The text before a value in an object: its name, and the colon."""
     return orjson.dumps(name) + b":"
 
 

@@ -1,4 +1,4 @@
-"""What asking for a part came to: its value, its absence, or its failure; and which failed parts back off, for whom."""
+"""The result of a part: its value, its absence, or its failure; and which failed parts back off, for whom."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.http.headers import Headers
 
 
 class Failure(Exception):
-    """A part was not answered. `kind` is a token for headers, `status` what a whole without it is told."""
+    """A part failed. `kind` is a token for headers, `status` the aggregate's status without it."""
 
     def __init__(self, kind: str, detail: str, status: int = 502) -> None:
         self.kind = kind
@@ -21,13 +21,13 @@ class Failure(Exception):
 
     @property
     def backs_off(self) -> bool:
-        """Whether it says that another request now would fail as well. A 3xx or 4xx does not, but for a 429: it is an
-        answer to what this client sent, its credentials among that."""
+        """Whether another request now would fail as well. Not for a 3xx or 4xx, except 429: it depends on what this
+        client sent, including its credentials."""
         return not self.kind.startswith("status-") or self.kind == "status-429" or self.kind >= "status-5"
 
     @property
     def of_all(self) -> bool:
-        """Whether it says so of every client's requests, as a deadline or a connection does. A status is an answer to
+        """Whether it applies to every client's requests, as a timeout or a lost connection does. A status applies to
         one of them."""
         return self.kind in _OF_ALL
 
@@ -44,7 +44,7 @@ _OF_ALL = frozenset(("timeout", "unreachable", "malformed", "busy", "resting", "
 
 
 class Absent(Failure):
-    """The upstream says that there is no such thing (404, 410): an answer, which may be cached."""
+    """The upstream has no such resource (404, 410): a response, which may be cached."""
 
     def __init__(self, status: int, life: PartLife) -> None:
         self.life = life
@@ -83,8 +83,8 @@ class Resting:
         return failure if self._clock.now() < until else None
 
     def claim(self, key: str, seconds: float) -> Failure | None:
-        """The same; but once it was left alone for long enough, whoever claims it first may try again, and it is left
-        alone by the others while that takes, at most `seconds`."""
+        """The same; but after the back-off, the first claim may try again, and others continue to back off during its
+        try, for at most `seconds`."""
         until, failure = self._failures.get(key, _NEVER)
         now = self._clock.now()
         if failure is None or now < until:
@@ -100,7 +100,7 @@ _NEVER: tuple[float, Failure | None] = (0.0, None)
 
 
 _LATEST = 0.2
-"""How much the last fetch counts in what a part is expected to take."""
+"""The weight of the last fetch in a part's expected duration."""
 
 
 class Pace:

@@ -1,7 +1,7 @@
-"""Where a part's responses come from: one target at one upstream, asked through the engine like any route.
+"""The source of a part's responses: one target at one upstream, fetched through the engine like a route.
 
-So a part is cached, collapsed, served stale and purged as a route is. A part that failed backs off for a moment, so
-that a hanging upstream doesn't cost every request its timeout.
+So a part is cached, collapsed, served stale and purged as a route is. A failed part backs off, so that a hanging
+upstream doesn't cost every request its timeout.
 """
 
 from __future__ import annotations
@@ -58,13 +58,14 @@ NOT_FOR_PARTS = (
     b"if-none-match", b"if-modified-since", b"if-match", b"if-unmodified-since", b"range", b"if-range",
     b"accept-encoding", b"content-length", b"content-type", b"transfer-encoding", b"expect",
 )  # fmt: skip
-"""Of the client's request fields, those that speak of the whole answer, or of a body."""
+"""The client's request fields that concern the complete response, or a body."""
 IDENTITY = (b"accept-encoding", b"identity")
 
 
 @dataclass(frozen=True, slots=True)
 class Wanting:
-    """Who wants the parts: one request. `headers` are those that parts may see, `until` is on the loop's clock."""
+    """The request that needs the parts. `headers` are those that parts may see, `until` is on the event loop's
+    clock."""
 
     exchange: RequestContext
     headers: Headers
@@ -115,12 +116,12 @@ class PartSource:
         return self.upstream.timeout if own is None else min(own.total_seconds(), self.upstream.timeout)
 
     def target(self, values: Values) -> tuple[str, tuple[str, ...]]:
-        """What to ask the upstream for, and the tags. Raises Missing, RequestRefused."""
+        """The upstream target, and the tags. Raises Missing, RequestRefused."""
         return self._constant or self._rendered(values)
 
     @cached_property
     def _constant(self) -> tuple[str, tuple[str, ...]] | None:
-        """What is asked for, whoever asks; None where that differs."""
+        """The target for all clients; None if it differs between them."""
         part = self.part
         texts = (part.target, *part.tags)
         if self.declared is not None or part.config.query or any(each is None or each.references for each in texts):
@@ -224,8 +225,8 @@ class PartSource:
     def _with_own_headers(
         self, planned: Plan, headers: Headers, values: Values
     ) -> tuple[Plan, list[tuple[bytes, bytes]]]:
-        """The part's own request headers: sent, and part of the key whoever decides its life; but for those whose value
-        the client did not send. Raises Missing."""
+        """The part's own request headers: sent, and part of the key on any route; without those whose value the client
+        did not send. Raises Missing."""
         own = self._own_headers(values)
         names = [name for name, _ in self.part.headers]
         secret = self.route.keying.identity_key
@@ -243,11 +244,11 @@ class PartSource:
         _check_length(*(value for _, value in own))
         return own
 
-    # --- asking ----------------------------------------------------------------------------------------------
+    # --- fetching -----------------------------------------------------------------------------------------------
 
     def at_hand(self, ask: CacheRequest) -> Got | None:
-        """The answer, where it lies in memory and may be used at once. Raises Failure where it failed a moment ago and
-        nothing can stand in, Absent."""
+        """The response, if it is usable in memory. Raises Failure if it failed just now and nothing can replace it,
+        Absent."""
         decision = self.engine.look(ask)
         if decision is None:
             failed = self.resting.get(ask.plan.base) or self.resting.get(self._asked_as(ask.plan, ask.headers))
@@ -290,8 +291,8 @@ class PartSource:
         return Failure("too-large", f"it is larger than {self.route.max_body} bytes")
 
     def _asked_as(self, planned: Plan, headers: Headers) -> str:
-        """By what a failure is remembered: what was asked for, and the credentials that it was asked with, also where
-        those are no part of the cache key."""
+        """The key of a failure: the target, and the credentials sent with it, also if those are not part of the cache
+        key."""
         sent = planned.forward if planned.bypass is None else passed_through(headers)
         keying = self.route.keying
         own = [b"%b:%b" % pair for pair in sent if keying.identifies(pair[0].decode("latin-1"))]
@@ -312,7 +313,8 @@ class PartSource:
         self.resting.discard(own)
 
     def _instead(self, ask: CacheRequest, failure: Failure) -> Got:
-        # What lies there is not this client's where its credentials pass the cache by; and a 401, say, is an answer.
+        # The stored entry is not this client's if its credentials bypass the cache; and a 401, for example, is a
+        # response.
         stands_in = ask.plan.bypass is None and failure.backs_off
         stored = self.engine.stale_copy(ask) if stands_in else None
         if stored is None or not 200 <= stored.status < 300:

@@ -50,7 +50,7 @@ PARTS = "parts"
 
 @dataclass(frozen=True)
 class Builder:
-    """Makes aggregates; what they share is here. `overridden` has those written in Python that live overrides changed,
+    """Makes aggregates and holds what they share. `overridden` has those written in Python that live overrides changed,
     by name."""
 
     config: Config
@@ -101,7 +101,8 @@ class Builder:
             stale_while_revalidate=0.0,
             stale_if_error=0.0,
             request_directives=route.request_directives == "honour",
-            # With a part that is never cached nobody waits for another's whole; the other parts are shared as always.
+            # With a part that is never cached no request waits for another's aggregate; the other parts are shared as
+            # always.
             cache=not any(source.route.rules.off for source in sources.values()),
         )
         keying = replace(_keying(sources.values(), route, plan), identity_key=self.engine.identity_key)
@@ -109,7 +110,8 @@ class Builder:
         return Aggregate(name, route, kit, made, self.engine)
 
     def typed(self, name: str, written: RouteConfig, checks: Mapping[str, Callable[[bytes], None]]) -> Aggregate:
-        """The aggregate that was `written` in Python. Raises ConfigError where it names what is not configured."""
+        """The aggregate that was `written` in Python. Raises ConfigError if it names something that is not
+        configured."""
         route = self.overridden.get(name, written)
         config = self.config
         if name in config.routes:
@@ -171,7 +173,7 @@ class Builder:
         like = RouteConfig.model_validate(settings)
         host = self.upstreams[like.upstream].config.preserves_host
         keying = keying_of(like, public_constants(self.config), self.engine.identity_key, host=host)
-        # One object for all that are equal: what a request's headers come to under it is worked out once.
+        # One object for all equal ones: what a request's headers amount to under it is computed once.
         return Route(name, rules_of(like), self.keyings.setdefault(keying, keying), self._max_body(route))
 
 
@@ -179,11 +181,11 @@ _OF_A_ROUTE = ("ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl"
 
 
 def _keying(sources: Collection[PartSource], config: RouteConfig, plan: PartPlan) -> Keying:
-    """What of a request counts for the whole: all that counts for a part before its upstream's `Vary`.
+    """The aggregate's keyed inputs: all keyed inputs of its parts before their upstreams' `Vary`.
 
-    What a whole is, and how long it lives, is settled when it is joined, by the settings of its parts: so where any of
-    those is changed, by a reload or a live override, it is joined anew of the parts as they lie there, which are judged
-    by the settings as they are.
+    An aggregate's body and lifetime are settled when it is joined, by the settings of its parts: so if any of those is
+    changed, by a reload or a live override, it is joined again from the stored parts, which follow the current
+    settings.
     """
     parts = [source.route.keying for source in sources]
     settings = xxh3_64_hexdigest(repr([_settings(config), *map(_behind, sources)]).encode())
@@ -210,12 +212,12 @@ _SAID_OF_A_ROUTE = {"description", "summary"}
 
 
 def _settings(config: RouteConfig) -> str:
-    """What an aggregate's body depends on, of its own settings: as given, as `group: null` is not the same as none."""
+    """The aggregate's own settings that change its body: as given, because `group: null` differs from no group."""
     return config.model_dump_json(include=_OF_THE_WHOLE, exclude_unset=True)
 
 
 def _behind(source: PartSource) -> tuple[object, ...]:
-    """What a part depends on of the settings of others: its upstream's name, and those of the route that it names."""
+    """The settings elsewhere on which a part depends: its upstream's name, and those of the route that it names."""
     of_route = None
     if source.declared is not None:
         of_route = source.declared.config.model_dump_json(exclude=_SAID_OF_A_ROUTE, exclude_unset=True)
@@ -241,7 +243,7 @@ def _counted(aggregate: Aggregate, target: Target) -> tuple[str, ...]:
 
 
 def _selected(aggregate: Aggregate, target: Target) -> tuple[str, ...] | None:
-    """The parts that the client asks for; None: all. Raises RequestRefused."""
+    """The parts that the client requests; None: all. Raises RequestRefused."""
     known = aggregate.config.parts
     asked = [unquote_plus(pair.partition("=")[2]) for pair in target.query if query_name(pair) == PARTS]
     if not asked or not aggregate.config.selectable:
@@ -257,8 +259,7 @@ def _selected(aggregate: Aggregate, target: Target) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True, slots=True)
 class AggregateRequest:
-    """What one request asks of an aggregate: the target that its key is made of, the values that its parts take, and
-    the parts to show."""
+    """One request for an aggregate: the target of its key, the values for its parts, and the parts to show."""
 
     target: str
     values: Values
@@ -266,7 +267,7 @@ class AggregateRequest:
 
 
 def asked_of(aggregate: Aggregate, path: str, target: Target, headers: Headers) -> AggregateRequest:
-    """What a request for `path` asks. Raises RequestRefused."""
+    """The request for `path`. Raises RequestRefused."""
     parameters = aggregate.config.template.match(path)
     if parameters is None:
         raise RequestRefused("The path does not match its route.", 404)
@@ -319,7 +320,8 @@ class AggregateHandlers:
         headers = exchange.headers
         planned = plan(aggregate.route.keying, f"+{aggregate.name}", target, headers, has_body=has_body(headers))
         if aggregate.follows_origin:
-            # Its upstream sees who asks, though that is in no key: a failure is for those who are seen as the same.
+            # Its upstream sees the client's identity, though that is not in a key: a failure is shared only between
+            # equal identities.
             own = [pair for pair in headers if is_identity(pair[0].decode("latin-1"))]
             planned = structs.replace(planned, forward=(*planned.forward, *own))
         facts = directives_of(exchange.method, headers, aggregate.route.rules)
@@ -349,7 +351,7 @@ class AggregateHandlers:
 
 
 def whole_bytes(answer: Answer, *, head: bool) -> Answer:
-    """The answer with its body as bytes, where it is all there; without it, where only the `head` was asked for."""
+    """The response with its body as bytes, if that is complete; without it, for a HEAD."""
     if not isinstance(answer.body, WholeBody):
         return answer
     return Answer(answer.status, answer.headers, b"" if head else answer.body.content)

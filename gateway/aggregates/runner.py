@@ -29,14 +29,14 @@ from gateway.http.json_text import text_of
 
 
 def missing_text(what: str) -> str:
-    """Of a part that lacks a value: a string of RFC 8941, which is ASCII, with quotes escaped."""
+    """For a part that lacks a value: a string of RFC 8941, which is ASCII, with quotes escaped."""
     text = what.encode("ascii", "replace").decode("ascii").replace("\\", "\\\\").replace('"', '\\"')
     return f'skipped;missing="{text}"'
 
 
 def list_text(counts: Mapping[str, int], failed: int, left_out: int, *, lost: bool, default: bool) -> str:
-    """Of a list: how many of its elements became of what. `failed` is how many of them did; `lost` says whether the
-    list has failed with them, `default` whether something stands in for it then."""
+    """For a list: the number of its elements by state. `failed` is how many failed; `lost` is whether the list has
+    failed with them, `default` whether a default replaces it."""
     told = ["failed" if lost else "partial" if failed else "list"]
     told += [f"{word}={count}" for word, count in counts.items()]
     if failed and not lost:
@@ -51,8 +51,8 @@ _NULL = b"null"
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What became of a part. `text` is None where it is left out of the answer; `failure` where it failed, or where
-    elements of it did and it is `partial`: there all the same."""
+    """The state of a part. `text` is None if it is omitted from the response; `failure` is set if it failed, or if
+    elements failed and it is `partial`."""
 
     name: str
     said: str
@@ -76,8 +76,8 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class _Elements:
-    """A list's elements: `places` is the list, `asked` are the distinct texts of its elements that are asked for;
-    `left_out` counts those beyond the limit, `skipped` the places that have no text: null, empty, an object."""
+    """A list's elements: `places` is the list, `asked` are the distinct texts of its elements to request; `left_out`
+    counts those beyond the limit, `skipped` the places without a text: null, empty, an object."""
 
     places: list[JsonValue]
     asked: list[str]
@@ -87,8 +87,8 @@ class _Elements:
 
 @dataclass(frozen=True)
 class Kit:
-    """What every run of an aggregate works with. `sources` has the parts that ask somebody; `count` counts a part by
-    what became of it."""
+    """The constant context of an aggregate's runs. `sources` has the parts with an upstream; `count` counts a part by
+    its state."""
 
     plan: PartPlan
     sources: Mapping[str, PartSource]
@@ -99,7 +99,7 @@ class Kit:
 
 
 class Run:
-    """The parts of one answer, on their way. `shown` are those that the client wants to see."""
+    """The parts of one response, in progress. `shown` are those that the client requested."""
 
     def __init__(self, kit: Kit, wanting: Wanting, shown: tuple[str, ...]) -> None:
         self.kit = kit
@@ -146,7 +146,7 @@ class Run:
         return whole
 
     async def all(self) -> None:
-        """Resolve every part, each as soon as what it needs is there."""
+        """Resolve every part, each as soon as its dependencies are."""
         began = time.perf_counter()
         running: dict[asyncio.Task[Resolved], str] = {}
         try:
@@ -249,7 +249,7 @@ class Run:
         return Resolved(part.name, got.said, prepared.text, prepared.value, prepared.shown, got.life, None, seconds)
 
     def _without(self, part: PlannedPart, said: str) -> Resolved:
-        """The part is not asked for: its default, or null, stands in its place."""
+        """The part is not requested: its default, or null, replaces it."""
         return Resolved(part.name, said, self._default(part), shown=part.config.default)
 
     def _failed(self, part: PlannedPart, failure: Failure, seconds: float = 0.0) -> Resolved:
@@ -271,7 +271,7 @@ class Run:
     # --- a part for each element of a list -----------------------------------------------------------------------
 
     def _elements_of(self, part: PlannedPart) -> _Elements:
-        """The list's elements. Raises Missing where there is no list."""
+        """The list's elements. Raises Missing if there is no list."""
         assert part.each is not None
         name, expression = part.each
         try:
@@ -286,7 +286,7 @@ class Run:
         return _Elements(found, asked, len(distinct) - len(asked), texts.count(None))
 
     def _asks_of(self, source: PartSource, items: Iterable[str]) -> dict[str, CacheRequest | Failure]:
-        """How each element is asked for, or why it is not: no other is refused with it. Raises Missing."""
+        """The request for each element, or why there is none; the others are unaffected. Raises Missing."""
         asks: dict[str, CacheRequest | Failure] = {}
         for item in items:
             wanting = self._wanting(item)
@@ -325,8 +325,8 @@ class Run:
     def _batched(
         self, source: PartSource, asks: dict[str, CacheRequest | Failure]
     ) -> dict[str, CacheRequest | Failure]:
-        """The same, those that must be fetched being fetched together, as many as a target has room for. An id with a
-        comma is asked for alone."""
+        """The same, with the elements to fetch batched, as many as fit into a target. An ID with a comma is requested
+        alone."""
         together = dict(asks)
         missing = (item for item, ask in asks.items() if "," not in item and _or_failure(source, ask) is None)
         for items in _groups(missing, LONGEST // 2):
@@ -341,8 +341,8 @@ class Run:
     def _listed(
         self, part: PlannedPart, source: PartSource, elements: _Elements, got: Mapping[str, Got | Failure]
     ) -> Resolved:
-        """The list of the elements' answers, each in its place, null where one failed or was not asked for. Where all
-        that were failed, or where each is required, the part has failed."""
+        """The list of the elements' responses, each in its place, null for one that failed or was not requested. If all
+        of them failed, or if each is required, the part has failed."""
         made = {item: self._element_made(part, source, found) for item, found in got.items()}
         failures = [each.failure for each in made.values() if each.failed and each.failure is not None]
         lost = bool(failures) and (len(failures) == len(made) or part.config.elements == "required")
@@ -388,7 +388,7 @@ MAX_SHADOWS = 100
 
 
 async def _ask_and_ignore(ask: CacheRequest, timeout: float, count: Callable[[str, str], None], name: str) -> None:
-    """Ask past the cache, read all of it, and count what became of it."""
+    """Fetch without the cache, read the complete response, and count its state."""
     said = "timeout"
     try:
         async with asyncio.timeout(timeout):
@@ -414,11 +414,11 @@ def _or_failure(source: PartSource, ask: CacheRequest | Failure) -> Got | Failur
 # --- the places of a list ------------------------------------------------------------------------------------
 
 NESTED = 16
-"""How deep lists within the list of `for_each` may be; what is deeper is null."""
+"""Maximum depth of lists in the list of `for_each`; deeper ones are null."""
 
 
 def _texts(found: Iterable[JsonValue], levels: int) -> Iterator[str | None]:
-    """The text of each place of a list, and of the lists in it; None where there is nothing to ask for."""
+    """The text of each place of a list, and of nested lists; None if there is nothing to request."""
     for each in found:
         if isinstance(each, list) and levels:
             yield from _texts(each, levels - 1)
@@ -443,7 +443,7 @@ def _placed(found: Iterable[JsonValue], made: Mapping[str, Resolved], levels: in
 
 
 def _groups(items: Iterable[str], longest: int) -> Iterator[list[str]]:
-    """Items in groups of at most `longest` bytes, as they stand in a target."""
+    """Items in groups of at most `longest` bytes in a target."""
     group: list[str] = []
     size = 0
     for item in items:

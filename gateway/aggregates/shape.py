@@ -18,10 +18,9 @@ PREPARED_BYTES = 32 * 1024 * 1024
 
 @dataclass(frozen=True)
 class BodyTransform:
-    """How a part's bodies are prepared. `name` is the part's; `check` raises WrongType for a body of another type than
-    the part's, and null is of every `optional` part's; `needed` says whether other parts take values of it; `limit`
-    (bytes) bounds a body that is decompressed.
-    """
+    """How a part's bodies are prepared. `name` is the part's; `check` raises WrongType for a body that doesn't match
+    the part's type, and null is valid for every `optional` part; `needed` is whether other parts use values of it;
+    `limit` (bytes) bounds a decompressed body."""
 
     name: str
     decode: Decode
@@ -34,14 +33,14 @@ class BodyTransform:
 
     @cached_property
     def identity(self) -> str:
-        """Tells it from all that make something else of a body: one that leaves it as it is, is every part's."""
+        """Identifies the preparation; one that leaves a body unchanged is shared by all parts."""
         plain = self.check is None and not (self.shape.changes or self.at_root or self.needed)
         return f"={self.decode} {self.limit}" if plain else self.name
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedTransform:
-    """A part's body, decoded and shaped once: `text` as it stands in the answer, `value` as other parts see it."""
+    """A part's body, decoded and shaped once: `text` as in the response, `value` for other parts."""
 
     text: bytes
     value: JsonValue
@@ -49,9 +48,9 @@ class PreparedTransform:
 
 
 class BodyCache:
-    """Prepares bodies, and remembers what they came to, so that a content is parsed once however often it is joined.
+    """Prepares bodies, and caches the results, so that content is parsed once however often it is joined.
 
-    Bounded in bytes of bodies and texts, the least recently used go first. What is not stored is not remembered.
+    Bounded in bytes of bodies and texts, least recently used first. Bodies that are not stored are not cached.
     """
 
     def __init__(self, capacity: int = PREPARED_BYTES) -> None:
@@ -108,7 +107,7 @@ def _shaped(recipe: BodyTransform, text: bytes, value: JsonValue) -> PreparedTra
         value = exactly(text, value)
     shown = value
     if reshaped:
-        # What is merged into the root is written with it later: whether it can be is found out here.
+        # A part merged into the root is written later; errors are detected here.
         shown = recipe.shape.apply(value)
         text = text_of(shown)
     if recipe.at_root and not isinstance(shown, dict):

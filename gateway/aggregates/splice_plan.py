@@ -1,4 +1,4 @@
-"""Which wholes the edge may join by itself, and of what: those whose parts each stand for themselves."""
+"""Which aggregates the edge may join itself, and from what: those whose parts are independent of each other."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class SplicePart:
 
 @dataclass(frozen=True, slots=True)
 class SplicePlan:
-    """How a whole is joined of parts that lie in memory. `asked` are those that somebody is asked for, in the order of
-    their ingredients, `said` in the order in which they are told of; `vary` the request fields that all wholes of the
-    route depend on."""
+    """How an aggregate is joined from parts in memory. `asked` are the parts with an upstream, in the order of their
+    ingredients, `said` in the order of the report; `vary` the request fields on which all responses of the route
+    depend."""
 
     ingredients: Sequence[SplicePart]
     asked: tuple[str, ...]
@@ -52,7 +52,7 @@ class SplicePlan:
 
 
 def frame_of(ingredients: Sequence[SplicePart]) -> tuple[list[bytes], list[int]]:
-    """The body's pieces, and at which of them the parts that are asked for stand; as `merge.joined` has them."""
+    """The body's pieces, and the indices of the parts with an upstream, as in `merge.joined`."""
     pieces: list[bytes] = [b"{"]
     places = []
     for number, each in enumerate(ingredients):
@@ -72,8 +72,8 @@ _UNSEEN = frozenset(name.decode("ascii") for name in NOT_FOR_PARTS)
 def joinable(
     aggregate: Aggregate, exchange: RequestContext, values: Values, shown: tuple[str, ...]
 ) -> SplicePlan | None:
-    """How the whole of the parts `shown` is joined of what lies in memory, for a plain request; None where it takes
-    more than their bytes in a row."""
+    """How the parts `shown` are joined from memory, for a plain request; None if that takes more than concatenating
+    bytes."""
     plan = aggregate.kit.plan
     parts = [plan.parts[name] for name in plan.sequence(shown)]
     if aggregate.config.envelope or not all(_stands_alone(part) for part in parts) or plan.reads:
@@ -89,7 +89,7 @@ def joinable(
 
 
 class _NotPlain(Exception):
-    """A part does not go by the cache alone."""
+    """A part bypasses the cache."""
 
 
 def _stands_alone(part: PlannedPart) -> bool:
@@ -124,6 +124,6 @@ def _ingredients(aggregate: Aggregate, wanting: Wanting, shown: tuple[str, ...])
             base=ask.plan.base,
             route=ask.route.name,
             names=ask.wanted.names,
-            # With headers of its own it may see another value than the client's.
+            # With headers of its own its value may differ from the client's.
             unseen=None if config.headers else _UNSEEN,
         )

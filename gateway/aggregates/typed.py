@@ -54,7 +54,7 @@ class TypedPart:
 
 
 def part(model: Any, **settings: Any) -> TypedPart:
-    """A part of an aggregate: what it is (any type that pydantic knows), and the settings of a part."""
+    """A part of an aggregate: its type (any type that pydantic supports), and the settings of a part."""
     return TypedPart(model, settings)
 
 
@@ -81,8 +81,8 @@ def aggregate(
     """Add an aggregate to `router`, which the configuration's `include` names. `settings` are those of a route with
     parts: deadline, merge, selectable, envelope, errors, tags, summary, description.
 
-    `name` is by what it is purged; not given, its path in words. Raises pydantic.ValidationError (a ValueError) where a
-    setting is wrong.
+    `name` is its name in purges; default: its path in words. Raises pydantic.ValidationError (a ValueError) for an
+    invalid setting.
     """
     own = name or "_".join(filter(None, path.replace("{", "").replace("}", "").replace("-", "_").split("/")))
     raw = {"path": path, "parts": {each: dict(typed.settings) for each, typed in parts.items()}, **settings}

@@ -1,14 +1,14 @@
 """One client's connection: a subclass of uvicorn's httptools protocol that reads before httptools does.
 
-Decides what of a connection's bytes may go on: a request's head is parsed strictly and its body's end is found
-(`http.request_parser`) before httptools is fed with either, one request at a time; the next one waits, unread, until
-the last answer is written. A client that is too slow, too large or ambiguous gets an error response, and the connection
-ends (`guard` holds the limits). It must not know what is cached, or how a request is answered without the app.
+Decides which bytes of a connection are processed: a request head is parsed strictly and its body's end is found
+(`http.request_parser`) before httptools gets either, one request at a time; the next one waits, unread, until the last
+response is written. A client that is too slow, too large or ambiguous gets an error response, and the connection is
+closed (`guard` holds the limits). It must not know what is cached, or how a request is served without the app.
 
-To the scope it adds what ASGI alone can't tell: the target as it came in the request line, whose authority may
-contradict `Host`, and a way to send interim responses (102, 103) to the client (RFC 9110 §15.2).
+It adds to the scope what ASGI lacks: the target of the request line, whose authority may contradict `Host`, and a way
+to send interim responses (102, 103) to the client (RFC 9110 §15.2).
 
-What it uses of uvicorn is listed in `INTERNALS`; a test fails where a new uvicorn moves any of it.
+`INTERNALS` lists the parts of uvicorn that it uses; a test fails if a new uvicorn changes any of them.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ requests: 50 clients that sent so many kept everybody else waiting for over 3 s.
 
 class Phase(Enum):
     HEAD = auto()
-    """Waiting for a head, or for the rest of one; the answer to the last request may be under way."""
+    """Waiting for a head, or for the rest of one; the last response may still be in progress."""
     BODY = auto()
     CLOSING = auto()
     """Refused: the answer is written, what still comes is thrown away."""
 
 
 class EarlyAnswer(Protocol):
-    """An answer that is under way without the app, which does not know of its request."""
+    """A response in progress without the app, which does not see the request."""
 
     def cancel(self) -> None:
         """The client has left."""
@@ -132,7 +132,7 @@ class ClientConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def sweep(self, now: float) -> None:
-        """End what is too slow: called twice a second."""
+        """Close it if it is too slow: called twice a second."""
         self._watch_writing(now)
         if now + EARLY < self._deadline or self.transport.is_closing():
             return
@@ -144,8 +144,8 @@ class ClientConnection(HttpToolsProtocol):
             self.transport.close()
 
     def _watch_writing(self, now: float) -> None:
-        """End who reads too slowly: what it has not taken falls by too few bytes within the time. A stream is filled up
-        meanwhile; what is seen of it between two looks is enough."""
+        """Close a connection whose client reads too slowly: its unsent bytes shrink by too few within the time. A
+        stream is refilled meanwhile; the decrease between two checks counts."""
         unsent = self.transport.get_write_buffer_size()
         if not unsent:
             self._stalled = NEVER
@@ -198,7 +198,7 @@ class ClientConnection(HttpToolsProtocol):
         self._take(data)
 
     def _take(self, data: bytes) -> None:
-        """Take bytes that are no hit, or are not known to be one."""
+        """Process bytes that are not a hit, or not known to be one."""
         self._ready = None
         if self._phase is Phase.CLOSING:
             return
@@ -376,7 +376,7 @@ class ClientConnection(HttpToolsProtocol):
         if old:
             self.cycle.keep_alive = stays_open(self.headers)
         if self.door.draining:
-            self.cycle.keep_alive = False  # uvicorn then says `Connection: close`
+            self.cycle.keep_alive = False  # uvicorn then sends `Connection: close`
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         old = cycle.scope["http_version"] != "1.1"
@@ -438,8 +438,8 @@ def door_of(app: object) -> ConnectionGuard:
 
 
 def _without_upgrade(line: Line, fields: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """The head without `Upgrade`, which nothing here speaks and a server may ignore (RFC 9110 §7.8); httptools would
-    take what follows for another protocol."""
+    """The head without `Upgrade`, which is not supported and may be ignored (RFC 9110 §7.8); httptools would take the
+    following bytes for another protocol."""
     lines = [line.method + b" " + line.target + b" HTTP/" + line.version.encode("ascii")]
     lines += [name + b": " + value for name, value in fields if name != b"upgrade"]
     return b"\r\n".join([*lines, b"", b""])

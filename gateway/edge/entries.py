@@ -1,9 +1,9 @@
-"""What the edge remembers between requests: request lines, header blocks, and responses prepared for sending.
+"""The edge's state between requests: request lines, header blocks, and responses prepared for sending.
 
-Decides what of an answer is the same from one hit to the next, and so is made once: what a header block asks for
-(`HeaderBlock`), how the app answered a request line (`KnownTarget`), when an entry is fresh (`PreparedResponse`), and
-the bytes of one form of it, by coding, status and Origin (`ResponseForm`); its age and remaining freshness are written
-once a second. It must not know how an entry is found or which request gets it (`hits`, `memos`).
+Decides which parts of a response are the same from one hit to the next, and so are made once: the effect of a header
+block (`HeaderBlock`), how the app served a request line (`KnownTarget`), when an entry is fresh (`PreparedResponse`),
+and the bytes of one form of it, by coding, status and Origin (`ResponseForm`); its age and remaining freshness are
+updated once a second. It must not know how an entry is found or which request gets it (`hits`, `memos`).
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from gateway.policy.rules import CachePolicy, RequestDirectives, directives_of
 from gateway.policy.vary import Suffixes, VaryIndex
 from gateway.routing.fast_path import FastPath
 
-# What makes a request more than a plain one: the app knows what to do.
+# What makes a request more than a plain one; the app handles those.
 _NOT_PLAIN = frozenset(
     (
         *(b"cache-control", b"content-length", b"expect", b"if-match", b"if-range", b"if-unmodified-since", b"pragma"),
         *(b"range", b"transfer-encoding", b"upgrade", b"x-request-id", b"gateway-explain"),
     )
 )
-# What uvicorn's ProxyHeadersMiddleware, where it wraps the app, goes by.
+# The fields used by uvicorn's ProxyHeadersMiddleware, if it wraps the app.
 _PROXIED = frozenset((b"x-forwarded-for", b"x-forwarded-proto"))
 _FORMING = frozenset((b"accept-encoding", b"if-none-match", b"if-modified-since", b"origin"))
 
 
 class PlannedRequest(msgspec.Struct, frozen=True):
-    """What a header block asks of a route, whatever the target: what it adds to the primary key, the fields that
-    travel on, why it goes by the cache."""
+    """The effect of a header block on a route, for any target: what it adds to the primary key, the forwarded fields,
+    the reason for a bypass."""
 
     suffix: str
     forward: tuple[tuple[bytes, bytes], ...]
@@ -58,11 +58,11 @@ class PlannedRequest(msgspec.Struct, frozen=True):
 
 
 class HeaderBlock:
-    """A request's header block, judged: whether the edge may answer it, and what of it selects an answer.
+    """A request's parsed header block: whether the edge may serve it, and which of its fields select a response.
 
-    `headers` are without X-Request-ID. `plain` is False for whatever the app must see. `form` is what may change the
-    form of an answer: the codings, the conditions, the Origin. `proxied` is True where a proxy tells of the client,
-    `prefixed` where one that may be trusted tells of a path prefix.
+    `headers` are without X-Request-ID. `plain` is False if the app must handle it. `form` is what may change the form
+    of a response: the codings, the preconditions, the Origin. `proxied` is True if it has forwarding fields, `prefixed`
+    if these may set a trusted path prefix.
     """
 
     __slots__ = (
@@ -91,8 +91,8 @@ class HeaderBlock:
         self.memos: dict[bytes, Memo] = {}
 
     def base(self, known: KnownRoute) -> str | None:
-        """What the counted inputs add to a primary key on a route; None where the request goes by the cache, and
-        where a field counts that the block lacks."""
+        """What the keyed inputs add to a primary key on a route; None for a bypass, and if a keyed field is not in the
+        block."""
         asked = plan(known.route.keying, "", "", self.headers)
         open_to_upstream = known.route.follows_origin and known.route.keying.authorization == "pass"
         unshared = open_to_upstream and has(self.headers, b"authorization")
@@ -120,7 +120,7 @@ def _is_unseen(name: str) -> bool:
 
 
 class KnownRoute:
-    """A route as the edge knows it, and what is ready of its stored responses, by their keys."""
+    """A route in the edge, and its prepared responses, by key."""
 
     __slots__ = ("endings", "ready", "recorder", "route")
 
@@ -150,7 +150,7 @@ class KnownTarget:
         self.joints: dict[str, Splice | None] = {}
 
     def connection(self, block: HeaderBlock) -> bytes:
-        """The field line that tells the client what becomes of its connection; empty where it stays open unsaid."""
+        """The `Connection` field line of a response; empty if the connection stays open by default."""
         if block.close:
             return CLOSES
         if self.modern:
@@ -165,7 +165,7 @@ SHAPES = 32
 
 
 class Endings:
-    """The ends of heads of one route's hits of one kind: from memory (`plain`), and where the shared tier was asked
+    """The ends of heads of one route's hits of one kind: from memory (`plain`), and after a read of the shared tier
     (`looked`)."""
 
     __slots__ = ("looked", "plain")
@@ -178,11 +178,11 @@ class Endings:
 
 
 class PreparedResponse:
-    """A stored response made ready: its windows as the purges known by then leave it, and its shapes.
+    """A prepared stored response: its windows after the known purges, and its forms.
 
-    It holds the stored headers, by whose identity it knows its response again, but not the body (one that is brought
-    anew each time `Records` knows again). Shapes are kept by what they are for (hits of GET and HEAD, stale answers to
-    GET and HEAD: 0 to 3) and by what the request says of the form.
+    It holds the stored headers, by whose identity it recognises its response, but not the body (`Records` recognises
+    one that is read again each time). Forms are keyed by use (hits of GET and HEAD, stale responses to GET and HEAD: 0
+    to 3) and by the request's properties that change the form.
     """
 
     __slots__ = ("flight", "fresh", "headers", "key", "revalidate", "shapes", "softened", "version")
@@ -200,11 +200,11 @@ class PreparedResponse:
 
 
 class ResponseForm:
-    """One form of a stored response: all bytes of an answer but those that differ with each request.
+    """One form of a stored response: all bytes of a response except those that differ with each request.
 
-    `head` ends where the request id stands, and has the age `at` an index; `end` follows what tells the time taken.
-    Both hold until the instant `until`, at which the age or the remaining freshness changes next, or trust ends.
-    `coded` is the key under which the body lies in memory, where it is not the stored response's own.
+    `head` ends before the request ID, and has the age `at` an index; `end` follows the time taken. Both hold until the
+    instant `until`, at which the age or the remaining freshness changes next, or trust ends. `coded` is the memory key
+    of the body, if it is not the stored response's own.
     """
 
     __slots__ = (
@@ -253,8 +253,9 @@ class ResponseForm:
         connection: bytes = b"",
         looked: float | None = None,
     ) -> float:
-        """Write an answer, and say how many seconds it took; `began` is on the performance counter. `connection` is the
-        field line of that name. `looked` (seconds) is what the shared tier took, where it was asked."""
+        """Write a response, and return its duration in seconds; `began` is a value of the performance counter.
+        `connection` is the field line of that name. `looked` is the time in seconds that the shared tier took, if it
+        was read."""
         elapsed = time.perf_counter() - began
         ticks = int(elapsed * 1_000_000 + 0.5)
         if looked is not None:
@@ -272,8 +273,8 @@ class ResponseForm:
 
 
 class Memo(msgspec.Struct, gc=False):
-    """An answer, and all that it rests on. `node` is the stored response's, `source` that of the body that is sent:
-    another one where it is coded. It holds neither; once they leave memory they are gone."""
+    """A response, and everything that it depends on. `node` is the stored response's, `source` that of the sent body,
+    which differs if it is compressed. It holds neither; once they leave memory they are gone."""
 
     node: Node[Entry]
     turn: int

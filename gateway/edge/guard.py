@@ -1,10 +1,10 @@
-"""The limits on client connections, and their deadlines.
+"""The limits on client connections, and their timeouts.
 
-Decides how many connections and requests may be open, whether one more is admitted, what a refused client is answered,
-and when a connection is looked at for being slow. It must not know what comes on a connection: that is
-`client_connection`, which asks it before a request goes on.
+Decides how many connections and requests may be open, whether one more is admitted, the response to a refused client,
+and when a connection is checked for being slow. It must not know the content of a connection: `client_connection` asks
+for admission before a request is processed.
 
-Deadlines are no timers of their own: one sweep twice a second looks at every connection. A request then costs one
+Timeouts don't have their own timers: one sweep twice a second checks every connection. A request then costs one
 assignment instead of a timer (0.6 µs on uvloop to set and cancel; a sweep over 10,000 connections takes some 2 ms).
 """
 
@@ -29,7 +29,7 @@ from gateway.observability.access_log import AccessLog, silent
 from gateway.observability.metrics import Metrics
 
 SWEEP = 0.5
-"""Seconds between two looks."""
+"""Seconds between two sweeps."""
 SLICE = 0.002
 """Seconds of one look at a stretch."""
 EARLY = 1.2 * SWEEP
@@ -37,7 +37,7 @@ EARLY = 1.2 * SWEEP
 BODY_RATE = 500
 """Bytes a second that a request's body must come in at (Apache's mod_reqtimeout demands as much)."""
 READ_RATE = 500
-"""Bytes a second that a client must take of what it is sent, where it does not take all at once."""
+"""Bytes per second that a client must read of a response that it does not read at once."""
 LINGER = 2.0
 """Seconds for which a refused client is listened to after its answer: closing at once would reset the connection and
 take the answer away with it (RFC 9112 §9.6)."""
@@ -83,7 +83,7 @@ class ConnectionGuard:
         return f"<Door connections={len(self._connections)} requests={self._requests}>"
 
     def configure(self, config: Config | None, log: AccessLog) -> None:
-        """Go by other limits from now on, on the connections that there are too."""
+        """Use other limits from now on, also for existing connections."""
         limits = config.limits if config is not None else LimitsConfig()
         self.limits = _limits(config, limits)
         self.timeouts = ClientTimeouts(
@@ -99,8 +99,8 @@ class ConnectionGuard:
         return len(self._connections)
 
     def enter(self, connection: GuardedConnection, client: str, loop: asyncio.AbstractEventLoop) -> None:
-        """Take note of a new connection from `client` (empty: a unix socket). Raises RequestRefused where it is one
-        too many; it is watched all the same, and leaves like the others."""
+        """Register a new connection from `client` (empty: a unix socket). Raises RequestRefused if it is one too many;
+        it is tracked all the same."""
         self._connections.add(connection)
         self._by_client[client] += 1
         if self._timer is None:
@@ -133,8 +133,8 @@ class ConnectionGuard:
         self._look(loop, iter(tuple(self._connections)))
 
     def _look(self, loop: asyncio.AbstractEventLoop, connections: Iterator[GuardedConnection]) -> None:
-        """Look at the connections for a moment, then at the others after whatever else is due: five hundred refusals at
-        once take 50 ms, for which nobody else would be answered."""
+        """Check some connections, then the others after other due work: five hundred refusals at once take 50 ms,
+        during which no other request is served."""
         until = time.perf_counter() + SLICE
         for connection in connections:
             now = time.perf_counter()

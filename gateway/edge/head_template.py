@@ -1,8 +1,8 @@
 """The bytes of response heads, made at once or as templates.
 
-Decides how a head is written: the answer's own fields (`template_of`), then the diagnostics (`Ending`), both from the
-lists that the app sends, with marks in place of the values that differ from one answer to the next. It must not know
-which values those will be, or whose answer it is.
+Decides how a head is written: the response's own fields (`template_of`), then the diagnostic fields (`Ending`), both
+from the lists that the app sends, with placeholders for the values that differ from one response to the next. It must
+not know those values, or whose response it is.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _NOT_OF_INTERIM = frozenset((b"connection", b"content-length", b"transfer-encodi
 TICKS = 1000
 """For how many microseconds the texts of a time are made beforehand."""
 MARK = b"\0"
-"""What stands for a value in a template; no field has it (RFC 9110 §5.5)."""
+"""The placeholder for a value in a template; no field can contain it (RFC 9110 §5.5)."""
 _ID, _SECONDS, _DURATION, _TOTAL, _TTL = "\0i", "\0s", "\0d", "\0t", "\0l"
 _MARKED = Texts(_ID, _SECONDS, _TOTAL, lambda _: _DURATION, _TTL)
 _MARKS = re.compile(rb"(\0[a-z])")
 CLOSES = b"connection: close\r\n"
 KEEPS = b"connection: keep-alive\r\n"
-"""What an HTTP/1.0 client gets whose connection stays open: it asked for that (RFC 9112 §C.2.2)."""
+"""For an HTTP/1.0 client whose connection stays open, as it requested (RFC 9112 §C.2.2)."""
 
 
 def lines_of(headers: Headers) -> bytes:
@@ -81,7 +81,7 @@ class Ending:
         self.timing = times.text
         """What follows the request id up to what follows the total time."""
         self.ticks = times.ticks
-        """The same by microseconds, where nothing but the total is told."""
+        """The same by microseconds, if only the total is included."""
 
     def status(self, ttl: float) -> bytes:
         """What follows the timing; `ttl` is in seconds."""
@@ -94,7 +94,7 @@ def with_last(head: bytes, field: bytes) -> bytes:
 
 
 class _Times:
-    """The part of a head that tells times, between pieces that do not change."""
+    """The part of a head with times, between constant pieces."""
 
     __slots__ = ("_before_seconds", "_before_total", "ticks")
 

@@ -1,7 +1,7 @@
-"""Recognises a header block that a connection sent before, whatever its request id.
+"""Recognises a header block that a connection sent before, except for its request ID.
 
-Decides, byte for byte, whether a request has the same header block as the last one: what was judged of the block then
-need not be judged again. It must not know what the block asks for (`entries`) or what answers it (`hits`).
+Decides, byte for byte, whether a request has the same header block as the last one, so that results for the block can
+be reused. It must not interpret the block (`entries`) or find its response (`hits`).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _request_ids() -> Iterator[bytes]:
 
 
 new_request_id = _request_ids().__next__
-"""A request id for who sent none."""
+"""A request ID for a request without one."""
 
 
 def _without_request_id(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

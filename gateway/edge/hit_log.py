@@ -1,7 +1,7 @@
-"""The access log's lines for hits, made of pieces that are written once.
+"""The access log's lines for hits, made of reusable pieces.
 
-Decides how a hit's line is put together from what stays the same for its request line, host and client. It must not
-know how the hit was found or answered.
+Decides how a hit's line is assembled from the parts that stay the same for its request line, host and client. It must
+not know how the hit was found or served.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Hits before ASGI: finds the entry that a request selects in memory, and answers with it.
+"""Hits before ASGI: finds the entry that a request selects in memory, and serves it.
 
-Decides whether a request may be answered here: a fast path of its request line is known (the app leaves one with its
-first answer), and a fresh entry, or a stale one within its window, is in memory and was not purged. It must not know
-which route a path belongs to, or how bytes come and go; what it does not know, the app answers.
+Decides whether a request can be served here: its request line has a fast path (which the app leaves with its first
+response), and a fresh entry, or a stale one within its window, is in memory and was not purged. It must not know which
+route a path belongs to, or how bytes are read and written; the app serves everything else.
 
-Answers are made by the functions that the app makes them by. What is the same for all hits of an entry is made once (a
-`ResponseForm`); `Age` and the remaining freshness are written once a second. Request lines and header blocks are
-remembered each for itself, since pairs of them would be many; `X-Request-ID` is left out of a block, as it differs with
-each request.
+Responses are made by the same functions as in the app. What is the same for all hits of an entry is made once (a
+`ResponseForm`); `Age` and the remaining freshness are updated once a second. Request lines and header blocks are
+remembered separately, since their pairs would be many; `X-Request-ID` is not part of a block, as it differs with each
+request.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ from gateway.routing.cors import Cors
 from gateway.routing.fast_path import FastPath
 
 LINE_BYTES = 2560
-"""What a request line costs with all that is ready for it, roughly (1.3 KB when it is learned, 1.5 KB once it is a hit
-of 12 header fields; measured by tracemalloc and by the process's size, at 20,000 lines)."""
+"""Approximate size of a request line and all that is prepared for it (1.3 KB when it is learned, 1.5 KB once it is a
+hit of 12 header fields; measured by tracemalloc and by the process's size, at 20,000 lines)."""
 REMEMBERED = 1024
 """The longest request line or header block that is remembered, in bytes."""
 
 
 class Edge:
-    """What one generation of the app's routes lets the edge know. A reload, or an override, makes another one.
+    """The edge's state for one generation of the app's routes. A reload, or an override, makes a new one.
 
-    `room` bounds what is remembered, in bytes, roughly.
+    `room` bounds it, in bytes, approximately.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Edge:
         return f"<Edge {len(self.spots)} lines, {len(self.blocks)} header blocks, {len(self._order)} responses>"
 
     def forget(self) -> None:
-        """Know nothing: what was learned may no longer hold."""
+        """Forget everything: it may be outdated."""
         self.spots: dict[bytes, KnownTarget] = {}
         self.blocks: dict[bytes, HeaderBlock] = {}
         self._known: dict[int, KnownRoute] = {}
@@ -119,7 +119,7 @@ class Edge:
         """The judged form of a header block whose headers, without X-Request-ID, are these."""
         block = HeaderBlock(headers, self._engine.identity_key)
         if self._traced and has(headers, TRACEPARENT):
-            block.plain = False  # its client wants to see it in a trace
+            block.plain = False  # the client requested a trace
         block.prefixed = bool(self._trusted) and has(headers, PREFIX)
         if len(text) <= REMEMBERED:
             if len(self.blocks) * 4 >= self._most:
@@ -144,8 +144,8 @@ class Edge:
         began: float,
         brought: SharedHit | None = None,
     ) -> bool:
-        """Write the answer, if it lies ready in memory, or was `brought`; False where the app must give it. `began` is
-        on the performance counter."""
+        """Write the response, if it is prepared in memory, or was `brought`; False if the app must serve it. `began` is
+        a value of the performance counter."""
         now = self._clock.now()
         if spot.joints and self._joins.ended(spot, block, now):
             return self._joins.answer(transport, peer, spot, block, request_id, began)
@@ -199,7 +199,7 @@ class Edge:
     def _judged(
         self, spot: KnownTarget, block: HeaderBlock, stored: Entry, known: PreparedResponse | None
     ) -> PreparedResponse | None:
-        """As the purges leave it: what is known of the response where they left it alone, made anew where not."""
+        """The prepared response after purges: unchanged if they don't concern it, made again otherwise."""
         epochs = self._purges.epochs
         names = (*spot.names, *map(tag_name, stored.tags), *stored.names)
         state, softened = epochs.judge(stored.stamp, stored.started, names)
@@ -315,7 +315,7 @@ class Edge:
         if ready.flight in self._engine.flights:
             return
         assert spot.recall.ask is not None
-        # As the purges leave it: unsoftened it would be taken for one that somebody has refreshed already.
+        # After purges: without the softening it would look like a refreshed entry.
         judged = stored if ready.softened is None else freshness.softened(stored, ready.softened)
         self._engine.refresh_behind(spot.recall.ask(self._exchange(spot, block, request_id, began, peer)), judged)
 

@@ -1,8 +1,8 @@
-"""Answers of the app to clients that speak HTTP/1.0.
+"""Responses of the app to HTTP/1.0 clients.
 
-Decides how such an answer ends: by its length where it has one, by the end of its connection where it has none, never
-by chunks (RFC 9112 §6.1); and whether the connection stays open, which the client has to ask for and is told. The edge
-answers such a client with whole responses alone, which have a length. It must not know what the answer is.
+Decides how such a response ends: by its length if it has one, otherwise by the end of its connection, never by chunks
+(RFC 9112 §6.1); and whether the connection stays open, which the client has to request and the response confirms. The
+edge sends such a client only complete responses, which have a length. It must not know the response's content.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _KEPT = cast("tuple[bytes, bytes]", tuple(KEEPS.removesuffix(b"\r\n").split(b": 
 
 
 def stays_open(headers: Headers) -> bool:
-    """Whether a request of HTTP/1.0 asks for its connection to stay open (RFC 9112 §9.3)."""
+    """Whether an HTTP/1.0 request asks for a persistent connection (RFC 9112 §9.3)."""
     options = connection_options(headers)
     return b"keep-alive" in options and b"close" not in options
 
 
 class OldClient:
-    """`app`, as the client of `cycle` is answered by it. The connection stays open where the cycle's `keep_alive` says
-    so when the head is sent, and the answer has a length."""
+    """`app`, for the HTTP/1.0 client of `cycle`. The connection stays open if the cycle's `keep_alive` is set when the
+    head is sent, and the response has a length."""
 
     def __init__(self, app: ASGIApp, cycle: RequestResponseCycle) -> None:
         self._app = app
@@ -42,7 +42,7 @@ class OldClient:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": self._fields(scope["method"], message)}
             elif self._until_close and message["type"] == "http.response.body":
-                # uvicorn compares what is sent with what was announced.
+                # uvicorn compares the sent bytes with the announced length.
                 self._cycle.expected_content_length += len(message.get("body", b""))
             await send(message)
 
@@ -66,7 +66,7 @@ class OldClient:
 
 
 def reset(transport: asyncio.Transport) -> None:
-    """End a connection so that the kernel drops what it holds for it, and its other side sees that it broke off."""
+    """Abort a connection so that the kernel drops its buffers, and the peer detects an incomplete response."""
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
         with suppress(OSError):

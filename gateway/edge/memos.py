@@ -1,12 +1,12 @@
-"""Memos: repeats the last answer to a request line and header block while nothing that it rests on has changed.
+"""Memos: repeat the last response to a request line and header block while nothing that it depends on has changed.
 
-Decides whether the last answer still holds, by comparing a few numbers instead of looking the entry up again: the
-turns of its nodes in memory (the same response is there, no other may be selected, its coded body is there), the
-version of the purges, and the instant up to which its head holds, which is never later than its freshness. Where any
-differs, `hits` looks the entry up and leaves another memo. It must not know how an entry is selected or an answer is
+Decides whether the last response is still valid, by comparing a few numbers instead of looking the entry up again: the
+turns of its nodes in memory (the same response is there, no other may be selected, its compressed body is there), the
+version of the purges, and the instant up to which its head is valid, which is never later than its freshness. If any
+differs, `hits` looks the entry up and leaves another memo. It must not know how an entry is selected or a response is
 made.
 
-A hit by a memo takes half the time of one by a look-up (docs/performance.md).
+A hit by a memo takes half the time of one by a lookup (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Memos:
         shape: ResponseForm,
         sight: Sight,
     ) -> None:
-        """Remember that `stored`, which lies in memory fresh, was the answer."""
+        """Remember that `stored`, which is fresh in memory, was the response."""
         node = self._memory.node(stored.key)
         source = self._memory.node(shape.coded) if shape.coded else node
         if node is None or source is None or node.value is not stored or block.close or not spot.modern:

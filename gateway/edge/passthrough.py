@@ -1,12 +1,12 @@
 """Pass-through: requests of declared routes that go to the engine without ASGI.
 
-Decides whether a request that no hit answers may take this way: a GET or HEAD without a body, on a declared route or
-aggregate, found by the patterns that Starlette would try, in their order. Where anything else may have a say (another
-kind of route, a middleware, a trace, an explanation, a refused target), the app answers. It must not know how a request
-was read, or what the cache decides.
+Decides whether a request that is not a hit may take this way: a GET or HEAD without a body, on a declared route or
+aggregate, found by the patterns that Starlette would try, in their order. If anything else is involved (another kind of
+route, a middleware, a trace, an explanation, a refused target), the app serves it. It must not know how a request was
+read, or what the cache decides.
 
-ASGI took half of the time of such a request (measured). `tests/unit/edge/test_passthrough.py` holds both ways to the
-same answers.
+ASGI took half of the time of such a request (measured). `tests/unit/edge/test_passthrough.py` compares the responses of
+both ways.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ if TYPE_CHECKING:
 
 
 CLIENT_LEFT = 499
-"""nginx's status for a client that hung up; nobody sees it but the log."""
+"""nginx's status for a client that disconnected; only the log shows it."""
 _FOR_THE_APP = frozenset((b"gateway-explain", b"upgrade", b"expect"))
 _BAD_IN_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 class Direct(Protocol):
-    """A route of the configuration, as it is asked without ASGI."""
+    """A declared route, as used without ASGI."""
 
     @property
     def slashes(self) -> Slashes:
@@ -86,7 +86,7 @@ Pattern = tuple[re.Pattern[str], Direct | None]
 
 
 class Connection(Protocol):
-    """What of the protocol class a passage uses."""
+    """The part of the protocol class that a pass-through uses."""
 
     flow: FlowControl
     transport: asyncio.Transport
@@ -127,8 +127,8 @@ class PassThrough:
     def repeated(
         self, repeat: Repeat, line: Line, request_id: bytes, peer: str, scheme: str, began: float
     ) -> PassThroughRequest | None:
-        """The same, of a request of which only the line and the id are new on its connection: what its header block
-        asks for was judged before. `began` is on the performance counter."""
+        """The same, for a request of which only the line and the ID are new on its connection: its header block was
+        parsed before. `began` is a value of the performance counter."""
         if line.version != "1.1" or line.method not in (b"GET", b"HEAD"):
             return None
         block, trusted = repeat.block, self.trusted
@@ -202,7 +202,7 @@ class PassThroughRequest:
         self._passages.underway.ended()
 
     def cancel(self) -> None:
-        """The client has left. What is fetched for others too goes on to its landing."""
+        """The client has disconnected. A shared fetch continues to its landing."""
         if self._task is None or self._left:
             return
         if not self.exchange.leading:
@@ -212,7 +212,8 @@ class PassThroughRequest:
         self._tell(CLIENT_LEFT)
 
     def make_last(self) -> bool:
-        """Say that the connection ends with this answer, if its head is not yet sent; whether it is not."""
+        """Announce that the connection ends with this response, unless its head is already sent; returns whether it is
+        not."""
         self._close = self._close or not self._begun
         return not self._begun
 
@@ -242,7 +243,7 @@ class PassThroughRequest:
         except UpstreamError:
             connection.transport.close()  # in the middle: an answer that ended early must not look whole
         except BaseException:
-            connection.transport.close()  # whatever it was, nobody goes on with this connection
+            connection.transport.close()  # after any error, the connection is not used again
             raise
         finally:
             if not self._left:
@@ -259,7 +260,8 @@ class PassThroughRequest:
         try:
             return await self.direct.answer(self.ask)
         except Exception as error:
-            # An edge: whoever asked is told 500, and the error goes to the loop's handler, which logs it.
+            # The outermost frame: the client gets a 500, and the error goes to the event loop's exception handler,
+            # which logs it.
             context = {"message": "a pass-through request failed", "exception": error}
             asyncio.get_running_loop().call_exception_handler(context)
             return problem(self.exchange, 500, "Internal error; see the gateway log for this request ID.")
@@ -429,7 +431,7 @@ class Patterns:
 
 
 def _pattern(context: RouteContext) -> Pattern:
-    """A route's path; of a mount all that lies below it; of what nobody knows everything."""
+    """A route's path; of a mount everything below it; of an unknown kind of route every path."""
     path, route = context.path, context.original_route
     if path is None or not isinstance(route, Route | Mount):
         return _ANYTHING, None

@@ -1,8 +1,8 @@
-"""The uvicorn protocol class of the gateway, for uvicorn's `http=` setting: answers before ASGI what it can.
+"""The gateway's uvicorn protocol class, for uvicorn's `http=` setting: serves requests before ASGI if possible.
 
-Decides who answers a request: a memo or an entry in memory (`memos`, `hits`), the shared tier (`shared_lookup`), the
-engine without ASGI (`passthrough`), or else the app, whose answers it learns from. It must not know how bytes are read
-and limited (`client_connection`), or which entry answers a request (`hits`).
+Decides what serves a request: a memo or an entry in memory (`memos`, `hits`), the shared tier (`shared_lookup`), the
+engine without ASGI (`passthrough`), or else the app, whose responses it learns from. It must not know how bytes are
+read and limited (`client_connection`), or which entry serves a request (`hits`).
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ class Bearer(Protocol):
 
 
 def bearer_of(app: object) -> tuple[Bearer | None, bool]:
-    """The app's, and whether uvicorn has wrapped it in its ProxyHeadersMiddleware (`--proxy-headers`, its default).
+    """The app's edge, and whether uvicorn has wrapped the app in its ProxyHeadersMiddleware (`--proxy-headers`, its
+    default).
 
-    Other wrappers are not looked through: they may refuse a request. That one changes only requests with the fields
-    by which proxies tell of the client, which are then the app's to answer.
+    Other wrappers disable the edge: they may refuse a request. That one changes only requests with the forwarding
+    fields, which are then left to the app.
     """
     wrapped = isinstance(app, ProxyHeadersMiddleware)
     bearer = app.app if isinstance(app, ProxyHeadersMiddleware) else app
@@ -54,12 +55,12 @@ class GatewayProtocol(ClientConnection):
         self._line = b""
         """The present request's line, where the edge may learn how it is answered."""
         self._looked = False
-        """Whether the shared tier was asked for the present request and has nothing."""
+        """Whether the shared tier was read for the current request, without a result."""
 
     def data_received(self, data: bytes) -> None:
-        """Answer `data` at once, if it is one request with the header block that this connection sent before, and the
-        answer lies ready. What the guard would check of it was checked then: it is the same, byte for byte, but for a
-        request line that was judged before and a request id."""
+        """Serve `data` at once, if it is a single request with this connection's last header block, and the response is
+        prepared. The guard's checks still hold: the bytes are the same, except for a request line that was checked
+        before and a request ID."""
         began = time.perf_counter()
         repeat, bearer = self._ready, self._bearer
         if repeat is None or bearer is None or bearer.edge is not repeat.edge:
@@ -109,8 +110,8 @@ class GatewayProtocol(ClientConnection):
     # --- hits ----------------------------------------------------------------------------------------------
 
     def _is_answered(self, request: Request, end: int) -> bool:
-        """Answer a request whose head was read, if the answer lies ready, or may lie in the shared tier; and remember
-        its header block."""
+        """Serve a parsed request, if the response is prepared, or may be in the shared tier; and remember its header
+        block."""
         self._line = b""
         if request.framing.length != 0 or self._method not in ("GET", "HEAD") or self.root_path:
             return False
@@ -152,7 +153,7 @@ class GatewayProtocol(ClientConnection):
         except RequestRefused:
             return False  # and so it is, where it is handed to the app
         self._admitted = True
-        self._deadline = NEVER  # the tier has a deadline of its own
+        self._deadline = NEVER  # the tier has its own timeout
         self._ready = None
         self._edge, self._line = edge, look.spot.line
         self._asking = look
@@ -169,7 +170,7 @@ class GatewayProtocol(ClientConnection):
         current = self._bearer is not None and self._bearer.edge is edge
         known = current and brought is not None
         if not current:
-            self._edge = None  # a reload came meanwhile: who answers now is the app's to say
+            self._edge = None  # after a reload in the meantime, the app decides
         if known and edge.answer(
             self.transport, self._peer, look.spot, look.block, look.request_id, self._began, brought
         ):
@@ -187,7 +188,7 @@ class GatewayProtocol(ClientConnection):
     # --- answers of upstreams ------------------------------------------------------------------------------
 
     def _go_further(self, request: Request) -> None:
-        """Have the engine answer, or the app where it may have a say. Raises RequestRefused."""
+        """Pass to the engine, or to the app if necessary. Raises RequestRefused."""
         passages = self._edge.passages if self._edge is not None and self._line else None
         if passages is None or self._wrapped:
             return self._pass_on(request)
@@ -199,8 +200,8 @@ class GatewayProtocol(ClientConnection):
         return None
 
     def _passes(self, repeat: Repeat, line: bytes, request_id: bytes, began: float) -> bool:
-        """Have the engine answer a request that repeats all but its line, which is read here; False where the long way
-        has to say."""
+        """Pass a request to the engine that repeats all but its line, which is parsed here; False if the slow path must
+        handle it."""
         passages = repeat.edge.passages
         if passages is None or self._wrapped or self.root_path:
             return False
@@ -229,7 +230,7 @@ class GatewayProtocol(ClientConnection):
         passage.begin(self, self.loop, close=close)
 
     def passed(self, passage: PassThroughRequest, *, close: bool) -> None:
-        """A passage has come to its end; its answer is written."""
+        """A pass-through has finished; its response is written."""
         self._asking = None
         self._release()
         self.server_state.total_requests += 1
@@ -258,7 +259,7 @@ class GatewayProtocol(ClientConnection):
         """Remember how the app answered a request that the edge may answer the next time."""
         scope = cast(dict[str, Any], self.cycle.scope)
         if getattr(scope.get("app"), "edge", None) is not self._edge:
-            return  # an app that is mounted answered, which may have middleware of its own; or a reload came meanwhile
+            return  # a mounted app served it, which may have its own middleware; or there was a reload in the meantime
         exchange = exchange_of(scope)
         if exchange is not None and isinstance(exchange.recall, FastPath) and self._edge is not None:
             self._edge.learn(self._line, exchange.recall, exchange.target)

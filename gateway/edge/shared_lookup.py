@@ -1,12 +1,12 @@
-"""Looks in the shared tier, before the app is asked, for what memory does not have.
+"""Reads the shared tier, before the app, for entries that are not in memory.
 
-Decides whether the shared tier may have the answer to a known request line, which keys to read, and what of the records
-read may be used. The request waits meanwhile (`PendingLookup`); the connection answers it with what is found, and else
-the app does, without looking again. It must not know how an answer is written (`hits`) or how Redis is asked.
+Decides whether the shared tier may have the response for a known request line, which keys to read, and which of the
+records may be used. The request waits meanwhile (`PendingLookup`); the connection serves it with the result, or else
+the app does, without a second read. It must not know how a response is written (`hits`) or how Redis is accessed.
 
-A look-up is ended by a callback of the round trip that it shares with the others of its turn of the event loop; a task
-for each cost more than the rest of such a hit. A record that is the same as last time but for its body, byte for byte,
-and whose checksum or HMAC holds, is not decoded again, which takes 11 µs for 1 KiB (measured).
+A lookup ends with a callback of the round trip that it shares with others of its event loop iteration; a task for each
+cost more than the rest of such a hit. A record that is the same as last time except for its body, byte for byte, and
+whose checksum or HMAC is valid, is not decoded again, which takes 11 µs for 1 KiB (measured).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class _Known:
-    """A record that was read: what stands before and behind its body, and the response without it."""
+    """A record that was read: the bytes before and behind its body, and the response without it."""
 
     __slots__ = ("front", "length", "rear", "stored")
 
@@ -80,7 +80,7 @@ class Records:
 
 @dataclass(frozen=True, slots=True)
 class SharedHit:
-    """A stored response that lay not in memory when it was wanted; `seconds` is what looking for it took."""
+    """A stored response that was not in memory; `seconds` is the duration of the lookup."""
 
     stored: Entry
     tier: str
@@ -93,14 +93,14 @@ class Waiting(Protocol):
     transport: asyncio.Transport
 
     def looked(self, look: PendingLookup) -> None:
-        """What was looked for is there now, or is known to be nowhere: `look.brought`."""
+        """The result of the lookup is there, or known to be missing: `look.brought`."""
 
 
 class PendingLookup:
-    """A request that waits for what the shared tier has. `brought` is None until it is there, and where nothing is.
-    `sure` is False where that could not be found out here: then the app looks for itself.
+    """A request that waits for the shared tier. `brought` is None until the result is there, and if there is none.
+    `sure` is False if the lookup failed: then the app reads itself.
 
-    `head` is the request's; `request` the same as it was read, where it was: one that repeats is not.
+    `head` is the request's; `request` its parsed form, if it was parsed: one that repeats is not.
     """
 
     __slots__ = (
@@ -137,12 +137,12 @@ class PendingLookup:
         self._read = elsewhere.shared.ask(names, self._came)
 
     def cancel(self) -> None:
-        """Nobody waits any more."""
+        """The lookup is cancelled."""
         if self._read is not None:
             self._read.cancel()
 
     def make_last(self) -> bool:
-        """Whether the connection can still be told to end with the answer: nothing of it was sent yet."""
+        """Whether the connection can still announce that it ends with the response: nothing of it was sent yet."""
         return True
 
     def _came(self, data: list[bytes | None]) -> None:
@@ -182,8 +182,8 @@ class PendingLookup:
 
 
 class SharedFinder:
-    """What an edge asks of the shared tier. `in_memory` finds what a request selects in memory; of what is remembered
-    there are `most` at most."""
+    """An edge's access to the shared tier. `in_memory` finds what a request selects in memory; at most `most` results
+    are remembered."""
 
     def __init__(
         self, engine: Engine, in_memory: Callable[[KnownTarget, HeaderBlock], Entry | None], *, most: int
@@ -199,7 +199,7 @@ class SharedFinder:
         self._most = most
 
     def may_have(self, spot: KnownTarget, block: HeaderBlock) -> bool:
-        """Whether the shared tier may hold what memory does not: then it is asked here, before the app is."""
+        """Whether the shared tier may have what memory lacks: then it is read here, before the app."""
         if spot.known.route.made or block.bases.get(spot.known) is None or not self.shared.available:
             return False
         seen = selected_keys(self._index(spot.primary), "", block.vary) is not None
@@ -223,8 +223,8 @@ class SharedFinder:
         return [base], names
 
     def more(self, data: bytes, spot: KnownTarget, block: HeaderBlock, asked: list[str]) -> list[str] | None:
-        """The keys that the index in the shared tier adds to those that were `asked`, and it is remembered; None where
-        they can't be told here."""
+        """The additional keys from the shared tier's index, which is remembered; None if they can't be computed
+        here."""
         primary = spot.primary
         known = self._indices.get(primary)
         if known is not None and known[0] == data:

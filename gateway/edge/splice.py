@@ -1,9 +1,9 @@
-"""Splices aggregates before ASGI: joins the stored bytes of parts into a whole.
+"""Splices aggregates before ASGI: joins the stored bytes of parts.
 
-Decides whether a whole that has expired or was purged can be joined here: all its parts are fresh in memory, or stale
-while a refresh of each is under way. The joined whole is kept as the app keeps it. It must not know how parts depend on
-each other: the app says which entries the parts are and what stands between them (`SplicePlan`), and answers itself
-where there is more to it, such as a condition, a list, a merge into the root, an envelope or a failed part.
+Decides whether an expired or purged aggregate can be joined here: all its parts are fresh in memory, or stale with a
+refresh of each in progress. The joined response is kept as in the app. It must not know how parts depend on each other:
+the app provides the entries of the parts and the bytes between them (`SplicePlan`), and serves everything more complex
+itself, such as a condition, a list, a merge into the root, an envelope or a failed part.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Gathered:
 
 
 class Splicer:
-    """What an edge knows of wholes and their parts; of each at most `most`. `exchange` makes a request's
+    """An edge's state of aggregates and their parts; at most `most` of each. `exchange` makes a request's
     `RequestContext`, for the log and for the app's own functions."""
 
     def __init__(
@@ -96,7 +96,7 @@ class Splicer:
         self._heads.clear()
 
     def ended(self, spot: KnownTarget, block: HeaderBlock, now: float) -> bool:
-        """Whether the whole that was joined last for such a request lies there, and its life is over."""
+        """Whether the last joined response for such a request is in memory, and expired."""
         joint = spot.joints.get(block.bases.get(spot.known) or "")
         if joint is None or now < joint.until or joint.node.turn != joint.turn:
             return False
@@ -113,8 +113,8 @@ class Splicer:
         request_id: bytes,
         began: float,
     ) -> bool:
-        """Join the whole and write the answer, where every part lies in memory and may be used; False where the app
-        must. `began` is on the performance counter."""
+        """Join the parts and write the response, if every part is usable in memory; False if the app must do it.
+        `began` is a value of the performance counter."""
         base = block.bases.get(spot.known)
         if base is None or spot.recall.joinable is None:
             return False
@@ -132,7 +132,7 @@ class Splicer:
         body = b"" if spot.head or status == 304 else stored.body
         elapsed = time.perf_counter() - began
         assert stored.life.lifetime is not None
-        # As policy.windows has it, for a whole: no rules of its own, and no stale windows.
+        # As policy.windows computes it for an aggregate: no rules of its own, and no stale windows.
         ttl = int(min(now - found.age + stored.life.lifetime, now + MAX_LIFE) - now)
         timing, end = joint.ending.timing(elapsed, share), joint.ending.status(ttl)
         if connection := spot.connection(block):
@@ -246,8 +246,8 @@ class Splicer:
         joint: Splice,
         now: float,
     ) -> bool:
-        """Join the whole of parts of which some are stale, and write the answer, which nobody keeps; False where one of
-        them is not being refreshed."""
+        """Join parts of which some are stale, and write the response, which is not kept; False if one of them is not
+        being refreshed."""
         if any(has(block.headers, name) for name in _CONDITIONS):
             return False
         looking = time.perf_counter()
@@ -353,7 +353,7 @@ class Splicer:
         return stored
 
     def _lies_there(self, joint: Splice) -> bool:
-        """Whether what this joint made last lies in memory, and no index selects among variants of it."""
+        """Whether the last response of this splice is in memory, and no index selects among variants of it."""
         return joint.node.turn == joint.turn and joint.index_turn == self._unindexed.turn
 
     def _keep(self, joint: Splice, stored: Entry) -> None:

@@ -1,8 +1,8 @@
-"""What the edge remembers of aggregates that it may splice, and of their parts.
+"""The edge's state for aggregates that it may splice, and for their parts.
 
-Decides what does not change from one splice to the next, and so is made once: a part's windows, as the purges known by
-then leave them (`CachedPart`, shared by all wholes that have the part), and a whole's names, keys and head (`Splice`).
-It must not know whether a splice may be made (`splice`).
+Decides what does not change from one splice to the next, and so is made once: a part's windows after the known purges
+(`CachedPart`, shared by all aggregates with the part), and an aggregate's names, keys and head (`Splice`). It must not
+know whether a splice is possible (`splice`).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from gateway.policy.epochs import Epochs, PurgeState, tag_name
 CHANGING = (b"cache-control", b"etag", b"date", b"age", b"content-length")
 """The fields of a whole's head that differ from one join to the next, in their order."""
 NOTHING: Node[Entry] = Node("", None, 0, main=False)
-"""Where no node in memory tells that a response is still the same."""
+"""Used if no node in memory shows that a response is still the same."""
 
 
 class CachedPart:
-    """A part's stored response as the purges known at `version` leave it, and what it brings into a whole's life. It
-    holds the headers, by whose identity it knows its response again, but not the body; where no header selects among
-    its variants, also the node in memory, whose turn tells that it is still the same."""
+    """A part's stored response after the purges known at `version`, and its contribution to the aggregate's life. It
+    holds the headers, by whose identity it recognises its response, but not the body; if no header selects among its
+    variants, also the node in memory, whose turn shows that it is still the same."""
 
     __slots__ = (
         *("as_is", "base", "born", "fresh", "hash", "headers", "index_turn", "ingredient", "initial_age", "node"),
@@ -44,7 +44,7 @@ class CachedPart:
     )
 
     def __init__(self, ingredient: SplicePart, recorder: Recorder) -> None:
-        """`recorder` gathers for the advice what is seen of the part's route."""
+        """`recorder` records the accesses of the part's route for the advisor."""
         assert ingredient.recipe is not None
         self.recorder = recorder
         self.hash = key_hash(ingredient.base)
@@ -63,7 +63,7 @@ class CachedPart:
         return self.initial_age + max(0.0, now - self.born)
 
     def take(self, stored: Entry, epochs: Epochs, workshop: BodyCache) -> bool:
-        """Be of `stored` from now on; False where it can't be used as it lies."""
+        """Switch to `stored`; False if it can't be used as it is."""
         self.headers = None
         names = (*self.ingredient.names, *map(tag_name, stored.tags))
         state, _ = epochs.judge(stored.stamp, stored.started, (*names, *stored.names))
@@ -102,7 +102,7 @@ class Splice:
         self.workshop = joinable.workshop
         self.asked, self.said = joinable.asked, joinable.said
         self.base = wanted.plan.base
-        # Where the whole that was joined last lies, and until when it is fresh: for the next to take its place.
+        # Where the last joined response is stored, and until when it is fresh: the next one replaces it.
         self.node = NOTHING
         self.turn = self.index_turn = self.retold = -1
         self.until = math.inf
@@ -124,7 +124,7 @@ class Splice:
         self.ending = ending_of(route.name, joinable.said)
 
     def settle(self) -> None:
-        """Take over the names and fields that the parts are told of by now."""
+        """Apply the names and fields that the parts have now."""
         self.told = [side.told for side in self.sides]
         self.names = tuple(dict.fromkeys(name for names, _ in self.told for name in names))
         self.vary = tuple(sorted({*(name for _, fields in self.told for name in fields), *self.vary_always}))
@@ -137,7 +137,7 @@ class Splice:
         self.heads.clear()
 
     def values(self, stored: Entry, age: bytes) -> tuple[bytes, bytes, bytes, bytes, bytes]:
-        """What a head of this whole takes in place of `CHANGING`."""
+        """The values in a head that replace `CHANGING`."""
         fields = stored.headers
         promise, tag, date = fields[1][1], fields[2][1], fields[-1][1]
         return (b"private, " + promise if self.private else promise), tag, date, age, b"%d" % len(stored.body)

@@ -79,28 +79,28 @@ def cached(
     edge: bool | None = None,
     cache: bool = True,
 ) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
-    """Cache what a FastAPI handler answers to GET and HEAD, for all who ask the same.
+    """Cache a FastAPI handler's responses to GET and HEAD, shared by all clients with the same inputs.
 
     Durations are as in the configuration (`250ms`, `30s`, `5m`); `ttl="origin"` follows the `Cache-Control` that the
-    handler itself sets. The key is the path, what the handler and its dependencies declare of the request, the headers
-    in `vary` (with a duration; accept and accept-language where it is not set) and, where it takes the Request, the
-    query (or `query` of it). What else they read of the Request selects among the answers, as an upstream's `Vary`
-    does. What can't be known (the client's address, `request.state` of a middleware, the session, all fields at once)
-    makes an answer this client's alone, unless `key` names it: parameters of the handler, or a function of them (and
-    of `request`), whose value is part of the key and says who asks.
+    handler itself sets. The key contains the path, the inputs that the handler and its dependencies declare, the
+    headers in `vary` (with a duration; default: accept and accept-language) and, if it takes the Request, the query (or
+    `query` of it). Other fields that they read from the Request select among the responses, as an upstream's `Vary`
+    does. Inputs that can't be in a key (the client's address, `request.state` of a middleware, the session, all fields
+    at once) make a response private to its client, unless `key` covers them: parameters of the handler, or a function
+    of them (and of `request`), whose value becomes part of the key and identifies the client.
 
-    A request with Authorization or cookies goes by the cache unless `authorization` or `cookies` say otherwise; what
-    they ignore the handler does not see. `tags` may hold path parameters. `deadline` bounds one call. `max_body` is in
-    bytes, or a size as in the configuration (`2MiB`).
+    A request with Authorization or cookies bypasses the cache unless `authorization` or `cookies` say otherwise; what
+    they ignore is hidden from the handler. `tags` may contain path parameters. `deadline` bounds one call. `max_body`
+    is in bytes, or a size as in the configuration (`2MiB`).
 
-    A fresh answer is given before FastAPI sees the request, as on a declared route, wherever that is provably the same:
-    the handler takes declared parameters alone, and no code of the app's own runs for a request. `edge=False` leaves
-    all to the app. With `edge=True` nothing need be proven: no dependency is solved then, so the app is refused at its
-    start where the handler has one that could refuse a request.
+    A fresh response is served before FastAPI sees the request, as on a declared route, if that is provably equivalent:
+    the handler takes only declared parameters, and no other code of the app runs for a request. `edge=False` always
+    uses the app. `edge=True` requires no proof: dependencies are not solved then, so the app refuses to start if the
+    handler has one that could refuse a request.
 
-    With `cache=False`, or a `ttl` of `0s` without a stale window, every request calls the handler, at once.
+    With `cache=False`, or a `ttl` of `0s` without a stale window, every request calls the handler, without waiting.
 
-    Raises ValueError where an argument means nothing: which, what it was given, and what is allowed.
+    Raises ValueError for an invalid argument: its name, its value, and what is allowed.
     """
 
     given = {
@@ -134,7 +134,7 @@ def _wrapped(function: Callable[P, Any], settings: Cached) -> Callable[P, Any]:
     endpoint = endpoint_of(wrapped, lambda called: _Call(called, settings).serve())
     marked = Marked(settings, wrapped.injected_request, wrapped.injected[0].name, endpoint)
     setattr(endpoint, MARK, marked)
-    with suppress(AttributeError):  # a bound method has none of its own
+    with suppress(AttributeError):  # a bound method has no attributes of its own
         setattr(function, CACHED_AS, endpoint)
     return endpoint
 
@@ -203,7 +203,7 @@ class _Call:
         return response
 
     def _value_of(self, answer: Answer) -> Any:
-        """What the decorators above are given: the handler's value, or what it raised."""
+        """The result for the decorators above: the handler's value, or its exception."""
         kind = kind_of(answer)
         if kind in ("value", "object"):
             put_headers(answer, self.request, self.response, self.own_headers)
@@ -215,21 +215,21 @@ class _Call:
         return self._given(answer)
 
     def _followed(self, answer: Answer) -> AnswerResponse:
-        """An answer, and what the handler wants done once it is sent."""
+        """A response, and the work that follows once it is sent."""
         self.left = True
         response = AnswerResponse(answer)
         response.background = self.background
         return response
 
     def _leave(self) -> None:
-        """Go without an answer: what is to follow the handler's call has no other to follow."""
+        """Run the follow-up work of the handler's call, which has no response to follow."""
         self.left = True
         if self.background is not None:
             runtime_of(self.request).engine.following.spawn(self.background())
 
     def _follow(self, background: BackgroundTask | None) -> None:
-        """Have what a response brings run after the answer; at once where the handler ended after its client was
-        answered otherwise."""
+        """Run a response's follow-up work after the response; at once if the handler ended after its client was served
+        otherwise."""
         if background is None:
             return
         first = self.background
@@ -247,14 +247,14 @@ class _Call:
         return None if prepare is None else prepare(self.request, exchange, runtime)
 
     async def _past(self, exchange: RequestContext, why: object) -> Any:
-        """What the handler itself answers, to this client alone: `why` the key says so; None where it has none."""
+        """The handler's own response, for this client only: `why` the key says so; None if it has no key."""
         if replay_of(self.request.scope) is not None:
             return Response(status_code=503)
         bound = runtime_of(self.request).bound.get(id(self.settings))
         if bound is not None:
             bound[0].takes(exchange)
             names = runtime_of(self.request).so_far(self.settings).names
-            # What it reads this time is not recorded, so no Vary can name it.
+            # Its reads are not recorded this time, so no Vary can name them.
             exchange.downstream = exchange.downstream.varying(names, private=True)
         if why is None:
             # A router that was changed after it was included has its routes made anew by FastAPI.
@@ -284,7 +284,7 @@ class _Call:
         engine, exchange = runtime_of(self.request).engine, ask.exchange
         ask.route.takes(exchange)
         reason = self.reading.reason()
-        if reason is not None:  # what dependencies read is known before the cache is asked
+        if reason is not None:  # the reads of dependencies are known before the cache lookup
             return await engine.pass_by(exchange, "bypass", ask.past, detail=reason)
         if self._is_for_the_edge():
             target = self.reading.target
@@ -337,8 +337,8 @@ class _Call:
         return await run_in_threadpool(self.called.function)
 
     async def fetched(self) -> Fetched:
-        """The handler's answer as the engine takes it; an exception is the answer that its exception handler makes of
-        it. One without a handler is raised, and so is a failure of an upstream, which is no answer."""
+        """The handler's response for the engine; for an exception, the response of its exception handler. One without
+        an exception handler is raised, and so is an upstream failure, which is not a response."""
         try:
             fetched = await self._answered(await self.value(), marked=self.called.decorated)
         except _NO_ANSWERS:

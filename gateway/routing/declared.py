@@ -1,6 +1,6 @@
 """Declared routes: from the configuration to handlers.
 
-A declared route is a handler that a factory makes. It matches the normalised path, decides once what of the request
+A declared route is a handler made by a factory. It matches the normalised path, decides once which parts of the request
 may reach the upstream, and leaves the rest to the engine.
 """
 
@@ -35,13 +35,13 @@ from gateway.upstreams.connection import Interim
 
 USER_AGENT = (b"user-agent", f"cached-gateway/{__version__}".encode())
 IDENTITY = (b"accept-encoding", b"identity")
-# Tells an upstream that it may speak to us by Surrogate-Control (Edge Architecture 1.0).
+# Announces support of Surrogate-Control to the upstream (Edge Architecture 1.0).
 CAPABILITY = (b"surrogate-capability", b'gateway="Surrogate/1.0"')
 
 
 @dataclass(frozen=True)
 class Declared:
-    """A route of the configuration, ready to be asked."""
+    """A declared route, ready for requests."""
 
     name: str
     config: RouteConfig
@@ -57,7 +57,7 @@ class Declared:
 
     @cached_property
     def inside(self) -> PathTemplate:
-        """The template of what the upstream is asked for, to read the upstream's own paths back by."""
+        """The template of the upstream target, for translating the upstream's paths back."""
         text = self.target.path
         for name in self.template.parameters:
             if f"{{{name}:path}}" in self.template.text:
@@ -65,7 +65,7 @@ class Declared:
         return PathTemplate(text)
 
     def upstream_target(self, path: str, query: Iterable[str]) -> tuple[str, dict[str, str]]:
-        """The normalised target to ask the upstream for, and the path's parameters. Raises RequestRefused."""
+        """The normalised upstream target, and the path's parameters. Raises RequestRefused."""
         parameters = self.template.match(path)
         if parameters is None:
             raise RequestRefused("The path does not match its route.", 404)

@@ -14,15 +14,15 @@ from gateway.policy.rules import RequestDirectives
 
 
 class PlanCache(Protocol):
-    """What is known of a header block, by which its requests are planned."""
+    """A parsed header block, by which its requests are planned."""
 
     def plan(self, route: Route, method: str, origin: str, target: str) -> tuple[Plan, RequestDirectives]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class FastPath:
-    """How the app answered a request, for the edge to do the same. `ask` is the request as the engine takes it, to
-    refresh a stale answer; None leaves stale answers to the app."""
+    """How the app served a request, so that the edge can do the same. `ask` is the request for the engine, to refresh a
+    stale response; None leaves stale responses to the app."""
 
     route: Route
     origin: str
@@ -31,4 +31,4 @@ class FastPath:
     public: Callable[[Answer], Answer]
     ask: Callable[[RequestContext], CacheRequest] | None
     joinable: Callable[[RequestContext], object | None] | None = None
-    """How the answer can be joined of what lies in memory, as a `SplicePlan`; of aggregates."""
+    """How the response can be joined from memory, as a `SplicePlan`; for aggregates."""

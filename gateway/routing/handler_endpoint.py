@@ -1,8 +1,8 @@
-"""The endpoint that `@cached` makes of a handler: what FastAPI sees of it, and how it is called.
+"""The endpoint that `@cached` makes of a handler: its signature for FastAPI, and how it is called.
 
-A route calls it with what FastAPI solved, and gets the cache's answer. Whoever else calls it, another handler or a
-test, calls the plain function. The two are told apart by parameters that are injected into its signature, which only
-FastAPI fills.
+A route calls it with FastAPI's arguments, and gets the cache's response. Any other caller, such as another handler or a
+test, calls the plain function. Parameters that are injected into the signature, which only FastAPI fills, distinguish
+the two.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gateway.routing.handler_inputs import OWN
 from gateway.routing.handler_value import Coder
 
 Serve = Callable[["Called"], Coroutine[Any, Any, Any]]
-"""Answers what a route calls."""
+"""Handles calls by a route."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Wrapped:
         return signature.replace(parameters=parameters)
 
     def called(self, endpoint: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Called | None:
-        """The call of a route that leads to `endpoint`; None where somebody else calls the function."""
+        """The call by a route that leads to `endpoint`; None for any other caller."""
         if self.injected[0].name not in kwargs:
             return None
         request, response = kwargs[self.request], kwargs[self.response]
@@ -106,7 +106,8 @@ class Wrapped:
 
 
 def endpoint_of(wrapped: Wrapped, serve: Serve) -> Callable[..., Any]:
-    """What stands in the handler's place: an async function for an async one, else a function that FastAPI awaits."""
+    """The replacement of the handler: an async function for an async one, else a function whose result FastAPI
+    awaits."""
     function = wrapped.function
     if not wrapped.is_coroutine:
         endpoint: Any = _Endpoint(wrapped, serve)
@@ -143,7 +144,7 @@ class _Endpoint:
 
 
 def _awaited(function: Any) -> None:
-    """Have FastAPI await what a function returns, though it is not `async`."""
+    """Makes FastAPI await a function's result, though it is not `async`."""
     if sys.version_info >= (3, 12):
         inspect.markcoroutinefunction(function)
     else:
@@ -157,7 +158,7 @@ _awaited(_Endpoint.__call__)
 
 
 async def _nothing() -> None:
-    """What FastAPI solves for an endpoint that has its own Request and Response, so that it knows a route's call."""
+    """What FastAPI solves for an endpoint with its own Request and Response, which identifies a route's call."""
 
 
 setattr(_nothing, OWN, True)
@@ -184,7 +185,7 @@ def _place(function: Callable[..., Any], kind: type) -> str | None:
 
 
 def layers(endpoint: Any) -> Iterator[Any]:
-    """An endpoint, and what it wraps: bound methods, partials, decorators that name what they wrap."""
+    """An endpoint, and what it wraps: bound methods, partials, decorators with `__wrapped__`."""
     while endpoint is not None:
         yield endpoint
         own = vars(endpoint) if hasattr(endpoint, "__dict__") else {}
@@ -208,7 +209,7 @@ def decorators_above(endpoint: Any, cached: Any) -> list[Any]:
 
 
 def deaf(endpoint: Any, cached: Any, injected: str) -> list[str]:
-    """The decorators above that do not pass on what they don't know, and so can't pass on the parameter `injected`."""
+    """The decorators above that don't pass on unknown arguments, and so can't pass on the parameter `injected`."""
     found = []
     for each in decorators_above(endpoint, cached):
         code = getattr(each, "__code__", None)

@@ -1,7 +1,7 @@
-"""What FastAPI handlers and their dependencies declare to read, as their routes' dependency trees tell it.
+"""The inputs that FastAPI handlers and their dependencies declare, from their routes' dependency trees.
 
-The names are not guessed from annotations: FastAPI is let take the parameters of a request that has nothing, and what
-it looks for is noted.
+Names are not guessed from annotations: FastAPI extracts the parameters of an empty request, and its lookups are
+recorded.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ OWN = "__gateway_own__"
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a handler and its dependencies declare to read. `query` is None where that cannot be known.
+    """The declared inputs of a handler and its dependencies. `query` is None if it is unknown.
 
     `parameters` are the query parameters that are declared in any case. `identities` are the fields of API keys;
-    `authorization` is whether Authorization is declared, by a security scheme or as a header. `open` are the
-    parameters whose models can see every field of a request.
+    `authorization` is whether Authorization is declared, by a security scheme or as a header. `open` are the parameters
+    whose models can see every field of a request.
     """
 
     query: frozenset[str] | None = None
@@ -57,7 +57,8 @@ class Inputs:
 
 
 def inputs_of(dependant: Dependant, injected: str | None) -> Inputs:
-    """The inputs that a route's dependency tree declares; who takes the Request may read any query parameter.
+    """The inputs that a route's dependency tree declares; a handler that takes the Request may read any query
+    parameter.
 
     `injected` is the name of the Request parameter that `@cached` added for itself.
     """
@@ -95,7 +96,7 @@ def _takes_request(node: Dependant, injected: str | None) -> bool:
 
 
 def _secured(scheme: SecurityBase) -> Inputs:
-    """What a security scheme reads: an API key in its place; all others read Authorization."""
+    """The input of a security scheme: an API key in its place; all others read Authorization."""
     model = getattr(scheme, "model", None)
     place, name = getattr(getattr(model, "in_", None), "value", None), str(getattr(model, "name", ""))
     if place == "query":
@@ -113,7 +114,7 @@ def _secured(scheme: SecurityBase) -> Inputs:
 
 
 class _Noted(Headers):
-    """No fields; `names` are those that were asked for."""
+    """No fields; `names` are those that were looked up."""
 
     def __init__(self) -> None:
         super().__init__(raw=[])
@@ -180,8 +181,8 @@ def model_of(parameter: ModelField) -> type[BaseModel] | None:
 
 
 def sees_all(parameter: ModelField) -> bool:
-    """Whether the model of a header parameter can see fields that it has not: it keeps extra ones, or code of its own
-    runs before they are dropped."""
+    """Whether the model of a header parameter can see undeclared fields: it keeps extra ones, or its own code runs
+    before they are dropped."""
     model = model_of(parameter)
     if model is None:
         return False

@@ -1,7 +1,7 @@
-"""`key=` of `@cached`: what a handler's answers depend on that nobody can read off the request, as text for its key.
+"""`key=` of `@cached`: inputs of a handler's response that can't be read off the request, as text for its key.
 
-It names parameters of the handler, or is a function of them: a current user that a dependency made, what a middleware
-left in `request.state`. Values are written out by what they hold, never by `str`, which two users may share.
+It names parameters of the handler, or is a function of them: a current user from a dependency, a middleware's value in
+`request.state`. Values are serialised by their content, never by `str`, which two users may share.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""The inputs of a `@cached` handler's answer, as it reads them from its request: what it may see, and what it saw.
+"""The inputs of a `@cached` handler's response: what the handler may see of its request, and what it read.
 
-Decides which fields and values a handler is shown (`View`: those that a key can hold, with the values that the key
-holds, by `headers.sent_value`), and which of the fields it read become part of the variant, as with an upstream's
-`Vary` (RFC 9111 §4.1). An input that no key can hold (every field at once, the scope itself, the client's address,
-what a middleware stored on the request) is recorded as unknown, and the answer is then not shared.
+Decides which fields and values a handler sees (`View`: those that a key can hold, with the values in the key, by
+`headers.sent_value`), and which of the fields it read become part of the variant, as with an upstream's `Vary` (RFC
+9111 §4.1). An input that no key can hold (every field at once, the scope itself, the client's address, values that a
+middleware stored on the request) is recorded as unknown, and the response is then not shared.
 
-It doesn't know how handlers get at their request: `handler_request` has the Request that records here, and
-`handler_tree` injects it.
+Handlers access their request through `handler_request`, whose Request records here; `handler_tree` injects it.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ READING = "_gateway_reading"
 
 HOST, SCHEME, ROOT = ":host", ":scheme", ":root"
 KEY = "key="
-"""Who reads what `key=` is made of."""
+"""The reader of the inputs of `key=`."""
 MOST_FIELDS = 32
 """How many fields a handler's answers may vary on: one that reads fields by names of a client's choosing has no end."""
 
@@ -52,15 +51,15 @@ _PLACES = frozenset(
 )
 """Fields beside `X-Forwarded-*` that name a host, a scheme or a URL: where `public_url` is set, they are not shown."""
 _OF_MIDDLEWARE = frozenset(("state", "session", "user", "auth", "client"))
-"""The kinds of what a function `key=` may read by name, so that it is in the key."""
+"""The kinds of inputs that a function `key=` may read by name, so that they are in the key."""
 
 
-# --- what is shown -----------------------------------------------------------------------------------------
+# --- the view ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Public:
-    """Where clients find the gateway, by `public_url`, whatever their requests say: what links are made of."""
+    """The gateway's public address, by `public_url`, whatever the request says: the base of links."""
 
     url: str
     host: str
@@ -74,8 +73,8 @@ class Public:
 
 
 class View:
-    """What a handler whose key is `keying` sees of a request: every field in one line, the query parameters that count,
-    and the place. Fields are worked out when they are looked at: of a hit few are."""
+    """A request as seen by a handler with `keying`: every field in one line, the keyed query parameters, and the public
+    address. Fields are computed on access: a hit needs few."""
 
     def __init__(self, scope: Scope, plan: Plan, keying: Keying, query: str, public: Public | None) -> None:
         self._given: Headers = scope["headers"]
@@ -137,12 +136,12 @@ def _host(scope: Scope) -> str:
     return f"{server}:{port}" if port else str(server)
 
 
-# --- what is read ------------------------------------------------------------------------------------------
+# --- recorded reads -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """An input that can be in no key: its kind, a word that `Cache-Status` shows, what was read, and who read it."""
+    """An input that can't be in a key: its kind, a word for `Cache-Status`, what was read, and its reader."""
 
     kind: str
     what: str
@@ -150,30 +149,30 @@ class Unknown:
 
 
 def by_model(parameter: str) -> Unknown:
-    """What a header parameter reads whose model can see every field."""
+    """A header parameter whose model can see every field."""
     return Unknown("headers", f"all request fields, by the model of {parameter}", "a parameter")
 
 
 @dataclass
 class SoFar:
-    """The fields that the answers of one handler have read so far, and what was told of it."""
+    """The fields that one handler's responses have read so far, and the inputs reported about it."""
 
     names: set[str] = field(default_factory=set)
     told: set[tuple[str, str]] = field(default_factory=set)
     """Of which kinds and readers: what was read may have a name of a client's choosing."""
 
     def is_news(self, unknown: Unknown) -> bool:
-        """Whether this was not told before; from now on it was."""
+        """Whether this was not reported before; it counts as reported now."""
         news = (unknown.kind, unknown.reader) not in self.told
         self.told.add((unknown.kind, unknown.reader))
         return news
 
 
 class Reading:
-    """What is read of one request by a handler and its dependencies.
+    """The inputs of one request read by a handler and its dependencies.
 
-    `headers` are those by which its answers are selected; `pristine` is the state that the app's lifespan gave, the
-    same for every request. `known` are fields that the key has already, or that nobody is shown.
+    `headers` are those that select its responses; `pristine` is the state from the app's lifespan, the same for every
+    request. `known` are fields that the key has already, or that are hidden.
     """
 
     def __init__(
@@ -213,7 +212,7 @@ class Reading:
 
     @cached_property
     def view(self) -> View:
-        """What is shown; of a hit, little of it is looked at."""
+        """The view; a hit uses little of it."""
         return View(self.scope, self.plan, self.keying, self.query, self.public)
 
     def read(self, name: str, reader: str) -> str | None:
@@ -244,8 +243,8 @@ class Reading:
 
     @contextmanager
     def covering(self, takes: frozenset[str]) -> Iterator[None]:
-        """While `key=` is worked out, of the parameters `takes`: what it reads is in the key from then on, and so is
-        what the dependencies that reach the handler by those alone have read until now."""
+        """While `key=` is evaluated, with the parameters `takes`: what it reads is in the key from then on, and so is
+        what dependencies that reach the handler only through those have read."""
         readers = covered_readers(self.tree, takes) | {KEY}
         yield
         self._covered = frozenset(
@@ -259,7 +258,7 @@ class Reading:
             for each in [each for each in self.unknown if each.reader == writer]:
                 self.note(each.kind, what, reader)
 
-    # --- as the engine asks ----------------------------------------------------------------------------
+    # --- for the engine -----------------------------------------------------------------------------------
 
     @property
     def names_so_far(self) -> frozenset[str]:
@@ -290,7 +289,7 @@ class Reading:
         return self.headers == headers or variant_suffix(names, self.headers) == variant_suffix(names, headers)
 
     def untold(self) -> Unknown | None:
-        """What is not shared for, where that was not told before."""
+        """The reason why the response is not shared, if it was not reported before."""
         found = self.unshared()
         return found if found is not None and self._so_far.is_news(found) else None
 
@@ -299,7 +298,7 @@ class Reading:
 def _known(keying: Keying, public: Public | None) -> frozenset[str]:
     known = {name.decode() for name in _UNSEEN - {b"authorization"}} | set(keying.vary or ())
     if keying.vary is not None or keying.authorization != "pass":
-        known.add("authorization")  # in the key, or not shown, or all who send it pass by
+        known.add("authorization")  # in the key, or hidden, or a bypass for all requests with it
     if public is not None:
         known |= {"x-forwarded-host", "x-forwarded-proto"}
     return frozenset(known)

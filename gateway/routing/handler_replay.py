@@ -19,7 +19,7 @@ _REPLAY = "gateway.replay"
 
 
 class Replay:
-    """What a replayed request comes to."""
+    """The result of a replayed request."""
 
     def __init__(self) -> None:
         self.result: asyncio.Future[tuple[Plan, Fetched]] = asyncio.get_running_loop().create_future()

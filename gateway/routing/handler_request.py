@@ -1,10 +1,9 @@
-"""The Request that a `@cached` handler or one of its dependencies gets: it shows what a key can hold, and records what
-is read.
+"""The Request that a `@cached` handler or one of its dependencies gets: it shows only inputs that a key can hold, and
+records reads.
 
-FastAPI makes one Request and hands it to the endpoint and to all dependencies. Each of them gets a `SeenRequest` of its
-own instead (`handler_tree` injects it), so that each read is recorded with its reader, and what FastAPI and Starlette
-read for themselves is not. What a read means for the key, and whether the answer may be shared, is decided in
-`handler_reading`.
+FastAPI makes one Request and passes it to the endpoint and to all dependencies. Each of them gets its own `SeenRequest`
+instead (`handler_tree` injects it), so that each read is recorded with its reader, and reads by FastAPI and Starlette
+themselves are not. `handler_reading` decides what a read means for the key, and whether the response may be shared.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class DeclaredHeaders(SeenHeaders):
 
 
 def declared_view(request: Request, reading: Reading) -> None:
-    """Let FastAPI take what is declared from what is shown. Its Request keeps what it has parsed in these places."""
+    """Make FastAPI extract declared parameters from the view. Its Request caches parsed values in these attributes."""
     place: Any = request
     place._headers = DeclaredHeaders(reading, "a parameter")
     place._query_params = QueryParams(reading.view.query)
@@ -76,7 +75,7 @@ def declared_view(request: Request, reading: Reading) -> None:
 
 
 def without_ignored(request: Request, keying: Keying) -> None:
-    """Let a request that goes by the cache, too, show nothing of the credentials that its handler ignores."""
+    """Hide the credentials that the handler ignores from a request that bypasses the cache, too."""
     place: Any = request
     if keying.authorization == "ignore":
         place._headers = Headers(raw=without(request.headers.raw, b"authorization"))
@@ -92,7 +91,7 @@ def _cookies(view: View) -> dict[str, str]:
 
 
 class SeenScope(MutableMapping[str, Any]):
-    """A scope that notes what is read of it. What is written to it is written to the request's own as well."""
+    """A scope that records reads. Writes go to the request's own scope as well."""
 
     def __init__(self, reading: Reading, reader: str) -> None:
         self._reading, self._reader = reading, reader
@@ -165,7 +164,7 @@ _SHOWN: Mapping[str, Callable[[Reading], Any]] = {
 
 
 class _Items(MutableMapping[str, Any]):
-    """What a middleware left at a request, each item noted by its name: `request.session['user']`."""
+    """Values that a middleware left on a request, each read recorded by name: `request.session['user']`."""
 
     kind = "session"
     shown = "request.session[{!r}]"
@@ -197,8 +196,8 @@ class _Items(MutableMapping[str, Any]):
 
 
 class _StateItems(_Items):
-    """`request.state`: the lifespan's is the same for all, what handler and dependencies put there follows from what
-    they read; the rest a middleware put there."""
+    """`request.state`: the lifespan's values are the same for all, values of the handler and its dependencies follow
+    from what they read; the rest comes from a middleware."""
 
     kind = "state"
     shown = "request.state.{}"
@@ -217,7 +216,7 @@ class _StateItems(_Items):
 
 @dataclass(frozen=True)
 class _NoBody:
-    """What a request that has no body receives; one that has one goes by the cache."""
+    """The receive channel of a request without a body; a request with one bypasses the cache."""
 
     reading: Reading
     reader: str
@@ -294,7 +293,7 @@ class SeenRequest(Request):
         return State(items)
 
     async def is_disconnected(self) -> bool:
-        """False: the answer is for all who wait for it."""
+        """False: the response is for all waiting requests."""
         return False
 
     async def send_push_promise(self, path: str) -> None:

@@ -1,4 +1,4 @@
-"""What a FastAPI handler answers, as the engine takes it: a returned value, a response, one that streams, an error."""
+"""A FastAPI handler's responses for the engine: a returned value, a response, a streaming response, an error."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def serialised(value: Any, request: Request, response: Response, before: R
         exclude_none=route.response_model_exclude_none,
         dump_json=fast,
     )
-    # Where neither names a status, the response class has one of its own.
+    # If neither names a status, the response class's default applies.
     status = response.status_code or route.status_code
     given: dict[str, Any] = {} if status is None else {"status_code": status}
     if fast:
@@ -80,10 +80,10 @@ def _lowered(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 
 async def handled(request: Request, error: Exception) -> Response:
-    """What the app's exception handlers make of `error`, found as Starlette finds them: by the status of an
-    HTTPException, then by class. Raises it where there is none.
+    """The response of the app's exception handlers for `error`, found as in Starlette: by the status of an
+    HTTPException, then by class. Raises it if there is none.
 
-    `request` is a `SeenRequest`, which has no Exchange: what is stored must not name this one request.
+    `request` is a `SeenRequest`, which has no RequestContext: a stored response must not name this one request.
     """
     by_class, by_status = request.scope["starlette.exception_handlers"]
     handler = by_status.get(error.status_code) if isinstance(error, HTTPException) else None
@@ -101,7 +101,7 @@ async def handled(request: Request, error: Exception) -> Response:
 
 
 async def fetched_of(response: Response, scope: Scope) -> Fetched:
-    """A response that the handler made itself, but for what is to follow it."""
+    """A response that the handler made itself, without its follow-up work."""
     body = getattr(response, "body", None)
     if isinstance(body, bytes | memoryview):
         return Fetched(response.status_code, _lowered(response.raw_headers), WholeBody(bytes(body)))

@@ -1,7 +1,7 @@
 """The settings of `@cached` handlers, and the runtime that handlers use: engine, upstreams, bound routes.
 
-Decides which arguments `@cached` takes, checked by the same models as the configuration, and where both are found: the
-settings on the handler, the `Runtime` on the app's state. It doesn't know how a handler is called or answered.
+Decides which arguments `@cached` takes, checked by the same models as the configuration, and where both are stored: the
+settings on the handler, the `Runtime` on the app's state. It does not call handlers or make responses.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Marked(NamedTuple):
 
 
 def cached_settings(endpoint: Any) -> Marked | None:
-    """What `@cached` left at a route's endpoint, also where a decorator stands above that names what it wraps."""
+    """The `@cached` settings of a route's endpoint, also below decorators that set `__wrapped__`."""
     while isinstance(endpoint, partial):
         endpoint = endpoint.func
     marked = getattr(endpoint, MARK, None)
@@ -203,8 +203,8 @@ def _seconds(value: timedelta | None) -> float | None:
 
 
 def settings_of(function: Callable[..., Any], key: Any, given: Mapping[str, Any]) -> Cached:
-    """The settings of `@cached` on a function. Raises ValueError, which names the handler, the argument, what it was
-    given and what is allowed."""
+    """The settings of `@cached` on a function. Raises ValueError with the handler, the argument, its value and what is
+    allowed."""
     name = label(function)
     try:
         arguments = Arguments.model_validate(given)
@@ -251,7 +251,7 @@ class Runtime:
     contexts: dict[int, RouteContext] = field(default_factory=dict)
     """By the id of a route's tree of dependencies: what including it made of the route that a router holds."""
     late: set[int] = field(default_factory=set)
-    """The ids of those whose router was included after the app was made: declared routes stand before them."""
+    """The IDs of those whose router was included after the app was made: declared routes come before them."""
     aggregates: dict[str, Callable[[Request], Awaitable[Response]]] = field(default_factory=dict)
     """The handlers of aggregates that are written in Python, by name."""
     bound: dict[int, tuple[Route, frozenset[str] | None]] = field(default_factory=dict)
@@ -261,7 +261,7 @@ class Runtime:
     public: Public | None = None
     """The host and scheme that `@cached` handlers see, where `public_url` is set."""
     lifespan: Mapping[str, Any] = field(default_factory=dict)
-    """The state that the app's lifespan gave, which is in every request's."""
+    """The state from the app's lifespan, which is part of every request's."""
     overridden: Mapping[str, CachePolicy] = field(default_factory=dict)
     """By a handler's name: its rules where live overrides made them other than its code has them."""
     coded: dict[str, CachePolicy] = field(default_factory=dict)

@@ -1,9 +1,9 @@
-"""How a `@cached` handler and its dependencies come to be handed requests that note what is read of them.
+"""Injects recording requests into a `@cached` handler and its dependencies.
 
-FastAPI solves a tree of dependencies for each request. Into the tree of a `@cached` handler go dependencies of ours:
-one that is solved first and works out the key and what is shown (`Prepare`), and beside each parameter that takes the
-Request one that fills it (`SeenBy`). So nothing of FastAPI is replaced, and what FastAPI reads for itself is not noted
-as the handler's.
+FastAPI solves a tree of dependencies for each request. The tree of a `@cached` handler gets additional dependencies:
+one that is solved first and computes the key and the view (`Prepare`), and for each parameter that takes the Request
+one that fills it (`SeenBy`). So nothing of FastAPI is replaced, and FastAPI's own reads are not recorded as the
+handler's.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SeenBy:
 
 @dataclass(eq=False)
 class Prepare:
-    """Leaves the Reading of a request at it; where the request goes by the cache, the reason."""
+    """Stores the Reading of a request on it; for a bypass, the reason."""
 
     settings: Cached
     dependant: Dependant
@@ -138,8 +138,8 @@ def instrument(dependant: Dependant, settings: Cached, injected: str | None) -> 
 
 
 def _declares(node: Dependant) -> bool:
-    """Whether FastAPI takes parameters from more of a request than its key has: of the query, what is declared is all
-    that it takes, but for models."""
+    """Whether FastAPI extracts parameters from more of a request than its key has: of the query, only what is declared,
+    except for models."""
     return bool(node.header_params or node.cookie_params or any(map(model_of, node.query_params)))
 
 

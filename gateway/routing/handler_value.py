@@ -24,7 +24,8 @@ from gateway.routing.handler_responses import RawHeaders, added, route_of
 from gateway.upstreams.response import Fetched, WholeBody
 
 FIELD = b"gateway-handler-returned"
-"""What a stored answer's body is: `value`; `object`, one that can't be stored; `response`. Clients never see it."""
+"""The kind of a stored response's body: `value`; `object`, one that can't be stored; `response`. Clients never see
+it."""
 _MEDIA = (b"content-type", b"application/octet-stream")
 _OF_THE_BODY = (
     b"etag",
@@ -87,12 +88,12 @@ def not_stored(fetched: Fetched) -> Fetched:
 
 
 def kind_of(answer: Answer) -> str | None:
-    """What a handler returned; None where it raised, or was not called."""
+    """The handler's return value; None if it raised, or was not called."""
     return first(answer.headers, FIELD)
 
 
 def put_headers(answer: Answer, request: Request, response: Response, before: RawHeaders) -> None:
-    """Have FastAPI's own response carry what an answer says beside its body, which the decorators make anew."""
+    """Makes FastAPI's own response carry a response's fields; the decorators make its body anew."""
     kept: Headers = without(answer.headers, FIELD, *_OF_THE_BODY, *TAG_FIELDS)
     response.headers.raw[:] = [*before, *kept]
     if answer.status != (route_of(request).status_code or 200):

@@ -1,8 +1,8 @@
-"""The handlers of declared routes: from a request to the cache's answer.
+"""The handlers of declared routes: from a request to the cache's response.
 
-Decides what a method does (GET and HEAD ask the cache, PURGE purges, all others pass by it), which keys a successful
-unsafe request invalidates (RFC 9111 §4.4), and what of the upstream's addresses clients may see. Whether an entry is
-fresh, and how it is fetched, is decided in `cache`.
+Decides what a method does (GET and HEAD use the cache, PURGE purges, all others bypass it), which keys a successful
+unsafe request invalidates (RFC 9111 §4.4), and which upstream addresses clients may see. `cache` decides whether an
+entry is fresh, and how it is fetched.
 """
 
 from __future__ import annotations
@@ -156,7 +156,8 @@ class Handlers:
     async def _purge(
         self, exchange: RequestContext, route: Declared, origin: UpstreamOrigin, parameters: dict[str, str]
     ) -> Response:
-        """The PURGE method, as Varnish and Squid know it: the URL it names, from the networks that the route lists."""
+        """The PURGE method, as in Varnish and Squid: purges its URL, for clients in the networks of the route's
+        `purge_from`."""
         if exchange.client not in Trusted(route.config.purge_from):
             return AnswerResponse(problem(exchange, 403, "PURGE is not allowed from this address."))
         soft = first(exchange.headers, b"soft-purge") == "1"

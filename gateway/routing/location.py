@@ -1,6 +1,6 @@
-"""URLs inside the fields of an answer by which a client goes on: `Location`, `Content-Location`, `Link`, `Refresh`.
+"""URLs in the response fields that clients follow: `Location`, `Content-Location`, `Link`, `Refresh`.
 
-This finds the URLs; what becomes of each, the caller says.
+This module finds the URLs; the caller replaces them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 REFERRING = frozenset((b"location", b"content-location", b"link", b"refresh"))
 
 DROPPED_IN_URLS = dict.fromkeys(map(ord, "\t\r\n"))
-"""Characters that browsers drop from a URL, and so does `urlsplit`: what it says of a place would be another's."""
+"""Characters that browsers, and `urlsplit`, remove from a URL: with them it would denote another target."""
 
 MOST_LINKS = 100
 """Of one field line: finding the public place of one takes some 50 µs."""
@@ -27,8 +27,8 @@ _LIKE_A_HOST = re.compile(r"[\s]*/[\s]*[/\\]")
 
 
 def rooted(reference: str) -> str:
-    """`reference`, a path with what follows it, so that nobody takes its beginning for another host: `//a/b` becomes
-    `/.//a/b`, which is the same path (RFC 3986 §4.2, §5.2.4)."""
+    """`reference`, a path with its suffix, so that its beginning can't be taken for a host: `//a/b` becomes `/.//a/b`,
+    which is the same path (RFC 3986 §4.2, §5.2.4)."""
     return "/." + reference if _LIKE_A_HOST.match(reference) else reference
 
 
@@ -54,7 +54,7 @@ def _refresh(text: str, public: Callable[[str], str | None]) -> str | None:
 
 
 def _links(text: str, public: Callable[[str], str | None]) -> str | None:
-    """What can't be read as a link is left out with what follows it (RFC 8288, B.2); so is what is too many."""
+    """A malformed link is removed with everything behind it (RFC 8288, B.2); so are links beyond the limit."""
     links: list[str | None] = []
     end = 0
     while end < len(text) and len(links) < MOST_LINKS and (found := _LINK.match(text, end)) is not None:

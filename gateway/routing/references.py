@@ -1,8 +1,8 @@
-"""References of upstreams as clients may follow them: which URL of the public side leads to what an upstream named.
+"""Translates references of upstreams to public URLs for clients.
 
-An upstream's reference means a target at that upstream (RFC 3986 §5: it is resolved by the URL that the upstream was
-asked for). A public URL stands for it where the gateway, asked for that URL, would ask the upstream for exactly that
-target: path and query, after the app's own choice of a route. No other is written.
+An upstream's reference means a target at that upstream (RFC 3986 §5: it is resolved against the requested URL). A
+public URL replaces it if a request for that URL would be forwarded to exactly that target: path and query, by the app's
+own choice of a route. No other is written.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The request that an answer is for: its route, what its upstream was asked for, and its public target below
-    `root`, the place where the app is mounted."""
+    """The request of a response: its route, its upstream target, and its public target below `root`, the path where the
+    app is mounted."""
 
     route: Declared
     target: str
@@ -64,7 +64,7 @@ class References:
         return fields
 
     def _public(self, asked: Asked, text: str, *, keep: bool) -> str | None:
-        """A reference as clients would ask for it; None where it must be left out."""
+        """A reference as a public URL; None if it must be removed."""
         reference = text.translate(DROPPED_IN_URLS)
         try:
             parts = urlsplit(reference)
@@ -91,8 +91,7 @@ class References:
         return rooted(asked.root + path) if keep and self._misleads_nobody(upstream, path) else None
 
     def _of_path(self, text: str, reference: str, asked: Asked) -> str:
-        """A path, or a piece of one, means another place to a client than to an upstream that is asked for other
-        paths."""
+        """A path, or part of one, means something else to a client than to an upstream with other paths."""
         for base in asked.route.upstream.config.bases:
             meant = urljoin(base + asked.target, reference)
             public = self._leading_to(meant, asked, self._led_to(self._as_read(reference, asked)))
@@ -101,8 +100,8 @@ class References:
         return text
 
     def _misleads_nobody(self, upstream: Upstream | None, path: str) -> bool:
-        """Whether a client that asks here for a path below an upstream's base gets nothing, or what is there but for
-        the parameters that its route does not pass on. `upstream` is None where the path is below no base."""
+        """Whether a client that requests a path below an upstream's base here gets nothing, or the same target without
+        parameters that its route doesn't forward. `upstream` is None if the path is below no base."""
         led, wanted = self._led_to(path), _target_of(path)
         if led is None or wanted is None:
             return True
@@ -170,7 +169,7 @@ class References:
 
 
 def _inverted(route: Declared, path: str, pairs: tuple[str, ...]) -> Iterator[str]:
-    """Public paths and queries by which a route may ask for this; whether it does must be tried."""
+    """Public paths and queries by which a route may lead to this target; each must be verified."""
     parameters = route.inside.match(path)
     if parameters is None:
         return
@@ -202,7 +201,7 @@ def _target_of(reference: str) -> str | None:
 
 def _normalised(reference: str) -> Target:
     path, _, query = reference.partition("#")[0].partition("?")
-    # As the upstream means it; whether a client may ask for it, `_led_to` finds out.
+    # As the upstream means it; `_led_to` checks whether a client may request it.
     return normalise(path.encode("latin-1"), query.encode("latin-1"), "keep")
 
 
@@ -212,8 +211,7 @@ def _fragment(reference: str) -> str:
 
 
 def below_base(reference: str, bases: Iterable[str]) -> str | None:
-    """What of a URL reference lies below one of `bases`, whatever form its host is written in; None where it names
-    another host."""
+    """The part of a URL reference below one of `bases`, whatever form its host is written in; None for another host."""
     reference = reference.translate(DROPPED_IN_URLS)
     try:
         parts = urlsplit(reference)
@@ -222,7 +220,7 @@ def below_base(reference: str, bases: Iterable[str]) -> str | None:
         return None
     host = (parts.hostname or "").removesuffix(".")
     for base in map(urlsplit, bases):
-        # An upstream that is told of https, and not of a port, names itself so behind a base with http.
+        # An upstream that gets the scheme https but no port refers to itself without one, even behind an http base.
         own = (base.port or _DEFAULT_PORTS[base.scheme], None, *(() if base.port else _DEFAULT_PORTS.values()))
         if host and host == base.hostname and port in own:
             path = parts.path or "/"

@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 class ClientLeft(GatewayError):
-    """The client hung up; nobody waits for the answer any more."""
+    """The client disconnected."""
 
 
 class Client:
@@ -48,7 +48,7 @@ class Client:
             self._read.set()
 
     def expect_no_body(self) -> None:
-        """Nobody will read the body: what comes of it is thrown away while waiting for the client to leave."""
+        """Discards the body, which is not needed, until the client disconnects."""
         self._read.set()
 
     async def left(self) -> None:
@@ -150,7 +150,7 @@ class AnswerResponse(Response):
 
 
 class RaisedAnswer(HTTPException):
-    """An answer that stands for what a handler raised, on its way through the decorators above `@cached`."""
+    """A response that represents a handler's exception, for the decorators above `@cached`."""
 
     def __init__(self, response: AnswerResponse) -> None:
         super().__init__(response.status_code)

@@ -1,8 +1,8 @@
-"""Requests that pass by the cache: what an upstream is sent of them, and which of their conditions are its to judge.
+"""Requests that bypass the cache: what is forwarded to an upstream, and which preconditions the upstream evaluates.
 
-A condition on a tag that the gateway made is the gateway's to judge (RFC 9110 §13.1.1): before a write it asks for the
-representation as it is now. The upstream cannot be kept from changing between that answer and the write; who needs more
-lets the upstream give the tags.
+The gateway evaluates a precondition on a tag that it generated (RFC 9110 §13.1.1): before a write it fetches the
+current representation. The upstream can change between that response and the write; to prevent that, the upstream must
+issue the tags.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class UpstreamOrigin(msgspec.Struct, frozen=True):
         return self.upstream.refusal()
 
     async def fetch(self, method: str, headers: Headers) -> Fetched:
-        # Whoever fetches has the deadline of this origin, which is the upstream's own: one timer does.
+        # The caller applies this origin's timeout, which is the upstream's own: one timer suffices.
         return await self.send(method, headers, None, bounded=self.patience is ORDINARY)
 
     async def send(self, method: str, headers: Headers, body: Any, *, bounded: bool = False) -> Fetched:
-        """Ask the upstream, and count what came of it. `bounded` as in `Upstream.fetch`. Raises UpstreamError."""
+        """Send the request, and count its result. `bounded` as in `Upstream.fetch`. Raises UpstreamError."""
         began = time.perf_counter()
         result = "cancelled"
         try:
@@ -117,8 +117,8 @@ async def _for_upstream(exchange: RequestContext, route: Route, origin: Upstream
 
 
 async def _outdate(engine: Engine, exchange: RequestContext, route: Route, origin: UpstreamOrigin) -> None:
-    """Make void what is stored with a tag that `If-Match` named and that no longer holds: whoever is told 412 reads
-    again, and must not be given the same tag. A tag that nobody was given makes nothing void."""
+    """Invalidate entries with a tag in `If-Match` that is no longer current: a client that gets a 412 reads again, and
+    must not get the same tag. A tag that was never issued invalidates nothing."""
     asked = _read_by_all(exchange, route, origin)
     stored = engine.memory.get(asked.base)
     if stored is not None and own_tags(as_given(exchange.headers), b"if-match") & {*values(stored.headers, b"etag")}:
@@ -139,8 +139,8 @@ def _read_by_all(exchange: RequestContext, route: Route, origin: UpstreamOrigin)
 async def _tags_now(
     exchange: RequestContext, route: Route, origin: UpstreamOrigin
 ) -> tuple[bytes | None, bytes | None]:
-    """The tag that the upstream gives to the representation as it is now, and where it gives none, the gateway's. It is
-    asked as for an answer to be stored: to such an answer the gateway gave its tag. Raises UpstreamError."""
+    """The upstream's tag of the current representation, or the gateway's if it has none. It is fetched like a response
+    to be stored, which is what the gateway's tag was made for. Raises UpstreamError."""
     asked = _read_by_all(exchange, route, origin)
     try:
         async with asyncio.timeout(origin.deadline):
@@ -162,10 +162,10 @@ async def _tags_now(
 def forwarded(
     exchange: RequestContext, headers: Headers, told: Headers, *, body: bool = False
 ) -> list[tuple[bytes, bytes]]:
-    """The fields of a request that passes by the cache: the client's, and what we know of the client.
+    """The fields of a request that bypasses the cache: the client's, and the forwarding fields.
 
-    `told` is what every fetch tells the upstream of us: with a `public_url` the host and the scheme are its, whatever
-    the client's `Host` says; a link made of that (to set a password anew, say) may go to somebody else.
+    `told` are the forwarding fields of every fetch: with a `public_url` host and scheme are those of the URL, whatever
+    the client's `Host`; otherwise a link made from it (such as a password reset) may lead to another host.
     """
     kept = passed_through(headers)
     if body or has(headers, b"content-length"):
@@ -183,7 +183,7 @@ def forwarded(
 
 
 def forwarded_element(chain: str, scheme: str, host: str) -> bytes:
-    """`Forwarded` (RFC 7239) for the request: each address of the chain, and what was asked of us."""
+    """`Forwarded` (RFC 7239) for the request: each address of the chain, and the requested host and scheme."""
     nodes = [f'for="[{node}]"' if ":" in node else f"for={node}" for node in chain.split(", ")]
     nodes[-1] += f";proto={scheme}"
     if host:
@@ -192,7 +192,7 @@ def forwarded_element(chain: str, scheme: str, host: str) -> bytes:
 
 
 def public_constants(config: Config) -> tuple[tuple[bytes, bytes], ...]:
-    """What every fetch that may be stored tells the upstream of us: nothing of any client."""
+    """The forwarding fields of every fetch whose response may be stored: nothing about the client."""
     if config.public_url is None:
         return (VIA,)
     public = urlsplit(config.public_url)
