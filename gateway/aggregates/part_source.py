@@ -42,9 +42,8 @@ from gateway.policy.keys import (
     field_line,
     passed_through,
     plan,
-    primary_key,
+    primary_and_stem,
     sent_host,
-    stem_of,
     without_ignored,
 )
 from gateway.policy.rules import PLAIN, RequestDirectives
@@ -82,7 +81,7 @@ class Wanting:
         if known is None:
             empty = plan(keying, "", "", self.headers)
             known = self.plans[id(keying)] = (empty, empty.base[len(empty.primary) :])
-        primary, stem = primary_key(origin, target), stem_of(origin, target, keying.identity_key)
+        primary, stem = primary_and_stem(origin, target, keying.identity_key)
         empty, suffix = known
         return Plan(primary, stem + suffix, empty.forward, empty.bypass, empty.keyed, empty.unkeyed)
 

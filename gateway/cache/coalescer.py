@@ -99,7 +99,8 @@ class Coalescer:
             landing, lease = await self._landed(flight, ask, ask.origin, stale)
         finally:
             ask.exchange.leading = False
-        if lease is not None and (lease.standing is Standing.HELD or (isinstance(landing, Landed) and landing.kept)):
+        held = lease is not None and lease.standing is Standing.HELD
+        if held or (isinstance(landing, Landed) and landing.kept and self._tiers.shared.available):
             self._background.spawn(self._after(flight, landing, lease))
         return landing
 
@@ -117,7 +118,7 @@ class Coalescer:
         self, flight: Flight, ask: CacheRequest, origin: Origin, stale: Entry | None, *, behind: bool = False
     ) -> tuple[Landing, Lease | None]:
         """The result of the flight, which all waiting requests have received; and its lease."""
-        landing: Landing = Failed(503, error=UpstreamTimeout(origin.name, "the gateway is stopping"))
+        landing: Landing | None = None
         lease: Lease | None = None
         try:
             lease = await self._leases.take(flight.key, origin.deadline)
@@ -130,7 +131,7 @@ class Coalescer:
             landing = Failed(500, error=error)
         finally:
             self._forget(flight)
-            await flight.land(landing)
+            await flight.land(landing if landing is not None else _stopping(origin))
         return landing, lease
 
     async def _after(self, flight: Flight, landing: Landing, lease: Lease | None) -> None:
@@ -142,14 +143,14 @@ class Coalescer:
 
     async def _make(self, flight: Flight, ask: CacheRequest, stale: Entry | None) -> None:
         """Derive a response locally for all waiting requests; no lease is needed."""
-        landing: Landing = Failed(503, error=UpstreamTimeout(ask.origin.name, "the gateway is stopping"))
+        landing: Landing | None = None
         try:
             landing = await self._fetching.land(ask, ask.origin, stale)
         except Exception as error:
             landing = Failed(500, error=error)
         finally:
             self._forget(flight)
-            await flight.land(landing)
+            await flight.land(landing if landing is not None else _stopping(ask.origin))
 
     def _forget(self, flight: Flight) -> None:
         if self.flights.get(flight.key) is flight:
@@ -257,6 +258,11 @@ class Coalescer:
             return
         origin = ask.refresh() if ask.refresh is not None else ask.origin
         await self._fly(flight, ask, origin, stale, behind=True)
+
+
+def _stopping(origin: Origin) -> Failed:
+    """What a flight comes to whose task is cancelled."""
+    return Failed(503, error=UpstreamTimeout(origin.name, "the gateway is stopping"))
 
 
 def _looked_long_ago(ask: CacheRequest) -> bool:

@@ -182,7 +182,7 @@ class Engine:
             return await self.pass_by(ask.exchange, "bypass", ask.past, detail=ask.plan.bypass)
         found = Found(self.tiers.at_hand(ask.wanted), "memory")
         decision = freshness.decide(found.stored, ask.facts, ask.route.rules, self.clock.now())
-        if isinstance(decision, Revalidate | Miss | Unsatisfiable):
+        if isinstance(decision, Revalidate | Miss | Unsatisfiable) and self._is_shared(ask):
             if found.stored is not None or not ask.exchange.looked:
                 found = await self._newer(ask, found)
             decision = freshness.decide(found.stored, ask.facts, ask.route.rules, self.clock.now())
@@ -396,8 +396,12 @@ class Engine:
         # Validation was requested: this was fetched while the request waited.
         return isinstance(decision, Revalidate) and ask.facts.no_cache and not stored.life.no_cache
 
+    def _is_shared(self, ask: CacheRequest) -> bool:
+        """Whether the response to a request may lie in the shared tier, and that is there."""
+        return not ask.route.made and self.tiers.shared.available
+
     async def _newer(self, ask: CacheRequest, known: Found) -> Found:
-        if ask.route.made or not self.shared.available:
+        if not self._is_shared(ask):
             return known
         began = time.perf_counter()
         try:

@@ -175,9 +175,8 @@ class Fetcher:
             return self._unstorable(ask, NotShareable(fetched, "end-in-doubt"), deadline)
         if ask.route.made and fetched.made is None:
             return self._unstorable(ask, NotShareable(fetched, "parts"), deadline)
-        key = self.flight_key(ask)
         for reason, marks in self._not_whole.items():
-            if marks.active(key, self._clock.now()):
+            if len(marks) and marks.active(self.flight_key(ask), self._clock.now()):
                 # It was too large just now: each concurrent request would buffer up to the limit in vain.
                 return self._unstorable(ask, NotShareable(fetched, reason), deadline)
         if flight is not None and not ask.route.made:
@@ -185,7 +184,7 @@ class Fetcher:
         body = await fetched.body.whole(ask.route.max_body, None if better else _live(fetched, deadline))
         if body is None:
             reason = "endless" if isinstance(fetched.body, Body) and fetched.body.live else "too-large"
-            self._not_whole[reason].put(key, self._clock.now() + self._durations.hit_for_miss)
+            self._not_whole[reason].put(self.flight_key(ask), self._clock.now() + self._durations.hit_for_miss)
             return self._unstorable(ask, NotShareable(fetched, reason), deadline)
         unshared = _unshared(ask, fetched)  # what streams may have read more
         if unshared is not None:
@@ -273,8 +272,10 @@ class Fetcher:
     def may_send_range(self, ask: CacheRequest) -> bool:
         """On a route with a duration `Range` is not in the key: the whole is fetched and cut, if it can be kept. A
         range is one of a GET (RFC 9110 §14.2)."""
+        if ask.facts.head or not has(ask.headers, b"range"):
+            return False
         ranges = _range_of(ask.headers)
-        if ask.facts.head or not ranges or not (ask.route.follows_origin or is_single(ranges)):
+        if not ranges or not (ask.route.follows_origin or is_single(ranges)):
             return False
         return ask.route.follows_origin or self._uncacheable.active(self.flight_key(ask), self._clock.now())
 
@@ -288,7 +289,7 @@ class Fetcher:
 
     def is_uncacheable(self, key: str) -> bool:
         """Whether a recent flight of this key returned a response for its client only."""
-        return self._uncacheable.active(key, self._clock.now())
+        return len(self._uncacheable) > 0 and self._uncacheable.active(key, self._clock.now())
 
     def mark_uncacheable(self, key: str) -> None:
         self._uncacheable.put(key, self._clock.now() + self._durations.hit_for_miss)

@@ -65,23 +65,44 @@ class Flight:
     once, and when the fetch is complete.
     """
 
-    __slots__ = ("_head", "_preview", "abandoned", "began", "key", "landing", "number", "stamp", "waiting")
+    __slots__ = (
+        *("_head", "_landed", "_landing", "_preview", "_promised"),
+        *("abandoned", "began", "key", "number", "stamp", "waiting"),
+    )
 
     def __init__(self, key: str, stamp: str = "", began: float = 0.0, number: int = 0) -> None:
         self.key = key
         self.number = number
         self.stamp = stamp
         self.began = began
-        loop = asyncio.get_running_loop()
-        self.landing: asyncio.Future[Landing] = loop.create_future()
         self.waiting = 0
         self.abandoned = False
-        self._head: asyncio.Future[Preview | None] = loop.create_future()
+        self._landed: Landing | None = None
+        self._promised: Preview | None = None
         self._preview: Entry | None = None
+        # Made for the first who waits: most flights have only the one that leads them.
+        self._landing: asyncio.Future[Landing] | None = None
+        self._head: asyncio.Future[Preview | None] | None = None
 
     def __repr__(self) -> str:
-        state = "landed" if self.landing.done() else "under way"
+        state = "under way" if self._landed is None else "landed"
         return f"<Flight {self.key!r} {state} waiting={self.waiting}>"
+
+    @property
+    def landing(self) -> asyncio.Future[Landing]:
+        """What it came to."""
+        if self._landing is None:
+            self._landing = asyncio.get_running_loop().create_future()
+            if self._landed is not None:
+                self._landing.set_result(self._landed)
+        return self._landing
+
+    def _head_of_response(self) -> asyncio.Future[Preview | None]:
+        if self._head is None:
+            self._head = asyncio.get_running_loop().create_future()
+            if self._promised is not None or self._landed is not None:
+                self._head.set_result(self._promised)
+        return self._head
 
     async def lead(self) -> Landing:
         """What the flight came to, for its leader. Cancelling this wait leaves the flight to the others."""
@@ -99,9 +120,9 @@ class Flight:
         response head, or if waiting is over."""
         self.waiting += 1
         try:
-            preview = await asyncio.shield(self._head)
+            preview = await asyncio.shield(self._head_of_response())
             if preview is None:
-                return self.landing.result() if self.landing.done() else None
+                return self._landed
             if self._preview is None:
                 self._preview = preview()
             return await asyncio.shield(self.landing) if serves(self._preview) else None
@@ -116,25 +137,28 @@ class Flight:
     def promise(self, preview: Preview) -> None:
         """The response head has arrived, and the response may be stored. `preview` makes the entry, without its
         body."""
-        if not self._head.done():
-            self._head.set_result(preview)
+        if self._promised is None:
+            self._promised = preview
+            if self._head is not None and not self._head.done():
+                self._head.set_result(preview)
 
     def release(self) -> None:
         """Release all waiting requests: the response is for its client only."""
-        if not self._head.done():
-            self._head.set_result(None)
+        if not self._head_of_response().done():
+            self._head_of_response().set_result(None)
 
     async def _leave(self) -> None:
         self.abandoned = True
-        if self.landing.done() and not self.landing.cancelled():
-            landing = self.landing.result()
-            if isinstance(landing, NotShareable):
-                await landing.fetched.body.aclose()
+        if isinstance(self._landed, NotShareable):
+            await self._landed.fetched.body.aclose()
 
     async def land(self, landing: Landing) -> None:
         """Wake all. A response for its client only is closed if that client has disconnected."""
-        self.landing.set_result(landing)
-        self.release()
+        self._landed = landing
+        if self._landing is not None:
+            self._landing.set_result(landing)
+        if self._head is not None and not self._head.done():
+            self._head.set_result(None)
         if self.abandoned and isinstance(landing, NotShareable):
             await landing.fetched.body.aclose()
 

@@ -115,13 +115,17 @@ class TieredStore:
     def flight_key(self, wanted: Selection) -> str:
         """The key of the variant that a request will most likely get, by what the newest response varied on."""
         index = self.memory.index(wanted.plan.primary)
-        return likely_key(index, wanted.plan.base, wanted.suffixes)
+        return wanted.plan.base if index is None else likely_key(index, wanted.plan.base, wanted.suffixes)
 
     def has_others(self, wanted: Selection) -> bool:
         """Whether responses are stored but the request selects none of them; False if the selected one exists and was
         purged or has expired."""
         index = self.memory.index(wanted.plan.primary)
-        return bool(latest(index)) and all(self.memory.get(key) is None for key in _selected(index, wanted))
+        return (
+            index is not None
+            and bool(latest(index))
+            and all(self.memory.get(key) is None for key in _selected(index, wanted))
+        )
 
     async def look(self, wanted: Selection) -> Found:
         """The response in the shared tier, if it responds in time; memory is not changed."""

@@ -28,7 +28,7 @@ from gateway.policy import freshness
 from gateway.policy.entry import Entry
 from gateway.policy.epochs import EVERYTHING, Epochs, key_name, route_name, tag_name
 from gateway.policy.identity_key import UNKEYED, IdentityKey
-from gateway.policy.keys import Plan, plan, primary_key, stem_of
+from gateway.policy.keys import Plan, plan, primary_and_stem, primary_key
 from gateway.policy.rules import CachePolicy, RequestDirectives, directives_of
 from gateway.policy.vary import Suffixes, VaryIndex
 from gateway.routing.fast_path import FastPath
@@ -103,7 +103,7 @@ class HeaderBlock:
 
     def plan(self, route: Route, method: str, origin: str, target: str) -> tuple[Plan, RequestDirectives]:
         """The plan and the directives of a request for `target` with this block, as `keys.plan` gives them."""
-        primary, stem = primary_key(origin, target), stem_of(origin, target, route.keying.identity_key)
+        primary, stem = primary_and_stem(origin, target, route.keying.identity_key)
         asked = self.asked.get((route.name, method))
         if asked is None:
             made = plan(route.keying, origin, target, self.headers)
@@ -143,10 +143,8 @@ class KnownTarget:
         self.target = target
         self.head = line.startswith(b"HEAD ")
         self.modern = line.endswith(b"HTTP/1.1")
-        self.primary = primary_key(recall.origin, recall.target)
-        self.stem = stem_of(recall.origin, recall.target, recall.route.keying.identity_key)
-        tags = (tag_name(tag) for tag in recall.tags)
-        self.names = (EVERYTHING, key_name(self.primary), route_name(recall.route.name), *tags)
+        self.primary, self.stem = primary_and_stem(recall.origin, recall.target, recall.route.keying.identity_key)
+        self.names = (EVERYTHING, key_name(self.primary), route_name(recall.route.name), *map(tag_name, recall.tags))
         self.joints: dict[str, Splice | None] = {}
 
     def connection(self, block: HeaderBlock) -> bytes:

@@ -40,9 +40,8 @@ from gateway.observability.trace_context import traceparent_of
 from gateway.routing.cors import Cors
 from gateway.routing.declared import Declared
 from gateway.routing.fast_path import FastPath
-from gateway.routing.handlers import Handlers
+from gateway.routing.handlers import DeclaredRequest, Handlers
 from gateway.routing.references import Asked
-from gateway.routing.upstream_request import UpstreamOrigin
 from gateway.upstreams.connection import Interim
 from gateway.upstreams.response import Body, ResponseBody
 
@@ -354,22 +353,18 @@ class DirectRoute:
         """Raises RequestRefused."""
         assert exchange.target is not None
         target, parameters = self.route.upstream_target(exchange.target.path, exchange.target.query)
-        told = self.handlers.interim(interim, Asked(self.route, target, str(exchange.target), exchange.root))
+        asked = Asked(self.route, target, str(exchange.target), exchange.root)
+        told = self.handlers.interim(interim, asked)
         origin = self.route.origin(target, exchange.request_id, self.handlers.metrics, told)
-        return self.handlers.ask(exchange, self.route, origin, parameters, None, block=block, stays=True)
+        return self.handlers.ask(exchange, asked, origin, parameters, None, block=block, stays=True)
 
     async def answer(self, ask: CacheRequest) -> Answer:
-        return self.handlers.public(await self.handlers.engine.answer(ask), self._asked(ask))
+        assert isinstance(ask, DeclaredRequest)
+        return self.handlers.public(await self.handlers.engine.answer(ask), ask.asked)
 
     def recall(self, ask: CacheRequest) -> FastPath:
-        assert isinstance(ask.origin, UpstreamOrigin)
-        assert ask.exchange.target is not None
-        _, parameters = self.route.upstream_target(ask.exchange.target.path, ask.exchange.target.query)
-        return self.handlers.recall(self._asked(ask), ask.origin, parameters)
-
-    def _asked(self, ask: CacheRequest) -> Asked:
-        assert isinstance(ask.origin, UpstreamOrigin)
-        return Asked(self.route, ask.origin.target, str(ask.exchange.target), ask.exchange.root)
+        assert isinstance(ask, DeclaredRequest)
+        return self.handlers.recall(ask)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,10 @@ from gateway.http.target import Slashes, normalise_path, normalise_query, recode
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?::([a-z]+))?\}")
 
 
+_PLAIN_VALUES = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_~")
+"""Characters of which no value makes a dot segment, or a path in another form, in a template without `%` and `/.`."""
+
+
 class TemplateError(ValueError):
     """A malformed path template; the message says what to write."""
 
@@ -128,9 +132,18 @@ class TargetTemplate:
         path, query = self.render(parameters)
         if self.slashes == "decode":
             path = path.replace("%2F", "/")
-        if normalise_path(path, self.slashes) != path:
+        if not self._stays(parameters) and normalise_path(path, self.slashes) != path:
             raise RequestRefused("A path parameter would leave its segment in the upstream path.")
         return path, query
+
+    def _stays(self, parameters: dict[str, str]) -> bool:
+        """Whether the path is known to be normalised with these values, without a look at it."""
+        values = parameters.values()
+        return self._is_plain and all(values) and _PLAIN_VALUES.issuperset("".join(values))
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        return "%" not in self.path and "/." not in self.path
 
     def render(self, parameters: dict[str, str]) -> tuple[str, tuple[str, ...]]:
         """The path and the query pairs for `parameters` (encoded values of the route's template).
@@ -138,6 +151,8 @@ class TargetTemplate:
         A value in the path stays within its segment; in the query it is encoded so that it stays one value.
         """
         path = _PARAMETER.sub(lambda match: parameters[match[1]], self.path)
+        if not self.query:
+            return path, ()
         query = tuple(
             _PARAMETER.sub(lambda match: quote(unquote_to_bytes(parameters[match[1]]), safe="~"), pair)
             for pair in self.query

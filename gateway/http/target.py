@@ -70,7 +70,7 @@ class Target(msgspec.Struct, frozen=True):
         return "&".join(self.query)
 
     def __str__(self) -> str:
-        return f"{self.path}?{self.query_string}" if self.query else self.path
+        return f"{self.path}?{'&'.join(self.query)}" if self.query else self.path
 
 
 def below(target: Target, prefix: str) -> Target:
@@ -82,6 +82,8 @@ def below(target: Target, prefix: str) -> Target:
     return Target(path, target.query, _decoded(path))
 
 
+_PLAIN_PATH = re.compile(rb"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+"""A path that is in its one form already: unreserved characters alone, and no dot segments."""
 REMEMBERED = 512
 """The longest target, in bytes, whose normal form is remembered: 8,192 of them take some 10 MB at most."""
 
@@ -91,6 +93,9 @@ def normalise(raw_path: bytes, query_string: bytes, slashes: Slashes = "refuse")
 
     Raises RequestRefused where they could mean two things, or nothing.
     """
+    if not query_string and _PLAIN_PATH.fullmatch(raw_path):
+        path = raw_path.decode("ascii")
+        return Target(path, (), path)
     short = len(raw_path) + len(query_string) <= REMEMBERED
     return (_remembered if short else _normalise)(raw_path, query_string, slashes)
 

@@ -125,7 +125,7 @@ def holds_identity(keyed: tuple[str, ...], unkeyed: tuple[str, ...], vary: tuple
 
 def plan(keying: Keying, origin: str, target: str, headers: Headers, *, has_body: bool = False) -> Plan:
     """The plan for a GET or HEAD of `target` at `origin` (an upstream's or a handler's name)."""
-    primary, stem = primary_key(origin, target), stem_of(origin, target, keying.identity_key)
+    primary, stem = primary_and_stem(origin, target, keying.identity_key)
     bypass = _bypass(keying, headers, has_body=has_body)
     if bypass:
         return Plan(primary, primary, (), bypass)
@@ -162,6 +162,14 @@ def stem_of(origin: str, target: str, identity_key: IdentityKey) -> str:
     """The primary key, and a digest of the credentials in the query, where it has some: what base keys begin with."""
     primary, credentials = primary_key(origin, target), credentials_in(target)
     return f"{primary}\n?{identity_key.digest('?', credentials)}" if credentials else primary
+
+
+def primary_and_stem(origin: str, target: str, identity_key: IdentityKey) -> tuple[str, str]:
+    """`primary_key` and `stem_of`, which are the same text where there is no query."""
+    if "?" not in target:
+        plain = f"{origin}\n{target}"
+        return plain, plain
+    return primary_key(origin, target), stem_of(origin, target, identity_key)
 
 
 def field_line(name: str, value: str, identity_key: IdentityKey) -> str:

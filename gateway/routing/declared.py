@@ -7,7 +7,7 @@ may reach the upstream, and leaves the rest to the engine.
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import quote
@@ -64,14 +64,15 @@ class Declared:
                 text = text.replace(f"{{{name}}}", f"{{{name}:path}}")
         return PathTemplate(text)
 
-    def upstream_target(self, path: str, query: Iterable[str]) -> tuple[str, dict[str, str]]:
+    def upstream_target(self, path: str, query: tuple[str, ...]) -> tuple[str, dict[str, str]]:
         """The normalised upstream target, and the path's parameters. Raises RequestRefused."""
         parameters = self.template.match(path)
         if parameters is None:
             raise RequestRefused("The path does not match its route.", 404)
-        return self._target(parameters, select_query(query, self.allowed, self.dropped)), parameters
+        selected = select_query(query, self.allowed, self.dropped) if query else ()
+        return self._target(parameters, selected), parameters
 
-    def whole_target(self, parameters: dict[str, str], query: Iterable[str]) -> str:
+    def whole_target(self, parameters: dict[str, str], query: tuple[str, ...]) -> str:
         """The same for a request that passes by the cache: no answer is shared, so its query stays whole."""
         return self._target(parameters, query)
 
@@ -80,8 +81,10 @@ class Declared:
         changes = self.config.headers.request.changes
         return UpstreamOrigin(self.upstream, target, request_id, metrics, interim, changes=changes)
 
-    def _target(self, parameters: dict[str, str], query: Iterable[str]) -> str:
+    def _target(self, parameters: dict[str, str], query: tuple[str, ...]) -> str:
         upstream_path, fixed = self.target.ask(parameters)
+        if not fixed and not query:
+            return upstream_path
         return str(Target(upstream_path, tuple(sorted((*fixed, *query), key=pair_name)), ""))
 
 

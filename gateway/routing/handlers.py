@@ -45,6 +45,13 @@ def _nothing(path: str) -> None:
     return None
 
 
+class DeclaredRequest(CacheRequest, frozen=True, dict=True, kw_only=True):
+    """A request of a declared route; `parameters` are the encoded values in its path."""
+
+    asked: Asked
+    parameters: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Handlers:
     """Makes the handlers of declared routes. `serving` as `References` has it."""
@@ -78,38 +85,44 @@ class Handlers:
         handle.__doc__ = route.config.description
         return handle
 
-    def recall(self, asked: Asked, origin: UpstreamOrigin, parameters: dict[str, str]) -> FastPath:
+    def recall(self, ask: DeclaredRequest) -> FastPath:
         """What the edge needs to answer the next request of this line."""
-        route = asked.route
-        silent = structs.replace(origin, interim=None)
+        asked, parameters = ask.asked, ask.parameters
+        assert isinstance(ask.origin, UpstreamOrigin)
+        silent = structs.replace(ask.origin, interim=None)  # which would keep the connection alive
+
+        def again(exchange: RequestContext) -> CacheRequest:
+            origin = structs.replace(silent, request_id=exchange.request_id)
+            return self.ask(exchange, asked, origin, parameters, None)
+
         return FastPath(
-            route=route.engine_route,
-            origin=route.upstream.name,
-            target=origin.target,
-            tags=self._tags(route, parameters),
+            route=ask.route,
+            origin=asked.route.upstream.name,
+            target=silent.target,
+            tags=ask.tags,
             public=lambda answer: self.public(answer, asked),
-            ask=lambda exchange: self.ask(
-                exchange, route, structs.replace(silent, request_id=exchange.request_id), parameters, None
-            ),
+            ask=again,
         )
 
     def _tags(self, route: Declared, parameters: dict[str, str]) -> tuple[str, ...]:
+        if not route.config.tags:
+            return ()
         decoded = {name: unquote(value) for name, value in parameters.items()}
         return tuple(render_tag(tag, decoded) for tag in route.config.tags)
 
     def ask(
         self,
         exchange: RequestContext,
-        route: Declared,
+        asked: Asked,
         origin: UpstreamOrigin,
         parameters: dict[str, str],
         body: AsyncIterator[bytes] | None,
         *,
         block: PlanCache | None = None,
         stays: bool = False,
-    ) -> CacheRequest:
+    ) -> DeclaredRequest:
         """`block` is the header block of `exchange`, where it was judged before; `stays` as `CacheRequest` has it."""
-        headers = exchange.headers
+        route, headers = asked.route, exchange.headers
         keying = route.engine_route.keying
         if block is not None and "x-request-id" not in (keying.vary or ()):
             planned, facts = block.plan(route.engine_route, exchange.method, route.upstream.name, origin.target)
@@ -122,7 +135,9 @@ class Handlers:
             whole = route.whole_target(parameters, exchange.target.query)
             return await send_past(self.engine, exchange, route.engine_route, origin, body, whole)
 
-        return CacheRequest(
+        return DeclaredRequest(
+            asked=asked,
+            parameters=parameters,
             route=route.engine_route,
             plan=planned,
             facts=facts,
@@ -143,8 +158,8 @@ class Handlers:
         parameters: dict[str, str],
     ) -> Response:
         with_body = has_body(exchange.headers)
-        ask = self.ask(exchange, asked.route, origin, parameters, client.body() if with_body else None)
-        exchange.recall = self.recall(asked, origin, parameters)
+        ask = self.ask(exchange, asked, origin, parameters, client.body() if with_body else None)
+        exchange.recall = self.recall(ask)
         at_hand = self.engine.at_hand(ask)
         if at_hand is not None:
             return AnswerResponse(self.public(at_hand, asked))
@@ -257,7 +272,7 @@ class Handlers:
     def public(self, answer: Answer, asked: Asked) -> Answer:
         """The answer as clients may see it: an upstream's own address stays inside, and so do its tags."""
         hidden = frozenset() if asked.route.config.expose_tags else TAG_FIELDS
-        if not any(name in REFERRING or name in hidden for name, _ in answer.headers):
+        if not [name for name, _ in answer.headers if name in REFERRING or name in hidden]:
             return answer
         headers = self._references.mapped(without(answer.headers, *hidden), asked)
         return Answer(answer.status, headers, answer.body)

@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import RequestRefused
+from gateway.http import target as target_module
 from gateway.http.target import (
     TRACKING_PARAMETERS,
     Target,
@@ -535,3 +536,16 @@ def test_a_path_has_one_reading_whatever_its_routes_say(pieces: list[str], of_ke
     else:
         assert target == normalise(target.path.encode(), b"")
         assert of_decoded == "decode" or b"%2f" not in raw.lower()
+
+
+@given(st.text("ab.~-_/%2EfF;\\", max_size=12))
+def test_a_path_that_is_plain_is_its_own_normal_form(text: str) -> None:
+    """`normalise` takes plain paths as they are: what the whole rule makes of them is the same."""
+    raw = f"/{text}".encode()
+    try:
+        whole = target_module._normalise(raw, b"", "refuse")
+    except RequestRefused:
+        with pytest.raises(RequestRefused):
+            normalise(raw, b"")
+    else:
+        assert normalise(raw, b"") == whole

@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 from gateway.http.headers import Headers, connection_named, sent_value
 from gateway.policy.identity_key import UNKEYED, IdentityKey
-from gateway.policy.keys import FOLLOWING, Keying, Plan, digest, is_identity, passed_through, plan, primary_key
+from gateway.policy.keys import (
+    FOLLOWING,
+    Keying,
+    Plan,
+    digest,
+    is_identity,
+    passed_through,
+    plan,
+    primary_and_stem,
+    primary_key,
+    stem_of,
+)
 from gateway.policy.vary import variant_key
 
 TIMED = Keying(vary=("accept", "accept-language"))
@@ -366,3 +377,9 @@ def test_what_follows_its_upstream_never_shares_an_entry_with_what_has_a_duratio
     assert one.primary == other.primary
     if one.bypass is None and other.bypass is None:
         assert one.base != other.base
+
+
+@given(target=st.text("/a?&=;token", max_size=20))
+def test_the_primary_key_and_the_stem_are_those_that_each_gives_alone(target: str) -> None:
+    secret = IdentityKey(b"k" * 32)
+    assert primary_and_stem("up", target, secret) == (primary_key("up", target), stem_of("up", target, secret))
