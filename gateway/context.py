@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.errors import UpstreamError
 from gateway.http.forwarding import Told
 from gateway.http.headers import Headers
 from gateway.http.target import Target
@@ -122,6 +123,8 @@ class RequestContext:
     """Whether the shared tier was read already, without a result."""
     leading: bool = False
     """Whether a fetch that others may wait for is made in this request's task, which must then not be cancelled."""
+    failure: tuple[str, str] | None = None
+    """The cause by which an upstream failed that was asked for this request, and a text; None where none did."""
     key: int = 0
     """The hash of the cache key; 0 if the cache was not used."""
     changed: bool | None = None
@@ -134,6 +137,11 @@ class RequestContext:
     """What became of an aggregate's parts, where they were joined for this request."""
     scope: dict[str, Any] = field(default_factory=dict, repr=False)
     """The request's scope as the routes first saw it, from which a refresh behind replays it."""
+
+    def cut(self, error: UpstreamError) -> None:
+        """The upstream broke off in the middle of the answer, whose head was sent."""
+        self.failure = error.why
+        self.outcome = msgspec.structs.replace(self.outcome, result=Result.ERROR, detail="cut", stored=False)
 
     def spend(self, what: str, seconds: float) -> None:
         self.spent[what] = self.spent.get(what, 0.0) + seconds

@@ -71,38 +71,47 @@ class RequestRefused(GatewayError):
 
 class UpstreamError(GatewayError):
     """An upstream failed. `status` is the client's response status, `kind` the label of the metric; `retry_after` is
-    the delay in seconds before a retry is worthwhile, if known."""
+    the delay in seconds before a retry is worthwhile, if known. `cause` is one word of a closed set, more exact than
+    `kind`, and `text` its details; both are for the log, as they may name addresses."""
 
     status = 502
     kind = "error"
+    cause = "error"
     title = "Upstream failed"
 
     def __init__(self, upstream: str, reason: str, retry_after: float | None = None) -> None:
         self.upstream = upstream
         self.reason = reason
         self.retry_after = retry_after
+        self.text = reason
         super().__init__(f"{upstream}: {reason}")
+
+    @property
+    def why(self) -> tuple[str, str]:
+        """`cause` and `text`."""
+        return self.cause, self.text
 
 
 class UpstreamUnreachable(UpstreamError):
     kind = "unreachable"
+    cause = "reset"
     title = "Upstream unreachable"
 
 
 class UpstreamMalformed(UpstreamError):
-    kind = "malformed"
+    kind = cause = "malformed"
     title = "Upstream sent an invalid response"
 
 
 class UpstreamBusy(UpstreamError):
     status = 503
-    kind = "busy"
+    kind = cause = "busy"
     title = "Upstream busy (connection queue full)"
 
 
 class UpstreamResting(UpstreamError):
     status = 503
-    kind = "resting"
+    kind = cause = "resting"
     title = "Upstream temporarily disabled (circuit breaker open)"
 
 
@@ -110,13 +119,13 @@ class Overloaded(UpstreamError):
     """The gateway is overloaded: no request was sent to the upstream."""
 
     status = 503
-    kind = "overloaded"
+    kind = cause = "overloaded"
     title = "Gateway overloaded"
 
 
 class UpstreamTimeout(UpstreamError):
     status = 504
-    kind = "timeout"
+    kind = cause = "timeout"
     title = "Upstream timed out"
 
 
@@ -124,7 +133,7 @@ class PartFailed(UpstreamError):
     """A part that an aggregate can't be answered without."""
 
     title = "A required part failed"
-    kind = "part"
+    kind = cause = "part"
 
     def __init__(self, part: str, reason: str, status: int = 502) -> None:
         super().__init__(f"{part}: {reason}", reason)

@@ -125,13 +125,16 @@ class Aggregate:
         Raises PartFailed where a required part failed, RequestRefused where the client's values are why.
         """
         exchange.parts = tuple(_said(run))
+        exchange.failure = next((why for each in run.results.values() if (why := each.why)), exchange.failure)
         for each in exchange.parts:
             self.kit.count(each.name, each.text.partition(";")[0])
         _check_refusal(run)
         failed = run.failed_requirement
         if failed is not None and failed.failure is not None:
             reason = f"{failed.failure.kind}: {failed.failure.detail}"
-            raise PartFailed(failed.name, reason, failed.failure.status)
+            error = PartFailed(failed.name, reason, failed.failure.status)
+            error.cause, error.text = failed.why or error.why
+            raise error
         body = self._joined(run, exchange)
         lives = [each.life for each in run.results.values() if each.life is not None]
         complete = run.complete

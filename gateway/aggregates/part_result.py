@@ -11,12 +11,14 @@ from gateway.http.headers import Headers
 
 
 class Failure(Exception):
-    """A part failed. `kind` is a token for headers, `status` the aggregate's status without it."""
+    """A part failed. `kind` is a token for headers, `status` the aggregate's status without it, `why` the cause of the
+    upstream's failure and a text for the log, if known."""
 
-    def __init__(self, kind: str, detail: str, status: int = 502) -> None:
+    def __init__(self, kind: str, detail: str, status: int = 502, why: tuple[str, str] | None = None) -> None:
         self.kind = kind
         self.detail = detail
         self.status = status
+        self.why = why
         super().__init__(detail)
 
     @property
@@ -33,11 +35,12 @@ class Failure(Exception):
 
     def of_elements(self, failed: int, asked: int) -> Failure:
         """The same, of so many of a list's elements."""
-        return Failure(self.kind, f"{failed} of {asked} elements failed, the first because {self.detail}", self.status)
+        detail = f"{failed} of {asked} elements failed, the first because {self.detail}"
+        return Failure(self.kind, detail, self.status, self.why)
 
     def again(self) -> Failure:
         """The same for another request, without the traceback of the first."""
-        return Failure(self.kind, self.detail, self.status)
+        return Failure(self.kind, self.detail, self.status, self.why)
 
 
 _OF_ALL = frozenset(("timeout", "unreachable", "malformed", "busy", "resting", "overloaded"))

@@ -275,9 +275,9 @@ class PartSource:
                     self._forget(key, own)
                 return got
         except TimeoutError:
-            failure = Failure("timeout", "timed out", 504)
+            failure = Failure("timeout", "timed out", 504, _LATE)
         except UpstreamError as error:
-            failure = Failure(error.kind, error.title.lower(), _status(error.status))
+            failure = Failure(error.kind, error.title.lower(), _status(error.status), error.why)
         except Absent:
             self._forget(key, own)
             raise
@@ -331,7 +331,8 @@ class PartSource:
                 raise self._too_large()
             body = whole
         if outcome.result is Result.ERROR:
-            raise Failure(outcome.detail or "error", "upstream unavailable", _status(answer.status))
+            detail, status = "upstream unavailable", _status(answer.status)
+            raise Failure(outcome.detail or "error", detail, status, ask.exchange.failure)
         if stored is not None:
             failing = "error" if outcome.result is Result.STALE_ERROR else ""
             return self._stored(ask, stored, _SAID[outcome.result], failing=failing)
@@ -391,9 +392,9 @@ class PartSource:
                 body = await fetched.body.whole(self.route.max_body)
                 await fetched.body.aclose()
         except TimeoutError:
-            failure = Failure("timeout", "timed out", 504)
+            failure = Failure("timeout", "timed out", 504, _LATE)
         except UpstreamError as error:
-            failure = Failure(error.kind, error.title.lower(), _status(error.status))
+            failure = Failure(error.kind, error.title.lower(), _status(error.status), error.why)
         else:
             life = PartLife(remaining=0.0, unstored=True)
             if fetched.status in (404, 410):
@@ -423,6 +424,9 @@ def _status(status: int) -> int:
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:
     yield content
+
+
+_LATE = ("timeout", "no answer within the deadline of the part")
 
 
 def _exchange(whole: RequestContext) -> RequestContext:

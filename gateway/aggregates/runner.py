@@ -70,6 +70,11 @@ class Resolved:
         return self.failure is not None and not isinstance(self.failure, Absent)
 
     @property
+    def why(self) -> tuple[str, str] | None:
+        """The cause of its upstream's failure, and a text; None where it did not fail by that."""
+        return self.failure.why if self.failure is not None else None
+
+    @property
     def failed(self) -> bool:
         return self.incomplete and not self.partial
 

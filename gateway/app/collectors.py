@@ -12,6 +12,7 @@ from gateway.advisor.advice import Advice
 from gateway.cache.engine import Engine
 from gateway.cache.purge_log import PurgesTold
 from gateway.cache.shared_store import NoShared, SharedStatistics
+from gateway.upstreams.causes import CAUSES
 from gateway.upstreams.client import Upstream
 
 
@@ -106,8 +107,18 @@ class UpstreamCollector(Collector):
             for host in upstream.hosts:
                 state.add_metric((upstream.name, host.name), float(host.breaker.state.value))
                 opened.add_metric((upstream.name, host.name), float(host.breaker.opened))
-        yield from (state, opened)
+        yield from (state, opened, self._failures())
         yield from self._names()
+
+    def _failures(self) -> Metric:
+        failed = CounterMetricFamily(
+            "gateway_upstream_failures", "Requests that failed, by the cause.", labels=("upstream", "host", "cause")
+        )
+        for upstream in self._upstreams:
+            for host in upstream.hosts:
+                for cause in CAUSES:
+                    failed.add_metric((upstream.name, host.name, cause), float(host.failures[cause]))
+        return failed
 
     def _names(self) -> Iterable[Metric]:
         addresses = GaugeMetricFamily(

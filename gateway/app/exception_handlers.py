@@ -40,6 +40,7 @@ async def _upstream(request: Request, error: Exception) -> Response:
     assert isinstance(error, UpstreamError)
     exchange = exchange_of(request.scope)
     if exchange is not None:
+        exchange.failure = error.why
         exchange.outcome = Outcome(Result.ERROR, forward="miss", detail=error.kind)
     response = problem(request, error.status, f"{error.title} ({error.upstream}).", title=error.title)
     if error.status == 503:

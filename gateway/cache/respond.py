@@ -223,6 +223,8 @@ class Responder:
     def failed(
         self, ask: CacheRequest, failed: Failed, stale: Entry | None, forward: str, *, collapsed: bool
     ) -> Answer:
+        if isinstance(failed.error, UpstreamError):
+            ask.exchange.failure = failed.error.why
         if stale is not None and self._fetching.usable_on_error(ask, stale):
             return self.from_stored(
                 ask, stale, Result.STALE_ERROR, forward="stale", status=failed.status, collapsed=collapsed
@@ -259,6 +261,7 @@ class Responder:
     def broken(
         self, exchange: RequestContext, error: UpstreamError, *, forward: str, collapsed: bool = False
     ) -> Answer:
+        exchange.failure = error.why
         exchange.outcome = Outcome(Result.ERROR, forward=forward, collapsed=collapsed, detail=error.kind)
         answer = problem(exchange, error.status, f"{error.title} ({error.upstream}).", title=error.title)
         if error.status == 503:

@@ -239,7 +239,8 @@ class PassThroughRequest:
                 await connection.flow.drain()
             status = answer.status
             await self._send(connection, answer)
-        except UpstreamError:
+        except UpstreamError as error:
+            exchange.cut(error)
             connection.transport.close()  # in the middle: an answer that ended early must not look whole
         except BaseException:
             connection.transport.close()  # after any error, the connection is not used again

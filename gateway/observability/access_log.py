@@ -108,6 +108,7 @@ def pieces_of(exchange: RequestContext, status: int, size: int, share: float) ->
 def fields_of(exchange: RequestContext, status: int, size: int, seconds: float, share: float = 1.0) -> dict[str, Any]:
     """The fields of a request's line; those that are empty are left out. `share` of such requests are logged."""
     outcome, target = exchange.outcome, exchange.target
+    cause, reason = exchange.failure or (None, None)
     fields = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "request_id": exchange.request_id,
@@ -129,6 +130,8 @@ def fields_of(exchange: RequestContext, status: int, size: int, seconds: float, 
         "collapsed": outcome.collapsed or None,
         "stored": outcome.stored or None,
         "detail": outcome.detail,
+        "cause": cause,
+        "reason": reason,
         "share": share if share < 1 else None,
         "upstream_seconds": round(exchange.spent["upstream"], 6) if "upstream" in exchange.spent else None,
     }

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.cache.respond import Answer
+from gateway.context import exchange_of
 from gateway.errors import GatewayError, UpstreamError
 from gateway.http.headers import WITHOUT_CONTENT
 
@@ -135,8 +136,11 @@ class AnswerResponse(Response):
             return
         try:
             await client.while_there(self._pump(send))
-        except (UpstreamError, ClientLeft):
-            # Returning without a last piece makes the server break the connection.
+        except UpstreamError as error:
+            if (exchange := exchange_of(scope)) is not None:
+                exchange.cut(error)
+            return  # without a last piece: it makes the server break the connection
+        except ClientLeft:
             return
         finally:
             await body.aclose()

@@ -12,8 +12,6 @@ own; nginx reads all of it first, onto a disk (`proxy_request_buffering`).
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
 import ssl
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
@@ -32,8 +30,9 @@ from gateway.http.response_parser import WITHOUT_BODY
 from gateway.http.target import normalise
 from gateway.observability.trace_context import PASSED_ON, traced
 from gateway.policy.keys import is_identity
+from gateway.upstreams.causes import Cause, cause_of
 from gateway.upstreams.connection import Interim
-from gateway.upstreams.hosts import Base, Host
+from gateway.upstreams.hosts import LATE, Base, Host
 from gateway.upstreams.names import Names
 from gateway.upstreams.request import ORDINARY, Patience, Sending, Upload
 from gateway.upstreams.resilience import Breaker, Bulkhead, Full
@@ -54,8 +53,6 @@ if TYPE_CHECKING:
     from gateway.observability.tracing import Call, Tracing
 
 
-logger = logging.getLogger("gateway")
-COMPLAIN_EVERY = 60.0
 SHARE_OF_UPLOADS = 0.5
 """The share of an upstream's places for requests whose bodies are still coming."""
 
@@ -82,7 +79,7 @@ class Upstream:
         self.config = config
         self.timeout = config.timeout.total_seconds()
         self._connect_timeout = config.connect_timeout.total_seconds()
-        self.hosts = [_host(url, config, monotonic) for url in config.bases]
+        self.hosts = [_host(name, url, config, monotonic) for url in config.bases]
         self.places = Bulkhead(
             config.max_connections,
             config.max_queue,
@@ -101,7 +98,6 @@ class Upstream:
         self._transport = transport or _transport(config)
         self._next_host = 0
         self._lookups_failed = 0
-        self._complained_at = -math.inf
         changes = config.headers.request.changes
         self._changes = FieldChanges(
             changes.removed - {b"host"}, tuple(pair for pair in changes.added if pair[0] != b"host")
@@ -132,9 +128,11 @@ class Upstream:
         self.places.shed, self.uploads.shed = before.places.shed, before.uploads.shed
         self.budget.spent, self.budget.denied = before.budget.spent, before.budget.denied
         self._lookups_failed = before.lookups_failed
-        opened = {host.name: host.breaker.opened for host in before.hosts}
+        known = {host.name: host for host in before.hosts}
         for host in self.hosts:
-            host.breaker.opened = opened.get(host.name, 0)
+            if host.name in known:
+                host.breaker.opened = known[host.name].breaker.opened
+                host.failures.update(known[host.name].failures)
 
     async def fetch(
         self,
@@ -189,12 +187,12 @@ class Upstream:
         if call is not None:
             call.answered(host, response.status)
 
-        def done(broke: bool) -> None:
+        def done(error: UpstreamError | None) -> None:
             self.places.leave(entered)
             if upload is not None:
                 upload.end()
-            if broke:
-                host.broke(series)
+            if error is not None:
+                host.broke(series, Cause(*error.why))
 
         longest = self.config.stream_timeout.total_seconds()
         body_of = Body(self.name, response, idle=sending.timeout, longest=longest, done=done)
@@ -249,19 +247,15 @@ class Upstream:
                 )
                 return host, series, response
             except TimeoutError:
-                raise UpstreamTimeout(self.name, "no response before the deadline") from None
+                host.failed_by(LATE)
+                raise UpstreamTimeout(self.name, LATE.text) from None
             except httpx.TransportError as error:
                 tried += 1
-                if tried > sending.patience.retries or not self._repeatable(sending, attempt, error):
-                    self._complain(error)
+                again = tried <= sending.patience.retries and self._repeatable(sending, attempt, error)
+                if not (again and attempt.lost_its_connection) and not isinstance(error, httpx.PoolTimeout):
+                    host.failed_by(cause_of(error))
+                if not again:
                     raise translated(self.name, error) from error
-
-    def _complain(self, error: httpx.TransportError) -> None:
-        """Log once a minute what is malformed in this upstream's responses."""
-        malformed = isinstance(error, httpx.RemoteProtocolError)
-        if malformed and time.monotonic() - self._complained_at >= COMPLAIN_EVERY:
-            self._complained_at = time.monotonic()
-            logger.warning("a response of upstream %s is not used: %s", self.name, error)
 
     def _tell(self, interim: Interim, status: int, fields: Headers) -> None:
         """Tell of an interim response with the fields that a final one could have; of one that is too large not."""
@@ -324,8 +318,8 @@ class Upstream:
             if not response.judged or response.status > 599:
                 check_response(self.name, response.status, headers, self.config.max_response_headers)
             check_asked_for(self.name, response.status, sent)
-        except UpstreamError:
-            await body.aclose(broke=True)
+        except UpstreamError as error:
+            await body.aclose(error)
             raise
         if response.status in WITHOUT_BODY:
             # A 204 must not have them (RFC 9110 §8.6), a 304 need not: a client is told of no content that won't come.
@@ -390,9 +384,9 @@ async def _once(content: bytes) -> AsyncIterator[bytes]:
     yield content
 
 
-def _host(url: str, config: UpstreamConfig, monotonic: Callable[[], float]) -> Host:
+def _host(upstream: str, url: str, config: UpstreamConfig, monotonic: Callable[[], float]) -> Host:
     breaker = Breaker(failures=config.breaker_failures, rest=config.breaker_open_for.total_seconds())
-    return Host(Base.of(url, config.host_sent), breaker, monotonic)
+    return Host(Base.of(url, config.host_sent), breaker, monotonic, upstream)
 
 
 def _verification(config: UpstreamConfig) -> bool | ssl.SSLContext:

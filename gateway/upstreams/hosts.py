@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import re
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import httpx
 
 from gateway.errors import UpstreamMalformed
+from gateway.upstreams.causes import Cause
 from gateway.upstreams.resilience import Breaker
 from gateway.upstreams.transport import Attempt, ReceivedHead
 
+logger = logging.getLogger("gateway")
+
+LOGGED_EVERY = 60.0
+"""Seconds between two log lines about failures of one host by one cause."""
+LATE = Cause("timeout", "no response before the deadline")
 _PLAIN = re.compile(r"[!$-\[\]-~]*")  # ASCII that is visible, but for `"`, `#` and the backslash
 
 
@@ -52,6 +61,11 @@ class Host:
     base: Base
     breaker: Breaker
     monotonic: Callable[[], float] = field(default=time.monotonic, repr=False)
+    upstream: str = ""
+    failures: Counter[str] = field(default_factory=Counter, repr=False)
+    """How many requests failed, by their cause."""
+    _logged: dict[str, float] = field(default_factory=dict, repr=False)
+    """When a failure of a cause was logged last."""
 
     @property
     def name(self) -> str:
@@ -91,6 +105,7 @@ class Host:
             # Where the time is up, it was the deadline of whoever asks that ended it: the host was too slow.
             if until is not None and loop.time() >= until - timeout / 20:
                 self.breaker.failed(series, self.monotonic())
+                self.failed_by(LATE)
             else:
                 self.breaker.abandoned(series)
             raise
@@ -111,6 +126,18 @@ class Host:
             self.breaker.succeeded(series, self.monotonic())
         return response
 
-    def broke(self, series: int) -> None:
+    def broke(self, series: int, cause: Cause) -> None:
         """Its body broke off, or was not HTTP."""
         self.breaker.failed(series, self.monotonic())
+        self.failed_by(cause)
+
+    def failed_by(self, cause: Cause) -> None:
+        """Count a failed request, and log it unless one of that cause was logged a moment ago."""
+        self.failures[cause.word] += 1
+        now = self.monotonic()
+        if now - self._logged.get(cause.word, -math.inf) >= LOGGED_EVERY:
+            self._logged[cause.word] = now
+            logger.warning(
+                "upstream %s: %s fails by %s (%s); more of that are counted, and logged in a minute at the earliest",
+                *(self.upstream, self.name, cause.word, cause.text),
+            )

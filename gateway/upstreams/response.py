@@ -18,6 +18,7 @@ from gateway.http.codings import Undecodable
 from gateway.http.headers import WITHOUT_CONTENT, Headers, has, values
 from gateway.http.request_parser import BAD_IN_VALUE, NAME
 from gateway.policy.entry import DerivedFrom
+from gateway.upstreams.causes import cause_of
 from gateway.upstreams.connection import PlainBody
 from gateway.upstreams.transport import ReceivedHead
 
@@ -33,7 +34,7 @@ class Body:
     """A response's body: read whole up to a limit, or streamed, or first the one and then the other.
 
     `idle` is the most seconds between two pieces of a streamed one, `longest` the most for all of it. `done` is called
-    once, when it is closed: with whether the upstream broke off.
+    once, when it is closed: with the error by which the upstream broke off.
     """
 
     def __init__(
@@ -43,14 +44,14 @@ class Body:
         *,
         idle: float,
         longest: float = math.inf,
-        done: Callable[[bool], None] | None = None,
+        done: Callable[[UpstreamError | None], None] | None = None,
     ) -> None:
         self._name = name
         self._response = response
         self._idle = idle
         self._ends = time.monotonic() + longest
         self._done = done
-        self._broke = False
+        self._error: UpstreamError | None = None
         self.live = False
         """Whether it was given up to have all of it, as it comes as it is made."""
         self._read: list[bytes] = []
@@ -94,7 +95,7 @@ class Body:
             return None
         body = stream.all_of_it()
         if body is not None:
-            self._end(broke=False)
+            self._end(None)
         return body
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -116,8 +117,8 @@ class Body:
             async with asyncio.timeout(min(self._idle, self._ends - time.monotonic())):
                 return await self._next()
         except TimeoutError:
-            self._broke = True
-            raise UpstreamTimeout(self._name, "stream_timeout exceeded") from None
+            self._error = UpstreamTimeout(self._name, "stream_timeout exceeded")
+            raise self._error from None
 
     async def _comes(self, seconds: float, until: float) -> bool:
         """Whether a piece or the end comes within so many seconds, and before `until`. If not, it is waited for on."""
@@ -140,11 +141,12 @@ class Body:
                 self._chunks = aiter(self._response.stream)
             return await anext(self._chunks, None)
         except httpx.TransportError as error:
-            self._broke = True
+            self._error = translated(self._name, error)
+            self._error.cause, self._error.text = "cut", f"its body broke off: {self._error.text}"
             await self.aclose()
-            raise translated(self._name, error) from error
+            raise self._error from error
 
-    async def aclose(self, *, broke: bool = False) -> None:
+    async def aclose(self, error: UpstreamError | None = None) -> None:
         ahead = self._ahead
         if ahead is not None and ahead is not asyncio.current_task():
             self._ahead = None
@@ -154,12 +156,12 @@ class Body:
         try:
             await self._response.stream.aclose()
         finally:
-            self._end(broke=broke or self._broke)
+            self._end(error or self._error)
 
-    def _end(self, *, broke: bool) -> None:
+    def _end(self, error: UpstreamError | None) -> None:
         done, self._done = self._done, None
         if done is not None:
-            done(broke)
+            done(error)
 
 
 def _unknown() -> bytes | None:
@@ -310,7 +312,10 @@ def translated(name: str, error: httpx.TransportError) -> UpstreamError:
         (httpx.LocalProtocolError, UpstreamMalformed, "a request that can't be sent"),
         (httpx.UnsupportedProtocol, UpstreamMalformed, "an unsupported protocol"),
     )
-    for kind, counterpart, reason in kinds:
-        if isinstance(error, kind):
-            return counterpart(name, reason)
-    return UpstreamUnreachable(name, "connection failed or lost")
+    found = next(
+        (counterpart(name, reason) for kind, counterpart, reason in kinds if isinstance(error, kind)),
+        UpstreamUnreachable(name, "connection failed or lost"),
+    )
+    if not isinstance(found, UpstreamBusy):
+        found.cause, found.text = cause_of(error)
+    return found

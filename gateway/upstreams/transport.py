@@ -446,7 +446,7 @@ class Transport(AiohttpTransport):
         return ReceivedHead(answer.status, answer.fields, body, judged=True)
 
     async def _connect(self, origin: str, timeout: float | None) -> PlainConnection:
-        """A new connection. Raises what aiohttp does."""
+        """A new connection. Raises httpx.ConnectTimeout, and what else aiohttp does."""
         if self._connector is None:
             self._connector = self._open_connector(partial(PlainConnection, self._plain, self._max_head), 0)
         to = self._origins.get(origin)
@@ -454,7 +454,10 @@ class Transport(AiohttpTransport):
             assert isinstance(self.client, aiohttp.ClientSession)
             loop = asyncio.get_running_loop()
             to = self._origins[origin] = aiohttp.ClientRequest("GET", URL(origin), loop=loop, session=self.client)
-        made: object = await self._connector._create_connection(to, [], client_timeout(None, timeout, None))
+        try:
+            made: object = await self._connector._create_connection(to, [], client_timeout(None, timeout, None))
+        except TimeoutError as error:  # of whom aiohttp's session says that it was in connecting
+            raise httpx.ConnectTimeout("no connection in time") from error
         assert isinstance(made, PlainConnection)
         return made
 
