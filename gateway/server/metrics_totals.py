@@ -12,7 +12,7 @@ worker is killed is what it counted since it last told: a second at most.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -72,3 +72,21 @@ def _sum(one: float, other: float) -> float:
 def lasting(families: Iterable[Family]) -> list[Family]:
     """What of an ended worker's figures still counts."""
     return [family for family in families if family.adds_up]
+
+
+def supervisor_families(counts: Mapping[str, int], answering: int) -> list[Family]:
+    """The supervisor's own metrics; `answering` workers answer."""
+    results = (("done", counts["reloads"]), ("refused", counts["refused"]))
+    reloads: list[Sample] = [("gateway_reloads_total", (("result", name),), float(n)) for name, n in results]
+    unresponsive = counts["unresponsive"]
+    return [
+        _family("gateway_workers", "gauge", "Worker processes that are ready.", answering),
+        _family("gateway_worker_deaths", "counter", "Workers that ended unexpectedly.", counts["deaths"]),
+        _family("gateway_workers_unresponsive", "counter", "Workers killed as unresponsive.", unresponsive),
+        _family("gateway_embedded_restarts", "counter", "Restarts of the embedded Valkey.", counts["valkey"]),
+        Family("gateway_reloads", "counter", "Reloads of the configuration.", reloads),
+    ]
+
+
+def _family(name: str, kind: str, text: str, value: float) -> Family:
+    return Family(name, kind, text, [(name + ("_total" if kind == "counter" else ""), (), float(value))])

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,20 +22,19 @@ from gateway.errors import ConfigError, GatewayError
 from gateway.server.embedded_redis import Embedded, EmbeddedError
 from gateway.server.ipc import Abort, Adopt, Begin, Commit, Prepare, Release, Retire, Setup, Stop, Totals, Workers
 from gateway.server.listener import forget, listen_admin, listen_for_each, url_of
-from gateway.server.metrics_totals import Family, Sample, lasting, total
+from gateway.server.metrics_totals import Family, lasting, supervisor_families, total
 from gateway.server.process import Spawned, spawn
 from gateway.server.reload import Files, difference, merged
-from gateway.server.worker_handle import Member
+from gateway.server.worker_handle import Member, Slot
 
 logger = logging.getLogger("gateway")
-FIRST_PAUSE = 0.1
-LONGEST_PAUSE = 10.0
 SHORT_LIFE = 1.0
 PREPARE_SECONDS = 30.0
 READY_SECONDS = 60.0
 SPARE_SECONDS = 60.0
 """How long after a death a process stands by that has imported all a worker needs: who dies once may die again, and
 then is replaced in a tenth of the time."""
+GROUP_SECONDS = 0.2
 LOOK_EVERY = 0.1
 PAUSED_SECONDS = 1.0
 """How late the supervisor itself may be: if later, the machine or all of the gateway was paused."""
@@ -46,23 +44,6 @@ MARGIN = 3.0
 
 class StartError(GatewayError):
     """A worker did not start; the message says why."""
-
-
-class Slot:
-    """A place for one worker, with its socket."""
-
-    def __init__(self, number: int, sock: socket.socket) -> None:
-        self.number = number
-        self.socket = sock
-        self.adopter: Member | None = None
-        self.member: Member | None = None
-        self.failures = 0
-        self.replacing = False
-        self.changed = asyncio.Event()
-
-    def pause(self) -> float:
-        """Seconds to wait before the next worker begins: none, unless they die as they begin."""
-        return min(FIRST_PAUSE * 2.0 ** (self.failures - 1), LONGEST_PAUSE) if self.failures else 0.0
 
 
 class Supervisor:
@@ -87,6 +68,7 @@ class Supervisor:
         self._spare_ends: asyncio.TimerHandle | None = None
         self._number = 1
         self._lock = asyncio.Lock()
+        self._starting: asyncio.Task[None] | None = None
         self._stopping = False
         self._reviving = False
         self._ended = asyncio.Event()
@@ -103,12 +85,17 @@ class Supervisor:
     def __repr__(self) -> str:
         return f"<Supervisor {len(self._slots)} workers, generation {self._number}>"
 
-    async def run(self) -> None:
-        """Have all run until a signal ends it. Raises GatewayError where the first workers do not start."""
+    async def run(self, early: Sequence[int] = ()) -> None:
+        """Have all run until a signal ends it; `early` has those that came before the event loop. Raises GatewayError
+        where the first workers do not start."""
         self._listen_to_signals()
         try:
-            await self._start()
+            if early:
+                self._stop(0.0)
+            self._starting = asyncio.ensure_future(self._start())
+            await _either(self._starting, self._ended)
             if not self._stopping:
+                self._starting.result()
                 self._tell_what_is_served()
             if self._watched is not None and self.loaded.config.watch:
                 self._spawn(self._watch(self._watched))
@@ -116,6 +103,7 @@ class Supervisor:
         finally:
             asked_to = self._stopping
             self._stopping = True
+            await self._cancel_start()
             for member in self._members:
                 member.kill()
             for member in list(self._members):
@@ -163,6 +151,16 @@ class Supervisor:
 
     async def _start(self) -> None:
         """The first workers, at once. Raises GatewayError: that of the first to fail."""
+        try:
+            await self._start_workers()
+        except GatewayError:
+            # A signal to all processes of a group or container may have ended the others before this one reads it.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GROUP_SECONDS):
+                    await self._ended.wait()
+            raise
+
+    async def _start_workers(self) -> None:
         if self._valkey is not None:
             self._valkey.launch()
         begun = await asyncio.gather(*map(self._begin, self._slots), return_exceptions=True)
@@ -170,14 +168,17 @@ class Supervisor:
             if isinstance(member, BaseException):
                 raise member
             slot.member = member
-            await _either(member.settled, self._ended)
-            if self._stopping:
-                return
+            await member.settled.wait()
             if not member.answers:
                 raise await _failure(member)
         for slot in self._slots:
             self._spawn(self._keep(slot))
         self._spawn(self._watch_workers())
+
+    async def _cancel_start(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait((self._starting,))
 
     async def _begin(self, slot: Slot) -> Member:
         """A new worker on a slot's socket, told to begin."""
@@ -185,17 +186,17 @@ class Supervisor:
         if spawned is None or spawned.process.poll() is not None:
             spawned = spawn()
         sockets = [each.socket for each in self._slots] + ([] if self._admin is None else [self._admin])
+        member = Member(spawned, self._number, self._questioned)
         try:
             spawned.hand_over(sockets)
             if self._valkey is not None and not self._reviving:
                 await self._valkey.ready()
+            url = self._valkey.url if self._valkey is not None else self.loaded.config.redis_url
+            await member.begin(Begin(Setup.of(member.number, self.loaded), url, slot.number, len(self._slots)))
         except BaseException:
             spawned.abandon()
             raise
-        member = Member(spawned, self._number, self._questioned)
         self._members.add(member)
-        url = self._valkey.url if self._valkey is not None else self.loaded.config.redis_url
-        await member.begin(Begin(Setup.of(member.number, self.loaded), url, slot.number, len(self._slots)))
         self._spawn(self._bury(member))
         return member
 
@@ -378,6 +379,10 @@ class Supervisor:
         self._spawn(self._stop_in_order(delay, self.loaded.config.shutdown_timeout.total_seconds()))
 
     async def _stop_in_order(self, delay: float, timeout: float) -> None:
+        await self._cancel_start()
+        for member in self._members:
+            if not member.settled.is_set() and not any(slot.adopter is not None for slot in self._slots):
+                member.kill()  # the first start: nobody is connected to it
         for slot in self._slots:
             slot.socket.close()  # the workers' own stay open for as long as they accept
         for member in self._members:
@@ -440,35 +445,18 @@ class Supervisor:
     async def _answer(self, member: Member, question: int) -> None:
         await asyncio.gather(*(each.tell() for each in self._members if each.answers))
         living = [each.families for each in self._members]
-        member.send(Totals(question, total([self._departed, *living, self._own()])))
-
-    def _own(self) -> list[Family]:
-        counts = self._counts
-        results = (("done", counts["reloads"]), ("refused", counts["refused"]))
-        reloads: list[Sample] = [("gateway_reloads_total", (("result", name),), float(n)) for name, n in results]
-        answering = float(sum(member.answers for member in self._members))
-        return [
-            _family("gateway_workers", "gauge", "Worker processes that are ready.", answering),
-            _family("gateway_worker_deaths", "counter", "Workers that ended unexpectedly.", counts["deaths"]),
-            _family(
-                "gateway_workers_unresponsive", "counter", "Workers killed as unresponsive.", counts["unresponsive"]
-            ),
-            _family("gateway_embedded_restarts", "counter", "Restarts of the embedded Valkey.", counts["valkey"]),
-            Family("gateway_reloads", "counter", "Reloads of the configuration.", reloads),
-        ]
+        own = supervisor_families(self._counts, sum(member.answers for member in self._members))
+        member.send(Totals(question, total([self._departed, *living, own])))
 
 
-def _family(name: str, kind: str, text: str, value: float) -> Family:
-    return Family(name, kind, text, [(name + ("_total" if kind == "counter" else ""), (), float(value))])
-
-
-async def _either(*events: asyncio.Event) -> None:
-    """Wait until one of them is set."""
-    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+async def _either(first: asyncio.Event | asyncio.Task[None], second: asyncio.Event) -> None:
+    """Wait until one of them is set, or done."""
+    events = [asyncio.ensure_future(each.wait()) for each in (first, second) if isinstance(each, asyncio.Event)]
+    tasks = [first] if isinstance(first, asyncio.Task) else []
     try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([*events, *tasks], return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for each in waiting:
+        for each in events:
             each.cancel()
 
 
@@ -487,8 +475,15 @@ def supervise(
     loaded: Loaded, reread: Callable[[], Loaded], spare: Spawned | None = None, watched: Files | None = None
 ) -> None:
     """Run the gateway until SIGINT or SIGTERM. Raises ListenError, EmbeddedError, ConfigError, StartError."""
+    early: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: early.append(number))
 
     async def run() -> None:
-        await Supervisor(loaded, reread, spare, watched).run()
+        await Supervisor(loaded, reread, spare, watched).run(early)
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):  # it ends already
+            signal.signal(number, signal.SIG_IGN)

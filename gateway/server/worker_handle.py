@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,6 +31,10 @@ from gateway.server.process import Spawned, how_it_ended
 TELL_SECONDS = 1.0
 STACK_SECONDS = 0.2
 """How long a worker that is killed gets to write its stacks."""
+
+
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 10.0
 
 
 class Member:
@@ -160,3 +165,20 @@ class Member:
     def kill(self) -> None:
         if not self.gone.is_set():
             self._spawned.process.kill()
+
+
+class Slot:
+    """A place for one worker, with its socket."""
+
+    def __init__(self, number: int, sock: socket.socket) -> None:
+        self.number = number
+        self.socket = sock
+        self.adopter: Member | None = None
+        self.member: Member | None = None
+        self.failures = 0
+        self.replacing = False
+        self.changed = asyncio.Event()
+
+    def pause(self) -> float:
+        """Seconds to wait before the next worker begins: none, unless they die as they begin."""
+        return min(FIRST_PAUSE * 2.0 ** (self.failures - 1), LONGEST_PAUSE) if self.failures else 0.0
