@@ -207,10 +207,10 @@ class Admin:
     async def ready(self, request: Request) -> Response:
         return ready_response(self._gateway())
 
-    # --- for who has the token -----------------------------------------------------------------------------
+    # --- with the token ------------------------------------------------------------------------------------------
 
     def guarded(self, handler: Handler) -> Handler:
-        """`handler`, for those who have the token; what it can't read is a 400 with the reason."""
+        """`handler`, for requests with the token; an invalid body is a 400 with the reason."""
 
         async def guard(request: Request) -> Response:
             refusal = self._refusal(request)
@@ -295,9 +295,9 @@ def create_admin(
     render: Callable[[], Awaitable[bytes]] | None = None,
     operations: Operations | None = None,
 ) -> Starlette:
-    """The admin app of a gateway; docs/operations.md lists what it answers.
+    """The admin app of a gateway; docs/operations.md lists its endpoints.
 
-    `render` gives the metrics of all workers; without it, they are this process's. Without `operations` there are no
+    `render` returns the metrics of all workers; without it, they are this process's. Without `operations` there are no
     live overrides, no audit list and no console.
     """
     given = gateway

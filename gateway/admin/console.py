@@ -1,6 +1,6 @@
-"""What the console and the command line ask of the admin listener: figures, routes, overrides, audit list, page.
+"""The data of the console and of commands: figures, routes, overrides, audit list, page.
 
-The page is static and knows nothing; whatever it shows it asks for with the token.
+The page is static and contains no data; it requests everything with the token.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ async def overrides(operations: Operations) -> Response:
 
 
 async def set_override(operations: Operations, body: bytes, by: str) -> Response:
-    """Raises msgspec.MsgspecError where the body is no order."""
+    """Raises msgspec.MsgspecError for an invalid body."""
     order = msgspec.json.decode(body, type=OverrideOrder)
     try:
         made = await operations.override(order.route, order.setting, order.value, order.lasts, by=who(order.by, by))
@@ -143,7 +143,7 @@ async def audit(operations: Operations) -> Response:
 
 
 def who(name: str, address: str) -> str:
-    """Who did something: the name they gave, and the address they came from. Neither is proof; the token is."""
+    """Who made a change: the name they gave, and their address. Neither is proof; the token is."""
     shown = "".join(char for char in name if char.isprintable())[:64].strip()
     return f"{shown} ({address})" if shown else address
 

@@ -18,9 +18,9 @@ FAILED = frozenset(("5xx", "error", "timeout", "unreachable", "malformed", "busy
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Requests a second, and how long they took: the bucket bounds (seconds) below which half and 99 % of them lie.
+    """Requests per second and their latency: the bucket bounds (seconds) of the median and the 99th percentile.
 
-    None where there were no requests, or the bound lies beyond the last bucket.
+    None if there were no requests, or the bound is beyond the last bucket.
     """
 
     rate: float

@@ -1,8 +1,7 @@
-"""What operators do to a running gateway: live overrides, and the list of who changed what.
+"""Changes to a running gateway: live overrides, and the audit list.
 
-Every worker looks for overrides several times a second and makes its next generation of routes of the configuration
-with those on it that have not ended; so does a reload. Who sets one is answered once it is known to be valid and
-Redis has it.
+Every worker polls for overrides several times a second and makes its next generation of routes from the configuration
+with the unexpired overrides; so does a reload. Setting one succeeds once it is known to be valid and stored in Redis.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ logger = logging.getLogger("gateway")
 
 
 class NoSuchOverride(GatewayError):
-    """There is no live override by that name."""
+    """There is no live override of that name."""
 
 
 class Operations:
@@ -57,7 +56,7 @@ class Operations:
         self._prepared: dict[str, Override] = {}
         self._task: asyncio.Task[None] | None = None
         self.closing = asyncio.Event()
-        """Set when this worker is about to end: whoever streams to a console stops."""
+        """Set when this worker is about to stop: streams to consoles end."""
 
     @property
     def overrides(self) -> dict[str, Override]:
@@ -108,7 +107,7 @@ class Operations:
             logger.info("live override of %s has expired", _shown(key))
 
     def settings(self) -> list[Setting]:
-        """Every setting as it is in force, secrets masked: file, `.env`, environment, and over them what is live."""
+        """Every setting in force, secrets masked: file, `.env`, environment, and live overrides with precedence."""
         loaded = applied(self._base, self._held, *self._coded())
         known = effective(loaded)
         in_code = [
@@ -134,7 +133,7 @@ class Operations:
         self._base = loaded
         self._held = self._prepared
 
-    # --- what operators ask for ----------------------------------------------------------------------------
+    # --- changes ------------------------------------------------------------------------------------------------
 
     async def override(self, route: str, setting: str, value: str, lasts: str, *, by: str) -> Override:
         """Set a live override. Raises ConfigError where file and models would refuse it, LiveAway without Redis."""
@@ -182,5 +181,5 @@ def operations_of(generations: Generations, loaded: Loaded) -> Operations:
 
 
 def _shown(text: str) -> str:
-    """What stands in Redis, as it may stand in a log: without control characters."""
+    """Text from Redis for the log: without control characters."""
     return text if text.isprintable() else ascii(text)

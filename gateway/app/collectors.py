@@ -1,4 +1,4 @@
-"""Figures that others keep, as metrics: read when they are asked for, so that keeping them costs nothing more."""
+"""Figures kept elsewhere, as metrics: read on scrape, so that keeping them costs nothing more."""
 
 from __future__ import annotations
 

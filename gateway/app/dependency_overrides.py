@@ -1,4 +1,4 @@
-"""`app.dependency_overrides` as a dict that says when it changes, so that no answer rests on a proof of before."""
+"""`app.dependency_overrides` as a dict that reports changes, so that no response relies on an outdated proof."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Errors as answers: what FastAPI is told to make of each exception. The gateway's own are Problem Details (RFC 9457).
+"""Error responses: FastAPI's exception handlers. The gateway's own errors are Problem Details (RFC 9457).
 
-A request that does not validate gets FastAPI's own body unless the configuration says otherwise: clients are generated
-from the OpenAPI document of the app, which promises it.
+A request that does not validate gets FastAPI's own body by default: clients are generated from the app's OpenAPI
+document, which specifies it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gateway.http.target import is_credential
 from gateway.routing.responses import ClientLeft, RaisedAnswer
 
 CLIENT_LEFT = 499
-"""nginx's status for a client that hung up; nobody sees it but the log."""
+"""nginx's status for a client that disconnected; only the log shows it."""
 
 
 def problem(request: Request, status: int, detail: Any, *, title: str | None = None, **more: Any) -> Response:
@@ -36,7 +36,7 @@ def problem(request: Request, status: int, detail: Any, *, title: str | None = N
 
 
 async def _upstream(request: Request, error: Exception) -> Response:
-    """What a handler's client is told where an upstream that the handler asked has failed."""
+    """The response to a handler's client if an upstream that the handler used has failed."""
     assert isinstance(error, UpstreamError)
     exchange = exchange_of(request.scope)
     if exchange is not None:

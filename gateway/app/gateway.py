@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("gateway")
 LEAST_EDGE = 8 * 1024 * 1024
-"""Bytes, in each worker, with Redis: where `memory` is small, what the edge knows lets it answer from there."""
+"""Bytes, in each worker, with Redis: if `memory` is small, the edge's knowledge lets it serve from Redis."""
 Transport = httpx.AsyncBaseTransport | Callable[[str], httpx.AsyncBaseTransport]
 
 
@@ -82,19 +82,19 @@ def create_app(
 ) -> Gateway:
     """The gateway as a FastAPI app.
 
-    `config` is a Config (or a Loaded, which also tells where each value came from), a mapping of its form, or the path
-    of a YAML file (then `.env` and the environment count too). `store` is the shared tier; without one it is made from
-    `redis_url`, where `embedded` means what `gateway serve` starts: an app made here alone has its memory only.
-    `transport` carries requests to all upstreams, or makes one for an upstream's name. `clock` tells the time that
-    entries are judged by. `tracing` makes spans; without it OpenTelemetry's variables of the environment decide.
+    `config` is a Config (or a Loaded, which also has the source of each value), a mapping of its form, or the path of a
+    YAML file (then `.env` and the environment apply too). `store` is the shared tier; without one it is made from
+    `redis_url`, where `embedded` requires `gateway serve`: an app made here alone has only its memory. `transport`
+    sends requests to all upstreams, or makes a transport for an upstream's name. `clock` is the time by which entries
+    age. `tracing` creates spans; without it OpenTelemetry's environment variables decide.
 
-    Raises ConfigError where a file is wrong, pydantic.ValidationError where a mapping is.
+    Raises ConfigError for an invalid file, pydantic.ValidationError for an invalid mapping.
     """
     loaded = _configuration(config)
     clock = clock or SystemClock()
     shared = store if store is not None else shared_store(loaded.config, clock)
     if tracing is None and any(name.startswith("OTEL_") for name in os.environ):
-        from gateway.observability.tracing import tracing_of_environment  # by those who use it only
+        from gateway.observability.tracing import tracing_of_environment  # imported only if used
 
         tracing = tracing_of_environment(os.environ)
     gateway = Gateway(loaded.config, shared=shared, transport=transport, clock=clock, log=log, tracing=tracing)
@@ -187,7 +187,7 @@ class Gateway(FastAPI):
         return super().openapi()
 
     def _edge(self) -> Edge:
-        """What the protocol class may answer from by itself. Where requests are traced, each passes by the app."""
+        """What the protocol class may serve from. If requests are traced, the app serves each."""
         config = self.config
         cors, trusted = Cors(self, config.cors) if config.cors.enabled else None, self.trusted
         edge = Edge(
@@ -214,7 +214,7 @@ class Gateway(FastAPI):
         return edge
 
     def forget(self) -> None:
-        """Know nothing of what was stored under keys that the identity key before made."""
+        """Forget entries stored under keys of the previous identity key."""
         self.engine.memory.clear()
         if self.edge is not None:
             self.edge = self._edge()
@@ -339,7 +339,7 @@ class Gateway(FastAPI):
         self.changed()
 
     def changed(self) -> None:
-        """Have the edge forget what it has learned. Middleware may refuse a request, so that there is no edge then."""
+        """Make the edge forget what it has learned. Middleware may refuse a request, so there is no edge then."""
         latest = self.latest
         if hasattr(latest.state, STATE):
             latest.rebind()
@@ -355,10 +355,10 @@ class Gateway(FastAPI):
         soft: bool = False,
         by: str = "python",
     ) -> PurgeReport:
-        """Purge what is stored: by URL (a path, or one of the gateway's own URLs), tag, route, or everything.
+        """Purge entries: by URL (a path, or one of the gateway's own URLs), tag, route, or all.
 
-        When the report is complete, no answer that starts now anywhere contains what was fetched before. `soft` ends
-        freshness only. Raises RequestRefused for a URL that means nothing, ValueError for a route that is not known.
+        When the report is complete, no response that starts now anywhere contains data fetched before. `soft` makes
+        entries stale instead. Raises RequestRefused for an invalid URL, ValueError for an unknown route.
         """
         primaries = [primary for url in keys for primary in self.primary_keys(url)]
         known = self.route_names()
@@ -387,7 +387,7 @@ class Gateway(FastAPI):
         return [*keys[:1], *joined[:1], *runtime.keys_of(target)]
 
     async def explain(self, method: str, raw_target: str, headers: Headers = ()) -> Trace:
-        """Why a request would be answered as it would be, without asking, storing or counting anything."""
+        """Why a request would get its response, without fetching, storing or counting anything."""
         return await self.explainer().explain(method, raw_target, headers)
 
     def explainer(self, *, running: bool = True) -> Explainer:

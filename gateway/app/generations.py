@@ -1,8 +1,8 @@
-"""A stable app in front of the generation of routes that answers now.
+"""A stable app in front of the current generation of routes.
 
-A reload makes the next generation beside the one that answers, whole, and only then puts it in its place: a request
-runs to its end on the generation that it began on, what is stored stays valid, and upstreams whose configuration did
-not change keep their connections. Those that changed are closed once the last request to them has ended.
+A reload prepares the next generation next to the current one, completely, and only then replaces it: a request finishes
+on the generation that it began on, stored entries stay valid, and unchanged upstreams keep their connections. Those of
+changed upstreams are closed after their last request.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Generations:
 
     @property
     def edge(self) -> Edge | None:
-        """What the protocol class may answer from by itself: nothing while it drains, for then each answer is the last
-        on its connection, and the app's to give."""
-        current = self.current  # asked at each hit: one look less
+        """What the protocol class may serve from: nothing during shutdown, because then each response is the last on
+        its connection, and served by the app."""
+        current = self.current  # read on each hit: saves a lookup
         return None if current.door.draining else current.edge
 
     def prepare(self, loaded: Loaded) -> Gateway:
@@ -63,8 +63,8 @@ class Generations:
         self.switch(self.prepare(loaded))
 
     async def _retire(self, earlier: tuple[Underway, ...], upstreams: list[Upstream]) -> None:
-        """Close the connections of upstreams that are left, once nobody who may use them is under way: no request of
-        an earlier generation, whether it came through ASGI or past it, and no fetch that one of them began."""
+        """Close the connections of removed upstreams once nothing uses them: no request of an earlier generation,
+        through ASGI or the pass-through, and no fetch that one of them started."""
         try:
             for underway in earlier:
                 await underway.none()

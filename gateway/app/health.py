@@ -1,6 +1,6 @@
 """`/healthz` and `/readyz`: whether a worker is alive, and whether it should get requests.
 
-Decides the body and the status of both. It doesn't know who stops a worker, nor how the state of Redis is found.
+Decides the body and the status of both. The supervisor stops workers, and `cache.redis` determines the state of Redis.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The layers around the routes, in plain ASGI: timing, the target rule, and the redirect to the other slash.
+"""The layers around the routes, in plain ASGI: timing, target normalisation, and the redirect for trailing slashes.
 
 Decides what a request has before a route sees it (a RequestContext, a normalised target or a 400), which diagnostic
-fields a response leaves with, and what a path without a route gets. `gateway` decides the order: timing ─► CORS ─►
-target ─► FastAPI; CORS stands outside of the error handling, so that errors carry its fields too. The layers know
-neither routes nor cache. State of one request lives in its RequestContext, never in a layer.
+fields a response gets, and the response for a path without a route. `gateway` decides the order: timing ─► CORS ─►
+target ─► FastAPI; CORS is outside of the error handling, so that errors have its fields too. The layers depend on
+neither routes nor cache. State of one request is in its RequestContext, never in a layer.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ logger = logging.getLogger("gateway")
 
 
 class Timing:
-    """The outermost layer: makes the Exchange, and tells at the end what became of it.
+    """The outermost layer: creates the RequestContext, and records its outcome at the end.
 
-    Adds `X-Request-ID` (kept where the client's is sane), `X-Process-Time` (seconds until the head of the answer),
-    `Server-Timing`, `Cache-Status` and, where it is missing, `Date`; counts and logs the request.
+    Adds `X-Request-ID` (the client's if it is valid), `X-Process-Time` (seconds until the response head),
+    `Server-Timing`, `Cache-Status` and, if it is missing, `Date`; counts and logs the request.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Timing:
 
 
 def log_ignored(field: str, value: str) -> None:
-    """Say that a field of a trusted proxy can't be read."""
+    """Log that a field of a trusted proxy is invalid."""
     logger.warning("a trusted proxy sent %s with a value that can't be read, %r: it is ignored", field, value)
 
 
@@ -100,12 +100,11 @@ def _exchange(scope: Scope, trusted: Trusted) -> RequestContext:
 
 
 class TargetRule:
-    """Applies the one rule for targets: what passes has its normalised path and query in the scope; the rest is 400.
+    """Normalises targets: a valid one has its normalised path and query in the scope; others get a 400.
 
-    Puts the place into the scope by which clients reach the gateway, for links that handlers make: the prefix `root`
-    (encoded, empty for none), and the host and scheme of `public_url`, or those that trusted proxies name. `began` is
-    handed the state that the lifespan fills, which every request has. `slashes` says what becomes of encoded ones in a
-    target below that place.
+    Sets the gateway's public address in the scope, for links that handlers make: the prefix `root` (encoded, empty for
+    none), and the host and scheme of `public_url`, or those from trusted proxies. `began` gets the state that the
+    lifespan fills, which every request has. `slashes` is the handling of encoded slashes in a target below that prefix.
     """
 
     def __init__(
@@ -201,7 +200,7 @@ async def _send_problem(send: Send, status: int, detail: str, request_id: str, m
         (b"content-type", PROBLEM_MEDIA_TYPE),
         (b"content-length", b"%d" % len(body)),
         (b"cache-control", b"no-store"),
-        # Whoever sends what can be read in two ways may have sent more of it.
+        # A client that sends an ambiguous request may have sent more of it.
         (b"connection", b"close"),
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})

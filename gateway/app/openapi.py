@@ -33,7 +33,7 @@ PAGE_HEADERS = {
 
 
 def openapi_operation(route: Declared) -> dict[str, Any]:
-    """What OpenAPI says of a declared route beside its path: parameters, and what answers it may give."""
+    """The OpenAPI description of a declared route besides its path: parameters and responses."""
     config = route.config
     parameters = [_parameter(name, "path", config.examples, required=True) for name in route.template.parameters] + [
         _parameter(name, "query", config.examples, required=False) for name in config.query or ()
@@ -55,7 +55,7 @@ def openapi_operation(route: Declared) -> dict[str, Any]:
 
 
 def aggregate_operation(aggregate: Aggregate) -> dict[str, Any]:
-    """What OpenAPI says of an aggregate. Raises ConfigError where a part's schema can't be read."""
+    """The OpenAPI description of an aggregate. Raises ConfigError if a part's schema can't be read."""
     config = aggregate.config
     query = [*sorted(aggregate.kit.plan.query), *(["parts"] if config.selectable else [])]
     parameters = [_parameter(name, "path", config.examples, required=True) for name in config.template.parameters]
@@ -144,7 +144,8 @@ _REFUSALS = {
 
 
 def show_validation_problems(schema: dict[str, Any]) -> None:
-    """Say in an OpenAPI document that a request which does not validate gets Problem Details, not FastAPI's body."""
+    """Specify in an OpenAPI document that a request which does not validate gets Problem Details, not FastAPI's
+    body."""
     errors = {"type": "array", "items": {"type": "object"}}
     problem = _PROBLEM["application/problem+json"]["schema"]
     content = {"application/problem+json": {"schema": {**problem, "properties": {**_PROPERTIES, "errors": errors}}}}

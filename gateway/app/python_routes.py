@@ -1,7 +1,7 @@
 """Routes written in Python: loads routers that `include` names, prepares `@cached` handlers and typed aggregates.
 
 Decides which handlers are refused at start, each with the reason, and how specific a path is among the declared ones.
-It answers no request: what a prepared handler does is decided in `routing`.
+It serves no requests: `routing` has the prepared handlers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ logger = logging.getLogger("gateway")
 
 
 class Binding:
-    """Of one app; what it finds it puts into `runtime` and, of aggregates, into `aggregates` too."""
+    """Of one app; results go to `runtime` and, for aggregates, to `aggregates` too."""
 
     def __init__(self, runtime: Runtime, builder: Builder, aggregates: list[Aggregate]) -> None:
         self._runtime = runtime
@@ -95,7 +95,7 @@ class Binding:
         ]
 
     def _warn(self, settings: Cached, inputs: Inputs) -> None:
-        """Tell once of a handler whose answers can't be shared, whatever it reads."""
+        """Log once that a handler's responses can't be shared, whatever it reads."""
         so_far = self._runtime.so_far(settings)
         for unknown in map(by_model, inputs.open):
             if so_far.is_news(unknown):
@@ -121,7 +121,7 @@ def _check_order(contexts: list[RouteContext]) -> None:
         cached = getattr(handler, CACHED_AS, None)
         if cached is None or getattr(cached, "__wrapped__", None) is not handler or id(cached) in routed:
             continue
-        # A handler may have a route of its own beside the cached one; then its name is still its own.
+        # A handler may have another route next to the cached one; then its name still refers to it.
         named = cached_settings(getattr(handler, "__globals__", {}).get(getattr(handler, "__name__", "")))
         if "<locals>" in label(handler) or (named is not None and named.endpoint is cached):
             raise _problem(

@@ -1,8 +1,8 @@
-"""The routes of one generation, and the order in which they are tried: health and documentation first, then those of
-the configuration and of included routers, the more specific path before the less specific.
+"""The routes of one generation, and their order: health and documentation first, then those of the configuration and of
+included routers, the more specific path before the less specific.
 
-Decides which route stands before which, and what OpenAPI says of each. It doesn't answer requests: the handlers come
-from `routing` and `aggregates`. `@cached` handlers are prepared later, by `python_routes`.
+Decides the order of routes, and their OpenAPI description. It serves no requests: the handlers come from `routing` and
+`aggregates`. `python_routes` prepares `@cached` handlers later.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ logger = logging.getLogger("gateway")
 
 @dataclass(frozen=True)
 class AppRoutes:
-    """Adds routes to `app`. `direct` gets, by route name, what the edge asks without ASGI."""
+    """Adds routes to `app`. `direct` gets, by route name, what the edge uses without ASGI."""
 
     app: FastAPI
     config: Config

@@ -53,7 +53,7 @@ class WorkerState:
         """Whether the lifespan has begun; it stays so when it has ended."""
         self._without_lifespan = False
         self.workers: tuple[int, int] | None = None
-        """How many workers answer, of how many; None where no supervisor says so."""
+        """How many workers are ready, of how many; None without a supervisor."""
         self._upstreams: UpstreamCollector | None = None
         self.shared = shared
         self._allow_records(config)
@@ -97,7 +97,7 @@ class WorkerState:
         self.metrics.register(self._upstreams, instead_of=shown)
 
     def configure(self, config: Config, log: AccessLog) -> None:
-        """Go by another configuration from now on, in what can change while the worker runs."""
+        """Apply another configuration, as far as it can change while the worker runs."""
         self.engine.configure(
             retry_after=config.retry_after.total_seconds(),
             hit_for_miss=config.hit_for_miss.total_seconds(),

@@ -87,7 +87,7 @@ def serve(
     """
     from gateway.server.process import log_to_stderr, spawn
 
-    spare = spawn()  # it imports what a worker needs while the configuration is read
+    spare = spawn()  # it imports a worker's modules while the configuration is read
     try:
         from gateway.config.loader import load
         from gateway.server.reload import Files
@@ -230,7 +230,7 @@ def purge(
 
 
 def _refuse_what_purges_nothing(keys: list[str], tags: list[str], routes: list[str], *, everything: bool) -> None:
-    """Raises OrderError where a purge could purge nothing, before any gateway is asked."""
+    """Raises OrderError for a purge of nothing, before any gateway is contacted."""
     from gateway.config.types import check_tags
 
     if not (keys or tags or routes or everything):
@@ -358,9 +358,9 @@ async def _explain_dry(read: Loaded, method: str, target: str, fields: list[tupl
 
 
 def main() -> None:
-    """The console script. What the operator can mend is one message, without a traceback; its exit status is 2.
+    """The console script. An error that the operator can fix is one message, without a traceback; its exit status is 2.
 
-    What `include` names is looked for where one is, too, as `python -m gateway` and `uvicorn` do.
+    The current folder is on the import path, for `include`, as with `python -m gateway` and `uvicorn`.
     """
     if (here := os.getcwd()) not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)

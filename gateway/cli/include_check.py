@@ -1,6 +1,6 @@
-"""Makes the app of a configuration once, in a process of its own: what only its Python code can refuse is found so.
+"""Makes the app of a configuration once, in a separate process, to find errors in its Python code.
 
-A module that `include` names may print, wait, or end the process. `gateway check` must not.
+A module that `include` names may print, wait, or exit. `gateway check` must not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""What several commands share: finding the configuration, parsing headers, and requests to the admin listener.
+"""Shared by several commands: finding the configuration, parsing headers, and requests to the admin listener.
 
-Decides where a command finds its configuration and the admin listener, and how it reports a failure to reach it. It
-doesn't know what a command prints.
+Decides where a command finds its configuration and the admin listener, and how it reports a failure to connect to it.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def found(path: Path | None) -> Path | None:
 
 
 def nothing_served(path: Path | None, config: Config) -> str | None:
-    """Where no request can be answered: what is missing."""
+    """The reason why the gateway would have nothing to serve; None if it has."""
     if config.routes or config.include:
         return None
     file = found(path)
@@ -58,7 +57,7 @@ def nothing_served(path: Path | None, config: Config) -> str | None:
 
 
 def loaded(path: Path | None, options: dict[str, str] | None = None) -> Loaded:
-    """The configuration, its warnings told. Raises ConfigError."""
+    """The configuration; prints its warnings. Raises ConfigError."""
     from gateway.config.loader import load
 
     read = load(found(path), options=options)
@@ -75,12 +74,12 @@ def ask(
     config: Path | None = None,
     admin_url: str | None = None,
 ) -> dict[str, Any]:
-    """What a running gateway's admin listener answers. Raises AdminError, ConfigError."""
+    """The response of a running gateway's admin listener. Raises AdminError, ConfigError."""
     return ask_admin(path, order, method=method, at=admin_address(config, admin_url))
 
 
 def folded(text: str) -> str:
-    """A message in lines that a terminal has room for; as it is where standard error is no terminal."""
+    """A message wrapped for the terminal; unchanged if standard error isn't a terminal."""
     if not sys.stderr.isatty():
         return text
     width = min(100, shutil.get_terminal_size().columns)
@@ -88,7 +87,7 @@ def folded(text: str) -> str:
 
 
 def operator() -> str:
-    """The name of who types, for the audit list."""
+    """The name of the user, for the audit list."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -108,12 +107,13 @@ _ELSEWHERE = (404, 405)
 
 
 class AdminError(GatewayError):
-    """The admin listener cannot be reached, or refuses; the message says what to do."""
+    """The admin listener can't be reached, or refused the request; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class AdminAddress:
-    """Where the admin listener is (`http://host:port` or `unix:/path`), who says so, and the token for it."""
+    """The address of the admin listener (`http://host:port` or `unix:/path`), the source of that setting, and the
+    token."""
 
     url: str
     source: str

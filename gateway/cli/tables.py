@@ -62,7 +62,7 @@ def table_of(*columns: str) -> Table:
 
 
 def settings_table(settings: Iterable[Setting]) -> Table:
-    """Every setting as it is in force, those that nobody set in dim letters."""
+    """Every setting in force, defaults dimmed."""
     table = table_of("setting", "value", "from")
     for setting in settings:
         table.add_row(setting.key, setting.value, setting.source, dim=setting.source == "default")
@@ -109,7 +109,7 @@ def _window(route: RouteConfig, set_to: timedelta | None, default: str) -> str:
 
 
 def overrides_table(overrides: Iterable[Mapping[str, Any]]) -> Table:
-    """Live overrides, as the admin listener tells them."""
+    """Live overrides, from the admin listener."""
     table = table_of("setting", "value", "until", "set by", "at")
     for each in overrides:
         key = f"{each['route']}.{each['setting']}"
@@ -118,7 +118,7 @@ def overrides_table(overrides: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def events_table(events: Iterable[Mapping[str, Any]]) -> Table:
-    """The audit list, as the admin listener tells it."""
+    """The audit list, from the admin listener."""
     table = table_of("when", "by", "what", "detail")
     for each in events:
         table.add_row(instant(each["at"]), each["by"], each["what"], each["detail"])

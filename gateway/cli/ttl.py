@@ -75,7 +75,7 @@ def _known_routes(config: Path | None, admin_url: str | None) -> list[str]:
 
 
 def _refuse_unknown(route: str, known: list[str]) -> None:
-    """Raises OrderError for what is neither a route nor an aggregate whose parts are routes."""
+    """Raises OrderError if it is neither a route nor an aggregate whose parts are routes."""
     wholes = {name.rpartition(".")[0] for name in known if "." in name}
     if route not in known and route not in wholes:
         hint = did_you_mean(route, known) or f"; there are: {', '.join(known) or 'none'}"

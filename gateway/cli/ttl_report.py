@@ -19,11 +19,11 @@ CACHEABLE = frozenset(("hit", "stale", "stale_error", "revalidated", "miss"))
 
 
 class LogError(GatewayError):
-    """An access log cannot be used; the message says which line, or what is missing."""
+    """An access log is unusable; the message says which line, or what is missing."""
 
 
 class TargetError(GatewayError):
-    """A target of the advice cannot be read; the message says how to write it."""
+    """A target of the advice is invalid; the message says how to write it."""
 
 
 def parse_share(text: str) -> float:
@@ -120,7 +120,7 @@ def _read(path: Path) -> Iterator[LogLine]:
 def report(
     advice: Sequence[Advice], *, max_outdated: float | None = None, max_upstream: float | None = None
 ) -> Iterator[str]:
-    """Of each route what is today, what is advised for the targets, why, and by what: lines of some 80 columns."""
+    """For each route its current TTL, the recommendation for the targets, and the reason: lines of some 80 columns."""
     width = max([len("route"), *(len(each.route) for each in advice)])
     yield _columns("route", "", "ttl", "hit ratio", "upstream", "outdated", width=width)
     for each in advice:
@@ -159,7 +159,7 @@ def _give_or_take(points: float) -> str:
 
 
 def _seen(advice: Advice) -> Iterator[str]:
-    """By what it is advised, and how sure it is."""
+    """The data behind the recommendation, and its confidence."""
     changes = advice.changes
     sample = "all keys" if advice.sampled >= 1 else f"{advice.keys} keys ({advice.sampled:.2%})"
     yield f"{advice.requests} request{'s' if advice.requests != 1 else ''} in {duration(advice.seconds)}, {sample}"

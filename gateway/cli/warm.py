@@ -1,7 +1,8 @@
-"""`gateway warm`: ask a running gateway for what will be wanted, so that its cache has it before anyone waits.
+"""`gateway warm`: requests a list of targets from a running gateway, so that they are in its cache before clients need
+them.
 
-The requests go through the gateway like any other: its key function, its collapsing, its limits. What would come to the
-same stored response is asked once.
+The requests go through the gateway like any other: its key function, its collapsing, its limits. Targets with the same
+stored response are requested once.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from gateway.http.target import normalise, select_query
 
 
 class WarmError(GatewayError):
-    """The list cannot be used; the message says which line, or what to write."""
+    """The list is unusable; the message says which line, or what to write."""
 
 
 class _LogLine(msgspec.Struct):
@@ -33,7 +34,7 @@ class _LogLine(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Wanted:
-    """The targets to ask for, the most wanted first; `skipped` lines of a log had queries, whose values it lacks."""
+    """The targets to request, the most requested first; `skipped` lines of a log had queries, whose values it lacks."""
 
     targets: list[str]
     skipped: int = 0
@@ -41,7 +42,7 @@ class Wanted:
 
 @dataclass
 class Warmed:
-    """What came of it: answers by what `Cache-Status` says, and the first few that failed."""
+    """The result: responses by `Cache-Status`, and the first few failures."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)
@@ -116,7 +117,8 @@ async def warm(
     transport: httpx.AsyncBaseTransport | None = None,
     headers: dict[str, str] | None = None,
 ) -> Warmed:
-    """Ask the gateway at `base` for `targets`, at most `concurrency` at once and `rate` a second; `told` after each."""
+    """Request `targets` from the gateway at `base`, at most `concurrency` at once and `rate` per second; `told` is
+    called after each."""
     base = base_url(base)
     warmed = Warmed()
     places = asyncio.Semaphore(concurrency)
@@ -157,7 +159,7 @@ def base_url(text: str) -> str:
 
 
 async def _ask(client: httpx.AsyncClient, target: str) -> tuple[str, str]:
-    """What the gateway says became of it: a word for `Cache-Status`; of a failure, why too."""
+    """The result by `Cache-Status`, in a word; for a failure, with the reason."""
     try:
         async with client.stream("GET", target) as response:
             async for _ in response.aiter_raw():

@@ -1,12 +1,12 @@
 """fastapi-cache2's own `@cache` on the gateway's store: that library's Backend, and its registration.
 
-A handler written for fastapi-cache2 keeps its decorator; what it caches lies in the gateway's memory and its shared
-tier, in the gateway's record format, and is cleared by the gateway's purges: nothing is scanned.
+A handler written for fastapi-cache2 keeps its decorator; its entries are in the gateway's memory and its shared tier,
+in the gateway's record format, and are cleared by the gateway's purges: nothing is scanned.
 
-Three things the library doesn't tell are found out here. Which `get` a `set` belongs to: both run in their caller's
-context, so the `get` leaves its stamp there, and a clear in between makes the value void. What type a function returns:
-its key builder sees the function. Whether the coder will fail, which the library answers with a 500: the backend has
-it read what is stored first, and what can't be read is a miss.
+The backend works out three things that the library doesn't pass on. Which `get` a `set` belongs to: both run in their
+caller's context, so the `get` leaves its stamp there, and a clear in between invalidates the value. The return type of
+a function: its key builder sees the function. Whether the coder will fail, which the library turns into a 500: the
+backend decodes stored data first, and unreadable data is a miss.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from gateway.policy.rules import MAX_LIFE
 ROUTE = "fastapi-cache2"
 """The route that everything stored here belongs to, for purges."""
 LEVELS = 8
-"""How many of a key's namespaces, cut at colons, can be cleared each by itself; deeper ones with the eighth."""
+"""How many of a key's namespaces, split at colons, can be cleared separately; deeper ones with the eighth."""
 _NAME = "@fc2\n"  # neither an upstream's name nor a handler's, with which the engine's own keys begin
-_FITS = ((b"fits", b"1"),)  # what is stored fitted the type that its function returns
+_FITS = ((b"fits", b"1"),)  # the stored value matched the return type of its function
 _MAX_BEGUN = 64
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -75,13 +75,13 @@ def unregister(engine: Engine) -> None:
         FastAPICache.reset()
 
 
-# --- what a call leaves for its later steps ------------------------------------------------------------------
+# --- state of a call for its later steps ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A `get`, after which the library may call the function and then `set`. The library doesn't say that the two
-    belong together, but both run in the caller's context."""
+    """A `get`, after which the library may call the function and then `set`. The library doesn't connect the two, but
+    both run in the caller's context."""
 
     backend: GatewayBackend
     key: str
@@ -95,7 +95,7 @@ _returns: ContextVar[tuple[str, Any] | None] = ContextVar("fastapi_cache2_return
 
 
 def _begin(begun: _Begun) -> None:
-    # The library never tells that a call failed, so what is left over is bounded.
+    # The library doesn't report that a call failed, so leftovers are bounded.
     others = [each for each in _begun.get() if (each.backend, each.key) != (begun.backend, begun.key)]
     _begun.set((*others[1 - _MAX_BEGUN :], begun))
 
@@ -109,9 +109,9 @@ def _ended(backend: GatewayBackend, key: str) -> _Begun | None:
 
 
 class _NotingKeyBuilder:
-    """A key builder that notes the type its function returns, by which the backend then reads what is stored.
+    """A key builder that records the return type of its function, by which the backend decodes stored data.
 
-    It runs right before `get`, and is the one place where the library shows the function.
+    It runs right before `get`, and is the only place where the library passes the function.
     """
 
     def __init__(self, build: KeyBuilder) -> None:
@@ -147,10 +147,10 @@ class _NotingKeyBuilder:
 
 
 class _Identities:
-    """Names for objects whose repr tells their address.
+    """Names for objects whose repr contains their address.
 
-    The library's own key is a digest of its arguments' reprs. The address of an object that is gone is soon another's,
-    whose request would then be answered by what was stored for the first.
+    The library's own key is a digest of its arguments' reprs. The address of a deleted object is soon reused by
+    another, whose request would then get the first one's entry.
     """
 
     def __init__(self) -> None:
@@ -229,11 +229,12 @@ class GatewayBackend(Backend):
             await self._share(stored, life)
 
     async def clear(self, namespace: str | None = None, key: str | None = None) -> int:
-        """Make void what is stored, and what is being called for: with a `key` that key alone, else all keys that
-        begin with `namespace` and a colon. Returns when all workers have heard of it, after 2 s at most.
+        """Invalidate entries and calls in progress: with a `key` only that key, else all keys that begin with
+        `namespace` and a colon. Returns when all workers have confirmed it, after at most 2 s.
 
-        `FastAPICache.clear` puts its prefix before the namespace and not before the key: the key may be whole, or what
-        follows the namespace. Gives how many of the keys were there; 0 for a namespace, whose keys nobody counts.
+        `FastAPICache.clear` puts its prefix before the namespace and not before the key: the key may be complete, or
+        the part after the namespace. Returns how many of the keys existed; 0 for a namespace, whose keys are not
+        counted.
         """
         purges = self.engine.tiers.purges
         if key is None:

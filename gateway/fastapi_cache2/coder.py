@@ -1,9 +1,10 @@
-"""What FastAPI handlers return as MessagePack, and back: models, dataclasses, plain data. Nothing of it is executed.
+"""Encodes what FastAPI handlers return as MessagePack, and decodes it: models, dataclasses, plain data. Nothing of it
+is executed.
 
-A value is a tree of MessagePack's own types, and of extensions for what it has no type for: the fields of a model with
-its class's name, mappings whose keys are no text, datetimes, numbers of any size. A type makes models of it again.
+A value is a tree of MessagePack's own types, and of extensions for other types: the fields of a model with its class
+name, mappings with keys that aren't text, datetimes, numbers of any size. A type turns it into models again.
 
-fastapi-cache2's Coder: what a handler returned, data or a response, as the bytes that are stored.
+fastapi-cache2's Coder: a handler's return value, data or a response, as the stored bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Data(msgspec.Struct, frozen=True, array_like=True, tag="data"):
 
 
 class Unfit(ValueError):
-    """Stored data that can't be read, or isn't of the type asked for."""
+    """Stored data is unreadable, or isn't of the expected type."""
 
 
 class NotStored(Exception):
@@ -76,10 +77,10 @@ def data_of(value: Any) -> Data:
 
 
 class _TreeWriter:
-    """Makes MessagePack's own types of a value, and extensions of what it has no type for.
+    """Makes MessagePack's own types of a value, and extensions for other types.
 
-    Not msgspec's own conversion of datetimes (it turns them to UTC) and Decimals (to text): what a handler without a
-    return type gives must come back as it was.
+    Unlike msgspec's own conversion of datetimes (to UTC) and Decimals (to text), it preserves the value: a handler
+    without a return type must get back what it returned.
     """
 
     def __init__(self) -> None:
@@ -169,7 +170,7 @@ def restored(content: Data, kind: Any) -> Any:
     try:
         made = _adapter(kind).validate_python(tree, strict=False, by_alias=True, by_name=True)
     except Exception as error:
-        # An application's validators run here, and may raise what they like: the entry is a miss, and counted.
+        # An application's validators run here, and may raise anything: the entry is a miss, and counted.
         raise Unfit(f"no {kind}: {error}") from error
     if content.models:
         _settle(tree, made)
@@ -245,10 +246,10 @@ class Encoded(bytes):
 
 
 class GatewayCoder(Coder):
-    """Encodes what FastAPI handlers return, so that a hit gives what the call gave: models, dataclasses, plain data,
-    bytes, and responses with their status and headers. Nothing in what is stored is ever executed.
+    """Encodes what FastAPI handlers return, so that a hit returns the same as the call: models, dataclasses, plain
+    data, bytes, and responses with their status and headers. Stored data is never executed.
 
-    Not stored: responses that stream, set a cookie, say `private` or `no-store`, are partial (206), 304, or a failure
+    Not stored: responses that stream, set a cookie, have `private` or `no-store`, are partial (206), 304, or a failure
     (5xx); iterators; and values with pydantic secrets in them.
     """
 
@@ -298,7 +299,7 @@ def _content_of(value: bytes) -> Data | _Answer:
 
 
 def fitted(value: bytes, returns: Any) -> Encoded | None:
-    """`value` without its plain form, which nobody needs where it fits the type that its function returns."""
+    """`value` without its plain form, which is not needed if it matches the return type of its function."""
     if returns is None or not isinstance(value, Encoded) or not isinstance(value.content, Data):
         return None
     try:

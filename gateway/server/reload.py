@@ -73,7 +73,7 @@ def difference(before: Loaded, after: Loaded) -> list[Change]:
 
 
 def _entries(before: Config, after: Config) -> list[Change]:
-    """Routes and upstreams that there are in one of both only, with what says most about them."""
+    """Routes and upstreams that exist in only one of both, with their main setting."""
     found = []
     for section in ("upstreams", "routes"):
         old, new = _told(before, section), _told(after, section)
@@ -102,7 +102,7 @@ def _raw(config: Config) -> dict[str, str]:
 
 
 def merged(before: Loaded, after: Loaded) -> Loaded:
-    """`after`, with those settings of `before` that want a restart."""
+    """`after`, with those settings of `before` that require a restart."""
     kept = {name: getattr(before.config, name) for name in WANTS_RESTART}
     tree = {name: value for name, value in after.tree.items() if name not in WANTS_RESTART}
     tree |= {name: value for name, value in before.tree.items() if name in WANTS_RESTART}
@@ -111,7 +111,7 @@ def merged(before: Loaded, after: Loaded) -> Loaded:
 
 DEBOUNCE_MS = 100
 LOOK_EVERY_MS = 1000
-"""Where the system tells of nothing, or had not begun to, a look at the files themselves finds out."""
+"""If the system reports no changes, or not yet, checking the files themselves finds them."""
 
 
 class Files:
@@ -123,7 +123,7 @@ class Files:
 
     async def changes(self, *, stop: asyncio.Event | None = None) -> AsyncIterator[None]:
         """Once for each time that the content of one of them is another, also where one comes or goes."""
-        # At INFO it tells of each event in the folder: a log that is written there would feed itself for ever.
+        # At INFO it logs each event in the folder: a log written there would grow for ever.
         logging.getLogger("watchfiles").setLevel(logging.WARNING)
         folders = {path.parent for path in self._paths if path.parent.is_dir()}
         async for _ in awatch(

@@ -1,8 +1,9 @@
-"""The supervisor: the process that owns the sockets, the embedded Valkey and the workers, and answers nothing itself.
+"""The supervisor: the process that owns the sockets, the embedded Valkey and the workers, and serves no requests
+itself.
 
-Each worker slot has a listening socket of its own, which the supervisor keeps open: what waits in its backlog while a
-worker is replaced is answered by the next. SIGHUP reloads the configuration, SIGUSR2 replaces the workers one by one,
-SIGTERM and SIGINT end all in order, a second one at once.
+Each worker slot has its own listening socket, which the supervisor keeps open: connections in its backlog are served by
+the next worker when one is replaced. SIGHUP reloads the configuration, SIGUSR2 replaces the workers one by one, SIGTERM
+and SIGINT stop all gracefully, a second one at once.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ MARGIN = 3.0
 
 
 class StartError(GatewayError):
-    """A worker did not start; the message says why."""
+    """A worker did not start; the message is the reason."""
 
 
 class Supervisor:
@@ -181,7 +182,7 @@ class Supervisor:
             await asyncio.wait((self._starting,))
 
     async def _begin(self, slot: Slot) -> Member:
-        """A new worker on a slot's socket, told to begin."""
+        """A new worker on a slot's socket, commanded to start."""
         spawned, self._spare = self._spare, None
         if spawned is None or spawned.process.poll() is not None:
             spawned = spawn()
@@ -208,8 +209,8 @@ class Supervisor:
         self._cover()
 
     def _cover(self) -> None:
-        """Let a worker that answers accept for each slot that has none: whoever connects there need not wait for the
-        next to start."""
+        """Make a ready worker accept for each slot without one: connections there need not wait for the next worker to
+        start."""
         if self._stopping:
             return
         number = sum(slot.member is not None and slot.member.answers for slot in self._slots)
@@ -291,7 +292,7 @@ class Supervisor:
             spare.abandon()
 
     async def _bring_up_to_date(self, member: Member) -> None:
-        """A worker that began by a configuration which is no longer the newest gets that one."""
+        """Send the newest configuration to a worker that started with an older one."""
         await member.settled.wait()
         self._cover()
         self._stand_by()
@@ -302,7 +303,7 @@ class Supervisor:
                 member.number = self._number
 
     async def _roll(self) -> None:
-        """Replace the workers one by one; each new one answers before the old one is told to end."""
+        """Replace the workers one by one; each new one is ready before the old one is stopped."""
         async with self._lock:
             for slot in self._slots:
                 if self._stopping or not await self._replace(slot):
@@ -398,7 +399,7 @@ class Supervisor:
             await self._reload()
 
     async def _reload(self) -> None:
-        """Read the configuration anew and let all workers go by it, or none."""
+        """Read the configuration again and apply it in all workers, or in none."""
         async with self._lock:
             try:
                 after = self._reread()

@@ -1,7 +1,7 @@
-"""A worker: one process that answers on the sockets its supervisor gave it.
+"""A worker: one process that serves requests on its supervisor's sockets.
 
-It is told what to do on its control socket: to begin, to make the next generation and to switch to it, to tell its
-metrics, to end. It is not told by signals, but for SIGTERM: then it ends in order, and its supervisor replaces it.
+It gets its commands on its control socket: to start, to prepare the next generation and to switch to it, to report its
+metrics, to stop. The only signal it handles is SIGTERM: it then stops gracefully, and its supervisor replaces it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from gateway.server.process import Garbage, be_called, die_with, log_to_stderr
 
 logger = logging.getLogger("gateway")
 TELL_EVERY = 1.0
-"""Seconds between two unasked tellings: what a worker that is killed has counted since its last is lost."""
+"""Seconds between two regular reports: a killed worker loses its counts since the last one."""
 ALIVE_EVERY = 0.2
 """Seconds between two signs of life: a fifth of the least `worker_unresponsive_after`."""
 ANSWER_SECONDS = 2.0
@@ -68,7 +68,7 @@ MAX_SOCKETS = 250
 
 
 def main(control: int, parent: int) -> None:
-    """What a spawned process runs: `control` is the descriptor of its control socket, `parent` the supervisor."""
+    """Entry point of a spawned process: `control` is the descriptor of its control socket, `parent` the supervisor."""
     die_with(parent, signal.SIGKILL)
     be_called("gateway-spare")
     log_to_stderr()
@@ -85,7 +85,7 @@ def main(control: int, parent: int) -> None:
 
 
 async def work(control: socket.socket, sockets: list[socket.socket]) -> int:
-    """Begin as the control socket says, answer on `sockets` until told to end; the exit status."""
+    """Start as the control socket commands, serve on `sockets` until stopped; returns the exit status."""
     reader, writer = await asyncio.open_unix_connection(sock=control)
     channel = Channel(reader, writer, Order)
     begin = await channel.receive()
@@ -130,7 +130,7 @@ class Worker:
         self._ending: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
-        """Answer until told to end; the exit status."""
+        """Serve until stopped; returns the exit status."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._end, Retire(10.0))
         works = (self._garbage.run(), self._obey(), self._tell_ready(), self._tell())
         behind = [asyncio.ensure_future(each) for each in works]

@@ -1,4 +1,4 @@
-"""A worker as its supervisor sees it: its process, what it said, whether it answers."""
+"""A worker's handle in the supervisor: its process, its messages, whether it is ready."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Member:
         self.settled = asyncio.Event()
         """It answers, or has ended without ever answering."""
         self.gone = asyncio.Event()
-        """Its process has ended, and all that it said was heard."""
+        """Its process has ended, and all its messages were read."""
         self.began = time.monotonic()
         self.unresponsive = False
         self.ending = False
-        """It was told to end."""
+        """It was commanded to stop."""
         self._last_report = self.began
         self._spawned = spawned
         self._questioned = questioned
@@ -93,7 +93,7 @@ class Member:
         return how_it_ended(self._spawned.process.wait())
 
     async def begin(self, begin: Begin) -> None:
-        """Tell it what to do; it was given its sockets before."""
+        """Send it a command; it got its sockets before."""
         reader, writer = await asyncio.open_unix_connection(sock=self._spawned.control)
         self._channel = Channel(reader, writer, Report)
         self._task = asyncio.ensure_future(self._listen(self._channel))
@@ -134,7 +134,7 @@ class Member:
             self._prepared.set_result([])
 
     async def tell(self) -> None:
-        """Let it tell its metrics; those that it told last stay where it does not answer in time."""
+        """Request its metrics; the last report stays if it does not respond in time."""
         self._told.clear()
         self.send(Tell())
         with suppress(TimeoutError):
@@ -142,7 +142,7 @@ class Member:
                 await self._told.wait()
 
     async def prepare(self, prepare: Prepare, timeout: float) -> list[Problem]:
-        """What is wrong with a configuration, as it sees it. One that ends meanwhile has nothing against it."""
+        """Its problems with a configuration. A worker that ends meanwhile has none."""
         self._prepared = asyncio.get_running_loop().create_future()
         self.send(prepare)
         try:

@@ -1,4 +1,4 @@
-"""What aiohttp raises where a request fails, and the httpx error that says the same."""
+"""Translates aiohttp's errors into httpx's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ERRORS = (aiohttp.ClientError, TimeoutError, HttpProcessingError, OSError)
 
 
 def translated(error: Exception) -> httpx.TransportError:
-    """The httpx error that says the same as one of aiohttp's."""
+    """The httpx error that corresponds to one of aiohttp's."""
     # Of a response's error the message alone: its text has the URL, which may hold a credential.
     message = error.message if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError) else str(error)
     text = message or type(error).__name__

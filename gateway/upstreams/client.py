@@ -1,12 +1,13 @@
-"""Upstreams: the one place where the gateway speaks HTTP as a client. It knows nothing of caching.
+"""Upstreams: the only module that is an HTTP client. It has no caching.
 
-httpx's API throughout, its transport called directly: the client around it costs 80 to 330 µs a request and adds
-redirects, cookies and decoding that a gateway must not have. A request passes the bulkhead, the choice of a host, its
-circuit breaker, the deadline and the checks of the response, each of which can end it; a retry takes from the budget.
+It uses httpx's API throughout, with direct calls to its transport: the client around it costs 80 to 330 µs per request
+and adds redirects, cookies and decoding that a gateway must not have. A request passes the bulkhead, the selection of a
+host, its circuit breaker, the timeout and the checks of the response, each of which can end it; a retry takes from the
+budget.
 
-The beginning of a request's body is read before a place at the upstream is taken, so that a client that sends slowly
-holds none: of nearly all requests to an API that is the whole body. A longer one is streamed, and has places of its
-own; nginx reads all of it first, onto a disk (`proxy_request_buffering`).
+The beginning of a request body is read before a connection is taken, so that a client that sends slowly occupies none:
+for nearly all requests to an API that is the complete body. A longer body is streamed, with separate connections; nginx
+reads all of it first, to disk (`proxy_request_buffering`).
 """
 
 from __future__ import annotations
@@ -58,10 +59,10 @@ SHARE_OF_UPLOADS = 0.5
 
 
 class Upstream:
-    """An API behind the gateway: a pool of connections, its deadlines, and a base that no request leaves.
+    """An API behind the gateway: a pool of connections, its timeouts, and a base URL that no request leaves.
 
-    In a handler, `get` and `request` speak to it with httpx's Response; the engine uses `fetch`. `alone` tells whether
-    the tier that all workers share is away, so that each of them asks for itself.
+    In a handler, `get` and `request` return httpx's Response; the engine uses `fetch`. `alone` is whether the shared
+    tier is down, so that each worker fetches for itself.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Upstream:
             narrow=lambda: config.connections_alone if alone() else None,
             monotonic=monotonic,
         )
-        # Whoever sends a long body slowly holds a place for as long: with all of them held nobody could read.
+        # A slowly sent long body occupies its connection for as long: if it could take all of them, reads would fail.
         self.uploads = Bulkhead(
             max(1, int(config.max_connections * SHARE_OF_UPLOADS)),
             config.max_queue,
@@ -108,7 +109,7 @@ class Upstream:
 
     @property
     def names(self) -> Names | None:
-        """The names that lead to it, which are looked up again in the background; None while none was needed."""
+        """Its host names, which are resolved again in the background; None while none was needed."""
         return self._transport.names if isinstance(self._transport, Transport) else None
 
     @property
@@ -118,7 +119,7 @@ class Upstream:
 
     @property
     def shed(self) -> int:
-        """Requests that were told 503, no place being free."""
+        """Requests refused with 503 because no connection was free."""
         return self.places.shed + self.uploads.shed
 
     def go_on_counting(self, before: Upstream) -> None:
@@ -146,11 +147,11 @@ class Upstream:
         bounded: bool = False,
         changes: FieldChanges = NO_CHANGES,
     ) -> Fetched:
-        """Ask for `target` (a normalised path and query); the response's head has come when this returns.
+        """Request `target` (a normalised path and query); the response head has arrived when this returns.
 
-        `interim` is told of 1xx responses before it. With `bounded` the caller cancels it at the upstream's deadline,
-        and it needs no timer of its own. `changes` of the fields come after the upstream's own. The caller closes the
-        body. Raises UpstreamError: no place, a host left alone, no connection, a deadline passed, nonsense received.
+        `interim` is called with 1xx responses before it. With `bounded` the caller cancels it at the upstream's
+        timeout, and it needs no timer of its own. The caller closes the body. Raises UpstreamError: queue full, circuit
+        breaker open, connection failed, timeout, invalid response.
         """
         changes = self._changes.then(changes) if changes else self._changes
         constants = changes.added
@@ -199,7 +200,7 @@ class Upstream:
         return await self._checked(response, body_of, sending.headers)
 
     def refusal(self) -> UpstreamBusy | None:
-        """Why one who came now would be refused at once, without a wait; None where it may try. It is counted."""
+        """Why a new request would be refused at once, without a wait; None if it may try. It is counted."""
         try:
             self.places.check()
         except Full as full:
@@ -258,7 +259,8 @@ class Upstream:
                     raise translated(self.name, error) from error
 
     def _tell(self, interim: Interim, status: int, fields: Headers) -> None:
-        """Tell of an interim response with the fields that a final one could have; of one that is too large not."""
+        """Report an interim response with the fields that a final one could have; one that is too large is not
+        reported."""
         headers = [(name.lower(), value) for name, value in fields]
         try:
             check_head(self.name, headers, self.config.max_response_headers)
@@ -322,7 +324,7 @@ class Upstream:
             await body.aclose(error)
             raise
         if response.status in WITHOUT_BODY:
-            # A 204 must not have them (RFC 9110 §8.6), a 304 need not: a client is told of no content that won't come.
+            # A 204 must not have them (RFC 9110 §8.6), a 304 need not: no content must be announced that won't come.
             headers = without(headers, b"content-length", b"transfer-encoding")
         return Fetched(response.status, headers, body, shows_cut=response.shows_cut)
 
@@ -337,10 +339,10 @@ class Upstream:
         max_body: int = 16 * 1024 * 1024,
         patience: Patience = ORDINARY,
     ) -> httpx.Response:
-        """For handlers: ask for `path` below the base and read the answer whole.
+        """For handlers: request `path` below the base and read the complete response.
 
-        At most `max_body` bytes of it, and of what it decompresses to. `path` is percent-encoded where it must be.
-        Raises UpstreamError.
+        At most `max_body` bytes of it, also decompressed. `path` must be percent-encoded where necessary. Raises
+        UpstreamError.
         """
         query = urlencode(params, doseq=True) if params else ""
         target = normalise(quote(path, safe="/%:@!$&'()*+,;=~-._").encode(), query.encode())
@@ -390,8 +392,8 @@ def _host(upstream: str, url: str, config: UpstreamConfig, monotonic: Callable[[
 
 
 def _verification(config: UpstreamConfig) -> bool | ssl.SSLContext:
-    """How certificates are checked. An upstream without TLS gets a context that trusts nobody: reading the list of
-    authorities takes 20 ms of a start, each time."""
+    """The certificate verification. An upstream without TLS gets a context without authorities: reading their list
+    takes 20 ms at start, each time."""
     if config.verify and not any(url.lower().startswith("https:") for url in config.bases):
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     return config.verify

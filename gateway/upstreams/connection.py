@@ -1,14 +1,14 @@
-"""Connections to upstreams for requests without a body, and the pool that keeps them.
+"""Connections to upstreams for requests without a body, and their pool.
 
-Most of what a gateway sends is a GET: one piece of bytes, answered in one piece. aiohttp finds the address and makes
-the connection and its TLS; nothing of its session, request and response objects is used, which merge defaults, cookies
-and encodings that a gateway must not have. What this needs beyond aiohttp's documentation is named in `INTERNALS`; a
-test fails where a new aiohttp moves it.
+Most requests of a gateway are a GET: one write, one read. aiohttp resolves the address and opens the connection with
+its TLS; its session, request and response objects are not used, because they merge defaults, cookies and encodings that
+a gateway must not have. `INTERNALS` lists what this uses beyond aiohttp's documentation; a test fails if a new aiohttp
+changes it.
 
-HTTP/1.1 matches a response to its request by their order alone. So a connection is used again only after a response
-whose end was sure and behind which nothing came; whatever is received while nothing is asked ends it; and the socket
-of one taken from the pool is looked at once more, for bytes or an end that the event loop has not read yet. What
-arrives in the microseconds between that look and the write, or later, can't be told from the response.
+HTTP/1.1 matches a response to its request only by order. So a connection is reused only after a response with a certain
+end and no bytes behind it; unsolicited bytes close it; and the socket of a pooled connection is checked once more, for
+bytes or an end that the event loop has not read yet. What arrives in the microseconds between that check and the write,
+or later, can't be distinguished from the response.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gateway.upstreams.ending import ends_on_purpose
 from gateway.upstreams.names import Name
 
 Interim = Callable[[int, Sequence[tuple[bytes, bytes]]], None]
-"""Is told of a response before the final one: its status, and its fields."""
+"""Called with a response before the final one: its status, and its fields."""
 QUIET = 1.0
 """Seconds for which a connection must be silent before it is used again, after a response to HEAD that announced
 content: servers that wrongly send it do so within that time."""
@@ -103,7 +103,7 @@ class PlainBody(httpx.AsyncByteStream):
         if not self._ended:
             self._connection.close()
 
-    # --- what the connection tells ----------------------------------------------------------------------------
+    # --- reading ------------------------------------------------------------------------------------------------
 
     def came(self, piece: bytes) -> bool:
         """Whether more may come; False where enough waits to be read."""
@@ -129,11 +129,11 @@ Answer = tuple[Head, PlainBody]
 
 
 class PlainConnection(asyncio.Protocol):
-    """One connection, on which one request at a time is asked. `max_head` (bytes) bounds a response's head."""
+    """One connection, for one request at a time. `max_head` (bytes) bounds a response head."""
 
     def __init__(self, pool: Pool, max_head: int) -> None:
         self.requests = 0
-        """How many were sent on it; whoever asks counts (`transport.Attempt`)."""
+        """How many requests were sent on it; the caller counts (`transport.Attempt`)."""
         self.received = False
         """Whether anything came since the last of them was sent."""
         self.origin = ""
@@ -170,8 +170,8 @@ class PlainConnection(asyncio.Protocol):
         return self.usable and not self._poll.poll(0)
 
     async def ask(self, head: bytes, interim: Interim | None, *, bodiless: bool) -> Answer:
-        """Send a request and wait for the response's head. Raises httpx.TransportError; ends the connection where that
-        is so, and where whoever waits leaves."""
+        """Send a request and wait for the response head. Raises httpx.TransportError; closes the connection then, and
+        if the caller is cancelled."""
         if self._transport is None or self._transport.is_closing():
             self.close()
             raise httpx.ReadError("the connection is gone")
@@ -182,7 +182,7 @@ class PlainConnection(asyncio.Protocol):
         try:
             return await answer
         except BaseException:
-            # By now another may have it, if all had come as whoever waited here was cancelled.
+            # By now it may be in use again, if the response was complete when the caller here was cancelled.
             if self._answer is answer or (self._body is not None and self._body.answers is answer):
                 self.close()
             raise
@@ -207,7 +207,7 @@ class PlainConnection(asyncio.Protocol):
         if self._body is body and self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
-    # --- what asyncio tells -----------------------------------------------------------------------------------
+    # --- asyncio's callbacks ------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -238,7 +238,7 @@ class PlainConnection(asyncio.Protocol):
             elif self._body is not None:
                 self._take_body(self._body, data)
             else:
-                self.close()  # nobody asked: what it says reaches no other request
+                self.close()  # unsolicited: it reaches no other request
         except Malformed as malformed:
             self._fail(httpx.RemoteProtocolError(str(malformed)))
             self.close()
@@ -329,9 +329,9 @@ class PlainConnection(asyncio.Protocol):
 
 
 class Pool:
-    """At most `limit` connections at once, made by `connect`, which is told an origin (`http://api.test:8000`).
+    """At most `limit` concurrent connections, opened by `connect`, which gets an origin (`http://api.test:8000`).
 
-    One that nobody used for `keepalive` seconds ends.
+    An idle connection is closed after `keepalive` seconds.
     """
 
     def __init__(
@@ -361,8 +361,8 @@ class Pool:
         return len(self._used)
 
     async def connection(self, origin: str, *, pool: float | None, connect: float | None) -> PlainConnection:
-        """One that nobody uses, or a new one. It comes back by itself. Raises httpx.PoolTimeout, httpx.ConnectTimeout,
-        or what `connect` raises."""
+        """An idle connection, or a new one. It returns by itself. Raises httpx.PoolTimeout, httpx.ConnectTimeout, or
+        what `connect` raises."""
         if self._free.locked():
             try:
                 async with asyncio.timeout(pool):
@@ -441,7 +441,7 @@ class Pool:
             idle.remove(connection)
 
     def _sweep(self) -> None:
-        """End those that were idle for too long; they stand in the order in which they came back."""
+        """Close those that were idle for too long; they are in the order in which they became idle."""
         loop = asyncio.get_running_loop()
         self._sweeping = None
         since = loop.time() - self._keepalive
@@ -470,14 +470,14 @@ _TARGET = re.compile(rb"/[\x21-\x7e]*")
 
 
 def split_url(url: str) -> tuple[str, bytes]:
-    """The origin of `url`, and the target to ask it for."""
+    """The origin of `url`, and the request target."""
     start = url.find("/", url.index("//") + 2)
     return (url[:start], url[start:].encode("ascii")) if start > 0 else (url, b"/")
 
 
 @lru_cache(maxsize=256)
 def host_of(origin: str) -> str:
-    """The host of an origin, as aiohttp asks the resolver for it."""
+    """The host of an origin, in the form that aiohttp passes to the resolver."""
     return URL(origin).raw_host or ""
 
 

@@ -43,10 +43,10 @@ class Base:
         return cls(parsed.scheme, parsed.netloc, prefix, host.encode("ascii") if host else parsed.netloc)
 
     def join(self, target: str) -> str:
-        """The URL of `target` below this base. As it starts with a slash and holds nothing that ends a path but the one
-        `?`, whoever parses the URL finds this host and this target in it, byte for byte.
+        """The URL of `target` below this base. As it starts with a slash and contains nothing that ends a path but the
+        one `?`, every URL parser finds this host and this target in it, byte for byte.
 
-        Raises UpstreamMalformed: whoever built such a target has a fault, and nothing is sent.
+        Raises UpstreamMalformed: such a target is a bug of the caller, and nothing is sent.
         """
         segments = target.partition("?")[0].split("/")
         if not target.startswith("/") or not _PLAIN.fullmatch(target) or "." in segments or ".." in segments:
@@ -56,7 +56,8 @@ class Base:
 
 @dataclass(slots=True)
 class Host:
-    """A base and its breaker. What fails is a connection, a deadline, an answer that is no HTTP, a status of 5xx."""
+    """A base URL and its circuit breaker. Failures are those of a connection, timeouts, invalid responses, and statuses
+    of 5xx."""
 
     base: Base
     breaker: Breaker
@@ -89,8 +90,8 @@ class Host:
         client: Callable[[], bytes | None],
         bounded: bool = False,
     ) -> ReceivedHead:
-        """What came of `request`, and the breaker told of it. `until` is on the loop's clock; where it is `bounded`,
-        whoever asks sees to that and cancels it then. `client` tells for whom it was asked, if that is known.
+        """The response to `request`, whose result is reported to the breaker. `until` is on the event loop's clock; if
+        it is `bounded`, the caller cancels it then. `client` identifies the client, if known.
 
         Raises TimeoutError, httpx.TransportError.
         """
@@ -102,7 +103,7 @@ class Host:
                 async with asyncio.timeout_at(until):
                     response = await request()
         except asyncio.CancelledError:
-            # Where the time is up, it was the deadline of whoever asks that ended it: the host was too slow.
+            # If the time is up, the caller's timeout ended it: the host was too slow.
             if until is not None and loop.time() >= until - timeout / 20:
                 self.breaker.failed(series, self.monotonic())
                 self.failed_by(LATE)
@@ -110,7 +111,7 @@ class Host:
                 self.breaker.abandoned(series)
             raise
         except (TimeoutError, httpx.TransportError) as error:
-            # A kept connection that was closed meanwhile says nothing of the host; a new one will.
+            # A kept-alive connection that was closed meanwhile doesn't concern the host; a new one will show.
             ours = isinstance(error, httpx.PoolTimeout | httpx.LocalProtocolError | httpx.UnsupportedProtocol)
             if ours or attempt.lost_its_connection:
                 self.breaker.abandoned(series)

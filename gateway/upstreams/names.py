@@ -1,11 +1,11 @@
-"""Names of upstreams: where they lead, looked up anew in the background, and which connections are drained for it.
+"""Names of upstreams: resolved again in the background, with draining of connections to old addresses.
 
-aiohttp looks a name up where it makes a connection, so that a kept connection goes on to an address that the name has
-left. Here each name is looked up again at an interval. Connections to an address that it no longer has finish what is
-in flight and take no further request; of several addresses each has its turn. A failed look-up changes nothing.
+aiohttp resolves a name when it opens a connection, so a kept-alive connection stays on an address that the name has
+left. Here each name is resolved again at an interval. Connections to an address that it no longer has finish what is in
+flight and take no further request; several addresses are used in turn. A failed look-up changes nothing.
 
-The interval is a setting and not the TTL of the record: the system's resolver, which knows the hosts file, search
-domains and service names of the platform, gives no TTL.
+The interval is a setting and not the TTL of the record: the system's resolver, which handles the hosts file, search
+domains and service names of the platform, returns no TTL.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from gateway.config.types import is_public
 logger = logging.getLogger("gateway")
 
 INTERNALS = {TCPConnector: ("_create_connection", "_get")}
-"""What is overridden of aiohttp that its documentation does not name; a test fails where a new aiohttp moves it."""
+"""Overridden parts of aiohttp that its documentation does not name; a test fails if a new aiohttp changes them."""
 
 
 class PublicResolver(AbstractResolver):
-    """Gives public addresses only: a name that leads inside (loopback, link-local, private) has none.
+    """Returns public addresses only: a name that resolves to an internal one (loopback, link-local, private) has none.
 
-    A name whose owner, or whose DNS, turns it to 127.0.0.1 or 169.254.169.254 would otherwise make the gateway fetch
-    from inside what it then serves outside.
+    Otherwise a name whose owner, or whose DNS, points it to 127.0.0.1 or 169.254.169.254 would make the gateway fetch
+    internal resources and serve them publicly.
     """
 
     def __init__(self, resolver: AbstractResolver) -> None:
@@ -61,7 +61,7 @@ class Drained(Protocol):
     """The address at its other end."""
 
     def drain(self) -> None:
-        """Finish what is in flight, take no further request; end at once if nothing is in flight."""
+        """Finish what is in flight, take no further request; close at once if nothing is in flight."""
 
     def drain_later(self) -> None:
         """The same of a connection that is new and about to be used: its first request is sent."""
@@ -145,8 +145,8 @@ _TRIED: ContextVar[list[str]] = ContextVar("tried")
 
 
 class Names(AbstractResolver):
-    """A resolver that knows the addresses of names that it was asked for, and looks each up again every `every`
-    seconds until it is closed. A first look-up that fails raises what `resolver` raises; a later one is logged once."""
+    """A resolver with a cache, which resolves each name again every `every` seconds until it is closed. A first look-up
+    that fails raises what `resolver` raises; a later one is logged once."""
 
     def __init__(self, resolver: AbstractResolver, every: float) -> None:
         self._resolver = resolver
@@ -228,7 +228,7 @@ class Names(AbstractResolver):
             self.several.pop(name.host, None)
 
     def connected(self, host: str, connection: Drained) -> None:
-        """A connection was made by the name `host`, or to an address, which is no name."""
+        """A connection was opened for the name `host`, or for an address, which isn't a name."""
         name = self._names.get(host)
         if name is not None:
             name.connected(connection, _TRIED.get([]))

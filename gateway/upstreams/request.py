@@ -1,4 +1,4 @@
-"""One request to an upstream: its body, its patience, and what a host is sent of it."""
+"""One request to an upstream: its body, its timeouts, and what is sent to a host."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AHEAD = 64 * 1024
 
 
 class Upload(httpx.AsyncByteStream):
-    """A body that is read once: first, up to `AHEAD` bytes, by `begin`; then all of it, by who sends it on."""
+    """A body that is read once: first, up to `AHEAD` bytes, by `begin`; then all of it, by the sender."""
 
     def __init__(self, chunks: AsyncIterable[bytes]) -> None:
         self._chunks: AsyncIterator[bytes] = aiter(chunks)
@@ -39,7 +39,7 @@ class Upload(httpx.AsyncByteStream):
         return self._whole
 
     def on_end(self, ended: Callable[[], None]) -> None:
-        """Have `ended` called, once, when all was read or nobody will read on."""
+        """Call `ended` once, when all was read or reading stops."""
         self._ended = ended
 
     def end(self) -> None:
@@ -73,7 +73,7 @@ class Patience:
     timeout: float | None = None
     retries: int = 1
     apart: set[str] | None = None
-    """The hosts that were asked for the same already: another one is taken, while there is one. It is added to."""
+    """The hosts that were tried for the same request: another one is taken, if there is one. It is added to."""
 
 
 ORDINARY = Patience()

@@ -42,20 +42,19 @@ class _Count:
 
 
 MOST_OF_ONE = 0.5
-"""The share of the failures that open a breaker which may be one client's: its credentials, or what it asks for, can be
-what fails."""
+"""The share of a breaker's failures that may be one client's: its credentials, or its requests, can be the cause."""
 MOST_CLIENTS = 1000
-"""Clients that are told apart within half a window; the failures of more count as anyone's."""
+"""Clients that are counted separately within half a window; the failures of more count as anyone's."""
 
 
 class Breaker:
-    """The breaker of one host: opens where at least `failures` requests, and half of all, failed within `window`.
+    """The circuit breaker of one host: opens if at least `failures` requests, and half of all, failed within `window`.
 
-    Of one client's failures no more than half of that number count, where it is known whose they are.
+    Of one client's failures at most half of that number count, if the client is known.
 
-    After `rest` it lets one request through: where that succeeds it closes, where that fails it opens again. `window`
-    and `rest` are seconds; what is counted is what ended within the present half of the window and the one before.
-    With `failures` = 0 it never opens.
+    After `rest` it lets one request through (half-open): success closes it, failure opens it again. `window` and `rest`
+    are seconds; requests count that ended within the current half of the window and the one before. With `failures` = 0
+    it never opens.
     """
 
     __slots__ = ("_before", "_failures", "_now", "_probing", "_rest", "_series", "_until", "_window", "opened", "state")
@@ -76,7 +75,7 @@ class Breaker:
         return f"<Breaker {self.state.name.lower()} failed={self._now.failed + self._before.failed}>"
 
     def admit(self, now: float) -> int | None:
-        """A pass for one request, to be told what came of it; None where it must not be sent."""
+        """A permit for one request, which reports its result; None if the request must not be sent."""
         if self.state is BreakerState.OPEN and now >= self._until:
             self._enter(BreakerState.HALF_OPEN)
             self._probing = False
@@ -88,7 +87,7 @@ class Breaker:
         return self._series
 
     def retry_after(self, now: float) -> float:
-        """Seconds until it is worth asking again."""
+        """Seconds until a retry is worthwhile."""
         return max(0.0, self._until - now) if self.state is BreakerState.OPEN else 0.0 if self._closed else self._rest
 
     @property
@@ -97,7 +96,7 @@ class Breaker:
 
     def succeeded(self, series: int, now: float) -> None:
         if series != self._series:
-            return  # sent before the state changed: it says nothing of the host as it is now
+            return  # sent before the state changed: it doesn't concern the host's current state
         if self.state is BreakerState.HALF_OPEN:
             self._enter(BreakerState.CLOSED)
             self._now, self._before = _Count(now), _Count()
@@ -129,7 +128,7 @@ class Breaker:
         return known + self._before.by_client.get(client, 0) < max(1.0, self._failures * MOST_OF_ONE)
 
     def abandoned(self, series: int) -> None:
-        """Nothing can be said of it: whoever asked has left."""
+        """No result: the client disconnected."""
         if series == self._series:
             self._probing = False
 
@@ -164,10 +163,11 @@ class Full(GatewayError):
 
 
 class Bulkhead:
-    """At most `places` at once and `queue` waiting; nobody waits who would wait for more than `patience` seconds.
+    """At most `places` concurrent requests and `queue` waiting ones; a request that would wait for more than `patience`
+    seconds is refused.
 
-    How long one would wait is known on arrival (Little's law): those before it, times how long a place is held, by the
-    number of places. `narrow` gives a smaller number of places for the time being.
+    The expected wait is known on arrival (Little's law): the number of earlier requests, times how long a place is
+    held, divided by the number of places. `narrow` returns a smaller number of places for the time being.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class Bulkhead:
         return len(self._waiting)
 
     def expected_wait(self) -> float:
-        """Seconds that one who came now would wait."""
+        """The expected wait of a new request in seconds."""
         age = self._monotonic() - self._entered / self.taken if self.taken else 0.0
         return (self.waiting + 1) * max(self._held, age) / self.places
 
@@ -220,14 +220,14 @@ class Bulkhead:
         return self._enters()
 
     def enter_now(self) -> float | None:
-        """Take a place, as `enter` does, where none need wait for one; None where `enter` has to say."""
+        """Take a place, as `enter` does, if none has to be waited for; None if `enter` has to decide."""
         if self._waiting or self.taken >= self.places or BEHIND.get():
             return None
         self.taken += 1
         return self._enters()
 
     def check(self) -> None:
-        """Raises Full where one who came now could neither have a place nor wait for one; it is counted."""
+        """Raises Full if a new request could neither get a place nor wait for one; it is counted."""
         taken = self._waiting or self.taken >= self.places
         if taken and (self.waiting >= self.queue or self.expected_wait() > self._patience):
             self._refuse()
@@ -259,7 +259,7 @@ class Bulkhead:
         self._hand_over(entered)
 
     def _hand_over(self, entered: float) -> None:
-        """A place is free: it goes to the one who waited longest."""
+        """A place is free: it goes to the request that has waited longest."""
         self._entered -= entered
         while self._waiting and self.taken <= self.places:
             turn = self._waiting.popleft()

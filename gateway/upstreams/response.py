@@ -24,7 +24,7 @@ from gateway.upstreams.transport import ReceivedHead
 
 
 class Live(msgspec.Struct, frozen=True):
-    """What tells a body that comes as it is made: a pause of so many seconds, or no end after `longest` seconds."""
+    """Recognises a body of unknown length: a pause of so many seconds, or no end after `longest` seconds."""
 
     pause: float
     longest: float
@@ -67,7 +67,7 @@ class Body:
         at_once = self.at_once(limit)
         if at_once is not None:
             return at_once
-        size = sum(map(len, self._read))  # by who asked for it before, and was told that it is too large
+        size = sum(map(len, self._read))  # by an earlier request, whose response was too large
         if size > limit:
             return None
         until = asyncio.get_running_loop().time() + (live.longest if live is not None else math.inf)
@@ -152,7 +152,7 @@ class Body:
             self._ahead = None
             ahead.cancel()
             await asyncio.wait((ahead,))
-            _ = ahead.cancelled() or ahead.exception()  # nobody else wants to know
+            _ = ahead.cancelled() or ahead.exception()  # no other waiter
         try:
             await self._response.stream.aclose()
         finally:
@@ -165,7 +165,7 @@ class Body:
 
 
 def _unknown() -> bytes | None:
-    """Whether anything has come of a body cannot be told without waiting for it."""
+    """Whether anything of a body has arrived can't be determined without waiting for it."""
     return None
 
 
@@ -222,7 +222,7 @@ class PartOfBody:
 
 
 class Reads(Protocol):
-    """What a handler read of the request that it answered; more of it may be read until the body has ended."""
+    """What a handler read of its request; more of it may be read until the body has ended."""
 
     def names(self) -> tuple[str, ...]:
         """The request fields that its answers vary on."""
@@ -241,15 +241,15 @@ class Fetched(msgspec.Struct, frozen=True):
     headers: Headers
     body: ResponseBody
     made: DerivedFrom | None = None
-    """Of an answer that was made here of stored ones: what it takes over from them."""
+    """For a response derived from stored ones: what it inherits from them."""
     reads: Reads | None = None
-    """Of a handler's answer: what of its request it rests on."""
+    """For a handler's response: the inputs that it depends on."""
     shows_cut: bool = False
     """Whether its body, where it ends with its connection, raises an error if that broke off."""
 
     @property
     def ends_surely(self) -> bool:
-        """Whether a broken connection could be told from the end of the body (RFC 9112 §8)."""
+        """Whether a broken connection could be distinguished from the end of the body (RFC 9112 §8)."""
         if self.status in WITHOUT_CONTENT:
             return True
         codings = b",".join(values(self.headers, b"transfer-encoding")).lower()
@@ -257,11 +257,11 @@ class Fetched(msgspec.Struct, frozen=True):
 
 
 SOFTWARE = frozenset((b"server", b"x-powered-by", b"x-aspnet-version", b"x-aspnetmvc-version", b"x-generator"))
-"""What an upstream says of the software it is made of: it goes no further, as it helps nobody but an attacker."""
+"""Fields that name an upstream's software: they are removed, as they only help attackers."""
 
 
 def check_response(name: str, status: int, headers: Sequence[tuple[bytes, bytes]], max_head: int) -> None:
-    """Raises UpstreamMalformed where a response's head is no HTTP, or contradicts itself, or is too large."""
+    """Raises UpstreamMalformed if a response head isn't valid HTTP, is contradictory, or too large."""
     if not 200 <= status <= 599:
         raise UpstreamMalformed(name, f"the status {status}")
     check_head(name, headers, max_head)
@@ -286,8 +286,8 @@ _CONDITIONAL = frozenset((b"if-none-match", b"if-modified-since"))
 
 
 def check_asked_for(name: str, status: int, sent: Headers) -> None:
-    """Raises UpstreamMalformed at an answer that only another request could have had: a 304 without a condition to be
-    true of, a 206 without a range (RFC 9110 §15.4.5, §15.3.7). Whoever gets it has nothing to put it to."""
+    """Raises UpstreamMalformed for an unsolicited response: a 304 without a precondition, a 206 without a range (RFC
+    9110 §15.4.5, §15.3.7). The client could not use it."""
     names = {key for key, _ in sent}
     if status == 304 and not names & _CONDITIONAL:
         raise UpstreamMalformed(name, "an unsolicited 304")

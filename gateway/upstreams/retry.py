@@ -1,16 +1,16 @@
-"""The retry budget of an upstream: how many requests may be sent a second time.
+"""The retry budget of an upstream: how many requests may be retried.
 
-It doesn't know which requests are safe to repeat; the client decides that, and asks here.
+The client decides which requests are safe to retry.
 """
 
 from __future__ import annotations
 
 
 class RetryBudget:
-    """How many requests may be sent a second time: at most `share` of those asked for, and `reserve` at once.
+    """How many requests may be retried: at most `share` of all requests, and `reserve` at once.
 
-    A token bucket, as in Finagle and Envoy: each request puts in `share` of a token, each repetition takes one out, so
-    that an upstream in trouble is asked at most 1 + `share` times as often as the clients ask.
+    A token bucket, as in Finagle and Envoy: each request adds `share` of a token, each retry takes one, so that a
+    failing upstream gets at most 1 + `share` times the clients' requests.
     """
 
     __slots__ = ("_reserve", "_share", "_tokens", "denied", "spent")

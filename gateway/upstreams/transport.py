@@ -55,13 +55,13 @@ _AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
 class Receiver(ResponseHandler):
-    """aiohttp's side of a connection, with rules for bytes that answer no request.
+    """aiohttp's side of a connection, with rules for unsolicited bytes.
 
-    aiohttp fails the response they follow, if they came in one piece with it. RFC 9112 §6.3 says that a response ends
-    with its Content-Length: it is delivered, the surplus is thrown away, and the connection is never used again, as
-    with nginx and Varnish. (A surplus after a chunked body is still a failure.) What comes between a response and the
-    next request aiohttp would parse, and hand to the next: here it ends the connection, as `plain_connections` has it,
-    and so does a head that announces content which must not follow it.
+    aiohttp fails the response they follow, if they arrived together. RFC 9112 §6.3 ends a response with its
+    Content-Length: it is delivered, the surplus is discarded, and the connection is never reused, as in nginx and
+    Varnish. (A surplus after a chunked body is still a failure.) Bytes between a response and the next request, which
+    aiohttp would parse as the next response, close the connection here, as in `connection`, and so does a head that
+    announces content which must not follow it.
     """
 
     _left: int | None = None
@@ -90,14 +90,14 @@ class Receiver(ResponseHandler):
         super().eof_received()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """aiohttp ends a body without a length here, also where the connection was reset: then it is no whole one."""
+        """aiohttp ends a body without a length here, also if the connection was reset: then it is incomplete."""
         payload = self._payload
         if payload is not None and not payload.is_eof() and (exc is not None or not self._ended_on_purpose):
             payload.set_exception(aiohttp.ClientPayloadError("the connection broke within the body"))
         super().connection_lost(exc)
 
     def is_connected(self) -> bool:
-        """Whether a request may be sent on it: aiohttp's pool asks as it takes it out."""
+        """Whether a request may be sent on it: aiohttp's pool calls it when it takes it out."""
         return super().is_connected() and self._poll is not None and not self._poll.poll(0)
 
     def drain(self) -> None:
@@ -130,8 +130,8 @@ class Receiver(ResponseHandler):
         super().feed_data(data, size)
 
     def _are_too_many(self, interim: bool) -> bool:
-        """Whether there were too many interim responses; then the connection ends, and what is parsed already of those
-        behind them is thrown away."""
+        """Whether there were too many interim responses; then the connection is closed, and parsed responses behind
+        them are discarded."""
         if self._interims > MOST_INTERIM:
             return True
         self._interims += interim
@@ -148,7 +148,7 @@ class Receiver(ResponseHandler):
 
     def data_received(self, data: bytes) -> None:
         if not data:
-            super().data_received(data)  # aiohttp goes on with what it has
+            super().data_received(data)  # aiohttp continues with the rest
             return
         self.received = True
         if not self._asked:
@@ -165,7 +165,7 @@ class Receiver(ResponseHandler):
         super().data_received(data)
 
     def _end_of_response(self, data: bytes) -> int | None:
-        """Where in `data` the present response ends, if it does; None where that cannot be told here."""
+        """The index in `data` at which the current response ends; None if that is unknown here."""
         if self._left is None:
             head_end = _end_of_head(data)
             if head_end is None:
@@ -226,9 +226,9 @@ class ReceivedHead(msgspec.Struct, frozen=True):
 
 
 class UpstreamTimeouts(msgspec.Struct, frozen=True):
-    """Seconds: until there is a connection from the pool, until a new one stands, between two pieces received.
+    """Seconds: for a connection from the pool, for a new one to open, between two received pieces.
 
-    `bounded` says that whoever asks has a deadline for the response's head, so that it needs none here.
+    `bounded`: the caller has a timeout for the response head, so none is needed here.
     """
 
     pool: float | None = None
@@ -239,9 +239,9 @@ class UpstreamTimeouts(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Attempt:
-    """One request on one connection: whom to tell of interim responses, and whether sending it again is safe.
+    """One request on one connection: the callback for interim responses, and whether it is safe to send it again.
 
-    Whoever sends a request hands it over as the extension `attempt`, and reads it where the request failed.
+    The caller passes it as the extension `attempt`, and reads it if the request failed.
     """
 
     interim: Interim | None = None
@@ -260,7 +260,7 @@ class Attempt:
 
 
 class Answered(aiohttp.ClientResponse):
-    """A response that tells of interim ones (1xx) before it, which aiohttp passes over in silence."""
+    """A response that reports interim ones (1xx) before it, which aiohttp drops silently."""
 
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
         protocol, attempt = connection.protocol, _ATTEMPT.get()
@@ -309,9 +309,9 @@ class _Stream(AiohttpResponseStream):
 class Transport(AiohttpTransport):
     """An httpx transport over a pool of aiohttp connections, at most `max_connections` of them.
 
-    `max_response_headers` bounds the bytes of a response's head, one line of it as well as all of them. A name is
-    looked up again every `resolve_every` seconds; with `public_only` one that leads to no public address is refused.
-    `resolver` looks names up; the system's resolver does if it is not given.
+    `max_response_headers` bounds the size of a response head, of each line as well as in all. A name is resolved again
+    every `resolve_every` seconds; with `public_only` one that resolves to no public address is refused. `resolver`
+    resolves names; default: the system's resolver.
     """
 
     def __init__(
@@ -484,7 +484,7 @@ class Transport(AiohttpTransport):
 
 
 def _texts(headers: Sequence[tuple[bytes, bytes]], *, streamed: bool) -> list[tuple[str, str]]:
-    """Fields as aiohttp takes them, which it sends in UTF-8; what is not that is taken for Latin-1, as httpx does.
+    """Fields for aiohttp, which sends them in UTF-8; others are decoded as Latin-1, as in httpx.
 
     aiohttp frames a streamed body itself.
     """
