@@ -4,6 +4,8 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; 
 VENV ?= .venv
 BIN := $(VENV)/bin
 SLOW := tests/integration tests/faults tests/shared_caches
+# Tests are parted between two processes; one that is done takes of the other's.
+PARALLEL := -n 2 --dist worksteal
 
 .PHONY: conformance-table run test unit integration faults torture check conformance coverage mutants docs constraints
 
@@ -18,14 +20,14 @@ $(VENV)/ready: pyproject.toml constraints.txt
 run: $(VENV)/ready
 	$(BIN)/python -m demo
 
-# All tests; ARGS goes to pytest, such as ARGS="-k purge -x". A loaded machine is slow, not broken: a test may take
-# five minutes.
+# All tests, in two processes; ARGS goes to pytest, such as ARGS="-k purge -x" or ARGS=--scale=full. A loaded machine is
+# slow, not broken: a test may take five minutes.
 test: $(VENV)/ready
-	$(BIN)/python -m pytest tests --timeout 300 $(ARGS)
+	$(BIN)/python -m pytest tests $(PARALLEL) --timeout 300 $(ARGS)
 
-# The quick ones, in one process: what to run while working.
+# The quick ones: what to run while working. ARGS="-n 0 -x" for one process, ARGS=--random-order for another order.
 unit: $(VENV)/ready
-	$(BIN)/python -m pytest tests $(SLOW:%=--ignore %) $(ARGS)
+	$(BIN)/python -m pytest tests $(SLOW:%=--ignore %) $(PARALLEL) $(ARGS)
 
 # Those with real processes alone.
 integration: $(VENV)/ready
@@ -34,7 +36,7 @@ integration: $(VENV)/ready
 faults: $(VENV)/ready
 	$(BIN)/python -m pytest tests/faults $(ARGS)
 
-# The rows of docs/reliability.md at full length; SOAK=1h for the soak.
+# The rows of docs/reliability.md at full length; ARGS="--soak 1h" for the soak.
 torture: $(VENV)/ready
 	$(BIN)/python -m tests.faults.torture $(ARGS)
 
@@ -52,7 +54,7 @@ conformance-table: $(VENV)/ready
 
 # The unit tests with line and branch coverage, held by tests/coverage_floor.py.
 coverage: $(VENV)/ready
-	$(BIN)/python -m pytest tests $(SLOW:%=--ignore %) --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest tests $(SLOW:%=--ignore %) $(PARALLEL) --cov --cov-report= $(ARGS)
 	$(BIN)/python -m tests.coverage_floor
 
 # Central lines of policy broken one by one, each seen to turn a test red.

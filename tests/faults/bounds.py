@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import gzip
 import itertools
-import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
@@ -25,7 +24,7 @@ from tests.support.raw import Connection, raw_upstream
 
 KIB, MIB, GB = 1024, 1024 * 1024, 10**9
 MEMORY, MAX_BODY, MAX_UPLOAD = 32 * MIB, 2 * MIB, 16 * MIB
-KEYS = int(os.environ.get("KEYS", "40_000"))
+KEYS = 40_000
 SETTINGS: dict[str, Any] = {
     "access_log": False,
     "memory": "32MiB",

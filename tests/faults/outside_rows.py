@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import operator
-import os
 import re
 import sys
 from pathlib import Path
 
 from gateway.config.types import parse_duration
+from tests.conftest import SIZES
 from tests.faults import bounds, ending, held, outside, overload, redis_load, soaking
 from tests.faults.peers import Server, installed
 from tests.faults.rows import Row, Rows
@@ -39,7 +39,7 @@ async def _overload(redis_url: str, directory: Path) -> Row:
         }
         gateway = await asyncio.to_thread(GatewayProcess, directory, settings)
         try:
-            seen = await overload.overload(gateway.url, seconds=float(os.environ.get("OVERLOAD", "60")))
+            seen = await overload.overload(gateway.url, seconds=60)
         finally:
             await asyncio.to_thread(gateway.end)
     share = seen.goodput / seen.peak
@@ -56,7 +56,7 @@ async def _overload(redis_url: str, directory: Path) -> Row:
 
 
 async def redis_under_load(redis_url: str, directory: Path) -> Rows:
-    seconds = float(os.environ.get("REDIS_SECONDS", "60"))
+    seconds = 60.0
     for number, kind in enumerate(redis_load.KINDS):
         place = directory / str(number)
         place.mkdir()
@@ -125,30 +125,26 @@ async def deploys(redis_url: str, directory: Path) -> Rows:
 
 
 async def theorem(redis_url: str, directory: Path) -> Rows:
-    examples = os.environ.get("FUZZ_EXAMPLES", "100")
     yield await _tests(
-        f"the theorem of the key ({examples} pairs of requests for each configuration)",
+        f"the theorem of the key ({SIZES['key_pairs'].full} pairs of requests for each configuration)",
         "tests/faults/test_key_theorem.py",
         "tests/faults/test_key_theorem_on_the_wire.py",
-        FUZZ_EXAMPLES=examples,
     )
 
 
 async def openapi(redis_url: str, directory: Path) -> Rows:
-    examples = os.environ.get("OPENAPI_EXAMPLES", "100")
     yield await _tests(
-        f"Schemathesis at our own OpenAPI ({examples} requests of each operation, of each kind)",
+        f"Schemathesis at our own OpenAPI ({SIZES['openapi_requests'].full} requests of each operation, of each kind)",
         "tests/integration/test_openapi.py",
-        OPENAPI_EXAMPLES=examples,
     )
 
 
-async def _tests(promise: str, *files: str, **environment: str) -> Row:
-    """Files of tests, with more examples than in CI."""
+async def _tests(promise: str, *files: str) -> Row:
+    """Files of tests, at full scale."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pytest", "-q", "--timeout", "900", "-p", "no:cacheprovider", *files),
+        *(sys.executable, "-m", "pytest", "-q", "--scale", "full", "-p", "no:cacheprovider", *files),
         cwd=ROOT,
-        env=clean_environment(environment),
+        env=clean_environment(),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -206,10 +202,8 @@ async def _measured(server: Server, origin: outside.Origin) -> Rows:
         yield Row(promise, "99.9 % answered", f"{1 - wrong / made:.3%} of {made}", wrong <= made / 1000)
 
 
-async def soak(redis_url: str, directory: Path) -> Rows:
-    if "SOAK" not in os.environ:
-        return
-    seconds = parse_duration(os.environ["SOAK"]).total_seconds()
+async def soak(redis_url: str, directory: Path, *, length: str) -> Rows:
+    seconds = parse_duration(length).total_seconds()
     every = min(300.0, seconds / 12)
     seen = await soaking.soak(directory, seconds=seconds, every=every)
     flat, told = True, []
@@ -219,7 +213,7 @@ async def soak(redis_url: str, directory: Path) -> Rows:
         told.append(f"{name} {before:.0f} to {after:.0f}")
     peace, over_all = seen.share(peace=True), seen.share(peace=False)
     yield Row(
-        f"soak ({os.environ['SOAK']}, 2 gateways of 2 workers, a fault every {every:.0f} s: {', '.join(seen.asked)})",
+        f"soak ({length}, 2 gateways of 2 workers, a fault every {every:.0f} s: {', '.join(seen.asked)})",
         "99.99 % outside of faults, 99.9 % over all; memory (KiB), descriptors, threads, connections within 10 %",
         f"{peace:.4%}, {over_all:.4%} of {seen.asked.total()}; {', '.join(told)}; failed: {dict(seen.kinds)}",
         peace >= 0.9999 and over_all >= 0.999 and flat,

@@ -8,7 +8,6 @@ nothing: the two answers must be the same. The last test takes the recorder away
 
 import asyncio
 import inspect
-import os
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -25,8 +24,9 @@ from gateway import cached, create_app
 from gateway.app.gateway import Gateway
 from gateway.observability.access_log import silent
 from gateway.routing.handler_reading import Reading
+from tests.conftest import size
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
+EXAMPLES = size("handler_key_pairs")
 Read = Callable[[Request], Any]
 Sent = tuple[str, str, list[tuple[str, str]]]
 

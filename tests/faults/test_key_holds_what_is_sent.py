@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -23,11 +22,11 @@ from hypothesis import strategies as st
 from gateway.app.gateway import create_app
 from gateway.edge.protocol import GatewayProtocol
 from gateway.testing import TurnedClock
-from tests.conftest import served
+from tests.conftest import served, size
 from tests.faults.scenarios import response
 from tests.support.raw import Connection, raw_upstream
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
+EXAMPLES = size("sent_key_pairs")
 NAMES = ("X-Tenant", "Accept-Language")
 number = itertools.count()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 from typing import Any
 
 import httpx
@@ -19,10 +18,10 @@ from hypothesis import strategies as st
 
 from gateway.app.gateway import Gateway
 from gateway.http.headers import is_dangerous
-from tests.conftest import gateway
+from tests.conftest import gateway, size
 
 Request = tuple[str, str, list[tuple[str, str]]]
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
+EXAMPLES = size("key_pairs")
 number = itertools.count()
 
 TIMED = {

@@ -1,13 +1,12 @@
 """Aggregates over real sockets: a home screen of five parts, whose upstreams are slow and fail as the test says.
 
-The rows under load last AGGREGATE_SECONDS (3 by default; 60 is the full length).
+How long the rows under load last is set by `--scale`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -21,9 +20,9 @@ from gateway.app.gateway import Gateway, create_app
 from gateway.edge.protocol import GatewayProtocol
 from gateway.observability.access_log import silent
 from gateway.testing import TurnedClock
-from tests.conftest import served
+from tests.conftest import served, size
 
-SECONDS = float(os.environ.get("AGGREGATE_SECONDS", "3"))
+SECONDS = float(size("aggregate_seconds"))
 CLIENTS = 8
 
 

@@ -2,13 +2,12 @@
 every answer is one that the description names. For the admin listener, which has no OpenAPI, its orders' types are the
 schema.
 
-`OPENAPI_EXAMPLES` sets how many are made of each operation, of each kind.
+`--scale` sets how many are made of each operation, of each kind.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -26,11 +25,12 @@ from schemathesis.specs.openapi.checks import (
 
 from gateway.admin.app import ExplainOrder, PurgeOrder
 from gateway.admin.console import OverrideOrder
+from tests.conftest import size
 from tests.integration.conftest import StartGateway
 from tests.support.processes import free_port
 
 TOKEN = "a token for the test"
-EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "15"))
+EXAMPLES = size("openapi_requests")
 QUIET = settings(
     max_examples=EXAMPLES,
     deadline=None,

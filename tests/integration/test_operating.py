@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
 from typing import Any
@@ -11,13 +10,13 @@ from typing import Any
 import httpx
 import yaml
 
+from tests.conftest import size
 from tests.integration.conftest import MakeValkey, StartGateway
 from tests.support.load import load_of
 from tests.support.processes import GatewayProcess
 from tests.support.proxy import faulty_url
 
 TOKEN = {"GATEWAY_ADMIN_TOKEN": "secret"}
-FULL_LENGTH = bool(os.environ.get("FULL_LENGTH"))
 CONNECTIONS = 12
 """Fresh connections asked of each gateway: each worker gets some of them."""
 
@@ -58,7 +57,7 @@ async def test_an_override_is_soon_in_force_on_every_worker_of_every_gateway(
 ) -> None:
     valkey = make_valkey(unix=False)
     async with faulty_url(valkey.url) as proxy:
-        workers, cut = (4, 10.0) if FULL_LENGTH else (2, 0.0)
+        workers, cut = size("override_workers"), float(size("cut_off_seconds"))
         here, there = (settings(origin, workers=workers, redis_url=url) for url in (valkey.url, proxy.url(valkey.url)))
         near = start_gateway(here, environment=TOKEN, name="near")
         far = start_gateway(there, environment=TOKEN, name="far")
@@ -107,7 +106,7 @@ async def test_reload_after_reload_under_load_fails_no_request_and_mixes_no_two_
     """Each configuration gives two routes the same TTL: an answer never has another than the ones configured."""
     gateway = start_gateway(settings(origin, redis_url="embedded"))
     seen: set[int] = set()
-    reloads, between = (200, 60) if FULL_LENGTH else (20, 20)
+    reloads, between = size("reloads"), size("reload_answers")
     async with load_of(gateway.url, lambda: f"/items/{time.monotonic_ns() % 50}", 20) as load:
         for number in range(reloads):
             given = yaml.safe_load(gateway.file.read_text())

@@ -1,13 +1,12 @@
 """Purges by tag under load, while Redis is killed and comes back empty: what was acknowledged holds.
 
 An answer tells when its origin made it, by the clock that all processes of a machine share. So for each answer it is
-known whether it contains what was fetched before a purge. `GATEWAY_TEST_PURGES=1000` runs it at full length.
+known whether it contains what was fetched before a purge.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from collections.abc import Sequence
@@ -18,10 +17,11 @@ import aiohttp
 import httpx
 import pytest
 
+from tests.conftest import size
 from tests.integration.conftest import MakeValkey, StartGateway
 from tests.support.processes import GatewayProcess, Valkey
 
-PURGES = int(os.environ.get("GATEWAY_TEST_PURGES", "200"))
+PURGES = size("purges")
 AT_ONCE = 8
 AWAY = (0.3, 2.5, 1.0)
 """Seconds that Redis is away each time: shorter and longer than a purge waits for it."""

@@ -19,11 +19,12 @@ import pytest
 import yaml
 
 from gateway.admin.figures import Reading
+from tests.conftest import size
 from tests.integration.conftest import StartGateway
 from tests.support.load import load_of
 from tests.support.processes import GatewayProcess, Watched
 
-SECONDS = float(os.environ.get("GATEWAY_KILL_SECONDS", "10"))
+SECONDS = float(size("kill_seconds"))
 """How long workers are killed in a row; the promise is made for 60."""
 CLIENTS = 45
 """About 200 requests a second."""
@@ -260,9 +261,9 @@ async def test_500_concurrent_requests_for_a_cold_key_ask_the_upstream_once(
 async def test_the_metrics_of_two_workers_are_exactly_what_a_client_counted(
     start_gateway: StartGateway, origin: str
 ) -> None:
-    """By outcome too; GATEWAY_TEST_REQUESTS=100000 for the full number."""
+    """By outcome too."""
     gateway = start_gateway(settings(origin))
-    count = int(os.environ.get("GATEWAY_TEST_REQUESTS", "3000"))
+    count = size("counted_requests")
     counted = Counter([outcome async for outcome in requests(gateway.url, count)])
     assert outcomes(gateway) == counted
     os.kill(gateway.workers[0], signal.SIGTERM)  # it ends in order, and starting another

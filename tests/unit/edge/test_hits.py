@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -28,11 +27,10 @@ from gateway.observability.access_log import JsonAccessLog
 from gateway.observability.metrics import Metrics
 from gateway.routing.cached_decorator import cached
 from gateway.testing import StubUpstream, TurnedClock
-from tests.conftest import gateway
+from tests.conftest import gateway, size
 from tests.support.edge_lines import GET, Both, Changing, Counted, Line, Side, asked, living, masked
 
-EXAMPLES = int(os.environ.get("EDGE_EXAMPLES", "500"))
-"""20,000 nightly."""
+EXAMPLES = size("edge_stories")
 
 
 ROUTES: dict[str, Any] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -25,10 +24,10 @@ from gateway.app.gateway import Gateway
 from gateway.app.generations import Generations
 from gateway.config.loader import Loaded
 from gateway.testing import StubUpstream, TurnedClock
-from tests.conftest import gateway
+from tests.conftest import gateway, size
 from tests.support.edge_lines import Both, Changing, Counted, Line, Side, asked, living
 
-EXAMPLES = int(os.environ.get("EDGE_EXAMPLES", "300"))
+EXAMPLES = size("handler_stories")
 SHOP = upstream("api")
 REFUSING = 3
 """The version at which the dependency refuses."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import size
 from tests.support.edge_lines import Both, Changing, Side, living
 
-EXAMPLES = int(os.environ.get("EDGE_EXAMPLES", "300"))
-"""20,000 nightly."""
+EXAMPLES = size("protocol_stories")
 LONG = b"a" * 560
 SETTINGS = {
     "routes": {

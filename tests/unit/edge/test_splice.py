@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -17,9 +16,10 @@ from hypothesis import strategies as st
 
 from gateway.app.gateway import Gateway
 from gateway.testing import TurnedClock
+from tests.conftest import size
 from tests.support.edge_lines import Both, Changing, Line, Side, asked, living, masked
 
-EXAMPLES = int(os.environ.get("EDGE_EXAMPLES", "300"))
+EXAMPLES = size("aggregate_stories")
 """20,000 nightly."""
 
 

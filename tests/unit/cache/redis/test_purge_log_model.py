@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +38,7 @@ from gateway.policy.keys import Plan
 from gateway.policy.rules import PLAIN, CachePolicy
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import TurnedClock
+from tests.conftest import size
 
 RULES = CachePolicy(ttl=3600.0, stale_while_revalidate=600.0, stale_if_error=0.0)
 BLIND = 30.0
@@ -51,7 +51,7 @@ NAMES = {
     "upstream": [full_tag_name("upstream-b")],
 }
 SELDOM = st.sampled_from([False, False, False, True])
-OFTEN = int(os.environ.get("PURGE_MODEL_EXAMPLES", "40"))
+OFTEN = size("purge_fleets")
 
 
 class Connection:
