@@ -6,6 +6,7 @@ and merged parts keep their values, and numbers keep their digits (`json_text`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from gateway.config.expressions import Expression
 from gateway.http import codings as http_codings
 from gateway.http.codings import Undecodable
 from gateway.http.headers import Headers, first
-from gateway.http.json_text import NotJson, TooDeep, Verbatim, json_text, text_in, text_of, value_of
+from gateway.http.json_text import NotJson, TooDeep, Verbatim, codec_of, json_text, text_in, text_of, value_of
 
 Merge = Literal["shallow", "deep", "concat"]
 Decode = Literal["auto", "json", "text", "xml"]
@@ -72,8 +73,15 @@ def _read(body: bytes, headers: Headers, decode: Decode) -> tuple[bytes, JsonVal
     raise WrongType(f"it is {kind}, which is neither JSON nor text")
 
 
+_DECLARED = re.compile(rb"""\s*<\?xml[^>]*?\bencoding\s*=\s*["']([A-Za-z0-9._:\-]+)["']""")
+
+
 def _xml(body: bytes, charset: str) -> tuple[bytes, JsonValue]:
     # By the document's own declaration; else by its Content-Type (RFC 7303 §3.2).
+    declared = _DECLARED.match(body[:256])
+    for name in (declared[1].decode("ascii") if declared is not None else "", charset):
+        if name and codec_of(name) is None:
+            raise WrongType(f"its charset {name[:40]} is not supported")
     for encoding in (None, charset) if charset else (None,):
         try:
             value: JsonValue = xmltodict.parse(body, encoding=encoding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings
 import json
 from decimal import Decimal
 from typing import Any
@@ -13,7 +14,19 @@ from hypothesis import strategies as st
 
 from gateway.aggregates.merge import ShapeRules
 from gateway.config.expressions import Expression
-from gateway.http.json_text import NotJson, Number, TooDeep, json_text, number_of, text_of, value_of, well_formed
+from gateway.http.json_text import (
+    UNREAD,
+    NotJson,
+    Number,
+    TooDeep,
+    is_json,
+    json_text,
+    number_of,
+    text_in,
+    text_of,
+    value_of,
+    well_formed,
+)
 
 number_texts = st.from_regex(r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,5})?", fullmatch=True)
 # Those that no float or int of orjson's would be read from and written to as they are.
@@ -110,8 +123,9 @@ def test_a_surrogate_without_its_other_half_is_kept(escape: str) -> None:
         (b'"\xff"', "rot13", "n't text in rot13"),
         (b'"\xff"', "a\0b", "n't text in"),
         (b'"\xed\xa0\x80"', "", "n't text in utf-8"),
-        (b"[" * 1025 + b"]" * 1025, "", "1024 levels"),
-        (b'{"a":' * 5000 + b'"\\ud800"' + b"}" * 5000, "", "1024 levels"),
+        (b"[" * 1025 + b"]" * 1024, "", "not valid JSON"),
+        (b"[" * 1025 + b"]" * 1026, "", "not valid JSON"),
+        (b'{"a":' * 5000 + b'"\\ud80"' + b"}" * 5000, "", "not valid JSON"),
     ],
 )
 def test_what_is_no_json_is_refused_with_its_reason(body: bytes, charset: str, said: str) -> None:
@@ -135,6 +149,44 @@ def test_no_more_levels_are_written_than_254(leaf: bytes) -> None:
     assert text_of(value_of(text)) == text
     with pytest.raises(TooDeep):
         text_of(value_of(b"[" + text + b"]"))
+
+
+@pytest.mark.parametrize("text", [b"[" * 1025 + b"]" * 1025, b'{"a":[' * 50_000 + b'"\\ud800"' + b"]}" * 50_000])
+def test_text_that_is_nested_too_deeply_to_be_read_is_json_all_the_same(text: bytes) -> None:
+    assert json_text(text) == (text, UNREAD)
+    with pytest.raises(TooDeep):
+        value_of(text)
+
+
+def _is_read(text: bytes) -> bool:
+    try:
+        json.loads(text.decode(), parse_constant=lambda name: [][1])
+    except (ValueError, IndexError):
+        return False
+    return True
+
+
+@given(texts, st.lists(st.tuples(st.integers(0, 60), st.sampled_from([*'{}[]:,"0-.eE\\ntu \n\0\1'])), max_size=3))
+def test_what_is_json_is_told_without_reading_it(text: str, changed: list[tuple[int, str]]) -> None:
+    assert is_json(text.encode())
+    for at, char in changed:
+        text = text[:at] + char + text[at + (at % 2) :]
+        assert is_json(text.encode()) is _is_read(text.encode()), text
+
+
+@pytest.mark.parametrize("charset", ["idna", "undefined", "punycode", "unicode_escape", "rot13", "no-such-charset-1"])
+def test_a_charset_that_is_none_of_texts_leaves_nothing_behind(charset: str) -> None:
+    before = len(encodings._cache)  # type: ignore[attr-defined]
+    with pytest.raises(NotJson):
+        text_in(b"x" * 1_000_000, charset)
+    assert len(encodings._cache) == before  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "charset", ["UTF8", "utf-16", "ISO_8859-1", "latin1", "Windows-1252", "Shift_JIS", "EUC-KR", "gb18030"]
+)
+def test_charsets_of_texts_are_known_by_all_their_names(charset: str) -> None:
+    assert text_in("abc".encode(charset), charset) == "abc"
 
 
 # --- expressions ---------------------------------------------------------------------------------------------
