@@ -237,7 +237,7 @@ def dropped(target: Target, asks: str) -> Iterator[str]:
     asked = asks.partition("?")[2].split("&")
     for pair in target.query:
         if pair not in asked:
-            yield f"query parameter {pair_name(pair)}: dropped (settings `query`, `drop_query`)"
+            yield f"query parameter {pair_name(pair)} (settings `query`, `drop_query`)"
 
 
 def key(planned: Plan, keying: Keying, headers: Headers) -> list[str]:

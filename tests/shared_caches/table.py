@@ -29,25 +29,24 @@ PAGE = Path(__file__).parents[2] / "docs" / "keys.md"
 
 _HEAD = """<!-- Made by `make docs` from tests/shared_caches; edit that. -->
 
-# What is in the key, and what is said downstream
+# Cache keys, and fields for downstream caches
 
-Who decides how long an answer lives must know what it was made of. So whatever a route, a part or a `@cached` handler
-can see of a request is in the cache key, or the answer is not shared; and a response whose key holds a request field
-says so to the caches behind the gateway, by `Vary`, and by `private` where the field says who asks.
+The party that decides a response's lifetime must know its inputs. So everything that a route, a part or a `@cached` handler can
+see of a request is in the cache key, or the response is not shared; and a response whose key holds a request field has it in
+`Vary` for downstream caches, and `private` if the field identifies the client.
 
-Each cell is the result of a test: two users ask for the same, with this one input different.
+Each cell is the result of a test: two users send the same request, with this one input different.
 
-| cell | what becomes of the input |
+| cell | handling of the input |
 |---|---|
-| key | seen, and part of the key: each value has an answer of its own |
-| – | neither seen nor part of the key: all share one answer |
-| passes | a request that has it passes the cache by |
-| unshared | the answer is not stored |
+| key | forwarded, and part of the key: each value has its own response |
+| – | neither forwarded nor part of the key: all share one response |
+| passes | a request with it bypasses the cache |
+| unshared | the response is not stored |
 
-The upstream of routes with a `ttl` of their own sends `Cache-Control: max-age=60` and no `Vary`; that of `ttl: origin`
-names in `Vary` all that it reads. Handlers send `Cache-Control: max-age=60`. The last two columns are what leaves the
-gateway for a request that has what the key holds. A row *undeclared* reads all of these inputs from the `Request`
-without declaring any.
+The upstream of routes with their own `ttl` sends `Cache-Control: max-age=60` and no `Vary`; that of `ttl: origin` has in
+`Vary` all fields that it reads. Handlers send `Cache-Control: max-age=60`. The last two columns are the response fields for a
+request with the keyed inputs. A row *undeclared* reads all of these inputs from the `Request` without declaring any.
 """
 
 
