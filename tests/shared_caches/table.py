@@ -31,9 +31,9 @@ _HEAD = """<!-- Made by `make docs` from tests/shared_caches; edit that. -->
 
 # Cache keys, and fields for downstream caches
 
-The party that decides a response's lifetime must know its inputs. So everything that a route, a part or a `@cached` handler can
-see of a request is in the cache key, or the response is not shared; and a response whose key holds a request field has it in
-`Vary` for downstream caches, and `private` if the field identifies the client.
+The party that decides a response's lifetime must know its inputs. So everything that a route, a part or a `@cached`
+handler can see of a request is in the cache key, or the response is not shared; and a response whose key holds a
+request field has it in `Vary` for downstream caches, and `private` if the field identifies the client.
 
 Each cell is the result of a test: two users send the same request, with this one input different.
 
@@ -44,9 +44,10 @@ Each cell is the result of a test: two users send the same request, with this on
 | passes | a request with it bypasses the cache |
 | unshared | the response is not stored |
 
-The upstream of routes with their own `ttl` sends `Cache-Control: max-age=60` and no `Vary`; that of `ttl: origin` has in
-`Vary` all fields that it reads. Handlers send `Cache-Control: max-age=60`. The last two columns are the response fields for a
-request with the keyed inputs. A row *undeclared* reads all of these inputs from the `Request` without declaring any.
+The upstream of routes with their own `ttl` sends `Cache-Control: max-age=60` and no `Vary`; that of `ttl: origin` has
+in `Vary` all fields that it reads. Handlers send `Cache-Control: max-age=60`. The last two columns are the response
+fields for a request with the keyed inputs. A row *undeclared* reads all of these inputs from the `Request` without
+declaring any.
 """
 
 
