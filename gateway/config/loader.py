@@ -44,6 +44,7 @@ from gateway.config.schema import (
     shown,
     without_credentials,
 )
+from gateway.config.tls import TlsFileError, client_context
 from gateway.config.types import (
     FILE_OPTIONS,
     NAME,
@@ -54,6 +55,7 @@ from gateway.config.types import (
     show_duration,
     show_size,
 )
+from gateway.config.upstream import UpstreamConfig
 from gateway.config.validation import all_errors, bad_names
 from gateway.config.yaml_document import Document, Key, Tree, Value, read_document, shortened
 from gateway.errors import ConfigError, ConfigProblem
@@ -302,7 +304,10 @@ def load(
     token = next((each.value for each in reversed(variables) if each.name == ADMIN_TOKEN and each.value), None)
     config, wrong = validated(merge)
     problems = _without_sequels(
-        [*merge.problems, *wrong, *cross_problems(merge), *_admin_problems(merge, config, token)]
+        [
+            *(*merge.problems, *wrong, *cross_problems(merge)),
+            *(*_admin_problems(merge, config, token), *_tls_problems(merge, config, environ)),
+        ]
     )
     if problems or config is None:
         raise ConfigError(sorted(problems, key=_line_of), tuple(merge.warnings))
@@ -356,6 +361,20 @@ def _admin_problems(merge: SettingMerge, config: Config | None, token: str | Non
         return []
     message = f"{config.admin_listen} is reachable from other hosts; set {ADMIN_TOKEN}, or listen on 127.0.0.1"
     return [merge.problem(("admin_listen",), message)]
+
+
+def _tls_problems(merge: SettingMerge, config: Config | None, environ: Mapping[str, str]) -> Iterator[ConfigProblem]:
+    """Certificates and keys that can't be used."""
+    for name, upstream in config.upstreams.items() if config is not None else ():
+        own = upstream.ca_file or upstream.client_cert
+        if not own and not (environ.get("SSL_CERT_FILE") or environ.get("SSL_CERT_DIR")):
+            continue  # reading the default list takes 20 ms
+        try:
+            client_context(upstream, environ)
+        except TlsFileError as error:
+            named = (error.setting,) if error.setting in UpstreamConfig.model_fields else ()
+            text = str(error) if named else f"{error.setting}: {error}"
+            yield merge.problem(("upstreams", name, *named), text)
 
 
 @dataclass(frozen=True)

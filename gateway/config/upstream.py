@@ -37,6 +37,13 @@ def check_host(value: str, modes: tuple[str, ...] = _HOST_MODES) -> str:
     return value.lower()
 
 
+def check_tls_name(value: str) -> str:
+    """Raises ValueError."""
+    if not _HOST.fullmatch(value) or ":" in value.partition("]")[2] or value.count(":") == 1:
+        raise ValueError(f"{value!r} isn't a host name, such as api.example.com")
+    return value.lower().strip("[]")
+
+
 class UpstreamRequestFields(RequestFields):
     """Fields of requests to the upstream: constants, the same for every client. `Host` under `set` is the setting
     `host`. `${NAME}` in a value stands for the environment variable NAME, or for what is in the file that NAME_FILE
@@ -140,6 +147,30 @@ class UpstreamConfig(Model):
     for each request."""
     verify: bool = True
     """Whether to verify the certificate of an https upstream."""
+    ca_file: str | None = None
+    """A file of trusted certificate authorities (PEM), instead of the default ones: those of `SSL_CERT_FILE` or
+    `SSL_CERT_DIR` in the environment, otherwise Mozilla's list."""
+    client_cert: str | None = None
+    """A file with the certificate that the gateway presents to the upstream (PEM), followed by intermediate ones."""
+    client_key: str | None = None
+    """A file with the unencrypted private key of `client_cert` (PEM). Default: the file of `client_cert`."""
+    tls_name: Annotated[str, AfterValidator(check_tls_name)] | None = None
+    """The name in the upstream's certificate, also sent as SNI. Default: the host in the URL."""
+
+    @property
+    def uses_tls(self) -> bool:
+        return any(url.lower().startswith("https:") for url in self.bases)
+
+    @model_validator(mode="after")
+    def _tls_settings(self) -> UpstreamConfig:
+        given = [name for name in ("ca_file", "client_cert", "client_key", "tls_name") if getattr(self, name)]
+        if given and not self.uses_tls:
+            raise ValueError(f"{given[0]} requires a URL with https")
+        if self.ca_file and not self.verify:
+            raise ValueError("ca_file has no effect with `verify: false`; remove one of them")
+        if self.client_key and not self.client_cert:
+            raise ValueError("client_key requires client_cert")
+        return self
 
     @property
     def bases(self) -> list[str]:

@@ -13,7 +13,6 @@ reads all of it first, to disk (`proxy_request_buffering`).
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from functools import partial
@@ -23,8 +22,17 @@ from urllib.parse import quote, urlencode
 
 import httpx
 
+from gateway.config.tls import TlsFileError, client_context
 from gateway.config.upstream import UpstreamConfig
-from gateway.errors import UpstreamBusy, UpstreamError, UpstreamMalformed, UpstreamResting, UpstreamTimeout
+from gateway.errors import (
+    ConfigError,
+    ConfigProblem,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamMalformed,
+    UpstreamResting,
+    UpstreamTimeout,
+)
 from gateway.http.field_changes import NO_CHANGES, FieldChanges
 from gateway.http.headers import DIGESTS, Headers, has, without
 from gateway.http.response_parser import WITHOUT_BODY
@@ -96,7 +104,7 @@ class Upstream:
             monotonic=monotonic,
         )
         self.budget = RetryBudget(config.retry_budget)
-        self._transport = transport or _transport(config)
+        self._transport = transport or _transport(name, config)
         self._next_host = 0
         self._lookups_failed = 0
         changes = config.headers.request.changes
@@ -287,7 +295,7 @@ class Upstream:
                 sending.timeouts(self._connect_timeout),
                 attempt,
             )
-        request = sending.request(host.base, attempt, self._connect_timeout)
+        request = sending.request(host.base, attempt, self._connect_timeout, self.config.tls_name)
         response = await self._transport.handle_async_request(request)
         assert isinstance(response.stream, httpx.AsyncByteStream)
         # httpx takes the end of a TLS connection without close_notify for one that was meant.
@@ -391,23 +399,20 @@ def _host(upstream: str, url: str, config: UpstreamConfig, monotonic: Callable[[
     return Host(Base.of(url, config.host_sent), breaker, monotonic, upstream)
 
 
-def _verification(config: UpstreamConfig) -> bool | ssl.SSLContext:
-    """The certificate verification. An upstream without TLS gets a context without authorities: reading their list
-    takes 20 ms at start, each time."""
-    if config.verify and not any(url.lower().startswith("https:") for url in config.bases):
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return config.verify
-
-
-def _transport(config: UpstreamConfig) -> httpx.AsyncBaseTransport:
+def _transport(name: str, config: UpstreamConfig) -> httpx.AsyncBaseTransport:
+    try:
+        tls = client_context(config)
+    except TlsFileError as error:
+        raise ConfigError([ConfigProblem("", f"upstreams.{name}.{error.setting}", str(error))]) from None
     if config.transport == "aiohttp":
         return Transport(
             max_connections=config.max_connections,
-            verify=_verification(config),
+            verify=tls,
             max_response_headers=config.max_response_headers,
             public_only=config.addresses == "public",
             resolve_every=config.resolve_every.total_seconds(),
+            tls_name=config.tls_name,
         )
     # Its pool hands what comes behind a response to the next request, so no connection is used twice.
     limits = httpx.Limits(max_connections=config.max_connections, max_keepalive_connections=0)
-    return httpx.AsyncHTTPTransport(limits=limits, verify=_verification(config), trust_env=False)
+    return httpx.AsyncHTTPTransport(limits=limits, verify=tls, trust_env=False)

@@ -123,7 +123,7 @@ class Sending:
         bounded = self.until is not None
         return UpstreamTimeouts(self.timeout, min(connect, self.timeout), self.timeout, bounded)
 
-    def request(self, base: Base, attempt: Attempt, connect: float) -> httpx.Request:
+    def request(self, base: Base, attempt: Attempt, connect: float, tls_name: str | None) -> httpx.Request:
         times = self.timeouts(connect)
         timeout = {"connect": times.connect, "read": times.read, "write": times.read, "pool": times.pool}
         return httpx.Request(
@@ -131,5 +131,5 @@ class Sending:
             base.join(self.target),
             headers=self.fields(base),
             stream=self.stream,
-            extensions={"timeout": timeout, "attempt": attempt},
+            extensions={"timeout": timeout, "attempt": attempt, **({"sni_hostname": tls_name} if tls_name else {})},
         )

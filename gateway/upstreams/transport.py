@@ -323,6 +323,7 @@ class Transport(AiohttpTransport):
         max_response_headers: int = 65_536,
         public_only: bool = False,
         resolve_every: float = 10.0,
+        tls_name: str | None = None,
         resolver: AbstractResolver | None = None,
     ) -> None:
         super().__init__(client=self._open_session, trust_env=False, verify=verify)
@@ -332,6 +333,7 @@ class Transport(AiohttpTransport):
         self._max_head = max_response_headers
         self._public_only = public_only
         self._resolve_every = resolve_every
+        self._tls_name = tls_name
         self._resolver = resolver
         self.names: Names | None = None
         """The names that lead to the upstream; None until the first connection."""
@@ -453,7 +455,9 @@ class Transport(AiohttpTransport):
         if to is None:
             assert isinstance(self.client, aiohttp.ClientSession)
             loop = asyncio.get_running_loop()
-            to = self._origins[origin] = aiohttp.ClientRequest("GET", URL(origin), loop=loop, session=self.client)
+            to = self._origins[origin] = aiohttp.ClientRequest(
+                "GET", URL(origin), loop=loop, session=self.client, server_hostname=self._tls_name
+            )
         try:
             made: object = await self._connector._create_connection(to, [], client_timeout(None, timeout, None))
         except TimeoutError as error:  # of whom aiohttp's session says that it was in connecting
@@ -479,6 +483,7 @@ class Transport(AiohttpTransport):
             data=body,
             allow_redirects=False,
             timeout=client_timeout(timeouts.pool, timeouts.connect, timeouts.read),
+            server_hostname=self._tls_name,
         )
         return ReceivedHead(response.status, response.raw_headers, _Stream(response))
 
