@@ -136,10 +136,13 @@ class Coalescer:
 
     async def _after(self, flight: Flight, landing: Landing, lease: Lease | None) -> None:
         """Store what landed in the shared tier, then give the lease back."""
-        if isinstance(landing, Landed) and landing.kept:
-            await self._tiers.share(landing.stored)
+        kept = isinstance(landing, Landed) and landing.kept and self._tiers.shared.available
+        values = self._tiers.shared_values(landing.stored) if isinstance(landing, Landed) and kept else []
         if lease is not None:
-            await self._give_back(flight, lease, landing)
+            mark, life = self._mark(flight, landing)
+            await self._leases.give_back(lease, mark, life, after=values)
+        elif values:
+            await self._tiers.shared.write(values)
 
     async def _make(self, flight: Flight, ask: CacheRequest, stale: Entry | None) -> None:
         """Derive a response locally for all waiting requests; no lease is needed."""
@@ -156,18 +159,19 @@ class Coalescer:
         if self.flights.get(flight.key) is flight:
             del self.flights[flight.key]
 
-    async def _give_back(self, flight: Flight, lease: Lease, landing: Landing) -> None:
+    def _mark(self, flight: Flight, landing: Landing) -> tuple[bytes | None, float]:
+        """The mark that takes the place of a flight's lease, and its life in seconds."""
         match landing:
             case Landed(kept=True) if self._fetching.is_uncacheable(flight.key):
-                await self._leases.give_back(lease, UNCACHEABLE, self._durations.hit_for_miss)
+                return UNCACHEABLE, self._durations.hit_for_miss
             case Landed(kept=True):
-                await self._leases.give_back(lease, STORED, STORED_LIFE)
+                return STORED, STORED_LIFE
             case Landed():
-                await self._leases.give_back(lease)
+                return None, 0.0
             case Failed(rest=rest):
-                await self._leases.give_back(lease, FAILED, max(self._durations.retry_after, rest or 0.0))
+                return FAILED, max(self._durations.retry_after, rest or 0.0)
             case NotShareable():
-                await self._leases.give_back(lease, UNCACHEABLE, self._durations.hit_for_miss)
+                return UNCACHEABLE, self._durations.hit_for_miss
             case _:
                 assert_never(landing)
 

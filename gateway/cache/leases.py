@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from uuid import uuid4
 
@@ -110,11 +110,20 @@ class Leases:
         """Whether a lease may exist without a holder."""
         return self._shared.doubtful
 
-    async def give_back(self, lease: Lease, mark: bytes | None = None, life: float = 0.0) -> None:
-        """End it, leaving a mark (for `life` seconds) where one is given."""
+    async def give_back(
+        self,
+        lease: Lease,
+        mark: bytes | None = None,
+        life: float = 0.0,
+        *,
+        after: Sequence[tuple[str, bytes, float]] = (),
+    ) -> None:
+        """Store the values `after`, then end it, leaving a mark (for `life` seconds) where one is given."""
         if lease.standing is Standing.HELD:
             self._held.pop(lease.name, None)
-            await self._shared.give_back(lease.name, lease.token, mark, life)
+            await self._shared.give_back(lease.name, lease.token, mark, life, after=after)
+        elif after:
+            await self._shared.write(after)
 
     def close(self) -> None:
         """Renew none any more: those still held end by themselves."""

@@ -73,8 +73,17 @@ class SharedStore(Protocol):
     async def renew(self, held: Sequence[tuple[str, bytes]], life: float) -> None:
         """Let the leases (name, token) that still hold end `life` seconds from now."""
 
-    async def give_back(self, name: str, token: bytes, mark: bytes | None = None, life: float = 0.0) -> None:
-        """End the lease `name` if `token` still holds it, leaving `mark` in its place for `life` seconds."""
+    async def give_back(
+        self,
+        name: str,
+        token: bytes,
+        mark: bytes | None = None,
+        life: float = 0.0,
+        *,
+        after: Sequence[tuple[str, bytes, float]] = (),
+    ) -> None:
+        """Store the values `after`, as `write` does; then end the lease `name` if `token` still holds it, and leave
+        `mark` in its place for `life` seconds."""
 
     async def start(self) -> None: ...
 
@@ -117,7 +126,15 @@ class NoShared:
     async def renew(self, held: Sequence[tuple[str, bytes]], life: float) -> None:
         return None
 
-    async def give_back(self, name: str, token: bytes, mark: bytes | None = None, life: float = 0.0) -> None:
+    async def give_back(
+        self,
+        name: str,
+        token: bytes,
+        mark: bytes | None = None,
+        life: float = 0.0,
+        *,
+        after: Sequence[tuple[str, bytes, float]] = (),
+    ) -> None:
         return None
 
     async def start(self) -> None:

@@ -284,11 +284,15 @@ class TieredStore:
 
     async def share(self, stored: Entry) -> None:
         """Write to the shared tier, with the index where the response varies."""
+        await self.shared.write(self.shared_values(stored))
+
+    def shared_values(self, stored: Entry) -> list[tuple[str, bytes, float]]:
+        """What the shared tier stores of a response: names, values and lives (seconds)."""
         values = [(entry_name(stored.key), encode(stored, self.secret), MAX_LIFE)]
         index = self.memory.index(stored.primary)
         if index is not None and stored.vary:
             values.append((index_name(stored.primary), encode(index, self.secret), MAX_LIFE))
-        await self.shared.write(values)
+        return values
 
     async def invalidate(self, primaries: Iterable[str], by: str = "unsafe request") -> None:
         """Invalidate all entries of these primary keys, in every variant (RFC 9111 §4.4): here at once, and in other

@@ -211,15 +211,12 @@ class Saying(NoShared):
     available = True
 
     def __init__(self, reply: object) -> None:
-        self._leases = RedisLeases(self, "", self._guarded, self._spawn)
+        self._leases = RedisLeases(self, "", self._run, self._spawn)
         self._reply = reply
         self.given_up = 0
 
-    def eval(self, *asked: object) -> object:
+    async def _run(self, *commands: object) -> object:
         return self._reply
-
-    async def _guarded(self, command: object) -> object:
-        return command
 
     def _spawn(self, work: Any) -> None:
         work.close()

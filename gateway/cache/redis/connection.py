@@ -56,7 +56,12 @@ def reading(names: Sequence[str], largest: int, mark: bytes) -> bytes:
     tail = b"$1\r\n0\r\n$%d\r\n%b\r\n" % (len(end), end)
     raw = [name.encode() for name in names]
     commands = [b"*4\r\n$8\r\nGETRANGE\r\n$%d\r\n%b\r\n%b" % (len(name), name, tail) for name in raw]
-    return b"%b*2\r\n$4\r\nPING\r\n$%d\r\n%b\r\n" % (b"".join(commands), len(mark), mark)
+    return b"".join(commands) + marking(mark)
+
+
+def marking(mark: bytes) -> bytes:
+    """The command whose reply is `mark`."""
+    return b"*2\r\n$4\r\nPING\r\n$%d\r\n%b\r\n" % (len(mark), mark)
 
 
 def values_of(replies: object, number: int) -> Reply:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Any
 
 from gateway.cache.leases import STORED
@@ -57,24 +56,29 @@ return 1
 """
 
 
+Command = tuple[str | bytes | int, ...]
+"""A command's name and arguments."""
+
+
 class RedisLeases:
-    """`guarded` returns a command's reply within the budget, or None; `spawn` starts background work."""
+    """`run` executes commands in order and returns the last one's reply within the budget, or None; `spawn` starts
+    background work."""
 
     def __init__(
         self,
         client: Any,
         prefix: str,
-        guarded: Callable[[Any], Awaitable[Any]],
+        run: Callable[..., Awaitable[Any]],
         spawn: Callable[[Any], None],
     ) -> None:
         self._client = client
         self._prefix = prefix
-        self._guarded = guarded
+        self._run = run
         self._spawn = spawn
         self._giving_up = asyncio.Semaphore(_AT_ONCE)
 
     async def take(self, name: str, token: bytes, life: float) -> bytes | None:
-        reply = await self._guarded(self._client.eval(_TAKE, 1, self._prefix + name, token, _milliseconds(life)))
+        reply = await self._run(("EVAL", _TAKE, 1, self._prefix + name, token, _milliseconds(life)))
         if isinstance(reply, bytes) and reply:
             return reply
         self._spawn(self._give_up(name, token))
@@ -85,28 +89,30 @@ class RedisLeases:
         size = 1 if is_cluster(self._client) else together
         commands = [self._renewal(held[at : at + size], life) for at in range(0, len(held), size)]
         for at in range(0, len(commands), _AT_ONCE):
-            await asyncio.gather(*map(self._renewed, commands[at : at + _AT_ONCE]))
+            await asyncio.gather(*map(self._run, commands[at : at + _AT_ONCE]))
 
-    async def _renewed(self, command: Callable[[], Any]) -> None:
-        await self._guarded(command())  # created here, so that it is always awaited
-
-    def _renewal(self, held: Sequence[tuple[str, bytes]], life: float) -> Callable[[], Any]:
+    def _renewal(self, held: Sequence[tuple[str, bytes]], life: float) -> Command:
         names, tokens = [self._prefix + name for name, _ in held], [token for _, token in held]
-        return partial(self._client.eval, _RENEW, len(names), *names, _milliseconds(life), *tokens)
+        return ("EVAL", _RENEW, len(names), *names, _milliseconds(life), *tokens)
 
-    async def give_back(self, name: str, token: bytes, mark: bytes | None, life: float) -> None:
-        if await self._guarded(self._end(name, token, mark, life)) is None:
-            self._spawn(self._give_up(name, token, mark, life))
+    async def give_back(
+        self, name: str, token: bytes, mark: bytes | None, life: float, *, after: Sequence[Command] = ()
+    ) -> bool:
+        """End a lease, `after` other commands; whether all were executed in time."""
+        if await self._run(*after, self._end(name, token, mark, life)) is not None:
+            return True
+        self._spawn(self._give_up(name, token, mark, life))
+        return False
 
-    def _end(self, name: str, token: bytes, mark: bytes | None, life: float) -> Any:
-        return self._client.eval(_GIVE_BACK, 1, self._prefix + name, token, mark or b"", _milliseconds(life))
+    def _end(self, name: str, token: bytes, mark: bytes | None, life: float) -> Command:
+        return ("EVAL", _GIVE_BACK, 1, self._prefix + name, token, mark or b"", _milliseconds(life))
 
     async def _give_up(self, name: str, token: bytes, mark: bytes | None = None, life: float = 0.0) -> None:
         until = time.monotonic() + _GIVING_UP
         while time.monotonic() < until:
             try:
                 async with self._giving_up, asyncio.timeout(_GIVING_UP):
-                    await self._end(name, token, mark, life)
+                    await self._client.execute_command(*self._end(name, token, mark, life))
             except UNANSWERED as error:
                 is_unanswered(error)
                 await asyncio.sleep(_PAUSE)

@@ -23,7 +23,7 @@ from typing import Any, cast
 
 import hiredis
 
-from gateway.cache.redis.connection import BoundedParser, Reply, reading, values_of
+from gateway.cache.redis.connection import BoundedParser, Reply, marking, reading, values_of
 from gateway.cache.redis.reasons import UNANSWERED, is_unanswered
 from gateway.cache.shared_store import Read, Values
 
@@ -41,11 +41,11 @@ _MOST_UNSENT = 1024 * 1024  # bytes of commands that Redis does not take
 
 
 class _Asked:
-    """A read in flight: its number of values, the mark after them, its start, and the received values."""
+    """Commands in flight: their number, the mark after them, their start, and the received replies."""
 
     __slots__ = ("mark", "number", "replies", "since", "then")
 
-    def __init__(self, number: int, mark: bytes, then: Then) -> None:
+    def __init__(self, number: int, mark: bytes, then: Callable[[list[object] | None], None]) -> None:
         self.number = number
         self.mark = mark
         self.then = then
@@ -54,8 +54,9 @@ class _Asked:
 
 
 class Pipe(asyncio.Protocol):
-    """Reads on one connection. `budget` (seconds) is the timeout of each; `lost` is called once, when it has ended,
-    with the number of waiting reads, before their callbacks."""
+    """Reads and other commands on one connection, executed in the order in which they are sent. `budget` (seconds) is
+    the timeout of each; `lost` is called once, when it has ended, with the number of those waiting, before their
+    callbacks."""
 
     def __init__(self, budget: float, lost: Callable[[int], None]) -> None:
         self._budget = budget
@@ -92,6 +93,20 @@ class Pipe(asyncio.Protocol):
     def read(self, names: Sequence[str], largest: int, then: Then) -> None:
         """Read the values of `names`, whole keys; `then` is called with them later, never synchronously. Of a value
         above `largest` bytes it gets the first `largest` and one."""
+        number = len(names)
+
+        def replied(replies: list[object] | None) -> None:
+            then(None if replies is None else values_of(replies, number))
+
+        self._send(lambda mark: reading(names, largest, mark), number, replied)
+
+    def run(self, commands: Sequence[bytes], then: Callable[[list[object] | None], None]) -> None:
+        """Send packed commands; `then` is called with their replies later, errors among them as hiredis.ReplyError,
+        never synchronously; with None if there were none in time."""
+        self._send(lambda mark: b"".join(commands) + marking(mark), len(commands), then)
+
+    def _send(self, marked: Callable[[bytes], bytes], number: int, then: Callable[[list[object] | None], None]) -> None:
+        """Send `number` commands and a mark, which `marked` packs."""
         transport = self._transport
         if transport is None or transport.get_write_buffer_size() > _MOST_UNSENT:
             self._loop.call_soon(then, None)
@@ -99,13 +114,13 @@ class Pipe(asyncio.Protocol):
         self._asked += 1
         mark = b"%d" % self._asked
         try:
-            transport.write(reading(names, largest, mark))
+            transport.write(marked(mark))
         except UNANSWERED as error:
             is_unanswered(error)
             self._loop.call_soon(then, None)
             self.close()
             return
-        self._waiting.append(_Asked(len(names), mark, then))
+        self._waiting.append(_Asked(number, mark, then))
         if self._timer is None:
             self._timer = self._loop.call_later(self._budget, self._look_at_the_time)
 
@@ -134,7 +149,7 @@ class Pipe(asyncio.Protocol):
                 if reply != asked.mark and not refused:
                     break
                 waiting.popleft()
-                asked.then(None if refused else values_of(asked.replies, asked.number))
+                asked.then(None if refused else asked.replies)
             else:
                 return
         except hiredis.ProtocolError:

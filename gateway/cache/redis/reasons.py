@@ -197,3 +197,13 @@ class RedisState:
                 self._place,
                 round(budget * 1000),
             )
+
+
+def complaint_about(policy: str, maxmemory: int) -> tuple[int, str] | None:
+    """The problem with Redis's `maxmemory-policy`, and its log level; None if there is none."""
+    if not policy or policy == "noeviction" or policy.startswith("volatile-"):
+        return None
+    advice = "set it to noeviction or one of volatile-…, as by CONFIG SET maxmemory-policy volatile-lru"
+    if not maxmemory:
+        return logging.WARNING, f"Redis's maxmemory-policy is {policy}, without a maxmemory; {advice}"
+    return logging.ERROR, f"Redis's maxmemory-policy is {policy}: it may evict purge records; {advice}"

@@ -12,17 +12,18 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
+import hiredis
 from redis.exceptions import MaxConnectionsError, RedisError
 
 from gateway.cache.redis.advice import RedisDesk
 from gateway.cache.redis.connection import LARGEST, Deadline, Reply, connect, is_cluster, values_of
-from gateway.cache.redis.leases import RedisLeases
+from gateway.cache.redis.leases import Command, RedisLeases
 from gateway.cache.redis.overrides import RedisLive
 from gateway.cache.redis.purge_log import RedisPurges
 from gateway.cache.redis.reader import Keeper, Pipe, Reads
-from gateway.cache.redis.reasons import UNANSWERED, Reason, RedisState, is_unanswered
+from gateway.cache.redis.reasons import UNANSWERED, Reason, RedisState, complaint_about, is_unanswered
 from gateway.cache.shared_store import Read, SharedStatistics, no_values
 from gateway.clock import Clock, SystemClock
 from gateway.config.types import shown_url
@@ -39,19 +40,11 @@ COMPLAIN_EVERY = 60.0
 DOUBT_SECONDS = 1.0
 MAX_BATCH = 128  # writes in a pipeline
 MAX_BATCH_BYTES = 1024 * 1024
+MOST_AT_ONCE = 64 * 1024
+"""Bytes of a write up to which it is sent on the connection of the reads."""
 LEASES_AT_ONCE = 8  # connections
 TURN_SECONDS = 1.0
 MAX_WAITING_BYTES = 64 * 1024 * 1024
-
-
-def complaint_about(policy: str, maxmemory: int) -> tuple[int, str] | None:
-    """The problem with Redis's `maxmemory-policy`, and its log level; None if there is none."""
-    if not policy or policy == "noeviction" or policy.startswith("volatile-"):
-        return None
-    advice = "set it to noeviction or one of volatile-…, as by CONFIG SET maxmemory-policy volatile-lru"
-    if not maxmemory:
-        return logging.WARNING, f"Redis's maxmemory-policy is {policy}, without a maxmemory; {advice}"
-    return logging.ERROR, f"Redis's maxmemory-policy is {policy}: it may evict purge records; {advice}"
 
 
 # The time of the server that holds the stream of purges: in a cluster each node has its own.
@@ -84,7 +77,7 @@ class RedisStore:
         self._given = client
         self._client = client if client is not None else connect(url, max(budget, 1.0))
         self._cluster = is_cluster(self._client)
-        self._leases = RedisLeases(self._client, prefix, self._in_turn, self._spawn)
+        self._leases = RedisLeases(self._client, prefix, self._run, self._spawn)
         self._turns = asyncio.Semaphore(LEASES_AT_ONCE)
         self._failures = 0
         self._failed_at = float("-inf")
@@ -173,6 +166,10 @@ class RedisStore:
         if not self.available or self._waiting_bytes + size > MAX_WAITING_BYTES:
             self.statistics.dropped += len(values)
             return False
+        if self._goes_at_once(size):
+            done = await self._run(*self._sets(values)) is not None
+            self.statistics.dropped += 0 if done else len(values)
+            return done
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[bool]] = [loop.create_future() for _ in values]
         if not self._writes and not self._writing:
@@ -181,6 +178,15 @@ class RedisStore:
         self._waiting_bytes += size
         self.statistics.writes += len(values)
         return all([await future for future in futures])
+
+    def _goes_at_once(self, size: int) -> bool:
+        """Whether a write of `size` bytes may be sent now: not ahead of earlier ones, and not where it would delay the
+        reads behind it."""
+        return size <= MOST_AT_ONCE and not self._writes and not self._writing and self._keeper.pipe is not None
+
+    def _sets(self, values: Sequence[tuple[str, bytes, float]]) -> list[Command]:
+        self.statistics.writes += len(values)
+        return [("SET", self._prefix + name, value, "PX", max(1, int(life * 1000))) for name, value, life in values]
 
     async def agree_on_key(self, own: bytes) -> bytes | None:
         """The identity key shared through this Redis, `own` if there was none; None if it does not respond."""
@@ -216,9 +222,25 @@ class RedisStore:
         if self.available:
             await self._leases.renew(held, life)
 
-    async def give_back(self, name: str, token: bytes, mark: bytes | None = None, life: float = 0.0) -> None:
-        if self.available:
-            await self._leases.give_back(name, token, mark, life)
+    async def give_back(
+        self,
+        name: str,
+        token: bytes,
+        mark: bytes | None = None,
+        life: float = 0.0,
+        *,
+        after: Sequence[tuple[str, bytes, float]] = (),
+    ) -> None:
+        if not self.available:
+            return
+        size = sum([len(value) for _, value, _ in after])
+        if size <= self.largest and self._goes_at_once(size):
+            done = await self._leases.give_back(name, token, mark, life, after=self._sets(after))
+            self.statistics.dropped += 0 if done else len(after)
+            return
+        if after:
+            await self.write(after)
+        await self._leases.give_back(name, token, mark, life)
 
     async def aclose(self) -> None:
         """Let commands in flight finish (the budget bounds them), then close the connections."""
@@ -347,6 +369,35 @@ class RedisStore:
         self._succeeded()
         return reply
 
+    async def _run(self, *commands: Command) -> Any:
+        """The last reply to `commands`, which are executed in this order; None if one failed, or took longer than the
+        budget. They use the connection of the reads, where there is one."""
+        pipe = self._keeper.pipe
+        if pipe is not None:
+            replied: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            self.statistics.batches += 1
+            packed = [hiredis.pack_command(cast(tuple[bytes], command)) for command in commands]
+            pipe.run(packed, partial(self._ran, pipe, replied, time.perf_counter()))
+            return await replied
+        reply = None
+        for command in commands:
+            reply = await self._in_turn(self._client.execute_command(*command))
+            if reply is None:
+                return None
+        return reply
+
+    def _ran(self, pipe: Pipe, replied: asyncio.Future[Any], began: float, replies: list[object] | None) -> None:
+        self.statistics.seconds += time.perf_counter() - began
+        if replies is None or any(isinstance(reply, hiredis.ReplyError) for reply in replies):
+            self.statistics.failures += 1
+            if pipe.open:  # its end is one failure, however many waited on it
+                self._failed()
+            replies = None
+        else:
+            self._succeeded()
+        if not replied.done():
+            replied.set_result(None if replies is None else replies[-1])
+
     async def _in_turn(self, command: Any) -> Any:
         """The same for a lease command, of which only a limited number are in flight: a thousand misses at once would
         need a connection each, and fail without one, which would count as a failure of Redis. None also if its turn did
@@ -380,10 +431,7 @@ class RedisStore:
     def _synchronise_if_due(self) -> None:
         if self._clock is not None and time.monotonic() - self._synchronised_at > SYNCHRONISE_EVERY:
             self._synchronised_at = time.monotonic()
-            self._spawn(self._synchronise())
-
-    async def _synchronise(self) -> None:
-        await self._ping()
+            self._spawn(self._ping())
 
     def _rest(self) -> None:
         self._failures = max(self._failures, FAILURES_BEFORE_REST)
@@ -414,9 +462,8 @@ class RedisStore:
         except UNANSWERED as error:
             is_unanswered(error)
             return  # a user without the permission to read it
-        for complaint in (complaint_about(*each) for each in policies):
-            if complaint is not None:
-                logger.log(*complaint)
+        for complaint in filter(None, (complaint_about(*each) for each in policies)):
+            logger.log(*complaint)
 
     async def _reads_again(self) -> bool:
         """Whether it responds to a read: while it loads its data, or is a disconnected replica, it responds only to

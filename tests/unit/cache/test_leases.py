@@ -171,7 +171,7 @@ async def test_a_lease_is_not_renewed_once_given_back_nor_past_the_deadline_of_i
 
 
 async def test_in_a_cluster_each_lease_is_renewed_in_a_command_of_its_own(redis_store: RedisStore) -> None:
-    clustered = RedisLeases(redis_store._client, redis_store._prefix, redis_store._guarded, redis_store._spawn)
+    clustered = RedisLeases(redis_store._client, redis_store._prefix, redis_store._run, redis_store._spawn)
     names = [f"l:{number}" for number in range(10)]
     for name in names:
         await redis_store.take(name, name.encode(), 60.0)

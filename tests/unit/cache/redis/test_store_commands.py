@@ -1,0 +1,95 @@
+"""redis store: leases and small writes use the connection of the reads; a response is stored before its lease ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from gateway.cache.leases import STORED, STORED_LIFE
+from gateway.cache.redis.reader import Pipe
+from gateway.cache.redis.store import MOST_AT_ONCE, RedisStore
+
+
+@pytest.fixture
+async def sent(redis_store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> list[list[bytes]]:
+    """The commands of each send on the connection of the reads, which is open."""
+    await redis_store.read(["open"])
+    connecting = redis_store._keeper._connecting
+    assert connecting is not None
+    await connecting
+    assert redis_store._keeper.pipe is not None
+    found: list[list[bytes]] = []
+    run = Pipe.run
+
+    def noted(self: Pipe, commands: Sequence[bytes], then: Any) -> None:
+        found.append(list(commands))
+        run(self, commands, then)
+
+    monkeypatch.setattr(Pipe, "run", noted)
+    return found
+
+
+async def test_a_response_is_stored_and_its_lease_ended_in_one_send(
+    redis_store: RedisStore, sent: list[list[bytes]]
+) -> None:
+    assert await redis_store.take("l:1", b"token", 60.0) == b"token"
+    await redis_store.give_back("l:1", b"token", STORED, STORED_LIFE, after=[("e:1", b"entry", 60.0)])
+    take, end = sent
+    assert len(take) == 1
+    assert [command.split(b"\r\n")[2] for command in end] == [b"SET", b"EVAL"]
+    assert await redis_store.read(["e:1", "l:1"]) == [b"entry", STORED]
+
+
+async def test_a_small_write_is_sent_at_once(redis_store: RedisStore, sent: list[list[bytes]]) -> None:
+    assert await redis_store.write([("e:1", b"a", 60.0), ("i:1", b"b", 60.0)])
+    assert len(sent) == 1
+    assert await redis_store.read(["e:1", "i:1"]) == [b"a", b"b"]
+
+
+async def test_a_large_response_does_not_delay_reads_and_is_stored_before_its_lease_ends(
+    redis_store: RedisStore, sent: list[list[bytes]]
+) -> None:
+    body = b"x" * (MOST_AT_ONCE + 1)
+    await redis_store.take("l:1", b"token", 60.0)
+    await redis_store.give_back("l:1", b"token", STORED, STORED_LIFE, after=[("e:1", body, 60.0)])
+    assert all(len(command) < MOST_AT_ONCE for commands in sent for command in commands)
+    assert await redis_store.read(["e:1", "l:1"]) == [body, STORED]
+
+
+async def test_a_small_write_does_not_overtake_a_large_one(redis_store: RedisStore, sent: list[list[bytes]]) -> None:
+    large = asyncio.ensure_future(redis_store.write([("e:1", b"x" * (MOST_AT_ONCE + 1), 60.0)]))
+    small = asyncio.ensure_future(redis_store.write([("e:1", b"new", 60.0)]))
+    assert await large
+    assert await small
+    assert sent == []
+    assert await redis_store.read(["e:1"]) == [b"new"]
+
+
+async def test_what_redis_refuses_is_counted_and_the_lease_is_given_up(
+    redis_store: RedisStore, sent: list[list[bytes]]
+) -> None:
+    await redis_store.take("l:1", b"token", 60.0)
+    policy = await redis_store._client.config_get("maxmemory*")
+    before = redis_store.statistics.failures
+    try:
+        await redis_store._client.config_set("maxmemory-policy", "noeviction")
+        await redis_store._client.config_set("maxmemory", "1")
+        assert not await redis_store.write([("e:1", b"a", 60.0)])
+        await redis_store.give_back("l:1", b"token", STORED, STORED_LIFE, after=[("e:2", b"b", 60.0)])
+    finally:
+        for name, value in policy.items():
+            await redis_store._client.config_set(name, value)
+    assert redis_store.statistics.failures == before + 2
+    assert redis_store.statistics.dropped == 2
+    assert await redis_store.read(["e:1", "e:2"]) == [None, None]
+
+
+async def test_without_that_connection_the_client_does_the_same(redis_store: RedisStore) -> None:
+    redis_store._keeper._make = None
+    assert redis_store._keeper.pipe is None
+    assert await redis_store.take("l:1", b"token", 60.0) == b"token"
+    await redis_store.give_back("l:1", b"token", STORED, STORED_LIFE, after=[("e:1", b"entry", 60.0)])
+    assert await redis_store.read(["e:1", "l:1"]) == [b"entry", STORED]
