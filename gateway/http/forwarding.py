@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from urllib.parse import unquote as unquote_path
 
 from gateway.errors import RequestRefused
 from gateway.http.headers import Headers, combined, has, unquote
@@ -28,6 +29,8 @@ MOST_PREFIX = 1024
 
 _PAIR = re.compile(r"""\s*([!#$%&'*+\-.^_`|~0-9A-Za-z]+)=("(?:[^"\\]|\\.)*"|[^\s";,]*)\s*(?:;|$)""")
 _WITH_PORT = re.compile(r"(\d+\.\d+\.\d+\.\d+)(?::\d{1,5})?|\[([0-9A-Fa-f:.]+)\](?::(?:\d{1,5}|_[\w.\-]+))?")
+_PREFIX = re.compile(r"[\w\-.~/@:+=$!]*")
+"""What a prefix may have, decoded: it stands in pages, scripts and fields."""
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
@@ -190,7 +193,11 @@ def normalised_prefix(text: str) -> str:
         path = normalise_path(text.rstrip("/"))
     except RequestRefused as refused:
         raise ValueError(str(refused.detail)) from None
-    if "//" in path or any(segment in (".", "..") for segment in text.split("/")):
+    if (
+        not _PREFIX.fullmatch(unquote_path(path))
+        or "//" in path
+        or any(segment in (".", "..") for segment in text.split("/"))
+    ):
         raise ValueError("must be a path such as /shop, without empty or dot segments")
     return path
 

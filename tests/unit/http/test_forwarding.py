@@ -146,6 +146,10 @@ def test_forwarded_names_the_client() -> None:
         (["/\\evil.example"], None),
         (["/a/../b"], None),
         (["/a?b"], None),
+        (["/a'b"], None),
+        (["/a%27b"], None),
+        (["/a%22%3Cscript%3E"], None),
+        (["/a;b"], None),
         (["/evil", "/shop"], "/shop"),
     ],
 )
