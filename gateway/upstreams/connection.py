@@ -29,6 +29,7 @@ from yarl import URL
 from gateway.http.response_parser import Chunks, Head, Malformed, end_of_head, read_head
 from gateway.upstreams.ending import ends_on_purpose
 from gateway.upstreams.names import Name
+from gateway.upstreams.sockets import acknowledge, peer_of
 
 Interim = Callable[[int, Sequence[tuple[bytes, bytes]]], None]
 """Called with a response before the final one: its status, and its fields."""
@@ -242,6 +243,8 @@ class PlainConnection(asyncio.Protocol):
         except Malformed as malformed:
             self._fail(httpx.RemoteProtocolError(str(malformed)))
             self.close()
+        if self._body is not None or self._answer is not None:
+            acknowledge(self._transport)
 
     # --- a response -------------------------------------------------------------------------------------------
 
@@ -479,12 +482,6 @@ def split_url(url: str) -> tuple[str, bytes]:
 def host_of(origin: str) -> str:
     """The host of an origin, in the form that aiohttp passes to the resolver."""
     return URL(origin).raw_host or ""
-
-
-def peer_of(transport: asyncio.BaseTransport) -> str:
-    """The address at the other end of a connection."""
-    name = transport.get_extra_info("peername")
-    return str(name[0]) if isinstance(name, tuple) else ""
 
 
 def request_head(method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:

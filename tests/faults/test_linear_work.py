@@ -18,7 +18,7 @@ from gateway.http.response_parser import Chunks
 from gateway.routing.location import replaced
 from gateway.testing import StubUpstream
 from gateway.upstreams.connection import PlainBody, PlainConnection, Pool
-from gateway.upstreams.transport import _end_of_head
+from gateway.upstreams.receiver import _end_of_head
 from tests.conftest import gateway, json_answer, served
 
 PIECE = 256 * 1024
