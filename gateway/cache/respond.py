@@ -29,6 +29,9 @@ from gateway.policy.entry import Entry
 from gateway.policy.rules import CachePolicy
 from gateway.upstreams.response import Fetched, PartOfBody, ResponseBody
 
+_CONDITIONS = frozenset((b"if-none-match", b"if-modified-since", b"range"))
+"""Request fields that may turn a whole stored response into a 304 or a part of it."""
+
 
 class Answer(msgspec.Struct, frozen=True):
     """What the client gets: the body as bytes, or still to be streamed."""
@@ -58,10 +61,11 @@ def stored_answer(
         body = coded.body if coding is not None else body
     head = exchange.method == "HEAD"
     if stored.status == 200:
-        known = _known_form(request, stored, plain, headers, coded)
+        asked = [name for name, _ in request if name in _CONDITIONS]
+        known = _known_form(request, stored, plain, headers, coded) if asked else None
         if known is not None:
             return Answer(304, validation.fields_of_304(known), b"")
-        part = None if head else wanted(request, headers, len(stored.body))
+        part = wanted(request, headers, len(stored.body)) if b"range" in asked and not head else None
         if isinstance(part, ByteRange):
             return partial(headers, part, stored.body[part.first : part.last + 1])
         if isinstance(part, OutOfRange):

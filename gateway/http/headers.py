@@ -87,7 +87,7 @@ def values(headers: Headers, name: bytes) -> list[bytes]:
 
 def combined(headers: Headers, name: bytes) -> str | None:
     """The field's lines joined by a comma (RFC 9110 §5.3); None where it is absent."""
-    lines = values(headers, name)
+    lines = [value for key, value in headers if key == name]
     return b", ".join(lines).decode("latin-1") if lines else None
 
 

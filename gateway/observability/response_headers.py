@@ -62,11 +62,16 @@ def in_milliseconds(seconds: float) -> str:
 
 def _server_timing(exchange: RequestContext, texts: Texts) -> str:
     """`Server-Timing`: the cache and what came of it, the upstream, the parts, the total."""
-    spent = {name: f";dur={texts.duration(seconds)}" for name, seconds in exchange.spent.items()}
-    cache = f"cache;desc={exchange.outcome.result.value}" + spent.pop("cache", "")
-    metrics = [] if exchange.outcome is LOCAL else [cache]
-    metrics += [name + duration for name, duration in spent.items()]
-    metrics += [f'{each.name};desc="{_plain(each.text)}";dur={texts.duration(each.seconds)}' for each in exchange.parts]
+    duration, metrics = texts.duration, []
+    if exchange.outcome is not LOCAL:
+        looked = exchange.spent.get("cache")
+        took = "" if looked is None else f";dur={duration(looked)}"
+        metrics.append(f"cache;desc={exchange.outcome.result.value}{took}")
+    for name, seconds in exchange.spent.items():
+        if name != "cache":
+            metrics.append(f"{name};dur={duration(seconds)}")
+    if exchange.parts:
+        metrics += [f'{each.name};desc="{_plain(each.text)}";dur={duration(each.seconds)}' for each in exchange.parts]
     return ", ".join([*metrics, f"total;dur={texts.milliseconds}"])
 
 

@@ -18,6 +18,7 @@ from gateway.policy.vary import Names, field_of
 
 Field = tuple[bytes, bytes]
 
+_SAID = frozenset((b"cache-control", b"vary"))
 _OVERRULING = frozenset((b"surrogate-control", b"x-accel-expires"))
 """Fields that caches obey before `Cache-Control`, beside the targeted ones (RFC 9213): nginx, and surrogates."""
 
@@ -62,13 +63,14 @@ class Downstream:
         """An answer's `headers` as settings change them, with what this route adds; `selecting` are the fields that the
         `stored` response varies on, `passed` is whether the request passed by the cache. Of a route with `ttl: origin`,
         what the upstream's own `Vary` names is the upstream's to call private."""
-        unstorable = values(headers, b"cache-control") == [b"no-store"]
+        said = [pair for pair in headers if pair[0] in _SAID]
+        unstorable = [value for name, value in said if name == b"cache-control"] == [b"no-store"]
         if self.changes:
-            headers = self._changed(headers, stored=stored)
+            headers = said = self._changed(headers, stored=stored)
         if unstorable:
             return [*headers]
-        own = vary_names(headers)
-        fields = (*self.vary, *map(field_of, selecting))
+        own = vary_names(said)
+        fields = (*self.vary, *map(field_of, selecting)) if selecting else self.vary
         told = [*headers] if own is None else _varying(headers, own, dict.fromkeys(filter(None, fields)))
         unkeyed = passed and self.keying.vary is not None
         return with_private(told) if unkeyed or self._is_private(own or (), selecting) else told
@@ -105,6 +107,8 @@ class Downstream:
     def _is_private(self, own: Names, selecting: Names) -> bool:
         if self.made:
             return self.holds_identity((*selecting, *own))
+        if not selecting:
+            return self.is_private
         upstreams = own if self.keying.vary is None else ()
         return self.holds_identity(tuple(name for name in selecting if name not in upstreams))
 
@@ -114,7 +118,7 @@ NOTHING = Downstream(Keying(vary=None), made=False, vary=(), is_private=False)
 
 
 def _varying(headers: Headers, own: Names, fields: Iterable[str]) -> list[Field]:
-    missing = ", ".join(name for name in fields if name not in own).encode("latin-1")
+    missing = ", ".join([name for name in fields if name not in own]).encode("latin-1")
     if not missing:
         return [*headers]
     lines = [*values(headers, b"vary"), missing]
