@@ -144,7 +144,7 @@ class Advice:
         return self.requests > 0 and self.rungs[0].seen
 
     @property
-    def knows_changes(self) -> bool:
+    def has_change_rate(self) -> bool:
         """Whether enough fetches were compared for an estimate of outdated responses."""
         return self.changes.fetches >= LEAST_COMPARISONS
 
@@ -187,7 +187,7 @@ def recommend(
         return Recommendation(None, "no traffic was seen")
     if not advice.tells:
         return Recommendation(None, "the traffic seen is shorter than the shortest TTL")
-    if max_outdated is not None and not advice.knows_changes:
+    if max_outdated is not None and not advice.has_change_rate:
         return Recommendation(None, _why_unknown(advice.changes.fetches))
     fitting = [
         rung

@@ -24,7 +24,7 @@ from gateway.clock import Clock
 
 EVERY = 1.0
 """Seconds between two deliveries."""
-TOLD_EVERY = 5.0
+DELIVER_EVERY = 5.0
 """Seconds between two workings-out of the advice for the metrics, where no other need has it worked out."""
 LEADS_FOR_MS = 5000
 KEPT_BATCHES = 2000
@@ -174,7 +174,7 @@ class LocalDesk:
     async def deliver(self, batch: Batch, today: Mapping[str, float | None]) -> None:
         now = self._clock.now()
         self._advisor.add([batch], now)
-        if now - self.told.at >= TOLD_EVERY:
+        if now - self.told.at >= DELIVER_EVERY:
             self.told = Told(now, tuple(self._advisor.advice(today)))
 
     async def advice(self, today: Mapping[str, float | None]) -> list[Advice]:
@@ -211,7 +211,7 @@ class Watch:
     def told(self) -> tuple[Advice, ...]:
         """The advice for the metrics: nothing but in the worker that advises, and nothing that is old."""
         told = self.desk.told
-        return told.advice if self.traffic.now() - told.at <= 3 * TOLD_EVERY else ()
+        return told.advice if self.traffic.now() - told.at <= 3 * DELIVER_EVERY else ()
 
     async def aclose(self) -> None:
         while self._task is not None and not self._task.done():

@@ -78,28 +78,28 @@ class Aggregate:
             self.route, plan, facts, exchange.headers, exchange, origin, origin.past, tags=self._tags(values)
         )
 
-    def at_hand(self, ask: CacheRequest) -> Answer | None:
+    def at_hand(self, request: CacheRequest) -> Answer | None:
         """The response, if it is in memory, complete or in parts; None if a fetch is needed."""
-        assert isinstance(ask.origin, _JoinOrigin)
+        assert isinstance(request.origin, _JoinOrigin)
         try:
-            answer = self.engine.at_hand(ask) or self._now(ask, ask.origin)
+            answer = self.engine.at_hand(request) or self._now(request, request.origin)
         except RequestRefused as refused:
-            return problem(ask.exchange, refused.status, refused.detail)
-        return None if answer is None else _told(answer, ask.exchange)
+            return problem(request.exchange, refused.status, refused.detail)
+        return None if answer is None else _told(answer, request.exchange)
 
-    async def answer(self, ask: CacheRequest) -> Answer:
+    async def answer(self, request: CacheRequest) -> Answer:
         """The answer to a GET or HEAD."""
         try:
-            return _told(await self.engine.answer(ask), ask.exchange)
+            return _told(await self.engine.answer(request), request.exchange)
         except RequestRefused as refused:
-            return problem(ask.exchange, refused.status, refused.detail)
+            return problem(request.exchange, refused.status, refused.detail)
 
     def _tags(self, values: Values) -> tuple[str, ...]:
         return tuple(render_tag(tag, dict(values.path)) for tag in self.config.tags)
 
-    def _now(self, ask: CacheRequest, origin: _JoinOrigin) -> Answer | None:
+    def _now(self, request: CacheRequest, origin: _JoinOrigin) -> Answer | None:
         """The response, if every part is in memory; it is kept, if allowed."""
-        if ask.plan.bypass is not None or ask.facts.no_store:
+        if request.plan.bypass is not None or request.facts.no_store:
             return None
         run = origin.begin()
         whole = run.now()
@@ -107,16 +107,16 @@ class Aggregate:
         if not whole:
             return None
         try:
-            fetched, body = self.whole(run, ask.exchange, at_once=True)
+            fetched, body = self.whole(run, request.exchange, at_once=True)
         except PartFailed:
             return None
         if fetched.made is not None:
-            return self.engine.keep_made(ask, fetched, fetched.made, body)
+            return self.engine.keep_made(request, fetched, fetched.made, body)
         result = Result.STALE if run.complete else Result.STALE_ERROR
-        ask.exchange.outcome = Outcome(result, detail="joined" if run.complete else "incomplete")
-        if not_modified(ask.headers, fetched.headers, self.engine.clock.now()):
+        request.exchange.outcome = Outcome(result, detail="joined" if run.complete else "incomplete")
+        if not_modified(request.headers, fetched.headers, self.engine.clock.now()):
             return Answer(304, fields_of_304(fetched.headers), b"")
-        return Answer(200, list(fetched.headers), b"" if ask.facts.head else body)
+        return Answer(200, list(fetched.headers), b"" if request.facts.head else body)
 
     def whole(self, run: Run, exchange: RequestContext, *, at_once: bool = False) -> tuple[Fetched, bytes]:
         """The joined answer of a run that is over. `at_once`: all of it in this turn of the event loop, so that what

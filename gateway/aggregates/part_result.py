@@ -65,7 +65,7 @@ class Got:
     key: str = ""
 
 
-class Resting:
+class BackOff:
     """What failed a moment ago, and how; at most `limit` keys, the oldest go first."""
 
     def __init__(self, clock: Clock, seconds: float, limit: int = 10_000) -> None:

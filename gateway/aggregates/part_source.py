@@ -17,7 +17,7 @@ from msgspec import structs
 from gateway.advisor.traffic import key_hash
 from gateway.aggregates.fetching import Batch, Persistence, PersistentOrigin
 from gateway.aggregates.lifetime import PartLife, unstored_part
-from gateway.aggregates.part_result import Absent, Failure, Got, Pace, Resting
+from gateway.aggregates.part_result import Absent, BackOff, Failure, Got, Pace
 from gateway.aggregates.shape import BodyTransform
 from gateway.cache.engine import Engine
 from gateway.cache.request import CacheRequest, Origin, Route
@@ -103,7 +103,7 @@ class PartSource:
     route: Route
     recipe: BodyTransform
     engine: Engine
-    resting: Resting
+    back_off: BackOff
     persistence: Persistence
     metrics: Metrics
     declared: Declared | None = None
@@ -245,32 +245,34 @@ class PartSource:
 
     # --- fetching -----------------------------------------------------------------------------------------------
 
-    def at_hand(self, ask: CacheRequest) -> Got | None:
+    def at_hand(self, request: CacheRequest) -> Got | None:
         """The response, if it is usable in memory. Raises Failure if it failed just now and nothing can replace it,
         Absent."""
-        decision = self.engine.look(ask)
+        decision = self.engine.look(request)
         if decision is None:
-            failed = self.resting.get(ask.plan.base) or self.resting.get(self._asked_as(ask.plan, ask.headers))
-            return self._instead(ask, failed) if failed is not None and not ask.facts.no_cache else None
+            failed = self.back_off.get(request.plan.base) or self.back_off.get(
+                self._asked_as(request.plan, request.headers)
+            )
+            return self._instead(request, failed) if failed is not None and not request.facts.no_cache else None
         said = "hit" if isinstance(decision, Hit) else "stale"
-        self.engine.traffic.seen(ask.route.name, key_hash(ask.plan.base))
-        return self._stored(ask, decision.stored, said, fresh=decision.windows.fresh)
+        self.engine.traffic.seen(request.route.name, key_hash(request.plan.base))
+        return self._stored(request, decision.stored, said, fresh=decision.windows.fresh)
 
-    async def get(self, ask: CacheRequest, wanting: Wanting) -> Got:
+    async def get(self, request: CacheRequest, wanting: Wanting) -> Got:
         """The answer: from the cache, else from the upstream, else a stale copy. Raises Failure, Absent."""
-        key = ask.plan.base
-        own = self._asked_as(ask.plan, ask.headers)
+        key = request.plan.base
+        own = self._asked_as(request.plan, request.headers)
         failed = self._claimed(key, own)
         if failed is not None:
-            return self._instead(ask, failed)
+            return self._instead(request, failed)
         loop = asyncio.get_running_loop()
         now = loop.time()
         try:
             async with asyncio.timeout_at(min(wanting.until, now + self.timeout)):
-                got = await self._asked(ask)
+                got = await self._asked(request)
                 self.pace.took(loop.time() - now)
                 if got.life.failing:
-                    self.resting.put(own, Failure("error", "upstream failed"))
+                    self.back_off.put(own, Failure("error", "upstream failed"))
                 else:
                     self._forget(key, own)
                 return got
@@ -284,7 +286,7 @@ class PartSource:
         except Failure as error:
             failure = error
         self._remember(key, own, failure)
-        return self._instead(ask, failure)
+        return self._instead(request, failure)
 
     def _too_large(self) -> Failure:
         return Failure("too-large", f"it is larger than {self.route.max_body} bytes")
@@ -299,30 +301,30 @@ class PartSource:
 
     def _claimed(self, key: str, own: str) -> Failure | None:
         """How it failed, where it is left alone: for all (`key`), or for those credentials (`own`)."""
-        failed = self.resting.get(own) or self.resting.claim(key, self.timeout)
-        return failed or (self.resting.claim(own, self.timeout) if own != key else None)
+        failed = self.back_off.get(own) or self.back_off.claim(key, self.timeout)
+        return failed or (self.back_off.claim(own, self.timeout) if own != key else None)
 
     def _remember(self, key: str, own: str, failure: Failure) -> None:
         self._forget(key, own)
         if failure.backs_off:
-            self.resting.put(key if failure.of_all else own, failure)
+            self.back_off.put(key if failure.of_all else own, failure)
 
     def _forget(self, key: str, own: str) -> None:
-        self.resting.discard(key)
-        self.resting.discard(own)
+        self.back_off.discard(key)
+        self.back_off.discard(own)
 
-    def _instead(self, ask: CacheRequest, failure: Failure) -> Got:
+    def _instead(self, request: CacheRequest, failure: Failure) -> Got:
         # The stored entry is not this client's if its credentials bypass the cache; and a 401, for example, is a
         # response.
-        stands_in = ask.plan.bypass is None and failure.backs_off
-        stored = self.engine.stale_copy(ask) if stands_in else None
+        stands_in = request.plan.bypass is None and failure.backs_off
+        stored = self.engine.stale_copy(request) if stands_in else None
         if stored is None or not 200 <= stored.status < 300:
             raise failure.again()
-        return self._stored(ask, stored, "stale", failing=failure.kind)
+        return self._stored(request, stored, "stale", failing=failure.kind)
 
-    async def _asked(self, ask: CacheRequest) -> Got:
-        answer = await self.engine.answer(ask)
-        outcome, stored = ask.exchange.outcome, ask.exchange.stored
+    async def _asked(self, request: CacheRequest) -> Got:
+        answer = await self.engine.answer(request)
+        outcome, stored = request.exchange.outcome, request.exchange.stored
         body = answer.body
         if not isinstance(body, bytes):
             whole = await body.whole(self.route.max_body)
@@ -332,23 +334,23 @@ class PartSource:
             body = whole
         if outcome.result is Result.ERROR:
             detail, status = "upstream unavailable", _status(answer.status)
-            raise Failure(outcome.detail or "error", detail, status, ask.exchange.failure)
+            raise Failure(outcome.detail or "error", detail, status, request.exchange.failure)
         if stored is not None:
             failing = "error" if outcome.result is Result.STALE_ERROR else ""
-            return self._stored(ask, stored, _SAID[outcome.result], failing=failing)
-        private = ask.plan.bypass is not None or ask.facts.authorized
+            return self._stored(request, stored, _SAID[outcome.result], failing=failing)
+        private = request.plan.bypass is not None or request.facts.authorized
         life = unstored_part(answer.headers, private=private)
         if answer.status in (404, 410):
             raise Absent(answer.status, life)
         if not 200 <= answer.status < 300:
             raise Failure(f"status-{answer.status}", f"upstream returned {answer.status}")
-        return Got("bypass" if ask.plan.bypass is not None else "miss", answer.headers, body, life)
+        return Got("bypass" if request.plan.bypass is not None else "miss", answer.headers, body, life)
 
     def _stored(
-        self, ask: CacheRequest, stored: Entry, said: str, *, failing: str = "", fresh: float | None = None
+        self, request: CacheRequest, stored: Entry, said: str, *, failing: str = "", fresh: float | None = None
     ) -> Got:
         now = self.engine.clock.now()
-        rules = ask.route.rules
+        rules = request.route.rules
         age = freshness.current_age(stored, now) if rules.ttl is None else max(0.0, now - stored.born)
         life = PartLife(
             age=age,
@@ -356,7 +358,7 @@ class PartSource:
             failing=bool(failing),
             stamps=(stored.stamp,),
             started=stored.started,
-            names=(*ask.wanted.names, *map(tag_name, stored.tags)),
+            names=(*request.wanted.names, *map(tag_name, stored.tags)),
             vary=stored.vary,
         )
         if stored.status in (404, 410):
@@ -383,7 +385,7 @@ class PartSource:
         ]  # fmt: skip
         now = asyncio.get_running_loop().time()
         key, own = planned.base + "\nPOST", self._asked_as(planned, headers) + "\nPOST"
-        failed = self.resting.get(key) or self.resting.get(own)
+        failed = self.back_off.get(key) or self.back_off.get(own)
         if failed is not None:
             raise failed.again()
         try:

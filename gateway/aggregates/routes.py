@@ -14,7 +14,7 @@ from xxhash import xxh3_64_hexdigest
 from gateway.aggregates.aggregate import Aggregate
 from gateway.aggregates.fetching import Persistence
 from gateway.aggregates.merge import ShapeRules
-from gateway.aggregates.part_result import Resting
+from gateway.aggregates.part_result import BackOff
 from gateway.aggregates.part_source import PartSource
 from gateway.aggregates.runner import Kit
 from gateway.aggregates.shape import BodyCache, BodyTransform
@@ -59,7 +59,7 @@ class Builder:
     upstreams: Mapping[str, Upstream]
     declared: Mapping[str, Declared]
     workshop: BodyCache
-    resting: Resting
+    back_off: BackOff
     overridden: Mapping[str, RouteConfig]
     keyings: dict[Keying, Keying] = field(default_factory=dict)
 
@@ -73,9 +73,9 @@ class Builder:
         declared: Sequence[Declared],
         overridden: Mapping[str, RouteConfig],
     ) -> Builder:
-        resting = Resting(engine.clock, config.retry_after.total_seconds())
+        back_off = BackOff(engine.clock, config.retry_after.total_seconds())
         named = {route.name: route for route in declared}
-        return cls(config, engine, metrics, upstreams, named, BodyCache(), resting, overridden)
+        return cls(config, engine, metrics, upstreams, named, BodyCache(), back_off, overridden)
 
     def all(self) -> list[Aggregate]:
         return [self.aggregate(name, route) for name, route in self.config.routes.items() if route.parts]
@@ -154,7 +154,7 @@ class Builder:
                 f"{name}.{part.name}", config.decode, shape, at_root, needed, check, made.max_body, config.optional
             ),
             engine=self.engine,
-            resting=self.resting,
+            back_off=self.back_off,
             persistence=Persistence(config.retries, None if config.hedge is None else config.hedge.total_seconds()),
             metrics=self.metrics,
             declared=declared,

@@ -201,10 +201,10 @@ class Run:
                 return self._shadowed(part, source)
             if part.each is not None:
                 return self._elements_at_hand(part, source)
-            ask = self._asks.get(part.name)
-            if ask is None:
-                ask = self._asks[part.name] = source.ask(self._wanting(), *source.target(self._values()))
-            got = source.at_hand(ask)
+            request = self._asks.get(part.name)
+            if request is None:
+                request = self._asks[part.name] = source.ask(self._wanting(), *source.target(self._values()))
+            got = source.at_hand(request)
             return None if got is None else self._prepared(part, source, got, time.perf_counter() - began)
         except Missing as missing:
             return self._without(part, missing_text(missing.what))
@@ -304,8 +304,8 @@ class Run:
     def _elements_at_hand(self, part: PlannedPart, source: PartSource) -> Resolved | None:
         elements = self._elements_of(part)
         got: dict[str, Got | Failure] = {}
-        for item, ask in self._asks_of(source, elements.asked).items():
-            found = _or_failure(source, ask)
+        for item, request in self._asks_of(source, elements.asked).items():
+            found = _or_failure(source, request)
             if found is None:
                 return None
             got[item] = found
@@ -316,14 +316,14 @@ class Run:
         asks = self._asks_of(source, elements.asked)
         if part.batch is not None:
             asks = self._batched(source, asks)
-        results = await asyncio.gather(*(self._element(source, ask) for ask in asks.values()))
+        results = await asyncio.gather(*(self._element(source, request) for request in asks.values()))
         return self._listed(part, source, elements, dict(zip(asks, results, strict=True)))
 
-    async def _element(self, source: PartSource, ask: CacheRequest | Failure) -> Got | Failure:
-        if isinstance(ask, Failure):
-            return ask
+    async def _element(self, source: PartSource, request: CacheRequest | Failure) -> Got | Failure:
+        if isinstance(request, Failure):
+            return request
         try:
-            return source.at_hand(ask) or await source.get(ask, self.wanting)
+            return source.at_hand(request) or await source.get(request, self.wanting)
         except Failure as failure:
             return failure
 
@@ -333,14 +333,14 @@ class Run:
         """The same, with the elements to fetch batched, as many as fit into a target. An ID with a comma is requested
         alone."""
         together = dict(asks)
-        missing = (item for item, ask in asks.items() if "," not in item and _or_failure(source, ask) is None)
+        missing = (item for item, request in asks.items() if "," not in item and _or_failure(source, request) is None)
         for items in _groups(missing, LONGEST // 2):
             batch = source.batch(self._wanting(), len(items)) if len(items) > 1 else None
             for item in items:
-                ask = asks[item]
-                if batch is not None and not isinstance(ask, Failure):
+                request = asks[item]
+                if batch is not None and not isinstance(request, Failure):
                     origin = ElementOrigin(batch, item, source.upstream.name, source.timeout)
-                    together[item] = structs.replace(ask, origin=origin)
+                    together[item] = structs.replace(request, origin=origin)
         return together
 
     def _listed(
@@ -382,8 +382,8 @@ class Run:
     def _shadowed(self, part: PlannedPart, source: PartSource) -> Resolved:
         kit = self.kit
         if len(kit.shadows) < MAX_SHADOWS:
-            ask = source.ask(self._wanting(), *source.target(self._values()))
-            task = asyncio.ensure_future(_ask_and_ignore(ask, source.timeout, kit.count, part.name))
+            request = source.ask(self._wanting(), *source.target(self._values()))
+            task = asyncio.ensure_future(_ask_and_ignore(request, source.timeout, kit.count, part.name))
             kit.shadows.add(task)
             task.add_done_callback(kit.shadows.discard)
         return Resolved(part.name, "shadow", None)
@@ -392,12 +392,12 @@ class Run:
 MAX_SHADOWS = 100
 
 
-async def _ask_and_ignore(ask: CacheRequest, timeout: float, count: Callable[[str, str], None], name: str) -> None:
+async def _ask_and_ignore(request: CacheRequest, timeout: float, count: Callable[[str, str], None], name: str) -> None:
     """Fetch without the cache, read the complete response, and count its state."""
     said = "timeout"
     try:
         async with asyncio.timeout(timeout):
-            fetched = await ask.past()
+            fetched = await request.past()
             async for _ in fetched.body.chunks():
                 pass
             said = "miss" if fetched.status < 400 else "failed"
@@ -407,11 +407,11 @@ async def _ask_and_ignore(ask: CacheRequest, timeout: float, count: Callable[[st
         count(name, f"shadow-{said}")
 
 
-def _or_failure(source: PartSource, ask: CacheRequest | Failure) -> Got | Failure | None:
-    if isinstance(ask, Failure):
-        return ask
+def _or_failure(source: PartSource, request: CacheRequest | Failure) -> Got | Failure | None:
+    if isinstance(request, Failure):
+        return request
     try:
-        return source.at_hand(ask)
+        return source.at_hand(request)
     except Failure as failure:
         return failure
 

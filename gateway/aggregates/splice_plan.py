@@ -113,17 +113,17 @@ def _ingredients(aggregate: Aggregate, wanting: Wanting, shown: tuple[str, ...])
                 yield SplicePart(group, kit.statics[name])
             continue
         source = kit.sources[name]
-        ask = source.ask(wanting, *source.target(wanting.values))
-        if ask.plan.bypass is not None or ask.facts is not PLAIN:
+        request = source.ask(wanting, *source.target(wanting.values))
+        if request.plan.bypass is not None or request.facts is not PLAIN:
             raise _NotPlain
         yield SplicePart(
             group,
             recipe=source.recipe,
-            rules=ask.route.rules,
-            primary=ask.plan.primary,
-            base=ask.plan.base,
-            route=ask.route.name,
-            names=ask.wanted.names,
+            rules=request.route.rules,
+            primary=request.plan.primary,
+            base=request.plan.base,
+            route=request.route.name,
+            names=request.wanted.names,
             # With headers of its own its value may differ from the client's.
             unseen=None if config.headers else _UNSEEN,
         )

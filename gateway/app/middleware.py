@@ -69,7 +69,7 @@ class Timing:
         PASSED_ON.set(traceparent_of(exchange.headers))
         status, size = 500, 0
 
-        async def send_told(message: Message) -> None:
+        async def send_with_diagnostics(message: Message) -> None:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -81,7 +81,7 @@ class Timing:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_told)
+            await self.app(scope, receive, send_with_diagnostics)
         finally:
             seconds = time.perf_counter() - exchange.began
             self._metrics.request(exchange.route, exchange.outcome, status, seconds)

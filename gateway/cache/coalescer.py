@@ -242,7 +242,7 @@ class Coalescer:
     def refresh_behind(self, ask: CacheRequest, stale: Entry) -> None:
         """Begin a refresh, unless one is under way, it failed just now, or too many are."""
         key = self._fetching.flight_key(ask)
-        if key in self.flights or self._fetching.is_resting(ask) or len(self._background) >= self._max_refreshes:
+        if key in self.flights or self._fetching.is_backing_off(ask) or len(self._background) >= self._max_refreshes:
             return
         if not self.governor.admits_refresh(self.under_way):
             return

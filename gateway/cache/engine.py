@@ -143,63 +143,67 @@ class Engine:
 
     # --- the way of a request ----------------------------------------------------------------------------
 
-    def at_hand(self, ask: CacheRequest) -> Answer | None:
+    def at_hand(self, request: CacheRequest) -> Answer | None:
         """The response, if it is in memory and no fetch is needed; None otherwise."""
-        if ask.plan.bypass is not None:
+        if request.plan.bypass is not None:
             return None
-        decision = freshness.decide(self.tiers.at_hand(ask.wanted), ask.facts, ask.route.rules, self.clock.now())
+        decision = freshness.decide(
+            self.tiers.at_hand(request.wanted), request.facts, request.route.rules, self.clock.now()
+        )
         if isinstance(decision, Hit):
-            return self._hit(ask, decision.stored, "memory")
-        return self._stale(ask, decision) if isinstance(decision, Stale) else None
+            return self._hit(request, decision.stored, "memory")
+        return self._stale(request, decision) if isinstance(decision, Stale) else None
 
-    def look(self, ask: CacheRequest) -> Hit | Stale | None:
+    def look(self, request: CacheRequest) -> Hit | Stale | None:
         """The entry in memory for a request, as `at_hand` would serve it; a stale one is refreshed in the
         background."""
-        if ask.plan.bypass is not None:
+        if request.plan.bypass is not None:
             return None
-        decision = freshness.decide(self.tiers.at_hand(ask.wanted), ask.facts, ask.route.rules, self.clock.now())
+        decision = freshness.decide(
+            self.tiers.at_hand(request.wanted), request.facts, request.route.rules, self.clock.now()
+        )
         if isinstance(decision, Stale) and decision.refresh:
-            self.refresh_behind(ask, decision.stored)
+            self.refresh_behind(request, decision.stored)
         return decision if isinstance(decision, Hit | Stale) else None
 
-    def is_resting(self, base: str) -> bool:
+    def is_backing_off(self, base: str) -> bool:
         """Whether a fetch for this base key failed just now, so that a stale response is served meanwhile."""
-        return self._fetching.is_resting_key(base)
+        return self._fetching.is_key_backing_off(base)
 
-    def stale_copy(self, ask: CacheRequest) -> Entry | None:
+    def stale_copy(self, request: CacheRequest) -> Entry | None:
         """The entry in memory that may be served because the upstream failed."""
-        stored = self.tiers.at_hand(ask.wanted)
-        return stored if stored is not None and self._fetching.usable_on_error(ask, stored) else None
+        stored = self.tiers.at_hand(request.wanted)
+        return stored if stored is not None and self._fetching.usable_on_error(request, stored) else None
 
-    def keep_made(self, ask: CacheRequest, fetched: Fetched, made: DerivedFrom, body: bytes) -> Answer:
+    def keep_made(self, request: CacheRequest, fetched: Fetched, made: DerivedFrom, body: bytes) -> Answer:
         """Serve a request from a response just derived from memory, and keep that."""
-        stored = self._storing.made(ask, fetched, made, body)
-        return self._answering.from_stored(ask, stored, Result.HIT, tier="memory", detail="joined")
+        stored = self._storing.made(request, fetched, made, body)
+        return self._answering.from_stored(request, stored, Result.HIT, tier="memory", detail="joined")
 
-    async def answer(self, ask: CacheRequest) -> Answer:
+    async def answer(self, request: CacheRequest) -> Answer:
         """The answer to a GET or HEAD. Failures of the upstream are answers too, in Problem Details."""
-        if ask.plan.bypass is not None:
-            return await self.pass_by(ask.exchange, "bypass", ask.past, detail=ask.plan.bypass)
-        found = Found(self.tiers.at_hand(ask.wanted), "memory")
-        decision = freshness.decide(found.stored, ask.facts, ask.route.rules, self.clock.now())
-        if isinstance(decision, Revalidate | Miss | Unsatisfiable) and self._is_shared(ask):
-            if found.stored is not None or not ask.exchange.looked:
-                found = await self._newer(ask, found)
-            decision = freshness.decide(found.stored, ask.facts, ask.route.rules, self.clock.now())
+        if request.plan.bypass is not None:
+            return await self.pass_by(request.exchange, "bypass", request.past, detail=request.plan.bypass)
+        found = Found(self.tiers.at_hand(request.wanted), "memory")
+        decision = freshness.decide(found.stored, request.facts, request.route.rules, self.clock.now())
+        if isinstance(decision, Revalidate | Miss | Unsatisfiable) and self._is_shared(request):
+            if found.stored is not None or not request.exchange.looked:
+                found = await self._newer(request, found)
+            decision = freshness.decide(found.stored, request.facts, request.route.rules, self.clock.now())
         match decision:
             case Hit():
-                return self._hit(ask, decision.stored, found.tier)
+                return self._hit(request, decision.stored, found.tier)
             case Stale():
-                return self._stale(ask, decision)
+                return self._stale(request, decision)
             case Bypass():
-                return await self.pass_by(ask.exchange, "bypass", ask.past, detail=decision.reason)
+                return await self.pass_by(request.exchange, "bypass", request.past, detail=decision.reason)
             case Unsatisfiable():
-                return self._answering.unsatisfiable(ask)
+                return self._answering.unsatisfiable(request)
             case Revalidate():
-                return await self._ask_upstream(ask, decision.stored, decision.reason)
+                return await self._ask_upstream(request, decision.stored, decision.reason)
             case Miss():
-                reason = "vary-miss" if self.tiers.has_others(ask.wanted) else "miss"
-                return await self._ask_upstream(ask, None, reason)
+                reason = "vary-miss" if self.tiers.has_others(request.wanted) else "miss"
+                return await self._ask_upstream(request, None, reason)
             case _:
                 assert_never(decision)
 
@@ -227,65 +231,69 @@ class Engine:
         exchange.spend("upstream", time.perf_counter() - began)
         if invalidates is not None and 200 <= fetched.status < 400:
             await self.invalidate(invalidates(fetched))
-        ask = keep(fetched) if keep is not None else None
-        if ask is not None:
-            fetched = await self._storing.keep_representation(ask, fetched)
+        request = keep(fetched) if keep is not None else None
+        if request is not None:
+            fetched = await self._storing.keep_representation(request, fetched)
         exchange.outcome = Outcome(Result.BYPASS, forward=why, forward_status=fetched.status, detail=detail)
         return Answer(fetched.status, storability.passed_on(fetched.headers), fetched.body)
 
-    def _hit(self, ask: CacheRequest, stored: Entry, tier: str | None) -> Answer:
-        return self._answering.from_stored(ask, stored, Result.HIT, tier=tier)
+    def _hit(self, request: CacheRequest, stored: Entry, tier: str | None) -> Answer:
+        return self._answering.from_stored(request, stored, Result.HIT, tier=tier)
 
-    def _stale(self, ask: CacheRequest, decision: Stale) -> Answer:
+    def _stale(self, request: CacheRequest, decision: Stale) -> Answer:
         if decision.refresh:
-            self.refresh_behind(ask, decision.stored)
-        return self._answering.from_stored(ask, decision.stored, Result.STALE, tier="memory")
+            self.refresh_behind(request, decision.stored)
+        return self._answering.from_stored(request, decision.stored, Result.STALE, tier="memory")
 
     # --- fetching -----------------------------------------------------------------------------------------
 
-    async def _ask_upstream(self, ask: CacheRequest, stale: Entry | None, reason: str) -> Answer:
-        if stale is not None and self._fetching.is_resting(ask) and self._fetching.usable_on_error(ask, stale):
-            return self._answering.from_stored(ask, stale, Result.STALE_ERROR, detail="resting")
-        if self._fetching.may_send_range(ask):
-            part = self._stored_part(ask)
+    async def _ask_upstream(self, request: CacheRequest, stale: Entry | None, reason: str) -> Answer:
+        if (
+            stale is not None
+            and self._fetching.is_backing_off(request)
+            and self._fetching.usable_on_error(request, stale)
+        ):
+            return self._answering.from_stored(request, stale, Result.STALE_ERROR, detail="resting")
+        if self._fetching.may_send_range(request):
+            part = self._stored_part(request)
             if part is not None:
                 return part
-            return await self._alone(ask, stale, "partial" if stale else reason, None, ranged=True)
-        if ask.facts.head and ask.route.follows_origin:
-            return await self._alone(ask, None, reason, None)
+            return await self._alone(request, stale, "partial" if stale else reason, None, ranged=True)
+        if request.facts.head and request.route.follows_origin:
+            return await self._alone(request, None, reason, None)
         arrived = self._flying.launched
-        key = self._fetching.flight_key(ask)
+        key = self._fetching.flight_key(request)
         for _ in range(ATTEMPTS):
             if self._fetching.is_uncacheable(key):
                 break
             flight = self.flights.get(key)
-            leading = flight is None or self._flying.outlived(ask, flight)
+            leading = flight is None or self._flying.outlived(request, flight)
             if flight is None or leading:
-                refused = self._refused(ask)
+                refused = self._refused(request)
                 if refused is not None:
-                    return self._answering.failed(ask, refused, stale, reason, collapsed=False)
-                if ask.stays:
-                    return await self._lead(key, ask, stale, reason)
-                flight = self._flying.launch(key, ask, stale)
-            answer = await self._wait(ask, flight, stale, reason, arrived=arrived, leading=leading)
+                    return self._answering.failed(request, refused, stale, reason, collapsed=False)
+                if request.stays:
+                    return await self._lead(key, request, stale, reason)
+                flight = self._flying.launch(key, request, stale)
+            answer = await self._wait(request, flight, stale, reason, arrived=arrived, leading=leading)
             if isinstance(answer, Answer):
                 return answer
-            before, key = key, self._fetching.flight_key(ask, flight.vary)
+            before, key = key, self._fetching.flight_key(request, flight.vary)
             if answer is Useless.TO_ME and key == before:
                 break  # the next fetch for this key would be as useless: no request waits twice for it
-        return await self._alone(ask, stale, reason, None, ranged=self._fetching.may_send_range(ask))
+        return await self._alone(request, stale, reason, None, ranged=self._fetching.may_send_range(request))
 
-    async def _lead(self, key: str, ask: CacheRequest, stale: Entry | None, reason: str) -> Answer:
+    async def _lead(self, key: str, request: CacheRequest, stale: Entry | None, reason: str) -> Answer:
         """The answer that this request's own flight brings, in its own task."""
         began = time.perf_counter()
-        landing = await self._flying.lead(key, ask, stale)
-        ask.exchange.spend("upstream", time.perf_counter() - began)
-        if self._fetching.is_asked_again(ask, landing):
-            return await self._part_alone(ask, landing, stale, reason)
-        return self._answering.landed(ask, landing, stale, reason, collapsed=False)
+        landing = await self._flying.lead(key, request, stale)
+        request.exchange.spend("upstream", time.perf_counter() - began)
+        if self._fetching.is_asked_again(request, landing):
+            return await self._part_alone(request, landing, stale, reason)
+        return self._answering.landed(request, landing, stale, reason, collapsed=False)
 
     async def _wait(
-        self, ask: CacheRequest, flight: Flight, stale: Entry | None, reason: str, *, arrived: int, leading: bool
+        self, request: CacheRequest, flight: Flight, stale: Entry | None, reason: str, *, arrived: int, leading: bool
     ) -> Answer | Useless:
         """A flight's result for this request, or why it can't be used.
 
@@ -293,57 +301,57 @@ class Engine:
         before the response came.
         """
         began = time.perf_counter()
-        landing = await (flight.lead() if leading else flight.wait(partial(self._serves, ask)))
-        ask.exchange.spend("upstream", time.perf_counter() - began)
-        if landing is None or (not leading and not self._is_for(ask, landing, stale)):
+        landing = await (flight.lead() if leading else flight.wait(partial(self._serves, request)))
+        request.exchange.spend("upstream", time.perf_counter() - began)
+        if landing is None or (not leading and not self._is_for(request, landing, stale)):
             return Useless.TO_ME
-        if leading and self._fetching.is_asked_again(ask, landing):
-            return await self._part_alone(ask, landing, stale, reason)
+        if leading and self._fetching.is_asked_again(request, landing):
+            return await self._part_alone(request, landing, stale, reason)
         if leading:
-            return self._answering.landed(ask, landing, stale, reason, collapsed=False)
+            return self._answering.landed(request, landing, stale, reason, collapsed=False)
         if (
             isinstance(landing, Landed)
             and flight.number <= arrived
-            and not self.tiers.valid(landing.stored, ask.wanted)
+            and not self.tiers.valid(landing.stored, request.wanted)
         ):
             return Useless.PURGED
         self.collapsed += 1
-        return self._answering.landed(ask, landing, stale, reason, collapsed=True)
+        return self._answering.landed(request, landing, stale, reason, collapsed=True)
 
     async def _alone(
-        self, ask: CacheRequest, stale: Entry | None, forward: str, detail: str | None, *, ranged: bool = False
+        self, request: CacheRequest, stale: Entry | None, forward: str, detail: str | None, *, ranged: bool = False
     ) -> Answer:
         """Fetch for this request only; it is not shared, but stored if possible."""
         began = time.perf_counter()
         try:
-            with self._one_more(ask.origin.name):
+            with self._one_more(request.origin.name):
                 landing = await self._fetching.land(
-                    ask, ask.origin, stale if not ranged else None, method=ask.method, ranged=ranged
+                    request, request.origin, stale if not ranged else None, method=request.method, ranged=ranged
                 )
         except Overloaded as error:
             landing = Failed(error.status, error=error)
-        ask.exchange.spend("upstream", time.perf_counter() - began)
-        if not ranged and self._fetching.is_asked_again(ask, landing):
-            return await self._part_alone(ask, landing, stale, forward)
-        if isinstance(landing, Landed) and landing.kept and not ask.route.made:
+        request.exchange.spend("upstream", time.perf_counter() - began)
+        if not ranged and self._fetching.is_asked_again(request, landing):
+            return await self._part_alone(request, landing, stale, forward)
+        if isinstance(landing, Landed) and landing.kept and not request.route.made:
             self.background.spawn(self.tiers.share(landing.stored))
-        return self._answering.landed(ask, landing, stale, forward, collapsed=False, detail=detail)
+        return self._answering.landed(request, landing, stale, forward, collapsed=False, detail=detail)
 
-    async def _part_alone(self, ask: CacheRequest, whole: Landing, stale: Entry | None, forward: str) -> Answer:
+    async def _part_alone(self, request: CacheRequest, whole: Landing, stale: Entry | None, forward: str) -> Answer:
         """The requested part of a `whole` that can't be stored."""
         assert isinstance(whole, NotShareable)
         await whole.fetched.body.aclose()
-        return await self._alone(ask, stale, forward, None, ranged=True)
+        return await self._alone(request, stale, forward, None, ranged=True)
 
-    def _stored_part(self, ask: CacheRequest) -> Answer | None:
+    def _stored_part(self, request: CacheRequest) -> Answer | None:
         """The answer to a range request from a stored part that is fresh and holds all of it."""
         now = self.clock.now()
-        for stored in self.tiers.parts(ask.wanted):
-            decision = freshness.decide(stored, ask.facts, ask.route.rules, now)
-            answer = respond.part_answer(ask.headers, stored, ask.route.rules, now)
+        for stored in self.tiers.parts(request.wanted):
+            decision = freshness.decide(stored, request.facts, request.route.rules, now)
+            answer = respond.part_answer(request.headers, stored, request.route.rules, now)
             if answer is not None and isinstance(decision, Hit):
-                ask.exchange.stored = stored
-                ask.exchange.outcome = Outcome(Result.HIT, ttl=int(decision.windows.fresh - now), tier="memory")
+                request.exchange.stored = stored
+                request.exchange.outcome = Outcome(Result.HIT, ttl=int(decision.windows.fresh - now), tier="memory")
                 return answer
         return None
 
@@ -360,11 +368,11 @@ class Engine:
         finally:
             self._flying.alone -= 1
 
-    def _refused(self, ask: CacheRequest) -> Failed | None:
+    def _refused(self, request: CacheRequest) -> Failed | None:
         """Why a fetch may not start now, known before a lease is taken; None if it may."""
         if not self.governor.admits_miss(self.under_way):
-            return self._shed(ask.origin.name)
-        refusal = ask.origin.refusal()
+            return self._shed(request.origin.name)
+        refusal = request.origin.refusal()
         return None if refusal is None else Failed(refusal.status, error=refusal)
 
     def _shed(self, name: str) -> Failed:
@@ -372,42 +380,44 @@ class Engine:
 
     # --- the stores, and the end ---------------------------------------------------------------------------
 
-    def _is_for(self, ask: CacheRequest, landing: Landing, stale: Entry | None) -> bool:
+    def _is_for(self, request: CacheRequest, landing: Landing, stale: Entry | None) -> bool:
         """Whether the result of another request's fetch may be used for this one: a personal failure only allows a
         stale response."""
         match landing:
             case Landed(stored):
-                return self._serves(ask, stored)
+                return self._serves(request, stored)
             case Failed(personal=personal, identity=identity):
-                to_share = not personal and (identity is None or list(identity) == identity_of(ask))
-                return to_share or (stale is not None and self._fetching.usable_on_error(ask, stale))
+                to_share = not personal and (identity is None or list(identity) == identity_of(request))
+                return to_share or (stale is not None and self._fetching.usable_on_error(request, stale))
             case NotShareable():
                 return False
             case _:
                 assert_never(landing)
 
-    def _serves(self, ask: CacheRequest, stored: Entry) -> bool:
+    def _serves(self, request: CacheRequest, stored: Entry) -> bool:
         """Whether a response fetched for another request may answer this one: same variant, and reusable."""
-        if stored.key != variant_key(ask.plan.base, stored.vary, ask.headers, ask.route.keying.identity_key):
+        if stored.key != variant_key(
+            request.plan.base, stored.vary, request.headers, request.route.keying.identity_key
+        ):
             return False
-        decision = freshness.decide(stored, ask.facts, ask.route.rules, self.clock.now())
+        decision = freshness.decide(stored, request.facts, request.route.rules, self.clock.now())
         if isinstance(decision, Hit | Stale):
             return True
         # Validation was requested: this was fetched while the request waited.
-        return isinstance(decision, Revalidate) and ask.facts.no_cache and not stored.life.no_cache
+        return isinstance(decision, Revalidate) and request.facts.no_cache and not stored.life.no_cache
 
-    def _is_shared(self, ask: CacheRequest) -> bool:
+    def _is_shared(self, request: CacheRequest) -> bool:
         """Whether the response to a request may lie in the shared tier, and that is there."""
-        return not ask.route.made and self.tiers.shared.available
+        return not request.route.made and self.tiers.shared.available
 
-    async def _newer(self, ask: CacheRequest, known: Found) -> Found:
-        if not self._is_shared(ask):
+    async def _newer(self, request: CacheRequest, known: Found) -> Found:
+        if not self._is_shared(request):
             return known
         began = time.perf_counter()
         try:
-            return await self.tiers.newer(ask.wanted, known)
+            return await self.tiers.newer(request.wanted, known)
         finally:
-            ask.exchange.spend("cache", time.perf_counter() - began)
+            request.exchange.spend("cache", time.perf_counter() - began)
 
     async def purge(
         self,

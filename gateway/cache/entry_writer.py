@@ -40,24 +40,24 @@ class EntryWriter:
 
     def admitted(
         self,
-        ask: CacheRequest,
+        request: CacheRequest,
         received: ReceivedResponse,
         verdict: Admit,
         body: bytes,
         made: DerivedFrom | None = None,
     ) -> Landed:
-        stored = self._stored(ask, received, verdict, body)
+        stored = self._stored(request, received, verdict, body)
         stored = stored if made is None else _taking_over(stored, made)
-        before = self._tiers.at_hand(ask.wanted)
+        before = self._tiers.at_hand(request.wanted)
         if before is not None:
-            self._compared(ask, before, received, changed=before.body != stored.body)
-        return Landed(stored, received.status, self._tiers.keep(stored, ask.wanted))
+            self._compared(request, before, received, changed=before.body != stored.body)
+        return Landed(stored, received.status, self._tiers.keep(stored, request.wanted))
 
-    def preview(self, ask: CacheRequest, received: ReceivedResponse, verdict: Admit) -> Entry:
+    def preview(self, request: CacheRequest, received: ReceivedResponse, verdict: Admit) -> Entry:
         """What `admitted` would store, but for the body, which has not come yet."""
-        return self._stored(ask, received, verdict, b"")
+        return self._stored(request, received, verdict, b"")
 
-    async def confirmed(self, ask: CacheRequest, stale: Entry, received: ReceivedResponse) -> Landing | None:
+    async def confirmed(self, request: CacheRequest, stale: Entry, received: ReceivedResponse) -> Landing | None:
         """A 304, or a HEAD's answer: the stored response is as good as new, with the fields that came (RFC 9111 §4.3.4,
         §4.3.5); for its client alone, where they forbid to store it. None where it may be another client's: `Vary` has
         changed, and no strong tag proves that these are the bytes for this request."""
@@ -65,38 +65,38 @@ class EntryWriter:
         if not has(received.headers, b"date"):
             headers = (*without(headers, b"date"), (b"date", http_date(received.arrived)))
         whole = structs.replace(received, status=stale.status, headers=(*headers, *_age_of(received)))
-        verdict = storability.admit(whole, ask.facts, ask.route.rules, ask.plan)
-        moves = validation.selection_changes(stale, headers, follows_origin=ask.route.follows_origin)
+        verdict = storability.admit(whole, request.facts, request.route.rules, request.plan)
+        moves = validation.selection_changes(stale, headers, follows_origin=request.route.follows_origin)
         if moves or isinstance(verdict, Refuse):
-            received = structs.replace(received, stamp=await self._void(ask))
+            received = structs.replace(received, stamp=await self._void(request))
         if moves and not validation.proves(stale, received):
             return None
         if isinstance(verdict, Refuse):
             length = (b"content-length", b"%d" % len(stale.body))
             fetched = Fetched(stale.status, (*headers, length), WholeBody(stale.body))
             return NotShareable(fetched, verdict.reason, status=received.status)
-        stored = self._stored(ask, structs.replace(whole, stamp=received.stamp), verdict, stale.body)
-        self._compared(ask, stale, received, changed=False)
-        return Landed(stored, received.status, self._tiers.keep(stored, ask.wanted))
+        stored = self._stored(request, structs.replace(whole, stamp=received.stamp), verdict, stale.body)
+        self._compared(request, stale, received, changed=False)
+        return Landed(stored, received.status, self._tiers.keep(stored, request.wanted))
 
-    async def _void(self, ask: CacheRequest) -> str:
+    async def _void(self, request: CacheRequest) -> str:
         """Invalidate all entries of the target, here and everywhere, because their selection is obsolete; returns the
         stamp for the new entry."""
         await self._tiers.invalidate(
-            [ask.plan.primary], by="a 304 or HEAD response that changed whether the entry may be stored"
+            [request.plan.primary], by="a 304 or HEAD response that changed whether the entry may be stored"
         )
         await self._tiers.purged()
         return self._tiers.stamp()
 
-    def _stored(self, ask: CacheRequest, received: ReceivedResponse, verdict: Admit, body: bytes) -> Entry:
+    def _stored(self, request: CacheRequest, received: ReceivedResponse, verdict: Admit, body: bytes) -> Entry:
         headers = without(verdict.headers, b"content-length")
-        if not ask.route.follows_origin and received.status == 200 and not has(headers, b"etag"):
+        if not request.route.follows_origin and received.status == 200 and not has(headers, b"etag"):
             headers.append((b"etag", validation.own_tag(body)))
         if not has(headers, b"date"):
             headers.append((b"date", http_date(received.arrived)))
         return Entry(
-            key=variant_key(ask.plan.base, verdict.vary, ask.headers, ask.route.keying.identity_key),
-            primary=ask.plan.primary,
+            key=variant_key(request.plan.base, verdict.vary, request.headers, request.route.keying.identity_key),
+            primary=request.plan.primary,
             born=received.arrived,
             started=received.sent,
             initial_age=verdict.initial_age,
@@ -105,23 +105,23 @@ class EntryWriter:
             body=body,
             life=verdict.life,
             jitter=self.jitter(),
-            tags=tuple(dict.fromkeys((*ask.tags, *storability.tags_of(received.headers)))),
+            tags=tuple(dict.fromkeys((*request.tags, *storability.tags_of(received.headers)))),
             stamp=received.stamp,
             vary=verdict.vary,
-            route=ask.route.name,
+            route=request.route.name,
         )
 
-    def _compared(self, ask: CacheRequest, before: Entry, received: ReceivedResponse, *, changed: bool) -> None:
-        ask.exchange.changed = changed
-        self._traffic.fetched(ask.route.name, received.sent - before.started, changed=changed)
+    def _compared(self, request: CacheRequest, before: Entry, received: ReceivedResponse, *, changed: bool) -> None:
+        request.exchange.changed = changed
+        self._traffic.fetched(request.route.name, received.sent - before.started, changed=changed)
 
-    def made(self, ask: CacheRequest, fetched: Fetched, made: DerivedFrom, body: bytes) -> Entry:
+    def made(self, request: CacheRequest, fetched: Fetched, made: DerivedFrom, body: bytes) -> Entry:
         """Keep a response just derived from memory."""
         now = self._clock.now()
         headers = (*without(fetched.headers, b"content-length", b"age"), (b"date", http_date(now)))
         stored = Entry(
-            key=variant_key(ask.plan.base, made.vary, ask.headers, ask.route.keying.identity_key),
-            primary=ask.plan.primary,
+            key=variant_key(request.plan.base, made.vary, request.headers, request.route.keying.identity_key),
+            primary=request.plan.primary,
             born=now,
             started=made.started or now,
             initial_age=made.age,
@@ -129,92 +129,92 @@ class EntryWriter:
             headers=headers,
             body=body,
             life=Life(lifetime=made.lifetime),
-            tags=ask.tags,
+            tags=request.tags,
             stamp=made.stamp,
             vary=made.vary,
-            route=ask.route.name,
+            route=request.route.name,
             names=made.names,
         )
-        self._tiers.keep(stored, ask.wanted)
+        self._tiers.keep(stored, request.wanted)
         return stored
 
-    async def freshen_by_head(self, ask: CacheRequest, received: ReceivedResponse) -> None:
+    async def freshen_by_head(self, request: CacheRequest, received: ReceivedResponse) -> None:
         """Apply a HEAD response to the stored GET: it is refreshed, or invalidated (RFC 9111 §4.3.5)."""
-        stored = self._tiers.at_hand(ask.wanted)
+        stored = self._tiers.at_hand(request.wanted)
         if stored is None or received.status != 200:
             return
         if not validation.same_representation(stored, received):
-            await self._tiers.invalidate([ask.plan.primary])
+            await self._tiers.invalidate([request.plan.primary])
             return
-        landing = await self.confirmed(ask, stored, received)
+        landing = await self.confirmed(request, stored, received)
         if isinstance(landing, Landed) and landing.kept:
             self._background.spawn(self._tiers.share(landing.stored))
 
-    async def keep_representation(self, ask: CacheRequest, fetched: Fetched) -> Fetched:
+    async def keep_representation(self, request: CacheRequest, fetched: Fetched) -> Fetched:
         """Keep a POST's answer that is the representation of its target (RFC 9110 §9.3.3), if its life is stated."""
         now = math.nextafter(self._clock.now(), math.inf)  # later than the invalidation just made
         received = ReceivedResponse(fetched.status, fetched.headers, now, now, self._tiers.stamp())
         # Without the plan: the POST's upstream saw more identifying fields than the key of a GET contains.
-        verdict = storability.admit(received, ask.facts, ask.route.rules)
+        verdict = storability.admit(received, request.facts, request.route.rules)
         if not isinstance(verdict, Admit) or not verdict.life.lifetime or not fetched.ends_surely:
             return fetched
-        body = await fetched.body.whole(ask.route.max_body)
+        body = await fetched.body.whole(request.route.max_body)
         if body is None:
             return fetched
         await self._tiers.purged()  # the invalidation just made must lie before the stamp, or it voids this answer, too
-        stored = self._stored(ask, structs.replace(received, stamp=self._tiers.stamp()), verdict, body)
-        if self._tiers.keep(stored, ask.wanted):
+        stored = self._stored(request, structs.replace(received, stamp=self._tiers.stamp()), verdict, body)
+        if self._tiers.keep(stored, request.wanted):
             self._background.spawn(self._tiers.share(stored))
         return Fetched(fetched.status, fetched.headers, WholeBody(body))
 
     # --- parts ---------------------------------------------------------------------------------------------
 
-    def to_complete(self, ask: CacheRequest) -> tuple[Entry | None, list[tuple[bytes, bytes]]]:
+    def to_complete(self, request: CacheRequest) -> tuple[Entry | None, list[tuple[bytes, bytes]]]:
         """A stored part, and the fields that fetch the rest of its representation."""
-        for part in self._tiers.parts(ask.wanted):
+        for part in self._tiers.parts(request.wanted):
             fields = rest_of(part.headers)
             if fields:
                 return part, fields
         return None, []
 
     async def completed(
-        self, ask: CacheRequest, part: Entry, fetched: Fetched, received: ReceivedResponse
+        self, request: CacheRequest, part: Entry, fetched: Fetched, received: ReceivedResponse
     ) -> Landing | None:
         """The complete response from a stored part and the rest; None if they are not of one representation."""
         if fetched.status != 206 or not fetched.ends_surely:
             return None
-        body = await fetched.body.whole(ask.route.max_body)
+        body = await fetched.body.whole(request.route.max_body)
         if body is None:
             return None
         piece = combine(PartialBody(part.headers, part.body), PartialBody(received.headers, body))
         if piece is None or not is_whole(piece.headers):
             return None
-        return self.keep_whole(ask, received, piece)
+        return self.keep_whole(request, received, piece)
 
-    def keep_part(self, ask: CacheRequest, received: ReceivedResponse, body: bytes) -> None:
+    def keep_part(self, request: CacheRequest, received: ReceivedResponse, body: bytes) -> None:
         """Store a part, joined with those stored already where they are of one representation (RFC 9111 §3.4)."""
         piece = PartialBody(received.headers, body)
-        for known in self._tiers.parts(ask.wanted):
+        for known in self._tiers.parts(request.wanted):
             joined = combine(PartialBody(known.headers, known.body), piece)
-            if joined is not None and len(joined.body) <= ask.route.max_body:
+            if joined is not None and len(joined.body) <= request.route.max_body:
                 piece = joined
         if is_whole(piece.headers):
-            landing = self.keep_whole(ask, received, piece)
+            landing = self.keep_whole(request, received, piece)
             if isinstance(landing, Landed) and landing.kept:
                 self._background.spawn(self._tiers.share(landing.stored))
             return
         whole = structs.replace(received, status=200, headers=piece.headers)
-        verdict = storability.admit(whole, ask.facts, ask.route.rules, ask.plan)
+        verdict = storability.admit(whole, request.facts, request.route.rules, request.plan)
         if isinstance(verdict, Admit):
-            self._tiers.keep_part(self._stored(ask, received, verdict, piece.body))
+            self._tiers.keep_part(self._stored(request, received, verdict, piece.body))
 
-    def keep_whole(self, ask: CacheRequest, received: ReceivedResponse, piece: PartialBody) -> Landing:
+    def keep_whole(self, request: CacheRequest, received: ReceivedResponse, piece: PartialBody) -> Landing:
         """Store a representation whose parts are all there: it is a 200 now (RFC 9111 §3.4)."""
         received = structs.replace(received, status=200, headers=without(piece.headers, b"content-range"))
-        verdict = storability.admit(received, ask.facts, ask.route.rules, ask.plan)
+        verdict = storability.admit(received, request.facts, request.route.rules, request.plan)
         if isinstance(verdict, Refuse):
             return NotShareable(Fetched(200, received.headers, WholeBody(piece.body)), verdict.reason)
-        return self.admitted(ask, received, verdict, piece.body)
+        return self.admitted(request, received, verdict, piece.body)
 
 
 def _taking_over(stored: Entry, made: DerivedFrom) -> Entry:

@@ -50,12 +50,12 @@ class Fetcher:
         self._storing = storing
         self._durations = durations
         self._uncacheable = Marks()
-        self._resting = Marks()
+        self._backing_off = Marks()
         self._not_whole = {"too-large": Marks(), "endless": Marks()}
 
     async def land(
         self,
-        ask: CacheRequest,
+        request: CacheRequest,
         origin: Origin,
         stale: Entry | None,
         *,
@@ -71,26 +71,26 @@ class Fetcher:
         """
         left = origin.deadline if within is None else min(within, origin.deadline)
         try:
-            landing = await self._fetch(ask, origin, stale, method=method, ranged=ranged, left=left, flight=flight)
+            landing = await self._fetch(request, origin, stale, method=method, ranged=ranged, left=left, flight=flight)
             if (
                 isinstance(landing, Landed)
-                and ask.route.follows_origin
-                and not self._serves_others(ask, landing.stored)
+                and request.route.follows_origin
+                and not self._serves_others(request, landing.stored)
             ):
-                self.mark_uncacheable(self.flight_key(ask))
+                self.mark_uncacheable(self.flight_key(request))
             return landing
         except TimeoutError:
             error: UpstreamError = UpstreamTimeout(origin.name, "no complete response before the deadline")
         except UpstreamError as failure:
             error = failure
-        self.rest(ask)
+        self.rest(request)
         # A part's result belongs to one client's request, as a status does.
-        identity = tuple(identity_of(ask)) if isinstance(error, PartFailed) else None
+        identity = tuple(identity_of(request)) if isinstance(error, PartFailed) else None
         return Failed(error.status, error=error, identity=identity)
 
     async def _fetch(
         self,
-        ask: CacheRequest,
+        request: CacheRequest,
         origin: Origin,
         stale: Entry | None,
         *,
@@ -100,58 +100,60 @@ class Fetcher:
         flight: Flight | None,
         complete: bool = True,
     ) -> Landing:
-        if method == "HEAD" and not ask.route.follows_origin:
+        if method == "HEAD" and not request.route.follows_origin:
             method = "GET"
-        stale = self._tiers.conditional(stale, ask.wanted)
+        stale = self._tiers.conditional(stale, request.wanted)
         conditions = validation.validators(stale) if stale is not None else []
-        ranges = _range_of(ask.headers) if ranged else []
+        ranges = _range_of(request.headers) if ranged else []
         begun = None
-        if method == "GET" and not ranged and stale is None and complete and ask.route.follows_origin:
-            begun, ranges = self._storing.to_complete(ask)
+        if method == "GET" and not ranged and stale is None and complete and request.route.follows_origin:
+            begun, ranges = self._storing.to_complete(request)
         sent, stamp = self._clock.now(), self._tiers.stamp()
         async with asyncio.timeout(left) as deadline:
-            fetched = await origin.fetch(method, [*ask.plan.forward, *conditions, *ranges])
+            fetched = await origin.fetch(method, [*request.plan.forward, *conditions, *ranges])
             received = ReceivedResponse(fetched.status, fetched.headers, sent, self._clock.now(), stamp)
             try:
                 if fetched.status == 304 and conditions and stale is not None:
                     await fetched.body.aclose()
-                    landing = await self._confirmed(ask, stale, received, deadline)
+                    landing = await self._confirmed(request, stale, received, deadline)
                     if landing is not None:
                         return landing
-                    return await self._fetch(ask, origin, None, method=method, ranged=ranged, left=left, flight=flight)
+                    return await self._fetch(
+                        request, origin, None, method=method, ranged=ranged, left=left, flight=flight
+                    )
                 if begun is not None and fetched.status in (206, 416):
-                    whole = await self._storing.completed(ask, begun, fetched, received)
+                    whole = await self._storing.completed(request, begun, fetched, received)
                     if whole is not None:
                         return whole
                     await fetched.body.aclose()
                     return await self._fetch(
-                        ask, origin, None, method=method, ranged=False, left=left, flight=flight, complete=False
+                        request, origin, None, method=method, ranged=False, left=left, flight=flight, complete=False
                     )
                 if method == "HEAD":
                     deadline.reschedule(None)
-                    await self._storing.freshen_by_head(ask, received)
+                    await self._storing.freshen_by_head(request, received)
                     return NotShareable(fetched, "head")
-                if ranged and (fetched.status != 200 or not ask.route.follows_origin):
-                    return await self._partial(ask, fetched, received, deadline)
-                return await self._judge(ask, fetched, received, stale, deadline, flight)
+                if ranged and (fetched.status != 200 or not request.route.follows_origin):
+                    return await self._partial(request, fetched, received, deadline)
+                return await self._judge(request, fetched, received, stale, deadline, flight)
             except BaseException:
                 await fetched.body.aclose()
                 raise
 
     async def _confirmed(
-        self, ask: CacheRequest, stale: Entry, received: ReceivedResponse, deadline: asyncio.Timeout
+        self, request: CacheRequest, stale: Entry, received: ReceivedResponse, deadline: asyncio.Timeout
     ) -> Landing | None:
         """The stored response updated by a 304; None if the 304 does not apply to this request."""
         if not validation.confirms(stale, received):
             return None
-        landing = await self._storing.confirmed(ask, stale, received)
+        landing = await self._storing.confirmed(request, stale, received)
         if isinstance(landing, NotShareable):
-            return self._unstorable(ask, landing, deadline)
+            return self._unstorable(request, landing, deadline)
         return landing
 
     async def _judge(
         self,
-        ask: CacheRequest,
+        request: CacheRequest,
         fetched: Fetched,
         received: ReceivedResponse,
         stale: Entry | None,
@@ -159,46 +161,48 @@ class Fetcher:
         flight: Flight | None,
     ) -> Landing:
         """A whole new response: to be kept, a failure to share, or for its client alone."""
-        unshared = _unshared(ask, fetched)
+        unshared = _unshared(request, fetched)
         if unshared is not None:
-            return self._unstorable(ask, NotShareable(fetched, unshared), deadline)
-        verdict = storability.admit(received, ask.facts, ask.route.rules, ask.plan)
+            return self._unstorable(request, NotShareable(fetched, unshared), deadline)
+        verdict = storability.admit(received, request.facts, request.route.rules, request.plan)
         if isinstance(verdict, Admit):
             verdict = _varying(verdict, fetched)
-        better = stale is not None and self.usable_on_error(ask, stale)
-        if self._is_failure(ask, fetched.status) and (isinstance(verdict, Refuse) or better):
-            failed = await self._failed(ask, fetched, received, verdict, better=better)
-            return failed if failed is not None else self._unstorable(ask, NotShareable(fetched, "failure"), deadline)
+        better = stale is not None and self.usable_on_error(request, stale)
+        if self._is_failure(request, fetched.status) and (isinstance(verdict, Refuse) or better):
+            failed = await self._failed(request, fetched, received, verdict, better=better)
+            return (
+                failed if failed is not None else self._unstorable(request, NotShareable(fetched, "failure"), deadline)
+            )
         if isinstance(verdict, Refuse):
-            return self._unstorable(ask, NotShareable(fetched, verdict.reason), deadline)
-        if not (fetched.ends_surely or (fetched.shows_cut and not ask.route.follows_origin)):
-            return self._unstorable(ask, NotShareable(fetched, "end-in-doubt"), deadline)
-        if ask.route.made and fetched.made is None:
-            return self._unstorable(ask, NotShareable(fetched, "parts"), deadline)
+            return self._unstorable(request, NotShareable(fetched, verdict.reason), deadline)
+        if not (fetched.ends_surely or (fetched.shows_cut and not request.route.follows_origin)):
+            return self._unstorable(request, NotShareable(fetched, "end-in-doubt"), deadline)
+        if request.route.made and fetched.made is None:
+            return self._unstorable(request, NotShareable(fetched, "parts"), deadline)
         for reason, marks in self._not_whole.items():
-            if len(marks) and marks.active(self.flight_key(ask), self._clock.now()):
+            if len(marks) and marks.active(self.flight_key(request), self._clock.now()):
                 # It was too large just now: each concurrent request would buffer up to the limit in vain.
-                return self._unstorable(ask, NotShareable(fetched, reason), deadline)
-        if flight is not None and not ask.route.made:
-            flight.promise(partial(self._storing.preview, ask, received, verdict))
-        body = await fetched.body.whole(ask.route.max_body, None if better else _live(fetched, deadline))
+                return self._unstorable(request, NotShareable(fetched, reason), deadline)
+        if flight is not None and not request.route.made:
+            flight.promise(partial(self._storing.preview, request, received, verdict))
+        body = await fetched.body.whole(request.route.max_body, None if better else _live(fetched, deadline))
         if body is None:
             reason = "endless" if isinstance(fetched.body, Body) and fetched.body.live else "too-large"
-            self._not_whole[reason].put(self.flight_key(ask), self._clock.now() + self._durations.hit_for_miss)
-            return self._unstorable(ask, NotShareable(fetched, reason), deadline)
-        unshared = _unshared(ask, fetched)  # what streams may have read more
+            self._not_whole[reason].put(self.flight_key(request), self._clock.now() + self._durations.hit_for_miss)
+            return self._unstorable(request, NotShareable(fetched, reason), deadline)
+        unshared = _unshared(request, fetched)  # what streams may have read more
         if unshared is not None:
             whole = Fetched(fetched.status, fetched.headers, WholeBody(body))
-            return self._unstorable(ask, NotShareable(whole, unshared), deadline)
-        return self._storing.admitted(ask, received, _varying(verdict, fetched), body, fetched.made)
+            return self._unstorable(request, NotShareable(whole, unshared), deadline)
+        return self._storing.admitted(request, received, _varying(verdict, fetched), body, fetched.made)
 
-    def _is_failure(self, ask: CacheRequest, status: int) -> bool:
+    def _is_failure(self, request: CacheRequest, status: int) -> bool:
         """Whether a status means that the upstream can't respond now. A handler's 429 is its response."""
-        return status >= 500 or (status == 429 and not ask.route.local)
+        return status >= 500 or (status == 429 and not request.route.local)
 
     async def _failed(
         self,
-        ask: CacheRequest,
+        request: CacheRequest,
         fetched: Fetched,
         received: ReceivedResponse,
         verdict: Admit | Refuse,
@@ -207,85 +211,94 @@ class Fetcher:
     ) -> Failed | None:
         """A failure that a stale response replaces, or that waiting requests may share; None if neither."""
         rest = storability.retry_after(received)
-        self.rest(ask, rest, own=True)
-        identity = identity_of(ask)
+        self.rest(request, rest, own=True)
+        identity = identity_of(request)
         credentials = any(name in (b"authorization", b"cookie") for name, _ in identity)
         selected = fetched.reads is not None and bool(fetched.reads.names())
         personal = credentials or selected or (isinstance(verdict, Refuse) and verdict.personal)
         if personal and not better:
             return None
-        body = await fetched.body.whole(ask.route.max_body)
+        body = await fetched.body.whole(request.route.max_body)
         if body is None:
             return None
         return Failed(fetched.status, fetched.headers, body, personal=personal, identity=tuple(identity), rest=rest)
 
     async def _partial(
-        self, ask: CacheRequest, fetched: Fetched, received: ReceivedResponse, deadline: asyncio.Timeout
+        self, request: CacheRequest, fetched: Fetched, received: ReceivedResponse, deadline: asyncio.Timeout
     ) -> NotShareable:
         """The answer to a range request: for its client, and kept as the part it is (RFC 9111 §3.3)."""
-        verdict = storability.admit(structs.replace(received, status=200), ask.facts, ask.route.rules, ask.plan)
+        verdict = storability.admit(
+            structs.replace(received, status=200), request.facts, request.route.rules, request.plan
+        )
         if (
             fetched.status != 206
-            or not ask.route.follows_origin
+            or not request.route.follows_origin
             or not isinstance(verdict, Admit)
             or not fetched.ends_surely
             or span_of(received.headers) is None
         ):
             deadline.reschedule(None)
             return NotShareable(fetched, "range")
-        body = await fetched.body.whole(ask.route.max_body)
+        body = await fetched.body.whole(request.route.max_body)
         if body is None:
             deadline.reschedule(None)
             return NotShareable(fetched, "too-large")
-        self._storing.keep_part(ask, received, body)
+        self._storing.keep_part(request, received, body)
         return NotShareable(Fetched(206, fetched.headers, WholeBody(body)), "range")
 
-    def _unstorable(self, ask: CacheRequest, landing: NotShareable, deadline: asyncio.Timeout) -> NotShareable:
+    def _unstorable(self, request: CacheRequest, landing: NotShareable, deadline: asyncio.Timeout) -> NotShareable:
         """For its client alone, from now on at the body's own pace."""
         deadline.reschedule(None)
-        self.mark_uncacheable(self.flight_key(ask))
+        self.mark_uncacheable(self.flight_key(request))
         return landing
 
-    def _serves_others(self, ask: CacheRequest, stored: Entry) -> bool:
+    def _serves_others(self, request: CacheRequest, stored: Entry) -> bool:
         """Whether a stored response may be served to all without validation: not one that arrives stale (`no-cache`,
         `max-age=0`)."""
-        decision = freshness.decide(stored, PLAIN, ask.route.rules, self._clock.now())
+        decision = freshness.decide(stored, PLAIN, request.route.rules, self._clock.now())
         return isinstance(decision, Hit | Stale)
 
     # --- marks of earlier fetches ---------------------------------------------------------------------------
 
-    def rest(self, ask: CacheRequest, seconds: float | None = None, *, own: bool = False) -> None:
+    def rest(self, request: CacheRequest, seconds: float | None = None, *, own: bool = False) -> None:
         """Leave the upstream alone for this key, for at least so many seconds; for this identity alone where it is its
         `own` failure."""
-        key = self._own_key(ask) if own else ask.plan.base
-        self._resting.put(key, self._clock.now() + max(self._durations.retry_after, seconds or 0.0))
+        key = self._own_key(request) if own else request.plan.base
+        self._backing_off.put(key, self._clock.now() + max(self._durations.retry_after, seconds or 0.0))
 
-    def is_resting(self, ask: CacheRequest) -> bool:
-        return len(self._resting) > 0 and any(map(self.is_resting_key, (ask.plan.base, self._own_key(ask))))
+    def is_backing_off(self, request: CacheRequest) -> bool:
+        return len(self._backing_off) > 0 and any(
+            map(self.is_key_backing_off, (request.plan.base, self._own_key(request)))
+        )
 
-    def is_resting_key(self, base: str) -> bool:
-        return self._resting.active(base, self._clock.now())
+    def is_key_backing_off(self, base: str) -> bool:
+        return self._backing_off.active(base, self._clock.now())
 
-    def usable_on_error(self, ask: CacheRequest, stale: Entry) -> bool:
-        return freshness.usable_on_error(stale, ask.facts, ask.route.rules, self._clock.now())
+    def usable_on_error(self, request: CacheRequest, stale: Entry) -> bool:
+        return freshness.usable_on_error(stale, request.facts, request.route.rules, self._clock.now())
 
-    def may_send_range(self, ask: CacheRequest) -> bool:
+    def may_send_range(self, request: CacheRequest) -> bool:
         """On a route with a duration `Range` is not in the key: the whole is fetched and cut, if it can be kept. A
         range is one of a GET (RFC 9110 §14.2)."""
-        if ask.facts.head or not has(ask.headers, b"range"):
+        if request.facts.head or not has(request.headers, b"range"):
             return False
-        ranges = _range_of(ask.headers)
-        if not ranges or not (ask.route.follows_origin or is_single(ranges)):
+        ranges = _range_of(request.headers)
+        if not ranges or not (request.route.follows_origin or is_single(ranges)):
             return False
-        return ask.route.follows_origin or self._uncacheable.active(self.flight_key(ask), self._clock.now())
+        return request.route.follows_origin or self._uncacheable.active(self.flight_key(request), self._clock.now())
 
-    def is_asked_again(self, ask: CacheRequest, landing: Landing | None) -> bool:
+    def is_asked_again(self, request: CacheRequest, landing: Landing | None) -> bool:
         """Whether the complete response arrived, is too large to store, and a part of it was requested: the next such
         request is sent to the upstream, and so is this one, instead of reading and discarding everything before the
         part."""
-        if not isinstance(landing, NotShareable) or landing.reason != "too-large" or ask.route.local or ask.route.made:
+        if (
+            not isinstance(landing, NotShareable)
+            or landing.reason != "too-large"
+            or request.route.local
+            or request.route.made
+        ):
             return False
-        return landing.fetched.status == 200 and self.may_send_range(ask)
+        return landing.fetched.status == 200 and self.may_send_range(request)
 
     def is_uncacheable(self, key: str) -> bool:
         """Whether a recent flight of this key returned a response for its client only."""
@@ -294,29 +307,37 @@ class Fetcher:
     def mark_uncacheable(self, key: str) -> None:
         self._uncacheable.put(key, self._clock.now() + self._durations.hit_for_miss)
 
-    def flight_key(self, ask: CacheRequest, vary: Names = ()) -> str:
+    def flight_key(self, request: CacheRequest, vary: Names = ()) -> str:
         """What requests that wait for one fetch have in common: the variant, by `vary` or that of the newest response;
         and the identity, unless the stored response is known to be for all."""
-        secret = ask.route.keying.identity_key
-        key = variant_key(ask.plan.base, vary, ask.headers, secret) if vary else self._tiers.flight_key(ask.wanted)
-        identity = self._identity(ask)
-        return key + identity if identity and not self._is_shared(ask) else key
+        secret = request.route.keying.identity_key
+        key = (
+            variant_key(request.plan.base, vary, request.headers, secret)
+            if vary
+            else self._tiers.flight_key(request.wanted)
+        )
+        identity = self._identity(request)
+        return key + identity if identity and not self._is_shared(request) else key
 
-    def _is_shared(self, ask: CacheRequest) -> bool:
-        stored = self._tiers.at_hand(ask.wanted)
+    def _is_shared(self, request: CacheRequest) -> bool:
+        stored = self._tiers.at_hand(request.wanted)
         return stored is not None and stored.life.shared
 
     @staticmethod
-    def _identity(ask: CacheRequest) -> str:
+    def _identity(request: CacheRequest) -> str:
         """The credentials that the upstream sees though they are not in the key, as a line of a key; else empty."""
-        if not ask.facts.authorized or not ask.route.follows_origin:
+        if not request.facts.authorized or not request.route.follows_origin:
             return ""
-        return _line_of([pair for pair in ask.plan.forward if pair[0] == b"authorization"], ask)
+        return _line_of([pair for pair in request.plan.forward if pair[0] == b"authorization"], request)
 
     @staticmethod
-    def _own_key(ask: CacheRequest) -> str:
+    def _own_key(request: CacheRequest) -> str:
         """The base key, and all fields that identified the client to the upstream."""
-        return ask.plan.base + _line_of(identity_of(ask), ask) if ask.route.follows_origin else ask.plan.base
+        return (
+            request.plan.base + _line_of(identity_of(request), request)
+            if request.route.follows_origin
+            else request.plan.base
+        )
 
 
 def _live(fetched: Fetched, deadline: asyncio.Timeout) -> Live | None:
@@ -327,9 +348,9 @@ def _live(fetched: Fetched, deadline: asyncio.Timeout) -> Live | None:
     return Live(PAUSE, (when - asyncio.get_running_loop().time()) / 2)
 
 
-def identity_of(ask: CacheRequest) -> list[tuple[bytes, bytes]]:
+def identity_of(request: CacheRequest) -> list[tuple[bytes, bytes]]:
     """The fields that identified the client to the upstream."""
-    return [pair for pair in ask.plan.forward if _says_who(pair[0])]
+    return [pair for pair in request.plan.forward if _says_who(pair[0])]
 
 
 @lru_cache(maxsize=1024)
@@ -337,16 +358,16 @@ def _says_who(name: bytes) -> bool:
     return is_identity(name.decode("latin-1"))
 
 
-def _line_of(fields: list[tuple[bytes, bytes]], ask: CacheRequest) -> str:
+def _line_of(fields: list[tuple[bytes, bytes]], request: CacheRequest) -> str:
     sent = b"\n".join(name + b":" + value for name, value in fields).decode("latin-1")
-    return "\nfor " + ask.route.keying.identity_key.digest("for", sent) if fields else ""
+    return "\nfor " + request.route.keying.identity_key.digest("for", sent) if fields else ""
 
 
-def _unshared(ask: CacheRequest, fetched: Fetched) -> str | None:
-    """Why a handler's response is for its client only; None if its inputs are known and equal to those of `ask`."""
+def _unshared(request: CacheRequest, fetched: Fetched) -> str | None:
+    """Why a handler's response is for its client only; None if its inputs are known and equal to those of `request`."""
     if fetched.reads is None:
         return None
-    return fetched.reads.reason() or (None if fetched.reads.agrees(ask.headers) else "reads-changed")
+    return fetched.reads.reason() or (None if fetched.reads.agrees(request.headers) else "reads-changed")
 
 
 def _varying(verdict: Admit, fetched: Fetched) -> Admit:

@@ -171,7 +171,7 @@ class Responder:
 
     def from_stored(
         self,
-        ask: CacheRequest,
+        request: CacheRequest,
         stored: Entry,
         result: Result,
         *,
@@ -183,12 +183,12 @@ class Responder:
         detail: str | None = None,
     ) -> Answer:
         now = self._clock.now()
-        rules = ask.route.rules
-        ask.exchange.stored = stored
-        ask.exchange.key = key_hash(ask.plan.base)
-        self._traffic.seen(ask.route.name, ask.exchange.key)
+        rules = request.route.rules
+        request.exchange.stored = stored
+        request.exchange.key = key_hash(request.plan.base)
+        self._traffic.seen(request.route.name, request.exchange.key)
         fresh_for = int(freshness.windows(stored, rules).fresh - now)
-        ask.exchange.outcome = Outcome(
+        request.exchange.outcome = Outcome(
             result,
             forward=forward,
             forward_status=status,
@@ -198,12 +198,12 @@ class Responder:
             tier=tier,
             detail=detail,
         )
-        coded = self._prepared.choose(ask.headers, stored, rules)
-        return stored_answer(ask.exchange, ask.headers, stored, rules, now, coded)
+        coded = self._prepared.choose(request.headers, stored, rules)
+        return stored_answer(request.exchange, request.headers, stored, rules, now, coded)
 
     def landed(
         self,
-        ask: CacheRequest,
+        request: CacheRequest,
         landing: Landing,
         stale: Entry | None,
         forward: str,
@@ -215,49 +215,51 @@ class Responder:
             case Landed(stored, status, kept):
                 result = Result.REVALIDATED if status == 304 else Result.MISS
                 return self.from_stored(
-                    ask, stored, result, forward=forward, status=status, kept=kept, collapsed=collapsed
+                    request, stored, result, forward=forward, status=status, kept=kept, collapsed=collapsed
                 )
             case Failed():
-                return self.failed(ask, landing, stale, forward, collapsed=collapsed)
+                return self.failed(request, landing, stale, forward, collapsed=collapsed)
             case NotShareable(fetched, reason, answered):
-                return self.streamed(ask, fetched, forward, detail or reason, answered)
+                return self.streamed(request, fetched, forward, detail or reason, answered)
             case _:
                 assert_never(landing)
 
     def failed(
-        self, ask: CacheRequest, failed: Failed, stale: Entry | None, forward: str, *, collapsed: bool
+        self, request: CacheRequest, failed: Failed, stale: Entry | None, forward: str, *, collapsed: bool
     ) -> Answer:
         if isinstance(failed.error, UpstreamError):
-            ask.exchange.failure = failed.error.why
-        if stale is not None and self._fetching.usable_on_error(ask, stale):
+            request.exchange.failure = failed.error.why
+        if stale is not None and self._fetching.usable_on_error(request, stale):
             return self.from_stored(
-                ask, stale, Result.STALE_ERROR, forward="stale", status=failed.status, collapsed=collapsed
+                request, stale, Result.STALE_ERROR, forward="stale", status=failed.status, collapsed=collapsed
             )
         if failed.error is not None:
             if not isinstance(failed.error, UpstreamError):
                 raise failed.error
-            return self.broken(ask.exchange, failed.error, forward=forward, collapsed=collapsed)
-        ask.exchange.outcome = Outcome(Result.MISS, forward=forward, forward_status=failed.status, collapsed=collapsed)
+            return self.broken(request.exchange, failed.error, forward=forward, collapsed=collapsed)
+        request.exchange.outcome = Outcome(
+            Result.MISS, forward=forward, forward_status=failed.status, collapsed=collapsed
+        )
         headers = _with_length(storability.passed_on(failed.headers), len(failed.body))
-        if ask.facts.head:
+        if request.facts.head:
             return Answer(failed.status, of_head(headers), b"")
         return Answer(failed.status, headers, failed.body)
 
     def streamed(
-        self, ask: CacheRequest, fetched: Fetched, forward: str, detail: str | None, answered: int | None = None
+        self, request: CacheRequest, fetched: Fetched, forward: str, detail: str | None, answered: int | None = None
     ) -> Answer:
         status = fetched.status if answered is None else answered
-        ask.exchange.outcome = Outcome(Result.MISS, forward=forward, forward_status=status, detail=detail)
+        request.exchange.outcome = Outcome(Result.MISS, forward=forward, forward_status=status, detail=detail)
         headers = storability.passed_on(fetched.headers)
-        if ask.facts.head and not ask.route.follows_origin:  # the upstream request was a GET
+        if request.facts.head and not request.route.follows_origin:  # the upstream request was a GET
             headers = of_head(headers)
-        if fetched.status in (200, 206) and validation.not_modified(ask.headers, headers, self._clock.now()):
+        if fetched.status in (200, 206) and validation.not_modified(request.headers, headers, self._clock.now()):
             self._background.spawn(fetched.body.aclose())
             return Answer(304, validation.fields_of_304(headers), b"")
-        part = _part_of(ask, fetched, headers)
+        part = _part_of(request, fetched, headers)
         if isinstance(part, OutOfRange):
             self._background.spawn(fetched.body.aclose())
-            return out_of_range(ask.exchange, part)
+            return out_of_range(request.exchange, part)
         if part is not None:
             return partial(headers, part, PartOfBody(fetched.body, part.first, part.last))
         return Answer(fetched.status, headers, fetched.body)
@@ -273,18 +275,24 @@ class Responder:
             answer.headers.append((b"retry-after", b"%d" % max(1, math.ceil(seconds))))
         return answer
 
-    def unsatisfiable(self, ask: CacheRequest) -> Answer:
-        ask.exchange.outcome = Outcome(Result.ERROR, forward="request", detail="only-if-cached")
-        return problem(ask.exchange, 504, "No stored response is available (only-if-cached).")
+    def unsatisfiable(self, request: CacheRequest) -> Answer:
+        request.exchange.outcome = Outcome(Result.ERROR, forward="request", detail="only-if-cached")
+        return problem(request.exchange, 504, "No stored response is available (only-if-cached).")
 
 
-def _part_of(ask: CacheRequest, fetched: Fetched, headers: Headers) -> ByteRange | OutOfRange | None:
+def _part_of(request: CacheRequest, fetched: Fetched, headers: Headers) -> ByteRange | OutOfRange | None:
     """The requested part of a complete response for one client, on a route whose stored responses support ranges; None
     for all of it, also if its length is unknown."""
     length = first(headers, b"content-length")
-    if fetched.status != 200 or length is None or ask.route.follows_origin or ask.route.local or ask.facts.head:
+    if (
+        fetched.status != 200
+        or length is None
+        or request.route.follows_origin
+        or request.route.local
+        or request.facts.head
+    ):
         return None
-    return wanted(ask.headers, headers, int(length))
+    return wanted(request.headers, headers, int(length))
 
 
 def _with_length(headers: list[tuple[bytes, bytes]], length: int) -> list[tuple[bytes, bytes]]:

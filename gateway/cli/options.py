@@ -75,7 +75,7 @@ def ask(
     admin_url: str | None = None,
 ) -> dict[str, Any]:
     """The response of a running gateway's admin listener. Raises AdminError, ConfigError."""
-    return ask_admin(path, order, method=method, at=admin_address(config, admin_url))
+    return request_admin(path, order, method=method, at=admin_address(config, admin_url))
 
 
 def folded(text: str) -> str:
@@ -172,7 +172,7 @@ def _url(text: str) -> str:
     return f"{scheme if separator else 'http'}://{rest}"
 
 
-def ask_admin(
+def request_admin(
     path: str, order: dict[str, Any] | None = None, *, method: str | None = None, at: AdminAddress | None = None
 ) -> dict[str, Any]:
     """POST `order` to the admin listener; GET where there is none. `method` is another than these two.

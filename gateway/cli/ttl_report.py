@@ -151,7 +151,7 @@ def _figures(advice: Advice, ttl: float) -> tuple[str, str, str, str]:
 
 
 def _outdated(advice: Advice, rung: Rung) -> str:
-    return f"{rung.outdated:.2%}" if advice.knows_changes else "?"
+    return f"{rung.outdated:.2%}" if advice.has_change_rate else "?"
 
 
 def _give_or_take(points: float) -> str:
@@ -163,7 +163,7 @@ def _seen(advice: Advice) -> Iterator[str]:
     changes = advice.changes
     sample = "all keys" if advice.sampled >= 1 else f"{advice.keys} keys ({advice.sampled:.2%})"
     yield f"{advice.requests} request{'s' if advice.requests != 1 else ''} in {duration(advice.seconds)}, {sample}"
-    if advice.knows_changes:
+    if advice.has_change_rate:
         every = f"changes every {duration(1 / changes.rate)}" if changes.rate else "no change"
         low = duration(1 / changes.high) if changes.high else "0s"
         high = duration(1 / changes.low) if changes.low else "never"

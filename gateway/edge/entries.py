@@ -134,7 +134,7 @@ class KnownRoute:
 class KnownTarget:
     """A request line that the app has answered before."""
 
-    __slots__ = ("head", "joints", "known", "line", "modern", "names", "primary", "recall", "stem", "target")
+    __slots__ = ("head", "known", "line", "modern", "names", "primary", "recall", "splices", "stem", "target")
 
     def __init__(self, line: bytes, recall: FastPath, known: KnownRoute, target: Target | None) -> None:
         self.line = line
@@ -145,7 +145,7 @@ class KnownTarget:
         self.modern = line.endswith(b"HTTP/1.1")
         self.primary, self.stem = primary_and_stem(recall.origin, recall.target, recall.route.keying.identity_key)
         self.names = (EVERYTHING, key_name(self.primary), route_name(recall.route.name), *map(tag_name, recall.tags))
-        self.joints: dict[str, Splice | None] = {}
+        self.splices: dict[str, Splice | None] = {}
 
     def connection(self, block: HeaderBlock) -> bytes:
         """The `Connection` field line of a response; empty if the connection stays open by default."""
@@ -285,4 +285,4 @@ class Memo(msgspec.Struct, gc=False):
     sight: Sight
     recorder: Recorder
     ready: PreparedResponse
-    spot: KnownTarget
+    known_target: KnownTarget

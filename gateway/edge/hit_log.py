@@ -34,7 +34,7 @@ class HitLog:
 
     def note(
         self,
-        spot: KnownTarget,
+        known_target: KnownTarget,
         block: HeaderBlock,
         ready: PreparedResponse,
         shape: ResponseForm,
@@ -47,15 +47,15 @@ class HitLog:
     ) -> None:
         """The request's line in the access log."""
         if not isinstance(self._log, JsonAccessLog) or tier != "memory":
-            exchange = self._exchange(spot, block, request_id, began, peer)
+            exchange = self._exchange(known_target, block, request_id, began, peer)
             exchange.key = ready.key
             exchange.outcome = Outcome(shape.result, ttl=int(ready.fresh - now), tier=tier)
             self._log(exchange, shape.status, shape.length, elapsed)
             return
         if not self._log.wants(shape.result):
             return
-        pieces = shape.lines.get((spot, block.host)) if shape.lines is not None else None
-        before, between, behind, rest, end = pieces or self._pieces(spot, block, ready, shape)
+        pieces = shape.lines.get((known_target, block.host)) if shape.lines is not None else None
+        before, between, behind, rest, end = pieces or self._pieces(known_target, block, ready, shape)
         client = block.clients.get(peer) or self._client(block, peer)
         ticks = int(elapsed * 1_000_000 + 0.5)
         seconds = _SECONDS_TEXT[ticks] if ticks < TICKS else orjson.dumps(round(elapsed, 6))
@@ -63,17 +63,23 @@ class HitLog:
         self._log.write(b"".join((before, moment, between, request_id, behind, client, rest, seconds, end)))
 
     def _pieces(
-        self, spot: KnownTarget, block: HeaderBlock, ready: PreparedResponse, shape: ResponseForm
+        self, known_target: KnownTarget, block: HeaderBlock, ready: PreparedResponse, shape: ResponseForm
     ) -> tuple[bytes, ...]:
         """What of a line in the access log is the same for all hits of a shape by one request line and host."""
-        exchange = self._exchange(spot, block, b"", 0.0, "")
+        exchange = self._exchange(known_target, block, b"", 0.0, "")
         exchange.key = ready.key
         exchange.outcome = Outcome(shape.result, tier="memory")
         share = self._log.share_of(shape.result) if isinstance(self._log, JsonAccessLog) else 1.0
         before, between, behind, rest, end = pieces_of(exchange, shape.status, shape.length, share)
         if shape.lines is None or len(shape.lines) >= SHAPES:
             shape.lines = {}
-        pieces = shape.lines[spot, block.host] = (before + b'"', b'"' + between + b'"', b'"' + behind, rest, end)
+        pieces = shape.lines[known_target, block.host] = (
+            before + b'"',
+            b'"' + between + b'"',
+            b'"' + behind,
+            rest,
+            end,
+        )
         return pieces
 
     def _client(self, block: HeaderBlock, peer: str) -> bytes:

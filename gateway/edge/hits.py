@@ -86,16 +86,16 @@ class Edge:
         self._most = max(64, room // LINE_BYTES)
         self._joins = Splicer(engine, metrics=metrics, cors=cors, log=written, exchange=self._exchange, most=self._most)
         self.memos = Memos(engine, most=self._most, note=self._note)
-        self.elsewhere = SharedFinder(engine, self._in_memory, most=self._most)
+        self.shared_finder = SharedFinder(engine, self._in_memory, most=self._most)
         self.passages: PassThrough | None = None
         self.forget()
 
     def __repr__(self) -> str:
-        return f"<Edge {len(self.spots)} lines, {len(self.blocks)} header blocks, {len(self._order)} responses>"
+        return f"<Edge {len(self.known_targets)} lines, {len(self.blocks)} header blocks, {len(self._order)} responses>"
 
     def forget(self) -> None:
         """Forget everything: it may be outdated."""
-        self.spots: dict[bytes, KnownTarget] = {}
+        self.known_targets: dict[bytes, KnownTarget] = {}
         self.blocks: dict[bytes, HeaderBlock] = {}
         self._known: dict[int, KnownRoute] = {}
         self._order: deque[tuple[dict[str, PreparedResponse], str]] = deque()
@@ -104,16 +104,16 @@ class Edge:
 
     def learn(self, line: bytes, recall: FastPath, target: Target | None) -> None:
         """Take note that the app answers this request line so."""
-        if len(line) > REMEMBERED or line in self.spots or not may_be_repeated(line):
+        if len(line) > REMEMBERED or line in self.known_targets or not may_be_repeated(line):
             return
         known = self._known.get(id(recall.route))
         if known is None:
             known = self._known[id(recall.route)] = KnownRoute(
                 recall.route, self._engine.traffic.recorder(recall.route.name)
             )
-        if len(self.spots) >= self._most:
-            del self.spots[next(iter(self.spots))]
-        self.spots[line] = KnownTarget(line, recall, known, target)
+        if len(self.known_targets) >= self._most:
+            del self.known_targets[next(iter(self.known_targets))]
+        self.known_targets[line] = KnownTarget(line, recall, known, target)
 
     def judged(self, text: bytes, headers: list[tuple[bytes, bytes]]) -> HeaderBlock:
         """The judged form of a header block whose headers, without X-Request-ID, are these."""
@@ -127,7 +127,7 @@ class Edge:
             self.blocks[text] = block
         return block
 
-    def is_elsewhere(self, block: HeaderBlock, peer: str) -> bool:
+    def may_be_shared(self, block: HeaderBlock, peer: str) -> bool:
         """Whether the client reached the gateway under another path prefix than the configured one: the paths in an
         answer are others then."""
         return block.prefixed and self._trusted.prefix(peer, block.headers) not in (None, self._root)
@@ -138,86 +138,90 @@ class Edge:
         self,
         transport: asyncio.Transport,
         peer: str,
-        spot: KnownTarget,
+        known_target: KnownTarget,
         block: HeaderBlock,
         request_id: bytes,
         began: float,
-        brought: SharedHit | None = None,
+        shared_hit: SharedHit | None = None,
     ) -> bool:
-        """Write the response, if it is prepared in memory, or was `brought`; False if the app must serve it. `began` is
-        a value of the performance counter."""
+        """Write the response, if it is prepared in memory or is `shared_hit`; False if the app must serve it. `began`
+        is a value of the performance counter."""
         now = self._clock.now()
-        if spot.joints and self._joins.ended(spot, block, now):
-            return self._joins.answer(transport, peer, spot, block, request_id, began)
-        stored = self._in_memory(spot, block) if brought is None else brought.stored
-        if stored is not None and spot.recall.joinable is not None and has_expired(stored, now):
+        if known_target.splices and self._joins.ended(known_target, block, now):
+            return self._joins.answer(transport, peer, known_target, block, request_id, began)
+        stored = self._in_memory(known_target, block) if shared_hit is None else shared_hit.stored
+        if stored is not None and known_target.recall.joinable is not None and has_expired(stored, now):
             stored = None
-        ready = None if stored is None else self._ready(spot, block, stored)
-        if stored is None or ready is None or (now >= ready.fresh and not _serves_stale(spot, ready, now)):
-            return self._joins.answer(transport, peer, spot, block, request_id, began)
+        ready = None if stored is None else self._ready(known_target, block, stored)
+        if stored is None or ready is None or (now >= ready.fresh and not _serves_stale(known_target, ready, now)):
+            return self._joins.answer(transport, peer, known_target, block, request_id, began)
         if self._purges.distrusted_since(now) is not None:
             return False
-        kind = spot.head + 2 * (now >= ready.fresh)
-        shape = self._shape(spot, block, ready, stored, kind, now)
+        kind = known_target.head + 2 * (now >= ready.fresh)
+        shape = self._shape(known_target, block, ready, stored, kind, now)
         body = None if shape is None else self._body(shape, stored)
         if shape is None or body is None:
             ready.shapes.pop((kind, block.form), None)
             return False
         if kind > 1:
-            self._refresh(spot, block, ready, stored, request_id, began, peer)
+            self._refresh(known_target, block, ready, stored, request_id, began, peer)
         if now >= shape.until:
-            shape.render(stored, ready, spot.known.route.rules, now, self._purges.trusted_until)
-        looked = None if brought is None else brought.seconds
-        elapsed = shape.write(transport, body, request_id, began, connection=spot.connection(block), looked=looked)
-        sight = spot.known.recorder.seen(ready.key, now)
+            shape.render(stored, ready, known_target.known.route.rules, now, self._purges.trusted_until)
+        looked = None if shared_hit is None else shared_hit.seconds
+        elapsed = shape.write(
+            transport, body, request_id, began, connection=known_target.connection(block), looked=looked
+        )
+        sight = known_target.known.recorder.seen(ready.key, now)
         shape.tally.add(elapsed)
         if self._note is not None:
-            tier = "memory" if brought is None else brought.tier
-            self._note(spot, block, ready, shape, request_id, began, peer, now, elapsed, tier)
-        if brought is None and kind < 2:
-            self.memos.keep(spot, block, stored, ready, shape, sight)
+            tier = "memory" if shared_hit is None else shared_hit.tier
+            self._note(known_target, block, ready, shape, request_id, began, peer, now, elapsed, tier)
+        if shared_hit is None and kind < 2:
+            self.memos.keep(known_target, block, stored, ready, shape, sight)
         return True
 
-    def _in_memory(self, spot: KnownTarget, block: HeaderBlock) -> Entry | None:
-        bases, known = block.bases, spot.known
+    def _in_memory(self, known_target: KnownTarget, block: HeaderBlock) -> Entry | None:
+        bases, known = block.bases, known_target.known
         added = bases[known] if known in bases else block.base(known)
         if added is None:
             return None
-        base = spot.stem + added
-        index = self._memory.index(spot.primary)
+        base = known_target.stem + added
+        index = self._memory.index(known_target.primary)
         return self._memory.get(base) if index is None else newest(index, base, block.vary, self._memory.get)
 
-    def _ready(self, spot: KnownTarget, block: HeaderBlock, stored: Entry) -> PreparedResponse | None:
+    def _ready(self, known_target: KnownTarget, block: HeaderBlock, stored: Entry) -> PreparedResponse | None:
         """The stored response made ready; None where a purge has made it void."""
-        ready = spot.known.ready.get(stored.key)
+        ready = known_target.known.ready.get(stored.key)
         if ready is not None and ready.headers is not stored.headers:
             ready = None
         if ready is not None and ready.version == self._purges.epochs.version:
             return ready
-        return self._judged(spot, block, stored, ready)
+        return self._judged(known_target, block, stored, ready)
 
     def _judged(
-        self, spot: KnownTarget, block: HeaderBlock, stored: Entry, known: PreparedResponse | None
+        self, known_target: KnownTarget, block: HeaderBlock, stored: Entry, known: PreparedResponse | None
     ) -> PreparedResponse | None:
         """The prepared response after purges: unchanged if they don't concern it, made again otherwise."""
         epochs = self._purges.epochs
-        names = (*spot.names, *map(tag_name, stored.tags), *stored.names)
+        names = (*known_target.names, *map(tag_name, stored.tags), *stored.names)
         state, softened = epochs.judge(stored.stamp, stored.started, names)
         if state is PurgeState.VOID:
             return None
         if state is PurgeState.SOFT:
             stored = freshness.softened(stored, softened)
-        base = spot.stem + (block.bases[spot.known] or "")
-        flight = likely_key(self._memory.index(spot.primary), base, block.vary)
+        base = known_target.stem + (block.bases[known_target.known] or "")
+        flight = likely_key(self._memory.index(known_target.primary), base, block.vary)
         if known is not None and known.softened == stored.softened:
             known.version, known.flight = epochs.version, flight
             return known
         return self._kept(
-            spot, stored.key, PreparedResponse(stored, spot.known.route, epochs, base=base, flight=flight)
+            known_target,
+            stored.key,
+            PreparedResponse(stored, known_target.known.route, epochs, base=base, flight=flight),
         )
 
-    def _kept(self, spot: KnownTarget, key: str, ready: PreparedResponse) -> PreparedResponse:
-        known = spot.known.ready
+    def _kept(self, known_target: KnownTarget, key: str, ready: PreparedResponse) -> PreparedResponse:
+        known = known_target.known.ready
         if key not in known:
             self._order.append((known, key))
             if len(self._order) > self._most:
@@ -227,15 +231,21 @@ class Edge:
         return ready
 
     def _shape(
-        self, spot: KnownTarget, block: HeaderBlock, ready: PreparedResponse, stored: Entry, kind: int, now: float
+        self,
+        known_target: KnownTarget,
+        block: HeaderBlock,
+        ready: PreparedResponse,
+        stored: Entry,
+        kind: int,
+        now: float,
     ) -> ResponseForm | None:
         shape = ready.shapes.get((kind, block.form))
         if shape is None or (shape.volatile and now >= shape.until):
-            known = spot.known
+            known = known_target.known
             shape = None
-            if spot.joints and kind < 2:
-                shape = self._joins.shape(spot, block, stored, self._endings(known, Result.HIT))
-            shape = shape or self._made(spot, block, stored, kind, now)
+            if known_target.splices and kind < 2:
+                shape = self._joins.shape(known_target, block, stored, self._endings(known, Result.HIT))
+            shape = shape or self._made(known_target, block, stored, kind, now)
             if shape is not None:
                 self._keep_shape(ready, (kind, block.form), shape)
         return shape
@@ -259,25 +269,27 @@ class Edge:
         made = self._memory.get(shape.coded)
         return made.body if made is not None and made.born == stored.born else None
 
-    def _made(self, spot: KnownTarget, block: HeaderBlock, stored: Entry, kind: int, now: float) -> ResponseForm | None:
+    def _made(
+        self, known_target: KnownTarget, block: HeaderBlock, stored: Entry, kind: int, now: float
+    ) -> ResponseForm | None:
         """The form of the answer that this request gets; None where the app must give it its own."""
-        rules = spot.known.route.rules
-        exchange = RequestContext("", 0.0, "HEAD" if spot.head else "GET", "", "")
+        rules = known_target.known.route.rules
+        exchange = RequestContext("", 0.0, "HEAD" if known_target.head else "GET", "", "")
         coded = self._engine.prepared.choose(block.headers, stored, rules)
         if coded is not None and coded.pending:
             return None
-        answer = spot.recall.public(stored_answer(exchange, block.headers, stored, rules, now, coded))
+        answer = known_target.recall.public(stored_answer(exchange, block.headers, stored, rules, now, coded))
         headers = answer.headers if self._cors is None else self._cors.told(answer.headers, block.origin)
-        headers = spot.known.route.downstream.told(headers, stored.vary)
+        headers = known_target.known.route.downstream.told(headers, stored.vary)
         template = template_of(answer.status, headers, (b"age",))
         if template is None:
             return None
         before, after = (template % MARK).split(MARK)
         result = Result.STALE if kind > 1 else Result.HIT
-        tally = self._metrics.tally(spot.known.route.name, result, answer.status)
+        tally = self._metrics.tally(known_target.known.route.name, result, answer.status)
         body = answer.body
         assert isinstance(body, bytes)
-        endings = self._endings(spot.known, result)
+        endings = self._endings(known_target.known, result)
         shape = ResponseForm(answer.status, before, after, endings, result, tally, length=len(body))
         shape.coded = coded.key if coded is not None else ""
         shape.volatile = rules.client_ttl is not None
@@ -286,24 +298,24 @@ class Edge:
     # --- besides -------------------------------------------------------------------------------------------
 
     def _exchange(
-        self, spot: KnownTarget, block: HeaderBlock, request_id: bytes, began: float, peer: str
+        self, known_target: KnownTarget, block: HeaderBlock, request_id: bytes, began: float, peer: str
     ) -> RequestContext:
         return RequestContext(
             request_id=request_id.decode("ascii"),
             began=began,
-            method="HEAD" if spot.head else "GET",
+            method="HEAD" if known_target.head else "GET",
             client=self._trusted.client(peer, block.headers),
             scheme="",
             host=block.host,
-            target=spot.target,
+            target=known_target.target,
             headers=block.headers,
-            route=spot.known.route.name,
-            downstream=spot.known.route.downstream,
+            route=known_target.known.route.name,
+            downstream=known_target.known.route.downstream,
         )
 
     def _refresh(
         self,
-        spot: KnownTarget,
+        known_target: KnownTarget,
         block: HeaderBlock,
         ready: PreparedResponse,
         stored: Entry,
@@ -314,10 +326,12 @@ class Edge:
         """Refresh behind a stale answer. Not before that is certain: the app would find what this brings."""
         if ready.flight in self._engine.flights:
             return
-        assert spot.recall.ask is not None
+        assert known_target.recall.ask is not None
         # After purges: without the softening it would look like a refreshed entry.
         judged = stored if ready.softened is None else freshness.softened(stored, ready.softened)
-        self._engine.refresh_behind(spot.recall.ask(self._exchange(spot, block, request_id, began, peer)), judged)
+        self._engine.refresh_behind(
+            known_target.recall.ask(self._exchange(known_target, block, request_id, began, peer)), judged
+        )
 
 
 def may_be_repeated(line: bytes) -> bool:
@@ -326,5 +340,5 @@ def may_be_repeated(line: bytes) -> bool:
     return line.partition(b" ")[2].startswith(b"/")
 
 
-def _serves_stale(spot: KnownTarget, ready: PreparedResponse, now: float) -> bool:
-    return now < ready.revalidate and spot.recall.ask is not None
+def _serves_stale(known_target: KnownTarget, ready: PreparedResponse, now: float) -> bool:
+    return now < ready.revalidate and known_target.recall.ask is not None

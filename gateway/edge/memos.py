@@ -50,7 +50,7 @@ class Memos:
 
     def keep(
         self,
-        spot: KnownTarget,
+        known_target: KnownTarget,
         block: HeaderBlock,
         stored: Entry,
         ready: PreparedResponse,
@@ -60,17 +60,17 @@ class Memos:
         """Remember that `stored`, which is fresh in memory, was the response."""
         node = self._memory.node(stored.key)
         source = self._memory.node(shape.coded) if shape.coded else node
-        if node is None or source is None or node.value is not stored or block.close or not spot.modern:
+        if node is None or source is None or node.value is not stored or block.close or not known_target.modern:
             return
-        selector = self._memory.selector(spot.primary)
-        if spot.line not in block.memos:
-            self._order.append((block.memos, spot.line))
+        selector = self._memory.selector(known_target.primary)
+        if known_target.line not in block.memos:
+            self._order.append((block.memos, known_target.line))
             if len(self._order) > self._most:
                 memos, line = self._order.popleft()
                 memos.pop(line, None)
-        block.memos[spot.line] = Memo(
+        block.memos[known_target.line] = Memo(
             *(node, node.turn, selector, selector.turn, source, source.turn, ready.version),
-            *(shape, sight, spot.known.recorder, ready, spot),
+            *(shape, sight, known_target.known.recorder, ready, known_target),
         )
 
     def answer(
@@ -113,7 +113,7 @@ class Memos:
         if elapsed > SECONDS[0]:
             tally.add_slow(elapsed)
         if self._note is not None:
-            self._note(memo.spot, block, memo.ready, shape, request_id, began, peer, now, elapsed)
+            self._note(memo.known_target, block, memo.ready, shape, request_id, began, peer, now, elapsed)
         return True
 
     def _renewed(self, memo: Memo, now: float) -> bool:
@@ -123,7 +123,7 @@ class Memos:
             return False
         if self._purges.distrusted_since(now) is not None:
             return False
-        memo.shape.render(stored, ready, memo.spot.known.route.rules, now, self._purges.trusted_until)
+        memo.shape.render(stored, ready, memo.known_target.known.route.rules, now, self._purges.trusted_until)
         return True
 
 

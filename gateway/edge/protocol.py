@@ -81,7 +81,7 @@ class GatewayProtocol(ClientConnection):
             memo, self.transport, self._peer, block, request_id, began
         )
         if not repeated and not self._is_hit(repeat, line, request_id, began):
-            if self._is_elsewhere(repeat, line, request_id, data, began) or self._passes(
+            if self._may_be_shared(repeat, line, request_id, data, began) or self._passes(
                 repeat, line, request_id, began
             ):
                 return None
@@ -92,20 +92,22 @@ class GatewayProtocol(ClientConnection):
 
     def _is_hit(self, repeat: Repeat, line: bytes, request_id: bytes, began: float) -> bool:
         """Answer what has no memo."""
-        spot = repeat.edge.spots.get(line)
-        if spot is None or not repeat.edge.answer(self.transport, self._peer, spot, repeat.block, request_id, began):
+        known_target = repeat.edge.known_targets.get(line)
+        if known_target is None or not repeat.edge.answer(
+            self.transport, self._peer, known_target, repeat.block, request_id, began
+        ):
             return False
-        if spot.connection(repeat.block) == CLOSES:
+        if known_target.connection(repeat.block) == CLOSES:
             self.transport.close()
         return True
 
-    def _is_elsewhere(self, repeat: Repeat, line: bytes, request_id: bytes, data: bytes, began: float) -> bool:
+    def _may_be_shared(self, repeat: Repeat, line: bytes, request_id: bytes, data: bytes, began: float) -> bool:
         """Let a request that repeats wait for what the shared tier has, if it may have anything."""
-        spot = repeat.edge.spots.get(line)
-        if spot is None or not spot.modern:
+        known_target = repeat.edge.known_targets.get(line)
+        if known_target is None or not known_target.modern:
             return False
         self._began = began
-        return self._may_wait(repeat.edge, PendingLookup(repeat.edge, spot, repeat.block, request_id, data))
+        return self._may_wait(repeat.edge, PendingLookup(repeat.edge, known_target, repeat.block, request_id, data))
 
     # --- hits ----------------------------------------------------------------------------------------------
 
@@ -124,21 +126,21 @@ class GatewayProtocol(ClientConnection):
         block = repeat.block
         if not block.plain or (block.proxied and self._wrapped):
             return False
-        if block.prefixed and edge.is_elsewhere(block, self._peer):
+        if block.prefixed and edge.may_be_shared(block, self._peer):
             self._line = b""
             return False
         self._repeat = repeat
-        spot = edge.spots.get(line)
-        if spot is None:
+        known_target = edge.known_targets.get(line)
+        if known_target is None:
             return False
-        if not edge.answer(self.transport, self._peer, spot, block, request_id, self._began):
-            return self._may_wait(edge, PendingLookup(edge, spot, block, request_id, request.head, request))
-        self._answered(spot, block)
+        if not edge.answer(self.transport, self._peer, known_target, block, request_id, self._began):
+            return self._may_wait(edge, PendingLookup(edge, known_target, block, request_id, request.head, request))
+        self._answered(known_target, block)
         return True
 
-    def _answered(self, spot: KnownTarget, block: HeaderBlock) -> None:
+    def _answered(self, known_target: KnownTarget, block: HeaderBlock) -> None:
         self.server_state.total_requests += 1
-        if self._last or spot.connection(block) == CLOSES:
+        if self._last or known_target.connection(block) == CLOSES:
             self.transport.close()
         self._deadline = time.perf_counter() + self._keep_alive
 
@@ -146,7 +148,7 @@ class GatewayProtocol(ClientConnection):
 
     def _may_wait(self, edge: Edge, look: PendingLookup) -> bool:
         """Let the request wait for what the shared tier has, if it may have anything, and one more may wait."""
-        if not edge.elsewhere.may_have(look.spot, look.block):
+        if not edge.shared_finder.may_have(look.known_target, look.block):
             return False
         try:
             self.door.admit(self._peer)
@@ -155,7 +157,7 @@ class GatewayProtocol(ClientConnection):
         self._admitted = True
         self._deadline = NEVER  # the tier has its own timeout
         self._ready = None
-        self._edge, self._line = edge, look.spot.line
+        self._edge, self._line = edge, look.known_target.line
         self._asking = look
         look.begin(self)
         return True
@@ -166,18 +168,18 @@ class GatewayProtocol(ClientConnection):
         self._release()
         if self.transport.is_closing():
             return
-        edge, brought = look.edge, look.brought
+        edge, shared_hit = look.edge, look.shared_hit
         current = self._bearer is not None and self._bearer.edge is edge
-        known = current and brought is not None
+        known = current and shared_hit is not None
         if not current:
             self._edge = None  # after a reload in the meantime, the app decides
         if known and edge.answer(
-            self.transport, self._peer, look.spot, look.block, look.request_id, self._began, brought
+            self.transport, self._peer, look.known_target, look.block, look.request_id, self._began, shared_hit
         ):
-            self._answered(look.spot, look.block)
+            self._answered(look.known_target, look.block)
             self._go_on()
             return
-        self._looked = brought is None and look.sure
+        self._looked = shared_hit is None and look.sure
         try:
             request = look.request or read_request(look.head, self.door.limits)
             self._method = request.line.method.decode("ascii")

@@ -93,37 +93,37 @@ class Waiting(Protocol):
     transport: asyncio.Transport
 
     def looked(self, look: PendingLookup) -> None:
-        """The result of the lookup is there, or known to be missing: `look.brought`."""
+        """The result of the lookup is there, or known to be missing: `look.shared_hit`."""
 
 
 class PendingLookup:
-    """A request that waits for the shared tier. `brought` is None until the result is there, and if there is none.
+    """A request that waits for the shared tier. `shared_hit` is None until the result is there, and if there is none.
     `sure` is False if the lookup failed: then the app reads itself.
 
     `head` is the request's; `request` its parsed form, if it was parsed: one that repeats is not.
     """
 
     __slots__ = (
-        *("_began", "_found", "_keys", "_read", "_waiting", "block", "brought", "edge", "head"),
-        *("request", "request_id", "spot", "sure"),
+        *("_began", "_found", "_keys", "_read", "_waiting", "block", "edge", "head", "shared_hit"),
+        *("request", "request_id", "known_target", "sure"),
     )
 
     def __init__(
         self,
         edge: Edge,
-        spot: KnownTarget,
+        known_target: KnownTarget,
         block: HeaderBlock,
         request_id: bytes,
         head: bytes,
         request: Request | None = None,
     ) -> None:
         self.edge = edge
-        self.spot = spot
+        self.known_target = known_target
         self.block = block
         self.request_id = request_id
         self.head = head
         self.request = request
-        self.brought: SharedHit | None = None
+        self.shared_hit: SharedHit | None = None
         self.sure = True
         self._keys: list[str] = []
         self._found: Entry | None = None
@@ -132,9 +132,9 @@ class PendingLookup:
     def begin(self, waiting: Waiting) -> None:
         self._waiting = waiting
         self._began = time.perf_counter()
-        elsewhere = self.edge.elsewhere
-        self._keys, names = elsewhere.places(self.spot, self.block)
-        self._read = elsewhere.shared.ask(names, self._came)
+        shared_finder = self.edge.shared_finder
+        self._keys, names = shared_finder.places(self.known_target, self.block)
+        self._read = shared_finder.shared.ask(names, self._came)
 
     def cancel(self) -> None:
         """The lookup is cancelled."""
@@ -153,20 +153,20 @@ class PendingLookup:
             raise
 
     def _take(self, data: list[bytes | None]) -> None:
-        elsewhere, index = self.edge.elsewhere, data[0]
-        self._found = elsewhere.newest(data[1:], self._keys, self.spot)
-        more = [] if index is None else elsewhere.more(index, self.spot, self.block, self._keys)
+        shared_finder, index = self.edge.shared_finder, data[0]
+        self._found = shared_finder.newest(data[1:], self._keys, self.known_target)
+        more = [] if index is None else shared_finder.more(index, self.known_target, self.block, self._keys)
         if more is None:
             self._found, self.sure = None, False
         if more:
             self._keys = more
-            self._read = elsewhere.shared.ask([entry_name(key) for key in more], self._take_more)
+            self._read = shared_finder.shared.ask([entry_name(key) for key in more], self._take_more)
         else:
             self._end()
 
     def _take_more(self, data: list[bytes | None]) -> None:
         try:
-            found = self.edge.elsewhere.newest(data, self._keys, self.spot)
+            found = self.edge.shared_finder.newest(data, self._keys, self.known_target)
             if self._found is None or (found is not None and found.born > self._found.born):
                 self._found = found
             self._end()
@@ -176,8 +176,8 @@ class PendingLookup:
 
     def _end(self) -> None:
         if self._found is not None:
-            stored, tier = self.edge.elsewhere.kept(self._found, self.spot, self.block)
-            self.brought = SharedHit(stored, tier, time.perf_counter() - self._began)
+            stored, tier = self.edge.shared_finder.kept(self._found, self.known_target, self.block)
+            self.shared_hit = SharedHit(stored, tier, time.perf_counter() - self._began)
         self._waiting.looked(self)
 
 
@@ -198,34 +198,34 @@ class SharedFinder:
         self._indices: dict[str, tuple[bytes, VaryIndex]] = {}
         self._most = most
 
-    def may_have(self, spot: KnownTarget, block: HeaderBlock) -> bool:
+    def may_have(self, known_target: KnownTarget, block: HeaderBlock) -> bool:
         """Whether the shared tier may have what memory lacks: then it is read here, before the app."""
-        if spot.known.route.made or block.bases.get(spot.known) is None or not self.shared.available:
+        if known_target.known.route.made or block.bases.get(known_target.known) is None or not self.shared.available:
             return False
-        seen = selected_keys(self._index(spot.primary), "", block.vary) is not None
-        return seen and self._in_memory(spot, block) is None
+        seen = selected_keys(self._index(known_target.primary), "", block.vary) is not None
+        return seen and self._in_memory(known_target, block) is None
 
     # --- where it may lie ----------------------------------------------------------------------------------
 
-    def places(self, spot: KnownTarget, block: HeaderBlock) -> tuple[list[str], list[str]]:
+    def places(self, known_target: KnownTarget, block: HeaderBlock) -> tuple[list[str], list[str]]:
         """The keys under which a request's response may be stored, as far as is known here; and the names to read:
         the index, and those."""
-        base = spot.stem + (block.bases[spot.known] or "")
-        index = self._index(spot.primary)
+        base = known_target.stem + (block.bases[known_target.known] or "")
+        index = self._index(known_target.primary)
         if index is not None:
             keys = selected_keys(index, base, block.vary) or [base]
-            return keys, [index_name(spot.primary), *map(entry_name, keys)]
+            return keys, [index_name(known_target.primary), *map(entry_name, keys)]
         names = self._names.get(base)
         if names is None:
             if len(self._names) >= self._most:
                 del self._names[next(iter(self._names))]
-            names = self._names[base] = [index_name(spot.primary), entry_name(base)]
+            names = self._names[base] = [index_name(known_target.primary), entry_name(base)]
         return [base], names
 
-    def more(self, data: bytes, spot: KnownTarget, block: HeaderBlock, asked: list[str]) -> list[str] | None:
+    def more(self, data: bytes, known_target: KnownTarget, block: HeaderBlock, asked: list[str]) -> list[str] | None:
         """The additional keys from the shared tier's index, which is remembered; None if they can't be computed
         here."""
-        primary = spot.primary
+        primary = known_target.primary
         known = self._indices.get(primary)
         if known is not None and known[0] == data:
             return []
@@ -235,7 +235,7 @@ class SharedFinder:
         if known is None and len(self._indices) >= self._most:
             del self._indices[next(iter(self._indices))]
         self._indices[primary] = (data, index)
-        keys = selected_keys(index, spot.stem + (block.bases[spot.known] or ""), block.vary)
+        keys = selected_keys(index, known_target.stem + (block.bases[known_target.known] or ""), block.vary)
         return None if keys is None else [key for key in keys if key not in asked]
 
     def _index(self, primary: str) -> VaryIndex | None:
@@ -246,33 +246,33 @@ class SharedFinder:
 
     # --- what came of it -----------------------------------------------------------------------------------
 
-    def newest(self, data: Iterable[bytes | None], keys: list[str], spot: KnownTarget) -> Entry | None:
+    def newest(self, data: Iterable[bytes | None], keys: list[str], known_target: KnownTarget) -> Entry | None:
         """The newest response among what was read, that no purge has made void and its route would have stored."""
         found: Entry | None = None
-        largest = spot.known.route.max_body
+        largest = known_target.known.route.max_body
         for item, key in zip(data, keys, strict=True):
             stored = None if item is None else self._records.stored(item, key)
             if stored is None:
                 self._tiers.unreadable += item is not None
             elif len(stored.body) > largest:
                 continue
-            elif (found is None or stored.born > found.born) and not self._void(stored, spot):
+            elif (found is None or stored.born > found.born) and not self._void(stored, known_target):
                 found = stored
         return found
 
-    def _void(self, stored: Entry, spot: KnownTarget) -> bool:
+    def _void(self, stored: Entry, known_target: KnownTarget) -> bool:
         epochs = self._epochs
         if epochs.untouched(stored.stamp):
             return False
-        names = (*spot.names, *map(tag_name, stored.tags), *stored.names)
+        names = (*known_target.names, *map(tag_name, stored.tags), *stored.names)
         return epochs.judge(stored.stamp, stored.started, names)[0] is PurgeState.VOID
 
-    def kept(self, stored: Entry, spot: KnownTarget, block: HeaderBlock) -> tuple[Entry, str]:
+    def kept(self, stored: Entry, known_target: KnownTarget, block: HeaderBlock) -> tuple[Entry, str]:
         """`stored` taken into memory, as the app's own look takes it; or what was fetched meanwhile, if that is newer.
         And the tier it is from."""
         if not self._memory.capacity:
             return stored, "redis"
-        landed = self._in_memory(spot, block)
+        landed = self._in_memory(known_target, block)
         if landed is not None and landed.born >= stored.born:
             return landed, "memory"
         self._memory.put(stored)

@@ -95,83 +95,83 @@ class Splicer:
         self._order.clear()
         self._heads.clear()
 
-    def ended(self, spot: KnownTarget, block: HeaderBlock, now: float) -> bool:
+    def ended(self, known_target: KnownTarget, block: HeaderBlock, now: float) -> bool:
         """Whether the last joined response for such a request is in memory, and expired."""
-        joint = spot.joints.get(block.bases.get(spot.known) or "")
-        if joint is None or now < joint.until or joint.node.turn != joint.turn:
+        splice = known_target.splices.get(block.bases.get(known_target.known) or "")
+        if splice is None or now < splice.until or splice.node.turn != splice.turn:
             return False
-        if joint.node.uses < MOST_USES:
-            joint.node.uses += 1
+        if splice.node.uses < MOST_USES:
+            splice.node.uses += 1
         return True
 
     def answer(
         self,
         transport: asyncio.Transport,
         peer: str,
-        spot: KnownTarget,
+        known_target: KnownTarget,
         block: HeaderBlock,
         request_id: bytes,
         began: float,
     ) -> bool:
         """Join the parts and write the response, if every part is usable in memory; False if the app must do it.
         `began` is a value of the performance counter."""
-        base = block.bases.get(spot.known)
-        if base is None or spot.recall.joinable is None:
+        base = block.bases.get(known_target.known)
+        if base is None or known_target.recall.joinable is None:
             return False
-        joint = spot.joints[base] if base in spot.joints else self._learn(spot, block, base)
+        splice = known_target.splices[base] if base in known_target.splices else self._learn(known_target, block, base)
         now = self._clock.now()
-        if joint is None or self._tiers.purges.distrusted_since(now) is not None:
+        if splice is None or self._tiers.purges.distrusted_since(now) is not None:
             return False
         looking = time.perf_counter()
-        found = self._gathered(joint, block, now)
+        found = self._gathered(splice, block, now)
         if found is None:
-            return self._while_refreshed(transport, peer, spot, block, request_id, began, joint, now)
-        share = (time.perf_counter() - looking) / len(joint.sides)
-        stored = self._kept(joint, spot, block, found, now)
-        status, start, tally = self._start(joint, spot, block, stored, now)
-        body = b"" if spot.head or status == 304 else stored.body
+            return self._while_refreshed(transport, peer, known_target, block, request_id, began, splice, now)
+        share = (time.perf_counter() - looking) / len(splice.sides)
+        stored = self._kept(splice, known_target, block, found, now)
+        status, start, tally = self._start(splice, known_target, block, stored, now)
+        body = b"" if known_target.head or status == 304 else stored.body
         elapsed = time.perf_counter() - began
         assert stored.life.lifetime is not None
         # As policy.windows computes it for an aggregate: no rules of its own, and no stale windows.
         ttl = int(min(now - found.age + stored.life.lifetime, now + MAX_LIFE) - now)
-        timing, end = joint.ending.timing(elapsed, share), joint.ending.status(ttl)
-        if connection := spot.connection(block):
+        timing, end = splice.ending.timing(elapsed, share), splice.ending.status(ttl)
+        if connection := known_target.connection(block):
             end = with_last(end, connection)
         if len(body) <= COPIED:
-            transport.write(b"".join((start, joint.ending.start, request_id, timing, end, body)))
+            transport.write(b"".join((start, splice.ending.start, request_id, timing, end, body)))
         else:
-            transport.writelines((b"".join((start, joint.ending.start, request_id, timing, end)), body))
-        spot.known.recorder.seen(joint.hash, now)
+            transport.writelines((b"".join((start, splice.ending.start, request_id, timing, end)), body))
+        known_target.known.recorder.seen(splice.hash, now)
         tally.add(elapsed)
-        for each in joint.tallies:
+        for each in splice.tallies:
             each.count += 1
-        for side in joint.sides:
+        for side in splice.sides:
             side.recorder.seen(side.hash, now)
         if self._log is not None:
-            self._note(joint, spot, block, request_id, began, peer, status, len(body), ttl, elapsed)
+            self._note(splice, known_target, block, request_id, began, peer, status, len(body), ttl, elapsed)
         return True
 
     # --- the parts -----------------------------------------------------------------------------------------
 
-    def _learn(self, spot: KnownTarget, block: HeaderBlock, base: str) -> Splice | None:
+    def _learn(self, known_target: KnownTarget, block: HeaderBlock, base: str) -> Splice | None:
         """How the whole is joined for requests whose counted inputs come to `base`; None where the app must do it."""
-        assert spot.recall.joinable is not None
-        joinable = spot.recall.joinable(self._exchange(spot, block, b"", 0.0, ""))
+        assert known_target.recall.joinable is not None
+        joinable = known_target.recall.joinable(self._exchange(known_target, block, b"", 0.0, ""))
         assert joinable is None or isinstance(joinable, SplicePlan)
-        joint = None
+        splice = None
         if joinable is not None:
             sides = [self._side(each) for each in joinable.ingredients if each.recipe is not None]
-            route = spot.known.route.name
+            route = known_target.known.route.name
             tallies = [self._metrics.part_tally(route, name, "hit") for name in joinable.said]
-            wanted = Selection(Plan(spot.primary, spot.stem + base, ()), (), spot.names)
-            joint = Splice(spot.known.route, joinable, wanted, sides, tallies)
-        if base not in spot.joints:
-            self._order.append((spot.joints, base))
+            wanted = Selection(Plan(known_target.primary, known_target.stem + base, ()), (), known_target.names)
+            splice = Splice(known_target.known.route, joinable, wanted, sides, tallies)
+        if base not in known_target.splices:
+            self._order.append((known_target.splices, base))
             if len(self._order) > self._most:
-                joints, oldest = self._order.popleft()
-                joints.pop(oldest, None)
-        spot.joints[base] = joint
-        return joint
+                splices, oldest = self._order.popleft()
+                splices.pop(oldest, None)
+        known_target.splices[base] = splice
+        return splice
 
     def _side(self, ingredient: SplicePart) -> CachedPart:
         side = self._at_hand.get(ingredient)
@@ -181,14 +181,14 @@ class Splicer:
             side = self._at_hand[ingredient] = CachedPart(ingredient, self._traffic.recorder(ingredient.route))
         return side
 
-    def _gathered(self, joint: Splice, block: HeaderBlock, now: float) -> Gathered | None:
+    def _gathered(self, splice: Splice, block: HeaderBlock, now: float) -> Gathered | None:
         """The whole of parts that all lie fresh in memory; None where one of them does not."""
-        workshop = joint.workshop
+        workshop = splice.workshop
         version = self._tiers.purges.epochs.version
         unindexed = self._unindexed
-        pieces = joint.frame.copy()
+        pieces = splice.frame.copy()
         age, fresh, started = 0.0, now + MAX_LIFE, now
-        for side, place in zip(joint.sides, joint.places, strict=True):
+        for side, place in zip(splice.sides, splice.places, strict=True):
             node = side.node
             stored = node.value
             if stored is None or node.turn != side.turn or side.version != version or side.index_turn != unindexed.turn:
@@ -239,11 +239,11 @@ class Splicer:
         self,
         transport: asyncio.Transport,
         peer: str,
-        spot: KnownTarget,
+        known_target: KnownTarget,
         block: HeaderBlock,
         request_id: bytes,
         began: float,
-        joint: Splice,
+        splice: Splice,
         now: float,
     ) -> bool:
         """Join parts of which some are stale, and write the response, which is not kept; False if one of them is not
@@ -251,46 +251,46 @@ class Splicer:
         if any(has(block.headers, name) for name in _CONDITIONS):
             return False
         looking = time.perf_counter()
-        found = self._stale_too(joint, block, now)
+        found = self._stale_too(splice, block, now)
         if found is None:
             return False
         body, said, lives = found
-        share = (time.perf_counter() - looking) / len(joint.sides)
-        exchange = self._exchange(spot, block, request_id, began, peer)
+        share = (time.perf_counter() - looking) / len(splice.sides)
+        exchange = self._exchange(known_target, block, request_id, began, peer)
         exchange.outcome = Outcome(Result.STALE, detail="joined")
-        exchange.parts = tuple(PartSaid(name, said[name], share) for name in joint.said)
-        life = joining(lives, complete=True, stamp="", longest=0.0, vary=joint.vary_always)
+        exchange.parts = tuple(PartSaid(name, said[name], share) for name in splice.said)
+        life = joining(lives, complete=True, stamp="", longest=0.0, vary=splice.vary_always)
         parts = ", ".join(f"{each.name}={each.text}" for each in exchange.parts)
         headers = whole_headers(body, life, parts, complete=True)
         headers = headers if self._cors is None else self._cors.told(headers, block.origin)
         head = head_of(200, complete(exchange, headers))
-        if connection := spot.connection(block):
+        if connection := known_target.connection(block):
             head = with_last(head, connection)
-        body = b"" if spot.head else body
+        body = b"" if known_target.head else body
         transport.write(head + body)
-        self._count(spot, exchange, time.perf_counter() - began, len(body))
-        for side in joint.sides:
+        self._count(known_target, exchange, time.perf_counter() - began, len(body))
+        for side in splice.sides:
             side.recorder.seen(side.hash, now)
         return True
 
     def _stale_too(
-        self, joint: Splice, block: HeaderBlock, now: float
+        self, splice: Splice, block: HeaderBlock, now: float
     ) -> tuple[bytes, dict[str, str], list[PartLife]] | None:
         """The body, what became of each part, and what each brings into the life of the whole."""
-        pieces, said, lives = joint.frame.copy(), dict[str, str](), list[PartLife]()
-        for name, side, place in zip(joint.asked, joint.sides, joint.places, strict=True):
-            stored = self._looked_up(side, block, joint.workshop)
+        pieces, said, lives = splice.frame.copy(), dict[str, str](), list[PartLife]()
+        for name, side, place in zip(splice.asked, splice.sides, splice.places, strict=True):
+            stored = self._looked_up(side, block, splice.workshop)
             behind = side.base in self._flights and self._memory.index(side.primary) is None
             if stored is None or now >= (side.revalidate if behind else side.fresh):
                 return None
             age = side.age(now)
             said[name] = "hit" if now < side.fresh else f"stale;age={int(age)}"
             lives.append(PartLife(age, side.fresh - now, vary=stored.vary))
-            pieces[place] = joint.workshop.prepared(side.recipe, stored.key, stored.headers, stored.body).text
+            pieces[place] = splice.workshop.prepared(side.recipe, stored.key, stored.headers, stored.body).text
         return b"".join(pieces), said, lives
 
-    def _count(self, spot: KnownTarget, exchange: RequestContext, elapsed: float, size: int) -> None:
-        route = spot.known.route.name
+    def _count(self, known_target: KnownTarget, exchange: RequestContext, elapsed: float, size: int) -> None:
+        route = known_target.known.route.name
         self._metrics.tally(route, Result.STALE, 200).add(elapsed)
         for each in exchange.parts:
             self._metrics.part_tally(route, each.name, each.text.partition(";")[0]).count += 1
@@ -299,71 +299,77 @@ class Splicer:
 
     # --- the whole -----------------------------------------------------------------------------------------
 
-    def shape(self, spot: KnownTarget, block: HeaderBlock, stored: Entry, endings: Endings) -> ResponseForm | None:
+    def shape(
+        self, known_target: KnownTarget, block: HeaderBlock, stored: Entry, endings: Endings
+    ) -> ResponseForm | None:
         """The form that a hit on a whole has, by the head that was made for its join; None where there is none."""
-        joint = spot.joints.get(block.bases.get(spot.known) or "")
-        if joint is None or stored.headers[3:-1] != joint.rest:
+        splice = known_target.splices.get(block.bases.get(known_target.known) or "")
+        if splice is None or stored.headers[3:-1] != splice.rest:
             return None
-        head = joint.heads.get(block.form) or self._head_known(joint, spot, block)
+        head = splice.heads.get(block.form) or self._head_known(splice, known_target, block)
         if head is None:
             return None
         template, tally = head
-        before, after = (template % joint.values(stored, MARK)).split(MARK)
-        return ResponseForm(200, before, after, endings, Result.HIT, tally, length=0 if spot.head else len(stored.body))
+        before, after = (template % splice.values(stored, MARK)).split(MARK)
+        return ResponseForm(
+            200, before, after, endings, Result.HIT, tally, length=0 if known_target.head else len(stored.body)
+        )
 
-    def _kept(self, joint: Splice, spot: KnownTarget, block: HeaderBlock, found: Gathered, now: float) -> Entry:
+    def _kept(
+        self, splice: Splice, known_target: KnownTarget, block: HeaderBlock, found: Gathered, now: float
+    ) -> Entry:
         """The whole as a stored response. Its parts were judged in this very turn: it is stamped by now."""
-        if joint.retold != self._retold:
-            joint.retold = self._retold
-            if [side.told for side in joint.sides] != joint.told:
-                joint.settle()
-        suffix = block.vary[joint.vary] or ""
+        if splice.retold != self._retold:
+            splice.retold = self._retold
+            if [side.told for side in splice.sides] != splice.told:
+                splice.settle()
+        suffix = block.vary[splice.vary] or ""
         lifetime = found.age + (found.fresh - now)
         promise = b"max-age=%d" % lifetime
-        size = joint.fixed + len(found.body) + len(promise)
-        known = bool(joint.fixed) and size <= self._largest and not suffix and self._lies_there(joint)
+        size = splice.fixed + len(found.body) + len(promise)
+        known = bool(splice.fixed) and size <= self._largest and not suffix and self._lies_there(splice)
         stored = Entry(
-            key=joint.node.key if known else joint.base + suffix,
-            primary=spot.primary,
+            key=splice.node.key if known else splice.base + suffix,
+            primary=known_target.primary,
             born=now,
             started=found.started,
             initial_age=found.age,
             status=200,
             headers=(
-                joint.first,
+                splice.first,
                 (b"cache-control", promise),
                 (b"etag", own_tag(found.body)),
-                *joint.rest,
+                *splice.rest,
                 (b"date", self._date_at(now)),
             ),
             body=found.body,
             life=Life(lifetime=lifetime),
-            tags=spot.recall.tags,
+            tags=known_target.recall.tags,
             stamp=self._tiers.stamp(),
-            vary=joint.vary,
-            route=spot.known.route.name,
-            names=joint.names,
+            vary=splice.vary,
+            route=known_target.known.route.name,
+            names=splice.names,
         )
         if known:
-            self._memory.renew(joint.node, stored, size)
-            joint.turn = joint.node.turn
+            self._memory.renew(splice.node, stored, size)
+            splice.turn = splice.node.turn
         else:
-            self._keep(joint, stored)
-        joint.until = now - found.age + lifetime
+            self._keep(splice, stored)
+        splice.until = now - found.age + lifetime
         return stored
 
-    def _lies_there(self, joint: Splice) -> bool:
+    def _lies_there(self, splice: Splice) -> bool:
         """Whether the last response of this splice is in memory, and no index selects among variants of it."""
-        return joint.node.turn == joint.turn and joint.index_turn == self._unindexed.turn
+        return splice.node.turn == splice.turn and splice.index_turn == self._unindexed.turn
 
-    def _keep(self, joint: Splice, stored: Entry) -> None:
-        if not joint.fixed:
-            joint.fixed = size_of(stored) - len(stored.body) - len(stored.headers[1][1])
-        self._tiers.keep(stored, joint.wanted, size=joint.fixed + len(stored.body) + len(stored.headers[1][1]))
-        joint.node, joint.turn = NOTHING, -1
+    def _keep(self, splice: Splice, stored: Entry) -> None:
+        if not splice.fixed:
+            splice.fixed = size_of(stored) - len(stored.body) - len(stored.headers[1][1])
+        self._tiers.keep(stored, splice.wanted, size=splice.fixed + len(stored.body) + len(stored.headers[1][1]))
+        splice.node, splice.turn = NOTHING, -1
         node = self._memory.node(stored.key)
         if node is not None and node.value is stored and self._memory.index(stored.primary) is None:
-            joint.node, joint.turn, joint.index_turn = node, node.turn, self._unindexed.turn
+            splice.node, splice.turn, splice.index_turn = node, node.turn, self._unindexed.turn
 
     def _date_at(self, now: float) -> bytes:
         if int(now) != self._second:
@@ -371,39 +377,39 @@ class Splicer:
         return self._date
 
     def _start(
-        self, joint: Splice, spot: KnownTarget, block: HeaderBlock, stored: Entry, now: float
+        self, splice: Splice, known_target: KnownTarget, block: HeaderBlock, stored: Entry, now: float
     ) -> tuple[int, bytes, Tally]:
         """The status, the answer's own fields, and where it is counted."""
-        known = joint.heads.get(block.form) or self._head_known(joint, spot, block)
+        known = splice.heads.get(block.form) or self._head_known(splice, known_target, block)
         if known is not None:
             template, tally = known
-            return 200, template % joint.values(stored, b"%d" % stored.initial_age), tally
-        exchange = RequestContext("", 0.0, "HEAD" if spot.head else "GET", "", "")
-        answer = stored_answer(exchange, block.headers, stored, spot.known.route.rules, now)
+            return 200, template % splice.values(stored, b"%d" % stored.initial_age), tally
+        exchange = RequestContext("", 0.0, "HEAD" if known_target.head else "GET", "", "")
+        answer = stored_answer(exchange, block.headers, stored, known_target.known.route.rules, now)
         headers = answer.headers if self._cors is None else self._cors.told(answer.headers, block.origin)
-        headers = joint.downstream.told(headers, stored.vary)
-        tally = self._metrics.tally(spot.known.route.name, Result.HIT, answer.status)
+        headers = splice.downstream.told(headers, stored.vary)
+        tally = self._metrics.tally(known_target.known.route.name, Result.HIT, answer.status)
         if not (has(block.headers, b"if-none-match") or has(block.headers, b"if-modified-since")):
             made = template_of(200, headers, CHANGING)
             if made is not None:
                 if len(self._heads) >= self._most:
                     self._heads.clear()
-                self._heads[spot.known.route.name, joint.rest, block.form] = (made, tally)
+                self._heads[known_target.known.route.name, splice.rest, block.form] = (made, tally)
         return answer.status, start_of(answer.status, headers), tally
 
-    def _head_known(self, joint: Splice, spot: KnownTarget, block: HeaderBlock) -> tuple[bytes, Tally] | None:
+    def _head_known(self, splice: Splice, known_target: KnownTarget, block: HeaderBlock) -> tuple[bytes, Tally] | None:
         """The head of this form, where it was made for another request line."""
-        head = self._heads.get((spot.known.route.name, joint.rest, block.form))
+        head = self._heads.get((known_target.known.route.name, splice.rest, block.form))
         if head is not None:
-            if len(joint.heads) >= FORMS:
-                joint.heads.clear()
-            joint.heads[block.form] = head
+            if len(splice.heads) >= FORMS:
+                splice.heads.clear()
+            splice.heads[block.form] = head
         return head
 
     def _note(
         self,
-        joint: Splice,
-        spot: KnownTarget,
+        splice: Splice,
+        known_target: KnownTarget,
         block: HeaderBlock,
         request_id: bytes,
         began: float,
@@ -415,8 +421,8 @@ class Splicer:
     ) -> None:
         """The request's line in the access log."""
         assert self._log is not None
-        exchange = self._exchange(spot, block, request_id, began, peer)
-        exchange.key = joint.hash
+        exchange = self._exchange(known_target, block, request_id, began, peer)
+        exchange.key = splice.hash
         exchange.outcome = Outcome(Result.HIT, ttl=ttl, tier="memory", detail="joined")
         self._log(exchange, status, size, elapsed)
 

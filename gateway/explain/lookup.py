@@ -92,10 +92,10 @@ class Stores:
                 why = trace.why_stale(decision.windows, now, refresh=decision.refresh)
                 return Judged("stale", why, found, self._status(wish, decision.stored, now))
             case Revalidate():
-                if engine.is_resting(wish.plan.base) and freshness.usable_on_error(
+                if engine.is_backing_off(wish.plan.base) and freshness.usable_on_error(
                     decision.stored, wish.facts, rules, now
                 ):
-                    why = trace.why_resting(decision.windows, now)
+                    why = trace.why_backing_off(decision.windows, now)
                     return Judged("stale_error", why, found, self._status(wish, decision.stored, now))
                 return Judged("revalidate", trace.why_asked(decision, now), found)
             case Miss():

@@ -93,13 +93,13 @@ class Explaining:
             return
         trace = encoded(await self._explain(scope["method"], self._target(scope), headers))
 
-        async def send_told(message: Message) -> None:
+        async def send_with_diagnostics(message: Message) -> None:
             if message["type"] == "http.response.start":
                 kept = [pair for pair in message.get("headers", ()) if pair[0] != b"cache-control"]
                 message["headers"] = [*kept, (b"cache-control", b"no-store"), (TELLS, trace)]
             await send(message)
 
-        await self.app(scope, receive, send_told)
+        await self.app(scope, receive, send_with_diagnostics)
 
     def _target(self, scope: Scope) -> str:
         """The request target, without the path prefix that a trusted proxy sent."""

@@ -202,7 +202,7 @@ def why_missed(stored: Entry | None, others: tuple[str, ...]) -> str:
     return "no stored response matches"
 
 
-def why_resting(ends: Windows, now: float) -> str:
+def why_backing_off(ends: Windows, now: float) -> str:
     since = now - ends.fresh
     return f"its freshness ended {since:.1f} s ago, and the upstream failed just now: served stale"
 

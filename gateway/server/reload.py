@@ -19,7 +19,7 @@ from watchfiles import awatch
 from gateway.config.loader import Loaded, effective
 from gateway.config.models import Config
 
-WANTS_RESTART = frozenset(
+REQUIRES_RESTART = frozenset(
     (
         *("host", "port", "admin_listen", "workers", "include", "memory", "compression", "overload_lag", "watch"),
         *(
@@ -43,10 +43,10 @@ class Change:
     key: str
     before: str | None
     after: str | None
-    wants_restart: bool = False
+    requires_restart: bool = False
 
     def __str__(self) -> str:
-        if self.wants_restart:
+        if self.requires_restart:
             return f"{self.key}: {self.before} -> {self.after} requires a restart; it stays {self.before}"
         if self.before is None:
             return f"{self.key}: {self.after} is new"
@@ -65,7 +65,7 @@ def difference(before: Loaded, after: Loaded) -> list[Change]:
     return [
         *entries,
         *(
-            Change(key, old.get(key), new.get(key), key.partition(".")[0] in WANTS_RESTART)
+            Change(key, old.get(key), new.get(key), key.partition(".")[0] in REQUIRES_RESTART)
             for key in dict.fromkeys((*new, *old))
             if not key.startswith(whole) and (old.get(key) != new.get(key) or raw_old.get(key) != raw_new.get(key))
         ),
@@ -103,9 +103,9 @@ def _raw(config: Config) -> dict[str, str]:
 
 def merged(before: Loaded, after: Loaded) -> Loaded:
     """`after`, with those settings of `before` that require a restart."""
-    kept = {name: getattr(before.config, name) for name in WANTS_RESTART}
-    tree = {name: value for name, value in after.tree.items() if name not in WANTS_RESTART}
-    tree |= {name: value for name, value in before.tree.items() if name in WANTS_RESTART}
+    kept = {name: getattr(before.config, name) for name in REQUIRES_RESTART}
+    tree = {name: value for name, value in after.tree.items() if name not in REQUIRES_RESTART}
+    tree |= {name: value for name, value in before.tree.items() if name in REQUIRES_RESTART}
     return replace(after, config=after.config.model_copy(update=kept), admin_token=before.admin_token, tree=tree)
 
 

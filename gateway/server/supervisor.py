@@ -430,7 +430,7 @@ class Supervisor:
             "1 change:" if len(changes) == 1 else f"{len(changes)} changes:" if changes else "nothing changed",
         )
         for change in changes:
-            logger.log(logging.WARNING if change.wants_restart else logging.INFO, "  %s", change)
+            logger.log(logging.WARNING if change.requires_restart else logging.INFO, "  %s", change)
 
     def _refused(self, problems: list[Any]) -> None:
         self._counts["refused"] += 1

@@ -58,7 +58,7 @@ from gateway.server.metrics_totals import Family
 from gateway.server.process import Garbage, be_called, die_with, log_to_stderr
 
 logger = logging.getLogger("gateway")
-TELL_EVERY = 1.0
+REPORT_EVERY = 1.0
 """Seconds between two regular reports: a killed worker loses its counts since the last one."""
 ALIVE_EVERY = 0.2
 """Seconds between two signs of life: a fifth of the least `worker_unresponsive_after`."""
@@ -132,7 +132,7 @@ class Worker:
     async def run(self) -> int:
         """Serve until stopped; returns the exit status."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._end, Retire(10.0))
-        works = (self._garbage.run(), self._obey(), self._tell_ready(), self._tell())
+        works = (self._garbage.run(), self._obey(), self._report_ready(), self._tell())
         behind = [asyncio.ensure_future(each) for each in works]
         alive = asyncio.ensure_future(self._say_alive())
         await asyncio.gather(
@@ -151,7 +151,7 @@ class Worker:
             await asyncio.sleep(ALIVE_EVERY)
             self._channel.send(Alive())
 
-    async def _tell_ready(self) -> None:
+    async def _report_ready(self) -> None:
         for server in self._servers:
             await server.up.wait()
         await self.operations.start()
@@ -220,7 +220,7 @@ class Worker:
 
     async def _tell(self) -> None:
         while True:
-            await asyncio.sleep(TELL_EVERY)
+            await asyncio.sleep(REPORT_EVERY)
             self._channel.send(PurgeReported(self.families()))
 
     def families(self) -> list[Family]:

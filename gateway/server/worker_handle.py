@@ -28,7 +28,7 @@ from gateway.server.ipc import (
 from gateway.server.metrics_totals import Family
 from gateway.server.process import Spawned, how_it_ended
 
-TELL_SECONDS = 1.0
+REPORT_SECONDS = 1.0
 STACK_SECONDS = 0.2
 """How long a worker that is killed gets to write its stacks."""
 
@@ -138,7 +138,7 @@ class Member:
         self._told.clear()
         self.send(Tell())
         with suppress(TimeoutError):
-            async with asyncio.timeout(TELL_SECONDS):
+            async with asyncio.timeout(REPORT_SECONDS):
                 await self._told.wait()
 
     async def prepare(self, prepare: Prepare, timeout: float) -> list[Problem]:

@@ -49,10 +49,10 @@ from gateway.upstreams.response import (
     SOFTWARE,
     Body,
     Fetched,
-    check_asked_for,
     check_head,
     check_response,
     decoded,
+    refuse_unsolicited,
     translated,
 )
 from gateway.upstreams.retry import RetryBudget
@@ -327,7 +327,7 @@ class Upstream:
         try:
             if not response.judged or response.status > 599:
                 check_response(self.name, response.status, headers, self.config.max_response_headers)
-            check_asked_for(self.name, response.status, sent)
+            refuse_unsolicited(self.name, response.status, sent)
         except UpstreamError as error:
             await body.aclose(error)
             raise

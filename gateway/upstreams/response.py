@@ -285,7 +285,7 @@ def check_head(name: str, headers: Headers, max_head: int) -> None:
 _CONDITIONAL = frozenset((b"if-none-match", b"if-modified-since"))
 
 
-def check_asked_for(name: str, status: int, sent: Headers) -> None:
+def refuse_unsolicited(name: str, status: int, sent: Headers) -> None:
     """Raises UpstreamMalformed for an unsolicited response: a 304 without a precondition, a 206 without a range (RFC
     9110 §15.4.5, §15.3.7). The client could not use it."""
     names = {key for key, _ in sent}

@@ -269,7 +269,7 @@ def test_what_wants_a_restart_says_so_and_stays() -> None:
     before, after = loaded(memory="64MiB"), loaded(memory="1GiB", retry_after="2s")
     changes = difference(before, after)
     assert changes == [
-        Change("memory", "64MiB", "1GiB", wants_restart=True),
+        Change("memory", "64MiB", "1GiB", requires_restart=True),
         Change("retry_after", "1s", "2s"),
     ]
     assert str(changes[0]) == "memory: 64MiB -> 1GiB requires a restart; it stays 64MiB"

@@ -24,7 +24,7 @@ from gateway.app.gateway import create_app
 from gateway.app.generations import Generations
 from gateway.cli.commands import app as cli
 from gateway.cli.commands import main
-from gateway.cli.options import AdminError, admin_address, ask_admin
+from gateway.cli.options import AdminError, admin_address, request_admin
 from gateway.config.loader import Loaded
 from gateway.config.models import Config
 from gateway.errors import ConfigError, OrderError
@@ -101,7 +101,7 @@ async def test_an_operator_purges_overrides_and_sees_who_did_what(
             assert isinstance(refused.exception, AdminError)
             monkeypatch.setenv("GATEWAY_ADMIN_TOKEN", "wrong")
             with pytest.raises(AdminError, match="refused this GATEWAY_ADMIN_TOKEN"):
-                await asyncio.to_thread(ask_admin, "/audit")
+                await asyncio.to_thread(request_admin, "/audit")
             monkeypatch.delenv("GATEWAY_ADMIN_TOKEN")
             unnamed = await asyncio.to_thread(run, "ttl", "set", "item", "5s")
             assert f"{url} requires a token: set GATEWAY_ADMIN_TOKEN" in str(unnamed.exception)
@@ -123,7 +123,7 @@ async def test_what_is_no_admin_listener_is_said_to_be_none(
     async with served(other) as url:
         monkeypatch.setenv("GATEWAY_ADMIN_URL", url)
         with pytest.raises(AdminError, match=said):
-            await asyncio.to_thread(ask_admin, "/audit")
+            await asyncio.to_thread(request_admin, "/audit")
 
 
 def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

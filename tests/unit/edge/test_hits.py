@@ -290,7 +290,7 @@ async def test_what_is_remembered_is_bounded() -> None:
         await asked(line, request)
     edge = app.app.edge
     most = 2**20 // 4 // LINE_BYTES
-    assert len(edge.spots) == most
+    assert len(edge.known_targets) == most
     assert len(edge.blocks) <= most // 4 + 1
     assert len(edge._order) <= most
     assert len(edge.memos) <= most

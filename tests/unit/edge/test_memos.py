@@ -47,7 +47,7 @@ class Site:
             answer = await asked(self.line, request)
             await self.app.engine.settle()
         assert len(self.edge.memos) == 1
-        self.edge.spots.clear()
+        self.edge.known_targets.clear()
         return answer
 
     async def by_memo(self, request: bytes = PLAIN) -> bool:

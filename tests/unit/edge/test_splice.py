@@ -360,7 +360,7 @@ async def test_a_whole_that_nobody_asked_for_before_needs_no_asgi_whatever_becom
     answers.append((await side.ask(get("/plain/1")))[0])
     assert [answer[:12] for answer in answers] == [b"HTTP/1.1 200"] * 4 + [b"HTTP/1.1 502"]
     assert b"gateway-parts: user=miss, offers=hit, news=hit" in answers[1]
-    assert b"(offers: status-503: its upstream says 503)" in answers[4]
+    assert b"(offers: status-503: upstream returned 503)" in answers[4]
     assert (side.counted.asked, side.counted.passed) == (5, 5)
 
 
@@ -393,5 +393,5 @@ async def test_what_is_remembered_of_wholes_is_bounded() -> None:
     assert edge is not None
     joins = edge._joins
     assert edge._most < 200
-    assert len(joins._order) == len(joins._at_hand) == len(edge.spots) == edge._most
-    assert sum(len(spot.joints) for spot in edge.spots.values()) <= edge._most
+    assert len(joins._order) == len(joins._at_hand) == len(edge.known_targets) == edge._most
+    assert sum(len(known_target.splices) for known_target in edge.known_targets.values()) <= edge._most
