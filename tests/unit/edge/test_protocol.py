@@ -55,7 +55,7 @@ FIELDS = (
         b" A: b\r\n",
     ),
     *(b"Connection: keep-alive\r\n", b"Connection: close\r\n", b"Connection: Host\r\n", b"A: b\0\r\n", b"A: b\n"),
-    *(b"Content-Length: 0\r\n", b"Content-Length: x\r\n", b"Transfer-Encoding: chunked\r\n", b"Expect: it\r\n"),
+    *(b"Content-Length: 0\r\n", b"Content-Length: x\r\n", b"Transfer-Encoding: gzip\r\n", b"Expect: it\r\n"),
     *(b"Authorization: a\r\nAuthorization: b\r\n", b"Upgrade: h2c\r\n", b"Range: bytes=0-1\r\nRange: bytes=0-1\r\n"),
 )
 IDS = (
