@@ -9,6 +9,7 @@ Pure: no I/O. The tree:
     └── UpstreamError            the upstream's
         ├── UpstreamUnreachable  connection failed or lost before the response was complete (502)
         ├── UpstreamMalformed    an invalid or unsolicited response (502)
+        │   └── UpstreamHeadTooLarge   a response head larger than the settings allow (502)
         ├── UpstreamBusy         all connections in use and the queue full (503)
         ├── UpstreamResting      circuit breaker open (503)
         ├── Overloaded           no request sent: the gateway is overloaded (503)
@@ -101,6 +102,13 @@ class UpstreamUnreachable(UpstreamError):
 class UpstreamMalformed(UpstreamError):
     kind = cause = "malformed"
     title = "Upstream sent an invalid response"
+
+
+class UpstreamHeadTooLarge(UpstreamMalformed):
+    """`reason` names the setting that bounds it."""
+
+    kind = cause = "large-head"
+    title = "Upstream sent a response head that is too large"
 
 
 class UpstreamBusy(UpstreamError):

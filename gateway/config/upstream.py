@@ -142,6 +142,8 @@ class UpstreamConfig(Model):
     headers, such as an API key; they replace the client's headers of the same name. `Host` is the same as `host`."""
     max_response_headers: Size = 64 * 1024
     """Maximum size of a response head; a larger one is a 502."""
+    max_response_fields: Annotated[int, Field(ge=1, le=10_000)] = 256
+    """Maximum number of header fields in a response; more are a 502."""
     transport: Literal["aiohttp", "httpx"] = "aiohttp"
     """The httpx transport. `aiohttp` is several times faster and survives cancellation; `httpx` opens a new connection
     for each request."""

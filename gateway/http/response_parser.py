@@ -16,8 +16,8 @@ from msgspec import structs
 from gateway.errors import GatewayError
 from gateway.http.request_parser import BAD_IN_VALUE, NAME
 
-MOST_FIELDS = 128
-"""Field lines in one head; llhttp's users, aiohttp among them, allow as many."""
+MOST_FIELDS = 256
+"""Field lines in one head by default; nginx bounds their bytes alone, Varnish allows 64."""
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\0]*)?")
 _FOLD = re.compile(rb"\r?\n[ \t]+")
@@ -33,6 +33,10 @@ _LONGEST_SIZE = 1024  # bytes of a chunk's size line, its extensions included
 
 class Malformed(GatewayError):
     """A response is not HTTP, or its end is ambiguous."""
+
+
+class TooLarge(Malformed):
+    """A head is larger than the settings allow; the message names the setting."""
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -56,7 +60,7 @@ def end_of_head(data: bytes, start: int) -> int:
     return match.end() if match is not None else 0
 
 
-def read_head(data: bytes, *, bodiless: bool) -> Head:
+def read_head(data: bytes, *, bodiless: bool, most_fields: int = MOST_FIELDS) -> Head:
     """The head that `data` is, its end included; `bodiless` where it answers a HEAD. Raises Malformed."""
     first, _, block = data.partition(b"\n")
     if b"\n " in block or b"\n\t" in block:
@@ -64,8 +68,10 @@ def read_head(data: bytes, *, bodiless: bool) -> Head:
     lines = block.split(b"\n")
     del lines[-2:]  # the empty line, and what follows its end
     match = _STATUS_LINE.fullmatch(first.removesuffix(b"\r"))
-    if match is None or len(lines) > MOST_FIELDS:
-        raise Malformed("its head isn't valid HTTP/1.1, or has too many fields")
+    if match is None:
+        raise Malformed("its head isn't valid HTTP/1.1")
+    if len(lines) > most_fields:
+        raise TooLarge(f"its head has {len(lines)} fields, more than max_response_fields ({most_fields})")
     fields = [_field(line) if len(line) <= _REMEMBERED else _read_field(line) for line in lines]
     return _framed(int(match[2]), fields, old=match[1] == b"0", bodiless=bodiless)
 

@@ -6,10 +6,14 @@ import asyncio
 
 import aiohttp
 import httpx
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 ERRORS = (aiohttp.ClientError, TimeoutError, HttpProcessingError, OSError)
 """What aiohttp raises where a request fails, or its response."""
+
+
+class HeadTooLarge(httpx.RemoteProtocolError):
+    """A response head larger than the settings allow; the text names the setting."""
 
 
 def translated(error: Exception) -> httpx.TransportError:
@@ -17,6 +21,10 @@ def translated(error: Exception) -> httpx.TransportError:
     # Of a response's error the message alone: its text has the URL, which may hold a credential.
     message = error.message if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError) else str(error)
     text = message or type(error).__name__
+    if isinstance(error, LineTooLong):
+        return HeadTooLarge("its head is larger than max_response_headers")
+    if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError) and "Too many headers" in text:
+        return HeadTooLarge("its head has more fields than max_response_fields")
     kinds: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[httpx.TransportError]], ...] = (
         (aiohttp.ConnectionTimeoutError, httpx.ConnectTimeout),
         (aiohttp.SocketTimeoutError, httpx.ReadTimeout),

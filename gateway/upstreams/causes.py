@@ -15,9 +15,11 @@ from typing import NamedTuple
 import aiohttp
 import httpx
 
+from gateway.upstreams.aiohttp_errors import HeadTooLarge
+
 CAUSES = (
     *("name", "refused", "unreachable", "connect-timeout", "certificate", "tls"),
-    *("reset", "timeout", "malformed", "request", "cut"),
+    *("reset", "timeout", "malformed", "large-head", "request", "cut"),
 )
 """The words. `unreachable` is any other error in making a connection, `request` a request that can't be sent, `cut` a
 body that broke off after the response's head."""
@@ -56,6 +58,8 @@ def _by_httpx(error: BaseException, number: int | None) -> Cause:
         return Cause("unreachable", text)
     if isinstance(error, TimeoutError | httpx.TimeoutException):
         return Cause("timeout", "no response before the deadline")
+    if isinstance(error, HeadTooLarge):
+        return Cause("large-head", text)
     if isinstance(error, httpx.RemoteProtocolError):
         return Cause("malformed", text)
     if isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol):

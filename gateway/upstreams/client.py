@@ -271,7 +271,7 @@ class Upstream:
         reported."""
         headers = [(name.lower(), value) for name, value in fields]
         try:
-            check_head(self.name, headers, self.config.max_response_headers)
+            check_head(self.name, headers, self.config.max_response_headers, self.config.max_response_fields)
         except UpstreamError:
             return
         interim(status, [pair for pair in headers if pair[0] not in SOFTWARE])
@@ -326,7 +326,8 @@ class Upstream:
         headers = [pair for pair in fields if pair[0] not in SOFTWARE]
         try:
             if not response.judged or response.status > 599:
-                check_response(self.name, response.status, headers, self.config.max_response_headers)
+                limits = self.config.max_response_headers, self.config.max_response_fields
+                check_response(self.name, response.status, headers, *limits)
             refuse_unsolicited(self.name, response.status, sent)
         except UpstreamError as error:
             await body.aclose(error)
@@ -409,6 +410,7 @@ def _transport(name: str, config: UpstreamConfig) -> httpx.AsyncBaseTransport:
             max_connections=config.max_connections,
             verify=tls,
             max_response_headers=config.max_response_headers,
+            max_response_fields=config.max_response_fields,
             public_only=config.addresses == "public",
             resolve_every=config.resolve_every.total_seconds(),
             tls_name=config.tls_name,

@@ -26,7 +26,8 @@ import httpx
 from aiohttp.connector import BaseConnector
 from yarl import URL
 
-from gateway.http.response_parser import Chunks, Head, Malformed, end_of_head, read_head
+from gateway.http.response_parser import MOST_FIELDS, Chunks, Head, Malformed, TooLarge, end_of_head, read_head
+from gateway.upstreams.aiohttp_errors import HeadTooLarge
 from gateway.upstreams.ending import ends_on_purpose
 from gateway.upstreams.names import Name
 from gateway.upstreams.sockets import acknowledge, peer_of
@@ -130,9 +131,9 @@ Answer = tuple[Head, PlainBody]
 
 
 class PlainConnection(asyncio.Protocol):
-    """One connection, for one request at a time. `max_head` (bytes) bounds a response head."""
+    """One connection, for one request at a time. `max_head` (bytes) and `max_fields` bound a response head."""
 
-    def __init__(self, pool: Pool, max_head: int) -> None:
+    def __init__(self, pool: Pool, max_head: int, max_fields: int = MOST_FIELDS) -> None:
         self.requests = 0
         """How many requests were sent on it; the caller counts (`transport.Attempt`)."""
         self.received = False
@@ -143,6 +144,7 @@ class PlainConnection(asyncio.Protocol):
         self._draining = False
         self._pool = pool
         self._max_head = max_head
+        self._max_fields = max_fields
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[Answer] | None = None
         self._interim: Interim | None = None
@@ -241,7 +243,8 @@ class PlainConnection(asyncio.Protocol):
             else:
                 self.close()  # unsolicited: it reaches no other request
         except Malformed as malformed:
-            self._fail(httpx.RemoteProtocolError(str(malformed)))
+            kind = HeadTooLarge if isinstance(malformed, TooLarge) else httpx.RemoteProtocolError
+            self._fail(kind(str(malformed)))
             self.close()
         if self._body is not None or self._answer is not None:
             acknowledge(self._transport)
@@ -257,11 +260,11 @@ class PlainConnection(asyncio.Protocol):
         while True:
             end = end_of_head(data, start)
             if (end or len(data)) - at > self._max_head:
-                raise Malformed("its head is too large")
+                raise TooLarge(f"its head is larger than max_response_headers ({self._max_head} bytes)")
             if not end:
                 self._buffer = data[at:]
                 return
-            head = read_head(data[at:end], bodiless=self._bodiless)
+            head = read_head(data[at:end], bodiless=self._bodiless, most_fields=self._max_fields)
             at = start = end
             if head.status >= 200:
                 break
@@ -470,12 +473,6 @@ INTERNALS = {BaseConnector: ("_create_connection",)}
 METHODS = frozenset(("GET", "HEAD"))
 _BREAKS = re.compile(rb"[\r\n\0]")
 _TARGET = re.compile(rb"/[\x21-\x7e]*")
-
-
-def split_url(url: str) -> tuple[str, bytes]:
-    """The origin of `url`, and the request target."""
-    start = url.find("/", url.index("//") + 2)
-    return (url[:start], url[start:].encode("ascii")) if start > 0 else (url, b"/")
 
 
 @lru_cache(maxsize=256)

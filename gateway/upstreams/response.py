@@ -12,12 +12,20 @@ from typing import Protocol
 import httpx
 import msgspec
 
-from gateway.errors import UpstreamBusy, UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
+from gateway.errors import (
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamHeadTooLarge,
+    UpstreamMalformed,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from gateway.http import codings as http_codings
 from gateway.http.codings import Undecodable
 from gateway.http.headers import WITHOUT_CONTENT, Headers, has, values
 from gateway.http.request_parser import BAD_IN_VALUE, NAME
 from gateway.policy.entry import DerivedFrom
+from gateway.upstreams.aiohttp_errors import HeadTooLarge
 from gateway.upstreams.causes import cause_of
 from gateway.upstreams.connection import PlainBody
 from gateway.upstreams.transport import ReceivedHead
@@ -260,23 +268,30 @@ SOFTWARE = frozenset((b"server", b"x-powered-by", b"x-aspnet-version", b"x-aspne
 """Fields that name an upstream's software: they are removed, as they only help attackers."""
 
 
-def check_response(name: str, status: int, headers: Sequence[tuple[bytes, bytes]], max_head: int) -> None:
-    """Raises UpstreamMalformed if a response head isn't valid HTTP, is contradictory, or too large."""
+def check_response(
+    name: str, status: int, headers: Sequence[tuple[bytes, bytes]], max_head: int, max_fields: int
+) -> None:
+    """Raises UpstreamMalformed if a response head isn't valid HTTP or is contradictory, UpstreamHeadTooLarge if it is
+    too large."""
     if not 200 <= status <= 599:
         raise UpstreamMalformed(name, f"the status {status}")
-    check_head(name, headers, max_head)
+    check_head(name, headers, max_head, max_fields)
     lengths = values(headers, b"content-length")
-    if len(set(lengths)) > 1 or any(not length.isdigit() for length in lengths):
+    if len(lengths) > 1 or any(not length.isdigit() for length in lengths):
         raise UpstreamMalformed(name, "contradictory lengths")
     codings = values(headers, b"transfer-encoding")
     if codings and (lengths or b",".join(codings).strip().lower() != b"chunked"):
         raise UpstreamMalformed(name, "ambiguous framing")
 
 
-def check_head(name: str, headers: Headers, max_head: int) -> None:
-    """Raises UpstreamMalformed where the fields of a head are too large, or no HTTP."""
+def check_head(name: str, headers: Headers, max_head: int, max_fields: int) -> None:
+    """Raises UpstreamHeadTooLarge where the fields of a head are too large or too many, UpstreamMalformed where they
+    are no HTTP."""
+    if len(headers) > max_fields:
+        reason = f"its head has {len(headers)} fields, more than max_response_fields ({max_fields})"
+        raise UpstreamHeadTooLarge(name, reason)
     if sum(len(key) + len(value) + 4 for key, value in headers) > max_head:
-        raise UpstreamMalformed(name, "the response head is too large")
+        raise UpstreamHeadTooLarge(name, f"its head is larger than max_response_headers ({max_head} bytes)")
     for key, value in headers:
         if not NAME.fullmatch(key) or BAD_IN_VALUE.search(value):
             raise UpstreamMalformed(name, "a malformed header")
@@ -308,6 +323,7 @@ def translated(name: str, error: httpx.TransportError) -> UpstreamError:
     kinds: tuple[tuple[type[httpx.TransportError], type[UpstreamError], str], ...] = (
         (httpx.PoolTimeout, UpstreamBusy, "all connections are in use"),
         (httpx.TimeoutException, UpstreamTimeout, "no response before the deadline"),
+        (HeadTooLarge, UpstreamHeadTooLarge, str(error)),
         (httpx.RemoteProtocolError, UpstreamMalformed, "an invalid or incomplete response"),
         (httpx.LocalProtocolError, UpstreamMalformed, "a request that can't be sent"),
         (httpx.UnsupportedProtocol, UpstreamMalformed, "an unsupported protocol"),

@@ -29,6 +29,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport
 from yarl import URL
 
+from gateway.http.response_parser import MOST_FIELDS
 from gateway.upstreams.aiohttp_errors import ERRORS, translated
 from gateway.upstreams.connection import (
     METHODS,
@@ -37,8 +38,8 @@ from gateway.upstreams.connection import (
     Pool,
     client_timeout,
     request_head,
-    split_url,
 )
+from gateway.upstreams.ending import split_url
 from gateway.upstreams.names import Connector, Names, PublicResolver
 from gateway.upstreams.receiver import Receiver
 
@@ -153,6 +154,7 @@ class Transport(AiohttpTransport):
         keepalive: float = 15.0,
         verify: bool | ssl.SSLContext = True,
         max_response_headers: int = 65_536,
+        max_response_fields: int = MOST_FIELDS,
         public_only: bool = False,
         resolve_every: float = 10.0,
         tls_name: str | None = None,
@@ -163,6 +165,7 @@ class Transport(AiohttpTransport):
         self._keepalive = keepalive
         self._tls: ssl.SSLContext | bool = self.ssl_context if verify else False
         self._max_head = max_response_headers
+        self._max_fields = max_response_fields
         self._public_only = public_only
         self._resolve_every = resolve_every
         self._tls_name = tls_name
@@ -190,6 +193,7 @@ class Transport(AiohttpTransport):
             trust_env=False,
             auto_decompress=False,
             max_line_size=self._max_head,
+            max_headers=self._max_fields + 8,  # what it counts besides differs; `check_head` counts the fields
             max_field_size=self._max_head,
         )
         session._retry_connection = False  # it repeats what failed on a new connection, too
@@ -282,7 +286,9 @@ class Transport(AiohttpTransport):
     async def _connect(self, origin: str, timeout: float | None) -> PlainConnection:
         """A new connection. Raises httpx.ConnectTimeout, and what else aiohttp does."""
         if self._connector is None:
-            self._connector = self._open_connector(partial(PlainConnection, self._plain, self._max_head), 0)
+            self._connector = self._open_connector(
+                partial(PlainConnection, self._plain, self._max_head, self._max_fields), 0
+            )
         to = self._origins.get(origin)
         if to is None:
             assert isinstance(self.client, aiohttp.ClientSession)
