@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.context import LOCAL, Outcome, PartSaid, RequestContext, Result
-from gateway.edge.head_template import Ending, closing, head_of, lines_of, template_of
+from gateway.edge.head_template import Ending, head_of, lines_of, template_of, with_last
 from gateway.observability import response_headers
 from gateway.observability.response_headers import Field, Texts, complete, diagnostics, in_milliseconds
 from gateway.testing import TurnedClock
@@ -101,7 +101,9 @@ def test_what_cannot_be_written_as_it_is_has_no_template(headers: list[Field]) -
 
 
 def test_the_head_of_a_last_answer_says_so() -> None:
-    assert closing(head_of(200, [(b"x-a", b"1")])) == head_of(200, [(b"x-a", b"1"), (b"connection", b"close")])
+    assert with_last(head_of(200, [(b"x-a", b"1")]), b"connection: close\r\n") == head_of(
+        200, [(b"x-a", b"1"), (b"connection", b"close")]
+    )
 
 
 # --- one edit ----------------------------------------------------------------------------------------------
