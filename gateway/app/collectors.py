@@ -36,6 +36,11 @@ class EngineCollector(Collector):
         yield _counter(
             "gateway_unreadable_records", "Records in Redis that could not be read.", engine.tiers.unreadable
         )
+        yield _counter(
+            "gateway_unstorable_records",
+            "Responses not written to Redis, as no gateway would read them.",
+            engine.tiers.unstorable,
+        )
         yield _counter("gateway_taken", "Responses loaded from Redis into memory at start.", engine.tiers.taken)
         governor = engine.governor
         yield _counter("gateway_shed_refreshes", "Refreshes dropped under overload.", governor.refreshes_shed)

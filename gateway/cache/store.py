@@ -19,7 +19,7 @@ from gateway.cache.purge_log import LocalPurges, PurgeLog
 from gateway.cache.shared_store import SharedStore
 from gateway.clock import Clock
 from gateway.http.headers import Headers
-from gateway.policy.entry import Entry, decode_index, decode_stored, encode
+from gateway.policy.entry import Entry, decode_index, decode_stored, encode, may_be_index, may_be_shared
 from gateway.policy.epochs import EVERYTHING, PurgeState, full_key_name, key_name, route_name, tag_name
 from gateway.policy.identity_key import UNKEYED, IdentityKey
 from gateway.policy.keys import Plan, digest
@@ -88,6 +88,7 @@ class TieredStore:
         self.purges: PurgeLog = purges if purges is not None else LocalPurges(clock)
         self.secret = secret
         self.unreadable = 0
+        self.unstorable = 0
         self.taken = 0
         self._clock = clock
         self._budget = budget
@@ -284,13 +285,19 @@ class TieredStore:
 
     async def share(self, stored: Entry) -> None:
         """Write to the shared tier, with the index where the response varies."""
-        await self.shared.write(self.shared_values(stored))
+        values = self.shared_values(stored)
+        if values:
+            await self.shared.write(values)
 
     def shared_values(self, stored: Entry) -> list[tuple[str, bytes, float]]:
-        """What the shared tier stores of a response: names, values and lives (seconds)."""
+        """What the shared tier stores of a response: names, values and lives (seconds); nothing of one that would not
+        be read from it."""
+        if not may_be_shared(stored):
+            self.unstorable += 1
+            return []
         values = [(entry_name(stored.key), encode(stored, self.secret), MAX_LIFE)]
         index = self.memory.index(stored.primary)
-        if index is not None and stored.vary:
+        if index is not None and stored.vary and may_be_index(index):
             values.append((index_name(stored.primary), encode(index, self.secret), MAX_LIFE))
         return values
 

@@ -11,16 +11,16 @@ caller counts.
 from __future__ import annotations
 
 import hmac
-import math
 import re
 
 import msgspec
 from msgspec import structs
 from xxhash import xxh3_64_digest
 
-from gateway.http.headers import HOP_BY_HOP
+from gateway.http.headers import HOP_BY_HOP, WITHOUT_CONTENT
 from gateway.http.request_parser import BAD_IN_VALUE
-from gateway.policy.vary import VaryIndex
+from gateway.policy.epochs import LONGEST_NAME, LONGEST_STAMP
+from gateway.policy.vary import MAX_VARY_SETS, VaryIndex, are_names
 
 MAGIC = b"GW"
 VERSION = 3
@@ -32,7 +32,9 @@ _HMAC_LENGTH = 32
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _NEVER_STORED = HOP_BY_HOP | {b"content-length", b"set-cookie", b"set-cookie2", b"age"}
 """Fields that no record contains: with framing fields, write access to Redis would allow response splitting."""
-_NEVER_STORED_STATUS = frozenset((206, 304))
+NEVER_STORED_STATUS = frozenset((206, 304, 429))  # 429: RFC 6585 §4
+MOST_FIELDS = 10_000
+"""Fields of a stored response; upstreams' are bounded to fewer."""
 _YEAR_10000 = 253_402_300_800.0  # HTTP dates have four digits for the year (RFC 9110 §5.6.7)
 
 
@@ -154,21 +156,27 @@ def decode_stored(data: bytes, key: str, secret: bytes = b"") -> Entry | None:
         stored = _stored_decoder.decode(payload)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None
-    return stored if stored.key == key and _plausible(stored) else None
+    return stored if stored.key == key and may_be_shared(stored) else None
 
 
-def _plausible(stored: Entry) -> bool:
+def may_be_shared(stored: Entry) -> bool:
+    """Whether a response may stand in the shared tier: the one check for what is written there and what is read."""
     return (
         200 <= stored.status <= 599
-        and stored.status not in _NEVER_STORED_STATUS
-        and max(stored.born, stored.started) < _YEAR_10000
-        and all(math.isfinite(number) and number >= 0 for number in (stored.born, stored.started, stored.initial_age))
+        and stored.status not in NEVER_STORED_STATUS
+        and not (stored.body and stored.status in WITHOUT_CONTENT)  # a client would take it for the next response
+        and all(0 <= number < _YEAR_10000 for number in (stored.born, stored.started, stored.initial_age))
         and 0 <= stored.jitter < 1
         and _finite(stored.life)
         and stored.softened is None
         and not stored.distrusted
+        and len(stored.headers) <= MOST_FIELDS
         and all(_may_be_stored(name, value) for name, value in stored.headers)
         and sum(len(name) + len(value) for name, value in stored.headers) <= MOST_HEAD
+        and are_names(stored.vary)
+        and len(stored.stamp) <= LONGEST_STAMP
+        and all(len(name) <= LONGEST_NAME for name in stored.names)
+        and sum(map(len, (stored.key, stored.primary, stored.route, *stored.tags))) <= MOST_HEAD
     )
 
 
@@ -178,7 +186,7 @@ def _may_be_stored(name: bytes, value: bytes) -> bool:
 
 def _finite(life: Life) -> bool:
     given = (life.lifetime, life.heuristic, life.stale_while_revalidate, life.stale_if_error)
-    return all(number is None or (math.isfinite(number) and number >= 0) for number in given)
+    return all(number is None or 0 <= number < _YEAR_10000 for number in given)
 
 
 def decode_index(data: bytes, primary: str, secret: bytes = b"") -> VaryIndex | None:
@@ -190,7 +198,12 @@ def decode_index(data: bytes, primary: str, secret: bytes = b"") -> VaryIndex | 
         index = _index_decoder.decode(payload)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None
-    return index if index.primary == primary else None
+    return index if index.primary == primary and may_be_index(index) else None
+
+
+def may_be_index(index: VaryIndex) -> bool:
+    """Whether an index may stand in the shared tier, as `may_be_shared` of a response."""
+    return len(index.names) <= MAX_VARY_SETS and all(map(are_names, index.names))
 
 
 def size_of(stored: Entry) -> int:

@@ -44,7 +44,8 @@ NAME_BYTES = 160
 MAX_BYTES = 32 * 1024 * 1024
 """Bytes of all records together. Beyond them the oldest are forgotten, and what was fetched before those is void."""
 _MAX_SUPERSEDED = 100_000
-_LONGEST_STAMP = 100
+LONGEST_STAMP = 100
+"""Characters of a stamp that is believed and remembered."""
 
 
 def bounded(name: str) -> str:
@@ -367,7 +368,7 @@ class Epochs:
         if known is not None:
             return known
         position = self._parse(stamp)
-        if len(stamp) <= _LONGEST_STAMP:
+        if len(stamp) <= LONGEST_STAMP:
             if len(self._positions) >= _MAX_MEMO:
                 self._positions.clear()
             self._positions[stamp] = position

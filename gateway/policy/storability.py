@@ -28,7 +28,7 @@ from gateway.http.headers import (
     values,
     vary_names,
 )
-from gateway.policy.entry import Life
+from gateway.policy.entry import NEVER_STORED_STATUS, Life
 from gateway.policy.keys import Plan, holds_identity
 from gateway.policy.rules import DAY, NEGATIVE_STATUSES, CachePolicy, RequestDirectives
 
@@ -272,8 +272,8 @@ def _unstorable(
         return Refuse("not-understood")
     if "no-store" in directives and not understood:
         return Refuse("no-store", personal=True)
-    if status < 200 or status in (206, 304, 429) or status > 599:
-        return Refuse("status")  # 429: RFC 6585 §4
+    if status < 200 or status in NEVER_STORED_STATUS or status > 599:
+        return Refuse("status")
     if _is_endless(received.headers):
         return Refuse("endless")
     if rules.ttl is None:

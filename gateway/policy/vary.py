@@ -10,6 +10,7 @@ or `:scheme`, as a handler read them. Pseudo-fields are among the request's head
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -22,6 +23,9 @@ Names = tuple[str, ...]
 """The fields that a response varies on."""
 
 MAX_VARY_SETS = 8
+MOST_NAMES = 256
+"""Fields of one set that an entry in the shared tier may vary on."""
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+|:[a-z]+|cookie:[\x21-\x3a\x3c\x3e-\x7e\xa1-\xff]+")
 COOKIE = "cookie:"
 
 
@@ -30,6 +34,11 @@ class VaryIndex(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=
 
     primary: str
     names: tuple[Names, ...] = ()
+
+
+def are_names(names: Names) -> bool:
+    """Whether all of `names` name something that a response may vary on, and they are not too many."""
+    return len(names) <= MOST_NAMES and all(map(_NAME.fullmatch, names))
 
 
 def with_vary(index: VaryIndex | None, primary: str, names: Names) -> VaryIndex:

@@ -192,6 +192,9 @@ LIVES = st.builds(
 )
 VALUES = st.binary(max_size=20).filter(lambda value: not BAD_IN_VALUE.search(value))
 NAMES = st.text("abc-z0_!", min_size=1, max_size=8).map(str.encode)
+VARYING = st.from_regex(
+    r"[!#$%&'*+\-.^_`|~0-9a-z]+|:(host|scheme|root)|cookie:[\x21-\x3a\x3c\x3e-\x7e]+", fullmatch=True
+)
 STORED = st.builds(
     Entry,
     key=TEXT,
@@ -199,20 +202,20 @@ STORED = st.builds(
     born=SECONDS,
     started=SECONDS,
     initial_age=SECONDS,
-    status=st.integers(200, 599).filter(lambda status: status not in (206, 304)),
+    status=st.integers(200, 599).filter(lambda status: status not in (204, 205, 206, 304, 429)),
     headers=st.lists(st.tuples(NAMES, VALUES), max_size=5).map(tuple),
     body=st.binary(max_size=100),
     life=LIVES,
     jitter=st.floats(0, 1, exclude_max=True),
     tags=st.lists(TEXT, max_size=3).map(tuple),
-    vary=st.lists(TEXT, max_size=3).map(tuple),
+    vary=st.lists(VARYING, max_size=3).map(tuple),
     route=TEXT,
     stamp=TEXT,
 )
 INDICES = st.builds(
     VaryIndex,
     primary=TEXT,
-    names=st.lists(st.lists(TEXT, max_size=3).map(tuple), max_size=4).map(tuple),
+    names=st.lists(st.lists(VARYING, max_size=3).map(tuple), max_size=4).map(tuple),
 )
 
 
@@ -225,9 +228,43 @@ def test_a_record_with_a_field_that_frames_an_answer_or_names_a_client_is_refuse
     assert decode_stored(encode(planted), stored.key) is None
 
 
-@pytest.mark.parametrize("spoiled", [{"status": 206}, {"status": 304}, {"born": 9e12}, {"started": 9e12}])
+VARY_ON_NOTHING = (
+    "",
+    "Upper",
+    "a b",
+    "a\n",
+    "\u20ac",
+    "a\u0131",
+    ":",
+    ":Host",
+    "cookie:",
+    "cookie:a=b",
+    "cookie:a;b",
+    "x\0",
+)
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        *({"status": status} for status in (0, 103, 199, 206, 304, 429, 600, 10**6)),
+        *({"status": status, "body": b"HTTP/1.1 200 OK\r\n\r\n"} for status in (204, 205)),
+        *({name: number} for name in ("born", "started", "initial_age") for number in (9e12, -1.0, math.nan, math.inf)),
+        *({"jitter": number} for number in (-0.1, 1.0, math.nan)),
+        *({"life": Life(lifetime=number)} for number in (-1.0, math.nan, math.inf, 1e300)),
+        *({"vary": (name,)} for name in VARY_ON_NOTHING),
+        {"headers": ((b"x", b"a\r\nb"),)},
+        {"headers": ((b"X-Upper", b"a"),)},
+        {"stamp": "1" * 101},
+        {"names": ("k:" + "x" * 40,)},
+        {"softened": 1.0},
+        {"distrusted": True},
+    ],
+    ids=lambda spoiled: repr(spoiled)[:80],
+)
+@settings(max_examples=5)
 @given(STORED)
-def test_a_record_that_no_gateway_makes_is_refused(spoiled: dict[str, float], stored: Entry) -> None:
+def test_a_record_that_no_gateway_makes_is_refused(spoiled: dict[str, object], stored: Entry) -> None:
     assert decode_stored(encode(msgspec.structs.replace(stored, **spoiled)), stored.key) is None
 
 
@@ -239,6 +276,24 @@ def test_any_stored_response_comes_back_as_it_was(stored: Entry) -> None:
 @given(INDICES)
 def test_any_index_comes_back_as_it_was(index: VaryIndex) -> None:
     assert decode_index(encode(index), index.primary) == index
+
+
+@pytest.mark.parametrize(
+    "large",
+    [
+        {"tags": ("x" * 2**20,)},
+        {"vary": tuple(f"x-{number}" for number in range(257))},
+        {"headers": ((b"x", b"y"),) * 10_001},
+    ],
+    ids=["tags", "vary", "fields"],
+)
+def test_a_record_larger_than_any_of_ours_is_refused(large: dict[str, object]) -> None:
+    assert decode_stored(encode(changed(**large)), SAMPLE.key) is None
+
+
+@pytest.mark.parametrize("names", [*(((name,),) for name in VARY_ON_NOTHING), ((),) * 9], ids=repr)
+def test_an_index_of_what_is_no_name_is_none(names: tuple[tuple[str, ...], ...]) -> None:
+    assert decode_index(encode(VaryIndex(primary="p", names=names)), "p") is None
 
 
 @settings(max_examples=500)
