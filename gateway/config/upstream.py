@@ -134,7 +134,10 @@ class UpstreamConfig(Model):
     breaker_open_for: Duration = timedelta(seconds=2)
     """How long a circuit breaker stays open before one request probes the host."""
     stream_timeout: Duration = timedelta(hours=1)
-    """Maximum duration of a streamed response. The gateway then aborts it."""
+    """Maximum duration of a streamed response. The gateway then aborts it. It doesn't apply to endless content types:
+    `text/event-stream`, `application/x-ndjson`, `multipart/x-mixed-replace`."""
+    stream_idle_timeout: Annotated[Duration, Field(gt=timedelta())] | None = None
+    """Maximum time between two chunks of a streamed response. Default: `timeout`, and 60s for endless content types."""
     addresses: Literal["any", "public"] = "any"
     """`public` refuses hosts that are, or resolve to, addresses that are not public (loopback, link-local, private)."""
     headers: UpstreamHeaders = UpstreamHeaders()

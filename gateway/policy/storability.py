@@ -274,7 +274,7 @@ def _unstorable(
         return Refuse("no-store", personal=True)
     if status < 200 or status in NEVER_STORED_STATUS or status > 599:
         return Refuse("status")
-    if _is_endless(received.headers):
+    if is_endless(received.headers):
         return Refuse("endless")
     if rules.ttl is None:
         if authorized and not _shared_despite_authorization(directives):
@@ -285,11 +285,12 @@ def _unstorable(
     return None
 
 
-_ENDLESS = frozenset(("text/event-stream", "multipart/x-mixed-replace"))
+_ENDLESS = frozenset(("text/event-stream", "multipart/x-mixed-replace", "application/x-ndjson", "application/ndjson"))
 """Content types of responses that go on for as long as the connection does."""
 
 
-def _is_endless(headers: Headers) -> bool:
+def is_endless(headers: Headers) -> bool:
+    """Whether a response, whose field names are in lower case, has a content type that may go on without end."""
     content_type = first(headers, b"content-type") or ""
     return content_type.partition(";")[0].strip().lower() in _ENDLESS
 

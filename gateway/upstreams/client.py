@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from gateway.observability.tracing import Call, Tracing
 
 
+ENDLESS_IDLE = 60.0
+"""Seconds between two pieces of a response of an endless content type, unless configured otherwise."""
 SHARE_OF_UPLOADS = 0.5
 """The share of an upstream's places for requests whose bodies are still coming."""
 
@@ -104,6 +106,9 @@ class Upstream:
             monotonic=monotonic,
         )
         self.budget = RetryBudget(config.retry_budget)
+        self._stream_longest = config.stream_timeout.total_seconds()
+        idle = config.stream_idle_timeout
+        self._stream_idle = idle.total_seconds() if idle is not None else None
         self._transport = transport or _transport(name, config)
         self._next_host = 0
         self._lookups_failed = 0
@@ -203,8 +208,15 @@ class Upstream:
             if error is not None:
                 host.broke(series, Cause(*error.why))
 
-        longest = self.config.stream_timeout.total_seconds()
-        body_of = Body(self.name, response, idle=sending.timeout, longest=longest, done=done)
+        idle = self._stream_idle
+        body_of = Body(
+            self.name,
+            response,
+            idle=sending.timeout if idle is None else idle,
+            longest=self._stream_longest,
+            endless_idle=ENDLESS_IDLE if idle is None else idle,
+            done=done,
+        )
         return await self._checked(response, body_of, sending.headers)
 
     def refusal(self) -> UpstreamBusy | None:
@@ -297,6 +309,7 @@ class Upstream:
             )
         request = sending.request(host.base, attempt, self._connect_timeout, self.config.tls_name)
         response = await self._transport.handle_async_request(request)
+        request.extensions["timeout"]["read"] = None  # of the head; whoever reads the body has a limit of its own
         assert isinstance(response.stream, httpx.AsyncByteStream)
         # httpx takes the end of a TLS connection without close_notify for one that was meant.
         return ReceivedHead(response.status_code, response.headers.raw, response.stream, shows_cut=False)

@@ -91,6 +91,9 @@ class PlainBody(httpx.AsyncByteStream):
             else:
                 await self._more()
 
+    def wait_longer(self) -> None:
+        self.patience = None
+
     async def _more(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
         try:

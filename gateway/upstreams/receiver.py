@@ -74,6 +74,11 @@ class Receiver(ResponseHandler):
     def drain_later(self) -> None:
         self.force_close()
 
+    def wait_longer(self) -> None:
+        """Have no limit on the time between two pieces any more."""
+        self._drop_timeout()
+        self._read_timeout = None
+
     def set_response_params(self, **params: Any) -> None:
         """aiohttp calls this right before it sends a request."""
         self._asked, self._interims = True, 0

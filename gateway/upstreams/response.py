@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import httpx
 import msgspec
@@ -25,6 +25,7 @@ from gateway.http.codings import Undecodable
 from gateway.http.headers import WITHOUT_CONTENT, Headers, has, values
 from gateway.http.request_parser import BAD_IN_VALUE, NAME
 from gateway.policy.entry import DerivedFrom
+from gateway.policy.storability import is_endless
 from gateway.upstreams.aiohttp_errors import HeadTooLarge
 from gateway.upstreams.causes import cause_of
 from gateway.upstreams.connection import PlainBody
@@ -41,8 +42,9 @@ class Live(msgspec.Struct, frozen=True):
 class Body:
     """A response's body: read whole up to a limit, or streamed, or first the one and then the other.
 
-    `idle` is the most seconds between two pieces of a streamed one, `longest` the most for all of it. `done` is called
-    once, when it is closed: with the error by which the upstream broke off.
+    `idle` is the most seconds between two pieces of a streamed one, `longest` the most for all of it. One of an endless
+    content type has no such end, and its pieces are at most `endless_idle` seconds apart. `done` is called once, when
+    it is closed: with the error by which the upstream broke off.
     """
 
     def __init__(
@@ -52,12 +54,14 @@ class Body:
         *,
         idle: float,
         longest: float = math.inf,
+        endless_idle: float = math.inf,
         done: Callable[[UpstreamError | None], None] | None = None,
     ) -> None:
         self._name = name
         self._response = response
         self._idle = idle
         self._ends = time.monotonic() + longest
+        self._endless_idle = endless_idle
         self._done = done
         self._error: UpstreamError | None = None
         self.live = False
@@ -108,6 +112,7 @@ class Body:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body a piece at a time, what was read already first. Raises UpstreamError."""
+        self._pace()
         try:
             for piece in self._read:
                 yield piece
@@ -117,6 +122,14 @@ class Body:
         finally:
             await self.aclose()
 
+    def _pace(self) -> None:
+        """From now on the limits of a stream apply, and not those of the transport."""
+        if is_endless([(name.lower(), value) for name, value in self._response.headers]):
+            self._idle, self._ends = self._endless_idle, math.inf
+        stream = self._response.stream
+        if isinstance(stream, Paced):
+            stream.wait_longer()
+
     async def _next_in_time(self) -> bytes | None:
         piece = self._ready() if self._ahead is None else None
         if piece is not None:
@@ -125,7 +138,8 @@ class Body:
             async with asyncio.timeout(min(self._idle, self._ends - time.monotonic())):
                 return await self._next()
         except TimeoutError:
-            self._error = UpstreamTimeout(self._name, "stream_timeout exceeded")
+            over = "stream_timeout" if time.monotonic() >= self._ends else "stream_idle_timeout"
+            self._error = UpstreamTimeout(self._name, f"{over} exceeded")
             raise self._error from None
 
     async def _comes(self, seconds: float, until: float) -> bool:
@@ -175,6 +189,14 @@ class Body:
 def _unknown() -> bytes | None:
     """Whether anything of a body has arrived can't be determined without waiting for it."""
     return None
+
+
+@runtime_checkable
+class Paced(Protocol):
+    """A stream that has a limit of its own on the time between two pieces."""
+
+    def wait_longer(self) -> None:
+        """Have no such limit any more."""
 
 
 class ResponseBody(Protocol):

@@ -131,6 +131,11 @@ class _Stream(AiohttpResponseStream):
         except (aiohttp.ClientError, TimeoutError, HttpProcessingError, OSError) as error:
             raise translated(error) from error
 
+    def wait_longer(self) -> None:
+        connection = self._aiohttp_response.connection
+        if connection is not None and isinstance(connection.protocol, Receiver):
+            connection.protocol.wait_longer()
+
     async def aclose(self) -> None:
         # Released to the pool where it was read to its end, closed otherwise.
         if not self._aiohttp_response.content.at_eof():
