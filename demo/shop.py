@@ -1,4 +1,4 @@
-"""The demo's upstream: a shop's API that is as slow and as unreliable as it is told to be.
+"""The demo's upstream: a shop's API that is as slow and as unreliable as configured.
 
 It knows nothing of the gateway. All its data is made here, the same at each start: no files, no network.
 Most of its answers say nothing of caching, as most APIs' don't; `/origin/news` and a user's cart do. What
@@ -648,7 +648,7 @@ def _share(text: str) -> float:
     with contextlib.suppress(ValueError):
         if 0 <= (share := float(text)) <= 1:
             return share
-    raise argparse.ArgumentTypeError(f"{text} is no share; write a number from 0 to 1, such as 0.3")
+    raise argparse.ArgumentTypeError(f"{text} isn't a valid share; expected a number from 0 to 1, such as 0.3")
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ _NOTE = "<!-- Made by `make docs` from {source}; edit that. -->"
 
 _CONFIGURATION = """# Configuration
 
-One YAML file, overridden by `.env`, then by the environment. `gateway check` prints every setting as it is in force and
-where it came from.
+One YAML file, overridden by `.env`, then by the environment. `gateway check` prints every setting in force and
+its source.
 
 ## How a value is written
 
@@ -58,13 +58,12 @@ GATEWAY_MEMORY=1GiB                       memory: 1GiB
 ```
 
 An unknown key in the file is refused with the nearest known name; an unknown `GATEWAY_…` variable is a warning only,
-since orchestrators set variables of their own. A changed TTL acts on what is stored already: the life of an entry is
-computed when it is read.
+since orchestrators set variables of their own. A changed TTL applies to stored entries: their freshness is
+computed when they are read.
 
-Three variables are no part of the file: `GATEWAY_ADMIN_TOKEN`, the token that whoever changes anything on the admin
-listener must show (`gateway serve` finds it in `.env`, too); `GATEWAY_ADMIN_URL`, where the commands that speak to a
-running gateway find that listener (`http://127.0.0.1:9000` if not set); and `GATEWAY_URL`, where `gateway warm` finds
-the public one (`http://127.0.0.1:8000` if not set).
+Three variables are not part of the file: `GATEWAY_ADMIN_TOKEN`, the token for the admin listener (`gateway serve` also
+reads it from `.env`); `GATEWAY_ADMIN_URL`, that listener's address for commands (default: `http://127.0.0.1:9000`); and
+`GATEWAY_URL`, the gateway's public address for `gateway warm` (default: `http://127.0.0.1:8000`).
 """
 
 _DEPRECATED = """## Deprecated names
@@ -77,8 +76,8 @@ with the place. `gateway check` prints the warnings. A file that sets both names
 
 _COMMANDS = """# Commands
 
-`gateway COMMAND`, or `python -m gateway COMMAND`. Exit status 0 is success; 2 that the operator can mend something,
-which the message names.
+`gateway COMMAND`, or `python -m gateway COMMAND`. Exit status 0 is success; 2 is an error
+that the operator can fix, named in the message.
 """
 
 

@@ -34,7 +34,7 @@ class Result(StrEnum):
     """The upstream confirmed what was stored."""
     MISS = "miss"
     BYPASS = "bypass"
-    """The cache was passed by."""
+    """The request bypassed the cache."""
     ERROR = "error"
     """The gateway had to answer for the upstream."""
     LOCAL = "local"
@@ -124,11 +124,11 @@ class RequestContext:
     leading: bool = False
     """Whether a fetch that others may wait for is made in this request's task, which must then not be cancelled."""
     failure: tuple[str, str] | None = None
-    """The cause by which an upstream failed that was asked for this request, and a text; None where none did."""
+    """The cause of an upstream failure for this request, and a text; None if there was none."""
     key: int = 0
     """The hash of the cache key; 0 if the cache was not used."""
     changed: bool | None = None
-    """Whether a fetch brought other content than was stored; None where nothing could be compared."""
+    """Whether a fetch returned content that differs from the stored response; None if there was none to compare."""
     recall: object | None = None
     """How a declared route answered, for the edge to remember; a `hits.Recall`."""
     stored: Entry | None = field(default=None, repr=False)

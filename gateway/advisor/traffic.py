@@ -152,7 +152,7 @@ class Told:
 
 
 class Desk(Protocol):
-    """Destination of deliveries and source of advice. `told` is empty in a worker that doesn't advise."""
+    """Destination of deliveries and source of advice. Empty in a worker that doesn't advise."""
 
     told: Told
 

@@ -370,7 +370,7 @@ class PartSource:
         return Got(said, stored.headers, stored.body, life, stored.key)
 
     async def post(self, wanting: Wanting, target: str) -> Got:
-        """The answer to a POST, which nobody keeps. Raises Failure, Missing."""
+        """The response to a POST, which is never cached. Raises Failure, Missing."""
         origin = UpstreamOrigin(self.upstream, target, wanting.exchange.request_id, self.metrics, changes=self._changes)
         planned, headers = plan(self.route.keying, self.upstream.name, target, wanting.headers), wanting.headers
         if self.part.headers:

@@ -326,7 +326,7 @@ class AggregateHandlers:
             planned = structs.replace(planned, forward=(*planned.forward, *own))
         facts = directives_of(exchange.method, headers, aggregate.route.rules)
         if facts.authorized:
-            # Where a part passes it on, the cache of wholes is passed by; else it is part of the key, or ignored.
+            # Where a part passes it on, the aggregate's cache is bypassed; else it is part of the key, or ignored.
             facts = structs.replace(facts, authorized=False)
         ask = aggregate.ask(exchange, planned, facts, values, shown)
         exchange.recall = FastPath(

@@ -204,7 +204,7 @@ def _redoc_page(app: FastAPI) -> Any:
 
 
 def _guarded(page: HTMLResponse) -> HTMLResponse:
-    """A page that runs no script but ours, whatever stands in the descriptions that it shows; ReDoc sanitises them,
+    """A page that runs no script but ours, whatever is in the descriptions that it shows; ReDoc sanitises them,
     too, as Swagger UI does by itself."""
     nonce = token_urlsafe(16)
     text = bytes(page.body).decode().replace("<script>", f'<script nonce="{nonce}">')

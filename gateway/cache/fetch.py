@@ -181,7 +181,7 @@ class Fetcher:
             return self._unstorable(request, NotShareable(fetched, "parts"), deadline)
         for reason, marks in self._not_whole.items():
             if len(marks) and marks.active(self.flight_key(request), self._clock.now()):
-                # It was too large just now: each concurrent request would buffer up to the limit in vain.
+                # It was too large just now: each concurrent request would buffer up to the limit for nothing.
                 return self._unstorable(request, NotShareable(fetched, reason), deadline)
         if flight is not None and not request.route.made:
             flight.promise(partial(self._storing.preview, request, received, verdict))

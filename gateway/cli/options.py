@@ -196,11 +196,11 @@ def request_admin(
         ) from None
     body = _json(response, at)
     if response.status_code == 401:
-        wants, refuses = (
+        missing, refused = (
             "requires a token: set GATEWAY_ADMIN_TOKEN to",
             "refused this GATEWAY_ADMIN_TOKEN; set it to",
         )
-        raise AdminError(f"the gateway at {at.url} {refuses if at.token else wants} the one that it was started with")
+        raise AdminError(f"the gateway at {at.url} {refused if at.token else missing} the one that it was started with")
     if response.status_code >= 400:
         raise AdminError(str(body.get("detail", f"it returned {response.status_code}")))
     return body

@@ -1,5 +1,5 @@
 """The settings `headers` of routes and upstreams: which fields of requests and responses are set, added and removed,
-and which the gateway leaves to nobody. Pure.
+and which can't be changed. Pure.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OF_REQUESTS = {
     "expect": "is answered by the gateway itself",
     "x-request-id": "is made for each request",
     "via": "says by which gateways a message came",
-    **dict.fromkeys(("range", "if-range"), "asks for a part of what is stored whole"),
+    **dict.fromkeys(("range", "if-range"), "requests a part of a response that is stored complete"),
     **dict.fromkeys(
         ("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"), "is a condition on what is stored"
     ),
@@ -46,9 +46,7 @@ _OF_RESPONSES = {
     ),
     **dict.fromkeys(("gateway-parts", "gateway-complete"), "says what became of an aggregate's parts"),
 }
-_VALIDATORS = dict.fromkeys(
-    ("etag", "last-modified"), "tells one representation from another; it can be removed, not set"
-)
+_VALIDATORS = dict.fromkeys(("etag", "last-modified"), "distinguishes representations; it can be removed, not set")
 _SINGLE = frozenset(
     ("content-type", "location", "content-location", "retry-after", "expires", "server", "authorization", "user-agent")
 )

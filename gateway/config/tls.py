@@ -23,7 +23,7 @@ def client_context(config: UpstreamConfig, environ: Mapping[str, str] = os.envir
     """The TLS settings of an upstream's connections. Trusted are the authorities in `ca_file`, else those of
     SSL_CERT_FILE or SSL_CERT_DIR, as for other programs that use OpenSSL, else certifi's. Raises TlsFileError."""
     if not config.uses_tls:
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody: reading a list of authorities takes 20 ms
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts no authority: reading a list of authorities takes 20 ms
     context = _trusting(config, environ) if config.verify else _unverified()
     if config.client_cert:
         _show(context, config.client_cert, config.client_key or config.client_cert)

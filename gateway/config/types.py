@@ -322,7 +322,7 @@ _SET_HERE = ("decode_responses", "encoding", "encoding_errors", "protocol", "leg
 
 def split_redis_url(url: str) -> SplitResult:
     """The parts of a URL that may list several hosts. `urlsplit` alone refuses a list with an IPv6 address in it, since
-    CVE-2025-0938 was mended (CPython 3.12.9, 3.13.2)."""
+    CVE-2025-0938 was fixed (CPython 3.12.9, 3.13.2)."""
     scheme, separator, rest = url.partition("://")
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     return urlsplit(scheme + separator + rest[len(authority) :])._replace(netloc=authority)

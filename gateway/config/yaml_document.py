@@ -181,7 +181,7 @@ class _Builder:
             # A new one each time: after an error it takes the node, met again by an alias, for a recursive one.
             value: Value = SafeConstructor().construct_object(node)
         except (ValueError, LookupError):
-            self._problem(node, f"is no {node.tag.removeprefix(_TAG)}; put it in quotes if it is text", key)
+            self._problem(node, f"isn't a valid {node.tag.removeprefix(_TAG)}; put it in quotes if it is text", key)
             return None
         return value
 

@@ -65,7 +65,7 @@ class Phase(Enum):
     """Waiting for a head, or for the rest of one; the last response may still be in progress."""
     BODY = auto()
     CLOSING = auto()
-    """Refused: the answer is written, what still comes is thrown away."""
+    """Refused: the response is written, further bytes are discarded."""
 
 
 class EarlyAnswer(Protocol):

@@ -100,7 +100,7 @@ class ConnectionGuard:
 
     def enter(self, connection: GuardedConnection, client: str, loop: asyncio.AbstractEventLoop) -> None:
         """Register a new connection from `client` (empty: a unix socket). Raises RequestRefused if it is one too many;
-        it is tracked all the same."""
+        it is still tracked."""
         self._connections.add(connection)
         self._by_client[client] += 1
         if self._timer is None:

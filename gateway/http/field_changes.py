@@ -41,7 +41,7 @@ class FieldChanges:
 
     @property
     def text(self) -> str:
-        """Tells these changes from any others."""
+        """Identifies these changes."""
         names = sorted(name.decode("latin-1") for name in self.removed)
         lines = [f"{name.decode('latin-1')}:{value.decode('latin-1')}" for name, value in self.added]
         return "\n".join([",".join(names), *lines])

@@ -30,7 +30,7 @@ MOST_PREFIX = 1024
 _PAIR = re.compile(r"""\s*([!#$%&'*+\-.^_`|~0-9A-Za-z]+)=("(?:[^"\\]|\\.)*"|[^\s";,]*)\s*(?:;|$)""")
 _WITH_PORT = re.compile(r"(\d+\.\d+\.\d+\.\d+)(?::\d{1,5})?|\[([0-9A-Fa-f:.]+)\](?::(?:\d{1,5}|_[\w.\-]+))?")
 _PREFIX = re.compile(r"[\w\-.~/@:+=$!]*")
-"""What a prefix may have, decoded: it stands in pages, scripts and fields."""
+"""What a prefix may have, decoded: it is written to pages, scripts and fields."""
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 

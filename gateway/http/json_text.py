@@ -22,7 +22,7 @@ DEEPEST = 254
 _MARKS = bytes(ord("0" if chr(code) in "0123456789" else "." if chr(code) in ".eE" else " ") for code in range(256))
 _LONG = b"0" * 19
 # The charsets of the Encoding Standard, and UTF-32, by the names of Python's codecs. Of its others some take quadratic
-# time or fail in ways of their own; and each unknown name that it is asked for stays in its memory.
+# time or fail in ways of their own; and each unknown name that it looks up stays in its memory.
 _CODECS = (
     *("ascii", "utf_8", "utf_8_sig", "utf_16", "utf_16_be", "utf_16_le", "utf_32", "utf_32_be", "utf_32_le"),
     *("latin_1", *(f"iso8859_{number}" for number in (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16))),
@@ -228,7 +228,7 @@ def _in_utf8(body: bytes, charset: str) -> bytes:
 
 
 def codec_of(charset: str) -> str | None:
-    """Python's name of a charset's codec; None where it is no charset of texts."""
+    """Python's name of a charset's codec; None if it isn't a text charset."""
     return _CHARSETS.get(re.sub(r"[^a-z0-9.]+", "_", charset.lower()))
 
 

@@ -135,7 +135,7 @@ def _without_body(head: Head, *, announced: bool) -> Head:
 
 
 class Chunks:
-    """A chunked body (RFC 9112 §7.1). Trailers are read and thrown away; `most` bounds their bytes."""
+    """A chunked body (RFC 9112 §7.1). Trailers are read and discarded; `most` bounds their bytes."""
 
     def __init__(self, most: int) -> None:
         self.done = False

@@ -6,9 +6,9 @@ understand one target differently. What it does (RFC 3986 §6.2.2, and where tha
 - percent-encoded unreserved characters are decoded, hex digits are upper case, characters that may not stand
   in a URL are encoded;
 - dot segments are removed; those that leave the root are refused, as are `..;` (a dot segment to Java servers)
-  and doubly encoded dots, slashes, backslashes and NULs (one to whoever decodes twice);
+  and doubly encoded dots, slashes, backslashes and NULs (one after decoding twice);
 - `%5C`, backslashes and encoded controls are refused in a path: servers disagree about them;
-- so is `%2F`, unless the route that answers wants it (`resolve`): kept, it is a character of its segment, in the key,
+- so is `%2F`, unless the route allows it (`resolve`): kept, it is a character of its segment, in the key,
   for routing and for the upstream; decoded, it is a slash before anything else is looked at;
 - empty segments (`//`) and a trailing slash are kept: they name other resources;
 - query pairs are sorted by name, their order within a name kept; empty pairs go; a stray `%` becomes `%25`;
@@ -115,7 +115,7 @@ _remembered = lru_cache(maxsize=8192)(_normalise)
 def resolve(raw_path: bytes, query_string: bytes, slashes: Callable[[Target], Slashes]) -> Target:
     """`normalise`, where the route that answers a target says what becomes of encoded slashes.
 
-    The route of the path as it came is asked first; where that does not keep them, the route of the decoded path must
+    The route of the received path decides first; where that does not keep them, the route of the decoded path must
     want them decoded. So a path has one reading, whatever the routes. Raises RequestRefused.
     """
     if _ENCODED_SLASH.search(raw_path.decode("latin-1")) is None:
@@ -131,7 +131,7 @@ def resolve(raw_path: bytes, query_string: bytes, slashes: Callable[[Target], Sl
 
 
 def resolve_below(raw_path: bytes, query_string: bytes, root: str, slashes: Callable[[Target], Slashes]) -> Target:
-    """`resolve`, where `slashes` is asked for what of a target lies below `root`. Raises RequestRefused."""
+    """`resolve`, where `slashes` gets the part of a target below `root`. Raises RequestRefused."""
     return resolve(raw_path, query_string, lambda target: slashes(below(target, root)))
 
 
@@ -154,7 +154,7 @@ def normalise_path(path: str, slashes: Slashes = "refuse") -> str:
 
 
 def _check_kept(path: str) -> None:
-    """Whoever decodes a path with encoded slashes, once or twice, must find no dot segment in it: it would be another
+    """A path with encoded slashes must not contain a dot segment after decoding it once or twice: it would be another
     resource than the one that the route means, or one outside of the upstream's base. Raises RequestRefused."""
     for piece in _ANY_SLASH.split(path):
         if piece in (".", "..") or _DOT_SEGMENT_WITH_PARAMETERS.match(piece):

@@ -61,7 +61,7 @@ class Downstream:
         self, headers: Headers, selecting: Names = (), *, passed: bool = False, stored: bool = True
     ) -> list[Field]:
         """An answer's `headers` as settings change them, with what this route adds; `selecting` are the fields that the
-        `stored` response varies on, `passed` is whether the request passed by the cache. Of a route with `ttl: origin`,
+        `stored` response varies on, `passed` is whether the request bypassed the cache. Of a route with `ttl: origin`,
         what the upstream's own `Vary` names is the upstream's to call private."""
         said = [pair for pair in headers if pair[0] in _SAID]
         unstorable = [value for name, value in said if name == b"cache-control"] == [b"no-store"]
@@ -139,7 +139,7 @@ def _private(directives: CacheControl) -> bytes:
 
 
 def _relaxes(name: bytes) -> bool:
-    """Whether a field tells some caches of a longer life than `Cache-Control` does."""
+    """Whether a field gives some caches a longer lifetime than `Cache-Control` does."""
     return (name != b"cache-control" and _overrules(name)) or name == b"expires"
 
 

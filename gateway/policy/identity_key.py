@@ -2,7 +2,7 @@
 
 A key must differ if and only if the value of a field differs. So it contains a digest of the value, BLAKE2b of 128 bits
 with a secret key (RFC 7693 §2.9); without that key, read access to Redis is not enough to test a guess. Fields of
-content negotiation are in clear text: they identify nobody, and keys stay readable.
+content negotiation are in clear text: they identify no client, and keys stay readable.
 
 `fleet_key` chooses the secret.
 """

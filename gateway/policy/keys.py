@@ -246,7 +246,7 @@ def sent_host(keying: Keying, headers: Headers) -> list[tuple[bytes, bytes]]:
 
 
 def passed_through(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """The request fields that travel on with a request that passes by the cache, its conditions included."""
+    """The forwarded fields of a request that bypasses the cache, including its preconditions."""
     return [pair for pair in end_to_end(headers) if pair[0] not in _NEVER_FORWARDED and not is_dangerous(pair[0])]
 
 

@@ -75,9 +75,9 @@ def confirms(stored: Entry, received: ReceivedResponse) -> bool:
 
 
 def proves(stale: Entry, received: ReceivedResponse) -> bool:
-    """Whether a 304, or a HEAD response, shows that the stored bytes are those that this request would get, whoever
-    they were sent to: one strong tag names one representation of a resource (RFC 9110 §8.8.3). A 304 need not repeat
-    it."""
+    """Whether a 304, or a HEAD response, shows that the stored bytes are those that this request would get,
+    whatever request they were sent to: one strong tag names one representation of a resource (RFC 9110 §8.8.3). A 304
+    need not repeat it."""
     known, tag = first(stale.headers, b"etag"), first(received.headers, b"etag")
     if known is None or not is_strong(known) or is_own(known.encode("latin-1")):
         return False

@@ -73,7 +73,7 @@ class Declared:
         return self._target(parameters, selected), parameters
 
     def whole_target(self, parameters: dict[str, str], query: tuple[str, ...]) -> str:
-        """The same for a request that passes by the cache: no answer is shared, so its query stays whole."""
+        """The same for a request that bypasses the cache: no response is shared, so its query is unchanged."""
         return self._target(parameters, query)
 
     def origin(self, target: str, request_id: str, metrics: Metrics, interim: Interim | None = None) -> UpstreamOrigin:

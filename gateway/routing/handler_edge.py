@@ -167,7 +167,7 @@ def _impure(schema: Any) -> str | None:
 
 
 def _code_in(value: Any, place: str) -> str | None:
-    """The code of somebody's that a schema names at `place`; None where there is none, or it is trusted."""
+    """The application code that a schema names at `place`; None where there is none, or it is trusted."""
     if isinstance(value, Mapping):
         value = value.get("function")
     if value is None or value is False or (place == "discriminator" and isinstance(value, str)) or _is_trusted(value):

@@ -83,8 +83,8 @@ class UpstreamOrigin(msgspec.Struct, frozen=True):
 async def send_past(
     engine: Engine, exchange: RequestContext, route: Route, origin: UpstreamOrigin, body: Any, target: str
 ) -> Fetched:
-    """The upstream's answer to a request for `target` that passes by the cache; 412 where a condition on a tag that the
-    gateway made is false. `origin` is of what would be stored. Raises UpstreamError."""
+    """The upstream's response to a request for `target` that bypasses the cache; 412 if a precondition on a tag of the
+    gateway is false. `origin` is of what would be stored. Raises UpstreamError."""
     headers = await _for_upstream(exchange, route, origin)
     if headers is None:
         await _outdate(engine, exchange, route, origin)

@@ -103,7 +103,7 @@ class Garbage:
     """Runs the garbage collector's full rounds.
 
     CPython frees most objects with their last reference. Its collector looks for cycles among the rest. A full round
-    walks all objects that it tracks while nobody is answered (35 ms and more at 70,000 objects; two cores, CPython
+    traverses all tracked objects and blocks the event loop (35 ms and more at 70,000 objects; two cores, CPython
     3.11), and one begins whenever their number has grown by a quarter. A gateway under load has that many: the edge's
     memos.
 

@@ -383,7 +383,7 @@ class Supervisor:
         await self._cancel_start()
         for member in self._members:
             if not member.settled.is_set() and not any(slot.adopter is not None for slot in self._slots):
-                member.kill()  # the first start: nobody is connected to it
+                member.kill()  # the first start: no client is connected to it
         for slot in self._slots:
             slot.socket.close()  # the workers' own stay open for as long as they accept
         for member in self._members:

@@ -5,9 +5,9 @@
 - the request target goes out as it is: the base hands aiohttp a string, which yarl requotes (`%2C` becomes `,`),
   so that the upstream would see other bytes than the cache key has;
 - failures get their own kind: the base turns a lost connection into ConnectTimeout;
-- bytes after a response's end do not fail it, and interim responses (1xx) can be heard of;
+- bytes after a response's end do not fail it, and interim responses (1xx) are reported;
 - no cookie jar (the base's session keeps one upstream's cookies for the next client's request), no proxy from the
-  environment, no header that nobody set.
+  environment, no header that was not set.
 """
 
 from __future__ import annotations

@@ -319,7 +319,7 @@ class PurgeStream:
 
 
 def _texts(items: Iterable[bytes]) -> list[str]:
-    """Names and heartbeats, whatever their bytes: one that no worker wrote belongs to nobody, and expires like
+    """Names and heartbeats, whatever their bytes: one that no worker wrote is ignored, and expires like
     others."""
     return [item.decode(errors="surrogateescape") for item in items]
 

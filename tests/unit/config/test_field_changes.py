@@ -40,7 +40,7 @@ def refused(tmp_path: Path, text: str, **environ: str) -> str:
         ("request", "remove: [If-None-Match]", "request.remove: If-None-Match can't be changed: it is a condition"),
         ("response", "set: {Age: '1'}", "response.set.Age: Age can't be changed: it says how old"),
         ("response", "remove: [Content-Length]", "response.remove: Content-Length can't be changed"),
-        ("response", "set: {ETag: x}", "response.set.ETag: ETag can't be changed: it tells one representation"),
+        ("response", "set: {ETag: x}", "response.set.ETag: ETag can't be changed: it distinguishes representations"),
         ("response", "remove: [Cache-Status]", "response.remove: Cache-Status can't be changed: it is made by"),
         ("response", "set: {a b: c}", "response.set.a b: 'a b' isn't a valid header name"),
         ("response", 'set: {x: "a\\r\\nSet-Cookie: b"}', "response.set.x: the value of x has a character"),
