@@ -111,6 +111,13 @@ class UpstreamHeadTooLarge(UpstreamMalformed):
     title = "Upstream sent a response head that is too large"
 
 
+class UpstreamTooLarge(UpstreamError):
+    """A response is larger than its route allows."""
+
+    kind = cause = "too-large"
+    title = "Upstream response too large"
+
+
 class UpstreamBusy(UpstreamError):
     status = 503
     kind = cause = "busy"

@@ -112,7 +112,8 @@ class PartSource:
     @property
     def timeout(self) -> float:
         own = self.part.config.timeout
-        return self.upstream.timeout if own is None else min(own.total_seconds(), self.upstream.timeout)
+        most = self.upstream.timeout if self.declared is None else self.declared.deadline
+        return most if own is None else min(own.total_seconds(), most)
 
     def target(self, values: Values) -> tuple[str, tuple[str, ...]]:
         """The upstream target, and the tags. Raises Missing, RequestRefused."""
@@ -192,7 +193,13 @@ class PartSource:
         """Where the answers of a target come from."""
         patience = self._patience
         plain = UpstreamOrigin(
-            self.upstream, target, request_id, self.metrics, patience=patience, changes=self._changes
+            self.upstream,
+            target,
+            request_id,
+            self.metrics,
+            patience=patience,
+            changes=self._changes,
+            largest=self._largest,
         )
         persistence = self.persistence
         eager = persistence.retries or persistence.hedge is not None
@@ -201,6 +208,10 @@ class PartSource:
     @property
     def _changes(self) -> FieldChanges:
         return NO_CHANGES if self.declared is None else self.declared.config.headers.request.changes
+
+    @property
+    def _largest(self) -> int | None:
+        return None if self.declared is None else self.declared.config.max_response_body
 
     @cached_property
     def _patience(self) -> Patience:

@@ -174,7 +174,9 @@ class Builder:
         host = self.upstreams[like.upstream].config.preserves_host
         keying = keying_of(like, public_constants(self.config), self.engine.identity_key, host=host)
         # One object for all equal ones: what a request's headers amount to under it is computed once.
-        return Route(name, rules_of(like), self.keyings.setdefault(keying, keying), self._max_body(route))
+        return Route(
+            name, rules_of(like), self.keyings.setdefault(keying, keying), config.max_body or self._max_body(route)
+        )
 
 
 _OF_A_ROUTE = ("ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "vary")

@@ -8,6 +8,7 @@ environment.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from ipaddress import ip_address
@@ -24,7 +25,7 @@ from pydantic import (
 )
 
 from gateway.config.names import no_modes
-from gateway.config.part_graph import cross_problems
+from gateway.config.part_graph import PartProblem, cross_problems
 from gateway.config.route import RouteConfig, refuse
 from gateway.config.types import (
     Duration,
@@ -36,6 +37,8 @@ from gateway.config.types import (
     check_redis_url,
     checked_names,
     is_address,
+    show_duration,
+    show_size,
     split_commas,
 )
 from gateway.config.upstream import UpstreamConfig
@@ -310,8 +313,27 @@ class Config(Model):
             for name, route in self.routes.items()
             for problem in cross_problems(route.parts, route.template, frozenset(self.upstreams), several, plain)
         ]
-        refuse(problems)
+        refuse([*problems, *self._limits_beyond()])
         return self
+
+    def _limits_beyond(self) -> Iterator[PartProblem]:
+        """Limits of routes and parts that an enclosing limit never lets them reach."""
+        for name, route in self.routes.items():
+            key, upstream = ("routes", name), self.upstreams.get(route.upstream)
+            if (most := route.max_request_body) is not None and most > self.max_request_body:
+                told = f"exceeds the gateway's max_request_body ({show_size(self.max_request_body)}), which comes first"
+                yield PartProblem((*key, "max_request_body"), told, show_size(most))
+            if route.timeout is not None and upstream is not None and route.timeout > upstream.stream_timeout:
+                told = f"exceeds the stream_timeout of {route.upstream} ({show_duration(upstream.stream_timeout)})"
+                yield PartProblem((*key, "timeout"), told, show_duration(route.timeout))
+            largest = self.max_body if route.max_body is None else route.max_body
+            if route.max_response_body is not None and route.max_body is not None and largest > route.max_response_body:
+                told = f"exceeds max_response_body ({show_size(route.max_response_body)}): no body is as large"
+                yield PartProblem((*key, "max_body"), told, show_size(largest))
+            for part, config in route.parts.items():
+                if config.max_body is not None and config.max_body > largest:
+                    told = f"exceeds the aggregate's max_body ({show_size(largest)})"
+                    yield PartProblem((*key, "parts", part, "max_body"), told, show_size(config.max_body))
 
     @property
     def admin_is_private(self) -> bool:

@@ -19,6 +19,7 @@ from gateway.config.types import (
     Duration,
     FieldNames,
     Model,
+    Size,
     TextList,
     Ttl,
     check_field_names,
@@ -51,7 +52,7 @@ Paths = Annotated[TextList, AfterValidator(_check_dotted)]
 # The settings that a part with `route` takes from it.
 _OF_THE_ROUTE = (
     "method", "body", "headers", "query", "ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "vary",
-    "authorization", "cookies", "tags", "retries", "hedge", "for_each", "elements", "batch",
+    "authorization", "cookies", "tags", "max_body", "retries", "hedge", "for_each", "elements", "batch",
 )  # fmt: skip
 _OF_A_STATIC_PART = ("static", "static_if", "group", "when", "rename", "allow", "deny", "select")
 
@@ -102,6 +103,9 @@ class _PartConfig(Model):
     `path`."""
     timeout: Duration | None = None
     """Timeout for the part, at most the upstream's `timeout`. Default: the upstream's `timeout`."""
+    max_body: Annotated[Size, Field(ge=1)] | None = None
+    """Maximum size of the part's body; a larger one is a failure, `too-large`. At most the aggregate's `max_body`,
+    which is the default."""
     retries: Annotated[int, Field(ge=0, le=3)] = 0
     """How often to retry a failed fetch, within `timeout` and a budget of 10 % of the requests."""
     hedge: Duration | None = None

@@ -9,7 +9,15 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from gateway.config.field_changes import HeadersConfig
@@ -42,6 +50,7 @@ from gateway.policy.rules import CachePolicy
 _NOT_OF_AGGREGATES = (
     "upstream", "upstream_path", "cache", "ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl",
     "client_ttl", "vary", "query", "drop_query", "authorization", "cookies", "expose_tags",
+    "timeout", "max_request_body", "max_response_body",
 )  # fmt: skip
 
 
@@ -103,6 +112,13 @@ class RouteConfig(Model):
     has those of responses alone."""
     max_body: Size | None = None
     """Maximum size of a stored body. Default: the gateway's `max_body`."""
+    max_response_body: Annotated[Size, Field(ge=1)] | None = None
+    """Maximum size of a response body from the upstream; a larger one is a 502. One of unknown length that is streamed
+    is cut off there. Default: any size."""
+    max_request_body: Size | None = None
+    """Maximum size of a request body (413), at most the gateway's `max_request_body`, which is the default."""
+    timeout: Duration | None = None
+    """Timeout for a complete response, in place of the upstream's `timeout`; at most its `stream_timeout`."""
     tags: Annotated[TextList, BeforeValidator(no_modes("tags"))] = []
     """Names by which responses are purged together; `{parameter}` is replaced by its value."""
     summary: str | None = None

@@ -32,6 +32,7 @@ from gateway.policy.keys import Keying
 from gateway.routing.upstream_request import UpstreamOrigin, public_constants
 from gateway.upstreams.client import Upstream
 from gateway.upstreams.connection import Interim
+from gateway.upstreams.request import ORDINARY, Patience
 
 USER_AGENT = (b"user-agent", f"cached-gateway/{__version__}".encode())
 IDENTITY = (b"accept-encoding", b"identity")
@@ -78,8 +79,26 @@ class Declared:
 
     def origin(self, target: str, request_id: str, metrics: Metrics, interim: Interim | None = None) -> UpstreamOrigin:
         """Where the answers of a target come from."""
-        changes = self.config.headers.request.changes
-        return UpstreamOrigin(self.upstream, target, request_id, metrics, interim, changes=changes)
+        return UpstreamOrigin(
+            self.upstream,
+            target,
+            request_id,
+            metrics,
+            interim,
+            patience=self.patience,
+            changes=self.config.headers.request.changes,
+            largest=self.config.max_response_body,
+        )
+
+    @property
+    def deadline(self) -> float:
+        """Seconds for a complete response."""
+        return self.upstream.timeout if self.patience.timeout is None else self.patience.timeout
+
+    @cached_property
+    def patience(self) -> Patience:
+        timeout = self.config.timeout
+        return ORDINARY if timeout is None else Patience(timeout=timeout.total_seconds())
 
     def _target(self, parameters: dict[str, str], query: tuple[str, ...]) -> str:
         upstream_path, fixed = self.target.ask(parameters)
@@ -170,6 +189,12 @@ def root_of(request: Request) -> str:
 def interim_of(request: Request) -> Interim | None:
     """How to pass an interim response on to the client, where the server under us can."""
     return typing.cast(Interim | None, request.scope.get("extensions", {}).get(INTERIM_KEY))
+
+
+def announced(headers: Headers) -> int:
+    """The bytes of a request's body, by its `Content-Length`; 0 without one."""
+    length = first(headers, b"content-length")
+    return int(length) if length is not None and length.isascii() and length.isdigit() else 0
 
 
 def has_body(headers: Headers) -> bool:

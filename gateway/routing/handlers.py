@@ -30,11 +30,11 @@ from gateway.observability.metrics import Metrics
 from gateway.policy.keys import plan, primary_key
 from gateway.policy.rules import directives_of
 from gateway.policy.storability import TAG_FIELDS, passed_on
-from gateway.routing.declared import Declared, has_body, interim_of, local_path, purge_response, root_of
+from gateway.routing.declared import Declared, announced, has_body, interim_of, local_path, purge_response, root_of
 from gateway.routing.fast_path import FastPath, PlanCache
 from gateway.routing.location import REFERRING
 from gateway.routing.references import Asked, References
-from gateway.routing.responses import AnswerResponse, Client
+from gateway.routing.responses import TOO_LARGE, AnswerResponse, Client, too_large_request
 from gateway.routing.upstream_request import UpstreamOrigin, send_past
 from gateway.upstreams.client import Upstream
 from gateway.upstreams.connection import Interim
@@ -64,12 +64,24 @@ class Handlers:
     def handler(self, route: Declared) -> Callable[[Request], Awaitable[Response]]:
         """The handler of a declared route, for every method."""
 
+        largest = route.config.max_request_body
+
         async def handle(request: Request) -> Response:
+            try:
+                return await answer(request)
+            except RequestRefused as refused:
+                if refused.reason == TOO_LARGE:
+                    self.metrics.refused(refused.reason)
+                raise
+
+        async def answer(request: Request) -> Response:
             exchange = exchange_of(request.scope)
             assert exchange is not None
             assert exchange.target is not None
             route.engine_route.takes(exchange)
-            client = Client(request.receive)
+            client = Client(request.receive, largest)
+            if largest is not None and announced(exchange.headers) > largest:
+                raise too_large_request()
             path, root = local_path(request), root_of(request)
             target, parameters = route.upstream_target(path, exchange.target.query)
             asked = Asked(route, target, str(structs.replace(exchange.target, path=path)), root)

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gateway.cache.respond import Answer
 from gateway.context import exchange_of
-from gateway.errors import GatewayError, UpstreamError
+from gateway.errors import GatewayError, RequestRefused, UpstreamError
 from gateway.http.headers import WITHOUT_CONTENT
 
 logger = logging.getLogger("gateway")
@@ -25,16 +25,27 @@ class ClientLeft(GatewayError):
     """The client disconnected."""
 
 
-class Client:
-    """Reads what the client sends; one reader at a time."""
+TOO_LARGE = "large_body"
+"""Why a request is refused whose body is too large."""
 
-    def __init__(self, receive: Receive) -> None:
+
+def too_large_request() -> RequestRefused:
+    return RequestRefused("The request body is too large for this route.", 413, TOO_LARGE)
+
+
+class Client:
+    """Reads what the client sends; one reader at a time. `largest` bounds the body, in bytes."""
+
+    def __init__(self, receive: Receive, largest: int | None = None) -> None:
         self._receive = receive
+        self._largest = largest
         self._read = asyncio.Event()
         self._left = False
 
     async def body(self) -> AsyncIterator[bytes]:
-        """The request's body, a piece at a time. Raises ClientLeft where it breaks off."""
+        """The request's body, a piece at a time. Raises ClientLeft where it breaks off, RequestRefused where it is too
+        large."""
+        size = 0
         try:
             more = True
             while more:
@@ -43,6 +54,9 @@ class Client:
                     self._left = True
                     raise ClientLeft("the client disconnected during its request")
                 more = message.get("more_body", False)
+                size += len(message.get("body", b""))
+                if self._largest is not None and size > self._largest:
+                    raise too_large_request()
                 if message.get("body"):
                     yield message["body"]
         finally:

@@ -22,7 +22,7 @@ from gateway.config.models import Config
 from gateway.context import RequestContext
 from gateway.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from gateway.http.field_changes import NO_CHANGES, FieldChanges
-from gateway.http.headers import Headers, first, has, values, without
+from gateway.http.headers import WITHOUT_CONTENT, Headers, first, has, values, without
 from gateway.observability.metrics import Metrics
 from gateway.policy.keys import Plan, passed_through, plan, sent_host, without_ignored
 from gateway.policy.preconditions import as_given, as_known, own_tags, settled, without_own
@@ -30,7 +30,7 @@ from gateway.policy.validation import own_tag
 from gateway.upstreams.client import Upstream
 from gateway.upstreams.connection import Interim
 from gateway.upstreams.request import ORDINARY, Patience
-from gateway.upstreams.response import Fetched, WholeBody
+from gateway.upstreams.response import Fetched, LimitedBody, WholeBody, too_large
 
 VIA = (b"via", b"1.1 gateway")
 
@@ -46,6 +46,8 @@ class UpstreamOrigin(msgspec.Struct, frozen=True):
     patience: Patience = ORDINARY
     changes: FieldChanges = NO_CHANGES
     """What the route's settings change in the fields of its requests."""
+    largest: int | None = None
+    """Bytes of the largest body that the route passes on; None: any."""
 
     @property
     def name(self) -> str:
@@ -72,11 +74,25 @@ class UpstreamOrigin(msgspec.Struct, frozen=True):
                 method, self.target, sent, body, self.interim, self.patience, bounded=bounded, changes=self.changes
             )
             result = f"{fetched.status // 100}xx"
+            if self.largest is not None:
+                fetched = await self._limited(method, fetched, self.largest)
         except UpstreamError as error:
             result = error.kind
             raise
         finally:
             self.metrics.upstream(self.upstream.name, result, time.perf_counter() - began)
+        return fetched
+
+    async def _limited(self, method: str, fetched: Fetched, largest: int) -> Fetched:
+        """The response, if its body may be so large. Raises UpstreamTooLarge."""
+        length = first(fetched.headers, b"content-length")
+        if method == "HEAD" or fetched.status in WITHOUT_CONTENT:
+            return fetched
+        if length is None:
+            return structs.replace(fetched, body=LimitedBody(self.name, fetched.body, largest))
+        if int(length) > largest:
+            await fetched.body.aclose()
+            raise too_large(self.name, largest)
         return fetched
 
 

@@ -18,6 +18,7 @@ from gateway.errors import (
     UpstreamHeadTooLarge,
     UpstreamMalformed,
     UpstreamTimeout,
+    UpstreamTooLarge,
     UpstreamUnreachable,
 )
 from gateway.http import codings as http_codings
@@ -221,6 +222,41 @@ class WholeBody:
 
     async def aclose(self) -> None:
         return None
+
+
+class LimitedBody:
+    """A body of unknown length, of at most `largest` bytes."""
+
+    def __init__(self, name: str, body: ResponseBody, largest: int) -> None:
+        self._name, self._body, self._largest = name, body, largest
+
+    async def whole(self, limit: int, live: Live | None = None) -> bytes | None:
+        """Raises UpstreamTooLarge, and other UpstreamError where it breaks off."""
+        body = await self._body.whole(min(limit, self._largest), live)
+        if body is None and self._largest <= limit and not getattr(self._body, "live", False):
+            await self._body.aclose()
+            raise self._too_large()
+        return body
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The same pieces. Raises UpstreamTooLarge at the one that is too much, and UpstreamError."""
+        size = 0
+        async with aclosing(self._body.chunks()) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                size += len(piece)
+                if size > self._largest:
+                    raise self._too_large()
+                yield piece
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
+
+    def _too_large(self) -> UpstreamTooLarge:
+        return too_large(self._name, self._largest)
+
+
+def too_large(name: str, largest: int) -> UpstreamTooLarge:
+    return UpstreamTooLarge(name, f"a body of more than {largest} bytes (max_response_body)")
 
 
 class PartOfBody:
