@@ -176,7 +176,7 @@ Ttl = Annotated[
 _HOST_NAME = re.compile(r"[A-Za-z0-9\-._~]+|[0-9A-Fa-f:.]+")
 
 
-def _check_url(value: str) -> str:
+def check_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be an http:// or https:// URL with a host, such as http://catalog:8080")
@@ -197,7 +197,7 @@ def _check_url(value: str) -> str:
     return value.rstrip("/")
 
 
-Url = Annotated[str, AfterValidator(_check_url)]
+Url = Annotated[str, AfterValidator(check_url)]
 
 
 def is_public(address: str) -> bool:

@@ -17,6 +17,7 @@ from gateway.config.types import (
     Model,
     Size,
     Url,
+    check_url,
     is_address,
     is_public,
     split_commas,
@@ -100,13 +101,33 @@ class UpstreamHeaders(HeadersConfig):
         return {name.lower(): value for name, value in self.request.set.items()}
 
 
+_WEIGHT = re.compile(r"(\S+)\s+weight=([0-9]{1,3})")
+
+
+def split_weight(text: str) -> tuple[str, int]:
+    """A base URL and its weight, from `URL` or `URL weight=N`."""
+    found = _WEIGHT.fullmatch(text)
+    return (found[1], int(found[2])) if found else (text, 1)
+
+
+def check_weighted_url(text: str) -> str:
+    """Raises ValueError."""
+    url, weight = split_weight(text.strip())
+    if "weight" in url.partition(" ")[2] or weight > 100:
+        raise ValueError("must be a URL, or a URL and a weight from 0 to 100, such as `http://canary:8080 weight=5`")
+    check_url(url)
+    return text.strip()
+
+
 class UpstreamConfig(Model):
     """An HTTP API behind the gateway."""
 
     url: Url | None = None
     """The base URL: scheme, host, port and path prefix. Request targets can't leave it."""
-    urls: Annotated[list[Url], BeforeValidator(split_commas)] = []
-    """Several base URLs of the same API, used in turn; instead of `url`."""
+    urls: Annotated[list[Annotated[str, AfterValidator(check_weighted_url)]], BeforeValidator(split_commas)] = []
+    """Several base URLs of the same API, used in turn, instead of `url`. `http://canary:8080 weight=5` gets 5 requests
+    for each request of a URL with `weight=1`, the default; `weight=0` gets none. At most
+    100."""
     host: Annotated[str, AfterValidator(check_host)] = "upstream"
     """The `Host` field of requests: `upstream` (that of the URL), `preserve` (the client's, which is then part of the
     cache key), or a name such as shop.example.com. TLS uses the name in the URL."""
@@ -179,7 +200,12 @@ class UpstreamConfig(Model):
 
     @property
     def bases(self) -> list[str]:
-        return self.urls or ([self.url] if self.url else [])
+        return [split_weight(each)[0] for each in self.urls] or ([self.url] if self.url else [])
+
+    @property
+    def weights(self) -> list[int]:
+        """The share of each base, in their order."""
+        return [split_weight(each)[1] for each in self.urls] or [1]
 
     @property
     def connections_alone(self) -> int:
@@ -216,6 +242,12 @@ class UpstreamConfig(Model):
     def _one_host(self) -> UpstreamConfig:
         if "host" in self.headers.sent and "host" in self.model_fields_set:
             raise ValueError("host is set twice, by `host` and in `headers`; leave out the one in `headers`")
+        return self
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> UpstreamConfig:
+        if not any(self.weights):
+            raise ValueError("urls: all weights are 0, so that no host gets a request")
         return self
 
     @model_validator(mode="after")

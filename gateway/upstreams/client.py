@@ -41,7 +41,7 @@ from gateway.observability.trace_context import PASSED_ON, traced
 from gateway.policy.keys import is_identity
 from gateway.upstreams.causes import Cause, cause_of
 from gateway.upstreams.connection import Interim
-from gateway.upstreams.hosts import LATE, Base, Host
+from gateway.upstreams.hosts import LATE, Base, Host, in_turn
 from gateway.upstreams.names import Names
 from gateway.upstreams.request import ORDINARY, Patience, Sending, Upload
 from gateway.upstreams.resilience import Breaker, Bulkhead, Full
@@ -110,6 +110,8 @@ class Upstream:
         idle = config.stream_idle_timeout
         self._stream_idle = idle.total_seconds() if idle is not None else None
         self._transport = transport or _transport(name, config)
+        self._order = in_turn(self.hosts, config.weights)
+        self._usable = len(set(map(id, self._order)))
         self._next_host = 0
         self._lookups_failed = 0
         changes = config.headers.request.changes
@@ -251,9 +253,9 @@ class Upstream:
 
     async def _send(self, sending: Sending) -> tuple[Host, int, ReceivedHead]:
         """Send it to the next host that is not left alone; once more where that is safe and within the budget."""
-        tried = 0
+        tried, apart = 0, sending.patience.apart
         while True:
-            host, series = self._admitted(sending.patience.apart)
+            host, series = self._admitted(apart)
             attempt = Attempt(partial(self._tell, sending.interim) if sending.interim is not None else None)
             send = partial(self._sent, sending, host, attempt)
             try:
@@ -277,6 +279,8 @@ class Upstream:
                     host.failed_by(cause_of(error))
                 if not again:
                     raise translated(self.name, error) from error
+                if apart is None and not attempt.lost_its_connection:
+                    apart = {host.name}  # the next in turn may be the same, by its weight
 
     def _tell(self, interim: Interim, status: int, fields: Headers) -> None:
         """Report an interim response with the fields that a final one could have; one that is too large is not
@@ -317,22 +321,22 @@ class Upstream:
     def _repeatable(self, sending: Sending, attempt: Attempt, error: httpx.TransportError) -> bool:
         if sending.body is not None or sending.method not in IDEMPOTENT:
             return False
-        unconnected = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and len(self.hosts) > 1
+        unconnected = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and self._usable > 1
         return (unconnected or attempt.lost_its_connection) and self.budget.take()
 
     def _admitted(self, apart: set[str] | None) -> tuple[Host, int]:
         """The next host, and its breaker's pass. Raises UpstreamResting where all are left alone."""
-        for _ in self.hosts:
-            host = self.hosts[self._next_host]
-            self._next_host = (self._next_host + 1) % len(self.hosts)
-            if apart is not None and host.name in apart and len(apart) < len(self.hosts):
+        for _ in self._order:
+            host = self._order[self._next_host]
+            self._next_host = (self._next_host + 1) % len(self._order)
+            if apart is not None and host.name in apart and len(apart) < self._usable:
                 continue
             series = host.admit()
             if series is not None:
                 if apart is not None:
                     apart.add(host.name)
                 return host, series
-        raise UpstreamResting(self.name, "circuit breaker open", min(host.retry_after for host in self.hosts))
+        raise UpstreamResting(self.name, "circuit breaker open", min(host.retry_after for host in self._order))
 
     async def _checked(self, response: ReceivedHead, body: Body, sent: Headers) -> Fetched:
         fields = response.headers if response.judged else [(name.lower(), value) for name, value in response.headers]

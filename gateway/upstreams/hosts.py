@@ -8,7 +8,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import httpx
@@ -142,3 +142,18 @@ class Host:
                 "upstream %s: %s fails by %s (%s); more of that are counted, and logged in a minute at the earliest",
                 *(self.upstream, self.name, cause.word, cause.text),
             )
+
+
+def in_turn(hosts: Sequence[Host], weights: Sequence[int]) -> list[Host]:
+    """A round of the hosts, each as often as its weight says, and spread over the round (nginx's smooth weighted round
+    robin). Those with a weight of 0 are not in it."""
+    divisor = math.gcd(*weights) or 1
+    shares = [weight // divisor for weight in weights]
+    total, credit = sum(shares), [0] * len(shares)
+    order: list[Host] = []
+    for _ in range(total):
+        credit = [have + share for have, share in zip(credit, shares, strict=True)]
+        most = max(range(len(hosts)), key=lambda at: credit[at])
+        credit[most] -= total
+        order.append(hosts[most])
+    return order
