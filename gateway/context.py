@@ -130,11 +130,11 @@ class RequestContext:
     changed: bool | None = None
     """Whether a fetch returned content that differs from the stored response; None if there was none to compare."""
     recall: object | None = None
-    """How a declared route answered, for the edge to remember; a `hits.Recall`."""
+    """How a declared route served the request, for the edge to remember; a `hits.Recall`."""
     stored: Entry | None = field(default=None, repr=False)
     """The stored response that answered."""
     parts: tuple[PartSaid, ...] = ()
-    """What became of an aggregate's parts, where they were joined for this request."""
+    """The states of an aggregate's parts, if they were joined for this request."""
     scope: dict[str, Any] = field(default_factory=dict, repr=False)
     """The request's scope as the routes first saw it, from which a refresh behind replays it."""
 
@@ -154,4 +154,4 @@ def exchange_of(scope: MutableMapping[str, Any]) -> RequestContext | None:
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 RAW_TARGET_KEY = "gateway.raw_target"
-"""Where the protocol class leaves the request line's target as it came; ASGI alone drops an absolute form's host."""
+"""The scope key of the unmodified request target; ASGI alone drops the host of an absolute form."""

@@ -1,10 +1,10 @@
-"""The admin listener: metrics, health, purging, TTL advice and the console, on an address of its own.
+"""The admin listener: metrics, health, purging, TTL advice and the console, on its own address.
 
-Decides who may call what. Metrics and health need no token. Everything else needs GATEWAY_ADMIN_TOKEN as a bearer token
-in Authorization, which no web page can make a browser send. After ten wrong tokens in a minute an address is refused
-for the rest of it, except for the right token where that address had used it before. On loopback only addresses,
-`localhost` and the configured name are accepted as `Host` (DNS rebinding). What the commands do is decided in
-`console`, `operations` and the engine.
+Decides which requests are allowed. Metrics and health need no token. Everything else needs GATEWAY_ADMIN_TOKEN as a
+bearer token in Authorization, which no web page can make a browser send. After ten invalid tokens in a minute an
+address is refused for the rest of it, except for a valid token that was used from that address before. On loopback only
+IP addresses, `localhost` and the configured name are accepted as `Host` (DNS rebinding). `console`, `operations` and
+the engine execute the commands.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class KnownHost:
 
 
 def on_loopback(scope: Scope) -> bool:
-    """Whether a request came over TCP to an address that only this machine has."""
+    """Whether a request came over TCP to a loopback address."""
     server = scope.get("server")
     return server is not None and _is_loopback(str(server[0]))
 
@@ -117,8 +117,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Admin:
-    """The handlers of one worker's admin app. `gateway` gives the generation that answers now, `render` the metrics of
-    all workers; `operations` is None where the app was made without a server, and has no overrides then."""
+    """The handlers of one worker's admin app. `gateway` returns the current generation, `render` the metrics of all
+    workers; `operations` is None if the app was made without a server, and then has no overrides."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class Admin:
         self._wrong_tokens = Attempts(WRONG_TOKENS)
         self._changes = Attempts(CHANGES)
         self._known: set[str] = set()
-        """The addresses from which the right token came."""
+        """The addresses that have used the valid token."""
 
     def app(self) -> Starlette:
         routes = [

@@ -52,7 +52,7 @@ class OverrideOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True, ren
 
 
 class RouteRow(msgspec.Struct, frozen=True):
-    """A route as the console lists it. `ttl` is in seconds, None where it follows the upstream."""
+    """A route in the console's list. `ttl` is in seconds, None if it follows the upstream."""
 
     name: str
     path: str
@@ -64,7 +64,7 @@ class RouteRow(msgspec.Struct, frozen=True):
 
 
 def page(request: Request) -> Response:
-    """The console's page, and the files it brings with it."""
+    """The console's page and its files."""
     name = request.path_params.get("file", "index.html")
     found = files("gateway.admin") / "static" / name
     suffix = name[name.rfind(".") :]
@@ -92,7 +92,7 @@ def _row(gateway: Gateway, operations: Operations, name: str, ttl: float | None,
 
 
 def _place(gateway: Gateway, name: str) -> tuple[str | None, Key]:
-    """The path of a route, and where its settings stand; the path is None where a Python handler has it."""
+    """The path of a route, and the key of its settings; the path is None for a Python handler."""
     if (config := gateway.config.routes.get(name)) is not None:
         return config.path, setting_key(name, None)
     whole, _, part = name.rpartition(".")

@@ -1,6 +1,6 @@
-"""What the console shows of the metrics: rates, ratios and quantiles between two readings a moment apart.
+"""The console's figures from the metrics: rates, ratios and quantiles between two consecutive readings.
 
-It reads the same text that Prometheus does, so the console and a dashboard can't disagree.
+They come from the same text that Prometheus reads, so the console and a dashboard can't disagree.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Figures(msgspec.Struct, frozen=True):
     """Those that were killed as unresponsive since the start."""
     worker_deaths: float
     redis_available: bool | None
-    """None where no Redis is configured."""
+    """None without a configured Redis."""
     redis_milliseconds: float | None
     redis_failures: float
 
@@ -102,7 +102,7 @@ class Reading:
 
 
 class Between:
-    """What happened between two readings."""
+    """The differences between two readings."""
 
     def __init__(self, before: Reading, after: Reading) -> None:
         self.before = before

@@ -128,8 +128,8 @@ class Operations:
         return applied(loaded, self._held, *self._coded())
 
     def rebase(self, loaded: Loaded) -> None:
-        """File and environment are these from now on, with the overrides that were put on them when they were prepared:
-        what came or ended since, the next look puts right."""
+        """Use this configuration from now on, with the overrides that were applied when it was prepared; the next poll
+        applies later changes."""
         self._base = loaded
         self._held = self._prepared
 

@@ -1,1 +1,1 @@
-"""What another TTL would do: reuse distances per route, and the recommendation made of them."""
+"""The effect of other TTLs: reuse distances per route, and the resulting recommendation."""

@@ -26,10 +26,8 @@ RULE_OF_THREE = 3.0
 
 @dataclass(frozen=True, slots=True)
 class ChangeRate:
-    """Changes a second, with the bounds of 95 % confidence, from so many fetches of which so many had changed.
-
-    `high` is None where nothing was compared yet.
-    """
+    """Changes per second, with the bounds of 95 % confidence, from a number of fetches and of changes among them.
+    `high` is None if nothing was compared yet."""
 
     rate: float
     low: float
@@ -48,7 +46,7 @@ class _Gaps(msgspec.Struct, array_like=True):
 
 
 class Changes(msgspec.Struct, array_like=True):
-    """What fetches of stored content have shown, by the gap since the fetch before (in steps of 9 %)."""
+    """Results of fetches of stored content, by the gap since the previous fetch (in steps of 9 %)."""
 
     _changed: dict[int, _Gaps] = {}
     _unchanged: _Gaps = msgspec.field(default_factory=_Gaps)
@@ -61,7 +59,7 @@ class Changes(msgspec.Struct, array_like=True):
         return f"<Changes {rate.changed} of {rate.fetches} fetches, {rate.rate:.3g}/s>"
 
     def add(self, gap: float, *, changed: bool) -> None:
-        """A fetch that came `gap` seconds after the one before it for the same key."""
+        """A fetch `gap` seconds after the previous one of the same key."""
         gap = max(gap, _LEAST_GAP)
         gaps = self._changed.setdefault(round(_STEPS * math.log2(gap)), _Gaps()) if changed else self._unchanged
         gaps.fetches += 1
@@ -126,8 +124,8 @@ LEAST_COMPARISONS = 10
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What was seen of one route, and what each TTL would do. `today` is its TTL in seconds, None where it follows the
-    upstream."""
+    """The observations of one route, and the estimate for each TTL. `today` is its TTL in seconds, None if it follows
+    the upstream."""
 
     route: str
     today: float | None

@@ -25,7 +25,7 @@ from gateway.clock import Clock
 EVERY = 1.0
 """Seconds between two deliveries."""
 DELIVER_EVERY = 5.0
-"""Seconds between two workings-out of the advice for the metrics, where no other need has it worked out."""
+"""Seconds between two computations of the advice for the metrics, if nothing else requires one."""
 LEADS_FOR_MS = 5000
 KEPT_BATCHES = 2000
 REPORT_LIVES_MS = 60_000
@@ -51,8 +51,8 @@ Batch = dict[str, RouteBatch]
 
 
 class Traffic:
-    """What this worker sees. `seen` is called for each answer that came or could have come from the cache, `fetched`
-    where a fetch could be compared with what was stored."""
+    """This worker's observations. `seen` is called for each response that came or could have come from the cache,
+    `fetched` if a fetch could be compared with the stored response."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -76,7 +76,7 @@ class Traffic:
         self._changes.setdefault(route, Changes()).add(gap, changed=changed)
 
     def take(self) -> Batch:
-        """What was seen since the last call."""
+        """The observations since the last call."""
         batch = {}
         for route, recorder in self._recorders.items():
             requests, sightings = recorder.take()
@@ -136,7 +136,7 @@ class Advisor:
             watched.changes.merge(each.changes)
 
     def advice(self, today: Mapping[str, float | None]) -> list[Advice]:
-        """What was learnt of each route; `today` has its TTL, None for one that follows its upstream."""
+        """The advice for each route; `today` has its TTL, None if it follows its upstream."""
         return [
             advise(route, today.get(route), watched.replay, watched.all_changes().rate())
             for route, watched in sorted(self._routes.items())

@@ -25,13 +25,13 @@ TICK = 0.1
 LEAST_KEYS = 200
 MOST_KEYS = 1000
 MOST_SIGHTINGS = 1000
-"""Of a busy route no more than the least keys are sampled: where one worker has more sightings than so many between two
-deliveries, which are a second apart. Each costs some 3 µs, from its gathering to its replay."""
+"""For a busy route only the minimum of keys is sampled: if one worker has more sightings than this between two
+deliveries, which are a second apart. Each costs some 3 µs, from recording to replay."""
 SHARE = 0.01
 JITTER = 0.1
 FORGET_AFTER = 86_400.0
 SPARE = 1.1
-"""How many more than the least keys are left when the sample shrinks."""
+"""How many more than the minimum of keys remain when the sample shrinks."""
 _HASHES = 1 << 64
 _FIRST = itemgetter(1)
 _LEAST_AGE = 0.01
@@ -99,7 +99,7 @@ class KeyLadder:
             self._close(rung, 0, self.last, ages)
 
     def forget_counts(self) -> None:
-        """Begin to count anew; what each rung holds stays."""
+        """Reset the counts; each rung keeps its state."""
         self.requests, self._times = 0, 0.0
         self.misses = [0] * len(LADDER)
         self._seen = [0] * len(LADDER)
@@ -112,7 +112,7 @@ class KeyLadder:
 
 
 class Ages:
-    """How old the answers of each rung were: numbers of answers by mean age, in steps of a square root of two."""
+    """The ages of each rung's responses: their number by mean age, in steps of a square root of two."""
 
     def __init__(self) -> None:
         self._bins: list[Counter[int]] = [Counter() for _ in LADDER]
@@ -121,7 +121,8 @@ class Ages:
         self._bins[rung][round(2 * math.log2(max(mean_age, _LEAST_AGE) / _LEAST_AGE))] += answers
 
     def outdated(self, rung: int, change_rate: float) -> float:
-        """How many of a rung's answers were outdated, if the content changes `change_rate` times a second (Poisson)."""
+        """How many of a rung's responses were outdated, if the content changes `change_rate` times a second
+        (Poisson)."""
         return sum(
             answers * _outdated_share(_LEAST_AGE * 2 ** (step / 2), change_rate)
             for step, answers in self._bins[rung].items()
@@ -203,7 +204,7 @@ class Replay:
         self._now.requests += requests
 
     def lower(self, threshold: float) -> None:
-        """Sample no more than `threshold` of all keys from now on, and begin to count anew; it never rises again."""
+        """Sample at most `threshold` of all keys from now on, and reset the counts; it never rises again."""
         if threshold < self.threshold:
             self.threshold = threshold
             self._keys = {key: ladder for key, ladder in self._keys.items() if sampled(key, threshold)}
@@ -254,11 +255,11 @@ class Replay:
         return self._now.requests + (self._before.requests if self._before else 0)
 
     def seconds(self) -> float:
-        """How long the figures were gathered."""
+        """The observed duration."""
         return max(self._last - (self._before or self._now).began, 1e-9)
 
     def rungs(self, change_rate: float) -> list[Rung]:
-        """What each TTL of the ladder would do, if content changes `change_rate` times a second."""
+        """The estimate for each TTL of the ladder, if content changes `change_rate` times a second."""
         ages = self._now.ages.copy()
         for ladder in self._keys.values():
             ladder.open_ages(ages)

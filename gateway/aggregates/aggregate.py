@@ -35,7 +35,7 @@ from gateway.upstreams.response import Fetched, WholeBody
 CONSTANT_LIFE = 60.0
 """Lifetime in seconds of a response without an upstream: of constants, and of omitted parts."""
 SLACK = 1.0
-"""Seconds beyond the parts' deadline until the engine itself gives the whole up."""
+"""Seconds beyond the parts' deadline after which the engine aborts the aggregate."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,9 @@ class Aggregate:
         return Answer(200, list(fetched.headers), b"" if request.facts.head else body)
 
     def whole(self, run: Run, exchange: RequestContext, *, at_once: bool = False) -> tuple[Fetched, bytes]:
-        """The joined answer of a run that is over. `at_once`: all of it in this turn of the event loop, so that what
-        was purged by now is judged already, and a purge of the whole alone does not outlive it.
-
-        Raises PartFailed where a required part failed, RequestRefused where the client's values are why.
-        """
+        """The joined response of a finished run. `at_once`: within one event loop iteration, so that all purges are
+        applied already, and a purge of the aggregate alone takes effect. Raises PartFailed if a required part failed,
+        RequestRefused if the client's values are the reason."""
         exchange.parts = tuple(_said(run))
         exchange.failure = next((why for each in run.results.values() if (why := each.why)), exchange.failure)
         for each in exchange.parts:
@@ -223,7 +221,7 @@ def _as_members(text: str) -> dict[str, str | int | bool]:
 
 
 def _told(answer: Answer, exchange: RequestContext) -> Answer:
-    """The answer with what became of the parts for this very request, and its body as bytes."""
+    """The response with the states of the parts for this request, and its body as bytes."""
     if exchange.parts:
         text = ", ".join(f"{each.name}={each.text}" for each in exchange.parts).encode("ascii")
         for index, (name, _) in enumerate(answer.headers):

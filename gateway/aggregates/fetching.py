@@ -24,9 +24,9 @@ from gateway.upstreams.response import Fetched, WholeBody
 from gateway.upstreams.retry import RetryBudget
 
 HEDGES = 0.05
-"""How many of a part's requests may be hedged."""
+"""The share of a part's requests that may be hedged."""
 REPEATS = 0.1
-"""How many of a part's requests may be tried again."""
+"""The share of a part's requests that may be retried."""
 GATHERING = 0.002
 """Seconds for which a batch waits for those elements that others may be fetching already."""
 _OF_THE_BODY = (b"content-length", b"content-encoding", b"content-type", b"etag", b"transfer-encoding", *DIGESTS)
@@ -34,7 +34,7 @@ _OF_THE_BODY = (b"content-length", b"content-encoding", b"content-type", b"etag"
 
 @dataclass(frozen=True)
 class Persistence:
-    """How often a part is tried again, and after how many seconds it is hedged; both within budgets."""
+    """How often a part is retried, and after how many seconds it is hedged; both within budgets."""
 
     retries: int = 0
     hedge: float | None = None

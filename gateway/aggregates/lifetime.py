@@ -77,7 +77,7 @@ def unstored_part(headers: Headers, *, private: bool) -> PartLife:
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """The life of a joined answer. `made` is None where it may not be stored as a whole."""
+    """The lifetime of a joined response. `made` is None if it may not be stored."""
 
     cache_control: bytes
     age: float
@@ -93,8 +93,8 @@ def joining(
     longest: float,
     vary: frozenset[str] = frozenset(),
 ) -> Joining:
-    """The life of an answer of these parts, to be purged by what came after `stamp`; `longest` (seconds) where only
-    constants are in it. `vary` are request fields that it depends on besides."""
+    """The lifetime of a response with these parts, invalidated by purges after `stamp`; `longest` (seconds) if it has
+    only constants. `vary` are additional request fields on which it depends."""
     whole = together(parts)
     fields = tuple(sorted({*whole.vary, *vary})) if vary or whole.vary else ()
     remaining = longest if math.isinf(whole.remaining) else whole.remaining
@@ -112,7 +112,7 @@ def joining(
 
 
 def whole_headers(body: bytes, life: Joining, parts: str, *, complete: bool) -> list[tuple[bytes, bytes]]:
-    """The headers of a joined answer; `parts` is what became of them."""
+    """The headers of a joined response; `parts` are the states of the parts."""
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),

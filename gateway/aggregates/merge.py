@@ -97,7 +97,7 @@ def _xml(body: bytes, charset: str) -> tuple[bytes, JsonValue]:
 
 @dataclass(frozen=True)
 class ShapeRules:
-    """What of a part is shown: `select`, then `allow` or `deny`, then `rename`."""
+    """The transformation of a part: `select`, then `allow` or `deny`, then `rename`."""
 
     select: Expression | None = None
     allow: tuple[str, ...] = ()
@@ -106,11 +106,11 @@ class ShapeRules:
 
     @property
     def changes(self) -> bool:
-        """Whether it leaves anything but the part as it came."""
+        """Whether it changes the part at all."""
         return bool(self.select is not None or self.allow or self.deny or self.rename)
 
     def apply(self, value: JsonValue) -> JsonValue:
-        """The shaped value. Raises WrongType where a function of `select` can't be applied to it."""
+        """The transformed value. Raises WrongType if a function of `select` can't be applied to it."""
         if self.select is not None:
             try:
                 value = self.select.search(value)
@@ -129,7 +129,7 @@ Tree = dict[str, "Tree"]
 
 
 def _tree(paths: Iterable[str]) -> Tree:
-    """Dotted paths as a tree; a path that goes on from another is part of that one already."""
+    """Dotted paths as a tree; a path below another is covered by that one."""
     whole = set(paths)
     tree: Tree = {}
     for path in paths:
@@ -167,7 +167,7 @@ def _without(value: JsonValue, tree: Tree) -> JsonValue:
 
 
 def _renamed(value: JsonValue, path: Sequence[str], new: str) -> JsonValue:
-    """The key at the end of `path` renamed in its place; a key that had the new name already gives way."""
+    """Renames the key at the end of `path` in place; an existing key with the new name is replaced."""
     if isinstance(value, list):
         return [_renamed(item, path, new) for item in value]
     if not isinstance(value, dict) or path[0] not in value:
@@ -193,7 +193,7 @@ class MergePiece:
 
 
 def joined(pieces: Sequence[MergePiece], merge: Merge = "shallow") -> bytes:
-    """One JSON object of all pieces, in their order: spliced where none is merged into the root."""
+    """One JSON object of all pieces, in order: spliced if none is merged into the root."""
     if all(piece.group is not None for piece in pieces):
         return b"{" + b",".join([key_text(piece.group or "") + piece.text for piece in pieces]) + b"}"
     try:

@@ -56,7 +56,7 @@ class Absent(Failure):
 
 @dataclass(frozen=True, slots=True)
 class Got:
-    """A part's answer as it came. `key` is that of the stored response; empty where it is not stored."""
+    """A part's response as received. `key` is that of the stored response; empty if it is not stored."""
 
     said: str
     headers: Headers
@@ -66,7 +66,7 @@ class Got:
 
 
 class BackOff:
-    """What failed a moment ago, and how; at most `limit` keys, the oldest go first."""
+    """Recent failures; at most `limit` keys, the oldest are dropped."""
 
     def __init__(self, clock: Clock, seconds: float, limit: int = 10_000) -> None:
         self._clock = clock
@@ -81,7 +81,7 @@ class BackOff:
             self._failures.popitem(last=False)
 
     def get(self, key: str) -> Failure | None:
-        """How `key` failed, while it is left alone."""
+        """The failure of `key`, during its back-off."""
         until, failure = self._failures.get(key, _NEVER)
         return failure if self._clock.now() < until else None
 
@@ -107,7 +107,7 @@ _LATEST = 0.2
 
 
 class Pace:
-    """How long a part's fetches take: seconds, the latest of them counting most."""
+    """A part's expected fetch duration in seconds: a moving average."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

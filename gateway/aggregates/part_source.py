@@ -190,7 +190,7 @@ class PartSource:
         )
 
     def origin(self, target: str, request_id: str) -> Origin:
-        """Where the answers of a target come from."""
+        """The origin of a target's responses."""
         patience = self._patience
         plain = UpstreamOrigin(
             self.upstream,
@@ -311,7 +311,7 @@ class PartSource:
         return planned.base + "\n" + digest(b"\n".join(own).decode("latin-1")) if own else planned.base
 
     def _claimed(self, key: str, own: str) -> Failure | None:
-        """How it failed, where it is left alone: for all (`key`), or for those credentials (`own`)."""
+        """Its failure, during the back-off: for all (`key`), or for those credentials (`own`)."""
         failed = self.back_off.get(own) or self.back_off.claim(key, self.timeout)
         return failed or (self.back_off.claim(own, self.timeout) if own != key else None)
 
@@ -449,8 +449,8 @@ def _exchange(whole: RequestContext) -> RequestContext:
 
 
 LONGEST = 8 * 1024
-"""Of a part's target, and of a header or tag that it has: as long as a client's request line may be. A value of another
-part's answer may be as large as that answer: a megabyte of it became a request line."""
+"""Maximum length of a part's target, and of its headers and tags: that of a client's request line. A value from another
+part may be as large as its response: a megabyte of it became a request line."""
 
 
 def _check_length(*texts: str | bytes) -> None:

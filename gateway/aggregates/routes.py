@@ -314,8 +314,8 @@ class AggregateHandlers:
         return AnswerResponse(whole_bytes(answer, head=ask.facts.head), client)
 
     def ask(self, exchange: RequestContext, aggregate: Aggregate, path: str) -> CacheRequest:
-        """The request for the whole at `path`, below the place where the app is mounted; with what the edge needs to
-        answer the next one. Raises RequestRefused."""
+        """The request for the aggregate at `path`, below the app's mount path; with the edge's data for the next one.
+        Raises RequestRefused."""
         assert exchange.target is not None
         asked = asked_of(aggregate, path, exchange.target, exchange.headers)
         target, values, shown = asked.target, asked.values, asked.shown

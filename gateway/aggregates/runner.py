@@ -1,6 +1,6 @@
-"""One aggregate's parts while it is answered: which start when, which are waited for, and what replaces a failed one.
+"""Runs one aggregate's parts: their order, which of them are awaited, and what replaces a failed one.
 
-Parts that don't need each other start at once, each as soon as the values it takes are there.
+Independent parts start at once, each as soon as the values it uses are available.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class Run:
     # --- one part ----------------------------------------------------------------------------------------------
 
     def _at_hand(self, part: PlannedPart) -> Resolved | None:
-        """What becomes of a part, where that is known without waiting. Its dependencies are there."""
+        """The state of a part, if it is known without waiting. Its dependencies are resolved."""
         began = time.perf_counter()
         skipped = self._skipped(part)
         if skipped is not None:

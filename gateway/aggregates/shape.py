@@ -60,10 +60,7 @@ class BodyCache:
         self._kept: OrderedDict[tuple[str, str], tuple[bytes, PreparedTransform | WrongType]] = OrderedDict()
 
     def prepared(self, recipe: BodyTransform, key: str, headers: Headers, body: bytes) -> PreparedTransform:
-        """`body` as `recipe` makes it. `key` is the stored response's; empty where it is not stored.
-
-        Raises WrongType.
-        """
+        """`body` prepared by `recipe`. `key` is the stored response's; empty if it is not stored. Raises WrongType."""
         if not key:
             return self._prepare(recipe, headers, body)
         place = (recipe.identity, key)

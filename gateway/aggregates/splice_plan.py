@@ -20,12 +20,9 @@ _ANY = CachePolicy()
 
 @dataclass(frozen=True, slots=True)
 class SplicePart:
-    """A part of a whole: its constant text; or which stored response it is, under whose rules, and the names by whose
-    purges it is judged.
-
-    `unseen` are the request's fields that it does not see as they came: where its response varies on one of them, the
-    app joins; None where it does not see them at all.
-    """
+    """A part of an aggregate: its constant text; or its stored response's key, rules and purge names. `unseen` are the
+    request fields that it does not see unchanged: if its response varies on one of them, the app joins; None if it does
+    not see them at all."""
 
     group: str
     constant: bytes = b""

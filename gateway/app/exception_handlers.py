@@ -87,7 +87,8 @@ async def _invalid_problem(request: Request, error: Exception) -> Response:
 
 
 def _shown(error: Mapping[str, Any]) -> dict[str, Any]:
-    """An error as FastAPI shows it, without the value where that may be a credential: error bodies end up in logs."""
+    """A validation error in FastAPI's form, without the value if that may be a credential: error bodies end up in
+    logs."""
     place, *names = error["loc"]
     secret = place in ("header", "cookie") or (place == "query" and any(is_credential(str(name)) for name in names))
     return {key: value for key, value in error.items() if not (secret and key in ("input", "ctx"))}

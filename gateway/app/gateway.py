@@ -220,7 +220,7 @@ class Gateway(FastAPI):
             self.edge = self._edge()
 
     def _upstream(self, name: str, config: UpstreamConfig, before: Gateway | None) -> Upstream:
-        """The upstream of that name, with the connections it has where its configuration did not change."""
+        """The upstream of that name, with its connections if its configuration did not change."""
         known = before.upstreams.get(name) if before is not None else None
         if known is not None and known.config == config:
             return known
@@ -391,7 +391,7 @@ class Gateway(FastAPI):
         return await self.explainer().explain(method, raw_target, headers)
 
     def explainer(self, *, running: bool = True) -> Explainer:
-        """What explains requests; where nothing is `running`, by the configuration alone."""
+        """The explainer; without a `running` gateway, by the configuration alone."""
         return Explainer(
             self.declared,
             self.origins,
@@ -419,11 +419,11 @@ class Gateway(FastAPI):
         return runtime.coded
 
     def handler_path(self, name: str) -> str:
-        """The path of the `@cached` handler of that name; the first where it has several."""
+        """The path of the `@cached` handler of that name; the first if it has several."""
         return next((route.path for route in self.handler_routes() if route.name == name), "(Python)")
 
     def ttls(self) -> dict[str, float | None]:
-        """Each route's TTL as it stands, in seconds; None where it follows the upstream."""
+        """Each route's TTL in force, in seconds; None if it follows the upstream."""
         runtime: Runtime = getattr(self.state, STATE)
         routes = [route.engine_route for route in self.declared]
         routes += [route for each in self.aggregates for route in each.own_routes]
@@ -431,7 +431,7 @@ class Gateway(FastAPI):
         return {route.name: route.rules.ttl for route in routes}
 
     async def advice(self) -> list[Advice]:
-        """What each TTL would do, by what was seen so far of each route that has one; aggregates leave it to parts."""
+        """The estimates for each TTL of each route with observations; aggregates have none of their own."""
         ttls = self.ttls()
         return [each for each in await self.watch.advice() if each.route in ttls]
 
@@ -441,7 +441,7 @@ class Gateway(FastAPI):
         await super().__call__(scope, receive, send)
 
     def expect_lifespan(self) -> None:
-        """Called with each connection: where the lifespan has not begun by then, go without."""
+        """Called with each connection: without a started lifespan, continue without it."""
         if not self.lasting.started:
             self.lasting.go_without_lifespan()
 

@@ -20,7 +20,7 @@ from gateway.upstreams.client import Upstream
 
 
 class Generations:
-    """An ASGI app. Made of a gateway that has not started; it takes the gateway's lifespan in its charge."""
+    """An ASGI app around a gateway that has not started; it runs the gateway's lifespan."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.current = gateway

@@ -16,7 +16,7 @@ from gateway.config.models import Config
 
 
 class Reporting(Protocol):
-    """What readiness is read from: a gateway. `stopping` is true from the moment it takes no new requests."""
+    """The source of the readiness state: a gateway. `stopping` is true from the moment it accepts no new requests."""
 
     config: Config
     shared: SharedStore
@@ -45,7 +45,7 @@ def readiness(gateway: Reporting) -> dict[str, object]:
 
 
 def ready_response(gateway: Reporting) -> JSONResponse:
-    """The response to `/readyz`: 200, or 503 while the gateway is stopping, or where its lifespan has not run."""
+    """The response to `/readyz`: 200, or 503 while the gateway is stopping, or if its lifespan has not run."""
     body = readiness(gateway)
     return JSONResponse(body, 200 if body["status"] == "ready" else 503, headers={"cache-control": "no-store"})
 

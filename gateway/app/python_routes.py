@@ -208,7 +208,7 @@ def _said(error: BaseException) -> str:
 
 
 def _raised_at(error: BaseException) -> str:
-    """`file:line` of the last frame that is neither this package's nor the import system's; empty where none is."""
+    """`file:line` of the last frame outside of this package and the import system; empty if there is none."""
     ours = str(Path(__file__).parents[1])
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(("<", ours))

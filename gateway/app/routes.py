@@ -110,7 +110,7 @@ class AppRoutes:
 
 
 class _AnyMethod:
-    """A handler as an ASGI app, for all methods; Starlette gives a plain function GET alone."""
+    """A handler as an ASGI app, for all methods; Starlette allows only GET for a plain function."""
 
     def __init__(self, handler: Callable[[Request], Awaitable[Response]]) -> None:
         self._handler = handler

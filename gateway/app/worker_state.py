@@ -1,4 +1,4 @@
-"""What one worker has once, whatever its configuration becomes: its tiers, flights, counters and guard."""
+"""The state of one worker that survives reloads: its tiers, flights, counters and guard."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ NO_LIFESPAN = (
 
 
 class WorkerState:
-    """Made of the configuration that the worker begins with; `ttls` gives each route's TTL as it stands, in seconds;
-    `identity_changed` is called when digests are made with another key from now on."""
+    """Made of the worker's first configuration; `ttls` returns each route's TTL in force, in seconds;
+    `identity_changed` is called when digests use another key from now on."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""Work that no request waits for: held until it ends, logged where it fails, drained at shutdown.
+"""Background tasks: held until they end, logged if they fail, drained at shutdown.
 
-Also counts the requests that one generation of the app is answering.
+Also counts the requests in flight of one generation of the app.
 """
 
 from __future__ import annotations

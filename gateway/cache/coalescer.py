@@ -65,7 +65,7 @@ class Coalescer:
 
     @property
     def under_way(self) -> int:
-        """How many fetches are: those that others may wait for, and those of one client."""
+        """The number of fetches: shared ones, and those of one client."""
         return len(self.flights) + self.alone
 
     def close(self) -> None:
@@ -180,10 +180,8 @@ class Coalescer:
     async def _land_alone(
         self, flight: Flight, ask: CacheRequest, origin: Origin, stale: Entry | None, lease: Lease
     ) -> tuple[Landing, Lease]:
-        """What the one fetch of the fleet comes to: ours where the lease is, another's where we can wait for it.
-
-        All of it, the waiting too, has the fetch's deadline.
-        """
+        """The result of the fleet's one fetch: ours if we have the lease, another's if we can wait for it. All of it,
+        including the wait, is within the fetch's timeout."""
         deadline = time.monotonic() + origin.deadline
         found: Entry | None = None
         if lease.standing is Standing.BUSY:
@@ -202,7 +200,7 @@ class Coalescer:
         return await self._fetching.land(ask, origin, stale, within=within, flight=flight), lease
 
     async def _fresh_in_shared(self, flight: Flight, ask: CacheRequest) -> Entry | None:
-        """What another stored between our look and our lease, if it answers the flight."""
+        """A response that another worker stored between our lookup and our lease, if it serves the flight."""
         found = await self._newer(ask, Found(None))
         decision = freshness.decide(found.stored, PLAIN, ask.route.rules, self._clock.now())
         if not isinstance(decision, Hit):
@@ -265,7 +263,7 @@ class Coalescer:
 
 
 def _stopping(origin: Origin) -> Failed:
-    """What a flight comes to whose task is cancelled."""
+    """The result of a flight whose task is cancelled."""
     return Failed(503, error=UpstreamTimeout(origin.name, "the gateway is stopping"))
 
 

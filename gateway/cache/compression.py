@@ -77,13 +77,13 @@ ZSTD_LEVEL, BROTLI_QUALITY, GZIP_LEVEL = 9, 5, 6
 WORTH = 0.9
 """A coding that saves less than a tenth is not used."""
 UNDER_WAY = 64
-"""How many may be made at once; more must wait for another request."""
+"""How many may be made at once; others must wait for another request."""
 _SHARE = 16  # of the memory, that one body may have and still be given codings
 
 
 class Compressor:
-    """Finds and makes the codings of stored responses. `offered` names them, the preferred first; `spawn` runs what
-    goes on behind."""
+    """Finds and makes the coded forms of stored responses. `offered` names the codings in order of preference; `spawn`
+    starts background tasks."""
 
     def __init__(self, memory: Memory, offered: Sequence[str], spawn: Callable[[Awaitable[None]], None]) -> None:
         self._memory = memory
@@ -97,7 +97,7 @@ class Compressor:
         return f"<Prepared {', '.join(self._offered) or 'nothing'}, {self.made} made>"
 
     def choose(self, request: Headers, stored: Entry, rules: CachePolicy) -> Coded | None:
-        """The form of a stored response that a request gets; None where there is but one."""
+        """The form of a stored response for a request; None if there is only one."""
         if not self._offered or not is_compressible(stored, rules):
             return None
         coding = wanted(request, self._offered)
@@ -110,7 +110,7 @@ class Compressor:
         return Coded(coding, made.body, key=key) if made.body else Coded(None, stored.body)
 
     def _kept(self, key: str, stored: Entry) -> Entry | None:
-        """What was made of `stored`; also of one before it with the same body, which a 304 confirmed."""
+        """The coded form of `stored`; also of a predecessor with the same body, which a 304 validated."""
         made = self._memory.get(key)
         if made is None or made.born == stored.born:
             return made

@@ -56,7 +56,7 @@ class Useless(Enum):
 
 
 class Engine:
-    """Collaborators are handed in. Durations are seconds; `jitter` gives fractions in [0, 1)."""
+    """Collaborators are arguments. Durations are seconds; `jitter` returns fractions in [0, 1)."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Engine:
         self.purged = PurgesTold()
         self.background = Background()
         self.following = Background()
-        """What handlers have follow their answers; it takes no room of refreshes."""
+        """Work of handlers that follows their responses; it doesn't count as refreshes."""
         self.prepared = Compressor(memory, compression, self.background.spawn)
         self._durations = Durations(retry_after, hit_for_miss)
         self._storing = EntryWriter(self.tiers, clock, self.traffic, self.background, jitter)
@@ -133,12 +133,12 @@ class Engine:
 
     @property
     def refreshes(self) -> int:
-        """How many refreshes behind a stale answer were begun."""
+        """How many background refreshes were started."""
         return self._flying.refreshes
 
     @property
     def under_way(self) -> int:
-        """How many fetches are: those that others may wait for, and those of one client."""
+        """The number of fetches: shared ones, and those of one client."""
         return self._flying.under_way
 
     # --- the way of a request ----------------------------------------------------------------------------
@@ -284,7 +284,7 @@ class Engine:
         return await self._alone(request, stale, reason, None, ranged=self._fetching.may_send_range(request))
 
     async def _lead(self, key: str, request: CacheRequest, stale: Entry | None, reason: str) -> Answer:
-        """The answer that this request's own flight brings, in its own task."""
+        """The response of this request's own flight, in its own task."""
         began = time.perf_counter()
         landing = await self._flying.lead(key, request, stale)
         request.exchange.spend("upstream", time.perf_counter() - began)
@@ -407,7 +407,7 @@ class Engine:
         return isinstance(decision, Revalidate) and request.facts.no_cache and not stored.life.no_cache
 
     def _is_shared(self, request: CacheRequest) -> bool:
-        """Whether the response to a request may lie in the shared tier, and that is there."""
+        """Whether the response to a request may be in the shared tier, and that is available."""
         return not request.route.made and self.tiers.shared.available
 
     async def _newer(self, request: CacheRequest, known: Found) -> Found:

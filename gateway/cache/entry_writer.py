@@ -27,7 +27,7 @@ from gateway.upstreams.response import Fetched, WholeBody
 
 
 class EntryWriter:
-    """`jitter` gives fractions in [0, 1)."""
+    """`jitter` returns fractions in [0, 1)."""
 
     def __init__(
         self, tiers: TieredStore, clock: Clock, traffic: Traffic, background: Background, jitter: Callable[[], float]
@@ -54,13 +54,13 @@ class EntryWriter:
         return Landed(stored, received.status, self._tiers.keep(stored, request.wanted))
 
     def preview(self, request: CacheRequest, received: ReceivedResponse, verdict: Admit) -> Entry:
-        """What `admitted` would store, but for the body, which has not come yet."""
+        """The entry for `admitted`, without the body, which has not arrived yet."""
         return self._stored(request, received, verdict, b"")
 
     async def confirmed(self, request: CacheRequest, stale: Entry, received: ReceivedResponse) -> Landing | None:
-        """A 304, or a HEAD's answer: the stored response is as good as new, with the fields that came (RFC 9111 §4.3.4,
-        §4.3.5); for its client alone, where they forbid to store it. None where it may be another client's: `Vary` has
-        changed, and no strong tag proves that these are the bytes for this request."""
+        """A 304, or a HEAD response: refreshes the stored response with the received fields (RFC 9111 §4.3.4, §4.3.5);
+        for its client only, if they forbid storing. None if it may be another client's: `Vary` has changed, and no
+        strong tag proves that the bytes belong to this request."""
         headers = validation.freshened(stale, received)
         if not has(received.headers, b"date"):
             headers = (*without(headers, b"date"), (b"date", http_date(received.arrived)))
@@ -192,7 +192,7 @@ class EntryWriter:
         return self.keep_whole(request, received, piece)
 
     def keep_part(self, request: CacheRequest, received: ReceivedResponse, body: bytes) -> None:
-        """Store a part, joined with those stored already where they are of one representation (RFC 9111 §3.4)."""
+        """Store a part, joined with stored parts of the same representation (RFC 9111 §3.4)."""
         piece = PartialBody(received.headers, body)
         for known in self._tiers.parts(request.wanted):
             joined = combine(PartialBody(known.headers, known.body), piece)

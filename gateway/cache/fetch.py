@@ -32,7 +32,7 @@ from gateway.policy.vary import Names, variant_key
 from gateway.upstreams.response import Body, Fetched, Live, WholeBody
 
 PAUSE = 1.0
-"""Seconds without a piece of a body of unknown length, after which it is taken for one that comes as it is made."""
+"""Seconds without bytes of a body of unknown length, after which it is streamed."""
 
 
 @dataclass(slots=True)
@@ -261,8 +261,7 @@ class Fetcher:
     # --- marks of earlier fetches ---------------------------------------------------------------------------
 
     def rest(self, request: CacheRequest, seconds: float | None = None, *, own: bool = False) -> None:
-        """Leave the upstream alone for this key, for at least so many seconds; for this identity alone where it is its
-        `own` failure."""
+        """Back off for this key, for at least so many seconds; for this identity only if it is its `own` failure."""
         key = self._own_key(request) if own else request.plan.base
         self._backing_off.put(key, self._clock.now() + max(self._durations.retry_after, seconds or 0.0))
 

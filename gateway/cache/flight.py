@@ -19,12 +19,12 @@ from gateway.upstreams.response import Fetched
 
 
 class Landed(msgspec.Struct, frozen=True):
-    """The response can be reused. `status` is what the upstream answered (304 where it confirmed)."""
+    """The response can be reused. `status` is the upstream's (304 if it validated)."""
 
     stored: Entry
     status: int
     kept: bool
-    """Whether it was stored; not where it was invalidated while it was fetched."""
+    """Whether it was stored; False if it was invalidated during the fetch."""
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -45,8 +45,8 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 class NotShareable(msgspec.Struct, frozen=True):
-    """The response is for the one whose request was sent; its body is still to be read. `status` is what the upstream
-    answered, where that is another."""
+    """The response is for the client whose request was sent; its body is still to be read. `status` is the upstream's,
+    if that differs."""
 
     fetched: Fetched
     reason: str
@@ -90,7 +90,7 @@ class Flight:
 
     @property
     def landing(self) -> asyncio.Future[Landing]:
-        """What it came to."""
+        """Its result."""
         if self._landing is None:
             self._landing = asyncio.get_running_loop().create_future()
             if self._landed is not None:
@@ -105,7 +105,7 @@ class Flight:
         return self._head
 
     async def lead(self) -> Landing:
-        """What the flight came to, for its leader. Cancelling this wait leaves the flight to the others."""
+        """The flight's result, for its leader. Cancelling this wait leaves the flight to the others."""
         self.waiting += 1
         try:
             return await asyncio.shield(self.landing)
@@ -131,7 +131,7 @@ class Flight:
 
     @property
     def vary(self) -> Names:
-        """The fields that its response varies on, where they are known before it is there."""
+        """The fields on which its response varies, if they are known before it arrives."""
         return self._preview.vary if self._preview is not None else ()
 
     def promise(self, preview: Preview) -> None:

@@ -51,7 +51,7 @@ class Standing(Enum):
     BUSY = "busy"
     """Another holds it, and is fetching."""
     UNCACHEABLE = "uncacheable"
-    """What was fetched could not be shared: fetch for yourself."""
+    """The response could not be shared: fetch."""
     FAILED = "failed"
     """The fetch failed a moment ago."""
     AWAY = "away"
@@ -59,7 +59,7 @@ class Standing(Enum):
 
     @property
     def lets_fetch(self) -> bool:
-        """Whether a refresh behind may go on."""
+        """Whether a background refresh may continue."""
         return self in (Standing.HELD, Standing.AWAY)
 
 
@@ -85,7 +85,7 @@ class Leases:
         return f"<Leases held={len(self._held)}>"
 
     async def take(self, key: str, deadline: float) -> Lease:
-        """Take the lease of `key` for a fetch with a deadline of so many seconds, or learn how it stands."""
+        """Take the lease of `key` for a fetch with a timeout of so many seconds, or return its state."""
         if not self._shared.available:
             return Lease("", b"", Standing.AWAY)
         name, token = "l:" + digest(key), uuid4().hex.encode()
@@ -118,7 +118,7 @@ class Leases:
         *,
         after: Sequence[tuple[str, bytes, float]] = (),
     ) -> None:
-        """Store the values `after`, then end it, leaving a mark (for `life` seconds) where one is given."""
+        """Store the values `after`, then release it, leaving a mark (for `life` seconds) if one is given."""
         if lease.standing is Standing.HELD:
             self._held.pop(lease.name, None)
             await self._shared.give_back(lease.name, lease.token, mark, life, after=after)
@@ -126,7 +126,7 @@ class Leases:
             await self._shared.write(after)
 
     def close(self) -> None:
-        """Renew none any more: those still held end by themselves."""
+        """Stop renewing: leases still held expire."""
         self._held.clear()
         if self._renewing is not None:
             self._renewing.cancel()

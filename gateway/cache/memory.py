@@ -35,7 +35,7 @@ from gateway.policy.vary import VaryIndex
 V = TypeVar("V")
 
 ENTRY_BYTES = 144
-"""What an entry costs beside its key and value: its node and size, and its places in a shard and a queue."""
+"""Overhead of an entry: its node and size, and its places in a shard and a queue."""
 
 _TEXT_BYTES = 56
 GONE = -1
@@ -157,7 +157,7 @@ class S3Fifo(Generic[V]):
         return valued
 
     def _next_of_small(self) -> Node[V] | None:
-        """The head of the small queue, once those that earned it have moved on; None where all did, or many."""
+        """The head of the small queue, after promoted entries have moved on; None if all did, or many."""
         small = self._small
         for _ in range(min(_PATIENCE, len(small))):
             node = small.popleft()
@@ -169,7 +169,7 @@ class S3Fifo(Generic[V]):
         return None
 
     def _next_of_main(self) -> Node[V] | None:
-        """The head of the main queue, once those used since have queued again; None where it is empty."""
+        """The head of the main queue, after used entries have queued again; None if it is empty."""
         main = self._main
         for _ in range(min(_PATIENCE, len(main))):
             node = main.popleft()
@@ -307,7 +307,7 @@ class Memory:
         self._shrink()
 
     def renew(self, node: Node[Entry], stored: Entry, size: int) -> None:
-        """`put` in the node that the key has, where its primary key has no index; `size` is at most an eighth."""
+        """`put` into the key's existing node, if its primary key has no index; `size` is at most an eighth."""
         self._responses.renew(node, stored, size)
         if self._responses.bytes + self._indices.bytes > self._room:
             self._shrink()

@@ -52,7 +52,7 @@ class PurgesTold:
 
 
 class PurgeLog(Protocol):
-    """What the tiers and the engine need of purging."""
+    """What the tiers and the engine need for purges."""
 
     epochs: Epochs
 
@@ -61,8 +61,8 @@ class PurgeLog(Protocol):
         """Until when (seconds) memory is trusted, if the stream is not read again."""
 
     def distrusted_since(self, now: float) -> float | None:
-        """The instant before which whatever was fetched can't be trusted, the stream being out of reach too long; None
-        where all can."""
+        """The instant before which fetched responses can't be trusted, because the stream was unreachable for too long;
+        None if all can."""
 
     async def purge(self, names: Sequence[str], *, soft: bool = False, by: str = "", wait: bool = True) -> PurgeReport:
         """Purge `names`, which may be of any length (`full_key_name` and its like make them)."""

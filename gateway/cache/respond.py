@@ -1,6 +1,6 @@
-"""Answers to clients: a stored response, a part of it, a 304, or a problem; each sets its request's Outcome.
+"""Responses to clients: a stored response, a part of it, a 304, or a problem; each sets its request's Outcome.
 
-Headers, metrics and the log are made of the Outcome. Nothing is fetched, stored or decided here.
+Headers, metrics and the log are made from the Outcome. Nothing is fetched, stored or decided here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CONDITIONS = frozenset((b"if-none-match", b"if-modified-since", b"range"))
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What the client gets: the body as bytes, or still to be streamed."""
+    """The client's response: the body as bytes, or still to be streamed."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -90,10 +90,8 @@ def _known_form(
     headers: list[tuple[bytes, bytes]],
     coded: Coded | None,
 ) -> list[tuple[bytes, bytes]] | None:
-    """The headers of the form that the client has already, by its own condition; None where it has none.
-
-    A client that once got the plain form, because the other was not made yet, need not fetch it all again.
-    """
+    """The headers of the form that the client has already, by its own precondition; None if it has none. A client that
+    once got the uncompressed form, because the other was not made yet, need not fetch it again."""
     if validation.not_modified(request, headers, stored.born):
         return headers
     if coded is None or not has(request, b"if-none-match"):
@@ -103,7 +101,7 @@ def _known_form(
 
 
 def part_answer(request: Headers, stored: Entry, rules: CachePolicy, now: float) -> Answer | None:
-    """A range from a stored part (206); None where the part does not hold all of it."""
+    """A range from a stored part (206); None if the part does not contain all of it."""
     span = span_of(stored.headers)
     piece = cut(request, stored.headers, span, stored.body) if span is not None else None
     if piece is None:
@@ -139,7 +137,7 @@ def problem(exchange: RequestContext, status: int, detail: str, *, title: str | 
 
 
 def is_writable(status: int, headers: Headers) -> bool:
-    """Whether the answer can be written as it is: its end is plain, and no field breaks the head."""
+    """Whether the response can be written directly: its end is certain, and no field is invalid in the head."""
     names = [name for name, _ in headers]
     return (
         (b"content-length" in names or status in (204, 304))

@@ -43,7 +43,7 @@ def _tell_nothing(read: Read) -> None:
 
 
 class SharedStore(Protocol):
-    """What the engine needs of the shared tier. Nothing here raises because the tier is away."""
+    """The engine's interface to the shared tier. Nothing here raises if the tier is unavailable."""
 
     @property
     def available(self) -> bool:
@@ -54,7 +54,7 @@ class SharedStore(Protocol):
         """Whether it failed just now: a lease may exist then without its holder knowing."""
 
     async def read(self, names: Sequence[str]) -> list[bytes | None]:
-        """The values of `names`, None where there is none, or where the tier did not answer in time."""
+        """The values of `names`, None for a missing one, or if the tier did not respond in time."""
 
     def ask(self, names: Sequence[str], then: Callable[[list[bytes | None]], None]) -> Read:
         """The same without a coroutine: `then` gets the values later, unless the read is cancelled before."""
@@ -63,9 +63,9 @@ class SharedStore(Protocol):
         """Store (name, value, life in seconds); whether that was done."""
 
     async def take(self, name: str, token: bytes, life: float) -> bytes | None:
-        """Take the lease `name` for `life` seconds: `token` where it was free, STORED where its last holder stored what
-        it fetched just now, else what stands there, which holds; None where the tier did not answer: a lease that it
-        gave nevertheless is given up."""
+        """Take the lease `name` for `life` seconds: returns `token` if it was free, STORED if its last holder has just
+        stored its response, else the current value; None if the tier did not respond: a lease that it granted
+        nevertheless is released."""
 
     async def peek(self, name: str) -> tuple[bool, bytes | None]:
         """Whether the tier answered, and what stands at a lease's name."""

@@ -1,7 +1,6 @@
-"""The two tiers as one store of responses: memory first, then what all workers share.
+"""The two tiers as one store of responses: memory first, then the shared tier.
 
-What selects a stored response, whether it is void, and where it is kept stand here together; what to do with it is
-the engine's affair.
+Selects stored responses, applies purges, and chooses the tier; the engine decides how to use a response.
 """
 
 from __future__ import annotations
@@ -215,7 +214,7 @@ class TieredStore:
     # --- judging -------------------------------------------------------------------------------------------
 
     def _judged(self, stored: Entry | None, wanted: Selection) -> Entry | None:
-        """A stored response as the purges leave it to this reader; None where one made it void."""
+        """A stored response after purges for this reader; None if one invalidated it."""
         if stored is None or len(stored.body) > wanted.largest:
             return None
         epochs = self.purges.epochs
@@ -258,7 +257,7 @@ class TieredStore:
         return not epochs.untouched(stamp) and epochs.judge(stamp, started, wanted.names)[0] is not PurgeState.VALID
 
     def least_stamp(self, stamps: Iterable[str]) -> str:
-        """The earliest of `stamps`; now's where there is none."""
+        """The earliest of `stamps`; the current one if there is none."""
         return min(stamps, key=self.purges.epochs.position, default=self.stamp())
 
     def untouched(self, stamp: str) -> bool:
@@ -268,7 +267,7 @@ class TieredStore:
     # --- writing -------------------------------------------------------------------------------------------
 
     def keep(self, stored: Entry, wanted: Selection, size: int | None = None) -> bool:
-        """Store in memory; False where it was purged while it was fetched. `size` as `Memory.put` has it."""
+        """Store in memory; False if it was purged during its fetch. `size` as in `Memory.put`."""
         if self._judged(stored, wanted) is None:
             return False
         self.memory.put(stored, size)
@@ -284,14 +283,14 @@ class TieredStore:
         self.memory.put(structs.replace(stored, key=_part_key(stored.key)))
 
     async def share(self, stored: Entry) -> None:
-        """Write to the shared tier, with the index where the response varies."""
+        """Write to the shared tier, with the index if the response varies."""
         values = self.shared_values(stored)
         if values:
             await self.shared.write(values)
 
     def shared_values(self, stored: Entry) -> list[tuple[str, bytes, float]]:
-        """What the shared tier stores of a response: names, values and lives (seconds); nothing of one that would not
-        be read from it."""
+        """The shared tier's values for a response: names, values and lifetimes (seconds); empty if it would not be read
+        back."""
         if not may_be_shared(stored):
             self.unstorable += 1
             return []

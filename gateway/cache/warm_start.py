@@ -24,7 +24,7 @@ BATCH = 32
 PAUSE = 0.02
 """Seconds between two batches, on average: at most some 1,600 responses a second."""
 MEMORY_SHARE = 2
-"""One part in so many of the memory is filled at most."""
+"""The maximum share of the memory to fill: one part in so many."""
 
 _encode = msgspec.msgpack.encode
 _decoder = msgspec.msgpack.Decoder(list[str])
@@ -66,7 +66,7 @@ class Hottest:
         return taken
 
     async def publish(self) -> None:
-        """Write the list: this worker's hottest keys, and where they are few, those of the list before."""
+        """Write the list: this worker's most used keys, and if they are few, those of the previous list."""
         own = self._tiers.memory.hottest(self._number)
         self._known = _bounded(dict.fromkeys((*own, *self._known)), self._number)
         if self._known:

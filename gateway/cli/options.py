@@ -42,7 +42,7 @@ AdminUrlOption = Annotated[
 
 
 def found(path: Path | None) -> Path | None:
-    """The configuration's file: the one that was named, or the usual one where it is there."""
+    """The configuration file: the given one, or the default one if it exists."""
     return path if path is not None else next((usual for usual in DEFAULT_FILES if usual.exists()), None)
 
 
@@ -95,7 +95,7 @@ def operator() -> str:
 
 
 def read_header(text: str) -> tuple[str, str]:
-    """A header as it is typed, `Name: value`; the name in lower case. Raises typer.BadParameter."""
+    """A typed header, `Name: value`; the name in lower case. Raises typer.BadParameter."""
     name, colon, value = text.partition(":")
     if not colon or not name.strip():
         raise typer.BadParameter(f"{text!r} isn't a valid header; expected -H 'Name: value'")
@@ -175,10 +175,7 @@ def _url(text: str) -> str:
 def request_admin(
     path: str, order: dict[str, Any] | None = None, *, method: str | None = None, at: AdminAddress | None = None
 ) -> dict[str, Any]:
-    """POST `order` to the admin listener; GET where there is none. `method` is another than these two.
-
-    Raises AdminError.
-    """
+    """POST `order` to the admin listener; GET if there is none. `method` is any other. Raises AdminError."""
     import httpx
 
     at = at or admin_address()

@@ -1,4 +1,4 @@
-"""What the commands print, as tables."""
+"""The tables that commands print."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Table:
 
 
 def show(table: Table) -> None:
-    """Print it; a terminal's width is kept to, where its rows are not too many."""
+    """Print it; within the terminal's width, unless it has very many rows."""
     if not sys.stdout.isatty() or len(table.rows) > MOST_ROWS:
         for line in table.lines():
             print(line)
@@ -102,7 +102,7 @@ def _handler_row(handler: Handler) -> tuple[str, ...]:
 
 
 def _window(route: RouteConfig, set_to: timedelta | None, default: str) -> str:
-    """A stale window; where it is not set, the upstream's own, or else the default."""
+    """A stale window; if it is not set, the upstream's own, or else the default."""
     if route.parts or not route.cache:
         return "-"
     return default if set_to is None else show_duration(set_to)

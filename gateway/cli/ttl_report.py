@@ -52,7 +52,7 @@ def parse_rate(text: str, option: str) -> float:
 
 
 class LogLine(msgspec.Struct, gc=False):
-    """What the advice needs of a line of the access log."""
+    """The fields of an access log line that the advice uses."""
 
     time: datetime
     outcome: str

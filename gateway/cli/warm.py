@@ -76,7 +76,7 @@ def wanted(path: Path, *, top: int | None, drop_query: tuple[str, ...] = ()) -> 
 
 
 def _whole_lines(text: str) -> list[str]:
-    """The lines but for the last one of a log that is being written, where it has no end yet."""
+    """The lines of a file; without the last line of a log that is still being written."""
     lines = text.splitlines()
     unfinished = lines and text[-1] not in "\r\n" and lines[-1].startswith("{") and not lines[-1].endswith("}")
     return lines[:-1] if unfinished else lines
@@ -97,7 +97,7 @@ def _of_url(text: str, path: Path, number: int, drop_query: tuple[str, ...]) -> 
 
 
 def _of_log(text: str, path: Path, number: int) -> str | None:
-    """The target of a line; empty where it is of no use, None where it had a query."""
+    """The target of a line; empty if it is irrelevant, None if it had a query."""
     try:
         line = msgspec.json.decode(text, type=_LogLine)
     except msgspec.DecodeError as error:
@@ -148,7 +148,7 @@ async def warm(
 
 
 def base_url(text: str) -> str:
-    """Where the gateway listens, as an http or https URL. Raises WarmError."""
+    """The gateway's address, as an http or https URL. Raises WarmError."""
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         given = text.partition("://")[2] or text

@@ -152,7 +152,7 @@ _ESSENTIAL = {"routes": (("path",), ("upstream",)), "upstreams": (("url", "urls"
 
 @dataclass(frozen=True, slots=True)
 class SettingSource:
-    """What set a value: `place` is for people (`config/gateway.yaml line 14`), `value` is masked where secret."""
+    """The source of a value: `place` is for people (`config/gateway.yaml line 14`), `value` is masked if secret."""
 
     kind: Kind
     place: str
@@ -165,7 +165,7 @@ class _Assignment:
     value: Value
     variable: Variable
     written: Key
-    """`key`, by a deprecated name where that was used."""
+    """`key`, with the deprecated name if that was used."""
 
 
 class SettingMerge:
@@ -433,7 +433,7 @@ def _squeezed(name: str) -> str:
 
 
 def _named_place(variable: Variable) -> str:
-    """Where a variable is set, with its line in `.env`."""
+    """The place of a variable, with its line in `.env`."""
     if not variable.line:
         return variable.place
     return f"{variable.place.removesuffix(' ' + variable.name)} line {variable.line} {variable.name}"

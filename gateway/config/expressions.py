@@ -128,7 +128,7 @@ _OPTIONS = Options(custom_functions=_Functions())
 
 
 class _InPlace(TreeInterpreter):
-    """Keeps null where a projection finds nothing."""
+    """Keeps null for elements in which a projection finds nothing."""
 
     def visit_projection(self, node: Any, value: Any) -> Any:
         base = self.visit(node["children"][0], value)

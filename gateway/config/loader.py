@@ -160,7 +160,7 @@ def _unknown_key(key: Key) -> str:
 
 
 def _allowed(key: Key, listed: set[object]) -> str:
-    """What may be set here instead, the first time."""
+    """The settings that are allowed here, the first time."""
     shape = shape_at(key[:-1])
     if shape in listed or not is_model(shape):
         return ""
@@ -277,7 +277,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A line of `gateway check`: `routes.product.ttl`, its value as in YAML, and where it came from."""
+    """A line of `gateway check`: `routes.product.ttl`, its value as in YAML, and its source."""
 
     key: str
     value: str
@@ -291,10 +291,10 @@ def load(
     dotenv: Path | None = Path(".env"),
     options: Mapping[str, str] | None = None,
 ) -> Loaded:
-    """The configuration of the YAML file `path`, the file `dotenv` where there is one, `environ` (this process's
-    where not given) and `options` (of the command line, by setting), each overriding those before it.
+    """The configuration of the YAML file `path`, the file `dotenv` if it exists, `environ` (default: this process's)
+    and `options` (of the command line, by setting), each overriding those before it.
 
-    An unknown `GATEWAY_…` variable is a warning; all else that is wrong raises ConfigError, which lists it.
+    An unknown `GATEWAY_…` variable is a warning; all other errors raise ConfigError, which lists them.
     """
     environ = os.environ if environ is None else environ
     merge = SettingMerge(read_document(path) if path else Document("", {}, {}, []))
@@ -379,7 +379,7 @@ def _tls_problems(merge: SettingMerge, config: Config | None, environ: Mapping[s
 
 @dataclass(frozen=True)
 class AdminSettings:
-    """What the commands need to find a gateway's admin listener, as `serve` in the same folder reads it."""
+    """What the commands need to find a gateway's admin listener, read as by `serve` in the same folder."""
 
     listen: str = "127.0.0.1:9000"
     source: str = "the default"
@@ -388,8 +388,8 @@ class AdminSettings:
 
 
 def admin_settings(path: Path | None, *, dotenv: Path | None = Path(".env")) -> AdminSettings:
-    """Of the file, `.env` and the environment, whatever else may be wrong with them. Raises ConfigError where they
-    can't be read."""
+    """From the file, `.env` and the environment, regardless of other errors in them. Raises ConfigError if they can't
+    be read."""
     variables = [*dotenv_variables(dotenv, os.environ), *environment_variables(os.environ)]
     merge = SettingMerge(read_document(path) if path else Document("", {}, {}, []))
     merge.apply(variables)
@@ -415,7 +415,7 @@ def redis_warnings(merge: SettingMerge, config: Config) -> list[str]:
 
 
 def _line_of(problem: ConfigProblem) -> tuple[bool, int]:
-    """What problems are sorted by: the file's lines, then what variables set."""
+    """The sort key of problems: the file's lines, then variables."""
     line = re.search(r" line (\d+)", problem.source)
     return (False, int(line[1])) if line else (True, 0)
 

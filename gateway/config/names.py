@@ -98,7 +98,7 @@ def misspelt(word: str, choices: Iterable[str]) -> str:
 
 
 def _edits(one: str, other: str) -> int:
-    """How many letters must be added, left out, replaced or swapped with the next (optimal string alignment)."""
+    """The number of letters to add, remove, replace or swap with the next (optimal string alignment)."""
     before: list[int] = []
     row = list(range(len(other) + 1))
     for i, letter in enumerate(one, 1):

@@ -69,10 +69,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Live(Protocol):
-    """Where overrides and the audit list are kept."""
+    """The store of overrides and the audit list."""
 
     async def changed(self) -> Sequence[Override] | None:
-        """All overrides where any is another than at the last call; None where none is, or where nothing is known."""
+        """All overrides if any has changed since the last call; None if none has, or if the state is unknown."""
 
     async def put(self, override: Override, event: Event) -> None:
         """Raises LiveAway."""

@@ -47,8 +47,8 @@ class Reference:
 
 @dataclass(frozen=True)
 class Values:
-    """What the templates of one request take their values from. `path` holds encoded values; `pairs` are those of the
-    client's query that count, in their normal form; `parts` holds parsed values."""
+    """The sources of one request's template values. `path` holds encoded values; `pairs` are the keyed query pairs of
+    the client, normalised; `parts` holds parsed values."""
 
     path: Mapping[str, str]
     pairs: tuple[str, ...]
@@ -70,7 +70,7 @@ class Values:
         return self.query[name][0].decode("utf-8", "replace") if name in self.query else None
 
     def of(self, reference: Reference) -> str:
-        """The value as text, not encoded but for the path's. Raises Missing, RequestRefused."""
+        """The value as text, not encoded except for the path's. Raises Missing, RequestRefused."""
         match reference.source:
             case "path":
                 value: object = self.path.get(reference.rest)
@@ -125,7 +125,7 @@ class Text:
         return self.literals[0] + "".join(a + b for a, b in zip(found, self.literals[1:], strict=True))
 
     def given(self, values: Values) -> str | None:
-        """The same; None where it takes a value that the client did not send. Raises Missing."""
+        """The same; None if it uses a value that the client did not send. Raises Missing."""
         try:
             return self.render(values)
         except Missing as missing:

@@ -63,7 +63,7 @@ _SPOKEN_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)[\s,]*")
 
 
 def _meant_duration(value: object) -> str:
-    """What to write instead of what others take for a duration: `1h30m`, `30 S`, `5min`, `60`."""
+    """The valid form of common notations of durations: `1h30m`, `30 S`, `5min`, `60`."""
     text = str(value).strip().lower()
     if isinstance(value, bool):
         return " (YAML reads yes and on as true)" if value else "; for none write 0s"
@@ -85,7 +85,7 @@ def _meant_duration(value: object) -> str:
 
 
 def show_duration(value: timedelta) -> str:
-    """`value` in the largest unit that holds it in whole numbers; parse_duration gives it back."""
+    """`value` in the largest unit that holds it in whole numbers; the inverse of parse_duration."""
     milliseconds = round(value.total_seconds() * 1000)
     for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)):
         if milliseconds and milliseconds % size == 0:
@@ -115,7 +115,7 @@ def parse_size(value: object) -> int:
 
 
 def _meant_size(text: str) -> str:
-    """What to write instead of what others take for a size: `64k`, `64KB`, `64 kib`."""
+    """The valid form of common notations of sizes: `64k`, `64KB`, `64 kib`."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg])(?:i?b)?", text.lower())
     return f"; write {match[1]}{match[2].upper()}iB" if match else ""
 
@@ -423,7 +423,7 @@ def hosts_of(url: str) -> list[tuple[str, int]]:
 
 
 def database_of(url: str) -> int:
-    """The number at the end of the path; 0 where there is none. Raises ValueError."""
+    """The number at the end of the path; 0 if there is none. Raises ValueError."""
     parts = split_redis_url(url)
     pieces = [piece for piece in parts.path.split("/") if piece]
     if parts.scheme.endswith("+sentinel"):

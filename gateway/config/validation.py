@@ -25,7 +25,7 @@ _SECTIONS = ("routes", "upstreams")
 def all_errors(
     validate: Callable[[Tree], Config], tree: Tree, key_of: Callable[[ErrorDetails], Key]
 ) -> list[tuple[Key, list[ErrorDetails]]]:
-    """The errors by the key that they are about, in the order in which they were found; empty where all is valid."""
+    """The errors by their key, in the order in which they were found; empty if all is valid."""
     rounds = _Rounds(tree, key_of)
     for _ in range(MOST_ROUNDS):
         try:

@@ -52,12 +52,12 @@ INTERNALS = {
         *("chunked_encoding", "expected_content_length", "transport"),
     ),
 }
-"""What this module uses of uvicorn beyond `asyncio.Protocol`."""
+"""The attributes of uvicorn that this module uses beyond `asyncio.Protocol`."""
 
 
 AT_A_TIME = 4
-"""Requests of one connection that are answered in one turn of the event loop. A read brings 256 KiB, 6,000 short
-requests: 50 clients that sent so many kept everybody else waiting for over 3 s."""
+"""Requests of one connection that are served per event loop iteration. A read returns 256 KiB, 6,000 short requests: 50
+clients that sent so many delayed all others by over 3 s."""
 
 
 class Phase(Enum):
@@ -79,7 +79,7 @@ class EarlyAnswer(Protocol):
 
 
 class ClientConnection(HttpToolsProtocol):
-    """A connection whose requests the app answers, but for those that a subclass answers: see `_is_answered` and
+    """A connection whose requests the app serves, except for those that a subclass serves: see `_is_answered` and
     `_go_further`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -212,7 +212,7 @@ class ClientConnection(HttpToolsProtocol):
         self._advance()
 
     def _advance(self) -> None:
-        """Go on with what has come, as far as it may be gone on with now."""
+        """Process the received bytes, as far as possible now."""
         taken = 0
         try:
             while self._at < len(self._buffer) and not self.transport.is_closing():
@@ -240,7 +240,7 @@ class ClientConnection(HttpToolsProtocol):
             self._be_ready()
 
     def _be_ready(self) -> None:
-        """Nothing is under way, and no answer is owed: let the next request be a hit, if what came is all read."""
+        """No request is in progress: let the next one be a hit, if all received bytes were read."""
         if not self._buffer and not self.flow.write_paused:
             self._ready = self._repeat
 
@@ -250,7 +250,7 @@ class ClientConnection(HttpToolsProtocol):
         return self._asking is not None or (self.cycle is not None and not self.cycle.response_complete)
 
     def _take_head(self) -> bool:
-        """Go on with the next head; False where it is not whole yet. Raises RequestRefused."""
+        """Process the next head; False if it is incomplete. Raises RequestRefused."""
         limits = self.door.limits
         if self._checked == 0 and not self._skipped and self._buffer.startswith(b"\r\n", self._at):
             # RFC 9112 §2.2: an empty line before a request, such as old clients send after a body.
@@ -327,7 +327,7 @@ class ClientConnection(HttpToolsProtocol):
             raise RequestRefused("The request is malformed.", 400, "parser") from error
 
     def _refuse(self, refused: RequestRefused) -> None:
-        """Answer, and end the connection; where an answer has begun, only end it."""
+        """Respond, and close the connection; if a response has begun, only close it."""
         self._ready = None
         begun = self._end_cycle()
         self._phase = Phase.CLOSING
@@ -428,7 +428,7 @@ class ClientConnection(HttpToolsProtocol):
 
 
 def door_of(app: object) -> ConnectionGuard:
-    """The guard that an app brings along, also behind wrappers that keep it as `app`; otherwise one with defaults."""
+    """The app's guard, also behind wrappers that keep it as `app`; otherwise one with defaults."""
     for _ in range(8):
         door = getattr(app, "door", None)
         if isinstance(door, ConnectionGuard):

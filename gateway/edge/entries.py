@@ -102,7 +102,7 @@ class HeaderBlock:
         return base
 
     def plan(self, route: Route, method: str, origin: str, target: str) -> tuple[Plan, RequestDirectives]:
-        """The plan and the directives of a request for `target` with this block, as `keys.plan` gives them."""
+        """The plan and the directives of a request for `target` with this block, as from `keys.plan`."""
         primary, stem = primary_and_stem(origin, target, route.keying.identity_key)
         asked = self.asked.get((route.name, method))
         if asked is None:
@@ -159,7 +159,7 @@ class KnownTarget:
 JOINED = 16 * 1024
 """Up to this size a body is copied behind its head, for one write; larger ones are handed over as they are."""
 SHAPES = 32
-"""How many forms of one stored response are kept: by GET or HEAD, by coding, by 200 or 304, by Origin."""
+"""Maximum number of forms per stored response: by GET or HEAD, by coding, by 200 or 304, by Origin."""
 
 
 class Endings:
@@ -213,7 +213,7 @@ class ResponseForm:
     def __init__(
         self, status: int, before: bytes, after: bytes, ending: Endings, result: Result, tally: Tally, *, length: int
     ) -> None:
-        """`before` ends where the age stands; `after` begins there, and ends with the answer's own fields."""
+        """`before` ends before the age; `after` begins there, and ends with the response's own fields."""
         self.status = status
         self.head = before + after + ending.plain.start
         self._at = len(before)

@@ -33,7 +33,8 @@ SWEEP = 0.5
 SLICE = 0.002
 """Seconds of one look at a stretch."""
 EARLY = 1.2 * SWEEP
-"""What would end before the next look ends at this one, so that no limit is exceeded, were the next look a bit late."""
+"""A connection that would time out before the next sweep is closed in this one, so that no limit is exceeded if the
+next sweep is late."""
 BODY_RATE = 500
 """Bytes a second that a request's body must come in at (Apache's mod_reqtimeout demands as much)."""
 READ_RATE = 500
@@ -114,7 +115,7 @@ class ConnectionGuard:
         _uncount(self._by_client, client)
 
     def admit(self, client: str) -> None:
-        """Take note of a request that the app will answer. Raises RequestRefused where it is one too many."""
+        """Register a request for the app. Raises RequestRefused if it is one too many."""
         bounds = self._bounds
         own = self._requests_by_client[client]
         if self._requests >= bounds.requests or (own >= bounds.requests_per_client and self._is_counted(client)):

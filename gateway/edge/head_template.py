@@ -55,8 +55,8 @@ def interim_head(status: int, headers: Headers) -> bytes:
 
 
 def template_of(status: int, headers: Headers, varying: tuple[bytes, ...]) -> bytes | None:
-    """The status line and an answer's own fields, as a template (`%`) that takes the values of the fields `varying`,
-    in this order; None where these do not stand once each in this order, or the answer cannot be written as it is."""
+    """The status line and a response's own fields, as a template (`%`) that takes the values of the fields `varying`,
+    in this order; None if these are not present once each in this order, or the response can't be written directly."""
     if tuple(name for name, _ in headers if name in varying) != varying or not is_writable(status, headers):
         return None
     marked = [(name, b"%b" if name in varying else value.replace(b"%", b"%%")) for name, value in headers]
@@ -64,8 +64,8 @@ def template_of(status: int, headers: Headers, varying: tuple[bytes, ...]) -> by
 
 
 class Ending:
-    """The end of a head, from the diagnostics on, for all answers of one form: those of one route and outcome, whose
-    time was spent on the same things and parts. `start` ends where the request id stands."""
+    """The end of a head, from the diagnostic fields on, for all responses of one form: those of one route and outcome,
+    with the same activities and parts. `start` ends before the request ID."""
 
     __slots__ = ("_before_ttl", "_last", "start", "ticks", "timing")
 
@@ -79,12 +79,12 @@ class Ending:
         before_seconds, *before_total, self._before_ttl, self._last = pieces
         times = _times(before_seconds, tuple(before_total))
         self.timing = times.text
-        """What follows the request id up to what follows the total time."""
+        """The text between the request ID and the end of the total time."""
         self.ticks = times.ticks
         """The same by microseconds, if only the total is included."""
 
     def status(self, ttl: float) -> bytes:
-        """What follows the timing; `ttl` is in seconds."""
+        """The text after the timing; `ttl` is in seconds."""
         return b"%b%d%b" % (self._before_ttl, ttl, self._last)
 
 

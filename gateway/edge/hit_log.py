@@ -65,7 +65,7 @@ class HitLog:
     def _pieces(
         self, known_target: KnownTarget, block: HeaderBlock, ready: PreparedResponse, shape: ResponseForm
     ) -> tuple[bytes, ...]:
-        """What of a line in the access log is the same for all hits of a shape by one request line and host."""
+        """The parts of an access log line that are the same for all hits of a form by one request line and host."""
         exchange = self._exchange(known_target, block, b"", 0.0, "")
         exchange.key = ready.key
         exchange.outcome = Outcome(shape.result, tier="memory")

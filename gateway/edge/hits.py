@@ -190,7 +190,7 @@ class Edge:
         return self._memory.get(base) if index is None else newest(index, base, block.vary, self._memory.get)
 
     def _ready(self, known_target: KnownTarget, block: HeaderBlock, stored: Entry) -> PreparedResponse | None:
-        """The stored response made ready; None where a purge has made it void."""
+        """The prepared stored response; None if a purge has invalidated it."""
         ready = known_target.known.ready.get(stored.key)
         if ready is not None and ready.headers is not stored.headers:
             ready = None
@@ -263,7 +263,7 @@ class Edge:
         ready.shapes[form] = shape
 
     def _body(self, shape: ResponseForm, stored: Entry) -> bytes | None:
-        """The body that is sent; None where its coded form is gone, or another response's."""
+        """The body to send; None if its coded form is gone, or belongs to another response."""
         if not shape.coded:
             return stored.body
         made = self._memory.get(shape.coded)
@@ -272,7 +272,7 @@ class Edge:
     def _made(
         self, known_target: KnownTarget, block: HeaderBlock, stored: Entry, kind: int, now: float
     ) -> ResponseForm | None:
-        """The form of the answer that this request gets; None where the app must give it its own."""
+        """The form of the response for this request; None if the app must serve it."""
         rules = known_target.known.route.rules
         exchange = RequestContext("", 0.0, "HEAD" if known_target.head else "GET", "", "")
         coded = self._engine.prepared.choose(block.headers, stored, rules)
@@ -323,7 +323,7 @@ class Edge:
         began: float,
         peer: str,
     ) -> None:
-        """Refresh behind a stale answer. Not before that is certain: the app would find what this brings."""
+        """Refresh a stale response in the background. Not before that is certain: the app would find the result."""
         if ready.flight in self._engine.flights:
             return
         assert known_target.recall.ask is not None

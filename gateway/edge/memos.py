@@ -76,8 +76,8 @@ class Memos:
     def answer(
         self, memo: Memo, transport: asyncio.Transport, peer: str, block: HeaderBlock, request_id: bytes, began: float
     ) -> bool:
-        """Answer as the last time, if nothing has changed since; False where that must be found out. `began` is on the
-        performance counter."""
+        """Serve the last response again, if nothing has changed since; False if that must be looked up. `began` is a
+        value of the performance counter."""
         node, source, shape = memo.node, memo.source, memo.shape
         stored = source.value
         if (
@@ -117,7 +117,7 @@ class Memos:
         return True
 
     def _renewed(self, memo: Memo, now: float) -> bool:
-        """Write the head anew for `now`; False where more may have changed than the age and the remaining freshness."""
+        """Rewrite the head for `now`; False if more may have changed than the age and the remaining freshness."""
         ready, stored = memo.ready, memo.node.value
         if memo.shape.volatile or now >= ready.fresh or stored is None:
             return False

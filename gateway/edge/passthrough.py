@@ -68,7 +68,7 @@ class Direct(Protocol):
 
     @property
     def slashes(self) -> Slashes:
-        """What becomes of encoded slashes in its path."""
+        """The handling of encoded slashes in its path."""
 
     def ask(self, exchange: RequestContext, interim: Interim | None, block: HeaderBlock | None = None) -> CacheRequest:
         """`block` is the header block of `exchange`, where that is known. Raises RequestRefused."""
@@ -77,11 +77,11 @@ class Direct(Protocol):
         """The answer as clients may see it."""
 
     def recall(self, ask: CacheRequest) -> FastPath:
-        """What the edge needs to answer the next request of this line."""
+        """The edge's data for the next request of this line."""
 
 
 Pattern = tuple[re.Pattern[str], Direct | None]
-"""A route's path, and the declared route that answers there; None where it is another kind of route."""
+"""A route's path, and the declared route at it; None for another kind of route."""
 
 
 class Connection(Protocol):
@@ -97,7 +97,7 @@ class Connection(Protocol):
 
 @dataclass(frozen=True)
 class PassThrough:
-    """What one generation of the app answers without ASGI. `patterns` gives its routes in the order they are tried."""
+    """What one generation of the app serves without ASGI. `patterns` returns its routes in matching order."""
 
     engine: Engine
     metrics: Metrics
@@ -110,7 +110,7 @@ class PassThrough:
     """The path prefix under which clients reach the gateway."""
 
     def passage(self, request: Request, peer: str, scheme: str, *, looked: bool = False) -> PassThroughRequest | None:
-        """The way of a request without a body to its answer; None where the app must give it."""
+        """The pass-through of a request without a body; None if the app must serve it."""
         fields, line = request.fields, request.line
         if line.version != "1.1" or line.method not in (b"GET", b"HEAD") or request.framing.length != 0:
             return None
@@ -267,7 +267,7 @@ class PassThroughRequest:
             return problem(self.exchange, 500, "Internal error; see the gateway log for this request ID.")
 
     async def _send(self, connection: Connection, answer: Answer) -> None:
-        """Raises UpstreamError where the upstream breaks off."""
+        """Raises UpstreamError if the upstream's response is incomplete."""
         body = answer.body
         try:
             if isinstance(body, Body) and (whole := body.at_once()) is not None:
@@ -410,7 +410,7 @@ class Patterns:
         return self._made
 
     def slashes(self, target: Target) -> Slashes:
-        """What the route that answers a target makes of encoded slashes. Python handlers refuse them."""
+        """How the route of a target handles encoded slashes. Python handlers refuse them."""
         direct = next((direct for pattern, direct in self() if pattern.match(target.decoded)), None)
         return direct.slashes if direct is not None else "refuse"
 

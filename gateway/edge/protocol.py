@@ -27,7 +27,7 @@ from gateway.routing.fast_path import FastPath
 
 
 class Bearer(Protocol):
-    """An app that brings an edge along."""
+    """An app with an edge."""
 
     @property
     def edge(self) -> Edge | None: ...
@@ -53,7 +53,7 @@ class GatewayProtocol(ClientConnection):
         if (expect_lifespan := getattr(self._bearer, "expect_lifespan", None)) is not None:
             expect_lifespan()
         self._line = b""
-        """The present request's line, where the edge may learn how it is answered."""
+        """The current request's line, if the edge may learn from the response."""
         self._looked = False
         """Whether the shared tier was read for the current request, without a result."""
 
@@ -163,7 +163,8 @@ class GatewayProtocol(ClientConnection):
         return True
 
     def looked(self, look: PendingLookup) -> None:
-        """Answer with what the shared tier has; the app answers where it has nothing, and need not look again."""
+        """Serve the result from the shared tier; if there is none, the app serves the request without another
+        lookup."""
         self._asking = None
         self._release()
         if self.transport.is_closing():

@@ -44,7 +44,7 @@ class _Known:
         self.stored = structs.replace(stored, body=b"")
 
     def is_like(self, data: bytes) -> bool:
-        """Whether `data` is the same but for its body, whose length is."""
+        """Whether `data` is the same except for its body, which has the same length."""
         return len(data) == self.length and data.startswith(self.front) and data.endswith(self.rear)
 
 
@@ -60,7 +60,7 @@ class Records:
         return len(self._known)
 
     def stored(self, data: bytes, key: str) -> Entry | None:
-        """What `decode_stored` makes of it: the same headers, as an object, as long as the response is the same."""
+        """The result of `decode_stored`: the same headers object as long as the response is the same."""
         known = self._known.get(key)
         if known is not None and known.is_like(data) and is_sealed(data, self._secret):
             return structs.replace(known.stored, body=data[len(known.front) : known.length - len(known.rear)])

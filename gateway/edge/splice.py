@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 FORMS = 32
-"""How many forms of a whole's head are kept, by Origin and the like."""
+"""Maximum number of forms of an aggregate's head, by Origin and the like."""
 COPIED = 16 * 1024
 """Up to this size a body is copied behind its head, for one write."""
 _CONDITIONS = (b"if-none-match", b"if-modified-since")
@@ -154,7 +154,7 @@ class Splicer:
     # --- the parts -----------------------------------------------------------------------------------------
 
     def _learn(self, known_target: KnownTarget, block: HeaderBlock, base: str) -> Splice | None:
-        """How the whole is joined for requests whose counted inputs come to `base`; None where the app must do it."""
+        """How the aggregate is joined for requests with the base key `base`; None if the app must do it."""
         assert known_target.recall.joinable is not None
         joinable = known_target.recall.joinable(self._exchange(known_target, block, b"", 0.0, ""))
         assert joinable is None or isinstance(joinable, SplicePlan)
@@ -182,7 +182,7 @@ class Splicer:
         return side
 
     def _gathered(self, splice: Splice, block: HeaderBlock, now: float) -> Gathered | None:
-        """The whole of parts that all lie fresh in memory; None where one of them does not."""
+        """The aggregate from parts that are all fresh in memory; None if one of them is not."""
         workshop = splice.workshop
         version = self._tiers.purges.epochs.version
         unindexed = self._unindexed
@@ -209,7 +209,7 @@ class Splicer:
         return Gathered(b"".join(pieces), age, fresh, started)
 
     def _looked_up(self, side: CachedPart, block: HeaderBlock, workshop: BodyCache) -> Entry | None:
-        """A part's response in memory, which `side` is of from now on; None where there is none that can be used."""
+        """A part's response in memory, which `side` follows from now on; None if there is no usable one."""
         index = self._memory.index(side.primary)
         stored = self._memory.get(side.base) if index is None else self._newest(index, side, block)
         epochs = self._tiers.purges.epochs
@@ -226,8 +226,8 @@ class Splicer:
         return stored
 
     def _newest(self, index: VaryIndex, side: CachedPart, block: HeaderBlock) -> Entry | None:
-        """The newest response of a part in memory that the request selects; None also where it varies on what the part
-        doesn't see as it came."""
+        """The newest response of a part in memory that the request selects; None also if it varies on something that
+        the part doesn't see unchanged."""
         unseen = side.ingredient.unseen
         if any(names and (unseen is None or not unseen.isdisjoint(names)) for names in index.names):
             return None
@@ -276,7 +276,7 @@ class Splicer:
     def _stale_too(
         self, splice: Splice, block: HeaderBlock, now: float
     ) -> tuple[bytes, dict[str, str], list[PartLife]] | None:
-        """The body, what became of each part, and what each brings into the life of the whole."""
+        """The body, the state of each part, and its contribution to the aggregate's life."""
         pieces, said, lives = splice.frame.copy(), dict[str, str](), list[PartLife]()
         for name, side, place in zip(splice.asked, splice.sides, splice.places, strict=True):
             stored = self._looked_up(side, block, splice.workshop)
@@ -302,7 +302,7 @@ class Splicer:
     def shape(
         self, known_target: KnownTarget, block: HeaderBlock, stored: Entry, endings: Endings
     ) -> ResponseForm | None:
-        """The form that a hit on a whole has, by the head that was made for its join; None where there is none."""
+        """The form of a hit on an aggregate, by the head made for its join; None if there is none."""
         splice = known_target.splices.get(block.bases.get(known_target.known) or "")
         if splice is None or stored.headers[3:-1] != splice.rest:
             return None
@@ -379,7 +379,7 @@ class Splicer:
     def _start(
         self, splice: Splice, known_target: KnownTarget, block: HeaderBlock, stored: Entry, now: float
     ) -> tuple[int, bytes, Tally]:
-        """The status, the answer's own fields, and where it is counted."""
+        """The status, the response's own fields, and where it is counted."""
         known = splice.heads.get(block.form) or self._head_known(splice, known_target, block)
         if known is not None:
             template, tally = known
@@ -398,7 +398,7 @@ class Splicer:
         return answer.status, start_of(answer.status, headers), tally
 
     def _head_known(self, splice: Splice, known_target: KnownTarget, block: HeaderBlock) -> tuple[bytes, Tally] | None:
-        """The head of this form, where it was made for another request line."""
+        """The head of this form, if it was made for another request line."""
         head = self._heads.get((known_target.known.route.name, splice.rest, block.form))
         if head is not None:
             if len(splice.heads) >= FORMS:
@@ -428,6 +428,6 @@ class Splicer:
 
 
 def has_expired(stored: Entry, now: float) -> bool:
-    """Whether a whole's life has ended, whatever was purged; as policy.windows has it where a route has no rules."""
+    """Whether an aggregate has expired, regardless of purges; as in policy.windows for a route without rules."""
     lifetime = stored.life.lifetime
     return lifetime is not None and now >= stored.born - stored.initial_age + lifetime

@@ -87,7 +87,7 @@ class CachedPart:
 
 
 class Splice:
-    """A whole as it is joined again and again: by one request line, for requests whose counted inputs are the same."""
+    """An aggregate that is joined repeatedly: for one request line and equal keyed inputs."""
 
     __slots__ = (
         *("asked", "base", "downstream", "ending", "first", "fixed", "frame", "hash", "heads", "index_turn"),

@@ -124,7 +124,7 @@ class Explainer:
                 return await self._on_route(request, route, lost)
 
     def _target(self, method: str, raw: str, headers: Headers) -> Target:
-        """The target as the rule for targets leaves it. Raises RequestRefused where it refuses it."""
+        """The normalised target. Raises RequestRefused if it is refused."""
         if method in ("CONNECT", "TRACE"):
             raise RequestRefused(f"{method} is not supported.", 405, "method")
         hosts = values(headers, b"host")
@@ -349,7 +349,7 @@ def _path(route: Explained) -> str:
 
 
 def _methods(route: Explained) -> frozenset[str]:
-    """The methods that a route takes, where it does not take all."""
+    """The methods that a route allows, if it does not allow all."""
     if isinstance(route, HandlerRoute):
         return route.methods
     return frozenset((*READS, "PURGE")) if isinstance(route, Aggregate) else frozenset()

@@ -42,7 +42,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What would be done for a request, and why; `status` is what the client would get, where that is known."""
+    """The decision for a request, and the reason; `status` is the client's status, if known."""
 
     decision: str
     why: str

@@ -19,8 +19,8 @@ from gateway.routing.handler_settings import Runtime, cached_settings, target_te
 from gateway.routing.handler_tags import rendered
 
 Order = tuple[bool, tuple[tuple[int, int], ...]]
-"""Of two routes that have a path, the one with the lesser order answers: whether it was added after the others, then
-how specific it is."""
+"""Of two routes that match a path, the one with the lower order wins: whether it was added after the others, then how
+specific it is."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class HandlerCache:
     kept: frozenset[str]
     tags: tuple[str, ...]
     written: float | None
-    """The TTL as the code has it, in seconds; `route` has it as it is in force."""
+    """The TTL in code, in seconds; `route` has the one in force."""
     against: str | None
-    """Why the edge doesn't answer its hits; None where it does."""
+    """Why the edge doesn't serve its hits; None if it does."""
 
     def target(self, target: Target) -> str:
         """The handler's plan for the request, as in its key."""
@@ -63,7 +63,7 @@ def _ttl(seconds: float | None) -> timedelta | str:
 
 @dataclass(frozen=True)
 class HandlerRoute:
-    """A path that a Python handler answers. `cached` is None where nothing of it is stored."""
+    """A path of a Python handler. `cached` is None if its responses are not stored."""
 
     name: str
     path: str
@@ -130,6 +130,6 @@ def local_of(own: Iterable[BaseRoute], router: Router) -> Local:
 
 
 def _matched(routes: Iterable[BaseRoute], method: str, path: str) -> Match:
-    """How the first of `routes` that has this path matches it."""
+    """How the first of `routes` with this path matches it."""
     scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
     return next((match for route in routes if (match := route.matches(scope)[0]) is not Match.NONE), Match.NONE)

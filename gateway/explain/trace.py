@@ -23,9 +23,8 @@ UNKNOWN = "unknown"
 
 
 class Lifetime(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A TTL, or another window, and where it came from, the winner first: `30s: environment …, over file … line 14`.
-
-    `setting` is the one that decides: of a 404 or 410 it is `negative_ttl`."""
+    """A TTL, or another window, and its sources, the winner first: `30s: environment …, over file … line 14`. `setting`
+    is the one in force: for a 404 or 410 it is `negative_ttl`."""
 
     value: str
     sources: tuple[str, ...]
@@ -187,7 +186,7 @@ BYPASSES = {
 
 
 def passed(method: str) -> str:
-    """Of a request that is neither GET nor HEAD."""
+    """For a request that is neither GET nor HEAD."""
     if method == "OPTIONS":
         return "it goes to the upstream: only GET and HEAD are cached"
     return "only GET and HEAD are cached; a successful response invalidates the target's entries"
@@ -271,7 +270,7 @@ def origin_notes(stored: Entry | None) -> Iterator[str]:
 
 
 def client(facts: RequestDirectives, keying: Keying, headers: Headers, status: int | None) -> Iterator[str]:
-    """What the request itself changed; `status` is the answer's, where it is known."""
+    """Changes by the request itself; `status` is the response's, if known."""
     yield from _conditions(headers, status)
     if facts.no_cache:
         yield "no-cache: a stored response is validated first"
@@ -292,7 +291,7 @@ def client(facts: RequestDirectives, keying: Keying, headers: Headers, status: i
 
 
 def _conditions(headers: Headers, status: int | None) -> Iterator[str]:
-    """What the client gets by its own condition or range."""
+    """The client's response by its own precondition or range."""
     condition = next(
         (name for name in ("If-None-Match", "If-Modified-Since") if has(headers, name.lower().encode())), ""
     )

@@ -63,7 +63,7 @@ def tag_of(tag: bytes, coding: str) -> bytes:
 
 
 def plain_tag(tag: bytes) -> bytes:
-    """The entity tag that `tag_of` made this one of; the tag itself where it did not."""
+    """The entity tag from which `tag_of` made this one; the tag itself otherwise."""
     found = _CODED_TAG.fullmatch(tag)
     if found is None:
         return tag
@@ -80,9 +80,9 @@ def _suffix(tag: bytes, coding: bytes) -> bytes:
 # --- decoding ----------------------------------------------------------------------------------------------
 
 MOST_CODINGS = 4
-"""How many content codings one body may be in: each is work, and may take the limit in memory."""
+"""Maximum number of content codings of one body: each is work, and may take the limit in memory."""
 MOST_MEMBERS = 100
-"""Of gzip members or zstd frames in one body: what follows each is copied."""
+"""Maximum number of gzip members or zstd frames in one body: what follows each is copied."""
 ZSTD_WINDOW = 8 * 1024 * 1024
 """The largest window of a zstd frame, in bytes (RFC 9659 §3)."""
 
@@ -92,11 +92,8 @@ class Undecodable(ValueError):
 
 
 def decoded(headers: Headers, body: bytes, limit: int) -> bytes:
-    """`body` without its content codings (RFC 9110 §8.4): gzip, deflate, br and zstd.
-
-    Raises Undecodable where it is more than `limit` bytes at any step, where it is cut or not in its coding, and for
-    another coding.
-    """
+    """`body` without its content codings (RFC 9110 §8.4): gzip, deflate, br and zstd. Raises Undecodable if it exceeds
+    `limit` bytes at any step, is truncated or invalid, or has another coding."""
     text = combined(headers, b"content-encoding")
     if text is None or not body:
         return body

@@ -33,9 +33,10 @@ WITHOUT_CONTENT = frozenset((204, 205, 304))
 """Statuses of final responses that have no content (RFC 9110 §15.3.5, §15.3.6, §15.4.5)."""
 
 CONTENT_DIGESTS = (b"content-digest", b"content-md5")
-"""What describes the bytes of one message (RFC 9530 §2, RFC 1864): of another range, or of no body, they are others."""
+"""Fields that describe the bytes of one message (RFC 9530 §2, RFC 1864): they differ for a range, or without a body."""
 DIGESTS = (*CONTENT_DIGESTS, b"repr-digest", b"digest")
-"""What describes the bytes of a message or of the representation in its content coding (RFC 9530 §3, RFC 3230)."""
+"""Fields that describe the bytes of a message or of the representation in its content coding (RFC 9530 §3, RFC
+3230)."""
 
 # Fields that change what an upstream does without being in any cache key: known ways to poison a cache
 # (Kettle, "Practical Web Cache Poisoning", 2018), and those in which a proxy describes the client.
@@ -86,13 +87,13 @@ def values(headers: Headers, name: bytes) -> list[bytes]:
 
 
 def combined(headers: Headers, name: bytes) -> str | None:
-    """The field's lines joined by a comma (RFC 9110 §5.3); None where it is absent."""
+    """The field's lines joined by a comma (RFC 9110 §5.3); None if it is absent."""
     lines = [value for key, value in headers if key == name]
     return b", ".join(lines).decode("latin-1") if lines else None
 
 
 def first(headers: Headers, name: bytes) -> str | None:
-    """The first field line of `name`; None where it is absent."""
+    """The first field line of `name`; None if it is absent."""
     for key, value in headers:
         if key == name:
             return value.decode("latin-1")
@@ -227,7 +228,7 @@ class CacheControl(msgspec.Struct, frozen=True):
         return bool(self.directives)
 
     def seconds(self, name: str) -> int | None:
-        """The directive's delta-seconds; None where it is absent, 0 where it can't be parsed."""
+        """The directive's delta-seconds; None if it is absent, 0 if it is invalid."""
         return delta_seconds(self.directives[name]) if name in self.directives else None
 
     def unqualified(self, name: str) -> bool:
@@ -276,7 +277,7 @@ def delta_seconds(text: str | None) -> int:
 
 
 def parse_age(headers: Headers) -> int:
-    """The `Age` an upstream sent: its first value, 0 where it can't be read (RFC 9111 §5.1)."""
+    """The `Age` of an upstream: its first value, 0 if it is invalid (RFC 9111 §5.1)."""
     text = combined(headers, b"age")
     return delta_seconds(split_list(text)[0]) if text and split_list(text) else 0
 
@@ -376,7 +377,7 @@ def vary_names(headers: Headers) -> tuple[str, ...] | None:
 
 _CASELESS = frozenset((b"accept-encoding", b"accept-language", b"accept-charset"))
 _NO_LISTS = frozenset((b"authorization", b"cookie", b"from", b"host", b"origin", b"referer", b"user-agent"))
-"""Fields whose commas separate nothing: a URL, a comment, credentials. Of those the lines are joined and no more."""
+"""Fields whose commas don't separate: a URL, a comment, credentials. Their lines are only joined."""
 _QUOTED = re.compile(r'(?:[^"]|"(?:[^"\\]|\\.)*")*')
 _QUALITY = re.compile(r";q=([01](?:\.[0-9]{1,3})?)")
 

@@ -18,7 +18,7 @@ import orjson
 from pydantic import JsonValue
 
 DEEPEST = 254
-"""How many levels of arrays and objects are written: orjson's own bound. It reads 1024."""
+"""Maximum nesting depth for writing: orjson's own limit. It reads 1024 levels."""
 _MARKS = bytes(ord("0" if chr(code) in "0123456789" else "." if chr(code) in ".eE" else " ") for code in range(256))
 _LONG = b"0" * 19
 # The charsets of the Encoding Standard, and UTF-32, by the names of Python's codecs. Of its others some take quadratic
@@ -162,7 +162,7 @@ def _at_risk(text: bytes) -> bool:
 
 
 def value_of(text: bytes) -> JsonValue:
-    """The value of JSON text in UTF-8, with each number as it is written there. Raises NotJson, TooDeep."""
+    """The value of JSON text in UTF-8, with each number as written. Raises NotJson, TooDeep."""
     return exactly(*json_text(text))
 
 
@@ -233,7 +233,7 @@ def codec_of(charset: str) -> str | None:
 
 
 def text_in(body: bytes, charset: str) -> str:
-    """`body` as text, without a byte order mark. `charset` is UTF-8 where it is empty. Raises NotJson."""
+    """`body` as text, without a byte order mark. `charset` is UTF-8 if it is empty. Raises NotJson."""
     name = codec_of(charset or "utf-8")
     if name is None:
         raise NotJson(f"it isn't text in {charset[:40]}: the charset {charset[:40]} is not supported")
@@ -271,7 +271,7 @@ class Verbatim:
 
 
 def text_of(value: Any) -> bytes:
-    """The JSON text of a value, in UTF-8: each number that was read as it was written. Raises TooDeep."""
+    """The JSON text of a value, in UTF-8, with each number as read. Raises TooDeep."""
     try:
         return orjson.dumps(value, default=_as_it_came)
     except orjson.JSONEncodeError:

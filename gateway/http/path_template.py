@@ -161,7 +161,7 @@ class TargetTemplate:
 
 
 def compile_target(text: str, known: tuple[str, ...], slashes: Slashes = "refuse") -> TargetTemplate:
-    """The template of an `upstream_path`. Raises TemplateError where it uses a parameter not in `known`."""
+    """The template of an `upstream_path`. Raises TemplateError if it uses a parameter that is not in `known`."""
     if not text.startswith("/"):
         raise TemplateError("must begin with a slash")
     if "#" in text:

@@ -57,7 +57,7 @@ def wanted(request: Headers, response: Headers, size: int) -> ByteRange | OutOfR
 
 
 def _if_range_holds(request: Headers, response: Headers) -> bool:
-    """RFC 9110 §13.1.5: a strong tag that is equal, or exactly the date of Last-Modified where that is strong."""
+    """RFC 9110 §13.1.5: an equal strong tag, or exactly the date of Last-Modified if that is strong."""
     text = first(request, b"if-range")
     if text is None:
         return True
@@ -111,7 +111,7 @@ class PartialBody:
 
 
 def strong_validator(response: Headers) -> bytes | None:
-    """What proves that two parts are of one representation: a strong entity tag, or a strong date (RFC 9110 §8.8.1)."""
+    """The proof that two parts are of one representation: a strong entity tag, or a strong date (RFC 9110 §8.8.1)."""
     tag = first(response, b"etag")
     if tag is not None:
         return tag.encode("latin-1") if is_strong(tag) and tag.startswith('"') else None

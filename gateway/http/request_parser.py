@@ -70,7 +70,7 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Framing(msgspec.Struct, frozen=True):
-    """How the message goes on. `length` is the body's in bytes, None where it is chunked."""
+    """The framing of the message. `length` is the body's in bytes, None if it is chunked."""
 
     length: int | None
     upgrade: bool = False
@@ -162,7 +162,7 @@ def read_framing(line: Line, headers: Headers, limits: Limits) -> Framing:
 
 
 def check_single(headers: Headers) -> None:
-    """Raises RequestRefused where a field that has one value stands twice."""
+    """Raises RequestRefused if a single-value field is duplicate."""
     seen = set()
     for name, _ in headers:
         if name in _SINGLE:

@@ -61,7 +61,7 @@ def end_of_head(data: bytes, start: int) -> int:
 
 
 def read_head(data: bytes, *, bodiless: bool, most_fields: int = MOST_FIELDS) -> Head:
-    """The head that `data` is, its end included; `bodiless` where it answers a HEAD. Raises Malformed."""
+    """The head in `data`, including its end; `bodiless` for the response to a HEAD. Raises Malformed."""
     first, _, block = data.partition(b"\n")
     if b"\n " in block or b"\n\t" in block:
         block = _FOLD.sub(b" ", block)

@@ -28,11 +28,9 @@ def silent(exchange: RequestContext, status: int, size: int, seconds: float) -> 
 
 
 class JsonAccessLog:
-    """Writes what happened to each request to `file`: standard output if none is given.
-
-    Of hits only the share `hits` (0 to 1) is written, drawn by chance: `draw` gives a number from 0 to below 1. In an
-    event loop the lines of one turn are written together, at its end.
-    """
+    """Writes the outcome of each request to `file`: default standard output. Of hits only the share `hits` (0 to 1) is
+    written, sampled at random: `draw` returns a number from 0 to below 1. In an event loop the lines of one iteration
+    are written together, at its end."""
 
     def __init__(
         self, file: BinaryIO | None = None, *, hits: float = 1.0, draw: Callable[[], float] = random.random

@@ -46,7 +46,7 @@ class Tally:
 
 
 class PartTally:
-    """How often a part became of the same, as a plain number."""
+    """How often a part had the same state, as a plain number."""
 
     __slots__ = ("count",)
 
@@ -115,7 +115,7 @@ class Metrics:
                 joined.count = 0
 
     def part_tally(self, route: str, part: str, outcome: str) -> PartTally:
-        """The tally of how often the part became of this; the same as calling `part` for each time."""
+        """The tally of how often the part had this state; the same as calling `part` each time."""
         return self._part_tallies.setdefault((route, part, outcome), PartTally())
 
     def part(self, route: str, part: str, outcome: str) -> None:
@@ -136,7 +136,7 @@ class Metrics:
         self._collections.observe(seconds)
 
     def collect(self) -> Iterable[Metric]:
-        """All of it as it is now."""
+        """All metrics now."""
         self.flush()
         return self.registry.collect()
 
@@ -147,7 +147,7 @@ class Metrics:
 
 
 def _observe(histogram: Histogram, tally: Tally) -> None:
-    """What `observe` does, for many at once; prometheus-client has no public way, and a test holds this one."""
+    """`observe` for many values at once; prometheus-client has no public way, and a test checks this one."""
     histogram._sum.inc(tally.seconds)
     quick = tally.count - sum(tally.slow)
     for bucket, count in zip(histogram._buckets, [quick, *tally.slow[1:]], strict=True):

@@ -21,9 +21,9 @@ Field = tuple[bytes, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """What differs from one answer to the next, as it is written. `seconds` and `milliseconds` are the time in all;
-    `duration` writes a part of it, which it is given in seconds, in milliseconds. `ttl` is the remaining freshness in
-    seconds; None: the outcome's."""
+    """The values that differ from one response to the next, as text. `seconds` and `milliseconds` are the total time;
+    `duration` formats a part of it, from seconds to milliseconds. `ttl` is the remaining freshness in seconds; None:
+    the outcome's."""
 
     request_id: str
     seconds: str
@@ -61,7 +61,7 @@ def in_milliseconds(seconds: float) -> str:
 
 
 def _server_timing(exchange: RequestContext, texts: Texts) -> str:
-    """`Server-Timing`: the cache and what came of it, the upstream, the parts, the total."""
+    """`Server-Timing`: the cache outcome, the upstream, the parts, the total."""
     duration, metrics = texts.duration, []
     if exchange.outcome is not LOCAL:
         looked = exchange.spent.get("cache")
@@ -82,7 +82,7 @@ def _plain(text: str) -> str:
 def exchange_for(
     headers: Headers, peer: str, method: str, scheme: str, trusted: Trusted, *, looked: bool = False
 ) -> RequestContext:
-    """The Exchange of a request that came from `peer` just now. Its `X-Request-ID` is kept where it is sane."""
+    """The RequestContext of a request from `peer`. Its `X-Request-ID` is kept if it is valid."""
     told = trusted.told(peer, headers) if trusted else None
     given = values(headers, b"x-request-id")
     kept = len(given) == 1 and REQUEST_ID.fullmatch(given[0])

@@ -18,7 +18,7 @@ TRACEPARENT = b"traceparent"
 _FORM = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 PASSED_ON: ContextVar[bytes] = ContextVar("traceparent", default=b"")
-"""The value for the requests that are sent because of this one; empty where it belongs to no trace."""
+"""The value for upstream requests; empty if the request belongs to no trace."""
 
 
 def traceparent_of(headers: Headers) -> bytes:

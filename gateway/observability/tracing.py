@@ -183,7 +183,7 @@ class TracedRequests:
 
 
 def _tell(span: Span, exchange: RequestContext | None, status: int) -> None:
-    """What became of the request."""
+    """The outcome of the request."""
     if status:
         span.set_attribute("http.response.status_code", status)
     if status >= 500:

@@ -52,12 +52,12 @@ NAMESPACE = Path("/proc/self/ns/pid")
 
 
 def own_name() -> str:
-    """A name for this process, another each time; `gone` can judge it where the kernel is Linux."""
+    """A unique name for this process; `gone` can check it on Linux."""
     return f"{_place()}.{os.getpid()}.{uuid4().hex}{READS_DIGESTS}"
 
 
 def gone(name: str) -> bool:
-    """Whether the process of that name certainly runs no more."""
+    """Whether the process of that name certainly no longer runs."""
     place, _, rest = name.partition(".")
     number = rest.partition(".")[0]
     if not place or not number.isdigit() or place != _place():
@@ -211,7 +211,7 @@ class RedisPurges:
         return self.epochs.pending[purge.id][1]
 
     def report(self, purge: Purge, added: Added, waited: float) -> PurgeReport:
-        """How a purge stands that the stream has had for `waited` seconds."""
+        """The state of a purge that has been in the stream for `waited` seconds."""
         self._added[purge.id] = added.generation
         self._fleet.note(added.generation, added.beats, self._clock.now())
         beats = [beat for text in added.beats.values() if (beat := _beat(text)) is not None]
@@ -299,7 +299,7 @@ class RedisPurges:
         await self._add_pending()
 
     async def _forget_surplus(self) -> None:
-        """Forget the oldest purges, here at once and in the stream, where all of them take too much memory."""
+        """Forget the oldest purges, here and in the stream, if all of them take too much memory."""
         floor = self.epochs.surplus(self._max_bytes)
         if floor is not None:
             logger.warning(
@@ -345,7 +345,7 @@ class RedisPurges:
         return records
 
     async def _look_after(self) -> None:
-        """What any worker does for all: remove old records, and workers that fell silent."""
+        """Maintenance that any worker does for all: remove old records, and workers without heartbeats."""
         now = self._clock.now()
         if now - self._census_at > self.silent / 3:
             self._census_at = now

@@ -39,7 +39,7 @@ READ_AT_ONCE = 1000
 ADD_AT_ONCE = 200
 TRIM_AT_ONCE = 1000
 YOUNG_SECONDS = 0.5
-"""How long a generation is young: workers that were thrown out by Redis's end come back within that time."""
+"""How long a generation is young: workers disconnected by Redis's end rejoin within that time."""
 LARGEST = 4 * 1024 * 1024
 """Maximum size of a record. A larger one, which no worker writes (a request has at most 1 MiB), is read as empty, and
 purges everything."""
@@ -51,9 +51,9 @@ SETTLED_SECONDS = 10.0
 stream has applied later ones. For a worker that has not, the stream went back, and counts as a new one."""
 LONGEST_ID = 64
 READS_DIGESTS = ".2"
-"""How the name of a worker ends that reads names as digests."""
+"""The suffix of a worker's name that reads digests."""
 SILENT_SECONDS = 24 * 3600
-"""How long it is remembered that a worker fell silent, which may still be there, cut off from Redis."""
+"""How long it is remembered that a worker stopped sending heartbeats, which may still run, disconnected from Redis."""
 
 _FLAGS = "#!lua flags=allow-oom\n"  # Redis 7 and Valkey support it
 _LIBRARY = """
@@ -345,8 +345,7 @@ def _encoded(purge: Purge, *, in_full: bool) -> bytes:
 
 
 def _record(where: bytes, fields: Any) -> Record:
-    """A stream entry, as redis-py or a script gives it. One that can't be read, of a newer version perhaps, purges
-    everything."""
+    """A stream entry, from redis-py or a script. An unreadable one, perhaps of a newer version, purges everything."""
     if isinstance(fields, list):
         fields = dict(zip(fields[::2], fields[1::2], strict=True))
     position = parse_position(where.decode())

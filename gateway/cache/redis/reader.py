@@ -78,8 +78,8 @@ class Pipe(asyncio.Protocol):
         return self._transport is not None
 
     def take_over(self, connection: Any) -> bool:
-        """Read and write on redis-py's connection from now on; False where it is not as it is known to be, or where
-        something has come on it already."""
+        """Use redis-py's connection from now on; False if its attributes are not as expected, or bytes have arrived on
+        it already."""
         reader, writer = getattr(connection, "_reader", None), getattr(connection, "_writer", None)
         if not isinstance(reader, asyncio.StreamReader) or not isinstance(writer, asyncio.StreamWriter):
             return False

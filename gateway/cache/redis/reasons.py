@@ -68,7 +68,7 @@ class Reason:
 
 
 def reason_of(error: BaseException) -> Reason:
-    """The reason that an error gives; that of the error within it where redis-py wraps one."""
+    """The reason of an error; that of its cause if redis-py wraps one."""
     chain = list(_chain(error))
     kind = next((kind for kind in map(_kind, chain) if kind is not None), "error")
     if isinstance(error, MasterNotFoundError):

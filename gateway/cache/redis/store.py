@@ -111,7 +111,7 @@ class RedisStore:
         return reason.kind if reason is not None and not self.available else None
 
     def allow(self, largest: int) -> None:
-        """Let records have so many bytes, if they may not have more already."""
+        """Raise the maximum record size to this, if it is lower."""
         self.largest = max(self.largest, largest)
 
     def purge_log(self, clock: Clock, blind: float | None) -> RedisPurges:
@@ -180,8 +180,8 @@ class RedisStore:
         return all([await future for future in futures])
 
     def _goes_at_once(self, size: int) -> bool:
-        """Whether a write of `size` bytes may be sent now: not ahead of earlier ones, and not where it would delay the
-        reads behind it."""
+        """Whether a write of `size` bytes may be sent now: not ahead of earlier ones, and not if it would delay later
+        reads."""
         return size <= MOST_AT_ONCE and not self._writes and not self._writing and self._keeper.pipe is not None
 
     def _sets(self, values: Sequence[tuple[str, bytes, float]]) -> list[Command]:
@@ -254,7 +254,7 @@ class RedisStore:
     # --- batches ---------------------------------------------------------------------------------------
 
     def _ask(self, names: list[str], then: Callable[[Reply], None]) -> None:
-        """One round trip, by the pipe where there is one."""
+        """One round trip, by the pipe if there is one."""
         keys = [self._prefix + name for name in names]
         pipe = self._keeper.pipe
         if pipe is None:
@@ -315,7 +315,7 @@ class RedisStore:
             self._spawn(self._write_batch(batch))
 
     def _next_writes(self) -> list[tuple[str, bytes, float, asyncio.Future[bool]]]:
-        """What goes out in one pipeline: bounded, so that it can be done within the budget."""
+        """The content of one pipeline: bounded, so that it fits into the budget."""
         size = number = 0
         for _, value, *_ in self._writes[:MAX_BATCH]:
             size += len(value)
@@ -349,7 +349,7 @@ class RedisStore:
     # --- failing and coming back -----------------------------------------------------------------------
 
     async def _guarded(self, command: Any) -> Any:
-        """The reply, or None where it failed or took longer than the budget; either is counted."""
+        """The reply, or None if it failed or took longer than the budget; either is counted."""
         began = time.perf_counter()
         self.statistics.batches += 1
         try:
