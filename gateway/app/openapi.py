@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse
 
 from gateway.aggregates.aggregate import Aggregate
 from gateway.config.part import PartConfig
+from gateway.config.route import RouteConfig
 from gateway.config.types import show_duration
 from gateway.errors import ConfigError, ConfigProblem
 from gateway.routing.declared import Declared, root_of
@@ -34,12 +35,34 @@ _POLICY = (
 )
 
 
-def openapi_operation(route: Declared) -> dict[str, Any]:
+def documented_methods(config: RouteConfig) -> list[str]:
+    """The methods of a route that OpenAPI can describe, HEAD and OPTIONS left out unless nothing else passes; GET alone
+    where any method passes."""
+    named = [name for name in config.allowed or ("GET",) if name in _OF_OPENAPI]
+    return [name for name in named if name not in ("HEAD", "OPTIONS")] or named
+
+
+def openapi_operation(route: Declared, method: str = "GET") -> dict[str, Any]:
     """The OpenAPI description of a declared route besides its path: parameters and responses."""
     config = route.config
     parameters = [_parameter(name, "path", config.examples, required=True) for name in route.template.parameters] + [
         _parameter(name, "query", config.examples, required=False) for name in config.query or ()
     ]
+    described = {
+        "upstream": route.upstream.name,
+        "ttl": _ttl(config.ttl),
+        "tags": config.tags,
+        "methods": "any" if config.allowed is None else [*config.allowed],
+    }
+    if method not in ("GET", "HEAD"):
+        default = {"description": "The upstream's response. The cache isn't used.", "headers": _HEADERS}
+        body: dict[str, Any] = {"requestBody": {"content": {"*/*": {}}}} if method in ("POST", "PUT", "PATCH") else {}
+        return {
+            "parameters": parameters,
+            **body,
+            "responses": {"default": default, **_REFUSALS},
+            "x-gateway": described,
+        }
     return {
         "parameters": parameters,
         "responses": {
@@ -52,7 +75,7 @@ def openapi_operation(route: Declared) -> dict[str, Any]:
             },
             "504": {"description": "The upstream timed out.", "content": _PROBLEM},
         },
-        "x-gateway": {"upstream": route.upstream.name, "ttl": _ttl(config.ttl), "tags": config.tags},
+        "x-gateway": described,
     }
 
 
@@ -114,6 +137,7 @@ def _part_schema(route: str, name: str, part: PartConfig) -> dict[str, Any]:
     return schema
 
 
+_OF_OPENAPI = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _PART_HEADERS = {
     "Gateway-Parts": {"description": "The state of each part.", "schema": {"type": "string"}},
     "Gateway-Complete": {"description": "?1 if no part failed, else ?0.", "schema": {"type": "string"}},

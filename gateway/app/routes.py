@@ -8,7 +8,7 @@ Decides the order of routes, and their OpenAPI description. It serves no request
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.aggregates.aggregate import Aggregate
 from gateway.aggregates.routes import AggregateHandlers
 from gateway.app.health import add_health
-from gateway.app.openapi import add_pages, aggregate_operation, openapi_operation
+from gateway.app.openapi import add_pages, aggregate_operation, documented_methods, openapi_operation
 from gateway.app.python_routes import pieces_of, router_of
 from gateway.cache.engine import Engine
 from gateway.config.models import Config
@@ -71,34 +71,36 @@ class AppRoutes:
 
     def _add_declared(self, handlers: Handlers, route: Declared) -> None:
         self.direct[f"{route.name}_direct"] = DirectRoute(handlers, route)
-        self._add_route(route.name, route.config, handlers.handler(route), openapi_operation(route))
+        operations = {method: openapi_operation(route, method) for method in documented_methods(route.config)}
+        self._add_route(route.name, route.config, handlers.handler(route), operations)
 
     def _add_aggregate(self, handlers: AggregateHandlers, route: Aggregate) -> None:
         self.direct[f"{route.name}_direct"] = DirectAggregate(handlers, route)
-        self._add_route(route.name, route.config, handlers.handler(route), aggregate_operation(route))
+        self._add_route(route.name, route.config, handlers.handler(route), {"GET": aggregate_operation(route)})
 
     def _add_route(
         self,
         name: str,
         config: RouteConfig,
         handler: Callable[[Request], Awaitable[Response]],
-        operation: dict[str, Any],
+        operations: Mapping[str, dict[str, Any]],
     ) -> None:
         # Every method, those that FastAPI has no name for among them. It stands before the route that FastAPI
         # documents: FastAPI's own way to a handler without parameters takes an eighth of the time of a Redis hit.
         self.app.router.routes.append(Route(config.path, _AnyMethod(handler), name=f"{name}_direct"))
-        self.app.add_api_route(
-            config.path,
-            handler,
-            methods=["GET"],
-            name=name,
-            summary=config.summary or name.replace("_", " "),
-            description=config.description or "",
-            operation_id=name,
-            openapi_extra=operation,
-            response_model=None,
-            response_class=Response,
-        )
+        for method, operation in operations.items():
+            self.app.add_api_route(
+                config.path,
+                handler,
+                methods=[method],
+                name=name,
+                summary=config.summary or name.replace("_", " "),
+                description=config.description or "",
+                operation_id=name if method == "GET" else f"{name}_{method.lower()}",
+                openapi_extra=operation,
+                response_model=None,
+                response_class=Response,
+            )
 
     def _page(self, which: str) -> str:
         path: str = getattr(self.config, which)

@@ -34,6 +34,7 @@ from gateway.errors import ConfigError, ConfigProblem, GatewayError, OrderError
 
 if TYPE_CHECKING:
     from gateway.config.loader import Loaded, Setting
+    from gateway.config.models import Config
     from gateway.explain.trace import Trace
 
 
@@ -128,14 +129,16 @@ def check(
         settings = [Setting(**each) for each in ask("/settings", config=config, admin_url=admin_url)["settings"]]
         told = ""
         problems: list[ConfigProblem] = []
-        warnings: tuple[str, ...] = ()
+        warnings, notes = tuple[str, ...](), list[str]()
     else:
-        settings, told, problems, warnings = _checked(config, effective, as_json=as_json)
+        settings, told, problems, warnings, notes = _checked(config, effective, as_json=as_json)
     shown = [each for each in settings if not changed or each.source != "default"]
     if as_json:
-        typer.echo(_as_json(shown, warnings, problems))
+        typer.echo(_as_json(shown, warnings, problems, notes))
     elif not quiet and not problems:
         show(settings_table(shown))
+        for note in notes:
+            typer.secho(f"note: {note}", err=True, fg="yellow")
         if told:
             typer.echo(f"\nThe configuration is valid: {told}.")
     if problems and not as_json:
@@ -146,14 +149,14 @@ def check(
 
 def _checked(
     path: Path | None, effective: Callable[[Loaded], list[Setting]], *, as_json: bool
-) -> tuple[list[Setting], str, list[ConfigProblem], tuple[str, ...]]:
-    """The settings, a summary, problems and warnings."""
+) -> tuple[list[Setting], str, list[ConfigProblem], tuple[str, ...], list[str]]:
+    """The settings, a summary, problems, warnings and notes."""
     from gateway.config.loader import load
 
     try:
         read = load(found(path)) if as_json else loaded(path)
     except ConfigError as error:
-        return [], "", error.problems, error.warnings
+        return [], "", error.problems, error.warnings, []
     counts = f"{counted(len(read.config.routes), 'route')}, {counted(len(read.config.upstreams), 'upstream')}"
     missing = nothing_served(path, read.config)
     problems = [ConfigProblem("", "", missing)] if missing else []
@@ -162,13 +165,26 @@ def _checked(
 
         file = found(path)
         problems += problems_of(str(file) if file is not None else None)
-    return effective(read), counts, problems, read.warnings if as_json else ()
+    return effective(read), counts, problems, read.warnings if as_json else (), _changes(read.config)
 
 
-def _as_json(settings: list[Setting], warnings: tuple[str, ...], problems: list[ConfigProblem]) -> str:
+def _changes(config: Config) -> list[str]:
+    """What the next release does differently with this configuration."""
+    routes = [name for name, route in config.routes.items() if route.reads_by_default]
+    if not routes:
+        return []
+    return [
+        f"methods is not set for {', '.join(routes)}: the next release responds 405 to methods other than GET and HEAD"
+        " there, because these routes have a ttl of their own. Set methods to what shall pass, or to any"
+    ]
+
+
+def _as_json(
+    settings: list[Setting], warnings: tuple[str, ...], problems: list[ConfigProblem], notes: list[str]
+) -> str:
     import msgspec
 
-    answer = {"valid": not problems, "problems": problems, "warnings": warnings, "settings": settings}
+    answer = {"valid": not problems, "problems": problems, "warnings": warnings, "notes": notes, "settings": settings}
     return msgspec.json.format(msgspec.json.encode(answer)).decode()
 
 

@@ -32,6 +32,7 @@ from gateway.config.types import (
     Size,
     TextList,
     Ttl,
+    check_methods,
     check_tags,
     check_vary,
     checked_names,
@@ -50,7 +51,7 @@ from gateway.policy.rules import CachePolicy
 _NOT_OF_AGGREGATES = (
     "upstream", "upstream_path", "cache", "ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl",
     "client_ttl", "vary", "query", "drop_query", "authorization", "cookies", "expose_tags",
-    "timeout", "max_request_body", "max_response_body",
+    "timeout", "max_request_body", "max_response_body", "methods",
 )  # fmt: skip
 
 
@@ -64,6 +65,11 @@ class RouteConfig(Model):
     """The name of the upstream. An aggregate has `parts` instead."""
     upstream_path: str | None = None
     """The path requested from the upstream, with the parameters of `path`. Default: `path`."""
+    methods: Literal["any"] | list[str] | None = None
+    """The methods that pass, such as `[GET, POST]`; others are a 405 with `Allow`. GET includes HEAD; `any` is all of
+    them. CORS preflights always pass; another OPTIONS request gets 204 with `Allow` unless it is listed. Default: GET
+    and HEAD with a duration as `ttl`, otherwise all. In this release, other methods pass by that default too, with a
+    warning in the log and a note of `gateway check`; the next release refuses them."""
     encoded_slashes: Slashes = "refuse"
     """What becomes of an encoded slash (`%2F`) in a path. `refuse` responds 400. `keep`: it is part of its segment and
     goes to the upstream as it came (GitLab, npm, RabbitMQ, Jenkins); so does `%252F`. `decode`: it is a slash, and the
@@ -146,6 +152,16 @@ class RouteConfig(Model):
     def _path(cls, path: str) -> str:
         return _template(path).text
 
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _split_methods(cls, value: object) -> object:
+        return value if value == "any" else split_commas(value)
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, value: Any) -> Any:
+        return value if value is None or value == "any" else check_methods(value)
+
     @field_validator("tags")
     @classmethod
     def _tags(cls, tags: list[str]) -> list[str]:
@@ -174,6 +190,8 @@ class RouteConfig(Model):
         refuse(self.part_plan.problems)
         unused = [name for name in _NOT_OF_AGGREGATES if name in self.model_fields_set]
         if unused:
+            if unused[0] == "methods":
+                raise ValueError("methods can't be combined with `parts`: an aggregate takes GET and HEAD")
             if unused[0] == "upstream":
                 raise ValueError("upstream can't be combined with `parts`: each part names its own upstream")
             raise ValueError(f"{unused[0]} requires `upstream`; in an aggregate, set it on each part")
@@ -205,6 +223,20 @@ class RouteConfig(Model):
     @cached_property
     def template(self) -> PathTemplate:
         return PathTemplate(self.path)
+
+    @cached_property
+    def allowed(self) -> tuple[str, ...] | None:
+        """The methods that pass, HEAD with GET; None for all."""
+        if self.methods is None or self.methods == "any":
+            return None
+        return tuple(dict.fromkeys(name for each in self.methods for name in (each, *(("HEAD",) * (each == "GET")))))
+
+    @property
+    def reads_by_default(self) -> bool:
+        """Whether `methods` isn't set, and the default of the next release lets GET and HEAD pass alone."""
+        if self.methods is not None or self.parts or not self.cache or self.ttl == "origin":
+            return False
+        return bool(self.ttl or self.stale_while_revalidate or self.stale_if_error)
 
     @property
     def target_text(self) -> str:

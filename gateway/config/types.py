@@ -24,8 +24,9 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from gateway.config.names import RENAMED, current_name, did_you_mean, refuse_modes
+from gateway.config.names import RENAMED, current_name, did_you_mean, misspelt, refuse_modes
 from gateway.http.headers import HOP_BY_HOP, is_dangerous
+from gateway.http.request_parser import METHODS
 
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
@@ -298,6 +299,22 @@ def checked_names(value: Any, info: ValidationInfo) -> Any:
                     f"{name!r} isn't a valid name; expected lower-case words joined by _, such as price_list"
                 )
     return value if value is not None else {}
+
+
+def check_methods(methods: list[str]) -> list[str]:
+    """The methods of a route, in upper case. Raises ValueError."""
+    known = sorted(name.decode("ascii") for name in METHODS - {b"CONNECT", b"TRACE", b"PURGE"})
+    if not methods:
+        raise ValueError("methods must name at least one method, such as [GET]")
+    for name in methods:
+        if name.upper() == "PURGE":
+            raise ValueError("PURGE is not one of `methods`: `purge_from` says who may purge")
+        if name.upper() not in known:
+            near = misspelt(name, known)
+            raise ValueError(
+                f"{name} is no method that can pass; expected GET, POST, PUT, PATCH, DELETE … or any{near}"
+            )
+    return [name.upper() for name in methods]
 
 
 def check_tags(tags: list[str]) -> list[str]:

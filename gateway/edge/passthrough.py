@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from fastapi.routing import RouteContext, iter_route_contexts
@@ -69,6 +70,10 @@ class Direct(Protocol):
     @property
     def slashes(self) -> Slashes:
         """The handling of encoded slashes in its path."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether it takes GET and HEAD."""
 
     def ask(self, exchange: RequestContext, interim: Interim | None, block: HeaderBlock | None = None) -> CacheRequest:
         """`block` is the header block of `exchange`, where that is known. Raises RequestRefused."""
@@ -159,7 +164,7 @@ class PassThrough:
         if exchange.told is not None:
             exchange.host, _ = place(exchange.told, exchange.host, scheme)
         direct = self._route(exchange.target.decoded)
-        if direct is None:
+        if direct is None or not direct.reads:
             return None
         passage = PassThroughRequest(self, exchange, direct)
         passage.ask = direct.ask(exchange, passage.interim, block)
@@ -350,6 +355,10 @@ class DirectRoute:
     def slashes(self) -> Slashes:
         return self.route.config.encoded_slashes
 
+    @cached_property
+    def reads(self) -> bool:
+        return self.route.passes("GET") and self.route.passes("HEAD")
+
     def ask(self, exchange: RequestContext, interim: Interim | None, block: HeaderBlock | None = None) -> CacheRequest:
         """Raises RequestRefused."""
         assert exchange.target is not None
@@ -378,6 +387,10 @@ class DirectAggregate:
     @property
     def slashes(self) -> Slashes:
         return self.aggregate.config.encoded_slashes
+
+    @property
+    def reads(self) -> bool:
+        return True
 
     def ask(self, exchange: RequestContext, interim: Interim | None, block: HeaderBlock | None = None) -> CacheRequest:
         """Raises RequestRefused."""

@@ -120,6 +120,9 @@ class Explainer:
                 return _purging(request, route, lost)
             case Aggregate() as aggregate:
                 return await self._on_aggregate(request, aggregate, lost)
+            case Declared() as route if not route.passes(request.method):
+                told = request.told("405", f"the route takes {route.allow.decode()} only (setting `methods`)")
+                return msgspec.structs.replace(told, route=route.name, path=_path(route), lost=lost)
             case Declared() as route:
                 return await self._on_route(request, route, lost)
 

@@ -65,6 +65,16 @@ class Declared:
                 text = text.replace(f"{{{name}}}", f"{{{name}:path}}")
         return PathTemplate(text)
 
+    @property
+    def allow(self) -> bytes:
+        """The value of `Allow`, where `methods` is set."""
+        return ", ".join(dict.fromkeys((*(self.config.allowed or ()), "OPTIONS"))).encode("ascii")
+
+    def passes(self, method: str) -> bool:
+        """Whether requests of this method are answered by the route; PURGE has a rule of its own."""
+        allowed = self.config.allowed
+        return allowed is None or method in allowed or method == "PURGE"
+
     def upstream_target(self, path: str, query: tuple[str, ...]) -> tuple[str, dict[str, str]]:
         """The normalised upstream target, and the path's parameters. Raises RequestRefused."""
         parameters = self.template.match(path)

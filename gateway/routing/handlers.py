@@ -7,6 +7,7 @@ entry is fresh, and how it is fetched.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from gateway.cache.respond import Answer, problem
 from gateway.context import RequestContext, exchange_of
 from gateway.errors import RequestRefused
 from gateway.http.forwarding import Trusted
-from gateway.http.headers import first, values, without
+from gateway.http.headers import first, has, values, without
 from gateway.http.path_template import render_tag
 from gateway.http.target import Slashes, Target, normalise, resolve
 from gateway.observability.metrics import Metrics
@@ -39,6 +40,9 @@ from gateway.routing.upstream_request import UpstreamOrigin, send_past
 from gateway.upstreams.client import Upstream
 from gateway.upstreams.connection import Interim
 from gateway.upstreams.response import Fetched
+
+logger = logging.getLogger("gateway")
+_READS = ("GET", "HEAD", "OPTIONS", "PURGE")
 
 
 def _nothing(path: str) -> None:
@@ -60,6 +64,7 @@ class Handlers:
     metrics: Metrics
     declared: list[Declared] = field(default_factory=list)
     serving: Callable[[str], Declared | None] = _nothing
+    _warned: set[tuple[str, str]] = field(default_factory=set)
 
     def handler(self, route: Declared) -> Callable[[Request], Awaitable[Response]]:
         """The handler of a declared route, for every method."""
@@ -79,6 +84,9 @@ class Handlers:
             assert exchange is not None
             assert exchange.target is not None
             route.engine_route.takes(exchange)
+            refusal = self._refusal(route, exchange)
+            if refusal is not None:
+                return AnswerResponse(refusal)
             client = Client(request.receive, largest)
             if largest is not None and announced(exchange.headers) > largest:
                 raise too_large_request()
@@ -96,6 +104,32 @@ class Handlers:
         handle.__name__ = route.name
         handle.__doc__ = route.config.description
         return handle
+
+    def _refusal(self, route: Declared, exchange: RequestContext) -> Answer | None:
+        """The answer to a request whose method the route does not let pass; None where it does."""
+        method = exchange.method
+        if route.passes(method):
+            if method not in _READS and route.config.reads_by_default:
+                self._warn(route, method)
+            return None
+        if method != "OPTIONS":
+            answer = problem(exchange, 405, f"This route takes {route.allow.decode()} only.")
+        elif has(exchange.headers, b"origin") and has(exchange.headers, b"access-control-request-method"):
+            return None  # a preflight is the upstream's to answer, where the gateway's own CORS did not
+        else:
+            answer = Answer(204, [], b"")
+        answer.headers.append((b"allow", route.allow))
+        return answer
+
+    def _warn(self, route: Declared, method: str) -> None:
+        """Log once what passes in this release alone."""
+        if (route.name, method) not in self._warned:
+            self._warned.add((route.name, method))
+            logger.warning(
+                "route %s: %s passes, as `methods` is not set; the next release responds 405, as the route has a ttl of"
+                " its own. Set methods: [GET, %s] to keep it, or methods: [GET] to refuse it now",
+                *(route.name, method, method),
+            )
 
     def recall(self, ask: DeclaredRequest) -> FastPath:
         """What the edge needs to answer the next request of this line."""

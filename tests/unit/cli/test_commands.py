@@ -323,6 +323,18 @@ def test_check_shows_what_is_changed_or_nothing(tmp_path: Path) -> None:
     assert run("check", "-c", path, "--quiet").output == ""
 
 
+def test_check_names_the_routes_that_the_next_release_treats_otherwise(tmp_path: Path) -> None:
+    routes: dict[str, Any] = {
+        **CONFIG["routes"],
+        "set": {**CONFIG["routes"]["item"], "path": "/set", "methods": ["GET"]},
+    }
+    path = configured(tmp_path, routes=routes)
+    output = run("check", "-c", path).output
+    assert "note: methods is not set for item: the next release responds 405" in output
+    notes = json.loads(run("check", "-c", path, "--json").stdout)["notes"]
+    assert [note.startswith("methods is not set for item: ") for note in notes] == [True]
+
+
 def test_check_as_json_holds_settings_warnings_and_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_WROKERS", "2")
     result = run("check", "-c", configured(tmp_path), "--json", "--changed")
