@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.http.headers import Headers
@@ -18,11 +18,12 @@ class FieldChanges:
     added: tuple[Field, ...] = ()
 
     @classmethod
-    def of(cls, put: Mapping[str, str], added: Mapping[str, Sequence[str]], removed: Iterable[str]) -> FieldChanges:
+    def of(cls, put: Mapping[str, str], added: Mapping[str, Sequence[str]], removed: Sequence[str]) -> FieldChanges:
         """`put` replaces fields of its names, `added` comes beside them."""
         pairs = [*put.items(), *((name, value) for name, values in added.items() for value in values)]
         names = (name.encode("latin-1") for name in (*put, *removed))
-        return cls(frozenset(names), tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs))
+        lines = tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs)
+        return cls(frozenset(names), lines) if lines or removed else NO_CHANGES
 
     def __bool__(self) -> bool:
         return bool(self.removed or self.added)
@@ -36,8 +37,16 @@ class FieldChanges:
 
     def then(self, later: FieldChanges) -> FieldChanges:
         """These changes, and `later` ones after them."""
+        if self is NO_CHANGES or later is NO_CHANGES:
+            return later if self is NO_CHANGES else self
         kept = (pair for pair in self.added if pair[0] not in later.removed)
         return FieldChanges(self.removed | later.removed, (*kept, *later.added))
+
+    def without(self, name: bytes) -> FieldChanges:
+        """These changes but for those of one field."""
+        kept = tuple(pair for pair in self.added if pair[0] != name)
+        left = self.removed - {name}
+        return FieldChanges(left, kept) if left or kept else NO_CHANGES
 
     @property
     def text(self) -> str:
@@ -48,3 +57,4 @@ class FieldChanges:
 
 
 NO_CHANGES = FieldChanges()
+"""What `of` gives for none, so that who has none is told by identity."""

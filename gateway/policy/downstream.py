@@ -65,7 +65,7 @@ class Downstream:
         what the upstream's own `Vary` names is the upstream's to call private."""
         said = [pair for pair in headers if pair[0] in _SAID]
         unstorable = [value for name, value in said if name == b"cache-control"] == [b"no-store"]
-        if self.changes:
+        if self.changes is not NO_CHANGES:
             headers = said = self._changed(headers, stored=stored)
         if unstorable:
             return [*headers]

@@ -115,9 +115,7 @@ class Upstream:
         self._next_host = 0
         self._lookups_failed = 0
         changes = config.headers.request.changes
-        self._changes = FieldChanges(
-            changes.removed - {b"host"}, tuple(pair for pair in changes.added if pair[0] != b"host")
-        )
+        self._changes = changes.without(b"host")
 
     def __repr__(self) -> str:
         return f"<Upstream {self.name} {', '.join(self.config.bases)} {self.places!r}>"
@@ -168,7 +166,7 @@ class Upstream:
         timeout, and it needs no timer of its own. The caller closes the body. Raises UpstreamError: queue full, circuit
         breaker open, connection failed, timeout, invalid response.
         """
-        changes = self._changes.then(changes) if changes else self._changes
+        changes = self._changes.then(changes)
         constants = changes.added
         if self._tracing is None:
             sent = changes.applied(traced(headers, PASSED_ON.get()))

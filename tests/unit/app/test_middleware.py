@@ -12,7 +12,9 @@ from fastapi import APIRouter, FastAPI, Request
 
 from gateway import cached, create_app
 from gateway.config.models import Config
+from gateway.edge.protocol import GatewayProtocol
 from gateway.testing import StubUpstream, TurnedClock, running
+from tests.conftest import served
 from tests.support.edge_lines import Both, Changing, Side
 
 ROUTES = {"all": {"path": "/{rest:path}", "upstream": "api", "ttl": "30s", "upstream_path": "/{rest}"}}
@@ -153,3 +155,12 @@ async def test_the_edge_answers_as_the_app_does(trusted: list[str]) -> None:
         assert b"link: <%b/c>" % prefix in answer
     asked = [request.url.path for request in both.sides[0].upstream.requests]
     assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize("protocol", [GatewayProtocol, "httptools"])
+async def test_the_servers_own_root_path_is_the_prefix(protocol: Any) -> None:
+    async with served(app_of(), http=protocol, root_path="/shop") as url, httpx.AsyncClient(base_url=url) as http:
+        for path in ("link", "kept"):
+            assert (await http.get(f"/{path}")).json()["link"] == f"{url}/shop/{path}"
+        assert (await http.get("/link/")).headers["location"] == "/shop/link"
+        assert (await http.get("/openapi.json")).json()["servers"] == [{"url": "/shop"}]
