@@ -56,7 +56,7 @@ OneOrMore = Annotated[list[str], BeforeValidator(lambda value: [value] if isinst
 
 
 class _Changes(Model):
-    """What all changes have in common. `reserved` are the names that can't be changed, each with its reason."""
+    """Common to all changes. `reserved` are the names that can't be changed, each with its reason."""
 
     reserved: ClassVar[Mapping[str, str]] = {}
     only_removed: ClassVar[Mapping[str, str]] = {}

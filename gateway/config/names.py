@@ -21,7 +21,7 @@ RENAMED: Mapping[str, str] = {
 
 
 def current_name(name: str, fields: Iterable[str]) -> str:
-    """The current name of a setting of a model with `fields`; `name` itself where it isn't a former one."""
+    """The current name of a setting of a model with `fields`; `name` itself if it isn't a deprecated one."""
     current = RENAMED.get(name, name)
     return current if current in fields else name
 

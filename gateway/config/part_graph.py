@@ -120,8 +120,8 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def plan_parts(path: PathTemplate, parts: Mapping[str, PartConfig], slashes: Slashes = "refuse") -> PartPlan:
-    """The plan of an aggregate at `path`; what is wrong with it is in `problems`. `slashes` is what becomes of encoded
-    ones where a part doesn't say."""
+    """The plan of an aggregate at `path`; its errors are in `problems`. `slashes` is the handling of encoded slashes in
+    parts without a setting of their own."""
     problems: list[PartProblem] = []
     planned = {name: _Planner(name, config, path, parts, problems, slashes).plan() for name, config in parts.items()}
     problems += _group_problems(parts)
@@ -334,7 +334,7 @@ _SCOPED = frozenset(
 
 
 def _roots(node: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
-    """The fields that a JMESPath expression takes from where it starts, each with the field taken from it."""
+    """The fields that a JMESPath expression reads from its root, each with the field read from it."""
     children = node["children"]
     if node["type"] == "field":
         yield node["value"], None

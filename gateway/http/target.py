@@ -38,11 +38,11 @@ _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 _PATH_CHARS = _UNRESERVED | frozenset("!$&'()*+,;=:@/")
 _QUERY_CHARS = _PATH_CHARS | frozenset("?")
 PATH_CHARS = "/%:@!$&'()*+,;=~-._"
-"""What `urllib.parse.quote` leaves as it is in a path that is encoded already."""
+"""The characters that `urllib.parse.quote` keeps in a path that is encoded already."""
 _SLASH = 0x2F
 _FORBIDDEN_IN_PATH = frozenset((_SLASH, 0x5C, 0x7F, *range(0x20)))
 Slashes = Literal["refuse", "keep", "decode"]
-"""What becomes of an encoded slash in a path."""
+"""The handling of encoded slashes in a path."""
 _ENCODED_SLASH = re.compile("%2f|%252f", re.IGNORECASE)
 _TWICE_ENCODED_BUT_SLASHES = re.compile(r"%25(?:2e|5c|00)", re.IGNORECASE)
 _ANY_SLASH = re.compile("/|%2F|%252F", re.IGNORECASE)
@@ -74,8 +74,8 @@ class Target(msgspec.Struct, frozen=True):
 
 
 def below(target: Target, prefix: str) -> Target:
-    """`target` without the path prefix under which clients reach the gateway; itself where it does not begin with it,
-    as behind a proxy that takes the prefix off."""
+    """`target` without the path prefix under which clients reach the gateway; unchanged if it does not begin with it,
+    as behind a proxy that strips the prefix."""
     if not prefix or not (target.path + "/").startswith(prefix + "/"):
         return target
     path = target.path[len(prefix) :] or "/"
@@ -89,10 +89,7 @@ REMEMBERED = 512
 
 
 def normalise(raw_path: bytes, query_string: bytes, slashes: Slashes = "refuse") -> Target:
-    """The target that these bytes of a request line mean.
-
-    Raises RequestRefused where they could mean two things, or nothing.
-    """
+    """The target of these bytes of a request line. Raises RequestRefused if they are ambiguous or invalid."""
     if not query_string and _PLAIN_PATH.fullmatch(raw_path):
         path = raw_path.decode("ascii")
         return Target(path, (), path)
@@ -113,11 +110,9 @@ _remembered = lru_cache(maxsize=8192)(_normalise)
 
 
 def resolve(raw_path: bytes, query_string: bytes, slashes: Callable[[Target], Slashes]) -> Target:
-    """`normalise`, where the route that answers a target says what becomes of encoded slashes.
-
-    The route of the received path decides first; where that does not keep them, the route of the decoded path must
-    want them decoded. So a path has one reading, whatever the routes. Raises RequestRefused.
-    """
+    """`normalise`, with the handling of encoded slashes by the route of the target. The route of the received path
+    decides first; if that does not keep them, the route of the decoded path must decode them. So a path has one
+    meaning, whatever the routes. Raises RequestRefused."""
     if _ENCODED_SLASH.search(raw_path.decode("latin-1")) is None:
         return normalise(raw_path, query_string)
     kept = normalise(raw_path, query_string, "keep")
@@ -162,7 +157,7 @@ def _check_kept(path: str) -> None:
 
 
 def recode_path(piece: str, *, keep_slashes: bool = False) -> str:
-    """A piece of a path with each character encoded as it is in a normalised one. Raises RequestRefused."""
+    """A piece of a path with each character encoded as in a normalised path. Raises RequestRefused."""
     return _recode(piece, _PATH_CHARS, in_path=True, keep_slashes=keep_slashes)
 
 
@@ -223,8 +218,8 @@ def select_query(
     dropped: tuple[str, ...],
     kept: frozenset[str] = frozenset(),
 ) -> tuple[str, ...]:
-    """The pairs that count: those whose names are `allowed`, which are never dropped; where all are (None), those that
-    match no pattern of `dropped`. And those whose names are `kept`."""
+    """The keyed pairs: those whose names are `allowed`, which are never dropped; if all are (None), those that match no
+    pattern of `dropped`. And those whose names are `kept`."""
     return tuple(pair for pair in pairs if (name := query_name(pair)) in kept or _counts(name, allowed, dropped))
 
 
@@ -332,5 +327,5 @@ def _without_default_port(authority: str, scheme: str) -> str:
 
 
 def other_slash(path: str) -> str:
-    """The path without the slashes at its end, or with one; empty where that is none."""
+    """The path without its trailing slashes, or with one; empty if there is none."""
     return path.rstrip("/") if path.endswith("/") else path + "/"

@@ -38,7 +38,7 @@ class Downstream:
     vary: Names
     is_private: bool
     changes: FieldChanges = NO_CHANGES
-    """What settings change in the fields of answers, before the rest is added."""
+    """Changes by settings to the fields of responses, applied before other fields are added."""
 
     @classmethod
     def of(cls, keying: Keying, *, made: bool, changes: FieldChanges = NO_CHANGES) -> Downstream:
@@ -76,9 +76,9 @@ class Downstream:
         return with_private(told) if unkeyed or self._is_private(own or (), selecting) else told
 
     def _changed(self, headers: Headers, *, stored: bool) -> list[Field]:
-        """The fields as settings change them. What protects them in other caches stays: of `Cache-Control` what forbids
-        to store, share or reuse the answer; `Vary` where no key of ours has what it names, as that of a stored answer
-        has."""
+        """The fields after changes by settings. Fields that protect them in other caches remain: the directives of
+        `Cache-Control` that forbid storing, sharing or reuse; `Vary` if its fields are not in the gateway's key, as
+        they are for a stored response."""
         changed = self.changes.applied(headers)
         names = self.changes.names
         if b"vary" in self.changes.removed and (not stored or vary_names(headers) is None):

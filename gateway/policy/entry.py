@@ -91,9 +91,9 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True
 
 
 class DerivedFrom(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """What an answer that was made of stored responses takes over from them: their least stamp, the earliest start of
-    their fetches (seconds since 1970), the greatest age, its own lifetime counted from that age, their
-    names, and the fields that select it."""
+    """What a derived response inherits from stored responses: their least stamp, the earliest start of their fetches
+    (seconds since 1970), the greatest age, its own lifetime counted from that age, their names, and the fields that
+    select it."""
 
     stamp: str
     started: float
@@ -113,7 +113,7 @@ _index_decoder = msgspec.msgpack.Decoder(VaryIndex)
 
 
 def encode(record: Entry | VaryIndex, secret: bytes = b"") -> bytes:
-    """`record` as it is stored; sealed with an HMAC where there is a `secret`."""
+    """`record` in its storage format; sealed with an HMAC if there is a `secret`."""
     payload = _stored_encoder.encode(record)
     return _prefix(secret) + _seal(payload, secret) + payload
 
@@ -127,7 +127,7 @@ def _seal(payload: bytes | memoryview, secret: bytes) -> bytes:
 
 
 def _payload(data: bytes, secret: bytes) -> memoryview | None:
-    """What `encode` encoded; None where it is cut, changed, of another version, or sealed otherwise."""
+    """The inverse of `encode`; None if it is truncated, damaged, of another version, or sealed otherwise."""
     prefix = _prefix(secret)
     head = len(prefix) + (_HMAC_LENGTH if secret else _CHECKSUM_LENGTH)
     payload = memoryview(data)[head:]
@@ -142,7 +142,7 @@ def is_sealed(data: bytes, secret: bytes = b"") -> bool:
 
 
 def tail_of(stored: Entry) -> bytes:
-    """What stands behind the body in the record of a response."""
+    """The bytes behind the body in a response's record."""
     return _stored_encoder.encode(structs.astuple(stored)[_BEHIND_BODY:])[1:]  # without the array's own first byte
 
 

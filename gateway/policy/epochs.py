@@ -49,8 +49,8 @@ LONGEST_STAMP = 100
 
 
 def bounded(name: str) -> str:
-    """A name as purges hold it: itself where it is short, else a digest (128 bits of BLAKE2b). No short name is
-    another's digest, as names begin with a letter and a colon, or are `*`."""
+    """A name in purges: itself if it is short, else a digest (128 bits of BLAKE2b). No short name equals another's
+    digest, as names begin with a letter and a colon, or are `*`."""
     if len(name) <= LONGEST_NAME and name.isascii():
         return name
     return "#" + blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
@@ -217,7 +217,7 @@ class Epochs:
             del self._by_names[purge.names]
 
     def surplus(self, most: int) -> Position | None:
-        """The floor that makes the records take seven eighths of `most` bytes, where they take more than `most`."""
+        """The floor at which the records take seven eighths of `most` bytes, if they take more than `most`."""
         if self.weight <= most:
             return None
         weight, floor = self.weight, self.floor
@@ -261,8 +261,8 @@ class Epochs:
         now: float = math.inf,
         continuous: bool = True,
     ) -> None:
-        """Begin anew with another stream, whole. `continuous`: every purge of the one before that was confirmed is
-        known here, and so among `records`; what was stamped before may then live on where none of them names it."""
+        """Start with another stream. `continuous`: every confirmed purge of the previous one is known here, and so
+        among `records`; entries stamped before may then remain valid if none of them names them."""
         if self.lineage is not None:
             kept = {**self.lineage, self.generation: self.floor} if continuous else {}
             self.lineage = {**kept, generation: ZERO}
@@ -320,10 +320,8 @@ class Epochs:
         return not self.pending and (position or self._position(stamp)) >= self._latest
 
     def judge(self, stamp: str, started: float, names: Collection[str]) -> tuple[PurgeState, float]:
-        """What became of a response with this stamp and these names, fetched since `started`.
-
-        With SOFT comes the instant (seconds) of the purge.
-        """
+        """The effect of purges on a response with this stamp and these names, fetched since `started`. With SOFT comes
+        the instant (seconds) of the purge."""
         position = self._position(stamp)
         if position == _FOREIGN or (self.floor != ZERO and position < self.floor):
             return PurgeState.VOID, 0.0
@@ -347,7 +345,7 @@ class Epochs:
         return state, softened if state is PurgeState.SOFT else 0.0
 
     def last_purge(self, name: str) -> str | None:
-        """The position of the last purge of `name`, `soft` where it was that; None where there was none."""
+        """The position of the last purge of `name`, with `soft` if it was soft; None if there was none."""
         hard = self._hard.get(name, _BEFORE_ALL)
         soft = self._soft[name][-1][0] if name in self._soft else _BEFORE_ALL
         if max(hard, soft) == _BEFORE_ALL:
@@ -360,7 +358,7 @@ class Epochs:
         self._stamp = f"{self.generation} {show_position(self.applied)}"
 
     def position(self, stamp: str) -> Position:
-        """Where in the stream a stamp is; before all of it where it is of another generation."""
+        """The position of a stamp in the stream; before all of it for another generation."""
         return self._position(stamp)
 
     def _position(self, stamp: str) -> Position:

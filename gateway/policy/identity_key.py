@@ -56,7 +56,7 @@ class ShownKey(IdentityKey):
 
 
 UNKEYED = IdentityKey(b"")
-"""Makes digests that anybody could make: where nothing is stored outside of the process, as in tests."""
+"""Makes digests without a secret: if nothing is stored outside of the process, as in tests."""
 
 
 def derived(secret: bytes) -> bytes:

@@ -153,19 +153,19 @@ def _identities(keying: Keying, fields: list[tuple[bytes, bytes]]) -> tuple[str,
 
 
 def primary_key(origin: str, target: str) -> str:
-    """What all stored responses of a target have in common, and purges name: credentials in its query are hidden, so
-    that a purge hits the responses to all of them."""
+    """Common to all stored responses of a target, and named by purges: credentials in its query are hidden, so that a
+    purge applies to all of them."""
     return f"{origin}\n{without_credentials(target)}"
 
 
 def stem_of(origin: str, target: str, identity_key: IdentityKey) -> str:
-    """The primary key, and a digest of the credentials in the query, where it has some: what base keys begin with."""
+    """The primary key, and a digest of the credentials in the query, if any: the beginning of base keys."""
     primary, credentials = primary_key(origin, target), credentials_in(target)
     return f"{primary}\n?{identity_key.digest('?', credentials)}" if credentials else primary
 
 
 def primary_and_stem(origin: str, target: str, identity_key: IdentityKey) -> tuple[str, str]:
-    """`primary_key` and `stem_of`, which are the same text where there is no query."""
+    """`primary_key` and `stem_of`, which are the same text without a query."""
     if "?" not in target:
         plain = f"{origin}\n{target}"
         return plain, plain
@@ -203,7 +203,7 @@ def _authorization(keying: Keying, headers: Headers) -> list[tuple[bytes, bytes]
 
 
 def _field(headers: Headers, name: str) -> list[tuple[bytes, bytes]]:
-    """The one line of a request field, as keys hold it and upstreams are sent it; none where it is absent."""
+    """The single line of a request field, in keys and in upstream requests; none if it is absent."""
     value = sent_value(headers, name)
     return [] if value is None else [(name.encode("latin-1"), value.encode("latin-1"))]
 
@@ -239,7 +239,7 @@ def without_ignored(keying: Keying, headers: Headers) -> Headers:
 
 
 def sent_host(keying: Keying, headers: Headers) -> list[tuple[bytes, bytes]]:
-    """The client's `Host`, in lower case, where the upstream is sent it; nothing where it is sent its own."""
+    """The client's `Host`, in lower case, if it is forwarded to the upstream; otherwise nothing."""
     if not keying.host:
         return []
     return [(name, value.lower()) for name, value in headers if name == b"host"][:1]

@@ -17,7 +17,7 @@ FIELDS = (b"if-match", b"if-none-match", b"if-range")
 _OPAQUE = re.compile(rb'"[^"]*"')  # RFC 9110 §8.8.3: no escapes, and commas are allowed inside
 _TAG = re.compile(rb'(?:W/)?"[^"]*"')
 _WITHOUT_IT = {b"if-match": b"if-unmodified-since", b"if-none-match": b"if-modified-since"}
-"""A date's condition that counts only where the tags' does not stand (RFC 9110 §13.2.2)."""
+"""A date precondition that is ignored if there is one on tags (RFC 9110 §13.2.2)."""
 
 
 def as_given(headers: Headers) -> Headers:
@@ -47,8 +47,8 @@ def own_tags(headers: Headers, name: bytes) -> frozenset[bytes]:
 
 
 def without_own(headers: Headers, name: bytes) -> list[tuple[bytes, bytes]]:
-    """The fields with a condition that lists none of the gateway's own tags. Where nothing is left of it, the condition
-    on dates that it stood above goes with it."""
+    """The fields with a precondition that lists none of the gateway's own tags. If nothing is left of it, the
+    precondition on dates that it overrides is removed too."""
     rest = [tag for value in values(headers, name) for tag in _TAG.findall(value) if not is_own(tag)]
     others = without(headers, name)
     return [*others, (name, b", ".join(rest))] if rest else without(others, _WITHOUT_IT[name])

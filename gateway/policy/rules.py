@@ -63,7 +63,7 @@ PLAIN = RequestDirectives()
 
 
 def directives_of(method: str, headers: Headers, rules: CachePolicy) -> RequestDirectives:
-    """The facts of a request; its `Cache-Control` counts only where the route honours it."""
+    """The directives of a request; its `Cache-Control` counts only if the route honours it."""
     authorized = not rules.authorization_keyed and has(headers, b"authorization")
     if not rules.request_directives:
         return RequestDirectives(head=method == "HEAD", authorized=authorized)

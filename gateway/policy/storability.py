@@ -61,7 +61,7 @@ class Refuse(msgspec.Struct, frozen=True):
 
 
 class ReceivedResponse(msgspec.Struct, frozen=True):
-    """A response as it came: the status, the fields, when its request was sent and its head arrived (seconds), and the
+    """A response as received: the status, the fields, when its request was sent and its head arrived (seconds), and the
     stamp of its fetch."""
 
     status: int
@@ -72,7 +72,7 @@ class ReceivedResponse(msgspec.Struct, frozen=True):
 
 
 TAG_FIELDS = frozenset((b"surrogate-key", b"cache-tag", b"xkey"))
-"""Fields by which upstreams name what an answer is made of, so that it can be purged by that name."""
+"""Fields in which upstreams name tags of a response, by which it can be purged."""
 MAX_TAGS = 256
 _TAG_END = re.compile(r"[\s,]+")
 
@@ -99,11 +99,11 @@ _DECISIVE = frozenset(
         *(b"vary", b"set-cookie", b"set-cookie2", b"content-type", b"connection", b"etag", b"last-modified"),
     )
 )
-"""All the fields of a response by which it is decided whether it is stored and as what, but for its age."""
+"""All fields of a response that decide whether and how it is stored, without its age."""
 
 
 def passed_on(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """The fields of an upstream's response that a client gets where nothing is stored of it."""
+    """The fields of an upstream's response for a client if it is not stored."""
     return [pair for pair in end_to_end(headers) if pair[0] not in FOR_US]
 
 
@@ -208,10 +208,8 @@ def _known_terms(
 
 
 def governing(headers: Headers) -> tuple[CacheControl, bool]:
-    """The directives that govern us, and whether they came in a targeted field (RFC 9213 §2.2).
-
-    Targeted fields are dictionaries of structured fields (RFC 8941); one that cannot be read is ignored.
-    """
+    """The directives for this cache, and whether they came in a targeted field (RFC 9213 §2.2). Targeted fields are
+    dictionaries of structured fields (RFC 8941); an invalid one is ignored."""
     for name in _TARGETED:
         if has(headers, name) and (directives := _structured(headers, name)):
             return directives, True
@@ -235,7 +233,7 @@ def _surrogate(headers: Headers) -> CacheControl:
 
 
 def _structured(headers: Headers, name: bytes) -> CacheControl:
-    """A targeted field: a dictionary of structured fields, none where its syntax is broken (RFC 9213 §2.1)."""
+    """A targeted field: a dictionary of structured fields, None if its syntax is invalid (RFC 9213 §2.1)."""
     members = dictionary(combined(headers, name) or "")
     directives = {key: _argument(value) for key, value in (members or {}).items() if _well_typed(key, value)}
     return CacheControl(directives) if directives else NO_DIRECTIVES
@@ -286,11 +284,11 @@ def _unstorable(
 
 
 _ENDLESS = frozenset(("text/event-stream", "multipart/x-mixed-replace", "application/x-ndjson", "application/ndjson"))
-"""Content types of responses that go on for as long as the connection does."""
+"""Content types of responses that last as long as their connection."""
 
 
 def is_endless(headers: Headers) -> bool:
-    """Whether a response, whose field names are in lower case, has a content type that may go on without end."""
+    """Whether a response, whose field names are in lower case, has a content type of endless responses."""
     content_type = first(headers, b"content-type") or ""
     return content_type.partition(";")[0].strip().lower() in _ENDLESS
 
@@ -340,7 +338,7 @@ def _date_value(received: ReceivedResponse) -> float:
 
 
 def _heuristic_lifetime(received: ReceivedResponse, directives: CacheControl) -> float:
-    """What may be assumed of a response that states nothing (RFC 9111 §4.2.2)."""
+    """The heuristic lifetime of a response without an explicit one (RFC 9111 §4.2.2)."""
     if received.status not in HEURISTIC_STATUSES and "public" not in directives:
         return 0.0
     modified = parse_date(first(received.headers, b"last-modified"), received.arrived)

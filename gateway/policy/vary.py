@@ -58,7 +58,7 @@ def latest(index: VaryIndex | None) -> Names:
 
 
 def selecting_value(headers: Headers, name: str) -> str | None:
-    """A request's value of a field that responses vary on; None where it has none."""
+    """A request's value of a field on which responses vary; None if it is absent."""
     if name.startswith(COOKIE):
         return cookie_pairs(headers, name.removeprefix(COOKIE))
     return sent_value(headers, name)
@@ -127,8 +127,8 @@ Response = TypeVar("Response", bound=Dated)
 def newest(
     index: VaryIndex | None, base: str, suffixes: Suffixes, get: Callable[[str], Response | None]
 ) -> Response | None:
-    """The newest response that a request selects, as `get` finds it by its key; None also where a field that is not
-    seen takes part in that."""
+    """The newest response that a request selects, with `get` for lookups by key; None also if an unseen field takes
+    part."""
     found = get(base)
     for names in index.names if index is not None else ():
         suffix = suffixes[names]
@@ -141,7 +141,7 @@ def newest(
 
 
 def selected_keys(index: VaryIndex | None, base: str, suffixes: Suffixes) -> list[str] | None:
-    """All keys that a request selects, its base key first; None where a field that is not seen takes part in that."""
+    """All keys that a request selects, its base key first; None if an unseen field takes part."""
     keys = {base: None}
     for names in index.names if index is not None else ():
         suffix = suffixes[names]

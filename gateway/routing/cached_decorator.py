@@ -263,7 +263,7 @@ class _Call:
         return await self.value()
 
     def _keyed(self, reading: Reading) -> Plan:
-        """The plan of the request, with what `key=` gives in its key."""
+        """The plan of the request, with the value of `key=` in its key."""
         key, base = self.settings.key, reading.plan.base
         if self.called.decorated:
             base += "\n:value"
@@ -292,7 +292,8 @@ class _Call:
         return engine.at_hand(ask) or await engine.answer(ask)
 
     def _is_for_the_edge(self) -> bool:
-        """Whether the edge may answer the next request of this line. Routes that FastAPI made anew are judged first."""
+        """Whether the edge may serve the next request of this line. Routes that FastAPI made later are checked
+        first."""
         runtime, tree = runtime_of(self.request), route_of(self.request).dependant
         known = runtime.edge.get(id(tree))
         if known is None:
@@ -331,7 +332,7 @@ class _Call:
         )
 
     async def value(self) -> Any:
-        """What the handler itself returns, or raises."""
+        """The handler's own return value or exception."""
         if self.called.wrapped.is_coroutine:
             return await self.called.function()
         return await run_in_threadpool(self.called.function)

@@ -88,7 +88,7 @@ class Declared:
         return self._target(parameters, query)
 
     def origin(self, target: str, request_id: str, metrics: Metrics, interim: Interim | None = None) -> UpstreamOrigin:
-        """Where the answers of a target come from."""
+        """The origin of a target's responses."""
         return UpstreamOrigin(
             self.upstream,
             target,
@@ -174,7 +174,7 @@ def keying_of(
 
 
 def purge_response(report: PurgeReport) -> Response:
-    """A purge's report: 200 where every living worker has confirmed it, 202 where not yet."""
+    """A purge's report: 200 if every live worker has confirmed it, 202 otherwise."""
     body = {
         "complete": report.complete,
         "confirmed": report.confirmed,
@@ -185,19 +185,19 @@ def purge_response(report: PurgeReport) -> Response:
 
 
 def local_path(request: Request) -> str:
-    """The normalised path below the place where the app is mounted."""
+    """The normalised path below the app's mount path."""
     path: str = request.scope["raw_path"].decode("ascii")
     root = root_of(request)
     return path[len(root) :] if root and path.startswith(root) else path
 
 
 def root_of(request: Request) -> str:
-    """The place where the app is mounted, encoded as in a path."""
+    """The app's mount path, encoded as in a path."""
     return quote(request.scope.get("root_path", ""), safe=PATH_CHARS)
 
 
 def interim_of(request: Request) -> Interim | None:
-    """How to pass an interim response on to the client, where the server under us can."""
+    """The function that sends an interim response to the client, if the server supports it."""
     return typing.cast(Interim | None, request.scope.get("extensions", {}).get(INTERIM_KEY))
 
 

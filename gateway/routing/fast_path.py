@@ -1,4 +1,4 @@
-"""How a route answered a request, for the edge to answer the next ones the same way, before ASGI."""
+"""How a route served a request, so that the edge can serve the next ones in the same way, before ASGI."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ _PLAIN = frozenset(
         *("dataclass", "dataclass-args", "dataclass-field", "tagged-union"),
     )
 )
-"""Kinds of pydantic's core schema that come to the same for the same value, but for code that they may name."""
+"""Kinds of pydantic's core schema that return the same for the same value, except for code that they may name."""
 _CODE = ("function", "default_factory", "missing", "post_init", "custom_init", "discriminator")
 _NO_SCHEMAS = frozenset(("serialization", "metadata", "default", "expected", "members", "computed_fields", *_CODE))
 _TRUSTED = ("pydantic.", "pydantic_core", "ipaddress", "decimal", "fractions")
@@ -61,7 +61,7 @@ def judged(routes: Sequence[BaseRoute], overrides: Collection[Any]) -> Iterator[
 
 
 def reason_against(context: RouteContext, marked: Marked, overrides: Collection[Any] = ()) -> str | None:
-    """Why hits of a handler can't be proven to be the same without the app; None where they can."""
+    """The reason why hits of a handler can't be proven to be the same without the app; None if they can."""
     dependant: Dependant = context.dependant
     if type(context.original_route) is not APIRoute:
         return f"its route is a {type(context.original_route).__name__}, which may run code for each request"
@@ -103,7 +103,7 @@ def _takes_request(dependant: Dependant, injected: str | None) -> bool:
 
 
 def _other_router(route: BaseRoute) -> str | None:
-    """What of an included router, or of one that it includes, may choose by more than the path."""
+    """The parts of an included router, or of one that it includes, that may choose by more than the path."""
     router = getattr(route, "original_router", None)
     if router is None:
         return None
@@ -146,7 +146,7 @@ def _validates(dependant: Dependant) -> str | None:
 
 
 def _impure(schema: Any) -> str | None:
-    """What of a pydantic core schema may come to another result for the same value; None where nothing may."""
+    """The parts of a pydantic core schema that may return another result for the same value; None if there are none."""
     if isinstance(schema, list | tuple):
         return next((found for each in schema if (found := _impure(each)) is not None), None)
     if not isinstance(schema, Mapping):

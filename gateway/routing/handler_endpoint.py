@@ -59,7 +59,7 @@ class Wrapped:
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Wrapped:
-        """Raises ValueError where it is a generator."""
+        """Raises ValueError if it is a generator."""
         if _is_gen_callable(function) or _is_async_gen_callable(function):
             raise ValueError(
                 "the handler is a generator, so FastAPI streams its output and there is no complete response to store: "
@@ -124,7 +124,8 @@ def endpoint_of(wrapped: Wrapped, serve: Serve) -> Callable[..., Any]:
 
 
 class _Endpoint:
-    """A sync handler's. A route awaits it, so that hits need no thread; others are given what the function returns."""
+    """For a sync handler. A route awaits it, so that hits need no thread; other callers get the function's return
+    value."""
 
     def __init__(self, wrapped: Wrapped, serve: Serve) -> None:
         self._wrapped, self._serve = wrapped, serve

@@ -204,8 +204,8 @@ def label(call: Any) -> str:
 
 
 def refusing(dependant: Dependant, *, follows_origin: bool) -> list[str]:
-    """What of a `@cached(edge=True)` handler could refuse a request, or answer it otherwise, though its answer is
-    stored: any dependency but an upstream; with `ttl="origin"` also headers it declares, which may be in no key."""
+    """The inputs of a `@cached(edge=True)` handler that could refuse a request, or change a stored response: any
+    dependency but an upstream; with `ttl="origin"` also declared headers, which may not be in the key."""
     children = (each.call for each in dependant.dependencies)
     found = [
         getattr(call, "__name__", repr(call))

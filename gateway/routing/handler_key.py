@@ -33,7 +33,7 @@ KeyFunction = Callable[..., object]
 
 
 class Key:
-    """What of a handler's arguments is in its key. `takes` are the parameters that it is made of."""
+    """The part of a handler's arguments in its key. `takes` are the parameters that it uses."""
 
     def __init__(self, function: KeyFunction, takes: frozenset[str], request: str | None) -> None:
         self._function = function
@@ -88,7 +88,7 @@ def _check_known(name: object, known: list[str]) -> None:
 
 
 def written(value: object) -> str:
-    """`value` as text that no other value has. Raises Unwritable where its type's content is not known."""
+    """`value` as unique text. Raises Unwritable if its type's content is unknown."""
     if isinstance(value, enum.Enum):
         return f"{_name(value)}.{value.name}"
     if isinstance(value, (*_PLAIN, *_DATES)):

@@ -33,7 +33,8 @@ HOST, SCHEME, ROOT = ":host", ":scheme", ":root"
 KEY = "key="
 """The reader of the inputs of `key=`."""
 MOST_FIELDS = 32
-"""How many fields a handler's answers may vary on: one that reads fields by names of a client's choosing has no end."""
+"""Maximum number of fields on which a handler's responses may vary: a handler that reads fields by client-chosen names
+would have no limit."""
 
 _FIELD = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _UNSEEN = frozenset(
@@ -90,7 +91,7 @@ class View:
 
     @cached_property
     def _of_its_own(self) -> list[tuple[bytes, bytes]]:
-        """The fields that are not as they came."""
+        """The changed fields."""
         fields = [(b"host", self.host.encode("latin-1")), *self.cookies]
         if self.public:
             fields += [(b"x-forwarded-host", self.public.host.encode())]
@@ -159,7 +160,7 @@ class SoFar:
 
     names: set[str] = field(default_factory=set)
     told: set[tuple[str, str]] = field(default_factory=set)
-    """Of which kinds and readers: what was read may have a name of a client's choosing."""
+    """The kinds and readers of inputs: their names may be client-chosen."""
 
     def is_news(self, unknown: Unknown) -> bool:
         """Whether this was not reported before; it counts as reported now."""
@@ -202,7 +203,7 @@ class Reading:
         self.pristine = pristine
         self.own_state: dict[str, str] = {}
         self.own_scope: dict[str, tuple[Any, str]] = {}
-        """What was written to the scope, and by whom."""
+        """The writes to the scope, with their authors."""
         self._so_far = so_far
         self._known = _known(keying, public)
 
@@ -271,7 +272,7 @@ class Reading:
         return tuple(sorted(self._so_far.names))
 
     def unshared(self) -> Unknown | None:
-        """The first input of the answer that is in no key; None where all are."""
+        """The first input of the response that is in no key; None if all are."""
         for each in self.unknown:
             if each not in self._excused and each.what not in self._covered:
                 return each

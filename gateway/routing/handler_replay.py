@@ -30,7 +30,7 @@ class Replay:
 
 
 def replay_of(scope: Scope) -> Replay | None:
-    """The replay that a request is; None where a client sent it."""
+    """The replay of a request; None if a client sent it."""
     found = scope.get(_REPLAY)
     return found if isinstance(found, Replay) else None
 
@@ -56,7 +56,7 @@ class ReplayOrigin:
         """None: a handler is never full."""
 
     async def fetch(self, method: str, headers: Headers) -> Fetched:
-        """Raises UpstreamUnreachable where the request no longer reaches the handler: a dependency refused it."""
+        """Raises UpstreamUnreachable if the request no longer reaches the handler: a dependency refused it."""
         replay = Replay()
         running = asyncio.ensure_future(self.runtime.inner(self._scope(replay), _no_body, _ignore))
         try:

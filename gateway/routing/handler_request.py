@@ -61,7 +61,7 @@ class DeclaredHeaders(SeenHeaders):
         return list(self._reading.view.headers)
 
     def getlist(self, key: str) -> list[str]:
-        """The elements of a list, however many lines they came in: the key has them in one (RFC 9110 §5.3)."""
+        """The elements of a list, from all its lines: the key has them in one (RFC 9110 §5.3)."""
         value = self._reading.read(key.lower(), self._reader)
         return [] if value is None else split_list(value)
 

@@ -38,7 +38,7 @@ from gateway.upstreams.client import Upstream
 
 MARK = "__gateway_cached__"
 CACHED_AS = "__gateway_cached_as__"
-"""The attribute of a handler that is the endpoint which `@cached` made of it."""
+"""The attribute of a handler with the endpoint that `@cached` made of it."""
 _RULES_OF_THEIR_OWN = frozenset(
     ("authorization", "cookie", "host", "content-length", "expect", "range", "if-range", "if-match")
 ) | frozenset(("if-none-match", "if-modified-since", "if-unmodified-since"))
@@ -59,7 +59,7 @@ class Cached:
     deadline: float
     max_body: int | None
     edge: bool | None = None
-    """Whether its hits are answered before FastAPI sees the request; None where that is to be proven safe."""
+    """Whether its hits are served before FastAPI sees the request; None if that depends on a proof."""
     key: Key | None = None
 
     @property
@@ -83,15 +83,15 @@ class Cached:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A route's tree of dependencies, and why hits of its handler are the app's to answer; None where the edge may."""
+    """A route's tree of dependencies, and the reason why the app serves hits of its handler; None if the edge may."""
 
     dependant: Dependant
     against: str | None
 
 
 class Marked(NamedTuple):
-    """What `@cached` leaves at the endpoint that it makes. `injected` is the name of the Request parameter that it
-    added for itself; `passed` is a parameter that decorators above have to pass on."""
+    """Stored by `@cached` on the endpoint that it makes. `injected` is the name of the Request parameter that it added
+    for itself; `passed` is a parameter that decorators above have to pass on."""
 
     settings: Cached
     injected: str | None
@@ -146,7 +146,7 @@ Flag = Annotated[bool, Field(strict=True)]
 
 
 class Arguments(Model):
-    """What `@cached` may be given; the same values mean the same in the configuration of a route."""
+    """The arguments of `@cached`; the same values have the same meaning as in the configuration of a route."""
 
     ttl: Ttl
     stale_while_revalidate: Duration | None = None
@@ -167,7 +167,7 @@ class Arguments(Model):
     cache: Flag = True
 
     def settings(self, name: str, key: Key | None) -> Cached:
-        """Raises ValueError where they contradict each other."""
+        """Raises ValueError if they contradict each other."""
         cookies = {"pass": None, "ignore": ()}[self.cookies] if isinstance(self.cookies, str) else tuple(self.cookies)
         if self.ttl == "origin" and self.vary is not None:
             raise ValueError("vary requires a duration as ttl; with ttl='origin' it is what the handler reads")
@@ -238,7 +238,7 @@ MIDDLEWARE = "the app has middleware of its own"
 
 @dataclass
 class Runtime:
-    """What handlers find at `request.app.state.gateway`."""
+    """The handlers' context, at `request.app.state.gateway`."""
 
     engine: Engine
     upstreams: dict[str, Upstream]
@@ -249,7 +249,7 @@ class Runtime:
     middleware: Sequence[Any] = ()
     """The app's own, before which nothing is answered at the edge."""
     contexts: dict[int, RouteContext] = field(default_factory=dict)
-    """By the id of a route's tree of dependencies: what including it made of the route that a router holds."""
+    """By the ID of a route's tree of dependencies: the route that including it made of the router's route."""
     late: set[int] = field(default_factory=set)
     """The IDs of those whose router was included after the app was made: declared routes come before them."""
     aggregates: dict[str, Callable[[Request], Awaitable[Response]]] = field(default_factory=dict)
@@ -267,8 +267,8 @@ class Runtime:
     coded: dict[str, CachePolicy] = field(default_factory=dict)
     """By a handler's name: its rules as its code has them."""
     prepared: dict[int, Callable[[Request, RequestContext, Runtime], Reading | str]] = field(default_factory=dict)
-    """By the id of a handler's settings, where no dependency of its tree could see more than its key holds: what makes
-    the Reading of a request."""
+    """By the ID of a handler's settings, if no dependency of its tree can see more than its key: the function that
+    makes the Reading of a request."""
     edge: dict[int, Judged] = field(default_factory=dict)
     """By the id of a route's tree of dependencies: whether its `@cached` handler is answered at the edge."""
     _so_far: dict[str, SoFar] = field(default_factory=dict)
@@ -285,7 +285,7 @@ class Runtime:
         return keys
 
     def against_edge(self, dependant: Dependant) -> str | None:
-        """Why hits of a `@cached` handler aren't answered at the edge, for an operator; None where they are."""
+        """The reason why hits of a `@cached` handler aren't served at the edge, for an operator; None if they are."""
         judged = self.edge.get(id(dependant), Judged(dependant, UNJUDGED))
         return MIDDLEWARE if self.middleware and judged.against is None else judged.against
 
@@ -304,7 +304,7 @@ class Runtime:
         return select_query(pairs, self.bound[id(settings)][1], self.drop_query, declared)
 
     def so_far(self, settings: Cached) -> SoFar:
-        """What the answers of a handler have read so far."""
+        """The fields that a handler's responses have read so far."""
         return self._so_far.setdefault(settings.name, SoFar())
 
 
@@ -323,7 +323,7 @@ def upstream(name: str) -> Any:
 
 
 def runtime_of(request: Request) -> Runtime:
-    """The gateway that serves `request`. Raises GatewayError where none does."""
+    """The gateway that serves `request`. Raises GatewayError if there is none."""
     runtime = getattr(request.app.state, STATE, None)
     if not isinstance(runtime, Runtime):
         raise GatewayError(

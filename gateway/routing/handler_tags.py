@@ -1,5 +1,5 @@
-"""The tags of `@cached` handlers: made of the values of path parameters, as the handler has them, not of how a client
-spelled them."""
+"""The tags of `@cached` handlers: made of the values of path parameters, as the handler has them, not of their spelling
+in the URL."""
 
 from __future__ import annotations
 

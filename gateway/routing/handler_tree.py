@@ -28,7 +28,7 @@ from gateway.routing.handler_settings import Cached, Runtime, runtime_of, target
 
 
 class SeenBy:
-    """The request as `reader` is handed it; FastAPI's own where nothing of its answer will be stored."""
+    """The request for `reader`; FastAPI's own if its response will not be stored."""
 
     def __init__(self, reader: str) -> None:
         self.reader = reader
@@ -117,11 +117,9 @@ def _target(request: Request, exchange: RequestContext) -> tuple[str, tuple[str,
 
 
 def instrument(dependant: Dependant, settings: Cached, injected: str | None) -> Prepare | None:
-    """Put our dependencies into the tree of a `@cached` handler, unless they are there.
-
-    `injected` is the name of the Request parameter that `@cached` added for itself. Where nothing of the tree could see
-    more than the key holds, it is left as it is, and what would prepare a request is given back.
-    """
+    """Add the dependencies to the tree of a `@cached` handler, unless they are there. `injected` is the name of the
+    Request parameter that `@cached` added for itself. If nothing in the tree can see more than the key, it is
+    unchanged, and the function that prepares a request is returned."""
     if any(isinstance(child.call, Prepare) for child in dependant.dependencies):
         return None
     nodes = list(tree(dependant))

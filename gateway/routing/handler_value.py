@@ -1,7 +1,7 @@
-"""The values of `@cached` handlers below decorators of the app's own, which take what the handler returns.
+"""The values of `@cached` handlers below decorators of the app, which use the handler's return value.
 
-Such a handler's value is stored as JSON, and comes back as its return annotation reads it. A value that does not come
-back as it was is not stored: a decorator must not be given one thing on a miss and another on a hit.
+Such a value is stored as JSON, and restored by the return annotation. A value that is not restored equal is not stored:
+a decorator must get the same on a miss and on a hit.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Coder:
         return json.dumps(value).encode() if self._adapter is None else self._adapter.dump_json(value, by_alias=True)
 
     def written(self, value: Any) -> bytes | None:
-        """None where the value would not come back as it is."""
+        """None if the value would not be restored equal."""
         try:
             text = self._write(value)
             again = self.read(text)

@@ -132,7 +132,7 @@ class Handlers:
             )
 
     def recall(self, ask: DeclaredRequest) -> FastPath:
-        """What the edge needs to answer the next request of this line."""
+        """The edge's data for the next request of this line."""
         asked, parameters = ask.asked, ask.parameters
         assert isinstance(ask.origin, UpstreamOrigin)
         silent = structs.replace(ask.origin, interim=None)  # which would keep the connection alive
@@ -167,7 +167,7 @@ class Handlers:
         block: PlanCache | None = None,
         stays: bool = False,
     ) -> DeclaredRequest:
-        """`block` is the header block of `exchange`, where it was judged before; `stays` as `CacheRequest` has it."""
+        """`block` is the header block of `exchange`, if it was parsed before; `stays` as in `CacheRequest`."""
         route, headers = asked.route, exchange.headers
         keying = route.engine_route.keying
         if block is not None and "x-request-id" not in (keying.vary or ()):
@@ -274,8 +274,8 @@ class Handlers:
         return CacheRequest(engine_route, asked, facts, headers, exchange, origin, past)
 
     def _invalidated(self, route: Declared, exchange: RequestContext, target: str, fetched: Fetched) -> list[str]:
-        """The primary keys that a successful unsafe request makes void: its target's, and those of `Location` and
-        `Content-Location` where they are of the same origin (RFC 9111 §4.4)."""
+        """The primary keys that a successful unsafe request invalidates: its target's, and those of `Location` and
+        `Content-Location` on the same origin (RFC 9111 §4.4)."""
         name = route.upstream.name
         void = [primary_key(name, target)]
         path = target.partition("?")[0]

@@ -14,7 +14,7 @@ DROPPED_IN_URLS = dict.fromkeys(map(ord, "\t\r\n"))
 """Characters that browsers, and `urlsplit`, remove from a URL: with them it would denote another target."""
 
 MOST_LINKS = 100
-"""Of one field line: finding the public place of one takes some 50 µs."""
+"""Maximum number per field line: finding the public URL of one takes some 50 µs."""
 # RFC 8288 §3: a target in angle brackets, its parameters, some of them quoted; then a comma or the end.
 _LINK = re.compile(r"""[\s,]*<([^<>]*)>((?:[^",<>]|"(?:[^"\\]|\\.)*")*)(?:,|$)""")
 _ANCHOR = re.compile(r"""(;\s*anchor\s*=\s*)("(?:[^"\\]|\\.)*"|[^\s;,"]+)""", re.IGNORECASE)
@@ -33,8 +33,8 @@ def rooted(reference: str) -> str:
 
 
 def replaced(name: bytes, value: bytes, public: Callable[[str], str | None]) -> bytes | None:
-    """A field's value with `public` of each URL reference in it. A link that has none is left out; None where nothing
-    is left."""
+    """A field's value with `public` of each URL reference in it. A link without one is removed; None if nothing is
+    left."""
     text = value.decode("latin-1")
     if name == b"link":
         told = _links(text, public)

@@ -43,8 +43,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class References:
-    """Maps the references of answers. `serving` finds the declared route by which the app answers a decoded path; None
-    where nothing does, or something else."""
+    """Translates the references of responses. `serving` finds the declared route that serves a decoded path; None if
+    nothing or something else does."""
 
     declared: Sequence[Declared]
     serving: Callable[[str], Declared | None]
@@ -109,7 +109,7 @@ class References:
 
     @staticmethod
     def _as_read(reference: str, asked: Asked) -> str:
-        """A path, or a piece of one, as a client takes it: below the place where the app is mounted, or nowhere."""
+        """A path, or part of one, as seen by a client: below the app's mount path, or nowhere."""
         read = urljoin(asked.root + asked.public, reference)
         return read[len(asked.root) :] if read.startswith(asked.root + "/") else ""
 
@@ -134,8 +134,8 @@ class References:
         ]
 
     def _leading_to(self, url: str, asked: Asked, led: tuple[Upstream, str] | None = None) -> str | None:
-        """The public path and query that lead to what an upstream's URL names, with its fragment; empty where that is
-        where a client is `led` already, None where nothing leads there."""
+        """The public path and query with the target of an upstream's URL, with its fragment; empty if the client is
+        `led` there already, None if nothing leads there."""
         below = self._below(url, asked, within=True, named=True)
         found = [(upstream, path, _target_of(path)) for upstream, path in below]
         if led is not None and any(led == (upstream, wanted) for upstream, _, wanted in found):

@@ -43,8 +43,7 @@ class Client:
         self._left = False
 
     async def body(self) -> AsyncIterator[bytes]:
-        """The request's body, a piece at a time. Raises ClientLeft where it breaks off, RequestRefused where it is too
-        large."""
+        """The request body, in pieces. Raises ClientLeft if it is incomplete, RequestRefused if it is too large."""
         size = 0
         try:
             more = True
@@ -74,10 +73,10 @@ class Client:
             self._left = message["type"] == "http.disconnect"
 
     async def while_there(self, work: Coroutine[None, None, R]) -> R:
-        """What `work` comes to; it is cancelled when the client leaves. Raises ClientLeft.
+        """The result of `work`; it is cancelled when the client disconnects. Raises ClientLeft.
 
-        It is done in the caller's own task, which the leaving of the client interrupts, as `asyncio.timeout` does with
-        the time: of two tasks and a wait for them, only the one that listens is left.
+        It runs in the caller's own task, which the disconnect interrupts, as `asyncio.timeout` does: this saves one of
+        two tasks and a wait for both.
         """
         task = asyncio.current_task()
         assert task is not None

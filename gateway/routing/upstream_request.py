@@ -36,7 +36,7 @@ VIA = (b"via", b"1.1 gateway")
 
 
 class UpstreamOrigin(msgspec.Struct, frozen=True):
-    """Where the answers of one request come from: its target at an upstream."""
+    """The origin of one request's responses: its target at an upstream."""
 
     upstream: Upstream
     target: str
@@ -45,7 +45,7 @@ class UpstreamOrigin(msgspec.Struct, frozen=True):
     interim: Interim | None = None
     patience: Patience = ORDINARY
     changes: FieldChanges = NO_CHANGES
-    """What the route's settings change in the fields of its requests."""
+    """Changes by the route's settings to the fields of its requests."""
     largest: int | None = None
     """Bytes of the largest body that the route passes on; None: any."""
 
@@ -119,7 +119,7 @@ async def send_past(
 
 
 async def _for_upstream(exchange: RequestContext, route: Route, origin: UpstreamOrigin) -> Headers | None:
-    """A request's fields with the conditions that are the upstream's to judge; None where one that is the gateway's is
+    """A request's fields with the preconditions that the upstream evaluates; None if one that the gateway evaluates is
     false. Raises UpstreamError."""
     headers: Headers | None = as_given(exchange.headers)
     assert headers is not None

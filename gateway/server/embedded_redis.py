@@ -106,10 +106,8 @@ class Embedded:
             await asyncio.sleep(LOOK)
 
     async def again(self) -> None:
-        """Start it once more at the same address, at once, or after a pause that grows where it keeps dying young.
-
-        Raises EmbeddedError.
-        """
+        """Start it again at the same address, at once, or after a pause that grows if it keeps failing. Raises
+        EmbeddedError."""
         young = time.monotonic() - self._began < LONGEST_PAUSE
         self._pause = min(max(FIRST_PAUSE, self._pause * 2), LONGEST_PAUSE) if young else 0.0
         await asyncio.sleep(self._pause)
@@ -117,7 +115,7 @@ class Embedded:
         await self.ready()
 
     def _accepts(self) -> bool:
-        """Raises EmbeddedError where it never will."""
+        """Raises EmbeddedError if it never will."""
         if self.running and self.socket.is_socket():
             return True
         if self.died or time.monotonic() > self._began + START_SECONDS:
@@ -136,7 +134,7 @@ class Embedded:
         ]  # fmt: skip
 
     def stop(self) -> None:
-        """End it and remove its directory; does nothing where that is done."""
+        """Stop it and remove its directory; does nothing if that is done."""
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGTERM)

@@ -37,8 +37,8 @@ class Problem(msgspec.Struct, array_like=True):
 
 
 class Setup(msgspec.Struct):
-    """A valid configuration as it travels: its values as they were read, as JSON, which has integers of any size; and
-    where each came from."""
+    """A valid configuration in a message: its values as they were read, as JSON, which has integers of any size; and
+    their sources."""
 
     number: int
     tree: str
@@ -116,7 +116,7 @@ class Retire(msgspec.Struct, tag=True):
 
 
 class Workers(msgspec.Struct, tag=True):
-    """How many of the configured workers answer."""
+    """How many of the configured workers are ready."""
 
     answering: int
     configured: int
@@ -176,7 +176,7 @@ class Channel:
             self._writer.write(_LENGTH.pack(len(data)) + data)
 
     async def receive(self) -> Any:
-        """The next message; None where the other end is gone."""
+        """The next message; None if the other end is gone."""
         try:
             (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
             if length > MAX_MESSAGE:

@@ -97,7 +97,7 @@ def listen_admin(address: str) -> socket.socket | None:
 
 
 def forget(sock: socket.socket) -> None:
-    """Close a listening socket, and remove its file where it has one."""
+    """Close a listening socket, and remove its file if it has one."""
     path = sock.getsockname() if sock.family == socket.AF_UNIX else None
     sock.close()
     if isinstance(path, str) and path:
@@ -125,7 +125,7 @@ LINGER = 2.0
 """Seconds that idle connections stay open after another worker has taken over: a client that sends within them learns
 from `Connection: close` to take a new one, where closing at once would break the request it is just sending."""
 SETTLE = 0.3
-"""The same where the whole gateway ends, and for connections that were accepted last and have sent nothing yet."""
+"""The same when the whole gateway stops, and for connections that were accepted last and have sent nothing yet."""
 LOOK = 0.02
 
 

@@ -70,7 +70,7 @@ def _sum(one: float, other: float) -> float:
 
 
 def lasting(families: Iterable[Family]) -> list[Family]:
-    """What of an ended worker's figures still counts."""
+    """The figures of an ended worker that still count."""
     return [family for family in families if family.adds_up]
 
 

@@ -57,7 +57,7 @@ def spawn() -> Spawned:
 
 
 def die_with(parent: int, number: signal.Signals) -> None:
-    """Let the kernel send this process a signal when its parent ends (Linux); end it now where that has happened."""
+    """Make the kernel send this process a signal when its parent ends (Linux); exit now if that has happened."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
@@ -65,7 +65,7 @@ def die_with(parent: int, number: signal.Signals) -> None:
 
 
 def be_called(name: str) -> None:
-    """What `ps` and `top` call this process, in 15 characters at most (Linux)."""
+    """The process name in `ps` and `top`, at most 15 characters (Linux)."""
     if sys.platform == "linux":
         with open("/proc/self/comm", "w") as comm:
             comm.write(name)

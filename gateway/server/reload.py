@@ -38,7 +38,7 @@ REQUIRES_RESTART = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One setting that is another now. Values are as in YAML, None where there is none; secrets are masked."""
+    """One changed setting. Values are as in YAML, None if there is none; secrets are masked."""
 
     key: str
     before: str | None
@@ -56,8 +56,8 @@ class Change:
 
 
 def difference(before: Loaded, after: Loaded) -> list[Change]:
-    """All that is set otherwise: routes and upstreams that came or went, then single settings, in the order of the
-    configuration. A secret that changed shows as `*** -> ***`."""
+    """All changes: added and removed routes and upstreams, then single settings, in the order of the configuration. A
+    changed secret shows as `*** -> ***`."""
     old, new = _values(before), _values(after)
     raw_old, raw_new = _raw(before.config), _raw(after.config)
     entries = _entries(before.config, after.config)
@@ -122,7 +122,7 @@ class Files:
         self._known = _contents(self._paths)
 
     async def changes(self, *, stop: asyncio.Event | None = None) -> AsyncIterator[None]:
-        """Once for each time that the content of one of them is another, also where one comes or goes."""
+        """Fires once for each change of the content of one of them, including creation and removal."""
         # At INFO it logs each event in the folder: a log written there would grow for ever.
         logging.getLogger("watchfiles").setLevel(logging.WARNING)
         folders = {path.parent for path in self._paths if path.parent.is_dir()}

@@ -466,5 +466,5 @@ def test_without_a_folder_to_write_to_the_embedded_valkey_is_refused_in_one_line
         timeout=30,
     )
     assert result.returncode == 2
-    assert "the embedded Valkey has no folder for its socket" in result.stderr
+    assert "the embedded Valkey can't create its socket" in result.stderr
     assert "Traceback" not in result.stderr
