@@ -22,6 +22,7 @@ from gateway.context import LOOKED_KEY, RAW_TARGET_KEY, SCOPE_KEY, RequestContex
 from gateway.errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_body
 from gateway.http.forwarding import Told, Trusted, place
 from gateway.http.headers import WITHOUT_CONTENT, framed, values, without
+from gateway.http.request_parser import ALLOW, ASTERISK
 from gateway.http.target import (
     PATH_CHARS,
     Slashes,
@@ -133,6 +134,11 @@ class TargetRule:
             return
         exchange = exchange_of(scope)
         try:
+            if scope["method"] == "OPTIONS" and _raw_target(scope) == ASTERISK:
+                check_host(values(scope["headers"], b"host"), scope.get("http_version", "1.1"))
+                await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", ALLOW)]})
+                await send({"type": "http.response.body", "body": b""})
+                return
             target = self._apply(scope, exchange)
         except RequestRefused as refused:
             self._metrics.refused(refused.reason)
@@ -194,6 +200,11 @@ class TargetRule:
             scope["headers"] = [*without(scope["headers"], b"host"), (b"host", shown.encode("latin-1"))]
 
 
+def _raw_target(scope: Scope) -> bytes:
+    raw: bytes = scope.get(RAW_TARGET_KEY) or scope.get("raw_path") or scope["path"].encode()
+    return raw
+
+
 async def _send_problem(send: Send, status: int, detail: str, request_id: str, method: str) -> None:
     body = problem_body(status, detail, request_id)
     headers = [
@@ -203,6 +214,8 @@ async def _send_problem(send: Send, status: int, detail: str, request_id: str, m
         # A client that sends an ambiguous request may have sent more of it.
         (b"connection", b"close"),
     ]
+    if status == 405:
+        headers.append((b"allow", ALLOW))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
 

@@ -30,6 +30,7 @@ from gateway.edge.header_block import Repeat
 from gateway.edge.http10 import OldClient, reset, stays_open
 from gateway.errors import RequestRefused
 from gateway.http.request_parser import (
+    ASTERISK,
     ChunkedBody,
     LengthBody,
     Line,
@@ -108,6 +109,8 @@ class ClientConnection(HttpToolsProtocol):
         """The same, while nothing is under way: the next request may be answered by it."""
         self._asking: EarlyAnswer | None = None
         self._last = False
+        self._of_server = False
+        """Whether the request that the app is given is about the server, not about a resource."""
 
     # --- the connection ------------------------------------------------------------------------------------
 
@@ -294,6 +297,10 @@ class ClientConnection(HttpToolsProtocol):
     def _pass_on(self, request: Request) -> None:
         """Give a request to the app. Raises RequestRefused."""
         head, line, fields, framing = request.head, request.line, request.fields, request.framing
+        self._of_server = line.target == ASTERISK
+        if self._of_server:  # which uvicorn can't read as a URL; the scope has it as it came
+            line = Line(line.method, b"/", line.version)
+            head = head.replace(b" * ", b" / ", 1)
         self.door.admit(self._peer)
         self._admitted = True
         self._head_read = False
@@ -367,7 +374,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         scope = cast(dict[str, Any], self.scope)
-        scope[RAW_TARGET_KEY] = self.url
+        scope[RAW_TARGET_KEY] = ASTERISK if self._of_server else self.url
         scope["extensions"] = {INTERIM_KEY: partial(self._interim, scope)}
         old = self.parser.get_http_version() != "1.1"
         if old:

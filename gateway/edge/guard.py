@@ -24,7 +24,7 @@ from gateway.context import Outcome, RequestContext, Result
 from gateway.errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_body, problem_title
 from gateway.http.forwarding import Trusted
 from gateway.http.headers import http_date
-from gateway.http.request_parser import Limits
+from gateway.http.request_parser import ALLOW, Limits
 from gateway.observability.access_log import AccessLog, silent
 from gateway.observability.metrics import Metrics
 
@@ -186,7 +186,7 @@ def _refusal_head(refused: RequestRefused, request_id: str, length: int) -> byte
     if status == 503:
         fields.append(b"retry-after: 1")
     if status == 405:
-        fields.append(b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
+        fields.append(b"allow: " + ALLOW)
     return b"\r\n".join([*fields, b"connection: close", b"", b""])
 
 

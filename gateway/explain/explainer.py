@@ -97,6 +97,8 @@ class Explainer:
     async def explain(self, method: str, raw_target: str, headers: Headers) -> Trace:
         """The trace of a request for `raw_target`, a path or one of the gateway's own URLs."""
         text = f"{method} {raw_target}"
+        if text == "OPTIONS *":
+            return Trace(request=text, decision="local", why="the gateway itself answers what is asked of the server")
         try:
             target = below(self._target(method, raw_target, headers), self.root)
             return await self._explained(_Request(method, text, target, headers))

@@ -26,6 +26,10 @@ METHODS = frozenset(
     b" UNBIND ACL REPORT MKACTIVITY CHECKOUT MERGE M-SEARCH NOTIFY SUBSCRIBE UNSUBSCRIBE PATCH PURGE MKCALENDAR LINK"
     b" UNLINK".split()
 )
+ALLOW = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+"""What the gateway as a whole says in `Allow`."""
+ASTERISK = b"*"
+"""The target of an OPTIONS request that is about the server (RFC 9112 §3.2.4)."""
 # RFC 9110 §8.6: methods that mean a body, so that without a length an HTTP/1.0 request's end is anybody's guess.
 _WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
 # Fields that have one value: of two, servers differ in which they believe.
@@ -113,6 +117,8 @@ def _check_target(method: bytes, target: bytes) -> None:
         raise RequestRefused("The request target contains an invalid character.", 400, "target")
     if _ENCODED_NUL in target:
         raise RequestRefused("The request target contains an encoded NUL.", 400, "target")
+    if target == ASTERISK and method == b"OPTIONS":
+        return
     if not target.startswith(b"/") and target[:7].lower() != b"http://" and target[:8].lower() != b"https://":
         raise RequestRefused("The request target must be a path or an http URL.", 400, "target")
 
