@@ -33,7 +33,7 @@ from gateway.app.middleware import OtherSlash, TargetRule, Timing, log_ignored
 from gateway.app.openapi import OPENAPI, show_validation_problems
 from gateway.app.python_routes import Binding
 from gateway.app.routes import AppRoutes
-from gateway.app.worker_state import WorkerState, shared_store
+from gateway.app.worker_state import Answering, WorkerState, shared_store
 from gateway.cache.background import Underway
 from gateway.cache.purge_log import PurgeReport
 from gateway.cache.shared_store import NoShared, SharedStore
@@ -134,7 +134,8 @@ class Gateway(FastAPI):
         self.origins: Origins = no_origins
         self.admin_token: str | None = None
         self.stopping = False
-        self.successor: Gateway | None = None
+        # What outlasts this generation refers to `answering`: by `self` the first one would never be freed.
+        self._answering = answering = Answering(self)
         self._given = _Given(transport, log, tracing)
         self._log = log if log is not None else (JsonAccessLog(hits=config.log_hits) if config.access_log else silent)
         self._included: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -147,8 +148,8 @@ class Gateway(FastAPI):
                 shared=shared,
                 clock=clock,
                 log=self._log,
-                ttls=lambda: self.latest.ttls(),
-                identity_changed=lambda: self.latest.forget(),
+                ttls=lambda: answering.gateway.ttls(),
+                identity_changed=lambda: answering.gateway.forget(),
             )
         )
         self.trusted = Trusted(config.trusted_proxies, log_ignored)
@@ -267,15 +268,13 @@ class Gateway(FastAPI):
             if (known := before.upstreams.get(name)) is not None:
                 upstream.go_on_counting(known)
         self.lasting.show_upstreams(self.upstreams.values())
-        before.successor = self
+        self._answering = before._answering
+        self._answering.gateway = self
 
     @property
     def latest(self) -> Gateway:
         """The generation that answers now."""
-        gateway = self
-        while gateway.successor is not None:
-            gateway = gateway.successor
-        return gateway
+        return self._answering.gateway
 
     def build_middleware_stack(self) -> ASGIApp:
         # Starlette calls this before the lifespan, or the first request where there is none: `app.get` has added its

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
+from fastapi.dependencies import models
 from starlette.types import Receive, Scope, Send
 
 from gateway.app.gateway import Gateway
@@ -51,6 +52,7 @@ class Generations:
         old = self.current
         gateway.take_over(old)
         self.current, self.number = gateway, self.number + 1
+        forget_endpoints()
         self._earlier = {each for each in (*self._earlier, old.underway) if each.count}
         kept = set(map(id, gateway.upstreams.values()))
         left = [upstream for upstream in old.upstreams.values() if id(upstream) not in kept]
@@ -95,3 +97,14 @@ class Generations:
                 task.cancel()
             if self._retiring:
                 await asyncio.wait(set(self._retiring))
+
+
+def forget_endpoints() -> None:
+    """Empty what FastAPI keeps about endpoints: for the whole process, the last 4,096 it has seen (0.165).
+
+    An endpoint refers to its app, so each generation would stay in memory (2.4 MB with one route) after the next one
+    has taken its place. What is still in use is classified again.
+    """
+    for value in vars(models).values():
+        if hasattr(value, "cache_clear"):
+            value.cache_clear()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gateway.advisor.traffic import Desk, LocalDesk, Traffic, Watch
 from gateway.app.collectors import AdviceCollector, EngineCollector, UpstreamCollector
@@ -26,12 +28,22 @@ from gateway.observability.metrics import Metrics
 from gateway.policy.identity_key import KEY_BYTES, IdentityKey, derived
 from gateway.upstreams.client import Upstream
 
+if TYPE_CHECKING:
+    from gateway.app.gateway import Gateway
+
 logger = logging.getLogger("gateway")
 NO_LIFESPAN = (
     "the lifespan of the gateway's app has not run: Redis is not used, entries in memory are not reused where there is "
     "a Redis, as no purge is received, and /readyz returns 503. Starlette does not run the lifespan of a mounted app: "
     "pass it to the outer one, FastAPI(lifespan=gateway.lifespan); with uvicorn, do not set --lifespan off"
 )
+
+
+@dataclass(slots=True)
+class Answering:
+    """The generation that answers now: one object for all generations of a worker; of one that is prepared, itself."""
+
+    gateway: Gateway
 
 
 class WorkerState:

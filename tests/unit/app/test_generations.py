@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -192,6 +194,19 @@ async def test_a_refused_configuration_changes_nothing(clock: TurnedClock, monke
             generations.reload(loaded(include=["no_such_module:router"]))
         assert generations.current is before
         assert (await client.get("/a")).status_code == 200
+
+
+async def test_a_generation_is_freed_once_others_have_taken_its_place(clock: TurnedClock) -> None:
+    async with running(loaded(), StubUpstream(json_answer()), clock) as (generations, client):
+        seen = []
+        for _ in range(4):
+            seen.append(weakref.ref(generations.current))
+            assert (await client.get("/a")).status_code == 200
+            generations.reload(loaded())
+        await generations.current.engine.settle()
+        gc.collect()
+        # The first is the application's own object. The last may still end what it began.
+        assert [each() for each in seen[1:-1]] == [None, None]
 
 
 async def test_counters_go_on_over_reloads(clock: TurnedClock) -> None:
