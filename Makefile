@@ -7,7 +7,7 @@ SLOW := tests/integration tests/faults tests/shared_caches
 # Tests are parted between two processes; one that is done takes of the other's.
 PARALLEL := -n 2 --dist worksteal
 
-.PHONY: conformance-table run test unit integration faults torture check conformance coverage mutants docs constraints
+.PHONY: conformance-table run test unit integration faults torture check conformance coverage lowest mutants docs constraints
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "The gateway needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
@@ -56,6 +56,18 @@ conformance-table: $(VENV)/ready
 coverage: $(VENV)/ready
 	$(BIN)/python -m pytest tests $(SLOW:%=--ignore %) $(PARALLEL) --cov --cov-report= $(ARGS)
 	$(BIN)/python -m tests.coverage_floor
+
+# The lowest versions that pyproject.toml allows, in an environment of their own.
+.venv-lowest/ready: pyproject.toml $(VENV)/ready
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv-lowest
+	VIRTUAL_ENV=$(CURDIR)/.venv-lowest $(BIN)/uv pip install -q --resolution lowest-direct -e . --group dev
+	touch .venv-lowest/ready
+
+# The unit tests with the lowest versions, and a worker as it is run.
+LOWEST := tests/unit tests/demo tests/integration/test_process.py tests/integration/test_redis_failures.py
+lowest: .venv-lowest/ready
+	.venv-lowest/bin/python -m pytest $(LOWEST) $(PARALLEL) --timeout 300 $(ARGS)
 
 # Central lines of policy broken one by one, each seen to turn a test red.
 mutants: $(VENV)/ready
