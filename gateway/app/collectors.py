@@ -112,8 +112,15 @@ class UpstreamCollector(Collector):
             for host in upstream.hosts:
                 state.add_metric((upstream.name, host.name), float(host.breaker.state.value))
                 opened.add_metric((upstream.name, host.name), float(host.breaker.opened))
-        yield from (state, opened, self._failures())
+        yield from (state, opened, self._failures(), self._healthy())
         yield from self._names()
+
+    def _healthy(self) -> Metric:
+        healthy = GaugeMetricFamily("gateway_upstream_healthy", "1 if a host is used.", labels=("upstream", "host"))
+        for upstream in self._upstreams:
+            for host in upstream.hosts:
+                healthy.add_metric((upstream.name, host.name), float(host.usable))
+        return healthy
 
     def _failures(self) -> Metric:
         failed = CounterMetricFamily(

@@ -36,6 +36,8 @@ def readiness(gateway: Reporting) -> dict[str, object]:
     redis = "none" if isinstance(shared, NoShared) else ("available" if shared.available else "away")
     status = "stopping" if gateway.stopping else "ready" if gateway.lasting.started else "not started"
     answer: dict[str, object] = {"status": status, "redis": redis, "routes": len(gateway.config.routes)}
+    if away := gateway.lasting.upstreams_away:
+        answer["upstreams_without_host"] = away
     workers = gateway.lasting.workers
     if workers is not None and workers[0] < workers[1]:
         answer["workers_answering"], answer["workers"] = workers

@@ -67,6 +67,7 @@ class WorkerState:
         self.workers: tuple[int, int] | None = None
         """How many workers are ready, of how many; None without a supervisor."""
         self._upstreams: UpstreamCollector | None = None
+        self._shown: list[Upstream] = []
         self.shared = shared
         self._allow_records(config)
         blind = None if config.purge_disconnect_grace == "forever" else config.purge_disconnect_grace.total_seconds()
@@ -103,10 +104,18 @@ class WorkerState:
         self.metrics.register(AdviceCollector(self.watch.told))
         self.door = ConnectionGuard(config, metrics=self.metrics, log=log)
 
+    @property
+    def upstreams_away(self) -> list[str]:
+        """The upstreams that have no usable host."""
+        return [upstream.name for upstream in self._shown if not upstream.usable]
+
     def show_upstreams(self, upstreams: Iterable[Upstream]) -> None:
-        """Show these upstreams in the metrics, no longer those of the call before."""
-        shown, self._upstreams = self._upstreams, UpstreamCollector(list(upstreams))
+        """Check these upstreams' hosts, and show them in the metrics, no longer those of the call before."""
+        self._shown = list(upstreams)
+        shown, self._upstreams = self._upstreams, UpstreamCollector(self._shown)
         self.metrics.register(self._upstreams, instead_of=shown)
+        for upstream in self._shown if self.started else ():
+            upstream.start()
 
     def configure(self, config: Config, log: AccessLog) -> None:
         """Apply another configuration, as far as it can change while the worker runs."""
@@ -140,6 +149,8 @@ class WorkerState:
 
     async def start(self) -> None:
         self.started = True
+        for upstream in self._shown:
+            upstream.start()
         self.lag.start()
         await self.shared.start()
         if self._fleet_key is not None:

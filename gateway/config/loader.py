@@ -200,6 +200,8 @@ def _bound(key: Key, error: ErrorDetails) -> str:
 
 
 def _as_written(key: Key, limit: object) -> str:
+    if isinstance(limit, str) and limit.startswith("datetime.timedelta("):  # pydantic gives a repr
+        limit = timedelta(**{unit: int(number) for unit, number in re.findall(r"(\w+)=(\d+)", limit)})
     if isinstance(limit, timedelta):
         return show_duration(limit)
     return show_size(limit) if isinstance(limit, int) and is_size(field_at(key)) else f"{limit}"

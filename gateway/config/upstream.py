@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_serializer, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_serializer, model_validator
 
 from gateway.config.field_changes import OF_REQUESTS, HeadersConfig, RequestFields
 from gateway.config.names import misspelt
@@ -113,10 +113,36 @@ def split_weight(text: str) -> tuple[str, int]:
 def check_weighted_url(text: str) -> str:
     """Raises ValueError."""
     url, weight = split_weight(text.strip())
-    if "weight" in url.partition(" ")[2] or weight > 100:
+    if len(url.split()) > 1 or weight > 100:
         raise ValueError("must be a URL, or a URL and a weight from 0 to 100, such as `http://canary:8080 weight=5`")
     check_url(url)
     return text.strip()
+
+
+class HealthConfig(Model):
+    """An active check: each host is asked for a path by each worker, and gets no requests while that fails."""
+
+    path: str
+    """The path to request, below the path of the URL. A status from 200 to 399 is a success."""
+    every: Annotated[Duration, Field(ge=timedelta(milliseconds=100))] = timedelta(seconds=5)
+    """The time between two checks of a host."""
+    timeout: Annotated[Duration, Field(gt=timedelta())] = timedelta(seconds=1)
+    """Timeout for the response."""
+    healthy_after: Annotated[int, Field(ge=1, le=100)] = 2
+    """How many successes in a row bring a host back."""
+    unhealthy_after: Annotated[int, Field(ge=1, le=100)] = 3
+    """How many failures in a row take a host out."""
+
+    @field_validator("path")
+    @classmethod
+    def _path(cls, path: str) -> str:
+        segments = path.partition("?")[0].split("/")
+        if not _CHECKED_PATH.fullmatch(path) or "." in segments or ".." in segments:
+            raise ValueError("must be a path such as /health, percent-encoded if need be")
+        return path
+
+
+_CHECKED_PATH = re.compile(r"/[!$-\[\]-~]*")
 
 
 class UpstreamConfig(Model):
@@ -154,6 +180,11 @@ class UpstreamConfig(Model):
     half of its requests. `0` disables the breaker."""
     breaker_open_for: Duration = timedelta(seconds=2)
     """How long a circuit breaker stays open before one request probes the host."""
+    health: HealthConfig | None = None
+    """An active check of the hosts."""
+    slow_start: Duration = timedelta(seconds=10)
+    """How long a host that comes back, by its check or its circuit breaker, gets a growing share of its requests while
+    another host can be used; `0s` gives it all at once."""
     stream_timeout: Duration = timedelta(hours=1)
     """Maximum duration of a streamed response. The gateway then aborts it. It doesn't apply to endless content types:
     `text/event-stream`, `application/x-ndjson`, `multipart/x-mixed-replace`."""

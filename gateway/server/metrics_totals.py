@@ -22,6 +22,7 @@ GAUGES: dict[str, Callable[[float, float], float]] = {
     "gateway_redis_available": LEAST,
     "gateway_breaker_state": MOST,
     "gateway_upstream_addresses": LEAST,
+    "gateway_upstream_healthy": LEAST,
     "gateway_predicted_hit_ratio": LEAST,
     "gateway_predicted_outdated_ratio": MOST,
 }

@@ -41,6 +41,7 @@ from gateway.observability.trace_context import PASSED_ON, traced
 from gateway.policy.keys import is_identity
 from gateway.upstreams.causes import Cause, cause_of
 from gateway.upstreams.connection import Interim
+from gateway.upstreams.health import HealthChecks
 from gateway.upstreams.hosts import LATE, Base, Host, in_turn
 from gateway.upstreams.names import Names
 from gateway.upstreams.request import ORDINARY, Patience, Sending, Upload
@@ -110,6 +111,9 @@ class Upstream:
         idle = config.stream_idle_timeout
         self._stream_idle = idle.total_seconds() if idle is not None else None
         self._transport = transport or _transport(name, config)
+        health = config.health
+        self._checks = HealthChecks(health, self.hosts, self._status_of) if health is not None else None
+        self._checked_every = health.every.total_seconds() if health is not None else 1.0
         self._order = in_turn(self.hosts, config.weights)
         self._usable = len(set(map(id, self._order)))
         self._next_host = 0
@@ -147,6 +151,7 @@ class Upstream:
             if host.name in known:
                 host.breaker.opened = known[host.name].breaker.opened
                 host.failures.update(known[host.name].failures)
+                host.healthy = known[host.name].healthy or self._checks is None
 
     async def fetch(
         self,
@@ -323,18 +328,49 @@ class Upstream:
         return (unconnected or attempt.lost_its_connection) and self.budget.take()
 
     def _admitted(self, apart: set[str] | None) -> tuple[Host, int]:
-        """The next host, and its breaker's pass. Raises UpstreamResting where all are left alone."""
+        """The next host, and its breaker's pass. Raises UpstreamResting where none may be asked."""
+        later: Host | None = None
         for _ in self._order:
             host = self._order[self._next_host]
             self._next_host = (self._next_host + 1) % len(self._order)
             if apart is not None and host.name in apart and len(apart) < self._usable:
+                continue
+            if host.returned is not None and not host.is_its_turn():
+                later = host
                 continue
             series = host.admit()
             if series is not None:
                 if apart is not None:
                     apart.add(host.name)
                 return host, series
+        series = later.admit() if later is not None else None
+        if later is not None and series is not None:
+            if apart is not None:
+                apart.add(later.name)
+            return later, series
+        if not any(host.healthy for host in self._order):
+            raise UpstreamResting(self.name, "no healthy host", self._checked_every)
         raise UpstreamResting(self.name, "circuit breaker open", min(host.retry_after for host in self._order))
+
+    @property
+    def usable(self) -> bool:
+        """Whether it has a host that requests may be sent to."""
+        return any(host.usable for host in self._order)
+
+    def start(self) -> None:
+        """Check the hosts from now on, if that is configured. Needs a running event loop."""
+        if self._checks is not None:
+            self._checks.start()
+
+    async def _status_of(self, host: Host) -> int:
+        """The status that a host's active check is answered with. Raises httpx.TransportError, UpstreamError."""
+        assert self.config.health is not None
+        timeout = self.config.health.timeout.total_seconds()
+        sent = self._changes.applied([(b"user-agent", b"cached-gateway health check")])
+        sending = Sending("GET", self.config.health.path, sent, None, None, ORDINARY, timeout, False, ())
+        response = await self._sent(sending, host, Attempt())
+        await response.stream.aclose()
+        return response.status
 
     async def _checked(self, response: ReceivedHead, body: Body, sent: Headers) -> Fetched:
         fields = response.headers if response.judged else [(name.lower(), value) for name, value in response.headers]
@@ -403,6 +439,8 @@ class Upstream:
         return await self.request("GET", path, params=params, headers=headers)
 
     async def aclose(self) -> None:
+        if self._checks is not None:
+            await self._checks.aclose()
         await self._transport.aclose()
 
 
@@ -412,7 +450,8 @@ async def _once(content: bytes) -> AsyncIterator[bytes]:
 
 def _host(upstream: str, url: str, config: UpstreamConfig, monotonic: Callable[[], float]) -> Host:
     breaker = Breaker(failures=config.breaker_failures, rest=config.breaker_open_for.total_seconds())
-    return Host(Base.of(url, config.host_sent), breaker, monotonic, upstream)
+    slow_start = config.slow_start.total_seconds()
+    return Host(Base.of(url, config.host_sent), breaker, monotonic, upstream, slow_start=slow_start)
 
 
 def _transport(name: str, config: UpstreamConfig) -> httpx.AsyncBaseTransport:

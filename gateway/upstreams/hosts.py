@@ -15,13 +15,15 @@ import httpx
 
 from gateway.errors import UpstreamMalformed
 from gateway.upstreams.causes import Cause
-from gateway.upstreams.resilience import Breaker
+from gateway.upstreams.resilience import Breaker, BreakerState
 from gateway.upstreams.transport import Attempt, ReceivedHead
 
 logger = logging.getLogger("gateway")
 
 LOGGED_EVERY = 60.0
 """Seconds between two log lines about failures of one host by one cause."""
+LEAST_SHARE = 0.1
+"""The share of its requests that a host gets at least after it came back."""
 LATE = Cause("timeout", "no response before the deadline")
 _PLAIN = re.compile(r"[!$-\[\]-~]*")  # ASCII that is visible, but for `"`, `#` and the backslash
 
@@ -65,6 +67,14 @@ class Host:
     upstream: str = ""
     failures: Counter[str] = field(default_factory=Counter, repr=False)
     """How many requests failed, by their cause."""
+    slow_start: float = 0.0
+    """Seconds for which it gets a growing share after it came back."""
+    healthy: bool = True
+    """Whether its active check succeeds; True where it has none."""
+    returned: float | None = None
+    """When it came back, while it gets a growing share."""
+    _credit: float = field(default=0.0, repr=False)
+    _told_open: bool = field(default=False, repr=False)
     _logged: dict[str, float] = field(default_factory=dict, repr=False)
     """When a failure of a cause was logged last."""
 
@@ -72,8 +82,57 @@ class Host:
     def name(self) -> str:
         return self.base.netloc.decode("ascii")
 
+    @property
+    def usable(self) -> bool:
+        """Whether requests may be sent to it, or one to try."""
+        return self.healthy and self.breaker.state is not BreakerState.OPEN
+
     def admit(self) -> int | None:
-        return self.breaker.admit(self.monotonic())
+        return self.breaker.admit(self.monotonic()) if self.healthy else None
+
+    def is_its_turn(self) -> bool:
+        """Whether a host that came back a moment ago takes this request: ever more of those whose turn is its own."""
+        assert self.returned is not None
+        passed = self.monotonic() - self.returned
+        if passed >= self.slow_start:
+            self.returned = None
+            return True
+        self._credit += max(LEAST_SHARE, passed / self.slow_start)
+        if self._credit < 1:
+            return False
+        self._credit -= 1
+        return True
+
+    def judge(self, reason: str | None) -> None:
+        """Its active check has changed: it fails for `reason`, or, with None, succeeds again."""
+        self.healthy = reason is None
+        if reason is None:
+            logger.info("upstream %s: %s is healthy again", self.upstream, self.name)
+            self._come_back()
+        else:
+            logger.warning("upstream %s: %s is unhealthy and gets no requests: %s", self.upstream, self.name, reason)
+
+    def _come_back(self) -> None:
+        if self.slow_start:
+            self.returned, self._credit = self.monotonic(), 0.0
+
+    def _succeeded(self, series: int) -> None:
+        closed = self.breaker.state is BreakerState.CLOSED
+        self.breaker.succeeded(series, self.monotonic())
+        if not closed and self.breaker.state is BreakerState.CLOSED:
+            self._told_open = False
+            logger.info("upstream %s: the circuit breaker of %s is closed again", self.upstream, self.name)
+            self._come_back()
+
+    def _failed(self, series: int, client: bytes | None = None) -> None:
+        opened = self.breaker.opened
+        self.breaker.failed(series, self.monotonic(), client)
+        if self.breaker.opened != opened and not self._told_open:
+            self._told_open = True
+            logger.warning(
+                "upstream %s: the circuit breaker of %s is open: at least half of its requests failed (%s)",
+                *(self.upstream, self.name, ", ".join(self.failures) or "5xx"),
+            )
 
     @property
     def retry_after(self) -> float:
@@ -105,7 +164,7 @@ class Host:
         except asyncio.CancelledError:
             # If the time is up, the caller's timeout ended it: the host was too slow.
             if until is not None and loop.time() >= until - timeout / 20:
-                self.breaker.failed(series, self.monotonic())
+                self._failed(series)
                 self.failed_by(LATE)
             else:
                 self.breaker.abandoned(series)
@@ -116,20 +175,20 @@ class Host:
             if ours or attempt.lost_its_connection:
                 self.breaker.abandoned(series)
             else:
-                self.breaker.failed(series, self.monotonic())
+                self._failed(series)
             raise
         except BaseException:
             self.breaker.abandoned(series)
             raise
         if response.status >= 500:
-            self.breaker.failed(series, self.monotonic(), client())
+            self._failed(series, client())
         else:
-            self.breaker.succeeded(series, self.monotonic())
+            self._succeeded(series)
         return response
 
     def broke(self, series: int, cause: Cause) -> None:
         """Its body broke off, or was not HTTP."""
-        self.breaker.failed(series, self.monotonic())
+        self._failed(series)
         self.failed_by(cause)
 
     def failed_by(self, cause: Cause) -> None:

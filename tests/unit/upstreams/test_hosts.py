@@ -70,7 +70,8 @@ async def test_a_host_that_refuses_is_replaced_whatever_its_weight() -> None:
         (["http://a weight=x"], "weight from 0 to 100"),
         (["http://a weight=0", "http://b weight=0"], "all weights are 0"),
         (["weight=1"], "must be an http:// or https:// URL"),
-        (["http://a b"], "invalid in a URL"),
+        (["http://a b", "http://c"], "weight from 0 to 100"),
+        (["http://a weigt=2"], "weight from 0 to 100"),
     ],
 )
 def test_a_weight_that_is_none_is_refused(urls: Any, message: str) -> None:
