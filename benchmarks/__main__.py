@@ -2,7 +2,9 @@
 
     python -m benchmarks                      all rows
     python -m benchmarks --quick              all rows, shorter, fewer keys and entries: to see that all is well
-    python -m benchmarks --rows hit,304       these rows; the others keep what an earlier run found
+    python -m benchmarks --rows hit,304       these rows; the others keep what an earlier run found. `handlers` names
+                                              all rows whose keys begin with it
+    python -m benchmarks --rounds 9           that many rounds of each row, instead of 5
     python -m benchmarks --output DIRECTORY   where results.json, table.md and chart.svg go (benchmarks/results)
 
 Exit status: 0 the figures are there, bars met or not; 2 a figure could not be had, or a response was wrong.
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import report
@@ -26,7 +29,7 @@ _FULL, _QUICK = Plan(rounds=5, seconds=2), Plan(rounds=1, seconds=1, keys=5_000,
 
 def main() -> int:
     options = _options()
-    plan = _QUICK if options.quick else _FULL
+    plan = _QUICK if options.quick else replace(_FULL, rounds=options.rounds)
     wanted = [row for row in rows(keys=plan.keys, entries=plan.entries) if _is_wanted(row, options.rows)]
     results = {} if options.quick else report.read(options.output / "results.json")
     try:
@@ -45,6 +48,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="under 90 s; results are printed, not kept")
     parser.add_argument("--rows", default="", help="keys of rows, separated by commas: " + ", ".join(_keys()))
+    parser.add_argument("--rounds", type=int, default=_FULL.rounds, help="rounds of each row (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results"))
     options = parser.parse_args()
     unknown = set(filter(None, options.rows.split(","))) - set(_keys())
@@ -58,7 +62,7 @@ def _keys() -> list[str]:
 
 
 def _is_wanted(row: Row, listed: str) -> bool:
-    return not listed or row.key in listed.split(",")
+    return not listed or bool({row.key, row.key.partition("-")[0]}.intersection(listed.split(",")))
 
 
 def _measure_all(wanted: list[Row], plan: Plan, results: dict[str, report.Result]) -> None:

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from benchmarks import handlers
 from benchmarks.traffic import KIB, body
 
 STORED_KEYS = 1000
@@ -105,6 +106,20 @@ def passing() -> FastAPI:
 def _as_received(response: httpx.Response) -> Response:
     kept = {name: response.headers[name] for name in ("cache-control", "etag") if name in response.headers}
     return Response(response.content, response.status_code, kept, response.headers["content-type"])
+
+
+def handler() -> FastAPI:
+    """A handler without a cache."""
+    app = FastAPI()
+    app.get(handlers.PATH)(handlers.plain)
+    return app
+
+
+def dependent_handler() -> FastAPI:
+    """The same with one dependency."""
+    app = FastAPI()
+    app.get(handlers.PATH)(handlers.dependent)
+    return app
 
 
 def redis_get() -> ASGIApp:

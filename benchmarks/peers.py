@@ -174,6 +174,11 @@ def _typed(workers: int) -> Callable[[Site], list[str]]:
     return command
 
 
+def _handlers(router: str) -> Callable[[Site], list[str]]:
+    """The gateway with a router of `benchmarks.handlers`."""
+    return lambda site: _serving(site.file("handlers.yaml", router=router))
+
+
 def _advised(*options: str) -> Callable[[Site], list[str]]:
     def command(site: Site) -> list[str]:
         config = site.file("gateway.yaml", memory="1GiB", redis="none")
@@ -215,6 +220,12 @@ MANY = "gateway, that many entries"
 TWO_WORKERS = "gateway, 2 workers"
 ONE_WORKER = "gateway, 1 worker"
 ADVISED = "gateway, advised"
+HANDLER = "gateway, @cached"
+EDGE_HANDLER = "gateway, @cached(edge=True)"
+DEPENDENT = "gateway, @cached with a dependency"
+UNCACHED_HANDLER = "gateway, handler without @cached"
+FASTAPI = "FastAPI handler"
+FASTAPI_DEPENDENT = "FastAPI handler with a dependency"
 UNADVISED = "gateway, nothing counted"
 
 ON_BOTH_CORES = frozenset((TWO_WORKERS, ONE_WORKER))
@@ -235,5 +246,11 @@ STARTERS: dict[str, Callable[[Site], Sequence[str]]] = {
     TWO_WORKERS: _typed(2),
     ONE_WORKER: _typed(1),
     ADVISED: _advised("advised"),
+    HANDLER: _handlers("default"),
+    EDGE_HANDLER: _handlers("at_edge"),
+    DEPENDENT: _handlers("dependency"),
+    UNCACHED_HANDLER: _handlers("uncached"),
+    FASTAPI: _python("handler"),
+    FASTAPI_DEPENDENT: _python("dependent_handler"),
     UNADVISED: _advised(),
 }

@@ -90,6 +90,27 @@ def rows(*, keys: int = 100_000, entries: int = 1_000_000) -> tuple[Row, ...]:
             connections=64,
         ),
         Row(
+            "handlers",
+            "hit of a @cached handler, 1 KiB",
+            Pattern("hot", _HOT),
+            (peers.HANDLER, peers.EDGE_HANDLER, peers.FASTAPI),
+            (Bar(peers.EDGE_HANDLER, 0.97, 1), Bar(peers.FASTAPI, 1, 1.5)),
+        ),
+        Row(
+            "handlers-dependency",
+            "hit of a @cached handler with a dependency, 1 KiB",
+            Pattern("hot", _HOT),
+            (peers.DEPENDENT, peers.FASTAPI_DEPENDENT),
+            (Bar(peers.FASTAPI_DEPENDENT, 1, 1.5),),
+        ),
+        Row(
+            "handlers-uncached",
+            "handler without @cached, 1 KiB",
+            Pattern("hot", _HOT),
+            (peers.UNCACHED_HANDLER, peers.FASTAPI),
+            (Bar(peers.FASTAPI, 0.8, 0.95),),
+        ),
+        Row(
             "latency",
             "p99 of a hit at half of saturation, open loop",
             Pattern("hot", _HOT),
