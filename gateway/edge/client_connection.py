@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from enum import Enum, auto
 from functools import partial
 from typing import Any, Protocol, cast
+from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -313,6 +314,51 @@ class ClientConnection(HttpToolsProtocol):
             self._received = 0
             self._deadline = time.perf_counter() + self.door.timeouts.body
 
+    def _hand_over(self, line: Line, fields: list[tuple[bytes, bytes]], *, close: bool, began: float) -> bool:
+        """Give the app a GET or HEAD of HTTP/1.1 without a body whose fields this connection has sent before, so that
+        httptools need not parse them again. False if it must, for want of a plain URL."""
+        try:
+            url = httptools.parse_url(line.target)
+        except httptools.HttpParserInvalidURLError:
+            return False
+        if self.limit_concurrency is not None or url.path is None:
+            return False
+        self._ready = None
+        self._began, self._method = began, line.method.decode("ascii")
+        try:
+            self.door.admit(self._peer)
+        except RequestRefused as refused:
+            self._refuse(refused)
+            return True
+        self._admitted = True
+        self._deadline = NEVER
+        self.on_message_begin()
+        self.url, self.headers = line.target, fields
+        path = url.path.decode("ascii")
+        scope = cast(dict[str, Any], self.scope)
+        scope["method"], scope["headers"] = self._method, fields
+        scope["path"] = self.root_path + (unquote(path) if "%" in path else path)
+        scope["raw_path"] = self.root_path.encode("ascii") + url.path
+        scope["query_string"] = url.query or b""
+        self._extend(scope, line.target)
+        self.cycle = RequestResponseCycle(
+            scope=cast(Any, scope),
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=not (close or self.door.draining),
+            on_response=self.on_response_complete,
+        )
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
+        self._start_asgi_task(self.cycle, self.app)
+        return True
+
     def _feed_body(self) -> None:
         end = self._body.take(self._buffer, self._at)
         piece = self._buffer[self._at : end]
@@ -373,9 +419,7 @@ class ClientConnection(HttpToolsProtocol):
             super().on_header(name, value.strip(b" \t"))
 
     def on_headers_complete(self) -> None:
-        scope = cast(dict[str, Any], self.scope)
-        scope[RAW_TARGET_KEY] = ASTERISK if self._of_server else self.url
-        scope["extensions"] = {INTERIM_KEY: partial(self._interim, scope)}
+        self._extend(cast(dict[str, Any], self.scope), ASTERISK if self._of_server else self.url)
         old = self.parser.get_http_version() != "1.1"
         if old:
             self.expect_100_continue = False  # HTTP/1.0 has no interim responses (RFC 9110 §15.2)
@@ -384,6 +428,10 @@ class ClientConnection(HttpToolsProtocol):
             self.cycle.keep_alive = stays_open(self.headers)
         if self.door.draining:
             self.cycle.keep_alive = False  # uvicorn then sends `Connection: close`
+
+    def _extend(self, scope: dict[str, Any], target: bytes) -> None:
+        scope[RAW_TARGET_KEY] = target
+        scope["extensions"] = {INTERIM_KEY: partial(self._interim, scope)}
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         old = cycle.scope["http_version"] != "1.1"

@@ -32,12 +32,21 @@ class Repeat:
     `LIKE`, as the id before did. It is empty where that can't be.
     """
 
-    __slots__ = ("block", "edge", "front", "front_length", "longest_line", "numbered", "rear", "tail")
+    __slots__ = ("at", "block", "edge", "front", "front_length", "longest_line", "numbered", "rear", "tail")
 
     def __init__(
-        self, edge: Edge, block: HeaderBlock, front: bytes, rear: bytes, request_id: bytes | None, room: int
+        self,
+        edge: Edge,
+        block: HeaderBlock,
+        front: bytes,
+        rear: bytes,
+        request_id: bytes | None,
+        room: int,
+        at: int,
     ) -> None:
         self.edge = edge
+        self.at = at
+        """The position of the request ID among the fields."""
         self.longest_line = room - len(front) - len(rear) - (LONGEST_ID if request_id is not None else 0)
         """In bytes: a request line with which the head is within its limit, whatever the id."""
         self.block = block
@@ -53,14 +62,23 @@ class Repeat:
         """The block of a head that was read, whose request line ends at `end`; and its request id, or a new one. A
         head may have `room` bytes."""
         match = _REQUEST_ID_LINE.search(head, end)
+        at = 0
         if match is None:
             front, rear, request_id = head[end:], b"", None
         else:
             front, rear, request_id = head[end : match.start(1)], head[match.end(1) :], match[1]
-            fields = _without_request_id(fields)
+            at = next(i for i, (name, _) in enumerate(fields) if name == b"x-request-id")
+            fields = fields[:at] + fields[at + 1 :]
         text = front + rear
         block = edge.blocks.get(text) or edge.judged(text, fields)
-        return cls(edge, block, front, rear, request_id, room), request_id or new_request_id()
+        return cls(edge, block, front, rear, request_id, room, at), request_id or new_request_id()
+
+    def fields(self, request_id: bytes) -> list[tuple[bytes, bytes]]:
+        """All fields of a request that has this block, in their order."""
+        fields = [*self.block.headers]
+        if self.numbered:
+            fields.insert(self.at, (b"x-request-id", request_id))
+        return fields
 
     def request_id(self, data: bytes, end: int) -> bytes:
         """The request id in `data`, whose request line ends at `end` and which goes on as this block does; a new one
@@ -82,9 +100,3 @@ def _request_ids() -> Iterator[bytes]:
 
 new_request_id = _request_ids().__next__
 """A request ID for a request without one."""
-
-
-def _without_request_id(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The fields without the first request id."""
-    at = next(i for i, (name, _) in enumerate(fields) if name == b"x-request-id")
-    return fields[:at] + fields[at + 1 :]

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from gateway.edge.entries import HeaderBlock
     from gateway.edge.header_block import Repeat
     from gateway.http.request_parser import Line, Request
+    from gateway.http.target import Target
     from gateway.observability.metrics import Metrics
     from gateway.routing.fast_path import FastPath
     from gateway.upstreams.connection import Interim
@@ -121,10 +122,14 @@ class PassThrough:
             return None
         if any(name in _FOR_THE_APP for name, _ in fields):
             return None
-        exchange = exchange_for(fields, peer, line.method.decode("ascii"), scheme, self.trusted, looked=looked)
         try:
-            exchange.host = check_host(values(fields, b"host"), line.version)
-            return self._passage(exchange, line, scheme, None)
+            host = check_host(values(fields, b"host"), line.version)
+            target, direct = self._found(line, host, scheme)
+            if direct is None:
+                return None
+            exchange = exchange_for(fields, peer, line.method.decode("ascii"), scheme, self.trusted, looked=looked)
+            exchange.host = host
+            return self._passage(exchange, target, direct, scheme, None)
         except RequestRefused:
             return None
 
@@ -136,6 +141,12 @@ class PassThrough:
         if line.version != "1.1" or line.method not in (b"GET", b"HEAD"):
             return None
         block, trusted = repeat.block, self.trusted
+        try:
+            target, direct = self._found(line, block.host, scheme)
+        except RequestRefused:
+            return None
+        if direct is None:
+            return None
         told = trusted.told(peer, block.headers) if trusted else None
         fields = [*block.headers, (b"x-request-id", request_id)] if repeat.numbered else block.headers
         exchange = RequestContext(
@@ -150,22 +161,24 @@ class PassThrough:
             told=told,
         )
         try:
-            return self._passage(exchange, line, scheme, block)
+            return self._passage(exchange, target, direct, scheme, block)
         except RequestRefused:
             return None
 
+    def _found(self, line: Line, host: str, scheme: str) -> tuple[Target, Direct | None]:
+        """The target below the prefix, and the route that is asked without ASGI. Raises RequestRefused."""
+        target = below(normalise(*split_raw_target(line.target, host, scheme=scheme)), self.root)
+        direct = self._route(target.decoded)
+        return target, direct if direct is not None and direct.reads else None
+
     def _passage(
-        self, exchange: RequestContext, line: Line, scheme: str, block: HeaderBlock | None
-    ) -> PassThroughRequest | None:
+        self, exchange: RequestContext, target: Target, direct: Direct, scheme: str, block: HeaderBlock | None
+    ) -> PassThroughRequest:
         """Raises RequestRefused."""
-        target = normalise(*split_raw_target(line.target, exchange.host, scheme=scheme))
         exchange.root = self.root
-        exchange.target = below(target, self.root)
+        exchange.target = target
         if exchange.told is not None:
             exchange.host, _ = place(exchange.told, exchange.host, scheme)
-        direct = self._route(exchange.target.decoded)
-        if direct is None or not direct.reads:
-            return None
         passage = PassThroughRequest(self, exchange, direct)
         passage.ask = direct.ask(exchange, passage.interim, block)
         return passage

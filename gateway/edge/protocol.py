@@ -81,7 +81,7 @@ class GatewayProtocol(ClientConnection):
             memo, self.transport, self._peer, block, request_id, began
         )
         if not repeated and not self._is_hit(repeat, line, request_id, began):
-            if self._may_be_shared(repeat, line, request_id, data, began) or self._passes(
+            if self._may_be_shared(repeat, line, request_id, data, began) or self._goes_on(
                 repeat, line, request_id, began
             ):
                 return None
@@ -202,22 +202,23 @@ class GatewayProtocol(ClientConnection):
         self._set_out(passage, close=self._last or ends(request.fields))
         return None
 
-    def _passes(self, repeat: Repeat, line: bytes, request_id: bytes, began: float) -> bool:
-        """Pass a request to the engine that repeats all but its line, which is parsed here; False if the slow path must
-        handle it."""
-        passages = repeat.edge.passages
-        if passages is None or self._wrapped or self.root_path:
-            return False
+    def _goes_on(self, repeat: Repeat, line: bytes, request_id: bytes, began: float) -> bool:
+        """Have the engine or the app answer a request that repeats all but its line, which is parsed here; False if the
+        slow path must handle it."""
         try:
             read = read_line(line, self.door.limits)
         except RequestRefused:
             return False
-        passage = passages.repeated(repeat, read, request_id, self._peer, self.scheme or "http", began)
-        if passage is None:
+        if read.version != "1.1" or read.method not in (b"GET", b"HEAD"):
             return False
+        passages, passage = repeat.edge.passages, None
+        if passages is not None and not (self._wrapped or self.root_path):
+            passage = passages.repeated(repeat, read, request_id, self._peer, self.scheme or "http", began)
+        self._edge, self._line = repeat.edge, b"" if self.root_path else line
+        if passage is None:
+            return self._hand_over(read, repeat.fields(request_id), close=repeat.block.close, began=began)
         self._ready = None
         self._began, self._method = began, passage.exchange.method
-        self._edge, self._line = repeat.edge, line
         try:
             self._set_out(passage, close=self._last or repeat.block.close)
         except RequestRefused as refused:

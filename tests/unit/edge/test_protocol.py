@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.testing import StubUpstream
 from tests.conftest import gateway, size
-from tests.support.edge_lines import Both, Changing, Counted, Line, Side, asked, living
+from tests.support.edge_lines import Both, Changing, Counted, Line, Side, asked, living, masked
 
 EXAMPLES = size("protocol_stories")
 LONG = b"a" * 560
@@ -169,3 +169,57 @@ async def test_the_app_alone_answers_options_of_the_server() -> None:
     }
     await gateway(StubUpstream(lambda _: httpx.Response(200)))(scope, receive, send)
     assert (sent[0]["status"], dict(sent[0]["headers"])[b"allow"][:3]) == (204, b"GET")
+
+
+# --- blocks that repeat ------------------------------------------------------------------------------------
+
+TARGETS_OF_THE_APP = (
+    *(b"/seen/1", b"/seen/2?b=1&a=%20", b"/seen/%C3%A4?x", b"/seen//3", b"http://gateway.test/seen/4?a=1", b"/seen/5?"),
+    *(b"/seen/%2e%2e/6", b"/seen/7;a=b", b"/seen/8?%zz", b"https://gateway.test/seen/9"),
+)
+
+
+@pytest.mark.parametrize("numbered", [b"", b"X-Request-ID: abc\r\n"])
+async def test_the_app_is_handed_the_same_whether_a_header_block_repeats_or_not(numbered: bytes) -> None:
+    scopes: list[dict[str, Any]] = []
+
+    async def seeing(scope: Any, receive: Any, send: Any) -> None:
+        messages = [await receive()]
+        scopes.append({**{k: v for k, v in scope.items() if k not in CHANGING}, "received": messages})
+        await app.app(scope, receive, send)
+
+    app = Counted(gateway(StubUpstream(lambda _: httpx.Response(500)), {}))
+    seen: Any = seeing
+    seen.edge, seen.door = app.app.edge, app.door
+
+    def request(target: bytes, method: bytes = b"GET") -> bytes:
+        return b"%b %b HTTP/1.1\r\nHost: gateway.test\r\n%bX-A:  b \r\n\r\n" % (method, target, numbered)
+
+    repeating = Line(seen)
+    await asked(repeating, request(b"/first"))
+    for target in TARGETS_OF_THE_APP:
+        for method in (b"GET", b"HEAD"):
+            feeding = repeating.protocol._feed
+            repeating.protocol._feed = fail  # type: ignore[method-assign]
+            again = await asked(repeating, request(target, method))
+            repeating.protocol._feed = feeding  # type: ignore[method-assign]
+            anew = await asked(Line(seen), request(target, method))
+            assert masked(again) == masked(anew)
+            assert scopes[-2] == scopes[-1]
+    assert len(scopes) == 1 + 4 * len(TARGETS_OF_THE_APP)
+
+
+CHANGING = ("extensions",)
+
+
+def fail(data: bytes) -> None:
+    raise AssertionError("httptools parsed a head that repeats")
+
+
+async def test_the_last_request_of_a_repeated_block_on_a_connection_that_drains_ends_it() -> None:
+    app = Counted(gateway(StubUpstream(lambda _: httpx.Response(500)), {}))
+    line = Line(app)
+    await asked(line, get(b"/first"))
+    app.door.draining = True
+    assert b"\r\nconnection: close\r\n" in await asked(line, get(b"/second"))
+    assert line.pipe.closed
