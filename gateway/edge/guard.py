@@ -27,6 +27,7 @@ from gateway.http.headers import http_date
 from gateway.http.request_parser import ALLOW, Limits
 from gateway.observability.access_log import AccessLog, silent
 from gateway.observability.metrics import Metrics
+from gateway.observability.open_files import OpenFiles
 
 SWEEP = 0.5
 """Seconds between two sweeps."""
@@ -69,8 +70,10 @@ class ConnectionGuard:
         *,
         metrics: Metrics | None = None,
         log: AccessLog = silent,
+        files: OpenFiles | None = None,
     ) -> None:
         self.configure(config, log)
+        self.files = files or OpenFiles()
         self.draining = False
         """Whether each answer shall be the last on its connection: another process answers from then on."""
         self._metrics = metrics
@@ -99,13 +102,17 @@ class ConnectionGuard:
         """Connections now."""
         return len(self._connections)
 
-    def enter(self, connection: GuardedConnection, client: str, loop: asyncio.AbstractEventLoop) -> None:
+    def enter(
+        self, connection: GuardedConnection, client: str, loop: asyncio.AbstractEventLoop, descriptor: int = -1
+    ) -> None:
         """Register a new connection from `client` (empty: a unix socket). Raises RequestRefused if it is one too many;
         it is still tracked."""
         self._connections.add(connection)
         self._by_client[client] += 1
         if self._timer is None:
             self._timer = loop.call_later(SWEEP, self._sweep, loop)
+        if self.files.is_too_many(descriptor):
+            raise RequestRefused("Too many open files.", 503, "files")
         over = len(self._connections) > self._bounds.connections
         if over or (self._by_client[client] > self._bounds.connections_per_client and self._is_counted(client)):
             raise RequestRefused("Too many connections.", 503, "connections")

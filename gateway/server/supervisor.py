@@ -20,6 +20,7 @@ from gateway.config.loader import Loaded
 from gateway.config.names import counted
 from gateway.config.types import shown_url
 from gateway.errors import ConfigError, GatewayError
+from gateway.observability.open_files import raise_limit
 from gateway.server.embedded_redis import Embedded, EmbeddedError
 from gateway.server.ipc import Abort, Adopt, Begin, Commit, Prepare, Release, Retire, Setup, Stop, Totals, Workers
 from gateway.server.listener import forget, listen_admin, listen_for_each, url_of
@@ -477,6 +478,9 @@ def supervise(
 ) -> None:
     """Run the gateway until SIGINT or SIGTERM. Raises ListenError, EmbeddedError, ConfigError, StartError."""
     early: list[int] = []
+    before, limit = raise_limit()
+    if limit != before:
+        logger.info("open files: the limit was raised from %d to %d", before, limit)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: early.append(number))
 

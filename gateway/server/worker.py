@@ -31,6 +31,7 @@ from gateway.clock import SystemClock
 from gateway.config.loader import Loaded
 from gateway.config.models import Config
 from gateway.errors import ConfigError, GatewayError
+from gateway.observability.open_files import raise_limit
 from gateway.server.ipc import (
     Abort,
     Adopt,
@@ -70,6 +71,7 @@ MAX_SOCKETS = 250
 def main(control: int, parent: int) -> None:
     """Entry point of a spawned process: `control` is the descriptor of its control socket, `parent` the supervisor."""
     die_with(parent, signal.SIGKILL)
+    raise_limit()
     be_called("gateway-spare")
     log_to_stderr()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
@@ -221,6 +223,7 @@ class Worker:
     async def _tell(self) -> None:
         while True:
             await asyncio.sleep(REPORT_EVERY)
+            self.generations.door.files.look()
             self._channel.send(PurgeReported(self.families()))
 
     def families(self) -> list[Family]:

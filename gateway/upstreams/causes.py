@@ -19,10 +19,10 @@ from gateway.upstreams.aiohttp_errors import HeadTooLarge
 
 CAUSES = (
     *("name", "refused", "unreachable", "connect-timeout", "certificate", "tls"),
-    *("reset", "timeout", "malformed", "large-head", "request", "cut"),
+    *("reset", "timeout", "malformed", "large-head", "request", "cut", "files"),
 )
 """The words. `unreachable` is any other error in making a connection, `request` a request that can't be sent, `cut` a
-body that broke off after the response's head."""
+body that broke off after the response's head, `files` that the gateway has no file descriptor left."""
 
 
 class Cause(NamedTuple):
@@ -33,6 +33,8 @@ class Cause(NamedTuple):
 def cause_of(error: BaseException) -> Cause:
     """Why a request failed with `error`."""
     chain = list(_within(error))
+    if any(isinstance(each, OSError) and each.errno in (errno.EMFILE, errno.ENFILE) for each in chain):
+        return Cause("files", "no file descriptor left for a connection")
     # aiohttp's errors are those of sockets and TLS as well, and say nothing of their own.
     for each in (each for each in chain if not isinstance(each, aiohttp.ClientError)):
         if isinstance(each, ssl.SSLCertVerificationError):

@@ -65,6 +65,9 @@ if TYPE_CHECKING:
 
 ENDLESS_IDLE = 60.0
 """Seconds between two pieces of a response of an endless content type, unless configured otherwise."""
+FILES_PAUSE = 0.05
+FILES_TRIES = 50
+"""How often, and after which pause (seconds), a connection that gets no file descriptor is tried again."""
 SHARE_OF_UPLOADS = 0.5
 """The share of an upstream's places for requests whose bodies are still coming."""
 
@@ -256,7 +259,7 @@ class Upstream:
 
     async def _send(self, sending: Sending) -> tuple[Host, int, ReceivedHead]:
         """Send it to the next host that is not left alone; once more where that is safe and within the budget."""
-        tried, apart = 0, sending.patience.apart
+        tried, files_tried, apart = 0, 0, sending.patience.apart
         while True:
             host, series = self._admitted(apart)
             attempt = Attempt(partial(self._tell, sending.interim) if sending.interim is not None else None)
@@ -276,6 +279,11 @@ class Upstream:
                 host.failed_by(LATE)
                 raise UpstreamTimeout(self.name, LATE.text) from None
             except httpx.TransportError as error:
+                if files_tried < FILES_TRIES and sending.body is None and cause_of(error).word == "files":
+                    # Connections that were accepted in a burst and are refused give their descriptors back soon.
+                    files_tried += 1
+                    await asyncio.sleep(FILES_PAUSE)
+                    continue
                 tried += 1
                 again = tried <= sending.patience.retries and self._repeatable(sending, attempt, error)
                 if not (again and attempt.lost_its_connection) and not isinstance(error, httpx.PoolTimeout):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from gateway.errors import UpstreamMalformed
-from gateway.upstreams.causes import Cause
+from gateway.upstreams.causes import Cause, cause_of
 from gateway.upstreams.resilience import Breaker, BreakerState
 from gateway.upstreams.transport import Attempt, ReceivedHead
 
@@ -172,6 +172,7 @@ class Host:
         except (TimeoutError, httpx.TransportError) as error:
             # A kept-alive connection that was closed meanwhile doesn't concern the host; a new one will show.
             ours = isinstance(error, httpx.PoolTimeout | httpx.LocalProtocolError | httpx.UnsupportedProtocol)
+            ours = ours or cause_of(error).word == "files"
             if ours or attempt.lost_its_connection:
                 self.breaker.abandoned(series)
             else:

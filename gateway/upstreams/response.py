@@ -13,6 +13,7 @@ import httpx
 import msgspec
 
 from gateway.errors import (
+    Overloaded,
     UpstreamBusy,
     UpstreamError,
     UpstreamHeadTooLarge,
@@ -391,5 +392,9 @@ def translated(name: str, error: httpx.TransportError) -> UpstreamError:
         UpstreamUnreachable(name, "connection failed or lost"),
     )
     if not isinstance(found, UpstreamBusy):
-        found.cause, found.text = cause_of(error)
+        cause = cause_of(error)
+        if cause.word == "files":
+            found = Overloaded(name, cause.text, 1.0)
+            found.title = "Gateway has no file descriptor left"
+        found.cause, found.text = cause
     return found
