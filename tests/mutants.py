@@ -68,7 +68,7 @@ MUTANTS = (
     Mutant("policy.storability", 'if b"set-cookie" not in named:', "if False:", "unit/policy/test_freshness"),
     Mutant(
         "policy.storability",
-        "if facts.authorized and not _shared_despite_authorization(directives):",
+        "if authorized and not _shared_despite_authorization(directives):",
         "if False:",
         "unit/policy/test_freshness",
     ),
@@ -111,14 +111,16 @@ MUTANTS = (
     ),
     Mutant(
         "policy.keys",
-        "return Plan(primary, base, (*counted, *keying.constants), None, _identities(keying, counted))",
+        "return Plan(primary, base, (*host, *counted, *keying.constants), None, _identities(keying, counted))",
         "return Plan(primary, primary, (*counted, *keying.constants), None, _identities(keying, counted))",
         "unit/policy/test_keys",
     ),
     Mutant(
         "policy.epochs", "if name in hard and hard[name] > position:", "if False:", "unit/cache/redis/test_purge_log"
     ),
-    Mutant("policy.entry", "stored.key == key and _plausible(stored)", "_plausible(stored)", "unit/policy/test_entry"),
+    Mutant(
+        "policy.entry", "stored.key == key and may_be_shared(stored)", "may_be_shared(stored)", "unit/policy/test_entry"
+    ),
     Mutant(
         "aggregates.part_source",
         "if own else planned.base",
@@ -127,7 +129,7 @@ MUTANTS = (
     ),
     Mutant(
         "aggregates.part_source",
-        "stands_in = ask.plan.bypass is None and failure.backs_off",
+        "stands_in = request.plan.bypass is None and failure.backs_off",
         "stands_in = failure.backs_off",
         "unit/aggregates/test_part_source_failures",
     ),
@@ -154,6 +156,29 @@ MUTANTS = (
 
 
 GUARDS = (
+    # The place and the fields of a request, and limits of a route.
+    Mutant("http.forwarding", "if peer not in self:", "if False:", "unit/http/test_forwarding"),
+    Mutant(
+        "edge.protocol",
+        "if block.prefixed and edge.has_another_prefix(block, self._peer):",
+        "if False:",
+        "unit/app/test_middleware",
+    ),
+    Mutant("policy.keys", "if keying.sent:", "if False:", "unit/routing/test_declared"),
+    Mutant(
+        "policy.downstream",
+        'if b"vary" in self.changes.removed and (not stored or vary_names(headers) is None):',
+        "if False:",
+        "unit/policy/test_downstream_changes",
+    ),
+    Mutant("policy.downstream", "if not forbids:", "if True:", "unit/policy/test_downstream_changes"),
+    Mutant(
+        "routing.responses",
+        "if self._largest is not None and size > self._largest:",
+        "if False:",
+        "unit/routing/test_declared_limits",
+    ),
+    Mutant("routing.upstream_request", "if int(length) > largest:", "if False:", "unit/routing/test_declared_limits"),
     # What Redis says: by the pipe, in records, in leases, in the streams.
     Mutant(
         "cache.redis.reader", "if reply != asked.mark and not refused:", "if False:", "unit/cache/redis/test_reader"
@@ -207,30 +232,33 @@ GUARDS = (
         "http.response_parser", "not (status == 205 and (chunked or length))", "True", "unit/http/test_response_parser"
     ),
     Mutant(
-        "upstreams.transport",
-        "        if not self._asked:",
-        "        if False:",
+        "upstreams.receiver",
+        "        if not self._asked:\n            self.force_close()",
+        "        if False:\n            self.force_close()",
         "unit/upstreams/test_connection_crossed_answers",
     ),
-    Mutant("upstreams.transport", "and not self._poll.poll(0)", "", "unit/upstreams/test_connection_crossed_answers"),
+    Mutant("upstreams.receiver", "and not self._poll.poll(0)", "", "unit/upstreams/test_connection_crossed_answers"),
     Mutant("cache.fetch", "if personal and not better:", "if False:", "unit/cache/test_coalescer_failures"),
     Mutant(
         "cache.fetch",
-        "key = self._own_key(ask) if own else ask.plan.base",
-        "key = ask.plan.base",
+        "key = self._own_key(request) if own else request.plan.base",
+        "key = request.plan.base",
         "unit/cache/test_coalescer_failures",
     ),
     Mutant(
         "cache.fetch",
-        "if identity and not self._is_shared(ask) else key",
+        "if identity and not self._is_shared(request) else key",
         "if identity else key",
         "unit/cache/test_coalescer_waiting",
     ),
     Mutant(
-        "cache.fetch", "status == 429 and not ask.route.local", "status == 429", "unit/cache/test_coalescer_failures"
+        "cache.fetch",
+        "status == 429 and not request.route.local",
+        "status == 429",
+        "unit/cache/test_coalescer_failures",
     ),
     Mutant("cache.engine", "to_share = not personal and (", "to_share = (", "unit/cache/test_coalescer_failures"),
-    Mutant("cache.engine", "list(identity) == identity_of(ask)", "True", "unit/cache/test_coalescer_failures"),
+    Mutant("cache.engine", "list(identity) == identity_of(request)", "True", "unit/cache/test_coalescer_failures"),
     Mutant(
         "cache.engine",
         "if answer is Useless.TO_ME and key == before:",
@@ -253,7 +281,7 @@ GUARDS = (
         "max(0.0, seconds), 1e9)",
         "unit/cache/test_coalescer_failures",
     ),
-    Mutant("policy.storability", "if _is_endless(received.headers):", "if False:", "unit/policy/test_freshness"),
+    Mutant("policy.storability", "if is_endless(received.headers):", "if False:", "unit/policy/test_freshness"),
     Mutant("cache.coalescer", "(lease.stored or _looked_long_ago(ask))", "False", "unit/cache/test_leases"),
     Mutant(
         "cache.coalescer",

@@ -127,7 +127,7 @@ class Edge:
             self.blocks[text] = block
         return block
 
-    def may_be_shared(self, block: HeaderBlock, peer: str) -> bool:
+    def has_another_prefix(self, block: HeaderBlock, peer: str) -> bool:
         """Whether the client reached the gateway under another path prefix than the configured one: the paths in an
         answer are others then."""
         return block.prefixed and self._trusted.prefix(peer, block.headers) not in (None, self._root)

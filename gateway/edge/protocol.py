@@ -126,7 +126,7 @@ class GatewayProtocol(ClientConnection):
         block = repeat.block
         if not block.plain or (block.proxied and self._wrapped):
             return False
-        if block.prefixed and edge.may_be_shared(block, self._peer):
+        if block.prefixed and edge.has_another_prefix(block, self._peer):
             self._line = b""
             return False
         self._repeat = repeat
