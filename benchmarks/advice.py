@@ -78,7 +78,7 @@ async def compare() -> list[Series]:
 def main() -> None:
     series = asyncio.run(compare())
     ticks = [(ttl, f"{ttl:g} s" if ttl < 60 else f"{ttl / 60:g} min") for ttl in TTLS]
-    title = "What a TTL does: foretold, and really"
+    title = "Hit ratio and outdated responses by TTL: predicted and measured"
     PICTURE.write_text(line_chart(title, series, x_label="TTL", y_label="% of answers", log_x=True, x_ticks=ticks))
     print(f"\nThe picture: {PICTURE}\n")
     cost()

@@ -111,7 +111,7 @@ class Child:
         raise DemoError(f"The {self._name} ended by itself, with {how}.", 128 - code if code < 0 else code or 1)
 
     async def end(self) -> None:
-        """Let it end in order; kill it where that takes too long, or who waits is told to stop again."""
+        """Stop it gracefully; kill it if that takes too long, or on a second signal."""
         if self._process.returncode is None:
             self._process.terminate()
         try:

@@ -2,7 +2,7 @@
 
 It knows nothing of the gateway. All its data is made here, the same at each start: no files, no network.
 Most of its answers say nothing of caching, as most APIs' don't; `/origin/news` and a user's cart do. What
-reaches it is counted (`GET /_demo`, `X-Shop-Request`), so that a cache's answer can be told from its own.
+reaches it is counted (`GET /_demo`, `X-Shop-Request`), so that a cache's response can be distinguished from its own.
 
     python -m demo.shop --port 9100 --delay 400ms --fail 0.0
     curl -X POST 'http://127.0.0.1:9100/_demo?delay=800&fail=0.3&only=/prices'
@@ -567,7 +567,7 @@ class Behaving:
         fails = self._chance.random() < behaviour.fail
         if seconds:
             await self._sleep(seconds)
-        return problem(503, "The demo was told to fail.") if fails else self._app
+        return problem(503, "The demo is configured to fail.") if fails else self._app
 
 
 # Put together ---------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Reads a session: the paths that an app asks for, in shares. The format is told in session.txt."""
+"""Reads a session: the paths that an app asks for, in shares. session.txt describes the format."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def test_a_newcomers_ten_minutes(gateway: tuple[GatewayProcess, str], shop: str,
         page.slide_to(8)
         page.until(lambda: "30s" in page.text("#tune-value"), "another TTL is looked at")
         foretold = page.text("#tune-tiles")
-        assert "asks upstream" in foretold
+        assert "upstream requests" in foretold
         page.shoot("tune")
 
         before = asked(shop)

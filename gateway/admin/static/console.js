@@ -46,8 +46,8 @@ async function ask(path, order, method) {
     cache: "no-store",
   });
   const body = await response.json().catch(() => ({}));
-  if (response.status === 401 || response.status === 403) throw new Refused(body.detail || "The token is refused.");
-  if (!response.ok) throw new Error(body.detail || `The gateway answered ${response.status}.`);
+  if (response.status === 401 || response.status === 403) throw new Refused(body.detail || "The token was refused.");
+  if (!response.ok) throw new Error(body.detail || `The gateway returned ${response.status}.`);
   return body;
 }
 
@@ -57,14 +57,14 @@ async function follow() {
   while (!stop.signal.aborted) {
     try {
       const response = await fetch("live", { headers: { authorization: `Bearer ${state.token}` }, signal: stop.signal, cache: "no-store" });
-      if (!response.ok) throw new Refused("The token is refused.");
+      if (!response.ok) throw new Refused("The token was refused.");
       say("Live", "live");
       await read(response.body.getReader());
     } catch (error) {
       if (stop.signal.aborted) return;
       if (error instanceof Refused) return leave(error.message);
     }
-    say("The gateway cannot be reached; trying again", "lost");
+    say("The gateway can't be reached; retrying", "lost");
     await new Promise((resolve) => setTimeout(resolve, 1000));
   }
 }
@@ -113,7 +113,7 @@ function showFigures(figures) {
     return h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: look }, word), n(number(each.rate)), n(number(each.failed), each.failed ? "n bad" : "n"), n(number(each.in_flight, 0)), n(time(each.p50)), n(time(each.p99)));
   }));
   remember(figures);
-  $("chart-rate").setAttribute("aria-label", `Requests a second over the last five minutes, now ${number(figures.rate)}`);
+  $("chart-rate").setAttribute("aria-label", `Requests per second over the last five minutes, now ${number(figures.rate)}`);
   $("chart-hits").setAttribute("aria-label", `Hit ratio over the last five minutes, now ${percent(figures.hit_ratio)}`);
   for (const row of $("route-rows").children) {
     const mine = figures.routes[row.dataset.route];
@@ -219,7 +219,7 @@ function tune(name, keep) {
   $("tune-h").textContent = `${name}: ${route.shown} today`;
   const changes = advice.changes.rate ? `content changes about every ${duration(1 / advice.changes.rate)}` : "no change of content was seen";
   const compared = advice.changes.fetches ? `${changes} (${number(advice.changes.fetches, 0)} fetches compared)` : "how often content changes is not known, as nothing was fetched twice yet";
-  $("tune-seen").textContent = `Learnt from ${number(advice.requests, 0)} requests in ${duration(advice.seconds)}; ${compared}.`;
+  $("tune-seen").textContent = `Estimated from ${number(advice.requests, 0)} requests in ${duration(advice.seconds)}; ${compared}.`;
   $("tune-ttl").max = advice.rungs.length - 1;
   if (!keep) {
     $("tune-ttl").value = route.ttl === null ? 0 : nearest(advice.rungs, route.ttl);
@@ -243,7 +243,7 @@ function foretell() {
   $("tune-ttl").setAttribute("aria-valuetext", duration(rung.ttl) + watched);
   const tiles = h("dl", {},
     tile("hit ratio", percent(rung.hit_ratio), from(today && percent(today.hit_ratio))),
-    tile("asks upstream", `${number(rung.upstream, 2)}/s`, from(today && `${number(today.upstream, 2)}/s`)),
+    tile("upstream requests", `${number(rung.upstream, 2)}/s`, from(today && `${number(today.upstream, 2)}/s`)),
     tile("outdated answers", known ? percent(rung.outdated, 2) : "not known", known ? from(today && percent(today.outdated, 2)) : ""),
   );
   // It is read aloud when it changes: not each time that the figures come anew.
@@ -291,7 +291,7 @@ function doing(id, work) {
   };
 }
 
-const report = (found) => `${found.confirmed} of ${found.workers} workers have confirmed, in ${time(found.seconds)}.${found.complete ? "" : " The rest will hear of it."}`;
+const report = (found) => `${found.confirmed} of ${found.workers} workers have confirmed, in ${time(found.seconds)}.${found.complete ? "" : " The others will apply it."}`;
 
 $("tune-form").addEventListener("submit", doing("tune-said", async () => {
   const route = state.routes.find((each) => each.name === state.chosen);
@@ -301,7 +301,7 @@ $("tune-form").addEventListener("submit", doing("tune-said", async () => {
 }));
 $("tune-reset").addEventListener("click", doing("tune-said", async () => {
   await ask(`overrides/${encodeURIComponent(state.chosen)}/ttl`, undefined, "DELETE");
-  return "The override has ended.";
+  return "The override is removed.";
 }));
 $("tune-ttl").addEventListener("input", foretell);
 
@@ -315,8 +315,8 @@ $("explain-form").addEventListener("submit", doing("explained", async () => {
 $("explain-purge").addEventListener("click", doing("explained", async () => report(await ask("purge", { keys: [$("explain-target").value.trim()] }))));
 $("purge-form").addEventListener("submit", doing("purged", async () => {
   const [what, name] = [$("purge-what").value, $("purge-name").value.trim()];
-  if (what !== "all" && !name) throw new Error("Give it a name.");
-  if (what === "all" && !confirm("Purge everything? Every answer is then fetched anew, from all upstreams at once.")) return "Nothing was purged.";
+  if (what !== "all" && !name) throw new Error("A name is required.");
+  if (what === "all" && !confirm("Purge everything? All responses are then fetched again, from all upstreams at once.")) return "Nothing was purged.";
   return report(await ask("purge", { ...(what === "all" ? { all: true } : { [what]: [name] }), soft: $("purge-soft").checked }));
 }));
 $("purge-what").addEventListener("change", () => { $("purge-name").disabled = $("purge-what").value === "all"; });
@@ -326,7 +326,7 @@ async function refreshAudit() {
   rows("audit-rows", events.map((each) => h("tr", {}, h("td", {}, when(each.at)), h("td", {}, each.by), h("td", {}, each.what), h("td", { class: "wrap" }, each.detail))), "Nothing was changed or purged yet.");
 }
 
-// The rows of a table, left alone where they are the same: whoever is in them by keyboard stays there.
+// The rows of a table, unchanged if they are the same, so that keyboard focus stays.
 function rows(id, made, nothing) {
   const columns = $(id).closest("table").querySelectorAll("thead th").length;
   const now = h("tbody", {}, ...(made.length ? made : [h("tr", {}, h("td", { colspan: columns, class: "hint" }, nothing))]));
