@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.config.field_changes import HeadersConfig
 from gateway.config.names import no_modes
 from gateway.config.part_graph import PartProblem, cross_problems
 from gateway.config.route import RouteConfig, refuse
@@ -313,8 +314,19 @@ class Config(Model):
             for name, route in self.routes.items()
             for problem in cross_problems(route.parts, route.template, frozenset(self.upstreams), several, plain)
         ]
-        refuse([*problems, *self._limits_beyond()])
+        refuse([*problems, *self._limits_beyond(), *self._fields_of_cors()])
         return self
+
+    def _fields_of_cors(self) -> Iterator[PartProblem]:
+        """Response fields that are set by hand although `cors` makes them for each origin."""
+        owners: list[tuple[tuple[str, ...], HeadersConfig]] = []
+        owners += [(("routes", name), route.headers) for name, route in self.routes.items()]
+        owners += [(("upstreams", name), upstream.headers) for name, upstream in self.upstreams.items()]
+        for key, headers in owners if self.cors.enabled else ():
+            names = sorted(name.decode("latin-1") for name in headers.response.changes.names)
+            for name in names:
+                if name.startswith("access-control-"):
+                    yield PartProblem((*key, "headers", "response"), f"{name} can't be changed: `cors` makes it")
 
     def _limits_beyond(self) -> Iterator[PartProblem]:
         """Limits of routes and parts that an enclosing limit never lets them reach."""

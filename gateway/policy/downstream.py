@@ -81,8 +81,8 @@ class Downstream:
         they are for a stored response."""
         changed = self.changes.applied(headers)
         names = self.changes.names
-        if b"vary" in self.changes.removed and (not stored or vary_names(headers) is None):
-            changed += [(b"vary", value) for value in values(headers, b"vary")]
+        if b"vary" in self.changes.removed:
+            changed += _needed(headers, stored=stored)
         given = CacheControl.of(headers)
         forbids = [each for each in ("no-store", "no-cache", "private") if each in given]
         if not forbids:
@@ -136,6 +136,19 @@ def with_private(headers: Headers) -> list[Field]:
 def _private(directives: CacheControl) -> bytes:
     rest = {name: value for name, value in directives.directives.items() if name not in ("private", "public")}
     return CacheControl({"private": None, **rest}).render().encode("latin-1")
+
+
+_BY_THE_GATEWAY = ("origin", "accept-encoding")
+"""What CORS and compression select by: the gateway adds them to `Vary`."""
+
+
+def _needed(headers: Headers, *, stored: bool) -> list[Field]:
+    """The lines of `Vary` that no setting takes out."""
+    own = vary_names(headers)
+    if not stored or own is None:
+        return [(b"vary", value) for value in values(headers, b"vary")]
+    kept = [name for name in _BY_THE_GATEWAY if name in own]
+    return [(b"vary", ", ".join(kept).encode("ascii"))] if kept else []
 
 
 def _relaxes(name: bytes) -> bool:

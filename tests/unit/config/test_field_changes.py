@@ -114,3 +114,11 @@ def test_a_variable_that_gives_no_value_is_refused(tmp_path: Path, environ: dict
         refused(tmp_path, text, **environ).startswith(f"gateway.yaml line 6: upstreams.up.headers.X-A: {told}")
     )
     assert "a\nb" not in refused(tmp_path, text, **environ)
+
+
+def test_fields_of_cors_are_left_to_it(tmp_path: Path) -> None:
+    changes = "    headers: {response: {set: {Access-Control-Allow-Origin: '*'}}}\n"
+    assert read(tmp_path, HEAD + ROUTE + changes)
+    cors = "cors: {allow_origins: [https://a.test]}\n"
+    told = "line 8: routes.r.headers.response: access-control-allow-origin can't be changed: `cors` makes it"
+    assert told in refused(tmp_path, HEAD + ROUTE + changes + cors)

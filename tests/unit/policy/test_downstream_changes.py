@@ -63,6 +63,8 @@ def test_vary_keeps_what_selects_the_answer() -> None:
     passed = told(LIFE, given, removed=("vary",), keying=OWN, stored=False)
     assert passed[b"vary"] == b"x-junk, accept-language, x-tenant"
     assert told(LIFE, (b"vary", b"*"), removed=("vary",))[b"vary"] == b"*"
+    made = (b"vary", b"Origin, x-junk, Accept-Encoding")
+    assert told(LIFE, made, removed=("vary",))[b"vary"] == b"origin, accept-encoding"
     assert told(LIFE, given, put={"vary": "x-more"}, keying=OWN)[b"vary"] == b"x-more, x-tenant"
 
 
@@ -126,6 +128,24 @@ async def test_every_answer_of_a_route_has_the_changes(answer: tuple[int, dict[s
             if b"/tagged" not in line:
                 assert b"etag" not in head, line
                 assert head.count(b"link:") == 2, line
+
+
+async def test_other_caches_are_told_of_cors_and_codings_whatever_is_taken_out_of_vary() -> None:
+    def side(clock: TurnedClock, changing: Changing, *, edge: bool) -> Side:
+        route = {"path": "/a", "upstream": "api", "ttl": "10s", "headers": {"response": {"remove": ["Vary"]}}}
+        return Side(clock, changing, edge=edge, routes={"r": route}, cors={"allow_origins": ["https://a.test"]})
+
+    both = Both(Changing(), side, {})
+    both.changing.say(200, {"vary": "x-junk"}, 30)
+    fields = b"Origin: https://a.test\r\nAccept-Encoding: gzip\r\n"
+    for _ in range(3):
+        got = (await both.ask("ask", LINE % (b"GET", b"/a", fields))).partition(b"\r\n\r\n")[0].lower()
+        names = {
+            name.strip() for line in got.split(b"\r\n") if line.startswith(b"vary:") for name in line[5:].split(b",")
+        }
+        assert {b"origin", b"accept"} <= names
+        assert b"x-junk" not in names or b"fwd=" in got
+        assert b"accept-encoding" in names or b"content-encoding" not in got
 
 
 async def test_a_reload_changes_what_is_stored_already() -> None:
