@@ -19,6 +19,7 @@ from gateway.cache.request import CacheRequest, Origin
 from gateway.cache.store import TieredStore
 from gateway.clock import Clock
 from gateway.errors import PartFailed, UpstreamError, UpstreamTimeout
+from gateway.http.codings import Undecodable, decoded
 from gateway.http.headers import Headers, has, vary_names
 from gateway.http.ranges import is_single, span_of
 from gateway.policy import freshness, storability, validation
@@ -31,6 +32,8 @@ from gateway.policy.storability import Admit, ReceivedResponse, Refuse
 from gateway.policy.vary import Names, variant_key
 from gateway.upstreams.response import Body, Fetched, Live, WholeBody
 
+MOST_DECODED = 16 * 1024 * 1024
+"""Bytes up to which a body that ends with its connection is decoded, to see whether it is whole."""
 PAUSE = 1.0
 """Seconds without bytes of a body of unknown length, after which it is streamed."""
 
@@ -191,6 +194,8 @@ class Fetcher:
             self._not_whole[reason].put(self.flight_key(request), self._clock.now() + self._durations.hit_for_miss)
             return self._unstorable(request, NotShareable(fetched, reason), deadline)
         unshared = _unshared(request, fetched)  # what streams may have read more
+        if unshared is None and not fetched.ends_surely and _is_cut(fetched.headers, body):
+            unshared = "end-in-doubt"
         if unshared is not None:
             whole = Fetched(fetched.status, fetched.headers, WholeBody(body))
             return self._unstorable(request, NotShareable(whole, unshared), deadline)
@@ -360,6 +365,15 @@ def _says_who(name: bytes) -> bool:
 def _line_of(fields: list[tuple[bytes, bytes]], request: CacheRequest) -> str:
     sent = b"\n".join(name + b":" + value for name, value in fields).decode("latin-1")
     return "\nfor " + request.route.keying.identity_key.digest("for", sent) if fields else ""
+
+
+def _is_cut(headers: Headers, body: bytes) -> bool:
+    """Whether the content coding of a body that ends with its connection shows that it is not all of it."""
+    try:
+        decoded(headers, body, MOST_DECODED)
+    except Undecodable:
+        return True
+    return False
 
 
 def _unshared(request: CacheRequest, fetched: Fetched) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 import ssl
 import struct
@@ -152,6 +153,23 @@ async def test_what_ends_with_its_connection_is_stored_where_the_route_decides_t
             response = await client.get("/origin")
             assert "detail=end-in-doubt" in response.headers["cache-status"]
         assert script.asked == 3
+
+
+async def test_a_compressed_body_that_shows_that_it_was_cut_is_not_stored() -> None:
+    clock = TurnedClock()
+    head = b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\n\r\n"
+    script = Cutting(head + gzip.compress(b"[1, 2, 3]"), fin)
+    async with raw_upstream(script) as raw, running(site(raw.url, clock)) as client:
+        for at in range(len(head) + 1, len(script.data)):
+            script.at, asked = at, script.asked
+            async with client.stream("GET", "/own") as response:
+                assert "detail=end-in-doubt" in response.headers["cache-status"], at
+            assert script.asked == asked + 1
+            clock.turn(60)
+        script.at = len(script.data)
+        asked = script.asked
+        assert [(await client.get("/own")).json() for _ in range(2)] == [[1, 2, 3]] * 2
+        assert script.asked == asked + 1
 
 
 async def test_httpxs_transport_shows_no_cut_so_nothing_of_it_is_stored() -> None:
