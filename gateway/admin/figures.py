@@ -29,7 +29,8 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class UpstreamFigures(msgspec.Struct, frozen=True):
-    """One upstream. `breaker` is 0 closed, 1 trying, 2 open, the worst of its hosts."""
+    """One upstream. `breaker` is 0 closed, 1 trying, 2 open, the worst of its hosts. `unhealthy` counts the hosts that
+    get no requests, by their circuit breaker or their check."""
 
     rate: float
     failed: float
@@ -37,6 +38,7 @@ class UpstreamFigures(msgspec.Struct, frozen=True):
     p99: float | None
     in_flight: float
     breaker: int
+    unhealthy: int
 
 
 class RouteFigures(msgspec.Struct, frozen=True):
@@ -180,6 +182,7 @@ class Between:
             *self.quantiles("gateway_upstream_seconds", upstream=name),
             self.after.sum("gateway_upstream_in_flight", upstream=name),
             int(self.after.largest("gateway_breaker_state", upstream=name)),
+            sum(1 for _, value in self.after.each("gateway_upstream_healthy", upstream=name) if not value),
         )
 
 

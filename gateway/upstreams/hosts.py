@@ -199,7 +199,7 @@ class Host:
         if now - self._logged.get(cause.word, -math.inf) >= LOGGED_EVERY:
             self._logged[cause.word] = now
             logger.warning(
-                "upstream %s: %s fails by %s (%s); more of that are counted, and logged in a minute at the earliest",
+                "upstream %s: a request to %s failed: %s (%s); the next one by this cause is logged after a minute",
                 *(self.upstream, self.name, cause.word, cause.text),
             )
 

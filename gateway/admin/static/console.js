@@ -109,7 +109,7 @@ function showFigures(figures) {
   const order = Object.entries(figures.outcomes).sort((a, b) => b[1].rate - a[1].rate);
   $("outcomes").replaceChildren(...order.map(([name, each]) => h("tr", {}, h("th", { scope: "row" }, name.replace("_", " ")), n(number(each.rate)), n(time(each.p50)), n(time(each.p99)))));
   $("upstream-rows").replaceChildren(...Object.entries(figures.upstreams).map(([name, each]) => {
-    const [word, look] = [["closed", "good"], ["trying", "warn"], ["open", "bad"]][each.breaker] || ["?", ""];
+    const [word, look] = !each.breaker && each.unhealthy ? [`${each.unhealthy} unhealthy`, "bad"] : [["closed", "good"], ["trying", "warn"], ["open", "bad"]][each.breaker] || ["?", ""];
     return h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: look }, word), n(number(each.rate)), n(number(each.failed), each.failed ? "n bad" : "n"), n(number(each.in_flight, 0)), n(time(each.p50)), n(time(each.p99)));
   }));
   remember(figures);

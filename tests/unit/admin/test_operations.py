@@ -469,6 +469,9 @@ gateway_upstream_requests_total{upstream="api",result="timeout"} 4.0
 gateway_breaker_state{upstream="api",host="a"} 0.0
 gateway_breaker_state{upstream="api",host="b"} 2.0
 gateway_breaker_state{upstream="other",host="c"} 0.0
+gateway_upstream_healthy{upstream="api",host="a"} 1.0
+gateway_upstream_healthy{upstream="api",host="b"} 0.0
+gateway_upstream_healthy{upstream="other",host="c"} 1.0
 gateway_memory_bytes 1000.0
 gateway_redis_available 1.0
 gateway_redis_batches_total 20.0
@@ -484,8 +487,8 @@ def test_figures_tell_what_happened_between_two_readings() -> None:
     assert (hit.rate, hit.p50, hit.p99) == (45.0, 0.001, 0.1)
     assert (figures.routes["item"].rate, figures.routes["item"].hit_ratio) == (50.0, 0.9)
     api, other = figures.upstreams["api"], figures.upstreams["other"]
-    assert (api.rate, api.failed, api.breaker) == (7.0, 2.0, 2)
-    assert (other.rate, other.breaker) == (0.0, 0)
+    assert (api.rate, api.failed, api.breaker, api.unhealthy) == (7.0, 2.0, 2, 1)
+    assert (other.rate, other.breaker, other.unhealthy) == (0.0, 0, 0)
     assert (figures.memory_bytes, figures.redis_available, figures.redis_milliseconds) == (1000.0, True, 2.0)
 
 

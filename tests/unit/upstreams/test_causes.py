@@ -139,9 +139,9 @@ async def test_the_cause_of_a_failure_is_in_log_and_metric(
         assert counted == cause
         # The deadline of the part, which is as long, may end its request a moment before.
         assert number in ((4, 5) if cause == "timeout" else (5,))
-        told = [each.getMessage() for each in caplog.records if "fails by" in each.getMessage()]
+        told = [each.getMessage() for each in caplog.records if " failed: " in each.getMessage()]
         assert len(told) == 1  # of all five
-        assert f" fails by {cause} (" in told[0]
+        assert f" failed: {cause} (" in told[0]
 
 
 @pytest.mark.parametrize("edge", [True, False], ids=["edge", "app"])
