@@ -53,7 +53,8 @@ def samples() -> set[str]:
     for family in gateway.metrics.registry.collect():
         ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
         names |= {family.name + end for end in ends}
-    for node in ast.walk(ast.parse((ROOT / "gateway/server/supervisor.py").read_text())):
+    parsed = [ast.parse(path.read_text()) for path in sorted((ROOT / "gateway/server").glob("*.py"))]
+    for node in (each for module in parsed for each in ast.walk(module)):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("_family", "Family"):
             name, kind = (str(each.value) if isinstance(each, ast.Constant) else "" for each in node.args[:2])
             names.add(f"{name}_total" if kind == "counter" else name)
