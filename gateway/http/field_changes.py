@@ -57,4 +57,4 @@ class FieldChanges:
 
 
 NO_CHANGES = FieldChanges()
-"""What `of` gives for none, so that who has none is told by identity."""
+"""The result of `of` without changes, comparable by identity."""

@@ -324,7 +324,7 @@ class Upstream:
             )
         request = sending.request(host.base, attempt, self._connect_timeout, self.config.tls_name)
         response = await self._transport.handle_async_request(request)
-        request.extensions["timeout"]["read"] = None  # of the head; whoever reads the body has a limit of its own
+        request.extensions["timeout"]["read"] = None  # of the head; the reader of the body has its own limit
         assert isinstance(response.stream, httpx.AsyncByteStream)
         # httpx takes the end of a TLS connection without close_notify for one that was meant.
         return ReceivedHead(response.status_code, response.headers.raw, response.stream, shows_cut=False)
