@@ -24,6 +24,8 @@ PREFIX = b"x-forwarded-prefix"
 FORWARDED = b"forwarded"
 PLACES = frozenset((HOST, PORT, PROTO, FORWARDED))
 """Fields with the host and scheme of the client's request."""
+MOST_HOPS = 32
+"""Values of a list that are read, from the right: each takes some microseconds, and clients may send thousands."""
 MOST_PREFIX = 1024
 """Characters of a prefix."""
 
@@ -182,7 +184,7 @@ def place(told: Told, host: str, scheme: str) -> tuple[str, str]:
     return host, scheme
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)  # 64 KiB of texts that clients may choose
 def normalised_prefix(text: str) -> str:
     """A path prefix in its one form, encoded, without a slash at its end; empty for the root. Raises ValueError."""
     if not text.rstrip("/"):
@@ -203,9 +205,9 @@ def normalised_prefix(text: str) -> str:
 
 
 def _items(text: str) -> list[str]:
-    """The values of a list. Addresses, hosts and paths contain no comma, so an unclosed quote from a client hides no
-    value that a proxy appends."""
-    return [item for part in text.split(",") if (item := part.strip(" \t"))]
+    """The last values of a list, `MOST_HOPS` at most. No address, host or path has a comma, so that a quote which a
+    client leaves open hides nothing of what a proxy adds behind it."""
+    return [item for part in text.rsplit(",", MOST_HOPS)[-MOST_HOPS:] if (item := part.strip(" \t"))]
 
 
 def _rooted(prefix: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.http.forwarding import FOR, PLACES, PREFIX, Told, Trusted, normalised_prefix, place
+from gateway.http.forwarding import FOR, MOST_HOPS, PLACES, PREFIX, Told, Trusted, normalised_prefix, place
 from gateway.http.target import check_host
 
 SAID = ((b"x-forwarded-for", b"203.0.113.7, 10.0.0.9"), (b"x-forwarded-proto", b"https"))
@@ -162,6 +162,12 @@ def test_a_prefix_is_a_path_or_is_ignored(lines: list[str], prefix: str | None) 
 def test_each_of_several_proxies_may_take_a_prefix_off() -> None:
     fields = [("x-forwarded-for", "203.0.113.7, 10.0.0.9"), *[("x-forwarded-prefix", each) for each in ("/a", "/b/")]]
     assert _told(*fields).prefix == "/a/b"
+
+
+def test_of_a_long_chain_the_end_counts() -> None:
+    told = _told(("x-forwarded-for", "198.51.100.66, " * 5000 + "203.0.113.7, 10.0.0.9"))
+    assert told.client == "203.0.113.7"
+    assert len(told.chain) == MOST_HOPS + 1
 
 
 @given(st.lists(st.tuples(st.sampled_from(sorted(PLACES | {FOR, PREFIX})), st.binary(max_size=40)), max_size=6))
