@@ -4,6 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; 
 VENV ?= .venv
 BIN := $(VENV)/bin
 SLOW := tests/integration tests/faults tests/shared_caches
+UNIT ?= tests
 # Tests are parted between two processes; one that is done takes of the other's.
 PARALLEL := -n 2 --dist worksteal
 
@@ -27,7 +28,7 @@ test: $(VENV)/ready
 
 # The quick ones: what to run while working. ARGS="-n 0 -x" for one process, ARGS=--random-order for another order.
 unit: $(VENV)/ready
-	$(BIN)/python -m pytest tests $(SLOW:%=--ignore %) $(PARALLEL) $(ARGS)
+	$(BIN)/python -m pytest $(UNIT) $(SLOW:%=--ignore %) $(PARALLEL) $(ARGS)
 
 # Those with real processes alone.
 integration: $(VENV)/ready
@@ -57,15 +58,17 @@ coverage: $(VENV)/ready
 	$(BIN)/python -m pytest tests $(SLOW:%=--ignore %) $(PARALLEL) --cov --cov-report= $(ARGS)
 	$(BIN)/python -m tests.coverage_floor
 
-# The lowest versions that pyproject.toml allows, in an environment of their own.
+# The lowest versions that pyproject.toml allows, in an environment of their own; the tools are those of constraints.txt.
 .venv-lowest/ready: pyproject.toml $(VENV)/ready
 	$(BIN)/python -m pip install -q --disable-pip-version-check uv
 	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv-lowest
-	VIRTUAL_ENV=$(CURDIR)/.venv-lowest $(BIN)/uv pip install -q --resolution lowest-direct -e . --group dev
+	VIRTUAL_ENV=$(CURDIR)/.venv-lowest $(BIN)/uv pip install -q --resolution lowest-direct -e .
+	grep -E '^(pytest|hypothesis|schemathesis|execnet)' constraints.txt > .venv-lowest/tools.txt
+	VIRTUAL_ENV=$(CURDIR)/.venv-lowest $(BIN)/uv pip install -q --constraint .venv-lowest/tools.txt -e . --group dev
 	touch .venv-lowest/ready
 
 # The unit tests with the lowest versions, and a worker as it is run.
-LOWEST := tests/unit tests/demo tests/integration/test_process.py tests/integration/test_redis_failures.py
+LOWEST ?= tests/unit tests/demo tests/integration/test_process.py tests/integration/test_redis_failures.py
 lowest: .venv-lowest/ready
 	.venv-lowest/bin/python -m pytest $(LOWEST) $(PARALLEL) --timeout 300 $(ARGS)
 

@@ -121,6 +121,32 @@ def test_a_module_can_be_read_at_a_sitting(module: str) -> None:
     assert lines <= LONGEST
 
 
+SHORT = 80
+"""Lines of a module that needs a reason of its own where one other imports it."""
+ALONE = {
+    "app.dependency_overrides": "`app/gateway.py`, its importer, is at its limit of lines",
+    "cache.redis.fleet_key": "what is in Redis, and nothing else of the worker's state",
+    "edge.http10": "`edge/client_connection.py`, its importer, is at its limit of lines",
+    "server.bootstrap": "what a process runs before it imports the rest; nothing imports it",
+    "upstreams.health": "`upstreams/client.py`, its importer, is near its limit of lines",
+}
+
+
+def test_a_short_module_has_two_importers_or_a_reason() -> None:
+    importers: dict[str, set[str]] = {module: set() for module in MODULES}
+    for module in MODULES:
+        for name in own_imports(module):
+            importers.get(name, set()).add(module)
+    found = {
+        module
+        for module in MODULES
+        if not module.endswith("__init__")
+        and len((PACKAGE / f"{module.replace('.', '/')}.py").read_text().splitlines()) < SHORT
+        and len(importers[module]) <= 1
+    }
+    assert found == set(ALONE)
+
+
 @pytest.mark.parametrize("module", [name for name in MODULES if name.endswith("__init__")])
 def test_a_package_re_exports_nothing(module: str) -> None:
     """But the public names, late, so that importing a module costs no more than it needs."""
