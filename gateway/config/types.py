@@ -301,6 +301,9 @@ def checked_names(value: Any, info: ValidationInfo) -> Any:
     return value if value is not None else {}
 
 
+_ALL_METHODS = ("any", "all", "*")
+
+
 def check_methods(methods: list[str]) -> list[str]:
     """The methods of a route, in upper case. Raises ValueError."""
     known = sorted(name.decode("ascii") for name in METHODS - {b"CONNECT", b"TRACE", b"PURGE"})
@@ -310,7 +313,7 @@ def check_methods(methods: list[str]) -> list[str]:
         if name.upper() == "PURGE":
             raise ValueError("PURGE is not one of `methods`: `purge_from` says who may purge")
         if name.upper() not in known:
-            near = misspelt(name, known)
+            near = "; for all methods write: any" if name.lower() in _ALL_METHODS else misspelt(name, known)
             raise ValueError(
                 f"{name} is no method that can pass; expected GET, POST, PUT, PATCH, DELETE … or any{near}"
             )

@@ -129,7 +129,8 @@ def test_openapi_has_what_passes() -> None:
     [
         ([], "must name at least one"),
         (["GET", "DELTE"], "DELTE is no method that can pass; expected GET, .*; did you mean DELETE?"),
-        (["all"], "all is no method"),
+        (["all"], "all is no method .*; for all methods write: any"),
+        (["GET", "any"], "any is no method .*; for all methods write: any"),
         (["PURGE"], "purge_from"),
         (["CONNECT"], "CONNECT is no method"),
         (["TRACE"], "TRACE is no method"),
