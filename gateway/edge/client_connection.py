@@ -58,8 +58,7 @@ INTERNALS = {
 
 
 AT_A_TIME = 4
-"""Requests of one connection that are served per event loop iteration. A read returns 256 KiB, 6,000 short requests: 50
-clients that sent so many delayed all others by over 3 s."""
+"""Requests of one connection per event loop iteration: 50 clients with 6,000 each delayed all others by over 3 s."""
 
 
 class Phase(Enum):
@@ -74,15 +73,14 @@ class EarlyAnswer(Protocol):
     """A response in progress without the app, which does not see the request."""
 
     def cancel(self) -> None:
-        """The client has left."""
+        """The client has disconnected."""
 
     def make_last(self) -> bool:
-        """Let the answer be the last on its connection; whether its head is not yet sent, so that this can be."""
+        """Make the response the last on its connection; returns whether its head is not yet sent."""
 
 
 class ClientConnection(HttpToolsProtocol):
-    """A connection whose requests the app serves, except for those that a subclass serves: see `_is_answered` and
-    `_go_further`."""
+    """A connection whose requests the app serves, except those of a subclass: see `_is_answered`, `_go_further`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -100,14 +98,14 @@ class ClientConnection(HttpToolsProtocol):
         self._admitted = False
         self._head_read = False
         self._known = False
-        """Whether a whole head has come on this connection; the first has to come within the time from its opening."""
+        """Whether a complete head has arrived on this connection; the first has a timeout from its opening."""
         self._unsent = 0
         self._sent = 0
         self._stalled = NEVER
         self._repeat: Repeat | None = None
-        """The header block that the client sent last: most send the same one with each request."""
+        """The client's last header block: most clients send the same one with each request."""
         self._ready: Repeat | None = None
-        """The same, while nothing is under way: the next request may be answered by it."""
+        """The same, while no request is in progress: the next one may use it."""
         self._asking: EarlyAnswer | None = None
         self._last = False
         self._of_server = False
@@ -152,8 +150,7 @@ class ClientConnection(HttpToolsProtocol):
             self.transport.close()
 
     def _watch_writing(self, now: float) -> None:
-        """Close a connection whose client reads too slowly: its unsent bytes shrink by too few within the time. A
-        stream is refilled meanwhile; the decrease between two checks counts."""
+        """Close a connection whose client reads too slowly, by the decrease of its unsent bytes between two checks."""
         unsent = self.transport.get_write_buffer_size()
         if not unsent:
             self._stalled = NEVER
@@ -177,7 +174,7 @@ class ClientConnection(HttpToolsProtocol):
         self._deadline = now + self.door.timeouts.body
 
     def make_this_the_last(self) -> None:
-        """Let the answer that is under way, if its head is not yet sent, be the last on its connection."""
+        """Make the current response the last on its connection, if its head is not yet sent."""
         self._ready = None
         if self._asking is not None:
             self._last = self._asking.make_last()
@@ -254,7 +251,7 @@ class ClientConnection(HttpToolsProtocol):
 
     @property
     def _pending(self) -> bool:
-        """Whether an answer is owed on this connection: by the app, or by an early answer."""
+        """Whether a response is pending on this connection: from the app, or an early one."""
         return self._asking is not None or (self.cycle is not None and not self.cycle.response_complete)
 
     def _take_head(self) -> bool:
@@ -276,7 +273,7 @@ class ClientConnection(HttpToolsProtocol):
         return True
 
     def _begin(self, head: bytes) -> None:
-        """A request whose head is whole. Raises RequestRefused."""
+        """Process a request with a complete head. Raises RequestRefused."""
         limits = self.door.limits
         end = head.index(b"\r\n")
         self._skipped = False
@@ -294,13 +291,13 @@ class ClientConnection(HttpToolsProtocol):
         return False
 
     def _go_further(self, request: Request) -> None:
-        """Have a request answered that is not answered yet. Raises RequestRefused."""
+        """Start the response to a request. Raises RequestRefused."""
         self._pass_on(request)
 
     # --- the app -------------------------------------------------------------------------------------------
 
     def _pass_on(self, request: Request) -> None:
-        """Give a request to the app. Raises RequestRefused."""
+        """Pass a request to the app. Raises RequestRefused."""
         head, line, fields, framing = request.head, request.line, request.fields, request.framing
         self._of_server = line.target == ASTERISK
         if self._of_server:  # which uvicorn can't read as a URL; the scope has it as it came
@@ -399,7 +396,7 @@ class ClientConnection(HttpToolsProtocol):
         self._linger()
 
     def _end_cycle(self) -> bool:
-        """Take the answer away from the app; whether it had begun to give one."""
+        """Detach the app's response; returns whether it had begun."""
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             return False
@@ -453,7 +450,7 @@ class ClientConnection(HttpToolsProtocol):
         self._go_on()
 
     def _go_on(self) -> None:
-        """See to what has come behind a request that is answered now."""
+        """Process the bytes behind a request that has been served."""
         if self._at < len(self._buffer):
             self._began = time.perf_counter()
             self._deadline = self._began + self.door.timeouts.head
@@ -497,8 +494,7 @@ def door_of(app: object) -> ConnectionGuard:
 
 
 def _without_upgrade(line: Line, fields: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """The head without `Upgrade`, which is not supported and may be ignored (RFC 9110 §7.8); httptools would take the
-    following bytes for another protocol."""
+    """The head without `Upgrade`, which may be ignored (RFC 9110 §7.8); httptools would switch the protocol."""
     lines = [line.method + b" " + line.target + b" HTTP/" + line.version.encode("ascii")]
     lines += [name + b": " + value for name, value in fields if name != b"upgrade"]
     return b"\r\n".join([*lines, b"", b""])
