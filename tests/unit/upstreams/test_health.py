@@ -14,10 +14,14 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from gateway.config.loader import load
+from gateway.app.gateway import create_app
+from gateway.app.generations import Generations
+from gateway.config.loader import Loaded, load
+from gateway.config.models import Config
 from gateway.config.upstream import UpstreamConfig
 from gateway.edge import GatewayProtocol
 from gateway.errors import ConfigError, UpstreamResting
+from gateway.observability.access_log import silent
 from gateway.testing import running
 from gateway.upstreams.client import Upstream
 from tests.conftest import gateway, served
@@ -242,3 +246,26 @@ def test_a_limit_of_a_duration_is_told_as_durations_are_written(tmp_path: Path) 
         "5ms must be greater than or equal to 100ms",
         "0s must be greater than 0s",
     ]
+
+
+async def test_a_reload_checks_the_new_upstream_and_no_longer_the_old_one() -> None:
+    one, other = Server(b"a"), Server(b"b")
+    async with raw_upstream(one) as a, raw_upstream(other) as b:
+
+        def loaded(url: str) -> Loaded:
+            upstreams = {"up": {"url": f"{url}/base", "health": CHECK}}
+            routes = {"all": {"path": "/{path:path}", "upstream": "up"}}
+            config = {"redis_url": "none", "upstreams": upstreams, "routes": routes}
+            return Loaded(Config.model_validate(config), {}, ())
+
+        generations = Generations(create_app(loaded(a.url), log=silent))
+        await generations.current.start()
+        await one.checked.acquire()
+        old = generations.current.upstreams["up"]
+        generations.reload(loaded(b.url))
+        await other.checked.acquire()
+        async with asyncio.timeout(10):
+            while old._checks is not None and old._checks._tasks:
+                await asyncio.sleep(0.01)
+        await generations.current.stop()
+    assert not [task for task in asyncio.all_tasks() if "_watch" in repr(task.get_coro())]
