@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gateway.aggregates.lifetime import PartLife
 from gateway.clock import Clock
 from gateway.http.headers import Headers
+from gateway.policy.keys import short_key
 
 
 class Failure(Exception):
@@ -75,6 +76,7 @@ class BackOff:
         self._failures: OrderedDict[str, tuple[float, Failure | None]] = OrderedDict()
 
     def put(self, key: str, failure: Failure) -> None:
+        key = short_key(key)
         self._failures[key] = (self._clock.now() + self._seconds, failure)
         self._failures.move_to_end(key)
         if len(self._failures) > self._limit:
@@ -82,12 +84,13 @@ class BackOff:
 
     def get(self, key: str) -> Failure | None:
         """The failure of `key`, during its back-off."""
-        until, failure = self._failures.get(key, _NEVER)
+        until, failure = self._failures.get(short_key(key), _NEVER)
         return failure if self._clock.now() < until else None
 
     def claim(self, key: str, seconds: float) -> Failure | None:
         """The same; but after the back-off, the first claim may try again, and others continue to back off during its
         try, for at most `seconds`."""
+        key = short_key(key)
         until, failure = self._failures.get(key, _NEVER)
         now = self._clock.now()
         if failure is None or now < until:
@@ -96,7 +99,7 @@ class BackOff:
         return None
 
     def discard(self, key: str) -> None:
-        self._failures.pop(key, None)
+        self._failures.pop(short_key(key), None)
 
 
 _NEVER: tuple[float, Failure | None] = (0.0, None)

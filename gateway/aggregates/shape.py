@@ -14,6 +14,8 @@ from gateway.http.headers import Headers
 from gateway.http.json_text import TooDeep, exactly, text_of, well_formed
 
 PREPARED_BYTES = 32 * 1024 * 1024
+PLACE_BYTES = 512
+"""Bytes of a prepared body beside its texts and its key."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,12 @@ class BodyCache:
 
     def _keep(self, key: tuple[str, str], body: bytes, made: PreparedTransform | WrongType) -> None:
         old = self._kept.pop(key, None)
-        self._bytes += _weight(body, made) - (_weight(*old) if old is not None else 0)
+        kept = len(key[1]) + PLACE_BYTES  # bodies may be empty, and keys long
+        self._bytes += kept + _weight(body, made) - (kept + _weight(*old) if old is not None else 0)
         self._kept[key] = (body, made)
         while self._bytes > self._capacity and self._kept:
-            _, gone = self._kept.popitem(last=False)
-            self._bytes -= _weight(*gone)
+            place, gone = self._kept.popitem(last=False)
+            self._bytes -= len(place[1]) + PLACE_BYTES + _weight(*gone)
 
     def _prepare(self, recipe: BodyTransform, headers: Headers, body: bytes) -> PreparedTransform:
         self.parsed += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
 from msgspec import structs
 
@@ -357,7 +357,6 @@ def identity_of(request: CacheRequest) -> list[tuple[bytes, bytes]]:
     return [pair for pair in request.plan.forward if _says_who(pair[0])]
 
 
-@lru_cache(maxsize=1024)
 def _says_who(name: bytes) -> bool:
     return is_identity(name.decode("latin-1"))
 

@@ -14,6 +14,7 @@ import msgspec
 
 from gateway.http.headers import Headers
 from gateway.policy.entry import Entry
+from gateway.policy.keys import short_key
 from gateway.policy.vary import Names
 from gateway.upstreams.response import Fetched
 
@@ -164,7 +165,8 @@ class Flight:
 
 
 class Marks:
-    """Keys with something to remember for a while, such as *uncacheable*; at most `limit`, the oldest go first."""
+    """Keys with something to remember for a while, such as *uncacheable*; at most `limit`, the oldest go first. Of a
+    long key its digest is kept."""
 
     def __init__(self, limit: int = 10_000) -> None:
         self._until: OrderedDict[str, float] = OrderedDict()
@@ -174,12 +176,14 @@ class Marks:
         return len(self._until)
 
     def put(self, key: str, until: float) -> None:
+        key = short_key(key)
         self._until[key] = until
         self._until.move_to_end(key)
         if len(self._until) > self._limit:
             self._until.popitem(last=False)
 
     def active(self, key: str, now: float) -> bool:
+        key = short_key(key)
         until = self._until.get(key)
         if until is None:
             return False
@@ -189,4 +193,4 @@ class Marks:
         return False
 
     def discard(self, key: str) -> None:
-        self._until.pop(key, None)
+        self._until.pop(short_key(key), None)

@@ -49,6 +49,8 @@ from gateway.routing.fast_path import FastPath
 LINE_BYTES = 2560
 """Approximate size of a request line and all that is prepared for it (1.3 KB when it is learned, 1.5 KB once it is a
 hit of 12 header fields; measured by tracemalloc and by the process's size, at 20,000 lines)."""
+FORM_BYTES = 700
+"""Bytes of a form of a response beside its head, which is as large as its fields."""
 REMEMBERED = 1024
 """The longest request line or header block that is remembered, in bytes."""
 
@@ -83,6 +85,7 @@ class Edge:
         self._root = root
         written = None if log is silent else log
         self._note = None if written is None else HitLog(written, self._trusted, self._exchange).note
+        self._room = room
         self._most = max(64, room // LINE_BYTES)
         self._joins = Splicer(engine, metrics=metrics, cors=cors, log=written, exchange=self._exchange, most=self._most)
         self.memos = Memos(engine, most=self._most, note=self._note)
@@ -99,6 +102,7 @@ class Edge:
         self.blocks: dict[bytes, HeaderBlock] = {}
         self._known: dict[int, KnownRoute] = {}
         self._order: deque[tuple[dict[str, PreparedResponse], str]] = deque()
+        self._form_bytes = 0
         self._joins.forget()
         self.memos.forget()
 
@@ -261,6 +265,9 @@ class Edge:
         if len(ready.shapes) >= SHAPES:
             ready.shapes.clear()
         ready.shapes[form] = shape
+        self._form_bytes += FORM_BYTES + len(shape.head) + len(form[1])
+        if self._form_bytes > self._room:
+            self.forget()  # those that were replaced since are counted, too: what is in use is learnt again
 
     def _body(self, shape: ResponseForm, stored: Entry) -> bytes | None:
         """The body to send; None if its coded form is gone, or belongs to another response."""

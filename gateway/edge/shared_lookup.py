@@ -48,6 +48,10 @@ class _Known:
         return len(data) == self.length and data.startswith(self.front) and data.endswith(self.rear)
 
 
+LONGEST_KNOWN = 4096
+"""Bytes of a record beside its body, and of an index, that are remembered to recognise it."""
+
+
 class Records:
     """Reads records sealed with `secret`, and remembers `most` of them, without their bodies."""
 
@@ -71,6 +75,8 @@ class Records:
 
     def _remember(self, data: bytes, key: str, stored: Entry) -> None:
         rear = tail_of(stored)
+        if len(data) - len(stored.body) > LONGEST_KNOWN:
+            return
         if encode(stored, self._secret) != data or not data.endswith(stored.body + rear):
             return  # not as we write it: where its body stands is not known
         if key not in self._known and len(self._known) >= self._most:
@@ -234,7 +240,10 @@ class SharedFinder:
             return []
         if known is None and len(self._indices) >= self._most:
             del self._indices[next(iter(self._indices))]
-        self._indices[primary] = (data, index)
+        if len(data) <= LONGEST_KNOWN:
+            self._indices[primary] = (data, index)
+        else:
+            self._indices.pop(primary, None)
         keys = selected_keys(index, known_target.stem + (block.bases[known_target.known] or ""), block.vary)
         return None if keys is None else [key for key in keys if key not in asked]
 

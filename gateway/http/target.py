@@ -184,13 +184,21 @@ _CREDENTIAL_WORDS = frozenset(("auth", "hmac", "key", "otp", "pwd", "session", "
 HIDDEN = "***"
 
 
-@lru_cache(maxsize=4096)
 def is_credential(name: str) -> bool:
     """Whether a query parameter of that encoded name holds a credential, by its words: `access_token`, `api_key`,
     `X-Amz-Signature`, `sig`. Its value is in no key, log or trace."""
+    return (_known_credential if len(name) <= _LONGEST_KNOWN else _is_credential)(name)
+
+
+def _is_credential(name: str) -> bool:
     name = unquote(name)
     words = re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
     return bool(_CREDENTIAL.search(name.lower())) or not _CREDENTIAL_WORDS.isdisjoint(words)
+
+
+_LONGEST_KNOWN = 64
+"""Characters of a name for which it is remembered: clients choose names, of up to several KiB."""
+_known_credential = lru_cache(maxsize=4096)(_is_credential)
 
 
 def without_credentials(target: str) -> str:

@@ -63,6 +63,9 @@ class Keying:
         return name in self.identities or is_identity(name)
 
 
+LONGEST_SHORT = 64
+"""Characters of a name or a key that is remembered as it is."""
+
 # --- identity ----------------------------------------------------------------------------------------------
 
 _IDENTITY_WORDS = frozenset(
@@ -76,7 +79,6 @@ _PERSONS = frozenset(("account", "customer", "client", "member", "person", "subj
 _KEYS_OF_NOBODY = frozenset(("idempotency", "surrogate", "websocket", "cache", "partition"))
 
 
-@lru_cache(maxsize=4096)
 def is_identity(name: str) -> bool:
     """Whether a request field identifies the client, by its name in lower case; `cookie:NAME` always does.
 
@@ -84,10 +86,17 @@ def is_identity(name: str) -> bool:
     false positive makes responses `private` downstream; a false negative lets a shared cache serve one client's
     response to another, so doubtful names count.
     """
+    return (_known_identity if len(name) <= LONGEST_SHORT else _is_identity)(name)
+
+
+def _is_identity(name: str) -> bool:
     if name.startswith(("cookie:", ":")):
         return name.startswith("cookie:")
     words = [word for word in re.split(r"[-_.]", name.replace("user-agent", "")) if word]
     return bool(_IDENTITY_WORDS.intersection(words)) or _ends_as_identity(words) or name == "from"
+
+
+_known_identity = lru_cache(maxsize=4096)(_is_identity)
 
 
 def _ends_as_identity(words: list[str]) -> bool:
@@ -248,6 +257,12 @@ def sent_host(keying: Keying, headers: Headers) -> list[tuple[bytes, bytes]]:
 def passed_through(headers: Headers) -> list[tuple[bytes, bytes]]:
     """The forwarded fields of a request that bypasses the cache, including its preconditions."""
     return [pair for pair in end_to_end(headers) if pair[0] not in _NEVER_FORWARDED and not is_dangerous(pair[0])]
+
+
+def short_key(key: str) -> str:
+    """A key as it is remembered apart from what is stored for it: itself if it is short, else its digest, as clients
+    choose keys, of up to several KiB."""
+    return key if len(key) <= LONGEST_SHORT else digest(key)
 
 
 def digest(key: str) -> str:

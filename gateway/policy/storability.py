@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import chain
 
 import msgspec
 
@@ -132,7 +133,7 @@ def admit(
     headers = received.headers
     decisive = tuple([(name, b"" if name in _PRESENT else value) for name, value in headers if name in _DECISIVE])
     identity = (plan.keyed, plan.unkeyed) if plan is not None else ((), ())
-    if _recurs(decisive):
+    if _recurs(decisive) and sum(map(len, chain(*identity))) <= _SHORT:
         terms = _known_terms(received.status, decisive, rules, *identity, facts.authorized)
     else:
         terms = _terms(received, rules, *identity, authorized=facts.authorized)

@@ -23,6 +23,8 @@ Names = tuple[str, ...]
 """The fields that a response varies on."""
 
 MAX_VARY_SETS = 8
+MOST_SUFFIXES = 256
+"""Sets of fields whose suffix is kept with one header block."""
 MOST_NAMES = 256
 """Fields of one set that an entry in the shared tier may vary on."""
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+|:[a-z]+|cookie:[\x21-\x3a\x3c\x3e-\x7e\xa1-\xff]+")
@@ -104,6 +106,8 @@ class Suffixes(dict[Names, str | None]):
 
     def __missing__(self, names: Names) -> str | None:
         suffix = None if any(map(self._unseen, names)) else self._suffix(names)
+        if len(self) >= MOST_SUFFIXES:
+            self.clear()
         self[names] = suffix
         return suffix
 
