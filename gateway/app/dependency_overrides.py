@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakSet
 
 Dependency = Callable[..., Any]
 
 
 class Overrides(dict[Dependency, Dependency]):
-    """By a dependency: what FastAPI calls in its place. `changed` is called after each change."""
+    """By a dependency: what FastAPI calls in its place. After each change `changed` of all `apps` is called, which it
+    does not keep alive."""
 
-    def __init__(self, given: Mapping[Dependency, Dependency], changed: Callable[[], None]) -> None:
+    def __init__(self, given: Mapping[Dependency, Dependency]) -> None:
         super().__init__(given)
-        self._changed = changed
+        self.apps: WeakSet[Any] = WeakSet()
+
+    def _changed(self) -> None:
+        for app in list(self.apps):
+            app.changed()
 
     def __setitem__(self, key: Dependency, value: Dependency) -> None:
         super().__setitem__(key, value)
@@ -59,6 +65,7 @@ class WatchedOverrides:
         return overrides
 
     def __set__(self, app: Any, given: Mapping[Dependency, Dependency]) -> None:
-        watched = given if isinstance(given, Overrides) else Overrides(given, app.changed)
+        watched = given if isinstance(given, Overrides) else Overrides(given)
+        watched.apps.add(app)
         vars(app)["dependency_overrides"] = watched
         app.changed()
