@@ -64,7 +64,8 @@ class Operations:
         return self._held
 
     async def start(self) -> None:
-        await self.turn()
+        if not self.generations.current.lasting.alone():
+            await self.turn()
         self._task = asyncio.ensure_future(self._run())
 
     async def aclose(self) -> None:

@@ -16,6 +16,7 @@ from gateway.cache.overload import Governor, LoopLag
 from gateway.cache.purge_log import LocalPurges, PurgeLog
 from gateway.cache.redis.advice import RedisDesk
 from gateway.cache.redis.fleet_key import FleetKey
+from gateway.cache.redis.purge_log import RedisPurges
 from gateway.cache.redis.reasons import Reason
 from gateway.cache.redis.store import RedisStore
 from gateway.cache.shared_store import NoShared, SharedStore
@@ -155,7 +156,10 @@ class WorkerState:
         await self.shared.start()
         if self._fleet_key is not None:
             await self._fleet_key.start()
-        await self.purges.start()
+        if isinstance(self.purges, RedisPurges) and self.alone():
+            self.purges.begin()  # requests are served meanwhile, from memory
+        else:
+            await self.purges.start()
         await self.watch.start()
         await self.hottest.start()
 

@@ -119,14 +119,10 @@ class ClientConnection(HttpToolsProtocol):
         self._began = time.perf_counter()
         self._deadline = self._began + self.door.timeouts.head
         self._keep_alive = self.door.timeouts.keep_alive
-        sock = transport.get_extra_info("socket")
-        descriptor = sock.fileno() if sock is not None else -1
         try:
-            self.door.enter(self, self._peer, self.loop, descriptor)
+            self.door.enter(self, self._peer, self.loop, transport)
         except RequestRefused as refused:
             self._refuse(refused)
-            if self.door.files.is_full(descriptor):
-                self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.door.leave(self, self._peer)

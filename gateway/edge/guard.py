@@ -103,7 +103,11 @@ class ConnectionGuard:
         return len(self._connections)
 
     def enter(
-        self, connection: GuardedConnection, client: str, loop: asyncio.AbstractEventLoop, descriptor: int = -1
+        self,
+        connection: GuardedConnection,
+        client: str,
+        loop: asyncio.AbstractEventLoop,
+        transport: asyncio.BaseTransport | None = None,
     ) -> None:
         """Register a new connection from `client` (empty: a unix socket). Raises RequestRefused if it is one too many;
         it is still tracked."""
@@ -111,7 +115,11 @@ class ConnectionGuard:
         self._by_client[client] += 1
         if self._timer is None:
             self._timer = loop.call_later(SWEEP, self._sweep, loop)
+        sock = transport.get_extra_info("socket") if transport is not None else None
+        descriptor = sock.fileno() if sock is not None else -1
         if self.files.is_too_many(descriptor):
+            if transport is not None and self.files.is_full(descriptor):
+                loop.call_soon(transport.close)
             raise RequestRefused("Too many open files.", 503, "files")
         over = len(self._connections) > self._bounds.connections
         if over or (self._by_client[client] > self._bounds.connections_per_client and self._is_counted(client)):

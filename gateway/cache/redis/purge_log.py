@@ -122,6 +122,8 @@ class RedisPurges:
         self._task: asyncio.Task[None] | None = None
         self._adder: asyncio.Task[None] | None = None
         self._synchronised = asyncio.Event()
+        self._tried = asyncio.Event()
+        """Set when synchronised, or failed once."""
         self._added: dict[str, str] = {}
         self._fleet = _Fleet(own)
         self._beats = 0
@@ -158,13 +160,17 @@ class RedisPurges:
         return (DEFAULT_BLIND if self._blind is None else self._blind) * 1.1 + 1.0
 
     async def start(self) -> None:
-        """Begin to read; return once the whole stream was read, or Redis did not answer in time."""
+        """Begin to read; return once the whole stream was read, or Redis failed or did not answer in time."""
+        self.begin()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._tried.wait()
+
+    def begin(self) -> None:
+        """Begin to read, and do not wait for it."""
         if self._task is None:
             self.worker = self._fleet.own = own_name()  # only here is it certain which process this is
             self._task = asyncio.ensure_future(self._run())
-        with suppress(TimeoutError):
-            async with asyncio.timeout(ANSWER_SECONDS):
-                await self._synchronised.wait()
 
     async def aclose(self) -> None:
         """Stop reading, and leave the workers' number."""
@@ -260,6 +266,7 @@ class RedisPurges:
             try:
                 await self._follow()
             except UNREADABLE as error:
+                self._tried.set()
                 self._complain(error)
                 await asyncio.sleep(RETRY_SECONDS)
 
@@ -274,6 +281,7 @@ class RedisPurges:
         while True:
             await self.synchronise()
             self._synchronised.set()
+            self._tried.set()
             await self._look_after()
             # Records from a blocking read are not applied: only a turn checks that they follow the applied ones.
             await self._stream.wait(self.epochs.applied, BLOCK_MS)

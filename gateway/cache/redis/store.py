@@ -23,7 +23,7 @@ from gateway.cache.redis.leases import Command, RedisLeases
 from gateway.cache.redis.overrides import RedisLive
 from gateway.cache.redis.purge_log import RedisPurges
 from gateway.cache.redis.reader import Keeper, Pipe, Reads
-from gateway.cache.redis.reasons import UNANSWERED, Reason, RedisState, complaint_about, is_unanswered
+from gateway.cache.redis.reasons import UNANSWERED, Reason, RedisState, complaint_about, is_unanswered, unanswered
 from gateway.cache.shared_store import Read, SharedStatistics, no_values
 from gateway.clock import Clock, SystemClock
 from gateway.config.types import shown_url
@@ -31,8 +31,8 @@ from gateway.policy.identity_key import KEY_BYTES
 
 logger = logging.getLogger("gateway")
 FAILURES_BEFORE_REST = 3
-POLICY_SECONDS = 1.0
-KEY_SECONDS = 1.0
+START_SECONDS = 0.1
+POLICY_SECONDS = KEY_SECONDS = TURN_SECONDS = 1.0
 IDENTITY_KEY = "identity-key"
 PROBE_EVERY = 0.2
 SYNCHRONISE_EVERY = 30.0
@@ -43,7 +43,6 @@ MAX_BATCH_BYTES = 1024 * 1024
 MOST_AT_ONCE = 64 * 1024
 """Bytes of a write up to which it is sent on the connection of the reads."""
 LEASES_AT_ONCE = 8  # connections
-TURN_SECONDS = 1.0
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 
 
@@ -135,14 +134,18 @@ class RedisStore:
         self._failures = FAILURES_BEFORE_REST
 
     async def start(self) -> None:
-        """Read Redis's time once; if it does not respond, start probing."""
-        self._failures = 0
+        """Look for Redis, and wait for it for START_SECONDS at most. It is not used before it responds."""
+        self._failures = FAILURES_BEFORE_REST
+        self._probe = asyncio.ensure_future(self._make_contact())
+        await asyncio.wait((self._probe,), timeout=START_SECONDS)
+
+    async def _make_contact(self) -> None:
         if await self._ping():
+            self._failures = 0
             self._state.here()
-            await self._check_policy()
-        else:
-            self._state.away(self._reason)
-            self._rest()
+            return await self._check_policy()
+        self._state.away(self._reason)
+        return await self._probe_until_back()
 
     async def read(self, names: Sequence[str]) -> list[bytes | None]:
         future: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
@@ -454,16 +457,13 @@ class RedisStore:
 
     async def _check_policy(self) -> None:
         """Complain where Redis may evict what does not expire: the stream of purges is that, and the workers' names."""
-        try:
+        with unanswered():  # a user without the permission to read it
             async with asyncio.timeout(POLICY_SECONDS):
                 found = await self._client.info("memory")
             nodes = found.values() if self._cluster and "maxmemory" not in found else [found]
             policies = [(str(each.get("maxmemory_policy", "")), int(each.get("maxmemory", 0))) for each in nodes]
-        except UNANSWERED as error:
-            is_unanswered(error)
-            return  # a user without the permission to read it
-        for complaint in filter(None, (complaint_about(*each) for each in policies)):
-            logger.log(*complaint)
+            for complaint in filter(None, (complaint_about(*each) for each in policies)):
+                logger.log(*complaint)
 
     async def _reads_again(self) -> bool:
         """Whether it responds to a read: while it loads its data, or is a disconnected replica, it responds only to

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
@@ -144,3 +146,15 @@ async def test_without_redis_memory_is_used_as_no_other_process_purges() -> None
         assert (await app.purge(tags=["item:1"])).complete
         assert (await client.get("/items/1")).json() != before
         assert (await client.get("/readyz")).status_code == 503
+
+
+async def test_it_serves_at_once_while_redis_does_not_answer(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are made, and nothing ever comes
+        upstream = StubUpstream(json_answer())
+        store = RedisStore(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        app = gateway(upstream, ITEMS, store=store)
+        began = time.monotonic()
+        async with running(app) as client:
+            assert time.monotonic() - began < 0.8  # it was 1.2 and more
+            assert (await client.get("/items/1")).json() == (await client.get("/items/1")).json()
+            assert not (await app.purge(tags=["item:1"])).complete
