@@ -140,8 +140,8 @@ class Aggregate:
         stamp = tiers.stamp() if at_once else tiers.least_stamp(each for life in lives for each in life.stamps)
         life = joining(lives, complete=complete, stamp=stamp, longest=CONSTANT_LIFE, vary=self.vary)
         parts = ", ".join(f"{each.name}={each.text}" for each in exchange.parts)
-        told = parts if life.made is None else _settled(exchange.parts)
-        headers = whole_headers(body, life, told, complete=complete)
+        states = parts if life.made is None else _settled(exchange.parts)
+        headers = whole_headers(body, life, states, complete=complete)
         return Fetched(200, headers, WholeBody(body), life.made), body
 
     @cached_property

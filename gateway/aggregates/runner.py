@@ -37,13 +37,13 @@ def missing_text(what: str) -> str:
 def list_text(counts: Mapping[str, int], failed: int, left_out: int, *, lost: bool, default: bool) -> str:
     """For a list: the number of its elements by state. `failed` is how many failed; `lost` is whether the list has
     failed with them, `default` whether a default replaces it."""
-    told = ["failed" if lost else "partial" if failed else "list"]
-    told += [f"{word}={count}" for word, count in counts.items()]
+    state = ["failed" if lost else "partial" if failed else "list"]
+    state += [f"{word}={count}" for word, count in counts.items()]
     if failed and not lost:
-        told.append(f"failed={failed}")
+        state.append(f"failed={failed}")
     if left_out:
-        told.append(f"left-out={left_out}")
-    return ";".join([*told, "default"] if lost and default else told)
+        state.append(f"left-out={left_out}")
+    return ";".join([*state, "default"] if lost and default else state)
 
 
 _NULL = b"null"
@@ -353,13 +353,13 @@ class Run:
         lost = bool(failures) and (len(failures) == len(made) or part.config.elements == "required")
         counts = Counter(each.said.partition(";")[0] for each in made.values())
         counts += Counter(skipped=elements.skipped)
-        told = list_text(counts, len(failures), elements.left_out, lost=lost, default=part.config.has_default)
+        state = list_text(counts, len(failures), elements.left_out, lost=lost, default=part.config.has_default)
         if lost:
-            return replace(self._failed(part, failures[0]), said=told)
+            return replace(self._failed(part, failures[0]), said=state)
         text, value = _placed(elements.places, made, NESTED)
         return Resolved(
             part.name,
-            told,
+            state,
             text,
             value,
             life=together([each.life for each in made.values() if each.life is not None]),

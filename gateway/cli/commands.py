@@ -127,11 +127,11 @@ def check(
 
     if running:
         settings = [Setting(**each) for each in ask("/settings", config=config, admin_url=admin_url)["settings"]]
-        told = ""
+        summary = ""
         problems: list[ConfigProblem] = []
         warnings, notes = tuple[str, ...](), list[str]()
     else:
-        settings, told, problems, warnings, notes = _checked(config, effective, as_json=as_json)
+        settings, summary, problems, warnings, notes = _checked(config, effective, as_json=as_json)
     shown = [each for each in settings if not changed or each.source != "default"]
     if as_json:
         typer.echo(_as_json(shown, warnings, problems, notes))
@@ -139,8 +139,8 @@ def check(
         show(settings_table(shown))
         for note in notes:
             typer.secho(f"note: {note}", err=True, fg="yellow")
-        if told:
-            typer.echo(f"\nThe configuration is valid: {told}.")
+        if summary:
+            typer.echo(f"\nThe configuration is valid: {summary}.")
     if problems and not as_json:
         raise ConfigError(problems, warnings)
     if problems:
@@ -385,8 +385,8 @@ def main() -> None:
     except ConfigError as error:
         for warning in error.warnings:
             typer.secho(f"warning: {warning}", err=True, fg="yellow")
-        told = counted(len(error.problems), "problem")
-        typer.secho(f"The configuration is refused ({told}):", err=True, fg="red")
+        count = counted(len(error.problems), "problem")
+        typer.secho(f"The configuration is refused ({count}):", err=True, fg="red")
         for problem in error.problems:
             typer.echo(folded(f"  {problem}"), err=True)
         sys.exit(2)

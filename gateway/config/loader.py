@@ -172,15 +172,15 @@ def _sentence(key: Key, error: ErrorDetails) -> str:
     message, value = shortened(error["msg"].removeprefix("Value error, "), 500), error["input"]
     if value is None or isinstance(value, dict | list):
         return message  # it is about several values, or names the item
-    told = shown(key, value)
-    message = message.replace(repr(value), told)
+    shown_value = shown(key, value)
+    message = message.replace(repr(value), shown_value)
     first_word = message.partition(" ")[0]
     if first_word in _VERBS:
-        return f"{told} {message}"
+        return f"{shown_value} {message}"
     what, semicolon, expected = message.partition(";")
     if what in ("invalid duration", "invalid size"):
-        return f"{what} {told}{semicolon}{expected}"
-    return message if told in message else f"{message.rstrip('.')} (it is {told})"
+        return f"{what} {shown_value}{semicolon}{expected}"
+    return message if shown_value in message else f"{message.rstrip('.')} (it is {shown_value})"
 
 
 def _wanted(key: Key, error: ErrorDetails) -> str:
@@ -326,9 +326,9 @@ def _weak_digests(config: Config) -> Iterator[str]:
     names = [name for name, route in config.routes.items() if _keeps_identities(route)]
     names += [name for name, route in config.routes.items() if any(map(_keeps_identities, route.parts.values()))]
     if names:
-        told = ", ".join(dict.fromkeys(names))
+        shown_value = ", ".join(dict.fromkeys(names))
         yield (
-            f"redis_secret is not set: the key of the credential digests ({told}) is stored in Redis itself, so "
+            f"redis_secret is not set: the key of the credential digests ({shown_value}) is stored in Redis itself, so "
             "anyone who can read Redis can test guesses of short credentials; set GATEWAY_REDIS_SECRET"
         )
 

@@ -333,19 +333,21 @@ class Config(Model):
         for name, route in self.routes.items():
             key, upstream = ("routes", name), self.upstreams.get(route.upstream)
             if (most := route.max_request_body) is not None and most > self.max_request_body:
-                told = f"exceeds the gateway's max_request_body ({show_size(self.max_request_body)}), which comes first"
-                yield PartProblem((*key, "max_request_body"), told, show_size(most))
+                conflict = (
+                    f"exceeds the gateway's max_request_body ({show_size(self.max_request_body)}), which comes first"
+                )
+                yield PartProblem((*key, "max_request_body"), conflict, show_size(most))
             if route.timeout is not None and upstream is not None and route.timeout > upstream.stream_timeout:
-                told = f"exceeds the stream_timeout of {route.upstream} ({show_duration(upstream.stream_timeout)})"
-                yield PartProblem((*key, "timeout"), told, show_duration(route.timeout))
+                conflict = f"exceeds the stream_timeout of {route.upstream} ({show_duration(upstream.stream_timeout)})"
+                yield PartProblem((*key, "timeout"), conflict, show_duration(route.timeout))
             largest = self.max_body if route.max_body is None else route.max_body
             if route.max_response_body is not None and route.max_body is not None and largest > route.max_response_body:
-                told = f"exceeds max_response_body ({show_size(route.max_response_body)}): no body is as large"
-                yield PartProblem((*key, "max_body"), told, show_size(largest))
+                conflict = f"exceeds max_response_body ({show_size(route.max_response_body)}): no body is as large"
+                yield PartProblem((*key, "max_body"), conflict, show_size(largest))
             for part, config in route.parts.items():
                 if config.max_body is not None and config.max_body > largest:
-                    told = f"exceeds the aggregate's max_body ({show_size(largest)})"
-                    yield PartProblem((*key, "parts", part, "max_body"), told, show_size(config.max_body))
+                    conflict = f"exceeds the aggregate's max_body ({show_size(largest)})"
+                    yield PartProblem((*key, "parts", part, "max_body"), conflict, show_size(config.max_body))
 
     @property
     def admin_is_private(self) -> bool:

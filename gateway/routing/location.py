@@ -37,20 +37,20 @@ def replaced(name: bytes, value: bytes, public: Callable[[str], str | None]) -> 
     left."""
     text = value.decode("latin-1")
     if name == b"link":
-        told = _links(text, public)
+        replacement = _links(text, public)
     elif name == b"refresh":
-        told = _refresh(text, public)
+        replacement = _refresh(text, public)
     else:
-        told = public(text)
-    return None if told is None else told.encode("latin-1")
+        replacement = public(text)
+    return None if replacement is None else replacement.encode("latin-1")
 
 
 def _refresh(text: str, public: Callable[[str], str | None]) -> str | None:
     found = _REFRESHED.fullmatch(text)
     if found is None:
         return text
-    told = public(found[2].strip())
-    return None if told is None else found[1] + told + found[3]
+    replacement = public(found[2].strip())
+    return None if replacement is None else found[1] + replacement + found[3]
 
 
 def _links(text: str, public: Callable[[str], str | None]) -> str | None:
@@ -64,8 +64,8 @@ def _links(text: str, public: Callable[[str], str | None]) -> str | None:
 
 
 def _link(target: str, parameters: str, public: Callable[[str], str | None]) -> str | None:
-    told = public(target)
-    if told is None:
+    replacement = public(target)
+    if replacement is None:
         return None
     anchor = _ANCHOR.search(parameters)
     if anchor is not None:
@@ -73,4 +73,4 @@ def _link(target: str, parameters: str, public: Callable[[str], str | None]) -> 
         if context is None:  # of another place than clients can see
             return None
         parameters = f'{parameters[: anchor.start()]}{anchor[1]}"{context}"{parameters[anchor.end() :]}'
-    return f"<{told}>{parameters.rstrip()}"
+    return f"<{replacement}>{parameters.rstrip()}"

@@ -56,9 +56,9 @@ class References:
         fields = []
         for name, value in headers:
             if name in REFERRING:
-                told = replaced(name, value, partial(self._public, asked, keep=name not in _OPTIONAL))
-                if told is not None:
-                    fields.append((name, told))
+                translated = replaced(name, value, partial(self._public, asked, keep=name not in _OPTIONAL))
+                if translated is not None:
+                    fields.append((name, translated))
             else:
                 fields.append((name, value))
         return fields

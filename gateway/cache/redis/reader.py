@@ -296,13 +296,13 @@ class Reads:
 
     def _tell(self, batch: list[Read], found: dict[str, bytes | None]) -> None:
         get = found.get
-        told = 0
+        delivered = 0
         try:
             for read in batch:
-                told += 1
+                delivered += 1
                 if read.then is not None:
                     read.then([get(name) for name in read.names])
         except BaseException:
             # An error in one callback must not affect the others.
-            asyncio.get_running_loop().call_soon(self._tell, batch[told:], found)
+            asyncio.get_running_loop().call_soon(self._tell, batch[delivered:], found)
             raise

@@ -483,14 +483,14 @@ class RedisStore:
         try:
             async with asyncio.timeout(max(self._budget, 0.2)):
                 seconds, microseconds = await self._client.eval(_TIME, 1, self._prefix + "{purge}:log")
-            told = float(seconds) + float(microseconds) / 1e6
+            redis_time = float(seconds) + float(microseconds) / 1e6
         except UNANSWERED as error:
             is_unanswered(error)
             self._reason = error
             return False
         elapsed = time.monotonic() - began
         if self._clock is not None:
-            self._clock.synchronise(told + elapsed / 2)
+            self._clock.synchronise(redis_time + elapsed / 2)
             self._synchronised_at = time.monotonic()
         return True
 
