@@ -18,19 +18,16 @@ import re
 import select
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from functools import lru_cache
 from typing import Any, cast
 
-import aiohttp
 import httpx
 from aiohttp.connector import BaseConnector
-from yarl import URL
 
 from gateway.http.response_parser import MOST_FIELDS, Chunks, Head, Malformed, TooLarge, end_of_head, read_head
 from gateway.upstreams.aiohttp_errors import HeadTooLarge
 from gateway.upstreams.ending import ends_on_purpose
 from gateway.upstreams.names import Name
-from gateway.upstreams.sockets import acknowledge, peer_of
+from gateway.upstreams.sockets import acknowledge, host_of, peer_of
 
 Interim = Callable[[int, Sequence[tuple[bytes, bytes]]], None]
 """Called with a response before the final one: its status, and its fields."""
@@ -369,6 +366,18 @@ class Pool:
     def in_use(self) -> int:
         return len(self._used)
 
+    @property
+    def open(self) -> int:
+        """The open connections, and those that are being made."""
+        return self._limit - self._free._value + len(self._watched) + sum(map(len, self._idle.values()))
+
+    def close_idle(self) -> bool:
+        """Close the connection that has been idle for longest; whether there was one."""
+        idle = min((kept for kept in self._idle.values() if kept), key=lambda kept: kept[0].idle_since, default=None)
+        if idle is not None:
+            idle.pop(0).close()
+        return idle is not None
+
     async def connection(self, origin: str, *, pool: float | None, connect: float | None) -> PlainConnection:
         """An idle connection, or a new one. It returns by itself. Raises httpx.PoolTimeout, httpx.ConnectTimeout, or
         what `connect` raises."""
@@ -478,20 +487,9 @@ _BREAKS = re.compile(rb"[\r\n\0]")
 _TARGET = re.compile(rb"/[\x21-\x7e]*")
 
 
-@lru_cache(maxsize=256)
-def host_of(origin: str) -> str:
-    """The host of an origin, in the form that aiohttp passes to the resolver."""
-    return URL(origin).raw_host or ""
-
-
 def request_head(method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     """A request's bytes, where it has no body. Raises httpx.LocalProtocolError where a field would end its line."""
     lines = [name + b": " + value for name, value in headers]
     if not _TARGET.fullmatch(target) or _BREAKS.search(b"".join(lines)):
         raise httpx.LocalProtocolError("a request that can't be sent")
     return b"\r\n".join((b"%b %b HTTP/1.1" % (method.encode("ascii"), target), *lines, b"", b""))
-
-
-@lru_cache(maxsize=64)
-def client_timeout(pool: float | None, connect: float | None, read: float | None) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=None, connect=pool, sock_connect=connect, sock_read=read)

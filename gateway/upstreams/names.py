@@ -246,16 +246,33 @@ class Names(AbstractResolver):
 
 
 class Connector(TCPConnector):
-    """aiohttp's connector and pool, with the addresses of `names`; `factory` makes the protocol of a connection."""
+    """aiohttp's connector and pool, with the addresses of `names`; `factory` makes the protocol of a connection, and
+    `make_room` is called before one is made."""
 
-    def __init__(self, names: Names, factory: Callable[[], asyncio.Protocol], **options: Any) -> None:
+    def __init__(
+        self, names: Names, factory: Callable[[], asyncio.Protocol], make_room: Callable[[], None], **options: Any
+    ) -> None:
         super().__init__(resolver=names, use_dns_cache=False, **options)
         self._factory = factory  # type: ignore[assignment]
         self._names = names
+        self._make_room = make_room
+
+    @property
+    def open(self) -> int:
+        """The open connections, and those that are being made, if this is their pool."""
+        return len(self._acquired) + sum(map(len, self._conns.values()))
+
+    def close_idle(self) -> bool:
+        """Close the connection that has been idle for longest; whether there was one."""
+        idle = min((kept for kept in self._conns.values() if kept), key=lambda kept: kept[0][1], default=None)
+        if idle is not None:
+            idle.popleft()[0].close()
+        return idle is not None
 
     async def _create_connection(
         self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
     ) -> ResponseHandler:
+        self._make_room()
         made: Any = await super()._create_connection(req, traces, timeout)
         self._names.connected(req.url.raw_host or "", made)
         return made  # type: ignore[no-any-return]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import lru_cache
+
+import aiohttp
+from yarl import URL
 
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 """Linux has it."""
@@ -29,3 +33,14 @@ def acknowledge(transport: asyncio.BaseTransport | None) -> None:
                 sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
             except OSError:
                 return  # the connection has ended
+
+
+@lru_cache(maxsize=256)
+def host_of(origin: str) -> str:
+    """The host of an origin, in the form that aiohttp passes to the resolver."""
+    return URL(origin).raw_host or ""
+
+
+@lru_cache(maxsize=64)
+def client_timeout(pool: float | None, connect: float | None, read: float | None) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, connect=pool, sock_connect=connect, sock_read=read)

@@ -36,12 +36,12 @@ from gateway.upstreams.connection import (
     Interim,
     PlainConnection,
     Pool,
-    client_timeout,
     request_head,
 )
 from gateway.upstreams.ending import split_url
 from gateway.upstreams.names import Connector, Names, PublicResolver
 from gateway.upstreams.receiver import Receiver
+from gateway.upstreams.sockets import client_timeout
 
 _AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
@@ -186,7 +186,18 @@ class Transport(AiohttpTransport):
             resolver = self._resolver or aiohttp.ThreadedResolver()
             self.names = Names(PublicResolver(resolver) if self._public_only else resolver, self._resolve_every)
             self._plain.several = self.names.several
-        return Connector(self.names, factory, limit=limit, keepalive_timeout=self._keepalive, ssl=self._tls)
+        return Connector(
+            self.names, factory, self._make_room, limit=limit, keepalive_timeout=self._keepalive, ssl=self._tls
+        )
+
+    def _make_room(self) -> None:
+        """Close idle connections, where one more would be beyond `max_connections`. Requests in flight are fewer than
+        that already, by the upstream's limit."""
+        session = self.client.connector if isinstance(self.client, aiohttp.ClientSession) else None
+        pools = (self._plain, *((session,) if isinstance(session, Connector) else ()))
+        more = sum(pool.open for pool in pools) - self._max_connections
+        while more > 0 and any(pool.close_idle() for pool in pools):
+            more -= 1
 
     def _open_session(self) -> aiohttp.ClientSession:
         factory = partial(Receiver, loop=asyncio.get_running_loop())

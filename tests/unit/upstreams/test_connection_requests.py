@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 
 from gateway.upstreams.connection import INTERNALS, request_head
-from tests.support.raw import Connection, raw_upstream
-from tests.unit.upstreams.test_client import speaking_to
+from tests.support.raw import Connection, always, raw_upstream
+from tests.unit.upstreams.test_client import OK, speaking_to
 
 
 def test_what_is_used_of_aiohttp_is_there() -> None:
@@ -46,4 +48,17 @@ async def test_another_protocol_that_nobody_asked_for_is_an_error_and_ends_the_c
         with pytest.raises(Exception, match="invalid or incomplete"):
             await upstream.fetch("GET", "/", [])
         assert upstream._transport.connections_in_use == 0  # type: ignore[attr-defined]
+        await upstream.aclose()
+
+
+async def test_connections_of_both_kinds_have_one_limit() -> None:
+    async with raw_upstream(always(OK)) as raw:
+        upstream = speaking_to(raw, max_connections=4)
+        for methods in ("GET GET GET GET", "OPTIONS OPTIONS OPTIONS", "GET GET OPTIONS OPTIONS", "GET GET GET GET"):
+            fetched = await asyncio.gather(*(upstream.fetch(method, "/", []) for method in methods.split()))
+            for each in fetched:
+                assert await each.body.whole(10) == b"ok"
+                await each.body.aclose()
+            await asyncio.sleep(0.05)  # until the server has seen what was closed
+            assert raw.open <= 4
         await upstream.aclose()
