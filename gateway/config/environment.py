@@ -21,7 +21,7 @@ from dotenv.parser import Binding, parse_stream
 from dotenv.variables import parse_variables
 
 from gateway.config.models import Config
-from gateway.config.names import did_you_mean, nearest
+from gateway.config.names import RENAMED, did_you_mean, nearest
 from gateway.config.schema import (
     current_key,
     filled,
@@ -238,8 +238,9 @@ class SettingMerge:
         key = current_key(variable.key)
         shape = shape_at(key)
         of_file = key[-1].endswith("_file") and (shape is None or takes_variables(key))
-        if of_file and (inner := shape_at((*key[:-1], key[-1].removesuffix("_file")))) is not None:
-            return self._of_file(variable, (*key[:-1], key[-1].removesuffix("_file")), inner)
+        named = current_key((*key[:-1], key[-1].removesuffix("_file")))
+        if of_file and (inner := shape_at(named)) is not None:
+            return self._of_file(variable, named, inner)
         if shape is None:
             self._unknown(variable, key, variable.name)
             return []
@@ -255,6 +256,8 @@ class SettingMerge:
         if is_container(shape):
             self._unknown(variable, variable.key, variable.name)
             return []
+        if variable.key[-1] != f"{key[-1]}_file":
+            self._warn_of_old_name(variable, variable.key, (*key[:-1], f"{key[-1]}_file"))
         try:
             return [_Assignment(key, _text_of(variable.name, variable.value), variable, variable.key)]
         except ValueError as error:
@@ -444,5 +447,6 @@ def _deprecated(place: str, old: str, current: str) -> str:
 
 
 def _set_twice(key: Key, place: str, old: str, old_place: str) -> ConfigProblem:
-    message = f"is set twice: {old} ({old_place}) is its deprecated name; remove that one"
-    return ConfigProblem(place, ".".join(key), message)
+    is_deprecated = old.removesuffix("_file") in RENAMED
+    message = f"is set twice: {old} ({old_place}) is {'its deprecated name' if is_deprecated else 'the same setting'}"
+    return ConfigProblem(place, ".".join(key), f"{message}; remove {'that one' if is_deprecated else 'one'}")

@@ -188,3 +188,17 @@ def test_a_name_is_current_unless_the_model_has_the_new_one() -> None:
     assert current_name("max_waiting", ("workers",)) == "max_waiting"
     assert names.RENAMED is RENAMED
     assert "max_waiting" not in overrides.SETTINGS
+
+
+def test_a_variable_that_names_a_file_may_have_an_old_name(read: Load) -> None:
+    Path("grace").write_text("7s\n")
+    loaded = read("purge_blind: 1s\n", GATEWAY_PURGE_BLIND_FILE="grace")
+    assert loaded.config.purge_disconnect_grace == timedelta(seconds=7)
+    assert (
+        "environment: GATEWAY_PURGE_BLIND_FILE is deprecated; use GATEWAY_PURGE_DISCONNECT_GRACE_FILE"
+        in loaded.warnings
+    )
+    with pytest.raises(ConfigError, match=r"purge_blind_file .* is its deprecated name; remove that one"):
+        read("", GATEWAY_PURGE_BLIND_FILE="grace", GATEWAY_PURGE_DISCONNECT_GRACE="1s")
+    with pytest.raises(ConfigError, match=r"memory_file .* is the same setting; remove one"):
+        read("", GATEWAY_MEMORY_FILE="grace", GATEWAY_MEMORY="1MiB")
