@@ -28,6 +28,7 @@ from gateway import __version__
 from gateway.advisor.advice import Advice
 from gateway.aggregates.routes import Builder, aggregate_key
 from gateway.app.dependency_overrides import WatchedOverrides
+from gateway.app.dispatch import Dispatch
 from gateway.app.exception_handlers import exception_handlers
 from gateway.app.middleware import OtherSlash, TargetRule, Timing, log_ignored
 from gateway.app.openapi import OPENAPI, show_validation_problems
@@ -176,6 +177,7 @@ class Gateway(FastAPI):
             exception_handlers=exception_handlers(validation_errors=config.validation_errors),
         )
         OtherSlash(self.router)
+        self.router.middleware_stack = Dispatch(self.router, self.router.middleware_stack)
         routes = AppRoutes(self, config, self.engine, self.metrics, self.declared, self.aggregates, self._direct)
         self._own = routes.add_own()
         routes.add_configured()
