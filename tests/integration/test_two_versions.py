@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import httpx
 import pytest
 
 from tests.conftest import served
-from tests.support.processes import ROOT, GatewayProcess, Valkey
+from tests.support.processes import ROOT, GatewayProcess, Valkey, clean_environment
 
 BEFORE = "c84f8de"
 """The commit whose gateway stands for the version before."""
@@ -30,6 +31,10 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if archive.returncode:
         pytest.skip(f"the commit {BEFORE} is not in this clone: {archive.stderr.decode().strip()}")
     subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
+    where = [sys.executable, "-c", "import gateway; print(gateway.__file__)"]
+    environment = clean_environment({"PYTHONPATH": str(folder)})
+    found = subprocess.run(where, cwd=folder, env=environment, capture_output=True, check=True)
+    assert found.stdout.decode().startswith(str(folder))
     return folder
 
 
