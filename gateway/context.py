@@ -152,6 +152,8 @@ def exchange_of(scope: MutableMapping[str, Any]) -> RequestContext | None:
     return exchange if isinstance(exchange, RequestContext) else None
 
 
+HOST_KEY = "gateway.host"
+"""The Host that the client sent, if the scope has that of `public_url` in its place: what a cached handler reads."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 RAW_TARGET_KEY = "gateway.raw_target"
 """The scope key of the unmodified request target; ASGI alone drops the host of an absolute form."""

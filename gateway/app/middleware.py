@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.context import LOOKED_KEY, RAW_TARGET_KEY, SCOPE_KEY, RequestContext, exchange_of
+from gateway.context import HOST_KEY, LOOKED_KEY, RAW_TARGET_KEY, SCOPE_KEY, RequestContext, exchange_of
 from gateway.errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_body
 from gateway.http.forwarding import Told, Trusted, place
 from gateway.http.headers import WITHOUT_CONTENT, framed, values, without
@@ -196,6 +196,8 @@ class TargetRule:
         else:
             return
         scope["scheme"] = scheme
+        if self._public is not None:
+            scope[HOST_KEY] = host if told is None else place(told, host, scheme)[0]
         if shown and shown != host:
             scope["headers"] = [*without(scope["headers"], b"host"), (b"host", shown.encode("latin-1"))]
 

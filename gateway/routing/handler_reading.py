@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from fastapi.dependencies.models import Dependant
 from starlette.types import Scope
 
+from gateway.context import HOST_KEY
 from gateway.http.headers import HOP_BY_HOP, Headers, connection_named, end_to_end, in_one_line, sent_value
 from gateway.policy.keys import Keying, Plan
 from gateway.policy.vary import variant_suffix
@@ -130,7 +131,9 @@ def _names_a_place(name: bytes) -> bool:
 
 
 def _host(scope: Scope) -> str:
-    given = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1").lower()
+    given = scope.get(HOST_KEY)
+    if given is None:
+        given = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1").lower()
     if given or not scope.get("server"):
         return given
     server, port = scope["server"]

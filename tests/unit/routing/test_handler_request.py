@@ -682,3 +682,13 @@ async def test_a_size_is_written_as_in_the_configuration() -> None:
 
     small, large = app_of(of(handler, max_body="1KiB")), app_of(of(handler, max_body="2MiB"))
     assert [is_hit((await asked(app, {}, {}))[1]) for app in (small, large)] == [False, True]
+
+
+async def test_a_cached_handler_reads_its_clients_host_though_links_have_the_public_one() -> None:
+    async def orders(request: Request) -> dict[str, str | None]:
+        return {"tenant": request.url.hostname, "host": request.headers["host"]}
+
+    app = app_of(of(orders), public_url="https://shop.test")
+    acme, umbrella = await asked(app, {"host": "acme.test"}, {"host": "umbrella.test"})
+    assert acme.json() == {"tenant": "acme.test", "host": "acme.test"}
+    assert umbrella.json() == {"tenant": "umbrella.test", "host": "umbrella.test"}
