@@ -218,6 +218,9 @@ class Config(Model):
     credential digests in keys; without it, they use a random key stored in Redis."""
     redis_budget: Duration = timedelta(milliseconds=50)
     """Time limit for all Redis commands of one request. The gateway then continues without Redis."""
+    redis_dir: str | None = None
+    """A folder in which the embedded Valkey keeps its data on disk, so that a restart loses nothing. Each write waits
+    for the disk. Default: nothing is written."""
     redis_memory: Size = 256 * 1024**2
     """`maxmemory` of the embedded Valkey."""
     memory: Size = 256 * 1024**2

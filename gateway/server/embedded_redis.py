@@ -39,7 +39,9 @@ class EmbeddedError(GatewayError):
 class Embedded:
     """`maxmemory` is in bytes. Use it as a context manager, or call `stop`."""
 
-    def __init__(self, *, maxmemory: int = 256 * 1024 * 1024) -> None:
+    def __init__(self, *, maxmemory: int = 256 * 1024 * 1024, data: str | None = None) -> None:
+        self._data_lock = _data_folder(Path(data)) if data is not None else None
+        self._data = data
         self.directory = _directory()
         self.socket = self.directory / "valkey.sock"
         self.url = f"unix://{self.socket}"
@@ -128,8 +130,8 @@ class Embedded:
     def _arguments(self) -> list[str]:
         return [
             "--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700",
-            "--dir", str(self.directory), "--logfile", str(self._log), "--loglevel", "warning",
-            "--save", "", "--appendonly", "no", "--daemonize", "no",
+            "--dir", self._data or str(self.directory), "--logfile", str(self._log), "--loglevel", "warning",
+            "--save", "", "--appendonly", "yes" if self._data else "no", "--appendfsync", "always", "--daemonize", "no",
             "--maxmemory", str(self._maxmemory), "--maxmemory-policy", "volatile-lru",
         ]  # fmt: skip
 
@@ -145,6 +147,27 @@ class Embedded:
                 process.wait()
         shutil.rmtree(self.directory, ignore_errors=True)
         self._lock.close()
+        if self._data_lock is not None:
+            self._data_lock.close()
+
+
+def _data_folder(folder: Path) -> BinaryIO:
+    """The lock of the folder that the data is kept in; it is made if it is missing. Raises EmbeddedError."""
+    lock = None
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (folder / "gateway.lock").open("wb")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        assert lock is not None
+        lock.close()
+        raise EmbeddedError(f"redis_dir: another gateway keeps its data in {folder}; set another folder") from None
+    except OSError as error:
+        raise EmbeddedError(
+            f"redis_dir: the embedded Valkey can't keep its data in {folder}: {error.strerror}; set a folder "
+            "that can be written to"
+        ) from None
+    return lock
 
 
 def _directory() -> Path:

@@ -27,6 +27,7 @@ REQUIRES_RESTART = frozenset(
             "redis_prefix",
             "redis_budget",
             "redis_memory",
+            "redis_dir",
             "redis_secret",
             "purge_disconnect_grace",
             "warm_start",

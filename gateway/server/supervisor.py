@@ -82,7 +82,9 @@ class Supervisor:
             Slot(number, sock) for number, sock in enumerate(listen_for_each(config.workers, config.host, config.port))
         ]
         self._admin = listen_admin(config.admin_listen)
-        self._valkey = Embedded(maxmemory=config.redis_memory) if config.redis_url == "embedded" else None
+        self._valkey: Embedded | None = None
+        if config.redis_url == "embedded":
+            self._valkey = Embedded(maxmemory=config.redis_memory, data=config.redis_dir)
 
     def __repr__(self) -> str:
         return f"<Supervisor {len(self._slots)} workers, generation {self._number}>"
