@@ -8,9 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import shutil
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -73,6 +76,10 @@ def pytest_configure(config: pytest.Config) -> None:
     _scale = config.getoption("--scale")
     if _scale == "full":
         config.option.timeout = FULL_TIMEOUT
+    if getattr(config.option, "numprocesses", None) and config.option.basetemp is None:
+        # pytest-xdist adds a folder to the paths of temporary files: a unix socket's may have 107 characters.
+        config.option.basetemp = tempfile.mkdtemp(prefix="t")
+        config.add_cleanup(partial(shutil.rmtree, config.option.basetemp, ignore_errors=True))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

