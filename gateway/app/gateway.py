@@ -44,6 +44,7 @@ from gateway.config.models import Config
 from gateway.config.names import did_you_mean
 from gateway.config.route import RouteConfig
 from gateway.config.upstream import UpstreamConfig
+from gateway.config.validation import of_mapping
 from gateway.edge.hits import Edge
 from gateway.edge.passthrough import Direct, PassThrough, Patterns
 from gateway.explain.explainer import Explainer, Origins, no_origins
@@ -481,7 +482,7 @@ def _configuration(config: Config | Loaded | Mapping[str, Any] | Path | str | No
     if isinstance(config, Loaded):
         return config
     if isinstance(config, Config | Mapping):
-        return Loaded(Config.model_validate(config), {}, ())
+        return Loaded(of_mapping(config), {}, ())
     loaded = load(Path(config) if config is not None else None)
     for warning in loaded.warnings:
         logger.warning(warning)

@@ -17,6 +17,7 @@ from gateway.config.models import Config
 from gateway.config.schema import is_model, shape_at
 from gateway.config.types import NAME
 from gateway.config.yaml_document import Key, Tree, Value
+from gateway.errors import ConfigError, ConfigProblem
 
 MOST_ROUNDS = 50
 _SECTIONS = ("routes", "upstreams")
@@ -36,6 +37,29 @@ def all_errors(
         else:
             break
     return [(key, group) for (key, _), group in rounds.found.items()]
+
+
+class MappingError(ConfigError, ValueError):
+    """A wrong mapping; a ValueError too, as pydantic's error is."""
+
+
+def of_mapping(given: object) -> Config:
+    """The configuration of a mapping, as an app's code has it. Raises ConfigError."""
+    try:
+        config = Config.model_validate(given)
+    except ValidationError as error:
+        found = [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors(include_url=False)]
+        raise MappingError(
+            [ConfigProblem("", key, text.removeprefix("Value error, ")) for key, text in found]
+        ) from None
+    problems = [
+        ConfigProblem("", f"routes.{name}.upstream", f"there is no upstream {each.upstream}")
+        for name, each in config.routes.items()
+        if each.upstream and each.upstream not in config.upstreams
+    ]
+    if problems:
+        raise MappingError(problems)
+    return config
 
 
 def bad_names(tree: Tree) -> list[Key]:
