@@ -20,6 +20,8 @@ from tests.support.proxy import FaultProxy
 from tests.support.raw import Connection, raw_upstream
 from tests.unit.upstreams.test_client import MALFORMED
 
+pytestmark = pytest.mark.alone  # Redis has 50 ms to answer
+
 
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -115,7 +117,6 @@ async def test_a_million_queries_take_no_more_memory_than_is_configured() -> Non
             assert app.engine.memory.statistics.evictions > 500
 
 
-@pytest.mark.alone
 async def test_at_twice_capacity_hits_are_served_the_rest_is_told_at_once_and_goodput_stays() -> None:
     async with overload.bounded_upstream() as raw:
         app = app_for(

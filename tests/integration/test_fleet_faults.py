@@ -18,6 +18,8 @@ from tests.support.processes import GatewayProcess
 from tests.support.proxy import faulty_url
 from tests.support.raw import Connection, raw_upstream
 
+pytestmark = pytest.mark.alone  # Redis has 50 ms to answer
+
 TOKEN = "a token for the test"
 DEADLINE = 3.0
 

@@ -28,6 +28,7 @@ pytestmark = [
         shutil.which("redis-server") is None, reason="needs redis-server (Debian's package of that name)"
     ),
     pytest.mark.timeout(120),
+    pytest.mark.alone,
 ]
 TOKEN = "a token for the test"
 READY = "Ready to accept connections"
