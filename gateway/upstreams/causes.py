@@ -7,6 +7,7 @@ httpx's. The innermost says why.
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ def cause_of(error: BaseException) -> Cause:
 
 
 def _by_httpx(error: BaseException, number: int | None) -> Cause:
-    text = errno.errorcode.get(number, str(error)) if number is not None else str(error)
+    text = errno.errorcode.get(number, _shown(error)) if number is not None else _shown(error)
     if isinstance(error, httpx.ConnectError):
         return Cause("unreachable", text)
     if isinstance(error, TimeoutError | httpx.TimeoutException):
@@ -67,6 +68,18 @@ def _by_httpx(error: BaseException, number: int | None) -> Cause:
     if isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol):
         return Cause("request", text)
     return Cause("reset", text)
+
+
+_VALUES = re.compile(r"""(\?)[^\s'"<>)]+|(b?['"])(?:[^'"\\]|\\.)*['"]""")
+_LONGEST = 200
+"""Characters of an error's message that are kept."""
+
+
+def _shown(error: BaseException) -> str:
+    """An error's message without what may hold a client's credentials: queries of URLs, and quoted values of fields."""
+    return _VALUES.sub(lambda found: f"{found[1] or found[2]}…{found[2][-1:] if found[2] else ''}", str(error))[
+        :_LONGEST
+    ]
 
 
 def _within(error: BaseException) -> Iterator[BaseException]:

@@ -252,3 +252,17 @@ async def test_a_host_that_takes_no_connection_in_time_is_replaced_by_another() 
             assert await ask(upstream) == (200, b"ok")
             assert upstream.hosts[0].failures == {"connect-timeout": 1}
             await upstream.aclose()
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("no way to http://a.test/b?api_key=secret&x=1", "no way to http://a.test/b?…"),
+        (r"Illegal header value b'Bearer x\'y\n'", "Illegal header value b'…'"),
+        ('bad "secret" here', 'bad "…" here'),
+        ("Server disconnected (idle)", "Server disconnected (idle)"),
+        ("x" * 300, "x" * 200),
+    ],
+)
+def test_the_text_of_a_cause_holds_no_value_of_a_request(message: str, shown: str) -> None:
+    assert cause_of(httpx.LocalProtocolError(message)).text == shown
