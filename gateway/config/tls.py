@@ -6,8 +6,6 @@ import os
 import ssl
 from collections.abc import Mapping
 
-import certifi
-
 from gateway.config.upstream import UpstreamConfig
 
 
@@ -49,6 +47,8 @@ def _trusting(config: UpstreamConfig, environ: Mapping[str, str]) -> ssl.SSLCont
         if not os.path.isdir(folder):
             raise TlsFileError("SSL_CERT_DIR", f"{folder} is not a directory")
         return ssl.create_default_context(capath=folder)
+    import certifi  # workers that speak no TLS don't need it
+
     return ssl.create_default_context(cafile=certifi.where())
 
 

@@ -310,7 +310,7 @@ def test_routes_prints_the_routes_in_the_order_in_which_they_are_tried(tmp_path:
     found = rows(result.stdout)
     assert list(found) == ["route", "x", "rest"]
     assert found["x"][:4] == ["/x/{id}", "api:/v2/{id}", "60s" if "60s" in found["x"] else "1m", "2m"]
-    assert found["x"][-1] == "x:{id}"
+    assert "x:{id}" in found["x"]
     assert found["rest"][:3] == ["/{path:path}", "api:/{path:path}", "origin"]
 
 

@@ -249,7 +249,7 @@ async def test_an_aggregate_whose_parts_have_the_ttls_is_advised_on_by_its_parts
 def test_a_route_that_is_joined_of_parts_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = advise("home.user", 10.0, Replay(0.0), Changes().rate())
     answers = {"/advice": {"routes": msgspec.to_builtins([seen])}, "/routes": {"routes": [{"name": "home"}]}}
-    monkeypatch.setattr("gateway.cli.options.ask_admin", lambda path, *_, **__: answers[path])
+    monkeypatch.setattr("gateway.cli.options.request_admin", lambda path, *_, **__: answers[path])
     result = CliRunner().invoke(cli, ["ttl", "advise", "home"])
     assert result.exit_code == 3
     assert result.output == "home is an aggregate; each of its parts has its own TTL: home.user.\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import uuid4
 
@@ -23,16 +23,20 @@ ITEMS = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "60s", "tags"
 
 
 @pytest.fixture
-def fleet(valkey: Embedded, clock: TurnedClock) -> Callable[[], tuple[Gateway, StubUpstream]]:
-    """Makes gateways on one Redis."""
+async def fleet(valkey: Embedded, clock: TurnedClock) -> AsyncIterator[Callable[[], tuple[Gateway, StubUpstream]]]:
+    """Makes gateways on one Redis. Whose lifespan never ran, nothing else closes."""
     prefix = f"{uuid4().hex}:"
+    made: list[Gateway] = []
 
     def member() -> tuple[Gateway, StubUpstream]:
         upstream = StubUpstream(json_answer())
         store = RedisStore(valkey.url, prefix=prefix, budget=1.0)
-        return gateway(upstream, ITEMS, store=store, clock=clock), upstream
+        made.append(gateway(upstream, ITEMS, store=store, clock=clock))
+        return made[-1], upstream
 
-    return member
+    yield member
+    for app in made:
+        await app.stop()
 
 
 def client_of(app: Any) -> httpx.AsyncClient:
