@@ -189,15 +189,11 @@ class TargetRule:
 
     def _show_place(self, scope: Scope, told: Told | None, host: str) -> None:
         scheme = scope.get("scheme", "http")
+        shown, scheme = (host, scheme) if told is None else place(told, host, scheme)
         if self._public is not None:
+            scope[HOST_KEY] = shown
             shown, scheme = self._public
-        elif told is not None:
-            shown, scheme = place(told, host, scheme)
-        else:
-            return
         scope["scheme"] = scheme
-        if self._public is not None:
-            scope[HOST_KEY] = host if told is None else place(told, host, scheme)[0]
         if shown and shown != host:
             scope["headers"] = [*without(scope["headers"], b"host"), (b"host", shown.encode("latin-1"))]
 
