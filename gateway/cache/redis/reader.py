@@ -77,6 +77,11 @@ class Pipe(asyncio.Protocol):
     def open(self) -> bool:
         return self._transport is not None
 
+    @property
+    def unsent(self) -> int:
+        """Bytes of commands that Redis has not taken yet."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
     def take_over(self, connection: Any) -> bool:
         """Use redis-py's connection from now on; False if its attributes are not as expected, or bytes have arrived on
         it already."""

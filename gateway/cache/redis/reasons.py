@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import ssl
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import (
@@ -21,6 +23,7 @@ from redis.exceptions import (
 )
 
 logger = logging.getLogger("gateway")
+POLICY_SECONDS = 1.0
 
 NETWORK: tuple[type[Exception], ...] = (RedisError, RedisClusterException, OSError, TimeoutError)
 MALFORMED: tuple[type[Exception], ...] = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)
@@ -207,3 +210,14 @@ def complaint_about(policy: str, maxmemory: int) -> tuple[int, str] | None:
     if not maxmemory:
         return logging.WARNING, f"Redis's maxmemory-policy is {policy}, without a maxmemory; {advice}"
     return logging.ERROR, f"Redis's maxmemory-policy is {policy}: it may evict purge records; {advice}"
+
+
+async def complain_about_policy(client: Any) -> None:
+    """Log if Redis may evict keys that never expire: the purge stream and the workers' names."""
+    with unanswered():  # a user without the permission to read it
+        async with asyncio.timeout(POLICY_SECONDS):
+            found = await client.info("memory")
+        nodes = [found] if "maxmemory" in found else [each for each in found.values() if isinstance(each, dict)]
+        policies = [(str(each.get("maxmemory_policy", "")), int(each.get("maxmemory", 0))) for each in nodes]
+        for complaint in filter(None, (complaint_about(*each) for each in policies)):
+            logger.log(*complaint)

@@ -23,7 +23,7 @@ from gateway.cache.redis.leases import Command, RedisLeases
 from gateway.cache.redis.overrides import RedisLive
 from gateway.cache.redis.purge_log import RedisPurges
 from gateway.cache.redis.reader import Keeper, Pipe, Reads
-from gateway.cache.redis.reasons import UNANSWERED, Reason, RedisState, complaint_about, is_unanswered, unanswered
+from gateway.cache.redis.reasons import UNANSWERED, Reason, RedisState, complain_about_policy, is_unanswered
 from gateway.cache.shared_store import Read, SharedStatistics, no_values
 from gateway.clock import Clock, SystemClock
 from gateway.config.types import shown_url
@@ -32,7 +32,7 @@ from gateway.policy.identity_key import KEY_BYTES
 logger = logging.getLogger("gateway")
 FAILURES_BEFORE_REST = 3
 START_SECONDS = 0.1
-POLICY_SECONDS = KEY_SECONDS = TURN_SECONDS = 1.0
+KEY_SECONDS = TURN_SECONDS = 1.0
 IDENTITY_KEY = "identity-key"
 PROBE_EVERY = 0.2
 SYNCHRONISE_EVERY = 30.0
@@ -41,7 +41,8 @@ DOUBT_SECONDS = 1.0
 MAX_BATCH = 128  # writes in a pipeline
 MAX_BATCH_BYTES = 1024 * 1024
 MOST_AT_ONCE = 64 * 1024
-"""Bytes of a write up to which it is sent on the connection of the reads."""
+MOST_AHEAD = 256 * 1024
+"""Bytes of a write up to which it is sent on the connection of the reads, and of all that is unsent there."""
 LEASES_AT_ONCE = 8  # connections
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 
@@ -143,7 +144,7 @@ class RedisStore:
         if await self._ping():
             self._failures = 0
             self._state.here()
-            return await self._check_policy()
+            return await complain_about_policy(self._client)
         self._state.away(self._reason)
         return await self._probe_until_back()
 
@@ -185,7 +186,10 @@ class RedisStore:
     def _goes_at_once(self, size: int) -> bool:
         """Whether a write of `size` bytes may be sent now: not ahead of earlier ones, and not if it would delay later
         reads."""
-        return size <= MOST_AT_ONCE and not self._writes and not self._writing and self._keeper.pipe is not None
+        pipe = self._keeper.pipe
+        if pipe is None or self._writes or self._writing:
+            return False
+        return size <= MOST_AT_ONCE and pipe.unsent + size <= MOST_AHEAD
 
     def _sets(self, values: Sequence[tuple[str, bytes, float]]) -> list[Command]:
         self.statistics.writes += len(values)
@@ -393,7 +397,8 @@ class RedisStore:
         self.statistics.seconds += time.perf_counter() - began
         if replies is None or any(isinstance(reply, hiredis.ReplyError) for reply in replies):
             self.statistics.failures += 1
-            if pipe.open:  # its end is one failure, however many waited on it
+            # Its end is one failure, however many waited on it; so are commands that fail together.
+            if pipe.open and began >= self._failed_at:
                 self._failed()
             replies = None
         else:
@@ -453,17 +458,7 @@ class RedisStore:
             self._failures = 0
             self._state.here()
             # Meanwhile it may have failed again, with this probe under way and so no other begun.
-            await self._check_policy()
-
-    async def _check_policy(self) -> None:
-        """Complain where Redis may evict what does not expire: the stream of purges is that, and the workers' names."""
-        with unanswered():  # a user without the permission to read it
-            async with asyncio.timeout(POLICY_SECONDS):
-                found = await self._client.info("memory")
-            nodes = found.values() if self._cluster and "maxmemory" not in found else [found]
-            policies = [(str(each.get("maxmemory_policy", "")), int(each.get("maxmemory", 0))) for each in nodes]
-            for complaint in filter(None, (complaint_about(*each) for each in policies)):
-                logger.log(*complaint)
+            await complain_about_policy(self._client)
 
     async def _reads_again(self) -> bool:
         """Whether it responds to a read: while it loads its data, or is a disconnected replica, it responds only to

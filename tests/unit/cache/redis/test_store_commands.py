@@ -93,3 +93,31 @@ async def test_without_that_connection_the_client_does_the_same(redis_store: Red
     assert await redis_store.take("l:1", b"token", 60.0) == b"token"
     await redis_store.give_back("l:1", b"token", STORED, STORED_LIFE, after=[("e:1", b"entry", 60.0)])
     assert await redis_store.read(["e:1", "l:1"]) == [b"entry", STORED]
+
+
+async def test_many_small_writes_at_once_leave_room_for_reads(redis_store: RedisStore, sent: list[list[bytes]]) -> None:
+    """Together they are more than the connection of the reads takes: the rest goes by the client."""
+    body = b"x" * (MOST_AT_ONCE - 1)
+    writes = [redis_store.write([(f"e:{number}", body, 60.0)]) for number in range(40)]
+    *done, read = await asyncio.gather(*writes, redis_store.read(["e:none"]))
+    assert all(done)
+    assert read == [None]
+    assert sent
+    assert redis_store.statistics.failures == 0
+    assert await redis_store.read([f"e:{number}" for number in range(40)]) == [body] * 40
+
+
+async def test_writes_that_are_refused_together_are_one_failure_of_redis(
+    redis_store: RedisStore, sent: list[list[bytes]]
+) -> None:
+    """A full Redis can still be read."""
+    policy = await redis_store._client.config_get("maxmemory*")
+    try:
+        await redis_store._client.config_set("maxmemory-policy", "noeviction")
+        await redis_store._client.config_set("maxmemory", "1")
+        done = await asyncio.gather(*(redis_store.write([(f"e:{number}", b"a", 60.0)]) for number in range(8)))
+        assert not any(done)
+        assert redis_store.available
+    finally:
+        for name, value in policy.items():
+            await redis_store._client.config_set(name, value)

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 
+from gateway.cache.redis.reasons import complain_about_policy
 from gateway.cache.redis.store import RedisStore
 from gateway.server.embedded_redis import Embedded
 from tests.support.proxy import faulty_url
@@ -32,7 +33,7 @@ async def test_after_replies_of_another_shape_redis_is_used_again(valkey: Embedd
             await store.read(["name"])
             assert await store.take("l:name", b"token", 60.0) != b"token"
         await store._ping()
-        await store._check_policy()
+        await complain_about_policy(store._client)
         proxy.clear()
         async with asyncio.timeout(20):
             while not store.available:
