@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import httpx
+import hypothesis
 import pytest
 import uvicorn
 
@@ -74,6 +75,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before modules are collected: Hypothesis has its number of examples when a test is defined."""
     global _scale
     _scale = config.getoption("--scale")
+    # A change must not fail by chance on what it did not touch: its examples are the same in each run. New ones are
+    # looked for at full scale.
+    hypothesis.settings.register_profile("repeatable", derandomize=_scale == "ci")
+    hypothesis.settings.load_profile("repeatable")
     if _scale == "full":
         config.option.timeout = FULL_TIMEOUT
     if getattr(config.option, "numprocesses", None) and config.option.basetemp is None:

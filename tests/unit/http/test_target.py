@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import RequestRefused
@@ -516,6 +516,7 @@ RULES = st.sampled_from(["refuse", "keep", "decode"])
 RAW = st.lists(st.sampled_from(["a", "/", "%2f", "%2F", "%252f", ".", "..", ";", "%2e", "%41", "A"]), max_size=10)
 
 
+@example(pieces=["%2f", "/", ".."], of_kept="refuse", of_decoded="keep")
 @given(pieces=RAW, of_kept=RULES, of_decoded=RULES)
 def test_a_path_has_one_reading_whatever_its_routes_say(pieces: list[str], of_kept: Any, of_decoded: Any) -> None:
     raw = ("/" + "".join(pieces)).encode()
@@ -535,7 +536,8 @@ def test_a_path_has_one_reading_whatever_its_routes_say(pieces: list[str], of_ke
         assert not {".", ".."} & set(whole.split("/"))
     else:
         assert target == normalise(target.path.encode(), b"")
-        assert of_decoded == "decode" or b"%2f" not in raw.lower()
+        # A dot segment may have removed the encoded slash: then the path's route keeps slashes, or decodes them.
+        assert of_decoded in ("keep", "decode") or b"%2f" not in raw.lower()
 
 
 @given(st.text("ab.~-_/%2EfF;\\", max_size=12))
