@@ -311,8 +311,15 @@ GUARDS = (
         "unit/server/test_listener",
     ),
     # Answers without the app: memos, joins, the direct pass.
-    Mutant("edge.memos", "            or self._epochs.version != memo.version\n", "", "unit/edge/test_memos"),
-    Mutant("edge.memos", "            or source.turn != memo.source_turn\n", "", "unit/edge/test_memos"),
+    Mutant(
+        "edge.response_memos",
+        "            or self._epochs.version != memo.version\n",
+        "",
+        "unit/edge/test_response_memos",
+    ),
+    Mutant(
+        "edge.response_memos", "            or source.turn != memo.source_turn\n", "", "unit/edge/test_response_memos"
+    ),
     Mutant(
         "edge.passthrough",
         "if any(name in _FOR_THE_APP for name, _ in fields):",

@@ -12,8 +12,8 @@ from gateway.advisor.advice import Advice
 from gateway.cache.engine import Engine
 from gateway.cache.purge_log import PurgesTold
 from gateway.cache.shared_store import NoShared, SharedStatistics
-from gateway.upstreams.causes import CAUSES
 from gateway.upstreams.client import Upstream
+from gateway.upstreams.failure_causes import CAUSES
 
 
 class EngineCollector(Collector):

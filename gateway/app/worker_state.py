@@ -15,9 +15,9 @@ from gateway.cache.memory import Memory
 from gateway.cache.overload import Governor, LoopLag
 from gateway.cache.purge_log import LocalPurges, PurgeLog
 from gateway.cache.redis.advice import RedisDesk
+from gateway.cache.redis.errors import Reason
 from gateway.cache.redis.fleet_key import FleetKey
 from gateway.cache.redis.purge_log import RedisPurges
-from gateway.cache.redis.reasons import Reason
 from gateway.cache.redis.store import RedisStore
 from gateway.cache.shared_store import NoShared, SharedStore
 from gateway.cache.warm_start import Hottest

@@ -3,7 +3,7 @@
 Decides which parts of a response are the same from one hit to the next, and so are made once: the effect of a header
 block (`HeaderBlock`), how the app served a request line (`KnownTarget`), when an entry is fresh (`PreparedResponse`),
 and the bytes of one form of it, by coding, status and Origin (`ResponseForm`); its age and remaining freshness are
-updated once a second. It must not know how an entry is found or which request gets it (`hits`, `memos`).
+updated once a second. It must not know how an entry is found or which request gets it (`hits`, `response_memos`).
 """
 
 from __future__ import annotations

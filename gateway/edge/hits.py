@@ -29,8 +29,8 @@ from gateway.edge.entries import (
 )
 from gateway.edge.head_template import MARK, template_of
 from gateway.edge.hit_log import HitLog
-from gateway.edge.memos import Memos
 from gateway.edge.passthrough import PassThrough
+from gateway.edge.response_memos import Memos
 from gateway.edge.shared_lookup import SharedFinder, SharedHit
 from gateway.edge.splice import Splicer, has_expired
 from gateway.http.forwarding import PREFIX, Trusted

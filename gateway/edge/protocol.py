@@ -1,8 +1,8 @@
 """The gateway's uvicorn protocol class, for uvicorn's `http=` setting: serves requests before ASGI if possible.
 
-Decides what serves a request: a memo or an entry in memory (`memos`, `hits`), the shared tier (`shared_lookup`), the
-engine without ASGI (`passthrough`), or else the app, whose responses it learns from. It must not know how bytes are
-read and limited (`client_connection`), or which entry serves a request (`hits`).
+Decides what serves a request: a memo or an entry in memory (`response_memos`, `hits`), the shared tier
+(`shared_lookup`), the engine without ASGI (`passthrough`), or else the app, whose responses it learns from. It must not
+know how bytes are read and limited (`client_connection`), or which entry serves a request (`hits`).
 """
 
 from __future__ import annotations

@@ -39,11 +39,11 @@ from gateway.http.response_parser import WITHOUT_BODY
 from gateway.http.target import normalise
 from gateway.observability.trace_context import PASSED_ON, traced
 from gateway.policy.keys import is_identity
-from gateway.upstreams.causes import Cause, cause_of
 from gateway.upstreams.connection import Interim
+from gateway.upstreams.failure_causes import Cause, cause_of
 from gateway.upstreams.health import HealthChecks
 from gateway.upstreams.hosts import LATE, Base, Host, in_turn
-from gateway.upstreams.names import Names
+from gateway.upstreams.name_resolution import Names
 from gateway.upstreams.request import ORDINARY, Patience, Sending, Upload
 from gateway.upstreams.resilience import Breaker, Bulkhead, Full
 from gateway.upstreams.response import (

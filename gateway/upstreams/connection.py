@@ -25,8 +25,8 @@ from aiohttp.connector import BaseConnector
 
 from gateway.http.response_parser import MOST_FIELDS, Chunks, Head, Malformed, TooLarge, end_of_head, read_head
 from gateway.upstreams.aiohttp_errors import HeadTooLarge
-from gateway.upstreams.ending import ends_on_purpose
-from gateway.upstreams.names import Name
+from gateway.upstreams.connection_end import ends_on_purpose
+from gateway.upstreams.name_resolution import Name
 from gateway.upstreams.sockets import acknowledge, host_of, peer_of
 
 Interim = Callable[[int, Sequence[tuple[bytes, bytes]]], None]

@@ -14,7 +14,7 @@ import httpx
 
 from gateway.config.upstream import HealthConfig
 from gateway.errors import UpstreamError
-from gateway.upstreams.causes import cause_of
+from gateway.upstreams.failure_causes import cause_of
 from gateway.upstreams.hosts import Host
 
 

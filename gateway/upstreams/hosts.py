@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from gateway.errors import UpstreamMalformed
-from gateway.upstreams.causes import Cause, cause_of
+from gateway.upstreams.failure_causes import Cause, cause_of
 from gateway.upstreams.resilience import Breaker, BreakerState
 from gateway.upstreams.transport import Attempt, ReceivedHead
 

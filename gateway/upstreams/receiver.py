@@ -16,7 +16,7 @@ from aiohttp.streams import StreamReader
 
 from gateway.http.response_parser import WITHOUT_BODY
 from gateway.upstreams.connection import MOST_INTERIM, TOO_MANY_INTERIM
-from gateway.upstreams.ending import ends_on_purpose
+from gateway.upstreams.connection_end import ends_on_purpose
 from gateway.upstreams.sockets import acknowledge, peer_of
 
 

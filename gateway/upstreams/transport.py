@@ -38,8 +38,7 @@ from gateway.upstreams.connection import (
     Pool,
     request_head,
 )
-from gateway.upstreams.ending import split_url
-from gateway.upstreams.names import Connector, Names, PublicResolver
+from gateway.upstreams.name_resolution import Connector, Names, PublicResolver
 from gateway.upstreams.receiver import Receiver
 from gateway.upstreams.sockets import client_timeout
 
@@ -284,7 +283,7 @@ class Transport(AiohttpTransport):
         timeouts: UpstreamTimeouts,
         attempt: Attempt,
     ) -> ReceivedHead:
-        origin, target = split_url(url)
+        origin, target = _split_url(url)
         head = request_head(method, target, headers)
         connection = await self._plain.connection(origin, pool=timeouts.pool, connect=timeouts.connect)
         attempt.on(connection)
@@ -359,3 +358,9 @@ def _body_of(request: httpx.Request) -> Any:
         return request.content or None
     except httpx.RequestNotRead:
         return request.stream
+
+
+def _split_url(url: str) -> tuple[str, bytes]:
+    """The origin of `url`, and the target to ask it for."""
+    start = url.find("/", url.index("//") + 2)
+    return (url[:start], url[start:].encode("ascii")) if start > 0 else (url, b"/")

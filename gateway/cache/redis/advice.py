@@ -16,7 +16,7 @@ import msgspec
 
 from gateway.advisor.advice import Advice
 from gateway.advisor.traffic import ANSWER_SECONDS, KEPT_BATCHES, LEADS_FOR_MS, REPORT_LIVES_MS, Advisor, Batch, Told
-from gateway.cache.redis.reasons import UNANSWERED, is_unanswered, unanswered
+from gateway.cache.redis.errors import UNANSWERED, is_unanswered, unanswered
 from gateway.clock import Clock
 
 # KEYS: leader. ARGV: worker, milliseconds. 1 where the worker leads.

@@ -13,7 +13,7 @@ from typing import Any
 
 from gateway.cache.leases import STORED
 from gateway.cache.redis.connection import is_cluster
-from gateway.cache.redis.reasons import UNANSWERED, is_unanswered
+from gateway.cache.redis.errors import UNANSWERED, is_unanswered
 
 _PAUSE = 0.02
 """Seconds between two attempts to give up a lease."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.cache.redis.reasons import UNANSWERED, is_unanswered
+from gateway.cache.redis.errors import UNANSWERED, is_unanswered
 from gateway.config.overrides import (
     ANSWER_SECONDS,
     LARGEST,

@@ -27,6 +27,7 @@ from uuid import uuid4
 from redis.exceptions import ResponseError
 
 from gateway.cache.purge_log import MAX_RECORDS, PurgeReport
+from gateway.cache.redis.errors import UNANSWERED, unanswered
 from gateway.cache.redis.purge_stream import (
     ADD_AT_ONCE,
     ANSWER_SECONDS,
@@ -42,7 +43,6 @@ from gateway.cache.redis.purge_stream import (
     Record,
     Turn,
 )
-from gateway.cache.redis.reasons import UNANSWERED, unanswered
 from gateway.clock import Clock
 from gateway.policy.epochs import MAX_BYTES, ZERO, Epochs, Purge, purge_of, show_position
 from gateway.policy.rules import MAX_LIFE

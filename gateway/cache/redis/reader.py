@@ -24,7 +24,7 @@ from typing import Any, cast
 import hiredis
 
 from gateway.cache.redis.connection import BoundedParser, Reply, marking, reading, values_of
-from gateway.cache.redis.reasons import UNANSWERED, is_unanswered
+from gateway.cache.redis.errors import UNANSWERED, is_unanswered
 from gateway.cache.shared_store import Read, Values
 
 INTERNALS = {

@@ -19,11 +19,11 @@ from redis.exceptions import MaxConnectionsError, RedisError
 
 from gateway.cache.redis.advice import RedisDesk
 from gateway.cache.redis.connection import LARGEST, Deadline, Reply, connect, is_cluster, values_of
+from gateway.cache.redis.errors import UNANSWERED, Reason, RedisState, complain_about_policy, is_unanswered
 from gateway.cache.redis.leases import Command, RedisLeases
 from gateway.cache.redis.overrides import RedisLive
 from gateway.cache.redis.purge_log import RedisPurges
 from gateway.cache.redis.reader import Keeper, Pipe, Reads
-from gateway.cache.redis.reasons import UNANSWERED, Reason, RedisState, complain_about_policy, is_unanswered
 from gateway.cache.shared_store import Read, SharedStatistics, no_values
 from gateway.clock import Clock, SystemClock
 from gateway.config.types import shown_url

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from gateway.cache.redis.reasons import complaint_about
+from gateway.cache.redis.errors import complaint_about
 from gateway.cache.redis.store import RedisStore
 from gateway.server.embedded_redis import Embedded
 

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from gateway.cache.redis.reasons import complain_about_policy
+from gateway.cache.redis.errors import complain_about_policy
 from gateway.cache.redis.store import RedisStore
 from gateway.server.embedded_redis import Embedded
 from tests.support.proxy import faulty_url

@@ -1,4 +1,4 @@
-"""The two ends of a connection to an upstream, and how it has ended: on purpose, or cut.
+"""How a connection to an upstream has ended: on purpose, or cut.
 
 A body without a length ends with its connection (RFC 9112 §8), so it is whole only where the upstream ended that on
 purpose.
@@ -22,9 +22,3 @@ def ends_on_purpose(transport: asyncio.BaseTransport) -> bool:
         return True
     except (ssl.SSLError, ValueError):
         return False
-
-
-def split_url(url: str) -> tuple[str, bytes]:
-    """The origin of `url`, and the target to ask it for."""
-    start = url.find("/", url.index("//") + 2)
-    return (url[:start], url[start:].encode("ascii")) if start > 0 else (url, b"/")

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from gateway import create_app
-from gateway.cache.redis.reasons import reason_of, unanswered
+from gateway.cache.redis.errors import reason_of, unanswered
 from gateway.cache.redis.store import RedisStore
 from gateway.config.loader import load
 from gateway.server.embedded_redis import Embedded

@@ -16,7 +16,7 @@ from aiohttp.connector import TCPConnector
 from gateway.config.upstream import UpstreamConfig
 from gateway.errors import UpstreamUnreachable
 from gateway.upstreams.client import Upstream
-from gateway.upstreams.names import INTERNALS
+from gateway.upstreams.name_resolution import INTERNALS
 from gateway.upstreams.transport import Transport
 from tests.support.raw import Connection, always, once, raw_upstream
 from tests.unit.upstreams.test_client import OK

@@ -21,8 +21,8 @@ from gateway.config.upstream import UpstreamConfig
 from gateway.context import RequestContext
 from gateway.edge import GatewayProtocol
 from gateway.observability.access_log import fields_of
-from gateway.upstreams.causes import CAUSES, cause_of
 from gateway.upstreams.client import Upstream
+from gateway.upstreams.failure_causes import CAUSES, cause_of
 from tests.conftest import served
 from tests.support.raw import Connection, always, raw_upstream
 from tests.support.tls import Authority
