@@ -12,9 +12,8 @@ RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))
         > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt
 
-COPY README.md ./
+COPY README.md LICENSE ./
 COPY gateway gateway
-COPY demo demo
 RUN pip install --no-deps .
 
 
@@ -22,7 +21,7 @@ FROM python:3.13-slim
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin gateway
 COPY --from=build /opt/venv /opt/venv
 WORKDIR /app
-COPY config config
+COPY gateway/demo/gateway.yaml config/gateway.yaml
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001
 EXPOSE 8000

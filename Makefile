@@ -19,7 +19,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 
 # The demo: a slow shop and the gateway in front of it.
 run: $(VENV)/ready
-	$(BIN)/python -m demo
+	$(BIN)/gateway demo
 
 # All tests, in two processes; ARGS goes to pytest, such as ARGS="-k purge -x" or ARGS=--scale=full. A loaded machine is
 # slow, not broken: a test may take five minutes.
@@ -68,7 +68,7 @@ coverage: $(VENV)/ready
 	touch .venv-lowest/ready
 
 # The unit tests with the lowest versions, and a worker as it is run.
-LOWEST ?= tests/unit tests/demo tests/integration/test_process.py tests/integration/test_redis_failures.py
+LOWEST ?= tests/unit tests/integration/test_process.py tests/integration/test_redis_failures.py
 lowest: .venv-lowest/ready
 	.venv-lowest/bin/python -m pytest $(LOWEST) $(PARALLEL) --timeout 300 $(ARGS)
 

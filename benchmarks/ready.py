@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from benchmarks.machine import START_SECONDS, STOP_SECONDS, BenchmarkError, cpu_seconds, free_port
 
-CONFIG = "config/gateway.yaml"
+CONFIG = "gateway/demo/gateway.yaml"
 _LOOK = 0.005
 _ASK = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("gateway", "tests", "config", "demo", "pyproject.toml")
+COPIED = ("gateway", "tests", "config", "pyproject.toml")
 SECONDS = 600.0  # a loaded machine is slow, not broken
 
 

@@ -107,6 +107,19 @@ def serve(
 
 
 @app.command()
+def demo(
+    host: Annotated[str | None, typer.Option(help="The address that the gateway listens on.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="The port that the gateway listens on. 0: a free one.", min=0, max=65535)
+    ] = None,
+) -> None:
+    """Run a slow demo shop and the gateway in front of it, and print what to try, until Ctrl-C."""
+    from gateway.demo.runner import demo as run
+
+    raise typer.Exit(run(host, port))
+
+
+@app.command()
 def check(
     config: ConfigOption = None,
     running: Annotated[

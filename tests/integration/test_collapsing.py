@@ -23,7 +23,7 @@ AT_ONCE = 500
 def slow_shop(tmp_path: Path) -> Iterator[str]:
     """The demo's shop, half a second slow."""
     port = free_port()
-    command = [sys.executable, "-m", "demo.shop", "--port", str(port), "--delay", "500ms"]
+    command = [sys.executable, "-m", "gateway.demo.shop", "--port", str(port), "--delay", "500ms"]
     shop = Child(command, output=tmp_path / "shop.out", cwd=ROOT)
     try:
         until = time.monotonic() + READY_SECONDS

@@ -31,7 +31,7 @@ SCREENSHOTS = os.environ.get("SCREENSHOTS")
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[str]:
     port = free_port()
-    command = [sys.executable, "-m", "demo.shop", "--port", str(port), "--delay", "100ms"]
+    command = [sys.executable, "-m", "gateway.demo.shop", "--port", str(port), "--delay", "100ms"]
     child = Child(command, output=tmp_path / "shop.log", cwd=ROOT)
     try:
         for _ in range(100):

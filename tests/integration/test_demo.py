@@ -1,9 +1,8 @@
-"""The first minute: `python -m demo`, as `make run` starts it, the lines that it prints, and Ctrl-C."""
+"""The first minute: `gateway demo`, as `make run` starts it, the lines that it prints, and Ctrl-C."""
 
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import sys
 import time
@@ -14,19 +13,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.processes import ROOT, Child, Watched
+from tests.support.processes import Child, Watched
 
 START_SECONDS = 60.0
 
 
 class Demo(Child):
-    """The demo on a free port, in a directory of its own with a copy of the configuration."""
+    """The demo on a free port, in an empty directory."""
 
     def __init__(self, directory: Path, environment: dict[str, str]) -> None:
-        shutil.copytree(ROOT / "config", directory / "config")
         self.printed = directory / "demo.out"
         super().__init__(
-            [sys.executable, "-m", "demo", "--port", "0"],
+            [sys.executable, "-m", "gateway", "demo", "--port", "0"],
             output=self.printed,
             cwd=directory,
             environment={"GATEWAY_ADMIN_LISTEN": "none", **environment},

@@ -21,7 +21,7 @@ from gateway.observability.access_log import fields_of
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PACKAGE = sorted((ROOT / "gateway").rglob("*.py"))
+PACKAGE = sorted(path for path in (ROOT / "gateway").rglob("*.py") if path.parent.name != "demo")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 
 

@@ -1,4 +1,4 @@
-"""`python -m demo`: a slow shop and the gateway in front of it, as two real processes, and what to try.
+"""`gateway demo`: a slow shop and the gateway in front of it, as two real processes, and what to try.
 
 The children run in sessions of their own, so that Ctrl-C reaches this process alone, which then ends them in
 order: the gateway before the shop that it asks.
@@ -6,17 +6,17 @@ order: the gateway before the shop that it asks.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from secrets import token_hex
 
@@ -26,7 +26,7 @@ from gateway.config.loader import load
 from gateway.config.models import Config
 from gateway.errors import ConfigError
 
-CONFIG = "config/gateway.yaml"
+CONFIG = Path(__file__).with_name("gateway.yaml")
 SHOP_HOST, SHOP_PORT = "127.0.0.1", 9100
 SHOP_DELAY = "400ms"
 ADMIN_URL = "http://127.0.0.1:9000/"
@@ -68,11 +68,12 @@ WELCOME = """
   5. Watch it, ask why, and try another TTL while it runs:
 
        {console}       (its token: {token})
-       {admin}GATEWAY_ADMIN_TOKEN={token} .venv/bin/gateway explain GET /products/7
-       {admin}GATEWAY_ADMIN_TOKEN={token} .venv/bin/gateway ttl set product 3s --for 10m
+       {admin}GATEWAY_ADMIN_TOKEN={token} {command} explain GET /products/7
+       {admin}GATEWAY_ADMIN_TOKEN={token} {command} ttl set product 3s --for 10m
 
   The API's documentation is at {gateway}/docs, the configuration in {config}.
-  Another TTL, with nothing edited:  GATEWAY_ROUTES__PRODUCT__TTL=3s make run
+  Another TTL, with nothing edited:  GATEWAY_ROUTES__PRODUCT__TTL=3s {command} demo
+  A configuration for APIs of yours:  {command} init http://127.0.0.1:9100
   Ctrl-C ends it all. What follows are the gateway's log lines.
 """
 
@@ -157,15 +158,22 @@ async def run(config: Config, host: str, port: int, token: str) -> None:
     shop_port = free_port(SHOP_HOST) if why_not_free(SHOP_HOST, SHOP_PORT) else SHOP_PORT
     shop_url = f"http://{SHOP_HOST}:{shop_port}"
     gateway_url = f"http://{_reachable(host)}:{port}"
-    shop_command = ("demo.shop", "--host", SHOP_HOST, "--port", str(shop_port), "--delay", SHOP_DELAY)
-    gateway_command = ("gateway", "serve", "--config", CONFIG, "--host", host, "--port", str(port))
-    environ = {**os.environ, "GATEWAY_ADMIN_TOKEN": token, **upstream_variables(config, shop_url)}
-    console = console_of(config)
+    shop_command = ("gateway.demo.shop", "--host", SHOP_HOST, "--port", str(shop_port), "--delay", SHOP_DELAY)
+    gateway_command = ("gateway", "serve", "--config", str(CONFIG), "--host", host, "--port", str(port))
+    admin_listen = free_admin(config.admin_listen)
+    environ = {
+        **os.environ,
+        "GATEWAY_ADMIN_TOKEN": token,
+        "GATEWAY_ADMIN_LISTEN": admin_listen,
+        **upstream_variables(config, shop_url),
+    }
+    console = console_of(admin_listen)
     admin = "" if console.startswith(ADMIN_URL) else f"GATEWAY_ADMIN_URL={console.removesuffix('/console')} "
     places = {
         "shop": shop_url,
         "gateway": gateway_url,
-        "config": CONFIG,
+        "config": _shown(CONFIG),
+        "command": _command(),
         "console": console,
         "token": token,
         "admin": admin,
@@ -178,11 +186,20 @@ async def run(config: Config, host: str, port: int, token: str) -> None:
             await asyncio.gather(shop.died(), gateway.died())
 
 
-def console_of(config: Config) -> str:
+def free_admin(listen: str) -> str:
+    """`admin_listen`, with another port where that one is taken."""
+    if listen == "none" or listen.startswith("unix:"):
+        return listen
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]")
+    return listen if why_not_free(host, int(port)) is None else f"127.0.0.1:{free_port('127.0.0.1')}"
+
+
+def console_of(admin_listen: str) -> str:
     """Where a browser finds the console."""
-    if config.admin_listen == "none" or config.admin_listen.startswith("unix:"):
-        return f"the console is at admin_listen, which is {config.admin_listen}"
-    host, _, port = config.admin_listen.rpartition(":")
+    if admin_listen == "none" or admin_listen.startswith("unix:"):
+        return f"the console is at admin_listen, which is {admin_listen}"
+    host, _, port = admin_listen.rpartition(":")
     return f"http://{_reachable(host)}:{port}/console"
 
 
@@ -228,25 +245,36 @@ def _reachable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0 after Ctrl-C, that of a child that died, or 2 where the user can mend something."""
-    parser = argparse.ArgumentParser(prog="python -m demo", description="A slow shop, and the gateway before it.")
-    parser.add_argument("--host", help="the address that the gateway listens on (default: the configuration's)")
-    parser.add_argument("--port", type=int, help="its port; 0 takes a free one (default: the configuration's)")
-    given = parser.parse_args(arguments)
+def _shown(path: Path) -> str:
+    """Relative to the current folder where it is below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _command() -> str:
+    """How the user's shell starts this installation's `gateway`."""
+    installed = Path(sys.executable).with_name("gateway")
+    found = shutil.which("gateway")
+    return "gateway" if found is not None and Path(found) == installed else _shown(installed)
+
+
+def demo(host: str | None = None, port: int | None = None) -> int:
+    """Run the demo until Ctrl-C. `host` and `port` override the configuration's; port 0 takes a free one.
+
+    The exit status: 0 after Ctrl-C, that of a child that died, or 2 where the user can mend something.
+    """
     try:
-        loaded = load(Path(CONFIG))
+        loaded = load(CONFIG)
     except ConfigError:
         # The gateway says best what is wrong with it.
-        return subprocess.run([sys.executable, "-m", "gateway", "check", "--config", CONFIG]).returncode
+        return subprocess.run([sys.executable, "-m", "gateway", "check", "--config", str(CONFIG)]).returncode
     config = loaded.config
-    host = given.host or config.host
-    port = (config.port if given.port is None else given.port) or free_port(host)
+    host = host or config.host
+    port = (config.port if port is None else port) or free_port(host)
     if reason := why_not_free(host, port):
         print(
             f"The gateway can't listen on {host}:{port}: {reason}.\n"
-            "Stop what listens there, or take another port:\n\n"
-            "  GATEWAY_PORT=8001 make run      (or: python -m demo --port 8001)",
+            f"Stop what listens there, or take another port:\n\n  {_command()} demo --port 8001",
             file=sys.stderr,
         )
         return 2
@@ -258,7 +286,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return error.status
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

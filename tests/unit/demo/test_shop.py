@@ -10,7 +10,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from demo.shop import MAX_ORDERS, Cart, Shop, create_shop, main
+from gateway.demo.goods import MAX_ORDERS, Cart, Shop
+from gateway.demo.shop import create_shop, main
 from gateway.testing import TurnedClock
 
 MS = timedelta(milliseconds=1)
