@@ -270,10 +270,10 @@ GUARDS = (
     ),
     Mutant("cache.coalescer", "            flight.release()", "            pass", "unit/cache/test_coalescer_waiting"),
     Mutant(
-        "upstreams.resilience",
+        "upstreams.hosts",
         "if client is not None and not self._counts_of(count, client):",
         "if False:",
-        "unit/upstreams/test_resilience_breaker",
+        "unit/upstreams/test_hosts_breaker",
     ),
     Mutant(
         "policy.storability",

@@ -20,8 +20,8 @@ from gateway.errors import UpstreamError, UpstreamMalformed
 from gateway.http.headers import DIGESTS, Headers, without
 from gateway.http.json_text import TooDeep, exactly, text_of
 from gateway.routing.upstream_request import UpstreamOrigin
+from gateway.upstreams.bulkhead import RetryBudget
 from gateway.upstreams.response import Fetched, WholeBody
-from gateway.upstreams.retry import RetryBudget
 
 HEDGES = 0.05
 """The share of a part's requests that may be hedged."""

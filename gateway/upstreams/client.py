@@ -39,13 +39,13 @@ from gateway.http.response_parser import WITHOUT_BODY
 from gateway.http.target import normalise
 from gateway.observability.trace_context import PASSED_ON, traced
 from gateway.policy.keys import is_identity
+from gateway.upstreams.bulkhead import Bulkhead, Full, RetryBudget
 from gateway.upstreams.connection import Interim
 from gateway.upstreams.failure_causes import Cause, cause_of
 from gateway.upstreams.health import HealthChecks
-from gateway.upstreams.hosts import LATE, Base, Host, in_turn
+from gateway.upstreams.hosts import LATE, Base, Breaker, Host, in_turn
 from gateway.upstreams.name_resolution import Names
 from gateway.upstreams.request import ORDINARY, Patience, Sending, Upload
-from gateway.upstreams.resilience import Breaker, Bulkhead, Full
 from gateway.upstreams.response import (
     SOFTWARE,
     Body,
@@ -56,7 +56,6 @@ from gateway.upstreams.response import (
     refuse_unsolicited,
     translated,
 )
-from gateway.upstreams.retry import RetryBudget
 from gateway.upstreams.transport import IDEMPOTENT, Attempt, ReceivedHead, Transport
 
 if TYPE_CHECKING:

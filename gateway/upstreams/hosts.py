@@ -1,4 +1,9 @@
-"""One host of an upstream: the base that no request leaves, and the breaker that leaves it alone while it fails."""
+"""One host of an upstream: the base that no request leaves, and the circuit breaker that skips it while it fails.
+
+Breakers take the time as an argument, in seconds of any clock that does not go back. PyPI's `purgatory`, `pybreaker`
+and `aiobreaker` were considered (docs/decisions/0011): none lets a single request through when it tries again, all read
+a clock of their own, and all count failures in a row, which a host that fails every second request never reaches.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +15,12 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 import httpx
 
 from gateway.errors import UpstreamMalformed
 from gateway.upstreams.failure_causes import Cause, cause_of
-from gateway.upstreams.resilience import Breaker, BreakerState
 from gateway.upstreams.transport import Attempt, ReceivedHead
 
 logger = logging.getLogger("gateway")
@@ -54,6 +59,131 @@ class Base:
         if not target.startswith("/") or not _PLAIN.fullmatch(target) or "." in segments or ".." in segments:
             raise UpstreamMalformed("gateway", "a target outside its upstream's base URL")
         return f"{self.scheme}://{self.netloc.decode('ascii')}{self.prefix}{target}"
+
+
+class BreakerState(Enum):
+    CLOSED = 0
+    """Requests go through."""
+    HALF_OPEN = 1
+    """One request goes through, to try."""
+    OPEN = 2
+    """None goes through."""
+
+
+@dataclass(slots=True)
+class _Count:
+    began: float = float("-inf")
+    all: int = 0
+    failed: int = 0
+    by_client: dict[bytes, int] = field(default_factory=dict)
+
+
+MOST_OF_ONE = 0.5
+"""The share of a breaker's failures that may be one client's: its credentials, or its requests, can be the cause."""
+MOST_CLIENTS = 1000
+"""Clients that are counted separately within half a window; the failures of more count as anyone's."""
+
+
+class Breaker:
+    """The circuit breaker of one host: opens if at least `failures` requests, and half of all, failed within `window`.
+
+    Of one client's failures at most half of that number count, if the client is known.
+
+    After `rest` it lets one request through (half-open): success closes it, failure opens it again. `window` and `rest`
+    are seconds; requests count that ended within the current half of the window and the one before. With `failures` = 0
+    it never opens.
+    """
+
+    __slots__ = ("_before", "_failures", "_now", "_probing", "_rest", "_series", "_until", "_window", "opened", "state")
+
+    def __init__(self, *, failures: int = 20, window: float = 10.0, rest: float = 2.0) -> None:
+        self.state = BreakerState.CLOSED
+        self.opened = 0
+        """How often it opened."""
+        self._failures = failures
+        self._window = window
+        self._rest = rest
+        self._until = 0.0
+        self._probing = False
+        self._series = 0
+        self._now, self._before = _Count(), _Count()
+
+    def __repr__(self) -> str:
+        return f"<Breaker {self.state.name.lower()} failed={self._now.failed + self._before.failed}>"
+
+    def admit(self, now: float) -> int | None:
+        """A permit for one request, which reports its result; None if the request must not be sent."""
+        if self.state is BreakerState.OPEN and now >= self._until:
+            self._enter(BreakerState.HALF_OPEN)
+            self._probing = False
+        if self.state is BreakerState.CLOSED:
+            return self._series
+        if self.state is BreakerState.OPEN or self._probing:
+            return None
+        self._probing = True
+        return self._series
+
+    def retry_after(self, now: float) -> float:
+        """Seconds until a retry is worthwhile."""
+        return max(0.0, self._until - now) if self.state is BreakerState.OPEN else 0.0 if self._closed else self._rest
+
+    @property
+    def _closed(self) -> bool:
+        return self.state is BreakerState.CLOSED
+
+    def succeeded(self, series: int, now: float) -> None:
+        if series != self._series:
+            return  # sent before the state changed: it doesn't concern the host's current state
+        if self.state is BreakerState.HALF_OPEN:
+            self._enter(BreakerState.CLOSED)
+            self._now, self._before = _Count(now), _Count()
+        else:
+            self._counted(now).all += 1
+
+    def failed(self, series: int, now: float, client: bytes | None = None) -> None:
+        """A request failed; `client` names whose credentials it had, if that may be why."""
+        if series != self._series:
+            return
+        if self.state is BreakerState.HALF_OPEN:
+            self._open(now)
+            return
+        count = self._counted(now)
+        if client is not None and not self._counts_of(count, client):
+            return  # nor among all: its crowd of failures must not hide those of others
+        count.all += 1
+        count.failed += 1
+        failed = count.failed + self._before.failed
+        if self._failures and failed >= self._failures and 2 * failed >= count.all + self._before.all:
+            self._open(now)
+
+    def _counts_of(self, count: _Count, client: bytes) -> bool:
+        """Whether one more failure of a client counts."""
+        known = count.by_client.get(client, 0)
+        if not known and len(count.by_client) >= MOST_CLIENTS:
+            return True
+        count.by_client[client] = known + 1
+        return known + self._before.by_client.get(client, 0) < max(1.0, self._failures * MOST_OF_ONE)
+
+    def abandoned(self, series: int) -> None:
+        """No result: the client disconnected."""
+        if series == self._series:
+            self._probing = False
+
+    def _counted(self, now: float) -> _Count:
+        half = self._window / 2
+        if now - self._now.began >= half:
+            self._before = self._now if now - self._now.began < 2 * half else _Count()
+            self._now = _Count(now)
+        return self._now
+
+    def _open(self, now: float) -> None:
+        self._enter(BreakerState.OPEN)
+        self._until = now + self._rest
+        self.opened += 1
+
+    def _enter(self, state: BreakerState) -> None:
+        self.state = state
+        self._series += 1
 
 
 @dataclass(slots=True)

@@ -27,8 +27,8 @@ from gateway.errors import (
 from gateway.http.headers import values
 from gateway.observability.trace_context import BEHIND
 from gateway.upstreams.client import Upstream
+from gateway.upstreams.hosts import BreakerState
 from gateway.upstreams.request import AHEAD, Patience
-from gateway.upstreams.resilience import BreakerState
 from gateway.upstreams.transport import Transport
 from tests.support.raw import Connection, RawUpstream, always, once, raw_upstream
 

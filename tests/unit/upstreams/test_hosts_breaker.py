@@ -1,12 +1,11 @@
-"""A host that fails is left alone, then tried by one request; repetitions are bounded by a budget."""
+"""A host that fails is left alone, then tried by one request."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.upstreams.resilience import Breaker, BreakerState
-from gateway.upstreams.retry import RetryBudget
+from gateway.upstreams.hosts import Breaker, BreakerState
 
 
 def opened(*, at: float = 0.0, rest: float = 2.0) -> Breaker:
@@ -123,24 +122,8 @@ def test_never_more_than_one_trial_is_under_way(steps: list[tuple[str, float]]) 
             assert out.count(breaker._series) <= 1
 
 
-@given(st.lists(st.booleans(), max_size=400))
-def test_the_budget_never_gives_more_than_its_share_and_its_reserve(asked: list[bool]) -> None:
-    budget = RetryBudget(0.1, reserve=5.0)
-    for retry in asked:
-        budget.asked()
-        if retry:
-            budget.take()
-    assert budget.spent <= 5 + 0.1 * len(asked) + 1e-6
-    assert budget.spent + budget.denied == sum(asked)
-
-
-def test_a_budget_of_nothing_gives_nothing() -> None:
-    assert not RetryBudget(0.0).take()
-
-
 def test_it_shows_its_state() -> None:
     assert repr(Breaker()) == "<Breaker closed failed=0>"
-    assert repr(RetryBudget(0.1)) == "<RetryBudget 10.0 left, 0 spent, 0 denied>"
 
 
 def test_what_was_sent_before_the_state_changed_says_nothing() -> None:

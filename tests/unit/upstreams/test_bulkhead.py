@@ -1,4 +1,5 @@
-"""So many at once, few that wait, the others told at once; refreshes behind take what is left."""
+"""So many at once, few that wait, the others told at once; refreshes behind take what is left. A budget
+bounds repetitions."""
 
 from __future__ import annotations
 
@@ -6,9 +7,11 @@ import asyncio
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.observability.trace_context import BEHIND
-from gateway.upstreams.resilience import Bulkhead, Full
+from gateway.upstreams.bulkhead import Bulkhead, Full, RetryBudget
 
 
 async def waiting(bulkhead: Bulkhead) -> asyncio.Task[float]:
@@ -111,3 +114,22 @@ async def test_while_it_is_narrowed_fewer_places_are_given_and_those_taken_are_n
     bulkhead.leave(await fourth)
     narrowed = None
     assert (bulkhead.places, bulkhead.taken) == (3, 0)
+
+
+@given(st.lists(st.booleans(), max_size=400))
+def test_the_budget_never_gives_more_than_its_share_and_its_reserve(asked: list[bool]) -> None:
+    budget = RetryBudget(0.1, reserve=5.0)
+    for retry in asked:
+        budget.asked()
+        if retry:
+            budget.take()
+    assert budget.spent <= 5 + 0.1 * len(asked) + 1e-6
+    assert budget.spent + budget.denied == sum(asked)
+
+
+def test_a_budget_of_nothing_gives_nothing() -> None:
+    assert not RetryBudget(0.0).take()
+
+
+def test_the_budget_is_shown_with_what_it_did() -> None:
+    assert repr(RetryBudget(0.1)) == "<RetryBudget 10.0 left, 0 spent, 0 denied>"
