@@ -15,7 +15,7 @@ from typing import Any
 
 from coverage import Coverage
 
-from tests.unit.test_layers import PURE
+from tests.support.layers import PURE
 
 REST_PERCENT = 90.0
 

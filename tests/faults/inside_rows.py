@@ -10,9 +10,8 @@ from gateway.upstreams.client import Upstream
 from tests.faults import scenarios
 from tests.faults.rows import Row, Rows
 from tests.faults.troubles import TROUBLES
-from tests.support.raw import Connection, raw_upstream
-from tests.unit.upstreams.test_client import MALFORMED
-from tests.unit.upstreams.test_client_guards import FORMS
+from tests.support.raw import MALFORMED, Connection, raw_upstream
+from tests.support.target_forms import FORMS
 
 
 async def identity(redis_url: str, directory: Path) -> Rows:

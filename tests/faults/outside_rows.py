@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 
 from gateway.config.types import parse_duration
-from tests.conftest import SIZES
 from tests.faults import bounds, ending, held, outside, overload, redis_load, soaking
 from tests.faults.peers import Server, installed
 from tests.faults.rows import Row, Rows
 from tests.support.processes import ROOT, GatewayProcess, clean_environment
-from tests.support.raw import raw_upstream
-from tests.unit.edge.test_guard import REFUSED
-from tests.unit.upstreams.test_client import MALFORMED
+from tests.support.raw import MALFORMED, raw_upstream
+from tests.support.refused_requests import REFUSED
+from tests.support.scale import SIZES
 
 # --- overload --------------------------------------------------------------------------------------------------
 

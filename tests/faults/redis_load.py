@@ -14,8 +14,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.integration.test_redis_failures import mixed, settings
 from tests.support.load import Load, load_of, p99
+from tests.support.mixed_load import mixed, settings
 from tests.support.processes import LISTENING, Child, GatewayProcess, Valkey
 from tests.support.proxy import FaultProxy, faulty
 

@@ -26,7 +26,7 @@ from gateway.cache.redis.store import RedisStore
 from gateway.edge.protocol import GatewayProtocol
 from gateway.testing import TurnedClock
 from gateway.upstreams.client import Upstream
-from tests.conftest import gateway, served
+from tests.support.gateways import gateway, served
 from tests.support.proxy import FaultProxy, faulty_url
 from tests.support.raw import Connection, RawUpstream, raw_upstream
 

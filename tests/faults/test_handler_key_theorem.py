@@ -24,7 +24,7 @@ from gateway import cached, create_app
 from gateway.app.gateway import Gateway
 from gateway.observability.access_log import silent
 from gateway.routing.handler_reading import Reading
-from tests.conftest import size
+from tests.support.scale import size
 
 EXAMPLES = size("handler_key_pairs")
 Read = Callable[[Request], Any]

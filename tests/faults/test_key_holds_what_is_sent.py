@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from gateway.app.gateway import create_app
 from gateway.edge.protocol import GatewayProtocol
 from gateway.testing import TurnedClock
-from tests.conftest import served, size
 from tests.faults.scenarios import response
+from tests.support.gateways import served
 from tests.support.raw import Connection, raw_upstream
+from tests.support.scale import size
 
 EXAMPLES = size("sent_key_pairs")
 NAMES = ("X-Tenant", "Accept-Language")

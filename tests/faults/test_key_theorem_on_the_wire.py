@@ -27,12 +27,11 @@ from gateway.edge.protocol import GatewayProtocol
 from gateway.http.headers import is_dangerous
 from gateway.testing import TurnedClock
 from gateway.upstreams.connection import PlainConnection
-from tests.conftest import served
 from tests.faults.scenarios import path_of, response
-from tests.faults.test_key_theorem import EXAMPLES, FIELDS, PAIRS, number
 from tests.support.edge_lines import Counted
+from tests.support.gateways import lose_wholes, served
+from tests.support.key_requests import EXAMPLES, FIELDS, PAIRS, number
 from tests.support.raw import Connection, raw_upstream
-from tests.unit.edge.test_splice import lose_wholes
 
 UNSEEN = (b"x-request-id", b"traceparent", b"if-none-match", b"if-modified-since")
 VARIES = (b"accept", b"x-tenant")

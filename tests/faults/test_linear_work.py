@@ -19,7 +19,7 @@ from gateway.routing.location import replaced
 from gateway.testing import StubUpstream
 from gateway.upstreams.connection import PlainBody, PlainConnection, Pool
 from gateway.upstreams.receiver import _end_of_head
-from tests.conftest import gateway, json_answer, served
+from tests.support.gateways import gateway, json_answer, served
 
 PIECE = 256 * 1024
 """Bytes that an event loop reads at once."""

@@ -31,10 +31,10 @@ from gateway.policy.rules import PLAIN, CachePolicy
 from gateway.policy.storability import ReceivedResponse, admit
 from gateway.policy.vary import MOST_SUFFIXES, Suffixes
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway, json_answer, served
 from tests.faults.bounds import MIB
 from tests.faults.remembered import KINDS, grown
-from tests.unit.policy.test_entry import SAMPLE
+from tests.support.entries import SAMPLE
+from tests.support.gateways import gateway, json_answer, served
 
 LONG = "x" * 8000
 

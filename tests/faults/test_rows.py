@@ -11,14 +11,13 @@ import pytest
 
 from gateway.app.gateway import Gateway
 from gateway.edge.protocol import GatewayProtocol
-from tests.conftest import served
 from tests.faults import overload, scenarios
 from tests.faults.scenarios import app_for, path_of, response, started
 from tests.faults.troubles import TROUBLES
+from tests.support.gateways import served
 from tests.support.processes import Valkey
 from tests.support.proxy import FaultProxy
-from tests.support.raw import Connection, raw_upstream
-from tests.unit.upstreams.test_client import MALFORMED
+from tests.support.raw import MALFORMED, Connection, raw_upstream
 
 pytestmark = pytest.mark.alone  # Redis has 50 ms to answer
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.processes import LISTENING, Child, GatewayProcess, Valkey
-
-StartGateway = Callable[..., GatewayProcess]
-MakeValkey = Callable[..., Valkey]
+from tests.support.browser import CHROMEDRIVER, CHROMIUM
+from tests.support.processes import LISTENING, Child, GatewayProcess, MakeValkey, StartGateway, Valkey
 
 
 @pytest.fixture
@@ -50,3 +49,25 @@ def origin(tmp_path: Path) -> Iterator[str]:
         yield child.said(LISTENING)[1]
     finally:
         child.end()
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    with tempfile.TemporaryDirectory() as profile:
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM or ""
+        for argument in (
+            *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"),
+            *("disable-component-update", "disable-sync", "force-prefers-reduced-motion"),
+            *(f"user-data-dir={profile}", "window-size=1280,1400"),
+        ):
+            options.add_argument(f"--{argument}")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
+        try:
+            yield driver
+        finally:
+            driver.quit()

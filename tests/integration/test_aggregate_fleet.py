@@ -15,8 +15,7 @@ import aiohttp
 import httpx
 import pytest
 
-from tests.integration.conftest import MakeValkey, StartGateway
-from tests.support.processes import GatewayProcess, Valkey
+from tests.support.processes import GatewayProcess, MakeValkey, StartGateway, Valkey
 
 AT_ONCE = 100
 CLIENTS = 8

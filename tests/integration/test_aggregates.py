@@ -20,7 +20,8 @@ from gateway.app.gateway import Gateway, create_app
 from gateway.edge.protocol import GatewayProtocol
 from gateway.observability.access_log import silent
 from gateway.testing import TurnedClock
-from tests.conftest import served, size
+from tests.support.gateways import served
+from tests.support.scale import size
 
 SECONDS = float(size("aggregate_seconds"))
 CLIENTS = 8

@@ -13,8 +13,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.integration.conftest import StartGateway
-from tests.support.processes import READY_SECONDS, ROOT, Child, GatewayProcess, free_port
+from tests.support.processes import READY_SECONDS, ROOT, Child, GatewayProcess, StartGateway, free_port
 
 AT_ONCE = 500
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,14 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.conftest import StartGateway
-from tests.support.processes import ROOT, Child, GatewayProcess, free_port
+from tests.support.browser import needs_browser
+from tests.support.processes import ROOT, Child, GatewayProcess, StartGateway, free_port
 
 pytestmark = pytest.mark.timeout(180)
-CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-needs_browser = pytest.mark.skipif(
-    not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver (Debian: chromium, chromium-driver)"
-)
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
 """A folder for pictures of what the browser showed."""
 
@@ -66,28 +60,6 @@ def gateway(start_gateway: StartGateway, shop: str) -> tuple[GatewayProcess, str
         },
     }
     return start_gateway(settings, environment={"GATEWAY_ADMIN_TOKEN": "secret"}), f"http://127.0.0.1:{port}"
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    with tempfile.TemporaryDirectory() as profile:
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM or ""
-        for argument in (
-            *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"),
-            *("disable-component-update", "disable-sync", "force-prefers-reduced-motion"),
-            *(f"user-data-dir={profile}", "window-size=1280,1400"),
-        ):
-            options.add_argument(f"--{argument}")
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
-        try:
-            yield driver
-        finally:
-            driver.quit()
 
 
 class Page:

@@ -7,11 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.conftest import StartGateway
-from tests.integration.test_console import browser, needs_browser
-from tests.support.processes import GatewayProcess, free_port
+from tests.support.browser import needs_browser
+from tests.support.processes import GatewayProcess, StartGateway, free_port
 
-__all__ = ["browser"]
 pytestmark = pytest.mark.timeout(180)
 RUN = "document.title = 'it ran'; window.ran = 1"
 EVIL = " ".join(

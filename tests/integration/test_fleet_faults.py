@@ -13,8 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.integration.conftest import MakeValkey, StartGateway
-from tests.support.processes import GatewayProcess
+from tests.support.processes import GatewayProcess, MakeValkey, StartGateway
 from tests.support.proxy import faulty_url
 from tests.support.raw import Connection, raw_upstream
 

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import served
-from tests.integration.conftest import MakeValkey, StartGateway
+from tests.support.gateways import served
 from tests.support.identity import BODY, FIELDS, VARY
+from tests.support.processes import MakeValkey, StartGateway
 
 
 async def origin(scope: dict[str, Any], receive: Any, send: Any) -> None:

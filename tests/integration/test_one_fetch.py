@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import aiohttp
 import pytest
 
-from tests.integration.conftest import MakeValkey, StartGateway
+from tests.support.processes import MakeValkey, StartGateway
 
 AT_ONCE = 500
 

@@ -25,9 +25,8 @@ from schemathesis.specs.openapi.checks import (
 
 from gateway.admin.app import ExplainOrder, PurgeOrder
 from gateway.admin.console import OverrideOrder
-from tests.conftest import size
-from tests.integration.conftest import StartGateway
-from tests.support.processes import free_port
+from tests.support.processes import StartGateway, free_port
+from tests.support.scale import size
 
 TOKEN = "a token for the test"
 EXAMPLES = size("openapi_requests")

@@ -10,11 +10,10 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.conftest import size
-from tests.integration.conftest import MakeValkey, StartGateway
 from tests.support.load import load_of
-from tests.support.processes import GatewayProcess
+from tests.support.processes import GatewayProcess, MakeValkey, StartGateway
 from tests.support.proxy import faulty_url
+from tests.support.scale import size
 
 TOKEN = {"GATEWAY_ADMIN_TOKEN": "secret"}
 CONNECTIONS = 12

@@ -18,8 +18,16 @@ import aiohttp
 import httpx
 import pytest
 
-from tests.integration.conftest import MakeValkey, StartGateway
-from tests.support.processes import GatewayProcess, Valkey, Watched, clean_environment, command, write_config
+from tests.support.processes import (
+    GatewayProcess,
+    MakeValkey,
+    StartGateway,
+    Valkey,
+    Watched,
+    clean_environment,
+    command,
+    write_config,
+)
 from tests.support.raw import Connection, always, raw_upstream
 
 GRACE = 10.0

@@ -17,9 +17,8 @@ import aiohttp
 import httpx
 import pytest
 
-from tests.conftest import size
-from tests.integration.conftest import MakeValkey, StartGateway
-from tests.support.processes import GatewayProcess, Valkey
+from tests.support.processes import GatewayProcess, MakeValkey, StartGateway, Valkey
+from tests.support.scale import size
 
 PURGES = size("purges")
 AT_ONCE = 8

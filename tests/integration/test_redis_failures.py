@@ -7,11 +7,8 @@ all the time.
 from __future__ import annotations
 
 import asyncio
-import itertools
-import random
 import signal
 import time
-from collections.abc import Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,40 +16,12 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.conftest import MakeValkey, StartGateway
 from tests.support.load import Load, Sample, load_of, p99
-from tests.support.processes import GatewayProcess, Valkey, totals
+from tests.support.mixed_load import HOT, mixed, settings
+from tests.support.processes import GatewayProcess, MakeValkey, StartGateway, Valkey, totals
 
-HOT = 20
 ADDED_P99 = 0.050
 RETURNS_WITHIN = 1.0
-
-
-def settings(origin: str, valkey: Valkey) -> dict[str, Any]:
-    route = {"upstream": "api", "path": "/hot/{id}", "ttl": "60s"}
-    return {
-        "redis_url": valkey.url,
-        "access_log": False,
-        "upstreams": {"api": {"url": origin}},
-        "routes": {
-            "hot": route,
-            "warm": {**route, "path": "/warm/{id}", "ttl": "300ms", "stale_while_revalidate": "60s"},
-            "cold": {**route, "path": "/cold/{id}"},
-        },
-    }
-
-
-def mixed() -> Callable[[], str]:
-    """Seven in ten of a hot key, one of a warm, two of a key that nobody asked for before."""
-    number = itertools.count()
-
-    def choose() -> str:
-        kind = random.random()
-        if kind < 0.7:
-            return f"/hot/{random.randrange(HOT)}"
-        return f"/warm/{random.randrange(HOT)}" if kind < 0.8 else f"/cold/{next(number)}"
-
-    return choose
 
 
 @dataclass

@@ -18,10 +18,9 @@ import httpx
 import pytest
 import redis
 
-from tests.integration.conftest import StartGateway
-from tests.integration.test_redis_failures import mixed
 from tests.support.load import Load, load_of
-from tests.support.processes import Child, GatewayProcess, free_port
+from tests.support.mixed_load import mixed
+from tests.support.processes import Child, GatewayProcess, StartGateway, free_port
 
 pytestmark = [
     pytest.mark.skipif(

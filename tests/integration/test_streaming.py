@@ -14,8 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.integration.conftest import StartGateway
-from tests.support.processes import GatewayProcess
+from tests.support.processes import GatewayProcess, StartGateway
 from tests.support.raw import Connection, raw_upstream
 
 MIB = 1024 * 1024

@@ -19,10 +19,9 @@ import pytest
 import yaml
 
 from gateway.admin.figures import Reading
-from tests.conftest import size
-from tests.integration.conftest import StartGateway
 from tests.support.load import load_of
-from tests.support.processes import GatewayProcess, Watched
+from tests.support.processes import GatewayProcess, StartGateway, Watched
+from tests.support.scale import size
 
 SECONDS = float(size("kill_seconds"))
 """How long workers are killed in a row; the promise is made for 60."""

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import served
+from tests.support.gateways import served
 from tests.support.processes import ROOT, GatewayProcess, Valkey, clean_environment
 
 BEFORE = "c84f8de"

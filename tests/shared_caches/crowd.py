@@ -18,10 +18,10 @@ from typing import Any
 
 import aiohttp
 
-from tests.conftest import served
 from tests.shared_caches import table
 from tests.shared_caches.origin import echo
 from tests.shared_caches.rows import INPUTS, Input, Row, rows
+from tests.support.gateways import served
 from tests.support.processes import GatewayProcess, Valkey
 from tests.support.proxy import faulty_url
 

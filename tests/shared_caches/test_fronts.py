@@ -13,11 +13,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.conftest import served
 from tests.shared_caches import fronts, table
 from tests.shared_caches.crowd import VALUES, crowd, wrongly_shown
 from tests.shared_caches.origin import echo
 from tests.shared_caches.rows import ECHOED, INPUTS, Input, Row, rows
+from tests.support.gateways import served
 from tests.support.processes import GatewayProcess
 
 REQUESTS = 50

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -336,3 +336,7 @@ class Watched:
 
 def seconds_since(began: float) -> float:
     return time.monotonic() - began
+
+
+StartGateway = Callable[..., GatewayProcess]
+MakeValkey = Callable[..., Valkey]

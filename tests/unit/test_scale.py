@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import FULL_TIMEOUT, SIZES, size
+from tests.support.scale import FULL_TIMEOUT, SIZES, size
 
 TESTS = Path(__file__).parents[1]
 # What else tests take from the environment: what child processes inherit, and where pictures of the console go.

@@ -28,7 +28,7 @@ from gateway.errors import ConfigError
 from gateway.routing.cached_decorator import cached
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import StubUpstream, TurnedClock
-from tests.conftest import gateway, json_answer, served
+from tests.support.gateways import gateway, json_answer, served
 
 TOKEN = {"authorization": "Bearer secret"}
 CONFIG: dict[str, Any] = {

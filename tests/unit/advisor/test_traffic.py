@@ -27,7 +27,7 @@ from gateway.cli.ttl_report import LogError, TargetError, advice_of_log, duratio
 from gateway.observability.access_log import JsonAccessLog
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway, json_answer
+from tests.support.gateways import gateway, json_answer
 
 ITEM: dict[str, Any] = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "10s"}}
 

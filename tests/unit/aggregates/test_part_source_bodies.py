@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from gateway.aggregates.typed import aggregate
 from gateway.aggregates.typed import part as typed_part
 from gateway.testing import TurnedClock, running
-from tests.unit.aggregates.test_aggregate import Shop, home, part, said
+from tests.support.shop import Shop, home, part, said
 
 # Each is written in another way by who reads it into a float or an int of 64 bits.
 EXACT = b'{"id":18446744073709551617,"one":1.0,"big":1e400,"zero":-0,"pi":3.14159265358979323846,"e":1E5,"f":"\\ud800"}'

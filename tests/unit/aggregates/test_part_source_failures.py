@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from gateway.testing import TurnedClock, running
-from tests.unit.aggregates.test_aggregate import Shop, home, part, said
+from tests.support.shop import Shop, home, part, said
 
 
 class Judging(Shop):

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from gateway.aggregates.routes import asked_of
 from gateway.app.gateway import create_app
 from gateway.http.target import normalise, query_name
+from gateway.observability.access_log import silent
 from gateway.testing import TurnedClock, running
-from tests.conftest import silent
-from tests.unit.aggregates.test_aggregate import Shop, home, part
+from tests.support.shop import Shop, home, part
 
 SENT = [
     ("tag=a&tag=b", "/list?tag=a&tag=b"),

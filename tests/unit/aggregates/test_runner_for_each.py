@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.testing import TurnedClock, running
-from tests.unit.aggregates.test_aggregate import Shop, home, part, said
+from tests.support.shop import Shop, home, part, said
 
 
 class Echo(Shop):

@@ -19,7 +19,7 @@ from gateway.context import RequestContext
 from gateway.observability.access_log import JsonAccessLog
 from gateway.routing.cached_decorator import cached
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway, json_answer, served
+from tests.support.gateways import gateway, json_answer, served
 from tests.support.raw import Connection, once, raw_upstream
 
 THIRTY = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "30s"}}

@@ -17,7 +17,7 @@ from gateway.app.gateway import Gateway
 from gateway.cache.redis.store import RedisStore
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway, json_answer, served
+from tests.support.gateways import gateway, json_answer, served
 
 ITEMS = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "60s", "tags": ["item:{id}"]}}
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from gateway.routing.references import below_base
 from gateway.testing import StubUpstream, running
-from tests.conftest import gateway
+from tests.support.gateways import gateway
 
 INSIDE = "catalog.internal.test:8080"
 BASES = ["http://catalog.internal.test:8080/v2", "https://other.internal.test"]

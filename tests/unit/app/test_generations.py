@@ -23,8 +23,8 @@ from gateway.observability.access_log import silent
 from gateway.routing.cached_decorator import cached
 from gateway.server.reload import Change, difference, merged
 from gateway.testing import StubUpstream, TurnedClock
-from tests.conftest import json_answer
 from tests.support.edge_lines import GET, Line, asked
+from tests.support.gateways import json_answer
 
 
 def loaded(**settings: Any) -> Loaded:

@@ -14,8 +14,8 @@ from gateway import cached, create_app
 from gateway.config.models import Config
 from gateway.edge.protocol import GatewayProtocol
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import served
 from tests.support.edge_lines import Both, Changing, Side
+from tests.support.gateways import served
 
 ROUTES = {"all": {"path": "/{rest:path}", "upstream": "api", "ttl": "30s", "upstream_path": "/{rest}"}}
 UPSTREAMS = {"api": {"url": "http://api.test"}}

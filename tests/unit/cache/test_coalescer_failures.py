@@ -10,9 +10,9 @@ import pytest
 
 from gateway.http.headers import http_date
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway, json_answer
 from tests.support import waiting_routes
-from tests.unit.cache.test_coalescer_waiting import Held, crowd, waiting
+from tests.support.gateways import gateway, json_answer
+from tests.support.waiting import Held, crowd, waiting
 
 FOLLOWING = {"all": {"path": "/{path:path}", "upstream": "api"}}
 N = 8

@@ -20,7 +20,7 @@ from gateway.app.gateway import Gateway
 from gateway.cache.compression import Coded, compressed
 from gateway.http.codings import Undecodable, decoded, plain_tag, tag_of, wanted
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway
+from tests.support.gateways import gateway
 
 TEXT = b'{"name":"value"},' * 400
 SUM = xxh3_64_hexdigest(b'"a"br')[:8].encode()

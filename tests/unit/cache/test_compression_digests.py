@@ -13,7 +13,7 @@ import pytest
 from gateway.app.gateway import Gateway
 from gateway.http.ranges import PartialBody, combine
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway, served
+from tests.support.gateways import gateway, served
 from tests.support.raw import Connection, raw_upstream
 
 TEXT = b'{"name":"value"},' * 400

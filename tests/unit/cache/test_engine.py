@@ -13,13 +13,9 @@ from gateway.cache.redis.store import RedisStore
 from gateway.clock import SystemClock
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway, json_answer
+from tests.support.gateways import gateway, json_answer, status_of
 
 THIRTY = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "30s"}}
-
-
-def status_of(response: httpx.Response) -> str:
-    return response.headers["cache-status"]
 
 
 async def test_the_second_request_is_a_hit_and_the_upstream_is_asked_once(clock: TurnedClock) -> None:

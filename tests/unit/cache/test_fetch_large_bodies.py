@@ -12,7 +12,7 @@ import pytest
 from gateway.app.gateway import Gateway
 from gateway.testing import StubUpstream, TurnedClock, running
 from gateway.upstreams.response import PartOfBody
-from tests.conftest import gateway, served
+from tests.support.gateways import gateway, served
 
 BODY = bytes(range(256)) * 64  # 16 KiB, of which 4 may be kept
 EDGE = "gateway.edge:GatewayProtocol"

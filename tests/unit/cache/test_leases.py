@@ -18,7 +18,7 @@ from gateway.cache.redis.store import RedisStore
 from gateway.cache.shared_store import NoShared
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import StubUpstream, TurnedClock
-from tests.conftest import gateway, json_answer
+from tests.support.gateways import gateway, json_answer
 from tests.support.proxy import faulty_url
 
 ROUTES = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "10s", "stale_while_revalidate": "10m"}}

@@ -7,7 +7,7 @@ import asyncio
 from gateway.cache.overload import Governor, LoopLag
 from gateway.cache.shared_store import NoShared
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway, json_answer
+from tests.support.gateways import gateway, json_answer
 
 
 def behind(governor: Governor, lag: float, *, ticks: int = 6, under_way: int = 1000) -> None:

@@ -12,8 +12,7 @@ from gateway.cache import warm_start
 from gateway.cache.redis.store import RedisStore
 from gateway.cache.warm_start import BATCH, NAME, Hottest
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway
-from tests.unit.cache.test_engine import status_of
+from tests.support.gateways import gateway, status_of
 
 FRESH = {"cache-control": "max-age=600"}
 LONG = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "10m", "tags": ["item:{id}"]}}

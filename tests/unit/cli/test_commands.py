@@ -29,7 +29,7 @@ from gateway.config.loader import Loaded
 from gateway.config.models import Config
 from gateway.errors import ConfigError, OrderError
 from gateway.testing import StubUpstream, TurnedClock
-from tests.conftest import json_answer, served
+from tests.support.gateways import json_answer, served
 from tests.support.processes import command
 
 CONFIG: dict[str, Any] = {

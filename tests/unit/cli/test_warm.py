@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from gateway.cli.commands import app as cli
 from gateway.cli.warm import WarmError, wanted, warm
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway, json_answer, served
+from tests.support.gateways import gateway, json_answer, served
 
 
 def listed(tmp_path: Path, *lines: str) -> Path:

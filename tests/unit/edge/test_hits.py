@@ -27,8 +27,9 @@ from gateway.observability.access_log import JsonAccessLog
 from gateway.observability.metrics import Metrics
 from gateway.routing.cached_decorator import cached
 from gateway.testing import StubUpstream, TurnedClock
-from tests.conftest import gateway, size
 from tests.support.edge_lines import GET, Both, Changing, Counted, Line, Side, asked, living, masked
+from tests.support.gateways import gateway
+from tests.support.scale import size
 
 EXAMPLES = size("edge_stories")
 

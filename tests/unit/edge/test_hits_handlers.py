@@ -24,8 +24,9 @@ from gateway.app.gateway import Gateway
 from gateway.app.generations import Generations
 from gateway.config.loader import Loaded
 from gateway.testing import StubUpstream, TurnedClock
-from tests.conftest import gateway, size
 from tests.support.edge_lines import Both, Changing, Counted, Line, Side, asked, living
+from tests.support.gateways import gateway
+from tests.support.scale import size
 
 EXAMPLES = size("handler_stories")
 SHOP = upstream("api")

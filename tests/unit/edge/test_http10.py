@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from gateway.app.gateway import create_app
 from gateway.edge.protocol import GatewayProtocol
 from gateway.routing.cached_decorator import cached
-from tests.conftest import served
+from tests.support.gateways import served
 from tests.support.raw import Connection, Script, always, raw_upstream
 
 CHUNKED = b"HTTP/1.1 200 OK\r\n%bTransfer-Encoding: %b\r\n\r\n5\r\nhello\r\n5;a=b\r\nworld\r\n0\r\n\r\n"

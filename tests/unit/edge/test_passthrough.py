@@ -20,8 +20,8 @@ from gateway.context import RequestContext
 from gateway.edge.protocol import GatewayProtocol
 from gateway.observability.access_log import fields_of
 from gateway.testing import StubUpstream
-from tests.conftest import gateway, served
 from tests.support.edge_lines import GET, Counted, Line, asked
+from tests.support.gateways import gateway, served
 from tests.support.raw import Connection, always, raw_upstream
 
 NO_STORE = {"cache-control": "no-store"}

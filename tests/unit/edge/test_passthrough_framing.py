@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from gateway.app.gateway import create_app
 from gateway.edge.protocol import GatewayProtocol
-from tests.conftest import served
+from tests.support.gateways import served
 from tests.support.raw import Connection, raw_upstream
 
 STATUSES = {200: b"OK", 204: b"No Content", 205: b"Reset Content", 304: b"Not Modified"}

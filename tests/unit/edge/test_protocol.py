@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gateway.testing import StubUpstream
-from tests.conftest import gateway, size
 from tests.support.edge_lines import Both, Changing, Counted, Line, Side, asked, living, masked
+from tests.support.gateways import gateway
+from tests.support.scale import size
 
 EXAMPLES = size("protocol_stories")
 LONG = b"a" * 560

@@ -18,8 +18,8 @@ from gateway.edge.protocol import GatewayProtocol
 from gateway.policy.entry import Entry
 from gateway.policy.vary import VaryIndex
 from gateway.testing import StubUpstream, TurnedClock
-from tests.conftest import gateway
 from tests.support.edge_lines import Counted, Line, Pipe, asked
+from tests.support.gateways import gateway
 
 GET = b"GET /o/1 HTTP/1.1\r\nHost: gateway.test\r\nAccept-Encoding: %b\r\nX-Request-ID: a\r\n\r\n"
 PLAIN = GET % b"identity"

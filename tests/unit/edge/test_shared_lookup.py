@@ -16,8 +16,8 @@ from gateway.cache.shared_store import Read
 from gateway.cache.store import entry_name
 from gateway.policy.entry import decode_stored, encode
 from gateway.testing import StubUpstream, TurnedClock
-from tests.conftest import gateway
 from tests.support.edge_lines import Counted, Line, masked
+from tests.support.gateways import gateway
 
 
 def answer(request: httpx.Request) -> httpx.Response:

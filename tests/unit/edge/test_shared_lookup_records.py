@@ -6,21 +6,9 @@ import pytest
 from msgspec import structs
 
 from gateway.edge.shared_lookup import Records
-from gateway.policy.entry import Entry, Life, decode_stored, encode
+from gateway.policy.entry import decode_stored, encode
+from tests.support.entries import STORED
 
-STORED = Entry(
-    key="k",
-    primary="k",
-    born=2.5,
-    started=2.0,
-    initial_age=0.0,
-    status=200,
-    headers=((b"etag", b'"body"'),),
-    body=b"body",
-    life=Life(lifetime=60.0),
-    tags=("body",),
-    names=("body",),
-)
 OTHERS = {
     "body": structs.replace(STORED, body=b"ydob"),
     "longer": structs.replace(STORED, body=b"body body"),

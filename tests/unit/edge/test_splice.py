@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gateway.app.gateway import Gateway
 from gateway.testing import TurnedClock
-from tests.conftest import size
 from tests.support.edge_lines import Both, Changing, Line, Side, asked, living, masked
+from tests.support.gateways import lose_wholes
+from tests.support.scale import size
 
 EXAMPLES = size("aggregate_stories")
 """20,000 nightly."""
@@ -202,13 +202,6 @@ class Joining(Both):
         self.joined += b"detail=joined" in answer and self.sides[0].counted.asked == before
         self._etag = match[1] if (match := _ETAG.search(answer)) else self._etag
         return answer
-
-
-def lose_wholes(app: Gateway) -> None:
-    memory = app.engine.memory
-    for shard in memory._responses._shards:
-        for key in [key for key in shard if key.startswith("+")]:
-            memory.remove(key)
 
 
 @pytest.fixture(scope="module")

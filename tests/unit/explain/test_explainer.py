@@ -21,7 +21,7 @@ from gateway.explain.trace import Lifetime, Name, Trace, render
 from gateway.routing.cached_decorator import cached
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway, json_answer
+from tests.support.gateways import gateway, json_answer
 
 ROUTES: dict[str, Any] = {
     "item": {

@@ -17,7 +17,7 @@ from gateway.explain.trace import Trace
 from gateway.observability.access_log import JsonAccessLog
 from gateway.testing import StubUpstream, TurnedClock, running
 from tests.support.edge_lines import GET, Counted, Line, asked
-from tests.unit.cache.test_engine import status_of
+from tests.support.gateways import status_of
 
 CONFIG: dict[str, Any] = {
     "redis_url": "none",

@@ -44,7 +44,7 @@ from gateway.fastapi_cache2.coder import GatewayCoder
 from gateway.policy.entry import decode_stored, encode
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import TurnedClock, running
-from tests.conftest import gateway
+from tests.support.gateways import gateway
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "moving-from-fastapi-cache2.md"
 Include = Callable[[APIRouter], list[str]]

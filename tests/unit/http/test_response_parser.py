@@ -11,8 +11,7 @@ from gateway.errors import UpstreamError, UpstreamMalformed, UpstreamUnreachable
 from gateway.http.response_parser import Chunks, Malformed, end_of_head, read_head
 from gateway.upstreams.connection import MOST_WAITING
 from gateway.upstreams.transport import Attempt, Transport, UpstreamTimeouts
-from tests.support.raw import Connection, raw_upstream
-from tests.unit.upstreams.test_client import OK, ask, speaking_to
+from tests.support.raw import OK, Connection, ask, raw_upstream, speaking_to
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 

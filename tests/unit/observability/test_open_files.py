@@ -14,7 +14,7 @@ from gateway.observability import open_files
 from gateway.observability.open_files import OpenFiles
 from gateway.testing import StubUpstream, running
 from gateway.upstreams import client as client_module
-from tests.conftest import gateway, json_answer
+from tests.support.gateways import gateway, json_answer
 
 
 def test_the_soft_limit_is_raised_to_the_hard_one() -> None:

@@ -13,7 +13,7 @@ from gateway.observability import response_headers
 from gateway.observability.response_headers import Field, Texts, complete, diagnostics, in_milliseconds
 from gateway.testing import TurnedClock
 from tests.support.edge_lines import Changing, Side
-from tests.unit.edge.test_splice import lose_wholes
+from tests.support.gateways import lose_wholes
 
 
 def exchange_of(outcome: Outcome, *parts: PartSaid, **spent: float) -> RequestContext:

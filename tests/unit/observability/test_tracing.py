@@ -24,7 +24,7 @@ from gateway.edge.protocol import GatewayProtocol
 from gateway.observability.access_log import silent
 from gateway.observability.tracing import Tracing, redacted, tracing_of_environment
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway, json_answer, served
+from tests.support.gateways import gateway, json_answer, served
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"

@@ -11,10 +11,9 @@ from gateway.edge.protocol import GatewayProtocol
 from gateway.policy.downstream import NOTHING, Downstream, with_private
 from gateway.policy.keys import Keying
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway, served
 from tests.support.edge_lines import Changing, Side
+from tests.support.gateways import gateway, lose_wholes, served
 from tests.support.kinds import ROUTES, ROWS, SESSION, SESSIONS, behind, handlers, part, route, said_of
-from tests.unit.edge.test_splice import lose_wholes
 
 Fields = list[tuple[bytes, bytes]]
 

@@ -17,24 +17,9 @@ from gateway.cache.memory import Memory
 from gateway.http.request_parser import BAD_IN_VALUE
 from gateway.policy.entry import MAGIC, VERSION, Entry, Life, decode_index, decode_stored, encode, size_of
 from gateway.policy.vary import VaryIndex
+from tests.support.entries import SAMPLE
 
 PREFIX = MAGIC + bytes((VERSION,))
-SAMPLE = Entry(
-    key="api\n/t\naccept:a/b",
-    primary="api\n/t",
-    born=1_800_000_000.5,
-    started=1_800_000_000.25,
-    initial_age=3.0,
-    status=200,
-    headers=((b"content-type", b"text/plain"), (b"x-a", b"1"), (b"x-a", b"\xe9")),
-    body=b"hello \x00\xff",
-    life=Life(lifetime=60.0, stale_if_error=5.0, strict=True),
-    jitter=0.5,
-    tags=("product:7",),
-    vary=("accept",),
-    route="product",
-    stamp="17-0",
-)
 INDEX = VaryIndex(primary="api\n/t", names=(("accept",), ("accept", "x-a"), ()))
 
 

@@ -13,7 +13,7 @@ from gateway.app.gateway import Gateway
 from gateway.cache.redis.store import RedisStore
 from gateway.policy.entry import Entry, decode_stored, encode
 from gateway.testing import StubUpstream, running
-from tests.conftest import gateway, json_answer
+from tests.support.gateways import gateway, json_answer
 
 SECRET = "a secret of the replicas"
 Spoil = Callable[[bytes, Entry], bytes]

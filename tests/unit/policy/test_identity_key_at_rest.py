@@ -31,8 +31,8 @@ from gateway.observability.access_log import JsonAccessLog
 from gateway.policy.identity_key import UNKEYED
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway, served
 from tests.support.edge_lines import Counted, Line, asked
+from tests.support.gateways import gateway, served
 
 CANARY = "cAnArY/7f3b+q=="
 TOKEN = {"authorization": "Bearer admin-token"}

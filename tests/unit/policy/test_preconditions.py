@@ -15,7 +15,7 @@ from gateway.policy.preconditions import as_given, as_known, own_tags, settled, 
 from gateway.policy.validation import own_tag
 from gateway.routing.cached_decorator import cached
 from gateway.testing import StubUpstream, running
-from tests.conftest import gateway, served
+from tests.support.gateways import gateway, served
 
 TEXT = b'{"name":"value"},' * 400
 GZIP, BR = tag_of(b'"v1"', "gzip").decode(), tag_of(b'"v1"', "br").decode()

@@ -14,8 +14,8 @@ from gateway.policy.keys import Keying, plan
 from gateway.policy.rules import PLAIN, CachePolicy
 from gateway.policy.storability import Admit, ReceivedResponse, Refuse, admit
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway
 from tests.support.edge_lines import Counted, Line, asked
+from tests.support.gateways import gateway
 
 ONE, TWO = {"authorization": "Bearer 1"}, {"authorization": "Bearer 2"}
 SID, OTHER_SID = {"cookie": "sid=1; x=1"}, {"cookie": "sid=2; x=1"}

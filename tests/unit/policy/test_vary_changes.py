@@ -10,7 +10,7 @@ import pytest
 from gateway.cache.redis.store import RedisStore
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway
+from tests.support.gateways import gateway
 
 STRONG = {"etag": '"v1"'}
 WEAK = {"etag": 'W/"v1"'}

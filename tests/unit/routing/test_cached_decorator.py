@@ -10,8 +10,8 @@ import pytest
 from gateway.cache.redis.store import RedisStore
 from gateway.errors import ConfigError
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway, json_answer
 from tests.support import shop_routes
+from tests.support.gateways import gateway, json_answer
 
 
 @pytest.fixture(autouse=True)

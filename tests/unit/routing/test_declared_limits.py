@@ -12,7 +12,7 @@ import pytest
 from gateway import create_app
 from gateway.config.models import Config
 from gateway.testing import StubUpstream, running
-from tests.conftest import served
+from tests.support.gateways import served
 
 LARGE = b"x" * 200_000
 

@@ -7,8 +7,8 @@ import pytest
 
 from gateway.app.gateway import Gateway, create_app
 from gateway.testing import StubUpstream, running
-from tests.conftest import json_answer
 from tests.support.edge_lines import Counted, Line, asked
+from tests.support.gateways import json_answer
 
 ROUTES = {
     "kept": {

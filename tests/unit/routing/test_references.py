@@ -18,7 +18,7 @@ from gateway.http.target import normalise
 from gateway.routing.location import replaced
 from gateway.routing.references import Asked, References
 from gateway.testing import StubUpstream, running
-from tests.conftest import gateway, served
+from tests.support.gateways import gateway, served
 from tests.support.raw import Connection, raw_upstream
 
 BASE = "http://api.test/v2"

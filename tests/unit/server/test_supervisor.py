@@ -24,7 +24,7 @@ from gateway.server.listener import url_of
 from gateway.server.process import spawn
 from gateway.server.reload import Files
 from gateway.server.supervisor import StartError, Supervisor
-from tests.conftest import served
+from tests.support.gateways import served
 
 pytestmark = pytest.mark.timeout(60)
 ROUTES: dict[str, Any] = {"rest": {"path": "/{path:path}", "upstream": "api", "ttl": "60s"}}

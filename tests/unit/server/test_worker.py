@@ -38,7 +38,7 @@ from gateway.server.ipc import (
 )
 from gateway.server.listener import listen, url_of
 from gateway.server.metrics_totals import total
-from tests.conftest import served
+from tests.support.gateways import served
 
 ROUTES: dict[str, Any] = {"rest": {"path": "/{path:path}", "upstream": "api", "ttl": "60s"}}
 

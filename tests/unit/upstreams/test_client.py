@@ -11,47 +11,7 @@ from gateway.config.upstream import UpstreamConfig
 from gateway.errors import UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from gateway.http.target import normalise
 from gateway.upstreams.client import Upstream
-from tests.support.raw import Connection, RawUpstream, always, once, raw_upstream
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-
-
-async def ask(upstream: Upstream, target: str = "/", method: str = "GET") -> tuple[int, bytes | None]:
-    fetched = await upstream.fetch(method, target, [])
-    return fetched.status, await fetched.body.whole(1_000_000)
-
-
-def speaking_to(raw: RawUpstream, *, timeout: str = "5s", **settings: object) -> Upstream:
-    config = UpstreamConfig.model_validate({"url": raw.url, "timeout": timeout, **settings})
-    return Upstream("raw", config)
-
-
-MALFORMED = {
-    "no HTTP at all": b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
-    "a status of 99": b"HTTP/1.1 99 Low\r\nContent-Length: 0\r\n\r\n",
-    "a status of 600": b"HTTP/1.1 600 High\r\nContent-Length: 0\r\n\r\n",
-    "two lengths that differ": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc",
-    "a length that is none": b"HTTP/1.1 200 OK\r\nContent-Length: two\r\n\r\nok",
-    "a negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok",
-    "length and chunking": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n"
-    b"2\r\nok\r\n0\r\n\r\n",
-    "an unknown coding": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: cheese\r\n\r\nok",
-    "NUL in a header": b"HTTP/1.1 200 OK\r\nX-A: a\0b\r\nContent-Length: 2\r\n\r\nok",
-    # The writer of answers refuses it: whoever asked would get nothing at all, and everybody else from the cache.
-    "ESC in a header": b"HTTP/1.1 200 OK\r\nX-A: a\x1bb\r\nContent-Length: 2\r\n\r\nok",
-    "DEL in a header": b"HTTP/1.1 200 OK\r\nX-A: a\x7fb\r\nContent-Length: 2\r\n\r\nok",
-    "a header without a colon": b"HTTP/1.1 200 OK\r\nnonsense\r\nContent-Length: 2\r\n\r\nok",
-    "5,000 headers": b"HTTP/1.1 200 OK\r\n" + b"X-A: 1\r\n" * 5000 + b"Content-Length: 2\r\n\r\nok",
-    "a huge header": b"HTTP/1.1 200 OK\r\nX-A: " + b"a" * 200_000 + b"\r\nContent-Length: 2\r\n\r\nok",
-    "a bad chunk size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nok\r\n0\r\n\r\n",
-    "a cut body": b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nok",
-    "a cut chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n20\r\nok",
-    "nothing": b"",
-    "half a head": b"HTTP/1.1 200 OK\r\nContent-Le",
-}
-
-
-WAYS = pytest.mark.parametrize("method", ["GET", "OPTIONS"], ids=["plain", "by aiohttp's session"])
+from tests.support.raw import MALFORMED, OK, WAYS, Connection, always, ask, once, raw_upstream, speaking_to
 
 
 @WAYS

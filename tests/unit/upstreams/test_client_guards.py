@@ -31,6 +31,7 @@ from gateway.upstreams.hosts import BreakerState
 from gateway.upstreams.request import AHEAD, Patience
 from gateway.upstreams.transport import Transport
 from tests.support.raw import Connection, RawUpstream, always, once, raw_upstream
+from tests.support.target_forms import FORMS
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BAD = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\nno"
@@ -74,13 +75,6 @@ async def ask(upstream: Upstream, target: str = "/", method: str = "GET", **more
 
 
 # --- its base ------------------------------------------------------------------------------------------------
-
-FORMS = [
-    *("//evil.test/x", "///evil.test/x", "/\\evil.test/x", "\\\\evil.test/x", "/\\/evil.test", "@evil.test/"),
-    *(":80@evil.test/", ".evil.test/", ":8080/x", "http://evil.test/", "https:evil.test", "/http://evil.test/"),
-    *("/../secret", "/a/../../secret", "/./x", "/..", "/a/..", "/x/../../../etc/passwd"),
-    *("", "x", "?x=1", "/x#fragment", "/x y", "/x\r\nHost: evil.test", "/x\0y"),
-]
 
 
 @pytest.mark.parametrize("target", FORMS)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from gateway.config.upstream import UpstreamConfig
 from gateway.edge import GatewayProtocol
-from tests.conftest import gateway, served
+from tests.support.gateways import gateway, served
 from tests.support.raw import Connection, raw_upstream
 
 A, B = {"host": "a.test"}, {"host": "b.test"}

@@ -15,9 +15,8 @@ from gateway.config.loader import load
 from gateway.config.upstream import UpstreamConfig
 from gateway.errors import ConfigError, UpstreamUnreachable
 from gateway.upstreams.client import Upstream
-from tests.support.raw import always, raw_upstream
+from tests.support.raw import OK, always, raw_upstream
 from tests.support.tls import Authority
-from tests.unit.upstreams.test_client import OK
 
 WAYS = pytest.mark.parametrize(
     ("transport", "method"),

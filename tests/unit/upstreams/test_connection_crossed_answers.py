@@ -13,9 +13,8 @@ import pytest
 from gateway.errors import UpstreamError
 from gateway.testing import TurnedClock, running
 from gateway.upstreams import connection
-from tests.conftest import gateway, served
-from tests.support.raw import Connection, raw_upstream
-from tests.unit.upstreams.test_client import speaking_to
+from tests.support.gateways import gateway, served
+from tests.support.raw import Connection, raw_upstream, speaking_to
 
 POISON = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
 SECOND = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecond"

@@ -16,8 +16,7 @@ from gateway import create_app
 from gateway.app.gateway import Gateway
 from gateway.errors import UpstreamError
 from gateway.testing import TurnedClock, running
-from tests.support.raw import Connection, RawUpstream, raw_upstream
-from tests.unit.upstreams.test_client import speaking_to
+from tests.support.raw import Connection, RawUpstream, raw_upstream, speaking_to
 
 UNTIL_CLOSE = b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\nCache-Control: max-age=60\r\n\r\n[1, 2, 3]"
 BODY = len(UNTIL_CLOSE) - len(b"[1, 2, 3]")

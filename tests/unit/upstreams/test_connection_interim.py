@@ -12,9 +12,8 @@ from gateway.edge.protocol import GatewayProtocol
 from gateway.errors import UpstreamMalformed
 from gateway.http.response_parser import Malformed
 from gateway.upstreams.connection import MOST_INTERIM, PlainConnection, Pool
-from tests.conftest import gateway, served
-from tests.support.raw import Connection, always, once, raw_upstream
-from tests.unit.upstreams.test_client import OK, WAYS, ask, speaking_to
+from tests.support.gateways import gateway, served
+from tests.support.raw import OK, WAYS, Connection, always, ask, once, raw_upstream, speaking_to
 
 EARLY = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n"
 

@@ -8,8 +8,7 @@ import httpx
 import pytest
 
 from gateway.upstreams.connection import INTERNALS, request_head
-from tests.support.raw import Connection, always, raw_upstream
-from tests.unit.upstreams.test_client import OK, speaking_to
+from tests.support.raw import OK, Connection, always, raw_upstream, speaking_to
 
 
 def test_what_is_used_of_aiohttp_is_there() -> None:

@@ -23,10 +23,9 @@ from gateway.edge import GatewayProtocol
 from gateway.observability.access_log import fields_of
 from gateway.upstreams.client import Upstream
 from gateway.upstreams.failure_causes import CAUSES, cause_of
-from tests.conftest import served
-from tests.support.raw import Connection, always, raw_upstream
+from tests.support.gateways import served
+from tests.support.raw import OK, Connection, always, ask, raw_upstream
 from tests.support.tls import Authority
-from tests.unit.upstreams.test_client import OK, ask
 
 LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n" + b"x" * 100
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n20\r\nok"

@@ -24,9 +24,8 @@ from gateway.errors import ConfigError, UpstreamResting
 from gateway.observability.access_log import silent
 from gateway.testing import running
 from gateway.upstreams.client import Upstream
-from tests.conftest import gateway, served
-from tests.support.raw import Connection, raw_upstream
-from tests.unit.upstreams.test_client import ask
+from tests.support.gateways import gateway, served
+from tests.support.raw import Connection, ask, raw_upstream
 
 CHECK = {"path": "/health?deep=1", "every": "100ms", "timeout": "500ms", "healthy_after": 2, "unhealthy_after": 2}
 

@@ -11,8 +11,7 @@ from pydantic import ValidationError
 
 from gateway.config.upstream import UpstreamConfig
 from gateway.upstreams.client import Upstream
-from tests.support.raw import always, raw_upstream
-from tests.unit.upstreams.test_client import ask
+from tests.support.raw import always, ask, raw_upstream
 
 
 def order(*urls: str) -> str:

@@ -18,8 +18,7 @@ from gateway.errors import UpstreamUnreachable
 from gateway.upstreams.client import Upstream
 from gateway.upstreams.name_resolution import INTERNALS
 from gateway.upstreams.transport import Transport
-from tests.support.raw import Connection, always, once, raw_upstream
-from tests.unit.upstreams.test_client import OK
+from tests.support.raw import OK, Connection, always, once, raw_upstream
 
 EVERY = 0.1
 WAYS = pytest.mark.parametrize("method", ["GET", "OPTIONS", "POST"], ids=["plain", "session", "session with a body"])

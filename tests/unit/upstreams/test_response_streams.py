@@ -12,7 +12,7 @@ from gateway.config.upstream import UpstreamConfig
 from gateway.edge import GatewayProtocol
 from gateway.errors import UpstreamTimeout
 from gateway.upstreams.client import Upstream
-from tests.conftest import gateway, served
+from tests.support.gateways import gateway, served
 from tests.support.raw import Connection, raw_upstream
 
 ENDLESS = [

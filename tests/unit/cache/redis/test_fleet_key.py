@@ -16,9 +16,8 @@ from gateway.cache.redis.store import IDENTITY_KEY, RedisStore
 from gateway.policy.identity_key import KEY_BYTES, UNKEYED, IdentityKey, ShownKey, derived
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import StubUpstream, running
-from tests.conftest import gateway, json_answer
+from tests.support.gateways import gateway, json_answer, status_of
 from tests.support.proxy import faulty_url
-from tests.unit.cache.test_engine import status_of
 
 A, B, C = (letter * KEY_BYTES for letter in (b"a", b"b", b"c"))
 MINE = {"mine": {"path": "/mine", "upstream": "api", "ttl": "60s", "authorization": "key"}}

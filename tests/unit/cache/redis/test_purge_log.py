@@ -19,7 +19,7 @@ from gateway.clock import SystemClock
 from gateway.policy.epochs import ZERO, Epochs, Purge, PurgeState, tag_name
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway, json_answer
+from tests.support.gateways import gateway, json_answer
 
 ROUTES = {
     "item": {"path": "/items/{id}", "upstream": "api", "ttl": "10m", "tags": ["item:{id}", "items"]},

@@ -38,7 +38,7 @@ from gateway.policy.keys import Plan
 from gateway.policy.rules import PLAIN, CachePolicy
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import TurnedClock
-from tests.conftest import size
+from tests.support.scale import size
 
 RULES = CachePolicy(ttl=3600.0, stale_while_revalidate=600.0, stale_if_error=0.0)
 BLIND = 30.0

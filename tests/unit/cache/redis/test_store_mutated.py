@@ -21,7 +21,7 @@ from gateway.edge.protocol import GatewayProtocol
 from gateway.policy.entry import Entry, Life
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import StubUpstream, TurnedClock
-from tests.conftest import gateway, served
+from tests.support.gateways import gateway, served
 
 TIMES = 150
 NEXT = b'{"next":true}'

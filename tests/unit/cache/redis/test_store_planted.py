@@ -20,9 +20,9 @@ from gateway.policy.entry import MOST_HEAD, decode_stored, encode
 from gateway.policy.epochs import EVERYTHING, PurgeState, show_position, tag_name
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.conftest import gateway, json_answer
+from tests.support.entries import STORED
+from tests.support.gateways import gateway, json_answer
 from tests.support.proxy import FaultProxy, faulty_url
-from tests.unit.edge.test_shared_lookup_records import STORED
 
 HUGE = bytes(5_000_000)
 FEW = 20_000

@@ -1,0 +1,42 @@
+"""How much the tests do whose length is a choice, by `--scale`: what each size is at each scale stands in `SIZES`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Size(NamedTuple):
+    ci: int
+    """What each change can bear: `make test` takes at most 12 minutes on two idle cores."""
+    full: int
+    """What is run before an issue is closed (`.ci/full`); the figures in README.md and docs/ are of this length."""
+
+
+SIZES = {
+    "aggregate_seconds": Size(3, 60),  # of load while a part's upstream is down, or its tag purged
+    "aggregate_stories": Size(300, 3_000),  # lived through by a gateway with the edge and by one without
+    "counted_requests": Size(3_000, 100_000),  # counted by the client and by the metrics
+    "cut_off_seconds": Size(0, 10),  # that a gateway can't reach Redis while an override is set
+    "edge_stories": Size(500, 20_000),  # lived through by a gateway with the edge and by one without
+    "handler_key_pairs": Size(60, 100),  # of requests to a handler, for each configuration
+    "handler_stories": Size(300, 5_000),  # of handlers, with the edge and without
+    "key_pairs": Size(40, 100),  # of requests to a declared route, for each configuration
+    "kill_seconds": Size(10, 60),  # of load while a worker is killed every two seconds
+    "openapi_requests": Size(15, 100),  # of each operation, of each kind
+    "override_workers": Size(2, 4),  # of each of two gateways
+    "protocol_stories": Size(300, 5_000),  # of request lines and header blocks that are remembered
+    "purge_fleets": Size(40, 400),  # of the model of the purge stream
+    "purges": Size(200, 1_000),  # under load, while Redis is killed three times
+    "reload_answers": Size(20, 60),  # awaited between two reloads
+    "reloads": Size(20, 200),  # under load
+    "sent_key_pairs": Size(60, 100),  # of requests whose key holds what was sent
+}
+FULL_TIMEOUT = 3600.0
+"""Seconds for one test at full scale; at the other the timeout is pytest's own setting."""
+current = "ci"
+"""The scale of this run."""
+
+
+def size(name: str) -> int:
+    """How much a test does at the scale of this run."""
+    return int(getattr(SIZES[name], current))
