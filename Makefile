@@ -76,9 +76,10 @@ lowest: .venv-lowest/ready
 mutants: $(VENV)/ready
 	$(BIN)/python -m tests.mutants $(ARGS)
 
-# The reference pages of docs/, made from the code.
+# The reference pages of docs/, made from the code, and the tables of figures, made from benchmarks/results.
 docs: $(VENV)/ready
 	$(BIN)/python -m docs.generate_reference
+	$(BIN)/python -m benchmarks.pages
 	$(BIN)/python -m tests.shared_caches.table
 
 # The exact versions of all packages, for every Python, without where they were downloaded from. ARGS=--upgrade for

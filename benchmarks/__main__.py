@@ -1,10 +1,10 @@
-"""`make bench`: measure, print the table, keep it and its picture.
+"""`make bench`: measure, print the table, keep it and its picture, and put the figures into README.md and docs/.
 
     python -m benchmarks                      all rows
     python -m benchmarks --quick              all rows, shorter, fewer keys and entries: to see that all is well
     python -m benchmarks --rows hit,304       these rows; the others keep what an earlier run found. `handlers` names
                                               all rows whose keys begin with it
-    python -m benchmarks --rounds 9           that many rounds of each row, instead of 5
+    python -m benchmarks --rounds 9           that many rounds of each row, instead of 9
     python -m benchmarks --output DIRECTORY   where results.json, table.md and chart.svg go (benchmarks/results)
 
 Exit status: 0 the figures are there, bars met or not; 2 a figure could not be had, or a response was wrong.
@@ -18,13 +18,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import pages, report
 from benchmarks.machine import BenchmarkError, describe
 from benchmarks.peers import Lab
 from benchmarks.rows import Row, rows
 from benchmarks.run import Plan, measure
 
-_FULL, _QUICK = Plan(rounds=5, seconds=2), Plan(rounds=1, seconds=1, keys=5_000, entries=100_000)
+_FULL, _QUICK = Plan(rounds=9, seconds=2), Plan(rounds=1, seconds=1, keys=5_000, entries=100_000)
 
 
 def main() -> int:
@@ -46,7 +46,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="under 90 s; results are printed, not kept")
+    parser.add_argument("--quick", action="store_true", help="one short round; results are printed, not kept")
     parser.add_argument("--rows", default="", help="keys of rows, separated by commas: " + ", ".join(_keys()))
     parser.add_argument("--rounds", type=int, default=_FULL.rounds, help="rounds of each row (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results"))
@@ -81,6 +81,8 @@ def _keep(output: Path, results: list[report.Result]) -> None:
     report.write(output / "results.json", results, machine, "python -m benchmarks")
     (output / "table.md").write_text(report.table(results))
     (output / "chart.svg").write_text(report.picture(results, machine))
+    if (output / "results.json").samefile(pages.RESULTS):
+        pages.write()
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@
 	.venv-bench/bin/python -m pip install -q --disable-pip-version-check -e . --group bench
 	touch .venv-bench/ready
 
-# The gateway beside its peers on one core. QUICK=1 in under 90 s (62 were seen); ROWS=hit,304 some rows.
+# The gateway beside its peers on one core, and the tables of README.md and docs/performance.md. QUICK=1 for one short
+# round, printed only; ROWS=hit,304 for some rows; ROUNDS=5 instead of 9.
 bench: .venv-bench/ready
-	.venv-bench/bin/python -m benchmarks $(if $(QUICK),--quick) $(if $(ROWS),--rows $(ROWS))
+	.venv-bench/bin/python -m benchmarks $(if $(QUICK),--quick) $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 # A shopping app's requests for any URL: make load URL=http://127.0.0.1:8000
 load: .venv-bench/ready

@@ -30,6 +30,11 @@ class Pattern:
     headers: tuple[str, ...] = ()
     status: int = 200
 
+    @property
+    def misses(self) -> float:
+        """The share of its requests that no cache can have the response to."""
+        return {"unique": 1.0, "mixed": 0.1}.get(self.kind, 0.0)
+
     def paths(self, at_most: int) -> list[str]:
         """Some of the paths that it asks for, spread over all of them."""
         if self.kind in ("hot", "unique"):
@@ -62,6 +67,8 @@ class Figure:
     requests: int
     server: float = 1.0
     load: float = 0.0
+    missed: str = ""
+    """The number in a path that was a miss, and has been answered; empty where the pattern has none."""
 
     @property
     def per_cpu_second(self) -> float:
@@ -76,8 +83,11 @@ def ask(port: int, path: str, headers: Sequence[str] = ()) -> Answer:
 
 
 def ask_all(port: int, paths: Iterable[str], *, headers: Sequence[str] = (), connections: int = 1) -> list[Answer]:
-    """All `paths`, each once, on so many connections."""
-    return asyncio.run(_ask_all(port, list(paths), headers, connections))
+    """All `paths`, each once, on so many connections. Raises BenchmarkError where an answer does not come whole."""
+    try:
+        return asyncio.run(_ask_all(port, list(paths), headers, connections))
+    except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+        raise BenchmarkError(f"no whole answer on {port}: {error!r}") from error
 
 
 async def _ask_all(port: int, paths: list[str], headers: Sequence[str], connections: int) -> list[Answer]:
@@ -103,8 +113,9 @@ async def _read_answer(reader: asyncio.StreamReader) -> Answer:
     first, *lines = head.decode("latin-1").strip().split("\r\n")
     pairs = (line.partition(":") for line in lines)
     headers = {name.lower(): value.strip() for name, _, value in pairs}
-    content = await reader.readexactly(int(headers.get("content-length", 0)))
-    return Answer(int(first.split(" ")[1]), headers, content, len(head) + len(content))
+    status = int(first.split(" ")[1])
+    content = await reader.readexactly(0 if status == 304 else int(headers.get("content-length", 0)))
+    return Answer(status, headers, content, len(head) + len(content))
 
 
 def check(answer: Answer, path: str, status: int = 200) -> None:
@@ -159,9 +170,8 @@ def wrk(port: int, pattern: Pattern, *, pid: int, core: int, seconds: float, con
     for path in pattern.paths(20):
         _checked(port, pattern, path)
     lasted = found["seconds"]
-    return Figure(
-        found["requests"] / lasted, found["p50"], found["p99"], found["requests"], server / lasted, load / lasted
-    )
+    rate, used = found["requests"] / lasted, (server / lasted, load / lasted)
+    return Figure(rate, found["p50"], found["p99"], found["requests"], *used, found["missed"])
 
 
 def _waited_for() -> float:

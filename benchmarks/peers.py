@@ -19,6 +19,7 @@ from benchmarks.machine import BenchmarkError, cores, free_port, running
 
 _TEMPLATES = Path(__file__).with_name("peers")
 _SYSTEM = "/usr/local/sbin:/usr/sbin:/sbin"
+_NOBODY = 65534
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Site:
         """The path of a configuration made from `template`, which is told this place and `values`."""
         text = (_TEMPLATES / template).read_text()
         path = self.directory / template
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text.format(port=self.port, origin=self.origin, directory=self.directory, **values))
         return str(path)
 
@@ -58,16 +60,24 @@ class Lab:
         self.server_core, self.load_core = cores()
         self._stack = stack
         self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        self._directory.chmod(0o711)  # Traffic Server runs as another user
         self._peers: dict[str, Peer] = {}
+        self._failed: dict[str, BenchmarkError] = {}
         self._origin = self._redis = 0
         self._origin = self._start("origin", origin_command, cores={self.load_core}).port
         self._redis = self._start("redis", valkey_command, cores={self.load_core}).port
 
     def peer(self, name: str) -> Peer:
-        """Raises Missing where its program is not installed, BenchmarkError where it doesn't start."""
+        """Raises Missing where its program is not installed, BenchmarkError where it doesn't start; so each time."""
+        if name in self._failed:
+            raise self._failed[name]
         if name not in self._peers:
             cores = {self.server_core, self.load_core} if name in ON_BOTH_CORES else {self.server_core}
-            self._peers[name] = self._start(name, STARTERS[name], cores=cores, environment=self._environment())
+            try:
+                self._peers[name] = self._start(name, STARTERS[name], cores=cores, environment=self._environment())
+            except BenchmarkError as error:
+                self._failed[name] = error
+                raise
         return self._peers[name]
 
     def end(self) -> None:
@@ -145,12 +155,33 @@ def _envoy(site: Site) -> list[str]:
     return [program, "-c", site.file("envoy.yaml"), "--concurrency", "1", "-l", "error", "--disable-hot-restart"]
 
 
+def _haproxy(site: Site) -> list[str]:
+    return [_program("haproxy"), "-db", "-f", site.file("haproxy.cfg")]
+
+
+def _traffic_server(site: Site) -> list[str]:
+    """It refuses to run as root; the directory is given to the user that it runs as then."""
+    program = _program("traffic_server")
+    for name in ("records.config", "remap.config", "storage.config", "ip_allow.yaml"):
+        site.file(f"trafficserver/{name}")
+    command = [program, f"--run-root={site.file('trafficserver/runroot.yaml')}"]
+    if os.geteuid():
+        return command
+    for path in (site.directory, *site.directory.rglob("*")):
+        os.chown(path, _NOBODY, _NOBODY)
+    return ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", *command]
+
+
 def _gateway(site: Site) -> list[str]:
     return _serving(site.file("gateway.yaml", memory="1GiB", redis="none"))
 
 
 def _gateway_on_redis(site: Site) -> list[str]:
     return _serving(site.file("gateway.yaml", memory="0", redis=f"redis://127.0.0.1:{site.redis}/1"))
+
+
+def _gateway_with_redis(site: Site) -> list[str]:
+    return _serving(site.file("gateway.yaml", memory="1GiB", redis=f"redis://127.0.0.1:{site.redis}/4"))
 
 
 def _serving(config: str) -> list[str]:
@@ -208,10 +239,13 @@ def _program(name: str) -> str:
 GATEWAY = "gateway"
 NGINX = "nginx"
 VARNISH = "Varnish"
+HAPROXY = "HAProxy"
+TRAFFIC_SERVER = "Traffic Server"
 ENVOY = "Envoy"
 CACHE2 = "FastAPI + fastapi-cache2 + Redis"
 CACHEX = "FastAPI-CacheX"
 HISHEL = "hishel's ASGI middleware on Redis"
+WITH_REDIS = "gateway with Redis"
 ON_REDIS = "gateway, memory: 0"
 REDIS_GET = "smallest ASGI app, one GET"
 HTTPX = "FastAPI + httpx.AsyncClient"
@@ -234,10 +268,13 @@ STARTERS: dict[str, Callable[[Site], Sequence[str]]] = {
     GATEWAY: _gateway,
     NGINX: _nginx,
     VARNISH: _varnish,
+    HAPROXY: _haproxy,
+    TRAFFIC_SERVER: _traffic_server,
     ENVOY: _envoy,
     CACHE2: _python("fastapi_cache2"),
     CACHEX: _python("cachex"),
     HISHEL: _python("hishel"),
+    WITH_REDIS: _gateway_with_redis,
     ON_REDIS: _gateway_on_redis,
     REDIS_GET: _python("redis_get"),
     HTTPX: _python("passing"),

@@ -42,9 +42,12 @@ class Verdict:
     limited: bool = False
 
     @property
+    def counted(self) -> float:
+        return self.by_cpu if self.limited and self.by_cpu is not None else self.ratio
+
+    @property
     def met(self) -> bool:
-        ratio = self.by_cpu if self.limited and self.by_cpu is not None else self.ratio
-        return ratio <= self.bound if self.lower else ratio >= self.bound
+        return self.counted <= self.bound if self.lower else self.counted >= self.bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ def result(measured: Measured) -> Result:
     row = measured.row
     columns = tuple(_column(measured, name) for name in row.columns if measured.figures.get(name))
     verdicts = tuple(verdict for bar in row.bars if (verdict := _verdict(measured, bar)) is not None)
-    unit = "µs" if row.latency else "requests/s"
+    unit = "µs" if row.latency or row.cost else "requests/s"
     left_out = tuple(f"{name} is left out: {reason}" for name, reason in measured.left_out.items())
     return Result(row.key, row.title, unit, columns, verdicts, (*left_out, *_latency_notes(measured)))
 
@@ -104,11 +107,7 @@ def table(results: Iterable[Result]) -> str:
     """Markdown: a line for each bar, then each row's figures with their spread."""
     results = list(results)
     lines = [
-        "| what | against | ratio | by CPU time | at least | ambition | |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [_verdict_line(each, verdict) for each in results for verdict in each.verdicts]
-    lines += [
+        verdicts(results),
         "",
         "| what | server | median | least to greatest | unit | for a CPU second | of its core | of wrk's core |",
         "|---|---|---|---|---|---|---|---|",
@@ -116,6 +115,11 @@ def table(results: Iterable[Result]) -> str:
     lines += [_column_line(each, column) for each in results for column in each.columns]
     notes = [f"- {each.title}: {note}" for each in results for note in each.notes]
     return "\n".join((*lines, *(["", *notes] if notes else []), ""))
+
+
+def verdicts(results: Iterable[Result]) -> str:
+    lines = ["| what | against | ratio | by CPU time | at least | ambition | |", "|---|---|---|---|---|---|---|"]
+    return "\n".join((*lines, *(_verdict_line(each, verdict) for each in results for verdict in each.verdicts)))
 
 
 def _verdict_line(result: Result, verdict: Verdict) -> str:

@@ -20,6 +20,8 @@ from benchmarks.rows import Bar, Row
 _SATURATING_SECONDS = 1.0
 _WARM_UPS = 6
 _SAMPLE = 2000
+_BESIDE = 100
+"""Requests in a run that wrk does not count: those in flight at its end, and the checks before and after it."""
 SATURATED = 0.95
 """The share of its core from which on wrk counts as the limit."""
 
@@ -36,7 +38,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Measured:
-    """A row's figures by peer, one a round: requests a second, or the p99 in microseconds."""
+    """A row's figures by peer, one a round: requests a second; or microseconds, of the p99 or of processor time."""
 
     row: Row
     figures: dict[str, list[float]] = field(default_factory=dict)
@@ -57,13 +59,15 @@ class Measured:
 
     def cpu_ratio(self, bar: Bar) -> float | None:
         """The same of the requests for each second of the servers' processor time."""
+        if self.row.cost:
+            return None
         ours, theirs = (self.loads.get(name, []) for name in (self.row.columns[0], bar.peer))
         return _median_ratio([each.per_cpu_second for each in ours], [each.per_cpu_second for each in theirs])
 
     def limited(self, bar: Bar) -> bool:
         """Whether wrk had no more of its core to give: the rates then tell of wrk, not of the servers."""
         both = [each.load for name in (self.row.columns[0], bar.peer) for each in self.loads.get(name, [])]
-        return bool(both) and max(both) > SATURATED
+        return bool(both) and max(both) > SATURATED and not self.row.cost
 
 
 def _median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
@@ -98,38 +102,63 @@ def measure(lab: Lab, row: Row, plan: Plan, tell: Callable[[str], None]) -> Meas
 
 
 def _prepare(lab: Lab, row: Row, peer: Peer) -> None:
-    """Have everything stored that will be asked for: a shared tier that is slow for a moment may miss some at first."""
+    """Have everything stored that hits will be asked for: a shared tier that is slow for a moment may miss some."""
+    if row.pattern.misses == 1:
+        return
     pattern = replace(row.pattern, headers=(), status=200)
-    for _ in range(_WARM_UPS if row.hits else 0):
+    for _ in range(_WARM_UPS):
         warm(peer.port, pattern.paths(pattern.count))
         before = lab.asked()
         warm(peer.port, pattern.paths(_SAMPLE))
         if lab.asked() == before:
             return
-    if row.hits:
-        raise BenchmarkError(f"{peer.name} still asks the upstream after {_WARM_UPS} requests for everything")
+    raise BenchmarkError(f"{peer.name} still asks the upstream after {_WARM_UPS} requests for everything")
 
 
 def _round(lab: Lab, plan: Plan, measured: Measured, peer: Peer) -> None:
-    row, before = measured.row, lab.asked()
-    if row.latency:
-        found = _open_loop(lab, peer, row.pattern, measured.rates[peer.name], plan.seconds)
-        measured.latencies.setdefault(peer.name, []).append(found)
-        figure = found.p99
-    else:
-        load = wrk(
-            peer.port,
-            row.pattern,
-            pid=peer.pid,
-            core=lab.load_core,
-            seconds=plan.seconds,
-            connections=row.connections,
-        )
-        measured.loads.setdefault(peer.name, []).append(load)
-        figure = load.rate
-    if row.hits and lab.asked() != before:
-        raise BenchmarkError(f"{peer.name} asked the upstream {lab.asked() - before} times in a run of hits")
+    row = measured.row
+    figure = _latency(lab, plan, measured, peer) if row.latency else _load(lab, plan, measured, peer)
     measured.figures.setdefault(peer.name, []).append(figure)
+
+
+def _latency(lab: Lab, plan: Plan, measured: Measured, peer: Peer) -> float:
+    before = lab.asked()
+    found = _open_loop(lab, peer, measured.row.pattern, measured.rates[peer.name], plan.seconds)
+    check_misses(peer.name, lab.asked() - before, found.requests, 0)
+    measured.latencies.setdefault(peer.name, []).append(found)
+    return found.p99
+
+
+def _load(lab: Lab, plan: Plan, measured: Measured, peer: Peer) -> float:
+    row, before = measured.row, lab.asked()
+    load = wrk(
+        peer.port,
+        row.pattern,
+        pid=peer.pid,
+        core=lab.load_core,
+        seconds=plan.seconds,
+        connections=row.connections,
+    )
+    check_misses(peer.name, lab.asked() - before, load.requests, row.pattern.misses)
+    if row.stores:
+        _check_stored(lab, peer, row.pattern.path + load.missed)
+    measured.loads.setdefault(peer.name, []).append(load)
+    return 1e6 / load.per_cpu_second if row.cost else load.rate
+
+
+def check_misses(name: str, asked: int, requests: int, share: float) -> None:
+    """Raises BenchmarkError where the upstream got another share of the requests than those for new keys."""
+    if not share and asked:
+        raise BenchmarkError(f"{name} asked the upstream {asked} times in a run of hits")
+    if share and abs(asked - share * requests) > _BESIDE:
+        raise BenchmarkError(f"{name} asked the upstream {asked} times for {requests} requests")
+
+
+def _check_stored(lab: Lab, peer: Peer, path: str) -> None:
+    before = lab.asked()
+    check(ask(peer.port, path), path)
+    if lab.asked() != before:
+        raise BenchmarkError(f"{peer.name} has not stored a response that it got during the run")
 
 
 def _find_rate(lab: Lab, measured: Measured, peer: Peer) -> None:

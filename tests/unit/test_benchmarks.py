@@ -6,15 +6,17 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import pages, report
 from benchmarks.load import Answer, Figure, Pattern, check
 from benchmarks.machine import BenchmarkError
 from benchmarks.open_loop import run
 from benchmarks.rows import Bar, Row, rows
-from benchmarks.run import Measured
+from benchmarks.run import Measured, check_misses
 from benchmarks.traffic import PHONE, body, path, request
 
 ROW = Row("hit", "a hit", Pattern("hot", path("1KiB", 0)), ("ours", "theirs"), (Bar("theirs", 1.1, 1.5),))
@@ -80,6 +82,40 @@ def test_where_wrk_was_the_limit_processor_time_counts_and_else_the_rate(load: f
     text = report.table([report.result(measured)])
     assert told in text
     assert f"| a hit | ours | 100 | 100 to 100 | requests/s | 125 | 80% | {load:.0%} |" in text
+
+
+@pytest.mark.parametrize(
+    ("asked", "share", "right"),
+    [(0, 0, True), (1, 0, False), (1_040, 0.1, True), (1_200, 0.1, False), (800, 0.1, False), (10_030, 1, True)],
+)
+def test_the_upstream_must_get_the_requests_for_new_keys_and_no_others(asked: int, share: float, right: bool) -> None:
+    if right:
+        check_misses("ours", asked, 10_000, share)
+        return
+    with pytest.raises(BenchmarkError, match="asked the upstream"):
+        check_misses("ours", asked, 10_000, share)
+
+
+def test_a_row_of_cost_compares_processor_time_for_a_request_where_less_is_better() -> None:
+    row = replace(ROW, cost=True, bars=(Bar("theirs", 1.6, 1.3, lower=True),))
+    loads = {"ours": [Figure(100.0, 1, 1, 100, load=0.99)], "theirs": [Figure(100.0, 1, 1, 100)]}
+    found = report.result(Measured(row, {"ours": [500.0], "theirs": [400.0]}, loads))
+    assert (found.unit, found.verdicts[0].ratio, found.verdicts[0].met) == ("µs", 1.25, True)
+    assert (found.verdicts[0].by_cpu, found.verdicts[0].limited) == (None, False)
+
+
+@pytest.mark.parametrize("name", pages.PAGES, ids=str)
+def test_a_table_of_figures_is_what_the_results_would_make_of_it(name: Path) -> None:
+    page = (pages.ROOT / name).read_text(encoding="utf-8")
+    assert "<!-- bench:" in page
+    assert page == pages.filled(page, report.read(pages.RESULTS).values()), "run `make docs`"
+
+
+def test_the_table_of_servers_shows_the_best_and_the_missing() -> None:
+    figures = {"gateway": [13_600.0], "nginx": [30_000.0], "Varnish": [26_000.0]}
+    row = Row("mixed", "mixed", Pattern("mixed", path("1KiB", "")), tuple(figures), (Bar("Varnish", 1, 1.3),))
+    table = pages.servers([report.result(Measured(row, figures))])
+    assert table.endswith("| mixed | 13.6 k | **30 k** | 26 k | – | – | – |")
 
 
 def test_the_picture_shows_each_server_with_its_figure() -> None:
