@@ -125,19 +125,19 @@ MUTANTS = (
         "aggregates.part_source",
         "if own else planned.base",
         "if False else planned.base",
-        "unit/aggregates/test_part_source_failures",
+        "unit/aggregates/test_part_source",
     ),
     Mutant(
         "aggregates.part_source",
         "stands_in = request.plan.bypass is None and failure.backs_off",
         "stands_in = failure.backs_off",
-        "unit/aggregates/test_part_source_failures",
+        "unit/aggregates/test_part_source",
     ),
     Mutant(
         "aggregates.part_result",
         "return self.kind in _OF_ALL",
         "return True",
-        "unit/aggregates/test_part_source_failures",
+        "unit/aggregates/test_part_source",
     ),
     Mutant(
         "http.json_text",
@@ -200,7 +200,7 @@ GUARDS = (
         "edge.shared_lookup",
         "known.is_like(data) and is_sealed(data, self._secret)",
         "known.is_like(data)",
-        "unit/edge/test_shared_lookup_records",
+        "unit/edge/test_shared_lookup",
     ),
     Mutant("cache.redis.purge_stream", "if room < 0 or size > LARGEST or", "if", "unit/cache/redis/test_store_planted"),
     Mutant(
@@ -217,13 +217,13 @@ GUARDS = (
         "upstreams.connection",
         "return self.usable and not self._poll.poll(0)",
         "return self.usable",
-        "unit/upstreams/test_connection_crossed_answers",
+        "unit/upstreams/test_connection",
     ),
     Mutant(
         "upstreams.connection",
         "after=QUIET if self._quiet else 0.0",
         "after=0.0",
-        "unit/upstreams/test_connection_crossed_answers",
+        "unit/upstreams/test_connection",
     ),
     Mutant(
         "http.response_parser", "keeps=head.keeps and expected", "keeps=head.keeps", "unit/http/test_response_parser"
@@ -235,9 +235,9 @@ GUARDS = (
         "upstreams.receiver",
         "        if not self._asked:\n            self.force_close()",
         "        if False:\n            self.force_close()",
-        "unit/upstreams/test_connection_crossed_answers",
+        "unit/upstreams/test_connection",
     ),
-    Mutant("upstreams.receiver", "and not self._poll.poll(0)", "", "unit/upstreams/test_connection_crossed_answers"),
+    Mutant("upstreams.receiver", "and not self._poll.poll(0)", "", "unit/upstreams/test_connection"),
     Mutant("cache.fetch", "if personal and not better:", "if False:", "unit/cache/test_coalescer_failures"),
     Mutant(
         "cache.fetch",
@@ -249,7 +249,7 @@ GUARDS = (
         "cache.fetch",
         "if identity and not self._is_shared(request) else key",
         "if identity else key",
-        "unit/cache/test_coalescer_waiting",
+        "unit/cache/test_coalescer",
     ),
     Mutant(
         "cache.fetch",
@@ -265,10 +265,8 @@ GUARDS = (
         "if False:",
         "unit/cache/test_coalescer_failures",
     ),
-    Mutant(
-        "cache.flight", "if serves(self._preview) else None", "if True else None", "unit/cache/test_coalescer_waiting"
-    ),
-    Mutant("cache.coalescer", "            flight.release()", "            pass", "unit/cache/test_coalescer_waiting"),
+    Mutant("cache.flight", "if serves(self._preview) else None", "if True else None", "unit/cache/test_coalescer"),
+    Mutant("cache.coalescer", "            flight.release()", "            pass", "unit/cache/test_coalescer"),
     Mutant(
         "upstreams.hosts",
         "if client is not None and not self._counts_of(count, client):",
@@ -293,7 +291,7 @@ GUARDS = (
         "cache.redis.connection",
         "if now - self._due > LATE:",
         "if False:",
-        "unit/cache/redis/test_connection_deadlines",
+        "unit/cache/redis/test_connection",
     ),
     # Slow clients.
     Mutant("edge.client_connection", "            if self._known:\n", "            if True:\n", "unit/edge/test_guard"),

@@ -6,7 +6,101 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from tests.support.layers import MODULES
+
 TESTS = Path(__file__).parents[1]
+UNIT = TESTS / "unit"
+WITHOUT: dict[str, str] = {}
+"""Modules without a file of tests of their own, and why."""
+NOT_YET = frozenset(
+    (
+        "admin.app",
+        "admin.console",
+        "admin.figures",
+        "advisor.ttl_ladder",
+        "aggregates.fetching",
+        "aggregates.lifetime",
+        "aggregates.part_result",
+        "aggregates.routes",
+        "aggregates.shape",
+        "aggregates.splice_plan",
+        "aggregates.typed",
+        "app.collectors",
+        "app.dependency_overrides",
+        "app.health",
+        "app.openapi",
+        "app.python_routes",
+        "app.routes",
+        "app.worker_state",
+        "cache.background",
+        "cache.entry_writer",
+        "cache.purge_log",
+        "cache.redis.advice",
+        "cache.redis.leases",
+        "cache.redis.overrides",
+        "cache.request",
+        "cache.respond",
+        "cache.shared_store",
+        "cache.store",
+        "cli.options",
+        "cli.tables",
+        "cli.ttl",
+        "cli.ttl_report",
+        "demo.goods",
+        "demo.runner",
+        "edge.client_connection",
+        "edge.entries",
+        "edge.head_template",
+        "edge.header_block",
+        "edge.hit_log",
+        "edge.splice_state",
+        "explain.lookup",
+        "explain.routes",
+        "explain.trace",
+        "fastapi_cache2.coder",
+        "http.request_parser",
+        "observability.access_log",
+        "observability.metrics",
+        "observability.trace_context",
+        "policy.identity_key",
+        "policy.storability",
+        "routing.cors",
+        "routing.fast_path",
+        "routing.handler_endpoint",
+        "routing.handler_inputs",
+        "routing.handler_key",
+        "routing.handler_reading",
+        "routing.handler_replay",
+        "routing.handler_settings",
+        "routing.handler_tree",
+        "routing.location",
+        "routing.upstream_request",
+        "server.ipc",
+        "server.worker_handle",
+        "testing",
+        "upstreams.aiohttp_errors",
+        "upstreams.receiver",
+        "upstreams.request",
+        "upstreams.transport",
+    )
+)
+"""Modules whose tests are still in files of others."""
+OF_NO_MODULE = {
+    "benchmarks": "the benchmarks' rows and peers",
+    "conformance": "the public suite of HTTP caches",
+    "docs": "the documentation names all there is",
+    "layers": "what a module may import and hold",
+    "loadtests": "the load tests' users",
+    "mirror": "this",
+    "monitoring": "dashboards and alert rules",
+    "packages": "dependencies",
+    "prose": "the words of texts",
+    "python_api": "the public names",
+    "scale": "the sizes of tests",
+}
+"""Files of tests of what is no module, in the top folder."""
 
 
 def imported_modules(path: Path) -> Iterator[str]:
@@ -43,3 +137,32 @@ def test_imports_of_collected_files_are_distinguished_from_others() -> None:
     assert is_collected("tests.integration.conftest.origin")
     assert not is_collected("tests.support.scale.size")
     assert not is_collected("gateway.testing.running")
+
+
+def module_of(path: Path) -> str | None:
+    """The module that a file of unit tests is about: that of its name, or of the beginning of it up to a `_`."""
+    package = [*path.relative_to(UNIT).parts[:-1]]
+    words = path.stem.removeprefix("test_").split("_")
+    names = (".".join([*package, "_".join(words[:end])]) for end in range(len(words), 0, -1))
+    return next((name for name in names if name in MODULES), None)
+
+
+def own_file(module: str) -> Path:
+    folder, _, name = module.replace(".", "/").rpartition("/")
+    return UNIT / folder / f"test_{name}.py"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.endswith("__init__")])
+def test_a_module_has_a_file_of_tests_of_its_own_or_a_reason(module: str) -> None:
+    assert own_file(module).is_file() != (module in WITHOUT or module in NOT_YET)
+
+
+def test_a_reason_is_of_a_module() -> None:
+    assert {*WITHOUT, *NOT_YET} <= set(MODULES)
+
+
+def test_a_file_of_unit_tests_is_of_a_module_or_has_a_reason() -> None:
+    """`test_store_mutated.py` is a second file about the module `store`, beside `test_store.py`."""
+    files = sorted(UNIT.rglob("test_*.py"))
+    without = [path for path in files if module_of(path) is None]
+    assert {str(path.relative_to(UNIT)) for path in without} == {f"test_{name}.py" for name in OF_NO_MODULE}

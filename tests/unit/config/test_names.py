@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -14,14 +14,15 @@ from typer.testing import CliRunner
 from gateway.app.gateway import create_app
 from gateway.cli.commands import app
 from gateway.config import names, overrides
-from gateway.config.loader import Loaded, effective, load
+from gateway.config.loader import effective
 from gateway.config.models import Config
-from gateway.config.names import RENAMED, current_name
+from gateway.config.names import RENAMED, current_name, nearest, refuse_modes
 from gateway.config.overrides import Override, in_force
 from gateway.config.schema import is_container, known_keys, shape_at
 from gateway.config.upstream import UpstreamConfig
 from gateway.errors import ConfigError
 from gateway.routing.handler_settings import Arguments
+from tests.support.settings import Load
 
 FILE = """\
 purge_blind: 7s
@@ -32,19 +33,6 @@ upstreams:
     max_waiting: 5
     breaker_rest: 3s
 """
-Load = Callable[..., Loaded]
-
-
-@pytest.fixture
-def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    monkeypatch.chdir(tmp_path)
-
-    def read(text: str, dotenv: str = "", **environ: str) -> Loaded:
-        Path("gateway.yaml").write_text(text)
-        Path(".env").write_text(dotenv)
-        return load(Path("gateway.yaml"), environ=environ)
-
-    return read
 
 
 def test_every_new_name_is_a_setting_and_no_old_one_is() -> None:
@@ -202,3 +190,111 @@ def test_a_variable_that_names_a_file_may_have_an_old_name(read: Load) -> None:
         read("", GATEWAY_PURGE_BLIND_FILE="grace", GATEWAY_PURGE_DISCONNECT_GRACE="1s")
     with pytest.raises(ConfigError, match=r"memory_file .* is the same setting; remove one"):
         read("", GATEWAY_MEMORY_FILE="grace", GATEWAY_MEMORY="1MiB")
+
+
+MODES = ["all", "none", "any", "off", "ignore", "key", "*", "All", "NONE", True, False]
+ROUTE: dict[str, Any] = {"path": "/a", "upstream": "api", "ttl": "1s"}
+PART: dict[str, Any] = {"upstream": "api", "path": "/a", "ttl": "1s"}
+WRITE = {
+    "query": "leave query out for all parameters, write [] for none",
+    "drop_query": "write [] to drop none",
+    "vary": "leave vary out for accept and accept-language, write [] for none",
+    "cookies": "write pass, ignore, or a list of cookies' names",
+    "tags": "leave tags out for none",
+    "allow": "leave allow out for all",
+    "deny": "leave deny out for none",
+    "allow_methods": "expected a list of methods, such as [GET, HEAD, POST]",
+    "expose_headers": "list the headers, write [] for none",
+    "allow_headers": "write '*' for all, [] for none",
+}
+
+
+def config_with(where: str, setting: str, value: object) -> Config:
+    route = ROUTE
+    if where == "route":
+        route = {**ROUTE, setting: value}
+    elif where == "part":
+        route = {"path": "/a", "parts": {"one": {**PART, setting: value}}}
+    settings = {"upstreams": {"api": {"url": "http://api.test"}}, "routes": {"a": route}}
+    if where == "gateway":
+        settings[setting] = value  # type: ignore[assignment]
+    if where == "cors":
+        settings["cors"] = {"allow_origins": ["https://a.test"], setting: value}
+    return Config.model_validate(settings)
+
+
+PLACES = [
+    *(("route", setting) for setting in ("query", "drop_query", "vary", "cookies", "tags")),
+    *(("part", setting) for setting in ("query", "vary", "cookies", "tags", "allow", "deny")),
+    *(("cors", setting) for setting in ("allow_methods", "allow_headers", "expose_headers")),
+    ("gateway", "drop_query"),
+]
+
+
+@pytest.mark.parametrize(("where", "setting"), PLACES)
+@pytest.mark.parametrize("listed", [False, True], ids=["alone", "in a list"])
+def test_a_word_that_means_a_mode_is_no_name(where: str, setting: str, listed: bool) -> None:
+    for word in MODES:
+        if listed and isinstance(word, bool):  # no text, as in any list
+            continue
+        if (setting, word) in (("cookies", "ignore"), ("allow_headers", "*")) and (word == "*" or not listed):
+            continue
+        if setting == "tags" and listed and str(word).lower() not in ("none", "*"):
+            config_with(where, setting, [word])  # a tag is a word of the operator's own
+            continue
+        with pytest.raises(ValidationError) as raised:
+            config_with(where, setting, [word] if listed else word)
+        assert WRITE[setting] in str(raised.value), word
+
+
+@pytest.mark.parametrize(
+    "value", ["all, none", ["all", "any"], ["page", "none"], ["page", "*"], "page,*", ["page", "NONE"]]
+)
+def test_modes_beside_modes_or_beside_names_are_refused(value: object) -> None:
+    with pytest.raises(ValidationError, match="is a mode, not a name"):
+        config_with("route", "query", value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("query", ["origin", "destination"]),
+        ("query", "key,page"),
+        ("query", []),
+        ("drop_query", ["utm_*"]),
+        ("vary", ["origin"]),
+        ("vary", []),
+        ("cookies", ["sid", "all"]),
+        ("cookies", "pass"),
+        ("tags", ["all", "products"]),
+    ],
+)
+def test_names_are_names(setting: str, value: object) -> None:
+    config = config_with("route", setting, value)
+    expected = value.split(",") if isinstance(value, str) and "," in value else value
+    assert getattr(config.routes["a"], setting) == expected
+
+
+def test_what_is_no_list_is_left_to_who_reads_it() -> None:
+    for value in (None, 7, {"a": 1}, [7, None], []):
+        refuse_modes("query", value)
+
+
+@pytest.mark.parametrize("method", ["get", "Post", "patch"])
+def test_a_method_that_is_not_in_capitals_is_refused_with_what_to_write(method: str) -> None:
+    with pytest.raises(ValidationError, match=f"write {method.upper()}"):
+        config_with("cors", "allow_methods", ["GET", method])
+
+
+@pytest.mark.parametrize("method", ["", "GET POST", "get/post"])
+def test_what_is_no_method_is_refused(method: str) -> None:
+    with pytest.raises(ValidationError, match="isn't a valid method"):
+        config_with("cors", "allow_methods", ["GET", method])
+
+
+def test_nearest_finds_a_misspelt_name_in_any_case() -> None:
+    assert nearest("MEMROY", ["host", "memory"]) == "memory"
+
+
+def test_nearest_finds_none_where_none_is_like_it() -> None:
+    assert nearest("zzz", ["host", "memory"]) is None

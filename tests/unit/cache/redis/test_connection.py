@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from gateway.cache.redis.connection import Deadline
+from gateway.cache.redis.connection import BoundedParser, Deadline, connect, is_cluster
 from gateway.cache.redis.store import RedisStore
 
 
@@ -88,3 +88,17 @@ async def test_redis_is_not_left_alone_because_the_loop_stood_still(redis_store:
         time.sleep(0.12)  # noqa: ASYNC251 - as a neighbour on the processor does
         assert await reading == [b"value"]
     assert (redis_store.available, redis_store.statistics.failures) == (True, 0)
+
+
+@pytest.mark.parametrize("url", ["redis://a", "rediss://a", "redis+sentinel://a/main", "redis+cluster://a:1,b:2"])
+async def test_every_client_reads_with_the_parser_that_bounds_what_it_takes(url: str) -> None:
+    client = connect(url, 1.0)
+    made = client.connection_kwargs if is_cluster(client) else client.connection_pool.connection_kwargs
+    assert made["parser_class"] is BoundedParser
+
+
+def test_options_of_tls_reach_a_clusters_nodes_and_sentinels_master() -> None:
+    nodes = connect("rediss+cluster://cache?ssl_ca_certs=/ca.pem&ssl_check_hostname=no", 1.0).connection_kwargs
+    assert (nodes["ssl_ca_certs"], nodes["ssl_check_hostname"]) == ("/ca.pem", False)
+    master = connect("rediss+sentinel://cache/main?ssl_cert_reqs=none", 1.0).connection_pool.connection_kwargs
+    assert master["ssl_cert_reqs"] == "none"

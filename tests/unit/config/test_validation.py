@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gateway.app.gateway import create_app
 from gateway.config.loader import load
 from gateway.config.names import misspelt
 from gateway.errors import ConfigError
@@ -165,3 +167,19 @@ def test_a_header_that_looks_like_a_variable_without_braces_is_a_warning(tmp_pat
     assert "line 2: upstreams.api.headers.x-key: " in warning
     assert "isn't expanded; set GATEWAY_UPSTREAMS__API__HEADERS__X_KEY instead" in warning
     assert "Bearer" not in warning
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "message"),
+    [
+        ({"routes": {"a": {"path": "/a", "upstream": "nope"}}}, "routes.a.upstream", "there is no upstream nope"),
+        ({"nonsense": 1}, "nonsense", "not permitted"),
+        ({"port": "x"}, "port", "integer"),
+    ],
+)
+def test_a_wrong_mapping_is_a_configuration_error(given: dict[str, Any], key: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        create_app({"redis_url": "none", **given})
+    (problem,) = raised.value.problems
+    assert problem.key == key
+    assert message in problem.message
