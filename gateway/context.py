@@ -157,3 +157,5 @@ HOST_KEY = "gateway.host"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 RAW_TARGET_KEY = "gateway.raw_target"
 """The scope key of the unmodified request target; ASGI alone drops the host of an absolute form."""
+TARGET_KEY = "gateway.target"
+"""The scope key of the same, normalised by the protocol class: a `Target`, below no prefix."""

@@ -28,9 +28,9 @@ from gateway import __version__
 from gateway.advisor.advice import Advice
 from gateway.aggregates.routes import Builder, aggregate_key
 from gateway.app.dependency_overrides import WatchedOverrides
-from gateway.app.dispatch import Dispatch
+from gateway.app.dispatch import Dispatch, FrameworkLayers, Recording
 from gateway.app.exception_handlers import exception_handlers
-from gateway.app.middleware import OtherSlash, TargetRule, Timing, log_ignored
+from gateway.app.middleware import Layers, OtherSlash, log_ignored
 from gateway.app.openapi import OPENAPI, show_validation_problems
 from gateway.app.python_routes import Binding
 from gateway.app.routes import AppRoutes
@@ -155,6 +155,7 @@ class Gateway(FastAPI):
             )
         )
         self.trusted = Trusted(config.trusted_proxies, log_ignored)
+        self._cors = Cors(config.cors) if config.cors.enabled else None
         self.metrics, self.engine, self.shared = self.lasting.metrics, self.lasting.engine, self.lasting.shared
         self.purges, self.watch, self.door = self.lasting.purges, self.lasting.watch, self.lasting.door
         self.upstreams = {name: self._upstream(name, each, before) for name, each in config.upstreams.items()}
@@ -167,6 +168,7 @@ class Gateway(FastAPI):
         self._patterns = Patterns(lambda: self.router.routes, self._direct)
         self.edge: Edge | None = self._edge()
         self.inner: ASGIApp | None = None
+        self._recording = Recording(self)
         documented = config.docs != "off" or config.redoc != "off"
         super().__init__(
             title="Gateway",
@@ -178,7 +180,7 @@ class Gateway(FastAPI):
             exception_handlers=exception_handlers(validation_errors=config.validation_errors),
         )
         OtherSlash(self.router)
-        self.router.middleware_stack = Dispatch(self.router, self.router.middleware_stack)
+        self._dispatch = self.router.middleware_stack = Dispatch(self.router, self.router.middleware_stack)
         routes = AppRoutes(self, config, self.engine, self.metrics, self.declared, self.aggregates, self._direct)
         self._own = routes.add_own()
         routes.add_configured()
@@ -193,13 +195,12 @@ class Gateway(FastAPI):
     def _edge(self) -> Edge:
         """What the protocol class may serve from. If requests are traced, the app serves each."""
         config = self.config
-        cors, trusted = Cors(self, config.cors) if config.cors.enabled else None, self.trusted
         edge = Edge(
             self.engine,
             metrics=self.metrics,
-            cors=cors,
+            cors=self._cors,
             log=self._log,
-            trusted=trusted,
+            trusted=self.trusted,
             traced=self._given.tracing is not None,
             root=config.prefix,
             room=max(config.memory // config.workers // 4, 0 if isinstance(self.shared, NoShared) else LEAST_EDGE),
@@ -209,8 +210,8 @@ class Gateway(FastAPI):
                 engine=self.engine,
                 metrics=self.metrics,
                 log=self._log,
-                trusted=trusted,
-                cors=cors,
+                trusted=self.trusted,
+                cors=self._cors,
                 patterns=self._patterns,
                 underway=self.underway,
                 root=config.prefix,
@@ -285,13 +286,9 @@ class Gateway(FastAPI):
         if hasattr(self, "_binding"):
             self.rebind()
             self.edge = None if self.user_middleware else self.edge
-        self.inner = super().build_middleware_stack()
-        config = self.config
-        ruled = partial(TargetRule, metrics=self.metrics, began=self._began, slashes=self._patterns.slashes)
-        app: ASGIApp = ruled(self.inner, root=config.prefix, public_url=config.public_url)
-        if self.config.cors.enabled:
-            app = Cors(app, self.config.cors)
-        app = Timing(app, metrics=self.metrics, log=self._log, trusted=self.trusted)
+        self.inner = FrameworkLayers.around(self._dispatch, super().build_middleware_stack(), self.router)
+        own = partial(Layers, metrics=self.metrics, log=self._log, trusted=self.trusted, cors=self._cors)
+        app: ASGIApp = own(self.inner, self.config, began=self._began, slashes=self._patterns.slashes)
         if self._given.tracing is not None:
             from gateway.observability.tracing import TracedRequests
 
@@ -440,7 +437,11 @@ class Gateway(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self.lasting.started and scope["type"] != "lifespan":
             self.expect_lifespan()  # mounted: the protocol class sees the outer app
-        await super().__call__(scope, receive, send)
+        if self.middleware_stack is None or scope["type"] != "http" or self.root_path or self._recording.is_on():
+            await super().__call__(scope, receive, send)
+            return
+        scope["app"] = self
+        await self.middleware_stack(scope, receive, send)
 
     def expect_lifespan(self) -> None:
         """Called with each connection: without a started lifespan, continue without it."""

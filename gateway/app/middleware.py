@@ -1,9 +1,10 @@
-"""The layers around the routes, in plain ASGI: timing, target normalisation, and the redirect for trailing slashes.
+"""The layers around the routes, in plain ASGI: timing, CORS, target normalisation, and the redirect for trailing
+slashes.
 
 Decides what a request has before a route sees it (a RequestContext, a normalised target or a 400), which diagnostic
-fields a response gets, and the response for a path without a route. `gateway` decides the order: timing ─► CORS ─►
-target ─► FastAPI; CORS is outside of the error handling, so that errors have its fields too. The layers depend on
-neither routes nor cache. State of one request is in its RequestContext, never in a layer.
+fields a response gets, and the response for a path without a route: timing ─► CORS ─► target ─► FastAPI, all in one
+call; CORS is outside of the error handling, so that errors have its fields too. The layers depend on neither routes nor
+cache. State of one request is in its RequestContext, never in a layer.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -18,10 +20,11 @@ from starlette.responses import Response
 from starlette.routing import Match, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.context import HOST_KEY, LOOKED_KEY, RAW_TARGET_KEY, SCOPE_KEY, RequestContext, exchange_of
+from gateway.config.models import Config
+from gateway.context import HOST_KEY, LOOKED_KEY, RAW_TARGET_KEY, SCOPE_KEY, TARGET_KEY, RequestContext
 from gateway.errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_body
 from gateway.http.forwarding import Told, Trusted, place
-from gateway.http.headers import WITHOUT_CONTENT, framed, values, without
+from gateway.http.headers import WITHOUT_CONTENT, first, framed, values, without
 from gateway.http.request_parser import ALLOW, ASTERISK
 from gateway.http.target import (
     PATH_CHARS,
@@ -33,33 +36,67 @@ from gateway.http.target import (
     resolve_below,
     split_raw_target,
 )
-from gateway.observability.access_log import AccessLog, silent
+from gateway.observability.access_log import AccessLog
 from gateway.observability.metrics import Metrics
 from gateway.observability.response_headers import complete, exchange_for
 from gateway.observability.trace_context import PASSED_ON, traceparent_of
 from gateway.policy.preconditions import as_given
+from gateway.routing.cors import Cors
 from gateway.routing.location import rooted
 
 logger = logging.getLogger("gateway")
 
 
-class Timing:
-    """The outermost layer: creates the RequestContext, and records its outcome at the end.
+def log_ignored(field: str, value: str) -> None:
+    """Log that a field of a trusted proxy is invalid."""
+    logger.warning("a trusted proxy sent %s with a value that can't be read, %r: it is ignored", field, value)
 
-    Adds `X-Request-ID` (the client's if it is valid), `X-Process-Time` (seconds until the response head),
-    `Server-Timing`, `Cache-Status` and, if it is missing, `Date`; counts and logs the request.
+
+STARTED_KEY = "gateway.started"
+"""Set in the scope once the head of the response is sent."""
+
+
+class Layers:
+    """The gateway's layers around FastAPI, in one pass of each request.
+
+    Creates the RequestContext. Normalises the target: a valid one has its normalised path and query in the scope;
+    others get a 400. Sets the gateway's public address in the scope, for links that handlers make: the path prefix, and
+    the host and scheme of `public_url`, or those from trusted proxies. `slashes` is the handling of encoded slashes in
+    a target below that prefix. `began` gets the state that the lifespan fills, which every request has.
+
+    Each response gets the fields of `cors`, then `X-Request-ID` (the client's if it is valid), `X-Process-Time`
+    (seconds until the response head), `Server-Timing`, `Cache-Status` and, if it is missing, `Date`. The request is
+    counted and logged at its end.
     """
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, log: AccessLog = silent, trusted: Trusted | None = None
+        self,
+        app: ASGIApp,
+        config: Config,
+        *,
+        metrics: Metrics,
+        log: AccessLog,
+        trusted: Trusted,
+        cors: Cors | None,
+        began: Callable[[Mapping[str, Any]], None],
+        slashes: Callable[[Target], Slashes],
     ) -> None:
         self.app = app
         self._metrics = metrics
         self._log = log
-        self._trusted = trusted or Trusted([])
+        self._trusted = trusted
+        self._cors = cors
+        self._began = began
+        self._root = config.prefix
+        self._slashes = slashes
+        public = urlsplit(config.public_url) if config.public_url else None
+        self._public = (public.netloc.lower(), public.scheme) if public is not None else None
+        self._is_at_the_root = not config.prefix and public is None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                self._began(scope.get("state", {}))
             await self.app(scope, receive, send)
             return
         if scope["method"] not in ("GET", "HEAD"):
@@ -68,13 +105,19 @@ class Timing:
         exchange = _exchange(scope, self._trusted)
         scope[SCOPE_KEY] = exchange
         PASSED_ON.set(traceparent_of(exchange.headers))
+        preflight = None if self._cors is None else self._cors.preflight(scope)
+        cors = self._cors if preflight is None else None
+        origin = None if cors is None else first(exchange.headers, b"origin")
         status, size = 500, 0
 
-        async def send_with_diagnostics(message: Message) -> None:
+        async def send_with_fields(message: Message) -> None:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = complete(exchange, framed(status, message.get("headers", ())))
+                scope[STARTED_KEY] = True
+                headers = message.get("headers", ())
+                headers = framed(status, headers if cors is None else cors.told(headers, origin))
+                message["headers"] = complete(exchange, headers)
             elif message["type"] == "http.response.body":
                 if status in WITHOUT_CONTENT:
                     message["body"] = b""
@@ -82,91 +125,57 @@ class Timing:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_with_diagnostics)
+            if preflight is not None:
+                await preflight(scope, receive, send_with_fields)
+            elif await self._is_for_the_app(scope, exchange, send_with_fields):
+                await self.app(scope, receive, send_with_fields)
         finally:
             seconds = time.perf_counter() - exchange.began
             self._metrics.request(exchange.route, exchange.outcome, status, seconds)
             self._log(exchange, status, size, seconds)
 
-
-def log_ignored(field: str, value: str) -> None:
-    """Log that a field of a trusted proxy is invalid."""
-    logger.warning("a trusted proxy sent %s with a value that can't be read, %r: it is ignored", field, value)
-
-
-def _exchange(scope: Scope, trusted: Trusted) -> RequestContext:
-    peer = scope["client"][0] if scope.get("client") else ""
-    scheme = scope.get("scheme", "http")
-    return exchange_for(scope["headers"], peer, scope["method"], scheme, trusted, looked=LOOKED_KEY in scope)
-
-
-class TargetRule:
-    """Normalises targets: a valid one has its normalised path and query in the scope; others get a 400.
-
-    Sets the gateway's public address in the scope, for links that handlers make: the prefix `root` (encoded, empty for
-    none), and the host and scheme of `public_url`, or those from trusted proxies. `began` gets the state that the
-    lifespan fills, which every request has. `slashes` is the handling of encoded slashes in a target below that prefix.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        metrics: Metrics,
-        began: Callable[[Mapping[str, Any]], None] = lambda state: None,
-        root: str = "",
-        public_url: str | None = None,
-        slashes: Callable[[Target], Slashes] = lambda target: "refuse",
-    ) -> None:
-        self.app = app
-        self._slashes = slashes
-        self._metrics = metrics
-        self._began = began
-        self._root = root
-        public = urlsplit(public_url) if public_url else None
-        self._public = (public.netloc.lower(), public.scheme) if public is not None else None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                self._began(scope.get("state", {}))
-            await self.app(scope, receive, send)
-            return
-        exchange = exchange_of(scope)
+    async def _is_for_the_app(self, scope: Scope, exchange: RequestContext, send: Send) -> bool:
+        """Normalise the target; False if the request is answered by that: it is refused, or asks about the server."""
         try:
             if scope["method"] == "OPTIONS" and _raw_target(scope) == ASTERISK:
                 check_host(values(scope["headers"], b"host"), scope.get("http_version", "1.1"))
                 await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", ALLOW)]})
                 await send({"type": "http.response.body", "body": b""})
-                return
-            target = self._apply(scope, exchange)
+                return False
+            exchange.target = self._apply(scope, exchange)
         except RequestRefused as refused:
             self._metrics.refused(refused.reason)
-            request_id = exchange.request_id if exchange is not None else ""
-            await _send_problem(send, refused.status, refused.detail, request_id, scope["method"])
-            return
-        if exchange is not None:
-            exchange.target = target
-            # Without the Exchange, which would hold itself: each request would wait for the garbage collector.
-            exchange.scope = {**scope}
-            del exchange.scope[SCOPE_KEY]
-        await self.app(scope, receive, send)
+            await _send_problem(send, refused.status, refused.detail, exchange.request_id, scope["method"])
+            return False
+        # Without the Exchange, which would hold itself: each request would wait for the garbage collector.
+        exchange.scope = {**scope}
+        del exchange.scope[SCOPE_KEY]
+        return True
 
-    def _apply(self, scope: Scope, exchange: RequestContext | None) -> Target:
+    def _apply(self, scope: Scope, exchange: RequestContext) -> Target:
+        """Raises RequestRefused."""
+        target: Target | None = scope.pop(TARGET_KEY, None)
+        if target is None or not self._is_at_the_root or exchange.told is not None or scope["root_path"]:
+            return self._resolved(scope, exchange)
+        exchange.host = _host_of(tuple(values(exchange.headers, b"host")), scope["http_version"])
+        scope["path"], scope["raw_path"] = target.decoded, target.path.encode("ascii")
+        scope["query_string"] = target.query_string.encode("ascii")
+        return target
+
+    def _resolved(self, scope: Scope, exchange: RequestContext) -> Target:
         if scope["method"] in ("CONNECT", "TRACE"):
             raise RequestRefused(f"{scope['method']} is not supported.", 405, "method")
-        host = check_host(values(scope["headers"], b"host"), scope.get("http_version", "1.1"))
+        host = _host_of(tuple(values(scope["headers"], b"host")), scope.get("http_version", "1.1"))
         raw_path, query = scope.get("raw_path") or scope["path"].encode(), scope["query_string"]
         raw = scope.get(RAW_TARGET_KEY)
         if raw is not None:
             raw_path, query = split_raw_target(raw, host, scheme=scope.get("scheme", "http"))
-        told = exchange.told if exchange is not None else None
+        told = exchange.told
         prefix, mount = self._prefix(scope, told)
         root = prefix + mount
         target = below(resolve_below(raw_path, query, root, self._slashes), prefix)
-        if exchange is not None:
-            exchange.root = root
-            exchange.host = host if told is None else place(told, host, scope.get("scheme", "http"))[0]
+        exchange.root = root
+        exchange.host = host if told is None else place(told, host, scope.get("scheme", "http"))[0]
         self._show_place(scope, told, host)
         if prefix:
             scope["root_path"] = unquote(root)
@@ -196,6 +205,18 @@ class TargetRule:
         scope["scheme"] = scheme
         if shown and shown != host:
             scope["headers"] = [*without(scope["headers"], b"host"), (b"host", shown.encode("latin-1"))]
+
+
+def _exchange(scope: Scope, trusted: Trusted) -> RequestContext:
+    peer = scope["client"][0] if scope.get("client") else ""
+    scheme = scope.get("scheme", "http")
+    return exchange_for(scope["headers"], peer, scope["method"], scheme, trusted, looked=LOOKED_KEY in scope)
+
+
+@lru_cache(maxsize=256)
+def _host_of(hosts: tuple[bytes, ...], http_version: str) -> str:
+    """`check_host`, remembered: nearly all requests name the same few."""
+    return check_host([*hosts], http_version)
 
 
 def _raw_target(scope: Scope) -> bytes:

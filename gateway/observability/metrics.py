@@ -59,7 +59,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._tallies: dict[tuple[str, Result, str], Tally] = {}
+        self._tallies: dict[tuple[str, Result, int], Tally] = {}
         self._part_tallies: dict[tuple[str, str, str], PartTally] = {}
         self._make_counters(partial(Counter, registry=self.registry))
         self._make_histograms(partial(Histogram, registry=self.registry))
@@ -95,18 +95,21 @@ class Metrics:
         self.registry.register(collector)
 
     def request(self, route: str, outcome: Outcome, status: int, seconds: float) -> None:
-        self._count_request(route, outcome.result.value, f"{status // 100}xx").inc()
-        self._observe_seconds(outcome.result.value).observe(seconds)
+        self.tally(route, outcome.result, status).add(seconds)
 
     def tally(self, route: str, result: Result, status: int) -> Tally:
-        """The tally of requests with this outcome; the same as calling `request` for each."""
-        return self._tallies.setdefault((route, result, f"{status // 100}xx"), Tally())
+        """The tally of requests with this outcome, for callers that keep it."""
+        kind = route, result, status // 100
+        tally = self._tallies.get(kind)
+        if tally is None:
+            tally = self._tallies[kind] = Tally()
+        return tally
 
     def flush(self) -> None:
         """Add the tallies to the counters."""
         for (route, result, status), tally in self._tallies.items():
             if tally.count:
-                self._count_request(route, result.value, status).inc(tally.count)
+                self._count_request(route, result.value, f"{status}xx").inc(tally.count)
                 _observe(self._observe_seconds(result.value), tally)
                 tally.clear()
         for (route, part, outcome), joined in self._part_tallies.items():

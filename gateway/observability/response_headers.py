@@ -15,6 +15,7 @@ from uuid import uuid4
 from gateway.context import LOCAL, REQUEST_ID, RequestContext, Result, cache_status
 from gateway.http.forwarding import Trusted
 from gateway.http.headers import Headers, has, http_date, values
+from gateway.policy.downstream import NOTHING
 
 Field = tuple[bytes, bytes]
 
@@ -34,22 +35,23 @@ class Texts:
 
 def diagnostics(exchange: RequestContext, texts: Texts) -> list[Field]:
     """The diagnostic response fields."""
-    fields = {
-        b"x-request-id": texts.request_id,
-        b"x-process-time": texts.seconds,
-        b"server-timing": _server_timing(exchange, texts),
-    }
+    fields = [
+        (b"x-request-id", texts.request_id.encode("ascii")),
+        (b"x-process-time", texts.seconds.encode("ascii")),
+        (b"server-timing", _server_timing(exchange, texts).encode("ascii")),
+    ]
     if exchange.outcome is not LOCAL:
-        fields[b"cache-status"] = cache_status(exchange.outcome, ttl=texts.ttl)
-    return [(name, value.encode("ascii")) for name, value in fields.items()]
+        fields.append((b"cache-status", cache_status(exchange.outcome, ttl=texts.ttl).encode("ascii")))
+    return fields
 
 
 def complete(exchange: RequestContext, headers: Headers) -> list[Field]:
     """All fields of a response with the given `headers`: those for downstream caches, `Date`, and the diagnostic
     fields."""
-    selecting = exchange.stored.vary if exchange.stored is not None else ()
-    passed = exchange.outcome.result is Result.BYPASS
-    headers = exchange.downstream.told(headers, selecting, passed=passed, stored=exchange.stored is not None)
+    if exchange.downstream is not NOTHING:
+        selecting = exchange.stored.vary if exchange.stored is not None else ()
+        passed = exchange.outcome.result is Result.BYPASS
+        headers = exchange.downstream.told(headers, selecting, passed=passed, stored=exchange.stored is not None)
     elapsed = time.perf_counter() - exchange.began
     date = [] if has(headers, b"date") else [(b"date", http_date(time.time()))]
     texts = Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)
@@ -62,6 +64,8 @@ def in_milliseconds(seconds: float) -> str:
 
 def _server_timing(exchange: RequestContext, texts: Texts) -> str:
     """`Server-Timing`: the cache outcome, the upstream, the parts, the total."""
+    if exchange.outcome is LOCAL and not exchange.spent and not exchange.parts:
+        return f"total;dur={texts.milliseconds}"
     duration, metrics = texts.duration, []
     if exchange.outcome is not LOCAL:
         looked = exchange.spent.get("cache")

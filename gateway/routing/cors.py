@@ -9,10 +9,15 @@ from __future__ import annotations
 from starlette.datastructures import Headers as StarletteHeaders
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from gateway.config.models import CorsConfig
 from gateway.http.headers import Headers, vary_names
+
+
+async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
+    raise AssertionError("the layers of the app call `preflight` and `told`")
 
 
 class Cors(CORSMiddleware):
@@ -23,9 +28,9 @@ class Cors(CORSMiddleware):
     - an upstream's own CORS headers give way to the gateway's.
     """
 
-    def __init__(self, app: ASGIApp, config: CorsConfig) -> None:
+    def __init__(self, config: CorsConfig) -> None:
         super().__init__(
-            app,
+            _no_app,
             allow_origins=config.allow_origins,
             allow_origin_regex=config.allow_origin_regex,
             allow_methods=config.allow_methods,
@@ -35,24 +40,13 @@ class Cors(CORSMiddleware):
             max_age=int(config.max_age.total_seconds()),
         )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    def preflight(self, scope: Scope) -> Response | None:
+        """The response to a preflight request; None for any other."""
+        if scope["method"] != "OPTIONS":
+            return None
         headers = StarletteHeaders(scope=scope)
-        if scope["method"] == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers:
-            response = self.preflight_response(request_headers=headers)
-            await response(scope, receive, send)
-            return
-
-        origin = headers.get("origin")
-
-        async def send_with_cors(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = self.told(message.get("headers", ()), origin)
-            await send(message)
-
-        await self.app(scope, receive, send_with_cors)
+        asks = "origin" in headers and "access-control-request-method" in headers
+        return self.preflight_response(request_headers=headers) if asks else None
 
     def told(self, headers: Headers, origin: str | None) -> list[tuple[bytes, bytes]]:
         """An answer's headers with those of CORS, for a request with this `Origin`."""

@@ -6,12 +6,13 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.routing import APIRoute
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Host, Mount, Route
 
-from gateway.app.dispatch import Dispatch
+from gateway.app.dispatch import Dispatch, FrameworkLayers, Recording
 
 
 class Versioned(APIRoute):
@@ -90,7 +91,7 @@ async def test_plain_routes_are_found_without_the_router() -> None:
     app.router.middleware_stack = Dispatch(app.router, asked_in_vain)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://g") as client:
-        for path in ("/a/1", "/b", "/two/b", "/two/under/deep/3", "/again/items/7"):
+        for path in ("/a/1", "/b", "/two/b", "/two/under/deep/3", "/again/items/7", "/items/1/more"):  # behind a mount
             assert (await client.get(path)).status_code == 200
 
 
@@ -101,3 +102,126 @@ async def test_a_host_is_the_routers_to_find() -> None:
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://other") as client:
         assert (await client.get("/b")).text == "other"
+
+
+# --- FastAPI's layers ---------------------------------------------------------------------------------------
+
+
+class Known(Exception):
+    pass
+
+
+class Worse(Exception):
+    pass
+
+
+async def known(request: Request, error: Exception) -> PlainTextResponse:
+    if request.url.path == "/worse":
+        raise Worse from error
+    return PlainTextResponse(f"known, by {request.url.path}", 418)
+
+
+async def worse(request: Request, error: Exception) -> PlainTextResponse:
+    return PlainTextResponse("worse", 422)
+
+
+async def unknown(request: Request, error: Exception) -> PlainTextResponse:
+    return PlainTextResponse(f"{type(error).__name__}", 500)
+
+
+def failing_app() -> FastAPI:
+    app = FastAPI(exception_handlers={Known: known, Worse: worse, Exception: unknown, 404: known})
+
+    def raising(error: Exception) -> Any:
+        async def answer() -> None:
+            raise error
+
+        return answer
+
+    async def late() -> StreamingResponse:
+        async def pieces() -> Any:
+            yield "a"
+            raise Known
+
+        return StreamingResponse(pieces())
+
+    for path, error in {"/known": Known(), "/worse": Known(), "/unknown": ValueError()}.items():
+        app.get(path)(raising(error))
+    app.get("/none")(raising(HTTPException(404)))
+    app.get("/refused")(raising(HTTPException(403, "no", headers={"x": "y"})))
+    app.get("/number/{n}")(said("number"))
+    app.get("/int")(lambda n: int(n))
+    app.get("/late")(late)
+    return app
+
+
+def shortened(app: FastAPI) -> Any:
+    dispatch = Dispatch(app.router, app.router.middleware_stack)
+    app.router.middleware_stack = dispatch
+    app.middleware_stack = FrameworkLayers.around(dispatch, app.build_middleware_stack(), app.router)
+    return app.middleware_stack
+
+
+async def test_errors_are_answered_as_through_all_layers_of_fastapi() -> None:
+    plain, short = failing_app(), failing_app()
+    assert isinstance(shortened(short), FrameworkLayers)
+
+    async def told(app: FastAPI, path: str) -> Any:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://g") as client:
+            found = await client.get(path)
+            return found.status_code, found.text, {**found.headers}
+
+    statuses = set()
+    for path in (
+        "/known",
+        "/worse",
+        "/unknown",
+        "/none",
+        "/refused",
+        "/number/1",
+        "/int",
+        "/int?n=x",
+        "/files",
+        "/gone",
+    ):
+        expected = await told(plain, path)
+        assert await told(short, path) == expected, path
+        statuses.add(expected[0])
+    assert statuses == {200, 403, 418, 422, 500}
+
+
+async def test_an_error_that_nothing_handles_reaches_the_server() -> None:
+    app = failing_app()
+    shortened(app)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    scope = {"type": "http", "method": "GET", "query_string": b"", "headers": [], "root_path": "", "app": app}
+    with pytest.raises(ValueError):
+        await app.middleware_stack({**scope, "path": "/unknown"}, receive, send)  # type: ignore[misc]
+    assert [each.get("status") for each in sent] == [500, None]
+
+
+@pytest.mark.parametrize("change", ["middleware", "max_body_size"])
+async def test_layers_that_do_more_are_all_called(change: str) -> None:
+    app = FastAPI(**({"max_body_size": 100} if change == "max_body_size" else {}))
+    if change == "middleware":
+        app.add_middleware(GZipMiddleware)
+    layers = app.build_middleware_stack()
+    dispatch = Dispatch(app.router, app.router.middleware_stack)
+    assert FrameworkLayers.around(dispatch, layers, app.router) is layers
+
+
+def test_fastapis_own_telemetry_is_noticed() -> None:
+    app = FastAPI()
+    assert not Recording(app).is_on()
+    app._native_telemetry.enabled = lambda: True  # type: ignore[method-assign]
+    assert Recording(app).is_on()
+    del app._native_telemetry
+    assert Recording(app).is_on()  # where this FastAPI keeps it elsewhere
