@@ -43,7 +43,7 @@ from gateway.routing.declared import Declared
 from gateway.routing.fast_path import FastPath
 from gateway.routing.handlers import DeclaredRequest, Handlers
 from gateway.routing.references import Asked
-from gateway.upstreams.connection import Interim
+from gateway.upstreams.request import Interim
 from gateway.upstreams.response import Body, ResponseBody
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from gateway.http.target import Target
     from gateway.observability.metrics import Metrics
     from gateway.routing.fast_path import FastPath
-    from gateway.upstreams.connection import Interim
+    from gateway.upstreams.request import Interim
 
 
 CLIENT_LEFT = 499

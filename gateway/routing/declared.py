@@ -31,8 +31,7 @@ from gateway.policy.identity_key import IdentityKey
 from gateway.policy.keys import Keying
 from gateway.routing.upstream_request import UpstreamOrigin, public_constants
 from gateway.upstreams.client import Upstream
-from gateway.upstreams.connection import Interim
-from gateway.upstreams.request import ORDINARY, Patience
+from gateway.upstreams.request import ORDINARY, Interim, Patience
 
 USER_AGENT = (b"user-agent", f"cached-gateway/{__version__}".encode())
 IDENTITY = (b"accept-encoding", b"identity")

@@ -38,7 +38,7 @@ from gateway.routing.references import Asked, References
 from gateway.routing.responses import TOO_LARGE, AnswerResponse, Client, too_large_request
 from gateway.routing.upstream_request import UpstreamOrigin, send_past
 from gateway.upstreams.client import Upstream
-from gateway.upstreams.connection import Interim
+from gateway.upstreams.request import Interim
 from gateway.upstreams.response import Fetched
 
 logger = logging.getLogger("gateway")

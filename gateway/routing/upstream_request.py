@@ -28,8 +28,7 @@ from gateway.policy.keys import Plan, passed_through, plan, sent_host, without_i
 from gateway.policy.preconditions import as_given, as_known, own_tags, settled, without_own
 from gateway.policy.validation import own_tag
 from gateway.upstreams.client import Upstream
-from gateway.upstreams.connection import Interim
-from gateway.upstreams.request import ORDINARY, Patience
+from gateway.upstreams.request import ORDINARY, Interim, Patience
 from gateway.upstreams.response import Fetched, LimitedBody, WholeBody, too_large
 
 VIA = (b"via", b"1.1 gateway")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,8 @@ from urllib.parse import quote, urlencode
 
 import httpx
 
-from gateway.config.tls import TlsFileError, client_context
 from gateway.config.upstream import UpstreamConfig
 from gateway.errors import (
-    ConfigError,
-    ConfigProblem,
     UpstreamBusy,
     UpstreamError,
     UpstreamMalformed,
@@ -40,23 +37,26 @@ from gateway.http.target import normalise
 from gateway.observability.trace_context import PASSED_ON, traced
 from gateway.policy.keys import is_identity
 from gateway.upstreams.bulkhead import Bulkhead, Full, RetryBudget
-from gateway.upstreams.connection import Interim
+from gateway.upstreams.connection import PlainBody, PlainConnection
 from gateway.upstreams.failure_causes import Cause, cause_of
 from gateway.upstreams.health import HealthChecks
 from gateway.upstreams.hosts import LATE, Base, Breaker, Host, in_turn
 from gateway.upstreams.name_resolution import Names
-from gateway.upstreams.request import ORDINARY, Patience, Sending, Upload
+from gateway.upstreams.request import METHODS, ORDINARY, Attempt, Interim, Patience, ReceivedHead, Sending, Upload
 from gateway.upstreams.response import (
     SOFTWARE,
+    UNSOLICITED,
     Body,
     Fetched,
+    ResponseBody,
+    WholeBody,
     check_head,
     check_response,
     decoded,
     refuse_unsolicited,
     translated,
 )
-from gateway.upstreams.transport import IDEMPOTENT, Attempt, ReceivedHead, Transport
+from gateway.upstreams.transport import IDEMPOTENT, Transport, transport_of
 
 if TYPE_CHECKING:
     from gateway.observability.tracing import Call, Tracing
@@ -112,7 +112,8 @@ class Upstream:
         self._stream_longest = config.stream_timeout.total_seconds()
         idle = config.stream_idle_timeout
         self._stream_idle = idle.total_seconds() if idle is not None else None
-        self._transport = transport or _transport(name, config)
+        self._transport = transport or transport_of(name, config)
+        self._connections = self._transport.plain if isinstance(self._transport, Transport) else None
         health = config.health
         self._checks = HealthChecks(health, self.hosts, self._status_of) if health is not None else None
         self._checked_every = health.every.total_seconds() if health is not None else 1.0
@@ -155,7 +156,7 @@ class Upstream:
                 host.failures.update(known[host.name].failures)
                 host.healthy = known[host.name].healthy or self._checks is None
 
-    async def fetch(
+    def fetch(
         self,
         method: str,
         target: str,
@@ -166,25 +167,33 @@ class Upstream:
         *,
         bounded: bool = False,
         changes: FieldChanges = NO_CHANGES,
-    ) -> Fetched:
+    ) -> Coroutine[Any, Any, Fetched]:
         """Request `target` (a normalised path and query); the response head has arrived when this returns.
 
         `interim` is called with 1xx responses before it. With `bounded` the caller cancels it at the upstream's
         timeout, and it needs no timer of its own. The caller closes the body. Raises UpstreamError: queue full, circuit
         breaker open, connection failed, timeout, invalid response.
         """
-        changes = self._changes.then(changes)
-        constants = changes.added
-        if self._tracing is None:
-            sent = changes.applied(traced(headers, PASSED_ON.get()))
-            return await self._fetch(
-                Sending(method, target, sent, body, interim, patience, self.timeout, bounded, constants)
-            )
-        with self._tracing.call(self.name, method, target) as call:
-            sent = changes.applied(traced(headers, call.traceparent))
-            return await self._fetch(
-                Sending(method, target, sent, body, interim, patience, self.timeout, bounded, constants), call
-            )
+        timeout = self.timeout if patience.timeout is None else patience.timeout
+        until = asyncio.get_running_loop().time() + timeout if body is None else None
+        sending = Sending(method, target, headers, body, interim, patience, timeout, until, bounded)
+        if self._tracing is not None:
+            return self._fetch_traced(self._tracing, sending, changes)
+        self._complete(sending, changes, PASSED_ON.get())
+        return self._fetch(sending)
+
+    async def _fetch_traced(self, tracing: Tracing, sending: Sending, changes: FieldChanges) -> Fetched:
+        with tracing.call(self.name, sending.method, sending.target) as call:
+            self._complete(sending, changes, call.traceparent)
+            return await self._fetch(sending, call)
+
+    def _complete(self, sending: Sending, changes: FieldChanges, traceparent: bytes) -> None:
+        """Set the fields that go to the upstream, as settings change them."""
+        if traceparent:
+            sending.headers = traced(sending.headers, traceparent)
+        if self._changes is not NO_CHANGES or changes is not NO_CHANGES:
+            changes = self._changes.then(changes)
+            sending.headers, sending.constants = changes.applied(sending.headers), changes.added
 
     async def _fetch(self, sending: Sending, call: Call | None = None) -> Fetched:
         self.budget.asked()
@@ -192,16 +201,14 @@ class Upstream:
         if sending.body is not None:
             upload = sending.body = Upload(sending.body)
             await self._ahead(upload)
+        entered = self.places.enter_now()
         try:
-            entered = await self._place(self.places, sending.until)
-        except BaseException:
-            if upload is not None:
-                await upload.aclose()
-            raise
-        try:
+            if entered is None:
+                entered = await self._place(self.places, sending.until)
             host, series, response = await self._send(sending)
         except BaseException:
-            self.places.leave(entered)
+            if entered is not None:
+                self.places.leave(entered)
             if upload is not None:
                 await upload.aclose()
             raise
@@ -215,8 +222,23 @@ class Upstream:
             if error is not None:
                 host.broke(series, Cause(*error.why))
 
+        try:
+            headers = self._checked(response, sending.headers)
+        except UpstreamError as error:
+            done(error)
+            await response.stream.aclose()
+            raise
+        stream = response.stream
+        content = stream.all_of_it() if isinstance(stream, PlainBody) else None
+        body: ResponseBody = self._body(response, sending, done) if content is None else WholeBody(content)
+        if content is not None:
+            done(None)
+        return Fetched(response.status, headers, body, shows_cut=response.shows_cut, framed=response.framed)
+
+    def _body(self, response: ReceivedHead, sending: Sending, done: Callable[[UpstreamError | None], None]) -> Body:
+        """A body that is still coming."""
         idle = self._stream_idle
-        body_of = Body(
+        return Body(
             self.name,
             response,
             idle=sending.timeout if idle is None else idle,
@@ -224,7 +246,6 @@ class Upstream:
             endless_idle=ENDLESS_IDLE if idle is None else idle,
             done=done,
         )
-        return await self._checked(response, body_of, sending.headers)
 
     def refusal(self) -> UpstreamBusy | None:
         """Why a new request would be refused at once, without a wait; None if it may try. It is counted."""
@@ -245,9 +266,6 @@ class Upstream:
             raise
 
     async def _place(self, places: Bulkhead, until: float | None) -> float:
-        entered = places.enter_now()
-        if entered is not None:
-            return entered
         try:
             async with asyncio.timeout_at(until):
                 return await places.enter()
@@ -262,17 +280,9 @@ class Upstream:
         while True:
             host, series = self._admitted(apart)
             attempt = Attempt(partial(self._tell, sending.interim) if sending.interim is not None else None)
-            send = partial(self._sent, sending, host, attempt)
             try:
-                response = await host.send(
-                    series,
-                    send,
-                    attempt,
-                    sending.until,
-                    timeout=sending.timeout,
-                    client=partial(self._client_of, sending),
-                    bounded=sending.bounded,
-                )
+                response = await self._answer(sending, host, series, attempt)
+                host.answered(series, response.status, partial(self._client_of, sending))
                 return host, series, response
             except TimeoutError:
                 host.failed_by(LATE)
@@ -291,6 +301,36 @@ class Upstream:
                     raise translated(self.name, error) from error
                 if apart is None and not attempt.lost_its_connection:
                     apart = {host.name}  # the next in turn may be the same, by its weight
+
+    async def _answer(self, sending: Sending, host: Host, series: int, attempt: Attempt) -> ReceivedHead:
+        """The response head of one attempt, whose failure is reported to the host's breaker. Raises TimeoutError,
+        httpx.TransportError."""
+        answer: Awaitable[ReceivedHead] | None = None
+        try:
+            answer = self._at_once(sending, host, attempt)
+            if answer is None:
+                answer = self._sent(sending, host, attempt)
+            if sending.bounded:
+                return await answer
+            async with asyncio.timeout_at(sending.until):
+                return await answer
+        except BaseException as error:
+            if isinstance(attempt.connection, PlainConnection):
+                if isinstance(answer, asyncio.Future):
+                    attempt.connection.leave(answer)
+                if isinstance(error, httpx.ReadError):
+                    attempt.lost()
+            host.ended_by(series, error, late=sending.is_late(), lost=attempt.lost_its_connection)
+            raise
+
+    def _at_once(self, sending: Sending, host: Host, attempt: Attempt) -> asyncio.Future[ReceivedHead] | None:
+        """The answer to a request that is sent on an idle connection, now; None if it must wait for a connection, or
+        is of another kind."""
+        if self._connections is None or sending.body is not None or sending.method not in METHODS:
+            return None
+        head = sending.head(host.base)
+        patience, bodiless = sending.timeout, sending.method == "HEAD"
+        return self._connections.begin(host.base.origin, head, attempt, patience, bodiless=bodiless)
 
     def _tell(self, interim: Interim, status: int, fields: Headers) -> None:
         """Report an interim response with the fields that a final one could have; one that is too large is not
@@ -374,26 +414,25 @@ class Upstream:
         assert self.config.health is not None
         timeout = self.config.health.timeout.total_seconds()
         sent = self._changes.applied([(b"user-agent", b"cached-gateway health check")])
-        sending = Sending("GET", self.config.health.path, sent, None, None, ORDINARY, timeout, False, ())
+        until = asyncio.get_running_loop().time() + timeout
+        sending = Sending("GET", self.config.health.path, sent, None, None, ORDINARY, timeout, until)
         response = await self._sent(sending, host, Attempt())
         await response.stream.aclose()
         return response.status
 
-    async def _checked(self, response: ReceivedHead, body: Body, sent: Headers) -> Fetched:
+    def _checked(self, response: ReceivedHead, sent: Headers) -> list[tuple[bytes, bytes]]:
+        """A response's fields. Raises UpstreamError if it must not be used."""
         fields = response.headers if response.judged else [(name.lower(), value) for name, value in response.headers]
         headers = [pair for pair in fields if pair[0] not in SOFTWARE]
-        try:
-            if not response.judged or response.status > 599:
-                limits = self.config.max_response_headers, self.config.max_response_fields
-                check_response(self.name, response.status, headers, *limits)
+        if not response.judged or response.status > 599:
+            limits = self.config.max_response_headers, self.config.max_response_fields
+            check_response(self.name, response.status, headers, *limits)
+        if response.status in UNSOLICITED:
             refuse_unsolicited(self.name, response.status, sent)
-        except UpstreamError as error:
-            await body.aclose(error)
-            raise
         if response.status in WITHOUT_BODY:
             # A 204 must not have them (RFC 9110 §8.6), a 304 need not: no content must be announced that won't come.
-            headers = without(headers, b"content-length", b"transfer-encoding")
-        return Fetched(response.status, headers, body, shows_cut=response.shows_cut)
+            return without(headers, b"content-length", b"transfer-encoding")
+        return headers
 
     async def request(
         self,
@@ -459,23 +498,3 @@ def _host(upstream: str, url: str, config: UpstreamConfig, monotonic: Callable[[
     breaker = Breaker(failures=config.breaker_failures, rest=config.breaker_open_for.total_seconds())
     slow_start = config.slow_start.total_seconds()
     return Host(Base.of(url, config.host_sent), breaker, monotonic, upstream, slow_start=slow_start)
-
-
-def _transport(name: str, config: UpstreamConfig) -> httpx.AsyncBaseTransport:
-    try:
-        tls = client_context(config)
-    except TlsFileError as error:
-        raise ConfigError([ConfigProblem("", f"upstreams.{name}.{error.setting}", str(error))]) from None
-    if config.transport == "aiohttp":
-        return Transport(
-            max_connections=config.max_connections,
-            verify=tls,
-            max_response_headers=config.max_response_headers,
-            max_response_fields=config.max_response_fields,
-            public_only=config.addresses == "public",
-            resolve_every=config.resolve_every.total_seconds(),
-            tls_name=config.tls_name,
-        )
-    # Its pool hands what comes behind a response to the next request, so no connection is used twice.
-    limits = httpx.Limits(max_connections=config.max_connections, max_keepalive_connections=0)
-    return httpx.AsyncHTTPTransport(limits=limits, verify=tls, trust_env=False)

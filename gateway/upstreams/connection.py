@@ -14,10 +14,9 @@ or later, can't be distinguished from the response.
 from __future__ import annotations
 
 import asyncio
-import re
 import select
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import httpx
@@ -27,10 +26,9 @@ from gateway.http.response_parser import MOST_FIELDS, Chunks, Head, Malformed, T
 from gateway.upstreams.aiohttp_errors import HeadTooLarge
 from gateway.upstreams.connection_end import ends_on_purpose
 from gateway.upstreams.name_resolution import Name
+from gateway.upstreams.request import Attempt, Interim, ReceivedHead
 from gateway.upstreams.sockets import acknowledge, host_of, peer_of
 
-Interim = Callable[[int, Sequence[tuple[bytes, bytes]]], None]
-"""Called with a response before the final one: its status, and its fields."""
 QUIET = 1.0
 """Seconds for which a connection must be silent before it is used again, after a response to HEAD that announced
 content: servers that wrongly send it do so within that time."""
@@ -39,6 +37,7 @@ MOST_INTERIM = 32
 TOO_MANY_INTERIM = f"more than {MOST_INTERIM} interim responses"
 MOST_WAITING = 2**17
 """Bytes of a body that wait to be read, from which on no more are received."""
+Answer = asyncio.Future[ReceivedHead]
 
 
 class PlainBody(httpx.AsyncByteStream):
@@ -48,15 +47,15 @@ class PlainBody(httpx.AsyncByteStream):
     come, whether it was read or not.
     """
 
-    __slots__ = ("_connection", "_ended", "_error", "_pieces", "_waiter", "answers", "patience", "size")
+    __slots__ = ("_connection", "_error", "_pieces", "_waiter", "answers", "ended", "patience", "size")
 
-    def __init__(self, connection: PlainConnection, answers: asyncio.Future[Answer]) -> None:
+    def __init__(self, connection: PlainConnection, answers: Answer, patience: float | None) -> None:
         self.answers = answers
-        self.patience: float | None = None
+        self.patience = patience
         self._connection = connection
         self._pieces: deque[bytes] = deque()
         self.size = 0
-        self._ended = False
+        self.ended = False
         self._error: httpx.TransportError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -64,7 +63,7 @@ class PlainBody(httpx.AsyncByteStream):
         """What has come already; empty where the body has ended; None where one must wait, or it broke off."""
         pieces = self._pieces
         if not pieces:
-            return b"" if self._ended else None
+            return b"" if self.ended else None
         piece = pieces.popleft() if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         if self.size > MOST_WAITING:
@@ -74,7 +73,7 @@ class PlainBody(httpx.AsyncByteStream):
 
     def all_of_it(self) -> bytes | None:
         """All that was not read yet, if all has come; None otherwise."""
-        return self.ready() if self._ended else None
+        return self.ready() if self.ended else None
 
     async def __aiter__(self) -> Any:
         while True:
@@ -102,7 +101,7 @@ class PlainBody(httpx.AsyncByteStream):
             self._waiter = None
 
     async def aclose(self) -> None:
-        if not self._ended:
+        if not self.ended:
             self._connection.close()
 
     # --- reading ------------------------------------------------------------------------------------------------
@@ -115,8 +114,15 @@ class PlainBody(httpx.AsyncByteStream):
         return self.size <= MOST_WAITING
 
     def end(self) -> None:
-        self._ended = True
+        self.ended = True
         self._wake()
+
+    def whole(self, content: bytes) -> None:
+        """All of it came with the head: nobody waits for it yet."""
+        self.ended = True
+        if content:
+            self._pieces.append(content)
+            self.size = len(content)
 
     def fail(self, error: httpx.TransportError) -> None:
         self._error = self._error or error
@@ -127,37 +133,31 @@ class PlainBody(httpx.AsyncByteStream):
             self._waiter.set_result(None)
 
 
-Answer = tuple[Head, PlainBody]
-
-
 class PlainConnection(asyncio.Protocol):
     """One connection, for one request at a time. `max_head` (bytes) and `max_fields` bound a response head."""
 
     def __init__(self, pool: Pool, max_head: int, max_fields: int = MOST_FIELDS) -> None:
         self.requests = 0
-        """How many requests were sent on it; the caller counts (`transport.Attempt`)."""
+        """How many requests were sent on it."""
         self.received = False
         """Whether anything came since the last of them was sent."""
-        self.origin = ""
-        self.peer = ""
+        self.origin = self.peer = ""
         self.idle_since = 0.0
-        self._draining = False
+        self._draining = self._ended_on_purpose = False
         self._pool = pool
         self._max_head = max_head
         self._max_fields = max_fields
         self._transport: asyncio.Transport | None = None
-        self._answer: asyncio.Future[Answer] | None = None
+        self._answer: Answer | None = None
+        self._patience: float | None = None
         self._interim: Interim | None = None
-        self._interims = 0
-        self._bodiless = False
+        self._interims, self._bodiless = 0, False
         self._buffer = b""
         self._body: PlainBody | None = None
         self._left: int | None = None
         self._chunks: Chunks | None = None
-        self._keeps = False
-        self._quiet = False
+        self._keeps = self._quiet = False
         self._poll = select.poll()
-        self._ended_on_purpose = False
 
     def __repr__(self) -> str:
         state = "closed" if not self.usable else "asked" if self._answer or self._body else "idle"
@@ -170,25 +170,29 @@ class PlainConnection(asyncio.Protocol):
     @property
     def reusable(self) -> bool:
         """Whether another request may be sent on it: nothing waits to be read, and it has not ended."""
-        return self.usable and not self._poll.poll(0)
+        return self._transport is not None and not self._transport.is_closing() and not self._poll.poll(0)
 
-    async def ask(self, head: bytes, interim: Interim | None, *, bodiless: bool) -> Answer:
-        """Send a request and wait for the response head. Raises httpx.TransportError; closes the connection then, and
-        if the caller is cancelled."""
+    def send(self, head: bytes, attempt: Attempt, patience: float | None, *, bodiless: bool) -> Answer:
+        """Send a request; the result is the response head, or an httpx.TransportError. A caller that gets an error from
+        waiting for it, such as its cancellation, calls `leave`. `patience` as in `PlainBody`. Raises httpx.ReadError.
+        """
+        self.requests += 1
+        self.received = False
+        attempt.connection = self
         if self._transport is None or self._transport.is_closing():
             self.close()
             raise httpx.ReadError("the connection is gone")
-        self._interim, self._interims, self._bodiless = interim, 0, bodiless
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._interim, self._interims, self._bodiless, self._patience = attempt.interim, 0, bodiless, patience
+        answer: Answer = asyncio.get_running_loop().create_future()
         self._answer = answer
         self._transport.write(head)
-        try:
-            return await answer
-        except BaseException:
-            # By now it may be in use again, if the response was complete when the caller here was cancelled.
-            if self._answer is answer or (self._body is not None and self._body.answers is answer):
-                self.close()
-            raise
+        return answer
+
+    def leave(self, answer: Answer) -> None:
+        """The caller waits for an answer no more: close the connection, unless that is in use again, because the
+        response was complete when the caller was cancelled."""
+        if self._answer is answer or (self._body is not None and self._body.answers is answer):
+            self.close()
 
     def close(self) -> None:
         """End it, whatever is under way on it."""
@@ -284,12 +288,16 @@ class PlainConnection(asyncio.Protocol):
     def _begin(self, head: Head, data: bytes) -> None:
         answer, self._answer = self._answer, None
         assert answer is not None
-        body = self._body = PlainBody(self, answer)
+        body = self._body = PlainBody(self, answer, self._patience)
         self._keeps, self._quiet, self._left = head.keeps, head.quiet, head.length
         self._chunks = Chunks(self._max_head) if head.chunked else None
         if not answer.done():
-            answer.set_result((head, body))
-        if data or head.length == 0:
+            framed = head.chunked or head.length is not None
+            answer.set_result(ReceivedHead(head.status, head.fields, body, judged=True, framed=framed))
+        if len(data) == head.length:
+            body.whole(data)
+            self._end(body, surplus=False)
+        elif data or head.length == 0:
             self._take_body(body, data)
 
     def _take_body(self, body: PlainBody, data: bytes) -> None:
@@ -316,11 +324,14 @@ class PlainConnection(asyncio.Protocol):
 
     def _end(self, body: PlainBody, *, surplus: bool) -> None:
         self._body = self._chunks = None
-        keeps = self._keeps and not surplus and not self._draining and self.usable
-        if not keeps and self._transport is not None:
-            self._transport.close()
+        transport = self._transport
+        usable = transport is not None and not transport.is_closing()
+        keeps = self._keeps and not surplus and not self._draining and usable
+        if not keeps and transport is not None:
+            transport.close()
         self._done(keeps=keeps)
-        body.end()
+        if not body.ended:
+            body.end()
 
     def _fail(self, error: httpx.TransportError) -> None:
         if self._answer is not None and not self._answer.done():
@@ -378,22 +389,32 @@ class Pool:
             idle.pop(0).close()
         return idle is not None
 
+    def begin(
+        self, origin: str, head: bytes, attempt: Attempt, patience: float | None, *, bodiless: bool
+    ) -> Answer | None:
+        """Send a request on an idle connection, as `PlainConnection.send` does; None if there is none, or none may be
+        used now. Nothing is waited for."""
+        connection = None if self._free.locked() else self._kept(origin)
+        if connection is None:
+            return None
+        self._free._value -= 1  # what `acquire` does if it need not wait
+        self._used.add(connection)
+        return connection.send(head, attempt, patience, bodiless=bodiless)
+
     async def connection(self, origin: str, *, pool: float | None, connect: float | None) -> PlainConnection:
         """An idle connection, or a new one. It returns by itself. Raises httpx.PoolTimeout, httpx.ConnectTimeout, or
         what `connect` raises."""
-        if self._free.locked():
-            try:
-                async with asyncio.timeout(pool):
-                    await self._free.acquire()
-            except TimeoutError:
-                raise httpx.PoolTimeout("timed out waiting for a connection") from None
-        else:
-            await self._free.acquire()  # at once
         try:
-            connection = self._kept(origin) or await self._new(origin, connect)
+            async with asyncio.timeout(pool):
+                await self._free.acquire()
+        except TimeoutError:
+            raise httpx.PoolTimeout("timed out waiting for a connection") from None
+        try:
+            connection = self._kept(origin) or await self._connect(origin, connect)
         except BaseException:
             self._free.release()
             raise
+        connection.origin = origin
         self._used.add(connection)
         return connection
 
@@ -421,11 +442,6 @@ class Pool:
                 return connection
             connection.close()
         return None
-
-    async def _new(self, origin: str, timeout: float | None) -> PlainConnection:
-        connection = await self._connect(origin, timeout)
-        connection.origin = origin
-        return connection
 
     def give_back(self, connection: PlainConnection, *, keeps: bool, after: float = 0.0) -> None:
         """Nothing is under way on a connection any more. It may be used again after so many seconds of silence."""
@@ -482,14 +498,3 @@ class Pool:
 
 
 INTERNALS = {BaseConnector: ("_create_connection",)}
-METHODS = frozenset(("GET", "HEAD"))
-_BREAKS = re.compile(rb"[\r\n\0]")
-_TARGET = re.compile(rb"/[\x21-\x7e]*")
-
-
-def request_head(method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """A request's bytes, where it has no body. Raises httpx.LocalProtocolError where a field would end its line."""
-    lines = [name + b": " + value for name, value in headers]
-    if not _TARGET.fullmatch(target) or _BREAKS.search(b"".join(lines)):
-        raise httpx.LocalProtocolError("a request that can't be sent")
-    return b"\r\n".join((b"%b %b HTTP/1.1" % (method.encode("ascii"), target), *lines, b"", b""))

@@ -13,15 +13,15 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 
 import httpx
 
 from gateway.errors import UpstreamMalformed
 from gateway.upstreams.failure_causes import Cause, cause_of
-from gateway.upstreams.transport import Attempt, ReceivedHead
 
 logger = logging.getLogger("gateway")
 
@@ -30,10 +30,11 @@ LOGGED_EVERY = 60.0
 LEAST_SHARE = 0.1
 """The share of its requests that a host gets at least after it came back."""
 LATE = Cause("timeout", "no response before the deadline")
+_DOTS = re.compile(r"/\.{1,2}(?:/|$)")
 _PLAIN = re.compile(r"[!$-\[\]-~]*")  # ASCII that is visible, but for `"`, `#` and the backslash
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Base:
     """Scheme, host, port and prefix of an upstream."""
 
@@ -49,16 +50,23 @@ class Base:
         prefix = parsed.raw_path.decode("ascii").rstrip("/")
         return cls(parsed.scheme, parsed.netloc, prefix, host.encode("ascii") if host else parsed.netloc)
 
-    def join(self, target: str) -> str:
-        """The URL of `target` below this base. As it starts with a slash and contains nothing that ends a path but the
-        one `?`, every URL parser finds this host and this target in it, byte for byte.
+    @cached_property
+    def origin(self) -> str:
+        return f"{self.scheme}://{self.netloc.decode('ascii')}"
+
+    def path(self, target: str) -> bytes:
+        """The path and query of `target` below this base. As it starts with a slash and contains nothing that ends a
+        path but the one `?`, every server and every URL parser finds this target in it, byte for byte.
 
         Raises UpstreamMalformed: such a target is a bug of the caller, and nothing is sent.
         """
-        segments = target.partition("?")[0].split("/")
-        if not target.startswith("/") or not _PLAIN.fullmatch(target) or "." in segments or ".." in segments:
+        if not target.startswith("/") or not _PLAIN.fullmatch(target) or _DOTS.search(target.partition("?")[0]):
             raise UpstreamMalformed("gateway", "a target outside its upstream's base URL")
-        return f"{self.scheme}://{self.netloc.decode('ascii')}{self.prefix}{target}"
+        return (self.prefix + target).encode("ascii")
+
+    def join(self, target: str) -> str:
+        """The URL of `target` below this base. Raises UpstreamMalformed."""
+        return self.origin + self.path(target).decode("ascii")
 
 
 class BreakerState(Enum):
@@ -137,6 +145,8 @@ class Breaker:
         if self.state is BreakerState.HALF_OPEN:
             self._enter(BreakerState.CLOSED)
             self._now, self._before = _Count(now), _Count()
+        elif now - self._now.began < self._window / 2:
+            self._now.all += 1
         else:
             self._counted(now).all += 1
 
@@ -218,6 +228,7 @@ class Host:
         return self.healthy and self.breaker.state is not BreakerState.OPEN
 
     def admit(self) -> int | None:
+        """A permit of its breaker for one request; None if none may be sent."""
         return self.breaker.admit(self.monotonic()) if self.healthy else None
 
     def is_its_turn(self) -> bool:
@@ -268,54 +279,25 @@ class Host:
     def retry_after(self) -> float:
         return self.breaker.retry_after(self.monotonic())
 
-    async def send(
-        self,
-        series: int,
-        request: Callable[[], Awaitable[ReceivedHead]],
-        attempt: Attempt,
-        until: float | None,
-        *,
-        timeout: float,
-        client: Callable[[], bytes | None],
-        bounded: bool = False,
-    ) -> ReceivedHead:
-        """The response to `request`, whose result is reported to the breaker. `until` is on the event loop's clock; if
-        it is `bounded`, the caller cancels it then. `client` identifies the client, if known.
-
-        Raises TimeoutError, httpx.TransportError.
-        """
-        loop = asyncio.get_running_loop()
-        try:
-            if bounded:
-                response = await request()
-            else:
-                async with asyncio.timeout_at(until):
-                    response = await request()
-        except asyncio.CancelledError:
-            # If the time is up, the caller's timeout ended it: the host was too slow.
-            if until is not None and loop.time() >= until - timeout / 20:
-                self._failed(series)
-                self.failed_by(LATE)
-            else:
-                self.breaker.abandoned(series)
-            raise
-        except (TimeoutError, httpx.TransportError) as error:
-            # A kept-alive connection that was closed meanwhile doesn't concern the host; a new one will show.
-            ours = isinstance(error, httpx.PoolTimeout | httpx.LocalProtocolError | httpx.UnsupportedProtocol)
-            ours = ours or cause_of(error).word == "files"
-            if ours or attempt.lost_its_connection:
-                self.breaker.abandoned(series)
-            else:
-                self._failed(series)
-            raise
-        except BaseException:
-            self.breaker.abandoned(series)
-            raise
-        if response.status >= 500:
+    def answered(self, series: int, status: int, client: Callable[[], bytes | None]) -> None:
+        """A request got a response; `client` identifies the client, if known."""
+        if status >= 500:
             self._failed(series, client())
+        elif self.breaker.state is BreakerState.CLOSED:
+            self.breaker.succeeded(series, self.monotonic())
         else:
             self._succeeded(series)
-        return response
+
+    def ended_by(self, series: int, error: BaseException, *, late: bool, lost: bool) -> None:
+        """A request ended with `error`: `late`, at its deadline, or `lost`, because its kept-alive connection was
+        closed meanwhile, which doesn't concern the host; a new one will show."""
+        if isinstance(error, asyncio.CancelledError) and late:  # by the caller's timeout: the host was too slow
+            self._failed(series)
+            self.failed_by(LATE)
+        elif isinstance(error, TimeoutError | httpx.TransportError) and not lost and not _is_ours(error):
+            self._failed(series)
+        else:
+            self.breaker.abandoned(series)
 
     def broke(self, series: int, cause: Cause) -> None:
         """Its body broke off, or was not HTTP."""
@@ -332,6 +314,12 @@ class Host:
                 "upstream %s: a request to %s failed: %s (%s); the next one by this cause is logged after a minute",
                 *(self.upstream, self.name, cause.word, cause.text),
             )
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether a request failed here, and not at its host."""
+    kinds = httpx.PoolTimeout | httpx.LocalProtocolError | httpx.UnsupportedProtocol
+    return isinstance(error, kinds) or cause_of(error).word == "files"
 
 
 def in_turn(hosts: Sequence[Host], weights: Sequence[int]) -> list[Host]:

@@ -1,18 +1,21 @@
-"""One request to an upstream: its body, its timeouts, and what is sent to a host."""
+"""One request to an upstream: its body, its timeouts, its attempts, what is sent, and the head that comes back."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+import re
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import httpx
+import msgspec
 
 from gateway.http.headers import Headers, has, without
-from gateway.upstreams.connection import Interim
 from gateway.upstreams.hosts import Base
-from gateway.upstreams.transport import Attempt, UpstreamTimeouts
 
+Interim = Callable[[int, Sequence[tuple[bytes, bytes]]], None]
+"""Called with a response before the final one: its status, and its fields."""
 AHEAD = 64 * 1024
 """Bytes that are here before a place is taken: what uvicorn holds of a body before it stops reading."""
 
@@ -77,34 +80,82 @@ class Patience:
 
 
 ORDINARY = Patience()
+METHODS = frozenset(("GET", "HEAD"))
+"""The methods of requests that go out on connections of our own, without aiohttp's objects."""
 
 
-class Sending:
+class UpstreamTimeouts(msgspec.Struct, frozen=True):
+    """Seconds: for a connection from the pool, for a new one to open, between two received pieces.
+
+    `bounded`: the caller has a timeout for the response head, so none is needed here.
+    """
+
+    pool: float | None = None
+    connect: float | None = None
+    read: float | None = None
+    bounded: bool = False
+
+
+class ReceivedHead(msgspec.Struct, frozen=True):
+    """A response whose head has come. Header names are as they came."""
+
+    status: int
+    headers: Sequence[tuple[bytes, bytes]]
+    stream: httpx.AsyncByteStream
+    judged: bool = False
+    """Whether its head was read strictly, names turned into lower case."""
+    shows_cut: bool = True
+    """Whether its body, where it ends with its connection, raises an error if that broke off."""
+    framed: bool = False
+    """Whether its head is known to say where its body ends."""
+
+
+class CountedConnection(Protocol):
+    """What an attempt sees of its connection."""
+
+    requests: int
+    received: bool
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One request on one connection: the callback for interim responses, and whether it is safe to send it again.
+
+    The caller passes it as the extension `attempt`, and reads it if the request failed.
+    """
+
+    interim: Interim | None = None
+    lost_its_connection: bool = False
+    """Whether a kept connection was closed as it was used again (RFC 9112 §9.3.1): nothing was received."""
+    connection: CountedConnection | None = None
+
+    def on(self, connection: CountedConnection) -> None:
+        connection.requests += 1
+        connection.received = False
+        self.connection = connection
+
+    def lost(self) -> None:
+        connection = self.connection
+        self.lost_its_connection = connection is None or (connection.requests > 1 and not connection.received)
+
+
+class Sending(msgspec.Struct):
     """One request, as it is sent once or twice."""
 
-    def __init__(
-        self,
-        method: str,
-        target: str,
-        headers: list[tuple[bytes, bytes]],
-        body: AsyncIterable[bytes] | None,
-        interim: Interim | None,
-        patience: Patience,
-        timeout: float,
-        bounded: bool,
-        constants: Headers = (),
-    ) -> None:
-        self.method = method
-        self.bounded = bounded
-        self.body = body
-        self.interim = interim
-        self.patience = patience
-        self.timeout = timeout if patience.timeout is None else patience.timeout
-        # A body is sent at its client's pace: then each step has the deadline, not all of them together.
-        self.until = asyncio.get_running_loop().time() + self.timeout if body is None else None
-        self.target = target
-        self.headers = headers
-        self.constants = constants
+    method: str
+    target: str
+    headers: Headers
+    body: AsyncIterable[bytes] | None
+    interim: Interim | None
+    patience: Patience
+    timeout: float
+    """Seconds for the response head."""
+    until: float | None
+    """When these have passed, on the event loop's clock. None with a body, which is sent at its client's pace: then
+    each step has the timeout, not all of them together."""
+    bounded: bool = False
+    """Whether the caller cancels it then."""
+    constants: Headers = ()
 
     @property
     def stream(self) -> httpx.AsyncByteStream | None:
@@ -112,12 +163,20 @@ class Sending:
             return None
         return self.body if isinstance(self.body, Upload) else Upload(self.body)
 
-    def fields(self, base: Base) -> list[tuple[bytes, bytes]]:
+    def is_late(self) -> bool:
+        """Whether its time is up, or nearly."""
+        return self.until is not None and asyncio.get_running_loop().time() >= self.until - self.timeout / 20
+
+    def fields(self, base: Base) -> Headers:
         """The header fields as they go to a host."""
         fields = self.headers
         if self.body is None and self.method in ("POST", "PUT", "PATCH"):
             fields = [*without(fields, b"content-length"), (b"content-length", b"0")]
         return fields if has(fields, b"host") else [(b"host", base.sent_host), *fields]
+
+    def head(self, base: Base) -> bytes:
+        """The request's bytes for a host, where it has no body. Raises UpstreamMalformed, httpx.LocalProtocolError."""
+        return request_head(self.method, base.path(self.target), self.fields(base))
 
     def timeouts(self, connect: float) -> UpstreamTimeouts:
         bounded = self.until is not None
@@ -133,3 +192,15 @@ class Sending:
             stream=self.stream,
             extensions={"timeout": timeout, "attempt": attempt, **({"sni_hostname": tls_name} if tls_name else {})},
         )
+
+
+_BREAKS = re.compile(rb"[\r\n\0]")
+_TARGET = re.compile(rb"/[\x21-\x7e]*")
+
+
+def request_head(method: str, target: bytes, headers: Headers) -> bytes:
+    """A request's bytes, where it has no body. Raises httpx.LocalProtocolError where a field would end its line."""
+    lines = [name + b": " + value for name, value in headers]
+    if not _TARGET.fullmatch(target) or _BREAKS.search(b"".join(lines)):
+        raise httpx.LocalProtocolError("a request that can't be sent")
+    return b"\r\n".join((b"%b %b HTTP/1.1" % (method.encode("ascii"), target), *lines, b"", b""))

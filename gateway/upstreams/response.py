@@ -31,7 +31,7 @@ from gateway.policy.storability import is_endless
 from gateway.upstreams.aiohttp_errors import HeadTooLarge
 from gateway.upstreams.connection import PlainBody
 from gateway.upstreams.failure_causes import cause_of
-from gateway.upstreams.transport import ReceivedHead
+from gateway.upstreams.request import ReceivedHead
 
 
 class Live(msgspec.Struct, frozen=True):
@@ -211,9 +211,10 @@ class ResponseBody(Protocol):
     async def aclose(self) -> None: ...
 
 
-class WholeBody:
-    def __init__(self, content: bytes) -> None:
-        self.content = content
+class WholeBody(msgspec.Struct):
+    """A body that has come."""
+
+    content: bytes
 
     async def whole(self, limit: int, live: Live | None = None) -> bytes | None:
         return self.content if len(self.content) <= limit else None
@@ -313,11 +314,13 @@ class Fetched(msgspec.Struct, frozen=True):
     """For a handler's response: the inputs that it depends on."""
     shows_cut: bool = False
     """Whether its body, where it ends with its connection, raises an error if that broke off."""
+    framed: bool = False
+    """Whether its head is known to say where its body ends."""
 
     @property
     def ends_surely(self) -> bool:
         """Whether a broken connection could be distinguished from the end of the body (RFC 9112 §8)."""
-        if self.status in WITHOUT_CONTENT:
+        if self.framed or self.status in WITHOUT_CONTENT:
             return True
         codings = b",".join(values(self.headers, b"transfer-encoding")).lower()
         return has(self.headers, b"content-length") or b"chunked" in codings
@@ -356,6 +359,8 @@ def check_head(name: str, headers: Headers, max_head: int, max_fields: int) -> N
             raise UpstreamMalformed(name, "a malformed header")
 
 
+UNSOLICITED = (206, 304)
+"""Statuses that must have been asked for."""
 _CONDITIONAL = frozenset((b"if-none-match", b"if-modified-since"))
 
 

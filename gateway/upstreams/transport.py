@@ -16,79 +16,29 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterable, Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import aiohttp
 import httpx
-import msgspec
 from aiohttp.abc import AbstractResolver
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport
 from yarl import URL
 
+from gateway.config.tls import TlsFileError, client_context
+from gateway.config.upstream import UpstreamConfig
+from gateway.errors import ConfigError, ConfigProblem
 from gateway.http.response_parser import MOST_FIELDS
 from gateway.upstreams.aiohttp_errors import ERRORS, translated
-from gateway.upstreams.connection import (
-    METHODS,
-    Interim,
-    PlainConnection,
-    Pool,
-    request_head,
-)
+from gateway.upstreams.connection import PlainConnection, Pool
 from gateway.upstreams.name_resolution import Connector, Names, PublicResolver
 from gateway.upstreams.receiver import Receiver
+from gateway.upstreams.request import METHODS, Attempt, ReceivedHead, UpstreamTimeouts, request_head
 from gateway.upstreams.sockets import client_timeout
 
 _AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
-
-
-class ReceivedHead(msgspec.Struct, frozen=True):
-    """A response whose head has come. Header names are as they came."""
-
-    status: int
-    headers: Sequence[tuple[bytes, bytes]]
-    stream: httpx.AsyncByteStream
-    judged: bool = False
-    """Whether its head was read strictly, names turned into lower case."""
-    shows_cut: bool = True
-    """Whether its body, where it ends with its connection, raises an error if that broke off."""
-
-
-class UpstreamTimeouts(msgspec.Struct, frozen=True):
-    """Seconds: for a connection from the pool, for a new one to open, between two received pieces.
-
-    `bounded`: the caller has a timeout for the response head, so none is needed here.
-    """
-
-    pool: float | None = None
-    connect: float | None = None
-    read: float | None = None
-    bounded: bool = False
-
-
-@dataclass(slots=True)
-class Attempt:
-    """One request on one connection: the callback for interim responses, and whether it is safe to send it again.
-
-    The caller passes it as the extension `attempt`, and reads it if the request failed.
-    """
-
-    interim: Interim | None = None
-    lost_its_connection: bool = False
-    """Whether a kept connection was closed as it was used again (RFC 9112 §9.3.1): nothing was received."""
-    _connection: Receiver | PlainConnection | None = None
-
-    def on(self, connection: Receiver | PlainConnection) -> None:
-        connection.requests += 1
-        connection.received = False
-        self._connection = connection
-
-    def lost(self) -> None:
-        connection = self._connection
-        self.lost_its_connection = connection is None or (connection.requests > 1 and not connection.received)
 
 
 class Answered(aiohttp.ClientResponse):
@@ -176,7 +126,7 @@ class Transport(AiohttpTransport):
         self._resolver = resolver
         self.names: Names | None = None
         """The names that lead to the upstream; None until the first connection."""
-        self._plain = Pool(self._connect, limit=max_connections, keepalive=keepalive)
+        self.plain = Pool(self._connect, limit=max_connections, keepalive=keepalive)
         self._connector: Connector | None = None
         self._origins: dict[str, aiohttp.ClientRequest] = {}
 
@@ -184,7 +134,7 @@ class Transport(AiohttpTransport):
         if self.names is None:
             resolver = self._resolver or aiohttp.ThreadedResolver()
             self.names = Names(PublicResolver(resolver) if self._public_only else resolver, self._resolve_every)
-            self._plain.several = self.names.several
+            self.plain.several = self.names.several
         return Connector(
             self.names, factory, self._make_room, limit=limit, keepalive_timeout=self._keepalive, ssl=self._tls
         )
@@ -193,7 +143,7 @@ class Transport(AiohttpTransport):
         """Close idle connections, where one more would be beyond `max_connections`. Requests in flight are fewer than
         that already, by the upstream's limit."""
         session = self.client.connector if isinstance(self.client, aiohttp.ClientSession) else None
-        pools = (self._plain, *((session,) if isinstance(session, Connector) else ()))
+        pools = (self.plain, *((session,) if isinstance(session, Connector) else ()))
         more = sum(pool.open for pool in pools) - self._max_connections
         while more > 0 and any(pool.close_idle() for pool in pools):
             more -= 1
@@ -216,13 +166,13 @@ class Transport(AiohttpTransport):
 
     @property
     def connections_in_use(self) -> int:
-        plain = self._plain.in_use
+        plain = self.plain.in_use
         if not isinstance(self.client, aiohttp.ClientSession) or self.client.connector is None:
             return plain
         return plain + len(self.client.connector._acquired)
 
     async def aclose(self) -> None:
-        self._plain.close()
+        self.plain.close()
         if self._connector is not None:
             await self._connector.close()
         await super().aclose()
@@ -285,24 +235,23 @@ class Transport(AiohttpTransport):
     ) -> ReceivedHead:
         origin, target = _split_url(url)
         head = request_head(method, target, headers)
-        connection = await self._plain.connection(origin, pool=timeouts.pool, connect=timeouts.connect)
-        attempt.on(connection)
-        asked = connection.ask(head, attempt.interim, bodiless=method == "HEAD")
+        connection = await self.plain.connection(origin, pool=timeouts.pool, connect=timeouts.connect)
+        answer = connection.send(head, attempt, timeouts.read, bodiless=method == "HEAD")
         try:
-            answer, body = await (asked if timeouts.bounded else asyncio.wait_for(asked, timeouts.read))
-        except httpx.ReadError:
-            attempt.lost()
+            return await (answer if timeouts.bounded else asyncio.wait_for(answer, timeouts.read))
+        except BaseException as error:
+            connection.leave(answer)
+            if isinstance(error, httpx.ReadError):
+                attempt.lost()
+            if isinstance(error, TimeoutError):
+                raise httpx.ReadTimeout("timed out") from None
             raise
-        except TimeoutError:
-            raise httpx.ReadTimeout("timed out") from None
-        body.patience = timeouts.read
-        return ReceivedHead(answer.status, answer.fields, body, judged=True)
 
     async def _connect(self, origin: str, timeout: float | None) -> PlainConnection:
         """A new connection. Raises httpx.ConnectTimeout, and what else aiohttp does."""
         if self._connector is None:
             self._connector = self._open_connector(
-                partial(PlainConnection, self._plain, self._max_head, self._max_fields), 0
+                partial(PlainConnection, self.plain, self._max_head, self._max_fields), 0
             )
         to = self._origins.get(origin)
         if to is None:
@@ -364,3 +313,24 @@ def _split_url(url: str) -> tuple[str, bytes]:
     """The origin of `url`, and the target to ask it for."""
     start = url.find("/", url.index("//") + 2)
     return (url[:start], url[start:].encode("ascii")) if start > 0 else (url, b"/")
+
+
+def transport_of(name: str, config: UpstreamConfig) -> httpx.AsyncBaseTransport:
+    """The transport that an upstream's settings ask for. Raises ConfigError."""
+    try:
+        tls = client_context(config)
+    except TlsFileError as error:
+        raise ConfigError([ConfigProblem("", f"upstreams.{name}.{error.setting}", str(error))]) from None
+    if config.transport == "aiohttp":
+        return Transport(
+            max_connections=config.max_connections,
+            verify=tls,
+            max_response_headers=config.max_response_headers,
+            max_response_fields=config.max_response_fields,
+            public_only=config.addresses == "public",
+            resolve_every=config.resolve_every.total_seconds(),
+            tls_name=config.tls_name,
+        )
+    # Its pool hands what comes behind a response to the next request, so no connection is used twice.
+    limits = httpx.Limits(max_connections=config.max_connections, max_keepalive_connections=0)
+    return httpx.AsyncHTTPTransport(limits=limits, verify=tls, trust_env=False)

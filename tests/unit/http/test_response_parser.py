@@ -10,7 +10,8 @@ import pytest
 from gateway.errors import UpstreamError, UpstreamMalformed, UpstreamUnreachable
 from gateway.http.response_parser import Chunks, Malformed, end_of_head, read_head
 from gateway.upstreams.connection import MOST_WAITING
-from gateway.upstreams.transport import Attempt, Transport, UpstreamTimeouts
+from gateway.upstreams.request import Attempt, UpstreamTimeouts
+from gateway.upstreams.transport import Transport
 from tests.support.raw import OK, Connection, ask, raw_upstream, speaking_to
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -329,7 +330,7 @@ async def test_who_is_cancelled_as_the_answer_comes_takes_nothing_from_the_next_
             return b"".join([piece async for piece in received.stream])
 
         assert await get() == b"1"
-        connection = next(iter(transport._plain._idle.values()))[0]
+        connection = next(iter(transport.plain._idle.values()))[0]
         first = asyncio.ensure_future(get())
         answered = connection.data_received
 
@@ -358,7 +359,7 @@ async def test_what_comes_on_a_connection_that_nobody_asked_ends_it_and_answers_
             return b"".join([piece async for piece in received.stream])
 
         assert await get() == b"1"
-        kept = next(iter(transport._plain._idle.values()))[0]
+        kept = next(iter(transport.plain._idle.values()))[0]
         kept.data_received(b"HTTP/1.1 200 OK\r\nContent-Le")
         assert not kept.usable
         assert await get() == b"1"

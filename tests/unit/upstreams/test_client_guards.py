@@ -362,8 +362,19 @@ async def test_who_breaks_off_a_body_holds_nothing(first: bytes) -> None:
         await upstream.aclose()
 
 
-async def test_a_place_is_held_until_the_body_is_closed() -> None:
+async def test_a_place_is_free_as_soon_as_the_whole_response_has_come() -> None:
     async with raw_upstream(always(OK)) as raw:
+        upstream = speaking_to(raw)
+        for _ in range(3):  # the first on a new connection, the others on a kept one
+            fetched = await upstream.fetch("GET", "/", [])
+            assert upstream.places.taken == 0
+            assert await fetched.body.whole(100) is not None
+        assert raw.connections == 1
+        await upstream.aclose()
+
+
+async def test_a_place_is_held_until_the_body_is_closed() -> None:
+    async with raw_upstream(always(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")) as raw:
         upstream = speaking_to(raw)
         fetched = await upstream.fetch("GET", "/", [])
         assert upstream.places.taken == 1

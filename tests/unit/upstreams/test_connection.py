@@ -8,13 +8,13 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator
 
-import httpx
 import pytest
 
 from gateway.errors import UpstreamError
 from gateway.testing import TurnedClock, running
 from gateway.upstreams import connection
-from gateway.upstreams.connection import INTERNALS, request_head
+from gateway.upstreams.connection import INTERNALS
+from gateway.upstreams.request import Attempt
 from tests.support.gateways import gateway, served
 from tests.support.raw import OK, Connection, always, raw_upstream, speaking_to
 
@@ -186,7 +186,7 @@ async def test_a_connection_is_used_again_after_a_head_once_it_was_silent(monkey
 
     async with raw_upstream(script) as raw:
         upstream = speaking_to(raw)
-        pool = upstream._transport._plain  # type: ignore[attr-defined]
+        pool = upstream._transport.plain  # type: ignore[attr-defined]
         for _ in range(3):
             await (await upstream.fetch("HEAD", "/", [])).body.aclose()
             while not any(pool._idle.values()):
@@ -261,24 +261,6 @@ def test_what_is_used_of_aiohttp_is_there() -> None:
     assert not missing, f"this aiohttp has no {', '.join(missing)}: see gateway/upstreams/connection.py"
 
 
-def test_a_request_is_its_line_its_fields_as_they_are_and_an_empty_line() -> None:
-    head = request_head("GET", b"/a?b=%2C", [(b"host", b"api.test"), (b"x-name", "grün".encode("latin-1"))])
-    assert head == b"GET /a?b=%2C HTTP/1.1\r\nhost: api.test\r\nx-name: gr\xfcn\r\n\r\n"
-
-
-@pytest.mark.parametrize("value", [b"a\r\nx: y", b"a\nb", b"a\rb", b"a\0b"])
-def test_a_field_that_would_end_its_line_is_not_sent(value: bytes) -> None:
-    for field in ((b"x-a", value), (value, b"x")):
-        with pytest.raises(httpx.LocalProtocolError):
-            request_head("GET", b"/", [field])
-
-
-@pytest.mark.parametrize("target", [b"", b"a", b"/a b", b"/a\r\nx: y", b"/\xc3\xbc"])
-def test_a_target_that_is_none_is_not_sent(target: bytes) -> None:
-    with pytest.raises(httpx.LocalProtocolError):
-        request_head("GET", target, [])
-
-
 async def test_another_protocol_that_nobody_asked_for_is_an_error_and_ends_the_connection() -> None:
     async def script(connection: Connection) -> None:
         await connection.request()
@@ -303,4 +285,47 @@ async def test_connections_of_both_kinds_have_one_limit() -> None:
                 await each.body.aclose()
             await asyncio.sleep(0.05)  # until the server has seen what was closed
             assert raw.open <= 4
+        await upstream.aclose()
+
+
+async def test_a_request_on_an_idle_connection_is_written_without_a_wait() -> None:
+    async with raw_upstream(always(OK)) as raw:
+        upstream = speaking_to(raw, max_connections=1)
+        await upstream.fetch("GET", "/", [])
+        pool = upstream._transport.plain  # type: ignore[attr-defined]
+        assert pool.in_use == 0
+        asked = upstream.fetch("GET", "/", [])
+        pending = asked.send(None)
+        assert pool.in_use == 1
+        assert next(iter(pool._used)).requests == 2
+        assert pool.begin(f"{raw.url}", b"", Attempt(), None, bodiless=False) is None, "the one connection is in use"
+        await asyncio.wait((pending,))
+        with pytest.raises(StopIteration) as answer:
+            asked.send(None)
+        assert answer.value.value.status == 200
+        await upstream.aclose()
+
+
+async def test_a_caller_that_leaves_takes_the_connection_with_it() -> None:
+    """The answer that is on its way must not reach the next request."""
+    release = asyncio.Event()
+
+    async def script(connection: Connection) -> None:
+        while await connection.request():
+            await connection.send(OK)
+            await connection.request()
+            await release.wait()
+            await connection.send(OK.replace(b"200 OK", b"299 Late"))
+
+    async with raw_upstream(script) as raw:
+        upstream = speaking_to(raw)
+        await upstream.fetch("GET", "/", [])
+        left = asyncio.ensure_future(upstream.fetch("GET", "/", []))
+        await asyncio.sleep(0.01)
+        left.cancel()
+        await asyncio.wait((left,))
+        assert upstream._transport.connections_in_use == 0  # type: ignore[attr-defined]
+        release.set()
+        assert (await upstream.fetch("GET", "/", [])).status == 200
+        assert raw.connections == 2
         await upstream.aclose()
