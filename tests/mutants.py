@@ -332,7 +332,7 @@ GUARDS = (
     ),
     # What is told outside.
     Mutant("admin.app", "if not is_known(host, self._configured()):", "if False:", "unit/admin/test_operations"),
-    Mutant("routing.location", 'if name == b"link":', "if False:", "unit/app/test_gateway"),
+    Mutant("routing.location", 'if name == b"link":', "if False:", "unit/routing/test_location"),
 )
 """Guards that faults and hostile input are met by; each taken out turns a test red."""
 

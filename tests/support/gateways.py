@@ -13,7 +13,7 @@ import uvicorn
 
 from gateway.app.gateway import Gateway, create_app
 from gateway.observability.access_log import silent
-from gateway.testing import Answer
+from gateway.testing import Answer, StubUpstream
 
 
 def json_answer(**headers: str) -> Answer:
@@ -91,3 +91,10 @@ def lose_wholes(app: Gateway) -> None:
     for shard in memory._responses._shards:
         for key in [key for key in shard if key.startswith("+")]:
             memory.remove(key)
+
+
+THIRTY = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "30s"}}
+
+
+def seen(upstream: StubUpstream, number: int = -1) -> httpx.Headers:
+    return upstream.requests[number].headers

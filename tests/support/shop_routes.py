@@ -7,11 +7,14 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
+import httpx
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
 
 from gateway import Upstream, cached, upstream
+from gateway.testing import StubUpstream, TurnedClock
+from tests.support.gateways import gateway
 
 router = APIRouter(tags=["shop"])
 calls: Counter[str] = Counter()
@@ -170,3 +173,9 @@ async def special(name: str) -> PlainTextResponse:
 async def orders() -> dict[str, int]:
     calls["orders"] += 1
     return {"order": calls["orders"]}
+
+
+def shop(clock: TurnedClock, **settings: object) -> object:
+    upstream = StubUpstream(lambda request: httpx.Response(200, json={"name": f"item at {request.url.path}"}))
+    include = {"include": ["tests.support.shop_routes:router"]}
+    return gateway(upstream, {}, clock=clock, **{**include, **settings})  # type: ignore[arg-type]

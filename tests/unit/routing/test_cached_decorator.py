@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import httpx
 import pytest
 
 from gateway.cache.redis.store import RedisStore
@@ -12,19 +11,7 @@ from gateway.errors import ConfigError
 from gateway.testing import StubUpstream, TurnedClock, running
 from tests.support import shop_routes
 from tests.support.gateways import gateway, json_answer
-
-
-@pytest.fixture(autouse=True)
-def fresh_counts() -> None:
-    shop_routes.calls.clear()
-    shop_routes.gate = asyncio.Event()
-    shop_routes.gate.set()
-
-
-def shop(clock: TurnedClock, **settings: object) -> object:
-    upstream = StubUpstream(lambda request: httpx.Response(200, json={"name": f"item at {request.url.path}"}))
-    include = {"include": ["tests.support.shop_routes:router"]}
-    return gateway(upstream, {}, clock=clock, **{**include, **settings})  # type: ignore[arg-type]
+from tests.support.shop_routes import shop
 
 
 async def test_a_model_comes_back_on_a_hit_as_it_was(clock: TurnedClock) -> None:
@@ -114,27 +101,6 @@ async def test_a_handler_that_takes_the_request_is_keyed_by_the_whole_query(cloc
     async with running(shop(clock)) as client:
         assert (await client.get("/echo?a=1")).json() == {"a": "1"}
         assert (await client.get("/echo?a=2")).json() == {"a": "2"}
-
-
-async def test_a_refresh_behind_replays_the_request_so_that_its_dependencies_live(clock: TurnedClock) -> None:
-    app = shop(clock)
-    async with running(app) as client:
-        assert (await client.get("/session")).json() == {"open": True}
-        clock.turn(2)
-        await client.get("/session")
-        await app.engine.settle()  # type: ignore[attr-defined]
-        assert (await client.get("/session")).json() == {"open": True}
-    assert shop_routes.calls["session"] == 2
-
-
-async def test_a_refresh_that_a_dependency_refuses_keeps_the_old_answer(clock: TurnedClock) -> None:
-    app = shop(clock)
-    async with running(app) as client:
-        await client.get("/guarded", headers={"x-token": "good"})
-        clock.turn(31)
-        assert (await client.get("/guarded", headers={"x-token": "good"})).json() == {"token": "good"}
-        await app.engine.settle()  # type: ignore[attr-defined]
-        assert shop_routes.calls["guarded"] == 2
 
 
 async def test_headers_of_dependencies_belong_to_their_own_request(clock: TurnedClock) -> None:

@@ -11,9 +11,11 @@ import pytest
 from fastapi import APIRouter, Depends, Path
 
 from gateway import cached, create_app
+from gateway.errors import ConfigError
 from gateway.observability.access_log import silent
 from gateway.routing.handler_tags import text_of
 from gateway.testing import running
+from tests.support.handlers import app_of, of
 
 
 class Colour(enum.StrEnum):
@@ -87,3 +89,11 @@ def test_equal_values_have_one_text() -> None:
     assert text_of(datetime.fromisoformat("2026-01-02T03:00:00+02:00")) == text_of(datetime(2026, 1, 2, 1, tzinfo=UTC))
     assert text_of(Decimal("1E+2")) == text_of(Decimal("100.0")) == "100"
     assert text_of(Decimal("-0.0")) == "0"
+
+
+def test_a_tag_of_no_parameter_is_refused_at_start() -> None:
+    async def handler(user_id: str) -> str:
+        return user_id
+
+    with pytest.raises(ConfigError, match=r"\{user\} isn't a parameter of the path /of/.*did you mean user_id"):
+        app_of(of(handler, path="/of/{user_id}", tags=["user:{user}"]))
