@@ -220,11 +220,10 @@ class Epochs:
         """The floor at which the records take seven eighths of `most` bytes, if they take more than `most`."""
         if self.weight <= most:
             return None
-        weight, floor = self.weight, self.floor
-        for position, purge in self.records.values():
-            weight, floor = weight - purge.weight, position
-            if weight <= most * 7 // 8:
-                break
+        weight, floor, oldest = self.weight, self.floor, iter(self.records.values())
+        while weight > most * 7 // 8:
+            floor, purge = next(oldest)
+            weight -= purge.weight
         return floor
 
     def raise_floor(self, floor: Position) -> None:
@@ -317,12 +316,12 @@ class Epochs:
     def untouched(self, stamp: str) -> bool:
         """Whether nothing at all was purged since a fetch with this stamp: then there is nothing to judge."""
         position = self._positions.get(stamp)
-        return not self.pending and (position or self._position(stamp)) >= self._latest
+        return not self.pending and (position or self.position(stamp)) >= self._latest
 
     def judge(self, stamp: str, started: float, names: Collection[str]) -> tuple[PurgeState, float]:
         """The effect of purges on a response with this stamp and these names, fetched since `started`. With SOFT comes
         the instant (seconds) of the purge."""
-        position = self._position(stamp)
+        position = self.position(stamp)
         if position == _FOREIGN or (self.floor != ZERO and position < self.floor):
             return PurgeState.VOID, 0.0
         hard, soft = self._hard, self._soft
@@ -359,9 +358,6 @@ class Epochs:
 
     def position(self, stamp: str) -> Position:
         """The position of a stamp in the stream; before all of it for another generation."""
-        return self._position(stamp)
-
-    def _position(self, stamp: str) -> Position:
         known = self._positions.get(stamp)
         if known is not None:
             return known

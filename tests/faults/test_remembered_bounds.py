@@ -26,7 +26,7 @@ from gateway.http.headers import CacheControl, parse_date
 from gateway.http.target import is_credential
 from gateway.policy import keys, storability
 from gateway.policy.entry import encode
-from gateway.policy.keys import is_identity, short_key
+from gateway.policy.keys import is_identity
 from gateway.policy.rules import PLAIN, CachePolicy
 from gateway.policy.storability import ReceivedResponse, admit
 from gateway.policy.vary import MOST_SUFFIXES, Suffixes
@@ -83,12 +83,6 @@ def test_failures_of_parts_are_kept_by_digests(clock: TurnedClock) -> None:
     assert failures.claim(f"{LONG}19999", 5.0) is failure
     failures.discard(f"{LONG}19999")
     assert failures.get(f"{LONG}19999") is None
-
-
-def test_a_short_key_is_itself() -> None:
-    assert short_key("a" * 64) == "a" * 64
-    assert len(short_key("a" * 65)) == 32
-    assert short_key("\u20ac" * 65) != short_key("\u20ac" * 66)
 
 
 def long_names(number: int) -> Iterator[str]:

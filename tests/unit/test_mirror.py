@@ -62,8 +62,6 @@ NOT_YET = frozenset(
         "fastapi_cache2.coder",
         "http.request_parser",
         "observability.trace_context",
-        "policy.identity_key",
-        "policy.storability",
         "server.ipc",
         "server.worker_handle",
         "testing",

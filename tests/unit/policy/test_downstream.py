@@ -1,19 +1,14 @@
-"""downstream: what answers say to the caches behind the gateway, and that such caches give nobody another's answer."""
+"""downstream: the fields that tell the caches behind the gateway what selects a response, and whom it is for."""
 
 from __future__ import annotations
 
-import asyncio
+from typing import Any
 
-import httpx
 import pytest
 
-from gateway.edge.protocol import GatewayProtocol
+from gateway.http.field_changes import FieldChanges
 from gateway.policy.downstream import NOTHING, Downstream, with_private
 from gateway.policy.keys import Keying
-from gateway.testing import StubUpstream, TurnedClock, running
-from tests.support.edge_lines import Changing, Side
-from tests.support.gateways import gateway, lose_wholes, served
-from tests.support.kinds import ROUTES, ROWS, SESSION, SESSIONS, behind, handlers, part, route, said_of
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -109,75 +104,70 @@ def test_private_answers_say_so_to_every_kind_of_cache(before: Fields, after: Fi
     assert with_private(before) == after
 
 
-# --- the kinds of routes -----------------------------------------------------------------------------------
+def test_a_response_that_is_not_stored_tells_also_what_it_was_made_of() -> None:
+    plain = Downstream.of(TENANT, made=False)
+    told = plain.varying(["accept", ":host", "cookie:theme"], private=False)
+    assert (told.vary, told.is_private) == (("accept", "cookie", "x-tenant"), True), "a cookie identifies the client"
+    assert plain.varying(["accept"], private=False).told([AGE]) == [AGE, (b"vary", b"accept, x-tenant")]
+    assert plain.varying([], private=True).told([AGE])[0] == (b"cache-control", b"private, max-age=5")
+    assert plain.vary == ("x-tenant",), "the route's own fields stay"
 
 
-@pytest.mark.parametrize("name", ROWS)
-async def test_every_answer_of_a_route_says_what_selects_it(name: str) -> None:
-    row = ROWS[name]
-    async with served(behind(), http=GatewayProtocol) as url, httpx.AsyncClient(base_url=url) as client:
-        for user in (*row.users, *row.users):
-            for method, more in (("GET", {}), ("GET", {}), ("HEAD", {}), ("GET", {"range": "bytes=0-3"})):
-                response = await client.request(method, row.path, headers=user | more)
-                if response.status_code == 405:  # FastAPI gives handlers no HEAD
-                    continue
-                vary, private = said_of(response)
-                assert row.vary <= vary
-                assert private == row.private or row.users[1] == {}
-            again = await client.get(row.path, headers=user | {"if-none-match": response.headers.get("etag", "*")})
-            assert row.vary <= said_of(again)[0]
-            assert said_of(again)[1] == row.private or row.users[1] == {}
+# --- changes by settings -----------------------------------------------------------------------------------
+
+OWN = Keying(vary=("x-tenant",), authorization="ignore", cookies=())
+NOBODYS = Keying(vary=(), authorization="ignore", cookies=())
 
 
-# --- whatever became of a request --------------------------------------------------------------------------
+def changed(
+    *headers: tuple[bytes, bytes], put: dict[str, str] | None = None, removed: tuple[str, ...] = (), **more: Any
+) -> dict[bytes, bytes]:
+    changes = FieldChanges.of(put or {}, {}, removed)
+    keying = more.pop("keying", NOBODYS)
+    return dict(Downstream.of(keying, made=False, changes=changes).told(list(headers), **more))
 
 
-@pytest.mark.parametrize("edge", [True, False])
-@pytest.mark.parametrize("path", ["/session", "/whole/session"])
-async def test_fresh_stale_revalidated_and_joined_answers_say_the_same(
-    clock: TurnedClock, path: str, edge: bool
-) -> None:
-    changing = Changing()
-
-    class Json(Changing):
-        def __call__(self, request: httpx.Request) -> httpx.Response:
-            if request.headers.get("if-none-match"):
-                return httpx.Response(304)
-            return httpx.Response(200, json=changing.version, headers={"etag": '"e"'})
-
-    routes = {
-        "session": route("/session", **SESSION, ttl="5s") | {"stale_while_revalidate": "5s", "stale_if_error": "60s"},
-        "whole": {"path": "/whole/session", **part(**SESSION, ttl="5s", stale_while_revalidate="5s")},
-    }
-    side = Side(clock, Json(), edge=edge, routes=routes)
-    request = f"GET {path} HTTP/1.1\r\nHost: gateway.test\r\nCookie: sid=ann\r\n\r\n".encode()
-    seen: dict[bytes, tuple[bytes, bytes]] = {}
-    for turned in (0.0, 0.0, 0.0, 6.0, 0.0, 60.0, 0.0):
-        clock.turn(turned)
-        if turned == 0.0:
-            lose_wholes(side.app)
-        answer, _ = await side.ask(request)
-        fields = dict(line.split(b": ", 1) for line in answer.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:])
-        said = b"cache;desc=" + fields[b"server-timing"].partition(b"desc=")[2].partition(b",")[0].partition(b";")[0]
-        seen[said] = (fields[b"vary"], fields[b"cache-control"].partition(b",")[0])
-    assert set(seen.values()) == {(b"cookie", b"private")}
-    assert len(seen) >= 3
+LIFE = (b"cache-control", b"public, max-age=60")
 
 
-async def test_a_collapsed_answer_says_what_the_others_do() -> None:
-    upstream = StubUpstream(lambda _: httpx.Response(200, json={}))
-    upstream.gate.clear()
-    app = gateway(upstream, {"session": route("/session", **SESSION)})
-    async with running(app) as client:
-        both = [asyncio.ensure_future(client.get("/session", headers=SESSIONS[0])) for _ in range(2)]
-        await upstream.came.acquire()
-        upstream.gate.set()
-        answers = [await each for each in both]
-    assert upstream.asked == 1
-    assert any("collapsed" in answer.headers["cache-status"] for answer in answers)
-    assert [said_of(answer) for answer in answers] == [({"cookie"}, True)] * 2
+def test_a_life_can_be_set_and_taken_away() -> None:
+    assert changed(LIFE, put={"cache-control": "max-age=5"})[b"cache-control"] == b"max-age=5"
+    assert b"cache-control" not in changed(LIFE, removed=("cache-control",))
 
 
-def test_every_kind_that_is_configured_is_a_row() -> None:
-    configured = {settings["path"] for settings in ROUTES.values()} | {each.path for each in handlers().routes}
-    assert configured == {row.path for row in ROWS.values()}
+@pytest.mark.parametrize("forbids", [b"no-store", b"private, max-age=9", b"no-cache", b"max-age=9, no-store"])
+def test_what_forbids_to_store_or_share_stays(forbids: bytes) -> None:
+    for given in ({"put": {"cache-control": "public, max-age=60"}}, {"removed": ("cache-control",)}):
+        kept = changed((b"cache-control", forbids), **given)[b"cache-control"]  # type: ignore[arg-type]
+        word = next(word for word in (b"no-store", b"no-cache", b"private") if word in forbids)
+        assert word in kept
+        assert b"public" not in kept
+    relaxed = changed((b"cache-control", forbids), put={"cdn-cache-control": "max-age=60", "expires": "0"})
+    assert not {b"cdn-cache-control", b"expires"} & relaxed.keys()
+
+
+def test_private_is_decided_after_the_changes() -> None:
+    keyed = Keying(vary=(), authorization="key", cookies=())
+    fields = changed(LIFE, put={"cache-control": "public, max-age=60"}, keying=keyed)
+    assert fields[b"cache-control"] == b"private, max-age=60"
+
+
+def test_vary_keeps_what_selects_the_answer() -> None:
+    given = (b"vary", b"x-junk, accept-language")
+    selecting = ("accept-language",)
+    stored = changed(LIFE, given, removed=("vary",), keying=OWN, selecting=selecting)
+    assert stored[b"vary"] == b"x-tenant, accept-language"
+    passed = changed(LIFE, given, removed=("vary",), keying=OWN, stored=False)
+    assert passed[b"vary"] == b"x-junk, accept-language, x-tenant"
+    assert changed(LIFE, (b"vary", b"*"), removed=("vary",))[b"vary"] == b"*"
+    made = (b"vary", b"Origin, x-junk, Accept-Encoding")
+    assert changed(LIFE, made, removed=("vary",))[b"vary"] == b"origin, accept-encoding"
+    assert changed(LIFE, given, put={"vary": "x-more"}, keying=OWN)[b"vary"] == b"x-more, x-tenant"
+
+
+def test_an_interim_response_is_without_the_fields_that_final_ones_lose() -> None:
+    changes = FieldChanges.of({"x-set": "1"}, {"x-added": ["1"]}, ["x-removed"])
+    given = [(b"link", b"</a>"), (b"x-removed", b"1"), (b"x-set", b"0"), (b"x-added", b"0")]
+    told = Downstream.of(NOBODYS, made=False, changes=changes)
+    assert told.interim(given) == [(b"link", b"</a>"), (b"x-added", b"0")]
+    assert Downstream.of(NOBODYS, made=False).interim(given) == given

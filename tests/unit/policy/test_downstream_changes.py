@@ -12,63 +12,8 @@ from gateway import create_app
 from gateway.app.generations import Generations
 from gateway.config.loader import Loaded
 from gateway.config.models import Config
-from gateway.http.field_changes import FieldChanges
-from gateway.policy.downstream import Downstream
-from gateway.policy.keys import Keying
 from gateway.testing import StubUpstream, TurnedClock, running
 from tests.support.edge_lines import Both, Changing, Side
-
-OWN = Keying(vary=("x-tenant",), authorization="ignore", cookies=())
-NOBODYS = Keying(vary=(), authorization="ignore", cookies=())
-
-
-def told(
-    *headers: tuple[bytes, bytes], put: dict[str, str] | None = None, removed: tuple[str, ...] = (), **more: Any
-) -> dict[bytes, bytes]:
-    changes = FieldChanges.of(put or {}, {}, removed)
-    keying = more.pop("keying", NOBODYS)
-    return dict(Downstream.of(keying, made=False, changes=changes).told(list(headers), **more))
-
-
-LIFE = (b"cache-control", b"public, max-age=60")
-
-
-def test_a_life_can_be_set_and_taken_away() -> None:
-    assert told(LIFE, put={"cache-control": "max-age=5"})[b"cache-control"] == b"max-age=5"
-    assert b"cache-control" not in told(LIFE, removed=("cache-control",))
-
-
-@pytest.mark.parametrize("forbids", [b"no-store", b"private, max-age=9", b"no-cache", b"max-age=9, no-store"])
-def test_what_forbids_to_store_or_share_stays(forbids: bytes) -> None:
-    for given in ({"put": {"cache-control": "public, max-age=60"}}, {"removed": ("cache-control",)}):
-        kept = told((b"cache-control", forbids), **given)[b"cache-control"]  # type: ignore[arg-type]
-        word = next(word for word in (b"no-store", b"no-cache", b"private") if word in forbids)
-        assert word in kept
-        assert b"public" not in kept
-    relaxed = told((b"cache-control", forbids), put={"cdn-cache-control": "max-age=60", "expires": "0"})
-    assert not {b"cdn-cache-control", b"expires"} & relaxed.keys()
-
-
-def test_private_is_decided_after_the_changes() -> None:
-    keyed = Keying(vary=(), authorization="key", cookies=())
-    changed = told(LIFE, put={"cache-control": "public, max-age=60"}, keying=keyed)
-    assert changed[b"cache-control"] == b"private, max-age=60"
-
-
-def test_vary_keeps_what_selects_the_answer() -> None:
-    given = (b"vary", b"x-junk, accept-language")
-    selecting = ("accept-language",)
-    stored = told(LIFE, given, removed=("vary",), keying=OWN, selecting=selecting)
-    assert stored[b"vary"] == b"x-tenant, accept-language"
-    passed = told(LIFE, given, removed=("vary",), keying=OWN, stored=False)
-    assert passed[b"vary"] == b"x-junk, accept-language, x-tenant"
-    assert told(LIFE, (b"vary", b"*"), removed=("vary",))[b"vary"] == b"*"
-    made = (b"vary", b"Origin, x-junk, Accept-Encoding")
-    assert told(LIFE, made, removed=("vary",))[b"vary"] == b"origin, accept-encoding"
-    assert told(LIFE, given, put={"vary": "x-more"}, keying=OWN)[b"vary"] == b"x-more, x-tenant"
-
-
-# --- the edge and the app ----------------------------------------------------------------------------------
 
 CHANGED = {
     "request": {},

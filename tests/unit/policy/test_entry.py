@@ -15,7 +15,18 @@ from xxhash import xxh3_64_digest
 
 from gateway.cache.memory import Memory
 from gateway.http.request_parser import BAD_IN_VALUE
-from gateway.policy.entry import MAGIC, VERSION, Entry, Life, decode_index, decode_stored, encode, size_of
+from gateway.policy.entry import (
+    MAGIC,
+    VERSION,
+    Entry,
+    Life,
+    decode_index,
+    decode_stored,
+    encode,
+    is_sealed,
+    size_of,
+    tail_of,
+)
 from gateway.policy.vary import VaryIndex
 from tests.support.entries import SAMPLE
 
@@ -355,6 +366,15 @@ def test_a_key_that_is_its_own_primary_key_is_counted_once() -> None:
     assert size_of(changed(key=SAMPLE.primary)) < size_of(SAMPLE) - len(SAMPLE.primary)
 
 
+@pytest.mark.parametrize("secret", [b"", b"0123456789abcdef"], ids=["checksum", "HMAC"])
+@pytest.mark.parametrize("entry", [SAMPLE, changed(body=b""), changed(tags=(), vary=(), names=("k:a",), stamp="")])
+def test_a_record_ends_with_its_body_and_the_tail_of_its_fields(entry: Entry, secret: bytes) -> None:
+    data = encode(entry, secret)
+    assert data.endswith(entry.body + tail_of(entry))
+    other = encode(msgspec.structs.replace(entry, body=b"another body"), secret)
+    assert other.endswith(b"another body" + tail_of(entry)), "the tail depends on nothing before it"
+
+
 # --- the seal ----------------------------------------------------------------------------------------------
 
 SECRET = b"0123456789abcdef"
@@ -371,6 +391,16 @@ def test_a_record_with_another_seal_or_none_is_not_believed(sealed: bytes, read:
     different = sealed != read
     assert (decode_stored(encode(SAMPLE, sealed), SAMPLE.key, read) is None) is different
     assert (decode_index(encode(INDEX, sealed), INDEX.primary, read) is None) is different
+
+
+@pytest.mark.parametrize("secret", [b"", SECRET], ids=["checksum", "HMAC"])
+def test_a_seal_is_checked_without_decoding_the_record(secret: bytes) -> None:
+    data = encode(SAMPLE, secret)
+    assert is_sealed(data, secret)
+    assert not is_sealed(data, b"another secret")
+    assert not is_sealed(data[:-1], secret)
+    assert not is_sealed(data[:-1] + bytes((data[-1] ^ 1,)), secret)
+    assert not is_sealed(b"", secret)
 
 
 def test_what_follows_the_seal_cannot_be_planted_without_the_secret() -> None:

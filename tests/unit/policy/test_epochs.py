@@ -16,8 +16,12 @@ from gateway.policy.epochs import (
     PurgeState,
     bounded,
     full_key_name,
+    full_route_name,
+    full_tag_name,
+    key_name,
     parse_position,
     purge_of,
+    route_name,
     tag_name,
 )
 
@@ -63,10 +67,11 @@ def test_what_is_fetched_after_a_floor_is_stamped_with_it_at_the_least() -> None
 def test_a_later_purge_of_a_name_outlives_the_floor_of_an_earlier_one() -> None:
     epochs = Epochs("g")
     epochs.apply((5, 0), purge(1))
-    epochs.apply((9, 0), purge(2))
-    epochs.apply((5, 1), purge(3, soft=True))
+    epochs.apply((5, 1), purge(2, soft=True))
+    epochs.apply((9, 0), purge(3))
     epochs.apply((9, 1), purge(4, soft=True))
     epochs.raise_floor((7, 0))
+    assert list(epochs.records) == ["p3", "p4"]
     assert epochs.last_purge("t:a") == "9-1 (soft)"
     assert state(epochs, "g 8-0") is PurgeState.VOID
     assert state(epochs, "g 9-0") is PurgeState.SOFT
@@ -189,6 +194,14 @@ def test_a_long_name_is_a_digest_that_no_short_one_is(name: str) -> None:
     assert len(digest) <= LONGEST_NAME
     assert bounded(digest) == digest
     assert bounded(name + "x") != digest
+
+
+@pytest.mark.parametrize("text", ["a", "api\n/t", "\xe9", "x" * 100])
+def test_keys_tags_and_routes_of_one_text_have_different_names(text: str) -> None:
+    full = [named(text) for named in (full_key_name, full_tag_name, full_route_name)]
+    names = [named(text) for named in (key_name, tag_name, route_name)]
+    assert names == [*map(bounded, full)]
+    assert len({*names, EVERYTHING}) == 4
 
 
 def test_a_purge_holds_no_more_of_its_names_than_their_digests() -> None:

@@ -12,15 +12,19 @@ from gateway.http.headers import Headers, connection_named, sent_value
 from gateway.policy.identity_key import UNKEYED, IdentityKey
 from gateway.policy.keys import (
     FOLLOWING,
+    LONGEST_SHORT,
     Keying,
     Plan,
     digest,
+    holds_identity,
     is_identity,
     passed_through,
     plan,
     primary_and_stem,
     primary_key,
+    short_key,
     stem_of,
+    without_ignored,
 )
 from gateway.policy.vary import variant_key
 
@@ -96,6 +100,33 @@ def test_constants_are_forwarded_and_not_in_the_key() -> None:
     asked = planned(Keying(("accept",), constants=(VIA,)), (b"accept", b"a/b"))
     assert asked.forward == ((b"accept", b"a/b"), VIA)
     assert VIA[0].decode() not in asked.base
+
+
+@pytest.mark.parametrize("vary", [("accept",), None], ids=["duration", "origin"])
+def test_a_forwarded_host_is_in_the_key_in_lower_case_and_reaches_the_upstream(vary: tuple[str, ...] | None) -> None:
+    keying = Keying(vary, host=True)
+    asked = planned(keying, (b"host", b"One.Test"))
+    assert asked.forward == ((b"host", b"one.test"),)
+    assert asked.base != planned(keying, (b"host", b"two.test")).base
+    assert asked.base == planned(keying, (b"host", b"ONE.test")).base
+    assert asked.primary == planned(keying, (b"host", b"two.test")).primary, "a purge of the URL is for all hosts"
+    assert planned(keying).forward == (), "HTTP/1.0 may send none"
+
+
+def test_a_host_that_is_not_forwarded_is_in_no_key() -> None:
+    assert planned(TIMED, (b"host", b"one.test")) == planned(TIMED)
+
+
+def test_what_settings_send_is_in_the_key_as_a_digest() -> None:
+    one, other, none = (planned(replace(TIMED, sent=sent)) for sent in ("x-api-key:canary", "x-api-key:other", ""))
+    assert len({one.base, other.base, none.base}) == 3
+    assert one.primary == other.primary == none.primary
+    assert "canary" not in one.base
+
+
+def test_marks_of_settings_that_change_the_stored_response_are_in_the_key_alone() -> None:
+    asked = planned(replace(TIMED, marks=((b"shape", b"1"),)))
+    assert (asked.base, asked.primary, asked.forward) == ("api\n/t\nshape:1", "api\n/t", ())
 
 
 # --- routes with ttl: origin -------------------------------------------------------------------------------
@@ -183,6 +214,24 @@ def test_a_request_that_passes_by_forwards_no_header_that_deceives(name: bytes) 
     assert passed_through([(name, b"1"), (b"x-a", b"1")]) == [(b"x-a", b"1")]
 
 
+@pytest.mark.parametrize(
+    ("keying", "names"),
+    [
+        (Keying(None), {b"accept", b"authorization", b"cookie"}),
+        (Keying(None, "ignore"), {b"accept", b"cookie"}),
+        (Keying(None, "key", ()), {b"accept", b"authorization"}),
+        (Keying(None, "ignore", ("sid",)), {b"accept", b"cookie"}),
+    ],
+)
+def test_a_request_that_passes_by_keeps_back_what_its_route_ignores(keying: Keying, names: set[bytes]) -> None:
+    sent = [(b"accept", b"a/b"), (b"authorization", b"b"), (b"cookie", b"theme=dark; sid=1")]
+    left = without_ignored(keying, sent)
+    assert {name for name, _ in left} == names
+    assert dict(left).get(b"cookie") == (
+        b"sid=1" if keying.cookies else dict(sent)[b"cookie"] if keying.cookies is None else None
+    )
+
+
 # --- identity ----------------------------------------------------------------------------------------------
 
 
@@ -250,6 +299,22 @@ def test_a_base_key_tells_credentials_in_the_query_apart_and_the_primary_key_doe
     assert sum(purged) == (2 if "token" in target else 3)
 
 
+@pytest.mark.parametrize(
+    ("keyed", "unkeyed", "vary", "holds"),
+    [
+        pytest.param((), (), ("accept",), False, id="nobody is named"),
+        pytest.param(("authorization",), (), (), True, id="all in the key"),
+        pytest.param((), ("authorization",), (), False, id="one that selects nothing"),
+        pytest.param((), ("authorization",), ("accept", "authorization"), True, id="one that selects the variant"),
+        pytest.param(("authorization",), ("cookie", "x-user"), ("cookie",), False, id="one of two selects"),
+    ],
+)
+def test_a_response_is_for_one_user_where_all_that_identifies_the_user_selects_it(
+    keyed: tuple[str, ...], unkeyed: tuple[str, ...], vary: tuple[str, ...], holds: bool
+) -> None:
+    assert holds_identity(keyed, unkeyed, vary) is holds
+
+
 # --- names in Redis ----------------------------------------------------------------------------------------
 
 
@@ -261,6 +326,12 @@ def test_a_digest_is_the_same_in_every_process() -> None:
 def test_a_digest_is_32_hex_digits_of_any_key(key: str) -> None:
     assert len(digest(key)) == 32
     assert int(digest(key), 16) >= 0
+
+
+def test_a_short_key_is_itself_and_a_long_one_its_digest() -> None:
+    assert short_key("a" * LONGEST_SHORT) == "a" * LONGEST_SHORT
+    assert short_key("a" * (LONGEST_SHORT + 1)) == digest("a" * (LONGEST_SHORT + 1))
+    assert short_key("\u20ac" * 65) != short_key("\u20ac" * 66)
 
 
 # --- properties --------------------------------------------------------------------------------------------

@@ -7,12 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from gateway.policy.keys import Keying, plan
-from gateway.policy.rules import PLAIN, CachePolicy
-from gateway.policy.storability import Admit, ReceivedResponse, Refuse, admit
 from gateway.testing import StubUpstream, TurnedClock, running
 from tests.support.edge_lines import Counted, Line, asked
 from tests.support.gateways import gateway
@@ -170,29 +165,3 @@ async def test_the_edge_answers_each_user_with_its_own() -> None:
         before = counted.asked
         assert b'"Bearer 1"' in await ask(1)
         assert (counted.asked, upstream.asked) == (before, 2)
-
-
-NAMES = st.sampled_from(["authorization", "cookie", "x-api-key", "x-user-id", "accept"])
-VALUES = st.sampled_from(["sid=1", "sid=2", "a"])
-FIELDS = st.lists(st.tuples(NAMES, VALUES), max_size=4, unique_by=lambda each: each[0])
-KEYINGS = st.builds(
-    Keying,
-    st.none() | st.just(("accept", "x-api-key")),
-    st.sampled_from(["pass", "ignore", "key"]),
-    st.sampled_from([(), ("sid",)]),
-)
-
-
-@given(KEYINGS, FIELDS, st.lists(NAMES, max_size=2))
-def test_whatever_says_who_asks_and_reaches_the_upstream_selects_a_private_answer(
-    keying: Keying, fields: list[tuple[str, str]], vary: list[str]
-) -> None:
-    headers = [(name.encode(), value.encode()) for name, value in fields]
-    asking_for = plan(keying, "api", "/t", headers)
-    rules = CachePolicy(ttl=None if keying.vary is None else 60.0, authorization_keyed=keying.authorization != "pass")
-    answer = [(b"cache-control", b"private, max-age=60"), (b"vary", ", ".join(vary).encode())]
-    verdict = admit(ReceivedResponse(200, answer, 1.0, 1.0), PLAIN, rules, asking_for)
-    sent = {name.decode() for name, _ in asking_for.forward if keying.identifies(name.decode())}
-    in_base = {name for name in sent if f"\n{name}:" in asking_for.base}
-    held = bool(sent) and sent <= in_base | set(vary)
-    assert isinstance(verdict, Admit if held else Refuse)

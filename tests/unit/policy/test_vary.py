@@ -13,8 +13,11 @@ from gateway.http.headers import Headers, cookie_pairs
 from gateway.policy.identity_key import UNKEYED
 from gateway.policy.vary import (
     MAX_VARY_SETS,
+    MOST_NAMES,
+    MOST_SUFFIXES,
     Suffixes,
     VaryIndex,
+    are_names,
     latest,
     likely_key,
     newest,
@@ -155,3 +158,31 @@ def test_nothing_is_selected_by_who_does_not_see_a_field_that_takes_part() -> No
     assert newest(index_of(ACCEPT, TENANT), "base", suffixes, stored.get) is None
     assert selected_keys(index_of(ACCEPT, TENANT), "base", suffixes) is None
     assert newest(index_of(ACCEPT), "base", suffixes, stored.get) == Response(2.0)
+
+
+def test_the_sets_of_fields_remembered_with_one_header_block_are_bounded() -> None:
+    suffixes = Suffixes(REQUEST)
+    for number in range(MOST_SUFFIXES + 1):
+        assert suffixes[(f"x-{number}",)] == f"\nvary x-{number}"
+    assert len(suffixes) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "valid"),
+    [
+        ((), True),
+        (("accept", "cookie:sid", ":host"), True),
+        (("Accept",), False),
+        (("",), False),
+        (("cookie:",), False),
+        (("cookie:a=b",), False),
+        (("a b",), False),
+        (("accept", "a\nb"), False),
+        (("x",) * MOST_NAMES, True),
+        (("x",) * (MOST_NAMES + 1), False),
+    ],
+)
+def test_an_entry_varies_on_field_names_in_lower_case_cookies_and_pseudo_fields(
+    names: tuple[str, ...], valid: bool
+) -> None:
+    assert are_names(names) is valid

@@ -1,9 +1,8 @@
-"""identity_key, fleet_key: digests that all workers make alike, and nobody else."""
+"""fleet_key: all workers of a fleet agree on one secret for the digests in keys."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from uuid import uuid4
@@ -13,7 +12,7 @@ import pytest
 from gateway.app.gateway import Gateway
 from gateway.cache.redis.fleet_key import FleetKey
 from gateway.cache.redis.store import IDENTITY_KEY, RedisStore
-from gateway.policy.identity_key import KEY_BYTES, UNKEYED, IdentityKey, ShownKey, derived
+from gateway.policy.identity_key import KEY_BYTES, UNKEYED, IdentityKey, derived
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import StubUpstream, running
 from tests.support.gateways import gateway, json_answer, status_of
@@ -22,39 +21,6 @@ from tests.support.proxy import faulty_url
 A, B, C = (letter * KEY_BYTES for letter in (b"a", b"b", b"c"))
 MINE = {"mine": {"path": "/mine", "upstream": "api", "ttl": "60s", "authorization": "key"}}
 BEARER = {"authorization": "Bearer 1"}
-
-
-# --- digests -----------------------------------------------------------------------------------------------
-
-
-def test_a_digest_depends_on_the_secret_the_field_and_the_value() -> None:
-    digests = {
-        IdentityKey(secret).of_field(name, value)
-        for secret in (A, B)
-        for name in ("authorization", "x-api-key")
-        for value in ("1", "2", "\xe9")
-    }
-    assert len(digests) == 12
-    assert all(re.fullmatch("[0-9a-f]{32}", digest) for digest in digests)
-    assert IdentityKey(A).of_field("authorization", "1") == IdentityKey(A).of_field("authorization", "1")
-
-
-@pytest.mark.parametrize("name", ["accept", "accept-language", "origin", ":host"])
-def test_a_field_that_content_is_negotiated_by_stands_as_it_is(name: str) -> None:
-    assert IdentityKey(A).of_field(name, "de") == "de"
-
-
-def test_a_key_is_shown_with_values_but_for_those_that_say_who_asks() -> None:
-    shown = ShownKey(lambda name: name == "authorization")
-    assert [shown.of_field(name, "1") for name in ("authorization", "x-tenant")] == ["***", "1"]
-    assert shown.digest("?", "api_key=1") == "***"
-
-
-def test_a_secret_of_the_configuration_makes_one_key_in_all_workers_and_is_not_that_key() -> None:
-    assert derived(b"0123456789abcdef") == derived(b"0123456789abcdef") != derived(b"0123456789abcdeg")
-    assert len(derived(b"x" * 100)) == KEY_BYTES
-    assert b"0123456789abcdef" not in derived(b"0123456789abcdef")
-    assert "aaa" not in repr(IdentityKey(A))
 
 
 # --- agreeing ----------------------------------------------------------------------------------------------
