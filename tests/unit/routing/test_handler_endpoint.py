@@ -13,6 +13,8 @@ from gateway import cached
 from tests.support.handlers import answers_of, is_hit, taking
 
 HEAD = """
+from __future__ import annotations
+from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel
 from gateway import cached
