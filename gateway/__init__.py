@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "Cache",
     "Clock",
     "Config",
     "ConfigError",
@@ -28,6 +29,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from gateway.aggregates.typed import aggregate, part
+    from gateway.app.existing_app import Cache
     from gateway.app.gateway import Gateway, create_app
     from gateway.cache.purge_log import PurgeReport
     from gateway.cache.redis.store import RedisStore
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from gateway.upstreams.client import Upstream
 
 _PLACES = {
+    "Cache": "app.existing_app",
     "Clock": "clock",
     "Config": "config.models",
     "ConfigError": "errors",

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.admin import console
 from gateway.admin.console import encoded, problem, who
 from gateway.admin.operations import Operations
-from gateway.app.gateway import Gateway
+from gateway.app.generation import Generation
 from gateway.app.health import ready_response
 from gateway.config.types import check_tags
 from gateway.errors import RequestRefused
@@ -122,7 +122,7 @@ class Admin:
 
     def __init__(
         self,
-        gateway: Callable[[], Gateway],
+        gateway: Callable[[], Generation],
         token: str | None,
         render: Callable[[], Awaitable[bytes]] | None,
         operations: Operations | None,
@@ -290,7 +290,7 @@ class Admin:
 
 
 def create_admin(
-    gateway: Gateway | Callable[[], Gateway],
+    gateway: Generation | Callable[[], Generation],
     token: str | None = None,
     render: Callable[[], Awaitable[bytes]] | None = None,
     operations: Operations | None = None,
@@ -301,7 +301,7 @@ def create_admin(
     live overrides, no audit list and no console.
     """
     given = gateway
-    return Admin((lambda: given) if isinstance(given, Gateway) else given, token, render, operations).app()
+    return Admin((lambda: given) if isinstance(given, Generation) else given, token, render, operations).app()
 
 
 def _refused_tags(tags: list[str]) -> str | None:

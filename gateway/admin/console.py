@@ -18,7 +18,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from gateway.admin.figures import Between, Reading
 from gateway.admin.operations import NoSuchOverride, Operations
 from gateway.advisor.advice import Advice
-from gateway.app.gateway import Gateway
+from gateway.app.generation import Generation
 from gateway.config.overrides import LiveAway, setting_key
 from gateway.config.types import show_duration
 from gateway.config.yaml_document import Key
@@ -73,13 +73,13 @@ def page(request: Request) -> Response:
     return FileResponse(str(found), headers=SECURITY, media_type=_KINDS[suffix])
 
 
-async def routes(gateway: Gateway, operations: Operations) -> Response:
+async def routes(gateway: Generation, operations: Operations) -> Response:
     advice = {each.route: each for each in await gateway.advice() if each.tells}
     rows = [_row(gateway, operations, name, ttl, advice.get(name)) for name, ttl in sorted(gateway.ttls().items())]
     return encoded({"routes": rows})
 
 
-def _row(gateway: Gateway, operations: Operations, name: str, ttl: float | None, advice: Advice | None) -> RouteRow:
+def _row(gateway: Generation, operations: Operations, name: str, ttl: float | None, advice: Advice | None) -> RouteRow:
     path, key = _place(gateway, name)
     sources = [source.place for source in gateway.origins((*key, "ttl"))]
     if path is None:
@@ -91,7 +91,7 @@ def _row(gateway: Gateway, operations: Operations, name: str, ttl: float | None,
     return RouteRow(name, path, ttl, shown, sources, f"{name}.ttl" in operations.overrides, advice)
 
 
-def _place(gateway: Gateway, name: str) -> tuple[str | None, Key]:
+def _place(gateway: Generation, name: str) -> tuple[str | None, Key]:
     """The path of a route, and the key of its settings; the path is None for a Python handler."""
     if (config := gateway.config.routes.get(name)) is not None:
         return config.path, setting_key(name, None)
@@ -102,7 +102,7 @@ def _place(gateway: Gateway, name: str) -> tuple[str | None, Key]:
     return f"part of {joined.config.path}", setting_key(whole, part)
 
 
-def _is_written(gateway: Gateway, name: str) -> bool:
+def _is_written(gateway: Generation, name: str) -> bool:
     """Whether it is a part of an aggregate that is written in Python."""
     return name not in gateway.config.routes and name.rpartition(".")[0] in gateway.written
 

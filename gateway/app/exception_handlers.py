@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from fastapi.encoders import jsonable_encoder
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -99,19 +100,28 @@ async def _unexpected(request: Request, error: Exception) -> Response:
 
 
 Handler = Callable[[Request, Any], Any]
-EXCEPTION_HANDLERS: dict[int | type[Exception], Handler] = {
+GATEWAYS_OWN: dict[int | type[Exception], Handler] = {
     UpstreamError: _upstream,
     RequestRefused: _refused,
     ClientLeft: _left,
     RaisedAnswer: _answered,
+}
+"""For the gateway's own exceptions."""
+EXCEPTION_HANDLERS: dict[int | type[Exception], Handler] = {
+    **GATEWAYS_OWN,
     HTTPException: _http,
     RequestValidationError: _invalid,
     Exception: _unexpected,
 }
 
 
-def exception_handlers(*, validation_errors: Literal["fastapi", "problem"]) -> dict[int | type[Exception], Handler]:
-    """The app's exception handlers; `validation_errors` as the setting of that name."""
-    if validation_errors == "fastapi":
-        return dict(EXCEPTION_HANDLERS)
-    return {**EXCEPTION_HANDLERS, RequestValidationError: _invalid_problem}
+def exception_handlers(
+    *, validation_errors: Literal["fastapi", "problem"], http_errors: Literal["fastapi", "problem"]
+) -> dict[int | type[Exception], Handler]:
+    """The app's exception handlers, by the settings of these names."""
+    handlers = dict(EXCEPTION_HANDLERS)
+    if validation_errors == "problem":
+        handlers[RequestValidationError] = _invalid_problem
+    if http_errors == "fastapi":
+        handlers[HTTPException] = http_exception_handler
+    return handlers

@@ -12,7 +12,7 @@ import asyncio
 from fastapi.dependencies import models
 from starlette.types import Receive, Scope, Send
 
-from gateway.app.gateway import Gateway
+from gateway.app.generation import Generation
 from gateway.cache.background import Underway
 from gateway.config.loader import Loaded
 from gateway.edge.guard import ConnectionGuard
@@ -23,7 +23,7 @@ from gateway.upstreams.client import Upstream
 class Generations:
     """An ASGI app around a gateway that has not started; it runs the gateway's lifespan."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Generation) -> None:
         self.current = gateway
         self.number = 1
         self._earlier: set[Underway] = set()
@@ -43,11 +43,11 @@ class Generations:
         current = self.current  # read on each hit: saves a lookup
         return None if current.door.draining else current.edge
 
-    def prepare(self, loaded: Loaded) -> Gateway:
+    def prepare(self, loaded: Loaded) -> Generation:
         """The next generation, which changes nothing yet. Raises ConfigError."""
         return self.current.renewed(loaded)
 
-    def switch(self, gateway: Gateway) -> None:
+    def switch(self, gateway: Generation) -> None:
         """Let a prepared generation answer all requests from now on."""
         old = self.current
         gateway.take_over(old)
@@ -85,13 +85,13 @@ class Generations:
         current = self.current
         current.underway.began()
         try:
-            await current(scope, receive, send)
+            await current.app(scope, receive, send)
         finally:
             current.underway.ended()
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await self.current(scope, receive, send)
+            await self.current.app(scope, receive, send)
         finally:
             for task in self._retiring:
                 task.cancel()

@@ -24,7 +24,7 @@ from gateway.config.models import Config
 from gateway.context import HOST_KEY, LOOKED_KEY, RAW_TARGET_KEY, SCOPE_KEY, TARGET_KEY, RequestContext
 from gateway.errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_body
 from gateway.http.forwarding import Told, Trusted, place
-from gateway.http.headers import WITHOUT_CONTENT, first, framed, values, without
+from gateway.http.headers import WITHOUT_CONTENT, Headers, first, framed, values, without
 from gateway.http.request_parser import ALLOW, ASTERISK
 from gateway.http.target import (
     PATH_CHARS,
@@ -117,7 +117,7 @@ class Layers:
                 scope[STARTED_KEY] = True
                 headers = message.get("headers", ())
                 headers = framed(status, headers if cors is None else cors.told(headers, origin))
-                message["headers"] = complete(exchange, headers)
+                message["headers"] = self._with_diagnostics(exchange, headers)
             elif message["type"] == "http.response.body":
                 if status in WITHOUT_CONTENT:
                     message["body"] = b""
@@ -133,6 +133,9 @@ class Layers:
             seconds = time.perf_counter() - exchange.began
             self._metrics.request(exchange.route, exchange.outcome, status, seconds)
             self._log(exchange, status, size, seconds)
+
+    def _with_diagnostics(self, exchange: RequestContext, headers: Headers) -> Headers:
+        return complete(exchange, headers)
 
     async def _is_for_the_app(self, scope: Scope, exchange: RequestContext, send: Send) -> bool:
         """Normalise the target; False if the request is answered by that: it is refused, or asks about the server."""

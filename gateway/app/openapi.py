@@ -201,7 +201,7 @@ def _swagger_page(app: FastAPI) -> Any:
     async def swagger(request: Request) -> HTMLResponse:
         root = root_of(request)
         page = get_swagger_ui_html(
-            openapi_url=root + OPENAPI,
+            openapi_url=root + (app.openapi_url or OPENAPI),
             title=f"{app.title} - Swagger UI",
             swagger_js_url=f"{root}{ASSETS}/swagger-ui-bundle.js",
             swagger_css_url=f"{root}{ASSETS}/swagger-ui.css",
@@ -216,7 +216,7 @@ def _redoc_page(app: FastAPI) -> Any:
     async def redoc(request: Request) -> HTMLResponse:
         root = root_of(request)
         page = get_redoc_html(
-            openapi_url=root + OPENAPI,
+            openapi_url=root + (app.openapi_url or OPENAPI),
             title=f"{app.title} - ReDoc",
             redoc_js_url=f"{root}{ASSETS}/redoc.standalone.js",
             redoc_favicon_url=f"{root}{ASSETS}/favicon.png",

@@ -11,7 +11,7 @@ import importlib
 import logging
 import sys
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,9 @@ class Binding:
         self._builder = builder
         self._aggregates = aggregates
 
-    def bind(self, routes: Sequence[BaseRoute], overrides: Collection[Any]) -> None:
-        """Make the handlers of `routes` ready; those that are new since the first time were included after the app was
-        made. `overrides` are the dependencies that `app.dependency_overrides` replaces.
+    def bind(self, routes: Sequence[BaseRoute], overrides: Collection[Any], mounted: Sequence[BaseRoute] = ()) -> None:
+        """Make the handlers of `routes` ready, and those of sub-applications; those that are new since the first time
+        were included after the app was made. `overrides` are the dependencies that `app.dependency_overrides` replaces.
 
         Raises ConfigError.
         """
@@ -54,32 +54,37 @@ class Binding:
         known = {id(each.original_route) for each in runtime.contexts.values()}
         runtime.contexts = {}
         inputs: dict[int, Inputs] = {}
-        for context in iter_route_contexts(routes):
-            if not isinstance(context.original_route, APIRoute):
-                continue
+        for context in _contexts(routes):
             if known and id(context.original_route) not in known:
                 runtime.late.add(id(context.original_route))
             runtime.contexts[id(context.dependant)] = context
-            self._check_upstreams(context)
-            typed = typed_aggregate(context.endpoint)
-            if typed is not None and typed.name not in runtime.aggregates:
-                self._bind_aggregate(typed)
-            marked = cached_settings(context.endpoint)
-            if marked is not None:
-                settings, injected = marked.settings, marked.injected
-                _check_decorators(context, marked)
-                _check_edge(context, settings)
-                found = inputs_of(context.dependant, injected)
-                _check_inputs(context, settings, found)
-                inputs[id(settings)] = inputs.get(id(settings), found).union(found)
-                runtime.bind(settings, inputs[id(settings)])
-                self._warn(settings, found)
-                prepare = instrument(context.dependant, settings, injected)
-                if prepare is not None:
-                    runtime.prepared[id(settings)] = prepare.reading
-
+            self._bind(context, inputs)
+        for context in _contexts(mounted):
+            self._bind(context, inputs)
         runtime.edge = {id(each.dependant): each for each in judged(routes, overrides)}
         _check_order(list(runtime.contexts.values()))
+
+    def _bind(self, context: RouteContext, inputs: dict[int, Inputs]) -> None:
+        """Make a handler ready; `inputs` has what other routes of the same handlers declare, by their settings."""
+        runtime = self._runtime
+        self._check_upstreams(context)
+        typed = typed_aggregate(context.endpoint)
+        if typed is not None and typed.name not in runtime.aggregates:
+            self._bind_aggregate(typed)
+        marked = cached_settings(context.endpoint)
+        if marked is None:
+            return
+        settings, injected = marked.settings, marked.injected
+        _check_decorators(context, marked)
+        _check_edge(context, settings)
+        found = inputs_of(context.dependant, injected)
+        _check_inputs(context, settings, found)
+        inputs[id(settings)] = inputs.get(id(settings), found).union(found)
+        runtime.bind(settings, inputs[id(settings)])
+        self._warn(settings, found)
+        prepare = instrument(context.dependant, settings, injected)
+        if prepare is not None:
+            runtime.prepared[id(settings)] = prepare.reading
 
     def handler_routes(self, own: Collection[int], declared: Collection[str]) -> list[HandlerRoute]:
         """The paths that Python handlers answer, but typed aggregates, the `declared` routes, and the gateway's `own`,
@@ -168,6 +173,10 @@ def _check_inputs(context: RouteContext, settings: Cached, inputs: Inputs) -> No
                 f"the handler {settings.name} has the tag {tag!r}, but {{{name}}} isn't a parameter of the path "
                 f"{context.path}, which has {', '.join(known) or 'none'}{did_you_mean(name, known)}"
             )
+
+
+def _contexts(routes: Sequence[BaseRoute]) -> Iterator[RouteContext]:
+    return (each for each in iter_route_contexts(routes) if isinstance(each.original_route, APIRoute))
 
 
 def _problem(message: str) -> ConfigError:

@@ -46,10 +46,11 @@ class AppRoutes:
     aggregates: list[Aggregate]
     direct: dict[str, Direct]
 
-    def add_own(self) -> list[BaseRoute]:
-        """Add health and the documentation pages. Returns all routes that are the gateway's own."""
+    def add_own(self, docs: str, redoc: str) -> list[BaseRoute]:
+        """Add health and the documentation pages, at these paths; `off` for none. Returns all routes that are the
+        gateway's own."""
         add_health(self.app)
-        add_pages(self.app, docs=self._page("docs"), redoc=self._page("redoc"))
+        add_pages(self.app, docs=self._page("docs", docs), redoc=self._page("redoc", redoc))
         return list(self.app.router.routes)
 
     def add_configured(self) -> None:
@@ -102,8 +103,7 @@ class AppRoutes:
                 response_class=Response,
             )
 
-    def _page(self, which: str) -> str:
-        path: str = getattr(self.config, which)
+    def _page(self, which: str, path: str) -> str:
         for route in self.declared:
             if route.template.text == path:
                 logger.warning("the route %s has the path %s: the %s page is not served", route.name, path, which)

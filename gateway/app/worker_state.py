@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from gateway.advisor.traffic import Desk, LocalDesk, Traffic, Watch
 from gateway.app.collectors import AdviceCollector, EngineCollector, UpstreamCollector
@@ -30,7 +31,7 @@ from gateway.policy.identity_key import KEY_BYTES, IdentityKey, derived
 from gateway.upstreams.client import Upstream
 
 if TYPE_CHECKING:
-    from gateway.app.gateway import Gateway
+    from gateway.app.generation import Generation
 
 logger = logging.getLogger("gateway")
 NO_LIFESPAN = (
@@ -44,7 +45,7 @@ NO_LIFESPAN = (
 class Answering:
     """The generation that answers now: one object for all generations of a worker; of one that is prepared, itself."""
 
-    gateway: Gateway
+    gateway: Generation
 
 
 class WorkerState:
@@ -169,12 +170,28 @@ class WorkerState:
         await self.hottest.aclose()
 
 
+@dataclass(frozen=True)
+class Served:
+    """What `gateway serve MODULE:APP` has that the app's code can't know: the address of the embedded Redis, and
+    options of the command line, by setting."""
+
+    redis_url: str = "none"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+SERVED: ContextVar[Served | None] = ContextVar("gateway_served", default=None)
+"""Set while `gateway serve` imports the module of an app, for the apps that it makes."""
+
+
 def shared_store(config: Config, clock: Clock) -> SharedStore:
-    """The tier that `redis_url` names; none for `embedded`, which `gateway serve` starts."""
-    if config.redis_url in ("none", "embedded"):
+    """The tier that `redis_url` names. `gateway serve` starts that of `embedded`; elsewhere there is none then."""
+    served, url = SERVED.get(), config.redis_url
+    if url == "embedded":
+        url = "none" if served is None else served.redis_url
+    if url == "none":
         return NoShared()
     return RedisStore(
-        config.redis_url,
+        url,
         prefix=config.redis_prefix,
         budget=config.redis_budget.total_seconds(),
         clock=clock if isinstance(clock, SystemClock) else None,

@@ -268,6 +268,10 @@ class Config(Model):
     """Path of the Swagger UI; `off` disables all documentation pages."""
     redoc: PageUrl = "/redoc"
     """Path of ReDoc, or `off`."""
+    http_errors: Literal["problem", "fastapi"] = "problem"
+    """The body of an `HTTPException` of Python handlers, and of a path or method without a route. `problem`: Problem
+    Details (RFC 9457). `fastapi`: FastAPI's own, `{"detail": …}`. Errors of upstreams, and requests that the gateway
+    refuses, have Problem Details in both."""
     validation_errors: Literal["fastapi", "problem"] = "fastapi"
     """The body of a 422 for Python handlers. `fastapi`: FastAPI's own, a list of errors under `detail`. `problem`:
     Problem Details (RFC 9457) with that list under `errors`. The OpenAPI document describes the selected form."""

@@ -45,6 +45,7 @@ from gateway.policy.epochs import PurgeState, tag_name
 from gateway.policy.vary import likely_key, newest
 from gateway.routing.cors import Cors
 from gateway.routing.fast_path import FastPath
+from gateway.routing.user_middleware import KnownMiddleware
 
 LINE_BYTES = 2560
 """Approximate size of a request line and all that is prepared for it (1.3 KB when it is learned, 1.5 KB once it is a
@@ -66,12 +67,13 @@ class Edge:
         engine: Engine,
         *,
         metrics: Metrics,
-        cors: Cors | None = None,
+        cors: Cors | KnownMiddleware | None = None,
         log: AccessLog = silent,
         trusted: Trusted | None = None,
         traced: bool = False,
         root: str = "",
         room: int = 32 * 1024 * 1024,
+        left_to_app: frozenset[bytes] = frozenset(),
     ) -> None:
         self._engine = engine
         self._tiers = engine.tiers
@@ -83,6 +85,8 @@ class Edge:
         self._trusted = trusted or Trusted([])
         self._traced = traced
         self._root = root
+        self.left_to_app = left_to_app
+        """Request fields, in lower case, on which the app's own middleware acts."""
         written = None if log is silent else log
         self._note = None if written is None else HitLog(written, self._trusted, self._exchange).note
         self._room = room
@@ -124,6 +128,8 @@ class Edge:
         block = HeaderBlock(headers, self._engine.identity_key)
         if self._traced and has(headers, TRACEPARENT):
             block.plain = False  # the client requested a trace
+        if self.left_to_app and any(has(headers, name) for name in self.left_to_app):
+            block.plain = False
         block.prefixed = bool(self._trusted) and has(headers, PREFIX)
         if len(text) <= REMEMBERED:
             if len(self.blocks) * 4 >= self._most:

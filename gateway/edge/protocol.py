@@ -24,6 +24,7 @@ from gateway.edge.shared_lookup import PendingLookup
 from gateway.errors import RequestRefused
 from gateway.http.request_parser import Request, read_line, read_request
 from gateway.routing.fast_path import FastPath
+from gateway.routing.handler_settings import STATE
 
 
 class Bearer(Protocol):
@@ -42,7 +43,14 @@ def bearer_of(app: object) -> tuple[Bearer | None, bool]:
     """
     wrapped = isinstance(app, ProxyHeadersMiddleware)
     bearer = app.app if isinstance(app, ProxyHeadersMiddleware) else app
-    return (bearer if hasattr(bearer, "edge") else None), wrapped
+    return _bearer(bearer), wrapped
+
+
+def _bearer(app: object) -> Any:
+    """An app with an edge, or the Cache that is around it."""
+    if hasattr(app, "edge"):
+        return app
+    return getattr(getattr(getattr(app, "state", None), STATE, None), "bearer", None)
 
 
 class GatewayProtocol(ClientConnection):
@@ -262,7 +270,7 @@ class GatewayProtocol(ClientConnection):
     def _learn(self) -> None:
         """Remember how the app answered a request that the edge may answer the next time."""
         scope = cast(dict[str, Any], self.cycle.scope)
-        if getattr(scope.get("app"), "edge", None) is not self._edge:
+        if getattr(_bearer(scope.get("app")), "edge", None) is not self._edge:
             return  # a mounted app served it, which may have its own middleware; or there was a reload in the meantime
         exchange = exchange_of(scope)
         if exchange is not None and isinstance(exchange.recall, FastPath) and self._edge is not None:

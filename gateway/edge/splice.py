@@ -35,6 +35,7 @@ from gateway.policy.rules import MAX_LIFE
 from gateway.policy.validation import own_tag
 from gateway.policy.vary import VaryIndex, newest
 from gateway.routing.cors import Cors
+from gateway.routing.user_middleware import KnownMiddleware
 
 if TYPE_CHECKING:
     from gateway.cache.engine import Engine
@@ -67,7 +68,7 @@ class Splicer:
         engine: Engine,
         *,
         metrics: Metrics,
-        cors: Cors | None,
+        cors: Cors | KnownMiddleware | None,
         log: AccessLog | None,
         exchange: Callable[[KnownTarget, HeaderBlock, bytes, float, str], RequestContext],
         most: int,

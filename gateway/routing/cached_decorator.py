@@ -258,7 +258,7 @@ class _Call:
             exchange.downstream = exchange.downstream.varying(names, private=True)
         if why is None:
             # A router that was changed after it was included has its routes made anew by FastAPI.
-            self.request.app.rebind()
+            runtime_of(self.request).rebind()
         exchange.outcome = Outcome(Result.BYPASS, forward="bypass", detail=str(why or "unprepared"))
         return await self.value()
 
@@ -297,7 +297,7 @@ class _Call:
         runtime, tree = runtime_of(self.request), route_of(self.request).dependant
         known = runtime.edge.get(id(tree))
         if known is None:
-            self.request.app.rebind()
+            runtime.rebind()
             known = runtime.edge.setdefault(id(tree), Judged(tree, UNJUDGED))
         return known.against is None
 

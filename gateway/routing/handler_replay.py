@@ -87,6 +87,7 @@ class ReplayOrigin:
             first.host,
             first.target,
             first.headers,
+            scope=first.scope,
         )
         state = {**first.scope.get("state", {})}
         return {**first.scope, "method": "GET", SCOPE_KEY: copy, _REPLAY: replay, "state": state}

@@ -11,12 +11,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from fastapi import Depends, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import RouteContext
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.types import Scope
 
@@ -34,6 +35,7 @@ from gateway.policy.rules import CachePolicy
 from gateway.routing.handler_inputs import UPSTREAM, Inputs, label
 from gateway.routing.handler_key import Key, key_of
 from gateway.routing.handler_reading import Public, Reading, SoFar
+from gateway.routing.user_middleware import opaque
 from gateway.upstreams.client import Upstream
 
 MARK = "__gateway_cached__"
@@ -233,7 +235,15 @@ def _told(name: str, error: ValidationError) -> str:
 
 STATE = "gateway"
 UNJUDGED = "its route is not among those of the app"
-MIDDLEWARE = "the app has middleware of its own"
+
+
+class Bearer(Protocol):
+    """An app with an edge, or what is around one."""
+
+    @property
+    def edge(self) -> object | None: ...
+
+    def expect_lifespan(self) -> None: ...
 
 
 @dataclass
@@ -246,8 +256,12 @@ class Runtime:
     drop_query: tuple[str, ...]
     max_body: int
     inner: Callable[[Scope, Any, Any], Awaitable[None]]
-    middleware: Sequence[Any] = ()
-    """The app's own, before which nothing is answered at the edge."""
+    rebind: Callable[[], None]
+    """Prepares handlers that were added since."""
+    bearer: Bearer
+    """What has the app's edge."""
+    middleware: Sequence[Middleware] = ()
+    """The app's own."""
     contexts: dict[int, RouteContext] = field(default_factory=dict)
     """By the ID of a route's tree of dependencies: the route that including it made of the router's route."""
     late: set[int] = field(default_factory=set)
@@ -287,7 +301,10 @@ class Runtime:
     def against_edge(self, dependant: Dependant) -> str | None:
         """The reason why hits of a `@cached` handler aren't served at the edge, for an operator; None if they are."""
         judged = self.edge.get(id(dependant), Judged(dependant, UNJUDGED))
-        return MIDDLEWARE if self.middleware and judged.against is None else judged.against
+        unknown = opaque(self.middleware)
+        if unknown is None or judged.against is not None:
+            return judged.against
+        return f"the app has middleware of its own, {unknown}"
 
     def bind(self, settings: Cached, inputs: Inputs) -> None:
         """Make ready a `@cached` handler whose routes declare `inputs`."""
@@ -327,7 +344,7 @@ def runtime_of(request: Request) -> Runtime:
     runtime = getattr(request.app.state, STATE, None)
     if not isinstance(runtime, Runtime):
         raise GatewayError(
-            "this handler requires the gateway: name its router in the configuration's `include`, or make the app with "
-            "gateway.create_app and include the router there"
+            "this handler requires the gateway: put gateway.Cache(app) around its app, make the app by "
+            "gateway.Gateway(), or name its router in the configuration's `include`"
         )
     return runtime

@@ -110,7 +110,8 @@ def _target(request: Request, exchange: RequestContext) -> tuple[str, tuple[str,
     """The path and the query as the handler sees them: a middleware may have written others."""
     scope, target = request.scope, exchange.target
     assert target is not None
-    path = local_path(request) if scope["path"] == target.decoded else quote(scope["path"], safe="/:@!$&'()*+,;=~")
+    unchanged = scope["path"] in (target.decoded, exchange.scope.get("path"))
+    path = local_path(request) if unchanged else quote(scope["path"], safe="/:@!$&'()*+,;=~")
     if scope["query_string"] == target.query_string.encode("ascii"):
         return path, target.query
     return path, normalise_query(scope["query_string"].decode("latin-1"))

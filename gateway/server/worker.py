@@ -23,7 +23,8 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from gateway.admin.app import create_admin
 from gateway.admin.operations import operations_of
-from gateway.app.gateway import Gateway, create_app
+from gateway.app.gateway import create_app
+from gateway.app.generation import Generation
 from gateway.app.generations import Generations
 from gateway.cache.redis.store import RedisStore
 from gateway.cache.shared_store import SharedStore
@@ -122,7 +123,7 @@ class Worker:
             idle=lambda: not self.generations.current.engine.under_way,
         )
         self.operations = operations_of(self.generations, loaded)
-        self._prepared: dict[int, tuple[Gateway, Loaded]] = {}
+        self._prepared: dict[int, tuple[Generation, Loaded]] = {}
         self._questions: dict[int, asyncio.Future[list[Family]]] = {}
         self._numbers = count()
         self._servers = [Server(self.generations, lifespan=True)]

@@ -90,7 +90,6 @@ def test_a_module_can_be_read_at_a_sitting(module: str) -> None:
 SHORT = 80
 """Lines of a module that needs a reason of its own where one other imports it."""
 ALONE = {
-    "app.dependency_overrides": "`app/gateway.py`, its importer, is at its limit of lines",
     "cache.redis.fleet_key": "what is in Redis, and nothing else of the worker's state",
     "edge.http10": "`edge/client_connection.py`, its importer, is at its limit of lines",
     "server.bootstrap": "what a process runs before it imports the rest; nothing imports it",

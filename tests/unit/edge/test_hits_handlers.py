@@ -308,7 +308,7 @@ async def test_middleware_that_is_added_later_is_asked_for_each_request_though_n
     counted.app.add_middleware(Refusing)
     answers = await asked_app(counted, GET_ONE, GET_ONE, GET_ONE)
     assert [each[9:12] for each in answers] == [b"418"] * 3
-    assert against(counted.app)["/o/1"] == "the app has middleware of its own"
+    assert against(counted.app)["/o/1"] == "the app has middleware of its own, Refusing"
 
 
 class Refusing:

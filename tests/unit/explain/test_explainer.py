@@ -357,8 +357,8 @@ async def test_it_is_told_whether_the_edge_answers_a_handler(clock: TurnedClock)
 
     app.add_middleware(Passing)
     trace = await app.explain("GET", "/sums/4")
-    assert trace.edge == "no: the app has middleware of its own"
-    assert "  edge      no: the app has middleware of its own" in render(trace)
+    assert trace.edge == "no: the app has middleware of its own, Passing"
+    assert "  edge      no: the app has middleware of its own, Passing" in render(trace)
 
 
 async def test_a_handler_that_is_not_cached_says_so(clock: TurnedClock) -> None:
