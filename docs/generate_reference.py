@@ -1,30 +1,29 @@
 """The reference pages of the documentation, made from what they describe: the configuration's models, the commands.
 
-    python -m docs.generate_reference     writes docs/configuration.md and docs/commands.md (`make docs`)
+    python -m docs.generate_reference     writes docs/configuration.md, docs/commands.md and docs/gateway.schema.json
+    (`make docs`)
 
 A test holds that the pages are what this would write.
 """
 
 from __future__ import annotations
 
-import ast
-import inspect
+import json
 from collections.abc import Iterator
 from datetime import timedelta
-from itertools import pairwise
 from pathlib import Path
-from textwrap import dedent
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 import typer
 import yaml
-from pydantic import BaseModel, BeforeValidator, TypeAdapter
+from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 from typer.core import TyperArgument, TyperGroup
 
 from gateway.cli.commands import app
+from gateway.config.json_schema import config_schema, default_of, meanings
 from gateway.config.models import Config, CorsConfig, LimitsConfig
 from gateway.config.names import RENAMED
 from gateway.config.route import RouteConfig
@@ -40,6 +39,9 @@ _CONFIGURATION = """# Configuration
 
 One YAML file, overridden by `.env`, then by the environment. `gateway check` prints every setting in force and
 its source.
+
+`gateway init` writes a file to begin with. `gateway schema` prints the JSON Schema of the file, with which editors
+complete and check it; it is also in [gateway.schema.json](gateway.schema.json).
 
 ## How a value is written
 
@@ -61,9 +63,11 @@ An unknown key in the file is refused with the nearest known name; an unknown `G
 since orchestrators set variables of their own. A changed TTL applies to stored entries: their freshness is
 computed when they are read.
 
-Three variables are not part of the file: `GATEWAY_ADMIN_TOKEN`, the token for the admin listener (`gateway serve` also
-reads it from `.env`); `GATEWAY_ADMIN_URL`, that listener's address for commands (default: `http://127.0.0.1:9000`); and
-`GATEWAY_URL`, the gateway's public address for `gateway warm` (default: `http://127.0.0.1:8000`).
+Four variables are not part of the file: `GATEWAY_CONFIG`, the file itself, where `-c` names none (default:
+`gateway.yaml` or `config/gateway.yaml`, if present); `GATEWAY_ADMIN_TOKEN`, the token for the admin listener
+(`gateway serve` also reads it from `.env`); `GATEWAY_ADMIN_URL`, that listener's address for commands (default:
+`http://127.0.0.1:9000`); and `GATEWAY_URL`, the gateway's public address for `gateway warm` (default:
+`http://127.0.0.1:8000`).
 """
 
 _DEPRECATED = """## Deprecated names
@@ -138,20 +142,6 @@ def _section(title: str, prefix: str, model: type[BaseModel]) -> str:
     return "\n".join(lines)
 
 
-def meanings(model: type[BaseModel]) -> dict[str, str]:
-    """What the docstring below each field says. Read here and not by pydantic, which would read the sources whenever
-    the gateway starts (0.15 s)."""
-    found: dict[str, str] = {}
-    for each in (base for base in reversed(model.__mro__) if issubclass(base, BaseModel) and base is not BaseModel):
-        [declared] = ast.parse(dedent(inspect.getsource(each))).body
-        assert isinstance(declared, ast.ClassDef)
-        for field, said in pairwise(declared.body):
-            match field, said:
-                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
-                    found[name] = " ".join(text.split())
-    return found
-
-
 def _row(name: str, field: FieldInfo, meaning: str) -> str:
     cells = (f"`{name}`", _kind_of(field), _default(field), meaning)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -204,10 +194,7 @@ def _default(field: FieldInfo) -> str:
         return "not set"
     if isinstance(value, BaseModel):
         return "see below"
-    declared: Any = field.annotation
-    for each in field.metadata:
-        declared = Annotated[declared, each]
-    plain = TypeAdapter(declared).dump_python(value, mode="json")
+    plain = default_of(field)
     text = yaml.safe_dump(plain, default_flow_style=True, width=float("inf"), allow_unicode=True)
     return f"`{text.removesuffix(chr(10)).removesuffix(chr(10) + '...')}`"
 
@@ -216,7 +203,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def commands_page() -> str:
-    parts = [_NOTE.format(source="gateway/cli/commands.py and ttl.py"), _COMMANDS]
+    parts = [_NOTE.format(source="gateway/cli/commands.py, setup.py and ttl.py"), _COMMANDS]
     parts += [_command(name, command) for name, command in commands()]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -258,7 +245,15 @@ def _paragraphs(text: str) -> str:
     return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
-PAGES = {"configuration.md": configuration_page, "commands.md": commands_page}
+def schema_file() -> str:
+    return json.dumps(config_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+PAGES = {
+    "configuration.md": configuration_page,
+    "commands.md": commands_page,
+    "gateway.schema.json": schema_file,
+}
 
 
 def write(directory: Path = DOCS) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `gateway serve`, `check`, `routes`, `purge`, `explain`, `warm`, `ttl`, `audit`.
+"""The command line: `gateway COMMAND`.
 
 A command imports what it needs when it is run. `serve` starts its first worker before it imports more than this: both
 then import at the same time.
@@ -11,13 +11,12 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli import ttl
+from gateway.cli import setup, ttl
 from gateway.cli.options import (
     AdminUrlOption,
     ConfigOption,
@@ -25,6 +24,7 @@ from gateway.cli.options import (
     folded,
     found,
     loaded,
+    memory_only,
     nothing_served,
     operator,
     read_header,
@@ -100,6 +100,8 @@ def serve(
         files = Files(path for path in (found(config), Path(".env")) if path is not None)
         read = loaded(config, options)
         if (missing := nothing_served(config, read.config)) is not None:
+            if found(config) is None:
+                raise OrderError(missing)
             typer.secho(f"warning: {missing}", err=True, fg="yellow")
         supervise(read, lambda: load(found(config), options=options), spare, files)
     finally:
@@ -292,7 +294,7 @@ def explain(
     """Explain a response: route, cache key, TTL and its source, stored entries, and what the gateway would do.
 
     Without --config, the command asks the admin listener: --admin-url, else GATEWAY_ADMIN_URL, else `admin_listen` of
-    config/gateway.yaml. The token is GATEWAY_ADMIN_TOKEN, also from `.env`. Nothing is fetched, stored or counted. The
+    the configuration. The token is GATEWAY_ADMIN_TOKEN, also from `.env`. Nothing is fetched, stored or counted. The
     default Accept header is curl's.
     """
     import msgspec
@@ -362,6 +364,9 @@ def warm(
 
 
 app.add_typer(ttl.app, name="ttl")
+app.command()(setup.init)
+app.command()(setup.schema)
+app.command()(setup.openapi)
 
 
 @app.command()
@@ -375,8 +380,7 @@ def audit(config: ConfigOption = None, admin_url: AdminUrlOption = None) -> None
 async def _explain_dry(read: Loaded, method: str, target: str, fields: list[tuple[str, str]]) -> Trace:
     from gateway.app.gateway import create_app
 
-    alone = replace(read, config=read.config.model_copy(update={"redis_url": "none"}))
-    gateway = create_app(alone)  # which is not started: it opens no connection
+    gateway = create_app(memory_only(read))  # which is not started: it opens no connection
     try:
         return await gateway.explainer(running=False).explain(
             method, target, tuple((name.encode(), value.encode()) for name, value in fields)

@@ -6,10 +6,11 @@ Decides where a command finds its configuration and the admin listener, and how 
 from __future__ import annotations
 
 import getpass
+import os
 import shutil
 import sys
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
     from gateway.config.models import Config
 
 
-DEFAULT_FILES = (Path("config/gateway.yaml"), Path("gateway.yaml"))
+DEFAULT_FILES = (Path("gateway.yaml"), Path("config/gateway.yaml"))
 
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
         "--config",
         "-c",
-        help="The YAML file. Default: config/gateway.yaml or gateway.yaml, if present.",
+        help="The YAML file. Default: GATEWAY_CONFIG, else gateway.yaml or config/gateway.yaml, if present.",
         show_default=False,
     ),
 ]
@@ -42,8 +43,15 @@ AdminUrlOption = Annotated[
 
 
 def found(path: Path | None) -> Path | None:
-    """The configuration file: the given one, or the default one if it exists."""
-    return path if path is not None else next((usual for usual in DEFAULT_FILES if usual.exists()), None)
+    """The configuration file: the given one, that of GATEWAY_CONFIG (also from `.env`), or a default one that exists.
+    Raises ConfigError where `.env` can't be read."""
+    if path is not None:
+        return path
+    from gateway.config.environment import CONFIG_FILE, known_variables
+
+    if named := known_variables(Path(".env"), os.environ).get(CONFIG_FILE):
+        return Path(named)
+    return next((usual for usual in DEFAULT_FILES if usual.exists()), None)
 
 
 def nothing_served(path: Path | None, config: Config) -> str | None:
@@ -52,8 +60,21 @@ def nothing_served(path: Path | None, config: Config) -> str | None:
         return None
     file = found(path)
     if file is None:
-        return "no configuration file: neither config/gateway.yaml nor gateway.yaml exists; name one with -c"
+        return WHAT_TO_DO
     return f"nothing to serve: {file} has neither `routes` nor `include`"
+
+
+WHAT_TO_DO = """no configuration file, and no variable sets a route.
+Neither -c nor GATEWAY_CONFIG names a file, and gateway.yaml and config/gateway.yaml don't exist here. To begin:
+
+  gateway init http://localhost:3000     writes a gateway.yaml for the API at that address
+  gateway init --openapi openapi.json    writes one with a route for each path of an OpenAPI document
+  gateway demo                           runs a slow API and the gateway in front of it"""
+
+
+def memory_only(read: Loaded) -> Loaded:
+    """The same without a shared tier, to make an app that is not started."""
+    return replace(read, config=read.config.model_copy(update={"redis_url": "none"}))
 
 
 def loaded(path: Path | None, options: dict[str, str] | None = None) -> Loaded:

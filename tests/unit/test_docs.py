@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from docs.generate_reference import PAGES, commands, meanings
+from docs.generate_reference import PAGES, commands
 from gateway.admin.app import create_admin
 from gateway.app.gateway import create_app
 from gateway.config.environment import OTHER_VARIABLES
+from gateway.config.json_schema import meanings
 from gateway.config.models import Config
 from gateway.context import Result
 from gateway.observability.access_log import fields_of

@@ -351,7 +351,7 @@ def test_check_as_json_holds_settings_warnings_and_problems(tmp_path: Path, monk
 def test_check_refuses_a_configuration_by_which_nothing_is_served(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "no configuration file: neither config/gateway.yaml nor" in told(monkeypatch, capsys, "check")
+    assert "no configuration file, and no variable sets a route" in told(monkeypatch, capsys, "check")
     (folder / "gateway.yaml").write_text("")
     assert "gateway.yaml has neither `routes` nor `include`" in told(monkeypatch, capsys, "check", "--quiet")
     (folder / "gateway.yaml").write_text(yaml.safe_dump(CONFIG))
