@@ -331,7 +331,7 @@ GUARDS = (
         "unit/edge/test_passthrough",
     ),
     # What is told outside.
-    Mutant("admin.app", "if not is_known(host, self._configured()):", "if False:", "unit/admin/test_operations"),
+    Mutant("admin.app", "if not is_known(host, self._configured()):", "if False:", "unit/admin/test_app"),
     Mutant("routing.location", 'if name == b"link":', "if False:", "unit/routing/test_location"),
 )
 """Guards that faults and hostile input are met by; each taken out turns a test red."""

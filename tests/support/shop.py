@@ -78,3 +78,13 @@ def home(shop: Shop, parts: dict[str, Any], clock: TurnedClock | None = None, **
 def said(response: httpx.Response) -> dict[str, str]:
     text = response.headers["gateway-parts"]
     return dict(item.split("=", 1) for item in text.split(", "))
+
+
+def two() -> Shop:
+    shop = Shop()
+    shop.set("/users/7", b'{"id": 7}')
+    shop.set("/offers", [1, 2])
+    return shop
+
+
+TWO = {"user": part("/users/{user}"), "offers": part("/offers", ttl="10s")}

@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import APIRouter
-from pydantic import BaseModel
 
-from gateway.aggregates.typed import aggregate
-from gateway.aggregates.typed import part as typed_part
-from gateway.app.gateway import Gateway, create_app
-from gateway.errors import ConfigError
-from gateway.http.target import normalise
+from gateway.app.gateway import create_app
 from gateway.observability.access_log import silent
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.support.shop import Shop, home, part, said
+from tests.support.shop import TWO, Shop, home, part, said, two
 
 Reply = Callable[[httpx.Request], httpx.Response]
-
-
-TWO = {"user": part("/users/{user}"), "offers": part("/offers", ttl="10s")}
-
-
-def two() -> Shop:
-    shop = Shop()
-    shop.set("/users/7", b'{"id": 7}')
-    shop.set("/offers", [1, 2])
-    return shop
 
 
 # --- joining, and the life of the whole ----------------------------------------------------------------------
@@ -67,24 +50,6 @@ async def test_parts_are_joined_and_the_whole_says_what_became_of_each(clock: Tu
     assert second.headers["cache-status"].startswith("gateway; hit; ttl=")
     assert 'user;desc="miss";dur=' in first.headers["server-timing"]
     assert sorted(shop.asked) == ["/offers", "/users/7"]
-
-
-async def test_age_is_the_oldest_parts_and_max_age_that_plus_the_least_remaining_life(clock: TurnedClock) -> None:
-    shop = two()
-    parts = {"user": part("/users/{user}", ttl="60s"), "offers": part("/offers", ttl="10s")}
-    app = home(shop, parts, clock)
-    app.engine._storing.jitter = lambda: 0.0
-    async with running(app) as client:
-        await client.get("/home/7")
-        clock.turn(11)
-        response = await client.get("/home/7")
-        assert said(response) == {"user": "hit", "offers": "miss"}
-        assert (response.headers["age"], response.headers["cache-control"]) == ("11", "max-age=21")
-        clock.turn(5)
-        response = await client.get("/home/7")
-        assert (response.headers["age"], response.headers["cache-control"]) == ("16", "max-age=21")
-        assert response.headers["cache-status"] == "gateway; hit; ttl=5"
-    assert shop.count("/users/7") == 1
 
 
 async def test_only_what_is_stale_is_fetched(clock: TurnedClock) -> None:
@@ -167,65 +132,7 @@ async def test_a_stale_part_is_used_at_once_and_refreshed_behind(clock: TurnedCl
         assert (await client.get("/home/7")).json()["offers"] == [3]
 
 
-async def test_a_content_is_parsed_once_however_often_it_is_joined(clock: TurnedClock) -> None:
-    shop = two()
-    app = home(shop, TWO, clock)
-    async with running(app) as client:
-        for _ in range(9):
-            await client.get("/home/7")
-            clock.turn(8.9)
-    # Fetched again and again, the same content is known.
-    assert shop.count("/offers") >= 5
-    assert app.aggregates[0].kit.workshop.parsed == 2
-
-
 # --- parts that fail -----------------------------------------------------------------------------------------
-
-
-async def test_an_optional_part_that_fails_is_null_and_the_whole_is_not_stored(clock: TurnedClock) -> None:
-    shop = two()
-    shop.set("/offers", 503)
-    parts = {**TWO, "offers": part("/offers", optional=True)}
-    async with running(home(shop, parts, clock)) as client:
-        response = await client.get("/home/7")
-        assert (response.status_code, response.json()) == (200, {"user": {"id": 7}, "offers": None})
-        assert response.headers["cache-control"] == "no-store"
-        assert response.headers["gateway-complete"] == "?0"
-        assert said(response) == {"user": "miss", "offers": "status-503"}
-        shop.set("/offers", [1])
-        clock.turn(1.1)
-        response = await client.get("/home/7")
-        assert said(response) == {"user": "hit", "offers": "miss"}
-        assert response.headers["gateway-complete"] == "?1"
-    assert shop.count("/users/7") == 1
-
-
-async def test_a_default_stands_in_for_a_part_that_fails(clock: TurnedClock) -> None:
-    shop = two()
-    shop.set("/offers", httpx.ConnectError("no"))
-    async with running(home(shop, {**TWO, "offers": part("/offers", default=[])}, clock)) as client:
-        response = await client.get("/home/7")
-    assert response.json()["offers"] == []
-    assert said(response)["offers"] == "unreachable;default"
-
-
-@pytest.mark.parametrize(
-    ("answer", "status", "kind"),
-    [(500, 502, "status-500"), (b"{", 502, "wrong-type"), (httpx.ConnectError("no"), 502, "unreachable"),
-     (httpx.ReadTimeout("late"), 504, "timeout"), (404, 404, "absent")],
-)  # fmt: skip
-async def test_a_required_part_fails_the_whole_by_its_name_and_not_its_address(
-    answer: Any, status: int, kind: str, clock: TurnedClock
-) -> None:
-    shop = two()
-    shop.set("/offers", answer)
-    async with running(home(shop, TWO, clock)) as client:
-        response = await client.get("/home/7")
-    assert response.status_code == status
-    assert response.headers["content-type"] == "application/problem+json"
-    assert response.headers["cache-control"] == "no-store"
-    assert f"offers: {kind}" in response.json()["detail"]
-    assert "shop.test" not in response.text
 
 
 async def test_a_stale_copy_stands_in_first_and_the_whole_is_complete_but_not_stored(clock: TurnedClock) -> None:
@@ -320,42 +227,7 @@ async def test_an_empty_object_from_a_healthy_part_is_complete_and_so_is_a_part_
     assert shop.count("/none") == 1
 
 
-async def test_the_envelope_and_the_errors_stand_in_the_body(clock: TurnedClock) -> None:
-    shop = two()
-    shop.set("/offers", b"[1")
-    parts = {**TWO, "offers": part("/offers", optional=True)}
-    async with running(home(shop, parts, clock, envelope=True, errors=True)) as client:
-        body = (await client.get("/home/7")).json()
-    assert body["_meta"] == {
-        "complete": False,
-        "parts": {"user": {"status": "miss"}, "offers": {"status": "wrong-type"}},
-    }
-    assert body["_errors"]["offers"]["status"] == 502
-    parts["offers"]["default"] = []
-    async with running(home(shop, parts, clock, envelope=True)) as client:
-        body_with_default = (await client.get("/home/7")).json()
-    assert body_with_default["_meta"]["parts"]["offers"] == {"status": "wrong-type", "default": True}
-    assert "not valid JSON" in body["_errors"]["offers"]["detail"]
-
-
 # --- whose answer it is --------------------------------------------------------------------------------------
-
-
-async def test_a_private_part_makes_the_whole_private_and_its_public_parts_are_shared(clock: TurnedClock) -> None:
-    shop = two()
-    shop.set("/cart/7", {"items": []}, cache_control="private, max-age=60")
-    parts = {**TWO, "cart": part("/cart/{user}", ttl="origin", vary=None) | {"authorization": "pass"}}
-    del parts["cart"]["vary"]
-    async with running(home(shop, parts, clock)) as client:
-        for token in ("a", "b"):
-            response = await client.get("/home/7", headers={"authorization": f"Bearer {token}"})
-            assert response.headers["cache-control"].startswith("private, max-age=")
-            assert response.headers["gateway-complete"] == "?1"
-    assert shop.count("/cart/7") == 2
-    assert shop.count("/offers") == shop.count("/users/7") == 1
-    sent = [request.headers.get("authorization") for request in shop.requests if request.url.path == "/cart/7"]
-    assert sent == ["Bearer a", "Bearer b"]
-    assert all("authorization" not in request.headers for request in shop.requests if request.url.path != "/cart/7")
 
 
 async def test_two_users_never_get_each_others_part(clock: TurnedClock) -> None:
@@ -393,28 +265,6 @@ async def test_a_part_keyed_by_authorization_is_stored_for_each(clock: TurnedClo
         assert "authorization" in response.headers["vary"]
         assert response.headers["cache-status"].startswith("gateway; hit")
     assert (shop.count("/users/7"), shop.count("/offers")) == (2, 1)
-
-
-async def test_a_parts_vary_is_the_wholes(clock: TurnedClock) -> None:
-    shop = two()
-    shop.set("/news", ["n"], vary="Accept-Language", cache_control="max-age=60")
-    parts = {**TWO, "news": {"upstream": "shop", "path": "/news"}}
-    async with running(home(shop, parts, clock)) as client:
-        for language in ("de", "fr", "de"):
-            response = await client.get("/home/7", headers={"accept-language": language})
-        assert "accept-language" in response.headers["vary"]
-        assert response.headers["cache-status"].startswith("gateway; hit")
-    assert (shop.count("/news"), shop.count("/offers")) == (2, 1)
-
-
-async def test_what_an_upstream_forbids_to_store_makes_the_whole_no_store(clock: TurnedClock) -> None:
-    shop = two()
-    shop.set("/secret", {"x": 1}, cache_control="no-store")
-    async with running(home(shop, {**TWO, "secret": {"upstream": "shop", "path": "/secret"}}, clock)) as client:
-        await client.get("/home/7")
-        response = await client.get("/home/7")
-    assert response.headers["cache-control"] == "no-store"
-    assert (shop.count("/secret"), shop.count("/offers")) == (2, 1)
 
 
 # --- purging -------------------------------------------------------------------------------------------------
@@ -460,17 +310,6 @@ async def test_what_is_stored_and_void_is_missed_and_what_other_headers_selected
     assert response.headers["cache-status"].startswith("gateway; fwd=stale; stored")
 
 
-async def test_a_purge_by_a_routes_url_reaches_the_aggregates_that_share_its_answer(clock: TurnedClock) -> None:
-    shop = Shop()
-    shop.set("/products/7", {"id": 7})
-    app = home(shop, {"product": part("/products/{user}")}, clock)
-    async with running(app) as client:
-        await client.get("/home/7")
-        await app.purge(keys=["/products/7"])
-        shop.set("/products/7", {"id": 8})
-        assert (await client.get("/home/7")).json() == {"product": {"id": 8}}
-
-
 async def test_a_soft_purge_of_a_part_ends_the_wholes_freshness(clock: TurnedClock) -> None:
     shop = two()
     app = home(shop, {**TWO, "offers": part("/offers", tags=["offers"], stale_while_revalidate="60s")}, clock)
@@ -502,15 +341,6 @@ async def test_who_asks_after_a_purge_never_gets_what_was_being_joined_before_it
         assert (await client.get("/home/7")).json()["offers"] == ["new"]
 
 
-async def test_the_purge_method_purges_the_whole(clock: TurnedClock) -> None:
-    app = home(two(), TWO, clock, purge_from=["127.0.0.1"])
-    async with running(app) as client:
-        await client.get("/home/7")
-        assert (await client.request("PURGE", "/home/7")).status_code == 200
-        assert "joined" in (await client.get("/home/7")).headers["cache-status"]
-        assert (await client.post("/home/7")).status_code == 405
-
-
 # --- chains, lists, conditions, selections -------------------------------------------------------------------
 
 
@@ -538,16 +368,6 @@ async def test_a_missing_value_skips_the_part_and_says_so(clock: TurnedClock) ->
     assert said(response)["seller"] == said(again)["seller"] == 'skipped;missing="product.seller_id"'
     assert response.headers["gateway-complete"] == "?1"
     assert again.headers["cache-status"].startswith("gateway; hit")
-
-
-async def test_what_is_missing_is_said_in_a_string_that_every_header_can_hold(clock: TurnedClock) -> None:
-    shop = Shop()
-    shop.set("/p/7", {"id": 7})
-    parts = {"product": part("/p/{user}"), "seller": part('/s/{product."größe"}')}
-    async with running(home(shop, parts, clock)) as client:
-        response = await client.get("/home/7")
-    assert said(response)["seller"] == 'skipped;missing="product.\\"gr??e\\""'
-    assert "desc=\"skipped;missing='product.'gr??e''\"" in response.headers["server-timing"]
 
 
 async def test_a_part_whose_earlier_part_failed_is_skipped(clock: TurnedClock) -> None:
@@ -676,13 +496,6 @@ async def test_a_header_whose_value_an_earlier_part_lacks_skips_the_part(clock: 
     assert shop.count("/offers") == 0
 
 
-async def test_an_answer_for_which_nobody_was_asked_lives_for_a_minute(clock: TurnedClock) -> None:
-    parts = {"version": {"static": 1}, "debug": part("/debug", when="query.debug")}
-    async with running(home(Shop(), parts, clock)) as client:
-        response = await client.get("/home/7")
-    assert (response.json(), response.headers["cache-control"]) == ({"version": 1}, "max-age=60")
-
-
 @pytest.mark.parametrize("came", [b'[{"id":1,"secret":2}]', b'{"id":1,"secret":2}', b"7", b'"text"', b"null"])
 async def test_a_part_alone_at_the_root_is_the_whole_answer(came: bytes, clock: TurnedClock) -> None:
     shop = Shop()
@@ -695,31 +508,6 @@ async def test_a_part_alone_at_the_root_is_the_whole_answer(came: bytes, clock: 
     assert second.headers["cache-status"].startswith("gateway; hit")
     content = schema["paths"]["/home/{user}"]["get"]["responses"]["200"]["content"]
     assert content["application/json"]["schema"] == {}
-
-
-@pytest.mark.parametrize("settings", [{"deny": ["x"]}, {"select": "@"}, {"group": None}, {"rename": {"a": "b"}}])
-async def test_a_part_too_deep_to_be_reshaped_has_failed_and_a_spliced_one_is_as_it_came(
-    settings: dict[str, Any], clock: TurnedClock
-) -> None:
-    shop = two()
-    deep = b'{"a":' * 300 + b"1" + b"}" * 300
-    shop.set("/deep", deep)
-    parts = {"user": TWO["user"], "deep": part("/deep", optional=True, **settings), "same": part("/deep")}
-    async with running(home(shop, parts, clock)) as client:
-        response = await client.get("/home/7")
-    assert (said(response)["deep"], response.headers["gateway-complete"]) == ("wrong-type", "?0")
-    assert b'"same":' + deep in response.content
-
-
-async def test_the_content_of_a_part_is_parsed_once_however_many_aggregates_it_is_in(clock: TurnedClock) -> None:
-    shop = two()
-    app = home(shop, {**TWO, "again": part("/offers", ttl="10s"), "shaped": part("/offers", select="[0]")}, clock)
-    async with running(app) as client:
-        for user in ("7", "8", "9"):
-            shop.set(f"/users/{user}", {})
-            await client.get(f"/home/{user}")
-    assert app.builder.workshop.parsed == 3 + 1 + 1  # users; offers as they are, in two places; and shaped
-    assert shop.count("/offers") == 1
 
 
 async def test_an_empty_list_is_an_empty_part(clock: TurnedClock) -> None:
@@ -745,23 +533,6 @@ async def test_a_condition_leaves_a_part_out_and_each_answer_is_kept_for_itself(
     assert debug.json()["debug"] == [1, 2]
     assert said(plain)["debug"] == "skipped"
     assert again.headers["cache-status"].startswith("gateway; hit")
-
-
-async def test_a_client_may_ask_for_fewer_parts(clock: TurnedClock) -> None:
-    shop = two()
-    async with running(home(shop, TWO, clock, selectable=True)) as client:
-        few = await client.get("/home/7?parts=offers")
-        assert few.json() == {"offers": [1, 2]}
-        assert shop.asked == ["/offers"]
-        await client.get("/home/7?parts=offers,user")
-        both = await client.get("/home/7?parts=user,offers")
-        assert both.headers["cache-status"].startswith("gateway; hit; ttl")
-        wrong = await client.get("/home/7?parts=offer")
-        none = [await client.get(f"/home/7?parts={text}") for text in ("", ",")]
-    assert {response.status_code for response in none} == {400}
-    assert none[0].json()["detail"] == "parts is empty; known parts: user, offers"
-    assert wrong.status_code == 400
-    assert "did you mean offers?" in wrong.json()["detail"]
 
 
 async def test_parameters_and_headers_reach_a_part_where_it_names_them_and_nowhere_else(clock: TurnedClock) -> None:
@@ -811,136 +582,7 @@ async def test_a_shadow_part_is_asked_and_ignored(clock: TurnedClock) -> None:
     assert b'outcome="shadow-failed",part="new"' in app.metrics.render()
 
 
-async def test_a_post_part_is_sent_its_body_and_never_kept(clock: TurnedClock) -> None:
-    shop = two()
-    shop.set("/graphql", {"data": 1})
-    parts = {"q": {"upstream": "shop", "path": "/graphql", "method": "POST", "body": {"query": "{me}"}}}
-    async with running(home(shop, parts, clock)) as client:
-        await client.get("/home/7")
-        response = await client.get("/home/7")
-    assert response.json() == {"q": {"data": 1}}
-    assert response.headers["cache-control"] == "no-store"
-    assert [json.loads(request.content) for request in shop.requests] == [{"query": "{me}"}] * 2
-
-
-async def test_parts_are_shaped_and_merged_as_configured(clock: TurnedClock) -> None:
-    shop = two()
-    shop.set("/users/7", {"id": 7, "name": "Ada", "email": "a@b"})
-    parts = {
-        "user": part("/users/{user}", group=None, deny=["email"], rename={"name": "user"}),
-        "offers": part("/offers", select="[0]", group="first"),
-    }
-    async with running(home(shop, parts, clock)) as client:
-        assert (await client.get("/home/7")).content == b'{"id":7,"user":"Ada","first":1}'
-
-
-async def test_the_aggregate_appears_in_openapi_with_its_parts_schemas(clock: TurnedClock, tmp_path: Any) -> None:
-    schema = tmp_path / "user.json"
-    schema.write_text('{"type": "object", "properties": {"id": {"type": "integer"}}}')
-    parts = {**TWO, "user": part("/users/{user}", schema=str(schema))}
-    app = home(two(), parts, clock, selectable=True)
-    operation = app.openapi()["paths"]["/home/{user}"]["get"]
-    joined = operation["responses"]["200"]["content"]["application/json"]["schema"]
-    assert joined["properties"]["user"]["properties"]["id"] == {"type": "integer"}
-    assert {each["name"] for each in operation["parameters"]} == {"user", "parts"}
-
-
-async def test_the_key_of_a_whole_is_what_its_url_says(clock: TurnedClock) -> None:
-    app = home(two(), TWO, clock)
-    async with running(app) as client:
-        await client.get("/home/7?utm=1")
-    assert app.primary_keys("/home/7")[0] == "+home\n/home/7"
-    assert str(normalise(b"/home/7", b"")) == "/home/7"
-
-
 # --- batches, hedges, retries --------------------------------------------------------------------------------
-
-BATCHED = {
-    "cart": part("/cart/{user}", ttl="1s"),
-    "prices": part("/prices/{item}", for_each="cart.items[*].id", batch="/prices?ids={ids}", tags=["price:{item}"]),
-}
-
-
-async def test_elements_are_fetched_together_and_each_is_cached_for_itself(clock: TurnedClock) -> None:
-    shop = Shop()
-    shop.set("/cart/7", {"items": [{"id": 3}, {"id": 1}, {"id": 2}]})
-    shop.set("/prices?ids=3%2C1%2C2", [{"id": 1, "cents": 10}, {"id": 3, "cents": 30}])
-    app = home(shop, BATCHED, clock)
-    async with running(app) as client:
-        response = await client.get("/home/7")
-        assert response.json()["prices"] == [{"id": 3, "cents": 30}, {"id": 1, "cents": 10}, None]
-        assert said(response)["prices"] == "list;miss=2;absent=1"
-        await app.purge(tags=["price:1"])
-        shop.set("/prices/1", {"id": 1, "cents": 11})
-        response = await client.get("/home/7")
-        assert response.json()["prices"][1] == {"id": 1, "cents": 11}
-    assert sorted(shop.asked) == ["/cart/7", "/prices/1", "/prices?ids=3%2C1%2C2"]
-
-
-async def test_a_batch_may_be_an_object_by_key_and_fails_as_one(clock: TurnedClock) -> None:
-    shop = Shop()
-    shop.set("/cart/7", {"items": [{"id": 1}, {"id": 2}]})
-    shop.set("/prices?ids=1%2C2", 500)
-    parts = {**BATCHED, "prices": BATCHED["prices"] | {"optional": True}}
-    async with running(home(shop, parts, clock)) as client:
-        assert said(await client.get("/home/7"))["prices"] == "failed;status-500=2"
-        clock.turn(1.1)
-        shop.set("/prices?ids=1%2C2", b'{"1": 10, "2": 20}')
-        assert (await client.get("/home/7")).json()["prices"] == [10, 20]
-
-
-class Hosts(httpx.AsyncBaseTransport):
-    """Two hosts; the first answers only when it is let."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.slow = asyncio.Event()
-        self.failing: set[str] = set()
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        self.asked.append(request.url.host)
-        if len(self.asked) == 1:
-            await self.slow.wait()
-        if request.url.host in self.failing:
-            return httpx.Response(500)
-        return httpx.Response(200, json=request.url.host)
-
-
-def hedged(hosts: Hosts, clock: TurnedClock, **settings: Any) -> Gateway:
-    config = {
-        "redis_url": "none",
-        "upstreams": {"two": {"urls": ["http://a.test", "http://b.test"], "breaker_failures": 0}},
-        "routes": {
-            "home": {"path": "/home", "parts": {"x": {"upstream": "two", "path": "/x", "ttl": "5s", **settings}}}
-        },
-    }
-    return create_app(config, transport=hosts, clock=clock, log=silent)
-
-
-async def test_a_hedged_part_asks_another_host_after_a_while_and_the_first_good_answer_wins(
-    clock: TurnedClock,
-) -> None:
-    hosts = Hosts()
-    async with running(hedged(hosts, clock, hedge="20ms")) as client:
-        assert (await client.get("/home")).json() == {"x": "b.test"}
-    assert hosts.asked == ["a.test", "b.test"]
-
-
-async def test_no_hedge_is_sent_for_an_answer_in_time(clock: TurnedClock) -> None:
-    hosts = Hosts()
-    hosts.slow.set()
-    async with running(hedged(hosts, clock, hedge="10s")) as client:
-        await client.get("/home")
-    assert hosts.asked == ["a.test"]
-
-
-async def test_a_part_is_tried_again_as_often_as_it_says(clock: TurnedClock) -> None:
-    hosts = Hosts()
-    hosts.slow.set()
-    hosts.failing = {"a.test"}
-    async with running(hedged(hosts, clock, retries=1)) as client:
-        assert (await client.get("/home")).json() == {"x": "b.test"}
-    assert hosts.asked == ["a.test", "b.test"]
 
 
 async def test_a_reference_may_begin_with_an_index(clock: TurnedClock) -> None:
@@ -950,63 +592,3 @@ async def test_a_reference_may_begin_with_an_index(clock: TurnedClock) -> None:
     parts = {"offers": part("/offers"), "featured": part("/p/{offers[0].item_id}")}
     async with running(home(shop, parts, clock)) as client:
         assert (await client.get("/home/7")).json()["featured"] == {"id": 4}
-
-
-# --- in Python -----------------------------------------------------------------------------------------------
-
-
-class User(BaseModel):
-    id: int
-
-
-def typed(shop: Shop, clock: TurnedClock, **settings: Any) -> Gateway:
-    config = {"redis_url": "none", "upstreams": {"shop": {"url": "http://shop.test", "breaker_failures": 0}}}
-    app = create_app(config, transport=shop.transport, clock=clock, log=silent)
-    router = APIRouter()
-    parts = {
-        "user": typed_part(User, **part("/users/{user}")),
-        "offers": typed_part(list[int], **part("/offers", optional=True)),
-    }
-    aggregate(router, "/home/{user}", parts=parts, name="home", **settings)
-    app.include_router(router)
-    return app
-
-
-async def test_an_aggregate_in_python_is_joined_cached_and_purged_as_one_of_the_configuration(
-    clock: TurnedClock,
-) -> None:
-    shop = two()
-    app = typed(shop, clock, selectable=True)
-    async with running(app) as client:
-        assert (await client.get("/home/7")).json() == {"user": {"id": 7}, "offers": [1, 2]}
-        assert (await client.get("/home/7")).headers["cache-status"].startswith("gateway; hit")
-        assert (await client.get("/home/7?parts=offers")).json() == {"offers": [1, 2]}
-        await app.purge(routes=["home.user"])
-        await client.get("/home/7")
-    assert (shop.count("/users/7"), shop.count("/offers")) == (2, 1)
-
-
-async def test_a_typed_part_of_another_type_has_failed(clock: TurnedClock) -> None:
-    shop = two()
-    shop.set("/offers", ["text"])
-    async with running(typed(shop, clock, errors=True)) as client:
-        response = await client.get("/home/7")
-        assert said(response)["offers"] == "wrong-type"
-        assert "doesn't match its type: 0: " in response.json()["_errors"]["offers"]["detail"]
-        shop.set("/users/7", {"id": "x"})
-        clock.turn(700)
-        assert (await client.get("/home/7")).status_code == 502
-
-
-async def test_an_aggregate_in_python_appears_in_openapi_with_its_types(clock: TurnedClock) -> None:
-    document = typed(two(), clock).openapi()
-    home = document["components"]["schemas"]["Home"]
-    assert home["properties"]["user"] == {"$ref": "#/components/schemas/User"}
-
-
-def test_an_aggregate_in_python_that_names_an_unknown_upstream_is_refused() -> None:
-    app = create_app({"redis_url": "none", "upstreams": {"shop": {"url": "http://shop.test"}}}, log=silent)
-    router = APIRouter()
-    aggregate(router, "/home", parts={"x": typed_part(User, upstream="shp", path="/x")})
-    with pytest.raises(ConfigError, match="there is no upstream shp; did you mean shop"):
-        app.include_router(router)

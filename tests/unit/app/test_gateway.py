@@ -218,24 +218,6 @@ async def test_only_allowed_query_parameters_count_and_are_forwarded() -> None:
     assert upstream.requests[0].url.raw_path == b"/v2/a&b?format=json&id=a%26b&page=2"
 
 
-async def test_the_more_specific_path_wins_whatever_the_order() -> None:
-    routes = {
-        name: {"path": path, "upstream": "api", "upstream_path": f"/{name}"}
-        for name, path in [
-            ("rest", "/{p:path}"),
-            ("one", "/a/{x}"),
-            ("two", "/a/b"),
-            ("three", "/a/{x}/c"),
-            ("four", "/a/b-{x}"),
-        ]
-    }
-    for order in (list(routes), list(reversed(routes))):
-        upstream = StubUpstream(lambda request: httpx.Response(200, text=request.url.path))
-        async with running(gateway(upstream, {name: routes[name] for name in order})) as client:
-            paths = ["/a/b", "/a/z", "/a/b-9", "/a/b/c", "/q/r"]
-            assert [(await client.get(path)).text for path in paths] == ["/two", "/one", "/four", "/three", "/rest"]
-
-
 async def test_an_absolute_target_of_another_host_is_refused_by_the_server(clock: TurnedClock) -> None:
     from gateway.edge.protocol import GatewayProtocol
 
@@ -357,12 +339,6 @@ async def test_errors_are_problem_details_that_carry_cors_headers() -> None:
             assert response.headers["access-control-allow-origin"] == "https://app.test"
             assert response.headers["content-type"] == "application/problem+json"
             assert "10.0.0.7" not in response.text
-
-
-async def test_an_unknown_path_is_a_problem_too() -> None:
-    async with running(gateway(StubUpstream(json_answer()), THIRTY)) as client:
-        response = await client.get("/nowhere")
-    assert (response.status_code, response.json()["type"]) == (404, "/problems/not-found")
 
 
 # --- around it -----------------------------------------------------------------------------------------------

@@ -5,48 +5,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import APIRouter, Request
 
-from gateway.app.gateway import create_app
-from gateway.app.generations import Generations
 from gateway.cache.background import Background
 from gateway.config.loader import Loaded
-from gateway.config.models import Config
 from gateway.errors import ConfigError
-from gateway.observability.access_log import silent
 from gateway.routing.cached_decorator import cached
 from gateway.server.reload import Change, difference, merged
 from gateway.testing import StubUpstream, TurnedClock
 from tests.support.edge_lines import GET, Line, asked
 from tests.support.gateways import json_answer
-
-
-def loaded(**settings: Any) -> Loaded:
-    config = {
-        "redis_url": "none",
-        "upstreams": {"api": {"url": "http://api.test"}},
-        "routes": {"rest": {"path": "/{path:path}", "upstream": "api", "ttl": "60s"}},
-        **settings,
-    }
-    return Loaded(Config.model_validate(config), {}, ())
-
-
-@asynccontextmanager
-async def running(first: Loaded, upstream: Any, clock: TurnedClock) -> AsyncIterator[tuple[Generations, Any]]:
-    generations = Generations(create_app(first, transport=upstream, clock=clock, log=silent))
-    await generations.current.start()
-    try:
-        transport = httpx.ASGITransport(generations, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway.test") as client:
-            yield generations, client
-    finally:
-        await generations.current.stop()
+from tests.support.generations import loaded, running
 
 
 class Closing(StubUpstream):
@@ -209,19 +182,6 @@ async def test_a_generation_is_freed_once_others_have_taken_its_place(clock: Tur
         assert [each() for each in seen[1:-1]] == [None, None]
 
 
-async def test_counters_go_on_over_reloads(clock: TurnedClock) -> None:
-    upstream = StubUpstream(json_answer())
-    async with running(loaded(), upstream, clock) as (generations, client):
-        for url in ("http://b.test", "http://c.test"):
-            await client.get("/a")
-            generations.current.upstreams["api"].places.shed += 2
-            generations.reload(loaded(upstreams={"api": {"url": url}}))
-        text = generations.current.metrics.render().decode()
-    assert 'gateway_requests_total{outcome="hit",route="rest",status="2xx"} 1.0' in text
-    assert 'gateway_upstream_shed_total{upstream="api"} 4.0' in text
-    assert text.count("# TYPE gateway_upstream_in_flight ") == 1
-
-
 async def test_state_and_routers_of_the_application_outlast_a_reload(clock: TurnedClock) -> None:
     router = APIRouter()
 
@@ -291,13 +251,3 @@ def test_what_wants_a_restart_says_so_and_stays() -> None:
     kept = merged(before, after).config
     assert kept.memory == before.config.memory
     assert kept.retry_after == after.config.retry_after
-
-
-def test_many_workers_without_a_shared_tier_are_refused() -> None:
-    with pytest.raises(ValueError, match="would share neither a cache nor purges"):
-        loaded(workers=2)
-
-
-def test_the_memory_is_divided_among_the_workers() -> None:
-    app = create_app(loaded(workers=4, redis_url="embedded", memory="64MiB"))
-    assert app.engine.memory.capacity == 16 * 1024**2

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 import yaml
-from typer.testing import CliRunner, Result
 
 import gateway
 from gateway.admin.app import create_admin
@@ -22,26 +18,13 @@ from gateway.admin.operations import operations_of
 from gateway.advisor import traffic
 from gateway.app.gateway import create_app
 from gateway.app.generations import Generations
-from gateway.cli.commands import app as cli
-from gateway.cli.commands import main
-from gateway.cli.options import AdminError, admin_address, request_admin
+from gateway.cli.options import AdminError, request_admin
 from gateway.config.loader import Loaded
 from gateway.config.models import Config
-from gateway.errors import ConfigError, OrderError
+from gateway.errors import OrderError
 from gateway.testing import StubUpstream, TurnedClock
+from tests.support.commands import CONFIG, configured, run, told
 from tests.support.gateways import json_answer, served
-from tests.support.processes import command
-
-CONFIG: dict[str, Any] = {
-    "redis_url": "none",
-    "access_log": False,
-    "upstreams": {"api": {"url": "http://api.test"}},
-    "routes": {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "100s", "tags": ["items"]}},
-}
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(cli, list(arguments))
 
 
 async def test_an_operator_purges_overrides_and_sees_who_did_what(
@@ -110,103 +93,12 @@ async def test_an_operator_purges_overrides_and_sees_who_did_what(
         await generations.current.stop()
 
 
-@pytest.mark.parametrize(
-    ("body", "said"), [(b"<html>", "the response isn't JSON"), (b"[1]", "isn't a gateway's admin listener")]
-)
-async def test_what_is_no_admin_listener_is_said_to_be_none(
-    body: bytes, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def other(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": body})
-
-    async with served(other) as url:
-        monkeypatch.setenv("GATEWAY_ADMIN_URL", url)
-        with pytest.raises(AdminError, match=said):
-            await asyncio.to_thread(request_admin, "/audit")
-
-
-def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What the console script says on standard error where it ends with status 2."""
-    monkeypatch.setattr(sys, "argv", ["gateway", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    return capsys.readouterr().err
-
-
-def test_where_no_gateway_answers_the_setting_is_named_and_there_is_no_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("GATEWAY_ADMIN_URL", "http://127.0.0.1:9")
-    said = told(monkeypatch, capsys, "audit")
-    assert said.startswith("can't connect to http://127.0.0.1:9")
-    assert "set GATEWAY_ADMIN_URL" in said
-
-
-def configured(tmp_path: Path, **settings: Any) -> str:
-    path = tmp_path / "gateway.yaml"
-    path.write_text(yaml.safe_dump({**CONFIG, **settings}))
-    return str(path)
-
-
-def test_a_valid_configuration_is_shown_with_where_each_value_came_from(tmp_path: Path) -> None:
-    result = run("check", "--config", configured(tmp_path))
-    assert result.exit_code == 0
-    (line,) = [line for line in result.output.splitlines() if line.startswith("routes.item.ttl ")]
-    assert "gateway.yaml" in line
-    assert result.output.endswith("The configuration is valid: 1 route, 1 upstream.\n")
-
-
 def test_a_configuration_that_is_refused_is_told_problem_by_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = told(monkeypatch, capsys, "check", "-c", configured(tmp_path, wrokers=2, port=-1))
     assert said.startswith("The configuration is refused (2 problems):\n")
     assert "workers" in said
-
-
-def test_routes_are_listed_in_the_order_in_which_they_are_tried(tmp_path: Path) -> None:
-    parts = {"path": "/home", "parts": {"one": {"upstream": "api", "path": "/one"}}}
-    rest = {"path": "/{path:path}", "upstream": "api", "stale_while_revalidate": "1m", "stale_if_error": "1h"}
-    routes = {"rest": rest, "home": parts, **CONFIG["routes"]}
-    result = run("routes", "-c", configured(tmp_path, routes=routes))
-    names = [line.split()[0] for line in result.output.splitlines()[1:]]
-    assert names.index("rest") == 2
-    assert "parts: one" in result.output
-
-
-def test_handlers_are_listed_among_the_routes_and_why_the_edge_leaves_them_to_the_app(tmp_path: Path) -> None:
-    (tmp_path / "listed_handlers.py").write_text(HANDLERS)
-    configured(
-        tmp_path, routes={"rest": {"path": "/{path:path}", "upstream": "api"}}, include=["listed_handlers:router"]
-    )
-    listed = command("routes", "--config", "gateway.yaml", cwd=tmp_path)
-    rows = [line.split("  ") for line in listed.stdout.splitlines()[1:]]
-    told = {row[0]: row[-1].strip() for row in rows}
-    assert told == {
-        "listed_handlers.plain": "yes",
-        "listed_handlers.asking": "no: it depends on listed_handlers.user",
-        "uncached": "no: nothing is cached",
-        "rest": "yes",
-    }
-    assert list(told)[-1] == "rest"
-
-
-HANDLERS = """
-from fastapi import APIRouter, Depends
-from gateway import cached
-router = APIRouter()
-def user(): ...
-@router.get("/plain/{id}")
-@cached(ttl="30s", tags=["a:{id}"])
-async def plain(id: int): ...
-@router.get("/asking")
-@cached(ttl="30s")
-async def asking(user=Depends(user)): ...
-@router.get("/uncached")
-async def uncached(): ...
-"""
 
 
 def test_an_unknown_variable_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,78 +110,6 @@ def test_an_unknown_variable_is_a_warning(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 # --- where the admin listener is ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a configuration, in which the commands are run."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("GATEWAY_ADMIN_URL", "GATEWAY_ADMIN_TOKEN", "GATEWAY_ADMIN_LISTEN"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
-
-
-def test_commands_find_the_admin_listener_as_serve_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert admin_address().url == "http://127.0.0.1:9000"
-    (folder / "gateway.yaml").write_text('admin_listen: "0.0.0.0:9001"\n')
-    (folder / ".env").write_text("GATEWAY_ADMIN_TOKEN=secret\n")
-    found = admin_address()
-    assert (found.url, found.source, found.token) == (
-        "http://127.0.0.1:9001",
-        "admin_listen, gateway.yaml line 1",
-        "secret",
-    )
-    (folder / "other.yaml").write_text("admin_listen: unix:/run/admin.sock\nport: no port\n")
-    assert admin_address(Path("other.yaml")).socket == "/run/admin.sock"
-    (folder / ".env").write_text("GATEWAY_ADMIN_LISTEN='[::]:9002'\n")
-    assert admin_address().url == "http://[::1]:9002"
-    (folder / ".env").write_text("GATEWAY_ADMIN_URL=http://admin.internal:1/\n")
-    assert admin_address(Path("other.yaml")).url == "http://admin.internal:1"
-    monkeypatch.setenv("GATEWAY_ADMIN_URL", "unix:/run/other.sock")
-    assert admin_address().socket == "/run/other.sock"
-    assert admin_address(url="localhost:9003").url == "http://localhost:9003"
-
-
-def test_a_broken_file_hinders_no_command_unless_it_was_named(folder: Path) -> None:
-    (folder / "gateway.yaml").write_text("a: [")
-    assert admin_address().url == "http://127.0.0.1:9000"
-    with pytest.raises(ConfigError):
-        admin_address(Path("gateway.yaml"))
-
-
-def test_without_an_admin_listener_the_setting_is_named(folder: Path) -> None:
-    (folder / "gateway.yaml").write_text("admin_listen: none\n")
-    with pytest.raises(AdminError, match=r"admin_listen is none \(gateway.yaml line 1\)"):
-        admin_address()
-
-
-def test_a_listener_on_a_unix_socket_is_asked(folder: Path) -> None:
-    loaded = Loaded(Config.model_validate(CONFIG), {}, ())
-    path = str(folder / "admin.sock")
-    app = create_admin(create_app(loaded), "secret")
-    server = uvicorn.Server(uvicorn.Config(app, uds=path, log_config=None, lifespan="off"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        until = time.monotonic() + 10
-        while not server.started and time.monotonic() < until:
-            thread.join(0.01)
-        (folder / "gateway.yaml").write_text(f"admin_listen: unix:{path}\n")
-        (folder / ".env").write_text("GATEWAY_ADMIN_TOKEN=secret\n")
-        assert run("purge", "--all").output.startswith("Purged: everything.\n1 of 1 worker has confirmed")
-        (folder / "gateway.yaml").unlink()
-        assert run("purge", "--all", "--admin-url", f"unix:{path}").exit_code == 0
-    finally:
-        server.should_exit = True
-        thread.join(10)
-
-
-async def test_the_public_port_in_place_of_the_admin_listener_is_explained(folder: Path) -> None:
-    app = create_app({**CONFIG, "routes": {}})
-    async with served(app) as url:
-        for order in (("purge", "--all"), ("audit",), ("ttl", "reset", "item"), ("check", "--running")):
-            result = await asyncio.to_thread(run, *order, "--admin-url", url)
-            assert "isn't an admin listener; is it the public port?" in str(result.exception)
 
 
 @pytest.mark.parametrize(
@@ -364,11 +184,6 @@ def test_a_thousand_routes_are_checked_within_three_seconds_of_processor_time(tm
     began = time.process_time()
     assert run("check", "-c", path).output.endswith("1000 routes, 1 upstream.\n")
     assert time.process_time() - began < 3
-
-
-def test_routes_show_the_stale_windows_that_are_in_force(tmp_path: Path) -> None:
-    lines = run("routes", "-c", configured(tmp_path)).output.splitlines()
-    assert "origin, 10m" in lines[1]
 
 
 # --- help --------------------------------------------------------------------------------------------------

@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import pytest
-from fastapi import APIRouter
 from typer.testing import CliRunner
 
 from gateway.admin.app import create_admin
-from gateway.app.gateway import Gateway, create_app
-from gateway.cache.redis.store import RedisStore
+from gateway.app.gateway import create_app
 from gateway.cli.commands import app as cli
 from gateway.config.loader import load
-from gateway.explain.trace import Lifetime, Name, Trace, render
+from gateway.explain.trace import Lifetime, Trace, render
 from gateway.routing.cached_decorator import cached
-from gateway.server.embedded_redis import Embedded
 from gateway.testing import StubUpstream, TurnedClock, running
+from tests.support.explain import ANY, FILE, ROUTES, SUMS, started
 from tests.support.gateways import gateway, json_answer
-
-ROUTES: dict[str, Any] = {
-    "item": {
-        "path": "/items/{id}",
-        "upstream": "api",
-        "upstream_path": "/v2/{id}",
-        "ttl": "30s",
-        "stale_while_revalidate": "1m",
-        "stale_if_error": "5m",
-        "query": ["a", "b"],
-        "tags": ["item:{id}"],
-    },
-    "rest": {"path": "/{path:path}", "upstream": "api"},
-}
-
-
-ANY = ((b"accept", b"*/*"),)
-"""What the tests' client sends with each request, as curl does."""
-
-
-def started(clock: TurnedClock, **headers: str) -> tuple[Gateway, StubUpstream]:
-    upstream = StubUpstream(json_answer(**headers))
-    return gateway(upstream, ROUTES, clock=clock), upstream
 
 
 async def test_the_trace_names_the_route_that_won_and_those_that_lost(clock: TurnedClock) -> None:
@@ -96,38 +69,6 @@ async def test_a_stored_answer_is_shown_with_its_age_and_windows(clock: TurnedCl
     assert trace.entry.stale_if_error_for == pytest.approx(trace.entry.fresh_for + 300, abs=0.01)
 
 
-async def test_what_lies_in_redis_alone_is_shown_and_left_there(valkey: Embedded, clock: TurnedClock) -> None:
-    prefix = f"{uuid4().hex}:"
-    upstream = StubUpstream(json_answer())
-    one, two = (
-        gateway(upstream, ROUTES, clock=clock, store=RedisStore(valkey.url, prefix=prefix, budget=1.0))
-        for _ in range(2)
-    )
-    async with running(one) as client, running(two):
-        await client.get("/items/7")
-        await one.engine.settle()
-        trace = await two.explain("GET", "/items/7", ANY)
-        assert trace.entry is not None
-        assert (trace.decision, trace.entry.tier) == ("hit", "redis")
-        assert len(two.engine.memory) == 0
-
-
-async def test_purges_are_shown_by_the_names_they_went_by(clock: TurnedClock) -> None:
-    app, _ = started(clock)
-    async with running(app) as client:
-        await client.get("/items/7")
-        clock.turn(1)
-        await app.purge(tags=["item:7"])
-        trace = await app.explain("GET", "/items/7", ANY)
-        assert trace.decision == "miss"
-        epochs = {name.name: name.epoch for name in trace.names}
-        assert epochs["key"] == epochs["route item"] == "-"
-        assert epochs["tag item:7"] != "-"
-        await app.purge(routes=["item"], soft=True)
-        trace = await app.explain("GET", "/items/7", ANY)
-        assert {name.name: name.epoch for name in trace.names}["route item"].endswith("(soft)")
-
-
 @pytest.mark.parametrize(
     ("method", "target", "headers", "decision", "why"),
     [
@@ -173,15 +114,6 @@ async def test_a_route_that_follows_its_upstream_says_what_the_upstream_stated(c
     assert trace.variant == ("vary accept-language:fr",)
 
 
-FILE = """\
-redis_url: none
-upstreams:
-  api: {url: "http://api.test"}
-routes:
-  item: {path: "/items/{id}", upstream: api, ttl: 30s}
-"""
-
-
 async def test_the_ttl_is_told_with_who_set_it_and_what_that_overruled(clock: TurnedClock, tmp_path: Path) -> None:
     file = tmp_path / "gateway.yaml"
     file.write_text(FILE)
@@ -225,27 +157,6 @@ def test_a_header_without_a_colon_is_refused(tmp_path: Path) -> None:
     file.write_text(FILE)
     result = CliRunner().invoke(cli, ["explain", "GET", "/", "-H", "nonsense", "-c", str(file)])
     assert result.exit_code == 2
-
-
-def test_the_text_says_of_a_path_without_route_that_there_is_none() -> None:
-    text = render(Trace(request="GET /x", target="/x", decision="404", why="no declared route has this path"))
-    assert text.splitlines() == [
-        "GET /x",
-        "  decision  404: no declared route has this path",
-        "  target    /x",
-    ]
-
-
-async def test_the_text_tells_the_windows_of_what_is_stored(clock: TurnedClock) -> None:
-    app, _ = started(clock)
-    async with running(app) as client:
-        await client.get("/items/7")
-        clock.turn(31)
-        text = render(await app.explain("GET", "/items/7", ANY))
-    assert re.search(r"fresh: ended \d+\.\d s ago", text)
-    assert "until" not in text
-    assert "stale while revalidating for" in text
-    assert "in memory: 200" in text
 
 
 # --- aggregates --------------------------------------------------------------------------------------------
@@ -307,9 +218,6 @@ def test_an_aggregate_is_explained_by_its_configuration_alone(tmp_path: Path) ->
 # --- handlers in Python ------------------------------------------------------------------------------------
 
 
-SUMS = APIRouter()
-
-
 @SUMS.get("/sums/{a}")
 @cached(ttl="20s", tags=["sum:{a}"], stale_if_error="1m")
 async def sums(a: int, b: int = 0) -> dict[str, int]:
@@ -319,68 +227,6 @@ async def sums(a: int, b: int = 0) -> dict[str, int]:
 @SUMS.get("/time")
 async def what_time_it_is() -> str:
     return "now"
-
-
-def with_handlers(clock: TurnedClock) -> Gateway:
-    app = gateway(StubUpstream(json_answer()), {"item": ROUTES["item"]}, clock=clock)
-    app.include_router(SUMS)
-    return app
-
-
-async def test_a_cached_handler_is_explained_like_a_route(clock: TurnedClock) -> None:
-    app = with_handlers(clock)
-    async with running(app) as client:
-        before = await app.explain("GET", "/sums/4?z=1&b=3", ANY)
-        await client.get("/sums/4?b=3")
-        clock.turn(5)
-        after = await app.explain("GET", "/sums/4?b=3", ANY)
-        assert (await client.get("/sums/4?b=3")).headers["cache-status"].startswith("gateway; hit")
-    assert before.route.endswith("sums")
-    assert (before.path, before.decision) == ("/sums/{a}", "miss")
-    assert [line.split(" (")[0] for line in before.dropped] == ["query parameter z"]
-    assert after.decision == "hit"
-    assert after.ttl is not None
-    assert after.ttl.value == "20s"
-    assert after.ttl.sources[0] == f"@cached of {after.route} (20s)"
-    assert after.entry is not None
-    assert (after.entry.tier, after.entry.age) == ("memory", 5.0)
-    assert [name.name for name in after.names][1:] == [f"route {after.route}", "tag sum:4"]
-
-
-async def test_it_is_told_whether_the_edge_answers_a_handler(clock: TurnedClock) -> None:
-    app = with_handlers(clock)
-    assert (await app.explain("GET", "/sums/4")).edge == "yes"
-
-    class Passing:
-        def __init__(self, inner: Any) -> None:
-            self.inner = inner
-
-    app.add_middleware(Passing)
-    trace = await app.explain("GET", "/sums/4")
-    assert trace.edge == "no: the app has middleware of its own, Passing"
-    assert "  edge      no: the app has middleware of its own, Passing" in render(trace)
-
-
-async def test_a_handler_that_is_not_cached_says_so(clock: TurnedClock) -> None:
-    trace = await with_handlers(clock).explain("GET", "/time")
-    assert (trace.route, trace.decision) == ("what_time_it_is", "uncached")
-    posted = await with_handlers(clock).explain("POST", "/sums/4")
-    assert (posted.decision, posted.why) == ("405", "the path matches a route, but it allows only GET")
-
-
-async def test_a_declared_route_stands_before_a_router_that_was_included_later(clock: TurnedClock) -> None:
-    app = gateway(StubUpstream(json_answer()), ROUTES, clock=clock)
-    router = APIRouter()
-
-    @router.get("/time")
-    async def time() -> str:
-        return "now"
-
-    app.include_router(router)
-    trace = await app.explain("GET", "/time")
-    assert (trace.route, trace.lost) == ("rest", ("time (/time)",))
-    async with running(app) as client:
-        assert (await client.get("/time")).json() == {"n": 1}
 
 
 # --- as it is foretold, so it happens ----------------------------------------------------------------------
@@ -473,31 +319,6 @@ async def test_the_client_reads_what_its_condition_or_range_comes_to(clock: Turn
             assert trace.client[0].startswith(said)
 
 
-async def test_of_a_negative_answer_its_own_ttl_is_told(clock: TurnedClock, tmp_path: Path) -> None:
-    file = tmp_path / "gateway.yaml"
-    file.write_text(FILE)
-    loaded = load(file, environ={"GATEWAY_ROUTES__ITEM__NEGATIVE_TTL": "7s"}, dotenv=None)
-    app = create_app(loaded, transport=StubUpstream(lambda request: httpx.Response(404, json={})), clock=clock)
-    async with running(app) as client:
-        await client.get("/items/7")
-        trace = await app.explain("GET", "/items/7", ANY)
-    assert (trace.decision, trace.status) == ("hit", 404)
-    assert trace.ttl is not None
-    assert (trace.ttl.setting, trace.ttl.value) == ("negative_ttl", "7s")
-    assert trace.ttl.sources == ("environment GATEWAY_ROUTES__ITEM__NEGATIVE_TTL (7s)",)
-    assert trace.ttl.notes[0] == "of a 404; that of other answers is 30s"
-    assert "negative_ttl" in render(trace)
-
-
-async def test_other_variants_are_told_of_a_miss(clock: TurnedClock) -> None:
-    app = gateway(StubUpstream(json_answer(vary="Accept-Language", cache_control="max-age=60")), ROUTES, clock=clock)
-    async with running(app) as client:
-        await client.get("/news", headers={"accept-language": "de"})
-    trace = await app.explain("GET", "/news", (*ANY, (b"accept-language", b"fr")))
-    assert trace.decision == "miss"
-    assert trace.why.endswith("vary on accept-language")
-
-
 async def test_while_a_failed_upstream_rests_the_stale_answer_is_foretold(clock: TurnedClock) -> None:
     app, upstream = started(clock)
     async with running(app) as client:
@@ -511,26 +332,6 @@ async def test_while_a_failed_upstream_rests_the_stale_answer_is_foretold(clock:
         assert "detail=resting" in (await client.get("/items/7")).headers["cache-status"]
 
 
-async def test_what_memory_has_too_old_is_looked_for_in_redis(valkey: Embedded, clock: TurnedClock) -> None:
-    prefix = f"{uuid4().hex}:"
-    upstream = StubUpstream(json_answer())
-    one, two = (
-        gateway(upstream, ROUTES, clock=clock, store=RedisStore(valkey.url, prefix=prefix, budget=1.0))
-        for _ in range(2)
-    )
-    async with running(one) as client, running(two) as other:
-        await client.get("/items/7")
-        await one.engine.settle()
-        await other.get("/items/7")
-        clock.turn(200)
-        await client.get("/items/7")
-        await one.engine.settle()
-        trace = await two.explain("GET", "/items/7", ANY)
-        assert trace.entry is not None
-        assert (trace.decision, trace.entry.tier) == ("hit", "redis")
-        assert (await other.get("/items/7")).headers["cache-status"].startswith("gateway; hit")
-
-
 def test_every_window_that_somebody_set_is_told_with_who_did(tmp_path: Path) -> None:
     file = tmp_path / "gateway.yaml"
     file.write_text(
@@ -540,13 +341,6 @@ def test_every_window_that_somebody_set_is_told_with_who_did(tmp_path: Path) -> 
     result = CliRunner().invoke(cli, ["explain", "GET", "/items/7", "-c", str(file)])
     assert f"windows   stale_if_error 5m: {file} line 7 (5m)" in result.output
     assert "stale_while_revalidate" not in result.output
-
-
-def test_the_text_tells_when_a_name_was_purged() -> None:
-    names = (Name(name="tag item", epoch="1795883466358-0"), Name(name="key", epoch="-"))
-    text = render(Trace(request="GET /a", decision="hit", why="", names=names))
-    assert "tag item: last purged 2026-11-28 16:31:06Z" in text
-    assert "key: not purged of late" in text
 
 
 def test_the_ttl_of_a_stored_404_is_shown_once() -> None:

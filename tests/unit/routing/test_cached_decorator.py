@@ -7,7 +7,6 @@ import asyncio
 import pytest
 
 from gateway.cache.redis.store import RedisStore
-from gateway.errors import ConfigError
 from gateway.testing import StubUpstream, TurnedClock, running
 from tests.support import shop_routes
 from tests.support.gateways import gateway, json_answer
@@ -166,28 +165,3 @@ async def test_two_gateways_share_a_handlers_answers_through_redis(clock: Turned
         await apps[0].engine.settle()
         assert (await second.get("/raw")).content == original.content
     assert shop_routes.calls["raw"] == 1
-
-
-async def test_the_more_specific_path_wins_between_python_and_configuration(clock: TurnedClock) -> None:
-    routes = {
-        "one": {"path": "/special/one", "upstream": "api", "ttl": "30s"},
-        "rest": {"path": "/{path:path}", "upstream": "api"},
-    }
-    app = gateway(StubUpstream(json_answer()), routes, clock=clock, include=["tests.support.shop_routes:router"])
-    async with running(app) as client:
-        assert (await client.get("/special/one")).json() == {"n": 1}
-        assert (await client.get("/special/two")).text == "python two"
-        assert (await client.get("/elsewhere")).json() == {"n": 2}
-
-
-async def test_an_unknown_upstream_of_a_handler_is_refused_at_start(clock: TurnedClock) -> None:
-    with pytest.raises(ConfigError, match="did you mean apis"):
-        shop(clock, upstreams={"apis": {"url": "http://api.test"}})
-
-
-@pytest.mark.parametrize(
-    "place", ["tests.nowhere:router", "tests.support.shop_routes:nothing", "tests.support.shop_routes:Summary"]
-)
-async def test_an_include_that_is_no_router_is_refused_at_start(clock: TurnedClock, place: str) -> None:
-    with pytest.raises(ConfigError, match=place.replace(".", r"\.")):
-        shop(clock, include=[place])

@@ -382,9 +382,3 @@ async def test_a_cookie_that_the_handler_sets_is_this_clients_alone() -> None:
 async def test_an_error_keeps_its_status_and_headers() -> None:
     for answer in await cached_answers(error, {}):
         assert (answer.status_code, answer.headers["x-why"]) == (410, "old")
-
-
-# --- what is called ----------------------------------------------------------------------------------------
-
-
-# --- annotations -------------------------------------------------------------------------------------------

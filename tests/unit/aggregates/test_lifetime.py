@@ -1,0 +1,70 @@
+"""The lifetime of a joined response: that of its parts, with their Vary, and private or not stored where one is."""
+
+from __future__ import annotations
+
+from gateway.testing import TurnedClock, running
+from tests.support.shop import TWO, Shop, home, part, said, two
+
+
+async def test_age_is_the_oldest_parts_and_max_age_that_plus_the_least_remaining_life(clock: TurnedClock) -> None:
+    shop = two()
+    parts = {"user": part("/users/{user}", ttl="60s"), "offers": part("/offers", ttl="10s")}
+    app = home(shop, parts, clock)
+    app.engine._storing.jitter = lambda: 0.0
+    async with running(app) as client:
+        await client.get("/home/7")
+        clock.turn(11)
+        response = await client.get("/home/7")
+        assert said(response) == {"user": "hit", "offers": "miss"}
+        assert (response.headers["age"], response.headers["cache-control"]) == ("11", "max-age=21")
+        clock.turn(5)
+        response = await client.get("/home/7")
+        assert (response.headers["age"], response.headers["cache-control"]) == ("16", "max-age=21")
+        assert response.headers["cache-status"] == "gateway; hit; ttl=5"
+    assert shop.count("/users/7") == 1
+
+
+async def test_a_private_part_makes_the_whole_private_and_its_public_parts_are_shared(clock: TurnedClock) -> None:
+    shop = two()
+    shop.set("/cart/7", {"items": []}, cache_control="private, max-age=60")
+    parts = {**TWO, "cart": part("/cart/{user}", ttl="origin", vary=None) | {"authorization": "pass"}}
+    del parts["cart"]["vary"]
+    async with running(home(shop, parts, clock)) as client:
+        for token in ("a", "b"):
+            response = await client.get("/home/7", headers={"authorization": f"Bearer {token}"})
+            assert response.headers["cache-control"].startswith("private, max-age=")
+            assert response.headers["gateway-complete"] == "?1"
+    assert shop.count("/cart/7") == 2
+    assert shop.count("/offers") == shop.count("/users/7") == 1
+    sent = [request.headers.get("authorization") for request in shop.requests if request.url.path == "/cart/7"]
+    assert sent == ["Bearer a", "Bearer b"]
+    assert all("authorization" not in request.headers for request in shop.requests if request.url.path != "/cart/7")
+
+
+async def test_a_parts_vary_is_the_wholes(clock: TurnedClock) -> None:
+    shop = two()
+    shop.set("/news", ["n"], vary="Accept-Language", cache_control="max-age=60")
+    parts = {**TWO, "news": {"upstream": "shop", "path": "/news"}}
+    async with running(home(shop, parts, clock)) as client:
+        for language in ("de", "fr", "de"):
+            response = await client.get("/home/7", headers={"accept-language": language})
+        assert "accept-language" in response.headers["vary"]
+        assert response.headers["cache-status"].startswith("gateway; hit")
+    assert (shop.count("/news"), shop.count("/offers")) == (2, 1)
+
+
+async def test_what_an_upstream_forbids_to_store_makes_the_whole_no_store(clock: TurnedClock) -> None:
+    shop = two()
+    shop.set("/secret", {"x": 1}, cache_control="no-store")
+    async with running(home(shop, {**TWO, "secret": {"upstream": "shop", "path": "/secret"}}, clock)) as client:
+        await client.get("/home/7")
+        response = await client.get("/home/7")
+    assert response.headers["cache-control"] == "no-store"
+    assert (shop.count("/secret"), shop.count("/offers")) == (2, 1)
+
+
+async def test_an_answer_for_which_nobody_was_asked_lives_for_a_minute(clock: TurnedClock) -> None:
+    parts = {"version": {"static": 1}, "debug": part("/debug", when="query.debug")}
+    async with running(home(Shop(), parts, clock)) as client:
+        response = await client.get("/home/7")
+    assert (response.json(), response.headers["cache-control"]) == ({"version": 1}, "max-age=60")
