@@ -27,6 +27,7 @@ from gateway.server.listener import forget, listen_admin, listen_for_each, url_o
 from gateway.server.metrics_totals import Family, lasting, supervisor_families, total
 from gateway.server.process import Spawned, spawn
 from gateway.server.reload import Files, difference, merged
+from gateway.server.sd_notify import ServiceManager
 from gateway.server.worker_handle import Member, Slot
 
 logger = logging.getLogger("gateway")
@@ -83,6 +84,7 @@ class Supervisor:
         ]
         self._admin = listen_admin(config.admin_listen)
         self._valkey: Embedded | None = None
+        self._manager = ServiceManager()
         if config.redis_url == "embedded":
             self._valkey = Embedded(maxmemory=config.redis_memory, data=config.redis_dir)
 
@@ -97,6 +99,7 @@ class Supervisor:
             if early:
                 self._stop(0.0)
             self._starting = asyncio.ensure_future(self._start())
+            self._spawn(self._manager.keep_alive())
             await _either(self._starting, self._ended)
             if not self._stopping:
                 self._starting.result()
@@ -127,17 +130,17 @@ class Supervisor:
     def _tell_what_is_served(self) -> None:
         config = self.loaded.config
         places = (source.place for found in self.loaded.sources.values() for source in found if source.kind == "file")
-        redis = config.redis_url
         logger.info(
             "configuration: %s; %s, %s, %s; Redis: %s",
             next(places, "no file").partition(" line ")[0],
             counted(len(config.routes) + len(config.include), "route"),
             counted(len(config.upstreams), "upstream"),
             counted(len(self._slots), "worker"),
-            redis if redis in ("embedded", "none") else shown_url(redis),
+            shown_url(config.redis_url),
         )
         logger.info("admin listener: %s", config.admin_listen)
         logger.info("listening on %s", url_of(self._slots[0].socket))
+        self._manager.ready(f"{counted(len(self._slots), 'worker')} on {url_of(self._slots[0].socket)}")
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -380,7 +383,8 @@ class Supervisor:
         self._stopping = True
         timeout = self.loaded.config.shutdown_timeout.total_seconds()
         logger.info("stopping: accepting connections for %g s more; requests in flight have %g s", delay, timeout)
-        self._spawn(self._stop_in_order(delay, self.loaded.config.shutdown_timeout.total_seconds()))
+        self._manager.stopping(delay + timeout + 2 * MARGIN)
+        self._spawn(self._stop_in_order(delay, timeout))
 
     async def _stop_in_order(self, delay: float, timeout: float) -> None:
         await self._cancel_start()
@@ -403,7 +407,7 @@ class Supervisor:
 
     async def _reload(self) -> None:
         """Read the configuration again and apply it in all workers, or in none."""
-        async with self._lock:
+        async with self._lock, self._manager.reloading():
             try:
                 after = self._reread()
             except ConfigError as error:
