@@ -21,6 +21,7 @@ any client, the client, can't be combined, still, bypasses the cache, the edge."
 FORBIDDEN = re.compile(rf"\b(?:{'|'.join(PHRASES)})\b", re.IGNORECASE)
 PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs/deploying").glob("*.md")),
     *(ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md")),
 ]
 NOT_YET = frozenset(("conformance.md", "performance.md"))
