@@ -209,9 +209,14 @@ GUARDS = (
         "(msgspec.DecodeError,",
         "unit/cache/redis/test_store_planted",
     ),
-    Mutant("cache.redis.leases", "        self._spawn(self._give_up(name, token))\n", "", "unit/cache/test_leases"),
     Mutant(
-        "cache.redis.leases", "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end", "", "unit/cache/test_leases"
+        "cache.redis.leases", "        self._spawn(self._give_up(name, token))\n", "", "unit/cache/redis/test_leases"
+    ),
+    Mutant(
+        "cache.redis.leases",
+        "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end",
+        "",
+        "unit/cache/redis/test_leases",
     ),
     Mutant(
         "upstreams.connection",
@@ -294,12 +299,17 @@ GUARDS = (
         "unit/cache/redis/test_connection",
     ),
     # Slow clients.
-    Mutant("edge.client_connection", "            if self._known:\n", "            if True:\n", "unit/edge/test_guard"),
+    Mutant(
+        "edge.client_connection",
+        "            if self._known:\n",
+        "            if True:\n",
+        "unit/edge/test_client_connection",
+    ),
     Mutant(
         "edge.client_connection",
         "if self._sent < READ_RATE * self.door.timeouts.write:",
         "if not self._sent:",
-        "unit/edge/test_guard",
+        "unit/edge/test_client_connection",
     ),
     Mutant("edge.guard", "            if now > until:", "            if False:", "unit/edge/test_guard"),
     Mutant(

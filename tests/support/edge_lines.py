@@ -22,6 +22,7 @@ from gateway.edge.passthrough import PassThrough, PassThroughRequest
 from gateway.edge.protocol import GatewayProtocol
 from gateway.observability.access_log import fields_of
 from gateway.testing import StubUpstream, TurnedClock
+from tests.support.gateways import gateway
 
 AnyBoth = TypeVar("AnyBoth", bound="Both")
 GET = b"GET /o/1 HTTP/1.1\r\nHost: gateway.test\r\n%b\r\n"
@@ -264,3 +265,13 @@ def living(make: Callable[[], AnyBoth]) -> Iterator[tuple[asyncio.Runner, AnyBot
             return make()
 
         yield runner, runner.run(made())
+
+
+def get(target: bytes, host: bytes = b"gateway.test", more: bytes = b"", version: bytes = b"1.1") -> bytes:
+    named = b"Host: " + host + b"\r\n" if host else b""
+    return b"GET " + target + b" HTTP/" + version + b"\r\n" + named + more + b"\r\n"
+
+
+def plain(**settings: Any) -> tuple[Counted, StubUpstream]:
+    upstream = StubUpstream(lambda _: httpx.Response(200, content=b"body", headers={"cache-control": "max-age=60"}))
+    return Counted(gateway(upstream, **settings)), upstream

@@ -128,3 +128,7 @@ MALFORMED = {
 
 
 WAYS = pytest.mark.parametrize("method", ["GET", "OPTIONS"], ids=["plain", "by aiohttp's session"])
+
+
+POISON = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
+SECOND = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecond"

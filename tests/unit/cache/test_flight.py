@@ -22,9 +22,8 @@ LANDED = Landed(
 class OpenBody(WholeBody):
     """A body that knows whether it was closed."""
 
-    def __init__(self) -> None:
-        super().__init__(b"")
-        self.closed = False
+    content: bytes = b""
+    closed: bool = False
 
     async def aclose(self) -> None:
         self.closed = True

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import json
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -17,17 +15,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from starlette.responses import JSONResponse
 
-from gateway.app.gateway import create_app
 from gateway.context import Result
 from gateway.edge.client_connection import AT_A_TIME
-from gateway.edge.hits import LINE_BYTES
 from gateway.errors import ConfigError
 from gateway.http.codings import tag_of
-from gateway.observability.access_log import JsonAccessLog
 from gateway.observability.metrics import Metrics
 from gateway.routing.cached_decorator import cached
 from gateway.testing import StubUpstream, TurnedClock
-from tests.support.edge_lines import GET, Both, Changing, Counted, Line, Side, asked, living, masked
+from tests.support.edge_lines import GET, Both, Changing, Counted, Line, Side, asked, living, masked, plain
 from tests.support.gateways import gateway
 from tests.support.scale import size
 
@@ -182,11 +177,6 @@ def test_the_edge_counted_what_the_app_counted_and_answered_much_of_it(both: tup
 # --- single promises ---------------------------------------------------------------------------------------
 
 
-def plain(**settings: Any) -> tuple[Counted, StubUpstream]:
-    upstream = StubUpstream(lambda _: httpx.Response(200, content=b"body", headers={"cache-control": "max-age=60"}))
-    return Counted(gateway(upstream, **settings)), upstream
-
-
 async def test_the_second_request_is_answered_before_the_app() -> None:
     app, _ = plain()
     line = Line(app)
@@ -270,31 +260,6 @@ async def test_a_purge_and_forgetting_are_heeded_at_once() -> None:
     before = app.asked
     assert b"; hit" in await asked(line, GET % b"")
     assert (app.asked, upstream.asked) == (before + 1, 2)
-
-
-async def test_another_generation_of_routes_knows_nothing_of_the_last() -> None:
-    app, _ = plain()
-    line = Line(app)
-    for _ in range(2):
-        await asked(line, GET % b"")
-    other, _ = plain()
-    app.app = other.app
-    assert b"fwd=miss" in await asked(line, GET % b"")
-
-
-async def test_what_is_remembered_is_bounded() -> None:
-    app, _ = plain(memory="1MiB")
-    line = Line(app)
-    for number in range(300):
-        request = (GET % b"A: %d\r\n" % number).replace(b"/o/1", b"/o/%d" % number)
-        await asked(line, request)
-        await asked(line, request)
-    edge = app.app.edge
-    most = 2**20 // 4 // LINE_BYTES
-    assert len(edge.known_targets) == most
-    assert len(edge.blocks) <= most // 4 + 1
-    assert len(edge._order) <= most
-    assert len(edge.memos) <= most
 
 
 async def test_an_app_with_middleware_of_its_own_is_asked_each_time() -> None:
@@ -401,55 +366,3 @@ def test_a_handler_with_a_dependency_may_not_be_answered_before_the_app() -> Non
     with pytest.raises(ConfigError, match=r"summed is @cached\(edge=True\) and depends on allowed"):
         with_handler(True, dependencies=[Depends(allowed)])
     with_handler(False, dependencies=[Depends(allowed)])
-
-
-async def test_the_edge_logs_only_the_share_of_hits_that_is_wanted() -> None:
-    file = io.BytesIO()
-    drawn = iter([0.9, 0.05, 0.2, 0.01])
-    upstream = StubUpstream(lambda _: httpx.Response(200, content=b"body", headers={"cache-control": "max-age=60"}))
-    config = {
-        "redis_url": "none",
-        "upstreams": {"api": {"url": "http://api.test"}},
-        "routes": {"rest": {"path": "/{path:path}", "upstream": "api", "ttl": "10s"}},
-    }
-    log = JsonAccessLog(file, hits=0.1, draw=lambda: next(drawn))
-    app = Counted(create_app(config, transport=upstream, clock=TurnedClock(), log=log))
-    line = Line(app)
-    for _ in range(5):
-        await asked(line, GET % b"")
-    await asyncio.sleep(0)
-    assert app.asked == 1
-    lines = [json.loads(each) for each in file.getvalue().splitlines()]
-    assert [(each["outcome"], each.get("share")) for each in lines] == [("miss", None), ("hit", 0.1), ("hit", 0.1)]
-
-
-async def test_the_access_log_has_the_same_lines() -> None:
-    texts = []
-    for edge in (True, False):
-        file = io.BytesIO()
-        clock = TurnedClock()
-        upstream = StubUpstream(lambda _: httpx.Response(200, content=b"body", headers={"cache-control": "max-age=60"}))
-        config = {
-            "redis_url": "none",
-            "upstreams": {"api": {"url": "http://api.test"}},
-            "routes": {"rest": {"path": "/{path:path}", "upstream": "api", "ttl": "10s"}},
-            "trusted_proxies": ["192.0.2.0/24"],
-        }
-        app = Counted(create_app(config, transport=upstream, clock=clock, log=JsonAccessLog(file)))
-        if not edge:
-            app.app.edge = None
-        line = Line(app)
-        for headers in (b"", b"", b"X-Forwarded-For: 203.0.113.9\r\n", b"X-Request-ID: abc\r\n", b"Host-Is: not\r\n"):
-            for target in (b"/o/1", b"/o/1?b=2&a=1", b"/o/%c3%a4%22"):
-                await asked(line, (GET % headers).replace(b"/o/1", target))
-        await asyncio.sleep(0)
-        texts.append(
-            re.sub(
-                r'("time":"|"request_id":"[0-9a-f]{32}|"seconds":|"upstream_seconds":)[0-9T:.+e-]*',
-                "",
-                file.getvalue().decode(),
-            )
-        )
-        assert app.asked == (3 if edge else 15)
-    assert texts[0] == texts[1]
-    assert texts[0].count("\n") == 15

@@ -2,108 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 
 from gateway.testing import StubUpstream
-from tests.support.edge_lines import Both, Changing, Counted, Line, Side, asked, living, masked
+from tests.support.edge_lines import Counted, Line, asked, get
 from tests.support.gateways import gateway
-from tests.support.scale import size
-
-EXAMPLES = size("protocol_stories")
-LONG = b"a" * 560
-SETTINGS = {
-    "routes": {
-        "own": {"path": "/own/{id}", "upstream": "api", "ttl": "1h"},
-        "whole": {
-            "path": "/whole/{id}",
-            "parts": {"a": {"upstream": "api", "path": "/p", "ttl": "1h", "decode": "text"}},
-        },
-        "rest": {"path": "/{path:path}", "upstream": "api"},
-    },
-    "limits": {"request_line": 700, "request_head": 1024, "request_headers": 6},
-}
-METHODS = (b"GET", b"GET", b"GET", b"HEAD", b"get", b"BREW", b"TRACE")
-TARGETS = (
-    *(b"/own/1", b"/own/1", b"/whole/1", b"/o/1", b"/own/" + LONG, b"/own/" + LONG + LONG),
-    *(b"http://gateway.test/own/1", b"http://GATEWAY.test:80/own/1", b"http://other.test/own/1"),
-    *(
-        b"http://gateway.test/o/1",
-        b"HTTP://other.test/o/1",
-        b"https://gateway.test:443/own/1",
-        b"http://u@a.test/own/1",
-    ),
-    *(b"/own/1#a", b"/own/%00", b"*", b"own/1", b"/own/\xff"),
-)
-VERSIONS = (b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/1.2", b"")
-HOSTS = (
-    *(b"Host: gateway.test\r\n",) * 4,
-    *(b"Host: other.test\r\n", b"Host: gateway.test:80\r\n", b"Host: a b\r\n", b"Host:\r\n", b""),
-    b"Host: gateway.test\r\nHost: other.test\r\n",
-)
-FIELDS = (
-    *(
-        b"",
-        b"",
-        b"",
-        b"Accept: a/b\r\n",
-        b"X-Pad: " + LONG[:420] + b"\r\n",
-        b"A: b\r\n" * 6,
-        b"A : b\r\n",
-        b" A: b\r\n",
-    ),
-    *(b"Connection: keep-alive\r\n", b"Connection: close\r\n", b"Connection: Host\r\n", b"A: b\0\r\n", b"A: b\n"),
-    *(b"Content-Length: 0\r\n", b"Content-Length: x\r\n", b"Transfer-Encoding: gzip\r\n", b"Expect: it\r\n"),
-    *(b"Authorization: a\r\nAuthorization: b\r\n", b"Upgrade: h2c\r\n", b"Range: bytes=0-1\r\nRange: bytes=0-1\r\n"),
-)
-IDS = (
-    *(b"", b"", b"X-Request-ID: a\r\n", b"X-Request-ID: b\r\n", b"X-Request-ID: " + b"c" * 128 + b"\r\n"),
-    *(b"X-Request-ID: not sane\r\n", b"X-Request-ID: a\r\nX-Request-ID: b\r\n", b"X-Request-ID: a\0\r\n"),
-)
-
-
-@st.composite
-def requests(draw: st.DrawFn) -> bytes:
-    line = b"%b %b %b\r\n" % tuple(draw(st.sampled_from(each)) for each in (METHODS, TARGETS, VERSIONS))
-    return line + b"".join(draw(st.sampled_from(each)) for each in (HOSTS, FIELDS, IDS)) + b"\r\n"
-
-
-def get(target: bytes, host: bytes = b"gateway.test", more: bytes = b"", version: bytes = b"1.1") -> bytes:
-    named = b"Host: " + host + b"\r\n" if host else b""
-    return b"GET " + target + b" HTTP/" + version + b"\r\n" + named + more + b"\r\n"
-
-
-ABSOLUTE = b"http://gateway.test/own/1"
-KEPT = b"Connection: keep-alive\r\n"
-PADDED = b"X-Pad: " + LONG[:420] + b"\r\n"
-
-
-@pytest.fixture(scope="module")
-def both() -> Iterator[tuple[asyncio.Runner, Both]]:
-    def side(clock: object, changing: Changing, *, edge: bool) -> Side:
-        return Side(clock, changing, edge=edge, **SETTINGS)  # type: ignore[arg-type]
-
-    with_headers = {"cache-control": "max-age=3600"}
-    yield from living(lambda: Both(Changing(), side, with_headers))
-
-
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(story=st.lists(requests(), min_size=2, max_size=8))
-@example(story=[get(ABSOLUTE), get(b"/o/1"), get(ABSOLUTE), get(b"/o/1", b"other.test"), get(ABSOLUTE, b"other.test")])
-@example(story=[get(b"/own/1"), get(b"/o/1", b"", KEPT, b"1.0"), get(b"/own/1", b"", KEPT)])
-@example(story=[get(b"/own/1"), get(b"/own/" + LONG), get(b"/own/1", more=PADDED), get(b"/own/" + LONG, more=PADDED)])
-def test_what_the_first_reading_refuses_every_later_one_refuses(
-    both: tuple[asyncio.Runner, Both], story: list[bytes]
-) -> None:
-    runner, two = both
-    runner.run(two.live([("ask", each) for each in story for _ in range(2)]))
-
 
 # --- OPTIONS * ---------------------------------------------------------------------------------------------
 
@@ -170,57 +76,3 @@ async def test_the_app_alone_answers_options_of_the_server() -> None:
     }
     await gateway(StubUpstream(lambda _: httpx.Response(200)))(scope, receive, send)
     assert (sent[0]["status"], dict(sent[0]["headers"])[b"allow"][:3]) == (204, b"GET")
-
-
-# --- blocks that repeat ------------------------------------------------------------------------------------
-
-TARGETS_OF_THE_APP = (
-    *(b"/seen/1", b"/seen/2?b=1&a=%20", b"/seen/%C3%A4?x", b"/seen//3", b"http://gateway.test/seen/4?a=1", b"/seen/5?"),
-    *(b"/seen/%2e%2e/6", b"/seen/7;a=b", b"/seen/8?%zz", b"https://gateway.test/seen/9"),
-)
-
-
-@pytest.mark.parametrize("numbered", [b"", b"X-Request-ID: abc\r\n"])
-async def test_the_app_is_handed_the_same_whether_a_header_block_repeats_or_not(numbered: bytes) -> None:
-    scopes: list[dict[str, Any]] = []
-
-    async def seeing(scope: Any, receive: Any, send: Any) -> None:
-        messages = [await receive()]
-        scopes.append({**{k: v for k, v in scope.items() if k not in CHANGING}, "received": messages})
-        await app.app(scope, receive, send)
-
-    app = Counted(gateway(StubUpstream(lambda _: httpx.Response(500)), {}))
-    seen: Any = seeing
-    seen.edge, seen.door = app.app.edge, app.door
-
-    def request(target: bytes, method: bytes = b"GET") -> bytes:
-        return b"%b %b HTTP/1.1\r\nHost: gateway.test\r\n%bX-A:  b \r\n\r\n" % (method, target, numbered)
-
-    repeating = Line(seen)
-    await asked(repeating, request(b"/first"))
-    for target in TARGETS_OF_THE_APP:
-        for method in (b"GET", b"HEAD"):
-            feeding = repeating.protocol._feed
-            repeating.protocol._feed = fail  # type: ignore[method-assign]
-            again = await asked(repeating, request(target, method))
-            repeating.protocol._feed = feeding  # type: ignore[method-assign]
-            anew = await asked(Line(seen), request(target, method))
-            assert masked(again) == masked(anew)
-            assert scopes[-2] == scopes[-1]
-    assert len(scopes) == 1 + 4 * len(TARGETS_OF_THE_APP)
-
-
-CHANGING = ("extensions",)
-
-
-def fail(data: bytes) -> None:
-    raise AssertionError("httptools parsed a head that repeats")
-
-
-async def test_the_last_request_of_a_repeated_block_on_a_connection_that_drains_ends_it() -> None:
-    app = Counted(gateway(StubUpstream(lambda _: httpx.Response(500)), {}))
-    line = Line(app)
-    await asked(line, get(b"/first"))
-    app.door.draining = True
-    assert b"\r\nconnection: close\r\n" in await asked(line, get(b"/second"))
-    assert line.pipe.closed

@@ -3,107 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gateway.testing import TurnedClock
-from tests.support.edge_lines import Both, Changing, Line, Side, asked, living, masked
+from tests.support.edge_lines import Both, Line, asked, living, masked
 from tests.support.gateways import lose_wholes
 from tests.support.scale import size
+from tests.support.splice import ROUTES, UPSTREAM_HEADERS, JoiningSide, Parts, get
 
 EXAMPLES = size("aggregate_stories")
 """20,000 nightly."""
-
-
-def _part(path: str, **more: Any) -> dict[str, Any]:
-    return {"upstream": "api", "path": path, "ttl": "30s", "vary": [], **more}
-
-
-ROUTES: dict[str, Any] = {
-    "plain": {
-        "path": "/plain/{id}",
-        "tags": ["whole"],
-        "parts": {
-            "user": _part("/users/{id}", tags=["user:{id}"]),
-            "offers": _part("/offers", ttl="6s", stale_while_revalidate="5s", tags=["offers"]),
-            "news": {"upstream": "api", "path": "/news?page={query.page}"},
-        },
-    },
-    "shaped": {
-        "path": "/shaped/{id}",
-        "selectable": True,
-        "parts": {
-            "user": _part("/users/{id}", deny=["v"]),
-            "offers": _part("/offers", ttl="6s", group="promo", select="v"),
-            "version": {"static": {"minimum": "2 %"}},
-            "sorry": {"static": "gone", "static_if": "incomplete"},
-            "flavour": _part("/flavour", ttl="10s", vary=["x-flavour", "accept"], optional=True),
-        },
-    },
-    "product": {"path": "/offers", "upstream": "api", "ttl": "3s"},
-    "through": {
-        "path": "/through",
-        "parts": {"offers": {"route": "product"}, "user": _part("/users/1", headers={"x-a": "1"})},
-    },
-    "chained": {
-        "path": "/chained/{id}",
-        "parts": {"user": _part("/users/{id}"), "more": _part("/more/{user.v}", optional=True)},
-    },
-    "rooted": {"path": "/rooted", "parts": {"user": _part("/users/1", group=None), "offers": _part("/offers")}},
-    "enveloped": {"path": "/enveloped", "envelope": True, "parts": {"offers": _part("/offers", ttl="6s")}},
-    "personal": {
-        "path": "/personal",
-        "parts": {
-            "me": _part("/me", authorization="key", cookies=["a"], ttl="8s"),
-            "device": _part("/device?d={header.x-flavour}", ttl="9s"),
-        },
-    },
-    "refusing": {"path": "/refusing", "parts": {"user": _part("/users/{query.x}"), "offers": _part("/offers")}},
-    "passing": {"path": "/passing", "parts": {"me": _part("/me", authorization="pass"), "offers": _part("/offers")}},
-}
-
-
-class Parts(Changing):
-    """What the upstream says at the moment: JSON, of each path its own."""
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        path = request.url.raw_path.decode()
-        seen = [request.headers.get(name) for name in ("x-flavour", "accept", "authorization", "cookie")]
-        body: Any = {"v": self.version, "path": path, "seen": seen}
-        if path in ("/offers", "/flavour") and self.status != 200:
-            return httpx.Response(self.status, json={"status": self.status}, headers=self.headers)
-        headers = dict(self.headers) if path != "/users/1" else {}
-        if path == "/flavour":
-            return httpx.Response(
-                200, content=gzip.compress(json.dumps(body).encode()), headers={**headers, "content-encoding": "gzip"}
-            )
-        if path == "/me":
-            return httpx.Response(200, content=b"\xef\xbb\xbf" + json.dumps(body).encode(), headers=headers)
-        return httpx.Response(200, json=body, headers=headers)
-
-
-class JoiningSide(Side):
-    def __init__(self, clock: TurnedClock, changing: Changing, *, edge: bool, **settings: Any) -> None:
-        api = {"url": "http://api.test", "timeout": "5s", "breaker_failures": 0}
-        given = {
-            "upstreams": {"api": api},
-            "routes": ROUTES,
-            "cors": {"allow_origins": ["https://app.test"]},
-            **settings,
-        }
-        super().__init__(clock, changing, edge=edge, **given)
-
-    def counts(self) -> list[str]:
-        text = self.app.metrics.render().decode().splitlines()
-        return [*super().counts(), *(line for line in text if line.startswith("gateway_parts_total"))]
 
 
 MAYBE: dict[str, list[str]] = {
@@ -139,16 +54,6 @@ PATHS = (
 PURGES: tuple[dict[str, Any], ...] = (
     *({"tags": ["offers"]}, {"tags": ["user:1"]}, {"tags": ["whole"]}, {"tags": ["upstreams"]}),
     *({"routes": ["plain"]}, {"routes": ["plain.offers"]}, {"routes": ["product"]}, {"everything": True}),
-)
-UPSTREAM_HEADERS: tuple[dict[str, str], ...] = (
-    {"cache-control": "max-age=7"},
-    {"cache-control": "max-age=20", "age": "3", "surrogate-key": "upstreams"},
-    {"cache-control": "max-age=20", "vary": "X-Flavour"},
-    {"cache-control": "max-age=20", "vary": "Accept-Encoding, X-Request-ID"},
-    {"cache-control": "max-age=5, stale-while-revalidate=9"},
-    {"cache-control": "private, max-age=10"},
-    {"cache-control": "no-store"},
-    {},
 )
 
 
@@ -207,10 +112,6 @@ class Joining(Both):
 @pytest.fixture(scope="module")
 def both() -> Iterator[tuple[asyncio.Runner, Joining]]:
     yield from living(Joining)
-
-
-def get(path: str, *lines: str) -> bytes:
-    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: gateway.test", *lines, "", ""]).encode()
 
 
 def asking_for(path: str, *lines: str) -> list[tuple[str, Any]]:
@@ -294,24 +195,6 @@ async def test_while_parts_are_refreshed_behind_the_edge_joins_them_as_the_app_d
     assert sorted(sides[0].counts()) == sorted(sides[1].counts())
 
 
-@pytest.mark.parametrize("edge", [True, False])
-async def test_each_join_tells_the_advice_of_each_part(clock: TurnedClock, edge: bool) -> None:
-    """Otherwise the advisor knew of a part only that it was fetched, and foretold that no TTL brings a hit."""
-    changing = Parts()
-    changing.headers = {"cache-control": "max-age=20"}
-    side = JoiningSide(clock, changing, edge=edge)
-    for _ in range(10):
-        await side.ask(get("/plain/1"))
-        lose_wholes(side.app)
-    seen = side.app.engine.traffic.take()
-    assert {name: seen[name].requests for name in ("plain.user", "plain.offers", "plain.news")} == {
-        "plain.user": 10,
-        "plain.offers": 10,
-        "plain.news": 10,
-    }
-    assert {each.number for each in seen["plain.user"].sightings} == {10}
-
-
 async def test_a_part_that_is_stale_and_not_being_refreshed_is_the_apps(clock: TurnedClock) -> None:
     changing = Parts()
     changing.headers = {"cache-control": "max-age=20"}
@@ -371,20 +254,3 @@ async def test_a_client_that_leaves_while_its_whole_is_joined_takes_nothing_from
     assert b"gateway-complete: ?1" in await staying.answer()
     await side.app.engine.settle()
     assert side.counted.passed == 2
-
-
-async def test_what_is_remembered_of_wholes_is_bounded() -> None:
-    changing = Parts()
-    changing.headers = dict(UPSTREAM_HEADERS[0])
-    side = JoiningSide(TurnedClock(), changing, edge=True, memory="1MiB")
-    line = Line(side.counted)
-    for number in range(200):
-        for _ in range(2):
-            await asked(line, get(f"/plain/{number}"))
-            lose_wholes(side.app)
-    edge = side.app.edge
-    assert edge is not None
-    joins = edge._joins
-    assert edge._most < 200
-    assert len(joins._order) == len(joins._at_hand) == len(edge.known_targets) == edge._most
-    assert sum(len(known_target.splices) for known_target in edge.known_targets.values()) <= edge._most

@@ -7,95 +7,52 @@ import contextlib
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta, timezone
+from collections.abc import AsyncIterator, Callable, Sequence
 from decimal import Decimal
-from enum import Enum
 from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any, Literal
-from uuid import UUID, uuid4
+from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 import yaml
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
 from fastapi_cache import FastAPICache
 from fastapi_cache.backends.inmemory import InMemoryBackend
 from fastapi_cache.coder import JsonCoder
 from fastapi_cache.decorator import cache
 from fastapi_cache.key_builder import default_key_builder
-from msgspec import msgpack, structs
-from pydantic import BaseModel, ConfigDict, Field, RootModel, SecretStr, computed_field, field_serializer
+from msgspec import structs
+from pydantic import BaseModel
 
 from gateway import cached
 from gateway.cache.engine import Engine
 from gateway.cache.memory import Memory
-from gateway.cache.purge_log import PurgeLog
 from gateway.cache.redis.store import RedisStore
-from gateway.cache.shared_store import NoShared, SharedStore
+from gateway.cache.shared_store import NoShared
 from gateway.cache.store import entry_name
-from gateway.clock import Clock, SystemClock
+from gateway.clock import SystemClock
 from gateway.fastapi_cache2.backend import GatewayBackend, register, unregister
 from gateway.fastapi_cache2.coder import GatewayCoder
 from gateway.policy.entry import decode_stored, encode
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import TurnedClock, running
+from tests.support.fastapi_cache2 import (
+    Cat,
+    Counter,
+    Include,
+    Item,
+    Point,
+    engine_of,
+    hit,
+    numbers,
+    returning,
+    shop,
+)
 from tests.support.gateways import gateway
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "moving-from-fastapi-cache2.md"
-Include = Callable[[APIRouter], list[str]]
-
-
-@pytest.fixture
-def include(monkeypatch: pytest.MonkeyPatch) -> Include:
-    """What to write into `include` for a router made in a test."""
-
-    def name(router: APIRouter) -> list[str]:
-        module = ModuleType(f"shop_{uuid4().hex}")
-        module.router = router  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        return [f"{module.__name__}:router"]
-
-    return name
-
-
-@pytest.fixture(autouse=True)
-def unregistered() -> Iterator[None]:
-    yield
-    FastAPICache.reset()
-
-
-@contextlib.asynccontextmanager
-async def shop(
-    include: Include, router: APIRouter, *, clock: Clock | None = None, store: SharedStore | None = None
-) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a gateway that includes the router."""
-    app = gateway(routes={}, include=include(router), clock=clock, store=store, redis_budget="1s")
-    async with running(app) as client:
-        yield client
-
-
-def hit(response: httpx.Response) -> bool:
-    return response.headers["x-fastapi-cache"] == "HIT"
-
-
-def engine_of(clock: Clock | None = None, store: SharedStore | None = None, purges: PurgeLog | None = None) -> Engine:
-    return Engine(memory=Memory(2**24), shared=store or NoShared(), clock=clock or SystemClock(), purges=purges)
-
-
-class Counter:
-    """How often something was called."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self) -> int:
-        self.calls += 1
-        return self.calls
 
 
 # --- an app moves in unchanged -------------------------------------------------------------------------------
@@ -203,295 +160,8 @@ def test_a_gateway_without_such_an_app_never_imports_the_library() -> None:
 # --- what a handler returns comes back as it was -------------------------------------------------------------
 
 
-class Colour(Enum):
-    RED = "red"
-
-
-class Part(BaseModel):
-    name: str = Field(alias="partName")
-    note: str | None = None
-
-
-class Item(BaseModel):
-    model_config = ConfigDict(populate_by_name=True)
-    id: int
-    price: Decimal = Decimal("1.50")
-    at: datetime = Field(default_factory=lambda: datetime.now(UTC))
-    label: str = Field(default="x", serialization_alias="Label", validation_alias="lbl")
-    inner: int = Field(default=3, exclude=True)
-    parts: list[Part] = []
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def double(self) -> int:
-        return self.id * 2
-
-    @field_serializer("price")
-    def shown(self, price: Decimal) -> str:
-        return f"EUR {price}"
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(strict=True)
-    id: UUID
-    on: date
-    tags: set[str]
-
-
-class Cat(BaseModel):
-    name: str
-
-
-class Dog(BaseModel):
-    name: str
-
-
 class Lion(Cat):
     weight: int
-
-
-class Kind(BaseModel):
-    kind: Literal["kind"] = "kind"
-
-
-class Numbers(RootModel[list[int]]):
-    pass
-
-
-@dataclass
-class Point:
-    x: int
-    y: Decimal
-
-
-class Slug(str):
-    __slots__ = ()
-
-
-class Metres(float):
-    pass
-
-
-class Owner:
-    def __init__(self) -> None:
-        self.name = "a"
-
-
-def an_item() -> Item:
-    return Item(id=1, label="y", parts=[Part(partName="a"), Part(partName="b", note="n")])
-
-
-ODD = {
-    "decimal": Decimal("1.10"),
-    "at": datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=timezone(timedelta(hours=2))),
-    "naive": datetime(2026, 1, 2),
-    "day": date(2026, 1, 2),
-    "took": timedelta(seconds=1.5),
-    "id": UUID(int=7),
-    "colour": Colour.RED,
-    "great": 2**70,
-    "bytes": b"abc",
-    "tuple": (1, {"deep": [None, True, 1.5]}),
-    "set": {1},
-    "by day": {date(2026, 1, 2): Decimal(3)},
-    "by number": {1: "one"},
-}
-RETURNED = {
-    "a model": (Item, an_item),
-    "a model, its type unsaid": (None, an_item),
-    "a list of models": (list[Item], lambda: [an_item(), an_item()]),
-    "models by name": (dict[str, Item], lambda: {"a": an_item()}),
-    "a model in plain data": (dict[str, Any], lambda: {"item": an_item()}),
-    "a strict model": (Strict, lambda: Strict(id=UUID(int=7), on=date(2026, 1, 2), tags={"a"})),
-    "one of two like models": (Cat | Dog, lambda: Dog(name="d")),
-    "a model told apart by a default": (Cat | Kind, Kind),
-    "a root model": (Numbers, lambda: Numbers([1, 2])),
-    "a dataclass": (Point, lambda: Point(1, Decimal("2.50"))),
-    "plain data": (dict[str, Any], lambda: ODD),
-    "plain data, its type unsaid": (None, lambda: ODD),
-    "text": (str, lambda: "grün"),
-    "bytes": (bytes, lambda: b"abc"),
-    "nothing": (None, lambda: None),
-    "a list": (list[int], lambda: [1, 2]),
-    "text of a class of its own": (None, lambda: Slug("a-b")),
-    "a number of a class of its own": (None, lambda: Metres(1.5)),
-    "an object of no type that JSON knows": (None, lambda: {"path": Path("/a/b"), "owner": Owner()}),
-    "a type with a note that has no hash": (Annotated[int, ["a note"]], lambda: 7),
-}
-
-
-KEYED = pytest.mark.parametrize("own_key", [False, True], ids=["the library's key", "a key of its own"])
-
-
-def returning(make: Callable[[], Any], kind: Any, *, own_key: bool) -> Callable[..., Any]:
-    """A handler that fastapi-cache2 caches."""
-
-    async def handler():  # type: ignore[no-untyped-def]
-        return make()
-
-    if kind is not None:
-        handler.__annotations__["return"] = kind
-    key = (lambda function, namespace="", **_: f"{namespace}:own") if own_key else None
-    return cache(expire=30, key_builder=key)(handler)
-
-
-@KEYED
-@pytest.mark.parametrize("what", RETURNED)
-async def test_a_hit_gives_the_bytes_that_the_call_gave(include: Include, what: str, own_key: bool) -> None:
-    kind, make = RETURNED[what]
-    router = APIRouter()
-    router.get("/")(returning(make, kind, own_key=own_key))
-    async with shop(include, router) as client:
-        first, second = await client.get("/"), await client.get("/")
-    assert (first.status_code, hit(first), hit(second)) == (200, False, True)
-    assert second.content == first.content
-    assert second.headers["etag"] == first.headers["etag"]
-
-
-@KEYED
-@pytest.mark.parametrize("what", [name for name, (kind, _) in RETURNED.items() if kind not in (None, dict[str, Any])])
-async def test_a_hit_leaves_out_what_had_not_been_set(include: Include, what: str, own_key: bool) -> None:
-    kind, make = RETURNED[what]
-    router = APIRouter()
-    router.get("/", response_model=kind, response_model_exclude_unset=True)(returning(make, kind, own_key=own_key))
-    async with shop(include, router) as client:
-        first, second = await client.get("/"), await client.get("/")
-    assert (first.status_code, hit(first), hit(second)) == (200, False, True)
-    assert second.content == first.content
-
-
-async def test_a_model_comes_back_as_a_response_model_alone_names_it(include: Include) -> None:
-    router = APIRouter()
-
-    @router.get("/", response_model=Item, response_model_exclude_unset=True)
-    @cache(expire=30)
-    async def item():  # type: ignore[no-untyped-def]
-        return an_item()
-
-    async with shop(include, router) as client:
-        first, second = await client.get("/"), await client.get("/")
-    assert hit(second)
-    assert second.content == first.content
-    assert "at" not in second.json()
-
-
-async def test_what_a_response_model_filters_is_filtered_on_a_hit(include: Include) -> None:
-    router = APIRouter()
-
-    class User(BaseModel):
-        name: str
-        password: str
-
-    class Shown(BaseModel):
-        name: str
-
-    @router.get("/", response_model=Shown)
-    @cache(expire=30)
-    async def user() -> User:
-        return User(name="a", password="secret")
-
-    async with shop(include, router) as client:
-        await client.get("/")
-        response = await client.get("/")
-    assert hit(response)
-    assert response.json() == {"name": "a"}
-
-
-RESPONSES = {
-    "404": lambda: JSONResponse({"detail": "gone"}, 404, headers={"x-own": "1"}),
-    "201": lambda: JSONResponse({"id": 1}, 201, headers={"location": "/items/1"}),
-    "image": lambda: Response(bytes(range(256)), media_type="image/png"),
-    "text": lambda: PlainTextResponse("hello"),
-    "page": lambda: HTMLResponse("<p>grün</p>"),
-    "redirect": lambda: RedirectResponse("/elsewhere", 308),
-    "empty": lambda: Response(status_code=204),
-}
-
-
-@pytest.mark.parametrize("what", RESPONSES)
-async def test_a_response_keeps_its_status_headers_and_body(include: Include, what: str) -> None:
-    router, count = APIRouter(), Counter()
-
-    @router.get("/")
-    @cache(expire=30)
-    async def handler() -> Response:
-        count()
-        return RESPONSES[what]()
-
-    async with shop(include, router) as client:
-        first, second = await client.get("/"), await client.get("/")
-    made = RESPONSES[what]()
-    assert count.calls == 1
-    assert second.status_code == first.status_code == made.status_code
-    assert second.content == first.content == made.body
-    assert {name: second.headers[name] for name in made.headers} == dict(made.headers)
-
-
-PERSONAL = {
-    "sets a cookie": lambda: Response("a", headers={"set-cookie": "session=1"}),
-    "is private": lambda: Response("a", headers={"cache-control": "max-age=60, private"}),
-    "says no-store": lambda: Response("a", headers={"Cache-Control": "no-store"}),
-    "is a failure": lambda: JSONResponse({}, 503),
-    "is partial": lambda: Response("a", 206, headers={"content-range": "bytes 0-0/9"}),
-    "streams": lambda: StreamingResponse(iter([b"a", b"b"])),
-}
-
-
-@pytest.mark.parametrize("what", PERSONAL)
-async def test_a_response_is_not_stored_that(include: Include, what: str) -> None:
-    router, count = APIRouter(), Counter()
-
-    @router.get("/")
-    @cache(expire=30)
-    async def handler() -> Response:
-        count()
-        return PERSONAL[what]()
-
-    async with shop(include, router) as client:
-        first, second = await client.get("/"), await client.get("/")
-    assert count.calls == 2
-    assert (second.status_code, second.content) == (first.status_code, first.content)
-
-
-async def test_an_iterator_is_left_for_its_reader_and_not_stored() -> None:
-    numbers = iter([1, 2])
-    backend = GatewayBackend(engine_of())
-    await backend.set("k", GatewayCoder.encode({"numbers": numbers}))
-    assert list(numbers) == [1, 2]
-    assert await backend.get("k") is None
-
-
-async def test_a_secret_is_not_stored() -> None:
-    class Account(BaseModel):
-        password: SecretStr
-
-    backend = GatewayBackend(engine_of())
-    await backend.set("k", GatewayCoder.encode(Account(password=SecretStr("p"))))
-    assert await backend.get("k") is None
-
-
-NOT_ENCODED = [
-    b"",
-    b"null",
-    b"FC2\x01",
-    b"FC2\x01\xff",
-    b"FC2\x02\xc0",
-    b"FC2\x01" + msgpack.encode(["data", b"\xc1", False, None]),
-]
-
-
-@pytest.mark.parametrize("data", NOT_ENCODED)
-def test_the_coder_refuses_what_it_did_not_encode(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"wasn't encoded by GatewayCoder|unreadable data"):
-        GatewayCoder.decode(data)
-
-
-def test_bytes_of_any_kind_come_back_as_bytes() -> None:
-    assert GatewayCoder.decode(GatewayCoder.encode([bytearray(b"a"), memoryview(b"b")])) == [b"a", b"b"]
-
-
-def test_the_coder_gives_plain_data_where_the_type_asked_for_is_another() -> None:
-    assert GatewayCoder.decode_as_type(GatewayCoder.encode({"a": "x"}), type_=dict[str, int]) == {"a": "x"}
 
 
 async def test_a_decorators_own_coder_works(include: Include) -> None:
@@ -509,14 +179,6 @@ async def test_a_decorators_own_coder_works(include: Include) -> None:
 
 
 # --- clearing ------------------------------------------------------------------------------------------------
-
-
-async def numbers(*keys: str) -> GatewayBackend:
-    """A registered backend that stores a value under each key."""
-    backend = register(engine_of())
-    for key in keys:
-        await backend.set(key, key.encode(), 30)
-    return backend
 
 
 async def left(backend: GatewayBackend, *keys: str) -> list[str]:

@@ -9,7 +9,6 @@ import pytest
 
 from gateway.config.upstream import UpstreamConfig
 from gateway.errors import UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
-from gateway.http.target import normalise
 from gateway.upstreams.client import Upstream
 from tests.support.raw import MALFORMED, OK, WAYS, Connection, always, ask, once, raw_upstream, speaking_to
 
@@ -150,48 +149,6 @@ async def test_a_refused_connection_is_unreachable() -> None:
     await upstream.aclose()
 
 
-async def test_no_cookie_of_one_request_is_sent_with_the_next() -> None:
-    heads: list[bytes] = []
-
-    async def script(connection: Connection) -> None:
-        while head := await connection.request():
-            heads.append(head)
-            await connection.send(b"HTTP/1.1 200 OK\r\nSet-Cookie: session=1\r\nContent-Length: 2\r\n\r\nok")
-
-    async with raw_upstream(script) as raw:
-        upstream = speaking_to(raw)
-        for _ in range(2):
-            await ask(upstream)
-        await upstream.aclose()
-    assert b"cookie" not in heads[1].lower()
-
-
-async def test_nothing_is_sent_that_nobody_set_and_the_target_keeps_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    heads: list[bytes] = []
-
-    async def script(connection: Connection) -> None:
-        heads.append(await connection.request())
-        await connection.send(OK)
-
-    target = str(normalise(b"/a%2Cb/c%3Bd/%C3%A9", b"x=%2C%3D&y=a+b%20c"))
-    async with raw_upstream(script) as raw:
-        upstream = speaking_to(raw)
-        await ask(upstream, target)
-        await upstream.aclose()
-    lines = heads[0].decode().split("\r\n")
-    assert lines[0] == "GET /a%2Cb/c%3Bd/%C3%A9?x=%2C%3D&y=a+b%20c HTTP/1.1"
-    assert [line.split(":")[0].lower() for line in lines[1:] if line] == ["host"]
-
-
-async def test_redirects_are_not_followed() -> None:
-    async with raw_upstream(once(b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n")) as raw:
-        upstream = speaking_to(raw)
-        assert (await ask(upstream))[0] == 302
-        assert raw.connections == 1
-        await upstream.aclose()
-
-
 async def test_interim_responses_are_heard_of_and_passed_over() -> None:
     heard: list[tuple[int, list[bytes]]] = []
     early = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n"
@@ -241,11 +198,4 @@ async def test_several_bases_are_taken_in_turn() -> None:
         for _ in range(4):
             await ask(upstream)
         assert (one.connections, two.connections) == (1, 1)
-        await upstream.aclose()
-
-
-async def test_the_httpx_transport_can_be_chosen() -> None:
-    async with raw_upstream(always(OK)) as raw:
-        upstream = speaking_to(raw, transport="httpx")
-        assert await ask(upstream) == (200, b"ok")
         await upstream.aclose()

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from pydantic import ValidationError
@@ -30,10 +29,9 @@ from gateway.upstreams.client import Upstream
 from gateway.upstreams.hosts import BreakerState
 from gateway.upstreams.request import AHEAD, Patience
 from gateway.upstreams.transport import Transport
-from tests.support.raw import Connection, RawUpstream, always, once, raw_upstream
-from tests.support.target_forms import FORMS
+from tests.support.guarded_upstreams import OK, Turned, ask, speaking_to
+from tests.support.raw import Connection, always, once, raw_upstream
 
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BAD = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\nno"
 
 
@@ -45,83 +43,6 @@ async def answering_posts(connection: Connection) -> None:
                 pass
             await connection.reader.readuntil(b"\r\n")
         await connection.send(OK)
-
-
-class Turned:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def speaking_to(
-    *raws: RawUpstream,
-    path: str = "",
-    transport: httpx.AsyncBaseTransport | None = None,
-    monotonic: Turned | None = None,
-    **settings: Any,
-) -> Upstream:
-    config = UpstreamConfig.model_validate({"urls": [raw.url + path for raw in raws], "timeout": "5s", **settings})
-    return Upstream("raw", config, transport, **({"monotonic": monotonic} if monotonic else {}))
-
-
-async def ask(upstream: Upstream, target: str = "/", method: str = "GET", **more: Any) -> tuple[int, bytes | None]:
-    fetched = await upstream.fetch(method, target, [], **more)
-    try:
-        return fetched.status, await fetched.body.whole(1_000_000)
-    finally:
-        await fetched.body.aclose()
-
-
-# --- its base ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("target", FORMS)
-async def test_no_form_of_a_target_leaves_scheme_host_port_or_prefix(target: str) -> None:
-    heads: list[bytes] = []
-
-    async def script(connection: Connection) -> None:
-        heads.append(await connection.request())
-        await connection.send(OK)
-
-    async with raw_upstream(script) as raw:
-        upstream = speaking_to(raw, path="/prefix")
-        try:
-            await ask(upstream, target)
-        except UpstreamError:
-            assert heads == []
-        else:
-            host = raw.url.removeprefix("http://").encode()
-            line, _, rest = heads[0].partition(b"\r\n")
-            assert line == b"GET /prefix" + target.encode() + b" HTTP/1.1"
-            assert b"host: " + host + b"\r\n" in (rest.lower())
-            assert rest.lower().count(b"host:") == 1
-        assert upstream.places.taken == 0
-        await upstream.aclose()
-
-
-async def test_a_redirect_is_handed_on_and_never_followed() -> None:
-    async with raw_upstream(always(OK)) as inside:
-        head = f"HTTP/1.1 302 Found\r\nLocation: {inside.url}/secret\r\nContent-Length: 0\r\n\r\n".encode()
-        async with raw_upstream(always(head)) as raw:
-            upstream = speaking_to(raw)
-            assert await ask(upstream) == (302, b"")
-            assert (await upstream.get("/")).status_code == 302
-            assert inside.connections == 0
-            await upstream.aclose()
-
-
-async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with raw_upstream(always(OK)) as proxy, raw_upstream(always(OK)) as raw:
-        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-            monkeypatch.setenv(name, proxy.url)
-        for transport in ("aiohttp", "httpx"):
-            config = UpstreamConfig.model_validate({"url": raw.url, "transport": transport})
-            upstream = Upstream("raw", config)
-            await ask(upstream)
-            await upstream.aclose()
-        assert proxy.connections == 0
 
 
 # --- its addresses -------------------------------------------------------------------------------------------
