@@ -242,7 +242,9 @@ def _loaded(config: Configuration) -> Loaded:
         return config
     if isinstance(config, Config | Mapping):
         return Loaded(of_mapping(config), {}, (), tree=config if isinstance(config, dict) else {})
-    loaded = load(Path(config) if config is not None else None)
+    served = SERVED.get()
+    file = served.file if config is None and served is not None else config
+    loaded = load(Path(file) if file is not None else None)
     for warning in loaded.warnings:
         logger.warning(warning)
     return loaded

@@ -97,6 +97,7 @@ class Generation:
     """Routes for health and documentation."""
 
     def __init__(self, loaded: Loaded, given: Given, before: Generation | None = None) -> None:
+        self.loaded = loaded
         self.config = config = loaded.config
         self.origins = partial(sources_of, loaded)
         self.admin_token = loaded.admin_token

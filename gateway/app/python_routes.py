@@ -185,23 +185,30 @@ def _problem(message: str) -> ConfigError:
 
 def router_of(place: str) -> APIRouter:
     """The router that `module:attribute` names. Raises ConfigError, with the line at which its module fails."""
+    found = object_at(place, "include")
+    if not isinstance(found, APIRouter):
+        raise _refused("include", f"{place} is a {type(found).__name__}; expected a fastapi.APIRouter")
+    return found
+
+
+def object_at(place: str, key: str) -> Any:
+    """What `module:attribute` names, for the setting `key`. Raises ConfigError, with the line at which its module
+    fails."""
     module, _, attribute = place.partition(":")
     try:
         imported = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever a module's own code raises
-        raise _include_problem(f"{place} cannot be imported: {_said(error)}") from error
+        raise _refused(key, f"{place} cannot be imported: {_said(error)}") from error
     found = getattr(imported, attribute, None)
     if found is None:
-        raise _include_problem(
-            f"{place} cannot be imported: {module} has no {attribute!r}{did_you_mean(attribute, dir(imported))}"
+        raise _refused(
+            key, f"{place} cannot be imported: {module} has no {attribute!r}{did_you_mean(attribute, dir(imported))}"
         )
-    if not isinstance(found, APIRouter):
-        raise _include_problem(f"{place} is a {type(found).__name__}; expected a fastapi.APIRouter")
     return found
 
 
-def _include_problem(message: str) -> ConfigError:
-    return ConfigError([ConfigProblem("", "include", message)])
+def _refused(key: str, message: str) -> ConfigError:
+    return ConfigError([ConfigProblem("", key, message)])
 
 
 def _said(error: BaseException) -> str:

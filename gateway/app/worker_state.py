@@ -172,10 +172,11 @@ class WorkerState:
 
 @dataclass(frozen=True)
 class Served:
-    """What `gateway serve MODULE:APP` has that the app's code can't know: the address of the embedded Redis, and
-    options of the command line, by setting."""
+    """What `gateway serve MODULE:APP` has that the app's code can't know: the address of the embedded Redis,
+    the configuration of an app whose code names none, and options of the command line, by setting."""
 
     redis_url: str = "none"
+    file: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,6 +67,10 @@ def _all_commands(
 
 @app.command()
 def serve(
+    app: Annotated[
+        str | None,
+        typer.Argument(help="A FastAPI app as `module:attribute`, such as main:app; without it, the configuration's."),
+    ] = None,
     config: ConfigOption = None,
     host: Annotated[str | None, typer.Option(help="The address to listen on; overrides the configuration.")] = None,
     port: Annotated[
@@ -79,8 +84,11 @@ def serve(
         str | None,
         typer.Option(help="The path prefix under which clients reach the gateway; overrides the configuration."),
     ] = None,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Replace the workers when Python files below this folder change.")
+    ] = False,
 ) -> None:
-    """Run the gateway until Ctrl-C or SIGTERM.
+    """Run the gateway, or a FastAPI app with its cache, until Ctrl-C or SIGTERM.
 
     SIGHUP reloads the configuration without failing requests; SIGUSR2 replaces the workers one by one. On SIGTERM,
     /readyz returns 503 for `shutdown_delay`; requests in flight then have `shutdown_timeout` to finish. A second
@@ -91,21 +99,37 @@ def serve(
     spare = spawn()  # it imports a worker's modules while the configuration is read
     try:
         from gateway.config.loader import load
-        from gateway.server.reload import Files
+        from gateway.server.reload import Code, Files
         from gateway.server.supervisor import supervise
 
         log_to_stderr()
-        given = (("host", host), ("port", port), ("workers", workers), ("root_path", root_path))
-        options = {name: str(value) for name, value in given if value is not None}
+        given = {"host": host, "port": port, "workers": workers, "root_path": root_path}
         files = Files(path for path in (found(config), Path(".env")) if path is not None)
+        watched = [files, *([Code()] if reload else [])]
+        if app is not None:
+            reread = _rereading(app, config, {name: value for name, value in given.items() if value is not None})
+            supervise(reread(), reread, spare, watched)
+            return
+        options = {name: str(value) for name, value in given.items() if value is not None}
         read = loaded(config, options)
         if (missing := nothing_served(config, read.config)) is not None:
             if found(config) is None:
                 raise OrderError(missing)
             typer.secho(f"warning: {missing}", err=True, fg="yellow")
-        supervise(read, lambda: load(found(config), options=options), spare, files)
+        supervise(read, lambda: load(found(config), options=options), spare, watched)
     finally:
         spare.abandon()
+
+
+def _rereading(place: str, config: Path | None, options: dict[str, str | int]) -> Callable[[], Loaded]:
+    """Reads the configuration of the app at `place`; `config` is that of an app whose code names none."""
+    from gateway.config.loader import AppSource
+    from gateway.server.served_app import configuration_of
+
+    if ":" not in place:
+        raise OrderError(f"{place}: name the app as module:attribute, such as main:app")
+    file = found(config)
+    return partial(configuration_of, AppSource(place, str(file) if file is not None else None, options))
 
 
 @app.command()

@@ -275,6 +275,18 @@ class Loaded:
     """The rules of `@cached` handlers, by name, that live overrides made other than the code has them."""
     aggregates: Mapping[str, RouteConfig] = field(default_factory=dict)
     """The same of aggregates that are written in Python."""
+    app: AppSource | None = None
+    """The app that `gateway serve` was given, whose configuration this is."""
+
+
+@dataclass(frozen=True)
+class AppSource:
+    """An app as `gateway serve` is given it: `place` is `module:attribute`, `file` the configuration of an app whose
+    code names none, and `options` are those of the command line, by setting."""
+
+    place: str
+    file: str | None = None
+    options: Mapping[str, str | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,9 +364,14 @@ def _keeps_identities(config: RouteConfig | PartConfig) -> bool:
     return config.authorization == "key" or cookies or any(map(is_identity, config.vary or ()))
 
 
-def rebuilt(tree: Tree, sources: Mapping[Key, tuple[SettingSource, ...]], admin_token: str | None) -> Loaded:
+def rebuilt(
+    tree: Tree,
+    sources: Mapping[Key, tuple[SettingSource, ...]],
+    admin_token: str | None,
+    app: AppSource | None = None,
+) -> Loaded:
     """The configuration of values that were found valid before."""
-    return Loaded(Config.model_validate(tree), sources, (), admin_token, tree)
+    return Loaded(Config.model_validate(tree), sources, (), admin_token, tree, app=app)
 
 
 def _admin_problems(merge: SettingMerge, config: Config | None, token: str | None) -> list[ConfigProblem]:

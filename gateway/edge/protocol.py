@@ -53,6 +53,10 @@ def _bearer(app: object) -> Any:
     return getattr(getattr(getattr(app, "state", None), STATE, None), "bearer", None)
 
 
+def _asks_for_websocket(fields: list[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"upgrade" and value.strip().lower() == b"websocket" for name, value in fields)
+
+
 class GatewayProtocol(ClientConnection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -253,6 +257,34 @@ class GatewayProtocol(ClientConnection):
         if not self.transport.is_closing():
             self._deadline = time.perf_counter() + self._keep_alive
             self._go_on()
+
+    # --- WebSockets ----------------------------------------------------------------------------------------
+
+    def _pass_on(self, request: Request) -> None:
+        if request.framing.upgrade and self.ws_protocol_class is not None and _asks_for_websocket(request.fields):
+            self._become_websocket(request)
+        else:
+            super()._pass_on(request)
+
+    def _become_websocket(self, request: Request) -> None:
+        """Hand the connection to uvicorn's WebSocket protocol; the guard still counts it, and watches its writing."""
+        assert self.ws_protocol_class is not None
+        protocol: Any = self.ws_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.app_state
+        )
+        lost = protocol.connection_lost
+
+        def connection_lost(error: Exception | None) -> None:
+            self.door.leave(self, self._peer)
+            lost(error)
+
+        protocol.connection_lost = connection_lost
+        rest, self._buffer, self._at = self._buffer[self._at :], b"", 0
+        self._deadline, self._line, self._repeat = NEVER, b"", None
+        self.connections.discard(self)
+        protocol.connection_made(self.transport)
+        protocol.data_received(request.head + rest)
+        self.transport.set_protocol(protocol)
 
     # --- answers of the app --------------------------------------------------------------------------------
 

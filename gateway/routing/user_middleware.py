@@ -11,25 +11,27 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.sessions import SessionMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.http.headers import Headers
 
-_READS: dict[Any, bytes] = {CORSMiddleware: b"origin", SessionMiddleware: b"cookie"}
-"""By class, the only request field that it acts on. A subclass may do anything."""
+_READS = {
+    "starlette.middleware.cors.CORSMiddleware": b"origin",
+    "starlette.middleware.sessions.SessionMiddleware": b"cookie",
+}
+"""By class, the only request field that it acts on. A subclass may do anything. They are named, as the import of the
+second requires itsdangerous."""
 _GIVEN = "gateway.given"
 
 
 def opaque(middleware: Sequence[Middleware]) -> str | None:
     """The name of the first middleware of which it is not known what it does; None if there is none."""
-    return next((_name(each.cls) for each in middleware if each.cls not in _READS), None)
+    return next((_name(each.cls) for each in middleware if _place(each.cls) not in _READS), None)
 
 
 def fields_read(middleware: Sequence[Middleware]) -> frozenset[bytes]:
     """The request fields, in lower case, with which a request is left to the app."""
-    return frozenset(_READS[each.cls] for each in middleware if each.cls in _READS)
+    return frozenset(_READS[place] for each in middleware if (place := _place(each.cls)) in _READS)
 
 
 class KnownMiddleware:
@@ -74,3 +76,7 @@ def _run(work: Any) -> None:
 
 def _name(middleware: Any) -> str:
     return getattr(middleware, "__name__", type(middleware).__name__)
+
+
+def _place(middleware: Any) -> str:
+    return f"{getattr(middleware, '__module__', '')}.{getattr(middleware, '__qualname__', '')}"

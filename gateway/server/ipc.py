@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from gateway.config.environment import SettingSource
-from gateway.config.loader import Loaded, rebuilt
+from gateway.config.loader import AppSource, Loaded, rebuilt
 from gateway.errors import ConfigProblem
 from gateway.server.metrics_totals import Family
 
@@ -44,14 +44,15 @@ class Setup(msgspec.Struct):
     tree: str
     sources: list[tuple[tuple[str, ...], tuple[SettingSource, ...]]]
     admin_token: str | None
+    app: AppSource | None = None
 
     @classmethod
     def of(cls, number: int, loaded: Loaded) -> Setup:
-        return cls(number, json.dumps(loaded.tree), list(loaded.sources.items()), loaded.admin_token)
+        return cls(number, json.dumps(loaded.tree), list(loaded.sources.items()), loaded.admin_token, loaded.app)
 
     @property
     def loaded(self) -> Loaded:
-        return rebuilt(json.loads(self.tree), dict(self.sources), self.admin_token)
+        return rebuilt(json.loads(self.tree), dict(self.sources), self.admin_token, self.app)
 
 
 class Begin(msgspec.Struct, tag=True):

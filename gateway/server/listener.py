@@ -132,7 +132,7 @@ LOOK = 0.02
 class Server(uvicorn.Server):
     """A server among several in one process: the signals are the process's, not its own."""
 
-    def __init__(self, app: Any, *, lifespan: bool) -> None:
+    def __init__(self, app: Any, *, lifespan: bool, websockets: bool = False) -> None:
         self.up = asyncio.Event()
         self._adopted: dict[int, asyncio.Server] = {}
         super().__init__(
@@ -140,7 +140,7 @@ class Server(uvicorn.Server):
                 app,
                 http=GatewayProtocol,
                 lifespan="on" if lifespan else "off",
-                ws="none",
+                ws="auto" if websockets else "none",
                 log_config=None,
                 access_log=False,
                 date_header=False,

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from watchfiles import awatch
+from watchfiles import PythonFilter, awatch
 
 from gateway.config.loader import Loaded, effective
 from gateway.config.models import Config
@@ -141,6 +141,19 @@ class Files:
             if found != self._known:
                 self._known = found
                 yield
+
+
+class Code(Files):
+    """The Python files below the current folder, without those of environments and caches."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+
+    async def changes(self, *, stop: asyncio.Event | None = None) -> AsyncIterator[None]:
+        """Fires once for each change."""
+        logging.getLogger("watchfiles").setLevel(logging.WARNING)
+        async for _ in awatch(Path.cwd(), watch_filter=PythonFilter(), debounce=DEBOUNCE_MS, stop_event=stop):
+            yield
 
 
 def _contents(paths: Iterable[Path]) -> list[bytes | None]:

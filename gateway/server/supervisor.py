@@ -26,9 +26,9 @@ from gateway.server.ipc import Abort, Adopt, Begin, Commit, Prepare, Release, Re
 from gateway.server.listener import forget, listen_admin, listen_for_each, url_of
 from gateway.server.metrics_totals import Family, lasting, supervisor_families, total
 from gateway.server.process import Spawned, spawn
-from gateway.server.reload import Files, difference, merged
+from gateway.server.reload import Code, Files, difference, merged
 from gateway.server.sd_notify import ServiceManager
-from gateway.server.worker_handle import Member, Slot
+from gateway.server.worker_handle import Member, Slot, either
 
 logger = logging.getLogger("gateway")
 SHORT_LIFE = 1.0
@@ -61,7 +61,7 @@ class Supervisor:
         loaded: Loaded,
         reread: Callable[[], Loaded],
         spare: Spawned | None = None,
-        watched: Files | None = None,
+        watched: Sequence[Files] = (),
     ) -> None:
         config = loaded.config
         self.loaded = loaded
@@ -100,12 +100,13 @@ class Supervisor:
                 self._stop(0.0)
             self._starting = asyncio.ensure_future(self._start())
             self._spawn(self._manager.keep_alive())
-            await _either(self._starting, self._ended)
+            await either(self._starting, self._ended)
             if not self._stopping:
                 self._starting.result()
                 self._tell_what_is_served()
-            if self._watched is not None and self.loaded.config.watch:
-                self._spawn(self._watch(self._watched))
+            for files in self._watched:
+                if isinstance(files, Code) or self.loaded.config.watch:
+                    self._spawn(self._watch(files))
             await self._ended.wait()
         finally:
             asked_to = self._stopping
@@ -150,7 +151,7 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGUSR2, lambda: self._spawn(self._roll()))
         loop.add_signal_handler(signal.SIGCHLD, self._child_ended)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
         self._tasks.add(task := asyncio.ensure_future(work))
         task.add_done_callback(self._tasks.discard)
 
@@ -238,7 +239,7 @@ class Supervisor:
         while not self._stopping:
             member = slot.member
             assert member is not None
-            await _either(member.gone, slot.changed)
+            await either(member.gone, slot.changed)
             if slot.replacing:
                 slot.changed.clear()
                 await slot.changed.wait()
@@ -402,19 +403,21 @@ class Supervisor:
 
     async def _watch(self, files: Files) -> None:
         async for _ in files.changes():
-            logger.info("the configuration files have changed")
-            await self._reload()
+            code = isinstance(files, Code)
+            logger.info("the %s changed", "app's code has" if code else "configuration files have")
+            if await self._reload() and code:
+                await self._roll()
 
-    async def _reload(self) -> None:
-        """Read the configuration again and apply it in all workers, or in none."""
+    async def _reload(self) -> bool:
+        """Read the configuration again and apply it in all workers, or in none; whether they have it now."""
         async with self._lock, self._manager.reloading():
             try:
-                after = self._reread()
+                after = await asyncio.to_thread(self._reread)
             except ConfigError as error:
                 for warning in error.warnings:
                     logger.warning(warning)
                 self._refused(error.problems)
-                return
+                return False
             for warning in after.warnings:
                 logger.warning(warning)
             changes = difference(self.loaded, after)
@@ -425,7 +428,7 @@ class Supervisor:
                 for member in members:
                     member.send(Abort(prepare.setup.number))
                 self._refused([each.problem for each in problems])
-                return
+                return False
             self._number = prepare.setup.number
             self.loaded = merged(self.loaded, after)
             for member in members:
@@ -438,6 +441,7 @@ class Supervisor:
         )
         for change in changes:
             logger.log(logging.WARNING if change.requires_restart else logging.INFO, "  %s", change)
+        return True
 
     def _refused(self, problems: list[Any]) -> None:
         self._counts["refused"] += 1
@@ -457,17 +461,6 @@ class Supervisor:
         member.send(Totals(question, total([self._departed, *living, own])))
 
 
-async def _either(first: asyncio.Event | asyncio.Task[None], second: asyncio.Event) -> None:
-    """Wait until one of them is set, or done."""
-    events = [asyncio.ensure_future(each.wait()) for each in (first, second) if isinstance(each, asyncio.Event)]
-    tasks = [first] if isinstance(first, asyncio.Task) else []
-    try:
-        await asyncio.wait([*events, *tasks], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for each in events:
-            each.cancel()
-
-
 async def _failure(member: Member) -> GatewayError:
     """Why a worker does not answer."""
     failure = member.failure
@@ -480,7 +473,7 @@ async def _failure(member: Member) -> GatewayError:
 
 
 def supervise(
-    loaded: Loaded, reread: Callable[[], Loaded], spare: Spawned | None = None, watched: Files | None = None
+    loaded: Loaded, reread: Callable[[], Loaded], spare: Spawned | None = None, watched: Sequence[Files] = ()
 ) -> None:
     """Run the gateway until SIGINT or SIGTERM. Raises ListenError, EmbeddedError, ConfigError, StartError."""
     early: list[int] = []

@@ -58,6 +58,7 @@ from gateway.server.ipc import (
 from gateway.server.listener import LINGER, SETTLE, Server
 from gateway.server.metrics_totals import Family
 from gateway.server.process import Garbage, be_called, die_with, log_to_stderr
+from gateway.server.served_app import served_app
 
 logger = logging.getLogger("gateway")
 REPORT_EVERY = 1.0
@@ -117,6 +118,8 @@ class Worker:
         self._sockets = [self._slots.pop(begin.slot), *sockets[begin.slots :]]
         self.generations = Generations(
             create_app(loaded, store=_store(loaded.config, begin.redis_url, clock), clock=clock)
+            if loaded.app is None
+            else served_app(loaded.app, begin.redis_url)
         )
         self._garbage = Garbage(
             lambda seconds: self.generations.current.metrics.collected(seconds),
@@ -126,7 +129,7 @@ class Worker:
         self._prepared: dict[int, tuple[Generation, Loaded]] = {}
         self._questions: dict[int, asyncio.Future[list[Family]]] = {}
         self._numbers = count()
-        self._servers = [Server(self.generations, lifespan=True)]
+        self._servers = [Server(self.generations, lifespan=True, websockets=loaded.app is not None)]
         if len(self._sockets) > 1:
             admin = create_admin(lambda: self.generations.current, loaded.admin_token, self.render, self.operations)
             self._servers.append(Server(admin, lifespan=False))

@@ -182,3 +182,14 @@ class Slot:
     def pause(self) -> float:
         """Seconds to wait before the next worker begins: none, unless they die as they begin."""
         return min(FIRST_PAUSE * 2.0 ** (self.failures - 1), LONGEST_PAUSE) if self.failures else 0.0
+
+
+async def either(first: asyncio.Event | asyncio.Task[None], second: asyncio.Event) -> None:
+    """Wait until one of them is set, or done."""
+    events = [asyncio.ensure_future(each.wait()) for each in (first, second) if isinstance(each, asyncio.Event)]
+    tasks = [first] if isinstance(first, asyncio.Task) else []
+    try:
+        await asyncio.wait([*events, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in events:
+            each.cancel()

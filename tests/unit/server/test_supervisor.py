@@ -84,7 +84,7 @@ def workers() -> set[int]:
 
 @contextlib.asynccontextmanager
 async def supervised(site: Site, watched: Files | None = None, number: int = 2) -> AsyncIterator[httpx.AsyncClient]:
-    supervisor = Supervisor(site.read(), site.read, spawn(), watched)
+    supervisor = Supervisor(site.read(), site.read, spawn(), [watched] if watched is not None else [])
     running = asyncio.ensure_future(supervisor.run())
     limits = httpx.Limits(max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=url_of(supervisor._slots[0].socket), timeout=60, limits=limits) as client:
