@@ -16,26 +16,7 @@ WITHOUT = {
     "routing.fast_path": "a protocol and a record, without behaviour",
 }
 """Modules without a file of tests of their own, and why."""
-NOT_YET = frozenset(
-    (
-        "aggregates.splice_plan",
-        "app.dependency_overrides",
-        "cache.background",
-        "cache.purge_log",
-        "cache.request",
-        "cache.shared_store",
-        "cli.ttl",
-        "demo.goods",
-        "demo.runner",
-        "edge.head_template",
-        "http.request_parser",
-        "observability.trace_context",
-        "server.ipc",
-        "server.worker_handle",
-        "testing",
-        "upstreams.aiohttp_errors",
-    )
-)
+NOT_YET = frozenset(("http.request_parser",))
 """Modules whose tests are still in files of others."""
 OF_NO_MODULE = {
     "benchmarks": "the benchmarks' rows and peers",

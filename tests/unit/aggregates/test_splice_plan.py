@@ -1,0 +1,87 @@
+"""Which aggregates the edge may join itself, and from what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.aggregates.splice_plan import SplicePart, SplicePlan, frame_of
+from gateway.app.gateway import create_app
+from gateway.context import SCOPE_KEY
+from gateway.observability.access_log import silent
+from gateway.testing import StubUpstream, running
+from tests.support.gateways import json_answer
+
+
+def part(**settings: Any) -> dict[str, Any]:
+    return {"upstream": "api", "path": "/x", "ttl": "60s", **settings}
+
+
+async def plan_of(parts: dict[str, Any], **route: Any) -> SplicePlan | None:
+    """How the edge may join what a request for `/home/7` was answered with."""
+    routes = {"home": {"path": "/home/{user}", "parts": parts, **route}}
+    upstreams = {"api": {"url": "http://api.test"}}
+    config = {"redis_url": "none", "upstreams": upstreams, "routes": routes}
+    app = create_app(config, transport=StubUpstream(json_answer()), log=silent)
+    scopes: list[Any] = []
+    found: list[SplicePlan | None] = []
+
+    async def noting(scope: Any, receive: Any, send: Any) -> None:
+        scopes.append(scope)
+        await app(scope, receive, send)
+        if scope["type"] == "http":
+            exchange = scope[SCOPE_KEY]
+            found.append(exchange.recall.joinable(exchange) if exchange.recall is not None else None)
+
+    noting.start, noting.stop = app.start, app.stop  # type: ignore[attr-defined]
+    async with running(noting) as client:  # type: ignore[arg-type]
+        assert (await client.get("/home/7")).status_code == 200
+    return found[0]
+
+
+async def test_parts_that_are_independent_are_joined_from_their_own_entries() -> None:
+    plan = await plan_of(
+        {"user": part(path="/users/{user}"), "news": part(path="/news"), "fixed": {"static": {"a": 1}}}
+    )
+    assert plan is not None
+    assert (plan.asked, plan.said) == (("user", "news"), ("user", "news"))
+    user, news, fixed = plan.ingredients
+    assert [each.group for each in plan.ingredients] == ["user", "news", "fixed"]
+    assert (user.route, news.route, fixed.route) == ("home.user", "home.news", "")
+    assert fixed.constant == b'{"a":1}'
+    assert "/users/7" in user.primary
+    assert user.base != news.base
+
+
+async def test_a_part_with_headers_of_its_own_sees_none_of_the_clients() -> None:
+    plan = await plan_of({"a": part(), "b": part(path="/y", headers={"x-key": "1"})})
+    assert plan is not None
+    assert plan.ingredients[0].unseen
+    assert plan.ingredients[1].unseen is None
+
+
+@pytest.mark.parametrize(
+    ("parts", "route"),
+    [
+        ({"a": part(), "b": part(path="/y/{a.n}")}, {}),
+        ({"a": part(), "b": part(path="/y", when="query.b == '1'")}, {}),
+        ({"a": part(), "b": part(path="/y", shadow=True)}, {}),
+        ({"a": part(), "b": part(path="/y", method="POST", body={})}, {}),
+        ({"a": part()}, {"envelope": True}),
+        ({"a": {"static": {}}}, {}),
+    ],
+    ids=["needs another", "a condition", "a shadow", "a POST", "an envelope", "static parts alone"],
+)
+async def test_what_takes_more_than_joining_bytes_is_the_apps(parts: dict[str, Any], route: dict[str, Any]) -> None:
+    assert await plan_of(parts, **route) is None
+
+
+def test_a_frame_with_its_values_is_the_body_that_merging_writes() -> None:
+    recipe: Any = object()
+    ingredients = [SplicePart("a", recipe=recipe), SplicePart("b", constant=b"[1]"), SplicePart('c"', recipe=recipe)]
+    pieces, places = frame_of(ingredients)
+    for place, value in zip(places, (b"1", b'{"x":2}'), strict=True):
+        pieces[place] = value
+    assert b"".join(pieces) == b'{"a":1,"b":[1],"c\\"":{"x":2}}'
+    assert frame_of([]) == ([b"{}"], [])

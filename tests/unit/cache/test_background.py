@@ -1,0 +1,98 @@
+"""Background tasks and requests under way: held until they end, and waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from gateway.cache.background import Background, Underway
+
+
+async def test_a_task_that_fails_is_reported_and_the_others_go_on() -> None:
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    background, done = Background(), asyncio.Event()
+
+    async def failing() -> None:
+        raise RuntimeError("broken")
+
+    async def working() -> None:
+        done.set()
+
+    background.spawn(failing())
+    background.spawn(working())
+    await background.settle()
+    assert done.is_set()
+    assert [str(context["exception"]) for context in reported] == ["broken"]
+    assert len(background) == 0
+
+
+async def test_settling_waits_for_what_tasks_start_and_outlasting_does_not() -> None:
+    background, gate, begin = Background(), asyncio.Event(), asyncio.Event()
+
+    async def starting() -> None:
+        await begin.wait()
+        background.spawn(waiting())
+
+    async def waiting() -> None:
+        await gate.wait()
+
+    background.spawn(starting())
+    outlasted = asyncio.ensure_future(background.outlast())
+    await asyncio.sleep(0)
+    begin.set()
+    await asyncio.wait_for(outlasted, 5)
+    assert len(background) == 1
+    settled = asyncio.ensure_future(background.settle())
+    await asyncio.sleep(0)
+    assert not settled.done()
+    gate.set()
+    await asyncio.wait_for(settled, 5)
+    assert len(background) == 0
+
+
+async def test_draining_leaves_what_is_late_and_cancelling_ends_it_without_a_report() -> None:
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    background = Background()
+    background.spawn(asyncio.Event().wait())  # type: ignore[arg-type]
+    await background.drain(0.01)
+    assert len(background) == 1
+    await background.cancel()
+    assert (len(background), reported) == (0, [])
+
+
+async def test_nothing_under_way_is_nothing_to_wait_for() -> None:
+    background = Background()
+    for waiting in (background.settle(), background.outlast(), background.drain(60), background.cancel()):
+        await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(Underway().none(), 5)
+
+
+async def test_all_who_wait_are_woken_by_the_last_request_and_wait_again_for_one_that_began_meanwhile() -> None:
+    underway = Underway()
+    underway.began()
+    underway.began()
+    waiting = [asyncio.ensure_future(underway.none()) for _ in range(2)]
+    await asyncio.sleep(0)
+    underway.ended()
+    await asyncio.sleep(0)
+    assert not any(each.done() for each in waiting)
+    underway.ended()
+    underway.began()  # before those that wait have run
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not any(each.done() for each in waiting)
+    underway.ended()
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+
+
+async def test_one_that_no_longer_waits_does_not_disturb_the_end() -> None:
+    underway = Underway()
+    underway.began()
+    waiting = asyncio.ensure_future(underway.none())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    underway.ended()
+    assert underway.count == 0
