@@ -80,7 +80,7 @@ def routes_table(config: Config, handlers: Iterable[Handler]) -> Table:
 
 
 def _route_row(name: str, route: RouteConfig) -> tuple[str, ...]:
-    ttl = route.ttl if isinstance(route.ttl, str) else show_duration(route.ttl)
+    ttl = "off" if not route.cache else route.ttl if isinstance(route.ttl, str) else show_duration(route.ttl)
     return (
         name,
         route.path,

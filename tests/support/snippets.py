@@ -8,11 +8,12 @@ give. A block that the runner can't do anything with is an error, so no snippet 
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,8 @@ from tests.support.processes import LISTENING, Child, clean_environment
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"(?:#|//) ([\w./-]+\.\w+)\b")
+SERVERS = ("gateway serve", "python -m gateway.demo.shop", "python -m httpbin.core")
+"""Commands that run on, in a terminal of their own."""
 COMMAND_SECONDS = 60
 CHANGE_SECONDS = 10.0
 """How long a command is repeated until its output is the page's: what it shows may come a moment later."""
@@ -101,6 +104,15 @@ def _pattern(line: str) -> re.Pattern[str]:
     return re.compile(".*".join(map(re.escape, text.split("…"))), re.IGNORECASE)
 
 
+def _wait_for(port: int) -> None:
+    until = time.monotonic() + COMMAND_SECONDS
+    while time.monotonic() < until:
+        with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"nothing listens on port {port}")
+
+
 class Reader:
     """An empty folder, and a shell in it whose commands are those of this environment.
 
@@ -113,7 +125,7 @@ class Reader:
         self._ports = ports
         path = f"{Path(sys.executable).parent}:{clean_environment()['PATH']}"
         self._environment = {"PATH": path, "PYTHONPATH": f"{folder}", **(environment or {})}
-        self._serving: Child | None = None
+        self._serving: dict[str, Child] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Reader:
@@ -141,30 +153,36 @@ class Reader:
         path.write_text(self._with_ports(block.text))
 
     def _with_ports(self, text: str) -> str:
-        return re.sub(r"(?<=:)\d{2,5}\b", lambda found: str(self._ports.get(found[0], found[0])), text)
+        return re.sub(r"(?<=:|\s)\d{4,5}\b", lambda found: str(self._ports.get(found[0], found[0])), text)
 
     def _do(self, step: Step, block: Block) -> None:
         command = self._with_ports(step.command)
         name, _, value = command.removeprefix("export ").partition("=")
         if command.startswith("export "):
             self._environment[name] = value
-        elif command.startswith(("gateway serve", "gateway demo", "python -m gateway.demo.shop")):
+        elif command.startswith(SERVERS):
             self._serve(command)
         else:
             self._compare(command, step, block)
 
     def _serve(self, command: str) -> None:
-        if self._serving is not None:
-            self._serving.end()
+        """In place of what the same program served before, which a reader would stop."""
+        program = next(each for each in SERVERS if command.startswith(each))
+        if (before := self._serving.pop(program, None)) is not None:
+            before.end()
         # `exec`: what ends is the gateway, and not a shell around it.
-        self._serving = Child(
+        self._serving[program] = child = Child(
             ["bash", "-c", f"exec {command}"],
-            output=self.folder / "serving.log",
+            output=self.folder / f"{program.split()[-1]}.out",
             cwd=self.folder,
             environment=clean_environment(self._environment),
         )
-        self._stack.callback(self._serving.end)
-        self._serving.said(LISTENING)
+        self._stack.callback(child.end)
+        if program == SERVERS[0]:
+            child.said(LISTENING)
+        else:
+            port = int(command.partition("--port ")[2].split()[0])
+            _wait_for(port)
 
     def _compare(self, command: str, step: Step, block: Block) -> None:
         expected = [self._with_ports(line) for line in step.output]
@@ -181,10 +199,10 @@ class Reader:
                 timeout=COMMAND_SECONDS,
                 check=False,
             )
-            if shows(done.stdout, expected):
+            if shows(done.stdout, expected) and (expected or done.returncode == 0):
                 return
             if time.monotonic() > until or "curl" in command:  # a request that is repeated meets another cache
-                log = self._serving.errors[-2000:] if self._serving is not None else ""
+                log = "\n".join(child.errors[-2000:] for child in self._serving.values())
                 wanted = "\n".join(expected)
                 raise AssertionError(
                     f"line {block.line}: $ {command}\nprints\n{done.stdout}\nand the page has\n{wanted}\n\n{log}"

@@ -30,6 +30,7 @@ OF_NO_MODULE = {
     "prose": "the words of texts",
     "python_api": "the public names",
     "scale": "the sizes of tests",
+    "snippets": "the runner of the snippets of documentation pages",
 }
 """Files of tests of what is no module, in the top folder."""
 
