@@ -166,6 +166,7 @@ class Builder:
             "path": "/",
             "upstream": config.upstream,
             "request_directives": route.request_directives,
+            "cache": self.config.cache,
             **{field: getattr(config, field) for field in _OF_A_ROUTE if field in config.model_fields_set},
             "authorization": config.authorization,
             "cookies": config.cookies,

@@ -7,6 +7,7 @@ what of an app its next generation takes over. What answers requests is made in 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,7 @@ from gateway.app.routes import AppRoutes
 from gateway.app.worker_state import SERVED
 from gateway.cache.shared_store import SharedStore
 from gateway.clock import Clock
+from gateway.config.environment import CACHE_SWITCH
 from gateway.config.loader import Loaded, load
 from gateway.config.models import Config
 from gateway.config.validation import of_mapping
@@ -228,8 +230,9 @@ _DEPENDENCIES = (
 def configuration(config: Configuration, settings: Mapping[str, Any] | None = None) -> Loaded:
     """The configuration that an app is given, with single `settings` in place of its own. Raises ConfigError."""
     loaded = _loaded(config)
-    served = SERVED.get()
-    settings = {**(settings or {}), **(served.options if served is not None else {})}
+    served, switch = SERVED.get(), os.environ.get(CACHE_SWITCH)
+    settings = {**(settings or {}), **({"cache": switch} if switch else {})}
+    settings |= served.options if served is not None else {}
     if not settings:
         return loaded
     given = of_mapping(settings)

@@ -36,6 +36,7 @@ from gateway.cache.purge_log import PurgeReport
 from gateway.cache.shared_store import NoShared, SharedStore
 from gateway.clock import Clock, SystemClock
 from gateway.config.loader import Loaded, sources_of
+from gateway.config.models import Config
 from gateway.config.names import did_you_mean
 from gateway.config.route import RouteConfig
 from gateway.config.upstream import UpstreamConfig
@@ -98,7 +99,7 @@ class Generation:
 
     def __init__(self, loaded: Loaded, given: Given, before: Generation | None = None) -> None:
         self.loaded = loaded
-        self.config = config = loaded.config
+        self.config = config = loaded.config if loaded.config.cache else _without_cache(loaded.config)
         self.origins = partial(sources_of, loaded)
         self.admin_token = loaded.admin_token
         self.stopping = False
@@ -259,6 +260,7 @@ class Generation:
             rebind=self.rebind,
             bearer=self,
             overridden=overridden,
+            off=not self.config.cache,
             public=Public.of(self.config.public_url),
             middleware=self.app.user_middleware,
         )
@@ -431,6 +433,12 @@ class Generation:
         await self.shared.aclose()
         if self._given.tracing is not None:
             await asyncio.to_thread(self._given.tracing.close)
+
+
+def _without_cache(config: Config) -> Config:
+    """The configuration with `cache: off` on each route; parts and handlers look at the switch."""
+    routes = {name: route.model_copy(update={"cache": False}) for name, route in config.routes.items()}
+    return config.model_copy(update={"routes": routes})
 
 
 def _mounted(routes: Sequence[BaseRoute]) -> Iterator[FastAPI]:

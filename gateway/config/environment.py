@@ -146,6 +146,8 @@ def _json(variable: Variable, opening: str, message: str) -> Value:
 # Read by the command line and the admin API, and no fields of the configuration.
 ADMIN_TOKEN = "GATEWAY_ADMIN_TOKEN"  # noqa: S105 - a name
 CONFIG_FILE = "GATEWAY_CONFIG"
+CACHE_SWITCH = "GATEWAY_CACHE"
+"""The one variable that counts for a configuration that is given in Python, too."""
 OTHER_VARIABLES = (ADMIN_TOKEN, CONFIG_FILE, "GATEWAY_ADMIN_URL", "GATEWAY_URL")
 # The settings (one of each group) that make an unknown name in a variable a new entry and not a typo.
 _ESSENTIAL = {"routes": (("path",), ("upstream",)), "upstreams": (("url", "urls"),)}

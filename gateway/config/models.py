@@ -254,6 +254,9 @@ class Config(Model):
     `forever`."""
     hit_for_miss: Duration = timedelta(seconds=5)
     """Hit-for-miss: after an uncacheable response, how long requests for that key skip collapsing."""
+    cache: bool = True
+    """The switch for development and tests. `off`: nothing is stored or reused anywhere, and no request waits for
+    another; `GATEWAY_CACHE=off` also counts where a configuration is given in Python."""
     upstreams: dict[str, UpstreamConfig] = {}
     """Upstreams by name."""
     routes: dict[str, RouteConfig] = {}

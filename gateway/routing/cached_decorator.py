@@ -48,11 +48,12 @@ from gateway.routing.handler_settings import (
     Judged,
     Marked,
     Runtime,
+    not_stored,
     runtime_of,
     settings_of,
 )
 from gateway.routing.handler_tags import rendered
-from gateway.routing.handler_value import CONDITIONS, FIELD, fetched_value, kind_of, not_stored, put_headers
+from gateway.routing.handler_value import CONDITIONS, FIELD, fetched_value, kind_of, put_headers
 from gateway.routing.responses import AnswerResponse, ClientLeft, RaisedAnswer
 from gateway.upstreams.response import Fetched
 
@@ -63,7 +64,7 @@ _NO_ANSWERS = (UpstreamError, RequestRefused, ClientLeft)
 
 def cached(
     *,
-    ttl: str | timedelta,
+    ttl: str | timedelta | Callable[[Any], str | int | float | timedelta | None],
     stale_while_revalidate: str | timedelta | None = None,
     stale_if_error: str | timedelta | None = None,
     negative_ttl: str | timedelta = "5s",
@@ -78,11 +79,14 @@ def cached(
     max_body: int | str | None = None,
     edge: bool | None = None,
     cache: bool = True,
+    when: Callable[[Any], object] | None = None,
 ) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
     """Cache a FastAPI handler's responses to GET and HEAD, shared by all clients with the same inputs.
 
     Durations are as in the configuration (`250ms`, `30s`, `5m`); `ttl="origin"` follows the `Cache-Control` that the
-    handler itself sets. The key contains the path, the inputs that the handler and its dependencies declare, the
+    handler itself sets. A function as `ttl` gets the handler's value and returns a duration (or seconds), or None to
+    store nothing; `when` gets it and returns whether to store it. Both say so in `Cache-Control`. The key contains
+    the path, the inputs that the handler and its dependencies declare, the
     headers in `vary` (with a duration; default: accept and accept-language) and, if it takes the Request, the query (or
     `query` of it). Other fields that they read from the Request select among the responses, as an upstream's `Vary`
     does. Inputs that can't be in a key (the client's address, `request.state` of a middleware, the session, all fields
@@ -121,7 +125,7 @@ def cached(
     }
 
     def decorate(function: Callable[P, Any]) -> Callable[P, Any]:
-        return _wrapped(function, settings_of(function, key, given))
+        return _wrapped(function, settings_of(function, key, when, given))
 
     return decorate
 
@@ -341,7 +345,10 @@ class _Call:
         """The handler's response for the engine; for an exception, the response of its exception handler. One without
         an exception handler is raised, and so is an upstream failure, which is not a response."""
         try:
-            fetched = await self._answered(await self.value(), marked=self.called.decorated)
+            value = await self.value()
+            fetched = await self._answered(value, marked=self.called.decorated)
+            if self.settings.by_value is not None:
+                fetched = self.settings.by_value.applied(value, fetched)
         except _NO_ANSWERS:
             raise
         except Exception as error:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 from fastapi import Depends, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import RouteContext
+from msgspec import structs
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from starlette.middleware import Middleware
 from starlette.responses import Response
@@ -24,9 +25,20 @@ from starlette.types import Scope
 from gateway.cache.engine import Engine
 from gateway.cache.request import Route
 from gateway.config.names import did_you_mean, no_modes
-from gateway.config.types import DEFAULT_VARY, Duration, Model, Size, Ttl, check_field_names, check_tags, check_vary
+from gateway.config.types import (
+    DEFAULT_VARY,
+    Duration,
+    Model,
+    Size,
+    Ttl,
+    check_field_names,
+    check_tags,
+    check_vary,
+    parse_duration,
+)
 from gateway.context import RequestContext
 from gateway.errors import GatewayError
+from gateway.http.headers import CacheControl, without
 from gateway.http.target import Target, select_query
 from gateway.observability.metrics import Metrics
 from gateway.policy.identity_key import UNKEYED, IdentityKey
@@ -37,6 +49,7 @@ from gateway.routing.handler_key import Key, key_of
 from gateway.routing.handler_reading import Public, Reading, SoFar
 from gateway.routing.user_middleware import opaque
 from gateway.upstreams.client import Upstream
+from gateway.upstreams.response import Fetched
 
 MARK = "__gateway_cached__"
 CACHED_AS = "__gateway_cached_as__"
@@ -45,6 +58,30 @@ _RULES_OF_THEIR_OWN = frozenset(
     ("authorization", "cookie", "host", "content-length", "expect", "range", "if-range", "if-match")
 ) | frozenset(("if-none-match", "if-modified-since", "if-unmodified-since"))
 """Fields that a handler may declare, but whose place in the key is not in `vary`."""
+
+
+@dataclass(frozen=True)
+class ByValue:
+    """What functions of a handler's value decide: `when` whether it is stored, `ttl` for how long."""
+
+    when: Callable[[Any], object] | None = None
+    ttl: Callable[[Any], str | int | float | timedelta | None] | None = None
+
+    def applied(self, value: Any, fetched: Fetched) -> Fetched:
+        """The response made of `value`, with the Cache-Control that says so; a handler's own `no-store` or `private`
+        comes first. Raises ValueError if `ttl` returns no duration."""
+        lifetime = None if self.ttl is None else self.ttl(value)
+        if (self.ttl is not None and lifetime is None) or (self.when is not None and not self.when(value)):
+            return not_stored(fetched)
+        said = CacheControl.of(fetched.headers)
+        if self.ttl is None or "no-store" in said or "private" in said:
+            return fetched
+        plain = isinstance(lifetime, int | float) and not isinstance(lifetime, bool)
+        seconds = int(float(lifetime) if plain else parse_duration(lifetime).total_seconds())  # type: ignore[arg-type]
+        if seconds < 0:
+            raise ValueError(f"ttl returned {lifetime!r}; expected a duration, or None to store nothing")
+        headers = [*without(fetched.headers, b"cache-control"), (b"cache-control", b"max-age=%d" % seconds)]
+        return structs.replace(fetched, headers=headers)
 
 
 @dataclass
@@ -63,6 +100,7 @@ class Cached:
     edge: bool | None = None
     """Whether its hits are served before FastAPI sees the request; None if that depends on a proof."""
     key: Key | None = None
+    by_value: ByValue | None = None
 
     @property
     def origin_name(self) -> str:
@@ -204,10 +242,13 @@ def _seconds(value: timedelta | None) -> float | None:
     return None if value is None else value.total_seconds()
 
 
-def settings_of(function: Callable[..., Any], key: Any, given: Mapping[str, Any]) -> Cached:
+def settings_of(function: Callable[..., Any], key: Any, when: Any, given: Mapping[str, Any]) -> Cached:
     """The settings of `@cached` on a function. Raises ValueError with the handler, the argument, its value and what is
     allowed."""
     name = label(function)
+    by_value = _by_value(name, when, given["ttl"])
+    if by_value is not None and by_value.ttl is not None:
+        given = {**given, "ttl": "origin"}
     try:
         arguments = Arguments.model_validate(given)
     except ValidationError as error:
@@ -217,9 +258,17 @@ def settings_of(function: Callable[..., Any], key: Any, given: Mapping[str, Any]
     except ValueError as error:
         raise ValueError(f"@cached on {name}: key={key!r} {error}") from None
     try:
-        return arguments.settings(name, made)
+        return replace(arguments.settings(name, made), by_value=by_value)
     except ValueError as error:
         raise ValueError(f"@cached on {name}: {error}") from None
+
+
+def _by_value(name: str, when: Any, ttl: Any) -> ByValue | None:
+    functions = {"when": when, "ttl": ttl if callable(ttl) else None}
+    for argument, each in functions.items():
+        if each is not None and (not callable(each) or inspect.iscoroutinefunction(each)):
+            raise ValueError(f"@cached on {name}: {argument}={each!r} must be a function of the handler's value")
+    return ByValue(**functions) if any(functions.values()) else None
 
 
 def _told(name: str, error: ValidationError) -> str:
@@ -278,6 +327,8 @@ class Runtime:
     """The state from the app's lifespan, which is part of every request's."""
     overridden: Mapping[str, CachePolicy] = field(default_factory=dict)
     """By a handler's name: its rules where live overrides made them other than its code has them."""
+    off: bool = False
+    """Whether nothing is stored: the setting `cache` is off."""
     coded: dict[str, CachePolicy] = field(default_factory=dict)
     """By a handler's name: its rules as its code has them."""
     prepared: dict[int, Callable[[Request, RequestContext, Runtime], Reading | str]] = field(default_factory=dict)
@@ -312,6 +363,7 @@ class Runtime:
         self.inputs[id(settings)] = inputs
         self.coded[settings.name] = settings.rules
         rules = self.overridden.get(settings.name, settings.rules)
+        rules = replace(rules, cache=False) if self.off else rules
         route = replace(settings, rules=rules).route(inputs, self.max_body, self.engine.identity_key)
         self.bound[id(settings)] = (route, allowed)
 
@@ -323,6 +375,12 @@ class Runtime:
     def so_far(self, settings: Cached) -> SoFar:
         """The fields that a handler's responses have read so far."""
         return self._so_far.setdefault(settings.name, SoFar())
+
+
+def not_stored(fetched: Fetched) -> Fetched:
+    """A response of a handler, for its client alone."""
+    headers = [*without(fetched.headers, b"cache-control"), (b"cache-control", b"no-store")]
+    return structs.replace(fetched, headers=headers)
 
 
 def target_text(path: str, pairs: Sequence[str]) -> str:

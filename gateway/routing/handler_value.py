@@ -21,6 +21,7 @@ from gateway.cache.respond import Answer
 from gateway.http.headers import Headers, first, without
 from gateway.policy.storability import TAG_FIELDS
 from gateway.routing.handler_responses import RawHeaders, added, route_of
+from gateway.routing.handler_settings import not_stored
 from gateway.upstreams.response import Fetched, WholeBody
 
 FIELD = b"gateway-handler-returned"
@@ -80,11 +81,6 @@ def fetched_value(text: bytes | None, request: Request, response: Response, befo
     return Fetched(
         status, [*headers, (FIELD, b"value"), _MEDIA, (b"content-length", b"%d" % len(text))], WholeBody(text)
     )
-
-
-def not_stored(fetched: Fetched) -> Fetched:
-    headers = [*without(fetched.headers, b"cache-control"), (b"cache-control", b"no-store")]
-    return Fetched(fetched.status, headers, fetched.body)
 
 
 def kind_of(answer: Answer) -> str | None:

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocket
 
-from gateway import ConfigError, Gateway, aggregate, cached, part
+from gateway import Cache, ConfigError, Gateway, aggregate, cached, part
 from gateway.app.generations import Generations
 from gateway.config.loader import Loaded
 from gateway.config.models import Config
@@ -212,3 +212,43 @@ async def test_a_purge_by_url_reaches_handlers_behind_a_prefix(url: str) -> None
         assert "hit" in (await client.get("/things/1")).headers["cache-status"]
         await app.purge(keys=[url])
         assert "fwd=miss" in (await client.get("/shop/things/1")).headers["cache-status"]
+
+
+# --- the switch ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["variable", "setting"])
+async def test_with_the_switch_off_nothing_is_stored_whoever_answers(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    upstream = StubUpstream(answer)
+    parts = {"a": {"upstream": "api", "path": "/a", "ttl": "5m"}}
+    routes = {"x": {"path": "/x", "upstream": "api", "ttl": "5m"}, "home": {"path": "/home", "parts": parts}}
+    if by == "variable":
+        monkeypatch.setenv("GATEWAY_CACHE", "off")
+    app = Gateway({**SHOP, "routes": routes, **({"cache": False} if by == "setting" else {})}, transport=upstream)
+    calls: list[int] = []
+
+    @app.get("/things/{id}")
+    @cached(ttl="30s")
+    async def thing(id: int) -> int:
+        calls.append(id)
+        return id
+
+    router = APIRouter()
+    aggregate(router, "/typed", parts={"a": part(dict[str, str], upstream="api", path="/a", ttl="5m")})
+    app.include_router(router)
+    async with running(app) as client:
+        for _ in range(2):
+            for path in ("/x", "/home", "/typed", "/things/1"):
+                told = (await client.get(path)).headers
+                assert "fwd=bypass; fwd-status=200; detail=off" in told["cache-status"] or path == "/things/1"
+    assert (upstream.asked, calls, len(app.engine.memory)) == (6, [1, 1], 0)
+
+
+async def test_the_switch_is_for_an_app_that_exists_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_CACHE", "off")
+    app = FastAPI()
+    cache = Cache(app, {"redis_url": "none"})
+    app.get("/a")(cached(ttl="30s")(refuse))
+    with TestClient(app) as client:
+        assert client.get("/a").json() == {"detail": "no"}
+    assert len(cache.engine.memory) == 0
