@@ -89,7 +89,7 @@ LOOKED_KEY = "gateway.looked"
 
 
 @dataclass(frozen=True, slots=True)
-class PartSaid:
+class PartState:
     """The state of a part: `text` as in `Gateway-Parts` (`stale;age=31`), `seconds` its duration."""
 
     name: str
@@ -133,7 +133,7 @@ class RequestContext:
     """How a declared route served the request, for the edge to remember; a `hits.Recall`."""
     stored: Entry | None = field(default=None, repr=False)
     """The stored response that answered."""
-    parts: tuple[PartSaid, ...] = ()
+    parts: tuple[PartState, ...] = ()
     """The states of an aggregate's parts, if they were joined for this request."""
     scope: dict[str, Any] = field(default_factory=dict, repr=False)
     """The request's scope as the routes first saw it, from which a refresh behind replays it."""

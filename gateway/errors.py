@@ -124,7 +124,7 @@ class UpstreamBusy(UpstreamError):
     title = "Upstream busy (connection queue full)"
 
 
-class UpstreamResting(UpstreamError):
+class UpstreamCircuitOpen(UpstreamError):
     status = 503
     kind = cause = "resting"
     title = "Upstream temporarily disabled (circuit breaker open)"

@@ -19,7 +19,7 @@ from gateway.admin.figures import Between, Reading
 from gateway.admin.operations import NoSuchOverride, Operations
 from gateway.advisor.advice import Advice
 from gateway.app.generation import Generation
-from gateway.config.overrides import LiveAway, setting_key
+from gateway.config.overrides import OverridesUnavailable, setting_key
 from gateway.config.types import show_duration
 from gateway.config.yaml_document import Key
 from gateway.errors import PROBLEM_MEDIA_TYPE, ConfigError, problem_document
@@ -119,7 +119,7 @@ async def set_override(operations: Operations, body: bytes, by: str) -> Response
         made = await operations.override(order.route, order.setting, order.value, order.lasts, by=who(order.by, by))
     except ConfigError as error:
         return problem(400, "; ".join(str(each) for each in error.problems))
-    except LiveAway as away:
+    except OverridesUnavailable as away:
         return problem(503, str(away))
     return encoded(made)
 
@@ -129,7 +129,7 @@ async def end_override(operations: Operations, route: str, setting: str, by: str
         await operations.end(route, setting, by=by)
     except NoSuchOverride as unknown:
         return problem(404, str(unknown))
-    except LiveAway as away:
+    except OverridesUnavailable as away:
         return problem(503, str(away))
     return encoded({"ended": f"{route}.{setting}"})
 

@@ -144,17 +144,17 @@ class Advisor:
 
 
 @dataclass(frozen=True)
-class Told:
+class WorkerAdvice:
     """The advice that this worker worked out last, and when, on the gateway's clock."""
 
     at: float = -math.inf
     advice: tuple[Advice, ...] = ()
 
 
-class Desk(Protocol):
+class AdviceExchange(Protocol):
     """Destination of deliveries and source of advice. Empty in a worker that doesn't advise."""
 
-    told: Told
+    told: WorkerAdvice
 
     async def deliver(self, batch: Batch, today: Mapping[str, float | None]) -> None: ...
 
@@ -163,11 +163,11 @@ class Desk(Protocol):
     async def aclose(self) -> None: ...
 
 
-class LocalDesk:
+class LocalAdvice:
     """One process for itself."""
 
     def __init__(self, clock: Clock) -> None:
-        self.told = Told()
+        self.told = WorkerAdvice()
         self._clock = clock
         self._advisor = Advisor()
 
@@ -175,7 +175,7 @@ class LocalDesk:
         now = self._clock.now()
         self._advisor.add([batch], now)
         if now - self.told.at >= DELIVER_EVERY:
-            self.told = Told(now, tuple(self._advisor.advice(today)))
+            self.told = WorkerAdvice(now, tuple(self._advisor.advice(today)))
 
     async def advice(self, today: Mapping[str, float | None]) -> list[Advice]:
         return self._advisor.advice(today)
@@ -187,9 +187,11 @@ class LocalDesk:
 class Watch:
     """Delivers a worker's observations each second until it is closed. `today` returns the routes' current TTLs."""
 
-    def __init__(self, traffic: Traffic, desk: Desk, today: Callable[[], Mapping[str, float | None]]) -> None:
+    def __init__(
+        self, traffic: Traffic, exchange: AdviceExchange, today: Callable[[], Mapping[str, float | None]]
+    ) -> None:
         self.traffic = traffic
-        self.desk = desk
+        self.exchange = exchange
         self._today = today
         self._task: asyncio.Task[None] | None = None
 
@@ -203,18 +205,18 @@ class Watch:
 
     async def turn(self) -> None:
         """One delivery."""
-        await self.desk.deliver(self.traffic.take(), self._today())
+        await self.exchange.deliver(self.traffic.take(), self._today())
 
     async def advice(self) -> list[Advice]:
-        return await self.desk.advice(self._today())
+        return await self.exchange.advice(self._today())
 
     def told(self) -> tuple[Advice, ...]:
         """The advice for the metrics: nothing but in the worker that advises, and nothing that is old."""
-        told = self.desk.told
+        told = self.exchange.told
         return told.advice if self.traffic.now() - told.at <= 3 * DELIVER_EVERY else ()
 
     async def aclose(self) -> None:
         while self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait((self._task,), timeout=0.05)
-        await self.desk.aclose()
+        await self.exchange.aclose()

@@ -23,7 +23,7 @@ from gateway.cache.respond import Answer, problem
 from gateway.config.part_graph import sole_part
 from gateway.config.part_values import Values
 from gateway.config.route import RouteConfig
-from gateway.context import Outcome, PartSaid, RequestContext, Result
+from gateway.context import Outcome, PartState, RequestContext, Result
 from gateway.errors import PartFailed, RequestRefused, problem_document
 from gateway.http.headers import Headers
 from gateway.http.path_template import render_tag
@@ -193,17 +193,17 @@ def _check_refusal(run: Run) -> None:
         raise RequestRefused(f"The part {failed.name}: {failed.failure.detail}")
 
 
-def _said(run: Run) -> Iterator[PartSaid]:
+def _said(run: Run) -> Iterator[PartState]:
     for name in run.order:
         each: Resolved = run.results[name]
         if each.said != "static":
-            yield PartSaid(name, each.said, each.seconds)
+            yield PartState(name, each.said, each.seconds)
 
 
 _ANSWERED = frozenset(("hit", "list", "miss", "stale", "revalidated"))
 
 
-def _settled(parts: tuple[PartSaid, ...]) -> str:
+def _settled(parts: tuple[PartState, ...]) -> str:
     """The states of the parts of a stored aggregate: all are hits."""
     return ", ".join(
         f"{each.name}={'hit' if each.text.partition(';')[0] in _ANSWERED else each.text}" for each in parts

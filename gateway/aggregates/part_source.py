@@ -101,7 +101,7 @@ class PartSource:
     through: str
     upstream: Upstream
     route: Route
-    recipe: BodyTransform
+    transform: BodyTransform
     engine: Engine
     back_off: BackOff
     persistence: Persistence

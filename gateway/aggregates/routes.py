@@ -58,7 +58,7 @@ class Builder:
     metrics: Metrics
     upstreams: Mapping[str, Upstream]
     declared: Mapping[str, Declared]
-    workshop: BodyCache
+    body_cache: BodyCache
     back_off: BackOff
     overridden: Mapping[str, RouteConfig]
     keyings: dict[Keying, Keying] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class Builder:
             plan=plan,
             sources=sources,
             statics={each: text_of(part.static) for each, part in route.parts.items() if part.is_static},
-            workshop=self.workshop,
+            body_cache=self.body_cache,
             count=lambda part, said: self.metrics.part(name, part, said),
         )
         rules = CachePolicy(
@@ -150,7 +150,7 @@ class Builder:
             through=name,
             upstream=upstream,
             route=made,
-            recipe=BodyTransform(
+            transform=BodyTransform(
                 f"{name}.{part.name}", config.decode, shape, at_root, needed, check, made.max_body, config.optional
             ),
             engine=self.engine,

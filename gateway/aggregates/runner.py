@@ -98,7 +98,7 @@ class Kit:
     plan: PartPlan
     sources: Mapping[str, PartSource]
     statics: Mapping[str, bytes]
-    workshop: BodyCache
+    body_cache: BodyCache
     count: Callable[[str, str], None]
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -250,7 +250,7 @@ class Run:
         return self._prepared(part, source, got)
 
     def _prepared(self, part: PlannedPart, source: PartSource, got: Got, seconds: float = 0.0) -> Resolved:
-        prepared = self.kit.workshop.prepared(source.recipe, got.key, got.headers, got.body)
+        prepared = self.kit.body_cache.prepared(source.transform, got.key, got.headers, got.body)
         return Resolved(part.name, got.said, prepared.text, prepared.value, prepared.shown, got.life, None, seconds)
 
     def _without(self, part: PlannedPart, said: str) -> Resolved:

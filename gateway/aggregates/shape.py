@@ -61,18 +61,18 @@ class BodyCache:
         self._bytes = 0
         self._kept: OrderedDict[tuple[str, str], tuple[bytes, PreparedTransform | WrongType]] = OrderedDict()
 
-    def prepared(self, recipe: BodyTransform, key: str, headers: Headers, body: bytes) -> PreparedTransform:
-        """`body` prepared by `recipe`. `key` is the stored response's; empty if it is not stored. Raises WrongType."""
+    def prepared(self, transform: BodyTransform, key: str, headers: Headers, body: bytes) -> PreparedTransform:
+        """`body`, transformed. `key` is the stored response's; empty if it is not stored. Raises WrongType."""
         if not key:
-            return self._prepare(recipe, headers, body)
-        place = (recipe.identity, key)
+            return self._prepare(transform, headers, body)
+        place = (transform.identity, key)
         known = self._kept.get(place)
         if known is not None and known[0] == body:
             self._kept.move_to_end(place)
             return _or_raised(known[1])
         made: PreparedTransform | WrongType
         try:
-            made = self._prepare(recipe, headers, body)
+            made = self._prepare(transform, headers, body)
         except WrongType as error:
             # It costs as much to find out, and would be found out by every request.
             made = WrongType(str(error))
@@ -88,31 +88,31 @@ class BodyCache:
             place, gone = self._kept.popitem(last=False)
             self._bytes -= len(place[1]) + PLACE_BYTES + _weight(*gone)
 
-    def _prepare(self, recipe: BodyTransform, headers: Headers, body: bytes) -> PreparedTransform:
+    def _prepare(self, transform: BodyTransform, headers: Headers, body: bytes) -> PreparedTransform:
         self.parsed += 1
-        found = decoded(body, headers, recipe.decode, recipe.limit)
+        found = decoded(body, headers, transform.decode, transform.limit)
         try:
-            if recipe.check is not None and not (found is NOTHING and recipe.optional):
-                recipe.check(well_formed(found[0]))
-            return PreparedTransform(*NOTHING, None) if found is NOTHING else _shaped(recipe, *found)
+            if transform.check is not None and not (found is NOTHING and transform.optional):
+                transform.check(well_formed(found[0]))
+            return PreparedTransform(*NOTHING, None) if found is NOTHING else _shaped(transform, *found)
         except (RecursionError, TooDeep):
             # 1024 levels are read, and 254 written.
             raise WrongType("it is nested too deeply to be reshaped") from None
 
 
-def _shaped(recipe: BodyTransform, text: bytes, value: JsonValue) -> PreparedTransform:
+def _shaped(transform: BodyTransform, text: bytes, value: JsonValue) -> PreparedTransform:
     """Raises WrongType, TooDeep."""
-    reshaped = recipe.shape.changes or recipe.at_root
-    if recipe.needed or reshaped:
+    reshaped = transform.shape.changes or transform.at_root
+    if transform.needed or reshaped:
         value = exactly(text, value)
     shown = value
     if reshaped:
         # A part merged into the root is written later; errors are detected here.
-        shown = recipe.shape.apply(value)
+        shown = transform.shape.apply(value)
         text = text_of(shown)
-    if recipe.at_root and not isinstance(shown, dict):
+    if transform.at_root and not isinstance(shown, dict):
         raise WrongType("it isn't an object; only objects can be merged into the root")
-    return PreparedTransform(text, value if recipe.needed else None, shown if recipe.at_root else None)
+    return PreparedTransform(text, value if transform.needed else None, shown if transform.at_root else None)
 
 
 def _or_raised(made: PreparedTransform | WrongType) -> PreparedTransform:

@@ -26,7 +26,7 @@ class SplicePart:
 
     group: str
     constant: bytes = b""
-    recipe: BodyTransform | None = None
+    transform: BodyTransform | None = None
     rules: CachePolicy = _ANY
     primary: str = ""
     base: str = ""
@@ -41,20 +41,20 @@ class SplicePlan:
     ingredients, `said` in the order of the report; `vary` the request fields on which all responses of the route
     depend."""
 
-    ingredients: Sequence[SplicePart]
+    splice_parts: Sequence[SplicePart]
     asked: tuple[str, ...]
     said: tuple[str, ...]
     vary: frozenset[str]
-    workshop: BodyCache
+    body_cache: BodyCache
 
 
-def frame_of(ingredients: Sequence[SplicePart]) -> tuple[list[bytes], list[int]]:
+def frame_of(splice_parts: Sequence[SplicePart]) -> tuple[list[bytes], list[int]]:
     """The body's pieces, and the indices of the parts with an upstream, as in `merge.joined`."""
     pieces: list[bytes] = [b"{"]
     places = []
-    for number, each in enumerate(ingredients):
+    for number, each in enumerate(splice_parts):
         pieces[-1] += (b"," if number else b"") + key_text(each.group)
-        if each.recipe is None:
+        if each.transform is None:
             pieces[-1] += each.constant
         else:
             places.append(len(pieces))
@@ -78,11 +78,11 @@ def joinable(
     said = tuple(part.name for part in parts if not part.config.is_static)
     wanting = Wanting.of(exchange, PLAIN, values, 0.0)
     try:
-        ingredients = tuple(_ingredients(aggregate, wanting, shown))
+        splice_parts = tuple(_ingredients(aggregate, wanting, shown))
     except (_NotPlain, Missing, RequestRefused):
         return None
     asked = tuple(name for name in shown if name in said)
-    return SplicePlan(ingredients, asked, said, aggregate.vary, aggregate.kit.workshop) if said else None
+    return SplicePlan(splice_parts, asked, said, aggregate.vary, aggregate.kit.body_cache) if said else None
 
 
 class _NotPlain(Exception):
@@ -115,7 +115,7 @@ def _ingredients(aggregate: Aggregate, wanting: Wanting, shown: tuple[str, ...])
             raise _NotPlain
         yield SplicePart(
             group,
-            recipe=source.recipe,
+            transform=source.transform,
             rules=request.route.rules,
             primary=request.plan.primary,
             base=request.plan.base,

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from gateway.advisor.advice import Advice
 from gateway.cache.engine import Engine
-from gateway.cache.purge_log import PurgesTold
+from gateway.cache.purge_log import PurgeCounts
 from gateway.cache.shared_store import NoShared, SharedStatistics
 from gateway.upstreams.client import Upstream
 from gateway.upstreams.failure_causes import CAUSES
@@ -156,7 +156,7 @@ class UpstreamCollector(Collector):
         return family
 
 
-def _purges(purged: PurgesTold) -> Metric:
+def _purges(purged: PurgeCounts) -> Metric:
     family = CounterMetricFamily("gateway_purges", "Purges by result.", labels=("result",))
     family.add_metric(("complete",), float(purged.complete))
     family.add_metric(("unconfirmed",), float(purged.unconfirmed))

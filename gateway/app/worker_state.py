@@ -9,13 +9,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gateway.advisor.traffic import Desk, LocalDesk, Traffic, Watch
+from gateway.advisor.traffic import AdviceExchange, LocalAdvice, Traffic, Watch
 from gateway.app.collectors import AdviceCollector, EngineCollector, UpstreamCollector
 from gateway.cache.engine import Engine
 from gateway.cache.memory import Memory
 from gateway.cache.overload import Governor, LoopLag
 from gateway.cache.purge_log import LocalPurges, PurgeLog
-from gateway.cache.redis.advice import RedisDesk
+from gateway.cache.redis.advice import RedisAdvice
 from gateway.cache.redis.errors import Reason
 from gateway.cache.redis.fleet_key import FleetKey
 from gateway.cache.redis.purge_log import RedisPurges
@@ -75,8 +75,10 @@ class WorkerState:
         blind = None if config.purge_disconnect_grace == "forever" else config.purge_disconnect_grace.total_seconds()
         self.purges: PurgeLog = shared.purge_log(clock, blind) if isinstance(shared, RedisStore) else LocalPurges(clock)
         traffic = Traffic(clock)
-        desk: Desk = shared.advice_desk(clock) if isinstance(shared, RedisStore) else LocalDesk(clock)
-        self.watch = Watch(traffic, desk, ttls)
+        exchange: AdviceExchange = (
+            shared.advice_exchange(clock) if isinstance(shared, RedisStore) else LocalAdvice(clock)
+        )
+        self.watch = Watch(traffic, exchange, ttls)
         secret = config.record_secret
         key = IdentityKey(derived(secret) if secret else secrets.token_bytes(KEY_BYTES))
         self._fleet_key = (
@@ -99,7 +101,7 @@ class WorkerState:
         self.hottest = Hottest(
             self.engine.tiers,
             config.warm_start if isinstance(shared, RedisStore) else 0,
-            leads=lambda: isinstance(desk, RedisDesk) and desk.leads,
+            leads=lambda: isinstance(exchange, RedisAdvice) and exchange.leads,
         )
         self.lag = LoopLag(self._observe_lag)
         self.metrics.register(EngineCollector(self.engine))

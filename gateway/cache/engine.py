@@ -27,7 +27,7 @@ from gateway.cache.flight import Failed, Flight, Landed, Landing, NotShareable
 from gateway.cache.leases import Leases
 from gateway.cache.memory import Memory
 from gateway.cache.overload import Governor
-from gateway.cache.purge_log import PurgeLog, PurgeReport, PurgesTold
+from gateway.cache.purge_log import PurgeCounts, PurgeLog, PurgeReport
 from gateway.cache.request import CacheRequest
 from gateway.cache.respond import Answer, Responder
 from gateway.cache.shared_store import SharedStore
@@ -81,7 +81,7 @@ class Engine:
         self.traffic = traffic if traffic is not None else Traffic(clock)
         self.clock = clock
         self.collapsed = 0
-        self.purged = PurgesTold()
+        self.purged = PurgeCounts()
         self.background = Background()
         self.following = Background()
         """Work of handlers that follows their responses; it doesn't count as refreshes."""

@@ -38,7 +38,7 @@ class PurgeReport:
 
 
 @dataclass(slots=True)
-class PurgesTold:
+class PurgeCounts:
     """How many purges were reported complete, and how many unconfirmed (202)."""
 
     complete: int = 0

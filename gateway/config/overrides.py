@@ -40,7 +40,7 @@ UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
 """msgspec's errors for invalid records; a ValueError for invalid UTF-8."""
 
 
-class LiveAway(GatewayError):
+class OverridesUnavailable(GatewayError):
     """Redis cannot be reached, so nothing can be changed for all workers now."""
 
 

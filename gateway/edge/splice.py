@@ -21,7 +21,7 @@ from gateway.aggregates.splice_plan import SplicePart, SplicePlan
 from gateway.cache.memory import MOST_USES
 from gateway.cache.respond import stored_answer
 from gateway.cache.store import Selection
-from gateway.context import Outcome, PartSaid, RequestContext, Result
+from gateway.context import Outcome, PartState, RequestContext, Result
 from gateway.edge.entries import Endings, ResponseForm
 from gateway.edge.head_template import MARK, head_of, start_of, template_of, with_last
 from gateway.edge.splice_state import CHANGING, NOTHING, CachedPart, Splice
@@ -161,7 +161,7 @@ class Splicer:
         assert joinable is None or isinstance(joinable, SplicePlan)
         splice = None
         if joinable is not None:
-            sides = [self._side(each) for each in joinable.ingredients if each.recipe is not None]
+            sides = [self._side(each) for each in joinable.splice_parts if each.transform is not None]
             route = known_target.known.route.name
             tallies = [self._metrics.part_tally(route, name, "hit") for name in joinable.said]
             wanted = Selection(Plan(known_target.primary, known_target.stem + base, ()), (), known_target.names)
@@ -174,17 +174,17 @@ class Splicer:
         known_target.splices[base] = splice
         return splice
 
-    def _side(self, ingredient: SplicePart) -> CachedPart:
-        side = self._at_hand.get(ingredient)
+    def _side(self, splice_part: SplicePart) -> CachedPart:
+        side = self._at_hand.get(splice_part)
         if side is None:
             if len(self._at_hand) >= self._most:
                 del self._at_hand[next(iter(self._at_hand))]
-            side = self._at_hand[ingredient] = CachedPart(ingredient, self._traffic.recorder(ingredient.route))
+            side = self._at_hand[splice_part] = CachedPart(splice_part, self._traffic.recorder(splice_part.route))
         return side
 
     def _gathered(self, splice: Splice, block: HeaderBlock, now: float) -> Gathered | None:
         """The aggregate from parts that are all fresh in memory; None if one of them is not."""
-        workshop = splice.workshop
+        body_cache = splice.body_cache
         version = self._tiers.purges.epochs.version
         unindexed = self._unindexed
         pieces = splice.frame.copy()
@@ -193,7 +193,7 @@ class Splicer:
             node = side.node
             stored = node.value
             if stored is None or node.turn != side.turn or side.version != version or side.index_turn != unindexed.turn:
-                stored = self._looked_up(side, block, workshop)
+                stored = self._looked_up(side, block, body_cache)
             elif node.uses < MOST_USES:
                 node.uses += 1
             if stored is None or now >= side.fresh:
@@ -201,7 +201,7 @@ class Splicer:
             pieces[place] = (
                 stored.body
                 if side.as_is
-                else workshop.prepared(side.recipe, stored.key, stored.headers, stored.body).text
+                else body_cache.prepared(side.transform, stored.key, stored.headers, stored.body).text
             )
             own = side.initial_age + (now - side.born) if now > side.born else side.initial_age
             age = own if own > age else age
@@ -209,7 +209,7 @@ class Splicer:
             started = side.started if side.started < started else started
         return Gathered(b"".join(pieces), age, fresh, started)
 
-    def _looked_up(self, side: CachedPart, block: HeaderBlock, workshop: BodyCache) -> Entry | None:
+    def _looked_up(self, side: CachedPart, block: HeaderBlock, body_cache: BodyCache) -> Entry | None:
         """A part's response in memory, which `side` follows from now on; None if there is no usable one."""
         index = self._memory.index(side.primary)
         stored = self._memory.get(side.base) if index is None else self._newest(index, side, block)
@@ -218,7 +218,7 @@ class Splicer:
             return None
         if stored.headers is not side.headers or side.version != epochs.version:
             told = side.told
-            if not side.take(stored, epochs, workshop):
+            if not side.take(stored, epochs, body_cache):
                 return None
             self._retold += side.told is not told
         node = self._memory.node(side.base) if index is None else None
@@ -229,7 +229,7 @@ class Splicer:
     def _newest(self, index: VaryIndex, side: CachedPart, block: HeaderBlock) -> Entry | None:
         """The newest response of a part in memory that the request selects; None also if it varies on something that
         the part doesn't see unchanged."""
-        unseen = side.ingredient.unseen
+        unseen = side.splice_part.unseen
         if any(names and (unseen is None or not unseen.isdisjoint(names)) for names in index.names):
             return None
         return newest(index, side.base, block.vary, self._memory.get)
@@ -259,7 +259,7 @@ class Splicer:
         share = (time.perf_counter() - looking) / len(splice.sides)
         exchange = self._exchange(known_target, block, request_id, began, peer)
         exchange.outcome = Outcome(Result.STALE, detail="joined")
-        exchange.parts = tuple(PartSaid(name, said[name], share) for name in splice.said)
+        exchange.parts = tuple(PartState(name, said[name], share) for name in splice.said)
         life = joining(lives, complete=True, stamp="", longest=0.0, vary=splice.vary_always)
         parts = ", ".join(f"{each.name}={each.text}" for each in exchange.parts)
         headers = whole_headers(body, life, parts, complete=True)
@@ -280,14 +280,14 @@ class Splicer:
         """The body, the state of each part, and its contribution to the aggregate's life."""
         pieces, said, lives = splice.frame.copy(), dict[str, str](), list[PartLife]()
         for name, side, place in zip(splice.asked, splice.sides, splice.places, strict=True):
-            stored = self._looked_up(side, block, splice.workshop)
+            stored = self._looked_up(side, block, splice.body_cache)
             behind = side.base in self._flights and self._memory.index(side.primary) is None
             if stored is None or now >= (side.revalidate if behind else side.fresh):
                 return None
             age = side.age(now)
             said[name] = "hit" if now < side.fresh else f"stale;age={int(age)}"
             lives.append(PartLife(age, side.fresh - now, vary=stored.vary))
-            pieces[place] = splice.workshop.prepared(side.recipe, stored.key, stored.headers, stored.body).text
+            pieces[place] = splice.body_cache.prepared(side.transform, stored.key, stored.headers, stored.body).text
         return b"".join(pieces), said, lives
 
     def _count(self, known_target: KnownTarget, exchange: RequestContext, elapsed: float, size: int) -> None:

@@ -19,7 +19,7 @@ from gateway.aggregates.splice_plan import SplicePart, SplicePlan, frame_of
 from gateway.cache.memory import Node
 from gateway.cache.request import Route
 from gateway.cache.store import Selection
-from gateway.context import Outcome, PartSaid, RequestContext, Result
+from gateway.context import Outcome, PartState, RequestContext, Result
 from gateway.edge.head_template import Ending
 from gateway.http.headers import Headers, without
 from gateway.observability.metrics import PartTally, Tally
@@ -39,18 +39,18 @@ class CachedPart:
     variants, also the node in memory, whose turn shows that it is still the same."""
 
     __slots__ = (
-        *("as_is", "base", "born", "fresh", "hash", "headers", "index_turn", "ingredient", "initial_age", "node"),
-        *("primary", "recipe", "recorder", "revalidate", "started", "told", "turn", "version"),
+        *("as_is", "base", "born", "fresh", "hash", "headers", "index_turn", "splice_part", "initial_age", "node"),
+        *("primary", "transform", "recorder", "revalidate", "started", "told", "turn", "version"),
     )
 
-    def __init__(self, ingredient: SplicePart, recorder: Recorder) -> None:
+    def __init__(self, splice_part: SplicePart, recorder: Recorder) -> None:
         """`recorder` records the accesses of the part's route for the advisor."""
-        assert ingredient.recipe is not None
+        assert splice_part.transform is not None
         self.recorder = recorder
-        self.hash = key_hash(ingredient.base)
-        self.ingredient = ingredient
-        self.recipe = ingredient.recipe
-        self.primary, self.base = ingredient.primary, ingredient.base
+        self.hash = key_hash(splice_part.base)
+        self.splice_part = splice_part
+        self.transform = splice_part.transform
+        self.primary, self.base = splice_part.primary, splice_part.base
         self.headers: Headers | None = None
         self.version = -1
         self.node = NOTHING
@@ -62,18 +62,18 @@ class CachedPart:
     def age(self, now: float) -> float:
         return self.initial_age + max(0.0, now - self.born)
 
-    def take(self, stored: Entry, epochs: Epochs, workshop: BodyCache) -> bool:
+    def take(self, stored: Entry, epochs: Epochs, body_cache: BodyCache) -> bool:
         """Switch to `stored`; False if it can't be used as it is."""
         self.headers = None
-        names = (*self.ingredient.names, *map(tag_name, stored.tags))
+        names = (*self.splice_part.names, *map(tag_name, stored.tags))
         state, _ = epochs.judge(stored.stamp, stored.started, (*names, *stored.names))
         if state is not PurgeState.VALID or not 200 <= stored.status < 300:
             return False
         try:
-            text = workshop.prepared(self.recipe, stored.key, stored.headers, stored.body).text
+            text = body_cache.prepared(self.transform, stored.key, stored.headers, stored.body).text
         except WrongType:
             return False
-        rules = self.ingredient.rules
+        rules = self.splice_part.rules
         self.as_is = text == stored.body
         windows = freshness.windows(stored, rules)
         self.fresh, self.revalidate = windows.fresh, windows.revalidate
@@ -92,14 +92,14 @@ class Splice:
     __slots__ = (
         *("asked", "base", "downstream", "ending", "first", "fixed", "frame", "hash", "heads", "index_turn"),
         *("names", "node", "places", "private", "rest", "retold", "said", "sides", "tallies", "told", "turn"),
-        *("until", "vary", "vary_always", "wanted", "workshop"),
+        *("until", "vary", "vary_always", "wanted", "body_cache"),
     )
 
     def __init__(
         self, route: Route, joinable: SplicePlan, wanted: Selection, sides: list[CachedPart], tallies: list[PartTally]
     ) -> None:
         self.downstream = route.downstream
-        self.workshop = joinable.workshop
+        self.body_cache = joinable.body_cache
         self.asked, self.said = joinable.asked, joinable.said
         self.base = wanted.plan.base
         # Where the last joined response is stored, and until when it is fresh: the next one replaces it.
@@ -108,7 +108,7 @@ class Splice:
         self.until = math.inf
         self.hash = key_hash(self.base)
         self.sides = sides
-        self.frame, self.places = frame_of(joinable.ingredients)
+        self.frame, self.places = frame_of(joinable.splice_parts)
         self.wanted = wanted
         self.tallies = tallies
         self.told: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
@@ -145,6 +145,6 @@ class Splice:
 
 def ending_of(route: str, said: Sequence[str]) -> Ending:
     """The end of the head of a whole of these parts that was joined just now."""
-    parts = tuple(PartSaid(name, "hit", 0.0) for name in said)
+    parts = tuple(PartState(name, "hit", 0.0) for name in said)
     outcome = Outcome(Result.HIT, ttl=0, detail="joined")
     return Ending(RequestContext("", 0.0, "", "", "", route=route, outcome=outcome, parts=parts))

@@ -27,7 +27,7 @@ from gateway.config.yaml_document import Key
 from gateway.context import RequestContext
 from gateway.errors import RequestRefused
 from gateway.explain import trace
-from gateway.explain.lookup import READS, Stores, Wish
+from gateway.explain.lookup import READS, LookupRequest, Stores
 from gateway.explain.routes import HandlerRoute, Local, Order, nothing_local
 from gateway.explain.trace import Lifetime, PartTrace, Trace
 from gateway.http.headers import Headers, combined, has, values
@@ -169,7 +169,7 @@ class Explainer:
         asks, parameters = route.upstream_target(request.target.path, request.target.query)
         keying, rules, headers = route.engine_route.keying, route.engine_route.rules, request.headers
         decoded = {name: unquote(value) for name, value in parameters.items()}
-        wish = Wish(
+        lookup = LookupRequest(
             request.method,
             headers,
             route.name,
@@ -178,7 +178,7 @@ class Explainer:
             directives_of(request.method, headers, rules),
             tuple(render_tag(tag, decoded) for tag in route.config.tags),
         )
-        told, stored = await self._judged(request, wish)
+        told, stored = await self._judged(request, lookup)
         return msgspec.structs.replace(
             told,
             path=route.config.path,
@@ -190,20 +190,20 @@ class Explainer:
             windows=tuple(self._windows(("routes", route.name))),
         )
 
-    async def _judged(self, request: _Request, wish: Wish) -> tuple[Trace, Entry | None]:
+    async def _judged(self, request: _Request, lookup: LookupRequest) -> tuple[Trace, Entry | None]:
         """The trace common to all requests that reach the engine, with the stored response."""
         stores = Stores(self.engine)
-        judged = await stores.judge(wish)
+        judged = await stores.judge(lookup)
         stored = judged.found.stored
         told = msgspec.structs.replace(
             request.told(judged.decision, judged.why),
             status=judged.status,
-            route=wish.name,
-            key=tuple(trace.key(wish.plan, wish.route.keying, wish.headers)),
-            variant=trace.variant(stored, wish.route.keying, wish.headers),
-            entry=stores.entry(judged.found, wish.route.rules),
-            names=tuple(stores.names(wish, stored)),
-            client=tuple(trace.client(wish.facts, wish.route.keying, wish.headers, judged.status)),
+            route=lookup.name,
+            key=tuple(trace.key(lookup.plan, lookup.route.keying, lookup.headers)),
+            variant=trace.variant(stored, lookup.route.keying, lookup.headers),
+            entry=stores.entry(judged.found, lookup.route.rules),
+            names=tuple(stores.names(lookup, stored)),
+            client=tuple(trace.client(lookup.facts, lookup.route.keying, lookup.headers, judged.status)),
         )
         return told, stored
 
@@ -226,7 +226,7 @@ class Explainer:
             told = request.told("uncached", why)
             return msgspec.structs.replace(told, route=handler.name, path=handler.path, lost=lost, asks=asks)
         target, headers, rules = cached.target(request.target), request.headers, cached.route.rules
-        wish = Wish(
+        lookup = LookupRequest(
             request.method,
             [*headers, *places_of(self._place(headers))],
             handler.name,
@@ -235,7 +235,7 @@ class Explainer:
             directives_of(request.method, headers, rules),
             handler.tags(request.target),
         )
-        told, stored = await self._judged(request, wish)
+        told, stored = await self._judged(request, lookup)
         key, written = ("routes", handler.name), f"@cached of {handler.name} ({cached.written_ttl})"
         return msgspec.structs.replace(
             told,
@@ -253,7 +253,7 @@ class Explainer:
     async def _on_aggregate(self, request: _Request, aggregate: Aggregate, lost: tuple[str, ...]) -> Trace:
         asked = asked_of(aggregate, request.target.path, request.target, request.headers)
         headers = request.headers
-        wish = Wish(
+        lookup = LookupRequest(
             request.method,
             headers,
             aggregate.name,
@@ -262,7 +262,7 @@ class Explainer:
             structs.replace(directives_of(request.method, headers, aggregate.route.rules), authorized=False),
             tuple(render_tag(tag, dict(asked.values.path)) for tag in aggregate.config.tags),
         )
-        told, _ = await self._judged(request, wish)
+        told, _ = await self._judged(request, lookup)
         if told.decision in ("miss", "revalidate"):
             why = "the aggregate is joined again from its parts; only stale parts are fetched"
             told = msgspec.structs.replace(told, decision="join", why=why)
@@ -290,9 +290,11 @@ class Explainer:
             return msgspec.structs.replace(told, note=note, ttl=ttl)
         exchange = RequestContext("", 0.0, "GET", "", "http", headers=request.headers)
         ask = source.ask(Wanting.of(exchange, PLAIN, asked.values, 0.0), target, tags)
-        wish = Wish(request.method, ask.headers, source.route.name, source.route, ask.plan, ask.facts, ask.tags)
+        lookup = LookupRequest(
+            request.method, ask.headers, source.route.name, source.route, ask.plan, ask.facts, ask.tags
+        )
         stores = Stores(self.engine)
-        found = await stores.found(wish)
+        found = await stores.found(lookup)
         entry = stores.entry(found, source.route.rules)
         return msgspec.structs.replace(
             told, asks=without_credentials(target), ttl=self._part_ttl(aggregate, source, found.stored), entry=entry

@@ -28,7 +28,7 @@ NOTHING = Found(None)
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class LookupRequest:
     """A request as the engine sees it: `name` is the route's by which its answers are purged."""
 
     method: str
@@ -41,7 +41,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class ExplainedDecision:
     """The decision for a request, and the reason; `status` is the client's status, if known."""
 
     decision: str
@@ -56,67 +56,67 @@ class Stores:
 
     engine: Engine | None
 
-    async def judge(self, wish: Wish) -> Judged:
-        if wish.method not in READS:
-            return Judged("pass", trace.passed(wish.method))
-        if wish.plan.bypass is not None:
-            return Judged("bypass", BYPASSES[wish.plan.bypass])
+    async def judge(self, lookup: LookupRequest) -> ExplainedDecision:
+        if lookup.method not in READS:
+            return ExplainedDecision("pass", trace.passed(lookup.method))
+        if lookup.plan.bypass is not None:
+            return ExplainedDecision("bypass", BYPASSES[lookup.plan.bypass])
         if self.engine is None:
-            return Judged(UNKNOWN, "no running gateway was consulted, so stored entries are unknown")
-        return self._decided(self.engine, wish, await self.found(wish))
+            return ExplainedDecision(UNKNOWN, "no running gateway was consulted, so stored entries are unknown")
+        return self._decided(self.engine, lookup, await self.found(lookup))
 
-    async def found(self, wish: Wish) -> Found:
+    async def found(self, lookup: LookupRequest) -> Found:
         """The stored response: in this worker's memory, else in Redis."""
-        if self.engine is None or wish.plan.bypass is not None or wish.method not in READS:
+        if self.engine is None or lookup.plan.bypass is not None or lookup.method not in READS:
             return Found(None)
-        identity_key = wish.route.keying.identity_key
-        wanted = selection(wish.plan, wish.headers, wish.name, wish.tags, identity_key=identity_key)
+        identity_key = lookup.route.keying.identity_key
+        wanted = selection(lookup.plan, lookup.headers, lookup.name, lookup.tags, identity_key=identity_key)
         here = Found(self.engine.tiers.at_hand(wanted), "memory")
-        decision = freshness.decide(here.stored, wish.facts, wish.route.rules, self.engine.clock.now())
+        decision = freshness.decide(here.stored, lookup.facts, lookup.route.rules, self.engine.clock.now())
         satisfied = not isinstance(decision, Revalidate | Miss | Unsatisfiable)
-        if satisfied or wish.route.made or not self.engine.shared.available:
+        if satisfied or lookup.route.made or not self.engine.shared.available:
             return here if here.stored is not None else Found(None)
         there = await self.engine.tiers.look(wanted)
         if here.stored is None or (there.stored is not None and there.stored.born > here.stored.born):
             return there
         return here
 
-    def _decided(self, engine: Engine, wish: Wish, found: Found) -> Judged:
+    def _decided(self, engine: Engine, lookup: LookupRequest, found: Found) -> ExplainedDecision:
         now = engine.clock.now()
-        stored, rules = found.stored, wish.route.rules
-        match decision := freshness.decide(stored, wish.facts, rules, now):
+        stored, rules = found.stored, lookup.route.rules
+        match decision := freshness.decide(stored, lookup.facts, rules, now):
             case Hit():
                 why = f"fresh for {decision.windows.fresh - now:.1f} s more"
-                return Judged("hit", why, found, self._status(wish, decision.stored, now))
+                return ExplainedDecision("hit", why, found, self._status(lookup, decision.stored, now))
             case Stale():
                 why = trace.why_stale(decision.windows, now, refresh=decision.refresh)
-                return Judged("stale", why, found, self._status(wish, decision.stored, now))
+                return ExplainedDecision("stale", why, found, self._status(lookup, decision.stored, now))
             case Revalidate():
-                if engine.is_backing_off(wish.plan.base) and freshness.usable_on_error(
-                    decision.stored, wish.facts, rules, now
+                if engine.is_backing_off(lookup.plan.base) and freshness.usable_on_error(
+                    decision.stored, lookup.facts, rules, now
                 ):
                     why = trace.why_backing_off(decision.windows, now)
-                    return Judged("stale_error", why, found, self._status(wish, decision.stored, now))
-                return Judged("revalidate", trace.why_asked(decision, now), found)
+                    return ExplainedDecision("stale_error", why, found, self._status(lookup, decision.stored, now))
+                return ExplainedDecision("revalidate", trace.why_asked(decision, now), found)
             case Miss():
-                return Judged("miss", trace.why_missed(stored, self._other_variants(wish)), found)
+                return ExplainedDecision("miss", trace.why_missed(stored, self._other_variants(lookup)), found)
             case Bypass():
-                return Judged("bypass", BYPASSES.get(decision.reason, decision.reason), found)
+                return ExplainedDecision("bypass", BYPASSES.get(decision.reason, decision.reason), found)
             case Unsatisfiable():
-                return Judged("504", "no stored response matches (only-if-cached)", found)
+                return ExplainedDecision("504", "no stored response matches (only-if-cached)", found)
             case _:
                 assert_never(decision)
 
-    def _other_variants(self, wish: Wish) -> tuple[str, ...]:
+    def _other_variants(self, lookup: LookupRequest) -> tuple[str, ...]:
         """The request headers on which the target's stored responses vary; empty if there are none."""
-        return latest(self.engine.memory.index(wish.plan.primary)) if self.engine is not None else ()
+        return latest(self.engine.memory.index(lookup.plan.primary)) if self.engine is not None else ()
 
-    def _status(self, wish: Wish, stored: Entry, now: float) -> int:
+    def _status(self, lookup: LookupRequest, stored: Entry, now: float) -> int:
         """The status of the answer from `stored`: its own, 304, 206 or 416. No coded form is made for it."""
-        rules = wish.route.rules
+        rules = lookup.route.rules
         coded = Coded(None, stored.body) if is_compressible(stored, rules) else None
-        exchange = RequestContext("", 0.0, wish.method, "", "http", headers=wish.headers)
-        return stored_answer(exchange, wish.headers, stored, rules, now, coded).status
+        exchange = RequestContext("", 0.0, lookup.method, "", "http", headers=lookup.headers)
+        return stored_answer(exchange, lookup.headers, stored, rules, now, coded).status
 
     def entry(self, found: Found, rules: CachePolicy) -> EntryTrace | None:
         stored = found.stored
@@ -137,11 +137,11 @@ class Stores:
             purged_softly=stored.softened is not None,
         )
 
-    def names(self, wish: Wish, stored: Entry | None) -> Iterator[Name]:
+    def names(self, lookup: LookupRequest, stored: Entry | None) -> Iterator[Name]:
         """The names by which the answer can be purged, and when each last was."""
         epochs = self.engine.tiers.purges.epochs if self.engine is not None else None
-        all_tags = dict.fromkeys((*wish.tags, *(stored.tags if stored is not None else ())))
-        named = [("key", key_name(wish.plan.primary)), (f"route {wish.name}", route_name(wish.name))]
+        all_tags = dict.fromkeys((*lookup.tags, *(stored.tags if stored is not None else ())))
+        named = [("key", key_name(lookup.plan.primary)), (f"route {lookup.name}", route_name(lookup.name))]
         named += [(f"tag {tag}", tag_name(tag)) for tag in all_tags]
         for shown, name in named:
             yield Name(name=shown, epoch=(epochs.last_purge(name) if epochs is not None else None) or "-")

@@ -25,9 +25,9 @@ import httpx
 from gateway.config.upstream import UpstreamConfig
 from gateway.errors import (
     UpstreamBusy,
+    UpstreamCircuitOpen,
     UpstreamError,
     UpstreamMalformed,
-    UpstreamResting,
     UpstreamTimeout,
 )
 from gateway.http.field_changes import NO_CHANGES, FieldChanges
@@ -396,8 +396,8 @@ class Upstream:
                 apart.add(later.name)
             return later, series
         if not any(host.healthy for host in self._order):
-            raise UpstreamResting(self.name, "no healthy host", self._checked_every)
-        raise UpstreamResting(self.name, "circuit breaker open", min(host.retry_after for host in self._order))
+            raise UpstreamCircuitOpen(self.name, "no healthy host", self._checked_every)
+        raise UpstreamCircuitOpen(self.name, "circuit breaker open", min(host.retry_after for host in self._order))
 
     @property
     def usable(self) -> bool:

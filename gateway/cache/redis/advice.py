@@ -15,7 +15,15 @@ from uuid import uuid4
 import msgspec
 
 from gateway.advisor.advice import Advice
-from gateway.advisor.traffic import ANSWER_SECONDS, KEPT_BATCHES, LEADS_FOR_MS, REPORT_LIVES_MS, Advisor, Batch, Told
+from gateway.advisor.traffic import (
+    ANSWER_SECONDS,
+    KEPT_BATCHES,
+    LEADS_FOR_MS,
+    REPORT_LIVES_MS,
+    Advisor,
+    Batch,
+    WorkerAdvice,
+)
 from gateway.cache.redis.errors import UNANSWERED, is_unanswered, unanswered
 from gateway.clock import Clock
 
@@ -31,12 +39,12 @@ _decoder = msgspec.msgpack.Decoder(Batch)
 _reports = msgspec.msgpack.Decoder(list[Advice])
 
 
-class RedisDesk:
+class RedisAdvice:
     """The whole fleet, through Redis. While Redis is away, what was seen is lost to the advice: it is a sample."""
 
     def __init__(self, client: Any, clock: Clock, *, prefix: str = "gw:") -> None:
         self.leads = False
-        self.told = Told()
+        self.told = WorkerAdvice()
         self._client = client
         self._clock = clock
         self._worker = uuid4().hex
@@ -58,14 +66,14 @@ class RedisDesk:
         led = self.leads
         self.leads = bool(await self._client.eval(_LEAD, 1, self._leader, self._worker, LEADS_FOR_MS))
         if not self.leads:
-            self.told = Told()
+            self.told = WorkerAdvice()
             return
         if not led:
             self._advisor = Advisor()
         waiting = await self._client.lpop(self._list, KEPT_BATCHES) or []
         self._advisor.add(_readable(waiting), self._clock.now())
         advice = self._advisor.advice(today)
-        self.told = Told(self._clock.now(), tuple(advice))
+        self.told = WorkerAdvice(self._clock.now(), tuple(advice))
         report = _encoder.encode(advice)
         await self._client.set(self._report, report, px=REPORT_LIVES_MS)
 

@@ -22,8 +22,8 @@ from gateway.config.overrides import (
     MOST_OVERRIDES,
     UNREADABLE,
     Event,
-    LiveAway,
     Override,
+    OverridesUnavailable,
 )
 
 # The version is Redis's time, so that after a loss none comes again.
@@ -108,7 +108,7 @@ class RedisLive:
                 await self._client.eval(_CHANGE, 3, *keys, key, record, msgspec.json.encode(event), MOST_AUDIT)
         except UNANSWERED as error:
             is_unanswered(error)
-            raise LiveAway("Redis is unavailable: nothing was changed; try again") from None
+            raise OverridesUnavailable("Redis is unavailable: nothing was changed; try again") from None
 
     async def note(self, event: Event) -> None:
         try:

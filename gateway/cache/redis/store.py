@@ -17,7 +17,7 @@ from typing import Any, cast
 import hiredis
 from redis.exceptions import MaxConnectionsError, RedisError
 
-from gateway.cache.redis.advice import RedisDesk
+from gateway.cache.redis.advice import RedisAdvice
 from gateway.cache.redis.connection import LARGEST, Deadline, Reply, connect, is_cluster, values_of
 from gateway.cache.redis.errors import UNANSWERED, Reason, RedisState, complain_about_policy, is_unanswered
 from gateway.cache.redis.leases import Command, RedisLeases
@@ -124,10 +124,10 @@ class RedisStore:
         client = self._given if self._given is not None else connect(self._url, 1.0)
         return RedisLive(client, prefix=self._prefix)
 
-    def advice_desk(self, clock: Clock) -> RedisDesk:
+    def advice_exchange(self, clock: Clock) -> RedisAdvice:
         """The exchange of advisor traffic among all workers on the same Redis, on its own connections."""
         client = self._given if self._given is not None else connect(self._url, 1.0)
-        return RedisDesk(client, clock, prefix=self._prefix)
+        return RedisAdvice(client, clock, prefix=self._prefix)
 
     def leave_alone(self, reason: Reason) -> None:
         """Do not use Redis until `start`."""

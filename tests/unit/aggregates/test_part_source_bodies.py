@@ -257,7 +257,7 @@ async def test_what_can_not_be_read_is_found_out_once_for_each_content(clock: Tu
             response = await client.get("/home/1")
             assert said(response) == {"a": "wrong-type"}
             assert "not valid JSON" in response.json()["_errors"]["a"]["detail"]
-    assert (len(shop.asked), app.aggregates[0].kit.workshop.parsed) == (1, 1)
+    assert (len(shop.asked), app.aggregates[0].kit.body_cache.parsed) == (1, 1)
 
 
 async def test_values_of_a_constant_part_reach_others(clock: TurnedClock) -> None:

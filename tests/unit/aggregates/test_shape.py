@@ -19,7 +19,7 @@ async def test_a_content_is_parsed_once_however_often_it_is_joined(clock: Turned
             clock.turn(8.9)
     # Fetched again and again, the same content is known.
     assert shop.count("/offers") >= 5
-    assert app.aggregates[0].kit.workshop.parsed == 2
+    assert app.aggregates[0].kit.body_cache.parsed == 2
 
 
 @pytest.mark.parametrize("settings", [{"deny": ["x"]}, {"select": "@"}, {"group": None}, {"rename": {"a": "b"}}])
@@ -43,7 +43,7 @@ async def test_the_content_of_a_part_is_parsed_once_however_many_aggregates_it_i
         for user in ("7", "8", "9"):
             shop.set(f"/users/{user}", {})
             await client.get(f"/home/{user}")
-    assert app.builder.workshop.parsed == 3 + 1 + 1  # users; offers as they are, in two places; and shaped
+    assert app.builder.body_cache.parsed == 3 + 1 + 1  # users; offers as they are, in two places; and shaped
     assert shop.count("/offers") == 1
 
 

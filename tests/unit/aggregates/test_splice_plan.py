@@ -46,8 +46,8 @@ async def test_parts_that_are_independent_are_joined_from_their_own_entries() ->
     )
     assert plan is not None
     assert (plan.asked, plan.said) == (("user", "news"), ("user", "news"))
-    user, news, fixed = plan.ingredients
-    assert [each.group for each in plan.ingredients] == ["user", "news", "fixed"]
+    user, news, fixed = plan.splice_parts
+    assert [each.group for each in plan.splice_parts] == ["user", "news", "fixed"]
     assert (user.route, news.route, fixed.route) == ("home.user", "home.news", "")
     assert fixed.constant == b'{"a":1}'
     assert "/users/7" in user.primary
@@ -57,8 +57,8 @@ async def test_parts_that_are_independent_are_joined_from_their_own_entries() ->
 async def test_a_part_with_headers_of_its_own_sees_none_of_the_clients() -> None:
     plan = await plan_of({"a": part(), "b": part(path="/y", headers={"x-key": "1"})})
     assert plan is not None
-    assert plan.ingredients[0].unseen
-    assert plan.ingredients[1].unseen is None
+    assert plan.splice_parts[0].unseen
+    assert plan.splice_parts[1].unseen is None
 
 
 @pytest.mark.parametrize(
@@ -78,9 +78,13 @@ async def test_what_takes_more_than_joining_bytes_is_the_apps(parts: dict[str, A
 
 
 def test_a_frame_with_its_values_is_the_body_that_merging_writes() -> None:
-    recipe: Any = object()
-    ingredients = [SplicePart("a", recipe=recipe), SplicePart("b", constant=b"[1]"), SplicePart('c"', recipe=recipe)]
-    pieces, places = frame_of(ingredients)
+    transform: Any = object()
+    splice_parts = [
+        SplicePart("a", transform=transform),
+        SplicePart("b", constant=b"[1]"),
+        SplicePart('c"', transform=transform),
+    ]
+    pieces, places = frame_of(splice_parts)
     for place, value in zip(places, (b"1", b'{"x":2}'), strict=True):
         pieces[place] = value
     assert b"".join(pieces) == b'{"a":1,"b":[1],"c\\"":{"x":2}}'

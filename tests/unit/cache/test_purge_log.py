@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.cache import purge_log
-from gateway.cache.purge_log import LocalPurges, PurgeReport, PurgesTold
+from gateway.cache.purge_log import LocalPurges, PurgeCounts, PurgeReport
 from gateway.policy.epochs import MAX_BYTES
 from gateway.testing import TurnedClock
 
@@ -24,7 +24,7 @@ def test_a_purge_is_complete_once_it_is_added_and_every_live_worker_has_applied_
     report: PurgeReport, complete: bool
 ) -> None:
     assert report.complete == complete
-    told = PurgesTold()
+    told = PurgeCounts()
     told.count(report)
     assert (told.complete, told.unconfirmed) == (int(complete), int(not complete))
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.context import LOCAL, Outcome, PartSaid, RequestContext, Result
+from gateway.context import LOCAL, Outcome, PartState, RequestContext, Result
 from gateway.edge.head_template import Ending, head_of, lines_of, template_of, with_last
 from gateway.observability import response_headers
 from gateway.observability.response_headers import Field, Texts, complete, diagnostics, in_milliseconds
@@ -16,7 +16,7 @@ from tests.support.edge_lines import Changing, Side
 from tests.support.gateways import lose_wholes
 
 
-def exchange_of(outcome: Outcome, *parts: PartSaid, **spent: float) -> RequestContext:
+def exchange_of(outcome: Outcome, *parts: PartState, **spent: float) -> RequestContext:
     return RequestContext("id", 0.0, "GET", "", "", outcome=outcome, parts=parts, spent=spent)
 
 
@@ -28,7 +28,7 @@ def texts_of(exchange: RequestContext, elapsed: float) -> Texts:
 
 
 def test_what_became_of_a_request_is_said() -> None:
-    exchange = exchange_of(Outcome(Result.HIT, ttl=7), PartSaid("user", 'a "b"', 0.002), upstream=0.25, cache=0.001)
+    exchange = exchange_of(Outcome(Result.HIT, ttl=7), PartState("user", 'a "b"', 0.002), upstream=0.25, cache=0.001)
     assert diagnostics(exchange, texts_of(exchange, 0.5)) == [
         (b"x-request-id", b"id"),
         (b"x-process-time", b"0.500000"),
@@ -67,7 +67,7 @@ def test_an_ending_writes_what_the_list_says(
     elapsed: float, duration: float, ttl: int, names: list[str], looked: bool
 ) -> None:
     elapsed, duration = round(elapsed, 6), round(duration, 6)
-    parts = [PartSaid(name, "hit", duration) for name in names]
+    parts = [PartState(name, "hit", duration) for name in names]
     exchange = exchange_of(Outcome(Result.HIT, ttl=ttl), *parts, **({"cache": duration} if looked else {}))
     ending = Ending(exchange)
     written = ending.start + b"id" + ending.timing(elapsed, duration) + ending.status(ttl)

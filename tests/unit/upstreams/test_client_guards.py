@@ -17,9 +17,9 @@ from gateway.config.types import is_public
 from gateway.config.upstream import UpstreamConfig
 from gateway.errors import (
     UpstreamBusy,
+    UpstreamCircuitOpen,
     UpstreamError,
     UpstreamMalformed,
-    UpstreamResting,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
@@ -346,13 +346,13 @@ async def test_a_host_that_fails_is_left_alone_then_tried_by_one_request() -> No
         upstream = speaking_to(raw, monotonic=clock, breaker_failures=3, breaker_open_for="2s")
         for _ in range(3):
             assert await ask(upstream) == (503, b"no")
-        with pytest.raises(UpstreamResting) as back_off:
+        with pytest.raises(UpstreamCircuitOpen) as back_off:
             await ask(upstream)
         assert (back_off.value.retry_after, raw.connections) == (2.0, 3)
         clock.now = 2.0
         trial = asyncio.ensure_future(ask(upstream))
         await asyncio.sleep(0)
-        with pytest.raises(UpstreamResting):
+        with pytest.raises(UpstreamCircuitOpen):
             await ask(upstream)
         release.set()
         assert await trial == (200, b"ok")

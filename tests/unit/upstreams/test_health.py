@@ -20,7 +20,7 @@ from gateway.config.loader import Loaded, load
 from gateway.config.models import Config
 from gateway.config.upstream import UpstreamConfig
 from gateway.edge import GatewayProtocol
-from gateway.errors import ConfigError, UpstreamResting
+from gateway.errors import ConfigError, UpstreamCircuitOpen
 from gateway.observability.access_log import silent
 from gateway.testing import running
 from gateway.upstreams.client import Upstream
@@ -137,7 +137,7 @@ async def test_a_host_that_does_not_answer_its_check_is_unhealthy() -> None:
             async with asyncio.timeout(10):
                 while upstream.hosts[0].healthy:
                     await asyncio.sleep(0.01)
-            with pytest.raises(UpstreamResting, match="no healthy host"):
+            with pytest.raises(UpstreamCircuitOpen, match="no healthy host"):
                 await ask(upstream)
             await upstream.aclose()
 
@@ -193,7 +193,7 @@ async def test_a_circuit_breaker_is_logged_once_as_it_opens_and_once_as_it_close
         upstream = Upstream("up", config, monotonic=clock)
         for _ in range(3):
             for _ in range(5):
-                with contextlib.suppress(UpstreamResting):
+                with contextlib.suppress(UpstreamCircuitOpen):
                     await ask(upstream)
             clock.at += 3  # then one request tries it, and fails
         assert not upstream.usable

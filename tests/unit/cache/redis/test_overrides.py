@@ -11,7 +11,7 @@ import pytest
 
 from gateway.cache.redis.connection import connect
 from gateway.cache.redis.overrides import RedisLive
-from gateway.config.overrides import Event, Live, LiveAway, LocalLive, Override
+from gateway.config.overrides import Event, Live, LocalLive, Override, OverridesUnavailable
 from gateway.server.embedded_redis import Embedded
 from tests.support.overrides import override
 
@@ -84,7 +84,7 @@ async def test_what_cannot_be_read_is_passed_over(fleet: list[RedisLive]) -> Non
 
 async def test_without_redis_a_change_is_refused_and_what_holds_goes_on() -> None:
     live = RedisLive(connect("unix:///nonexistent/redis.sock", 0.1))
-    with pytest.raises(LiveAway, match="nothing was changed"):
+    with pytest.raises(OverridesUnavailable, match="nothing was changed"):
         await live.put(override(), event())
     assert await live.changed() is None
     assert await live.audit() == []
