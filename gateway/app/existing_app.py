@@ -22,7 +22,7 @@ from gateway.app.exception_handlers import GATEWAYS_OWN
 from gateway.app.gateway import Configuration, configuration
 from gateway.app.generation import Generation, Given, Transport
 from gateway.app.head_requests import HeadOfCached
-from gateway.app.middleware import Layers
+from gateway.app.middleware import Layers, Outermost
 from gateway.app.worker_state import SERVED
 from gateway.cache.shared_store import NoShared, SharedStore
 from gateway.clock import Clock
@@ -138,7 +138,7 @@ class _Stack:
             latest.rebind()  # the app may have been given more since
             latest.settle_edge()
             self.inner = build()
-            return self
+            return Outermost(self)
 
         app.build_middleware_stack = build_with_cache  # type: ignore[method-assign]
 

@@ -24,7 +24,7 @@ from gateway.app.dispatch import Dispatch, FrameworkLayers, Recording
 from gateway.app.exception_handlers import exception_handlers
 from gateway.app.generation import Generation, Given, Transport
 from gateway.app.head_requests import HeadOfCached
-from gateway.app.middleware import Layers, OtherSlash
+from gateway.app.middleware import Layers, OtherSlash, Outermost
 from gateway.app.openapi import OPENAPI, show_validation_problems
 from gateway.app.routes import AppRoutes
 from gateway.app.worker_state import SERVED
@@ -199,7 +199,7 @@ class Gateway(Generation, FastAPI):
             from gateway.observability.tracing import TracedRequests
 
             app = TracedRequests(app, self._given.tracing)
-        return Explaining(app, self.explain, token=self.admin_token, trusted=self.trusted)
+        return Outermost(Explaining(app, self.explain, token=self.admin_token, trusted=self.trusted))
 
     def include_router(self, *args: Any, **kwargs: Any) -> None:
         super().include_router(*args, **kwargs)

@@ -165,12 +165,12 @@ class Generation:
             cors=KnownMiddleware(middleware) if middleware else self._cors,
             log=self._log,
             trusted=self.trusted,
-            traced=self._given.tracing is not None,
+            traced=self.is_traced,
             root=config.prefix,
             room=max(config.memory // config.workers // 4, 0 if isinstance(self.shared, NoShared) else LEAST_EDGE),
             left_to_app=fields_read(middleware),
         )
-        if self._given.tracing is None and not middleware:
+        if not self.is_traced and not middleware:
             edge.passages = PassThrough(
                 engine=self.engine,
                 metrics=self.metrics,
@@ -184,10 +184,19 @@ class Generation:
         return edge
 
     def settle_edge(self) -> None:
-        """Make another edge if the app's middleware is not what it was made for."""
+        """Make another edge if the app's middleware or tracing is not what it was made for."""
         middleware = self.app.user_middleware
-        if self.edge is not None and (opaque(middleware) or self.edge.left_to_app != fields_read(middleware)):
+        if self.edge is not None and (
+            opaque(middleware) or self.edge.left_to_app != fields_read(middleware) or self.edge.traced != self.is_traced
+        ):
             self.edge = self.new_edge()
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether requests have spans: the gateway's, FastAPI's, or those of opentelemetry-instrumentation-fastapi."""
+        native = getattr(self.app, "_native_telemetry", None)
+        instrumented = getattr(self.app, "_is_instrumented_by_opentelemetry", False)
+        return self._given.tracing is not None or instrumented or (native is not None and bool(native.enabled()))
 
     def _made_cors(self) -> Cors | None:
         return Cors(self.config.cors) if self.config.cors.enabled else None

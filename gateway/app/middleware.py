@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.responses import Response
 from starlette.routing import Match, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -240,6 +241,14 @@ async def _send_problem(send: Send, status: int, detail: str, request_id: str, m
         headers.append((b"allow", ALLOW))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
+
+
+class Outermost(ServerErrorMiddleware):
+    """All layers of an app, in the class that opentelemetry-instrumentation-fastapi looks for: it puts its own layers
+    around `app`. It does nothing itself, as FastAPI's layers have one that handles errors."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
 
 
 class OtherSlash:

@@ -83,7 +83,7 @@ class Edge:
         self._metrics = metrics
         self._cors = cors
         self._trusted = trusted or Trusted([])
-        self._traced = traced
+        self.traced = traced
         self._root = root
         self.left_to_app = left_to_app
         """Request fields, in lower case, on which the app's own middleware acts."""
@@ -126,7 +126,7 @@ class Edge:
     def judged(self, text: bytes, headers: list[tuple[bytes, bytes]]) -> HeaderBlock:
         """The judged form of a header block whose headers, without X-Request-ID, are these."""
         block = HeaderBlock(headers, self._engine.identity_key)
-        if self._traced and has(headers, TRACEPARENT):
+        if self.traced and has(headers, TRACEPARENT):
             block.plain = False  # the client requested a trace
         if self.left_to_app and any(has(headers, name) for name in self.left_to_app):
             block.plain = False

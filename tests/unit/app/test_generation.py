@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
+from opentelemetry.sdk.trace import TracerProvider
 from starlette.websockets import WebSocket
 
 from gateway import Cache, ConfigError, Gateway, aggregate, cached, part
@@ -252,3 +253,13 @@ async def test_the_switch_is_for_an_app_that_exists_too(monkeypatch: pytest.Monk
     with TestClient(app) as client:
         assert client.get("/a").json() == {"detail": "no"}
     assert len(cache.engine.memory) == 0
+
+
+def test_an_app_with_telemetry_of_its_own_is_asked_for_requests_that_are_traced() -> None:
+    plain, traced = Gateway(SHOP), Gateway(SHOP, telemetry={"tracer_provider": TracerProvider()})
+    assert [each.edge is not None and each.edge.traced for each in (plain, traced)] == [False, True]
+    assert [each.edge is not None and each.edge.passages is not None for each in (plain, traced)] == [True, False]
+    plain._is_instrumented_by_opentelemetry = True  # type: ignore[attr-defined]
+    plain.build_middleware_stack()
+    assert plain.edge is not None
+    assert plain.edge.traced
