@@ -15,12 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import brotli
-import zstandard
 from msgspec import structs
 from xxhash import xxh3_128_hexdigest
 
 from gateway.cache.memory import Memory
-from gateway.http.codings import tag_of, wanted
+from gateway.http.codings import tag_of, wanted, zstd_compressed
 from gateway.http.headers import DIGESTS, CacheControl, Headers, first, has, vary_names, without
 from gateway.policy.entry import Entry, Life
 from gateway.policy.rules import CachePolicy
@@ -161,7 +160,7 @@ def compressed(coding: str, body: bytes) -> bytes:
     """`body` in a coding; the same bytes in every worker."""
     match coding:
         case "zstd":
-            return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(body)
+            return zstd_compressed(body, ZSTD_LEVEL)
         case "br":
             return bytes(brotli.compress(body, quality=BROTLI_QUALITY))
         case _:

@@ -9,12 +9,20 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import brotli
-import zstandard
 from xxhash import xxh3_64_hexdigest
 
 from gateway.http.headers import Headers, combined, split_list
+
+if TYPE_CHECKING:
+    from backports import zstd
+else:
+    try:  # the standard library's, from Python 3.14 on
+        from compression import zstd
+    except ImportError:
+        from backports import zstd
 
 CODINGS = ("zstd", "br", "gzip")
 """The supported codings, the fastest to decode for its size first (RFC 9659, 7932, 1952)."""
@@ -83,8 +91,8 @@ MOST_CODINGS = 4
 """Maximum number of content codings of one body: each is work, and may take the limit in memory."""
 MOST_MEMBERS = 100
 """Maximum number of gzip members or zstd frames in one body: what follows each is copied."""
-ZSTD_WINDOW = 8 * 1024 * 1024
-"""The largest window of a zstd frame, in bytes (RFC 9659 §3)."""
+ZSTD_WINDOW_LOG = 23
+"""Base-2 logarithm of the largest window of a zstd frame, 8 MiB (RFC 9659 §3)."""
 
 
 class Undecodable(ValueError):
@@ -106,7 +114,7 @@ def decoded(headers: Headers, body: bytes, limit: int) -> bytes:
             raise Undecodable("it is in a content coding that is not supported")
         try:
             body = decode(body, limit) if body else body
-        except (zlib.error, brotli.error, zstandard.ZstdError):
+        except (zlib.error, brotli.error, zstd.ZstdError):
             raise Undecodable(f"it is not valid {coding}") from None
     return body
 
@@ -154,20 +162,22 @@ def _from_brotli(body: bytes, limit: int) -> bytes:
 
 
 def _from_zstd(body: bytes, limit: int) -> bytes:
-    """One frame or several. A stream reader is bounded but doesn't detect a truncated body; the decoder that does isn't
-    bounded."""
-    decoder = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
-    with decoder.stream_reader(body, read_across_frames=True) as reader:
-        plain = _within(reader.read(limit + 1), limit)
+    """One frame or several."""
+    plain = b""
     for _ in range(MOST_MEMBERS):
-        frame = decoder.decompressobj()
-        frame.decompress(body)
+        frame = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG})
+        plain = _within(plain + frame.decompress(body, limit + 1 - len(plain)), limit)
         if not frame.eof:
             raise Undecodable(_CUT)
         body = frame.unused_data
         if not body:
             return plain
     raise Undecodable(_TOO_MANY)
+
+
+def zstd_compressed(body: bytes, level: int) -> bytes:
+    """`body` as one frame."""
+    return zstd.compress(body, level)
 
 
 _DECODERS: Mapping[str, Callable[[bytes, int], bytes]] = {

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from email.utils import formatdate
 from functools import lru_cache
 
+import http_sf
 import msgspec
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -437,41 +438,12 @@ def _cookie_name(pair: str) -> str | None:
     return name.strip() if equals else None
 
 
-# Alternatives that share their first character come before the others.
-_KEY = r"[a-z*][a-z0-9_.*-]*"
-_BARE_ITEM = (
-    r"(?:-?[0-9]{1,12}\.[0-9]{1,3}(?![0-9.])"  # decimal
-    r"|-?[0-9]{1,15}(?![0-9.])"  # integer
-    r'|%"(?:[\x20-\x21\x23\x24\x26-\x7e]|%[0-9a-f]{2})*"'  # display string
-    r'|"(?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*"'  # string
-    r"|[A-Za-z*][A-Za-z0-9!#$%&'*+\-.^_`|~:/]*"  # token
-    r"|:[A-Za-z0-9+/]*={0,2}:"  # byte sequence
-    r"|\?[01]"  # boolean
-    r"|@-?[0-9]{1,15})"  # date
-)
-_PARAMETERS = rf"(?:; *{_KEY}(?:={_BARE_ITEM})?)*"
-_INNER_LIST = rf"\( *(?:{_BARE_ITEM}{_PARAMETERS}(?: +{_BARE_ITEM}{_PARAMETERS})* *)?\)"
-_MEMBER = re.compile(rf"({_KEY})(?:=({_BARE_ITEM}|{_INNER_LIST}))?{_PARAMETERS}")
-_COMMA = re.compile(r"[ \t]*,[ \t]*")
-
-
-def dictionary(text: str) -> dict[str, str] | None:
-    """The members of a dictionary, each value as it is written and without its parameters; a key alone is `?1`.
-
-    Of a key that stands twice the last counts. None where `text` is not a dictionary; an empty one is.
-    """
-    members: dict[str, str] = {}
-    text, position = text.strip(" "), 0
-    while position < len(text):
-        match = _MEMBER.match(text, position)
-        if match is None:
-            return None
-        members[match[1]] = match[2] if match[2] is not None else "?1"
-        position = match.end()
-        if position == len(text):
-            break
-        comma = _COMMA.match(text, position)
-        if comma is None or comma.end() == len(text):
-            return None
-        position = comma.end()
-    return members
+def dictionary(text: str) -> dict[str, object] | None:
+    """The members of a dictionary of structured fields (RFC 9651), each value without its parameters; a key alone is
+    True. Of a key that stands twice the last counts. None where `text` is not a dictionary; an empty one is."""
+    try:
+        members = http_sf.parse(text.encode("latin-1"), tltype="dictionary")
+    except (ValueError, OverflowError):  # the latter for a date that Python has not
+        return None
+    assert isinstance(members, dict)
+    return {name: member[0] for name, member in members.items() if isinstance(member, tuple)}

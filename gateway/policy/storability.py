@@ -25,7 +25,6 @@ from gateway.http.headers import (
     parse_age,
     parse_date,
     split_list,
-    unquote,
     values,
     vary_names,
 )
@@ -243,13 +242,13 @@ def _structured(headers: Headers, name: bytes) -> CacheControl:
 _NUMERIC = frozenset(("max-age", "s-maxage", "stale-while-revalidate", "stale-if-error"))
 
 
-def _well_typed(key: str, value: str) -> bool:
+def _well_typed(key: str, value: object) -> bool:
     """A lifetime is an integer, any other directive is not false; what has another type is ignored (RFC 9213 §2.1)."""
-    return value.isdigit() if key in _NUMERIC else value != "?0"
+    return type(value) is int and value >= 0 if key in _NUMERIC else value is not False
 
 
-def _argument(value: str) -> str | None:
-    return None if value == "?1" else unquote(value)
+def _argument(value: object) -> str | None:
+    return None if value is True else str(value)
 
 
 def _personal(headers: Headers, directives: CacheControl, *, own: bool) -> Refuse | None:

@@ -18,7 +18,10 @@ LONGEST = 500
 
 # What a pure module may import besides the standard library.
 PURE_LIBRARIES = frozenset(
-    (*("brotli", "jmespath", "msgspec", "orjson", "pydantic", "pydantic_core", "xmltodict", "xxhash", "zstandard"),)
+    (
+        *("backports", "brotli", "compression", "http_sf", "jmespath", "msgspec", "orjson", "pydantic"),
+        *("pydantic_core", "xmltodict", "xxhash"),
+    )
 )
 # What of the standard library reads a clock, waits, draws lots, or touches the world outside.
 IMPURE = frozenset(

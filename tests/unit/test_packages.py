@@ -100,7 +100,7 @@ def imported(folder: str) -> Iterator[str]:
 def distributions(names: Iterator[str]) -> Iterator[set[str]]:
     """For each name from outside the standard library and this repository, the distributions that have it."""
     known = packages_distributions()
-    for name in set(names) - sys.stdlib_module_names - {"gateway"}:
+    for name in set(names) - sys.stdlib_module_names - {"gateway", "compression"}:
         yield {canonicalize_name(each) for each in known.get(name, [name])}
 
 

@@ -43,7 +43,7 @@ MAY_IMPORT = frozenset(
         "yarl",
         "brotli",
         "brotlicffi",
-        "zstandard",
+        "backports.zstd",
         # The shared tier.
         "redis",
         "hiredis",
