@@ -55,8 +55,8 @@ MUTANTS = (
     ),
     Mutant(
         "policy.freshness",
-        "return math.inf if stored.softened is None else stored.softened",
-        "return math.inf",
+        "soft = math.inf if stored.softened is None else stored.softened",
+        "soft = math.inf",
         "unit/policy/test_freshness",
     ),
     Mutant(

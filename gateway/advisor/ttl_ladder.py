@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import NamedTuple
 
+import msgspec
+
 LADDER: tuple[float, ...] = (
     *(1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 300.0),
     *(600.0, 900.0, 1800.0, 3600.0, 7200.0, 14_400.0, 28_800.0, 43_200.0, 86_400.0),
@@ -299,15 +301,14 @@ def sampled(key: int, threshold: float) -> bool:
     return key < threshold * _HASHES
 
 
-class Sight:
+class Sight(msgspec.Struct, gc=False):
     """The sighting of one key in one tick: while `until` (seconds) is in the future, callers increment `requests` here
     without calling the Recorder."""
 
-    __slots__ = ("count", "first", "last", "until")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.first = self.last = self.until = 0.0
+    count: int = 0
+    first: float = 0.0
+    last: float = 0.0
+    until: float = 0.0
 
 
 class Recorder:

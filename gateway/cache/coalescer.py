@@ -121,6 +121,9 @@ class Coalescer:
         landing: Landing | None = None
         lease: Lease | None = None
         try:
+            if not self._tiers.shared.available:  # no other process can want the key
+                landing = await self._fetching.land(ask, origin, stale, flight=flight)
+                return landing, None
             lease = await self._leases.take(flight.key, origin.deadline)
             if behind and stale is not None and not lease.standing.lets_fetch:
                 landing = Landed(stale, stale.status, kept=False)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
 import brotli
 from msgspec import structs
@@ -37,7 +38,15 @@ def is_compressible(stored: Entry, rules: CachePolicy) -> bool:
     does on routes with a duration, and there is no `no-transform` (RFC 9111 §5.2.2.6)."""
     if rules.ttl is None or stored.status != 200 or len(stored.body) < LEAST:
         return False
-    headers = stored.headers
+    return _has_text(tuple([pair for pair in stored.headers if pair[0] in _TELLING]))
+
+
+_TELLING = frozenset((b"content-type", b"content-encoding", b"cache-control"))
+
+
+@lru_cache(maxsize=512)  # an upstream sends the same few over and over
+def _has_text(headers: Headers) -> bool:
+    """Whether a response with these fields has a text that may be sent in another coding."""
     media = (first(headers, b"content-type") or "").partition(";")[0].strip().lower()
     return (
         _TEXT.fullmatch(media) is not None

@@ -370,7 +370,8 @@ class Engine:
 
     def _refused(self, request: CacheRequest) -> Failed | None:
         """Why a fetch may not start now, known before a lease is taken; None if it may."""
-        if not self.governor.admits_miss(self.under_way):
+        flying = self._flying
+        if not flying.governor.admits_miss(len(flying.flights) + flying.alone):
             return self._shed(request.origin.name)
         refusal = request.origin.refusal()
         return None if refusal is None else Failed(refusal.status, error=refusal)

@@ -89,13 +89,16 @@ class EntryWriter:
         return self._tiers.stamp()
 
     def _stored(self, request: CacheRequest, received: ReceivedResponse, verdict: Admit, body: bytes) -> Entry:
-        headers = without(verdict.headers, b"content-length")
-        if not request.route.follows_origin and received.status == 200 and not has(headers, b"etag"):
+        plan, route = request.plan, request.route
+        headers = [pair for pair in verdict.headers if pair[0] != b"content-length"]
+        names = dict(headers)
+        if b"etag" not in names and received.status == 200 and not route.follows_origin:
             headers.append((b"etag", validation.own_tag(body)))
-        if not has(headers, b"date"):
+        if b"date" not in names:
             headers.append((b"date", http_date(received.arrived)))
+        vary, identity_key = verdict.vary, route.keying.identity_key
         return Entry(
-            key=variant_key(request.plan.base, verdict.vary, request.headers, request.route.keying.identity_key),
+            key=variant_key(plan.base, vary, request.headers, identity_key) if vary else plan.base,
             primary=request.plan.primary,
             born=received.arrived,
             started=received.sent,

@@ -30,7 +30,7 @@ from gateway.policy.preconditions import as_given
 from gateway.policy.rules import PLAIN
 from gateway.policy.storability import Admit, ReceivedResponse, Refuse
 from gateway.policy.vary import Names, variant_key
-from gateway.upstreams.response import Body, Fetched, Live, WholeBody
+from gateway.upstreams.response import Body, Fetched, Live, Reads, WholeBody
 
 MOST_DECODED = 16 * 1024 * 1024
 """Bytes up to which a body that ends with its connection is decoded, to see whether it is whole."""
@@ -113,7 +113,8 @@ class Fetcher:
             begun, ranges = self._storing.to_complete(request)
         sent, stamp = self._clock.now(), self._tiers.stamp()
         async with asyncio.timeout(left) as deadline:
-            fetched = await origin.fetch(method, [*request.plan.forward, *conditions, *ranges])
+            forward = request.plan.forward
+            fetched = await origin.fetch(method, (*forward, *conditions, *ranges) if conditions or ranges else forward)
             received = ReceivedResponse(fetched.status, fetched.headers, sent, self._clock.now(), stamp)
             try:
                 if fetched.status == 304 and conditions and stale is not None:
@@ -164,42 +165,58 @@ class Fetcher:
         flight: Flight | None,
     ) -> Landing:
         """A whole new response: to be kept, a failure to share, or for its client alone."""
-        unshared = _unshared(request, fetched)
+        unshared = None if fetched.reads is None else _unshared(request, fetched.reads)
         if unshared is not None:
             return self._unstorable(request, NotShareable(fetched, unshared), deadline)
         verdict = storability.admit(received, request.facts, request.route.rules, request.plan)
-        if isinstance(verdict, Admit):
-            verdict = _varying(verdict, fetched)
+        if isinstance(verdict, Admit) and fetched.reads is not None:
+            verdict = _varying(verdict, fetched, fetched.reads)
         better = stale is not None and self.usable_on_error(request, stale)
-        if self._is_failure(request, fetched.status) and (isinstance(verdict, Refuse) or better):
+        if (
+            fetched.status >= 429
+            and self._is_failure(request, fetched.status)
+            and (isinstance(verdict, Refuse) or better)
+        ):
             failed = await self._failed(request, fetched, received, verdict, better=better)
             return (
                 failed if failed is not None else self._unstorable(request, NotShareable(fetched, "failure"), deadline)
             )
         if isinstance(verdict, Refuse):
             return self._unstorable(request, NotShareable(fetched, verdict.reason), deadline)
-        if not (fetched.ends_surely or (fetched.shows_cut and not request.route.follows_origin)):
+        if not (fetched.framed or fetched.ends_surely or (fetched.shows_cut and not request.route.follows_origin)):
             return self._unstorable(request, NotShareable(fetched, "end-in-doubt"), deadline)
         if request.route.made and fetched.made is None:
             return self._unstorable(request, NotShareable(fetched, "parts"), deadline)
-        for reason, marks in self._not_whole.items():
-            if len(marks) and marks.active(self.flight_key(request), self._clock.now()):
-                # It was too large just now: each concurrent request would buffer up to the limit for nothing.
+        body: bytes | None
+        if isinstance(fetched.body, WholeBody) and len(fetched.body.content) <= request.route.max_body:
+            body = fetched.body.content
+        else:
+            reason = self._not_whole_just_now(request)
+            if reason is not None:  # each concurrent request would buffer up to the limit for nothing
                 return self._unstorable(request, NotShareable(fetched, reason), deadline)
-        if flight is not None and not request.route.made:
-            flight.promise(partial(self._storing.preview, request, received, verdict))
-        body = await fetched.body.whole(request.route.max_body, None if better else _live(fetched, deadline))
+            if flight is not None and not request.route.made:
+                flight.promise(partial(self._storing.preview, request, received, verdict))
+            body = await fetched.body.whole(request.route.max_body, None if better else _live(fetched, deadline))
         if body is None:
             reason = "endless" if isinstance(fetched.body, Body) and fetched.body.live else "too-large"
             self._not_whole[reason].put(self.flight_key(request), self._clock.now() + self._durations.hit_for_miss)
             return self._unstorable(request, NotShareable(fetched, reason), deadline)
-        unshared = _unshared(request, fetched)  # what streams may have read more
-        if unshared is None and not fetched.ends_surely and _is_cut(fetched.headers, body):
+        if fetched.reads is not None:
+            unshared = _unshared(request, fetched.reads)  # what streams may have read more
+            verdict = _varying(verdict, fetched, fetched.reads)
+        if unshared is None and not (fetched.framed or fetched.ends_surely) and _is_cut(fetched.headers, body):
             unshared = "end-in-doubt"
         if unshared is not None:
             whole = Fetched(fetched.status, fetched.headers, WholeBody(body))
             return self._unstorable(request, NotShareable(whole, unshared), deadline)
-        return self._storing.admitted(request, received, _varying(verdict, fetched), body, fetched.made)
+        return self._storing.admitted(request, received, verdict, body, fetched.made)
+
+    def _not_whole_just_now(self, request: CacheRequest) -> str | None:
+        """Why the last response for the same flights could not be stored, if it was too large, or did not end."""
+        for reason, marks in self._not_whole.items():
+            if marks and marks.active(self.flight_key(request), self._clock.now()):
+                return reason
+        return None
 
     def _is_failure(self, request: CacheRequest, status: int) -> bool:
         """Whether a status means that the upstream can't respond now. A handler's 429 is its response."""
@@ -271,7 +288,7 @@ class Fetcher:
         self._backing_off.put(key, self._clock.now() + max(self._durations.retry_after, seconds or 0.0))
 
     def is_backing_off(self, request: CacheRequest) -> bool:
-        return len(self._backing_off) > 0 and any(
+        return bool(self._backing_off) and any(
             map(self.is_key_backing_off, (request.plan.base, self._own_key(request)))
         )
 
@@ -306,7 +323,7 @@ class Fetcher:
 
     def is_uncacheable(self, key: str) -> bool:
         """Whether a recent flight of this key returned a response for its client only."""
-        return len(self._uncacheable) > 0 and self._uncacheable.active(key, self._clock.now())
+        return bool(self._uncacheable) and self._uncacheable.active(key, self._clock.now())
 
     def mark_uncacheable(self, key: str) -> None:
         self._uncacheable.put(key, self._clock.now() + self._durations.hit_for_miss)
@@ -375,19 +392,15 @@ def _is_cut(headers: Headers, body: bytes) -> bool:
     return False
 
 
-def _unshared(request: CacheRequest, fetched: Fetched) -> str | None:
+def _unshared(request: CacheRequest, reads: Reads) -> str | None:
     """Why a handler's response is for its client only; None if its inputs are known and equal to those of `request`."""
-    if fetched.reads is None:
-        return None
-    return fetched.reads.reason() or (None if fetched.reads.agrees(request.headers) else "reads-changed")
+    return reads.reason() or (None if reads.agrees(request.headers) else "reads-changed")
 
 
-def _varying(verdict: Admit, fetched: Fetched) -> Admit:
+def _varying(verdict: Admit, fetched: Fetched, reads: Reads) -> Admit:
     """The verdict on a handler's response, which varies on the fields that were read and on its own `Vary`."""
-    if fetched.reads is None:
-        return verdict
     said = vary_names(fetched.headers) or ()
-    return structs.replace(verdict, vary=tuple(sorted({*said, *fetched.reads.names()})))
+    return structs.replace(verdict, vary=tuple(sorted({*said, *reads.names()})))
 
 
 def _range_of(headers: Headers) -> list[tuple[bytes, bytes]]:

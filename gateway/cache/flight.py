@@ -172,6 +172,9 @@ class Marks:
         self._until: OrderedDict[str, float] = OrderedDict()
         self._limit = limit
 
+    def __bool__(self) -> bool:
+        return bool(self._until)
+
     def __len__(self) -> int:
         return len(self._until)
 

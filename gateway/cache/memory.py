@@ -109,7 +109,9 @@ class S3Fifo(Generic[V]):
         main = self._ghosts.discard(hashed, len(self._small) + len(self._main))
         shard[key] = node = Node(key, value, size, main)
         (self._main if main else self._small).append(node)
-        self._count(node, size)
+        self.bytes += size
+        if not main:
+            self._small_bytes += size
         self.entries += 1
 
     def renew(self, node: Node[V], value: V, size: int) -> None:
@@ -208,11 +210,11 @@ class Ghosts:
         self._time = (self._time + 1) & 0xFFFFFFFF or 1  # no slot in use is 0
         first = hashed & self._mask
         slot = first if self._age(first) >= self._age(first ^ 1) else first ^ 1
-        self._table[slot] = _fingerprint(hashed) | self._time
+        self._table[slot] = hashed & 0xFFFFFFFF_00000000 | self._time
 
     def discard(self, hashed: int, newest: int) -> bool:
         """Whether `hashed` is among the `newest` ghosts (a number); it is none from then on."""
-        first, fingerprint = hashed & self._mask, _fingerprint(hashed)
+        first, fingerprint = hashed & self._mask, hashed & 0xFFFFFFFF_00000000
         for slot in (first, first ^ 1):
             ghost = self._table[slot]
             if ghost and ghost & ~0xFFFFFFFF == fingerprint:
@@ -223,10 +225,6 @@ class Ghosts:
     def _age(self, slot: int) -> int:
         ghost = self._table[slot]
         return (self._time - ghost) & 0xFFFFFFFF if ghost else 2**32
-
-
-def _fingerprint(hashed: int) -> int:
-    return hashed & 0xFFFFFFFF_00000000
 
 
 def _shards(capacity: int) -> int:
@@ -304,7 +302,8 @@ class Memory:
             self._responses.put(stored.key, stored, size)
         if (index := self._indices.node(stored.primary)) is not None:
             index.turn += 1  # it may now be the one of them that a request selects
-        self._shrink()
+        if self._responses.bytes + self._indices.bytes > self._room:
+            self._shrink()
 
     def renew(self, node: Node[Entry], stored: Entry, size: int) -> None:
         """`put` into the key's existing node, if its primary key has no index; `size` is at most an eighth."""

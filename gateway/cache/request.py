@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from gateway.cache.store import Selection, selection
+from gateway.cache.store import Selection
 from gateway.context import RequestContext
 from gateway.errors import UpstreamError
 from gateway.http.field_changes import NO_CHANGES, FieldChanges
@@ -36,18 +36,17 @@ class Route:
     sources are, and no upstream but the parts' is used."""
     downstream: Downstream = field(init=False, repr=False, compare=False)
     """The fields for downstream caches."""
+    follows_origin: bool = field(init=False, repr=False, compare=False)
+    """Whether the upstream decides how long its responses are kept."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "downstream", Downstream.of(self.keying, made=self.made, changes=self.changes))
+        object.__setattr__(self, "follows_origin", self.rules.ttl is None and not self.made)
 
     local: bool = False
     """Whether answers are a handler's in this process: its 4xx are answers, a 429 too."""
     changes: FieldChanges = NO_CHANGES
     """What settings change in the fields of its answers."""
-
-    @property
-    def follows_origin(self) -> bool:
-        return self.rules.ttl is None and not self.made
 
     def takes(self, exchange: RequestContext) -> None:
         """Note that a request is answered by this route."""
@@ -92,15 +91,8 @@ class CacheRequest(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def wanted(self) -> Selection:
         route = self.route
-        return selection(
-            self.plan,
-            self.headers,
-            route.name,
-            self.tags,
-            self.through,
-            largest=route.max_body,
-            identity_key=route.keying.identity_key,
-        )
+        through, identity_key = self.through, route.keying.identity_key
+        return Selection(self.plan, self.headers, route.name, self.tags, through, route.max_body, identity_key)
 
     @property
     def method(self) -> str:

@@ -184,7 +184,7 @@ class Responder:
         rules = request.route.rules
         request.exchange.stored = stored
         request.exchange.key = key_hash(request.plan.base)
-        self._traffic.seen(request.route.name, request.exchange.key)
+        self._traffic.recorder(request.route.name).seen(request.exchange.key, now)
         fresh_for = int(freshness.windows(stored, rules).fresh - now)
         request.exchange.outcome = Outcome(
             result,

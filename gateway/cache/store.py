@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import cached_property
 
 import msgspec
 from msgspec import structs
@@ -26,36 +27,28 @@ from gateway.policy.rules import MAX_LIFE
 from gateway.policy.vary import Suffixes, VaryIndex, latest, likely_key, newest, selected_keys, with_vary
 
 
-class Selection(msgspec.Struct, frozen=True):
-    """What a request selects among the stored responses, and the names by which purges apply to it. A body of more than
-    `largest` bytes is not selected: its route would not have stored it."""
+class Selection(msgspec.Struct, frozen=True, dict=True):
+    """What a request on `route` selects among the stored responses, and the names by which purges apply to it: those of
+    `tags`, too, and of the route `through` which a part is requested. A body of more than `largest` bytes is not
+    selected: its route would not have stored it."""
 
     plan: Plan
     headers: Headers
-    names: tuple[str, ...] = (EVERYTHING,)
+    route: str
+    tags: tuple[str, ...] = ()
+    through: str | None = None
     largest: float = math.inf
     identity_key: IdentityKey = UNKEYED
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Made when a purge has to be looked for: most entries were stored since the last one."""
+        names = (EVERYTHING, key_name(self.plan.primary), route_name(self.route), *map(tag_name, self.tags))
+        return names if self.through is None else (*names, route_name(self.through))
 
     @property
     def suffixes(self) -> Suffixes:
         return Suffixes(self.headers, identity_key=self.identity_key)
-
-
-def selection(
-    plan: Plan,
-    headers: Headers,
-    route: str,
-    tags: Iterable[str],
-    through: str | None = None,
-    *,
-    largest: float = math.inf,
-    identity_key: IdentityKey = UNKEYED,
-) -> Selection:
-    """The selection of a request on `route`, with the purge names `tags`; and `through` another route, for a part of
-    its response."""
-    names = (EVERYTHING, key_name(plan.primary), route_name(route), *[tag_name(tag) for tag in tags])
-    names = names if through is None else (*names, route_name(through))
-    return Selection(plan, headers, names, largest, identity_key)
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -102,7 +95,8 @@ class TieredStore:
         plan = wanted.plan
         index = self.memory.index(plan.primary)
         if index is None:
-            return self._judged(self.memory.get(plan.base), wanted)
+            stored = self.memory.get(plan.base)
+            return None if stored is None else self._judged(stored, wanted)
         suffixes = wanted.suffixes
         return newest(index, plan.base, suffixes, lambda key: self._judged(self.memory.get(key), wanted))
 
@@ -224,9 +218,10 @@ class TieredStore:
                 return None
             if state is PurgeState.SOFT:
                 stored = structs.replace(stored, softened=softened)
-        since = self.purges.distrusted_since(self._clock.now())
-        if since is not None and stored.started < since:
-            stored = structs.replace(stored, distrusted=True)
+        if self.purges.trusted_until != math.inf:
+            since = self.purges.distrusted_since(self._clock.now())
+            if since is not None and stored.started < since:
+                stored = structs.replace(stored, distrusted=True)
         return stored
 
     @staticmethod
@@ -243,7 +238,7 @@ class TieredStore:
 
     def conditional(self, stored: Entry | None, wanted: Selection) -> Entry | None:
         """`stored`, if a 304 may validate it now; None if it was purged since the lookup."""
-        return self._judged(stored, wanted)
+        return None if stored is None else self._judged(stored, wanted)
 
     def stamp(self) -> str:
         """The stamp for a fetch that starts now."""

@@ -164,7 +164,8 @@ class Splicer:
             sides = [self._side(each) for each in joinable.splice_parts if each.transform is not None]
             route = known_target.known.route.name
             tallies = [self._metrics.part_tally(route, name, "hit") for name in joinable.said]
-            wanted = Selection(Plan(known_target.primary, known_target.stem + base, ()), (), known_target.names)
+            plan, recall = Plan(known_target.primary, known_target.stem + base, ()), known_target.recall
+            wanted = Selection(plan, (), recall.route.name, recall.tags)
             splice = Splice(known_target.known.route, joinable, wanted, sides, tallies)
         if base not in known_target.splices:
             self._order.append((known_target.splices, base))

@@ -10,7 +10,7 @@ from gateway.cache.compression import Coded, is_compressible
 from gateway.cache.engine import Engine
 from gateway.cache.request import Route
 from gateway.cache.respond import stored_answer
-from gateway.cache.store import Found, selection
+from gateway.cache.store import Found, Selection
 from gateway.context import RequestContext
 from gateway.explain import trace
 from gateway.explain.trace import BYPASSES, UNKNOWN, EntryTrace, Name
@@ -70,7 +70,7 @@ class Stores:
         if self.engine is None or lookup.plan.bypass is not None or lookup.method not in READS:
             return Found(None)
         identity_key = lookup.route.keying.identity_key
-        wanted = selection(lookup.plan, lookup.headers, lookup.name, lookup.tags, identity_key=identity_key)
+        wanted = Selection(lookup.plan, lookup.headers, lookup.name, lookup.tags, identity_key=identity_key)
         here = Found(self.engine.tiers.at_hand(wanted), "memory")
         decision = freshness.decide(here.stored, lookup.facts, lookup.route.rules, self.engine.clock.now())
         satisfied = not isinstance(decision, Revalidate | Miss | Unsatisfiable)

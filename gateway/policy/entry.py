@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hmac
 import re
+from itertools import chain
 
 import msgspec
 from msgspec import structs
@@ -212,11 +213,12 @@ def size_of(stored: Entry) -> int:
     What the store adds is counted there (`cache.memory.ENTRY_BYTES`). Measured against tracemalloc for bodies from 0 B
     to 1 MiB; the test holds it to within 15 %.
     """
-    headers = sum(_BYTES + len(name) + _BYTES + len(value) + _PAIR for name, value in stored.headers)
-    named = sum(_NAMED + len(text) for text in (stored.route, *stored.tags, *stored.vary, *stored.names))
-    texts = _TEXT + len(stored.key) + named
+    headers = (2 * _BYTES + _PAIR) * len(stored.headers) + sum(map(len, chain.from_iterable(stored.headers)))
+    texts = (stored.route, *stored.tags, *stored.vary, *stored.names)
+    named = _NAMED * len(texts) + sum(map(len, texts))
+    keyed = _TEXT + len(stored.key) + named
     primary = 0 if stored.primary == stored.key else _TEXT + len(stored.primary)
-    return _ENTRY + headers + texts + primary + _BYTES + len(stored.body)
+    return _ENTRY + headers + keyed + primary + _BYTES + len(stored.body)
 
 
 _BYTES = 33 + 7  # an object's header, and half an allocator step

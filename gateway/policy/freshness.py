@@ -43,12 +43,13 @@ def windows(stored: Entry, rules: CachePolicy) -> Windows:
         return Windows(stored.born, stored.born, stored.born)
     life = stored.life
     end = stored.born + rules.max_life
+    soft = math.inf if stored.softened is None else stored.softened
     own = math.inf if rules.ttl is None else stored.born + _own_lifetime(stored, rules)
     fresh = min(own, _origin_end(stored, rules)) if rules.ttl is None or life.promised else own
     if _forbids_stale(stored, rules):
-        fresh = stored.born if stored.distrusted else min(fresh, end, _soft_end(stored))
+        fresh = stored.born if stored.distrusted else min(fresh, end, soft)
         return Windows(fresh, fresh, fresh)
-    fresh = min(fresh, end, _soft_end(stored))
+    fresh = min(fresh, end, soft)
     if stored.distrusted:
         error = fresh + _window(rules.stale_if_error, life.stale_if_error, DEFAULT_STALE_IF_ERROR)
         return Windows(stored.born, stored.born, min(error, end))
@@ -69,10 +70,6 @@ def _forbids_stale(stored: Entry, rules: CachePolicy) -> bool:
     """Whether stale responses are forbidden: by the upstream, if its fields apply on this route, or because clients got
     the upstream's fields when the response was stored."""
     return (rules.ttl is None or stored.life.promised) and (stored.life.strict or stored.life.no_cache)
-
-
-def _soft_end(stored: Entry) -> float:
-    return math.inf if stored.softened is None else stored.softened
 
 
 def _window(own: float | None, upstream: float | None, default: float) -> float:
@@ -235,7 +232,7 @@ def response_headers(stored: Entry, rules: CachePolicy, now: float) -> list[tupl
     On a route with a duration the upstream's promises are replaced by the route's: `max-age` is the entry's
     (jittered) life, or what leaves the client `client_ttl` from now.
     """
-    age = response_age(stored, rules, now)
+    age = int(age_for(stored, rules, now))
     if rules.ttl is None:
         return [*stored.headers, (b"age", b"%d" % age)]
     life = int(_own_lifetime(stored, rules)) if rules.client_ttl is None else age + int(rules.client_ttl)

@@ -365,13 +365,18 @@ def _not_kept(headers: Headers, directives: CacheControl) -> frozenset[bytes]:
 
 def initial_age(received: ReceivedResponse) -> float:
     """The corrected initial age (RFC 9111 §4.2.3): the greater of what `Date` and `Age` make it."""
-    headers = received.headers
-    date = parse_date(first(headers, b"date"), received.arrived)
+    dated = aged = None
+    for name, value in received.headers:
+        if name == b"date":
+            dated = value if dated is None else dated
+        elif name == b"age":
+            aged = value
+    date = None if dated is None else parse_date(dated.decode("latin-1"), received.arrived)
     apparent = max(0.0, received.arrived - date) if date is not None else 0.0
     delay = max(0.0, received.arrived - received.sent)
     # `Date` has whole seconds: an upstream on our own clock must not make every response a second old.
     apparent = 0.0 if apparent < 1.0 + delay else apparent
-    return max(apparent, parse_age(headers) + delay) if has(headers, b"age") else apparent
+    return apparent if aged is None else max(apparent, parse_age(received.headers) + delay)
 
 
 def has_validator(headers: Headers) -> bool:

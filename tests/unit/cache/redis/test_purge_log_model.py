@@ -29,7 +29,7 @@ from gateway.cache.memory import Memory
 from gateway.cache.purge_log import PurgeReport
 from gateway.cache.redis.purge_log import RedisPurges
 from gateway.cache.redis.store import RedisStore
-from gateway.cache.store import Found, Selection, TieredStore, selection
+from gateway.cache.store import Found, Selection, TieredStore
 from gateway.policy import freshness
 from gateway.policy.entry import Entry, Life
 from gateway.policy.epochs import RECORD_BYTES, Purge, full_key_name, full_tag_name, key_name, show_position, tag_name
@@ -157,7 +157,7 @@ class Worker:
         await self.store.aclose()
 
     def wanted(self, key: str) -> Selection:
-        return selection(Plan(key, key, ()), (), f"route_{key}", [BOTH])
+        return Selection(Plan(key, key, ()), (), f"route_{key}", (BOTH,))
 
     def stored(self, fetch: Fetch) -> Entry:
         return Entry(
