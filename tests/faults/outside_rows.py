@@ -14,7 +14,7 @@ from tests.faults.peers import Server, installed
 from tests.faults.rows import Row, Rows
 from tests.support.processes import ROOT, GatewayProcess, clean_environment
 from tests.support.raw import MALFORMED, raw_upstream
-from tests.support.refused_requests import REFUSED
+from tests.support.raw_requests import REFUSED
 from tests.support.scale import SIZES
 
 # --- overload --------------------------------------------------------------------------------------------------

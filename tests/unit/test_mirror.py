@@ -16,8 +16,6 @@ WITHOUT = {
     "routing.fast_path": "a protocol and a record, without behaviour",
 }
 """Modules without a file of tests of their own, and why."""
-NOT_YET = frozenset(("http.request_parser",))
-"""Modules whose tests are still in files of others."""
 OF_NO_MODULE = {
     "benchmarks": "the benchmarks' rows and peers",
     "conformance": "the public suite of HTTP caches",
@@ -86,7 +84,7 @@ def own_file(module: str) -> Path:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if not name.endswith("__init__")])
 def test_a_module_has_a_file_of_tests_of_its_own_or_a_reason(module: str) -> None:
-    assert module in NOT_YET or own_file(module).is_file() != (module in WITHOUT)
+    assert own_file(module).is_file() != (module in WITHOUT)
 
 
 def test_a_reason_is_of_a_module() -> None:

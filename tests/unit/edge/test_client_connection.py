@@ -8,43 +8,16 @@ import socket
 import time
 from pathlib import Path
 
-import httptools
 import httpx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.edge.client_connection import INTERNALS
 from gateway.edge.protocol import GatewayProtocol
-from gateway.errors import RequestRefused
-from gateway.http.request_parser import METHODS, ChunkedBody, Limits
 from gateway.testing import StubUpstream
 from tests.support.gateways import json_answer, served
-from tests.support.refused_requests import GET, HOST, POST
+from tests.support.raw_requests import ACCEPTED, GET, HOST, POST
 from tests.support.wire import QUICK, Wire, door, guarded, refused_by
-
-ACCEPTED = {
-    "a plain request": GET + HOST + b"\r\n",
-    "an empty line before": b"\r\n" + GET + HOST + b"\r\n",
-    "the absolute form": b"GET http://a.test/ HTTP/1.1\r\n" + HOST + b"\r\n",
-    "a port": GET + b"Host: a.test:8080\r\n\r\n",
-    "an IPv6 host": GET + b"Host: [::1]:8000\r\n\r\n",
-    "no host in HTTP/1.0": b"GET / HTTP/1.0\r\n\r\n",
-    "spaces around a value": GET + b"Host: \t a.test \r\n\r\n",
-    "an empty value": GET + HOST + b"A:\r\n\r\n",
-    "a value beyond ASCII": GET + HOST + "A: ä\r\n\r\n".encode(),
-    "lists that stand twice": GET + HOST + b"Accept: a/b\r\nAccept: c/d\r\nCookie: a=b\r\nCookie: c=d\r\n\r\n",
-    "a hundred headers": GET + HOST + b"A: b\r\n" * 99 + b"\r\n",
-    "a body": POST + b"Content-Length: 3\r\n\r\nabc",
-    "chunks with an extension and a trailer": (
-        POST + b"Transfer-Encoding: Chunked\r\n\r\n3;a=b\r\nabc\r\n002\r\nde\r\n0\r\nT: v\r\n\r\n"
-    ),
-    "an expectation that is met": POST + b"Content-Length: 0\r\nExpect: 100-Continue\r\n\r\n",
-    "no body on POST": POST + b"\r\n",
-    "an upgrade that is not spoken": GET + HOST + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
-    "an upgrade to HTTP/2": GET + HOST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n",
-}
 
 
 async def test_what_is_well_formed_passes_whole_and_byte_by_byte() -> None:
@@ -202,55 +175,6 @@ def test_uvicorn_is_as_the_protocol_knows_it() -> None:
         assert not moved, (
             f"uvicorn's {kind.__name__} has moved {moved}: adapt gateway/edge/client_connection.py, then INTERNALS"
         )
-
-
-def test_every_method_let_through_is_one_that_llhttp_knows() -> None:
-    for method in METHODS - {b"CONNECT"}:
-        httptools.HttpRequestParser(object()).feed_data(method + b" / HTTP/1.1\r\nHost: a\r\n\r\n")
-
-
-class _Bodies:
-    def __init__(self) -> None:
-        self.body = b""
-        self.complete = False
-
-    def on_body(self, body: bytes) -> None:
-        self.body += body
-
-    def on_message_complete(self) -> None:
-        self.complete = True
-
-
-CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-@given(st.lists(st.binary(min_size=1, max_size=40), max_size=5), st.binary(max_size=20), st.data())
-def test_the_end_of_a_chunked_body_is_found_where_llhttp_finds_it(
-    chunks: list[bytes], behind: bytes, data: st.DataObject
-) -> None:
-    body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
-    framing = ChunkedBody(Limits())
-    sent, taken = body + behind, 0
-    while taken < len(sent) and not framing.done:
-        piece = sent[taken : taken + data.draw(st.integers(1, 30))]
-        taken += framing.take(piece, 0)
-    assert (taken, framing.done) == (len(body), True)
-    bodies = _Bodies()
-    httptools.HttpRequestParser(bodies).feed_data(CHUNKED + sent[:taken])
-    assert (bodies.body, bodies.complete) == (b"".join(chunks), True)
-
-
-@given(st.binary(max_size=60))
-def test_no_chunked_body_is_taken_whole_that_llhttp_does_not_take_whole(data: bytes) -> None:
-    framing = ChunkedBody(Limits())
-    try:
-        end = framing.take(data, 0)
-    except RequestRefused:
-        return
-    if framing.done:
-        bodies = _Bodies()
-        httptools.HttpRequestParser(bodies).feed_data(CHUNKED + data[:end])
-        assert bodies.complete
 
 
 def test_the_protocol_is_uvicorns() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from gateway.edge.guard import SLICE, ConnectionGuard
 from gateway.testing import StubUpstream
 from tests.support.gateways import json_answer
-from tests.support.refused_requests import GET, HOST, REFUSED
+from tests.support.raw_requests import GET, HOST, REFUSED
 from tests.support.wire import QUICK, door, guarded, refused_by
 
 

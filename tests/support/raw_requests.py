@@ -1,4 +1,4 @@
-"""Requests that the connection guard refuses, with their status and reason."""
+"""Requests as they are sent: those that the connection guard refuses, with their status and reason, and others."""
 
 from __future__ import annotations
 
@@ -139,3 +139,26 @@ REFUSED = {
     "many headers": (GET + HOST + b"A: b\r\n" * 101 + b"\r\n", 431, "many_headers"),
     "binary": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "line"),
 }  # fmt: skip
+
+
+ACCEPTED = {
+    "a plain request": GET + HOST + b"\r\n",
+    "an empty line before": b"\r\n" + GET + HOST + b"\r\n",
+    "the absolute form": b"GET http://a.test/ HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a port": GET + b"Host: a.test:8080\r\n\r\n",
+    "an IPv6 host": GET + b"Host: [::1]:8000\r\n\r\n",
+    "no host in HTTP/1.0": b"GET / HTTP/1.0\r\n\r\n",
+    "spaces around a value": GET + b"Host: \t a.test \r\n\r\n",
+    "an empty value": GET + HOST + b"A:\r\n\r\n",
+    "a value beyond ASCII": GET + HOST + "A: ä\r\n\r\n".encode(),
+    "lists that stand twice": GET + HOST + b"Accept: a/b\r\nAccept: c/d\r\nCookie: a=b\r\nCookie: c=d\r\n\r\n",
+    "a hundred headers": GET + HOST + b"A: b\r\n" * 99 + b"\r\n",
+    "a body": POST + b"Content-Length: 3\r\n\r\nabc",
+    "chunks with an extension and a trailer": (
+        POST + b"Transfer-Encoding: Chunked\r\n\r\n3;a=b\r\nabc\r\n002\r\nde\r\n0\r\nT: v\r\n\r\n"
+    ),
+    "an expectation that is met": POST + b"Content-Length: 0\r\nExpect: 100-Continue\r\n\r\n",
+    "no body on POST": POST + b"\r\n",
+    "an upgrade that is not spoken": GET + HOST + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    "an upgrade to HTTP/2": GET + HOST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n",
+}
