@@ -273,7 +273,7 @@ class Verbatim:
 def text_of(value: Any) -> bytes:
     """The JSON text of a value, in UTF-8, with each number as read. Raises TooDeep."""
     try:
-        return orjson.dumps(value, default=_as_it_came)
+        return orjson.dumps(value, default=_as_it_came, option=orjson.OPT_PASSTHROUGH_DATACLASS)
     except orjson.JSONEncodeError:
         # It is too deep, or has what orjson refuses: an integer beyond 64 bits, a surrogate without its other half.
         try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import encodings
+import inspect
 import json
+import sys
 from decimal import Decimal
 from typing import Any
 
@@ -15,11 +17,15 @@ from hypothesis import strategies as st
 from gateway.aggregates.merge import ShapeRules
 from gateway.config.expressions import Expression
 from gateway.http.json_text import (
+    DEEPEST,
     UNREAD,
     NotJson,
     Number,
     TooDeep,
+    Verbatim,
+    exact,
     is_json,
+    is_unicode,
     json_text,
     number_of,
     text_in,
@@ -174,6 +180,55 @@ def test_what_is_json_is_told_without_reading_it(text: str, changed: list[tuple[
         assert is_json(text.encode()) is _is_read(text.encode()), text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            '""',
+            "0",
+            "-0",
+            "-1.5e+7",
+            "true",
+            "false",
+            "null",
+            "[]",
+            "{}",
+            " [ ] ",
+            '{"a":[1,{"b":null}],"c":"\\u00e9"}',
+        ),
+        *("[[],[]]", '{"a":{},"b":[]}', "\t\r\n1 "),
+    ],
+)
+def test_json_of_every_kind_is_json(text: str) -> None:
+    assert is_json(text.encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", " ", "1 2", "[1 2]", "[1,]", "[,1]", "[1", "1]", "[1}", "{1}", '{"a"}', '{"a":}', '{"a":1,}', '{"a" 1}'),
+        *(
+            '{"a":1 "b":2}',
+            '{"a":1',
+            '{"a":1]',
+            "{]",
+            "[}",
+            ",",
+            ":",
+            "]",
+            "}",
+            "[:]",
+            '{,"a":1}',
+            '{"a":,}',
+            '{"a"::1}',
+        ),
+        *("01", "1.", ".5", "+1", "1e", "NaN", "tru", "'a'", '"a', '"\\x"', '"\n"', "\0", "\1", "[\1]", '{"a":1}}'),
+    ],
+)
+def test_what_breaks_the_grammar_of_json_anywhere_is_none(text: str) -> None:
+    assert not is_json(text.encode())  # RFC 8259 §2
+
+
 @pytest.mark.parametrize("charset", ["idna", "undefined", "punycode", "unicode_escape", "rot13", "no-such-charset-1"])
 def test_a_charset_that_is_none_of_texts_leaves_nothing_behind(charset: str) -> None:
     before = len(encodings._cache)  # type: ignore[attr-defined]
@@ -248,3 +303,92 @@ def test_what_can_not_be_applied_is_a_value_error(expression: str) -> None:
 )
 def test_places_keep_null_where_a_projection_finds_nothing(expression: str, places: Any) -> None:
     assert Expression(expression).places(value_of(BODY)) == places
+
+
+# --- numbers and texts by themselves -----------------------------------------------------------------------
+
+
+def test_a_number_shows_its_text_and_differs_from_what_is_none() -> None:
+    number = Number("1.10")
+    assert repr(number) == "1.10"
+    assert number == Number("1.1")
+    assert number != Number("1.11")
+    assert (number != 1.1) is False
+    assert number != "1.10"
+    assert (number == "1.10") is False
+    assert hash(number) == hash(1.1)
+
+
+@pytest.mark.parametrize("compare", ["__lt__", "__le__", "__gt__", "__ge__"])
+def test_a_number_has_no_order_with_a_text(compare: str) -> None:
+    assert getattr(Number("1.10"), compare)("1") is NotImplemented
+    assert getattr(Number("9007199254740993"), compare)(9007199254740993) is (compare in ("__le__", "__ge__"))
+
+
+def test_the_exact_value_is_that_of_the_text_unless_its_exponent_is_beyond_all_bounds() -> None:
+    assert exact(2**70) == Decimal(2**70)
+    assert exact(0.1) == exact(Number("0.1")) == Decimal("0.1")
+    assert exact(Number("1e-9999999999999999999")) == 0
+    assert exact(Number("1e9999999999999999999")) == Decimal("Infinity")
+
+
+@pytest.mark.parametrize(("text", "sendable"), [("", True), ("é€😀", True), ("\ud800", False), ("a\udfff", False)])
+def test_a_text_with_an_unpaired_surrogate_cannot_be_sent(text: str, sendable: bool) -> None:
+    assert is_unicode(text) is sendable
+
+
+# --- writing -----------------------------------------------------------------------------------------------
+
+
+def test_text_inside_a_value_is_written_as_it_is() -> None:
+    raw = Verbatim(b'{"a" : 1.00}')
+    assert text_of({"x": raw, "y": [raw]}) == b'{"x":{"a" : 1.00},"y":[{"a" : 1.00}]}'
+
+
+def test_a_value_with_text_inside_is_not_escaped_more_than_others() -> None:
+    assert text_of({"é": Verbatim('"ü"'.encode())}) == '{"é":"ü"}'.encode()
+
+
+def test_what_orjson_refuses_is_written_beside_what_is_written_as_it_is() -> None:
+    value = {
+        "big": 2**70,
+        "lone\ud800": "\udfff",
+        "raw": Verbatim(b"1.00"),
+        "n": Number("1.10"),
+        "t": (True, None, 0.5),
+    }
+    assert text_of(value) == (
+        b'{"big":1180591620717411303424,"lone\\ud800":"\\udfff","raw":1.00,"n":1.10,"t":[true,null,0.5]}'
+    )
+
+
+def test_what_is_no_value_of_json_is_a_type_error() -> None:
+    with pytest.raises(TypeError):
+        text_of({"a": object()})
+
+
+def test_a_value_is_too_deep_also_where_the_stack_has_little_room_left() -> None:
+    value: Any = 2**70
+    for _ in range(DEEPEST - 1):
+        value = [value]
+    assert text_of(value)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 100)
+    try:
+        with pytest.raises(TooDeep, match="nested too deeply to be written"):
+            text_of(value)
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        (b'{"a" : "\\u00e9"}', b'{"a" : "\\u00e9"}'),
+        (b'"\\ud83d\\ude00"', '"😀"'.encode()),
+        (b'"\\ud800"', b'"?"'),
+        (b'["\\uDFFF", 1]', b'["?", 1]'),
+    ],
+)
+def test_a_surrogate_without_its_other_half_becomes_a_question_mark(text: bytes, sent: bytes) -> None:
+    assert well_formed(text) == sent
