@@ -18,6 +18,7 @@ from gateway.context import (
     cache_status,
     exchange_of,
 )
+from gateway.http.headers import dictionary
 
 
 @pytest.mark.parametrize(
@@ -125,3 +126,25 @@ def test_an_exchange_does_not_show_its_scope() -> None:
     one = exchange()
     one.scope = {"headers": [(b"authorization", b"secret")]}
     assert "secret" not in repr(one)
+
+
+OUTCOMES = st.builds(
+    Outcome,
+    result=st.sampled_from(Result),
+    forward=st.none() | st.sampled_from(sorted(FORWARD_REASONS)),
+    forward_status=st.none() | st.integers(100, 599),
+    ttl=st.none() | st.integers(-(10**6), 10**6),
+    stored=st.booleans(),
+    collapsed=st.booleans(),
+    detail=st.none() | st.sampled_from(["no-store", "end-in-doubt", "only-if-cached", "too-large"]),
+)
+
+
+@given(OUTCOMES)
+def test_every_outcome_is_told_as_a_member_of_a_structured_list(outcome: Outcome) -> None:
+    name, _, parameters = cache_status(outcome).partition("; ")
+    told = dictionary(", ".join(parameters.split("; ")))
+    assert name == "gateway"
+    assert told is not None
+    assert ("hit" in told) != ("fwd" in told)  # RFC 9211 §2.1
+    assert ("fwd-status" in told or "stored" in told or "collapsed" in told) <= ("fwd" in told)

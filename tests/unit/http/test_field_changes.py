@@ -34,3 +34,28 @@ def test_their_text_tells_changes_apart() -> None:
         changes(put={"a": "x", "b": ""}).text,
     ]
     assert len({*texts}) == len(texts)
+
+
+def test_nothing_before_or_after_leaves_the_very_changes() -> None:
+    some = changes(put={"a": "x"})
+    assert NO_CHANGES.then(some) is some
+    assert some.then(NO_CHANGES) is some
+    assert NO_CHANGES.then(NO_CHANGES) is NO_CHANGES
+
+
+def test_changes_of_nothing_are_the_one_that_changes_nothing() -> None:
+    assert changes() is NO_CHANGES
+    assert bool(changes(removed=["a"])) is bool(changes(added={"a": ["x"]})) is True
+
+
+def test_the_names_are_of_all_fields_that_change() -> None:
+    assert changes(put={"a": "x"}, added={"b": ["y"]}, removed=["c"]).names == {b"a", b"b", b"c"}
+    assert NO_CHANGES.names == frozenset()
+
+
+def test_changes_of_one_field_can_be_left_out() -> None:
+    both = changes(put={"a": "x"}, added={"b": ["y", "z"]}, removed=["c"])
+    assert both.without(b"a").applied(FIELDS) == [*FIELDS, (b"b", b"y"), (b"b", b"z")]
+    assert both.without(b"b") == changes(put={"a": "x"}, removed=["c"])
+    assert both.without(b"c").removed == {b"a"}
+    assert changes(put={"a": "x"}).without(b"a") is NO_CHANGES

@@ -17,6 +17,7 @@ TRUSTED = Trusted(["10.0.0.0/8", "::1"])
 
 def test_nobody_is_believed_unless_configured() -> None:
     assert "10.0.0.1" not in Trusted([])
+    assert (bool(Trusted([])), bool(TRUSTED)) == (False, True)
     assert Trusted([]).client("10.0.0.1", SAID) == "10.0.0.1"
 
 

@@ -12,9 +12,13 @@ from gateway.http.headers import (
     CacheControl,
     combined,
     connection_named,
+    connection_options,
+    cookie_pairs,
     delta_seconds,
+    dictionary,
     end_to_end,
     first,
+    framed,
     has,
     http_date,
     in_one_line,
@@ -32,6 +36,7 @@ from gateway.http.headers import (
 )
 
 NOW = 1_800_000_000.0
+TEXT = st.text(st.characters(max_codepoint=255), max_size=40)
 FIELDS = ((b"accept", b"a"), (b"vary", b"x"), (b"accept", b"b"))
 
 
@@ -40,6 +45,7 @@ def test_lines_of_one_field_are_kept_in_order_combined_or_found_by_the_first() -
     assert combined(FIELDS, b"accept") == "a, b"
     assert first(FIELDS, b"accept") == "a"
     assert (combined(FIELDS, b"age"), first(FIELDS, b"age"), has(FIELDS, b"age")) == (None, None, False)
+    assert has(FIELDS, b"vary")
     assert without(FIELDS, b"accept") == [(b"vary", b"x")]
 
 
@@ -68,6 +74,21 @@ def test_what_connection_names_ends_here_with_the_hop_by_hop_fields() -> None:
     assert connection_named(fields) == {b"close", b"x-own"}
     assert connection_named(()) == frozenset()
     assert end_to_end(fields) == [(b"x-other", b"2")]
+
+
+def test_options_of_a_connection_are_read_from_all_lines_in_any_case() -> None:
+    lines = [(b"connection", b"Keep-Alive, Upgrade"), (b"connection", b"\tCLOSE ")]
+    assert connection_options(lines) == {b"keep-alive", b"upgrade", b"close"}  # RFC 9112 §9.3
+    assert connection_options([(b"accept", b"close")]) == frozenset()
+
+
+def test_a_response_without_content_is_sent_without_the_fields_that_frame_some() -> None:
+    given = [(b"content-length", b"5"), (b"transfer-encoding", b"chunked"), (b"x-a", b"1")]
+    assert framed(204, given) == framed(304, given) == [(b"x-a", b"1")]  # RFC 9110 §8.6
+    assert framed(205, given) == [(b"x-a", b"1"), (b"content-length", b"0")]  # RFC 9110 §15.3.6
+    assert framed(200, given) == [(b"content-length", b"5"), (b"x-a", b"1")]
+    plain = given[:1]
+    assert framed(200, plain) is plain
 
 
 @pytest.mark.parametrize("name", [b"x-forwarded-host", b"x-forwarded", b"x_user", b"x-original-url", b"forwarded"])
@@ -114,6 +135,16 @@ def test_lines_are_one_list() -> None:
     assert not NO_DIRECTIVES
 
 
+def test_a_directive_is_in_its_field_by_its_name() -> None:
+    assert "max-age" in parse("Max-Age=1")
+    assert "private" not in parse("Max-Age=1")
+
+
+def test_a_long_field_is_parsed_like_a_short_one() -> None:
+    long = ", ".join(["max-age=60", *(f"x-{number}" for number in range(100))])
+    assert parse(long).directives == {"max-age": "60", **{f"x-{number}": None for number in range(100)}}
+
+
 def test_a_directive_tells_its_seconds_its_fields_and_whether_it_stands_alone() -> None:
     directives = parse('max-age=60, stale-if-error=x, private="Set-Cookie, X-Own", no-cache')
     assert directives.seconds("max-age") == 60
@@ -137,7 +168,10 @@ def test_what_is_written_is_read_as_it_was(directives: dict[str, str | None]) ->
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("60", 60), ("0", 0), ("-1", 0), ("1.5", 0), ("", 0), (None, 0), ("²", 0), ("9" * 30, MAX_DELTA)],
+    [
+        *(("60", 60), ("0", 0), ("-1", 0), ("+1", 0), ("1.5", 0), (" 1", 0), ("1s", 0), ("", 0), (None, 0), ("²", 0)),
+        *(("\u0661", 0), ("9" * 30, MAX_DELTA), ("2147483648", MAX_DELTA), ("2147483647", MAX_DELTA - 1)),
+    ],
 )
 def test_delta_seconds_that_cannot_be_read_are_none_at_all(text: str | None, seconds: int) -> None:
     assert delta_seconds(text) == seconds
@@ -152,9 +186,13 @@ def test_age_is_its_first_value(lines: list[bytes], age: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"]
+    "text",
+    [
+        *("Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"),
+        "sun, 06 NOV 1994 08:49:37 gmt",
+    ],
 )
-def test_the_three_forms_of_a_date_are_one_instant(text: str) -> None:
+def test_the_three_forms_of_a_date_in_any_case_are_one_instant(text: str) -> None:
     assert parse_date(text, NOW) == 784_111_777.0
 
 
@@ -164,6 +202,9 @@ def test_the_three_forms_of_a_date_are_one_instant(text: str) -> None:
         *(None, "", "0", "-1", "yesterday", "Sun, 06 Nov 1994 08:49:37", "Sun, 06 Nov 1994 08:49:37 CET"),
         *("Sun, 00 Nov 1994 08:49:37 GMT", "Sun, 32 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 24:49:37 GMT"),
         *("Sun, 06 Nov 1994 08:60:37 GMT", "Sun, 06 Nov 1994 08:49:61 GMT", "Sun, 06 Nov 0000 08:49:37 GMT"),
+        *("Sun, 6 Nov 1994 08:49:37 GMT", "Sun, 06  Nov 1994 08:49:37 GMT", "Sun, 06-Nov-1994 08:49:37 GMT"),
+        *("Sun, 06 Nov 94 08:49:37 GMT", "Sun 06 Nov 1994 08:49:37 GMT", " Sun, 06 Nov 1994 08:49:37 GMT"),
+        *("Sun, 06 Nov 1994 08:49:37 UTC", "Sun, 06 Nov 1994 08:49:37 GMT" + " " * 20),
     ],
 )
 def test_what_is_no_date_is_none(text: str | None) -> None:
@@ -268,3 +309,100 @@ def test_what_forbids_storing_counts_also_where_what_stands_around_it_cannot_be_
 def test_a_word_that_only_looks_like_one_that_forbids_forbids_nothing(line: str) -> None:
     directives = CacheControl.parse([line])
     assert not any(directives.unqualified(name) for name in ("private", "no-store", "no-cache"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "pairs"),
+    [
+        ([b"sid=a; theme=dark"], "sid=a"),
+        ([b"theme=dark;  sid = a "], "sid = a"),
+        ([b"sid=a; sid=b"], "sid=a;sid=b"),
+        ([b"sid=a", b"x=1", b"sid=b"], "sid=a;;sid=b"),
+        ([b"sid="], "sid="),
+        ([b"sid"], None),
+        ([b"SID=a; xsid=b"], None),
+        ([], None),
+    ],
+)
+def test_all_pairs_of_one_cookie_are_kept_as_they_were_sent(lines: list[bytes], pairs: str | None) -> None:
+    assert cookie_pairs([(b"cookie", line) for line in lines], "sid") == pairs
+
+
+# --- structured fields -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "members"),
+    [
+        pytest.param("", {}, id="empty"),
+        pytest.param("  a=1  ", {"a": "1"}, id="space around"),
+        pytest.param("a=1;x;y=2,\tb=?0 , c", {"a": "1", "b": "?0", "c": "?1"}, id="parameters and a tab"),
+        pytest.param('a=%"f%c3%bc"', {"a": '%"f%c3%bc"'}, id="a display string"),
+        pytest.param("max-age=60", {"max-age": "60"}, id="an integer"),
+        pytest.param("a, b=?0;x, c=?1", {"a": "?1", "b": "?0", "c": "?1"}, id="booleans"),
+        pytest.param('a="x, \\"y\\"" , b=tok/en:*', {"a": '"x, \\"y\\""', "b": "tok/en:*"}, id="a string and a token"),
+        pytest.param("a=(1 2.5);q=1, b=:aGk=:", {"a": "(1 2.5)", "b": ":aGk=:"}, id="a list and bytes"),
+        pytest.param("a=1, a=2", {"a": "2"}, id="the last of two"),
+        pytest.param("a=-1.5, b=@17, *c", {"a": "-1.5", "b": "@17", "*c": "?1"}, id="a decimal, a date, a star"),
+    ],
+)
+def test_a_dictionary_is_read_by_its_grammar(text: str, members: dict[str, str]) -> None:
+    assert dictionary(text) == members
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a,",
+        ",a",
+        "a,,b",
+        "a=",
+        "a =1",
+        "a= 1",
+        "A=1",
+        "a=1 b=2",
+        "&&&&",
+        'a="x',
+        "a=1.",
+        "a=1.2345",
+        "a=1e5",
+        "a=é",
+        'a="\x01"',
+        "a=1234567890123456",
+        "a=(1",
+        "a=?2",
+        "=1",
+        "a=1,",
+        'a=%"\u00fc"',
+    ],
+)
+def test_what_breaks_the_grammar_anywhere_is_no_dictionary(text: str) -> None:
+    assert dictionary(text) is None
+
+
+# --- whatever is sent --------------------------------------------------------------------------------------
+
+
+@given(st.lists(TEXT, max_size=4))
+def test_what_was_parsed_renders_to_what_parses_the_same(lines: list[str]) -> None:
+    control = CacheControl.parse(lines)
+    assert CacheControl.parse([control.render()]) == control
+
+
+@given(TEXT, TEXT, st.floats(0, 4e9))
+def test_no_text_however_malformed_raises(text: str, other: str, now: float) -> None:
+    for line in (text, other):
+        parse_date(line, now)
+        split_list(line)
+        unquote(line)
+        dictionary(line)
+    fields = [(name, text.encode("latin-1")) for name in (b"vary", b"age", b"connection", b"cache-control", b"accept")]
+    assert vary_names(fields) is None or all(vary_names(fields) or ())
+    assert 0 <= parse_age(fields) <= MAX_DELTA
+    end_to_end(fields)
+    sent_value(fields, "accept")
+
+
+@given(st.integers(0))
+def test_delta_seconds_end_at_2_to_the_31(seconds: int) -> None:
+    assert delta_seconds(str(seconds)) == min(seconds, MAX_DELTA)

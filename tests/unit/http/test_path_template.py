@@ -264,3 +264,13 @@ def test_a_target_is_refused_or_normalised_whatever_its_values_are(template: str
     except RequestRefused:
         return
     assert normalise_path(path) == path
+
+
+def test_an_encoded_slash_in_a_value_is_decoded_for_an_upstream_that_wants_slashes() -> None:
+    asked = {
+        slashes: compile_target("/files/{name}?q={name}", ("name",), slashes).ask({"name": "a%2Fb"})
+        for slashes in ("keep", "decode")
+    }
+    assert asked == {"keep": ("/files/a%2Fb", ("q=a%2Fb",)), "decode": ("/files/a/b", ("q=a%2Fb",))}
+    with pytest.raises(RequestRefused, match="leave its segment"):
+        compile_target("/files/{name}", ("name",), "decode").ask({"name": "..%2Fb"})

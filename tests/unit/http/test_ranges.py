@@ -13,6 +13,7 @@ from gateway.http.ranges import (
     PartialBody,
     combine,
     cut,
+    is_single,
     is_whole,
     rest_of,
     span_of,
@@ -282,3 +283,19 @@ def test_no_validator_or_range_however_malformed_raises(headers: list[tuple[byte
     strong_validator(headers)
     rest_of(headers)
     combine(PartialBody(headers, b"1"), PartialBody(headers, b"1"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "single"),
+    [
+        ([b"bytes=0-1"], True),
+        ([b" BYTES=-3 "], True),
+        ([b"bytes=0-1,4-5"], False),
+        ([b"bytes=0-1", b"bytes=4-5"], False),
+        ([b"items=0-1"], False),
+        ([b"bytes=a-b"], False),
+        ([], False),
+    ],
+)
+def test_one_well_formed_range_is_told_from_several_and_from_none(lines: list[bytes], single: bool) -> None:
+    assert is_single([(b"range", line) for line in lines]) is single

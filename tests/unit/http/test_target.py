@@ -15,13 +15,19 @@ from gateway.http import target as target_module
 from gateway.http.target import (
     TRACKING_PARAMETERS,
     Target,
+    below,
     check_host,
+    credentials_in,
+    is_credential,
     normalise,
     normalise_query,
+    other_slash,
     recode_path,
     resolve,
+    resolve_below,
     select_query,
     split_raw_target,
+    without_credentials,
 )
 
 UNRESERVED = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
@@ -551,3 +557,89 @@ def test_a_path_that_is_plain_is_its_own_normal_form(text: str) -> None:
             normalise(raw, b"")
     else:
         assert normalise(raw, b"") == whole
+
+
+# --- below a prefix ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "prefix", "path"),
+    [
+        pytest.param("/api/items", "/api", "/items", id="below it"),
+        pytest.param("/api", "/api", "/", id="the prefix itself"),
+        pytest.param("/api/", "/api", "/", id="the prefix and a slash"),
+        pytest.param("/apis/items", "/api", "/apis/items", id="another segment"),
+        pytest.param("/items", "/api", "/items", id="a proxy has stripped it"),
+        pytest.param("/items", "", "/items", id="no prefix"),
+        pytest.param("/a/b/c", "/a/b", "/c", id="two segments"),
+    ],
+)
+def test_a_target_is_known_by_what_stands_below_the_prefix(raw: str, prefix: str, path: str) -> None:
+    target = normal(f"{raw}?b&a")
+    assert below(target, prefix) == Target(path, ("a", "b"), path)
+
+
+def test_what_stands_below_a_prefix_is_decoded_as_a_whole_target_is() -> None:
+    assert below(normal("/api/caf%c3%a9%20"), "/api").decoded == "/café "
+    assert below(normalise(b"/api/a%2fb", b"", "keep"), "/api").decoded == "/a%2Fb"
+
+
+def test_the_route_below_a_prefix_decides_over_encoded_slashes() -> None:
+    seen: list[str] = []
+
+    def keeps(target: Target) -> Any:
+        seen.append(target.path)
+        return "keep" if target.path.startswith("/files/") else "refuse"
+
+    assert resolve_below(b"/api/files/a%2Fb", b"q", "/api", keeps) == Target(
+        "/api/files/a%2Fb", ("q",), "/api/files/a%2Fb"
+    )
+    assert seen == ["/files/a%2Fb"]
+    with pytest.raises(RequestRefused, match="encoded slash"):
+        resolve_below(b"/api/other/a%2Fb", b"", "/api", keeps)
+
+
+@pytest.mark.parametrize(("path", "other"), [("/a", "/a/"), ("/a/", "/a"), ("/a//", "/a"), ("/", "")])
+def test_a_path_has_another_with_or_without_its_trailing_slash(path: str, other: str) -> None:
+    assert other_slash(path) == other
+
+
+# --- credentials in the query ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("token", "access_token", "refreshToken", "id_token_hint", "secret", "client_secret", "password", "passwd"),
+        *("passphrase", "credential", "X-Amz-Credential", "X-Amz-Signature", "signature", "jwt", "assertion"),
+        *("authorization", "api_key", "api-key", "apikey", "apiKey", "access_key", "auth", "hmac", "key", "otp", "pwd"),
+        *("session", "sessionid", "sid", "sig", "SIG", "user.sig", "%74oken", "aws%5Fsecret", "x" * 80 + "_token"),
+    ],
+)
+def test_a_parameter_that_holds_a_credential_is_known_by_its_words(name: str) -> None:
+    assert is_credential(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["page", "q", "design", "monkey", "keyboard", "author", "sidebar", "sessions", "x" * 80, "", "%6bid"]
+)
+def test_a_parameter_whose_name_only_contains_such_a_word_is_not(name: str) -> None:
+    assert not is_credential(name)
+
+
+@pytest.mark.parametrize(
+    ("target", "shown", "hidden"),
+    [
+        ("/a", "/a", ""),
+        ("/token=1", "/token=1", ""),
+        ("/a?", "/a?", ""),
+        ("/a?page=1", "/a?page=1", ""),
+        ("/a?token", "/a?token", ""),
+        ("/a?token=", "/a?token=***", "token="),
+        ("/a?page=1&token=x%3Dy&sig=z=z", "/a?page=1&token=***&sig=***", "token=x%3Dy&sig=z=z"),
+        ("/a?token=1&token=2", "/a?token=***&token=***", "token=1&token=2"),
+        ("/a?q=?token=1", "/a?q=?token=1", ""),
+    ],
+)
+def test_a_target_is_shown_without_the_values_of_credentials(target: str, shown: str, hidden: str) -> None:
+    assert (without_credentials(target), credentials_in(target)) == (shown, hidden)
