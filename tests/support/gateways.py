@@ -55,7 +55,8 @@ async def served(app: Any, *, sock: socket.socket | None = None, **settings: Any
         sock = socket.socket()
         sock.bind(("127.0.0.1", 0))
     lifespan: Any = "on" if isinstance(app, Gateway) else "off"
-    config = uvicorn.Config(app, **{"log_level": "critical", "lifespan": lifespan, "proxy_headers": False, **settings})
+    defaults = {"log_level": "critical", "lifespan": lifespan, "proxy_headers": False, "ws": "none"}
+    config = uvicorn.Config(app, **{**defaults, **settings})
     server = _Server(config)
     task = asyncio.ensure_future(server.serve(sockets=[sock]))
     try:
