@@ -18,6 +18,7 @@ from gateway.http.codings import (
     tag_of,
     wanted,
     zstd,
+    zstd_compressed,
 )
 
 PLAIN = b"a body that is worth compressing, " * 20
@@ -144,3 +145,9 @@ def test_members_are_joined_up_to_their_greatest_number(coding: str) -> None:
 
 def test_zeros_behind_a_gzip_member_are_padding() -> None:
     assert decoded_by("gzip", ENCODED["gzip"] + b"\0" * 8) == PLAIN
+
+
+def test_a_body_is_compressed_to_one_frame_that_its_own_decoder_reads() -> None:
+    frame = zstd_compressed(PLAIN, 3)
+    assert len(frame) < len(PLAIN) // 2
+    assert decoded_by("zstd", frame) == PLAIN
