@@ -23,6 +23,7 @@ __all__ = [
     "aggregate",
     "cached",
     "create_app",
+    "get_or_set",
     "part",
     "upstream",
 ]
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from gateway.config.models import Config
     from gateway.errors import ConfigError, GatewayError, UpstreamError
     from gateway.routing.cached_decorator import cached
+    from gateway.routing.function_calls import get_or_set
     from gateway.routing.handler_settings import upstream
     from gateway.upstreams.client import Upstream
 
@@ -56,6 +58,7 @@ _PLACES = {
     "aggregate": "aggregates.typed",
     "cached": "routing.cached_decorator",
     "create_app": "app.gateway",
+    "get_or_set": "routing.function_calls",
     "part": "aggregates.typed",
     "upstream": "routing.handler_settings",
 }

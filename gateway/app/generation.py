@@ -52,6 +52,7 @@ from gateway.observability.access_log import AccessLog, JsonAccessLog, silent
 from gateway.policy.rules import CachePolicy
 from gateway.routing.cors import Cors
 from gateway.routing.declared import declare
+from gateway.routing.function_calls import FunctionCache, running
 from gateway.routing.handler_reading import Public
 from gateway.routing.handler_settings import STATE, Runtime
 from gateway.routing.handlers import Handlers
@@ -133,6 +134,7 @@ class Generation:
             self.lasting.show_upstreams(self.upstreams.values())
         self._direct: dict[str, Direct] = {}
         self._patterns = Patterns(lambda: self.app.router.routes, self._direct)
+        self.functions = FunctionCache(self.engine, lambda: self.latest.handlers)
         self.edge: Edge | None = None
 
     @property
@@ -333,9 +335,14 @@ class Generation:
 
     def route_names(self) -> list[str]:
         """The names by which routes can be purged: those of the configuration, those of parts
-        (`home.offers`), and those of `@cached` handlers."""
+        (`home.offers`), and those of `@cached` handlers and functions."""
         parts = [name for each in self.aggregates for name in each.part_routes]
-        return [*self.config.routes, *parts, *(route.name for route, _ in self.handlers.bound.values())]
+        return [
+            *self.config.routes,
+            *parts,
+            *(route.name for route, _ in self.handlers.bound.values()),
+            *self.handlers.functions,
+        ]
 
     def primary_keys(self, url: str) -> list[str]:
         """The primary keys of what the gateway serves at `url`. Raises RequestRefused."""
@@ -422,12 +429,14 @@ class Generation:
 
     async def start(self) -> None:
         await self.lasting.start()
+        running.begin(self.functions)
         if "fastapi_cache" in sys.modules:
             from gateway.fastapi_cache2 import backend
 
             backend.register(self.engine, budget=self.config.redis_budget.total_seconds())
 
     async def stop(self) -> None:
+        running.end(self.functions)
         self.lasting.lag.stop()
         if "fastapi_cache" in sys.modules:
             from gateway.fastapi_cache2 import backend

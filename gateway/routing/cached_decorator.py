@@ -34,6 +34,7 @@ from gateway.policy.keys import Plan
 from gateway.policy.rules import directives_of
 from gateway.policy.storability import TAG_FIELDS
 from gateway.routing.fast_path import FastPath
+from gateway.routing.function_calls import Outside
 from gateway.routing.handler_endpoint import Called, Wrapped, endpoint_of
 from gateway.routing.handler_key import Unwritable
 from gateway.routing.handler_reading import KEY, READING, Reading, Unknown
@@ -81,7 +82,8 @@ def cached(
     cache: bool = True,
     when: Callable[[Any], object] | None = None,
 ) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
-    """Cache a FastAPI handler's responses to GET and HEAD, shared by all clients with the same inputs.
+    """Cache a FastAPI handler's responses to GET and HEAD, shared by all clients with the same inputs; or the values
+    of a function that is no handler, by its arguments (`function_calls`).
 
     Durations are as in the configuration (`250ms`, `30s`, `5m`); `ttl="origin"` follows the `Cache-Control` that the
     handler itself sets. A function as `ttl` gets the handler's value and returns a duration (or seconds), or None to
@@ -135,7 +137,8 @@ def _wrapped(function: Callable[P, Any], settings: Cached) -> Callable[P, Any]:
         wrapped = Wrapped.of(function)
     except ValueError as error:
         raise ValueError(f"@cached on {settings.name}: {error}") from None
-    endpoint = endpoint_of(wrapped, lambda called: _Call(called, settings).serve())
+    outside = Outside(function, settings, lambda: wrapped.coder)
+    endpoint = endpoint_of(wrapped, lambda called: _Call(called, settings).serve(), outside)
     marked = Marked(settings, wrapped.injected_request, wrapped.injected[0].name, endpoint)
     setattr(endpoint, MARK, marked)
     with suppress(AttributeError):  # a bound method has no attributes of its own

@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Protocol, get_args, get_origin
 
 import anyio.from_thread
 from fastapi import Depends, Request
@@ -29,6 +29,14 @@ from gateway.routing.handler_value import Coder
 
 Serve = Callable[["Called"], Coroutine[Any, Any, Any]]
 """Handles calls by a route."""
+
+
+class Elsewhere(Protocol):
+    """Handles calls by others than a route, or FastAPI's for a dependency."""
+
+    async def awaited(self, args: Any, kwargs: Any) -> Any: ...
+
+    def called(self, args: Any, kwargs: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -105,15 +113,17 @@ class Wrapped:
         return Called(function, request, response, self, endpoint)
 
 
-def endpoint_of(wrapped: Wrapped, serve: Serve) -> Callable[..., Any]:
+def endpoint_of(wrapped: Wrapped, serve: Serve, elsewhere: Elsewhere) -> Callable[..., Any]:
     """The replacement of the handler: an async function for an async one, else a function whose result FastAPI
     awaits."""
-    function = wrapped.function
+    function, marker = wrapped.function, wrapped.injected[0].name
     if not wrapped.is_coroutine:
-        endpoint: Any = _Endpoint(wrapped, serve)
+        endpoint: Any = _Endpoint(wrapped, serve, elsewhere)
     else:
 
         async def endpoint(*args: Any, **kwargs: Any) -> Any:
+            if marker not in kwargs:
+                return await elsewhere.awaited(args, kwargs)
             called = wrapped.called(endpoint, args, kwargs)
             return await (function(*args, **kwargs) if called is None else serve(called))
 
@@ -127,13 +137,15 @@ class _Endpoint:
     """For a sync handler. A route awaits it, so that hits need no thread; other callers get the function's return
     value."""
 
-    def __init__(self, wrapped: Wrapped, serve: Serve) -> None:
-        self._wrapped, self._serve = wrapped, serve
+    def __init__(self, wrapped: Wrapped, serve: Serve, elsewhere: Elsewhere) -> None:
+        self._wrapped, self._serve, self._elsewhere = wrapped, serve, elsewhere
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._wrapped.injected[0].name not in kwargs:
+            return self._elsewhere.called(args, kwargs)
         called = self._wrapped.called(self, args, kwargs)
         if called is None:
             return self._wrapped.function(*args, **kwargs)

@@ -336,6 +336,8 @@ class Runtime:
     makes the Reading of a request."""
     edge: dict[int, Judged] = field(default_factory=dict)
     """By the id of a route's tree of dependencies: whether its `@cached` handler is answered at the edge."""
+    functions: set[str] = field(default_factory=set)
+    """The names of functions outside of routes that were called."""
     _so_far: dict[str, SoFar] = field(default_factory=dict)
 
     def keys_of(self, target: Target) -> list[str]:

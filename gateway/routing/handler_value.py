@@ -40,14 +40,15 @@ CONDITIONS = (b"if-none-match", b"if-modified-since", b"if-match", b"if-unmodifi
 
 
 class Coder:
-    """Writes the values of a handler as JSON, and reads them."""
+    """Writes the values of a function as JSON, and reads them: by the type `returns`, or else by its annotation."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], returns: Any = None) -> None:
         self._function = function
+        self._returns = returns
 
     @cached_property
     def _adapter(self) -> TypeAdapter[Any] | None:
-        annotation = get_typed_return_annotation(self._function)
+        annotation = self._returns if self._returns is not None else get_typed_return_annotation(self._function)
         if annotation is None or annotation is Any or isinstance(annotation, ForwardRef):
             return None
         try:
