@@ -16,7 +16,18 @@ from msgspec import structs
 from gateway.cache.background import Background
 from gateway.cache.fetch import Durations, Fetcher
 from gateway.cache.flight import Failed, Flight, Landed, Landing, NotShareable
-from gateway.cache.leases import DOUBTED, FAILED, STORED, STORED_LIFE, UNCACHEABLE, Lease, Leases, Pauses, Standing
+from gateway.cache.leases import (
+    DOUBTED,
+    FAILED,
+    STORED,
+    STORED_LIFE,
+    UNCACHEABLE,
+    Claim,
+    Lease,
+    Leases,
+    Pauses,
+    Standing,
+)
 from gateway.cache.overload import Governor
 from gateway.cache.request import CacheRequest, Origin
 from gateway.cache.store import Found, TieredStore
@@ -77,6 +88,14 @@ class Coalescer:
         if ask.route.made and not self._tiers.untouched(flight.stamp):
             return True
         return self._tiers.outlived(flight.stamp, flight.began, ask.wanted)
+
+    def claim(self, key: str) -> Claim | None:
+        """The lease for a fetch of `key` that may follow a read; None if such a fetch is under way."""
+        return None if key in self.flights else self._leases.claim(key)
+
+    def unclaim(self, key: str) -> None:
+        """Give back the lease of `claim`: there is no fetch."""
+        self._leases.unclaim(key)
 
     def launch(self, key: str, ask: CacheRequest, stale: Entry | None) -> Flight:
         flight = self._new_flight(key)

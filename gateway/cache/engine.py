@@ -24,7 +24,7 @@ from gateway.cache.compression import Compressor
 from gateway.cache.entry_writer import EntryWriter
 from gateway.cache.fetch import Durations, Fetcher, identity_of
 from gateway.cache.flight import Failed, Flight, Landed, Landing, NotShareable
-from gateway.cache.leases import Leases
+from gateway.cache.leases import Claim, Leases
 from gateway.cache.memory import Memory
 from gateway.cache.overload import Governor
 from gateway.cache.purge_log import PurgeCounts, PurgeLog, PurgeReport
@@ -188,7 +188,7 @@ class Engine:
         decision = freshness.decide(found.stored, request.facts, request.route.rules, self.clock.now())
         if isinstance(decision, Revalidate | Miss | Unsatisfiable) and self._is_shared(request):
             if found.stored is not None or not request.exchange.looked:
-                found = await self._newer(request, found)
+                found = await self._newer(request, found, self._claim(request))
             decision = freshness.decide(found.stored, request.facts, request.route.rules, self.clock.now())
         match decision:
             case Hit():
@@ -271,6 +271,7 @@ class Engine:
             if flight is None or leading:
                 refused = self._refused(request)
                 if refused is not None:
+                    self._flying.unclaim(key)
                     return self._answering.failed(request, refused, stale, reason, collapsed=False)
                 if request.stays:
                     return await self._lead(key, request, stale, reason)
@@ -411,12 +412,19 @@ class Engine:
         """Whether the response to a request may be in the shared tier, and that is available."""
         return not request.route.made and self.tiers.shared.available
 
-    async def _newer(self, request: CacheRequest, known: Found) -> Found:
+    def _claim(self, request: CacheRequest) -> Claim | None:
+        """The lease for the fetch that follows if the shared tier has no response, unless that will need none."""
+        if request.facts.head or self._fetching.may_send_range(request):
+            return None
+        key = self._fetching.flight_key(request)
+        return None if self._fetching.is_uncacheable(key) else self._flying.claim(key)
+
+    async def _newer(self, request: CacheRequest, known: Found, claim: Claim | None = None) -> Found:
         if not self._is_shared(request):
             return known
         began = time.perf_counter()
         try:
-            return await self.tiers.newer(request.wanted, known)
+            return await self.tiers.newer(request.wanted, known, claim)
         finally:
             request.exchange.spend("cache", time.perf_counter() - began)
 

@@ -5,6 +5,9 @@ was lost, ends soon, however long the upstream may take. It is released by its t
 mark replaces the lease, so that waiting requests continue at once; if the response was stored, another mark tells the
 next holder to read the tier again. Without the shared tier there is no lease, and each process collapses its own
 requests.
+
+A request that reads the tier because it may have to fetch takes the lease in the same round trip (`Claim`), if the tier
+has nothing to serve it with; its flight then finds the lease here. A lease that no flight takes is given back.
 """
 
 from __future__ import annotations
@@ -13,12 +16,13 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum
+from itertools import count
 from uuid import uuid4
 
 import msgspec
 
 from gateway.cache.shared_store import SharedStore
-from gateway.policy.keys import digest
+from gateway.policy.keys import shared_name
 
 STORED = b"!stored"
 """The mark of a lease whose holder stored its response."""
@@ -37,6 +41,8 @@ lease without the mark, nothing was stored since."""
 DOUBTED = 0.05
 """Seconds that are waited for another's fetch while the shared tier fails now and then: the lease may be one whose
 grant was lost."""
+UNUSED_LIFE = 0.05
+"""Seconds after which a lease that was taken while the tier was read, and that no flight uses, is given back."""
 FIRST_PAUSE = 0.002
 LONGEST_PAUSE = 0.1
 UNCACHEABLE = b"!uncacheable"
@@ -73,6 +79,21 @@ class Lease(msgspec.Struct, frozen=True):
     """Whether another worker stored a response just now, so that it may be in the tier."""
 
 
+class Claim:
+    """The lease of `key`, to be taken with a read."""
+
+    __slots__ = ("_key", "_leases")
+
+    def __init__(self, leases: Leases, key: str) -> None:
+        self._leases = leases
+        self._key = key
+
+    async def read(self, names: Sequence[str], known: Sequence[bytes]) -> list[bytes | None]:
+        """The values of `names`, an index and then entries. The lease is taken if the tier has none of these entries,
+        or only those that are `known` by their first bytes (empty: none is); the flight that needs it finds it."""
+        return await self._leases.read(self._key, names, known)
+
+
 class Leases:
     def __init__(self, shared: SharedStore, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._shared = shared
@@ -80,6 +101,12 @@ class Leases:
         self._held: dict[str, tuple[bytes, float, float]] = {}
         """The leases held here: token, when it was last renewed, until when it may be."""
         self._renewing: asyncio.Task[None] | None = None
+        self._unused: dict[str, tuple[Lease, float]] = {}
+        """Leases taken while the tier was read, by key, and when; oldest first."""
+        self._claimed: set[str] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+        self._tokens = (f"{uuid4().hex}{number}".encode() for number in count())
 
     def __repr__(self) -> str:
         return f"<Leases held={len(self._held)}>"
@@ -88,13 +115,52 @@ class Leases:
         """Take the lease of `key` for a fetch with a timeout of so many seconds, or return its state."""
         if not self._shared.available:
             return Lease("", b"", Standing.AWAY)
-        name, token = "l:" + digest(key), uuid4().hex.encode()
+        if (unused := self._unused.pop(key, None)) is not None:
+            lease, asked = unused
+            self._hold(lease.name, lease.token, asked, deadline)
+            return lease
+        name, token = shared_name("l", key), next(self._tokens)
         asked = self._monotonic()
         reply = await self._shared.take(name, token, LIFE)
         if reply in (token, STORED):
             self._hold(name, token, asked, deadline)
             return Lease(name, token, Standing.HELD, stored=reply == STORED)
         return Lease(name, token, _standing(reply))
+
+    def claim(self, key: str) -> Claim | None:
+        """Take the lease of `key` with the next read, unless that is happening already."""
+        if not self._shared.available or key in self._claimed or key in self._unused:
+            return None
+        return Claim(self, key)
+
+    async def read(self, key: str, names: Sequence[str], known: Sequence[bytes]) -> list[bytes | None]:
+        """See `Claim.read`."""
+        name, token, asked = shared_name("l", key), next(self._tokens), self._monotonic()
+        self._claimed.add(key)
+        try:
+            values, reply = await self._shared.read_and_take(names, known, name, token, LIFE)
+        finally:
+            self._claimed.discard(key)
+        if reply in (token, STORED):
+            self._unused[key] = Lease(name, token, Standing.HELD, stored=reply == STORED), asked
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(UNUSED_LIFE, self._give_unused_back)
+        return values
+
+    def _give_unused_back(self) -> None:
+        self._timer, now, loop = None, self._monotonic(), asyncio.get_running_loop()
+        for key, (_, asked) in list(self._unused.items()):
+            if now - asked < UNUSED_LIFE:
+                self._timer = loop.call_later(UNUSED_LIFE, self._give_unused_back)
+                return
+            self.unclaim(key)
+
+    def unclaim(self, key: str) -> None:
+        """Give the lease of `key` back, in the background, if no flight has taken it."""
+        if (unused := self._unused.pop(key, None)) is not None:
+            task = asyncio.get_running_loop().create_task(self.give_back(unused[0]))
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
 
     async def look(self, lease: Lease) -> Standing | None:
         """The state of another's lease; None if it has ended. HELD if the lease is ours, its grant having been lost."""
@@ -128,6 +194,9 @@ class Leases:
     def close(self) -> None:
         """Stop renewing: leases still held expire."""
         self._held.clear()
+        self._unused.clear()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._renewing is not None:
             self._renewing.cancel()
 

@@ -14,17 +14,21 @@ from functools import cached_property
 import msgspec
 from msgspec import structs
 
+from gateway.cache.leases import Claim
 from gateway.cache.memory import Memory
 from gateway.cache.purge_log import LocalPurges, PurgeLog
 from gateway.cache.shared_store import SharedStore
 from gateway.clock import Clock
 from gateway.http.headers import Headers
-from gateway.policy.entry import Entry, decode_index, decode_stored, encode, may_be_index, may_be_shared
+from gateway.policy.entry import Entry, beginning_of, decode_index, decode_stored, encode, may_be_index, may_be_shared
 from gateway.policy.epochs import EVERYTHING, PurgeState, full_key_name, key_name, route_name, tag_name
 from gateway.policy.identity_key import UNKEYED, IdentityKey
-from gateway.policy.keys import Plan, digest
+from gateway.policy.keys import Plan, shared_name
 from gateway.policy.rules import MAX_LIFE
 from gateway.policy.vary import Suffixes, VaryIndex, latest, likely_key, newest, selected_keys, with_vary
+
+MOST_ENCODED = 64 * 1024
+"""Bytes of the body of a stale response up to which its record is compared with that in the shared tier."""
 
 
 class Selection(msgspec.Struct, frozen=True, dict=True):
@@ -130,11 +134,12 @@ class TieredStore:
             stored = None
         return Found(stored, "redis")
 
-    async def newer(self, wanted: Selection, known: Found) -> Found:
-        """The newer of the known response and that of the shared tier, if it responds in time; stored in memory."""
+    async def newer(self, wanted: Selection, known: Found, claim: Claim | None = None) -> Found:
+        """The newer of the known response and that of the shared tier, if it responds in time; stored in memory. If the
+        shared tier has no other response than the known one, the lease of `claim` is taken in the same round trip."""
         try:
             async with asyncio.timeout(self._budget):
-                stored = await self._in_shared(wanted)
+                stored = await self._in_shared(wanted, known.stored, claim)
         except TimeoutError:
             stored = None
         landed = self.at_hand(wanted)  # another request's fetch, meanwhile
@@ -145,11 +150,17 @@ class TieredStore:
         self.memory.put(stored)
         return Found(self._judged(stored, wanted), "redis")
 
-    async def _in_shared(self, wanted: Selection) -> Entry | None:
+    async def _in_shared(
+        self, wanted: Selection, known: Entry | None = None, claim: Claim | None = None
+    ) -> Entry | None:
         plan = wanted.plan
         local = self.memory.index(plan.primary)
         keys = _selected(local, wanted)
-        data = await self.shared.read([index_name(plan.primary), *(entry_name(key) for key in keys)])
+        names = [index_name(plan.primary), *(entry_name(key) for key in keys)]
+        if claim is None:
+            data = await self.shared.read(names)
+        else:
+            data = await claim.read(names, [self._beginning(known, key) for key in keys])
         index = self.read_index(data[0], plan.primary, local)
         found = [self._read_stored(item, key) for item, key in zip(data[1:], keys, strict=True)]
         more = [key for key in _selected(index, wanted) if key not in keys]
@@ -158,6 +169,13 @@ class TieredStore:
             found += [self._read_stored(item, key) for item, key in zip(data, more, strict=True)]
         usable = (stored for stored in found if stored is not None and self._judged(stored, wanted) is not None)
         return max(usable, key=lambda stored: stored.born, default=None)
+
+    def _beginning(self, known: Entry | None, key: str) -> bytes:
+        """How the record of the known response begins, if it is that of `key`; empty otherwise, and if it is large: it
+        takes the encoding of the whole."""
+        if known is None or known.key != key or len(known.body) > MOST_ENCODED:
+            return b""
+        return beginning_of(structs.replace(known, softened=None, distrusted=False), self.secret)
 
     async def take_from_shared(self, keys: Sequence[str]) -> int:
         """Take into memory what the shared tier has under these keys, with the indices that select among variants; how
@@ -318,12 +336,12 @@ def _selected(index: VaryIndex | None, wanted: Selection) -> list[str]:
 
 def index_name(primary: str) -> str:
     """The name of a primary key's index in the shared tier, below the prefix."""
-    return "i:" + digest(primary)
+    return shared_name("i", primary)
 
 
 def entry_name(key: str) -> str:
     """The name of a stored response in the shared tier, below the prefix."""
-    return "e:" + digest(key)
+    return shared_name("e", key)
 
 
 def _part_key(key: str) -> str:

@@ -137,6 +137,11 @@ def _payload(data: bytes, secret: bytes) -> memoryview | None:
     return payload if hmac.compare_digest(data[len(prefix) : head], _seal(payload, secret)) else None
 
 
+def beginning_of(record: Entry, secret: bytes = b"") -> bytes:
+    """The first bytes of a record, which differ from those of any other: with the seal."""
+    return encode(record, secret)[: len(_prefix(secret)) + (_HMAC_LENGTH if secret else _CHECKSUM_LENGTH)]
+
+
 def is_sealed(data: bytes, secret: bytes = b"") -> bool:
     """Whether `data` is whole, of this version, and sealed as `encode` seals it."""
     return _payload(data, secret) is not None

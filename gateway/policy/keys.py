@@ -265,6 +265,22 @@ def short_key(key: str) -> str:
     return key if len(key) <= LONGEST_SHORT else digest(key)
 
 
+def shared_name(kind: str, key: str) -> str:
+    """A key's name in the shared tier. The names of all keys of a target have one hash tag, so that they are in one
+    slot of a cluster, and one command may use them."""
+    return f"{kind}:{{{digest(_primary_of(key))[:TAG_LENGTH]}}}{digest(key)}"
+
+
+TAG_LENGTH = 16
+"""Hexadecimal digits. Targets with the same tag only share a slot."""
+
+
+def _primary_of(key: str) -> str:
+    """The two lines with which all keys of a target begin: its origin, and itself."""
+    end = key.find("\n", key.find("\n") + 1)
+    return key if end < 0 else key[:end]
+
+
 def digest(key: str) -> str:
-    """A key's short name in Redis: 128 bits of BLAKE2b, which no client can make collide."""
+    """A key's digest in names: 128 bits of BLAKE2b, which no client can make collide."""
     return blake2b(key.encode("latin-1", "backslashreplace"), digest_size=16).hexdigest()

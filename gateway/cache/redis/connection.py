@@ -25,7 +25,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from gateway.config.types import (
@@ -73,11 +73,20 @@ def values_of(replies: object, number: int) -> Reply:
     for reply in replies:
         if isinstance(reply, bytes):
             values.append(reply or None)
-        elif isinstance(reply, hiredis.ReplyError | ResponseError) and _BAD_TYPE in str(reply):
+        elif _is_error(reply) and not is_refusal(reply):
             values.append(None)
         else:
             return None
     return values
+
+
+def is_refusal(reply: object) -> bool:
+    """Whether a reply is an error other than that a key has another type, which anyone who writes there can cause."""
+    return _is_error(reply) and _BAD_TYPE not in str(reply)
+
+
+def _is_error(reply: object) -> bool:
+    return isinstance(reply, hiredis.ReplyError | RedisError)
 
 
 class BoundedParser(_AsyncHiredisParser):

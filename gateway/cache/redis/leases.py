@@ -29,8 +29,13 @@ MOST_RENEWED = 200
 _AT_ONCE = 4  # connections taken
 
 
-# KEYS: lease. ARGV: token, milliseconds.
+# KEYS: lease, entries. ARGV: token, milliseconds, the first bytes of each entry that do not matter (empty for none).
 _TAKE = f"""
+for position = 2, #KEYS do
+  local known = ARGV[position + 1]
+  local found = redis.call('GETRANGE', KEYS[position], 0, math.max(#known - 1, 0))
+  if found ~= '' and found ~= known then return '' end
+end
 local found = redis.call('GETRANGE', KEYS[1], 0, 63)
 if found ~= '' and found ~= '{STORED.decode()}' then return found end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
@@ -78,11 +83,23 @@ class RedisLeases:
         self._giving_up = asyncio.Semaphore(_AT_ONCE)
 
     async def take(self, name: str, token: bytes, life: float) -> bytes | None:
-        reply = await self._run(("EVAL", _TAKE, 1, self._prefix + name, token, _milliseconds(life)))
+        reply = await self._run(self.taking(name, token, life))
         if isinstance(reply, bytes) and reply:
             return reply
-        self._spawn(self._give_up(name, token))
+        self.give_up(name, token)
         return None
+
+    def taking(
+        self, name: str, token: bytes, life: float, entries: Sequence[str] = (), known: Sequence[bytes] = ()
+    ) -> Command:
+        """The command that takes a lease, unless one of the `entries` (whole keys) has a value other than the `known`
+        one."""
+        lease = self._prefix + name
+        return ("EVAL", _TAKE, 1 + len(entries), lease, *entries, token, _milliseconds(life), *known)
+
+    def give_up(self, name: str, token: bytes) -> None:
+        """Release a lease in the background that may have been granted."""
+        self._spawn(self._give_up(name, token))
 
     async def renew(self, held: Sequence[tuple[str, bytes]], life: float, *, together: int = MOST_RENEWED) -> None:
         """So many `together` in one command; in a cluster, where they lie in many slots, each in its own."""

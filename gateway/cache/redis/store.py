@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -18,12 +18,13 @@ import hiredis
 from redis.exceptions import MaxConnectionsError, RedisError
 
 from gateway.cache.redis.advice import RedisAdvice
-from gateway.cache.redis.connection import LARGEST, Deadline, Reply, connect, is_cluster, values_of
+from gateway.cache.redis.connection import LARGEST, Deadline, Reply, connect, is_cluster, is_refusal, values_of
 from gateway.cache.redis.errors import UNANSWERED, Reason, RedisState, complain_about_policy, is_unanswered
 from gateway.cache.redis.leases import Command, RedisLeases
 from gateway.cache.redis.overrides import RedisLive
 from gateway.cache.redis.purge_log import RedisPurges
 from gateway.cache.redis.reader import Keeper, Pipe, Reads
+from gateway.cache.redis.writes import Value, Writes
 from gateway.cache.shared_store import Read, SharedStatistics, no_values
 from gateway.clock import Clock, SystemClock
 from gateway.config.types import shown_url
@@ -38,13 +39,10 @@ PROBE_EVERY = 0.2
 SYNCHRONISE_EVERY = 30.0
 COMPLAIN_EVERY = 60.0
 DOUBT_SECONDS = 1.0
-MAX_BATCH = 128  # writes in a pipeline
-MAX_BATCH_BYTES = 1024 * 1024
 MOST_AT_ONCE = 64 * 1024
 MOST_AHEAD = 256 * 1024
 """Bytes of a write up to which it is sent on the connection of the reads, and of all that is unsent there."""
 LEASES_AT_ONCE = 8  # connections
-MAX_WAITING_BYTES = 64 * 1024 * 1024
 
 
 # The time of the server that holds the stream of purges: in a cluster each node has its own.
@@ -84,9 +82,7 @@ class RedisStore:
         self._probe: asyncio.Task[None] | None = None
         self._reads = Reads(self._ask)
         self._keeper = Keeper(self._client, budget, self._failed)
-        self._writes: list[tuple[str, bytes, float, asyncio.Future[bool]]] = []
-        self._waiting_bytes = 0
-        self._writing = False
+        self._writes = Writes(self._write_batch, self._spawn)
         self._tasks: set[asyncio.Task[None]] = set()
         self._synchronised_at = float("-inf")
         self._complained_at = float("-inf")
@@ -167,33 +163,28 @@ class RedisStore:
         if any(len(value) > self.largest for _, value, _ in values):
             self.statistics.oversized += 1
             return False
-        if not self.available or self._waiting_bytes + size > MAX_WAITING_BYTES:
+        if not self.available or not self._writes.has_room(size):
             self.statistics.dropped += len(values)
             return False
         if self._goes_at_once(size):
-            done = await self._run(*self._sets(values)) is not None
+            self.statistics.writes += len(values)
+            done = await self._run(*map(self._set, values)) is not None
             self.statistics.dropped += 0 if done else len(values)
             return done
-        loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[bool]] = [loop.create_future() for _ in values]
-        if not self._writes and not self._writing:
-            loop.call_soon(self._flush_writes)
-        self._writes += [(n, v, life, f) for (n, v, life), f in zip(values, futures, strict=True)]
-        self._waiting_bytes += size
         self.statistics.writes += len(values)
-        return all([await future for future in futures])
+        return await self._writes.add(values, size)
 
     def _goes_at_once(self, size: int) -> bool:
         """Whether a write of `size` bytes may be sent now: not ahead of earlier ones, and not if it would delay later
         reads."""
         pipe = self._keeper.pipe
-        if pipe is None or self._writes or self._writing:
+        if pipe is None or not self._writes.idle:
             return False
         return size <= MOST_AT_ONCE and pipe.unsent + size <= MOST_AHEAD
 
-    def _sets(self, values: Sequence[tuple[str, bytes, float]]) -> list[Command]:
-        self.statistics.writes += len(values)
-        return [("SET", self._prefix + name, value, "PX", max(1, int(life * 1000))) for name, value, life in values]
+    def _set(self, value: Value) -> Command:
+        name, data, life = value
+        return ("SET", self._prefix + name, data, "PX", max(1, int(life * 1000)))
 
     async def agree_on_key(self, own: bytes) -> bytes | None:
         """The identity key shared through this Redis, `own` if there was none; None if it does not respond."""
@@ -219,6 +210,27 @@ class RedisStore:
             return None  # a request whose read just failed does not wait a second time
         return await self._leases.take(name, token, life)
 
+    async def read_and_take(
+        self, names: Sequence[str], known: Sequence[bytes], name: str, token: bytes, life: float
+    ) -> tuple[list[bytes | None], bytes | None]:
+        if not self.available or self._failures:
+            return await self.read(names), None
+        keys = [self._prefix + each for each in names]
+        take = self._leases.taking(name, token, life, keys[1:], known)
+        self.statistics.reads += len(names)
+        reply = values = None
+        try:
+            replies = await self._replies((*map(self._getrange, keys), take))
+            if replies is not None:
+                values, reply = values_of(replies[:-1], len(keys)), replies[-1]
+        finally:
+            if not isinstance(reply, bytes):
+                self._leases.give_up(name, token)
+        if values is None:
+            return [None] * len(names), None
+        self._leave_out_what_is_too_large(keys, values)
+        return values, reply if isinstance(reply, bytes) else None
+
     async def peek(self, name: str) -> tuple[bool, bytes | None]:
         if not self.available:
             return False, None
@@ -242,7 +254,8 @@ class RedisStore:
             return
         size = sum([len(value) for _, value, _ in after])
         if size <= self.largest and self._goes_at_once(size):
-            done = await self._leases.give_back(name, token, mark, life, after=self._sets(after))
+            self.statistics.writes += len(after)
+            done = await self._leases.give_back(name, token, mark, life, after=list(map(self._set, after)))
             self.statistics.dropped += 0 if done else len(after)
             return
         if after:
@@ -254,7 +267,10 @@ class RedisStore:
         if self._probe is not None:
             self._probe.cancel()
         if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=4 * self._budget)
+            _, late = await asyncio.wait(set(self._tasks), timeout=4 * self._budget)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         await self._keeper.aclose()
         await self._client.aclose()
 
@@ -291,14 +307,13 @@ class RedisStore:
             then(values)
 
     async def _get(self, keys: list[str]) -> list[bytes | None]:
-        """One round trip; in a cluster one a node, as its keys lie in many slots."""
-        pipeline = self._client.pipeline() if self._cluster else self._client.pipeline(transaction=False)
-        for key in keys:
-            pipeline.getrange(key, 0, self.largest)
-        values = values_of(await pipeline.execute(raise_on_error=False), len(keys))
+        values = values_of(await self._pipeline(map(self._getrange, keys)).execute(raise_on_error=False), len(keys))
         if values is None:
             raise RedisError("Redis did not answer with values")
         return values
+
+    def _getrange(self, key: str) -> Command:
+        return ("GETRANGE", key, 0, self.largest)
 
     def _leave_out_what_is_too_large(self, keys: list[str], values: list[bytes | None]) -> None:
         for at, value in enumerate(values):
@@ -315,38 +330,21 @@ class RedisStore:
                 "%s in Redis is larger than %d bytes, which we never write; it is not read", key, self.largest
             )
 
-    def _flush_writes(self) -> None:
-        if self._writes and not self._writing:
-            batch = self._next_writes()
-            self._writing = True
-            self._spawn(self._write_batch(batch))
-
-    def _next_writes(self) -> list[tuple[str, bytes, float, asyncio.Future[bool]]]:
-        """The content of one pipeline: bounded, so that it fits into the budget."""
-        size = number = 0
-        for _, value, *_ in self._writes[:MAX_BATCH]:
-            size += len(value)
-            if number and size > MAX_BATCH_BYTES:
-                break
-            number += 1
-        batch, self._writes = self._writes[:number], self._writes[number:]
-        return batch
-
-    async def _write_batch(self, batch: list[tuple[str, bytes, float, asyncio.Future[bool]]]) -> None:
-        pipeline = self._client.pipeline() if self._cluster else self._client.pipeline(transaction=False)
-        for name, value, life, _ in batch:
-            pipeline.set(self._prefix + name, value, px=max(1, int(life * 1000)))
+    async def _write_batch(self, values: Sequence[Value]) -> bool:
+        pipeline = self._pipeline(map(self._set, values))
         done = False
         try:
             done = await self._guarded(pipeline.execute()) is not None
         finally:
-            self._writing = False
-            self.statistics.dropped += 0 if done else len(batch)
-            self._waiting_bytes -= sum(len(value) for _, value, _, _ in batch)
-            for *_, future in batch:
-                if not future.done():
-                    future.set_result(done)
-            self._flush_writes()
+            self.statistics.dropped += 0 if done else len(values)
+        return done
+
+    def _pipeline(self, commands: Iterable[Command]) -> Any:
+        """One round trip; in a cluster one a node."""
+        pipeline = self._client.pipeline() if self._cluster else self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        return pipeline
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -378,24 +376,31 @@ class RedisStore:
 
     async def _run(self, *commands: Command) -> Any:
         """The last reply to `commands`, which are executed in this order; None if one failed, or took longer than the
-        budget. They use the connection of the reads, where there is one."""
-        pipe = self._keeper.pipe
-        if pipe is not None:
-            replied: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            self.statistics.batches += 1
-            packed = [hiredis.pack_command(cast(tuple[bytes], command)) for command in commands]
-            pipe.run(packed, partial(self._ran, pipe, replied, time.perf_counter()))
-            return await replied
-        reply = None
-        for command in commands:
-            reply = await self._in_turn(self._client.execute_command(*command))
-            if reply is None:
-                return None
-        return reply
+        budget."""
+        replies = await self._replies(commands)
+        return None if replies is None else replies[-1]
+
+    async def _replies(self, commands: Sequence[Command]) -> list[Any] | None:
+        """The replies to commands in one round trip, on the connection of the reads where there is one; None if they
+        took longer than the budget, or one is a `refusal`, which counts as a failure."""
+        pipe, began = self._keeper.pipe, time.perf_counter()
+        if pipe is None:
+            return cast("list[Any] | None", await self._in_turn(self._by_client(commands)))
+        replied: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.statistics.batches += 1
+        packed = [hiredis.pack_command(cast(tuple[bytes], command)) for command in commands]
+        pipe.run(packed, partial(self._ran, pipe, replied, began))
+        return cast("list[Any] | None", await replied)
+
+    async def _by_client(self, commands: Sequence[Command]) -> list[Any]:
+        replies: list[Any] = await self._pipeline(commands).execute(raise_on_error=False)
+        for reply in filter(is_refusal, replies):
+            raise reply
+        return replies
 
     def _ran(self, pipe: Pipe, replied: asyncio.Future[Any], began: float, replies: list[object] | None) -> None:
         self.statistics.seconds += time.perf_counter() - began
-        if replies is None or any(isinstance(reply, hiredis.ReplyError) for reply in replies):
+        if replies is None or any(map(is_refusal, replies)):
             self.statistics.failures += 1
             # Its end is one failure, however many waited on it; so are commands that fail together.
             if pipe.open and began >= self._failed_at:
@@ -404,7 +409,7 @@ class RedisStore:
         else:
             self._succeeded()
         if not replied.done():
-            replied.set_result(None if replies is None else replies[-1])
+            replied.set_result(replies)
 
     async def _in_turn(self, command: Any) -> Any:
         """The same for a lease command, of which only a limited number are in flight: a thousand misses at once would

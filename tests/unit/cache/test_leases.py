@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from uuid import uuid4
@@ -14,8 +15,9 @@ from gateway.app.gateway import Gateway
 from gateway.cache.leases import LIFE, STORED, STORED_LIFE, Lease, Leases, Standing
 from gateway.cache.redis.store import RedisStore
 from gateway.server.embedded_redis import Embedded
-from gateway.testing import StubUpstream, TurnedClock
+from gateway.testing import StubUpstream, TurnedClock, running
 from tests.support.gateways import gateway, json_answer
+from tests.support.proxy import faulty_url
 
 ROUTES = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "10s", "stale_while_revalidate": "10m"}}
 
@@ -150,6 +152,112 @@ async def test_a_miss_is_one_look_and_one_lease(fleet: tuple[list[Gateway], Stub
     before = store.statistics.reads
     await ask(apps[0])
     assert store.statistics.reads - before == 2  # the index, and the response
+
+
+def commands_in(piece: bytes) -> list[bytes]:
+    """The names of the commands that were sent together."""
+    return re.findall(rb"\*\d+\r\n\$\d+\r\n(\w+)\r\n", piece)
+
+
+MISS = [[b"GETRANGE", b"GETRANGE", b"EVAL", b"PING"], [b"SET", b"EVAL", b"PING"]]
+"""Index, entry and lease in one round trip; then the entry and the end of the lease in another."""
+
+
+async def test_a_cold_miss_is_two_round_trips_and_so_is_the_fetch_of_an_expired_response(
+    valkey: Embedded, clock: TurnedClock
+) -> None:
+    async with faulty_url(valkey.url) as proxy:
+        store = RedisStore(proxy.url("redis://x"), prefix=f"{uuid4().hex}:", budget=5.0)
+        upstream, sent = StubUpstream(json_answer()), list[list[bytes]]()
+
+        def noted(piece: bytes) -> bytes:
+            if any(kind in piece for kind in (b":e:{", b":i:{", b":l:{")):
+                sent.append(commands_in(piece))
+            return piece
+
+        async with running(gateway(upstream, ROUTES, clock=clock, store=store)) as client:
+            await store.read(["open"])
+            while store._keeper.pipe is None:
+                await asyncio.sleep(0.01)
+            proxy.up.corrupt = noted
+            for number, turned in ((1, 0), (2, 0), (1, 1000)):
+                clock.turn(turned)
+                for mark in await store._client.keys(store._prefix + "l:*"):
+                    await store._client.delete(mark)  # Redis's clock does not turn: the marks end now
+                sent.clear()
+                assert (await client.get(f"/items/{number}")).status_code == 200
+                while len(sent) < len(MISS):
+                    await asyncio.sleep(0.01)
+                assert sent == MISS
+        assert upstream.asked == 3
+
+
+async def test_a_read_takes_the_lease_only_where_it_finds_nothing_new(redis_store: RedisStore) -> None:
+    names, nothing = ["i:1", "e:1"], [b""]
+    assert await redis_store.read_and_take(names, nothing, "l:1", b"first", 60.0) == ([None, None], b"first")
+    assert await redis_store.read_and_take(names, nothing, "l:1", b"second", 60.0) == ([None, None], b"first")
+    await redis_store.give_back("l:1", b"first", STORED, STORED_LIFE, after=[("e:1", b"record", 60.0)])
+    assert await redis_store.read_and_take(names, nothing, "l:1", b"third", 60.0) == ([None, b"record"], b"")
+    assert await redis_store.read_and_take(names, [b"other"], "l:1", b"third", 60.0) == ([None, b"record"], b"")
+    assert await redis_store.read_and_take(names, [b"rec"], "l:1", b"third", 60.0) == ([None, b"record"], STORED)
+    assert await redis_store.peek("l:1") == (True, b"third")
+
+
+async def test_a_key_of_another_type_hides_neither_the_rest_nor_the_lease(redis_store: RedisStore) -> None:
+    await redis_store._client.hset(redis_store._prefix + "i:1", "planted", "1")
+    found = await redis_store.read_and_take(["i:1", "e:1"], [b""], "l:1", b"token", 60.0)
+    assert found == ([None, None], b"token")
+    await redis_store._client.hset(redis_store._prefix + "e:2", "planted", "1")
+    found = await redis_store.read_and_take(["i:2", "e:2"], [b""], "l:2", b"token", 60.0)
+    assert found == ([None, None], None)
+    assert redis_store.statistics.failures == 0
+
+
+async def test_a_lease_that_was_read_is_the_flights_and_renewed_as_any(redis_store: RedisStore) -> None:
+    leases = Leases(redis_store)
+    claim = leases.claim("key")
+    assert claim is not None
+    assert await claim.read(["i:1", "e:1"], [b""]) == [None, None]
+    assert leases.claim("key") is None  # it is here already
+    before = redis_store.statistics.batches
+    taken = await leases.take("key", 60.0)
+    assert (taken.standing, redis_store.statistics.batches) == (Standing.HELD, before)
+    await asyncio.sleep(LIFE * 1.5)
+    assert (await redis_store.peek(taken.name))[1] == taken.token
+    await leases.give_back(taken)
+    assert await redis_store.peek(taken.name) == (True, None)
+    leases.close()
+
+
+async def test_a_lease_that_was_read_and_is_not_used_is_given_back_at_once_or_soon(redis_store: RedisStore) -> None:
+    leases = Leases(redis_store)
+    for given_back in (lambda: leases.unclaim("key"), lambda: None):
+        claim = leases.claim("key")
+        assert claim is not None
+        await claim.read(["i:1", "e:1"], [b""])
+        (name,) = await redis_store._client.keys(redis_store._prefix + "l:*")
+        given_back()
+        began = time.monotonic()
+        while await redis_store._client.exists(name):
+            await asyncio.sleep(0.005)
+        assert time.monotonic() - began < LIFE  # it did not expire
+    leases.close()
+
+
+async def test_a_read_that_is_cut_off_gives_up_the_lease_that_it_may_have_got(valkey: Embedded) -> None:
+    async with faulty_url(valkey.url) as proxy:
+        prefix = f"{uuid4().hex}:"
+        slow = RedisStore(proxy.url("redis://x"), prefix=prefix, budget=5.0)
+        hearing = RedisStore(valkey.url, prefix=prefix, budget=5.0)
+        await slow.read(["open"])
+        proxy.down.delay = 0.2
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await slow.read_and_take(["i:1", "e:1"], [b""], "l:1", b"token", 60.0)
+        while (await hearing.peek("l:1"))[1] is not None:
+            await asyncio.sleep(0.01)
+        await slow.aclose()
+        await hearing.aclose()
 
 
 async def test_while_redis_fails_now_and_then_a_lease_that_nobody_knows_to_hold_holds_nobody_up(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,7 @@ from gateway.policy.keys import (
     plan,
     primary_and_stem,
     primary_key,
+    shared_name,
     short_key,
     stem_of,
     without_ignored,
@@ -320,6 +322,24 @@ def test_a_response_is_for_one_user_where_all_that_identifies_the_user_selects_i
 
 def test_a_digest_is_the_same_in_every_process() -> None:
     assert digest("api\n/t") == "2ea941a0fdd95db5c4ce0f82ab7ef722"
+
+
+@pytest.mark.parametrize("key", ["api\n/t\n?x", "api\n/t\naccept:a", "api\n/t\norigin\nvary accept:a", "api\n/t"])
+def test_all_names_of_a_target_have_one_hash_tag_and_their_own_digest(key: str) -> None:
+    name, tag = shared_name("e", key), digest("api\n/t")[:16]
+    assert name == f"e:{{{tag}}}{digest(key)}"
+    assert f"{{{tag}}}" in shared_name("i", "api\n/t")
+    assert f"{{{tag}}}" not in shared_name("i", "api\n/u")
+    assert shared_name("l", "no line feed") == f"l:{{{digest('no line feed')[:16]}}}{digest('no line feed')}"
+
+
+@given(target=st.from_regex(r"/[a-z0-9/]{0,20}(\?[a-z_]{1,8}=[a-z0-9]{0,8}){0,1}", fullmatch=True))
+def test_every_key_of_a_plan_has_the_hash_tag_of_its_primary_key(target: str) -> None:
+    """Else a command on an entry and its index would cross slots of a cluster."""
+    keying = Keying(vary=("accept",), host=True, marks=((b"m", b"1"),), sent="x")
+    planned = plan(keying, "api", target, [(b"host", b"a"), (b"accept", b"b")])
+    names = [shared_name(kind, key) for kind, key in (("i", planned.primary), ("e", planned.base), ("l", planned.base))]
+    assert len({re.search(r"\{(.*)\}", name)[1] for name in names}) == 1  # type: ignore[index]
 
 
 @pytest.mark.parametrize("key", ["", "caf\xe9", "\u5546", "x" * 10_000])

@@ -99,6 +99,15 @@ async def test_without_that_connection_the_client_does_the_same(redis_store: Red
     assert await redis_store.read(["e:1", "l:1"]) == [b"entry", STORED]
 
 
+async def test_without_that_connection_entries_and_lease_are_still_one_round_trip(redis_store: RedisStore) -> None:
+    redis_store._keeper._make = None
+    before = redis_store.statistics.batches
+    found = await redis_store.read_and_take(["i:1", "e:1"], [b""], "l:1", b"token", 60.0)
+    assert (found, redis_store.statistics.batches - before) == (([None, None], b"token"), 1)
+    await redis_store.give_back("l:1", b"token", STORED, STORED_LIFE, after=[("e:1", b"entry", 60.0)])
+    assert await redis_store.read_and_take(["i:1", "e:1"], [b""], "l:1", b"token", 60.0) == ([None, b"entry"], b"")
+
+
 async def test_many_small_writes_at_once_leave_room_for_reads(redis_store: RedisStore, sent: list[list[bytes]]) -> None:
     """Together they are more than the connection of the reads takes: the rest goes by the client."""
     body = b"x" * (MOST_AT_ONCE - 1)
