@@ -10,6 +10,7 @@ import re
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -61,6 +62,7 @@ LOCAL = Outcome(Result.LOCAL)
 FORWARD_REASONS = frozenset(("bypass", "method", "uri-miss", "vary-miss", "miss", "request", "stale", "partial"))
 
 
+@lru_cache(maxsize=1024)  # a route's misses have the same few
 def cache_status(outcome: Outcome, *, ttl: str | None = None) -> str:
     """The value of `Cache-Status` for an outcome (RFC 9211 §2); `ttl` replaces its own, if it has one."""
     parts = ["gateway"]

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -133,7 +134,7 @@ class Generation:
         if before is None:
             self.lasting.show_upstreams(self.upstreams.values())
         self._direct: dict[str, Direct] = {}
-        self._patterns = Patterns(lambda: self.app.router.routes, self._direct)
+        self._patterns = Patterns(partial(attrgetter("router.routes"), self.app), self._direct)
         self.functions = FunctionCache(self.engine, lambda: self.latest.handlers)
         self.edge: Edge | None = None
 
@@ -177,7 +178,7 @@ class Generation:
                 engine=self.engine,
                 metrics=self.metrics,
                 log=self._log,
-                trusted=self.trusted,
+                trusted=self.trusted or None,
                 cors=self._cors,
                 patterns=self._patterns,
                 underway=self.underway,

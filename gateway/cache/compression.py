@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 
 import brotli
 from msgspec import structs
@@ -38,13 +39,18 @@ def is_compressible(stored: Entry, rules: CachePolicy) -> bool:
     does on routes with a duration, and there is no `no-transform` (RFC 9111 §5.2.2.6)."""
     if rules.ttl is None or stored.status != 200 or len(stored.body) < LEAST:
         return False
-    return _has_text(tuple([pair for pair in stored.headers if pair[0] in _TELLING]))
+    told = tuple([pair for pair in stored.headers if pair[0] in _TELLING])
+    return (_known_text if sum(map(len, map(_VALUE, told))) <= _SHORT else _has_text)(told)
 
 
 _TELLING = frozenset((b"content-type", b"content-encoding", b"cache-control"))
 
 
-@lru_cache(maxsize=512)  # an upstream sends the same few over and over
+_VALUE = itemgetter(1)
+_SHORT = 512
+"""Bytes of telling fields up to which the result is kept: an upstream sends the same few over and over."""
+
+
 def _has_text(headers: Headers) -> bool:
     """Whether a response with these fields has a text that may be sent in another coding."""
     media = (first(headers, b"content-type") or "").partition(";")[0].strip().lower()
@@ -53,6 +59,9 @@ def _has_text(headers: Headers) -> bool:
         and not has(headers, b"content-encoding")
         and "no-transform" not in CacheControl.of(headers)
     )
+
+
+_known_text = lru_cache(maxsize=512)(_has_text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -371,8 +371,8 @@ class Engine:
 
     def _refused(self, request: CacheRequest) -> Failed | None:
         """Why a fetch may not start now, known before a lease is taken; None if it may."""
-        flying = self._flying
-        if not flying.governor.admits_miss(len(flying.flights) + flying.alone):
+        governor, under_way = self._flying.governor, len(self.flights) + self._flying.alone
+        if under_way >= governor.limit and not governor.admits_miss(under_way):
             return self._shed(request.origin.name)
         refusal = request.origin.refusal()
         return None if refusal is None else Failed(refusal.status, error=refusal)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -66,7 +66,7 @@ class Origin(Protocol):
     def refusal(self) -> UpstreamError | None:
         """Why it would be refused at once, known without a request: then no lease is taken. None if it may be sent."""
 
-    async def fetch(self, method: str, headers: Headers) -> Fetched:
+    def fetch(self, method: str, headers: Headers) -> Coroutine[Any, Any, Fetched]:
         """Raises UpstreamError."""
 
 

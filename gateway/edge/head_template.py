@@ -44,7 +44,7 @@ def start_of(status: int, headers: Headers) -> bytes:
 
 
 def head_of(status: int, headers: Headers) -> bytes:
-    return start_of(status, headers) + b"\r\n"
+    return STATUS_LINE[status] + lines_of(headers) + b"\r\n"
 
 
 def interim_head(status: int, headers: Headers) -> bytes:

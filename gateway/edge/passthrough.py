@@ -34,10 +34,10 @@ from gateway.errors import RequestRefused, UpstreamError
 from gateway.http.forwarding import Trusted, place
 from gateway.http.headers import WITHOUT_CONTENT, Headers, connection_options, first, framed, has, values
 from gateway.http.target import Slashes, Target, below, check_host, normalise, split_raw_target
-from gateway.observability.access_log import AccessLog
+from gateway.observability.access_log import AccessLog, silent
 from gateway.observability.response_headers import complete, exchange_for
 from gateway.observability.trace_context import PASSED_ON as TRACE
-from gateway.observability.trace_context import traceparent_of
+from gateway.observability.trace_context import TRACEPARENT, traceparent_of
 from gateway.routing.cors import Cors
 from gateway.routing.declared import Declared
 from gateway.routing.fast_path import FastPath
@@ -108,7 +108,8 @@ class PassThrough:
     engine: Engine
     metrics: Metrics
     log: AccessLog
-    trusted: Trusted
+    trusted: Trusted | None
+    """None: no proxy is trusted."""
     cors: Cors | None
     patterns: Callable[[], Iterable[Pattern]]
     underway: Underway
@@ -127,7 +128,8 @@ class PassThrough:
             target, direct = self._found(line, host, scheme)
             if direct is None:
                 return None
-            exchange = exchange_for(fields, peer, line.method.decode("ascii"), scheme, self.trusted, looked=looked)
+            method = line.method.decode("ascii")
+            exchange = exchange_for(fields, peer, method, scheme, self.trusted, looked=looked)
             exchange.host = host
             return self._passage(exchange, target, direct, scheme, None)
         except RequestRefused:
@@ -147,7 +149,7 @@ class PassThrough:
             return None
         if direct is None:
             return None
-        told = trusted.told(peer, block.headers) if trusted else None
+        told = None if trusted is None else trusted.told(peer, block.headers)
         fields = [*block.headers, (b"x-request-id", request_id)] if repeat.numbered else block.headers
         exchange = RequestContext(
             request_id=request_id.decode("ascii"),
@@ -167,9 +169,12 @@ class PassThrough:
 
     def _found(self, line: Line, host: str, scheme: str) -> tuple[Target, Direct | None]:
         """The target below the prefix, and the route that is asked without ASGI. Raises RequestRefused."""
-        target = below(normalise(*split_raw_target(line.target, host, scheme=scheme)), self.root)
-        direct = self._route(target.decoded)
-        return target, direct if direct is not None and direct.reads else None
+        target = normalise(*split_raw_target(line.target, host, scheme=scheme))
+        target = below(target, self.root) if self.root else target
+        for pattern, direct in self.patterns():
+            if pattern.match(target.decoded):
+                return target, direct if direct is not None and direct.reads else None
+        return target, None
 
     def _passage(
         self, exchange: RequestContext, target: Target, direct: Direct, scheme: str, block: HeaderBlock | None
@@ -182,12 +187,6 @@ class PassThrough:
         passage = PassThroughRequest(self, exchange, direct)
         passage.ask = direct.ask(exchange, passage.interim, block)
         return passage
-
-    def _route(self, path: str) -> Direct | None:
-        for pattern, direct in self.patterns():
-            if pattern.match(path):
-                return direct
-        return None
 
 
 class PassThroughRequest:
@@ -245,7 +244,8 @@ class PassThroughRequest:
 
     async def _run(self, connection: Connection) -> None:
         exchange = self.exchange
-        TRACE.set(traceparent_of(exchange.headers))
+        if has(exchange.headers, TRACEPARENT):  # a task of its own: nothing is set before
+            TRACE.set(traceparent_of(exchange.headers))
         self.ask.route.takes(exchange)
         status = CLIENT_LEFT
         try:
@@ -272,7 +272,8 @@ class PassThroughRequest:
         exchange, passages = self.exchange, self._passages
         seconds = time.perf_counter() - exchange.began
         passages.metrics.request(exchange.route, exchange.outcome, status, seconds)
-        passages.log(exchange, status, self._size, seconds)
+        if passages.log is not silent:
+            passages.log(exchange, status, self._size, seconds)
 
     async def _answer(self) -> Answer:
         try:

@@ -150,7 +150,7 @@ class TargetTemplate:
 
         A value in the path stays within its segment; in the query it is encoded so that it stays one value.
         """
-        path = _PARAMETER.sub(lambda match: parameters[match[1]], self.path)
+        path = self.path.format_map(parameters)  # its braces are those of its parameters alone
         if not self.query:
             return path, ()
         query = tuple(

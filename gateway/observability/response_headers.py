@@ -84,7 +84,7 @@ def _plain(text: str) -> str:
 
 
 def exchange_for(
-    headers: Headers, peer: str, method: str, scheme: str, trusted: Trusted, *, looked: bool = False
+    headers: Headers, peer: str, method: str, scheme: str, trusted: Trusted | None, *, looked: bool = False
 ) -> RequestContext:
     """The RequestContext of a request from `peer`. Its `X-Request-ID` is kept if it is valid."""
     told = trusted.told(peer, headers) if trusted else None

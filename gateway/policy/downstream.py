@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from operator import itemgetter
 
 from gateway.http.field_changes import NO_CHANGES, FieldChanges
 from gateway.http.headers import CacheControl, Headers, values, vary_names, without
@@ -19,6 +21,9 @@ from gateway.policy.vary import Names, field_of
 Field = tuple[bytes, bytes]
 
 _SAID = frozenset((b"cache-control", b"vary"))
+_VALUE = itemgetter(1)
+_SHORT = 512
+"""Bytes of a response's own fields up to which the result is kept: an upstream sends the same few over and over."""
 _OVERRULING = frozenset((b"surrogate-control", b"x-accel-expires"))
 """Fields that caches obey before `Cache-Control`, beside the targeted ones (RFC 9213): nginx, and surrogates."""
 
@@ -64,6 +69,10 @@ class Downstream:
         `stored` response varies on, `passed` is whether the request bypassed the cache. Of a route with `ttl: origin`,
         what the upstream's own `Vary` names is the upstream's to call private."""
         said = [pair for pair in headers if pair[0] in _SAID]
+        plain = self.changes is NO_CHANGES and not (selecting or passed or self.made or self.is_private)
+        if plain and sum(map(len, map(_VALUE, said))) <= _SHORT:
+            vary = _vary_of(tuple(said), self.vary)
+            return [*headers] if vary is None else [*without(headers, b"vary"), (b"vary", vary)]
         unstorable = [value for name, value in said if name == b"cache-control"] == [b"no-store"]
         if self.changes is not NO_CHANGES:
             headers = said = self._changed(headers, stored=stored)
@@ -115,6 +124,16 @@ class Downstream:
 
 NOTHING = Downstream(Keying(vary=None), made=False, vary=(), is_private=False)
 """For answers that no route has given."""
+
+
+@lru_cache(maxsize=512)
+def _vary_of(said: tuple[Field, ...], fields: Names) -> bytes | None:
+    """`Vary` of a response with the fields `said` of a route that adds `fields`; None if it is what it was."""
+    own = vary_names(said)
+    if own is None or [value for name, value in said if name == b"cache-control"] == [b"no-store"]:
+        return None
+    told = _varying(said, own, fields)
+    return None if told == [*said] else told[-1][1]
 
 
 def _varying(headers: Headers, own: Names, fields: Iterable[str]) -> list[Field]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -59,9 +60,9 @@ class UpstreamOrigin(msgspec.Struct, frozen=True):
     def refusal(self) -> UpstreamError | None:
         return self.upstream.refusal()
 
-    async def fetch(self, method: str, headers: Headers) -> Fetched:
+    def fetch(self, method: str, headers: Headers) -> Coroutine[Any, Any, Fetched]:
         # The caller applies this origin's timeout, which is the upstream's own: one timer suffices.
-        return await self.send(method, headers, None, bounded=self.patience is ORDINARY)
+        return self.send(method, headers, None, bounded=self.patience is ORDINARY)
 
     async def send(self, method: str, headers: Headers, body: Any, *, bounded: bool = False) -> Fetched:
         """Send the request, and count its result. `bounded` as in `Upstream.fetch`. Raises UpstreamError."""

@@ -34,7 +34,7 @@ class Bulkhead:
     seconds is refused.
 
     The expected wait is known on arrival (Little's law): the number of earlier requests, times how long a place is
-    held, divided by the number of places. `narrow` returns a smaller number of places for the time being.
+    held, divided by the number of places. While `narrowed`, there are at most `narrow` places.
     """
 
     def __init__(
@@ -43,11 +43,13 @@ class Bulkhead:
         queue: int,
         patience: float,
         *,
-        narrow: Callable[[], int | None] = lambda: None,
+        narrow: int | None = None,
+        narrowed: Callable[[], bool] = lambda: False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._places = places
-        self._narrow = narrow
+        self._narrow = places if narrow is None else min(narrow, places)
+        self._narrowed = narrowed
         self.queue = queue
         self.taken = 0
         self.shed = 0
@@ -62,8 +64,7 @@ class Bulkhead:
 
     @property
     def places(self) -> int:
-        narrowed = self._narrow()
-        return self._places if narrowed is None else min(narrowed, self._places)
+        return self._narrow if self._narrow < self._places and self._narrowed() else self._places
 
     @property
     def waiting(self) -> int:
@@ -88,13 +89,15 @@ class Bulkhead:
 
     def enter_now(self) -> float | None:
         """Take a place, as `enter` does, if none has to be waited for; None if `enter` has to decide."""
-        if self._waiting or self.taken >= self.places or BEHIND.get():
+        if self._waiting or (self.taken >= self._narrow and self.taken >= self.places) or BEHIND.get():
             return None
         self.taken += 1
         return self._enters()
 
     def check(self) -> None:
         """Raises Full if a new request could neither get a place nor wait for one; it is counted."""
+        if not self._waiting and self.taken < self._narrow:
+            return
         taken = self._waiting or self.taken >= self.places
         if taken and (self.waiting >= self.queue or self.expected_wait() > self._patience):
             self._refuse()

@@ -98,7 +98,8 @@ class Upstream:
             config.max_connections,
             config.max_queue,
             self.timeout / 2,
-            narrow=lambda: config.connections_alone if alone() else None,
+            narrow=config.connections_alone,
+            narrowed=alone,
             monotonic=monotonic,
         )
         # A slowly sent long body occupies its connection for as long: if it could take all of them, reads would fail.
@@ -121,8 +122,7 @@ class Upstream:
         self._usable = len(set(map(id, self._order)))
         self._next_host = 0
         self._lookups_failed = 0
-        changes = config.headers.request.changes
-        self._changes = changes.without(b"host")
+        self._changes = config.headers.request.changes.without(b"host")
 
     def __repr__(self) -> str:
         return f"<Upstream {self.name} {', '.join(self.config.bases)} {self.places!r}>"

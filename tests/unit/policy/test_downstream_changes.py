@@ -54,7 +54,8 @@ ASKED = [
 )
 async def test_every_answer_of_a_route_has_the_changes(answer: tuple[int, dict[str, str]]) -> None:
     def side(clock: TurnedClock, changing: Changing, *, edge: bool) -> Side:
-        upstreams = {"api": {"url": "http://api.test", "headers": {"response": {"set": {"X-Up": "1"}}}}}
+        changes = {"response": {"set": {"X-Up": "1"}}}
+        upstreams = {"api": {"url": "http://api.test", "headers": changes, "breaker_failures": 0}}
         return Side(clock, changing, edge=edge, routes=ROUTES, upstreams=upstreams)
 
     changing = Changing()

@@ -101,18 +101,18 @@ async def test_after_random_cancellations_no_place_is_lost_and_none_taken_twice(
 
 
 async def test_while_it_is_narrowed_fewer_places_are_given_and_those_taken_are_not_handed_over() -> None:
-    narrowed: int | None = None
-    bulkhead = Bulkhead(3, 5, patience=60.0, narrow=lambda: narrowed)
+    narrowed = False
+    bulkhead = Bulkhead(3, 5, patience=60.0, narrow=1, narrowed=lambda: narrowed)
     places = [await bulkhead.enter() for _ in range(3)]
     fourth = await waiting(bulkhead)
-    narrowed = 1
+    narrowed = True
     bulkhead.leave(places.pop())
     bulkhead.leave(places.pop())
     await asyncio.sleep(0)
     assert (fourth.done(), bulkhead.taken) == (False, 1)
     bulkhead.leave(places.pop())
     bulkhead.leave(await fourth)
-    narrowed = None
+    narrowed = False
     assert (bulkhead.places, bulkhead.taken) == (3, 0)
 
 
