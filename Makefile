@@ -8,7 +8,7 @@ UNIT ?= tests
 # Tests are parted between two processes; one that is done takes of the other's.
 PARALLEL := -n 2 --dist worksteal
 
-.PHONY: conformance-table run test unit integration faults torture check conformance coverage lowest mutants docs constraints
+.PHONY: conformance-table run test unit integration faults torture check conformance coverage own-coverage lowest mutants docs constraints
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "The gateway needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
@@ -57,6 +57,10 @@ conformance-table: $(VENV)/ready
 coverage: $(VENV)/ready
 	$(BIN)/python -m pytest tests $(SLOW:%=--ignore %) $(PARALLEL) --cov --cov-report= $(ARGS)
 	$(BIN)/python -m tests.coverage_floor
+
+# Each module of http and policy is run whole by its own file of tests alone; ARGS="headers target" for some of them.
+own-coverage: $(VENV)/ready
+	$(BIN)/python -m tests.own_coverage $(ARGS)
 
 # The lowest versions that pyproject.toml allows, in an environment of their own; the tools are those of constraints.txt.
 .venv-lowest/ready: pyproject.toml $(VENV)/ready
