@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fastapi.routing import APIRouter
 from starlette._utils import get_route_path
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.routing.handler_settings import Runtime, cached_settings
@@ -42,4 +42,11 @@ class HeadOfCached:
             "GET" in (context.methods or ()) and context.path_regex.match(path) and cached_settings(context.endpoint)
             for context in (runtime.contexts.values() if runtime is not None else ())
         )
-        return found and not any(route.matches(scope)[0] is Match.FULL for route in self._router.routes)
+        return found and not any(
+            route.matches(scope)[0] is Match.FULL for route in self._router.routes if not _takes_all(route)
+        )
+
+
+def _takes_all(route: BaseRoute) -> bool:
+    """Whether a route takes HEAD only as it takes every method: files at the root, or a declared route."""
+    return isinstance(route, Mount) or (isinstance(route, Route) and not route.methods)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import APIRouter, FastAPI, Response
+from fastapi.staticfiles import StaticFiles
 from fastapi.testclient import TestClient
 
 from gateway import Cache, Gateway, cached
@@ -85,6 +87,17 @@ def test_a_head_handler_of_the_apps_own_and_handlers_without_a_cache_are_as_befo
         assert client.head("/own").headers["x-own"] == "1"
         assert (client.head("/plain").status_code, client.head("/nowhere").status_code) == (405, 404)
         assert client.head("/cached/a").status_code == 422
+
+
+def test_files_at_the_root_do_not_take_it(app: FastAPI, tmp_path: Path) -> None:
+    calls = written(app)
+    (tmp_path / "page.html").write_text("page")
+    app.mount("/", StaticFiles(directory=tmp_path), name="files")
+    with TestClient(app) as client:
+        assert [client.head("/cached/1").status_code for _ in range(2)] == [200, 200]
+        assert (client.head("/page.html").status_code, client.head("/other.html").status_code) == (200, 404)
+        assert client.head("/own").headers["x-own"] == "1"
+    assert calls == ["cached"]
 
 
 def test_openapi_has_no_operation_for_it(app: FastAPI) -> None:
