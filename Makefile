@@ -8,7 +8,7 @@ UNIT ?= tests
 # Tests are parted between two processes; one that is done takes of the other's.
 PARALLEL := -n 2 --dist worksteal
 
-.PHONY: conformance-table run test unit integration faults torture check conformance coverage own-coverage lowest mutants docs constraints
+.PHONY: release conformance-table run test unit integration faults torture check conformance coverage own-coverage lowest mutants docs constraints
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "The gateway needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
@@ -93,5 +93,10 @@ constraints: $(VENV)/ready
 	sed -i '/^#/d' constraints.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --group dev pyproject.toml --output-file constraints.txt $(ARGS)
 	sed -i '1i # The exact versions that are tested, by Python version; made by `make constraints`.' constraints.txt
+
+# A release, as a dry run: version, changelog, tests, sdist, wheel, bill of materials. ARGS=--tag makes it.
+release: $(VENV)/ready
+	@test -n "$(VERSION)" || { echo "Name the version: make release VERSION=0.2.0" >&2; exit 1; }
+	$(BIN)/python deploy/release.py $(VERSION) $(ARGS)
 
 include benchmarks/bench.mk

@@ -27,6 +27,7 @@ OF_NO_MODULE = {
     "packages": "dependencies",
     "prose": "the words of texts",
     "python_api": "the public names",
+    "release": "the release script",
     "scale": "the sizes of tests",
     "snippets": "the runner of the snippets of documentation pages",
 }
