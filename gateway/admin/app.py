@@ -227,7 +227,7 @@ class Admin:
 
     def _refusal(self, request: Request) -> Response | None:
         if not self._token:
-            return problem(403, "Changes are disabled: GATEWAY_ADMIN_TOKEN is not set on the gateway.")
+            return problem(403, "An admin token is required, and the gateway has none: GATEWAY_ADMIN_TOKEN is not set.")
         address = address_of(request)
         limited = not self._wrong_tokens.are_left(address)
         if limited and address not in self._known:

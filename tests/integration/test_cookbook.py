@@ -1,4 +1,4 @@
-"""docs/cookbook.md and docs/never-cache.md: every snippet is run, against real upstreams."""
+"""docs/getting-started.md, cookbook.md and never-cache.md: every snippet is run, against real upstreams."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.support.snippets import Reader, Section, sections, steps
 DOCS = Path(__file__).parents[2] / "docs"
 COOKBOOK, *TASKS = sections(DOCS / "cookbook.md")
 NEVER_CACHE, *NEVER = sections(DOCS / "never-cache.md")
+START, *STEPS = sections(DOCS / "getting-started.md")
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -32,8 +33,8 @@ def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, in
     """The demo shop and httpbin, as the pages start them: their ports by those of the pages."""
     ports = {"9100": free_port(), "9200": free_port()}
     with Reader(tmp_path_factory.mktemp("upstreams"), ports) as reader:
-        reader.run(COOKBOOK)
-        reader.run(NEVER_CACHE)
+        for introduction in (COOKBOOK, NEVER_CACHE, START):
+            reader.run(introduction)
         yield ports
 
 
@@ -53,3 +54,9 @@ def test_a_task_of_the_cookbook_does_what_it_says(section: Section, reader: Read
 @pytest.mark.parametrize("section", NEVER, ids=lambda section: section.title)
 def test_a_way_to_cache_never_does_what_it_says(section: Section, reader: Reader) -> None:
     reader.run(section)
+
+
+def test_the_first_steps_lead_to_a_screen_of_two_upstreams(reader: Reader) -> None:
+    """One reader takes all of them, one after the other."""
+    for step in STEPS:
+        reader.run(step)
