@@ -307,7 +307,7 @@ GUARDS = (
     ),
     Mutant(
         "edge.client_connection",
-        "if self._sent < READ_RATE * self.door.timeouts.write:",
+        "if self._sent < READ_RATE * self.guard.timeouts.write:",
         "if not self._sent:",
         "unit/edge/test_client_connection",
     ),

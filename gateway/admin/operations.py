@@ -64,7 +64,7 @@ class Operations:
         return self._held
 
     async def start(self) -> None:
-        if not self.generations.current.lasting.alone():
+        if not self.generations.current.worker_state.alone():
             await self.turn()
         self._task = asyncio.ensure_future(self._run())
 

@@ -145,7 +145,7 @@ class _Stack:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         latest = self._first.latest
         assert isinstance(latest, Cache)
-        if scope["type"] == "http" and not latest.lasting.started:
+        if scope["type"] == "http" and not latest.worker_state.started:
             latest.expect_lifespan()
         await latest.layers(scope, receive, send)
 

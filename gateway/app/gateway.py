@@ -210,7 +210,7 @@ class Gateway(Generation, FastAPI):
         self.changed()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self.lasting.started and scope["type"] != "lifespan":
+        if not self.worker_state.started and scope["type"] != "lifespan":
             self.expect_lifespan()  # mounted: the protocol class sees the outer app
         if self.middleware_stack is None or scope["type"] != "http" or self.root_path or self._recording.is_on():
             await FastAPI.__call__(self, scope, receive, send)

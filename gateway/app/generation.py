@@ -111,8 +111,8 @@ class Generation:
         self._log = self._made_log()
         self.underway = Underway()
         clock = given.clock or SystemClock()
-        self.lasting: WorkerState = (
-            before.lasting
+        self.worker_state: WorkerState = (
+            before.worker_state
             if before is not None
             else WorkerState(
                 config,
@@ -125,14 +125,15 @@ class Generation:
         )
         self.trusted = Trusted(config.trusted_proxies, log_ignored)
         self._cors = self._made_cors()
-        self.metrics, self.engine, self.shared = self.lasting.metrics, self.lasting.engine, self.lasting.shared
-        self.purges, self.watch, self.door = self.lasting.purges, self.lasting.watch, self.lasting.door
+        state = self.worker_state
+        self.metrics, self.engine, self.shared = state.metrics, state.engine, state.shared
+        self.purges, self.watch, self.guard = state.purges, state.watch, state.guard
         self.upstreams = {name: self._upstream(name, each, before) for name, each in config.upstreams.items()}
         self.declared = declare(config, self.upstreams, self.engine.identity_key)
         self.builder = Builder.of(config, self.engine, self.metrics, self.upstreams, self.declared, loaded.aggregates)
         self.aggregates = self.builder.all()
         if before is None:
-            self.lasting.show_upstreams(self.upstreams.values())
+            self.worker_state.show_upstreams(self.upstreams.values())
         self._direct: dict[str, Direct] = {}
         self._patterns = Patterns(partial(attrgetter("router.routes"), self.app), self._direct)
         self.functions = FunctionCache(self.engine, lambda: self.latest.handlers)
@@ -174,7 +175,7 @@ class Generation:
             left_to_app=fields_read(middleware),
         )
         if not self.is_traced and not middleware:
-            edge.passages = PassThrough(
+            edge.pass_through = PassThrough(
                 engine=self.engine,
                 metrics=self.metrics,
                 log=self._log,
@@ -235,11 +236,11 @@ class Generation:
         for each in (self.app, *_mounted(self.app.routes)):
             if each is self.app or getattr(each.state, STATE, None) is before.runtime:
                 setattr(each.state, STATE, self.runtime)
-        self.lasting.configure(self.config, self._log)
+        self.worker_state.configure(self.config, self._log)
         for name, upstream in self.upstreams.items():
             if (known := before.upstreams.get(name)) is not None:
                 upstream.go_on_counting(known)
-        self.lasting.show_upstreams(self.upstreams.values())
+        self.worker_state.show_upstreams(self.upstreams.values())
         self._answering = before._answering
         self._answering.gateway = self
 
@@ -253,7 +254,7 @@ class Generation:
             name,
             config,
             transport(name) if callable(transport) else transport,
-            alone=self.lasting.alone,
+            alone=self.worker_state.alone,
             tracing=self._given.tracing,
         )
 
@@ -403,8 +404,8 @@ class Generation:
 
     def expect_lifespan(self) -> None:
         """Called with each connection: without a started lifespan, continue without it."""
-        if not self.lasting.started:
-            self.lasting.go_without_lifespan()
+        if not self.worker_state.started:
+            self.worker_state.go_without_lifespan()
 
     @asynccontextmanager
     async def lifespan(self, outer: object = None) -> AsyncIterator[None]:
@@ -429,7 +430,7 @@ class Generation:
         self.app.router.lifespan_context = around
 
     async def start(self) -> None:
-        await self.lasting.start()
+        await self.worker_state.start()
         running.begin(self.functions)
         if "fastapi_cache" in sys.modules:
             from gateway.fastapi_cache2 import backend
@@ -438,12 +439,12 @@ class Generation:
 
     async def stop(self) -> None:
         running.end(self.functions)
-        self.lasting.lag.stop()
+        self.worker_state.lag.stop()
         if "fastapi_cache" in sys.modules:
             from gateway.fastapi_cache2 import backend
 
             backend.unregister(self.engine)
-        await self.lasting.aclose()
+        await self.worker_state.aclose()
         await self.engine.aclose()
         for upstream in self.latest.upstreams.values():
             await upstream.aclose()

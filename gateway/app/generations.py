@@ -33,15 +33,15 @@ class Generations:
         return f"<Generations {self.number} requests={self.current.underway.count} retiring={len(self._retiring)}>"
 
     @property
-    def door(self) -> ConnectionGuard:
-        return self.current.door
+    def guard(self) -> ConnectionGuard:
+        return self.current.guard
 
     @property
     def edge(self) -> Edge | None:
         """What the protocol class may serve from: nothing during shutdown, because then each response is the last on
         its connection, and served by the app."""
         current = self.current  # read on each hit: saves a lookup
-        return None if current.door.draining else current.edge
+        return None if current.guard.draining else current.edge
 
     def prepare(self, loaded: Loaded) -> Generation:
         """The next generation, which changes nothing yet. Raises ConfigError."""

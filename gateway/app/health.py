@@ -21,7 +21,7 @@ class Reporting(Protocol):
     config: Config
     shared: SharedStore
     stopping: bool
-    lasting: WorkerState
+    worker_state: WorkerState
 
 
 def add_health(app: FastAPI) -> None:
@@ -34,11 +34,11 @@ def readiness(gateway: Reporting) -> dict[str, object]:
     has not run."""
     shared = gateway.shared
     redis = "none" if isinstance(shared, NoShared) else ("available" if shared.available else "away")
-    status = "stopping" if gateway.stopping else "ready" if gateway.lasting.started else "not started"
+    status = "stopping" if gateway.stopping else "ready" if gateway.worker_state.started else "not started"
     answer: dict[str, object] = {"status": status, "redis": redis, "routes": len(gateway.config.routes)}
-    if away := gateway.lasting.upstreams_away:
+    if away := gateway.worker_state.upstreams_away:
         answer["upstreams_without_host"] = away
-    workers = gateway.lasting.workers
+    workers = gateway.worker_state.workers
     if workers is not None and workers[0] < workers[1]:
         answer["workers_answering"], answer["workers"] = workers
     if redis == "away" and (reason := getattr(shared, "reason", None)):

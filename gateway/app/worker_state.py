@@ -106,7 +106,7 @@ class WorkerState:
         self.lag = LoopLag(self._observe_lag)
         self.metrics.register(EngineCollector(self.engine))
         self.metrics.register(AdviceCollector(self.watch.told))
-        self.door = ConnectionGuard(config, metrics=self.metrics, log=log)
+        self.guard = ConnectionGuard(config, metrics=self.metrics, log=log)
 
     @property
     def upstreams_away(self) -> list[str]:
@@ -127,7 +127,7 @@ class WorkerState:
             retry_after=config.retry_after.total_seconds(),
             hit_for_miss=config.hit_for_miss.total_seconds(),
         )
-        self.door.configure(config, log)
+        self.guard.configure(config, log)
         self._allow_records(config)
 
     def _allow_records(self, config: Config) -> None:

@@ -84,7 +84,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.door = door_of(self.app)
+        self.guard = guard_of(self.app)
         self._phase = Phase.HEAD
         self._buffer = b""
         self._at = 0
@@ -117,15 +117,15 @@ class ClientConnection(HttpToolsProtocol):
         super().connection_made(cast(asyncio.Transport, transport))
         self._peer = self.client[0] if self.client else ""
         self._began = time.perf_counter()
-        self._deadline = self._began + self.door.timeouts.head
-        self._keep_alive = self.door.timeouts.keep_alive
+        self._deadline = self._began + self.guard.timeouts.head
+        self._keep_alive = self.guard.timeouts.keep_alive
         try:
-            self.door.enter(self, self._peer, self.loop, transport)
+            self.guard.enter(self, self._peer, self.loop, transport)
         except RequestRefused as refused:
             self._refuse(refused)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.door.leave(self, self._peer)
+        self.guard.leave(self, self._peer)
         if self._asking is not None:
             self._asking.cancel()
             self._asking = None
@@ -151,23 +151,23 @@ class ClientConnection(HttpToolsProtocol):
         if not unsent:
             self._stalled = NEVER
         elif self._stalled == NEVER:
-            self._stalled, self._sent = now + self.door.timeouts.write, 0
+            self._stalled, self._sent = now + self.guard.timeouts.write, 0
         else:
             self._sent += max(0, self._unsent - unsent)
             if now + EARLY >= self._stalled:
-                if self._sent < READ_RATE * self.door.timeouts.write:
+                if self._sent < READ_RATE * self.guard.timeouts.write:
                     reset(self.transport)
-                self._stalled, self._sent = now + self.door.timeouts.write, 0
+                self._stalled, self._sent = now + self.guard.timeouts.write, 0
         self._unsent = unsent
 
     def _judge_body(self, now: float) -> None:
         if self.flow.read_paused:  # the app is slower than the client
             self._received = 0
-        elif self._received < BODY_RATE * self.door.timeouts.body:
+        elif self._received < BODY_RATE * self.guard.timeouts.body:
             self._refuse(RequestRefused("Timeout while reading the request body.", 408, "slow_body"))
             return
         self._received = 0
-        self._deadline = now + self.door.timeouts.body
+        self._deadline = now + self.guard.timeouts.body
 
     def make_this_the_last(self) -> None:
         """Make the current response the last on its connection, if its head is not yet sent."""
@@ -207,7 +207,7 @@ class ClientConnection(HttpToolsProtocol):
         if not rest and self._phase is Phase.HEAD and not self._pending:
             self._began = time.perf_counter()
             if self._known:
-                self._deadline = self._began + self.door.timeouts.head
+                self._deadline = self._began + self.guard.timeouts.head
         self._buffer = self._buffer[self._at :] + data if rest else data
         self._at = 0
         self._advance()
@@ -252,7 +252,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def _take_head(self) -> bool:
         """Process the next head; False if it is incomplete. Raises RequestRefused."""
-        limits = self.door.limits
+        limits = self.guard.limits
         if self._checked == 0 and not self._skipped and self._buffer.startswith(b"\r\n", self._at):
             # RFC 9112 §2.2: an empty line before a request, such as old clients send after a body.
             self._at += 2
@@ -270,7 +270,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def _begin(self, head: bytes) -> None:
         """Process a request with a complete head. Raises RequestRefused."""
-        limits = self.door.limits
+        limits = self.guard.limits
         end = head.index(b"\r\n")
         self._skipped = False
         self._known = True
@@ -299,17 +299,17 @@ class ClientConnection(HttpToolsProtocol):
         if self._of_server:  # which uvicorn can't read as a URL; the scope has it as it came
             line = Line(line.method, b"/", line.version)
             head = head.replace(b" * ", b" / ", 1)
-        self.door.admit(self._peer)
+        self.guard.admit(self._peer)
         self._admitted = True
         self._head_read = False
         self._feed(head if not framing.upgrade else _without_upgrade(line, fields))
         self._head_read = True
-        self._body = ChunkedBody(self.door.limits) if framing.length is None else LengthBody(framing.length)
+        self._body = ChunkedBody(self.guard.limits) if framing.length is None else LengthBody(framing.length)
         self._deadline = NEVER
         if not self._body.done:
             self._phase = Phase.BODY
             self._received = 0
-            self._deadline = time.perf_counter() + self.door.timeouts.body
+            self._deadline = time.perf_counter() + self.guard.timeouts.body
 
     def _hand_over(self, line: Line, fields: list[tuple[bytes, bytes]], *, close: bool, began: float) -> bool:
         """Give the app a GET or HEAD of HTTP/1.1 without a body whose fields this connection has sent before, so that
@@ -323,7 +323,7 @@ class ClientConnection(HttpToolsProtocol):
         self._ready = None
         self._began, self._method = began, line.method.decode("ascii")
         try:
-            self.door.admit(self._peer)
+            self.guard.admit(self._peer)
         except RequestRefused as refused:
             self._refuse(refused)
             return True
@@ -348,7 +348,7 @@ class ClientConnection(HttpToolsProtocol):
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=False,
-            keep_alive=not (close or self.door.draining),
+            keep_alive=not (close or self.guard.draining),
             on_response=self.on_response_complete,
         )
         self.cycle.more_body = False
@@ -364,7 +364,7 @@ class ClientConnection(HttpToolsProtocol):
         self._feed(piece)
         if self._body.done:
             self._phase = Phase.HEAD
-            self._deadline = NEVER if self._pending else time.perf_counter() + self.door.timeouts.keep_alive
+            self._deadline = NEVER if self._pending else time.perf_counter() + self.guard.timeouts.keep_alive
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -385,7 +385,7 @@ class ClientConnection(HttpToolsProtocol):
         if begun or self.transport.is_closing():
             self.transport.close()
             return
-        answer = self.door.refusal(
+        answer = self.guard.refusal(
             refused, client=self._peer, method=self._method, scheme=self.scheme or "http", began=self._began
         )
         self.transport.write(answer)
@@ -423,7 +423,7 @@ class ClientConnection(HttpToolsProtocol):
         super().on_headers_complete()
         if old:
             self.cycle.keep_alive = stays_open(self.headers)
-        if self.door.draining:
+        if self.guard.draining:
             self.cycle.keep_alive = False  # uvicorn then sends `Connection: close`
 
     def _extend(self, scope: dict[str, Any], target: bytes) -> None:
@@ -442,14 +442,14 @@ class ClientConnection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._phase is Phase.HEAD:
-            self._deadline = time.perf_counter() + self.door.timeouts.keep_alive
+            self._deadline = time.perf_counter() + self.guard.timeouts.keep_alive
         self._go_on()
 
     def _go_on(self) -> None:
         """Process the bytes behind a request that has been served."""
         if self._at < len(self._buffer):
             self._began = time.perf_counter()
-            self._deadline = self._began + self.door.timeouts.head
+            self._deadline = self._began + self.guard.timeouts.head
             self.loop.call_soon(self._advance)
         else:
             self.flow.resume_reading()
@@ -459,7 +459,7 @@ class ClientConnection(HttpToolsProtocol):
     def _release(self) -> None:
         if self._admitted:
             self._admitted = False
-            self.door.release(self._peer)
+            self.guard.release(self._peer)
 
     def _interim(self, scope: dict[str, Any], status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Send an interim response, if `scope`'s request is the one being answered and nothing was sent yet.
@@ -479,12 +479,12 @@ class ClientConnection(HttpToolsProtocol):
         self.transport.write(interim_head(status, headers))
 
 
-def door_of(app: object) -> ConnectionGuard:
+def guard_of(app: object) -> ConnectionGuard:
     """The app's guard, also behind wrappers that keep it as `app`; otherwise one with defaults."""
     for _ in range(8):
-        door = getattr(app, "door", None)
-        if isinstance(door, ConnectionGuard):
-            return door
+        guard = getattr(app, "guard", None)
+        if isinstance(guard, ConnectionGuard):
+            return guard
         app = getattr(app, "app", None)
     return ConnectionGuard()
 

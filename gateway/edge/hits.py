@@ -94,7 +94,7 @@ class Edge:
         self._joins = Splicer(engine, metrics=metrics, cors=cors, log=written, exchange=self._exchange, most=self._most)
         self.memos = Memos(engine, most=self._most, note=self._note)
         self.shared_finder = SharedFinder(engine, self._in_memory, most=self._most)
-        self.passages: PassThrough | None = None
+        self.pass_through: PassThrough | None = None
         self.forget()
 
     def __repr__(self) -> str:

@@ -97,7 +97,7 @@ class Connection(Protocol):
     transport: asyncio.Transport
     tasks: set[asyncio.Task[None]]
 
-    def passed(self, passage: PassThroughRequest, *, close: bool) -> None:
+    def passed(self, pass_request: PassThroughRequest, *, close: bool) -> None:
         """The answer is written, whole."""
 
 
@@ -116,7 +116,9 @@ class PassThrough:
     root: str = ""
     """The path prefix under which clients reach the gateway."""
 
-    def passage(self, request: Request, peer: str, scheme: str, *, looked: bool = False) -> PassThroughRequest | None:
+    def pass_request(
+        self, request: Request, peer: str, scheme: str, *, looked: bool = False
+    ) -> PassThroughRequest | None:
         """The pass-through of a request without a body; None if the app must serve it."""
         fields, line = request.fields, request.line
         if line.version != "1.1" or line.method not in (b"GET", b"HEAD") or request.framing.length != 0:
@@ -131,7 +133,7 @@ class PassThrough:
             method = line.method.decode("ascii")
             exchange = exchange_for(fields, peer, method, scheme, self.trusted, looked=looked)
             exchange.host = host
-            return self._passage(exchange, target, direct, scheme, None)
+            return self._pass_request(exchange, target, direct, scheme, None)
         except RequestRefused:
             return None
 
@@ -163,7 +165,7 @@ class PassThrough:
             told=told,
         )
         try:
-            return self._passage(exchange, target, direct, scheme, block)
+            return self._pass_request(exchange, target, direct, scheme, block)
         except RequestRefused:
             return None
 
@@ -176,7 +178,7 @@ class PassThrough:
                 return target, direct if direct is not None and direct.reads else None
         return target, None
 
-    def _passage(
+    def _pass_request(
         self, exchange: RequestContext, target: Target, direct: Direct, scheme: str, block: HeaderBlock | None
     ) -> PassThroughRequest:
         """Raises RequestRefused."""
@@ -184,9 +186,9 @@ class PassThrough:
         exchange.target = target
         if exchange.told is not None:
             exchange.host, _ = place(exchange.told, exchange.host, scheme)
-        passage = PassThroughRequest(self, exchange, direct)
-        passage.ask = direct.ask(exchange, passage.interim, block)
-        return passage
+        pass_request = PassThroughRequest(self, exchange, direct)
+        pass_request.ask = direct.ask(exchange, pass_request.interim, block)
+        return pass_request
 
 
 class PassThroughRequest:
@@ -194,10 +196,10 @@ class PassThroughRequest:
 
     ask: CacheRequest
 
-    def __init__(self, passages: PassThrough, exchange: RequestContext, direct: Direct) -> None:
+    def __init__(self, pass_through: PassThrough, exchange: RequestContext, direct: Direct) -> None:
         self.exchange = exchange
         self.direct = direct
-        self._passages = passages
+        self._pass_through = pass_through
         self._connection: Connection | None = None
         self._task: asyncio.Task[None] | None = None
         self._begun = False
@@ -207,7 +209,7 @@ class PassThroughRequest:
 
     def begin(self, connection: Connection, loop: asyncio.AbstractEventLoop, *, close: bool) -> None:
         self._connection, self._close = connection, close
-        self._passages.underway.began()
+        self._pass_through.underway.began()
         self._task = loop.create_task(self._run(connection))
         connection.tasks.add(self._task)
         self._task.add_done_callback(self._ended)
@@ -215,7 +217,7 @@ class PassThroughRequest:
     def _ended(self, task: asyncio.Task[None]) -> None:
         assert self._connection is not None
         self._connection.tasks.discard(task)
-        self._passages.underway.ended()
+        self._pass_through.underway.ended()
 
     def cancel(self) -> None:
         """The client has disconnected. A shared fetch continues to its landing."""
@@ -269,11 +271,11 @@ class PassThroughRequest:
         connection.passed(self, close=self._close)
 
     def _tell(self, status: int) -> None:
-        exchange, passages = self.exchange, self._passages
+        exchange, pass_through = self.exchange, self._pass_through
         seconds = time.perf_counter() - exchange.began
-        passages.metrics.request(exchange.route, exchange.outcome, status, seconds)
-        if passages.log is not silent:
-            passages.log(exchange, status, self._size, seconds)
+        pass_through.metrics.request(exchange.route, exchange.outcome, status, seconds)
+        if pass_through.log is not silent:
+            pass_through.log(exchange, status, self._size, seconds)
 
     async def _answer(self) -> Answer:
         try:
@@ -332,7 +334,7 @@ class PassThroughRequest:
 
     def _head(self, status: int, headers: Headers, *, chunked: bool) -> bytes:
         """The answer's head as all the layers of the app would make it."""
-        cors = self._passages.cors
+        cors = self._pass_through.cors
         if cors is not None:
             headers = cors.told(headers, first(self.exchange.headers, b"origin"))
         fields = complete(self.exchange, headers)

@@ -134,7 +134,7 @@ class GatewayProtocol(ClientConnection):
         self._edge, self._line = edge, line
         if edge is None:
             return False
-        repeat, request_id = Repeat.of(edge, request.head, end, request.fields, room=self.door.limits.head)
+        repeat, request_id = Repeat.of(edge, request.head, end, request.fields, room=self.guard.limits.head)
         block = repeat.block
         if not block.plain or (block.proxied and self._wrapped):
             return False
@@ -163,7 +163,7 @@ class GatewayProtocol(ClientConnection):
         if not edge.shared_finder.may_have(look.known_target, look.block):
             return False
         try:
-            self.door.admit(self._peer)
+            self.guard.admit(self._peer)
         except RequestRefused:
             return False  # and so it is, where it is handed to the app
         self._admitted = True
@@ -194,7 +194,7 @@ class GatewayProtocol(ClientConnection):
             return
         self._looked = shared_hit is None and look.sure
         try:
-            request = look.request or read_request(look.head, self.door.limits)
+            request = look.request or read_request(look.head, self.guard.limits)
             self._method = request.line.method.decode("ascii")
             self._go_further(request)
         except RequestRefused as refused:
@@ -204,54 +204,54 @@ class GatewayProtocol(ClientConnection):
 
     def _go_further(self, request: Request) -> None:
         """Pass to the engine, or to the app if necessary. Raises RequestRefused."""
-        passages = self._edge.passages if self._edge is not None and self._line else None
-        if passages is None or self._wrapped:
+        pass_through = self._edge.pass_through if self._edge is not None and self._line else None
+        if pass_through is None or self._wrapped:
             return self._pass_on(request)
-        passage = passages.passage(request, self._peer, self.scheme or "http", looked=self._looked)
-        if passage is None:
+        pass_request = pass_through.pass_request(request, self._peer, self.scheme or "http", looked=self._looked)
+        if pass_request is None:
             return self._pass_on(request)
         self._looked = False
-        self._set_out(passage, close=self._last or ends(request.fields))
+        self._set_out(pass_request, close=self._last or ends(request.fields))
         return None
 
     def _goes_on(self, repeat: Repeat, line: bytes, request_id: bytes, began: float) -> bool:
         """Have the engine or the app answer a request that repeats all but its line, which is parsed here; False if the
         slow path must handle it."""
         try:
-            read = read_line(line, self.door.limits)
+            read = read_line(line, self.guard.limits)
         except RequestRefused:
             return False
         if read.version != "1.1" or read.method not in (b"GET", b"HEAD"):
             return False
-        passages, passage = repeat.edge.passages, None
-        if passages is not None and not (self._wrapped or self.root_path):
-            passage = passages.repeated(repeat, read, request_id, self._peer, self.scheme or "http", began)
+        pass_through, pass_request = repeat.edge.pass_through, None
+        if pass_through is not None and not (self._wrapped or self.root_path):
+            pass_request = pass_through.repeated(repeat, read, request_id, self._peer, self.scheme or "http", began)
         self._edge, self._line = repeat.edge, b"" if self.root_path else line
-        if passage is None:
+        if pass_request is None:
             return self._hand_over(read, repeat.fields(request_id), close=repeat.block.close, began=began)
         self._ready = None
-        self._began, self._method = began, passage.exchange.method
+        self._began, self._method = began, pass_request.exchange.method
         try:
-            self._set_out(passage, close=self._last or repeat.block.close)
+            self._set_out(pass_request, close=self._last or repeat.block.close)
         except RequestRefused as refused:
             self._refuse(refused)
         return True
 
-    def _set_out(self, passage: PassThroughRequest, *, close: bool) -> None:
+    def _set_out(self, pass_request: PassThroughRequest, *, close: bool) -> None:
         """Raises RequestRefused."""
-        self.door.admit(self._peer)
+        self.guard.admit(self._peer)
         self._admitted = True
         self._deadline = NEVER  # the engine has its own
-        self._asking = passage
-        passage.begin(self, self.loop, close=close)
+        self._asking = pass_request
+        pass_request.begin(self, self.loop, close=close)
 
-    def passed(self, passage: PassThroughRequest, *, close: bool) -> None:
+    def passed(self, pass_request: PassThroughRequest, *, close: bool) -> None:
         """A pass-through has finished; its response is written."""
         self._asking = None
         self._release()
         self.server_state.total_requests += 1
-        if passage.exchange.stored is not None and self._edge is not None:
-            self._edge.learn(self._line, passage.direct.recall(passage.ask), passage.exchange.target)
+        if pass_request.exchange.stored is not None and self._edge is not None:
+            self._edge.learn(self._line, pass_request.direct.recall(pass_request.ask), pass_request.exchange.target)
         if close or self._last:
             self.transport.close()
         if not self.transport.is_closing():
@@ -275,7 +275,7 @@ class GatewayProtocol(ClientConnection):
         lost = protocol.connection_lost
 
         def connection_lost(error: Exception | None) -> None:
-            self.door.leave(self, self._peer)
+            self.guard.leave(self, self._peer)
             lost(error)
 
         protocol.connection_lost = connection_lost

@@ -175,10 +175,10 @@ class Server(uvicorn.Server):
         if (server := self._adopted.pop(number, None)) is not None:
             server.close()
 
-    async def drain(self, door: ConnectionGuard, *, delay: float, linger: float, timeout: float) -> None:
+    async def drain(self, guard: ConnectionGuard, *, delay: float, linger: float, timeout: float) -> None:
         """End it: accept for `delay` seconds more, each answer the last on its connection; leave idle connections open
         for `linger` seconds, those with a request for `timeout`. All is closed when `serve` returns."""
-        door.draining = True
+        guard.draining = True
         for connection in list(self.server_state.connections):
             if isinstance(connection, GatewayProtocol):
                 connection.make_this_the_last()

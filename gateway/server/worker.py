@@ -184,7 +184,7 @@ class Worker:
                     if (future := self._questions.pop(question, None)) is not None and not future.done():
                         future.set_result(families)
                 case Workers(answering, configured):
-                    self.generations.current.lasting.workers = (answering, configured)
+                    self.generations.current.worker_state.workers = (answering, configured)
                 case Stop() | Retire():
                     self._end(order)
         os._exit(1)  # the supervisor is gone, and its sockets with it
@@ -214,12 +214,12 @@ class Worker:
         for sock in self._slots.values():
             sock.close()  # of those that were adopted the server has a copy
         self.operations.closing.set()
-        door = self.generations.door
+        guard = self.generations.guard
         if isinstance(order, Stop):
             self.generations.current.stopping = True
         delay, linger = (order.delay, SETTLE) if isinstance(order, Stop) else (0.0, LINGER)
         await asyncio.gather(
-            *(each.drain(door, delay=delay, linger=linger, timeout=order.timeout) for each in self._servers)
+            *(each.drain(guard, delay=delay, linger=linger, timeout=order.timeout) for each in self._servers)
         )
 
     # --- metrics -------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ class Worker:
     async def _tell(self) -> None:
         while True:
             await asyncio.sleep(REPORT_EVERY)
-            self.generations.door.files.look()
+            self.generations.guard.files.look()
             self._channel.send(PurgeReported(self.families()))
 
     def families(self) -> list[Family]:

@@ -160,7 +160,7 @@ class Pair:
         self.counted: list[Counted] = []
         self.seen: Counter[str] = Counter()
         self.joined = 0
-        """Wholes that the edge joined: neither the app nor a passage was asked."""
+        """Wholes that the edge joined: neither the app nor the pass-through was asked."""
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
@@ -248,7 +248,7 @@ def test_whoever_is_answered_from_what_was_stored_for_another_would_have_been_an
     runner, gateways = pair
     asked = gateways.counted[0].asked
     runner.run(gateways.held(kind, *both))
-    event(f"{kind}: {gateways.counted[0].asked - asked} asked of the app or a passage, of 9")
+    event(f"{kind}: {gateways.counted[0].asked - asked} asked of the app or the pass-through, of 9")
 
 
 def test_all_ways_were_taken(pair: tuple[asyncio.Runner, Pair], monkeypatch: pytest.MonkeyPatch) -> None:

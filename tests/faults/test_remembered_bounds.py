@@ -187,7 +187,7 @@ async def test_responses_that_may_not_be_stored_leave_digests(tmp_path: Path) ->
 async def test_a_client_that_left_is_counted_no_longer() -> None:
     app = gateway(StubUpstream(json_answer()))
     async with running(app):
-        door = app.door
+        door = app.guard
         for number in range(1000):
             client = f"10.0.{number // 250}.{number % 250}"
             door.admit(client)

@@ -68,9 +68,9 @@ class Counted:
         self.app = app
         self.asked = 0
         self.passed = 0
-        self.door = app.door
-        if app.edge is not None and app.edge.passages is not None:
-            app.edge.passages = cast(Any, Passing(self, app.edge.passages))
+        self.guard = app.guard
+        if app.edge is not None and app.edge.pass_through is not None:
+            app.edge.pass_through = cast(Any, Passing(self, app.edge.pass_through))
 
     @property
     def edge(self) -> Any:
@@ -84,21 +84,21 @@ class Counted:
 class Passing:
     """Counts what passes."""
 
-    def __init__(self, counted: Counted, passages: PassThrough) -> None:
+    def __init__(self, counted: Counted, pass_through: PassThrough) -> None:
         self._counted = counted
-        self._passages = passages
+        self._pass_through = pass_through
 
-    def passage(self, *args: Any, **kwargs: Any) -> PassThroughRequest | None:
-        return self._count(self._passages.passage(*args, **kwargs))
+    def pass_request(self, *args: Any, **kwargs: Any) -> PassThroughRequest | None:
+        return self._count(self._pass_through.pass_request(*args, **kwargs))
 
     def repeated(self, *args: Any, **kwargs: Any) -> PassThroughRequest | None:
-        return self._count(self._passages.repeated(*args, **kwargs))
+        return self._count(self._pass_through.repeated(*args, **kwargs))
 
-    def _count(self, passage: PassThroughRequest | None) -> PassThroughRequest | None:
-        if passage is not None:
+    def _count(self, pass_request: PassThroughRequest | None) -> PassThroughRequest | None:
+        if pass_request is not None:
             self._counted.asked += 1
             self._counted.passed += 1
-        return passage
+        return pass_request
 
 
 class Line:

@@ -232,7 +232,7 @@ def test_websockets_and_lifespan_state_pass() -> None:
         return str(request.state.word)
 
     with TestClient(app) as client:
-        assert cache.lasting.started
+        assert cache.worker_state.started
         assert [client.get("/word").json() for _ in range(2)] == ["hello", "hello"]
         assert status(client.get("/word")).startswith("gateway; hit")
         with client.websocket_connect("/talk") as socket:

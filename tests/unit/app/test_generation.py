@@ -258,7 +258,7 @@ async def test_the_switch_is_for_an_app_that_exists_too(monkeypatch: pytest.Monk
 def test_an_app_with_telemetry_of_its_own_is_asked_for_requests_that_are_traced() -> None:
     plain, traced = Gateway(SHOP), Gateway(SHOP, telemetry={"tracer_provider": TracerProvider()})
     assert [each.edge is not None and each.edge.traced for each in (plain, traced)] == [False, True]
-    assert [each.edge is not None and each.edge.passages is not None for each in (plain, traced)] == [True, False]
+    assert [each.edge is not None and each.edge.pass_through is not None for each in (plain, traced)] == [True, False]
     plain._is_instrumented_by_opentelemetry = True  # type: ignore[attr-defined]
     plain.build_middleware_stack()
     assert plain.edge is not None

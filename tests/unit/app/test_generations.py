@@ -202,9 +202,9 @@ async def test_state_and_routers_of_the_application_outlast_a_reload(clock: Turn
 
 async def test_limits_of_the_door_are_the_new_ones_on_open_connections(clock: TurnedClock) -> None:
     async with running(loaded(), StubUpstream(json_answer()), clock) as (generations, _):
-        door = generations.door
+        door = generations.guard
         generations.reload(loaded(limits={"request_headers": 7}))
-        assert generations.door is door
+        assert generations.guard is door
         assert door.limits.headers == 7
 
 

@@ -93,7 +93,7 @@ async def test_under_overload_hits_and_stale_answers_are_served_misses_told_503_
     app = gateway(upstream, ROUTES, clock=clock)
     async with running(app) as client:
         await client.get("/item/1")
-        app.lasting.lag.stop()
+        app.worker_state.lag.stop()
         governor = Governor(0.025, least=0)
         app.engine._flying.governor = governor
         behind(governor, 1.0, ticks=40, under_way=0)
@@ -124,7 +124,7 @@ async def test_an_entry_that_may_be_stale_on_error_is_served_where_its_fetch_is_
     app = gateway(upstream, routes, clock=clock)
     async with running(app) as client:
         await client.get("/item/1")
-        app.lasting.lag.stop()
+        app.worker_state.lag.stop()
         app.engine._flying.governor = Governor(0.025, least=0)
         behind(app.engine.governor, 1.0, ticks=40, under_way=0)
         clock.turn(11)

@@ -156,7 +156,7 @@ async def test_without_redis_or_with_0_nothing_runs(clock: TurnedClock, redis_st
         gateway(upstream(), LONG, clock=clock, store=redis_store, warm_start=0),
     ):
         async with running(app):
-            assert app.lasting.hottest._task is None
+            assert app.worker_state.hottest._task is None
 
 
 async def test_forms_of_a_response_that_lie_in_memory_alone_are_not_listed(clock: TurnedClock) -> None:

@@ -101,9 +101,9 @@ async def test_a_client_that_reads_nothing_is_cut_off() -> None:
         wire = await connect()
         wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
         wire.send(GET + HOST + b"\r\n")
-        while len(app.door) == 0:
+        while len(app.guard) == 0:
             await asyncio.sleep(0.01)
-        while len(app.door):
+        while len(app.guard):
             await asyncio.sleep(0.05)
         wire.writer.transport.resume_reading()  # type: ignore[attr-defined]
         with pytest.raises(ConnectionResetError):
@@ -114,9 +114,9 @@ async def test_the_first_heads_time_begins_with_the_connection_and_anothers_with
     app = guarded()
     async with door(app) as connect:
         wire = await connect()
-        while not app.door._connections:
+        while not app.guard._connections:
             await asyncio.sleep(0)
-        (connection,) = app.door._connections
+        (connection,) = app.guard._connections
         assert isinstance(connection, GatewayProtocol)
         due = connection._deadline
         for each in GET[:3]:
@@ -140,9 +140,9 @@ async def test_a_client_must_take_so_much_of_what_it_is_sent(unsent: tuple[int, 
     app = guarded(limits={"write_timeout": "8s"})
     async with door(app) as connect:
         await connect()
-        while not app.door._connections:
+        while not app.guard._connections:
             await asyncio.sleep(0)
-        (connection,) = app.door._connections
+        (connection,) = app.guard._connections
         assert isinstance(connection, GatewayProtocol)
         now = time.perf_counter()
         for number, size in enumerate(unsent):

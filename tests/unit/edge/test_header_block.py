@@ -117,7 +117,7 @@ async def test_the_app_is_handed_the_same_whether_a_header_block_repeats_or_not(
 
     app = Counted(gateway(StubUpstream(lambda _: httpx.Response(500)), {}))
     seen: Any = seeing
-    seen.edge, seen.door = app.app.edge, app.door
+    seen.edge, seen.guard = app.app.edge, app.guard
 
     def request(target: bytes, method: bytes = b"GET") -> bytes:
         return b"%b %b HTTP/1.1\r\nHost: gateway.test\r\n%bX-A:  b \r\n\r\n" % (method, target, numbered)
@@ -147,6 +147,6 @@ async def test_the_last_request_of_a_repeated_block_on_a_connection_that_drains_
     app = Counted(gateway(StubUpstream(lambda _: httpx.Response(500)), {}))
     line = Line(app)
     await asked(line, get(b"/first"))
-    app.door.draining = True
+    app.guard.draining = True
     assert b"\r\nconnection: close\r\n" in await asked(line, get(b"/second"))
     assert line.pipe.closed

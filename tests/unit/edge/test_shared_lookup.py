@@ -230,7 +230,7 @@ async def test_a_client_that_leaves_while_its_request_waits_leaves_nothing_behin
     site.line.hang_up()
 
     assert await site.line.answer() == b""
-    assert site.app.door._requests == 0
+    assert site.app.guard._requests == 0
 
 
 async def test_a_request_that_waits_as_the_server_stops_is_answered_and_its_connection_ends(site: Site) -> None:

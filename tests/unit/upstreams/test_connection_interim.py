@@ -166,7 +166,7 @@ async def test_nothing_waits_for_a_client_that_does_not_read(method: bytes) -> N
             request = b"%b /x HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n" % method
             writer.write(request * 200)
             while answered < 100:
-                most = max([most, *(each.transport.get_write_buffer_size() for each in app.door._connections)])
+                most = max([most, *(each.transport.get_write_buffer_size() for each in app.guard._connections)])
                 answered += 1
                 await asyncio.sleep(0.005)
             writer.close()

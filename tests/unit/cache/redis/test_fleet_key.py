@@ -126,7 +126,7 @@ async def test_a_worker_that_started_without_redis_takes_the_fleets_key_when_it_
         proxy.cut()
         while not late.shared.available:
             await asyncio.sleep(0.01)
-        await late.lasting._fleet_key.look()  # type: ignore[union-attr]
+        await late.worker_state._fleet_key.look()  # type: ignore[union-attr]
         assert late.engine.identity_key.secret == one.engine.identity_key.secret
         assert late.engine.memory.statistics.entries == 0
         assert late.edge is not edge
