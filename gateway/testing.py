@@ -10,8 +10,9 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 import httpx
+from starlette.types import Receive, Scope, Send
 
-from gateway.app.gateway import Gateway
+from gateway.app.generation import Generation
 
 Answer = Callable[[httpx.Request], httpx.Response]
 """A stub upstream's response to a request."""
@@ -70,16 +71,17 @@ class StubUpstream(httpx.AsyncBaseTransport):
 
 
 @contextlib.asynccontextmanager
-async def running(app: Gateway) -> AsyncIterator[httpx.AsyncClient]:
-    """Start `app`, give a client of it, and stop it.
+async def running(app: Generation) -> AsyncIterator[httpx.AsyncClient]:
+    """Run the lifespan of `app`, a Gateway or the Cache of another app, and give a client of it.
 
     The client calls the app in this event loop, without a socket. Relative URLs are of `http://gateway.test`. An
     exception that the app does not handle is answered with 500, as by a server.
     """
-    await app.start()
-    try:
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with app.app.router.lifespan_context(app.app) as state:
+
+        async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
+            await app.app({**scope, "state": dict(state)} if state else scope, receive, send)
+
+        transport = httpx.ASGITransport(with_state, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway.test") as client:
             yield client
-    finally:
-        await app.stop()

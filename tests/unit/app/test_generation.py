@@ -263,3 +263,15 @@ def test_an_app_with_telemetry_of_its_own_is_asked_for_requests_that_are_traced(
     plain.build_middleware_stack()
     assert plain.edge is not None
     assert plain.edge.traced
+
+
+async def test_running_runs_the_lifespan_of_the_apps_own_code() -> None:
+    def word(request: Request) -> str:
+        return str(request.state.word)
+
+    gateway, plain = Gateway(QUIET, lifespan=lifespan), FastAPI(lifespan=lifespan)
+    cache = Cache(plain, QUIET)
+    for app in (gateway, cache):
+        app.app.get("/word")(word)
+        async with running(app) as client:
+            assert (await client.get("/word")).json() == "hello"
