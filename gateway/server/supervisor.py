@@ -18,16 +18,16 @@ from typing import Any
 
 from gateway.config.loader import Loaded
 from gateway.config.names import counted
-from gateway.config.types import shown_url
 from gateway.errors import ConfigError, GatewayError
 from gateway.observability.open_files import raise_limit
-from gateway.server.embedded_redis import Embedded, EmbeddedError
+from gateway.server.embedded_redis import Embedded, EmbeddedError, embedded_server, without_embedded
 from gateway.server.ipc import Abort, Adopt, Begin, Commit, Prepare, Release, Retire, Setup, Stop, Totals, Workers
 from gateway.server.listener import forget, listen_admin, listen_for_each, url_of
 from gateway.server.metrics_totals import Family, lasting, supervisor_families, total
 from gateway.server.process import Spawned, spawn
 from gateway.server.reload import Code, Files, difference, merged
 from gateway.server.sd_notify import ServiceManager
+from gateway.server.start_message import NO_SERVER, start_message
 from gateway.server.worker_handle import Member, Slot, either
 
 logger = logging.getLogger("gateway")
@@ -85,7 +85,9 @@ class Supervisor:
         self._admin = listen_admin(config.admin_listen)
         self._valkey: Embedded | None = None
         self._manager = ServiceManager()
-        if config.redis_url == "embedded":
+        if config.redis_url == "embedded" and embedded_server(config.workers) is None:
+            logger.warning(NO_SERVER)
+        elif config.redis_url == "embedded":
             self._valkey = Embedded(maxmemory=config.redis_memory, data=config.redis_dir)
 
     def __repr__(self) -> str:
@@ -129,18 +131,9 @@ class Supervisor:
                 logger.info("ended")
 
     def _tell_what_is_served(self) -> None:
-        config = self.loaded.config
-        places = (source.place for found in self.loaded.sources.values() for source in found if source.kind == "file")
-        logger.info(
-            "configuration: %s; %s, %s, %s; Redis: %s",
-            next(places, "no file").partition(" line ")[0],
-            counted(len(config.routes) + len(config.include), "route"),
-            counted(len(config.upstreams), "upstream"),
-            counted(len(self._slots), "worker"),
-            shown_url(config.redis_url),
-        )
-        logger.info("admin listener: %s", config.admin_listen)
-        logger.info("listening on %s", url_of(self._slots[0].socket))
+        state = next((slot.member.redis for slot in self._slots if slot.member is not None), "")
+        for line in start_message(self.loaded, url_of(self._slots[0].socket), len(self._slots), state):
+            logger.info("%s", line)
         self._manager.ready(f"{counted(len(self._slots), 'worker')} on {url_of(self._slots[0].socket)}")
 
     def _listen_to_signals(self) -> None:
@@ -199,7 +192,7 @@ class Supervisor:
             spawned.hand_over(sockets)
             if self._valkey is not None and not self._reviving:
                 await self._valkey.ready()
-            url = self._valkey.url if self._valkey is not None else self.loaded.config.redis_url
+            url = self._valkey.url if self._valkey is not None else without_embedded(self.loaded.config.redis_url)
             await member.begin(Begin(Setup.of(member.number, self.loaded), url, slot.number, len(self._slots)))
         except BaseException:
             spawned.abandon()

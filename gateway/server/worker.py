@@ -27,7 +27,7 @@ from gateway.app.gateway import create_app
 from gateway.app.generation import Generation
 from gateway.app.generations import Generations
 from gateway.cache.redis.store import RedisStore
-from gateway.cache.shared_store import SharedStore
+from gateway.cache.shared_store import NoShared, SharedStore
 from gateway.clock import SystemClock
 from gateway.config.loader import Loaded
 from gateway.config.models import Config
@@ -162,7 +162,7 @@ class Worker:
             await server.up.wait()
         await self.operations.start()
         be_called("gateway-worker")
-        self._channel.send(WorkerReady())
+        self._channel.send(WorkerReady(redis_state(self.generations.current.shared)))
 
     async def _obey(self) -> None:
         while (order := await self._channel.receive()) is not None:
@@ -278,6 +278,13 @@ class _Collected(Collector):
             for name, labels, value in family.samples:
                 metric.add_sample(name, dict(labels), value)
             yield metric
+
+
+def redis_state(shared: SharedStore) -> str:
+    """Whether Redis is used, and why not; empty if there is none."""
+    if isinstance(shared, NoShared):
+        return ""
+    return "in use" if shared.available else f"not used: {getattr(shared, 'why', None) or 'no answer yet'}"
 
 
 def _store(config: Config, url: str, clock: SystemClock) -> SharedStore | None:

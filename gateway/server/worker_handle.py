@@ -50,6 +50,7 @@ class Member:
         """Its process has ended, and all its messages were read."""
         self.began = time.monotonic()
         self.unresponsive = False
+        self.redis = ""
         self.ending = False
         """It was commanded to stop."""
         self._last_report = self.began
@@ -110,7 +111,8 @@ class Member:
             match report:
                 case Alive():
                     pass
-                case WorkerReady():
+                case WorkerReady(redis):
+                    self.redis = redis
                     self._ready = True
                     self.settled.set()
                 case CommandFailed():

@@ -18,6 +18,7 @@ import aiohttp
 import httpx
 import pytest
 
+from gateway import __version__
 from tests.support.processes import (
     GatewayProcess,
     MakeValkey,
@@ -116,14 +117,13 @@ async def test_it_ends_in_order_the_requests_in_flight_answered_and_its_valkey_g
     log = [line.split(" ", 1) for line in gateway.errors.splitlines()]
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", at) for at, _ in log)
     told = [line for _, line in log]
-    assert re.fullmatch(r"INFO gateway: Redis at unix://\S+ is used", told[0])
-    assert re.fullmatch(
-        r"INFO gateway: configuration: \S*gateway.yaml; \d+ routes, \d+ upstreams?, 1 worker; Redis: embedded", told[1]
-    )
-    assert told[2].startswith("INFO gateway: admin listener: unix:/")
-    assert told[3:4] == [f"INFO gateway: listening on {gateway.url}"]
-    assert "INFO gateway: stopping: accepting connections for " in told[4]
-    assert told[5:] == ["INFO gateway: ended"]
+    assert told[0] == f"INFO gateway: gateway {__version__} serves"
+    assert re.fullmatch(r"INFO gateway:   configuration: \S*gateway.yaml; \d+ routes, \d+ upstreams?", told[1])
+    assert told[2:4] == ["INFO gateway:   Redis: embedded Valkey, in use", "INFO gateway:   1 worker"]
+    assert told[4].startswith("INFO gateway:   admin listener: unix:/")
+    assert told[5] == f"INFO gateway:   listening on {gateway.url}"
+    assert "INFO gateway: stopping: accepting connections for " in told[6]
+    assert told[7:] == ["INFO gateway: ended"]
 
 
 async def test_a_second_signal_ends_it_at_once_though_a_request_is_in_flight(start_gateway: StartGateway) -> None:

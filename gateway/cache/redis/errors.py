@@ -167,6 +167,10 @@ class RedisState:
         self._known = False
         self._slow_at = float("-inf")
 
+    @property
+    def why(self) -> str | None:
+        return f"{self.reason.text.rstrip('.')}; {self.reason.advice}" if self.reason is not None else None
+
     def away(self, error: BaseException) -> None:
         """It is not used, for this reason; each kind of reason is logged once until it is used again."""
         self.reason = reason_of(error)
@@ -185,7 +189,7 @@ class RedisState:
         if self._logged:
             logger.info("Redis at %s is used again", self._place)
         elif not self._known:
-            logger.info("Redis at %s is used", self._place)
+            logger.debug("Redis at %s is used", self._place)  # the start message says so
         self._known = True
         self.reason = None
         self._logged.clear()

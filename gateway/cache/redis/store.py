@@ -106,6 +106,11 @@ class RedisStore:
         reason = self._state.reason
         return reason.kind if reason is not None and not self.available else None
 
+    @property
+    def why(self) -> str | None:
+        """Why it is left alone, and what to do; None while it is used."""
+        return self._state.why if not self.available else None
+
     def allow(self, largest: int) -> None:
         """Raise the maximum record size to this, if it is lower."""
         self.largest = max(self.largest, largest)
