@@ -25,6 +25,8 @@ from gateway.testing import StubUpstream, TurnedClock
 from tests.support.gateways import gateway
 
 AnyBoth = TypeVar("AnyBoth", bound="Both")
+ANSWERED_IN = 30.0
+"""Seconds: less than a test has, so that one which would wait for ever says what it waits for."""
 GET = b"GET /o/1 HTTP/1.1\r\nHost: gateway.test\r\n%b\r\n"
 
 
@@ -115,9 +117,11 @@ class Line:
         self.protocol.data_received(data)
 
     async def answer(self) -> bytes:
-        """What is written until nothing is owed or under way any more."""
-        while self.protocol.tasks or self.protocol._asking is not None:
-            await asyncio.wait(set(self.protocol.tasks)) if self.protocol.tasks else await asyncio.sleep(0)
+        """What is written until nothing is owed or under way any more. A request whose body is not sent whole is an
+        error, after `ANSWERED_IN`."""
+        async with asyncio.timeout(ANSWERED_IN):
+            while self.protocol.tasks or self.protocol._asking is not None:
+                await asyncio.wait(set(self.protocol.tasks)) if self.protocol.tasks else await asyncio.sleep(0)
         written, self.pipe.written = self.pipe.written, b""
         return written
 

@@ -42,6 +42,7 @@ TARGETS = (
     *(b"/own/1#a", b"/own/%00", b"*", b"own/1", b"/own/\xff"),
 )
 VERSIONS = (b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/1.2", b"")
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
 HOSTS = (
     *(b"Host: gateway.test\r\n",) * 4,
     *(b"Host: other.test\r\n", b"Host: gateway.test:80\r\n", b"Host: a b\r\n", b"Host:\r\n", b""),
@@ -60,6 +61,7 @@ FIELDS = (
     ),
     *(b"Connection: keep-alive\r\n", b"Connection: close\r\n", b"Connection: Host\r\n", b"A: b\0\r\n", b"A: b\n"),
     *(b"Content-Length: 0\r\n", b"Content-Length: x\r\n", b"Transfer-Encoding: gzip\r\n", b"Expect: it\r\n"),
+    *(CHUNKED, b"Transfer-Encoding: chunked\r\nContent-Length: 0\r\n"),
     *(b"Authorization: a\r\nAuthorization: b\r\n", b"Upgrade: h2c\r\n", b"Range: bytes=0-1\r\nRange: bytes=0-1\r\n"),
 )
 IDS = (
@@ -71,7 +73,9 @@ IDS = (
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
     line = b"%b %b %b\r\n" % tuple(draw(st.sampled_from(each)) for each in (METHODS, TARGETS, VERSIONS))
-    return line + b"".join(draw(st.sampled_from(each)) for each in (HOSTS, FIELDS, IDS)) + b"\r\n"
+    head = line + b"".join(draw(st.sampled_from(each)) for each in (HOSTS, FIELDS, IDS)) + b"\r\n"
+    # Without its body a chunked request would be waited for.
+    return head + b"0\r\n\r\n" if CHUNKED in head else head
 
 
 ABSOLUTE = b"http://gateway.test/own/1"

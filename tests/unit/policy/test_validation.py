@@ -61,6 +61,7 @@ def test_an_entry_is_validated_by_its_tag_and_date_but_never_by_a_generated_tag(
     stored = entry(etag(b'"v1"'), (b"last-modified", THEN))
     assert validators(stored) == [(b"if-none-match", b'"v1"'), (b"if-modified-since", THEN)]
     assert validators(entry(etag(own_tag(b"body")))) == []
+    assert validators(entry(etag(b'"gw-1"'))) == [(b"if-none-match", b'"gw-1"')], "an upstream's own, of a like form"
 
 
 # --- what a 304 changes ------------------------------------------------------------------------------------
@@ -160,6 +161,7 @@ def test_a_head_response_matches_where_validators_and_length_agree(told: Fields,
         ([], [etag(b'"v1"')], False),
         ([(b"if-none-match", b" * ")], [], True),
         ([(b"if-none-match", b'"a", W/"v1"')], [etag(b'"v1"')], True),
+        ([(b"if-none-match", b'"v1"')], [etag(b'W/"v1"')], True),
         ([(b"if-none-match", b'"a"')], [etag(b'"v1"')], False),
         ([(b"if-none-match", b'"v1"')], [], False),
         ([(b"if-none-match", b'"a"'), (b"if-modified-since", THEN)], [(b"last-modified", BEFORE)], False),
