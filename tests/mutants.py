@@ -220,8 +220,8 @@ GUARDS = (
     ),
     Mutant(
         "upstreams.connection",
-        "return self.usable and not self._poll.poll(0)",
-        "return self.usable",
+        "not self._transport.is_closing() and not self._poll.poll(0)",
+        "not self._transport.is_closing()",
         "unit/upstreams/test_connection",
     ),
     Mutant(

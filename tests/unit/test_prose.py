@@ -24,8 +24,6 @@ PAGES = [
     *sorted((ROOT / "docs/deploying").glob("*.md")),
     *(ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md")),
 ]
-NOT_YET = frozenset(("conformance.md", "performance.md"))
-"""Pages of measurements, which are not rewritten yet."""
 NAMES = re.compile(r"`[^`\n]*`")
 """Code in a text, which may have such a name."""
 
@@ -52,7 +50,7 @@ def test_the_code_says_it_plainly(package: str) -> None:
         assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in NOT_YET], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_says_it_plainly(page: Path) -> None:
     lines = enumerate(page.read_text().splitlines(), 1)
     problems = [each for line, text in lines for each in found(f"{page.name}:{line}", text)]
