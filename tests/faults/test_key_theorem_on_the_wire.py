@@ -255,13 +255,13 @@ def test_all_ways_were_taken(pair: tuple[asyncio.Runner, Pair], monkeypatch: pyt
     """Those past ASGI and by plain requests, by the app, and by the edge's joins."""
     runner, gateways = pair
     heads: list[bytes] = []
-    ask = PlainConnection.ask
+    send = PlainConnection.send
 
     def noted(self: PlainConnection, head: bytes, *rest: Any, **named: Any) -> Any:
         heads.append(head.split(b" ")[1])
-        return ask(self, head, *rest, **named)
+        return send(self, head, *rest, **named)
 
-    monkeypatch.setattr(PlainConnection, "ask", noted)
+    monkeypatch.setattr(PlainConnection, "send", noted)
     counted = gateways.counted[0]
     joined = gateways.joined
     for kind in KINDS:

@@ -67,7 +67,7 @@ def a_streamed_response(data: bytes) -> None:
     async def receive() -> None:
         pool: Pool = Pool(None, limit=1, keepalive=1)  # type: ignore[arg-type]
         connection = PlainConnection(pool, 65_536)
-        body = PlainBody(connection, asyncio.get_running_loop().create_future())
+        body = PlainBody(connection, asyncio.get_running_loop().create_future(), None)
         connection._body, connection._chunks = body, Chunks(2**30)
         for piece in pieces(data):
             connection._take_body(body, piece)
