@@ -26,6 +26,7 @@ from gateway.admin.operations import operations_of
 from gateway.app.gateway import create_app
 from gateway.app.generation import Generation
 from gateway.app.generations import Generations
+from gateway.cache.redis.errors import RedisState
 from gateway.cache.redis.store import RedisStore
 from gateway.cache.shared_store import NoShared, SharedStore
 from gateway.clock import SystemClock
@@ -284,7 +285,9 @@ def redis_state(shared: SharedStore) -> str:
     """Whether Redis is used, and why not; empty if there is none."""
     if isinstance(shared, NoShared):
         return ""
-    return "in use" if shared.available else f"not used: {getattr(shared, 'why', None) or 'no answer yet'}"
+    state: RedisState | None = getattr(shared, "state", None)  # a store of another kind has none
+    why = state.why if state is not None else None
+    return "in use" if shared.available else f"not used: {why or 'no answer yet'}"
 
 
 def _store(config: Config, url: str, clock: SystemClock) -> SharedStore | None:

@@ -86,7 +86,7 @@ class RedisStore:
         self._tasks: set[asyncio.Task[None]] = set()
         self._synchronised_at = float("-inf")
         self._complained_at = float("-inf")
-        self._state = RedisState(shown_url(url))
+        self.state = RedisState(shown_url(url))
         self._reason: Exception = RedisError("no answer")
 
     def __repr__(self) -> str:
@@ -103,13 +103,8 @@ class RedisStore:
     @property
     def reason(self) -> str | None:
         """Why it is left alone, as one word; None while it is used."""
-        reason = self._state.reason
+        reason = self.state.reason
         return reason.kind if reason is not None and not self.available else None
-
-    @property
-    def why(self) -> str | None:
-        """Why it is left alone, and what to do; None while it is used."""
-        return self._state.why if not self.available else None
 
     def allow(self, largest: int) -> None:
         """Raise the maximum record size to this, if it is lower."""
@@ -132,7 +127,7 @@ class RedisStore:
 
     def leave_alone(self, reason: Reason) -> None:
         """Do not use Redis until `start`."""
-        self._state.reason = reason
+        self.state.reason = reason
         self._failures = FAILURES_BEFORE_REST
 
     async def start(self) -> None:
@@ -144,9 +139,9 @@ class RedisStore:
     async def _make_contact(self) -> None:
         if await self._ping():
             self._failures = 0
-            self._state.here()
+            self.state.here()
             return await complain_about_policy(self._client)
-        self._state.away(self._reason)
+        self.state.away(self._reason)
         return await self._probe_until_back()
 
     async def read(self, names: Sequence[str]) -> list[bytes | None]:
@@ -461,12 +456,12 @@ class RedisStore:
             answered = True
             while not (await self._ping() and await self._reads_again()):
                 answered = False
-                self._state.away(self._reason)
+                self.state.away(self._reason)
                 await asyncio.sleep(PROBE_EVERY)
             if answered:
-                self._state.slow(self._budget)
+                self.state.slow(self._budget)
             self._failures = 0
-            self._state.here()
+            self.state.here()
             # Meanwhile it may have failed again, with this probe under way and so no other begun.
             await complain_about_policy(self._client)
 

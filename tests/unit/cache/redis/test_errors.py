@@ -32,7 +32,7 @@ async def away(url: str) -> RedisStore:
     await store.start()
     for _ in range(3):
         await store._ping()
-        store._state.away(store._reason)
+        store.state.away(store._reason)
     await store.aclose()
     return store
 
