@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from importlib.util import find_spec
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI, applications, routing
@@ -26,6 +27,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.app.middleware import STARTED_KEY
+from gateway.context import STORED_KEY
 
 _ANYTHING = re.compile("")
 _route_selected = getattr(routing, "_route_selected", None)
@@ -48,11 +50,14 @@ class Row(NamedTuple):
 
 
 class Dispatch:
-    """An ASGI app in front of `router`."""
+    """An ASGI app in front of `router`. `app_of` returns the app that answers for a route."""
 
-    def __init__(self, router: APIRouter, otherwise: ASGIApp) -> None:
+    def __init__(
+        self, router: APIRouter, otherwise: ASGIApp, app_of: Callable[[RouteContext], ASGIApp] = attrgetter("app")
+    ) -> None:
         self._router = router
         self._otherwise = otherwise
+        self._app_of = app_of
         self._routers: list[Any] = []
         self._version = (-1, 0)
         self._rows: list[Row] = []
@@ -64,13 +69,14 @@ class Dispatch:
         if row is None or row.app is None:
             await self._otherwise(scope, receive, send)
             return
+        scope.pop(STORED_KEY, None)  # middleware of the app's own may add to the response
         await row.app(scope, receive, send)
 
     def found(self, scope: Scope) -> Row | None:
         """The route that answers, with what FastAPI leaves of it in the scope."""
         if self._now() != self._version:
             self._routers = [each for each in (self._router, *_included(self._router.routes)) if hasattr(each, _COUNT)]
-            self._rows = [row for route in self._router.routes for row in _rows(route)]
+            self._rows = [row for route in self._router.routes for row in self._rows_of(route)]
             self._version = self._now()
         path, method = get_route_path(scope), scope["method"]
         for row in self._rows:
@@ -92,6 +98,34 @@ class Dispatch:
             scope.setdefault("fastapi", {})["effective_route_context"] = row.included
         if _route_selected is not None and "fastapi.telemetry" in scope:
             _route_selected(scope=scope, path=row.path, mount=False)
+
+    def _rows_of(self, route: BaseRoute) -> Iterator[Row]:
+        if type(route) is Mount:
+            yield Row(route.path_regex, None)
+            return
+        plain = all(type(each) is APIRouter and not getattr(each, "form_limits", None) for each in _included([route]))
+        limits = getattr(getattr(route, "include_context", None), "form_limits", None)
+        for context in iter_route_contexts([route]):
+            kind, methods = type(context.original_route), frozenset(context.methods or ()) or None
+            if kind is APIRoute and plain and not limits:
+                yield self._plain_row(context, methods)
+            elif kind is Route and plain:
+                yield Row(context.path_regex, methods)
+            else:
+                yield Row(_ANYTHING, None)
+
+    def _plain_row(self, context: RouteContext, methods: frozenset[str] | None) -> Row:
+        text = all(type(each) is StringConvertor for each in context.param_convertors.values())
+        return Row(
+            context.path_regex,
+            methods,
+            self._app_of(context),
+            context.endpoint,
+            context.original_route,
+            context._route_context,
+            context.path_format or "",
+            {} if text else context.param_convertors,
+        )
 
     def _now(self) -> tuple[int, int]:
         """Differs once a route is added anywhere; FastAPI counts as well."""
@@ -191,33 +225,3 @@ def _included(routes: list[BaseRoute]) -> Iterator[Any]:
         if router is not None:
             yield router
             yield from _included(router.routes)
-
-
-def _rows(route: BaseRoute) -> Iterator[Row]:
-    if type(route) is Mount:
-        yield Row(route.path_regex, None)
-        return
-    plain = all(type(each) is APIRouter and not getattr(each, "form_limits", None) for each in _included([route]))
-    limits = getattr(getattr(route, "include_context", None), "form_limits", None)
-    for context in iter_route_contexts([route]):
-        kind, methods = type(context.original_route), frozenset(context.methods or ()) or None
-        if kind is APIRoute and plain and not limits:
-            yield _plain_row(context, methods)
-        elif kind is Route and plain:
-            yield Row(context.path_regex, methods)
-        else:
-            yield Row(_ANYTHING, None)
-
-
-def _plain_row(context: RouteContext, methods: frozenset[str] | None) -> Row:
-    text = all(type(each) is StringConvertor for each in context.param_convertors.values())
-    return Row(
-        context.path_regex,
-        methods,
-        context.app,
-        context.endpoint,
-        context.original_route,
-        context._route_context,
-        context.path_format or "",
-        {} if text else context.param_convertors,
-    )

@@ -37,6 +37,7 @@ from gateway.config.validation import of_mapping
 from gateway.errors import ConfigError, ConfigProblem
 from gateway.explain.middleware import Explaining
 from gateway.observability.access_log import AccessLog
+from gateway.routing.handler_route import handler_app
 from gateway.routing.handler_settings import STATE
 
 if TYPE_CHECKING:
@@ -116,7 +117,9 @@ class Gateway(Generation, FastAPI):
         )
         if fastapi.get("redirect_slashes", True):
             OtherSlash(self.router)
-        self._dispatch = Dispatch(self.router, self.router.middleware_stack)
+        self._dispatch = Dispatch(
+            self.router, self.router.middleware_stack, lambda context: handler_app(context, self.runtime)
+        )
         self.router.middleware_stack = HeadOfCached(self._dispatch, self.router, lambda: self.runtime)
         routes = AppRoutes(self, self.config, self.engine, self.metrics, self.declared, self.aggregates, self._direct)
         self._own = tuple(routes.add_own(docs, redoc))

@@ -22,7 +22,7 @@ from starlette.routing import Match, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.config.models import Config
-from gateway.context import HOST_KEY, LOOKED_KEY, RAW_TARGET_KEY, SCOPE_KEY, TARGET_KEY, RequestContext
+from gateway.context import HOST_KEY, LOOKED_KEY, RAW_TARGET_KEY, SCOPE_KEY, TARGET_KEY, WRITTEN_KEY, RequestContext
 from gateway.errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_body
 from gateway.http.forwarding import Told, Trusted, place
 from gateway.http.headers import WITHOUT_CONTENT, Headers, first, framed, values, without
@@ -131,9 +131,10 @@ class Layers:
             elif await self._is_for_the_app(scope, exchange, send_with_fields):
                 await self.app(scope, receive, send_with_fields)
         finally:
-            seconds = time.perf_counter() - exchange.began
-            self._metrics.request(exchange.route, exchange.outcome, status, seconds)
-            self._log(exchange, status, size, seconds)
+            if WRITTEN_KEY not in scope:
+                seconds = time.perf_counter() - exchange.began
+                self._metrics.request(exchange.route, exchange.outcome, status, seconds)
+                self._log(exchange, status, size, seconds)
 
     def _with_diagnostics(self, exchange: RequestContext, headers: Headers) -> Headers:
         return complete(exchange, headers)
@@ -162,9 +163,7 @@ class Layers:
         if target is None or not self._is_at_the_root or exchange.told is not None or scope["root_path"]:
             return self._resolved(scope, exchange)
         exchange.host = _host_of(tuple(values(exchange.headers, b"host")), scope["http_version"])
-        scope["path"], scope["raw_path"] = target.decoded, target.path.encode("ascii")
-        scope["query_string"] = target.query_string.encode("ascii")
-        return target
+        return target  # which the scope has already
 
     def _resolved(self, scope: Scope, exchange: RequestContext) -> Target:
         if scope["method"] in ("CONNECT", "TRACE"):

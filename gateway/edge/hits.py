@@ -13,6 +13,7 @@ request.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 
 from gateway.cache.engine import Engine
@@ -52,6 +53,7 @@ LINE_BYTES = 2560
 hit of 12 header fields; measured by tracemalloc and by the process's size, at 20,000 lines)."""
 FORM_BYTES = 700
 """Bytes of a form of a response beside its head, which is as large as its fields."""
+_PLAIN_READ = re.compile(rb"(?:GET|HEAD) /[!-~]* HTTP/1\.1")
 REMEMBERED = 1024
 """The longest request line or header block that is remembered, in bytes."""
 
@@ -103,6 +105,10 @@ class Edge:
     def forget(self) -> None:
         """Forget everything: it may be outdated."""
         self.known_targets: dict[bytes, KnownTarget] = {}
+        self.solved_targets: dict[bytes, KnownTarget] = {}
+        """Those of which the app solves dependencies first."""
+        self.app_targets: dict[bytes, Target] = {}
+        """The targets of request lines that the app answers."""
         self.blocks: dict[bytes, HeaderBlock] = {}
         self._known: dict[int, KnownRoute] = {}
         self._order: deque[tuple[dict[str, PreparedResponse], str]] = deque()
@@ -112,16 +118,25 @@ class Edge:
 
     def learn(self, line: bytes, recall: FastPath, target: Target | None) -> None:
         """Take note that the app answers this request line so."""
-        if len(line) > REMEMBERED or line in self.known_targets or not may_be_repeated(line):
+        known_targets = self.solved_targets if recall.solved else self.known_targets
+        if len(line) > REMEMBERED or line in known_targets or not may_be_repeated(line):
             return
         known = self._known.get(id(recall.route))
         if known is None:
             known = self._known[id(recall.route)] = KnownRoute(
                 recall.route, self._engine.traffic.recorder(recall.route.name)
             )
-        if len(self.known_targets) >= self._most:
-            del self.known_targets[next(iter(self.known_targets))]
-        self.known_targets[line] = KnownTarget(line, recall, known, target)
+        if len(known_targets) >= self._most:
+            del known_targets[next(iter(known_targets))]
+        known_targets[line] = KnownTarget(line, recall, known, target)
+
+    def learn_target(self, line: bytes, target: Target) -> None:
+        """Take note that the app answers this request line, so that its target is not worked out again."""
+        if line in self.app_targets or len(line) > REMEMBERED or _PLAIN_READ.fullmatch(line) is None:
+            return
+        if len(self.app_targets) * 4 >= self._most:
+            del self.app_targets[next(iter(self.app_targets))]
+        self.app_targets[line] = target
 
     def judged(self, text: bytes, headers: list[tuple[bytes, bytes]]) -> HeaderBlock:
         """The judged form of a header block whose headers, without X-Request-ID, are these."""
@@ -186,7 +201,7 @@ class Edge:
         if self._note is not None:
             tier = "memory" if shared_hit is None else shared_hit.tier
             self._note(known_target, block, ready, shape, request_id, began, peer, now, elapsed, tier)
-        if shared_hit is None and kind < 2:
+        if shared_hit is None and kind < 2 and not known_target.recall.solved:
             self.memos.keep(known_target, block, stored, ready, shape, sight)
         return True
 

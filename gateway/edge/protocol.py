@@ -7,12 +7,19 @@ know how bytes are read and limited (`client_connection`), or which entry serves
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol, cast
+from urllib.parse import unquote
 
+import httptools
+from starlette.types import Scope
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from gateway.context import LOOKED_KEY, exchange_of
+from gateway.cache.request import Route
+from gateway.context import LOOKED_KEY, STORED_KEY, TARGET_KEY, WRITTEN_KEY, exchange_of
 from gateway.edge.client_connection import ClientConnection
 from gateway.edge.entries import HeaderBlock, KnownTarget
 from gateway.edge.guard import NEVER
@@ -22,7 +29,11 @@ from gateway.edge.hits import Edge
 from gateway.edge.passthrough import PassThroughRequest, ends
 from gateway.edge.shared_lookup import PendingLookup
 from gateway.errors import RequestRefused
-from gateway.http.request_parser import Request, read_line, read_request
+from gateway.http.headers import Headers
+from gateway.http.request_parser import Line, Request, read_line, read_request
+from gateway.http.target import Target
+from gateway.policy.keys import Plan
+from gateway.policy.rules import RequestDirectives
 from gateway.routing.fast_path import FastPath
 from gateway.routing.handler_settings import STATE
 
@@ -217,6 +228,13 @@ class GatewayProtocol(ClientConnection):
     def _goes_on(self, repeat: Repeat, line: bytes, request_id: bytes, began: float) -> bool:
         """Have the engine or the app answer a request that repeats all but its line, which is parsed here; False if the
         slow path must handle it."""
+        target = None if self.root_path else repeat.edge.app_targets.get(line)
+        if target is not None:
+            method, raw, _ = line.split(b" ")
+            known = {TARGET_KEY: target, STORED_KEY: StoredResponse(self, repeat, line, request_id, began)}
+            self._edge, self._line = repeat.edge, line
+            fields, close = repeat.fields(request_id), repeat.block.close
+            return self._hand_over(Line(method, raw, "1.1"), fields, known, close=close, began=began)
         try:
             read = read_line(line, self.guard.limits)
         except RequestRefused:
@@ -228,7 +246,7 @@ class GatewayProtocol(ClientConnection):
             pass_request = pass_through.repeated(repeat, read, request_id, self._peer, self.scheme or "http", began)
         self._edge, self._line = repeat.edge, b"" if self.root_path else line
         if pass_request is None:
-            return self._hand_over(read, repeat.fields(request_id), close=repeat.block.close, began=began)
+            return self._hand_over(read, repeat.fields(request_id), {}, close=repeat.block.close, began=began)
         self._ready = None
         self._began, self._method = began, pass_request.exchange.method
         try:
@@ -288,6 +306,46 @@ class GatewayProtocol(ClientConnection):
 
     # --- answers of the app --------------------------------------------------------------------------------
 
+    def _hand_over(self, line: Line, fields: Headers, known: Mapping[str, Any], *, close: bool, began: float) -> bool:
+        """Give the app a GET or HEAD of HTTP/1.1 without a body whose fields this connection has sent before, so that
+        httptools need not parse them again. `known` goes to the scope. False if it must, for want of a plain URL."""
+        place = _place_of(line.target, known.get(TARGET_KEY), self.root_path)
+        if place is None or self.limit_concurrency is not None:
+            return False
+        self._ready = None
+        self._began, self._method = began, line.method.decode("ascii")
+        try:
+            self.guard.admit(self._peer)
+        except RequestRefused as refused:
+            self._refuse(refused)
+            return True
+        self._admitted = True
+        self._deadline = NEVER
+        self.on_message_begin()
+        self.url, self.headers = line.target, [*fields]
+        scope = cast(dict[str, Any], self.scope)
+        scope["method"], scope["headers"] = self._method, self.headers
+        scope["path"], scope["raw_path"], scope["query_string"] = place
+        scope.update(known)
+        self._extend(scope, line.target)
+        self.cycle = RequestResponseCycle(
+            scope=cast(Any, scope),
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=not (close or self.guard.draining),
+            on_response=self.on_response_complete,
+        )
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
+        self._start_asgi_task(self.cycle, self.app)
+        return True
+
     def on_headers_complete(self) -> None:
         if self._looked:
             self._looked = False
@@ -305,5 +363,67 @@ class GatewayProtocol(ClientConnection):
         if getattr(_bearer(scope.get("app")), "edge", None) is not self._edge:
             return  # a mounted app served it, which may have its own middleware; or there was a reload in the meantime
         exchange = exchange_of(scope)
-        if exchange is not None and isinstance(exchange.recall, FastPath) and self._edge is not None:
+        if exchange is None or self._edge is None:
+            return
+        if isinstance(exchange.recall, FastPath):
             self._edge.learn(self._line, exchange.recall, exchange.target)
+        if exchange.target is not None and self._edge.pass_through is not None:
+            self._edge.learn_target(self._line, exchange.target)
+
+    def wrote(self, known_target: KnownTarget, block: HeaderBlock) -> None:
+        """The stored response of the current request is written, for the app."""
+        self.cycle.response_started = self.cycle.response_complete = True
+        self._line = b""  # known already
+        if known_target.connection(block) == CLOSES:
+            self.transport.close()
+        self.on_response_complete()
+
+
+class StoredResponse:
+    """What the edge may write of one request's stored response, once the app has solved the dependencies
+    (`handler_route.StoredResponse`)."""
+
+    def __init__(
+        self, connection: GatewayProtocol, repeat: Repeat, line: bytes, request_id: bytes, began: float
+    ) -> None:
+        self._connection = connection
+        self._repeat = repeat
+        self._line, self._request_id, self._began = line, request_id, began
+
+    def plan(self, route: Route, method: str, origin: str, target: str) -> tuple[Plan, RequestDirectives]:
+        return self._repeat.block.plan(route, method, origin, target)
+
+    def is_written(self, scope: Scope, base: str, target: str) -> bool:
+        """Write the stored response with this base key for this target; False if the app must."""
+        connection, edge, block = self._connection, self._repeat.edge, self._repeat.block
+        known_target, cycle = edge.solved_targets.get(self._line), connection.cycle
+        if known_target is None or known_target.recall.target != target:
+            return False
+        if cast(object, cycle.scope) is not scope or cycle.disconnected or cycle.response_started:
+            return False
+        if cycle.keep_alive is block.close or connection.flow.write_paused or connection.transport.is_closing():
+            return False  # the prepared head says whether the connection ends, by the request alone
+        known = known_target.known
+        added = block.bases[known] if known in block.bases else block.base(known)
+        if added is None or known_target.stem + added != base:
+            return False
+        peer = connection.client[0] if connection.client else ""
+        if not edge.answer(connection.transport, peer, known_target, block, self._request_id, self._began):
+            return False
+        scope[WRITTEN_KEY] = True
+        connection.wrote(known_target, block)
+        return True
+
+
+def _place_of(raw: bytes, target: Target | None, root: str) -> tuple[str, bytes, bytes] | None:
+    """Path, encoded path and query for the scope, as uvicorn would set them; of a known `target` in its normal form."""
+    if target is not None:
+        return target.decoded, target.path.encode("ascii"), target.query_string.encode("ascii")
+    try:
+        url = httptools.parse_url(raw)
+    except httptools.HttpParserInvalidURLError:
+        return None
+    if url.path is None:
+        return None
+    path = url.path.decode("ascii")
+    return root + (unquote(path) if "%" in path else path), root.encode("ascii") + url.path, url.query or b""

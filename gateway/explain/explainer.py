@@ -46,7 +46,7 @@ from gateway.policy.entry import Entry
 from gateway.policy.keys import plan
 from gateway.policy.rules import NEGATIVE_STATUSES, PLAIN, CachePolicy, directives_of
 from gateway.routing.declared import Declared, has_body
-from gateway.routing.handler_reading import places_of
+from gateway.routing.handler_reading import place_of, places
 
 Origins = Callable[[Key], Sequence[SettingSource]]
 """The sources of a value, the winner first; empty for the default."""
@@ -228,7 +228,7 @@ class Explainer:
         target, headers, rules = cached.target(request.target), request.headers, cached.route.rules
         lookup = LookupRequest(
             request.method,
-            [*headers, *places_of(self._place(headers))],
+            [*headers, *places(place_of(self._place(headers)))],
             handler.name,
             cached.route,
             plan(cached.route.keying, cached.origin, target, headers, has_body=has_body(headers)),

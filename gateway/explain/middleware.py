@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.context import RAW_TARGET_KEY
 from gateway.explain.trace import Trace
 from gateway.http.forwarding import Trusted
-from gateway.http.headers import Headers, values
+from gateway.http.headers import Headers, has, values
 
 if TYPE_CHECKING:
     from limits.strategies import FixedWindowRateLimiter
@@ -83,7 +83,7 @@ class Explaining:
         self._wrong_tokens = Attempts(WRONG_TOKENS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not any(name == ASKS for name, _ in scope["headers"]):
+        if scope["type"] != "http" or not has(scope["headers"], ASKS):
             await self.app(scope, receive, send)
             return
         given = values(scope["headers"], ASKS)

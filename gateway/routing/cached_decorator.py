@@ -293,9 +293,9 @@ class _Call:
         reason = self.reading.reason()
         if reason is not None:  # the reads of dependencies are known before the cache lookup
             return await engine.pass_by(exchange, "bypass", ask.past, detail=reason)
-        if self._is_for_the_edge():
-            target = self.reading.target
-            exchange.recall = FastPath(ask.route, self.settings.origin_name, target, ask.tags, _without_tags, None)
+        target, origin, solved = self.reading.target, self.settings.origin_name, not self._is_for_the_edge()
+        if not solved or (self.settings.key is None and self.settings.edge is None):
+            exchange.recall = FastPath(ask.route, origin, target, ask.tags, _without_tags, None, solved=solved)
         return engine.at_hand(ask) or await engine.answer(ask)
 
     def _is_for_the_edge(self) -> bool:

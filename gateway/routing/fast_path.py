@@ -32,3 +32,5 @@ class FastPath:
     ask: Callable[[RequestContext], CacheRequest] | None
     joinable: Callable[[RequestContext], object | None] | None = None
     """How the response can be joined from memory, as a `SplicePlan`; for aggregates."""
+    solved: bool = False
+    """Whether the app must solve dependencies before each response, which the edge then only writes."""

@@ -77,7 +77,12 @@ def reason_against(context: RouteContext, marked: Marked, overrides: Collection[
     replaced = [str(getattr(each, UPSTREAM)) for each in depends if each in overrides]
     if replaced:
         return f"dependency_overrides replaces the upstream {replaced[0]}"
-    return _reads(dependant, marked) or _converts(context) or _validates(dependant)
+    return reason_against_own(context, marked)
+
+
+def reason_against_own(context: RouteContext, marked: Marked) -> str | None:
+    """The reason why the parameters of a handler itself, without those of dependencies, may differ for one key."""
+    return _reads(context.dependant, marked) or _converts(context) or _validates(context.dependant)
 
 
 def _reads(dependant: Dependant, marked: Marked) -> str | None:

@@ -74,15 +74,21 @@ class Public:
         return cls(f"{parts.scheme}://{parts.netloc}", parts.netloc, parts.scheme) if parts is not None else None
 
 
+Place = tuple[str, str, str]
+
+
 class View:
     """A request as seen by a handler with `keying`: every field in one line, the keyed query parameters, and the public
     address. Fields are computed on access: a hit needs few."""
 
-    def __init__(self, scope: Scope, plan: Plan, keying: Keying, query: str, public: Public | None) -> None:
-        self._given: Headers = scope["headers"]
+    def __init__(
+        self, given: Headers, place: Place, plan: Plan, keying: Keying, query: str, public: Public | None
+    ) -> None:
+        self._given = given
+        self._values: dict[str, str | None] = {}
         self._keying = keying
         self.query, self.public = query, public
-        self.host, self.scheme, self.root = _place(scope)
+        self.host, self.scheme, self.root = place
         self.cookies = [pair for pair in plan.forward if pair[0] == b"cookie"] if keying.cookies else []
 
     @cached_property
@@ -109,6 +115,11 @@ class View:
         return HOP_BY_HOP | connection_named(self._given)
 
     def value(self, name: str) -> str | None:
+        if name not in self._values:
+            self._values[name] = self._found(name)
+        return self._values[name]
+
+    def _found(self, name: str) -> str | None:
         key = name.encode("latin-1")
         for own, value in self._of_its_own:
             if own == key:
@@ -116,13 +127,14 @@ class View:
         return None if self._is_hidden(key) or key in self._ending_here else sent_value(self._given, name)
 
 
-def _place(scope: Scope) -> tuple[str, str, str]:
+def place_of(scope: Scope) -> Place:
+    """Host, scheme and root path, as clients reach the app."""
     return _host(scope), scope.get("scheme", "http"), scope.get("app_root_path", scope.get("root_path", ""))
 
 
-def places_of(scope: Scope) -> list[tuple[bytes, bytes]]:
+def places(place: Place) -> list[tuple[bytes, bytes]]:
     """The pseudo-fields by which answers vary on the place."""
-    pairs = zip((b":host", b":scheme", b":root"), _place(scope), strict=True)
+    pairs = zip((b":host", b":scheme", b":root"), place, strict=True)
     return [(name, value.encode("latin-1", "backslashreplace")) for name, value in pairs]
 
 
@@ -175,7 +187,7 @@ class SoFar:
 class Reading:
     """The inputs of one request read by a handler and its dependencies.
 
-    `headers` are those that select its responses; `pristine` is the state from the app's lifespan, the same for every
+    `pristine` is the state from the app's lifespan, the same for every
     request. `known` are fields that the key has already, or that are hidden.
     """
 
@@ -198,7 +210,8 @@ class Reading:
         self.public = public
         self.path = path
         self.tree = dependant
-        self.headers: Headers = [*scope["headers"], *places_of(scope)]
+        self._given: Headers = scope["headers"]
+        self._place = place_of(scope)
         self.fields: set[str] = set()
         self.unknown: dict[Unknown, None] = {}
         self._excused: set[Unknown] = set()
@@ -215,9 +228,14 @@ class Reading:
         return f"{self.path}?{self.query}" if self.query else self.path
 
     @cached_property
+    def headers(self) -> Headers:
+        """The fields by which responses are selected: the request's, and those of its place."""
+        return [*self._given, *places(self._place)]
+
+    @cached_property
     def view(self) -> View:
         """The view; a hit uses little of it."""
-        return View(self.scope, self.plan, self.keying, self.query, self.public)
+        return View(self._given, self._place, self.plan, self.keying, self.query, self.public)
 
     def read(self, name: str, reader: str) -> str | None:
         """The value of a request field, read by its name in lower case."""

@@ -70,7 +70,7 @@ def declared_view(request: Request, reading: Reading) -> None:
     """Make FastAPI extract declared parameters from the view. Its Request caches parsed values in these attributes."""
     place: Any = request
     place._headers = DeclaredHeaders(reading, "a parameter")
-    place._query_params = QueryParams(reading.view.query)
+    place._query_params = QueryParams(reading.query) if reading.query else _NO_QUERY
     place._cookies = _cookies(reading.view)
 
 
@@ -84,6 +84,9 @@ def without_ignored(request: Request, keying: Keying) -> None:
         line = "; ".join(f"{name}={value}" for name, value in kept.items()).encode("latin-1")
         others = without(request.headers.raw, b"cookie")
         place._cookies, place._headers = kept, Headers(raw=[*others, *([(b"cookie", line)] if kept else [])])
+
+
+_NO_QUERY = QueryParams("")
 
 
 def _cookies(view: View) -> dict[str, str]:

@@ -16,15 +16,21 @@ from urllib.parse import quote
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_dependant
+from starlette.types import Scope
 
-from gateway.context import RequestContext, exchange_of
+from gateway.cache.request import Route
+from gateway.context import STORED_KEY, RequestContext, exchange_of
 from gateway.http.target import normalise_query
-from gateway.policy.keys import plan
+from gateway.policy.keys import Plan, plan
 from gateway.routing.declared import has_body, local_path
+from gateway.routing.fast_path import PlanCache
 from gateway.routing.handler_inputs import OWN, UPSTREAM, label, model_of
 from gateway.routing.handler_reading import READING, Reading, by_model
 from gateway.routing.handler_request import SeenRequest, declared_view, without_ignored
 from gateway.routing.handler_settings import Cached, Runtime, runtime_of, target_text
+
+PREPARED_KEY = "gateway.prepared"
+"""The scope key of the reason for a bypass, where that is known before FastAPI makes its Request."""
 
 
 class SeenBy:
@@ -59,7 +65,12 @@ class Prepare:
         runtime = runtime_of(request)
         if id(self.settings) not in runtime.bound:
             return
-        setattr(request, READING, self.reading(request, exchange, runtime))
+        reason = request.scope.pop(PREPARED_KEY, None)
+        if reason is None:
+            setattr(request, READING, self.reading(request, exchange, runtime))
+            return
+        without_ignored(request, runtime.bound[id(self.settings)][0].keying)
+        setattr(request, READING, reason)
 
     def reading(self, request: Request, exchange: RequestContext, runtime: Runtime) -> Reading | str:
         route, _ = runtime.bound[id(self.settings)]
@@ -67,10 +78,7 @@ class Prepare:
             return "off"
         path, pairs = _target(request, exchange)
         pairs = runtime.counted(self.settings, pairs)
-        headers = request.scope["headers"]
-        planned = plan(
-            route.keying, self.settings.origin_name, target_text(path, pairs), headers, has_body=has_body(headers)
-        )
+        planned = self._planned(request.scope, exchange, route, target_text(path, pairs))
         if planned.bypass is not None:
             without_ignored(request, route.keying)
             return planned.bypass
@@ -91,6 +99,13 @@ class Prepare:
         if self.declares or self._overrides:
             declared_view(request, reading)
         return reading
+
+    def _planned(self, scope: Scope, exchange: RequestContext, route: Route, target: str) -> Plan:
+        headers, origin = scope["headers"], self.settings.origin_name
+        block: PlanCache | None = scope.get(STORED_KEY)
+        if block is None or headers is not exchange.headers or "x-request-id" in (route.keying.vary or ()):
+            return plan(route.keying, origin, target, headers, has_body=has_body(headers))
+        return block.plan(route, exchange.method, origin, target)[0]
 
     def _note_overrides(self, request: Request, reading: Reading) -> None:
         """An override (`app.dependency_overrides`) is not in the tree, and is handed FastAPI's own request."""

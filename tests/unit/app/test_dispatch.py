@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Host, Mount, Route
 
 from gateway.app.dispatch import Dispatch, FrameworkLayers, Recording
+from gateway.context import STORED_KEY
 
 
 class Versioned(APIRoute):
@@ -225,3 +227,24 @@ def test_fastapis_own_telemetry_is_noticed() -> None:
     assert Recording(app).is_on()
     del app._native_telemetry
     assert Recording(app).is_on()  # where this FastAPI keeps it elsewhere
+
+
+async def test_where_middleware_may_add_to_a_response_none_is_written_past_it() -> None:
+    app, seen = FastAPI(), []
+
+    @app.get("/a")
+    async def answer(request: Request) -> None:
+        seen.append(STORED_KEY in request.scope)
+
+    dispatch = Dispatch(app.router, app.router.middleware_stack)
+    app.router.middleware_stack = dispatch
+    layers = app.build_middleware_stack()
+
+    async def offering(layers: Any, scope: Any, receive: Any, send: Any) -> None:
+        await layers({**scope, STORED_KEY: object(), "app": app}, receive, send)
+
+    for stack in (layers, FrameworkLayers.around(dispatch, layers, app.router)):
+        transport = httpx.ASGITransport(partial(offering, stack))
+        async with httpx.AsyncClient(transport=transport, base_url="http://g") as client:
+            assert (await client.get("/a")).status_code == 200
+    assert seen == [False, True]
