@@ -93,6 +93,10 @@ class Coalescer:
         """The lease for a fetch of `key` that may follow a read; None if such a fetch is under way."""
         return None if key in self.flights else self._leases.claim(key)
 
+    def alone_in_fleet(self, alone: bool) -> None:
+        """Whether no other process can want what this one fetches."""
+        self._leases.needed = not alone
+
     def unclaim(self, key: str) -> None:
         """Give back the lease of `claim`: there is no fetch."""
         self._leases.unclaim(key)

@@ -119,6 +119,10 @@ class Engine:
         self._durations.retry_after = retry_after
         self._durations.hit_for_miss = hit_for_miss
 
+    def alone(self, alone: bool) -> None:
+        """Whether no other process uses the shared tier: then a fetch needs no lease."""
+        self._flying.alone_in_fleet(alone)
+
     @property
     def memory(self) -> Memory:
         return self.tiers.memory

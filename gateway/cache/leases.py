@@ -4,7 +4,7 @@ A lease lasts LIFE, and its holder renews it while the fetch is running. So a le
 was lost, ends soon, however long the upstream may take. It is released by its token. If the response can't be shared, a
 mark replaces the lease, so that waiting requests continue at once; if the response was stored, another mark tells the
 next holder to read the tier again. Without the shared tier there is no lease, and each process collapses its own
-requests.
+requests; so does a process that has the tier to itself.
 
 A request that reads the tier because it may have to fetch takes the lease in the same round trip (`Claim`), if the tier
 has nothing to serve it with; its flight then finds the lease here. A lease that no flight takes is given back.
@@ -61,7 +61,7 @@ class Standing(Enum):
     FAILED = "failed"
     """The fetch failed a moment ago."""
     AWAY = "away"
-    """There is no shared tier, or it did not respond: fetch."""
+    """There is no shared tier, it did not respond, or no other process uses it: fetch."""
 
     @property
     def lets_fetch(self) -> bool:
@@ -95,7 +95,10 @@ class Claim:
 
 
 class Leases:
+    """`needed` is False while no other process uses the shared tier."""
+
     def __init__(self, shared: SharedStore, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.needed = True
         self._shared = shared
         self._monotonic = monotonic
         self._held: dict[str, tuple[bytes, float, float]] = {}
@@ -113,7 +116,7 @@ class Leases:
 
     async def take(self, key: str, deadline: float) -> Lease:
         """Take the lease of `key` for a fetch with a timeout of so many seconds, or return its state."""
-        if not self._shared.available:
+        if not self._takes:
             return Lease("", b"", Standing.AWAY)
         if (unused := self._unused.pop(key, None)) is not None:
             lease, asked = unused
@@ -127,9 +130,14 @@ class Leases:
             return Lease(name, token, Standing.HELD, stored=reply == STORED)
         return Lease(name, token, _standing(reply))
 
+    @property
+    def _takes(self) -> bool:
+        """Whether a fetch takes a lease: the one place where that is decided."""
+        return self.needed and self._shared.available
+
     def claim(self, key: str) -> Claim | None:
         """Take the lease of `key` with the next read, unless that is happening already."""
-        if not self._shared.available or key in self._claimed or key in self._unused:
+        if not self._takes or key in self._claimed or key in self._unused:
             return None
         return Claim(self, key)
 

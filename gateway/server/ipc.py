@@ -123,7 +123,13 @@ class Workers(msgspec.Struct, tag=True):
     configured: int
 
 
-Order = Begin | Prepare | Commit | Abort | Adopt | Release | Tell | Totals | Stop | Retire | Workers
+class Alone(msgspec.Struct, tag=True):
+    """Whether no other process, not even one that is starting or ending, uses this worker's Redis."""
+
+    alone: bool
+
+
+Order = Begin | Prepare | Commit | Abort | Adopt | Release | Tell | Totals | Stop | Retire | Workers | Alone
 
 
 class WorkerReady(msgspec.Struct, tag=True):

@@ -198,6 +198,7 @@ class Supervisor:
             spawned.abandon()
             raise
         self._members.add(member)
+        self._tell_if_alone()  # from now on none is alone, long before the new one serves
         self._spawn(self._bury(member))
         return member
 
@@ -206,6 +207,7 @@ class Supervisor:
         await member.gone.wait()
         self._members.discard(member)
         self._departed = total([self._departed, lasting(member.families)])
+        self._tell_if_alone()
         self._cover()
 
     def _cover(self) -> None:
@@ -226,6 +228,10 @@ class Supervisor:
                 slot.adopter = next(answering, None)
                 if slot.adopter is not None:
                     slot.adopter.send(Adopt(slot.number))
+
+    def _tell_if_alone(self) -> None:
+        for member in self._members:
+            member.tell_if_alone(self._valkey is not None and len(self._members) == 1)
 
     async def _keep(self, slot: Slot) -> None:
         """Have a worker in the slot, whatever becomes of them."""

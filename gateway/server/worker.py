@@ -38,6 +38,7 @@ from gateway.server.ipc import (
     Abort,
     Adopt,
     Alive,
+    Alone,
     Begin,
     Channel,
     CommandFailed,
@@ -186,6 +187,8 @@ class Worker:
                         future.set_result(families)
                 case Workers(answering, configured):
                     self.generations.current.worker_state.workers = (answering, configured)
+                case Alone(alone):
+                    self.generations.current.engine.alone(alone)
                 case Stop() | Retire():
                     self._end(order)
         os._exit(1)  # the supervisor is gone, and its sockets with it

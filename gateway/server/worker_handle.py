@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from gateway.server.ipc import (
     Alive,
+    Alone,
     Begin,
     Channel,
     CommandFailed,
@@ -99,6 +100,9 @@ class Member:
         self._channel = Channel(reader, writer, Report)
         self._task = asyncio.ensure_future(self._listen(self._channel))
         self._channel.send(begin)
+
+    def tell_if_alone(self, alone: bool) -> None:
+        self.send(Alone(alone))
 
     def send(self, message: object) -> None:
         self.ending = self.ending or isinstance(message, Stop | Retire)

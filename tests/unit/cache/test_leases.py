@@ -244,6 +244,20 @@ async def test_a_lease_that_was_read_and_is_not_used_is_given_back_at_once_or_so
     leases.close()
 
 
+async def test_a_process_that_has_the_tier_to_itself_takes_no_lease(redis_store: RedisStore) -> None:
+    leases = Leases(redis_store)
+    leases.needed = False
+    before = redis_store.statistics.batches
+    assert leases.claim("key") is None
+    taken = await leases.take("key", 60.0)
+    assert (taken.standing, redis_store.statistics.batches) == (Standing.AWAY, before)
+    await leases.give_back(taken, STORED, STORED_LIFE, after=[("e:1", b"entry", 60.0)])
+    assert await redis_store.read(["e:1"]) == [b"entry"]
+    leases.needed = True
+    assert (await leases.take("key", 60.0)).standing is Standing.HELD
+    leases.close()
+
+
 async def test_a_read_that_is_cut_off_gives_up_the_lease_that_it_may_have_got(valkey: Embedded) -> None:
     async with faulty_url(valkey.url) as proxy:
         prefix = f"{uuid4().hex}:"
