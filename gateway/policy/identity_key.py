@@ -35,7 +35,11 @@ class IdentityKey:
 
     def digest(self, what: str, value: str) -> str:
         """32 hexadecimal digits; equal values of another `what` have other ones."""
-        text = f"{what}\n{value}".encode("latin-1", "backslashreplace")
+        return self.digest_bytes(what, value.encode("latin-1", "backslashreplace"))
+
+    def digest_bytes(self, what: str, value: bytes) -> str:
+        """`digest` of a value that is no text."""
+        text = what.encode("latin-1", "backslashreplace") + b"\n" + value
         return blake2b(text, digest_size=16, key=self.secret).hexdigest()
 
 
@@ -52,6 +56,9 @@ class ShownKey(IdentityKey):
         return "***" if self._hides(name) else value
 
     def digest(self, what: str, value: str) -> str:
+        return "***"
+
+    def digest_bytes(self, what: str, value: bytes) -> str:
         return "***"
 
 
