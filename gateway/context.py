@@ -11,7 +11,7 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,6 +21,9 @@ from gateway.http.headers import Headers
 from gateway.http.target import Target
 from gateway.policy.downstream import NOTHING, Downstream
 from gateway.policy.entry import Entry
+
+if TYPE_CHECKING:
+    from gateway.identity.principal import Principal
 
 
 class Result(StrEnum):
@@ -123,6 +126,8 @@ class RequestContext:
     """The path prefix under which the client reached the gateway, encoded; `target` is without it."""
     looked: bool = False
     """Whether the shared tier was read already, without a result."""
+    principal: Principal | None = None
+    """Who sent the request, on a route with `identity`."""
     leading: bool = False
     """Whether a fetch that others may wait for is made in this request's task, which must then not be cancelled."""
     failure: tuple[str, str] | None = None

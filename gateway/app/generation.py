@@ -121,6 +121,7 @@ class Generation:
                 log=self._log,
                 ttls=lambda: answering.gateway.ttls(),
                 identity_changed=lambda: answering.gateway.forget(),
+                issuer_transport=self._issuer_transport,
             )
         )
         self.trusted = Trusted(config.trusted_proxies, log_ignored)
@@ -129,11 +130,13 @@ class Generation:
         self.metrics, self.engine, self.shared = state.metrics, state.engine, state.shared
         self.purges, self.watch, self.guard = state.purges, state.watch, state.guard
         self.upstreams = {name: self._upstream(name, each, before) for name, each in config.upstreams.items()}
-        self.declared = declare(config, self.upstreams, self.engine.identity_key)
+        providers = self.worker_state.providers.of(config.identity)
+        self.declared = declare(config, self.upstreams, self.engine.identity_key, providers)
         self.builder = Builder.of(config, self.engine, self.metrics, self.upstreams, self.declared, loaded.aggregates)
         self.aggregates = self.builder.all()
         if before is None:
             self.worker_state.show_upstreams(self.upstreams.values())
+            self.worker_state.providers.take_over()
         self._direct: dict[str, Direct] = {}
         self._patterns = Patterns(partial(attrgetter("router.routes"), self.app), self._direct)
         self.functions = FunctionCache(self.engine, lambda: self.latest.handlers)
@@ -241,8 +244,13 @@ class Generation:
             if (known := before.upstreams.get(name)) is not None:
                 upstream.go_on_counting(known)
         self.worker_state.show_upstreams(self.upstreams.values())
+        self.worker_state.providers.take_over()
         self._answering = before._answering
         self._answering.gateway = self
+
+    def _issuer_transport(self, name: str) -> httpx.AsyncBaseTransport | None:
+        transport = self._given.transport
+        return transport(f"identity {name}") if callable(transport) else transport
 
     def _upstream(self, name: str, config: UpstreamConfig, before: Generation | None) -> Upstream:
         """The upstream of that name, with its connections if its configuration did not change."""

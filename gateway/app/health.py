@@ -38,6 +38,8 @@ def readiness(gateway: Reporting) -> dict[str, object]:
     answer: dict[str, object] = {"status": status, "redis": redis, "routes": len(gateway.config.routes)}
     if away := gateway.worker_state.upstreams_away:
         answer["upstreams_without_host"] = away
+    if without := gateway.worker_state.providers.without_keys:
+        answer["identity_without_keys"] = without
     workers = gateway.worker_state.workers
     if workers is not None and workers[0] < workers[1]:
         answer["workers_answering"], answer["workers"] = workers

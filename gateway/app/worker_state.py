@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
 from gateway.advisor.traffic import AdviceExchange, LocalAdvice, Traffic, Watch
 from gateway.app.collectors import AdviceCollector, EngineCollector, UpstreamCollector
 from gateway.cache.engine import Engine
@@ -25,6 +27,7 @@ from gateway.cache.warm_start import Hottest
 from gateway.clock import Clock, SystemClock
 from gateway.config.models import Config
 from gateway.edge.guard import ConnectionGuard
+from gateway.identity.providers import Providers
 from gateway.observability.access_log import AccessLog
 from gateway.observability.metrics import Metrics
 from gateway.policy.identity_key import KEY_BYTES, IdentityKey, derived
@@ -50,7 +53,8 @@ class Answering:
 
 class WorkerState:
     """Made of the worker's first configuration; `ttls` returns each route's TTL in force, in seconds;
-    `identity_changed` is called when digests use another key from now on."""
+    `identity_changed` is called when digests use another key from now on. `issuer_transport` makes a transport for
+    requests to an issuer of tokens."""
 
     def __init__(
         self,
@@ -61,6 +65,7 @@ class WorkerState:
         log: AccessLog,
         ttls: Callable[[], dict[str, float | None]],
         identity_changed: Callable[[], None],
+        issuer_transport: Callable[[str], httpx.AsyncBaseTransport | None] = lambda name: None,
     ) -> None:
         self.metrics = Metrics()
         self.started = False
@@ -98,6 +103,7 @@ class WorkerState:
             shared_secret=secret,
             governor=Governor(config.overload_lag.total_seconds()),
         )
+        self.providers = Providers(store=shared, clock=clock, identity_key=key, transport=issuer_transport)
         self.hottest = Hottest(
             self.engine.tiers,
             config.warm_start if isinstance(shared, RedisStore) else 0,
@@ -165,8 +171,10 @@ class WorkerState:
             await self.purges.start()
         await self.watch.start()
         await self.hottest.start()
+        await self.providers.start()
 
     async def aclose(self) -> None:
+        await self.providers.aclose()
         if self._fleet_key is not None:
             await self._fleet_key.aclose()
         await self.hottest.aclose()

@@ -25,7 +25,8 @@ from pydantic import (
 )
 
 from gateway.config.field_changes import HeadersConfig
-from gateway.config.names import no_modes
+from gateway.config.identity import IssuerConfig
+from gateway.config.names import did_you_mean, no_modes
 from gateway.config.part_graph import PartProblem, cross_problems
 from gateway.config.route import RouteConfig, refuse
 from gateway.config.types import (
@@ -259,6 +260,8 @@ class Config(Model):
     another; `GATEWAY_CACHE=off` also counts where a configuration is given in Python."""
     upstreams: dict[str, UpstreamConfig] = {}
     """Upstreams by name."""
+    identity: dict[str, IssuerConfig] = {}
+    """Issuers of credentials by name, for the setting `identity` of routes."""
     routes: dict[str, RouteConfig] = {}
     """Routes by name."""
     include: TextList = []
@@ -324,8 +327,15 @@ class Config(Model):
             for name, route in self.routes.items()
             for problem in cross_problems(route.parts, route.template, frozenset(self.upstreams), several, plain)
         ]
-        refuse([*problems, *self._limits_beyond(), *self._fields_of_cors()])
+        refuse([*problems, *self._limits_beyond(), *self._fields_of_cors(), *self._unknown_issuers()])
         return self
+
+    def _unknown_issuers(self) -> Iterator[PartProblem]:
+        for route, config in self.routes.items():
+            for name in config.identity:
+                if name not in self.identity:
+                    known = f"there is no identity {name!r}{did_you_mean(name, list(self.identity))}"
+                    yield PartProblem(("routes", route, "identity"), known, config.identity)
 
     def _fields_of_cors(self) -> Iterator[PartProblem]:
         """Response fields that are set by hand although `cors` makes them for each origin."""
@@ -424,7 +434,7 @@ class Config(Model):
             raise ValueError("must be host:port such as 127.0.0.1:9000, unix:/path, or none")
         return value
 
-    @field_validator("upstreams", "routes", mode="before")
+    @field_validator("upstreams", "routes", "identity", mode="before")
     @classmethod
     def _names(cls, value: Any, info: ValidationInfo) -> Any:
         return checked_names(value, info)

@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from gateway.config.field_changes import HeadersConfig
+from gateway.config.identity import OF_IDENTITY, RequireConfig, check_claim_field
 from gateway.config.names import no_modes, refuse_modes
 from gateway.config.part import PartConfig
 from gateway.config.part_graph import PartPlan, PartProblem, plan_parts
@@ -52,6 +53,7 @@ _NOT_OF_AGGREGATES = (
     "upstream", "upstream_path", "cache", "ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl",
     "client_ttl", "vary", "query", "drop_query", "authorization", "cookies", "expose_tags",
     "timeout", "max_request_body", "max_response_body", "methods",
+    "identity", "optional", "require", "per", "forward", "forward_token", "downstream",
 )  # fmt: skip
 
 
@@ -107,6 +109,25 @@ class RouteConfig(Model):
     """For requests with cookies: `pass` bypasses the cache; `ignore` forwards none; a list of names makes those
     cookies, and no others, part of the cache key, and responses `private`. A `private` upstream response is stored if
     the key contains the client's identity."""
+    identity: TextList = []
+    """Who may request the route: names of `identity`, one of which must have verified the request's credential. Without
+    a valid one the response is 401. The credential is not forwarded, and the response is `private`. Default: anyone."""
+    optional: bool = False
+    """With `identity`: whether requests without a credential are let in too. Their responses are separate ones."""
+    require: RequireConfig = RequireConfig()
+    """With `identity`: what the credential must say; otherwise the response is 403."""
+    per: TextList = []
+    """With `identity`: the claims that responses depend on, each part of the cache key: `[sub]` for one response for
+    each user, `[plan]` for one for each plan. Default: one response for all who are let in."""
+    forward: dict[str, str] = {}
+    """With `identity`: request headers that the upstream gets, and the claims they are made of, such as
+    `{x-user: sub}`. Each claim must be in `per`. A client's own header of that name is removed."""
+    forward_token: bool = False
+    """With `identity`: whether the upstream gets the credential itself. Requires `ttl: origin` or `cache: off`, as the
+    upstream then decides who gets which response."""
+    downstream: Literal["private", "shared"] = "private"
+    """With `identity`: whether responses are `private`, or may be stored by a cache in front that verifies credentials
+    itself."""
     expose_tags: bool = False
     """Whether clients see the upstream's `Surrogate-Key`, `Cache-Tag` and `xkey` headers."""
     purge_from: Networks = []
@@ -179,6 +200,30 @@ class RouteConfig(Model):
     @classmethod
     def _part_names(cls, value: Any, info: ValidationInfo) -> Any:
         return checked_names(value, info)
+
+    @field_validator("forward")
+    @classmethod
+    def _forwarded(cls, fields: dict[str, str]) -> dict[str, str]:
+        return {check_claim_field(name): claim for name, claim in fields.items()}
+
+    @model_validator(mode="after")
+    def _identified(self) -> RouteConfig:
+        given = [name for name in OF_IDENTITY if name in self.model_fields_set]
+        if given and not self.identity:
+            raise ValueError(f"{given[0]} requires `identity`")
+        if not self.identity:
+            return self
+        if "authorization" in self.model_fields_set:
+            raise ValueError("authorization can't be combined with `identity`, which verifies credentials itself")
+        if self.forward_token and self.cache and self.ttl != "origin":
+            raise ValueError("forward_token requires `ttl: origin` or `cache: off`: the upstream decides by the token")
+        problems = []
+        for name, claim in self.forward.items():
+            if claim not in self.per:
+                problems.append(PartProblem(("forward", name), f"`{claim}` must be in `per` too", claim))
+                problems.append(PartProblem(("per",), f"lacks `{claim}`, which {name} forwards", self.per))
+        refuse(problems)
+        return self
 
     @model_validator(mode="after")
     def _aggregate(self) -> RouteConfig:
@@ -277,6 +322,6 @@ def rules_of(route: RouteConfig) -> CachePolicy:
         negative_ttl=route.negative_ttl.total_seconds(),
         client_ttl=seconds(route.client_ttl),
         request_directives=route.request_directives == "honour",
-        authorization_keyed=route.authorization != "pass",
+        authorization_keyed=route.authorization != "pass" or bool(route.identity and not route.forward_token),
         cache=route.cache,
     )

@@ -110,6 +110,8 @@ def known_keys(shape: object, value: Value, key: Key) -> Iterator[Key]:
 
 
 _SECRET_NAME = re.compile("token|secret|password|authorization", re.IGNORECASE)
+_NO_SECRETS = frozenset(("tokens", "forward_token"))
+"""Settings with a word for a secret in their name whose values are a number or a truth value."""
 # A word that may be meant as one of a setting's choices (`authorization: forward`), not a credential.
 _MODE = re.compile("[a-z_]{1,12}")
 # Up to the last @: a password with a slash makes an invalid URL, but is still a password.
@@ -135,7 +137,7 @@ def _hidden(parameter: re.Match[str]) -> str:
 
 
 def _is_secret(key: Key) -> bool:
-    if bool(key and _SECRET_NAME.search(key[-1])) and key[2:3] != ("headers",):
+    if bool(key and _SECRET_NAME.search(key[-1])) and key[2:3] != ("headers",) and key[-1] not in _NO_SECRETS:
         return True
     of_fields = key[:1] in (("upstreams",), ("routes",)) and key[2:3] == ("headers",)
     return of_fields and key[3:4] != ("response",) and key[4:5] != ("remove",)

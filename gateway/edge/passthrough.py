@@ -373,7 +373,7 @@ class DirectRoute:
 
     @cached_property
     def reads(self) -> bool:
-        return self.route.passes("GET") and self.route.passes("HEAD")
+        return self.route.admission is None and self.route.passes("GET") and self.route.passes("HEAD")
 
     def ask(self, exchange: RequestContext, interim: Interim | None, block: HeaderBlock | None = None) -> CacheRequest:
         """Raises RequestRefused."""

@@ -7,7 +7,7 @@ running gateway) the trace ends before the stores.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -41,6 +41,7 @@ from gateway.http.target import (
     split_raw_target,
     without_credentials,
 )
+from gateway.identity.admission import NotAdmitted
 from gateway.policy import freshness
 from gateway.policy.entry import Entry
 from gateway.policy.keys import plan
@@ -166,6 +167,16 @@ class Explainer:
                 return request.told("404", "no route matches this path")
 
     async def _on_route(self, request: _Request, route: Declared, lost: tuple[str, ...]) -> Trace:
+        if route.admission is not None:
+            if self.engine is None:
+                why = "the route verifies credentials (setting `identity`): ask a running gateway"
+                return msgspec.structs.replace(request.told(trace.UNKNOWN, why), route=route.name, path=_path(route))
+            try:
+                admitted, _ = await route.admission.admit(request.headers, self.engine.identity_key)
+            except NotAdmitted as refused:
+                told = request.told(str(refused.status), f"{refused.detail} (setting `identity`)")
+                return msgspec.structs.replace(told, route=route.name, path=_path(route), lost=lost)
+            request = replace(request, headers=admitted)
         asks, parameters = route.upstream_target(request.target.path, request.target.query)
         keying, rules, headers = route.engine_route.keying, route.engine_route.rules, request.headers
         decoded = {name: unquote(value) for name, value in parameters.items()}

@@ -4,8 +4,8 @@ Decides when they are fetched: every `refresh` seconds, and for a token of an un
 `unknown_every` seconds in the whole fleet, whatever names tokens have. A lease in the shared store says whose turn it
 is; all others take the document that the holder stores. Without a store, each worker keeps that pace for itself.
 
-A document in Redis carries a seal by the fleet's identity key, so that whoever can write there can't plant keys unless
-they can read that key too (`redis_secret` keeps it out of Redis).
+A document in Redis carries a seal by the fleet's identity key: write access to Redis is not enough to plant keys,
+unless that key can be read there too (`redis_secret` keeps it out of Redis).
 """
 
 from __future__ import annotations

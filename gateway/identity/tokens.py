@@ -20,15 +20,14 @@ from typing import Any
 import msgspec
 from joserfc.jws import JWSRegistry
 
+from gateway.config.identity import ASYMMETRIC, SYMMETRIC
 from gateway.identity.key_set import Key
 from gateway.identity.principal import Principal
 
 LONGEST_TOKEN = 8 * 1024
 """Bytes of a token, at most."""
 MOST_TRIED = 4
-"""Keys that a token is tried with, at most: each costs a signature's check, of whoever sends tokens."""
-ASYMMETRIC = (*("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519", "EdDSA"),)
-SYMMETRIC = ("HS256", "HS384", "HS512")
+"""Keys that a token is tried with, at most: each costs a check of a signature, for any client that sends tokens."""
 _BRINGS_A_KEY = ("jwk", "jku", "x5u", "x5c", "crit", "b64", "zip")
 _TYPES = frozenset(("jwt", "at+jwt", "application/jwt", "application/at+jwt"))
 """Kinds of tokens that authorize requests (RFC 9068 §2.1); others are for other uses (RFC 8725 §3.11)."""
@@ -95,6 +94,15 @@ def read(token: bytes, issuers: dict[str, Issuer], now: float) -> tuple[Issuer, 
     principal = _principal(claims, issuer, now)
     signed, _, signature = token.rpartition(b".")
     return issuer, Unverified(signed, _decoded(signature), algorithm, kid, principal)
+
+
+def issuer_of(token: bytes) -> str | None:
+    """The issuer that a token names, which nobody has verified; None for what is no token."""
+    try:
+        named = _parts(token)[1].get("iss")
+    except TokenRefused:
+        return None
+    return named if isinstance(named, str) else None
 
 
 def verify(token: Unverified, keys: tuple[Key, ...]) -> Principal:

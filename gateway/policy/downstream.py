@@ -54,7 +54,11 @@ class Downstream:
         if keying.vary is not None:
             passed.update(["authorization"] if keying.authorization == "pass" else [])
             passed.update(["cookie"] if keying.cookies is None else [])
-        return cls(keying, made, tuple(sorted(held | passed)), any(map(keying.identifies, held)), changes)
+        is_private = any(map(keying.identifies, held))
+        if keying.credentials:
+            held.update(field for name in keying.credentials if (field := field_of(name)))
+            is_private = is_private or not keying.shared
+        return cls(keying, made, tuple(sorted(held | passed)), is_private, changes)
 
     def varying(self, names: Iterable[str], *, private: bool) -> Downstream:
         """The fields of a response that is not stored and depends on the fields `names` as well."""

@@ -25,9 +25,12 @@ from gateway.policy.identity_key import UNKEYED, IdentityKey
 
 # A request's own conditions are the cache's to answer; what goes upstream are our validators.
 _CONDITIONS = frozenset((b"if-none-match", b"if-modified-since", b"range", b"if-range"))
-_NEVER_FORWARDED = frozenset((b"host", b"content-length", b"expect", b"x-request-id", b"via"))
+_NEVER_FORWARDED = frozenset((b"host", b"content-length", b"expect", b"x-request-id", b"via", b":principal"))
 
 
+PRINCIPAL = b":principal"
+"""The pseudo-field in a request's headers that holds the partition of a verified credential (`identity.admission`). It
+is in the key of a route with `identity`, and never sent."""
 FOLLOWING = "\norigin"
 """A line in the keys of responses that follow their upstream. They were fetched with all of a client's fields, and the
 upstream's `Vary` selects among them; those with a route's own duration were fetched with the keyed fields only,
@@ -44,6 +47,9 @@ class Keying:
     so that the purge of a URL applies whatever they were. `identities` names request fields in lower case that identify
     the client although their names don't show it: those of security schemes that a handler declares. With `host` the
     upstream gets the client's `Host`, whatever decides the lifetime: no `Vary` names it, as it is part of the URL.
+    `claims` names the request fields whose values are claims of the partition that `:principal` has: they are sent, and
+    the partition is in the key in their place. With `one_user` that partition is of one user. `credentials` names the
+    fields in which a route with `identity` takes credentials; with `shared` a cache in front checks them itself.
     `sent` is what settings change in the requests of a route; a digest of it is in the key, because other routes may
     request the same target without it. `identity_key` makes the digests.
     """
@@ -56,6 +62,10 @@ class Keying:
     identities: frozenset[str] = frozenset()
     host: bool = False
     sent: str = ""
+    claims: tuple[str, ...] = ()
+    one_user: bool = False
+    credentials: tuple[str, ...] = ()
+    shared: bool = False
     identity_key: IdentityKey = field(default=UNKEYED, compare=False, repr=False)
 
     def identifies(self, name: str) -> bool:
@@ -144,17 +154,24 @@ def plan(keying: Keying, origin: str, target: str, headers: Headers, *, has_body
         stem += f"\n:host:{host[0][1].decode('latin-1')}"
     if keying.sent:
         stem += f"\n:headers:{keying.identity_key.digest('headers', keying.sent)}"
+    partition = [value for name, value in headers if name == PRINCIPAL] if keying.credentials else []
+    if partition:
+        stem += f"\n:principal:{partition[0].decode('latin-1')}"
+    user = ("authorization",) if partition and keying.one_user else ()
     if keying.vary is None:
         seen = in_one_line([pair for pair in _visible(headers) if pair[0] not in (b"authorization", b"cookie")])
         if keying.authorization == "pass" and b"authorization" not in connection_named(headers):
             seen += _field(headers, "authorization")
         base = _with_fields(stem + FOLLOWING, identity, keying.identity_key)
         forward = (*host, *seen, *identity, *keying.constants)
-        return Plan(primary, base, forward, None, _identities(keying, identity), _identities(keying, seen))
+        unkeyed = tuple(name for name in _identities(keying, seen) if name not in keying.claims)
+        return Plan(primary, base, forward, None, (*_identities(keying, identity), *user), unkeyed)
     listed = [pair for name in keying.vary for pair in _field(headers, name)]
     counted = [*listed, *identity]
     base = _with_fields(stem, counted, keying.identity_key) + "".join(f"\n{_text(mark)}" for mark in keying.marks)
-    return Plan(primary, base, (*host, *counted, *keying.constants), None, _identities(keying, counted))
+    claims = [pair for name in keying.claims if name not in keying.vary for pair in _field(headers, name)]
+    forward = (*host, *counted, *claims, *keying.constants)
+    return Plan(primary, base, forward, None, (*_identities(keying, counted), *user))
 
 
 def _identities(keying: Keying, fields: list[tuple[bytes, bytes]]) -> tuple[str, ...]:

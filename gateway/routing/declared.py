@@ -10,6 +10,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -26,6 +27,8 @@ from gateway.errors import RequestRefused
 from gateway.http.headers import Headers, first, has
 from gateway.http.path_template import PathTemplate, TargetTemplate, compile_target
 from gateway.http.target import PATH_CHARS, Target, pair_name, select_query
+from gateway.identity.admission import Admission, Provider, admission_of
+from gateway.identity.principal import is_of_one_user
 from gateway.observability.metrics import Metrics
 from gateway.policy.identity_key import IdentityKey
 from gateway.policy.keys import Keying
@@ -50,6 +53,8 @@ class Declared:
     target: TargetTemplate
     allowed: frozenset[str] | None
     dropped: tuple[str, ...]
+    admission: Admission | None = None
+    """What it asks of credentials; None if it lets anybody in."""
 
     @property
     def template(self) -> PathTemplate:
@@ -116,8 +121,14 @@ class Declared:
         return str(Target(upstream_path, tuple(sorted((*fixed, *query), key=pair_name)), ""))
 
 
-def declare(config: Config, upstreams: Mapping[str, Upstream], identity_key: IdentityKey) -> list[Declared]:
-    """The declared routes of one upstream each, the more specific first."""
+def declare(
+    config: Config,
+    upstreams: Mapping[str, Upstream],
+    identity_key: IdentityKey,
+    providers: Mapping[str, Provider] = MappingProxyType({}),
+) -> list[Declared]:
+    """The declared routes of one upstream each, the more specific first. `providers` verify credentials, by the names
+    of the setting `identity`."""
     constants = public_constants(config)
     declared = [
         _declared(
@@ -125,7 +136,14 @@ def declare(config: Config, upstreams: Mapping[str, Upstream], identity_key: Ide
             route,
             config,
             upstreams,
-            keying_of(route, constants, identity_key, host=config.upstreams[route.upstream].preserves_host),
+            keying_of(
+                route,
+                constants,
+                identity_key,
+                host=config.upstreams[route.upstream].preserves_host,
+                providers=providers,
+            ),
+            admission_of(route, providers),
         )
         for name, route in config.routes.items()
         if not route.parts
@@ -139,6 +157,7 @@ def _declared(
     config: Config,
     upstreams: Mapping[str, Upstream],
     keying: Keying,
+    admission: Admission | None,
 ) -> Declared:
     max_body = config.max_body if route.max_body is None else route.max_body
     response = config.upstreams[route.upstream].headers.response.changes.then(route.headers.response.changes)
@@ -150,11 +169,17 @@ def _declared(
         target=compile_target(route.target_text, route.template.parameters, route.encoded_slashes),
         allowed=frozenset(route.query) if route.query is not None else None,
         dropped=tuple(config.drop_query if route.drop_query is None else route.drop_query),
+        admission=admission,
     )
 
 
 def keying_of(
-    route: RouteConfig, constants: tuple[tuple[bytes, bytes], ...], identity_key: IdentityKey, *, host: bool
+    route: RouteConfig,
+    constants: tuple[tuple[bytes, bytes], ...],
+    identity_key: IdentityKey,
+    *,
+    host: bool,
+    providers: Mapping[str, Provider] = MappingProxyType({}),
 ) -> Keying:
     own, changes = route.ttl != "origin", route.headers.request.changes
     names = tuple(sorted(set(route.vary if route.vary is not None else DEFAULT_VARY)))
@@ -168,6 +193,10 @@ def keying_of(
         constants=(*constants, *((USER_AGENT, IDENTITY) if own else (CAPABILITY,))),
         host=host,
         sent=changes.text if changes else "",
+        claims=tuple(route.forward),
+        one_user=is_of_one_user(tuple(route.per)),
+        credentials=tuple(dict.fromkeys(source for name in route.identity for source in providers[name].sources)),
+        shared=route.downstream == "shared",
         identity_key=identity_key,
     )
 

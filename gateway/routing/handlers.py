@@ -27,6 +27,7 @@ from gateway.http.forwarding import Trusted
 from gateway.http.headers import first, has, values, without
 from gateway.http.path_template import render_tag
 from gateway.http.target import Slashes, Target, normalise, resolve
+from gateway.identity.admission import Admission, NotAdmitted
 from gateway.observability.metrics import Metrics
 from gateway.policy.keys import plan, primary_key
 from gateway.policy.rules import directives_of
@@ -43,6 +44,25 @@ from gateway.upstreams.response import Fetched
 
 logger = logging.getLogger("gateway")
 _READS = ("GET", "HEAD", "OPTIONS", "PURGE")
+
+
+def is_preflight(exchange: RequestContext) -> bool:
+    """Whether a request is a CORS preflight (Fetch standard), which never has credentials."""
+    headers = exchange.headers
+    return exchange.method == "OPTIONS" and has(headers, b"origin") and has(headers, b"access-control-request-method")
+
+
+def not_admitted(exchange: RequestContext, refused: NotAdmitted) -> Answer:
+    """The answer to a request that is not admitted (RFC 6750 §3)."""
+    answer = problem(exchange, refused.status, refused.detail)
+    if refused.retry_after is not None:
+        answer.headers.append((b"retry-after", b"%d" % refused.retry_after))
+    if refused.status != 503:
+        parameters = {"error": refused.error, "error_description": refused.detail if refused.error else ""}
+        parameters["scope"] = " ".join(refused.scopes)
+        given = ", ".join(f'{name}="{value}"' for name, value in parameters.items() if value)
+        answer.headers.append((b"www-authenticate", f"Bearer {given}".strip().encode("latin-1")))
+    return answer
 
 
 def _nothing(path: str) -> None:
@@ -85,6 +105,8 @@ class Handlers:
             assert exchange.target is not None
             route.engine_route.takes(exchange)
             refusal = self._refusal(route, exchange)
+            if refusal is None and route.admission is not None:
+                refusal = await self._admitted(route.admission, exchange)
             if refusal is not None:
                 return AnswerResponse(refusal)
             client = Client(request.receive, largest)
@@ -114,12 +136,24 @@ class Handlers:
             return None
         if method != "OPTIONS":
             answer = problem(exchange, 405, f"This route takes {route.allow.decode()} only.")
-        elif has(exchange.headers, b"origin") and has(exchange.headers, b"access-control-request-method"):
+        elif is_preflight(exchange):
             return None  # a preflight is the upstream's to answer, where the gateway's own CORS did not
         else:
             answer = Answer(204, [], b"")
         answer.headers.append((b"allow", route.allow))
         return answer
+
+    async def _admitted(self, admission: Admission, exchange: RequestContext) -> Answer | None:
+        """The answer to a request that is not admitted; None for one that is, whose fields are then those after
+        admission."""
+        if is_preflight(exchange):
+            return None
+        try:
+            exchange.headers, exchange.principal = await admission.admit(exchange.headers, self.engine.identity_key)
+        except NotAdmitted as refused:
+            self.metrics.refused(f"identity-{refused.reason}")
+            return not_admitted(exchange, refused)
+        return None
 
     def _warn(self, route: Declared, method: str) -> None:
         """Log once what passes in this release alone."""
@@ -205,7 +239,8 @@ class Handlers:
     ) -> Response:
         with_body = has_body(exchange.headers)
         ask = self.ask(exchange, asked, origin, parameters, client.body() if with_body else None)
-        exchange.recall = self.recall(ask)
+        if asked.route.admission is None:
+            exchange.recall = self.recall(ask)
         at_hand = self.engine.at_hand(ask)
         if at_hand is not None:
             return AnswerResponse(self.public(at_hand, asked))

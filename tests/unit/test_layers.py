@@ -19,7 +19,7 @@ LONGEST = 500
 # What a pure module may import besides the standard library.
 PURE_LIBRARIES = frozenset(
     (
-        *("backports", "brotli", "compression", "http_sf", "jmespath", "msgspec", "orjson", "pydantic"),
+        *("backports", "brotli", "compression", "http_sf", "jmespath", "joserfc", "msgspec", "orjson", "pydantic"),
         *("pydantic_core", "xmltodict", "xxhash"),
     )
 )

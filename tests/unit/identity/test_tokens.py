@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joserfc import jws
 
+from gateway.config.identity import ASYMMETRIC
 from gateway.identity.key_set import KeySet, parse_key_set, secret_key
 from gateway.identity.principal import Principal
 from gateway.identity.tokens import (
-    ASYMMETRIC,
     LONGEST_TOKEN,
     Issuer,
     TokenRefused,

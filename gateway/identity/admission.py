@@ -1,0 +1,224 @@
+"""Who is let in to a route: from a request's credential to a principal, and to the fields that the rest of the gateway
+sees.
+
+After admission a request has no credential any more (unless the route forwards it): in its place stand the fields that
+the route makes of claims, and the pseudo-field `:principal`, the partition of the claims that its responses depend on.
+So everything behind it (the key, the upstream, an explanation) is a function of the partition, and never sees a token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from gateway.config.route import RouteConfig
+from gateway.errors import GatewayError
+from gateway.http.headers import Headers, connection_named, values
+from gateway.identity.principal import MissingClaim, Principal, partition
+from gateway.policy.identity_key import IdentityKey
+from gateway.policy.keys import PRINCIPAL
+
+Fields = list[tuple[bytes, bytes]]
+_BEARER = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
+_OF_THIS_HOP = frozenset((b"content-length", b"transfer-encoding", b"te", b"upgrade"))
+"""Fields that describe the request itself: no `Connection` takes them out."""
+_BAD_IN_VALUE = re.compile(r"[^\x20-\x7e]")
+
+
+class NotAdmitted(GatewayError):
+    """A request is refused before anything else is done for it.
+
+    `status` is 400 (malformed), 401 (no credential, or an invalid one), 403 (a valid one that is not enough) or 503 (it
+    can't be verified now). `error` and `detail` are those of RFC 6750 §3.1, and contain nothing of the credential;
+    `scopes` are those that the route requires; `reason` is a word of a closed set for log and metric. `retry_after` is
+    in seconds.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        error: str,
+        detail: str,
+        reason: str,
+        scopes: Iterable[str] = (),
+        retry_after: int | None = None,
+    ) -> None:
+        self.status = status
+        self.error = error
+        self.detail = detail
+        self.reason = reason
+        self.scopes = tuple(scopes)
+        self.retry_after = retry_after
+        super().__init__(detail)
+
+
+class Provider(Protocol):
+    """Verifies the credentials of one setting below `identity`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The fields of its credentials: a request field's name in lower case, or `cookie:NAME`."""
+
+    def recognises(self, credential: bytes) -> bool:
+        """Whether the credential says that it is of this provider; asked where a source has several."""
+
+    async def verified(self, credential: bytes) -> Principal:
+        """Raises NotAdmitted."""
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What a route asks of the credentials of its requests. `claims` maps the request fields that the route adds to the
+    claims they are made of; `required` has the accepted values of claims."""
+
+    providers: tuple[Provider, ...]
+    optional: bool = False
+    scopes: tuple[str, ...] = ()
+    required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    per: tuple[str, ...] = ()
+    claims: Mapping[str, str] = field(default_factory=dict)
+    forward_token: bool = False
+
+    async def admit(self, headers: Headers, identity_key: IdentityKey) -> tuple[Fields, Principal | None]:
+        """The fields of a request after admission, and who sent it; None if nobody says who, and that is allowed.
+        Raises NotAdmitted."""
+        found = self._credential(headers)
+        if found is None:
+            if not self.optional:
+                raise NotAdmitted(401, "", "This route requires a credential.", "missing", self.scopes)
+            return self._rewritten(headers, None, identity_key), None
+        provider, credential = found
+        principal = await provider.verified(credential)
+        self._check(principal)
+        return self._rewritten(headers, principal, identity_key), principal
+
+    def _credential(self, headers: Headers) -> tuple[Provider, bytes] | None:
+        """A request's credential, and the provider that verifies it: of several, the first that recognises it. Raises
+        NotAdmitted if there are two in one field: which of them is meant is not for a proxy to decide."""
+        found = [
+            (provider, credential)
+            for provider in self.providers
+            for credential in [next(filter(None, (_from(headers, source) for source in provider.sources)), None)]
+            if credential is not None
+        ]
+        if len(found) > 1:
+            return next((each for each in found if each[0].recognises(each[1])), found[0])
+        return found[0] if found else None
+
+    def _check(self, principal: Principal) -> None:
+        missing = [scope for scope in self.scopes if scope not in principal.scopes]
+        if missing:
+            raise NotAdmitted(403, "insufficient_scope", "The credential lacks a scope.", "scope", self.scopes)
+        for name, accepted in self.required.items():
+            try:
+                value = principal.claim(name)
+            except MissingClaim:
+                value = []
+            given = value if isinstance(value, list) else [value]
+            if not any(type(one) is type(other) and one == other for one in given for other in accepted):
+                raise NotAdmitted(403, "insufficient_scope", "The credential's claims are not sufficient.", "claim")
+
+    def _rewritten(self, headers: Headers, principal: Principal | None, identity_key: IdentityKey) -> Fields:
+        """Raises NotAdmitted if the principal lacks a claim that the route's responses depend on."""
+        named = connection_named(headers) - _OF_THIS_HOP
+        dropped = {b"connection", PRINCIPAL, *named, *(name.encode("latin-1") for name in self.claims)}
+        if not self.forward_token:
+            dropped |= {b"authorization", *(name.encode("latin-1") for name in self._fields())}
+        kept = [pair for pair in headers if pair[0] not in dropped]
+        if not self.forward_token:
+            kept = _without_cookies(kept, self._cookies())
+        if principal is None:
+            return kept
+        try:
+            kept.append((PRINCIPAL, partition(principal, self.per, identity_key).encode("ascii")))
+            for name, claim in self.claims.items():
+                kept.append((name.encode("latin-1"), as_field_value(principal.claim(claim)).encode("ascii")))
+        except MissingClaim as missing:
+            raise NotAdmitted(403, "insufficient_scope", f"{_sentence(str(missing))}.", "claim") from None
+        except ValueError as error:
+            raise NotAdmitted(403, "insufficient_scope", f"{_sentence(str(error))}.", "claim") from None
+        return kept
+
+    def _fields(self) -> list[str]:
+        return [source for each in self.providers for source in each.sources if not source.startswith("cookie:")]
+
+    def _cookies(self) -> frozenset[str]:
+        sources = [source for each in self.providers for source in each.sources]
+        return frozenset(source.removeprefix("cookie:") for source in sources if source.startswith("cookie:"))
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def as_field_value(value: Any) -> str:
+    """A claim as the value of a request field: a text as it is, a number or a truth value in JSON's form. Raises
+    ValueError for any other, and for characters that a field can't have: two values must not look alike."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if not isinstance(value, str) or _BAD_IN_VALUE.search(value) or value != value.strip():
+        raise ValueError("the claim can't be the value of a header")
+    return value
+
+
+def _from(headers: Headers, source: str) -> bytes | None:
+    """The credential that a request has in `source`; None for none. Raises NotAdmitted."""
+    if source.startswith("cookie:"):
+        return _only(_cookie_values(headers, source.removeprefix("cookie:")))
+    found = _only([*values(headers, source.encode("latin-1"))])
+    if found is None or source != "authorization":
+        return found
+    match = _BEARER.fullmatch(found.decode("latin-1"))
+    if match is None:
+        if found.lower().startswith(b"bearer"):
+            raise NotAdmitted(400, "invalid_request", "The Authorization header has no bearer token.", "form")
+        return None
+    return match[1].encode("latin-1")
+
+
+def _only(found: list[bytes]) -> bytes | None:
+    if len(found) > 1:
+        raise NotAdmitted(400, "invalid_request", "The request has more than one credential of a kind.", "form")
+    return found[0] if found and found[0] else None
+
+
+def _cookie_values(headers: Headers, name: str) -> list[bytes]:
+    pairs = [crumb.strip().partition(b"=") for line in values(headers, b"cookie") for crumb in line.split(b";")]
+    return [value for key, equals, value in pairs if equals and key == name.encode("latin-1")]
+
+
+def _without_cookies(headers: Fields, names: frozenset[str]) -> Fields:
+    if not names:
+        return headers
+    kept: Fields = []
+    for field_name, value in headers:
+        if field_name == b"cookie":
+            crumbs = [crumb.strip() for crumb in value.split(b";")]
+            crumbs = [crumb for crumb in crumbs if crumb.partition(b"=")[0].decode("latin-1") not in names]
+            if not crumbs:
+                continue
+            value = b"; ".join(crumbs)
+        kept.append((field_name, value))
+    return kept
+
+
+def admission_of(route: RouteConfig, providers: Mapping[str, Provider]) -> Admission | None:
+    """What a route asks of credentials; None for a route without `identity`."""
+    if not route.identity:
+        return None
+    return Admission(
+        tuple(providers[name] for name in route.identity),
+        optional=route.optional,
+        scopes=tuple(route.require.scopes),
+        required={name: tuple(values) for name, values in route.require.claims.items()},
+        per=tuple(route.per),
+        claims=route.forward,
+        forward_token=route.forward_token,
+    )

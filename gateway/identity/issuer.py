@@ -1,0 +1,148 @@
+"""A provider of `identity` that verifies an issuer's signed tokens, and remembers those that it has verified."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from hashlib import blake2b
+from secrets import token_bytes
+from typing import Protocol
+
+from gateway.clock import Clock
+from gateway.identity.admission import NotAdmitted
+from gateway.identity.key_set import KeySet
+from gateway.identity.principal import Principal
+from gateway.identity.tokens import Issuer, TokenRefused, UnknownKey, Unverified, issuer_of, read, verify
+
+REFUSED_FOR = 10.0
+"""Seconds for which a token with an invalid signature is refused without being verified again."""
+MOST_REFUSED = 1000
+RETRY_AFTER = 10
+"""Seconds, in a 503."""
+
+
+class Keys(Protocol):
+    """Where an issuer's keys come from: a KeySource, or a set that never changes."""
+
+    @property
+    def keys(self) -> KeySet | None: ...
+
+    @property
+    def version(self) -> int: ...
+
+    async def look_for_unknown(self) -> None: ...
+
+
+class FixedKeys:
+    """Keys of the configuration itself, or of a secret."""
+
+    version = 1
+
+    def __init__(self, keys: KeySet) -> None:
+        self.keys: KeySet | None = keys
+
+    async def look_for_unknown(self) -> None:
+        return None
+
+
+class TokenIssuer:
+    """Verifies the tokens of `issuer`. Of verified tokens it remembers the last `remembered`, until they end or the
+    issuer's keys change; it holds digests of them, never a token."""
+
+    def __init__(
+        self,
+        issuer: Issuer,
+        keys: Keys,
+        clock: Clock,
+        *,
+        sources: tuple[str, ...] = ("authorization",),
+        remembered: int,
+    ) -> None:
+        self.issuer = issuer
+        self.sources = sources
+        self.source = keys
+        self._clock = clock
+        self._most = remembered
+        self._known: OrderedDict[bytes, Principal] = OrderedDict()
+        self._refused: OrderedDict[bytes, tuple[float, TokenRefused]] = OrderedDict()
+        self._version = keys.version
+        self._secret = token_bytes(32)
+
+    def __repr__(self) -> str:
+        return f"<TokenIssuer {self.name} known={len(self._known)} {self.source!r}>"
+
+    @property
+    def name(self) -> str:
+        return self.issuer.provider
+
+    def known(self, credential: bytes) -> Principal | None:
+        """The principal of a token that was verified before; None for another, and for one that has ended."""
+        if self._version != self.source.version or self.source.keys is None:
+            self._known.clear()
+            self._refused.clear()
+            self._version = self.source.version
+            return None
+        digest = self._digest(credential)
+        principal = self._known.get(digest)
+        if principal is None:
+            return None
+        assert principal.expires_at is not None
+        if self._clock.now() >= principal.expires_at + self.issuer.leeway:
+            del self._known[digest]
+            return None
+        self._known.move_to_end(digest)
+        return principal
+
+    def recognises(self, credential: bytes) -> bool:
+        return self.known(credential) is not None or issuer_of(credential) == self.issuer.issuer
+
+    async def verified(self, credential: bytes) -> Principal:
+        """Raises NotAdmitted."""
+        principal = self.known(credential)
+        if principal is not None:
+            return principal
+        try:
+            self._refuse_again(credential)
+            _, token = read(credential, {self.issuer.issuer: self.issuer}, self._clock.now())
+            principal = await self._verified(token)
+        except TokenRefused as refused:
+            if refused.reason == "signature":
+                self._remember_refusal(credential, refused)
+            raise NotAdmitted(401, "invalid_token", refused.detail, refused.reason) from None
+        self._remember(credential, principal)
+        return principal
+
+    async def _verified(self, token: Unverified) -> Principal:
+        """Raises TokenRefused and NotAdmitted."""
+        try:
+            return verify(token, self._keys().of(token.kid))
+        except UnknownKey:
+            await self.source.look_for_unknown()
+            return verify(token, self._keys().of(token.kid))
+
+    def _keys(self) -> KeySet:
+        keys = self.source.keys
+        if keys is None:
+            raise NotAdmitted(
+                503, "", "Tokens can't be verified now: the issuer's keys are not available.", "keys", (), RETRY_AFTER
+            )
+        return keys
+
+    def _remember(self, credential: bytes, principal: Principal) -> None:
+        if self._most:
+            self._known[self._digest(credential)] = principal
+            if len(self._known) > self._most:
+                self._known.popitem(last=False)
+
+    def _refuse_again(self, credential: bytes) -> None:
+        """Raises TokenRefused for a token whose signature was found invalid a moment ago."""
+        found = self._refused.get(self._digest(credential)) if self._refused else None
+        if found is not None and self._clock.now() < found[0]:
+            raise found[1]
+
+    def _remember_refusal(self, credential: bytes, refused: TokenRefused) -> None:
+        self._refused[self._digest(credential)] = (self._clock.now() + REFUSED_FOR, refused.with_traceback(None))
+        if len(self._refused) > MOST_REFUSED:
+            self._refused.popitem(last=False)
+
+    def _digest(self, credential: bytes) -> bytes:
+        return blake2b(credential, digest_size=16, key=self._secret).digest()

@@ -1,0 +1,65 @@
+"""The providers of a configuration, over reloads."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from gateway.cache.shared_store import NoShared
+from gateway.config.identity import IssuerConfig
+from gateway.identity.providers import Providers
+from gateway.policy.identity_key import UNKEYED
+from gateway.testing import TurnedClock
+from tests.support.tokens import ISSUER, TestIssuer
+
+issuer = TestIssuer()
+
+
+def setting(**settings: Any) -> IssuerConfig:
+    return IssuerConfig(**{"issuer": ISSUER, "jwks": json.loads(issuer.jwks), "audience": ["shop-api"], **settings})
+
+
+@pytest.fixture
+def providers(clock: TurnedClock) -> Providers:
+    return Providers(store=NoShared(), clock=clock, identity_key=UNKEYED)
+
+
+async def test_a_reload_keeps_what_did_not_change_and_ends_what_did(providers: Providers) -> None:
+    first = providers.of({"kept": setting(), "changed": setting(), "gone": setting()})
+    providers.take_over()
+    await providers.start()
+    await first["kept"].verified(issuer.sign())
+    second = providers.of({"kept": setting(), "changed": setting(leeway="1s")})
+    assert providers["gone"] is first["gone"]  # in force until the next ones take over
+    providers.take_over()
+    assert second["kept"] is first["kept"] is providers["kept"]
+    assert second["changed"] is not first["changed"]
+    assert second["kept"].known(issuer.sign()) is not None
+    await asyncio.wait(set(providers._ending))
+    assert first["gone"].source._running.done()  # type: ignore[attr-defined]
+    assert providers.without_keys == []
+    assert (await second["changed"].verified(issuer.sign())).subject == "anna"
+    await providers.aclose()
+
+
+async def test_a_provider_without_keys_is_named(providers: Providers) -> None:
+    providers.of({"shop": setting(), "away": setting(jwks="file:/nowhere")})
+    providers.take_over()
+    assert providers.without_keys == ["shop", "away"]
+    await providers.start()
+    assert providers.without_keys == ["away"]
+    await providers.aclose()
+
+
+async def test_a_secret_needs_no_requests(providers: Providers) -> None:
+    secret = "0123456789abcdef0123456789abcdef"
+    found = providers.of({"shop": IssuerConfig(issuer=ISSUER, audience=["a"], algorithms=["HS256"], secret=secret)})
+    providers.take_over()
+    await providers.start()
+    assert providers.without_keys == []
+    assert found["shop"].sources == ("authorization",)
+    assert secret not in repr(providers)
+    await providers.aclose()
