@@ -48,6 +48,10 @@ MAY_IMPORT = frozenset(
         "redis",
         "hiredis",
         "xxhash",
+        # Structured fields; compression; redis-py looks whether `cryptography` is there, and imports none of its modules.
+        "http_sf",
+        "backports",
+        "cryptography",
         # Records, messages, answers joined of parts, metrics.
         "msgspec",
         "orjson",
