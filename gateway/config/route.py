@@ -208,12 +208,12 @@ class RouteConfig(Model):
 
     @model_validator(mode="after")
     def _identified(self) -> RouteConfig:
-        given = [name for name in OF_IDENTITY if name in self.model_fields_set]
+        given = [name for name in OF_IDENTITY if getattr(self, name) != type(self).model_fields[name].default]
         if given and not self.identity:
             raise ValueError(f"{given[0]} requires `identity`")
         if not self.identity:
             return self
-        if "authorization" in self.model_fields_set:
+        if self.authorization != "pass":
             raise ValueError("authorization can't be combined with `identity`, which verifies credentials itself")
         if self.forward_token and self.cache and self.ttl != "origin":
             raise ValueError("forward_token requires `ttl: origin` or `cache: off`: the upstream decides by the token")

@@ -19,6 +19,7 @@ from gateway.server.ipc import (
     Abort,
     Adopt,
     Alive,
+    Alone,
     Begin,
     Channel,
     CommandFailed,
@@ -43,7 +44,7 @@ from gateway.server.ipc import (
 SETUP = Setup(7, '{"port": 8001}', [], None)
 ORDERS = [
     *(Begin(SETUP, "none", 1, 2), Prepare(SETUP), Commit(3), Abort(3), Adopt(1), Release(1), Tell(), Totals(5, [])),
-    *(Stop(1.0, 2.0), Retire(3.0), Workers(1, 2)),
+    *(Stop(1.0, 2.0), Retire(3.0), Workers(1, 2), Alone(True)),
 ]
 REPORTS = [
     *(WorkerReady(), CommandFailed("no", [Problem("a", "b", "c")]), ReloadPrepared(3, []), Alive()),
