@@ -5,7 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SLOW := tests/integration tests/faults tests/shared_caches
 UNIT ?= tests
-# Tests are parted between two processes; one that is done takes of the other's.
+# Tests are parted between two processes; one that is done takes of the other's. All of them have a third: those with real
+# processes wait more than they compute.
 PARALLEL := -n 2 --dist worksteal
 
 .PHONY: release conformance-table run test unit integration faults torture check conformance coverage own-coverage lowest mutants docs constraints
@@ -24,7 +25,7 @@ run: $(VENV)/ready
 # All tests, in two processes; ARGS goes to pytest, such as ARGS="-k purge -x" or ARGS=--scale=full. A loaded machine is
 # slow, not broken: a test may take five minutes.
 test: $(VENV)/ready
-	$(BIN)/python -m pytest tests $(PARALLEL) --timeout 300 $(ARGS)
+	$(BIN)/python -m pytest tests -n 3 --dist worksteal --timeout 300 $(ARGS)
 
 # The quick ones: what to run while working. ARGS="-n 0 -x" for one process, ARGS=--random-order for another order.
 unit: $(VENV)/ready

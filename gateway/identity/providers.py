@@ -15,6 +15,7 @@ import httpx
 from gateway.cache.shared_store import SharedStore
 from gateway.clock import Clock
 from gateway.config.identity import IssuerConfig
+from gateway.errors import ConfigError, ConfigProblem
 from gateway.policy.identity_key import IdentityKey
 
 if TYPE_CHECKING:
@@ -94,10 +95,15 @@ class Providers:
             await _end(each)
 
     def _make(self, name: str, config: IssuerConfig) -> _Made:
+        """Raises ConfigError if what verifies signatures is not installed."""
+        try:
+            from gateway.identity.key_set import secret_key
+            from gateway.identity.tokens import Issuer
+        except ModuleNotFoundError as error:
+            message = f"requires the package {error.name}: install cached-gateway[identity]"
+            raise ConfigError([ConfigProblem("", "identity", message)]) from None
         from gateway.identity.documents import Documents
         from gateway.identity.issuer import FixedKeys, TokenIssuer
-        from gateway.identity.key_set import secret_key
-        from gateway.identity.tokens import Issuer
 
         documents = Documents(name, config, self._transport(name))
         issuer = Issuer(

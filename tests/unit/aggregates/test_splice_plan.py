@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 
 from gateway.aggregates.splice_plan import SplicePart, SplicePlan, frame_of
@@ -34,8 +35,8 @@ async def plan_of(parts: dict[str, Any], **route: Any) -> SplicePlan | None:
             exchange = scope[SCOPE_KEY]
             found.append(exchange.recall.joinable(exchange) if exchange.recall is not None else None)
 
-    noting.start, noting.stop = app.start, app.stop  # type: ignore[attr-defined]
-    async with running(noting) as client:  # type: ignore[arg-type]
+    async with running(app):
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(noting), base_url="http://gateway.test")
         assert (await client.get("/home/7")).status_code == 200
     return found[0]
 

@@ -38,10 +38,11 @@ async def test_an_entry_past_its_ttl_is_fetched_again(clock: TurnedClock) -> Non
 async def test_five_hundred_requests_for_a_cold_key_ask_the_upstream_once(clock: TurnedClock) -> None:
     upstream = StubUpstream(json_answer())
     upstream.gate.clear()
-    async with running(gateway(upstream, THIRTY, clock=clock)) as client:
+    app = gateway(upstream, THIRTY, clock=clock)
+    async with running(app) as client:
         waiting = [asyncio.ensure_future(client.get("/items/7")) for _ in range(500)]
         await upstream.came.acquire()
-        while sum(flight.waiting for flight in client._transport.app.engine.flights.values()) < 500:  # type: ignore[attr-defined]
+        while sum(flight.waiting for flight in app.engine.flights.values()) < 500:
             await asyncio.sleep(0)
         upstream.gate.set()
         responses = await asyncio.gather(*waiting)
@@ -134,7 +135,8 @@ async def test_those_who_wait_for_another_variant_fetch_their_own(clock: TurnedC
 async def test_a_failure_is_shared_by_those_who_wait_and_never_stored(clock: TurnedClock) -> None:
     upstream = StubUpstream(lambda request: httpx.Response(500, text="broken"))
     upstream.gate.clear()
-    async with running(gateway(upstream, THIRTY, clock=clock)) as client:
+    app = gateway(upstream, THIRTY, clock=clock)
+    async with running(app) as client:
         waiting = [asyncio.ensure_future(client.get("/items/7")) for _ in range(10)]
         await upstream.came.acquire()
         upstream.gate.set()
@@ -278,11 +280,12 @@ async def test_a_failed_unsafe_request_voids_nothing(clock: TurnedClock) -> None
 async def test_what_is_fetched_while_its_target_is_changed_is_not_kept(clock: TurnedClock) -> None:
     upstream = StubUpstream(json_answer(cache_control="max-age=60"))
     upstream.gate.clear()
-    async with running(gateway(upstream, clock=clock)) as client:
+    app = gateway(upstream, clock=clock)
+    async with running(app) as client:
         reading = asyncio.ensure_future(client.get("/items/7"))
         await upstream.came.acquire()
         clock.turn(1)
-        await client._transport.app.engine.invalidate(["api\n/items/7"])  # type: ignore[attr-defined]
+        await app.engine.invalidate(["api\n/items/7"])
         upstream.gate.set()
         await reading
         assert "hit" not in status_of(await client.get("/items/7"))

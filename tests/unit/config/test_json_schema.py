@@ -34,7 +34,7 @@ def test_the_defaults_are_valid() -> None:
     "settings",
     [
         {"memory": 1024, "memory_": None},
-        {"cache": True},
+        {"cached": True},
         {"routes": {"Bad-Name": {"path": "/"}}},
         {"routes": {"a": {"path": "/", "ttl": "30 seconds"}}},
         {"routes": {"a": {"upstream": "x"}}},

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from typing import Any
 
 import pytest
 
 from gateway.cache.shared_store import NoShared
 from gateway.config.identity import IssuerConfig
+from gateway.errors import ConfigError
 from gateway.identity.providers import Providers
 from gateway.policy.identity_key import UNKEYED
 from gateway.testing import TurnedClock
@@ -63,3 +65,13 @@ async def test_a_secret_needs_no_requests(providers: Providers) -> None:
     assert found["shop"].sources == ("authorization",)
     assert secret not in repr(providers)
     await providers.aclose()
+
+
+async def test_without_the_extra_the_configuration_is_refused_and_says_what_to_install(
+    providers: Providers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [each for each in sys.modules if each.startswith(("joserfc", "gateway.identity.key_set"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "joserfc", None)
+    with pytest.raises(ConfigError, match=r"requires the package joserfc.*: install cached-gateway\[identity\]"):
+        providers.of({"shop": setting()})
