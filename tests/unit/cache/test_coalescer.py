@@ -162,6 +162,7 @@ async def test_what_is_stored_for_all_is_fetched_once_for_users_with_credentials
     assert len(upstream.requests) == 2
 
 
+@pytest.mark.alone  # the lease ends if its holder's event loop, which is this one, stands still for 0.6 s
 async def test_who_waits_on_another_workers_lease_is_released_with_all_who_wait_behind_it(
     valkey: Embedded, clock: TurnedClock
 ) -> None:

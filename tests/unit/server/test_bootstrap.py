@@ -52,6 +52,7 @@ MAY_IMPORT = frozenset(
         "http_sf",
         "backports",
         "cryptography",
+        "zstandard",  # httpx, where it is installed
         # Records, messages, answers joined of parts, metrics.
         "msgspec",
         "orjson",
