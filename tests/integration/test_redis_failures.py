@@ -115,6 +115,7 @@ async def test_redis_killed_under_load_fails_no_request_and_is_used_within_a_sec
     assert [asked[f"/hot/{n}"] for n in range(HOT)] == [1] * HOT
 
 
+@pytest.mark.alone
 async def test_a_stalled_redis_fails_no_request_and_is_used_within_a_second_of_its_waking(
     start_gateway: StartGateway, make_valkey: MakeValkey, origin: str
 ) -> None:

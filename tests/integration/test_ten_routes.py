@@ -128,6 +128,7 @@ def test_a_websocket_ends_with_its_client_and_with_the_gateway(tmp_path: Path) -
             assert gateway.wait(30) == 0
 
 
+@pytest.mark.alone
 def test_reload_replaces_the_workers_by_the_new_code_and_keeps_the_old_ones_where_it_is_wrong(tmp_path: Path) -> None:
     folder = tmp_path / "app"
     shutil.copytree(HERE / "existing", folder, ignore=shutil.ignore_patterns("__pycache__"))
