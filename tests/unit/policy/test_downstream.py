@@ -36,6 +36,12 @@ FOLLOWING = Keying(vary=None, authorization="ignore", cookies=())
         (Keying(vary=(), authorization="ignore", cookies=("sid",)), "cookie", True),
         (Keying(vary=("x-api-key",), authorization="ignore", cookies=()), "x-api-key", True),
         (Keying(("x-who",), "ignore", (), identities=frozenset({"x-who"})), "x-who", True),
+        (Keying((), cookies=(), credentials=("authorization",)), "authorization", True),
+        (
+            Keying((), cookies=(), credentials=("x-token", "cookie:t"), shared=True),
+            "authorization, cookie, x-token",
+            False,
+        ),
         (FOLLOWING, "", False),
         (Keying(vary=None), "", False),
         (Keying(vary=None, authorization="key", cookies=("sid",)), "authorization, cookie", True),

@@ -20,6 +20,7 @@ from gateway.policy.entry import (
     VERSION,
     Entry,
     Life,
+    beginning_of,
     decode_index,
     decode_stored,
     encode,
@@ -434,3 +435,11 @@ def test_a_length_is_not_believed_before_its_bytes_are_there(payload: bytes) -> 
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_the_beginning_of_a_record_is_that_of_its_bytes_and_no_other_records() -> None:
+    for secret in (b"", b"0123456789abcdef"):
+        beginning = beginning_of(SAMPLE, secret)
+        assert encode(SAMPLE, secret).startswith(beginning)
+        assert len(beginning) < len(encode(SAMPLE, secret))
+        assert beginning != beginning_of(changed(body=b"other"), secret)

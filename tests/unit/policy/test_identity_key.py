@@ -32,6 +32,7 @@ def test_a_key_is_shown_with_values_but_for_those_that_say_who_asks() -> None:
     shown = ShownKey(lambda name: name == "authorization")
     assert [shown.of_field(name, "1") for name in ("authorization", "x-tenant")] == ["***", "1"]
     assert shown.digest("?", "api_key=1") == "***"
+    assert shown.digest_bytes("?", b"api_key=1") == "***"
 
 
 def test_a_secret_of_the_configuration_makes_one_key_in_all_workers_and_is_not_that_key() -> None:

@@ -474,3 +474,41 @@ def test_what_follows_its_upstream_never_shares_an_entry_with_what_has_a_duratio
 def test_the_primary_key_and_the_stem_are_those_that_each_gives_alone(target: str) -> None:
     secret = IdentityKey(b"k" * 32)
     assert primary_and_stem("up", target, secret) == (primary_key("up", target), stem_of("up", target, secret))
+
+
+# --- partitions of credentials -----------------------------------------------------------------------------
+
+PARTITIONED = Keying(("accept",), "pass", (), claims=("x-user",), one_user=True, credentials=("authorization",))
+OF_ANNA = [(b":principal", b"a1"), (b"x-user", b"anna")]
+
+
+def test_the_partition_is_in_the_key_in_place_of_its_claims_which_are_sent() -> None:
+    anna, berta = (
+        plan(PARTITIONED, "api", "/", [(b":principal", partition), (b"x-user", user)])
+        for partition, user in ((b"a1", b"anna"), (b"b2", b"berta"))
+    )
+    assert (anna.base, berta.base) == ("api\n/\n:principal:a1", "api\n/\n:principal:b2")
+    assert (anna.primary, berta.primary) == ("api\n/", "api\n/")
+    assert anna.forward == ((b"x-user", b"anna"),)
+    assert holds_identity(anna.keyed, anna.unkeyed, ())
+
+
+def test_a_route_that_follows_its_upstream_keys_the_partition_and_never_sends_it() -> None:
+    following = replace(PARTITIONED, vary=None)
+    found = plan(following, "api", "/", OF_ANNA)
+    assert "\n:principal:a1" in found.base
+    assert found.forward == ((b"x-user", b"anna"),)
+    assert (found.keyed, found.unkeyed) == (("authorization",), ())
+    assert passed_through(OF_ANNA) == [(b"x-user", b"anna")]
+
+
+def test_the_partition_of_a_group_holds_no_users_identity() -> None:
+    group = replace(PARTITIONED, claims=(), one_user=False)
+    found = plan(group, "api", "/", OF_ANNA[:1])
+    assert found.base == "api\n/\n:principal:a1"
+    assert not holds_identity(found.keyed, found.unkeyed, ())
+
+
+def test_without_a_credential_there_is_no_partition() -> None:
+    assert plan(PARTITIONED, "api", "/", []).base == "api\n/"
+    assert plan(TIMED, "api", "/", OF_ANNA[:1]).base == "api\n/"  # a route without `identity`
