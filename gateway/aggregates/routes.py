@@ -119,7 +119,9 @@ class Builder:
             raise ConfigError([ConfigProblem("", "include", message)])
         several = frozenset(each for each, upstream in self.upstreams.items() if len(upstream.config.bases) > 1)
         plain = {each: declared.template for each, declared in self.declared.items()}
-        found = cross_problems(route.parts, route.template, frozenset(self.upstreams), several, plain)
+        identified = frozenset(each for each, declared in self.declared.items() if declared.admission is not None)
+        upstreams = frozenset(self.upstreams)
+        found = cross_problems(route.parts, route.template, upstreams, several, plain, identified)
         problems = [ConfigProblem("", f"{name}.{'.'.join(each.key)}", each.message) for each in found]
         if problems:
             raise ConfigError(problems)

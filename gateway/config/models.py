@@ -322,10 +322,12 @@ class Config(Model):
     def _parts_are_known(self) -> Config:
         several = frozenset(name for name, upstream in self.upstreams.items() if len(upstream.bases) > 1)
         plain = {name: route.template for name, route in self.routes.items() if not route.parts}
+        identified = frozenset(name for name, route in self.routes.items() if route.identity)
+        upstreams = frozenset(self.upstreams)
         problems = [
             replace(problem, key=("routes", name, *problem.key))
             for name, route in self.routes.items()
-            for problem in cross_problems(route.parts, route.template, frozenset(self.upstreams), several, plain)
+            for problem in cross_problems(route.parts, route.template, upstreams, several, plain, identified)
         ]
         refuse([*problems, *self._limits_beyond(), *self._fields_of_cors(), *self._unknown_issuers()])
         return self

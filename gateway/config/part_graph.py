@@ -356,9 +356,11 @@ def cross_problems(
     upstreams: frozenset[str],
     several: frozenset[str],
     routes: Mapping[str, PathTemplate],
+    identified: frozenset[str],
 ) -> Iterator[PartProblem]:
     """Invalid references of parts to upstreams and routes. `several` are the upstreams with more than one base URL;
-    `routes` the paths of the routes that are not aggregates."""
+    `routes` the paths of the routes that are not aggregates; `identified` those with `identity`, which an aggregate
+    would serve to everybody."""
     for name, part in parts.items():
         if part.upstream is not None and part.upstream not in upstreams:
             message = f"there is no upstream {part.upstream}{near(part.upstream, sorted(upstreams))}"
@@ -367,7 +369,10 @@ def cross_problems(
             yield PartProblem(
                 ("parts", name, "hedge"), f"needs an upstream with several `urls`; {part.upstream} has one"
             )
-        if part.route is not None:
+        if part.route in identified:
+            message = f"the route {part.route} has `identity`; an aggregate, which lets anybody in, can't be made of it"
+            yield PartProblem(("parts", name, "route"), message, part.route)
+        elif part.route is not None:
             yield from _route_problems(name, part, path, routes)
 
 

@@ -72,3 +72,19 @@ def test_an_aggregate_in_python_that_names_an_unknown_upstream_is_refused() -> N
     aggregate(router, "/home", parts={"x": typed_part(User, upstream="shp", path="/x")})
     with pytest.raises(ConfigError, match="there is no upstream shp; did you mean shop"):
         app.include_router(router)
+
+
+def test_an_aggregate_in_python_is_made_of_no_route_with_identity() -> None:
+    secret = {"issuer": "https://id.example.com", "audience": ["a"], "algorithms": ["HS256"], "secret": "x" * 32}
+    app = create_app(
+        {
+            "redis_url": "none",
+            "upstreams": {"shop": {"url": "http://shop.test"}},
+            "identity": {"shop": secret},
+            "routes": {"user": {"path": "/user", "upstream": "shop", "ttl": "1m", "identity": ["shop"]}},
+        }
+    )
+    router = APIRouter()
+    aggregate(router, "/home", parts={"user": typed_part(User, route="user")}, name="home")
+    with pytest.raises(ConfigError, match="the route user has `identity`"):
+        app.include_router(router)

@@ -101,6 +101,14 @@ def test_an_aggregate_has_no_identity() -> None:
     assert "identity requires `upstream`" in message
 
 
+def test_an_aggregate_is_made_of_no_route_with_identity() -> None:
+    routes = {"home": route(), "screen": {"path": "/screen", "parts": {"a": {"route": "home"}}}}
+    upstreams = {"shop": {"url": "http://shop.example.com"}}
+    message = problem(Config, upstreams=upstreams, identity={"shop": GOOD}, routes=routes)
+    assert "routes.screen.parts.a.route" in message
+    assert "the route home has `identity`" in message
+
+
 @pytest.mark.parametrize("name", ["Connection", "content-length", "cookie", "Authorization", "x-request-id"])
 def test_a_header_with_a_meaning_of_its_own_is_made_of_no_claim(name: str) -> None:
     with pytest.raises(ValueError, match="meaning of its own"):
