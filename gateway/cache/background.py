@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from contextlib import suppress
 
 
 class Background:
@@ -39,9 +40,10 @@ class Background:
             await asyncio.wait(set(self._tasks))
 
     async def drain(self, grace: float) -> None:
-        """Let running tasks finish within `grace` seconds."""
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=grace)
+        """Let running tasks, and those that they start, finish within `grace` seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                await self.settle()
 
     async def cancel(self) -> None:
         """Cancel the remaining tasks, and wait for them."""
@@ -49,6 +51,14 @@ class Background:
             task.cancel()
         if self._tasks:
             await asyncio.wait(set(self._tasks))
+
+
+async def end(task: asyncio.Task[None] | None) -> None:
+    """Cancel a task, if there is one, and wait for it. Again and again: a cancellation that meets a reply just arriving
+    can be lost (redis-py 8.1, Python 3.11)."""
+    while task is not None and not task.done():
+        task.cancel()
+        await asyncio.wait((task,), timeout=0.05)
 
 
 class Underway:

@@ -21,6 +21,7 @@ from uuid import uuid4
 
 import msgspec
 
+from gateway.cache.background import Background
 from gateway.cache.shared_store import SharedStore
 from gateway.policy.keys import shared_name
 
@@ -108,7 +109,7 @@ class Leases:
         """Leases taken while the tier was read, by key, and when; oldest first."""
         self._claimed: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending = Background()
         self._tokens = (f"{uuid4().hex}{number}".encode() for number in count())
 
     def __repr__(self) -> str:
@@ -166,9 +167,7 @@ class Leases:
     def unclaim(self, key: str) -> None:
         """Give the lease of `key` back, in the background, if no flight has taken it."""
         if (unused := self._unused.pop(key, None)) is not None:
-            task = asyncio.get_running_loop().create_task(self.give_back(unused[0]))
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
+            self._ending.spawn(self.give_back(unused[0]))
 
     async def look(self, lease: Lease) -> Standing | None:
         """The state of another's lease; None if it has ended. HELD if the lease is ours, its grant having been lost."""

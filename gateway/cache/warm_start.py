@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from gateway.cache.background import end
 from gateway.cache.store import TieredStore
 
 NAME = "hottest:2"  # of a version before this, the list held keys with credentials in them
@@ -73,9 +74,7 @@ class Hottest:
             await self._tiers.shared.write([(NAME, _encode(self._known), LIST_LIVES)])
 
     async def aclose(self) -> None:
-        while self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait((self._task,), timeout=0.05)
+        await end(self._task)
 
 
 def _read(data: bytes | None) -> list[str]:

@@ -94,7 +94,6 @@ SHORT = 80
 """Lines of a module that needs a reason of its own where one other imports it."""
 ALONE = {
     "cache.redis.fleet_key": "what is in Redis, and nothing else of the worker's state",
-    "cache.redis.writes": "`cache/redis/store.py`, its importer, is at its limit of lines",
     "edge.http10": "`edge/client_connection.py`, its importer, is at its limit of lines",
     "server.start_message": "`server/supervisor.py`, its importer, is near its limit of lines",
     "server.bootstrap": "what a process runs before it imports the rest; nothing imports it",

@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from gateway.cache.background import end
 from gateway.policy.identity_key import KEY_BYTES, IdentityKey
 
 LOOK_EVERY = 2.0
@@ -52,6 +53,4 @@ class FleetKey:
             self._changed()
 
     async def aclose(self) -> None:
-        while self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait((self._task,), timeout=0.05)
+        await end(self._task)

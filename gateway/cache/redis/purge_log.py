@@ -26,6 +26,7 @@ from uuid import uuid4
 
 from redis.exceptions import ResponseError
 
+from gateway.cache.background import end
 from gateway.cache.purge_log import MAX_RECORDS, PurgeReport
 from gateway.cache.redis.errors import UNANSWERED, unanswered
 from gateway.cache.redis.purge_stream import (
@@ -175,11 +176,7 @@ class RedisPurges:
     async def aclose(self) -> None:
         """Stop reading, and leave the workers' number."""
         for task in (self._task, self._adder):
-            while task is not None and not task.done():
-                # Again and again: a cancellation that meets a reply just arriving can be lost (redis-py 8.1, Python
-                # 3.11).
-                task.cancel()
-                await asyncio.wait((task,), timeout=0.05)
+            await end(task)
         with unanswered():
             await self._stream.leave(self.worker)
         await self._stream.aclose()

@@ -23,6 +23,7 @@ from typing import Any, cast
 
 import hiredis
 
+from gateway.cache.background import end
 from gateway.cache.redis.connection import BoundedParser, Reply, marking, reading, values_of
 from gateway.cache.redis.errors import UNANSWERED, is_unanswered
 from gateway.cache.shared_store import Read, Values
@@ -237,9 +238,7 @@ class Keeper:
             self._failed()
 
     async def aclose(self) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.wait([self._connecting])
+        await end(self._connecting)
         if self._pipe is not None:
             self._pipe.close()
 

@@ -17,6 +17,7 @@ from typing import Any, cast
 import hiredis
 from redis.exceptions import MaxConnectionsError, RedisError
 
+from gateway.cache.background import Background, end
 from gateway.cache.redis.advice import RedisAdvice
 from gateway.cache.redis.connection import LARGEST, Deadline, Reply, connect, is_cluster, is_refusal, values_of
 from gateway.cache.redis.errors import UNANSWERED, Reason, RedisState, complain_about_policy, is_unanswered
@@ -43,7 +44,6 @@ MOST_AT_ONCE = 64 * 1024
 MOST_AHEAD = 256 * 1024
 """Bytes of a write up to which it is sent on the connection of the reads, and of all that is unsent there."""
 LEASES_AT_ONCE = 8  # connections
-
 
 # The time of the server that holds the stream of purges: in a cluster each node has its own.
 _TIME = "return redis.call('TIME')"
@@ -83,7 +83,8 @@ class RedisStore:
         self._reads = Reads(self._ask)
         self._keeper = Keeper(self._client, budget, self._failed)
         self._writes = Writes(self._write_batch, self._spawn)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
+        self._closed = False
         self._synchronised_at = float("-inf")
         self._complained_at = float("-inf")
         self.state = RedisState(shown_url(url))
@@ -94,7 +95,7 @@ class RedisStore:
 
     @property
     def available(self) -> bool:
-        return self._failures < FAILURES_BEFORE_REST
+        return self._failures < FAILURES_BEFORE_REST and not self._closed
 
     @property
     def doubtful(self) -> bool:
@@ -132,7 +133,7 @@ class RedisStore:
 
     async def start(self) -> None:
         """Look for Redis, and wait for it for START_SECONDS at most. It is not used before it responds."""
-        self._failures = FAILURES_BEFORE_REST
+        self._closed, self._failures = False, FAILURES_BEFORE_REST
         self._probe = asyncio.ensure_future(self._make_contact())
         await asyncio.wait((self._probe,), timeout=START_SECONDS)
 
@@ -177,7 +178,7 @@ class RedisStore:
     def _goes_at_once(self, size: int) -> bool:
         """Whether a write of `size` bytes may be sent now: not ahead of earlier ones, and not if it would delay later
         reads."""
-        pipe = self._keeper.pipe
+        pipe = self._pipe
         if pipe is None or not self._writes.idle:
             return False
         return size <= MOST_AT_ONCE and pipe.unsent + size <= MOST_AHEAD
@@ -263,24 +264,29 @@ class RedisStore:
         await self._leases.give_back(name, token, mark, life)
 
     async def aclose(self) -> None:
-        """Let commands in flight finish (the budget bounds them), then close the connections."""
-        if self._probe is not None:
-            self._probe.cancel()
-        if self._tasks:
-            _, late = await asyncio.wait(set(self._tasks), timeout=4 * self._budget)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        """Let commands in flight finish (the budget bounds them), then close the connections. None is opened again
+        before `start`."""
+        await self._background.drain(4 * self._budget)
+        self._closed = True
+        await self._background.cancel()
+        self._writes.drop()
+        await end(self._probe)
         await self._keeper.aclose()
         await self._client.aclose()
 
     # --- batches ---------------------------------------------------------------------------------------
 
+    @property
+    def _pipe(self) -> Pipe | None:
+        return None if self._closed else self._keeper.pipe
+
     def _ask(self, names: list[str], then: Callable[[Reply], None]) -> None:
         """One round trip, by the pipe if there is one."""
         keys = [self._prefix + name for name in names]
-        pipe = self._keeper.pipe
-        if pipe is None:
+        pipe = self._pipe
+        if self._closed:
+            asyncio.get_running_loop().call_soon(then, None)
+        elif pipe is None:
             self._spawn(self._ask_client(keys, then))
         else:
             self.statistics.batches += 1
@@ -347,9 +353,10 @@ class RedisStore:
         return pipeline
 
     def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if self._closed:
+            work.close()
+        else:
+            self._background.spawn(work)
 
     # --- failing and coming back -----------------------------------------------------------------------
 
@@ -383,7 +390,7 @@ class RedisStore:
     async def _replies(self, commands: Sequence[Command]) -> list[Any] | None:
         """The replies to commands in one round trip, on the connection of the reads where there is one; None if they
         took longer than the budget, or one is a `refusal`, which counts as a failure."""
-        pipe, began = self._keeper.pipe, time.perf_counter()
+        pipe, began = self._pipe, time.perf_counter()
         if pipe is None:
             return cast("list[Any] | None", await self._in_turn(self._by_client(commands)))
         replied: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -434,22 +441,14 @@ class RedisStore:
     def _failed(self) -> None:
         self._failures += 1
         self._failed_at = time.perf_counter()
-        if not self.available:
-            self._rest()
+        if not self.available and not self._closed and (self._probe is None or self._probe.done()):
+            self._probe = asyncio.get_running_loop().create_task(self._probe_until_back())
 
     def _succeeded(self) -> None:
         self._failures = 0
-        self._synchronise_if_due()
-
-    def _synchronise_if_due(self) -> None:
         if self._clock is not None and time.monotonic() - self._synchronised_at > SYNCHRONISE_EVERY:
             self._synchronised_at = time.monotonic()
             self._spawn(self._ping())
-
-    def _rest(self) -> None:
-        self._failures = max(self._failures, FAILURES_BEFORE_REST)
-        if self._probe is None or self._probe.done():
-            self._probe = asyncio.get_running_loop().create_task(self._probe_until_back())
 
     async def _probe_until_back(self) -> None:
         while not self.available:

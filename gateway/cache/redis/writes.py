@@ -47,6 +47,13 @@ class Writes:
         self._bytes += size
         return all([await future for future in futures])
 
+    def drop(self) -> None:
+        """Give up those that wait."""
+        for _, future in self._waiting:
+            if not future.done():
+                future.set_result(False)
+        self._waiting.clear()
+
     def _flush(self) -> None:
         if self._waiting and not self._sending:
             self._sending = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from gateway.cache.background import Background, Underway
+from gateway.cache.background import Background, Underway, end
 
 
 async def test_a_task_that_fails_is_reported_and_the_others_go_on() -> None:
@@ -60,6 +60,41 @@ async def test_draining_leaves_what_is_late_and_cancelling_ends_it_without_a_rep
     assert len(background) == 1
     await background.cancel()
     assert (len(background), reported) == (0, [])
+
+
+async def test_draining_waits_for_what_tasks_start() -> None:
+    background, done = Background(), asyncio.Event()
+
+    async def starting() -> None:
+        background.spawn(ending())
+
+    async def ending() -> None:
+        await asyncio.sleep(0)
+        done.set()
+
+    background.spawn(starting())
+    await background.drain(5)
+    assert done.is_set()
+
+
+async def test_a_task_that_loses_its_cancellation_ends_by_the_next_one() -> None:
+    lost: list[str] = []
+
+    async def losing() -> None:
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                if lost:
+                    raise
+                lost.append("the first")
+
+    task = asyncio.ensure_future(losing())
+    await asyncio.sleep(0)
+    await asyncio.wait_for(end(task), 5)
+    assert (task.cancelled(), lost) == (True, ["the first"])
+    await end(task)
+    await end(None)
 
 
 async def test_nothing_under_way_is_nothing_to_wait_for() -> None:

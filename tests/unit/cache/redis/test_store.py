@@ -12,19 +12,25 @@ import pytest
 from gateway.cache.leases import STORED, STORED_LIFE
 from gateway.cache.redis.errors import complain_about_policy
 from gateway.cache.redis.reader import Pipe
-from gateway.cache.redis.store import MOST_AT_ONCE, RedisStore
+from gateway.cache.redis.store import FAILURES_BEFORE_REST, MOST_AT_ONCE, RedisStore
+from gateway.cache.redis.writes import MAX_BATCH_BYTES
 from gateway.server.embedded_redis import Embedded
 from tests.support.proxy import faulty_url
+
+
+async def connected(store: RedisStore) -> None:
+    """Wait for the connection of the reads."""
+    await store.read(["open"])
+    connecting = store._keeper._connecting
+    assert connecting is not None
+    await connecting
+    assert store._keeper.pipe is not None
 
 
 @pytest.fixture
 async def sent(redis_store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> list[list[bytes]]:
     """The commands of each send on the connection of the reads, which is open."""
-    await redis_store.read(["open"])
-    connecting = redis_store._keeper._connecting
-    assert connecting is not None
-    await connecting
-    assert redis_store._keeper.pipe is not None
+    await connected(redis_store)
     found: list[list[bytes]] = []
     run = Pipe.run
 
@@ -164,3 +170,47 @@ async def test_after_replies_of_another_shape_redis_is_used_again(valkey: Embedd
                 await asyncio.sleep(0.01)
         assert await store.read(["name"]) == [b"value"]
         await store.aclose()
+
+
+async def test_a_read_that_was_not_sent_when_the_store_is_closed_opens_no_connection(valkey: Embedded) -> None:
+    async with faulty_url(valkey.url) as proxy:
+        store = RedisStore(proxy.url("redis://x"))
+        read = asyncio.ensure_future(store.read(["e:1"]))
+        await asyncio.sleep(0)
+        await store.aclose()
+        assert await asyncio.wait_for(read, 5) == [None]
+        await asyncio.sleep(0.1)
+        assert proxy.accepted == 0
+
+
+async def test_what_ends_when_the_store_is_closed_opens_no_connection(valkey: Embedded) -> None:
+    async with faulty_url(valkey.url) as proxy:
+        store = RedisStore(proxy.url("redis://x"), prefix=f"{uuid4().hex}:", budget=5.0)
+        await connected(store)
+        proxy.down.delay = 60.0
+        store._failures = FAILURES_BEFORE_REST - 1  # the next one starts a probe
+        reading = asyncio.ensure_future(store.read_and_take(["i:1", "e:1"], [b""], "l:1", b"token", 60.0))
+        writing = asyncio.ensure_future(store.give_back("l:2", b"token", after=[("e:2", b"entry", 60.0)]))
+        await asyncio.sleep(0)
+        store._failures = FAILURES_BEFORE_REST - 1
+        opened = proxy.accepted
+        await store.aclose()
+        assert await asyncio.wait_for(reading, 5) == ([None, None], None)
+        await asyncio.wait_for(writing, 5)
+        await asyncio.sleep(0.1)
+        assert proxy.accepted == opened
+        assert await store.read(["e:1"]) == [None]
+
+
+async def test_writes_that_wait_when_the_store_is_closed_are_given_up(valkey: Embedded) -> None:
+    async with faulty_url(valkey.url) as proxy:
+        store = RedisStore(proxy.url("redis://x"), prefix=f"{uuid4().hex}:", budget=0.1)
+        proxy.down.delay = 60.0
+        body = b"x" * MAX_BATCH_BYTES
+        writing = [asyncio.ensure_future(store.write([(f"e:{number}", body, 60.0)])) for number in range(20)]
+        await asyncio.sleep(0)
+        await store.aclose()
+        opened = proxy.accepted
+        assert await asyncio.wait_for(asyncio.gather(*writing), 5) == [False] * 20
+        await asyncio.sleep(0.1)
+        assert proxy.accepted == opened
