@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -162,13 +161,13 @@ class Layers:
         target: Target | None = scope.pop(TARGET_KEY, None)
         if target is None or not self._is_at_the_root or exchange.told is not None or scope["root_path"]:
             return self._resolved(scope, exchange)
-        exchange.host = _host_of(tuple(values(exchange.headers, b"host")), scope["http_version"])
+        exchange.host = check_host(values(exchange.headers, b"host"), scope["http_version"])
         return target  # which the scope has already
 
     def _resolved(self, scope: Scope, exchange: RequestContext) -> Target:
         if scope["method"] in ("CONNECT", "TRACE"):
             raise RequestRefused(f"{scope['method']} is not supported.", 405, "method")
-        host = _host_of(tuple(values(scope["headers"], b"host")), scope.get("http_version", "1.1"))
+        host = check_host(values(scope["headers"], b"host"), scope.get("http_version", "1.1"))
         raw_path, query = scope.get("raw_path") or scope["path"].encode(), scope["query_string"]
         raw = scope.get(RAW_TARGET_KEY)
         if raw is not None:
@@ -214,12 +213,6 @@ def _exchange(scope: Scope, trusted: Trusted) -> RequestContext:
     peer = scope["client"][0] if scope.get("client") else ""
     scheme = scope.get("scheme", "http")
     return exchange_for(scope["headers"], peer, scope["method"], scheme, trusted, looked=LOOKED_KEY in scope)
-
-
-@lru_cache(maxsize=256)
-def _host_of(hosts: tuple[bytes, ...], http_version: str) -> str:
-    """`check_host`, remembered: nearly all requests name the same few."""
-    return check_host([*hosts], http_version)
 
 
 def _raw_target(scope: Scope) -> bytes:

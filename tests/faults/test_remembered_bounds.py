@@ -177,6 +177,18 @@ async def test_forms_of_responses_are_counted_in_bytes(monkeypatch: pytest.Monke
     assert forgotten > before
 
 
+async def test_a_long_host_is_not_remembered() -> None:
+    async with running(gateway(StubUpstream(json_answer()))) as client:
+        await client.get("/healthz", headers={"host": LONG})
+        tracemalloc.start()
+        try:
+            for host in long_names(300):
+                await client.get("/healthz", headers={"host": host})
+            assert tracemalloc.get_traced_memory()[0] < MIB  # 2 MiB of texts
+        finally:
+            tracemalloc.stop()
+
+
 async def test_responses_that_may_not_be_stored_leave_digests(tmp_path: Path) -> None:
     seen = await grown(tmp_path, KINDS["URLs that may not be stored"], 6000)
     assert seen.statuses == {"200": 6000}
