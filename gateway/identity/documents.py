@@ -38,8 +38,11 @@ class Documents:
         self._upstreams: dict[str, Upstream] = {}
 
     async def get(self, url: str) -> bytes:
-        parts = urlsplit(url)
-        upstream = self._upstream(f"{parts.scheme}://{parts.netloc}")
+        try:
+            parts = urlsplit(url)
+            upstream = self._upstream(f"{parts.scheme}://{parts.netloc}")
+        except ValueError:  # the issuer's metadata may name anything
+            raise InvalidKeySet(f"{url!r} is no URL that can be requested") from None
         query = dict(httpx.QueryParams(parts.query))
         response = await upstream.request(
             "GET", parts.path or "/", params=query, headers={"accept": "application/json"}, max_body=LONGEST_DOCUMENT
@@ -93,7 +96,7 @@ async def _discovered(issuer: str, get: Get) -> bytes:
         raise InvalidKeySet("the issuer's metadata has no issuer and jwks_uri") from None
     if metadata.issuer != issuer:
         raise InvalidKeySet(f"the metadata is of another issuer, {metadata.issuer!r}")
-    scheme = urlsplit(metadata.jwks_uri).scheme
+    scheme = metadata.jwks_uri.partition(":")[0].lower()
     if scheme != "https" and not (scheme == "http" and issuer.startswith("http:")):
         raise InvalidKeySet("the jwks_uri in the issuer's metadata is not https")
     return await get(metadata.jwks_uri)

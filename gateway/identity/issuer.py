@@ -29,6 +29,8 @@ class Keys(Protocol):
     @property
     def version(self) -> int: ...
 
+    async def begun(self) -> None: ...
+
     async def look_for_unknown(self) -> None: ...
 
 
@@ -39,6 +41,9 @@ class FixedKeys:
 
     def __init__(self, keys: KeySet) -> None:
         self.keys: KeySet | None = keys
+
+    async def begun(self) -> None:
+        return None
 
     async def look_for_unknown(self) -> None:
         return None
@@ -113,6 +118,8 @@ class TokenIssuer:
 
     async def _verified(self, token: Unverified) -> Principal:
         """Raises TokenRefused and NotAdmitted."""
+        if self.source.keys is None:
+            await self.source.begun()
         try:
             return verify(token, self._keys().of(token.kid))
         except UnknownKey:

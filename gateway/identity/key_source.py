@@ -4,8 +4,9 @@ Decides when they are fetched: every `refresh` seconds, and for a token of an un
 `unknown_every` seconds in the whole fleet, whatever names tokens have. A lease in the shared store says whose turn it
 is; all others take the document that the holder stores. Without a store, each worker keeps that pace for itself.
 
-A document in Redis carries a seal by the fleet's identity key: write access to Redis is not enough to plant keys,
-unless that key can be read there too (`redis_secret` keeps it out of Redis).
+A document in Redis stands under the name of the place that it is from (`shared_as`): keys of another issuer verify
+nothing. It carries a seal by the fleet's identity key: write access to Redis is not enough to plant keys, unless that
+key can be read there too (`redis_secret` keeps it out of Redis).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hmac
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import msgspec
 
@@ -30,6 +32,8 @@ TICK = 1.0
 WAIT = 2.0
 """Seconds that a token of an unknown key waits for a fetch that another worker makes, at most."""
 LOOK = 0.05
+FIRST = 5.0
+"""Seconds that a start, and a token before there are keys, wait for the first fetch, at most."""
 REFRESH, UNKNOWN = "refresh", "unknown"
 LONGEST_DOCUMENT = 1024 * 1024
 """Bytes of a key set."""
@@ -46,6 +50,7 @@ class Stored(msgspec.Struct, frozen=True):
 class KeySource:
     """The keys of the issuer `name`. `fetch` gets its document, and raises GatewayError or InvalidKeySet.
 
+    `shared_as` is the document's name in the store, the same where it is from the same place; by default `name`.
     `refresh`, `stale` and `unknown_every` are in seconds. `version` changes with the keys: what was verified with
     others is to be verified again.
     """
@@ -58,6 +63,7 @@ class KeySource:
         store: SharedStore,
         clock: Clock,
         seal: IdentityKey,
+        shared_as: str | None = None,
         refresh: float = 300.0,
         stale: float = 86_400.0,
         unknown_every: float = 10.0,
@@ -72,6 +78,7 @@ class KeySource:
         self._store = store
         self._clock = clock
         self._seal = seal
+        self._shared_as = shared_as or name
         self._refresh = refresh
         self._stale = stale
         self._unknown_every = unknown_every
@@ -80,6 +87,7 @@ class KeySource:
         self._tried = dict.fromkeys((REFRESH, UNKNOWN), float("-inf"))
         self._renewing: dict[str, asyncio.Task[None]] = {}
         self._running: asyncio.Task[None] | None = None
+        self._begun = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<KeySource {self.name} keys={len(self._keys.keys)} version={self.version} failure={self.failure!r}>"
@@ -97,19 +105,41 @@ class KeySource:
 
     async def start(self) -> None:
         """Get the keys, and keep them fresh from now on. A failure is logged; tokens then get 503."""
-        await self.tick()
+        self.begin()
+        await self.begun()
+
+    def begin(self) -> None:
+        """`start` without waiting for the first keys."""
         self._running = asyncio.ensure_future(self._run())
+
+    async def begun(self) -> None:
+        """Wait until the keys were fetched for the first time, or could not be; FIRST seconds at most."""
+        if self._running is not None and not self._begun.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FIRST):
+                    await self._begun.wait()
 
     async def _run(self) -> None:
         while True:
+            try:
+                await self.tick()
+            except Exception:  # whatever it is, the last keys stay in use, and the next fetch is made
+                logger.exception("identity %s: the keys of the issuer can't be fetched", self.name)
+            self._begun.set()
             await asyncio.sleep(TICK)
-            await self.tick()
 
     async def tick(self) -> None:
-        """Renew the keys if they are due."""
-        age = self.age
-        if age is None or age >= self._refresh:
+        """Renew the keys if they are due: by what another worker has stored, also where it is not yet time to ask the
+        issuer again."""
+        if self._due:
+            await self._take_stored()
+        if self._due:
             await self._renewed(REFRESH)
+
+    @property
+    def _due(self) -> bool:
+        age = self.age
+        return age is None or age >= self._refresh
 
     async def look_for_unknown(self) -> None:
         """A token names a key that is unknown here: get the keys anew, unless that was tried for such a token less
@@ -129,11 +159,10 @@ class KeySource:
         await asyncio.shield(task)
 
     async def _renew(self, why: str) -> None:
-        await self._take_stored()
-        if why == REFRESH and self.age is not None and self.age < self._refresh:
-            return
+        if why == UNKNOWN:
+            await self._take_stored()
         mine = f"{self._clock.now()!r} {secrets.token_hex(16)}".encode()
-        holder = await self._store.take(f"jwks-{why}:{self.name}", mine, self._unknown_every)
+        holder = await self._store.take(f"jwks-{why}:{self._shared_as}", mine, self._unknown_every)
         if holder is None or holder == mine:  # without a store, each worker fetches for itself
             await self._fetch_document()
         else:
@@ -188,13 +217,13 @@ class KeySource:
 
     @property
     def _record(self) -> str:
-        return f"jwks:{self.name}"
+        return f"jwks:{self._shared_as}"
 
     def _sealed(self, stored: Stored) -> bytes:
         return msgspec.msgpack.encode(msgspec.structs.replace(stored, seal=self._seal_of(stored)))
 
     def _seal_of(self, stored: Stored) -> str:
-        return self._seal.digest_bytes(f"jwks {self.name} {stored.fetched!r}", stored.document)
+        return self._seal.digest_bytes(f"jwks {self.name} {self._shared_as} {stored.fetched!r}", stored.document)
 
     def _opened(self, record: bytes) -> Stored | None:
         """The document of a record that one of the fleet has written; None for any other."""

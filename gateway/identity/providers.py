@@ -6,17 +6,18 @@ What verifies signatures is imported with the first of them: it takes a fifth of
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import httpx
 
-from gateway.cache.shared_store import SharedStore
+from gateway.cache.shared_store import NoShared, SharedStore
 from gateway.clock import Clock
 from gateway.config.identity import IssuerConfig
 from gateway.errors import ConfigError, ConfigProblem
 from gateway.policy.identity_key import IdentityKey
+from gateway.policy.keys import digest
 
 if TYPE_CHECKING:
     from gateway.identity.documents import Documents
@@ -24,12 +25,28 @@ if TYPE_CHECKING:
     from gateway.identity.key_source import KeySource
 
 
+_OF_KEYS = {"issuer", "jwks", "jwks_refresh", "jwks_stale", "unknown_kid_every", "ca_file", "secret"}
+"""The settings that its keys depend on. Where only others change, an issuer keeps its keys."""
+
+
+@dataclass
+class _Fetched:
+    """The keys of an issuer that are fetched, and the client that fetches them."""
+
+    source: KeySource
+    documents: Documents
+
+    async def aclose(self) -> None:
+        await self.source.aclose()
+        await self.documents.aclose()
+
+
 @dataclass
 class _Made:
     config: IssuerConfig
     provider: TokenIssuer
-    source: KeySource | None
-    documents: Documents
+    fetched: _Fetched | None
+    """None where the configuration has the keys."""
 
 
 class Providers:
@@ -69,13 +86,16 @@ class Providers:
 
     def take_over(self) -> None:
         """Let the providers that were made last be in force. Those they replace end."""
-        old, self._made = self._made, self._next
-        for name, each in self._made.items():
-            if self._started and old.get(name) is not each and each.source is not None:
-                self._run(each.source.start())
+        old = self._fetched
+        self._made = self._next
+        for name, each in self._fetched.items():
+            if self._started and old.get(name) is not each:
+                each.source.begin()
         for name, each in old.items():
-            if self._made.get(name) is not each:
-                self._run(_end(each))
+            if self._fetched.get(name) is not each:
+                task = asyncio.ensure_future(each.aclose())
+                self._ending.add(task)
+                task.add_done_callback(self._ending.discard)
 
     @property
     def without_keys(self) -> list[str]:
@@ -84,15 +104,19 @@ class Providers:
 
     async def start(self) -> None:
         self._started = True
-        await asyncio.gather(*(each.source.start() for each in self._made.values() if each.source is not None))
+        await asyncio.gather(*(each.source.start() for each in self._fetched.values()))
 
     async def aclose(self) -> None:
         for task in tuple(self._ending):
             task.cancel()
         if self._ending:
             await asyncio.wait(set(self._ending))
-        for each in self._made.values():
-            await _end(each)
+        for each in self._fetched.values():
+            await each.aclose()
+
+    @property
+    def _fetched(self) -> dict[str, _Fetched]:
+        return {name: each.fetched for name, each in self._made.items() if each.fetched is not None}
 
     def _make(self, name: str, config: IssuerConfig) -> _Made:
         """Raises ConfigError if what verifies signatures is not installed."""
@@ -102,10 +126,8 @@ class Providers:
         except ModuleNotFoundError as error:
             message = f"requires the package {error.name}: install cached-gateway[identity]"
             raise ConfigError([ConfigProblem("", "identity", message)]) from None
-        from gateway.identity.documents import Documents
         from gateway.identity.issuer import FixedKeys, TokenIssuer
 
-        documents = Documents(name, config, self._transport(name))
         issuer = Issuer(
             provider=name,
             issuer=config.issuer,
@@ -117,33 +139,31 @@ class Providers:
         if config.secret is not None:
             fixed = FixedKeys(secret_key(config.secret.get_secret_value().encode(), issuer.algorithms))
             provider = TokenIssuer(issuer, fixed, self._clock, sources=sources, remembered=config.tokens)
-            return _Made(config, provider, None, documents)
-        source = self._source(name, config, documents)
-        provider = TokenIssuer(issuer, source, self._clock, sources=sources, remembered=config.tokens)
-        return _Made(config, provider, source, documents)
+            return _Made(config, provider, None)
+        fetched = self._kept(name, config) or self._fetching(name, config)
+        provider = TokenIssuer(issuer, fetched.source, self._clock, sources=sources, remembered=config.tokens)
+        return _Made(config, provider, fetched)
 
-    def _source(self, name: str, config: IssuerConfig, documents: Documents) -> KeySource:
-        from gateway.identity.documents import key_document
+    def _kept(self, name: str, config: IssuerConfig) -> _Fetched | None:
+        known = self._made.get(name)
+        same = known is not None and known.config.model_dump(include=_OF_KEYS) == config.model_dump(include=_OF_KEYS)
+        return known.fetched if known is not None and same else None
+
+    def _fetching(self, name: str, config: IssuerConfig) -> _Fetched:
+        from gateway.identity.documents import Documents, key_document
         from gateway.identity.key_source import KeySource
 
-        return KeySource(
+        documents = Documents(name, config, self._transport(name))
+        requested = isinstance(config.jwks, str) and not config.jwks.startswith("file:")
+        source = KeySource(
             name,
             key_document(config, documents.get),
-            store=self._store,
+            store=self._store if requested else NoShared(),  # each worker has the file, and the configuration, itself
             clock=self._clock,
             seal=self.identity_key,
+            shared_as=f"{name}-{digest(f'{config.issuer} {config.jwks}')}",
             refresh=config.jwks_refresh.total_seconds(),
             stale=config.jwks_stale.total_seconds(),
             unknown_every=config.unknown_kid_every.total_seconds(),
         )
-
-    def _run(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
-
-
-async def _end(made: _Made) -> None:
-    if made.source is not None:
-        await made.source.aclose()
-    await made.documents.aclose()
+        return _Fetched(source, documents)

@@ -116,3 +116,12 @@ async def test_the_configuration_may_have_the_keys_itself() -> None:
     assert isinstance(found, bytes)
     assert json.loads(found) == json.loads(issuer.jwks)
     assert urls == []
+
+
+@pytest.mark.parametrize(
+    "url", ["https://[bad", "https://a:b@h/keys", "https://h:99999/", "https:///keys", "https://h:x/"]
+)
+async def test_an_address_that_is_no_url_is_a_failure_of_the_issuer(url: str) -> None:
+    found, _ = await document(config(), pages={OPENID: metadata(jwks_uri=url)})
+    assert isinstance(found, InvalidKeySet)
+    assert "no URL that can be requested" in str(found)

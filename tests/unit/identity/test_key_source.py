@@ -213,3 +213,71 @@ async def test_it_ends_with_what_it_was_doing(documents: Documents, clock: Turne
     await keys.aclose()
     with pytest.raises(asyncio.CancelledError):
         await looking
+
+
+async def test_keys_of_another_place_are_not_used(
+    redis_store: RedisStore, documents: Documents, clock: TurnedClock
+) -> None:
+    await source(documents, clock, redis_store, shared_as="shop-old").tick()
+    documents.document = NEW.jwks
+    moved = source(documents, clock, redis_store, shared_as="shop-new")
+    await moved.tick()
+    assert documents.count == 2
+    assert moved.keys is not None
+    assert moved.keys.of("rsa")[0].material.as_dict()["n"] == NEW.keys["RS256"].as_dict()["n"]
+
+
+async def test_a_worker_takes_what_another_has_fetched_late(
+    fleet: list[KeySource], documents: Documents, clock: TurnedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.identity.key_source.WAIT", 0.0)  # the other needs longer than this one waits
+    documents.gate = asyncio.Event()
+    first = asyncio.ensure_future(fleet[0].tick())
+    while not documents.count:
+        await asyncio.sleep(0)
+    await fleet[1].tick()
+    assert fleet[1].keys is None
+    documents.gate.set()
+    await first
+    await fleet[1].tick()
+    assert fleet[1].keys is not None
+    assert documents.count == 1
+
+
+async def test_what_nobody_expected_ends_no_refresh(
+    documents: Documents, clock: TurnedClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.identity.key_source.TICK", 0.0)
+    keys = source(documents, clock)
+    documents.document = RuntimeError("of a library")
+    await keys.start()
+    assert keys.keys is None
+    assert "RuntimeError: of a library" in caplog.text
+    documents.document = OLD.jwks
+    clock.turn(10)
+    while keys.keys is None:
+        await asyncio.sleep(0)
+    await keys.aclose()
+
+
+async def test_a_slow_issuer_holds_up_a_start_for_a_bounded_time(
+    documents: Documents, clock: TurnedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.identity.key_source.FIRST", 0.0)
+    documents.gate = asyncio.Event()
+    keys = source(documents, clock)
+    await keys.start()
+    assert keys.keys is None
+    monkeypatch.undo()
+    waiting = asyncio.ensure_future(keys.begun())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    documents.gate.set()
+    await waiting
+    assert keys.keys is not None
+    await keys.aclose()
+
+
+async def test_nothing_waits_for_keys_that_nobody_fetches(documents: Documents, clock: TurnedClock) -> None:
+    await source(documents, clock).begun()
+    assert documents.count == 0

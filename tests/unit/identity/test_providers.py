@@ -7,14 +7,17 @@ import json
 import sys
 from typing import Any
 
+import httpx
 import pytest
 
-from gateway.cache.shared_store import NoShared
+from gateway.cache.redis.store import RedisStore
+from gateway.cache.shared_store import NoShared, SharedStore
 from gateway.config.identity import IssuerConfig
 from gateway.errors import ConfigError
+from gateway.identity.admission import NotAdmitted
 from gateway.identity.providers import Providers
 from gateway.policy.identity_key import UNKEYED
-from gateway.testing import TurnedClock
+from gateway.testing import StubUpstream, TurnedClock
 from tests.support.tokens import ISSUER, TestIssuer
 
 issuer = TestIssuer()
@@ -75,3 +78,62 @@ async def test_without_the_extra_the_configuration_is_refused_and_says_what_to_i
     monkeypatch.setitem(sys.modules, "joserfc", None)
     with pytest.raises(ConfigError, match=r"requires the package joserfc.*: install cached-gateway\[identity\]"):
         providers.of({"shop": setting()})
+
+
+class Place:
+    """Where two issuers serve their keys; counts."""
+
+    def __init__(self) -> None:
+        self.pages = {"/keys": issuer.jwks, "/others": TestIssuer().jwks}
+        self.upstream = StubUpstream(lambda request: httpx.Response(200, content=self.pages[request.url.path]))
+
+    def providers(self, store: SharedStore, clock: TurnedClock) -> Providers:
+        return Providers(store=store, clock=clock, identity_key=UNKEYED, transport=lambda name: self.upstream)
+
+
+async def test_a_reload_of_other_settings_keeps_the_keys(clock: TurnedClock) -> None:
+    place = Place()
+    providers = place.providers(NoShared(), clock)
+    providers.of({"shop": setting(jwks=f"{ISSUER}/keys")})
+    providers.take_over()
+    await providers.start()
+    found = providers.of({"shop": setting(jwks=f"{ISSUER}/keys", audience=["another"])})
+    providers.take_over()
+    assert providers.without_keys == []
+    assert len(place.upstream.requests) == 1
+    with pytest.raises(NotAdmitted, match="another audience"):
+        await found["shop"].verified(issuer.sign())
+    await providers.aclose()
+
+
+async def test_keys_of_a_former_place_verify_nothing(redis_store: RedisStore, clock: TurnedClock) -> None:
+    place = Place()
+    providers = place.providers(redis_store, clock)
+    for path in ("keys", "others"):
+        found = providers.of({"shop": setting(jwks=f"{ISSUER}/{path}")})
+        providers.take_over()
+        await providers.start()
+    with pytest.raises(NotAdmitted, match="signature is invalid"):
+        await found["shop"].verified(issuer.sign())
+    await providers.aclose()
+
+
+async def test_keys_of_the_configuration_are_not_shared(redis_store: RedisStore, clock: TurnedClock) -> None:
+    for _ in range(2):
+        providers = Place().providers(redis_store, clock)
+        providers.of({"shop": setting()})
+        providers.take_over()
+        await providers.start()
+        assert providers["shop"].source.fetches == 1  # type: ignore[attr-defined]
+        await providers.aclose()
+
+
+async def test_a_token_waits_for_the_first_keys_after_a_reload(clock: TurnedClock) -> None:
+    providers = Place().providers(NoShared(), clock)
+    providers.take_over()
+    await providers.start()
+    found = providers.of({"shop": setting(jwks=f"{ISSUER}/keys")})
+    providers.take_over()
+    assert providers.without_keys == ["shop"]
+    assert (await found["shop"].verified(issuer.sign())).subject == "anna"
+    await providers.aclose()
