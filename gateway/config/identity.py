@@ -119,6 +119,11 @@ class _IssuerConfig(Model):
         found: list[str] = getattr(self, "from")
         return found
 
+    @property
+    def other_fields(self) -> list[str]:
+        """Those of its sources that have no meaning in HTTP."""
+        return [name for name in self.sources if name != "authorization" and not name.startswith("cookie:")]
+
 
 _FROM = """Where tokens are: `authorization` (as `Bearer`), another header, or `cookie:NAME`. The first that is present
 counts."""

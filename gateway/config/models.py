@@ -338,6 +338,14 @@ class Config(Model):
                 if name not in self.identity:
                     known = f"there is no identity {name!r}{did_you_mean(name, list(self.identity))}"
                     yield PartProblem(("routes", route, "identity"), known, config.identity)
+                elif config.forward_token and config.cache and self.identity[name].other_fields:
+                    yield PartProblem(("routes", route, "forward_token"), self._forwards(name), config.forward_token)
+
+    def _forwards(self, issuer: str) -> str:
+        return (
+            f"requires `cache: off`, or tokens in authorization or a cookie: {issuer} takes them from "
+            f"{self.identity[issuer].other_fields[0]}, by which no upstream and no cache tells users apart"
+        )
 
     def _fields_of_cors(self) -> Iterator[PartProblem]:
         """Response fields that are set by hand although `cors` makes them for each origin."""

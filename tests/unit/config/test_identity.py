@@ -118,3 +118,14 @@ def test_a_header_with_a_meaning_of_its_own_is_made_of_no_claim(name: str) -> No
 def test_the_forwarded_token_is_for_routes_that_store_by_their_upstream() -> None:
     assert RouteConfig(**route(ttl="origin", forward_token=True)).forward_token
     assert RouteConfig(**route(cache=False, forward_token=True)).forward_token
+
+
+def test_a_token_in_a_field_of_its_own_is_not_forwarded_where_responses_are_stored() -> None:
+    settings: dict[str, Any] = {"upstreams": {"shop": {"url": "http://shop.example.com"}}}
+    settings["identity"] = {"shop": {**GOOD, "from": ["authorization", "x-access"]}}
+    message = problem(Config, **settings, routes={"home": route(ttl="origin", forward_token=True)})
+    assert "routes.home.forward_token" in message
+    assert "shop takes them from x-access" in message
+    Config(**settings, routes={"home": route(cache=False, forward_token=True)})
+    settings["identity"]["shop"]["from"] = ["authorization", "cookie:token"]
+    Config(**settings, routes={"home": route(ttl="origin", forward_token=True)})
