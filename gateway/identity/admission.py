@@ -91,11 +91,20 @@ class Admission:
         if found is None:
             if not self.optional:
                 raise NotAdmitted(401, "", "This route requires a credential.", "missing", self.scopes)
-            return self._rewritten(headers, None, identity_key), None
+            return self.anonymous(headers), None
         provider, credential = found
         principal = await provider.verified(credential)
         self._check(principal)
         return self._rewritten(headers, principal, identity_key), principal
+
+    def anonymous(self, headers: Headers) -> Fields:
+        """The fields of a request that nobody has verified: without what only a principal may say."""
+        named = connection_named(headers) - _OF_THIS_HOP
+        dropped = {b"connection", PRINCIPAL, *named, *(name.encode("latin-1") for name in self.claims)}
+        if self.forward_token:
+            return [pair for pair in headers if pair[0] not in dropped]
+        dropped |= {b"authorization", *(name.encode("latin-1") for name in self._fields())}
+        return _without_cookies([pair for pair in headers if pair[0] not in dropped], self._cookies())
 
     def _credential(self, headers: Headers) -> tuple[Provider, bytes] | None:
         """A request's credential, and the provider that verifies it: of several, the first that recognises it. Raises
@@ -123,17 +132,9 @@ class Admission:
             if not any(type(one) is type(other) and one == other for one in given for other in accepted):
                 raise NotAdmitted(403, "insufficient_scope", "The credential's claims are not sufficient.", "claim")
 
-    def _rewritten(self, headers: Headers, principal: Principal | None, identity_key: IdentityKey) -> Fields:
+    def _rewritten(self, headers: Headers, principal: Principal, identity_key: IdentityKey) -> Fields:
         """Raises NotAdmitted if the principal lacks a claim that the route's responses depend on."""
-        named = connection_named(headers) - _OF_THIS_HOP
-        dropped = {b"connection", PRINCIPAL, *named, *(name.encode("latin-1") for name in self.claims)}
-        if not self.forward_token:
-            dropped |= {b"authorization", *(name.encode("latin-1") for name in self._fields())}
-        kept = [pair for pair in headers if pair[0] not in dropped]
-        if not self.forward_token:
-            kept = _without_cookies(kept, self._cookies())
-        if principal is None:
-            return kept
+        kept = self.anonymous(headers)
         try:
             kept.append((PRINCIPAL, partition(principal, self.per, identity_key).encode("ascii")))
             for name, claim in self.claims.items():

@@ -181,7 +181,7 @@ def keying_of(
     host: bool,
     providers: Mapping[str, Provider] = MappingProxyType({}),
 ) -> Keying:
-    own, changes = route.ttl != "origin", route.headers.request.changes
+    own = route.ttl != "origin"
     names = tuple(sorted(set(route.vary if route.vary is not None else DEFAULT_VARY)))
     cookies: tuple[str, ...] | None = None if route.cookies == "pass" else ()
     if isinstance(route.cookies, list):
@@ -192,13 +192,19 @@ def keying_of(
         cookies=cookies,
         constants=(*constants, *((USER_AGENT, IDENTITY) if own else (CAPABILITY,))),
         host=host,
-        sent=changes.text if changes else "",
+        sent=_sent(route),
         claims=tuple(route.forward),
         one_user=is_of_one_user(tuple(route.per)),
         credentials=tuple(dict.fromkeys(source for name in route.identity for source in providers[name].sources)),
         shared=route.downstream == "shared",
         identity_key=identity_key,
     )
+
+
+def _sent(route: RouteConfig) -> str:
+    """Identifies what settings add to and change in a route's requests."""
+    changes, claims = route.headers.request.changes, sorted(route.forward.items())
+    return "\n".join([*([changes.text] if changes else []), *(f"{name}={claim}" for name, claim in claims)])
 
 
 def purge_response(report: PurgeReport) -> Response:

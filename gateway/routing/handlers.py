@@ -8,6 +8,7 @@ entry is fresh, and how it is fetched.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ from gateway.upstreams.response import Fetched
 
 logger = logging.getLogger("gateway")
 _READS = ("GET", "HEAD", "OPTIONS", "PURGE")
+_NOT_IN_QUOTES = re.compile(r"[^ !#-\[\]-~]")
 
 
 def is_preflight(exchange: RequestContext) -> bool:
@@ -60,9 +62,14 @@ def not_admitted(exchange: RequestContext, refused: NotAdmitted) -> Answer:
     if refused.status != 503:
         parameters = {"error": refused.error, "error_description": refused.detail if refused.error else ""}
         parameters["scope"] = " ".join(refused.scopes)
-        given = ", ".join(f'{name}="{value}"' for name, value in parameters.items() if value)
-        answer.headers.append((b"www-authenticate", f"Bearer {given}".strip().encode("latin-1")))
+        given = ", ".join(f'{name}="{_in_quotes(value)}"' for name, value in parameters.items() if value)
+        answer.headers.append((b"www-authenticate", f"Bearer {given}".strip().encode("ascii")))
     return answer
+
+
+def _in_quotes(text: str) -> str:
+    """`text` in the characters that RFC 6750 §3 allows: a claim or scope of the configuration may have others."""
+    return _NOT_IN_QUOTES.sub("?", text)
 
 
 def _nothing(path: str) -> None:
@@ -145,8 +152,9 @@ class Handlers:
 
     async def _admitted(self, admission: Admission, exchange: RequestContext) -> Answer | None:
         """The answer to a request that is not admitted; None for one that is, whose fields are then those after
-        admission."""
-        if is_preflight(exchange):
+        admission. A preflight has no credential; a PURGE needs none, as `purge_from` says who may send it."""
+        if is_preflight(exchange) or exchange.method == "PURGE":
+            exchange.headers = admission.anonymous(exchange.headers)
             return None
         try:
             exchange.headers, exchange.principal = await admission.admit(exchange.headers, self.engine.identity_key)

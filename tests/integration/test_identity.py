@@ -20,7 +20,13 @@ SHOP = {"issuer": ISSUER, "jwks": f"{ISSUER}/keys", "audience": ["shop-api"]}
 class Stand:
     """The gateway before one upstream and an issuer, both of which count."""
 
-    def __init__(self, clock: TurnedClock, route: dict[str, Any], shop: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        clock: TurnedClock,
+        route: dict[str, Any],
+        shop: dict[str, Any] | None = None,
+        routes: dict[str, Any] | None = None,
+    ) -> None:
         self.upstream = StubUpstream(self._answer)
         self.jwks = issuer.jwks
         self.private = False
@@ -30,6 +36,7 @@ class Stand:
             "identity": {"shop": {**SHOP, **(shop or {})}},
             "routes": {"home": {"path": "/home", "upstream": "shop", "ttl": "30s", "identity": ["shop"], **route}},
         }
+        settings["routes"].update(routes or {})
         self.app: Gateway = create_app(settings, transport=self.upstream, clock=clock)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://gateway")
 
@@ -54,8 +61,8 @@ class Stand:
 def stand(clock: TurnedClock) -> Any:
     stands: list[Any] = []
 
-    async def made(shop: dict[str, Any] | None = None, **route: Any) -> Stand:
-        found = Stand(clock, route, shop)
+    async def made(shop: dict[str, Any] | None = None, routes: dict[str, Any] | None = None, **route: Any) -> Stand:
+        found = Stand(clock, route, shop, routes)
         context = running(found.app)
         await context.__aenter__()
         stands.append(context)
@@ -284,3 +291,41 @@ async def test_concurrent_users_get_their_own(stand: Any) -> None:
     responses = await asyncio.gather(*(shop.get(issuer.sign("Ed25519", sub=user)) for user in users))
     assert [each.json()["user"] for each in responses] == users
     assert len(shop.seen) == 25
+
+
+async def test_a_preflight_carries_nothing_that_only_a_principal_may_say(stand: Any) -> None:
+    shop = await stand(methods="any", per=["sub"], forward={"x-user": "sub"})
+    preflight = {"origin": "https://app.example.com", "access-control-request-method": "GET"}
+    forged = {"x-user": "berta", "authorization": f"Bearer {issuer.sign().decode()}"}
+    assert (await shop.client.request("OPTIONS", "/home", headers={**preflight, **forged})).status_code == 200
+    (seen,) = shop.seen
+    assert not {"x-user", "authorization"}.intersection(seen.headers)
+
+
+async def test_a_purge_is_by_address_and_needs_no_credential(stand: Any) -> None:
+    shop = await stand(purge_from=["127.0.0.1"])
+    token = issuer.sign()
+    await shop.get(token)
+    assert (await shop.client.request("PURGE", "/home")).status_code == 200
+    assert "miss" in (await shop.get(token)).headers["cache-status"]
+    closed = await stand()
+    assert (await closed.client.request("PURGE", "/home")).status_code == 403
+
+
+async def test_routes_that_forward_other_claims_share_no_response(stand: Any) -> None:
+    other = {"path": "/other", "upstream": "shop", "upstream_path": "/home", "ttl": "30s", "identity": ["shop"]}
+    routes = {
+        "other": {**other, "per": ["name", "sub"], "forward": {"x-user": "name"}},
+        "plain": {**other, "path": "/"},
+    }
+    shop = await stand(per=["sub", "name"], forward={"x-user": "sub"}, routes=routes)
+    bearer = {"authorization": f"Bearer {issuer.sign(sub='anna', name='Anna').decode()}"}
+    users = [(await shop.client.get(path, headers=bearer)).json()["user"] for path in ("/home", "/other", "/")]
+    assert users == ["anna", "Anna", ""]
+
+
+async def test_a_claim_of_any_name_may_be_missing(stand: Any) -> None:
+    shop = await stand(per=['t\u00e4t"ig\u20ac'])
+    response = await shop.get(issuer.sign())
+    assert response.status_code == 403
+    assert "no claim `t?t?ig?`" in response.headers["www-authenticate"]
