@@ -170,13 +170,15 @@ class Leases:
             self._ending.spawn(self.give_back(unused[0]))
 
     async def look(self, lease: Lease) -> Standing | None:
-        """The state of another's lease; None if it has ended. HELD if the lease is ours, its grant having been lost."""
+        """The state of another's lease; None if it has ended, or was taken here by a read that came back later, and can
+        be had. HELD if the lease is ours, its grant having been lost."""
         answered, value = await self._shared.peek(lease.name)
         if not answered:
             return Standing.AWAY
         if value == lease.token:
             return Standing.HELD
-        return None if value in (None, STORED) else _standing(value)
+        mine = (unused.token for unused, _ in self._unused.values())
+        return None if value in (None, STORED, *mine) else _standing(value)
 
     @property
     def doubtful(self) -> bool:

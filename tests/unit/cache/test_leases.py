@@ -244,6 +244,19 @@ async def test_a_lease_that_was_read_and_is_not_used_is_given_back_at_once_or_so
     leases.close()
 
 
+async def test_a_flight_that_found_its_own_process_to_hold_the_lease_gets_it(redis_store: RedisStore) -> None:
+    leases, others = Leases(redis_store), Leases(redis_store)
+    claim = leases.claim("key")
+    assert claim is not None
+    await claim.read(["i:1", "e:1"], [b""])
+    flight = await others.take("key", 60.0)  # as one here finds it that began before that read came back
+    assert flight.standing is Standing.BUSY
+    assert await others.look(flight) is Standing.BUSY
+    assert await leases.look(flight) is None
+    assert (await leases.take("key", 60.0)).standing is Standing.HELD
+    leases.close()
+
+
 async def test_a_process_that_has_the_tier_to_itself_takes_no_lease(redis_store: RedisStore) -> None:
     leases = Leases(redis_store)
     leases.needed = False
