@@ -418,7 +418,7 @@ class Engine:
 
     def _claim(self, request: CacheRequest) -> Claim | None:
         """The lease for the fetch that follows if the shared tier has no response, unless that will need none."""
-        if request.facts.head or self._fetching.may_send_range(request):
+        if request.facts.head or request.facts.only_if_cached or self._fetching.may_send_range(request):
             return None
         key = self._fetching.flight_key(request)
         return None if self._fetching.is_uncacheable(key) else self._flying.claim(key)

@@ -257,6 +257,14 @@ async def test_a_flight_that_found_its_own_process_to_hold_the_lease_gets_it(red
     leases.close()
 
 
+async def test_a_request_for_what_is_stored_alone_takes_no_lease(fleet: tuple[list[Gateway], StubUpstream]) -> None:
+    apps, upstream = fleet
+    async with client_of(apps[0]) as client:
+        answer = await client.get("/items/1", headers={"cache-control": "only-if-cached"})
+    assert (answer.status_code, upstream.asked) == (504, 0)
+    assert await leases_of(apps[0]) == []
+
+
 async def test_a_process_that_has_the_tier_to_itself_takes_no_lease(redis_store: RedisStore) -> None:
     leases = Leases(redis_store)
     leases.needed = False
