@@ -22,7 +22,7 @@ import redis.asyncio as redis
 from redis._parsers import _AsyncHiredisParser
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
@@ -155,7 +155,16 @@ def _behind_sentinel(url: str, settings: dict[str, Any]) -> Any:
     )
     service = parts.path.strip("/").split("/")[0]
     master: dict[str, Any] = {"db": database_of(url), **credentials_of(url), **tls}
-    return sentinel.master_for(service, **master)
+    return sentinel.master_for(service, connection_pool_class=SentinelPool, **master)
+
+
+class SentinelPool(SentinelConnectionPool):
+    """redis-py's, which closes the connections to the Sentinels, too."""
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        for sentinel in self.sentinel_manager.sentinels:
+            await sentinel.aclose()
 
 
 def _typed(options: dict[str, str]) -> dict[str, Any]:

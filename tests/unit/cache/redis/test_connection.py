@@ -7,9 +7,12 @@ import contextlib
 import time
 
 import pytest
+from redis.exceptions import ResponseError
 
 from gateway.cache.redis.connection import BoundedParser, Deadline, connect, is_cluster
 from gateway.cache.redis.store import RedisStore
+from gateway.server.embedded_redis import Embedded
+from tests.support.proxy import faulty_url
 
 
 async def test_what_takes_longer_is_ended() -> None:
@@ -102,3 +105,13 @@ def test_options_of_tls_reach_a_clusters_nodes_and_sentinels_master() -> None:
     assert (nodes["ssl_ca_certs"], nodes["ssl_check_hostname"]) == ("/ca.pem", False)
     master = connect("rediss+sentinel://cache/main?ssl_cert_reqs=none", 1.0).connection_pool.connection_kwargs
     assert master["ssl_cert_reqs"] == "none"
+
+
+async def test_the_connections_to_sentinels_are_closed_with_the_client(valkey: Embedded) -> None:
+    async with faulty_url(valkey.url) as proxy:
+        client = connect(f"redis+sentinel://{proxy.host}:{proxy.port}/main", 5.0)
+        with pytest.raises(ResponseError, match="SENTINEL"):  # which only a Sentinel knows
+            await client.get("key")
+        assert proxy.open == 1
+        await client.aclose()
+        await proxy.until(lambda: proxy.open == 0)
