@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,12 +60,14 @@ def init(
 
 
 def _report(draft: Draft, output: Path, written: list[Path], kept: list[Path]) -> None:
+    from gateway.importers.draft import one_line
+
     counts = f"{counted(len(draft.routes), 'route')} of {counted(len(draft.upstreams), 'upstream')}"
     typer.echo(f"Wrote {', '.join(map(str, written))}: {counts}.")
     for path in kept:
         typer.echo(f"{path} exists and stays as it is.")
     for note in draft.notes:
-        typer.secho(f"left out: {note}", err=True, fg="yellow")
+        typer.secho(f"left out: {one_line(note)}", err=True, fg="yellow")
     usual = output in (Path("gateway.yaml"), Path("config/gateway.yaml"))
     option = "" if usual else f" -c {output}"
     typer.echo(
@@ -138,9 +141,14 @@ def _drop_what_is_refused(draft: Draft) -> None:
             }
             kept = [route for route in draft.routes if route.name not in refused]
             if not refused or not kept:
-                raise
-            draft.notes += [refused[route.name] for route in draft.routes if route.name in refused]
+                raise ConfigError([replace(each, source="") for each in error.problems]) from None
+            left_out = [route for route in draft.routes if route.name in refused]
+            draft.notes += [_note(str(route.settings["path"]), refused[route.name]) for route in left_out]
             draft.routes = kept
+
+
+def _note(path: str, message: str) -> str:
+    return message if path in message else f"{path}: {message}"
 
 
 def _check_text(text: str) -> None:

@@ -1,7 +1,7 @@
 """A draft of a configuration: upstreams, routes with the reasons for their settings, and the file made of both.
 
 What is written is meant to be read and changed: a comment says why a setting has its value, and examples of what comes
-next are commented out.
+next are commented out. Comments hold what others wrote: each is one line, whatever its text has.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from gateway.config.types import is_address
 from gateway.errors import GatewayError
 
 SCHEMA_FILE = "gateway.schema.json"
+LONGEST_NAME = 100
+"""Characters; a key of YAML has at most 1024."""
 _GENERIC_HOSTS = frozenset(("api", "www", "localhost", "host", "gateway", "app"))
 
 
@@ -97,7 +99,8 @@ def as_name(text: str, default: str) -> str:
     """`text` as the name of a route or an upstream: lower-case words joined by _."""
     words = re.sub(r"([a-z0-9])([A-Z])|([A-Z])([A-Z][a-z])", r"\1\3_\2\4", text)
     name = re.sub("[^a-z0-9]+", "_", words.lower()).strip("_")
-    return name if re.match("[a-z]", name) else f"{default}_{name}".rstrip("_")
+    name = name if re.match("[a-z]", name) else f"{default}_{name}"
+    return name[:LONGEST_NAME].rstrip("_")
 
 
 def unique(name: str, taken: Iterable[str]) -> str:
@@ -182,17 +185,22 @@ def as_yaml_text(draft: Draft) -> str:
     names = [each.name for each in draft.upstreams]
     lines.append(_NEXT.format(upstream=names[0], other=names[-1]).rstrip())
     if draft.notes:
-        lines += ["", "# Left out:", *(f"# - {note}" for note in draft.notes)]
+        lines += ["", "# Left out:", *(f"# - {one_line(note)}" for note in draft.notes)]
     return "\n".join(lines) + "\n"
 
 
 def _route(route: RouteDraft) -> Iterator[str]:
     if route.why:
-        yield f"  # {' '.join(route.why.split())}"
+        yield f"  # {one_line(route.why)}"
     yield f"  {route.name}:"
     for setting, value in route.settings.items():
         reason = route.reasons.get(setting)
-        yield f"    {setting}: {_inline(value)}" + (f" # {reason}" if reason else "")
+        yield f"    {setting}: {_inline(value)}" + (f" # {one_line(reason)}" if reason else "")
+
+
+def one_line(text: str) -> str:
+    """Without line breaks and control characters, which end a comment or steer a terminal."""
+    return " ".join("".join(each if each.isprintable() else " " for each in text).split())
 
 
 def _inline(value: object) -> str:

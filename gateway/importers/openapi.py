@@ -2,20 +2,33 @@
 
 Each path becomes a route. A GET that needs no credentials gets a ttl of its own, and forwards the query parameters that
 the document names; one that needs some follows the API's own headers, so that nothing personal is shared.
+
+A document may be anybody's: what has another type than OpenAPI says counts as missing, and what becomes a comment is
+one line (gateway.importers.draft).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import yaml
 
 from gateway.config.types import check_vary
-from gateway.importers.draft import Draft, ImportFailed, RouteDraft, UpstreamDraft, as_name, unique, upstream_of
+from gateway.importers.draft import (
+    Draft,
+    ImportFailed,
+    RouteDraft,
+    UpstreamDraft,
+    as_name,
+    one_line,
+    unique,
+    upstream_of,
+)
 
 Document = Mapping[str, Any]
 METHODS = ("get", "post", "put", "patch", "delete")
@@ -29,7 +42,7 @@ MOST_REFERENCES = 20
 def parse_document(text: str, source: str) -> Document:
     """The document, from JSON or YAML. Raises ImportFailed."""
     try:
-        document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
+        document = _loaded(text)
     except yaml.YAMLError as error:
         raise ImportFailed(f"{source} is neither JSON nor YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(document, dict) or not isinstance(document.get("paths"), dict):
@@ -37,6 +50,14 @@ def parse_document(text: str, source: str) -> Document:
     if not ("openapi" in document or "swagger" in document):
         raise ImportFailed(f"{source} isn't an OpenAPI document: it has neither `openapi` nor `swagger`")
     return document
+
+
+def _loaded(text: str) -> Any:
+    """JSON is read as such: its escapes of characters beyond U+FFFF are not YAML's."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
 
 
 def add_document(draft: Draft, document: Document, source: str, upstream: str | None = None, *, prefixed: bool) -> None:
@@ -48,7 +69,7 @@ def add_document(draft: Draft, document: Document, source: str, upstream: str | 
     taken = {each.name for each in draft.routes}
     shapes: set[str] = set()
     for path, item in document["paths"].items():
-        drafted = _Path(document, str(path), _resolved(document, item))
+        drafted = _Path(document, str(path), _mapping(_resolved(document, item)))
         if (reason := drafted.unusable(shapes)) is not None:
             draft.notes.append(f"{path}: {reason}")
             continue
@@ -60,7 +81,7 @@ def add_document(draft: Draft, document: Document, source: str, upstream: str | 
 def upstream_for(document: Document, source: str, given: str | None, taken: list[str]) -> UpstreamDraft:
     """The API's address: the given one, the document's first server, or where the document came from. Raises
     ImportFailed."""
-    name = as_name(str((document.get("info") or {}).get("title", "")), "api")
+    name = as_name(_text(_mapping(document.get("info")).get("title")), "api")
     short = "_".join(name.split("_")[:2])
     if given is not None:
         return upstream_of(given, taken)
@@ -77,27 +98,48 @@ def upstream_for(document: Document, source: str, given: str | None, taken: list
 
 def _server(document: Document) -> str:
     if "swagger" in document:
-        schemes = document.get("schemes") or ["https"]
-        host = document.get("host")
-        return f"{schemes[0]}://{host}{document.get('basePath', '')}" if host else str(document.get("basePath", ""))
-    servers = document.get("servers") or [{}]
-    variables = servers[0].get("variables") or {}
-    known = {name: str(each.get("default", "")) for name, each in variables.items()}
-    return re.sub(r"\{(\w+)\}", lambda found: known.get(found[1], found[0]), str(servers[0].get("url", "")))
+        schemes = [each for each in _list(document.get("schemes")) if each in ("https", "http")]
+        host, base = _text(document.get("host")), _text(document.get("basePath"))
+        return f"{(schemes or ['https'])[0]}://{host}{base}" if host else base
+    server = _mapping(next(iter(_list(document.get("servers"))), None))
+    variables = _mapping(server.get("variables"))
+    known = {name: _text(_mapping(each).get("default")) for name, each in variables.items()}
+    return re.sub(r"\{(\w+)\}", lambda found: known.get(found[1], found[0]), _text(server.get("url")))
 
 
 def _resolved(document: Document, node: Any) -> Any:
     """What a local `$ref` leads to. Raises ImportFailed."""
     for _ in range(MOST_REFERENCES):
         if not isinstance(node, Mapping) or not isinstance(node.get("$ref"), str):
-            return node if node is not None else {}
+            return node
         reference = node["$ref"]
         if not reference.startswith("#/"):
             raise ImportFailed(f"the reference {reference} leads to another document; bundle the documents first")
         node = document
-        for step in reference[2:].split("/"):
-            node = node.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(node, Mapping) else None
+        for step in unquote(reference[2:]).split("/"):
+            node = _member(node, step.replace("~1", "/").replace("~0", "~"))
+        if node is None:
+            raise ImportFailed(f"the reference {reference} leads to nothing in the document")
     raise ImportFailed("a reference of the document leads to itself")
+
+
+def _member(node: Any, step: str) -> Any:
+    """One step of a JSON pointer (RFC 6901); bundled documents refer into lists too."""
+    if isinstance(node, list):
+        return node[int(step)] if re.fullmatch("[0-9]{1,6}", step) and int(step) < len(node) else None
+    return _mapping(node).get(step)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _text(value: object) -> str:
+    return str(value) if isinstance(value, str | int | float) else ""
 
 
 @dataclass(frozen=True)
@@ -117,7 +159,7 @@ class _Path:
         """By the operation's ID; otherwise by the path."""
         first = next(iter(self.operations.values()))
         words = re.sub(r"\{[^}]*\}", " ", self.path)
-        return as_name(str(first.get("operationId") or words.strip("/ ") or "root"), "route")
+        return as_name(_text(first.get("operationId")) or words.strip("/ ") or "root", "route")
 
     @property
     def template(self) -> str:
@@ -147,7 +189,8 @@ class _Path:
         reasons: dict[str, str] = {}
         settings |= self._caching(reasons)
         read = self.operations.get("get") or next(iter(self.operations.values()))
-        return RouteDraft(name, settings, _one_line(read.get("summary") or read.get("description")), reasons)
+        why = _text(read.get("summary")) or _text(read.get("description"))
+        return RouteDraft(name, settings, _shortened(why), reasons)
 
     def _caching(self, reasons: dict[str, str]) -> dict[str, object]:
         read = self.operations.get("get")
@@ -170,22 +213,25 @@ class _Path:
         return found
 
     def _streams(self, operation: Mapping[str, Any]) -> bool:
-        responses = [_resolved(self.document, each) for each in (operation.get("responses") or {}).values()]
-        types = [name for each in responses if isinstance(each, Mapping) for name in (each.get("content") or {})]
-        return "text/event-stream" in (*types, *(operation.get("produces") or ()))
+        responses = (_resolved(self.document, each) for each in _mapping(operation.get("responses")).values())
+        types = [name for each in responses for name in _mapping(_mapping(each).get("content"))]
+        return "text/event-stream" in (*types, *_list(operation.get("produces")))
 
     def _credentials(self, operation: Mapping[str, Any]) -> str | None:
         """The names of the schemes that a request must satisfy; None where it may go without."""
         security = operation.get("security", self.document.get("security"))
-        if not security or any(not each for each in security):
+        if not security:
             return None
-        return ", ".join(dict.fromkeys(str(name) for each in security for name in each))
+        schemes = _list(security)
+        if not schemes or not all(isinstance(each, Mapping) for each in schemes):
+            return "of a form that OpenAPI doesn't have"
+        return None if {} in schemes else ", ".join(dict.fromkeys(str(name) for each in schemes for name in each))
 
     def _parameters(self, operation: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Where each parameter is, and its name."""
-        for each in (*(self.item.get("parameters") or ()), *(operation.get("parameters") or ())):
-            parameter = _resolved(self.document, each)
-            yield str(parameter.get("in", "")), str(parameter.get("name", ""))
+        for each in (*_list(self.item.get("parameters")), *_list(operation.get("parameters"))):
+            parameter = _mapping(_resolved(self.document, each))
+            yield _text(parameter.get("in")), _text(parameter.get("name"))
 
     def _tag(self) -> str | None:
         """`pet:{petId}` for /pet/{petId}, by which that pet's responses are purged together."""
@@ -206,6 +252,6 @@ def _may_be_keyed(field: str) -> bool:
     return True
 
 
-def _one_line(text: object) -> str:
-    line = " ".join(str(text or "").split())
+def _shortened(text: str) -> str:
+    line = one_line(text)
     return line if len(line) <= 110 else f"{line[:107]}..."

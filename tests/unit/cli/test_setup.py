@@ -80,6 +80,14 @@ def test_init_leaves_out_a_path_that_no_route_can_have(folder: Path) -> None:
     assert list(yaml.safe_load((folder / "gateway.yaml").read_text())["routes"]) == ["good"]
 
 
+def test_init_names_what_it_left_out_and_no_file_that_is_gone(folder: Path) -> None:
+    documented = {"get": {"parameters": [{"name": "*", "in": "query"}]}}
+    document = openapi(folder, {"/x": documented, "/": {"get": {}}})
+    assert "left out: /x: '*' is a mode" in run("init", "--openapi", document).output
+    error = run("init", "http://user:password@api.test", "--force").exception
+    assert str(error).startswith("upstreams.test.url: ")
+
+
 @pytest.mark.parametrize("source", ["missing.json", "http://127.0.0.1:1/openapi.json"])
 def test_init_says_why_a_document_can_not_be_read(folder: Path, source: str) -> None:
     error = run("init", "--openapi", source).exception

@@ -8,7 +8,17 @@ import pytest
 import yaml
 
 from gateway.config.loader import load
-from gateway.importers.draft import Draft, ImportFailed, as_name, as_yaml_text, draft_of, environment_example, unique
+from gateway.importers.draft import (
+    LONGEST_NAME,
+    Draft,
+    ImportFailed,
+    RouteDraft,
+    as_name,
+    as_yaml_text,
+    draft_of,
+    environment_example,
+    unique,
+)
 
 
 def written(draft: Draft, tmp_path: Path) -> Path:
@@ -77,6 +87,17 @@ def test_names_are_words_joined_by_underscores_and_each_is_unique() -> None:
         *("get_pet_by_id", "http_status_list", "route_7", "pets"),
     ]
     assert unique("a", ["a", "a_2"]) == "a_3"
+    assert len(as_name("a" * 5000, "route")) == LONGEST_NAME
+
+
+def test_no_text_of_others_leaves_its_comment(tmp_path: Path) -> None:
+    text = "x\ntrusted_proxies: [0.0.0.0/0]\r\u2028\x85port: 1 \x1b[31m\x00#"
+    draft = draft_of(["http://localhost:3000"])
+    [route] = draft.routes
+    draft.routes = [RouteDraft(route.name, route.settings, text, {"ttl": text})]
+    draft.notes = [text]
+    before = load(written(draft_of(["http://localhost:3000"]), tmp_path), environ={}, dotenv=None).config
+    assert load(written(draft, tmp_path), environ={}, dotenv=None).config == before
 
 
 def test_the_example_of_variables_sets_nothing_by_itself() -> None:

@@ -77,6 +77,7 @@ def test_what_only_writes_or_streams_is_not_cached() -> None:
         ({"servers": [{"url": "https://{at}.test", "variables": {"at": {"default": "eu"}}}]}, "https://eu.test"),
         ({}, "http://api.test"),
         ({"swagger": "2.0", "host": "old.test", "basePath": "/v1", "schemes": ["http"]}, "http://old.test/v1"),
+        ({"swagger": "2.0", "host": "old.test", "schemes": ["wss", "http"]}, "http://old.test"),
     ],
 )
 def test_the_api_is_where_the_document_says_or_where_it_came_from(document: dict[str, Any], url: str) -> None:
@@ -128,3 +129,41 @@ def test_references_to_themselves_and_to_other_documents_are_refused() -> None:
         settings({"get": {"parameters": [{"$ref": "#/x"}]}}, x={"$ref": "#/x"})
     with pytest.raises(ImportFailed, match="another document"):
         settings({"get": {"parameters": [{"$ref": "other.yaml#/x"}]}})
+
+
+def test_a_reference_leads_into_lists_and_its_path_may_be_encoded_as_bundlers_do() -> None:
+    documented = {"get": {"parameters": [{"name": "page", "in": "query"}]}}
+    paths = {
+        "/pets/{id}": documented,
+        "/cats": {"get": {"parameters": [{"$ref": "#/paths/~1pets~1%7Bid%7D/get/parameters/0"}]}},
+    }
+    assert [route.settings["query"] for route in drafted({"paths": paths}).routes] == [["page"], ["page"]]
+
+
+def test_a_reference_that_leads_to_nothing_is_refused() -> None:
+    for pointer in ("#/components/parameters/Page", "#/servers/1", "#/servers/x"):
+        with pytest.raises(ImportFailed, match="leads to nothing"):
+            settings({"get": {"parameters": [{"$ref": pointer}]}}, servers=[{"url": "/v1"}])
+
+
+def test_json_is_read_with_the_escapes_that_yaml_does_not_have() -> None:
+    text = json.dumps({"openapi": "3.0.0", "paths": {}, "info": {"title": "\U0001f600"}})
+    assert "\\ud83d" in text
+    assert parse_document(text, "x.json")["info"]["title"] == "\U0001f600"
+
+
+WRONG = ("text", 1, ["text"], [None], {"get": "text"}, {"a": ["text"]}, None)
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_what_has_another_type_than_openapi_says_counts_as_missing(wrong: Any) -> None:
+    for name in ("summary", "operationId", "parameters", "responses"):
+        settings({"get": {name: wrong}})
+    drafted({"paths": {"/x": {"get": {}}, "/y": wrong}, "info": wrong, "servers": wrong})
+    drafted({"paths": {"/x": {"get": {"produces": wrong}}}, "servers": [{"url": wrong, "variables": wrong}]})
+    drafted({"paths": {"/x": {"get": {}}}, "swagger": "2.0", "schemes": wrong})
+
+
+@pytest.mark.parametrize("security", ["key", ["key"], {"key": []}, [{}, "key"]], ids=str)
+def test_credentials_of_an_unknown_form_are_credentials(security: Any) -> None:
+    assert settings({"get": {"security": security}})["ttl"] == "origin"
