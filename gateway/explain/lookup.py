@@ -62,7 +62,7 @@ class Stores:
         if lookup.plan.bypass is not None:
             return ExplainedDecision("bypass", BYPASSES[lookup.plan.bypass])
         if self.engine is None:
-            return ExplainedDecision(UNKNOWN, "no running gateway was consulted, so stored entries are unknown")
+            return _undecided(lookup)
         return self._decided(self.engine, lookup, await self.found(lookup))
 
     async def found(self, lookup: LookupRequest) -> Found:
@@ -139,9 +139,19 @@ class Stores:
 
     def names(self, lookup: LookupRequest, stored: Entry | None) -> Iterator[Name]:
         """The names by which the answer can be purged, and when each last was."""
-        epochs = self.engine.tiers.purges.epochs if self.engine is not None else None
         all_tags = dict.fromkeys((*lookup.tags, *(stored.tags if stored is not None else ())))
         named = [("key", key_name(lookup.plan.primary)), (f"route {lookup.name}", route_name(lookup.name))]
         named += [(f"tag {tag}", tag_name(tag)) for tag in all_tags]
         for shown, name in named:
-            yield Name(name=shown, epoch=(epochs.last_purge(name) if epochs is not None else None) or "-")
+            yield Name(name=shown, epoch=self._last_purge(name))
+
+    def _last_purge(self, name: str) -> str:
+        return "" if self.engine is None else self.engine.tiers.purges.epochs.last_purge(name) or "-"
+
+
+def _undecided(lookup: LookupRequest) -> ExplainedDecision:
+    """The decision without the stores, as far as the configuration and the request make it."""
+    decision = freshness.decide(None, lookup.facts, lookup.route.rules, 0.0)
+    if isinstance(decision, Bypass):
+        return ExplainedDecision("bypass", BYPASSES[decision.reason])
+    return ExplainedDecision(UNKNOWN, "no running gateway was consulted, so stored entries are unknown")

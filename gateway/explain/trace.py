@@ -48,7 +48,8 @@ class EntryTrace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Name(msgspec.Struct, frozen=True, kw_only=True):
-    """A name by which the answer can be purged, and its last purge as a position on the stream (`-`: none)."""
+    """A name by which the answer can be purged, and its last purge as a position on the stream (`-`: none; empty:
+    unknown)."""
 
     name: str
     epoch: str
@@ -115,9 +116,9 @@ def _lines(trace: Trace) -> Iterator[str]:
         yield from _line(trace.ttl.setting, _lifetime(trace.ttl), *trace.ttl.notes)
     yield from _line("windows", *_windows(trace))
     if trace.names:
-        if trace.decision != UNKNOWN:
+        if any(name.epoch for name in trace.names):
             yield from _line("stored", *_entry_lines(trace.entry))
-        yield from _line("names", *(f"{name.name}: {_purged(name.epoch)}" for name in trace.names))
+        yield from _line("names", *map(_named, trace.names))
     for part in trace.parts:
         yield from _line(f"part {part.name}", *_part_lines(part))
     yield from _line("client", *trace.client)
@@ -165,6 +166,10 @@ def _entry_lines(entry: EntryTrace | None) -> Iterator[str]:
 
 def _window(what: str, left: float) -> str:
     return f"{what} for {left:.1f} s more" if left > 0 else f"{what}: ended {-left:.1f} s ago"
+
+
+def _named(name: Name) -> str:
+    return f"{name.name}: {_purged(name.epoch)}" if name.epoch else name.name
 
 
 def _purged(position: str) -> str:

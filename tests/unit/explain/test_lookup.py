@@ -6,6 +6,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import httpx
+import pytest
 
 from gateway.app.gateway import create_app
 from gateway.cache.redis.store import RedisStore
@@ -92,3 +93,26 @@ async def test_what_memory_has_too_old_is_looked_for_in_redis(valkey: Embedded, 
         assert trace.entry is not None
         assert (trace.decision, trace.entry.tier) == ("hit", "redis")
         assert (await other.get("/items/7")).headers["cache-status"].startswith("gateway; hit")
+
+
+@pytest.mark.parametrize(("setting", "why"), [("cache: off", "cache: off"), ("ttl: 0s", "ttl: 0s")])
+async def test_a_configuration_alone_decides_that_nothing_is_cached(tmp_path: Path, setting: str, why: str) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(
+        f"upstreams: {{api: {{url: http://api.test}}}}\nroutes:\n  item: {{path: /items, upstream: api, {setting}}}\n"
+    )
+    explainer = create_app(load(file, environ={}, dotenv=None)).explainer(running=False)
+    trace = await explainer.explain("GET", "/items", ANY)
+    assert (trace.decision, why in trace.why) == ("bypass", True)
+
+
+async def test_of_a_configuration_alone_no_purge_and_no_entry_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(FILE)
+    explainer = create_app(load(file, environ={}, dotenv=None)).explainer(running=False)
+    for headers, decision in ((ANY, "unknown"), (((b"authorization", b"x"),), "bypass")):
+        trace = await explainer.explain("GET", "/items/7", headers)
+        assert trace.decision == decision
+        assert "route item" in render(trace)
+        assert "purged" not in render(trace)
+        assert "stored  " not in render(trace)
