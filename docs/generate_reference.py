@@ -65,9 +65,9 @@ computed when they are read.
 
 Four variables are not part of the file: `GATEWAY_CONFIG`, the file itself, where `-c` names none (default:
 `gateway.yaml` or `config/gateway.yaml`, if present); `GATEWAY_ADMIN_TOKEN`, the token for the admin listener
-(`gateway serve` also reads it from `.env`); `GATEWAY_ADMIN_URL`, that listener's address for commands (default:
-`http://127.0.0.1:9000`); and `GATEWAY_URL`, the gateway's public address for `gateway warm` (default:
-`http://127.0.0.1:8000`).
+(also in `.env`; or in the file that `GATEWAY_ADMIN_TOKEN_FILE` names); `GATEWAY_ADMIN_URL`, that listener's address for
+commands (default: `http://127.0.0.1:9000`); and `GATEWAY_URL`, the gateway's public address for `gateway warm`
+(default: `http://127.0.0.1:8000`).
 """
 
 _DEPRECATED = """## Deprecated names

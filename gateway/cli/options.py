@@ -159,7 +159,8 @@ def admin_address(config: Path | None = None, url: str | None = None) -> AdminAd
     """The address that `url` (of --admin-url) names, else GATEWAY_ADMIN_URL of the environment or `.env`, else
     `admin_listen` as `serve` reads it from `config` or the usual file. The token is GATEWAY_ADMIN_TOKEN, likewise.
 
-    Raises AdminError, and ConfigError where a file that was named can't be read.
+    Raises AdminError, OrderError where the file of the token can't be read, and ConfigError where a file that was named
+    can't be.
     """
     from gateway.config.loader import AdminSettings, admin_settings
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
@@ -88,6 +88,24 @@ def dotenv_variables(path: Path | None, environ: Mapping[str, str]) -> list[Vari
     return [Variable(name, values[name], "dotenv", f"{path} {name}", lines.get(name, 0)) for name in _by_weight(values)]
 
 
+def admin_token(variables: Sequence[Variable]) -> tuple[str | None, list[ConfigProblem]]:
+    """The value of GATEWAY_ADMIN_TOKEN, or what is in the file that GATEWAY_ADMIN_TOKEN_FILE names: that of the last
+    source that has one. A source that has both is a problem, as is a file that can't be read."""
+    given = [each for each in variables if each.value and each.name in (ADMIN_TOKEN, ADMIN_TOKEN_FILE)]
+    found = [each for each in given if each.kind == given[-1].kind]
+    if not found:
+        return None, []
+    variable = found[-1]
+    if len(found) > 1:
+        return None, [ConfigProblem(variable.place, "", f"{ADMIN_TOKEN} and {ADMIN_TOKEN_FILE} are set; remove one")]
+    if variable.name == ADMIN_TOKEN:
+        return variable.value, []
+    try:
+        return _text_of(variable.name, variable.value) or None, []
+    except ValueError as error:
+        return None, [ConfigProblem(variable.place, "", str(error))]
+
+
 def known_variables(path: Path | None, environ: Mapping[str, str]) -> dict[str, str]:
     """All variables of the environment and, where it has none of a name, of `.env`."""
     if path is None or not os.path.exists(path):
@@ -145,6 +163,7 @@ def _json(variable: Variable, opening: str, message: str) -> Value:
 
 # Read by the command line and the admin API, and no fields of the configuration.
 ADMIN_TOKEN = "GATEWAY_ADMIN_TOKEN"  # noqa: S105 - a name
+ADMIN_TOKEN_FILE = f"{ADMIN_TOKEN}_FILE"
 CONFIG_FILE = "GATEWAY_CONFIG"
 CACHE_SWITCH = "GATEWAY_CACHE"
 """The one variable that counts for a configuration that is given in Python, too."""
@@ -236,7 +255,7 @@ class SettingMerge:
                 self._put(assignment)
 
     def _assignments(self, variable: Variable) -> list[_Assignment]:
-        if variable.name.upper() in OTHER_VARIABLES or self._is_kubernetes(variable):
+        if variable.name.upper() in (*OTHER_VARIABLES, ADMIN_TOKEN_FILE) or self._is_kubernetes(variable):
             return []
         key = current_key(variable.key)
         shape = shape_at(key)

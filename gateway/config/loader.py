@@ -21,6 +21,7 @@ from gateway.config.environment import (
     ADMIN_TOKEN,
     SettingMerge,
     SettingSource,
+    admin_token,
     dotenv_variables,
     environment_variables,
     known_variables,
@@ -58,7 +59,7 @@ from gateway.config.types import (
 from gateway.config.upstream import UpstreamConfig
 from gateway.config.validation import all_errors, bad_names
 from gateway.config.yaml_document import Document, Key, Tree, Value, read_document, shortened
-from gateway.errors import ConfigError, ConfigProblem
+from gateway.errors import ConfigError, ConfigProblem, OrderError
 from gateway.http.path_template import TemplateError, compile_path
 from gateway.policy.keys import is_identity
 from gateway.policy.rules import CachePolicy
@@ -315,11 +316,11 @@ def load(
     variables = [*dotenv_variables(dotenv, environ), *environment_variables(environ), *option_variables(options or {})]
     merge.apply(variables)
     merge.fill(known_variables(dotenv, environ))
-    token = next((each.value for each in reversed(variables) if each.name == ADMIN_TOKEN and each.value), None)
+    token, unread = admin_token(variables)
     config, wrong = validated(merge)
     problems = _without_sequels(
         [
-            *(*merge.problems, *wrong, *cross_problems(merge)),
+            *(*merge.problems, *wrong, *cross_problems(merge), *unread),
             *(*_admin_problems(merge, config, token), *_tls_problems(merge, config, environ)),
         ]
     )
@@ -408,17 +409,20 @@ class AdminSettings:
 
 def admin_settings(path: Path | None, *, dotenv: Path | None = Path(".env")) -> AdminSettings:
     """From the file, `.env` and the environment, regardless of other errors in them. Raises ConfigError if they can't
-    be read."""
+    be read, OrderError if the token can't."""
     variables = [*dotenv_variables(dotenv, os.environ), *environment_variables(os.environ)]
     merge = SettingMerge(read_document(path) if path else Document("", {}, {}, []))
     merge.apply(variables)
     named = {each.name: each.value for each in variables if each.value}
+    token, unread = admin_token(variables)
+    if unread:
+        raise OrderError(str(unread[0]))
     listen = merge.tree.get("admin_listen", AdminSettings.listen)
     return AdminSettings(
         listen if isinstance(listen, str) else AdminSettings.listen,
         merge.place(("admin_listen",)) if "admin_listen" in merge.tree else AdminSettings.source,
         named.get("GATEWAY_ADMIN_URL"),
-        named.get(ADMIN_TOKEN),
+        token,
     )
 
 

@@ -16,7 +16,7 @@ from gateway.app.gateway import create_app
 from gateway.cli.options import AdminError, admin_address, request_admin
 from gateway.config.loader import Loaded
 from gateway.config.models import Config
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, OrderError
 from tests.support.commands import CONFIG, run, told
 from tests.support.gateways import served
 
@@ -65,6 +65,17 @@ def test_commands_find_the_admin_listener_as_serve_does(folder: Path, monkeypatc
     monkeypatch.setenv("GATEWAY_ADMIN_URL", "unix:/run/other.sock")
     assert admin_address().socket == "/run/other.sock"
     assert admin_address(url="localhost:9003").url == "http://localhost:9003"
+
+
+def test_commands_read_the_token_of_a_file_and_say_why_they_can_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "token").write_text("secret\n")
+    monkeypatch.setenv("GATEWAY_ADMIN_TOKEN_FILE", "token")
+    assert admin_address().token == "secret"
+    (folder / "token").unlink()
+    with pytest.raises(OrderError, match="GATEWAY_ADMIN_TOKEN_FILE names token, which can't be read"):
+        admin_address()
 
 
 def test_a_broken_file_hinders_no_command_unless_it_was_named(folder: Path) -> None:

@@ -287,6 +287,21 @@ def test_an_admin_listener_that_others_can_reach_needs_a_token(address: str) -> 
     assert load(None, environ={**environ, "GATEWAY_ADMIN_TOKEN": "secret"}, dotenv=None).admin_token == "secret"
 
 
+def test_the_admin_token_may_be_in_a_file(tmp_path: Path) -> None:
+    file, dotenv = tmp_path / "token", tmp_path / ".env"
+    file.write_text("secret\n")
+    named = {"GATEWAY_ADMIN_LISTEN": "0.0.0.0:9000", "GATEWAY_ADMIN_TOKEN_FILE": str(file)}
+    loaded = load(None, environ=named, dotenv=None)
+    assert (loaded.admin_token, loaded.warnings) == ("secret", ())
+    dotenv.write_text("GATEWAY_ADMIN_TOKEN=other\n")
+    assert load(None, environ=named, dotenv=dotenv).admin_token == "secret"
+    with pytest.raises(ConfigError, match="GATEWAY_ADMIN_TOKEN_FILE are set; remove one"):
+        load(None, environ={**named, "GATEWAY_ADMIN_TOKEN": "other"}, dotenv=None)
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"names .*token, which can't be read: No such file"):
+        load(None, environ=named, dotenv=None)
+
+
 @pytest.mark.parametrize(
     "address", ["127.0.0.1:9000", "[::1]:9000", "localhost:9000", "unix:/run/gateway.sock", "none"]
 )
