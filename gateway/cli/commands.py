@@ -199,12 +199,24 @@ def _checked(
     counts = f"{counted(len(read.config.routes), 'route')}, {counted(len(read.config.upstreams), 'upstream')}"
     missing = nothing_served(path, read.config)
     problems = [ConfigProblem("", "", missing)] if missing else []
+    if read.config.identity:
+        problems += _missing_extra()
     if read.config.include:
         from gateway.cli.include_check import problems_of
 
         file = found(path)
         problems += problems_of(str(file) if file is not None else None)
     return effective(read), counts, problems, read.warnings if as_json else (), _changes(read.config)
+
+
+def _missing_extra() -> list[ConfigProblem]:
+    from gateway.identity.providers import check_extra
+
+    try:
+        check_extra()
+    except ConfigError as error:
+        return error.problems
+    return []
 
 
 def _changes(config: Config) -> list[str]:

@@ -120,13 +120,10 @@ class Providers:
 
     def _make(self, name: str, config: IssuerConfig) -> _Made:
         """Raises ConfigError if what verifies signatures is not installed."""
-        try:
-            from gateway.identity.key_set import secret_key
-            from gateway.identity.tokens import Issuer
-        except ModuleNotFoundError as error:
-            message = f"requires the package {error.name}: install cached-gateway[identity]"
-            raise ConfigError([ConfigProblem("", "identity", message)]) from None
+        check_extra()
         from gateway.identity.issuer import FixedKeys, TokenIssuer
+        from gateway.identity.key_set import secret_key
+        from gateway.identity.tokens import Issuer
 
         issuer = Issuer(
             provider=name,
@@ -167,3 +164,13 @@ class Providers:
             unknown_every=config.unknown_kid_every.total_seconds(),
         )
         return _Fetched(source, documents)
+
+
+def check_extra() -> None:
+    """Raises ConfigError if what verifies signatures is not installed."""
+    try:
+        import gateway.identity.key_set
+        import gateway.identity.tokens  # noqa: F401 - both import what the extra `identity` installs
+    except ModuleNotFoundError as error:
+        message = f"requires the package {error.name}: install cached-gateway[identity]"
+        raise ConfigError([ConfigProblem("", "identity", message)]) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,18 @@ def test_check_refuses_a_configuration_by_which_nothing_is_served(
     assert "gateway.yaml has neither `routes` nor `include`" in told(monkeypatch, capsys, "check", "--quiet")
     (folder / "gateway.yaml").write_text(yaml.safe_dump(CONFIG))
     assert run("check").output.endswith("The configuration is valid: 1 route, 1 upstream.\n")
+
+
+def test_check_refuses_identity_where_its_extra_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = {"shop": {"issuer": "https://id.example.com", "audience": ["shop"]}}
+    file = configured(tmp_path, identity=identity)
+    assert run("check", "-q", "-c", file).exit_code == 0
+    for name in [each for each in sys.modules if each.startswith(("joserfc", "gateway.identity.key_set"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "joserfc", None)
+    assert "install cached-gateway[identity]" in str(run("check", "-q", "-c", file).exception)
 
 
 def test_a_thousand_routes_are_checked_within_three_seconds_of_processor_time(tmp_path: Path) -> None:
