@@ -14,9 +14,14 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PATH=/op
 RUN python3 -m venv /opt/venv
 WORKDIR /src
 
-# The dependencies are a layer of their own, so that a change of the code does not fetch them again.
+# The dependencies are a layer of their own, so that a change of the code does not fetch them again. EXTRAS are names of
+# pyproject.toml's optional dependencies: identity, otel.
+ARG EXTRAS=""
 COPY pyproject.toml constraints.txt ./
-RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+RUN python -c 'import os, tomllib; \
+        project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+        extras = [project["optional-dependencies"][name] for name in os.environ.get("EXTRAS", "").split()]; \
+        print(*sum(extras, project["dependencies"]), sep="\n")' \
         > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +47,23 @@ def test_the_image_is_used_as_its_own_user_with_a_mounted_configuration() -> Non
     assert image["USER"].partition(":")[0].isdecimal()  # Kubernetes' runAsNonRoot can't check a name
     assert image["USER"] != "0:0"
     assert image["CMD"] == '["serve", "--config", "/etc/gateway/gateway.yaml"]'
+
+
+@pytest.mark.parametrize(
+    ("extras", "more"), [("", []), ("identity", ["joserfc"]), ("otel identity", ["opentelemetry", "joserfc"])]
+)
+def test_extras_are_installed_by_an_argument(extras: str, more: list[str]) -> None:
+    command = next(rest for name, rest in instructions((ROOT / "Dockerfile").read_text())[0] if "tomllib" in rest)
+    listed = subprocess.check_output(
+        ("sh", "-c", command.partition(" > ")[0].replace("python", sys.executable, 1)),
+        cwd=ROOT,
+        env={"EXTRAS": extras},
+        text=True,
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    added = [line for line in listed.splitlines() if line not in project["dependencies"]]
+    assert set(project["dependencies"]) <= set(listed.splitlines())
+    assert sorted({re.split("[>-]", each)[0] for each in added}) == sorted(more)
 
 
 @pytest.fixture(scope="module")
