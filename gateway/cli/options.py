@@ -100,8 +100,9 @@ def ask(
 
 
 def folded(text: str) -> str:
-    """A message wrapped for the terminal; unchanged if standard error isn't a terminal."""
-    if not sys.stderr.isatty():
+    """A message wrapped for the terminal; unchanged if standard error isn't a terminal, or if the message has lines of
+    its own."""
+    if not sys.stderr.isatty() or "\n" in text.strip():
         return text
     width = min(100, shutil.get_terminal_size().columns)
     return textwrap.fill(text, width, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import uvicorn
 
 from gateway.admin.app import create_admin
 from gateway.app.gateway import create_app
-from gateway.cli.options import AdminError, admin_address, request_admin
+from gateway.cli.options import WHAT_TO_DO, AdminError, admin_address, folded, request_admin
 from gateway.config.loader import Loaded
 from gateway.config.models import Config
 from gateway.errors import ConfigError, OrderError
@@ -118,3 +119,14 @@ async def test_the_public_port_in_place_of_the_admin_listener_is_explained(folde
         for order in (("purge", "--all"), ("audit",), ("ttl", "reset", "item"), ("check", "--running")):
             result = await asyncio.to_thread(run, *order, "--admin-url", url)
             assert "isn't an admin listener; is it the public port?" in str(result.exception)
+
+
+def test_a_message_with_lines_of_its_own_keeps_them_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", TerminalOutput())
+    assert folded(WHAT_TO_DO) == WHAT_TO_DO
+    assert "\n" in folded("  a problem " * 20)
+
+
+class TerminalOutput(StringIO):
+    def isatty(self) -> bool:
+        return True
