@@ -22,7 +22,7 @@ from tests.support.processes import ROOT, clean_environment
 MEGABYTE = 1_000_000
 MOST_MEGABYTES = 90
 DEMO_SECONDS = 10.0
-SLOW = 6.0
+SLOWEST = 6.0
 """How much slower a loaded machine may be than the bound that a user gets."""
 pytestmark = pytest.mark.timeout(600)
 
@@ -84,6 +84,11 @@ def running(*command: str | Path, cwd: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate(timeout=60)
 
 
+def slowness() -> float:
+    """1 on a machine that has a processor for each process that wants one."""
+    return min(SLOWEST, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -130,7 +135,7 @@ def test_the_demo_answers_within_ten_seconds(installed: Path, tmp_path: Path) ->
     port = free_port()
     began = time.monotonic()
     with running(installed / "gateway", "demo", "--port", str(port), cwd=tmp_path) as demo:
-        answer = answered(f"http://127.0.0.1:{port}/products/7", DEMO_SECONDS * SLOW)
+        answer = answered(f"http://127.0.0.1:{port}/products/7", DEMO_SECONDS * slowness())
         print(f"the demo answered after {time.monotonic() - began:.1f} s")
         assert (answer.status_code, answer.json()["id"]) == (200, 7)
         assert demo.poll() is None
@@ -158,7 +163,7 @@ def test_init_then_serve_answers_through_a_real_json_server(installed: Path, jso
     run(installed / "gateway", "init", json_server, cwd=tmp_path)
     with running(installed / "gateway", "serve", "--port", str(port), cwd=tmp_path):
         url = f"http://127.0.0.1:{port}/countries/1"
-        answers = [answered(url, DEMO_SECONDS * SLOW), answered(url, 1)]
+        answers = [answered(url, DEMO_SECONDS * slowness()), answered(url, 1)]
     assert [(answer.status_code, answer.json()["name"]) for answer in answers] == [(200, "Portugal")] * 2
     assert all(answer.headers["cache-status"].startswith("gateway; ") for answer in answers)
 
