@@ -1,7 +1,8 @@
 """The container image without a container engine: the Dockerfile's own commands, run in mount namespaces.
 
-The base image is assembled from the Debian packages that it is made of (the build files of distroless list them), so
-this needs Debian 12, root and `apt-get`. What a registry adds, layers and their compression, is not there.
+The base image is assembled from the Debian packages that distroless' build files name for it, so this needs Debian 12,
+root and `apt-get`. The published image is not fetched: what it has besides those packages, and what a registry adds,
+layers and their compression, is not there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ BASE = (
     *("libpython3.11-stdlib", "libreadline8", "libsqlite3-0", "libtinfo6", "libtirpc3", "libuuid1"),
     *("python3-distutils", "python3.11-minimal", "zlib1g"),
 )
-"""The packages of the image distroless/python3-debian12."""
+"""The packages of distroless/python3-debian12, as python3/python.bzl, cc/config.bzl and base/config.bzl of
+GoogleContainerTools/distroless have them for debian12; without gcc-12-base, which has documentation alone."""
 Instruction = tuple[str, str]
 
 _ENTER = """
@@ -94,9 +96,8 @@ class Image:
     def _run(self, command: str, environment: Mapping[str, str]) -> None:
         known = clean_environment()
         indexes = {name: value for name, value in known.items() if name.startswith("PIP_") or "proxy" in name}
-        mounts = (
-            f"mount --bind {self._opt} /opt && mkdir -p /src && mount --bind {self._src} /src && cd /src && {command}"
-        )
+        # What WORKDIR names is not made, since it would stay; the commands name their files relative to it.
+        mounts = f"mount --bind {self._opt} /opt && cd {self._src} && {command}"
         done = subprocess.run(
             ("unshare", "--mount", "sh", "-c", mounts),
             env={**indexes, **environment, "HOME": "/root"},
