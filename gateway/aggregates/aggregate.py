@@ -27,6 +27,7 @@ from gateway.context import Outcome, PartState, RequestContext, Result
 from gateway.errors import PartFailed, RequestRefused, problem_document
 from gateway.http.headers import Headers
 from gateway.http.path_template import render_tag
+from gateway.identity.admission import Admission
 from gateway.policy.keys import Plan
 from gateway.policy.rules import RequestDirectives
 from gateway.policy.validation import fields_of_304, not_modified
@@ -47,6 +48,8 @@ class Aggregate:
     kit: Kit
     route: Route
     engine: Engine
+    admission: Admission | None = None
+    """What it asks of credentials; None if it lets anybody in."""
     written: RouteConfig | None = None
     """For an aggregate written in Python: its settings in code, without live overrides."""
 

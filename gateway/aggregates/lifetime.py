@@ -19,13 +19,15 @@ from gateway.policy.validation import own_tag
 class PartLife:
     """A part's contribution to the joined response's life. Seconds.
 
-    `remaining` is negative if it is stale. `private`: it is for one client; `failing`: it is a stale copy in place of a
+    `remaining` is negative if it is stale. `private`: it is for one client; `personal`: its upstream calls it private,
+    and it is stored for one user, as the joined response then is; `failing`: it is a stale copy in place of a
     failure; `unstored`: the upstream, or its method, forbids storing it.
     """
 
     age: float = 0.0
     remaining: float = math.inf
     private: bool = False
+    personal: bool = False
     failing: bool = False
     unstored: bool = False
     stamps: tuple[str, ...] = ()
@@ -37,7 +39,7 @@ class PartLife:
 def together(parts: Sequence[PartLife]) -> PartLife:
     """Several as one: the oldest age, the least life, all the names."""
     age, remaining, started = 0.0, math.inf, math.inf
-    private = failing = unstored = False
+    private = personal = failing = unstored = False
     stamps: dict[str, None] = {}
     names: dict[str, None] = {}
     vary: set[str] = set()
@@ -47,6 +49,7 @@ def together(parts: Sequence[PartLife]) -> PartLife:
         remaining = part.remaining if part.remaining < remaining else remaining
         started = part.started if part.started < started else started
         private = private or part.private
+        personal = personal or part.personal
         failing = failing or part.failing
         unstored = unstored or part.unstored
         for stamp in part.stamps:
@@ -56,7 +59,7 @@ def together(parts: Sequence[PartLife]) -> PartLife:
         if part.vary:
             vary.update(part.vary)
     return PartLife(
-        age, remaining, private, failing, unstored, tuple(stamps), started, tuple(names), tuple(sorted(vary))
+        age, remaining, private, personal, failing, unstored, tuple(stamps), started, tuple(names), tuple(sorted(vary))
     )
 
 
@@ -130,5 +133,5 @@ def whole_headers(body: bytes, life: Joining, parts: str, *, complete: bool) -> 
 def _cache_control(whole: PartLife, lifetime: float, *, complete: bool) -> bytes:
     if not complete or whole.unstored:
         return b"no-store"
-    private = b"private, " if whole.private else b""
+    private = b"private, " if whole.private or whole.personal else b""
     return private + (b"no-cache" if whole.failing else b"max-age=%d" % max(0, int(lifetime)))

@@ -26,16 +26,18 @@ from gateway.config.part_values import Missing, PartTarget, Values
 from gateway.context import RequestContext, Result
 from gateway.errors import RequestRefused, UpstreamError
 from gateway.http.field_changes import NO_CHANGES, FieldChanges
-from gateway.http.headers import Headers, has, without
+from gateway.http.headers import CacheControl, Headers, has, without
 from gateway.http.json_text import text_of
 from gateway.http.path_template import render_tag
 from gateway.http.target import Target, pair_name, query_name
+from gateway.identity.admission import Dependence
 from gateway.observability.metrics import Metrics
 from gateway.policy import freshness
 from gateway.policy.entry import Entry
 from gateway.policy.epochs import tag_name
 from gateway.policy.freshness import Hit
 from gateway.policy.keys import (
+    PRINCIPAL,
     Keying,
     Plan,
     digest,
@@ -74,12 +76,26 @@ class Wanting:
     plans: dict[int, tuple[Plan, str]] = field(default_factory=dict)
     """What this request's headers come to under a keying, by its id: the plan of no target, and what that adds to a
     primary key."""
+    fields: dict[int, Headers] = field(default_factory=dict)
+    """What parts see that depend on who sent the request, by the id of their Dependence."""
 
-    def plan(self, keying: Keying, origin: str, target: str) -> Plan:
-        """The plan of a target; `keys.plan` for it, worked out once for all parts of one keying."""
+    def seen_by(self, dependence: Dependence | None, keying: Keying) -> Headers:
+        """The fields of the request as a part sees them that depends on this of who sent it."""
+        principal = self.exchange.principal
+        if dependence is None or principal is None:
+            return self.headers
+        known = self.fields.get(id(dependence))
+        if known is None:
+            made = dependence.fields(principal, keying.identity_key)
+            known = self.fields[id(dependence)] = [*self.headers, *made]
+        return known
+
+    def plan(self, keying: Keying, origin: str, target: str, headers: Headers) -> Plan:
+        """The plan of a target; `keys.plan` for it, worked out once for all parts of one keying. `headers` are what
+        parts of that keying see."""
         known = self.plans.get(id(keying))
         if known is None:
-            empty = plan(keying, "", "", self.headers)
+            empty = plan(keying, "", "", headers)
             known = self.plans[id(keying)] = (empty, empty.base[len(empty.primary) :])
         primary, stem = primary_and_stem(origin, target, keying.identity_key)
         empty, suffix = known
@@ -87,7 +103,7 @@ class Wanting:
 
     @classmethod
     def of(cls, exchange: RequestContext, facts: RequestDirectives, values: Values, until: float) -> Wanting:
-        headers = [*without(exchange.headers, *NOT_FOR_PARTS), IDENTITY]
+        headers = [*without(exchange.headers, *NOT_FOR_PARTS, PRINCIPAL), IDENTITY]
         plain = facts.no_store or facts.no_cache or facts.max_age is not None or facts.min_fresh or facts.max_stale
         kept = structs.replace(facts, head=False, only_if_cached=False, authorized=False) if plain else PLAIN
         return cls(exchange, headers, kept, values, until)
@@ -107,6 +123,8 @@ class PartSource:
     persistence: Persistence
     metrics: Metrics
     declared: Declared | None = None
+    dependence: Dependence | None = None
+    """What of the principal its responses depend on; None if they are shared by all."""
     pace: Pace = field(default_factory=Pace)
 
     @property
@@ -171,11 +189,11 @@ class PartSource:
     def ask(self, wanting: Wanting, target: str, tags: tuple[str, ...], origin: Origin | None = None) -> CacheRequest:
         """The request for a target, as the engine takes it."""
         exchange = _exchange(wanting.exchange)
-        headers, facts = wanting.headers, wanting.facts
-        keying = self.route.keying
+        keying, facts = self.route.keying, wanting.facts
+        headers = wanting.seen_by(self.dependence, keying)
         if keying.authorization == "pass" and has(headers, b"authorization"):
             facts = structs.replace(facts, authorized=True)
-        planned = wanting.plan(keying, self.upstream.name, target)
+        planned = wanting.plan(keying, self.upstream.name, target, headers)
         if self.part.headers:
             planned, headers = self._with_own_headers(planned, headers, wanting.values)
         asking = self.origin(target, exchange.request_id)
@@ -221,9 +239,10 @@ class PartSource:
         """Fetches the elements of a list together. Raises Missing."""
         template = self.part.batch
         assert template is not None
-        example = plan(self.route.keying, self.upstream.name, "/", wanting.headers)
+        headers = wanting.seen_by(self.dependence, self.route.keying)
+        example = plan(self.route.keying, self.upstream.name, "/", headers)
         if self.part.headers:
-            example, _ = self._with_own_headers(example, wanting.headers, wanting.values)
+            example, _ = self._with_own_headers(example, headers, wanting.values)
 
         async def send(ids: str) -> Fetched:
             target = self._filled(template, replace(wanting.values, item=ids))
@@ -366,6 +385,7 @@ class PartSource:
         life = PartLife(
             age=age,
             remaining=(freshness.windows(stored, rules).fresh if fresh is None else fresh) - now,
+            personal=request.route.keying.one_user and CacheControl.of(stored.headers).unqualified("private"),
             failing=bool(failing),
             stamps=(stored.stamp,),
             started=stored.started,
@@ -383,7 +403,8 @@ class PartSource:
     async def post(self, wanting: Wanting, target: str) -> Got:
         """The response to a POST, which is never cached. Raises Failure, Missing."""
         origin = UpstreamOrigin(self.upstream, target, wanting.exchange.request_id, self.metrics, changes=self._changes)
-        planned, headers = plan(self.route.keying, self.upstream.name, target, wanting.headers), wanting.headers
+        headers = wanting.seen_by(self.dependence, self.route.keying)
+        planned = plan(self.route.keying, self.upstream.name, target, headers)
         if self.part.headers:
             planned, headers = self._with_own_headers(planned, headers, wanting.values)
         forward = planned.forward

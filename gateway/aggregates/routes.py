@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from urllib.parse import unquote_plus
 
 from msgspec import structs
@@ -23,9 +24,10 @@ from gateway.cache.engine import Engine
 from gateway.cache.request import CacheRequest, Route
 from gateway.cache.respond import Answer, problem
 from gateway.config.expressions import Expression
-from gateway.config.models import Config
+from gateway.config.models import Config, unknown_issuers
 from gateway.config.part import PartConfig
 from gateway.config.part_graph import PartPlan, PlannedPart, cross_problems, near, sole_part
+from gateway.config.part_identity import claims_of_parts, claims_of_whole, identity_problems
 from gateway.config.part_values import Values
 from gateway.config.route import RouteConfig, rules_of
 from gateway.context import RequestContext, exchange_of
@@ -34,9 +36,12 @@ from gateway.http.forwarding import Trusted
 from gateway.http.headers import Headers, first, sent_value
 from gateway.http.json_text import text_of
 from gateway.http.target import Target, query_name
+from gateway.identity.admission import Admission, Dependence, Provider, admission_of
+from gateway.identity.principal import is_of_one_user
 from gateway.observability.metrics import Metrics
 from gateway.policy.keys import Keying, is_identity, plan, primary_key
 from gateway.policy.rules import CachePolicy, directives_of
+from gateway.routing.admitting import admitted
 from gateway.routing.declared import Declared, has_body, keying_of, local_path, purge_response
 from gateway.routing.fast_path import FastPath
 from gateway.routing.responses import AnswerResponse, Client
@@ -61,6 +66,7 @@ class Builder:
     body_cache: BodyCache
     back_off: BackOff
     overridden: Mapping[str, RouteConfig]
+    providers: Mapping[str, Provider] = field(default_factory=dict)
     keyings: dict[Keying, Keying] = field(default_factory=dict)
 
     @classmethod
@@ -72,10 +78,12 @@ class Builder:
         upstreams: Mapping[str, Upstream],
         declared: Sequence[Declared],
         overridden: Mapping[str, RouteConfig],
+        providers: Mapping[str, Provider] = MappingProxyType({}),
     ) -> Builder:
+        """`providers` verify credentials, by the names of the setting `identity`."""
         back_off = BackOff(engine.clock, config.retry_after.total_seconds())
         named = {route.name: route for route in declared}
-        return cls(config, engine, metrics, upstreams, named, BodyCache(), back_off, overridden)
+        return cls(config, engine, metrics, upstreams, named, BodyCache(), back_off, overridden, providers)
 
     def all(self) -> list[Aggregate]:
         return [self.aggregate(name, route) for name, route in self.config.routes.items() if route.parts]
@@ -85,8 +93,9 @@ class Builder:
     ) -> Aggregate:
         """The aggregate of a route with parts; `checks` are of typed parts."""
         plan = route.part_plan
+        claims = claims_of_parts(plan, self.config.routes) if route.identity else {}
         sources = {
-            each: self._source(name, part, plan, route, (checks or {}).get(each))
+            each: self._source(name, part, plan, route, (checks or {}).get(each), claims.get(each, ()))
             for each, part in plan.parts.items()
             if not part.config.is_static
         }
@@ -106,8 +115,18 @@ class Builder:
             cache=not any(source.route.rules.off for source in sources.values()),
         )
         keying = replace(_keying(sources.values(), route, plan), identity_key=self.engine.identity_key)
+        admission = self._admission(route, sources.values())
+        if admission is not None:
+            keying = _identified(keying, admission, route)
         made = Route(name, rules, keying, self._max_body(route), made=True, changes=route.headers.response.changes)
-        return Aggregate(name, route, kit, made, self.engine)
+        return Aggregate(name, route, kit, made, self.engine, admission=admission)
+
+    def _admission(self, route: RouteConfig, sources: Iterable[PartSource]) -> Admission | None:
+        admission = admission_of(route, self.providers)
+        if admission is None:
+            return None
+        parts = tuple(source.dependence for source in sources if source.dependence is not None)
+        return replace(admission, per=claims_of_whole(route, self.config.routes), parts=parts)
 
     def typed(self, name: str, written: RouteConfig, checks: Mapping[str, Callable[[bytes], None]]) -> Aggregate:
         """The aggregate that was `written` in Python. Raises ConfigError if it names something that is not
@@ -119,9 +138,12 @@ class Builder:
             raise ConfigError([ConfigProblem("", "include", message)])
         several = frozenset(each for each, upstream in self.upstreams.items() if len(upstream.config.bases) > 1)
         plain = {each: declared.template for each, declared in self.declared.items()}
-        identified = frozenset(each for each, declared in self.declared.items() if declared.admission is not None)
         upstreams = frozenset(self.upstreams)
-        found = cross_problems(route.parts, route.template, upstreams, several, plain, identified)
+        found = [
+            *cross_problems(route.parts, route.template, upstreams, several, plain, config.refusing_for(route)),
+            *identity_problems(route, config.routes, config.credential_fields),
+            *unknown_issuers(route, config.identity),
+        ]
         problems = [ConfigProblem("", f"{name}.{'.'.join(each.key)}", each.message) for each in found]
         if problems:
             raise ConfigError(problems)
@@ -137,11 +159,18 @@ class Builder:
         plan: PartPlan,
         route: RouteConfig,
         check: Callable[[bytes], None] | None,
+        claims: tuple[str, ...],
     ) -> PartSource:
         config = part.config
         declared = self.declared[config.route] if config.route is not None else None
+        if declared is not None:
+            dependence = declared.admission.dependence if declared.admission is not None else None
+        else:
+            dependence = Dependence(claims, config.forward) if claims else None
         upstream = declared.upstream if declared is not None else self.upstreams[config.upstream or ""]
-        made = declared.engine_route if declared is not None else self._route(f"{name}.{part.name}", config, route)
+        made = (
+            declared.engine_route if declared is not None else self._route(f"{name}.{part.name}", config, route, claims)
+        )
         select = Expression(config.select) if config.select is not None else None
         shape = ShapeRules(select, tuple(config.allow), tuple(config.deny), tuple(config.rename.items()))
         needed = part.name in plan.needed
@@ -160,22 +189,25 @@ class Builder:
             persistence=Persistence(config.retries, None if config.hedge is None else config.hedge.total_seconds()),
             metrics=self.metrics,
             declared=declared,
+            dependence=dependence,
         )
 
-    def _route(self, name: str, config: PartConfig, route: RouteConfig) -> Route:
+    def _route(self, name: str, config: PartConfig, route: RouteConfig, claims: tuple[str, ...]) -> Route:
         """A part's own route, as the engine sees it: with the rules that a route of these settings would have."""
+        personal = {"identity": route.identity, "per": [*claims], "forward": config.forward}
         settings = {
             "path": "/",
             "upstream": config.upstream,
             "request_directives": route.request_directives,
             "cache": self.config.cache,
             **{field: getattr(config, field) for field in _OF_A_ROUTE if field in config.model_fields_set},
-            "authorization": config.authorization,
+            **(personal if claims else {"authorization": config.authorization}),
             "cookies": config.cookies,
         }
         like = RouteConfig.model_validate(settings)
         host = self.upstreams[like.upstream].config.preserves_host
-        keying = keying_of(like, public_constants(self.config), self.engine.identity_key, host=host)
+        constants = public_constants(self.config)
+        keying = keying_of(like, constants, self.engine.identity_key, host=host, providers=self.providers)
         # One object for all equal ones: what a request's headers amount to under it is computed once.
         return Route(
             name, rules_of(like), self.keyings.setdefault(keying, keying), config.max_body or self._max_body(route)
@@ -209,6 +241,18 @@ def _keying(sources: Collection[PartSource], config: RouteConfig, plan: PartPlan
         marks=marks,
         identities=identities,
         host=any(keying.host for keying in parts),
+    )
+
+
+def _identified(keying: Keying, admission: Admission, config: RouteConfig) -> Keying:
+    """The keyed inputs of an aggregate with `identity`: the partition of all its parts, and no credential."""
+    return replace(
+        keying,
+        authorization="ignore",
+        per=admission.per,
+        one_user=is_of_one_user(admission.per),
+        credentials=tuple(dict.fromkeys(source for each in admission.providers for source in each.sources)),
+        shared=config.downstream == "shared",
     )
 
 
@@ -289,6 +333,7 @@ class AggregateHandlers:
     """Makes the handlers of aggregates."""
 
     engine: Engine
+    metrics: Metrics
 
     def handler(self, aggregate: Aggregate) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
@@ -301,6 +346,10 @@ class AggregateHandlers:
                 answer = problem(exchange, 405, "An aggregate is read-only.")
                 answer.headers.append((b"allow", b"GET, HEAD"))
                 return AnswerResponse(answer)
+            if aggregate.admission is not None:
+                refusal = await admitted(aggregate.admission, exchange, self.engine.identity_key, self.metrics)
+                if refusal is not None:
+                    return AnswerResponse(refusal)
             return await self._read(request, exchange, aggregate)
 
         handle.__name__ = aggregate.name
@@ -334,6 +383,8 @@ class AggregateHandlers:
             # Where a part passes it on, the aggregate's cache is bypassed; else it is part of the key, or ignored.
             facts = structs.replace(facts, authorized=False)
         ask = aggregate.ask(exchange, planned, facts, values, shown)
+        if aggregate.admission is not None:
+            return ask
         exchange.recall = FastPath(
             route=aggregate.route,
             origin=f"+{aggregate.name}",

@@ -132,7 +132,9 @@ class Generation:
         self.upstreams = {name: self._upstream(name, each, before) for name, each in config.upstreams.items()}
         providers = self.worker_state.providers.of(config.identity)
         self.declared = declare(config, self.upstreams, self.engine.identity_key, providers)
-        self.builder = Builder.of(config, self.engine, self.metrics, self.upstreams, self.declared, loaded.aggregates)
+        self.builder = Builder.of(
+            config, self.engine, self.metrics, self.upstreams, self.declared, loaded.aggregates, providers
+        )
         self.aggregates = self.builder.all()
         if before is None:
             self.worker_state.show_upstreams(self.upstreams.values())

@@ -109,7 +109,9 @@ class Binding:
     def _bind_aggregate(self, typed: TypedAggregate) -> None:
         made = self._builder.typed(typed.name, typed.config, typed.checks)
         self._aggregates.append(made)
-        self._runtime.aggregates[typed.name] = AggregateHandlers(self._runtime.engine).handler(made)
+        self._runtime.aggregates[typed.name] = AggregateHandlers(self._runtime.engine, self._runtime.metrics).handler(
+            made
+        )
 
     def _check_upstreams(self, context: RouteContext) -> None:
         upstreams = self._runtime.upstreams

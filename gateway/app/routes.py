@@ -58,7 +58,7 @@ class AppRoutes:
         patterns = Patterns(lambda: self.app.router.routes, self.direct)
         handlers = Handlers(self.engine, self.metrics, self.declared, patterns.declared)
         added = [(route.template.specificity, partial(self._add_declared, handlers, route)) for route in self.declared]
-        joined = AggregateHandlers(self.engine)
+        joined = AggregateHandlers(self.engine, self.metrics)
         added += [
             (each.config.template.specificity, partial(self._add_aggregate, joined, each)) for each in self.aggregates
         ]

@@ -360,9 +360,10 @@ def _identities_in_paths(config: Config) -> Iterator[str]:
 
 
 def _keeps_identities(config: RouteConfig | PartConfig) -> bool:
-    """Whether keys of a route or a part contain digests of identifying fields, by its settings."""
+    """Whether keys of a route or a part contain digests of identifying fields or of claims, by its settings."""
     cookies = isinstance(config.cookies, list) and bool(config.cookies)
-    return config.authorization == "key" or cookies or any(map(is_identity, config.vary or ()))
+    keyed = config.authorization == "key" or bool(config.per)
+    return keyed or cookies or any(map(is_identity, config.vary or ()))
 
 
 def rebuilt(

@@ -8,7 +8,7 @@ environment.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from ipaddress import ip_address
@@ -28,6 +28,7 @@ from gateway.config.field_changes import HeadersConfig
 from gateway.config.identity import IssuerConfig
 from gateway.config.names import did_you_mean, no_modes
 from gateway.config.part_graph import PartProblem, cross_problems
+from gateway.config.part_identity import identity_problems
 from gateway.config.route import RouteConfig, refuse
 from gateway.config.types import (
     Duration,
@@ -322,23 +323,35 @@ class Config(Model):
     def _parts_are_known(self) -> Config:
         several = frozenset(name for name, upstream in self.upstreams.items() if len(upstream.bases) > 1)
         plain = {name: route.template for name, route in self.routes.items() if not route.parts}
-        identified = frozenset(name for name, route in self.routes.items() if route.identity)
         upstreams = frozenset(self.upstreams)
         problems = [
             replace(problem, key=("routes", name, *problem.key))
             for name, route in self.routes.items()
-            for problem in cross_problems(route.parts, route.template, upstreams, several, plain, identified)
+            for problem in (
+                *cross_problems(route.parts, route.template, upstreams, several, plain, self.refusing_for(route)),
+                *identity_problems(route, self.routes, self.credential_fields),
+            )
         ]
         refuse([*problems, *self._limits_beyond(), *self._fields_of_cors(), *self._unknown_issuers()])
         return self
 
+    def refusing_for(self, aggregate: RouteConfig) -> frozenset[str]:
+        """The names of routes that an aggregate can't be made of, since it lets anybody in and they don't."""
+        return frozenset(name for name, route in self.routes.items() if route.identity and not aggregate.identity)
+
+    @property
+    def credential_fields(self) -> dict[str, list[str]]:
+        """The request fields, and `cookie:NAME`, in which each issuer's credentials are."""
+        return {name: issuer.sources for name, issuer in self.identity.items()}
+
     def _unknown_issuers(self) -> Iterator[PartProblem]:
         for route, config in self.routes.items():
+            for problem in unknown_issuers(config, self.identity):
+                yield replace(problem, key=("routes", route, *problem.key))
             for name in config.identity:
                 if name not in self.identity:
-                    known = f"there is no identity {name!r}{did_you_mean(name, list(self.identity))}"
-                    yield PartProblem(("routes", route, "identity"), known, config.identity)
-                elif config.forward_token and config.cache and self.identity[name].other_fields:
+                    continue
+                if config.forward_token and config.cache and self.identity[name].other_fields:
                     yield PartProblem(("routes", route, "forward_token"), self._forwards(name), config.forward_token)
 
     def _forwards(self, issuer: str) -> str:
@@ -456,3 +469,13 @@ class Config(Model):
             if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", place):
                 raise ValueError(f"{place!r} must be module:attribute, such as shop.routes:router")
         return value
+
+
+def unknown_issuers(route: RouteConfig, issuers: Iterable[str]) -> Iterator[PartProblem]:
+    """The names in a route's `identity` that are not configured."""
+    known = list(issuers)
+    for name in route.identity:
+        if name not in known:
+            yield PartProblem(
+                ("identity",), f"there is no identity {name!r}{did_you_mean(name, known)}", route.identity
+            )

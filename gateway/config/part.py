@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from gateway.config.expressions import Expression
+from gateway.config.identity import check_claim_field
 from gateway.config.names import no_modes, refuse_modes
 from gateway.config.types import (
     NEVER_CONSTANT,
@@ -52,7 +53,8 @@ Paths = Annotated[TextList, AfterValidator(_check_dotted)]
 # The settings that a part with `route` takes from it.
 _OF_THE_ROUTE = (
     "method", "body", "headers", "query", "ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl", "vary",
-    "authorization", "cookies", "tags", "max_body", "retries", "hedge", "for_each", "elements", "batch",
+    "authorization", "cookies", "per", "forward", "tags", "max_body", "retries", "hedge", "for_each", "elements",
+    "batch",
 )  # fmt: skip
 _OF_A_STATIC_PART = ("static", "static_if", "group", "when", "rename", "allow", "deny", "select")
 
@@ -98,6 +100,12 @@ class _PartConfig(Model):
     cookies: Literal["pass", "ignore"] | TextList = "ignore"
     """The client's cookies: as `authorization`; a list of names forwards those cookies and makes them part of the cache
     key."""
+    per: TextList | None = None
+    """With `identity` of the aggregate: the claims that the part depends on, each in its cache key; `[sub]` for one
+    response for each user. Default: none, one response for all; if the part takes values of other parts, theirs."""
+    forward: dict[str, str] = {}
+    """With `identity` of the aggregate: request headers that the part's upstream gets, and the claims they are made of,
+    such as `{x-user: sub}`. Each claim must be in `per`."""
     tags: Annotated[TextList, BeforeValidator(no_modes("tags"))] = []
     """Names by which the part, and every aggregate that contains it, can be purged; with values in braces as in
     `path`."""
@@ -187,6 +195,11 @@ class _PartConfig(Model):
             if not value.isprintable() or any(ord(char) > 255 for char in value):
                 raise ValueError(f"the value of {name} has a character that isn't allowed in a header")
         return dict(zip(check_field_names(list(headers)), headers.values(), strict=True))
+
+    @field_validator("forward")
+    @classmethod
+    def _forwarded(cls, fields: dict[str, str]) -> dict[str, str]:
+        return {check_claim_field(name): claim for name, claim in fields.items()}
 
     @field_validator("rename")
     @classmethod

@@ -360,7 +360,7 @@ def cross_problems(
 ) -> Iterator[PartProblem]:
     """Invalid references of parts to upstreams and routes. `several` are the upstreams with more than one base URL;
     `routes` the paths of the routes that are not aggregates; `identified` those with `identity`, which an aggregate
-    would serve to everybody."""
+    without it would serve to everybody."""
     for name, part in parts.items():
         if part.upstream is not None and part.upstream not in upstreams:
             message = f"there is no upstream {part.upstream}{near(part.upstream, sorted(upstreams))}"

@@ -5,6 +5,7 @@ A route with `parts` is an aggregate; `config.part` and `config.part_graph` chec
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -53,7 +54,7 @@ _NOT_OF_AGGREGATES = (
     "upstream", "upstream_path", "cache", "ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl",
     "client_ttl", "vary", "query", "drop_query", "authorization", "cookies", "expose_tags",
     "timeout", "max_request_body", "max_response_body", "methods",
-    "identity", "optional", "require", "per", "forward", "forward_token", "downstream",
+    "forward", "forward_token",
 )  # fmt: skip
 
 
@@ -118,7 +119,8 @@ class RouteConfig(Model):
     """With `identity`: what the credential must say; otherwise the response is 403."""
     per: TextList = []
     """With `identity`: the claims that responses depend on, each part of the cache key: `[sub]` for one response for
-    each user, `[plan]` for one for each plan. Default: one response for all who are let in."""
+    each user, `[plan]` for one for each plan. Default: one response for all who are let in; in an aggregate, the claims
+    of its parts."""
     forward: dict[str, str] = {}
     """With `identity`: request headers that the upstream gets, and the claims they are made of, such as
     `{x-user: sub}`. Each claim must be in `per`. A client's own header of that name is removed."""
@@ -212,6 +214,7 @@ class RouteConfig(Model):
         if given and not self.identity:
             raise ValueError(f"{given[0]} requires `identity`")
         if not self.identity:
+            refuse([problem for name, part in self.parts.items() for problem in _of_identity(name, part)])
             return self
         if self.authorization != "pass":
             raise ValueError("authorization can't be combined with `identity`, which verifies credentials itself")
@@ -286,6 +289,13 @@ class RouteConfig(Model):
     @property
     def target_text(self) -> str:
         return self.upstream_path if self.upstream_path is not None else self.path
+
+
+def _of_identity(name: str, part: PartConfig) -> Iterator[PartProblem]:
+    """The settings of a part that its aggregate has to have `identity` for."""
+    for setting in ("per", "forward"):
+        if getattr(part, setting):
+            yield PartProblem(("parts", name, setting), f"{setting} requires `identity` of the aggregate")
 
 
 def _located(loc: tuple[str, ...], error: PydanticCustomError, value: object) -> InitErrorDetails:

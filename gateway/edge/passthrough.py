@@ -406,7 +406,7 @@ class DirectAggregate:
 
     @property
     def reads(self) -> bool:
-        return True
+        return self.aggregate.admission is None
 
     def ask(self, exchange: RequestContext, interim: Interim | None, block: HeaderBlock | None = None) -> CacheRequest:
         """Raises RequestRefused."""

@@ -41,7 +41,8 @@ from gateway.http.target import (
     split_raw_target,
     without_credentials,
 )
-from gateway.identity.admission import NotAdmitted
+from gateway.identity.admission import Admission, NotAdmitted
+from gateway.identity.principal import Principal
 from gateway.policy import freshness
 from gateway.policy.entry import Entry
 from gateway.policy.keys import plan
@@ -65,6 +66,7 @@ class _Request:
     text: str
     target: Target
     headers: Headers
+    principal: Principal | None = None
 
     def told(self, decision: str, why: str) -> Trace:
         return Trace(
@@ -168,15 +170,10 @@ class Explainer:
 
     async def _on_route(self, request: _Request, route: Declared, lost: tuple[str, ...]) -> Trace:
         if route.admission is not None:
-            if self.engine is None:
-                why = "the route verifies credentials (setting `identity`): ask a running gateway"
-                return msgspec.structs.replace(request.told(trace.UNKNOWN, why), route=route.name, path=_path(route))
-            try:
-                admitted, _ = await route.admission.admit(request.headers, self.engine.identity_key)
-            except NotAdmitted as refused:
-                told = request.told(str(refused.status), f"{refused.detail} (setting `identity`)")
-                return msgspec.structs.replace(told, route=route.name, path=_path(route), lost=lost)
-            request = replace(request, headers=admitted)
+            found = await self._admitted(request, route, route.admission, lost)
+            if isinstance(found, Trace):
+                return found
+            request = found
         asks, parameters = route.upstream_target(request.target.path, request.target.query)
         keying, rules, headers = route.engine_route.keying, route.engine_route.rules, request.headers
         decoded = {name: unquote(value) for name, value in parameters.items()}
@@ -200,6 +197,20 @@ class Explainer:
             ttl=self._lifetime(("routes", route.name), route.config.ttl, rules, stored),
             windows=tuple(self._windows(("routes", route.name))),
         )
+
+    async def _admitted(
+        self, request: _Request, route: Declared | Aggregate, admission: Admission, lost: tuple[str, ...]
+    ) -> _Request | Trace:
+        """The request after admission; the trace of one that is refused."""
+        if self.engine is None:
+            why = "the route verifies credentials (setting `identity`): ask a running gateway"
+            return msgspec.structs.replace(request.told(trace.UNKNOWN, why), route=route.name, path=_path(route))
+        try:
+            headers, principal = await admission.admit(request.headers, self.engine.identity_key)
+        except NotAdmitted as refused:
+            told = request.told(str(refused.status), f"{refused.detail} (setting `identity`)")
+            return msgspec.structs.replace(told, route=route.name, path=_path(route), lost=lost)
+        return replace(request, headers=headers, principal=principal)
 
     async def _judged(self, request: _Request, lookup: LookupRequest) -> tuple[Trace, Entry | None]:
         """The trace common to all requests that reach the engine, with the stored response."""
@@ -262,6 +273,11 @@ class Explainer:
     # --- aggregates ----------------------------------------------------------------------------------------
 
     async def _on_aggregate(self, request: _Request, aggregate: Aggregate, lost: tuple[str, ...]) -> Trace:
+        if aggregate.admission is not None:
+            found = await self._admitted(request, aggregate, aggregate.admission, lost)
+            if isinstance(found, Trace):
+                return found
+            request = found
         asked = asked_of(aggregate, request.target.path, request.target, request.headers)
         headers = request.headers
         lookup = LookupRequest(
@@ -299,7 +315,7 @@ class Explainer:
         except (Missing, RequestRefused) as missing:
             note, ttl = f"omitted: {missing}", self._part_ttl(aggregate, source)
             return msgspec.structs.replace(told, note=note, ttl=ttl)
-        exchange = RequestContext("", 0.0, "GET", "", "http", headers=request.headers)
+        exchange = RequestContext("", 0.0, "GET", "", "http", headers=request.headers, principal=request.principal)
         ask = source.ask(Wanting.of(exchange, PLAIN, asked.values, 0.0), target, tags)
         lookup = LookupRequest(
             request.method, ask.headers, source.route.name, source.route, ask.plan, ask.facts, ask.tags

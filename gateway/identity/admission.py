@@ -72,9 +72,27 @@ class Provider(Protocol):
 
 
 @dataclass(frozen=True)
+class Dependence:
+    """What of a principal a response depends on: the claims of its partition, and the request fields made of claims."""
+
+    per: tuple[str, ...] = ()
+    claims: Mapping[str, str] = field(default_factory=dict)
+
+    def fields(self, principal: Principal, identity_key: IdentityKey) -> Fields:
+        """The fields that stand for the principal in a request. Raises MissingClaim, and ValueError for a claim that
+        can't be in a key or a field."""
+        found = [(PRINCIPAL, partition(principal, self.per, identity_key).encode("ascii"))]
+        for name, claim in self.claims.items():
+            found.append((name.encode("latin-1"), as_field_value(principal.claim(claim)).encode("ascii")))
+        return found
+
+
+@dataclass(frozen=True)
 class Admission:
     """What a route asks of the credentials of its requests. `claims` maps the request fields that the route adds to the
-    claims they are made of; `required` has the accepted values of claims."""
+    claims they are made of; `required` has the accepted values of claims. `parts` are what the parts of an aggregate
+    depend on: their request fields are removed from requests as the route's own are, and their claims have to be
+    there."""
 
     providers: tuple[Provider, ...]
     optional: bool = False
@@ -83,6 +101,11 @@ class Admission:
     per: tuple[str, ...] = ()
     claims: Mapping[str, str] = field(default_factory=dict)
     forward_token: bool = False
+    parts: tuple[Dependence, ...] = ()
+
+    @property
+    def dependence(self) -> Dependence:
+        return Dependence(self.per, self.claims)
 
     async def admit(self, headers: Headers, identity_key: IdentityKey) -> tuple[Fields, Principal | None]:
         """The fields of a request after admission, and who sent it; None if nobody says who, and that is allowed.
@@ -100,7 +123,8 @@ class Admission:
     def anonymous(self, headers: Headers) -> Fields:
         """The fields of a request that nobody has verified: without what only a principal may say."""
         named = connection_named(headers) - _OF_THIS_HOP
-        dropped = {b"connection", PRINCIPAL, *named, *(name.encode("latin-1") for name in self.claims)}
+        made = {name for each in (self.dependence, *self.parts) for name in each.claims}
+        dropped = {b"connection", PRINCIPAL, *named, *(name.encode("latin-1") for name in made)}
         if self.forward_token:
             return [pair for pair in headers if pair[0] not in dropped]
         dropped |= {b"authorization", *(name.encode("latin-1") for name in self._fields())}
@@ -134,16 +158,14 @@ class Admission:
 
     def _rewritten(self, headers: Headers, principal: Principal, identity_key: IdentityKey) -> Fields:
         """Raises NotAdmitted if the principal lacks a claim that the route's responses depend on."""
-        kept = self.anonymous(headers)
         try:
-            kept.append((PRINCIPAL, partition(principal, self.per, identity_key).encode("ascii")))
-            for name, claim in self.claims.items():
-                kept.append((name.encode("latin-1"), as_field_value(principal.claim(claim)).encode("ascii")))
+            for each in self.parts:
+                each.fields(principal, identity_key)
+            return [*self.anonymous(headers), *self.dependence.fields(principal, identity_key)]
         except MissingClaim as missing:
             raise NotAdmitted(403, "insufficient_scope", f"{_sentence(str(missing))}.", "claim") from None
         except ValueError as error:
             raise NotAdmitted(403, "insufficient_scope", f"{_sentence(str(error))}.", "claim") from None
-        return kept
 
     def _fields(self) -> list[str]:
         return [source for each in self.providers for source in each.sources if not source.startswith("cookie:")]

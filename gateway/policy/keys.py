@@ -48,10 +48,10 @@ class Keying:
     the client although their names don't show it: those of security schemes that a handler declares. With `host` the
     upstream gets the client's `Host`, whatever decides the lifetime: no `Vary` names it, as it is part of the URL.
     `claims` names the request fields whose values are claims of the partition that `:principal` has: they are sent, and
-    the partition is in the key in their place. With `one_user` that partition is of one user. `credentials` names the
-    fields in which a route with `identity` takes credentials; with `shared` a cache in front checks them itself.
-    `sent` is what settings change in the requests of a route; a digest of it is in the key, because other routes may
-    request the same target without it. `identity_key` makes the digests.
+    the partition is in the key in their place. `per` has the claims of that partition; with `one_user` it is of one
+    user. `credentials` names the fields in which a route with `identity` takes credentials; with `shared` a cache in
+    front checks them itself. `sent` is what settings change in the requests of a route; a digest of it is in the key,
+    because other routes may request the same target without it. `identity_key` makes the digests.
     """
 
     vary: tuple[str, ...] | None
@@ -63,6 +63,7 @@ class Keying:
     host: bool = False
     sent: str = ""
     claims: tuple[str, ...] = ()
+    per: tuple[str, ...] = ()
     one_user: bool = False
     credentials: tuple[str, ...] = ()
     shared: bool = False
@@ -159,19 +160,24 @@ def plan(keying: Keying, origin: str, target: str, headers: Headers, *, has_body
         stem += f"\n:principal:{partition[0].decode('latin-1')}"
     user = ("authorization",) if partition and keying.one_user else ()
     if keying.vary is None:
-        seen = in_one_line([pair for pair in _visible(headers) if pair[0] not in (b"authorization", b"cookie")])
+        apart = {b"authorization", b"cookie", *(name.encode("latin-1") for name in keying.claims)}
+        seen = in_one_line([pair for pair in _visible(headers) if pair[0] not in apart])
         if keying.authorization == "pass" and b"authorization" not in connection_named(headers):
             seen += _field(headers, "authorization")
         base = _with_fields(stem + FOLLOWING, identity, keying.identity_key)
-        forward = (*host, *seen, *identity, *keying.constants)
-        unkeyed = tuple(name for name in _identities(keying, seen) if name not in keying.claims)
-        return Plan(primary, base, forward, None, (*_identities(keying, identity), *user), unkeyed)
-    listed = [pair for name in keying.vary for pair in _field(headers, name)]
+        forward = (*host, *seen, *_claims(keying, headers), *identity, *keying.constants)
+        return Plan(primary, base, forward, None, (*_identities(keying, identity), *user), _identities(keying, seen))
+    listed = [pair for name in keying.vary if name not in keying.claims for pair in _field(headers, name)]
     counted = [*listed, *identity]
     base = _with_fields(stem, counted, keying.identity_key) + "".join(f"\n{_text(mark)}" for mark in keying.marks)
-    claims = [pair for name in keying.claims if name not in keying.vary for pair in _field(headers, name)]
-    forward = (*host, *counted, *claims, *keying.constants)
+    forward = (*host, *counted, *_claims(keying, headers), *keying.constants)
     return Plan(primary, base, forward, None, (*_identities(keying, counted), *user))
+
+
+def _claims(keying: Keying, headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The fields made of claims, as they were made: a comma in a user's name parts no list."""
+    names = {name.encode("latin-1") for name in keying.claims}
+    return [pair for pair in headers if pair[0] in names] if names else []
 
 
 def _identities(keying: Keying, fields: list[tuple[bytes, bytes]]) -> tuple[str, ...]:

@@ -194,6 +194,7 @@ def keying_of(
         host=host,
         sent=_sent(route),
         claims=tuple(route.forward),
+        per=tuple(sorted(route.per)),
         one_user=is_of_one_user(tuple(route.per)),
         credentials=tuple(dict.fromkeys(source for name in route.identity for source in providers[name].sources)),
         shared=route.downstream == "shared",

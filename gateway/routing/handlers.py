@@ -8,7 +8,6 @@ entry is fresh, and how it is fetched.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,14 +24,14 @@ from gateway.cache.respond import Answer, problem
 from gateway.context import RequestContext, exchange_of
 from gateway.errors import RequestRefused
 from gateway.http.forwarding import Trusted
-from gateway.http.headers import first, has, values, without
+from gateway.http.headers import first, values, without
 from gateway.http.path_template import render_tag
 from gateway.http.target import Slashes, Target, normalise, resolve
-from gateway.identity.admission import Admission, NotAdmitted
 from gateway.observability.metrics import Metrics
 from gateway.policy.keys import plan, primary_key
 from gateway.policy.rules import directives_of
 from gateway.policy.storability import TAG_FIELDS, passed_on
+from gateway.routing.admitting import admitted, is_preflight
 from gateway.routing.declared import Declared, announced, has_body, interim_of, local_path, purge_response, root_of
 from gateway.routing.fast_path import FastPath, PlanCache
 from gateway.routing.location import REFERRING
@@ -45,31 +44,6 @@ from gateway.upstreams.response import Fetched
 
 logger = logging.getLogger("gateway")
 _READS = ("GET", "HEAD", "OPTIONS", "PURGE")
-_NOT_IN_QUOTES = re.compile(r"[^ !#-\[\]-~]")
-
-
-def is_preflight(exchange: RequestContext) -> bool:
-    """Whether a request is a CORS preflight (Fetch standard), which never has credentials."""
-    headers = exchange.headers
-    return exchange.method == "OPTIONS" and has(headers, b"origin") and has(headers, b"access-control-request-method")
-
-
-def not_admitted(exchange: RequestContext, refused: NotAdmitted) -> Answer:
-    """The answer to a request that is not admitted (RFC 6750 §3)."""
-    answer = problem(exchange, refused.status, refused.detail)
-    if refused.retry_after is not None:
-        answer.headers.append((b"retry-after", b"%d" % refused.retry_after))
-    if refused.status != 503:
-        parameters = {"error": refused.error, "error_description": refused.detail if refused.error else ""}
-        parameters["scope"] = " ".join(refused.scopes)
-        given = ", ".join(f'{name}="{_in_quotes(value)}"' for name, value in parameters.items() if value)
-        answer.headers.append((b"www-authenticate", f"Bearer {given}".strip().encode("ascii")))
-    return answer
-
-
-def _in_quotes(text: str) -> str:
-    """`text` in the characters that RFC 6750 §3 allows: a claim or scope of the configuration may have others."""
-    return _NOT_IN_QUOTES.sub("?", text)
 
 
 def _nothing(path: str) -> None:
@@ -113,7 +87,7 @@ class Handlers:
             route.engine_route.takes(exchange)
             refusal = self._refusal(route, exchange)
             if refusal is None and route.admission is not None:
-                refusal = await self._admitted(route.admission, exchange)
+                refusal = await admitted(route.admission, exchange, self.engine.identity_key, self.metrics)
             if refusal is not None:
                 return AnswerResponse(refusal)
             client = Client(request.receive, largest)
@@ -149,19 +123,6 @@ class Handlers:
             answer = Answer(204, [], b"")
         answer.headers.append((b"allow", route.allow))
         return answer
-
-    async def _admitted(self, admission: Admission, exchange: RequestContext) -> Answer | None:
-        """The answer to a request that is not admitted; None for one that is, whose fields are then those after
-        admission. A preflight has no credential; a PURGE needs none, as `purge_from` says who may send it."""
-        if is_preflight(exchange) or exchange.method == "PURGE":
-            exchange.headers = admission.anonymous(exchange.headers)
-            return None
-        try:
-            exchange.headers, exchange.principal = await admission.admit(exchange.headers, self.engine.identity_key)
-        except NotAdmitted as refused:
-            self.metrics.refused(f"identity-{refused.reason}")
-            return not_admitted(exchange, refused)
-        return None
 
     def _warn(self, route: Declared, method: str) -> None:
         """Log once what passes in this release alone."""

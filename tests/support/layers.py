@@ -26,6 +26,7 @@ PURE_MODULES = frozenset(
         "config.names",
         "config.part",
         "config.part_graph",
+        "config.part_identity",
         "config.route",
         "config.types",
         "context",

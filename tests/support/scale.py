@@ -25,6 +25,7 @@ SIZES = {
     "openapi_requests": Size(15, 100),  # of each operation, of each kind
     "override_workers": Size(2, 4),  # of each of two gateways
     "protocol_stories": Size(300, 5_000),  # of request lines and header blocks that are remembered
+    "personal_stories": Size(40, 2_000),  # of aggregates with identity, of users who ask and leave
     "purge_fleets": Size(40, 400),  # of the model of the purge stream
     "purges": Size(200, 1_000),  # under load, while Redis is killed three times
     "reload_answers": Size(20, 60),  # awaited between two reloads

@@ -512,3 +512,12 @@ def test_the_partition_of_a_group_holds_no_users_identity() -> None:
 def test_without_a_credential_there_is_no_partition() -> None:
     assert plan(PARTITIONED, "api", "/", []).base == "api\n/"
     assert plan(TIMED, "api", "/", OF_ANNA[:1]).base == "api\n/"  # a route without `identity`
+
+
+@pytest.mark.parametrize(
+    "keying", [PARTITIONED, replace(PARTITIONED, vary=None), replace(PARTITIONED, vary=("x-user",))]
+)
+def test_a_field_made_of_a_claim_is_sent_as_it_was_made(keying: Keying) -> None:
+    """In a list, `a,b` and `a, b` are the same; as users, they are two."""
+    found = plan(keying, "api", "/", [(b":principal", b"a1"), (b"x-user", b"a,b")])
+    assert found.forward == ((b"x-user", b"a,b"),)
