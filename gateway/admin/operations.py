@@ -34,6 +34,7 @@ from gateway.config.overrides import (
 from gateway.config.route import RouteConfig
 from gateway.config.types import parse_duration
 from gateway.errors import ConfigError, ConfigProblem, GatewayError
+from gateway.observability.log import at_most_every, state
 from gateway.policy.rules import CachePolicy
 
 logger = logging.getLogger("gateway")
@@ -81,7 +82,7 @@ class Operations:
                 await self.turn()
             except ConfigError as error:
                 # The routes stay as they are, and the next look goes on.
-                logger.error("live overrides can't be applied: %s", error)
+                logger.error("live overrides can't be applied: %s", error, extra=at_most_every(60, "live overrides"))
 
     async def turn(self) -> None:
         """Look for overrides once, and answer by those in force."""
@@ -103,9 +104,10 @@ class Operations:
         for key, override in wanted.items():
             if self._held.get(key) != override:
                 said = map(_shown, (override.by, key, override.value, instant(override.until)))
-                logger.info("live override by %s: %s is %s until %s", *said)
+                extra = state(f"override {key}", f"{override.value} until {override.until}")
+                logger.info("live override by %s: %s is %s until %s", *said, extra=extra)
         for key in self._held.keys() - wanted.keys():
-            logger.info("live override of %s has expired", _shown(key))
+            logger.info("live override of %s has expired", _shown(key), extra=state(f"override {key}"))
 
     def settings(self) -> list[Setting]:
         """Every setting in force, secrets masked: file, `.env`, environment, and live overrides with precedence."""

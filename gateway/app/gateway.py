@@ -37,6 +37,7 @@ from gateway.config.validation import of_mapping
 from gateway.errors import ConfigError, ConfigProblem
 from gateway.explain.middleware import Explaining
 from gateway.observability.access_log import AccessLog
+from gateway.observability.log import ONCE
 from gateway.routing.handler_route import handler_app
 from gateway.routing.handler_settings import STATE
 
@@ -252,5 +253,5 @@ def _loaded(config: Configuration) -> Loaded:
     file = served.file if config is None and served is not None else config
     loaded = load(Path(file) if file is not None else None)
     for warning in loaded.warnings:
-        logger.warning(warning)
+        logger.warning(warning, extra=ONCE)
     return loaded

@@ -37,6 +37,7 @@ from gateway.http.target import (
     split_raw_target,
 )
 from gateway.observability.access_log import AccessLog
+from gateway.observability.log import state
 from gateway.observability.metrics import Metrics
 from gateway.observability.response_headers import complete, exchange_for
 from gateway.observability.trace_context import PASSED_ON, traceparent_of
@@ -49,7 +50,8 @@ logger = logging.getLogger("gateway")
 
 def log_ignored(field: str, value: str) -> None:
     """Log that a field of a trusted proxy is invalid."""
-    logger.warning("a trusted proxy sent %s with a value that can't be read, %r: it is ignored", field, value)
+    said = "a trusted proxy sent %s with a value that can't be read, %r: it is ignored"
+    logger.warning(said, field, value, extra=state(f"trusted proxy {field}", "ignored"))
 
 
 STARTED_KEY = "gateway.started"

@@ -26,6 +26,7 @@ from gateway.config.names import did_you_mean
 from gateway.errors import ConfigError, ConfigProblem
 from gateway.explain.routes import HandlerRoute, handler_route
 from gateway.http.path_template import PathTemplate, compile_path, tag_parameters
+from gateway.observability.log import ONCE
 from gateway.routing.handler_edge import judged
 from gateway.routing.handler_endpoint import deaf, decorators_above
 from gateway.routing.handler_inputs import Inputs, inputs_of, label, refusing, upstream_names
@@ -104,7 +105,8 @@ class Binding:
         so_far = self._runtime.so_far(settings)
         for unknown in map(by_model, inputs.open):
             if so_far.is_news(unknown):
-                logger.warning("responses of %s are not shared: they depend on %s", settings.name, unknown.what)
+                said = "responses of %s are not shared: they depend on %s"
+                logger.warning(said, settings.name, unknown.what, extra=ONCE)
 
     def _bind_aggregate(self, typed: TypedAggregate) -> None:
         made = self._builder.typed(typed.name, typed.config, typed.checks)

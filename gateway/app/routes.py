@@ -27,6 +27,7 @@ from gateway.cache.engine import Engine
 from gateway.config.models import Config
 from gateway.config.route import RouteConfig
 from gateway.edge.passthrough import Direct, DirectAggregate, DirectRoute, Patterns
+from gateway.observability.log import ONCE
 from gateway.observability.metrics import Metrics
 from gateway.routing.declared import Declared
 from gateway.routing.handlers import Handlers
@@ -106,7 +107,8 @@ class AppRoutes:
     def _page(self, which: str, path: str) -> str:
         for route in self.declared:
             if route.template.text == path:
-                logger.warning("the route %s has the path %s: the %s page is not served", route.name, path, which)
+                said = "the route %s has the path %s: the %s page is not served"
+                logger.warning(said, route.name, path, which, extra=ONCE)
                 return "off"
         return path
 

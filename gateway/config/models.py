@@ -287,6 +287,8 @@ class Config(Model):
     log_hits: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of hits that are logged, sampled at random. All other requests are always logged. Below 1, `gateway ttl
     advise --log` is not available."""
+    log_format: Literal["text", "json"] = "text"
+    """The form of all other messages, on standard error: lines of text, or of JSON."""
 
     @property
     def prefix(self) -> str:

@@ -24,6 +24,7 @@ from gateway.cache.shared_store import SharedStore
 from gateway.clock import Clock
 from gateway.errors import GatewayError
 from gateway.identity.key_set import InvalidKeySet, KeySet, parse_key_set
+from gateway.observability.log import ONCE, state
 from gateway.policy.identity_key import IdentityKey
 
 logger = logging.getLogger("gateway")
@@ -137,6 +138,10 @@ class KeySource:
             await self._renewed(REFRESH)
 
     @property
+    def _topic(self) -> str:
+        return f"identity {self.name}"
+
+    @property
     def _due(self) -> bool:
         age = self.age
         return age is None or age >= self._refresh
@@ -193,14 +198,15 @@ class KeySource:
             self._failed(str(error))
             return
         if self.failure is not None:
-            logger.info("identity %s: the keys of the issuer are there again", self.name)
+            logger.info("identity %s: the keys of the issuer are there again", self.name, extra=state(self._topic))
         self.failure = None
         await self._store.write([(self._record, self._sealed(Stored(now, document)), self._stale)])
 
     def _failed(self, reason: str) -> None:
         if self.failure != reason:
             kept = "the last ones stay in use" if self.keys is not None else "its tokens get 503"
-            logger.warning("identity %s: the keys of the issuer can't be fetched (%s): %s", self.name, reason, kept)
+            said = "identity %s: the keys of the issuer can't be fetched (%s): %s"
+            logger.warning(said, self.name, reason, kept, extra=state(self._topic, reason))
         self.failure = reason
 
     def _use(self, stored: Stored) -> None:
@@ -208,7 +214,7 @@ class KeySource:
         if self._held is None or self._held.document != stored.document:
             keys = parse_key_set(stored.document)
             for reason in keys.ignored:
-                logger.warning("identity %s: a key of the issuer is not used: %s", self.name, reason)
+                logger.warning("identity %s: a key of the issuer is not used: %s", self.name, reason, extra=ONCE)
             self._keys = keys
             self.version += 1
         self._held = stored

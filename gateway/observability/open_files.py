@@ -11,6 +11,8 @@ import os
 import resource
 import time
 
+from gateway.observability.log import state
+
 logger = logging.getLogger("gateway")
 QUIET_SECONDS = 5.0
 """How long nothing is refused before the shortage counts as over: one log line for each change."""
@@ -63,6 +65,7 @@ class OpenFiles:
                 "no file descriptors left: the process may open %d; new connections are refused with 503 until some "
                 "are closed. Raise the limit: `ulimit -n`, LimitNOFILE in systemd, --ulimit nofile in Docker",
                 self.limit,
+                extra=state("open files", "short"),
             )
 
     def look(self) -> None:
@@ -75,5 +78,6 @@ class OpenFiles:
         os.close(descriptor)
         if self.short and descriptor < self._most and time.monotonic() - self._at > QUIET_SECONDS:
             self.short = False
-            logger.info("there are file descriptors again; %d connections were refused", self._refused)
+            said = "there are file descriptors again; %d connections were refused"
+            logger.info(said, self._refused, extra=state("open files"))
             self._refused = 0

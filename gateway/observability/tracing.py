@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway import __version__
 from gateway.context import RequestContext, exchange_of
 from gateway.http.target import pair_name
+from gateway.observability.log import ONCE
 from gateway.observability.trace_context import BEHIND, traceparent_of
 
 if TYPE_CHECKING:
@@ -216,7 +217,8 @@ def tracing_of_environment(environment: Mapping[str, str]) -> Tracing | None:
     if not wanted or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     if find_spec("opentelemetry.sdk") is None or find_spec("opentelemetry.exporter") is None:
-        logger.warning("OTEL_* enables traces, which require the extra: pip install 'cached-gateway[otel]'")
+        said = "OTEL_* enables traces, which require the extra: pip install 'cached-gateway[otel]'"
+        logger.warning(said, extra=ONCE)
         return None
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource

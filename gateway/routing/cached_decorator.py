@@ -30,6 +30,7 @@ from gateway.cache.respond import Answer
 from gateway.context import Outcome, RequestContext, Result, exchange_of
 from gateway.errors import RequestRefused, UpstreamError
 from gateway.http.headers import Headers, has, without
+from gateway.observability.log import ONCE
 from gateway.policy.keys import Plan
 from gateway.policy.rules import directives_of
 from gateway.policy.storability import TAG_FIELDS
@@ -318,6 +319,7 @@ class _Call:
                 untold.reader,
                 untold.what,
                 "" if untold.kind == "key" else "; declare the inputs that it depends on, or name it with key=",
+                extra=ONCE,
             )
 
     def _ask(self, runtime: Runtime, exchange: RequestContext, reading: Reading, plan: Plan) -> CacheRequest:
@@ -379,6 +381,7 @@ class _Call:
                 "responses of %s are not stored: a decorator above @cached uses the value, which JSON doesn't "
                 "preserve; annotate the return type, or write the decorator below @cached",
                 self.settings.name,
+                extra=ONCE,
             )
         return fetched_value(text, self.request, self.response, self.own_headers)
 

@@ -27,6 +27,7 @@ from gateway.cache.request import CacheRequest, Route
 from gateway.context import RequestContext
 from gateway.http.headers import Headers
 from gateway.http.path_template import render_tag
+from gateway.observability.log import ONCE
 from gateway.policy.keys import Keying, Plan, primary_key
 from gateway.policy.rules import PLAIN
 from gateway.routing.handler_key import Unwritable, written
@@ -146,7 +147,8 @@ class FunctionCache:
         except Unwritable as error:
             if settings.name not in self._told:
                 self._told.add(settings.name)
-                logger.warning("calls of %s are not cached: %s; name what counts with key=", settings.name, error)
+                said = "calls of %s are not cached: %s; name what counts with key="
+                logger.warning(said, settings.name, error, extra=ONCE)
             return await make()
         texts = {name: text_of(value) for name, value in bound.arguments.items()}
         tags = tuple(render_tag(tag, texts) for tag in settings.tags)

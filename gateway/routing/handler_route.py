@@ -28,6 +28,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.context import STORED_KEY, exchange_of
+from gateway.observability.log import ONCE
 from gateway.routing.fast_path import PlanCache
 from gateway.routing.handler_edge import reason_against_own
 from gateway.routing.handler_endpoint import decorators_above
@@ -71,6 +72,7 @@ def _tell() -> None:
             "FastAPI %s solves dependencies by an unknown function: hits of @cached handlers with dependencies take "
             "more time",
             __version__,
+            extra=ONCE,
         )
 
 

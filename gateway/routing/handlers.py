@@ -27,6 +27,7 @@ from gateway.http.forwarding import Trusted
 from gateway.http.headers import first, values, without
 from gateway.http.path_template import render_tag
 from gateway.http.target import Slashes, Target, normalise, resolve
+from gateway.observability.log import ONCE
 from gateway.observability.metrics import Metrics
 from gateway.policy.keys import plan, primary_key
 from gateway.policy.rules import directives_of
@@ -132,6 +133,7 @@ class Handlers:
                 "route %s: %s passes, as `methods` is not set; the next release responds 405, as the route has a ttl of"
                 " its own. Set methods: [GET, %s] to keep it, or methods: [GET] to refuse it now",
                 *(route.name, method, method),
+                extra=ONCE,
             )
 
     def recall(self, ask: DeclaredRequest) -> FastPath:

@@ -16,6 +16,7 @@ import msgspec
 from gateway.config.environment import SettingSource
 from gateway.config.loader import AppSource, Loaded, rebuilt
 from gateway.errors import ConfigProblem
+from gateway.observability.log import LogFormat, Marked
 from gateway.server.metrics_totals import Family
 
 _LENGTH = struct.Struct("!I")
@@ -63,6 +64,7 @@ class Begin(msgspec.Struct, tag=True):
     redis_url: str
     slot: int
     slots: int
+    log_format: LogFormat = "text"
 
 
 class Prepare(msgspec.Struct, tag=True):
@@ -165,7 +167,13 @@ class Question(msgspec.Struct, tag=True):
     question: int
 
 
-Report = WorkerReady | CommandFailed | ReloadPrepared | PurgeReported | Question | Alive
+class Logged(msgspec.Struct, tag=True):
+    """A record for the gateway's log, which has it once, whichever of the workers send it."""
+
+    record: Marked
+
+
+Report = WorkerReady | CommandFailed | ReloadPrepared | PurgeReported | Question | Alive | Logged
 M = TypeVar("M")
 
 
@@ -178,9 +186,13 @@ class Channel:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(kind)
 
+    @property
+    def is_closing(self) -> bool:
+        return self._writer.is_closing()
+
     def send(self, message: msgspec.Struct) -> None:
         """A peer that is gone is skipped: its end is detected elsewhere."""
-        if not self._writer.is_closing():
+        if not self.is_closing:
             data = self._encoder.encode(message)
             self._writer.write(_LENGTH.pack(len(data)) + data)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
-import logging
 import os
 import signal
 import socket
@@ -69,15 +68,6 @@ def be_called(name: str) -> None:
     if sys.platform == "linux":
         with open("/proc/self/comm", "w") as comm:
             comm.write(name)
-
-
-def log_to_stderr() -> None:
-    form = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=logging.INFO, format=form, datefmt="%Y-%m-%dT%H:%M:%S", stream=sys.stderr)
-    logging.Formatter.converter = time.gmtime
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    # It logs every change in a watched folder; if standard error goes to a file there, endlessly.
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
 
 def how_it_ended(status: int) -> str:

@@ -22,6 +22,7 @@ from gateway.config.models import Config
 REQUIRES_RESTART = frozenset(
     (
         *("host", "port", "admin_listen", "workers", "include", "memory", "compression", "overload_lag", "watch"),
+        "log_format",
         *(
             "redis_url",
             "redis_prefix",

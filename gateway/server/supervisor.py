@@ -19,6 +19,7 @@ from typing import Any
 from gateway.config.loader import Loaded
 from gateway.config.names import counted
 from gateway.errors import ConfigError, GatewayError
+from gateway.observability.log import Unrepeated, log_to_stderr
 from gateway.observability.open_files import raise_limit
 from gateway.server.embedded_redis import Embedded, EmbeddedError, embedded_server, without_embedded
 from gateway.server.ipc import Abort, Adopt, Begin, Commit, Prepare, Release, Retire, Setup, Stop, Totals, Workers
@@ -78,6 +79,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._members: set[Member] = set()
         self._departed: list[Family] = []
+        self._unrepeated = Unrepeated()
         self._counts = {"deaths": 0, "unresponsive": 0, "reloads": 0, "refused": 0, "valkey": 0}
         self._slots = [
             Slot(number, sock) for number, sock in enumerate(listen_for_each(config.workers, config.host, config.port))
@@ -187,13 +189,14 @@ class Supervisor:
         if spawned is None or spawned.process.poll() is not None:
             spawned = spawn()
         sockets = [each.socket for each in self._slots] + ([] if self._admin is None else [self._admin])
-        member = Member(spawned, self._number, self._questioned)
+        member = Member(spawned, self._number, self._questioned, self._unrepeated)
         try:
             spawned.hand_over(sockets)
             if self._valkey is not None and not self._reviving:
                 await self._valkey.ready()
             url = self._valkey.url if self._valkey is not None else without_embedded(self.loaded.config.redis_url)
-            await member.begin(Begin(Setup.of(member.number, self.loaded), url, slot.number, len(self._slots)))
+            setup = Setup.of(member.number, self.loaded)
+            await member.begin(Begin(setup, url, slot.number, len(self._slots), self.loaded.config.log_format))
         except BaseException:
             spawned.abandon()
             raise
@@ -476,6 +479,7 @@ def supervise(
 ) -> None:
     """Run the gateway until SIGINT or SIGTERM. Raises ListenError, EmbeddedError, ConfigError, StartError."""
     early: list[int] = []
+    log_to_stderr(loaded.config.log_format)
     before, limit = raise_limit()
     if limit != before:
         logger.info("open files: the limit was raised from %d to %d", before, limit)

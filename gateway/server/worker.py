@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import count
 
 import uvloop
@@ -33,6 +33,7 @@ from gateway.clock import SystemClock
 from gateway.config.loader import Loaded
 from gateway.config.models import Config
 from gateway.errors import ConfigError, GatewayError
+from gateway.observability.log import Marked, log_to_stderr
 from gateway.observability.open_files import raise_limit
 from gateway.server.ipc import (
     Abort,
@@ -43,6 +44,7 @@ from gateway.server.ipc import (
     Channel,
     CommandFailed,
     Commit,
+    Logged,
     Order,
     Prepare,
     Problem,
@@ -59,7 +61,7 @@ from gateway.server.ipc import (
 )
 from gateway.server.listener import LINGER, SETTLE, Server
 from gateway.server.metrics_totals import Family
-from gateway.server.process import Garbage, be_called, die_with, log_to_stderr
+from gateway.server.process import Garbage, be_called, die_with
 from gateway.server.served_app import served_app
 
 logger = logging.getLogger("gateway")
@@ -97,6 +99,7 @@ async def work(control: socket.socket, sockets: list[socket.socket]) -> int:
     begin = await channel.receive()
     if not isinstance(begin, Begin):
         return 0
+    log_to_stderr(begin.log_format, _to_supervisor(channel))
     try:
         worker = Worker(channel, begin, sockets)
     except ConfigError as error:
@@ -107,6 +110,19 @@ async def work(control: socket.socket, sockets: list[socket.socket]) -> int:
         return await worker.run()
     await channel.close()
     return 2
+
+
+def _to_supervisor(channel: Channel) -> Callable[[Marked], bool]:
+    """Hands a marked record over, from any thread; not once the channel is closed."""
+    loop = asyncio.get_running_loop()
+
+    def hand_over(record: Marked) -> bool:
+        if channel.is_closing or loop.is_closed():
+            return False
+        loop.call_soon_threadsafe(channel.send, Logged(record))
+        return True
+
+    return hand_over
 
 
 class Worker:

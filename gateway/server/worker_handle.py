@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from gateway.observability.log import Unrepeated
 from gateway.server.ipc import (
     Alive,
     Alone,
     Begin,
     Channel,
     CommandFailed,
+    Logged,
     Prepare,
     Problem,
     PurgeReported,
@@ -29,6 +32,7 @@ from gateway.server.ipc import (
 from gateway.server.metrics_totals import Family
 from gateway.server.process import Spawned, how_it_ended
 
+logger = logging.getLogger("gateway")
 REPORT_SECONDS = 1.0
 STACK_SECONDS = 0.2
 """How long a worker that is killed gets to write its stacks."""
@@ -39,9 +43,16 @@ LONGEST_PAUSE = 10.0
 
 
 class Member:
-    """`number` is the generation it has. `questioned` is called with the number of a question of its."""
+    """`number` is the generation it has. `questioned` is called with the number of a question of its; `unrepeated`
+    is what all workers have said."""
 
-    def __init__(self, spawned: Spawned, number: int, questioned: Callable[[Member, int], None]) -> None:
+    def __init__(
+        self,
+        spawned: Spawned,
+        number: int,
+        questioned: Callable[[Member, int], None],
+        unrepeated: Unrepeated | None = None,
+    ) -> None:
         self.number = number
         self.failure: CommandFailed | None = None
         self.families: list[Family] = []
@@ -57,6 +68,7 @@ class Member:
         self._last_report = self.began
         self._spawned = spawned
         self._questioned = questioned
+        self._unrepeated = unrepeated or Unrepeated()
         self._ready = False
         self._told = asyncio.Event()
         self._prepared: asyncio.Future[list[Problem]] | None = None
@@ -130,9 +142,13 @@ class Member:
                         self._prepared.set_result(problems)
                 case Question(question):
                     self._questioned(self, question)
+                case Logged(record):
+                    if self._unrepeated.is_news(self, record.mark):
+                        logger.log(record.level, "%s", record.message)
         await channel.close()
         while self._spawned.process.poll() is None:  # noqa: ASYNC110 - it has closed its control socket: it ends now
             await asyncio.sleep(0.005)
+        self._unrepeated.forget(self)
         self.gone.set()
         self.settled.set()
         self._told.set()

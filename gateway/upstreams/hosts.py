@@ -21,6 +21,7 @@ from functools import cached_property
 import httpx
 
 from gateway.errors import UpstreamMalformed
+from gateway.observability.log import at_most_every, state
 from gateway.upstreams.failure_causes import Cause, cause_of
 
 logger = logging.getLogger("gateway")
@@ -248,10 +249,15 @@ class Host:
         """Its active check has changed: it fails for `reason`, or, with None, succeeds again."""
         self.healthy = reason is None
         if reason is None:
-            logger.info("upstream %s: %s is healthy again", self.upstream, self.name)
+            logger.info("upstream %s: %s is healthy again", self.upstream, self.name, extra=state(self._topic))
             self._come_back()
         else:
-            logger.warning("upstream %s: %s is unhealthy and gets no requests: %s", self.upstream, self.name, reason)
+            said = "upstream %s: %s is unhealthy and gets no requests: %s"
+            logger.warning(said, self.upstream, self.name, reason, extra=state(self._topic, "unhealthy"))
+
+    @property
+    def _topic(self) -> str:
+        return f"{self.upstream} {self.name}"
 
     def _come_back(self) -> None:
         if self.slow_start:
@@ -262,7 +268,8 @@ class Host:
         self.breaker.succeeded(series, self.monotonic())
         if not closed and self.breaker.state is BreakerState.CLOSED:
             self._told_open = False
-            logger.info("upstream %s: the circuit breaker of %s is closed again", self.upstream, self.name)
+            said = "upstream %s: the circuit breaker of %s is closed again"
+            logger.info(said, self.upstream, self.name, extra=state(f"breaker of {self._topic}"))
             self._come_back()
 
     def _failed(self, series: int, client: bytes | None = None) -> None:
@@ -273,6 +280,7 @@ class Host:
             logger.warning(
                 "upstream %s: the circuit breaker of %s is open: at least half of its requests failed (%s)",
                 *(self.upstream, self.name, ", ".join(self.failures) or "5xx"),
+                extra=state(f"breaker of {self._topic}", "open"),
             )
 
     @property
@@ -313,6 +321,7 @@ class Host:
             logger.warning(
                 "upstream %s: a request to %s failed: %s (%s); the next one by this cause is logged after a minute",
                 *(self.upstream, self.name, cause.word, cause.text),
+                extra=at_most_every(LOGGED_EVERY, f"{cause.word} at {self._topic}"),
             )
 
 

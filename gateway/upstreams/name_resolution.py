@@ -24,6 +24,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection, TCPConnector
 
 from gateway.config.types import is_public
+from gateway.observability.log import state
 
 logger = logging.getLogger("gateway")
 
@@ -196,7 +197,8 @@ class Names(AbstractResolver):
                 self._log_failure(name, error)
                 continue
             if name.failing:
-                logger.info("the name %s is found again: %s", name.host, ", ".join(each["host"] for each in found))
+                addresses = ", ".join(each["host"] for each in found)
+                logger.info("the name %s is found again: %s", name.host, addresses, extra=state(f"name {name.host}"))
             name.found(found)
             self._share_out(name)
 
@@ -218,6 +220,7 @@ class Names(AbstractResolver):
                 name.host,
                 getattr(error, "strerror", None) or str(error) or type(error).__name__,
                 ", ".join(name.peers),
+                extra=state(f"name {name.host}", "not found"),
             )
 
     def _share_out(self, name: Name) -> None:

@@ -22,6 +22,8 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from gateway.observability.log import ONCE, at_most_every, state
+
 logger = logging.getLogger("gateway")
 POLICY_SECONDS = 1.0
 
@@ -138,7 +140,8 @@ def is_unanswered(error: BaseException) -> bool:
         if len(_reported) > 100:
             _reported.clear()
         _reported[key] = now
-        logger.error("a reply of Redis could not be used: %r", error, exc_info=error)
+        extra = at_most_every(REPORT_EVERY, f"Redis {key}")
+        logger.error("a reply of Redis could not be used: %r", error, exc_info=error, extra=extra)
     return False
 
 
@@ -182,12 +185,13 @@ class RedisState:
                 self._place,
                 self.reason.text.rstrip("."),
                 self.reason.advice,
+                extra=state(self._place, self.reason.kind),
             )
 
     def here(self) -> None:
         """It is used."""
         if self._logged:
-            logger.info("Redis at %s is used again", self._place)
+            logger.info("Redis at %s is used again", self._place, extra=state(self._place))
         elif not self._known:
             logger.debug("Redis at %s is used", self._place)  # the start message says so
         self._known = True
@@ -203,6 +207,7 @@ class RedisState:
                 "Redis at %s timed out several times in a row (%d ms); see `redis_budget`",
                 self._place,
                 round(budget * 1000),
+                extra=at_most_every(REPORT_EVERY, f"slow {self._place}"),
             )
 
 
@@ -224,4 +229,4 @@ async def complain_about_policy(client: Any) -> None:
         nodes = [found] if "maxmemory" in found else [each for each in found.values() if isinstance(each, dict)]
         policies = [(str(each.get("maxmemory_policy", "")), int(each.get("maxmemory", 0))) for each in nodes]
         for complaint in filter(None, (complaint_about(*each) for each in policies)):
-            logger.log(*complaint)
+            logger.log(*complaint, extra=ONCE)

@@ -45,6 +45,7 @@ from gateway.cache.redis.purge_stream import (
     Turn,
 )
 from gateway.clock import Clock
+from gateway.observability.log import ONCE, at_most_every
 from gateway.policy.epochs import MAX_BYTES, ZERO, Epochs, Purge, purge_of, show_position
 from gateway.policy.rules import MAX_LIFE
 
@@ -272,7 +273,8 @@ class RedisPurges:
         if not isinstance(error, ResponseError | ValueError) or time.monotonic() - self._complained_at < COMPLAIN_EVERY:
             return
         self._complained_at = time.monotonic()
-        logger.warning("purges can't be read from Redis, so entries in memory are trusted only briefly: %s", error)
+        said = "purges can't be read from Redis, so entries in memory are trusted only briefly: %s"
+        logger.warning(said, error, extra=at_most_every(COMPLAIN_EVERY, "purges"))
 
     async def _follow(self) -> None:
         while True:
@@ -312,6 +314,7 @@ class RedisPurges:
                 " before %s is void",
                 self._max_bytes // 2**20,
                 show_position(floor),
+                extra=ONCE,
             )
             self.epochs.raise_floor(floor)
             await self._stream.trim_to(self.epochs.generation, floor)

@@ -29,6 +29,7 @@ from gateway.cache.redis.writes import Value, Writes
 from gateway.cache.shared_store import Read, SharedStatistics, no_values
 from gateway.clock import Clock, SystemClock
 from gateway.config.types import shown_url
+from gateway.observability.log import at_most_every
 from gateway.policy.identity_key import KEY_BYTES
 
 logger = logging.getLogger("gateway")
@@ -332,9 +333,8 @@ class RedisStore:
         now = time.monotonic()
         if now - self._complained_at >= COMPLAIN_EVERY:
             self._complained_at = now
-            logger.warning(
-                "%s in Redis is larger than %d bytes, which we never write; it is not read", key, self.largest
-            )
+            said = "%s in Redis is larger than %d bytes, which we never write; it is not read"
+            logger.warning(said, key, self.largest, extra=at_most_every(COMPLAIN_EVERY, "oversized"))
 
     async def _write_batch(self, values: Sequence[Value]) -> bool:
         pipeline = self._pipeline(map(self._set, values))

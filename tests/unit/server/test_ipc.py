@@ -14,6 +14,7 @@ import pytest
 
 from gateway.config.loader import load
 from gateway.errors import ConfigProblem
+from gateway.observability.log import Mark, Marked
 from gateway.server.ipc import (
     MAX_MESSAGE,
     Abort,
@@ -24,6 +25,7 @@ from gateway.server.ipc import (
     Channel,
     CommandFailed,
     Commit,
+    Logged,
     Order,
     Prepare,
     Problem,
@@ -48,7 +50,7 @@ ORDERS = [
 ]
 REPORTS = [
     *(WorkerReady(), CommandFailed("no", [Problem("a", "b", "c")]), ReloadPrepared(3, []), Alive()),
-    *(PurgeReported([], asked=True), Question(4)),
+    *(PurgeReported([], asked=True), Question(4), Logged(Marked(Mark("Redis", "away"), 30, "Redis is away"))),
 ]
 
 

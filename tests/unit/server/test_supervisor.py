@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -25,6 +26,7 @@ from gateway.server.process import spawn
 from gateway.server.reload import Files
 from gateway.server.supervisor import StartError, Supervisor
 from tests.support.gateways import served
+from tests.support.processes import Valkey
 
 pytestmark = pytest.mark.timeout(60)
 ROUTES: dict[str, Any] = {"rest": {"path": "/{path:path}", "upstream": "api", "ttl": "60s"}}
@@ -231,3 +233,25 @@ async def test_it_does_not_start_where_a_worker_cannot_and_says_why(site: Site) 
     with pytest.raises((ConfigError, StartError), match="nowhere"):
         await Supervisor(site.read(), site.read).run()
     assert [path.name for path in site.file.parent.iterdir()] == ["gateway.yaml"]
+
+
+async def test_what_all_workers_find_is_logged_once(
+    site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "gateway")
+    valkey = Valkey(tmp_path)
+    await asyncio.to_thread(valkey.start)
+    site.write(redis_url=valkey.url)
+    try:
+        async with supervised(site) as client:
+            await asyncio.to_thread(valkey.kill)
+            for number in range(20):  # of both workers, as each connection is new
+                assert (await client.get(f"/{number}")).text == f"/{number}"
+            await told(caplog, "is not used: ")
+            await asyncio.to_thread(valkey.start)
+            await told(caplog, "is used again")
+            await site.comes_to(1, "gateway_redis_available")
+    finally:
+        valkey.end()
+    lines = [each.message for each in caplog.records if each.message.startswith("Redis at ")]
+    assert [("is not used: " in line, "is used again" in line) for line in lines] == [(True, False), (False, True)]
