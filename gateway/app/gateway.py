@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import __version__
+from gateway.aggregates.aggregate import Aggregate
 from gateway.app.dependency_overrides import WatchedOverrides
 from gateway.app.dispatch import Dispatch, FrameworkLayers, Recording
 from gateway.app.exception_handlers import exception_handlers
@@ -26,6 +27,7 @@ from gateway.app.generation import Generation, Given, Transport
 from gateway.app.head_requests import HeadOfCached
 from gateway.app.middleware import Layers, OtherSlash, Outermost
 from gateway.app.openapi import OPENAPI, show_validation_problems
+from gateway.app.openapi_security import add_schemes
 from gateway.app.routes import AppRoutes
 from gateway.app.worker_state import SERVED
 from gateway.cache.shared_store import SharedStore
@@ -38,6 +40,7 @@ from gateway.errors import ConfigError, ConfigProblem
 from gateway.explain.middleware import Explaining
 from gateway.observability.access_log import AccessLog
 from gateway.observability.log import ONCE
+from gateway.routing.declared import Declared
 from gateway.routing.handler_route import handler_app
 from gateway.routing.handler_settings import STATE
 
@@ -154,10 +157,17 @@ class Gateway(Generation, FastAPI):
         return self
 
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, with the body that a request which does not validate gets."""
-        if self.openapi_schema is None and self.config.validation_errors == "problem":
-            show_validation_problems(super().openapi())
+        """The OpenAPI document, with security schemes, and the body that a request which does not validate gets."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            add_schemes(document, (each.admission for each in self._of_configuration if each.admission is not None))
+            if self.config.validation_errors == "problem":
+                show_validation_problems(document)
         return super().openapi()
+
+    @property
+    def _of_configuration(self) -> list[Declared | Aggregate]:
+        return [*self.declared, *self.aggregates]
 
     # --- generations ---------------------------------------------------------------------------------------
 

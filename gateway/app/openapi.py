@@ -14,10 +14,12 @@ from fastapi.staticfiles import StaticFiles
 from starlette.responses import HTMLResponse
 
 from gateway.aggregates.aggregate import Aggregate
+from gateway.app.openapi_security import refusals_of, security_of
 from gateway.config.part import PartConfig
 from gateway.config.route import RouteConfig
 from gateway.config.types import show_duration
 from gateway.errors import ConfigError, ConfigProblem
+from gateway.identity.admission import Admission
 from gateway.routing.declared import Declared, root_of
 
 ASSETS = "/_gateway/docs"
@@ -54,21 +56,24 @@ def openapi_operation(route: Declared, method: str = "GET") -> dict[str, Any]:
         "tags": config.tags,
         "methods": "any" if config.allowed is None else [*config.allowed],
     }
+    secured, refusals = _secured(route.admission)
     if method not in ("GET", "HEAD"):
         default = {"description": "The upstream's response. The cache isn't used.", "headers": _HEADERS}
         body: dict[str, Any] = {"requestBody": {"content": {"*/*": {}}}} if method in ("POST", "PUT", "PATCH") else {}
         return {
             "parameters": parameters,
             **body,
-            "responses": {"default": default, **_REFUSALS},
+            **secured,
+            "responses": {"default": default, **refusals},
             "x-gateway": described,
         }
     return {
         "parameters": parameters,
+        **secured,
         "responses": {
             "200": {"description": "The upstream's response, from the cache or fetched.", "headers": _HEADERS},
             "304": {"description": "The client's copy is still valid."},
-            **_REFUSALS,
+            **refusals,
             "502": {
                 "description": "The upstream failed, and no stale response is available.",
                 "content": _PROBLEM,
@@ -79,14 +84,23 @@ def openapi_operation(route: Declared, method: str = "GET") -> dict[str, Any]:
     }
 
 
+def _secured(admission: Admission | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a route asks of credentials, as a part of its operation; and the responses of all its refusals."""
+    if admission is None:
+        return {}, _REFUSALS
+    return {"security": security_of(admission)}, {**_REFUSALS, **refusals_of(_PROBLEM)}
+
+
 def aggregate_operation(aggregate: Aggregate) -> dict[str, Any]:
     """The OpenAPI description of an aggregate. Raises ConfigError if a part's schema can't be read."""
     config = aggregate.config
     query = [*sorted(aggregate.kit.plan.query), *(["parts"] if config.selectable else [])]
     parameters = [_parameter(name, "path", config.examples, required=True) for name in config.template.parameters]
     parameters += [_parameter(name, "query", config.examples, required=False) for name in query]
+    secured, refusals = _secured(aggregate.admission)
     return {
         "parameters": parameters,
+        **secured,
         "responses": {
             "200": {
                 "description": "The joined responses of the parts. Gateway-Complete is ?0 if one of them failed.",
@@ -94,7 +108,7 @@ def aggregate_operation(aggregate: Aggregate) -> dict[str, Any]:
                 "content": {"application/json": {"schema": _joined_schema(aggregate)}},
             },
             "304": {"description": "The client's copy is still valid."},
-            **_REFUSALS,
+            **refusals,
             "502": {"description": "A required part failed, and no stale copy is available.", "content": _PROBLEM},
             "504": {"description": "A required part timed out.", "content": _PROBLEM},
         },

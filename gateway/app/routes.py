@@ -22,11 +22,14 @@ from gateway.aggregates.aggregate import Aggregate
 from gateway.aggregates.routes import AggregateHandlers
 from gateway.app.health import add_health
 from gateway.app.openapi import add_pages, aggregate_operation, documented_methods, openapi_operation
+from gateway.app.protected_resource import ProtectedResources
 from gateway.app.python_routes import pieces_of, router_of
 from gateway.cache.engine import Engine
 from gateway.config.models import Config
 from gateway.config.route import RouteConfig
 from gateway.edge.passthrough import Direct, DirectAggregate, DirectRoute, Patterns
+from gateway.http.target import Target
+from gateway.identity.admission import Admission
 from gateway.observability.log import ONCE
 from gateway.observability.metrics import Metrics
 from gateway.routing.declared import Declared
@@ -51,8 +54,22 @@ class AppRoutes:
         """Add health and the documentation pages, at these paths; `off` for none. Returns all routes that are the
         gateway's own."""
         add_health(self.app)
+        if self.config.identity:
+            self._resources.add_to(self.app)
         add_pages(self.app, docs=self._page("docs", docs), redoc=self._page("redoc", redoc))
         return list(self.app.router.routes)
+
+    @property
+    def _resources(self) -> ProtectedResources:
+        issuers = {name: issuer.issuer for name, issuer in self.config.identity.items() if issuer.issues_by_url}
+        return ProtectedResources(issuers, self._admissions)
+
+    def _admissions(self, target: Target | None) -> list[Admission]:
+        routes: list[Declared | Aggregate] = [*self.declared, *self.aggregates]
+        if target is not None:
+            routes.sort(key=lambda each: each.config.template.specificity)
+            routes = [each for each in routes if each.config.template.match(target.path) is not None][:1]
+        return [each.admission for each in routes if each.admission is not None]
 
     def add_configured(self) -> None:
         """Add declared routes, aggregates and included routers, by how specific their paths are."""

@@ -120,6 +120,11 @@ class _IssuerConfig(Model):
         return found
 
     @property
+    def issues_by_url(self) -> bool:
+        """Whether clients can find where to get tokens: by the issuer's metadata (RFC 8414)."""
+        return self.issuer.startswith(("https://", "http://"))
+
+    @property
     def other_fields(self) -> list[str]:
         """Those of its sources that have no meaning in HTTP."""
         return [name for name in self.sources if name != "authorization" and not name.startswith("cookie:")]

@@ -6,11 +6,13 @@ import re
 
 from gateway.cache.respond import Answer, problem
 from gateway.context import RequestContext
-from gateway.http.headers import has
+from gateway.http.headers import first, has
 from gateway.identity.admission import Admission, NotAdmitted
 from gateway.observability.metrics import Metrics
 from gateway.policy.identity_key import IdentityKey
 
+WELL_KNOWN = "/.well-known/oauth-protected-resource"
+"""Where the metadata of protected resources are (RFC 9728 §3.1)."""
 _NOT_IN_QUOTES = re.compile(r"[^ !#-\[\]-~]")
 
 
@@ -37,16 +39,33 @@ async def admitted(
 
 
 def not_admitted(exchange: RequestContext, refused: NotAdmitted) -> Answer:
-    """The answer to a request that is not admitted (RFC 6750 §3)."""
+    """The answer to a request that is not admitted (RFC 6750 §3); a 401 says where the metadata of the resource are
+    (RFC 9728 §5.1)."""
     answer = problem(exchange, refused.status, refused.detail)
     if refused.retry_after is not None:
         answer.headers.append((b"retry-after", b"%d" % refused.retry_after))
     if refused.status != 503:
         parameters = {"error": refused.error, "error_description": refused.detail if refused.error else ""}
         parameters["scope"] = " ".join(refused.scopes)
+        parameters["resource_metadata"] = _metadata_url(exchange) if refused.status == 401 else ""
         given = ", ".join(f'{name}="{_in_quotes(value)}"' for name, value in parameters.items() if value)
         answer.headers.append((b"www-authenticate", f"Bearer {given}".strip().encode("ascii")))
     return answer
+
+
+def url_below(scheme: str, host: str, root: str, path: str) -> str:
+    """The URL by which clients request `path` of the gateway, which is below `root`."""
+    return f"{scheme}://{host}{root}{path}"
+
+
+def _metadata_url(exchange: RequestContext) -> str:
+    """The URL of the metadata of what was requested; empty if it isn't known by which URL that was."""
+    scope = exchange.scope
+    host = first(scope.get("headers", ()), b"host")
+    if host is None or "raw_path" not in scope:
+        return ""
+    path = scope["raw_path"].decode("ascii").removeprefix(exchange.root)
+    return url_below(scope["scheme"], host.lower(), exchange.root, WELL_KNOWN + ("" if path == "/" else path))
 
 
 def _in_quotes(text: str) -> str:

@@ -83,7 +83,8 @@ async def test_a_route_with_identity_lets_nobody_in_without_a_credential(stand: 
     shop = await stand()
     response = await shop.get()
     assert response.status_code == 401
-    assert response.headers["www-authenticate"] == "Bearer"
+    metadata = "http://gateway/.well-known/oauth-protected-resource/home"
+    assert response.headers["www-authenticate"] == f'Bearer resource_metadata="{metadata}"'
     assert response.headers["cache-control"] == "no-store"
     assert response.headers["content-type"] == "application/problem+json"
     assert shop.seen == []
