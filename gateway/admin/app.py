@@ -94,6 +94,7 @@ class ExplainOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     target: str
     method: str = "GET"
     headers: list[tuple[str, str]] = []
+    data: str | None = None
 
 
 class PurgeOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -285,7 +286,8 @@ class Admin:
         order = msgspec.json.decode(await _body(request), type=ExplainOrder)
         self._refuse_another_host(order.target)
         headers = tuple((name.strip().lower().encode(), value.strip().encode()) for name, value in order.headers)
-        trace = await self._gateway().explain(order.method.upper(), order.target, headers)
+        content = None if order.data is None else order.data.encode()
+        trace = await self._gateway().explain(order.method.upper(), order.target, headers, content)
         return encoded({"text": explained(trace)} if request.query_params.get("text") else trace)
 
 

@@ -208,7 +208,11 @@ class Generation:
         return self._given.tracing is not None or instrumented or (native is not None and bool(native.enabled()))
 
     def _made_cors(self) -> Cors | None:
-        return Cors(self.config.cors) if self.config.cors.enabled else None
+        cors = self.config.cors
+        if "allow_methods" not in cors.model_fields_set:
+            reads = {name for route in self.config.routes.values() for name in route.content_methods}
+            cors = cors.model_copy(update={"allow_methods": [*cors.allow_methods, *sorted(reads)]})
+        return Cors(cors) if cors.enabled else None
 
     def forget(self) -> None:
         """Forget entries stored under keys of the previous identity key."""
@@ -365,9 +369,10 @@ class Generation:
         joined = [aggregate_key(each, target) for each in self.aggregates if each.config.template.match(target.path)]
         return [*keys[:1], *joined[:1], *self.handlers.keys_of(target)]
 
-    async def explain(self, method: str, raw_target: str, headers: Headers = ()) -> Trace:
-        """Why a request would get its response, without fetching, storing or counting anything."""
-        return await self.explainer().explain(method, raw_target, headers)
+    async def explain(self, method: str, raw_target: str, headers: Headers = (), content: bytes | None = None) -> Trace:
+        """Why a request would get its response, without fetching, storing or counting anything. `content` is the body
+        of a QUERY, or of another read that has one."""
+        return await self.explainer().explain(method, raw_target, headers, content)
 
     def explainer(self, *, running: bool = True) -> Explainer:
         """The explainer; without a `running` gateway, by the configuration alone."""

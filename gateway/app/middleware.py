@@ -101,10 +101,10 @@ class Layers:
                 self._began(scope.get("state", {}))
             await self.app(scope, receive, send)
             return
+        exchange = _exchange(scope, self._trusted)
         if scope["method"] not in ("GET", "HEAD"):
             # Reads are answered by the compressed form's own tag; a write is compared with the tag as it was given.
             scope["headers"] = as_given(scope["headers"])
-        exchange = _exchange(scope, self._trusted)
         scope[SCOPE_KEY] = exchange
         PASSED_ON.set(traceparent_of(exchange.headers))
         preflight = None if self._cors is None else self._cors.preflight(scope)

@@ -50,13 +50,20 @@ def openapi_operation(route: Declared, method: str = "GET") -> dict[str, Any]:
     parameters = [_parameter(name, "path", config.examples, required=True) for name in route.template.parameters] + [
         _parameter(name, "query", config.examples, required=False) for name in config.query or ()
     ]
-    described = {
+    described: dict[str, Any] = {
         "upstream": route.upstream.name,
         "ttl": _ttl(config.ttl),
         "tags": config.tags,
         "methods": "any" if config.allowed is None else [*config.allowed],
     }
     secured, refusals = _secured(route.admission)
+    content = _content_of(route)
+    if route.is_content_read("QUERY") and method == documented_methods(config)[0]:
+        # OpenAPI has no operation for QUERY before version 3.2.
+        described["query"] = {"requestBody": content}
+    read = {"parameters": parameters, **secured, "responses": _read_responses(refusals), "x-gateway": described}
+    if route.is_content_read(method):
+        return {**read, "requestBody": content}
     if method not in ("GET", "HEAD"):
         default = {"description": "The upstream's response. The cache isn't used.", "headers": _HEADERS}
         body: dict[str, Any] = {"requestBody": {"content": {"*/*": {}}}} if method in ("POST", "PUT", "PATCH") else {}
@@ -67,21 +74,7 @@ def openapi_operation(route: Declared, method: str = "GET") -> dict[str, Any]:
             "responses": {"default": default, **refusals},
             "x-gateway": described,
         }
-    return {
-        "parameters": parameters,
-        **secured,
-        "responses": {
-            "200": {"description": "The upstream's response, from the cache or fetched.", "headers": _HEADERS},
-            "304": {"description": "The client's copy is still valid."},
-            **refusals,
-            "502": {
-                "description": "The upstream failed, and no stale response is available.",
-                "content": _PROBLEM,
-            },
-            "504": {"description": "The upstream timed out.", "content": _PROBLEM},
-        },
-        "x-gateway": described,
-    }
+    return read
 
 
 def _secured(admission: Admission | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -89,6 +82,20 @@ def _secured(admission: Admission | None) -> tuple[dict[str, Any], dict[str, Any
     if admission is None:
         return {}, _REFUSALS
     return {"security": security_of(admission)}, {**_REFUSALS, **refusals_of(_PROBLEM)}
+
+
+def _content_of(route: Declared) -> dict[str, Any]:
+    return {"required": True, "content": {kind: {} for kind in route.config.body.types}}
+
+
+def _read_responses(refusals: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "200": {"description": "The upstream's response, from the cache or fetched.", "headers": _HEADERS},
+        "304": {"description": "The client's copy is still valid."},
+        **refusals,
+        "502": {"description": "The upstream failed, and no stale response is available.", "content": _PROBLEM},
+        "504": {"description": "The upstream timed out.", "content": _PROBLEM},
+    }
 
 
 def aggregate_operation(aggregate: Aggregate) -> dict[str, Any]:

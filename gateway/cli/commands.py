@@ -28,6 +28,7 @@ from gateway.cli.options import (
     memory_only,
     nothing_served,
     operator,
+    read_data,
     read_header,
 )
 from gateway.config.names import counted
@@ -321,6 +322,10 @@ def explain(
     header: Annotated[
         list[str] | None, typer.Option("--header", "-H", help="A request header, as `Name: value`; repeatable.")
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", "-d", help="The body of a QUERY, or of another read with one; @FILE reads a file."),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", "-c", help="Use this configuration file instead of a running gateway."),
@@ -332,7 +337,7 @@ def explain(
 
     Without --config, the command asks the admin listener: --admin-url, else GATEWAY_ADMIN_URL, else `admin_listen` of
     the configuration. The token is GATEWAY_ADMIN_TOKEN, also from `.env`. Nothing is fetched, stored or counted. The
-    default Accept header is curl's.
+    default Accept header is curl's, and with --data the default Content-Type is application/json.
     """
     import msgspec
 
@@ -341,10 +346,13 @@ def explain(
     fields = [read_header(text) for text in header or []]
     if not any(name == "accept" for name, _ in fields):
         fields.append(("accept", "*/*"))  # as curl sends it
+    if data is not None and not any(name == "content-type" for name, _ in fields):
+        fields.append(("content-type", "application/json"))
+    content = read_data(data)
     if config is not None:
-        trace = asyncio.run(_explain_dry(loaded(config), method.upper(), target, fields))
+        trace = asyncio.run(_explain_dry(loaded(config), method.upper(), target, fields, content))
     else:
-        order = {"method": method, "target": target, "headers": fields}
+        order = {"method": method, "target": target, "headers": fields, "data": content}
         trace = msgspec.convert(ask("/explain", order, admin_url=admin_url), Trace)
     typer.echo(msgspec.json.encode(trace).decode() if as_json else render(trace))
 
@@ -352,7 +360,8 @@ def explain(
 @app.command()
 def warm(
     source: Annotated[
-        Path, typer.Option("--from", help="File of URLs or paths, one per line; or an access log.", show_default=False)
+        Path,
+        typer.Option("--from", help="File of URLs, paths or `QUERY /path BODY`; or an access log.", show_default=False),
     ],
     top: Annotated[int | None, typer.Option(help="Maximum number of URLs, most requested first.", min=1)] = None,
     rate: Annotated[str | None, typer.Option(help="Maximum request rate, such as 50/s.")] = None,
@@ -414,13 +423,18 @@ def audit(config: ConfigOption = None, admin_url: AdminUrlOption = None) -> None
     show(events_table(ask("/audit", config=config, admin_url=admin_url)["events"]))
 
 
-async def _explain_dry(read: Loaded, method: str, target: str, fields: list[tuple[str, str]]) -> Trace:
+async def _explain_dry(
+    read: Loaded, method: str, target: str, fields: list[tuple[str, str]], content: str | None
+) -> Trace:
     from gateway.app.gateway import create_app
 
     gateway = create_app(memory_only(read))  # which is not started: it opens no connection
     try:
         return await gateway.explainer(running=False).explain(
-            method, target, tuple((name.encode(), value.encode()) for name, value in fields)
+            method,
+            target,
+            tuple((name.encode(), value.encode()) for name, value in fields),
+            None if content is None else content.encode(),
         )
     finally:
         for upstream in gateway.upstreams.values():

@@ -124,6 +124,16 @@ def read_header(text: str) -> tuple[str, str]:
     return name.strip().lower(), value.strip()
 
 
+def read_data(text: str | None) -> str | None:
+    """A typed body: itself, or with `@` before its name the content of a file. Raises typer.BadParameter."""
+    if text is None or not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"--data {text}: the file can't be read: {error}") from None
+
+
 ANSWER_SECONDS = 10
 _ELSEWHERE = (404, 405)
 

@@ -8,6 +8,7 @@ stored response are requested once.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
+from gateway.config.route import READABLE
 from gateway.errors import GatewayError, RequestRefused
 from gateway.http.target import normalise, select_query
 
@@ -34,7 +36,8 @@ class _LogLine(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Wanted:
-    """The targets to request, the most requested first; `skipped` lines of a log had queries, whose values it lacks."""
+    """The targets to request, the most requested first; a read with content is its line. `skipped` lines of a log had
+    queries, whose values it lacks."""
 
     targets: list[str]
     skipped: int = 0
@@ -57,7 +60,8 @@ class Warmed:
 
 
 def wanted(path: Path, *, top: int | None, drop_query: tuple[str, ...] = ()) -> Wanted:
-    """The targets that a file names: a URL or path a line, or an access log in JSON lines. Raises WarmError."""
+    """The targets that a file names: a line is a URL or path, or a read with content (`QUERY /search {"q": "shoes"}`),
+    or one of an access log in JSON lines. Raises WarmError."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -68,7 +72,12 @@ def wanted(path: Path, *, top: int | None, drop_query: tuple[str, ...] = ()) -> 
         line = line.strip()
         if not line or line.startswith("#"):
             continue
-        target = _of_log(line, path, number) if line.startswith("{") else _of_url(line, path, number, drop_query)
+        if line.startswith("{"):
+            target = _of_log(line, path, number)
+        elif _READ.match(line):
+            target = _of_read(line, path, number, drop_query)
+        else:
+            target = _of_url(line, path, number, drop_query)
         skipped += target is None
         if target:
             counts[target] += 1
@@ -94,6 +103,20 @@ def _of_url(text: str, path: Path, number: int, drop_query: tuple[str, ...]) -> 
         raise WarmError(f"{path} line {number}: {text} isn't a URL of the gateway: {refused.detail}") from None
     pairs = select_query(target.query, None, drop_query)
     return f"{target.path}?{'&'.join(pairs)}" if pairs else target.path
+
+
+_READ = re.compile(r"([A-Z]+)[ \t]+(\S+)(?:[ \t]+(.*))?")
+"""A line of a read with content: its method, its URL, its body."""
+
+
+def _of_read(text: str, path: Path, number: int, drop_query: tuple[str, ...]) -> str:
+    found = _READ.fullmatch(text)
+    assert found is not None
+    method, url, body = found.groups()
+    if method not in (*READABLE, "GET"):
+        raise WarmError(f"{path} line {number}: {method} is no read; expected GET, {', '.join(READABLE)}")
+    target = _of_url(url, path, number, drop_query)
+    return target if method == "GET" else f"{method} {target} {body or ''}"
 
 
 def _of_log(text: str, path: Path, number: int) -> str | None:
@@ -160,8 +183,12 @@ def base_url(text: str) -> str:
 
 async def _ask(client: httpx.AsyncClient, target: str) -> tuple[str, str]:
     """The result by `Cache-Status`, in a word; for a failure, with the reason."""
+    method, content = "GET", None
+    if not target.startswith("/"):
+        method, target, content = target.split(" ", 2)
+    typed = {"content-type": "application/json"} if content is not None and "content-type" not in client.headers else {}
     try:
-        async with client.stream("GET", target) as response:
+        async with client.stream(method, target, content=content, headers=typed) as response:
             async for _ in response.aiter_raw():
                 pass
     except httpx.TransportError as error:

@@ -61,7 +61,7 @@ class CorsConfig(Model):
     allow_origin_regex: str | None = None
     """A regular expression that must match the whole origin."""
     allow_methods: Annotated[TextList, BeforeValidator(no_modes("allow_methods"))] = ["GET", "HEAD", "OPTIONS"]
-    """Allowed methods."""
+    """Allowed methods. By default those that routes read with a body (QUERY, `reads`) are allowed as well."""
     allow_headers: Annotated[TextList, BeforeValidator(no_modes("allow_headers"))] = []
     """Allowed request headers, besides the safelisted ones; `*` for all."""
     allow_credentials: bool = False

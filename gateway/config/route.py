@@ -5,6 +5,7 @@ A route with `parts` is an aggregate; `config.part` and `config.part_graph` chec
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import cached_property
@@ -23,7 +24,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from gateway.config.field_changes import HeadersConfig
 from gateway.config.identity import OF_IDENTITY, RequireConfig, check_claim_field
-from gateway.config.names import no_modes, refuse_modes
+from gateway.config.names import misspelt, no_modes, refuse_modes
 from gateway.config.part import PartConfig
 from gateway.config.part_graph import PartPlan, PartProblem, plan_parts
 from gateway.config.types import (
@@ -53,9 +54,35 @@ from gateway.policy.rules import CachePolicy
 _NOT_OF_AGGREGATES = (
     "upstream", "upstream_path", "cache", "ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl",
     "client_ttl", "vary", "query", "drop_query", "authorization", "cookies", "expose_tags",
-    "timeout", "max_request_body", "max_response_body", "methods",
+    "timeout", "max_request_body", "max_response_body", "methods", "reads", "body", "upstream_method",
     "forward", "forward_token",
 )  # fmt: skip
+
+
+_MEDIA_RANGE = re.compile(r"\*/\*|[a-z0-9!#$&^_.+-]+/(?:\*|[a-z0-9!#$&^_.+-]+)")
+READABLE = ("POST", "QUERY", "REPORT", "SEARCH")
+"""The methods of reads that have content."""
+MOST_CONTENT = 1024 * 1024
+
+
+def _check_types(types: list[str]) -> list[str]:
+    for each in types:
+        if not _MEDIA_RANGE.fullmatch(each.lower()):
+            raise ValueError(f"{each!r} isn't a media type; expected application/json, text/* or */*")
+    return [each.lower() for each in types]
+
+
+class BodyConfig(Model):
+    """Which request bodies may be part of the cache key."""
+
+    types: Annotated[TextList, AfterValidator(_check_types)] = ["application/json"]
+    """The media types, such as `application/json`, `text/*` or `*/*`. A request of another type, or without one,
+    bypasses the cache."""
+    max: Annotated[Size, Field(ge=1, le=MOST_CONTENT)] = 64 * 1024
+    """Maximum size of a body that is part of the key, at most 1 MiB. A request with a larger one bypasses the cache."""
+    normalise: Literal["none", "json"] = "none"
+    """`json` sorts the names in JSON bodies and removes insignificant space, so that equal searches share a response;
+    numbers stay as they are written. The upstream gets the body in that form."""
 
 
 class RouteConfig(Model):
@@ -73,6 +100,15 @@ class RouteConfig(Model):
     them. CORS preflights always pass; another OPTIONS request gets 204 with `Allow` unless it is listed. Default: GET
     and HEAD with a duration as `ttl`, otherwise all. In this release, other methods pass by that default too, with a
     warning in the log and a note of `gateway check`; the next release refuses them."""
+    reads: TextList = []
+    """Methods with a body that the upstream answers without changing anything, such as `[POST]` for a search. Their
+    responses are cached, by a key that contains the body, and they may be retried. QUERY (RFC 10008) is one where
+    `methods` lists it."""
+    body: BodyConfig = BodyConfig()
+    """With `reads`, or QUERY in `methods`: which bodies may be part of the cache key."""
+    upstream_method: Literal["POST", "QUERY"] | None = None
+    """With `reads`, or QUERY in `methods`: the method by which the upstream gets these requests. Default: the
+    client's."""
     encoded_slashes: Slashes = "refuse"
     """What becomes of an encoded slash (`%2F`) in a path. `refuse` responds 400. `keep`: it is part of its segment and
     goes to the upstream as it came (GitLab, npm, RabbitMQ, Jenkins); so does `%252F`. `decode`: it is a slash, and the
@@ -185,6 +221,27 @@ class RouteConfig(Model):
     def _known_methods(cls, value: Any) -> Any:
         return value if value is None or value == "any" else check_methods(value)
 
+    @field_validator("reads")
+    @classmethod
+    def _readable(cls, methods: list[str]) -> list[str]:
+        for name in methods:
+            if name.upper() not in READABLE:
+                near = misspelt(name.upper(), READABLE)
+                raise ValueError(f"{name} is no read with a body; expected {', '.join(READABLE)}{near}")
+        return [name.upper() for name in methods]
+
+    @model_validator(mode="after")
+    def _reads_pass(self) -> RouteConfig:
+        if self.allowed is not None:
+            for name in self.reads:
+                if name not in self.allowed:
+                    raise ValueError(f"reads: {name} must be in `methods` too")
+        for setting in ("body", "upstream_method"):
+            given = getattr(self, setting) != type(self).model_fields[setting].default
+            if given and not self.content_methods:
+                raise ValueError(f"{setting} requires `reads`, or QUERY in `methods`")
+        return self
+
     @field_validator("tags")
     @classmethod
     def _tags(cls, tags: list[str]) -> list[str]:
@@ -278,6 +335,12 @@ class RouteConfig(Model):
         if self.methods is None or self.methods == "any":
             return None
         return tuple(dict.fromkeys(name for each in self.methods for name in (each, *(("HEAD",) * (each == "GET")))))
+
+    @cached_property
+    def content_methods(self) -> frozenset[str]:
+        """The methods of reads whose content is part of the cache key."""
+        query = ("QUERY",) if isinstance(self.methods, list) and "QUERY" in self.methods else ()
+        return frozenset((*self.reads, *query))
 
     @property
     def reads_by_default(self) -> bool:

@@ -28,7 +28,7 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -117,6 +117,17 @@ async def categories(shop: TheShop) -> list[Category]:
 async def search(q: str, shop: TheShop) -> Found:
     found = shop.search(q)
     return Found(q, found[:20], len(found))
+
+
+class SearchOrder(BaseModel):
+    q: str
+    page: Annotated[int, Field(ge=1)] = 1
+
+
+@router.post("/v2/search")
+async def search_by_post(order: SearchOrder, shop: TheShop) -> Found:
+    found = shop.search(order.q)
+    return Found(order.q, found[20 * (order.page - 1) :][:20], len(found))
 
 
 @router.post("/v2/orders", status_code=201)

@@ -44,6 +44,7 @@ from gateway.http.target import (
 from gateway.identity.admission import Admission, NotAdmitted
 from gateway.identity.principal import Principal
 from gateway.policy import freshness
+from gateway.policy.content import TOO_LARGE, Content, ContentRules
 from gateway.policy.entry import Entry
 from gateway.policy.keys import plan
 from gateway.policy.rules import NEGATIVE_STATUSES, PLAIN, CachePolicy, directives_of
@@ -67,6 +68,7 @@ class _Request:
     target: Target
     headers: Headers
     principal: Principal | None = None
+    content: bytes | None = None
 
     def told(self, decision: str, why: str) -> Trace:
         return Trace(
@@ -97,14 +99,15 @@ class Explainer:
     root: str = ""
     public_url: str | None = None
 
-    async def explain(self, method: str, raw_target: str, headers: Headers) -> Trace:
-        """The trace of a request for `raw_target`, a path or one of the gateway's own URLs."""
+    async def explain(self, method: str, raw_target: str, headers: Headers, content: bytes | None = None) -> Trace:
+        """The trace of a request for `raw_target`, a path or one of the gateway's own URLs; `content` is its body, None
+        if that is not known."""
         text = f"{method} {raw_target}"
         if text == "OPTIONS *":
             return Trace(request=text, decision="local", why="the gateway itself answers what is asked of the server")
         try:
             target = below(self._target(method, raw_target, headers), self.root)
-            return await self._explained(_Request(method, text, target, headers))
+            return await self._explained(_Request(method, text, target, headers, content=content))
         except RequestRefused as refused:
             return Trace(request=without_credentials(text), decision=str(refused.status), why=refused.detail)
 
@@ -177,14 +180,21 @@ class Explainer:
         asks, parameters = route.upstream_target(request.target.path, request.target.query)
         keying, rules, headers = route.engine_route.keying, route.engine_route.rules, request.headers
         decoded = {name: unquote(value) for name, value in parameters.items()}
+        content = None
+        if route.content is not None and route.is_content_read(request.method):
+            refusal, content = _content_of(route.content, request)
+            if refusal is not None:
+                told = request.told(*refusal)
+                return msgspec.structs.replace(told, route=route.name, path=route.config.path, lost=lost)
         lookup = LookupRequest(
             request.method,
             headers,
             route.name,
             route.engine_route,
-            plan(keying, route.upstream.name, asks, headers, has_body=has_body(headers)),
+            plan(keying, route.upstream.name, asks, headers, has_body=has_body(headers), content=content),
             directives_of(request.method, headers, rules),
             tuple(render_tag(tag, decoded) for tag in route.config.tags),
+            content,
         )
         told, stored = await self._judged(request, lookup)
         return msgspec.structs.replace(
@@ -221,7 +231,7 @@ class Explainer:
             request.told(judged.decision, judged.why),
             status=judged.status,
             route=lookup.name,
-            key=tuple(trace.key(lookup.plan, lookup.route.keying, lookup.headers)),
+            key=tuple(trace.key(lookup.plan, lookup.route.keying, lookup.headers, lookup.content)),
             variant=trace.variant(stored, lookup.route.keying, lookup.headers),
             entry=stores.entry(judged.found, lookup.route.rules),
             names=tuple(stores.names(lookup, stored)),
@@ -372,6 +382,18 @@ class Explainer:
         if coded is not None:
             named.append(coded)
         return tuple(named or ["default"])
+
+
+def _content_of(rules: ContentRules, request: _Request) -> tuple[tuple[str, str] | None, Content | None]:
+    """The content of a request as part of its key, or the decision and the reason without it."""
+    if request.content is None:
+        return (trace.UNKNOWN, "the key contains a digest of the body: give it with --data"), None
+    refusal = rules.refusal(request.headers)
+    if len(request.content) > rules.largest:
+        refusal = TOO_LARGE
+    if refusal is not None:
+        return ("bypass", trace.BYPASSES[refusal]), None
+    return None, rules.content(request.method, request.headers, request.content)
 
 
 def _order(route: Explained) -> Order:

@@ -16,6 +16,7 @@ from gateway.explain import trace
 from gateway.explain.trace import BYPASSES, UNKNOWN, EntryTrace, Name
 from gateway.http.headers import Headers
 from gateway.policy import freshness
+from gateway.policy.content import Content
 from gateway.policy.entry import Entry
 from gateway.policy.epochs import key_name, route_name, tag_name
 from gateway.policy.freshness import Bypass, Hit, Miss, Revalidate, Stale, Unsatisfiable
@@ -38,6 +39,12 @@ class LookupRequest:
     plan: Plan
     facts: RequestDirectives
     tags: tuple[str, ...] = ()
+    content: Content | None = None
+    """That of a read whose content is part of its key."""
+
+    @property
+    def is_read(self) -> bool:
+        return self.method in READS or self.content is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ class Stores:
     engine: Engine | None
 
     async def judge(self, lookup: LookupRequest) -> ExplainedDecision:
-        if lookup.method not in READS:
+        if not lookup.is_read:
             return ExplainedDecision("pass", trace.passed(lookup.method))
         if lookup.plan.bypass is not None:
             return ExplainedDecision("bypass", BYPASSES[lookup.plan.bypass])
@@ -67,7 +74,7 @@ class Stores:
 
     async def found(self, lookup: LookupRequest) -> Found:
         """The stored response: in this worker's memory, else in Redis."""
-        if self.engine is None or lookup.plan.bypass is not None or lookup.method not in READS:
+        if self.engine is None or lookup.plan.bypass is not None or not lookup.is_read:
             return Found(None)
         identity_key = lookup.route.keying.identity_key
         wanted = Selection(lookup.plan, lookup.headers, lookup.name, lookup.tags, identity_key=identity_key)

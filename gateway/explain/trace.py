@@ -11,6 +11,7 @@ from gateway.config.overrides import instant
 from gateway.http.headers import Headers, has
 from gateway.http.target import Target, pair_name
 from gateway.policy import storability
+from gateway.policy.content import Content
 from gateway.policy.entry import Entry
 from gateway.policy.freshness import Revalidate, Windows
 from gateway.policy.identity_key import ShownKey
@@ -181,6 +182,8 @@ def _purged(position: str) -> str:
 
 
 BYPASSES = {
+    "content-type": "the type of its body is none of `body.types`, so it bypasses the cache",
+    "content-too-large": "its body is larger than `body.max`, so it bypasses the cache",
     "body": "a GET with a body bypasses the cache",
     "authorization": "a request with Authorization bypasses the cache (setting `authorization`)",
     "cookie": "a request with cookies bypasses the cache (setting `cookies`)",
@@ -194,6 +197,8 @@ def passed(method: str) -> str:
     """For a request that is neither GET nor HEAD."""
     if method == "OPTIONS":
         return "it goes to the upstream: only GET and HEAD are cached"
+    if method == "QUERY":
+        return "it goes to the upstream: QUERY is cached where `methods` lists it"
     return "only GET and HEAD are cached; a successful response invalidates the target's entries"
 
 
@@ -244,13 +249,18 @@ def dropped(target: Target, asks: str) -> Iterator[str]:
             yield f"query parameter {pair_name(pair)} (settings `query`, `drop_query`)"
 
 
-def key(planned: Plan, keying: Keying, headers: Headers) -> list[str]:
+def key(planned: Plan, keying: Keying, headers: Headers, content: Content | None = None) -> list[str]:
     """The lines of the base key with values instead of digests, except those that identify the client."""
     if planned.bypass is not None:
         return planned.base.split("\n")
     origin, _, target = planned.primary.partition("\n")
     shown = replace(keying, identity_key=ShownKey(keying.identifies))
-    return plan(shown, origin, target, headers).base.split("\n")
+    lines = plan(shown, origin, target, headers, content=content).base.split("\n")
+    if content is None:
+        return lines
+    described = ", ".join(value.decode("latin-1") for _, value in content.fields)
+    kept = [line for line in lines if not line.startswith(":content:")]
+    return [*kept, f":content:{content.method}: digest of {len(content.body)} bytes of {described}"]
 
 
 def variant(stored: Entry | None, keying: Keying, headers: Headers) -> tuple[str, ...]:

@@ -24,14 +24,14 @@ from gateway.http.target import check_host
 METHODS = frozenset(
     b"DELETE GET HEAD POST PUT CONNECT OPTIONS TRACE COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND REBIND"
     b" UNBIND ACL REPORT MKACTIVITY CHECKOUT MERGE M-SEARCH NOTIFY SUBSCRIBE UNSUBSCRIBE PATCH PURGE MKCALENDAR LINK"
-    b" UNLINK".split()
+    b" UNLINK QUERY".split()
 )
 ALLOW = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 """What the gateway as a whole says in `Allow`."""
 ASTERISK = b"*"
 """The target of an OPTIONS request that is about the server (RFC 9112 §3.2.4)."""
 # RFC 9110 §8.6: methods that mean a body, so that without a length an HTTP/1.0 request's end is anybody's guess.
-_WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
+_WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH", b"QUERY"))
 # Fields that have one value: of two, servers differ in which they believe.
 _SINGLE = frozenset(
     (

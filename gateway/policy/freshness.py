@@ -248,7 +248,7 @@ _OUR_PROMISE = frozenset(
 
 # --- invalidation ------------------------------------------------------------------------------------------
 
-SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
+SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "QUERY"))
 
 
 def invalidates(method: str, status: int) -> bool:

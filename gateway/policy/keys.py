@@ -21,6 +21,7 @@ import msgspec
 
 from gateway.http.headers import Headers, connection_named, end_to_end, has, in_one_line, is_dangerous, sent_value
 from gateway.http.target import credentials_in, without_credentials
+from gateway.policy.content import CONTENT_FIELDS, Content
 from gateway.policy.identity_key import UNKEYED, IdentityKey
 
 # A request's own conditions are the cache's to answer; what goes upstream are our validators.
@@ -143,12 +144,25 @@ def holds_identity(keyed: tuple[str, ...], unkeyed: tuple[str, ...], vary: tuple
     return bool(keyed or unkeyed) and set(vary).issuperset(unkeyed)
 
 
-def plan(keying: Keying, origin: str, target: str, headers: Headers, *, has_body: bool = False) -> Plan:
-    """The plan for a GET or HEAD of `target` at `origin` (an upstream's or a handler's name)."""
+def plan(
+    keying: Keying,
+    origin: str,
+    target: str,
+    headers: Headers,
+    *,
+    has_body: bool = False,
+    content: Content | None = None,
+) -> Plan:
+    """The plan for a read of `target` at `origin` (an upstream's or a handler's name). `content` is that of a read
+    which has some; with `has_body` it has a body that is not part of the key."""
     primary, stem = primary_and_stem(origin, target, keying.identity_key)
     bypass = _bypass(keying, headers, has_body=has_body)
     if bypass:
         return Plan(primary, primary, (), bypass)
+    described: tuple[tuple[bytes, bytes], ...] = ()
+    if content is not None:
+        headers = [pair for pair in headers if pair[0] not in CONTENT_FIELDS]
+        stem, described = stem + content.line(keying.identity_key), content.fields
     identity = [*_authorization(keying, headers), *_cookies(keying, headers)]
     host = sent_host(keying, headers)
     if host:
@@ -165,12 +179,12 @@ def plan(keying: Keying, origin: str, target: str, headers: Headers, *, has_body
         if keying.authorization == "pass" and b"authorization" not in connection_named(headers):
             seen += _field(headers, "authorization")
         base = _with_fields(stem + FOLLOWING, identity, keying.identity_key)
-        forward = (*host, *seen, *_claims(keying, headers), *identity, *keying.constants)
+        forward = (*host, *seen, *_claims(keying, headers), *identity, *described, *keying.constants)
         return Plan(primary, base, forward, None, (*_identities(keying, identity), *user), _identities(keying, seen))
     listed = [pair for name in keying.vary if name not in keying.claims for pair in _field(headers, name)]
     counted = [*listed, *identity]
     base = _with_fields(stem, counted, keying.identity_key) + "".join(f"\n{_text(mark)}" for mark in keying.marks)
-    forward = (*host, *counted, *_claims(keying, headers), *keying.constants)
+    forward = (*host, *counted, *_claims(keying, headers), *described, *keying.constants)
     return Plan(primary, base, forward, None, (*_identities(keying, counted), *user))
 
 

@@ -24,12 +24,14 @@ from gateway.config.route import RouteConfig, rules_of
 from gateway.config.types import DEFAULT_VARY
 from gateway.context import INTERIM_KEY
 from gateway.errors import RequestRefused
+from gateway.http.field_changes import FieldChanges
 from gateway.http.headers import Headers, first, has
 from gateway.http.path_template import PathTemplate, TargetTemplate, compile_target
 from gateway.http.target import PATH_CHARS, Target, pair_name, select_query
 from gateway.identity.admission import Admission, Provider, admission_of
 from gateway.identity.principal import is_of_one_user
 from gateway.observability.metrics import Metrics
+from gateway.policy.content import QUERY, ContentRules
 from gateway.policy.identity_key import IdentityKey
 from gateway.policy.keys import Keying
 from gateway.routing.upstream_request import UpstreamOrigin, public_constants
@@ -38,6 +40,7 @@ from gateway.upstreams.request import ORDINARY, Interim, Patience
 
 USER_AGENT = (b"user-agent", f"cached-gateway/{__version__}".encode())
 IDENTITY = (b"accept-encoding", b"identity")
+ACCEPT_QUERY = b"accept-query"
 # Announces support of Surrogate-Control to the upstream (Edge Architecture 1.0).
 CAPABILITY = (b"surrogate-capability", b'gateway="Surrogate/1.0"')
 
@@ -55,6 +58,8 @@ class Declared:
     dropped: tuple[str, ...]
     admission: Admission | None = None
     """What it asks of credentials; None if it lets anybody in."""
+    content: ContentRules | None = None
+    """Which requests with content are reads; None if none are."""
 
     @property
     def template(self) -> PathTemplate:
@@ -73,6 +78,17 @@ class Declared:
     def allow(self) -> bytes:
         """The value of `Allow`, where `methods` is set."""
         return ", ".join(dict.fromkeys((*(self.config.allowed or ()), "OPTIONS"))).encode("ascii")
+
+    @cached_property
+    def accept_query(self) -> list[tuple[bytes, bytes]]:
+        """`Accept-Query` (RFC 10008 §3), where QUERY is a read of the route; otherwise nothing."""
+        if self.content is None or QUERY not in self.content.methods:
+            return []
+        return [(ACCEPT_QUERY, ", ".join(self.content.types).encode("ascii"))]
+
+    def is_content_read(self, method: str) -> bool:
+        """Whether a request of this method is a read whose content is part of the cache key."""
+        return self.content is not None and method in self.content.methods
 
     def passes(self, method: str) -> bool:
         """Whether requests of this method are answered by the route; PURGE has a rule of its own."""
@@ -161,6 +177,10 @@ def _declared(
 ) -> Declared:
     max_body = config.max_body if route.max_body is None else route.max_body
     response = config.upstreams[route.upstream].headers.response.changes.then(route.headers.response.changes)
+    content = _content_of(route, config)
+    if content is not None and QUERY in content.methods and content.sent_as not in (None, QUERY):
+        said = FieldChanges.of({"accept-query": ", ".join(content.types)}, {}, [])  # which the upstream can't say
+        response = said.then(response)
     return Declared(
         name=name,
         config=route,
@@ -170,6 +190,17 @@ def _declared(
         allowed=frozenset(route.query) if route.query is not None else None,
         dropped=tuple(config.drop_query if route.drop_query is None else route.drop_query),
         admission=admission,
+        content=content,
+    )
+
+
+def _content_of(route: RouteConfig, config: Config) -> ContentRules | None:
+    if not route.content_methods:
+        return None
+    most = config.max_request_body if route.max_request_body is None else route.max_request_body
+    body = route.body
+    return ContentRules(
+        route.content_methods, tuple(body.types), min(body.max, most), body.normalise == "json", route.upstream_method
     )
 
 

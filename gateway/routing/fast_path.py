@@ -32,5 +32,9 @@ class FastPath:
     ask: Callable[[RequestContext], CacheRequest] | None
     joinable: Callable[[RequestContext], object | None] | None = None
     """How the response can be joined from memory, as a `SplicePlan`; for aggregates."""
+    content: str = ""
+    """The line of the base key for the content of a request; empty for a request without."""
+    method: str = ""
+    """The method of a request with content; empty for GET and HEAD."""
     solved: bool = False
     """Whether the app must solve dependencies before each response, which the edge then only writes."""

@@ -1,6 +1,7 @@
 """The handlers of declared routes: from a request to the cache's response.
 
-Decides what a method does (GET and HEAD use the cache, PURGE purges, all others bypass it), which keys a successful
+Decides what a method does (GET and HEAD use the cache, and so do QUERY and the methods that the route declares as
+reads; PURGE purges, all others bypass it), which keys a successful
 unsafe request invalidates (RFC 9111 §4.4), and which upstream addresses clients may see. `cache` decides whether an
 entry is fresh, and how it is fetched.
 """
@@ -29,6 +30,9 @@ from gateway.http.path_template import render_tag
 from gateway.http.target import Slashes, Target, normalise, resolve
 from gateway.observability.log import ONCE
 from gateway.observability.metrics import Metrics
+from gateway.policy.content import TOO_LARGE as CONTENT_TOO_LARGE
+from gateway.policy.content import ContentRules
+from gateway.policy.freshness import SAFE_METHODS
 from gateway.policy.keys import plan, primary_key
 from gateway.policy.rules import directives_of
 from gateway.policy.storability import TAG_FIELDS, passed_on
@@ -37,7 +41,14 @@ from gateway.routing.declared import Declared, announced, has_body, interim_of, 
 from gateway.routing.fast_path import FastPath, PlanCache
 from gateway.routing.location import REFERRING
 from gateway.routing.references import Asked, References
-from gateway.routing.responses import TOO_LARGE, AnswerResponse, Client, too_large_request
+from gateway.routing.responses import (
+    TOO_LARGE,
+    AnswerResponse,
+    Client,
+    chained,
+    read_up_to,
+    too_large_request,
+)
 from gateway.routing.upstream_request import UpstreamOrigin, send_past
 from gateway.upstreams.client import Upstream
 from gateway.upstreams.request import Interim
@@ -101,6 +112,8 @@ class Handlers:
             origin = route.origin(target, exchange.request_id, self.metrics, interim)
             if request.method == "PURGE":
                 return await self._purge(exchange, route, origin, parameters)
+            if route.content is not None and request.method in route.content.methods:
+                return await self._read_content(route.content, client, exchange, asked, origin, parameters)
             if request.method not in ("GET", "HEAD"):
                 return await self._pass(client, exchange, asked, origin, parameters)
             return await self._read(client, exchange, asked, origin, parameters)
@@ -113,7 +126,7 @@ class Handlers:
         """The answer to a request whose method the route does not let pass; None where it does."""
         method = exchange.method
         if route.passes(method):
-            if method not in _READS and route.config.reads_by_default:
+            if method not in _READS and route.config.reads_by_default and not route.is_content_read(method):
                 self._warn(route, method)
             return None
         if method != "OPTIONS":
@@ -122,7 +135,7 @@ class Handlers:
             return None  # a preflight is the upstream's to answer, where the gateway's own CORS did not
         else:
             answer = Answer(204, [], b"")
-        answer.headers.append((b"allow", route.allow))
+        answer.headers.extend([(b"allow", route.allow), *route.accept_query])
         return answer
 
     def _warn(self, route: Declared, method: str) -> None:
@@ -146,6 +159,7 @@ class Handlers:
             origin = structs.replace(silent, request_id=exchange.request_id)
             return self.ask(exchange, asked, origin, parameters, None)
 
+        content = silent.content
         return FastPath(
             route=ask.route,
             origin=asked.route.upstream.name,
@@ -153,6 +167,8 @@ class Handlers:
             tags=ask.tags,
             public=lambda answer: self.public(answer, asked),
             ask=again,
+            content="" if content is None else content.line(ask.route.keying.identity_key),
+            method="" if content is None else ask.exchange.method,
         )
 
     def _tags(self, route: Declared, parameters: dict[str, str]) -> tuple[str, ...]:
@@ -167,18 +183,22 @@ class Handlers:
         asked: Asked,
         origin: UpstreamOrigin,
         parameters: dict[str, str],
-        body: AsyncIterator[bytes] | None,
+        body: AsyncIterator[bytes] | bytes | None,
         *,
         block: PlanCache | None = None,
         stays: bool = False,
     ) -> DeclaredRequest:
-        """`block` is the header block of `exchange`, if it was parsed before; `stays` as in `CacheRequest`."""
-        route, headers = asked.route, exchange.headers
+        """`block` is the header block of `exchange`, if it was parsed before; `stays` as in `CacheRequest`. `body` is
+        what the client sent, for a bypass; that of a read whose content is in its key is in `origin`."""
+        route, headers, content = asked.route, exchange.headers, origin.content
         keying = route.engine_route.keying
+        if content is not None:
+            headers = without(headers, b"range", b"if-range")  # a range is one of a GET (RFC 9110 §14.2)
         if block is not None and "x-request-id" not in (keying.vary or ()):
             planned, facts = block.plan(route.engine_route, exchange.method, route.upstream.name, origin.target)
         else:
-            planned = plan(keying, route.upstream.name, origin.target, headers, has_body=body is not None)
+            with_body = body is not None and content is None
+            planned = plan(keying, route.upstream.name, origin.target, headers, has_body=with_body, content=content)
             facts = directives_of(exchange.method, headers, route.engine_route.rules)
 
         async def past() -> Fetched:
@@ -220,6 +240,55 @@ class Handlers:
         answer = await client.while_there(self.engine.answer(ask))
         return AnswerResponse(self.public(answer, asked), client)
 
+    async def _read_content(
+        self,
+        rules: ContentRules,
+        client: Client,
+        exchange: RequestContext,
+        asked: Asked,
+        origin: UpstreamOrigin,
+        parameters: dict[str, str],
+    ) -> Response:
+        """A read whose content is part of the key, or a bypass if that can't be."""
+        origin = structs.replace(origin, sent_as=rules.method(exchange.method))
+        pieces = client.body()
+        body, refusal = b"", rules.refusal(exchange.headers)
+        if refusal is None:
+            body = await read_up_to(pieces, rules.largest)
+            refusal = CONTENT_TOO_LARGE if len(body) > rules.largest else None
+        if refusal is not None:
+            return await self._pass_content(refusal, client, exchange, asked, origin, parameters, chained(body, pieces))
+        origin = structs.replace(origin, content=rules.content(exchange.method, exchange.headers, body))
+        ask = self.ask(exchange, asked, origin, parameters, body)
+        if asked.route.admission is None:
+            exchange.recall = self.recall(ask)
+        at_hand = self.engine.at_hand(ask)
+        if at_hand is not None:
+            return AnswerResponse(self.public(at_hand, asked))
+        answer = await client.while_there(self.engine.answer(ask))
+        return AnswerResponse(self.public(answer, asked), client)
+
+    async def _pass_content(
+        self,
+        why: str,
+        client: Client,
+        exchange: RequestContext,
+        asked: Asked,
+        origin: UpstreamOrigin,
+        parameters: dict[str, str],
+        body: AsyncIterator[bytes],
+    ) -> Response:
+        """The same for a read whose content can't be in the key: it bypasses the cache, and invalidates nothing."""
+        route = asked.route
+
+        async def send() -> Fetched:
+            assert exchange.target is not None
+            whole = route.whole_target(parameters, exchange.target.query)
+            return await send_past(self.engine, exchange, route.engine_route, origin, body, whole)
+
+        answer = await client.while_there(self.engine.pass_by(exchange, "bypass", send, detail=why))
+        return AnswerResponse(self.public(answer, asked), client)
+
     async def _purge(
         self, exchange: RequestContext, route: Declared, origin: UpstreamOrigin, parameters: dict[str, str]
     ) -> Response:
@@ -251,7 +320,7 @@ class Handlers:
                 "method",
                 send,
                 invalidates=None
-                if exchange.method == "OPTIONS"
+                if exchange.method in SAFE_METHODS
                 else lambda fetched: self._invalidated(route, exchange, origin.target, fetched),
                 keep=(lambda fetched: self._representation(route, exchange, origin, fetched))
                 if exchange.method == "POST"

@@ -105,6 +105,22 @@ class Client:
                 task.uncancel()
 
 
+async def read_up_to(pieces: AsyncIterator[bytes], most: int) -> bytes:
+    """All of `pieces`, or their beginning of more than `most` bytes."""
+    read, size = [], 0
+    while size <= most and (piece := await anext(pieces, None)) is not None:
+        read.append(piece)
+        size += len(piece)
+    return b"".join(read)
+
+
+async def chained(beginning: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    if beginning:
+        yield beginning
+    async for piece in rest:
+        yield piece
+
+
 class AnswerResponse(Response):
     """An engine's answer as a response of FastAPI's: plain ASGI, headers as they are, the body streamed if need be.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ from gateway.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from gateway.http.field_changes import NO_CHANGES, FieldChanges
 from gateway.http.headers import WITHOUT_CONTENT, Headers, first, has, values, without
 from gateway.observability.metrics import Metrics
+from gateway.policy.content import QUERY, Content
 from gateway.policy.keys import Plan, passed_through, plan, sent_host, without_ignored
 from gateway.policy.preconditions import as_given, as_known, own_tags, settled, without_own
 from gateway.policy.validation import own_tag
@@ -48,6 +50,10 @@ class UpstreamOrigin(msgspec.Struct, frozen=True):
     """Changes by the route's settings to the fields of its requests."""
     largest: int | None = None
     """Bytes of the largest body that the route passes on; None: any."""
+    sent_as: str | None = None
+    """The method with which a read that has content is sent; None for other requests."""
+    content: Content | None = None
+    """The content of such a read, if the cache may serve it."""
 
     @property
     def name(self) -> str:
@@ -62,7 +68,13 @@ class UpstreamOrigin(msgspec.Struct, frozen=True):
 
     def fetch(self, method: str, headers: Headers) -> Coroutine[Any, Any, Fetched]:
         # The caller applies this origin's timeout, which is the upstream's own: one timer suffices.
-        return self.send(method, headers, None, bounded=self.patience is ORDINARY)
+        content, bounded = self.content, self.patience is ORDINARY
+        if content is None:
+            return self.send(method, headers, None, bounded=bounded)
+        if content.method != QUERY:
+            # RFC 9110 §13.1.2: a server answers such a condition by 412, unless the method is GET or HEAD.
+            headers = without(headers, b"if-none-match", b"if-modified-since")
+        return self.send(content.method, headers, content.body, bounded=bounded)
 
     async def send(self, method: str, headers: Headers, body: Any, *, bounded: bool = False) -> Fetched:
         """Send the request, and count its result. `bounded` as in `Upstream.fetch`. Raises UpstreamError."""
@@ -70,8 +82,9 @@ class UpstreamOrigin(msgspec.Struct, frozen=True):
         result = "cancelled"
         try:
             sent = [*headers, (b"x-request-id", self.request_id.encode("ascii"))]
+            patience = self.patience if self.sent_as is None else replace(self.patience, safe=True)
             fetched = await self.upstream.fetch(
-                method, self.target, sent, body, self.interim, self.patience, bounded=bounded, changes=self.changes
+                method, self.target, sent, body, self.interim, patience, bounded=bounded, changes=self.changes
             )
             result = f"{fetched.status // 100}xx"
             if self.largest is not None:
@@ -101,29 +114,32 @@ async def send_past(
 ) -> Fetched:
     """The upstream's response to a request for `target` that bypasses the cache; 412 if a precondition on a tag of the
     gateway is false. `origin` is of what would be stored. Raises UpstreamError."""
-    headers = await _for_upstream(exchange, route, origin)
+    is_read = exchange.method in ("GET", "HEAD") or origin.sent_as is not None
+    headers = await _for_upstream(exchange, route, origin, is_read=is_read)
     if headers is None:
         await _outdate(engine, exchange, route, origin)
         failed = problem(exchange, 412, "The precondition is false for the current representation.")
         assert isinstance(failed.body, bytes)
         return Fetched(failed.status, failed.headers, WholeBody(failed.body))
-    if exchange.method in ("GET", "HEAD"):
+    if is_read:
         headers = without_ignored(route.keying, headers)
     told = route.keying.constants
     sending = structs.replace(origin, target=target)
     sent = [*sent_host(route.keying, headers), *forwarded(exchange, headers, told, body=body is not None)]
-    fetched = await sending.send(exchange.method, sent, body)
+    fetched = await sending.send(origin.sent_as or exchange.method, sent, body)
     if fetched.status == 304:
         return structs.replace(fetched, headers=as_known(exchange.headers, fetched.headers))
     return fetched
 
 
-async def _for_upstream(exchange: RequestContext, route: Route, origin: UpstreamOrigin) -> Headers | None:
+async def _for_upstream(
+    exchange: RequestContext, route: Route, origin: UpstreamOrigin, *, is_read: bool
+) -> Headers | None:
     """A request's fields with the preconditions that the upstream evaluates; None if one that the gateway evaluates is
     false. Raises UpstreamError."""
     headers: Headers | None = as_given(exchange.headers)
     assert headers is not None
-    if exchange.method in ("GET", "HEAD"):
+    if is_read:
         headers = without_own(headers, b"if-none-match") if own_tags(headers, b"if-none-match") else headers
     names = [name for name in (b"if-match", b"if-none-match") if own_tags(headers, name)]
     tags = await _tags_now(exchange, route, origin) if names else (None, None)
@@ -149,7 +165,8 @@ def _read_by_all(exchange: RequestContext, route: Route, origin: UpstreamOrigin)
         *((b"cookie",) if not keying.cookies else ()),
     ]
     conditions = (b"if-match", b"if-unmodified-since", b"range")
-    return plan(keying, origin.name, origin.target, without(exchange.headers, *uncounted, *conditions))
+    fields = without(exchange.headers, *uncounted, *conditions)
+    return plan(keying, origin.name, origin.target, fields, content=origin.content)
 
 
 async def _tags_now(
@@ -160,7 +177,7 @@ async def _tags_now(
     asked = _read_by_all(exchange, route, origin)
     try:
         async with asyncio.timeout(origin.deadline):
-            fetched = await structs.replace(origin, interim=None).send("GET", asked.forward, None)
+            fetched = await structs.replace(origin, interim=None).fetch("GET", asked.forward)
             try:
                 body = await fetched.body.whole(route.max_body)
             finally:

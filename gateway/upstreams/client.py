@@ -42,7 +42,7 @@ from gateway.upstreams.failure_causes import Cause, cause_of
 from gateway.upstreams.health import HealthChecks
 from gateway.upstreams.hosts import LATE, Base, Breaker, Host, in_turn
 from gateway.upstreams.name_resolution import Names
-from gateway.upstreams.request import METHODS, ORDINARY, Attempt, Interim, Patience, ReceivedHead, Sending, Upload
+from gateway.upstreams.request import ORDINARY, Attempt, Interim, Patience, ReceivedHead, Sending, Upload
 from gateway.upstreams.response import (
     SOFTWARE,
     UNSOLICITED,
@@ -161,7 +161,7 @@ class Upstream:
         method: str,
         target: str,
         headers: Headers,
-        body: AsyncIterable[bytes] | None = None,
+        body: AsyncIterable[bytes] | bytes | None = None,
         interim: Interim | None = None,
         patience: Patience = ORDINARY,
         *,
@@ -175,8 +175,8 @@ class Upstream:
         breaker open, connection failed, timeout, invalid response.
         """
         timeout = self.timeout if patience.timeout is None else patience.timeout
-        until = asyncio.get_running_loop().time() + timeout if body is None else None
-        sending = Sending(method, target, headers, body, interim, patience, timeout, until, bounded)
+        sending = Sending(method, target, headers, body, interim, patience, timeout, None, bounded)
+        sending.until = asyncio.get_running_loop().time() + timeout if sending.is_here else None
         if self._tracing is not None:
             return self._fetch_traced(self._tracing, sending, changes)
         self._complete(sending, changes, PASSED_ON.get())
@@ -198,7 +198,7 @@ class Upstream:
     async def _fetch(self, sending: Sending, call: Call | None = None) -> Fetched:
         self.budget.asked()
         upload = None
-        if sending.body is not None:
+        if sending.body is not None and not isinstance(sending.body, bytes):
             upload = sending.body = Upload(sending.body)
             await self._ahead(upload)
         entered = self.places.enter_now()
@@ -288,7 +288,7 @@ class Upstream:
                 host.failed_by(LATE)
                 raise UpstreamTimeout(self.name, LATE.text) from None
             except httpx.TransportError as error:
-                if files_tried < FILES_TRIES and sending.body is None and cause_of(error).word == "files":
+                if files_tried < FILES_TRIES and sending.is_here and cause_of(error).word == "files":
                     # Connections that were accepted in a burst and are refused give their descriptors back soon.
                     files_tried += 1
                     await asyncio.sleep(FILES_PAUSE)
@@ -326,7 +326,7 @@ class Upstream:
     def _at_once(self, sending: Sending, host: Host, attempt: Attempt) -> asyncio.Future[ReceivedHead] | None:
         """The answer to a request that is sent on an idle connection, now; None if it must wait for a connection, or
         is of another kind."""
-        if self._connections is None or sending.body is not None or sending.method not in METHODS:
+        if self._connections is None or not sending.is_plain:
             return None
         head = sending.head(host.base)
         patience, bodiless = sending.timeout, sending.method == "HEAD"
@@ -369,7 +369,7 @@ class Upstream:
         return ReceivedHead(response.status_code, response.headers.raw, response.stream, shows_cut=False)
 
     def _repeatable(self, sending: Sending, attempt: Attempt, error: httpx.TransportError) -> bool:
-        if sending.body is not None or sending.method not in IDEMPOTENT:
+        if not sending.is_here or not (sending.method in IDEMPOTENT or sending.patience.safe):
             return False
         unconnected = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and self._usable > 1
         return (unconnected or attempt.lost_its_connection) and self.budget.take()

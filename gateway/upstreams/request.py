@@ -75,6 +75,8 @@ class Patience:
 
     timeout: float | None = None
     retries: int = 1
+    safe: bool = False
+    """Whether the request may be repeated whatever its method is (RFC 9110 §9.2.2): it is declared a read."""
     apart: set[str] | None = None
     """The hosts that were tried for the same request: another one is taken, if there is one. It is added to."""
 
@@ -145,7 +147,8 @@ class Sending(msgspec.Struct):
     method: str
     target: str
     headers: Headers
-    body: AsyncIterable[bytes] | None
+    body: AsyncIterable[bytes] | bytes | None
+    """Bytes are all of it: it can be sent again."""
     interim: Interim | None
     patience: Patience
     timeout: float
@@ -158,9 +161,19 @@ class Sending(msgspec.Struct):
     constants: Headers = ()
 
     @property
-    def stream(self) -> httpx.AsyncByteStream | None:
-        if self.body is None:
-            return None
+    def is_here(self) -> bool:
+        """Whether all of it is here, so that it can be sent again."""
+        return self.body is None or isinstance(self.body, bytes)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it goes out on a connection of our own, in one write."""
+        return isinstance(self.body, bytes) or (self.body is None and self.method in METHODS)
+
+    @property
+    def stream(self) -> httpx.AsyncByteStream | bytes | None:
+        if self.body is None or isinstance(self.body, bytes):
+            return self.body
         return self.body if isinstance(self.body, Upload) else Upload(self.body)
 
     def is_late(self) -> bool:
@@ -172,11 +185,14 @@ class Sending(msgspec.Struct):
         fields = self.headers
         if self.body is None and self.method in ("POST", "PUT", "PATCH"):
             fields = [*without(fields, b"content-length"), (b"content-length", b"0")]
+        elif isinstance(self.body, bytes):
+            fields = [*without(fields, b"content-length"), (b"content-length", b"%d" % len(self.body))]
         return fields if has(fields, b"host") else [(b"host", base.sent_host), *fields]
 
     def head(self, base: Base) -> bytes:
-        """The request's bytes for a host, where it has no body. Raises UpstreamMalformed, httpx.LocalProtocolError."""
-        return request_head(self.method, base.path(self.target), self.fields(base))
+        """The request's bytes for a host, where it is whole. Raises UpstreamMalformed, httpx.LocalProtocolError."""
+        head = request_head(self.method, base.path(self.target), self.fields(base))
+        return head + self.body if isinstance(self.body, bytes) else head
 
     def timeouts(self, connect: float) -> UpstreamTimeouts:
         bounded = self.until is not None
@@ -189,7 +205,7 @@ class Sending(msgspec.Struct):
             self.method,
             base.join(self.target),
             headers=self.fields(base),
-            stream=self.stream,
+            **({"content": self.body} if isinstance(self.body, bytes) else {"stream": self.stream}),
             extensions={"timeout": timeout, "attempt": attempt, **({"sni_hostname": tls_name} if tls_name else {})},
         )
 

@@ -67,7 +67,7 @@ class Answered(aiohttp.ClientResponse):
 
 
 _ATTEMPT: ContextVar[Attempt] = ContextVar("attempt")
-IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
+IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "QUERY"))
 
 
 class _Stream(AiohttpResponseStream):
@@ -213,8 +213,8 @@ class Transport(AiohttpTransport):
         if not isinstance(self.client, aiohttp.ClientSession):
             self.client = self.get_client()
         try:
-            if body is None and method in METHODS:
-                return await self._send_plain(method, url, headers, timeouts, attempt)
+            if isinstance(body, bytes) or (body is None and method in METHODS):
+                return await self._send_plain(method, url, headers, body or b"", timeouts, attempt)
             return await self._send_by_session(method, url, headers, body, timeouts, attempt)
         except httpx.TransportError:
             raise
@@ -230,11 +230,12 @@ class Transport(AiohttpTransport):
         method: str,
         url: str,
         headers: Sequence[tuple[bytes, bytes]],
+        body: bytes,
         timeouts: UpstreamTimeouts,
         attempt: Attempt,
     ) -> ReceivedHead:
         origin, target = _split_url(url)
-        head = request_head(method, target, headers)
+        head = request_head(method, target, headers) + body
         connection = await self.plain.connection(origin, pool=timeouts.pool, connect=timeouts.connect)
         answer = connection.send(head, attempt, timeouts.read, bodiless=method == "HEAD")
         try:

@@ -305,14 +305,20 @@ $("tune-reset").addEventListener("click", doing("tune-said", async () => {
 }));
 $("tune-ttl").addEventListener("input", foretell);
 
+const asked = () => {
+  const [, method, target] = /^(?:([A-Z]+) +)?(.*)$/.exec($("explain-target").value.trim());
+  return { method: method || ($("explain-data").value ? "QUERY" : "GET"), target };
+};
 $("explain-form").addEventListener("submit", doing("explained", async () => {
   const headers = $("explain-headers").value.split("\n").filter((line) => line.includes(":")).map((line) => {
     const colon = line.indexOf(":");
     return [line.slice(0, colon).trim(), line.slice(colon + 1).trim()];
   });
-  return (await ask("explain?text=1", { target: $("explain-target").value.trim(), headers })).text;
+  const data = $("explain-data").value;
+  if (data && !headers.some(([name]) => name.toLowerCase() === "content-type")) headers.push(["Content-Type", "application/json"]);
+  return (await ask("explain?text=1", { ...asked(), headers, ...(data ? { data } : {}) })).text;
 }));
-$("explain-purge").addEventListener("click", doing("explained", async () => report(await ask("purge", { keys: [$("explain-target").value.trim()] }))));
+$("explain-purge").addEventListener("click", doing("explained", async () => report(await ask("purge", { keys: [asked().target] }))));
 $("purge-form").addEventListener("submit", doing("purged", async () => {
   const [what, name] = [$("purge-what").value, $("purge-name").value.trim()];
   if (what !== "all" && !name) throw new Error("A name is required.");

@@ -32,3 +32,16 @@ async def test_declared_routes_are_in_openapi_with_parameters_and_examples() -> 
         ("id", "path", 7),
         ("page", "query", None),
     ]
+
+
+async def test_reads_with_content_are_described_with_their_types() -> None:
+    search = {"path": "/search", "upstream": "api", "methods": ["GET", "QUERY", "POST"], "reads": ["POST"]}
+    routes = {"search": {**search, "body": {"types": ["application/json", "text/*"]}}}
+    async with running(gateway(StubUpstream(json_answer()), routes)) as client:
+        operations = (await client.get("/openapi.json")).json()["paths"]["/search"]
+    body = {"required": True, "content": {"application/json": {}, "text/*": {}}}
+    assert set(operations) == {"get", "post"}
+    assert operations["post"]["requestBody"] == body
+    assert {"200", "304", "502"} <= set(operations["post"]["responses"])
+    assert operations["get"]["x-gateway"]["query"] == {"requestBody": body}
+    assert "query" not in operations["post"]["x-gateway"]

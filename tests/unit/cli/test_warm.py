@@ -31,6 +31,24 @@ def test_what_is_the_same_target_is_wanted_once_and_the_most_wanted_first(tmp_pa
     assert wanted(path, top=1, drop_query=("gclid",)).targets == ["/b?x=2&y=1"]
 
 
+def test_a_line_may_be_a_read_with_content(tmp_path: Path) -> None:
+    lines = ('QUERY /s?b=2&a=1 {"q": "a b"}', 'QUERY /s?a=1&b=2  {"q": "a b"}', "POST /s", "GET /t")
+    found = wanted(listed(tmp_path, *lines), top=None)
+    assert found.targets == ['QUERY /s?a=1&b=2 {"q": "a b"}', "POST /s ", "/t"]
+    with pytest.raises(WarmError, match="line 1: PUT is no read; expected GET, POST, QUERY"):
+        wanted(listed(tmp_path, "PUT /s {}"), top=None)
+
+
+async def test_reads_with_content_are_warmed() -> None:
+    routes = {"s": {"path": "/s", "upstream": "api", "ttl": "60s", "methods": ["GET", "QUERY"]}}
+    upstream = StubUpstream(json_answer())
+    async with served(gateway(upstream, routes)) as url:
+        targets = ['QUERY /s {"q":1}', 'QUERY /s {"q":2}', 'QUERY /s {"q":1}']
+        warmed = await warm(url, targets, rate=None, concurrency=1)
+    assert warmed.outcomes == {"stored": 2, "fresh already": 1}
+    assert [request.content for request in upstream.requests] == [b'{"q":1}', b'{"q":2}']
+
+
 def test_an_access_log_names_what_was_answered_and_had_no_query(tmp_path: Path) -> None:
     lines = [
         {"method": "GET", "path": "/a", "status": 200},

@@ -67,6 +67,32 @@ def test_tags_may_hold_parameters_of_the_path() -> None:
         pytest.param({"tags": [""]}, ".tags: the tag '' is empty", id="an empty tag"),
         pytest.param({"tags": ["a\n"]}, ".tags: the tag 'a\\n' is empty or has a space", id="a tag with a line feed"),
         pytest.param({"tags": ["p:{x}"]}, ": tags: {x} isn't a parameter of the path /p/{id}", id="an unknown tag"),
+        pytest.param({"reads": ["PUT"]}, ".reads: PUT is no read with a body; expected POST, QUERY", id="a write"),
+        pytest.param(
+            {"reads": "PSOT"},
+            ".reads: PSOT is no read with a body; expected POST, QUERY, REPORT, SEARCH; did you",
+            id="a misspelt read",
+        ),
+        pytest.param(
+            {"methods": ["GET"], "reads": ["POST"]}, ": reads: POST must be in `methods` too", id="no such method"
+        ),
+        pytest.param({"body": {"max": "1KiB"}}, ": body requires `reads`, or QUERY in `methods`", id="no read"),
+        pytest.param(
+            {"methods": "any", "upstream_method": "POST"}, ": upstream_method requires `reads`", id="another method"
+        ),
+        pytest.param(
+            {"reads": ["POST"], "body": {"types": ["json"]}},
+            ".body.types: 'json' isn't a media type",
+            id="no media type",
+        ),
+        pytest.param(
+            {"reads": ["POST"], "body": {"max": "2MiB"}},
+            ".body.max: Input should be less than or equal",
+            id="too large",
+        ),
+        pytest.param(
+            {"reads": ["POST"], "upstream_method": "PUT"}, ".upstream_method: Input should be 'POST' or", id="PUT"
+        ),
         pytest.param({"tll": "1s"}, ".tll: Extra inputs are not permitted", id="an unknown name"),
     ],
 )

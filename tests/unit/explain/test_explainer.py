@@ -348,3 +348,20 @@ def test_the_ttl_of_a_stored_404_is_shown_once() -> None:
     windows = (negative, Lifetime(value="1m", sources=("gateway.yaml line 10 (1m)",), setting="stale_if_error"))
     text = render(Trace(request="GET /a", decision="hit", why="", ttl=negative, windows=windows))
     assert (text.count("negative_ttl"), text.count("stale_if_error")) == (1, 1)
+
+
+async def test_a_read_with_content_is_explained_by_its_content_and_shows_none_of_it(clock: TurnedClock) -> None:
+    search = {"path": "/search", "upstream": "api", "ttl": "60s", "methods": ["GET", "QUERY"], "body": {"max": "20B"}}
+    app = gateway(StubUpstream(json_answer()), {"search": search}, clock=clock)
+    fields = (*ANY, (b"content-type", b"application/json"))
+    async with running(app) as client:
+        await client.request("QUERY", "/search", content=b'"shoes"', headers={"content-type": "application/json"})
+        found = await app.explain("QUERY", "/search", fields, b'"shoes"')
+        assert (found.decision, found.route) == ("hit", "search")
+        assert found.key[-1] == ":content:QUERY: digest of 7 bytes of application/json"
+        assert "shoes" not in str(found)
+        assert (await app.explain("QUERY", "/search", fields, b'"hats"')).decision == "miss"
+        large = await app.explain("QUERY", "/search", fields, b'"hats and shoes and bags"')
+        assert (large.decision, large.why) == ("bypass", "its body is larger than `body.max`, so it bypasses the cache")
+        assert (await app.explain("QUERY", "/search", ANY, b"1")).why.startswith("the type of its body")
+        assert (await app.explain("QUERY", "/search", fields)).decision == "unknown"

@@ -23,6 +23,7 @@ from gateway.http.json_text import (
     Number,
     TooDeep,
     Verbatim,
+    canonical,
     exact,
     is_json,
     is_unicode,
@@ -392,3 +393,56 @@ def test_a_value_is_too_deep_also_where_the_stack_has_little_room_left() -> None
 )
 def test_a_surrogate_without_its_other_half_becomes_a_question_mark(text: bytes, sent: bytes) -> None:
     assert well_formed(text) == sent
+
+
+# --- the canonical form ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        (b' { "b" : 1 , "a" : [ ] } ', b'{"a":[],"b":1}'),
+        (b'{"b":{"d":1,"c":2},"a":3}', b'{"a":3,"b":{"c":2,"d":1}}'),
+        (b"[1.0, 1.00, 1e2, 1E+2, -0, -0.0, 0.1]", b"[1.0,1.00,1e2,1E+2,-0,-0.0,0.1]"),
+        (b"[12345678901234567890123, 18446744073709551616]", b"[12345678901234567890123,18446744073709551616]"),
+        (b"1" * 60_000, b"1" * 60_000),
+        (b"1e999999999", b"1e999999999"),
+        (b'"\\u0041\\/\\ud83d\\ude00"', '"A/😀"'.encode()),
+        (b"true", b"true"),
+        (b"[" * 200 + b"]" * 200, b"[" * 200 + b"]" * 200),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_the_canonical_form_sorts_names_drops_space_and_keeps_numbers(text: bytes, form: bytes) -> None:
+    assert canonical(text) == form
+    assert canonical(form) == form
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"[1,]",
+        b"NaN",
+        b"[Infinity]",
+        b"01",
+        b"'a'",
+        b'"a\nb"',
+        b'{"a":1,"a":1}',
+        b'{"a":1,"\\u0061":2}',
+        b'[{"x":{"a":1,"b":2,"a":3}}]',
+        b'"\\ud800"',
+        b'{"\\ud800":1}',
+        b'"\xff"',
+        b"\xef\xbb\xbf1",
+        '"ä"'.encode("utf-16"),
+        b"[" * 65_536,
+        b"[" * 32_768 + b"]" * 32_768,
+        b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
+        b'{"a":' * 300 + b"1" + b"}" * 300,
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_what_readers_may_understand_differently_has_no_canonical_form(text: bytes) -> None:
+    assert canonical(text) is None

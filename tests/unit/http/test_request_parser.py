@@ -173,12 +173,12 @@ def test_the_framing_of_a_request(sent: bytes, framing: Framing) -> None:
     assert read_request(sent + b"\r\n", LIMITS).framing == framing  # RFC 9112 §6.3
 
 
-@pytest.mark.parametrize("method", sorted(METHODS - {b"POST", b"PUT", b"PATCH", b"CONNECT"}))
+@pytest.mark.parametrize("method", sorted(METHODS - {b"POST", b"PUT", b"PATCH", b"QUERY", b"CONNECT"}))
 def test_http_1_0_needs_no_length_for_methods_without_a_body(method: bytes) -> None:
     assert read_request(method + b" / HTTP/1.0\r\n\r\n", LIMITS).framing == Framing(0)
 
 
-@pytest.mark.parametrize("method", [b"POST", b"PUT", b"PATCH"])
+@pytest.mark.parametrize("method", [b"POST", b"PUT", b"PATCH", b"QUERY"])
 def test_http_1_0_needs_a_length_for_methods_with_a_body(method: bytes) -> None:
     assert refusal(method + b" / HTTP/1.0\r\n\r\n") == (411, "no_length")  # RFC 9110 §8.6
 

@@ -46,3 +46,20 @@ async def test_a_preflight_is_answered_here() -> None:
         response = await client.options("/x", headers=headers)
     assert (response.status_code, upstream.asked) == (200, 0)
     assert response.headers["access-control-allow-origin"] == "https://a.test"
+
+
+@pytest.mark.parametrize(("methods", "allowed"), [(None, True), (["GET"], False), (["QUERY"], True)])
+async def test_a_preflight_for_a_read_with_content_is_allowed_unless_methods_are_set(
+    methods: list[str] | None, allowed: bool
+) -> None:
+    routes = {"search": {"path": "/search", "upstream": "api", "methods": ["GET", "QUERY"]}}
+    cors = {"allow_origins": ["https://a.test"], **({} if methods is None else {"allow_methods": methods})}
+    headers = {
+        "origin": "https://a.test",
+        "access-control-request-method": "QUERY",
+        "access-control-request-headers": "content-type",
+    }
+    async with running(gateway(StubUpstream(json_answer()), routes, cors=cors)) as client:
+        response = await client.options("/search", headers=headers)
+    assert (response.status_code == 200) is allowed
+    assert ("QUERY" in response.headers["access-control-allow-methods"]) is allowed

@@ -473,6 +473,35 @@ async def test_a_refused_connection_is_tried_at_another_host_and_a_post_never() 
         await upstream.aclose()
 
 
+@pytest.mark.parametrize("method", ["QUERY", "POST"])
+async def test_a_read_with_content_is_tried_again_where_nothing_was_received(method: str) -> None:
+    read: list[bytes] = []
+
+    async def closing(connection: Connection) -> None:
+        for _ in range(2):
+            head = await connection.request()
+            read.append(await connection.reader.readexactly(5) if head else b"")
+            if len(read) != 2:
+                await connection.send(OK)
+
+    async with raw_upstream(closing) as raw:
+        upstream = speaking_to(raw)
+        for _ in range(2):
+            fetched = await upstream.fetch(method, "/", [], b"12345", patience=Patience(safe=True))
+            assert (fetched.status, await fetched.body.whole(100)) == (200, b"ok")
+        assert (read[:3], raw.connections, upstream.budget.spent) == ([b"12345"] * 3, 2, 1)
+        await upstream.aclose()
+
+
+async def test_a_post_that_is_no_read_is_not_tried_again() -> None:
+    async with raw_upstream(closing_when_used_again) as raw:
+        upstream = speaking_to(raw)
+        assert (await upstream.fetch("POST", "/", [], b"")).status == 200
+        with pytest.raises(UpstreamUnreachable):
+            await upstream.fetch("POST", "/", [], b"")
+        await upstream.aclose()
+
+
 async def test_an_answer_of_5xx_is_never_asked_for_again() -> None:
     async with raw_upstream(always(BAD)) as raw:
         upstream = speaking_to(raw, breaker_failures=0)
