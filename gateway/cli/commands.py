@@ -95,10 +95,12 @@ def serve(
     /readyz returns 503 for `shutdown_delay`; requests in flight then have `shutdown_timeout` to finish. A second
     SIGTERM stops at once.
     """
+    from gateway.server.bootstrap import leave_out
     from gateway.server.process import spawn
 
     spare = spawn()  # it imports a worker's modules while the configuration is read
     try:
+        leave_out()
         from gateway.config.loader import load
         from gateway.observability.log import log_to_stderr
         from gateway.server.reload import Code, Files

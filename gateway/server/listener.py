@@ -1,24 +1,15 @@
-"""Listening sockets, and the uvicorn server on them.
+"""Listening sockets: how they are bound (TCP, unix, one per worker), and how a failure to bind is reported.
 
-Decides how sockets are bound (TCP, unix, one per worker), how a failure to bind is reported, and how a server stops
-without failing a request. `supervisor` and `worker` own the sockets.
+`supervisor` and `worker` own them. The supervisor serves nothing, so this module imports no server.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-import select
 import socket
 import sys
-from collections.abc import Iterator
-from typing import Any
 
-import uvicorn
-
-from gateway.edge.guard import ConnectionGuard
-from gateway.edge.protocol import GatewayProtocol
 from gateway.errors import GatewayError
 
 BACKLOG = 2048
@@ -119,87 +110,3 @@ def _remove_stale(path: str) -> None:
 def url_of(sock: socket.socket) -> str:
     host, port = sock.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-LINGER = 2.0
-"""Seconds that idle connections stay open after another worker has taken over: a client that sends within them learns
-from `Connection: close` to take a new one, where closing at once would break the request it is just sending."""
-SETTLE = 0.3
-"""The same when the whole gateway stops, and for connections that were accepted last and have sent nothing yet."""
-LOOK = 0.02
-
-
-class Server(uvicorn.Server):
-    """A server among several in one process: the signals are the process's, not its own."""
-
-    def __init__(self, app: Any, *, lifespan: bool, websockets: bool = False) -> None:
-        self.up = asyncio.Event()
-        self._adopted: dict[int, asyncio.Server] = {}
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=GatewayProtocol,
-                lifespan="on" if lifespan else "off",
-                ws="auto" if websockets else "none",
-                log_config=None,
-                access_log=False,
-                date_header=False,
-                server_header=False,
-                proxy_headers=False,
-                backlog=BACKLOG,
-            )
-        )
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.up.set()
-
-    async def adopt(self, number: int, sock: socket.socket) -> None:
-        """Accept on another socket too, known by a number."""
-        self.release(number)
-
-        def protocol() -> asyncio.Protocol:
-            return GatewayProtocol(
-                config=self.config, server_state=self.server_state, app_state=self.lifespan.state, _loop=None
-            )
-
-        loop = asyncio.get_running_loop()
-        self._adopted[number] = await loop.create_server(protocol, sock=sock.dup(), backlog=BACKLOG)
-
-    def release(self, number: int) -> None:
-        """Stop accepting there; another worker does."""
-        if (server := self._adopted.pop(number, None)) is not None:
-            server.close()
-
-    async def drain(self, guard: ConnectionGuard, *, delay: float, linger: float, timeout: float) -> None:
-        """End it: accept for `delay` seconds more, each answer the last on its connection; leave idle connections open
-        for `linger` seconds, those with a request for `timeout`. All is closed when `serve` returns."""
-        guard.draining = True
-        for connection in list(self.server_state.connections):
-            if isinstance(connection, GatewayProtocol):
-                connection.make_this_the_last()
-        await asyncio.sleep(delay)
-        await self._accept_the_rest()
-        for server in (*self.servers, *self._adopted.values()):
-            server.close()
-        until = asyncio.get_running_loop().time() + linger
-        while self.server_state.connections and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110
-            await asyncio.sleep(LOOK)
-        self.config.timeout_graceful_shutdown = timeout  # type: ignore[assignment]  # a float does as well
-        self.should_exit = True
-
-    async def _accept_the_rest(self) -> None:
-        """Return at a moment with an empty backlog: closing a listener resets connections in it."""
-        servers = (*self.servers, *self._adopted.values())
-        listening = [sock.fileno() for server in servers for sock in server.sockets]
-        poll = select.poll()
-        for number in listening:
-            poll.register(number, select.POLLIN)
-        for _ in range(100):
-            if not poll.poll(0):
-                return
-            await asyncio.sleep(0)

@@ -33,8 +33,9 @@ from gateway.clock import SystemClock
 from gateway.config.loader import Loaded
 from gateway.config.models import Config
 from gateway.errors import ConfigError, GatewayError
-from gateway.observability.log import Marked, log_to_stderr
+from gateway.observability.log import LogFormat, Marked, log_to_stderr
 from gateway.observability.open_files import raise_limit
+from gateway.server.http_server import LINGER, SETTLE, Server
 from gateway.server.ipc import (
     Abort,
     Adopt,
@@ -59,7 +60,6 @@ from gateway.server.ipc import (
     WorkerReady,
     Workers,
 )
-from gateway.server.listener import LINGER, SETTLE, Server
 from gateway.server.metrics_totals import Family
 from gateway.server.process import Garbage, be_called, die_with
 from gateway.server.served_app import served_app
@@ -70,6 +70,7 @@ REPORT_EVERY = 1.0
 ALIVE_EVERY = 0.2
 """Seconds between two signs of life: a fifth of the least `worker_unresponsive_after`."""
 ANSWER_SECONDS = 2.0
+Log = Callable[[LogFormat, Callable[[Marked], bool]], None]
 MAX_SOCKETS = 250
 """Linux passes 253 at once."""
 
@@ -89,17 +90,18 @@ def main(control: int, parent: int) -> None:
         sys.exit(0)  # the supervisor is gone, or has no use for it
     sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        sys.exit(runner.run(work(channel, sockets)))
+        sys.exit(runner.run(work(channel, sockets, log_to_stderr)))
 
 
-async def work(control: socket.socket, sockets: list[socket.socket]) -> int:
-    """Start as the control socket commands, serve on `sockets` until stopped; returns the exit status."""
+async def work(control: socket.socket, sockets: list[socket.socket], log: Log = lambda *_: None) -> int:
+    """Start as the control socket commands, serve on `sockets` until stopped; returns the exit status. `log` sets up
+    the log in the configured form, and where marked records go."""
     reader, writer = await asyncio.open_unix_connection(sock=control)
     channel = Channel(reader, writer, Order)
     begin = await channel.receive()
     if not isinstance(begin, Begin):
         return 0
-    log_to_stderr(begin.log_format, _to_supervisor(channel))
+    log(begin.log_format, _to_supervisor(channel))
     try:
         worker = Worker(channel, begin, sockets)
     except ConfigError as error:

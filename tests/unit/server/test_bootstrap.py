@@ -100,6 +100,12 @@ def test_the_command_line_imports_no_more_than_it_needs_to_start_the_first_worke
     assert heavy & set(json.loads(ran.stdout)) == set()
 
 
+def test_the_supervisor_imports_nothing_that_serves() -> None:
+    look = LOOK.replace("import gateway.app.gateway\n", "").replace("server.worker", "server.supervisor")
+    ran = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert {"fastapi", "uvicorn", "httpx", "aiohttp", "redis"} & set(json.loads(ran.stdout)) == set()
+
+
 def test_an_app_may_import_what_was_left_out_at_the_start() -> None:
     code = "from gateway.server.bootstrap import leave_out; leave_out(); import rich.console; print(rich.__name__)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
