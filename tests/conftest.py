@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from uuid import uuid4
 
 import hypothesis
@@ -42,24 +42,48 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(partial(shutil.rmtree, config.option.basetemp, ignore_errors=True))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under pytest-xdist those marked `alone` run first, in a row."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not _is_alone(item))
+
+
+_room: list[TextIO] = []
+"""The lock on the room while this process is in it: for one test, or for several marked `alone` in a row."""
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, Any, Any]:
     """Under pytest-xdist a test marked `alone` waits until no other one runs, and no other one starts beside it.
 
-    Others share the room, it has the room to itself. Whoever enters passes the door first, so that one who waits
-    for an empty room gets it. The wait does not count for the test's timeout, which begins inside this hook.
+    Others share the room, it has the room to itself, and so have those marked `alone` that follow it at once: each
+    time the room is emptied, all processes wait for the slowest test in it. Whoever enters passes the door first, so
+    that one who waits for an empty room gets it. The wait does not count for the test's timeout, which begins inside
+    this hook.
     """
     workers = getattr(item.config, "workerinput", None)
     if workers is None:
         return (yield)
-    lock = Path(item.config.rootpath) / ".pytest_cache" / workers["testrunuid"]
-    lock.parent.mkdir(exist_ok=True)
-    kind = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
-    with lock.with_suffix(".door").open("w") as door, lock.with_suffix(".room").open("w") as room:
-        fcntl.flock(door, fcntl.LOCK_EX)
-        fcntl.flock(room, kind)
-        fcntl.flock(door, fcntl.LOCK_UN)
+    _enter(item.config.rootpath / ".pytest_cache" / workers["testrunuid"], alone=_is_alone(item))
+    try:
         return (yield)
+    finally:
+        if nextitem is None or not (_is_alone(item) and _is_alone(nextitem)):
+            _room.pop().close()
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    return item.get_closest_marker("alone") is not None
+
+
+def _enter(lock: Path, *, alone: bool) -> None:
+    if _room:
+        return
+    lock.parent.mkdir(exist_ok=True)
+    _room.append(room := lock.with_suffix(".room").open("w"))
+    with lock.with_suffix(".door").open("w") as door:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
 
 
 @pytest.fixture

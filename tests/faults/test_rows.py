@@ -19,7 +19,7 @@ from tests.support.processes import Valkey
 from tests.support.proxy import FaultProxy
 from tests.support.raw import MALFORMED, Connection, raw_upstream
 
-pytestmark = pytest.mark.alone  # Redis has 50 ms to answer
+alone = pytest.mark.alone  # Redis has 50 ms to answer
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 WAYS = pytest.mark.parametrize("door", [True, False], ids=["past ASGI", "by the app"])
 
 
+@alone
 @WAYS
 async def test_no_user_is_given_what_is_anothers_whatever_is_cancelled_and_however_late_redis_is(
     redis_url: str, door: bool
@@ -44,6 +45,7 @@ async def test_no_user_is_given_what_is_anothers_whatever_is_cancelled_and_howev
     assert seen.answered > 900
 
 
+@alone
 @WAYS
 async def test_after_a_thousand_cancellations_nothing_is_held_and_a_hundred_of_a_hundred_are_right(
     redis_url: str, door: bool
@@ -53,6 +55,7 @@ async def test_after_a_thousand_cancellations_nothing_is_held_and_a_hundred_of_a
     assert (seen.right_after, seen.held, seen.flights, seen.others) == (100, 0, 0, {})
 
 
+@alone
 async def test_two_hundred_at_once_at_two_gateways_ask_the_upstream_once(redis_url: str) -> None:
     assert await scenarios.stampede(redis_url, clients=200) == (1, 1)
 
@@ -69,6 +72,7 @@ async def test_an_upstream_that_fails_sees_no_more_requests_than_the_clients_mad
     assert seen <= 1.1 * made
 
 
+@alone
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda each: each.__name__)
 async def test_whatever_happens_to_redis_no_request_fails_and_it_is_used_again_within_a_second(
     redis_url: str, trouble: Callable[[FaultProxy], Any]
@@ -116,6 +120,7 @@ async def test_a_million_queries_take_no_more_memory_than_is_configured() -> Non
             assert app.engine.memory.statistics.evictions > 500
 
 
+@pytest.mark.alone  # it measures the upstream's capacity
 async def test_at_twice_capacity_hits_are_served_the_rest_is_told_at_once_and_goodput_stays() -> None:
     async with overload.bounded_upstream() as raw:
         app = app_for(

@@ -110,11 +110,12 @@ class Child:
         return status
 
     def end(self) -> None:
-        """End it, if it has not ended: at once where it has no children to end itself."""
+        """End it, if it has not ended: at once where it has no children to end itself. A gateway waits for its
+        `shutdown_delay` after SIGTERM, but not after SIGINT."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGCONT)
             if self.children:
-                self._process.terminate()
+                self._process.send_signal(signal.SIGINT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(20)
             self._process.kill()
