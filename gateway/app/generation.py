@@ -130,7 +130,7 @@ class Generation:
         self.metrics, self.engine, self.shared = state.metrics, state.engine, state.shared
         self.purges, self.watch, self.guard = state.purges, state.watch, state.guard
         self.upstreams = {name: self._upstream(name, each, before) for name, each in config.upstreams.items()}
-        providers = self.worker_state.providers.of(config.identity)
+        self._identity = providers = self.worker_state.providers.of(config.identity)
         self.declared = declare(config, self.upstreams, self.engine.identity_key, providers)
         self.builder = Builder.of(
             config, self.engine, self.metrics, self.upstreams, self.declared, loaded.aggregates, providers
@@ -178,6 +178,7 @@ class Generation:
             root=config.prefix,
             room=max(config.memory // config.workers // 4, 0 if isinstance(self.shared, NoShared) else LEAST_EDGE),
             left_to_app=fields_read(middleware),
+            credentials=[source for each in self._identity.values() for source in each.sources],
         )
         if not self.is_traced and not middleware:
             edge.pass_through = PassThrough(

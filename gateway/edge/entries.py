@@ -23,6 +23,7 @@ from gateway.edge.head_template import CLOSES, KEEPS, TICKS, Ending, with_last
 from gateway.edge.splice_state import Splice
 from gateway.http.headers import connection_options, has, values
 from gateway.http.target import Target
+from gateway.identity.admission import Admitted
 from gateway.observability.metrics import Tally
 from gateway.policy import freshness
 from gateway.policy.entry import Entry
@@ -33,8 +34,8 @@ from gateway.policy.rules import CachePolicy, RequestDirectives, directives_of
 from gateway.policy.vary import Suffixes, VaryIndex
 from gateway.routing.fast_path import FastPath
 
-# What makes a request more than a plain one; the app handles those.
-_NOT_PLAIN = frozenset(
+# The fields that make a request more than a plain one; the app handles those.
+NOT_PLAIN = frozenset(
     (
         *(b"cache-control", b"content-length", b"expect", b"if-match", b"if-range", b"if-unmodified-since", b"pragma"),
         *(b"range", b"transfer-encoding", b"upgrade", b"x-request-id", b"gateway-explain"),
@@ -62,16 +63,16 @@ class HeaderBlock:
 
     `headers` are without X-Request-ID. `plain` is False if the app must handle it. `form` is what may change the form
     of a response: the codings, the preconditions, the Origin. `proxied` is True if it has forwarding fields, `prefixed`
-    if these may set a trusted path prefix.
+    if these may set a trusted path prefix. `admitted` is None but for a view, whose fields are those after admission to
+    a route; `views` has a block's own.
     """
 
     __slots__ = (
         *("bases", "clients", "close", "form", "headers", "host", "keep", "memos", "origin", "plain", "proxied"),
-        *("asked", "prefixed", "vary"),
+        *("admitted", "asked", "prefixed", "vary", "views"),
     )
 
     def __init__(self, headers: list[tuple[bytes, bytes]], identity_key: IdentityKey = UNKEYED) -> None:
-        self.headers = headers
         self.proxied = any(name in _PROXIED for name, _ in headers)
         self.prefixed = False
         self.form = b"\n".join(name + b":" + value for name, value in headers if name in _FORMING)
@@ -80,15 +81,31 @@ class HeaderBlock:
         hosts = values(headers, b"host")
         self.host = hosts[0].decode("latin-1").lower() if hosts else ""
         # Without a Host it is one of HTTP/1.0; with a line of HTTP/1.1 it would be refused.
-        self.plain = bool(hosts) and not any(name in _NOT_PLAIN for name, _ in headers)
+        self.plain = bool(hosts) and not any(name in NOT_PLAIN for name, _ in headers)
         options = connection_options(headers)
         self.close = b"close" in options
         self.keep = b"keep-alive" in options
+        self.admitted: Admitted | None = None
+        self._begin(headers, identity_key)
+
+    def _begin(self, headers: list[tuple[bytes, bytes]], identity_key: IdentityKey) -> None:
+        """Set what depends on all fields."""
+        self.headers = headers
         self.bases: dict[KnownRoute, str | None] = {}
         self.vary = Suffixes(headers, _is_unseen, identity_key)
         self.clients: dict[str, bytes] = {}
         self.asked: dict[tuple[str, str], PlannedRequest] = {}
         self.memos: dict[bytes, Memo] = {}
+        self.views: dict[KnownRoute, HeaderBlock] = {}
+
+    def with_headers(self, headers: list[tuple[bytes, bytes]], identity_key: IdentityKey) -> HeaderBlock:
+        """A block of other fields, which differ in none that are judged here."""
+        block = HeaderBlock.__new__(HeaderBlock)
+        block.form, block.host, block.origin = self.form, self.host, self.origin
+        block.close, block.keep, block.plain = self.close, self.keep, self.plain
+        block.prefixed, block.proxied, block.admitted = self.prefixed, self.proxied, None
+        block._begin(headers, identity_key)
+        return block
 
     def base(self, known: KnownRoute) -> str | None:
         """What the keyed inputs add to a primary key on a route; None for a bypass, and if a keyed field is not in the
@@ -134,7 +151,9 @@ class KnownRoute:
 class KnownTarget:
     """A request line that the app has answered before."""
 
-    __slots__ = ("head", "known", "line", "modern", "names", "primary", "recall", "splices", "stem", "target")
+    __slots__ = (
+        *("guarded", "head", "known", "line", "modern", "names", "primary", "recall", "splices", "stem", "target"),
+    )
 
     def __init__(self, line: bytes, recall: FastPath, known: KnownRoute, target: Target | None) -> None:
         self.line = line
@@ -146,6 +165,8 @@ class KnownTarget:
         self.primary, self.stem = primary_and_stem(recall.origin, recall.target, recall.route.keying.identity_key)
         self.names = (EVERYTHING, key_name(self.primary), route_name(recall.route.name), *map(tag_name, recall.tags))
         self.splices: dict[str, Splice | None] = {}
+        self.guarded = recall.admission is not None or recall.admit is not None
+        """Whether its requests are answered by a view of their block."""
 
     def connection(self, block: HeaderBlock) -> bytes:
         """The `Connection` field line of a response; empty if the connection stays open by default."""
@@ -286,3 +307,5 @@ class Memo(msgspec.Struct, gc=False):
     recorder: Recorder
     ready: PreparedResponse
     known_target: KnownTarget
+    admitted: Admitted | None
+    """Of a guarded target."""

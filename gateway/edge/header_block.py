@@ -32,7 +32,7 @@ class Repeat:
     `LIKE`, as the id before did. It is empty where that can't be.
     """
 
-    __slots__ = ("at", "block", "edge", "front", "front_length", "longest_line", "numbered", "rear", "tail")
+    __slots__ = ("answer", "at", "block", "edge", "front", "front_length", "longest_line", "numbered", "rear", "tail")
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class Repeat:
         at: int,
     ) -> None:
         self.edge = edge
+        self.answer = edge.memos.answer  # bound once: each repeated request calls it
         self.at = at
         """The position of the request ID among the fields."""
         self.longest_line = room - len(front) - len(rear) - (LONGEST_ID if request_id is not None else 0)
@@ -70,7 +71,7 @@ class Repeat:
             at = next(i for i, (name, _) in enumerate(fields) if name == b"x-request-id")
             fields = fields[:at] + fields[at + 1 :]
         text = front + rear
-        block = edge.blocks.get(text) or edge.judged(text, fields)
+        block = edge.blocks.get(text) or edge.block(text, fields)
         return cls(edge, block, front, rear, request_id, room, at), request_id or new_request_id()
 
     def fields(self, request_id: bytes) -> list[tuple[bytes, bytes]]:

@@ -15,10 +15,12 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
+from collections.abc import Iterable
 
 from gateway.cache.engine import Engine
 from gateway.cache.respond import stored_answer
 from gateway.context import RequestContext, Result
+from gateway.edge.credentials import Credentials
 from gateway.edge.entries import (
     SHAPES,
     Endings,
@@ -37,6 +39,7 @@ from gateway.edge.splice import Splicer, has_expired
 from gateway.http.forwarding import PREFIX, Trusted
 from gateway.http.headers import has
 from gateway.http.target import Target
+from gateway.identity.principal import Principal
 from gateway.observability.access_log import AccessLog, silent
 from gateway.observability.metrics import Metrics
 from gateway.observability.trace_context import TRACEPARENT
@@ -76,6 +79,7 @@ class Edge:
         root: str = "",
         room: int = 32 * 1024 * 1024,
         left_to_app: frozenset[bytes] = frozenset(),
+        credentials: Iterable[str] = (),
     ) -> None:
         self._engine = engine
         self._tiers = engine.tiers
@@ -94,7 +98,9 @@ class Edge:
         self._room = room
         self._most = max(64, room // LINE_BYTES)
         self._joins = Splicer(engine, metrics=metrics, cors=cors, log=written, exchange=self._exchange, most=self._most)
-        self.memos = Memos(engine, most=self._most, note=self._note)
+        self.memos = Memos(engine, most=self._most, note=self._note, trusted=self._trusted)
+        key = engine.identity_key
+        self._credentials = Credentials(credentials, self.judged, key, most=self._most, room=room // 4)
         self.shared_finder = SharedFinder(engine, self._in_memory, most=self._most)
         self.pass_through: PassThrough | None = None
         self.forget()
@@ -113,6 +119,7 @@ class Edge:
         self._known: dict[int, KnownRoute] = {}
         self._order: deque[tuple[dict[str, PreparedResponse], str]] = deque()
         self._form_bytes = 0
+        self._credentials.forget()
         self._joins.forget()
         self.memos.forget()
 
@@ -138,8 +145,11 @@ class Edge:
             del self.app_targets[next(iter(self.app_targets))]
         self.app_targets[line] = target
 
+    def block(self, text: bytes, headers: list[tuple[bytes, bytes]]) -> HeaderBlock:
+        """The header block of these bytes, whose headers, without X-Request-ID, are these."""
+        return self._credentials.block(text, headers, self.blocks) or self.judged(text, headers)
+
     def judged(self, text: bytes, headers: list[tuple[bytes, bytes]]) -> HeaderBlock:
-        """The judged form of a header block whose headers, without X-Request-ID, are these."""
         block = HeaderBlock(headers, self._engine.identity_key)
         if self.traced and has(headers, TRACEPARENT):
             block.plain = False  # the client requested a trace
@@ -157,6 +167,12 @@ class Edge:
         answer are others then."""
         return block.prefixed and self._trusted.prefix(peer, block.headers) not in (None, self._root)
 
+    def view(self, known_target: KnownTarget, block: HeaderBlock) -> HeaderBlock | None:
+        """The block by which a request of this line is answered here; None if the app must decide who is let in."""
+        if not known_target.guarded:
+            return block
+        return self._credentials.view(known_target, block, self._clock.now())
+
     # --- answering -----------------------------------------------------------------------------------------
 
     def answer(
@@ -170,16 +186,19 @@ class Edge:
         shared_hit: SharedHit | None = None,
     ) -> bool:
         """Write the response, if it is prepared in memory or is `shared_hit`; False if the app must serve it. `began`
-        is a value of the performance counter."""
+        is a value of the performance counter. `block` is the `view` of the request's own."""
         now = self._clock.now()
+        if known_target.guarded and (block.admitted is None or not block.admitted.holds(now)):
+            return False
+        admit = known_target.recall.admit
         if known_target.splices and self._joins.ended(known_target, block, now):
-            return self._joins.answer(transport, peer, known_target, block, request_id, began)
+            return admit is None and self._joins.answer(transport, peer, known_target, block, request_id, began)
         stored = self._in_memory(known_target, block) if shared_hit is None else shared_hit.stored
         if stored is not None and known_target.recall.joinable is not None and has_expired(stored, now):
             stored = None
         ready = None if stored is None else self._ready(known_target, block, stored)
         if stored is None or ready is None or (now >= ready.fresh and not _serves_stale(known_target, ready, now)):
-            return self._joins.answer(transport, peer, known_target, block, request_id, began)
+            return admit is None and self._joins.answer(transport, peer, known_target, block, request_id, began)
         if self._purges.distrusted_since(now) is not None:
             return False
         kind = known_target.head + 2 * (now >= ready.fresh)
@@ -187,6 +206,8 @@ class Edge:
         body = None if shape is None else self._body(shape, stored)
         if shape is None or body is None:
             ready.shapes.pop((kind, block.form), None)
+            return False
+        if admit is not None and not admit(_principal_of(block), self._trusted.client(peer, block.headers)):
             return False
         if kind > 1:
             self._refresh(known_target, block, ready, stored, request_id, began, peer)
@@ -339,6 +360,7 @@ class Edge:
             headers=block.headers,
             route=known_target.known.route.name,
             downstream=known_target.known.route.downstream,
+            principal=_principal_of(block),
         )
 
     def _refresh(
@@ -366,6 +388,10 @@ def may_be_repeated(line: bytes) -> bool:
     """Whether what was judged of a request line holds with any header block: its target names no authority, which
     another block's `Host` may contradict (RFC 9112 §3.2.2)."""
     return line.partition(b" ")[2].startswith(b"/")
+
+
+def _principal_of(block: HeaderBlock) -> Principal | None:
+    return None if block.admitted is None else block.admitted.principal
 
 
 def _serves_stale(known_target: KnownTarget, ready: PreparedResponse, now: float) -> bool:

@@ -100,9 +100,7 @@ class GatewayProtocol(ClientConnection):
             return self._take(data)
         line, block = data[:end], repeat.block
         memo = block.memos.get(line)
-        repeated = memo is not None and repeat.edge.memos.answer(
-            memo, self.transport, self._peer, block, request_id, began
-        )
+        repeated = memo is not None and repeat.answer(memo, self.transport, self._peer, block, request_id, began)
         if not repeated and not self._is_hit(repeat, line, request_id, began):
             if self._may_be_shared(repeat, line, request_id, data, began) or self._goes_on(
                 repeat, line, request_id, began
@@ -116,9 +114,10 @@ class GatewayProtocol(ClientConnection):
     def _is_hit(self, repeat: Repeat, line: bytes, request_id: bytes, began: float) -> bool:
         """Answer what has no memo."""
         known_target = repeat.edge.known_targets.get(line)
-        if known_target is None or not repeat.edge.answer(
-            self.transport, self._peer, known_target, repeat.block, request_id, began
-        ):
+        block = None if known_target is None else repeat.edge.view(known_target, repeat.block)
+        if known_target is None or block is None:
+            return False
+        if not repeat.edge.answer(self.transport, self._peer, known_target, block, request_id, began):
             return False
         if known_target.connection(repeat.block) == CLOSES:
             self.transport.close()
@@ -129,8 +128,11 @@ class GatewayProtocol(ClientConnection):
         known_target = repeat.edge.known_targets.get(line)
         if known_target is None or not known_target.modern:
             return False
+        block = repeat.edge.view(known_target, repeat.block)
+        if block is None:
+            return False
         self._began = began
-        return self._may_wait(repeat.edge, PendingLookup(repeat.edge, known_target, repeat.block, request_id, data))
+        return self._may_wait(repeat.edge, PendingLookup(repeat.edge, known_target, block, request_id, data))
 
     # --- hits ----------------------------------------------------------------------------------------------
 
@@ -154,11 +156,12 @@ class GatewayProtocol(ClientConnection):
             return False
         self._repeat = repeat
         known_target = edge.known_targets.get(line)
-        if known_target is None:
+        view = None if known_target is None else edge.view(known_target, block)
+        if known_target is None or view is None:
             return False
-        if not edge.answer(self.transport, self._peer, known_target, block, request_id, self._began):
-            return self._may_wait(edge, PendingLookup(edge, known_target, block, request_id, request.head, request))
-        self._answered(known_target, block)
+        if not edge.answer(self.transport, self._peer, known_target, view, request_id, self._began):
+            return self._may_wait(edge, PendingLookup(edge, known_target, view, request_id, request.head, request))
+        self._answered(known_target, view)
         return True
 
     def _answered(self, known_target: KnownTarget, block: HeaderBlock) -> None:

@@ -2,7 +2,8 @@
 
 Decides whether the last response is still valid, by comparing a few numbers instead of looking the entry up again: the
 turns of its nodes in memory (the same response is there, no other may be selected, its compressed body is there), the
-version of the purges, and the instant up to which its head is valid, which is never later than its freshness. If any
+version of the purges, and the instant up to which its head is valid, which is never later than its freshness. On a
+guarded route two more: until when the principal is known, and the epoch of who verified it. If any
 differs, `hits` looks the entry up and leaves another memo. It must not know how an entry is selected or a response is
 made.
 
@@ -21,6 +22,7 @@ from gateway.cache.engine import Engine
 from gateway.cache.memory import MOST_USES, Node
 from gateway.edge.entries import JOINED, HeaderBlock, KnownTarget, Memo, PreparedResponse, ResponseForm
 from gateway.edge.head_template import TICKS
+from gateway.http.forwarding import Trusted
 from gateway.observability.metrics import SECONDS
 from gateway.policy.entry import Entry
 
@@ -29,15 +31,17 @@ Note = Callable[[KnownTarget, HeaderBlock, PreparedResponse, ResponseForm, bytes
 
 
 class Memos:
-    """Makes memos, at most `most`, keeps them with their blocks, and answers by them. `note` writes the access log."""
+    """Makes memos, at most `most`, keeps them with their blocks, and answers by them. `note` writes the access log,
+    `trusted` knows clients' addresses."""
 
-    def __init__(self, engine: Engine, *, most: int, note: Note | None) -> None:
+    def __init__(self, engine: Engine, *, most: int, note: Note | None, trusted: Trusted) -> None:
         self._memory = engine.memory
         self._purges = engine.tiers.purges
         self._epochs = engine.tiers.purges.epochs
         self._when = engine.clock.when
         self._most = most
         self._note = note
+        self._trusted = trusted
         self._order: deque[tuple[dict[bytes, Memo], bytes]] = deque()
 
     def __len__(self) -> int:
@@ -71,6 +75,7 @@ class Memos:
         block.memos[known_target.line] = Memo(
             *(node, node.turn, selector, selector.turn, source, source.turn, ready.version),
             *(shape, sight, known_target.known.recorder, ready, known_target),
+            block.admitted,
         )
 
     def answer(
@@ -91,6 +96,13 @@ class Memos:
         now = self._when(began)
         if now >= shape.until and not self._renewed(memo, now):
             return False
+        admitted = memo.admitted
+        if admitted is not None:
+            if now >= admitted.until or admitted.epoch.version != admitted.version:
+                return False
+            admit = memo.known_target.recall.admit
+            if admit is not None and not admit(admitted.principal, self._trusted.client(peer, block.headers)):
+                return False
         if source.uses < MOST_USES or node.uses < MOST_USES:
             _use(node, source)
         elapsed = time.perf_counter() - began
@@ -113,6 +125,8 @@ class Memos:
         if elapsed > SECONDS[0]:
             tally.add_slow(elapsed)
         if self._note is not None:
+            if admitted is not None:
+                block = block.views.get(memo.known_target.known, block)
             self._note(memo.known_target, block, memo.ready, shape, request_id, began, peer, now, elapsed)
         return True
 

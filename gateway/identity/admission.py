@@ -8,6 +8,7 @@ So everything behind it (the key, the upstream, an explanation) is a function of
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -54,6 +55,19 @@ class NotAdmitted(GatewayError):
         super().__init__(detail)
 
 
+class Epoch:
+    """Ends what was verified before its time: `version` changes with whatever may, such as keys of an issuer that were
+    replaced, or a revocation. The provider's `known` then says what still holds."""
+
+    __slots__ = ("version",)
+
+    def __init__(self) -> None:
+        self.version = 0
+
+    def __repr__(self) -> str:
+        return f"<Epoch {self.version}>"
+
+
 class Provider(Protocol):
     """Verifies the credentials of one setting below `identity`."""
 
@@ -64,11 +78,45 @@ class Provider(Protocol):
     def sources(self) -> tuple[str, ...]:
         """The fields of its credentials: a request field's name in lower case, or `cookie:NAME`."""
 
+    @property
+    def epoch(self) -> Epoch: ...
+
+    def known(self, credential: bytes) -> Principal | None:
+        """The principal of a credential that was verified before and would be again; None for any other. It does no
+        I/O and checks no signature."""
+
+    def holds_until(self, principal: Principal) -> float:
+        """Until when, in seconds since 1970, a principal of `known` remains known while `epoch` does not change."""
+
     def recognises(self, credential: bytes) -> bool:
         """Whether the credential says that it is of this provider; asked where a source has several."""
 
     async def verified(self, credential: bytes) -> Principal:
         """Raises NotAdmitted."""
+
+
+class Admitted:
+    """A request that was let in without verifying anything: its `fields` after admission, and who sent it. The same
+    holds for requests with the same fields as long as `holds` says so."""
+
+    __slots__ = ("epoch", "fields", "principal", "until", "version")
+
+    def __init__(self, fields: Fields, principal: Principal | None, epoch: Epoch, until: float) -> None:
+        self.fields = fields
+        self.principal = principal
+        self.epoch, self.version = epoch, epoch.version
+        self.until = until
+        """Seconds since 1970."""
+
+    def __repr__(self) -> str:
+        return f"<Admitted until {self.until} version {self.version}>"  # of whom is not for a log
+
+    def holds(self, now: float) -> bool:
+        return now < self.until and self.epoch.version == self.version
+
+
+_NEVER = Epoch()
+"""Of what nobody has verified: it has no end."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +167,22 @@ class Admission:
         principal = await provider.verified(credential)
         self._check(principal)
         return self._rewritten(headers, principal, identity_key), principal
+
+    def known(self, headers: Headers, identity_key: IdentityKey) -> Admitted | None:
+        """What `admit` would say, where that takes no verifying; None where it does, or raises NotAdmitted."""
+        try:
+            found = self._credential(headers)
+            if found is None:
+                return Admitted(self.anonymous(headers), None, _NEVER, math.inf) if self.optional else None
+            provider, credential = found
+            principal = provider.known(credential)
+            if principal is None:
+                return None
+            self._check(principal)
+            fields = self._rewritten(headers, principal, identity_key)
+        except NotAdmitted:
+            return None
+        return Admitted(fields, principal, provider.epoch, provider.holds_until(principal))
 
     def anonymous(self, headers: Headers) -> Fields:
         """The fields of a request that nobody has verified: without what only a principal may say."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from hashlib import blake2b
 from secrets import token_bytes
 from typing import Protocol
 
 from gateway.clock import Clock
-from gateway.identity.admission import NotAdmitted
+from gateway.identity.admission import Epoch, NotAdmitted
 from gateway.identity.key_set import KeySet
 from gateway.identity.principal import Principal
 from gateway.identity.tokens import Issuer, TokenRefused, UnknownKey, Unverified, issuer_of, read, verify
@@ -27,7 +28,16 @@ class Keys(Protocol):
     def keys(self) -> KeySet | None: ...
 
     @property
-    def version(self) -> int: ...
+    def epoch(self) -> Epoch:
+        """Its version changes with `keys`; it is the epoch of what they verify."""
+
+    @property
+    def version(self) -> int:
+        """Changes with `keys`."""
+
+    @property
+    def until(self) -> float:
+        """Until when `keys` are in force unless they are replaced, in seconds since 1970."""
 
     async def begun(self) -> None: ...
 
@@ -38,9 +48,11 @@ class FixedKeys:
     """Keys of the configuration itself, or of a secret."""
 
     version = 1
+    until = math.inf
 
     def __init__(self, keys: KeySet) -> None:
         self.keys: KeySet | None = keys
+        self.epoch = Epoch()
 
     async def begun(self) -> None:
         return None
@@ -78,6 +90,14 @@ class TokenIssuer:
     @property
     def name(self) -> str:
         return self.issuer.provider
+
+    @property
+    def epoch(self) -> Epoch:
+        return self.source.epoch
+
+    def holds_until(self, principal: Principal) -> float:
+        assert principal.expires_at is not None
+        return min(principal.expires_at + self.issuer.leeway, self.source.until)
 
     def known(self, credential: bytes) -> Principal | None:
         """The principal of a token that was verified before; None for another, and for one that has ended."""

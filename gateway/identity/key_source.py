@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import math
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -23,6 +24,7 @@ import msgspec
 from gateway.cache.shared_store import SharedStore
 from gateway.clock import Clock
 from gateway.errors import GatewayError
+from gateway.identity.admission import Epoch
 from gateway.identity.key_set import InvalidKeySet, KeySet, parse_key_set
 from gateway.observability.log import ONCE, state
 from gateway.policy.identity_key import IdentityKey
@@ -71,6 +73,7 @@ class KeySource:
     ) -> None:
         self.name = name
         self.version = 0
+        self.epoch = Epoch()
         self.fetches = 0
         """Requests for the document, by this worker."""
         self.failure: str | None = None
@@ -96,8 +99,12 @@ class KeySource:
     @property
     def keys(self) -> KeySet | None:
         """The keys in force; None if none were ever fetched, or the last ones are older than `stale`."""
-        held = self._held
-        return self._keys if held is not None and self._clock.now() - held.fetched < self._stale else None
+        return self._keys if self._clock.now() < self.until else None
+
+    @property
+    def until(self) -> float:
+        """Until when `keys` are in force unless others are fetched, in seconds since 1970."""
+        return -math.inf if self._held is None else self._held.fetched + self._stale
 
     @property
     def age(self) -> float | None:
@@ -217,6 +224,7 @@ class KeySource:
                 logger.warning("identity %s: a key of the issuer is not used: %s", self.name, reason, extra=ONCE)
             self._keys = keys
             self.version += 1
+            self.epoch.version += 1
         self._held = stored
 
     # --- the record in the shared store ---------------------------------------------------------------------

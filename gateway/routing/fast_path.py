@@ -9,6 +9,8 @@ from typing import Protocol
 from gateway.cache.request import CacheRequest, Route
 from gateway.cache.respond import Answer
 from gateway.context import RequestContext
+from gateway.identity.admission import Admission
+from gateway.identity.principal import Principal
 from gateway.policy.keys import Plan
 from gateway.policy.rules import RequestDirectives
 
@@ -17,6 +19,11 @@ class PlanCache(Protocol):
     """A parsed header block, by which its requests are planned."""
 
     def plan(self, route: Route, method: str, origin: str, target: str) -> tuple[Plan, RequestDirectives]: ...
+
+
+Admit = Callable[[Principal | None, str], bool]
+"""Counts a hit for a principal (None: nobody says who) and a client's address towards the limits of its route. False,
+and nothing is counted, if the app must decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +45,7 @@ class FastPath:
     """The method of a request with content; empty for GET and HEAD."""
     solved: bool = False
     """Whether the app must solve dependencies before each response, which the edge then only writes."""
+    admission: Admission | None = None
+    """What the route asks of credentials; None if it lets anybody in."""
+    admit: Admit | None = None
+    """Called for each hit, once it is certain that the edge writes it; None without limits that count hits."""

@@ -169,6 +169,7 @@ class Handlers:
             ask=again,
             content="" if content is None else content.line(ask.route.keying.identity_key),
             method="" if content is None else ask.exchange.method,
+            admission=asked.route.admission,
         )
 
     def _tags(self, route: Declared, parameters: dict[str, str]) -> tuple[str, ...]:
@@ -230,8 +231,7 @@ class Handlers:
     ) -> Response:
         with_body = has_body(exchange.headers)
         ask = self.ask(exchange, asked, origin, parameters, client.body() if with_body else None)
-        if asked.route.admission is None:
-            exchange.recall = self.recall(ask)
+        exchange.recall = self.recall(ask)
         at_hand = self.engine.at_hand(ask)
         if at_hand is not None:
             return AnswerResponse(self.public(at_hand, asked))

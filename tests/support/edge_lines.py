@@ -242,16 +242,19 @@ class Both:
             side.app.engine.memory.clear()
             side.lines.clear()
         for kind, what in story:
-            if kind == "turn":
-                self.clock.turn(what)
-            elif kind == "say":
-                self.changing.say(*what)
-            elif kind == "purge":
-                for side in self.sides:
-                    await side.app.purge(**what)
-            elif kind == "ask" or self.last:
-                await self.ask(kind, what)
+            await self.step(kind, what)
         assert self.sides[0].lines == self.sides[1].lines
+
+    async def step(self, kind: str, what: Any) -> None:
+        if kind == "turn":
+            self.clock.turn(what)
+        elif kind == "say":
+            self.changing.say(*what)
+        elif kind == "purge":
+            for side in self.sides:
+                await side.app.purge(**what)
+        elif kind == "ask" or self.last:
+            await self.ask(kind, what)
 
     async def ask(self, kind: str, what: bytes | None) -> bytes:
         """Ask both for `what`, or for the last again; they answer the same."""

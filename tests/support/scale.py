@@ -23,6 +23,7 @@ SIZES = {
     "key_pairs": Size(40, 100),  # of requests to a declared route, for each configuration
     "kill_seconds": Size(10, 60),  # of load while a worker is killed every two seconds
     "openapi_requests": Size(15, 100),  # of each operation, of each kind
+    "identity_stories": Size(100, 10_000),  # of some ten requests, by a gateway with the edge and by one without
     "override_workers": Size(2, 4),  # of each of two gateways
     "protocol_stories": Size(300, 5_000),  # of request lines and header blocks that are remembered
     "personal_stories": Size(40, 2_000),  # of aggregates with identity, of users who ask and leave

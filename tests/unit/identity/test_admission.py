@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.config.route import RouteConfig
-from gateway.identity.admission import Admission, NotAdmitted, admission_of, as_field_value
+from gateway.identity.admission import Admission, Epoch, NotAdmitted, admission_of, as_field_value
 from gateway.identity.principal import Principal
 from gateway.policy.identity_key import IdentityKey
 
@@ -21,6 +21,14 @@ class Stub:
         self.name = name
         self.sources = sources or ("authorization",)
         self.prefix = prefix
+        self.epoch = Epoch()
+        self.remembered: dict[bytes, Principal] = {}
+
+    def known(self, credential: bytes) -> Principal | None:
+        return self.remembered.get(credential)
+
+    def holds_until(self, principal: Principal) -> float:
+        return 100.0
 
     def recognises(self, credential: bytes) -> bool:
         return credential.startswith(self.prefix)
@@ -29,7 +37,9 @@ class Stub:
         if not self.recognises(credential):
             raise NotAdmitted(401, "invalid_token", "The token is invalid.", "form")
         user = credential.removeprefix(self.prefix).decode("latin-1")
-        return Principal(provider=self.name, issuer=self.name, claims={"sub": user}, scopes=frozenset({"a", "b"}))
+        principal = Principal(provider=self.name, issuer=self.name, claims={"sub": user}, scopes=frozenset({"a", "b"}))
+        self.remembered[credential] = principal
+        return principal
 
 
 async def admitted(admission: Admission, *headers: tuple[bytes, bytes]) -> tuple[dict[bytes, bytes], Principal | None]:
@@ -168,3 +178,44 @@ def test_a_routes_settings_make_its_admission() -> None:
         (shop,), scopes=("a",), required={"tenant": ("b",)}, per=("sub",), claims={"x-user": "sub"}
     )
     assert admission_of(RouteConfig(path="/", upstream="shop"), {}) is None
+
+
+ANNA = [(b"authorization", b"Bearer anna"), (b"accept", b"a/b")]
+
+
+async def test_what_was_verified_before_is_admitted_the_same_without_verifying() -> None:
+    shop = Stub("shop")
+    admission = Admission((shop,), per=("sub",), claims={"x-user": "sub"}, scopes=("a",))
+    assert admission.known(ANNA, KEY) is None
+    fields, principal = await admission.admit(ANNA, KEY)
+    known = admission.known(ANNA, KEY)
+    assert known is not None
+    assert (known.fields, known.principal) == (fields, principal)
+    assert [known.holds(now) for now in (0.0, 99.9, 100.0)] == [True, True, False]
+    shop.epoch.version += 1
+    assert not known.holds(0.0)
+    assert "anna" not in repr(known)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scopes": ("c",)},
+        {"required": {"sub": ("berta",)}},
+        {"per": ("plan",)},
+        {"per": ("sub",), "claims": {"x": "y"}},
+    ],
+)
+async def test_what_would_be_refused_is_not_known(settings: dict[str, Any]) -> None:
+    shop = Stub("shop")
+    await shop.verified(b"anna")
+    assert Admission((shop,), **settings).known(ANNA, KEY) is None
+
+
+async def test_nobody_is_known_for_ever_where_that_is_allowed() -> None:
+    admission = Admission((Stub("shop"),), optional=True, claims={"x-user": "sub"})
+    known = admission.known([(b"accept", b"a/b"), (b"x-user", b"berta")], KEY)
+    assert known is not None
+    assert (known.fields, known.principal, known.holds(1e12)) == ([(b"accept", b"a/b")], None, True)
+    assert Admission((Stub("shop"),)).known([], KEY) is None
+    assert admission.known([(b"authorization", b"Bearer a b")], KEY) is None

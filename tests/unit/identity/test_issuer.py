@@ -20,7 +20,7 @@ class Source(FixedKeys):
     """Keys that a test replaces, with a count of looks for unknown ones."""
 
     def __init__(self, keys: KeySet | None) -> None:
-        self.keys = keys
+        super().__init__(keys)  # type: ignore[arg-type]
         self.version = 1
         self.looks = 0
         self.next: KeySet | None = None
@@ -141,3 +141,14 @@ async def test_fixed_keys_never_change() -> None:
     before = keys.keys, keys.version
     await keys.look_for_unknown()
     assert (keys.keys, keys.version) == before
+
+
+async def test_a_principal_holds_until_its_token_and_the_leeway_or_the_keys_end(
+    source: Source, clock: TurnedClock
+) -> None:
+    shop = provider(source, clock)
+    principal = await shop.verified(issuer.sign(exp=clock.now() + 60))
+    assert shop.holds_until(principal) == clock.now() + 90
+    source.until = clock.now() + 5
+    assert shop.holds_until(principal) == clock.now() + 5
+    assert shop.epoch is source.epoch

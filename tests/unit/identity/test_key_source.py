@@ -71,9 +71,12 @@ async def test_a_key_that_is_taken_out_is_gone_at_the_next_refresh(documents: Do
     keys = source(documents, clock)
     await keys.tick()
     documents.document = NEW.jwks
-    clock.turn(300)
+    clock.turn(299)
     await keys.tick()
-    assert keys.version == 2
+    assert (keys.version, keys.epoch.version) == (1, 1)
+    clock.turn(1)
+    await keys.tick()
+    assert (keys.version, keys.epoch.version) == (2, 2)
     assert keys.keys is not None
     (key,) = keys.keys.of("rsa")
     assert key.material.as_dict()["n"] == NEW.keys["RS256"].as_dict()["n"]
@@ -83,7 +86,9 @@ async def test_the_last_good_keys_outlive_the_issuers_outage_for_a_day(
     documents: Documents, clock: TurnedClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     keys = source(documents, clock)
+    assert keys.until == float("-inf")
     await keys.tick()
+    assert keys.until == clock.now() + 86_400
     documents.document = UpstreamUnreachable("shop", "connection refused")
     for _ in range(3):
         clock.turn(600)
