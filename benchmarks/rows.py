@@ -61,6 +61,13 @@ def rows(*, keys: int = 100_000, entries: int = 1_000_000) -> tuple[Row, ...]:
         _body_row("16KiB", "16 KiB"),
         _body_row("256KiB", "256 KiB"),
         Row(
+            "https",
+            "memory hit, 1 KiB, HTTPS",
+            Pattern("hot", _HOT),
+            (peers.HTTPS, peers.GATEWAY),
+            (Bar(peers.GATEWAY, 0.55, 0.65),),
+        ),
+        Row(
             "zipf",
             f"memory hit, 1 KiB, Zipf over {keys:,} keys",
             Pattern("zipf", path("1KiB", ""), keys),

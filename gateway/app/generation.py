@@ -40,6 +40,7 @@ from gateway.config.loader import Loaded, sources_of
 from gateway.config.models import Config
 from gateway.config.names import did_you_mean
 from gateway.config.route import RouteConfig
+from gateway.config.tls import files_of, fingerprint
 from gateway.config.upstream import UpstreamConfig
 from gateway.edge.hits import Edge
 from gateway.edge.passthrough import Direct, PassThrough, Patterns
@@ -129,6 +130,8 @@ class Generation:
         state = self.worker_state
         self.metrics, self.engine, self.shared = state.metrics, state.engine, state.shared
         self.purges, self.watch, self.guard = state.purges, state.watch, state.guard
+        self.tls_files = {name: fingerprint(files_of(each)) for name, each in config.upstreams.items()}
+        """What each upstream's files of certificates and keys contained."""
         self.upstreams = {name: self._upstream(name, each, before) for name, each in config.upstreams.items()}
         self._identity = providers = self.worker_state.providers.of(config.identity)
         self.declared = declare(config, self.upstreams, self.engine.identity_key, providers)
@@ -260,9 +263,9 @@ class Generation:
         return transport(f"identity {name}") if callable(transport) else transport
 
     def _upstream(self, name: str, config: UpstreamConfig, before: Generation | None) -> Upstream:
-        """The upstream of that name, with its connections if its configuration did not change."""
+        """The upstream of that name, with its connections if neither its configuration nor its files did change."""
         known = before.upstreams.get(name) if before is not None else None
-        if known is not None and known.config == config:
+        if before is not None and known is not None and known.config == config and self._has_files_of(before, name):
             return known
         transport = self._given.transport
         return Upstream(
@@ -272,6 +275,9 @@ class Generation:
             alone=self.worker_state.alone,
             tracing=self._given.tracing,
         )
+
+    def _has_files_of(self, before: Generation, upstream: str) -> bool:
+        return before.tls_files[upstream] == self.tls_files[upstream]
 
     # --- handlers ------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.app.generation import Generation
 from gateway.cache.background import Underway
 from gateway.config.loader import Loaded
+from gateway.config.tls import files_of, fingerprint
 from gateway.edge.guard import ConnectionGuard
 from gateway.edge.hits import Edge
 from gateway.upstreams.client import Upstream
@@ -28,6 +29,8 @@ class Generations:
         self.number = 1
         self._earlier: set[Underway] = set()
         self._retiring: set[asyncio.Task[None]] = set()
+        self._refused_files: dict[str, bytes] = {}
+        """What the upstreams' files contained when they last could not be used."""
 
     def __repr__(self) -> str:
         return f"<Generations {self.number} requests={self.current.underway.count} retiring={len(self._retiring)}>"
@@ -63,6 +66,22 @@ class Generations:
     def reload(self, loaded: Loaded) -> None:
         """Answer by another configuration from now on. Raises ConfigError, and nothing has changed then."""
         self.switch(self.prepare(loaded))
+
+    def renew_certificates(self) -> bool:
+        """Open new connections with the upstreams' certificates and keys as their files are now; whether any file has
+        changed. Raises ConfigError, once for each change, and nothing has changed then."""
+        current = self.current
+        now = {name: fingerprint(files_of(each)) for name, each in current.config.upstreams.items()}
+        if now in (current.tls_files, self._refused_files):
+            return False
+        self._refused_files = now
+        self.switch(self.prepare(current.loaded))
+        return True
+
+    @property
+    def tls_state(self) -> str:
+        """Names the contents of the upstreams' files of certificates and keys that are in use."""
+        return b"".join(self.current.tls_files.values()).hex()
 
     async def _retire(self, earlier: tuple[Underway, ...], upstreams: list[Upstream]) -> None:
         """Close the connections of removed upstreams once nothing uses them: no request of an earlier generation,

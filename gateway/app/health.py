@@ -40,6 +40,11 @@ def readiness(gateway: Reporting) -> dict[str, object]:
         answer["upstreams_without_host"] = away
     if without := gateway.worker_state.providers.without_keys:
         answer["identity_without_keys"] = without
+    if (certificate := gateway.worker_state.certificate) is not None:
+        if certificate.expires is not None:
+            answer["certificate_expires"] = certificate.expires.isoformat()
+        if certificate.problem is not None:
+            answer["certificate_problem"] = "the changed certificate can't be used; the log has the reason"
     workers = gateway.worker_state.workers
     if workers is not None and workers[0] < workers[1]:
         answer["workers_answering"], answer["workers"] = workers

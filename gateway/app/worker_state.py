@@ -26,6 +26,7 @@ from gateway.cache.shared_store import NoShared, SharedStore
 from gateway.cache.warm_start import Hottest
 from gateway.clock import Clock, SystemClock
 from gateway.config.models import Config
+from gateway.edge.certificate import Certificate
 from gateway.edge.guard import ConnectionGuard
 from gateway.identity.providers import Providers
 from gateway.observability.access_log import AccessLog
@@ -73,6 +74,8 @@ class WorkerState:
         self._without_lifespan = False
         self.workers: tuple[int, int] | None = None
         """How many workers are ready, of how many; None without a supervisor."""
+        self.certificate: Certificate | None = None
+        """The public listener's, if the supervisor's workers speak TLS."""
         self._upstreams: UpstreamCollector | None = None
         self._shown: list[Upstream] = []
         self.shared = shared
@@ -126,6 +129,11 @@ class WorkerState:
         self.metrics.register(self._upstreams, instead_of=shown)
         for upstream in self._shown if self.started else ():
             upstream.start()
+
+    def show_certificate(self, certificate: Certificate) -> None:
+        """Show it on `/readyz` and in the metrics."""
+        self.certificate = certificate
+        self.metrics.register(certificate)
 
     def configure(self, config: Config, log: AccessLog) -> None:
         """Apply another configuration, as far as it can change while the worker runs."""

@@ -45,7 +45,7 @@ from gateway.config.schema import (
     shown,
     without_credentials,
 )
-from gateway.config.tls import TlsFileError, client_context
+from gateway.config.tls import TlsFileError, client_context, expired, server_context
 from gateway.config.types import (
     FILE_OPTIONS,
     NAME,
@@ -328,7 +328,8 @@ def load(
         raise ConfigError(sorted(problems, key=_line_of), tuple(merge.warnings))
     sources = {key: tuple(found) for key, found in merge.sources.items()}
     of_identities = (*_weak_digests(config), *_identities_in_paths(config))
-    warnings = (*merge.warnings, *redis_warnings(merge, config), *of_identities)
+    of_listener = expired(config.listen.tls) if config.listen.tls is not None else ()
+    warnings = (*merge.warnings, *redis_warnings(merge, config), *of_identities, *of_listener)
     return Loaded(config, sources, warnings, token, merge.tree)
 
 
@@ -386,6 +387,11 @@ def _admin_problems(merge: SettingMerge, config: Config | None, token: str | Non
 
 def _tls_problems(merge: SettingMerge, config: Config | None, environ: Mapping[str, str]) -> Iterator[ConfigProblem]:
     """Certificates and keys that can't be used."""
+    if config is not None and (tls := config.listen.tls) is not None:
+        try:
+            server_context(tls)
+        except TlsFileError as error:
+            yield merge.problem(("listen", "tls", error.setting), str(error))
     for name, upstream in config.upstreams.items() if config is not None else ():
         own = upstream.ca_file or upstream.client_cert
         if not own and not (environ.get("SSL_CERT_FILE") or environ.get("SSL_CERT_DIR")):

@@ -153,6 +153,32 @@ class LimitsConfig(Model):
     """Maximum concurrent requests per client address (503). Addresses of trusted proxies are exempt."""
 
 
+class ListenTlsConfig(Model):
+    """TLS on the public listener. Clients speak HTTP/1.1 on it (ALPN `http/1.1`)."""
+
+    cert: str
+    """A file with the certificate (PEM), followed by intermediate ones."""
+    key: str | None = None
+    """A file with the unencrypted private key of `cert` (PEM). Default: the file of `cert`."""
+    min: Annotated[Literal["1.2", "1.3"], BeforeValidator(lambda value: str(value))] = "1.2"
+    """The lowest version of TLS."""
+    reload: Annotated[Duration, Field(ge=timedelta(seconds=1))] = timedelta(seconds=60)
+    """How often to look whether the files have changed, besides on SIGHUP. New connections get a new certificate; one
+    that can't be used leaves the previous one in use."""
+
+    @property
+    def key_file(self) -> str:
+        return self.key or self.cert
+
+
+class ListenConfig(Model):
+    """What the public listener speaks; its address is `host` and `port`."""
+
+    tls: ListenTlsConfig | None = None
+    """A certificate to speak TLS with. Default: plain HTTP. Adding or removing it requires a restart; its settings can
+    be reloaded."""
+
+
 def _off_or_path(value: object) -> object:
     if value is False or value in ("off", "none"):
         return "off"
@@ -191,6 +217,8 @@ class Config(Model):
     """The address to listen on."""
     port: Annotated[int, BeforeValidator(_no_boolean), Field(ge=0, le=65535)] = 8000
     """The port to listen on; 0 selects a free one."""
+    listen: ListenConfig = ListenConfig()
+    """What the public listener speaks: TLS, or plain HTTP."""
     root_path: RootPath | None = None
     """The path prefix under which clients reach the gateway, such as /shop, whether the proxy in front takes it off or
     not. Default: the path of `public_url`."""

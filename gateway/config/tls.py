@@ -1,12 +1,22 @@
-"""TLS to upstreams: the certificates that are trusted, and the one that the gateway shows, from their files."""
+"""TLS contexts from their files: of the public listener, and of connections to upstreams.
+
+Decides which file is wrong and why, and when a certificate expires. It must not know who looks for changed files.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 
+from gateway.config.models import ListenTlsConfig
 from gateway.config.upstream import UpstreamConfig
+
+VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+LARGEST_FILE = 1024 * 1024
+"""Bytes of a file of certificates or a key."""
 
 
 class TlsFileError(ValueError):
@@ -24,8 +34,88 @@ def client_context(config: UpstreamConfig, environ: Mapping[str, str] = os.envir
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts no authority: reading a list of authorities takes 20 ms
     context = _trusting(config, environ) if config.verify else _unverified()
     if config.client_cert:
-        _show(context, config.client_cert, config.client_key or config.client_cert)
+        _show(context, ("client_cert", config.client_cert), ("client_key", config.client_key or config.client_cert))
     return context
+
+
+def server_context(config: ListenTlsConfig) -> ssl.SSLContext:
+    """The TLS settings of the public listener: from version `min`, without renegotiation, ALPN `http/1.1`. Raises
+    TlsFileError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = VERSIONS[config.min]
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(["http/1.1"])
+    _show(context, ("cert", config.cert), ("key", config.key_file))
+    return context
+
+
+def fingerprint(paths: Iterable[str | None]) -> bytes:
+    """Differs once the content of a file differs; a file that can't be read has none."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        try:
+            with open(path, "rb") as file:  # type: ignore[arg-type]
+                content = file.read(LARGEST_FILE)
+        except (OSError, TypeError):
+            content = b""
+        digest.update(b"%d:" % len(content) + content)
+    return digest.digest()
+
+
+def files_of(config: UpstreamConfig) -> tuple[str, ...]:
+    """The files of an upstream's TLS settings."""
+    return tuple(path for path in (config.ca_file, config.client_cert, config.client_key) if path)
+
+
+def expiry_of(certificate: str) -> datetime:
+    """When the first certificate of a PEM file expires (`notAfter`, RFC 5280 §4.1.2.5). Raises ValueError."""
+    with open(certificate, encoding="latin-1") as file:
+        text = file.read(LARGEST_FILE)
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    start, stop = text.find(begin), text.find(end)
+    if start < 0 or stop < start:
+        raise ValueError("there is no certificate in PEM format")
+    der = ssl.PEM_cert_to_DER_cert(text[start : stop + len(end)] + "\n")
+    return _not_after(der)
+
+
+def expired(config: ListenTlsConfig, now: datetime | None = None) -> tuple[str, ...]:
+    """A warning, if the listener's certificate has expired."""
+    try:
+        expires = expiry_of(config.cert)
+    except (OSError, ValueError) as error:
+        return (f"listen.tls.cert: when {config.cert} expires can't be read: {error}",)
+    if expires > (now or datetime.now(UTC)):
+        return ()
+    return (f"listen.tls.cert: {config.cert} expired on {expires:%Y-%m-%d}; clients refuse it",)
+
+
+def _not_after(der: bytes) -> datetime:
+    certificate, _ = _element(der, 0)
+    body, _ = _element(certificate, 0)
+    at = 0
+    for _ in range(3 + (body[:1] == b"\xa0")):  # version, serial number, signature, issuer; the first may be left out
+        _, at = _element(body, at)
+    validity, _ = _element(body, at)
+    _, at = _element(validity, 0)
+    text, _ = _element(validity, at)
+    kind = validity[at : at + 1]
+    # UTCTime has two digits of the year: 50 to 99 are of the last century (RFC 5280 §4.1.2.5.1).
+    century = "" if kind == b"\x18" else "20" if text[:2] < b"50" else "19"
+    return datetime.strptime(century + text.decode("ascii"), "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
+
+
+def _element(der: bytes, at: int) -> tuple[bytes, int]:
+    """The content of the DER element at `at`, and where the next one begins. Raises ValueError."""
+    if at + 2 > len(der):
+        raise ValueError("the certificate is cut off")
+    length, start = der[at + 1], at + 2
+    if length & 0x80:
+        size = length & 0x7F
+        length, start = int.from_bytes(der[start : start + size], "big"), start + size
+    if start + length > len(der):
+        raise ValueError("the certificate is cut off")
+    return der[start : start + length], start + length
 
 
 def _unverified() -> ssl.SSLContext:
@@ -52,21 +142,31 @@ def _trusting(config: UpstreamConfig, environ: Mapping[str, str]) -> ssl.SSLCont
     return ssl.create_default_context(cafile=certifi.where())
 
 
-def _show(context: ssl.SSLContext, certificate: str, key: str) -> None:
-    _check_readable("client_cert", certificate)
-    _check_readable("client_key", key)
+def _show(context: ssl.SSLContext, certificate: tuple[str, str], key: tuple[str, str]) -> None:
+    """Load a certificate and its key, each by the name of its setting and its file."""
+    for setting, path in (certificate, key):
+        _check_readable(setting, path)
     try:
-        context.load_cert_chain(certificate, key, password=_no_password)
+        context.load_cert_chain(certificate[1], key[1], password=_no_password)
     except _Encrypted:
-        raise TlsFileError("client_key", f"{key} is encrypted; the gateway needs a key without a passphrase") from None
+        message = f"{key[1]} is encrypted; the gateway needs a key without a passphrase"
+        raise TlsFileError(key[0], message) from None
     except (ssl.SSLError, OSError) as error:
-        if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
-            raise TlsFileError("client_key", f"{key} is not the key of the certificate in {certificate}") from None
+        if getattr(error, "reason", None) in _MISMATCHES:
+            raise TlsFileError(key[0], f"{key[1]} is not the key of the certificate in {certificate[1]}") from None
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(certificate)
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(certificate[1])
         except (ssl.SSLError, OSError):
-            raise TlsFileError("client_cert", f"{certificate} contains no certificate in PEM format") from None
-        raise TlsFileError("client_key", f"{key} contains no private key in PEM format") from None
+            message = f"{certificate[1]} contains no certificate in PEM format"
+            raise TlsFileError(certificate[0], message) from None
+        if (reason := getattr(error, "reason", None)) in _WEAK:
+            message = f"{certificate[1]}: OpenSSL refuses the certificate as too weak ({reason})"
+            raise TlsFileError(certificate[0], message) from None
+        raise TlsFileError(key[0], f"{key[1]} contains no private key in PEM format") from None
+
+
+_MISMATCHES = ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED")  # of one kind of key, of two
+_WEAK = ("EE_KEY_TOO_SMALL", "CA_KEY_TOO_SMALL", "CA_MD_TOO_WEAK")
 
 
 class _Encrypted(Exception):

@@ -211,6 +211,9 @@ class UpstreamConfig(Model):
     """A file with the certificate that the gateway presents to the upstream (PEM), followed by intermediate ones."""
     client_key: str | None = None
     """A file with the unencrypted private key of `client_cert` (PEM). Default: the file of `client_cert`."""
+    tls_reload: Annotated[Duration, Field(ge=timedelta(seconds=1))] = timedelta(seconds=60)
+    """How often `gateway serve` looks whether `ca_file`, `client_cert` and `client_key` have changed, besides on
+    SIGHUP. New connections use changed ones; files that can't be used leave the previous ones in use."""
     tls_name: Annotated[str, AfterValidator(check_tls_name)] | None = None
     """The name in the upstream's certificate, also sent as SNI. Default: the host in the URL."""
 

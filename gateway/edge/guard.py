@@ -142,6 +142,11 @@ class ConnectionGuard:
         self._requests -= 1
         _uncount(self._requests_by_client, client)
 
+    def count(self, reason: str) -> None:
+        """Count a client that was refused without an answer."""
+        if self._metrics is not None:
+            self._metrics.refused(reason)
+
     def _is_counted(self, client: str) -> bool:
         return bool(client) and client not in self._trusted
 

@@ -7,12 +7,15 @@ import contextlib
 import select
 import socket
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import uvicorn
 
+from gateway.edge.certificate import Certificate
 from gateway.edge.guard import ConnectionGuard
 from gateway.edge.protocol import GatewayProtocol
+from gateway.edge.tls import TlsConnection
 from gateway.server.listener import BACKLOG
 
 LINGER = 2.0
@@ -24,15 +27,18 @@ LOOK = 0.02
 
 
 class Server(uvicorn.Server):
-    """A server among several in one process: the signals are the process's, not its own."""
+    """A server among several in one process: the signals are the process's, not its own. With a `certificate` it speaks
+    TLS."""
 
-    def __init__(self, app: Any, *, lifespan: bool, websockets: bool = False) -> None:
+    def __init__(
+        self, app: Any, *, lifespan: bool, websockets: bool = False, certificate: Certificate | None = None
+    ) -> None:
         self.up = asyncio.Event()
         self._adopted: dict[int, asyncio.Server] = {}
         super().__init__(
             uvicorn.Config(
                 app,
-                http=GatewayProtocol,
+                http=_connection(certificate),
                 lifespan="on" if lifespan else "off",
                 ws="auto" if websockets else "none",
                 log_config=None,
@@ -57,7 +63,7 @@ class Server(uvicorn.Server):
         self.release(number)
 
         def protocol() -> asyncio.Protocol:
-            return GatewayProtocol(
+            return self.config.http_protocol_class(  # type: ignore[call-arg]
                 config=self.config, server_state=self.server_state, app_state=self.lifespan.state, _loop=None
             )
 
@@ -97,3 +103,8 @@ class Server(uvicorn.Server):
             if not poll.poll(0):
                 return
             await asyncio.sleep(0)
+
+
+def _connection(certificate: Certificate | None) -> Any:
+    """Makes the protocol of a new connection, as uvicorn calls it."""
+    return GatewayProtocol if certificate is None else partial(TlsConnection, certificate, GatewayProtocol)

@@ -20,6 +20,7 @@ LEAST: Callable[[float, float], float] = min
 MOST: Callable[[float, float], float] = max
 GAUGES: dict[str, Callable[[float, float], float]] = {
     "gateway_redis_available": LEAST,
+    "gateway_certificate_expiry_seconds": LEAST,
     "gateway_breaker_state": MOST,
     "gateway_upstream_addresses": LEAST,
     "gateway_upstream_healthy": LEAST,

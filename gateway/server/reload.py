@@ -60,14 +60,14 @@ class Change:
 def difference(before: Loaded, after: Loaded) -> list[Change]:
     """All changes: added and removed routes and upstreams, then single settings, in the order of the configuration. A
     changed secret shows as `*** -> ***`."""
-    old, new = _values(before), _values(after)
+    old, new, kept = _values(before), _values(after), _kept(before, after)
     raw_old, raw_new = _raw(before.config), _raw(after.config)
     entries = _entries(before.config, after.config)
     whole = tuple(f"{entry.key}." for entry in entries)
     return [
         *entries,
         *(
-            Change(key, old.get(key), new.get(key), key.partition(".")[0] in REQUIRES_RESTART)
+            Change(key, old.get(key), new.get(key), key.partition(".")[0] in kept)
             for key in dict.fromkeys((*new, *old))
             if not key.startswith(whole) and (old.get(key) != new.get(key) or raw_old.get(key) != raw_new.get(key))
         ),
@@ -103,11 +103,18 @@ def _raw(config: Config) -> dict[str, str]:
     return {setting.key: setting.value for setting in effective(Loaded(config, {}, ()), masked=False)}
 
 
+def _kept(before: Loaded, after: Loaded) -> frozenset[str]:
+    """The settings that a reload leaves as they are: a listener that speaks plain HTTP goes on doing so."""
+    both = (before.config.listen.tls is None) is (after.config.listen.tls is None)
+    return REQUIRES_RESTART if both else REQUIRES_RESTART | {"listen"}
+
+
 def merged(before: Loaded, after: Loaded) -> Loaded:
     """`after`, with those settings of `before` that require a restart."""
-    kept = {name: getattr(before.config, name) for name in REQUIRES_RESTART}
-    tree = {name: value for name, value in after.tree.items() if name not in REQUIRES_RESTART}
-    tree |= {name: value for name, value in before.tree.items() if name in REQUIRES_RESTART}
+    names = _kept(before, after)
+    kept = {name: getattr(before.config, name) for name in names}
+    tree = {name: value for name, value in after.tree.items() if name not in names}
+    tree |= {name: value for name, value in before.tree.items() if name in names}
     return replace(after, config=after.config.model_copy(update=kept), admin_token=before.admin_token, tree=tree)
 
 

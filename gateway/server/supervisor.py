@@ -134,9 +134,10 @@ class Supervisor:
 
     def _tell_what_is_served(self) -> None:
         state = next((slot.member.redis for slot in self._slots if slot.member is not None), "")
-        for line in start_message(self.loaded, url_of(self._slots[0].socket), len(self._slots), state):
+        url = url_of(self._slots[0].socket, "http" if self.loaded.config.listen.tls is None else "https")
+        for line in start_message(self.loaded, url, len(self._slots), state):
             logger.info("%s", line)
-        self._manager.ready(f"{counted(len(self._slots), 'worker')} on {url_of(self._slots[0].socket)}")
+        self._manager.ready(f"{counted(len(self._slots), 'worker')} on {url}")
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()

