@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ from gateway.testing import StubUpstream, TurnedClock
 from tests.support.edge_lines import GET, Line, asked
 from tests.support.gateways import json_answer
 from tests.support.generations import loaded, running
+from tests.support.tls import Authority
 
 
 class Closing(StubUpstream):
@@ -251,3 +253,35 @@ def test_what_wants_a_restart_says_so_and_stays() -> None:
     kept = merged(before, after).config
     assert kept.memory == before.config.memory
     assert kept.retry_after == after.config.retry_after
+
+
+@pytest.mark.parametrize("tls", [{"cert": "a.pem"}, None])
+def test_a_listener_goes_on_as_it_began_until_a_restart(tls: dict[str, str] | None) -> None:
+    before, after = loaded(listen={"tls": tls}), loaded(listen={"tls": None if tls else {"cert": "a.pem"}})
+    assert all(change.requires_restart for change in difference(before, after))
+    assert merged(before, after).config.listen == before.config.listen
+
+
+def test_a_listener_that_speaks_tls_gets_other_files_by_a_reload() -> None:
+    before, after = loaded(listen={"tls": {"cert": "a.pem"}}), loaded(listen={"tls": {"cert": "b.pem"}})
+    assert difference(before, after) == [Change("listen.tls.cert", "a.pem", "b.pem")]
+    assert merged(before, after).config.listen == after.config.listen
+
+
+async def test_changed_files_of_an_upstream_are_used_for_new_connections_once(
+    ours: Authority, tmp_path: Path, clock: TurnedClock
+) -> None:
+    authority = tmp_path / "ca.pem"
+    authority.write_bytes(ours.certificate.read_bytes())
+    secure = {"url": "https://api.test", "ca_file": str(authority)}
+    async with running(loaded(upstreams={"api": secure}), None, clock) as (generations, _):
+        first = generations.current.upstreams["api"]
+        assert not generations.renew_certificates()
+        authority.write_text("no certificate")
+        with pytest.raises(ConfigError, match="contains no certificates"):
+            generations.renew_certificates()
+        assert not generations.renew_certificates()
+        assert generations.current.upstreams["api"] is first
+        authority.write_bytes(ours.certificate.read_bytes() + b"\n")
+        assert generations.renew_certificates()
+        assert generations.current.upstreams["api"] is not first
