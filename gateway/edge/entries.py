@@ -151,9 +151,7 @@ class KnownRoute:
 class KnownTarget:
     """A request line that the app has answered before."""
 
-    __slots__ = (
-        *("guarded", "head", "known", "line", "modern", "names", "primary", "recall", "splices", "stem", "target"),
-    )
+    __slots__ = ("guarded", "head", "known", "line", "modern", "primary", "recall", "splices", "stem", "target")
 
     def __init__(self, line: bytes, recall: FastPath, known: KnownRoute, target: Target | None) -> None:
         self.line = line
@@ -163,10 +161,15 @@ class KnownTarget:
         self.head = line.startswith(b"HEAD ")
         self.modern = line.endswith(b"HTTP/1.1")
         self.primary, self.stem = primary_and_stem(recall.origin, recall.target, recall.route.keying.identity_key)
-        self.names = (EVERYTHING, key_name(self.primary), route_name(recall.route.name), *map(tag_name, recall.tags))
         self.splices: dict[str, Splice | None] = {}
         self.guarded = recall.admission is not None or recall.admit is not None
         """Whether its requests are answered by a view of their block."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """By which purges apply to its responses; made when a purge is looked for."""
+        recall = self.recall
+        return (EVERYTHING, key_name(self.primary), route_name(recall.route.name), *map(tag_name, recall.tags))
 
     def connection(self, block: HeaderBlock) -> bytes:
         """The `Connection` field line of a response; empty if the connection stays open by default."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from gateway.cache.request import CacheRequest, Route
 from gateway.cache.respond import Answer
@@ -26,10 +27,12 @@ Admit = Callable[[Principal | None, str], bool]
 and nothing is counted, if the app must decide."""
 
 
-@dataclass(frozen=True, slots=True)
-class FastPath:
+class FastPath(msgspec.Struct, frozen=True, gc=False):
     """How the app served a request, so that the edge can do the same. `ask` is the request for the engine, to refresh a
-    stale response; None leaves stale responses to the app."""
+    stale response; None leaves stale responses to the app.
+
+    One is made for each request line that is answered first, so it may hold nothing that leads back to it: the garbage
+    collector does not follow it."""
 
     route: Route
     origin: str

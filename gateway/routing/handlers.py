@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from urllib.parse import unquote, urlsplit
 
+import msgspec
 from msgspec import structs
 from starlette.requests import Request
 from starlette.responses import Response
@@ -151,22 +152,18 @@ class Handlers:
 
     def recall(self, ask: DeclaredRequest) -> FastPath:
         """The edge's data for the next request of this line."""
-        asked, parameters = ask.asked, ask.parameters
+        asked = ask.asked
         assert isinstance(ask.origin, UpstreamOrigin)
-        silent = structs.replace(ask.origin, interim=None)  # which would keep the connection alive
-
-        def again(exchange: RequestContext) -> CacheRequest:
-            origin = structs.replace(silent, request_id=exchange.request_id)
-            return self.ask(exchange, asked, origin, parameters, None)
-
-        content = silent.content
+        content = ask.origin.content
         return FastPath(
             route=ask.route,
             origin=asked.route.upstream.name,
-            target=silent.target,
+            target=asked.target,
             tags=ask.tags,
-            public=lambda answer: self.public(answer, asked),
-            ask=again,
+            public=_Public(self, asked),
+            ask=_Again(
+                self, asked, ask.parameters, None if content is None else structs.replace(ask.origin, interim=None)
+            ),
             content="" if content is None else content.line(ask.route.keying.identity_key),
             method="" if content is None else ask.exchange.method,
             admission=asked.route.admission,
@@ -415,3 +412,31 @@ class Handlers:
 def _below_base(target: str, upstream: Upstream, netloc: str) -> str:
     prefix = urlsplit(upstream.config.bases[0]).path
     return target[len(prefix) :] if netloc and prefix and target.startswith(prefix + "/") else target
+
+
+class _Public(msgspec.Struct, frozen=True, gc=False):
+    """`Handlers.public` for the responses to one request line; kept for each, so no closure, which is four objects."""
+
+    handlers: Handlers
+    asked: Asked
+
+    def __call__(self, answer: Answer) -> Answer:
+        return self.handlers.public(answer, self.asked)
+
+
+class _Again(msgspec.Struct, frozen=True, gc=False):
+    """`Handlers.ask` for another request with the same line, of which no interim response is passed on."""
+
+    handlers: Handlers
+    asked: Asked
+    parameters: dict[str, str]
+    origin: UpstreamOrigin | None
+    """That of a read whose content is in its key; None for others, whose origin is made again."""
+
+    def __call__(self, exchange: RequestContext) -> CacheRequest:
+        asked, handlers = self.asked, self.handlers
+        if self.origin is not None:
+            origin = structs.replace(self.origin, request_id=exchange.request_id)
+        else:
+            origin = asked.route.origin(asked.target, exchange.request_id, handlers.metrics)
+        return handlers.ask(exchange, asked, origin, self.parameters, None)

@@ -14,6 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
+import msgspec
+
 from gateway.errors import RequestRefused
 from gateway.http.headers import Headers
 from gateway.http.path_template import TargetTemplate
@@ -30,8 +32,7 @@ _OPTIONAL = (b"link", b"content-location")
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, gc=False):
     """The request of a response: its route, its upstream target, and its public target below `root`, the path where the
     app is mounted."""
 

@@ -50,7 +50,7 @@ class PlainBody(httpx.AsyncByteStream):
     __slots__ = ("_connection", "_error", "_pieces", "_waiter", "answers", "ended", "patience", "size")
 
     def __init__(self, connection: PlainConnection, answers: Answer, patience: float | None) -> None:
-        self.answers = answers
+        self.answers: Answer | None = answers
         self.patience = patience
         self._connection = connection
         self._pieces: deque[bytes] = deque()
@@ -183,7 +183,7 @@ class PlainConnection(asyncio.Protocol):
             self.close()
             raise httpx.ReadError("the connection is gone")
         self._interim, self._interims, self._bodiless, self._patience = attempt.interim, 0, bodiless, patience
-        answer: Answer = asyncio.get_running_loop().create_future()
+        answer: Answer = self.loop.create_future()
         self._answer = answer
         self._transport.write(head)
         return answer
@@ -218,6 +218,7 @@ class PlainConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self.loop = asyncio.get_running_loop()  # once: CPython 3.11 asks the system for the process's ID each time
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         self.peer = peer_of(transport)
 
@@ -322,8 +323,13 @@ class PlainConnection(asyncio.Protocol):
         if not more and self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
-    def _end(self, body: PlainBody, *, surplus: bool) -> None:
+    def _forget_body(self) -> None:
+        if self._body is not None:
+            self._body.answers = None  # whose result it is: such a cycle waits for the garbage collector
         self._body = self._chunks = None
+
+    def _end(self, body: PlainBody, *, surplus: bool) -> None:
+        self._forget_body()
         transport = self._transport
         usable = transport is not None and not transport.is_closing()
         keeps = self._keeps and not surplus and not self._draining and usable
@@ -341,7 +347,8 @@ class PlainConnection(asyncio.Protocol):
 
     def _done(self, *, keeps: bool) -> None:
         """Nothing is under way any more."""
-        self._answer = self._interim = self._body = self._chunks = None
+        self._forget_body()
+        self._answer = self._interim = None
         self._pool.give_back(self, keeps=keeps, after=QUIET if self._quiet else 0.0)
 
 
@@ -461,7 +468,7 @@ class Pool:
         self._watched.discard(connection)
         if not connection.usable:
             return
-        loop = asyncio.get_running_loop()
+        loop = connection.loop
         connection.idle_since = loop.time()
         self._idle.setdefault(connection.origin, []).append(connection)
         if self._sweeping is None:

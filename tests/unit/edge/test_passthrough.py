@@ -6,6 +6,7 @@ That the answers are the app's, byte for byte, `test_edge`'s property holds.
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -236,6 +237,32 @@ async def test_an_interim_response_is_passed_on() -> None:
         answer = await reader.read()
         writer.close()
     assert answer.startswith(b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\nHTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize(("ttl", "said"), [("10s", b"max-age=9"), ("origin", b"max-age=9"), ("origin", b"no-store")])
+async def test_no_cycle_of_what_a_request_was_made_of_waits_for_the_garbage_collector(ttl: str, said: bytes) -> None:
+    async with (
+        raw_upstream(always(b"HTTP/1.1 200 OK\r\nCache-Control: %b\r\nContent-Length: 4\r\n\r\nbody" % said)) as raw,
+        served(real(raw.url, ttl=ttl), http=GatewayProtocol) as url,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+
+        async def ask(name: int) -> None:
+            writer.write(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % name)
+            await reader.readuntil(b"body")
+
+        for name in range(3):
+            await ask(name)
+        gc.collect()
+        gc.disable()
+        try:
+            for name in range(3, 23):
+                await ask(name)
+            left = gc.collect()
+        finally:
+            gc.enable()
+            writer.close()
+    assert left < 20  # one object for each request, where a cycle has a dozen
 
 
 def real(url: str, *, ttl: str = "origin", **more: Any) -> Any:
