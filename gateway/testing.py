@@ -9,10 +9,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-import httpx
 from starlette.types import Receive, Scope, Send
 
 from gateway.app.generation import Generation
+from gateway.upstreams.httpx_api import httpx
 
 Answer = Callable[[httpx.Request], httpx.Response]
 """A stub upstream's response to a request."""

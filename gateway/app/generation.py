@@ -21,7 +21,6 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
-import httpx
 from fastapi import FastAPI
 from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp
@@ -60,6 +59,7 @@ from gateway.routing.handler_settings import STATE, Runtime
 from gateway.routing.handlers import Handlers
 from gateway.routing.user_middleware import KnownMiddleware, fields_read, opaque
 from gateway.upstreams.client import Upstream
+from gateway.upstreams.httpx_api import httpx
 
 if TYPE_CHECKING:
     from gateway.observability.tracing import Tracing

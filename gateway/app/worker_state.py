@@ -9,8 +9,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
 from gateway.advisor.traffic import AdviceExchange, LocalAdvice, Traffic, Watch
 from gateway.app.collectors import AdviceCollector, EngineCollector, UpstreamCollector
 from gateway.cache.engine import Engine
@@ -33,6 +31,7 @@ from gateway.observability.access_log import AccessLog
 from gateway.observability.metrics import Metrics
 from gateway.policy.identity_key import KEY_BYTES, IdentityKey, derived
 from gateway.upstreams.client import Upstream
+from gateway.upstreams.httpx_api import httpx
 
 if TYPE_CHECKING:
     from gateway.app.generation import Generation

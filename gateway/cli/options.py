@@ -19,10 +19,9 @@ import typer
 from gateway.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
-    import httpx
-
     from gateway.config.loader import Loaded
     from gateway.config.models import Config
+    from gateway.upstreams.httpx_api import httpx
 
 
 DEFAULT_FILES = (Path("gateway.yaml"), Path("config/gateway.yaml"))
@@ -160,7 +159,7 @@ class AdminAddress:
         return "http://localhost" if self.socket is not None else self.url
 
     def client(self) -> httpx.Client:
-        import httpx
+        from gateway.upstreams.httpx_api import httpx
 
         transport = httpx.HTTPTransport(uds=self.socket) if self.socket is not None else None
         return httpx.Client(trust_env=False, timeout=ANSWER_SECONDS, transport=transport)
@@ -209,7 +208,7 @@ def request_admin(
     path: str, order: dict[str, Any] | None = None, *, method: str | None = None, at: AdminAddress | None = None
 ) -> dict[str, Any]:
     """POST `order` to the admin listener; GET if there is none. `method` is any other. Raises AdminError."""
-    import httpx
+    from gateway.upstreams.httpx_api import httpx
 
     at = at or admin_address()
     headers = {"authorization": f"Bearer {at.token}"} if at.token else {}

@@ -117,7 +117,7 @@ def _text_of(source: str) -> str:
             raise ImportFailed(
                 f"{source} can't be read: {getattr(error, 'strerror', None) or 'it is not text'}"
             ) from None
-    import httpx
+    from gateway.upstreams.httpx_api import httpx
 
     try:
         response = httpx.get(source, timeout=FETCH_SECONDS, follow_redirects=True)

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
 import msgspec
 
 from gateway.config.route import READABLE
 from gateway.errors import GatewayError, RequestRefused
 from gateway.http.target import normalise, select_query
+from gateway.upstreams.httpx_api import httpx
 
 
 class WarmError(GatewayError):

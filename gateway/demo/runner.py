@@ -20,11 +20,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from secrets import token_hex
 
-import httpx
-
 from gateway.config.loader import load
 from gateway.config.models import Config
 from gateway.errors import ConfigError
+from gateway.upstreams.httpx_api import httpx
 
 CONFIG = Path(__file__).with_name("gateway.yaml")
 SHOP_HOST, SHOP_PORT = "127.0.0.1", 9100

@@ -8,7 +8,6 @@ from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
 import msgspec
 import orjson
 
@@ -17,6 +16,7 @@ from gateway.config.upstream import UpstreamConfig
 from gateway.identity.key_set import InvalidKeySet
 from gateway.identity.key_source import LONGEST_DOCUMENT
 from gateway.upstreams.client import Upstream
+from gateway.upstreams.httpx_api import httpx
 
 TIMEOUT = timedelta(seconds=5)
 Get = Callable[[str], Awaitable[bytes]]

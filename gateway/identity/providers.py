@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import httpx
-
 from gateway.cache.shared_store import NoShared, SharedStore
 from gateway.clock import Clock
 from gateway.config.identity import IssuerConfig
 from gateway.errors import ConfigError, ConfigProblem
 from gateway.policy.identity_key import IdentityKey
 from gateway.policy.keys import digest
+from gateway.upstreams.httpx_api import httpx
 
 if TYPE_CHECKING:
     from gateway.identity.documents import Documents

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import aiohttp
-import httpx
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+
+from gateway.upstreams.httpx_api import httpx
 
 ERRORS = (aiohttp.ClientError, TimeoutError, HttpProcessingError, OSError)
 """What aiohttp raises where a request fails, or its response."""

@@ -20,8 +20,6 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-import httpx
-
 from gateway.config.upstream import UpstreamConfig
 from gateway.errors import (
     UpstreamBusy,
@@ -41,6 +39,7 @@ from gateway.upstreams.connection import PlainBody, PlainConnection
 from gateway.upstreams.failure_causes import Cause, cause_of
 from gateway.upstreams.health import HealthChecks
 from gateway.upstreams.hosts import LATE, Base, Breaker, Host, in_turn
+from gateway.upstreams.httpx_api import httpx
 from gateway.upstreams.name_resolution import Names
 from gateway.upstreams.request import ORDINARY, Attempt, Interim, Patience, ReceivedHead, Sending, Upload
 from gateway.upstreams.response import (

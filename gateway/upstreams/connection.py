@@ -19,12 +19,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
-import httpx
 from aiohttp.connector import BaseConnector
 
 from gateway.http.response_parser import MOST_FIELDS, Chunks, Head, Malformed, TooLarge, end_of_head, read_head
 from gateway.upstreams.aiohttp_errors import HeadTooLarge
 from gateway.upstreams.connection_end import ends_on_purpose
+from gateway.upstreams.httpx_api import httpx
 from gateway.upstreams.name_resolution import Name
 from gateway.upstreams.request import Attempt, Interim, ReceivedHead
 from gateway.upstreams.sockets import acknowledge, host_of, peer_of

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import aiohttp
-import httpx
 
 from gateway.upstreams.aiohttp_errors import HeadTooLarge
+from gateway.upstreams.httpx_api import httpx
 
 CAUSES = (
     *("name", "refused", "unreachable", "connect-timeout", "certificate", "tls"),

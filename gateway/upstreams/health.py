@@ -10,12 +10,11 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 
-import httpx
-
 from gateway.config.upstream import HealthConfig
 from gateway.errors import UpstreamError
 from gateway.upstreams.failure_causes import cause_of
 from gateway.upstreams.hosts import Host
+from gateway.upstreams.httpx_api import httpx
 
 
 class HealthChecks:

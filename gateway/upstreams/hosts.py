@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 
-import httpx
-
 from gateway.errors import UpstreamMalformed
 from gateway.observability.log import at_most_every, state
 from gateway.upstreams.failure_causes import Cause, cause_of
+from gateway.upstreams.httpx_api import httpx
 
 logger = logging.getLogger("gateway")
 

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import httpx
 import msgspec
 
 from gateway.http.headers import Headers, has, without
 from gateway.upstreams.hosts import Base
+from gateway.upstreams.httpx_api import httpx
 
 Interim = Callable[[int, Sequence[tuple[bytes, bytes]]], None]
 """Called with a response before the final one: its status, and its fields."""
@@ -201,10 +201,13 @@ class Sending(msgspec.Struct):
     def request(self, base: Base, attempt: Attempt, connect: float, tls_name: str | None) -> httpx.Request:
         times = self.timeouts(connect)
         timeout = {"connect": times.connect, "read": times.read, "write": times.read, "pool": times.pool}
+        fields = self.fields(base)
+        if not self.is_here and not has(fields, b"content-length"):  # httpx frames no stream that is not its own
+            fields = [*fields, (b"transfer-encoding", b"chunked")]
         return httpx.Request(
             self.method,
             base.join(self.target),
-            headers=self.fields(base),
+            headers=fields,
             **({"content": self.body} if isinstance(self.body, bytes) else {"stream": self.stream}),
             extensions={"timeout": timeout, "attempt": attempt, **({"sni_hostname": tls_name} if tls_name else {})},
         )

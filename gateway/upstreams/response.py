@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Protocol, runtime_checkable
 
-import httpx
 import msgspec
 
 from gateway.errors import (
@@ -31,6 +30,7 @@ from gateway.policy.storability import is_endless
 from gateway.upstreams.aiohttp_errors import HeadTooLarge
 from gateway.upstreams.connection import PlainBody
 from gateway.upstreams.failure_causes import cause_of
+from gateway.upstreams.httpx_api import httpx
 from gateway.upstreams.request import ReceivedHead
 
 

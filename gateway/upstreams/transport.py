@@ -1,13 +1,13 @@
 """The httpx transport that carries requests to upstreams, on aiohttp.
 
-`httpx-aiohttp` is the base. What this subclass does otherwise, each found by trying (docs/decisions/0002):
+What it takes care of, each found by trying (docs/decisions/0002):
 
-- the request target goes out as it is: the base hands aiohttp a string, which yarl requotes (`%2C` becomes `,`),
-  so that the upstream would see other bytes than the cache key has;
-- failures get their own kind: the base turns a lost connection into ConnectTimeout;
+- the request target goes out as it is: of a string yarl requotes `%2C` to `,`, and the upstream would see other bytes
+  than the cache key has;
+- failures get their own kind: a lost connection is no ConnectTimeout;
 - bytes after a response's end do not fail it, and interim responses (1xx) are reported;
-- no cookie jar (the base's session keeps one upstream's cookies for the next client's request), no proxy from the
-  environment, no header that was not set.
+- no cookie jar (it would keep one upstream's cookies for the next client's request), no proxy from the environment, no
+  header that was not set.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ from functools import partial
 from typing import Any
 
 import aiohttp
-import httpx
 from aiohttp.abc import AbstractResolver
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
-from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport
 from yarl import URL
 
 from gateway.config.tls import TlsFileError, client_context
@@ -33,6 +31,7 @@ from gateway.errors import ConfigError, ConfigProblem
 from gateway.http.response_parser import MOST_FIELDS
 from gateway.upstreams.aiohttp_errors import ERRORS, translated
 from gateway.upstreams.connection import PlainConnection, Pool
+from gateway.upstreams.httpx_api import httpx
 from gateway.upstreams.name_resolution import Connector, Names, PublicResolver
 from gateway.upstreams.receiver import Receiver
 from gateway.upstreams.request import METHODS, Attempt, ReceivedHead, UpstreamTimeouts, request_head
@@ -70,30 +69,33 @@ _ATTEMPT: ContextVar[Attempt] = ContextVar("attempt")
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "QUERY"))
 
 
-class _Stream(AiohttpResponseStream):
+class _Stream(httpx.AsyncByteStream):
     """A response body, as received: not decoded, and whole or an error."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
 
     async def __aiter__(self) -> Any:
         try:
-            async for chunk in self._aiohttp_response.content.iter_any():
+            async for chunk in self._response.content.iter_any():
                 yield chunk
         except (aiohttp.ClientError, TimeoutError, HttpProcessingError, OSError) as error:
             raise translated(error) from error
 
     def wait_longer(self) -> None:
-        connection = self._aiohttp_response.connection
+        connection = self._response.connection
         if connection is not None and isinstance(connection.protocol, Receiver):
             connection.protocol.wait_longer()
 
     async def aclose(self) -> None:
         # Released to the pool where it was read to its end, closed otherwise.
-        if not self._aiohttp_response.content.at_eof():
-            self._aiohttp_response.close()
+        if not self._response.content.at_eof():
+            self._response.close()
         else:
-            self._aiohttp_response.release()
+            self._response.release()
 
 
-class Transport(AiohttpTransport):
+class Transport(httpx.AsyncBaseTransport):
     """An httpx transport over a pool of aiohttp connections, at most `max_connections` of them.
 
     `max_response_headers` bounds the size of a response head, of each line as well as in all. A name is resolved again
@@ -114,10 +116,11 @@ class Transport(AiohttpTransport):
         tls_name: str | None = None,
         resolver: AbstractResolver | None = None,
     ) -> None:
-        super().__init__(client=self._open_session, trust_env=False, verify=verify)
+        self.session: aiohttp.ClientSession | None = None
+        """For requests with a streamed body; it is opened in the event loop of the first request."""
         self._max_connections = max_connections
         self._keepalive = keepalive
-        self._tls: ssl.SSLContext | bool = self.ssl_context if verify else False
+        self._tls: ssl.SSLContext | bool = httpx.create_ssl_context(trust_env=False) if verify is True else verify
         self._max_head = max_response_headers
         self._max_fields = max_response_fields
         self._public_only = public_only
@@ -142,7 +145,7 @@ class Transport(AiohttpTransport):
     def _make_room(self) -> None:
         """Close idle connections, where one more would be beyond `max_connections`. Requests in flight are fewer than
         that already, by the upstream's limit."""
-        session = self.client.connector if isinstance(self.client, aiohttp.ClientSession) else None
+        session = self.session.connector if self.session is not None else None
         pools = (self.plain, *((session,) if isinstance(session, Connector) else ()))
         more = sum(pool.open for pool in pools) - self._max_connections
         while more > 0 and any(pool.close_idle() for pool in pools):
@@ -167,15 +170,16 @@ class Transport(AiohttpTransport):
     @property
     def connections_in_use(self) -> int:
         plain = self.plain.in_use
-        if not isinstance(self.client, aiohttp.ClientSession) or self.client.connector is None:
+        if self.session is None or self.session.connector is None:
             return plain
-        return plain + len(self.client.connector._acquired)
+        return plain + len(self.session.connector._acquired)
 
     async def aclose(self) -> None:
         self.plain.close()
         if self._connector is not None:
             await self._connector.close()
-        await super().aclose()
+        if self.session is not None:
+            await self.session.close()
         if self.names is not None:
             await self.names.close()
 
@@ -210,8 +214,8 @@ class Transport(AiohttpTransport):
 
         Raises httpx.TransportError.
         """
-        if not isinstance(self.client, aiohttp.ClientSession):
-            self.client = self.get_client()
+        if self.session is None:
+            self.session = self._open_session()
         try:
             if isinstance(body, bytes) or (body is None and method in METHODS):
                 return await self._send_plain(method, url, headers, body or b"", timeouts, attempt)
@@ -256,10 +260,10 @@ class Transport(AiohttpTransport):
             )
         to = self._origins.get(origin)
         if to is None:
-            assert isinstance(self.client, aiohttp.ClientSession)
+            assert self.session is not None
             loop = asyncio.get_running_loop()
             to = self._origins[origin] = aiohttp.ClientRequest(
-                "GET", URL(origin), loop=loop, session=self.client, server_hostname=self._tls_name
+                "GET", URL(origin), loop=loop, session=self.session, server_hostname=self._tls_name
             )
         try:
             made: object = await self._connector._create_connection(to, [], client_timeout(None, timeout, None))
@@ -277,9 +281,9 @@ class Transport(AiohttpTransport):
         timeouts: UpstreamTimeouts,
         attempt: Attempt,
     ) -> ReceivedHead:
-        assert isinstance(self.client, aiohttp.ClientSession)
+        assert self.session is not None
         _ATTEMPT.set(attempt)
-        response = await self.client.request(
+        response = await self.session.request(
             method,
             URL(url, encoded=True),
             headers=_texts(headers, streamed=body is not None and not isinstance(body, bytes)),

@@ -30,7 +30,6 @@ MAY_IMPORT = frozenset(
         "typing_inspection",
         # Upstreams.
         "httpx",
-        "httpx_aiohttp",
         "aiohttp",
         "aiohappyeyeballs",
         "aiosignal",
