@@ -182,6 +182,7 @@ class Generation:
             room=max(config.memory // config.workers // 4, 0 if isinstance(self.shared, NoShared) else LEAST_EDGE),
             left_to_app=fields_read(middleware),
             credentials=[source for each in self._identity.values() for source in each.sources],
+            reads=frozenset(name for route in self.declared for name in route.config.content_methods),
         )
         if not self.is_traced and not middleware:
             edge.pass_through = PassThrough(

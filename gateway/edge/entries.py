@@ -26,6 +26,7 @@ from gateway.http.target import Target
 from gateway.identity.admission import Admitted
 from gateway.observability.metrics import Tally
 from gateway.policy import freshness
+from gateway.policy.content import DECIDING
 from gateway.policy.entry import Entry
 from gateway.policy.epochs import EVERYTHING, Epochs, key_name, route_name, tag_name
 from gateway.policy.identity_key import UNKEYED, IdentityKey
@@ -43,6 +44,7 @@ NOT_PLAIN = frozenset(
 )
 # The fields used by uvicorn's ProxyHeadersMiddleware, if it wraps the app.
 _PROXIED = frozenset((b"x-forwarded-for", b"x-forwarded-proto"))
+_LENGTH = b"content-length"
 _FORMING = frozenset((b"accept-encoding", b"if-none-match", b"if-modified-since", b"origin"))
 
 
@@ -62,14 +64,15 @@ class HeaderBlock:
     """A request's parsed header block: whether the edge may serve it, and which of its fields select a response.
 
     `headers` are without X-Request-ID. `plain` is False if the app must handle it. `form` is what may change the form
-    of a response: the codings, the preconditions, the Origin. `proxied` is True if it has forwarding fields, `prefixed`
-    if these may set a trusted path prefix. `admitted` is None but for a view, whose fields are those after admission to
-    a route; `views` has a block's own.
+    of a response: the codings, the preconditions, the Origin. `takes_content` is `plain` for a request with content of
+    a known length, and `described` what decides the form of that. `proxied` is True if it has forwarding fields,
+    `prefixed` if these may set a trusted path prefix. `admitted` is None but for a view, whose fields are those after
+    admission to a route; `views` has a block's own.
     """
 
     __slots__ = (
         *("bases", "clients", "close", "form", "headers", "host", "keep", "memos", "origin", "plain", "proxied"),
-        *("admitted", "asked", "prefixed", "vary", "views"),
+        *("admitted", "asked", "described", "prefixed", "takes_content", "vary", "views"),
     )
 
     def __init__(self, headers: list[tuple[bytes, bytes]], identity_key: IdentityKey = UNKEYED) -> None:
@@ -82,6 +85,8 @@ class HeaderBlock:
         self.host = hosts[0].decode("latin-1").lower() if hosts else ""
         # Without a Host it is one of HTTP/1.0; with a line of HTTP/1.1 it would be refused.
         self.plain = bool(hosts) and not any(name in NOT_PLAIN for name, _ in headers)
+        self.takes_content = bool(hosts) and not any(name in NOT_PLAIN and name != _LENGTH for name, _ in headers)
+        self.described = b"".join(b"\n" + name + b":" + value for name, value in headers if name in DECIDING) + b"\n\n"
         options = connection_options(headers)
         self.close = b"close" in options
         self.keep = b"keep-alive" in options
@@ -103,6 +108,7 @@ class HeaderBlock:
         block = HeaderBlock.__new__(HeaderBlock)
         block.form, block.host, block.origin = self.form, self.host, self.origin
         block.close, block.keep, block.plain = self.close, self.keep, self.plain
+        block.takes_content, block.described = self.takes_content, self.described
         block.prefixed, block.proxied, block.admitted = self.prefixed, self.proxied, None
         block._begin(headers, identity_key)
         return block
@@ -149,9 +155,12 @@ class KnownRoute:
 
 
 class KnownTarget:
-    """A request line that the app has answered before."""
+    """A request line that the app has answered before; of a read with content, the line, what describes the content,
+    and that itself."""
 
-    __slots__ = ("guarded", "head", "known", "line", "modern", "primary", "recall", "splices", "stem", "target")
+    __slots__ = (
+        *("guarded", "head", "known", "line", "method", "modern", "primary", "recall", "splices", "stem", "target"),
+    )
 
     def __init__(self, line: bytes, recall: FastPath, known: KnownRoute, target: Target | None) -> None:
         self.line = line
@@ -159,8 +168,10 @@ class KnownTarget:
         self.known = known
         self.target = target
         self.head = line.startswith(b"HEAD ")
-        self.modern = line.endswith(b"HTTP/1.1")
+        self.method = recall.method or ("HEAD" if self.head else "GET")
+        self.modern = bool(recall.content) or line.endswith(b"HTTP/1.1")
         self.primary, self.stem = primary_and_stem(recall.origin, recall.target, recall.route.keying.identity_key)
+        self.stem += recall.content
         self.splices: dict[str, Splice | None] = {}
         self.guarded = recall.admission is not None or recall.admit is not None
         """Whether its requests are answered by a view of their block."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from os import urandom
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from gateway.context import REQUEST_ID
 from gateway.edge.entries import HeaderBlock
@@ -59,7 +59,7 @@ class Repeat:
     @classmethod
     def of(
         cls, edge: Edge, head: bytes, end: int, fields: list[tuple[bytes, bytes]], *, room: int
-    ) -> tuple[Repeat, bytes]:
+    ) -> tuple[Self, bytes]:
         """The block of a head that was read, whose request line ends at `end`; and its request id, or a new one. A
         head may have `room` bytes."""
         match = _REQUEST_ID_LINE.search(head, end)
@@ -89,6 +89,35 @@ class Repeat:
             return new_request_id() if len(data) == start else b""
         match = REQUEST_ID.match(data, start)
         return match[0] if match is not None and data[match.end() :] == self.rear else b""
+
+
+class ContentRepeat(Repeat):
+    """The same for a request whose content, of `length` bytes, follows its head."""
+
+    __slots__ = ("length",)
+
+    def __init__(
+        self, edge: Edge, block: HeaderBlock, front: bytes, rear: bytes, request_id: bytes | None, room: int, at: int
+    ) -> None:
+        super().__init__(edge, block, front, rear, request_id, room, at)
+        self.tail = b""
+        self.length = 0
+
+    def request_id(self, data: bytes, end: int) -> bytes:
+        """Empty: with this block a head alone is not all of a request."""
+        return b""
+
+    def content(self, data: bytes, end: int) -> tuple[bytes, bytes] | None:
+        """The request id in `data`, or a new one, and the content; None where it is not one such request, whole."""
+        start, request_id = end + self.front_length, b""
+        if self.numbered:
+            match = REQUEST_ID.match(data, start)
+            if match is None or not data.startswith(self.rear, match.end()):
+                return None
+            start, request_id = match.end() + len(self.rear), match[0]
+        if len(data) != start + self.length:
+            return None
+        return request_id or new_request_id(), data[start:]
 
 
 def _request_ids() -> Iterator[bytes]:

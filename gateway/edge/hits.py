@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from gateway.cache.engine import Engine
+from gateway.cache.request import Route
 from gateway.cache.respond import stored_answer
 from gateway.context import RequestContext, Result
 from gateway.edge.credentials import Credentials
@@ -59,6 +60,8 @@ FORM_BYTES = 700
 _PLAIN_READ = re.compile(rb"(?:GET|HEAD) /[!-~]* HTTP/1\.1")
 REMEMBERED = 1024
 """The longest request line or header block that is remembered, in bytes."""
+REMEMBERED_CONTENT = 6 * 1024
+"""The same for a request line with its content."""
 
 
 class Edge:
@@ -80,6 +83,7 @@ class Edge:
         room: int = 32 * 1024 * 1024,
         left_to_app: frozenset[bytes] = frozenset(),
         credentials: Iterable[str] = (),
+        reads: frozenset[str] = frozenset(),
     ) -> None:
         self._engine = engine
         self._tiers = engine.tiers
@@ -91,6 +95,8 @@ class Edge:
         self._trusted = trusted or Trusted([])
         self.traced = traced
         self._root = root
+        self.reads = reads
+        """The methods by which a route is read with content."""
         self.left_to_app = left_to_app
         """Request fields, in lower case, on which the app's own middleware acts."""
         written = None if log is silent else log
@@ -113,6 +119,9 @@ class Edge:
         self.known_targets: dict[bytes, KnownTarget] = {}
         self.solved_targets: dict[bytes, KnownTarget] = {}
         """Those of which the app solves dependencies first."""
+        self.known_contents: dict[bytes, KnownTarget] = {}
+        """Those of reads with content, by line and content."""
+        self._content_bytes = 0
         self.app_targets: dict[bytes, Target] = {}
         """The targets of request lines that the app answers."""
         self.blocks: dict[bytes, HeaderBlock] = {}
@@ -126,16 +135,31 @@ class Edge:
     def learn(self, line: bytes, recall: FastPath, target: Target | None) -> None:
         """Take note that the app answers this request line so."""
         known_targets = self.solved_targets if recall.solved else self.known_targets
+        if recall.content:
+            self._learn_content(line, recall, target)
+            return
         if len(line) > REMEMBERED or line in known_targets or not may_be_repeated(line):
             return
-        known = self._known.get(id(recall.route))
-        if known is None:
-            known = self._known[id(recall.route)] = KnownRoute(
-                recall.route, self._engine.traffic.recorder(recall.route.name)
-            )
         if len(known_targets) >= self._most:
             del known_targets[next(iter(known_targets))]
-        known_targets[line] = KnownTarget(line, recall, known, target)
+        known_targets[line] = KnownTarget(line, recall, self._known_route(recall.route), target)
+
+    def _learn_content(self, line: bytes, recall: FastPath, target: Target | None) -> None:
+        known = self.known_contents
+        if len(line) > REMEMBERED_CONTENT or line in known or not may_be_repeated(line):
+            return
+        self._content_bytes += LINE_BYTES + len(line)
+        while self._content_bytes > self._room // 4 and known:
+            oldest = next(iter(known))
+            self._content_bytes -= LINE_BYTES + len(oldest)
+            del known[oldest]
+        known[line] = KnownTarget(line, recall, self._known_route(recall.route), target)
+
+    def _known_route(self, route: Route) -> KnownRoute:
+        known = self._known.get(id(route))
+        if known is None:
+            known = self._known[id(route)] = KnownRoute(route, self._engine.traffic.recorder(route.name))
+        return known
 
     def learn_target(self, line: bytes, target: Target) -> None:
         """Take note that the app answers this request line, so that its target is not worked out again."""
@@ -152,9 +176,9 @@ class Edge:
     def judged(self, text: bytes, headers: list[tuple[bytes, bytes]]) -> HeaderBlock:
         block = HeaderBlock(headers, self._engine.identity_key)
         if self.traced and has(headers, TRACEPARENT):
-            block.plain = False  # the client requested a trace
+            block.plain = block.takes_content = False  # the client requested a trace
         if self.left_to_app and any(has(headers, name) for name in self.left_to_app):
-            block.plain = False
+            block.plain = block.takes_content = False
         block.prefixed = bool(self._trusted) and has(headers, PREFIX)
         if len(text) <= REMEMBERED:
             if len(self.blocks) * 4 >= self._most:
@@ -352,7 +376,7 @@ class Edge:
         return RequestContext(
             request_id=request_id.decode("ascii"),
             began=began,
-            method="HEAD" if known_target.head else "GET",
+            method=known_target.method,
             client=self._trusted.client(peer, block.headers),
             scheme="",
             host=block.host,

@@ -24,8 +24,8 @@ from gateway.edge.client_connection import ClientConnection
 from gateway.edge.entries import HeaderBlock, KnownTarget
 from gateway.edge.guard import NEVER
 from gateway.edge.head_template import CLOSES
-from gateway.edge.header_block import LIKE, Repeat
-from gateway.edge.hits import Edge
+from gateway.edge.header_block import LIKE, ContentRepeat, Repeat
+from gateway.edge.hits import REMEMBERED_CONTENT, Edge
 from gateway.edge.passthrough import PassThroughRequest, ends
 from gateway.edge.shared_lookup import PendingLookup
 from gateway.errors import RequestRefused
@@ -97,7 +97,7 @@ class GatewayProtocol(ClientConnection):
         if tail and tail.translate(LIKE) == repeat.tail:
             request_id = tail[:-4]
         elif not (request_id := repeat.request_id(data, end)):
-            return self._take(data)
+            return self._take_content(repeat, data, end, began)
         line, block = data[:end], repeat.block
         memo = block.memos.get(line)
         repeated = memo is not None and repeat.answer(memo, self.transport, self._peer, block, request_id, began)
@@ -107,6 +107,27 @@ class GatewayProtocol(ClientConnection):
             ):
                 return None
             return self._take(data)
+        self.server_state.total_requests += 1
+        self._deadline = began + self._keep_alive
+        return None
+
+    def _take_content(self, repeat: Repeat, data: bytes, end: int, began: float) -> None:
+        """The same for a request that repeats with content; all others go on."""
+        found = repeat.content(data, end) if isinstance(repeat, ContentRepeat) else None
+        if found is None:
+            return self._take(data)
+        (request_id, content), edge, block = found, repeat.edge, repeat.block
+        line = data[:end] + block.described + content
+        memo = block.memos.get(line)
+        if memo is None or not repeat.answer(memo, self.transport, self._peer, block, request_id, began):
+            known = edge.known_contents.get(line)
+            view = None if known is None else edge.view(known, block)
+            if known is None or view is None:
+                return self._take(data)
+            if not edge.answer(self.transport, self._peer, known, view, request_id, began):
+                return self._take(data)
+            if known.connection(block) == CLOSES:
+                self.transport.close()
         self.server_state.total_requests += 1
         self._deadline = began + self._keep_alive
         return None
@@ -141,7 +162,7 @@ class GatewayProtocol(ClientConnection):
         block."""
         self._line = b""
         if request.framing.length != 0 or self._method not in ("GET", "HEAD") or self.root_path:
-            return False
+            return self._is_content_answered(request, end)
         edge = self._bearer.edge if self._bearer is not None else None
         line = request.head[:end]
         self._edge, self._line = edge, line
@@ -162,6 +183,33 @@ class GatewayProtocol(ClientConnection):
         if not edge.answer(self.transport, self._peer, known_target, view, request_id, self._began):
             return self._may_wait(edge, PendingLookup(edge, known_target, view, request_id, request.head, request))
         self._answered(known_target, view)
+        return True
+
+    def _is_content_answered(self, request: Request, end: int) -> bool:
+        """The same for a read whose content came whole with its head."""
+        edge = self._bearer.edge if self._bearer is not None else None
+        length = request.framing.length
+        if edge is None or not length or self._method not in edge.reads or self.root_path:
+            return False
+        whole = self._at + length
+        if length > REMEMBERED_CONTENT or len(self._buffer) < whole or request.line.version != "1.1":
+            return False
+        repeat, request_id = ContentRepeat.of(edge, request.head, end, request.fields, room=self.guard.limits.head)
+        repeat.length, block = length, repeat.block
+        if not block.takes_content or (block.proxied and self._wrapped):
+            return False
+        if block.prefixed and edge.has_another_prefix(block, self._peer):
+            return False
+        line = request.head[:end] + block.described + self._buffer[self._at : whole]
+        self._edge, self._line, self._repeat = edge, line, repeat
+        known = edge.known_contents.get(line)
+        view = None if known is None else edge.view(known, block)
+        if known is None or view is None:
+            return False
+        if not edge.answer(self.transport, self._peer, known, view, request_id, self._began):
+            return False
+        self._at = whole
+        self._answered(known, view)
         return True
 
     def _answered(self, known_target: KnownTarget, block: HeaderBlock) -> None:

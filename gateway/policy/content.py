@@ -26,6 +26,8 @@ NOT_ITS_TYPE = "content-type"
 TOO_LARGE = "content-too-large"
 """Why a read with content bypasses the cache, as `detail` of `Cache-Status`."""
 _OF_ITS_BYTES = (*DIGESTS, b"signature", b"content-encoding")
+DECIDING = frozenset((*CONTENT_FIELDS, *_OF_ITS_BYTES, b"cache-control"))
+"""The request fields by which the form of the content is decided."""
 
 
 class Content(msgspec.Struct, frozen=True):

@@ -257,8 +257,7 @@ class Handlers:
             return await self._pass_content(refusal, client, exchange, asked, origin, parameters, chained(body, pieces))
         origin = structs.replace(origin, content=rules.content(exchange.method, exchange.headers, body))
         ask = self.ask(exchange, asked, origin, parameters, body)
-        if asked.route.admission is None:
-            exchange.recall = self.recall(ask)
+        exchange.recall = self.recall(ask)
         at_hand = self.engine.at_hand(ask)
         if at_hand is not None:
             return AnswerResponse(self.public(at_hand, asked))
