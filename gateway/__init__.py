@@ -15,6 +15,7 @@ __all__ = [
     "ConfigError",
     "Gateway",
     "GatewayError",
+    "Principal",
     "PurgeReport",
     "RedisStore",
     "SharedStore",
@@ -24,7 +25,9 @@ __all__ = [
     "cached",
     "create_app",
     "get_or_set",
+    "identified",
     "part",
+    "principal",
     "upstream",
 ]
 
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from gateway.routing.cached_decorator import cached
     from gateway.routing.function_calls import get_or_set
     from gateway.routing.handler_settings import upstream
+    from gateway.routing.principal import Principal, identified, principal
     from gateway.upstreams.client import Upstream
 
 _PLACES = {
@@ -50,6 +54,7 @@ _PLACES = {
     "ConfigError": "errors",
     "Gateway": "app.gateway",
     "GatewayError": "errors",
+    "Principal": "routing.principal",
     "PurgeReport": "cache.purge_log",
     "RedisStore": "cache.redis.store",
     "SharedStore": "cache.shared_store",
@@ -59,7 +64,9 @@ _PLACES = {
     "cached": "routing.cached_decorator",
     "create_app": "app.gateway",
     "get_or_set": "routing.function_calls",
+    "identified": "routing.principal",
     "part": "aggregates.typed",
+    "principal": "routing.principal",
     "upstream": "routing.handler_settings",
 }
 

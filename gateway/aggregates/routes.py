@@ -251,7 +251,7 @@ def _identified(keying: Keying, admission: Admission, config: RouteConfig) -> Ke
         authorization="ignore",
         per=admission.per,
         one_user=is_of_one_user(admission.per),
-        credentials=tuple(dict.fromkeys(source for each in admission.providers for source in each.sources)),
+        credentials=admission.sources,
         shared=config.downstream == "shared",
     )
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from fastapi import FastAPI
 from fastapi.encoders import jsonable_encoder
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
@@ -18,10 +19,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from gateway.context import Outcome, Result, exchange_of
+from gateway.context import Outcome, RequestContext, Result, exchange_of
 from gateway.errors import PROBLEM_MEDIA_TYPE, RequestRefused, UpstreamError, problem_document
 from gateway.http.target import is_credential
-from gateway.routing.responses import ClientLeft, RaisedAnswer
+from gateway.identity.admission import NotAdmitted
+from gateway.routing.admitting import not_admitted
+from gateway.routing.handler_settings import runtime_of
+from gateway.routing.responses import AnswerResponse, ClientLeft, RaisedAnswer
 
 CLIENT_LEFT = 499
 """nginx's status for a client that disconnected; only the log shows it."""
@@ -52,6 +56,17 @@ async def _upstream(request: Request, error: Exception) -> Response:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestRefused)
     return problem(request, error.status, error.detail)
+
+
+async def _not_admitted(request: Request, error: Exception) -> Response:
+    assert isinstance(error, NotAdmitted)
+    runtime, exchange = runtime_of(request), exchange_of(request.scope)
+    runtime.metrics.refused(f"identity-{error.reason}")
+    if exchange is None:
+        exchange = RequestContext("", 0.0, request.method, "", request.url.scheme)
+    # An app that has a Cache doesn't serve the metadata.
+    answer = not_admitted(exchange, error, described=isinstance(runtime.bearer, FastAPI))
+    return AnswerResponse(answer)
 
 
 async def _left(request: Request, error: Exception) -> Response:
@@ -103,6 +118,7 @@ Handler = Callable[[Request, Any], Any]
 GATEWAYS_OWN: dict[int | type[Exception], Handler] = {
     UpstreamError: _upstream,
     RequestRefused: _refused,
+    NotAdmitted: _not_admitted,
     ClientLeft: _left,
     RaisedAnswer: _answered,
 }

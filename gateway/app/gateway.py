@@ -27,7 +27,7 @@ from gateway.app.generation import Generation, Given, Transport
 from gateway.app.head_requests import HeadOfCached
 from gateway.app.middleware import Layers, OtherSlash, Outermost
 from gateway.app.openapi import OPENAPI, show_validation_problems
-from gateway.app.openapi_security import add_schemes
+from gateway.app.openapi_security import add_schemes, secure_handlers
 from gateway.app.routes import AppRoutes
 from gateway.app.worker_state import SERVED
 from gateway.cache.shared_store import SharedStore
@@ -125,7 +125,10 @@ class Gateway(Generation, FastAPI):
             self.router, self.router.middleware_stack, lambda context: handler_app(context, self.runtime)
         )
         self.router.middleware_stack = HeadOfCached(self._dispatch, self.router, lambda: self.runtime)
-        routes = AppRoutes(self, self.config, self.engine, self.metrics, self.declared, self.aggregates, self._direct)
+        routes = AppRoutes(
+            *(self, self.config, self.engine, self.metrics, self.declared, self.aggregates, self._direct),
+            handlers=lambda target: self.handlers.admissions(target),
+        )
         self._own = tuple(routes.add_own(docs, redoc))
         self._check_dependencies(fastapi.get("dependencies"))
         routes.add_configured()
@@ -160,14 +163,12 @@ class Gateway(Generation, FastAPI):
         """The OpenAPI document, with security schemes, and the body that a request which does not validate gets."""
         if self.openapi_schema is None:
             document = super().openapi()
-            add_schemes(document, (each.admission for each in self._of_configuration if each.admission is not None))
+            routes: list[Declared | Aggregate] = [*self.declared, *self.aggregates]
+            add_schemes(document, (each.admission for each in routes if each.admission is not None))
+            secure_handlers(document, self.handlers)
             if self.config.validation_errors == "problem":
                 show_validation_problems(document)
         return super().openapi()
-
-    @property
-    def _of_configuration(self) -> list[Declared | Aggregate]:
-        return [*self.declared, *self.aggregates]
 
     # --- generations ---------------------------------------------------------------------------------------
 

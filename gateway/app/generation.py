@@ -292,6 +292,7 @@ class Generation:
             drop_query=tuple(self.config.drop_query),
             max_body=self.config.max_body,
             inner=self._run_inner,
+            providers=self._identity,
             rebind=self.rebind,
             bearer=self,
             overridden=overridden,

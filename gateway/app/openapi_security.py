@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from gateway.identity.admission import Admission, Provider
+from gateway.routing.handler_settings import Runtime
 
 
 def _scheme_name(provider: Provider, source: str) -> str:
@@ -49,6 +50,24 @@ def refusals_of(problem: dict[str, Any]) -> dict[str, Any]:
         "401": {"description": "No valid credential.", "headers": challenge, "content": problem},
         "403": {"description": "The credential lacks a scope or a claim.", "headers": challenge, "content": problem},
     }
+
+
+def secure_handlers(document: dict[str, Any], runtime: Runtime) -> None:
+    """Describe in an OpenAPI document what Python handlers ask of credentials."""
+    for context in runtime.contexts.values():
+        admission = runtime.identified.get(id(context.dependant))
+        operations = document.get("paths", {}).get(context.path_format or "", {})
+        for method in context.methods or () if admission is not None else ():
+            operation = operations.get(method.lower())
+            if operation is not None and admission is not None:
+                operation["security"] = security_of(admission)
+                operation.setdefault("responses", {}).update(refusals_of(PROBLEM))
+    add_schemes(document, runtime.admissions(None))
+
+
+PROBLEM: dict[str, Any] = {
+    "application/problem+json": {"schema": {"type": "object", "properties": {"detail": {"type": "string"}}}}
+}
 
 
 def add_schemes(document: dict[str, Any], admissions: Iterable[Admission]) -> None:

@@ -27,12 +27,13 @@ from gateway.errors import ConfigError, ConfigProblem
 from gateway.explain.routes import HandlerRoute, handler_route
 from gateway.http.path_template import PathTemplate, compile_path, tag_parameters
 from gateway.observability.log import ONCE
-from gateway.routing.handler_edge import judged
+from gateway.routing.handler_edge import judged, verifies
 from gateway.routing.handler_endpoint import deaf, decorators_above
 from gateway.routing.handler_inputs import Inputs, inputs_of, label, refusing, upstream_names
 from gateway.routing.handler_reading import by_model
 from gateway.routing.handler_settings import CACHED_AS, Cached, Marked, Runtime, cached_settings
 from gateway.routing.handler_tree import instrument
+from gateway.routing.principal import admission_of_handler, instrument_identity
 
 logger = logging.getLogger("gateway")
 
@@ -53,7 +54,7 @@ class Binding:
         """
         runtime = self._runtime
         known = {id(each.original_route) for each in runtime.contexts.values()}
-        runtime.contexts = {}
+        runtime.contexts, runtime.identified = {}, {}
         inputs: dict[int, Inputs] = {}
         for context in _contexts(routes):
             if known and id(context.original_route) not in known:
@@ -73,6 +74,7 @@ class Binding:
         if typed is not None and typed.name not in runtime.aggregates:
             self._bind_aggregate(typed)
         marked = cached_settings(context.endpoint)
+        self._identify(context, marked.settings if marked is not None else None)
         if marked is None:
             return
         settings, injected = marked.settings, marked.injected
@@ -86,6 +88,22 @@ class Binding:
         prepare = instrument(context.dependant, settings, injected)
         if prepare is not None:
             runtime.prepared[id(settings)] = prepare.reading
+        if id(settings) in runtime.identified:
+            instrument_identity(context.dependant, settings)
+
+    def _identify(self, context: RouteContext, settings: Cached | None) -> None:
+        """Note what a handler asks of credentials."""
+        runtime = self._runtime
+        try:
+            admission = admission_of_handler(context.dependant, settings, runtime.providers)
+        except ValueError as error:
+            name = settings.name if settings is not None else context.name
+            raise _problem(f"the handler {name} {error}") from None
+        if admission is None:
+            return
+        runtime.identified[id(context.dependant)] = admission
+        if settings is not None:
+            runtime.identified[id(settings)] = admission
 
     def handler_routes(self, own: Collection[int], declared: Collection[str]) -> list[HandlerRoute]:
         """The paths that Python handlers answer, but typed aggregates, the `declared` routes, and the gateway's `own`,
@@ -156,6 +174,11 @@ def _check_decorators(context: RouteContext, marked: Marked) -> None:
 def _check_edge(context: RouteContext, settings: Cached) -> None:
     if not settings.edge:
         return
+    if verifies(context.dependant):
+        raise _problem(
+            f"the handler {context.name} is @cached(edge=True) and verifies credentials, which would be skipped by "
+            "hits; remove edge=True"
+        )
     found = refusing(context.dependant, follows_origin=settings.rules.ttl is None)
     if found:
         raise _problem(

@@ -49,6 +49,8 @@ class AppRoutes:
     declared: list[Declared]
     aggregates: list[Aggregate]
     direct: dict[str, Direct]
+    handlers: Callable[[Target | None], list[Admission]]
+    """What Python handlers at a target ask of credentials."""
 
     def add_own(self, docs: str, redoc: str) -> list[BaseRoute]:
         """Add health and the documentation pages, at these paths; `off` for none. Returns all routes that are the
@@ -69,7 +71,8 @@ class AppRoutes:
         if target is not None:
             routes.sort(key=lambda each: each.config.template.specificity)
             routes = [each for each in routes if each.config.template.match(target.path) is not None][:1]
-        return [each.admission for each in routes if each.admission is not None]
+        found = [each.admission for each in routes if each.admission is not None]
+        return found if target is not None and routes else [*found, *self.handlers(target)]
 
     def add_configured(self) -> None:
         """Add declared routes, aggregates and included routers, by how specific their paths are."""

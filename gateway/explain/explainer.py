@@ -69,6 +69,7 @@ class _Request:
     headers: Headers
     principal: Principal | None = None
     content: bytes | None = None
+    identity: tuple[str, ...] = ()
 
     def told(self, decision: str, why: str) -> Trace:
         return Trace(
@@ -77,6 +78,7 @@ class _Request:
             normalised=tuple(trace.normalised(self.text.partition(" ")[2], self.target)),
             decision=decision,
             why=why,
+            identity=self.identity,
         )
 
 
@@ -209,7 +211,7 @@ class Explainer:
         )
 
     async def _admitted(
-        self, request: _Request, route: Declared | Aggregate, admission: Admission, lost: tuple[str, ...]
+        self, request: _Request, route: Explained, admission: Admission, lost: tuple[str, ...]
     ) -> _Request | Trace:
         """The request after admission; the trace of one that is refused."""
         if self.engine is None:
@@ -220,7 +222,8 @@ class Explainer:
         except NotAdmitted as refused:
             told = request.told(str(refused.status), f"{refused.detail} (setting `identity`)")
             return msgspec.structs.replace(told, route=route.name, path=_path(route), lost=lost)
-        return replace(request, headers=headers, principal=principal)
+        shown = trace.identity(principal, admission.per)
+        return replace(request, headers=headers, principal=principal, identity=shown)
 
     async def _judged(self, request: _Request, lookup: LookupRequest) -> tuple[Trace, Entry | None]:
         """The trace common to all requests that reach the engine, with the stored response."""
@@ -257,6 +260,11 @@ class Explainer:
             why = why if cached is None else "only GET and HEAD are cached"
             told = request.told("uncached", why)
             return msgspec.structs.replace(told, route=handler.name, path=handler.path, lost=lost, asks=asks)
+        if cached.admission is not None:
+            found = await self._admitted(request, handler, cached.admission, lost)
+            if isinstance(found, Trace):
+                return found
+            request = found
         target, headers, rules = cached.target(request.target), request.headers, cached.route.rules
         lookup = LookupRequest(
             request.method,
@@ -315,7 +323,8 @@ class Explainer:
         source = aggregate.kit.sources.get(name)
         if source is None:
             return PartTrace(name=name, note="static")
-        told = PartTrace(name=name, upstream=source.upstream.name)
+        per = source.dependence.per if source.dependence is not None else ()
+        told = PartTrace(name=name, upstream=source.upstream.name, per=per)
         needs = ", ".join(source.part.needs)
         if needs:
             note, ttl = f"requested with values of {needs}", self._part_ttl(aggregate, source)

@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Match, Router
 from gateway.cache.request import Route
 from gateway.config.types import show_duration
 from gateway.http.target import Target, other_slash, select_query
+from gateway.identity.admission import Admission
 from gateway.routing.handler_settings import Runtime, cached_settings, target_text
 from gateway.routing.handler_tags import rendered
 
@@ -37,6 +38,8 @@ class HandlerCache:
     """The TTL in code, in seconds; `route` has the one in force."""
     against: str | None
     """Why the edge doesn't serve its hits; None if it does."""
+    admission: Admission | None = None
+    """What it asks of credentials; None if it lets anybody in."""
 
     def target(self, target: Target) -> str:
         """The handler's plan for the request, as in its key."""
@@ -101,6 +104,7 @@ def handler_route(context: RouteContext, order: Order, runtime: Runtime) -> Hand
         settings.tags,
         written=settings.rules.ttl,
         against=runtime.against_edge(context.dependant),
+        admission=runtime.identified.get(id(context.dependant)),
     )
     return HandlerRoute(settings.name, path, order, context, cached)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -10,6 +10,7 @@ import msgspec
 from gateway.config.overrides import instant
 from gateway.http.headers import Headers, has
 from gateway.http.target import Target, pair_name
+from gateway.identity.principal import Principal
 from gateway.policy import storability
 from gateway.policy.content import Content
 from gateway.policy.entry import Entry
@@ -57,12 +58,14 @@ class Name(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PartTrace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One part of an aggregate: its upstream request, or why it is not known yet; its TTL, and its entry."""
+    """One part of an aggregate: its upstream request, or why it is not known yet; the claims that it depends on; its
+    TTL, and its entry."""
 
     name: str
     upstream: str = ""
     asks: str = ""
     note: str = ""
+    per: tuple[str, ...] = ()
     ttl: Lifetime | None = None
     entry: EntryTrace | None = None
 
@@ -72,7 +75,8 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `decision` is the cache's decision: `hit`, `stale`, `stale_error` (the upstream failed just now), `revalidate`,
     `miss`, `join`, `bypass`, `pass`, `purge`, `uncached`, `local`, `preflight`, `unknown`, or the status of a refusal.
-    `status` is the client's status for the stored response (304 or 206 if requested).
+    `status` is the client's status for the stored response (304 or 206 if requested). `identity` is who verified the
+    credential, and the names of the claims that the response depends on, never a value.
     """
 
     request: str
@@ -87,6 +91,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     upstream: str = ""
     asks: str = ""
     dropped: tuple[str, ...] = ()
+    identity: tuple[str, ...] = ()
     key: tuple[str, ...] = ()
     variant: tuple[str, ...] = ()
     ttl: Lifetime | None = None
@@ -111,6 +116,7 @@ def _lines(trace: Trace) -> Iterator[str]:
         yield from _line("route", f"{trace.route} ({trace.path})", *(f"over {lost}" for lost in trace.lost))
         yield from _line("asks", f"{trace.upstream} for {trace.asks}" if trace.upstream else trace.asks)
         yield from _line("dropped", *trace.dropped)
+        yield from _line("identity", *trace.identity)
         yield from _line("key", *trace.key)
         yield from _line("variant", *trace.variant)
     if trace.ttl is not None:
@@ -133,6 +139,8 @@ def _windows(trace: Trace) -> Iterator[str]:
 
 def _part_lines(part: PartTrace) -> Iterator[str]:
     yield f"{part.upstream} for {part.asks}" if part.asks else part.note
+    if part.per:
+        yield f"for each value of {', '.join(part.per)}"
     if part.ttl is not None:
         yield f"{part.ttl.setting} {_lifetime(part.ttl)}"
     if part.entry is not None:
@@ -256,11 +264,20 @@ def key(planned: Plan, keying: Keying, headers: Headers, content: Content | None
     origin, _, target = planned.primary.partition("\n")
     shown = replace(keying, identity_key=ShownKey(keying.identifies))
     lines = plan(shown, origin, target, headers, content=content).base.split("\n")
+    lines = [":principal:***" if line.startswith(":principal:") else line for line in lines]
     if content is None:
         return lines
     described = ", ".join(value.decode("latin-1") for _, value in content.fields)
     kept = [line for line in lines if not line.startswith(":content:")]
     return [*kept, f":content:{content.method}: digest of {len(content.body)} bytes of {described}"]
+
+
+def identity(principal: Principal | None, per: Sequence[str]) -> tuple[str, ...]:
+    """Who verified the credential of a request, and what its response depends on."""
+    if principal is None:
+        return ("no credential: the response for anonymous requests",)
+    shared = f"one response for each value of {', '.join(per)}" if per else "one response for all who are let in"
+    return (f"verified by {principal.provider}, issuer {principal.issuer}", shared)
 
 
 def variant(stored: Entry | None, keying: Keying, headers: Headers) -> tuple[str, ...]:

@@ -152,21 +152,40 @@ class Admission:
     parts: tuple[Dependence, ...] = ()
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """The fields in which it looks for credentials."""
+        return tuple(dict.fromkeys(source for each in self.providers for source in each.sources))
+
+    @property
     def dependence(self) -> Dependence:
         return Dependence(self.per, self.claims)
 
     async def admit(self, headers: Headers, identity_key: IdentityKey) -> tuple[Fields, Principal | None]:
         """The fields of a request after admission, and who sent it; None if nobody says who, and that is allowed.
         Raises NotAdmitted."""
+        principal = await self.principal(headers)
+        return self.fields(headers, principal, identity_key), principal
+
+    async def principal(self, headers: Headers) -> Principal | None:
+        """Who sent a request; None if it has no credential, and needs none. Raises NotAdmitted."""
         found = self._credential(headers)
         if found is None:
-            if not self.optional:
-                raise NotAdmitted(401, "", "This route requires a credential.", "missing", self.scopes)
-            return self.anonymous(headers), None
+            self.check(None)
+            return None
         provider, credential = found
-        principal = await provider.verified(credential)
-        self._check(principal)
-        return self._rewritten(headers, principal, identity_key), principal
+        return await provider.verified(credential)
+
+    def fields(self, headers: Headers, principal: Principal | None, identity_key: IdentityKey) -> Fields:
+        """The fields of a request of `principal` after admission. Raises NotAdmitted if that is not let in."""
+        self.check(principal)
+        return self.anonymous(headers) if principal is None else self._rewritten(headers, principal, identity_key)
+
+    def check(self, principal: Principal | None) -> None:
+        """Raises NotAdmitted if `principal` is not let in."""
+        if principal is not None:
+            self._check(principal)
+        elif not self.optional:
+            raise NotAdmitted(401, "", "This route requires a credential.", "missing", self.scopes)
 
     def known(self, headers: Headers, identity_key: IdentityKey) -> Admitted | None:
         """What `admit` would say, where that takes no verifying; None where it does, or raises NotAdmitted."""

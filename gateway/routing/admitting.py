@@ -38,16 +38,16 @@ async def admitted(
     return None
 
 
-def not_admitted(exchange: RequestContext, refused: NotAdmitted) -> Answer:
+def not_admitted(exchange: RequestContext, refused: NotAdmitted, *, described: bool = True) -> Answer:
     """The answer to a request that is not admitted (RFC 6750 §3); a 401 says where the metadata of the resource are
-    (RFC 9728 §5.1)."""
+    (RFC 9728 §5.1), if the app has them (`described`)."""
     answer = problem(exchange, refused.status, refused.detail)
     if refused.retry_after is not None:
         answer.headers.append((b"retry-after", b"%d" % refused.retry_after))
     if refused.status != 503:
         parameters = {"error": refused.error, "error_description": refused.detail if refused.error else ""}
         parameters["scope"] = " ".join(refused.scopes)
-        parameters["resource_metadata"] = _metadata_url(exchange) if refused.status == 401 else ""
+        parameters["resource_metadata"] = _metadata_url(exchange) if described and refused.status == 401 else ""
         given = ", ".join(f'{name}="{_in_quotes(value)}"' for name, value in parameters.items() if value)
         answer.headers.append((b"www-authenticate", f"Bearer {given}".strip().encode("ascii")))
     return answer

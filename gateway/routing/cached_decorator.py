@@ -46,6 +46,7 @@ from gateway.routing.handler_settings import (
     CACHED_AS,
     MARK,
     UNJUDGED,
+    WHO_KEY,
     Cached,
     Judged,
     Marked,
@@ -56,6 +57,7 @@ from gateway.routing.handler_settings import (
 )
 from gateway.routing.handler_tags import rendered
 from gateway.routing.handler_value import CONDITIONS, FIELD, fetched_value, kind_of, put_headers
+from gateway.routing.principal import admit_late
 from gateway.routing.responses import AnswerResponse, ClientLeft, RaisedAnswer
 from gateway.upstreams.response import Fetched
 
@@ -82,6 +84,10 @@ def cached(
     edge: bool | None = None,
     cache: bool = True,
     when: Callable[[Any], object] | None = None,
+    identity: typing.Sequence[str] | None = None,
+    per: typing.Sequence[str] | None = None,
+    require: typing.Mapping[str, Any] | None = None,
+    optional: bool = False,
 ) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
     """Cache a FastAPI handler's responses to GET and HEAD, shared by all clients with the same inputs; or the values
     of a function that is no handler, by its arguments (`function_calls`).
@@ -105,6 +111,10 @@ def cached(
     uses the app. `edge=True` requires no proof: dependencies are not solved then, so the app refuses to start if the
     handler has one that could refuse a request.
 
+    `identity` names providers of the setting `identity`, one of which must have verified a request's credential, and
+    `per` the claims that responses depend on, each part of the key; `require` and `optional` are as for a route. The
+    handler takes a `Principal`, of which it can read the claims in `per`. With `per` alone, any provider will do.
+
     With `cache=False`, or a `ttl` of `0s` without a stale window, every request calls the handler, without waiting.
 
     Raises ValueError for an invalid argument: its name, its value, and what is allowed.
@@ -125,6 +135,10 @@ def cached(
         "max_body": max_body,
         "edge": edge,
         "cache": cache,
+        "identity": identity,
+        "per": per,
+        "require": require or {},
+        "optional": optional,
     }
 
     def decorate(function: Callable[P, Any]) -> Callable[P, Any]:
@@ -171,6 +185,9 @@ class _Call:
 
     async def serve(self) -> Any:
         scope = self.request.scope
+        if self.settings.identity is not None and WHO_KEY not in scope:
+            await admit_late(self.request, self.settings)
+            self.reading = None
         exchange = exchange_of(scope)
         if exchange is None or self.request.method not in ("GET", "HEAD"):
             return await self.value()
@@ -295,7 +312,8 @@ class _Call:
         if reason is not None:  # the reads of dependencies are known before the cache lookup
             return await engine.pass_by(exchange, "bypass", ask.past, detail=reason)
         target, origin, solved = self.reading.target, self.settings.origin_name, not self._is_for_the_edge()
-        if not solved or (self.settings.key is None and self.settings.edge is None):
+        shown = not solved or (self.settings.key is None and self.settings.edge is None)
+        if shown and WHO_KEY not in self.request.scope:
             exchange.recall = FastPath(ask.route, origin, target, ask.tags, _without_tags, None, solved=solved)
         return engine.at_hand(ask) or await engine.answer(ask)
 

@@ -23,7 +23,7 @@ from starlette.convertors import Convertor
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 
 from gateway.routing.handler_endpoint import decorators_above
-from gateway.routing.handler_inputs import OWN, UPSTREAM, label, model_of, sees_all
+from gateway.routing.handler_inputs import IDENTITY, OWN, UPSTREAM, label, model_of, sees_all
 from gateway.routing.handler_settings import Judged, Marked, cached_settings
 
 _BY_PATH = (APIRoute, Route, Mount, APIWebSocketRoute, WebSocketRoute)
@@ -70,6 +70,8 @@ def reason_against(context: RouteContext, marked: Marked, overrides: Collection[
         return f"the decorator {label(above[0])} above @cached runs for each request"
     if marked.settings.key is not None:
         return "key= is made for each request"
+    if verifies(dependant):
+        return "it verifies credentials for each request"
     depends = [each.call for each in dependant.dependencies if not getattr(each.call, OWN, False)]
     others = [each for each in depends if getattr(each, UPSTREAM, None) is None]
     if others:
@@ -78,6 +80,11 @@ def reason_against(context: RouteContext, marked: Marked, overrides: Collection[
     if replaced:
         return f"dependency_overrides replaces the upstream {replaced[0]}"
     return reason_against_own(context, marked)
+
+
+def verifies(dependant: Dependant) -> bool:
+    """Whether a dependency in a tree verifies credentials."""
+    return hasattr(dependant.call, IDENTITY) or any(map(verifies, dependant.dependencies))
 
 
 def reason_against_own(context: RouteContext, marked: Marked) -> str | None:

@@ -23,7 +23,7 @@ from starlette.types import Scope
 
 from gateway.context import HOST_KEY
 from gateway.http.headers import HOP_BY_HOP, Headers, connection_named, end_to_end, in_one_line, sent_value
-from gateway.policy.keys import Keying, Plan
+from gateway.policy.keys import PRINCIPAL, Keying, Plan
 from gateway.policy.vary import variant_suffix
 from gateway.routing.handler_inputs import covered_readers
 
@@ -40,7 +40,7 @@ would have no limit."""
 _FIELD = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _UNSEEN = frozenset(
     (b"if-none-match", b"if-modified-since", b"if-match", b"if-unmodified-since", b"range", b"if-range")
-) | frozenset((b"host", b"authorization", b"cookie", b"content-length", b"expect"))
+) | frozenset((b"host", b"authorization", b"cookie", b"content-length", b"expect", PRINCIPAL))
 """Conditions and ranges are the cache's to answer; host, authorization and cookies are shown by rules of their own."""
 _ADDRESSES = frozenset(
     ("forwarded", "x-forwarded-for", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "true-client-ip")

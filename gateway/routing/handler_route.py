@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.context import STORED_KEY, exchange_of
 from gateway.observability.log import ONCE
 from gateway.routing.fast_path import PlanCache
-from gateway.routing.handler_edge import reason_against_own
+from gateway.routing.handler_edge import reason_against_own, verifies
 from gateway.routing.handler_endpoint import decorators_above
 from gateway.routing.handler_reading import READING, Reading
 from gateway.routing.handler_replay import replay_of
@@ -88,7 +88,10 @@ def handler_app(context: RouteContext, runtime: Runtime | None) -> ASGIApp:
     if solve is None:
         _tell()
     more = (
-        decorators_above(context.endpoint, marked.endpoint) or context.body_field is not None or dependant.body_params
+        verifies(dependant)
+        or decorators_above(context.endpoint, marked.endpoint)
+        or context.body_field is not None
+        or dependant.body_params
     )
     if solve is None or prepare is None or more or not hasattr(context, "dependency_overrides_provider"):
         return app

@@ -24,6 +24,7 @@ from starlette.types import Scope
 
 from gateway.cache.engine import Engine
 from gateway.cache.request import Route
+from gateway.config.identity import RequireConfig
 from gateway.config.names import did_you_mean, no_modes
 from gateway.config.types import (
     DEFAULT_VARY,
@@ -40,6 +41,8 @@ from gateway.context import RequestContext
 from gateway.errors import GatewayError
 from gateway.http.headers import CacheControl, without
 from gateway.http.target import Target, select_query
+from gateway.identity.admission import Admission, Provider
+from gateway.identity.principal import is_of_one_user
 from gateway.observability.metrics import Metrics
 from gateway.policy.identity_key import UNKEYED, IdentityKey
 from gateway.policy.keys import Keying, primary_key
@@ -84,6 +87,16 @@ class ByValue:
         return structs.replace(fetched, headers=headers)
 
 
+@dataclass(frozen=True)
+class AskedIdentity:
+    """The arguments of `@cached` about credentials. `names` are those of providers; empty for all of them."""
+
+    names: tuple[str, ...]
+    per: tuple[str, ...]
+    require: RequireConfig
+    optional: bool
+
+
 @dataclass
 class Cached:
     """The settings of one `@cached` handler, checked when it is decorated."""
@@ -100,14 +113,23 @@ class Cached:
     edge: bool | None = None
     """Whether its hits are served before FastAPI sees the request; None if that depends on a proof."""
     key: Key | None = None
+    identity: AskedIdentity | None = None
+    """What it asks of credentials; None if `@cached` says nothing of it."""
     by_value: ByValue | None = None
 
     @property
     def origin_name(self) -> str:
         return f"@{self.name}"
 
-    def route(self, inputs: Inputs, max_body: int, identity_key: IdentityKey = UNKEYED) -> Route:
-        """The route as the engine sees it, with what the handler declares to read in its key."""
+    def route(
+        self,
+        inputs: Inputs,
+        max_body: int,
+        identity_key: IdentityKey = UNKEYED,
+        admission: Admission | None = None,
+    ) -> Route:
+        """The route as the engine sees it, with what the handler declares to read in its key, and the partition of
+        those whom `admission` lets in."""
         cookies = None if self.cookies is None else tuple(sorted({*self.cookies, *inputs.cookies}))
         declared = inputs.headers - _RULES_OF_THEIR_OWN
         vary = None if self.rules.ttl is None else tuple(sorted({*self.vary, *declared}))
@@ -116,6 +138,9 @@ class Cached:
             authorization=self.authorization,
             cookies=cookies,
             identities=inputs.identities,
+            per=() if admission is None else tuple(sorted(admission.per)),
+            one_user=admission is not None and is_of_one_user(admission.per),
+            credentials=() if admission is None else admission.sources,
             identity_key=identity_key,
         )
         return Route(self.name, self.rules, keying, max_body if self.max_body is None else self.max_body, local=True)
@@ -205,6 +230,23 @@ class Arguments(Model):
     max_body: Size | None = None
     edge: Flag | None = None
     cache: Flag = True
+    identity: Annotated[Names, AfterValidator(_names)] | None = None
+    per: Annotated[Names, AfterValidator(_names)] | None = None
+    require: RequireConfig = RequireConfig()
+    optional: Flag = False
+
+    def _asked(self) -> AskedIdentity | None:
+        given = [name for name in ("identity", "per", "require", "optional") if name in self.model_fields_set]
+        if not any(getattr(self, name) is not None for name in ("identity", "per")):
+            named = [name for name in given if getattr(self, name) not in (None, False, RequireConfig())]
+            if named:
+                raise ValueError(f"{named[0]} requires identity=[...] or per=[...]")
+            return None
+        if self.authorization != "pass":
+            raise ValueError("authorization can't be combined with identity, which verifies credentials itself")
+        if self.edge:
+            raise ValueError("edge=True can't be combined with identity: the edge verifies no credentials of handlers")
+        return AskedIdentity(tuple(self.identity or ()), tuple(self.per or ()), self.require, self.optional)
 
     def settings(self, name: str, key: Key | None) -> Cached:
         """Raises ValueError if they contradict each other."""
@@ -235,6 +277,7 @@ class Arguments(Model):
             max_body=self.max_body,
             edge=self.edge,
             key=key,
+            identity=self._asked(),
         )
 
 
@@ -283,6 +326,8 @@ def _told(name: str, error: ValidationError) -> str:
 
 
 STATE = "gateway"
+WHO_KEY = "gateway.principal"
+"""The scope key of the verified principal of a request."""
 UNJUDGED = "its route is not among those of the app"
 
 
@@ -323,6 +368,10 @@ class Runtime:
     """By the id of a handler's settings: what its routes declare to read."""
     public: Public | None = None
     """The host and scheme that `@cached` handlers see, where `public_url` is set."""
+    providers: Mapping[str, Provider] = field(default_factory=dict)
+    """What verifies credentials, by the names of the setting `identity`."""
+    identified: dict[int, Admission] = field(default_factory=dict)
+    """By the id of a handler's settings, and of a route's tree of dependencies: what it asks of credentials."""
     lifespan: Mapping[str, Any] = field(default_factory=dict)
     """The state from the app's lifespan, which is part of every request's."""
     overridden: Mapping[str, CachePolicy] = field(default_factory=dict)
@@ -351,6 +400,15 @@ class Runtime:
                 keys.append(primary_key(settings.origin_name, target_text(target.path, pairs)))
         return keys
 
+    def admissions(self, target: Target | None) -> list[Admission]:
+        """What handlers at a target ask of credentials; for None, what any handler asks."""
+        return [
+            self.identified[id(context.dependant)]
+            for context in self.contexts.values()
+            if id(context.dependant) in self.identified
+            and (target is None or context.path_regex.fullmatch(target.decoded))
+        ]
+
     def against_edge(self, dependant: Dependant) -> str | None:
         """The reason why hits of a `@cached` handler aren't served at the edge, for an operator; None if they are."""
         judged = self.edge.get(id(dependant), Judged(dependant, UNJUDGED))
@@ -366,7 +424,9 @@ class Runtime:
         self.coded[settings.name] = settings.rules
         rules = self.overridden.get(settings.name, settings.rules)
         rules = replace(rules, cache=False) if self.off else rules
-        route = replace(settings, rules=rules).route(inputs, self.max_body, self.engine.identity_key)
+        route = replace(settings, rules=rules).route(
+            inputs, self.max_body, self.engine.identity_key, self.identified.get(id(settings))
+        )
         self.bound[id(settings)] = (route, allowed)
 
     def counted(self, settings: Cached, pairs: Sequence[str]) -> tuple[str, ...]:

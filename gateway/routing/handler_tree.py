@@ -27,7 +27,7 @@ from gateway.routing.fast_path import PlanCache
 from gateway.routing.handler_inputs import OWN, UPSTREAM, label, model_of
 from gateway.routing.handler_reading import READING, Reading, by_model
 from gateway.routing.handler_request import SeenRequest, declared_view, without_ignored
-from gateway.routing.handler_settings import Cached, Runtime, runtime_of, target_text
+from gateway.routing.handler_settings import WHO_KEY, Cached, Runtime, runtime_of, target_text
 
 PREPARED_KEY = "gateway.prepared"
 """The scope key of the reason for a bypass, where that is known before FastAPI makes its Request."""
@@ -76,6 +76,8 @@ class Prepare:
         route, _ = runtime.bound[id(self.settings)]
         if route.rules.off:
             return "off"
+        if id(self.settings) in runtime.identified and WHO_KEY not in request.scope:
+            return "unprepared"
         path, pairs = _target(request, exchange)
         pairs = runtime.counted(self.settings, pairs)
         planned = self._planned(request.scope, exchange, route, target_text(path, pairs))
@@ -142,13 +144,18 @@ def instrument(dependant: Dependant, settings: Cached, injected: str | None) -> 
     calls = frozenset(each.call for each in nodes[1:] if each.call is not None)
     declares = any(map(_declares, nodes))
     prepare = Prepare(settings, dependant, calls, declares)
-    readers = [each for each in nodes if getattr(each.call, UPSTREAM, None) is None and _taken(each, injected)]
+    readers = [each for each in nodes if not _is_the_gateways(each) and _taken(each, injected)]
     if not (readers or declares or settings.key is not None):
         return prepare
     for each in readers:
         _fill(each, settings.name if each is dependant else label(each.call), injected)
     dependant.dependencies.insert(0, Dependant(call=prepare, request_param_name="request", path=dependant.path))
     return None
+
+
+def _is_the_gateways(node: Dependant) -> bool:
+    """Whether a dependency is the gateway's own code: an upstream, or what verifies credentials."""
+    return getattr(node.call, UPSTREAM, None) is not None or getattr(node.call, OWN, False)
 
 
 def _declares(node: Dependant) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.explain.trace import render
 from gateway.testing import StubUpstream, running
 from tests.support.personal import asked_for, bearer, gateway_of, personal, shared, told
 from tests.support.scale import size
@@ -156,6 +157,9 @@ async def test_an_explanation_is_of_the_asking_user_and_names_no_value() -> None
     assert (hit.decision, other.decision, refused.decision) == ("hit", "join", "401")
     entries = [[part.entry is not None for part in trace.parts] for trace in (hit, other)]
     assert entries == [[True] * 6, [True] * 5 + [False]]
+    assert [part.per for part in hit.parts] == [()] * 5 + [("sub",)]
+    assert "one response for each value of sub" in render(hit)
+    assert ":principal:***" in hit.key
     assert "berta" not in repr(other)
 
 
