@@ -24,10 +24,10 @@ from gateway.cache.engine import Engine
 from gateway.cache.request import CacheRequest, Route
 from gateway.cache.respond import Answer, problem
 from gateway.config.expressions import Expression
-from gateway.config.models import Config, unknown_issuers
+from gateway.config.models import Config
 from gateway.config.part import PartConfig
 from gateway.config.part_graph import PartPlan, PlannedPart, cross_problems, near, sole_part
-from gateway.config.part_identity import claims_of_parts, claims_of_whole, identity_problems
+from gateway.config.part_identity import claims_of_parts, claims_of_whole, identity_problems, issuer_problems
 from gateway.config.part_values import Values
 from gateway.config.route import RouteConfig, rules_of
 from gateway.context import RequestContext, exchange_of
@@ -142,7 +142,7 @@ class Builder:
         found = [
             *cross_problems(route.parts, route.template, upstreams, several, plain, config.refusing_for(route)),
             *identity_problems(route, config.routes, config.credential_fields),
-            *unknown_issuers(route, config.identity),
+            *issuer_problems(route, config.identity),
         ]
         problems = [ConfigProblem("", f"{name}.{'.'.join(each.key)}", each.message) for each in found]
         if problems:

@@ -8,7 +8,7 @@ environment.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from ipaddress import ip_address
@@ -26,9 +26,9 @@ from pydantic import (
 
 from gateway.config.field_changes import HeadersConfig
 from gateway.config.identity import IssuerConfig
-from gateway.config.names import did_you_mean, no_modes
+from gateway.config.names import no_modes
 from gateway.config.part_graph import PartProblem, cross_problems
-from gateway.config.part_identity import identity_problems
+from gateway.config.part_identity import identity_problems, issuer_problems
 from gateway.config.route import RouteConfig, refuse
 from gateway.config.types import (
     Duration,
@@ -359,10 +359,11 @@ class Config(Model):
             for name, route in self.routes.items()
             for problem in (
                 *cross_problems(route.parts, route.template, upstreams, several, plain, self.refusing_for(route)),
+                *issuer_problems(route, self.identity),
                 *identity_problems(route, self.routes, self.credential_fields),
             )
         ]
-        refuse([*problems, *self._limits_beyond(), *self._fields_of_cors(), *self._unknown_issuers()])
+        refuse([*problems, *self._limits_beyond(), *self._fields_of_cors()])
         return self
 
     def refusing_for(self, aggregate: RouteConfig) -> frozenset[str]:
@@ -373,22 +374,6 @@ class Config(Model):
     def credential_fields(self) -> dict[str, list[str]]:
         """The request fields, and `cookie:NAME`, in which each issuer's credentials are."""
         return {name: issuer.sources for name, issuer in self.identity.items()}
-
-    def _unknown_issuers(self) -> Iterator[PartProblem]:
-        for route, config in self.routes.items():
-            for problem in unknown_issuers(config, self.identity):
-                yield replace(problem, key=("routes", route, *problem.key))
-            for name in config.identity:
-                if name not in self.identity:
-                    continue
-                if config.forward_token and config.cache and self.identity[name].other_fields:
-                    yield PartProblem(("routes", route, "forward_token"), self._forwards(name), config.forward_token)
-
-    def _forwards(self, issuer: str) -> str:
-        return (
-            f"requires `cache: off`, or tokens in authorization or a cookie: {issuer} takes them from "
-            f"{self.identity[issuer].other_fields[0]}, by which no upstream and no cache tells users apart"
-        )
 
     def _fields_of_cors(self) -> Iterator[PartProblem]:
         """Response fields that are set by hand although `cors` makes them for each origin."""
@@ -499,13 +484,3 @@ class Config(Model):
             if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", place):
                 raise ValueError(f"{place!r} must be module:attribute, such as shop.routes:router")
         return value
-
-
-def unknown_issuers(route: RouteConfig, issuers: Iterable[str]) -> Iterator[PartProblem]:
-    """The names in a route's `identity` that are not configured."""
-    known = list(issuers)
-    for name in route.identity:
-        if name not in known:
-            yield PartProblem(
-                ("identity",), f"there is no identity {name!r}{did_you_mean(name, known)}", route.identity
-            )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from gateway.config.identity import IssuerConfig
+from gateway.config.names import did_you_mean
 from gateway.config.part_graph import PartPlan, PartProblem, PlannedPart
 from gateway.config.route import RouteConfig
 
@@ -40,6 +42,21 @@ def _own(part: PlannedPart, routes: Mapping[str, RouteConfig]) -> Iterable[str] 
 
 def _sorted(claims: Iterable[str]) -> Claims:
     return tuple(sorted(set(claims)))
+
+
+def issuer_problems(route: RouteConfig, issuers: Mapping[str, IssuerConfig]) -> Iterator[PartProblem]:
+    """What is wrong with the issuers that a route names in `identity`."""
+    for name in route.identity:
+        issuer = issuers.get(name)
+        if issuer is None:
+            message = f"there is no identity {name!r}{did_you_mean(name, list(issuers))}"
+            yield PartProblem(("identity",), message, route.identity)
+        elif route.forward_token and route.cache and issuer.other_fields:
+            message = (
+                f"requires `cache: off`, or tokens in authorization or a cookie: {name} takes them from "
+                f"{issuer.other_fields[0]}, by which no upstream and no cache tells users apart"
+            )
+            yield PartProblem(("forward_token",), message, route.forward_token)
 
 
 def identity_problems(

@@ -61,7 +61,8 @@ def written(line: str) -> tuple[str, list[str], bool]:
     (function,) = ast.parse(f"def f{bracket}{rest}: ...").body
     assert isinstance(function, ast.FunctionDef)
     made = function.args
-    names = [each.arg for each in (*made.posonlyargs, *made.args, *made.kwonlyargs)]
+    listed = [made.vararg] if made.vararg else []
+    names = [each.arg for each in (*made.posonlyargs, *made.args, *listed, *made.kwonlyargs)]
     return dotted, names + ([made.kwarg.arg] if made.kwarg else []), False
 
 

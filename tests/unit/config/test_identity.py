@@ -95,12 +95,6 @@ def test_a_route_names_an_identity_that_there_is() -> None:
     assert "shop" in message
 
 
-def test_an_aggregate_has_no_identity() -> None:
-    parts = {"a": {"upstream": "shop", "path": "/a"}}
-    message = problem(RouteConfig, path="/home", parts=parts, identity=["shop"])
-    assert "identity requires `upstream`" in message
-
-
 def test_an_aggregate_is_made_of_no_route_with_identity() -> None:
     routes = {"home": route(), "screen": {"path": "/screen", "parts": {"a": {"route": "home"}}}}
     upstreams = {"shop": {"url": "http://shop.example.com"}}
