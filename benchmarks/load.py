@@ -148,11 +148,12 @@ def _expected(path: str) -> bytes:
     return body(SIZES[size], number)
 
 
-def warm(port: int, paths: list[str]) -> None:
+def warm(port: int, paths: list[str], headers: Sequence[str] = ()) -> None:
     """Ask for each path. Raises BenchmarkError where an answer is wrong."""
     for start in range(0, len(paths), _CHUNK):
         asked = paths[start : start + _CHUNK]
-        for path, answer in zip(_in_order(asked), ask_all(port, asked, connections=_WARMERS), strict=True):
+        answers = ask_all(port, asked, headers=headers, connections=_WARMERS)
+        for path, answer in zip(_in_order(asked), answers, strict=True):
             check(answer, path)
 
 

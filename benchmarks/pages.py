@@ -82,9 +82,9 @@ def _others(result: Result) -> list[Verdict]:
 
 
 def _ratio_line(result: Result, verdict: Verdict) -> str:
-    goal = f"{'at most' if verdict.lower else 'at least'} {verdict.bound:g}{'' if verdict.met else ', not met'}"
+    goal = f"{'' if verdict.lower else 'at least '}{verdict.goal}{'' if verdict.met else ', not met'}"
     command = f"`make bench ROWS={result.key}`"
-    return f"| {result.title} | {verdict.peer} | {verdict.counted:.2f} | {goal} | {command} |"
+    return f"| {result.title} | {verdict.peer} | {verdict.text} | {goal} | {command} |"
 
 
 if __name__ == "__main__":

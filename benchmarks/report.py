@@ -31,7 +31,7 @@ class Column:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The ratio of ours to `peer`'s, the median over rounds, beside its bar; and that by processor time, which counts
-    instead where wrk was the limit."""
+    instead where wrk was the limit. Where it is a `difference`, how much more ours is, in the row's unit."""
 
     peer: str
     ratio: float
@@ -40,6 +40,7 @@ class Verdict:
     lower: bool
     by_cpu: float | None = None
     limited: bool = False
+    difference: bool = False
 
     @property
     def counted(self) -> float:
@@ -48,6 +49,22 @@ class Verdict:
     @property
     def met(self) -> bool:
         return self.counted <= self.bound if self.lower else self.counted >= self.bound
+
+    @property
+    def text(self) -> str:
+        """What counts, for a table."""
+        return f"+{self.counted:.0f}" if self.difference else f"{self.counted:.2f}"
+
+    @property
+    def goal(self) -> str:
+        return f"{'at most ' if self.lower else ''}{self._bound(self.bound)}"
+
+    @property
+    def wish(self) -> str:
+        return f"{'at most ' if self.lower else ''}{self._bound(self.ambition)}"
+
+    def _bound(self, bound: float) -> str:
+        return f"{bound:+g}" if self.difference else f"{bound:.3g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +108,8 @@ def _verdict(measured: Measured, bar: Bar) -> Verdict | None:
     ratio, by_cpu = measured.ratio(bar), measured.cpu_ratio(bar)
     if ratio is None:
         return None
-    return Verdict(bar.peer, ratio, bar.bound, bar.ambition, bar.lower, by_cpu, measured.limited(bar))
+    limited = measured.limited(bar)
+    return Verdict(bar.peer, ratio, bar.bound, bar.ambition, bar.lower, by_cpu, limited, bar.difference)
 
 
 def _latency_notes(measured: Measured) -> Iterable[str]:
@@ -123,9 +141,11 @@ def verdicts(results: Iterable[Result]) -> str:
 
 
 def _verdict_line(result: Result, verdict: Verdict) -> str:
-    least = "at most " if verdict.lower else ""
-    wanted = f"{least}{verdict.bound:g} | {least}{verdict.ambition:g}"
-    ratio, by_cpu = f"{verdict.ratio:.2f}", "" if verdict.by_cpu is None else f"{verdict.by_cpu:.2f}"
+    wanted = f"{verdict.goal} | {verdict.wish}"
+    ratio, by_cpu = (
+        verdict.text if not verdict.limited else f"{verdict.ratio:.2f}",
+        "" if verdict.by_cpu is None else f"{verdict.by_cpu:.2f}",
+    )
     if verdict.limited:
         ratio, by_cpu = f"({ratio}: wrk was the limit)", f"**{by_cpu}**"
     return f"| {result.title} | {verdict.peer} | {ratio} | {by_cpu} | {wanted} | {'✓' if verdict.met else '✗'} |"

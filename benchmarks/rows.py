@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from benchmarks import peers
+from benchmarks import peers, tokens
 from benchmarks.load import Pattern
 from benchmarks.traffic import path, uncached_path
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """The ratio of the first column to `peer`'s: at least `bound`, or at most where `lower` is better."""
+    """The ratio of the first column to `peer`'s: at least `bound`, or at most where `lower` is better. Where it is a
+    `difference`, how much more it is, in the row's unit."""
 
     peer: str
     bound: float
     ambition: float
     lower: bool = False
+    difference: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,12 @@ class Row:
     cost: bool = False
     stores: bool = False
     connections: int = 32
+
+    def pattern_of(self, peer: str) -> Pattern:
+        """What is asked of `peer`: with a token, where it wants one."""
+        if peer not in peers.WITH_TOKENS:
+            return self.pattern
+        return replace(self.pattern, headers=(*self.pattern.headers, tokens.authorization()))
 
 
 _CACHES = (peers.NGINX, peers.VARNISH, peers.HAPROXY, peers.TRAFFIC_SERVER)
@@ -168,6 +176,31 @@ def rows(*, keys: int = 100_000, entries: int = 1_000_000) -> tuple[Row, ...]:
             (Bar(peers.GATEWAY, 1.6, 1.3, lower=True),),
             cost=True,
             stores=True,
+        ),
+        Row(
+            "identity",
+            "processor time of a memory hit with a known token, 1 KiB",
+            Pattern("hot", _HOT),
+            (peers.PROTECTED, peers.GATEWAY, peers.ENVOY_JWT_CACHED, peers.ENVOY_JWT, peers.ENVOY),
+            (Bar(peers.GATEWAY, 1 / 0.95, 1, lower=True), Bar(peers.ENVOY_JWT_CACHED, 0.5, 0.3, lower=True)),
+            cost=True,
+        ),
+        Row(
+            "identity-first",
+            "processor time of a connection and its only hit, with a known token",
+            Pattern("hot", _HOT, headers=("Connection: close",)),
+            (peers.PROTECTED, peers.GATEWAY, peers.ENVOY_JWT_CACHED, peers.ENVOY),
+            (Bar(peers.GATEWAY, 1.3, 1.1, lower=True),),
+            cost=True,
+        ),
+        Row(
+            "identity-new",
+            "processor time of a hit that the app answers, with a new token (RS256)",
+            # The edge verifies nothing: by this field it leaves known tokens to the app too.
+            Pattern("hot", _HOT, headers=("Cache-Control: max-age=86400",)),
+            (peers.VERIFYING, peers.PROTECTED, peers.ENVOY_JWT),
+            (Bar(peers.PROTECTED, 60, 55, lower=True, difference=True),),
+            cost=True,
         ),
     )
 

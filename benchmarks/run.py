@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from benchmarks.load import Figure, Pattern, ask, check, warm, wrk
@@ -53,8 +53,12 @@ class Measured:
         return statistics.median(self.figures[peer])
 
     def ratio(self, bar: Bar) -> float | None:
-        """Ours to that peer's, round by round; the median. None where either has no figures."""
+        """Ours to that peer's, or its difference, round by round; the median. None where either has no figures."""
         ours, theirs = (self.figures.get(name, []) for name in (self.row.columns[0], bar.peer))
+        if bar.difference:
+            return (
+                statistics.median(mine - other for mine, other in zip(ours, theirs, strict=False)) if theirs else None
+            )
         return _median_ratio(ours, theirs)
 
     def cpu_ratio(self, bar: Bar) -> float | None:
@@ -105,11 +109,12 @@ def _prepare(lab: Lab, row: Row, peer: Peer) -> None:
     """Have everything stored that hits will be asked for: a shared tier that is slow for a moment may miss some."""
     if row.pattern.misses == 1:
         return
-    pattern = replace(row.pattern, headers=(), status=200)
+    pattern = row.pattern_of(peer.name)
+    headers = [each for each in pattern.headers if each.startswith("Authorization:")]
     for _ in range(_WARM_UPS):
-        warm(peer.port, pattern.paths(pattern.count))
+        warm(peer.port, pattern.paths(pattern.count), headers)
         before = lab.asked()
-        warm(peer.port, pattern.paths(_SAMPLE))
+        warm(peer.port, pattern.paths(_SAMPLE), headers)
         if lab.asked() == before:
             return
     raise BenchmarkError(f"{peer.name} still asks the upstream after {_WARM_UPS} requests for everything")
@@ -133,7 +138,7 @@ def _load(lab: Lab, plan: Plan, measured: Measured, peer: Peer) -> float:
     row, before = measured.row, lab.asked()
     load = wrk(
         peer.port,
-        row.pattern,
+        row.pattern_of(peer.name),
         pid=peer.pid,
         core=lab.load_core,
         seconds=plan.seconds,

@@ -14,16 +14,17 @@ import math
 from collections.abc import Callable, Iterable
 
 from gateway.edge.entries import NOT_PLAIN, HeaderBlock, KnownTarget
+from gateway.edge.header_block import REMEMBERED
 from gateway.http.headers import HOP_BY_HOP, Headers
 from gateway.identity.admission import Admitted, Epoch
 from gateway.policy.identity_key import IdentityKey
 
 LONGEST_CREDENTIAL = 8 * 1024 + 64
 """Bytes of a field with a credential that is taken out of its block: the longest token, and its scheme."""
-LONGEST_BLOCK = 1024
-"""Bytes of a block beside its credential."""
 BLOCK_BYTES = 6 * 1024
 """Approximate size of a block, and of its views and the fields in them, beside its credential."""
+_BEGINNING = 24
+"""Bytes by which a credential is looked for in its block: a long text takes as many bytes again to prepare for."""
 _JUDGED = NOT_PLAIN | HOP_BY_HOP | {b"host", b"origin", b"accept-encoding", b"if-none-match", b"if-modified-since"}
 _OPEN = Epoch()
 
@@ -68,11 +69,13 @@ class Credentials:
         if at is None or len(value := headers[at][1]) > LONGEST_CREDENTIAL:
             return None
         # No text has a NUL: whichever of its occurrences is replaced, the two together are this text and no other.
-        rest = text.replace(value, b"\0", 1)
+        start = text.find(value[:_BEGINNING])
+        start = start if text.startswith(value, start) else text.find(value)
+        rest = b"%b\0%b" % (text[:start], text[start + len(value) :])
         known = self._blocks.get((rest, value))
         if known is not None:
             return known
-        if len(rest) > LONGEST_BLOCK:
+        if len(rest) > REMEMBERED:
             return None
         template = templates.get(rest) or self._judged(rest, [*headers[:at], (headers[at][0], b""), *headers[at + 1 :]])
         block = template.with_headers([*headers], self._identity_key)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _REQUEST_ID_LINE = re.compile(rb"\r\nx-request-id:[ \t]*([A-Za-z0-9._\-]{1,128})\r\n", re.IGNORECASE)
 _END = b"\r\n\r\n"
 LONGEST_ID = 128
+REMEMBERED = 1024
+"""The longest request line or header block that is remembered, in bytes."""
 _IN_ID = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 # Every character of a sane request id becomes an `a`, all others stay: comparing costs a third of a regular expression.
 LIKE = bytes(ord("a") if char in _IN_ID else char for char in range(256))
@@ -71,7 +73,7 @@ class Repeat:
             at = next(i for i, (name, _) in enumerate(fields) if name == b"x-request-id")
             fields = fields[:at] + fields[at + 1 :]
         text = front + rear
-        block = edge.blocks.get(text) or edge.block(text, fields)
+        block = (edge.blocks.get(text) if len(text) <= REMEMBERED else None) or edge.block(text, fields)
         return cls(edge, block, front, rear, request_id, room, at), request_id or new_request_id()
 
     def fields(self, request_id: bytes) -> list[tuple[bytes, bytes]]:

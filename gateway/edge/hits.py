@@ -32,6 +32,7 @@ from gateway.edge.entries import (
     ResponseForm,
 )
 from gateway.edge.head_template import MARK, template_of
+from gateway.edge.header_block import REMEMBERED
 from gateway.edge.hit_log import HitLog
 from gateway.edge.passthrough import PassThrough
 from gateway.edge.response_memos import Memos
@@ -58,10 +59,8 @@ hit of 12 header fields; measured by tracemalloc and by the process's size, at 2
 FORM_BYTES = 700
 """Bytes of a form of a response beside its head, which is as large as its fields."""
 _PLAIN_READ = re.compile(rb"(?:GET|HEAD) /[!-~]* HTTP/1\.1")
-REMEMBERED = 1024
-"""The longest request line or header block that is remembered, in bytes."""
 REMEMBERED_CONTENT = 6 * 1024
-"""The same for a request line with its content."""
+"""The longest request line with its content that is remembered, in bytes."""
 
 
 class Edge:

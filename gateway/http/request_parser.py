@@ -49,6 +49,8 @@ _TARGET = re.compile(rb"[\x21-\x7e]+")
 _ENCODED_NUL = b"%00"
 NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_CONTROLS = bytes((*range(0x09), *range(0x0A, 0x20), 0x7F))
+"""The same, as characters."""
 _DIGITS = re.compile(rb"[0-9]+")
 _MAX_DIGITS = 18
 # A line feed without its carriage return, a carriage return without its line feed, or a NUL.
@@ -126,26 +128,33 @@ def _check_target(method: bytes, target: bytes) -> None:
 def read_fields(block: bytes, limits: Limits) -> list[tuple[bytes, bytes]]:
     """The field lines of a head, names in lower case; `block` is the text between the end of the request line and the
     empty line, each line with its end. Raises RequestRefused."""
-    if _BARE.search(block):
+    # Where all control characters are line ends, nothing has to be looked for: a search takes 60 µs for 1.3 KB.
+    ends_alone = len(block) - len(block.translate(None, _CONTROLS)) == 2 * block.count(b"\r\n")
+    if not ends_alone and _BARE.search(block):
         raise RequestRefused("The head contains a bare line break or a NUL.", 400, "bare_break")
     lines = block.split(b"\r\n")
     lines.pop()
     if len(lines) > limits.headers:
         raise RequestRefused("The request has too many header fields.", 431, "many_headers")
-    return [read_field(line) for line in lines]
+    return [_field_of(line) for line in lines] if ends_alone else [read_field(line) for line in lines]
 
 
 def read_field(line: bytes) -> tuple[bytes, bytes]:
     """One field line, without its end. Raises RequestRefused."""
+    name, value = _field_of(line)
+    if BAD_IN_VALUE.search(value):
+        raise RequestRefused("A header field value contains a control character.", 400, "header_value")
+    return name, value
+
+
+def _field_of(line: bytes) -> tuple[bytes, bytes]:
+    """A field line of which nobody has checked that its value has no control character. Raises RequestRefused."""
     if line[:1] in (b" ", b"\t"):
         raise RequestRefused("A header field is folded over several lines.", 400, "folded")
     name, colon, value = line.partition(b":")
     if not colon or not NAME.fullmatch(name):
         raise RequestRefused("A header field name is missing or invalid.", 400, "header_name")
-    value = value.strip(b" \t")
-    if BAD_IN_VALUE.search(value):
-        raise RequestRefused("A header field value contains a control character.", 400, "header_value")
-    return name.lower(), value
+    return name.lower(), value.strip(b" \t")
 
 
 def read_framing(line: Line, headers: Headers, limits: Limits) -> Framing:

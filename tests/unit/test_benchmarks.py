@@ -104,6 +104,21 @@ def test_a_row_of_cost_compares_processor_time_for_a_request_where_less_is_bette
     assert (found.verdicts[0].by_cpu, found.verdicts[0].limited) == (None, False)
 
 
+def test_a_bar_may_be_a_difference_in_the_rows_unit() -> None:
+    row = replace(ROW, cost=True, bars=(Bar("theirs", 60, 55, lower=True, difference=True),))
+    measured = Measured(row, {"ours": [70.0, 75.0, 71.0], "theirs": [12.0, 13.0, 12.0]})
+    assert "| a hit | theirs | +59 |  | at most +60 | at most +55 | ✓ |" in report.table([report.result(measured)])
+
+
+def test_a_token_goes_to_the_peers_that_want_one_alone() -> None:
+    row = next(row for row in rows() if row.key == "identity")
+    patterns = {name: row.pattern_of(name) for name in row.columns}
+    with_token = {name for name, pattern in patterns.items() if any("Bearer" in each for each in pattern.headers)}
+    assert with_token == {"gateway, with tokens", "Envoy, with tokens", "Envoy, with tokens, remembered"}
+    (line,) = patterns["gateway, with tokens"].headers
+    assert 935 <= len(line) <= 945
+
+
 @pytest.mark.parametrize("name", pages.PAGES, ids=str)
 def test_a_table_of_figures_is_what_the_results_would_make_of_it(name: Path) -> None:
     page = (pages.ROOT / name).read_text(encoding="utf-8")

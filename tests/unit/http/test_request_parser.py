@@ -5,6 +5,8 @@ What clients get to see of it is tested in `tests/unit/edge/test_guard.py`, with
 
 from __future__ import annotations
 
+import re
+
 import httptools
 import pytest
 from hypothesis import given
@@ -317,3 +319,36 @@ def test_no_chunked_body_is_taken_whole_that_llhttp_does_not_take_whole(data: by
         bodies = _Bodies()
         httptools.HttpRequestParser(bodies).feed_data(CHUNKED + data[:end])
         assert bodies.complete
+
+
+PIECES = (
+    b"A: b",
+    b"Cookie: a=b; c=d",
+    b" folded",
+    b"A : b",
+    b"A: \x00",
+    b"A: b\x7f",
+    b"A:\tb",
+    b"A: b\x1f",
+    b"no colon",
+    b"",
+)
+ENDS = (b"\r\n",) * 6 + (b"\n", b"\r", b"\r\r\n")
+
+
+@given(st.lists(st.tuples(st.sampled_from(PIECES), st.sampled_from(ENDS)), max_size=5))
+def test_a_block_is_read_as_if_each_character_were_looked_for(pieces: list[tuple[bytes, bytes]]) -> None:
+    block = b"".join(line + end for line, end in pieces)
+    try:
+        found: object = read_fields(block, LIMITS)
+    except RequestRefused as refused:
+        found = refused.reason
+    bare = re.search(rb"(?<!\r)\n|\r(?!\n)|\x00", block) is not None
+    assert found == ("bare_break" if bare else _one_by_one(block))
+
+
+def _one_by_one(block: bytes) -> object:
+    try:
+        return [read_field(line) for line in block.split(b"\r\n")[:-1]]
+    except RequestRefused as refused:
+        return refused.reason
