@@ -12,6 +12,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from gateway.edge.credentials import LONGEST_CREDENTIAL
 from gateway.edge.hits import Edge
@@ -462,7 +463,7 @@ async def test_limits_that_count_hits_are_asked_once_for_each_that_the_edge_answ
         return True
 
     for known_target in site.edge.known_targets.values():
-        object.__setattr__(known_target.recall, "admit", admit)
+        known_target.recall = structs.replace(known_target.recall, admit=admit)
         known_target.guarded = True
     for path, credential, user in (("own", token, "anna"), ("open", None, None)):
         counted.clear()
