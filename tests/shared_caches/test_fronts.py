@@ -19,9 +19,8 @@ from tests.shared_caches.origin import echo
 from tests.shared_caches.rows import ECHOED, INPUTS, Input, Row, rows
 from tests.support.gateways import served
 from tests.support.processes import GatewayProcess
+from tests.support.scale import size
 
-REQUESTS = 50
-"""Of each user, for each row."""
 URLS = 5
 """At so many URLs of a row: each has another order of those who ask first."""
 
@@ -63,14 +62,14 @@ async def test_no_answer_crosses_from_one_user_to_another(behind: GatewayProcess
         await asyncio.to_thread(stack.close)
     assert not crossed, "\n".join(crossed)
     assert set(tried) == {row.id for row in rows()}, "rows of docs/keys.md that were not tried"
-    assert set(tried.values()) == {2 * REQUESTS}
+    assert set(tried.values()) == {2 * size("front_requests")}
 
 
 async def _crossed(session: aiohttp.ClientSession, url: str, row: Row, tried: Counter[str]) -> list[str]:
     """What of one user's request stood in another's answer; both ask at once, each time with other inputs."""
-    chance = random.Random(row.id)
+    chance, requests = random.Random(row.id), size("front_requests")
     asked = [
-        (user, _chosen(chance), chance.randrange(URLS)) for user in ("user-ann", "user-bob") for _ in range(REQUESTS)
+        (user, _chosen(chance), chance.randrange(URLS)) for user in ("user-ann", "user-bob") for _ in range(requests)
     ]
     chance.shuffle(asked)
     found: list[str] = []
@@ -113,8 +112,9 @@ def test_each_input_that_a_row_may_show_is_tried() -> None:
 
 
 async def test_no_answer_crosses_in_a_crowd_at_two_workers(tmp_path: Path) -> None:
-    seen = await crowd(tmp_path, requests=3000, users=300)
+    requests = size("front_crowd")
+    seen = await crowd(tmp_path, requests=requests, users=requests // 10)
     assert (seen.crossed, seen.failed) == ([], Counter())
     assert set(seen.rows) == {row.id for row in rows()}
-    assert seen.hung_up > 100
-    assert seen.shared > 100
+    assert seen.hung_up > requests // 30
+    assert seen.shared > requests // 30

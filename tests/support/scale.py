@@ -18,6 +18,8 @@ SIZES = {
     "counted_requests": Size(3_000, 100_000),  # counted by the client and by the metrics
     "cut_off_seconds": Size(0, 10),  # that a gateway can't reach Redis while an override is set
     "edge_stories": Size(500, 20_000),  # lived through by a gateway with the edge and by one without
+    "front_crowd": Size(1_500, 3_000),  # requests of a crowd at two workers
+    "front_requests": Size(20, 50),  # of each of two users behind a shared cache, for each row of docs/keys.md
     "handler_key_pairs": Size(60, 100),  # of requests to a handler, for each configuration
     "handler_stories": Size(300, 5_000),  # of handlers, with the edge and without
     "key_pairs": Size(40, 100),  # of requests to a declared route, for each configuration
