@@ -31,6 +31,13 @@ def main(control: int, parent: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until the worker takes it, nothing is under way
     gc.disable()
     leave_out()
-    from gateway.server.worker import main
+    try:
+        from gateway.server.worker import main
+    except ImportError as error:
+        from gateway.internals import explained
+
+        if (text := explained(error)) is None:
+            raise
+        sys.exit(text)
 
     main(control, parent)

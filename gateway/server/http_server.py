@@ -13,9 +13,11 @@ from typing import Any
 import uvicorn
 
 from gateway.edge.certificate import Certificate
+from gateway.edge.client_connection import INTERNALS
 from gateway.edge.guard import ConnectionGuard
 from gateway.edge.protocol import GatewayProtocol
 from gateway.edge.tls import TlsConnection
+from gateway.internals import require
 from gateway.server.listener import BACKLOG
 
 LINGER = 2.0
@@ -28,11 +30,12 @@ LOOK = 0.02
 
 class Server(uvicorn.Server):
     """A server among several in one process: the signals are the process's, not its own. With a `certificate` it speaks
-    TLS."""
+    TLS. Raises UnknownVersion."""
 
     def __init__(
         self, app: Any, *, lifespan: bool, websockets: bool = False, certificate: Certificate | None = None
     ) -> None:
+        require("uvicorn", INTERNALS)
         self.up = asyncio.Event()
         self._adopted: dict[int, asyncio.Server] = {}
         super().__init__(

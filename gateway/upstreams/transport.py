@@ -13,6 +13,7 @@ What it takes care of, each found by trying (docs/decisions/0002):
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections.abc import AsyncIterable, Callable, Sequence
 from contextvars import ContextVar
@@ -29,6 +30,10 @@ from gateway.config.tls import TlsFileError, client_context
 from gateway.config.upstream import UpstreamConfig
 from gateway.errors import ConfigError, ConfigProblem
 from gateway.http.response_parser import MOST_FIELDS
+from gateway.internals import missing, unknown_version
+from gateway.observability.log import ONCE
+from gateway.upstreams import connection as plain_connection
+from gateway.upstreams import name_resolution
 from gateway.upstreams.aiohttp_errors import ERRORS, translated
 from gateway.upstreams.connection import PlainConnection, Pool
 from gateway.upstreams.httpx_api import httpx
@@ -37,6 +42,15 @@ from gateway.upstreams.receiver import Receiver
 from gateway.upstreams.request import METHODS, Attempt, ReceivedHead, UpstreamTimeouts, request_head
 from gateway.upstreams.sockets import client_timeout
 
+logger = logging.getLogger("gateway")
+INTERNALS: dict[type, tuple[str, ...]] = {
+    aiohttp.ClientSession: ("_retry_connection",),
+    aiohttp.TCPConnector: (
+        *("_acquired", *plain_connection.INTERNALS[aiohttp.BaseConnector]),
+        *name_resolution.INTERNALS[aiohttp.TCPConnector],
+    ),
+}
+"""What is used of aiohttp beyond its documentation. Without it, upstreams are reached by httpx's own transport."""
 _AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
@@ -320,13 +334,27 @@ def _split_url(url: str) -> tuple[str, bytes]:
     return (url[:start], url[start:].encode("ascii")) if start > 0 else (url, b"/")
 
 
+def _is_known(name: str, config: UpstreamConfig) -> bool:
+    """Whether aiohttp has what is used of it. If not, that is logged. Raises ConfigError where httpx's own transport
+    can't do what is asked for."""
+    if not (lacking := missing(INTERNALS)):
+        return True
+    text = unknown_version("aiohttp", ", ".join(lacking))
+    if config.addresses == "public":
+        raise ConfigError([ConfigProblem("", f"upstreams.{name}.addresses", f"public requires aiohttp, and {text}")])
+    said = "upstreams are reached by httpx's own transport, by a new connection for each request: %s"
+    logger.warning(said, text, extra=ONCE)
+    return False
+
+
 def transport_of(name: str, config: UpstreamConfig) -> httpx.AsyncBaseTransport:
-    """The transport that an upstream's settings ask for. Raises ConfigError."""
+    """The transport that an upstream's settings ask for; httpx's own where aiohttp is another than known. Raises
+    ConfigError."""
     try:
         tls = client_context(config)
     except TlsFileError as error:
         raise ConfigError([ConfigProblem("", f"upstreams.{name}.{error.setting}", str(error))]) from None
-    if config.transport == "aiohttp":
+    if config.transport == "aiohttp" and _is_known(name, config):
         return Transport(
             max_connections=config.max_connections,
             verify=tls,

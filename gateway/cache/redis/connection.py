@@ -37,6 +37,7 @@ from gateway.config.types import (
     split_redis_url,
     without_ignored_options,
 )
+from gateway.internals import require
 
 Reply = list[bytes | None] | None
 """The values, or None where Redis did not answer in time, or not with values."""
@@ -116,8 +117,14 @@ MOST_CONNECTIONS = 64
 """Of one client. Concurrency is bounded elsewhere (`store`), at less."""
 
 
+PARSER = {_AsyncHiredisParser: ("_stream", "_reader", "_read_size", "read_from_socket", "read_response")}
+"""What `BoundedParser` uses of redis-py's."""
+
+
 def connect(url: str, timeout: float) -> Any:
-    """A client for `url` whose commands take at most `timeout` seconds each; `is_cluster` is its kind."""
+    """A client for `url` whose commands take at most `timeout` seconds each; `is_cluster` is its kind. Raises
+    UnknownVersion where redis-py's replies could not be bounded."""
+    require("redis", PARSER)
     scheme = split_redis_url(url).scheme
     settings: dict[str, Any] = {
         "retry": Retry(NoBackoff(), 0),

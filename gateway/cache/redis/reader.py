@@ -14,6 +14,7 @@ of 15 interleaved rounds of 400, unix socket, uvloop).
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
@@ -27,7 +28,10 @@ from gateway.cache.background import end
 from gateway.cache.redis.connection import BoundedParser, Reply, marking, reading, values_of
 from gateway.cache.redis.errors import UNANSWERED, is_unanswered
 from gateway.cache.shared_store import Read, Values
+from gateway.internals import unknown_version
+from gateway.observability.log import ONCE
 
+logger = logging.getLogger("gateway")
 INTERNALS = {
     "connection": {"_reader": asyncio.StreamReader, "_writer": asyncio.StreamWriter, "_parser": BoundedParser},
     "connection._reader": {"_buffer": bytearray},
@@ -227,6 +231,9 @@ class Keeper:
                 self._pipe = pipe
                 return
             self._make = None  # of another kind: it would be so the next time
+            if type(connection).__module__.startswith("redis."):
+                said = "reads from Redis take more time: %s"
+                logger.warning(said, unknown_version("redis", "connection of the known kind"), extra=ONCE)
             await connection.disconnect(nowait=True)
         except UNANSWERED as error:
             is_unanswered(error)
