@@ -16,9 +16,11 @@ import socket
 import subprocess
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
+from tempfile import TemporaryDirectory
 
 from gateway.config.loader import load
 from gateway.config.models import Config
@@ -26,7 +28,9 @@ from gateway.errors import ConfigError
 from gateway.upstreams.httpx_api import httpx
 
 CONFIG = Path(__file__).with_name("gateway.yaml")
+IDENTITY = Path(__file__).with_name("identity.yaml")
 SHOP_HOST, SHOP_PORT = "127.0.0.1", 9100
+ISSUER_PORT = 9200
 SHOP_DELAY = "400ms"
 ADMIN_URL = "http://127.0.0.1:9000/"
 """Where the command line looks for the admin listener by itself."""
@@ -70,10 +74,20 @@ WELCOME = """
        {admin}GATEWAY_ADMIN_TOKEN={token} {command} explain GET /products/7
        {admin}GATEWAY_ADMIN_TOKEN={token} {command} ttl set product 3s --for 10m
 
-  The API's documentation is at {gateway}/docs, the configuration in {config}.
+{identity}  The API's documentation is at {gateway}/docs, the configuration in {config}.
   Another TTL, with nothing edited:  GATEWAY_ROUTES__PRODUCT__TTL=3s {command} demo
   A configuration for APIs of yours:  {command} init http://127.0.0.1:9100
   Ctrl-C ends it all. What follows are the gateway's log lines.
+"""
+
+
+OF_IDENTITY = """  6. Get a token of the demo's issuer, {issuer}, and ask for a screen of your own:
+
+       TOKEN=$(curl -s {issuer}/token -d sub=anna)
+       curl -i -H "Authorization: Bearer $TOKEN" {gateway}/mobile/mine
+
+     Another token of anna's is a hit; with `-d sub=berta` one of the three parts is fetched.
+
 """
 
 
@@ -158,7 +172,6 @@ async def run(config: Config, host: str, port: int, token: str) -> None:
     shop_url = f"http://{SHOP_HOST}:{shop_port}"
     gateway_url = f"http://{_reachable(host)}:{port}"
     shop_command = ("gateway.demo.shop", "--host", SHOP_HOST, "--port", str(shop_port), "--delay", SHOP_DELAY)
-    gateway_command = ("gateway", "serve", "--config", str(CONFIG), "--host", host, "--port", str(port))
     admin_listen = free_admin(config.admin_listen)
     environ = {
         **os.environ,
@@ -177,12 +190,43 @@ async def run(config: Config, host: str, port: int, token: str) -> None:
         "token": token,
         "admin": admin,
     }
-    async with child("shop", *shop_command) as shop:
+    async with child("shop", *shop_command) as shop, _issuer() as issuer:
         await shop.answers(f"{shop_url}/_demo")
-        async with child("gateway", *gateway_command, environ=environ) as gateway:
-            await gateway.answers(f"{gateway_url}/readyz")
-            print(WELCOME.format(**places), flush=True)
-            await asyncio.gather(shop.died(), gateway.died())
+        with configuration(issuer) as file:
+            command = ("gateway", "serve", "--config", str(file), "--host", host, "--port", str(port))
+            async with child("gateway", *command, environ=environ) as gateway:
+                await gateway.answers(f"{gateway_url}/readyz")
+                more = OF_IDENTITY.format(issuer=issuer, gateway=gateway_url) if issuer else ""
+                print(WELCOME.format(**places, identity=more), flush=True)
+                await asyncio.gather(shop.died(), gateway.died())
+
+
+@contextlib.asynccontextmanager
+async def _issuer() -> AsyncIterator[str]:
+    """The URL of the issuer, running; empty where what it signs with is not installed."""
+    if find_spec("joserfc") is None:
+        yield ""
+        return
+    port = free_port(SHOP_HOST) if why_not_free(SHOP_HOST, ISSUER_PORT) else ISSUER_PORT
+    url = f"http://{SHOP_HOST}:{port}"
+    async with child("issuer", "gateway.demo.issuer", "--host", SHOP_HOST, "--port", str(port)) as issuer:
+        await issuer.answers(f"{url}/jwks")
+        yield url
+
+
+@contextlib.contextmanager
+def configuration(issuer: str) -> Iterator[Path]:
+    """The demo's file of settings; with an issuer, another one that has what is in `identity.yaml` as well."""
+    if not issuer:
+        yield CONFIG
+        return
+    own, _, routes = IDENTITY.read_text("utf-8").partition("\nroutes:\n")
+    own = own.replace(f"http://{SHOP_HOST}:{ISSUER_PORT}", issuer)
+    with TemporaryDirectory() as directory:
+        file = Path(directory) / CONFIG.name
+        text = CONFIG.read_text("utf-8").replace("\nroutes:\n", f"\n{own}\nroutes:\n{routes}", 1)
+        file.write_text(text, "utf-8")
+        yield file
 
 
 def free_admin(listen: str) -> str:

@@ -24,7 +24,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
@@ -143,6 +143,12 @@ async def place_order(cart: Cart, shop: TheShop, response: Response) -> Order:
 @router.get("/v2/orders/{id}")
 async def order(id: int, shop: TheShop) -> Order:
     return find(shop.orders, id, "order")
+
+
+@router.get("/me")
+async def me(x_user: Annotated[str, Header()]) -> dict[str, str | int]:
+    """The user whom the gateway names: the shop believes it."""
+    return {"user": x_user, "points": int(sha256(x_user.encode()).hexdigest()[:4], 16) % 1000}
 
 
 @router.get("/users/{id}")

@@ -40,6 +40,12 @@ class Demo(Child):
             time.sleep(0.05)
         raise AssertionError(f"no welcome within {START_SECONDS} s:\n{self.errors}")
 
+    def mentioned(self, pattern: str) -> str:
+        """What the welcome has in the place of the pattern's group."""
+        found = re.search(pattern, self.printed.read_text())
+        assert found is not None
+        return found[1]
+
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
@@ -54,7 +60,8 @@ def demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
 
 
 def test_the_three_lines_it_prints_do_what_it_says(demo: Callable[..., Demo]) -> None:
-    shop, gateway = demo().welcomed()
+    running = demo()
+    shop, gateway = running.welcomed()
     with httpx.Client(timeout=20, trust_env=False) as client:
         first, second = client.get(f"{gateway}/products/7"), client.get(f"{gateway}/products/7")
         assert first.headers["cache-status"].startswith("gateway; fwd=miss; stored")
@@ -65,6 +72,12 @@ def test_the_three_lines_it_prints_do_what_it_says(demo: Callable[..., Demo]) ->
         assert client.post(f"{shop}/_demo?fail=1").json()["fail"] == 1
         assert client.get(f"{shop}/_demo").json()["requests"] == {"/v2/items/{id}": 1}
         assert client.get(f"{gateway}/docs").status_code == 200
+        client.post(f"{shop}/_demo?fail=0")
+        issuer = running.mentioned(r"demo's issuer, (http://[\d.:]+),")
+        token = client.post(f"{issuer}/token", content="sub=berta").text
+        assert client.get(f"{gateway}/mobile/mine").status_code == 401
+        mine = client.get(f"{gateway}/mobile/mine", headers={"authorization": f"Bearer {token}"})
+        assert mine.json()["me"]["user"] == "berta"
 
 
 def test_a_variable_changes_one_ttl_and_the_old_answer_stands_in_for_the_failing_shop(
@@ -88,7 +101,7 @@ def test_ctrl_c_ends_the_gateway_and_the_shop(demo: Callable[..., Demo]) -> None
     child.welcomed()
     with ExitStack() as stack:
         processes = [stack.enter_context(Watched(pid)) for pid in child.children]
-        assert len(processes) == 2
+        assert len(processes) == 3
         child.signal(signal.SIGINT)
         assert child.wait(40) == 0
         assert all(process.gone(5) for process in processes)

@@ -23,7 +23,10 @@ from tests.support.processes import LISTENING, Child, clean_environment
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"(?:#|//) ([\w./-]+\.\w+)\b")
-SERVERS = ("gateway serve", "python -m gateway.demo.shop", "python -m httpbin.core")
+SERVERS = (
+    *("gateway serve", "python -m gateway.demo.shop", "python -m gateway.demo.issuer"),
+    *("python -m httpbin.core", "python -m users"),
+)
 """Commands that run on, in a terminal of their own."""
 COMMAND_SECONDS = 60
 CHANGE_SECONDS = 10.0

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from gateway.config.loader import load
 from gateway.config.models import Config
 from gateway.demo import runner
 from gateway.demo.runner import DemoError, child, console_of, free_admin, free_port, upstream_variables, why_not_free
@@ -45,6 +46,16 @@ def test_the_admin_listener_moves_where_its_port_is_taken_alone(taken: int) -> N
 )
 def test_the_console_is_named_as_a_browser_reaches_it(listen: str, shown: str) -> None:
     assert console_of(listen) == shown
+
+
+def test_with_an_issuer_the_demo_has_a_screen_of_ones_own() -> None:
+    with runner.configuration("") as file:
+        assert not load(file).config.identity
+    with runner.configuration("http://127.0.0.1:4711") as file:
+        config = load(file).config
+    assert config.identity["demo"].issuer == "http://127.0.0.1:4711"
+    assert config.routes["mine"].parts["me"].per == ["sub"]
+    assert set(load(runner.CONFIG).config.routes) < set(config.routes)
 
 
 def test_only_the_upstreams_at_the_shop_move_with_it() -> None:
