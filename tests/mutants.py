@@ -202,9 +202,11 @@ GUARDS = (
         "known.is_like(data)",
         "unit/edge/test_shared_lookup",
     ),
-    Mutant("cache.redis.purge_stream", "if room < 0 or size > LARGEST or", "if", "unit/cache/redis/test_store_planted"),
     Mutant(
-        "cache.redis.purge_stream",
+        "cache.redis.record_stream", "if room < 0 or size > LARGEST or", "if", "unit/cache/redis/test_store_planted"
+    ),
+    Mutant(
+        "cache.redis.purge_log",
         "(msgspec.DecodeError, ValueError,",
         "(msgspec.DecodeError,",
         "unit/cache/redis/test_store_planted",

@@ -25,9 +25,10 @@ with atheris.instrument_imports(include=["gateway"]):
     from gateway.cache.redis.connection import Reply
     from gateway.cache.redis.leases import RedisLeases
     from gateway.cache.redis.overrides import _event_of, _readable
-    from gateway.cache.redis.purge_log import _beat, _Fleet
-    from gateway.cache.redis.purge_stream import _record, _texts
+    from gateway.cache.redis.purge_log import PurgeStream
     from gateway.cache.redis.reader import Pipe
+    from gateway.cache.redis.record_log import Fleet, _beat
+    from gateway.cache.redis.record_stream import _texts
     from gateway.cache.shared_store import NoShared
     from gateway.config.loader import Loaded
     from gateway.config.models import Config
@@ -257,17 +258,18 @@ async def _lease(reply: object) -> None:
 def purge(data: bytes) -> None:
     """Whatever stands in the stream of purges is one, of everything where it can't be read; and a worker's sign of life
     is none, or one that ends."""
-    position, found = _record(b"7-1", [b"i", b"id", b"r", data])
+    stream = PurgeStream(None, "gw:")
+    _, found = stream._record(b"7-1", [b"i", b"id", b"r", data])
     epochs = Epochs("generation")
     stamp = epochs.stamp()
-    epochs.apply(position, found, 1e9)
+    epochs.apply((7, 1), found, 1e9)
     epochs.judge(stamp, 1.0, (EVERYTHING, *found.names))
     pieces = data.split(b"\n")
-    _record(b"7-2", pieces if len(pieces) % 2 == 0 else pieces[1:])
+    stream._record(b"7-2", pieces if len(pieces) % 2 == 0 else pieces[1:])
     texts = _texts([data, data])
     beat = _beat(texts[1])
     assert beat is None or 0 <= beat.silent < math.inf, beat
-    fleet = _Fleet("own")
+    fleet = Fleet("own")
     fleet.note("generation", {texts[0]: texts[1]}, 1.0)
     assert fleet.silent(1e9), texts
 

@@ -226,7 +226,34 @@ async def complain_about_policy(client: Any) -> None:
     with unanswered():  # a user without the permission to read it
         async with asyncio.timeout(POLICY_SECONDS):
             found = await client.info("memory")
-        nodes = [found] if "maxmemory" in found else [each for each in found.values() if isinstance(each, dict)]
+        nodes = _nodes(found, "maxmemory")
         policies = [(str(each.get("maxmemory_policy", "")), int(each.get("maxmemory", 0))) for each in nodes]
         for complaint in filter(None, (complaint_about(*each) for each in policies)):
             logger.log(*complaint, extra=ONCE)
+
+
+async def risks_of_loss(client: Any) -> list[str]:
+    """Why this Redis may lose keys without an expiry, such as API keys: what is wrong, and what to do. Raises what
+    UNANSWERED lists."""
+    async with asyncio.timeout(POLICY_SECONDS):
+        memory, saved = await client.info("memory"), await client.info("persistence")
+        found = [said for node in _nodes(memory, "maxmemory") if (said := _evicts(node)) is not None]
+        if all(int(node.get("aof_enabled", 0)) for node in _nodes(saved, "aof_enabled")):
+            return found
+        try:
+            snapshots = (await client.config_get("save")).get("save")
+        except ResponseError:  # a user without the permission to read it
+            return [*found, "appendonly is off, and whether it saves snapshots can't be read: see to it that it does"]
+    return found if snapshots else [*found, "it writes nothing to disk: set appendonly yes"]
+
+
+def _nodes(found: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """What each node says; a single server is one."""
+    return [found] if name in found else [each for each in found.values() if isinstance(each, dict)]
+
+
+def _evicts(memory: dict[str, Any]) -> str | None:
+    policy = str(memory.get("maxmemory_policy", ""))
+    if complaint_about(policy, 1) is None:
+        return None
+    return f"its maxmemory-policy is {policy}, which may evict them: set noeviction or one of volatile-…"

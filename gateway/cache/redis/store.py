@@ -112,20 +112,21 @@ class RedisStore:
         """Raise the maximum record size to this, if it is lower."""
         self.largest = max(self.largest, largest)
 
+    def stream_place(self, timeout: float = 2.0) -> tuple[Any, str]:
+        """A client with connections of its own, for a stream, and the prefix of all keys."""
+        return self._given if self._given is not None else connect(self._url, timeout), self._prefix
+
     def purge_log(self, clock: Clock, blind: float | None) -> RedisPurges:
         """The purge stream in the same Redis, on its own connections."""
-        client = self._given if self._given is not None else connect(self._url, 2.0)
-        return RedisPurges(client, clock, prefix=self._prefix, blind=blind)
+        return RedisPurges(self.stream_place()[0], clock, prefix=self._prefix, blind=blind)
 
     def live(self) -> RedisLive:
         """The store of live overrides, on its own connections."""
-        client = self._given if self._given is not None else connect(self._url, 1.0)
-        return RedisLive(client, prefix=self._prefix)
+        return RedisLive(self.stream_place(1.0)[0], prefix=self._prefix)
 
     def advice_exchange(self, clock: Clock) -> RedisAdvice:
         """The exchange of advisor traffic among all workers on the same Redis, on its own connections."""
-        client = self._given if self._given is not None else connect(self._url, 1.0)
-        return RedisAdvice(client, clock, prefix=self._prefix)
+        return RedisAdvice(self.stream_place(1.0)[0], clock, prefix=self._prefix)
 
     def leave_alone(self, reason: Reason) -> None:
         """Do not use Redis until `start`."""

@@ -9,13 +9,16 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
+import redis.asyncio as redis
+from redis.exceptions import NoPermissionError
 
 from gateway import create_app
-from gateway.cache.redis.errors import complaint_about, reason_of, unanswered
+from gateway.cache.redis.errors import complaint_about, reason_of, risks_of_loss, unanswered
 from gateway.cache.redis.store import RedisStore
 from gateway.config.loader import load
 from gateway.server.embedded_redis import Embedded
@@ -200,3 +203,45 @@ async def test_the_policy_is_looked_at_when_the_gateway_starts(
     finally:
         await redis_store._client.config_set("maxmemory-policy", "volatile-lru")
     assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+# --- keys without an expiry ----------------------------------------------------------------------------------
+
+
+class Server:
+    """What a Redis says of itself."""
+
+    def __init__(self, policy: str = "noeviction", aof: int = 1, save: str | None = "") -> None:
+        self.policy, self.aof, self.save = policy, aof, save
+
+    async def info(self, section: str) -> dict[str, Any]:
+        memory = {"maxmemory": 0, "maxmemory_policy": self.policy}
+        return memory if section == "memory" else {"aof_enabled": self.aof}
+
+    async def config_get(self, name: str) -> dict[str, str]:
+        if self.save is None:
+            raise NoPermissionError("NOPERM")
+        return {name: self.save}
+
+
+@pytest.mark.parametrize(
+    ("server", "said"),
+    [
+        (Server(), []),
+        (Server("volatile-lru"), []),
+        (Server(aof=0, save="3600 1"), []),
+        (Server(aof=0), ["writes nothing to disk"]),
+        (Server(aof=0, save=None), ["can't be read"]),
+        (Server("allkeys-lru"), ["may evict them"]),
+        (Server("allkeys-lru", aof=0), ["may evict them", "writes nothing to disk"]),
+    ],
+)
+async def test_what_may_lose_keys_that_never_expire_is_said_with_what_to_do(server: Server, said: list[str]) -> None:
+    found = await risks_of_loss(server)
+    assert len(found) == len(said)
+    assert all(part in text for part, text in zip(said, found, strict=True))
+
+
+async def test_a_real_server_that_writes_nothing_is_told_apart(valkey: Embedded) -> None:
+    async with redis.Redis.from_url(valkey.url) as client:
+        assert await risks_of_loss(client) == ["it writes nothing to disk: set appendonly yes"]

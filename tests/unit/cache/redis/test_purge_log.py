@@ -13,7 +13,7 @@ import pytest
 from gateway.admin.app import create_admin
 from gateway.app.gateway import Gateway
 from gateway.cache.redis.purge_log import RedisPurges
-from gateway.cache.redis.purge_stream import Beat
+from gateway.cache.redis.record_stream import Beat
 from gateway.cache.redis.store import RedisStore
 from gateway.clock import SystemClock
 from gateway.policy.epochs import ZERO, Epochs, Purge, PurgeState, tag_name

@@ -1,38 +1,27 @@
-"""The purge stream in Redis: its keys, and the scripts that access them.
+"""A stream of records in Redis that every worker reads: its keys, and the scripts that access them.
 
 All keys share one slot, so that each script is atomic: the stream (`log`), its *generation* (a random ID: a different
-one means that Redis lost data), its *floor* (the newest record ever removed), the positions by purge ID (`ids`), and
+one means that Redis lost data), its *floor* (the newest record ever removed), the positions by record ID (`ids`), and
 the workers with their last heartbeats (`workers`).
 
-Every script may run if Redis is out of memory: a purge must not be refused for lack of memory.
+Every script may run if Redis is out of memory: a purge or a revocation must not be refused for lack of memory.
 
-A record is JSON with bounded names. Older gateways can't read digests. So if one of the names is a digest, `digests`
-has all names for new gateways, and `names` those for older ones: the original names while an older gateway is connected
-and they are short enough, otherwise everything. Both forms are read.
+What a record says is its codec's affair: `purge_log` has that of purges, `identity.records` that of API keys and
+revocations.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from sys import intern
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 from uuid import uuid4
 
-import msgspec
 from redis.exceptions import ResponseError
 
-from gateway.policy.epochs import (
-    EVERYTHING,
-    LONGEST_ISSUER,
-    Position,
-    Purge,
-    bounded,
-    parse_position,
-    show_position,
-)
+from gateway.policy.epochs import Position, parse_position, show_position
 
 ANSWER_SECONDS = 1.0
 READ_AT_ONCE = 1000
@@ -41,17 +30,14 @@ TRIM_AT_ONCE = 1000
 YOUNG_SECONDS = 0.5
 """How long a generation is young: workers disconnected by Redis's end rejoin within that time."""
 LARGEST = 4 * 1024 * 1024
-"""Maximum size of a record. A larger one, which no worker writes (a request has at most 1 MiB), is read as empty, and
-purges everything."""
+"""Maximum size of a record. A larger one, which no worker writes (a request has at most 1 MiB), is read as empty."""
 MOST_AT_ONCE = 32 * 1024 * 1024
 """Bytes of all records of one reply; those behind come empty."""
 LONGEST_SILENCE = 30 * 24 * 3600.0
 SETTLED_SECONDS = 10.0
-"""Minimum age of a record that is removed because a later one purges the same names: by then every follower of the
+"""Minimum age of a record that is removed because a later one has made it needless: by then every follower of the
 stream has applied later ones. For a worker that has not, the stream went back, and counts as a new one."""
 LONGEST_ID = 64
-READS_DIGESTS = ".2"
-"""The suffix of a worker's name that reads digests."""
 SILENT_SECONDS = 24 * 3600
 """How long it is remembered that a worker stopped sending heartbeats, which may still run, disconnected from Redis."""
 
@@ -100,13 +86,13 @@ end
 if redis.call('HSET', KEYS[4], ARGV[2], ARGV[5]) == 1 then redis.call('INCR', KEYS[6]) end
 local records = {}
 if generation == ARGV[3] then records = redis.call('XRANGE', KEYS[1], '(' .. ARGV[4], '+', 'COUNT', ARGV[6]) end
-return {generation, floor, redis.call('GET', KEYS[6]) or '0', clipped(records)}
+return {generation, floor, redis.call('GET', KEYS[6]) or '0', clipped(records), redis.call('EXISTS', KEYS[5])}
 """
 # KEYS: log. ARGV: position after which to read, number of records.
 _READ = "return clipped(redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2]))"
-# Adding, by purge id, so that adding again changes nothing; the oldest make room.
+# Adding, by record id, so that adding again changes nothing; the oldest make room.
 # KEYS: log, generation, floor, ids, workers, young, silent. ARGV: generation to begin with, greatest number, whether to
-# return the workers, then ID and record of each purge.
+# return the workers, then ID and record of each.
 _ADD = """
 local generation = redis.call('GET', KEYS[2]) or begin(KEYS[2], KEYS[6], ARGV[1])
 local places = {}
@@ -167,7 +153,14 @@ if ARGV[3] ~= '0' then redis.call('SET', KEYS[2], 1, 'EX', ARGV[3]) end
 return 1
 """
 
-Record = tuple[Position, Purge]
+
+class HasId(Protocol):
+    @property
+    def id(self) -> str:
+        """Its issuer's, by which a record that is added again is known; LONGEST_ID characters at most."""
+
+
+R = TypeVar("R", bound=HasId)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,18 +190,20 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """The result of a worker's turn: `records` after its position, unless the generation differs from its own."""
+class Turn(Generic[R]):
+    """The result of a worker's turn: `records` after its position, unless the generation differs from its own. `young`:
+    Redis lost its data a moment ago, and workers may still be adding what they know."""
 
     generation: str
     floor: Position
     joins: int
-    records: list[Record] = field(default_factory=list)
+    records: list[tuple[Position, R]] = field(default_factory=list)
+    young: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """The positions of purges in the stream, and the workers' heartbeats at that instant. `silenced`: one stopped
+    """The positions of records in the stream, and the workers' heartbeats at that instant. `silenced`: one stopped
     within the last day."""
 
     generation: str
@@ -218,21 +213,34 @@ class Added:
     silenced: bool
 
 
-class PurgeStream:
-    """Raises RedisError, OSError or TimeoutError where Redis does not answer within a second."""
+class RecordStream(Generic[R]):
+    """The stream `name`. `decode` makes a record of its bytes; None stands for what has none, or too many. Raises
+    RedisError, OSError or TimeoutError where Redis does not answer within a second."""
 
-    def __init__(self, client: Any, prefix: str, *, max_records: int = 100_000, young: float = YOUNG_SECONDS) -> None:
+    def __init__(
+        self,
+        client: Any,
+        prefix: str,
+        name: str,
+        encode: Callable[[R], bytes],
+        decode: Callable[[Position, bytes | None], R],
+        *,
+        max_records: int = 100_000,
+        young: float = YOUNG_SECONDS,
+    ) -> None:
         self._client = client
+        self._encode = encode
+        self._decode = decode
         self._max_records = max_records
         self._flags = _FLAGS
         self._library = _LIBRARY.replace("YOUNG", str(max(1, int(young * 1000))))
         self._library = self._library.replace("LARGEST", str(LARGEST)).replace("MOST", str(MOST_AT_ONCE))
         names = ("log", "generation", "floor", "ids", "workers", "young", "joins", "silent")
-        self._keys = {name: f"{prefix}{{purge}}:{name}" for name in names}
+        self._keys = {key: f"{prefix}{{{name}}}:{key}" for key in names}
 
-    async def turn(self, worker: str, beat: Beat) -> Turn:
+    async def turn(self, worker: str, beat: Beat) -> Turn[R]:
         """Send a heartbeat, and read new records."""
-        generation, floor, joins, records = await self._run(
+        generation, floor, joins, records, young = await self._run(
             _SYNC,
             ("log", "generation", "floor", "workers", "young", "joins"),
             (uuid4().hex, worker, beat.generation, show_position(beat.applied), beat.encode(), READ_AT_ONCE),
@@ -241,13 +249,17 @@ class PurgeStream:
             generation.decode(),
             parse_position(floor.decode()),
             int(joins),
-            [_record(where, fields) for where, fields in records],
+            [self._record(where, fields) for where, fields in records],
+            bool(young),
         )
 
-    async def add(self, purges: Sequence[Purge], *, count: bool = False, in_full: bool = False) -> Added:
-        """Add up to ADD_AT_ONCE purges; those that are there stay where they are. With `count`, the workers too; with
-        `in_full`, names are written as they were, for gateways that read no digests."""
-        flat = [item for purge in purges for item in (purge.id, _encoded(purge, in_full=in_full))]
+    async def add(self, records: Sequence[R], *, count: bool = False) -> Added:
+        """Add up to ADD_AT_ONCE records; those that are there stay where they are. With `count`, the workers too."""
+        return await self.add_encoded([(each.id, self._encode(each)) for each in records], count=count)
+
+    async def add_encoded(self, records: Sequence[tuple[str, bytes]], *, count: bool = False) -> Added:
+        """`add` of records by their IDs, as the stream has them."""
+        flat = [item for record in records for item in record]
         generation, places, workers, young, silenced = await self._run(
             _ADD,
             ("log", "generation", "floor", "ids", "workers", "young", "silent"),
@@ -258,10 +270,17 @@ class PurgeStream:
         where = [parse_position(place.decode()) for place in places]
         return Added(generation.decode(), where, beats, bool(young), bool(silenced))
 
-    async def read(self, after: Position) -> list[Record]:
+    async def read(self, after: Position) -> list[tuple[Position, R]]:
         """The records that follow `after`, READ_AT_ONCE at most."""
         entries = await self._run(_READ, ("log",), (show_position(after), READ_AT_ONCE))
-        return [_record(where, fields) for where, fields in entries]
+        return [self._record(where, fields) for where, fields in entries]
+
+    def _record(self, where: bytes, fields: Any) -> tuple[Position, R]:
+        """A stream entry, from redis-py or a script."""
+        if isinstance(fields, list):
+            fields = dict(zip(fields[::2], fields[1::2], strict=True))
+        position = parse_position(where.decode())
+        return position, self._decode(position, fields.get(b"r"))
 
     async def wait(self, after: Position, block: int) -> None:
         """Wait until a record follows `after`, `block` milliseconds at most."""
@@ -322,38 +341,3 @@ def _texts(items: Iterable[bytes]) -> list[str]:
     """Names and heartbeats, whatever their bytes: one that no worker wrote is ignored, and expires like
     others."""
     return [item.decode(errors="surrogateescape") for item in items]
-
-
-class _Wire(msgspec.Struct, omit_defaults=True):
-    """A purge as a record has it."""
-
-    id: str
-    names: tuple[str, ...]
-    soft: bool = False
-    by: str = ""
-    digests: tuple[str, ...] = ()
-
-
-_decoder = msgspec.json.Decoder(_Wire)
-
-
-def _encoded(purge: Purge, *, in_full: bool) -> bytes:
-    if not any(name.startswith("#") for name in purge.names):
-        return msgspec.json.encode(_Wire(purge.id, purge.names, purge.soft, purge.by))
-    names = purge.full if in_full and purge.full else (EVERYTHING,)
-    return msgspec.json.encode(_Wire(purge.id, names, purge.soft, purge.by, purge.names))
-
-
-def _record(where: bytes, fields: Any) -> Record:
-    """A stream entry, from redis-py or a script. An unreadable one, perhaps of a newer version, purges everything."""
-    if isinstance(fields, list):
-        fields = dict(zip(fields[::2], fields[1::2], strict=True))
-    position = parse_position(where.decode())
-    try:
-        wire = _decoder.decode(fields[b"r"])
-        names = tuple(map(bounded, wire.digests or wire.names))
-        if len(wire.id) > LONGEST_ID:
-            raise ValueError("an id that no gateway made")
-        return position, Purge(wire.id, names, wire.soft, intern(wire.by[:LONGEST_ISSUER]))
-    except (msgspec.DecodeError, ValueError, RecursionError, KeyError, TypeError):
-        return position, Purge(f"unreadable {where.decode()}", (EVERYTHING,))

@@ -8,9 +8,8 @@ import msgspec
 import pytest
 import redis.asyncio as redis
 
-from gateway.cache.redis.purge_log import RedisPurges
-from gateway.cache.redis.purge_stream import PurgeStream, Record
-from gateway.policy.epochs import EVERYTHING, Purge, PurgeState, bounded, full_key_name, key_name, purge_of, tag_name
+from gateway.cache.redis.purge_log import PurgeStream, Record, RedisPurges
+from gateway.policy.epochs import EVERYTHING, Purge, PurgeState, bounded, full_key_name, key_name, purge_of
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import TurnedClock
 
@@ -113,32 +112,6 @@ async def test_ten_thousand_purges_of_a_target_become_one_record_in_redis(valkey
         await purges.synchronise()
         assert purges.epochs.generation == generation
         assert not purges.epochs.superseded
-
-
-async def test_what_was_removed_after_a_worker_stood_still_counts_as_lost(valkey: Embedded, clock: TurnedClock) -> None:
-    async with redis.Redis.from_url(valkey.url) as client:
-        prefix = f"{uuid4().hex}:"
-        one, two = (RedisPurges(client, clock, prefix=prefix) for _ in range(2))
-        for number, followers in ((1, (one, two)), (2, (one,))):
-            await one._stream.add([purge_of(f"p{number}", ["t:a"])])
-            for follower in followers:
-                await follower.synchronise()
-        stamp = two.epochs.stamp()
-        await one.tidy(0.0)
-        await two.synchronise()
-        await one.synchronise()
-        assert two.epochs.generation == one.epochs.generation
-        assert [len(each.epochs.records) for each in (one, two)] == [1, 1]  # added again, later than it was
-        assert two.epochs.judge(stamp, 0.0, [tag_name("a")])[0] is PurgeState.VOID
-
-
-async def test_of_another_generation_nothing_is_removed(valkey: Embedded) -> None:
-    async with redis.Redis.from_url(valkey.url) as client:
-        stream = stream_of(client)
-        added = await stream.add([purge_of("p", ["t:a"])])
-        assert await stream.drop("another", added.places, 0.0) == 0
-        await stream.trim_to("another", added.places[0])
-        assert len(await read(stream)) == 1
 
 
 async def test_beyond_their_bytes_the_oldest_are_removed_here_and_in_redis(
