@@ -203,7 +203,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def commands_page() -> str:
-    parts = [_NOTE.format(source="gateway/cli/commands.py, setup.py and ttl.py"), _COMMANDS]
+    parts = [_NOTE.format(source="gateway/cli/commands.py, credentials.py, setup.py and ttl.py"), _COMMANDS]
     parts += [_command(name, command) for name, command in commands()]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.admin import console
 from gateway.admin.console import encoded, problem, who
+from gateway.admin.credentials import Credentials
 from gateway.admin.operations import Operations
 from gateway.app.generation import Generation
 from gateway.app.health import ready_response
@@ -145,11 +146,28 @@ class Admin:
             Route("/purge", self.guarded(self.purge), methods=["POST"]),
             Route("/explain", self.guarded(self.explain), methods=["POST"]),
             Route("/advice", self.guarded(self.advice)),
+            *self._of_credentials(),
         ]
         if self._operations is not None:
             routes += self._operating(self._operations)
         known = Middleware(KnownHost, configured=self._configured_host)
         return Starlette(routes=routes, middleware=[known])
+
+    def _of_credentials(self) -> list[Route]:
+        at = Credentials(self._gateway, _body, lambda name, request: who(name, address_of(request)), self._note)
+        return [
+            Route("/keys", self.guarded(at.keys)),
+            Route("/keys", self.guarded(at.create), methods=["POST"]),
+            Route("/keys", self.guarded(at.revoke_keys_of), methods=["DELETE"]),
+            Route("/keys/{key}", self.guarded(at.revoke_key), methods=["DELETE"]),
+            Route("/keys/{key}/rotate", self.guarded(at.rotate), methods=["POST"]),
+            Route("/revocations", self.guarded(at.revocations)),
+            Route("/revocations", self.guarded(at.revoke), methods=["POST"]),
+        ]
+
+    async def _note(self, what: str, detail: str, by: str) -> None:
+        if self._operations is not None:
+            await self._operations.note(what, detail, by=by)
 
     def _configured_host(self) -> str:
         return self._gateway().config.admin_listen.rpartition(":")[0].strip("[]")
@@ -267,8 +285,7 @@ class Admin:
             soft=order.soft,
             by=f"admin {by}",
         )
-        if self._operations is not None:
-            await self._operations.note("purge", order.shown, by=by)
+        await self._note("purge", order.shown, by)
         return purge_response(report)
 
     def _refuse_another_host(self, url: str) -> None:

@@ -12,6 +12,7 @@ from gateway.advisor.advice import Advice
 from gateway.cache.engine import Engine
 from gateway.cache.purge_log import PurgeCounts
 from gateway.cache.shared_store import NoShared, SharedStatistics
+from gateway.identity.providers import Providers
 from gateway.upstreams.client import Upstream
 from gateway.upstreams.failure_causes import CAUSES
 
@@ -154,6 +155,32 @@ class UpstreamCollector(Collector):
         for upstream in self._upstreams:
             family.add_metric((upstream.name,), float(of(upstream)))
         return family
+
+
+class IdentityCollector(Collector):
+    """Figures of the identities that are configured; none without any."""
+
+    def __init__(self, providers: Providers) -> None:
+        self._providers = providers
+
+    def collect(self) -> Iterable[Metric]:
+        if not self._providers.names:
+            return
+        records = self._providers.credentials.records
+        yield _gauge("gateway_api_keys", "API keys that the process knows, ended ones included.", len(records.keys))
+        yield _gauge("gateway_revocations", "Revocations that the process knows.", len(records.revocations))
+        yield _gauge(
+            "gateway_credential_records_unusable",
+            "Records of API keys and revocations in Redis that can't be used.",
+            len(records.unusable),
+        )
+        asked = CounterMetricFamily(
+            "gateway_introspections", "Answers about opaque tokens.", labels=("identity", "result")
+        )
+        for each in self._providers.introspectors:
+            for result in ("active", "inactive", "failed"):
+                asked.add_metric((each.name, result), float(each.answers[result]))
+        yield asked
 
 
 def _purges(purged: PurgeCounts) -> Metric:

@@ -133,7 +133,7 @@ class Generation:
         self.tls_files = {name: fingerprint(files_of(each)) for name, each in config.upstreams.items()}
         """What each upstream's files of certificates and keys contained."""
         self.upstreams = {name: self._upstream(name, each, before) for name, each in config.upstreams.items()}
-        self._identity = providers = self.worker_state.providers.of(config.identity)
+        self._identity = providers = self.worker_state.providers.of(config.identity, self.upstreams)
         self.declared = declare(config, self.upstreams, self.engine.identity_key, providers)
         self.builder = Builder.of(
             config, self.engine, self.metrics, self.upstreams, self.declared, loaded.aggregates, providers

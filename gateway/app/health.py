@@ -40,6 +40,10 @@ def readiness(gateway: Reporting) -> dict[str, object]:
         answer["upstreams_without_host"] = away
     if without := gateway.worker_state.providers.without_keys:
         answer["identity_without_keys"] = without
+    if unanswered := gateway.worker_state.providers.unanswered:
+        answer["identity_without_answers"] = unanswered
+    if gateway.worker_state.providers.without_records:
+        answer["identity_without_revocations"] = True
     if (certificate := gateway.worker_state.certificate) is not None:
         if certificate.expires is not None:
             answer["certificate_expires"] = certificate.expires.isoformat()

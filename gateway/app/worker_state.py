@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gateway.advisor.traffic import AdviceExchange, LocalAdvice, Traffic, Watch
-from gateway.app.collectors import AdviceCollector, EngineCollector, UpstreamCollector
+from gateway.app.collectors import AdviceCollector, EngineCollector, IdentityCollector, UpstreamCollector
 from gateway.cache.engine import Engine
 from gateway.cache.memory import Memory
 from gateway.cache.overload import Governor, LoopLag
@@ -26,7 +26,9 @@ from gateway.clock import Clock, SystemClock
 from gateway.config.models import Config
 from gateway.edge.certificate import Certificate
 from gateway.edge.guard import ConnectionGuard
+from gateway.identity.credential_log import CredentialLog, LocalCredentials, RedisCredentials
 from gateway.identity.providers import Providers
+from gateway.identity.records import Codec
 from gateway.observability.access_log import AccessLog
 from gateway.observability.metrics import Metrics
 from gateway.policy.identity_key import KEY_BYTES, IdentityKey, derived
@@ -105,7 +107,11 @@ class WorkerState:
             shared_secret=secret,
             governor=Governor(config.overload_lag.total_seconds()),
         )
-        self.providers = Providers(store=shared, clock=clock, identity_key=key, transport=issuer_transport)
+        self.credentials = _credential_log(shared, clock, secret)
+        self.credentials.records.longest = config.max_token_age.total_seconds()
+        self.providers = Providers(
+            store=shared, clock=clock, identity_key=key, credentials=self.credentials, transport=issuer_transport
+        )
         self.hottest = Hottest(
             self.engine.tiers,
             config.warm_start if isinstance(shared, RedisStore) else 0,
@@ -114,6 +120,7 @@ class WorkerState:
         self.lag = LoopLag(self._observe_lag)
         self.metrics.register(EngineCollector(self.engine))
         self.metrics.register(AdviceCollector(self.watch.told))
+        self.metrics.register(IdentityCollector(self.providers))
         self.guard = ConnectionGuard(config, metrics=self.metrics, log=log)
 
     @property
@@ -141,6 +148,7 @@ class WorkerState:
             hit_for_miss=config.hit_for_miss.total_seconds(),
         )
         self.guard.configure(config, log)
+        self.credentials.records.longest = config.max_token_age.total_seconds()
         self._allow_records(config)
 
     def _allow_records(self, config: Config) -> None:
@@ -185,6 +193,15 @@ class WorkerState:
         if self._fleet_key is not None:
             await self._fleet_key.aclose()
         await self.hottest.aclose()
+
+
+def _credential_log(shared: SharedStore, clock: Clock, secret: bytes) -> CredentialLog:
+    """Where API keys and revocations are: beside the cache, for the fleet that shares one."""
+    codec = Codec(IdentityKey(derived(secret)) if secret else None)
+    if not isinstance(shared, RedisStore):
+        return LocalCredentials(clock, codec)
+    client, prefix = shared.stream_place()
+    return RedisCredentials(client, clock, codec, prefix=prefix)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli import setup, ttl
+from gateway.cli import credentials, setup, ttl
 from gateway.cli.options import (
     AdminUrlOption,
     ConfigOption,
@@ -203,14 +203,16 @@ def _checked(
     counts = f"{counted(len(read.config.routes), 'route')}, {counted(len(read.config.upstreams), 'upstream')}"
     missing = nothing_served(path, read.config)
     problems = [ConfigProblem("", "", missing)] if missing else []
-    if read.config.identity:
+    if any(each.issuer for each in read.config.identity.values()):
         problems += _missing_extra()
     if read.config.include:
         from gateway.cli.include_check import problems_of
 
         file = found(path)
         problems += problems_of(str(file) if file is not None else None)
-    return effective(read), counts, problems, read.warnings if as_json else (), _changes(read.config)
+    problems += credentials.refused_keys(read.config)
+    notes = [*_changes(read.config), *credentials.risks(read.config)]
+    return effective(read), counts, problems, read.warnings if as_json else (), notes
 
 
 def _missing_extra() -> list[ConfigProblem]:
@@ -412,6 +414,8 @@ def warm(
 
 
 app.add_typer(ttl.app, name="ttl")
+app.add_typer(credentials.app, name="keys")
+app.command()(credentials.revoke)
 app.command()(setup.init)
 app.command()(setup.schema)
 app.command()(setup.openapi)

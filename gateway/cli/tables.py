@@ -123,3 +123,14 @@ def events_table(events: Iterable[Mapping[str, Any]]) -> Table:
     for each in events:
         table.add_row(instant(each["at"]), each["by"], each["what"], each["detail"])
     return table
+
+
+def keys_table(keys: Iterable[Mapping[str, Any]]) -> Table:
+    """API keys, from the admin listener; those that have ended dimmed."""
+    table = table_of("id", "identity", "owner", "plan", "scopes", "created", "ends", "state")
+    for each in keys:
+        end = min((one for one in (each["expires"], each["revoked"]) if one is not None), default=None)
+        texts = (each["id"], each["identity"], each["owner"], each["plan"], " ".join(each["scopes"]))
+        ends = "never" if end is None else instant(end)
+        table.add_row(*texts, instant(each["created"]), ends, each["state"], dim=each["state"] != "in force")
+    return table

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, create_model, field_validator, model_validator
 
+from gateway.config.names import did_you_mean
 from gateway.config.types import FIELD_NAME, NEVER_CONSTANT, Duration, Model, TextList, check_url
 from gateway.http.headers import HOP_BY_HOP, is_dangerous
 
@@ -55,16 +57,66 @@ def _check_sources(sources: list[str]) -> list[str]:
     return checked
 
 
+def _check_keys(value: str) -> str:
+    if value == "redis" or (value.startswith("file:") and len(value) > len("file:")):
+        return value
+    raise ValueError("must be redis, or file:PATH for a file of keys such as file:keys.yaml")
+
+
+def _check_header(value: str) -> str:
+    if not FIELD_NAME.fullmatch(value):
+        raise ValueError("must be a header's name, such as x-api-key")
+    return value.lower()
+
+
+class IntrospectConfig(Model):
+    """The endpoint that says whether a token is valid, and what it says (RFC 7662)."""
+
+    upstream: str
+    """The name of the upstream that is asked."""
+    path: Annotated[str, AfterValidator(lambda value: _check_path(value))] = "/introspect"
+    """The path of the endpoint there."""
+    client_id: str
+    """The gateway's name there, sent by Basic authentication."""
+    client_secret: SecretStr
+    """Its secret. Set it by an environment variable, or a file that one names."""
+    cache: Annotated[Duration, Field(le=timedelta(hours=1))] = timedelta(seconds=60)
+    """How long a worker remembers that a token is valid: at most until the token ends. So long a token that is revoked
+    there may still be accepted; `0s` asks for each request."""
+    negative: Annotated[Duration, Field(le=timedelta(hours=1))] = timedelta(seconds=10)
+    """How long it remembers that a token is not."""
+
+    @field_validator("client_id")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if not value:
+            raise ValueError("must be the gateway's name at the endpoint")
+        return value
+
+
+def _check_path(value: str) -> str:
+    if not value.startswith("/") or any(char in value for char in "?# "):
+        raise ValueError("must be a path such as /introspect")
+    return value
+
+
 class _IssuerConfig(Model):
     # All of IssuerConfig but `from`.
 
-    issuer: str
-    """The issuer's URL: a token's `iss` is equal to it, character by character."""
+    issuer: str = ""
+    """For signed tokens (JWT): the issuer's URL. A token's `iss` is equal to it, character by character."""
+    keys: Annotated[str, AfterValidator(_check_keys)] | None = None
+    """For API keys: where they are. `redis`: made by `gateway keys create`, in force in the whole fleet. `file:PATH`: a
+    YAML file of digests, which is read again when it changes."""
+    header: Annotated[str, AfterValidator(_check_header)] = "x-api-key"
+    """With `keys`: the request header that has the key; `authorization` for `Bearer`."""
+    introspect: IntrospectConfig | None = None
+    """For opaque tokens: the endpoint that knows them (RFC 7662)."""
     jwks: Annotated[str | dict[str, Any], BeforeValidator(_check_jwks)] = "auto"
     """Where its keys are: `auto` (OpenID Connect Discovery, RFC 8414), the URL of a JWK Set, `file:PATH`, or the set
     itself."""
     audience: TextList = []
-    """The audiences for which tokens are accepted; a token's `aud` has one of them."""
+    """The audiences for which tokens are accepted; a token's `aud` has one of them. Required for signed tokens."""
     algorithms: Annotated[TextList, AfterValidator(_check_algorithms)] = ["RS256", "ES256", "Ed25519"]
     """The algorithms of accepted signatures. HS256, HS384 and HS512 require `secret`; `EdDSA` is the older name of
     `Ed25519`."""
@@ -87,15 +139,30 @@ class _IssuerConfig(Model):
     @field_validator("issuer")
     @classmethod
     def _issuer(cls, value: str) -> str:
+        if not value:
+            return value
         parts = urlsplit(value)
-        if not value or any(char.isspace() for char in value):
+        if any(char.isspace() for char in value):
             raise ValueError("must be the issuer's URL, such as https://id.example.com")
         if parts.scheme in ("http", "https") and not parts.hostname:
             raise ValueError("must be a URL with a host, such as https://id.example.com")
         return value
 
     @model_validator(mode="after")
-    def _complete(self) -> Self:
+    def _of_one_kind(self) -> Self:
+        kinds = [name for name in KINDS if getattr(self, name)]
+        if len(kinds) != 1:
+            if not kinds and "issuer" in self.model_fields_set:
+                raise ValueError("issuer must be the issuer's URL, such as https://id.example.com")
+            found = f"can't be combined: {' and '.join(kinds)}; give each an entry of its own" if kinds else _KINDLESS
+            raise ValueError(found)
+        for name in self.model_fields_set:
+            if name not in KINDS and name not in KINDS[kinds[0]]:
+                owner = next(kind for kind, settings in KINDS.items() if name in settings)
+                raise ValueError(f"{name} requires `{owner}`, and can't be combined with `{kinds[0]}`")
+        return self._of_tokens() if self.issuer else self
+
+    def _of_tokens(self) -> Self:
         symmetric = [name for name in self.algorithms if name in SYMMETRIC]
         if symmetric and self.secret is None:
             raise ValueError(f"{symmetric[0]} requires `secret`, which the issuer shares with the gateway")
@@ -115,8 +182,8 @@ class _IssuerConfig(Model):
 
     @property
     def sources(self) -> list[str]:
-        """The setting `from`."""
-        found: list[str] = getattr(self, "from")
+        """The settings `header` and `from`, of which one applies."""
+        found: list[str] = [self.header] if self.keys is not None else getattr(self, "from")
         return found
 
     @property
@@ -130,6 +197,16 @@ class _IssuerConfig(Model):
         return [name for name in self.sources if name != "authorization" and not name.startswith("cookie:")]
 
 
+_KINDLESS = "needs issuer (signed tokens), keys (API keys) or introspect (opaque tokens)"
+KINDS = {
+    "issuer": (
+        *("jwks", "audience", "algorithms", "secret", "leeway", "jwks_refresh", "jwks_stale", "unknown_kid_every"),
+        *("tokens", "ca_file", "from"),
+    ),
+    "keys": ("header",),
+    "introspect": ("audience", "leeway", "tokens", "from"),
+}
+"""The setting that tells each kind of credentials, and what else applies to it."""
 _FROM = """Where tokens are: `authorization` (as `Bearer`), another header, or `cookie:NAME`. The first that is present
 counts."""
 
@@ -142,7 +219,7 @@ else:
     IssuerConfig = create_model(
         "IssuerConfig",
         __base__=_IssuerConfig,
-        __doc__="An issuer of signed tokens (JWT), which the gateway verifies.",
+        __doc__="An issuer of credentials that the gateway verifies: signed tokens (JWT), API keys, or opaque tokens.",
         __module__=__name__,
         **{
             "from": (
@@ -184,3 +261,25 @@ def check_claim_field(name: str) -> str:
     ):
         raise ValueError(f"{name} can't be made of a claim: it has a meaning of its own")
     return lower
+
+
+def needs_of_issuers(
+    issuers: Mapping[str, IssuerConfig], upstreams: Iterable[str], redis_url: str, redis_dir: str | None
+) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """What issuers of credentials need that is not there: the setting, what is wrong, and its value."""
+    known = list(upstreams)
+    for name, issuer in issuers.items():
+        if issuer.introspect is not None and (upstream := issuer.introspect.upstream) not in known:
+            hint = did_you_mean(upstream, known) or f"; there are: {', '.join(known) or 'none'}"
+            yield ("identity", name, "introspect", "upstream"), f"there is no upstream {upstream!r}{hint}", upstream
+        if issuer.keys == "redis" and (lack := _lacks_for_keys(redis_url, redis_dir)) is not None:
+            yield ("identity", name, "keys"), f"requires a Redis that keeps its data: {lack}", "redis"
+
+
+def _lacks_for_keys(redis_url: str, redis_dir: str | None) -> str | None:
+    """Why Redis would lose API keys; None if that can't be said from here."""
+    if redis_url == "none":
+        return "redis_url is none; set it to a Redis, or keys to file:PATH"
+    if redis_url == "embedded" and redis_dir is None:
+        return "the embedded one loses all when it ends; set redis_dir to a folder, or keys to file:PATH"
+    return None

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from gateway.config.field_changes import HeadersConfig
-from gateway.config.identity import IssuerConfig
+from gateway.config.identity import IssuerConfig, needs_of_issuers
 from gateway.config.names import no_modes
 from gateway.config.part_graph import PartProblem, cross_problems
 from gateway.config.part_identity import identity_problems, issuer_problems
@@ -291,6 +291,8 @@ class Config(Model):
     """Upstreams by name."""
     identity: dict[str, IssuerConfig] = {}
     """Issuers of credentials by name, for the setting `identity` of routes."""
+    max_token_age: Annotated[Duration, Field(ge=timedelta(minutes=1), le=timedelta(days=3650))] = timedelta(days=30)
+    """How long after its issue (`iat`) a token is accepted, whatever its own end. Revocations are kept as long."""
     routes: dict[str, RouteConfig] = {}
     """Routes by name."""
     include: TextList = []
@@ -363,7 +365,9 @@ class Config(Model):
                 *identity_problems(route, self.routes, self.credential_fields),
             )
         ]
-        refuse([*problems, *self._limits_beyond(), *self._fields_of_cors()])
+        needs = needs_of_issuers(self.identity, self.upstreams, self.redis_url, self.redis_dir)
+        problems += [*self._limits_beyond(), *self._fields_of_cors(), *(PartProblem(*each) for each in needs)]
+        refuse(problems)
         return self
 
     def refusing_for(self, aggregate: RouteConfig) -> frozenset[str]:

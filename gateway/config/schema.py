@@ -110,8 +110,8 @@ def known_keys(shape: object, value: Value, key: Key) -> Iterator[Key]:
 
 
 _SECRET_NAME = re.compile("token|secret|password|authorization", re.IGNORECASE)
-_NO_SECRETS = frozenset(("tokens", "forward_token"))
-"""Settings with a word for a secret in their name whose values are a number or a truth value."""
+_NO_SECRETS = frozenset(("tokens", "forward_token", "max_token_age"))
+"""Settings with a word for a secret in their name whose values are none."""
 # A word that may be meant as one of a setting's choices (`authorization: forward`), not a credential.
 _MODE = re.compile("[a-z_]{1,12}")
 # Up to the last @: a password with a slash makes an invalid URL, but is still a password.

@@ -8,10 +8,14 @@ from hashlib import blake2b
 from secrets import token_bytes
 from typing import Protocol
 
+import msgspec
+
 from gateway.clock import Clock
 from gateway.identity.admission import Epoch, NotAdmitted
+from gateway.identity.introspection import unknown_revocations
 from gateway.identity.key_set import KeySet
 from gateway.identity.principal import Principal
+from gateway.identity.records import CredentialRecords, no_records
 from gateway.identity.tokens import Issuer, TokenRefused, UnknownKey, Unverified, issuer_of, read, verify
 
 REFUSED_FOR = 10.0
@@ -63,7 +67,7 @@ class FixedKeys:
 
 class TokenIssuer:
     """Verifies the tokens of `issuer`. Of verified tokens it remembers the last `remembered`, until they end or the
-    issuer's keys change; it holds digests of them, never a token."""
+    issuer's keys change; it holds digests of them, never a token. `records` are the revocations."""
 
     def __init__(
         self,
@@ -73,11 +77,13 @@ class TokenIssuer:
         *,
         sources: tuple[str, ...] = ("authorization",),
         remembered: int,
+        records: CredentialRecords | None = None,
     ) -> None:
         self.issuer = issuer
         self.sources = sources
         self.source = keys
         self._clock = clock
+        self._records = records if records is not None else no_records()
         self._most = remembered
         self._known: OrderedDict[bytes, Principal] = OrderedDict()
         self._refused: OrderedDict[bytes, tuple[float, TokenRefused]] = OrderedDict()
@@ -99,8 +105,14 @@ class TokenIssuer:
         assert principal.expires_at is not None
         return min(principal.expires_at + self.issuer.leeway, self.source.until)
 
+    @property
+    def ready(self) -> bool:
+        """Whether it can verify anything now."""
+        return self.source.keys is not None
+
     def known(self, credential: bytes) -> Principal | None:
-        """The principal of a token that was verified before; None for another, and for one that has ended."""
+        """The principal of a token that was verified before; None for another, and for one that has ended, or is
+        revoked."""
         if self._version != self.source.version or self.source.keys is None:
             self._known.clear()
             self._refused.clear()
@@ -111,7 +123,7 @@ class TokenIssuer:
         if principal is None:
             return None
         assert principal.expires_at is not None
-        if self._clock.now() >= principal.expires_at + self.issuer.leeway:
+        if self._clock.now() >= principal.expires_at + self.issuer.leeway or self._records.revoked(principal):
             del self._known[digest]
             return None
         self._known.move_to_end(digest)
@@ -125,16 +137,32 @@ class TokenIssuer:
         principal = self.known(credential)
         if principal is not None:
             return principal
+        if not self._records.known:
+            raise unknown_revocations()
         try:
             self._refuse_again(credential)
             _, token = read(credential, {self.issuer.issuer: self.issuer}, self._clock.now())
-            principal = await self._verified(token)
+            principal = self._in_time(token.principal)
+            await self._verified(token)
+            if self._records.revoked(principal):
+                raise TokenRefused("revoked", "The token is revoked.")
         except TokenRefused as refused:
             if refused.reason == "signature":
                 self._remember_refusal(credential, refused)
             raise NotAdmitted(401, "invalid_token", refused.detail, refused.reason) from None
         self._remember(credential, principal)
         return principal
+
+    def _in_time(self, principal: Principal) -> Principal:
+        """The principal of a token, which ends with its greatest age at the latest: for longer no revocation is kept.
+        Raises TokenRefused."""
+        assert principal.expires_at is not None
+        if principal.issued_at is None:
+            return principal
+        last = principal.issued_at + self._records.longest
+        if self._clock.now() >= last + self.issuer.leeway:
+            raise TokenRefused("age", "The token was issued too long ago.")
+        return principal if principal.expires_at <= last else msgspec.structs.replace(principal, expires_at=last)
 
     async def _verified(self, token: Unverified) -> Principal:
         """Raises TokenRefused and NotAdmitted."""

@@ -241,13 +241,18 @@ def _sent(route: RouteConfig) -> str:
 
 def purge_response(report: PurgeReport) -> Response:
     """A purge's report: 200 if every live worker has confirmed it, 202 otherwise."""
-    body = {
+    status = 200 if report.complete else 202
+    return JSONResponse(report_of(report), status, headers={"cache-control": "no-store"})
+
+
+def report_of(report: PurgeReport) -> dict[str, float]:
+    """A report as answers have it; `seconds` to a tenth of a millisecond."""
+    return {
         "complete": report.complete,
         "confirmed": report.confirmed,
         "workers": report.workers,
         "seconds": round(report.seconds, 4),
     }
-    return JSONResponse(body, 200 if report.complete else 202, headers={"cache-control": "no-store"})
 
 
 def local_path(request: Request) -> str:

@@ -33,6 +33,7 @@ SIZES = {
     "purges": Size(200, 1_000),  # under load, while Redis is killed three times
     "reload_answers": Size(20, 60),  # awaited between two reloads
     "reloads": Size(20, 200),  # under load
+    "revocations": Size(60, 1_000),  # under load, while Redis is killed three times
     "sent_key_pairs": Size(60, 100),  # of requests whose key holds what was sent
 }
 FULL_TIMEOUT = 3600.0

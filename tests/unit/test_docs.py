@@ -47,7 +47,7 @@ def models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
             found = getattr(
                 next(
                     module
-                    for name in ("models", "route", "part", "upstream")
+                    for name in ("models", "route", "part", "upstream", "identity")
                     if hasattr(module := import_module(f"gateway.config.{name}"), inner)
                 ),
                 inner,
