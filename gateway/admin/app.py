@@ -1,17 +1,18 @@
 """The admin listener: metrics, health, purging, TTL advice and the console, on its own address.
 
-Decides which requests are allowed. Metrics and health need no token. Everything else needs GATEWAY_ADMIN_TOKEN as a
-bearer token in Authorization, which no web page can make a browser send. After ten invalid tokens in a minute an
-address is refused for the rest of it, except for a valid token that was used from that address before. On loopback only
-IP addresses, `localhost` and the configured name are accepted as `Host` (DNS rebinding). `console`, `operations` and
-the engine execute the commands.
+Decides which requests are allowed. Metrics and health need no token. Everything else needs a bearer token in
+Authorization, GATEWAY_ADMIN_TOKEN or one with the role for it (`operators`), which no web page can make a browser send.
+After ten invalid tokens in a minute an address is refused for the rest of it, except for a valid token that was used
+from that address before. On loopback only IP addresses, `localhost` and the configured name are accepted as `Host` (DNS
+rebinding). `console`, `operations` and the engine execute the commands.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import logging
 from collections.abc import Awaitable, Callable
-from hmac import compare_digest
+from functools import partial
 from urllib.parse import urlsplit
 
 import msgspec
@@ -24,17 +25,22 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.admin import console
-from gateway.admin.console import encoded, problem, who
+from gateway.admin.console import encoded, problem
 from gateway.admin.credentials import Credentials
 from gateway.admin.operations import Operations
+from gateway.admin.operators import Operator, Operators
 from gateway.app.generation import Generation
 from gateway.app.health import ready_response
+from gateway.config.admin import Role
 from gateway.config.types import check_tags
 from gateway.errors import RequestRefused
 from gateway.explain.middleware import Attempts
 from gateway.explain.trace import render as explained
 from gateway.http.target import without_credentials
+from gateway.identity.admission import NotAdmitted
 from gateway.routing.declared import purge_response
+
+logger = logging.getLogger("gateway")
 
 
 class KnownHost:
@@ -130,7 +136,7 @@ class Admin:
         operations: Operations | None,
     ) -> None:
         self._gateway = gateway
-        self._token = token
+        self._operators = Operators(gateway, token)
         self._render = render if render is not None else self._own_metrics
         self._operations = operations
         self._wrong_tokens = Attempts(WRONG_TOKENS)
@@ -143,9 +149,9 @@ class Admin:
             Route("/metrics", self.metrics),
             Route("/healthz", self.alive),
             Route("/readyz", self.ready),
-            Route("/purge", self.guarded(self.purge), methods=["POST"]),
-            Route("/explain", self.guarded(self.explain), methods=["POST"]),
-            Route("/advice", self.guarded(self.advice)),
+            Route("/purge", self.guarded(self.purge, "purge"), methods=["POST"]),
+            Route("/explain", self.guarded(self.explain, "read"), methods=["POST"]),
+            Route("/advice", self.guarded(self.advice, "read")),
             *self._of_credentials(),
         ]
         if self._operations is not None:
@@ -154,15 +160,15 @@ class Admin:
         return Starlette(routes=routes, middleware=[known])
 
     def _of_credentials(self) -> list[Route]:
-        at = Credentials(self._gateway, _body, lambda name, request: who(name, address_of(request)), self._note)
+        at = Credentials(self._gateway, _body, lambda name, request: by(request, name), self._note)
         return [
-            Route("/keys", self.guarded(at.keys)),
-            Route("/keys", self.guarded(at.create), methods=["POST"]),
-            Route("/keys", self.guarded(at.revoke_keys_of), methods=["DELETE"]),
-            Route("/keys/{key}", self.guarded(at.revoke_key), methods=["DELETE"]),
-            Route("/keys/{key}/rotate", self.guarded(at.rotate), methods=["POST"]),
-            Route("/revocations", self.guarded(at.revocations)),
-            Route("/revocations", self.guarded(at.revoke), methods=["POST"]),
+            Route("/keys", self.guarded(at.keys, "read")),
+            Route("/keys", self.guarded(at.create, "revoke"), methods=["POST"]),
+            Route("/keys", self.guarded(at.revoke_keys_of, "revoke"), methods=["DELETE"]),
+            Route("/keys/{key}", self.guarded(at.revoke_key, "revoke"), methods=["DELETE"]),
+            Route("/keys/{key}/rotate", self.guarded(at.rotate, "revoke"), methods=["POST"]),
+            Route("/revocations", self.guarded(at.revocations, "read")),
+            Route("/revocations", self.guarded(at.revoke, "revoke"), methods=["POST"]),
         ]
 
     async def _note(self, what: str, detail: str, by: str) -> None:
@@ -177,12 +183,12 @@ class Admin:
             return await console.overrides(operations)
 
         async def set_override(request: Request) -> Response:
-            return await console.set_override(operations, await _body(request), address_of(request))
+            return await console.set_override(operations, await _body(request), partial(by, request))
 
         async def end_override(request: Request) -> Response:
             route, setting = request.path_params["route"], request.path_params["setting"]
-            by = who(request.query_params.get("by", ""), address_of(request))
-            return await console.end_override(operations, route, setting, by)
+            given = by(request, request.query_params.get("by", ""))
+            return await console.end_override(operations, route, setting, given)
 
         async def routes(request: Request) -> Response:
             return await console.routes(self._gateway(), operations)
@@ -203,13 +209,13 @@ class Admin:
             Route("/", home),
             Route("/console", console.page),
             Route("/console/{file}", console.page),
-            Route("/overrides", self.guarded(overrides)),
-            Route("/overrides", self.guarded(set_override), methods=["POST"]),
-            Route("/overrides/{route}/{setting}", self.guarded(end_override), methods=["DELETE"]),
-            Route("/routes", self.guarded(routes)),
-            Route("/settings", self.guarded(settings)),
-            Route("/audit", self.guarded(audit)),
-            Route("/live", self.guarded(live)),
+            Route("/overrides", self.guarded(overrides, "read")),
+            Route("/overrides", self.guarded(set_override, "ttl"), methods=["POST"]),
+            Route("/overrides/{route}/{setting}", self.guarded(end_override, "ttl"), methods=["DELETE"]),
+            Route("/routes", self.guarded(routes, "read")),
+            Route("/settings", self.guarded(settings, "read")),
+            Route("/audit", self.guarded(audit, "read")),
+            Route("/live", self.guarded(live, "read")),
         ]
 
     # --- for everyone --------------------------------------------------------------------------------------
@@ -228,11 +234,11 @@ class Admin:
 
     # --- with the token ------------------------------------------------------------------------------------------
 
-    def guarded(self, handler: Handler) -> Handler:
-        """`handler`, for requests with the token; an invalid body is a 400 with the reason."""
+    def guarded(self, handler: Handler, role: Role) -> Handler:
+        """`handler`, for requests of operators with that role; an invalid body is a 400 with the reason."""
 
         async def guard(request: Request) -> Response:
-            refusal = self._refusal(request)
+            refusal = await self._refusal(request, role)
             if refusal is not None:
                 return refusal
             try:
@@ -244,15 +250,19 @@ class Admin:
 
         return guard
 
-    def _refusal(self, request: Request) -> Response | None:
-        if not self._token:
+    async def _refusal(self, request: Request, role: Role) -> Response | None:
+        if not self._operators.exist:
             return problem(403, "An admin token is required, and the gateway has none: GATEWAY_ADMIN_TOKEN is not set.")
         address = address_of(request)
         limited = not self._wrong_tokens.are_left(address)
         if limited and address not in self._known:
             return _too_many("Too many failed attempts from this address; try again in a minute.")
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not compare_digest(given.strip().encode(), self._token.encode()):
+        try:
+            operator = await self._operators.of(given.strip()) if scheme.lower() == "bearer" and given else None
+        except NotAdmitted as away:
+            return problem(503, away.detail)
+        if operator is None:
             if limited:
                 return _too_many("Too many failed attempts from this address; try again in a minute.")
             if given:
@@ -261,6 +271,10 @@ class Admin:
             response.headers["www-authenticate"] = "Bearer"
             return response
         self._known.add(address)
+        if role not in operator.roles:
+            logger.warning("admin: %s may not %s %s", operator.who("", address), request.method, request.url.path)
+            return problem(403, f"This requires the role {role}, which {operator.name} lacks.")
+        request.state.operator = operator
         if request.method != "GET" and not self._changes.count(address):
             return _too_many("Too many requests from this address; try again in a minute.")
         return None
@@ -276,16 +290,16 @@ class Admin:
             self._refuse_another_host(key)
         if refusal := _refused_tags(order.tags):
             return problem(400, refusal)
-        by = who(order.by, address_of(request))
+        named = by(request, order.by)
         report = await self._gateway().purge(
             keys=order.keys,
             tags=order.tags,
             routes=order.routes,
             everything=order.all,
             soft=order.soft,
-            by=f"admin {by}",
+            by=f"admin {named}",
         )
-        await self._note("purge", order.shown, by)
+        await self._note("purge", order.shown, named)
         return purge_response(report)
 
     def _refuse_another_host(self, url: str) -> None:
@@ -329,6 +343,12 @@ def _refused_tags(tags: list[str]) -> str | None:
     except ValueError as error:
         return f"Nothing was purged: {error}."
     return None
+
+
+def by(request: Request, given: str) -> str:
+    """Who makes a change; `given` is the name that the client gave."""
+    operator: Operator = request.state.operator
+    return operator.who(given, address_of(request))
 
 
 def address_of(request: Request) -> str:

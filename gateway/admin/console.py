@@ -112,11 +112,11 @@ async def overrides(operations: Operations) -> Response:
     return encoded({"overrides": sorted(operations.overrides.values(), key=lambda each: each.key)})
 
 
-async def set_override(operations: Operations, body: bytes, by: str) -> Response:
-    """Raises msgspec.MsgspecError for an invalid body."""
+async def set_override(operations: Operations, body: bytes, by: Callable[[str], str]) -> Response:
+    """`by` completes the name that the client gave. Raises msgspec.MsgspecError for an invalid body."""
     order = msgspec.json.decode(body, type=OverrideOrder)
     try:
-        made = await operations.override(order.route, order.setting, order.value, order.lasts, by=who(order.by, by))
+        made = await operations.override(order.route, order.setting, order.value, order.lasts, by=by(order.by))
     except ConfigError as error:
         return problem(400, "; ".join(str(each) for each in error.problems))
     except OverridesUnavailable as away:
@@ -140,12 +140,6 @@ def settings(operations: Operations) -> Response:
 
 async def audit(operations: Operations) -> Response:
     return encoded({"events": await operations.live.audit(MOST_EVENTS)})
-
-
-def who(name: str, address: str) -> str:
-    """Who made a change: the name they gave, and their address. Neither is proof; the token is."""
-    shown = "".join(char for char in name if char.isprintable())[:64].strip()
-    return f"{shown} ({address})" if shown else address
 
 
 def live(operations: Operations, render: Render) -> Response:

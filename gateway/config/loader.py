@@ -379,7 +379,7 @@ def rebuilt(
 
 def _admin_problems(merge: SettingMerge, config: Config | None, token: str | None) -> list[ConfigProblem]:
     """The admin listener changes things for all: on an address that others can reach it needs a token."""
-    if config is None or token or config.admin_is_private:
+    if config is None or token or config.admin_tokens or config.admin_identity or config.admin_is_private:
         return []
     message = f"{config.admin_listen} is reachable from other hosts; set {ADMIN_TOKEN}, or listen on 127.0.0.1"
     return [merge.problem(("admin_listen",), message)]

@@ -24,11 +24,12 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.config.admin import AdminIdentityConfig, AdminTokenConfig
 from gateway.config.field_changes import HeadersConfig
 from gateway.config.identity import IssuerConfig, needs_of_issuers
 from gateway.config.names import no_modes
 from gateway.config.part_graph import PartProblem, cross_problems
-from gateway.config.part_identity import identity_problems, issuer_problems
+from gateway.config.part_identity import admin_problems, identity_problems, issuer_problems
 from gateway.config.route import RouteConfig, refuse
 from gateway.config.types import (
     Duration,
@@ -261,6 +262,10 @@ class Config(Model):
     """Maximum size of a request body (413)."""
     admin_listen: str = "127.0.0.1:9000"
     """Address of the admin listener, for metrics and health: `host:port`, `unix:/path`, or `none`."""
+    admin_tokens: dict[str, AdminTokenConfig] = {}
+    """Named tokens for the admin listener, beside GATEWAY_ADMIN_TOKEN, which allows everything."""
+    admin_identity: AdminIdentityConfig | None = None
+    """Signed tokens of an issuer for the admin listener."""
     compression: Annotated[list[Literal["zstd", "br", "gzip"]], BeforeValidator(split_commas)] = ["zstd", "br", "gzip"]
     """Content codings for stored text, in order of preference; an empty list disables compression. Each stored response
     of at least 1 KiB is compressed once, on routes with their own `ttl`."""
@@ -367,7 +372,7 @@ class Config(Model):
         ]
         needs = needs_of_issuers(self.identity, self.upstreams, self.redis_url, self.redis_dir)
         problems += [*self._limits_beyond(), *self._fields_of_cors(), *(PartProblem(*each) for each in needs)]
-        refuse(problems)
+        refuse([*problems, *admin_problems(self.admin_identity, self.identity)])
         return self
 
     def refusing_for(self, aggregate: RouteConfig) -> frozenset[str]:
@@ -476,7 +481,7 @@ class Config(Model):
             raise ValueError("must be host:port such as 127.0.0.1:9000, unix:/path, or none")
         return value
 
-    @field_validator("upstreams", "routes", "identity", mode="before")
+    @field_validator("upstreams", "routes", "identity", "admin_tokens", mode="before")
     @classmethod
     def _names(cls, value: Any, info: ValidationInfo) -> Any:
         return checked_names(value, info)

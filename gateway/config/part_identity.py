@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from gateway.config.admin import AdminIdentityConfig
 from gateway.config.identity import IssuerConfig
 from gateway.config.names import did_you_mean
 from gateway.config.part_graph import PartPlan, PartProblem, PlannedPart
@@ -57,6 +58,16 @@ def issuer_problems(route: RouteConfig, issuers: Mapping[str, IssuerConfig]) -> 
                 f"{issuer.other_fields[0]}, by which no upstream and no cache tells users apart"
             )
             yield PartProblem(("forward_token",), message, route.forward_token)
+
+
+def admin_problems(admin: AdminIdentityConfig | None, issuers: Mapping[str, IssuerConfig]) -> Iterator[PartProblem]:
+    """What is wrong with the issuer of operators' tokens."""
+    if admin is not None and admin.issuer not in issuers:
+        message = f"there is no identity {admin.issuer!r}{did_you_mean(admin.issuer, list(issuers))}"
+        yield PartProblem(("admin_identity", "issuer"), message, admin.issuer)
+    elif admin is not None and not issuers[admin.issuer].issuer:
+        message = f"{admin.issuer} doesn't verify signed tokens; name an identity that has `issuer`"
+        yield PartProblem(("admin_identity", "issuer"), message, admin.issuer)
 
 
 def identity_problems(

@@ -18,6 +18,7 @@ PURE_MODULES = frozenset(
         "advisor.ttl_ladder",
         "aggregates.lifetime",
         "aggregates.merge",
+        "config.admin",
         "config.expressions",
         "config.field_changes",
         "config.identity",
