@@ -20,11 +20,14 @@ import typer
 from gateway.cli import credentials, setup, ttl
 from gateway.cli.options import (
     AdminUrlOption,
+    AppArgument,
     ConfigOption,
+    app_source,
     ask,
     folded,
     found,
     loaded,
+    loaded_app,
     memory_only,
     nothing_served,
     operator,
@@ -35,6 +38,7 @@ from gateway.config.names import counted
 from gateway.errors import ConfigError, ConfigProblem, GatewayError, OrderError
 
 if TYPE_CHECKING:
+    from gateway.cli.include_check import Included
     from gateway.config.loader import Loaded, Setting
     from gateway.config.models import Config
     from gateway.explain.trace import Trace
@@ -68,10 +72,7 @@ def _all_commands(
 
 @app.command()
 def serve(
-    app: Annotated[
-        str | None,
-        typer.Argument(help="A FastAPI app as `module:attribute`, such as main:app; without it, the configuration's."),
-    ] = None,
+    app: AppArgument = None,
     config: ConfigOption = None,
     host: Annotated[str | None, typer.Option(help="The address to listen on; overrides the configuration.")] = None,
     port: Annotated[
@@ -127,13 +128,9 @@ def serve(
 
 def _rereading(place: str, config: Path | None, options: dict[str, str | int]) -> Callable[[], Loaded]:
     """Reads the configuration of the app at `place`; `config` is that of an app whose code names none."""
-    from gateway.config.loader import AppSource
     from gateway.server.served_app import configuration_of
 
-    if ":" not in place:
-        raise OrderError(f"{place}: name the app as module:attribute, such as main:app")
-    file = found(config)
-    return partial(configuration_of, AppSource(place, str(file) if file is not None else None, options))
+    return partial(configuration_of, app_source(place, config, options))
 
 
 @app.command()
@@ -151,6 +148,7 @@ def demo(
 
 @app.command()
 def check(
+    app: AppArgument = None,
     config: ConfigOption = None,
     running: Annotated[
         bool, typer.Option("--running", help="Show a running gateway's settings, with live overrides.")
@@ -160,7 +158,7 @@ def check(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and problems only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print settings and problems as JSON.")] = False,
 ) -> None:
-    """Validate the configuration and print every setting and its source.
+    """Validate the configuration, or that of a FastAPI app and its handlers, and print every setting and its source.
 
     All problems are reported at once, in the order of the file. Exit status: 0 if the configuration is valid, 2 if
     it is not or if it serves nothing. With --running, the settings come from the admin listener of a running gateway.
@@ -174,7 +172,7 @@ def check(
         problems: list[ConfigProblem] = []
         warnings, notes = tuple[str, ...](), list[str]()
     else:
-        settings, summary, problems, warnings, notes = _checked(config, effective, as_json=as_json)
+        settings, summary, problems, warnings, notes = _checked(app, config, effective, as_json=as_json)
     shown = [each for each in settings if not changed or each.source != "default"]
     if as_json:
         typer.echo(_as_json(shown, warnings, problems, notes))
@@ -191,28 +189,34 @@ def check(
 
 
 def _checked(
-    path: Path | None, effective: Callable[[Loaded], list[Setting]], *, as_json: bool
+    app: str | None, path: Path | None, effective: Callable[[Loaded], list[Setting]], *, as_json: bool
 ) -> tuple[list[Setting], str, list[ConfigProblem], tuple[str, ...], list[str]]:
     """The settings, a summary, problems, warnings and notes."""
     from gateway.config.loader import load
 
     try:
-        read = load(found(path)) if as_json else loaded(path)
+        read = loaded_app(app, path) if app is not None else load(found(path)) if as_json else loaded(path)
     except ConfigError as error:
         return [], "", error.problems, error.warnings, []
     counts = f"{counted(len(read.config.routes), 'route')}, {counted(len(read.config.upstreams), 'upstream')}"
-    missing = nothing_served(path, read.config)
+    missing = nothing_served(path, read.config) if app is None else None
     problems = [ConfigProblem("", "", missing)] if missing else []
     if any(each.issuer for each in read.config.identity.values()):
         problems += _missing_extra()
-    if read.config.include:
-        from gateway.cli.include_check import problems_of
-
-        file = found(path)
-        problems += problems_of(str(file) if file is not None else None)
+    if read.config.include or app is not None:
+        included = _included(app, path)
+        counts += f", {counted(len(included.handlers), 'handler')}"
+        problems += included.problems
     problems += credentials.refused_keys(read.config)
     notes = [*_changes(read.config), *credentials.risks(read.config)]
     return effective(read), counts, problems, read.warnings if as_json else (), notes
+
+
+def _included(app: str | None, path: Path | None) -> Included:
+    from gateway.cli.include_check import included_by
+
+    file = found(path)
+    return included_by(str(file) if file is not None else None, app)
 
 
 def _missing_extra() -> list[ConfigProblem]:
@@ -246,20 +250,19 @@ def _as_json(
 
 
 @app.command()
-def routes(config: ConfigOption = None) -> None:
-    """List the routes in matching order, with their TTLs, and whether the edge answers their hits.
+def routes(app: AppArgument = None, config: ConfigOption = None) -> None:
+    """List the routes of the configuration, or of a FastAPI app, in matching order.
+
+    They have their TTLs, and whether the edge answers their hits.
 
     Of a Python handler that is not answered at the edge, the last column says why.
     """
     from gateway.cli.tables import routes_table, show
 
-    read = loaded(config).config
-    if not read.include:
+    read = (loaded_app(app, config) if app is not None else loaded(config)).config
+    if not read.include and app is None:
         return show(routes_table(read, []))
-    from gateway.cli.include_check import included_by
-
-    file = found(config)
-    included = included_by(str(file) if file is not None else None)
+    included = _included(app, config)
     if included.problems:
         raise ConfigError(included.problems)
     return show(routes_table(read, included.handlers))

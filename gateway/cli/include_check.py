@@ -1,10 +1,12 @@
-"""Makes the app of a configuration once, in a separate process, to find errors in its Python code.
+"""Makes the app of a configuration, or the one that `module:attribute` names, once, in a separate process: to find
+errors in its Python code, and what its handlers are.
 
-A module that `include` names may print, wait, or exit. `gateway check` must not.
+Such a module may print, wait, or exit. `gateway check` must not.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
 SECONDS = 30.0
 """How long the modules may take to be imported."""
-_CODE = "import sys; sys.path[:] = {path!r}; from gateway.cli.include_check import main; main({fd}, {file!r})"
+_CODE = (
+    "import sys; sys.path[:] = {path!r}; from gateway.cli.include_check import main; main({fd}, {file!r}, {place!r})"
+)
 
 
 class Handler(msgspec.Struct, frozen=True):
@@ -41,10 +45,12 @@ class Handler(msgspec.Struct, frozen=True):
 
 
 class Included(msgspec.Struct, frozen=True):
-    """What the code that a configuration includes comes to."""
+    """What the code that a configuration includes, or an app, comes to. `openapi` is the app's OpenAPI document, as
+    JSON."""
 
     problems: list[ConfigProblem]
     handlers: list[Handler] = []
+    openapi: str = ""
 
 
 def problems_of(file: str | None, *, seconds: float = SECONDS) -> list[ConfigProblem]:
@@ -55,13 +61,17 @@ def problems_of(file: str | None, *, seconds: float = SECONDS) -> list[ConfigPro
     return included_by(file, seconds=seconds).problems
 
 
-def included_by(file: str | None, *, seconds: float = SECONDS) -> Included:
-    """What the Python code that a configuration file includes comes to; `file` is None where there is no file."""
+def included_by(file: str | None, place: str | None = None, *, seconds: float = SECONDS) -> Included:
+    """What the Python code that a configuration file includes comes to, or, with a `place`, the app there.
+
+    `file` is None where there is no file.
+    """
+    setting = "include" if place is None else "app"
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as answer:
         try:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CODE.format(path=sys.path, fd=writer, file=file)],
+                [sys.executable, "-P", "-c", _CODE.format(path=_path(place), fd=writer, file=file, place=place)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -74,17 +84,22 @@ def included_by(file: str | None, *, seconds: float = SECONDS) -> Included:
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            return _failed(f"importing its modules took more than {seconds:g} s")
+            return _failed(setting, f"importing its modules took more than {seconds:g} s")
         found = answer.read()
     if not found:
         lines = errors.decode(errors="replace").strip().splitlines()
         said = f": {lines[-1]}" if lines else ""
-        return _failed(f"importing its modules ended the process (status {process.returncode}){said}")
+        return _failed(setting, f"importing its modules ended the process (status {process.returncode}){said}")
     return msgspec.json.decode(found, type=Included)
 
 
-def _failed(message: str) -> Included:
-    return Included([ConfigProblem("", "include", message)])
+def _path(place: str | None) -> list[str]:
+    """Where modules are found: those of an app also in the present folder, as `gateway serve` does it."""
+    return sys.path if place is None else ["", *sys.path]
+
+
+def _failed(setting: str, message: str) -> Included:
+    return Included([ConfigProblem("", setting, message)])
 
 
 def _refused(make: Callable[[], object]) -> list[ConfigProblem]:
@@ -95,8 +110,29 @@ def _refused(make: Callable[[], object]) -> list[ConfigProblem]:
     return []
 
 
-def main(descriptor: int, file: str | None) -> None:
+def main(descriptor: int, file: str | None, place: str | None) -> None:
     """What the process runs: writes an `Included` to `descriptor`, as JSON."""
+    found = _of_configuration(file) if place is None else _of_app(place, file)
+    with os.fdopen(descriptor, "wb") as answer:
+        answer.write(msgspec.json.encode(found))
+        answer.flush()
+    os._exit(0)  # an app's threads may not end
+
+
+def _of_app(place: str, file: str | None) -> Included:
+    from gateway.config.loader import AppSource
+    from gateway.server.served_app import served_app
+
+    try:
+        served = served_app(AppSource(place, file), "none")
+        served.rebind()
+        document = json.dumps(served.app.openapi(), ensure_ascii=False)
+        return Included([], [*map(_listed, served.handler_routes())], document)
+    except ConfigError as error:
+        return Included(error.problems)
+
+
+def _of_configuration(file: str | None) -> Included:
     from gateway.app.gateway import create_app
     from gateway.app.python_routes import router_of
     from gateway.config.loader import load
@@ -105,8 +141,7 @@ def main(descriptor: int, file: str | None) -> None:
     problems = [problem for place in config.include for problem in _refused(partial(router_of, place))]
     handlers: list[Handler] = []
     problems = problems or _refused(lambda: handlers.extend(map(_listed, create_app(config).handler_routes())))
-    with os.fdopen(descriptor, "wb") as answer:
-        answer.write(msgspec.json.encode(Included(problems, handlers)))
+    return Included(problems, handlers)
 
 
 def _listed(route: HandlerRoute) -> Handler:

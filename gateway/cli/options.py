@@ -10,16 +10,17 @@ import os
 import shutil
 import sys
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.errors import ConfigError, GatewayError
+from gateway.errors import ConfigError, GatewayError, OrderError
 
 if TYPE_CHECKING:
-    from gateway.config.loader import Loaded
+    from gateway.config.loader import AppSource, Loaded
     from gateway.config.models import Config
     from gateway.upstreams.httpx_api import httpx
 
@@ -51,6 +52,29 @@ def found(path: Path | None) -> Path | None:
     if named := known_variables(Path(".env"), os.environ).get(CONFIG_FILE):
         return Path(named)
     return next((usual for usual in DEFAULT_FILES if usual.exists()), None)
+
+
+AppArgument = Annotated[
+    str | None,
+    typer.Argument(help="A FastAPI app as `module:attribute`, such as main:app; without it, the configuration's."),
+]
+
+
+def app_source(place: str, config: Path | None, options: Mapping[str, str | int] | None = None) -> AppSource:
+    """The app at `place`; `config` is the configuration file of an app whose code names none. Raises OrderError."""
+    from gateway.config.loader import AppSource
+
+    if ":" not in place:
+        raise OrderError(f"{place}: name the app as module:attribute, such as main:app")
+    file = found(config)
+    return AppSource(place, str(file) if file is not None else None, options or {})
+
+
+def loaded_app(app: str, config: Path | None) -> Loaded:
+    """The configuration of an app. Raises ConfigError, OrderError."""
+    from gateway.server.served_app import configuration_of
+
+    return configuration_of(app_source(app, config))
 
 
 def nothing_served(path: Path | None, config: Config) -> str | None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.options import ConfigOption, loaded, memory_only
+from gateway.cli.options import AppArgument, ConfigOption, app_source, loaded, memory_only
 from gateway.config.names import counted
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
+    from gateway.config.loader import AppSource
     from gateway.importers.draft import Draft
 
 FETCH_SECONDS = 30
@@ -178,14 +179,29 @@ def _schema_text() -> str:
     return json.dumps(config_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
-def openapi(config: ConfigOption = None, output: OutputOption = None) -> None:
-    """Print the OpenAPI document of the gateway's routes as JSON, without starting it."""
+def openapi(app: AppArgument = None, config: ConfigOption = None, output: OutputOption = None) -> None:
+    """Print the OpenAPI document of the gateway's routes, or of a FastAPI app, as JSON, without starting it."""
     import json
 
     from gateway.app.gateway import create_app
 
-    app = create_app(memory_only(loaded(config)))  # which is not started: it opens no connection
-    _write(json.dumps(app.openapi(), indent=2, ensure_ascii=False) + "\n", output)
+    if app is not None:
+        document = _document_of(app_source(app, config))
+    else:
+        document = create_app(memory_only(loaded(config))).openapi()  # it is not started: it opens no connection
+    _write(json.dumps(document, indent=2, ensure_ascii=False) + "\n", output)
+
+
+def _document_of(app: AppSource) -> Any:
+    """The OpenAPI document of an app. Raises ConfigError."""
+    import json
+
+    from gateway.cli.include_check import included_by
+
+    found = included_by(app.file, app.place)
+    if found.problems:
+        raise ConfigError(found.problems)
+    return json.loads(found.openapi)
 
 
 def _write(text: str, output: Path | None) -> None:

@@ -1,12 +1,14 @@
-"""`gateway check` imports what `include` names, and says what `gateway serve` would say."""
+"""`gateway check` imports what `include` names, or an app, and says what `gateway serve` would say; so do `gateway
+routes` and `gateway openapi`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from gateway.cli.include_check import problems_of
+from gateway.cli.include_check import included_by, problems_of
 from tests.support.processes import command
 
 GOOD = "from fastapi import APIRouter\nrouter = APIRouter()\n"
@@ -80,3 +82,55 @@ def test_a_module_that_kills_the_process_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(str(tmp_path))
     (problem,) = problems_of(str(file))
     assert problem.message == "importing its modules ended the process (status 7)"
+
+
+APP = """
+from fastapi import FastAPI
+from gateway import Cache, Gateway, cached
+print("imported")
+settings = {"redis_url": "none", "admin_listen": "none"}
+if KIND == "gateway":
+    routes = {"all": {"path": "/api/{path:path}", "upstream": "api"}}
+    app = Gateway({**settings, "upstreams": {"api": {"url": "http://127.0.0.1:9"}}, "routes": routes}, title="Mine")
+else:
+    app = FastAPI(title="Mine")
+    Cache(app, **settings)
+
+@app.get("/late/{id}")
+@cached(ttl="30s", tags=["late:{id}"])
+async def late(id: int) -> int:
+    return id
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_gateway_is_checked_and_shown_with_its_handlers(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(APP.replace("KIND", repr("gateway")))
+    checked = command("check", "main:app", "--changed", cwd=tmp_path)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert "The configuration is valid: 1 route, 1 upstream, 1 handler." in checked.stdout
+    shown = command("routes", "main:app", cwd=tmp_path)
+    assert [line.split() for line in shown.stdout.splitlines()[1:]] == [
+        ["main.late", "/late/{id}", "Python", "30s", "origin", "origin", "late:{id}", "yes"],
+        [*("all", "/api/{path:path}", "api:/api/{path:path}", "origin", "origin", "origin,", "10m", "yes")],
+    ]
+    written = command("openapi", "main:app", "-o", "document.json", cwd=tmp_path)
+    assert written.returncode == 0
+    document = json.loads((tmp_path / "document.json").read_text())
+    assert (document["info"]["title"], "/late/{id}" in document["paths"]) == ("Mine", True)
+
+
+def test_an_app_with_a_cache_is_shown_with_its_handlers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "main.py").write_text(APP.replace("KIND", repr("cache")))
+    monkeypatch.chdir(tmp_path)
+    found = included_by(None, "main:app")
+    assert [(each.name, each.edge, each.ttl) for each in found.handlers if each.cached] == [("main.late", "yes", 30.0)]
+    assert json.loads(found.openapi)["info"]["title"] == "Mine"
+
+
+@pytest.mark.parametrize("name", ["routes", "openapi"])
+def test_an_app_that_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "main.py").write_text("app = 1\n")
+    ran = command(name, "main:app", cwd=tmp_path)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "app: main:app is a int; expected a FastAPI" in ran.stderr
