@@ -36,13 +36,15 @@ ROWS = {
     "304": Pattern("hot", path("1KiB", 0), headers=('If-None-Match: "1KiB-0"',), status=304),
     "uncached": Pattern("unique", uncached_path("")),
     "miss": Pattern("unique", path("1KiB", "")),
+    "miss-redis": Pattern("unique", path("1KiB", "")),
+    "mixed": Pattern("mixed", path("1KiB", ""), 1000),
     "redis": Pattern("spread", path("1KiB", ""), 1000),
     "zipf": Pattern("zipf", path("1KiB", ""), _KEYS),
     "joined": Pattern("hot", "/joined/1KiB/0"),
     "spliced": Pattern("spread", "/spliced/1KiB/", _SPLICED),
     "fanned": Pattern("unique", "/fanned/1KiB/"),
 }
-"""What is requested in each row. In `redis` nothing is kept in memory; the other rows have no Redis."""
+"""What is requested in each row. `redis` and `miss-redis` have Redis, and in `redis` nothing is kept in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def _both(tree: Path, row: str, server_core: int, load_core: int) -> Iterator[li
         peers = []
         for number, (name, root) in enumerate((("ours", _HERE), ("theirs", tree))):
             place = site(name, upstream.port)
-            redis = f"redis://127.0.0.1:{valkey.port}/{number}" if row == "redis" else "none"
+            redis = f"redis://127.0.0.1:{valkey.port}/{number}" if "redis" in row else "none"
             config = place.file("compare.yaml", memory="0" if row == "redis" else "1GiB", redis=redis)
             serve = [sys.executable, "-m", "gateway", "serve", "--config", config]
             peers.append(Peer(name, place.port, start(place, serve, server_core, root)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -102,8 +102,7 @@ class PartState:
     seconds: float
 
 
-@dataclass(slots=True)
-class RequestContext:
+class RequestContext(msgspec.Struct):
     """`began` is a value of the performance counter. `spent` holds seconds by activity."""
 
     request_id: str
@@ -116,9 +115,9 @@ class RequestContext:
     headers: Headers = ()
     outcome: Outcome = LOCAL
     route: str = ""
-    downstream: Downstream = field(default=NOTHING, repr=False)
+    downstream: Downstream = NOTHING
     """The fields for downstream caches."""
-    spent: dict[str, float] = field(default_factory=dict)
+    spent: dict[str, float] = {}
     forwarded_for: str = ""
     told: Told | None = None
     """The information from trusted proxies; None if there is none."""
@@ -138,12 +137,15 @@ class RequestContext:
     """Whether a fetch returned content that differs from the stored response; None if there was none to compare."""
     recall: object | None = None
     """How a declared route served the request, for the edge to remember; a `hits.Recall`."""
-    stored: Entry | None = field(default=None, repr=False)
+    stored: Entry | None = None
     """The stored response that answered."""
     parts: tuple[PartState, ...] = ()
     """The states of an aggregate's parts, if they were joined for this request."""
-    scope: dict[str, Any] = field(default_factory=dict, repr=False)
+    scope: dict[str, Any] = {}
     """The request's scope as the routes first saw it, from which a refresh behind replays it."""
+
+    def __repr__(self) -> str:
+        return f"<RequestContext {self.method} {self.target} {self.outcome!r}>"
 
     def cut(self, error: UpstreamError) -> None:
         """The upstream broke off in the middle of the answer, whose head was sent."""

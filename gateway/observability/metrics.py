@@ -61,6 +61,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._tallies: dict[tuple[str, Result, int], Tally] = {}
         self._part_tallies: dict[tuple[str, str, str], PartTally] = {}
+        self._upstream_tallies: dict[tuple[str, str], Tally] = {}
         self._make_counters(partial(Counter, registry=self.registry))
         self._make_histograms(partial(Histogram, registry=self.registry))
 
@@ -112,6 +113,11 @@ class Metrics:
                 self._count_request(route, result.value, f"{status}xx").inc(tally.count)
                 _observe(self._observe_seconds(result.value), tally)
                 tally.clear()
+        for (name, said), tally in self._upstream_tallies.items():
+            if tally.count:
+                self._count_upstream(name, said).inc(tally.count)
+                _observe(self._observe_upstream(name), tally)
+                tally.clear()
         for (route, part, outcome), joined in self._part_tallies.items():
             if joined.count:
                 self._count_part(route, part, outcome).inc(joined.count)
@@ -125,8 +131,10 @@ class Metrics:
         self._count_part(route, part, outcome).inc()
 
     def upstream(self, name: str, result: str, seconds: float) -> None:
-        self._count_upstream(name, result).inc()
-        self._observe_upstream(name).observe(seconds)
+        tally = self._upstream_tallies.get((name, result))
+        if tally is None:
+            tally = self._upstream_tallies[name, result] = Tally()
+        tally.add(seconds)
 
     def refused(self, reason: str) -> None:
         self._refused.labels(reason).inc()
