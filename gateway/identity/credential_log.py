@@ -18,7 +18,7 @@ from uuid import uuid4
 from gateway.cache.purge_log import PurgeReport
 from gateway.cache.redis.errors import risks_of_loss, unanswered
 from gateway.cache.redis.record_log import RecordLog
-from gateway.cache.redis.record_stream import YOUNG_SECONDS, Beat, RecordStream, Turn
+from gateway.cache.redis.record_stream import ADD_AT_ONCE, YOUNG_SECONDS, Beat, RecordStream, Turn
 from gateway.clock import Clock
 from gateway.identity.records import MOST_RECORDS, Codec, CredentialRecords, Record
 from gateway.observability.log import ONCE
@@ -113,6 +113,7 @@ class RedisCredentials(RecordLog[Record]):
         )
         super().__init__(stream, self.records, clock)
         self._client = client
+        self._is_another = False
         self._known = asyncio.Event()
         self._expired = time.monotonic()
         self._complained_of: set[str] = set()
@@ -143,6 +144,21 @@ class RedisCredentials(RecordLog[Record]):
             self.records.known = True
             self._known.set()
         self._complain_of_unusable()
+
+    async def _adopt(self, turn: Turn[Record]) -> None:
+        """Go on with a different stream. It is read as any other, in pieces between which requests are answered, as
+        nothing is forgotten; what it lacks is added when all of it was read."""
+        self.records.begin(turn.generation)
+        self._is_another = True
+
+    async def _add_pending(self) -> None:
+        if self._is_another:
+            for some in self.records.missing(ADD_AT_ONCE):
+                if some and not await self._add(some):
+                    return  # of another generation: the next turn finds out
+                await asyncio.sleep(0)
+            self._is_another = False
+        await super()._add_pending()
 
     def _complain_of_unusable(self) -> None:
         for each in self.records.unusable.values():

@@ -48,7 +48,7 @@ _VERSION = b"1"
 _ID = 16
 
 
-class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An API key of the provider `provider`. `key` is its ID, the beginning of its digest; times are in seconds since
     1970."""
 
@@ -81,7 +81,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         )
 
 
-class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Refuses tokens that were issued before `before`, and belong to what `digest` is of; until `until` there may be
     such tokens. `issuer` is that of the tokens, all for none. `at` is when it was made, by `by`."""
 
@@ -291,10 +291,12 @@ class CredentialRecords:
         before = self._places.get(_own(record))
         self._places[_own(record)] = position
         known = self._learn(record)
-        if before is not None and before != position and known == record:
-            self.superseded.append(before)
         if isinstance(known, Revocation) and known.until < self.needed_until(known.before):
-            self.pend(msgspec.structs.replace(known, until=self.needed_until(known.before)), now)
+            known = msgspec.structs.replace(known, until=self.needed_until(known.before))
+        if known != record:
+            self.pend(known, now)  # the stream is to have what all of its records say together
+        elif before is not None and before != position:
+            self.superseded.append(before)
 
     def needed_until(self, before: float) -> float:
         """Until when there may be tokens that were issued before an instant."""
@@ -308,14 +310,25 @@ class CredentialRecords:
         now: float = math.inf,
         continuous: bool = True,
     ) -> None:
-        """Go on with another stream. What was known is known still: all of it was added there."""
+        """Go on with another stream. What was known is known still."""
+        self.begin(generation)
+        for position, record in records:
+            self.apply(position, record, now)
+
+    def begin(self, generation: str) -> None:
+        """Go on with another stream, of which nothing is applied yet."""
         self.generation = generation
         self.applied = ZERO
         self.superseded.clear()
         self._places.clear()
         self.unusable.clear()
-        for position, record in records:
-            self.apply(position, record, now)
+
+    def missing(self, number: int) -> Iterator[list[Record]]:
+        """What is known, and in no record of the stream that was applied: of so many at a time those that are. They may
+        change meanwhile."""
+        known = [*self._all()]
+        for start in range(0, len(known), number):
+            yield [each for each in known[start : start + number] if _own(each) not in self._places]
 
     def raise_floor(self, floor: Position) -> None:
         """No record is removed before its time; a floor is only where the stream begins."""
@@ -338,7 +351,7 @@ class CredentialRecords:
         """What is known of the record's subject from now on."""
         if isinstance(record, ApiKey):
             key = self.keys.get(record.key)
-            known = record if key is None else key.joined(record)
+            known = record if key is None or key == record else key.joined(record)
             self.keys[record.key] = known
             if known != key:
                 self._tell()
@@ -347,7 +360,7 @@ class CredentialRecords:
 
     def _revoke(self, record: Revocation) -> Revocation:
         other = self.revocations.get(record.about)
-        known = record if other is None else other.joined(record)
+        known = record if other is None or other == record else other.joined(record)
         self.revocations[record.about] = known
         if other is None:
             self._kinds[record.salt, record.kind] = self._kinds.get((record.salt, record.kind), 0) + 1

@@ -123,3 +123,61 @@ def test_a_token_in_a_field_of_its_own_is_not_forwarded_where_responses_are_stor
     Config(**settings, routes={"home": route(cache=False, forward_token=True)})
     settings["identity"]["shop"]["from"] = ["authorization", "cookie:token"]
     Config(**settings, routes={"home": route(ttl="origin", forward_token=True)})
+
+
+# --- API keys and opaque tokens ----------------------------------------------------------------------------------
+
+ASKED: dict[str, Any] = {"upstream": "shop", "client_id": "gateway", "client_secret": "s"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "needs issuer (signed tokens), keys (API keys) or introspect (opaque tokens)"),
+        ({**GOOD, "keys": "redis"}, "can't be combined: issuer and keys"),
+        ({"keys": "redis", "introspect": ASKED}, "can't be combined: keys and introspect"),
+        ({"keys": "redis", "jwks": "auto"}, "jwks requires `issuer`, and can't be combined with `keys`"),
+        ({"introspect": ASKED, "header": "x"}, "header requires `keys`, and can't be combined with `introspect`"),
+        ({"keys": "rediss"}, "must be redis, or file:PATH"),
+        ({"keys": "file:"}, "must be redis, or file:PATH"),
+        ({"keys": "redis", "header": "x key"}, "must be a header's name"),
+        ({"introspect": {**ASKED, "path": "introspect"}}, "must be a path such as /introspect"),
+        ({"introspect": {**ASKED, "path": "/a?b"}}, "must be a path such as /introspect"),
+        ({"introspect": {**ASKED, "client_id": ""}}, "the gateway's name at the endpoint"),
+        ({"introspect": {**ASKED, "cache": "2h"}}, "less than or equal to"),
+    ],
+)
+def test_an_identity_is_of_one_kind_with_the_settings_of_that_kind(settings: dict[str, Any], message: str) -> None:
+    assert message in problem(IssuerConfig, **settings)
+
+
+def test_credentials_are_where_each_kind_has_them() -> None:
+    assert IssuerConfig(keys="redis", header="X-Key").sources == ["x-key"]
+    assert IssuerConfig(introspect=ASKED, **{"from": ["cookie:sid"]}).sources == ["cookie:sid"]
+    assert "'s'" not in repr(IssuerConfig(introspect=ASKED))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"redis_url": "none"}, "redis_url is none"),
+        ({}, "set redis_dir to a folder"),
+        ({"redis_dir": "/data"}, ""),
+        ({"redis_url": "redis://r:6379"}, ""),
+    ],
+)
+def test_keys_are_kept_where_they_are_not_lost(settings: dict[str, Any], message: str) -> None:
+    found = {"identity": {"partner": {"keys": "redis"}}, **settings}
+    if not message:
+        Config(**found)
+        return
+    said = problem(Config, **found)
+    assert "identity.partner.keys" in said
+    assert message in said
+
+
+def test_an_endpoint_is_asked_at_an_upstream_that_there_is() -> None:
+    identity = {"opaque": {"introspect": {**ASKED, "upstream": "shp"}}}
+    message = problem(Config, upstreams={"shop": {"url": "http://shop.example.com"}}, identity=identity)
+    assert "identity.opaque.introspect.upstream" in message
+    assert "there is no upstream 'shp'; did you mean shop?" in message

@@ -8,6 +8,7 @@ from gateway.config.identity import ASYMMETRIC
 from gateway.identity.admission import NotAdmitted
 from gateway.identity.issuer import MOST_REFUSED, FixedKeys, TokenIssuer
 from gateway.identity.key_set import KeySet, parse_key_set
+from gateway.identity.records import Codec, CredentialRecords, Revocation, no_records
 from gateway.identity.tokens import Issuer
 from gateway.testing import TurnedClock
 from tests.support.tokens import ISSUER, TestIssuer, unsigned
@@ -152,3 +153,52 @@ async def test_a_principal_holds_until_its_token_and_the_leeway_or_the_keys_end(
     source.until = clock.now() + 5
     assert shop.holds_until(principal) == clock.now() + 5
     assert shop.epoch is source.epoch
+
+
+# --- revocations -------------------------------------------------------------------------------------------------
+
+
+def revoking(source: Source, clock: TurnedClock, records: CredentialRecords) -> TokenIssuer:
+    return TokenIssuer(SETTING, source, clock, remembered=3, records=records)
+
+
+def revoke(records: CredentialRecords, sub: str, before: float) -> None:
+    salt = records.salt()
+    digest = records.digest("sub", sub, salt)
+    records.apply((1, 0), Revocation(kind="sub", digest=digest, salt=salt, before=before, until=before + 1e7, at=1.0))
+
+
+async def test_a_revoked_token_is_refused_at_once_whether_remembered_or_not(source: Source, clock: TurnedClock) -> None:
+    records = no_records()
+    shop = revoking(source, clock, records)
+    known, other = issuer.sign(), issuer.sign(sub="berta")
+    await shop.verified(known)
+    await shop.verified(other)
+    revoke(records, "anna", clock.now())
+    assert shop.known(known) is None
+    for token in (known, issuer.sign(jti="2")):
+        assert (await refusal(shop, token)).reason == "revoked"
+    assert shop.known(other) is not None
+    assert (await shop.verified(issuer.sign(iat=clock.now()))).subject == "anna"
+
+
+async def test_before_revocations_are_known_nobody_is_let_in(source: Source, clock: TurnedClock) -> None:
+    refused = await refusal(revoking(source, clock, CredentialRecords(Codec(None))), issuer.sign())
+    assert (refused.status, refused.reason, refused.retry_after) == (503, "records", 5)
+
+
+async def test_a_token_ends_with_the_greatest_age_that_revocations_are_kept_for(
+    source: Source, clock: TurnedClock
+) -> None:
+    records = no_records()
+    records.longest = 100.0
+    shop = revoking(source, clock, records)
+    token = issuer.sign(iat=clock.now(), exp=clock.now() + 10_000)
+    principal = await shop.verified(token)
+    assert principal.expires_at == clock.now() + 100
+    clock.turn(129)
+    assert shop.known(token) is not None
+    clock.turn(1)
+    assert shop.known(token) is None
+    assert (await refusal(shop, token)).reason == "age"
+    assert (await shop.verified(issuer.sign(iat=None, exp=clock.now() + 10_000))).subject == "anna"

@@ -62,12 +62,25 @@ def test_what_records_say_of_a_key_does_not_depend_on_their_order() -> None:
         assert (key.expires, key.revoked, key.ends) == (AT + 10, AT + 5, AT + 5)
 
 
-def test_a_record_that_says_less_takes_nothing_back_and_drives_nothing_out() -> None:
+def test_a_record_that_says_less_takes_nothing_back_and_the_stream_gets_what_all_say_together() -> None:
     revoked = api_key("a", revoked=AT)
     records = applied(known(), revoked, api_key("a"))
     assert records.keys[revoked.key].revoked == AT
     assert not records.superseded
-    assert revoked.id in records.records
+    assert [record for _, record in records.pending.values()] == [revoked]
+    records.apply((3, 0), revoked, AT)
+    assert not records.pending
+    assert list(records.superseded) == [(2, 0)]
+
+
+def test_what_another_stream_lacks_is_known() -> None:
+    records = applied(known(), api_key("a"), api_key("b"), revocation(known(Codec(SECRET)), "all"))
+    records.begin("another")
+    assert records.applied == (0, 0)
+    records.apply((1, 0), api_key("a"), AT)
+    for number in (1, 2, 100):
+        missing = [record.id for some in records.missing(number) for record in some]
+        assert sorted(missing) == sorted(set(records.records) - {api_key("a").id})
 
 
 def test_a_record_that_says_all_makes_the_one_before_needless() -> None:
