@@ -13,6 +13,7 @@ from gateway.cache.engine import Engine
 from gateway.cache.purge_log import PurgeCounts
 from gateway.cache.shared_store import NoShared, SharedStatistics
 from gateway.identity.providers import Providers
+from gateway.streams.shared_stream import REASONS, SharedStreams
 from gateway.upstreams.client import Upstream
 from gateway.upstreams.failure_causes import CAUSES
 
@@ -181,6 +182,28 @@ class IdentityCollector(Collector):
             for result in ("active", "inactive", "failed"):
                 asked.add_metric((each.name, result), float(each.answers[result]))
         yield asked
+
+
+class StreamCollector(Collector):
+    """The shared event streams of a worker."""
+
+    def __init__(self, streams: SharedStreams) -> None:
+        self._streams = streams
+
+    def collect(self) -> Iterable[Metric]:
+        streams = self._streams
+        yield _gauge("gateway_shared_streams", "Event streams from upstreams that clients share.", len(streams))
+        yield _gauge("gateway_shared_stream_clients", "Clients of shared event streams.", streams.clients)
+        opened = CounterMetricFamily(
+            "gateway_shared_stream_requests", "Requests for shared event streams, sent upstream.", labels=("kind",)
+        )
+        opened.add_metric(("first",), float(streams.counts.opened))
+        opened.add_metric(("again",), float(streams.counts.reopened))
+        yield opened
+        cut = CounterMetricFamily("gateway_shared_stream_cuts", "Clients of shared streams cut.", labels=("reason",))
+        for reason in REASONS:
+            cut.add_metric((reason,), float(streams.counts.cut[reason]))
+        yield cut
 
 
 def _purges(purged: PurgeCounts) -> Metric:

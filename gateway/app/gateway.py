@@ -128,6 +128,7 @@ class Gateway(Generation, FastAPI):
         routes = AppRoutes(
             *(self, self.config, self.engine, self.metrics, self.declared, self.aggregates, self._direct),
             handlers=lambda target: self.handlers.admissions(target),
+            streams=self.worker_state.streams,
         )
         self._own = tuple(routes.add_own(docs, redoc))
         self._check_dependencies(fastapi.get("dependencies"))

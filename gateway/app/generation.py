@@ -256,8 +256,13 @@ class Generation:
                 upstream.go_on_counting(known)
         self.worker_state.show_upstreams(self.upstreams.values())
         self.worker_state.providers.take_over()
+        self.worker_state.streams.retire(self._would_stream)
         self._answering = before._answering
         self._answering.gateway = self
+
+    def _would_stream(self, of: tuple[object, object]) -> bool:
+        """Whether a shared stream would be requested in the same way by this generation."""
+        return any(each.upstream is of[0] and each.config == of[1] for each in self.declared)
 
     def _issuer_transport(self, name: str) -> httpx.AsyncBaseTransport | None:
         transport = self._given.transport

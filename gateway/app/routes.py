@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,13 +27,14 @@ from gateway.app.python_routes import pieces_of, router_of
 from gateway.cache.engine import Engine
 from gateway.config.models import Config
 from gateway.config.route import RouteConfig
-from gateway.edge.passthrough import Direct, DirectAggregate, DirectRoute, Patterns
+from gateway.edge.passthrough import Direct, DirectAggregate, DirectRoute, DirectStream, Patterns
 from gateway.http.target import Target
 from gateway.identity.admission import Admission
 from gateway.observability.log import ONCE
 from gateway.observability.metrics import Metrics
 from gateway.routing.declared import Declared
 from gateway.routing.handlers import Handlers
+from gateway.streams.shared_stream import SharedStreams
 
 logger = logging.getLogger("gateway")
 
@@ -51,6 +52,7 @@ class AppRoutes:
     direct: dict[str, Direct]
     handlers: Callable[[Target | None], list[Admission]]
     """What Python handlers at a target ask of credentials."""
+    streams: SharedStreams = field(default_factory=SharedStreams)
 
     def add_own(self, docs: str, redoc: str) -> list[BaseRoute]:
         """Add health and the documentation pages, at these paths; `off` for none. Returns all routes that are the
@@ -77,7 +79,7 @@ class AppRoutes:
     def add_configured(self) -> None:
         """Add declared routes, aggregates and included routers, by how specific their paths are."""
         patterns = Patterns(lambda: self.app.router.routes, self.direct)
-        handlers = Handlers(self.engine, self.metrics, self.declared, patterns.declared)
+        handlers = Handlers(self.engine, self.metrics, self.declared, patterns.declared, self.streams)
         added = [(route.template.specificity, partial(self._add_declared, handlers, route)) for route in self.declared]
         joined = AggregateHandlers(self.engine, self.metrics)
         added += [
@@ -92,7 +94,8 @@ class AppRoutes:
             add()
 
     def _add_declared(self, handlers: Handlers, route: Declared) -> None:
-        self.direct[f"{route.name}_direct"] = DirectRoute(handlers, route)
+        kind = DirectStream if route.shares_streams else DirectRoute
+        self.direct[f"{route.name}_direct"] = kind(handlers, route)
         operations = {method: openapi_operation(route, method) for method in documented_methods(route.config)}
         self._add_route(route.name, route.config, handlers.handler(route), operations)
 

@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gateway.advisor.traffic import AdviceExchange, LocalAdvice, Traffic, Watch
-from gateway.app.collectors import AdviceCollector, EngineCollector, IdentityCollector, UpstreamCollector
+from gateway.app.collectors import (
+    AdviceCollector,
+    EngineCollector,
+    IdentityCollector,
+    StreamCollector,
+    UpstreamCollector,
+)
 from gateway.cache.engine import Engine
 from gateway.cache.memory import Memory
 from gateway.cache.overload import Governor, LoopLag
@@ -32,6 +38,7 @@ from gateway.identity.records import Codec
 from gateway.observability.access_log import AccessLog
 from gateway.observability.metrics import Metrics
 from gateway.policy.identity_key import KEY_BYTES, IdentityKey, derived
+from gateway.streams.shared_stream import SharedStreams
 from gateway.upstreams.client import Upstream
 from gateway.upstreams.httpx_api import httpx
 
@@ -121,6 +128,8 @@ class WorkerState:
         self.metrics.register(EngineCollector(self.engine))
         self.metrics.register(AdviceCollector(self.watch.told))
         self.metrics.register(IdentityCollector(self.providers))
+        self.streams = SharedStreams()
+        self.metrics.register(StreamCollector(self.streams))
         self.guard = ConnectionGuard(config, metrics=self.metrics, log=log)
 
     @property
@@ -189,6 +198,7 @@ class WorkerState:
         await self.providers.start()
 
     async def aclose(self) -> None:
+        await self.streams.aclose()
         await self.providers.aclose()
         if self._fleet_key is not None:
             await self._fleet_key.aclose()

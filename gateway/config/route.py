@@ -54,7 +54,7 @@ from gateway.policy.rules import CachePolicy
 _NOT_OF_AGGREGATES = (
     "upstream", "upstream_path", "cache", "ttl", "stale_while_revalidate", "stale_if_error", "negative_ttl",
     "client_ttl", "vary", "query", "drop_query", "authorization", "cookies", "expose_tags",
-    "timeout", "max_request_body", "max_response_body", "methods", "reads", "body", "upstream_method",
+    "timeout", "max_request_body", "max_response_body", "methods", "reads", "body", "upstream_method", "stream",
     "forward", "forward_token",
 )  # fmt: skip
 
@@ -109,6 +109,9 @@ class RouteConfig(Model):
     upstream_method: Literal["POST", "QUERY"] | None = None
     """With `reads`, or QUERY in `methods`: the method by which the upstream gets these requests. Default: the
     client's."""
+    stream: Literal["pass", "share"] = "pass"
+    """What becomes of event streams (`text/event-stream`). `pass`: each client has a stream of its own from the
+    upstream. `share`: in each worker, all clients with the same cache key share one; requires a duration as `ttl`."""
     encoded_slashes: Slashes = "refuse"
     """What becomes of an encoded slash (`%2F`) in a path. `refuse` responds 400. `keep`: it is part of its segment and
     goes to the upstream as it came (GitLab, npm, RabbitMQ, Jenkins); so does `%252F`. `decode`: it is a slash, and the
@@ -321,6 +324,10 @@ class RouteConfig(Model):
                     raise ValueError(f"tags: {{{name}}} isn't a parameter of the path {self.path}")
         if self.vary is not None and self.ttl == "origin":
             raise ValueError("vary requires a duration as ttl; with `ttl: origin` the upstream's Vary applies")
+        if self.stream == "share" and self.ttl == "origin":
+            raise ValueError(
+                "stream: share requires a duration as ttl, such as 0s; what the upstream gets is then the key"
+            )
         if self.client_ttl is not None and self.ttl == "origin":
             raise ValueError("client_ttl requires a duration as ttl; with `ttl: origin` the upstream's headers apply")
         return self

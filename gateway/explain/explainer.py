@@ -199,6 +199,9 @@ class Explainer:
             content,
         )
         told, stored = await self._judged(request, lookup)
+        if route.shares_streams and request.method == "GET" and lookup.plan.bypass is None:
+            why = "an event stream is shared by all requests with this key (setting `stream`); another response is not"
+            told = msgspec.structs.replace(told, decision="stream", why=why)
         return msgspec.structs.replace(
             told,
             path=route.config.path,

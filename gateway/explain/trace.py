@@ -74,7 +74,8 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request's trace: what `gateway explain` prints, and the admin API returns as JSON.
 
     `decision` is the cache's decision: `hit`, `stale`, `stale_error` (the upstream failed just now), `revalidate`,
-    `miss`, `join`, `bypass`, `pass`, `purge`, `uncached`, `local`, `preflight`, `unknown`, or the status of a refusal.
+    `miss`, `join`, `stream`, `bypass`, `pass`, `purge`, `uncached`, `local`, `preflight`, `unknown`, or the status of a
+    refusal.
     `status` is the client's status for the stored response (304 or 206 if requested). `identity` is who verified the
     credential, and the names of the claims that the response depends on, never a value.
     """

@@ -86,6 +86,10 @@ class Declared:
             return []
         return [(ACCEPT_QUERY, ", ".join(self.content.types).encode("ascii"))]
 
+    @property
+    def shares_streams(self) -> bool:
+        return self.config.stream == "share"
+
     def is_content_read(self, method: str) -> bool:
         """Whether a request of this method is a read whose content is part of the cache key."""
         return self.content is not None and method in self.content.methods

@@ -8,11 +8,12 @@ entry is fresh, and how it is fetched.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -24,7 +25,7 @@ from gateway.cache.engine import Engine
 from gateway.cache.request import CacheRequest
 from gateway.cache.respond import Answer, problem
 from gateway.context import RequestContext, exchange_of
-from gateway.errors import RequestRefused
+from gateway.errors import RequestRefused, UpstreamTimeout
 from gateway.http.forwarding import Trusted
 from gateway.http.headers import first, values, without
 from gateway.http.path_template import render_tag
@@ -51,6 +52,7 @@ from gateway.routing.responses import (
     too_large_request,
 )
 from gateway.routing.upstream_request import UpstreamOrigin, send_past
+from gateway.streams.shared_stream import LAST_EVENT_ID, SharedStreams, may_be_shared
 from gateway.upstreams.client import Upstream
 from gateway.upstreams.request import Interim
 from gateway.upstreams.response import Fetched
@@ -78,6 +80,7 @@ class Handlers:
     metrics: Metrics
     declared: list[Declared] = field(default_factory=list)
     serving: Callable[[str], Declared | None] = _nothing
+    streams: SharedStreams = field(default_factory=SharedStreams)
     _warned: set[tuple[str, str]] = field(default_factory=set)
 
     def handler(self, route: Declared) -> Callable[[Request], Awaitable[Response]]:
@@ -228,6 +231,9 @@ class Handlers:
     ) -> Response:
         with_body = has_body(exchange.headers)
         ask = self.ask(exchange, asked, origin, parameters, client.body() if with_body else None)
+        if asked.route.shares_streams:
+            answer = await client.while_there(self.streamed(ask))
+            return AnswerResponse(self.public(answer, asked), client)
         exchange.recall = self.recall(ask)
         at_hand = self.engine.at_hand(ask)
         if at_hand is not None:
@@ -284,6 +290,40 @@ class Handlers:
 
         answer = await client.while_there(self.engine.pass_by(exchange, "bypass", send, detail=why))
         return AnswerResponse(self.public(answer, asked), client)
+
+    async def streamed(self, ask: DeclaredRequest) -> Answer:
+        """The response of a route with `stream: share`: an event stream is that of all requests with this key."""
+        if ask.plan.bypass is not None or ask.facts.head:
+            return await self.engine.answer(ask)
+        route, exchange, forward, known = ask.asked.route, ask.exchange, ask.plan.forward, False
+        assert isinstance(ask.origin, UpstreamOrigin)
+        origin = structs.replace(ask.origin, interim=None)
+        last_id = first(ask.headers, LAST_EVENT_ID)
+
+        async def request(behind: bytes | None) -> Fetched:
+            fields = forward if behind is None else (*forward, (LAST_EVENT_ID, behind))
+            try:
+                async with asyncio.timeout(origin.deadline):
+                    return await origin.fetch("GET", fields)
+            except TimeoutError:
+                raise UpstreamTimeout(origin.name, "no response head before the deadline") from None
+
+        async def send() -> Fetched:
+            nonlocal known
+            fits = partial(may_be_shared, keyed=bool(ask.plan.keyed))
+            of = (route.upstream, route.config)
+            joined = await self.streams.join(
+                *(ask.plan.base, of, None if last_id is None else last_id.encode("latin-1"), request, fits)
+            )
+            if isinstance(joined, tuple):
+                body, headers, known = joined
+                return Fetched(200, without(headers, b"content-length", b"date", b"age"), body)
+            return await ask.past() if joined is None else joined
+
+        answer = await self.engine.pass_by(exchange, "bypass", send, detail="stream")
+        if known:
+            exchange.outcome = structs.replace(exchange.outcome, collapsed=True)
+        return answer
 
     async def _purge(
         self, exchange: RequestContext, route: Declared, origin: UpstreamOrigin, parameters: dict[str, str]

@@ -65,6 +65,7 @@ from gateway.server.ipc import (
 from gateway.server.metrics_totals import Family
 from gateway.server.process import Garbage, be_called, die_with
 from gateway.server.served_app import served_app
+from gateway.streams.shared_stream import SPREAD
 
 logger = logging.getLogger("gateway")
 REPORT_EVERY = 1.0
@@ -273,7 +274,8 @@ class Worker:
             self.generations.current.stopping = True
         delay, linger = (order.delay, SETTLE) if isinstance(order, Stop) else (0.0, LINGER)
         await asyncio.gather(
-            *(each.drain(guard, delay=delay, linger=linger, timeout=order.timeout) for each in self._servers)
+            self.generations.current.worker_state.streams.drain(min(SPREAD, order.timeout / 2)),
+            *(each.drain(guard, delay=delay, linger=linger, timeout=order.timeout) for each in self._servers),
         )
 
     # --- metrics -------------------------------------------------------------------------------------------

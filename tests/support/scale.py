@@ -34,6 +34,7 @@ SIZES = {
     "reload_answers": Size(20, 60),  # awaited between two reloads
     "reloads": Size(20, 200),  # under load
     "revocations": Size(60, 1_000),  # under load, while Redis is killed three times
+    "stream_clients": Size(60, 1_000),  # of one shared stream
     "sent_key_pairs": Size(60, 100),  # of requests whose key holds what was sent
 }
 FULL_TIMEOUT = 3600.0

@@ -365,3 +365,11 @@ async def test_a_read_with_content_is_explained_by_its_content_and_shows_none_of
         assert (large.decision, large.why) == ("bypass", "its body is larger than `body.max`, so it bypasses the cache")
         assert (await app.explain("QUERY", "/search", ANY, b"1")).why.startswith("the type of its body")
         assert (await app.explain("QUERY", "/search", fields)).decision == "unknown"
+
+
+async def test_a_shared_stream_is_explained_by_its_key() -> None:
+    route = {"path": "/prices", "upstream": "api", "ttl": "0s", "stream": "share"}
+    app = gateway(StubUpstream(json_answer()), {"prices": route})
+    found = await app.explain("GET", "/prices", ANY)
+    assert (found.decision, found.key) == ("stream", ("api", "/prices", "accept:*/*"))
+    assert (await app.explain("GET", "/prices", ((b"authorization", b"x"),))).decision == "bypass"
