@@ -44,16 +44,27 @@ def configured(folder: Path, place: str, code: str) -> Path:
     return file
 
 
+def refused(folder: Path) -> str:
+    """The line that says why `gateway check` refuses the configuration."""
+    checked = command("check", "--config", "gateway.yaml", cwd=folder)
+    assert checked.returncode == 2
+    (line,) = [line for line in checked.stderr.splitlines() if line.startswith("  ")]
+    return line
+
+
 @pytest.mark.parametrize("place", CASES)
-def test_check_refuses_an_include_as_serve_does_and_says_where(tmp_path: Path, place: str) -> None:
+def test_check_refuses_an_include_and_says_where(tmp_path: Path, place: str) -> None:
     code, said = CASES[place]
     configured(tmp_path, place, code)
-    checked = command("check", "--config", "gateway.yaml", cwd=tmp_path)
+    assert said in refused(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["nothere:router", "m:fails", "m:router "])
+def test_serve_refuses_what_check_refuses_and_says_the_same(tmp_path: Path, place: str) -> None:
+    configured(tmp_path, place, CASES[place][0])
     served = command("serve", "--config", "gateway.yaml", "--port", "0", cwd=tmp_path)
-    assert checked.returncode == served.returncode == 2
-    (line,) = [line for line in checked.stderr.splitlines() if line.startswith("  ")]
-    assert said in line
-    assert line in served.stderr
+    assert served.returncode == 2
+    assert refused(tmp_path) in served.stderr
 
 
 def test_all_includes_are_tried(tmp_path: Path) -> None:

@@ -336,6 +336,7 @@ def entry(number: int, body: int, headers: int, names: int) -> Entry:
     )
 
 
+@pytest.mark.usefixtures("only_new_objects")
 @pytest.mark.parametrize("from_redis", [True, False], ids=["read from Redis", "made here"])
 @pytest.mark.parametrize(("headers", "names"), [(0, 0), (10, 2), (40, 12)], ids=["bare", "usual", "many headers"])
 @pytest.mark.parametrize("body", [0, 10, 100, 1000, 10_000, 100_000, 1024 * 1024])
