@@ -7,15 +7,15 @@ the scope; the engine sets the outcome; headers, metrics and log are made from i
 from __future__ import annotations
 
 import re
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, MutableMapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from gateway.errors import UpstreamError
+from gateway.errors import LimitReached, UpstreamError
 from gateway.http.forwarding import Told
 from gateway.http.headers import Headers
 from gateway.http.target import Target
@@ -102,6 +102,17 @@ class PartState:
     seconds: float
 
 
+class Allowance(Protocol):
+    """The limits that count requests which the cache can't answer, for one request, which counts once, however often it
+    asks. It does not hold the request, which holds it."""
+
+    def refusal(self, exchange: RequestContext) -> Awaitable[LimitReached | None]:
+        """Why the upstream may not be asked for this request; None where it may, and then it counts."""
+
+    def give_back(self, exchange: RequestContext) -> None:
+        """Another request's fetch serves this one, which then does not count."""
+
+
 class RequestContext(msgspec.Struct):
     """`began` is a value of the performance counter. `spent` holds seconds by activity."""
 
@@ -127,6 +138,10 @@ class RequestContext(msgspec.Struct):
     """Whether the shared tier was read already, without a result."""
     principal: Principal | None = None
     """Who sent the request, on a route with `identity`."""
+    allowance: Allowance | None = None
+    """Asked before the upstream is, if limits of the route count that; None for parts and refreshes."""
+    rate_limit: tuple[tuple[bytes, bytes], ...] = ()
+    """The fields that announce limits, in a response that is no hit."""
     leading: bool = False
     """Whether a fetch that others may wait for is made in this request's task, which must then not be cancelled."""
     failure: tuple[str, str] | None = None

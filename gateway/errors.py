@@ -13,6 +13,7 @@ Pure: no I/O. The tree:
         ├── UpstreamBusy         all connections in use and the queue full (503)
         ├── UpstreamResting      circuit breaker open (503)
         ├── Overloaded           no request sent: the gateway is overloaded (503)
+        ├── LimitReached         no request sent: the client has reached one of `rate_limits` (429)
         ├── UpstreamTimeout      timed out (504)
         └── PartFailed           an aggregate's required part failed (502), timed out (504) or does not exist (404)
 
@@ -138,6 +139,19 @@ class Overloaded(UpstreamError):
     title = "Gateway overloaded"
 
 
+class LimitReached(UpstreamError):
+    """A client has reached limits of `rate_limits`, `policies` by name: no request was sent. A request passes after
+    `retry_after` seconds."""
+
+    status = 429
+    kind = cause = "limit"
+    title = "Request cannot be satisfied as assigned quota has been exceeded"
+
+    def __init__(self, policies: tuple[str, ...], retry_after: float) -> None:
+        super().__init__("rate limit", ", ".join(policies), retry_after)
+        self.policies = policies
+
+
 class UpstreamTimeout(UpstreamError):
     status = 504
     kind = cause = "timeout"
@@ -172,6 +186,19 @@ def problem_document(status: int, detail: Any, request_id: str, title: str | Non
         "detail": detail,
     }
     return document | {"request_id": request_id} if request_id else document
+
+
+QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+"""The problem type of a 429 (draft-ietf-httpapi-ratelimit-headers-10 §5)."""
+
+
+def quota_body(reached: LimitReached, seconds: int, request_id: str) -> bytes:
+    """The Problem Details of a 429, as JSON: which limits are reached, and that a request passes after `seconds`."""
+    names = ", ".join(reached.policies)
+    detail = f"The rate limit {names} is reached. A request passes in {seconds} s."
+    document = problem_document(reached.status, detail, request_id, reached.title)
+    document |= {"type": QUOTA_EXCEEDED, "violated-policies": list(reached.policies)}
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 # RFC 9110 renamed these; Python's own table follows it from 3.13 on.

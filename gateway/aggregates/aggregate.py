@@ -28,6 +28,7 @@ from gateway.errors import PartFailed, RequestRefused, problem_document
 from gateway.http.headers import Headers
 from gateway.http.path_template import render_tag
 from gateway.identity.admission import Admission
+from gateway.limits.route_limits import RouteLimits
 from gateway.policy.keys import Plan
 from gateway.policy.rules import RequestDirectives
 from gateway.policy.validation import fields_of_304, not_modified
@@ -52,6 +53,12 @@ class Aggregate:
     """What it asks of credentials; None if it lets anybody in."""
     written: RouteConfig | None = None
     """For an aggregate written in Python: its settings in code, without live overrides."""
+    limits: RouteLimits | None = None
+
+    @property
+    def counts_hits(self) -> bool:
+        """Whether a limit counts each request, so that none is answered without the app."""
+        return self.limits is not None and bool(self.limits.of_all)
 
     @property
     def deadline(self) -> float:

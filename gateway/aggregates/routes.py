@@ -38,10 +38,12 @@ from gateway.http.json_text import text_of
 from gateway.http.target import Target, query_name
 from gateway.identity.admission import Admission, Dependence, Provider, admission_of
 from gateway.identity.principal import is_of_one_user
+from gateway.limits.limiter import Limiter
+from gateway.limits.route_limits import RouteLimits
 from gateway.observability.metrics import Metrics
 from gateway.policy.keys import Keying, is_identity, plan, primary_key
 from gateway.policy.rules import CachePolicy, directives_of
-from gateway.routing.admitting import admitted
+from gateway.routing.admitting import let_in
 from gateway.routing.declared import Declared, has_body, keying_of, local_path, purge_response
 from gateway.routing.fast_path import FastPath
 from gateway.routing.responses import AnswerResponse, Client
@@ -67,6 +69,7 @@ class Builder:
     back_off: BackOff
     overridden: Mapping[str, RouteConfig]
     providers: Mapping[str, Provider] = field(default_factory=dict)
+    limiter: Limiter | None = None
     keyings: dict[Keying, Keying] = field(default_factory=dict)
 
     @classmethod
@@ -79,11 +82,12 @@ class Builder:
         declared: Sequence[Declared],
         overridden: Mapping[str, RouteConfig],
         providers: Mapping[str, Provider] = MappingProxyType({}),
+        limiter: Limiter | None = None,
     ) -> Builder:
-        """`providers` verify credentials, by the names of the setting `identity`."""
+        """`providers` verify credentials, by the names of the setting `identity`; `limiter` counts by `rate_limits`."""
         back_off = BackOff(engine.clock, config.retry_after.total_seconds())
         named = {route.name: route for route in declared}
-        return cls(config, engine, metrics, upstreams, named, BodyCache(), back_off, overridden, providers)
+        return cls(config, engine, metrics, upstreams, named, BodyCache(), back_off, overridden, providers, limiter)
 
     def all(self) -> list[Aggregate]:
         return [self.aggregate(name, route) for name, route in self.config.routes.items() if route.parts]
@@ -119,7 +123,8 @@ class Builder:
         if admission is not None:
             keying = _identified(keying, admission, route)
         made = Route(name, rules, keying, self._max_body(route), made=True, changes=route.headers.response.changes)
-        return Aggregate(name, route, kit, made, self.engine, admission=admission)
+        limits = RouteLimits.of(self.config, route.rate_limits, self.limiter) if self.limiter is not None else None
+        return Aggregate(name, route, kit, made, self.engine, admission=admission, limits=limits)
 
     def _admission(self, route: RouteConfig, sources: Iterable[PartSource]) -> Admission | None:
         admission = admission_of(route, self.providers)
@@ -346,10 +351,11 @@ class AggregateHandlers:
                 answer = problem(exchange, 405, "An aggregate is read-only.")
                 answer.headers.append((b"allow", b"GET, HEAD"))
                 return AnswerResponse(answer)
-            if aggregate.admission is not None:
-                refusal = await admitted(aggregate.admission, exchange, self.engine.identity_key, self.metrics)
-                if refusal is not None:
-                    return AnswerResponse(refusal)
+            refusal = await let_in(
+                aggregate.admission, aggregate.limits, exchange, self.engine.identity_key, self.metrics
+            )
+            if refusal is not None:
+                return AnswerResponse(refusal)
             return await self._read(request, exchange, aggregate)
 
         handle.__name__ = aggregate.name
@@ -383,7 +389,7 @@ class AggregateHandlers:
             # Where a part passes it on, the aggregate's cache is bypassed; else it is part of the key, or ignored.
             facts = structs.replace(facts, authorized=False)
         ask = aggregate.ask(exchange, planned, facts, values, shown)
-        if aggregate.admission is not None:
+        if aggregate.admission is not None or aggregate.counts_hits:
             return ask
         exchange.recall = FastPath(
             route=aggregate.route,

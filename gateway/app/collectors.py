@@ -13,9 +13,36 @@ from gateway.cache.engine import Engine
 from gateway.cache.purge_log import PurgeCounts
 from gateway.cache.shared_store import NoShared, SharedStatistics
 from gateway.identity.providers import Providers
+from gateway.limits.limiter import Limiter
 from gateway.streams.shared_stream import REASONS, SharedStreams
 from gateway.upstreams.client import Upstream
 from gateway.upstreams.failure_causes import CAUSES
+
+
+class LimitCollector(Collector):
+    """What the rate limits of this process do. Their names are those of the configuration."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+
+    def collect(self) -> Iterable[Metric]:
+        limiter = self._limiter
+        refused = CounterMetricFamily(
+            "gateway_rate_limit_refused", "Requests over a rate limit, by limit.", labels=("limit",)
+        )
+        shared = CounterMetricFamily(
+            "gateway_rate_limit_shared",
+            "Requests that passed by a worker's share of a rate limit while Redis did not answer.",
+            labels=("limit",),
+        )
+        for family, counts in ((refused, limiter.refused), (shared, limiter.shared)):
+            for name, count in counts.items():
+                family.add_metric((name,), count)
+            yield family
+        said = "Subjects whose rate limits the process knows."
+        yield _gauge("gateway_rate_limit_subjects", said, len(limiter))
+        said = "Workers that use their share of the rate limits alone, as Redis does not answer."
+        yield _gauge("gateway_rate_limit_by_share", said, limiter.by_share)
 
 
 class EngineCollector(Collector):

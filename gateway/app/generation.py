@@ -134,9 +134,10 @@ class Generation:
         """What each upstream's files of certificates and keys contained."""
         self.upstreams = {name: self._upstream(name, each, before) for name, each in config.upstreams.items()}
         self._identity = providers = self.worker_state.providers.of(config.identity, self.upstreams)
-        self.declared = declare(config, self.upstreams, self.engine.identity_key, providers)
+        limiter = state.limiter
+        self.declared = declare(config, self.upstreams, self.engine.identity_key, providers, limiter)
         self.builder = Builder.of(
-            config, self.engine, self.metrics, self.upstreams, self.declared, loaded.aggregates, providers
+            config, self.engine, self.metrics, self.upstreams, self.declared, loaded.aggregates, providers, limiter
         )
         self.aggregates = self.builder.all()
         if before is None:

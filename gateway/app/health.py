@@ -49,6 +49,8 @@ def readiness(gateway: Reporting) -> dict[str, object]:
             answer["certificate_expires"] = certificate.expires.isoformat()
         if certificate.problem is not None:
             answer["certificate_problem"] = "the changed certificate can't be used; the log has the reason"
+    if gateway.worker_state.limits_by_share:
+        answer["rate_limits"] = "by share"
     workers = gateway.worker_state.workers
     if workers is not None and workers[0] < workers[1]:
         answer["workers_answering"], answer["workers"] = workers

@@ -14,6 +14,7 @@ from gateway.app.collectors import (
     AdviceCollector,
     EngineCollector,
     IdentityCollector,
+    LimitCollector,
     StreamCollector,
     UpstreamCollector,
 )
@@ -35,6 +36,7 @@ from gateway.edge.guard import ConnectionGuard
 from gateway.identity.credential_log import CredentialLog, LocalCredentials, RedisCredentials
 from gateway.identity.providers import Providers
 from gateway.identity.records import Codec
+from gateway.limits.limiter import Limiter
 from gateway.observability.access_log import AccessLog
 from gateway.observability.metrics import Metrics
 from gateway.policy.identity_key import KEY_BYTES, IdentityKey, derived
@@ -119,6 +121,9 @@ class WorkerState:
         self.providers = Providers(
             store=shared, clock=clock, identity_key=key, credentials=self.credentials, transport=issuer_transport
         )
+        meters = shared.meters() if isinstance(shared, RedisStore) else None
+        self.limiter = Limiter(clock, key, meters, workers=config.workers)
+        self._limits = bool(config.rate_limits)
         self.hottest = Hottest(
             self.engine.tiers,
             config.warm_start if isinstance(shared, RedisStore) else 0,
@@ -130,6 +135,7 @@ class WorkerState:
         self.metrics.register(IdentityCollector(self.providers))
         self.streams = SharedStreams()
         self.metrics.register(StreamCollector(self.streams))
+        self.metrics.register(LimitCollector(self.limiter))
         self.guard = ConnectionGuard(config, metrics=self.metrics, log=log)
 
     @property
@@ -158,11 +164,19 @@ class WorkerState:
         )
         self.guard.configure(config, log)
         self.credentials.records.longest = config.max_token_age.total_seconds()
+        self._limits = bool(config.rate_limits)
+        if self.started and self._limits:
+            self.limiter.start()
         self._allow_records(config)
 
     def _allow_records(self, config: Config) -> None:
         if isinstance(self.shared, RedisStore):
             self.shared.allow(config.largest_record)
+
+    @property
+    def limits_by_share(self) -> bool:
+        """Whether there are rate limits, and each worker uses its share of them alone."""
+        return self._limits and self.limiter.by_share
 
     def alone(self) -> bool:
         """Whether the tier that all share is away, so that each worker fetches for itself."""
@@ -196,9 +210,12 @@ class WorkerState:
         await self.watch.start()
         await self.hottest.start()
         await self.providers.start()
+        if self._limits:
+            self.limiter.start()
 
     async def aclose(self) -> None:
         await self.streams.aclose()
+        await self.limiter.aclose()
         await self.providers.aclose()
         if self._fleet_key is not None:
             await self._fleet_key.aclose()

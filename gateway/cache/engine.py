@@ -226,6 +226,8 @@ class Engine:
         `invalidates` names the primary keys that a success invalidates (RFC 9111 §4.4); `keep` returns the GET that the
         response would serve as well, if any.
         """
+        if exchange.allowance is not None and (reached := await exchange.allowance.refusal(exchange)) is not None:
+            return self._answering.broken(exchange, reached, forward=why)
         began = time.perf_counter()
         try:
             with self._one_more("the upstream"):
@@ -267,19 +269,23 @@ class Engine:
             return await self._alone(request, None, reason, None)
         arrived = self._flying.launched
         key = self._fetching.flight_key(request)
+        if key not in self.flights:
+            await self._over_limit(request)  # what it says counts below, where no flight has begun meanwhile
         for _ in range(ATTEMPTS):
             if self._fetching.is_uncacheable(key):
                 break
             flight = self.flights.get(key)
             leading = flight is None or self._flying.outlived(request, flight)
             if flight is None or leading:
-                refused = self._refused(request)
+                refused = self._refused(request) or await self._over_limit(request)
                 if refused is not None:
                     self._flying.unclaim(key)
                     return self._answering.failed(request, refused, stale, reason, collapsed=False)
                 if request.stays:
                     return await self._lead(key, request, stale, reason)
                 flight = self._flying.launch(key, request, stale)
+            elif request.exchange.allowance is not None:
+                request.exchange.allowance.give_back(request.exchange)
             answer = await self._wait(request, flight, stale, reason, arrived=arrived, leading=leading)
             if isinstance(answer, Answer):
                 return answer
@@ -328,6 +334,9 @@ class Engine:
     ) -> Answer:
         """Fetch for this request only; it is not shared, but stored if possible."""
         began = time.perf_counter()
+        if (refused := await self._over_limit(request)) is not None:
+            self._flying.unclaim(self._fetching.flight_key(request))
+            return self._answering.failed(request, refused, stale, forward, collapsed=False)
         try:
             with self._one_more(request.origin.name):
                 landing = await self._fetching.land(
@@ -380,6 +389,13 @@ class Engine:
             return self._shed(request.origin.name)
         refusal = request.origin.refusal()
         return None if refusal is None else Failed(refusal.status, error=refusal)
+
+    @staticmethod
+    async def _over_limit(request: CacheRequest) -> Failed | None:
+        """Why the request may not be sent to the upstream by the limits that count misses; None if it may."""
+        allowance = request.exchange.allowance
+        reached = None if allowance is None else await allowance.refusal(request.exchange)
+        return None if reached is None else Failed(reached.status, error=reached)
 
     def _shed(self, name: str) -> Failed:
         return Failed(503, error=Overloaded(name, "too many fetches in flight", self._durations.retry_after))

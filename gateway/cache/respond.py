@@ -19,7 +19,7 @@ from gateway.cache.flight import Failed, Landed, Landing, NotShareable
 from gateway.cache.request import CacheRequest
 from gateway.clock import Clock
 from gateway.context import Outcome, RequestContext, Result
-from gateway.errors import PROBLEM_MEDIA_TYPE, UpstreamError, problem_body
+from gateway.errors import PROBLEM_MEDIA_TYPE, LimitReached, UpstreamError, problem_body, quota_body
 from gateway.http.codings import CODINGS
 from gateway.http.headers import CONTENT_DIGESTS, WITHOUT_CONTENT, Headers, first, has, http_date, without
 from gateway.http.ranges import ByteRange, OutOfRange, cut, span_of, wanted
@@ -134,6 +134,16 @@ def problem(exchange: RequestContext, status: int, detail: str, *, title: str | 
         (b"date", http_date(time.time())),
     ]
     return Answer(status, headers, b"" if exchange.method == "HEAD" else body)
+
+
+def limit_reached(exchange: RequestContext, reached: LimitReached) -> Answer:
+    """The 429 of a rate limit, never to be stored. The request after `Retry-After` passes."""
+    seconds = max(1, math.ceil((reached.retry_after or 0.0) + 1e-3))
+    answer = problem(exchange, reached.status, "")
+    body = quota_body(reached, seconds, exchange.request_id)
+    fields = [(b"content-length", b"%d" % len(body)), (b"retry-after", b"%d" % seconds)]
+    headers = [*without(answer.headers, b"content-length"), *fields]
+    return Answer(answer.status, headers, b"" if exchange.method == "HEAD" else body)
 
 
 def is_writable(status: int, headers: Headers) -> bool:
@@ -267,6 +277,8 @@ class Responder:
     ) -> Answer:
         exchange.failure = error.why
         exchange.outcome = Outcome(Result.ERROR, forward=forward, collapsed=collapsed, detail=error.kind)
+        if isinstance(error, LimitReached):
+            return limit_reached(exchange, error)
         answer = problem(exchange, error.status, f"{error.title} ({error.upstream}).", title=error.title)
         if error.status == 503:
             seconds = error.retry_after if error.retry_after is not None else self._durations.retry_after

@@ -208,7 +208,7 @@ def _checked(
         counts += f", {counted(len(included.handlers), 'handler')}"
         problems += included.problems
     problems += credentials.refused_keys(read.config)
-    notes = [*_changes(read.config), *credentials.risks(read.config)]
+    notes = [*_changes(read.config), *credentials.risks(read.config), *_lost_quotas(read.config)]
     return effective(read), counts, problems, read.warnings if as_json else (), notes
 
 
@@ -237,6 +237,17 @@ def _changes(config: Config) -> list[str]:
     return [
         f"methods is not set for {', '.join(routes)}: the next release responds 405 to methods other than GET and HEAD"
         " there, because these routes have a ttl of their own. Set methods to what shall pass, or to any"
+    ]
+
+
+def _lost_quotas(config: Config) -> list[str]:
+    """Quotas whose use a restart forgets."""
+    quotas = [name for name, limit in config.rate_limits.items() if limit.quota is not None]
+    if not quotas or (config.redis_url != "none" and (config.redis_url != "embedded" or config.redis_dir is not None)):
+        return []
+    return [
+        f"a restart forgets what was used of {', '.join(quotas)} (rate_limits with a quota): set redis_dir, or"
+        " redis_url to a Redis that keeps its data"
     ]
 
 

@@ -30,6 +30,7 @@ from gateway.config.identity import IssuerConfig, needs_of_issuers
 from gateway.config.names import no_modes
 from gateway.config.part_graph import PartProblem, cross_problems
 from gateway.config.part_identity import admin_problems, identity_problems, issuer_problems
+from gateway.config.rate_limits import RateLimitConfig, rate_limit_problems
 from gateway.config.route import RouteConfig, refuse
 from gateway.config.types import (
     Duration,
@@ -298,6 +299,8 @@ class Config(Model):
     """Issuers of credentials by name, for the setting `identity` of routes."""
     max_token_age: Annotated[Duration, Field(ge=timedelta(minutes=1), le=timedelta(days=3650))] = timedelta(days=30)
     """How long after its issue (`iat`) a token is accepted, whatever its own end. Revocations are kept as long."""
+    rate_limits: dict[str, RateLimitConfig] = {}
+    """Limits on how much each subject may request, by name, for the setting `rate_limits` of routes."""
     routes: dict[str, RouteConfig] = {}
     """Routes by name."""
     include: TextList = []
@@ -372,6 +375,7 @@ class Config(Model):
         ]
         needs = needs_of_issuers(self.identity, self.upstreams, self.redis_url, self.redis_dir)
         problems += [*self._limits_beyond(), *self._fields_of_cors(), *(PartProblem(*each) for each in needs)]
+        problems += [PartProblem(*each) for each in rate_limit_problems(self.routes, self.rate_limits)]
         refuse([*problems, *admin_problems(self.admin_identity, self.identity)])
         return self
 
@@ -481,7 +485,7 @@ class Config(Model):
             raise ValueError("must be host:port such as 127.0.0.1:9000, unix:/path, or none")
         return value
 
-    @field_validator("upstreams", "routes", "identity", "admin_tokens", mode="before")
+    @field_validator("upstreams", "routes", "identity", "admin_tokens", "rate_limits", mode="before")
     @classmethod
     def _names(cls, value: Any, info: ValidationInfo) -> Any:
         return checked_names(value, info)

@@ -169,6 +169,9 @@ class RouteConfig(Model):
     downstream: Literal["private", "shared"] = "private"
     """With `identity`: whether responses are `private`, or may be stored by a cache in front that verifies credentials
     itself."""
+    rate_limits: TextList = []
+    """Names of `rate_limits`: how much each subject may request here. Routes that name the same limit share it. An
+    aggregate counts once. Default: no limit."""
     expose_tags: bool = False
     """Whether clients see the upstream's `Surrogate-Key`, `Cache-Tag` and `xkey` headers."""
     purge_from: Networks = []

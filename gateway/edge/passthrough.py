@@ -390,7 +390,8 @@ class DirectRoute:
 
     @cached_property
     def reads(self) -> bool:
-        return self.route.admission is None and self.route.passes("GET") and self.route.passes("HEAD")
+        open_to_all = self.route.admission is None and not self.route.counts_hits
+        return open_to_all and self.route.passes("GET") and self.route.passes("HEAD")
 
     def ask(self, exchange: RequestContext, interim: Interim | None, block: HeaderBlock | None = None) -> CacheRequest:
         """Raises RequestRefused."""
@@ -399,6 +400,8 @@ class DirectRoute:
         asked = Asked(self.route, target, str(exchange.target), exchange.root)
         told = self.handlers.interim(interim, asked)
         origin = self.route.origin(target, exchange.request_id, self.handlers.metrics, told)
+        if self.route.limits is not None:
+            exchange.allowance = self.route.limits.allowance()
         return self.handlers.ask(exchange, asked, origin, parameters, None, block=block, stays=True)
 
     async def answer(self, ask: CacheRequest) -> Answer:
@@ -431,11 +434,13 @@ class DirectAggregate:
 
     @property
     def reads(self) -> bool:
-        return self.aggregate.admission is None
+        return self.aggregate.admission is None and not self.aggregate.counts_hits
 
     def ask(self, exchange: RequestContext, interim: Interim | None, block: HeaderBlock | None = None) -> CacheRequest:
         """Raises RequestRefused."""
         assert exchange.target is not None
+        if self.aggregate.limits is not None:
+            exchange.allowance = self.aggregate.limits.allowance()
         return self.handlers.ask(exchange, self.aggregate, exchange.target.path)
 
     async def answer(self, ask: CacheRequest) -> Answer:

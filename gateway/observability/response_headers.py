@@ -18,6 +18,8 @@ from gateway.http.headers import Headers, has, http_date, values
 from gateway.policy.downstream import NOTHING
 
 Field = tuple[bytes, bytes]
+_STORED = (Result.HIT, Result.STALE, Result.STALE_ERROR)
+"""Results whose response has an `Age`: clients ignore `RateLimit` there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,8 @@ def diagnostics(exchange: RequestContext, texts: Texts) -> list[Field]:
 
 
 def complete(exchange: RequestContext, headers: Headers) -> list[Field]:
-    """All fields of a response with the given `headers`: those for downstream caches, `Date`, and the diagnostic
-    fields."""
+    """All fields of a response with the given `headers`: those for downstream caches, of rate limits, `Date`, and the
+    diagnostic fields."""
     if exchange.downstream is not NOTHING:
         selecting = exchange.stored.vary if exchange.stored is not None else ()
         passed = exchange.outcome.result is Result.BYPASS
@@ -55,6 +57,8 @@ def complete(exchange: RequestContext, headers: Headers) -> list[Field]:
     elapsed = time.perf_counter() - exchange.began
     date = [] if has(headers, b"date") else [(b"date", http_date(time.time()))]
     texts = Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)
+    if exchange.rate_limit and exchange.outcome.result not in _STORED:
+        headers = [*headers, *exchange.rate_limit]
     return [*headers, *date, *diagnostics(exchange, texts)]
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 
-from gateway.cache.respond import Answer, problem
+from gateway.cache.respond import Answer, limit_reached, problem
 from gateway.context import RequestContext
+from gateway.errors import LimitReached
 from gateway.http.headers import first, has
 from gateway.identity.admission import Admission, NotAdmitted
+from gateway.limits.route_limits import RouteLimits
 from gateway.observability.metrics import Metrics
 from gateway.policy.identity_key import IdentityKey
 
@@ -22,20 +24,58 @@ def is_preflight(exchange: RequestContext) -> bool:
     return exchange.method == "OPTIONS" and has(headers, b"origin") and has(headers, b"access-control-request-method")
 
 
-async def admitted(
-    admission: Admission, exchange: RequestContext, identity_key: IdentityKey, metrics: Metrics
+async def let_in(
+    admission: Admission | None,
+    limits: RouteLimits | None,
+    exchange: RequestContext,
+    identity_key: IdentityKey,
+    metrics: Metrics,
 ) -> Answer | None:
-    """The answer to a request that is not admitted; None for one that is, whose fields are then those after admission.
-    A preflight has no credential; a PURGE needs none, as `purge_from` says who may send it."""
+    """The answer to a request that is not admitted, or is over a limit that counts all; None for one that may go on,
+    whose fields are then those after admission. A preflight has no credential; a PURGE needs none, as `purge_from` says
+    who may send it; neither is counted."""
     if is_preflight(exchange) or exchange.method == "PURGE":
-        exchange.headers = admission.anonymous(exchange.headers)
+        if admission is not None:
+            exchange.headers = admission.anonymous(exchange.headers)
         return None
+    if admission is not None:
+        refusal = await _verified(admission, limits, exchange, identity_key, metrics)
+        if refusal is not None:
+            return refusal
+    reached = None if limits is None else await limits.before_cache(exchange)
+    return None if reached is None else _over_limit(exchange, reached, metrics)
+
+
+async def _verified(
+    admission: Admission,
+    limits: RouteLimits | None,
+    exchange: RequestContext,
+    identity_key: IdentityKey,
+    metrics: Metrics,
+) -> Answer | None:
+    """The answer to a request that is not admitted, or whose client has sent too many that were not."""
+    counted = False
+    if limits is not None and limits.refuses_many(exchange) and admission.known(exchange.headers, identity_key) is None:
+        counted = True
+        if (reached := await limits.before_verifying(exchange)) is not None:
+            return _over_limit(exchange, reached, metrics)
+    counts = False
     try:
         exchange.headers, exchange.principal = await admission.admit(exchange.headers, identity_key)
     except NotAdmitted as refused:
+        counts = refused.status != 503 and refused.reason != "missing"
         metrics.refused(f"identity-{refused.reason}")
         return not_admitted(exchange, refused)
+    finally:
+        if limits is not None and counts != counted:
+            await limits.correct_refused(exchange, counts=counts)
     return None
+
+
+def _over_limit(exchange: RequestContext, reached: LimitReached, metrics: Metrics) -> Answer:
+    metrics.refused("rate-limit")
+    exchange.failure = reached.why
+    return limit_reached(exchange, reached)
 
 
 def not_admitted(exchange: RequestContext, refused: NotAdmitted, *, described: bool = True) -> Answer:

@@ -30,6 +30,8 @@ from gateway.http.path_template import PathTemplate, TargetTemplate, compile_tar
 from gateway.http.target import PATH_CHARS, Target, pair_name, select_query
 from gateway.identity.admission import Admission, Provider, admission_of
 from gateway.identity.principal import is_of_one_user
+from gateway.limits.limiter import Limiter
+from gateway.limits.route_limits import RouteLimits
 from gateway.observability.metrics import Metrics
 from gateway.policy.content import QUERY, ContentRules
 from gateway.policy.identity_key import IdentityKey
@@ -60,6 +62,12 @@ class Declared:
     """What it asks of credentials; None if it lets anybody in."""
     content: ContentRules | None = None
     """Which requests with content are reads; None if none are."""
+    limits: RouteLimits | None = None
+
+    @property
+    def counts_hits(self) -> bool:
+        """Whether a limit counts each request."""
+        return self.limits is not None and bool(self.limits.of_all)
 
     @property
     def template(self) -> PathTemplate:
@@ -146,9 +154,10 @@ def declare(
     upstreams: Mapping[str, Upstream],
     identity_key: IdentityKey,
     providers: Mapping[str, Provider] = MappingProxyType({}),
+    limiter: Limiter | None = None,
 ) -> list[Declared]:
     """The declared routes of one upstream each, the more specific first. `providers` verify credentials, by the names
-    of the setting `identity`."""
+    of the setting `identity`; `limiter` counts by `rate_limits`."""
     constants = public_constants(config)
     declared = [
         _declared(
@@ -164,6 +173,7 @@ def declare(
                 providers=providers,
             ),
             admission_of(route, providers),
+            RouteLimits.of(config, route.rate_limits, limiter) if limiter is not None else None,
         )
         for name, route in config.routes.items()
         if not route.parts
@@ -178,6 +188,7 @@ def _declared(
     upstreams: Mapping[str, Upstream],
     keying: Keying,
     admission: Admission | None,
+    limits: RouteLimits | None,
 ) -> Declared:
     max_body = config.max_body if route.max_body is None else route.max_body
     response = config.upstreams[route.upstream].headers.response.changes.then(route.headers.response.changes)
@@ -195,6 +206,7 @@ def _declared(
         dropped=tuple(config.drop_query if route.drop_query is None else route.drop_query),
         admission=admission,
         content=content,
+        limits=limits,
     )
 
 

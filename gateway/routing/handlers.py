@@ -38,7 +38,7 @@ from gateway.policy.freshness import SAFE_METHODS
 from gateway.policy.keys import plan, primary_key
 from gateway.policy.rules import directives_of
 from gateway.policy.storability import TAG_FIELDS, passed_on
-from gateway.routing.admitting import admitted, is_preflight
+from gateway.routing.admitting import is_preflight, let_in
 from gateway.routing.declared import Declared, announced, has_body, interim_of, local_path, purge_response, root_of
 from gateway.routing.fast_path import FastPath, PlanCache
 from gateway.routing.location import REFERRING
@@ -102,8 +102,8 @@ class Handlers:
             assert exchange.target is not None
             route.engine_route.takes(exchange)
             refusal = self._refusal(route, exchange)
-            if refusal is None and route.admission is not None:
-                refusal = await admitted(route.admission, exchange, self.engine.identity_key, self.metrics)
+            if refusal is None:
+                refusal = await let_in(route.admission, route.limits, exchange, self.engine.identity_key, self.metrics)
             if refusal is not None:
                 return AnswerResponse(refusal)
             client = Client(request.receive, largest)
@@ -170,6 +170,7 @@ class Handlers:
             content="" if content is None else content.line(ask.route.keying.identity_key),
             method="" if content is None else ask.exchange.method,
             admission=asked.route.admission,
+            admit=asked.route.limits.admits_hit if asked.route.limits is not None and asked.route.counts_hits else None,
         )
 
     def _tags(self, route: Declared, parameters: dict[str, str]) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ PURE_MODULES = frozenset(
         "config.models",
         "config.upstream",
         "config.names",
+        "config.rate_limits",
         "config.part",
         "config.part_graph",
         "config.part_identity",

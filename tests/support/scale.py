@@ -24,6 +24,9 @@ SIZES = {
     "handler_stories": Size(300, 5_000),  # of handlers, with the edge and without
     "key_pairs": Size(40, 100),  # of requests to a declared route, for each configuration
     "kill_seconds": Size(10, 60),  # of load while a worker is killed every two seconds
+    "limit_asks": Size(60, 2_000),  # of a meter in Redis, beside those of its model
+    "limit_seconds": Size(12, 60),  # of requests to a fleet at ten times its limit
+    "limit_subjects": Size(8_000, 1_000_000),  # of one worker
     "openapi_requests": Size(15, 100),  # of each operation, of each kind
     "identity_stories": Size(100, 10_000),  # of some ten requests, by a gateway with the edge and by one without
     "override_workers": Size(2, 4),  # of each of two gateways

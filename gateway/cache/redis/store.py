@@ -22,6 +22,7 @@ from gateway.cache.redis.advice import RedisAdvice
 from gateway.cache.redis.connection import LARGEST, Deadline, Reply, connect, is_cluster, is_refusal, values_of
 from gateway.cache.redis.errors import UNANSWERED, Reason, RedisState, complain_about_policy, is_unanswered
 from gateway.cache.redis.leases import Command, RedisLeases
+from gateway.cache.redis.meters import RedisMeters
 from gateway.cache.redis.overrides import RedisLive
 from gateway.cache.redis.purge_log import RedisPurges
 from gateway.cache.redis.reader import Keeper, Pipe, Reads
@@ -128,6 +129,10 @@ class RedisStore:
         """The exchange of advisor traffic among all workers on the same Redis, on its own connections."""
         return RedisAdvice(self.stream_place(1.0)[0], clock, prefix=self._prefix)
 
+    def meters(self) -> RedisMeters:
+        """The meters of rate limits in the same Redis."""
+        return RedisMeters(self._run, self._prefix, lambda: self.available, cluster=self._cluster)
+
     def leave_alone(self, reason: Reason) -> None:
         """Do not use Redis until `start`."""
         self.state.reason = reason
@@ -149,7 +154,7 @@ class RedisStore:
 
     async def read(self, names: Sequence[str]) -> list[bytes | None]:
         future: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
-        read = self.ask(names, partial(_resolve, future))
+        read = self.ask(names, lambda values: None if future.done() else future.set_result(values))
         try:
             return await future
         finally:
@@ -493,8 +498,3 @@ class RedisStore:
             self._clock.synchronise(redis_time + elapsed / 2)
             self._synchronised_at = time.monotonic()
         return True
-
-
-def _resolve(future: asyncio.Future[list[bytes | None]], values: list[bytes | None]) -> None:
-    if not future.done():
-        future.set_result(values)
