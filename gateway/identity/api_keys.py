@@ -280,7 +280,7 @@ class KeyProvider:
     def known(self, credential: bytes) -> Principal | None:
         """The principal of a key that is accepted now; None for any other."""
         found = self.keys.find(digest_of(credential)) if self.keys.ready else None
-        return None if found is None or self._clock.now() >= found.ends else self._principal(found)
+        return None if found is None or self._clock.now() >= found.accepted_until else self._principal(found)
 
     def holds_until(self, principal: Principal) -> float:
         return float("inf") if principal.expires_at is None else principal.expires_at
@@ -294,10 +294,9 @@ class KeyProvider:
         found = self.keys.find(digest_of(credential))
         if found is None:
             raise NotAdmitted(401, "invalid_token", "The API key is unknown.", "unknown")
-        now = self._clock.now()
-        if found.revoked is not None and now >= found.revoked:
+        if found.revoked is not None:
             raise NotAdmitted(401, "invalid_token", "The API key is revoked.", "revoked")
-        if now >= found.ends:
+        if self._clock.now() >= found.accepted_until:
             raise NotAdmitted(401, "invalid_token", "The API key has expired.", "expired")
         return self._principal(found)
 
@@ -317,5 +316,5 @@ def principal_of(key: ApiKey) -> Principal:
         claims={name: value for name, value in claims.items() if value},
         scopes=frozenset(key.scopes),
         issued_at=key.created,
-        expires_at=None if key.ends == float("inf") else key.ends,
+        expires_at=key.expires,
     )

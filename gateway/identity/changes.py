@@ -105,7 +105,7 @@ class Changes:
         """Create a key with all that the key `name` has, and let that one end `overlap` seconds from now. If it has an
         end, the new one lives as long as it was made for. Raises ChangeRefused, and ChangeUnavailable."""
         old, now = self._key(name), self._clock.now()
-        if old.ends <= now:
+        if old.accepted_until <= now:
             raise ChangeRefused(f"the key {old.key} has ended; create another one")
         expires = None if old.expires is None else now + old.expires - old.created
         fresh = msgspec.structs.replace(
@@ -122,7 +122,7 @@ class Changes:
     async def revoke_keys_of(self, owner: str, *, by: str = "") -> Changed:
         """Revoke all keys of an owner. Raises ChangeRefused if there is none."""
         now = self._clock.now()
-        found = [each for each in self._log.records.keys.values() if each.owner == owner and each.ends > now]
+        found = [each for each in self._log.records.keys.values() if each.owner == owner and each.accepted_until > now]
         if not found:
             raise ChangeRefused("there is no key of that owner in force")
         return await self._end(found, by)

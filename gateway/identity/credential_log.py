@@ -65,7 +65,8 @@ class LocalCredentials:
     async def publish(self, record: Record) -> PurgeReport:
         milliseconds, number = self.records.applied
         self.records.apply((milliseconds, number + 1), record)
-        self.records.superseded.clear()  # there is no stream to remove them from
+        self.records.superseded.clear()  # there is no stream to remove them from, or to add to
+        self.records.pending.clear()
         self.records.expire(self._clock.now())
         return PurgeReport(1, 1, 0.0)
 
@@ -154,8 +155,10 @@ class RedisCredentials(RecordLog[Record]):
     async def _add_pending(self) -> None:
         if self._is_another:
             for some in self.records.missing(ADD_AT_ONCE):
-                if some and not await self._add(some):
-                    return  # of another generation: the next turn finds out
+                if some:
+                    await self._stream.stay_young()  # until all is there, no change is complete, and no newcomer ready
+                    if not await self._add(some):
+                        return  # of another generation: the next turn finds out
                 await asyncio.sleep(0)
             self._is_another = False
         await super()._add_pending()

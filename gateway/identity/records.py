@@ -33,6 +33,8 @@ LONGEST_LEEWAY = 600.0
 """Seconds of `leeway`, at most: so much longer than its age a token may be accepted."""
 MOST_RECORDS = 500_000
 """Keys and revocations, at most; a further one is refused. A worker needs about 0.7 KB for each."""
+MOST_UNUSABLE = 1000
+"""Entries of the stream that are no records, and are remembered."""
 LONGEST_TEXT = 256
 """Characters of an owner, plan, scope or name in a record."""
 MOST_SCOPES = 100
@@ -72,6 +74,11 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
     def ends(self) -> float:
         """When it is accepted no more; infinity for never."""
         return min(math.inf if each is None else each for each in (self.expires, self.revoked))
+
+    @property
+    def accepted_until(self) -> float:
+        """The same, but before all time for a revoked key: the clock of who revoked it may be ahead."""
+        return -math.inf if self.revoked is not None else self.ends
 
     def joined(self, other: ApiKey) -> ApiKey:
         """What both say of one key."""
@@ -286,7 +293,8 @@ class CredentialRecords:
         self.applied = max(self.applied, position)
         self.pending.pop(record.id, None)
         if isinstance(record, Unusable):
-            self.unusable[position] = record
+            if len(self.unusable) < MOST_UNUSABLE or record.meant:
+                self.unusable[position] = record
             return
         before = self._places.get(_own(record))
         self._places[_own(record)] = position

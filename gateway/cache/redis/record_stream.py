@@ -229,11 +229,12 @@ class RecordStream(Generic[R]):
         young: float = YOUNG_SECONDS,
     ) -> None:
         self._client = client
+        self._young = max(1, int(young * 1000))
         self._encode = encode
         self._decode = decode
         self._max_records = max_records
         self._flags = _FLAGS
-        self._library = _LIBRARY.replace("YOUNG", str(max(1, int(young * 1000))))
+        self._library = _LIBRARY.replace("YOUNG", str(self._young))
         self._library = self._library.replace("LARGEST", str(LARGEST)).replace("MOST", str(MOST_AT_ONCE))
         names = ("log", "generation", "floor", "ids", "workers", "young", "joins", "silent")
         self._keys = {key: f"{prefix}{{{name}}}:{key}" for key in names}
@@ -298,6 +299,11 @@ class RecordStream(Generic[R]):
         """Count a worker no longer, if `beat` is still its last sign of life; `certain`: its process is gone."""
         names = [text.encode(errors="surrogateescape") for text in (worker, beat)]
         await self._run(_BURY, ("workers", "silent"), (*names, 0 if certain else SILENT_SECONDS))
+
+    async def stay_young(self) -> None:
+        """Let the stream be young from now on as long as a new one: not all that Redis lost is there yet."""
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await self._client.set(self._keys["young"], 1, px=self._young)
 
     async def leave(self, worker: str) -> None:
         async with asyncio.timeout(ANSWER_SECONDS):

@@ -17,7 +17,7 @@ from gateway.policy.epochs import ZERO
 from gateway.policy.identity_key import IdentityKey
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import TurnedClock
-from tests.support.records import api_key
+from tests.support.records import AT, api_key
 
 SEALED = Codec(IdentityKey(b"k" * 32))
 
@@ -131,3 +131,36 @@ async def test_without_redis_one_process_knows_what_it_made_and_keeps_nothing(cl
     assert (await log.publish(api_key("a"))).complete
     assert log.records.keys
     await log.aclose()
+
+
+async def test_after_a_failover_that_lost_the_last_records_they_are_added_again(valkey: Embedded) -> None:
+    """A replica that becomes the master may lack what was acknowledged last, and have the generation all the same."""
+    async with logs(valkey, [SEALED, SEALED]) as (one, two):
+        made, revoked = api_key("a"), api_key("a", revoked=AT)
+        for record in (made, api_key("b"), revoked):
+            assert (await one.publish(record)).complete
+        client, keys = one._stream._client, one._stream._keys
+        ((last, fields),) = await client.xrevrange(keys["log"], count=1)
+        async with client.pipeline(transaction=True) as lost:
+            await lost.xdel(keys["log"], last).hdel(keys["ids"], fields[b"i"]).execute()
+        async with asyncio.timeout(10):
+            while revoked not in [record for _, record in await one._stream.read(ZERO)]:
+                await asyncio.sleep(0.01)
+        assert (await two.publish(api_key("c"))).complete
+        for log in (one, two):
+            assert log.records.keys[made.key].revoked == AT
+            assert len(log.records.keys) == 3
+
+
+async def test_a_stream_is_taken_over_while_records_are_made(valkey: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.identity.credential_log.ADD_AT_ONCE", 3)
+    async with logs(valkey, [SEALED, SEALED]) as (one, two):
+        await asyncio.gather(*(one.publish(api_key(f"old {n}")) for n in range(20)))
+        await one._stream._client.delete(*one._stream._keys.values())
+        reports = await asyncio.gather(*(two.publish(api_key(f"new {n}")) for n in range(20)))
+        async with asyncio.timeout(10):
+            while any(len(each.records._places) < 40 for each in (one, two)):
+                await asyncio.sleep(0.01)
+        assert all(report.added for report in reports)
+        assert [len(each.records.keys) for each in (one, two)] == [40, 40]
+        assert len(await one._stream.read(ZERO)) == 40

@@ -34,6 +34,8 @@ async def test_a_stream_is_young_for_a_moment_after_redis_lost_it(valkey: Embedd
         assert (await stream.turn("worker", Beat("none", ZERO))).young
         await client.delete(stream._keys["young"])
         assert not (await stream.turn("worker", Beat("none", ZERO))).young
+        await stream.stay_young()
+        assert (await stream.turn("worker", Beat("none", ZERO))).young
 
 
 async def test_an_entry_that_no_gateway_wrote_is_read_as_none(valkey: Embedded) -> None:
