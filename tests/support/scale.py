@@ -38,6 +38,8 @@ SIZES = {
     "reloads": Size(20, 200),  # under load
     "revocations": Size(60, 1_000),  # under load, while Redis is killed three times
     "stream_clients": Size(60, 1_000),  # of one shared stream
+    "user_requests": Size(720, 200_000),  # to two workers, half of them through another cache
+    "users": Size(300, 100_000),  # who make them
     "sent_key_pairs": Size(60, 100),  # of requests whose key holds what was sent
 }
 FULL_TIMEOUT = 3600.0

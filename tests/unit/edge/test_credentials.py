@@ -44,7 +44,14 @@ ROUTES: dict[str, Any] = {
     "open": {"path": "/open/{id}", "upstream": "api", "ttl": "10s", "authorization": "ignore"},
     "plain": {"path": "/plain/{id}", "upstream": "api", "ttl": "10s"},
 }
-SETTINGS: dict[str, Any] = {"routes": ROUTES, "identity": IDENTITY, "cors": {"allow_origins": ["https://app.test"]}}
+SETTINGS: dict[str, Any] = {
+    "upstreams": {
+        "api": {"url": "http://api.test", "timeout": "5s", "breaker_failures": 0}
+    },  # it has a clock of its own
+    "routes": ROUTES,
+    "identity": IDENTITY,
+    "cors": {"allow_origins": ["https://app.test"]},
+}
 USERS: dict[str, dict[str, Any]] = {
     "anna": {"sub": "anna", "plan": "gold", "scope": "staff"},
     "berta": {"sub": "berta", "plan": ["gold"], "scope": "staff other"},
