@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -114,9 +114,9 @@ class PurgeOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     soft: bool = False
     by: str = ""
 
-    @property
-    def shown(self) -> str:
-        names = [*(f"key {without_credentials(key)}" for key in self.keys), *(f"tag {tag}" for tag in self.tags)]
+    def shown(self, tags: Iterable[str]) -> str:
+        """For the audit list; `tags` are the names under which entries have them."""
+        names = [*(f"key {without_credentials(key)}" for key in self.keys), *(f"tag {tag}" for tag in tags)]
         names += [*(f"route {route}" for route in self.routes), *(["everything"] if self.all else [])]
         return ", ".join(names)[:500] + (", softly" if self.soft else "")
 
@@ -299,7 +299,7 @@ class Admin:
             soft=order.soft,
             by=f"admin {named}",
         )
-        await self._note("purge", order.shown, named)
+        await self._note("purge", order.shown(self._gateway().stored_tags(order.tags)), named)
         return purge_response(report)
 
     def _refuse_another_host(self, url: str) -> None:

@@ -26,9 +26,10 @@ from gateway.config.route import RouteConfig
 from gateway.context import Outcome, PartState, RequestContext, Result
 from gateway.errors import PartFailed, RequestRefused, problem_document
 from gateway.http.headers import Headers
-from gateway.http.path_template import render_tag
 from gateway.identity.admission import Admission
+from gateway.identity.principal import Principal
 from gateway.limits.route_limits import RouteLimits
+from gateway.policy.claim_tags import render_tags
 from gateway.policy.keys import Plan
 from gateway.policy.rules import RequestDirectives
 from gateway.policy.validation import fields_of_304, not_modified
@@ -85,7 +86,14 @@ class Aggregate:
         """The request for the parts `shown`, as the engine takes it."""
         origin = _JoinOrigin(self, exchange, facts, values, shown)
         return CacheRequest(
-            self.route, plan, facts, exchange.headers, exchange, origin, origin.past, tags=self._tags(values)
+            self.route,
+            plan,
+            facts,
+            exchange.headers,
+            exchange,
+            origin,
+            origin.past,
+            tags=self.tags(values, exchange.principal),
         )
 
     def at_hand(self, request: CacheRequest) -> Answer | None:
@@ -104,8 +112,10 @@ class Aggregate:
         except RequestRefused as refused:
             return problem(request.exchange, refused.status, refused.detail)
 
-    def _tags(self, values: Values) -> tuple[str, ...]:
-        return tuple(render_tag(tag, dict(values.path)) for tag in self.config.tags)
+    def tags(self, values: Values, principal: Principal | None) -> tuple[str, ...]:
+        """The tags of a response for `principal`."""
+        claims = {} if principal is None or self.admission is None else principal.texts(self.admission.per)
+        return render_tags(self.config.tags, values.path, claims, self.engine.identity_key)
 
     def _now(self, request: CacheRequest, origin: _JoinOrigin) -> Answer | None:
         """The response, if every part is in memory; it is kept, if allowed."""
@@ -269,7 +279,9 @@ class _JoinOrigin:
     def begin(self) -> Run:
         """A run of the parts, which the next fetch continues: parts found in memory are not looked up twice."""
         until = asyncio.get_running_loop().time() + self._aggregate.deadline
-        wanting = Wanting.of(self._exchange, self._facts, self._values, until)
+        admission = self._aggregate.admission
+        claims = () if admission is None else admission.per
+        wanting = Wanting.of(self._exchange, self._facts, self._values, until, claims)
         self._begun = Run(self._aggregate.kit, wanting, self._shown)
         return self._begun
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -22,17 +22,17 @@ from gateway.aggregates.shape import BodyTransform
 from gateway.cache.engine import Engine
 from gateway.cache.request import CacheRequest, Origin, Route
 from gateway.config.part_graph import OwnValues, PlannedPart
-from gateway.config.part_values import Missing, PartTarget, Values
+from gateway.config.part_values import Missing, PartTarget, Text, Values
 from gateway.context import RequestContext, Result
 from gateway.errors import RequestRefused, UpstreamError
 from gateway.http.field_changes import NO_CHANGES, FieldChanges
 from gateway.http.headers import CacheControl, Headers, has, without
 from gateway.http.json_text import text_of
-from gateway.http.path_template import render_tag
 from gateway.http.target import Target, pair_name, query_name
 from gateway.identity.admission import Dependence
 from gateway.observability.metrics import Metrics
 from gateway.policy import freshness
+from gateway.policy.claim_tags import hidden, render_tags
 from gateway.policy.entry import Entry
 from gateway.policy.epochs import tag_name
 from gateway.policy.freshness import Hit
@@ -102,9 +102,20 @@ class Wanting:
         return Plan(primary, stem + suffix, empty.forward, empty.bypass, empty.keyed, empty.unkeyed)
 
     @classmethod
-    def of(cls, exchange: RequestContext, facts: RequestDirectives, values: Values, until: float) -> Wanting:
+    def of(
+        cls,
+        exchange: RequestContext,
+        facts: RequestDirectives,
+        values: Values,
+        until: float,
+        claims: Sequence[str] = (),
+    ) -> Wanting:
+        """`claims` are those that the whole depends on."""
         headers = [*without(exchange.headers, *NOT_FOR_PARTS, PRINCIPAL), IDENTITY]
         plain = facts.no_store or facts.no_cache or facts.max_age is not None or facts.min_fresh or facts.max_stale
+        principal = exchange.principal
+        if principal is not None and claims:
+            values = replace(values, claims=principal.texts(claims))
         kept = structs.replace(facts, head=False, only_if_cached=False, authorized=False) if plain else PLAIN
         return cls(exchange, headers, kept, values, until)
 
@@ -163,9 +174,17 @@ class PartSource:
             return self._target_of_route(self.declared, values)
         assert self.part.target is not None
         target = self._filled(self.part.target, values)
-        tags = tuple(tag.render(values) for tag in self.part.tags)
+        tags = tuple(tag for each in self.part.tags if (tag := self._tag(each, values)) is not None)
         _check_length(target, *tags)
         return target, tags
+
+    def _tag(self, tag: Text, values: Values) -> str | None:
+        """A tag with its values; None for one that names a claim, where nobody has sent a credential."""
+        named = [each.rest for each in tag.references if each.source == "claim"]
+        if any(name not in values.claims for name in named):
+            return None
+        text = tag.render(values)
+        return hidden(tag.literals[0], text, self.engine.identity_key) if named else text
 
     def _filled(self, template: PartTarget, values: Values) -> str:
         """A target with its values in it, and the client's pairs that the part passes on, as a route does it."""
@@ -184,7 +203,7 @@ class PartSource:
         else:
             path, pairs = template.render(values)
         target, parameters = declared.upstream_target(path, pairs)
-        return target, tuple(render_tag(tag, parameters) for tag in declared.config.tags)
+        return target, render_tags(declared.config.tags, parameters, values.claims, self.engine.identity_key)
 
     def ask(self, wanting: Wanting, target: str, tags: tuple[str, ...], origin: Origin | None = None) -> CacheRequest:
         """The request for a target, as the engine takes it."""

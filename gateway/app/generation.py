@@ -38,6 +38,7 @@ from gateway.clock import Clock, SystemClock
 from gateway.config.loader import Loaded, sources_of
 from gateway.config.models import Config
 from gateway.config.names import did_you_mean
+from gateway.config.part_identity import all_tags
 from gateway.config.route import RouteConfig
 from gateway.config.tls import files_of, fingerprint
 from gateway.config.upstream import UpstreamConfig
@@ -50,6 +51,7 @@ from gateway.http.forwarding import Trusted
 from gateway.http.headers import Headers
 from gateway.http.target import below, resolve_below
 from gateway.observability.access_log import AccessLog, JsonAccessLog, silent
+from gateway.policy.claim_tags import TagNames
 from gateway.policy.rules import CachePolicy
 from gateway.routing.cors import Cors
 from gateway.routing.declared import declare
@@ -355,8 +357,13 @@ class Generation:
             if route not in known:
                 raise ValueError(f"there is no route {route!r}{did_you_mean(route, known)}")
         return await self.engine.purge(
-            keys=primaries, tags=tags, routes=routes, everything=everything, soft=soft, by=by
+            keys=primaries, tags=self.stored_tags(tags), routes=routes, everything=everything, soft=soft, by=by
         )
+
+    def stored_tags(self, tags: Iterable[str]) -> list[str]:
+        """The names under which entries have these tags: of those that name claims, digests."""
+        templates = [*all_tags((*self.config.routes.values(), *self.written.values())), *self.handlers.tags]
+        return TagNames(templates).stored(tags, self.engine.identity_key)
 
     @property
     def handlers(self) -> Runtime:

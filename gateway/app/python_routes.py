@@ -23,6 +23,7 @@ from gateway.aggregates.aggregate import Aggregate
 from gateway.aggregates.routes import AggregateHandlers, Builder
 from gateway.aggregates.typed import TypedAggregate, typed_aggregate
 from gateway.config.names import did_you_mean
+from gateway.config.part_identity import tag_problems
 from gateway.errors import ConfigError, ConfigProblem
 from gateway.explain.routes import HandlerRoute, handler_route
 from gateway.http.path_template import PathTemplate, compile_path, tag_parameters
@@ -193,6 +194,9 @@ def _check_inputs(context: RouteContext, settings: Cached, inputs: Inputs) -> No
             f"the handler {settings.name} is @cached(authorization='ignore'), which hides the Authorization that "
             f"{inputs.authorization} requires; use authorization='key' or 'pass'"
         )
+    per = settings.identity.per if settings.identity is not None else ()
+    for problem in tag_problems(settings.tags, per, ()):
+        raise _problem(f"the handler {settings.name} has the tag {problem.message}")
     known = sorted(context.param_convertors)
     for tag in settings.tags:
         for name in set(tag_parameters(tag)) - set(known):

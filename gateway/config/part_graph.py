@@ -268,6 +268,8 @@ class _Planner:
             if not _HEADER.fullmatch(rest):
                 self._wrong(setting, f"uses {{{text}}}, which isn't a valid header name")
             return Reference(text, "header", _field_name(rest))
+        if source == "claim" and setting == "tags" and source not in self.parts:
+            return Reference(text, "claim", rest)
         self._check_part(setting, source, f"{{{text}}}")
         try:
             Expression(rest)

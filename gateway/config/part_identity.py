@@ -13,6 +13,7 @@ from gateway.config.identity import IssuerConfig
 from gateway.config.names import did_you_mean
 from gateway.config.part_graph import PartPlan, PartProblem, PlannedPart
 from gateway.config.route import RouteConfig
+from gateway.policy.claim_tags import claims_of
 
 Claims = tuple[str, ...]
 
@@ -76,6 +77,9 @@ def identity_problems(
     """What is wrong with an aggregate that has `identity`. `sources` are the fields in which each issuer's credentials
     are, by the issuer's name."""
     if not (route.parts and route.identity):
+        yield from tag_problems(route.tags, route.per if route.identity else (), ("tags",))
+        for name, each in route.parts.items():
+            yield from tag_problems(each.tags, (), ("parts", name, "tags"))
         return
     plan = route.part_plan
     claims = claims_of_parts(plan, routes)
@@ -84,14 +88,30 @@ def identity_problems(
         yield from _narrower_than_needed(part, claims)
         yield from _of_the_request(part, removed)
         yield from _forwarding(part, claims[name])
+        yield from tag_problems(part.config.tags, claims[name], ("parts", name, "tags"))
         named = part.config.route
         if named is not None and named in routes:
             yield from _of_the_route(name, named, route, routes[named])
+    yield from tag_problems(route.tags, claims_of_whole(route, routes), ("tags",))
     missing = [claim for claim in claims_of_whole(route, routes) if route.per and claim not in route.per]
     for claim in missing[:1]:
         names = ", ".join(name for name in plan.order if claim in claims[name])
         message = f"lacks `{claim}`, which the response depends on by {names}; default: the claims of all parts"
         yield PartProblem(("per",), message, route.per)
+
+
+def tag_problems(tags: Iterable[str], per: Iterable[str], key: tuple[str, ...]) -> Iterator[PartProblem]:
+    """Tags that name a claim which the responses don't depend on: they would be those of the first user alone."""
+    for tag in tags:
+        for claim in claims_of(tag):
+            if claim not in per:
+                yield PartProblem(key, f"{tag}: `{claim}` must be in `per` too, with `identity`", tag)
+
+
+def all_tags(routes: Iterable[RouteConfig]) -> list[str]:
+    """The tags of routes and their parts, as they are written."""
+    found = [tags for route in routes for tags in (route.tags, *(part.tags for part in route.parts.values()))]
+    return [tag for tags in found for tag in tags]
 
 
 def _narrower_than_needed(part: PlannedPart, claims: Mapping[str, Claims]) -> Iterator[PartProblem]:

@@ -55,6 +55,8 @@ class Values:
     header: dict[str, str]
     parts: Mapping[str, JsonValue] = field(default_factory=dict)
     item: str | None = None
+    claims: Mapping[str, str] = field(default_factory=dict)
+    """Of who sent the request: for tags alone."""
 
     @cached_property
     def query(self) -> dict[str, list[bytes]]:
@@ -80,6 +82,8 @@ class Values:
                 value = self.header.get(reference.rest)
             case "item":
                 value = self.item
+            case "claim":
+                value = self.claims.get(reference.rest)
             case part:
                 value = searched(reference.expression, self.parts.get(part))
         text = as_text(value)

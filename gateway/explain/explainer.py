@@ -31,7 +31,6 @@ from gateway.explain.lookup import READS, LookupRequest, Stores
 from gateway.explain.routes import HandlerRoute, Local, Order, nothing_local
 from gateway.explain.trace import Lifetime, PartTrace, Trace
 from gateway.http.headers import Headers, combined, has, values
-from gateway.http.path_template import render_tag
 from gateway.http.target import (
     Slashes,
     Target,
@@ -195,7 +194,7 @@ class Explainer:
             route.engine_route,
             plan(keying, route.upstream.name, asks, headers, has_body=has_body(headers), content=content),
             directives_of(request.method, headers, rules),
-            tuple(render_tag(tag, decoded) for tag in route.config.tags),
+            route.tags(decoded, request.principal),
             content,
         )
         told, stored = await self._judged(request, lookup)
@@ -276,7 +275,7 @@ class Explainer:
             cached.route,
             plan(cached.route.keying, cached.origin, target, headers, has_body=has_body(headers)),
             directives_of(request.method, headers, rules),
-            handler.tags(request.target),
+            handler.tags(request.target, request.principal),
         )
         told, stored = await self._judged(request, lookup)
         key, written = ("routes", handler.name), f"@cached of {handler.name} ({cached.written_ttl})"
@@ -308,7 +307,7 @@ class Explainer:
             aggregate.route,
             plan(aggregate.route.keying, f"+{aggregate.name}", asked.target, headers, has_body=has_body(headers)),
             structs.replace(directives_of(request.method, headers, aggregate.route.rules), authorized=False),
-            tuple(render_tag(tag, dict(asked.values.path)) for tag in aggregate.config.tags),
+            aggregate.tags(asked.values, request.principal),
         )
         told, _ = await self._judged(request, lookup)
         if told.decision in ("miss", "revalidate"):

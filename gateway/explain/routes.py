@@ -16,6 +16,7 @@ from gateway.cache.request import Route
 from gateway.config.types import show_duration
 from gateway.http.target import Target, other_slash, select_query
 from gateway.identity.admission import Admission
+from gateway.identity.principal import Principal
 from gateway.routing.handler_settings import Runtime, cached_settings, target_text
 from gateway.routing.handler_tags import rendered
 
@@ -81,11 +82,13 @@ class HandlerRoute:
     def methods(self) -> frozenset[str]:
         return frozenset(self.context.methods or ())
 
-    def tags(self, target: Target) -> tuple[str, ...]:
+    def tags(self, target: Target, principal: Principal | None = None) -> tuple[str, ...]:
         found = self.context.path_regex.fullmatch(target.decoded)
         if self.cached is None or found is None:
             return ()
-        return rendered(self.cached.tags, self.context.dependant, found.groupdict())
+        cached, key = self.cached, self.cached.route.keying.identity_key
+        claims = {} if principal is None or cached.admission is None else principal.texts(cached.admission.per)
+        return rendered(cached.tags, self.context.dependant, found.groupdict(), key, claims)
 
 
 def handler_route(context: RouteContext, order: Order, runtime: Runtime) -> HandlerRoute:

@@ -48,6 +48,10 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
         subject = self.claims.get("sub")
         return subject if isinstance(subject, str) else None
 
+    def texts(self, names: Iterable[str]) -> dict[str, str]:
+        """Claims as tags have them. Raises MissingClaim, and ValueError as `canonical` does."""
+        return {name: claim_text(self.claim(name)) for name in names}
+
     def claim(self, name: str) -> Any:
         """The value of a claim. A dot goes into an object, unless a claim has the whole name: `address.country`, and
         `https://example.com/plan`. Raises MissingClaim, also for null."""
@@ -76,6 +80,11 @@ def canonical(value: Any) -> bytes:
         return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
     except RecursionError:
         raise ValueError("the claim is nested too deeply") from None
+
+
+def claim_text(value: Any) -> str:
+    """A claim's value in a tag: a text as it is, any other in JSON's form."""
+    return value if isinstance(value, str) else canonical(value).decode("ascii")
 
 
 def _check(value: Any) -> None:

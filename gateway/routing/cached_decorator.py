@@ -355,8 +355,15 @@ class _Call:
             origin=_HandlerOrigin(self),
             past=self.fetched,
             refresh=lambda: ReplayOrigin(runtime, exchange, settings, plan),
-            tags=rendered(settings.tags, self.reading.tree, self.request.path_params),
+            tags=self._tags(runtime, exchange),
         )
+
+    def _tags(self, runtime: Runtime, exchange: RequestContext) -> tuple[str, ...]:
+        settings, who = self.settings, exchange.principal
+        asked = settings.identity
+        claims = {} if who is None or asked is None else who.texts(asked.per)
+        key = runtime.engine.identity_key
+        return rendered(settings.tags, self.reading.tree, self.request.path_params, key, claims)
 
     async def value(self) -> Any:
         """The handler's own return value or exception."""

@@ -29,10 +29,11 @@ from gateway.http.headers import Headers, first, has
 from gateway.http.path_template import PathTemplate, TargetTemplate, compile_target
 from gateway.http.target import PATH_CHARS, Target, pair_name, select_query
 from gateway.identity.admission import Admission, Provider, admission_of
-from gateway.identity.principal import is_of_one_user
+from gateway.identity.principal import Principal, is_of_one_user
 from gateway.limits.limiter import Limiter
 from gateway.limits.route_limits import RouteLimits
 from gateway.observability.metrics import Metrics
+from gateway.policy.claim_tags import render_tags
 from gateway.policy.content import QUERY, ContentRules
 from gateway.policy.identity_key import IdentityKey
 from gateway.policy.keys import Keying
@@ -131,6 +132,11 @@ class Declared:
             changes=self.config.headers.request.changes,
             largest=self.config.max_response_body,
         )
+
+    def tags(self, parameters: Mapping[str, str], principal: Principal | None) -> tuple[str, ...]:
+        """The tags of a response for `principal`, with the decoded values of the path."""
+        claims = {} if principal is None or self.admission is None else principal.texts(self.admission.per)
+        return render_tags(self.config.tags, parameters, claims, self.engine_route.keying.identity_key)
 
     @property
     def deadline(self) -> float:

@@ -400,6 +400,12 @@ class Runtime:
                 keys.append(primary_key(settings.origin_name, target_text(target.path, pairs)))
         return keys
 
+    @property
+    def tags(self) -> list[str]:
+        """The tags of `@cached` handlers, as they are written."""
+        found = (cached_settings(context.endpoint) for context in self.contexts.values())
+        return [tag for marked in found if marked is not None for tag in marked.settings.tags]
+
     def admissions(self, target: Target | None) -> list[Admission]:
         """What handlers at a target ask of credentials; for None, what any handler asks."""
         return [

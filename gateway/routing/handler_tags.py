@@ -7,21 +7,30 @@ import enum
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any
 
 from fastapi.dependencies.models import Dependant
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from gateway.http.path_template import render_tag
+from gateway.policy.claim_tags import render_tags
+from gateway.policy.identity_key import IdentityKey
 
 
-def rendered(tags: Iterable[str], dependant: Dependant, parameters: Mapping[str, Any]) -> tuple[str, ...]:
-    """The tags of a request with these path parameters, whose types `dependant` and its dependencies declare."""
+def rendered(
+    tags: Iterable[str],
+    dependant: Dependant,
+    parameters: Mapping[str, Any],
+    identity_key: IdentityKey,
+    claims: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[str, ...]:
+    """The tags of a request with these path parameters, whose types `dependant` and its dependencies declare, and of a
+    principal with these claims."""
     tags = tuple(tags)
     if not tags:
         return ()
     values = {name: text_of(value) for name, value in {**parameters, **_typed(dependant, parameters)}.items()}
-    return tuple(render_tag(tag, values) for tag in tags)
+    return render_tags(tags, values, claims, identity_key)
 
 
 def _typed(dependant: Dependant, parameters: Mapping[str, Any]) -> dict[str, Any]:

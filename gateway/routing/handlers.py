@@ -28,8 +28,8 @@ from gateway.context import RequestContext, exchange_of
 from gateway.errors import RequestRefused, UpstreamTimeout
 from gateway.http.forwarding import Trusted
 from gateway.http.headers import first, values, without
-from gateway.http.path_template import render_tag
 from gateway.http.target import Slashes, Target, normalise, resolve
+from gateway.identity.principal import Principal
 from gateway.observability.log import ONCE
 from gateway.observability.metrics import Metrics
 from gateway.policy.content import TOO_LARGE as CONTENT_TOO_LARGE
@@ -162,7 +162,7 @@ class Handlers:
             route=ask.route,
             origin=asked.route.upstream.name,
             target=asked.target,
-            tags=ask.tags,
+            tags=self._tags(asked.route, ask.parameters),
             public=_Public(self, asked),
             ask=_Again(
                 self, asked, ask.parameters, None if content is None else structs.replace(ask.origin, interim=None)
@@ -173,11 +173,11 @@ class Handlers:
             admit=asked.route.limits.admits_hit if asked.route.limits is not None and asked.route.counts_hits else None,
         )
 
-    def _tags(self, route: Declared, parameters: dict[str, str]) -> tuple[str, ...]:
+    def _tags(self, route: Declared, parameters: dict[str, str], principal: Principal | None = None) -> tuple[str, ...]:
         if not route.config.tags:
             return ()
         decoded = {name: unquote(value) for name, value in parameters.items()}
-        return tuple(render_tag(tag, decoded) for tag in route.config.tags)
+        return route.tags(decoded, principal)
 
     def ask(
         self,
@@ -218,7 +218,7 @@ class Handlers:
             exchange=exchange,
             origin=origin,
             past=past,
-            tags=self._tags(route, parameters),
+            tags=self._tags(route, parameters, exchange.principal),
             stays=stays,
         )
 

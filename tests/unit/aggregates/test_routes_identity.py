@@ -236,3 +236,34 @@ def _expected(parts: list[list[str]], user: int) -> dict[str, Any]:
 
 def _asked(number: int, claims: list[str], user: int) -> tuple[str, ...]:
     return (f"/{number}", *(_value(claim, user) if claim in claims else "" for claim in ("sub", "plan", "tenant")))
+
+
+# --- tags of claims ----------------------------------------------------------------------------------------------
+
+
+async def test_a_purge_by_the_users_name_reaches_her_part_alone_and_the_name_is_stored_nowhere() -> None:
+    upstream = StubUpstream(told)
+    parts = {
+        "all": shared("/all"),
+        "me": personal(["sub"], "/me", tags=["user:{claim.sub}"]),
+        "named": {"route": "named"},
+    }
+    named = {"path": "/named", "upstream": "shop", "ttl": "30s", "identity": ["shop"], "per": ["sub"]}
+    named |= {"forward": {"x-user": "sub"}, "tags": ["user:{claim.sub}"]}
+    app = gateway_of(parts, upstream, {"named": named}, tags=["home:{claim.sub}"])
+    async with running(app) as client:
+        for user in ("anna", "berta"):
+            await client.get("/home", headers=bearer(sub=user))
+        await app.purge(tags=["user:anna"])
+        for user in ("anna", "berta"):
+            await client.get("/home", headers=bearer(sub=user))
+        trace = await app.explain("GET", "/home", _encoded(bearer(sub="anna")))
+    counts = asked_for(upstream)
+    assert [counts[(path, user, "", "")] for path in ("/me", "/named") for user in ("anna", "berta")] == [2, 1, 2, 1]
+    assert counts[("/all", "", "", "")] == 1
+    assert any(each.name.startswith("tag home:~") for each in trace.names)
+    assert not any("anna" in tag for shard in app.engine.memory._responses._shards for tag in _tags_of(shard))
+
+
+def _tags_of(shard: Any) -> list[str]:
+    return [tag for each in shard.values() for tag in getattr(getattr(each, "value", each), "tags", ())]

@@ -346,3 +346,32 @@ def _literally(text: str) -> str:
     import re
 
     return re.escape(text)
+
+
+async def test_a_handlers_tag_may_name_a_claim_in_its_key() -> None:
+    def add(router: APIRouter, calls: list[Any]) -> None:
+        @router.get("/me")
+        @cached(ttl="30s", per=["sub"], tags=["user:{claim.sub}"])
+        async def me(who: Principal) -> Any:
+            calls.append(who.subject)
+            return {}
+
+    app, calls = gateway(add)
+    async with running(app) as client:
+        for user in ("anna", "berta"):
+            await client.get("/me", headers=bearer(sub=user))
+        await app.purge(tags=["user:anna"])
+        for user in ("anna", "berta"):
+            await client.get("/me", headers=bearer(sub=user))
+    assert calls == ["anna", "berta", "anna"]
+
+
+def test_a_handlers_tag_can_not_name_another_claim() -> None:
+    def add(router: APIRouter, calls: list[Any]) -> None:
+        @router.get("/me")
+        @cached(ttl="30s", per=["sub"], tags=["plan:{claim.plan}"])
+        async def me(who: Principal) -> Any:
+            return {}
+
+    with pytest.raises(ConfigError, match="`plan` must be in `per` too"):
+        gateway(add)[0].rebind()
