@@ -36,12 +36,12 @@ from gateway.cache.purge_log import PurgeReport
 from gateway.cache.shared_store import NoShared, SharedStore
 from gateway.clock import Clock, SystemClock
 from gateway.config.loader import Loaded, sources_of
-from gateway.config.models import Config
 from gateway.config.names import did_you_mean
 from gateway.config.part_identity import all_tags
 from gateway.config.route import RouteConfig
 from gateway.config.tls import files_of, fingerprint
 from gateway.config.upstream import UpstreamConfig
+from gateway.config.validation import without_cache
 from gateway.edge.hits import Edge
 from gateway.edge.passthrough import Direct, PassThrough, Patterns
 from gateway.explain.explainer import Explainer
@@ -104,7 +104,7 @@ class Generation:
 
     def __init__(self, loaded: Loaded, given: Given, before: Generation | None = None) -> None:
         self.loaded = loaded
-        self.config = config = loaded.config if loaded.config.cache else _without_cache(loaded.config)
+        self.config = config = loaded.config if loaded.config.cache else without_cache(loaded.config)
         self.origins = partial(sources_of, loaded)
         self.admin_token = loaded.admin_token
         self.stopping = False
@@ -490,12 +490,6 @@ class Generation:
         await self.shared.aclose()
         if self._given.tracing is not None:
             await asyncio.to_thread(self._given.tracing.close)
-
-
-def _without_cache(config: Config) -> Config:
-    """The configuration with `cache: off` on each route; parts and handlers look at the switch."""
-    routes = {name: route.model_copy(update={"cache": False}) for name, route in config.routes.items()}
-    return config.model_copy(update={"routes": routes})
 
 
 def _mounted(routes: Sequence[BaseRoute]) -> Iterator[FastAPI]:

@@ -56,7 +56,7 @@ def openapi_operation(route: Declared, method: str = "GET") -> dict[str, Any]:
         "tags": config.tags,
         "methods": "any" if config.allowed is None else [*config.allowed],
     }
-    secured, refusals = _secured(route.admission)
+    secured, refusals = _secured(route.admission, limited=bool(config.rate_limits))
     content = _content_of(route)
     if route.is_content_read("QUERY") and method == documented_methods(config)[0]:
         # OpenAPI has no operation for QUERY before version 3.2.
@@ -77,11 +77,12 @@ def openapi_operation(route: Declared, method: str = "GET") -> dict[str, Any]:
     return read
 
 
-def _secured(admission: Admission | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _secured(admission: Admission | None, *, limited: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a route asks of credentials, as a part of its operation; and the responses of all its refusals."""
+    refusals = {**_REFUSALS, "429": _LIMITED} if limited else _REFUSALS
     if admission is None:
-        return {}, _REFUSALS
-    return {"security": security_of(admission)}, {**_REFUSALS, **refusals_of(_PROBLEM)}
+        return {}, refusals
+    return {"security": security_of(admission)}, {**refusals, **refusals_of(_PROBLEM)}
 
 
 def _content_of(route: Declared) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def aggregate_operation(aggregate: Aggregate) -> dict[str, Any]:
     query = [*sorted(aggregate.kit.plan.query), *(["parts"] if config.selectable else [])]
     parameters = [_parameter(name, "path", config.examples, required=True) for name in config.template.parameters]
     parameters += [_parameter(name, "query", config.examples, required=False) for name in query]
-    secured, refusals = _secured(aggregate.admission)
+    secured, refusals = _secured(aggregate.admission, limited=bool(config.rate_limits))
     return {
         "parameters": parameters,
         **secured,
@@ -188,6 +189,9 @@ _REFUSALS = {
     "431": {"description": "There are too many header fields, or they are too large.", "content": _PROBLEM},
     "503": {"description": "Overloaded; `Retry-After` says when to retry.", "content": _PROBLEM},
 }
+
+
+_LIMITED = {"description": "Too many requests; `Retry-After` says when to retry.", "content": _PROBLEM}
 
 
 def show_validation_problems(schema: dict[str, Any]) -> None:

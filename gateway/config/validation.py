@@ -143,3 +143,9 @@ def _is_sequel(key: Key, group: list[ErrorDetails], wrong: set[Key]) -> bool:
     near = {each[-1] for each in wrong if each[:-1] in (key, key[:-1]) or _is_entry(each)}
     words = {word for each in group for word in re.findall(r"\w+", f"{each['msg']} {each['input']!s:.200}")}
     return all(each["type"] == "value_error" for each in group) and bool(words & near)
+
+
+def without_cache(config: Config) -> Config:
+    """The configuration with `cache: off` on each route; parts and handlers look at the switch."""
+    routes = {name: route.model_copy(update={"cache": False}) for name, route in config.routes.items()}
+    return config.model_copy(update={"routes": routes})

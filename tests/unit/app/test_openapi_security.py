@@ -61,3 +61,12 @@ def test_the_document_has_the_schemes_and_the_refusals_of_routes_with_identity()
     assert "security" not in plain
     assert "401" not in plain["responses"]
     assert not any("oauth" in path for path in document["paths"])
+
+
+def test_a_route_with_limits_may_answer_429() -> None:
+    limits = {"user": {"by": "sub", "rate": "10/s"}}
+    me = {"path": "/me", "upstream": "shop", "identity": ["shop"], "rate_limits": ["user"]}
+    settings = {**settings_of({"all": {"upstream": "shop", "path": "/all"}}, {"me": me}), "rate_limits": limits}
+    paths = create_app(settings, transport=StubUpstream(told), clock=TurnedClock(), log=silent).openapi()["paths"]
+    assert "429" in paths["/me"]["get"]["responses"]
+    assert "429" not in paths["/home"]["get"]["responses"]
