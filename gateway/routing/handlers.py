@@ -23,7 +23,7 @@ from starlette.responses import Response
 
 from gateway.cache.engine import Engine
 from gateway.cache.request import CacheRequest
-from gateway.cache.respond import Answer, problem
+from gateway.cache.respond import Answer, limit_reached, problem
 from gateway.context import RequestContext, exchange_of
 from gateway.errors import RequestRefused, UpstreamTimeout
 from gateway.http.forwarding import Trusted
@@ -297,6 +297,9 @@ class Handlers:
         if ask.plan.bypass is not None or ask.facts.head:
             return await self.engine.answer(ask)
         route, exchange, forward, known = ask.asked.route, ask.exchange, ask.plan.forward, False
+        reached = None if exchange.allowance is None else await exchange.allowance.refusal(exchange)
+        if reached is not None:
+            return limit_reached(exchange, reached)
         assert isinstance(ask.origin, UpstreamOrigin)
         origin = structs.replace(ask.origin, interim=None)
         last_id = first(ask.headers, LAST_EVENT_ID)

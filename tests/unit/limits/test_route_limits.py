@@ -353,6 +353,22 @@ def test_users_of_two_issuers_and_values_of_two_types_are_counted_apart() -> Non
     assert len(keys) == 8
 
 
+def test_api_keys_are_counted_by_their_ids_and_tokens_have_none() -> None:
+    limit = Limit.of("month", RateLimitConfig(by="key", quota="100000/month"))
+    keys = [
+        Principal(provider="partner", issuer="keys partner", claims={"sub": "acme", "key": name}) for name in ("1", "2")
+    ]
+    token = Principal(provider="shop", issuer=ISSUER, claims={"sub": "acme"})
+    counted = [limit.counted(each, "192.0.2.1")[1] for each in (*keys, token, None)]
+    assert len(set(counted)) == 3
+    assert counted[2] == counted[3]
+
+
+async def test_each_client_of_a_shared_stream_is_a_miss(stand: Any) -> None:
+    shop = await stand(["misses"], stream="share", ttl="0s", methods=["GET"])
+    assert [(await shop.get()).status_code for _ in range(3)] == [200, 200, 429]
+
+
 def test_a_burst_of_a_plan_is_in_proportion_to_its_rate() -> None:
     plans = {"claim": "plan", "gold": "600/m", "slow": "1/m"}
     limit = Limit.of("user", RateLimitConfig(by="sub", rate="120/m", burst=30, plans=plans))
