@@ -7,7 +7,7 @@ the scope; the engine sets the outcome; headers, metrics and log are made from i
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -113,6 +113,23 @@ class Allowance(Protocol):
         """Another request's fetch serves this one, which then does not count."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a WebSocket ended: who ended it (`client`, `upstream` or `gateway`), with which code, and how many bytes the
+    client got."""
+
+    by: str
+    code: int
+    sent: int
+
+
+class Relayed(Protocol):
+    """A WebSocket between a client and an upstream."""
+
+    def on_end(self, ended: Callable[[Ended], None]) -> None:
+        """Call `ended` once it has ended; at once, if it has already."""
+
+
 class RequestContext(msgspec.Struct):
     """`began` is a value of the performance counter. `spent` holds seconds by activity."""
 
@@ -148,6 +165,10 @@ class RequestContext(msgspec.Struct):
     """The cause of an upstream failure for this request, and a text; None if there was none."""
     key: int = 0
     """The hash of the cache key; 0 if the cache was not used."""
+    relay: Relayed | None = None
+    """The WebSocket that its connection has become."""
+    closed: tuple[str, int] | None = None
+    """Who closed that, and the code."""
     changed: bool | None = None
     """Whether a fetch returned content that differs from the stored response; None if there was none to compare."""
     recall: object | None = None
@@ -176,6 +197,8 @@ def exchange_of(scope: MutableMapping[str, Any]) -> RequestContext | None:
     return exchange if isinstance(exchange, RequestContext) else None
 
 
+RELAY_KEY = "gateway.websocket"
+"""The ASGI extension by which the protocol class relays frames between a client and an upstream."""
 HOST_KEY = "gateway.host"
 """The Host that the client sent, if the scope has that of `public_url` in its place: what a cached handler reads."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")

@@ -17,6 +17,7 @@ from gateway.limits.limiter import Limiter
 from gateway.streams.shared_stream import REASONS, SharedStreams
 from gateway.upstreams.client import Upstream
 from gateway.upstreams.failure_causes import CAUSES
+from gateway.upstreams.websocket import WebSocketCounts
 
 
 class LimitCollector(Collector):
@@ -115,6 +116,32 @@ class AdviceCollector(Collector):
                 load.add_metric((advice.route,), rung.upstream)
                 outdated.add_metric((advice.route,), rung.outdated)
         yield from (ratio, load, outdated)
+
+
+class WebSocketCollector(Collector):
+    """The counts of the upstreams' WebSockets, over all reloads."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, WebSocketCounts] = {}
+
+    def counts(self, upstream: str) -> WebSocketCounts:
+        return self._counts.setdefault(upstream, WebSocketCounts())
+
+    def collect(self) -> Iterable[Metric]:
+        opened = GaugeMetricFamily("gateway_websockets", "Open WebSockets.", labels=("upstream",))
+        closed = CounterMetricFamily(
+            "gateway_websockets_closed", "WebSockets that ended.", labels=("upstream", "by", "code")
+        )
+        messages = CounterMetricFamily(
+            "gateway_websocket_messages", "Messages of WebSockets that ended.", labels=("upstream", "sender")
+        )
+        for upstream, counts in self._counts.items():
+            opened.add_metric((upstream,), float(counts.open))
+            for (by, code), number in counts.closed.items():
+                closed.add_metric((upstream, by, code), float(number))
+            for sender, number in counts.messages.items():
+                messages.add_metric((upstream, sender), float(number))
+        yield from (opened, closed, messages)
 
 
 class UpstreamCollector(Collector):

@@ -28,7 +28,7 @@ from gateway.app.head_requests import HeadOfCached
 from gateway.app.middleware import Layers, OtherSlash, Outermost
 from gateway.app.openapi import OPENAPI, show_validation_problems
 from gateway.app.openapi_security import add_schemes, secure_handlers
-from gateway.app.routes import AppRoutes
+from gateway.app.routes import AppRoutes, WebSocketRelays
 from gateway.app.worker_state import SERVED
 from gateway.cache.shared_store import SharedStore
 from gateway.clock import Clock
@@ -129,6 +129,7 @@ class Gateway(Generation, FastAPI):
             *(self, self.config, self.engine, self.metrics, self.declared, self.aggregates, self._direct),
             handlers=lambda target: self.handlers.admissions(target),
             streams=self.worker_state.streams,
+            relays=WebSocketRelays(self.guard, self.worker_state.websockets, self._cors),
         )
         self._own = tuple(routes.add_own(docs, redoc))
         self._check_dependencies(fastapi.get("dependencies"))

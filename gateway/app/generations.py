@@ -46,6 +46,10 @@ class Generations:
         current = self.current  # read on each hit: saves a lookup
         return None if current.guard.draining else current.edge
 
+    @property
+    def takes_websockets(self) -> bool:
+        return self.current.takes_websockets
+
     def prepare(self, loaded: Loaded) -> Generation:
         """The next generation, which changes nothing yet. Raises ConfigError."""
         return self.current.renewed(loaded)

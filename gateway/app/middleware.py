@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -20,8 +21,21 @@ from starlette.responses import Response
 from starlette.routing import Match, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.cache.respond import problem
 from gateway.config.models import Config
-from gateway.context import HOST_KEY, LOOKED_KEY, RAW_TARGET_KEY, SCOPE_KEY, TARGET_KEY, WRITTEN_KEY, RequestContext
+from gateway.context import (
+    HOST_KEY,
+    LOOKED_KEY,
+    RAW_TARGET_KEY,
+    SCOPE_KEY,
+    TARGET_KEY,
+    WRITTEN_KEY,
+    Ended,
+    Outcome,
+    RequestContext,
+    Result,
+    exchange_of,
+)
 from gateway.errors import PROBLEM_MEDIA_TYPE, RequestRefused, problem_body
 from gateway.http.forwarding import Told, Trusted, place
 from gateway.http.headers import WITHOUT_CONTENT, Headers, first, framed, values, without
@@ -44,6 +58,7 @@ from gateway.observability.trace_context import PASSED_ON, traceparent_of
 from gateway.policy.preconditions import as_given
 from gateway.routing.cors import Cors
 from gateway.routing.location import rooted
+from gateway.routing.websockets import deny
 
 logger = logging.getLogger("gateway")
 
@@ -99,7 +114,9 @@ class Layers:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 self._began(scope.get("state", {}))
-            await self.app(scope, receive, send)
+                await self.app(scope, receive, send)
+            else:
+                await self._websocket(scope, receive, send)
             return
         exchange = _exchange(scope, self._trusted)
         if scope["method"] not in ("GET", "HEAD"):
@@ -137,13 +154,32 @@ class Layers:
                 self._metrics.request(exchange.route, exchange.outcome, status, seconds)
                 self._log(exchange, status, size, seconds)
 
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A WebSocket: its handshake is counted like a request, and logged when it has ended."""
+        exchange = _exchange(scope, self._trusted)
+        exchange.outcome = Outcome(Result.LOCAL, detail="websocket")
+        scope[SCOPE_KEY] = exchange
+        PASSED_ON.set(traceparent_of(exchange.headers))
+        answered = WebSocketAnswer(exchange, send, self._with_diagnostics)
+        try:
+            if await self._is_for_the_app(scope, exchange, answered.deny):
+                scope["scheme"] = {"http": "ws", "https": "wss"}.get(scope["scheme"], scope["scheme"])
+                await self.app(scope, receive, answered)
+        finally:
+            self._metrics.request(exchange.route, exchange.outcome, answered.status, answered.seconds)
+            exchange.scope = {}  # which a connection of hours would keep
+            if exchange.relay is not None:
+                exchange.relay.on_end(partial(_log_ended, self._log, exchange))
+            else:
+                self._log(exchange, answered.status, answered.size, time.perf_counter() - exchange.began)
+
     def _with_diagnostics(self, exchange: RequestContext, headers: Headers) -> Headers:
         return complete(exchange, headers)
 
     async def _is_for_the_app(self, scope: Scope, exchange: RequestContext, send: Send) -> bool:
         """Normalise the target; False if the request is answered by that: it is refused, or asks about the server."""
         try:
-            if scope["method"] == "OPTIONS" and _raw_target(scope) == ASTERISK:
+            if exchange.method == "OPTIONS" and _raw_target(scope) == ASTERISK:
                 check_host(values(scope["headers"], b"host"), scope.get("http_version", "1.1"))
                 await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", ALLOW)]})
                 await send({"type": "http.response.body", "body": b""})
@@ -151,7 +187,7 @@ class Layers:
             exchange.target = self._apply(scope, exchange)
         except RequestRefused as refused:
             self._metrics.refused(refused.reason)
-            await _send_problem(send, refused.status, refused.detail, exchange.request_id, scope["method"])
+            await _send_problem(send, refused.status, refused.detail, exchange.request_id, exchange.method)
             return False
         # Without the Exchange, which would hold itself: each request would wait for the garbage collector.
         exchange.scope = {**scope}
@@ -167,8 +203,8 @@ class Layers:
         return target  # which the scope has already
 
     def _resolved(self, scope: Scope, exchange: RequestContext) -> Target:
-        if scope["method"] in ("CONNECT", "TRACE"):
-            raise RequestRefused(f"{scope['method']} is not supported.", 405, "method")
+        if exchange.method in ("CONNECT", "TRACE"):
+            raise RequestRefused(f"{exchange.method} is not supported.", 405, "method")
         host = check_host(values(scope["headers"], b"host"), scope.get("http_version", "1.1"))
         raw_path, query = scope.get("raw_path") or scope["path"].encode(), scope["query_string"]
         raw = scope.get(RAW_TARGET_KEY)
@@ -214,7 +250,54 @@ class Layers:
 def _exchange(scope: Scope, trusted: Trusted) -> RequestContext:
     peer = scope["client"][0] if scope.get("client") else ""
     scheme = scope.get("scheme", "http")
-    return exchange_for(scope["headers"], peer, scope["method"], scheme, trusted, looked=LOOKED_KEY in scope)
+    if scope["type"] == "websocket":
+        scheme = scope["scheme"] = {"ws": "http", "wss": "https"}.get(scheme, scheme)
+    method = scope.get("method", "GET")  # a WebSocket's handshake is a GET
+    return exchange_for(scope["headers"], peer, method, scheme, trusted, looked=LOOKED_KEY in scope)
+
+
+class WebSocketAnswer:
+    """What a client gets to its handshake, for metrics and log: `send` with diagnostic fields. `seconds` are those of
+    the handshake, `size` bytes of messages or of a refusal's body."""
+
+    def __init__(
+        self, exchange: RequestContext, send: Send, diagnostics: Callable[[RequestContext, Headers], Headers]
+    ) -> None:
+        self.status, self.size, self._seconds = 500, 0, 0.0
+        self._exchange = exchange
+        self._send = send
+        self._diagnostics = diagnostics
+
+    @property
+    def seconds(self) -> float:
+        return self._seconds or time.perf_counter() - self._exchange.began
+
+    async def __call__(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "websocket.accept":
+            identified = (b"x-request-id", self._exchange.request_id.encode("ascii"))
+            message = {**message, "headers": [*message.get("headers", ()), identified]}
+            self._answered(101)
+        elif kind == "websocket.http.response.start":
+            self._answered(message["status"])
+            headers = self._diagnostics(self._exchange, framed(self.status, message.get("headers", ())))
+            message = {**message, "headers": [*headers]}
+        elif kind == "websocket.close" and not self._seconds:
+            self._answered(403)
+        self.size += len(message.get("body") or message.get("bytes") or message.get("text") or "")
+        await self._send(message)
+
+    def _answered(self, status: int) -> None:
+        self.status, self._seconds = status, time.perf_counter() - self._exchange.began
+
+    async def deny(self, message: Message) -> None:
+        """Answer by HTTP."""
+        await self({**message, "type": f"websocket.{message['type']}"})
+
+
+def _log_ended(log: AccessLog, exchange: RequestContext, ended: Ended) -> None:
+    exchange.closed = ended.by, ended.code
+    log(exchange, 101, ended.sent, time.perf_counter() - exchange.began)
 
 
 def _raw_target(scope: Scope) -> bytes:
@@ -263,6 +346,9 @@ class OtherSlash:
             query: bytes = scope["query_string"]
             location = other_slash(scope["raw_path"].decode("ascii")) + ("?" + query.decode("ascii") if query else "")
             await Response(status_code=307, headers={"location": rooted(location)})(scope, receive, send)
+        elif scope["type"] == "websocket" and (exchange := exchange_of(scope)) is not None:
+            await receive()
+            await deny(send, problem(exchange, 404, "There is no WebSocket at this path."))
         else:
             await self._otherwise(scope, receive, send)
 

@@ -8,18 +8,21 @@ Decides the order of routes, and their OpenAPI description. It serves no request
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
+from fastapi.routing import iter_route_contexts
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
-from starlette.types import Receive, Scope, Send
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.aggregates.aggregate import Aggregate
 from gateway.aggregates.routes import AggregateHandlers
+from gateway.app.collectors import WebSocketCollector
 from gateway.app.health import add_health
 from gateway.app.openapi import add_pages, aggregate_operation, documented_methods, openapi_operation
 from gateway.app.protected_resource import ProtectedResources
@@ -27,16 +30,52 @@ from gateway.app.python_routes import pieces_of, router_of
 from gateway.cache.engine import Engine
 from gateway.config.models import Config
 from gateway.config.route import RouteConfig
+from gateway.edge.guard import ConnectionGuard
 from gateway.edge.passthrough import Direct, DirectAggregate, DirectRoute, DirectStream, Patterns
+from gateway.edge.relay import Relay, RelayLimits
 from gateway.http.target import Target
 from gateway.identity.admission import Admission
 from gateway.observability.log import ONCE
 from gateway.observability.metrics import Metrics
+from gateway.routing.cors import Cors
 from gateway.routing.declared import Declared
 from gateway.routing.handlers import Handlers
+from gateway.routing.websockets import WebSockets
 from gateway.streams.shared_stream import SharedStreams
+from gateway.upstreams.websocket import UpstreamSocket
+
+if TYPE_CHECKING:
+    from gateway.edge.websocket import ClientWebSocket
 
 logger = logging.getLogger("gateway")
+
+
+@dataclass(frozen=True)
+class WebSocketRelays:
+    """Has the server pass frames on between clients and upstreams, by a route's limits."""
+
+    guard: ConnectionGuard
+    counting: WebSocketCollector
+    cors: Cors | None
+
+    def relay(self, extension: ClientWebSocket, upstream: UpstreamSocket, route: Declared) -> Relay:
+        config = route.config
+        idle, ping = (each.total_seconds() for each in (config.websocket_idle_timeout, config.websocket_ping))
+        limits = RelayLimits(config.websocket_max_message, idle, ping, self.guard.timeouts.write)
+        return extension.relay(upstream, self.counting.counts(route.upstream.name), limits)
+
+
+def takes_websockets(routes: Sequence[BaseRoute]) -> bool:
+    """Whether one of `routes`, or of those mounted below them, takes WebSockets; a mounted app of another kind may."""
+    for each in iter_route_contexts(routes):
+        route = each.original_route
+        if isinstance(route, Mount):
+            below = route.routes
+            if takes_websockets(below) or not (below or isinstance(route.app, StaticFiles)):
+                return True
+        elif not isinstance(route, Route):
+            return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -52,6 +91,7 @@ class AppRoutes:
     direct: dict[str, Direct]
     handlers: Callable[[Target | None], list[Admission]]
     """What Python handlers at a target ask of credentials."""
+    relays: WebSocketRelays
     streams: SharedStreams = field(default_factory=SharedStreams)
 
     def add_own(self, docs: str, redoc: str) -> list[BaseRoute]:
@@ -94,6 +134,11 @@ class AppRoutes:
             add()
 
     def _add_declared(self, handlers: Handlers, route: Declared) -> None:
+        if route.config.websocket:
+            cors, relays = self.relays.cors, self.relays
+            websockets = WebSockets(self.engine, self.metrics, cors, relays.counting.counts, relays.relay)
+            handler = _HandshakeHandler(websockets.handler(route))
+            self.app.router.routes.append(WebSocketRoute(route.config.path, handler, name=f"{route.name}_websocket"))
         kind = DirectStream if route.shares_streams else DirectRoute
         self.direct[f"{route.name}_direct"] = kind(handlers, route)
         operations = {method: openapi_operation(route, method) for method in documented_methods(route.config)}
@@ -134,6 +179,16 @@ class AppRoutes:
                 logger.warning(said, route.name, path, which, extra=ONCE)
                 return "off"
         return path
+
+
+class _HandshakeHandler:
+    """A handler of handshakes as an ASGI app; Starlette gives a plain function a WebSocket."""
+
+    def __init__(self, handler: ASGIApp) -> None:
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._handler(scope, receive, send)
 
 
 class _AnyMethod:

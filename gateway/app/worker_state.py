@@ -17,6 +17,7 @@ from gateway.app.collectors import (
     LimitCollector,
     StreamCollector,
     UpstreamCollector,
+    WebSocketCollector,
 )
 from gateway.cache.engine import Engine
 from gateway.cache.memory import Memory
@@ -86,6 +87,8 @@ class WorkerState:
         """How many workers are ready, of how many; None without a supervisor."""
         self.certificate: Certificate | None = None
         """The public listener's, if the supervisor's workers speak TLS."""
+        self.websockets = WebSocketCollector()
+        self.metrics.register(self.websockets)
         self._upstreams: UpstreamCollector | None = None
         self._shown: list[Upstream] = []
         self.shared = shared

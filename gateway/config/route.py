@@ -56,6 +56,7 @@ _NOT_OF_AGGREGATES = (
     "client_ttl", "vary", "query", "drop_query", "authorization", "cookies", "expose_tags",
     "timeout", "max_request_body", "max_response_body", "methods", "reads", "body", "upstream_method", "stream",
     "forward", "forward_token",
+    "websocket", "websocket_max_message", "websocket_idle_timeout", "websocket_ping",
 )  # fmt: skip
 
 
@@ -190,6 +191,15 @@ class RouteConfig(Model):
     """Maximum size of a request body (413), at most the gateway's `max_request_body`, which is the default."""
     timeout: Duration | None = None
     """Timeout for a complete response, in place of the upstream's `timeout`; at most its `stream_timeout`."""
+    websocket: bool = False
+    """Whether WebSockets are passed on to the upstream at this path, besides HTTP."""
+    websocket_max_message: Annotated[Size, Field(ge=1)] = 1024**2
+    """Maximum size of a WebSocket message, in both directions; a larger one closes it (1009)."""
+    websocket_idle_timeout: Annotated[Duration, Field(ge=timedelta(seconds=1))] = timedelta(minutes=10)
+    """How long a WebSocket may be without a message; then it is closed (1001). Pings don't count."""
+    websocket_ping: Annotated[Duration, Field(ge=timedelta(seconds=1))] = timedelta(seconds=20)
+    """How long a side of a WebSocket may be silent before the gateway pings it; one that is silent for as long again
+    is gone."""
     tags: Annotated[TextList, BeforeValidator(no_modes("tags"))] = []
     """Names by which responses are purged together; `{parameter}` is replaced by its value."""
     summary: str | None = None

@@ -169,6 +169,8 @@ class UpstreamConfig(Model):
     max_queue: Annotated[int, Field(ge=0, le=100_000)] = 200
     """Maximum number of queued requests. Requests beyond it, and those that would be queued for half of `timeout`, get
     a 503 at once. Background refreshes are never queued."""
+    max_websockets: Annotated[int, Field(ge=0, le=100_000)] = 1000
+    """Maximum concurrent WebSockets per worker, besides `max_connections`; one more gets a 503."""
     max_connections_without_redis: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Maximum concurrent connections per worker while Redis is down and fetches collapse only within a worker. Default:
     half of `max_connections`."""

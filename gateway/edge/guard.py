@@ -129,6 +129,11 @@ class ConnectionGuard:
         self._connections.discard(connection)
         _uncount(self._by_client, client)
 
+    def replace(self, connection: GuardedConnection, other: GuardedConnection) -> None:
+        """Look at `other` from now on, in the place of a registered connection."""
+        self._connections.discard(connection)
+        self._connections.add(other)
+
     def admit(self, client: str) -> None:
         """Register a request for the app. Raises RequestRefused if it is one too many."""
         bounds = self._bounds

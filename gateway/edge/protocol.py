@@ -330,30 +330,35 @@ class GatewayProtocol(ClientConnection):
     # --- WebSockets ----------------------------------------------------------------------------------------
 
     def _pass_on(self, request: Request) -> None:
-        if request.framing.upgrade and self.ws_protocol_class is not None and _asks_for_websocket(request.fields):
+        asked = request.framing.upgrade and self.ws_protocol_class is not None and _asks_for_websocket(request.fields)
+        if asked and getattr(self._bearer, "takes_websockets", True):
             self._become_websocket(request)
         else:
             super()._pass_on(request)
 
     def _become_websocket(self, request: Request) -> None:
-        """Hand the connection to uvicorn's WebSocket protocol; the guard still counts it, and watches its writing."""
-        assert self.ws_protocol_class is not None
-        protocol: Any = self.ws_protocol_class(  # type: ignore[call-arg]
-            config=self.config, server_state=self.server_state, app_state=self.app_state
+        """Hand the connection to a WebSocket protocol; the guard still counts it, and watches its writing. Raises
+        RequestRefused."""
+        if request.framing.length != 0:
+            raise RequestRefused("A WebSocket's handshake has no content.", 400, "websocket")
+        from gateway.edge.websocket import ClientWebSocket  # with the library that it needs: most gateways have none
+
+        protocol = ClientWebSocket(
+            self.guard,
+            self,
+            self._peer,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.app_state,
         )
-        lost = protocol.connection_lost
-
-        def connection_lost(error: Exception | None) -> None:
-            self.guard.leave(self, self._peer)
-            lost(error)
-
-        protocol.connection_lost = connection_lost
         rest, self._buffer, self._at = self._buffer[self._at :], b"", 0
         self._deadline, self._line, self._repeat = NEVER, b"", None
         self.connections.discard(self)
         protocol.connection_made(self.transport)
-        protocol.data_received(request.head + rest)
         self.transport.set_protocol(protocol)
+        protocol.data_received(request.head)
+        if rest:
+            protocol.data_received(rest)
 
     # --- answers of the app --------------------------------------------------------------------------------
 

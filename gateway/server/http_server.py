@@ -43,7 +43,8 @@ class Server(uvicorn.Server):
                 app,
                 http=_connection(certificate),
                 lifespan="on" if lifespan else "off",
-                ws="auto" if websockets else "none",
+                # GatewayProtocol asks only whether there is one: it has its own, imported with the first handshake.
+                ws=asyncio.Protocol if websockets else "none",
                 log_config=None,
                 access_log=False,
                 date_header=False,

@@ -155,9 +155,7 @@ class Worker:
         self._certificate = _certificate(loaded.config)
         if self._certificate is not None:
             self.generations.current.worker_state.show_certificate(self._certificate)
-        self._servers = [
-            Server(self.generations, lifespan=True, websockets=loaded.app is not None, certificate=self._certificate)
-        ]
+        self._servers = [Server(self.generations, lifespan=True, websockets=True, certificate=self._certificate)]
         if len(self._sockets) > 1:
             admin = create_admin(lambda: self.generations.current, loaded.admin_token, self.render, self.operations)
             self._servers.append(Server(admin, lifespan=False))

@@ -112,8 +112,8 @@ class Upstream:
         self._stream_longest = config.stream_timeout.total_seconds()
         idle = config.stream_idle_timeout
         self._stream_idle = idle.total_seconds() if idle is not None else None
-        self._transport = transport or transport_of(name, config)
-        self._connections = self._transport.plain if isinstance(self._transport, Transport) else None
+        self.transport = transport or transport_of(name, config)
+        self._connections = self.transport.plain if isinstance(self.transport, Transport) else None
         health = config.health
         self._checks = HealthChecks(health, self.hosts, self._status_of) if health is not None else None
         self._checked_every = health.every.total_seconds() if health is not None else 1.0
@@ -129,7 +129,7 @@ class Upstream:
     @property
     def names(self) -> Names | None:
         """Its host names, which are resolved again in the background; None while none was needed."""
-        return self._transport.names if isinstance(self._transport, Transport) else None
+        return self.transport.names if isinstance(self.transport, Transport) else None
 
     @property
     def lookups_failed(self) -> int:
@@ -178,15 +178,15 @@ class Upstream:
         sending.until = asyncio.get_running_loop().time() + timeout if sending.is_here else None
         if self._tracing is not None:
             return self._fetch_traced(self._tracing, sending, changes)
-        self._complete(sending, changes, PASSED_ON.get())
+        self.complete(sending, changes, PASSED_ON.get())
         return self._fetch(sending)
 
     async def _fetch_traced(self, tracing: Tracing, sending: Sending, changes: FieldChanges) -> Fetched:
         with tracing.call(self.name, sending.method, sending.target) as call:
-            self._complete(sending, changes, call.traceparent)
+            self.complete(sending, changes, call.traceparent)
             return await self._fetch(sending, call)
 
-    def _complete(self, sending: Sending, changes: FieldChanges, traceparent: bytes) -> None:
+    def complete(self, sending: Sending, changes: FieldChanges, traceparent: bytes) -> None:
         """Set the fields that go to the upstream, as settings change them."""
         if traceparent:
             sending.headers = traced(sending.headers, traceparent)
@@ -277,7 +277,7 @@ class Upstream:
         """Send it to the next host that is not left alone; once more where that is safe and within the budget."""
         tried, files_tried, apart = 0, 0, sending.patience.apart
         while True:
-            host, series = self._admitted(apart)
+            host, series = self.admitted(apart)
             attempt = Attempt(partial(self._tell, sending.interim) if sending.interim is not None else None)
             try:
                 response = await self._answer(sending, host, series, attempt)
@@ -351,8 +351,8 @@ class Upstream:
         return blake2b(b"\n".join(own), digest_size=16).digest() if own else None
 
     async def _sent(self, sending: Sending, host: Host, attempt: Attempt) -> ReceivedHead:
-        if isinstance(self._transport, Transport):
-            return await self._transport.send(
+        if isinstance(self.transport, Transport):
+            return await self.transport.send(
                 sending.method,
                 host.base.join(sending.target),
                 sending.fields(host.base),
@@ -361,7 +361,7 @@ class Upstream:
                 attempt,
             )
         request = sending.request(host.base, attempt, self._connect_timeout, self.config.tls_name)
-        response = await self._transport.handle_async_request(request)
+        response = await self.transport.handle_async_request(request)
         request.extensions["timeout"]["read"] = None  # of the head; the reader of the body has its own limit
         assert isinstance(response.stream, httpx.AsyncByteStream)
         # httpx takes the end of a TLS connection without close_notify for one that was meant.
@@ -373,7 +373,7 @@ class Upstream:
         unconnected = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and self._usable > 1
         return (unconnected or attempt.lost_its_connection) and self.budget.take()
 
-    def _admitted(self, apart: set[str] | None) -> tuple[Host, int]:
+    def admitted(self, apart: set[str] | None) -> tuple[Host, int]:
         """The next host, and its breaker's pass. Raises UpstreamResting where none may be asked."""
         later: Host | None = None
         for _ in self._order:
@@ -486,7 +486,7 @@ class Upstream:
     async def aclose(self) -> None:
         if self._checks is not None:
             await self._checks.aclose()
-        await self._transport.aclose()
+        await self.transport.aclose()
 
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:

@@ -18,7 +18,7 @@ import ssl
 from collections.abc import AsyncIterable, Callable, Sequence
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -51,6 +51,7 @@ INTERNALS: dict[type, tuple[str, ...]] = {
     ),
 }
 """What is used of aiohttp beyond its documentation. Without it, upstreams are reached by httpx's own transport."""
+P = TypeVar("P", bound=asyncio.Protocol)
 _AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
@@ -145,6 +146,7 @@ class Transport(httpx.AsyncBaseTransport):
         """The names that lead to the upstream; None until the first connection."""
         self.plain = Pool(self._connect, limit=max_connections, keepalive=keepalive)
         self._connector: Connector | None = None
+        self._unpooled: Connector | None = None
         self._origins: dict[str, aiohttp.ClientRequest] = {}
 
     def _open_connector(self, factory: Callable[[], asyncio.Protocol], limit: int) -> Connector:
@@ -190,8 +192,9 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         self.plain.close()
-        if self._connector is not None:
-            await self._connector.close()
+        for connector in (self._connector, self._unpooled):
+            if connector is not None:
+                await connector.close()
         if self.session is not None:
             await self.session.close()
         if self.names is not None:
@@ -266,12 +269,26 @@ class Transport(httpx.AsyncBaseTransport):
                 raise httpx.ReadTimeout("timed out") from None
             raise
 
+    async def open(self, origin: str, timeout: float, factory: Callable[[], P]) -> P:
+        """A new connection that is the caller's, made by `factory`, always the same. Raises httpx.ConnectTimeout, and
+        what else aiohttp does."""
+        if self.session is None:
+            self.session = self._open_session()
+        if self._unpooled is None:
+            self._unpooled = self._open_connector(factory, 0)
+        return cast(P, await self._opened(self._unpooled, origin, timeout))
+
     async def _connect(self, origin: str, timeout: float | None) -> PlainConnection:
         """A new connection. Raises httpx.ConnectTimeout, and what else aiohttp does."""
         if self._connector is None:
             self._connector = self._open_connector(
                 partial(PlainConnection, self.plain, self._max_head, self._max_fields), 0
             )
+        made = await self._opened(self._connector, origin, timeout)
+        assert isinstance(made, PlainConnection)
+        return made
+
+    async def _opened(self, connector: Connector, origin: str, timeout: float | None) -> object:
         to = self._origins.get(origin)
         if to is None:
             assert self.session is not None
@@ -280,11 +297,9 @@ class Transport(httpx.AsyncBaseTransport):
                 "GET", URL(origin), loop=loop, session=self.session, server_hostname=self._tls_name
             )
         try:
-            made: object = await self._connector._create_connection(to, [], client_timeout(None, timeout, None))
+            return await connector._create_connection(to, [], client_timeout(None, timeout, None))
         except TimeoutError as error:  # of whom aiohttp's session says that it was in connecting
             raise httpx.ConnectTimeout("no connection in time") from error
-        assert isinstance(made, PlainConnection)
-        return made
 
     async def _send_by_session(
         self,

@@ -76,7 +76,7 @@ def behind(url: str, prefix: str, budget: float = 0.05) -> RedisStore:
 def in_use(app: Gateway) -> int:
     """Connections to upstreams that someone holds."""
     upstreams: list[Upstream] = list(app.upstreams.values())
-    return sum(each.places.taken + each._transport.connections_in_use for each in upstreams)  # type: ignore[attr-defined]
+    return sum(each.places.taken + each.transport.connections_in_use for each in upstreams)  # type: ignore[attr-defined]
 
 
 def answering(respond: Callable[[bytes], bytes | None], *, delay: Callable[[], float] = lambda: 0.0) -> Script:

@@ -1,0 +1,112 @@
+"""A client's WebSocket: uvicorn's protocol, and how a connection goes over to a relay.
+
+Decides what is done with bytes that come before the handshake's answer: they are kept, and at most `EARLY`. A handler
+of the app's own is served by uvicorn. A declared route asks by the extension `gateway.websocket` of the scope for a
+relay to an upstream; when the handshake is accepted, that is the transport's protocol, and uvicorn's is free.
+
+`INTERNALS` lists the parts of uvicorn that it uses; a test fails if a new uvicorn changes any of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from gateway.context import RELAY_KEY
+from gateway.edge.guard import ConnectionGuard, GuardedConnection
+from gateway.edge.relay import Relay, RelayLimits
+from gateway.upstreams.websocket import UpstreamSocket, WebSocketCounts
+
+EARLY = 64 * 1024
+"""Bytes that a client may send before its handshake is answered, such as its first messages; more wait unread."""
+INTERNALS = {
+    WebSocketsSansIOProtocol: (
+        *("app", "connections", "handshake_complete", "handshake_initiated", "response", "transport"),
+        *("connection_lost", "data_received", "handle_connect", "send", "stop_keepalive"),
+    )
+}
+
+
+class _Gone:
+    """Stands for the transport that uvicorn's protocol had."""
+
+    def is_closing(self) -> bool:
+        return True
+
+    def close(self) -> None: ...
+    def write(self, data: bytes) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+
+
+class ClientWebSocket(WebSocketsSansIOProtocol):
+    """`guard` counts the connection as `guarded`, which came from the address `peer`."""
+
+    def __init__(self, guard: ConnectionGuard, guarded: GuardedConnection, peer: str, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._guard, self._guarded, self._peer = guard, guarded, peer
+        self._early = b""
+        self._relay: Relay | None = None
+        app: Any = self.app
+
+        async def offering(scope: Any, receive: Any, send: Any) -> None:
+            scope["extensions"][RELAY_KEY] = self
+            scope["headers"] = [(name.lower(), value) for name, value in scope["headers"]]  # as ASGI has them
+            await app(scope, receive, send)
+
+        self.app = offering
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._guard.leave(self._guarded, self._peer)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.handshake_initiated and not self.handshake_complete:
+            self._early += data
+            if len(self._early) > EARLY:
+                self.transport.pause_reading()
+        else:
+            super().data_received(data)
+
+    def handle_connect(self, event: Any) -> None:
+        super().handle_connect(event)
+        self.response.headers.pop("Server", None)
+        if self.response.status_code != 101:
+            self._guard.count("websocket")
+
+    # --- the extension -------------------------------------------------------------------------------------
+
+    def relay(self, upstream: UpstreamSocket, counts: WebSocketCounts, limits: RelayLimits) -> Relay:
+        """Have frames passed on between the client and `upstream` once the handshake is accepted."""
+        self.response.headers.pop("Sec-WebSocket-Extensions", None)  # the upstream was offered none
+        self._relay = Relay(upstream, counts, limits, self._left)
+        return self._relay
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True  # uvicorn logs an error otherwise, though it is refused
+        if message["type"] != "websocket.accept" or not self.handshake_complete:
+            return
+        early, self._early = self._early, b""
+        if self._relay is not None:
+            self._give_to(self._relay, early)
+        elif early:
+            self.transport.resume_reading()
+            super().data_received(early)
+
+    def _give_to(self, relay: Relay, early: bytes) -> None:
+        self.stop_keepalive()
+        transport, self.transport = self.transport, cast(asyncio.Transport, _Gone())
+        self.connections.discard(self)
+        self.connections.add(cast(Any, relay))
+        self._guard.replace(self._guarded, relay)
+        transport.set_protocol(relay)
+        transport.resume_reading()
+        relay.begin(transport, early)
+
+    def _left(self, relay: Relay) -> None:
+        self.connections.discard(cast(Any, relay))
+        self._guard.leave(relay, self._peer)
