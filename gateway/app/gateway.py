@@ -28,7 +28,7 @@ from gateway.app.head_requests import HeadOfCached
 from gateway.app.middleware import Layers, OtherSlash, Outermost
 from gateway.app.openapi import OPENAPI, show_validation_problems
 from gateway.app.openapi_security import add_schemes, secure_handlers
-from gateway.app.routes import AppRoutes, WebSocketRelays
+from gateway.app.routes import AppRoutes, WebSocketRelays, takes_websockets
 from gateway.app.worker_state import SERVED
 from gateway.cache.shared_store import SharedStore
 from gateway.clock import Clock
@@ -217,6 +217,11 @@ class Gateway(Generation, FastAPI):
 
             app = TracedRequests(app, self._given.tracing)
         return Outermost(Explaining(app, self.explain, token=self.admin_token, trusted=self.trusted))
+
+    @property
+    def takes_websockets(self) -> bool:
+        """Whether a route takes WebSockets; otherwise `Upgrade` is ignored (RFC 9110 §7.8)."""
+        return takes_websockets(self.routes)
 
     def include_router(self, *args: Any, **kwargs: Any) -> None:
         super().include_router(*args, **kwargs)

@@ -30,7 +30,6 @@ from gateway.aggregates.routes import Builder, aggregate_key
 from gateway.app.exception_handlers import GATEWAYS_OWN
 from gateway.app.middleware import log_ignored
 from gateway.app.python_routes import Binding
-from gateway.app.routes import takes_websockets
 from gateway.app.worker_state import Answering, WorkerState, shared_store
 from gateway.cache.background import Underway
 from gateway.cache.purge_log import PurgeReport
@@ -222,11 +221,6 @@ class Generation:
             reads = {name for route in self.config.routes.values() for name in route.content_methods}
             cors = cors.model_copy(update={"allow_methods": [*cors.allow_methods, *sorted(reads)]})
         return Cors(cors) if cors.enabled else None
-
-    @property
-    def takes_websockets(self) -> bool:
-        """Whether a route takes WebSockets; otherwise `Upgrade` is ignored (RFC 9110 §7.8)."""
-        return takes_websockets(self.app.routes)
 
     def forget(self) -> None:
         """Forget entries stored under keys of the previous identity key."""

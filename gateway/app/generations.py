@@ -48,7 +48,8 @@ class Generations:
 
     @property
     def takes_websockets(self) -> bool:
-        return self.current.takes_websockets
+        """An app around which a `Cache` is takes what its own routes do."""
+        return bool(getattr(self.current, "takes_websockets", True))
 
     def prepare(self, loaded: Loaded) -> Generation:
         """The next generation, which changes nothing yet. Raises ConfigError."""

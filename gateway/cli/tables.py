@@ -84,13 +84,19 @@ def _route_row(name: str, route: RouteConfig) -> tuple[str, ...]:
     return (
         name,
         route.path,
-        f"{route.upstream}:{route.target_text}" if not route.parts else f"parts: {', '.join(route.parts)}",
+        _asked(route),
         "of its parts" if route.parts else ttl,
         _window(route, route.stale_while_revalidate, "origin"),
         _window(route, route.stale_if_error, f"origin, {show_duration(timedelta(seconds=DEFAULT_STALE_IF_ERROR))}"),
         " ".join(route.tags),
         "yes" if route.cache else "no: nothing is cached",
     )
+
+
+def _asked(route: RouteConfig) -> str:
+    if route.parts:
+        return f"parts: {', '.join(route.parts)}"
+    return f"{route.upstream}:{route.target_text}{', also by WebSocket' if route.websocket else ''}"
 
 
 def _handler_row(handler: Handler) -> tuple[str, ...]:

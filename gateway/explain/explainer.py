@@ -30,7 +30,7 @@ from gateway.explain import trace
 from gateway.explain.lookup import READS, LookupRequest, Stores
 from gateway.explain.routes import HandlerRoute, Local, Order, nothing_local
 from gateway.explain.trace import Lifetime, PartTrace, Trace
-from gateway.http.headers import Headers, combined, has, values
+from gateway.http.headers import Headers, combined, first, has, values
 from gateway.http.target import (
     Slashes,
     Target,
@@ -132,6 +132,13 @@ class Explainer:
             case Declared() as route if not route.passes(request.method):
                 told = request.told("405", f"the route takes {route.allow.decode()} only (setting `methods`)")
                 return msgspec.structs.replace(told, route=route.name, path=_path(route), lost=lost)
+            case Declared() as route if route.config.websocket and _is_handshake(request):
+                said = "a WebSocket: its frames are passed on to the upstream, and nothing of it is cached"
+                asks, path = route.upstream_target(request.target.path, ())[0], _path(route)
+                told = request.told("bypass", said)
+                return msgspec.structs.replace(
+                    told, route=route.name, path=path, lost=lost, upstream=route.upstream.name, asks=asks
+                )
             case Declared() as route:
                 return await self._on_route(request, route, lost)
 
@@ -433,3 +440,8 @@ def _purging(request: _Request, route: Declared | Aggregate, lost: tuple[str, ..
     else:
         told = request.told("403", "PURGE is not allowed on this route (setting `purge_from`)")
     return msgspec.structs.replace(told, route=route.name, path=route.config.path, lost=lost)
+
+
+def _is_handshake(request: _Request) -> bool:
+    upgrade = first(request.headers, b"upgrade")
+    return request.method == "GET" and upgrade is not None and upgrade.lower() == "websocket"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import select
 import socket
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from gateway.edge.certificate import Certificate
 from gateway.edge.client_connection import INTERNALS
 from gateway.edge.guard import ConnectionGuard
 from gateway.edge.protocol import GatewayProtocol
+from gateway.edge.relay import Relay
 from gateway.edge.tls import TlsConnection
 from gateway.internals import require
 from gateway.server.listener import BACKLOG
@@ -90,8 +92,13 @@ class Server(uvicorn.Server):
         await self._accept_the_rest()
         for server in (*self.servers, *self._adopted.values()):
             server.close()
-        until = asyncio.get_running_loop().time() + linger
-        while self.server_state.connections and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110
+        loop = asyncio.get_running_loop()
+        until = loop.time() + linger
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Relay):
+                # Spread, as all of their clients connect again.
+                loop.call_later(random.random() * linger, connection.shutdown)
+        while self.server_state.connections and loop.time() < until:  # noqa: ASYNC110
             await asyncio.sleep(LOOK)
         self.config.timeout_graceful_shutdown = timeout  # type: ignore[assignment]  # a float does as well
         self.should_exit = True

@@ -22,6 +22,7 @@ SIZES = {
     "front_requests": Size(20, 50),  # of each of two users behind a shared cache, for each row of docs/keys.md
     "handler_key_pairs": Size(60, 100),  # of requests to a handler, for each configuration
     "handler_stories": Size(300, 5_000),  # of handlers, with the edge and without
+    "idle_websockets": Size(200, 500),  # whose memory is measured
     "key_pairs": Size(40, 100),  # of requests to a declared route, for each configuration
     "kill_seconds": Size(10, 60),  # of load while a worker is killed every two seconds
     "limit_asks": Size(60, 2_000),  # of a meter in Redis, beside those of its model

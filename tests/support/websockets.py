@@ -53,9 +53,9 @@ async def echo(**settings: Any) -> AsyncIterator[Echo]:
         yield server
 
 
-def talking(upstream: str, *, route: dict[str, Any] | None = None, **settings: Any) -> Gateway:
+def talking(server: str, *, route: dict[str, Any] | None = None, **settings: Any) -> Gateway:
     """A gateway with the route /talk to a WebSocket server."""
-    upstreams = {"api": {"url": upstream, "timeout": "5s", **settings.pop("upstream", {})}}
+    upstreams = {"api": {"url": server, "timeout": "5s", **settings.pop("upstream", {})}}
     routes = {"talk": {"path": "/talk", "upstream": "api", "websocket": True, **(route or {})}}
     return gateway(None, routes, upstreams=upstreams, **settings)
 
@@ -68,8 +68,7 @@ async def open_to(app: Any, **settings: Any) -> AsyncIterator[str]:
             yield url.replace("http", "ws") + "/talk"
         finally:
             while _opened:
-                if not (transport := _opened.pop().transport).is_closing():
-                    transport.abort()
+                _opened.pop().close()
 
 
 class Raw:
