@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -17,13 +18,14 @@ from typing import Any
 ISSUER = "https://id.example.com"
 SECRET = "the secret that the issuer shares with the gateway"
 PLANS = ("free", "silver", "gold")
+_BEGAN = int(time.time())
 _AS_SENT = frozenset(("x-request-id", "x-forwarded-for", "forwarded", "traceparent"))
 """Fields of a request to an upstream that tell of the request itself."""
 
 
 def token(**claims: Any) -> str:
     """A token of the test's issuer (HS256: to sign and to verify many takes no time)."""
-    claims = {"iss": ISSUER, "aud": "shop", "iat": 1_500_000_000, "exp": 4_000_000_000, **claims}
+    claims = {"iss": ISSUER, "aud": "shop", "iat": _BEGAN, "exp": _BEGAN + 24 * 3600, **claims}
     parts = (_encoded(json.dumps(each).encode()) for each in ({"alg": "HS256", "typ": "JWT"}, claims))
     text = ".".join(parts)
     return f"{text}.{_encoded(hmac.digest(SECRET.encode(), text.encode(), hashlib.sha256))}"
