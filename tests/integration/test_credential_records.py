@@ -255,10 +255,10 @@ async def test_keys_and_revocations_are_in_force_as_fast_as_purges_and_leave_no_
 async def statuses(gateways: Sequence[GatewayProcess], path: str, headers: dict[str, str]) -> set[int]:
     """The statuses of requests, each on a connection of its own, so that each worker gets some."""
     found = set()
-    for gateway in gateways:
-        for _ in range(8):
-            async with httpx.AsyncClient() as client:
-                found.add((await client.get(gateway.url + path, headers=headers)).status_code)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
+        for url in [gateway.url + path for gateway in gateways for _ in range(8)]:
+            async with session.get(url, headers=headers) as response:
+                found.add(response.status)
     return found
 
 
