@@ -212,6 +212,7 @@ class Explainer:
             told,
             path=route.config.path,
             lost=lost,
+            limits=trace.limits(route.limits, request.principal),
             upstream=route.upstream.name,
             asks=without_credentials(asks),
             dropped=tuple(trace.dropped(request.target, asks)),
@@ -324,6 +325,7 @@ class Explainer:
             told,
             path=aggregate.config.path,
             lost=lost,
+            limits=trace.limits(aggregate.limits, request.principal),
             asks=f"its parts {', '.join(asked.shown)}",
             parts=tuple([await self._part(request, aggregate, name, asked) for name in asked.shown]),
         )

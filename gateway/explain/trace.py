@@ -11,6 +11,9 @@ from gateway.config.overrides import instant
 from gateway.http.headers import Headers, has
 from gateway.http.target import Target, pair_name
 from gateway.identity.principal import Principal
+from gateway.limits.bucket import Verdict
+from gateway.limits.meter import QuotaPolicy
+from gateway.limits.route_limits import Limit, RouteLimits
 from gateway.policy import storability
 from gateway.policy.content import Content
 from gateway.policy.entry import Entry
@@ -93,6 +96,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     asks: str = ""
     dropped: tuple[str, ...] = ()
     identity: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
     key: tuple[str, ...] = ()
     variant: tuple[str, ...] = ()
     ttl: Lifetime | None = None
@@ -118,6 +122,7 @@ def _lines(trace: Trace) -> Iterator[str]:
         yield from _line("asks", f"{trace.upstream} for {trace.asks}" if trace.upstream else trace.asks)
         yield from _line("dropped", *trace.dropped)
         yield from _line("identity", *trace.identity)
+        yield from _line("limits", *trace.limits)
         yield from _line("key", *trace.key)
         yield from _line("variant", *trace.variant)
     if trace.ttl is not None:
@@ -279,6 +284,21 @@ def identity(principal: Principal | None, per: Sequence[str]) -> tuple[str, ...]
         return ("no credential: the response for anonymous requests",)
     shared = f"one response for each value of {', '.join(per)}" if per else "one response for all who are let in"
     return (f"verified by {principal.provider}, issuer {principal.issuer}", shared)
+
+
+def limits(route_limits: RouteLimits | None, principal: Principal | None) -> tuple[str, ...]:
+    """The limits of a route, and how full each is as far as the worker knows: by address it is not known for whom."""
+    if route_limits is None:
+        return ()
+    return tuple(_limit(*each) for each in route_limits.known(principal, ""))
+
+
+def _limit(limit: Limit, policy: QuotaPolicy, verdict: Verdict | None) -> str:
+    span = f"a {policy.calendar}" if policy.calendar else f"{policy.period:g} s"
+    said = f"{limit.name}: {policy.count} in {span} by {limit.by}, counts {limit.counts}"
+    if verdict is None:
+        return f"{said}; this worker knows of none that was used"
+    return f"{said}; {policy.burst - verdict.remaining} of {policy.burst} are used, as this worker knows"
 
 
 def variant(stored: Entry | None, keying: Keying, headers: Headers) -> tuple[str, ...]:

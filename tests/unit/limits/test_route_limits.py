@@ -369,6 +369,17 @@ async def test_each_client_of_a_shared_stream_is_a_miss(stand: Any) -> None:
     assert [(await shop.get()).status_code for _ in range(3)] == [200, 200, 429]
 
 
+async def test_an_explanation_says_how_full_each_limit_is(stand: Any) -> None:
+    shop = await stand(["user", "misses"], identity=["shop"], per=["sub"])
+    token = issuer.sign()
+    await shop.by(token)
+    headers = [(b"authorization", b"Bearer " + token)]
+    for _ in range(2):
+        limits = (await shop.app.explain("GET", "/a", headers)).limits
+        assert limits[0] == "user: 2 in 60 s by sub, counts all; 1 of 2 are used, as this worker knows"
+        assert limits[1] == "misses: 2 in 60 s by client, counts misses; this worker knows of none that was used"
+
+
 def test_a_burst_of_a_plan_is_in_proportion_to_its_rate() -> None:
     plans = {"claim": "plan", "gold": "600/m", "slow": "1/m"}
     limit = Limit.of("user", RateLimitConfig(by="sub", rate="120/m", burst=30, plans=plans))
