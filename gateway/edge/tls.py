@@ -4,8 +4,8 @@ Decides when a handshake is complete, too slow or refused, and how a connection 
 behind it (`client_connection`) gets a transport like any other, and must not know more than its scheme.
 
 Why not asyncio's: its connections exist only after their handshake, so that nothing counts or limits those that never
-finish one, and its transport takes twice the time of this one for a small answer (docs/performance.md). What is
-simpler here is that OpenSSL never waits: it reads and writes memory, and what it wrote goes to the socket at once.
+finish one, and what waits to be written is in two buffers, of which the guard would see one. Here OpenSSL never waits:
+it reads and writes memory, and what it wrote goes to the socket at once.
 """
 
 from __future__ import annotations
