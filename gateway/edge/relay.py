@@ -1,13 +1,13 @@
 """A WebSocket between a client and an upstream: whole frames of each are written to the other as they came.
 
-Decides when reading pauses (backpressure), what each side is told when the other breaks the protocol, falls silent or
-is gone, and when the gateway itself ends it. It must not know how either side's handshake was made, nor what messages
-mean. Its deadlines are looked at by the connection guard's sweep.
+Decides when reading pauses (backpressure), which code each side gets when the other breaks the protocol, falls silent
+or is gone, and when the gateway itself ends it. It must not know how either side's handshake was made, nor what
+messages mean. Its deadlines are looked at by the connection guard's sweep.
 
                     client ends with      upstream ends with
     Close frame     the same              the same
-    gone (1006)     -                     upstream told 1001; client told 1011
-    violation       its own code          upstream told 1001; client told 1011
+    gone (1006)     -                     upstream gets 1001; client gets 1011
+    violation       its own code          upstream gets 1001; client gets 1011
     idle, deploy    1001                  1001
 """
 
@@ -238,7 +238,7 @@ class Relay(asyncio.Protocol):
         if side is self._upstream:
             code, reason = INTERNAL, "the upstream broke the protocol"
         self._end(side.name, {side.name: close, other.name: Close(code, reason)})
-        side.end()  # its Close frame could not be told from what is no frame
+        side.end()  # its Close frame could not be distinguished from other bytes
 
     def shutdown(self) -> None:
         """The server stops, or another process takes over."""

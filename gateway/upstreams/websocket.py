@@ -235,7 +235,7 @@ async def connect(
     seen: Callable[[str, float], None],
 ) -> UpstreamSocket | Refused:
     """Ask an upstream for a WebSocket at `target`, a normalised path and query, by the timeouts of its requests. `seen`
-    is told how it ended, in the terms of the metric of upstream requests, and in how many seconds.
+    gets the result, in the terms of the metric of upstream requests, and the seconds that it took.
 
     Raises UpstreamError: too many WebSockets, circuit breaker open, connection failed, timeout, an invalid answer.
     """
