@@ -2,8 +2,7 @@
 
 Most requests of a gateway are a GET: one write, one read. aiohttp resolves the address and opens the connection with
 its TLS; its session, request and response objects are not used, because they merge defaults, cookies and encodings that
-a gateway must not have. `INTERNALS` lists what this uses beyond aiohttp's documentation; a test fails if a new aiohttp
-changes it.
+a gateway must not have.
 
 HTTP/1.1 matches a response to its request only by order. So a connection is reused only after a response with a certain
 end and no bytes behind it; unsolicited bytes close it; and the socket of a pooled connection is checked once more, for
@@ -18,8 +17,6 @@ import select
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
-
-from aiohttp.connector import BaseConnector
 
 from gateway.http.response_parser import MOST_FIELDS, Chunks, Head, Malformed, TooLarge, end_of_head, read_head
 from gateway.upstreams.aiohttp_errors import HeadTooLarge
@@ -330,11 +327,9 @@ class PlainConnection(asyncio.Protocol):
 
     def _end(self, body: PlainBody, *, surplus: bool) -> None:
         self._forget_body()
-        transport = self._transport
-        usable = transport is not None and not transport.is_closing()
-        keeps = self._keeps and not surplus and not self._draining and usable
-        if not keeps and transport is not None:
-            transport.close()
+        keeps = self._keeps and not surplus and not self._draining and self.usable
+        if not keeps and self._transport is not None:
+            self._transport.close()
         self._done(keeps=keeps)
         if not body.ended:
             body.end()
@@ -468,11 +463,10 @@ class Pool:
         self._watched.discard(connection)
         if not connection.usable:
             return
-        loop = connection.loop
-        connection.idle_since = loop.time()
+        connection.idle_since = connection.loop.time()
         self._idle.setdefault(connection.origin, []).append(connection)
         if self._sweeping is None:
-            self._sweeping = loop.call_later(self._keepalive, self._sweep)
+            self._sweeping = connection.loop.call_later(self._keepalive, self._sweep)
 
     def lost(self, connection: PlainConnection) -> None:
         """A connection has ended."""
@@ -502,6 +496,3 @@ class Pool:
         for connection in [*self._used, *self._watched, *idle]:
             connection.close()
         self._idle.clear()
-
-
-INTERNALS = {BaseConnector: ("_create_connection",)}

@@ -32,7 +32,6 @@ from gateway.errors import ConfigError, ConfigProblem
 from gateway.http.response_parser import MOST_FIELDS
 from gateway.internals import missing, unknown_version
 from gateway.observability.log import ONCE
-from gateway.upstreams import connection as plain_connection
 from gateway.upstreams import name_resolution
 from gateway.upstreams.aiohttp_errors import ERRORS, translated
 from gateway.upstreams.connection import PlainConnection, Pool
@@ -45,10 +44,7 @@ from gateway.upstreams.sockets import client_timeout
 logger = logging.getLogger("gateway")
 INTERNALS: dict[type, tuple[str, ...]] = {
     aiohttp.ClientSession: ("_retry_connection",),
-    aiohttp.TCPConnector: (
-        *("_acquired", *plain_connection.INTERNALS[aiohttp.BaseConnector]),
-        *name_resolution.INTERNALS[aiohttp.TCPConnector],
-    ),
+    aiohttp.TCPConnector: ("_acquired", *name_resolution.INTERNALS[aiohttp.TCPConnector]),
 }
 """What is used of aiohttp beyond its documentation. Without it, upstreams are reached by httpx's own transport."""
 P = TypeVar("P", bound=asyncio.Protocol)

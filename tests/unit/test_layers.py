@@ -95,7 +95,6 @@ SHORT = 80
 ALONE = {
     "app.protected_resource": "RFC 9728, and nothing else of `app/routes.py`, its importer",
     "cache.redis.fleet_key": "what is in Redis, and nothing else of the worker's state",
-    "edge.http10": "`edge/client_connection.py`, its importer, is at its limit of lines",
     "server.start_message": "`server/supervisor.py`, its importer, is near its limit of lines",
     "server.bootstrap": "what a process runs before it imports the rest; nothing imports it",
     "upstreams.health": "`upstreams/client.py`, its importer, is near its limit of lines",

@@ -12,7 +12,6 @@ import pytest
 
 from gateway.errors import UpstreamError
 from gateway.testing import TurnedClock, running
-from gateway.upstreams.connection import INTERNALS
 from gateway.upstreams.request import Attempt
 from tests.support.gateways import gateway
 from tests.support.raw import OK, POISON, SECOND, Connection, always, raw_upstream, speaking_to
@@ -181,13 +180,6 @@ async def test_the_httpx_transport_uses_no_connection_twice() -> None:
             assert await (await upstream.fetch("GET", target, [])).body.whole(100) == b"second"
         assert raw.connections == 2
         await upstream.aclose()
-
-
-def test_what_is_used_of_aiohttp_is_there() -> None:
-    missing = [
-        f"{kind.__name__}.{name}" for kind, names in INTERNALS.items() for name in names if not hasattr(kind, name)
-    ]
-    assert not missing, f"this aiohttp has no {', '.join(missing)}: see gateway/upstreams/connection.py"
 
 
 async def test_connections_of_both_kinds_have_one_limit() -> None:
