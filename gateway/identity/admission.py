@@ -307,7 +307,7 @@ def _without_cookies(headers: Fields, names: frozenset[str]) -> Fields:
     for field_name, value in headers:
         if field_name == b"cookie":
             crumbs = [crumb.strip() for crumb in value.split(b";")]
-            crumbs = [crumb for crumb in crumbs if crumb.partition(b"=")[0].decode("latin-1") not in names]
+            crumbs = [crumb for crumb in crumbs if crumb and crumb.partition(b"=")[0].decode("latin-1") not in names]
             if not crumbs:
                 continue
             value = b"; ".join(crumbs)

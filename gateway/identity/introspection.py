@@ -25,7 +25,7 @@ from gateway.clock import Clock
 from gateway.config.identity import IntrospectConfig, IssuerConfig
 from gateway.errors import GatewayError
 from gateway.identity.admission import Epoch, NotAdmitted
-from gateway.identity.principal import Principal
+from gateway.identity.principal import Principal, is_subject
 from gateway.identity.records import CredentialRecords
 from gateway.observability.log import state
 from gateway.upstreams.client import Upstream
@@ -208,6 +208,8 @@ class Introspector:
             last = min(last, issued + self._records.longest)
         if not active or now >= last + self._leeway or now < (not_before or 0.0) - self._leeway:
             return None
+        if "sub" in said and not is_subject(said["sub"]):
+            raise NoAnswer("its answer has a `sub` that is no text")
         if self._audience and self._audience.isdisjoint(_texts(said.get("aud"))):
             return None
         return Principal(

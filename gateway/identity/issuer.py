@@ -157,8 +157,7 @@ class TokenIssuer:
         """The principal of a token, which ends with its greatest age at the latest: for longer no revocation is kept.
         Raises TokenRefused."""
         assert principal.expires_at is not None
-        if principal.issued_at is None:
-            return principal
+        assert principal.issued_at is not None
         last = principal.issued_at + self._records.longest
         if self._clock.now() >= last + self.issuer.leeway:
             raise TokenRefused("age", "The token was issued too long ago.")

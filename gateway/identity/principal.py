@@ -63,6 +63,11 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
         return value
 
 
+def is_subject(value: Any) -> bool:
+    """Whether a `sub` names a user that a revocation can name: by a text, or by a whole number, as some issuers do."""
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
 def _nested(value: Any, path: Iterable[str]) -> Any:
     for name in path:
         if not isinstance(value, Mapping):

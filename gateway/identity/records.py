@@ -23,7 +23,7 @@ from hashlib import blake2b
 
 import msgspec
 
-from gateway.identity.principal import Principal
+from gateway.identity.principal import Principal, is_subject
 from gateway.policy.epochs import ZERO, Position, show_position
 from gateway.policy.identity_key import IdentityKey
 
@@ -425,7 +425,7 @@ def no_records() -> CredentialRecords:
 def _values(principal: Principal, kind: str) -> list[str]:
     """The claims of a principal that a revocation of that kind may name, as text: an operator writes no types."""
     found = [principal.claims.get(name) for name in KINDS[kind]]
-    return [str(each) for each in found if isinstance(each, str | int) and not isinstance(each, bool)]
+    return [str(each) for each in found if is_subject(each)]
 
 
 def _own(record: ApiKey | Revocation) -> str | About:

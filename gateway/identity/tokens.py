@@ -22,7 +22,7 @@ from joserfc.jws import JWSRegistry
 
 from gateway.config.identity import ASYMMETRIC, SYMMETRIC
 from gateway.identity.key_set import Key
-from gateway.identity.principal import Principal
+from gateway.identity.principal import Principal, is_subject
 
 LONGEST_TOKEN = 8 * 1024
 """Bytes of a token, at most."""
@@ -181,18 +181,21 @@ def _principal(claims: dict[str, Any], issuer: Issuer, now: float) -> Principal:
         raise TokenRefused("expiry", "The token has no `exp`.")
     if now >= expires + issuer.leeway:
         raise TokenRefused("expired", "The token has expired.")
+    issued = _date(claims, "iat")
+    if issued is None:  # revocations are kept as long as a token can be old: of this one nobody knows how long that is
+        raise TokenRefused("age", "The token has no `iat`.")
     for name in ("nbf", "iat"):
         date = _date(claims, name)
         if date is not None and date > now + issuer.leeway:
             raise TokenRefused("early", f"The token's `{name}` is in the future.")
-    if "sub" in claims and not isinstance(claims["sub"], str | int):
+    if "sub" in claims and not is_subject(claims["sub"]):
         raise TokenRefused("claims", "The token's `sub` must be a text.")
     return Principal(
         provider=issuer.provider,
         issuer=issuer.issuer,
         claims=claims,
         scopes=_scopes(claims),
-        issued_at=_date(claims, "iat"),
+        issued_at=issued,
         expires_at=expires,
     )
 

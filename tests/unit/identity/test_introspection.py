@@ -119,6 +119,7 @@ async def test_requests_at_once_are_one_request_and_one_that_leaves_ends_it_for_
         ({"active": True, "exp": "soon"}, 200),
         ({"active": True, "exp": True}, 200),
         ({"active": True, "iat": -1}, 200),
+        ({"active": True, "sub": ["anna"]}, 200),
         (b'{"active": true, "x": "' + b"x" * 70_000 + b'"}', 200),
     ],
 )
