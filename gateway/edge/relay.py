@@ -37,6 +37,7 @@ from gateway.upstreams.websocket import WAITING, UpstreamSocket, WebSocketCounts
 
 CLOSING = 2.0
 """Seconds for the other side's Close frame, and for the end of its connection."""
+RESTARTS = "the gateway restarts"
 MOST_CONTROLS = 200
 """Control frames of one side between two looks (0.5 s): more are a flood."""
 
@@ -67,8 +68,10 @@ class _Side:
         """Why nothing is read from it now."""
         self.heard = now
         """When something came from it last."""
-        self.pinged = self.closed = False
-        """Whether it was sent a ping since; whether it has sent a Close frame."""
+        self.pinged: float | None = None
+        """When it was sent a ping that nothing came after."""
+        self.closed = False
+        """Whether it has sent a Close frame."""
         self.told = False
         """Whether it was sent a Close frame: then nothing more."""
         self.controls = 0
@@ -168,7 +171,7 @@ class Relay(asyncio.Protocol):
     def _pass_on(self, side: _Side, other: _Side, data: bytes) -> None:
         frames = side.frames
         if data:
-            side.heard, side.pinged = time.perf_counter(), False
+            side.heard, side.pinged = time.perf_counter(), None
         passed = frames.take(data)
         if not other.told:
             other.write(passed)
@@ -242,7 +245,7 @@ class Relay(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """The server stops, or another process takes over."""
-        self._end("gateway", Close(GOING_AWAY, "the gateway restarts"))
+        self._end("gateway", Close(GOING_AWAY, RESTARTS))
 
     def _end(self, by: str, close: Close | dict[str, Close]) -> None:
         """Tell both sides, and wait for their Close frames for a while."""
@@ -320,16 +323,19 @@ class Relay(asyncio.Protocol):
             self._violated(side, Close(POLICY, "too many control frames"))
         elif side.is_stuck(now, self._limits.write):
             self._cut(side)
-        elif not side.pauses and now - side.heard >= self._limits.ping:
-            if now - side.heard >= 2 * self._limits.ping:
+        elif side.pauses:
+            side.pinged = None  # what it sends isn't read
+        elif side.pinged is not None:
+            if now - side.pinged >= self._limits.ping:
                 self._cut(side)
-            elif not side.pinged:
-                self._ping(side)
+        elif now - side.heard >= self._limits.ping:
+            self._ping(side, now)
 
-    def _ping(self, side: _Side) -> None:
+    def _ping(self, side: _Side, now: float) -> None:
+        """Ping a silent side, unless a frame to it is under way: a large one may take a slow sender minutes."""
         other = self._upstream if side is self._client else self._client
         if not other.frames.left and not side.told:
-            side.pinged = True
+            side.pinged = now
             side.write(ping_frame(side.mask))
 
     def _cut(self, side: _Side) -> None:

@@ -1,8 +1,9 @@
 """A client's WebSocket: uvicorn's protocol, and how a connection goes over to a relay.
 
 Decides what is done with bytes that come before the handshake's answer: they are kept, and at most `EARLY`. A handler
-of the app's own is served by uvicorn. A declared route asks by the extension `gateway.websocket` of the scope for a
-relay to an upstream; when the handshake is accepted, that is the transport's protocol, and uvicorn's is free.
+of the app's own is served by uvicorn, except for floods of control frames and fragments, and its end at a deploy. A
+declared route asks by the extension `gateway.websocket` of the scope for a relay to an upstream; when the handshake is
+accepted, that is the transport's protocol, and uvicorn's is free.
 
 `INTERNALS` lists the parts of uvicorn that it uses; a test fails if a new uvicorn changes any of them.
 """
@@ -16,15 +17,18 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from gateway.context import RELAY_KEY
 from gateway.edge.guard import ConnectionGuard, GuardedConnection
-from gateway.edge.relay import Relay, RelayLimits
+from gateway.edge.relay import RESTARTS, Relay, RelayLimits
+from gateway.http.websocket import GOING_AWAY, MOST_FRAGMENTS, POLICY
 from gateway.upstreams.websocket import UpstreamSocket, WebSocketCounts
 
 EARLY = 64 * 1024
 """Bytes that a client may send before its handshake is answered, such as its first messages; more wait unread."""
 INTERNALS = {
     WebSocketsSansIOProtocol: (
-        *("app", "connections", "handshake_complete", "handshake_initiated", "response", "transport"),
-        *("connection_lost", "data_received", "handle_connect", "send", "stop_keepalive"),
+        *("app", "close_sent", "conn", "connections", "disconnected", "frames", "handshake_complete"),
+        *("handshake_initiated", "queue", "response", "transport", "writable"),
+        *("connection_lost", "data_received", "handle_connect", "handle_cont", "handle_parser_exception"),
+        *("handle_ping", "send", "shutdown", "stop_keepalive"),
     )
 }
 
@@ -75,6 +79,31 @@ class ClientWebSocket(WebSocketsSansIOProtocol):
         self.response.headers.pop("Server", None)
         if self.response.status_code != 101:
             self._guard.count("websocket")
+
+    # --- a handler of the app's own -------------------------------------------------------------------------
+
+    def handle_ping(self) -> None:
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            self.conn.data_to_send()  # pongs that a client doesn't read would wait in memory (RFC 6455 §5.5.3: it may)
+
+    def handle_cont(self, event: Any) -> None:
+        if len(self.frames) < MOST_FRAGMENTS:
+            super().handle_cont(event)
+        elif not self.close_sent:  # empty ones count towards no size of a message
+            self.conn.fail(POLICY, f"a message of more than {MOST_FRAGMENTS} frames")
+            self.handle_parser_exception()
+
+    def shutdown(self) -> None:
+        if not self.handshake_complete or self.close_sent or self.disconnected:
+            super().shutdown()
+            return
+        self.stop_keepalive()
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": GOING_AWAY, "reason": RESTARTS})
+        self.conn.send_close(GOING_AWAY, RESTARTS)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.transport.close()
 
     # --- the extension -------------------------------------------------------------------------------------
 

@@ -70,7 +70,7 @@ class Client:
         await self._read.wait()
         while not self._left:
             message = await self._receive()
-            self._left = message["type"] == "http.disconnect"
+            self._left = message["type"] in ("http.disconnect", "websocket.disconnect")
 
     async def while_there(self, work: Coroutine[None, None, R]) -> R:
         """The result of `work`; it is cancelled when the client disconnects. Raises ClientLeft.

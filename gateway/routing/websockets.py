@@ -24,6 +24,7 @@ from gateway.policy.keys import sent_host, without_ignored
 from gateway.routing.admitting import let_in
 from gateway.routing.cors import Cors
 from gateway.routing.declared import Declared
+from gateway.routing.responses import Client, ClientLeft
 from gateway.routing.upstream_request import forwarded
 from gateway.upstreams.response import Fetched, WholeBody
 from gateway.upstreams.websocket import UpstreamSocket, WebSocketCounts, connect
@@ -54,14 +55,21 @@ class WebSockets:
             exchange = exchange_of(scope)
             assert exchange is not None
             await receive()  # websocket.connect
-            route.engine_route.takes(exchange)
-            refusal = await self._refusal(route, exchange, scope)
-            if refusal is None:
-                refusal = await self._joined(route, exchange, scope, send)
+            client = Client(receive)
+            client.expect_no_body()
+            try:
+                refusal = await client.while_there(self._begun(route, exchange, scope, send))
+            except ClientLeft:
+                refusal = problem(exchange, 499, "The client disconnected before its WebSocket was open.")
             if refusal is not None:
                 await deny(send, refusal)
 
         return handle
+
+    async def _begun(self, route: Declared, exchange: RequestContext, scope: Scope, send: Send) -> Answer | None:
+        route.engine_route.takes(exchange)
+        refusal = await self._refusal(route, exchange, scope)
+        return refusal if refusal is not None else await self._joined(route, exchange, scope, send)
 
     async def _refusal(self, route: Declared, exchange: RequestContext, scope: Scope) -> Answer | None:
         """The answer to a client that may not open one; None for one that may."""
@@ -107,8 +115,9 @@ class WebSockets:
         if opened is None:
             return answer
         try:
-            exchange.relay = self.relaying(scope["extensions"][RELAY_KEY], opened, route)
+            relay = self.relaying(scope["extensions"][RELAY_KEY], opened, route)
             await send({"type": "websocket.accept", "subprotocol": opened.subprotocol, "headers": answer.headers})
+            exchange.relay = relay  # one that has not begun would not tell the log its end
         except BaseException:
             opened.abort()
             raise

@@ -25,6 +25,7 @@ from gateway.observability.trace_context import PASSED_ON
 from gateway.upstreams.aiohttp_errors import ERRORS, HeadTooLarge
 from gateway.upstreams.aiohttp_errors import translated as as_httpx
 from gateway.upstreams.client import Upstream
+from gateway.upstreams.connection import MOST_INTERIM, TOO_MANY_INTERIM
 from gateway.upstreams.failure_causes import cause_of
 from gateway.upstreams.hosts import LATE, Host
 from gateway.upstreams.httpx_api import httpx
@@ -48,6 +49,8 @@ class WebSocketCounts:
     """Of one upstream in one worker, over all reloads."""
 
     open: int = 0
+    asked: int = 0
+    """Handshakes under way."""
     closed: Counter[tuple[str, str]] = field(default_factory=Counter)
     """By who closed it and the code."""
     messages: Counter[str] = field(default_factory=Counter)
@@ -157,7 +160,7 @@ class _Handshake:
         self.answer: asyncio.Future[tuple[Head, bytes | None]] = asyncio.get_running_loop().create_future()
         self._max_head = max_head
         self._max_fields = max_fields
-        self._buffer = b""
+        self._buffer, self._heads = b"", 0
         self._head: Head | None = None
         self._body: bytes | None = b""
         self._chunks: Chunks | None = None
@@ -185,6 +188,9 @@ class _Handshake:
         start = max(0, seen - 2)
         while end := end_of_head(self._buffer, start):
             head = read_head(self._buffer[:end], bodiless=False, most_fields=self._max_fields)
+            self._heads += 1
+            if self._heads > MOST_INTERIM:
+                raise Malformed(TOO_MANY_INTERIM)
             self._buffer, start = self._buffer[end:], 0
             if head.status == 101 or head.status >= 200:
                 self._head = head
@@ -241,12 +247,16 @@ async def connect(
     """
     began, result = time.perf_counter(), "cancelled"
     try:
-        if counts.open >= upstream.config.max_websockets:
+        if counts.open + counts.asked >= upstream.config.max_websockets:
             upstream.places.shed += 1
             raise UpstreamBusy(upstream.name, "too many WebSockets", 1.0)
         sending = Sending("GET", target, without(headers, *_OF_HANDSHAKE), None, None, ORDINARY, upstream.timeout, None)
         upstream.complete(sending, changes, PASSED_ON.get())
-        opened = await _asked(upstream, sending, subprotocols)
+        counts.asked += 1
+        try:
+            opened = await _asked(upstream, sending, subprotocols)
+        finally:
+            counts.asked -= 1
         result = f"{opened.status // 100}xx" if isinstance(opened, Refused) else "1xx"
         return opened
     except UpstreamError as error:

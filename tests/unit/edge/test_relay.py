@@ -179,7 +179,7 @@ async def test_an_idle_one_is_closed_and_a_silent_end_is_gone() -> None:
         relay.sweep(now + 21)
         assert await client.frame() == (PING, b"")
         client.send(PONG)
-        await until(lambda: not relay._client.pinged)
+        await until(lambda: relay._client.pinged is None)
         relay.sweep(now + 601)
         assert await client.closed_by() == 1001
         assert await server.ended.get() == (1001, "idle")
@@ -197,6 +197,23 @@ async def test_an_end_that_does_not_answer_a_ping_is_cut_off() -> None:
         assert await server.ended.get() == (1001, "the client is gone")
         with pytest.raises(ConnectionError):
             await client.reader.read()
+
+
+async def test_an_end_to_which_a_large_frame_is_under_way_is_pinged_behind_it() -> None:
+    async with echo() as server, open_to(app := talking(server.url)) as url:
+        client, _ = await Raw.connect(url)
+        frame = client_frame(TEXT, b"x" * 1000)
+        client.writer.write(frame[:500])
+        await until(lambda: len(server.open) == 1)
+        relay = relay_of(app)
+        await until(lambda: relay._client.frames.left > 0)
+        now = relay._message
+        relay._client.heard = now + 400
+        for seconds in (21, 41, 61, 400):
+            relay.sweep(now + seconds)
+        assert relay._upstream.pinged is None
+        client.writer.write(frame[500:])
+        assert await client.frame() == (TEXT, b"x" * 1000)
 
 
 async def test_a_close_without_an_answer_is_forced() -> None:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import socket
+from collections.abc import Awaitable, Callable
 
 import pytest
 from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect
 from websockets.asyncio.client import connect
 
+from gateway.app.gateway import Gateway
 from gateway.edge.websocket import EARLY, INTERNALS
+from gateway.http.websocket import MOST_FRAGMENTS
 from tests.support.gateways import gateway
-from tests.support.websockets import Raw, client_frame, echo, open_to, talking
+from tests.support.raw import Connection, raw_upstream
+from tests.support.websockets import HANDSHAKE, Raw, client_frame, echo, open_to, talking
 from tests.support.wire import refused_by
 
-TEXT = 1
+TEXT, PING = 1, 9
 
 
 async def test_frames_before_the_answer_are_kept_and_passed_on() -> None:
@@ -106,6 +112,106 @@ async def test_what_is_no_handshake_is_refused_and_reaches_no_upstream(changed: 
         writer.close()
         assert refused_by(app) == {"websocket": 1}
         assert not server.requests
+
+
+def handling(handler: Callable[[WebSocket], Awaitable[None]]) -> Gateway:
+    router = APIRouter()
+    router.add_api_websocket_route("/talk", handler)
+    app = gateway(None, {})
+    app.include_router(router)
+    return app
+
+
+async def _listen(socket: WebSocket) -> None:
+    await socket.accept()
+    with contextlib.suppress(WebSocketDisconnect):
+        while True:
+            await socket.receive_text()
+
+
+async def test_pongs_that_a_client_does_not_read_are_left_out() -> None:
+    app = handling(_listen)
+    async with open_to(app) as url:
+        client, _ = await Raw.connect(url)
+        client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        [connection] = app.guard._connections
+        pings = client_frame(PING, b"x" * 125) * 500
+        for _ in range(100):  # 6 MiB
+            client.writer.write(pings)
+            await client.writer.drain()
+        assert connection.transport.get_write_buffer_size() < 1_000_000  # type: ignore[attr-defined]
+
+
+async def test_a_flood_of_empty_frames_ends_a_handlers_connection() -> None:
+    async with open_to(handling(_listen)) as url:
+        client, _ = await Raw.connect(url)
+        client.send(TEXT, fin=False)
+        client.writer.write(client_frame(0, fin=False) * (MOST_FRAGMENTS + 10))
+        assert await client.closed_by() == 1008
+
+
+async def test_a_handlers_connection_is_closed_by_1001_when_the_server_stops() -> None:
+    ended: asyncio.Queue[int] = asyncio.Queue()
+
+    async def handler(socket: WebSocket) -> None:
+        await socket.accept()
+        try:
+            await socket.receive_text()
+        except WebSocketDisconnect as left:
+            ended.put_nowait(left.code)
+
+    async with open_to(app := handling(handler)) as url:
+        client, _ = await Raw.connect(url)
+        [connection] = app.guard._connections
+        connection.transport.get_protocol().shutdown()  # type: ignore[attr-defined]
+        assert await client.closed_by() == 1001
+        assert await ended.get() == 1001
+
+
+@pytest.mark.parametrize(
+    ("line", "fields"),
+    [
+        (b"GET /talk HTTP/1.0", b""),
+        (b"POST /talk HTTP/1.1", b""),
+        (b"HEAD /talk HTTP/1.1", b""),
+        (b"GET /talk HTTP/1.1", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"),
+        (b"GET /talk HTTP/1.1", b"Sec-WebSocket-Version: 13\r\n"),
+        (b"GET /talk HTTP/1.1", b"Host: b.test\r\n"),
+        (b"GET /talk HTTP/1.1", b"Content-Length: 60\r\n"),
+        (b"GET /nowhere HTTP/1.1", b""),
+        (b"GET /refusing HTTP/1.1", b""),
+        (b"GET /wrong HTTP/1.1", b""),
+    ],
+)
+async def test_nothing_behind_a_refused_handshake_is_read_as_a_request(line: bytes, fields: bytes) -> None:
+    """Neither by the gateway nor by the upstream (upgrade smuggling)."""
+    asked: list[bytes] = []
+
+    async def script(connection: Connection) -> None:
+        asked.append((await connection.request()).split(b"\r\n")[0])
+        if b"/refusing" in asked[-1]:
+            await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        else:
+            await connection.send(
+                b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: d3Jvbmc=\r\n\r\n"
+            )
+        asked.append(await connection.reader.read())
+
+    routes = {
+        name: {"path": f"/{name}", "upstream": "api", "websocket": True} for name in ("talk", "refusing", "wrong")
+    }
+    async with raw_upstream(script) as upstream:
+        async with open_to(gateway(None, routes, upstreams={"api": {"url": upstream.url}})) as url:
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2].partition("/")[0]))
+            head = HANDSHAKE.partition(b"\r\n")[2]
+            writer.write(line + b"\r\n" + head + fields + b"\r\n" + b"GET /talk HTTP/1.1\r\nHost: a.test\r\n\r\n" * 2)
+            answer = await reader.read()
+            writer.close()
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert b"HTTP/1.1 101" not in answer
+        path = line.split()[1]
+        assert asked == ([b"GET %s HTTP/1.1" % path, b""] if path in (b"/refusing", b"/wrong") else [])
 
 
 def test_uvicorn_is_as_the_protocol_knows_it() -> None:

@@ -17,7 +17,7 @@ from gateway.observability.access_log import fields_of
 from gateway.testing import StubUpstream
 from tests.support.gateways import gateway, json_answer
 from tests.support.raw import Connection, raw_upstream
-from tests.support.websockets import echo, open_to, talking
+from tests.support.websockets import HANDSHAKE, echo, open_to, talking
 from tests.support.wire import refused_by
 
 
@@ -149,6 +149,32 @@ async def test_one_without_a_credential_is_a_401_before_the_upstream_is_asked() 
             assert headers["www-authenticate"].startswith("Bearer")
             assert refused_by(app) == {"identity-missing": 1}
         assert not server.requests
+
+
+async def test_a_client_that_leaves_during_its_handshake_ends_that_with_the_upstream() -> None:
+    logged: asyncio.Queue[int] = asyncio.Queue()
+    arrived, ended = asyncio.Event(), asyncio.Event()
+
+    async def silent(connection: Connection) -> None:
+        await connection.request()
+        arrived.set()
+        await connection.closed()
+        ended.set()
+
+    def log(exchange: RequestContext, status: int, size: int, seconds: float) -> None:
+        logged.put_nowait(status)
+
+    async with raw_upstream(silent) as upstream:
+        app = create_app(talking(upstream.url, upstream={"timeout": "1h"}).config, log=log)
+        async with open_to(app) as url:
+            port = int(url.rpartition(":")[2].partition("/")[0])
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(HANDSHAKE + b"\r\n")
+            await arrived.wait()
+            writer.close()
+            await ended.wait()
+            assert await logged.get() == 499
+            assert app.worker_state.websockets.counts("api").asked == 0
 
 
 async def test_the_log_has_a_line_at_its_end_and_the_metrics_have_the_handshake() -> None:

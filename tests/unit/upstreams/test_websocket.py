@@ -196,6 +196,31 @@ async def test_one_more_than_max_websockets_is_refused_at_once() -> None:
         assert raw.connections == 0
 
 
+async def test_handshakes_under_way_count_as_well() -> None:
+    arrived, counts = asyncio.Event(), WebSocketCounts()
+
+    async def silent(connection: Connection) -> None:
+        await connection.request()
+        arrived.set()
+        await connection.closed()
+
+    async with raw_upstream(silent) as raw:
+        upstream = speaking_to(raw, max_websockets=1)
+        task = asyncio.ensure_future(asked(upstream, counts=counts))
+        await arrived.wait()
+        with pytest.raises(UpstreamBusy):
+            await asked(upstream, counts=counts)
+        task.cancel()
+        await asyncio.wait([task])
+    assert counts.asked == 0
+
+
+async def test_interim_responses_are_bounded() -> None:
+    async with raw_upstream(answering(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 40)) as raw:
+        with pytest.raises(UpstreamMalformed):
+            await asked(speaking_to(raw))
+
+
 async def test_a_cancelled_handshake_closes_its_connection() -> None:
     arrived = asyncio.Event()
 
