@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from gateway.config.route import RouteConfig
@@ -205,13 +206,8 @@ class Admission:
 
     def anonymous(self, headers: Headers) -> Fields:
         """The fields of a request that nobody has verified: without what only a principal may say."""
-        named = connection_named(headers) - _OF_THIS_HOP
-        made = {name for each in (self.dependence, *self.parts) for name in each.claims}
-        dropped = {b"connection", PRINCIPAL, *named, *(name.encode("latin-1") for name in made)}
-        if self.forward_token:
-            return [pair for pair in headers if pair[0] not in dropped]
-        dropped |= {b"authorization", *(name.encode("latin-1") for name in self._fields())}
-        return _without_cookies([pair for pair in headers if pair[0] not in dropped], self._cookies())
+        dropped = self._dropped | (connection_named(headers) - _OF_THIS_HOP)
+        return _without_cookies([pair for pair in headers if pair[0] not in dropped], self._dropped_cookies)
 
     def _credential(self, headers: Headers) -> tuple[Provider, bytes] | None:
         """A request's credential, and the provider that verifies it: of several, the first that recognises it. Raises
@@ -250,12 +246,20 @@ class Admission:
         except ValueError as error:
             raise NotAdmitted(403, "insufficient_scope", f"{_sentence(str(error))}.", "claim") from None
 
-    def _fields(self) -> list[str]:
-        return [source for each in self.providers for source in each.sources if not source.startswith("cookie:")]
+    @cached_property
+    def _dropped(self) -> frozenset[bytes]:
+        """The fields that no request has after admission as it came."""
+        made = {name for each in (self.dependence, *self.parts) for name in each.claims}
+        dropped = {b"connection", PRINCIPAL, *(name.encode("latin-1") for name in made)}
+        if not self.forward_token:
+            fields = [source for source in self.sources if not source.startswith("cookie:")]
+            dropped |= {b"authorization", *(name.encode("latin-1") for name in fields)}
+        return frozenset(dropped)
 
-    def _cookies(self) -> frozenset[str]:
-        sources = [source for each in self.providers for source in each.sources]
-        return frozenset(source.removeprefix("cookie:") for source in sources if source.startswith("cookie:"))
+    @cached_property
+    def _dropped_cookies(self) -> frozenset[str]:
+        cookies = [source for source in self.sources if source.startswith("cookie:") and not self.forward_token]
+        return frozenset(source.removeprefix("cookie:") for source in cookies)
 
 
 def _sentence(text: str) -> str:

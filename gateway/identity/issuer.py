@@ -80,6 +80,7 @@ class TokenIssuer:
         records: CredentialRecords | None = None,
     ) -> None:
         self.issuer = issuer
+        self._issuers = {issuer.issuer: issuer}
         self.sources = sources
         self.source = keys
         self._clock = clock
@@ -113,12 +114,14 @@ class TokenIssuer:
     def known(self, credential: bytes) -> Principal | None:
         """The principal of a token that was verified before; None for another, and for one that has ended, or is
         revoked."""
+        return self._known_by(self._digest(credential))
+
+    def _known_by(self, digest: bytes) -> Principal | None:
         if self._version != self.source.version or self.source.keys is None:
             self._known.clear()
             self._refused.clear()
             self._version = self.source.version
             return None
-        digest = self._digest(credential)
         principal = self._known.get(digest)
         if principal is None:
             return None
@@ -134,23 +137,24 @@ class TokenIssuer:
 
     async def verified(self, credential: bytes) -> Principal:
         """Raises NotAdmitted."""
-        principal = self.known(credential)
+        digest = self._digest(credential)
+        principal = self._known_by(digest)
         if principal is not None:
             return principal
         if not self._records.known:
             raise unknown_revocations()
         try:
-            self._refuse_again(credential)
-            _, token = read(credential, {self.issuer.issuer: self.issuer}, self._clock.now())
+            self._refuse_again(digest)
+            _, token = read(credential, self._issuers, self._clock.now())
             principal = self._in_time(token.principal)
             await self._verified(token)
             if self._records.revoked(principal):
                 raise TokenRefused("revoked", "The token is revoked.")
         except TokenRefused as refused:
             if refused.reason == "signature":
-                self._remember_refusal(credential, refused)
+                self._remember_refusal(digest, refused)
             raise NotAdmitted(401, "invalid_token", refused.detail, refused.reason) from None
-        self._remember(credential, principal)
+        self._remember(digest, principal)
         return principal
 
     def _in_time(self, principal: Principal) -> Principal:
@@ -181,20 +185,20 @@ class TokenIssuer:
             )
         return keys
 
-    def _remember(self, credential: bytes, principal: Principal) -> None:
+    def _remember(self, digest: bytes, principal: Principal) -> None:
         if self._most:
-            self._known[self._digest(credential)] = principal
+            self._known[digest] = principal
             if len(self._known) > self._most:
                 self._known.popitem(last=False)
 
-    def _refuse_again(self, credential: bytes) -> None:
+    def _refuse_again(self, digest: bytes) -> None:
         """Raises TokenRefused for a token whose signature was found invalid a moment ago."""
-        found = self._refused.get(self._digest(credential)) if self._refused else None
+        found = self._refused.get(digest)
         if found is not None and self._clock.now() < found[0]:
             raise found[1]
 
-    def _remember_refusal(self, credential: bytes, refused: TokenRefused) -> None:
-        self._refused[self._digest(credential)] = (self._clock.now() + REFUSED_FOR, refused.with_traceback(None))
+    def _remember_refusal(self, digest: bytes, refused: TokenRefused) -> None:
+        self._refused[digest] = (self._clock.now() + REFUSED_FOR, refused.with_traceback(None))
         if len(self._refused) > MOST_REFUSED:
             self._refused.popitem(last=False)
 

@@ -19,6 +19,9 @@ SUBJECTS = ("sub",)
 """The claims that name one user at an issuer (RFC 7519 §4.1.2)."""
 
 
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
 class MissingClaim(ValueError):
     """The principal has no claim of a name that the route depends on."""
 
@@ -82,7 +85,7 @@ def canonical(value: Any) -> bytes:
     exponent, in which two values may look alike, and for a value nested too deeply."""
     try:
         _check(value)
-        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+        return _JSON.encode(value).encode("ascii")
     except RecursionError:
         raise ValueError("the claim is nested too deeply") from None
 

@@ -10,11 +10,12 @@ It does not know where keys come from; `key_set` does.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
+from binascii import a2b_base64
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -32,7 +33,19 @@ _BRINGS_A_KEY = ("jwk", "jku", "x5u", "x5c", "crit", "b64", "zip")
 _TYPES = frozenset(("jwt", "at+jwt", "application/jwt", "application/at+jwt"))
 """Kinds of tokens that authorize requests (RFC 9068 §2.1); others are for other uses (RFC 8725 §3.11)."""
 _KID = re.compile(r"[A-Za-z0-9._~+=:@-]{1,256}|[A-Za-z0-9_=+-][A-Za-z0-9._~+=:@/-]{0,255}")
-_BASE64URL = re.compile(rb"[A-Za-z0-9_-]+")
+_COMPACT = re.compile(rb"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
+"""Header, claims and signature in base64url (RFC 7515 §7.1)."""
+_STANDARD = bytes.maketrans(b"-_", b"+/")
+_ENDS = (
+    (b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", b""),
+    (b"", b""),
+    (b"AQgw", b"=="),
+    (b"AEIMQUYcgkosw048", b"="),
+)
+"""By the length of a text in base64url, modulo 4: its last characters without bits that stand for nothing (RFC 4648
+§3.5), and the padding that it has in base64."""
+_HEADERS = 64
+"""Headers that are kept read: all tokens that are signed with one key have the same."""
 _VERIFIERS = {
     name: JWSRegistry.algorithms["Ed25519" if name == "EdDSA" else name] for name in (*ASYMMETRIC, *SYMMETRIC)
 }
@@ -83,7 +96,8 @@ class Unverified(msgspec.Struct, frozen=True):
 
 def read(token: bytes, issuers: dict[str, Issuer], now: float) -> tuple[Issuer, Unverified]:
     """The issuer of a token, out of `issuers` by their `iss`, and what the token says. Raises TokenRefused."""
-    header, claims = _parts(token)
+    pieces = _pieces(token)
+    header, claims = _header(pieces[1]), _object(pieces[2], "claims")
     issuer = issuers.get(claims["iss"]) if isinstance(claims.get("iss"), str) else None
     if issuer is None:
         raise TokenRefused("issuer", "The token is of an unknown issuer.")
@@ -92,14 +106,15 @@ def read(token: bytes, issuers: dict[str, Issuer], now: float) -> tuple[Issuer, 
     if kid is not None and not (isinstance(kid, str) and _KID.fullmatch(kid) and ".." not in kid):
         raise TokenRefused("header", "The token's header has an invalid `kid`.")
     principal = _principal(claims, issuer, now)
-    signed, _, signature = token.rpartition(b".")
-    return issuer, Unverified(signed, _decoded(signature), algorithm, kid, principal)
+    return issuer, Unverified(token[: pieces.end(2)], _decoded(pieces[3]), algorithm, kid, principal)
 
 
 def issuer_of(token: bytes) -> str | None:
     """The issuer that a token names, which nobody has verified; None for what is no token."""
     try:
-        named = _parts(token)[1].get("iss")
+        pieces = _pieces(token)
+        _header(pieces[1])
+        named = _object(pieces[2], "claims").get("iss")
     except TokenRefused:
         return None
     return named if isinstance(named, str) else None
@@ -119,18 +134,23 @@ def verify(token: Unverified, keys: tuple[Key, ...]) -> Principal:
     raise TokenRefused("signature", "The token's signature is invalid.")
 
 
-def _parts(token: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+def _pieces(token: bytes) -> re.Match[bytes]:
     if len(token) > LONGEST_TOKEN:
         raise TokenRefused("size", f"The token is longer than {LONGEST_TOKEN} bytes.")
-    pieces = token.split(b".")
-    if len(pieces) != 3 or not all(map(_BASE64URL.fullmatch, pieces)):
+    pieces = _COMPACT.fullmatch(token)
+    if pieces is None:
         raise TokenRefused("form", "The token is not a signed JWT in compact form.")
-    return _object(pieces[0], "header"), _object(pieces[1], "claims")
+    return pieces
 
 
-def _object(piece: bytes, what: str) -> dict[str, Any]:
+@lru_cache(maxsize=_HEADERS)
+def _header(piece: bytes) -> Mapping[str, Any]:
+    return _object(piece, "header")
+
+
+def _object(piece: bytes, what: str) -> Mapping[str, Any]:
     try:
-        found = json.loads(_decoded(piece).decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
+        found = _JSON.decode(_decoded(piece).decode("utf-8"))
     except (ValueError, RecursionError):
         raise TokenRefused("form", f"The token's {what} can't be read.") from None
     if not isinstance(found, dict):
@@ -139,14 +159,11 @@ def _object(piece: bytes, what: str) -> dict[str, Any]:
 
 
 def _decoded(piece: bytes) -> bytes:
-    """Raises TokenRefused unless `piece` is the one form of its bytes (RFC 7515 §2)."""
-    try:
-        found = base64.urlsafe_b64decode(piece + b"=" * (-len(piece) % 4))
-    except binascii.Error:
-        found = b""
-    if base64.urlsafe_b64encode(found).rstrip(b"=") != piece:
+    """Raises TokenRefused unless `piece`, of characters of base64url, is the one form of its bytes (RFC 7515 §2)."""
+    last, padding = _ENDS[len(piece) % 4]
+    if piece[-1] not in last:
         raise TokenRefused("form", "The token is not a signed JWT in compact form.")
-    return found
+    return a2b_base64(piece.translate(_STANDARD) + padding)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -161,7 +178,10 @@ def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no number of JSON")
 
 
-def _algorithm(header: dict[str, Any], issuer: Issuer) -> str:
+_JSON = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
+
+
+def _algorithm(header: Mapping[str, Any], issuer: Issuer) -> str:
     algorithm = header.get("alg")
     if not isinstance(algorithm, str) or algorithm not in issuer.algorithms:
         raise TokenRefused("algorithm", "The token is signed with an algorithm that is not accepted.")
@@ -173,7 +193,7 @@ def _algorithm(header: dict[str, Any], issuer: Issuer) -> str:
     return algorithm
 
 
-def _principal(claims: dict[str, Any], issuer: Issuer, now: float) -> Principal:
+def _principal(claims: Mapping[str, Any], issuer: Issuer, now: float) -> Principal:
     if issuer.audience.isdisjoint(_texts(claims.get("aud"))):
         raise TokenRefused("audience", "The token is for another audience.")
     expires = _date(claims, "exp")
@@ -184,8 +204,7 @@ def _principal(claims: dict[str, Any], issuer: Issuer, now: float) -> Principal:
     issued = _date(claims, "iat")
     if issued is None:  # revocations are kept as long as a token can be old: of this one nobody knows how long that is
         raise TokenRefused("age", "The token has no `iat`.")
-    for name in ("nbf", "iat"):
-        date = _date(claims, name)
+    for name, date in (("nbf", _date(claims, "nbf")), ("iat", issued)):
         if date is not None and date > now + issuer.leeway:
             raise TokenRefused("early", f"The token's `{name}` is in the future.")
     if "sub" in claims and not is_subject(claims["sub"]):
@@ -200,7 +219,7 @@ def _principal(claims: dict[str, Any], issuer: Issuer, now: float) -> Principal:
     )
 
 
-def _date(claims: dict[str, Any], name: str) -> float | None:
+def _date(claims: Mapping[str, Any], name: str) -> float | None:
     """A NumericDate (RFC 7519 §2). Raises TokenRefused."""
     value = claims.get(name)
     if value is None and name not in claims:
@@ -215,7 +234,7 @@ def _texts(value: Any) -> list[str]:
     return [each for each in found if isinstance(each, str)]
 
 
-def _scopes(claims: dict[str, Any]) -> frozenset[str]:
+def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
     """Scopes as RFC 9068 §2.2.3 has them (`scope`, a text parted by spaces), and as common issuers do (`scp`, a text or
     a list)."""
     found: list[str] = []

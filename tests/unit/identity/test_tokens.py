@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
 import json
+import string
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from tests.support.tokens import ISSUER, NOW, TestIssuer, encoded, symmetric, un
 
 issuer = TestIssuer()
 KEYS = parse_key_set(issuer.jwks)
+_BASE64URL = string.ascii_letters + string.digits + "-_"
 
 
 def accepted(**changes: Any) -> dict[str, Issuer]:
@@ -182,6 +185,30 @@ def test_claims_that_are_no_one_object_are_refused(text: str) -> None:
 )
 def test_what_is_no_compact_token_is_refused(token: bytes) -> None:
     assert refused_unverified(token) == "form"
+
+
+@pytest.mark.parametrize("last", _BASE64URL)
+def test_each_piece_is_read_in_the_one_form_of_its_bytes(last: str) -> None:
+    """RFC 7515 §2: bits that stand for nothing are zero, or one signature has several texts."""
+    pieces = issuer.sign("RS256").split(b".")
+    for length in range(1, 9):
+        piece = (length - 1) * b"A" + last.encode()
+        found = base64.urlsafe_b64decode(piece + b"==") if length % 4 != 1 else b""
+        only_form = encoded(found) == piece
+        token = b".".join((*pieces[:2], piece))
+        if only_form:
+            assert read(token, accepted(), NOW)[1].signature == found
+        else:
+            assert refused_unverified(token) == "form"
+        assert refused_unverified(b".".join((piece, *pieces[1:]))) == "form"
+        assert refused_unverified(b".".join((pieces[0], piece, pieces[2]))) == "form"
+
+
+def test_a_header_that_was_read_is_judged_by_the_settings_of_each_issuer() -> None:
+    signed = issuer.sign("RS256")
+    assert checked(signed).subject == "anna"
+    assert refused_unverified(signed, algorithms=frozenset(["ES256"])) == "algorithm"
+    assert checked(issuer.sign("RS256", sub="ben")).subject == "ben"
 
 
 def test_a_token_that_is_too_long_is_refused_unread() -> None:
