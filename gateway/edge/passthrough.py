@@ -43,7 +43,7 @@ from gateway.routing.declared import Declared
 from gateway.routing.fast_path import FastPath
 from gateway.routing.handlers import DeclaredRequest, Handlers
 from gateway.routing.references import Asked
-from gateway.streams.shared_stream import SharedBody
+from gateway.streams.shared_body import SharedBody
 from gateway.upstreams.request import Interim
 from gateway.upstreams.response import Body, ResponseBody
 

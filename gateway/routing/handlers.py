@@ -305,7 +305,7 @@ class Handlers:
         last_id = first(ask.headers, LAST_EVENT_ID)
 
         async def request(behind: bytes | None) -> Fetched:
-            fields = forward if behind is None else (*forward, (LAST_EVENT_ID, behind))
+            fields = (*forward, (LAST_EVENT_ID, behind)) if behind else forward
             try:
                 async with asyncio.timeout(origin.deadline):
                     return await origin.fetch("GET", fields)

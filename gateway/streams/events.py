@@ -38,7 +38,7 @@ class EventParser:
     def __init__(self) -> None:
         self.retry: int | None = None
         self._begun = False
-        self._rest = b""
+        self._rest = bytearray()
         self._lines: list[bytes] = []
         self._size = 0
         self._id: bytes | None = None
@@ -46,22 +46,27 @@ class EventParser:
 
     def feed(self, piece: bytes) -> Iterator[Event]:
         """The events that end in `piece`. Raises EventTooLarge."""
-        text = self._rest + piece
+        seen = max(len(self._rest) - 1, 0)  # a carriage return there was left until its line feed may have come
+        self._rest += piece
         if not self._begun:
-            if len(text) < len(_BOM) and _BOM.startswith(text):
-                self._rest = text
+            if len(self._rest) < len(_BOM) and _BOM.startswith(self._rest):
                 return
-            self._begun, text = True, text.removeprefix(_BOM)
-        at = 0
-        for end in _LINE_END.finditer(text):
+            self._begun, seen = True, 0
+            if self._rest.startswith(_BOM):
+                del self._rest[: len(_BOM)]
+        at, text = 0, bytes(self._rest) if _LINE_END.search(self._rest, seen) else b""
+        for end in _LINE_END.finditer(text, seen):
             if end[0] == b"\r" and end.end() == len(text):
                 break  # its line feed may come yet
             event = self._take(text[at : end.start()])
             at = end.end()
             if event is not None:
                 yield event
-        self._rest = text[at:]
-        if self._size + len(self._rest) > MOST_BYTES:
+        del self._rest[:at]
+        self._bound(len(self._rest))
+
+    def _bound(self, more: int) -> None:
+        if self._size + more > MOST_BYTES:
             raise EventTooLarge(f"an event of more than {MOST_BYTES} bytes")
 
     def _take(self, line: bytes) -> Event | None:
@@ -76,6 +81,7 @@ class EventParser:
                 return None
             self._lines.append(line)
             self._size += len(line) + 1
+            self._bound(0)
             self._has_data = self._has_data or name == b"data"
             self._id = value if name == b"id" else self._id
         return None
@@ -103,6 +109,11 @@ class Ring:
 
     def __repr__(self) -> str:
         return f"<Ring {len(self._events)} events, {self._size} bytes>"
+
+    @property
+    def position(self) -> bytes | None:
+        """The id of the last event of all; None if that has none."""
+        return self._events[-1].id if self._events else self._start
 
     def add(self, event: Event) -> None:
         self._events.append(event)

@@ -2,9 +2,12 @@
 
 Decides which requests share a stream, what a new client gets first, and when a client is cut. A client that was away
 gets what it missed from a ring, by its `Last-Event-ID`; the upstream gets that field when its own stream ends, so that
-nothing is lost or doubled where its events have ids. A client that does not read is cut once `LAG` bytes wait for it:
-`retry` and a random delay tell it when to come back. It must not know how a response is written (`edge.passthrough`),
+nothing is lost or doubled where its events have ids. A client that is cut is told when to come back, by `retry` and a
+random delay. It must not know what waits for a client (`shared_body`), how a response is written (`edge.passthrough`),
 or which requests have one key (`policy.keys`).
+
+`Last-Event-ID` is not part of the key, so no client's decides what others get: a stream that is requested by it is for
+the clients that sent the same one. As soon as its last event is one of the key's own stream, they move over.
 """
 
 from __future__ import annotations
@@ -13,19 +16,18 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 from gateway.errors import UpstreamError
 from gateway.http.headers import CacheControl, Headers, first, has
 from gateway.streams.events import Event, EventParser, EventTooLarge, Ring
+from gateway.streams.shared_body import LAGGED, SharedBody, chunk
 from gateway.upstreams.response import Fetched
 
 logger = logging.getLogger("gateway")
 EVENT_STREAM = "text/event-stream"
 LAST_EVENT_ID = b"last-event-id"
-LAG = 64 * 1024
-"""Bytes that may wait for one client."""
 AT_ONCE = 16 * 1024
 """Bytes of events that are handed on in one piece."""
 PING_EVERY = 15.0
@@ -35,23 +37,20 @@ LINGER = 5.0
 """Seconds that a stream is kept without clients: they may come back."""
 RETRY = 1.0
 """Seconds before a stream that ended is requested again, unless the upstream names others (`retry`)."""
-LONGEST_RETRY = 30.0
+SHORTEST_RETRY, LONGEST_RETRY = 0.1, 30.0
 GIVE_UP = 60.0
 """Seconds without the upstream's stream, after which its clients are cut: they get the upstream's error."""
 SPREAD = 5.0
 """Seconds over which clients that are sent away come back."""
 ALONE = 5.0
 """Seconds for which requests of a key have streams of their own, after one that can't be shared."""
-ENDED, LAGGED, DRAINED, FAILED = REASONS = ("ended", "lagged", "drained", "failed")
+ENDED, DRAINED, FAILED = "ended", "drained", "failed"
+REASONS = (ENDED, LAGGED, DRAINED, FAILED)
 """Why clients are cut."""
 
+Key = tuple[str, bytes | None]
 Open = Callable[[bytes | None], Awaitable[Fetched]]
 """Requests the stream, behind the event of that id. Raises UpstreamError."""
-
-
-def chunk(text: bytes) -> bytes:
-    """A piece of a body in chunked coding (RFC 9112 §7.1)."""
-    return b"%x\r\n%b\r\n" % (len(text), text)
 
 
 def may_be_shared(fetched: Fetched, *, keyed: bool) -> bool:
@@ -65,88 +64,6 @@ def _is_coded(headers: Headers) -> bool:
     return (first(headers, b"content-encoding") or "identity").lower() != "identity"
 
 
-class SharedBody:
-    """What one client gets of a shared stream; a `ResponseBody`.
-
-    It is written in one of two ways: `written` hands each piece in chunked coding to a function at once, `chunks` gives
-    the pieces one after the other. What comes before is kept, up to `LAG` bytes.
-    """
-
-    def __init__(self, stream: SharedStream, beginning: list[bytes]) -> None:
-        self._stream = stream
-        self._waiting = beginning
-        self._size = sum(map(len, beginning))
-        self._write: Callable[[bytes], object] | None = None
-        self._unsent: Callable[[], int] = int
-        self._news = asyncio.Event()
-        self._over = False
-        self.sent = 0
-        """Bytes that were written by `written`."""
-        self.lagged = False
-        """Whether it was cut because its client does not read."""
-
-    def push(self, text: bytes, chunked: bytes) -> None:
-        """Hand on an event or a comment, in both forms."""
-        write = self._write
-        if write is not None:
-            if self._unsent() + len(chunked) > LAG:
-                self._stream.cut(self, LAGGED)
-            else:
-                write(chunked)
-                self.sent += len(chunked)
-            return
-        self._size += len(text)
-        if self._size > LAG:
-            self._stream.cut(self, LAGGED)
-            return
-        self._waiting.append(text)
-        self._news.set()
-
-    def end(self, last: bytes, *, lagged: bool) -> None:
-        """Hand on the last piece."""
-        if self._over:
-            return
-        self._over, self.lagged = True, lagged
-        if self._write is not None:
-            self._write(chunk(last))
-        else:
-            self._waiting.append(last)
-        self._news.set()
-
-    async def written(self, write: Callable[[bytes], object], unsent: Callable[[], int]) -> None:
-        """Have `write` called with each piece in chunked coding, the end of the body excepted, until that; `unsent` is
-        how many bytes wait for the client."""
-        if self._waiting:
-            beginning, self._waiting = b"".join(map(chunk, self._waiting)), []
-            write(beginning)
-            self.sent += len(beginning)
-        self._write, self._unsent = write, unsent
-        while not self._over:
-            self._news.clear()
-            await self._news.wait()
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        try:
-            while True:
-                self._news.clear()
-                pieces, self._waiting, self._size = self._waiting, [], 0
-                if pieces:
-                    yield b"".join(pieces)
-                elif self._over:
-                    return
-                else:
-                    await self._news.wait()
-        finally:
-            await self.aclose()
-
-    async def whole(self, limit: int, live: object = None) -> bytes | None:
-        """It has no end."""
-        return None
-
-    async def aclose(self) -> None:
-        self._stream.leave(self)
-
-
 @dataclass
 class StreamCounts:
     """`cut` counts clients by reason."""
@@ -157,13 +74,15 @@ class StreamCounts:
 
 
 class SharedStream:
-    """An upstream's stream and its clients. `of` is what it was requested by: the upstream and the route's settings."""
+    """An upstream's stream and its clients. `of` is what it was requested by: the upstream and the route's settings.
+    `key` is the clients' key, and the `Last-Event-ID` behind which it began; None for that of all others, which is
+    `main` of the streams behind an id."""
 
     def __init__(
         self,
-        key: str,
+        key: Key,
         of: tuple[object, object],
-        start: bytes | None,
+        main: SharedStream | None,
         request: Open,
         *,
         counts: StreamCounts,
@@ -176,7 +95,13 @@ class SharedStream:
         """The response if it can't be shared; None if it is."""
         self._request = request
         self._counts, self._ended, self._chance = counts, ended, chance
-        self._ring = Ring(start)
+        self._ring = Ring(key[1])
+        self._behind: set[SharedStream] = set()
+        """Streams that began behind an id, and are not merged yet."""
+        self._main: SharedStream | None = None
+        self._closed = False
+        if main is not None:
+            self.follow(main)
         self._bodies: dict[SharedBody, None] = {}
         self._retry = RETRY
         self._resumes = False
@@ -193,10 +118,14 @@ class SharedStream:
 
     # --- clients -------------------------------------------------------------------------------------------
 
+    def has(self, last_id: bytes) -> bool:
+        """Whether a client that has seen this event can have all behind it."""
+        return self._ring.after(last_id) is not None
+
     def join(self, last_id: bytes | None) -> SharedBody | None:
-        """The body for a client that has seen the event `last_id`; None if what it missed is not known."""
+        """The body for a client that has seen the event `last_id`; None if it can't have all behind that."""
         missed = [] if last_id is None else self._ring.after(last_id)
-        if missed is None:
+        if missed is None or self._closed:
             return None
         body = SharedBody(self, [self._retry_line(), *(event.text for event in missed)])
         self._bodies[body] = None
@@ -207,8 +136,41 @@ class SharedStream:
 
     def leave(self, body: SharedBody) -> None:
         self._bodies.pop(body, None)
-        if not self._bodies and self._idle is None and self._task is not None:
-            self._idle = asyncio.get_running_loop().call_later(LINGER, self.close)
+        self._linger()
+
+    def follow(self, main: SharedStream) -> None:
+        """Move the clients to `main` as soon as both have the same event."""
+        self._main = main
+        main._behind.add(self)
+
+    def _linger(self) -> None:
+        """End after a while without clients; of one behind an id nobody else would be a client."""
+        if self._idle is None and self._task is not None and not self._bodies and not self._behind:
+            wait = LINGER if self._main is None else 0.0
+            self._idle = asyncio.get_running_loop().call_later(wait, self._close_if_unused)
+
+    def _close_if_unused(self) -> None:
+        self._idle = None
+        if not self._bodies and not self._behind:
+            self.close()
+
+    def _merge(self, other: SharedStream) -> None:
+        """Take over the clients of a stream behind an id, once both have the same event."""
+        at = other._ring.position if len(other._ring) else None
+        missed = None if at is None else self._ring.after(at)
+        if missed is None or self._closed:
+            return
+        bodies, other._bodies = other._bodies, {}
+        self._bodies.update(bodies)
+        for body in bodies:
+            body.move(self, missed)
+        other.close()
+
+    def _merge_all(self) -> None:
+        for behind in tuple(self._behind):
+            self._merge(behind)
+        if self._main is not None:
+            self._main._merge(self)
 
     def cut(self, body: SharedBody, reason: str) -> None:
         """End a client's response, and tell it when to come back."""
@@ -257,7 +219,7 @@ class SharedStream:
             self._hand_on(PING)
             self._task = asyncio.ensure_future(self._run(fetched, fits))
             self.opened.set_result(None)
-            self._idle = asyncio.get_running_loop().call_later(LINGER, self.close)
+            self._idle = asyncio.get_running_loop().call_later(LINGER, self._close_if_unused)
         else:
             self._ended(self)
             self.opened.set_result(fetched)
@@ -267,7 +229,7 @@ class SharedStream:
         try:
             while fetched is not None:
                 reason = await self._read(fetched)
-                fetched = None if reason == FAILED else await self._again(fits)
+                fetched = None if reason == FAILED or self._closed else await self._again(fits)
         finally:
             self._ended(self)
             for body in tuple(self._bodies):
@@ -280,6 +242,8 @@ class SharedStream:
         try:
             async for piece in fetched.body.chunks():
                 await self._take(event for event in parser.feed(piece) if self._is_new(event))
+                if self._closed:  # its clients have moved
+                    break
         except UpstreamError as error:
             logger.info("a shared stream broke off and is requested again: %s", error)
         except EventTooLarge as error:
@@ -287,30 +251,40 @@ class SharedStream:
             return FAILED
         finally:
             await fetched.body.aclose()
-            self._retry = RETRY if parser.retry is None else min(parser.retry / 1000, LONGEST_RETRY)
+            self._retry = (
+                RETRY if parser.retry is None else min(max(parser.retry / 1000, SHORTEST_RETRY), LONGEST_RETRY)
+            )
         return ENDED
 
     async def _take(self, events: Iterator[Event]) -> None:
         """Hand events on, many of them in parts, so that a client which reads is not behind because of their number."""
-        texts: list[bytes] = []
+        batch: list[Event] = []
         size = 0
+        try:
+            for event in events:
+                if size + len(event.text) > AT_ONCE and batch:
+                    self._publish(batch)
+                    batch, size = [], 0
+                    await asyncio.sleep(0)
+                batch.append(event)
+                size += len(event.text)
+        finally:
+            if batch:
+                self._publish(batch)
+
+    def _publish(self, events: list[Event]) -> None:
+        """Keep events and hand them on, both at once: who joins meanwhile gets each from one of the two."""
         for event in events:
-            if size + len(event.text) > AT_ONCE and texts:
-                self._hand_on(b"".join(texts))
-                texts, size = [], 0
-                await asyncio.sleep(0)
-            texts.append(event.text)
-            size += len(event.text)
-        if texts:
-            self._hand_on(b"".join(texts))
+            self._ring.add(event)
+        self._hand_on(b"".join(event.text for event in events))
+        self._merge_all()
 
     def _is_new(self, event: Event) -> bool:
-        """Keep an event, unless it was sent again after a break."""
+        """Whether an event was not sent again after a break."""
         if self._resumes and event.id is not None:
             if self._ring.has(event.id):
                 return False
             self._resumes = False
-        self._ring.add(event)
         return True
 
     async def _again(self, fits: Callable[[Fetched], bool]) -> Fetched | None:
@@ -319,7 +293,7 @@ class SharedStream:
         until, pause = loop.time() + GIVE_UP, self._retry
         while loop.time() < until:
             await asyncio.sleep(pause * (0.5 + self._chance()))
-            pause = min(max(pause, 0.1) * 2, LONGEST_RETRY)
+            pause = min(pause * 2, LONGEST_RETRY)
             try:
                 fetched = await self._request(self._ring.last_id)
             except UpstreamError:
@@ -335,6 +309,10 @@ class SharedStream:
 
     def close(self) -> None:
         """End it, whatever its clients do."""
+        self._closed = True
+        if self._main is not None:
+            self._main._behind.discard(self)
+            self._main._linger()
         for timer in (self._timer, self._idle):
             if timer is not None:
                 timer.cancel()
@@ -350,7 +328,7 @@ class SharedStreams:
     def __init__(self, *, chance: Callable[[], float] = random.random) -> None:
         self.counts = StreamCounts()
         self._chance = chance
-        self._streams: dict[str, SharedStream] = {}
+        self._streams: dict[Key, SharedStream] = {}
         self._alone: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving: set[SharedStream] = set()
@@ -379,10 +357,12 @@ class SharedStreams:
         now = asyncio.get_running_loop().time()
         if self._alone.get(key, 0.0) > now:
             return None
-        stream = self._streams.get(key)
-        known = stream is not None
-        if stream is None:
-            stream = self._begin(key, of, last_id, request, fits)
+        stream, known = self._stream((key, None), of, None, request, fits)
+        if last_id and not stream.has(last_id):
+            main = stream
+            if not known:  # nobody waits for it
+                main.opened.add_done_callback(self._discard)
+            stream, known = self._stream((key, last_id), of, main, request, fits)
         try:
             unshared = await asyncio.shield(stream.opened)
         except asyncio.CancelledError:
@@ -390,23 +370,32 @@ class SharedStreams:
                 stream.opened.add_done_callback(self._discard)
             raise
         if unshared is not None:
-            self._keep_alone(key, now + ALONE)
+            if stream.key[1] is None:
+                self._keep_alone(key, now + ALONE)
             return None if known else unshared
-        body = stream.join(last_id)
+        body = stream.join(last_id or None)
         return None if body is None else (body, stream.headers, known)
 
-    def _begin(
+    def _stream(
         self,
-        key: str,
+        key: Key,
         of: tuple[object, object],
-        last_id: bytes | None,
+        main: SharedStream | None,
         request: Open,
         fits: Callable[[Fetched], bool],
-    ) -> SharedStream:
-        stream = SharedStream(*(key, of, last_id, request), counts=self.counts, ended=self._ended, chance=self._chance)
+    ) -> tuple[SharedStream, bool]:
+        """The stream, and whether it was there already."""
+        stream = self._streams.get(key)
+        if stream is not None:
+            return stream, True
+        stream = SharedStream(*(key, of, main, request), counts=self.counts, ended=self._ended, chance=self._chance)
         self._streams[key] = stream
+        if key[1] is None:
+            for each in self._streams.values():
+                if each.key[0] == key[0] and each is not stream:
+                    each.follow(stream)
         self._spawn(stream.open(fits))
-        return stream
+        return stream, False
 
     def _discard(self, opened: asyncio.Future[Fetched | None]) -> None:
         """Close a response that can't be shared, and whose client has left."""

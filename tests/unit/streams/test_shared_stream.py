@@ -11,103 +11,11 @@ import pytest
 
 from gateway.errors import UpstreamUnreachable
 from gateway.streams import shared_stream
-from gateway.streams.shared_stream import LAG, PING, SharedBody, SharedStreams, may_be_shared
+from gateway.streams.shared_stream import PING, SHORTEST_RETRY, SharedStreams, may_be_shared
 from gateway.upstreams.response import Fetched
+from tests.support.streams import HEAD, OF, Feed, Reader, Upstream, client, fits
 
-HEAD = [(b"content-type", b"text/event-stream")]
-OF = (object(), object())
 RETRY = re.compile(rb"retry: [0-9]+\n\n")
-
-
-class Feed:
-    """An upstream's body, whose pieces the test puts; an exception breaks it off, None ends it."""
-
-    def __init__(self) -> None:
-        self.pieces: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
-        self.closed = asyncio.Event()
-
-    def put(self, *numbers: int) -> None:
-        for number in numbers:
-            self.pieces.put_nowait(b"id: %d\ndata: x\n\n" % number)
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        while (piece := await self.pieces.get()) is not None:
-            if isinstance(piece, Exception):
-                raise piece
-            yield piece
-
-    async def whole(self, limit: int, live: object = None) -> bytes | None:
-        return None
-
-    async def aclose(self) -> None:
-        self.closed.set()
-
-
-class Upstream:
-    """Answers requests for the stream, in turn, and keeps behind which event each began."""
-
-    def __init__(self, *answers: Any) -> None:
-        self.feeds: list[Feed] = []
-        self.behind: list[bytes | None] = []
-        self.answers = list(answers)
-        self.came = asyncio.Semaphore(0)
-
-    async def __call__(self, behind: bytes | None) -> Fetched:
-        self.behind.append(behind)
-        self.came.release()
-        answer = self.answers.pop(0) if self.answers else (200, HEAD)
-        if isinstance(answer, Exception):
-            raise answer
-        self.feeds.append(feed := Feed())
-        return Fetched(answer[0], answer[1], feed)
-
-
-def fits(fetched: Fetched) -> bool:
-    return may_be_shared(fetched, keyed=False)
-
-
-@pytest.fixture
-def streams(monkeypatch: pytest.MonkeyPatch) -> SharedStreams:
-    monkeypatch.setattr(shared_stream, "RETRY", 0.001)
-    return SharedStreams(chance=lambda: 0.5)
-
-
-async def client(
-    streams: SharedStreams, upstream: Upstream, last_id: bytes | None = None, key: str = "k"
-) -> SharedBody:
-    joined = await streams.join(key, OF, last_id, upstream, fits)
-    assert isinstance(joined, tuple)
-    return joined[0]
-
-
-class Reader:
-    """A client that takes what it is given, or leaves it."""
-
-    def __init__(self, body: SharedBody, *, reads: bool = True) -> None:
-        self.text = b""
-        self.unread = 0
-        self._reads = reads
-        self._more = asyncio.Event()
-        self.task = asyncio.ensure_future(body.written(self._take, lambda: self.unread))
-
-    def _take(self, chunked: bytes) -> None:
-        self.unread += 0 if self._reads else len(chunked)
-        while chunked:
-            size, _, rest = chunked.partition(b"\r\n")
-            self.text += rest[: int(size, 16)]
-            chunked = rest[int(size, 16) + 2 :]
-        self._more.set()
-
-    async def until(self, ending: bytes) -> bytes:
-        async with asyncio.timeout(20):
-            while not self.text.endswith(ending):
-                self._more.clear()
-                await self._more.wait()
-        return self.text
-
-    @property
-    def ids(self) -> list[int]:
-        return [int(number) for number in re.findall(rb"id: ([0-9]+)", self.text)]
 
 
 async def test_all_clients_of_a_key_have_one_stream_and_each_its_events(streams: SharedStreams) -> None:
@@ -133,7 +41,94 @@ async def test_a_client_that_was_away_gets_what_it_missed_and_no_more(streams: S
     upstream.feeds[0].put(6)
     await back.until(b"id: 6\ndata: x\n\n")
     assert back.ids == [4, 5, 6]
-    assert await streams.join("k", OF, b"unknown", upstream, fits) is None
+    assert upstream.behind == [None]
+    await streams.aclose()
+
+
+async def test_no_client_s_last_event_id_decides_what_others_get(streams: SharedStreams) -> None:
+    """It is not in the key: one that never existed starved all other clients of the key."""
+    upstream = Upstream()
+    hostile = Reader(await client(streams, upstream, b"9999"))
+    reader = Reader(await client(streams, upstream))
+    assert upstream.behind == [None, b"9999"]
+    upstream.feeds[0].put(1)
+    assert Reader(await client(streams, upstream, b"")).ids == []
+    await reader.until(b"id: 1\ndata: x\n\n")
+    assert (reader.ids, hostile.ids, len(streams)) == ([1], [], 2)
+    await streams.aclose()
+
+
+async def test_a_refusal_of_a_last_event_id_is_that_client_s_alone(streams: SharedStreams) -> None:
+    upstream = Upstream((200, HEAD), (204, []), (204, []))
+    for _ in range(2):
+        assert isinstance(await streams.join("k", OF, b"9999", upstream, fits), Fetched)
+    await client(streams, upstream)
+    assert upstream.behind == [None, b"9999", b"9999"]
+    await streams.aclose()
+
+
+@pytest.mark.parametrize("ahead", [0, 1], ids=["the key's own stream", "the stream behind the id"])
+async def test_clients_behind_an_id_move_to_the_stream_of_the_key_once_that_has_the_same_event(
+    streams: SharedStreams, ahead: int
+) -> None:
+    upstream = Upstream()
+    back = [Reader(await client(streams, upstream, b"3")) for _ in range(3)]
+    reader = Reader(await client(streams, upstream))
+    assert upstream.behind == [None, b"3"]
+    main, behind = upstream.feeds
+    for feed in (main, behind) if ahead == 0 else (behind, main):
+        feed.put(*((4, 5, 6) if feed is behind else (5, 6, 7)))
+        last = 7 if feed is main or ahead == 0 else 6
+        await (reader if feed is main else back[0]).until(b"id: %d\ndata: x\n\n" % last)
+    await asyncio.wait_for(behind.closed.wait(), 20)
+    assert len(streams) == 1
+    main.put(8)
+    for each in back:
+        await each.until(b"id: 8\ndata: x\n\n")
+        assert each.ids == [4, 5, 6, 7, 8]
+    assert (reader.ids, upstream.behind) == ([5, 6, 7, 8], [None, b"3"])
+    await streams.aclose()
+
+
+async def test_a_stream_behind_an_id_ends_with_its_clients(streams: SharedStreams) -> None:
+    upstream = Upstream()
+    body = await client(streams, upstream, b"3")
+    await body.aclose()
+    await asyncio.wait_for(upstream.feeds[1].closed.wait(), 20)
+    assert list(streams._streams) == [("k", None)]
+    await streams.aclose()
+
+
+async def test_a_stream_of_the_key_that_begins_later_gets_the_clients_too(streams: SharedStreams) -> None:
+    upstream = Upstream(UpstreamUnreachable("api", "gone"))
+    back = Reader(await client(streams, upstream, b"3"))
+    assert len(streams) == 1
+    reader = Reader(await client(streams, upstream))
+    for feed in upstream.feeds:
+        feed.put(4)
+    await reader.until(b"id: 4\ndata: x\n\n")
+    await asyncio.wait_for(upstream.feeds[0].closed.wait(), 20)
+    upstream.feeds[1].put(5)
+    await back.until(b"id: 5\ndata: x\n\n")
+    assert (back.ids, len(streams)) == ([4, 5], 1)
+    await streams.aclose()
+
+
+async def test_clients_that_come_back_within_many_events_get_each_once(streams: SharedStreams) -> None:
+    upstream = Upstream()
+    reader = Reader(await client(streams, upstream))
+    upstream.feeds[0].pieces.put_nowait(b"".join(b"id: %d\ndata: %b\n\n" % (n, b"x" * 1000) for n in range(1, 101)))
+    back: dict[int, Reader] = {}
+    async with asyncio.timeout(20):
+        while reader.ids[-1:] != [100]:
+            if reader.ids and reader.ids[-1] not in back:
+                at = reader.ids[-1]
+                back[at] = Reader(await client(streams, upstream, b"%d" % at))
+            await asyncio.sleep(0)
+    assert len(back) > 3
+    for at, each in back.items():
+        await each.until(b"x\n\n") if at < 100 else None
+        assert each.ids == list(range(at + 1, 101))
     assert upstream.behind == [None]
     await streams.aclose()
 
@@ -143,7 +138,7 @@ async def test_nothing_is_lost_or_doubled_when_the_upstream_s_stream_breaks_off(
     streams: SharedStreams, end: Exception | None
 ) -> None:
     upstream = Upstream((200, HEAD), UpstreamUnreachable("api", "gone"), (503, HEAD), (200, HEAD))
-    reader = Reader(await client(streams, upstream, b"0"))
+    reader = Reader(await client(streams, upstream))
     upstream.feeds[0].put(1, 2)
     upstream.feeds[0].pieces.put_nowait(b"id: 3\ndata: cut o")
     upstream.feeds[0].pieces.put_nowait(end)
@@ -152,7 +147,7 @@ async def test_nothing_is_lost_or_doubled_when_the_upstream_s_stream_breaks_off(
     upstream.feeds[-1].put(2, 3, 4)  # what it sent already among them
     await reader.until(b"id: 4\ndata: x\n\n")
     assert reader.ids == [1, 2, 3, 4]
-    assert upstream.behind == [b"0", b"2", b"2", b"2"]
+    assert upstream.behind == [None, b"2", b"2", b"2"]
     assert (streams.counts.opened, streams.counts.reopened) == (1, 1)
     await streams.aclose()
 
@@ -165,26 +160,6 @@ async def test_clients_are_cut_when_the_upstream_gives_no_stream_any_more(stream
     await asyncio.wait_for(reader.task, 20)
     assert RETRY.sub(b"", reader.text) == b""
     assert (len(streams), streams.counts.cut["ended"]) == (0, 1)
-
-
-@pytest.mark.parametrize("written", [True, False])
-async def test_a_client_that_does_not_read_is_cut_at_the_limit_and_costs_the_others_nothing(
-    streams: SharedStreams, written: bool
-) -> None:
-    upstream = Upstream()
-    reader = Reader(await client(streams, upstream))
-    stuck = await client(streams, upstream)
-    unread = Reader(stuck, reads=False) if written else None
-    for number in range(100):
-        upstream.feeds[0].pieces.put_nowait(b"id: %d\ndata: %b\n\n" % (number, b"x" * 1000))
-    await reader.until(b"id: 99\ndata: " + b"x" * 1000 + b"\n\n")
-    assert reader.ids == list(range(100))
-    assert streams.counts.cut == {"lagged": 1}
-    assert streams.clients == 1
-    kept = unread.text if unread is not None else b"".join(stuck._waiting)
-    assert LAG - 2000 < len(kept) <= LAG + 100
-    assert kept.endswith(b"\n\nretry: 3000\n\n")
-    await streams.aclose()
 
 
 async def test_many_events_at_once_cut_nobody_who_reads(streams: SharedStreams) -> None:
@@ -201,12 +176,41 @@ async def test_many_events_at_once_cut_nobody_who_reads(streams: SharedStreams) 
     await streams.aclose()
 
 
-async def test_an_event_larger_than_the_ring_ends_the_stream(streams: SharedStreams) -> None:
+@pytest.mark.parametrize("text", [b"data: " + b"x" * 70_000, b"data: " + b"x" * 2**20 + b"\n\n"])
+async def test_an_event_larger_than_the_ring_ends_the_stream_behind_those_before_it(
+    streams: SharedStreams, text: bytes
+) -> None:
     upstream = Upstream()
     reader = Reader(await client(streams, upstream))
-    upstream.feeds[0].pieces.put_nowait(b"data: " + b"x" * 70_000)
+    upstream.feeds[0].pieces.put_nowait(b"id: 1\ndata: x\n\n" + text)
     await asyncio.wait_for(reader.task, 20)
-    assert streams.counts.cut == {"failed": 1}
+    assert (reader.ids, streams.counts.cut) == ([1], {"failed": 1})
+
+
+async def test_a_client_does_not_wait_for_a_stream_that_ended_as_it_began(streams: SharedStreams) -> None:
+    class Huge(Feed):
+        async def chunks(self) -> AsyncIterator[bytes]:
+            yield b"data: " + b"x" * 2**20 + b"\n\n"
+
+    async def request(behind: bytes | None) -> Fetched:
+        return Fetched(200, HEAD, Huge())
+
+    async with asyncio.timeout(20):
+        joined = await streams.join("k", OF, None, request, fits)
+        if isinstance(joined, tuple):
+            await Reader(joined[0]).task
+    assert (len(streams), streams.clients) == (0, 0)
+
+
+async def test_an_upstream_that_ends_each_stream_at_once_is_not_asked_without_a_pause(streams: SharedStreams) -> None:
+    upstream = Upstream()
+    await client(streams, upstream)
+    stream = streams._streams["k", None]
+    upstream.feeds[0].pieces.put_nowait(b"retry: 0\n\n")
+    upstream.feeds[0].pieces.put_nowait(None)
+    await asyncio.wait_for(upstream.feeds[0].closed.wait(), 20)
+    assert stream._retry == SHORTEST_RETRY
+    await streams.aclose()
 
 
 async def test_a_quiet_stream_has_comments(streams: SharedStreams, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +313,7 @@ async def test_a_reload_sends_away_clients_of_what_has_changed_alone(
     monkeypatch.setattr(shared_stream, "SPREAD", 0.001)
     upstream = Upstream()
     kept, changed = Reader(await client(streams, upstream)), Reader(await client(streams, upstream, key="changed"))
-    streams._streams["changed"].of = (object(), object())
+    streams._streams["changed", None].of = (object(), object())
     streams.retire(lambda of: of == OF)
     await asyncio.wait_for(changed.task, 20)
     assert not kept.task.done()

@@ -199,7 +199,7 @@ async def test_a_request_on_an_idle_connection_is_written_without_a_wait() -> No
     async with raw_upstream(always(OK)) as raw:
         upstream = speaking_to(raw, max_connections=1)
         await upstream.fetch("GET", "/", [])
-        pool = upstream._transport.plain  # type: ignore[attr-defined]
+        pool = upstream.transport.plain  # type: ignore[attr-defined]
         assert pool.in_use == 0
         asked = upstream.fetch("GET", "/", [])
         pending = asked.send(None)
@@ -231,7 +231,7 @@ async def test_a_caller_that_leaves_takes_the_connection_with_it() -> None:
         await asyncio.sleep(0.01)
         left.cancel()
         await asyncio.wait((left,))
-        assert upstream._transport.connections_in_use == 0  # type: ignore[attr-defined]
+        assert upstream.transport.connections_in_use == 0  # type: ignore[attr-defined]
         release.set()
         assert (await upstream.fetch("GET", "/", [])).status == 200
         assert raw.connections == 2
