@@ -44,6 +44,8 @@ class Downstream:
     is_private: bool
     changes: FieldChanges = NO_CHANGES
     """Changes by settings to the fields of responses, applied before other fields are added."""
+    spares_public: bool = False
+    """Whether a response that says `public` itself is left so."""
 
     @classmethod
     def of(cls, keying: Keying, *, made: bool, changes: FieldChanges = NO_CHANGES) -> Downstream:
@@ -85,6 +87,8 @@ class Downstream:
         own = vary_names(said)
         fields = (*self.vary, *map(field_of, selecting)) if selecting else self.vary
         told = [*headers] if own is None else _varying(headers, own, dict.fromkeys(filter(None, fields)))
+        if self.spares_public and "public" in CacheControl.of(said):
+            return told
         unkeyed = passed and self.keying.vary is not None
         return with_private(told) if unkeyed or self._is_private(own or (), selecting) else told
 
@@ -128,6 +132,13 @@ class Downstream:
 
 NOTHING = Downstream(Keying(vary=None), made=False, vary=(), is_private=False)
 """For answers that no route has given."""
+
+
+@lru_cache(maxsize=64)
+def for_users(sources: tuple[str, ...]) -> Downstream:
+    """For answers of an app's own code to a user whose credential is in one of `sources`: a request field's name, or
+    `cookie:NAME`. The code may call them public."""
+    return replace(Downstream.of(Keying(vary=None, credentials=sources), made=False), spares_public=True)
 
 
 @lru_cache(maxsize=512)

@@ -23,6 +23,7 @@ from gateway.context import STORED_KEY, exchange_of
 from gateway.errors import GatewayError
 from gateway.identity import principal as identity
 from gateway.identity.admission import Admission, NotAdmitted, Provider
+from gateway.policy.downstream import NOTHING, for_users
 from gateway.routing.handler_inputs import IDENTITY, OWN
 from gateway.routing.handler_settings import WHO_KEY, Cached, runtime_of
 
@@ -104,6 +105,9 @@ async def principal(request: Request) -> Any:
     if WHO_KEY not in scope:
         admission = scope.get(ASKED_KEY) or Admission(providers_of((), runtime_of(request).providers))
         scope[WHO_KEY] = await admission.principal(scope["headers"])
+        exchange = exchange_of(scope)
+        if exchange is not None and exchange.downstream is NOTHING:
+            exchange.downstream = for_users(admission.sources)
     who, reader = scope[WHO_KEY], scope.get(READER_KEY)
     return who if who is None or reader is None else KeyedPrincipal(who, *reader)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.http.field_changes import FieldChanges
-from gateway.policy.downstream import NOTHING, Downstream, with_private
+from gateway.policy.downstream import NOTHING, Downstream, for_users, with_private
 from gateway.policy.keys import Keying
 
 Fields = list[tuple[bytes, bytes]]
@@ -177,3 +177,16 @@ def test_an_interim_response_is_without_the_fields_that_final_ones_lose() -> Non
     told = Downstream.of(NOBODYS, made=False, changes=changes)
     assert told.interim(given) == [(b"link", b"</a>"), (b"x-added", b"0")]
     assert Downstream.of(NOBODYS, made=False).interim(given) == given
+
+
+@pytest.mark.parametrize(
+    ("own", "control"),
+    [
+        ([], b"private"),
+        ([AGE], b"private, max-age=5"),
+        ([(b"cache-control", b"public, max-age=5")], b"public, max-age=5"),
+    ],
+)
+def test_what_an_app_answers_a_user_is_private_unless_it_says_public(own: Fields, control: bytes) -> None:
+    found = for_users(("x-api-key", "cookie:session")).told(own)
+    assert sorted(found) == [(b"cache-control", control), (b"vary", b"cookie, x-api-key")]

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.responses import PlainTextResponse, Response
 
 from gateway import Cache, ConfigError, Gateway, Principal, cached, identified, principal
 from gateway.identity.principal import Principal as Who
@@ -113,6 +114,33 @@ async def test_a_handler_without_a_cache_sees_the_whole_principal() -> None:
     found, refused = await get(app, "/me", bearer(sub="anna", plan="gold", scope="a b"), {})
     assert found.json() == {"user": "anna", "plan": "gold", "scopes": ["a", "b"]}
     assert refused.status_code == 401
+
+
+async def test_no_cache_in_front_has_what_a_handler_without_a_cache_answered_its_user() -> None:
+    def add(router: APIRouter, calls: list[Any]) -> None:
+        @router.get("/me", dependencies=[identified("partner", "shop", optional=True)])
+        async def me(response: Response, life: str = "") -> Any:
+            if life:
+                response.headers["cache-control"] = life
+            return {}
+
+        @router.get("/page")
+        async def page(who: Principal) -> Response:
+            return PlainTextResponse("for " + str(who.subject))
+
+    app, _ = gateway(add, identity={"shop": {**SHOP, "from": ["cookie:session"]}, "partner": PARTNER})
+    cookie = {"cookie": "session=" + bearer(sub="anna")["authorization"].removeprefix("Bearer ")}
+    for path, life in (
+        ("/page", "private"),
+        ("/me", "private"),
+        ("/me?life=max-age=5", "private, max-age=5"),
+        ("/me?life=public,max-age=5", "public,max-age=5"),
+    ):
+        (response,) = await get(app, path, cookie)
+        assert (response.status_code, response.headers["cache-control"]) == (200, life)
+        assert response.headers["vary"].split(", ") == ["authorization", "cookie"]
+    (anonymous,) = await get(app, "/me", {})
+    assert (anonymous.status_code, anonymous.headers["cache-control"]) == (200, "private")
 
 
 async def test_a_router_may_require_a_credential_for_all_its_handlers() -> None:
