@@ -207,9 +207,18 @@ def _checked(
         included = _included(app, path)
         counts += f", {counted(len(included.handlers), 'handler')}"
         problems += included.problems
+    counts += _certificate(read.config)
     problems += credentials.refused_keys(read.config)
     notes = [*_changes(read.config), *credentials.risks(read.config), *_lost_quotas(read.config)]
     return effective(read), counts, problems, read.warnings if as_json else (), notes
+
+
+def _certificate(config: Config) -> str:
+    """When the listener's certificate expires; a warning tells of one that has, or whose date can't be read."""
+    from gateway.config.tls import expired, expiry_of
+
+    tls = config.listen.tls
+    return "" if tls is None or expired(tls) else f", a certificate until {expiry_of(tls.cert):%Y-%m-%d}"
 
 
 def _included(app: str | None, path: Path | None) -> Included:

@@ -133,12 +133,7 @@ class Explainer:
                 told = request.told("405", f"the route takes {route.allow.decode()} only (setting `methods`)")
                 return msgspec.structs.replace(told, route=route.name, path=_path(route), lost=lost)
             case Declared() as route if route.config.websocket and _is_handshake(request):
-                said = "a WebSocket: its frames are passed on to the upstream, and nothing of it is cached"
-                asks, path = route.upstream_target(request.target.path, ())[0], _path(route)
-                told = request.told("bypass", said)
-                return msgspec.structs.replace(
-                    told, route=route.name, path=path, lost=lost, upstream=route.upstream.name, asks=asks
-                )
+                return await self._on_websocket(request, route, lost)
             case Declared() as route:
                 return await self._on_route(request, route, lost)
 
@@ -178,6 +173,24 @@ class Explainer:
                 return request.told("405", "this path is the gateway's own, for other methods")
             case _:
                 return request.told("404", "no route matches this path")
+
+    async def _on_websocket(self, request: _Request, route: Declared, lost: tuple[str, ...]) -> Trace:
+        if route.admission is not None:
+            found = await self._admitted(request, route, route.admission, lost)
+            if isinstance(found, Trace):
+                return found
+            request = found
+        asks, _ = route.upstream_target(request.target.path, ())
+        why = "a WebSocket: its frames are passed on to the upstream, and nothing of it is cached"
+        return msgspec.structs.replace(
+            request.told("bypass", why),
+            route=route.name,
+            path=_path(route),
+            lost=lost,
+            limits=trace.limits(route.limits, request.principal),
+            upstream=route.upstream.name,
+            asks=without_credentials(asks),
+        )
 
     async def _on_route(self, request: _Request, route: Declared, lost: tuple[str, ...]) -> Trace:
         if route.admission is not None:

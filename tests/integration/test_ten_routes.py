@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from tests.support.processes import Child, clean_environment, command_of, free_port
@@ -115,7 +116,7 @@ def test_gateway_serve_runs_it_with_workers_and_a_shared_cache(way: str, tmp_pat
 
 
 def test_a_websocket_ends_with_its_client_and_with_the_gateway(tmp_path: Path) -> None:
-    with child(served("plain", tmp_path), HERE / "plain", tmp_path, r"listening on http://") as gateway:
+    with child(served("existing", tmp_path), HERE / "existing", tmp_path, r"listening on http://") as gateway:
         url = gateway.said(r"listening on (http://\S+)")[1].replace("http", "ws") + "/talk"
         for _ in range(3):
             with connect(url) as socket:
@@ -125,6 +126,10 @@ def test_a_websocket_ends_with_its_client_and_with_the_gateway(tmp_path: Path) -
             socket.send("b" * 200_000)
             assert socket.recv() == "B" * 200_000
             gateway.signal(signal.SIGTERM)
+            with pytest.raises(ConnectionClosed) as closed:
+                socket.recv(30)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1001
             assert gateway.wait(30) == 0
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tests.support.commands import CONFIG, configured, run
 from tests.support.processes import command
+from tests.support.tls import Authority
 
 
 def test_a_valid_configuration_is_shown_with_where_each_value_came_from(tmp_path: Path) -> None:
@@ -14,6 +16,19 @@ def test_a_valid_configuration_is_shown_with_where_each_value_came_from(tmp_path
     (line,) = [line for line in result.output.splitlines() if line.startswith("routes.item.ttl ")]
     assert "gateway.yaml" in line
     assert result.output.endswith("The configuration is valid: 1 route, 1 upstream.\n")
+
+
+def test_the_date_at_which_the_certificate_ends_is_shown(tmp_path: Path, ours: Authority) -> None:
+    certificate, key = ours.issue("gateway.test", days=2)
+    result = run("check", "-c", configured(tmp_path, listen={"tls": {"cert": str(certificate), "key": str(key)}}))
+    until = datetime.now(UTC) + timedelta(days=2)
+    assert f"1 upstream, a certificate until {until:%Y-%m-%d}.\n" in result.output
+
+
+def test_a_route_that_takes_websockets_says_so(tmp_path: Path) -> None:
+    routes = {"talk": {"path": "/talk", "upstream": "api", "websocket": True}, **CONFIG["routes"]}
+    lines = run("routes", "-c", configured(tmp_path, routes=routes)).output.splitlines()
+    assert ["also by WebSocket" in line for line in lines if line.split()[0] in ("talk", "item")].count(True) == 1
 
 
 def test_routes_are_listed_in_the_order_in_which_they_are_tried(tmp_path: Path) -> None:

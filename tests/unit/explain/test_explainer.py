@@ -373,3 +373,16 @@ async def test_a_shared_stream_is_explained_by_its_key() -> None:
     found = await app.explain("GET", "/prices", ANY)
     assert (found.decision, found.key) == ("stream", ("api", "/prices", "accept:*/*"))
     assert (await app.explain("GET", "/prices", ((b"authorization", b"x"),))).decision == "bypass"
+
+
+async def test_a_handshake_is_explained_as_what_is_passed_on_if_its_credential_lets_it_in() -> None:
+    talk = {"path": "/talk/{id}", "upstream": "api", "websocket": True}
+    own = {"issuer": "https://issuer.test", "jwks": "https://issuer.test/keys", "audience": "a"}
+    routes = {"talk": talk, "own": {**talk, "path": "/own", "identity": ["own"], "cache": False}}
+    app = gateway(StubUpstream(json_answer()), routes, identity={"own": own})
+    handshake = ((b"upgrade", b"WebSocket"), *ANY)
+    found = await app.explain("GET", "/talk/7", handshake)
+    assert (found.decision, found.route, found.upstream, found.asks) == ("bypass", "talk", "api", "/talk/7")
+    assert found.why.startswith("a WebSocket")
+    assert not (await app.explain("GET", "/talk/7", ANY)).why.startswith("a WebSocket")
+    assert (await app.explain("GET", "/own", handshake)).decision == "401"
