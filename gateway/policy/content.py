@@ -72,11 +72,11 @@ class ContentRules:
     def content(self, method: str, headers: Headers, body: bytes) -> Content:
         """The content in the form in which it is sent; `body` is complete."""
         normal = canonical(body) if self.normalise and _may_be_changed(headers) else None
+        fields = {name: sent_value(headers, name.decode("ascii")) for name in CONTENT_FIELDS}
         if normal is not None:
-            return Content(self.method(method), ((b"content-type", media_type(headers).encode("ascii")),), normal)
-        fields = ((name, sent_value(headers, name.decode("ascii"))) for name in CONTENT_FIELDS)
-        sent = tuple((name, value.encode("latin-1")) for name, value in fields if value is not None)
-        return Content(self.method(method), sent, body)
+            fields[b"content-type"] = media_type(headers)
+        sent = tuple((name, value.encode("latin-1")) for name, value in fields.items() if value is not None)
+        return Content(self.method(method), sent, body if normal is None else normal)
 
     def _takes(self, headers: Headers) -> bool:
         if len(values(headers, b"content-type")) != 1:

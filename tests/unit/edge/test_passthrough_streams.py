@@ -72,6 +72,26 @@ async def test_clients_share_a_stream_and_a_client_that_comes_back_misses_nothin
         assert len(source.heads) == 1
 
 
+async def test_head_and_http_1_0_of_a_stream() -> None:
+    """HEAD is answered by the upstream's head, and costs nobody a stream; HTTP/1.0 gets events until the end."""
+    source = Source()
+    async with raw_upstream(source) as raw, door(site(raw.url)) as connect:
+        wire = await connect()
+        wire.send(GET.replace(b"GET", b"HEAD") % b"")
+        async with asyncio.timeout(20):
+            head = await wire.reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        assert b"text/event-stream" in head
+        old = await connect()
+        old.send((GET % b"").replace(b"HTTP/1.1", b"HTTP/1.0"))
+        async with asyncio.timeout(20):
+            assert b"transfer-encoding" not in (await old.reader.readuntil(b"\r\n\r\n")).lower()
+            await old.reader.readuntil(b"retry: ")
+            await source.say(1)
+            await old.reader.readuntil(b"id: 1\ndata: x\n\n")
+        assert source.heads[-1].startswith(b"GET ")
+
+
 async def test_partitions_of_the_key_have_streams_of_their_own() -> None:
     source = Source()
     async with raw_upstream(source) as raw, door(site(raw.url, authorization="key")) as connect:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
+import time
 from typing import Any
 
 import httpx
 import pytest
 
 from gateway.edge.hits import REMEMBERED_CONTENT
+from gateway.identity.key_source import Stored
 from gateway.testing import StubUpstream
 from tests.support.edge_lines import Both, Changing, Counted, Line, Side, asked
 from tests.support.gateways import gateway
+from tests.support.tokens import TestIssuer
 from tests.support.wire import door
 
 JSON = b"Content-Type: application/json\r\n"
@@ -178,6 +182,47 @@ async def test_a_client_that_waits_for_100_gets_it_and_the_stored_response() -> 
         status, headers, body = await wire.answer()
         assert (status, body) == (200, b'[{"q":1}]')
         assert headers["cache-status"].startswith("gateway; hit")
+
+
+async def test_users_get_their_own_responses_to_one_content_at_the_edge() -> None:
+    """Signed tokens on one connection, in turn, with refused and missing ones between them."""
+    issuer = TestIssuer()
+    now = time.time()
+    users = {
+        name: issuer.sign("Ed25519", sub=name, aud="shop", iat=now - 10, exp=now + 600) for name in ("anna", "berta")
+    }
+    upstream = StubUpstream(
+        lambda request: httpx.Response(200, content=request.content + request.headers["x-user"].encode())
+    )
+    mine = {**SEARCH, "identity": ["shop"], "per": ["sub"], "forward": {"x-user": "sub"}}
+    shop = {"issuer": issuer.url, "jwks": json.loads(issuer.jwks), "audience": ["shop"]}
+    app = gateway(upstream, {"mine": mine}, identity={"shop": shop})
+    source: Any = app.worker_state.providers["shop"].source
+    source._use(Stored(now, issuer.jwks))
+    counted = Counted(app)
+    line = Line(counted)
+
+    async def search(content: bytes, credential: bytes) -> bytes:
+        nonlocal line
+        if line.pipe.is_closing():
+            line = Line(counted)
+        return await asked(line, query(content, b"/s", credential + JSON))
+
+    for turn in range(4):
+        before = counted.asked
+        for content in (b'{"q":1}', b'{"q":2}'):
+            for name, token in users.items():
+                answer = await search(content, b"Authorization: Bearer " + token + b"\r\n")
+                assert answer.endswith(b"\r\n\r\n" + content + name.encode())
+                assert (b"gateway; hit" in answer) is (turn > 0)
+        assert (counted.asked > before) is (turn == 0)  # the edge has all of them
+        for credential in (
+            b"",
+            b"Authorization: Bearer x\r\n",
+            b"Authorization: Bearer " + users["anna"][:-2] + b"AA\r\n",
+        ):
+            assert (await search(b'{"q":1}', credential)).startswith(b"HTTP/1.1 401")
+    assert upstream.asked == 4
 
 
 async def test_a_method_that_is_no_read_of_the_route_is_not_answered_by_what_is_stored() -> None:

@@ -59,6 +59,13 @@ def test_each_part_of_the_content_changes_the_line() -> None:
     assert len({each.line(UNKEYED) for each in (SOME, *others)}) == 7
 
 
+def test_normalised_content_keeps_its_language() -> None:
+    german = NORMAL.content("QUERY", [*JSON, (b"content-language", b"de")], b'{"q": "hut"}')
+    assert german.fields == (*JSON, (b"content-language", b"de"))
+    assert german.body == b'{"q":"hut"}'
+    assert german != NORMAL.content("QUERY", JSON, b'{"q": "hut"}')
+
+
 @pytest.mark.parametrize("vary", [("accept",), ("content-type",), None])
 def test_the_upstream_gets_the_fields_of_the_content_that_is_in_the_key(vary: tuple[str, ...] | None) -> None:
     """What the upstream sees of a request is a function of its key: its own fields of the content are not sent."""

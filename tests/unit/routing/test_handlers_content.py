@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import AsyncIterator
@@ -40,6 +41,38 @@ def site(upstream: httpx.AsyncBaseTransport, clock: Any = None, **route: Any) ->
 
 def status(response: httpx.Response) -> str:
     return response.headers["cache-status"]
+
+
+async def test_simultaneous_reads_with_one_content_are_one_request() -> None:
+    """Those with another content, or another method, wait for their own."""
+    going, seen = asyncio.Event(), asyncio.Semaphore(0)
+
+    class Slow(httpx.AsyncBaseTransport):
+        def __init__(self) -> None:
+            self.contents: list[bytes] = []
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            self.contents.append(request.method.encode() + await request.aread())
+            seen.release()
+            await going.wait()
+            return httpx.Response(200, content=self.contents[-1])
+
+    async with running(site(upstream := Slow(), body={"normalise": "json"})) as client:
+        texts = (b'{"a":1,"b":2}', b'{"b": 2, "a": 1}', b'{"a":1}')
+        asks = [
+            asyncio.ensure_future(client.request(method, "/search", content=text, headers=JSON))
+            for _ in range(5)
+            for method in ("QUERY", "POST")
+            for text in texts
+        ]
+        for _ in range(4):
+            await asyncio.wait_for(seen.acquire(), 20)
+        going.set()
+        answers = await asyncio.gather(*asks)
+    assert sorted(upstream.contents) == sorted(
+        method + text for method in (b"QUERY", b"POST") for text in (texts[0], texts[2])
+    )
+    assert sum("collapsed" in status(answer) for answer in answers) == len(asks) - 4
 
 
 @pytest.mark.parametrize("method", ["QUERY", "POST"])
