@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.machine import BenchmarkError, cpu_seconds
-from benchmarks.traffic import AGGREGATES, PHONE, SIZES, body, request
+from benchmarks.traffic import AGGREGATES, PHONE, SIZES, body, content_fields, request
 
 _SCRIPT = Path(__file__).with_name("wrk.lua")
 _WARMERS = 32  # connections
@@ -34,7 +34,8 @@ class TlsPort(int):
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """What is asked for: `kind` is one of wrk.lua's patterns over `count` numbers below `path`, `step` apart."""
+    """What is asked for: `kind` is one of wrk.lua's patterns over `count` numbers below `path`, `step` apart; by POST
+    if it has `content`."""
 
     kind: str
     path: str
@@ -42,6 +43,7 @@ class Pattern:
     step: int = 1
     headers: tuple[str, ...] = ()
     status: int = 200
+    content: str = ""
 
     @property
     def misses(self) -> float:
@@ -89,34 +91,36 @@ class Figure:
         return self.rate / self.server if self.server else 0.0
 
 
-def ask(port: int, path: str, headers: Sequence[str] = ()) -> Answer:
+def ask(port: int, path: str, headers: Sequence[str] = (), content: str = "") -> Answer:
     """One request on a connection of its own."""
-    [answer] = ask_all(port, [path], headers=headers)
+    [answer] = ask_all(port, [path], headers=headers, content=content)
     return answer
 
 
-def ask_all(port: int, paths: Iterable[str], *, headers: Sequence[str] = (), connections: int = 1) -> list[Answer]:
+def ask_all(
+    port: int, paths: Iterable[str], *, headers: Sequence[str] = (), content: str = "", connections: int = 1
+) -> list[Answer]:
     """All `paths`, each once, on so many connections. Raises BenchmarkError where an answer does not come whole."""
     try:
-        return asyncio.run(_ask_all(port, list(paths), headers, connections))
+        return asyncio.run(_ask_all(port, list(paths), headers, content, connections))
     except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
         raise BenchmarkError(f"no whole answer on {port}: {error!r}") from error
 
 
-async def _ask_all(port: int, paths: list[str], headers: Sequence[str], connections: int) -> list[Answer]:
+async def _ask_all(port: int, paths: list[str], headers: Sequence[str], content: str, connections: int) -> list[Answer]:
     shares = [paths[start::connections] for start in range(connections)]
-    answers = await asyncio.gather(*(_ask_in_turn(port, share, headers) for share in shares if share))
+    answers = await asyncio.gather(*(_ask_in_turn(port, share, headers, content) for share in shares if share))
     return [answer for share in answers for answer in share]
 
 
-async def _ask_in_turn(port: int, paths: list[str], headers: Sequence[str]) -> list[Answer]:
+async def _ask_in_turn(port: int, paths: list[str], headers: Sequence[str], content: str) -> list[Answer]:
     reader, writer = await asyncio.open_connection(
         "127.0.0.1", port, limit=2**20, ssl=port.context if isinstance(port, TlsPort) else None
     )
     try:
         answers: list[Answer] = []
         for path in paths:
-            writer.write(request(path, len(answers), *headers))
+            writer.write(request(path, len(answers), *headers, content=content))
             answers.append(await _read_answer(reader))
         return answers
     finally:
@@ -148,11 +152,11 @@ def _expected(path: str) -> bytes:
     return body(SIZES[size], number)
 
 
-def warm(port: int, paths: list[str], headers: Sequence[str] = ()) -> None:
+def warm(port: int, paths: list[str], headers: Sequence[str] = (), content: str = "") -> None:
     """Ask for each path. Raises BenchmarkError where an answer is wrong."""
     for start in range(0, len(paths), _CHUNK):
         asked = paths[start : start + _CHUNK]
-        answers = ask_all(port, asked, headers=headers, connections=_WARMERS)
+        answers = ask_all(port, asked, headers=headers, content=content, connections=_WARMERS)
         for path, answer in zip(_in_order(asked), answers, strict=True):
             check(answer, path)
 
@@ -165,7 +169,8 @@ def wrk(port: int, pattern: Pattern, *, pid: int, core: int, seconds: float, con
     """`seconds` of closed-loop load on the server that is `pid` and its children. Raises BenchmarkError where an answer
     failed, or was of another length."""
     before = [_checked(port, pattern, path) for path in pattern.paths(20)]
-    asked = (pattern.kind, pattern.path, str(pattern.count), str(pattern.step), *PHONE, *pattern.headers)
+    shape = (pattern.kind, pattern.path, str(pattern.count), str(pattern.step), pattern.content)
+    asked = (*shape, *PHONE, *pattern.headers, *content_fields(pattern.content))
     options = ("-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(_SCRIPT))
     server, load = cpu_seconds(pid), _waited_for()
     ran = subprocess.run(
@@ -197,7 +202,7 @@ def _waited_for() -> float:
 
 
 def _checked(port: int, pattern: Pattern, path: str) -> Answer:
-    answer = ask(port, path, pattern.headers)
+    answer = ask(port, path, pattern.headers, pattern.content)
     check(answer, path, pattern.status)
     return answer
 

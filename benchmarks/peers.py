@@ -202,6 +202,15 @@ def _gateway_with_tls(site: Site) -> list[str]:
     return _serving(str(config))
 
 
+def _gateway_with_reads(site: Site) -> list[str]:
+    """By POST, with a body of which one form is in the key."""
+    config = Path(site.file("gateway.yaml", memory="1GiB", redis="none"))
+    text = config.read_text()
+    reads = "methods: [GET, POST], reads: [POST], body: {normalise: json}"
+    config.write_text(text.replace("ttl: 1h, query: []}", f"ttl: 1h, query: [], {reads}}}"))
+    return _serving(str(config))
+
+
 def _protected(remembered: int) -> Callable[[Site], list[str]]:
     """The gateway that verifies tokens, and remembers so many."""
     return lambda site: _serving(site.file("identity.yaml", tokens=str(remembered), **_issuer()))
@@ -277,6 +286,7 @@ CACHE2 = "FastAPI + fastapi-cache2 + Redis"
 CACHEX = "FastAPI-CacheX"
 HISHEL = "hishel's ASGI middleware on Redis"
 HTTPS = "gateway, HTTPS"
+SEARCHED = "gateway, by POST"
 PROTECTED = "gateway, with tokens"
 VERIFYING = "gateway, each token a new one"
 ENVOY_JWT = "Envoy, with tokens"
@@ -306,6 +316,7 @@ ON_BOTH_CORES = frozenset((TWO_WORKERS, ONE_WORKER))
 STARTERS: dict[str, Callable[[Site], Sequence[str]]] = {
     GATEWAY: _gateway,
     HTTPS: _gateway_with_tls,
+    SEARCHED: _gateway_with_reads,
     NGINX: _nginx,
     VARNISH: _varnish,
     HAPROXY: _haproxy,

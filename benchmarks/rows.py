@@ -39,7 +39,9 @@ class Row:
     connections: int = 32
 
     def pattern_of(self, peer: str) -> Pattern:
-        """What is asked of `peer`: with a token, where it wants one."""
+        """What is asked of `peer`: with a token, where it wants one; a search by POST, where it reads those."""
+        if peer == peers.SEARCHED:
+            return replace(self.pattern, content=SEARCH)
         if peer not in peers.WITH_TOKENS:
             return self.pattern
         return replace(self.pattern, headers=(*self.pattern.headers, tokens.authorization()))
@@ -49,6 +51,7 @@ _CACHES = (peers.NGINX, peers.VARNISH, peers.HAPROXY, peers.TRAFFIC_SERVER)
 _SERVERS = (peers.GATEWAY, *_CACHES, peers.ENVOY)
 _PYTHON = (peers.CACHE2, peers.CACHEX, peers.HISHEL)
 _HOT = path("1KiB", 0)
+SEARCH = '{"q":"shoes","filters":{"size":[42,43],"colour":"black"}}   '
 
 
 def rows(*, keys: int = 100_000, entries: int = 1_000_000) -> tuple[Row, ...]:
@@ -74,6 +77,13 @@ def rows(*, keys: int = 100_000, entries: int = 1_000_000) -> tuple[Row, ...]:
             Pattern("hot", _HOT),
             (peers.HTTPS, peers.GATEWAY),
             (Bar(peers.GATEWAY, 0.55, 0.65),),
+        ),
+        Row(
+            "post",
+            "memory hit by POST with a search of 60 bytes, 1 KiB",
+            Pattern("hot", _HOT),
+            (peers.SEARCHED, peers.GATEWAY),
+            (Bar(peers.GATEWAY, 0.6, 0.7),),
         ),
         Row(
             "zipf",

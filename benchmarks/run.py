@@ -112,9 +112,9 @@ def _prepare(lab: Lab, row: Row, peer: Peer) -> None:
     pattern = row.pattern_of(peer.name)
     headers = [each for each in pattern.headers if each.startswith("Authorization:")]
     for _ in range(_WARM_UPS):
-        warm(peer.port, pattern.paths(pattern.count), headers)
+        warm(peer.port, pattern.paths(pattern.count), headers, pattern.content)
         before = lab.asked()
-        warm(peer.port, pattern.paths(_SAMPLE), headers)
+        warm(peer.port, pattern.paths(_SAMPLE), headers, pattern.content)
         if lab.asked() == before:
             return
     raise BenchmarkError(f"{peer.name} still asks the upstream after {_WARM_UPS} requests for everything")

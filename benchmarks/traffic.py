@@ -32,7 +32,13 @@ def uncached_path(number: int | str) -> str:
     return f"/uncached/1KiB/{number}"
 
 
-def request(path: str, number: int, *headers: str) -> bytes:
-    """A phone's request for `path`; its X-Request-ID ends in `number` (below 10^11)."""
+def request(path: str, number: int, *headers: str, content: str = "") -> bytes:
+    """A phone's request for `path`, a POST if it has `content`; its X-Request-ID ends in `number` (below 10^11)."""
     identity = f"X-Request-ID: 5f0c2f6e-8b1d-4c3e-9a55-{100_000_000_000 + number}"
-    return "\r\n".join((f"GET {path} HTTP/1.1", *PHONE, *headers, identity, "", "")).encode()
+    line = f"{'POST' if content else 'GET'} {path} HTTP/1.1"
+    return "\r\n".join((line, *PHONE, *headers, *content_fields(content), identity, "", content)).encode()
+
+
+def content_fields(content: str) -> tuple[str, ...]:
+    """The field lines of a request with this JSON text, in ASCII."""
+    return ("Content-Type: application/json", f"Content-Length: {len(content)}") if content else ()

@@ -1,5 +1,5 @@
 -- Requests with the header lines given, and another X-Request-ID each time.
--- wrk ... URL -- PATTERN PATH COUNT STEP LINE ...
+-- wrk ... URL -- PATTERN PATH COUNT STEP CONTENT LINE ...
 --   hot     PATH itself
 --   spread  PATH followed by COUNT multiples of STEP, in turn
 --   zipf    PATH followed by COUNT multiples of STEP, their popularity Zipf's (exponent 1)
@@ -8,7 +8,7 @@
 local format = string.format
 counter, first, pattern, threads = 0, nil, nil, {}
 local turn, every = 0, 0
-local paths, prefix, before, after
+local paths, method, prefix, before, after
 
 local function sampled(count, step, samples)
   local sums, sum = {}, 0
@@ -45,9 +45,10 @@ function init(args)
   end
   if pattern == "unique" then every = 1 elseif pattern == "mixed" then every = 10 end
   local lines = { " HTTP/1.1" }
-  for index = 5, #args do lines[#lines + 1] = args[index] end
+  for index = 6, #args do lines[#lines + 1] = args[index] end
   before = table.concat(lines, "\r\n") .. "\r\nX-Request-ID: 5f0c2f6e-8b1d-4c3e-9a55-"
-  after = "\r\n\r\n"
+  method = args[5] == "" and "GET " or "POST "
+  after = "\r\n\r\n" .. args[5]
 end
 
 function request()
@@ -59,7 +60,7 @@ function request()
     turn = turn % #paths + 1
     path = prefix .. paths[turn]
   end
-  return "GET " .. path .. before .. (100000000000 + counter) .. after
+  return method .. path .. before .. (100000000000 + counter) .. after
 end
 
 -- The number of a miss so long ago that it has been answered.

@@ -154,9 +154,9 @@ async def test_clients_share_a_stream_over_interruptions_reloads_and_deploys(tmp
                 await asyncio.gather(*(client.until(opened=5) for client in clients))
                 await prices.publish(5)
                 await asyncio.gather(*(client.until(event=20) for client in clients))
-            told = clients[0].opened
+            told = [client.opened for client in clients]
             gateway.signal(signal.SIGTERM)
-            await asyncio.gather(*(client.until(opened=told + 1) for client in clients))
+            await asyncio.gather(*(client.until(opened=n + 1) for client, n in zip(clients, told, strict=True)))
             assert all(client.ids == list(range(1, prices.count + 1)) for client in clients)
             assert len({delay for client in clients for delay in client.delays}) > len(clients) / 2
         finally:

@@ -119,6 +119,16 @@ def test_a_token_goes_to_the_peers_that_want_one_alone() -> None:
     assert 935 <= len(line) <= 945
 
 
+def test_a_search_goes_by_post_to_the_peer_that_reads_it_alone() -> None:
+    row = next(row for row in rows() if row.key == "post")
+    assert [bool(row.pattern_of(name).content) for name in row.columns] == [True, False]
+    sent = request("/cached/1KiB/0", 0, content=row.pattern_of(row.columns[0]).content)
+    head, _, content = sent.partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /cached/1KiB/0 HTTP/1.1\r\n")
+    assert b"\r\nContent-Length: %d\r\n" % len(content) in head
+    assert len(content) == 60
+
+
 @pytest.mark.parametrize("name", pages.PAGES, ids=str)
 def test_a_table_of_figures_is_what_the_results_would_make_of_it(name: Path) -> None:
     page = (pages.ROOT / name).read_text(encoding="utf-8")
