@@ -216,6 +216,14 @@ def _protected(remembered: int) -> Callable[[Site], list[str]]:
     return lambda site: _serving(site.file("identity.yaml", tokens=str(remembered), **_issuer()))
 
 
+def _limited(site: Site) -> list[str]:
+    """The same with a limit for each user, which no client reaches."""
+    config = Path(site.file("identity.yaml", tokens="10000", **_issuer()))
+    limit = "rate_limits: {user: {by: sub, rate: 900000/s}}\n"
+    config.write_text(f"{limit}{config.read_text().rstrip()}\n    rate_limits: [user]\n")
+    return _serving(str(config))
+
+
 def _gateway_on_redis(site: Site) -> list[str]:
     return _serving(site.file("gateway.yaml", memory="0", redis=f"redis://127.0.0.1:{site.redis}/1"))
 
@@ -288,6 +296,7 @@ HISHEL = "hishel's ASGI middleware on Redis"
 HTTPS = "gateway, HTTPS"
 SEARCHED = "gateway, by POST"
 PROTECTED = "gateway, with tokens"
+LIMITED = "gateway, with tokens and a limit"
 VERIFYING = "gateway, each token a new one"
 ENVOY_JWT = "Envoy, with tokens"
 ENVOY_JWT_CACHED = "Envoy, with tokens, remembered"
@@ -309,7 +318,7 @@ FASTAPI_DEPENDENT = "FastAPI handler with a dependency"
 UNADVISED = "gateway, nothing counted"
 
 WITH_TLS = frozenset((HTTPS,))
-WITH_TOKENS = frozenset((PROTECTED, VERIFYING, ENVOY_JWT, ENVOY_JWT_CACHED))
+WITH_TOKENS = frozenset((PROTECTED, LIMITED, VERIFYING, ENVOY_JWT, ENVOY_JWT_CACHED))
 """Those whose requests need a token."""
 ON_BOTH_CORES = frozenset((TWO_WORKERS, ONE_WORKER))
 
@@ -326,6 +335,7 @@ STARTERS: dict[str, Callable[[Site], Sequence[str]]] = {
     CACHEX: _python("cachex"),
     HISHEL: _python("hishel"),
     PROTECTED: _protected(10_000),
+    LIMITED: _limited,
     VERIFYING: _protected(0),
     ENVOY_JWT: _envoy_jwt(""),
     ENVOY_JWT_CACHED: _envoy_jwt("jwt_cache_config: {jwt_cache_size: 1000}"),

@@ -196,6 +196,14 @@ def rows(*, keys: int = 100_000, entries: int = 1_000_000) -> tuple[Row, ...]:
             cost=True,
         ),
         Row(
+            "identity-limit",
+            "processor time of a memory hit with a known token and a limit that counts all, 1 KiB",
+            Pattern("hot", _HOT),
+            (peers.LIMITED, peers.GATEWAY, peers.PROTECTED),
+            (Bar(peers.GATEWAY, 1 / 0.92, 1 / 0.95, lower=True),),
+            cost=True,
+        ),
+        Row(
             "identity-first",
             "processor time of a connection and its only hit, with a known token",
             Pattern("hot", _HOT, headers=("Connection: close",)),

@@ -23,7 +23,8 @@ from gateway.edge.head_template import CLOSES, KEEPS, TICKS, Ending, with_last
 from gateway.edge.splice_state import Splice
 from gateway.http.headers import connection_options, has, values
 from gateway.http.target import Target
-from gateway.identity.admission import Admitted
+from gateway.identity.admission import Admitted, Epoch
+from gateway.identity.principal import Principal
 from gateway.observability.metrics import Tally
 from gateway.policy import freshness
 from gateway.policy.content import DECIDING
@@ -33,7 +34,7 @@ from gateway.policy.identity_key import UNKEYED, IdentityKey
 from gateway.policy.keys import Plan, plan, primary_and_stem, primary_key
 from gateway.policy.rules import CachePolicy, RequestDirectives, directives_of
 from gateway.policy.vary import Suffixes, VaryIndex
-from gateway.routing.fast_path import FastPath
+from gateway.routing.fast_path import Admit, FastPath
 
 # The fields that make a request more than a plain one; the app handles those.
 NOT_PLAIN = frozenset(
@@ -321,5 +322,6 @@ class Memo(msgspec.Struct, gc=False):
     recorder: Recorder
     ready: PreparedResponse
     known_target: KnownTarget
-    admitted: Admitted | None
-    """Of a guarded target."""
+    guard: tuple[float, Epoch, int, Principal | None, Admit | None] | None
+    """Of a guarded target: the terms of who was let in, and what counts its hits. One tuple, as it is read by each
+    repeated request."""

@@ -230,7 +230,7 @@ class Edge:
         if shape is None or body is None:
             ready.shapes.pop((kind, block.form), None)
             return False
-        if admit is not None and not admit(_principal_of(block), self._trusted.client(peer, block.headers)):
+        if admit is not None and not admit(_principal_of(block), self._trusted.client(peer, block.headers), now):
             return False
         if kind > 1:
             self._refresh(known_target, block, ready, stored, request_id, began, peer)

@@ -42,6 +42,7 @@ class Memos:
         self._most = most
         self._note = note
         self._trusted = trusted
+        self._behind_proxies = bool(trusted)
         self._order: deque[tuple[dict[bytes, Memo], bytes]] = deque()
 
     def __len__(self) -> int:
@@ -66,7 +67,7 @@ class Memos:
         source = self._memory.node(shape.coded) if shape.coded else node
         if node is None or source is None or node.value is not stored or block.close or not known_target.modern:
             return
-        selector = self._memory.selector(known_target.primary)
+        selector, admitted = self._memory.selector(known_target.primary), block.admitted
         if known_target.line not in block.memos:
             self._order.append((block.memos, known_target.line))
             if len(self._order) > self._most:
@@ -75,7 +76,7 @@ class Memos:
         block.memos[known_target.line] = Memo(
             *(node, node.turn, selector, selector.turn, source, source.turn, ready.version),
             *(shape, sight, known_target.known.recorder, ready, known_target),
-            block.admitted,
+            None if admitted is None else (*admitted.terms, known_target.recall.admit),
         )
 
     def answer(
@@ -96,13 +97,15 @@ class Memos:
         now = self._when(began)
         if now >= shape.until and not self._renewed(memo, now):
             return False
-        admitted = memo.admitted
-        if admitted is not None:
-            if now >= admitted.until or admitted.epoch.version != admitted.version:
+        guard = memo.guard
+        if guard is not None:
+            until, epoch, version, principal, admit = guard
+            if now >= until or epoch.version != version:
                 return False
-            admit = memo.known_target.recall.admit
-            if admit is not None and not admit(admitted.principal, self._trusted.client(peer, block.headers)):
-                return False
+            if admit is not None:
+                client = self._trusted.client(peer, block.headers) if self._behind_proxies else peer
+                if not admit(principal, client, now):
+                    return False
         if source.uses < MOST_USES or node.uses < MOST_USES:
             _use(node, source)
         elapsed = time.perf_counter() - began
@@ -125,7 +128,7 @@ class Memos:
         if elapsed > SECONDS[0]:
             tally.add_slow(elapsed)
         if self._note is not None:
-            if admitted is not None:
+            if guard is not None:
                 block = block.views.get(memo.known_target.known, block)
             self._note(memo.known_target, block, memo.ready, shape, request_id, began, peer, now, elapsed)
         return True

@@ -112,6 +112,11 @@ class Admitted:
     def __repr__(self) -> str:
         return f"<Admitted until {self.until} version {self.version}>"  # of whom is not for a log
 
+    @property
+    def terms(self) -> tuple[float, Epoch, int, Principal | None]:
+        """Of what `holds` depends: until when, on which epoch, and its version; and who is let in."""
+        return self.until, self.epoch, self.version, self.principal
+
     def holds(self, now: float) -> bool:
         return now < self.until and self.epoch.version == self.version
 

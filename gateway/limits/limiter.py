@@ -37,6 +37,7 @@ _SOON = 1.0
 _AHEAD = 8
 """From so much credit on, more is asked for when half of it is used."""
 _RETRY_WITHOUT_REDIS = 10.0
+_OVER = float("-inf")
 _ROUNDING = 1e-6
 """Seconds: a clock that counts from 1970 is no more exact."""
 
@@ -98,9 +99,9 @@ class Limiter:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def now(self) -> float:
-        """The clock's time, in seconds."""
-        return self._clock.now()
+    def bucket(self, subject: Subject) -> Bucket | None:
+        """What is known of a subject. It admits nothing once it is forgotten."""
+        return self._buckets.get(subject)
 
     # --- deciding ------------------------------------------------------------------------------------------
 
@@ -371,6 +372,7 @@ class Limiter:
         subject = policy.text, key
         known = self._buckets.pop(subject, None)
         if known is not None:
+            known.until = _OVER
             self._open.discard(known)
         while len(self._buckets) >= self._most:
             self._evict(now)
@@ -384,6 +386,7 @@ class Limiter:
         they were asked for, as they may be old ones; and none in place of one whose share was used without Redis."""
         subject = next(iter(self._buckets))
         bucket = self._buckets.pop(subject)
+        bucket.until = _OVER
         self._open.discard(bucket)
         self._evicts = True
         if bucket.from_share and self.by_share:

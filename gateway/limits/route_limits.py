@@ -17,12 +17,13 @@ from gateway.config.rate_limits import CLIENT, PLAN_CLAIM, SECONDS, RateLimitCon
 from gateway.context import Allowance, RequestContext
 from gateway.errors import LimitReached
 from gateway.identity.principal import MissingClaim, Principal, canonical
-from gateway.limits.bucket import Subject, Verdict
+from gateway.limits.bucket import Bucket, Subject, Verdict
 from gateway.limits.limiter import Limiter
 from gateway.limits.meter import QuotaPolicy
 
 Field = tuple[bytes, bytes]
-_Memo = tuple[Principal | None, str, tuple[Subject, ...]]
+_Memo = tuple[Principal | None, str, tuple[Subject, ...], Bucket | None]
+"""Who is counted for whom, and the bucket of that, if it is one."""
 _MOST_REMEMBERED = 10_000
 _OF_CALENDARS = {"day": SECONDS["d"], "month": 30 * SECONDS["d"]}
 
@@ -115,19 +116,29 @@ class RouteLimits:
         counted = [limit.counted(principal, client) for limit in self.of_all]
         return tuple((policy.text, key) for policy, key in counted)
 
-    def admits_hit(self, principal: Principal | None, client: str) -> bool:
+    def admits_hit(self, principal: Principal | None, client: str, now: float) -> bool:
         """Count a hit by the limits that count all, if it may pass at once; False, and nothing is counted: the app
-        decides. Who is counted is remembered for a principal, of which there is one object for each credential."""
+        decides. Who is counted is remembered for a principal, of which there is one object for each credential; a
+        bucket that the limiter has forgotten has no credit that may be used."""
         memo = self._subjects.get(client if principal is None else id(principal))
         if memo is None or memo[0] is not principal or memo[1] != client:
-            memo = self._remembered(principal, client)
-        return self.admit(memo[2], self.limiter.now())
+            memo = self._remember(principal, client, self.subjects(principal, client))
+        bucket = memo[3]
+        if bucket is not None and now < bucket.until:
+            left = bucket.credit - 1
+            if left >= 0 and left != bucket.low:
+                bucket.credit = left
+                return True
+        admitted = self.admit(memo[2], now)
+        if admitted and len(memo[2]) == 1:
+            self._remember(principal, client, memo[2])
+        return admitted
 
-    def _remembered(self, principal: Principal | None, client: str) -> _Memo:
+    def _remember(self, principal: Principal | None, client: str, subjects: tuple[Subject, ...]) -> _Memo:
         if len(self._subjects) >= _MOST_REMEMBERED:
             self._subjects.clear()
-        memo = principal, client, self.subjects(principal, client)
-        self._subjects[client if principal is None else id(principal)] = memo
+        bucket = self.limiter.bucket(subjects[0]) if len(subjects) == 1 else None
+        memo = self._subjects[client if principal is None else id(principal)] = principal, client, subjects, bucket
         return memo
 
     def admit(self, subjects: Sequence[Subject], now: float) -> bool:

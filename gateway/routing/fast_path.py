@@ -22,9 +22,9 @@ class PlanCache(Protocol):
     def plan(self, route: Route, method: str, origin: str, target: str) -> tuple[Plan, RequestDirectives]: ...
 
 
-Admit = Callable[[Principal | None, str], bool]
-"""Counts a hit for a principal (None: nobody says who) and a client's address towards the limits of its route. False,
-and nothing is counted, if the app must decide."""
+Admit = Callable[[Principal | None, str, float], bool]
+"""Counts a hit for a principal (None: nobody says who) and a client's address towards the limits of its route, at an
+instant of the clock (seconds). False, and nothing is counted, if the app must decide."""
 
 
 class FastPath(msgspec.Struct, frozen=True, gc=False):

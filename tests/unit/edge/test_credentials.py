@@ -460,13 +460,13 @@ async def test_limits_that_count_hits_are_asked_once_for_each_that_the_edge_answ
     token = site.token()
     for path, credential in (("own", token), ("open", None)):
         await site.ask(path, credential)
-    counted: list[tuple[str | None, str]] = []
+    counted: list[tuple[str | None, str, float]] = []
     left = 3
 
-    def admit(principal: Any, client: str) -> bool:
+    def admit(principal: Any, client: str, now: float) -> bool:
         if len(counted) == left:
             return False
-        counted.append((None if principal is None else principal.subject, client))
+        counted.append((None if principal is None else principal.subject, client, now))
         return True
 
     for known_target in site.edge.known_targets.values():
@@ -476,4 +476,4 @@ async def test_limits_that_count_hits_are_asked_once_for_each_that_the_edge_answ
         counted.clear()
         answers = [await site.at_edge(path, credential) for _ in range(6)]
         assert answers == [True, True, True, False, False, False]
-        assert counted == [(user, "192.0.2.1")] * 3
+        assert counted == [(user, "192.0.2.1", clock.now())] * 3

@@ -405,3 +405,39 @@ async def test_several_limits_let_a_hit_pass_at_once_only_together(clock: Turned
         await limiter.acquire(*two.counted(None, "192.0.2.1"))
     assert limits.admit(subjects, clock.now())
     assert limiter._buckets[subjects[0]].credit == before - 1
+
+
+async def test_each_hit_that_passes_at_once_uses_one_of_what_the_limiter_knows(clock: TurnedClock) -> None:
+    limiter = Limiter(clock, UNKEYED)
+    limit = Limit.of("user", RateLimitConfig(by="client", rate="100/m"))
+    limits = RouteLimits(limiter, of_all=(limit,))
+    passes = []
+    for _ in range(150):
+        at_once = limits.admits_hit(None, "192.0.2.1", clock.now())
+        passes.append(at_once or (await limiter.acquire(*limit.counted(None, "192.0.2.1"))).admitted)
+    assert passes == [True] * 100 + [False] * 50
+    assert not limits.admits_hit(None, "192.0.2.1", clock.now())
+
+
+async def test_hits_use_no_credit_of_a_subject_that_was_forgotten(clock: TurnedClock) -> None:
+    limiter = Limiter(clock, UNKEYED, most=1)
+    limit = Limit.of("user", RateLimitConfig(by="client", rate="1000/m"))
+    limits = RouteLimits(limiter, of_all=(limit,))
+    for _ in range(9):
+        await limiter.acquire(*limit.counted(None, "192.0.2.1"))
+    assert limits.admits_hit(None, "192.0.2.1", clock.now())
+    await limiter.acquire(*limit.counted(None, "192.0.2.2"))
+    assert not limits.admits_hit(None, "192.0.2.1", clock.now())
+    for _ in range(9):
+        await limiter.acquire(*limit.counted(None, "192.0.2.1"))
+    assert limits.admits_hit(None, "192.0.2.1", clock.now())
+
+
+async def test_credit_of_a_hit_is_void_with_its_time(clock: TurnedClock) -> None:
+    limiter = Limiter(clock, UNKEYED)
+    limit = Limit.of("user", RateLimitConfig(by="client", rate="1000/m"))
+    limits = RouteLimits(limiter, of_all=(limit,))
+    for _ in range(9):
+        await limiter.acquire(*limit.counted(None, "192.0.2.1"))
+    assert limits.admits_hit(None, "192.0.2.1", clock.now())
+    assert not limits.admits_hit(None, "192.0.2.1", clock.now() + 2.0)
