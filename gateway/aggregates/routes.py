@@ -29,6 +29,7 @@ from gateway.config.part import PartConfig
 from gateway.config.part_graph import PartPlan, PlannedPart, cross_problems, near, sole_part
 from gateway.config.part_identity import claims_of_parts, claims_of_whole, identity_problems, issuer_problems
 from gateway.config.part_values import Values
+from gateway.config.rate_limits import unusable_limits
 from gateway.config.route import RouteConfig, rules_of
 from gateway.context import RequestContext, exchange_of
 from gateway.errors import ConfigError, ConfigProblem, RequestRefused
@@ -150,6 +151,8 @@ class Builder:
             *issuer_problems(route, config.identity),
         ]
         problems = [ConfigProblem("", f"{name}.{'.'.join(each.key)}", each.message) for each in found]
+        unusable = unusable_limits(route.rate_limits, config.rate_limits, identified=bool(route.identity))
+        problems += [ConfigProblem("", f"{name}.rate_limits", message) for _, message in unusable]
         if problems:
             raise ConfigError(problems)
         return replace(self.aggregate(name, route, checks), written=written)

@@ -79,7 +79,7 @@ def aggregate(
     router: APIRouter, path: str, *, parts: Mapping[str, TypedPart], name: str | None = None, **settings: Any
 ) -> None:
     """Add an aggregate to `router`, which the configuration's `include` names. `settings` are those of a route with
-    parts: deadline, merge, selectable, envelope, errors, tags, summary, description.
+    parts: deadline, merge, selectable, envelope, errors, tags, identity, rate_limits, summary, description.
 
     `name` is its name in purges; default: its path in words. Raises pydantic.ValidationError (a ValueError) for an
     invalid setting.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
@@ -143,13 +143,22 @@ def rate_limit_problems(
     """Limits that routes name and that there are not, or that count by what a route without `identity` does not know:
     the place, what is wrong, and the value."""
     for route, config in routes.items():
-        for name in config.rate_limits:
-            key, limit = ("routes", route, "rate_limits"), limits.get(name)
-            if limit is None:
-                known = f"there is no rate limit {name!r}{did_you_mean(name, list(limits))}"
-                yield key, known, config.rate_limits
-            elif not config.identity and (needs := limit.needs_identity) is not None:
-                setting, said = needs
-                yield key, f"{name} counts {said}, which requires `identity` on the route", config.rate_limits
+        for name, message in unusable_limits(config.rate_limits, limits, identified=bool(config.identity)):
+            yield ("routes", route, "rate_limits"), message, config.rate_limits
+            needs = limits[name].needs_identity if name in limits else None
+            if needs is not None:
                 used = f"requires `identity` on the route {route}, which names {name} in `rate_limits`"
-                yield ("rate_limits", name, setting), used, getattr(limit, setting)
+                yield ("rate_limits", name, needs[0]), used, getattr(limits[name], needs[0])
+
+
+def unusable_limits(
+    names: Iterable[str], limits: Mapping[str, RateLimitConfig], *, identified: bool
+) -> Iterator[tuple[str, str]]:
+    """Of the limits that one route names those that it can't have, each with what is wrong; `identified` is whether it
+    has `identity`."""
+    for name in names:
+        limit = limits.get(name)
+        if limit is None:
+            yield name, f"there is no rate limit {name!r}{did_you_mean(name, list(limits))}"
+        elif not identified and (needs := limit.needs_identity) is not None:
+            yield name, f"{name} counts {needs[1]}, which requires `identity` on the route"

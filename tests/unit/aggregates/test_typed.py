@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -71,6 +72,28 @@ def test_an_aggregate_in_python_that_names_an_unknown_upstream_is_refused() -> N
     router = APIRouter()
     aggregate(router, "/home", parts={"x": typed_part(User, upstream="shp", path="/x")})
     with pytest.raises(ConfigError, match="there is no upstream shp; did you mean shop"):
+        app.include_router(router)
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("usr", "home.rate_limits: there is no rate limit 'usr'; did you mean user"),
+        ("user", "home.rate_limits: user counts by sub, which requires `identity` on the route"),
+    ],
+)
+def test_an_aggregate_in_python_that_names_no_limit_that_it_can_have_is_refused(named: str, message: str) -> None:
+    app = create_app(
+        {
+            "redis_url": "none",
+            "upstreams": {"shop": {"url": "http://shop.test"}},
+            "rate_limits": {"user": {"by": "sub", "rate": "2/m"}},
+        },
+        log=silent,
+    )
+    router = APIRouter()
+    aggregate(router, "/home", parts={"x": typed_part(User, upstream="shop", path="/x")}, rate_limits=[named])
+    with pytest.raises(ConfigError, match=re.escape(message)):
         app.include_router(router)
 
 
