@@ -26,6 +26,7 @@ from gateway.app.middleware import Layers, Outermost
 from gateway.app.worker_state import SERVED
 from gateway.cache.shared_store import NoShared, SharedStore
 from gateway.clock import Clock
+from gateway.config.admin import tokens_of
 from gateway.config.loader import Loaded
 from gateway.context import SCOPE_KEY, RequestContext
 from gateway.errors import ConfigError, ConfigProblem, RequestRefused
@@ -114,7 +115,8 @@ class Cache(Generation):
             assert self.inner is not None
             own = partial(SeenLayers, metrics=self.metrics, log=self._log, trusted=self.trusted, cors=None)
             app = own(self.inner, self.config, began=self._began, slashes=self._patterns.slashes)
-            self._layers = Explaining(app, self.explain, token=self.admin_token, trusted=self.trusted)
+            tokens = tokens_of("read", self.config.admin_tokens, self.admin_token)
+            self._layers = Explaining(app, self.explain, tokens=tokens, trusted=self.trusted)
         return self._layers
 
     def expect_lifespan(self) -> None:

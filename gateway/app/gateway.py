@@ -32,6 +32,7 @@ from gateway.app.routes import AppRoutes, WebSocketRelays, takes_websockets
 from gateway.app.worker_state import SERVED
 from gateway.cache.shared_store import SharedStore
 from gateway.clock import Clock
+from gateway.config.admin import tokens_of
 from gateway.config.environment import CACHE_SWITCH
 from gateway.config.loader import Loaded, load
 from gateway.config.models import Config
@@ -216,7 +217,8 @@ class Gateway(Generation, FastAPI):
             from gateway.observability.tracing import TracedRequests
 
             app = TracedRequests(app, self._given.tracing)
-        return Outermost(Explaining(app, self.explain, token=self.admin_token, trusted=self.trusted))
+        tokens = tokens_of("read", self.config.admin_tokens, self.admin_token)
+        return Outermost(Explaining(app, self.explain, tokens=tokens, trusted=self.trusted))
 
     @property
     def takes_websockets(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, SecretStr
@@ -32,6 +33,12 @@ class AdminTokenConfig(Model):
     roles: Roles = ["read"]
     """What it allows: `read` (figures, routes, settings, `gateway explain`), `ttl` (live overrides), `purge`,
     `revoke` (API keys and revocations)."""
+
+
+def tokens_of(role: Role, named: Mapping[str, AdminTokenConfig], token: str | None) -> tuple[bytes, ...]:
+    """The tokens that allow what `role` does: `token`, which allows all, and those of `named` that have the role."""
+    found = [each.token.get_secret_value() for each in named.values() if role in each.roles]
+    return tuple(each.encode() for each in (token, *found) if each)
 
 
 class AdminIdentityConfig(Model):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from gateway.config.admin import tokens_of
 from gateway.config.models import Config
 
 TOKEN = "a-token-0123456789"
@@ -17,6 +18,14 @@ def test_a_named_token_only_reads_by_default_and_is_masked() -> None:
     config = Config.model_validate({"admin_tokens": {"ci": {"token": TOKEN}}})
     assert config.admin_tokens["ci"].roles == ["read"]
     assert TOKEN not in repr(config)
+
+
+def test_the_tokens_of_a_role_are_the_one_for_all_and_those_that_have_it() -> None:
+    tokens = {"ci": {"token": TOKEN, "roles": ["purge"]}, "support": {"token": f"{TOKEN}-2"}}
+    named = Config.model_validate({"admin_tokens": tokens}).admin_tokens
+    assert tokens_of("read", named, "all") == (b"all", f"{TOKEN}-2".encode())
+    assert tokens_of("purge", named, None) == (TOKEN.encode(),)
+    assert tokens_of("revoke", named, "") == ()
 
 
 @pytest.mark.parametrize(

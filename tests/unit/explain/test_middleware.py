@@ -97,6 +97,18 @@ async def test_without_a_token_of_the_gateways_nothing_is_told(tmp_path: Path) -
             assert "gateway-explained" not in response.headers
 
 
+async def test_a_named_token_with_the_role_of_reading_is_one_of_them() -> None:
+    tokens = {
+        "support": {"token": "s" * 16, "roles": ["read"]},
+        "ci": {"token": "c" * 16, "roles": ["purge", "revoke"]},
+    }
+    app = create_app({**CONFIG, "admin_tokens": tokens}, transport=Seeing(), clock=TurnedClock())
+    async with running(app) as client:
+        answers = [await client.get("/a", headers={"gateway-explain": each["token"]}) for each in tokens.values()]
+    assert told(answers[0])["route"] == "rest"
+    assert "gateway-explained" not in answers[1].headers
+
+
 async def test_whoever_guesses_is_told_nothing_for_a_minute(tmp_path: Path) -> None:
     async with running(gateway_with(tmp_path, Seeing())) as client:
         for number in range(10):
