@@ -2,9 +2,9 @@
 
 Decides which requests share a stream, what a new client gets first, and when a client is cut. A client that was away
 gets what it missed from a ring, by its `Last-Event-ID`; the upstream gets that field when its own stream ends, so that
-nothing is lost or doubled where its events have ids. A client that is cut is told when to come back, by `retry` and a
-random delay. It must not know what waits for a client (`shared_body`), how a response is written (`edge.passthrough`),
-or which requests have one key (`policy.keys`).
+nothing is lost or doubled where its events have ids. A client that is cut gets a random delay first, as `retry`. It
+must not know what waits for a client (`shared_body`), how a response is written (`edge.passthrough`), or which requests
+have one key (`policy.keys`).
 
 `Last-Event-ID` is not part of the key, so no client's decides what others get: a stream that is requested by it is for
 the clients that sent the same one. As soon as its last event is one of the key's own stream, they move over.
