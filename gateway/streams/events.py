@@ -127,6 +127,9 @@ class Ring:
     def has(self, event_id: bytes) -> bool:
         return any(event.id == event_id for event in self._events)
 
+    def all(self) -> list[Event]:
+        return list(self._events)
+
     def after(self, event_id: bytes) -> list[Event] | None:
         """The events behind the last one with this id; None if it is not known what they are."""
         events = list(self._events)

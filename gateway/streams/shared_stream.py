@@ -122,9 +122,10 @@ class SharedStream:
         """Whether a client that has seen this event can have all behind it."""
         return self._ring.after(last_id) is not None
 
-    def join(self, last_id: bytes | None) -> SharedBody | None:
-        """The body for a client that has seen the event `last_id`; None if it can't have all behind that."""
-        missed = [] if last_id is None else self._ring.after(last_id)
+    def join(self, last_id: bytes | None, *, waited: bool) -> SharedBody | None:
+        """The body for a client that has seen the event `last_id`; None if it can't have all behind that. Without one a
+        client that `waited` for the stream has all of it, others what comes from now on."""
+        missed = self._ring.after(last_id) if last_id is not None else self._ring.all() if waited else []
         if missed is None or self._closed:
             return None
         body = SharedBody(self, [self._retry_line(), *(event.text for event in missed)])
@@ -363,6 +364,7 @@ class SharedStreams:
             if not known:  # nobody waits for it
                 main.opened.add_done_callback(self._discard)
             stream, known = self._stream((key, last_id), of, main, request, fits)
+        waited = not stream.opened.done()
         try:
             unshared = await asyncio.shield(stream.opened)
         except asyncio.CancelledError:
@@ -373,7 +375,7 @@ class SharedStreams:
             if stream.key[1] is None:
                 self._keep_alone(key, now + ALONE)
             return None if known else unshared
-        body = stream.join(last_id or None)
+        body = stream.join(last_id or None, waited=waited)
         return None if body is None else (body, stream.headers, known)
 
     def _stream(

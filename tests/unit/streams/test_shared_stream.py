@@ -45,6 +45,24 @@ async def test_a_client_that_was_away_gets_what_it_missed_and_no_more(streams: S
     await streams.aclose()
 
 
+async def test_events_that_come_with_the_head_are_for_the_clients_that_wait_for_it(streams: SharedStreams) -> None:
+    class Prompt(Upstream):
+        async def __call__(self, behind: bytes | None) -> Fetched:
+            fetched = await super().__call__(behind)
+            self.feeds[-1].put(1, 2)
+            return fetched
+
+    upstream = Prompt()
+    readers = [Reader(body) for body in await asyncio.gather(*(client(streams, upstream) for _ in range(3)))]
+    late = Reader(await client(streams, upstream))
+    upstream.feeds[0].put(3)
+    for reader in (*readers, late):
+        await reader.until(b"id: 3\ndata: x\n\n")
+    assert ([reader.ids for reader in readers], late.ids) == ([[1, 2, 3]] * 3, [3])
+    assert len(upstream.behind) == 1
+    await streams.aclose()
+
+
 async def test_no_client_s_last_event_id_decides_what_others_get(streams: SharedStreams) -> None:
     """It is not in the key: one that never existed starved all other clients of the key."""
     upstream = Upstream()
