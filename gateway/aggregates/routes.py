@@ -36,7 +36,7 @@ from gateway.errors import ConfigError, ConfigProblem, RequestRefused
 from gateway.http.forwarding import Trusted
 from gateway.http.headers import Headers, first, sent_value
 from gateway.http.json_text import text_of
-from gateway.http.target import Target, query_name
+from gateway.http.target import Slashes, Target, query_name
 from gateway.identity.admission import Admission, Dependence, Provider, admission_of
 from gateway.identity.principal import is_of_one_user
 from gateway.limits.limiter import Limiter
@@ -46,10 +46,11 @@ from gateway.policy.keys import Keying, is_identity, plan, primary_key
 from gateway.policy.rules import CachePolicy, directives_of
 from gateway.routing.admitting import let_in
 from gateway.routing.declared import Declared, has_body, keying_of, local_path, purge_response
-from gateway.routing.fast_path import FastPath
+from gateway.routing.fast_path import FastPath, Learning, PlanCache
 from gateway.routing.responses import AnswerResponse, Client
 from gateway.routing.upstream_request import public_constants
 from gateway.upstreams.client import Upstream
+from gateway.upstreams.request import Interim
 from gateway.upstreams.response import WholeBody
 
 PARTS = "parts"
@@ -420,3 +421,34 @@ def whole_bytes(answer: Answer, *, head: bool) -> Answer:
     if not isinstance(answer.body, WholeBody):
         return answer
     return Answer(answer.status, answer.headers, b"" if head else answer.body.content)
+
+
+@dataclass(frozen=True)
+class DirectAggregate:
+    """A route of the configuration with parts, in the form of `edge.passthrough.Direct`."""
+
+    handlers: AggregateHandlers
+    aggregate: Aggregate
+
+    @property
+    def slashes(self) -> Slashes:
+        return self.aggregate.config.encoded_slashes
+
+    @property
+    def reads(self) -> bool:
+        return self.aggregate.admission is None and not self.aggregate.counts_hits
+
+    def ask(self, exchange: RequestContext, interim: Interim | None, block: PlanCache | None = None) -> CacheRequest:
+        """Raises RequestRefused."""
+        assert exchange.target is not None
+        if self.aggregate.limits is not None:
+            exchange.allowance = self.aggregate.limits.allowance()
+        return self.handlers.ask(exchange, self.aggregate, exchange.target.path)
+
+    async def answer(self, ask: CacheRequest) -> Answer:
+        answer = self.aggregate.at_hand(ask) or await self.aggregate.answer(ask)
+        return whole_bytes(answer, head=ask.facts.head)
+
+    def learn(self, edge: Learning, line: bytes, ask: CacheRequest) -> None:
+        assert isinstance(ask.exchange.recall, FastPath)
+        edge.learn(line, ask.exchange.recall, ask.exchange.target)

@@ -21,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.aggregates.aggregate import Aggregate
-from gateway.aggregates.routes import AggregateHandlers
+from gateway.aggregates.routes import AggregateHandlers, DirectAggregate
 from gateway.app.collectors import WebSocketCollector
 from gateway.app.health import add_health
 from gateway.app.openapi import add_pages, aggregate_operation, documented_methods, openapi_operation
@@ -31,7 +31,7 @@ from gateway.cache.engine import Engine
 from gateway.config.models import Config
 from gateway.config.route import RouteConfig
 from gateway.edge.guard import ConnectionGuard
-from gateway.edge.passthrough import Direct, DirectAggregate, DirectRoute, DirectStream, Patterns
+from gateway.edge.passthrough import Direct, DirectRoute, DirectStream, Patterns
 from gateway.edge.relay import Relay, RelayLimits
 from gateway.http.target import Target
 from gateway.identity.admission import Admission

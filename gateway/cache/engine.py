@@ -269,7 +269,8 @@ class Engine:
             return await self._alone(request, None, reason, None)
         arrived = self._flying.launched
         key = self._fetching.flight_key(request)
-        if key not in self.flights:
+        limited = request.exchange.allowance is not None
+        if limited and key not in self.flights:
             await self._over_limit(request)  # what it says counts below, where no flight has begun meanwhile
         for _ in range(ATTEMPTS):
             if self._fetching.is_uncacheable(key):
@@ -277,7 +278,7 @@ class Engine:
             flight = self.flights.get(key)
             leading = flight is None or self._flying.outlived(request, flight)
             if flight is None or leading:
-                refused = self._refused(request) or await self._over_limit(request)
+                refused = self._refused(request) or (await self._over_limit(request) if limited else None)
                 if refused is not None:
                     self._flying.unclaim(key)
                     return self._answering.failed(request, refused, stale, reason, collapsed=False)

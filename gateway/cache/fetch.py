@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 from msgspec import structs
 
@@ -44,6 +45,42 @@ class Durations:
 
     retry_after: float = 1.0
     hit_for_miss: float = 5.0
+
+
+class Deadline:
+    """`asyncio.timeout` for the running task, without coroutines of its own: each fetch has one. `when` is on the event
+    loop's clock; None once it is lifted."""
+
+    __slots__ = ("_asked", "_expired", "_handle", "_task", "when")
+
+    def __init__(self, seconds: float) -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        self._task, self._asked = task, task.cancelling()
+        self._expired = False
+        self.when: float | None = loop.time() + seconds
+        self._handle: asyncio.TimerHandle | None = loop.call_at(self.when, self._expire)
+
+    def lift(self) -> None:
+        """It ends nothing from now on."""
+        self.when = None
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _expire(self) -> None:
+        self._handle = None
+        self._expired = True
+        self._task.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        """Raises TimeoutError in place of the cancellation that it caused."""
+        self.lift()
+        if self._expired and self._task.uncancel() <= self._asked and kind is asyncio.CancelledError:
+            raise TimeoutError from error
 
 
 class Fetcher:
@@ -112,7 +149,7 @@ class Fetcher:
         if method == "GET" and not ranged and stale is None and complete and request.route.follows_origin:
             begun, ranges = self._storing.to_complete(request)
         sent, stamp = self._clock.now(), self._tiers.stamp()
-        async with asyncio.timeout(left) as deadline:
+        with Deadline(left) as deadline:
             forward = request.plan.forward
             fetched = await origin.fetch(method, (*forward, *conditions, *ranges) if conditions or ranges else forward)
             received = ReceivedResponse(fetched.status, fetched.headers, sent, self._clock.now(), stamp)
@@ -134,7 +171,7 @@ class Fetcher:
                         request, origin, None, method=method, ranged=False, left=left, flight=flight, complete=False
                     )
                 if method == "HEAD":
-                    deadline.reschedule(None)
+                    deadline.lift()
                     await self._storing.freshen_by_head(request, received)
                     return NotShareable(fetched, "head")
                 if ranged and (fetched.status != 200 or not request.route.follows_origin):
@@ -145,7 +182,7 @@ class Fetcher:
                 raise
 
     async def _confirmed(
-        self, request: CacheRequest, stale: Entry, received: ReceivedResponse, deadline: asyncio.Timeout
+        self, request: CacheRequest, stale: Entry, received: ReceivedResponse, deadline: Deadline
     ) -> Landing | None:
         """The stored response updated by a 304; None if the 304 does not apply to this request."""
         if not validation.confirms(stale, received):
@@ -161,7 +198,7 @@ class Fetcher:
         fetched: Fetched,
         received: ReceivedResponse,
         stale: Entry | None,
-        deadline: asyncio.Timeout,
+        deadline: Deadline,
         flight: Flight | None,
     ) -> Landing:
         """A whole new response: to be kept, a failure to share, or for its client alone."""
@@ -246,7 +283,7 @@ class Fetcher:
         return Failed(fetched.status, fetched.headers, body, personal=personal, identity=tuple(identity), rest=rest)
 
     async def _partial(
-        self, request: CacheRequest, fetched: Fetched, received: ReceivedResponse, deadline: asyncio.Timeout
+        self, request: CacheRequest, fetched: Fetched, received: ReceivedResponse, deadline: Deadline
     ) -> NotShareable:
         """The answer to a range request: for its client, and kept as the part it is (RFC 9111 §3.3)."""
         verdict = storability.admit(
@@ -259,18 +296,18 @@ class Fetcher:
             or not fetched.ends_surely
             or span_of(received.headers) is None
         ):
-            deadline.reschedule(None)
+            deadline.lift()
             return NotShareable(fetched, "range")
         body = await fetched.body.whole(request.route.max_body)
         if body is None:
-            deadline.reschedule(None)
+            deadline.lift()
             return NotShareable(fetched, "too-large")
         self._storing.keep_part(request, received, body)
         return NotShareable(Fetched(206, fetched.headers, WholeBody(body)), "range")
 
-    def _unstorable(self, request: CacheRequest, landing: NotShareable, deadline: asyncio.Timeout) -> NotShareable:
+    def _unstorable(self, request: CacheRequest, landing: NotShareable, deadline: Deadline) -> NotShareable:
         """For its client alone, from now on at the body's own pace."""
-        deadline.reschedule(None)
+        deadline.lift()
         self.mark_uncacheable(self.flight_key(request))
         return landing
 
@@ -361,9 +398,9 @@ class Fetcher:
         )
 
 
-def _live(fetched: Fetched, deadline: asyncio.Timeout) -> Live | None:
+def _live(fetched: Fetched, deadline: Deadline) -> Live | None:
     """Recognises a body to be streamed at once, because it may be endless; None if its end is known."""
-    when = deadline.when()
+    when = deadline.when
     if when is None or has(fetched.headers, b"content-length"):
         return None
     return Live(PAUSE, (when - asyncio.get_running_loop().time()) / 2)

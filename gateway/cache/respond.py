@@ -195,12 +195,12 @@ class Responder:
         request.exchange.stored = stored
         request.exchange.key = key_hash(request.plan.base)
         self._traffic.recorder(request.route.name).seen(request.exchange.key, now)
-        fresh_for = int(freshness.windows(stored, rules).fresh - now)
+        fresh_for = int(freshness.windows(stored, rules).fresh - now) if forward is None else None
         request.exchange.outcome = Outcome(
             result,
             forward=forward,
             forward_status=status,
-            ttl=fresh_for if forward is None else None,
+            ttl=fresh_for,
             stored=kept,
             collapsed=collapsed,
             tier=tier,

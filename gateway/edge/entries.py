@@ -34,7 +34,7 @@ from gateway.policy.identity_key import UNKEYED, IdentityKey
 from gateway.policy.keys import Plan, plan, primary_and_stem, primary_key
 from gateway.policy.rules import CachePolicy, RequestDirectives, directives_of
 from gateway.policy.vary import Suffixes, VaryIndex
-from gateway.routing.fast_path import Admit, FastPath
+from gateway.routing.fast_path import Admit, FastPath, Recall
 
 # The fields that make a request more than a plain one; the app handles those.
 NOT_PLAIN = frozenset(
@@ -153,6 +153,13 @@ class KnownRoute:
         self.recorder = recorder
         self.ready: dict[str, PreparedResponse] = {}
         self.endings: dict[Result, Endings] = {}
+
+
+class Expected(msgspec.Struct, frozen=True, gc=False):
+    """A request line that was answered once: of what its `KnownTarget` is made if it comes again."""
+
+    recall: Recall
+    target: Target | None
 
 
 class KnownTarget:

@@ -2,12 +2,14 @@
 
 Decides how a head is written: the response's own fields (`template_of`), then the diagnostic fields (`Ending`), both
 from the lists that the app sends, with placeholders for the values that differ from one response to the next. It must
-not know those values, or whose response it is.
+not know those values, or whose response it is. `Heads` keeps templates of whole heads for responses that are no hits.
 """
 
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from functools import lru_cache
 from http import HTTPStatus
 
@@ -18,6 +20,7 @@ from gateway.context import RequestContext
 from gateway.http.headers import Headers
 from gateway.observability import response_headers
 from gateway.observability.response_headers import Texts, in_milliseconds
+from gateway.policy.downstream import NOTHING, Downstream
 
 INTERIM = (HTTPStatus.PROCESSING, HTTPStatus.EARLY_HINTS)
 """Interim responses that are passed on; 101 is a hop's own affair, and so are 100 and unknown ones (RFC 9110 §15.2)."""
@@ -117,3 +120,117 @@ _times = lru_cache(maxsize=256)(_Times)  # a thousand texts each, the same for m
 
 _SECONDS_TEXT = [b"%.6f" % (tick / 1_000_000) for tick in range(TICKS)]
 _MILLISECONDS_TEXT = [in_milliseconds(tick / 1_000_000).encode() for tick in range(TICKS)]
+
+
+_VARYING = frozenset((b"age", b"content-length", b"date", b"etag", b"last-modified"))
+"""Fields whose values are copied to the client as they are, whatever they say."""
+_LIFETIME = b"max-age="
+_LIFETIME_MARK = b"7291046385"
+"""The placeholder for a lifetime in seconds, which has to be a number."""
+_SLOTS = [b"\0%c" % (ord("A") + slot) for slot in range(26)]
+_SLOT = re.compile(rb"\0([A-Z])")
+_MOST_FORMS = 1024
+_LONGEST_FORM = 4096
+"""Bytes of a template that is kept."""
+
+MakeHead = Callable[[Headers, Texts | None], bytes]
+"""The head of a response with these fields of its own, and these texts in its diagnostic fields; None: those of now."""
+
+
+class _Form:
+    """A template, which takes the values at the positions `order`, and whose route it is."""
+
+    __slots__ = ("downstream", "order", "template")
+
+    def __init__(self, downstream: Downstream, template: bytes, order: tuple[int, ...]) -> None:
+        self.downstream, self.template, self.order = downstream, template, order
+
+    def filled(self, values: list[bytes]) -> bytes:
+        return self.template % tuple([values[at] for at in self.order])
+
+
+class Heads:
+    """The heads of stored responses that are no hits of the edge. All but a few values (length, age, tag, times) are
+    the same for responses with the same deciding fields, so one template serves them.
+
+    A template is made of marked values by the functions that make every head, and is kept only if it gives the bytes
+    that they give for the response by which it is made.
+    """
+
+    def __init__(self) -> None:
+        self._forms: dict[tuple[object, ...], _Form | None] = {}
+
+    def __repr__(self) -> str:
+        return f"<Heads {len(self._forms)} templates>"
+
+    def head(
+        self,
+        exchange: RequestContext,
+        status: int,
+        headers: Headers,
+        origin: str | None,
+        make: MakeHead,
+        *,
+        close: bool,
+    ) -> bytes:
+        """The head of a response with these fields, as `make` makes it, which depends on the exchange, on the request's
+        `origin`, and on whether the connection ends (`close`), besides."""
+        stored = exchange.stored
+        if stored is None or exchange.parts or exchange.rate_limit:
+            return make(headers, None)
+        deciding, values = [], []
+        for pair in headers:
+            name, value = pair
+            if name in _VARYING:
+                deciding.append((name, MARK))
+                values.append(value)
+            elif name == b"cache-control" and value.startswith(_LIFETIME) and value[8:].isdigit():
+                deciding.append((name, MARK))
+                values.append(value[8:])
+            else:
+                deciding.append(pair)
+        spent, downstream = exchange.spent, exchange.downstream
+        key = (id(downstream), status, exchange.outcome, stored.vary, origin, close, (*spent,), (*deciding,))
+        form = self._forms.get(key, _UNKNOWN)
+        if form is None:
+            return make(headers, None)
+        elapsed = time.perf_counter() - exchange.began
+        order = sorted(spent, key=_CACHE_FIRST) if len(spent) > 1 else spent
+        values += [b"%.3f" % (spent[activity] * 1000) for activity in order]
+        values += (exchange.request_id.encode("ascii"), b"%.6f" % elapsed, b"%.3f" % (elapsed * 1000))
+        if form.downstream is downstream:
+            return form.filled(values)
+        texts = Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)
+        head = make(headers, texts)
+        form = _form(downstream, deciding, len(spent), make)
+        if len(self._forms) >= _MOST_FORMS:
+            self._forms.clear()
+        self._forms[key] = form if form is not None and form.filled(values) == head else None
+        return head
+
+
+_UNKNOWN = _Form(NOTHING, b"", ())
+_CACHE_FIRST = "cache".__ne__
+
+
+def _form(downstream: Downstream, deciding: Headers, spent: int, make: MakeHead) -> _Form | None:
+    """The template of heads with these deciding fields and as many durations; None if there can't be one."""
+    lifetime = (b"cache-control", MARK)
+    values = sum(value == MARK for _, value in deciding)
+    if values + spent + 3 > len(_SLOTS) or [*deciding].count(lifetime) > 1:
+        return None
+    slots = iter(_SLOTS)
+    fields, replaced = [], b""
+    for name, value in deciding:
+        slot = next(slots) if value == MARK else value
+        if (name, value) == lifetime:
+            slot, replaced = _LIFETIME + _LIFETIME_MARK, slot
+        fields.append((name, slot))
+    durations = [next(slots).decode() for _ in range(spent)]
+    request_id, seconds, total = (next(slots).decode() for _ in range(3))
+    head = make(fields, Texts(request_id, seconds, total, lambda _: durations.pop(0)))
+    constant, *more = _SLOT.split(head.replace(_LIFETIME_MARK, replaced) if replaced else head)
+    order = tuple(slot[0] - ord("A") for slot in more[::2])
+    if sorted(order) != [*range(values + spent + 3)] or len(head) > _LONGEST_FORM:
+        return None
+    return _Form(downstream, b"%b".join(piece.replace(b"%", b"%%") for piece in (constant, *more[1::2])), order)

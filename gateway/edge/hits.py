@@ -25,6 +25,7 @@ from gateway.edge.credentials import Credentials
 from gateway.edge.entries import (
     SHAPES,
     Endings,
+    Expected,
     HeaderBlock,
     KnownRoute,
     KnownTarget,
@@ -50,7 +51,7 @@ from gateway.policy.entry import Entry
 from gateway.policy.epochs import PurgeState, tag_name
 from gateway.policy.vary import likely_key, newest
 from gateway.routing.cors import Cors
-from gateway.routing.fast_path import FastPath
+from gateway.routing.fast_path import FastPath, Recall
 from gateway.routing.user_middleware import KnownMiddleware
 
 LINE_BYTES = 2560
@@ -121,6 +122,10 @@ class Edge:
         self.known_contents: dict[bytes, KnownTarget] = {}
         """Those of reads with content, by line and content."""
         self._content_bytes = 0
+        self._expected: dict[bytes, Expected] = {}
+        self._expected_before: dict[bytes, Expected] = {}
+        """Those of which there may be a second request; an older half goes at once, which costs less than each by
+        itself."""
         self.app_targets: dict[bytes, Target] = {}
         """The targets of request lines that the app answers."""
         self.blocks: dict[bytes, HeaderBlock] = {}
@@ -130,6 +135,26 @@ class Edge:
         self._credentials.forget()
         self._joins.forget()
         self.memos.forget()
+
+    def expect(self, line: bytes, recall: Recall, target: Target | None) -> None:
+        """Take note that a pass-through answers this request line so. What is prepared for a line is made when it comes
+        again (`known`): most lines that miss never do."""
+        if len(line) > REMEMBERED or line in self.known_targets or not may_be_repeated(line):
+            return
+        if len(self._expected) * 4 >= self._most:
+            self._expected_before, self._expected = self._expected, {}
+        self._expected[line] = Expected(recall, target)
+
+    def known(self, line: bytes) -> KnownTarget | None:
+        """What is prepared for a request line, if it was answered before."""
+        known = self.known_targets.get(line)
+        if known is not None:
+            return known
+        expected = self._expected.pop(line, None) or self._expected_before.pop(line, None)
+        if expected is None:
+            return None
+        self.learn(line, expected.recall.recall(), expected.target)
+        return self.known_targets.get(line)
 
     def learn(self, line: bytes, recall: FastPath, target: Target | None) -> None:
         """Take note that the app answers this request line so."""

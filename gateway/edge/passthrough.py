@@ -15,7 +15,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,24 +23,22 @@ from fastapi.routing import RouteContext, iter_route_contexts
 from starlette.routing import BaseRoute, Mount, Route, compile_path
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from gateway.aggregates.aggregate import Aggregate
-from gateway.aggregates.routes import AggregateHandlers, whole_bytes
 from gateway.cache.request import CacheRequest
 from gateway.cache.respond import Answer, problem
 from gateway.context import RequestContext
 from gateway.edge.entries import HeaderBlock
-from gateway.edge.head_template import INTERIM, head_of, interim_head
+from gateway.edge.head_template import INTERIM, Heads, head_of, interim_head
 from gateway.errors import RequestRefused, UpstreamError
 from gateway.http.forwarding import Trusted, place
 from gateway.http.headers import WITHOUT_CONTENT, Headers, connection_options, first, framed, has, values
 from gateway.http.target import Slashes, Target, below, check_host, normalise, split_raw_target
 from gateway.observability.access_log import AccessLog, silent
-from gateway.observability.response_headers import complete, exchange_for
+from gateway.observability.response_headers import Texts, complete, exchange_for
 from gateway.observability.trace_context import PASSED_ON as TRACE
 from gateway.observability.trace_context import TRACEPARENT, traceparent_of
 from gateway.routing.cors import Cors
 from gateway.routing.declared import Declared
-from gateway.routing.fast_path import FastPath
+from gateway.routing.fast_path import Learning
 from gateway.routing.handlers import DeclaredRequest, Handlers
 from gateway.routing.references import Asked
 from gateway.streams.shared_body import SharedBody
@@ -50,19 +48,15 @@ from gateway.upstreams.response import Body, ResponseBody
 if TYPE_CHECKING:
     from gateway.cache.background import Underway
     from gateway.cache.engine import Engine
-    from gateway.cache.request import CacheRequest
-    from gateway.edge.entries import HeaderBlock
     from gateway.edge.header_block import Repeat
     from gateway.http.request_parser import Line, Request
-    from gateway.http.target import Target
     from gateway.observability.metrics import Metrics
-    from gateway.routing.fast_path import FastPath
-    from gateway.upstreams.request import Interim
 
 
 CLIENT_LEFT = 499
 """nginx's status for a client that disconnected; only the log shows it."""
 _FOR_THE_APP = frozenset((b"gateway-explain", b"upgrade", b"expect"))
+_NOT_WHOLE = frozenset((b"connection", b"transfer-encoding"))
 _BAD_IN_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -83,8 +77,8 @@ class Direct(Protocol):
     async def answer(self, ask: CacheRequest) -> Answer:
         """The answer as clients may see it."""
 
-    def recall(self, ask: CacheRequest) -> FastPath:
-        """The edge's data for the next request of this line."""
+    def learn(self, edge: Learning, line: bytes, ask: CacheRequest) -> None:
+        """Tell the edge how the next requests of this line are answered."""
 
 
 Pattern = tuple[re.Pattern[str], Direct | None]
@@ -116,6 +110,7 @@ class PassThrough:
     underway: Underway
     root: str = ""
     """The path prefix under which clients reach the gateway."""
+    heads: Heads = field(default_factory=Heads)
 
     def pass_request(
         self, request: Request, peer: str, scheme: str, *, looked: bool = False
@@ -263,7 +258,8 @@ class PassThroughRequest:
             if connection.flow.write_paused:
                 await connection.flow.drain()
             status = answer.status
-            await self._send(connection, answer)
+            if not self._is_written_whole(connection, answer):
+                await self._send(connection, answer)
         except UpstreamError as error:
             exchange.cut(error)
             connection.transport.close()  # in the middle: an answer that ended early must not look whole
@@ -291,6 +287,29 @@ class PassThroughRequest:
             context = {"message": "a pass-through request failed", "exception": error}
             asyncio.get_running_loop().call_exception_handler(context)
             return problem(self.exchange, 500, "Internal error; see the gateway log for this request ID.")
+
+    def _is_written_whole(self, connection: Connection, answer: Answer) -> bool:
+        """Write a stored response whose body is here; False if it is another one. Raises UpstreamError."""
+        body, status, exchange = answer.body, answer.status, self.exchange
+        if type(body) is not bytes or exchange.stored is None or status != 200:
+            return False
+        named = dict(answer.headers)
+        if b"content-length" not in named or not _NOT_WHOLE.isdisjoint(named):
+            return False
+        origin = None if self._pass_through.cors is None else first(exchange.headers, b"origin")
+        make, close = self._whole_head, self._close
+        head = self._pass_through.heads.head(exchange, status, answer.headers, origin, make, close=close)
+        if _BAD_IN_HEAD.search(head):
+            raise UpstreamError("the upstream", "a response head that can't be forwarded")
+        self._begun = True
+        if exchange.method == "HEAD":
+            body = b""
+        self._size = len(body)
+        connection.transport.write(head + body)
+        return True
+
+    def _whole_head(self, headers: Headers, texts: Texts | None) -> bytes:
+        return self._head(200, headers, chunked=False, texts=texts)
 
     async def _send(self, connection: Connection, answer: Answer) -> None:
         """Raises UpstreamError if the upstream's response is incomplete."""
@@ -349,12 +368,12 @@ class PassThroughRequest:
         self._close = self._close or body.lagged
         transport.write(b"0\r\n\r\n")
 
-    def _head(self, status: int, headers: Headers, *, chunked: bool) -> bytes:
+    def _head(self, status: int, headers: Headers, *, chunked: bool, texts: Texts | None = None) -> bytes:
         """The answer's head as all the layers of the app would make it."""
         cors = self._pass_through.cors
         if cors is not None:
             headers = cors.told(headers, first(self.exchange.headers, b"origin"))
-        fields = complete(self.exchange, headers)
+        fields = complete(self.exchange, headers, texts)
         if chunked:
             fields.append((b"transfer-encoding", b"chunked"))
         if has(headers, b"connection"):
@@ -408,9 +427,9 @@ class DirectRoute:
         assert isinstance(ask, DeclaredRequest)
         return self.handlers.public(await self.handlers.engine.answer(ask), ask.asked)
 
-    def recall(self, ask: CacheRequest) -> FastPath:
+    def learn(self, edge: Learning, line: bytes, ask: CacheRequest) -> None:
         assert isinstance(ask, DeclaredRequest)
-        return self.handlers.recall(ask)
+        edge.expect(line, self.handlers.later(ask), ask.exchange.target)
 
 
 class DirectStream(DirectRoute):
@@ -419,37 +438,6 @@ class DirectStream(DirectRoute):
     async def answer(self, ask: CacheRequest) -> Answer:
         assert isinstance(ask, DeclaredRequest)
         return self.handlers.public(await self.handlers.streamed(ask), ask.asked)
-
-
-@dataclass(frozen=True)
-class DirectAggregate:
-    """A route of the configuration with parts, of `edge_pass.Direct`'s form."""
-
-    handlers: AggregateHandlers
-    aggregate: Aggregate
-
-    @property
-    def slashes(self) -> Slashes:
-        return self.aggregate.config.encoded_slashes
-
-    @property
-    def reads(self) -> bool:
-        return self.aggregate.admission is None and not self.aggregate.counts_hits
-
-    def ask(self, exchange: RequestContext, interim: Interim | None, block: HeaderBlock | None = None) -> CacheRequest:
-        """Raises RequestRefused."""
-        assert exchange.target is not None
-        if self.aggregate.limits is not None:
-            exchange.allowance = self.aggregate.limits.allowance()
-        return self.handlers.ask(exchange, self.aggregate, exchange.target.path)
-
-    async def answer(self, ask: CacheRequest) -> Answer:
-        answer = self.aggregate.at_hand(ask) or await self.aggregate.answer(ask)
-        return whole_bytes(answer, head=ask.facts.head)
-
-    def recall(self, ask: CacheRequest) -> FastPath:
-        assert isinstance(ask.exchange.recall, FastPath)
-        return ask.exchange.recall
 
 
 class Patterns:

@@ -134,7 +134,7 @@ class GatewayProtocol(ClientConnection):
 
     def _is_hit(self, repeat: Repeat, line: bytes, request_id: bytes, began: float) -> bool:
         """Answer what has no memo."""
-        known_target = repeat.edge.known_targets.get(line)
+        known_target = repeat.edge.known(line)
         block = None if known_target is None else repeat.edge.view(known_target, repeat.block)
         if known_target is None or block is None:
             return False
@@ -146,7 +146,7 @@ class GatewayProtocol(ClientConnection):
 
     def _may_be_shared(self, repeat: Repeat, line: bytes, request_id: bytes, data: bytes, began: float) -> bool:
         """Let a request that repeats wait for what the shared tier has, if it may have anything."""
-        known_target = repeat.edge.known_targets.get(line)
+        known_target = repeat.edge.known(line)
         if known_target is None or not known_target.modern:
             return False
         block = repeat.edge.view(known_target, repeat.block)
@@ -176,7 +176,7 @@ class GatewayProtocol(ClientConnection):
             self._line = b""
             return False
         self._repeat = repeat
-        known_target = edge.known_targets.get(line)
+        known_target = edge.known(line)
         view = None if known_target is None else edge.view(known_target, block)
         if known_target is None or view is None:
             return False
@@ -320,7 +320,7 @@ class GatewayProtocol(ClientConnection):
         self._release()
         self.server_state.total_requests += 1
         if pass_request.exchange.stored is not None and self._edge is not None:
-            self._edge.learn(self._line, pass_request.direct.recall(pass_request.ask), pass_request.exchange.target)
+            pass_request.direct.learn(self._edge, self._line, pass_request.ask)
         if close or self._last:
             self.transport.close()
         if not self.transport.is_closing():

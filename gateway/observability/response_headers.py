@@ -47,16 +47,17 @@ def diagnostics(exchange: RequestContext, texts: Texts) -> list[Field]:
     return fields
 
 
-def complete(exchange: RequestContext, headers: Headers) -> list[Field]:
+def complete(exchange: RequestContext, headers: Headers, texts: Texts | None = None) -> list[Field]:
     """All fields of a response with the given `headers`: those for downstream caches, of rate limits, `Date`, and the
-    diagnostic fields."""
+    diagnostic fields, with `texts` in them; None: the request's ID and the time it has taken."""
     if exchange.downstream is not NOTHING:
         selecting = exchange.stored.vary if exchange.stored is not None else ()
         passed = exchange.outcome.result is Result.BYPASS
         headers = exchange.downstream.told(headers, selecting, passed=passed, stored=exchange.stored is not None)
-    elapsed = time.perf_counter() - exchange.began
+    if texts is None:
+        elapsed = time.perf_counter() - exchange.began
+        texts = Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)
     date = [] if has(headers, b"date") else [(b"date", http_date(time.time()))]
-    texts = Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)
     if exchange.rate_limit and exchange.outcome.result not in _STORED:
         headers = [*headers, *exchange.rate_limit]
     return [*headers, *date, *diagnostics(exchange, texts)]

@@ -10,6 +10,7 @@ import msgspec
 from gateway.cache.request import CacheRequest, Route
 from gateway.cache.respond import Answer
 from gateway.context import RequestContext
+from gateway.http.target import Target
 from gateway.identity.admission import Admission
 from gateway.identity.principal import Principal
 from gateway.policy.keys import Plan
@@ -52,3 +53,17 @@ class FastPath(msgspec.Struct, frozen=True, gc=False):
     """What the route asks of credentials; None if it lets anybody in."""
     admit: Admit | None = None
     """Called for each hit, once it is certain that the edge writes it; None without limits that count hits."""
+
+
+class Recall(Protocol):
+    """Makes what the edge remembers of a request line, if it comes again."""
+
+    def recall(self) -> FastPath: ...
+
+
+class Learning(Protocol):
+    """The part of the edge's state that routes write: how the next requests of a line are answered."""
+
+    def expect(self, line: bytes, recall: Recall, target: Target | None) -> None: ...
+
+    def learn(self, line: bytes, recall: FastPath, target: Target | None) -> None: ...

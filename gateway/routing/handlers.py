@@ -40,7 +40,7 @@ from gateway.policy.rules import directives_of
 from gateway.policy.storability import TAG_FIELDS, passed_on
 from gateway.routing.admitting import is_preflight, let_in
 from gateway.routing.declared import Declared, announced, has_body, interim_of, local_path, purge_response, root_of
-from gateway.routing.fast_path import FastPath, PlanCache
+from gateway.routing.fast_path import FastPath, PlanCache, Recall
 from gateway.routing.location import REFERRING
 from gateway.routing.references import Asked, References
 from gateway.routing.responses import (
@@ -155,20 +155,30 @@ class Handlers:
 
     def recall(self, ask: DeclaredRequest) -> FastPath:
         """The edge's data for the next request of this line."""
-        asked = ask.asked
         assert isinstance(ask.origin, UpstreamOrigin)
         content = ask.origin.content
+        if content is None:
+            return self.later(ask).recall()
+        origin = structs.replace(ask.origin, interim=None)
+        line = content.line(ask.route.keying.identity_key)
+        return self.recalled(_Again(self, ask.asked, ask.parameters, origin), line, ask.exchange.method)
+
+    def later(self, ask: DeclaredRequest) -> Recall:
+        """What makes the same for a request without content."""
+        return _Again(self, ask.asked, ask.parameters, None)
+
+    def recalled(self, again: _Again, content: str = "", method: str = "") -> FastPath:
+        """The edge's data for requests as `again` makes them."""
+        asked = again.asked
         return FastPath(
-            route=ask.route,
+            route=asked.route.engine_route,
             origin=asked.route.upstream.name,
             target=asked.target,
-            tags=self._tags(asked.route, ask.parameters),
+            tags=self._tags(asked.route, again.parameters),
             public=_Public(self, asked),
-            ask=_Again(
-                self, asked, ask.parameters, None if content is None else structs.replace(ask.origin, interim=None)
-            ),
-            content="" if content is None else content.line(ask.route.keying.identity_key),
-            method="" if content is None else ask.exchange.method,
+            ask=again,
+            content=content,
+            method=method,
             admission=asked.route.admission,
             admit=asked.route.limits.admits_hit if asked.route.limits is not None and asked.route.counts_hits else None,
         )
@@ -475,6 +485,9 @@ class _Again(msgspec.Struct, frozen=True, gc=False):
     parameters: dict[str, str]
     origin: UpstreamOrigin | None
     """That of a read whose content is in its key; None for others, whose origin is made again."""
+
+    def recall(self) -> FastPath:
+        return self.handlers.recalled(self)
 
     def __call__(self, exchange: RequestContext) -> CacheRequest:
         asked, handlers = self.asked, self.handlers

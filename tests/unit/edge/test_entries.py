@@ -29,3 +29,33 @@ async def test_what_is_remembered_is_bounded() -> None:
     assert len(edge.blocks) <= most // 4 + 1
     assert len(edge._order) <= most
     assert len(edge.memos) <= most
+
+
+async def test_a_line_is_prepared_for_when_it_comes_again() -> None:
+    app, _ = plain()
+    line, edge = Line(app), app.app.edge
+    first = await asked(line, GET % b"")
+    assert b"fwd=miss" in first
+    assert not edge.known_targets
+    assert app.passed == 1
+    second = await asked(line, GET % b"")
+    assert b"gateway; hit" in second
+    assert app.passed == 1  # the edge answered it
+    assert [*edge.known_targets] == [b"GET /o/1 HTTP/1.1"]
+
+
+async def test_what_is_known_of_lines_that_come_once_is_bounded_and_forgets_the_oldest() -> None:
+    app, _ = plain(memory="1MiB")
+    line, edge = Line(app), app.app.edge
+    for number in range(300):
+        await asked(line, (GET % b"").replace(b"/o/1", b"/o/%d" % number))
+    assert not edge.known_targets
+    assert edge._most // 4 <= len(edge._expected) + len(edge._expected_before) <= edge._most // 2 + 2
+    before = app.passed
+    for number, passes in ((299, 0), (0, 1)):
+        answer = await asked(line, (GET % b"").replace(b"/o/1", b"/o/%d" % number))
+        assert b"gateway; hit" in answer
+        assert app.passed - before == passes
+    edge.forget()
+    assert not edge._expected
+    assert not edge._expected_before

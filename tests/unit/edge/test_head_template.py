@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import pytest
 
 from gateway.context import Outcome, RequestContext, Result
@@ -10,13 +13,18 @@ from gateway.edge.head_template import (
     KEEPS,
     TICKS,
     Ending,
+    Heads,
     head_of,
     interim_head,
     lines_of,
     template_of,
     with_last,
 )
-from gateway.observability.response_headers import Texts, diagnostics, in_milliseconds
+from gateway.http.headers import Headers
+from gateway.observability.response_headers import Texts, complete, diagnostics, in_milliseconds
+from gateway.policy.downstream import Downstream
+from gateway.policy.keys import Keying
+from tests.support.policy_values import stored
 
 FIELDS = [
     (b"content-type", b"text/plain"),
@@ -89,3 +97,79 @@ def test_an_interim_response_has_neither_framing_nor_an_upstreams_cors() -> None
 @pytest.mark.parametrize("field", [CLOSES, KEEPS])
 def test_a_last_field_stands_at_the_end_of_a_head(field: bytes) -> None:
     assert with_last(head_of(200, FIELDS), field) == head_of(200, FIELDS)[:-2] + field + b"\r\n"
+
+
+PUBLIC, OWN = Keying(vary=("accept",)), Keying(vary=("authorization",), authorization="key")
+DOWNSTREAM = {keying: Downstream.of(keying, made=False) for keying in (PUBLIC, OWN)}
+MISSED = [(b"content-type", b"a/b; c=100%"), (b"cache-control", b"max-age=59"), (b"date", b"then"), (b"age", b"0")]
+TAGGED = [*MISSED, (b"etag", b'"%b"'), (b"content-length", b"4")]
+
+
+class Making:
+    """Makes heads as a pass-through does, and counts how many."""
+
+    def __init__(self, exchange: RequestContext, *, status: int = 200) -> None:
+        self.exchange, self.status, self.made = exchange, status, 0
+
+    def __call__(self, headers: Headers, texts: Texts | None) -> bytes:
+        self.made += 1
+        return head_of(self.status, complete(self.exchange, headers, texts))
+
+
+def missed(request_id: str, *, keying: Keying = PUBLIC, spent: tuple[str, ...] = ("upstream",)) -> RequestContext:
+    exchange = RequestContext(request_id, time.perf_counter(), "GET", "127.0.0.1", "http", route="goods")
+    exchange.outcome = Outcome(Result.MISS, forward="miss", forward_status=200, stored=True)
+    exchange.downstream = DOWNSTREAM[keying]
+    exchange.stored = stored()
+    for number, name in enumerate(spent):
+        exchange.spend(name, 0.25 + number)
+    return exchange
+
+
+def lines(head: bytes) -> list[bytes]:
+    """A head's lines without those that tell how long it took."""
+    return [re.sub(rb"total;dur=.*|(?<=x-process-time: ).*", b"", line) for line in head.split(b"\r\n")]
+
+
+@pytest.mark.parametrize("keying", [PUBLIC, OWN])
+@pytest.mark.parametrize("spent", [(), ("upstream",), ("upstream", "cache"), ("cache", "upstream")])
+def test_a_head_by_a_template_is_the_one_that_is_made(keying: Keying, spent: tuple[str, ...]) -> None:
+    heads = Heads()
+    first = missed("id-1", keying=keying, spent=spent)
+    making = Making(first)
+    assert lines(heads.head(first, 200, TAGGED, None, making, close=False)) == lines(Making(first)(TAGGED, None))
+    second = missed("id-2", keying=keying, spent=spent)
+    unused = Making(second)
+    others = [(b"content-type", b"a/b; c=100%"), (b"cache-control", b"max-age=7"), (b"date", b"%b"), (b"age", b"12")]
+    others += [(b"etag", b'W/"\xe4%"'), (b"content-length", b"123456")]
+    head = heads.head(second, 200, others, None, unused, close=False)
+    assert lines(head) == lines(Making(second)(others, None))
+    assert (making.made, unused.made) == (2, 0)
+
+
+def test_each_deciding_field_has_a_template_of_its_own() -> None:
+    heads = Heads()
+    for number, headers in enumerate(
+        (
+            TAGGED,
+            MISSED,
+            [*TAGGED, (b"vary", b"accept-language")],
+            [*TAGGED, (b"vary", b"accept")],
+            [*TAGGED, (b"cache-control", b"max-age=60")],  # two lifetimes have no template
+            [*TAGGED, (b"cache-control", b"no-cache, max-age=60")],
+            [(b"x-other", b"7291046385"), *TAGGED],
+            [(b"x-other", b"\xff"), *reversed(TAGGED)],
+        )
+    ):
+        for asked in ("a", "b"):
+            exchange = missed(f"{asked}{number}")
+            head = heads.head(exchange, 200, headers, None, Making(exchange), close=False)
+            assert lines(head) == lines(Making(exchange)(headers, None))
+
+
+def test_no_more_templates_are_kept_than_allowed() -> None:
+    heads = Heads()
+    for number in range(1030):
+        exchange = missed("id")
+        heads.head(exchange, 200, [(b"x-other", b"%d" % number), *TAGGED], None, Making(exchange), close=False)
+    assert repr(heads) == "<Heads 6 templates>"
