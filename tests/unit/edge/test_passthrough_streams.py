@@ -3,46 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
+import time
 from typing import Any
 
 import pytest
 
 from gateway.app.gateway import Gateway, create_app
 from gateway.edge.protocol import GatewayProtocol
+from gateway.identity.key_source import Stored
 from gateway.observability.access_log import silent
 from tests.support.gateways import served
 from tests.support.raw import Connection, raw_upstream
+from tests.support.tokens import TestIssuer
 from tests.support.wire import Wire, door
 
-STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+STREAM = b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 GET = b"GET /prices HTTP/1.1\r\nHost: a\r\n%b\r\n"
 
 
 class Source:
     """An upstream of event streams: the heads of its requests, and a way to send to all."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: bytes = b"HTTP/1.1 200 OK\r\n") -> None:
         self.heads: list[bytes] = []
+        self._head = start + STREAM
         self._open: list[Connection] = []
 
     async def __call__(self, connection: Connection) -> None:
         self.heads.append(await connection.request())
-        await connection.send(STREAM)
+        await connection.send(self._head)
         self._open.append(connection)
         await connection.closed()
 
-    async def say(self, *numbers: int, text: bytes = b"x") -> None:
+    async def say(self, *numbers: int, text: bytes = b"x", to: int | None = None) -> None:
         for number in numbers:
             event = b"id: %d\ndata: %b\n\n" % (number, text)
-            for connection in self._open:
+            for connection in self._open if to is None else self._open[to : to + 1]:
                 await connection.send(b"%x\r\n%b\r\n" % (len(event), event))
 
 
-def site(url: str, **settings: Any) -> Gateway:
-    route = {"path": "/prices", "upstream": "api", "ttl": "0s", "stream": "share"}
-    config = {"redis_url": "none", "upstreams": {"api": {"url": url}}, "routes": {"prices": {**route, **settings}}}
-    return create_app(config, log=silent)
+def site(url: str, issuers: dict[str, Any] | None = None, **settings: Any) -> Gateway:
+    route = {"path": "/prices", "upstream": "api", "ttl": "0s", "stream": "share", **settings}
+    config = {"redis_url": "none", "upstreams": {"api": {"url": url}}, "routes": {"prices": route}}
+    return create_app({**config, "identity": issuers or {}}, log=silent)
 
 
 async def told(wire: Wire, ending: bytes) -> bytes:
@@ -101,6 +106,36 @@ async def test_partitions_of_the_key_have_streams_of_their_own() -> None:
             head = await wire.reader.readuntil(b"\r\n\r\n")
             assert b"private" in head
     assert sorted(head.lower().count(b"authorization: a\r\n") for head in source.heads) == [0, 1]
+
+
+async def test_a_user_s_clients_share_a_stream_that_no_other_user_gets_even_when_all_is_purged() -> None:
+    """The upstream calls it private; each event says whose stream it is in."""
+    issuer, now, source = TestIssuer(), time.time(), Source(b"HTTP/1.1 200 OK\r\nCache-Control: private\r\n")
+    shop = {"issuer": issuer.url, "jwks": json.loads(issuer.jwks), "audience": ["shop"]}
+    settings = {"identity": ["shop"], "per": ["sub"], "forward": {"x-user": "sub"}}
+    async with raw_upstream(source) as raw:
+        app = site(raw.url, {"shop": shop}, **settings)
+        keys: Any = app.worker_state.providers["shop"].source
+        keys._use(Stored(now, issuer.jwks))
+        async with door(app) as connect:
+            wires: list[tuple[bytes, Wire]] = []
+            for user in ("anna", "berta", "anna", "berta"):
+                token = issuer.sign("Ed25519", sub=user, aud="shop", iat=now - 10, exp=now + 600)
+                wire = await connect()
+                wire.send(GET % (b"Authorization: Bearer " + token + b"\r\n"))
+                head = await wire.reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200")
+                assert b"private" in head
+                wires.append((user.encode(), wire))
+            assert len(source.heads) == 2
+            await app.purge(everything=True)
+            for number, head in enumerate(source.heads):
+                await source.say(number, text=head.lower().partition(b"x-user: ")[2].partition(b"\r")[0], to=number)
+            for user, wire in wires:
+                assert user in await told(wire, b"data: " + user + b"\n\n")
+            refused = await connect()
+            refused.send(GET % b"")
+            assert (await refused.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 401")
 
 
 async def test_a_client_that_does_not_read_is_cut_and_the_others_get_all() -> None:
