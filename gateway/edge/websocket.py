@@ -11,6 +11,7 @@ accepted, that is the transport's protocol, and uvicorn's is free.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, cast
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -23,12 +24,16 @@ from gateway.upstreams.websocket import UpstreamSocket, WebSocketCounts
 
 EARLY = 64 * 1024
 """Bytes that a client may send before its handshake is answered, such as its first messages; more wait unread."""
+PIECE = 4096
+"""Bytes that uvicorn's protocol gets at once."""
+SLICE = 0.005
+"""Seconds for the bytes of one connection, before others have their turn."""
 INTERNALS = {
     WebSocketsSansIOProtocol: (
         *("app", "close_sent", "conn", "connections", "disconnected", "frames", "handshake_complete"),
         *("handshake_initiated", "queue", "response", "transport", "writable"),
         *("connection_lost", "data_received", "handle_connect", "handle_cont", "handle_parser_exception"),
-        *("handle_ping", "send", "shutdown", "stop_keepalive"),
+        *("handle_ping", "loop", "read_paused", "receive", "send", "shutdown", "stop_keepalive"),
     )
 }
 
@@ -51,7 +56,7 @@ class ClientWebSocket(WebSocketsSansIOProtocol):
     def __init__(self, guard: ConnectionGuard, guarded: GuardedConnection, peer: str, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._guard, self._guarded, self._peer = guard, guarded, peer
-        self._early = b""
+        self._early = self._waiting = b""
         self._relay: Relay | None = None
         app: Any = self.app
 
@@ -71,8 +76,36 @@ class ClientWebSocket(WebSocketsSansIOProtocol):
             self._early += data
             if len(self._early) > EARLY:
                 self.transport.pause_reading()
+        elif self._waiting:
+            self._waiting += data
         else:
-            super().data_received(data)
+            self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        """Have uvicorn read, in pieces: what came in one read may be 40,000 frames, which take it half a second."""
+        until = time.perf_counter() + SLICE
+        for end in range(PIECE, len(data) + PIECE, PIECE):
+            if self.transport.is_closing():
+                return
+            super().data_received(data[end - PIECE : end])
+            if end < len(data) and time.perf_counter() > until and not self.transport.is_closing():
+                self._waiting = data[end:]
+                self.transport.pause_reading()
+                self.loop.call_soon(self._feed_more)
+                return
+
+    def _feed_more(self) -> None:
+        data, self._waiting = self._waiting, b""
+        if not self.transport.is_closing():
+            self._feed(data)
+            if not (self._waiting or self.read_paused or self.transport.is_closing()):
+                self.transport.resume_reading()
+
+    async def receive(self) -> Any:
+        message = await super().receive()
+        if self._waiting and not self.transport.is_closing():
+            self.transport.pause_reading()  # uvicorn resumes it
+        return message
 
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)
@@ -124,7 +157,7 @@ class ClientWebSocket(WebSocketsSansIOProtocol):
             self._give_to(self._relay, early)
         elif early:
             self.transport.resume_reading()
-            super().data_received(early)
+            self._feed(early)
 
     def _give_to(self, relay: Relay, early: bytes) -> None:
         self.stop_keepalive()

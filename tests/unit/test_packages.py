@@ -27,6 +27,7 @@ NOT_IMPORTED = {
     "fastapi-offline": "its files are served as OpenAPI pages (`app/openapi.py`)",
     "h11": "uvicorn's; older versions have a known hole in framing",
     "jinja2": "fastapi-cache2 imports starlette.templating without declaring it",
+    "websockets": "uvicorn's, for WebSockets of clients; before 17 the protocol on it fails our tests",
 }
 
 

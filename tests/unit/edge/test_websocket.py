@@ -151,6 +151,27 @@ async def test_a_flood_of_empty_frames_ends_a_handlers_connection() -> None:
         assert await client.closed_by() == 1008
 
 
+async def test_a_flood_of_frames_to_a_handler_lets_others_come_in_between() -> None:
+    async def handler(socket: WebSocket) -> None:
+        await socket.accept()
+        with contextlib.suppress(WebSocketDisconnect):
+            while True:
+                await socket.send_text(await socket.receive_text())
+
+    async with open_to(app := handling(handler)) as url:
+        client, _ = await Raw.connect(url)
+        [connection] = app.guard._connections
+        protocol = connection.transport.get_protocol()  # type: ignore[attr-defined]
+        protocol.data_received(client_frame(PING) * 20_000 + client_frame(TEXT, b"a") + client_frame(TEXT, b"b"))
+        assert len(protocol._waiting) > 50_000
+        client.send(TEXT, b"c")
+        got = [await client.frame() for _ in range(20_003)]
+        assert [payload for opcode, payload in got if opcode == TEXT] == [b"a", b"b", b"c"]
+        assert not protocol._waiting
+        client.send(TEXT, b"d" * 300_000)
+        assert await client.frame() == (TEXT, b"d" * 300_000)
+
+
 async def test_a_handlers_connection_is_closed_by_1001_when_the_server_stops() -> None:
     ended: asyncio.Queue[int] = asyncio.Queue()
 
