@@ -28,6 +28,7 @@ __all__ = [
     "identified",
     "part",
     "principal",
+    "rate_limited",
     "upstream",
 ]
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from gateway.errors import ConfigError, GatewayError, UpstreamError
     from gateway.routing.cached_decorator import cached
     from gateway.routing.function_calls import get_or_set
+    from gateway.routing.handler_limits import rate_limited
     from gateway.routing.handler_settings import upstream
     from gateway.routing.principal import Principal, identified, principal
     from gateway.upstreams.client import Upstream
@@ -67,6 +69,7 @@ _PLACES = {
     "identified": "routing.principal",
     "part": "aggregates.typed",
     "principal": "routing.principal",
+    "rate_limited": "routing.handler_limits",
     "upstream": "routing.handler_settings",
 }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from fastapi.routing import RouteContext
+
 from gateway.identity.admission import Admission, Provider
 from gateway.routing.handler_settings import Runtime
 
@@ -53,8 +55,10 @@ def refusals_of(problem: dict[str, Any]) -> dict[str, Any]:
 
 
 def secure_handlers(document: dict[str, Any], runtime: Runtime) -> None:
-    """Describe in an OpenAPI document what Python handlers ask of credentials."""
+    """Describe in an OpenAPI document what Python handlers ask of credentials, and which have rate limits."""
     for context in runtime.contexts.values():
+        if id(context.dependant) in runtime.limited:
+            _limit(document, context)
         admission = runtime.identified.get(id(context.dependant))
         operations = document.get("paths", {}).get(context.path_format or "", {})
         for method in context.methods or () if admission is not None else ():
@@ -65,9 +69,19 @@ def secure_handlers(document: dict[str, Any], runtime: Runtime) -> None:
     add_schemes(document, runtime.admissions(None))
 
 
+def _limit(document: dict[str, Any], context: RouteContext) -> None:
+    operations = document.get("paths", {}).get(context.path_format or "", {})
+    for method in context.methods or ():
+        if (operation := operations.get(method.lower())) is not None:
+            operation.setdefault("responses", {})["429"] = LIMITED
+
+
 PROBLEM: dict[str, Any] = {
     "application/problem+json": {"schema": {"type": "object", "properties": {"detail": {"type": "string"}}}}
 }
+
+
+LIMITED = {"description": "Too many requests; `Retry-After` says when to retry.", "content": PROBLEM}
 
 
 def add_schemes(document: dict[str, Any], admissions: Iterable[Admission]) -> None:

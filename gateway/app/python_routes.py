@@ -31,6 +31,7 @@ from gateway.observability.log import ONCE
 from gateway.routing.handler_edge import judged, verifies
 from gateway.routing.handler_endpoint import deaf, decorators_above
 from gateway.routing.handler_inputs import Inputs, inputs_of, label, refusing, upstream_names
+from gateway.routing.handler_limits import instrument_limits, limits_of_handler
 from gateway.routing.handler_reading import by_model
 from gateway.routing.handler_settings import CACHED_AS, Cached, Marked, Runtime, cached_settings
 from gateway.routing.handler_tree import instrument
@@ -55,7 +56,7 @@ class Binding:
         """
         runtime = self._runtime
         known = {id(each.original_route) for each in runtime.contexts.values()}
-        runtime.contexts, runtime.identified = {}, {}
+        runtime.contexts, runtime.identified, runtime.limited = {}, {}, {}
         inputs: dict[int, Inputs] = {}
         for context in _contexts(routes):
             if known and id(context.original_route) not in known:
@@ -77,6 +78,7 @@ class Binding:
         marked = cached_settings(context.endpoint)
         self._identify(context, marked.settings if marked is not None else None)
         if marked is None:
+            self._limit(context, None)
             return
         settings, injected = marked.settings, marked.injected
         _check_decorators(context, marked)
@@ -91,6 +93,25 @@ class Binding:
             runtime.prepared[id(settings)] = prepare.reading
         if id(settings) in runtime.identified:
             instrument_identity(context.dependant, settings)
+        self._limit(context, settings)
+
+    def _limit(self, context: RouteContext, settings: Cached | None) -> None:
+        """Have a handler's requests counted by the limits that it names."""
+        runtime, limiter, dependant = self._runtime, self._builder.limiter, context.dependant
+        identified = id(dependant) in runtime.identified
+        if limiter is None:
+            return
+        try:
+            limits = limits_of_handler(dependant, settings, self._builder.config, limiter, identified=identified)
+        except ValueError as error:
+            name = settings.name if settings is not None else context.name
+            raise _problem(f"rate_limits of the handler {name}: {error}") from None
+        if limits is None:
+            return
+        runtime.limited[id(dependant)] = limits
+        if settings is not None:
+            runtime.limited[id(settings)] = limits
+        instrument_limits(dependant, cached=settings is not None, verifying=identified)
 
     def _identify(self, context: RouteContext, settings: Cached | None) -> None:
         """Note what a handler asks of credentials."""

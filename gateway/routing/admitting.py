@@ -43,7 +43,7 @@ async def let_in(
         if refusal is not None:
             return refusal
     reached = None if limits is None else await limits.before_cache(exchange)
-    return None if reached is None else _over_limit(exchange, reached, metrics)
+    return None if reached is None else over_limit(exchange, reached, metrics)
 
 
 async def _verified(
@@ -58,7 +58,7 @@ async def _verified(
     if limits is not None and limits.refuses_many(exchange) and admission.known(exchange.headers, identity_key) is None:
         counted = True
         if (reached := await limits.before_verifying(exchange)) is not None:
-            return _over_limit(exchange, reached, metrics)
+            return over_limit(exchange, reached, metrics)
     counts = False
     try:
         exchange.headers, exchange.principal = await admission.admit(exchange.headers, identity_key)
@@ -72,7 +72,8 @@ async def _verified(
     return None
 
 
-def _over_limit(exchange: RequestContext, reached: LimitReached, metrics: Metrics) -> Answer:
+def over_limit(exchange: RequestContext, reached: LimitReached, metrics: Metrics) -> Answer:
+    """The answer to a request that has reached a limit, which is counted as a refusal."""
     metrics.refused("rate-limit")
     exchange.failure = reached.why
     return limit_reached(exchange, reached)

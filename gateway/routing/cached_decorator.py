@@ -38,6 +38,7 @@ from gateway.routing.fast_path import FastPath
 from gateway.routing.function_calls import Outside
 from gateway.routing.handler_endpoint import Called, Wrapped, endpoint_of
 from gateway.routing.handler_key import Unwritable
+from gateway.routing.handler_limits import count_late, count_miss
 from gateway.routing.handler_reading import KEY, READING, Reading, Unknown
 from gateway.routing.handler_replay import ReplayOrigin, replay_of
 from gateway.routing.handler_request import SeenRequest, response_scope
@@ -88,6 +89,7 @@ def cached(
     per: typing.Sequence[str] | None = None,
     require: typing.Mapping[str, Any] | None = None,
     optional: bool = False,
+    rate_limits: typing.Sequence[str] = (),
 ) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
     """Cache a FastAPI handler's responses to GET and HEAD, shared by all clients with the same inputs; or the values
     of a function that is no handler, by its arguments (`function_calls`).
@@ -115,6 +117,8 @@ def cached(
     `per` the claims that responses depend on, each part of the key; `require` and `optional` are as for a route. The
     handler takes a `Principal`, of which it can read the claims in `per`. With `per` alone, any provider will do.
 
+    `rate_limits` names limits of the setting `rate_limits`, by which requests to the handler are counted.
+
     With `cache=False`, or a `ttl` of `0s` without a stale window, every request calls the handler, without waiting.
 
     Raises ValueError for an invalid argument: its name, its value, and what is allowed.
@@ -139,6 +143,7 @@ def cached(
         "per": per,
         "require": require or {},
         "optional": optional,
+        "rate_limits": rate_limits,
     }
 
     def decorate(function: Callable[P, Any]) -> Callable[P, Any]:
@@ -188,6 +193,8 @@ class _Call:
         if self.settings.identity is not None and WHO_KEY not in scope:
             await admit_late(self.request, self.settings)
             self.reading = None
+        if self.settings.rate_limits:
+            await count_late(self.request, self.settings)
         exchange = exchange_of(scope)
         if exchange is None or self.request.method not in ("GET", "HEAD"):
             return await self.value()
@@ -275,6 +282,7 @@ class _Call:
         """The handler's own response, for this client only: `why` the key says so; None if it has no key."""
         if replay_of(self.request.scope) is not None:
             return Response(status_code=503)
+        await count_miss(self.request)
         bound = runtime_of(self.request).bound.get(id(self.settings))
         if bound is not None:
             bound[0].takes(exchange)

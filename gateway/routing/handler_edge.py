@@ -23,7 +23,7 @@ from starlette.convertors import Convertor
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 
 from gateway.routing.handler_endpoint import decorators_above
-from gateway.routing.handler_inputs import IDENTITY, OWN, UPSTREAM, label, model_of, sees_all
+from gateway.routing.handler_inputs import IDENTITY, LIMITS, OWN, UPSTREAM, label, model_of, sees_all
 from gateway.routing.handler_settings import Judged, Marked, cached_settings
 
 _BY_PATH = (APIRoute, Route, Mount, APIWebSocketRoute, WebSocketRoute)
@@ -72,6 +72,8 @@ def reason_against(context: RouteContext, marked: Marked, overrides: Collection[
         return "key= is made for each request"
     if verifies(dependant):
         return "it verifies credentials for each request"
+    if any(hasattr(each.call, LIMITS) for each in dependant.dependencies):
+        return "its rate limits count each request"
     depends = [each.call for each in dependant.dependencies if not getattr(each.call, OWN, False)]
     others = [each for each in depends if getattr(each, UPSTREAM, None) is None]
     if others:

@@ -23,6 +23,8 @@ UPSTREAM = "__gateway_upstream__"
 """The attribute of a dependency that is an upstream: its name."""
 OWN = "__gateway_own__"
 """The attribute of a dependency that the gateway put into a handler's tree."""
+LIMITS = "__gateway_limits__"
+"""The attribute of a dependency that names rate limits, or counts by them."""
 IDENTITY = "__gateway_identity__"
 """The attribute of a dependency that verifies credentials."""
 

@@ -43,6 +43,7 @@ from gateway.http.headers import CacheControl, without
 from gateway.http.target import Target, select_query
 from gateway.identity.admission import Admission, Provider
 from gateway.identity.principal import is_of_one_user
+from gateway.limits.route_limits import RouteLimits
 from gateway.observability.metrics import Metrics
 from gateway.policy.identity_key import UNKEYED, IdentityKey
 from gateway.policy.keys import Keying, primary_key
@@ -113,6 +114,7 @@ class Cached:
     edge: bool | None = None
     """Whether its hits are served before FastAPI sees the request; None if that depends on a proof."""
     key: Key | None = None
+    rate_limits: tuple[str, ...] = ()
     identity: AskedIdentity | None = None
     """What it asks of credentials; None if `@cached` says nothing of it."""
     by_value: ByValue | None = None
@@ -234,6 +236,7 @@ class Arguments(Model):
     per: Annotated[Names, AfterValidator(_names)] | None = None
     require: RequireConfig = RequireConfig()
     optional: Flag = False
+    rate_limits: Annotated[Names, AfterValidator(_names)] = Field(default_factory=list)
 
     def _asked(self) -> AskedIdentity | None:
         given = [name for name in ("identity", "per", "require", "optional") if name in self.model_fields_set]
@@ -255,6 +258,8 @@ class Arguments(Model):
             raise ValueError("vary requires a duration as ttl; with ttl='origin' it is what the handler reads")
         if self.ttl == "origin" and self.client_ttl is not None:
             raise ValueError("client_ttl requires a duration as ttl; with ttl='origin' the handler's headers apply")
+        if self.edge and self.rate_limits:
+            raise ValueError("edge=True can't be combined with rate_limits: the edge counts no requests of handlers")
         if self.edge and key is not None:
             raise ValueError("key can't be combined with edge=True: it requires dependencies, which edge=True skips")
         return Cached(
@@ -278,6 +283,7 @@ class Arguments(Model):
             edge=self.edge,
             key=key,
             identity=self._asked(),
+            rate_limits=tuple(self.rate_limits),
         )
 
 
@@ -372,6 +378,8 @@ class Runtime:
     """What verifies credentials, by the names of the setting `identity`."""
     identified: dict[int, Admission] = field(default_factory=dict)
     """By the id of a handler's settings, and of a route's tree of dependencies: what it asks of credentials."""
+    limited: dict[int, RouteLimits] = field(default_factory=dict)
+    """By the id of a handler's settings, and of a route's tree of dependencies: the limits that count its requests."""
     lifespan: Mapping[str, Any] = field(default_factory=dict)
     """The state from the app's lifespan, which is part of every request's."""
     overridden: Mapping[str, CachePolicy] = field(default_factory=dict)
