@@ -192,3 +192,27 @@ async def test_the_clients_end_of_the_session_ends_the_connection(
         await until(lambda: len(app.guard) == 1)
         wire.writer.close()
         await until(lambda: len(app.guard) == 0)
+
+
+async def test_renegotiation_is_refused_and_a_connection_that_is_cut_in_its_handshake_is_forgotten(
+    certificate: Certificate,
+) -> None:
+    app = guarded()
+    async with tls_door(app, certificate) as connect:
+        wire = await connect()
+        port = wire.writer.get_extra_info("peername")[1]
+        wire.send(b"\x16\x03\x01")
+        await until(lambda: len(app.guard) == 1)
+        wire.writer.transport.abort()
+        await until(lambda: len(app.guard) == 0)
+        client = await asyncio.create_subprocess_exec(
+            *("openssl", "s_client", "-tls1_2", "-connect", f"127.0.0.1:{port}", "-servername", "any.test"),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        assert client.stdin is not None
+        await until(lambda: len(app.guard) == 1)
+        client.stdin.write(b"R\n")
+        said, _ = await asyncio.wait_for(client.communicate(), 20)
+        assert b"no renegotiation" in said
+        assert b"CN = gateway.test" in said
+        await until(lambda: len(app.guard) == 0)
