@@ -182,7 +182,7 @@ class RecordLog(Generic[R]):
                 if added.generation != place:  # its first time in this generation
                     place, since = added.generation, self._clock.now()
                 report = self.report(record, added, self._clock.now() - since)
-                await self._bury_the_dead(added)
+                await self._bury_the_dead(added.beats)
             if report.complete or self.unread or time.perf_counter() + pause > began + CONFIRM_SECONDS:
                 return replace(report, seconds=time.perf_counter() - began)
             await asyncio.sleep(pause)
@@ -208,9 +208,9 @@ class RecordLog(Generic[R]):
         sending heartbeats, and may still run, disconnected from Redis."""
         return False
 
-    async def _bury_the_dead(self, added: Added) -> None:
+    async def _bury_the_dead(self, beats: Mapping[str, str]) -> None:
         """A worker of this machine whose process is gone confirms nothing any more, and answers nothing."""
-        for worker, beat in added.beats.items():
+        for worker, beat in beats.items():
             if gone(worker):
                 await self._stream.bury(worker, beat, certain=True)
 
@@ -341,11 +341,13 @@ class RecordLog(Generic[R]):
             await self.tidy()
 
     async def census(self) -> None:
-        """Update the known workers, and remove those without a heartbeat for too long."""
+        """Update the known workers, and remove those whose process is gone, or without a heartbeat for too long."""
         now = self._clock.now()
-        self._fleet.note(self._state.generation, await self._stream.workers(), now)
+        beats = await self._stream.workers()
+        self._fleet.note(self._state.generation, beats, now)
+        await self._bury_the_dead(beats)  # first: of a silent one it is not known whether it still answers
         for worker, beat in self._fleet.silent(now):
-            await self._stream.bury(worker, beat)
+            await self._stream.bury(worker, beat, certain=gone(worker))
 
 
 @dataclass(slots=True)
@@ -391,10 +393,11 @@ class Fleet:
         for worker, seen in list(self._seen.items()):
             if worker in beats:
                 continue
-            if now - seen.at > seen.silent:
-                self.silenced_at = now
-            elif seen.generation != generation:
-                continue
+            if not gone(worker):
+                if now - seen.at > seen.silent:
+                    self.silenced_at = now
+                elif seen.generation != generation:
+                    continue
             del self._seen[worker]
 
     def silent(self, now: float) -> list[tuple[str, str]]:

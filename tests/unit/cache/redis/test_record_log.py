@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import uuid4
@@ -61,6 +62,23 @@ async def test_while_a_worker_is_silent_nothing_is_complete_as_it_may_still_acce
         await log._stream.bury("elsewhere.1.x", beat.encode())
         report = await log.publish(api_key("b"))
         assert (report.complete, report.settled, report.confirmed, report.workers) == (False, False, 1, 1)
+
+
+async def test_a_worker_that_crashed_leaves_no_day_without_confirmations(valkey: Embedded) -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
+    await process.wait()
+    async with logs(valkey, 2) as (one, two):
+        crashed = f"{one.worker.partition('.')[0]}.{process.pid}.x"
+        await one._stream.turn(crashed, Beat("g", ZERO, silent=0.0))
+        for each in (two, one):  # both have seen it, and that it is silent
+            each._fleet.note(
+                each.records.generation, {crashed: Beat("g", ZERO, silent=0.0).encode()}, each._clock.now() - 60
+            )
+        await one.census()
+        await two.census()
+        assert crashed not in await one._stream.workers()
+        report = await two.publish(api_key("a"))
+        assert (report.complete, report.confirmed, report.workers) == (True, 2, 2)
 
 
 def test_a_process_that_runs_is_not_gone_and_of_another_machine_nobody_knows() -> None:
