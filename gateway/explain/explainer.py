@@ -305,6 +305,7 @@ class Explainer:
             path=handler.path,
             lost=lost,
             asks=asks,
+            limits=trace.limits(cached.limits, request.principal),
             dropped=tuple(trace.dropped(request.target, target)),
             edge=cached.edge,
             ttl=self._lifetime(key, cached.ttl, rules, stored, coded=written),

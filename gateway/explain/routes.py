@@ -17,6 +17,7 @@ from gateway.config.types import show_duration
 from gateway.http.target import Target, other_slash, select_query
 from gateway.identity.admission import Admission
 from gateway.identity.principal import Principal
+from gateway.limits.route_limits import RouteLimits
 from gateway.routing.handler_settings import Runtime, cached_settings, target_text
 from gateway.routing.handler_tags import rendered
 
@@ -41,6 +42,7 @@ class HandlerCache:
     """Why the edge doesn't serve its hits; None if it does."""
     admission: Admission | None = None
     """What it asks of credentials; None if it lets anybody in."""
+    limits: RouteLimits | None = None
 
     def target(self, target: Target) -> str:
         """The handler's plan for the request, as in its key."""
@@ -108,6 +110,7 @@ def handler_route(context: RouteContext, order: Order, runtime: Runtime) -> Hand
         written=settings.rules.ttl,
         against=runtime.against_edge(context.dependant),
         admission=runtime.identified.get(id(context.dependant)),
+        limits=runtime.limited.get(id(context.dependant)),
     )
     return HandlerRoute(settings.name, path, order, context, cached)
 

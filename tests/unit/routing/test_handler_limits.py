@@ -205,3 +205,12 @@ def test_openapi_says_that_a_handler_with_limits_may_answer_429() -> None:
 def test_hits_are_not_answered_before_the_app() -> None:
     app = gateway(add_cached(rate_limits=["each"]))
     assert {each.against for each in app.handlers.edge.values()} == {"its rate limits count each request"}
+
+
+async def test_an_explanation_says_how_full_a_limit_of_a_cached_handler_is() -> None:
+    app = gateway(add_cached(rate_limits=["user"], per=["sub"]))
+    headers = bearer(sub="anna")
+    async with running(app) as client:
+        await client.get("/cached/1", headers=headers)
+        found = await app.explain("GET", "/cached/1", [(b"authorization", headers["authorization"].encode())])
+    assert found.limits == ("user: 2 in 60 s by sub, counts all; 1 of 2 are used, as this worker knows",)
