@@ -261,7 +261,7 @@ async def test_a_connection_that_ends_before_its_response_is_an_error(
         upstream = speaking_to(raw, retry_budget=0)
         with pytest.raises((error, UpstreamUnreachable) if how == "reset" else error):
             await ask(upstream)
-        assert upstream._transport.connections_in_use == 0  # type: ignore[attr-defined]
+        assert upstream.transport.connections_in_use == 0  # type: ignore[attr-defined]
         await upstream.aclose()
 
 

@@ -28,6 +28,8 @@ MAY_IMPORT = frozenset(
         "annotated_types",
         "typing_extensions",
         "typing_inspection",
+        "email_validator",  # FastAPI, where it is installed
+        "python_multipart",  # Starlette, where it is installed
         # Upstreams.
         "httpx",
         "aiohttp",

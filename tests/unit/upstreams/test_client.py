@@ -87,7 +87,7 @@ async def test_a_pool_survives_six_thousand_cancelled_requests() -> None:
             await asyncio.gather(*tasks, return_exceptions=True)
         release.set()
         assert await asyncio.gather(*(ask(upstream) for _ in range(100))) == [(200, b"ok")] * 100
-        assert upstream._transport.connections_in_use == 0  # type: ignore[attr-defined]
+        assert upstream.transport.connections_in_use == 0  # type: ignore[attr-defined]
         await upstream.aclose()
 
 
@@ -188,7 +188,7 @@ async def test_a_body_left_unread_closes_its_connection() -> None:
         upstream = speaking_to(raw)
         fetched = await upstream.fetch("GET", "/", [])
         await fetched.body.aclose()
-        assert upstream._transport.connections_in_use == 0  # type: ignore[attr-defined]
+        assert upstream.transport.connections_in_use == 0  # type: ignore[attr-defined]
         await upstream.aclose()
 
 

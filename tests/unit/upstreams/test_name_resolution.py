@@ -172,7 +172,7 @@ async def test_an_address_that_comes_in_addition_gets_its_share(method: str) -> 
         await ask(upstream, method)
         book.addresses = ("127.0.0.1", "127.0.0.2")
         await book.asked.acquire()
-        await until(lambda: bool(upstream._transport.names.several), book)  # type: ignore[attr-defined]
+        await until(lambda: bool(upstream.transport.names.several), book)  # type: ignore[attr-defined]
         for _ in range(10):
             await ask(upstream, method)
         assert (blue.asked, green.asked) == (6, 5)
@@ -185,7 +185,7 @@ async def test_an_address_that_takes_no_connection_is_passed_over_until_the_next
     async with blue_and_green() as (blue, _, port), by_name(port, book) as upstream:
         for _ in range(10):
             assert await ask(upstream, method) == b"blue"
-        names = upstream._transport.names  # type: ignore[attr-defined]
+        names = upstream.transport.names  # type: ignore[attr-defined]
         assert len(blue.open) <= 2
         before = len(blue.open)
         assert repr(names) == "<Names [<Name backend.test 127.0.0.3, 127.0.0.1>]>"
@@ -202,7 +202,7 @@ async def test_a_look_up_that_fails_keeps_the_last_addresses_and_is_logged_once(
     book = Book("127.0.0.1")
     async with blue_and_green() as (_, _, port), by_name(port, book) as upstream:
         assert await ask(upstream) == b"blue"
-        names = upstream._transport.names  # type: ignore[attr-defined]
+        names = upstream.transport.names  # type: ignore[attr-defined]
         book.error = socket.gaierror(-2, "Name or service not known")
         await until(lambda: names.failures >= 3, book)
         assert await ask(upstream) == b"blue"
@@ -221,9 +221,9 @@ async def test_a_look_up_that_raises_anything_is_followed_by_the_next() -> None:
     async with blue_and_green() as (_, _, port), by_name(port, book) as upstream:
         assert await ask(upstream) == b"blue"
         book.addresses = None  # type: ignore[assignment]
-        await until(lambda: upstream._transport.names.failures >= 1, book)  # type: ignore[attr-defined]
+        await until(lambda: upstream.transport.names.failures >= 1, book)  # type: ignore[attr-defined]
         book.addresses = ("127.0.0.2",)
-        await until(lambda: upstream._transport.names.known()[0].peers == ["127.0.0.2"], book)  # type: ignore[attr-defined]
+        await until(lambda: upstream.transport.names.known()[0].peers == ["127.0.0.2"], book)  # type: ignore[attr-defined]
         assert await ask(upstream) == b"green"
 
 
@@ -242,7 +242,7 @@ async def test_names_are_looked_up_no_more_when_the_upstream_is_closed() -> None
     async with blue_and_green() as (_, _, port), by_name(port, book) as upstream:
         await ask(upstream)
         await book.asked.acquire()
-        names = upstream._transport.names  # type: ignore[attr-defined]
+        names = upstream.transport.names  # type: ignore[attr-defined]
     assert names.known() == []
     assert not [task for task in asyncio.all_tasks() if "_follow" in repr(task.get_coro())]
 

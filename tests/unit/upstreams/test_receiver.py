@@ -20,7 +20,7 @@ async def test_a_connection_is_used_again_after_a_head_once_it_was_silent(monkey
 
     async with raw_upstream(script) as raw:
         upstream = speaking_to(raw)
-        pool = upstream._transport.plain  # type: ignore[attr-defined]
+        pool = upstream.transport.plain  # type: ignore[attr-defined]
         for _ in range(3):
             await (await upstream.fetch("HEAD", "/", [])).body.aclose()
             while not any(pool._idle.values()):
@@ -89,5 +89,5 @@ async def test_another_protocol_that_nobody_asked_for_is_an_error_and_ends_the_c
         upstream = speaking_to(raw)
         with pytest.raises(Exception, match="invalid or incomplete"):
             await upstream.fetch("GET", "/", [])
-        assert upstream._transport.connections_in_use == 0  # type: ignore[attr-defined]
+        assert upstream.transport.connections_in_use == 0  # type: ignore[attr-defined]
         await upstream.aclose()
