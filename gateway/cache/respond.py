@@ -206,7 +206,8 @@ class Responder:
             tier=tier,
             detail=detail,
         )
-        coded = self._prepared.choose(request.headers, stored, rules)
+        begin = result is not Result.MISS or collapsed  # a response that may be asked for again
+        coded = self._prepared.choose(request.headers, stored, rules, begin=begin)
         return stored_answer(request.exchange, request.headers, stored, rules, now, coded)
 
     def landed(

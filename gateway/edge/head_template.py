@@ -131,7 +131,7 @@ _SLOTS = [b"\0%c" % (ord("A") + slot) for slot in range(26)]
 _SLOT = re.compile(rb"\0([A-Z])")
 _MOST_FORMS = 1024
 _LONGEST_FORM = 4096
-"""Bytes of a template that is kept."""
+"""Bytes of a head up to which its template is kept."""
 
 MakeHead = Callable[[Headers, Texts | None], bytes]
 """The head of a response with these fields of its own, and these texts in its diagnostic fields; None: those of now."""
@@ -202,6 +202,8 @@ class Heads:
             return form.filled(values)
         texts = Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)
         head = make(headers, texts)
+        if len(head) > _LONGEST_FORM:
+            return head
         form = _form(downstream, deciding, len(spent), make)
         if len(self._forms) >= _MOST_FORMS:
             self._forms.clear()
@@ -231,6 +233,6 @@ def _form(downstream: Downstream, deciding: Headers, spent: int, make: MakeHead)
     head = make(fields, Texts(request_id, seconds, total, lambda _: durations.pop(0)))
     constant, *more = _SLOT.split(head.replace(_LIFETIME_MARK, replaced) if replaced else head)
     order = tuple(slot[0] - ord("A") for slot in more[::2])
-    if sorted(order) != [*range(values + spent + 3)] or len(head) > _LONGEST_FORM:
+    if sorted(order) != [*range(values + spent + 3)]:
         return None
     return _Form(downstream, b"%b".join(piece.replace(b"%", b"%%") for piece in (constant, *more[1::2])), order)

@@ -118,10 +118,13 @@ async def raw(client: httpx.AsyncClient, path: str = "/", **headers: str) -> tup
 
 
 @pytest.mark.parametrize("coding", list(DECODE))
-async def test_text_is_given_plain_first_and_then_in_the_coding_that_was_made_behind(coding: str) -> None:
+async def test_text_is_given_plain_until_a_stored_response_is_asked_for_and_its_coding_made_behind(coding: str) -> None:
     app, upstream = serving()
     async with running(app) as client:
         first, plain = await raw(client, accept_encoding=coding)
+        await app.engine.settle()
+        assert app.engine.prepared.made == 0  # most responses that are fetched are never asked for again
+        await raw(client, accept_encoding=coding)
         await app.engine.settle()
         second, body = await raw(client, accept_encoding=coding)
         other, whole = await raw(client)
@@ -216,6 +219,15 @@ async def test_what_a_304_confirms_need_not_be_made_again(clock: TurnedClock) ->
         response, _ = await raw(client, accept_encoding="br")
         await app.engine.settle()
     assert (response.headers["content-encoding"], app.engine.prepared.made) == ("br", 1)
+
+
+async def test_requests_that_share_a_fetch_have_the_coding_made() -> None:
+    app, upstream = serving()
+    async with running(app) as client:
+        await asyncio.gather(*(raw(client, accept_encoding="br") for _ in range(2)))
+        await app.engine.settle()
+        response, _ = await raw(client, accept_encoding="br")
+    assert (upstream.asked, response.headers["content-encoding"]) == (1, "br")
 
 
 async def test_many_at_once_have_it_made_once() -> None:

@@ -173,3 +173,16 @@ def test_no_more_templates_are_kept_than_allowed() -> None:
         exchange = missed("id")
         heads.head(exchange, 200, [(b"x-other", b"%d" % number), *TAGGED], None, Making(exchange), close=False)
     assert repr(heads) == "<Heads 6 templates>"
+
+
+def test_a_long_head_has_no_template() -> None:
+    heads = Heads()
+    headers = [(b"x-other", b"a" * 5000), *TAGGED]
+    for number in range(2):
+        exchange = missed(f"id-{number}")
+        making = Making(exchange)
+        assert lines(heads.head(exchange, 200, headers, None, making, close=False)) == lines(
+            Making(exchange)(headers, None)
+        )
+        assert making.made == 1
+    assert repr(heads) == "<Heads 0 templates>"
