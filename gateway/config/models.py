@@ -367,6 +367,7 @@ class Config(Model):
         problems = [
             replace(problem, key=("routes", name, *problem.key))
             for name, route in self.routes.items()
+            if route.parts
             for problem in (
                 *cross_problems(route.parts, route.template, upstreams, several, plain, self.refusing_for(route)),
                 *issuer_problems(route, self.identity),
