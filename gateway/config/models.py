@@ -367,7 +367,6 @@ class Config(Model):
         problems = [
             replace(problem, key=("routes", name, *problem.key))
             for name, route in self.routes.items()
-            if route.parts
             for problem in (
                 *cross_problems(route.parts, route.template, upstreams, several, plain, self.refusing_for(route)),
                 *issuer_problems(route, self.identity),
@@ -382,7 +381,8 @@ class Config(Model):
 
     def refusing_for(self, aggregate: RouteConfig) -> frozenset[str]:
         """The names of routes that an aggregate can't be made of, since it lets anybody in and they don't."""
-        return frozenset(name for name, route in self.routes.items() if route.identity and not aggregate.identity)
+        routes = self.routes if aggregate.parts else {}
+        return frozenset(name for name, route in routes.items() if route.identity and not aggregate.identity)
 
     @property
     def credential_fields(self) -> dict[str, list[str]]:
