@@ -191,12 +191,12 @@ def test_check_refuses_identity_where_its_extra_is_not_installed(
     assert "install cached-gateway[identity]" in str(run("check", "-q", "-c", file).exception)
 
 
-def test_a_thousand_routes_are_checked_within_three_seconds_of_processor_time(tmp_path: Path) -> None:
+def test_a_thousand_routes_are_checked_within_six_seconds_of_processor_time(tmp_path: Path) -> None:
     routes = {f"r{n}": {"path": f"/r{n}/{{id}}", "upstream": "api", "ttl": "10s"} for n in range(1000)}
     path = configured(tmp_path, routes=routes)
     began = time.process_time()
     assert run("check", "-c", path).output.endswith("1000 routes, 1 upstream.\n")
-    assert time.process_time() - began < 3
+    assert time.process_time() - began < 6
 
 
 # --- help --------------------------------------------------------------------------------------------------
