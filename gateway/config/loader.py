@@ -464,9 +464,8 @@ def _without_sequels(problems: list[ConfigProblem]) -> list[ConfigProblem]:
 
 
 def effective(loaded: Loaded, *, masked: bool = True) -> list[Setting]:
-    """Every leaf of the configuration, defaults too, in the order of the models; secrets are masked. A section of the
-    gateway that is not there, and has no default, is left out: as `null` it would lack its settings when it is read.
-    """
+    """Every leaf of the configuration, defaults too, in the order of the models; secrets are masked. A section that is
+    not there is left out: read again as `null`, it would be one that lacks its settings."""
     sources = {_folded(key): found for key, found in loaded.sources.items()}
     values = leaves(loaded.config.model_dump(mode="json"), Config, ())
     return [
@@ -476,7 +475,7 @@ def effective(loaded: Loaded, *, masked: bool = True) -> list[Setting]:
             _origin(sources.get(_folded(key), ())),
         )
         for key, value in values
-        if value is not None or len(key) > 2 or not is_model(shape_at(key))
+        if value is not None or not is_model(shape_at(key))
     ]
 
 

@@ -363,14 +363,14 @@ class Config(Model):
     def _parts_are_known(self) -> Config:
         several = frozenset(name for name, upstream in self.upstreams.items() if len(upstream.bases) > 1)
         plain = {name: route.template for name, route in self.routes.items() if not route.parts}
-        upstreams = frozenset(self.upstreams)
+        upstreams, credentials = frozenset(self.upstreams), self.credential_fields
         problems = [
             replace(problem, key=("routes", name, *problem.key))
             for name, route in self.routes.items()
             for problem in (
                 *cross_problems(route.parts, route.template, upstreams, several, plain, self.refusing_for(route)),
                 *issuer_problems(route, self.identity),
-                *identity_problems(route, self.routes, self.credential_fields),
+                *identity_problems(route, self.routes, credentials),
             )
         ]
         needs = needs_of_issuers(self.identity, self.upstreams, self.redis_url, self.redis_dir)

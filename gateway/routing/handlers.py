@@ -245,12 +245,17 @@ class Handlers:
         if asked.route.shares_streams:
             answer = await client.while_there(self.streamed(ask))
             return AnswerResponse(self.public(answer, asked), client)
-        exchange.recall = self.recall(ask)
+        if not with_body:
+            client.expect_no_body()
+        return await self._answered(client, ask)
+
+    async def _answered(self, client: Client, ask: DeclaredRequest) -> Response:
+        """The response to a read, without a wait if it is in memory."""
+        asked = ask.asked
+        ask.exchange.recall = self.recall(ask)
         at_hand = self.engine.at_hand(ask)
         if at_hand is not None:
             return AnswerResponse(self.public(at_hand, asked))
-        if not with_body:
-            client.expect_no_body()
         answer = await client.while_there(self.engine.answer(ask))
         return AnswerResponse(self.public(answer, asked), client)
 
@@ -274,12 +279,7 @@ class Handlers:
             return await self._pass_content(refusal, client, exchange, asked, origin, parameters, chained(body, pieces))
         origin = structs.replace(origin, content=rules.content(exchange.method, exchange.headers, body))
         ask = self.ask(exchange, asked, origin, parameters, body)
-        exchange.recall = self.recall(ask)
-        at_hand = self.engine.at_hand(ask)
-        if at_hand is not None:
-            return AnswerResponse(self.public(at_hand, asked))
-        answer = await client.while_there(self.engine.answer(ask))
-        return AnswerResponse(self.public(answer, asked), client)
+        return await self._answered(client, ask)
 
     async def _pass_content(
         self,
