@@ -34,7 +34,21 @@ class PurgeReport:
 
     @property
     def complete(self) -> bool:
-        return self.added and self.settled and self.confirmed >= self.workers
+        return not self.detail
+
+    @property
+    def detail(self) -> str:
+        """Why it is not complete; empty if it is."""
+        if not self.added:
+            return "Redis has not accepted it yet: it is added as soon as Redis is back."
+        if self.confirmed < self.workers:
+            return "The other workers apply it as soon as they reach Redis."
+        if not self.settled:
+            return (
+                "There may be a worker that has not applied it: one stopped sending heartbeats less than a day ago, or"
+                " Redis has just lost its data."
+            )
+        return ""
 
 
 @dataclass(slots=True)

@@ -33,6 +33,7 @@ from gateway.cli.options import (
     operator,
     read_data,
     read_header,
+    show_report,
 )
 from gateway.config.names import counted
 from gateway.errors import ConfigError, ConfigProblem, GatewayError, OrderError
@@ -317,12 +318,7 @@ def purge(
     names = [f"{what} {name}" for what, given in (("key", key), ("tag", tag), ("route", route)) for name in given or ()]
     names += ["everything"] if everything else []
     typer.echo(f"Purged{' softly' if soft else ''}: {', '.join(names)}.")
-    took = f"{report['seconds'] * 1000:.0f} ms"
-    have = "worker has" if report["workers"] == 1 else "workers have"
-    typer.echo(f"{report['confirmed']} of {report['workers']} {have} confirmed, in {took}.")
-    if not report["complete"]:
-        typer.secho("The others will apply it once they reach Redis.", err=True, fg="yellow")
-        raise typer.Exit(3)
+    show_report(report)
 
 
 def _refuse_what_purges_nothing(keys: list[str], tags: list[str], routes: list[str], *, everything: bool) -> None:

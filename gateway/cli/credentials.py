@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.options import AdminUrlOption, ConfigOption, ask, operator
+from gateway.cli.options import AdminUrlOption, ConfigOption, ask, operator, show_report
 from gateway.errors import ConfigError, ConfigProblem, OrderError
 
 if TYPE_CHECKING:
@@ -189,18 +189,13 @@ def _ends(key: Mapping[str, Any]) -> str:
 
 
 def _report(made: Mapping[str, Any]) -> None:
-    """Say how far a change is in force; ends with status 3 where that is not certain."""
-    have = "worker has" if made["workers"] == 1 else "workers have"
-    took = f"{made['seconds'] * 1000:.0f} ms"
-    typer.secho(f"{made['confirmed']} of {made['workers']} {have} confirmed, in {took}.", err=True)
+    """Print how far a change is in force, and for how long. Raises Exit with status 3 where it isn't certain to be in
+    all workers."""
     if not made["kept"]:
         typer.secho(
             "It ends with the gateway: set redis_dir, or redis_url to a Redis that keeps it.", err=True, fg="yellow"
         )
-    if not made["complete"]:
-        late = "Not every worker has confirmed: one that can't reach Redis applies it as soon as it does."
-        typer.secho(late, err=True, fg="yellow")
-        raise typer.Exit(3)
+    show_report(made, err=True)
 
 
 # --- what `gateway check` says ---

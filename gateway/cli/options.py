@@ -122,6 +122,17 @@ def ask(
     return request_admin(path, order, method=method, at=admin_address(config, admin_url))
 
 
+def show_report(report: Mapping[str, Any], *, err: bool = False) -> None:
+    """Print how many workers have confirmed a purge or another change, to standard error with `err`. Where it isn't
+    certain that all have, print why, and raise Exit with status 3."""
+    have = "worker has" if report["workers"] == 1 else "workers have"
+    took = f"{report['seconds'] * 1000:.0f} ms"
+    typer.echo(f"{report['confirmed']} of {report['workers']} {have} confirmed, in {took}.", err=err)
+    if not report["complete"]:
+        typer.secho(report["detail"], err=True, fg="yellow")
+        raise typer.Exit(3)
+
+
 def folded(text: str) -> str:
     """A message wrapped for the terminal; unchanged if standard error isn't a terminal, or if the message has lines of
     its own."""

@@ -267,13 +267,14 @@ def purge_response(report: PurgeReport) -> Response:
     return JSONResponse(report_of(report), status, headers={"cache-control": "no-store"})
 
 
-def report_of(report: PurgeReport) -> dict[str, float]:
-    """A report as answers have it; `seconds` to a tenth of a millisecond."""
+def report_of(report: PurgeReport) -> dict[str, float | str]:
+    """A report as answers have it; `seconds` to a tenth of a millisecond. `detail` is there where it isn't complete."""
     return {
         "complete": report.complete,
         "confirmed": report.confirmed,
         "workers": report.workers,
         "seconds": round(report.seconds, 4),
+        **({} if report.complete else {"detail": report.detail}),
     }
 
 

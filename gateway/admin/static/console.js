@@ -291,7 +291,7 @@ function doing(id, work) {
   };
 }
 
-const report = (found) => `${found.confirmed} of ${found.workers} workers have confirmed, in ${time(found.seconds)}.${found.complete ? "" : " The others will apply it."}`;
+const report = (found) => `${found.confirmed} of ${found.workers} workers have confirmed, in ${time(found.seconds)}.${found.complete ? "" : ` ${found.detail}`}`;
 
 $("tune-form").addEventListener("submit", doing("tune-said", async () => {
   const route = state.routes.find((each) => each.name === state.chosen);

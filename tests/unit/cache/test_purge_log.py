@@ -24,9 +24,16 @@ def test_a_purge_is_complete_once_it_is_added_and_every_live_worker_has_applied_
     report: PurgeReport, complete: bool
 ) -> None:
     assert report.complete == complete
+    assert bool(report.detail) == (not complete)
     told = PurgeCounts()
     told.count(report)
     assert (told.complete, told.unconfirmed) == (int(complete), int(not complete))
+
+
+def test_a_report_gives_the_reason_why_it_is_not_complete() -> None:
+    assert PurgeReport(1, 2, 0.1, added=False).detail.startswith("Redis has not accepted it yet")
+    assert PurgeReport(1, 2, 0.1, settled=False).detail.startswith("The other workers apply it")
+    assert PurgeReport(2, 2, 0.1, settled=False).detail.startswith("There may be a worker that has not applied it")
 
 
 async def test_it_is_complete_at_once_and_later_purges_have_later_positions(clock: TurnedClock) -> None:

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import uvicorn
 
 from gateway.admin.app import create_admin
 from gateway.app.gateway import create_app
-from gateway.cli.options import WHAT_TO_DO, AdminError, admin_address, folded, request_admin
+from gateway.cache.purge_log import PurgeReport
+from gateway.cli.options import WHAT_TO_DO, AdminError, admin_address, folded, request_admin, show_report
 from gateway.config.loader import Loaded
 from gateway.config.models import Config
 from gateway.errors import ConfigError, OrderError
+from gateway.routing.declared import report_of
 from tests.support.commands import CONFIG, run, told
 from tests.support.gateways import served
 
@@ -90,6 +93,16 @@ def test_without_an_admin_listener_the_setting_is_named(folder: Path) -> None:
     (folder / "gateway.yaml").write_text("admin_listen: none\n")
     with pytest.raises(AdminError, match=r"admin_listen is none \(gateway.yaml line 1\)"):
         admin_address()
+
+
+def test_a_report_that_is_not_complete_ends_with_its_reason_and_status_3(capsys: pytest.CaptureFixture[str]) -> None:
+    silenced = PurgeReport(2, 2, 0.01, settled=False)
+    with pytest.raises(typer.Exit) as ended:
+        show_report(report_of(silenced))
+    assert ended.value.exit_code == 3
+    assert tuple(capsys.readouterr()) == ("2 of 2 workers have confirmed, in 10 ms.\n", f"{silenced.detail}\n")
+    show_report(report_of(PurgeReport(1, 1, 0.002)), err=True)
+    assert tuple(capsys.readouterr()) == ("", "1 of 1 worker has confirmed, in 2 ms.\n")
 
 
 def test_a_listener_on_a_unix_socket_is_asked(folder: Path) -> None:

@@ -12,11 +12,13 @@ import pytest
 
 from gateway.admin.app import create_admin
 from gateway.app.gateway import Gateway
+from gateway.cache.purge_log import PurgeReport
 from gateway.cache.redis.purge_log import RedisPurges
 from gateway.cache.redis.record_stream import Beat
 from gateway.cache.redis.store import RedisStore
 from gateway.clock import SystemClock
 from gateway.policy.epochs import ZERO, Epochs, Purge, PurgeState, tag_name
+from gateway.routing.declared import report_of
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import StubUpstream, TurnedClock, running
 from tests.support.gateways import gateway, json_answer
@@ -256,6 +258,8 @@ async def test_a_report_says_how_many_workers_confirmed(clock: TurnedClock) -> N
         response = await client.post("/purge", json={"all": True}, headers={"authorization": "Bearer secret"})
         assert 'gateway_purges_total{result="complete"} 1.0' in (await client.get("/metrics")).text
     assert response.json() == {"complete": True, "confirmed": 1, "workers": 1, "seconds": 0.0}
+    silenced = PurgeReport(2, 2, 0.5, settled=False)
+    assert report_of(silenced)["detail"] == silenced.detail
 
 
 # --- several gateways on one Redis ---------------------------------------------------------------------------
