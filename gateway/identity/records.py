@@ -260,11 +260,6 @@ class CredentialRecords:
 
     # --- records ------------------------------------------------------------------------------------------------
 
-    @property
-    def records(self) -> Mapping[str, tuple[Position, Record]]:
-        """All that are known, by the IDs of their records."""
-        return {each.id: (self._places.get(_own(each), ZERO), each) for each in self._all()}
-
     def _all(self) -> Iterator[ApiKey | Revocation]:
         yield from self.keys.values()
         yield from self.revocations.values()
@@ -310,21 +305,8 @@ class CredentialRecords:
         """Until when there may be tokens that were issued before an instant."""
         return before + self.longest + LONGEST_LEEWAY
 
-    def adopt(
-        self,
-        generation: str,
-        records: Iterable[tuple[Position, Record]],
-        *,
-        now: float = math.inf,
-        continuous: bool = True,
-    ) -> None:
-        """Go on with another stream. What was known is known still."""
-        self.begin(generation)
-        for position, record in records:
-            self.apply(position, record, now)
-
     def begin(self, generation: str) -> None:
-        """Go on with another stream, of which nothing is applied yet."""
+        """Go on with another stream, of which nothing is applied yet. What was known is known still."""
         self.generation = generation
         self.applied = ZERO
         self.superseded.clear()

@@ -23,13 +23,14 @@ import msgspec
 
 from gateway.cache.purge_log import MAX_RECORDS, PurgeReport
 from gateway.cache.redis.record_log import RecordLog
-from gateway.cache.redis.record_stream import LONGEST_ID, YOUNG_SECONDS, Added, RecordStream
+from gateway.cache.redis.record_stream import ADD_AT_ONCE, LONGEST_ID, YOUNG_SECONDS, Added, RecordStream, Turn
 from gateway.clock import Clock
 from gateway.observability.log import ONCE
 from gateway.policy.epochs import (
     EVERYTHING,
     LONGEST_ISSUER,
     MAX_BYTES,
+    ZERO,
     Epochs,
     Position,
     Purge,
@@ -161,8 +162,24 @@ class RedisPurges(RecordLog[Purge]):
     def outlasts_silence(self, waited: float) -> bool:
         return waited >= BLIND_LIFE * 1.2
 
-    def _is_continuous(self, now: float) -> bool:
-        return now <= self.trusted_until
+    async def _adopt(self, turn: Turn[Purge]) -> None:
+        """Purges known here are added again, then the whole stream is read; only then does it replace what is known,
+        which includes every confirmed purge of the last stream if memory was trusted until now."""
+        records = await self._read_all([])
+        there = {purge.id for _, purge in records}
+        missing = [purge for purge_id, (_, purge) in self.epochs.records.items() if purge_id not in there]
+        for at in range(0, len(missing), ADD_AT_ONCE):
+            await self._add(missing[at : at + ADD_AT_ONCE])
+        if missing:
+            records = await self._read_all(records)
+        now = self._clock.now()
+        self.epochs.adopt(turn.generation, records, now=now, continuous=now <= self.trusted_until)
+        self.epochs.raise_floor(turn.floor)
+
+    async def _read_all(self, records: list[Record]) -> list[Record]:
+        while batch := await self._stream.read(records[-1][0] if records else ZERO):
+            records.extend(batch)
+        return records
 
     async def _forget_surplus(self) -> None:
         """Forget the oldest purges, here and in the stream, if all of them take too much memory."""

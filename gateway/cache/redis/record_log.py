@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -45,7 +46,7 @@ from gateway.cache.redis.record_stream import (
 )
 from gateway.clock import Clock
 from gateway.observability.log import at_most_every
-from gateway.policy.epochs import ZERO, Position
+from gateway.policy.epochs import Position
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 NAMESPACE = Path("/proc/self/ns/pid")
@@ -98,22 +99,14 @@ class State(Protocol[R]):
     pending: dict[str, tuple[float, R]]
     superseded: deque[Position]
 
-    @property
-    def records(self) -> Mapping[str, tuple[Position, R]]:
-        """The records to add again if Redis has lost them, by their IDs."""
-
     def pend(self, record: R, now: float) -> None: ...
 
     def apply(self, position: Position, record: R, now: float = math.inf) -> None: ...
 
     def raise_floor(self, floor: Position) -> None: ...
 
-    def adopt(
-        self, generation: str, records: Iterable[tuple[Position, R]], *, now: float = math.inf, continuous: bool = True
-    ) -> None: ...
 
-
-class RecordLog(Generic[R]):
+class RecordLog(ABC, Generic[R]):
     """A stream in Redis. `state` is what this worker knows of it, `suffix` the end of its name there."""
 
     unreadable = "records can't be read from Redis"
@@ -307,28 +300,10 @@ class RecordLog(Generic[R]):
         self._beats += 1
         return Beat(self._state.generation, self._state.applied, self._beats, self.silent)
 
+    @abstractmethod
     async def _adopt(self, turn: Turn[R]) -> None:
-        """Switch to a different stream: Redis lost it, or went back. Records known here are added again, then the whole
-        stream is read; only then does it replace the current state."""
-        records = await self._read_all([])
-        there = {record.id for _, record in records}
-        missing = [record for record_id, (_, record) in self._state.records.items() if record_id not in there]
-        for at in range(0, len(missing), ADD_AT_ONCE):
-            await self._add(missing[at : at + ADD_AT_ONCE])
-        if missing:
-            records = await self._read_all(records)
-        now = self._clock.now()
-        self._state.adopt(turn.generation, records, now=now, continuous=self._is_continuous(now))
-        self._state.raise_floor(turn.floor)
-
-    def _is_continuous(self, now: float) -> bool:
-        """Whether every confirmed record of the stream that was lost is known here."""
-        return True
-
-    async def _read_all(self, records: list[tuple[Position, R]]) -> list[tuple[Position, R]]:
-        while batch := await self._stream.read(records[-1][0] if records else ZERO):
-            records.extend(batch)
-        return records
+        """Go on with a different stream, as Redis lost the last one or went back: add what it lacks and is known here,
+        and have the state follow it from now on."""
 
     async def _look_after(self) -> None:
         """Maintenance that any worker does for all: remove needless records, and workers without heartbeats."""

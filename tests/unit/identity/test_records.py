@@ -80,7 +80,8 @@ def test_what_another_stream_lacks_is_known() -> None:
     records.apply((1, 0), api_key("a"), AT)
     for number in (1, 2, 100):
         missing = [record.id for some in records.missing(number) for record in some]
-        assert sorted(missing) == sorted(set(records.records) - {api_key("a").id})
+        lacked = [api_key("b"), *records.revocations.values()]
+        assert sorted(missing) == sorted(each.id for each in lacked)
 
 
 def test_a_record_that_says_all_makes_the_one_before_needless() -> None:
@@ -118,10 +119,11 @@ def test_what_has_ended_is_forgotten_when_it_can_change_nothing_but_the_newest_r
 def test_another_stream_takes_nothing_away() -> None:
     records = applied(known(), api_key("a"), api_key("b", revoked=AT))
     records.pend(api_key("c"), AT)
-    records.adopt("another", [((7, 0), api_key("b"))], now=AT)
+    records.begin("another")
+    records.apply((7, 0), api_key("b"), AT)
     assert len(records.keys) == 3
     assert records.keys[api_key("b").key].revoked == AT
-    assert set(records.records) == {api_key("a").id, api_key("b", revoked=AT).id, api_key("c").id}
+    assert {key.id for key in records.keys.values()} == {api_key("a").id, api_key("b", revoked=AT).id, api_key("c").id}
     assert (records.generation, records.applied) == ("another", (7, 0))
 
 
@@ -276,7 +278,7 @@ def test_whatever_stands_in_the_stream_is_a_record_or_unusable(data: bytes | Non
 def test_a_record_of_a_newer_version_is_one_that_should_be_known() -> None:
     records = applied(known(), Codec(None).decode(HERE, b"2 - k{}"))
     assert records.misses_some
-    records.adopt("another", [])
+    records.begin("another")
     assert not records.misses_some
 
 
