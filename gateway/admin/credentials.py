@@ -102,13 +102,13 @@ class Credentials:
 
     async def revoke_key(self, request: Request) -> Response:
         by = self.who(request.query_params.get("by", ""), request)
-        return await self._changed(self._changes().revoke_key(request.path_params["key"], by=by), "key revoked", by)
+        return await self._changed(self._changes().revoke_key(request.path_params["key"]), "key revoked", by)
 
     async def revoke_keys_of(self, request: Request) -> Response:
         by, owner = self.who(request.query_params.get("by", ""), request), request.query_params.get("owner", "")
         if not owner:
             raise ValueError("name the owner of the keys")
-        return await self._changed(self._changes().revoke_keys_of(owner, by=by), "key revoked", by)
+        return await self._changed(self._changes().revoke_keys_of(owner), "key revoked", by)
 
     async def revocations(self, request: Request) -> Response:
         known = self.gateway().worker_state.credentials.records.revocations.values()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from gateway.cache.purge_log import PurgeReport
+from gateway.cache.redis.record_stream import ADD_AT_ONCE
 from gateway.clock import Clock
 from gateway.config.identity import IssuerConfig
 from gateway.config.names import did_you_mean
@@ -115,24 +116,25 @@ class Changes:
         ending = old.joined(msgspec.structs.replace(old, expires=now + overlap))
         return Changed((fresh, ending), both(report, await self._log.publish(ending)))
 
-    async def revoke_key(self, name: str, *, by: str = "") -> Changed:
+    async def revoke_key(self, name: str) -> Changed:
         """Raises ChangeRefused."""
-        return await self._end([self._key(name)], by)
+        return await self._end([self._key(name)])
 
-    async def revoke_keys_of(self, owner: str, *, by: str = "") -> Changed:
+    async def revoke_keys_of(self, owner: str) -> Changed:
         """Revoke all keys of an owner. Raises ChangeRefused if there is none."""
         now = self._clock.now()
         found = [each for each in self._log.records.keys.values() if each.owner == owner and each.accepted_until > now]
         if not found:
             raise ChangeRefused("there is no key of that owner in force")
-        return await self._end(found, by)
+        return await self._end(found)
 
-    async def _end(self, keys: Iterable[ApiKey], by: str) -> Changed:
+    async def _end(self, keys: Iterable[ApiKey]) -> Changed:
+        """Together, as each record may be waited for: until then, a key whose turn had not come would be accepted."""
         now = self._clock.now()
         ended = tuple(each.joined(msgspec.structs.replace(each, revoked=now)) for each in keys)
-        report = await self._log.publish(ended[0])
-        for each in ended[1:]:
-            report = both(report, await self._log.publish(each))
+        report = await self._log.publish(*ended[:ADD_AT_ONCE])
+        for at in range(ADD_AT_ONCE, len(ended), ADD_AT_ONCE):
+            report = both(report, await self._log.publish(*ended[at : at + ADD_AT_ONCE]))
         return Changed(ended, report)
 
     def _of_keys(self, name: str) -> str:

@@ -38,8 +38,8 @@ class CredentialLog(Protocol):
     def keeps(self) -> bool:
         """Whether records outlast this process."""
 
-    async def publish(self, record: Record) -> PurgeReport:
-        """Put a record in force: here at once, everywhere when the report is complete."""
+    async def publish(self, *records: Record) -> PurgeReport:
+        """Put records in force, ADD_AT_ONCE at most: here at once, everywhere when the report is complete."""
 
     async def complain_of_loss(self) -> None:
         """Log why API keys may be lost."""
@@ -62,9 +62,10 @@ class LocalCredentials:
         self.records.known = True
         self._clock = clock
 
-    async def publish(self, record: Record) -> PurgeReport:
-        milliseconds, number = self.records.applied
-        self.records.apply((milliseconds, number + 1), record)
+    async def publish(self, *records: Record) -> PurgeReport:
+        for record in records:
+            milliseconds, number = self.records.applied
+            self.records.apply((milliseconds, number + 1), record)
         self.records.superseded.clear()  # there is no stream to remove them from, or to add to
         self.records.pending.clear()
         self.records.expire(self._clock.now())
@@ -125,9 +126,10 @@ class RedisCredentials(RecordLog[Record]):
             for risk in await risks_of_loss(self._client):
                 logger.error("API keys are kept in a Redis that may lose them: %s", risk, extra=ONCE)
 
-    async def publish(self, record: Record) -> PurgeReport:
-        self.records.pend(record, self._clock.now())
-        return await self.issued(record)
+    async def publish(self, *records: Record) -> PurgeReport:
+        for record in records:
+            self.records.pend(record, self._clock.now())
+        return await self.issued(*records)
 
     async def start(self) -> None:
         """Begin to read; return once all records are known, or Redis failed or did not answer in time."""

@@ -164,17 +164,18 @@ class RecordLog(ABC, Generic[R]):
 
     # --- issuing -------------------------------------------------------------------------------------------
 
-    async def issued(self, record: R) -> PurgeReport:
-        """Add a record that is pending here, and wait until all workers have applied it, CONFIRM_SECONDS at most."""
+    async def issued(self, *records: R) -> PurgeReport:
+        """Add records that are pending here, ADD_AT_ONCE at most, and wait until all workers have applied them,
+        CONFIRM_SECONDS at most."""
         began = time.perf_counter()
         report, place, since = PurgeReport(1, self._fleet.number, 0.0, added=False), "", self._clock.now()
         pause = 0.001
         while True:
             with unanswered():
-                added = await self._add_to_stream([record], count=True)
+                added = await self._add_to_stream(records, count=True)
                 if added.generation != place:  # its first time in this generation
                     place, since = added.generation, self._clock.now()
-                report = self.report(record, added, self._clock.now() - since)
+                report = self.report(records, added, self._clock.now() - since)
                 await self._bury_the_dead(added.beats)
             if report.complete or self.unread or time.perf_counter() + pause > began + CONFIRM_SECONDS:
                 return replace(report, seconds=time.perf_counter() - began)
@@ -184,12 +185,12 @@ class RecordLog(ABC, Generic[R]):
     async def _add_to_stream(self, records: Sequence[R], *, count: bool = False) -> Added:
         return await self._stream.add(records, count=count)
 
-    def report(self, record: R, added: Added, waited: float) -> PurgeReport:
-        """The state of a record that has been in the stream for `waited` seconds."""
-        self._added[record.id] = added.generation
+    def report(self, records: Sequence[R], added: Added, waited: float) -> PurgeReport:
+        """The state of records that have been in the stream for `waited` seconds."""
+        self._added.update((record.id, added.generation) for record in records)
         self._fleet.note(added.generation, added.beats, self._clock.now())
         beats = [beat for text in added.beats.values() if (beat := _beat(text)) is not None]
-        confirmed = sum(beat.confirms(added.generation, added.places[0]) for beat in beats)
+        confirmed = sum(beat.confirms(added.generation, max(added.places)) for beat in beats)
         if added.silenced:
             self._fleet.silenced_at = self._clock.now()
         silenced = self._clock.now() - self._fleet.silenced_at < SILENT_SECONDS

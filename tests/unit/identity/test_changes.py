@@ -9,11 +9,13 @@ from uuid import uuid4
 import pytest
 import redis.asyncio as redis
 
+from gateway.cache.purge_log import PurgeReport
+from gateway.cache.redis.record_stream import ADD_AT_ONCE
 from gateway.clock import SystemClock
 from gateway.config.identity import IssuerConfig
 from gateway.identity.changes import ChangeRefused, Changes, ChangeUnavailable, Wanted
 from gateway.identity.credential_log import LocalCredentials, RedisCredentials
-from gateway.identity.records import Codec
+from gateway.identity.records import Codec, Record
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import TurnedClock
 from tests.support.records import api_key, token_of
@@ -134,6 +136,26 @@ async def test_a_key_is_revoked_by_its_id_and_all_of_an_owner_at_once(log: Kept,
         await made.revoke_key("nothing")
     with pytest.raises(ChangeRefused, match="there is no key"):
         await made.revoke_key("")
+
+
+async def test_keys_of_an_owner_are_revoked_together_not_one_after_the_other(clock: TurnedClock) -> None:
+    class Counting(Kept):
+        published: list[int]
+
+        async def publish(self, *records: Record) -> PurgeReport:
+            self.published.append(len(records))
+            return await super().publish(*records)
+
+    log = Counting(clock, Codec(None))
+    log.published = []
+    made = changes(log, clock)
+    for number in range(ADD_AT_ONCE + 50):
+        await made.create(Wanted(sha256=digest(f"{number}"), owner="acme"))
+    log.published.clear()
+    changed = await made.revoke_keys_of("acme")
+    assert log.published == [ADD_AT_ONCE, 50]
+    assert len(changed.keys) == ADD_AT_ONCE + 50
+    assert all(key.revoked == clock.now() for key in log.records.keys.values())
 
 
 async def test_the_latest_keys_are_listed_first(log: Kept, clock: TurnedClock) -> None:

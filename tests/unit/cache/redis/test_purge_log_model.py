@@ -363,7 +363,7 @@ class Fleet(RuleBasedStateMachine):
             return None
         if added.generation != issued.place:
             issued.place, issued.since = added.generation, self.clock.now()
-        return purges.report(issued.purge, added, self.clock.now() - issued.since)
+        return purges.report([issued.purge], added, self.clock.now() - issued.since)
 
     @rule(which=st.integers(0, 3), what=st.sampled_from(sorted(NAMES)), soft=SELDOM, mature=st.booleans())
     def purge_until_confirmed(self, which: int, what: str, soft: bool, mature: bool, *, fill: bool = True) -> None:
@@ -539,13 +539,13 @@ async def test_a_confirmation_counts_in_the_generation_of_its_purge_alone(valkey
     purge = two.purges.issue(NAMES["a"], soft=False)
     await two.purges._stream.add([purge])
     assert await two.turn()
-    report = two.purges.report(purge, await two.purges._stream.add([purge], count=True), 0.0)
+    report = two.purges.report([purge], await two.purges._stream.add([purge], count=True), 0.0)
     assert (report.confirmed, report.workers) == (1, 2)
     assert await one.turn()
-    report = two.purges.report(purge, await two.purges._stream.add([purge], count=True), 0.0)
+    report = two.purges.report([purge], await two.purges._stream.add([purge], count=True), 0.0)
     assert (report.confirmed, report.workers, report.settled) == (2, 2, False)
     await one.client.delete(f"{prefix}{{purge}}:young")
-    assert two.purges.report(purge, await two.purges._stream.add([purge], count=True), 0.0).complete
+    assert two.purges.report([purge], await two.purges._stream.add([purge], count=True), 0.0).complete
     for worker in (one, two):
         await worker.end()
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 import redis.asyncio as redis
 
 from gateway.cache.redis.record_log import gone, own_name
-from gateway.cache.redis.record_stream import Beat
+from gateway.cache.redis.record_stream import Added, Beat
 from gateway.clock import SystemClock
 from gateway.identity.credential_log import RedisCredentials
 from gateway.identity.records import Codec
@@ -32,6 +32,17 @@ async def logs(valkey: Embedded, number: int) -> AsyncIterator[list[RedisCredent
     finally:
         for each in found:
             await each.aclose()
+
+
+async def test_records_issued_together_are_confirmed_once_all_are_applied(valkey: Embedded) -> None:
+    async with logs(valkey, 2) as (one, two):
+        report = await one.publish(api_key("a"), api_key("b"), api_key("c"))
+        assert (report.complete, report.confirmed, report.workers) == (True, 2, 2)
+        assert len(two.records.keys) == 3
+        places = [(1, 0), (3, 0), (2, 0)]  # one that was added before keeps its place
+        beats = {"w": Beat("g", (2, 0)).encode()}
+        added = Added("g", places, beats, young=False, silenced=False)
+        assert one.report([api_key(name) for name in "acb"], added, 0.0).confirmed == 0
 
 
 async def test_a_record_is_confirmed_by_every_worker(valkey: Embedded) -> None:

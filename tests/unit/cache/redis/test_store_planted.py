@@ -169,7 +169,7 @@ async def test_a_planted_sign_of_life_holds_up_no_worker_and_ends(behind: Behind
     await purges.census()
     purge = purges.issue([tag_name("a")])
     added = await purges._stream.add([purge], count=True)
-    assert purges.report(purge, added, 0.0).workers == 2
+    assert purges.report([purge], added, 0.0).workers == 2
     silent = purges._fleet.silent(SystemClock().now() + 3600)
     assert len(silent) == 1
     await purges._stream.bury(*silent[0])
