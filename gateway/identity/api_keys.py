@@ -34,6 +34,8 @@ RETRY_AFTER = 5
 """Seconds, in a 503."""
 MOST_IN_FILE = 2000
 """Keys of a file, which takes about a second to read."""
+MOST_PRINCIPALS = 10_000
+"""Principals that a provider keeps; beyond that, the oldest is made again when its key is next verified."""
 LOOK_EVERY = 0.5
 """Seconds between two looks at a file of keys."""
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
@@ -280,7 +282,9 @@ class KeyProvider:
     def known(self, credential: bytes) -> Principal | None:
         """The principal of a key that is accepted now; None for any other."""
         found = self.keys.find(digest_of(credential)) if self.keys.ready else None
-        return None if found is None or self._clock.now() >= found.accepted_until else self._principal(found)
+        if found is None or self._clock.now() >= found.accepted_until or not is_well_formed(credential):
+            return None
+        return self._principal(found)
 
     def holds_until(self, principal: Principal) -> float:
         return float("inf") if principal.expires_at is None else principal.expires_at
@@ -304,6 +308,8 @@ class KeyProvider:
         made = self._principals.get(key.key)
         if made is None or made[0] is not key:
             made = self._principals[key.key] = (key, principal_of(key))
+            if len(self._principals) > MOST_PRINCIPALS:
+                del self._principals[next(iter(self._principals))]
         return made[1]
 
 

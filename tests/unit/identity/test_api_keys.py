@@ -126,8 +126,22 @@ async def test_keys_that_are_not_accepted_are_refused_each_for_its_reason(clock:
     for revoked in (now, now + 60):  # the clock of who revoked it may be ahead
         assert await refusal(provider_of(clock, stored(revoked=revoked)), KEY.encode()) == (401, "revoked")
     assert await refusal(provider_of(clock, stored(provider="other")), KEY.encode()) == (401, "unknown")
+    by_hand = digest_of(b"hunter2")  # no key of a gateway, whatever a file says
+    of_file = ApiKey(key=key_id(by_hand), provider="partner", sha256=by_hand, created=0.0)
+    assert await refusal(provider_of(clock, of_file), b"hunter2") == (401, "form")
     unread = RedisKeys("partner", CredentialRecords(Codec(None)))
     assert await refusal(KeyProvider("partner", "x", unread, clock, Epoch()), KEY.encode()) == (503, "keys")
+
+
+async def test_the_principals_of_ended_keys_do_not_pile_up(clock: TurnedClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.identity.api_keys.MOST_PRINCIPALS", 2)
+    keys = [new_key().encode() for _ in range(5)]
+    stored_keys = [ApiKey(key=key_id(d), provider="partner", sha256=d, created=0.0) for d in map(digest_of, keys)]
+    provider = provider_of(clock, *stored_keys)
+    subjects = [(await provider.verified(key)).subject for key in keys]
+    assert subjects == [each.key for each in stored_keys]
+    assert len(provider._principals) == 2
+    assert provider.known(keys[0]) is provider.known(keys[0])
 
 
 async def test_a_key_ends_at_its_time(clock: TurnedClock) -> None:
