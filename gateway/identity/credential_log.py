@@ -118,7 +118,7 @@ class RedisCredentials(RecordLog[Record]):
         self._is_another = False
         self._known = asyncio.Event()
         self._expired = time.monotonic()
-        self._complained_of: set[str] = set()
+        self._complained_of: set[bool] = set()
 
     async def complain_of_loss(self) -> None:
         """Log why Redis may lose API keys."""
@@ -166,11 +166,9 @@ class RedisCredentials(RecordLog[Record]):
         await super()._add_pending()
 
     def _complain_of_unusable(self) -> None:
-        for each in self.records.unusable.values():
-            if each.id not in self._complained_of and len(self._complained_of) < 100:
-                self._complained_of.add(each.id)
-                said = "a record of API keys and revocations in Redis is %s"
-                logger.error(said, _why(each.meant), extra=ONCE)
+        for meant in {each.meant for each in self.records.unusable.values()} - self._complained_of:
+            self._complained_of.add(meant)
+            logger.error("a record of API keys and revocations in Redis is %s", _why(meant), extra=ONCE)
 
     def _next_beat(self) -> Beat:
         beat = super()._next_beat()
