@@ -112,7 +112,7 @@ class Credentials:
 
     async def revocations(self, request: Request) -> Response:
         known = self.gateway().worker_state.credentials.records.revocations.values()
-        return encoded({"revocations": [_told(each) for each in sorted(known, key=lambda each: -each.at)]})
+        return encoded({"revocations": [_shown_revocation(each) for each in sorted(known, key=lambda each: -each.at)]})
 
     async def revoke(self, request: Request) -> Response:
         order = msgspec.json.decode(await self.body(request), type=RevokeOrder)
@@ -128,7 +128,7 @@ class Credentials:
         except GatewayError as error:
             return problem(400, str(error))
         await self.note("revoke", _detail(revocation, order.issuer), by)
-        return self._answer(report, {"revocation": _told(revocation)})
+        return self._answer(report, {"revocation": _shown_revocation(revocation)})
 
     async def _changed(self, change: Awaitable[Changed], what: str, by: str) -> Response:
         try:
@@ -194,7 +194,7 @@ def _shown(key: ApiKey, now: float) -> dict[str, Any]:
     }
 
 
-def _told(revocation: Revocation) -> dict[str, Any]:
+def _shown_revocation(revocation: Revocation) -> dict[str, Any]:
     """A revocation as operators see it: without what it names."""
     return {
         "kind": revocation.kind,

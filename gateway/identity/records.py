@@ -222,9 +222,9 @@ def _check(texts: Iterable[str], instants: Iterable[float | None]) -> None:
 class CredentialRecords:
     """A worker's view. Not thread-safe; it lives in one event loop.
 
-    `version` changes with everything that may end what was accepted; `changed` is called then. `known` says that all
-    records of the fleet are known: until then nothing can be accepted. `longest` is how old (seconds) a token may be
-    that this worker accepts: it lets revocations be kept as long, also those of a gateway that accepts none so old.
+    `changed` is called with everything that may end what was accepted. `known` says that all records of the fleet are
+    known: until then nothing can be accepted. `longest` is how old (seconds) a token may be that this worker accepts:
+    it lets revocations be kept as long, also those of a gateway that accepts none so old.
     """
 
     def __init__(
@@ -240,7 +240,6 @@ class CredentialRecords:
         self.pending: dict[str, tuple[float, Record]] = {}
         self.superseded: deque[Position] = deque()
         self.known = False
-        self.version = 0
         self.keys: dict[str, ApiKey] = {}
         self.revocations: dict[About, Revocation] = {}
         self.unusable: dict[Position, Unusable] = {}
@@ -282,7 +281,7 @@ class CredentialRecords:
         """Forget a key that was made here, and that no stream has accepted."""
         if self.pending.pop(key.id, None) is not None and key.key not in self._places:
             self.keys.pop(key.key, None)
-            self._tell()
+            self.changed()
 
     def apply(self, position: Position, record: Record, now: float = math.inf) -> None:
         self.applied = max(self.applied, position)
@@ -344,7 +343,7 @@ class CredentialRecords:
             known = record if key is None or key == record else key.joined(record)
             self.keys[record.key] = known
             if known != key:
-                self._tell()
+                self.changed()
             return known
         return self._revoke(record) if isinstance(record, Revocation) else record
 
@@ -355,7 +354,7 @@ class CredentialRecords:
         if other is None:
             self._kinds[record.salt, record.kind] = self._kinds.get((record.salt, record.kind), 0) + 1
         if known != other:
-            self._tell()
+            self.changed()
         return known
 
     def _forget(self, record: Revocation) -> None:
@@ -364,10 +363,6 @@ class CredentialRecords:
         self._kinds[group] -= 1
         if not self._kinds[group]:
             del self._kinds[group]
-
-    def _tell(self) -> None:
-        self.version += 1
-        self.changed()
 
     # --- what they mean -------------------------------------------------------------------------------------------
 

@@ -191,14 +191,14 @@ def test_a_revocation_is_kept_as_long_as_this_gateway_accepts_tokens_whatever_an
     assert not applied(other, kept).pending
 
 
-def test_the_version_tells_that_something_may_have_ended() -> None:
-    records, told = known(), []
-    records.changed = lambda: told.append(records.version)
+def test_changed_is_called_once_for_what_may_end_something() -> None:
+    records, calls = known(), []
+    records.changed = lambda: calls.append(1)
     found = revocation(records, "sub", "anna")
     records.pend(found, AT)
     assert records.revoked(token_of())
     records.apply((1, 0), found, AT)
-    assert told == [1]
+    assert calls == [1]
 
 
 def test_where_nothing_is_revoked_nobody_is_refused() -> None:
