@@ -43,7 +43,8 @@ class KeyOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class RotateOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The body of `POST /keys/{id}/rotate`: the SHA-256 of the new key, and how long the old one is accepted yet."""
+    """The body of `POST /keys/{id}/rotate`: the SHA-256 of the new key, and how long the old one is still
+    accepted."""
 
     sha256: str
     overlap: str = "24h"

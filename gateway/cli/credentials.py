@@ -103,7 +103,7 @@ def list_keys(config: ConfigOption = None, admin_url: AdminUrlOption = None) -> 
 @app.command()
 def rotate(
     key: KeyArgument,
-    overlap: Annotated[str, typer.Option(help="How long the old key is accepted yet.")] = "24h",
+    overlap: Annotated[str, typer.Option(help="How long the old key is still accepted.")] = "24h",
     config: ConfigOption = None,
     admin_url: AdminUrlOption = None,
 ) -> None:
@@ -119,7 +119,7 @@ def rotate(
     new, old = made["keys"]
     typer.echo(fresh)
     typer.secho(f"The key {new['id']} of {new['identity']} is shown once. {_ends(new)}", err=True)
-    typer.secho(f"The key {old['id']} is accepted yet. {_ends(old)}", err=True)
+    typer.secho(f"The key {old['id']} is still accepted. {_ends(old)}", err=True)
     _report(made)
 
 
