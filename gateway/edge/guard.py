@@ -84,7 +84,7 @@ class ConnectionGuard:
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        return f"<Door connections={len(self._connections)} requests={self._requests}>"
+        return f"<ConnectionGuard connections={len(self._connections)} requests={self._requests}>"
 
     def configure(self, config: Config | None, log: AccessLog) -> None:
         """Use other limits from now on, also for existing connections."""

@@ -398,7 +398,7 @@ _ANYTHING = re.compile("")
 
 @dataclass(frozen=True)
 class DirectRoute:
-    """A route of the configuration with one upstream, of `edge_pass.Direct`'s form."""
+    """A route of the configuration with one upstream, in the form of `Direct`."""
 
     handlers: Handlers
     route: Declared

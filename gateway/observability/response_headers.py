@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import uuid4
 
-from gateway.context import LOCAL, REQUEST_ID, RequestContext, Result, cache_status
+from gateway.context import REQUEST_ID, RequestContext, Result, cache_status
 from gateway.http.forwarding import Trusted
 from gateway.http.headers import Headers, has, http_date, values
 from gateway.policy.downstream import NOTHING
@@ -42,7 +42,7 @@ def diagnostics(exchange: RequestContext, texts: Texts) -> list[Field]:
         (b"x-process-time", texts.seconds.encode("ascii")),
         (b"server-timing", _server_timing(exchange, texts).encode("ascii")),
     ]
-    if exchange.outcome is not LOCAL:
+    if exchange.outcome.result is not Result.LOCAL:
         fields.append((b"cache-status", cache_status(exchange.outcome, ttl=texts.ttl).encode("ascii")))
     return fields
 
@@ -69,10 +69,11 @@ def in_milliseconds(seconds: float) -> str:
 
 def _server_timing(exchange: RequestContext, texts: Texts) -> str:
     """`Server-Timing`: the cache outcome, the upstream, the parts, the total."""
-    if exchange.outcome is LOCAL and not exchange.spent and not exchange.parts:
+    local = exchange.outcome.result is Result.LOCAL
+    if local and not exchange.spent and not exchange.parts:
         return f"total;dur={texts.milliseconds}"
     duration, metrics = texts.duration, []
-    if exchange.outcome is not LOCAL:
+    if not local:
         looked = exchange.spent.get("cache")
         took = "" if looked is None else f";dur={duration(looked)}"
         metrics.append(f"cache;desc={exchange.outcome.result.value}{took}")

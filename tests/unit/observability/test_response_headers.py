@@ -40,8 +40,10 @@ def test_what_became_of_a_request_is_said() -> None:
     ]
 
 
-def test_what_needs_no_cache_says_nothing_of_one() -> None:
-    fields = dict(diagnostics(exchange_of(LOCAL), texts_of(exchange_of(LOCAL), 0.5)))
+@pytest.mark.parametrize("outcome", [LOCAL, Outcome(Result.LOCAL, detail="websocket")])
+def test_what_needs_no_cache_says_nothing_of_one(outcome: Outcome) -> None:
+    exchange = exchange_of(outcome)
+    fields = dict(diagnostics(exchange, texts_of(exchange, 0.5)))
     assert fields[b"server-timing"] == b"total;dur=500.000"
     assert b"cache-status" not in fields
 

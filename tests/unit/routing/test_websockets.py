@@ -66,8 +66,9 @@ async def test_pages_open_one_by_the_cors_settings(cors: dict[str, Any], origin:
             async with connect(url, origin=given):
                 pass
         else:
-            status, _, body = await refused(url, origin=given)
+            status, headers, body = await refused(url, origin=given)
             assert (status, json.loads(body)["title"]) == (403, "Forbidden")
+            assert "cache-status" not in headers
         assert len(server.requests) == allowed
 
 
