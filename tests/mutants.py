@@ -308,9 +308,9 @@ GUARDS = (
         "unit/edge/test_client_connection",
     ),
     Mutant(
-        "edge.client_connection",
-        "if self._sent < READ_RATE * self.guard.timeouts.write:",
-        "if not self._sent:",
+        "edge.guard",
+        "slow = self._read < READ_RATE * limit",
+        "slow = not self._read",
         "unit/edge/test_client_connection",
     ),
     Mutant("edge.guard", "            if now > until:", "            if False:", "unit/edge/test_guard"),

@@ -24,7 +24,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.context import INTERIM_KEY, RAW_TARGET_KEY
-from gateway.edge.guard import BODY_RATE, EARLY, LINGER, NEVER, READ_RATE, ConnectionGuard
+from gateway.edge.guard import BODY_RATE, EARLY, LINGER, NEVER, ConnectionGuard, SlowReader
 from gateway.edge.head_template import INTERIM, interim_head
 from gateway.edge.header_block import Repeat
 from gateway.edge.http10 import OldClient, reset, stays_open
@@ -71,6 +71,10 @@ class Phase(Enum):
 class EarlyAnswer(Protocol):
     """A response in progress without the app, which does not see the request."""
 
+    @property
+    def written(self) -> int:
+        """Bytes of its body that were written."""
+
     def cancel(self) -> None:
         """The client has disconnected."""
 
@@ -98,9 +102,7 @@ class ClientConnection(HttpToolsProtocol):
         self._head_read = False
         self._known = False
         """Whether a complete head has arrived on this connection; the first has a timeout from its opening."""
-        self._unsent = 0
-        self._sent = 0
-        self._stalled = NEVER
+        self._reader = SlowReader()
         self._number = 0
         """Of the current request, among those that the app is given."""
         self._repeat: Repeat | None = None
@@ -147,19 +149,11 @@ class ClientConnection(HttpToolsProtocol):
             self.transport.close()
 
     def _watch_writing(self, now: float) -> None:
-        """Close a connection whose client reads too slowly, by the decrease of its unsent bytes between two checks."""
+        """Reset a connection whose client reads too slowly."""
+        written = self._asking.written if self._asking is not None else 0
         unsent = self.transport.get_write_buffer_size()
-        if not unsent:
-            self._stalled = NEVER
-        elif self._stalled == NEVER:
-            self._stalled, self._sent = now + self.guard.timeouts.write, 0
-        else:
-            self._sent += max(0, self._unsent - unsent)
-            if now + EARLY >= self._stalled:
-                if self._sent < READ_RATE * self.guard.timeouts.write:
-                    reset(self.transport)
-                self._stalled, self._sent = now + self.guard.timeouts.write, 0
-        self._unsent = unsent
+        if self._reader.is_too_slow(now, self.guard.timeouts.write, unsent, written):
+            reset(self.transport)
 
     def _judge_body(self, now: float) -> None:
         if self.flow.read_paused:  # the app is slower than the client

@@ -33,6 +33,7 @@ SWEEP = 0.5
 """Seconds between two sweeps."""
 SLICE = 0.002
 """Seconds of one look at a stretch."""
+NEVER = math.inf
 EARLY = 1.2 * SWEEP
 """A connection that would time out before the next sweep is closed in this one, so that no limit is exceeded if the
 next sweep is late."""
@@ -184,6 +185,34 @@ class ConnectionGuard:
         return _refusal_head(refused, exchange.request_id, len(body)) + sent
 
 
+class SlowReader:
+    """Judges whether the other end of one connection reads less than `READ_RATE` of what waits to be sent to it."""
+
+    __slots__ = ("_due", "_read", "_unsent", "_written")
+
+    def __init__(self) -> None:
+        self._due = NEVER
+        self._read = self._unsent = self._written = 0
+
+    def is_too_slow(self, now: float, limit: float, unsent: int, written: int) -> bool:
+        """Whether it was, for `limit` seconds up to the next sweep. `unsent` bytes wait now; `written` is how many were
+        written to the connection so far, 0 where that is not known: without it only what waits less was read."""
+        read = max(0, self._unsent - unsent + max(0, written - self._written))
+        self._unsent, self._written = unsent, written
+        if not unsent:
+            self._due = NEVER
+            return False
+        if self._due == NEVER:
+            self._due, self._read = now + limit, 0
+            return False
+        self._read += read
+        if now + EARLY < self._due:
+            return False
+        slow = self._read < READ_RATE * limit
+        self._due, self._read = now + limit, 0
+        return slow
+
+
 def _limits(config: Config | None, limits: LimitsConfig) -> Limits:
     body = config.max_request_body if config is not None else Config.model_fields["max_request_body"].default
     return Limits(limits.request_line, limits.request_head, limits.request_headers, body)
@@ -213,6 +242,3 @@ def _refusal_head(refused: RequestRefused, request_id: str, length: int) -> byte
     if status == 405:
         fields.append(b"allow: " + ALLOW)
     return b"\r\n".join([*fields, b"connection: close", b"", b""])
-
-
-NEVER = math.inf

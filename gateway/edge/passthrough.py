@@ -202,6 +202,12 @@ class PassThroughRequest:
         self._left = False
         self._close = False
         self._size = 0
+        self._shared: SharedBody | None = None
+
+    @property
+    def written(self) -> int:
+        """Bytes of the body that were written."""
+        return self._size if self._shared is None else self._shared.sent
 
     def begin(self, connection: Connection, loop: asyncio.AbstractEventLoop, *, close: bool) -> None:
         self._connection, self._close = connection, close
@@ -276,7 +282,7 @@ class PassThroughRequest:
         seconds = time.perf_counter() - exchange.began
         pass_through.metrics.request(exchange.route, exchange.outcome, status, seconds)
         if pass_through.log is not silent:
-            pass_through.log(exchange, status, self._size, seconds)
+            pass_through.log(exchange, status, self.written, seconds)
 
     async def _answer(self) -> Answer:
         try:
@@ -361,10 +367,8 @@ class PassThroughRequest:
 
     async def _share(self, transport: asyncio.Transport, body: SharedBody) -> None:
         """Have a shared stream written piece by piece, without a task's turn for each."""
-        try:
-            await body.written(transport.write, transport.get_write_buffer_size)
-        finally:
-            self._size = body.sent
+        self._shared = body
+        await body.written(transport.write, transport.get_write_buffer_size)
         self._close = self._close or body.lagged
         transport.write(b"0\r\n\r\n")
 

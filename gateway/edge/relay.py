@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from os import urandom
 
 from gateway.context import Ended
-from gateway.edge.guard import READ_RATE
+from gateway.edge.guard import SlowReader
 from gateway.edge.http10 import reset
 from gateway.http.websocket import (
     GOING_AWAY,
@@ -56,8 +56,8 @@ class _Side:
     """One end. `frames` are those that it sends."""
 
     __slots__ = (
-        *("closed", "controls", "frames", "heard", "name", "pauses", "pinged", "stalled", "told", "transport"),
-        *("unsent", "written"),
+        *("closed", "controls", "frames", "heard", "name", "pauses", "pinged", "reader", "told", "transport"),
+        "written",
     )
 
     def __init__(self, name: str, frames: Frames, transport: asyncio.Transport, now: float) -> None:
@@ -74,9 +74,8 @@ class _Side:
         """Whether it has sent a Close frame."""
         self.told = False
         """Whether it was sent a Close frame: then nothing more."""
-        self.controls = 0
-        self.unsent = self.written = 0
-        self.stalled: float | None = None
+        self.controls = self.written = 0
+        self.reader = SlowReader()
 
     @property
     def mask(self) -> bytes:
@@ -85,6 +84,7 @@ class _Side:
     def write(self, data: bytes) -> None:
         if self.transport is not None and data:
             self.transport.write(data)
+            self.written += len(data)
 
     def pause(self, why: str) -> None:
         self.pauses.add(why)
@@ -110,20 +110,9 @@ class _Side:
             transport.write_eof()
 
     def is_stuck(self, now: float, limit: float) -> bool:
-        """Whether it has read less than 500 bytes a second of what waits for it, for `limit` seconds."""
-        waiting = self.transport.get_write_buffer_size() if self.transport is not None else 0
-        read, self.unsent = max(0, self.unsent - waiting), waiting
-        if not waiting:
-            self.stalled = None
-        elif self.stalled is None:
-            self.stalled, self.written = now + limit, 0
-        else:
-            self.written += read
-            if now >= self.stalled:
-                if self.written < READ_RATE * limit:
-                    return True
-                self.stalled, self.written = now + limit, 0
-        return False
+        """Whether it has read too little of what waits for it, for `limit` seconds."""
+        unsent = self.transport.get_write_buffer_size() if self.transport is not None else 0
+        return self.reader.is_too_slow(now, limit, unsent, self.written)
 
 
 class Relay(asyncio.Protocol):

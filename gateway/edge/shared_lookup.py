@@ -113,6 +113,8 @@ class PendingLookup:
         *("_began", "_found", "_keys", "_read", "_waiting", "block", "edge", "head", "shared_hit"),
         *("request", "request_id", "known_target", "sure"),
     )
+    written = 0
+    """`EarlyAnswer.written`."""
 
     def __init__(
         self,

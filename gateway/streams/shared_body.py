@@ -68,7 +68,9 @@ class SharedBody:
             return
         self._over, self.lagged = True, lagged
         if self._write is not None:
-            self._write(chunk(last))
+            chunked = chunk(last)
+            self._write(chunked)
+            self.sent += len(chunked)
         else:
             self._waiting.append(last)
         self._news.set()

@@ -152,6 +152,29 @@ async def test_a_client_must_take_so_much_of_what_it_is_sent(unsent: tuple[int, 
         assert connection.transport.is_closing() is ended
 
 
+async def test_a_client_that_reads_a_stream_which_is_faster_than_it_is_not_reset() -> None:
+    class Stream:
+        written = 0
+
+        def cancel(self) -> None: ...
+        def make_last(self) -> bool:
+            return False
+
+    app = guarded(limits={"write_timeout": "8s"})
+    async with door(app) as connect:
+        await connect()
+        while not app.guard._connections:
+            await asyncio.sleep(0)
+        (connection,) = app.guard._connections
+        assert isinstance(connection, GatewayProtocol)
+        connection._asking = stream = Stream()
+        for second in range(10):
+            stream.written = 2000 * second
+            connection.transport.get_write_buffer_size = lambda at=second: 1000 + 1000 * at  # type: ignore[method-assign]
+            connection._watch_writing(time.perf_counter() + second)
+        assert not connection.transport.is_closing()
+
+
 def _large() -> httpx.Response:
     return httpx.Response(200, content=b"x" * 32 * 1024 * 1024)
 

@@ -8,7 +8,9 @@ import time
 from collections import Counter
 from typing import Any
 
-from gateway.edge.guard import SLICE, ConnectionGuard
+import pytest
+
+from gateway.edge.guard import READ_RATE, SLICE, ConnectionGuard, SlowReader
 from gateway.testing import StubUpstream
 from tests.support.gateways import json_answer
 from tests.support.raw_requests import GET, HOST, REFUSED
@@ -38,6 +40,15 @@ async def _refusal(connect: Any, sent: bytes) -> tuple[int, bool]:
 
 
 # --- slow clients ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("read", "slow"), [(0, True), (READ_RATE - 1, True), (READ_RATE + 1, False)])
+def test_what_a_client_reads_counts_also_while_more_comes_than_it_reads(read: int, slow: bool) -> None:
+    reader, written, judged = SlowReader(), 0, []
+    for second in range(10):
+        judged.append(reader.is_too_slow(second, 8.0, 50_000 + written - read * second, written))
+        written += 2 * READ_RATE
+    assert any(judged) is slow
 
 
 async def test_a_silent_connection_is_closed() -> None:

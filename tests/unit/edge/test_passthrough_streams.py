@@ -77,6 +77,22 @@ async def test_clients_share_a_stream_and_a_client_that_comes_back_misses_nothin
         assert len(source.heads) == 1
 
 
+async def test_the_guard_sees_how_much_of_a_stream_was_written() -> None:
+    source = Source()
+    async with raw_upstream(source) as raw:
+        app = site(raw.url)
+        async with door(app) as connect:
+            wire = await connect()
+            wire.send(GET % b"")
+            await wire.reader.readuntil(b"\r\n\r\n")
+            await source.say(1)
+            text = await told(wire, b"id: 1\ndata: x\n\n")
+            [connection] = app.guard._connections
+            assert isinstance(connection, GatewayProtocol)
+            assert connection._asking is not None
+            assert connection._asking.written == len(text)
+
+
 async def test_head_and_http_1_0_of_a_stream() -> None:
     """HEAD is answered by the upstream's head, and costs nobody a stream; HTTP/1.0 gets events until the end."""
     source = Source()
