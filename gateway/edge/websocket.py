@@ -14,6 +14,7 @@ import asyncio
 import time
 from typing import Any, cast
 
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from gateway.context import RELAY_KEY
@@ -150,8 +151,10 @@ class ClientWebSocket(WebSocketsSansIOProtocol):
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
             self.handshake_complete = True  # uvicorn logs an error otherwise, though it is refused
-        if message["type"] != "websocket.accept" or not self.handshake_complete:
+        if message["type"] != "websocket.accept":
             return
+        if not self.handshake_complete:  # its transport is closing: the upstream's WebSocket would stay open
+            raise ClientDisconnected
         early, self._early = self._early, b""
         if self._relay is not None:
             self._give_to(self._relay, early)

@@ -15,7 +15,7 @@ from websockets.asyncio.client import connect
 
 from gateway.app.gateway import Gateway
 from gateway.edge.websocket import EARLY, INTERNALS
-from gateway.http.websocket import MOST_FRAGMENTS
+from gateway.http.websocket import MOST_FRAGMENTS, accepted
 from tests.support.gateways import gateway
 from tests.support.raw import Connection, raw_upstream
 from tests.support.websockets import HANDSHAKE, Raw, client_frame, echo, open_to, talking
@@ -32,6 +32,29 @@ async def test_frames_before_the_answer_are_kept_and_passed_on() -> None:
         assert await client.frame() == (TEXT, b"early")
         client.writer.write(client_frame(TEXT, b"bird")[3:])
         assert await client.frame() == (TEXT, b"bird")
+
+
+async def test_an_upstream_that_accepts_while_the_client_s_connection_closes_is_closed() -> None:
+    ended = asyncio.Event()
+
+    async def script(connection: Connection) -> None:
+        head = await connection.request()
+        [guarded] = app.guard._connections
+        guarded.transport.is_closing = lambda: True  # type: ignore[attr-defined]
+        key = next(line for line in head.split(b"\r\n") if line.startswith(b"sec-websocket-key: ")).split(b": ")[1]
+        fields = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: " + accepted(key)
+        await connection.send(b"HTTP/1.1 101 Switching Protocols\r\n" + fields + b"\r\n\r\n")
+        await connection.closed()
+        ended.set()
+
+    async with raw_upstream(script) as upstream, open_to(app := talking(upstream.url)) as url:
+        port = int(url.rpartition(":")[2].partition("/")[0])
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HANDSHAKE + b"\r\n")
+        async with asyncio.timeout(20):
+            await ended.wait()
+        assert app.worker_state.websockets.counts("api").open == 0
+        writer.close()
 
 
 async def test_many_early_bytes_wait_unread() -> None:
