@@ -56,8 +56,8 @@ class _Side:
     """One end. `frames` are those that it sends."""
 
     __slots__ = (
-        *("closed", "controls", "frames", "heard", "name", "pauses", "pinged", "reader", "told", "transport"),
-        "written",
+        *("close_received", "close_sent", "controls", "frames", "name", "pauses", "pinged", "reader", "received_at"),
+        *("transport", "written"),
     )
 
     def __init__(self, name: str, frames: Frames, transport: asyncio.Transport, now: float) -> None:
@@ -66,13 +66,13 @@ class _Side:
         self.transport: asyncio.Transport | None = transport
         self.pauses: set[str] = set()
         """Why nothing is read from it now."""
-        self.heard = now
+        self.received_at = now
         """When something came from it last."""
         self.pinged: float | None = None
         """When it was sent a ping that nothing came after."""
-        self.closed = False
+        self.close_received = False
         """Whether it has sent a Close frame."""
-        self.told = False
+        self.close_sent = False
         """Whether it was sent a Close frame: then nothing more."""
         self.controls = self.written = 0
         self.reader = SlowReader()
@@ -91,7 +91,7 @@ class _Side:
         if self.transport is not None and not self.transport.is_closing():
             self.transport.pause_reading()
 
-    def go_on(self, why: str) -> None:
+    def resume(self, why: str) -> None:
         self.pauses.discard(why)
         if not self.pauses and self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
@@ -102,7 +102,7 @@ class _Side:
         transport = self.transport
         if transport is None or transport.is_closing():
             return
-        if self.closed or not transport.can_write_eof():
+        if self.close_received or not transport.can_write_eof():
             transport.close()
         else:
             self.pauses.clear()
@@ -121,7 +121,7 @@ class Relay(asyncio.Protocol):
     def __init__(
         self, upstream: UpstreamSocket, counts: WebSocketCounts, limits: RelayLimits, lost: Callable[[Relay], None]
     ) -> None:
-        self._told_of: Callable[[Ended], None] | None = None
+        self._on_end: Callable[[Ended], None] | None = None
         self._ended: Ended | None = None
         self._socket = upstream
         self._counts = counts
@@ -160,9 +160,9 @@ class Relay(asyncio.Protocol):
     def _pass_on(self, side: _Side, other: _Side, data: bytes) -> None:
         frames = side.frames
         if data:
-            side.heard, side.pinged = time.perf_counter(), None
+            side.received_at, side.pinged = time.perf_counter(), None
         passed = frames.take(data)
-        if not other.told:
+        if not other.close_sent:
             other.write(passed)
         if frames.violation is not None:
             self._violated(side, frames.violation)
@@ -178,19 +178,19 @@ class Relay(asyncio.Protocol):
         if side.frames.more and side.frames.violation is None and side.frames.close is None:
             asyncio.get_running_loop().call_soon(self._next_slice, side, other)
         else:
-            side.go_on("slice")
+            side.resume("slice")
 
     def pause_writing(self) -> None:
         self._upstream.pause("full")
 
     def resume_writing(self) -> None:
-        self._upstream.go_on("full")
+        self._upstream.resume("full")
 
     def upstream_full(self, full: bool) -> None:
         if full:
             self._client.pause("full")
         else:
-            self._client.go_on("full")
+            self._client.resume("full")
 
     # --- ends ----------------------------------------------------------------------------------------------
 
@@ -206,22 +206,22 @@ class Relay(asyncio.Protocol):
     def _gone(self, side: _Side, code: int, reason: str) -> None:
         other = self._upstream if side is self._client else self._client
         self._ends(side.name, Close(LOST))
-        if not (side.closed and other.closed):
-            self._tell(other, Close(code, reason))
+        if not (side.close_received and other.close_received):
+            self._send_close(other, Close(code, reason))
         other.end()
         if self._client.transport is None and self._upstream.transport is None:
             self._finish()
 
     def _closed_by(self, side: _Side, other: _Side, close: Close) -> None:
         """A Close frame of `side` was passed on."""
-        side.closed = True
+        side.close_received = True
         self._ends(side.name, close)
-        if side.told:  # by the gateway
+        if side.close_sent:  # by the gateway
             if side.transport is not None:
                 side.transport.close()
         else:
-            other.told = True
-        if side.closed and other.closed:
+            other.close_sent = True
+        if side.close_received and other.close_received:
             self._close_both()
 
     def _violated(self, side: _Side, close: Close) -> None:
@@ -237,30 +237,30 @@ class Relay(asyncio.Protocol):
         self._end("gateway", Close(GOING_AWAY, RESTARTS))
 
     def _end(self, by: str, close: Close | dict[str, Close]) -> None:
-        """Tell both sides, and wait for their Close frames for a while."""
+        """Send each side a Close frame, and wait for theirs for a while."""
         if not self._open or self._why is not None:
             return
-        told = close if isinstance(close, dict) else {"client": close, "upstream": close}
-        self._ends(by, told["client"])
+        closes = close if isinstance(close, dict) else {"client": close, "upstream": close}
+        self._ends(by, closes["client"])
         for side in (self._client, self._upstream):
-            self._tell(side, told[side.name])
+            self._send_close(side, closes[side.name])
 
     def _ends(self, by: str, close: Close) -> None:
         if self._why is None:
             self._why = by, close
             self._deadline = time.perf_counter() + CLOSING
 
-    def _tell(self, side: _Side, close: Close) -> None:
+    def _send_close(self, side: _Side, close: Close) -> None:
         """Send a Close frame, if no frame to that side is under way; then only the end of the connection is left."""
-        if side.transport is None or side.told:
+        if side.transport is None or side.close_sent:
             return
-        side.told = True
+        side.close_sent = True
         other = self._upstream if side is self._client else self._client
         if other.frames.left:
             side.transport.abort()
             return
         side.write(close_frame(close, side.mask))
-        if side.closed:
+        if side.close_received:
             side.transport.close()
 
     def _close_both(self) -> None:
@@ -278,12 +278,12 @@ class Relay(asyncio.Protocol):
             for side in (self._client, self._upstream):
                 self._counts.messages[side.name] += side.frames.messages
             self._ended = Ended(by, close.code, self._upstream.frames.bytes)
-            if self._told_of is not None:
-                self._told_of(self._ended)
+            if self._on_end is not None:
+                self._on_end(self._ended)
 
     def on_end(self, ended: Callable[[Ended], None]) -> None:
         """Call `ended` once it has ended; at once, if it has already."""
-        self._told_of = ended
+        self._on_end = ended
         if self._ended is not None:
             ended(self._ended)
 
@@ -317,13 +317,13 @@ class Relay(asyncio.Protocol):
         elif side.pinged is not None:
             if now - side.pinged >= self._limits.ping:
                 self._cut(side)
-        elif now - side.heard >= self._limits.ping:
+        elif now - side.received_at >= self._limits.ping:
             self._ping(side, now)
 
     def _ping(self, side: _Side, now: float) -> None:
         """Ping a silent side, unless a frame to it is under way: a large one may take a slow sender minutes."""
         other = self._upstream if side is self._client else self._client
-        if not other.frames.left and not side.told:
+        if not other.frames.left and not side.close_sent:
             side.pinged = now
             side.write(ping_frame(side.mask))
 

@@ -1,7 +1,7 @@
-"""WebSockets to upstreams: the connection and its handshake (RFC 6455 §4.1). Frames are the affair of who asked for it.
+"""WebSockets to upstreams: the connection and its handshake (RFC 6455 §4.1). Frames are the caller's affair.
 
-Decides whether an upstream is asked (its limit, its circuit breaker), and whether its answer is the one that changes
-the protocol: any other answer is given back as it is, and the connection is closed, so that nothing that a client
+Decides whether a handshake is sent (the upstream's limit, its circuit breaker), and whether the answer is the one that
+changes the protocol: any other answer is returned as it is, and the connection is closed, so that nothing that a client
 sends later is ever read as a request (upgrade smuggling).
 """
 
@@ -49,7 +49,7 @@ class WebSocketCounts:
     """Of one upstream in one worker, over all reloads."""
 
     open: int = 0
-    asked: int = 0
+    opening: int = 0
     """Handshakes under way."""
     closed: Counter[tuple[str, str]] = field(default_factory=Counter)
     """By who closed it and the code."""
@@ -108,7 +108,7 @@ class UpstreamSocket(asyncio.Protocol):
             if self._handshake.upgraded:
                 self._wait_for_receiver()
         elif self.transport is not None:
-            self.transport.abort()  # it speaks before it was asked
+            self.transport.abort()  # bytes before a handshake was sent
 
     def _wait_for_receiver(self) -> None:
         assert self.transport is not None
@@ -130,7 +130,7 @@ class UpstreamSocket(asyncio.Protocol):
         if self._receiver is not None:
             self._receiver.upstream_full(False)
 
-    def ask(self, head: bytes, handshake: _Handshake) -> None:
+    def begin(self, head: bytes, handshake: _Handshake) -> None:
         self._handshake = handshake
         if self.transport is None or self.transport.is_closing():
             handshake.lost()
@@ -240,23 +240,23 @@ async def connect(
     changes: FieldChanges,
     seen: Callable[[str, float], None],
 ) -> UpstreamSocket | Refused:
-    """Ask an upstream for a WebSocket at `target`, a normalised path and query, by the timeouts of its requests. `seen`
+    """Open a WebSocket to an upstream at `target`, a normalised path and query, by the timeouts of its requests. `seen`
     gets the result, in the terms of the metric of upstream requests, and the seconds that it took.
 
     Raises UpstreamError: too many WebSockets, circuit breaker open, connection failed, timeout, an invalid answer.
     """
     began, result = time.perf_counter(), "cancelled"
     try:
-        if counts.open + counts.asked >= upstream.config.max_websockets:
+        if counts.open + counts.opening >= upstream.config.max_websockets:
             upstream.places.shed += 1
             raise UpstreamBusy(upstream.name, "too many WebSockets", 1.0)
         sending = Sending("GET", target, without(headers, *_OF_HANDSHAKE), None, None, ORDINARY, upstream.timeout, None)
         upstream.complete(sending, changes, PASSED_ON.get())
-        counts.asked += 1
+        counts.opening += 1
         try:
-            opened = await _asked(upstream, sending, subprotocols)
+            opened = await _opened(upstream, sending, subprotocols)
         finally:
-            counts.asked -= 1
+            counts.opening -= 1
         result = f"{opened.status // 100}xx" if isinstance(opened, Refused) else "1xx"
         return opened
     except UpstreamError as error:
@@ -266,7 +266,7 @@ async def connect(
         seen(result, time.perf_counter() - began)
 
 
-async def _asked(upstream: Upstream, sending: Sending, subprotocols: list[str]) -> UpstreamSocket | Refused:
+async def _opened(upstream: Upstream, sending: Sending, subprotocols: list[str]) -> UpstreamSocket | Refused:
     if not isinstance(upstream.transport, Transport):
         raise UpstreamMalformed(upstream.name, "WebSockets require `transport: aiohttp`")
     host, series = upstream.admitted(None)
@@ -276,7 +276,7 @@ async def _asked(upstream: Upstream, sending: Sending, subprotocols: list[str]) 
             socket = await _connected(upstream.transport, host, upstream.config.connect_timeout.total_seconds())
             key = b64encode(urandom(16))
             handshake = _Handshake(upstream.config.max_response_headers, upstream.config.max_response_fields)
-            socket.ask(_head(sending, host, key, subprotocols), handshake)
+            socket.begin(_head(sending, host, key, subprotocols), handshake)
             head, body = await handshake.answer
         host.answered(series, head.status, lambda: None)
         if head.status == 101:

@@ -191,7 +191,7 @@ async def test_an_end_that_does_not_answer_a_ping_is_cut_off() -> None:
         await until(lambda: len(server.open) == 1)
         relay = relay_of(app)
         now = relay._message
-        relay._upstream.heard = now + 100
+        relay._upstream.received_at = now + 100
         relay.sweep(now + 21)
         relay.sweep(now + 41)
         assert await server.ended.get() == (1001, "the client is gone")
@@ -208,7 +208,7 @@ async def test_an_end_to_which_a_large_frame_is_under_way_is_pinged_behind_it() 
         relay = relay_of(app)
         await until(lambda: relay._client.frames.left > 0)
         now = relay._message
-        relay._client.heard = now + 400
+        relay._client.received_at = now + 400
         for seconds in (21, 41, 61, 400):
             relay.sweep(now + seconds)
         assert relay._upstream.pinged is None

@@ -175,7 +175,7 @@ async def test_a_client_that_leaves_during_its_handshake_ends_that_with_the_upst
             writer.close()
             await ended.wait()
             assert await logged.get() == 499
-            assert app.worker_state.websockets.counts("api").asked == 0
+            assert app.worker_state.websockets.counts("api").opening == 0
 
 
 async def test_the_log_has_a_line_at_its_end_and_the_metrics_have_the_handshake() -> None:

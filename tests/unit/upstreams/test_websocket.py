@@ -212,7 +212,7 @@ async def test_handshakes_under_way_count_as_well() -> None:
             await asked(upstream, counts=counts)
         task.cancel()
         await asyncio.wait([task])
-    assert counts.asked == 0
+    assert counts.opening == 0
 
 
 async def test_interim_responses_are_bounded() -> None:
