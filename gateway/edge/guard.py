@@ -149,7 +149,7 @@ class ConnectionGuard:
         _uncount(self._requests_by_client, client)
 
     def count(self, reason: str) -> None:
-        """Count a client that was refused without an answer."""
+        """Count a refusal whose answer, if it has one, is not made by `refusal`: it is not logged."""
         if self._metrics is not None:
             self._metrics.refused(reason)
 
