@@ -23,9 +23,10 @@ run: $(VENV)/ready
 
 # All tests, in four processes, as those with real processes wait more than they compute; ARGS goes to pytest, such as
 # ARGS="-k purge -x" or ARGS=--scale=full. A loaded machine is slow, not broken: a test may take five minutes, and what
-# fails beside others runs once more, alone, and must pass then.
+# fails beside others runs once more, alone, and must pass then. A run that pytest did not finish has failed (status 3).
 test: $(VENV)/ready
-	$(BIN)/python -m pytest tests -n 4 --dist worksteal --timeout 300 $(ARGS) || { \
+	$(BIN)/python -m pytest tests -n 4 --dist worksteal --timeout 300 $(ARGS) || { status=$$?; \
+		[ $$status = 1 ] || exit $$status; \
 		echo "What failed beside others runs once more, alone:"; \
 		$(BIN)/python -m pytest tests --last-failed --last-failed-no-failures none --timeout 300 $(ARGS); }
 

@@ -55,6 +55,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: not _is_alone(item))
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    """Report without the garbage collector: what a finalizer warns of is formatted by a parse within the report's own,
+    which CPython 3.11 ends with a SystemError (gh-106905), and pytest then ends the run."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 _room: list[TextIO] = []
 """The lock on the room while this process is in it: for one test, or for several marked `alone` in a row."""
 

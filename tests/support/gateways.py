@@ -66,6 +66,7 @@ async def served(app: Any, *, sock: socket.socket | None = None, **settings: Any
         server.should_exit = True
         server.force_exit = True
         await task
+        await server.lifespan.shutdown()  # which uvicorn leaves out where it is forced to exit
         sock.close()
 
 
