@@ -110,8 +110,8 @@ class Child:
         return status
 
     def end(self) -> None:
-        """End it, if it has not ended: at once where it has no children to end itself. A gateway waits for its
-        `shutdown_delay` after SIGTERM, but not after SIGINT."""
+        """End it, if it has not ended, and what is left of its process group: at once where it has no children to end
+        itself. A gateway waits for its `shutdown_delay` after SIGTERM, but not after SIGINT."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGCONT)
             if self.children:
@@ -120,6 +120,8 @@ class Child:
                     self._process.wait(20)
             self._process.kill()
             self._process.wait()
+        with contextlib.suppress(ProcessLookupError):  # those that it left hold the pipe, whose end is waited for
+            self.signal_group(signal.SIGKILL)
         self._pump.join(5)
         assert self._process.stderr is not None
         self._process.stderr.close()
