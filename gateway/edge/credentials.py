@@ -69,9 +69,11 @@ class Credentials:
         if at is None or len(value := headers[at][1]) > LONGEST_CREDENTIAL:
             return None
         # No text has a NUL: whichever of its occurrences is replaced, the two together are this text and no other.
+        # A template is judged without the field at `at`, so that is a part of its name: a client may write another
+        # field such that this value is found there first, and then two texts have one rest but not the same fields.
         start = text.find(value[:_BEGINNING])
         start = start if text.startswith(value, start) else text.find(value)
-        rest = b"%b\0%b" % (text[:start], text[start + len(value) :])
+        rest = b"%d%b\0%b" % (at, text[:start], text[start + len(value) :])
         known = self._blocks.get((rest, value))
         if known is not None:
             return known
