@@ -21,6 +21,7 @@ from gateway.app.dependency_overrides import Overrides
 from gateway.app.exception_handlers import GATEWAYS_OWN
 from gateway.app.gateway import Configuration, configuration
 from gateway.app.generation import Generation, Given, Transport
+from gateway.app.generations import forget_endpoints
 from gateway.app.head_requests import HeadOfCached
 from gateway.app.middleware import Layers, Outermost
 from gateway.app.worker_state import SERVED
@@ -63,6 +64,7 @@ class Cache(Generation):
     ) -> None:
         if hasattr(app.state, STATE):
             raise ValueError("the app has a cache already; use Cache once, and not for a Gateway")
+        forget_endpoints()  # those of apps that are no longer used
         self._stack = _Stack(self)
         given = Given(store, transport, clock, log, tracing)
         self._make(app, configuration(config, settings), given.traced)

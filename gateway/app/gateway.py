@@ -24,6 +24,7 @@ from gateway.app.dependency_overrides import WatchedOverrides
 from gateway.app.dispatch import Dispatch, FrameworkLayers, Recording
 from gateway.app.exception_handlers import exception_handlers
 from gateway.app.generation import Generation, Given, Transport
+from gateway.app.generations import forget_endpoints
 from gateway.app.head_requests import HeadOfCached
 from gateway.app.middleware import Layers, OtherSlash, Outermost
 from gateway.app.openapi import OPENAPI, show_validation_problems
@@ -95,6 +96,7 @@ class Gateway(Generation, FastAPI):
         tracing: Tracing | None = None,
         **fastapi: Any,
     ) -> None:
+        forget_endpoints()  # those of apps that are no longer used
         given = Given(store, transport, clock, log, tracing)
         self._make(configuration(config), given.traced, fastapi)
 

@@ -273,8 +273,8 @@ class Generation:
 
     def _upstream(self, name: str, config: UpstreamConfig, before: Generation | None) -> Upstream:
         """The upstream of that name, with its connections if neither its configuration nor its files did change."""
-        known = before.upstreams.get(name) if before is not None else None
-        if before is not None and known is not None and known.config == config and self._has_files_of(before, name):
+        known = before.upstreams.get(name) if before and before.tls_files.get(name) == self.tls_files[name] else None
+        if known is not None and known.config == config:
             return known
         transport = self._given.transport
         return Upstream(
@@ -284,9 +284,6 @@ class Generation:
             alone=self.worker_state.alone,
             tracing=self._given.tracing,
         )
-
-    def _has_files_of(self, before: Generation, upstream: str) -> bool:
-        return before.tls_files[upstream] == self.tls_files[upstream]
 
     # --- handlers ------------------------------------------------------------------------------------------
 
@@ -483,6 +480,8 @@ class Generation:
             backend.unregister(self.engine)
         await self.worker_state.aclose()
         await self.engine.aclose()
+        if self.latest.edge is not None:
+            self.latest.edge.forget()  # what it has learned leads back to it, past the garbage collector
         for upstream in self.latest.upstreams.values():
             await upstream.aclose()
         await self.watch.aclose()

@@ -60,6 +60,7 @@ class Generations:
         old = self.current
         gateway.take_over(old)
         self.current, self.number = gateway, self.number + 1
+        old.edge = None  # what it has learned leads back to `old`, past the garbage collector
         forget_endpoints()
         self._earlier = {each for each in (*self._earlier, old.underway) if each.count}
         kept = set(map(id, gateway.upstreams.values()))
@@ -127,7 +128,7 @@ def forget_endpoints() -> None:
     """Empty what FastAPI keeps about endpoints: for the whole process, the last 4,096 it has seen (0.165).
 
     An endpoint refers to its app, so each generation would stay in memory (2.4 MB with one route) after the next one
-    has taken its place. What is still in use is classified again.
+    has taken its place, and in tests each app. What is still in use is classified again.
     """
     for value in vars(models).values():
         if hasattr(value, "cache_clear"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
@@ -103,6 +104,19 @@ class Passing:
         return pass_request
 
 
+_protocols: weakref.WeakSet[GatewayProtocol] = weakref.WeakSet()
+
+
+def forget_lines() -> None:
+    """End what each `Line` leaves behind. A protocol and its edge refer to their app past the garbage collector, until
+    the connection is lost and the lifespan has ended; a line has no lifespan, and the app would stay in memory."""
+    for protocol in list(_protocols):
+        if (edge := protocol.config.app.edge) is not None:
+            edge.forget()
+        vars(protocol).clear()
+    _protocols.clear()
+
+
 class Line:
     """A connection to an app, by its protocol class alone."""
 
@@ -112,6 +126,7 @@ class Line:
         self.pipe = Pipe()
         self.protocol = GatewayProtocol(config, ServerState(), {})
         self.protocol.connection_made(self.pipe)
+        _protocols.add(self.protocol)
 
     def send(self, data: bytes) -> None:
         self.protocol.data_received(data)

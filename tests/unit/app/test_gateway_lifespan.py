@@ -1,10 +1,12 @@
-"""gateway: an app whose lifespan never ran, mounted in another or behind a server without lifespan."""
+"""gateway: an app whose lifespan never ran, mounted or behind a server without lifespan; and one after its end."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import uuid4
@@ -17,6 +19,7 @@ from gateway.app.gateway import Gateway
 from gateway.cache.redis.store import RedisStore
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import StubUpstream, TurnedClock, running
+from tests.support.edge_lines import GET, Line, asked
 from tests.support.gateways import gateway, json_answer, served
 
 ITEMS = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "60s", "tags": ["item:{id}"]}}
@@ -162,3 +165,25 @@ async def test_it_serves_at_once_while_redis_does_not_answer(caplog: pytest.LogC
             assert time.monotonic() - began < 0.8  # it was 1.2 and more
             assert (await client.get("/items/1")).json() == (await client.get("/items/1")).json()
             assert not (await app.purge(tags=["item:1"])).complete
+
+
+def test_an_app_is_freed_after_its_lifespan_once_another_is_made() -> None:
+    """Its test may keep the stub upstream. FastAPI keeps endpoints, and what the edge has learned refers to the app
+    past the garbage collector."""
+    upstream = StubUpstream(json_answer())
+
+    async def lived() -> weakref.ref[Gateway]:
+        app = gateway(upstream, {"o": {"path": "/o/{id}", "upstream": "api", "ttl": "60s"}})
+        async with running(app) as client:
+            assert (await client.get("/o/1")).status_code == 200
+            line = Line(app)
+            for _ in range(2):
+                assert (await asked(line, GET % b"")).startswith(b"HTTP/1.1 200 OK\r\n")
+            line.hang_up()
+        return weakref.ref(app)
+
+    gone = asyncio.run(lived())
+    gateway(StubUpstream(json_answer()))
+    gc.collect()
+    assert gone() is None
+    assert upstream.requests

@@ -177,9 +177,15 @@ async def test_a_generation_is_freed_once_others_have_taken_its_place(clock: Tur
         for _ in range(4):
             seen.append(weakref.ref(generations.current))
             assert (await client.get("/a")).status_code == 200
+            line = Line(generations)  # what the edge learns refers to the generation, past the garbage collector
+            for _ in range(2):
+                assert (await asked(line, GET % b"")).startswith(b"HTTP/1.1 200 OK\r\n")
+            line.hang_up()
+            del line
             generations.reload(loaded())
         await generations.current.engine.settle()
-        gc.collect()
+        for _ in seen:  # a generation is garbage once the edge that referred to it is freed
+            gc.collect()
         # The first is the application's own object. The last may still end what it began.
         assert [each() for each in seen[1:-1]] == [None, None]
 
