@@ -111,7 +111,7 @@ def forget_lines() -> None:
     """End what each `Line` leaves behind. A protocol and its edge refer to their app past the garbage collector, until
     the connection is lost and the lifespan has ended; a line has no lifespan, and the app would stay in memory."""
     for protocol in list(_protocols):
-        if (edge := protocol.config.app.edge) is not None:
+        if (edge := getattr(protocol.config.app, "edge", None)) is not None:
             edge.forget()
         vars(protocol).clear()
     _protocols.clear()
