@@ -288,7 +288,8 @@ class Admin:
             return problem(400, "Nothing to purge: set keys, tags, routes or all.")
         for key in order.keys:
             self._refuse_another_host(key)
-        if refusal := _refused_tags(order.tags):
+        stored = self._gateway().stored_tags(order.tags)
+        if refusal := _refused_tags([tag for tag in order.tags if tag in stored]):
             return problem(400, refusal)
         named = by(request, order.by)
         report = await self._gateway().purge(
@@ -299,7 +300,7 @@ class Admin:
             soft=order.soft,
             by=f"admin {named}",
         )
-        await self._note("purge", order.shown(self._gateway().stored_tags(order.tags)), named)
+        await self._note("purge", order.shown(stored), named)
         return purge_response(report)
 
     def _refuse_another_host(self, url: str) -> None:
@@ -338,10 +339,11 @@ def create_admin(
 
 
 def _refused_tags(tags: list[str]) -> str | None:
+    """Why tags that are stored as they are can't be anything's; None if they can."""
     try:
         check_tags(tags)
     except ValueError as error:
-        return f"Nothing was purged: {error}."
+        return f"Nothing was purged: {error}; give each tag by itself."
     return None
 
 

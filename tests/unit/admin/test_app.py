@@ -9,9 +9,10 @@ import pytest
 
 from gateway.admin.app import create_admin
 from gateway.config.overrides import Override
-from gateway.testing import StubUpstream, TurnedClock
+from gateway.testing import StubUpstream, TurnedClock, running
 from tests.support.admin import Worker, working
 from tests.support.gateways import gateway, json_answer, served
+from tests.support.personal import bearer, gateway_of, personal, shared, told
 
 
 async def test_overrides_come_and_go_over_http_and_all_of_it_is_audited(clock: TurnedClock) -> None:
@@ -96,6 +97,28 @@ async def test_a_name_that_was_made_to_lead_to_loopback_is_not_answered() -> Non
                 for path in ("/metrics", "/healthz", "/console"):
                     refused = await client.get(path, headers={"host": host})
                     assert (refused.status_code, "gateway_" in refused.text) == (421, False)
+
+
+@pytest.mark.parametrize("name", ["Anna Maria", "cn=anna,ou=people", "user:anna,user:berta"])
+async def test_a_purge_by_a_tag_of_a_claim_takes_the_values_that_users_have(name: str) -> None:
+    upstream = StubUpstream(told)
+    tagged = {**personal(["sub"], "/me", tags=["user:{claim.sub}"]), "path": "/me", "identity": ["shop"]}
+    app = gateway_of({"all": shared("/all")}, upstream, {"me": tagged})
+    transport = httpx.ASGITransport(create_admin(app, "a" * 32))
+    admin = {"authorization": f"Bearer {'a' * 32}"}
+    async with (
+        running(app) as client,
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=admin) as operator,
+    ):
+        for user in (name, "berta"):
+            await client.get("/me", headers=bearer(sub=user))
+        refused = await operator.post("/purge", json={"tags": [f"user:{name}", "items x"]})
+        assert (refused.status_code, "give each tag by itself" in refused.text) == (400, True)
+        purged = await operator.post("/purge", json={"tags": [f"user:{name}"]})
+        assert purged.json()["complete"]
+        for user in (name, "berta"):
+            await client.get("/me", headers=bearer(sub=user))
+    assert [each.headers["x-user"] for each in upstream.requests] == [name, "berta", name]
 
 
 async def test_control_characters_that_stand_in_redis_reach_no_log(

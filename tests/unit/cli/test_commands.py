@@ -118,7 +118,6 @@ def test_an_unknown_variable_is_a_warning(tmp_path: Path, monkeypatch: pytest.Mo
     [
         ((), "nothing to purge: set --key, --tag, --route or --all"),
         (("--soft",), "nothing to purge"),
-        (("--tag", "a b"), "has a space"),
         (("--tag", ""), "is empty"),
         (("--key", "items/1"), "write a path such as /items/1"),
         (("--route", ""), "a route's name is empty"),
