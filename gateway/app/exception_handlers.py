@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from fastapi import FastAPI
 from fastapi.encoders import jsonable_encoder
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
@@ -64,9 +63,10 @@ async def _not_admitted(request: Request, error: Exception) -> Response:
     runtime.metrics.refused(f"identity-{error.reason}")
     if exchange is None:
         exchange = RequestContext("", 0.0, request.method, "", request.url.scheme)
-    # An app that has a Cache doesn't serve the metadata.
-    answer = not_admitted(exchange, error, described=isinstance(runtime.bearer, FastAPI))
-    return AnswerResponse(answer)
+    bearer = runtime.bearer
+    # The metadata are of the app's own handlers, and not of those of apps that are mounted in it.
+    described = request.app in (bearer, getattr(bearer, "app", None))
+    return AnswerResponse(not_admitted(exchange, error, described=described))
 
 
 async def _left(request: Request, error: Exception) -> Response:

@@ -10,6 +10,7 @@ response that no cached handler made. How a cached handler is answered is decide
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,13 @@ from gateway.app.generation import Generation, Given, Transport
 from gateway.app.generations import forget_endpoints
 from gateway.app.head_requests import HeadOfCached
 from gateway.app.middleware import Layers, Outermost
+from gateway.app.openapi_security import secure_handlers
+from gateway.app.protected_resource import Admissions, ProtectedResources
 from gateway.app.worker_state import SERVED
 from gateway.cache.shared_store import NoShared, SharedStore
 from gateway.clock import Clock
 from gateway.config.admin import tokens_of
+from gateway.config.identity import IssuerConfig
 from gateway.config.loader import Loaded
 from gateway.context import SCOPE_KEY, RequestContext
 from gateway.errors import ConfigError, ConfigProblem, RequestRefused
@@ -75,6 +79,7 @@ class Cache(Generation):
         self._overrides.apps.add(self)
         self._live_around()
         self._stack.put_around(app)
+        self._stack.describe(app)
         app.router.middleware_stack = HeadOfCached(app.router.middleware_stack, app.router, lambda: self.latest.runtime)
 
     def _make(self, app: FastAPI, loaded: Loaded, given: Given, before: Cache | None = None) -> None:
@@ -145,6 +150,26 @@ class _Stack:
             return Outermost(self)
 
         app.build_middleware_stack = build_with_cache  # type: ignore[method-assign]
+
+    def describe(self, app: FastAPI) -> None:
+        """Have the app's OpenAPI document say what handlers ask of credentials; where some are configured, the app
+        serves the metadata to which a 401 leads, too."""
+        build = app.openapi
+
+        def with_security() -> dict[str, Any]:
+            latest = self._first.latest
+            latest.rebind()
+            document = build()
+            secure_handlers(document, latest.handlers)
+            return document
+
+        app.openapi = with_security  # type: ignore[method-assign]
+        if self._first.config.identity:
+            ProtectedResources(self._resources).add_to(app)
+
+    def _resources(self) -> tuple[Mapping[str, IssuerConfig], Admissions]:
+        latest = self._first.latest
+        return latest.config.identity, latest.handlers.admissions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         latest = self._first.latest

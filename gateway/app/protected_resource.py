@@ -6,7 +6,7 @@ names that URL, so that a client that knows nothing of the gateway finds where t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from gateway.config.identity import IssuerConfig
 from gateway.http.headers import first
 from gateway.http.target import Target
 from gateway.identity.admission import Admission
@@ -28,10 +29,10 @@ Admissions = Callable[[Target | None], Iterable[Admission]]
 
 @dataclass(frozen=True)
 class ProtectedResources:
-    """Serves the documents. `issuers` are the URLs of those issuers that a client can get tokens from, by name."""
+    """Serves the documents, by what `current` returns: the settings of identities, by name, and what routes ask of
+    credentials."""
 
-    issuers: Mapping[str, str]
-    admissions: Admissions
+    current: Callable[[], tuple[Mapping[str, IssuerConfig], Admissions]]
 
     def add_to(self, app: FastAPI) -> None:
         for path in (WELL_KNOWN, WELL_KNOWN + "/{path:path}"):
@@ -40,22 +41,25 @@ class ProtectedResources:
     async def _answer(self, request: Request) -> Response:
         path = local_path(request).removeprefix(WELL_KNOWN)
         target = Target(path, (), "/" + request.path_params["path"]) if path else None
-        asked = [*self.admissions(target)]
+        identities, admissions = self.current()
+        asked = [*admissions(target)]
         if not asked:
             return Response(status_code=404, headers={"cache-control": "no-store"})
         host = (first(request.scope["headers"], b"host") or "").lower()
         resource = url_below(request.scope["scheme"], host, root_of(request), path)
-        return JSONResponse(self.document(resource, asked), headers={"cache-control": f"max-age={FRESH}"})
+        issuers = {name: each.issuer for name, each in identities.items() if each.issues_by_url}
+        return JSONResponse(_document(resource, asked, issuers), headers={"cache-control": f"max-age={FRESH}"})
 
-    def document(self, resource: str, admissions: Iterable[Admission]) -> dict[str, Any]:
-        """The metadata of a resource (RFC 9728 §2) for which these ask credentials."""
-        admissions = [*admissions]
-        providers = {each.name: each for admission in admissions for each in admission.providers}
-        found: dict[str, Any] = {"resource": resource}
-        if servers := sorted({self.issuers[name] for name in providers if name in self.issuers}):
-            found["authorization_servers"] = servers
-        if scopes := sorted({scope for admission in admissions for scope in admission.scopes}):
-            found["scopes_supported"] = scopes
-        if any("authorization" in each.sources for each in providers.values()):
-            found["bearer_methods_supported"] = ["header"]
-        return found
+
+def _document(resource: str, admissions: Sequence[Admission], issuers: Mapping[str, str]) -> dict[str, Any]:
+    """The metadata of a resource (RFC 9728 §2) for which these ask credentials. `issuers` are the URLs of those that a
+    client can get tokens from, by name."""
+    providers = {each.name: each for admission in admissions for each in admission.providers}
+    found: dict[str, Any] = {"resource": resource}
+    if servers := sorted({issuers[name] for name in providers if name in issuers}):
+        found["authorization_servers"] = servers
+    if scopes := sorted({scope for admission in admissions for scope in admission.scopes}):
+        found["scopes_supported"] = scopes
+    if any("authorization" in each.sources for each in providers.values()):
+        found["bearer_methods_supported"] = ["header"]
+    return found

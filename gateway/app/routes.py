@@ -99,14 +99,9 @@ class AppRoutes:
         gateway's own."""
         add_health(self.app)
         if self.config.identity:
-            self._resources.add_to(self.app)
+            ProtectedResources(lambda: (self.config.identity, self._admissions)).add_to(self.app)
         add_pages(self.app, docs=self._page("docs", docs), redoc=self._page("redoc", redoc))
         return list(self.app.router.routes)
-
-    @property
-    def _resources(self) -> ProtectedResources:
-        issuers = {name: issuer.issuer for name, issuer in self.config.identity.items() if issuer.issues_by_url}
-        return ProtectedResources(issuers, self._admissions)
 
     def _admissions(self, target: Target | None) -> list[Admission]:
         routes: list[Declared | Aggregate] = [*self.declared, *self.aggregates]

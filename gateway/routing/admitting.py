@@ -81,7 +81,7 @@ def over_limit(exchange: RequestContext, reached: LimitReached, metrics: Metrics
 
 def not_admitted(exchange: RequestContext, refused: NotAdmitted, *, described: bool = True) -> Answer:
     """The answer to a request that is not admitted (RFC 6750 §3); a 401 says where the metadata of the resource are
-    (RFC 9728 §5.1), if the app has them (`described`)."""
+    (RFC 9728 §5.1), if there are some (`described`)."""
     answer = problem(exchange, refused.status, refused.detail)
     if refused.retry_after is not None:
         answer.headers.append((b"retry-after", b"%d" % refused.retry_after))

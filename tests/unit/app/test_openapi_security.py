@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
+
+from gateway import Cache, Principal, cached
 from gateway.app.gateway import create_app
 from gateway.app.openapi_security import schemes_of, security_of
 from gateway.identity.admission import Admission
 from gateway.observability.access_log import silent
 from gateway.testing import StubUpstream, TurnedClock
+from tests.support.personal import SHOP as SHOP_SETTINGS
 from tests.support.personal import settings_of, told
 
 
@@ -23,6 +28,7 @@ class Stub:
         raise NotImplementedError
 
 
+BASIC = HTTPBasic()
 SHOP = Stub("shop", "authorization", "cookie:session")
 PARTNER = Stub("partner", "x-api-key")
 
@@ -70,3 +76,28 @@ def test_a_route_with_limits_may_answer_429() -> None:
     paths = create_app(settings, transport=StubUpstream(told), clock=TurnedClock(), log=silent).openapi()["paths"]
     assert "429" in paths["/me"]["get"]["responses"]
     assert "429" not in paths["/home"]["get"]["responses"]
+
+
+def test_the_document_of_an_app_with_a_cache_has_the_schemes_of_its_handlers() -> None:
+    app = FastAPI()
+    Cache(app, redis_url="none", identity={"shop": SHOP_SETTINGS})
+
+    @app.get("/me")
+    @cached(ttl="30s", per=["sub"])
+    async def me(who: Principal) -> Any:
+        return who.subject
+
+    @app.get("/own")
+    async def plain(who: Annotated[HTTPBasicCredentials, Depends(BASIC)]) -> Any:
+        return who.username
+
+    document = app.openapi()
+    assert document["components"]["securitySchemes"] == {
+        "shop": {"type": "http", "scheme": "bearer"},
+        "HTTPBasic": {"type": "http", "scheme": "basic"},
+    }
+    me_, plain_ = (document["paths"][path]["get"] for path in ("/me", "/own"))
+    assert me_["security"] == [{"shop": []}]
+    assert {"401", "403"} <= set(me_["responses"])
+    assert plain_["security"] == [{"HTTPBasic": []}]
+    assert app.openapi() is document

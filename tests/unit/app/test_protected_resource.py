@@ -7,7 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
+from gateway import Cache, Principal, cached
 from gateway.app.gateway import create_app
 from gateway.observability.access_log import silent
 from gateway.testing import StubUpstream, TurnedClock, running
@@ -81,6 +83,49 @@ async def test_only_a_401_names_the_metadata_and_all_refusals_have_the_fields_of
     for each in (missing, scope):
         assert each.headers["access-control-allow-origin"] == "https://app.example.com"
         assert each.headers["cache-control"] == "no-store"
+
+
+async def test_an_app_with_a_cache_serves_the_metadata_of_its_handlers() -> None:
+    app = FastAPI()
+    cache = Cache(app, redis_url="none", identity={"shop": SHOP}, clock=TurnedClock())
+
+    @app.get("/me/{id}")
+    @cached(ttl="30s", per=["sub"], require={"scopes": ["me"]})
+    async def me(id: int, who: Principal) -> Any:
+        return who.subject
+
+    async with running(cache) as client:
+        found = await client.get(metadata_url(await client.get("/me/7")))
+        other = await client.get("/.well-known/oauth-protected-resource/other")
+    assert found.json() == {
+        "resource": "http://gateway.test/me/7",
+        "authorization_servers": [ISSUER],
+        "scopes_supported": ["me"],
+        "bearer_methods_supported": ["header"],
+    }
+    assert other.status_code == 404
+
+
+async def test_a_401_of_a_mounted_app_leads_nowhere() -> None:
+    app, mounted = FastAPI(), FastAPI()
+    cache = Cache(app, redis_url="none", identity={"shop": SHOP}, clock=TurnedClock())
+    app.mount("/below", mounted)
+
+    @mounted.get("/me")
+    @cached(ttl="30s", per=["sub"])
+    async def me(who: Principal) -> Any:
+        return who.subject
+
+    async with running(cache) as client:
+        refused = await client.get("/below/me")
+    assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+
+
+async def test_an_app_with_a_cache_and_no_identity_has_no_path_more() -> None:
+    app = FastAPI()
+    before = len(app.routes)
+    Cache(app, redis_url="none")
+    assert len(app.routes) == before
 
 
 async def test_a_gateway_without_identity_leaves_the_paths_to_its_routes() -> None:

@@ -281,7 +281,8 @@ async def test_an_app_with_a_cache_has_principals() -> None:
     add_me(app.router, calls)
     responses = await get(cache, "/me", bearer(sub="anna"), bearer(sub="anna"), {})
     assert [each.status_code for each in responses] == [200, 200, 401]
-    assert responses[2].headers["www-authenticate"] == "Bearer"
+    metadata = "http://gateway.test/.well-known/oauth-protected-resource/me"
+    assert responses[2].headers["www-authenticate"] == f'Bearer resource_metadata="{metadata}"'
     assert calls == ["anna"]
 
 
