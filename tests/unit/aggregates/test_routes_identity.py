@@ -193,7 +193,7 @@ async def _lived_through(parts: list[list[str]], requests: list[tuple[int, bool]
     upstream = StubUpstream(_for_a_minute)
     upstream.gate.clear()
     config = {f"p{number}": _part(number, claims, ttl) for number, claims in enumerate(parts)}
-    async with running(gateway_of(config, upstream)) as client:
+    async with running(gateway_of(config, upstream, deadline="60s")) as client:
         tasks = [asyncio.ensure_future(client.get("/home", headers=TOKENS[user])) for user, _ in requests]
         await upstream.came.acquire()
         left = [task for task, (_, leaves) in zip(tasks, requests, strict=True) if leaves]
@@ -220,7 +220,7 @@ def _for_a_minute(request: httpx.Request) -> httpx.Response:
 
 def _part(number: int, claims: list[str], ttl: str) -> dict[str, Any]:
     part = personal(claims, f"/{number}") if claims else shared(f"/{number}")
-    return {**part, "ttl": ttl}
+    return {**part, "ttl": ttl, "timeout": "60s"}  # a machine with other work may stand still for seconds
 
 
 def _value(claim: str, user: int) -> str:
