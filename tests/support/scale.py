@@ -15,6 +15,7 @@ class Size(NamedTuple):
 SIZES = {
     "aggregate_seconds": Size(3, 60),  # of load while a part's upstream is down, or its tag purged
     "aggregate_stories": Size(300, 3_000),  # lived through by a gateway with the edge and by one without
+    "attack_stories": Size(100, 5_000),  # of users who send all they can at once, to one gateway
     "counted_requests": Size(3_000, 100_000),  # counted by the client and by the metrics
     "cut_off_seconds": Size(0, 10),  # that a gateway can't reach Redis while an override is set
     "edge_stories": Size(500, 20_000),  # lived through by a gateway with the edge and by one without
