@@ -366,7 +366,7 @@ async def test_of_calls_that_fail_the_last_sixty_four_are_remembered() -> None:
 
 def connected(valkey: Embedded) -> Callable[[], RedisStore]:
     """Makes stores that share one prefix of a real Valkey."""
-    return partial(RedisStore, valkey.url, prefix=f"{uuid4().hex}:", budget=1.0)
+    return partial(RedisStore, valkey.url, prefix=f"{uuid4().hex}:", budget=10.0)
 
 
 async def test_two_gateways_on_one_redis_share_their_entries(include: Include, valkey: Embedded) -> None:
@@ -387,9 +387,9 @@ async def test_two_gateways_on_one_redis_share_their_entries(include: Include, v
 
 @contextlib.asynccontextmanager
 async def replica(store: RedisStore) -> AsyncIterator[GatewayBackend]:
-    app = gateway(routes={}, store=store, redis_budget="1s")
+    app = gateway(routes={}, store=store, redis_budget="10s")
     async with running(app):
-        yield GatewayBackend(app.engine, budget=1.0)
+        yield GatewayBackend(app.engine, budget=10.0)
 
 
 async def test_what_was_found_in_redis_is_kept_in_memory(valkey: Embedded) -> None:

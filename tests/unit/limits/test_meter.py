@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gateway.limits.limiter import VALID
 from gateway.limits.meter import LEASE, Ask, LocalMeters, Meter, QuotaPolicy, settle
 
 MINUTE = QuotaPolicy("user", 120, 60.0, 30)
@@ -142,20 +143,24 @@ def test_a_meter_of_a_past_day_is_forgotten() -> None:
     st.integers(1, 12),
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 5), st.integers(0, 9), st.floats(0, 3)), max_size=60),
 )
+@example(4, [("a", 0, 1, 0.0), ("b", 0, 0, 3.0), ("a", 0, 0, 1.0), ("a", 4, 0, 0.0)])  # credit after its lease
 def test_over_all_workers_no_more_passes_than_burst_and_rate(
     burst: int, turns: list[tuple[str, int, int, float]]
 ) -> None:
-    """Each worker asks now and then, uses all its credit at the last moment, and never returns any."""
+    """Each worker asks now and then, uses all its credit at the last moment that it may, and never returns any."""
     meter, policy = Meter(), QuotaPolicy("user", 2, 1.0, burst)
-    credit: dict[str, int] = {}
+    credit: dict[str, tuple[int, float]] = {}
     now, passed = NOON, []
     for worker, demand, want, pause in turns:
         now += pause
-        passed += [now] * credit.pop(worker, 0)
+        count, until = credit.pop(worker, (0, now))
+        passed += [min(now, until)] * count
         reply = settle(meter, Ask(policy, b"", demand, want), worker, now)
         passed += [now] * reply.granted
-        credit[worker] = reply.extra
-    passed += [now] * sum(credit.values())
+        credit[worker] = reply.extra, now + VALID
+    for count, until in credit.values():
+        passed += [min(now, until)] * count
+    passed.sort()
     # In any span at most `burst + 2 * seconds`: a bucket that leaks at the rate never holds more than the burst.
     level, before = 0.0, NOON
     for at in passed:

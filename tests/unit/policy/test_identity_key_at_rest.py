@@ -153,6 +153,8 @@ async def dump(store: RedisStore) -> AsyncIterator[tuple[str, bytes]]:
     client = store._client
     async for key in client.scan_iter():
         kind = (await client.type(key)).decode()
+        if kind == "none":  # it has expired since
+            continue
         read = {
             "string": lambda key: client.get(key),
             "hash": lambda key: client.hgetall(key),
