@@ -14,15 +14,16 @@ class Size(NamedTuple):
 
 SIZES = {
     "aggregate_seconds": Size(3, 60),  # of load while a part's upstream is down, or its tag purged
-    "aggregate_stories": Size(300, 3_000),  # lived through by a gateway with the edge and by one without
+    "aggregate_stories": Size(150, 3_000),  # lived through by a gateway with the edge and by one without
     "attack_stories": Size(100, 5_000),  # of users who send all they can at once, to one gateway
     "counted_requests": Size(3_000, 100_000),  # counted by the client and by the metrics
     "cut_off_seconds": Size(0, 10),  # that a gateway can't reach Redis while an override is set
-    "edge_stories": Size(500, 20_000),  # lived through by a gateway with the edge and by one without
+    "edge_stories": Size(250, 20_000),  # lived through by a gateway with the edge and by one without
+    "expression_values": Size(15, 50),  # for each expression of an aggregate; with 50 every one
     "front_crowd": Size(1_500, 3_000),  # requests of a crowd at two workers
     "front_requests": Size(20, 50),  # of each of two users behind a shared cache, for each row of docs/keys.md
     "handler_key_pairs": Size(60, 100),  # of requests to a handler, for each configuration
-    "handler_stories": Size(300, 5_000),  # of handlers, with the edge and without
+    "handler_stories": Size(150, 5_000),  # of handlers, with the edge and without
     "idle_websockets": Size(200, 500),  # whose memory is measured
     "key_pairs": Size(40, 100),  # of requests to a declared route, for each configuration
     "kill_seconds": Size(10, 60),  # of load while a worker is killed every two seconds
@@ -30,9 +31,9 @@ SIZES = {
     "limit_seconds": Size(12, 60),  # of requests to a fleet at ten times its limit
     "limit_subjects": Size(8_000, 1_000_000),  # of one worker
     "openapi_requests": Size(15, 100),  # of each operation, of each kind
-    "identity_stories": Size(100, 10_000),  # of some ten requests, by a gateway with the edge and by one without
+    "identity_stories": Size(60, 10_000),  # of some ten requests, by a gateway with the edge and by one without
     "override_workers": Size(2, 4),  # of each of two gateways
-    "protocol_stories": Size(300, 5_000),  # of request lines and header blocks that are remembered
+    "protocol_stories": Size(150, 5_000),  # of request lines and header blocks that are remembered
     "personal_stories": Size(40, 2_000),  # of aggregates with identity, of users who ask and leave
     "purge_fleets": Size(40, 400),  # of the model of the purge stream
     "purges": Size(200, 1_000),  # under load, while Redis is killed three times

@@ -10,6 +10,7 @@ import pytest
 
 from gateway import create_app
 from gateway.testing import StubUpstream, running
+from tests.support.scale import size
 
 VALUES = [
     *("1", "", "1e999", "-1e999", "1e-999", "1e99999999999999999999", "NaN", "Infinity", "-0", "9" * 5000, "0x10"),
@@ -73,9 +74,11 @@ async def test_what_a_client_sends_never_makes_a_500(caplog: pytest.LogCaptureFi
     routes = kinds()
     base = {"redis_url": "none", "access_log": False, "upstreams": {"api": {"url": "http://api.test"}}}
     async with running(create_app({**base, "routes": routes}, transport=StubUpstream(echo))) as http:
-        for value in VALUES:
+        for number, value in enumerate(VALUES):
             sent = quote(value.encode("utf-8", "surrogatepass"), safe="")
-            for name in routes:
+            for name in (
+                each for at, each in enumerate(routes) if (number + at) % len(VALUES) < size("expression_values")
+            ):
                 answer = await http.get(f"/{name}?n={sent}")
                 assert answer.status_code != 500, (name, value)
     assert not [record for record in caplog.records if record.exc_info]

@@ -125,7 +125,12 @@ FAILING = ("name", "refused", "connect-timeout", "certificate", "tls", "reset", 
 async def test_the_cause_of_a_failure_is_in_log_and_metric(
     cause: str, transport: str, edge: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = {"timeout": "1200ms", "connect_timeout": "500ms", "transport": transport, "breaker_failures": 0}
+    # A deadline that ends a request that others fail at sooner would be another cause.
+    timeouts = {
+        "timeout": "300ms" if cause == "timeout" else "20s",
+        "connect_timeout": "150ms" if cause == "connect-timeout" else "10s",
+    }
+    settings = {**timeouts, "transport": transport, "breaker_failures": 0}
     async with failing(cause, tmp_path) as (url, said), asked(url, edge=edge, **settings) as (client, log, app):
         requests = [("GET", "/origin"), ("GET", "/own"), ("POST", "/own"), ("GET", "/off"), ("GET", "/whole")]
         for method, path in requests:
