@@ -32,6 +32,7 @@ SIZES = {
     "limit_subjects": Size(8_000, 1_000_000),  # of one worker
     "openapi_requests": Size(15, 100),  # of each operation, of each kind
     "identity_stories": Size(60, 10_000),  # of some ten requests, by a gateway with the edge and by one without
+    "overload_seconds": Size(2, 20),  # of two gateways with Redis, without it, and after its return
     "override_workers": Size(2, 4),  # of each of two gateways
     "protocol_stories": Size(150, 5_000),  # of request lines and header blocks that are remembered
     "personal_stories": Size(40, 2_000),  # of aggregates with identity, of users who ask and leave
@@ -42,6 +43,7 @@ SIZES = {
     "revocations": Size(60, 1_000),  # under load, while Redis is killed three times
     "stream_clients": Size(60, 1_000),  # of one shared stream
     "user_requests": Size(720, 200_000),  # to two workers, half of them through another cache
+    "unknown_keys": Size(200, 10_000),  # named by tokens, at two gateways
     "users": Size(300, 100_000),  # who make them
     "sent_key_pairs": Size(60, 100),  # of requests whose key holds what was sent
 }

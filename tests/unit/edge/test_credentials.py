@@ -243,6 +243,7 @@ def test_the_edge_counted_what_the_app_counted_and_answered_much_of_it(
 ) -> None:
     _, gateways = both
     with_edge, without = gateways.sides
+    print(f"{with_edge.sent} requests to each, {with_edge.sent - with_edge.counted.asked} answered at the edge")
     assert sorted(with_edge.counts()) == sorted(without.counts())
     assert with_edge.counted.asked < 0.9 * without.counted.asked or without.sent < 400
 
