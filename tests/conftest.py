@@ -21,6 +21,7 @@ from gateway.server.embedded_redis import Embedded
 from gateway.testing import TurnedClock
 from tests.support import scale
 from tests.support.edge_lines import forget_lines
+from tests.support.order import is_alone, ordered
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,9 +53,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under pytest-xdist those marked `alone` run first, in a row."""
-    if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: not _is_alone(item))
+    """Under pytest-xdist those marked `alone` run first, in a row, and then those with real processes."""
+    workers = getattr(config, "workerinput", None)
+    if workers is not None:
+        items[:] = ordered(items, int(workers["workercount"]))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -95,16 +97,12 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     workers = getattr(item.config, "workerinput", None)
     if workers is None:
         return (yield)
-    _enter(item.config.rootpath / ".pytest_cache" / workers["testrunuid"], alone=_is_alone(item))
+    _enter(item.config.rootpath / ".pytest_cache" / workers["testrunuid"], alone=is_alone(item))
     try:
         return (yield)
     finally:
-        if nextitem is None or not (_is_alone(item) and _is_alone(nextitem)):
+        if nextitem is None or not (is_alone(item) and is_alone(nextitem)):
             _room.pop().close()
-
-
-def _is_alone(item: pytest.Item) -> bool:
-    return item.get_closest_marker("alone") is not None
 
 
 def _enter(lock: Path, *, alone: bool) -> None:

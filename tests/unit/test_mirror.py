@@ -24,6 +24,7 @@ OF_NO_MODULE = {
     "loadtests": "the load tests' users",
     "mirror": "this",
     "monitoring": "dashboards and alert rules",
+    "order": "the order of tests",
     "packages": "dependencies",
     "prose": "the words of texts",
     "python_api": "the public names",
