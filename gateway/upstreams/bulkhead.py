@@ -92,7 +92,9 @@ class Bulkhead:
         if self._waiting or (self.taken >= self._narrow and self.taken >= self.places) or BEHIND.get():
             return None
         self.taken += 1
-        return self._enters()
+        now = self._monotonic()
+        self._entered += now
+        return now
 
     def check(self) -> None:
         """Raises Full if a new request could neither get a place nor wait for one; it is counted."""
@@ -126,7 +128,11 @@ class Bulkhead:
 
     def leave(self, entered: float) -> None:
         self._held += _MEMORY * (self._monotonic() - entered - self._held)
-        self._hand_over(entered)
+        if self._waiting:
+            self._hand_over(entered)
+        else:
+            self._entered -= entered
+            self.taken -= 1
 
     def _hand_over(self, entered: float) -> None:
         """A place is free: it goes to the request that has waited longest."""

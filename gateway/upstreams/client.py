@@ -35,7 +35,7 @@ from gateway.http.target import normalise
 from gateway.observability.trace_context import PASSED_ON, traced
 from gateway.policy.keys import is_identity
 from gateway.upstreams.bulkhead import Bulkhead, Full, RetryBudget
-from gateway.upstreams.connection import PlainBody, PlainConnection
+from gateway.upstreams.connection import PlainConnection
 from gateway.upstreams.failure_causes import Cause, cause_of
 from gateway.upstreams.health import HealthChecks
 from gateway.upstreams.hosts import LATE, Base, Breaker, Host, in_turn
@@ -175,7 +175,8 @@ class Upstream:
         """
         timeout = self.timeout if patience.timeout is None else patience.timeout
         sending = Sending(method, target, headers, body, interim, patience, timeout, None, bounded)
-        sending.until = asyncio.get_running_loop().time() + timeout if sending.is_here else None
+        if body is None or isinstance(body, bytes):
+            sending.until = time.monotonic() + timeout  # which is what asyncio's and uvloop's clocks count
         if self._tracing is not None:
             return self._fetch_traced(self._tracing, sending, changes)
         self.complete(sending, changes, PASSED_ON.get())
@@ -214,25 +215,30 @@ class Upstream:
         if call is not None:
             call.answered(host, response.status)
 
-        def done(error: UpstreamError | None) -> None:
-            self.places.leave(entered)
-            if upload is not None:
-                upload.end()
-            if error is not None:
-                host.broke(series, Cause(*error.why))
-
+        left = partial(self._left, entered, upload, host, series)
         try:
             headers = self._checked(response, sending.headers)
         except UpstreamError as error:
-            done(error)
+            left(error)
             await response.stream.aclose()
             raise
-        stream = response.stream
-        content = stream.all_of_it() if isinstance(stream, PlainBody) else None
-        body: ResponseBody = self._body(response, sending, done) if content is None else WholeBody(content)
-        if content is not None:
-            done(None)
+        body: ResponseBody
+        if response.content is None:
+            body = self._body(response, sending, left)
+        else:
+            left(None)
+            body = WholeBody(response.content)
         return Fetched(response.status, headers, body, shows_cut=response.shows_cut, framed=response.framed)
+
+    def _left(
+        self, entered: float, upload: Upload | None, host: Host, series: int, error: UpstreamError | None
+    ) -> None:
+        """A request has ended, with all of its response, or with `error`."""
+        self.places.leave(entered)
+        if upload is not None:
+            upload.end()
+        if error is not None:
+            host.broke(series, Cause(*error.why))
 
     def _body(self, response: ReceivedHead, sending: Sending, done: Callable[[UpstreamError | None], None]) -> Body:
         """A body that is still coming."""
@@ -245,14 +251,6 @@ class Upstream:
             endless_idle=ENDLESS_IDLE if idle is None else idle,
             done=done,
         )
-
-    def refusal(self) -> UpstreamBusy | None:
-        """Why a new request would be refused at once, without a wait; None if it may try. It is counted."""
-        try:
-            self.places.check()
-        except Full as full:
-            return UpstreamBusy(self.name, "connection queue full", full.retry_after)
-        return None
 
     async def _ahead(self, upload: Upload) -> None:
         """Have the beginning of a body here; take one of the places for bodies where that is not all of it."""
@@ -279,9 +277,20 @@ class Upstream:
         while True:
             host, series = self.admitted(apart)
             attempt = Attempt(partial(self._tell, sending.interim) if sending.interim is not None else None)
+            answer: Awaitable[ReceivedHead] | None = None
             try:
-                response = await self._answer(sending, host, series, attempt)
-                host.answered(series, response.status, partial(self._client_of, sending))
+                try:
+                    answer = self._at_once(sending, host, attempt) or self._sent(sending, host, attempt)
+                    if sending.bounded:
+                        response = await answer
+                    else:
+                        async with asyncio.timeout_at(sending.until):
+                            response = await answer
+                except BaseException as error:
+                    _ended_early(attempt, answer, error)
+                    host.ended_by(series, error, late=sending.is_late(), lost=attempt.lost_its_connection)
+                    raise
+                host.answered(series, response.status, _client_of(sending) if response.status >= 500 else None)
                 return host, series, response
             except TimeoutError:
                 host.failed_by(LATE)
@@ -301,27 +310,6 @@ class Upstream:
                 if apart is None and not attempt.lost_its_connection:
                     apart = {host.name}  # the next in turn may be the same, by its weight
 
-    async def _answer(self, sending: Sending, host: Host, series: int, attempt: Attempt) -> ReceivedHead:
-        """The response head of one attempt, whose failure is reported to the host's breaker. Raises TimeoutError,
-        httpx.TransportError."""
-        answer: Awaitable[ReceivedHead] | None = None
-        try:
-            answer = self._at_once(sending, host, attempt)
-            if answer is None:
-                answer = self._sent(sending, host, attempt)
-            if sending.bounded:
-                return await answer
-            async with asyncio.timeout_at(sending.until):
-                return await answer
-        except BaseException as error:
-            if isinstance(attempt.connection, PlainConnection):
-                if isinstance(answer, asyncio.Future):
-                    attempt.connection.leave(answer)
-                if isinstance(error, httpx.ReadError):
-                    attempt.lost()
-            host.ended_by(series, error, late=sending.is_late(), lost=attempt.lost_its_connection)
-            raise
-
     def _at_once(self, sending: Sending, host: Host, attempt: Attempt) -> asyncio.Future[ReceivedHead] | None:
         """The answer to a request that is sent on an idle connection, now; None if it must wait for a connection, or
         is of another kind."""
@@ -340,15 +328,6 @@ class Upstream:
         except UpstreamError:
             return
         interim(status, [pair for pair in headers if pair[0] not in SOFTWARE])
-
-    def _client_of(self, sending: Sending) -> bytes | None:
-        """The credentials that a request brought, digested; None where it brought none."""
-        own = [
-            name + b":" + value
-            for name, value in sending.headers
-            if (name, value) not in sending.constants and is_identity(name.decode("latin-1"))
-        ]
-        return blake2b(b"\n".join(own), digest_size=16).digest() if own else None
 
     async def _sent(self, sending: Sending, host: Host, attempt: Attempt) -> ReceivedHead:
         if isinstance(self.transport, Transport):
@@ -487,6 +466,26 @@ class Upstream:
         if self._checks is not None:
             await self._checks.aclose()
         await self.transport.aclose()
+
+
+def _ended_early(attempt: Attempt, answer: Awaitable[ReceivedHead] | None, error: BaseException) -> None:
+    """Note that an attempt has ended with `error`, whose `answer` was waited for."""
+    connection = attempt.connection
+    if isinstance(connection, PlainConnection):
+        if isinstance(answer, asyncio.Future):
+            connection.leave(answer)
+        if isinstance(error, httpx.ReadError):
+            attempt.lost()
+
+
+def _client_of(sending: Sending) -> bytes | None:
+    """The credentials that a request brought, digested; None where it brought none."""
+    own = [
+        name + b":" + value
+        for name, value in sending.headers
+        if (name, value) not in sending.constants and is_identity(name.decode("latin-1"))
+    ]
+    return blake2b(b"\n".join(own), digest_size=16).digest() if own else None
 
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:

@@ -35,6 +35,8 @@ TOO_MANY_INTERIM = f"more than {MOST_INTERIM} interim responses"
 MOST_WAITING = 2**17
 """Bytes of a body that wait to be read, from which on no more are received."""
 Answer = asyncio.Future[ReceivedHead]
+ENDED = httpx.ByteStream(b"")
+"""The stream of a response whose content came with its head."""
 
 
 class PlainBody(httpx.AsyncByteStream):
@@ -67,10 +69,6 @@ class PlainBody(httpx.AsyncByteStream):
             self._connection.go_on(self)
         self.size = 0
         return piece
-
-    def all_of_it(self) -> bytes | None:
-        """All that was not read yet, if all has come; None otherwise."""
-        return self.ready() if self.ended else None
 
     async def __aiter__(self) -> Any:
         while True:
@@ -113,13 +111,6 @@ class PlainBody(httpx.AsyncByteStream):
     def end(self) -> None:
         self.ended = True
         self._wake()
-
-    def whole(self, content: bytes) -> None:
-        """All of it came with the head: nobody waits for it yet."""
-        self.ended = True
-        if content:
-            self._pieces.append(content)
-            self.size = len(content)
 
     def fail(self, error: httpx.TransportError) -> None:
         self._error = self._error or error
@@ -196,7 +187,7 @@ class PlainConnection(asyncio.Protocol):
         self._fail(httpx.ReadError("the connection was closed by the gateway"))
         if self._transport is not None:
             self._transport.abort()
-        self._done(keeps=False)
+        self._done()
 
     def drain(self) -> None:
         self._draining = True
@@ -232,7 +223,7 @@ class PlainConnection(asyncio.Protocol):
         else:
             self._fail(httpx.RemoteProtocolError("the connection ended within the body"))
         self._transport = None
-        self._done(keeps=False)
+        self._done()
         self._pool.lost(self)
 
     def data_received(self, data: bytes) -> None:
@@ -286,16 +277,18 @@ class PlainConnection(asyncio.Protocol):
     def _begin(self, head: Head, data: bytes) -> None:
         answer, self._answer = self._answer, None
         assert answer is not None
+        if len(data) == head.length and not answer.done():
+            self._interim = None
+            answer.set_result(ReceivedHead(head.status, head.fields, ENDED, judged=True, framed=True, content=data))
+            self._give_back(keeps=head.keeps, after=QUIET if head.quiet else 0.0)
+            return
         body = self._body = PlainBody(self, answer, self._patience)
         self._keeps, self._quiet, self._left = head.keeps, head.quiet, head.length
         self._chunks = Chunks(self._max_head) if head.chunked else None
         if not answer.done():
             framed = head.chunked or head.length is not None
             answer.set_result(ReceivedHead(head.status, head.fields, body, judged=True, framed=framed))
-        if len(data) == head.length:
-            body.whole(data)
-            self._end(body, surplus=False)
-        elif data or head.length == 0:
+        if data or head.length == 0:
             self._take_body(body, data)
 
     def _take_body(self, body: PlainBody, data: bytes) -> None:
@@ -327,12 +320,16 @@ class PlainConnection(asyncio.Protocol):
 
     def _end(self, body: PlainBody, *, surplus: bool) -> None:
         self._forget_body()
-        keeps = self._keeps and not surplus and not self._draining and self.usable
-        if not keeps and self._transport is not None:
-            self._transport.close()
-        self._done(keeps=keeps)
-        if not body.ended:
-            body.end()
+        self._interim = None
+        self._give_back(keeps=self._keeps and not surplus, after=QUIET if self._quiet else 0.0)
+        body.end()
+
+    def _give_back(self, *, keeps: bool, after: float) -> None:
+        """Nothing is under way any more, after a response that has ended: close it, unless it may be used again."""
+        transport, keeps = self._transport, keeps and not self._draining
+        if transport is not None and not keeps:
+            transport.close()
+        self._pool.give_back(self, keeps=keeps and transport is not None, after=after)
 
     def _fail(self, error: httpx.TransportError) -> None:
         if self._answer is not None and not self._answer.done():
@@ -340,11 +337,11 @@ class PlainConnection(asyncio.Protocol):
         if self._body is not None:
             self._body.fail(error)
 
-    def _done(self, *, keeps: bool) -> None:
+    def _done(self) -> None:
         """Nothing is under way any more."""
         self._forget_body()
         self._answer = self._interim = None
-        self._pool.give_back(self, keeps=keeps, after=QUIET if self._quiet else 0.0)
+        self._pool.give_back(self, keeps=False)
 
 
 class Pool:
@@ -396,7 +393,7 @@ class Pool:
     ) -> Answer | None:
         """Send a request on an idle connection, as `PlainConnection.send` does; None if there is none, or none may be
         used now. Nothing is waited for."""
-        connection = None if self._free.locked() else self._kept(origin)
+        connection = self._kept(origin) if self._free._value and not self._free._waiters else None
         if connection is None:
             return None
         self._free._value -= 1  # what `acquire` does if it need not wait
@@ -450,7 +447,10 @@ class Pool:
         if connection not in self._used:
             return
         self._used.remove(connection)
-        self._free.release()
+        if self._free._waiters:
+            self._free.release()
+        else:
+            self._free._value += 1
         if keeps and not after:
             self._keep(connection)
         elif keeps and len(self._watched) < self._limit:

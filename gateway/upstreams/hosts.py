@@ -286,10 +286,10 @@ class Host:
     def retry_after(self) -> float:
         return self.breaker.retry_after(self.monotonic())
 
-    def answered(self, series: int, status: int, client: Callable[[], bytes | None]) -> None:
-        """A request got a response; `client` identifies the client, if known."""
+    def answered(self, series: int, status: int, client: bytes | None) -> None:
+        """A request got a response; `client` identifies the client of a failed one, if known."""
         if status >= 500:
-            self._failed(series, client())
+            self._failed(series, client)
         elif self.breaker.state is BreakerState.CLOSED:
             self.breaker.succeeded(series, self.monotonic())
         else:

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import msgspec
@@ -110,6 +111,8 @@ class ReceivedHead(msgspec.Struct, frozen=True):
     """Whether its body, where it ends with its connection, raises an error if that broke off."""
     framed: bool = False
     """Whether its head is known to say where its body ends."""
+    content: bytes | None = None
+    """All of its body, if that came with the head: then there is no more in the stream."""
 
 
 class CountedConnection(Protocol):
@@ -191,8 +194,17 @@ class Sending(msgspec.Struct):
 
     def head(self, base: Base) -> bytes:
         """The request's bytes for a host, where it is whole. Raises UpstreamMalformed, httpx.LocalProtocolError."""
-        head = request_head(self.method, base.path(self.target), self.fields(base))
-        return head + self.body if isinstance(self.body, bytes) else head
+        if isinstance(self.body, bytes) or self.method not in METHODS:
+            head = request_head(self.method, base.path(self.target), self.fields(base))
+            return head + self.body if isinstance(self.body, bytes) else head
+        *fields, last = self.headers or ((b"host", base.sent_host),)
+        host = b"" if last[0] == b"host" else base.sent_host
+        head = b"%b %b HTTP/1.1\r\n%b" % (
+            self.method.encode("ascii"),
+            base.path(self.target),
+            _lines(tuple(fields), host),
+        )
+        return b"%b%b\r\n" % (head, _line(last))
 
     def timeouts(self, connect: float) -> UpstreamTimeouts:
         bounded = self.until is not None
@@ -211,6 +223,22 @@ class Sending(msgspec.Struct):
             **({"content": self.body} if isinstance(self.body, bytes) else {"stream": self.stream}),
             extensions={"timeout": timeout, "attempt": attempt, **({"sni_hostname": tls_name} if tls_name else {})},
         )
+
+
+def _line(pair: tuple[bytes, bytes]) -> bytes:
+    """A field line. Raises httpx.LocalProtocolError where the field would end it."""
+    line = pair[0] + b": " + pair[1]
+    if _BREAKS.search(line):
+        raise httpx.LocalProtocolError("a request that can't be sent")
+    return line + b"\r\n"
+
+
+@lru_cache(maxsize=256)  # of at most 32 KiB each, as a request's head may have
+def _lines(fields: tuple[tuple[bytes, bytes], ...], host: bytes) -> bytes:
+    """The lines of all fields but a request's last, its ID: they are the same for most requests of a route. `host` is
+    sent where there is none of the client's; empty: it is the last. Raises httpx.LocalProtocolError."""
+    fields = ((b"host", host), *fields) if host and not has(fields, b"host") else fields
+    return b"".join([_line(pair) for pair in fields])
 
 
 _BREAKS = re.compile(rb"[\r\n\0]")

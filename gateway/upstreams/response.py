@@ -107,7 +107,7 @@ class Body:
         stream = self._response.stream
         if self._read or not isinstance(stream, PlainBody) or stream.size > limit:
             return None
-        body = stream.all_of_it()
+        body = stream.ready() if stream.ended else None
         if body is not None:
             self._end(None)
         return body

@@ -278,7 +278,7 @@ async def _opened(upstream: Upstream, sending: Sending, subprotocols: list[str])
             handshake = _Handshake(upstream.config.max_response_headers, upstream.config.max_response_fields)
             socket.begin(_head(sending, host, key, subprotocols), handshake)
             head, body = await handshake.answer
-        host.answered(series, head.status, lambda: None)
+        host.answered(series, head.status, None)
         if head.status == 101:
             _check(upstream.name, head.fields, key, subprotocols, socket)
             return socket
