@@ -35,6 +35,8 @@ FORGET_AFTER = 86_400.0
 SPARE = 1.1
 """How many more than the minimum of keys remain when the sample shrinks."""
 _HASHES = 1 << 64
+_LAST_HASH = _HASHES - 1
+_PER_HASH = 2.0**-64
 _FIRST = itemgetter(1)
 _LEAST_AGE = 0.01
 
@@ -109,8 +111,8 @@ class KeyLadder:
 
     def _draw(self) -> float:
         """A number in [0, 1) (Knuth's linear congruence): the jitter of a lifetime, the same in each replay."""
-        self._lot = (self._lot * 6364136223846793005 + 1442695040888963407) % _HASHES
-        return self._lot / _HASHES
+        self._lot = (self._lot * 6364136223846793005 + 1442695040888963407) & _LAST_HASH
+        return self._lot * _PER_HASH
 
 
 class Ages:

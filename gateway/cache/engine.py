@@ -43,6 +43,7 @@ from gateway.policy.identity_key import UNKEYED, IdentityKey
 from gateway.policy.vary import variant_key
 from gateway.upstreams.response import Fetched
 
+_TO_FETCH = (Revalidate, Miss, Unsatisfiable)
 ATTEMPTS = 3
 """How often a request waits for another's fetch before it fetches itself."""
 
@@ -190,11 +191,14 @@ class Engine:
             return await self.pass_by(request.exchange, "bypass", request.past, detail=request.plan.bypass)
         found = Found(self.tiers.at_hand(request.wanted), "memory")
         decision = freshness.decide(found.stored, request.facts, request.route.rules, self.clock.now())
-        if isinstance(decision, Revalidate | Miss | Unsatisfiable) and self._is_shared(request):
+        if isinstance(decision, _TO_FETCH) and self._is_shared(request):
             if found.stored is not None or not request.exchange.looked:
                 found = await self._newer(request, found, self._claim(request))
             decision = freshness.decide(found.stored, request.facts, request.route.rules, self.clock.now())
         match decision:
+            case Miss():
+                reason = "vary-miss" if self.tiers.has_others(request.wanted) else "miss"
+                return await self._ask_upstream(request, None, reason)
             case Hit():
                 return self._hit(request, decision.stored, found.tier)
             case Stale():
@@ -205,9 +209,6 @@ class Engine:
                 return self._answering.unsatisfiable(request)
             case Revalidate():
                 return await self._ask_upstream(request, decision.stored, decision.reason)
-            case Miss():
-                reason = "vary-miss" if self.tiers.has_others(request.wanted) else "miss"
-                return await self._ask_upstream(request, None, reason)
             case _:
                 assert_never(decision)
 
@@ -260,7 +261,7 @@ class Engine:
             and self._fetching.usable_on_error(request, stale)
         ):
             return self._answering.from_stored(request, stale, Result.STALE_ERROR, detail="resting")
-        if self._fetching.may_send_range(request):
+        if request.facts.ranged and self._fetching.may_send_range(request):
             part = self._stored_part(request)
             if part is not None:
                 return part
@@ -273,7 +274,7 @@ class Engine:
         if limited and key not in self.flights:
             await self._over_limit(request)  # what it says counts below, where no flight has begun meanwhile
         for _ in range(ATTEMPTS):
-            if self._fetching.is_uncacheable(key):
+            if self._fetching.uncacheable and self._fetching.is_uncacheable(key):
                 break
             flight = self.flights.get(key)
             leading = flight is None or self._flying.outlived(request, flight)
@@ -300,7 +301,7 @@ class Engine:
         began = time.perf_counter()
         landing = await self._flying.lead(key, request, stale)
         request.exchange.spend("upstream", time.perf_counter() - began)
-        if self._fetching.is_asked_again(request, landing):
+        if request.facts.ranged and self._fetching.is_asked_again(request, landing):
             return await self._part_alone(request, landing, stale, reason)
         return self._answering.landed(request, landing, stale, reason, collapsed=False)
 

@@ -21,7 +21,7 @@ from gateway.http.headers import has, http_date, without
 from gateway.http.ranges import PartialBody, combine, is_whole, rest_of
 from gateway.policy import storability, validation
 from gateway.policy.entry import DerivedFrom, Entry, Life
-from gateway.policy.storability import Admit, ReceivedResponse, Refuse
+from gateway.policy.storability import Admit, ReceivedResponse, Refuse, tags_of
 from gateway.policy.vary import variant_key
 from gateway.upstreams.response import Fetched, WholeBody
 
@@ -48,7 +48,8 @@ class EntryWriter:
     ) -> Landed:
         stored = self._stored(request, received, verdict, body)
         stored = stored if made is None else _taking_over(stored, made)
-        before = self._tiers.at_hand(request.wanted)
+        known = self._tiers.memory.get(stored.key) is not None
+        before = self._tiers.at_hand(request.wanted) if known else None
         if before is not None:
             self._compared(request, before, received, changed=before.body != stored.body)
         return Landed(stored, received.status, self._tiers.keep(stored, request.wanted))
@@ -90,8 +91,7 @@ class EntryWriter:
 
     def _stored(self, request: CacheRequest, received: ReceivedResponse, verdict: Admit, body: bytes) -> Entry:
         plan, route = request.plan, request.route
-        headers = [pair for pair in verdict.headers if pair[0] != b"content-length"]
-        names = dict(headers)
+        headers, names = [*verdict.headers], dict(verdict.headers)
         if b"etag" not in names and received.status == 200 and not route.follows_origin:
             headers.append((b"etag", validation.own_tag(body)))
         if b"date" not in names:
@@ -108,7 +108,7 @@ class EntryWriter:
             body=body,
             life=verdict.life,
             jitter=self.jitter(),
-            tags=tuple(dict.fromkeys((*request.tags, *storability.tags_of(received.headers)))),
+            tags=tuple(dict.fromkeys((*request.tags, *tags))) if (tags := tags_of(received.headers)) else request.tags,
             stamp=received.stamp,
             vary=verdict.vary,
             route=request.route.name,

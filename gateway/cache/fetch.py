@@ -54,7 +54,8 @@ class Deadline:
     __slots__ = ("_asked", "_expired", "_handle", "_task", "when")
 
     def __init__(self, seconds: float) -> None:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None
         self._task, self._asked = task, task.cancelling()
         self._expired = False
@@ -89,7 +90,8 @@ class Fetcher:
         self._clock = clock
         self._storing = storing
         self._durations = durations
-        self._uncacheable = Marks()
+        self.uncacheable = Marks()
+        """Keys whose last response was for its client only."""
         self._backing_off = Marks()
         self._not_whole = {"too-large": Marks(), "endless": Marks()}
 
@@ -142,7 +144,7 @@ class Fetcher:
     ) -> Landing:
         if method == "HEAD" and not request.route.follows_origin:
             method = "GET"
-        stale = self._tiers.conditional(stale, request.wanted)
+        stale = None if stale is None else self._tiers.conditional(stale, request.wanted)
         conditions = validation.validators(stale) if stale is not None else []
         ranges = _range_of(request.headers) if ranged else []
         begun = None
@@ -338,12 +340,12 @@ class Fetcher:
     def may_send_range(self, request: CacheRequest) -> bool:
         """On a route with a duration `Range` is not in the key: the whole is fetched and cut, if it can be kept. A
         range is one of a GET (RFC 9110 §14.2)."""
-        if request.facts.head or not has(request.headers, b"range"):
+        if request.facts.head or not request.facts.ranged:
             return False
         ranges = _range_of(request.headers)
         if not ranges or not (request.route.follows_origin or is_single(ranges)):
             return False
-        return request.route.follows_origin or self._uncacheable.active(self.flight_key(request), self._clock.now())
+        return request.route.follows_origin or self.uncacheable.active(self.flight_key(request), self._clock.now())
 
     def is_asked_again(self, request: CacheRequest, landing: Landing | None) -> bool:
         """Whether the complete response arrived, is too large to store, and a part of it was requested: the next such
@@ -360,33 +362,29 @@ class Fetcher:
 
     def is_uncacheable(self, key: str) -> bool:
         """Whether a recent flight of this key returned a response for its client only."""
-        return bool(self._uncacheable) and self._uncacheable.active(key, self._clock.now())
+        return bool(self.uncacheable) and self.uncacheable.active(key, self._clock.now())
 
     def mark_uncacheable(self, key: str) -> None:
-        self._uncacheable.put(key, self._clock.now() + self._durations.hit_for_miss)
+        self.uncacheable.put(key, self._clock.now() + self._durations.hit_for_miss)
 
     def flight_key(self, request: CacheRequest, vary: Names = ()) -> str:
         """What requests that wait for one fetch have in common: the variant, by `vary` or that of the newest response;
-        and the identity, unless the stored response is known to be for all."""
+        and the credentials that the upstream sees though they are not in the key, unless the stored response is known
+        to be for all."""
         secret = request.route.keying.identity_key
         key = (
             variant_key(request.plan.base, vary, request.headers, secret)
             if vary
             else self._tiers.flight_key(request.wanted)
         )
-        identity = self._identity(request)
+        if not request.facts.authorized or not request.route.follows_origin:
+            return key
+        identity = _line_of([pair for pair in request.plan.forward if pair[0] == b"authorization"], request)
         return key + identity if identity and not self._is_shared(request) else key
 
     def _is_shared(self, request: CacheRequest) -> bool:
         stored = self._tiers.at_hand(request.wanted)
         return stored is not None and stored.life.shared
-
-    @staticmethod
-    def _identity(request: CacheRequest) -> str:
-        """The credentials that the upstream sees though they are not in the key, as a line of a key; else empty."""
-        if not request.facts.authorized or not request.route.follows_origin:
-            return ""
-        return _line_of([pair for pair in request.plan.forward if pair[0] == b"authorization"], request)
 
     @staticmethod
     def _own_key(request: CacheRequest) -> str:

@@ -164,36 +164,30 @@ class Flight:
             await landing.fetched.body.aclose()
 
 
-class Marks:
+class Marks(OrderedDict[str, float]):
     """Keys with something to remember for a while, such as *uncacheable*; at most `limit`, the oldest go first. Of a
     long key its digest is kept."""
 
     def __init__(self, limit: int = 10_000) -> None:
-        self._until: OrderedDict[str, float] = OrderedDict()
+        super().__init__()
         self._limit = limit
-
-    def __bool__(self) -> bool:
-        return bool(self._until)
-
-    def __len__(self) -> int:
-        return len(self._until)
 
     def put(self, key: str, until: float) -> None:
         key = short_key(key)
-        self._until[key] = until
-        self._until.move_to_end(key)
-        if len(self._until) > self._limit:
-            self._until.popitem(last=False)
+        self[key] = until
+        self.move_to_end(key)
+        if len(self) > self._limit:
+            self.popitem(last=False)
 
     def active(self, key: str, now: float) -> bool:
         key = short_key(key)
-        until = self._until.get(key)
+        until = self.get(key)
         if until is None:
             return False
         if now < until:
             return True
-        del self._until[key]
+        del self[key]
         return False
 
     def discard(self, key: str) -> None:
-        self._until.pop(short_key(key), None)
+        self.pop(short_key(key), None)

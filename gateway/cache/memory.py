@@ -293,8 +293,8 @@ class Memory:
         found = self._responses.hottest(_LOOKED, _LOOKED)
         return [each.key for each in found if each.status != 206 and each.key.startswith(each.primary)][:number]
 
-    def put(self, stored: Entry, size: int | None = None) -> None:
-        """Store a response; `size` is its `record.size_of`, if known."""
+    def put(self, stored: Entry, size: int | None = None) -> VaryIndex | None:
+        """Store a response, and return the variants of its primary key; `size` is its `record.size_of`, if known."""
         size = size_of(stored) if size is None else size
         if size > self.capacity // 8:
             self._responses.remove(stored.key)
@@ -304,6 +304,7 @@ class Memory:
             index.turn += 1  # it may now be the one of them that a request selects
         if self._responses.bytes + self._indices.bytes > self._room:
             self._shrink()
+        return None if index is None else index.value
 
     def renew(self, node: Node[Entry], stored: Entry, size: int) -> None:
         """`put` into the key's existing node, if its primary key has no index; `size` is at most an eighth."""

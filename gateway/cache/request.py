@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Protocol
 
 import msgspec
 
-from gateway.cache.store import Selection
+from gateway.cache.store import NOTHING, Selection
 from gateway.context import RequestContext
 from gateway.errors import UpstreamError
 from gateway.http.field_changes import NO_CHANGES, FieldChanges
@@ -87,12 +86,14 @@ class CacheRequest(msgspec.Struct, frozen=True, dict=True):
     """Whether the caller continues to the landing of a flight that it leads, though its client may disconnect."""
     through: str | None = None
     """The route through which a part is requested; its purges apply too."""
+    wanted: Selection = NOTHING
+    """What it selects among the stored responses; made of the other fields."""
 
-    @cached_property
-    def wanted(self) -> Selection:
-        route = self.route
-        through, identity_key = self.through, route.keying.identity_key
-        return Selection(self.plan, self.headers, route.name, self.tags, through, route.max_body, identity_key)
+    def __post_init__(self) -> None:
+        route, keying = self.route, self.route.keying
+        through = self.through
+        wanted = Selection(self.plan, self.headers, route.name, self.tags, through, route.max_body, keying.identity_key)
+        msgspec.structs.force_setattr(self, "wanted", wanted)
 
     @property
     def method(self) -> str:

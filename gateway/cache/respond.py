@@ -26,11 +26,8 @@ from gateway.http.ranges import ByteRange, OutOfRange, cut, span_of, wanted
 from gateway.http.request_parser import BAD_IN_VALUE, NAME
 from gateway.policy import freshness, storability, validation
 from gateway.policy.entry import Entry
-from gateway.policy.rules import CachePolicy
+from gateway.policy.rules import CONDITIONS, CachePolicy
 from gateway.upstreams.response import Fetched, PartOfBody, ResponseBody
-
-_CONDITIONS = frozenset((b"if-none-match", b"if-modified-since", b"range"))
-"""Request fields that may turn a whole stored response into a 304 or a part of it."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -48,8 +45,11 @@ def stored_answer(
     rules: CachePolicy,
     now: float,
     coded: Coded | None = None,
+    *,
+    conditional: bool = True,
 ) -> Answer:
-    """A stored response in the form a request needs: complete, a 304, a range, or its head.
+    """A stored response in the form a request needs: complete, a 304, a range, or its head. `conditional` is whether
+    the request may have fields for that.
 
     `coded` is its compressed form, if there are several; a range is always of the uncompressed form.
     """
@@ -60,8 +60,8 @@ def stored_answer(
         headers = coded.told(plain, coding)
         body = coded.body if coding is not None else body
     head = exchange.method == "HEAD"
-    if stored.status == 200:
-        asked = [name for name, _ in request if name in _CONDITIONS]
+    if conditional and stored.status == 200:
+        asked = [name for name, _ in request if name in CONDITIONS]
         known = _known_form(request, stored, plain, headers, coded) if asked else None
         if known is not None:
             return Answer(304, validation.fields_of_304(known), b"")
@@ -208,7 +208,8 @@ class Responder:
         )
         begin = result is not Result.MISS or collapsed  # a response that may be asked for again
         coded = self._prepared.choose(request.headers, stored, rules, begin=begin)
-        return stored_answer(request.exchange, request.headers, stored, rules, now, coded)
+        conditional = request.facts.conditional
+        return stored_answer(request.exchange, request.headers, stored, rules, now, coded, conditional=conditional)
 
     def landed(
         self,

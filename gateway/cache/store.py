@@ -55,6 +55,9 @@ class Selection(msgspec.Struct, frozen=True, dict=True):
         return Suffixes(self.headers, identity_key=self.identity_key)
 
 
+NOTHING = Selection(Plan("", "", ()), (), "")
+
+
 class Found(msgspec.Struct, frozen=True):
     """The stored response for a request, and its tier."""
 
@@ -254,9 +257,9 @@ class TieredStore:
             epochs.untouched(stored.stamp) or epochs.judge(stored.stamp, stored.started, names)[0] is PurgeState.VALID
         )
 
-    def conditional(self, stored: Entry | None, wanted: Selection) -> Entry | None:
+    def conditional(self, stored: Entry, wanted: Selection) -> Entry | None:
         """`stored`, if a 304 may validate it now; None if it was purged since the lookup."""
-        return None if stored is None else self._judged(stored, wanted)
+        return self._judged(stored, wanted)
 
     def stamp(self) -> str:
         """The stamp for a fetch that starts now."""
@@ -283,8 +286,7 @@ class TieredStore:
         """Store in memory; False if it was purged during its fetch. `size` as in `Memory.put`."""
         if self._judged(stored, wanted) is None:
             return False
-        self.memory.put(stored, size)
-        index = self.memory.index(stored.primary)
+        index = self.memory.put(stored, size)
         if stored.vary or index is not None:
             updated = with_vary(index, stored.primary, stored.vary)
             if updated != index:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from http import HTTPStatus
+from operator import itemgetter
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -122,8 +123,13 @@ _SECONDS_TEXT = [b"%.6f" % (tick / 1_000_000) for tick in range(TICKS)]
 _MILLISECONDS_TEXT = [in_milliseconds(tick / 1_000_000).encode() for tick in range(TICKS)]
 
 
-_VARYING = frozenset((b"age", b"content-length", b"date", b"etag", b"last-modified"))
+_MARKED_FIELDS = {name: (name, MARK) for name in (b"age", b"content-length", b"date", b"etag", b"last-modified")}
 """Fields whose values are copied to the client as they are, whatever they say."""
+_CONTROL = b"cache-control"
+_MARKED_LIFETIME = {**_MARKED_FIELDS, _CONTROL: (_CONTROL, MARK)}
+"""The same, and a lifetime."""
+_PLACES = {name: place for place, name in enumerate(_MARKED_LIFETIME)}
+"""Where the value of a field stands among those that a template takes; durations and the diagnostic ones follow."""
 _LIFETIME = b"max-age="
 _LIFETIME_MARK = b"7291046385"
 """The placeholder for a lifetime in seconds, which has to be a number."""
@@ -138,15 +144,16 @@ MakeHead = Callable[[Headers, Texts | None], bytes]
 
 
 class _Form:
-    """A template, which takes the values at the positions `order`, and whose route it is."""
+    """A template, which takes the values `in_order`, and whose route it is."""
 
-    __slots__ = ("downstream", "order", "template")
+    __slots__ = ("downstream", "in_order", "template")
 
     def __init__(self, downstream: Downstream, template: bytes, order: tuple[int, ...]) -> None:
-        self.downstream, self.template, self.order = downstream, template, order
+        self.downstream, self.template, self.in_order = downstream, template, itemgetter(*order)
 
-    def filled(self, values: list[bytes]) -> bytes:
-        return self.template % tuple([values[at] for at in self.order])
+    def filled(self, values: list[bytes | None]) -> bytes:
+        head: bytes = self.template % self.in_order(values)
+        return head
 
 
 class Heads:
@@ -175,22 +182,15 @@ class Heads:
     ) -> bytes:
         """The head of a response with these fields, as `make` makes it, which depends on the exchange, on the request's
         `origin`, and on whether the connection ends (`close`), besides."""
-        stored = exchange.stored
-        if stored is None or exchange.parts or exchange.rate_limit:
+        stored, named = exchange.stored, dict(headers)
+        if stored is None or exchange.parts or exchange.rate_limit or len(named) < len(headers):
             return make(headers, None)
-        deciding, values = [], []
-        for pair in headers:
-            name, value = pair
-            if name in _VARYING:
-                deciding.append((name, MARK))
-                values.append(value)
-            elif name == b"cache-control" and value.startswith(_LIFETIME) and value[8:].isdigit():
-                deciding.append((name, MARK))
-                values.append(value[8:])
-            else:
-                deciding.append(pair)
+        control = named.get(_CONTROL, b"")
+        marks = _MARKED_LIFETIME if control.startswith(_LIFETIME) and control[8:].isdigit() else _MARKED_FIELDS
+        deciding = tuple(map(marks.get, named, headers))
+        values = [*map(named.get, _MARKED_FIELDS), control[8:]]
         spent, downstream = exchange.spent, exchange.downstream
-        key = (id(downstream), status, exchange.outcome, stored.vary, origin, close, (*spent,), (*deciding,))
+        key = (id(downstream), status, exchange.outcome, stored.vary, origin, close, (*spent,), deciding)
         form = self._forms.get(key, _UNKNOWN)
         if form is None:
             return make(headers, None)
@@ -211,28 +211,27 @@ class Heads:
         return head
 
 
-_UNKNOWN = _Form(NOTHING, b"", ())
+_UNKNOWN = _Form(NOTHING, b"", (0,))
 _CACHE_FIRST = "cache".__ne__
 
 
 def _form(downstream: Downstream, deciding: Headers, spent: int, make: MakeHead) -> _Form | None:
     """The template of heads with these deciding fields and as many durations; None if there can't be one."""
-    lifetime = (b"cache-control", MARK)
-    values = sum(value == MARK for _, value in deciding)
-    if values + spent + 3 > len(_SLOTS) or [*deciding].count(lifetime) > 1:
+    if len(_PLACES) + spent + 3 > len(_SLOTS):
         return None
-    slots = iter(_SLOTS)
     fields, replaced = [], b""
     for name, value in deciding:
-        slot = next(slots) if value == MARK else value
-        if (name, value) == lifetime:
+        slot = _SLOTS[_PLACES[name]] if value == MARK else value
+        if value == MARK and name == _CONTROL:
             slot, replaced = _LIFETIME + _LIFETIME_MARK, slot
         fields.append((name, slot))
+    slots = iter(_SLOTS[len(_PLACES) :])
     durations = [next(slots).decode() for _ in range(spent)]
     request_id, seconds, total = (next(slots).decode() for _ in range(3))
     head = make(fields, Texts(request_id, seconds, total, lambda _: durations.pop(0)))
     constant, *more = _SLOT.split(head.replace(_LIFETIME_MARK, replaced) if replaced else head)
     order = tuple(slot[0] - ord("A") for slot in more[::2])
-    if sorted(order) != [*range(values + spent + 3)]:
+    marked = [_PLACES[name] for name, value in deciding if value == MARK]
+    if sorted(order) != sorted((*marked, *range(len(_PLACES), len(_PLACES) + spent + 3))):
         return None
     return _Form(downstream, b"%b".join(piece.replace(b"%", b"%%") for piece in (constant, *more[1::2])), order)

@@ -219,8 +219,8 @@ def size_of(stored: Entry) -> int:
     to 1 MiB; the test holds it to within 15 %.
     """
     headers = (2 * _BYTES + _PAIR) * len(stored.headers) + sum(map(len, chain.from_iterable(stored.headers)))
-    texts = (stored.route, *stored.tags, *stored.vary, *stored.names)
-    named = _NAMED * len(texts) + sum(map(len, texts))
+    texts = stored.tags + stored.vary + stored.names
+    named = _NAMED * (len(texts) + 1) + len(stored.route) + (sum(map(len, texts)) if texts else 0)
     keyed = _TEXT + len(stored.key) + named
     primary = 0 if stored.primary == stored.key else _TEXT + len(stored.primary)
     return _ENTRY + headers + keyed + primary + _BYTES + len(stored.body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -36,6 +37,9 @@ class CachePolicy:
     """Whether nothing is stored, and no request waits for another's answer: `cache: off`, or a `ttl` of zero without a
     stale window for which something would be kept."""
 
+    terms: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What `storability` has decided by these rules, by all that decided it."""
+
     def __post_init__(self) -> None:
         keeps_nothing = self.ttl == 0 and not self.stale_while_revalidate and not self.stale_if_error
         object.__setattr__(self, "off", not self.cache or keeps_nothing)
@@ -57,23 +61,36 @@ class RequestDirectives(msgspec.Struct, frozen=True):
     min_fresh: float = 0.0
     max_stale: float | None = None
     stale_if_error: float | None = None
+    ranged: bool = False
+    """Whether it has `Range`."""
+    conditional: bool = False
+    """Whether a whole stored response may answer it by a 304 or a 206: it has `If-None-Match`, `If-Modified-Since` or
+    `Range`."""
 
 
 PLAIN = RequestDirectives()
+CONDITIONS = frozenset((b"if-none-match", b"if-modified-since", b"range"))
+"""Request fields that may turn a whole stored response into a 304 or a part of it."""
 
 
 def directives_of(method: str, headers: Headers, rules: CachePolicy) -> RequestDirectives:
     """The directives of a request; its `Cache-Control` counts only if the route honours it."""
     authorized = not rules.authorization_keyed and has(headers, b"authorization")
+    names = {name for name, _ in headers}
+    facts = RequestDirectives(
+        head=method == "HEAD",
+        authorized=authorized,
+        ranged=b"range" in names,
+        conditional=not names.isdisjoint(CONDITIONS),
+    )
     if not rules.request_directives:
-        return RequestDirectives(head=method == "HEAD", authorized=authorized)
+        return facts
     directives = CacheControl.of(headers)
     pragma = not directives and "no-cache" in CacheControl.of(headers, b"pragma")
     if not directives and not pragma:
-        return RequestDirectives(head=method == "HEAD", authorized=authorized)
-    return RequestDirectives(
-        head=method == "HEAD",
-        authorized=authorized,
+        return facts
+    return msgspec.structs.replace(
+        facts,
         no_store="no-store" in directives,
         no_cache="no-cache" in directives or pragma,
         only_if_cached="only-if-cached" in directives,

@@ -6,7 +6,6 @@ Field names are parsed in `headers`.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from itertools import chain
 
 import msgspec
@@ -132,16 +131,18 @@ def admit(
     headers = received.headers
     decisive = tuple([(name, b"" if name in _PRESENT else value) for name, value in headers if name in _DECISIVE])
     identity = (plan.keyed, plan.unkeyed) if plan is not None else ((), ())
-    if _recurs(decisive) and sum(map(len, chain(*identity))) <= _SHORT:
-        terms = _known_terms(received.status, decisive, rules, *identity, facts.authorized)
-    else:
+    deciding = received.status, decisive, *identity, facts.authorized
+    terms: _Terms | Refuse | None = rules.terms.get(deciding)
+    if terms is None:
         terms = _terms(received, rules, *identity, authorized=facts.authorized)
+        if _recurs(decisive) and sum(map(len, chain(*identity))) <= _SHORT:
+            if len(rules.terms) >= _MOST_TERMS:
+                rules.terms.clear()
+            rules.terms[deciding] = terms
     if isinstance(terms, Refuse):
         return terms
-    dropped = terms.dropped
-    return Admit(
-        terms.life, tuple([pair for pair in headers if pair[0] not in dropped]), terms.vary, initial_age(received)
-    )
+    stored = tuple([pair for pair in headers if pair[0] not in terms.dropped])
+    return Admit(terms.life, stored, terms.vary, initial_age(received))
 
 
 class _Terms(msgspec.Struct, frozen=True):
@@ -158,17 +159,13 @@ _DATED = frozenset((b"expires", b"last-modified"))
 """Fields from which a lifetime is computed with the response's own date."""
 _SHORT = 512
 """Bytes of decisive fields up to which the terms are kept."""
+_MOST_TERMS = 1024
 
 
 def _recurs(decisive: Headers) -> bool:
     """Whether the same decisive fields are likely to come again: an upstream sends the same few over and over, unless
     they hold dates."""
-    length = 0
-    for name, value in decisive:
-        length += len(value)
-        if name in _DATED:
-            return False
-    return length <= _SHORT
+    return not any(name in _DATED for name, _ in decisive) and sum(len(value) for _, value in decisive) <= _SHORT
 
 
 def _terms(
@@ -192,19 +189,6 @@ def _terms(
     if rules.ttl is None and not _worth_storing(received.status, life, headers, rules):
         return Refuse("no-lifetime")
     return _Terms(life, names if rules.ttl is None else (), _not_kept(headers, directives))
-
-
-@lru_cache(maxsize=1024)
-def _known_terms(
-    status: int,
-    decisive: tuple[tuple[bytes, bytes], ...],
-    rules: CachePolicy,
-    keyed: tuple[str, ...],
-    unkeyed: tuple[str, ...],
-    authorized: bool,
-) -> _Terms | Refuse:
-    """The terms of a response whose decisive fields hold no date."""
-    return _terms(ReceivedResponse(status, decisive, 0.0, 0.0), rules, keyed, unkeyed, authorized=authorized)
 
 
 def governing(headers: Headers) -> tuple[CacheControl, bool]:
@@ -360,17 +344,13 @@ def _not_kept(headers: Headers, directives: CacheControl) -> frozenset[bytes]:
     """The fields not to store: of this hop, of one exchange, and those that `no-cache` and `private` list (§5.2.2.4,
     §5.2.2.7)."""
     listed = directives.fields("no-cache") | directives.fields("private")
-    return HOP_BY_HOP | connection_named(headers) | NOT_STORED | FOR_US | listed
+    return HOP_BY_HOP | connection_named(headers) | NOT_STORED | FOR_US | listed | {b"content-length"}
 
 
 def initial_age(received: ReceivedResponse) -> float:
     """The corrected initial age (RFC 9111 §4.2.3): the greater of what `Date` and `Age` make it."""
-    dated = aged = None
-    for name, value in received.headers:
-        if name == b"date":
-            dated = value if dated is None else dated
-        elif name == b"age":
-            aged = value
+    named = dict(received.headers[::-1])  # the first line of a name counts
+    dated, aged = named.get(b"date"), named.get(b"age")
     date = None if dated is None else parse_date(dated.decode("latin-1"), received.arrived)
     apparent = max(0.0, received.arrived - date) if date is not None else 0.0
     delay = max(0.0, received.arrived - received.sent)
