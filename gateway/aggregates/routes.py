@@ -438,7 +438,13 @@ class DirectAggregate:
     def reads(self) -> bool:
         return self.aggregate.admission is None and not self.aggregate.counts_hits
 
-    def ask(self, exchange: RequestContext, interim: Interim | None, block: PlanCache | None = None) -> CacheRequest:
+    def ask(
+        self,
+        exchange: RequestContext,
+        interim: Interim | None,
+        block: PlanCache | None = None,
+        parameters: dict[str, str] | None = None,
+    ) -> CacheRequest:
         """Raises RequestRefused."""
         assert exchange.target is not None
         if self.aggregate.limits is not None:

@@ -42,8 +42,9 @@ from gateway.config.route import RouteConfig
 from gateway.config.tls import files_of, fingerprint
 from gateway.config.upstream import UpstreamConfig
 from gateway.config.validation import without_cache
+from gateway.edge.direct_routes import Direct, Patterns
 from gateway.edge.hits import Edge
-from gateway.edge.passthrough import Direct, PassThrough, Patterns
+from gateway.edge.passthrough import PassThrough
 from gateway.explain.explainer import Explainer
 from gateway.explain.routes import HandlerRoute, local_of
 from gateway.explain.trace import Trace

@@ -30,8 +30,8 @@ from gateway.app.python_routes import pieces_of, router_of
 from gateway.cache.engine import Engine
 from gateway.config.models import Config
 from gateway.config.route import RouteConfig
+from gateway.edge.direct_routes import Direct, DirectRoute, DirectStream, Patterns
 from gateway.edge.guard import ConnectionGuard
-from gateway.edge.passthrough import Direct, DirectRoute, DirectStream, Patterns
 from gateway.edge.relay import Relay, RelayLimits
 from gateway.http.target import Target
 from gateway.identity.admission import Admission

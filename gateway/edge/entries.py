@@ -26,6 +26,7 @@ from gateway.http.target import Target
 from gateway.identity.admission import Admitted, Epoch
 from gateway.identity.principal import Principal
 from gateway.observability.metrics import Tally
+from gateway.observability.trace_context import TRACEPARENT
 from gateway.policy import freshness
 from gateway.policy.content import DECIDING
 from gateway.policy.entry import Entry
@@ -73,7 +74,7 @@ class HeaderBlock:
 
     __slots__ = (
         *("bases", "clients", "close", "form", "headers", "host", "keep", "memos", "origin", "plain", "proxied"),
-        *("admitted", "asked", "described", "prefixed", "takes_content", "vary", "views"),
+        *("admitted", "asked", "described", "prefixed", "takes_content", "traced", "vary", "views"),
     )
 
     def __init__(self, headers: list[tuple[bytes, bytes]], identity_key: IdentityKey = UNKEYED) -> None:
@@ -89,6 +90,7 @@ class HeaderBlock:
         self.takes_content = bool(hosts) and not any(name in NOT_PLAIN and name != _LENGTH for name, _ in headers)
         self.described = b"".join(b"\n" + name + b":" + value for name, value in headers if name in DECIDING) + b"\n\n"
         options = connection_options(headers)
+        self.traced = has(headers, TRACEPARENT)
         self.close = b"close" in options
         self.keep = b"keep-alive" in options
         self.admitted: Admitted | None = None
@@ -107,7 +109,7 @@ class HeaderBlock:
     def with_headers(self, headers: list[tuple[bytes, bytes]], identity_key: IdentityKey) -> HeaderBlock:
         """A block of other fields, which differ in none that are judged here."""
         block = HeaderBlock.__new__(HeaderBlock)
-        block.form, block.host, block.origin = self.form, self.host, self.origin
+        block.form, block.host, block.origin, block.traced = self.form, self.host, self.origin, self.traced
         block.close, block.keep, block.plain = self.close, self.keep, self.plain
         block.takes_content, block.described = self.takes_content, self.described
         block.prefixed, block.proxied, block.admitted = self.prefixed, self.proxied, None

@@ -1,9 +1,9 @@
 """Pass-through: requests of declared routes that go to the engine without ASGI.
 
 Decides whether a request that is not a hit may take this way: a GET or HEAD without a body, on a declared route or
-aggregate, found by the patterns that Starlette would try, in their order. If anything else is involved (another kind of
-route, a middleware, a trace, an explanation, a refused target), the app serves it. It must not know how a request was
-read, or what the cache decides.
+aggregate, found as Starlette would find it. If anything else is involved (another kind of route, a middleware, a trace,
+an explanation, a refused target), the app serves it. It must not know how a request was read, or what the cache
+decides.
 
 ASGI took half of the time of such a request (measured). `tests/unit/edge/test_passthrough.py` compares the responses of
 both ways.
@@ -12,37 +12,28 @@ both ways.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
-from fastapi.routing import RouteContext, iter_route_contexts
-from starlette.routing import BaseRoute, Mount, Route, compile_path
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from gateway.cache.request import CacheRequest
 from gateway.cache.respond import Answer, problem
 from gateway.context import RequestContext
+from gateway.edge.direct_routes import Direct, Patterns
 from gateway.edge.entries import HeaderBlock
 from gateway.edge.head_template import INTERIM, Heads, head_of, interim_head
 from gateway.errors import RequestRefused, UpstreamError
 from gateway.http.forwarding import Trusted, place
 from gateway.http.headers import WITHOUT_CONTENT, Headers, connection_options, first, framed, has, values
-from gateway.http.target import Slashes, Target, below, check_host, normalise, split_raw_target
+from gateway.http.target import Target, below, check_host, normalise, split_raw_target
 from gateway.observability.access_log import AccessLog, silent
 from gateway.observability.response_headers import Texts, complete, exchange_for
 from gateway.observability.trace_context import PASSED_ON as TRACE
 from gateway.observability.trace_context import TRACEPARENT, traceparent_of
 from gateway.routing.cors import Cors
-from gateway.routing.declared import Declared
-from gateway.routing.fast_path import Learning
-from gateway.routing.handlers import DeclaredRequest, Handlers
-from gateway.routing.references import Asked
 from gateway.streams.shared_body import SharedBody
-from gateway.upstreams.request import Interim
 from gateway.upstreams.response import Body, ResponseBody
 
 if TYPE_CHECKING:
@@ -57,32 +48,7 @@ CLIENT_LEFT = 499
 """nginx's status for a client that disconnected; only the log shows it."""
 _FOR_THE_APP = frozenset((b"gateway-explain", b"upgrade", b"expect"))
 _NOT_WHOLE = frozenset((b"connection", b"transfer-encoding"))
-_BAD_IN_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-
-
-class Direct(Protocol):
-    """A declared route, as used without ASGI."""
-
-    @property
-    def slashes(self) -> Slashes:
-        """The handling of encoded slashes in its path."""
-
-    @property
-    def reads(self) -> bool:
-        """Whether it takes GET and HEAD."""
-
-    def ask(self, exchange: RequestContext, interim: Interim | None, block: HeaderBlock | None = None) -> CacheRequest:
-        """`block` is the header block of `exchange`, where that is known. Raises RequestRefused."""
-
-    async def answer(self, ask: CacheRequest) -> Answer:
-        """The answer as clients may see it."""
-
-    def learn(self, edge: Learning, line: bytes, ask: CacheRequest) -> None:
-        """Tell the edge how the next requests of this line are answered."""
-
-
-Pattern = tuple[re.Pattern[str], Direct | None]
-"""A route's path, and the declared route at it; None for another kind of route."""
+_BAD_IN_HEAD = bytes((*range(9), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F))
 
 
 class Connection(Protocol):
@@ -106,7 +72,7 @@ class PassThrough:
     trusted: Trusted | None
     """None: no proxy is trusted."""
     cors: Cors | None
-    patterns: Callable[[], Iterable[Pattern]]
+    patterns: Patterns
     underway: Underway
     root: str = ""
     """The path prefix under which clients reach the gateway."""
@@ -133,69 +99,96 @@ class PassThrough:
         except RequestRefused:
             return None
 
+    def plain(
+        self, repeat: Repeat, line: bytes, request_id: bytes, peer: str, scheme: str, began: float
+    ) -> PassThroughRequest | None:
+        """The same for a request of which only the line and the ID are new on its connection, if its path is in its one
+        form; None if `repeated` or the app must serve it. `began` is a value of the performance counter."""
+        found = None if self.root else self.patterns.plain(line)
+        if found is None:
+            return None
+        direct, path, parameters = found
+        method = "HEAD" if line.startswith(b"HEAD") else "GET"
+        exchange = self._exchange(repeat, request_id, method, peer, scheme, began)
+        try:
+            return self._pass_request(exchange, Target(path, (), path), direct, scheme, repeat.block, parameters)
+        except RequestRefused:
+            return None
+
     def repeated(
         self, repeat: Repeat, line: Line, request_id: bytes, peer: str, scheme: str, began: float
     ) -> PassThroughRequest | None:
-        """The same, for a request of which only the line and the ID are new on its connection: its header block was
-        parsed before. `began` is a value of the performance counter."""
+        """The same for any path."""
         if line.version != "1.1" or line.method not in (b"GET", b"HEAD"):
             return None
-        block, trusted = repeat.block, self.trusted
         try:
-            target, direct = self._found(line, block.host, scheme)
+            target, direct = self._found(line, repeat.block.host, scheme)
+            if direct is None:
+                return None
+            exchange = self._exchange(repeat, request_id, line.method.decode("ascii"), peer, scheme, began)
+            return self._pass_request(exchange, target, direct, scheme, repeat.block)
         except RequestRefused:
             return None
-        if direct is None:
-            return None
+
+    def _exchange(
+        self, repeat: Repeat, request_id: bytes, method: str, peer: str, scheme: str, began: float
+    ) -> RequestContext:
+        """The context of a request whose header block was parsed before."""
+        block, trusted = repeat.block, self.trusted
         told = None if trusted is None else trusted.told(peer, block.headers)
-        fields = [*block.headers, (b"x-request-id", request_id)] if repeat.numbered else block.headers
-        exchange = RequestContext(
+        return RequestContext(
             request_id=request_id.decode("ascii"),
             began=began,
-            method=line.method.decode("ascii"),
+            method=method,
             client=peer if told is None else told.client,
             scheme=scheme if told is None else told.scheme or scheme,
             forwarded_for=peer if told is None else ", ".join(told.chain),
-            headers=fields,
+            headers=[*block.headers, (b"x-request-id", request_id)] if repeat.numbered else block.headers,
             host=block.host,
             told=told,
         )
-        try:
-            return self._pass_request(exchange, target, direct, scheme, block)
-        except RequestRefused:
-            return None
 
     def _found(self, line: Line, host: str, scheme: str) -> tuple[Target, Direct | None]:
         """The target below the prefix, and the route that is asked without ASGI. Raises RequestRefused."""
         target = normalise(*split_raw_target(line.target, host, scheme=scheme))
         target = below(target, self.root) if self.root else target
-        for pattern, direct in self.patterns():
-            if pattern.match(target.decoded):
-                return target, direct if direct is not None and direct.reads else None
-        return target, None
+        direct = self.patterns.direct(target.decoded)
+        return target, direct if direct is not None and direct.reads else None
 
     def _pass_request(
-        self, exchange: RequestContext, target: Target, direct: Direct, scheme: str, block: HeaderBlock | None
+        self,
+        exchange: RequestContext,
+        target: Target,
+        direct: Direct,
+        scheme: str,
+        block: HeaderBlock | None,
+        parameters: dict[str, str] | None = None,
     ) -> PassThroughRequest:
         """Raises RequestRefused."""
         exchange.root = self.root
         exchange.target = target
         if exchange.told is not None:
             exchange.host, _ = place(exchange.told, exchange.host, scheme)
-        pass_request = PassThroughRequest(self, exchange, direct)
-        pass_request.ask = direct.ask(exchange, pass_request.interim, block)
+        traced = has(exchange.headers, TRACEPARENT) if block is None else block.traced
+        pass_request = PassThroughRequest(self, exchange, direct, traced=traced)
+        pass_request.ask = direct.ask(exchange, pass_request.interim, block, parameters)
         return pass_request
 
 
 class PassThroughRequest:
     """One request on its way to the upstream and back. It ends with its connection."""
 
+    __slots__ = (
+        *("ask", "direct", "exchange"),
+        *("_begun", "_close", "_connection", "_left", "_pass_through", "_shared", "_size", "_task", "_traced"),
+    )
     ask: CacheRequest
 
-    def __init__(self, pass_through: PassThrough, exchange: RequestContext, direct: Direct) -> None:
+    def __init__(self, pass_through: PassThrough, exchange: RequestContext, direct: Direct, *, traced: bool) -> None:
         self.exchange = exchange
         self.direct = direct
         self._pass_through = pass_through
+        self._traced = traced
         self._connection: Connection | None = None
         self._task: asyncio.Task[None] | None = None
         self._begun = False
@@ -252,12 +245,15 @@ class PassThroughRequest:
 
     async def _run(self, connection: Connection) -> None:
         exchange = self.exchange
-        if has(exchange.headers, TRACEPARENT):  # a task of its own: nothing is set before
+        if self._traced:  # a task of its own: nothing is set before
             TRACE.set(traceparent_of(exchange.headers))
         self.ask.route.takes(exchange)
         status = CLIENT_LEFT
         try:
-            answer = await self._answer()
+            try:
+                answer = await self.direct.answer(self.ask)
+            except Exception as error:
+                answer = self._failed(error)
             if self._left:
                 await _end(answer.body)
                 return
@@ -284,15 +280,11 @@ class PassThroughRequest:
         if pass_through.log is not silent:
             pass_through.log(exchange, status, self.written, seconds)
 
-    async def _answer(self) -> Answer:
-        try:
-            return await self.direct.answer(self.ask)
-        except Exception as error:
-            # The outermost frame: the client gets a 500, and the error goes to the event loop's exception handler,
-            # which logs it.
-            context = {"message": "a pass-through request failed", "exception": error}
-            asyncio.get_running_loop().call_exception_handler(context)
-            return problem(self.exchange, 500, "Internal error; see the gateway log for this request ID.")
+    def _failed(self, error: Exception) -> Answer:
+        """The client gets a 500, and the error goes to the event loop's exception handler, which logs it."""
+        context = {"message": "a pass-through request failed", "exception": error}
+        asyncio.get_running_loop().call_exception_handler(context)
+        return problem(self.exchange, 500, "Internal error; see the gateway log for this request ID.")
 
     def _is_written_whole(self, connection: Connection, answer: Answer) -> bool:
         """Write a stored response whose body is here; False if it is another one. Raises UpstreamError."""
@@ -305,7 +297,7 @@ class PassThroughRequest:
         origin = None if self._pass_through.cors is None else first(exchange.headers, b"origin")
         make, close = self._whole_head, self._close
         head = self._pass_through.heads.head(exchange, status, answer.headers, origin, make, close=close)
-        if _BAD_IN_HEAD.search(head):
+        if len(head.translate(None, _BAD_IN_HEAD)) < len(head):
             raise UpstreamError("the upstream", "a response head that can't be forwarded")
         self._begun = True
         if exchange.method == "HEAD":
@@ -328,7 +320,7 @@ class PassThroughRequest:
             without = answer.status in WITHOUT_CONTENT or self.exchange.method == "HEAD"
             chunked = length is None and not without
             head = self._head(answer.status, headers, chunked=chunked)
-            if _BAD_IN_HEAD.search(head):
+            if len(head.translate(None, _BAD_IN_HEAD)) < len(head):
                 raise UpstreamError("the upstream", "a response head that can't be forwarded")
             self._begun = True
             if isinstance(body, bytes):
@@ -395,91 +387,3 @@ async def _end(body: bytes | ResponseBody) -> None:
 def ends(headers: Headers) -> bool:
     """Whether the client ends its connection after the answer (RFC 9112 §9.6)."""
     return b"close" in connection_options(headers)
-
-
-_ANYTHING = re.compile("")
-
-
-@dataclass(frozen=True)
-class DirectRoute:
-    """A route of the configuration with one upstream, in the form of `Direct`."""
-
-    handlers: Handlers
-    route: Declared
-
-    @property
-    def slashes(self) -> Slashes:
-        return self.route.config.encoded_slashes
-
-    @cached_property
-    def reads(self) -> bool:
-        open_to_all = self.route.admission is None and not self.route.counts_hits
-        return open_to_all and self.route.passes("GET") and self.route.passes("HEAD")
-
-    def ask(self, exchange: RequestContext, interim: Interim | None, block: HeaderBlock | None = None) -> CacheRequest:
-        """Raises RequestRefused."""
-        assert exchange.target is not None
-        target, parameters = self.route.upstream_target(exchange.target.path, exchange.target.query)
-        asked = Asked(self.route, target, str(exchange.target), exchange.root)
-        told = self.handlers.interim(interim, asked)
-        origin = self.route.origin(target, exchange.request_id, self.handlers.metrics, told)
-        if self.route.limits is not None:
-            exchange.allowance = self.route.limits.allowance()
-        return self.handlers.ask(exchange, asked, origin, parameters, None, block=block, stays=True)
-
-    async def answer(self, ask: CacheRequest) -> Answer:
-        assert isinstance(ask, DeclaredRequest)
-        return self.handlers.public(await self.handlers.engine.answer(ask), ask.asked)
-
-    def learn(self, edge: Learning, line: bytes, ask: CacheRequest) -> None:
-        assert isinstance(ask, DeclaredRequest)
-        edge.expect(line, self.handlers.later(ask), ask.exchange.target)
-
-
-class DirectStream(DirectRoute):
-    """The same for a route with `stream: share`."""
-
-    async def answer(self, ask: CacheRequest) -> Answer:
-        assert isinstance(ask, DeclaredRequest)
-        return self.handlers.public(await self.handlers.streamed(ask), ask.asked)
-
-
-class Patterns:
-    """The patterns of `routes`, made again where some were added. Of `direct` the names are those of their routes."""
-
-    def __init__(self, routes: Callable[[], Sequence[BaseRoute]], direct: Mapping[str, Direct]) -> None:
-        self._routes = routes
-        self._direct = direct
-        self._made: tuple[Pattern, ...] = ()
-        self._of = 0
-
-    def __call__(self) -> tuple[Pattern, ...]:
-        routes = self._routes()
-        if len(routes) != self._of:
-            self._of = len(routes)
-            self._made = tuple(pattern for route in routes for pattern in self._patterns(route))
-        return self._made
-
-    def slashes(self, target: Target) -> Slashes:
-        """How the route of a target handles encoded slashes. Python handlers refuse them."""
-        direct = next((direct for pattern, direct in self() if pattern.match(target.decoded)), None)
-        return direct.slashes if direct is not None else "refuse"
-
-    def declared(self, path: str) -> Declared | None:
-        """The declared route by which the app answers a decoded path, if one does."""
-        direct = next((direct for pattern, direct in self() if pattern.match(path)), None)
-        return direct.route if isinstance(direct, DirectRoute) else None
-
-    def _patterns(self, route: BaseRoute) -> list[Pattern]:
-        if type(route) is Route:
-            return [(route.path_regex, self._direct.get(route.name))]
-        contexts = list(iter_route_contexts([route]))
-        return [_pattern(context) for context in contexts] if contexts else [(_ANYTHING, None)]
-
-
-def _pattern(context: RouteContext) -> Pattern:
-    """A route's path; of a mount everything below it; of an unknown kind of route every path."""
-    path, route = context.path, context.original_route
-    if path is None or not isinstance(route, Route | Mount):
-        return _ANYTHING, None
-    return compile_path(path + "/{path:path}" if isinstance(route, Mount) else path)[0], None

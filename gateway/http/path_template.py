@@ -124,6 +124,14 @@ class TargetTemplate:
         """Whether it contains no parameter."""
         return not any(map(_PARAMETER.search, (self.path, *self.query)))
 
+    @cached_property
+    def plain_path(self) -> str:
+        """The path as a format (`%`) for values that it stays normalised with, as `_stays` says; empty if there is
+        none, or a query."""
+        if self.query or not self._is_plain:
+            return ""
+        return _PARAMETER.sub(r"%(\1)s", self.path)
+
     def ask(self, parameters: dict[str, str]) -> tuple[str, tuple[str, ...]]:
         """The target to request from an upstream. Raises RequestRefused if a value would leave its segment, as joined
         dots would."""

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.app.gateway import Gateway
-from gateway.edge.passthrough import Patterns
+from gateway.edge.direct_routes import Patterns
 from gateway.http.target import normalise
 from gateway.routing.location import replaced
 from gateway.routing.references import Asked, References

@@ -1,0 +1,197 @@
+"""Direct routes: declared routes that are served without ASGI, and how a request line finds its route.
+
+`Patterns` tries the paths of all routes of the app in their order, as Starlette would; for a plain line, one pattern
+does. A `Direct` makes the request for the engine, and tells the edge how the next one of the line is served.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from fastapi.routing import RouteContext, iter_route_contexts
+from starlette.routing import BaseRoute, Mount, Route, compile_path
+
+from gateway.cache.request import CacheRequest
+from gateway.cache.respond import Answer
+from gateway.context import RequestContext
+from gateway.edge.entries import HeaderBlock
+from gateway.http.target import Slashes, Target
+from gateway.routing.declared import Declared
+from gateway.routing.fast_path import Learning
+from gateway.routing.handlers import DeclaredRequest, Handlers
+from gateway.routing.references import Asked
+from gateway.upstreams.request import Interim
+
+
+class Direct(Protocol):
+    """A declared route, as used without ASGI."""
+
+    @property
+    def slashes(self) -> Slashes:
+        """The handling of encoded slashes in its path."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether it takes GET and HEAD."""
+
+    def ask(
+        self,
+        exchange: RequestContext,
+        interim: Interim | None,
+        block: HeaderBlock | None = None,
+        parameters: dict[str, str] | None = None,
+    ) -> CacheRequest:
+        """`block` is the header block of `exchange`, where that is known; so are the `parameters` of a plain path.
+        Raises RequestRefused."""
+
+    async def answer(self, ask: CacheRequest) -> Answer:
+        """The answer as clients may see it."""
+
+    def learn(self, edge: Learning, line: bytes, ask: CacheRequest) -> None:
+        """Tell the edge how the next requests of this line are answered."""
+
+
+Pattern = tuple[re.Pattern[str], Direct | None]
+"""A route's path, and the declared route at it; None for another kind of route."""
+
+
+_ANYTHING = re.compile("")
+_PLAIN_LINE = re.compile(rb"(?:GET|HEAD) ((?:/[A-Za-z0-9_~-]+)+) HTTP/1\.1")
+"""A request line without a query whose path `http.target.normalise` leaves as it is, and any target with pieces of it,
+as it has no dots."""
+_NAMED = re.compile(r"\(\?P<\w+>")
+
+
+@dataclass(frozen=True)
+class DirectRoute:
+    """A route of the configuration with one upstream, in the form of `Direct`."""
+
+    handlers: Handlers
+    route: Declared
+
+    @property
+    def slashes(self) -> Slashes:
+        return self.route.config.encoded_slashes
+
+    @cached_property
+    def reads(self) -> bool:
+        open_to_all = self.route.admission is None and not self.route.counts_hits
+        return open_to_all and self.route.passes("GET") and self.route.passes("HEAD")
+
+    def ask(
+        self,
+        exchange: RequestContext,
+        interim: Interim | None,
+        block: HeaderBlock | None = None,
+        parameters: dict[str, str] | None = None,
+    ) -> CacheRequest:
+        """Raises RequestRefused."""
+        assert exchange.target is not None
+        if parameters is not None:
+            target = self.route.plain_target(parameters)
+        else:
+            target, parameters = self.route.upstream_target(exchange.target.path, exchange.target.query)
+        asked = Asked(self.route, target, str(exchange.target), exchange.root)
+        told = self.handlers.interim(interim, asked)
+        origin = self.route.origin(target, exchange.request_id, self.handlers.metrics, told)
+        if self.route.limits is not None:
+            exchange.allowance = self.route.limits.allowance()
+        return self.handlers.ask(exchange, asked, origin, parameters, None, block=block, stays=True)
+
+    async def answer(self, ask: CacheRequest) -> Answer:
+        assert isinstance(ask, DeclaredRequest)
+        return self.handlers.public(await self.handlers.engine.answer(ask), ask.asked)
+
+    def learn(self, edge: Learning, line: bytes, ask: CacheRequest) -> None:
+        assert isinstance(ask, DeclaredRequest)
+        edge.expect(line, self.handlers.later(ask), ask.exchange.target)
+
+
+class DirectStream(DirectRoute):
+    """The same for a route with `stream: share`."""
+
+    async def answer(self, ask: CacheRequest) -> Answer:
+        assert isinstance(ask, DeclaredRequest)
+        return self.handlers.public(await self.handlers.streamed(ask), ask.asked)
+
+
+class Patterns:
+    """The patterns of `routes`, made again where some were added. Of `direct` the names are those of their routes."""
+
+    def __init__(self, routes: Callable[[], Sequence[BaseRoute]], direct: Mapping[str, Direct]) -> None:
+        self._routes = routes
+        self._direct = direct
+        self._made: tuple[Pattern, ...] = ()
+        self._plain, self._groups = _ANYTHING, Groups()
+        self._of = 0
+
+    def __call__(self) -> tuple[Pattern, ...]:
+        routes = self._routes()
+        if len(routes) != self._of:
+            self._of = len(routes)
+            self._made = tuple(pattern for route in routes for pattern in self._patterns(route))
+            self._plain, self._groups = _one_of(self._made)
+        return self._made
+
+    def direct(self, path: str) -> Direct | None:
+        """The declared route that a decoded path leads to; None for another kind of route, and for none."""
+        return next((direct for pattern, direct in self() if pattern.match(path)), None)
+
+    def plain(self, line: bytes) -> tuple[Direct, str, dict[str, str]] | None:
+        """The declared route of a request line whose path is in its one form, the path, and the parameters in it; None
+        for all other lines."""
+        plain = _PLAIN_LINE.fullmatch(line)
+        self()
+        if plain is None:
+            return None
+        path = plain[1].decode("ascii")
+        match = self._plain.match(path)
+        if match is None or match.lastindex is None:
+            return None
+        direct, names = self._groups[match.lastindex]
+        if direct is None or not direct.reads:
+            return None
+        first = match.lastindex + 1
+        return direct, path, {name: match[first + at] for at, name in enumerate(names)}
+
+    def slashes(self, target: Target) -> Slashes:
+        """How the route of a target handles encoded slashes. Python handlers refuse them."""
+        direct = self.direct(target.decoded)
+        return direct.slashes if direct is not None else "refuse"
+
+    def declared(self, path: str) -> Declared | None:
+        """The declared route by which the app answers a decoded path, if one does."""
+        direct = self.direct(path)
+        return direct.route if isinstance(direct, DirectRoute) else None
+
+    def _patterns(self, route: BaseRoute) -> list[Pattern]:
+        if type(route) is Route:
+            return [(route.path_regex, self._direct.get(route.name))]
+        contexts = list(iter_route_contexts([route]))
+        return [_pattern(context) for context in contexts] if contexts else [(_ANYTHING, None)]
+
+
+Groups = dict[int, tuple[Direct | None, tuple[str, ...]]]
+
+
+def _one_of(patterns: Iterable[Pattern]) -> tuple[re.Pattern[str], Groups]:
+    """One pattern for all, the first of which matches; and by the index of its group the route, and the names of the
+    groups that follow."""
+    alternatives, groups, index = [], Groups(), 1
+    for pattern, direct in patterns:
+        alternatives.append(f"({_NAMED.sub('(', pattern.pattern)})")
+        groups[index] = direct, tuple(sorted(pattern.groupindex, key=pattern.groupindex.__getitem__))
+        index += 1 + pattern.groups
+    return re.compile("|".join(alternatives)), groups
+
+
+def _pattern(context: RouteContext) -> Pattern:
+    """A route's path; of a mount everything below it; of an unknown kind of route every path."""
+    path, route = context.path, context.original_route
+    if path is None or not isinstance(route, Route | Mount):
+        return _ANYTHING, None
+    return compile_path(path + "/{path:path}" if isinstance(route, Mount) else path)[0], None
