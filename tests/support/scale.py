@@ -31,7 +31,7 @@ SIZES = {
     "limit_seconds": Size(12, 60),  # of requests to a fleet at ten times its limit
     "limit_subjects": Size(8_000, 1_000_000),  # of one worker
     "openapi_requests": Size(15, 100),  # of each operation, of each kind
-    "identity_stories": Size(60, 10_000),  # of some ten requests, by a gateway with the edge and by one without
+    "identity_stories": Size(60, 20_000),  # of some five requests, by a gateway with the edge and by one without
     "overload_seconds": Size(2, 20),  # of two gateways with Redis, without it, and after its return
     "override_workers": Size(2, 4),  # of each of two gateways
     "protocol_stories": Size(150, 5_000),  # of request lines and header blocks that are remembered
