@@ -266,6 +266,23 @@ def test_a_target_is_refused_or_normalised_whatever_its_values_are(template: str
     assert normalise_path(path) == path
 
 
+PLAIN = st.text("abZ09-_~", min_size=1, max_size=4)
+
+
+@given(
+    template=st.sampled_from(
+        ("/v/{a}", "/v/.{a}", "/v/%25{a}", "/v/{a}.{b}", "/{a}/{b}", "/v/{b:path}", "/x", "/x?q={a}")
+    ),
+    a=PLAIN,
+    b=st.lists(PLAIN, min_size=1, max_size=3).map("/".join),
+)
+def test_plain_values_are_filled_in_as_any_are(template: str, a: str, b: str) -> None:
+    target, values = compile_target(template.replace(":path", ""), ("a", "b")), {"a": a, "b": b}
+    assert (target.plain_path == "") is ("%" in template or "/." in template or "?" in template)
+    if target.plain_path:
+        assert target.ask(values) == (target.plain_path % values, ())
+
+
 def test_an_encoded_slash_in_a_value_is_decoded_for_an_upstream_that_wants_slashes() -> None:
     asked = {
         slashes: compile_target("/files/{name}?q={name}", ("name",), slashes).ask({"name": "a%2Fb"})

@@ -10,6 +10,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from gateway.http.headers import Headers, connection_named, sent_value
+from gateway.policy.content import Content
 from gateway.policy.identity_key import UNKEYED, IdentityKey
 from gateway.policy.keys import (
     FOLLOWING,
@@ -521,3 +522,12 @@ def test_a_field_made_of_a_claim_is_sent_as_it_was_made(keying: Keying) -> None:
     """In a list, `a,b` and `a, b` are the same; as users, they are two."""
     found = plan(keying, "api", "/", [(b":principal", b"a1"), (b"x-user", b"a,b")])
     assert found.forward == ((b"x-user", b"a,b"),)
+
+
+def test_the_content_of_a_read_is_in_its_key_and_its_description_in_what_is_sent() -> None:
+    keying, headers = Keying(vary=("accept",)), [(b"content-type", b"text/plain"), (b"accept", b"a/b")]
+    one, other = (Content("QUERY", ((b"content-type", b"a/json"),), body) for body in (b"1", b"2"))
+    with_one, with_other = (plan(keying, "up", "/s", headers, content=each) for each in (one, other))
+    assert with_one.primary == with_other.primary == primary_key("up", "/s")
+    assert len({with_one.base, with_other.base, plan(keying, "up", "/s", headers[1:]).base}) == 3
+    assert with_one.forward == ((b"accept", b"a/b"), (b"content-type", b"a/json"))
