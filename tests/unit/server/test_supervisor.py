@@ -95,7 +95,8 @@ async def supervised(site: Site, watched: Files | None = None, number: int = 2) 
             await site.comes_to(number, "gateway_workers")
             yield client
         finally:
-            os.kill(os.getpid(), signal.SIGTERM)
+            if not running.done():  # one that has failed handles no signal: this process would end
+                os.kill(os.getpid(), signal.SIGTERM)
             await running
 
 
