@@ -24,7 +24,7 @@ from gateway.edge.shared_lookup import LONGEST_KNOWN, Records
 from gateway.http import target
 from gateway.http.headers import CacheControl, parse_date
 from gateway.http.target import is_credential
-from gateway.policy import keys, storability
+from gateway.policy import keys
 from gateway.policy.entry import encode
 from gateway.policy.keys import is_identity
 from gateway.policy.rules import PLAIN, CachePolicy
@@ -123,7 +123,6 @@ def test_names_are_judged_the_same_whether_they_are_remembered_or_not() -> None:
         assert is_credential(name) is is_credential(f"{'a_' * 50}{name}")
     assert keys._known_identity.cache_info().maxsize == 4096
     assert target._known_credential.cache_info().maxsize == 4096
-    assert storability._known_terms.cache_info().maxsize == 1024
 
 
 def test_the_suffixes_of_a_header_block_are_bounded() -> None:
