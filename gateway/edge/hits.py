@@ -141,7 +141,7 @@ class Edge:
         again (`known`): most lines that miss never do."""
         if len(line) > REMEMBERED or line in self.known_targets or not may_be_repeated(line):
             return
-        if len(self._expected) * 4 >= self._most:
+        if len(self._expected) * 2 >= self._most:
             self._expected_before, self._expected = self._expected, {}
         self._expected[line] = Expected(recall, target)
 

@@ -50,7 +50,7 @@ async def test_what_is_known_of_lines_that_come_once_is_bounded_and_forgets_the_
     for number in range(300):
         await asked(line, (GET % b"").replace(b"/o/1", b"/o/%d" % number))
     assert not edge.known_targets
-    assert edge._most // 4 <= len(edge._expected) + len(edge._expected_before) <= edge._most // 2 + 2
+    assert edge._most // 2 <= len(edge._expected) + len(edge._expected_before) <= edge._most + 2
     before = app.passed
     for number, passes in ((299, 0), (0, 1)):
         answer = await asked(line, (GET % b"").replace(b"/o/1", b"/o/%d" % number))
