@@ -261,7 +261,7 @@ class Engine:
             and self._fetching.usable_on_error(request, stale)
         ):
             return self._answering.from_stored(request, stale, Result.STALE_ERROR, detail="resting")
-        if request.facts.ranged and self._fetching.may_send_range(request):
+        if self._fetching.may_send_range(request):
             part = self._stored_part(request)
             if part is not None:
                 return part
@@ -274,7 +274,7 @@ class Engine:
         if limited and key not in self.flights:
             await self._over_limit(request)  # what it says counts below, where no flight has begun meanwhile
         for _ in range(ATTEMPTS):
-            if self._fetching.uncacheable and self._fetching.is_uncacheable(key):
+            if self._fetching.is_uncacheable(key):
                 break
             flight = self.flights.get(key)
             leading = flight is None or self._flying.outlived(request, flight)

@@ -48,8 +48,7 @@ class EntryWriter:
     ) -> Landed:
         stored = self._stored(request, received, verdict, body)
         stored = stored if made is None else _taking_over(stored, made)
-        known = self._tiers.memory.get(stored.key) is not None
-        before = self._tiers.at_hand(request.wanted) if known else None
+        before = self._tiers.at_hand(request.wanted)
         if before is not None:
             self._compared(request, before, received, changed=before.body != stored.body)
         return Landed(stored, received.status, self._tiers.keep(stored, request.wanted))
@@ -108,7 +107,7 @@ class EntryWriter:
             body=body,
             life=verdict.life,
             jitter=self.jitter(),
-            tags=tuple(dict.fromkeys((*request.tags, *tags))) if (tags := tags_of(received.headers)) else request.tags,
+            tags=tuple(dict.fromkeys((*request.tags, *tags_of(received.headers)))),
             stamp=received.stamp,
             vary=verdict.vary,
             route=request.route.name,

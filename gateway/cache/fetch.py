@@ -90,8 +90,7 @@ class Fetcher:
         self._clock = clock
         self._storing = storing
         self._durations = durations
-        self.uncacheable = Marks()
-        """Keys whose last response was for its client only."""
+        self._uncacheable = Marks()
         self._backing_off = Marks()
         self._not_whole = {"too-large": Marks(), "endless": Marks()}
 
@@ -345,7 +344,7 @@ class Fetcher:
         ranges = _range_of(request.headers)
         if not ranges or not (request.route.follows_origin or is_single(ranges)):
             return False
-        return request.route.follows_origin or self.uncacheable.active(self.flight_key(request), self._clock.now())
+        return request.route.follows_origin or self._uncacheable.active(self.flight_key(request), self._clock.now())
 
     def is_asked_again(self, request: CacheRequest, landing: Landing | None) -> bool:
         """Whether the complete response arrived, is too large to store, and a part of it was requested: the next such
@@ -362,10 +361,10 @@ class Fetcher:
 
     def is_uncacheable(self, key: str) -> bool:
         """Whether a recent flight of this key returned a response for its client only."""
-        return bool(self.uncacheable) and self.uncacheable.active(key, self._clock.now())
+        return bool(self._uncacheable) and self._uncacheable.active(key, self._clock.now())
 
     def mark_uncacheable(self, key: str) -> None:
-        self.uncacheable.put(key, self._clock.now() + self._durations.hit_for_miss)
+        self._uncacheable.put(key, self._clock.now() + self._durations.hit_for_miss)
 
     def flight_key(self, request: CacheRequest, vary: Names = ()) -> str:
         """What requests that wait for one fetch have in common: the variant, by `vary` or that of the newest response;

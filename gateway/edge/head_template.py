@@ -161,7 +161,7 @@ class Heads:
     the same for responses with the same deciding fields, so one template serves them.
 
     A template is made of marked values by the functions that make every head, and is kept only if it gives the bytes
-    that they give for the response by which it is made.
+    that they give for the response by which it is made. A response that has a field name twice has none.
     """
 
     def __init__(self) -> None:

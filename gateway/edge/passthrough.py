@@ -27,6 +27,7 @@ from gateway.edge.head_template import INTERIM, Heads, head_of, interim_head
 from gateway.errors import RequestRefused, UpstreamError
 from gateway.http.forwarding import Trusted, place
 from gateway.http.headers import WITHOUT_CONTENT, Headers, connection_options, first, framed, has, values
+from gateway.http.request_parser import read_line
 from gateway.http.target import Target, below, check_host, normalise, split_raw_target
 from gateway.observability.access_log import AccessLog, silent
 from gateway.observability.response_headers import Texts, complete, exchange_for
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from gateway.cache.background import Underway
     from gateway.cache.engine import Engine
     from gateway.edge.header_block import Repeat
-    from gateway.http.request_parser import Line, Request
+    from gateway.http.request_parser import Limits, Line, Request
     from gateway.observability.metrics import Metrics
 
 
@@ -99,34 +100,26 @@ class PassThrough:
         except RequestRefused:
             return None
 
-    def plain(
-        self, repeat: Repeat, line: bytes, request_id: bytes, peer: str, scheme: str, began: float
-    ) -> PassThroughRequest | None:
-        """The same for a request of which only the line and the ID are new on its connection, if its path is in its one
-        form; None if `repeated` or the app must serve it. `began` is a value of the performance counter."""
-        found = None if self.root else self.patterns.plain(line)
-        if found is None:
-            return None
-        direct, path, parameters = found
-        method = "HEAD" if line.startswith(b"HEAD") else "GET"
-        exchange = self._exchange(repeat, request_id, method, peer, scheme, began)
-        try:
-            return self._pass_request(exchange, Target(path, (), path), direct, scheme, repeat.block, parameters)
-        except RequestRefused:
-            return None
-
     def repeated(
-        self, repeat: Repeat, line: Line, request_id: bytes, peer: str, scheme: str, began: float
+        self, repeat: Repeat, line: bytes, limits: Limits, request_id: bytes, peer: str, scheme: str, began: float
     ) -> PassThroughRequest | None:
-        """The same for any path."""
-        if line.version != "1.1" or line.method not in (b"GET", b"HEAD"):
-            return None
+        """The same, for a request of which only the line and the ID are new on its connection: its header block was
+        parsed before. `began` is a value of the performance counter."""
+        plain = None if self.root else self.patterns.plain(line)
         try:
-            target, direct = self._found(line, repeat.block.host, scheme)
-            if direct is None:
-                return None
-            exchange = self._exchange(repeat, request_id, line.method.decode("ascii"), peer, scheme, began)
-            return self._pass_request(exchange, target, direct, scheme, repeat.block)
+            if plain is not None:
+                direct, path, parameters = plain
+                method, target = "HEAD" if line.startswith(b"HEAD") else "GET", Target(path, (), path)
+            else:
+                read = read_line(line, limits)
+                if read.version != "1.1" or read.method not in (b"GET", b"HEAD"):
+                    return None
+                target, found = self._found(read, repeat.block.host, scheme)
+                if found is None:
+                    return None
+                method, direct, parameters = read.method.decode("ascii"), found, None
+            exchange = self._exchange(repeat, request_id, method, peer, scheme, began)
+            return self._pass_request(exchange, target, direct, scheme, repeat.block, parameters)
         except RequestRefused:
             return None
 
@@ -297,8 +290,7 @@ class PassThroughRequest:
         origin = None if self._pass_through.cors is None else first(exchange.headers, b"origin")
         make, close = self._whole_head, self._close
         head = self._pass_through.heads.head(exchange, status, answer.headers, origin, make, close=close)
-        if len(head.translate(None, _BAD_IN_HEAD)) < len(head):
-            raise UpstreamError("the upstream", "a response head that can't be forwarded")
+        _check_head(head)
         self._begun = True
         if exchange.method == "HEAD":
             body = b""
@@ -320,8 +312,7 @@ class PassThroughRequest:
             without = answer.status in WITHOUT_CONTENT or self.exchange.method == "HEAD"
             chunked = length is None and not without
             head = self._head(answer.status, headers, chunked=chunked)
-            if len(head.translate(None, _BAD_IN_HEAD)) < len(head):
-                raise UpstreamError("the upstream", "a response head that can't be forwarded")
+            _check_head(head)
             self._begun = True
             if isinstance(body, bytes):
                 body = b"" if without else body
@@ -377,6 +368,12 @@ class PassThroughRequest:
         elif self._close:
             fields.append((b"connection", b"close"))
         return head_of(status, fields)
+
+
+def _check_head(head: bytes) -> None:
+    """Raises UpstreamError if a head has a control character, which no field may have."""
+    if len(head.translate(None, _BAD_IN_HEAD)) < len(head):
+        raise UpstreamError("the upstream", "a response head that can't be forwarded")
 
 
 async def _end(body: bytes | ResponseBody) -> None:

@@ -101,12 +101,13 @@ class GatewayProtocol(ClientConnection):
         line, block = data[:end], repeat.block
         memo = block.memos.get(line)
         repeated = memo is not None and repeat.answer(memo, self.transport, self._peer, block, request_id, began)
-        if not repeated:
-            known_target = repeat.edge.known(line)
-            if known_target is None or not self._is_hit(repeat, known_target, request_id, began):
-                if known_target is not None and self._may_be_shared(repeat, known_target, request_id, data, began):
-                    return None
-                return None if self._goes_on(repeat, line, request_id, began) else self._take(data)
+        known_target = None if repeated else repeat.edge.known(line)
+        if not repeated and not self._is_hit(repeat, known_target, request_id, began):
+            if self._may_be_shared(repeat, known_target, request_id, data, began) or self._goes_on(
+                repeat, line, request_id, began
+            ):
+                return None
+            return self._take(data)
         self.server_state.total_requests += 1
         self._deadline = began + self._keep_alive
         return None
@@ -132,10 +133,10 @@ class GatewayProtocol(ClientConnection):
         self._deadline = began + self._keep_alive
         return None
 
-    def _is_hit(self, repeat: Repeat, known_target: KnownTarget, request_id: bytes, began: float) -> bool:
+    def _is_hit(self, repeat: Repeat, known_target: KnownTarget | None, request_id: bytes, began: float) -> bool:
         """Answer what has no memo."""
-        block = repeat.edge.view(known_target, repeat.block)
-        if block is None:
+        block = None if known_target is None else repeat.edge.view(known_target, repeat.block)
+        if known_target is None or block is None:
             return False
         if not repeat.edge.answer(self.transport, self._peer, known_target, block, request_id, began):
             return False
@@ -144,10 +145,10 @@ class GatewayProtocol(ClientConnection):
         return True
 
     def _may_be_shared(
-        self, repeat: Repeat, known_target: KnownTarget, request_id: bytes, data: bytes, began: float
+        self, repeat: Repeat, known_target: KnownTarget | None, request_id: bytes, data: bytes, began: float
     ) -> bool:
         """Let a request that repeats wait for what the shared tier has, if it may have anything."""
-        if not known_target.modern:
+        if known_target is None or not known_target.modern:
             return False
         block = repeat.edge.view(known_target, repeat.block)
         if block is None:
@@ -287,20 +288,19 @@ class GatewayProtocol(ClientConnection):
             fields, close = repeat.fields(request_id), repeat.block.close
             return self._hand_over(Line(method, raw, "1.1"), fields, known, close=close, began=began)
         pass_through = None if self._wrapped or self.root_path else repeat.edge.pass_through
-        way = repeat, line, request_id, self._peer, self.scheme or "http", began
-        pass_request = None if pass_through is None else pass_through.plain(*way)
+        pass_request, limits = None, self.guard.limits
+        if pass_through is not None:
+            scheme = self.scheme or "http"
+            pass_request = pass_through.repeated(repeat, line, limits, request_id, self._peer, scheme, began)
         if pass_request is None:
             try:
-                read = read_line(line, self.guard.limits)
+                read = read_line(line, limits)
             except RequestRefused:
                 return False
             if read.version != "1.1" or read.method not in (b"GET", b"HEAD"):
                 return False
-            if pass_through is not None:
-                pass_request = pass_through.repeated(repeat, read, *way[2:])
-            if pass_request is None:
-                self._edge, self._line = repeat.edge, b"" if self.root_path else line
-                return self._hand_over(read, repeat.fields(request_id), {}, close=repeat.block.close, began=began)
+            self._edge, self._line = repeat.edge, b"" if self.root_path else line
+            return self._hand_over(read, repeat.fields(request_id), {}, close=repeat.block.close, began=began)
         self._edge, self._line, self._ready = repeat.edge, line, None
         self._began, self._method = began, pass_request.exchange.method
         try:

@@ -22,7 +22,7 @@ _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\0]*)?")
 _FOLD = re.compile(rb"\r?\n[ \t]+")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
-_REMEMBERED = 2048  # bytes of the field lines of a head
+_REMEMBERED = 256  # bytes of a field line
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection"))
 WITHOUT_BODY = (204, 304)
 """Statuses of final responses that no content follows (RFC 9112 §6.3)."""
@@ -72,7 +72,7 @@ def read_head(data: bytes, *, bodiless: bool, most_fields: int = MOST_FIELDS) ->
         raise Malformed("its head isn't valid HTTP/1.1")
     if len(lines) > most_fields:
         raise TooLarge(f"its head has {len(lines)} fields, more than max_response_fields ({most_fields})")
-    fields = [*map(_field if len(block) <= _REMEMBERED else _read_field, lines)]
+    fields = [_field(line) if len(line) <= _REMEMBERED else _read_field(line) for line in lines]
     return _framed(int(match[2]), fields, old=match[1] == b"0", bodiless=bodiless)
 
 

@@ -159,7 +159,8 @@ _DATED = frozenset((b"expires", b"last-modified"))
 """Fields from which a lifetime is computed with the response's own date."""
 _SHORT = 512
 """Bytes of decisive fields up to which the terms are kept."""
-_MOST_TERMS = 1024
+_MOST_TERMS = 64
+"""Terms that are kept with the rules of one route."""
 
 
 def _recurs(decisive: Headers) -> bool:

@@ -442,11 +442,9 @@ class Handlers:
 
     def public(self, answer: Answer, asked: Asked) -> Answer:
         """The answer as clients may see it: an upstream's own address stays inside, and so do its tags."""
-        names = [name for name, _ in answer.headers]
-        exposed = asked.route.config.expose_tags
-        if REFERRING.isdisjoint(names) and (exposed or TAG_FIELDS.isdisjoint(names)):
+        hidden = frozenset() if asked.route.config.expose_tags else TAG_FIELDS
+        if not [name for name, _ in answer.headers if name in REFERRING or name in hidden]:
             return answer
-        hidden = frozenset() if exposed else TAG_FIELDS
         headers = self._references.mapped(without(answer.headers, *hidden), asked)
         return Answer(answer.status, headers, answer.body)
 

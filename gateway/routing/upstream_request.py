@@ -22,7 +22,7 @@ from gateway.cache.request import Route
 from gateway.cache.respond import problem
 from gateway.config.models import Config
 from gateway.context import RequestContext
-from gateway.errors import UpstreamBusy, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from gateway.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from gateway.http.field_changes import NO_CHANGES, FieldChanges
 from gateway.http.headers import WITHOUT_CONTENT, Headers, first, has, values, without
 from gateway.observability.metrics import Metrics
@@ -30,7 +30,6 @@ from gateway.policy.content import QUERY, Content
 from gateway.policy.keys import Plan, passed_through, plan, sent_host, without_ignored
 from gateway.policy.preconditions import as_given, as_known, own_tags, settled, without_own
 from gateway.policy.validation import own_tag
-from gateway.upstreams.bulkhead import Full
 from gateway.upstreams.client import Upstream
 from gateway.upstreams.request import ORDINARY, Interim, Patience
 from gateway.upstreams.response import Fetched, LimitedBody, WholeBody, too_large
@@ -65,13 +64,7 @@ class UpstreamOrigin(msgspec.Struct, frozen=True):
         return self.upstream.timeout if self.patience.timeout is None else self.patience.timeout
 
     def refusal(self) -> UpstreamError | None:
-        """It is counted."""
-        upstream = self.upstream
-        try:
-            upstream.places.check()
-        except Full as full:
-            return UpstreamBusy(upstream.name, "connection queue full", full.retry_after)
-        return None
+        return self.upstream.refusal()
 
     def fetch(self, method: str, headers: Headers) -> Coroutine[Any, Any, Fetched]:
         # The caller applies this origin's timeout, which is the upstream's own: one timer suffices.

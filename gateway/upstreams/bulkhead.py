@@ -92,9 +92,7 @@ class Bulkhead:
         if self._waiting or (self.taken >= self._narrow and self.taken >= self.places) or BEHIND.get():
             return None
         self.taken += 1
-        now = self._monotonic()
-        self._entered += now
-        return now
+        return self._enters()
 
     def check(self) -> None:
         """Raises Full if a new request could neither get a place nor wait for one; it is counted."""
@@ -128,11 +126,7 @@ class Bulkhead:
 
     def leave(self, entered: float) -> None:
         self._held += _MEMORY * (self._monotonic() - entered - self._held)
-        if self._waiting:
-            self._hand_over(entered)
-        else:
-            self._entered -= entered
-            self.taken -= 1
+        self._hand_over(entered)
 
     def _hand_over(self, entered: float) -> None:
         """A place is free: it goes to the request that has waited longest."""

@@ -16,7 +16,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from functools import partial
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
@@ -33,7 +32,6 @@ from gateway.http.headers import DIGESTS, Headers, has, without
 from gateway.http.response_parser import WITHOUT_BODY
 from gateway.http.target import normalise
 from gateway.observability.trace_context import PASSED_ON, traced
-from gateway.policy.keys import is_identity
 from gateway.upstreams.bulkhead import Bulkhead, Full, RetryBudget
 from gateway.upstreams.connection import PlainConnection
 from gateway.upstreams.failure_causes import Cause, cause_of
@@ -41,7 +39,7 @@ from gateway.upstreams.health import HealthChecks
 from gateway.upstreams.hosts import LATE, Base, Breaker, Host, in_turn
 from gateway.upstreams.httpx_api import httpx
 from gateway.upstreams.name_resolution import Names
-from gateway.upstreams.request import ORDINARY, Attempt, Interim, Patience, ReceivedHead, Sending, Upload
+from gateway.upstreams.request import ORDINARY, Attempt, Interim, Patience, ReceivedHead, Sending, Upload, client_of
 from gateway.upstreams.response import (
     SOFTWARE,
     UNSOLICITED,
@@ -175,8 +173,7 @@ class Upstream:
         """
         timeout = self.timeout if patience.timeout is None else patience.timeout
         sending = Sending(method, target, headers, body, interim, patience, timeout, None, bounded)
-        if body is None or isinstance(body, bytes):
-            sending.until = time.monotonic() + timeout  # which is what asyncio's and uvloop's clocks count
+        sending.until = asyncio.get_running_loop().time() + timeout if sending.is_here else None
         if self._tracing is not None:
             return self._fetch_traced(self._tracing, sending, changes)
         self.complete(sending, changes, PASSED_ON.get())
@@ -215,22 +212,22 @@ class Upstream:
         if call is not None:
             call.answered(host, response.status)
 
-        left = partial(self._left, entered, upload, host, series)
+        ended = partial(self._ended, entered, upload, host, series)
         try:
             headers = self._checked(response, sending.headers)
         except UpstreamError as error:
-            left(error)
+            ended(error)
             await response.stream.aclose()
             raise
         body: ResponseBody
         if response.content is None:
-            body = self._body(response, sending, left)
+            body = self._body(response, sending, ended)
         else:
-            left(None)
+            ended(None)
             body = WholeBody(response.content)
         return Fetched(response.status, headers, body, shows_cut=response.shows_cut, framed=response.framed)
 
-    def _left(
+    def _ended(
         self, entered: float, upload: Upload | None, host: Host, series: int, error: UpstreamError | None
     ) -> None:
         """A request has ended, with all of its response, or with `error`."""
@@ -251,6 +248,14 @@ class Upstream:
             endless_idle=ENDLESS_IDLE if idle is None else idle,
             done=done,
         )
+
+    def refusal(self) -> UpstreamBusy | None:
+        """Why a new request would be refused at once, without a wait; None if it may try. It is counted."""
+        try:
+            self.places.check()
+        except Full as full:
+            return UpstreamBusy(self.name, "connection queue full", full.retry_after)
+        return None
 
     async def _ahead(self, upload: Upload) -> None:
         """Have the beginning of a body here; take one of the places for bodies where that is not all of it."""
@@ -290,7 +295,7 @@ class Upstream:
                     _ended_early(attempt, answer, error)
                     host.ended_by(series, error, late=sending.is_late(), lost=attempt.lost_its_connection)
                     raise
-                host.answered(series, response.status, _client_of(sending) if response.status >= 500 else None)
+                host.answered(series, response.status, client_of(sending) if response.status >= 500 else None)
                 return host, series, response
             except TimeoutError:
                 host.failed_by(LATE)
@@ -476,16 +481,6 @@ def _ended_early(attempt: Attempt, answer: Awaitable[ReceivedHead] | None, error
             connection.leave(answer)
         if isinstance(error, httpx.ReadError):
             attempt.lost()
-
-
-def _client_of(sending: Sending) -> bytes | None:
-    """The credentials that a request brought, digested; None where it brought none."""
-    own = [
-        name + b":" + value
-        for name, value in sending.headers
-        if (name, value) not in sending.constants and is_identity(name.decode("latin-1"))
-    ]
-    return blake2b(b"\n".join(own), digest_size=16).digest() if own else None
 
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:

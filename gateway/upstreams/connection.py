@@ -393,7 +393,7 @@ class Pool:
     ) -> Answer | None:
         """Send a request on an idle connection, as `PlainConnection.send` does; None if there is none, or none may be
         used now. Nothing is waited for."""
-        connection = self._kept(origin) if self._free._value and not self._free._waiters else None
+        connection = None if self._free.locked() else self._kept(origin)
         if connection is None:
             return None
         self._free._value -= 1  # what `acquire` does if it need not wait
@@ -447,10 +447,7 @@ class Pool:
         if connection not in self._used:
             return
         self._used.remove(connection)
-        if self._free._waiters:
-            self._free.release()
-        else:
-            self._free._value += 1
+        self._free.release()
         if keeps and not after:
             self._keep(connection)
         elif keeps and len(self._watched) < self._limit:

@@ -7,11 +7,13 @@ import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Protocol
 
 import msgspec
 
 from gateway.http.headers import Headers, has, without
+from gateway.policy.keys import is_identity
 from gateway.upstreams.hosts import Base
 from gateway.upstreams.httpx_api import httpx
 
@@ -194,17 +196,8 @@ class Sending(msgspec.Struct):
 
     def head(self, base: Base) -> bytes:
         """The request's bytes for a host, where it is whole. Raises UpstreamMalformed, httpx.LocalProtocolError."""
-        if isinstance(self.body, bytes) or self.method not in METHODS:
-            head = request_head(self.method, base.path(self.target), self.fields(base))
-            return head + self.body if isinstance(self.body, bytes) else head
-        *fields, last = self.headers or ((b"host", base.sent_host),)
-        host = b"" if last[0] == b"host" else base.sent_host
-        head = b"%b %b HTTP/1.1\r\n%b" % (
-            self.method.encode("ascii"),
-            base.path(self.target),
-            _lines(tuple(fields), host),
-        )
-        return b"%b%b\r\n" % (head, _line(last))
+        head = request_head(self.method, base.path(self.target), self.fields(base))
+        return head + self.body if isinstance(self.body, bytes) else head
 
     def timeouts(self, connect: float) -> UpstreamTimeouts:
         bounded = self.until is not None
@@ -225,20 +218,14 @@ class Sending(msgspec.Struct):
         )
 
 
-def _line(pair: tuple[bytes, bytes]) -> bytes:
-    """A field line. Raises httpx.LocalProtocolError where the field would end it."""
-    line = pair[0] + b": " + pair[1]
-    if _BREAKS.search(line):
-        raise httpx.LocalProtocolError("a request that can't be sent")
-    return line + b"\r\n"
-
-
-@lru_cache(maxsize=256)  # of at most 32 KiB each, as a request's head may have
-def _lines(fields: tuple[tuple[bytes, bytes], ...], host: bytes) -> bytes:
-    """The lines of all fields but a request's last, its ID: they are the same for most requests of a route. `host` is
-    sent where there is none of the client's; empty: it is the last. Raises httpx.LocalProtocolError."""
-    fields = ((b"host", host), *fields) if host and not has(fields, b"host") else fields
-    return b"".join([_line(pair) for pair in fields])
+def client_of(sending: Sending) -> bytes | None:
+    """The credentials that a request brought, digested; None where it brought none."""
+    own = [
+        name + b":" + value
+        for name, value in sending.headers
+        if (name, value) not in sending.constants and is_identity(name.decode("latin-1"))
+    ]
+    return blake2b(b"\n".join(own), digest_size=16).digest() if own else None
 
 
 _BREAKS = re.compile(rb"[\r\n\0]")
@@ -247,7 +234,18 @@ _TARGET = re.compile(rb"/[\x21-\x7e]*")
 
 def request_head(method: str, target: bytes, headers: Headers) -> bytes:
     """A request's bytes, where it has no body. Raises httpx.LocalProtocolError where a field would end its line."""
-    lines = [name + b": " + value for name, value in headers]
-    if not _TARGET.fullmatch(target) or _BREAKS.search(b"".join(lines)):
+    if not _TARGET.fullmatch(target):
         raise httpx.LocalProtocolError("a request that can't be sent")
-    return b"\r\n".join((b"%b %b HTTP/1.1" % (method.encode("ascii"), target), *lines, b"", b""))
+    lines = _known_lines(tuple(headers[:-1])) + _lines(tuple(headers[-1:]))
+    return b"%b %b HTTP/1.1\r\n%b\r\n" % (method.encode("ascii"), target, lines)
+
+
+def _lines(fields: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    lines = [name + b": " + value for name, value in fields]
+    if _BREAKS.search(b"".join(lines)):
+        raise httpx.LocalProtocolError("a request that can't be sent")
+    return b"".join([line + b"\r\n" for line in lines])
+
+
+_known_lines = lru_cache(maxsize=256)(_lines)
+"""All but the last, the request's ID, are the same for most requests of a route. At most 256 heads, of 32 KiB each."""

@@ -31,6 +31,7 @@ from gateway.policy.rules import PLAIN, CachePolicy
 from gateway.policy.storability import ReceivedResponse, admit
 from gateway.policy.vary import MOST_SUFFIXES, Suffixes
 from gateway.testing import StubUpstream, TurnedClock, running
+from gateway.upstreams import request as upstream_request
 from tests.faults.bounds import MIB
 from tests.faults.remembered import KINDS, grown
 from tests.support.entries import SAMPLE
@@ -123,6 +124,7 @@ def test_names_are_judged_the_same_whether_they_are_remembered_or_not() -> None:
         assert is_credential(name) is is_credential(f"{'a_' * 50}{name}")
     assert keys._known_identity.cache_info().maxsize == 4096
     assert target._known_credential.cache_info().maxsize == 4096
+    assert upstream_request._known_lines.cache_info().maxsize == 256
 
 
 def test_the_suffixes_of_a_header_block_are_bounded() -> None:

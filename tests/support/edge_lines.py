@@ -94,9 +94,6 @@ class Passing:
     def pass_request(self, *args: Any, **kwargs: Any) -> PassThroughRequest | None:
         return self._count(self._pass_through.pass_request(*args, **kwargs))
 
-    def plain(self, *args: Any, **kwargs: Any) -> PassThroughRequest | None:
-        return self._count(self._pass_through.plain(*args, **kwargs))
-
     def repeated(self, *args: Any, **kwargs: Any) -> PassThroughRequest | None:
         return self._count(self._pass_through.repeated(*args, **kwargs))
 

@@ -349,14 +349,14 @@ def test_what_a_response_has_beside_decides_nothing() -> None:
 
 def test_only_so_many_terms_are_kept_and_none_with_dates() -> None:
     rules = CachePolicy()
-    for seconds in range(1030):
+    for seconds in range(70):
         lines = ((b"cache-control", b"max-age=%d" % seconds),)
         verdict = admit(ReceivedResponse(200, lines, 5.0, 5.0), PLAIN, rules)
         assert isinstance(verdict, Admit | Refuse)
         if seconds:
             assert isinstance(verdict, Admit)
             assert verdict.life.lifetime == seconds
-    assert 1 <= len(rules.terms) < 1024
+    assert 1 <= len(rules.terms) < 64
     before = len(rules.terms)
     dated = ((b"cache-control", b"max-age=7"), (b"last-modified", http_date(NOW)))
     admit(ReceivedResponse(200, dated, NOW, NOW), PLAIN, rules)
