@@ -19,7 +19,7 @@ from gateway.advisor.ttl_ladder import Recorder, Sight
 from gateway.cache.memory import Node
 from gateway.cache.request import Route
 from gateway.context import Outcome, RequestContext, Result
-from gateway.edge.head_template import CLOSES, KEEPS, TICKS, Ending, with_last
+from gateway.edge.head_template import CLOSES, KEEPS, TICKS, Ending, HitHeads, with_last
 from gateway.edge.splice_state import Splice
 from gateway.http.headers import connection_options, has, values
 from gateway.http.target import Target
@@ -148,13 +148,14 @@ def _is_unseen(name: str) -> bool:
 class KnownRoute:
     """A route in the edge, and its prepared responses, by key."""
 
-    __slots__ = ("endings", "ready", "recorder", "route")
+    __slots__ = ("endings", "heads", "ready", "recorder", "route")
 
     def __init__(self, route: Route, recorder: Recorder) -> None:
         self.route = route
         self.recorder = recorder
         self.ready: dict[str, PreparedResponse] = {}
         self.endings: dict[Result, Endings] = {}
+        self.heads = HitHeads()
 
 
 class Expected(msgspec.Struct, frozen=True, gc=False):

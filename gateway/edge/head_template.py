@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from http import HTTPStatus
 from operator import itemgetter
@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from gateway.cache.respond import is_writable
 from gateway.context import RequestContext
 from gateway.http.headers import Headers
+from gateway.http.request_parser import BAD_IN_VALUE
 from gateway.observability import response_headers
 from gateway.observability.response_headers import Texts, in_milliseconds
 from gateway.policy.downstream import NOTHING, Downstream
@@ -123,7 +124,8 @@ _SECONDS_TEXT = [b"%.6f" % (tick / 1_000_000) for tick in range(TICKS)]
 _MILLISECONDS_TEXT = [in_milliseconds(tick / 1_000_000).encode() for tick in range(TICKS)]
 
 
-_MARKED_FIELDS = {name: (name, MARK) for name in (b"age", b"content-length", b"date", b"etag", b"last-modified")}
+_AGE = b"age"
+_MARKED_FIELDS = {name: (name, MARK) for name in (_AGE, b"content-length", b"date", b"etag", b"last-modified")}
 """Fields whose values are copied to the client as they are, whatever they say."""
 _CONTROL = b"cache-control"
 _MARKED_LIFETIME = {**_MARKED_FIELDS, _CONTROL: (_CONTROL, MARK)}
@@ -136,9 +138,12 @@ _LIFETIME_MARK = b"7291046385"
 _SLOTS = [b"\0%c" % (ord("A") + slot) for slot in range(26)]
 _SLOT = re.compile(rb"\0([A-Z])")
 _MOST_FORMS = 1024
+_MOST_OF_HITS = 128
+"""Templates of one route's hits."""
 _LONGEST_FORM = 4096
 """Bytes of a head up to which its template is kept."""
 
+Field = tuple[bytes, bytes]
 MakeHead = Callable[[Headers, Texts | None], bytes]
 """The head of a response with these fields of its own, and these texts in its diagnostic fields; None: those of now."""
 
@@ -185,10 +190,7 @@ class Heads:
         stored, named = exchange.stored, dict(headers)
         if stored is None or exchange.parts or exchange.rate_limit or len(named) < len(headers):
             return make(headers, None)
-        control = named.get(_CONTROL, b"")
-        marks = _MARKED_LIFETIME if control.startswith(_LIFETIME) and control[8:].isdigit() else _MARKED_FIELDS
-        deciding = tuple(map(marks.get, named, headers))
-        values = [*map(named.get, _MARKED_FIELDS), control[8:]]
+        deciding, values = _parted(headers, named)
         spent, downstream = exchange.spent, exchange.downstream
         key = (id(downstream), status, exchange.outcome, stored.vary, origin, close, (*spent,), deciding)
         form = self._forms.get(key, _UNKNOWN)
@@ -219,19 +221,81 @@ def _form(downstream: Downstream, deciding: Headers, spent: int, make: MakeHead)
     """The template of heads with these deciding fields and as many durations; None if there can't be one."""
     if len(_PLACES) + spent + 3 > len(_SLOTS):
         return None
-    fields, replaced = [], b""
-    for name, value in deciding:
-        slot = _SLOTS[_PLACES[name]] if value == MARK else value
-        if value == MARK and name == _CONTROL:
-            slot, replaced = _LIFETIME + _LIFETIME_MARK, slot
-        fields.append((name, slot))
     slots = iter(_SLOTS[len(_PLACES) :])
     durations = [next(slots).decode() for _ in range(spent)]
     request_id, seconds, total = (next(slots).decode() for _ in range(3))
-    head = make(fields, Texts(request_id, seconds, total, lambda _: durations.pop(0)))
-    constant, *more = _SLOT.split(head.replace(_LIFETIME_MARK, replaced) if replaced else head)
-    order = tuple(slot[0] - ord("A") for slot in more[::2])
+    head = make(_marked(deciding), Texts(request_id, seconds, total, lambda _: durations.pop(0)))
+    template, order = _template(head)
     marked = [_PLACES[name] for name, value in deciding if value == MARK]
     if sorted(order) != sorted((*marked, *range(len(_PLACES), len(_PLACES) + spent + 3))):
         return None
-    return _Form(downstream, b"%b".join(piece.replace(b"%", b"%%") for piece in (constant, *more[1::2])), order)
+    return _Form(downstream, template, order)
+
+
+class HitHeads:
+    """The heads of one route's hits up to the diagnostic fields, as `Heads` keeps those of other responses."""
+
+    def __init__(self) -> None:
+        self._forms: dict[tuple[object, ...], _Form | None] = {}
+
+    def __repr__(self) -> str:
+        return f"<HitHeads {len(self._forms)} templates>"
+
+    def around_age(
+        self, status: int, headers: Headers, kind: tuple[object, ...], told: Callable[[Headers], Headers]
+    ) -> tuple[bytes, bytes] | None:
+        """What stands before and after the age in the head of a response with these fields; None if it can't be
+        written directly. `told` gives the fields that are sent, and depends on `kind` besides."""
+        named = dict(headers)
+        if len(named) < len(headers):
+            return _around_age(status, told(headers))
+        deciding, values = _parted(headers, named)
+        key = (status, kind, deciding)
+        form = self._forms.get(key, _UNKNOWN)
+        if form is None or BAD_IN_VALUE.search(b"".join(filter(None, values))):
+            return _around_age(status, told(headers))
+        values[_PLACES[_AGE]] = MARK
+        if form is not _UNKNOWN:
+            before, after = form.filled(values).split(MARK)
+            return before, after
+        made = _around_age(status, told(headers))
+        if made is None or sum(map(len, made)) > _LONGEST_FORM:
+            return made
+        template, order = _template(start_of(status, told(_marked(deciding))))
+        marked = [_PLACES[name] for name, value in deciding if value == MARK]
+        form = _Form(NOTHING, template, order) if len(order) > 1 and sorted(order) == sorted(marked) else None
+        if len(self._forms) >= _MOST_OF_HITS:
+            self._forms.clear()
+        self._forms[key] = form if form is not None and form.filled(values) == MARK.join(made) else None
+        return made
+
+
+def _around_age(status: int, headers: Headers) -> tuple[bytes, bytes] | None:
+    template = template_of(status, headers, (_AGE,))
+    if template is None:
+        return None
+    before, after = (template % MARK).split(MARK)
+    return before, after
+
+
+def _parted(headers: Headers, named: dict[bytes, bytes]) -> tuple[tuple[Field, ...], list[bytes | None]]:
+    """The fields that decide about a head, the others marked; and the values of those, in the order of `_PLACES`. No
+    name stands twice in `headers`, which `named` has by name."""
+    control = named.get(_CONTROL, b"")
+    marks = _MARKED_LIFETIME if control.startswith(_LIFETIME) and control[8:].isdigit() else _MARKED_FIELDS
+    return tuple(map(marks.get, named, headers)), [*map(named.get, _MARKED_FIELDS), control[8:]]
+
+
+def _marked(deciding: Iterable[Field]) -> list[Field]:
+    """Fields whose values are slots, where they are marked."""
+    return [
+        (name, value if value != MARK else _LIFETIME + _LIFETIME_MARK if name == _CONTROL else _SLOTS[_PLACES[name]])
+        for name, value in deciding
+    ]
+
+
+def _template(head: bytes) -> tuple[bytes, tuple[int, ...]]:
+    """A head with slots as a template, and the places of the values that it takes."""
+    constant, *more = _SLOT.split(head.replace(_LIFETIME_MARK, _SLOTS[_PLACES[_CONTROL]]))
+    pieces = [piece.replace(b"%", b"%%") for piece in (constant, *more[1::2])]
+    return b"%b".join(pieces), tuple(slot[0] - ord("A") for slot in more[::2])

@@ -32,7 +32,6 @@ from gateway.edge.entries import (
     PreparedResponse,
     ResponseForm,
 )
-from gateway.edge.head_template import MARK, template_of
 from gateway.edge.header_block import REMEMBERED
 from gateway.edge.hit_log import HitLog
 from gateway.edge.passthrough import PassThrough
@@ -40,7 +39,7 @@ from gateway.edge.response_memos import Memos
 from gateway.edge.shared_lookup import SharedFinder, SharedHit
 from gateway.edge.splice import Splicer, has_expired
 from gateway.http.forwarding import PREFIX, Trusted
-from gateway.http.headers import has
+from gateway.http.headers import Headers, has
 from gateway.http.target import Target
 from gateway.identity.principal import Principal
 from gateway.observability.access_log import AccessLog, silent
@@ -297,14 +296,16 @@ class Edge:
     ) -> PreparedResponse | None:
         """The prepared response after purges: unchanged if they don't concern it, made again otherwise."""
         epochs = self._purges.epochs
-        names = (*known_target.names, *map(tag_name, stored.tags), *stored.names)
-        state, softened = epochs.judge(stored.stamp, stored.started, names)
-        if state is PurgeState.VOID:
-            return None
-        if state is PurgeState.SOFT:
-            stored = freshness.softened(stored, softened)
+        if not epochs.untouched(stored.stamp):
+            names = (*known_target.names, *map(tag_name, stored.tags), *stored.names)
+            state, softened = epochs.judge(stored.stamp, stored.started, names)
+            if state is PurgeState.VOID:
+                return None
+            if state is PurgeState.SOFT:
+                stored = freshness.softened(stored, softened)
         base = known_target.stem + (block.bases[known_target.known] or "")
-        flight = likely_key(self._memory.index(known_target.primary), base, block.vary)
+        index = self._memory.index(known_target.primary)
+        flight = base if index is None else likely_key(index, base, block.vary)
         if known is not None and known.softened == stored.softened:
             known.version, known.flight = epochs.version, flight
             return known
@@ -376,18 +377,21 @@ class Edge:
         if coded is not None and coded.pending:
             return None
         answer = known_target.recall.public(stored_answer(exchange, block.headers, stored, rules, now, coded))
-        headers = answer.headers if self._cors is None else self._cors.told(answer.headers, block.origin)
-        headers = known_target.known.route.downstream.told(headers, stored.vary)
-        template = template_of(answer.status, headers, (b"age",))
-        if template is None:
+        cors, origin, known = self._cors, block.origin, known_target.known
+
+        def told(headers: Headers) -> Headers:
+            return known.route.downstream.told(headers if cors is None else cors.told(headers, origin), stored.vary)
+
+        differs = (stored.vary, None if cors is None else origin)
+        around = known.heads.around_age(answer.status, answer.headers, differs, told)
+        if around is None:
             return None
-        before, after = (template % MARK).split(MARK)
         result = Result.STALE if kind > 1 else Result.HIT
-        tally = self._metrics.tally(known_target.known.route.name, result, answer.status)
+        tally = self._metrics.tally(known.route.name, result, answer.status)
         body = answer.body
         assert isinstance(body, bytes)
-        endings = self._endings(known_target.known, result)
-        shape = ResponseForm(answer.status, before, after, endings, result, tally, length=len(body))
+        endings = self._endings(known, result)
+        shape = ResponseForm(answer.status, *around, endings, result, tally, length=len(body))
         shape.coded = coded.key if coded is not None else ""
         shape.volatile = rules.client_ttl is not None
         return shape

@@ -11,9 +11,11 @@ from gateway.context import Outcome, RequestContext, Result
 from gateway.edge.head_template import (
     CLOSES,
     KEEPS,
+    MARK,
     TICKS,
     Ending,
     Heads,
+    HitHeads,
     head_of,
     interim_head,
     lines_of,
@@ -186,3 +188,81 @@ def test_a_long_head_has_no_template() -> None:
         )
         assert making.made == 1
     assert repr(heads) == "<Heads 0 templates>"
+
+
+class Told:
+    """What is done to a response's own fields before they are sent, counted."""
+
+    def __init__(self, keying: Keying = PUBLIC) -> None:
+        self.keying, self.times = keying, 0
+
+    def __call__(self, headers: Headers) -> Headers:
+        self.times += 1
+        return DOWNSTREAM[self.keying].told(headers, ("accept",))
+
+    def around_age(self, status: int, headers: Headers) -> tuple[bytes, bytes] | None:
+        """As it is without a template that is kept."""
+        template = template_of(status, self(headers), (b"age",))
+        return None if template is None else tuple((template % MARK).split(MARK))  # type: ignore[return-value]
+
+
+OTHER = [(b"content-type", b"a/b; c=100%"), (b"cache-control", b"max-age=7"), (b"date", b"%b 7"), (b"age", b"12")]
+
+
+@pytest.mark.parametrize("keying", [PUBLIC, OWN])
+def test_a_hit_by_a_template_has_the_head_that_is_made(keying: Keying) -> None:
+    heads, told = HitHeads(), Told(keying)
+    first = heads.around_age(200, TAGGED, (), told)
+    assert first == Told(keying).around_age(200, TAGGED)
+    assert told.times == 2  # of the response, and of the marked one
+    other = [*OTHER, (b"etag", b'W/"\xe4%"'), (b"content-length", b"123456")]
+    assert heads.around_age(200, other, (), told) == Told(keying).around_age(200, other)
+    assert told.times == 2
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        MISSED,
+        [pair for pair in TAGGED if pair[0] != b"age"],
+        [pair for pair in TAGGED if pair[0] != b"date"],
+        [*TAGGED, (b"age", b"4")],
+        [*TAGGED, (b"x-a", b"1"), (b"x-a", b"2")],
+        [*TAGGED, (b"connection", b"close")],
+        [*TAGGED, (b"x-bad", b"a\r\nb: c")],
+        [*TAGGED, (b"x bad", b"a")],
+        [(b"x-other", b"7291046385"), *TAGGED],
+        [(b"x-other", b"a" * 5000), *TAGGED],
+        [(b"x-other", b"\xff"), *reversed(TAGGED)],
+        [*OTHER, (b"content-length", b"1"), (b"vary", b"x")],
+    ],
+)
+def test_a_hit_has_the_same_head_with_a_template_and_without(headers: Headers) -> None:
+    heads = HitHeads()
+    for status in (200, 404, 200):
+        assert heads.around_age(status, headers, (), Told()) == Told().around_age(status, headers)
+
+
+@pytest.mark.parametrize("bad", [b"a\r\nset-cookie: b", b"\0", b"a\x7f"])
+def test_a_template_takes_no_value_that_no_field_may_have(bad: bytes) -> None:
+    heads = HitHeads()
+    for tag in (b'"a"', bad, b'"b"'):
+        headers = [*MISSED, (b"etag", tag), (b"content-length", b"4")]
+        around = heads.around_age(200, headers, (), Told())
+        assert around == Told().around_age(200, headers)
+        assert (around is None) is (tag is bad)
+
+
+def test_hits_that_differ_besides_have_templates_of_their_own() -> None:
+    heads, told = HitHeads(), {keying: Told(keying) for keying in (PUBLIC, OWN)}
+    for _ in range(2):
+        for keying in (PUBLIC, OWN):
+            assert heads.around_age(200, TAGGED, (keying,), told[keying]) == Told(keying).around_age(200, TAGGED)
+    assert repr(heads) == "<HitHeads 2 templates>"
+
+
+def test_no_more_templates_of_hits_are_kept_than_allowed() -> None:
+    heads = HitHeads()
+    for number in range(130):
+        heads.around_age(200, [(b"x-other", b"%d" % number), *TAGGED], (), Told())
+    assert repr(heads) == "<HitHeads 2 templates>"
