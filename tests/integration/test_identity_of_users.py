@@ -148,7 +148,7 @@ async def test_nothing_of_a_token_and_its_claims_is_told_or_kept(
 
 async def _asked_all(gateway: GatewayProcess) -> bytes:
     """The responses to good and bad requests with the canary: heads and bodies."""
-    broken, longer = BEARER[:-4] + "AAAA", BEARER + "A" * 9000
+    broken, longer = BEARER[:-20] + "A" * 20, BEARER + "A" * 9000
     ended, other = token(sub=CLAIM, plan="canary-plan-4711", exp=1_600_000_000), token(sub=CLAIM, tenant="b")
     told = b""
     async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as client:
