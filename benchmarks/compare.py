@@ -82,7 +82,7 @@ def _prepare(peer: Peer, pattern: Pattern) -> None:
     kept = Pattern(pattern.kind, pattern.path, pattern.count)
     if pattern.kind == "unique":
         return
-    for _ in range(2):
+    for _ in range(3):
         warm(peer.port, kept.paths(kept.count))
 
 
