@@ -136,11 +136,10 @@ class Generation:
         self.tls_files = {name: fingerprint(files_of(each)) for name, each in config.upstreams.items()}
         """What each upstream's files of certificates and keys contained."""
         self.upstreams = {name: self._upstream(name, each, before) for name, each in config.upstreams.items()}
-        self._identity = providers = self.worker_state.providers.of(config.identity, self.upstreams)
-        limiter = state.limiter
-        self.declared = declare(config, self.upstreams, self.engine.identity_key, providers, limiter)
+        self._identity = identity = self.worker_state.providers.of(config.identity, self.upstreams)
+        self.declared = declare(config, self.upstreams, self.engine.identity_key, identity, state.limiter)
         self.builder = Builder.of(
-            config, self.engine, self.metrics, self.upstreams, self.declared, loaded.aggregates, providers, limiter
+            config, self.engine, self.metrics, self.upstreams, self.declared, loaded.aggregates, identity, state.limiter
         )
         self.aggregates = self.builder.all()
         if before is None:
@@ -148,7 +147,8 @@ class Generation:
             self.worker_state.providers.take_over()
         self._direct: dict[str, Direct] = {}
         self._patterns = Patterns(partial(attrgetter("router.routes"), self.app), self._direct)
-        self.functions = FunctionCache(self.engine, lambda: self.latest.handlers)
+        functions = FunctionCache(self.engine, lambda: answering.gateway.handlers)
+        self.functions: FunctionCache = before.functions if before is not None else functions
         self.edge: Edge | None = None
 
     @property

@@ -190,6 +190,20 @@ async def test_a_generation_is_freed_once_others_have_taken_its_place(clock: Tur
         assert [each() for each in seen[1:-1]] == [None, None]
 
 
+async def test_functions_use_no_app_whose_latest_generation_has_stopped(clock: TurnedClock) -> None:
+    @cached(ttl="30s")
+    async def number() -> int:
+        numbers.append(len(numbers))
+        return numbers[-1]
+
+    numbers: list[int] = []
+    async with running(loaded(), StubUpstream(json_answer()), clock) as (generations, _):
+        assert [await number() for _ in range(2)] == [0, 0]
+        generations.reload(loaded())
+        assert await number() == 0
+    assert [await number() for _ in range(2)] == [1, 2]
+
+
 async def test_state_and_routers_of_the_application_outlast_a_reload(clock: TurnedClock) -> None:
     router = APIRouter()
 
