@@ -12,6 +12,8 @@ import httpx
 import uvicorn
 
 from gateway.app.gateway import Gateway, create_app
+from gateway.cache.redis.store import RedisStore
+from gateway.cache.shared_store import SharedStore
 from gateway.observability.access_log import silent
 from gateway.testing import Answer, StubUpstream
 
@@ -45,6 +47,20 @@ def gateway(
         **settings,
     }
     return create_app(config, transport=upstream, clock=clock, store=store, log=silent)
+
+
+async def contact(store: SharedStore) -> None:
+    """Start a store, and return once it has reached Redis: `start` itself waits 0.1 s at most."""
+    await store.start()
+    await contacted(store)
+
+
+async def contacted(store: SharedStore) -> None:
+    """Return once a store that was started has reached Redis."""
+    assert isinstance(store, RedisStore)
+    assert store._probe is not None
+    await store._probe
+    assert store.available
 
 
 @contextlib.asynccontextmanager

@@ -474,7 +474,7 @@ class RedisStore:
         """Whether it responds to a read: while it loads its data, or is a disconnected replica, it responds only to
         TIME."""
         try:
-            async with asyncio.timeout(self._budget):
+            async with Deadline(self._budget):
                 await self._client.exists(self._prefix)
         except UNANSWERED as error:
             is_unanswered(error)
@@ -484,17 +484,17 @@ class RedisStore:
 
     async def _ping(self) -> bool:
         """Read Redis's time, for the clock too. False if it does not respond."""
-        began = time.monotonic()
+        began, limit = time.monotonic(), max(self._budget, 0.2)
         try:
-            async with asyncio.timeout(max(self._budget, 0.2)):
+            async with Deadline(limit):
                 seconds, microseconds = await self._client.eval(_TIME, 1, self._prefix + "{purge}:log")
             redis_time = float(seconds) + float(microseconds) / 1e6
         except UNANSWERED as error:
             is_unanswered(error)
             self._reason = error
             return False
-        elapsed = time.monotonic() - began
-        if self._clock is not None:
+        # A reply that lay unread while the loop was blocked is no measure of the time.
+        if self._clock is not None and (elapsed := time.monotonic() - began) <= limit:
             self._clock.synchronise(redis_time + elapsed / 2)
             self._synchronised_at = time.monotonic()
         return True

@@ -12,7 +12,7 @@ from gateway.cache.redis.store import RedisStore
 from gateway.clock import SystemClock
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.support.gateways import THIRTY, gateway, json_answer, status_of
+from tests.support.gateways import THIRTY, contact, gateway, json_answer, status_of
 
 
 async def test_the_second_request_is_a_hit_and_the_upstream_is_asked_once(clock: TurnedClock) -> None:
@@ -414,7 +414,7 @@ async def test_redis_gives_the_clock_its_time(valkey: Embedded) -> None:
     clock = SystemClock()
     clock._offset -= 3600
     store = RedisStore(valkey.url, prefix="clock:", budget=1.0, clock=clock)
-    await store.start()
+    await contact(store)
     seconds, _ = await store._client.time()
     assert abs(clock.now() - float(seconds)) < 2
     await store.aclose()

@@ -16,7 +16,7 @@ from gateway.cache.leases import LIFE, STORED, STORED_LIFE, Lease, Leases, Stand
 from gateway.cache.redis.store import RedisStore
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.support.gateways import gateway, json_answer
+from tests.support.gateways import contacted, gateway, json_answer
 from tests.support.proxy import faulty_url
 
 ROUTES = {"item": {"path": "/items/{id}", "upstream": "api", "ttl": "10s", "stale_while_revalidate": "10m"}}
@@ -30,6 +30,7 @@ async def fleet(valkey: Embedded, clock: TurnedClock) -> AsyncIterator[tuple[lis
     apps = [gateway(upstream, ROUTES, clock=clock, store=store, upstreams=upstreams) for store in stores]
     for app in apps:
         await app.start()
+        await contacted(app.shared)
     yield apps, upstream
     for app in apps:
         await app.stop()

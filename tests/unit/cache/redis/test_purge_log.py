@@ -21,7 +21,7 @@ from gateway.policy.epochs import ZERO, Epochs, Purge, PurgeState, tag_name
 from gateway.routing.declared import report_of
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import StubUpstream, TurnedClock, running
-from tests.support.gateways import gateway, json_answer
+from tests.support.gateways import contact, contacted, gateway, json_answer
 
 ROUTES = {
     "item": {"path": "/items/{id}", "upstream": "api", "ttl": "10m", "tags": ["item:{id}", "items"]},
@@ -188,7 +188,7 @@ async def test_a_worker_that_has_not_read_the_purges_believes_nothing_in_redis(
         await client.get("/items/1")
         await first.engine.settle()
         second = gateway(upstream, ROUTES, clock=clock, store=RedisStore(valkey.url, prefix=prefix, budget=5.0))
-        await second.shared.start()  # but not the reading of the stream
+        await contact(second.shared)  # but not the reading of the stream
         async with client_of(second) as other:
             assert (await other.get("/items/1")).json() == {"n": 2}
         await second.stop()
@@ -277,6 +277,7 @@ async def fleet(valkey: Embedded) -> AsyncIterator[tuple[list[Gateway], StubUpst
         apps.append(gateway(upstream, ROUTES, clock=clock, store=store))
     for app in apps:
         await app.start()
+        await contacted(app.shared)
     yield apps, upstream
     for app in apps:
         await app.stop()

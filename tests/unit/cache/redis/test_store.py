@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import select
+import time
 from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
@@ -14,7 +16,9 @@ from gateway.cache.redis.errors import complain_about_policy
 from gateway.cache.redis.reader import Pipe
 from gateway.cache.redis.store import FAILURES_BEFORE_REST, MOST_AT_ONCE, RedisStore
 from gateway.cache.redis.writes import MAX_BATCH_BYTES
+from gateway.clock import SystemClock
 from gateway.server.embedded_redis import Embedded
+from tests.support.gateways import contact
 from tests.support.proxy import faulty_url
 
 
@@ -156,7 +160,7 @@ SHAPES = {
 async def test_after_replies_of_another_shape_redis_is_used_again(valkey: Embedded, shape: bytes) -> None:
     async with faulty_url(valkey.url) as proxy:
         store = RedisStore(proxy.url("redis://x"), prefix=f"{uuid4().hex}:", budget=0.5)
-        await store.start()
+        await contact(store)
         assert await store.write([("name", b"value", 60.0)])
         proxy.down.corrupt = lambda _: shape
         for _ in range(5):
@@ -170,6 +174,33 @@ async def test_after_replies_of_another_shape_redis_is_used_again(valkey: Embedd
                 await asyncio.sleep(0.01)
         assert await store.read(["name"]) == [b"value"]
         await store.aclose()
+
+
+async def test_a_reply_that_came_while_the_loop_was_blocked_counts_and_sets_no_clock(
+    valkey: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked, now = 0.0, time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + blocked)
+    store = RedisStore(valkey.url, prefix=f"{uuid4().hex}:", clock=SystemClock())
+    await contact(store)
+    synchronised = store._synchronised_at
+    [connection] = store._client.connection_pool._available_connections
+    send = connection._writer.writelines
+
+    def send_and_block(data: Any) -> None:
+        send(data)
+        asyncio.get_running_loop().call_soon(block)
+
+    def block() -> None:
+        nonlocal blocked
+        assert select.select([connection._writer.get_extra_info("socket")], [], [], 10)[0]
+        blocked += 0.5
+
+    monkeypatch.setattr(connection._writer, "writelines", send_and_block)
+    assert await store._ping()
+    assert await store._reads_again()
+    assert (blocked, store._synchronised_at) == (1.0, synchronised)
+    await store.aclose()
 
 
 async def test_a_read_that_was_not_sent_when_the_store_is_closed_opens_no_connection(valkey: Embedded) -> None:
