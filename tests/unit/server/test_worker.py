@@ -19,6 +19,7 @@ from gateway.server import worker
 from gateway.server.ipc import (
     Abort,
     Adopt,
+    Alive,
     Begin,
     Channel,
     CommandFailed,
@@ -74,14 +75,17 @@ class Held:
         self.channel.send(Begin(Setup.of(1, loaded), "none", 0, len(self.slots)))
 
     async def said(self, kind: type[Any]) -> Any:
-        """The next report of a kind; those that tell metrics unasked are passed over."""
+        """The next report of a kind; signs of life, and reports of metrics that were not asked for, are passed over."""
         while True:
             report = await self.channel.receive()
             if isinstance(report, kind) and (not isinstance(report, PurgeReported) or report.asked):
                 return report
-            assert isinstance(report, PurgeReported), report
+            assert isinstance(report, PurgeReported | Alive), report
 
     async def close(self) -> None:
+        """Stop the worker before its channel is closed: one that loses its supervisor ends its process, this one."""
+        self.channel.send(Stop(0.0, 5.0))
+        await asyncio.wait((self.ended,))
         await self.client.aclose()
         await self.operator.aclose()
         await self.channel.close()
@@ -94,14 +98,13 @@ async def held(directory: Path) -> AsyncIterator[Held]:
     async with served(upstream) as api:
         one = Held(directory, api)
         await one.begin(one.loaded())
-        await one.said(WorkerReady)
         try:
+            await one.said(WorkerReady)
             yield one
-            one.channel.send(Stop(0.0, 5.0))
-            assert await one.ended == 0
         finally:
             await one.close()
             gc.unfreeze()
+    assert one.ended.result() == 0
 
 
 async def test_it_answers_once_it_says_so_and_ends_in_order_when_told_to(tmp_path: Path) -> None:
@@ -183,6 +186,15 @@ async def test_one_that_cannot_begin_says_why(tmp_path: Path) -> None:
     assert [each.problem.key.partition(".")[0] for each in failed.problems] == ["include"]
     assert await one.ended == 2
     await one.close()
+
+
+async def test_signs_of_life_come_between_its_other_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "ALIVE_EVERY", 0.001)
+    async with held(tmp_path) as one:
+        for _ in range(3):
+            await one.said(Alive)
+        one.channel.send(Tell())
+        assert (await one.said(PurgeReported)).families
 
 
 async def test_a_slot_that_has_no_worker_is_answered_by_who_adopts_it_until_it_is_released(tmp_path: Path) -> None:
