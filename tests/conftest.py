@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import fcntl
 import gc
 import shutil
@@ -17,6 +18,7 @@ import pytest
 
 from gateway.app.generations import forget_endpoints
 from gateway.cache.redis.store import RedisStore
+from gateway.routing.function_calls import running as functions
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import TurnedClock
 from tests.support import scale
@@ -44,6 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
         suppress_health_check=[hypothesis.HealthCheck.too_slow],
     )
     hypothesis.settings.load_profile("repeatable")
+    if not hasattr(config, "workerinput"):
+        # Some hundred processes that tests start import it. Each would compile it where PYTHONDONTWRITEBYTECODE is set.
+        compileall.compile_dir(config.rootpath / "gateway", quiet=2)
     if scale.current == "full":
         config.option.timeout = scale.FULL_TIMEOUT
     if getattr(config.option, "numprocesses", None) and config.option.basetemp is None:
@@ -72,13 +77,16 @@ def pytest_runtest_makereport() -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, Any, Any]:
-    """After each file, let go of the apps that it has made, which a process kept to its end: 3 GB of them."""
+    """After each file, let go of the apps that it has made, which a process kept to its end: 3 GB of them. One that
+    still runs would answer for the functions of the files that follow."""
     try:
         return (yield)
     finally:
         if nextitem is None or nextitem.path != item.path:
             forget_endpoints()
             forget_lines()
+            still, functions._caches = functions._caches, []
+            assert not still, f"{len(still)} apps that tests of {item.path.name} have started were not stopped"
 
 
 _room: list[TextIO] = []
