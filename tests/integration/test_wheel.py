@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import Distribution, PathDistribution, distribution
 from pathlib import Path
 
 import httpx
 import pytest
+from packaging.requirements import Requirement
 
 from tests.support.processes import ROOT, clean_environment
 
@@ -54,18 +57,52 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` of an environment with the wheel and its dependencies."""
+    """The `bin` of an environment with the wheel and what it requires, and nothing else. The dependencies are copied
+    from this process's environment, which has the versions of constraints.txt: to download and compile them again
+    takes a minute. `pip check` confirms that they are what the wheel requires."""
     folder = tmp_path_factory.mktemp("installed") / "venv"
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     [wheel] = built.glob("*.whl")
-    python = folder / "bin/python"
-    try:
-        run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel, cwd=built)
-    except AssertionError as error:
-        if "No matching distribution" in str(error) or "Could not find a version" in str(error):
-            pytest.skip("the package index is not reachable")
-        raise
+    [packages] = folder.glob("lib/python*/site-packages")
+    for dependency in required(metadata_of(wheel)):
+        copy(dependency, packages)
+    pip(folder, "install", "-q", "--no-deps", wheel)
+    pip(folder, "check")
     return folder / "bin"
+
+
+def pip(environment: Path, *arguments: str | Path) -> None:
+    run(sys.executable, "-m", "pip", "--python", environment / "bin/python", *arguments, cwd=environment)
+
+
+def metadata_of(wheel: Path) -> Distribution:
+    [information] = [each for each in zipfile.Path(wheel).iterdir() if each.name.endswith(".dist-info")]
+    return PathDistribution(information)  # type: ignore[arg-type]  # a zipfile.Path does as well
+
+
+def required(package: Distribution) -> list[Distribution]:
+    """What a package requires, directly or not, as it is installed here."""
+    found: dict[str, Distribution] = {}
+    seen: set[tuple[str, str]] = set()
+
+    def follow(package: Distribution, extras: Iterable[str]) -> None:
+        for extra in ("", *extras):
+            if (key := (package.name, extra)) in seen:
+                continue
+            seen.add(key)
+            for requirement in map(Requirement, package.requires or ()):
+                if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                    found[requirement.name] = distribution(requirement.name)
+                    follow(found[requirement.name], requirement.extras)
+
+    follow(package, ())
+    return list(found.values())
+
+
+def copy(package: Distribution, packages: Path) -> None:
+    for file in package.files or ():
+        (target := packages / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file.locate(), target)  # type: ignore[arg-type]  # it is a path
 
 
 def files_of(environment: Path) -> list[Path]:
@@ -170,11 +207,11 @@ def test_init_then_serve_answers_through_a_real_json_server(installed: Path, jso
 
 def test_uninstalling_leaves_nothing(built: Path, tmp_path: Path) -> None:
     folder = tmp_path / "venv"
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     before = {path for path in files_of(folder) if path.suffix != ".pyc"}
     [wheel] = built.glob("*.whl")
-    run(folder / "bin/python", "-m", "pip", "install", "-q", "--no-deps", wheel, cwd=tmp_path)
-    run(folder / "bin/python", "-m", "pip", "uninstall", "-q", "-y", "cached-gateway", cwd=tmp_path)
+    pip(folder, "install", "-q", "--no-deps", wheel)
+    pip(folder, "uninstall", "-q", "-y", "cached-gateway")
     after = {path for path in files_of(folder) if path.suffix != ".pyc"}
     assert after - before == set()
     assert not [path for path in folder.rglob("gateway*") if path.is_dir() and os.listdir(path)]

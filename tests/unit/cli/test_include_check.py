@@ -4,11 +4,14 @@ routes` and `gateway openapi`."""
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gateway.cli.include_check import included_by, problems_of
+from tests.support.commands import told
 from tests.support.processes import command
 
 GOOD = "from fastapi import APIRouter\nrouter = APIRouter()\n"
@@ -44,34 +47,42 @@ def configured(folder: Path, place: str, code: str) -> Path:
     return file
 
 
-def refused(folder: Path) -> str:
-    """The line that says why `gateway check` refuses the configuration."""
-    checked = command("check", "--config", "gateway.yaml", cwd=folder)
-    assert checked.returncode == 2
-    (line,) = [line for line in checked.stderr.splitlines() if line.startswith("  ")]
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """Checks the configuration, and returns why it is refused. The check runs here, as in a process that was started in
+    that folder; what the configuration includes is imported in a process of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    return lambda: told(monkeypatch, capsys, "check", "--config", "gateway.yaml")
+
+
+def reason(said: str) -> str:
+    (line,) = [line for line in said.splitlines() if line.startswith("  ")]
     return line
 
 
 @pytest.mark.parametrize("place", CASES)
-def test_check_refuses_an_include_and_says_where(tmp_path: Path, place: str) -> None:
+def test_check_refuses_an_include_and_says_where(tmp_path: Path, place: str, refused: Callable[[], str]) -> None:
     code, said = CASES[place]
     configured(tmp_path, place, code)
-    assert said in refused(tmp_path)
+    assert said in reason(refused())
 
 
 @pytest.mark.parametrize("place", ["nothere:router", "m:fails", "m:router "])
-def test_serve_refuses_what_check_refuses_and_says_the_same(tmp_path: Path, place: str) -> None:
+def test_serve_refuses_what_check_refuses_and_says_the_same(
+    tmp_path: Path, place: str, refused: Callable[[], str]
+) -> None:
     configured(tmp_path, place, CASES[place][0])
     served = command("serve", "--config", "gateway.yaml", "--port", "0", cwd=tmp_path)
     assert served.returncode == 2
-    assert refused(tmp_path) in served.stderr
+    assert reason(refused()) in served.stderr
 
 
-def test_all_includes_are_tried(tmp_path: Path) -> None:
+def test_all_includes_are_tried(tmp_path: Path, refused: Callable[[], str]) -> None:
     (tmp_path / "gateway.yaml").write_text('redis_url: none\ninclude: ["one:a", "two:b"]\n')
-    checked = command("check", "--config", "gateway.yaml", cwd=tmp_path)
-    assert "there is no module 'one'" in checked.stderr
-    assert "there is no module 'two'" in checked.stderr
+    said = refused()
+    assert "there is no module 'one'" in said
+    assert "there is no module 'two'" in said
 
 
 def test_a_router_that_can_be_imported_is_valid(tmp_path: Path) -> None:
