@@ -22,6 +22,9 @@ from benchmarks.machine import BenchmarkError, cores, free_port, running
 _TEMPLATES = Path(__file__).with_name("peers")
 _SYSTEM = "/usr/local/sbin:/usr/sbin:/sbin"
 _NOBODY = 65534
+_IN_MEMORY = "/dev/shm"
+_ROOM = 8 * 2**30
+"""Bytes: nginx may take 4 GiB, Traffic Server 1 GiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,14 @@ class Site:
         return str(path)
 
 
+def _place_of_files() -> str | None:
+    """Where servers store their files: in memory if there is room, as a disk that stalls fails nginx's requests."""
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(_IN_MEMORY).free >= _ROOM:
+            return _IN_MEMORY
+    return None
+
+
 class Lab:
     """Everything that a run has started; each peer is started when it is first asked for, and ends with the lab."""
 
@@ -61,7 +72,8 @@ class Lab:
         self._entries = entries
         self.server_core, self.load_core = cores()
         self._stack = stack
-        self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        place = _place_of_files()
+        self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=place)))
         self._directory.chmod(0o711)  # Traffic Server runs as another user
         self._peers: dict[str, Peer] = {}
         self._failed: dict[str, BenchmarkError] = {}
