@@ -141,41 +141,69 @@ class TokenIssuer:
         principal = self._known_by(digest)
         if principal is not None:
             return principal
+        try:
+            token = self._read(digest, credential)
+            if self.source.keys is None:
+                await self.source.begun()
+            try:
+                verify(token, self._keys().of(token.kid))
+            except UnknownKey:
+                await self.source.look_for_unknown()
+                verify(token, self._keys().of(token.kid))
+            return self._accepted(digest, token)
+        except TokenRefused as refused:
+            raise self._not_admitted(digest, refused) from None
+
+    def verified_at_once(self, credential: bytes) -> Principal | None:
+        """`verified` where that takes no wait; None where keys must be fetched first, and where nothing is remembered,
+        as each request would then verify the token twice. Raises NotAdmitted."""
+        digest = self._digest(credential)
+        principal, keys = self._known_by(digest), self.source.keys
+        if principal is not None or keys is None or not self._most:
+            return principal
+        try:
+            token = self._read(digest, credential)
+            verify(token, keys.of(token.kid))
+            return self._accepted(digest, token)
+        except UnknownKey:
+            return None
+        except TokenRefused as refused:
+            raise self._not_admitted(digest, refused) from None
+
+    def _read(self, digest: bytes, credential: bytes) -> Unverified:
+        """What a token says, if all but its signature is well. Raises TokenRefused and NotAdmitted."""
         if not self._records.known:
             raise unknown_revocations()
-        try:
-            self._refuse_again(digest)
-            _, token = read(credential, self._issuers, self._clock.now())
-            principal = self._in_time(token.principal)
-            await self._verified(token)
-            if self._records.revoked(principal):
-                raise TokenRefused("revoked", "The token is revoked.")
-        except TokenRefused as refused:
-            if refused.reason == "signature":
-                self._remember_refusal(digest, refused)
-            raise NotAdmitted(401, "invalid_token", refused.detail, refused.reason) from None
-        self._remember(digest, principal)
-        return principal
+        now = self._clock.now()
+        self._refuse_again(digest, now)
+        _, token = read(credential, self._issuers, now)
+        return self._in_time(token, now)
 
-    def _in_time(self, principal: Principal) -> Principal:
-        """The principal of a token, which ends with its greatest age at the latest: for longer no revocation is kept.
-        Raises TokenRefused."""
+    def _accepted(self, digest: bytes, token: Unverified) -> Principal:
+        """The principal of a token whose signature is valid. Raises TokenRefused."""
+        if self._records.revoked(token.principal):
+            raise TokenRefused("revoked", "The token is revoked.")
+        self._remember(digest, token.principal)
+        return token.principal
+
+    def _not_admitted(self, digest: bytes, refused: TokenRefused) -> NotAdmitted:
+        if refused.reason == "signature":
+            self._remember_refusal(digest, refused)
+        return NotAdmitted(401, "invalid_token", refused.detail, refused.reason)
+
+    def _in_time(self, token: Unverified, now: float) -> Unverified:
+        """The token, whose principal ends with its greatest age at the latest: for longer no revocation is kept. Raises
+        TokenRefused."""
+        principal = token.principal
         assert principal.expires_at is not None
         assert principal.issued_at is not None
         last = principal.issued_at + self._records.longest
-        if self._clock.now() >= last + self.issuer.leeway:
+        if now >= last + self.issuer.leeway:
             raise TokenRefused("age", "The token was issued too long ago.")
-        return principal if principal.expires_at <= last else msgspec.structs.replace(principal, expires_at=last)
-
-    async def _verified(self, token: Unverified) -> Principal:
-        """Raises TokenRefused and NotAdmitted."""
-        if self.source.keys is None:
-            await self.source.begun()
-        try:
-            return verify(token, self._keys().of(token.kid))
-        except UnknownKey:
-            await self.source.look_for_unknown()
-            return verify(token, self._keys().of(token.kid))
+        if principal.expires_at <= last:
+            return token
+        replace = msgspec.structs.replace
+        return replace(token, principal=replace(principal, expires_at=last))
 
     def _keys(self) -> KeySet:
         keys = self.source.keys
@@ -191,10 +219,10 @@ class TokenIssuer:
             if len(self._known) > self._most:
                 self._known.popitem(last=False)
 
-    def _refuse_again(self, digest: bytes) -> None:
+    def _refuse_again(self, digest: bytes, now: float) -> None:
         """Raises TokenRefused for a token whose signature was found invalid a moment ago."""
         found = self._refused.get(digest)
-        if found is not None and self._clock.now() < found[0]:
+        if found is not None and now < found[0]:
             raise found[1]
 
     def _remember_refusal(self, digest: bytes, refused: TokenRefused) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from gateway.config.route import RouteConfig
 from gateway.identity.admission import Admission, Epoch, NotAdmitted, admission_of, as_field_value
@@ -33,7 +36,13 @@ class Stub:
     def recognises(self, credential: bytes) -> bool:
         return credential.startswith(self.prefix)
 
+    def verified_at_once(self, credential: bytes) -> Principal | None:
+        return None if credential.endswith(b" waits") else self._verified(credential)
+
     async def verified(self, credential: bytes) -> Principal:
+        return self._verified(credential)
+
+    def _verified(self, credential: bytes) -> Principal:
         if not self.recognises(credential):
             raise NotAdmitted(401, "invalid_token", "The token is invalid.", "form")
         user = credential.removeprefix(self.prefix).decode("latin-1")
@@ -73,6 +82,23 @@ async def test_the_scheme_is_read_in_any_case(value: bytes) -> None:
 async def test_a_bearer_field_without_one_token_is_malformed(value: bytes) -> None:
     refused = await refusal(Admission((Stub("shop"),)), (b"authorization", value))
     assert (refused.status, refused.error) == (400, "invalid_request")
+
+
+@given(
+    st.text(" \tBEARERbearer.a\x00\x1c\x85\xa0\xff", max_size=12)
+    | st.text(" \t\x0b\x1f\xa0a", max_size=6).map("Bearer ".__add__)
+)
+@example("bearer a")
+async def test_a_bearer_field_is_its_scheme_spaces_and_one_word(text: str) -> None:
+    field = [(b"authorization", text.encode("latin-1"))]
+    match = re.fullmatch(r"(?i:bearer) +(\S+) *", text)
+    shop, status = Stub("shop"), 0
+    try:
+        await Admission((shop,), optional=True).principal(field)
+    except NotAdmitted as refused:
+        status = refused.status
+    assert [*shop.remembered] == ([] if match is None else [match[1].encode("latin-1")])
+    assert status == (400 if match is None and text.lower().startswith("bearer") else 0)
 
 
 @pytest.mark.parametrize("value", [b"Basic YTpi", b"", b"anna"])
@@ -196,6 +222,18 @@ async def test_what_was_verified_before_is_admitted_the_same_without_verifying()
     shop.epoch.version += 1
     assert not known.holds(0.0)
     assert "anna" not in repr(known)
+
+
+async def test_what_is_verified_without_a_wait_is_admitted_as_it_would_be_with_one() -> None:
+    shop = Stub("shop", "x-key", prefix=b"k")
+    admission = Admission((shop,), per=("sub",), scopes=("a",))
+    found = admission.known([(b"x-key", b"kanna")], KEY, verify=True)
+    assert found is not None
+    assert (found.fields, found.principal) == await admission.admit([(b"x-key", b"kanna")], KEY)
+    assert found.epoch is shop.epoch
+    for credential in (b"k waits", b"anna"):
+        assert admission.known([(b"x-key", credential)], KEY, verify=True) is None
+    assert Admission((shop,), scopes=("c",)).known([(b"x-key", b"kanna")], KEY, verify=True) is None
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,37 @@ async def test_an_invalid_signature_is_refused_for_a_while_unverified(source: So
     assert len(shop._refused) == MOST_REFUSED
 
 
+async def test_a_token_is_verified_at_once_by_keys_that_are_there(source: Source, clock: TurnedClock) -> None:
+    shop = provider(source, clock)
+    token = issuer.sign()
+    principal = shop.verified_at_once(token)
+    assert principal is not None
+    assert principal is shop.verified_at_once(token) is shop.known(token) is await shop.verified(token)
+    for refused, reason in (
+        (issuer.sign(exp=clock.now() - 31), "expired"),
+        (issuer.sign(aud="other"), "audience"),
+        (TestIssuer().sign(), "signature"),
+    ):
+        with pytest.raises(NotAdmitted) as raised:
+            shop.verified_at_once(refused)
+        assert (raised.value.status, raised.value.reason) == (401, reason)
+        assert (await refusal(shop, refused)).reason == reason
+
+
+async def test_what_would_wait_or_be_verified_again_is_not_verified_at_once(source: Source, clock: TurnedClock) -> None:
+    shop = provider(source, clock)
+    assert shop.verified_at_once(unsigned({"alg": "RS256", "kid": "new"}, issuer.claims())) is None
+    assert source.looks == 0
+    keys, source.keys = source.keys, None
+    assert shop.verified_at_once(issuer.sign()) is None
+    source.keys = keys
+    assert provider(source, clock, remembered=0).verified_at_once(issuer.sign()) is None
+    unknown = revoking(source, clock, CredentialRecords(Codec(None)))
+    with pytest.raises(NotAdmitted) as raised:
+        unknown.verified_at_once(issuer.sign())
+    assert (raised.value.status, raised.value.reason) == (503, "records")
+
+
 async def test_it_recognises_its_issuers_tokens(source: Source, clock: TurnedClock) -> None:
     shop = provider(source, clock)
     token = issuer.sign()
@@ -177,6 +208,8 @@ async def test_a_revoked_token_is_refused_at_once_whether_remembered_or_not(sour
     revoke(records, "anna", clock.now())
     assert shop.known(known) is None
     for token in (known, issuer.sign(jti="2")):
+        with pytest.raises(NotAdmitted, match="revoked"):
+            shop.verified_at_once(token)
         assert (await refusal(shop, token)).reason == "revoked"
     assert shop.known(other) is not None
     assert (await shop.verified(issuer.sign(iat=clock.now()))).subject == "anna"

@@ -9,11 +9,12 @@ import string
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from joserfc import jws
 
 from gateway.config.identity import ASYMMETRIC
+from gateway.identity import tokens
 from gateway.identity.key_set import KeySet, parse_key_set, secret_key
 from gateway.identity.principal import Principal
 from gateway.identity.tokens import (
@@ -167,6 +168,10 @@ def test_one_of_several_audiences_is_enough() -> None:
     "text",
     [
         f'{{"iss": "{ISSUER}", "aud": "shop-api", "exp": 1900000000, "sub": "a", "sub": "b"}}',
+        f'{{"iss":"{ISSUER}","aud":"shop-api","exp":1900000000,"sub":"a","sub":"b"}}',
+        f'{{"iss":"{ISSUER}","aud":"shop-api","exp":1900000000,"sub":"a","sub" :"a"}}',
+        f'{{"iss":"{ISSUER}","aud":"shop-api","exp":1900000000,"sub":"a","s\\u0075b":"b"}}',
+        f'{{"iss":"{ISSUER}","aud":"shop-api","exp":1900000000,"address":{{"a":[{{"b":1,"b":1}}]}}}}',
         f'{{"iss": "{ISSUER}", "aud": "shop-api", "exp": NaN}}',
         '["iss"]',
         "null",
@@ -249,6 +254,30 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st
 def test_no_header_and_claims_raise_anything_but_a_refusal(header: Any, claims: Any) -> None:
     with pytest.raises(TokenRefused):
         checked(unsigned({"alg": "RS256", **header}, {**issuer.claims(), **claims}))
+
+
+VALUES = st.recursive(
+    JSON | st.sampled_from(("\ud800", "/", "\x7f", "\u2028")),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(value=VALUES, compact=st.booleans(), ascii_only=st.booleans(), again=st.integers(0, 9))
+@example(value={"a": 2**64, "b": -0.0, "c": 1e22, "d": 0.1}, compact=True, ascii_only=True, again=0)
+def test_a_text_is_read_as_by_looking_at_each_name(value: Any, compact: bool, ascii_only: bool, again: int) -> None:
+    """`again` says whether, and how, a name of the text stands twice."""
+    separators = (",", ":") if compact else (", ", " : ")
+    text = json.dumps(value, separators=separators, ensure_ascii=ascii_only)
+    if again > 6 and isinstance(value, dict) and value:
+        text = f"{text[:-1]},{text[1:]}" if again > 7 else f'{text[:-1]},"{next(iter(value))}":1}}'
+    raw = text.encode("utf-8", "surrogatepass")
+    try:
+        found: Any = repr(tokens._JSON.decode(raw.decode("utf-8")))
+    except ValueError:
+        found = None
+    as_written = tokens._as_written(raw)
+    assert as_written is None or repr(as_written) == found
 
 
 def test_scopes_are_read_from_both_common_claims() -> None:
