@@ -74,7 +74,7 @@ class HeaderBlock:
 
     __slots__ = (
         *("bases", "clients", "close", "form", "headers", "host", "keep", "memos", "origin", "plain", "proxied"),
-        *("admitted", "asked", "described", "prefixed", "takes_content", "traced", "vary", "views"),
+        *("admitted", "asked", "credential", "described", "prefixed", "takes_content", "traced", "vary", "views"),
     )
 
     def __init__(self, headers: list[tuple[bytes, bytes]], identity_key: IdentityKey = UNKEYED) -> None:
@@ -94,6 +94,7 @@ class HeaderBlock:
         self.close = b"close" in options
         self.keep = b"keep-alive" in options
         self.admitted: Admitted | None = None
+        self.credential: int | None = None
         self._begin(headers, identity_key)
 
     def _begin(self, headers: list[tuple[bytes, bytes]], identity_key: IdentityKey) -> None:
@@ -112,7 +113,7 @@ class HeaderBlock:
         block.form, block.host, block.origin, block.traced = self.form, self.host, self.origin, self.traced
         block.close, block.keep, block.plain = self.close, self.keep, self.plain
         block.takes_content, block.described = self.takes_content, self.described
-        block.prefixed, block.proxied, block.admitted = self.prefixed, self.proxied, None
+        block.prefixed, block.proxied, block.admitted, block.credential = self.prefixed, self.proxied, None, None
         block._begin(headers, identity_key)
         return block
 

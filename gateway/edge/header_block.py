@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from gateway.context import REQUEST_ID
 from gateway.edge.entries import HeaderBlock
+from gateway.http.request_parser import is_value
 
 if TYPE_CHECKING:
     from gateway.edge.hits import Edge
@@ -34,7 +35,10 @@ class Repeat:
     `LIKE`, as the id before did. It is empty where that can't be.
     """
 
-    __slots__ = ("answer", "at", "block", "edge", "front", "front_length", "longest_line", "numbered", "rear", "tail")
+    __slots__ = (
+        *("answer", "at", "block", "edge", "front", "front_length", "longest_line", "numbered", "rear", "room", "tail"),
+        "_around",
+    )
 
     def __init__(
         self,
@@ -50,6 +54,9 @@ class Repeat:
         self.answer = edge.memos.answer  # bound once: each repeated request calls it
         self.at = at
         """The position of the request ID among the fields."""
+        self.room = room
+        self._around: tuple[bytes, bytes] | None = None
+        """What stands in `front` before a credential, and behind it, once that was looked for."""
         self.longest_line = room - len(front) - len(rear) - (LONGEST_ID if request_id is not None else 0)
         """In bytes: a request line with which the head is within its limit, whatever the id."""
         self.block = block
@@ -92,6 +99,44 @@ class Repeat:
         match = REQUEST_ID.match(data, start)
         return match[0] if match is not None and data[match.end() :] == self.rear else b""
 
+    def renewed(self, data: bytes, end: int) -> tuple[Repeat, bytes] | None:
+        """The block of `data` as `Repeat`, and its request id, if it differs from this one by the credential before the
+        id alone; None where that is not so."""
+        before, after = around = self._around or self._looked_around()
+        start = end + len(before)
+        if not before or not data.startswith(before, end):
+            return None
+        stop = data.find(b"\r\n", start)
+        value = data[start:stop]
+        if not value or not data.startswith(after, stop) or len(data) > self.room or not is_value(value):
+            return None
+        place = stop + len(after)
+        match = REQUEST_ID.match(data, place) if self.numbered else None
+        rest = place if match is None else match.end()
+        if data[rest:] != self.rear or (self.numbered and match is None):
+            return None
+        block = self.edge.renewed(self.block, before, value, after + self.rear)
+        if block is None:
+            return None
+        request_id = new_request_id() if match is None else match[0]
+        given = match[0] if match is not None else None
+        other = Repeat(self.edge, block, data[end:place], self.rear, given, self.room, self.at)
+        other._around = around
+        return other, request_id
+
+    def _looked_around(self) -> tuple[bytes, bytes]:
+        at = self.block.credential
+        self._around = b"", b""
+        if at is None or (self.numbered and at >= self.at):
+            return self._around
+        lines = self.front.split(b"\r\n")
+        name, colon, text = lines[at + 1].partition(b":")
+        value = self.block.headers[at][1]
+        if text.strip(b" \t") == value:
+            before = b"\r\n".join((*lines[: at + 1], name + colon + text[: text.index(value)]))
+            self._around = before, self.front[len(before) + len(value) :]
+        return self._around
+
 
 class ContentRepeat(Repeat):
     """The same for a request whose content, of `length` bytes, follows its head."""
@@ -108,6 +153,9 @@ class ContentRepeat(Repeat):
     def request_id(self, data: bytes, end: int) -> bytes:
         """Empty: with this block a head alone is not all of a request."""
         return b""
+
+    def renewed(self, data: bytes, end: int) -> tuple[Repeat, bytes] | None:
+        return None
 
     def content(self, data: bytes, end: int) -> tuple[bytes, bytes] | None:
         """The request id in `data`, or a new one, and the content; None where it is not one such request, whole."""

@@ -196,6 +196,10 @@ class Edge:
         """The header block of these bytes, whose headers, without X-Request-ID, are these."""
         return self._credentials.block(text, headers, self.blocks) or self.judged(text, headers)
 
+    def renewed(self, block: HeaderBlock, before: bytes, value: bytes, after: bytes) -> HeaderBlock | None:
+        """The header block with another credential, whose value stands between `before` and `after`."""
+        return self._credentials.renewed(block, before, value, after, self.blocks)
+
     def judged(self, text: bytes, headers: list[tuple[bytes, bytes]]) -> HeaderBlock:
         block = HeaderBlock(headers, self._engine.identity_key)
         if self.traced and has(headers, TRACEPARENT):
@@ -214,11 +218,17 @@ class Edge:
         answer are others then."""
         return block.prefixed and self._trusted.prefix(peer, block.headers) not in (None, self._root)
 
-    def view(self, known_target: KnownTarget, block: HeaderBlock) -> HeaderBlock | None:
+    def view(self, known_target: KnownTarget, block: HeaderBlock, peer: str) -> HeaderBlock | None:
         """The block by which a request of this line is answered here; None if the app must decide who is let in."""
         if not known_target.guarded:
             return block
-        return self._credentials.view(known_target, block, self._clock.now())
+        now = self._clock.now()
+        view = self._credentials.view(known_target, block, now)
+        if view is not None:
+            return view
+        refuses = known_target.recall.refuses
+        verify = refuses is None or not refuses(self._trusted.client(peer, block.headers))
+        return self._credentials.admitted(known_target, block, verify=verify)
 
     # --- answering -----------------------------------------------------------------------------------------
 

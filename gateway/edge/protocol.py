@@ -81,9 +81,9 @@ class GatewayProtocol(ClientConnection):
         """Whether the shared tier was read for the current request, without a result."""
 
     def data_received(self, data: bytes) -> None:
-        """Serve `data` at once, if it is a single request with this connection's last header block, and the response is
-        prepared. The guard's checks still hold: the bytes are the same, except for a request line that was checked
-        before and a request ID."""
+        """Serve `data` at once, if it is a single request with this connection's last header block, in which the
+        credential may be another one, and the response is prepared. The guard's checks still hold: all else that
+        differs is a request line that was checked before, and a request ID."""
         began = time.perf_counter()
         repeat, bearer = self._ready, self._bearer
         if repeat is None or bearer is None or bearer.edge is not repeat.edge:
@@ -93,24 +93,40 @@ class GatewayProtocol(ClientConnection):
             return self._take(data)
         tail = data[end + repeat.front_length :]
         if not data.startswith(repeat.front, end):
-            return self._take(data)
-        if tail and tail.translate(LIKE) == repeat.tail:
+            renewed = repeat.renewed(data, end)
+            if renewed is None:
+                return self._take(data)
+            repeat, request_id = renewed
+            self._repeat = self._ready = repeat
+        elif tail and tail.translate(LIKE) == repeat.tail:
             request_id = tail[:-4]
         elif not (request_id := repeat.request_id(data, end)):
             return self._take_content(repeat, data, end, began)
         line, block = data[:end], repeat.block
         memo = block.memos.get(line)
-        repeated = memo is not None and repeat.answer(memo, self.transport, self._peer, block, request_id, began)
-        known_target = None if repeated else repeat.edge.known(line)
-        if not repeated and not self._is_hit(repeat, known_target, request_id, began):
-            if self._may_be_shared(repeat, known_target, request_id, data, began) or self._goes_on(
-                repeat, line, request_id, began
-            ):
-                return None
-            return self._take(data)
+        if memo is None or not repeat.answer(memo, self.transport, self._peer, block, request_id, began):
+            return self._take_repeated(repeat, line, request_id, data, began)
         self.server_state.total_requests += 1
         self._deadline = began + self._keep_alive
         return None
+
+    def _take_repeated(self, repeat: Repeat, line: bytes, request_id: bytes, data: bytes, began: float) -> None:
+        """Serve a request whose header block repeats, and that has no memo."""
+        edge = repeat.edge
+        known = edge.known(line)
+        view = None if known is None else edge.view(known, repeat.block, self._peer)
+        if known is not None and view is not None:
+            if edge.answer(self.transport, self._peer, known, view, request_id, began):
+                if known.connection(repeat.block) == CLOSES:
+                    self.transport.close()
+                self.server_state.total_requests += 1
+                self._deadline = began + self._keep_alive
+                return
+            self._began = began
+            if known.modern and self._may_wait(edge, PendingLookup(edge, known, view, request_id, data)):
+                return
+        if not self._goes_on(repeat, line, request_id, began):
+            self._take(data)
 
     def _take_content(self, repeat: Repeat, data: bytes, end: int, began: float) -> None:
         """The same for a request that repeats with content; all others go on."""
@@ -122,7 +138,7 @@ class GatewayProtocol(ClientConnection):
         memo = block.memos.get(line)
         if memo is None or not repeat.answer(memo, self.transport, self._peer, block, request_id, began):
             known = edge.known_contents.get(line)
-            view = None if known is None else edge.view(known, block)
+            view = None if known is None else edge.view(known, block, self._peer)
             if known is None or view is None:
                 return self._take(data)
             if not edge.answer(self.transport, self._peer, known, view, request_id, began):
@@ -132,29 +148,6 @@ class GatewayProtocol(ClientConnection):
         self.server_state.total_requests += 1
         self._deadline = began + self._keep_alive
         return None
-
-    def _is_hit(self, repeat: Repeat, known_target: KnownTarget | None, request_id: bytes, began: float) -> bool:
-        """Answer what has no memo."""
-        block = None if known_target is None else repeat.edge.view(known_target, repeat.block)
-        if known_target is None or block is None:
-            return False
-        if not repeat.edge.answer(self.transport, self._peer, known_target, block, request_id, began):
-            return False
-        if known_target.connection(repeat.block) == CLOSES:
-            self.transport.close()
-        return True
-
-    def _may_be_shared(
-        self, repeat: Repeat, known_target: KnownTarget | None, request_id: bytes, data: bytes, began: float
-    ) -> bool:
-        """Let a request that repeats wait for what the shared tier has, if it may have anything."""
-        if known_target is None or not known_target.modern:
-            return False
-        block = repeat.edge.view(known_target, repeat.block)
-        if block is None:
-            return False
-        self._began = began
-        return self._may_wait(repeat.edge, PendingLookup(repeat.edge, known_target, block, request_id, data))
 
     # --- hits ----------------------------------------------------------------------------------------------
 
@@ -178,7 +171,7 @@ class GatewayProtocol(ClientConnection):
             return False
         self._repeat = repeat
         known_target = edge.known(line)
-        view = None if known_target is None else edge.view(known_target, block)
+        view = None if known_target is None else edge.view(known_target, block, self._peer)
         if known_target is None or view is None:
             return False
         if not edge.answer(self.transport, self._peer, known_target, view, request_id, self._began):
@@ -204,7 +197,7 @@ class GatewayProtocol(ClientConnection):
         line = request.head[:end] + block.described + self._buffer[self._at : whole]
         self._edge, self._line, self._repeat = edge, line, repeat
         known = edge.known_contents.get(line)
-        view = None if known is None else edge.view(known, block)
+        view = None if known is None else edge.view(known, block, self._peer)
         if known is None or view is None:
             return False
         if not edge.answer(self.transport, self._peer, known, view, request_id, self._began):

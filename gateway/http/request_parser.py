@@ -157,6 +157,11 @@ def _field_of(line: bytes) -> tuple[bytes, bytes]:
     return name.lower(), value.strip(b" \t")
 
 
+def is_value(text: bytes) -> bool:
+    """Whether a field line with this text behind its colon has it as its value, as it is."""
+    return text == text.strip(b" \t") and len(text.translate(None, _CONTROLS)) == len(text)
+
+
 def read_framing(line: Line, headers: Headers, limits: Limits) -> Framing:
     """How the body is framed, and whether the fields that decide over it can be trusted. Raises RequestRefused."""
     check_single(headers)

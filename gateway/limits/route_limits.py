@@ -173,9 +173,9 @@ class RouteLimits:
         for limit in self.of_misses:
             self.limiter.give_back(*limit.counted(exchange.principal, exchange.client))
 
-    def refuses_many(self, exchange: RequestContext) -> bool:
-        """Whether the client had reached a limit of refused credentials with its last request."""
-        counted = [limit.counted(None, exchange.client) for limit in self.of_refused]
+    def refuses_many(self, client: str) -> bool:
+        """Whether the client at this address had reached a limit of refused credentials with its last request."""
+        counted = [limit.counted(None, client) for limit in self.of_refused]
         return any(self.limiter.is_exhausted(policy, key) for policy, key in counted)
 
     async def before_verifying(self, exchange: RequestContext) -> LimitReached | None:

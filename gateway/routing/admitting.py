@@ -55,7 +55,8 @@ async def _verified(
 ) -> Answer | None:
     """The answer to a request that is not admitted, or whose client has sent too many that were not."""
     counted = False
-    if limits is not None and limits.refuses_many(exchange) and admission.known(exchange.headers, identity_key) is None:
+    many = limits is not None and limits.refuses_many(exchange.client)
+    if limits is not None and many and admission.known(exchange.headers, identity_key) is None:
         counted = True
         if (reached := await limits.before_verifying(exchange)) is not None:
             return over_limit(exchange, reached, metrics)

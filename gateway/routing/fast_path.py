@@ -27,6 +27,9 @@ Admit = Callable[[Principal | None, str, float], bool]
 """Counts a hit for a principal (None: nobody says who) and a client's address towards the limits of its route, at an
 instant of the clock (seconds). False, and nothing is counted, if the app must decide."""
 
+Refuses = Callable[[str], bool]
+"""Whether so many credentials of a client's address were refused that the app counts one before it is verified."""
+
 
 class FastPath(msgspec.Struct, frozen=True, gc=False):
     """How the app served a request, so that the edge can do the same. `ask` is the request for the engine, to refresh a
@@ -51,6 +54,8 @@ class FastPath(msgspec.Struct, frozen=True, gc=False):
     """Whether the app must solve dependencies before each response, which the edge then only writes."""
     admission: Admission | None = None
     """What the route asks of credentials; None if it lets anybody in."""
+    refuses: Refuses | None = None
+    """Asked before a credential is verified; None without limits that count refused ones."""
     admit: Admit | None = None
     """Called for each hit, once it is certain that the edge writes it; None without limits that count hits."""
 

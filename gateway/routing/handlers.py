@@ -169,7 +169,7 @@ class Handlers:
 
     def recalled(self, again: _Again, content: str = "", method: str = "") -> FastPath:
         """The edge's data for requests as `again` makes them."""
-        asked = again.asked
+        asked, limits = again.asked, again.asked.route.limits
         return FastPath(
             route=asked.route.engine_route,
             origin=asked.route.upstream.name,
@@ -180,7 +180,8 @@ class Handlers:
             content=content,
             method=method,
             admission=asked.route.admission,
-            admit=asked.route.limits.admits_hit if asked.route.limits is not None and asked.route.counts_hits else None,
+            refuses=limits.refuses_many if limits is not None and limits.of_refused else None,
+            admit=limits.admits_hit if limits is not None and asked.route.counts_hits else None,
         )
 
     def _tags(self, route: Declared, parameters: dict[str, str], principal: Principal | None = None) -> tuple[str, ...]:

@@ -8,9 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
+from gateway.edge.header_block import Repeat
+from gateway.edge.hits import Edge
+from gateway.http.request_parser import Limits, read_request
 from gateway.testing import StubUpstream
 from tests.support.edge_lines import Both, Changing, Counted, Line, Side, asked, get, living, masked
 from tests.support.gateways import gateway
@@ -102,6 +105,69 @@ def test_what_the_first_reading_refuses_every_later_one_refuses(
 ) -> None:
     runner, two = both
     runner.run(two.live([("ask", each) for each in story for _ in range(2)]))
+
+
+# --- another credential --------------------------------------------------------------------------------------------
+
+TOKENS = (b"Bearer eyJh.eyJh.c2ln", b"Bearer b", b"Basic YTpi", b"x\xff", b"\ta", b"a ", b"", b"a\0b", b"a\nb", b"a\tb")
+AROUND = (b"", b"", b"Accept: a/b\r\n", b"X-Request-ID: abc\r\n", b"X-Token: b\r\n", b"Cookie: c=Bearer b\r\n")
+
+
+@st.composite
+def heads(draw: st.DrawFn) -> tuple[bytes, bytes]:
+    """Two requests that differ by a credential, and sometimes by more."""
+    before, after = draw(st.sampled_from(AROUND)), draw(st.sampled_from(AROUND))
+    name = draw(st.sampled_from((b"Authorization: ", b"X-Token:", b"x-token: \t", b"Cookie: ", b"X-Other: ")))
+    first = draw(st.sampled_from(TOKENS[:4]))
+    second = draw(st.sampled_from((*TOKENS, b"a" * 900)) | st.binary(max_size=6))
+    whole = b"GET /o/1 HTTP/1.1\r\nHost: a\r\n%b%b%b\r\n%b\r\n"
+    cut = draw(st.sampled_from((b"", b"", b"", b"GET /o/1 HTTP/1.1\r\nHost: a\r\n\r\n", b"\r\n")))
+    return whole % (before, name, first, after), whole % (before, name, second, after) + cut
+
+
+@settings(deadline=None)
+@given(two=heads())
+@example(two=(get(b"/o/1", more=b"X-Token: a\r\n"), get(b"/o/1", more=b"X-Token: " + b"b" * 990 + b"\r\n")))
+def test_a_block_with_another_credential_is_the_block_that_would_be_parsed(two: tuple[bytes, bytes]) -> None:
+    app = gateway(StubUpstream(lambda _: httpx.Response(500)), {})
+    edge = Edge(app.engine, metrics=app.metrics, credentials=("authorization", "x-token", "cookie:c"))
+    limits, (first, second) = Limits(head=1024), two
+    end = first.index(b"\r\n")
+    repeat, _ = Repeat.of(edge, first, end, read_request(first, limits).fields, room=limits.head)
+    renewed = repeat.renewed(second, end)
+    if not repeat.block.plain or renewed is None:
+        return
+    event("found")
+    found, request_id = renewed
+    request = read_request(second, limits)  # which refuses nothing that was found
+    assert second == request.head
+    assert len(second) <= limits.head
+    parsed, parsed_id = Repeat.of(edge, second, end, request.fields, room=limits.head)
+    assert request_id == parsed_id or not repeat.numbered
+    assert found.fields(request_id) == parsed.fields(request_id)
+    for name in ("front", "front_length", "rear", "tail", "numbered", "at", "longest_line", "room"):
+        assert getattr(found, name) == getattr(parsed, name)
+    for name in ("form", "origin", "host", "plain", "takes_content", "described", "close", "keep", "traced", "proxied"):
+        assert getattr(found.block, name) == getattr(parsed.block, name)
+    assert found._around == parsed._looked_around()
+
+
+def test_the_blocks_of_the_test_are_found_where_a_value_may_stand() -> None:
+    app = gateway(StubUpstream(lambda _: httpx.Response(500)), {})
+    edge = Edge(app.engine, metrics=app.metrics, credentials=("authorization",))
+    for more in (b"", b"X-Request-ID: a\r\n", b"Accept: a/b\r\nX-Request-ID: a\r\n"):
+        for line in (b"Authorization: Bearer %b\r\n", b"authorization:\tBearer %b\r\n"):
+            first, second = (get(b"/o/1", more=line % value + more) for value in (b"a.b.c", b"d.e.fg"))
+            end = first.index(b"\r\n")
+            repeat, _ = Repeat.of(edge, first, end, read_request(first, Limits()).fields, room=1024)
+            renewed = repeat.renewed(second, end)
+            assert renewed is not None
+            again = renewed[0].renewed(first, end)
+            assert again is not None
+            assert again[0].block is repeat.block
+    behind = get(b"/o/1", more=b"X-Request-ID: a\r\nAuthorization: Bearer a\r\n")
+    repeat, _ = Repeat.of(edge, behind, end, read_request(behind, Limits()).fields, room=1024)
+    assert repeat.renewed(behind, end) is None  # which is read as any other
 
 
 TARGETS_OF_THE_APP = (

@@ -22,6 +22,7 @@ from gateway.http.request_parser import (
     Line,
     Request,
     check_part,
+    is_value,
     read_field,
     read_fields,
     read_line,
@@ -205,6 +206,15 @@ def test_a_field_line_is_refused_or_has_a_lower_case_name_and_a_value_without_co
     assert line.lower().startswith(name + b":")
     assert value == value.strip(b" \t")
     assert not set(value) & ({*range(32)} - {9} | {127})
+
+
+@given(st.binary(max_size=12) | st.text(" \ta\x7f\xff", max_size=5).map(lambda text: text.encode("latin-1")))
+def test_a_text_is_a_value_if_a_field_line_is_read_so(text: bytes) -> None:
+    try:
+        found: object = read_fields(b"a:" + text + b"\r\n", LIMITS)
+    except RequestRefused:
+        found = None
+    assert is_value(text) is (found == [(b"a", text)])
 
 
 # --- bodies ------------------------------------------------------------------------------------------------
