@@ -8,6 +8,7 @@ import os
 import resource
 import ssl
 import subprocess
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class TlsPort(int):
 @dataclass(frozen=True, slots=True)
 class Pattern:
     """What is asked for: `kind` is one of wrk.lua's patterns over `count` numbers below `path`, `step` apart; by POST
-    if it has `content`."""
+    if it has `content`. Each request has the next one of `turns`, field lines that follow `headers`."""
 
     kind: str
     path: str
@@ -44,6 +45,7 @@ class Pattern:
     headers: tuple[str, ...] = ()
     status: int = 200
     content: str = ""
+    turns: tuple[str, ...] = ()
 
     @property
     def misses(self) -> float:
@@ -169,7 +171,9 @@ def wrk(port: int, pattern: Pattern, *, pid: int, core: int, seconds: float, con
     """`seconds` of closed-loop load on the server that is `pid` and its children. Raises BenchmarkError where an answer
     failed, or was of another length."""
     before = [_checked(port, pattern, path) for path in pattern.paths(20)]
-    shape = (pattern.kind, pattern.path, str(pattern.count), str(pattern.step), pattern.content)
+    turns = Path(tempfile.gettempdir()) / f"wrk-turns-{os.getpid()}"
+    turns.write_text("".join(f"{line}\n" for line in pattern.turns))
+    shape = (pattern.kind, pattern.path, str(pattern.count), str(pattern.step), pattern.content, str(turns))
     asked = (*shape, *PHONE, *pattern.headers, *content_fields(pattern.content))
     options = ("-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(_SCRIPT))
     server, load = cpu_seconds(pid), _waited_for()
@@ -181,6 +185,7 @@ def wrk(port: int, pattern: Pattern, *, pid: int, core: int, seconds: float, con
         preexec_fn=lambda: os.sched_setaffinity(0, {core}),
     )
     server, load = cpu_seconds(pid) - server, _waited_for() - load
+    turns.unlink()
     line = next((line for line in ran.stdout.splitlines() if line.startswith("RESULT ")), None)
     if line is None:
         raise BenchmarkError(f"wrk failed: {ran.stdout[-500:]} {ran.stderr[-500:]}")
@@ -202,7 +207,7 @@ def _waited_for() -> float:
 
 
 def _checked(port: int, pattern: Pattern, path: str) -> Answer:
-    answer = ask(port, path, pattern.headers, pattern.content)
+    answer = ask(port, path, (*pattern.headers, *pattern.turns[:1]), pattern.content)
     check(answer, path, pattern.status)
     return answer
 

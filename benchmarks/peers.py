@@ -223,14 +223,14 @@ def _gateway_with_reads(site: Site) -> list[str]:
     return _serving(str(config))
 
 
-def _protected(remembered: int) -> Callable[[Site], list[str]]:
+def _protected(remembered: int, memory: str) -> Callable[[Site], list[str]]:
     """The gateway that verifies tokens, and remembers so many."""
-    return lambda site: _serving(site.file("identity.yaml", tokens=str(remembered), **_issuer()))
+    return lambda site: _serving(site.file("identity.yaml", tokens=str(remembered), memory=memory, **_issuer()))
 
 
 def _limited(site: Site) -> list[str]:
     """The same with a limit for each user, which no client reaches."""
-    config = Path(site.file("identity.yaml", tokens="10000", **_issuer()))
+    config = Path(site.file("identity.yaml", tokens="10000", memory="1GiB", **_issuer()))
     limit = "rate_limits: {user: {by: sub, rate: 900000/s}}\n"
     config.write_text(f"{limit}{config.read_text().rstrip()}\n    rate_limits: [user]\n")
     return _serving(str(config))
@@ -346,9 +346,9 @@ STARTERS: dict[str, Callable[[Site], Sequence[str]]] = {
     CACHE2: _python("fastapi_cache2"),
     CACHEX: _python("cachex"),
     HISHEL: _python("hishel"),
-    PROTECTED: _protected(10_000),
+    PROTECTED: _protected(10_000, "1GiB"),
     LIMITED: _limited,
-    VERIFYING: _protected(0),
+    VERIFYING: _protected(100, "16MiB"),
     ENVOY_JWT: _envoy_jwt(""),
     ENVOY_JWT_CACHED: _envoy_jwt("jwt_cache_config: {jwt_cache_size: 1000}"),
     WITH_REDIS: _gateway_with_redis,

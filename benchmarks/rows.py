@@ -25,7 +25,8 @@ class Bar:
 class Row:
     """`columns` are peers, ours first. `latency` rows are open-loop, at half of each peer's saturation, or at
     half of the second column's for both (`same_rate`). A row of `cost` is about the server's processor time for each
-    request. Where a row `stores`, a response to a new key must be a hit after the run."""
+    request. Where a row `stores`, a response to a new key must be a hit after the run. Where it `renews`, each request
+    has another of the user's tokens than the one before."""
 
     key: str
     title: str
@@ -36,6 +37,7 @@ class Row:
     same_rate: bool = False
     cost: bool = False
     stores: bool = False
+    renews: bool = False
     connections: int = 32
 
     def pattern_of(self, peer: str) -> Pattern:
@@ -44,6 +46,8 @@ class Row:
             return replace(self.pattern, content=SEARCH)
         if peer not in peers.WITH_TOKENS:
             return self.pattern
+        if self.renews:
+            return replace(self.pattern, turns=tokens.many())
         return replace(self.pattern, headers=(*self.pattern.headers, tokens.authorization()))
 
 
@@ -213,12 +217,25 @@ def rows(*, keys: int = 100_000, entries: int = 1_000_000) -> tuple[Row, ...]:
         ),
         Row(
             "identity-new",
-            "processor time of a hit that the app answers, with a new token (RS256)",
-            # The edge verifies nothing: by this field it leaves known tokens to the app too.
+            "processor time of a memory hit, each with a new token (RS256)",
+            Pattern("hot", _HOT),
+            (peers.VERIFYING, peers.PROTECTED, peers.GATEWAY, peers.ENVOY_JWT),
+            (
+                Bar(peers.PROTECTED, 60, 55, lower=True, difference=True),
+                Bar(peers.GATEWAY, 60, 55, lower=True, difference=True),
+            ),
+            cost=True,
+            renews=True,
+        ),
+        Row(
+            "identity-new-app",
+            "processor time of a hit that the app answers, each with a new token (RS256)",
+            # By this field the edge leaves a request to the app, whatever its token.
             Pattern("hot", _HOT, headers=("Cache-Control: max-age=86400",)),
-            (peers.VERIFYING, peers.PROTECTED, peers.ENVOY_JWT),
+            (peers.VERIFYING, peers.PROTECTED),
             (Bar(peers.PROTECTED, 60, 55, lower=True, difference=True),),
             cost=True,
+            renews=True,
         ),
     )
 

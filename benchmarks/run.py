@@ -112,7 +112,7 @@ def _prepare(lab: Lab, row: Row, peer: Peer) -> None:
     if row.pattern.misses == 1:
         return
     pattern = row.pattern_of(peer.name)
-    headers = [each for each in pattern.headers if each.startswith("Authorization:")]
+    headers = [each for each in (*pattern.headers, *pattern.turns[:1]) if each.startswith("Authorization:")]
     for _ in range(_WARM_UPS):
         warm(peer.port, pattern.paths(pattern.count), headers, pattern.content)
         before = lab.asked()

@@ -1,4 +1,4 @@
-"""A token of an issuer of the benchmarks' own, as an app would send it: RS256, 941 bytes with its scheme."""
+"""Tokens of an issuer of the benchmarks' own, as apps would send them: RS256, 941 bytes with the scheme."""
 
 from __future__ import annotations
 
@@ -28,12 +28,20 @@ def key_set() -> str:
 
 
 @cache
-def authorization() -> str:
-    """The line of a request with the token."""
+def authorization(number: int = 0) -> str:
+    """The line of a request with the user's token of that number; another number is a refreshed token."""
     now = int(time.time())
     claims: dict[str, Any] = {"iss": ISSUER, "aud": AUDIENCE, "sub": "user-1", "iat": now, "exp": now + _LIVES}
+    claims["jti"] = f"{number:06}"
     padding = (_LENGTH - len(_line(claims | {"padding": ""}))) * 3 // 4
     return _line(claims | {"padding": "a" * padding})
+
+
+@cache
+def many() -> tuple[str, ...]:
+    """So many lines, each with another token, that a gateway which remembers few has forgotten the first at the
+    last."""
+    return tuple(authorization(number) for number in range(2000))
 
 
 def _line(claims: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 -- Requests with the header lines given, and another X-Request-ID each time.
--- wrk ... URL -- PATTERN PATH COUNT STEP CONTENT LINE ...
+-- wrk ... URL -- PATTERN PATH COUNT STEP CONTENT TURNS LINE ...
+-- TURNS is a file of field lines, of which each request has the next one; an empty file for none.
 --   hot     PATH itself
 --   spread  PATH followed by COUNT multiples of STEP, in turn
 --   zipf    PATH followed by COUNT multiples of STEP, their popularity Zipf's (exponent 1)
@@ -8,7 +9,8 @@
 local format = string.format
 counter, first, pattern, threads = 0, nil, nil, {}
 local turn, every = 0, 0
-local paths, method, prefix, before, after
+local paths, method, prefix, before, behind, after
+local turns = {}
 
 local function sampled(count, step, samples)
   local sums, sum = {}, 0
@@ -45,8 +47,10 @@ function init(args)
   end
   if pattern == "unique" then every = 1 elseif pattern == "mixed" then every = 10 end
   local lines = { " HTTP/1.1" }
-  for index = 6, #args do lines[#lines + 1] = args[index] end
-  before = table.concat(lines, "\r\n") .. "\r\nX-Request-ID: 5f0c2f6e-8b1d-4c3e-9a55-"
+  for index = 7, #args do lines[#lines + 1] = args[index] end
+  for line in io.lines(args[6]) do turns[#turns + 1] = "\r\n" .. line end
+  before = table.concat(lines, "\r\n")
+  behind = "\r\nX-Request-ID: 5f0c2f6e-8b1d-4c3e-9a55-"
   method = args[5] == "" and "GET " or "POST "
   after = "\r\n\r\n" .. args[5]
 end
@@ -60,7 +64,8 @@ function request()
     turn = turn % #paths + 1
     path = prefix .. paths[turn]
   end
-  return method .. path .. before .. (100000000000 + counter) .. after
+  local line = #turns > 0 and turns[counter % #turns + 1] or ""
+  return method .. path .. before .. line .. behind .. (100000000000 + counter) .. after
 end
 
 -- The number of a miss so long ago that it has been answered.
