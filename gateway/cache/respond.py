@@ -263,6 +263,8 @@ class Responder:
         headers = storability.passed_on(fetched.headers)
         if request.facts.head and not request.route.follows_origin:  # the upstream request was a GET
             headers = of_head(headers)
+        if not request.facts.conditional:
+            return Answer(fetched.status, headers, fetched.body)
         if fetched.status in (200, 206) and validation.not_modified(request.headers, headers, self._clock.now()):
             self._background.spawn(fetched.body.aclose())
             return Answer(304, validation.fields_of_304(headers), b"")

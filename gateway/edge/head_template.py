@@ -162,15 +162,17 @@ class _Form:
 
 
 class Heads:
-    """The heads of stored responses that are no hits of the edge. All but a few values (length, age, tag, times) are
+    """The heads of responses that are no hits of the edge. All but a few values (length, age, tag, times) are
     the same for responses with the same deciding fields, so one template serves them.
 
-    A template is made of marked values by the functions that make every head, and is kept only if it gives the bytes
-    that they give for the response by which it is made. A response that has a field name twice has none.
+    A template is made of marked values by the functions that make every head, once deciding fields come again, and is
+    kept only if it gives the bytes that they give for the response by which it is made. A response that has a field
+    name twice has none, nor has one without `Date`, which is that of the moment then.
     """
 
     def __init__(self) -> None:
         self._forms: dict[tuple[object, ...], _Form | None] = {}
+        self._once: set[int] = set()
 
     def __repr__(self) -> str:
         return f"<Heads {len(self._forms)} templates>"
@@ -188,13 +190,14 @@ class Heads:
         """The head of a response with these fields, as `make` makes it, which depends on the exchange, on the request's
         `origin`, and on whether the connection ends (`close`), besides."""
         stored, named = exchange.stored, dict(headers)
-        if stored is None or exchange.parts or exchange.rate_limit or len(named) < len(headers):
+        if exchange.parts or exchange.rate_limit or len(named) < len(headers) or b"date" not in named:
             return make(headers, None)
         deciding, values = _parted(headers, named)
         spent, downstream = exchange.spent, exchange.downstream
-        key = (id(downstream), status, exchange.outcome, stored.vary, origin, close, (*spent,), deciding)
+        varied = None if stored is None else stored.vary
+        key = (id(downstream), status, exchange.outcome, varied, origin, close, (*spent,), deciding)
         form = self._forms.get(key, _UNKNOWN)
-        if form is None:
+        if form is None or (form is _UNKNOWN and not _comes_again(self._once, key)):
             return make(headers, None)
         elapsed = time.perf_counter() - exchange.began
         order = sorted(spent, key=_CACHE_FIRST) if len(spent) > 1 else spent
@@ -237,6 +240,7 @@ class HitHeads:
 
     def __init__(self) -> None:
         self._forms: dict[tuple[object, ...], _Form | None] = {}
+        self._once: set[int] = set()
 
     def __repr__(self) -> str:
         return f"<HitHeads {len(self._forms)} templates>"
@@ -252,7 +256,9 @@ class HitHeads:
         deciding, values = _parted(headers, named)
         key = (status, kind, deciding)
         form = self._forms.get(key, _UNKNOWN)
-        if form is None or BAD_IN_VALUE.search(b"".join(filter(None, values))):
+        if form is None or (form is _UNKNOWN and not _comes_again(self._once, key)):
+            return _around_age(status, told(headers))
+        if BAD_IN_VALUE.search(b"".join(filter(None, values))):
             return _around_age(status, told(headers))
         values[_PLACES[_AGE]] = MARK
         if form is not _UNKNOWN:
@@ -268,6 +274,18 @@ class HitHeads:
             self._forms.clear()
         self._forms[key] = form if form is not None and form.filled(values) == MARK.join(made) else None
         return made
+
+
+def _comes_again(once: set[int], key: tuple[object, ...]) -> bool:
+    """Whether a response with the same deciding fields was there before, so that a template is worth its making: an
+    upstream may send a field with another value each time."""
+    hashed = hash(key)
+    if hashed in once:
+        return True
+    if len(once) >= _MOST_FORMS:
+        once.clear()
+    once.add(hashed)
+    return False
 
 
 def _around_age(status: int, headers: Headers) -> tuple[bytes, bytes] | None:

@@ -35,7 +35,7 @@ from gateway.observability.trace_context import PASSED_ON as TRACE
 from gateway.observability.trace_context import TRACEPARENT, traceparent_of
 from gateway.routing.cors import Cors
 from gateway.streams.shared_body import SharedBody
-from gateway.upstreams.response import Body, ResponseBody
+from gateway.upstreams.response import Body, ResponseBody, WholeBody
 
 if TYPE_CHECKING:
     from gateway.cache.background import Underway
@@ -280,12 +280,18 @@ class PassThroughRequest:
         return problem(self.exchange, 500, "Internal error; see the gateway log for this request ID.")
 
     def _is_written_whole(self, connection: Connection, answer: Answer) -> bool:
-        """Write a stored response whose body is here; False if it is another one. Raises UpstreamError."""
+        """Write a response whose body is here; False if it is another one. Raises UpstreamError."""
         body, status, exchange = answer.body, answer.status, self.exchange
-        if type(body) is not bytes or exchange.stored is None or status != 200:
+        if status != 200:
             return False
         named = dict(answer.headers)
         if b"content-length" not in named or not _NOT_WHOLE.isdisjoint(named):
+            return False
+        if type(body) is WholeBody:
+            body = body.content
+            if named[b"content-length"] != b"%d" % len(body):
+                return False  # `_send` ends the connection where the length is wrong
+        if type(body) is not bytes:
             return False
         origin = None if self._pass_through.cors is None else first(exchange.headers, b"origin")
         make, close = self._whole_head, self._close

@@ -165,8 +165,11 @@ def framed(status: int, headers: Headers) -> Headers:
 
 def end_to_end(headers: Headers) -> list[tuple[bytes, bytes]]:
     """The fields that travel on: neither hop-by-hop nor named by `Connection`."""
+    kept = [pair for pair in headers if pair[0] not in HOP_BY_HOP]
+    if len(kept) == len(headers):
+        return kept  # no Connection either
     named = connection_named(headers)
-    return [pair for pair in headers if pair[0] not in HOP_BY_HOP and pair[0] not in named]
+    return [pair for pair in kept if pair[0] not in named]
 
 
 def is_dangerous(name: bytes) -> bool:

@@ -118,6 +118,22 @@ class Making:
         return head_of(self.status, complete(self.exchange, headers, texts))
 
 
+class Told:
+    """What is done to a response's own fields before they are sent, counted."""
+
+    def __init__(self, keying: Keying = PUBLIC) -> None:
+        self.keying, self.times = keying, 0
+
+    def __call__(self, headers: Headers) -> Headers:
+        self.times += 1
+        return DOWNSTREAM[self.keying].told(headers, ("accept",))
+
+    def around_age(self, status: int, headers: Headers) -> tuple[bytes, bytes] | None:
+        """As it is without a template that is kept."""
+        template = template_of(status, self(headers), (b"age",))
+        return None if template is None else tuple((template % MARK).split(MARK))  # type: ignore[return-value]
+
+
 def missed(request_id: str, *, keying: Keying = PUBLIC, spent: tuple[str, ...] = ("upstream",)) -> RequestContext:
     exchange = RequestContext(request_id, time.perf_counter(), "GET", "127.0.0.1", "http", route="goods")
     exchange.outcome = Outcome(Result.MISS, forward="miss", forward_status=200, stored=True)
@@ -139,14 +155,16 @@ def test_a_head_by_a_template_is_the_one_that_is_made(keying: Keying, spent: tup
     heads = Heads()
     first = missed("id-1", keying=keying, spent=spent)
     making = Making(first)
-    assert lines(heads.head(first, 200, TAGGED, None, making, close=False)) == lines(Making(first)(TAGGED, None))
+    for made in (1, 3):  # the second time by its fields and by marked ones
+        assert lines(heads.head(first, 200, TAGGED, None, making, close=False)) == lines(Making(first)(TAGGED, None))
+        assert making.made == made
     second = missed("id-2", keying=keying, spent=spent)
     unused = Making(second)
     others = [(b"content-type", b"a/b; c=100%"), (b"cache-control", b"max-age=7"), (b"date", b"%b"), (b"age", b"12")]
     others += [(b"etag", b'W/"\xe4%"'), (b"content-length", b"123456")]
     head = heads.head(second, 200, others, None, unused, close=False)
     assert lines(head) == lines(Making(second)(others, None))
-    assert (making.made, unused.made) == (2, 0)
+    assert (making.made, unused.made) == (3, 0)
 
 
 def test_each_deciding_field_has_a_template_of_its_own() -> None:
@@ -163,7 +181,7 @@ def test_each_deciding_field_has_a_template_of_its_own() -> None:
             [(b"x-other", b"\xff"), *reversed(TAGGED)],
         )
     ):
-        for asked in ("a", "b"):
+        for asked in ("a", "b", "c"):
             exchange = missed(f"{asked}{number}")
             head = heads.head(exchange, 200, headers, None, Making(exchange), close=False)
             assert lines(head) == lines(Making(exchange)(headers, None))
@@ -172,9 +190,33 @@ def test_each_deciding_field_has_a_template_of_its_own() -> None:
 def test_no_more_templates_are_kept_than_allowed() -> None:
     heads = Heads()
     for number in range(1030):
-        exchange = missed("id")
-        heads.head(exchange, 200, [(b"x-other", b"%d" % number), *TAGGED], None, Making(exchange), close=False)
+        for _ in range(2):
+            exchange = missed("id")
+            heads.head(exchange, 200, [(b"x-other", b"%d" % number), *TAGGED], None, Making(exchange), close=False)
     assert repr(heads) == "<Heads 6 templates>"
+
+
+def test_fields_with_a_new_value_each_time_have_no_template() -> None:
+    heads, hits = Heads(), HitHeads()
+    for number in range(3000):
+        exchange, headers = missed("id"), [(b"x-other", b"%d" % number), *TAGGED]
+        making, told = Making(exchange), Told()
+        heads.head(exchange, 200, headers, None, making, close=False)
+        hits.around_age(200, headers, (), told)
+        assert (making.made, told.times) == (1, 1)
+    assert (repr(heads), repr(hits)) == ("<Heads 0 templates>", "<HitHeads 0 templates>")
+
+
+def test_a_response_that_is_not_stored_has_a_template_if_it_has_a_date() -> None:
+    heads = Heads()
+    for headers, kept in ((TAGGED, True), ([pair for pair in TAGGED if pair[0] != b"date"], False)):
+        for number in range(3):
+            exchange = missed(f"id-{number}")
+            exchange.stored = None
+            making = Making(exchange)
+            head = heads.head(exchange, 200, headers, None, making, close=False)
+            assert lines(head) == lines(Making(exchange)(headers, None))
+        assert (making.made == 0) is kept
 
 
 def test_a_long_head_has_no_template() -> None:
@@ -190,34 +232,18 @@ def test_a_long_head_has_no_template() -> None:
     assert repr(heads) == "<Heads 0 templates>"
 
 
-class Told:
-    """What is done to a response's own fields before they are sent, counted."""
-
-    def __init__(self, keying: Keying = PUBLIC) -> None:
-        self.keying, self.times = keying, 0
-
-    def __call__(self, headers: Headers) -> Headers:
-        self.times += 1
-        return DOWNSTREAM[self.keying].told(headers, ("accept",))
-
-    def around_age(self, status: int, headers: Headers) -> tuple[bytes, bytes] | None:
-        """As it is without a template that is kept."""
-        template = template_of(status, self(headers), (b"age",))
-        return None if template is None else tuple((template % MARK).split(MARK))  # type: ignore[return-value]
-
-
 OTHER = [(b"content-type", b"a/b; c=100%"), (b"cache-control", b"max-age=7"), (b"date", b"%b 7"), (b"age", b"12")]
 
 
 @pytest.mark.parametrize("keying", [PUBLIC, OWN])
 def test_a_hit_by_a_template_has_the_head_that_is_made(keying: Keying) -> None:
     heads, told = HitHeads(), Told(keying)
-    first = heads.around_age(200, TAGGED, (), told)
-    assert first == Told(keying).around_age(200, TAGGED)
-    assert told.times == 2  # of the response, and of the marked one
+    for times in (1, 3):  # the second time of the response, and of the marked one
+        assert heads.around_age(200, TAGGED, (), told) == Told(keying).around_age(200, TAGGED)
+        assert told.times == times
     other = [*OTHER, (b"etag", b'W/"\xe4%"'), (b"content-length", b"123456")]
     assert heads.around_age(200, other, (), told) == Told(keying).around_age(200, other)
-    assert told.times == 2
+    assert told.times == 3
 
 
 @pytest.mark.parametrize(
@@ -239,14 +265,14 @@ def test_a_hit_by_a_template_has_the_head_that_is_made(keying: Keying) -> None:
 )
 def test_a_hit_has_the_same_head_with_a_template_and_without(headers: Headers) -> None:
     heads = HitHeads()
-    for status in (200, 404, 200):
+    for status in (200, 404, 200, 404, 200):
         assert heads.around_age(status, headers, (), Told()) == Told().around_age(status, headers)
 
 
 @pytest.mark.parametrize("bad", [b"a\r\nset-cookie: b", b"\0", b"a\x7f"])
 def test_a_template_takes_no_value_that_no_field_may_have(bad: bytes) -> None:
     heads = HitHeads()
-    for tag in (b'"a"', bad, b'"b"'):
+    for tag in (b'"a"', b'"a"', bad, b'"b"'):
         headers = [*MISSED, (b"etag", tag), (b"content-length", b"4")]
         around = heads.around_age(200, headers, (), Told())
         assert around == Told().around_age(200, headers)
@@ -255,7 +281,7 @@ def test_a_template_takes_no_value_that_no_field_may_have(bad: bytes) -> None:
 
 def test_hits_that_differ_besides_have_templates_of_their_own() -> None:
     heads, told = HitHeads(), {keying: Told(keying) for keying in (PUBLIC, OWN)}
-    for _ in range(2):
+    for _ in range(3):
         for keying in (PUBLIC, OWN):
             assert heads.around_age(200, TAGGED, (keying,), told[keying]) == Told(keying).around_age(200, TAGGED)
     assert repr(heads) == "<HitHeads 2 templates>"
@@ -264,5 +290,6 @@ def test_hits_that_differ_besides_have_templates_of_their_own() -> None:
 def test_no_more_templates_of_hits_are_kept_than_allowed() -> None:
     heads = HitHeads()
     for number in range(130):
-        heads.around_age(200, [(b"x-other", b"%d" % number), *TAGGED], (), Told())
+        for _ in range(2):
+            heads.around_age(200, [(b"x-other", b"%d" % number), *TAGGED], (), Told())
     assert repr(heads) == "<HitHeads 2 templates>"
