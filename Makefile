@@ -8,6 +8,9 @@ UNIT ?= tests
 # Tests are parted between two processes; one that is done takes of the other's.
 PARALLEL := -n 2 --dist worksteal
 
+# Compiled modules are kept: all tests are imported by each of the processes that run them.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: release conformance-table run test unit integration faults torture check conformance coverage own-coverage lowest mutants docs constraints
 
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -13,7 +13,6 @@ from typing import Any
 
 import helm_python as helm
 import httpx
-import kubernetes_validate
 import pytest
 import yaml
 
@@ -97,6 +96,8 @@ def test_all_objects_are_rendered() -> None:
     ids=["plain", "secrets", "a ConfigMap of one's own", "pods"],
 )
 def test_each_object_is_valid_by_the_schemas_of_kubernetes(values: dict[str, Any]) -> None:
+    import kubernetes_validate  # here: for 2 s it compiles grammars, in each process that collects tests
+
     for each in rendered(**values).values():
         if each["kind"] not in OF_THE_OPERATOR:
             kubernetes_validate.validate(each, "1.34", strict=True)
