@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli.include_check import included_by, problems_of
-from tests.support.commands import told
+from tests.support.commands import run, told
 from tests.support.processes import command
 
 GOOD = "from fastapi import APIRouter\nrouter = APIRouter()\n"
@@ -126,18 +126,18 @@ async def late(id: int) -> int:
 
 
 @pytest.mark.timeout(300)
-def test_a_gateway_is_checked_and_shown_with_its_handlers(tmp_path: Path) -> None:
+def test_a_gateway_is_checked_and_shown_with_its_handlers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "main.py").write_text(APP.replace("KIND", repr("gateway")))
     checked = command("check", "main:app", "--changed", cwd=tmp_path)
     assert (checked.returncode, checked.stderr) == (0, "")
     assert "The configuration is valid: 1 route, 1 upstream, 1 handler." in checked.stdout
-    shown = command("routes", "main:app", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    shown = run("routes", "main:app")
     assert [line.split() for line in shown.stdout.splitlines()[1:]] == [
         ["main.late", "/late/{id}", "Python", "30s", "origin", "origin", "late:{id}", "yes"],
         [*("all", "/api/{path:path}", "api:/api/{path:path}", "origin", "origin", "origin,", "10m", "yes")],
     ]
-    written = command("openapi", "main:app", "-o", "document.json", cwd=tmp_path)
-    assert written.returncode == 0
+    assert run("openapi", "main:app", "-o", "document.json").exit_code == 0
     document = json.loads((tmp_path / "document.json").read_text())
     assert (document["info"]["title"], "/late/{id}" in document["paths"]) == ("Mine", True)
 
