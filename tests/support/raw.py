@@ -98,7 +98,9 @@ async def ask(upstream: Upstream, target: str = "/", method: str = "GET") -> tup
 
 
 def speaking_to(raw: RawUpstream, *, timeout: str = "5s", **settings: object) -> Upstream:
-    config = UpstreamConfig.model_validate({"url": raw.url, "timeout": timeout, **settings})
+    """To connect may take as long as the whole: on a loaded machine this process is paused for a second and more."""
+    limits = {"timeout": timeout, "connect_timeout": timeout}
+    config = UpstreamConfig.model_validate({"url": raw.url, **limits, **settings})
     return Upstream("raw", config)
 
 
