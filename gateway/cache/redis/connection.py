@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -21,8 +22,9 @@ import hiredis
 import redis.asyncio as redis
 from redis._parsers import _AsyncHiredisParser
 from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import RedisSSLContext, SSLConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedSSLConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
@@ -113,6 +115,53 @@ class BoundedParser(_AsyncHiredisParser):
         return await super().read_response(disable_decoding, push_request)
 
 
+class SharedTls(SSLConnection):
+    """A connection by TLS that has its context from others with the same settings: reading the list of authorities
+    takes 45 ms, for which the event loop stands still."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.ssl_context = _shared(self.ssl_context)
+
+
+class SharedSentinelTls(SentinelManagedSSLConnection):
+    """The same to a master that Sentinels name."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)  # type: ignore[no-untyped-call]
+        self.ssl_context = _shared(self.ssl_context)
+
+
+_contexts: dict[tuple[object, ...], RedisSSLContext] = {}
+_MOST_CONTEXTS = 32
+
+
+def _shared(own: RedisSSLContext) -> RedisSSLContext:
+    """The context that was made first with these settings and these files."""
+    files = (own.certfile, own.keyfile, own.ca_certs)
+    settings = [getattr(own, name) for name in RedisSSLContext.__slots__ if name != "context"]
+    key = (*map(str, settings), *map(_changed, files))
+    if len(_contexts) >= _MOST_CONTEXTS and key not in _contexts:
+        _contexts.clear()
+    return _contexts.setdefault(key, own)
+
+
+def _changed(file: str | None) -> int:
+    """When a file was changed last (nanoseconds); 0 where there is none, which the context then says."""
+    try:
+        return Path(file).stat().st_mtime_ns if file is not None else 0
+    except OSError:
+        return 0
+
+
+def _with_shared_tls(client: Any) -> Any:
+    """A client, or a Sentinel's, whose further connections are those above."""
+    pool = client.connection_pool
+    shared = {SSLConnection: SharedTls, SentinelManagedSSLConnection: SharedSentinelTls}
+    pool.connection_class = shared.get(pool.connection_class, pool.connection_class)
+    return client
+
+
 MOST_CONNECTIONS = 64
 """Of one client. Concurrency is bounded elsewhere (`store`), at less."""
 
@@ -142,8 +191,9 @@ def connect(url: str, timeout: float) -> Any:
         return _bounded(RedisCluster(startup_nodes=nodes, ssl=scheme.startswith("rediss"), **given))
     if scheme.endswith("+sentinel"):
         return _behind_sentinel(url, settings)
-    return redis.Redis.from_url(
-        without_ignored_options(url), max_connections=MOST_CONNECTIONS, parser_class=BoundedParser, **settings
+    url = without_ignored_options(url)
+    return _with_shared_tls(
+        redis.Redis.from_url(url, max_connections=MOST_CONNECTIONS, parser_class=BoundedParser, **settings)
     )
 
 
@@ -162,7 +212,9 @@ def _behind_sentinel(url: str, settings: dict[str, Any]) -> Any:
     )
     service = parts.path.strip("/").split("/")[0]
     master: dict[str, Any] = {"db": database_of(url), **credentials_of(url), **tls}
-    return sentinel.master_for(service, connection_pool_class=SentinelPool, **master)
+    for each in sentinel.sentinels:
+        _with_shared_tls(each)
+    return _with_shared_tls(sentinel.master_for(service, connection_pool_class=SentinelPool, **master))
 
 
 class SentinelPool(SentinelConnectionPool):
@@ -185,9 +237,13 @@ def _typed(options: dict[str, str]) -> dict[str, Any]:
 
 
 def _bounded(cluster: RedisCluster) -> RedisCluster:
-    """Its nodes' connections read by our parser, which a cluster takes as no argument."""
+    """Its nodes' connections read by our parser, and with shared contexts: a cluster takes neither as an argument."""
     for settings in (cluster.connection_kwargs, *(node.connection_kwargs for node in cluster.startup_nodes)):
         settings["parser_class"] = BoundedParser
+    if cluster.connection_kwargs.get("connection_class") is SSLConnection:
+        cluster.connection_kwargs["connection_class"] = SharedTls
+        for node in cluster.startup_nodes:
+            node.connection_class = SharedTls
     return cluster
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.exceptions import ResponseError
@@ -115,3 +118,33 @@ async def test_the_connections_to_sentinels_are_closed_with_the_client(valkey: E
         assert proxy.open == 1
         await client.aclose()
         await proxy.until(lambda: proxy.open == 0)
+
+
+def made_by(client: Any) -> Any:
+    """A connection as a client makes it, which is not opened."""
+    if is_cluster(client):
+        [node] = client.startup_nodes
+        assert node.connection_class is client.connection_kwargs["connection_class"]
+        return node.connection_class(**node.connection_kwargs)
+    return client.connection_pool.make_connection()
+
+
+@pytest.mark.parametrize("kind", ["rediss://a{}", "rediss+cluster://a{}", "rediss+sentinel://a/main{}"])
+async def test_connections_by_tls_share_the_authorities_that_they_trust(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("once")
+    same = [made_by(connect(kind.format(f"?ssl_ca_certs={file}"), 1.0)) for _ in range(2)]
+    assert same[0].ssl_context is same[1].ssl_context
+    assert same[0].ca_certs == str(file)
+    others = [made_by(connect(kind.format(query), 1.0)) for query in ("", "?ssl_cert_reqs=none")]
+    os.utime(file, (1, 1))  # it was changed
+    others.append(made_by(connect(kind.format(f"?ssl_ca_certs={file}"), 1.0)))
+    assert len({id(each.ssl_context) for each in (*same, *others)}) == 4
+    assert others[0].ssl_context.get() is others[0].ssl_context.get()
+
+
+async def test_a_sentinels_own_connections_share_them_too() -> None:
+    pool = connect("rediss+sentinel://a/main?ssl_cert_reqs=none", 1.0).connection_pool
+    [sentinel] = pool.sentinel_manager.sentinels
+    first, second = sentinel.connection_pool.make_connection(), sentinel.connection_pool.make_connection()
+    assert first.ssl_context is second.ssl_context
