@@ -92,10 +92,11 @@ class DirectRoute:
         """Raises RequestRefused."""
         assert exchange.target is not None
         if parameters is not None:
-            target = self.route.plain_target(parameters)
+            target, own = self.route.plain_target(parameters), exchange.target.path
         else:
             target, parameters = self.route.upstream_target(exchange.target.path, exchange.target.query)
-        asked = Asked(self.route, target, str(exchange.target), exchange.root)
+            own = str(exchange.target)
+        asked = Asked(self.route, target, own, exchange.root)
         told = self.handlers.interim(interim, asked)
         origin = self.route.origin(target, exchange.request_id, self.handlers.metrics, told)
         if self.route.limits is not None:
