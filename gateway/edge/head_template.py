@@ -141,7 +141,7 @@ _MOST_FORMS = 1024
 _MOST_OF_HITS = 128
 """Templates of one route's hits."""
 _LONGEST_FORM = 4096
-"""Bytes of a head up to which its template is kept."""
+"""Bytes of a head, and of the request's `Origin` with which its template is kept, up to which it is kept."""
 
 Field = tuple[bytes, bytes]
 MakeHead = Callable[[Headers, Texts | None], bytes]
@@ -207,7 +207,7 @@ class Heads:
             return form.filled(values)
         texts = Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)
         head = make(headers, texts)
-        if len(head) > _LONGEST_FORM:
+        if len(head) + len(origin or "") > _LONGEST_FORM:
             return head
         form = _form(downstream, deciding, len(spent), make)
         if len(self._forms) >= _MOST_FORMS:

@@ -232,6 +232,17 @@ def test_a_long_head_has_no_template() -> None:
     assert repr(heads) == "<Heads 0 templates>"
 
 
+def test_no_template_is_kept_with_a_long_origin() -> None:
+    heads = Heads()
+    for origin, templates in (("https://" + "a" * 5000, 0), ("https://a.test", 1)):
+        for number in range(3):
+            exchange = missed(f"id-{number}")
+            making = Making(exchange)
+            head = heads.head(exchange, 200, TAGGED, origin, making, close=False)
+            assert lines(head) == lines(Making(exchange)(TAGGED, None))
+        assert repr(heads) == f"<Heads {templates} templates>"
+
+
 OTHER = [(b"content-type", b"a/b; c=100%"), (b"cache-control", b"max-age=7"), (b"date", b"%b 7"), (b"age", b"12")]
 
 
