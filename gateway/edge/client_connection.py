@@ -255,6 +255,7 @@ class ClientConnection(HttpToolsProtocol):
         end = self._buffer.find(b"\r\n\r\n", self._at) + 4
         if end < 4 or end - self._at > limits.head:
             part = self._buffer[self._at :]
+            self._method = "HEAD" if part.startswith(b"HEAD ") else ""
             check_part(part, limits, seen=self._checked)
             self._checked = len(part)
             return False

@@ -84,6 +84,21 @@ async def test_a_head_refused_gets_its_answer_without_a_body_for_HEAD() -> None:
         assert answer.endswith(b"\r\n\r\n")
 
 
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+@pytest.mark.parametrize("before", [b"GET", b"HEAD"])
+async def test_part_of_a_head_is_refused_by_its_own_method(before: bytes, method: bytes) -> None:
+    async with door(guarded()) as connect:
+        wire = await connect()
+        wire.send(before + b" / HTTP/1.1\r\n" + HOST + b"\r\n")
+        head = await wire.reader.readuntil(b"\r\n\r\n")
+        if before == b"GET":
+            await wire.reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]))
+        wire.send(method + b" / HTTP/1.1\r\nA: \0")
+        head, _, body = (await wire.rest()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert (body == b"") is (method == b"HEAD")
+
+
 async def test_a_body_that_stalls_is_answered_with_408_and_the_upstream_request_ends() -> None:
     app = guarded(limits=QUICK)
     async with door(app) as connect:
