@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from gateway.edge.hits import Edge
 
 _REQUEST_ID_LINE = re.compile(rb"\r\nx-request-id:[ \t]*([A-Za-z0-9._\-]{1,128})\r\n", re.IGNORECASE)
+_SOME_ID = b"-"
+"""Stands for the ID in the text of a block: without it, a block whose ID is empty, which is no ID, has the same."""
 _END = b"\r\n\r\n"
 LONGEST_ID = 128
 REMEMBERED = 1024
@@ -79,7 +81,7 @@ class Repeat:
             front, rear, request_id = head[end : match.start(1)], head[match.end(1) :], match[1]
             at = next(i for i, (name, _) in enumerate(fields) if name == b"x-request-id")
             fields = fields[:at] + fields[at + 1 :]
-        text = front + rear
+        text = front + rear if match is None else front + _SOME_ID + rear
         block = (edge.blocks.get(text) if len(text) <= REMEMBERED else None) or edge.block(text, fields)
         return cls(edge, block, front, rear, request_id, room, at), request_id or new_request_id()
 
@@ -115,7 +117,8 @@ class Repeat:
         rest = place if match is None else match.end()
         if data[rest:] != self.rear or (self.numbered and match is None):
             return None
-        block = self.edge.renewed(self.block, before, value, after + self.rear)
+        some_id = _SOME_ID if self.numbered else b""
+        block = self.edge.renewed(self.block, before, value, after + some_id + self.rear)
         if block is None:
             return None
         request_id = new_request_id() if match is None else match[0]

@@ -170,6 +170,20 @@ def test_the_blocks_of_the_test_are_found_where_a_value_may_stand() -> None:
     assert repeat.renewed(behind, end) is None  # which is read as any other
 
 
+@pytest.mark.parametrize("credential", [b"", b"Authorization: Bearer a.b.c\r\n"])
+@pytest.mark.parametrize("empty", [b"X-Request-ID: \r\n", b"X-Request-ID:\r\n"])
+def test_an_empty_request_id_makes_another_block_than_an_id(credential: bytes, empty: bytes) -> None:
+    app = gateway(StubUpstream(lambda _: httpx.Response(500)), {})
+    edge = Edge(app.engine, metrics=app.metrics, credentials=("authorization",))
+    given = empty.replace(b"\r", b"abc\r")
+    for more in (empty, given, empty, given.replace(b"abc", b"-"), empty):
+        head = get(b"/o/1", more=credential + more)
+        fields = read_request(head, Limits()).fields
+        repeat, request_id = Repeat.of(edge, head, head.index(b"\r\n"), fields, room=1024)
+        assert repeat.block.plain is (more is not empty)
+        assert repeat.fields(request_id) == fields
+
+
 TARGETS_OF_THE_APP = (
     *(b"/seen/1", b"/seen/2?b=1&a=%20", b"/seen/%C3%A4?x", b"/seen//3", b"http://gateway.test/seen/4?a=1", b"/seen/5?"),
     *(b"/seen/%2e%2e/6", b"/seen/7;a=b", b"/seen/8?%zz", b"https://gateway.test/seen/9"),
