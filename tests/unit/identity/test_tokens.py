@@ -282,3 +282,9 @@ def test_a_text_is_read_as_by_looking_at_each_name(value: Any, compact: bool, as
 
 def test_scopes_are_read_from_both_common_claims() -> None:
     assert checked(issuer.sign(scope="a b", scp=["c", "d e", 7])).scopes == {"a", "b", "c", "d", "e"}
+
+
+def test_a_text_that_is_nested_too_deeply_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_JSON", None)  # which reads what the first reader does not
+    for claims in (b'{"a":' + b"[" * 5000 + b"]" * 20 + b"}", b'{"a":' * 1200):
+        assert refused_unverified(b".".join((encoded(b'{"alg":"RS256"}'), encoded(claims), b"AAAA"))) == "form"
