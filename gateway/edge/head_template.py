@@ -23,6 +23,7 @@ from gateway.http.request_parser import BAD_IN_VALUE
 from gateway.observability import response_headers
 from gateway.observability.response_headers import Texts, in_milliseconds
 from gateway.policy.downstream import NOTHING, Downstream
+from gateway.policy.vary import Names
 
 INTERIM = (HTTPStatus.PROCESSING, HTTPStatus.EARLY_HINTS)
 """Interim responses that are passed on; 101 is a hop's own affair, and so are 100 and unknown ones (RFC 9110 §15.2)."""
@@ -162,20 +163,20 @@ class _Form:
 
 
 class Heads:
-    """The heads of responses that are no hits of the edge. All but a few values (length, age, tag, times) are
-    the same for responses with the same deciding fields, so one template serves them.
+    """The heads of responses that are no hits of the edge. All but a few values (length, age, tag, times) are the same
+    for responses with the same deciding fields, so one template serves them.
 
-    A template is made of marked values by the functions that make every head, once deciding fields come again, and is
-    kept only if it gives the bytes that they give for the response by which it is made. A response that has a field
-    name twice has none, nor has one without `Date`, which is that of the moment then.
+    It is made of marked values by the functions that make every head, when the deciding fields come for the second time
+    (an upstream may send a field with another value each time), and is kept only if it gives the bytes that they give
+    for the response by which it is made. A response that has a field name twice has none, nor has one without `Date`,
+    which is that of the moment then.
     """
 
     def __init__(self) -> None:
         self._forms: dict[tuple[object, ...], _Form | None] = {}
-        self._once: set[int] = set()
 
     def __repr__(self) -> str:
-        return f"<Heads {len(self._forms)} templates>"
+        return f"<Heads {_number_of(self._forms)} templates>"
 
     def head(
         self,
@@ -197,8 +198,13 @@ class Heads:
         varied = None if stored is None else stored.vary
         key = (id(downstream), status, exchange.outcome, varied, origin, close, (*spent,), deciding)
         form = self._forms.get(key, _UNKNOWN)
-        if form is None or (form is _UNKNOWN and not _comes_again(self._once, key)):
+        if form is None:
             return make(headers, None)
+        if form is _UNKNOWN:
+            head = make(headers, None)
+            if len(head) + len(origin or "") <= _LONGEST_FORM:
+                _keep(self._forms, key, _ONCE, most=_MOST_FORMS)
+            return head
         elapsed = time.perf_counter() - exchange.began
         order = sorted(spent, key=_CACHE_FIRST) if len(spent) > 1 else spent
         values += [b"%.3f" % (spent[activity] * 1000) for activity in order]
@@ -207,16 +213,14 @@ class Heads:
             return form.filled(values)
         texts = Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)
         head = make(headers, texts)
-        if len(head) + len(origin or "") > _LONGEST_FORM:
-            return head
         form = _form(downstream, deciding, len(spent), make)
-        if len(self._forms) >= _MOST_FORMS:
-            self._forms.clear()
-        self._forms[key] = form if form is not None and form.filled(values) == head else None
+        form = form if form is not None and form.filled(values) == head else None
+        _keep(self._forms, key, form, most=_MOST_FORMS)
         return head
 
 
-_UNKNOWN = _Form(NOTHING, b"", (0,))
+_UNKNOWN, _ONCE = _Form(NOTHING, b"", (0,)), _Form(NOTHING, b"", (0,))
+"""Of deciding fields that were never there, and of those that were there once."""
 _CACHE_FIRST = "cache".__ne__
 
 
@@ -240,52 +244,52 @@ class HitHeads:
 
     def __init__(self) -> None:
         self._forms: dict[tuple[object, ...], _Form | None] = {}
-        self._once: set[int] = set()
 
     def __repr__(self) -> str:
-        return f"<HitHeads {len(self._forms)} templates>"
+        return f"<HitHeads {_number_of(self._forms)} templates>"
 
     def around_age(
-        self, status: int, headers: Headers, kind: tuple[object, ...], told: Callable[[Headers], Headers]
+        self, status: int, headers: Headers, varied: Names, origin: str | None, told: Callable[[Headers], Headers]
     ) -> tuple[bytes, bytes] | None:
         """What stands before and after the age in the head of a response with these fields; None if it can't be
-        written directly. `told` gives the fields that are sent, and depends on `kind` besides."""
+        written directly. `told` gives the fields that are sent; besides, it depends on the request fields that select
+        the response (`varied`) and on the request's `origin`."""
         named = dict(headers)
         if len(named) < len(headers):
             return _around_age(status, told(headers))
         deciding, values = _parted(headers, named)
-        key = (status, kind, deciding)
+        key = (status, varied, origin, deciding)
         form = self._forms.get(key, _UNKNOWN)
-        if form is None or (form is _UNKNOWN and not _comes_again(self._once, key)):
-            return _around_age(status, told(headers))
-        if BAD_IN_VALUE.search(b"".join(filter(None, values))):
+        if form is None or BAD_IN_VALUE.search(b"".join(filter(None, values))):
             return _around_age(status, told(headers))
         values[_PLACES[_AGE]] = MARK
-        if form is not _UNKNOWN:
+        if form is not _UNKNOWN and form is not _ONCE:
             before, after = form.filled(values).split(MARK)
             return before, after
         made = _around_age(status, told(headers))
-        if made is None or sum(map(len, made)) > _LONGEST_FORM:
+        if made is None or sum(map(len, made)) + len(origin or "") > _LONGEST_FORM:
+            return made
+        if form is _UNKNOWN:
+            _keep(self._forms, key, _ONCE, most=_MOST_OF_HITS)
             return made
         template, order = _template(start_of(status, told(_marked(deciding))))
         marked = [_PLACES[name] for name, value in deciding if value == MARK]
         form = _Form(NOTHING, template, order) if len(order) > 1 and sorted(order) == sorted(marked) else None
-        if len(self._forms) >= _MOST_OF_HITS:
-            self._forms.clear()
-        self._forms[key] = form if form is not None and form.filled(values) == MARK.join(made) else None
+        form = form if form is not None and form.filled(values) == MARK.join(made) else None
+        _keep(self._forms, key, form, most=_MOST_OF_HITS)
         return made
 
 
-def _comes_again(once: set[int], key: tuple[object, ...]) -> bool:
-    """Whether a response with the same deciding fields was there before, so that a template is worth its making: an
-    upstream may send a field with another value each time."""
-    hashed = hash(key)
-    if hashed in once:
-        return True
-    if len(once) >= _MOST_FORMS:
-        once.clear()
-    once.add(hashed)
-    return False
+def _keep(
+    forms: dict[tuple[object, ...], _Form | None], key: tuple[object, ...], form: _Form | None, most: int
+) -> None:
+    if len(forms) >= most and key not in forms:
+        forms.clear()
+    forms[key] = form
+
+
+def _number_of(forms: dict[tuple[object, ...], _Form | None]) -> int:
+    return sum(form is not None and form is not _ONCE for form in forms.values())
 
 
 def _around_age(status: int, headers: Headers) -> tuple[bytes, bytes] | None:

@@ -392,8 +392,8 @@ class Edge:
         def told(headers: Headers) -> Headers:
             return known.route.downstream.told(headers if cors is None else cors.told(headers, origin), stored.vary)
 
-        differs = (stored.vary, None if cors is None else origin)
-        around = known.heads.around_age(answer.status, answer.headers, differs, told)
+        origin = None if cors is None else origin
+        around = known.heads.around_age(answer.status, answer.headers, stored.vary, origin, told)
         if around is None:
             return None
         result = Result.STALE if kind > 1 else Result.HIT

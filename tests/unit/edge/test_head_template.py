@@ -202,7 +202,7 @@ def test_fields_with_a_new_value_each_time_have_no_template() -> None:
         exchange, headers = missed("id"), [(b"x-other", b"%d" % number), *TAGGED]
         making, told = Making(exchange), Told()
         heads.head(exchange, 200, headers, None, making, close=False)
-        hits.around_age(200, headers, (), told)
+        hits.around_age(200, headers, (), None, told)
         assert (making.made, told.times) == (1, 1)
     assert (repr(heads), repr(hits)) == ("<Heads 0 templates>", "<HitHeads 0 templates>")
 
@@ -250,10 +250,10 @@ OTHER = [(b"content-type", b"a/b; c=100%"), (b"cache-control", b"max-age=7"), (b
 def test_a_hit_by_a_template_has_the_head_that_is_made(keying: Keying) -> None:
     heads, told = HitHeads(), Told(keying)
     for times in (1, 3):  # the second time of the response, and of the marked one
-        assert heads.around_age(200, TAGGED, (), told) == Told(keying).around_age(200, TAGGED)
+        assert heads.around_age(200, TAGGED, (), None, told) == Told(keying).around_age(200, TAGGED)
         assert told.times == times
     other = [*OTHER, (b"etag", b'W/"\xe4%"'), (b"content-length", b"123456")]
-    assert heads.around_age(200, other, (), told) == Told(keying).around_age(200, other)
+    assert heads.around_age(200, other, (), None, told) == Told(keying).around_age(200, other)
     assert told.times == 3
 
 
@@ -277,7 +277,7 @@ def test_a_hit_by_a_template_has_the_head_that_is_made(keying: Keying) -> None:
 def test_a_hit_has_the_same_head_with_a_template_and_without(headers: Headers) -> None:
     heads = HitHeads()
     for status in (200, 404, 200, 404, 200):
-        assert heads.around_age(status, headers, (), Told()) == Told().around_age(status, headers)
+        assert heads.around_age(status, headers, (), None, Told()) == Told().around_age(status, headers)
 
 
 @pytest.mark.parametrize("bad", [b"a\r\nset-cookie: b", b"\0", b"a\x7f"])
@@ -285,7 +285,7 @@ def test_a_template_takes_no_value_that_no_field_may_have(bad: bytes) -> None:
     heads = HitHeads()
     for tag in (b'"a"', b'"a"', bad, b'"b"'):
         headers = [*MISSED, (b"etag", tag), (b"content-length", b"4")]
-        around = heads.around_age(200, headers, (), Told())
+        around = heads.around_age(200, headers, (), None, Told())
         assert around == Told().around_age(200, headers)
         assert (around is None) is (tag is bad)
 
@@ -294,7 +294,9 @@ def test_hits_that_differ_besides_have_templates_of_their_own() -> None:
     heads, told = HitHeads(), {keying: Told(keying) for keying in (PUBLIC, OWN)}
     for _ in range(3):
         for keying in (PUBLIC, OWN):
-            assert heads.around_age(200, TAGGED, (keying,), told[keying]) == Told(keying).around_age(200, TAGGED)
+            assert heads.around_age(200, TAGGED, keying.vary or (), None, told[keying]) == Told(keying).around_age(
+                200, TAGGED
+            )
     assert repr(heads) == "<HitHeads 2 templates>"
 
 
@@ -302,5 +304,5 @@ def test_no_more_templates_of_hits_are_kept_than_allowed() -> None:
     heads = HitHeads()
     for number in range(130):
         for _ in range(2):
-            heads.around_age(200, [(b"x-other", b"%d" % number), *TAGGED], (), Told())
+            heads.around_age(200, [(b"x-other", b"%d" % number), *TAGGED], (), None, Told())
     assert repr(heads) == "<HitHeads 2 templates>"

@@ -77,6 +77,8 @@ def test_what_connection_names_ends_here_with_the_hop_by_hop_fields() -> None:
     assert connection_named(fields) == {b"close", b"x-own"}
     assert connection_named(()) == frozenset()
     assert end_to_end(fields) == [(b"x-other", b"2")]
+    assert end_to_end(fields[1:]) == [fields[1], fields[3]]
+    assert end_to_end(fields[3:]) == fields[3:]
 
 
 def test_options_of_a_connection_are_read_from_all_lines_in_any_case() -> None:
