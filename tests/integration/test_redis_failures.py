@@ -89,6 +89,7 @@ async def assert_used(trial: Trial) -> None:
         assert client.dbsize() > 0
 
 
+@pytest.mark.alone
 async def test_redis_killed_under_load_fails_no_request_and_is_used_within_a_second_of_its_return(
     start_gateway: StartGateway, make_valkey: MakeValkey, origin: str
 ) -> None:
