@@ -209,7 +209,7 @@ class Heads:
         order = sorted(spent, key=_CACHE_FIRST) if len(spent) > 1 else spent
         values += [b"%.3f" % (spent[activity] * 1000) for activity in order]
         values += (exchange.request_id.encode("ascii"), b"%.6f" % elapsed, b"%.3f" % (elapsed * 1000))
-        if form.downstream is downstream:
+        if form is not _ONCE and form.downstream is downstream:
             return form.filled(values)
         texts = Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)
         head = make(headers, texts)

@@ -387,12 +387,12 @@ class Edge:
         if coded is not None and coded.pending:
             return None
         answer = known_target.recall.public(stored_answer(exchange, block.headers, stored, rules, now, coded))
-        cors, origin, known = self._cors, block.origin, known_target.known
+        cors, known = self._cors, known_target.known
+        origin = None if cors is None else block.origin
 
         def told(headers: Headers) -> Headers:
             return known.route.downstream.told(headers if cors is None else cors.told(headers, origin), stored.vary)
 
-        origin = None if cors is None else origin
         around = known.heads.around_age(answer.status, answer.headers, stored.vary, origin, told)
         if around is None:
             return None

@@ -281,18 +281,15 @@ class PassThroughRequest:
 
     def _is_written_whole(self, connection: Connection, answer: Answer) -> bool:
         """Write a response whose body is here; False if it is another one. Raises UpstreamError."""
-        body, status, exchange = answer.body, answer.status, self.exchange
-        if status != 200:
+        whole, status, exchange = answer.body, answer.status, self.exchange
+        body = whole.content if type(whole) is WholeBody else whole
+        if type(body) is not bytes or status != 200:
             return False
         named = dict(answer.headers)
         if b"content-length" not in named or not _NOT_WHOLE.isdisjoint(named):
             return False
-        if type(body) is WholeBody:
-            body = body.content
-            if named[b"content-length"] != b"%d" % len(body):
-                return False  # `_send` ends the connection where the length is wrong
-        if type(body) is not bytes:
-            return False
+        if body is not whole and named[b"content-length"] != b"%d" % len(body):
+            return False  # `_send` ends the connection where the length is wrong
         origin = None if self._pass_through.cors is None else first(exchange.headers, b"origin")
         make, close = self._whole_head, self._close
         head = self._pass_through.heads.head(exchange, status, answer.headers, origin, make, close=close)

@@ -138,7 +138,7 @@ _MOST_CONTEXTS = 32
 
 def _shared(own: RedisSSLContext) -> RedisSSLContext:
     """The context that was made first with these settings and these files."""
-    files = (own.certfile, own.keyfile, own.ca_certs)
+    files = (own.certfile, own.keyfile, own.ca_certs, own.ca_path)
     settings = [getattr(own, name) for name in RedisSSLContext.__slots__ if name != "context"]
     key = (*map(str, settings), *map(_changed, files))
     if len(_contexts) >= _MOST_CONTEXTS and key not in _contexts:

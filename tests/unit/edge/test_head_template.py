@@ -24,7 +24,7 @@ from gateway.edge.head_template import (
 )
 from gateway.http.headers import Headers
 from gateway.observability.response_headers import Texts, complete, diagnostics, in_milliseconds
-from gateway.policy.downstream import Downstream
+from gateway.policy.downstream import NOTHING, Downstream
 from gateway.policy.keys import Keying
 from tests.support.policy_values import stored
 
@@ -306,3 +306,12 @@ def test_no_more_templates_of_hits_are_kept_than_allowed() -> None:
         for _ in range(2):
             heads.around_age(200, [(b"x-other", b"%d" % number), *TAGGED], (), None, Told())
     assert repr(heads) == "<HitHeads 2 templates>"
+
+
+def test_a_response_of_no_route_has_the_head_that_is_made_each_time() -> None:
+    heads = Heads()
+    for number in range(3):
+        exchange = missed(f"id-{number}")
+        exchange.downstream = NOTHING
+        head = heads.head(exchange, 200, TAGGED, None, Making(exchange), close=False)
+        assert lines(head) == lines(Making(exchange)(TAGGED, None))
