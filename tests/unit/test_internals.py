@@ -90,7 +90,7 @@ def test_the_gateway_does_not_start_on_another_uvicorn_and_says_what_to_install(
 
 
 def test_redis_is_not_used_with_replies_without_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(connection.PARSER, connection._AsyncHiredisParser, ("_gone",))
+    monkeypatch.setitem(connection.INTERNALS, connection._AsyncHiredisParser, ("_gone",))
     with pytest.raises(UnknownVersion, match=r"redis \S+ has no _AsyncHiredisParser._gone"):
         RedisStore("redis://127.0.0.1:1", prefix="")
 

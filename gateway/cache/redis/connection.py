@@ -166,14 +166,19 @@ MOST_CONNECTIONS = 64
 """Of one client. Concurrency is bounded elsewhere (`store`), at less."""
 
 
-PARSER = {_AsyncHiredisParser: ("_stream", "_reader", "_read_size", "read_from_socket", "read_response")}
-"""What `BoundedParser` uses of redis-py's."""
+INTERNALS: dict[type, tuple[str, ...]] = {
+    _AsyncHiredisParser: ("_stream", "_reader", "_read_size", "read_from_socket", "read_response"),
+    redis.ConnectionPool: ("connection_class",),
+    SSLConnection: ("ssl_context",),
+    RedisSSLContext: ("ca_certs", "ca_path", "certfile", "context", "get", "keyfile"),
+}
+"""What is used of redis-py beyond its documentation: by `BoundedParser`, and to share contexts of TLS."""
 
 
 def connect(url: str, timeout: float) -> Any:
     """A client for `url` whose commands take at most `timeout` seconds each; `is_cluster` is its kind. Raises
     UnknownVersion where redis-py's replies could not be bounded."""
-    require("redis", PARSER)
+    require("redis", INTERNALS)
     scheme = split_redis_url(url).scheme
     settings: dict[str, Any] = {
         "retry": Retry(NoBackoff(), 0),
