@@ -169,7 +169,7 @@ class Heads:
     It is made of marked values by the functions that make every head, when the deciding fields come for the second time
     (an upstream may send a field with another value each time), and is kept only if it gives the bytes that they give
     for the response by which it is made. A response that has a field name twice has none, nor has one without `Date`,
-    which is that of the moment then.
+    which is that of the moment then, or with `Set-Cookie`, which is one client's.
     """
 
     def __init__(self) -> None:
@@ -191,7 +191,9 @@ class Heads:
         """The head of a response with these fields, as `make` makes it, which depends on the exchange, on the request's
         `origin`, and on whether the connection ends (`close`), besides."""
         stored, named = exchange.stored, dict(headers)
-        if exchange.parts or exchange.rate_limit or len(named) < len(headers) or b"date" not in named:
+        if exchange.parts or exchange.rate_limit or len(named) < len(headers):
+            return make(headers, None)
+        if b"date" not in named or b"set-cookie" in named:
             return make(headers, None)
         deciding, values = _parted(headers, named)
         spent, downstream = exchange.spent, exchange.downstream

@@ -315,3 +315,14 @@ def test_a_response_of_no_route_has_the_head_that_is_made_each_time() -> None:
         exchange.downstream = NOTHING
         head = heads.head(exchange, 200, TAGGED, None, Making(exchange), close=False)
         assert lines(head) == lines(Making(exchange)(TAGGED, None))
+
+
+def test_nothing_is_kept_of_a_response_that_sets_a_cookie() -> None:
+    heads = Heads()
+    headers = [*TAGGED, (b"set-cookie", b"session=1")]
+    for number in range(3):
+        exchange = missed(f"id-{number}")
+        assert lines(heads.head(exchange, 200, headers, None, Making(exchange), close=False)) == lines(
+            Making(exchange)(headers, None)
+        )
+    assert not heads._forms
