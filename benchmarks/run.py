@@ -24,6 +24,9 @@ _WARM_UPS = 6
 _SAMPLE = 2000
 _BESIDE = 100
 """Requests in a run that wrk does not count: those in flight at its end, and the checks before and after it."""
+_EVICTED = 1 / 20_000
+"""The share of a run of hits that may be misses. HAProxy looks entries up by 32 bits of their hash, by which one or two
+of 100,000 keys evict another."""
 SATURATED = 0.95
 """The share of its core from which on wrk counts as the limit."""
 
@@ -168,7 +171,7 @@ def _load(lab: Lab, plan: Plan, measured: Measured, peer: Peer) -> float:
 
 def check_misses(name: str, asked: int, requests: int, share: float) -> None:
     """Raises BenchmarkError where the upstream got another share of the requests than those for new keys."""
-    if not share and asked:
+    if not share and asked > _EVICTED * requests:
         raise BenchmarkError(f"{name} asked the upstream {asked} times in a run of hits")
     if share and abs(asked - share * requests) > _BESIDE:
         raise BenchmarkError(f"{name} asked the upstream {asked} times for {requests} requests")

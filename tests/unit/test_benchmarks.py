@@ -85,15 +85,21 @@ def test_where_wrk_was_the_limit_processor_time_counts_and_else_the_rate(load: f
 
 
 @pytest.mark.parametrize(
-    ("asked", "share", "right"),
-    [(0, 0, True), (1, 0, False), (1_040, 0.1, True), (1_200, 0.1, False), (800, 0.1, False), (10_030, 1, True)],
+    ("asked", "requests", "share", "right"),
+    [
+        *((0, 10_000, 0, True), (1, 10_000, 0, False), (2, 200_000, 0, True), (11, 200_000, 0, False)),
+        *((1_040, 10_000, 0.1, True), (1_200, 10_000, 0.1, False), (800, 10_000, 0.1, False)),
+        (10_030, 10_000, 1, True),
+    ],
 )
-def test_the_upstream_must_get_the_requests_for_new_keys_and_no_others(asked: int, share: float, right: bool) -> None:
+def test_the_upstream_must_get_the_requests_for_new_keys_and_no_others(
+    asked: int, requests: int, share: float, right: bool
+) -> None:
     if right:
-        check_misses("ours", asked, 10_000, share)
+        check_misses("ours", asked, requests, share)
         return
     with pytest.raises(BenchmarkError, match="asked the upstream"):
-        check_misses("ours", asked, 10_000, share)
+        check_misses("ours", asked, requests, share)
 
 
 def test_a_row_of_cost_compares_processor_time_for_a_request_where_less_is_better() -> None:
