@@ -110,7 +110,7 @@ class Leases:
         self._claimed: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._ending = Background()
-        self._tokens = (f"{uuid4().hex}{number}".encode() for number in count())
+        self._tokens = map((uuid4().hex.encode() + b"%d").__mod__, count())
 
     def __repr__(self) -> str:
         return f"<Leases held={len(self._held)}>"

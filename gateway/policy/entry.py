@@ -30,7 +30,7 @@ _PREFIX = MAGIC + bytes((VERSION,))
 _SEALED_PREFIX = MAGIC + bytes((SEALED_VERSION,))
 _CHECKSUM_LENGTH = 8
 _HMAC_LENGTH = 32
-_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_NAMES = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+(?:\n[!#$%&'*+\-.^_`|~0-9a-z]+)*")
 _NEVER_STORED = HOP_BY_HOP | {b"content-length", b"set-cookie", b"set-cookie2", b"age"}
 """Fields that no record contains: with framing fields, write access to Redis would allow response splitting."""
 NEVER_STORED_STATUS = frozenset((206, 304, 429))  # 429: RFC 6585 §4
@@ -171,28 +171,39 @@ def may_be_shared(stored: Entry) -> bool:
         200 <= stored.status <= 599
         and stored.status not in NEVER_STORED_STATUS
         and not (stored.body and stored.status in WITHOUT_CONTENT)  # a client would take it for the next response
-        and all(0 <= number < _YEAR_10000 for number in (stored.born, stored.started, stored.initial_age))
+        and 0 <= stored.born < _YEAR_10000
+        and 0 <= stored.started < _YEAR_10000
+        and 0 <= stored.initial_age < _YEAR_10000
         and 0 <= stored.jitter < 1
         and _finite(stored.life)
         and stored.softened is None
         and not stored.distrusted
         and len(stored.headers) <= MOST_FIELDS
-        and all(_may_be_stored(name, value) for name, value in stored.headers)
-        and sum(len(name) + len(value) for name, value in stored.headers) <= MOST_HEAD
+        and (not stored.headers or _may_be_stored(*zip(*stored.headers, strict=True)))
         and are_names(stored.vary)
         and len(stored.stamp) <= LONGEST_STAMP
-        and all(len(name) <= LONGEST_NAME for name in stored.names)
+        and max(map(len, stored.names), default=0) <= LONGEST_NAME
         and sum(map(len, (stored.key, stored.primary, stored.route, *stored.tags))) <= MOST_HEAD
     )
 
 
-def _may_be_stored(name: bytes, value: bytes) -> bool:
-    return bool(_NAME.fullmatch(name)) and name not in _NEVER_STORED and not BAD_IN_VALUE.search(value)
+def _may_be_stored(names: tuple[bytes, ...], values: tuple[bytes, ...]) -> bool:
+    """Whether fields with these names and values may be stored; looked at together, as every fetch needs it."""
+    joined, value = b"\n".join(names), b"".join(values)
+    return (
+        joined.count(b"\n") == len(names) - 1
+        and bool(_NAMES.fullmatch(joined))
+        and _NEVER_STORED.isdisjoint(names)
+        and not BAD_IN_VALUE.search(value)
+        and len(joined) + len(value) < MOST_HEAD + len(names)
+    )
 
 
 def _finite(life: Life) -> bool:
-    given = (life.lifetime, life.heuristic, life.stale_while_revalidate, life.stale_if_error)
-    return all(number is None or 0 <= number < _YEAR_10000 for number in given)
+    for number in (life.lifetime, life.heuristic, life.stale_while_revalidate, life.stale_if_error):
+        if number is not None and not 0 <= number < _YEAR_10000:
+            return False
+    return True
 
 
 def decode_index(data: bytes, primary: str, secret: bytes = b"") -> VaryIndex | None:

@@ -305,17 +305,22 @@ def short_key(key: str) -> str:
 def shared_name(kind: str, key: str) -> str:
     """A key's name in the shared tier. The names of all keys of a target have one hash tag, so that they are in one
     slot of a cluster, and one command may use them."""
-    return f"{kind}:{{{digest(_primary_of(key))[:TAG_LENGTH]}}}{digest(key)}"
+    return kind + (_known_place if len(key) <= LONGEST_PLACED else _place)(key)
 
 
 TAG_LENGTH = 16
 """Hexadecimal digits. Targets with the same tag only share a slot."""
+LONGEST_PLACED = 512
+"""Characters of a key whose digests are kept for the next names: a miss needs those of its index, entry and lease."""
 
 
-def _primary_of(key: str) -> str:
-    """The two lines with which all keys of a target begin: its origin, and itself."""
-    end = key.find("\n", key.find("\n") + 1)
-    return key if end < 0 else key[:end]
+def _place(key: str) -> str:
+    """A name in the shared tier, behind its kind. All keys of a target begin with two lines: its origin, and itself."""
+    end, own = key.find("\n", key.find("\n") + 1), digest(key)
+    return f":{{{(own if end < 0 else digest(key[:end]))[:TAG_LENGTH]}}}{own}"
+
+
+_known_place = lru_cache(maxsize=1024)(_place)
 
 
 def digest(key: str) -> str:

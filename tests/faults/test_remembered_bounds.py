@@ -95,6 +95,7 @@ def long_names(number: int) -> Iterator[str]:
     [
         is_identity,
         is_credential,
+        lambda name: keys.shared_name("e", name),
         lambda name: parse_date(name, 0.0),
         lambda name: CacheControl.of([(b"cache-control", name.encode())]),
         lambda name: target.normalise(b"/" + name.encode(), b"a=" + name.encode()),
@@ -105,7 +106,7 @@ def long_names(number: int) -> Iterator[str]:
             keys.Plan("p", "p", (), None, (name,), (name,)),
         ),
     ],
-    ids=["identity", "credential", "date", "directives", "target", "terms"],
+    ids=["identity", "credential", "name", "date", "directives", "target", "terms"],
 )
 def test_what_is_judged_of_a_long_text_is_not_remembered(judge: Callable[[str], object]) -> None:
     judge(LONG)
@@ -124,6 +125,9 @@ def test_names_are_judged_the_same_whether_they_are_remembered_or_not() -> None:
         assert is_credential(name) is is_credential(f"{'a_' * 50}{name}")
     assert keys._known_identity.cache_info().maxsize == 4096
     assert target._known_credential.cache_info().maxsize == 4096
+    for key in ("api\n/t", "api\n/t\naccept:a"):
+        assert keys.shared_name("e", key) == "e" + keys._place(key)
+    assert keys._known_place.cache_info().maxsize == 1024
     assert upstream_request._known_lines.cache_info().maxsize == 256
 
 

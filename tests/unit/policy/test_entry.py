@@ -156,6 +156,9 @@ def test_a_record_that_cannot_be_ours_is_none(fields: dict[str, object]) -> None
     "fields",
     [
         pytest.param({"headers": ((b"a: b\r\nc", b"d"),)}, id="a line break in a header's name"),
+        pytest.param({"headers": ((b"a\nb", b"c"),)}, id="a line feed in a header's name"),
+        pytest.param({"headers": ((b"a", b"b"), (b"", b"c"))}, id="an empty header name"),
+        pytest.param({"headers": ((b"a", b"b"), (b"a\n", b"c"))}, id="a line feed that ends a header's name"),
         pytest.param({"born": math.inf}, id="an infinite birth"),
         pytest.param({"initial_age": math.inf}, id="an infinite age"),
         pytest.param({"started": math.nan}, id="a start that is no number"),
