@@ -39,7 +39,7 @@ class Tally:
         self.count += 1
         self.seconds += seconds
         if seconds > SECONDS[0]:
-            self.add_slow(seconds)
+            self.slow[bisect_left(SECONDS, seconds)] += 1
 
     def add_slow(self, seconds: float) -> None:
         self.slow[bisect_left(SECONDS, seconds)] += 1

@@ -64,7 +64,8 @@ class UpstreamOrigin(msgspec.Struct, frozen=True):
         return self.upstream.timeout if self.patience.timeout is None else self.patience.timeout
 
     def refusal(self) -> UpstreamError | None:
-        return self.upstream.refusal()
+        places = self.upstream.places
+        return None if places.taken < places.narrow else self.upstream.refusal()
 
     def fetch(self, method: str, headers: Headers) -> Coroutine[Any, Any, Fetched]:
         # The caller applies this origin's timeout, which is the upstream's own: one timer suffices.

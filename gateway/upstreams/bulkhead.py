@@ -48,7 +48,8 @@ class Bulkhead:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._places = places
-        self._narrow = places if narrow is None else min(narrow, places)
+        self.narrow = places if narrow is None else min(narrow, places)
+        """With fewer than these taken there is a free one, and nothing waits."""
         self._narrowed = narrowed
         self.queue = queue
         self.taken = 0
@@ -64,7 +65,7 @@ class Bulkhead:
 
     @property
     def places(self) -> int:
-        return self._narrow if self._narrow < self._places and self._narrowed() else self._places
+        return self.narrow if self.narrow < self._places and self._narrowed() else self._places
 
     @property
     def waiting(self) -> int:
@@ -89,15 +90,15 @@ class Bulkhead:
 
     def enter_now(self) -> float | None:
         """Take a place, as `enter` does, if none has to be waited for; None if `enter` has to decide."""
-        if self._waiting or (self.taken >= self._narrow and self.taken >= self.places) or BEHIND.get():
+        if (self.taken >= self.narrow and (self._waiting or self.taken >= self.places)) or BEHIND.get():
             return None
         self.taken += 1
-        return self._enters()
+        now = self._monotonic()
+        self._entered += now
+        return now
 
     def check(self) -> None:
         """Raises Full if a new request could neither get a place nor wait for one; it is counted."""
-        if not self._waiting and self.taken < self._narrow:
-            return
         taken = self._waiting or self.taken >= self.places
         if taken and (self.waiting >= self.queue or self.expected_wait() > self._patience):
             self._refuse()
@@ -126,7 +127,11 @@ class Bulkhead:
 
     def leave(self, entered: float) -> None:
         self._held += _MEMORY * (self._monotonic() - entered - self._held)
-        self._hand_over(entered)
+        if self._waiting:
+            self._hand_over(entered)
+        else:
+            self._entered -= entered
+            self.taken -= 1
 
     def _hand_over(self, entered: float) -> None:
         """A place is free: it goes to the request that has waited longest."""
@@ -146,7 +151,7 @@ class RetryBudget:
     failing upstream gets at most 1 + `share` times the clients' requests.
     """
 
-    __slots__ = ("_reserve", "_share", "_tokens", "denied", "spent")
+    __slots__ = ("_reserve", "_share", "_tokens", "denied", "full", "spent")
 
     def __init__(self, share: float, reserve: float = 10.0) -> None:
         self.spent = 0
@@ -154,12 +159,15 @@ class RetryBudget:
         self._share = share
         self._reserve = reserve
         self._tokens = reserve if share else 0.0
+        self.full = bool(share)
+        """Whether a request adds nothing to it."""
 
     def __repr__(self) -> str:
         return f"<RetryBudget {self._tokens:.1f} left, {self.spent} spent, {self.denied} denied>"
 
     def asked(self) -> None:
         self._tokens = min(self._reserve, self._tokens + self._share)
+        self.full = self._tokens >= self._reserve
 
     def take(self) -> bool:
         """Whether a request may be repeated now."""
@@ -167,5 +175,6 @@ class RetryBudget:
             self.denied += 1
             return False
         self._tokens -= 1
+        self.full = False
         self.spent += 1
         return True

@@ -117,6 +117,7 @@ class Upstream:
         self._checked_every = health.every.total_seconds() if health is not None else 1.0
         self._order = in_turn(self.hosts, config.weights)
         self._usable = len(set(map(id, self._order)))
+        self._only = self._order[0] if self._usable == 1 else None
         self._next_host = 0
         self._lookups_failed = 0
         self._changes = config.headers.request.changes.without(b"host")
@@ -172,11 +173,14 @@ class Upstream:
         breaker open, connection failed, timeout, invalid response.
         """
         timeout = self.timeout if patience.timeout is None else patience.timeout
-        sending = Sending(method, target, headers, body, interim, patience, timeout, None, bounded)
-        sending.until = asyncio.get_running_loop().time() + timeout if sending.is_here else None
+        here = body is None or isinstance(body, bytes)
+        until = asyncio.get_running_loop().time() + timeout if here else None
+        sending = Sending(method, target, headers, body, interim, patience, timeout, until, bounded)
         if self._tracing is not None:
             return self._fetch_traced(self._tracing, sending, changes)
-        self.complete(sending, changes, PASSED_ON.get())
+        traceparent = PASSED_ON.get()
+        if traceparent or changes is not NO_CHANGES or self._changes is not NO_CHANGES:
+            self.complete(sending, changes, traceparent)
         return self._fetch(sending)
 
     async def _fetch_traced(self, tracing: Tracing, sending: Sending, changes: FieldChanges) -> Fetched:
@@ -193,7 +197,8 @@ class Upstream:
             sending.headers, sending.constants = changes.applied(sending.headers), changes.added
 
     async def _fetch(self, sending: Sending, call: Call | None = None) -> Fetched:
-        self.budget.asked()
+        if not self.budget.full:
+            self.budget.asked()
         upload = None
         if sending.body is not None and not isinstance(sending.body, bytes):
             upload = sending.body = Upload(sending.body)
@@ -212,18 +217,17 @@ class Upstream:
         if call is not None:
             call.answered(host, response.status)
 
-        ended = partial(self._ended, entered, upload, host, series)
         try:
             headers = self._checked(response, sending.headers)
         except UpstreamError as error:
-            ended(error)
+            self._ended(entered, upload, host, series, error)
             await response.stream.aclose()
             raise
         body: ResponseBody
         if response.content is None:
-            body = self._body(response, sending, ended)
+            body = self._body(response, sending, partial(self._ended, entered, upload, host, series))
         else:
-            ended(None)
+            self._ended(entered, upload, host, series, None)
             body = WholeBody(response.content)
         return Fetched(response.status, headers, body, shows_cut=response.shows_cut, framed=response.framed)
 
@@ -318,11 +322,10 @@ class Upstream:
     def _at_once(self, sending: Sending, host: Host, attempt: Attempt) -> asyncio.Future[ReceivedHead] | None:
         """The answer to a request that is sent on an idle connection, now; None if it must wait for a connection, or
         is of another kind."""
-        if self._connections is None or not sending.is_plain:
+        if self._connections is None or (sent := sending.in_one(host.base)) is None:
             return None
-        head = sending.head(host.base)
-        patience, bodiless = sending.timeout, sending.method == "HEAD"
-        return self._connections.begin(host.base.origin, head, attempt, patience, bodiless=bodiless)
+        bodiless = sending.method == "HEAD"
+        return self._connections.begin(host.base.origin, sent, attempt, sending.timeout, bodiless=bodiless)
 
     def _tell(self, interim: Interim, status: int, fields: Headers) -> None:
         """Report an interim response with the fields that a final one could have; one that is too large is not
@@ -359,6 +362,9 @@ class Upstream:
 
     def admitted(self, apart: set[str] | None) -> tuple[Host, int]:
         """The next host, and its breaker's pass. Raises UpstreamResting where none may be asked."""
+        only = self._only
+        if only is not None and apart is None and (series := only.admit()) is not None:
+            return only, series
         later: Host | None = None
         for _ in self._order:
             host = self._order[self._next_host]

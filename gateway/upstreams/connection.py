@@ -326,10 +326,10 @@ class PlainConnection(asyncio.Protocol):
 
     def _give_back(self, *, keeps: bool, after: float) -> None:
         """Nothing is under way any more, after a response that has ended: close it, unless it may be used again."""
-        transport, keeps = self._transport, keeps and not self._draining
-        if transport is not None and not keeps:
-            transport.close()
-        self._pool.give_back(self, keeps=keeps and transport is not None, after=after)
+        keeps = keeps and not self._draining
+        if self._transport is not None and not keeps:
+            self._transport.close()
+        self._pool.give_back(self, keeps=keeps, after=after)
 
     def _fail(self, error: httpx.TransportError) -> None:
         if self._answer is not None and not self._answer.done():
@@ -351,15 +351,12 @@ class Pool:
     """
 
     def __init__(
-        self,
-        connect: Callable[[str, float | None], Awaitable[PlainConnection]],
-        *,
-        limit: int,
-        keepalive: float,
+        self, connect: Callable[[str, float | None], Awaitable[PlainConnection]], *, limit: int, keepalive: float
     ) -> None:
         self._connect = connect
         self._limit = limit
-        self._free = asyncio.Semaphore(limit)
+        self._free = limit
+        self._left = asyncio.Event()
         self._keepalive = keepalive
         self._idle: dict[str, list[PlainConnection]] = {}
         self._used: set[PlainConnection] = set()
@@ -379,7 +376,7 @@ class Pool:
     @property
     def open(self) -> int:
         """The open connections, and those that are being made."""
-        return self._limit - self._free._value + len(self._watched) + sum(map(len, self._idle.values()))
+        return self._limit - self._free + len(self._watched) + sum(map(len, self._idle.values()))
 
     def close_idle(self) -> bool:
         """Close the connection that has been idle for longest; whether there was one."""
@@ -393,10 +390,10 @@ class Pool:
     ) -> Answer | None:
         """Send a request on an idle connection, as `PlainConnection.send` does; None if there is none, or none may be
         used now. Nothing is waited for."""
-        connection = None if self._free.locked() else self._kept(origin)
+        connection = self._kept(origin) if self._free else None
         if connection is None:
             return None
-        self._free._value -= 1  # what `acquire` does if it need not wait
+        self._free -= 1
         self._used.add(connection)
         return connection.send(head, attempt, patience, bodiless=bodiless)
 
@@ -405,17 +402,25 @@ class Pool:
         what `connect` raises."""
         try:
             async with asyncio.timeout(pool):
-                await self._free.acquire()
+                while not self._free:  # its caller's queue is the bulkhead: to wait here is rare, and in no order
+                    self._left.clear()
+                    await self._left.wait()
         except TimeoutError:
             raise httpx.PoolTimeout("timed out waiting for a connection") from None
+        self._free -= 1
         try:
             connection = self._kept(origin) or await self._connect(origin, connect)
         except BaseException:
-            self._free.release()
+            self._leave()
             raise
         connection.origin = origin
         self._used.add(connection)
         return connection
+
+    def _leave(self) -> None:
+        self._free += 1
+        if self._free == 1:
+            self._left.set()
 
     def uses(self, connection: PlainConnection) -> bool:
         """Whether a request is under way on it, or about to be sent."""
@@ -447,7 +452,7 @@ class Pool:
         if connection not in self._used:
             return
         self._used.remove(connection)
-        self._free.release()
+        self._leave()
         if keeps and not after:
             self._keep(connection)
         elif keeps and len(self._watched) < self._limit:

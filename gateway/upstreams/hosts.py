@@ -30,8 +30,8 @@ LOGGED_EVERY = 60.0
 LEAST_SHARE = 0.1
 """The share of its requests that a host gets at least after it came back."""
 LATE = Cause("timeout", "no response before the deadline")
-_DOTS = re.compile(r"/\.{1,2}(?:/|$)")
-_PLAIN = re.compile(r"[!$-\[\]-~]*")  # ASCII that is visible, but for `"`, `#` and the backslash
+# ASCII that is visible, but for `"`, `#` and the backslash; no segment of the path is `.` or `..`.
+_INSIDE = re.compile(r"(?![^?]*/\.{1,2}(?:[/?]|$))/[!$-\[\]-~]*")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Base:
 
         Raises UpstreamMalformed: such a target is a bug of the caller, and nothing is sent.
         """
-        if not target.startswith("/") or not _PLAIN.fullmatch(target) or _DOTS.search(target.partition("?")[0]):
+        if not _INSIDE.fullmatch(target):
             raise UpstreamMalformed("gateway", "a target outside its upstream's base URL")
         return (self.prefix + target).encode("ascii")
 
@@ -102,7 +102,7 @@ class Breaker:
     it never opens.
     """
 
-    __slots__ = ("_before", "_failures", "_now", "_probing", "_rest", "_series", "_until", "_window", "opened", "state")
+    __slots__ = ("_before", "_failures", "_now", "_probing", "_rest", "_until", "_window", "opened", "series", "state")
 
     def __init__(self, *, failures: int = 20, window: float = 10.0, rest: float = 2.0) -> None:
         self.state = BreakerState.CLOSED
@@ -113,7 +113,8 @@ class Breaker:
         self._rest = rest
         self._until = 0.0
         self._probing = False
-        self._series = 0
+        self.series = 0
+        """The permit of requests that are sent in the present state; while it is closed, all are."""
         self._now, self._before = _Count(), _Count()
 
     def __repr__(self) -> str:
@@ -125,11 +126,11 @@ class Breaker:
             self._enter(BreakerState.HALF_OPEN)
             self._probing = False
         if self.state is BreakerState.CLOSED:
-            return self._series
+            return self.series
         if self.state is BreakerState.OPEN or self._probing:
             return None
         self._probing = True
-        return self._series
+        return self.series
 
     def retry_after(self, now: float) -> float:
         """Seconds until a retry is worthwhile."""
@@ -140,7 +141,7 @@ class Breaker:
         return self.state is BreakerState.CLOSED
 
     def succeeded(self, series: int, now: float) -> None:
-        if series != self._series:
+        if series != self.series:
             return  # sent before the state changed: it doesn't concern the host's current state
         if self.state is BreakerState.HALF_OPEN:
             self._enter(BreakerState.CLOSED)
@@ -152,7 +153,7 @@ class Breaker:
 
     def failed(self, series: int, now: float, client: bytes | None = None) -> None:
         """A request failed; `client` names whose credentials it had, if that may be why."""
-        if series != self._series:
+        if series != self.series:
             return
         if self.state is BreakerState.HALF_OPEN:
             self._open(now)
@@ -176,7 +177,7 @@ class Breaker:
 
     def abandoned(self, series: int) -> None:
         """No result: the client disconnected."""
-        if series == self._series:
+        if series == self.series:
             self._probing = False
 
     def _counted(self, now: float) -> _Count:
@@ -193,7 +194,7 @@ class Breaker:
 
     def _enter(self, state: BreakerState) -> None:
         self.state = state
-        self._series += 1
+        self.series += 1
 
 
 @dataclass(slots=True)
@@ -229,7 +230,10 @@ class Host:
 
     def admit(self) -> int | None:
         """A permit of its breaker for one request; None if none may be sent."""
-        return self.breaker.admit(self.monotonic()) if self.healthy else None
+        if not self.healthy:
+            return None
+        breaker = self.breaker
+        return breaker.series if breaker.state is BreakerState.CLOSED else breaker.admit(self.monotonic())
 
     def is_its_turn(self) -> bool:
         """Whether a host that came back a moment ago takes this request: ever more of those whose turn is its own."""

@@ -124,8 +124,7 @@ class CountedConnection(Protocol):
     received: bool
 
 
-@dataclass(slots=True)
-class Attempt:
+class Attempt(msgspec.Struct):
     """One request on one connection: the callback for interim responses, and whether it is safe to send it again.
 
     The caller passes it as the extension `attempt`, and reads it if the request failed.
@@ -171,11 +170,6 @@ class Sending(msgspec.Struct):
         return self.body is None or isinstance(self.body, bytes)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it goes out on a connection of our own, in one write."""
-        return isinstance(self.body, bytes) or (self.body is None and self.method in METHODS)
-
-    @property
     def stream(self) -> httpx.AsyncByteStream | bytes | None:
         if self.body is None or isinstance(self.body, bytes):
             return self.body
@@ -194,10 +188,14 @@ class Sending(msgspec.Struct):
             fields = [*without(fields, b"content-length"), (b"content-length", b"%d" % len(self.body))]
         return fields if has(fields, b"host") else [(b"host", base.sent_host), *fields]
 
-    def head(self, base: Base) -> bytes:
-        """The request's bytes for a host, where it is whole. Raises UpstreamMalformed, httpx.LocalProtocolError."""
-        head = request_head(self.method, base.path(self.target), self.fields(base))
-        return head + self.body if isinstance(self.body, bytes) else head
+    def in_one(self, base: Base) -> bytes | None:
+        """Its bytes for a host, if it goes out on a connection of our own, in one write; None otherwise. Raises
+        UpstreamMalformed, httpx.LocalProtocolError."""
+        if self.body is None and self.method in METHODS:
+            return request_head(self.method, base.path(self.target), self.headers, base.sent_host)
+        if isinstance(self.body, bytes):
+            return request_head(self.method, base.path(self.target), self.fields(base)) + self.body
+        return None
 
     def timeouts(self, connect: float) -> UpstreamTimeouts:
         bounded = self.until is not None
@@ -232,20 +230,23 @@ _BREAKS = re.compile(rb"[\r\n\0]")
 _TARGET = re.compile(rb"/[\x21-\x7e]*")
 
 
-def request_head(method: str, target: bytes, headers: Headers) -> bytes:
-    """A request's bytes, where it has no body. Raises httpx.LocalProtocolError where a field would end its line."""
-    if not _TARGET.fullmatch(target):
+def request_head(method: str, target: bytes, headers: Headers, host: bytes = b"") -> bytes:
+    """A request's bytes, where it has no body; `host` is its Host if `headers` have none. Raises
+    httpx.LocalProtocolError where a field would end its line."""
+    last = b"%b: %b" % (headers[-1] if headers else (b"host", host))
+    if not _TARGET.fullmatch(target) or _BREAKS.search(last):
         raise httpx.LocalProtocolError("a request that can't be sent")
-    lines = _known_lines(tuple(headers[:-1])) + _lines(tuple(headers[-1:]))
-    return b"%b %b HTTP/1.1\r\n%b\r\n" % (method.encode("ascii"), target, lines)
+    lines = _known_lines(tuple(headers[:-1]), b"" if last.startswith(b"host:") else host)
+    return b"%b %b HTTP/1.1\r\n%b%b\r\n\r\n" % (method.encode("ascii"), target, lines, last)
 
 
-def _lines(fields: tuple[tuple[bytes, bytes], ...]) -> bytes:
+@lru_cache(maxsize=256)
+def _known_lines(fields: tuple[tuple[bytes, bytes], ...], host: bytes) -> bytes:
+    """All lines but the last, the request's ID, which are the same for most requests of a route. At most 256 heads, of
+    32 KiB each."""
+    if host and not has(fields, b"host"):
+        fields = ((b"host", host), *fields)
     lines = [name + b": " + value for name, value in fields]
     if _BREAKS.search(b"".join(lines)):
         raise httpx.LocalProtocolError("a request that can't be sent")
     return b"".join([line + b"\r\n" for line in lines])
-
-
-_known_lines = lru_cache(maxsize=256)(_lines)
-"""All but the last, the request's ID, are the same for most requests of a route. At most 256 heads, of 32 KiB each."""

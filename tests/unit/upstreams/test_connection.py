@@ -8,11 +8,13 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator
 
+import httpx
 import pytest
 
 from gateway.errors import UpstreamError
 from gateway.testing import TurnedClock, running
-from gateway.upstreams.request import Attempt
+from gateway.upstreams.request import Attempt, UpstreamTimeouts
+from gateway.upstreams.transport import Transport
 from tests.support.gateways import gateway
 from tests.support.raw import OK, POISON, SECOND, Connection, always, raw_upstream, speaking_to
 
@@ -235,4 +237,32 @@ async def test_a_caller_that_leaves_takes_the_connection_with_it() -> None:
         release.set()
         assert (await upstream.fetch("GET", "/", [])).status == 200
         assert raw.connections == 2
+        await upstream.aclose()
+
+
+async def test_requests_beyond_the_limit_of_connections_wait_for_one_or_give_up() -> None:
+    """The upstream's own queue is before it; this is for those who use the transport alone."""
+    release = asyncio.Event()
+
+    async def script(connection: Connection) -> None:
+        while await connection.request():
+            await release.wait()
+            await connection.send(OK)
+
+    async with raw_upstream(script) as raw:
+        upstream = speaking_to(raw, max_connections=1)
+        transport = upstream.transport
+        assert isinstance(transport, Transport)
+
+        async def ask(pool: float | None) -> int:
+            return (await transport.send("GET", raw.url + "/", [], None, UpstreamTimeouts(pool), Attempt())).status
+
+        waiting = [asyncio.ensure_future(ask(None)) for _ in range(4)]
+        await asyncio.sleep(0)
+        with pytest.raises(httpx.PoolTimeout):
+            await ask(0.001)
+        waiting[1].cancel()
+        release.set()
+        assert await asyncio.gather(waiting[0], *waiting[2:]) == [200, 200, 200]
+        assert transport.connections_in_use == 0
         await upstream.aclose()

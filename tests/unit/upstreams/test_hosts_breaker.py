@@ -119,7 +119,7 @@ def test_never_more_than_one_trial_is_under_way(steps: list[tuple[str, float]]) 
             else:
                 (breaker.failed if step == "fail" else breaker.succeeded)(series, now)
         if breaker.state is BreakerState.HALF_OPEN:
-            assert out.count(breaker._series) <= 1
+            assert out.count(breaker.series) <= 1
 
 
 def test_it_shows_its_state() -> None:

@@ -24,3 +24,15 @@ def test_a_field_that_would_end_its_line_is_not_sent(value: bytes) -> None:
 def test_a_target_that_is_none_is_not_sent(target: bytes) -> None:
     with pytest.raises(httpx.LocalProtocolError):
         request_head("GET", target, [])
+
+
+def test_the_host_is_sent_once_and_first_unless_the_fields_have_one() -> None:
+    other, own = (b"x-a", b"1"), (b"host", b"own.test")
+    cases = (
+        ([other, other], [(b"host", b"api.test"), other, other]),
+        ([own, other], [own, other]),
+        ([other, own], [other, own]),
+        ([], [(b"host", b"api.test")]),
+    )
+    for fields, sent in cases:
+        assert request_head("GET", b"/", fields, b"api.test") == request_head("GET", b"/", sent)
