@@ -7,10 +7,11 @@ the scope; the engine sets the outcome; headers, metrics and log are made from i
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -145,7 +146,7 @@ class RequestContext(msgspec.Struct):
     route: str = ""
     downstream: Downstream = NOTHING
     """The fields for downstream caches."""
-    spent: dict[str, float] = {}
+    spent: defaultdict[str, float] = msgspec.field(default_factory=partial(defaultdict, float))
     forwarded_for: str = ""
     told: Told | None = None
     """The information from trusted proxies; None if there is none."""
@@ -187,9 +188,6 @@ class RequestContext(msgspec.Struct):
         """The upstream broke off in the middle of the answer, whose head was sent."""
         self.failure = error.why
         self.outcome = msgspec.structs.replace(self.outcome, result=Result.ERROR, detail="cut", stored=False)
-
-    def spend(self, what: str, seconds: float) -> None:
-        self.spent[what] = self.spent.get(what, 0.0) + seconds
 
 
 def exchange_of(scope: MutableMapping[str, Any]) -> RequestContext | None:

@@ -438,10 +438,14 @@ class DirectAggregate:
     def reads(self) -> bool:
         return self.aggregate.admission is None and not self.aggregate.counts_hits
 
+    @property
+    def engine_route(self) -> Route:
+        return self.aggregate.route
+
     def ask(
         self,
         exchange: RequestContext,
-        interim: Interim | None,
+        interim: Interim,
         block: PlanCache | None = None,
         parameters: dict[str, str] | None = None,
     ) -> CacheRequest:

@@ -108,11 +108,14 @@ class Generations:
             await self._live(scope, receive, send)
             return
         current = self.current
-        current.underway.began()
+        underway = current.underway
+        underway.count += 1
         try:
             await current.app(scope, receive, send)
         finally:
-            current.underway.ended()
+            underway.count -= 1
+            if underway.waiting:
+                underway.ended()
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

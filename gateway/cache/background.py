@@ -62,30 +62,28 @@ async def end(task: asyncio.Task[None] | None) -> None:
 
 
 class Underway:
-    """Counts requests from their beginning to the end of their answers; `none` waits until there are none."""
+    """Counts requests from their beginning to the end of their answers; `none` waits until there are none. Who begins
+    and ends one changes `count`, and then calls `ended` if anybody is `waiting`."""
 
-    __slots__ = ("_waiting", "count")
+    __slots__ = ("count", "waiting")
 
     def __init__(self) -> None:
         self.count = 0
-        self._waiting: list[asyncio.Future[None]] = []
+        self.waiting: list[asyncio.Future[None]] = []
 
     def __repr__(self) -> str:
         return f"<Underway {self.count}>"
 
-    def began(self) -> None:
-        self.count += 1
-
     def ended(self) -> None:
-        self.count -= 1
-        if self._waiting and not self.count:
-            for waiting in self._waiting:
+        """Let those who wait go on, if there are no more requests."""
+        if not self.count:
+            for waiting in self.waiting:
                 if not waiting.done():
                     waiting.set_result(None)
-            self._waiting.clear()
+            self.waiting.clear()
 
     async def none(self) -> None:
         """Wait until no request is under way."""
         while self.count:
-            self._waiting.append(waiting := asyncio.get_running_loop().create_future())
+            self.waiting.append(waiting := asyncio.get_running_loop().create_future())
             await waiting

@@ -235,7 +235,7 @@ class Engine:
                 fetched = await send()
         except UpstreamError as error:
             return self._answering.broken(exchange, error, forward=why)
-        exchange.spend("upstream", time.perf_counter() - began)
+        exchange.spent["upstream"] += time.perf_counter() - began
         if invalidates is not None and 200 <= fetched.status < 400:
             await self.invalidate(invalidates(fetched))
         request = keep(fetched) if keep is not None else None
@@ -300,7 +300,7 @@ class Engine:
         """The response of this request's own flight, in its own task."""
         began = time.perf_counter()
         landing = await self._flying.lead(key, request, stale)
-        request.exchange.spend("upstream", time.perf_counter() - began)
+        request.exchange.spent["upstream"] += time.perf_counter() - began
         if request.facts.ranged and self._fetching.is_asked_again(request, landing):
             return await self._part_alone(request, landing, stale, reason)
         return self._answering.landed(request, landing, stale, reason, collapsed=False)
@@ -315,7 +315,7 @@ class Engine:
         """
         began = time.perf_counter()
         landing = await (flight.lead() if leading else flight.wait(partial(self._serves, request)))
-        request.exchange.spend("upstream", time.perf_counter() - began)
+        request.exchange.spent["upstream"] += time.perf_counter() - began
         if landing is None or (not leading and not self._is_for(request, landing, stale)):
             return Useless.TO_ME
         if leading and self._fetching.is_asked_again(request, landing):
@@ -346,7 +346,7 @@ class Engine:
                 )
         except Overloaded as error:
             landing = Failed(error.status, error=error)
-        request.exchange.spend("upstream", time.perf_counter() - began)
+        request.exchange.spent["upstream"] += time.perf_counter() - began
         if not ranged and self._fetching.is_asked_again(request, landing):
             return await self._part_alone(request, landing, stale, forward)
         if isinstance(landing, Landed) and landing.kept and not request.route.made:
@@ -448,7 +448,7 @@ class Engine:
         try:
             return await self.tiers.newer(request.wanted, known, claim)
         finally:
-            request.exchange.spend("cache", time.perf_counter() - began)
+            request.exchange.spent["cache"] += time.perf_counter() - began
 
     async def purge(
         self,

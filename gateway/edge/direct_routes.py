@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 from fastapi.routing import RouteContext, iter_route_contexts
+from msgspec import structs
 from starlette.routing import BaseRoute, Mount, Route, compile_path
 
 from gateway.cache.request import CacheRequest
+from gateway.cache.request import Route as EngineRoute
 from gateway.cache.respond import Answer
 from gateway.context import RequestContext
 from gateway.edge.entries import HeaderBlock
@@ -24,6 +26,7 @@ from gateway.routing.declared import Declared
 from gateway.routing.fast_path import Learning
 from gateway.routing.handlers import DeclaredRequest, Handlers
 from gateway.routing.references import Asked
+from gateway.routing.upstream_request import UpstreamOrigin
 from gateway.upstreams.request import Interim
 
 
@@ -38,10 +41,14 @@ class Direct(Protocol):
     def reads(self) -> bool:
         """Whether it takes GET and HEAD."""
 
+    @property
+    def engine_route(self) -> EngineRoute:
+        """The same as the engine sees it."""
+
     def ask(
         self,
         exchange: RequestContext,
-        interim: Interim | None,
+        interim: Interim,
         block: HeaderBlock | None = None,
         parameters: dict[str, str] | None = None,
     ) -> CacheRequest:
@@ -82,25 +89,36 @@ class DirectRoute:
         open_to_all = self.route.admission is None and not self.route.counts_hits
         return open_to_all and self.route.passes("GET") and self.route.passes("HEAD")
 
+    @cached_property
+    def engine_route(self) -> EngineRoute:
+        return self.route.engine_route
+
+    @cached_property
+    def _origin(self) -> UpstreamOrigin:
+        """The origin of its responses, but for what each request has of its own."""
+        return self.route.origin("", "", self.handlers.metrics)
+
     def ask(
         self,
         exchange: RequestContext,
-        interim: Interim | None,
+        interim: Interim,
         block: HeaderBlock | None = None,
         parameters: dict[str, str] | None = None,
     ) -> CacheRequest:
         """Raises RequestRefused."""
         assert exchange.target is not None
+        route, own = self.route, exchange.target.path
         if parameters is not None:
-            target, own = self.route.plain_target(parameters), exchange.target.path
+            plain = route.target.plain_path
+            target = plain % parameters if plain else route.whole_target(parameters, ())
         else:
-            target, parameters = self.route.upstream_target(exchange.target.path, exchange.target.query)
+            target, parameters = route.upstream_target(own, exchange.target.query)
             own = str(exchange.target)
-        asked = Asked(self.route, target, own, exchange.root)
-        told = self.handlers.interim(interim, asked)
-        origin = self.route.origin(target, exchange.request_id, self.handlers.metrics, told)
-        if self.route.limits is not None:
-            exchange.allowance = self.route.limits.allowance()
+        asked = Asked(route, target, own, exchange.root)
+        told = partial(self.handlers.interim, interim, asked)
+        origin = structs.replace(self._origin, target=target, request_id=exchange.request_id, interim=told)
+        if route.limits is not None:
+            exchange.allowance = route.limits.allowance()
         return self.handlers.ask(exchange, asked, origin, parameters, None, block=block, stays=True)
 
     async def answer(self, ask: CacheRequest) -> Answer:
@@ -153,11 +171,8 @@ class Patterns:
         match = self._plain.match(path)
         if match is None or match.lastindex is None:
             return None
-        direct, names = self._groups[match.lastindex]
-        if direct is None or not direct.reads:
-            return None
-        first = match.lastindex + 1
-        return direct, path, {name: match[first + at] for at, name in enumerate(names)}
+        direct, names, values = self._groups[match.lastindex]
+        return None if direct is None else (direct, path, dict(zip(names, match.groups()[values], strict=True)))
 
     def slashes(self, target: Target) -> Slashes:
         """How the route of a target handles encoded slashes. Python handlers refuse them."""
@@ -176,16 +191,18 @@ class Patterns:
         return [_pattern(context) for context in contexts] if contexts else [(_ANYTHING, None)]
 
 
-Groups = dict[int, tuple[Direct | None, tuple[str, ...]]]
+Groups = dict[int, tuple[Direct | None, tuple[str, ...], slice]]
 
 
 def _one_of(patterns: Iterable[Pattern]) -> tuple[re.Pattern[str], Groups]:
-    """One pattern for all, the first of which matches; and by the index of its group the route, and the names of the
-    groups that follow."""
+    """One pattern for all, the first of which matches; and by the index of its group the route, if it is read, and the
+    names and places of the groups that follow."""
     alternatives, groups, index = [], Groups(), 1
     for pattern, direct in patterns:
         alternatives.append(f"({_NAMED.sub('(', pattern.pattern)})")
-        groups[index] = direct, tuple(sorted(pattern.groupindex, key=pattern.groupindex.__getitem__))
+        names = tuple(sorted(pattern.groupindex, key=pattern.groupindex.__getitem__))
+        readable = direct if direct is not None and direct.reads else None
+        groups[index] = readable, names, slice(index, index + len(names))
         index += 1 + pattern.groups
     return re.compile("|".join(alternatives)), groups
 

@@ -218,7 +218,7 @@ class Endings:
     def __init__(self, route: str, result: Result) -> None:
         exchange = RequestContext("", 0.0, "", "", "", route=route, outcome=Outcome(result, ttl=0))
         self.plain = Ending(exchange)
-        exchange.spend("cache", 0.0)
+        exchange.spent["cache"] = 0.0
         self.looked = Ending(exchange)
 
 

@@ -16,13 +16,13 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from gateway.cache.request import CacheRequest
 from gateway.cache.respond import Answer, problem
 from gateway.context import RequestContext
 from gateway.edge.direct_routes import Direct, Patterns
-from gateway.edge.entries import HeaderBlock
 from gateway.edge.head_template import INTERIM, Heads, head_of, interim_head
 from gateway.errors import RequestRefused, UpstreamError
 from gateway.http.forwarding import Trusted, place
@@ -59,7 +59,7 @@ class Connection(Protocol):
     transport: asyncio.Transport
     tasks: set[asyncio.Task[None]]
 
-    def passed(self, pass_request: PassThroughRequest, *, close: bool) -> None:
+    def passed(self, pass_request: PassThroughRequest, ask: CacheRequest, *, close: bool) -> None:
         """The answer is written, whole."""
 
 
@@ -95,10 +95,14 @@ class PassThrough:
                 return None
             method = line.method.decode("ascii")
             exchange = exchange_for(fields, peer, method, scheme, self.trusted, looked=looked)
-            exchange.host = host
-            return self._pass_request(exchange, target, direct, scheme, None)
+            exchange.host = host if exchange.told is None else place(exchange.told, host, scheme)[0]
+            exchange.target, exchange.root = target, self.root
+            direct.engine_route.takes(exchange)
+            pass_request = PassThroughRequest(self, exchange, direct, traced=has(exchange.headers, TRACEPARENT))
+            pass_request.ask = direct.ask(exchange, pass_request.interim)
         except RequestRefused:
             return None
+        return pass_request
 
     def repeated(
         self, repeat: Repeat, line: bytes, limits: Limits, request_id: bytes, peer: str, scheme: str, began: float
@@ -118,28 +122,28 @@ class PassThrough:
                 if found is None:
                     return None
                 method, direct, parameters = read.method.decode("ascii"), found, None
-            exchange = self._exchange(repeat, request_id, method, peer, scheme, began)
-            return self._pass_request(exchange, target, direct, scheme, repeat.block, parameters)
+            block, trusted, route = repeat.block, self.trusted, direct.engine_route
+            told = None if trusted is None else trusted.told(peer, block.headers)
+            exchange = RequestContext(
+                request_id=request_id.decode("ascii"),
+                began=began,
+                method=method,
+                client=peer if told is None else told.client,
+                scheme=scheme if told is None else told.scheme or scheme,
+                forwarded_for=peer if told is None else ", ".join(told.chain),
+                headers=[*block.headers, (b"x-request-id", request_id)] if repeat.numbered else block.headers,
+                host=block.host if told is None else place(told, block.host, scheme)[0],
+                target=target,
+                root=self.root,
+                route=route.name,
+                downstream=route.downstream,
+                told=told,
+            )
+            pass_request = PassThroughRequest(self, exchange, direct, traced=block.traced)
+            pass_request.ask = direct.ask(exchange, pass_request.interim, block, parameters)
         except RequestRefused:
             return None
-
-    def _exchange(
-        self, repeat: Repeat, request_id: bytes, method: str, peer: str, scheme: str, began: float
-    ) -> RequestContext:
-        """The context of a request whose header block was parsed before."""
-        block, trusted = repeat.block, self.trusted
-        told = None if trusted is None else trusted.told(peer, block.headers)
-        return RequestContext(
-            request_id=request_id.decode("ascii"),
-            began=began,
-            method=method,
-            client=peer if told is None else told.client,
-            scheme=scheme if told is None else told.scheme or scheme,
-            forwarded_for=peer if told is None else ", ".join(told.chain),
-            headers=[*block.headers, (b"x-request-id", request_id)] if repeat.numbered else block.headers,
-            host=block.host,
-            told=told,
-        )
+        return pass_request
 
     def _found(self, line: Line, host: str, scheme: str) -> tuple[Target, Direct | None]:
         """The target below the prefix, and the route that is asked without ASGI. Raises RequestRefused."""
@@ -148,47 +152,26 @@ class PassThrough:
         direct = self.patterns.direct(target.decoded)
         return target, direct if direct is not None and direct.reads else None
 
-    def _pass_request(
-        self,
-        exchange: RequestContext,
-        target: Target,
-        direct: Direct,
-        scheme: str,
-        block: HeaderBlock | None,
-        parameters: dict[str, str] | None = None,
-    ) -> PassThroughRequest:
-        """Raises RequestRefused."""
-        exchange.root = self.root
-        exchange.target = target
-        if exchange.told is not None:
-            exchange.host, _ = place(exchange.told, exchange.host, scheme)
-        traced = has(exchange.headers, TRACEPARENT) if block is None else block.traced
-        pass_request = PassThroughRequest(self, exchange, direct, traced=traced)
-        pass_request.ask = direct.ask(exchange, pass_request.interim, block, parameters)
-        return pass_request
 
-
-class PassThroughRequest:
+class PassThroughRequest(msgspec.Struct, eq=False):
     """One request on its way to the upstream and back. It ends with its connection."""
 
-    __slots__ = (
-        *("ask", "direct", "exchange"),
-        *("_begun", "_close", "_connection", "_left", "_pass_through", "_shared", "_size", "_task", "_traced"),
-    )
-    ask: CacheRequest
-
-    def __init__(self, pass_through: PassThrough, exchange: RequestContext, direct: Direct, *, traced: bool) -> None:
-        self.exchange = exchange
-        self.direct = direct
-        self._pass_through = pass_through
-        self._traced = traced
-        self._connection: Connection | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._begun = False
-        self._left = False
-        self._close = False
-        self._size = 0
-        self._shared: SharedBody | None = None
+    _pass_through: PassThrough
+    exchange: RequestContext
+    direct: Direct
+    traced: bool
+    ask: CacheRequest | None = None
+    """None once the request has begun."""
+    _connection: Connection | None = None
+    _task: asyncio.Task[None] | None = None
+    _running: bool = False
+    _begun: bool = False
+    """Whether the head is written."""
+    _left: bool = False
+    """Whether the client has disconnected, and the request is counted."""
+    _close: bool = False
+    _size: int = 0
+    _shared: SharedBody | None = None
 
     @property
     def written(self) -> int:
@@ -196,26 +179,21 @@ class PassThroughRequest:
         return self._size if self._shared is None else self._shared.sent
 
     def begin(self, connection: Connection, loop: asyncio.AbstractEventLoop, *, close: bool) -> None:
+        assert self.ask is not None
         self._connection, self._close = connection, close
-        self._pass_through.underway.began()
-        self._task = loop.create_task(self._run(connection))
+        self._pass_through.underway.count += 1
+        self._task = loop.create_task(self._run(connection, self.ask))
         connection.tasks.add(self._task)
-        self._task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        assert self._connection is not None
-        self._connection.tasks.discard(task)
-        self._pass_through.underway.ended()
         # The request for the engine leads back to this one, by its callback for interim responses. A cycle would keep
         # all that a request is made of until a round of the garbage collector, which took a third of a miss's time.
-        del self.ask
-        self._task = None
+        self.ask = None
 
     def cancel(self) -> None:
-        """The client has disconnected. A shared fetch continues to its landing."""
+        """The client has disconnected. A shared fetch continues to its landing. A task that does not run yet must, as
+        its end is what counts."""
         if self._task is None or self._left:
             return
-        if not self.exchange.leading:
+        if self._running and not self.exchange.leading:
             self._task.cancel()
             return
         self._left = True
@@ -236,15 +214,15 @@ class PassThroughRequest:
         if not connection.flow.write_paused:  # of a client that does not read, nothing waits here
             connection.transport.write(interim_head(status, headers))
 
-    async def _run(self, connection: Connection) -> None:
-        exchange = self.exchange
-        if self._traced:  # a task of its own: nothing is set before
-            TRACE.set(traceparent_of(exchange.headers))
-        self.ask.route.takes(exchange)
-        status = CLIENT_LEFT
+    async def _run(self, connection: Connection, ask: CacheRequest) -> None:
+        self._running, status = True, CLIENT_LEFT
+        if self.traced:  # a task of its own: nothing is set before
+            TRACE.set(traceparent_of(self.exchange.headers))
         try:
+            if self._left:
+                return
             try:
-                answer = await self.direct.answer(self.ask)
+                answer = await self.direct.answer(ask)
             except Exception as error:
                 answer = self._failed(error)
             if self._left:
@@ -256,15 +234,24 @@ class PassThroughRequest:
             if not self._is_written_whole(connection, answer):
                 await self._send(connection, answer)
         except UpstreamError as error:
-            exchange.cut(error)
+            self.exchange.cut(error)
             connection.transport.close()  # in the middle: an answer that ended early must not look whole
         except BaseException:
             connection.transport.close()  # after any error, the connection is not used again
             raise
         finally:
-            if not self._left:
-                self._tell(status)
-        connection.passed(self, close=self._close)
+            self._ended(connection, status)
+        connection.passed(self, ask, close=self._close)
+
+    def _ended(self, connection: Connection, status: int) -> None:
+        if not self._left:
+            self._tell(status)
+        assert self._task is not None
+        connection.tasks.discard(self._task)
+        self._task, underway = None, self._pass_through.underway
+        underway.count -= 1
+        if underway.waiting:
+            underway.ended()
 
     def _tell(self, status: int) -> None:
         exchange, pass_through = self.exchange, self._pass_through

@@ -116,10 +116,6 @@ class Declared:
         selected = select_query(query, self.allowed, self.dropped) if query else ()
         return self._target(parameters, selected), parameters
 
-    def plain_target(self, parameters: dict[str, str]) -> str:
-        """The same for the parameters of a path of unreserved characters without dots, and no query."""
-        return self.target.plain_path % parameters if self.target.plain_path else self._target(parameters, ())
-
     def whole_target(self, parameters: dict[str, str], query: tuple[str, ...]) -> str:
         """The same for a request that bypasses the cache: no response is shared, so its query is unchanged."""
         return self._target(parameters, query)

@@ -27,7 +27,7 @@ from gateway.cache.respond import Answer, limit_reached, problem
 from gateway.context import RequestContext, exchange_of
 from gateway.errors import RequestRefused, UpstreamTimeout
 from gateway.http.forwarding import Trusted
-from gateway.http.headers import first, values, without
+from gateway.http.headers import Headers, first, values, without
 from gateway.http.target import Slashes, Target, normalise, resolve
 from gateway.identity.principal import Principal
 from gateway.observability.log import ONCE
@@ -112,7 +112,8 @@ class Handlers:
             path, root = local_path(request), root_of(request)
             target, parameters = route.upstream_target(path, exchange.target.query)
             asked = Asked(route, target, str(structs.replace(exchange.target, path=path)), root)
-            interim = self.interim(interim_of(request), asked)
+            send = interim_of(request)
+            interim = None if send is None else partial(self.interim, send, asked)
             origin = route.origin(target, exchange.request_id, self.metrics, interim)
             if request.method == "PURGE":
                 return await self._purge(exchange, route, origin, parameters)
@@ -449,14 +450,10 @@ class Handlers:
         headers = self._references.mapped(without(answer.headers, *hidden), asked)
         return Answer(answer.status, headers, answer.body)
 
-    def interim(self, interim: Interim | None, asked: Asked) -> Interim | None:
-        """Passes on interim responses as clients may see them: with the fields that a final one would keep."""
-        if interim is None:
-            return None
-        downstream = asked.route.engine_route.downstream
-        return lambda status, headers: interim(
-            status, downstream.interim(self.public(Answer(status, passed_on(headers), b""), asked).headers)
-        )
+    def interim(self, send: Interim, asked: Asked, status: int, headers: Headers) -> None:
+        """Send an interim response as clients may see it: with the fields that a final one would keep."""
+        public = self.public(Answer(status, passed_on(headers), b""), asked)
+        send(status, asked.route.engine_route.downstream.interim(public.headers))
 
     @cached_property
     def _references(self) -> References:

@@ -106,9 +106,9 @@ def test_an_exchange_begins_as_local() -> None:
 
 def test_an_exchange_adds_up_what_is_spent_on_one_thing() -> None:
     one = exchange()
-    one.spend("cache", 0.25)
-    one.spend("upstream", 1.0)
-    one.spend("cache", 0.5)
+    one.spent["cache"] += 0.25
+    one.spent["upstream"] += 1.0
+    one.spent["cache"] += 0.5
     assert one.spent == {"cache": 0.75, "upstream": 1.0}
 
 

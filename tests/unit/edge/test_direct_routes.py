@@ -6,12 +6,16 @@ import pytest
 from fastapi import APIRouter
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from starlette.routing import Mount, Route
 
 from gateway import Gateway, create_app
+from gateway.context import RequestContext
 from gateway.edge.direct_routes import DirectRoute, Patterns
 from gateway.http.request_parser import Limits, read_line
-from gateway.http.target import normalise, split_raw_target
+from gateway.http.target import Target, normalise, split_raw_target
+from gateway.routing.handlers import DeclaredRequest
+from gateway.routing.upstream_request import UpstreamOrigin
 
 PATHS = {
     "item": ("/items/{number}", "/inside/{number}/whole"),
@@ -58,7 +62,12 @@ def test_a_plain_line_has_the_route_parameters_and_target_that_any_line_has(line
     assert found[:2] == (direct, target.path)
     inside, parameters = direct.route.upstream_target(target.path, ())
     assert found[2] == parameters
-    assert direct.route.plain_target(parameters) == inside
+    exchange = RequestContext("id", 0.0, "GET", "", "http", target=Target(target.path, (), target.path))
+    asked = direct.ask(exchange, lambda status, headers: None, None, parameters)
+    assert isinstance(asked, DeclaredRequest)
+    assert isinstance(asked.origin, UpstreamOrigin)
+    assert (asked.origin.target, asked.asked.target) == (inside, inside)
+    assert structs.replace(asked.origin, interim=None) == direct.route.origin(inside, "id", APP.metrics)
 
 
 @pytest.mark.parametrize(

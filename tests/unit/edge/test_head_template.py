@@ -41,7 +41,7 @@ def context(*, parts: bool = False) -> RequestContext:
     made = RequestContext("id-1", 0.0, "GET", "127.0.0.1", "http")
     made.outcome = Outcome(Result.HIT, ttl=17, tier="memory")
     if parts:
-        made.spend("memory", 0.000_2)
+        made.spent["memory"] = 0.000_2
     return made
 
 
@@ -140,7 +140,7 @@ def missed(request_id: str, *, keying: Keying = PUBLIC, spent: tuple[str, ...] =
     exchange.downstream = DOWNSTREAM[keying]
     exchange.stored = stored()
     for number, name in enumerate(spent):
-        exchange.spend(name, 0.25 + number)
+        exchange.spent[name] = 0.25 + number
     return exchange
 
 

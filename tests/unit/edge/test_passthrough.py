@@ -161,6 +161,22 @@ async def test_a_client_that_leaves_ends_nothing_for_those_who_wait_for_the_same
     assert app.app.underway.count == 0
 
 
+@pytest.mark.parametrize("repeated", [False, True])
+async def test_of_a_client_that_leaves_before_its_request_has_begun_the_upstream_hears_nothing(repeated: bool) -> None:
+    upstream = StubUpstream(lambda _: httpx.Response(200, content=b"body", headers=NO_STORE))
+    log: list[int] = []
+    settings = gateway().config.model_copy()
+    app = Counted(create_app(settings, transport=upstream, log=lambda exchange, status, *_: log.append(status)))
+    line = Line(app)
+    if repeated:
+        await asked(line, GET % b"")
+    line.send(GET % b"")
+    line.hang_up()
+    await line.answer()
+    assert (upstream.asked, log) == (int(repeated), [200] * repeated + [499])
+    assert (app.passed, app.app.underway.count, len(line.protocol.tasks)) == (1 + repeated, 0, 0)
+
+
 async def test_pipelined_requests_are_answered_in_their_order() -> None:
     app = Counted(
         gateway(StubUpstream(lambda request: httpx.Response(200, content=request.url.path, headers=NO_STORE)))
