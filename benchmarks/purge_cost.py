@@ -45,7 +45,7 @@ def stored(number: int, stamp: str, now: float) -> Entry:
 
 async def fill(store: RedisStore, memory: Memory, purges: RedisPurges, clock: SystemClock, entries: int) -> None:
     for first in range(0, entries, BATCH):
-        some = [stored(n, purges.epochs.stamp(), clock.now()) for n in range(first, min(first + BATCH, entries))]
+        some = [stored(n, purges.epochs.stamp, clock.now()) for n in range(first, min(first + BATCH, entries))]
         done = await store.write([(entry_name(each.key), encode(each), 86_400.0) for each in some])
         assert done, "Redis did not take the responses"
         for each in some:

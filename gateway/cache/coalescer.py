@@ -110,7 +110,8 @@ class Coalescer:
 
     def _new_flight(self, key: str) -> Flight:
         self.launched += 1
-        flight = self.flights[key] = Flight(key, self._tiers.stamp(), self._clock.now(), self.launched)
+        stamp = self._tiers.purges.epochs.stamp
+        flight = self.flights[key] = Flight(key, stamp, self._clock.now(), self.launched)
         return flight
 
     async def lead(self, key: str, ask: CacheRequest, stale: Entry | None) -> Landing:
@@ -157,7 +158,8 @@ class Coalescer:
             landing = Failed(500, error=error)
         finally:
             self._forget(flight)
-            await flight.land(landing if landing is not None else _stopping(origin))
+            if flight.waiting or flight.abandoned:  # else it has nobody to wake: as it is forgotten, nobody will come
+                await flight.land(landing if landing is not None else _stopping(origin))
         return landing, lease
 
     async def _after(self, flight: Flight, landing: Landing, lease: Lease | None) -> None:

@@ -190,14 +190,16 @@ class Engine:
         if request.plan.bypass is not None:
             return await self.pass_by(request.exchange, "bypass", request.past, detail=request.plan.bypass)
         found = Found(self.tiers.at_hand(request.wanted), "memory")
-        decision = freshness.decide(found.stored, request.facts, request.route.rules, self.clock.now())
-        if isinstance(decision, _TO_FETCH) and self._is_shared(request):
+        now = 0.0 if found.stored is None else self.clock.now()  # of no account where nothing is stored
+        decision = freshness.decide(found.stored, request.facts, request.route.rules, now)
+        if self.tiers.shared.available and not request.route.made and isinstance(decision, _TO_FETCH):
             if found.stored is not None or not request.exchange.looked:
                 found = await self._newer(request, found, self._claim(request))
             decision = freshness.decide(found.stored, request.facts, request.route.rules, self.clock.now())
         match decision:
             case Miss():
-                reason = "vary-miss" if self.tiers.has_others(request.wanted) else "miss"
+                others = self.tiers.memory.indices.entries and self.tiers.has_others(request.wanted)
+                reason = "vary-miss" if others else "miss"
                 return await self._ask_upstream(request, None, reason)
             case Hit():
                 return self._hit(request, decision.stored, found.tier)
@@ -261,7 +263,7 @@ class Engine:
             and self._fetching.usable_on_error(request, stale)
         ):
             return self._answering.from_stored(request, stale, Result.STALE_ERROR, detail="resting")
-        if self._fetching.may_send_range(request):
+        if request.facts.ranged and self._fetching.may_send_range(request):
             part = self._stored_part(request)
             if part is not None:
                 return part

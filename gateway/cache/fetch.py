@@ -147,9 +147,9 @@ class Fetcher:
         conditions = validation.validators(stale) if stale is not None else []
         ranges = _range_of(request.headers) if ranged else []
         begun = None
-        if method == "GET" and not ranged and stale is None and complete and request.route.follows_origin:
+        if request.route.follows_origin and method == "GET" and not ranged and stale is None and complete:
             begun, ranges = self._storing.to_complete(request)
-        sent, stamp = self._clock.now(), self._tiers.stamp()
+        sent, stamp = self._clock.now(), self._tiers.purges.epochs.stamp
         with Deadline(left) as deadline:
             forward = request.plan.forward
             fetched = await origin.fetch(method, (*forward, *conditions, *ranges) if conditions or ranges else forward)
@@ -371,11 +371,12 @@ class Fetcher:
         and the credentials that the upstream sees though they are not in the key, unless the stored response is known
         to be for all."""
         secret = request.route.keying.identity_key
-        key = (
-            variant_key(request.plan.base, vary, request.headers, secret)
-            if vary
-            else self._tiers.flight_key(request.wanted)
-        )
+        if vary:
+            key = variant_key(request.plan.base, vary, request.headers, secret)
+        elif self._tiers.memory.indices.entries:
+            key = self._tiers.flight_key(request.wanted)
+        else:
+            key = request.plan.base
         if not request.facts.authorized or not request.route.follows_origin:
             return key
         identity = _line_of([pair for pair in request.plan.forward if pair[0] == b"authorization"], request)

@@ -58,7 +58,7 @@ Landing = Landed | Failed | NotShareable
 Preview = Callable[[], Entry]
 
 
-class Flight:
+class Flight(msgspec.Struct, eq=False):
     """One fetch in flight. `stamp` and `began` (seconds) show which purges have passed it since; `number` is its order
     of start.
 
@@ -66,24 +66,18 @@ class Flight:
     once, and when the fetch is complete.
     """
 
-    __slots__ = (
-        *("_head", "_landed", "_landing", "_preview", "_promised"),
-        *("abandoned", "began", "key", "number", "stamp", "waiting"),
-    )
-
-    def __init__(self, key: str, stamp: str = "", began: float = 0.0, number: int = 0) -> None:
-        self.key = key
-        self.number = number
-        self.stamp = stamp
-        self.began = began
-        self.waiting = 0
-        self.abandoned = False
-        self._landed: Landing | None = None
-        self._promised: Preview | None = None
-        self._preview: Entry | None = None
-        # Made for the first who waits: most flights have only the one that leads them.
-        self._landing: asyncio.Future[Landing] | None = None
-        self._head: asyncio.Future[Preview | None] | None = None
+    key: str
+    stamp: str = ""
+    began: float = 0.0
+    number: int = 0
+    waiting: int = 0
+    abandoned: bool = False
+    _landed: Landing | None = None
+    _promised: Preview | None = None
+    _preview: Entry | None = None
+    # Made for the first who waits: most flights have only the one that leads them.
+    _landing: asyncio.Future[Landing] | None = None
+    _head: asyncio.Future[Preview | None] | None = None
 
     def __repr__(self) -> str:
         state = "under way" if self._landed is None else "landed"

@@ -29,7 +29,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from gateway.policy.entry import Entry, size_of
+from gateway.policy.entry import Entry
 from gateway.policy.vary import VaryIndex
 
 V = TypeVar("V")
@@ -37,7 +37,11 @@ V = TypeVar("V")
 ENTRY_BYTES = 144
 """Overhead of an entry: its node and size, and its places in a shard and a queue."""
 
-_TEXT_BYTES = 56
+_BYTES = 33 + 7  # an object's header, and half an allocator step
+_TEXT = 49 + 7
+_NAMED = _TEXT + 8  # a text and its slot in a tuple
+_PAIR = 56 + 8  # a tuple of two and its slot
+_ENTRY = 320  # the two structs, floats and tuples
 GONE = -1
 MOST_USES = 3  # two bits, as in the paper: more remembers for longer, to no use
 _SMALL_SHARE = 10  # the small queue has one part in ten, as in the paper
@@ -106,12 +110,15 @@ class S3Fifo(Generic[V]):
             shard[key], node.key = node, key
             self._set(node, value, size)
             return
-        main = self._ghosts.discard(hashed, len(self._small) + len(self._main))
+        ghosts = self._ghosts
+        main = ghosts.time > 0 and ghosts.discard(hashed, len(self._small) + len(self._main))
         shard[key] = node = Node(key, value, size, main)
-        (self._main if main else self._small).append(node)
-        self.bytes += size
-        if not main:
+        if main:
+            self._main.append(node)
+        else:
+            self._small.append(node)
             self._small_bytes += size
+        self.bytes += size
         self.entries += 1
 
     def renew(self, node: Node[V], value: V, size: int) -> None:
@@ -124,7 +131,7 @@ class S3Fifo(Generic[V]):
         node = self._shards[hash(key) & self._mask].get(key)
         if node is not None and node.value is not None:
             node.uses = 0
-            self._set(node, None, ENTRY_BYTES + _TEXT_BYTES + len(key))
+            self._set(node, None, ENTRY_BYTES + _TEXT + len(key))
             self.entries -= 1
 
     def clear(self) -> None:
@@ -204,13 +211,14 @@ class Ghosts:
 
     def clear(self) -> None:
         self._table = array("Q", (0,)) * (self._mask + 1)
-        self._time = 0
+        self.time = 0
+        """How many there were, in turns of 32 bits; 0 before the first."""
 
     def add(self, hashed: int) -> None:
-        self._time = (self._time + 1) & 0xFFFFFFFF or 1  # no slot in use is 0
+        self.time = (self.time + 1) & 0xFFFFFFFF or 1  # no slot in use is 0
         first = hashed & self._mask
         slot = first if self._age(first) >= self._age(first ^ 1) else first ^ 1
-        self._table[slot] = hashed & 0xFFFFFFFF_00000000 | self._time
+        self._table[slot] = hashed & 0xFFFFFFFF_00000000 | self.time
 
     def discard(self, hashed: int, newest: int) -> bool:
         """Whether `hashed` is among the `newest` ghosts (a number); it is none from then on."""
@@ -219,12 +227,12 @@ class Ghosts:
             ghost = self._table[slot]
             if ghost and ghost & ~0xFFFFFFFF == fingerprint:
                 self._table[slot] = 0
-                return (self._time - ghost) & 0xFFFFFFFF < newest
+                return (self.time - ghost) & 0xFFFFFFFF < newest
         return False
 
     def _age(self, slot: int) -> int:
         ghost = self._table[slot]
-        return (self._time - ghost) & 0xFFFFFFFF if ghost else 2**32
+        return (self.time - ghost) & 0xFFFFFFFF if ghost else 2**32
 
 
 def _shards(capacity: int) -> int:
@@ -258,12 +266,13 @@ class Memory:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._responses: S3Fifo[Entry] = S3Fifo(capacity)
-        self._indices: S3Fifo[VaryIndex] = S3Fifo(capacity // _INDEX_SHARE)
-        self._room = capacity - self._responses.overhead - self._indices.overhead
+        self.indices: S3Fifo[VaryIndex] = S3Fifo(capacity // _INDEX_SHARE)
+        """The variants of primary keys; none where no response varies."""
+        self._room = capacity - self._responses.overhead - self.indices.overhead
         self._evictions = 0
         self.get: Callable[[str], Entry | None] = self._responses.get  # bound once: a hit calls nothing between
         """The response stored under a variant's key."""
-        self.index: Callable[[str], VaryIndex | None] = self._indices.get
+        self.index: Callable[[str], VaryIndex | None] = self.indices.get
         """The variants of a primary key."""
         self.node: Callable[[str], Node[Entry] | None] = self._responses.node
         """The node of a response's key: while its turn is the same, its response is."""
@@ -272,7 +281,7 @@ class Memory:
     def selector(self, primary: str) -> Node[VaryIndex]:
         """A node whose turn changes with whatever could change which response of a primary key a request selects, but
         for the responses' own nodes. All keys without an index share one, as most have none and an index comes once."""
-        node = self._indices.node(primary)
+        node = self.indices.node(primary)
         return self._unindexed if node is None else node
 
     def __repr__(self) -> str:
@@ -285,7 +294,7 @@ class Memory:
     @property
     def statistics(self) -> MemoryStatistics:
         """What is stored now, and how many responses were evicted since the start."""
-        return MemoryStatistics(len(self._responses), self._responses.bytes + self._indices.bytes, self._evictions)
+        return MemoryStatistics(len(self._responses), self._responses.bytes + self.indices.bytes, self._evictions)
 
     def hottest(self, number: int) -> list[str]:
         """The keys of up to `number` responses, the most used first, of 20,000 entries. Parts and forms of responses,
@@ -294,28 +303,29 @@ class Memory:
         return [each.key for each in found if each.status != 206 and each.key.startswith(each.primary)][:number]
 
     def put(self, stored: Entry, size: int | None = None) -> VaryIndex | None:
-        """Store a response, and return the variants of its primary key; `size` is its `record.size_of`, if known."""
+        """Store a response, and return the variants of its primary key; `size` is its `size_of`, if known."""
         size = size_of(stored) if size is None else size
         if size > self.capacity // 8:
             self._responses.remove(stored.key)
         else:
             self._responses.put(stored.key, stored, size)
-        if (index := self._indices.node(stored.primary)) is not None:
+        index = self.indices.node(stored.primary) if self.indices.entries else None
+        if index is not None:
             index.turn += 1  # it may now be the one of them that a request selects
-        if self._responses.bytes + self._indices.bytes > self._room:
+        if self._responses.bytes + self.indices.bytes > self._room:
             self._shrink()
         return None if index is None else index.value
 
     def renew(self, node: Node[Entry], stored: Entry, size: int) -> None:
         """`put` into the key's existing node, if its primary key has no index; `size` is at most an eighth."""
         self._responses.renew(node, stored, size)
-        if self._responses.bytes + self._indices.bytes > self._room:
+        if self._responses.bytes + self.indices.bytes > self._room:
             self._shrink()
 
     def put_index(self, index: VaryIndex) -> None:
-        if self._indices.node(index.primary) is None:
+        if self.indices.node(index.primary) is None:
             self._unindexed.turn += 1
-        self._indices.put(index.primary, index, _index_size(index))
+        self.indices.put(index.primary, index, _index_size(index))
         self._shrink()
 
     def remove(self, key: str) -> None:
@@ -323,16 +333,30 @@ class Memory:
 
     def clear(self) -> None:
         self._responses.clear()
-        self._indices.clear()
+        self.indices.clear()
 
     def _shrink(self) -> None:
-        responses, indices = self._responses, self._indices
+        responses, indices = self._responses, self.indices
         while responses.bytes + indices.bytes > self._room and (responses.bytes or indices.bytes):
             # Indices are small and help every variant: they go only once there are as many of them as of entries.
             if responses.bytes and (len(indices) <= len(responses) or not indices.bytes):
                 self._evictions += responses.evict()
             else:
                 indices.evict()
+
+
+def size_of(stored: Entry) -> int:
+    """The bytes of a stored response: its parts as CPython 3.11 to 3.14 (64 bit) sizes them.
+
+    What the store adds is `ENTRY_BYTES`. Measured against tracemalloc for bodies from 0 B
+    to 1 MiB; the test holds it to within 15 %.
+    """
+    headers = (2 * _BYTES + _PAIR) * len(stored.headers) + sum(map(len, chain.from_iterable(stored.headers)))
+    texts = stored.tags + stored.vary + stored.names
+    named = _NAMED * (len(texts) + 1) + len(stored.route) + (sum(map(len, texts)) if texts else 0)
+    keyed = _TEXT + len(stored.key) + named
+    primary = 0 if stored.primary == stored.key else _TEXT + len(stored.primary)
+    return _ENTRY + headers + keyed + primary + _BYTES + len(stored.body)
 
 
 def _index_size(index: VaryIndex) -> int:

@@ -102,7 +102,7 @@ class TieredStore:
     def at_hand(self, wanted: Selection) -> Entry | None:
         """The newest response in memory that a request selects (RFC 9111 §4.1)."""
         plan = wanted.plan
-        index = self.memory.index(plan.primary)
+        index = self.memory.index(plan.primary) if self.memory.indices.entries else None
         if index is None:
             stored = self.memory.get(plan.base)
             return None if stored is None else self._judged(stored, wanted)
@@ -237,7 +237,7 @@ class TieredStore:
         if stored is None or len(stored.body) > wanted.largest:
             return None
         epochs = self.purges.epochs
-        if not epochs.untouched(stored.stamp):
+        if stored.stamp != epochs.untouched_stamp and not epochs.untouched(stored.stamp):
             state, softened = epochs.judge(stored.stamp, stored.started, self._names(stored, wanted))
             if state is PurgeState.VOID:
                 return None
@@ -267,7 +267,7 @@ class TieredStore:
 
     def stamp(self) -> str:
         """The stamp for a fetch that starts now."""
-        return self.purges.epochs.stamp()
+        return self.purges.epochs.stamp
 
     def outlived(self, stamp: str, started: float, wanted: Selection) -> bool:
         """Whether a purge has passed a fetch with this stamp: later requests may not be served by it."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from gateway.aggregates.lifetime import PartLife, joining, whole_headers
 from gateway.aggregates.shape import BodyCache
 from gateway.aggregates.splice_plan import SplicePart, SplicePlan
-from gateway.cache.memory import MOST_USES
+from gateway.cache.memory import MOST_USES, size_of
 from gateway.cache.respond import stored_answer
 from gateway.cache.store import Selection
 from gateway.context import Outcome, PartState, RequestContext, Result
@@ -29,7 +29,7 @@ from gateway.http.headers import has, http_date
 from gateway.observability.access_log import AccessLog
 from gateway.observability.metrics import Metrics, Tally
 from gateway.observability.response_headers import complete
-from gateway.policy.entry import Entry, Life, size_of
+from gateway.policy.entry import Entry, Life
 from gateway.policy.keys import Plan
 from gateway.policy.rules import MAX_LIFE
 from gateway.policy.validation import own_tag

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hmac
 import re
-from itertools import chain
 
 import msgspec
 from msgspec import structs
@@ -221,24 +220,3 @@ def decode_index(data: bytes, primary: str, secret: bytes = b"") -> VaryIndex | 
 def may_be_index(index: VaryIndex) -> bool:
     """Whether an index may stand in the shared tier, as `may_be_shared` of a response."""
     return len(index.names) <= MAX_VARY_SETS and all(map(are_names, index.names))
-
-
-def size_of(stored: Entry) -> int:
-    """The bytes a stored response takes in memory: its parts as CPython 3.11 to 3.14 (64 bit) sizes them.
-
-    What the store adds is counted there (`cache.memory.ENTRY_BYTES`). Measured against tracemalloc for bodies from 0 B
-    to 1 MiB; the test holds it to within 15 %.
-    """
-    headers = (2 * _BYTES + _PAIR) * len(stored.headers) + sum(map(len, chain.from_iterable(stored.headers)))
-    texts = stored.tags + stored.vary + stored.names
-    named = _NAMED * (len(texts) + 1) + len(stored.route) + (sum(map(len, texts)) if texts else 0)
-    keyed = _TEXT + len(stored.key) + named
-    primary = 0 if stored.primary == stored.key else _TEXT + len(stored.primary)
-    return _ENTRY + headers + keyed + primary + _BYTES + len(stored.body)
-
-
-_BYTES = 33 + 7  # an object's header, and half an allocator step
-_TEXT = 49 + 7
-_NAMED = _TEXT + 8  # a text and its slot in a tuple
-_PAIR = 56 + 8  # a tuple of two and its slot
-_ENTRY = 320  # the two structs, floats and tuples

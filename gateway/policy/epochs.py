@@ -161,7 +161,10 @@ class Epochs:
         self._soft: dict[str, list[tuple[Position, float]]] = {}
         self._newest: Position = _BEFORE_ALL
         self._positions: dict[str, Position] = {}
-        self._stamp = ""
+        self.stamp = ""
+        """The stamp of a fetch that starts now."""
+        self.untouched_stamp: str | None = None
+        """A stamp that is `untouched`: the present one; None while purges are pending."""
         self._waiting_hard: dict[str, float] = {}
         self._waiting_soft: dict[str, float] = {}
         self._pending_by_names: dict[tuple[tuple[str, ...], bool], str] = {}
@@ -173,10 +176,6 @@ class Epochs:
             f"<Epochs {self.generation[:8]} applied={show_position(self.applied)} floor={show_position(self.floor)} "
             f"records={len(self.records)} pending={len(self.pending)}>"
         )
-
-    def stamp(self) -> str:
-        """The stamp of a fetch that starts now."""
-        return self._stamp
 
     # --- purges from the stream ---------------------------------------------------------------------------
 
@@ -354,7 +353,9 @@ class Epochs:
     def _changed(self) -> None:
         self.version += 1
         self._latest = max(self._newest, self.floor)
-        self._stamp = f"{self.generation} {show_position(self.applied)}"
+        self.stamp = f"{self.generation} {show_position(self.applied)}"
+        clear = self.generation and not self.pending and self.applied >= self._latest
+        self.untouched_stamp = self.stamp if clear else None
 
     def position(self, stamp: str) -> Position:
         """The position of a stamp in the stream; before all of it for another generation."""

@@ -261,7 +261,7 @@ def purge(data: bytes) -> None:
     stream = PurgeStream(None, "gw:")
     _, found = stream._record(b"7-1", [b"i", b"id", b"r", data])
     epochs = Epochs("generation")
-    stamp = epochs.stamp()
+    stamp = epochs.stamp
     epochs.apply((7, 1), found, 1e9)
     epochs.judge(stamp, 1.0, (EVERYTHING, *found.names))
     pieces = data.split(b"\n")

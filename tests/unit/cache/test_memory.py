@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
-from gateway.cache.memory import ENTRY_BYTES, Memory
-from gateway.policy.entry import Entry, Life, size_of
+from gateway.cache.memory import ENTRY_BYTES, Memory, size_of
+from gateway.policy.entry import Entry, Life, decode_stored, encode
 from gateway.policy.vary import VaryIndex
+from tests.support.entries import SAMPLE
 
 
 def stored(key: str, body: int = 100, primary: str | None = None) -> Entry:
@@ -258,3 +264,57 @@ def test_a_memory_never_holds_more_than_its_capacity_and_counts_what_it_holds(
     removed = memory.statistics.bytes - sum(size_of(each) + ENTRY_BYTES for each in held) - sum(map(counted, indices))
     assert removed % NODE == 0
     assert 0 <= removed <= NODE * len(ALL)
+
+
+# --- the bytes of a response ------------------------------------------------------------------------------
+
+
+def entry(number: int, body: int, headers: int, names: int) -> Entry:
+    primary = f"catalog\n/products/{number:08d}"
+    return Entry(
+        key=f"{primary}\naccept:application/json\naccept-language:en",
+        primary=primary,
+        born=1.8e9 + number,
+        started=1.8e9 + number + 0.5,
+        initial_age=float(number),
+        status=200,
+        headers=tuple((b"x-header-%02d" % each, b"value %02d of %08d" % (each, number)) for each in range(headers)),
+        body=b"b" * body,
+        life=Life(lifetime=60.0 + number),
+        jitter=0.5 + number / 1e6,
+        tags=tuple(f"tag:{each}:{number}" for each in range(names)),
+        vary=tuple(f"x-header-{each:02d}" for each in range(names)),
+        route="products",
+    )
+
+
+@pytest.mark.usefixtures("only_new_objects")
+@pytest.mark.parametrize("from_redis", [True, False], ids=["read from Redis", "made here"])
+@pytest.mark.parametrize(("headers", "names"), [(0, 0), (10, 2), (40, 12)], ids=["bare", "usual", "many headers"])
+@pytest.mark.parametrize("body", [0, 10, 100, 1000, 10_000, 100_000, 1024 * 1024])
+def test_a_stored_response_is_counted_with_the_bytes_it_takes(
+    body: int, headers: int, names: int, from_redis: bool
+) -> None:
+    def taken(number: int) -> Entry:
+        made = entry(number, body, headers, names)
+        stored = decode_stored(encode(made), made.key) if from_redis else made
+        assert stored is not None
+        return stored
+
+    memory, count = Memory(2**27), 24 if body > 10_000 else 300
+    memory.put(taken(count))
+    counted = memory.statistics.bytes
+    gc.collect()  # empties CPython's free lists too, whose objects tracemalloc would not see
+    tracemalloc.start()
+    try:
+        for number in range(count):
+            memory.put(taken(number))
+        gc.collect()
+        measured = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert memory.statistics.bytes - counted == pytest.approx(measured, rel=0.15)
+
+
+def test_a_key_that_is_its_own_primary_key_is_counted_once() -> None:
+    assert size_of(structs.replace(SAMPLE, key=SAMPLE.primary)) < size_of(SAMPLE) - len(SAMPLE.primary)

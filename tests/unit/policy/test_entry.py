@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import pickle
 import tracemalloc
@@ -13,7 +12,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_digest
 
-from gateway.cache.memory import Memory
 from gateway.http.request_parser import BAD_IN_VALUE
 from gateway.policy.entry import (
     MAGIC,
@@ -25,7 +23,6 @@ from gateway.policy.entry import (
     decode_stored,
     encode,
     is_sealed,
-    size_of,
     tail_of,
 )
 from gateway.policy.vary import VaryIndex
@@ -315,60 +312,6 @@ def test_corrupt_bytes_never_raise_and_never_belong_to_another_key(data: st.Data
     assert stored is None or stored.key == SAMPLE.key
     index = decode_index(bytes(record), INDEX.primary)
     assert index is None or index.primary == INDEX.primary
-
-
-# --- bytes -------------------------------------------------------------------------------------------------
-
-
-def entry(number: int, body: int, headers: int, names: int) -> Entry:
-    primary = f"catalog\n/products/{number:08d}"
-    return Entry(
-        key=f"{primary}\naccept:application/json\naccept-language:en",
-        primary=primary,
-        born=1.8e9 + number,
-        started=1.8e9 + number + 0.5,
-        initial_age=float(number),
-        status=200,
-        headers=tuple((b"x-header-%02d" % each, b"value %02d of %08d" % (each, number)) for each in range(headers)),
-        body=b"b" * body,
-        life=Life(lifetime=60.0 + number),
-        jitter=0.5 + number / 1e6,
-        tags=tuple(f"tag:{each}:{number}" for each in range(names)),
-        vary=tuple(f"x-header-{each:02d}" for each in range(names)),
-        route="products",
-    )
-
-
-@pytest.mark.usefixtures("only_new_objects")
-@pytest.mark.parametrize("from_redis", [True, False], ids=["read from Redis", "made here"])
-@pytest.mark.parametrize(("headers", "names"), [(0, 0), (10, 2), (40, 12)], ids=["bare", "usual", "many headers"])
-@pytest.mark.parametrize("body", [0, 10, 100, 1000, 10_000, 100_000, 1024 * 1024])
-def test_a_stored_response_is_counted_with_the_bytes_it_takes(
-    body: int, headers: int, names: int, from_redis: bool
-) -> None:
-    def taken(number: int) -> Entry:
-        made = entry(number, body, headers, names)
-        stored = decode_stored(encode(made), made.key) if from_redis else made
-        assert stored is not None
-        return stored
-
-    memory, count = Memory(2**27), 24 if body > 10_000 else 300
-    memory.put(taken(count))
-    counted = memory.statistics.bytes
-    gc.collect()  # empties CPython's free lists too, whose objects tracemalloc would not see
-    tracemalloc.start()
-    try:
-        for number in range(count):
-            memory.put(taken(number))
-        gc.collect()
-        measured = tracemalloc.get_traced_memory()[0]
-    finally:
-        tracemalloc.stop()
-    assert memory.statistics.bytes - counted == pytest.approx(measured, rel=0.15)
-
-
-def test_a_key_that_is_its_own_primary_key_is_counted_once() -> None:
-    assert size_of(changed(key=SAMPLE.primary)) < size_of(SAMPLE) - len(SAMPLE.primary)
 
 
 @pytest.mark.parametrize("secret", [b"", b"0123456789abcdef"], ids=["checksum", "HMAC"])

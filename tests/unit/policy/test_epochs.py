@@ -38,7 +38,7 @@ def state(epochs: Epochs, stamp: str, started: float = 0.0) -> PurgeState:
 
 def test_a_floor_forgets_what_lies_before_it_and_makes_void_what_was_stamped_before() -> None:
     epochs = Epochs("g")
-    early = epochs.stamp()
+    early = epochs.stamp
     epochs.apply((5, 0), purge(1))
     epochs.apply((6, 0), purge(2, soft=True))
     epochs.apply((9, 0), purge(3, "t:b", soft=True))
@@ -61,7 +61,7 @@ def test_a_floor_never_sinks() -> None:
 def test_what_is_fetched_after_a_floor_is_stamped_with_it_at_the_least() -> None:
     epochs = Epochs("g")
     epochs.raise_floor((7, 0))
-    assert epochs.stamp() == "g 7-0"
+    assert epochs.stamp == "g 7-0"
 
 
 def test_a_later_purge_of_a_name_outlives_the_floor_of_an_earlier_one() -> None:
@@ -102,7 +102,7 @@ def test_another_generation_is_earlier_than_every_purge_of_this_one() -> None:
 def test_a_stream_that_begins_anew_keeps_what_was_stamped_before_only_where_nothing_was_missed() -> None:
     for continuous, found in ((True, PurgeState.VALID), (False, PurgeState.VOID)):
         epochs = Epochs("old", ["older"])
-        stamp = epochs.stamp()
+        stamp = epochs.stamp
         epochs.adopt("new", [((1, 0), purge(1, "t:b"))], continuous=continuous)
         assert state(epochs, stamp) is found
         assert epochs.applied == (1, 0)
@@ -110,7 +110,7 @@ def test_a_stream_that_begins_anew_keeps_what_was_stamped_before_only_where_noth
 
 def test_without_a_lineage_another_generation_counts_as_earlier() -> None:
     epochs = Epochs("old")
-    stamp = epochs.stamp()
+    stamp = epochs.stamp
     epochs.adopt("new", [((1, 0), purge(1, "t:b"))])
     assert state(epochs, stamp) is PurgeState.VALID
     assert epochs.lineage is None
@@ -119,20 +119,20 @@ def test_without_a_lineage_another_generation_counts_as_earlier() -> None:
 def test_a_purge_on_its_way_makes_void_what_was_fetched_before_it_was_issued() -> None:
     epochs = Epochs("g")
     epochs.pend(purge(1), 10.0)
-    assert state(epochs, epochs.stamp(), 10.0) is PurgeState.VOID
-    assert state(epochs, epochs.stamp(), 10.1) is PurgeState.VALID
-    assert not epochs.untouched(epochs.stamp())
+    assert state(epochs, epochs.stamp, 10.0) is PurgeState.VOID
+    assert state(epochs, epochs.stamp, 10.1) is PurgeState.VALID
+    assert not epochs.untouched(epochs.stamp)
     epochs.apply((5, 0), purge(1))
     assert epochs.pending == {}
-    assert state(epochs, epochs.stamp(), 0.0) is PurgeState.VALID
-    assert epochs.untouched(epochs.stamp())
+    assert state(epochs, epochs.stamp, 0.0) is PurgeState.VALID
+    assert epochs.untouched(epochs.stamp)
 
 
 def test_a_soft_purge_on_its_way_ends_freshness_when_it_was_issued() -> None:
     epochs = Epochs("g")
     epochs.pend(purge(1, soft=True), 10.0)
-    assert epochs.judge(epochs.stamp(), 5.0, ("t:other", *NAMES)) == (PurgeState.SOFT, 10.0)
-    assert epochs.judge(epochs.stamp(), 11.0, NAMES) == (PurgeState.VALID, 0.0)
+    assert epochs.judge(epochs.stamp, 5.0, ("t:other", *NAMES)) == (PurgeState.SOFT, 10.0)
+    assert epochs.judge(epochs.stamp, 11.0, NAMES) == (PurgeState.VALID, 0.0)
 
 
 def test_a_purge_takes_the_place_of_one_of_the_same_names_that_still_waits() -> None:
@@ -261,10 +261,10 @@ def test_records_beyond_their_bytes_make_a_floor_of_the_oldest() -> None:
 
 def test_what_was_void_below_a_floor_stays_void_where_the_stream_begins_anew() -> None:
     epochs = Epochs("old", [])
-    before = epochs.stamp()
+    before = epochs.stamp
     epochs.apply((5, 0), purge(1))
     epochs.raise_floor((5, 0))
-    after = epochs.stamp()
+    after = epochs.stamp
     epochs.adopt("new", [])
     assert state(epochs, before) is PurgeState.VOID
     assert state(epochs, after) is PurgeState.VALID
@@ -284,3 +284,22 @@ def test_a_long_stamp_is_not_remembered() -> None:
     epochs.apply((5, 0), purge(1))
     assert state(epochs, "g " + "9" * 1000 + "-0") is PurgeState.VALID
     assert not epochs._positions
+
+
+def test_the_untouched_stamp_is_the_present_one_unless_a_purge_is_on_its_way() -> None:
+    def told(epochs: Epochs) -> str | None:
+        untouched = epochs.stamp if epochs.untouched(epochs.stamp) else None
+        assert epochs.untouched_stamp == untouched
+        return untouched
+
+    epochs = Epochs("g", ["old"])
+    assert told(epochs) == "g 0-0"
+    epochs.pend(purge(1), 10.0)
+    assert told(epochs) is None
+    epochs.apply((5, 0), purge(1))
+    assert told(epochs) == "g 5-0"
+    epochs.raise_floor((7, 0))
+    assert told(epochs) == "g 7-0"
+    epochs.adopt("new", [((1, 0), purge(2))])
+    assert told(epochs) == "new 1-0"
+    assert told(Epochs()) is told(Epochs("", ["g"])) is None, "before the stream was read"

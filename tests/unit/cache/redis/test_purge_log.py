@@ -415,11 +415,11 @@ async def test_a_worker_cut_off_too_long_no_longer_trusts_what_it_has(clock: Tur
 
 def test_a_stamp_before_the_floor_is_void() -> None:
     epochs = Epochs("g")
-    stamp = epochs.stamp()
+    stamp = epochs.stamp
     epochs.raise_floor((5, 0))
     assert epochs.judge(stamp, 0, ["t:x"])[0] is PurgeState.VOID
     epochs.applied = (5, 0)
-    assert epochs.judge(epochs.stamp(), 0, ["t:x"])[0] is PurgeState.VALID
+    assert epochs.judge(epochs.stamp, 0, ["t:x"])[0] is PurgeState.VALID
 
 
 def test_a_stamp_of_a_generation_lived_through_is_earlier_than_every_purge_of_this_one() -> None:

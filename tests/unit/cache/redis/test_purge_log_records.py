@@ -85,7 +85,7 @@ async def test_a_record_of_an_older_gateway_voids_what_its_long_name_names(
     async with redis.Redis.from_url(valkey.url) as client:
         purges = RedisPurges(client, clock, prefix=f"{uuid4().hex}:")
         await purges.synchronise()
-        stamp = purges.epochs.stamp()
+        stamp = purges.epochs.stamp
         record = msgspec.json.encode(OldPurge("p" * 32, (full_key_name(LONG),)))
         await client.xadd(purges._stream._keys["log"], {"i": "p" * 32, "r": record})
         await purges.synchronise()
@@ -121,7 +121,7 @@ async def test_beyond_their_bytes_the_oldest_are_removed_here_and_in_redis(
         prefix = f"{uuid4().hex}:"
         purges = RedisPurges(client, clock, prefix=prefix, max_bytes=100_000)
         await purges.synchronise()
-        stamp = purges.epochs.stamp()
+        stamp = purges.epochs.stamp
         await purges._stream.add([purge_of(f"p{number}", [f"t:{number}"]) for number in range(190)])
         await purges.synchronise()
         left = len(purges.epochs.records)

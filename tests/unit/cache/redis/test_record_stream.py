@@ -54,7 +54,7 @@ async def test_what_was_removed_after_a_worker_stood_still_counts_as_lost(valkey
             await one._stream.add([purge_of(f"p{number}", ["t:a"])])
             for follower in followers:
                 await follower.synchronise()
-        stamp = two.epochs.stamp()
+        stamp = two.epochs.stamp
         await one.tidy(0.0)
         await two.synchronise()
         await one.synchronise()

@@ -98,7 +98,7 @@ async def test_a_reply_that_outgrows_all_that_we_ask_for_ends_its_connection(
 async def test_a_planted_purge_is_not_read_whole_and_purges_everything(behind: Behind) -> None:
     purges = behind.store.purge_log(SystemClock(), None)
     await purges.synchronise()
-    stamp = purges.epochs.stamp()
+    stamp = purges.epochs.stamp
     await behind.client.xadd(behind.prefix + "{purge}:log", {b"i": b"1", b"r": HUGE})
     await behind.client.xadd(behind.prefix + "{purge}:log", {b"%d" % number: b"x" for number in range(9)})
     assert purges.epochs.judge(stamp, 0.0, [EVERYTHING])[0] is PurgeState.VALID
@@ -136,7 +136,7 @@ NO_UTF8 = b'{"id":"a,\x83soft":true, 30"}'
 async def test_a_purge_of_no_text_purges_everything_and_those_behind_it_hold(behind: Behind) -> None:
     purges = behind.store.purge_log(SystemClock(), None)
     await purges.synchronise()
-    stamp = purges.epochs.stamp()
+    stamp = purges.epochs.stamp
     last = await behind.client.xadd(behind.prefix + "{purge}:log", {b"i": b"1", b"r": NO_UTF8})
     await purges.synchronise()
     assert purges.epochs.judge(stamp, 0.0, [EVERYTHING])[0] is PurgeState.VOID
