@@ -42,7 +42,7 @@ async def rows(arrivals: list[Arrival]) -> Iterator[tuple[Rung, float, float]]:
 def cost() -> None:
     """What a request pays for being counted, and what a second of a busy site costs whoever replays it."""
     traffic, keys = Traffic(Turned()), [key_hash(number) for number in range(1000)]
-    recorder, calls = traffic.recorder("items"), 1_000_000
+    recorder, calls = traffic.recorders["items"], 1_000_000
     now, began = 0.0, time.perf_counter()
     for number in range(calls):
         now += 0.00002

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from benchmarks.filled import run
-from gateway.advisor.traffic import Traffic
 from gateway.advisor.ttl_ladder import Recorder, Sight
 from gateway.app.gateway import create_app
 
@@ -22,16 +21,11 @@ class _Uncounted(Recorder):
         pass
 
 
-class _Unwatched(Traffic):
-    def recorder(self, route: str) -> Recorder:
-        return self._recorders.setdefault(route, _Uncounted())
-
-
 def serve(config: Path, *, advised: bool) -> None:
     """With `advised` all is as it is: what the other is compared with."""
     app = create_app(config)
     if not advised:
-        app.engine.traffic.__class__ = _Unwatched
+        app.engine.traffic.recorders.default_factory = _Uncounted
     run(app)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -16,7 +17,6 @@ from operator import itemgetter
 from typing import Protocol
 
 import msgspec
-from xxhash import xxh3_64_intdigest
 
 from gateway.advisor.advice import Advice, Changes, advise
 from gateway.advisor.ttl_ladder import Recorder, Replay, Sighting
@@ -31,11 +31,6 @@ KEPT_BATCHES = 2000
 REPORT_LIVES_MS = 60_000
 ANSWER_SECONDS = 1.0
 CHANGES_WINDOW = 86_400.0
-
-
-def key_hash(key: str) -> int:
-    """The number by which a cache key is sampled: the same in every worker; it may appear in logs."""
-    return xxh3_64_intdigest(key.encode("latin-1", "backslashreplace"))
 
 
 class RouteBatch(msgspec.Struct, array_like=True, gc=False):
@@ -56,20 +51,15 @@ class Traffic:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._recorders: dict[str, Recorder] = {}
+        self.recorders: defaultdict[str, Recorder] = defaultdict(Recorder)
+        """By route."""
         self._changes: dict[str, Changes] = {}
 
     def now(self) -> float:
         return self._clock.now()
 
-    def recorder(self, route: str) -> Recorder:
-        recorder = self._recorders.get(route)
-        if recorder is None:
-            recorder = self._recorders[route] = Recorder()
-        return recorder
-
     def seen(self, route: str, key: int) -> None:
-        self.recorder(route).seen(key, self._clock.now())
+        self.recorders[route].seen(key, self._clock.now())
 
     def fetched(self, route: str, gap: float, *, changed: bool) -> None:
         """A fetch, `gap` seconds after the one before it for the same key."""
@@ -78,7 +68,7 @@ class Traffic:
     def take(self) -> Batch:
         """The observations since the last call."""
         batch = {}
-        for route, recorder in self._recorders.items():
+        for route, recorder in self.recorders.items():
             requests, sightings = recorder.take()
             changes = self._changes.pop(route, None) or Changes()
             if requests or changes:

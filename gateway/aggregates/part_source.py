@@ -14,7 +14,6 @@ from functools import cached_property
 
 from msgspec import structs
 
-from gateway.advisor.traffic import key_hash
 from gateway.aggregates.fetching import Batch, Persistence, PersistentOrigin
 from gateway.aggregates.lifetime import PartLife, unstored_part
 from gateway.aggregates.part_result import Absent, BackOff, Failure, Got, Pace
@@ -42,6 +41,7 @@ from gateway.policy.keys import (
     Plan,
     digest,
     field_line,
+    key_hash,
     passed_through,
     plan,
     primary_and_stem,

@@ -11,7 +11,7 @@ from typing import assert_never
 
 import msgspec
 
-from gateway.advisor.traffic import Traffic, key_hash
+from gateway.advisor.traffic import Traffic
 from gateway.cache.background import Background
 from gateway.cache.compression import Coded, Compressor
 from gateway.cache.fetch import Durations, Fetcher
@@ -26,6 +26,7 @@ from gateway.http.ranges import ByteRange, OutOfRange, cut, span_of, wanted
 from gateway.http.request_parser import BAD_IN_VALUE, NAME
 from gateway.policy import freshness, storability, validation
 from gateway.policy.entry import Entry
+from gateway.policy.keys import key_hash
 from gateway.policy.rules import CONDITIONS, CachePolicy
 from gateway.upstreams.response import Fetched, PartOfBody, ResponseBody
 
@@ -190,13 +191,13 @@ class Responder:
         collapsed: bool = False,
         detail: str | None = None,
     ) -> Answer:
-        now = self._clock.now()
-        rules = request.route.rules
-        request.exchange.stored = stored
-        request.exchange.key = key_hash(request.plan.base)
-        self._traffic.recorder(request.route.name).seen(request.exchange.key, now)
+        now, exchange, route = self._clock.now(), request.exchange, request.route
+        rules = route.rules
+        exchange.stored = stored
+        exchange.key = key = key_hash(request.plan.base)
+        self._traffic.recorders[route.name].seen(key, now)
         fresh_for = int(freshness.windows(stored, rules).fresh - now) if forward is None else None
-        request.exchange.outcome = Outcome(
+        exchange.outcome = Outcome(
             result,
             forward=forward,
             forward_status=status,
@@ -209,7 +210,7 @@ class Responder:
         begin = result is not Result.MISS or collapsed  # a response that may be asked for again
         coded = self._prepared.choose(request.headers, stored, rules, begin=begin)
         conditional = request.facts.conditional
-        return stored_answer(request.exchange, request.headers, stored, rules, now, coded, conditional=conditional)
+        return stored_answer(exchange, request.headers, stored, rules, now, coded, conditional=conditional)
 
     def landed(
         self,

@@ -14,7 +14,6 @@ import time
 
 import msgspec
 
-from gateway.advisor.traffic import key_hash
 from gateway.advisor.ttl_ladder import Recorder, Sight
 from gateway.cache.memory import Node
 from gateway.cache.request import Route
@@ -32,7 +31,7 @@ from gateway.policy.content import DECIDING
 from gateway.policy.entry import Entry
 from gateway.policy.epochs import EVERYTHING, Epochs, key_name, route_name, tag_name
 from gateway.policy.identity_key import UNKEYED, IdentityKey
-from gateway.policy.keys import Plan, plan, primary_and_stem, primary_key
+from gateway.policy.keys import Plan, key_hash, plan, primary_and_stem, primary_key
 from gateway.policy.rules import CachePolicy, RequestDirectives, directives_of
 from gateway.policy.vary import Suffixes, VaryIndex
 from gateway.routing.fast_path import Admit, FastPath, Recall

@@ -181,7 +181,7 @@ class Edge:
     def _known_route(self, route: Route) -> KnownRoute:
         known = self._known.get(id(route))
         if known is None:
-            known = self._known[id(route)] = KnownRoute(route, self._engine.traffic.recorder(route.name))
+            known = self._known[id(route)] = KnownRoute(route, self._engine.traffic.recorders[route.name])
         return known
 
     def learn_target(self, line: bytes, target: Target) -> None:

@@ -180,7 +180,7 @@ class Splicer:
         if side is None:
             if len(self._at_hand) >= self._most:
                 del self._at_hand[next(iter(self._at_hand))]
-            side = self._at_hand[splice_part] = CachedPart(splice_part, self._traffic.recorder(splice_part.route))
+            side = self._at_hand[splice_part] = CachedPart(splice_part, self._traffic.recorders[splice_part.route])
         return side
 
     def _gathered(self, splice: Splice, block: HeaderBlock, now: float) -> Gathered | None:

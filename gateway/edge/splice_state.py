@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gateway.advisor.traffic import key_hash
 from gateway.advisor.ttl_ladder import Recorder
 from gateway.aggregates.lifetime import Joining, whole_headers
 from gateway.aggregates.merge import WrongType
@@ -26,6 +25,7 @@ from gateway.observability.metrics import PartTally, Tally
 from gateway.policy import freshness
 from gateway.policy.entry import Entry
 from gateway.policy.epochs import Epochs, PurgeState, tag_name
+from gateway.policy.keys import key_hash
 
 CHANGING = (b"cache-control", b"etag", b"date", b"age", b"content-length")
 """The fields of a whole's head that differ from one join to the next, in their order."""

@@ -18,6 +18,7 @@ from functools import lru_cache
 from hashlib import blake2b
 
 import msgspec
+from xxhash import xxh3_64_intdigest
 
 from gateway.http.headers import Headers, connection_named, end_to_end, has, in_one_line, is_dangerous, sent_value
 from gateway.http.target import credentials_in, without_credentials
@@ -300,6 +301,11 @@ def short_key(key: str) -> str:
     """A key as it is remembered apart from what is stored for it: itself if it is short, else its digest, as clients
     choose keys, of up to several KiB."""
     return key if len(key) <= LONGEST_SHORT else digest(key)
+
+
+def key_hash(key: str) -> int:
+    """The number by which a key is sampled: the same in every worker; it may appear in logs."""
+    return xxh3_64_intdigest(key.encode("latin-1", "backslashreplace"))
 
 
 def shared_name(kind: str, key: str) -> str:

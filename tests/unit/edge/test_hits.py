@@ -173,7 +173,7 @@ def test_the_edge_counted_what_the_app_counted_and_answered_much_of_it(both: tup
     assert with_edge.sent == without.sent == without.counted.asked or without.sent == 0
     assert sorted(with_edge.counts()) == sorted(without.counts())
     for route in ROUTES:
-        seen = [side.app.engine.traffic.recorder(route).requests for side in gateways.sides]
+        seen = [side.app.engine.traffic.recorders[route].requests for side in gateways.sides]
         assert seen[0] == seen[1]
     assert with_edge.counted.asked < 0.9 * without.counted.asked or without.sent < 1000
 

@@ -149,7 +149,7 @@ async def test_a_memo_counts_as_a_use(site: Site) -> None:
 
 async def test_memos_are_counted_and_replayed_like_other_hits(site: Site, clock: TurnedClock) -> None:
     await site.settled()
-    recorder = site.app.engine.traffic.recorder("rest")
+    recorder = site.app.engine.traffic.recorders["rest"]
     recorder.take()
     for _ in range(3):
         await asked(site.line, PLAIN)

@@ -155,7 +155,7 @@ def test_the_edge_counted_what_the_app_counted_and_joined_much_of_it(both: tuple
     with_edge, without = gateways.sides
     assert sorted(with_edge.counts()) == sorted(without.counts())
     for route in ROUTES:
-        seen = [side.app.engine.traffic.recorder(route).requests for side in gateways.sides]
+        seen = [side.app.engine.traffic.recorders[route].requests for side in gateways.sides]
         assert seen[0] == seen[1]
     assert gateways.joined > 10
 

@@ -20,6 +20,7 @@ from gateway.policy.keys import (
     digest,
     holds_identity,
     is_identity,
+    key_hash,
     passed_through,
     plan,
     primary_and_stem,
@@ -353,6 +354,10 @@ def test_a_short_key_is_itself_and_a_long_one_its_digest() -> None:
     assert short_key("a" * LONGEST_SHORT) == "a" * LONGEST_SHORT
     assert short_key("a" * (LONGEST_SHORT + 1)) == digest("a" * (LONGEST_SHORT + 1))
     assert short_key("\u20ac" * 65) != short_key("\u20ac" * 66)
+
+
+def test_the_number_of_a_key_is_the_same_in_every_worker() -> None:
+    assert [key_hash("api\n/t"), key_hash("api\n/\xe9\u20ac")] == [8736604541777616414, 807172086182467992]
 
 
 # --- properties --------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from gateway.advisor.advice import Changes
-from gateway.advisor.traffic import LocalAdvice, Traffic, key_hash
+from gateway.advisor.traffic import LocalAdvice, Traffic
 from gateway.cache.redis.advice import RedisAdvice
 from gateway.cache.redis.connection import connect
+from gateway.policy.keys import key_hash
 from gateway.server.embedded_redis import Embedded
 from gateway.testing import TurnedClock
 from tests.support.traffic import rung
