@@ -21,7 +21,7 @@ from gateway.http.headers import has, http_date, without
 from gateway.http.ranges import PartialBody, combine, is_whole, rest_of
 from gateway.policy import storability, validation
 from gateway.policy.entry import DerivedFrom, Entry, Life
-from gateway.policy.storability import Admit, ReceivedResponse, Refuse, tags_of
+from gateway.policy.storability import Admit, ReceivedResponse, Refuse
 from gateway.policy.vary import variant_key
 from gateway.upstreams.response import Fetched, WholeBody
 
@@ -90,27 +90,27 @@ class EntryWriter:
 
     def _stored(self, request: CacheRequest, received: ReceivedResponse, verdict: Admit, body: bytes) -> Entry:
         plan, route = request.plan, request.route
-        headers, names = [*verdict.headers], dict(verdict.headers)
+        headers, names = verdict.headers, dict(verdict.headers)
         if b"etag" not in names and received.status == 200 and not route.follows_origin:
-            headers.append((b"etag", validation.own_tag(body)))
+            headers += ((b"etag", validation.own_tag(body)),)
         if b"date" not in names:
-            headers.append((b"date", http_date(received.arrived)))
-        vary, identity_key = verdict.vary, route.keying.identity_key
+            headers += ((b"date", http_date(received.arrived)),)
+        vary, tags = verdict.vary, (*request.tags, *verdict.tags)
         return Entry(
-            key=variant_key(plan.base, vary, request.headers, identity_key) if vary else plan.base,
-            primary=request.plan.primary,
+            key=variant_key(plan.base, vary, request.headers, route.keying.identity_key) if vary else plan.base,
+            primary=plan.primary,
             born=received.arrived,
             started=received.sent,
             initial_age=verdict.initial_age,
             status=received.status,
-            headers=tuple(headers),
+            headers=headers,
             body=body,
             life=verdict.life,
             jitter=self.jitter(),
-            tags=tuple(dict.fromkeys((*request.tags, *tags_of(received.headers)))),
+            tags=tuple(dict.fromkeys(tags)) if len(tags) > 1 else tags,
             stamp=received.stamp,
-            vary=verdict.vary,
-            route=request.route.name,
+            vary=vary,
+            route=route.name,
         )
 
     def _compared(self, request: CacheRequest, before: Entry, received: ReceivedResponse, *, changed: bool) -> None:

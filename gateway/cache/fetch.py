@@ -207,7 +207,7 @@ class Fetcher:
         if unshared is not None:
             return self._unstorable(request, NotShareable(fetched, unshared), deadline)
         verdict = storability.admit(received, request.facts, request.route.rules, request.plan)
-        if isinstance(verdict, Admit) and fetched.reads is not None:
+        if fetched.reads is not None and isinstance(verdict, Admit):
             verdict = _varying(verdict, fetched, fetched.reads)
         better = stale is not None and self.usable_on_error(request, stale)
         if (

@@ -183,14 +183,15 @@ class Heads:
         exchange: RequestContext,
         status: int,
         headers: Headers,
+        named: dict[bytes, bytes],
         origin: str | None,
         make: MakeHead,
         *,
         close: bool,
     ) -> bytes:
-        """The head of a response with these fields, as `make` makes it, which depends on the exchange, on the request's
-        `origin`, and on whether the connection ends (`close`), besides."""
-        stored, named = exchange.stored, dict(headers)
+        """The head of a response with these fields, which `named` has by name, as `make` makes it, which depends on the
+        exchange, on the request's `origin`, and on whether the connection ends (`close`), besides."""
+        stored = exchange.stored
         if exchange.parts or exchange.rate_limit or len(named) < len(headers):
             return make(headers, None)
         if b"date" not in named or b"set-cookie" in named:

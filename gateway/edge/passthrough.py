@@ -279,7 +279,7 @@ class PassThroughRequest(msgspec.Struct, eq=False):
             return False  # `_send` ends the connection where the length is wrong
         origin = None if self._pass_through.cors is None else first(exchange.headers, b"origin")
         make, close = self._whole_head, self._close
-        head = self._pass_through.heads.head(exchange, status, answer.headers, origin, make, close=close)
+        head = self._pass_through.heads.head(exchange, status, answer.headers, named, origin, make, close=close)
         _check_head(head)
         self._begun = True
         if exchange.method == "HEAD":

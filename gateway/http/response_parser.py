@@ -72,7 +72,10 @@ def read_head(data: bytes, *, bodiless: bool, most_fields: int = MOST_FIELDS) ->
         raise Malformed("its head isn't valid HTTP/1.1")
     if len(lines) > most_fields:
         raise TooLarge(f"its head has {len(lines)} fields, more than max_response_fields ({most_fields})")
-    fields = [_field(line) if len(line) <= _REMEMBERED else _read_field(line) for line in lines]
+    if max(map(len, lines), default=0) <= _REMEMBERED:
+        fields = [*map(_field, lines)]
+    else:
+        fields = [_field(line) if len(line) <= _REMEMBERED else _read_field(line) for line in lines]
     return _framed(int(match[2]), fields, old=match[1] == b"0", bodiless=bodiless)
 
 

@@ -237,8 +237,9 @@ def response_headers(stored: Entry, rules: CachePolicy, now: float) -> list[tupl
         return [*stored.headers, (b"age", b"%d" % age)]
     life = int(_own_lifetime(stored, rules)) if rules.client_ttl is None else age + int(rules.client_ttl)
     promise = b"max-age=%d" % life
-    kept = [pair for pair in stored.headers if pair[0] not in _OUR_PROMISE]
-    return [*kept, (b"cache-control", promise), (b"date", http_date(stored.born)), (b"age", b"%d" % age)]
+    headers = [pair for pair in stored.headers if pair[0] not in _OUR_PROMISE]
+    headers += ((b"cache-control", promise), (b"date", http_date(stored.born)), (b"age", b"%d" % age))
+    return headers
 
 
 _OUR_PROMISE = frozenset(

@@ -6,6 +6,7 @@ Field names are parsed in `headers`.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from itertools import chain
 
 import msgspec
@@ -50,6 +51,8 @@ class Admit(msgspec.Struct, frozen=True):
     headers: tuple[tuple[bytes, bytes], ...]
     vary: tuple[str, ...]
     initial_age: float
+    tags: tuple[str, ...] = ()
+    """Those that the upstream gave it."""
 
 
 class Refuse(msgspec.Struct, frozen=True):
@@ -78,10 +81,7 @@ _TAG_END = re.compile(r"[\s,]+")
 
 def tags_of(headers: Headers) -> tuple[str, ...]:
     """The tags that an upstream gave a response, separated by space or comma; at most 256."""
-    lines = [value for name, value in headers if name in TAG_FIELDS]
-    if not lines:
-        return ()
-    text = b" ".join(lines).decode("latin-1")
+    text = b" ".join([value for name, value in headers if name in TAG_FIELDS]).decode("latin-1")
     return tuple(dict.fromkeys(tag for tag in _TAG_END.split(text) if tag))[:MAX_TAGS]
 
 
@@ -95,10 +95,12 @@ _TARGETED = (OWN_FIELD, b"cdn-cache-control")
 _DECISIVE = frozenset(
     (
         *(*_TARGETED, SURROGATE, b"cache-control", b"pragma", b"expires"),
-        *(b"vary", b"set-cookie", b"set-cookie2", b"content-type", b"connection", b"etag", b"last-modified"),
+        *(b"vary", b"content-type", b"connection", b"last-modified"),
     )
 )
-"""All fields of a response that decide whether and how it is stored, without its age."""
+"""All fields of a response whose values decide whether and how it is stored, without its age."""
+_PRESENT = (b"etag", b"set-cookie", b"set-cookie2")
+"""Fields of which it matters only whether a response has them."""
 
 
 def passed_on(headers: Headers) -> list[tuple[bytes, bytes]]:
@@ -129,9 +131,10 @@ def admit(
     if rules.off:
         return Refuse("off")
     headers = received.headers
-    decisive = tuple([(name, b"" if name in _PRESENT else value) for name, value in headers if name in _DECISIVE])
+    named = dict(reversed(headers))  # the first line of a name counts
+    decisive = tuple([pair for pair in headers if pair[0] in _DECISIVE])
     identity = (plan.keyed, plan.unkeyed) if plan is not None else ((), ())
-    deciding = received.status, decisive, *identity, facts.authorized
+    deciding = received.status, decisive, *map(named.__contains__, _PRESENT), *identity, facts.authorized
     terms: _Terms | Refuse | None = rules.terms.get(deciding)
     if terms is None:
         terms = _terms(received, rules, *identity, authorized=facts.authorized)
@@ -142,7 +145,8 @@ def admit(
     if isinstance(terms, Refuse):
         return terms
     stored = tuple([pair for pair in headers if pair[0] not in terms.dropped])
-    return Admit(terms.life, stored, terms.vary, initial_age(received))
+    tags = () if TAG_FIELDS.isdisjoint(named) else tags_of(headers)
+    return Admit(terms.life, stored, terms.vary, initial_age(received, named), tags)
 
 
 class _Terms(msgspec.Struct, frozen=True):
@@ -153,8 +157,6 @@ class _Terms(msgspec.Struct, frozen=True):
     dropped: frozenset[bytes]
 
 
-_PRESENT = frozenset((b"etag", b"set-cookie", b"set-cookie2"))
-"""Fields of which it matters only whether a response has them."""
 _DATED = frozenset((b"expires", b"last-modified"))
 """Fields from which a lifetime is computed with the response's own date."""
 _SHORT = 512
@@ -348,16 +350,15 @@ def _not_kept(headers: Headers, directives: CacheControl) -> frozenset[bytes]:
     return HOP_BY_HOP | connection_named(headers) | NOT_STORED | FOR_US | listed | {b"content-length"}
 
 
-def initial_age(received: ReceivedResponse) -> float:
-    """The corrected initial age (RFC 9111 §4.2.3): the greater of what `Date` and `Age` make it."""
-    named = dict(received.headers[::-1])  # the first line of a name counts
-    dated, aged = named.get(b"date"), named.get(b"age")
-    date = None if dated is None else parse_date(dated.decode("latin-1"), received.arrived)
-    apparent = max(0.0, received.arrived - date) if date is not None else 0.0
-    delay = max(0.0, received.arrived - received.sent)
+def initial_age(received: ReceivedResponse, named: Mapping[bytes, bytes]) -> float:
+    """The corrected initial age (RFC 9111 §4.2.3): the greater of what `Date` and `Age` make it. `named` has the first
+    line of each field."""
+    arrived = received.arrived
+    date = parse_date(named[b"date"].decode("latin-1"), arrived) if b"date" in named else None
+    delay = max(0.0, arrived - received.sent)
     # `Date` has whole seconds: an upstream on our own clock must not make every response a second old.
-    apparent = 0.0 if apparent < 1.0 + delay else apparent
-    return apparent if aged is None else max(apparent, parse_age(received.headers) + delay)
+    apparent = 0.0 if date is None or arrived - date < 1.0 + delay else arrived - date
+    return max(apparent, parse_age(received.headers) + delay) if b"age" in named else apparent
 
 
 def has_validator(headers: Headers) -> bool:

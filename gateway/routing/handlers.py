@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from operator import itemgetter
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -59,6 +60,8 @@ from gateway.upstreams.response import Fetched
 
 logger = logging.getLogger("gateway")
 _READS = ("GET", "HEAD", "OPTIONS", "PURGE")
+_NOT_PUBLIC = REFERRING | TAG_FIELDS
+_NAME = itemgetter(0)
 
 
 def _nothing(path: str) -> None:
@@ -444,9 +447,9 @@ class Handlers:
 
     def public(self, answer: Answer, asked: Asked) -> Answer:
         """The answer as clients may see it: an upstream's own address stays inside, and so do its tags."""
-        hidden = frozenset() if asked.route.config.expose_tags else TAG_FIELDS
-        if not [name for name, _ in answer.headers if name in REFERRING or name in hidden]:
+        if _NOT_PUBLIC.isdisjoint(map(_NAME, answer.headers)):
             return answer
+        hidden = frozenset() if asked.route.config.expose_tags else TAG_FIELDS
         headers = self._references.mapped(without(answer.headers, *hidden), asked)
         return Answer(answer.status, headers, answer.body)
 

@@ -16,6 +16,7 @@ from gateway.edge.head_template import (
     Ending,
     Heads,
     HitHeads,
+    MakeHead,
     head_of,
     interim_head,
     lines_of,
@@ -149,6 +150,10 @@ def lines(head: bytes) -> list[bytes]:
     return [re.sub(rb"total;dur=.*|(?<=x-process-time: ).*", b"", line) for line in head.split(b"\r\n")]
 
 
+def head(heads: Heads, exchange: RequestContext, headers: Headers, make: MakeHead, origin: str | None = None) -> bytes:
+    return heads.head(exchange, 200, headers, dict(headers), origin, make, close=False)
+
+
 @pytest.mark.parametrize("keying", [PUBLIC, OWN])
 @pytest.mark.parametrize("spent", [(), ("upstream",), ("upstream", "cache"), ("cache", "upstream")])
 def test_a_head_by_a_template_is_the_one_that_is_made(keying: Keying, spent: tuple[str, ...]) -> None:
@@ -156,14 +161,13 @@ def test_a_head_by_a_template_is_the_one_that_is_made(keying: Keying, spent: tup
     first = missed("id-1", keying=keying, spent=spent)
     making = Making(first)
     for made in (1, 3):  # the second time by its fields and by marked ones
-        assert lines(heads.head(first, 200, TAGGED, None, making, close=False)) == lines(Making(first)(TAGGED, None))
+        assert lines(head(heads, first, TAGGED, making)) == lines(Making(first)(TAGGED, None))
         assert making.made == made
     second = missed("id-2", keying=keying, spent=spent)
     unused = Making(second)
     others = [(b"content-type", b"a/b; c=100%"), (b"cache-control", b"max-age=7"), (b"date", b"%b"), (b"age", b"12")]
     others += [(b"etag", b'W/"\xe4%"'), (b"content-length", b"123456")]
-    head = heads.head(second, 200, others, None, unused, close=False)
-    assert lines(head) == lines(Making(second)(others, None))
+    assert lines(head(heads, second, others, unused)) == lines(Making(second)(others, None))
     assert (making.made, unused.made) == (3, 0)
 
 
@@ -183,8 +187,8 @@ def test_each_deciding_field_has_a_template_of_its_own() -> None:
     ):
         for asked in ("a", "b", "c"):
             exchange = missed(f"{asked}{number}")
-            head = heads.head(exchange, 200, headers, None, Making(exchange), close=False)
-            assert lines(head) == lines(Making(exchange)(headers, None))
+            made = head(heads, exchange, headers, Making(exchange))
+            assert lines(made) == lines(Making(exchange)(headers, None))
 
 
 def test_no_more_templates_are_kept_than_allowed() -> None:
@@ -192,7 +196,8 @@ def test_no_more_templates_are_kept_than_allowed() -> None:
     for number in range(1030):
         for _ in range(2):
             exchange = missed("id")
-            heads.head(exchange, 200, [(b"x-other", b"%d" % number), *TAGGED], None, Making(exchange), close=False)
+            headers = [(b"x-other", b"%d" % number), *TAGGED]
+            head(heads, exchange, headers, Making(exchange))
     assert repr(heads) == "<Heads 6 templates>"
 
 
@@ -201,7 +206,7 @@ def test_fields_with_a_new_value_each_time_have_no_template() -> None:
     for number in range(3000):
         exchange, headers = missed("id"), [(b"x-other", b"%d" % number), *TAGGED]
         making, told = Making(exchange), Told()
-        heads.head(exchange, 200, headers, None, making, close=False)
+        head(heads, exchange, headers, making)
         hits.around_age(200, headers, (), None, told)
         assert (making.made, told.times) == (1, 1)
     assert (repr(heads), repr(hits)) == ("<Heads 0 templates>", "<HitHeads 0 templates>")
@@ -214,8 +219,8 @@ def test_a_response_that_is_not_stored_has_a_template_if_it_has_a_date() -> None
             exchange = missed(f"id-{number}")
             exchange.stored = None
             making = Making(exchange)
-            head = heads.head(exchange, 200, headers, None, making, close=False)
-            assert lines(head) == lines(Making(exchange)(headers, None))
+            made = head(heads, exchange, headers, making)
+            assert lines(made) == lines(Making(exchange)(headers, None))
         assert (making.made == 0) is kept
 
 
@@ -225,9 +230,7 @@ def test_a_long_head_has_no_template() -> None:
     for number in range(2):
         exchange = missed(f"id-{number}")
         making = Making(exchange)
-        assert lines(heads.head(exchange, 200, headers, None, making, close=False)) == lines(
-            Making(exchange)(headers, None)
-        )
+        assert lines(head(heads, exchange, headers, making)) == lines(Making(exchange)(headers, None))
         assert making.made == 1
     assert repr(heads) == "<Heads 0 templates>"
 
@@ -238,8 +241,8 @@ def test_no_template_is_kept_with_a_long_origin() -> None:
         for number in range(3):
             exchange = missed(f"id-{number}")
             making = Making(exchange)
-            head = heads.head(exchange, 200, TAGGED, origin, making, close=False)
-            assert lines(head) == lines(Making(exchange)(TAGGED, None))
+            made = head(heads, exchange, TAGGED, making, origin)
+            assert lines(made) == lines(Making(exchange)(TAGGED, None))
         assert repr(heads) == f"<Heads {templates} templates>"
 
 
@@ -313,8 +316,8 @@ def test_a_response_of_no_route_has_the_head_that_is_made_each_time() -> None:
     for number in range(3):
         exchange = missed(f"id-{number}")
         exchange.downstream = NOTHING
-        head = heads.head(exchange, 200, TAGGED, None, Making(exchange), close=False)
-        assert lines(head) == lines(Making(exchange)(TAGGED, None))
+        made = head(heads, exchange, TAGGED, Making(exchange))
+        assert lines(made) == lines(Making(exchange)(TAGGED, None))
 
 
 def test_nothing_is_kept_of_a_response_that_sets_a_cookie() -> None:
@@ -322,7 +325,5 @@ def test_nothing_is_kept_of_a_response_that_sets_a_cookie() -> None:
     headers = [*TAGGED, (b"set-cookie", b"session=1")]
     for number in range(3):
         exchange = missed(f"id-{number}")
-        assert lines(heads.head(exchange, 200, headers, None, Making(exchange), close=False)) == lines(
-            Making(exchange)(headers, None)
-        )
+        assert lines(head(heads, exchange, headers, Making(exchange))) == lines(Making(exchange)(headers, None))
     assert not heads._forms

@@ -18,7 +18,6 @@ from gateway.policy.storability import (
     admit,
     governing,
     has_validator,
-    initial_age,
     passed_on,
     retry_after,
     tags_of,
@@ -214,12 +213,16 @@ def test_vary_selects_where_the_upstream_decides_and_not_where_the_route_does() 
 def test_the_age_on_arrival_is_the_greater_of_what_date_and_age_make_it(
     headers: Fields, sent: float, age: float
 ) -> None:
-    assert initial_age(ReceivedResponse(200, fields(headers), sent, NOW)) == age
+    admitted = admit(ReceivedResponse(200, fields(headers), sent, NOW), PLAIN, TIMED)
+    assert isinstance(admitted, Admit)
+    assert admitted.initial_age == age
 
 
 def test_a_date_on_our_own_clock_makes_no_response_a_second_old() -> None:
     response = ReceivedResponse(200, fields({"date": http_date(NOW).decode()}), NOW + 0.9, NOW + 0.95)
-    assert initial_age(response) == 0
+    admitted = admit(response, PLAIN, TIMED)
+    assert isinstance(admitted, Admit)
+    assert admitted.initial_age == 0
 
 
 def test_tags_are_read_from_any_of_three_fields_once_each_and_bounded() -> None:
